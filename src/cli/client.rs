@@ -1,0 +1,158 @@
+//! A WebSocket client's connection, as `pub` and `sub` use it.
+//!
+//! The handshake is made blocking, within a time limit; then the socket stops blocking and goes under the
+//! command's own poll.
+
+use std::fmt;
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use http::Uri;
+use tungstenite::client::client_with_config;
+use tungstenite::handshake::HandshakeError;
+use tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tungstenite::{Error, WebSocket};
+
+use crate::ids::ChannelName;
+
+/// How long a connection may take to be made, and how long the server may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection to one channel.
+pub(super) type Connection = WebSocket<TcpStream>;
+
+/// Which server to talk to.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    authority: String,
+    port: u16,
+    host: String,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum NoConnection {
+    /// It is no use trying again: the request itself is refused.
+    Refused(String),
+    /// It may work later.
+    Unreachable(String),
+}
+
+impl fmt::Display for NoConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoConnection::Refused(why) | NoConnection::Unreachable(why) => f.write_str(why),
+        }
+    }
+}
+
+impl Server {
+    /// Parses `--url`. The address that `oyez serve` prints is taken too, path and all.
+    pub(super) fn parse(text: &str) -> Result<Server, String> {
+        let uri: Uri = text.parse().map_err(|_| "not a URL: write ws://host:port".to_owned())?;
+        match uri.scheme_str() {
+            Some("ws") => {}
+            Some("wss") => return Err("wss:// is not spoken here: use ws://".to_owned()),
+            _ => return Err("not a WebSocket URL: write ws://host:port".to_owned()),
+        }
+        if !matches!(uri.path(), "" | "/" | "/ws" | "/ws/") || uri.query().is_some() {
+            return Err("the channel is an argument of its own: write ws://host:port".to_owned());
+        }
+        let authority = uri.authority().ok_or("no host in the URL")?;
+        // Brackets belong to an IPv6 address in a URL, not in a lookup.
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        Ok(Server { authority: authority.to_string(), port: authority.port_u16().unwrap_or(80), host })
+    }
+
+    /// Connects to a channel. The socket does not block any more when it is returned.
+    pub(super) fn connect(&self, channel: &ChannelName, query: &str) -> Result<Connection, NoConnection> {
+        let stream = self.open().map_err(|error| NoConnection::Unreachable(format!("{self}: {error}")))?;
+        // A channel's name needs no escaping in a path.
+        let url = format!("ws://{}/ws/{}{query}", self.authority, channel.as_str());
+        let config = WebSocketConfig::default().read_buffer_size(64 << 10).write_buffer_size(64 << 10);
+        let (socket, _) =
+            client_with_config(url, stream, Some(config)).map_err(|error| self.no_connection(error))?;
+        let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
+        socket.get_ref().set_nonblocking(true).map_err(unreachable)?;
+        Ok(socket)
+    }
+
+    fn open(&self) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in (self.host.as_str(), self.port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+                    stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn no_connection<T: tungstenite::handshake::HandshakeRole>(
+        &self,
+        error: HandshakeError<T>,
+    ) -> NoConnection {
+        match error {
+            HandshakeError::Failure(Error::Http(response)) => {
+                let status = response.status();
+                let text = format!("{self}: the server answered {status}");
+                // 429 and 503 pass; the other answers would be the same the next time.
+                if matches!(status.as_u16(), 429 | 500..) {
+                    NoConnection::Unreachable(text)
+                } else {
+                    NoConnection::Refused(text)
+                }
+            }
+            HandshakeError::Failure(error) => NoConnection::Unreachable(format!("{self}: {error}")),
+            HandshakeError::Interrupted(_) => {
+                NoConnection::Unreachable(format!("{self}: no answer in {} s", CONNECT_TIMEOUT.as_secs()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ws://{}", self.authority)
+    }
+}
+
+/// Does the error only say that the socket would block?
+pub(super) fn would_block(error: &Error) -> bool {
+    matches!(error, Error::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// A close frame in words.
+pub(super) fn describe(frame: Option<&CloseFrame>) -> String {
+    match frame {
+        Some(frame) => format!("{} {}", u16::from(frame.code), frame.reason),
+        None => "no code".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Server;
+
+    #[test]
+    fn urls() {
+        let check = |text: &str, host: &str, port: u16| {
+            let server = Server::parse(text).unwrap();
+            assert_eq!((server.host.as_str(), server.port), (host, port), "{text}");
+        };
+        check("ws://127.0.0.1:8080", "127.0.0.1", 8080);
+        check("ws://127.0.0.1:8080/ws", "127.0.0.1", 8080);
+        check("ws://example.org/", "example.org", 80);
+        check("ws://[::1]:9", "::1", 9);
+        for bad in ["", "127.0.0.1:8080", "http://x", "wss://x", "ws://x/ws/channel", "ws://x/?a=b", "ws://"]
+        {
+            assert!(Server::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The command line: raw flags and environment in, resolved values out.
+
+mod client;
+mod input;
+mod publish;
+mod serve;
+mod subscribe;
+
+use std::fmt;
+
+use clap::{Parser, Subcommand};
+
+/// What the program was asked to do.
+#[derive(Debug, Parser)]
+#[command(name = "oyez", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server.
+    Serve(Box<serve::Serve>),
+    /// Publish messages: one given as an argument, or one for each line of standard input.
+    Pub(publish::Publish),
+    /// Print what is published on channels.
+    Sub(subscribe::Subscribe),
+}
+
+/// Why a command failed, and with which exit status.
+#[derive(Debug)]
+pub enum Failure {
+    /// It was called in a way that cannot work: 2.
+    Usage(String),
+    /// It could not do what it was asked: 1.
+    Failed(String),
+}
+
+impl Failure {
+    /// The exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Failure::Failed(_) => 1,
+            Failure::Usage(_) => 2,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Usage(text) | Failure::Failed(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Says what went wrong in one line.
+pub fn run() -> Result<(), Failure> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // --help and --version come as errors too; they go to standard output, with status 0.
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return Ok(());
+        }
+        Err(error) => return Err(Failure::Usage(one_line(&error))),
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    match cli.command {
+        Command::Serve(serve) => serve.run(),
+        Command::Pub(publish) => publish.run(),
+        Command::Sub(subscribe) => subscribe.run(),
+    }
+}
+
+/// What clap says at length, up to its hint at --help, in one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said =
+        text.split("\n\nUsage:").next().and_then(|text| text.split("\n\nFor more").next()).unwrap_or(&text);
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    format!("{}; see --help", words.join(" "))
+}

@@ -1,0 +1,214 @@
+//! `oyez pub`: messages in, all of them out, or a clear word on how many.
+//!
+//! A message is known to be published when the server has answered the close frame that was sent behind
+//! it: it reads in order.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Error, Message};
+
+use super::Failure;
+use super::client::{Connection, Server, describe, would_block};
+use super::input::{self, Batch};
+use crate::ids::ChannelName;
+
+/// The flags of `oyez pub`.
+#[derive(Debug, Args)]
+pub(super) struct Publish {
+    /// The channel: 1 to 255 characters of A-Z a-z 0-9 _ . : -
+    #[arg(value_parser = super::subscribe::channel_name)]
+    channel: ChannelName,
+
+    /// The message. Without it, or with "-", each line of standard input is a message.
+    text: Option<String>,
+
+    /// Send all of standard input as one binary message.
+    #[arg(long, conflicts_with = "text")]
+    binary: bool,
+
+    /// The server.
+    #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
+    url: Server,
+}
+
+const SOCKET: Token = Token(0);
+const INPUT: Token = Token(1);
+
+/// How long the server may take to answer the close frame, once it is out.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes that the peer of a broadcast sends us, thrown away in one go before we send again.
+const READS_PER_TURN: usize = 256;
+
+impl Publish {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| Failure::Failed(error.to_string());
+        let poll = Poll::new().map_err(failed)?;
+        let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
+        let connection =
+            self.url.connect(&self.channel, "?echo=0").map_err(|why| Failure::Failed(why.to_string()))?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let descriptor = connection.get_ref().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;
+        let input = match self.text {
+            Some(text) if text != "-" => Input::Given(Some(text)),
+            _ => Input::Read { batches: input::messages(self.binary, waker), binary: self.binary },
+        };
+        Publisher { poll, connection, input, sent: 0, stage: Stage::Sending }.run()
+    }
+}
+
+/// Where messages come from.
+enum Input {
+    /// The command line.
+    Given(Option<String>),
+    /// Standard input.
+    Read { batches: Receiver<Batch>, binary: bool },
+}
+
+/// How far it has come.
+enum Stage {
+    Sending,
+    /// The input has ended, with an error or without; the close frame is queued.
+    Closing {
+        input: Result<(), String>,
+        until: Option<Instant>,
+    },
+}
+
+struct Publisher {
+    poll: Poll,
+    connection: Connection,
+    input: Input,
+    sent: u64,
+    stage: Stage,
+}
+
+impl Publisher {
+    fn run(mut self) -> Result<(), Failure> {
+        let mut events = Events::with_capacity(8);
+        loop {
+            let read_all = self.receive();
+            if let Some(end) = read_all.end {
+                return self.finish(end);
+            }
+            let moves = self.send().map_err(|error| self.lost(&error.to_string()))?;
+            if moves || read_all.more {
+                continue;
+            }
+            let timeout = match self.stage {
+                Stage::Closing { until: Some(until), .. } => {
+                    Some(until.saturating_duration_since(Instant::now()))
+                }
+                _ => None,
+            };
+            if timeout == Some(Duration::ZERO) {
+                return Err(self.lost("the server did not answer the close frame"));
+            }
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
+                    return Err(Failure::Failed(error.to_string()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes what the server sends: others' messages are not for us, pings are answered by the way.
+    fn receive(&mut self) -> Received {
+        for _ in 0..READS_PER_TURN {
+            match self.connection.read() {
+                Ok(Message::Close(frame)) => return Received { more: false, end: Some(Ok(frame)) },
+                Ok(_) => {}
+                Err(error) if would_block(&error) => return Received { more: false, end: None },
+                Err(error) => return Received { more: false, end: Some(Err(error)) },
+            }
+        }
+        Received { more: true, end: None }
+    }
+
+    /// Sends until the socket is full or the input is not there yet; true if there is more to do at once.
+    fn send(&mut self) -> Result<bool, Error> {
+        if !flushed(self.connection.flush())? {
+            return Ok(false);
+        }
+        if let Stage::Closing { until, .. } = &mut self.stage {
+            until.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
+            return Ok(false);
+        }
+        let end = match &mut self.input {
+            Input::Given(text) => {
+                if let Some(text) = text.take() {
+                    flushed(self.connection.write(Message::text(text)))?;
+                    self.sent += 1;
+                }
+                Some(Ok(()))
+            }
+            Input::Read { batches, binary } => match batches.try_recv() {
+                Ok(batch) => {
+                    for message in batch.messages {
+                        let message = match String::from_utf8(message) {
+                            Ok(text) if !*binary => Message::text(text),
+                            Ok(text) => Message::binary(text.into_bytes()),
+                            Err(error) => Message::binary(error.into_bytes()),
+                        };
+                        // When the socket is full the frame is kept; a batch is the most that piles up.
+                        flushed(self.connection.write(message))?;
+                        self.sent += 1;
+                    }
+                    batch.end
+                }
+                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Disconnected) => Some(Err("standard input was lost".to_owned())),
+            },
+        };
+        if let Some(input) = end {
+            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+            flushed(self.connection.close(Some(frame)))?;
+            self.stage = Stage::Closing { input, until: None };
+        }
+        Ok(true)
+    }
+
+    /// The connection has ended.
+    fn finish(self, end: Result<Option<CloseFrame>, Error>) -> Result<(), Failure> {
+        match (&self.stage, end) {
+            (Stage::Closing { input, .. }, Ok(Some(frame))) if frame.code == CloseCode::Normal => match input
+            {
+                Ok(()) => Ok(()),
+                Err(why) => {
+                    Err(Failure::Failed(format!("{why}; {} messages before it were published", self.sent)))
+                }
+            },
+            (_, Ok(frame)) => Err(self.lost(&format!("the server closed with {}", describe(frame.as_ref())))),
+            (_, Err(error)) => Err(self.lost(&error.to_string())),
+        }
+    }
+
+    fn lost(&self, why: &str) -> Failure {
+        Failure::Failed(format!("{why}; of {} messages sent, some may not have been published", self.sent))
+    }
+}
+
+struct Received {
+    /// Is there more to read at once?
+    more: bool,
+    end: Option<Result<Option<CloseFrame>, Error>>,
+}
+
+/// False if the socket is full; what was written is kept and goes out with the next flush.
+fn flushed(result: Result<(), Error>) -> Result<bool, Error> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if would_block(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

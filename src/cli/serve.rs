@@ -1,0 +1,304 @@
+//! `oyez serve`: flags to limits, limits to a running server.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+
+use clap::{Args, ValueEnum};
+use log::{info, warn};
+
+use super::Failure;
+use crate::config::{Config, Limits, OnSlow, Tcp};
+use crate::server::{DESCRIPTORS_RESERVED, End, Server};
+
+/// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Address and port to listen on; port 0 picks a free one.
+    #[arg(long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Most connections; over it clients get 503, then wait in the backlog [default: the descriptor
+    /// limit less 32].
+    #[arg(long, env = "OYEZ_CONNECTIONS_MAX", value_name = "N", value_parser = count)]
+    connections_max: Option<usize>,
+
+    /// Most channels with members; over it a connection is closed with 4100.
+    #[arg(long, env = "OYEZ_CHANNELS_MAX", value_name = "N", default_value = "1000000", value_parser = count)]
+    channels_max: usize,
+
+    /// Longest request head, in bytes; over it 431.
+    #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
+    head_bytes_max: usize,
+
+    /// Most header fields in a request; over it 431.
+    #[arg(long, env = "OYEZ_HEAD_FIELDS_MAX", value_name = "N", default_value = "64", value_parser = fields)]
+    head_fields_max: usize,
+
+    /// Longest time from accept to the complete request head, in milliseconds; after it 408.
+    #[arg(long, env = "OYEZ_HANDSHAKE_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
+    handshake_timeout_ms: u32,
+
+    /// Largest message from a client, in bytes, fragments added up; over it a close with 1009.
+    #[arg(long, env = "OYEZ_MESSAGE_BYTES_MAX", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
+    message_bytes_max: usize,
+
+    /// Silence after which a ping is sent, in milliseconds; 0 sends none.
+    #[arg(long, env = "OYEZ_PING_INTERVAL_MS", value_name = "MS", default_value = "25000", value_parser = millis_or_0)]
+    ping_interval_ms: u32,
+
+    /// Longest time from a ping to a sign of life, in milliseconds; after it a close with 4103.
+    #[arg(long, env = "OYEZ_PONG_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
+    pong_timeout_ms: u32,
+
+    /// Most bytes that wait for one connection; over it the connection is slow.
+    #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
+    outbox_bytes_max: usize,
+
+    /// Longest time in which a connection takes none of the bytes that wait for it, in milliseconds;
+    /// after it the connection is slow.
+    #[arg(long, env = "OYEZ_SLOW_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
+    slow_timeout_ms: u32,
+
+    /// What becomes of a slow connection: closed with 4102, or not sent what is published until it has
+    /// caught up (counted).
+    #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
+    on_slow: WhenSlow,
+
+    /// Longest time for a close handshake without progress, in milliseconds.
+    #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
+    close_timeout_ms: u32,
+
+    /// Longest time from SIGTERM or SIGINT to the end, and the time over which clients are told to come
+    /// back, in seconds.
+    #[arg(long, env = "OYEZ_DRAIN_SECONDS", value_name = "S", default_value = "30", value_parser = seconds)]
+    drain_seconds: u32,
+
+    /// Most connections accepted in one turn of the loop.
+    #[arg(long, env = "OYEZ_ACCEPTS_PER_TURN", value_name = "N", default_value = "64", value_parser = count)]
+    accepts_per_turn: usize,
+
+    /// Most reads from one connection in one turn.
+    #[arg(long, env = "OYEZ_READS_PER_SLOT", value_name = "N", default_value = "4", value_parser = count)]
+    reads_per_slot: usize,
+
+    /// Most bytes read from one connection in one turn; also the size of the shared read buffer.
+    #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
+    read_bytes_per_slot: usize,
+
+    /// Most bytes read from all connections in one turn.
+    #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
+    read_bytes_per_turn: usize,
+
+    /// Most connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+    #[arg(long, env = "OYEZ_BACKLOG", value_name = "N", default_value = "4096", value_parser = small_count)]
+    backlog: u32,
+
+    /// Unsent bytes that the kernel takes for a connection (TCP_NOTSENT_LOWAT).
+    #[arg(long, env = "OYEZ_NOTSENT_LOWAT_BYTES", value_name = "BYTES", default_value = "16KiB", value_parser = small_bytes)]
+    notsent_lowat_bytes: u32,
+
+    /// Longest time that sent bytes stay unacknowledged, in milliseconds (TCP_USER_TIMEOUT).
+    #[arg(long, env = "OYEZ_USER_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
+    user_timeout_ms: u32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WhenSlow {
+    Close,
+    Skip,
+}
+
+impl Serve {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let config = self.config();
+        config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
+        let connections_max = connections_max(config.connections_max)?;
+        let listen = config.listen;
+        if !listen.ip().is_loopback() {
+            warn!(
+                "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
+            );
+        }
+        let mut server = Server::bind(config, connections_max).map_err(|error| {
+            Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+        })?;
+        if let Some(address) = server.address() {
+            // If nobody reads it, the server serves all the same.
+            let _ = writeln!(
+                io::stdout(),
+                "listening on ws://{address}/ws - next: `oyez sub main --url ws://{address}` here, \
+                 `oyez pub main hello --url ws://{address}` in a second terminal"
+            );
+        }
+        match server.run() {
+            Ok(End::Drained) => Ok(()),
+            Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
+            Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
+        }
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            listen: self.listen,
+            connections_max: self.connections_max,
+            limits: Limits {
+                head_bytes_max: self.head_bytes_max,
+                head_fields_max: self.head_fields_max,
+                handshake_timeout_ms: self.handshake_timeout_ms,
+                message_bytes_max: self.message_bytes_max,
+                ping_interval_ms: self.ping_interval_ms,
+                pong_timeout_ms: self.pong_timeout_ms,
+                outbox_bytes_max: self.outbox_bytes_max,
+                slow_timeout_ms: self.slow_timeout_ms,
+                on_slow: match self.on_slow {
+                    WhenSlow::Close => OnSlow::Close,
+                    WhenSlow::Skip => OnSlow::Skip,
+                },
+                close_timeout_ms: self.close_timeout_ms,
+                drain_ms: self.drain_seconds * 1_000,
+                channels_max: self.channels_max,
+                accepts_per_turn: self.accepts_per_turn,
+                reads_per_slot: self.reads_per_slot,
+                read_bytes_per_slot: self.read_bytes_per_slot,
+                read_bytes_per_turn: self.read_bytes_per_turn,
+            },
+            tcp: Tcp {
+                backlog: self.backlog,
+                notsent_lowat_bytes: self.notsent_lowat_bytes,
+                user_timeout_ms: self.user_timeout_ms,
+            },
+        }
+    }
+}
+
+/// Raises the descriptor limit as far as it goes, and finds how many connections fit into it.
+fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
+    let failed = |error: io::Error| Failure::Failed(format!("cannot read the descriptor limit: {error}"));
+    let (soft, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).map_err(failed)?;
+    let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(soft);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let room = limit.saturating_sub(DESCRIPTORS_RESERVED).min(u32::MAX as usize / 2);
+    let advice = "raise the hard limit (`ulimit -Hn`, LimitNOFILE= in a systemd unit)";
+    let connections_max = match wanted {
+        Some(wanted) if wanted > room => {
+            return Err(Failure::Usage(format!(
+                "--connections-max {wanted} needs {} descriptors and the limit is {limit}: lower it, or {advice}",
+                wanted.saturating_add(DESCRIPTORS_RESERVED)
+            )));
+        }
+        Some(wanted) => wanted,
+        None if room == 0 => {
+            return Err(Failure::Failed(format!(
+                "the descriptor limit of {limit} leaves no room beside the {DESCRIPTORS_RESERVED} that the server needs: {advice}"
+            )));
+        }
+        None => room,
+    };
+    info!("descriptors soft={soft} hard={hard} now={limit}, connections_max={connections_max}");
+    Ok(connections_max)
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (another server has it; choose another with --listen, port 0 picks a free one)"
+        }
+        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",
+        _ => "",
+    }
+}
+
+/// The largest size that a flag takes: 1 GiB. Sizes up to it can be added up without care.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// The longest time that a flag takes: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
+const MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// Most header fields that can be asked for: the table for them is made for each request.
+const FIELDS_MAX: u64 = 1_024;
+
+fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    let value: u64 = text.parse().map_err(|_| "not a whole number".to_owned())?;
+    if (least..=most).contains(&value) { Ok(value) } else { Err(format!("not in {least} to {most}")) }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    small_count(text).map(|value| value as usize)
+}
+
+fn small_count(text: &str) -> Result<u32, String> {
+    number(text, 1, i32::MAX as u64).map(|value| value as u32)
+}
+
+fn fields(text: &str) -> Result<usize, String> {
+    number(text, 1, FIELDS_MAX).map(|value| value as usize)
+}
+
+fn millis(text: &str) -> Result<u32, String> {
+    number(text, 1, MILLIS_MAX).map(|value| value as u32)
+}
+
+fn millis_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, MILLIS_MAX).map(|value| value as u32)
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    number(text, 1, MILLIS_MAX / 1_000).map(|value| value as u32)
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let scaled = units.iter().find_map(|&(unit, scale)| text.strip_suffix(unit).map(|rest| (rest, scale)));
+    let (digits, scale) = scaled.unwrap_or((text, 1));
+    let value =
+        digits.trim().parse::<u64>().map_err(|_| "not a size: write 65536, 64KiB or 1MiB".to_owned())?;
+    match value.checked_mul(scale) {
+        Some(bytes @ 1..=BYTES_MAX) => Ok(bytes as usize),
+        _ => Err("not in 1 to 1GiB".to_owned()),
+    }
+}
+
+fn small_bytes(text: &str) -> Result<u32, String> {
+    bytes(text).map(|value| value as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: Serve,
+    }
+
+    #[test]
+    fn the_flags_defaults_are_those_of_the_library() {
+        let line = Line::parse_from(["serve"]);
+        assert_eq!(format!("{:?}", line.serve.config()), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, value) in
+            [("1", 1), ("65536", 65_536), ("64KiB", 65_536), ("1 MiB", 1 << 20), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(bytes(text), Ok(value), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "1.5MiB",
+            "64kb",
+            "KiB",
+            "1025MiB",
+            "99999999999999999999GiB",
+            "18014398509481985KiB",
+        ] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Every close has a name.
+//!
+//! One table gives each reason its close code, the word that stands in the log, in the metric's label
+//! and in the close frame, and what a client should do. Private codes follow the ranges that Pusher's
+//! protocol made common: 4000-4099 do not come back unchanged, 4100-4199 come back later, 4200-4299 come
+//! back as told.
+
+use std::fmt;
+
+/// Why a connection ended, or is ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The peer began the close handshake (RFC 6455 7.1.4).
+    PeerClosed,
+    /// The peer's end of file came without a close handshake.
+    EndOfFile,
+    /// The socket failed: a reset, a broken pipe, a TCP timeout.
+    Reset,
+    /// The request was answered with an HTTP error; which one is in the log.
+    Refused {
+        /// The status of the answer.
+        status: u16,
+    },
+    /// The request head was not complete in time.
+    HandshakeTimeout,
+    /// The peer broke RFC 6455.
+    Protocol,
+    /// A text message was not UTF-8 (RFC 6455 8.1).
+    NotUtf8,
+    /// A message was over the limit.
+    TooBig {
+        /// The limit that it broke, in bytes.
+        message_bytes_max: u32,
+    },
+    /// Something that should not happen.
+    Internal,
+    /// The table of channels is full.
+    OverCapacity,
+    /// The peer did not read what was sent to it.
+    Slow,
+    /// No sign of life after a ping.
+    NoPong,
+    /// The server is going away.
+    Drain {
+        /// When to come back, in milliseconds: spread, so that not everybody comes at once.
+        retry_ms: u32,
+    },
+    /// The server had to go before the close was complete.
+    Cut,
+}
+
+impl Reason {
+    /// How many reasons there are: the length of a table that has a line for each.
+    pub const COUNT: usize = 14;
+
+    /// This reason's line in such a table.
+    pub fn index(self) -> usize {
+        match self {
+            Reason::PeerClosed => 0,
+            Reason::EndOfFile => 1,
+            Reason::Reset => 2,
+            Reason::Refused { .. } => 3,
+            Reason::HandshakeTimeout => 4,
+            Reason::Protocol => 5,
+            Reason::NotUtf8 => 6,
+            Reason::TooBig { .. } => 7,
+            Reason::Internal => 8,
+            Reason::OverCapacity => 9,
+            Reason::Slow => 10,
+            Reason::NoPong => 11,
+            Reason::Drain { .. } => 12,
+            Reason::Cut => 13,
+        }
+    }
+
+    /// The words of all reasons, in the order of [`Reason::index`].
+    pub const WORDS: [&str; Reason::COUNT] = [
+        "peer_closed",
+        "end_of_file",
+        "reset",
+        "refused",
+        "handshake_timeout",
+        "protocol",
+        "not_utf8",
+        "too_big",
+        "internal",
+        "over_capacity",
+        "slow",
+        "no_pong",
+        "drain",
+        "cut",
+    ];
+
+    /// One word for logs, metrics and the close frame's reason.
+    pub fn word(self) -> &'static str {
+        Reason::WORDS[self.index()]
+    }
+
+    /// The code of the close frame that we send for this reason, or `None` where we send none of our
+    /// own: the peer's is echoed, or there is nobody left to tell.
+    pub fn code(self) -> Option<u16> {
+        match self {
+            Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
+            Reason::Refused { .. } | Reason::HandshakeTimeout => None,
+            Reason::Protocol => Some(1002),
+            Reason::NotUtf8 => Some(1007),
+            Reason::TooBig { .. } => Some(1009),
+            Reason::Internal => Some(1011),
+            Reason::OverCapacity => Some(4100),
+            Reason::Slow => Some(4102),
+            Reason::NoPong => Some(4103),
+            Reason::Drain { .. } => Some(4200),
+        }
+    }
+
+    /// May the frames that the peer sends after our close frame be trusted to end in its own?
+    ///
+    /// Not after it broke the framing; then we hang up as soon as our close frame is out.
+    pub fn awaits_peers_close(self) -> bool {
+        matches!(self, Reason::OverCapacity | Reason::Slow | Reason::NoPong | Reason::Drain { .. })
+    }
+}
+
+/// The close frame's reason: the word, then `name=value` where a client can use one; at most 123 bytes
+/// (RFC 6455 5.5).
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        match self {
+            Reason::Refused { status } => write!(f, " status={status}"),
+            Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
+            Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reason, each with the code that a client sees.
+    fn table() -> Vec<(Reason, Option<u16>, &'static str)> {
+        vec![
+            (Reason::PeerClosed, None, "peer_closed"),
+            (Reason::EndOfFile, None, "end_of_file"),
+            (Reason::Reset, None, "reset"),
+            (Reason::Refused { status: 404 }, None, "refused status=404"),
+            (Reason::HandshakeTimeout, None, "handshake_timeout"),
+            (Reason::Protocol, Some(1002), "protocol"),
+            (Reason::NotUtf8, Some(1007), "not_utf8"),
+            (
+                Reason::TooBig { message_bytes_max: u32::MAX },
+                Some(1009),
+                "too_big message_bytes_max=4294967295",
+            ),
+            (Reason::Internal, Some(1011), "internal"),
+            (Reason::OverCapacity, Some(4100), "over_capacity"),
+            (Reason::Slow, Some(4102), "slow"),
+            (Reason::NoPong, Some(4103), "no_pong"),
+            (Reason::Drain { retry_ms: 8_350 }, Some(4200), "drain retry_ms=8350"),
+            (Reason::Cut, None, "cut"),
+        ]
+    }
+
+    #[test]
+    fn each_reason_has_a_code_a_word_and_a_line_of_its_own() {
+        let table = table();
+        assert_eq!(table.len(), Reason::COUNT);
+        for (line, (reason, code, text)) in table.into_iter().enumerate() {
+            assert_eq!(reason.index(), line, "{reason:?}");
+            assert_eq!(reason.code(), code, "{reason:?}");
+            assert_eq!(reason.to_string(), text);
+            assert!(text.starts_with(reason.word()));
+            assert!(text.len() <= 123, "RFC 6455 5.5 leaves 123 bytes: {text}");
+        }
+        let mut words = Reason::WORDS.to_vec();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Reason::COUNT);
+    }
+}

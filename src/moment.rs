@@ -1,0 +1,59 @@
+//! A point in time in four bytes.
+//!
+//! `Instant` takes sixteen, and every slot holds a deadline. A [`Moment`] counts milliseconds since the
+//! loop was born, modulo 2^32, and is compared the way TCP compares sequence numbers (RFC 1323 4.2.1):
+//! of two moments the later one is less than 2^31 ms (24.8 days) ahead. It therefore never runs out, as
+//! long as no deadline lies further away than that; every flag that holds a time is at most a day.
+//!
+//! Only the loop asks the clock, once a turn. Everything else is handed `now`.
+
+/// Milliseconds since the loop was born, modulo 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment(u32);
+
+impl Moment {
+    /// The moment so many milliseconds after the loop's birth; wraps after 49.7 days.
+    pub fn from_millis(millis_since_birth: u64) -> Moment {
+        Moment(millis_since_birth as u32)
+    }
+
+    /// The moment `millis` later.
+    #[must_use]
+    pub fn after(self, millis: u32) -> Moment {
+        Moment(self.0.wrapping_add(millis))
+    }
+
+    /// Has this moment come at `now`?
+    pub fn has_come(self, now: Moment) -> bool {
+        now.0.wrapping_sub(self.0) < 1 << 31
+    }
+
+    /// Milliseconds from `earlier` to this moment; 0 when `earlier` is the later one.
+    pub fn millis_since(self, earlier: Moment) -> u32 {
+        if earlier.has_come(self) { self.0.wrapping_sub(earlier.0) } else { 0 }
+    }
+
+    /// The earlier of two moments.
+    #[must_use]
+    pub fn or_earlier(self, other: Moment) -> Moment {
+        if self.has_come(other) { self } else { other }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Moment;
+
+    #[test]
+    fn a_deadline_across_the_wrap_is_still_ahead() {
+        let now = Moment::from_millis(u64::from(u32::MAX) - 10);
+        let deadline = now.after(5_000);
+        assert!(!deadline.has_come(now));
+        assert!(!deadline.has_come(now.after(4_999)));
+        assert!(deadline.has_come(now.after(5_000)));
+        assert_eq!(deadline.millis_since(now), 5_000);
+        assert_eq!(now.millis_since(deadline), 0);
+        assert_eq!(deadline.or_earlier(now), now);
+        assert_eq!(now.or_earlier(deadline), now);
+    }
+}

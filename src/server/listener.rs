@@ -1,0 +1,180 @@
+//! Bind, and accept with a budget; what to do when there is no room or no descriptor.
+//!
+//! The listener is edge-triggered like every socket: an event says once that somebody waits. So it
+//! remembers (**drain or requeue**): as long as `accept` has not said "nobody", it is `Ready`, and the loop
+//! comes back. While it is `Paused`, whoever waits stays in the kernel's backlog and costs nothing; it
+//! goes on when a connection ends, or by timer, with no need for a new client to raise an event.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use log::warn;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::Tcp;
+use crate::moment::Moment;
+use crate::session::no_room;
+
+/// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
+/// connections wake it earlier; the timer is for descriptors that others in the process give back.
+const PAUSE_MS: u32 = 100;
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    state: Accepting,
+    /// A descriptor to give up when none is left, so that one client can be taken in and told.
+    reserve: Option<File>,
+}
+
+/// Is somebody waiting?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepting {
+    /// Nobody; an event will say.
+    Idle,
+    /// Somebody may be.
+    Ready,
+    /// Somebody may be, and there is no room.
+    Paused { until: Moment },
+}
+
+/// What one accept found.
+#[derive(Debug)]
+pub enum Accept {
+    /// A connection.
+    Connection(TcpStream, SocketAddr),
+    /// Nobody waits, or accepting rests.
+    Nobody,
+    /// No descriptor or no memory is left, and accepting rests; somebody may have been told.
+    Exhausted(io::Error),
+}
+
+impl Listener {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// The address is in use or not ours, or an option is not taken.
+    pub fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Listener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for the last server's connections to leave TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        #[cfg(target_os = "linux")]
+        {
+            socket.set_tcp_user_timeout(Some(Duration::from_millis(u64::from(tcp.user_timeout_ms))))?;
+            socket.set_tcp_notsent_lowat(tcp.notsent_lowat_bytes)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(tcp.backlog.try_into().unwrap_or(i32::MAX))?;
+        Ok(Listener {
+            socket: TcpListener::from_std(socket.into()),
+            state: Accepting::Idle,
+            reserve: reserve(),
+        })
+    }
+
+    /// The address that it really listens on.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Has the poll watch it.
+    ///
+    /// # Errors
+    /// The poll does not take it.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.socket, token, Interest::READABLE)
+    }
+
+    /// An event said that somebody waits. It does not end a pause.
+    pub fn mark_ready(&mut self) {
+        if self.state == Accepting::Idle {
+            self.state = Accepting::Ready;
+        }
+    }
+
+    /// A connection ended, so there may be room.
+    pub fn resume(&mut self) {
+        if matches!(self.state, Accepting::Paused { .. }) {
+            self.state = Accepting::Ready;
+        }
+    }
+
+    /// There is no room.
+    pub fn pause(&mut self, now: Moment) {
+        self.state = Accepting::Paused { until: now.after(PAUSE_MS) };
+    }
+
+    /// May somebody be taken in without waiting for an event?
+    pub fn has_work(&self) -> bool {
+        self.state == Accepting::Ready
+    }
+
+    /// When a pause ends by itself.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self.state {
+            Accepting::Paused { until } => Some(until),
+            Accepting::Idle | Accepting::Ready => None,
+        }
+    }
+
+    /// Takes one connection.
+    pub fn accept(&mut self, now: Moment) -> Accept {
+        if self.deadline().is_some_and(|deadline| deadline.has_come(now)) {
+            self.state = Accepting::Ready;
+        }
+        if self.state != Accepting::Ready {
+            return Accept::Nobody;
+        }
+        if self.reserve.is_none() {
+            self.reserve = reserve();
+        }
+        loop {
+            match self.socket.accept() {
+                Ok((stream, peer)) => return Accept::Connection(stream, peer),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.state = Accepting::Idle;
+                    return Accept::Nobody;
+                }
+                Err(error) if is_exhausted(&error) => {
+                    self.pause(now);
+                    self.tell_one();
+                    return Accept::Exhausted(error);
+                }
+                // accept(2) passes on what happened to a client that is gone already; the next may be well.
+                Err(error) => warn!("accept: {error}"),
+            }
+        }
+    }
+
+    /// Gives up the reserve descriptor for as long as it takes to tell one client that there is no room.
+    fn tell_one(&mut self) {
+        self.reserve = None;
+        if let Ok((mut stream, _)) = self.socket.accept() {
+            // Best effort, in one go: what has come is read, so that closing sends no reset that would
+            // overtake the answer.
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write(&no_room().to_bytes());
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        self.reserve = reserve();
+    }
+}
+
+fn reserve() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Is it us who have run out, rather than the client who has gone?
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

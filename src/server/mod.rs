@@ -1,0 +1,290 @@
+//! The loop.
+//!
+//! A turn is a list of phases, and their order is the design:
+//!
+//! - **wait** first, since all else was done in the turn before;
+//! - **note** only marks, so that a batch of events is taken in whole before anything is done about it,
+//!   and an event for a slot that dies in this turn finds nobody;
+//! - **accept** before **drive**, so that newcomers are in the slab before their first bytes' event;
+//! - **drive** reads and gathers intents, and **deliver** applies them, so that all that was said in a
+//!   turn becomes one batch for each channel;
+//! - **flush** after all that, so that each slot gets one write, however much was queued;
+//! - **sweep** after **drive**, so that nobody is called silent whose bytes have just been read;
+//! - **reap** last, so that a key is not given out again while an id of this turn is still around.
+
+pub mod engine;
+pub mod listener;
+pub mod slots;
+mod sweep;
+pub mod transport;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::config::Config;
+use crate::ids::Peer;
+use crate::metrics::Metrics;
+use crate::moment::Moment;
+use engine::Engine;
+use listener::{Accept, Listener};
+
+const LISTENER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+
+/// Events taken in one wait. 1,024 are 12 KiB; more would only make the turns longer.
+const EVENTS_PER_TURN: usize = 1024;
+
+/// Connections over the limit that are being told so at any time; the others wait in the backlog.
+pub const REFUSALS_MAX: usize = 16;
+
+/// Descriptors that are not connections: the three standard ones, the poll, the listener and its
+/// reserve, the signal pipe's two, and some for name lookups and the like.
+pub const DESCRIPTORS_RESERVED: usize = 16 + REFUSALS_MAX;
+
+/// The server: its parts, and the loop over them.
+pub struct Server {
+    poll: Poll,
+    events: Events,
+    signals: Signals,
+    /// `None` while draining.
+    listener: Option<Listener>,
+    engine: Engine<TcpStream>,
+    connections_max: usize,
+    clock: Clock,
+    stage: Stage,
+}
+
+/// How a server's life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// The first signal came: everybody has been told.
+    Draining {
+        until: Moment,
+    },
+    /// The second signal came.
+    Cut,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// After a drain.
+    Drained,
+    /// At once, by a second signal.
+    Cut,
+}
+
+/// The only place that asks the time: once before each wait and once after.
+#[derive(Debug)]
+struct Clock {
+    birth: Instant,
+    woke: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Moment {
+        Moment::from_millis(self.woke.duration_since(self.birth).as_millis() as u64)
+    }
+}
+
+impl Server {
+    /// Binds and sets up everything that can fail.
+    ///
+    /// # Errors
+    /// The address is in use, or the system gives no poll or signals.
+    pub fn bind(config: Config, connections_max: usize) -> io::Result<Server> {
+        let poll = Poll::new()?;
+        let mut listener = Listener::bind(config.listen, &config.tcp)?;
+        listener.register(poll.registry(), LISTENER)?;
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        let now = Instant::now();
+        Ok(Server {
+            poll,
+            events: Events::with_capacity(EVENTS_PER_TURN),
+            signals,
+            listener: Some(listener),
+            engine: Engine::new(config.limits),
+            connections_max,
+            clock: Clock { birth: now, woke: now },
+            stage: Stage::Serving,
+        })
+    }
+
+    /// The address that it really listens on; `None` once it is draining.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(|listener| listener.address().ok())
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.engine.metrics
+    }
+
+    /// Serves until a signal ends it.
+    ///
+    /// # Errors
+    /// The poll failed; nothing can be served without it.
+    pub fn run(&mut self) -> io::Result<End> {
+        loop {
+            let now = self.wait()?;
+            self.note(now);
+            self.accept(now);
+            self.engine.drive(now);
+            self.engine.deliver(now);
+            self.engine.flush(now);
+            self.engine.sweep(now);
+            self.reap(now);
+            if let Some(end) = self.end() {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// One poll: until the next deadline, or not at all when work was left over.
+    fn wait(&mut self) -> io::Result<Moment> {
+        if cfg!(debug_assertions) {
+            self.engine.check();
+        }
+        let before = Instant::now();
+        let turn_micros = before.duration_since(self.clock.woke).as_micros() as u64;
+        self.engine.metrics.turn_micros_max = self.engine.metrics.turn_micros_max.max(turn_micros);
+        let timeout = self.timeout();
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            // A signal; what it means comes through its own event. The events are those of the last turn.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            Err(error) => return Err(error),
+        }
+        self.clock.woke = Instant::now();
+        Ok(self.clock.now())
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let now = self.clock.now();
+        let has_work = self.engine.slots.has_work() || self.listener.as_ref().is_some_and(Listener::has_work);
+        if has_work {
+            return Some(Duration::ZERO);
+        }
+        let pause = self.listener.as_ref().and_then(Listener::deadline);
+        let drain = match self.stage {
+            Stage::Draining { until } => Some(until),
+            _ => None,
+        };
+        let next =
+            [pause, drain, self.engine.next_sweep()].into_iter().flatten().reduce(Moment::or_earlier)?;
+        Some(Duration::from_millis(u64::from(next.millis_since(now))))
+    }
+
+    /// An event only marks; nothing is done here.
+    fn note(&mut self, now: Moment) {
+        let Server { events, engine, listener, .. } = self;
+        let mut signalled = false;
+        for event in events.iter() {
+            match event.token() {
+                LISTENER => listener.iter_mut().for_each(Listener::mark_ready),
+                SIGNALS => signalled = true,
+                token => {
+                    let id = slots::id_of(token);
+                    if event.is_read_closed() || event.is_error() {
+                        engine.slots.mark_read_closed(id);
+                        engine.slots.mark_ready(id);
+                    } else if event.is_readable() {
+                        engine.slots.mark_ready(id);
+                    }
+                    if event.is_writable() {
+                        engine.slots.mark_writable(id);
+                    }
+                }
+            }
+        }
+        if signalled {
+            for _ in 0..self.signals.pending().count() {
+                self.signalled(now);
+            }
+        }
+    }
+
+    /// Takes waiting sockets, up to a budget.
+    fn accept(&mut self, now: Moment) {
+        let Server { poll, listener, engine, connections_max, .. } = self;
+        let Some(listener) = listener else { return };
+        for _ in 0..engine.limits.accepts_per_turn {
+            if engine.slots.len() >= *connections_max + REFUSALS_MAX {
+                listener.pause(now);
+            }
+            let (mut stream, peer) = match listener.accept(now) {
+                Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
+                Accept::Nobody => break,
+                Accept::Exhausted(error) => {
+                    engine.metrics.accept_errors += 1;
+                    warn!("accept: {error}; {} connections are open, accepting rests", engine.slots.len());
+                    break;
+                }
+            };
+            let token = slots::token_of(engine.slots.next_id());
+            // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = poll.registry().register(&mut stream, token, interest) {
+                warn!("cannot watch {peer}: {error}");
+            } else if engine.slots.len() < *connections_max {
+                debug!("accept peer={peer}");
+                engine.admit(stream, peer, now);
+            } else {
+                engine.turn_away(stream, peer, now);
+            }
+        }
+    }
+
+    fn reap(&mut self, now: Moment) {
+        if self.engine.reap(now) > 0
+            && let Some(listener) = &mut self.listener
+        {
+            listener.resume();
+        }
+    }
+
+    fn signalled(&mut self, now: Moment) {
+        match self.stage {
+            Stage::Serving => {
+                let until = now.after(self.engine.limits.drain_ms);
+                info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
+                self.listener = None;
+                self.stage = Stage::Draining { until };
+                self.engine.drain(now);
+            }
+            Stage::Draining { .. } => {
+                warn!("cutting {} connections", self.engine.slots.len());
+                self.stage = Stage::Cut;
+            }
+            Stage::Cut => {}
+        }
+    }
+
+    /// Is it over? Not before everybody has gone, or the time is up.
+    fn end(&mut self) -> Option<End> {
+        let now = self.clock.now();
+        let end = match self.stage {
+            Stage::Serving => return None,
+            Stage::Draining { .. } if self.engine.slots.is_empty() => End::Drained,
+            Stage::Draining { until } if until.has_come(now) => {
+                warn!("the drain's time is up: cutting {} connections", self.engine.slots.len());
+                End::Drained
+            }
+            Stage::Draining { .. } => return None,
+            Stage::Cut => End::Cut,
+        };
+        self.engine.cut();
+        self.engine.reap(now);
+        info!("ended {}", self.engine.metrics);
+        Some(end)
+    }
+}

@@ -1,0 +1,334 @@
+//! The slab of connections, and the three lists of those that need something.
+//!
+//! An event only marks its slot: it goes on the *ready* list when there may be something to read, and on
+//! the *dirty* list when there is something to write. The *doomed* list holds the dead. A slot knows
+//! which lists it is on, so it is on each of them once, however often it is marked.
+
+use std::collections::VecDeque;
+
+use mio::Token;
+use slab::Slab;
+
+use crate::close::Reason;
+use crate::hub::Seat;
+use crate::hub::outbox::Outbox;
+use crate::ids::{Peer, SlotId};
+use crate::session::State;
+
+/// One connection.
+///
+/// Its size is what an idle connection costs, but for its place in the hub and in the kernel; a test
+/// below holds it down. What a delivery touches (state, outbox) is not kept apart from the rest: the
+/// whole slot is little over one cache line.
+#[derive(Debug)]
+pub struct Slot<T> {
+    /// Its socket.
+    pub transport: T,
+    /// Its conversation.
+    pub state: State,
+    /// What it has yet to be sent.
+    pub outbox: Outbox,
+    /// Where it sits in the hub, if it does.
+    pub seat: Option<Seat>,
+    /// Who is at the other end.
+    pub peer: Peer,
+    generation: u32,
+    marks: Marks,
+}
+
+/// Which lists a slot is on, and what the last event said.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks(u8);
+
+impl Marks {
+    const READY: u8 = 1;
+    const DIRTY: u8 = 2;
+    const DOOMED: u8 = 4;
+    /// An event said that the peer sends no more. It may have come with the last bytes, and then no
+    /// other event follows: a short read is not the end of what there is.
+    const READ_CLOSED: u8 = 8;
+
+    fn has(self, mark: u8) -> bool {
+        self.0 & mark != 0
+    }
+
+    /// Sets the mark; true if it was not set before.
+    fn set(&mut self, mark: u8) -> bool {
+        let is_new = !self.has(mark);
+        self.0 |= mark;
+        is_new
+    }
+
+    fn clear(&mut self, mark: u8) {
+        self.0 &= !mark;
+    }
+}
+
+impl<T> Slot<T> {
+    /// Has an event said that the peer sends no more?
+    pub fn is_read_closed(&self) -> bool {
+        self.marks.has(Marks::READ_CLOSED)
+    }
+
+    /// Is it on the ready list?
+    pub fn is_ready(&self) -> bool {
+        self.marks.has(Marks::READY)
+    }
+
+    /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
+    pub fn phase(&self) -> u32 {
+        self.generation.wrapping_mul(0x9e37_79b1) >> 8
+    }
+}
+
+/// All connections.
+#[derive(Debug)]
+pub struct Slots<T> {
+    slab: Slab<Slot<T>>,
+    /// One more than the highest key that was ever given out.
+    keys_end: usize,
+    next_generation: u32,
+    ready: VecDeque<SlotId>,
+    dirty: Vec<SlotId>,
+    doomed: Vec<SlotId>,
+}
+
+impl<T> Slots<T> {
+    /// An empty slab.
+    pub fn new() -> Slots<T> {
+        Slots {
+            slab: Slab::new(),
+            keys_end: 0,
+            next_generation: 0,
+            ready: VecDeque::new(),
+            dirty: Vec::new(),
+            doomed: Vec::new(),
+        }
+    }
+
+    /// The id that the next inserted slot will have.
+    pub fn next_id(&self) -> SlotId {
+        SlotId { key: self.slab.vacant_key() as u32, generation: self.next_generation }
+    }
+
+    /// Puts a connection in.
+    pub fn insert(&mut self, transport: T, peer: Peer, state: State, outbox: Outbox) -> SlotId {
+        let id = self.next_id();
+        let generation = id.generation;
+        let slot = Slot { transport, state, outbox, seat: None, peer, generation, marks: Marks::default() };
+        self.slab.insert(slot);
+        // A key's generations have to differ for as long as an id may be around, which is one turn.
+        self.next_generation = self.next_generation.wrapping_add(1);
+        self.keys_end = self.keys_end.max(id.key as usize + 1);
+        id
+    }
+
+    /// The slot, if it is still the same tenant.
+    pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
+        self.slab.get_mut(id.key as usize).filter(|slot| slot.generation == id.generation)
+    }
+
+    /// The slot, if it is still the same tenant.
+    pub fn get(&self, id: SlotId) -> Option<&Slot<T>> {
+        self.slab.get(id.key as usize).filter(|slot| slot.generation == id.generation)
+    }
+
+    /// The tenant of a place in the slab.
+    pub fn id_at(&self, key: usize) -> Option<SlotId> {
+        let slot = self.slab.get(key)?;
+        Some(SlotId { key: key as u32, generation: slot.generation })
+    }
+
+    /// Takes a slot out; what is left of its marks on lists is void with its generation.
+    pub fn remove(&mut self, id: SlotId) -> Option<Slot<T>> {
+        self.get(id)?;
+        Some(self.slab.remove(id.key as usize))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    /// One more than the highest key ever given out.
+    pub fn keys_end(&self) -> usize {
+        self.keys_end
+    }
+
+    /// All slots.
+    pub fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot<T>)> {
+        self.slab.iter().map(|(key, slot)| (SlotId { key: key as u32, generation: slot.generation }, slot))
+    }
+
+    /// There may be something to read.
+    pub fn mark_ready(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id)
+            && slot.marks.set(Marks::READY)
+        {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// The peer sends no more than what there is to read.
+    pub fn mark_read_closed(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.marks.set(Marks::READ_CLOSED);
+        }
+    }
+
+    /// The socket takes bytes again.
+    pub fn mark_writable(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.outbox.unblock();
+            self.mark_dirty(id);
+        }
+    }
+
+    /// There is something to write, and the socket is not known to be full.
+    pub fn mark_dirty(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id)
+            && !slot.outbox.is_empty()
+            && !slot.outbox.is_blocked()
+            && slot.marks.set(Marks::DIRTY)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    /// The slot is over. Anything may say so, as often as it likes; only the reap phase acts on it
+    /// (**one funeral**), and the first reason stays.
+    pub fn doom(&mut self, id: SlotId, reason: Reason) {
+        if let Some(slot) = self.get_mut(id)
+            && slot.marks.set(Marks::DOOMED)
+        {
+            slot.state = State::Dead(reason);
+            self.doomed.push(id);
+        }
+    }
+
+    /// Takes the next slot off the ready list.
+    pub fn next_ready(&mut self) -> Option<SlotId> {
+        loop {
+            let id = self.ready.pop_front()?;
+            if let Some(slot) = self.get_mut(id) {
+                slot.marks.clear(Marks::READY);
+                return Some(id);
+            }
+        }
+    }
+
+    /// How many entries the ready list has.
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Takes the whole dirty list, to be given back with [`Slots::give_back_dirty`].
+    pub fn take_dirty(&mut self) -> Vec<SlotId> {
+        let dirty = std::mem::take(&mut self.dirty);
+        for &id in &dirty {
+            if let Some(slot) = self.get_mut(id) {
+                slot.marks.clear(Marks::DIRTY);
+            }
+        }
+        dirty
+    }
+
+    /// Returns the list's memory, so that no turn allocates it anew; what was marked meanwhile stays.
+    pub fn give_back_dirty(&mut self, mut list: Vec<SlotId>) {
+        list.clear();
+        list.append(&mut self.dirty);
+        self.dirty = list;
+    }
+
+    /// Takes the doomed.
+    pub fn take_doomed(&mut self) -> Vec<SlotId> {
+        std::mem::take(&mut self.doomed)
+    }
+
+    /// Is there work that no event will announce?
+    pub fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.dirty.is_empty() || !self.doomed.is_empty()
+    }
+
+    /// Panics if the lists and the marks contradict each other; for debug builds and tests.
+    pub fn check(&self) {
+        assert!(self.doomed.is_empty(), "the doomed are reaped in their own turn");
+        for (id, slot) in self.iter() {
+            assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not doomed");
+            slot.outbox.check();
+            assert_eq!(slot.marks.has(Marks::READY), self.ready.contains(&id), "{id:?} and the ready list");
+            assert_eq!(slot.marks.has(Marks::DIRTY), self.dirty.contains(&id), "{id:?} and the dirty list");
+            let can_be_flushed = !slot.outbox.is_empty() && !slot.outbox.is_blocked();
+            assert!(!can_be_flushed || slot.marks.has(Marks::DIRTY), "{id:?} has frames that nobody flushes");
+            assert!(slot.seat.is_none() || slot.state.takes_broadcast(), "{id:?} is a member, and closing");
+        }
+    }
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Slots<T> {
+        Slots::new()
+    }
+}
+
+/// Packs an id into what epoll carries for us.
+pub fn token_of(id: SlotId) -> Token {
+    Token((id.generation as usize) << 32 | id.key as usize)
+}
+
+/// The one place where tokens are decoded.
+pub fn id_of(token: Token) -> SlotId {
+    SlotId { key: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use crate::moment::Moment;
+
+    fn insert(slots: &mut Slots<()>) -> SlotId {
+        let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
+        let state = State::accepted(&Limits::default(), Moment::from_millis(0));
+        slots.insert((), peer, state, Outbox::Empty)
+    }
+
+    #[test]
+    fn a_slot_is_small() {
+        // Release builds; in debug builds mio's socket also knows its poll.
+        assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
+    }
+
+    #[test]
+    fn a_late_id_does_not_reach_the_next_tenant() {
+        let mut slots = Slots::new();
+        let old = insert(&mut slots);
+        slots.mark_ready(old);
+        slots.remove(old).unwrap();
+        let new = insert(&mut slots);
+        assert_eq!((old.key, id_of(token_of(new))), (new.key, new));
+        slots.mark_ready(old);
+        slots.doom(old, Reason::Reset);
+        assert_eq!(slots.next_ready(), None);
+        assert!(slots.get(old).is_none() && slots.take_doomed().is_empty());
+        assert!(matches!(slots.get(new).unwrap().state, State::Head(_)));
+    }
+
+    #[test]
+    fn a_slot_is_on_each_list_once_and_dies_of_its_first_reason() {
+        let mut slots = Slots::new();
+        let id = insert(&mut slots);
+        slots.mark_ready(id);
+        slots.mark_ready(id);
+        slots.doom(id, Reason::Slow);
+        slots.doom(id, Reason::Reset);
+        assert_eq!(slots.ready_len(), 1);
+        assert_eq!(slots.take_doomed(), [id]);
+        assert!(matches!(slots.get(id).unwrap().state, State::Dead(Reason::Slow)));
+    }
+}

@@ -1,0 +1,85 @@
+//! The sweep: every slot is looked at a few times a second, a bounded slice in each turn.
+//!
+//! A heap of timers would cost memory and work for every connection and message. Looking at a slot costs
+//! a few nanoseconds, and deadlines here are seconds; so a deadline is noticed up to [`ROUND_MS`] late,
+//! and nothing has to be kept in order.
+
+use std::ops::Range;
+
+use crate::moment::Moment;
+
+/// Every slot is looked at once in that time.
+const ROUND_MS: u32 = 250;
+
+/// The most slots in one slice: about 40 us of looking.
+const SLICE_SLOTS: usize = 4096;
+
+/// Where the sweep stands.
+#[derive(Debug)]
+pub(super) struct Sweeper {
+    at: usize,
+    next: Moment,
+}
+
+impl Sweeper {
+    /// A sweep that begins at once.
+    pub(super) fn new() -> Sweeper {
+        Sweeper { at: 0, next: Moment::from_millis(0) }
+    }
+
+    /// When the next slice is due.
+    pub(super) fn next(&self) -> Moment {
+        self.next
+    }
+
+    /// The slice of a slab of `slots` places that is due now; empty if none is.
+    pub(super) fn slice(&mut self, slots: usize, now: Moment) -> Range<usize> {
+        if !self.next.has_come(now) {
+            return 0..0;
+        }
+        let slices = slots.div_ceil(SLICE_SLOTS).max(1) as u32;
+        self.next = now.after((ROUND_MS / slices).max(1));
+        let start = if self.at < slots { self.at } else { 0 };
+        let end = slots.min(start + SLICE_SLOTS);
+        self.at = end;
+        start..end
+    }
+}
+
+impl Default for Sweeper {
+    fn default() -> Sweeper {
+        Sweeper::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_meets_every_slot_once() {
+        for slots in [0, 1, SLICE_SLOTS, SLICE_SLOTS + 1, 10 * SLICE_SLOTS + 17] {
+            let mut sweeper = Sweeper::new();
+            let mut met = vec![0; slots];
+            let mut now = Moment::from_millis(0);
+            let slices = slots.div_ceil(SLICE_SLOTS).max(1);
+            for _ in 0..slices {
+                for key in sweeper.slice(slots, now) {
+                    met[key] += 1;
+                }
+                now = sweeper.next();
+            }
+            assert!(met.iter().all(|&times| times == 1), "{slots} slots");
+            assert!(now.millis_since(Moment::from_millis(0)) <= ROUND_MS, "{slots} slots");
+        }
+    }
+
+    #[test]
+    fn between_slices_nothing_is_looked_at() {
+        let mut sweeper = Sweeper::new();
+        let start = Moment::from_millis(0);
+        assert_eq!(sweeper.slice(10, start), 0..10);
+        assert_eq!(sweeper.slice(10, start.after(ROUND_MS - 1)), 0..0);
+        assert_eq!(sweeper.slice(10, start.after(ROUND_MS)), 0..10);
+    }
+}

@@ -1,0 +1,51 @@
+// The node side of scenario.py: any number of ws clients, driven over standard input and output.
+//
+// A line of JSON in is a command, a line of JSON out is what a client heard. All judgement is the scenario's.
+'use strict';
+
+const { createHash } = require('node:crypto');
+const { createInterface } = require('node:readline');
+const WebSocket = require('ws');
+
+const clients = new Map();
+
+function tell(client, event, fields) {
+  process.stdout.write(`${JSON.stringify({ client, event, ...fields })}\n`);
+}
+
+const commands = {
+  open({ client, url }) {
+    const socket = new WebSocket(url);
+    clients.set(client, socket);
+    socket.on('open', () => tell(client, 'open'));
+    socket.on('message', (data, isBinary) => tell(client, 'message', {
+      kind: isBinary ? 'binary' : 'text',
+      bytes: data.length,
+      sha256: createHash('sha256').update(data).digest('hex'),
+    }));
+    socket.on('pong', (data) => tell(client, 'pong', { hex: data.toString('hex') }));
+    socket.on('close', (code, reason) => tell(client, 'close', { code, reason: reason.toString() }));
+    // A close event follows each error, so this one is for whoever reads the output.
+    socket.on('error', (error) => console.error(`node ${client}: ${error.message}`));
+  },
+  send({ client, kind, parts }) {
+    parts.forEach((part, i) => clients.get(client).send(Buffer.from(part, 'base64'), {
+      binary: kind === 'binary',
+      fin: i === parts.length - 1,
+    }));
+  },
+  ping({ client, hex }) {
+    clients.get(client).ping(Buffer.from(hex, 'hex'));
+  },
+  close({ client, code }) {
+    clients.get(client).close(code);
+  },
+};
+
+const lines = createInterface({ input: process.stdin });
+lines.on('line', (line) => {
+  const command = JSON.parse(line);
+  commands[command.do](command);
+});
+// The scenario is over, or gone: no client may outlive it.
+lines.on('close', () => process.exit(0));
