@@ -60,9 +60,9 @@ impl Publish {
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;
         let input = match self.text {
             Some(text) if text != "-" => Input::Given(Some(text)),
-            _ => Input::Read { batches: input::messages(self.binary, waker), binary: self.binary },
+            _ => Input::Read { batches: input::messages(self.binary, waker.clone()), binary: self.binary },
         };
-        Publisher { poll, connection, input, sent: 0, stage: Stage::Sending }.run()
+        Publisher { poll, _waker: waker, connection, input, sent: 0, stage: Stage::Sending }.run()
     }
 }
 
@@ -86,6 +86,8 @@ enum Stage {
 
 struct Publisher {
     poll: Poll,
+    /// Kept until the end: the last wake would be lost if the input's thread, ending, closed it.
+    _waker: Arc<Waker>,
     connection: Connection,
     input: Input,
     sent: u64,
