@@ -1,5 +1,6 @@
 //! The command line: raw flags and environment in, resolved values out.
 
+mod bench;
 mod client;
 mod input;
 mod publish;
@@ -26,6 +27,8 @@ enum Command {
     Pub(publish::Publish),
     /// Print what is published on channels.
     Sub(subscribe::Subscribe),
+    /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
+    Bench(Box<bench::Bench>),
 }
 
 /// Why a command failed, and with which exit status.
@@ -74,6 +77,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Serve(serve) => serve.run(),
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
+        Command::Bench(bench) => bench.run(),
     }
 }
 
