@@ -105,7 +105,7 @@ struct Common {
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, default_value = "")]
     server_args: String,
 
-    /// The processor that the server of our own is to run on.
+    /// The processor that the server of our own is to run on; the load generator keeps to the others.
     #[arg(long, value_name = "CPU")]
     pin_server: Option<usize>,
 

@@ -211,3 +211,84 @@ fn masked(opcode: OpCode, payload: &[u8]) -> Bytes {
 pub fn close_code(payload: &[u8]) -> u16 {
     payload.first_chunk::<2>().map_or(1005, |&code| u16::from_be_bytes(code))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+    use proptest::prelude::*;
+
+    /// What a walk shows: kinds, lengths and starts.
+    fn shown(pieces: &[&[u8]]) -> Result<Vec<(Kind, u64, Vec<u8>)>, Broken> {
+        let mut walker = Walker::new();
+        let mut seen = Vec::new();
+        for piece in pieces {
+            walker.walk(piece, |frame| {
+                seen.push((frame.kind, frame.payload_bytes, frame.start.to_vec()));
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(seen)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_seen_however_they_are_cut(
+            lengths in proptest::collection::vec(
+                prop_oneof![0usize..130, Just(65_535usize), Just(65_536), Just(70_000)], 1..6),
+            cuts in proptest::collection::vec(1usize..40_000, 0..40),
+        ) {
+            let mut bytes = Vec::new();
+            let mut expected = Vec::new();
+            for (number, &length) in lengths.iter().enumerate() {
+                let payload: Vec<u8> = (0..length).map(|place| (place + number) as u8).collect();
+                wire::append_message(&mut bytes, wire::Kind::Binary, &payload);
+                expected.push((Kind::Message, length as u64, payload[..length.min(START_BYTES_MAX)].to_vec()));
+            }
+            let mut pieces = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(shown(&pieces), Ok(expected.clone()));
+            let single: Vec<&[u8]> = bytes.chunks(1).take(20_000).collect();
+            prop_assert!(expected.starts_with(&shown(&single).unwrap()));
+        }
+    }
+
+    #[test]
+    fn control_frames_and_fragments() {
+        let bytes = [&[0x89, 2, b'h', b'i'][..], &[0x01, 1, b'a'], &[0x80, 1, b'b'], &[0x88, 2, 0x10, 0x06]];
+        let seen = shown(&bytes).unwrap();
+        let kinds: Vec<Kind> = seen.iter().map(|frame| frame.0).collect();
+        assert_eq!(kinds, [Kind::Ping, Kind::Message, Kind::Continuation, Kind::Close]);
+        assert_eq!(seen[0].2, b"hi");
+        assert_eq!((close_code(&seen[3].2), close_code(b"")), (4102, 1005));
+    }
+
+    #[test]
+    fn what_no_server_may_send() {
+        for bytes in [
+            &[0x81, 0x80, 0, 0, 0, 0][..],
+            &[0xc1, 0],
+            &[0x83, 0],
+            &[0x89, 126, 0, 126],
+            &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
+        ] {
+            assert_eq!(shown(&[bytes]), Err(Broken), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_masked() {
+        let frame = message(true, b"hello");
+        assert_eq!(frame[..6], [0x81, 0x85, 0x6f, 0x79, 0x65, 0x7a]);
+        let payload: Vec<u8> =
+            frame[6..].iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+        assert_eq!(payload, b"hello");
+        assert_eq!(close(None)[..2], [0x88, 0x80]);
+    }
+}

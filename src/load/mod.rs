@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod member;
 pub mod order;
 pub mod pace;
+pub mod pin;
 pub mod plan;
 pub mod probe;
 pub mod ramp;

@@ -291,8 +291,7 @@ impl Script {
         for (_, member) in crowd.iter_mut() {
             if member.is_open() && member.attendance.role == Role::Slow {
                 member.stall();
-                ledger.left(&mut member.attendance);
-                member.attendance.role = Role::Stalled;
+                ledger.stalled(&mut member.attendance);
             }
         }
     }

@@ -28,7 +28,7 @@ pub fn invalid(report: &Report) -> Vec<String> {
     }
     if own.waited_share > WAITED_SHARE_MAX {
         why.push(format!(
-            "the load generator waited for a processor for {} of the time",
+            "the load generator waited for a processor for {} of the time: --pin-server keeps the two apart, if nothing else runs",
             percent(own.waited_share)
         ));
     }
