@@ -8,13 +8,16 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::Failure;
+use super::progress::Progress;
+use crate::load;
+use crate::load::assertion::Assertion;
 use crate::load::child::ChildServer;
 use crate::load::plan::{Plan, Scenario, Speed, Traffic};
+use crate::load::preflight::{Limits, Preflight};
 use crate::load::report::Report;
 use crate::load::stamp::Stamp;
 use crate::load::target::Target;
 use crate::load::text::Text;
-use crate::load::{self, Standing};
 
 /// The flags of `oyez bench`.
 #[derive(Debug, Args)]
@@ -129,6 +132,10 @@ struct Common {
     #[arg(long, value_name = "IP")]
     source_ip: Vec<IpAddr>,
 
+    /// What the run has to keep to, or it fails: for instance "loss=0,p99<50ms".
+    #[arg(long, value_name = "LIST", value_parser = Assertion::parse_all)]
+    assert: Option<std::vec::Vec<Assertion>>,
+
     /// Write the report to a file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -237,16 +244,37 @@ impl Common {
     }
 
     fn run(self, scenario: Scenario, traffic: Option<Traffic>) -> Result<(), Failure> {
-        let _ = rlimit::increase_nofile_limit(u64::MAX);
+        let limits = Limits::raise();
         let mut child = match &self.url {
             Some(_) => None,
             None => Some(self.start(traffic.as_ref())?),
         };
         let url = match (&self.url, &child) {
-            (Some(url), _) => url.clone(),
-            (None, child) => child.as_ref().map_or_else(String::new, |child| child.url.clone()),
+            (Some(url), _) => url,
+            (None, Some(child)) => &child.url,
+            (None, None) => return Err(Failure::Failed("there is no server".to_owned())),
         };
-        let mut target = Target::parse(&url).map_err(Failure::Usage)?;
+        let plan = self.plan(url, scenario, traffic, child.as_ref().map(ChildServer::pid), limits)?;
+        let mut progress = Progress::new();
+        let found = load::run(plan.clone(), child.as_mut(), |standing| progress.show(standing))
+            .map_err(Failure::Failed)?;
+        drop(progress);
+        let server_args = child.as_ref().map(|_| self.server_args.clone());
+        // Stopped before the report, so that nothing is left behind whatever becomes of it.
+        drop(child);
+        self.report(&Report::new(&plan, &found, server_args))
+    }
+
+    /// Makes the plan, and sees whether this machine can carry it out.
+    fn plan(
+        &self,
+        url: &str,
+        scenario: Scenario,
+        traffic: Option<Traffic>,
+        child: Option<u32>,
+        limits: Limits,
+    ) -> Result<Plan, Failure> {
+        let mut target = Target::parse(url).map_err(Failure::Usage)?;
         if self.channels > 1 && !target.has_channels() {
             return Err(Failure::Usage(format!(
                 "--channels {} need a place in the path of --url: write {{channel}}",
@@ -254,20 +282,22 @@ impl Common {
             )));
         }
         target.sources = self.source_ip.clone();
-        let plan = Plan {
-            scenario,
-            target,
-            connections: self.connections,
-            channels: self.channels as u32,
-            ramp: self.ramp,
-            traffic,
-            pid: self.pid.or(child.as_ref().map(ChildServer::pid)),
-        };
-        let found = load::run(plan.clone(), child.as_mut(), progress).map_err(Failure::Failed)?;
-        let server_args = child.as_ref().map(|_| self.server_args.clone());
-        // Stopped before the report, so that nothing is left behind whatever becomes of it.
-        drop(child);
-        self.report(&Report::new(&plan, &found, server_args))
+        let (connections, channels, ramp) = (self.connections, self.channels as u32, self.ramp);
+        let pid = self.pid.or(child);
+        let mut plan = Plan { scenario, target, connections, channels, ramp, traffic, pid };
+        plan.target.spread(Limits::ports_needed(&plan), limits.ports);
+        let preflight = limits.check(&plan);
+        let Preflight { connections_max, raise, warning } = preflight;
+        if connections > connections_max {
+            return Err(Failure::Usage(format!(
+                "--connections {connections} cannot be reached here: at most {connections_max}, by {raise}"
+            )));
+        }
+        eprintln!("oyez: at most {connections_max} members can be reached here, by {raise}");
+        if let Some(warning) = warning {
+            eprintln!("oyez: {warning}");
+        }
+        Ok(plan)
     }
 
     /// Starts a server of our own that takes what we are going to send.
@@ -297,11 +327,16 @@ impl Common {
         if report.connections.opened == 0 {
             return Err(Failure::Failed("no connection was opened".to_owned()));
         }
-        Ok(())
+        let broken: Vec<String> = self
+            .assert
+            .iter()
+            .flatten()
+            .filter_map(|assertion| assertion.check(report).err())
+            .map(|broken| broken.to_string())
+            .collect();
+        if broken.is_empty() { Ok(()) } else { Err(Failure::Failed(broken.join("; "))) }
     }
 }
-
-fn progress(_: Standing) {}
 
 /// The most of anything that can be counted here: well over the ports of all loopback addresses that are
 /// ever used.

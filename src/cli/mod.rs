@@ -3,6 +3,7 @@
 mod bench;
 mod client;
 mod input;
+mod progress;
 mod publish;
 mod serve;
 mod subscribe;

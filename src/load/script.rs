@@ -114,6 +114,23 @@ impl Script {
         }
     }
 
+    /// How far the stage has come: in connections, or in milliseconds.
+    pub fn progress(&self, crowd: &Crowd, now: Time) -> (u64, u64) {
+        let traffic =
+            |length: fn(&Traffic) -> Duration| self.plan.traffic.as_ref().map_or(Duration::ZERO, length);
+        let (until, length) = match (&self.stage, self.plan.scenario) {
+            (Stage::Ramping(_) | Stage::Returning(_), _) => {
+                return (crowd.open() as u64, self.plan.sockets() as u64);
+            }
+            (Stage::Holding { until }, Scenario::Idle { hold }) => (until, hold),
+            (Stage::Warming { until }, _) => (until, traffic(|traffic| traffic.warmup)),
+            (Stage::Measuring { until, .. }, _) => (until, traffic(|traffic| traffic.duration)),
+            _ => return (1, 1),
+        };
+        let left = Duration::from_nanos(until.nanos_since(now));
+        (length.saturating_sub(left).as_millis() as u64, length.as_millis() as u64)
+    }
+
     /// Does what is due in the stage, and goes on to the next when its time has come.
     ///
     /// # Errors
