@@ -12,6 +12,7 @@ use super::progress::Progress;
 use crate::load;
 use crate::load::assertion::Assertion;
 use crate::load::child::ChildServer;
+use crate::load::pin;
 use crate::load::plan::{Plan, Scenario, Speed, Traffic};
 use crate::load::preflight::{Limits, Preflight};
 use crate::load::report::Report;
@@ -108,9 +109,10 @@ struct Common {
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, default_value = "")]
     server_args: String,
 
-    /// The processor that the server of our own is to run on; the load generator keeps to the others.
-    #[arg(long, value_name = "CPU")]
-    pin_server: Option<usize>,
+    /// The processor that the server of our own is to run on, while the load generator keeps to the
+    /// others, or "no" to leave it to the scheduler [default: the last, if there are several].
+    #[arg(long, value_name = "CPU", value_parser = pin)]
+    pin_server: Option<Pin>,
 
     /// The server's process, to read its memory and time; known of a server of our own.
     #[arg(long, conflicts_with_all = ["server_args", "pin_server"])]
@@ -312,7 +314,12 @@ impl Common {
                 arguments.extend([flag.to_owned(), bytes.to_string()]);
             }
         }
-        ChildServer::start(&arguments, self.pin_server)
+        let processor = match self.pin_server {
+            Some(Pin::To(processor)) => Some(processor),
+            Some(Pin::No) => None,
+            None => pin::choose(),
+        };
+        ChildServer::start(&arguments, processor)
             .map_err(|error| Failure::Failed(format!("cannot start a server: {error}")))
     }
 
@@ -347,6 +354,20 @@ const SECONDS_MAX: f64 = 86_400.0;
 
 /// The largest message, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
+
+/// Where a server of our own is to run.
+#[derive(Clone, Copy, Debug)]
+enum Pin {
+    To(usize),
+    No,
+}
+
+fn pin(text: &str) -> Result<Pin, String> {
+    match text {
+        "no" => Ok(Pin::No),
+        _ => text.parse().map(Pin::To).map_err(|_| "not a processor's number, nor \"no\"".to_owned()),
+    }
+}
 
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {

@@ -6,6 +6,21 @@
 
 use std::io;
 
+/// The processor for a server, if there is another one for this process: the last, since systems are
+/// used to giving the first more to do.
+#[cfg(target_os = "linux")]
+pub fn choose() -> Option<usize> {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    let allowed = sched_getaffinity(None).ok().filter(|allowed| allowed.count() > 1)?;
+    (0..CpuSet::MAX_CPU).rev().find(|&processor| allowed.is_set(processor))
+}
+
+/// Elsewhere the scheduler chooses.
+#[cfg(not(target_os = "linux"))]
+pub fn choose() -> Option<usize> {
+    None
+}
+
 /// Puts a process on one processor and this one on the others, as far as it was allowed to use them.
 ///
 /// # Errors

@@ -28,7 +28,7 @@ pub fn invalid(report: &Report) -> Vec<String> {
     }
     if own.waited_share > WAITED_SHARE_MAX {
         why.push(format!(
-            "the load generator waited for a processor for {} of the time: --pin-server keeps the two apart, if nothing else runs",
+            "the load generator waited for a processor for {} of the time: other programs run here, or the server on the same one",
             percent(own.waited_share)
         ));
     }
