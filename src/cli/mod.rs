@@ -1,6 +1,7 @@
 //! The command line: raw flags and environment in, resolved values out.
 
 mod bench;
+mod bench_flags;
 mod client;
 mod input;
 mod progress;
@@ -29,7 +30,7 @@ enum Command {
     /// Print what is published on channels.
     Sub(subscribe::Subscribe),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
-    Bench(Box<bench::Bench>),
+    Bench(Box<bench_flags::Bench>),
 }
 
 /// Why a command failed, and with which exit status.

@@ -11,6 +11,15 @@ use super::probe::{Cpu, Kernel, Memory, Process, Spent};
 use super::storm;
 use super::tally::{Tally, histogram};
 
+/// Points on the timeline, where the run is long enough.
+const TIMELINE_POINTS: u32 = 100;
+
+/// The shortest interval that is known to be no accident: a server's turn takes some milliseconds.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// The same for a storm, which can be over in a tenth of a second.
+const STORM_INTERVAL: Duration = Duration::from_millis(2);
+
 /// Everything that a report is made of.
 pub struct Findings {
     server: Option<Process>,
@@ -142,8 +151,9 @@ impl Findings {
         self.open = crowd.open();
     }
 
-    /// The measuring begins.
-    pub fn open_window(&mut self, interval: Duration, ledger: &mut Ledger, now: Time) {
+    /// The measuring begins, for so long, if that is known.
+    pub fn open_window(&mut self, length: Option<Duration>, ledger: &mut Ledger, now: Time) {
+        let interval = length.map_or(STORM_INTERVAL, |length| (length / TIMELINE_POINTS).max(INTERVAL_MIN));
         ledger.measured_from = Some(now);
         ledger.interval.clear();
         self.lag.reset();
@@ -164,8 +174,10 @@ impl Findings {
         if window.next_point > now {
             return;
         }
-        window.next_point = now.after(window.interval);
-        let seconds = now.seconds_since(window.from);
+        // Of a window whose length is not known, ever less is shown.
+        let elapsed = Duration::from_nanos(now.nanos_since(window.from));
+        window.next_point = now.after(window.interval.max(elapsed / TIMELINE_POINTS));
+        let seconds = elapsed.as_secs_f64();
         self.take_point(seconds, open, ledger);
     }
 
@@ -201,8 +213,9 @@ impl Findings {
     }
 
     /// The measuring ends. Latencies of what is still in flight are taken afterwards.
-    pub fn close_window(&mut self, ledger: &mut Ledger, now: Time) {
+    pub fn close_window(&mut self, open: usize, ledger: &mut Ledger, now: Time) {
         let Some(window) = self.window.take() else { return };
+        self.take_point(now.seconds_since(window.from), open, ledger);
         let spent =
             |process: Option<Process>, earlier: Option<Cpu>| Some(process?.cpu().ok()?.since(earlier?));
         self.measured = Some(Measured {

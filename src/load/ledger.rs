@@ -9,47 +9,15 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::attendance::{Attendance, Role};
 use super::clock::Time;
-use super::order::{Arrival, Cursor};
+use super::order::Arrival;
 use super::stamp::Stamp;
 use super::tally::histogram;
 use crate::ids::SlotId;
 
 /// Ten times what any server that is not overloaded takes.
 const ABANDONED_AFTER: Duration = Duration::from_secs(5);
-
-/// What a member is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Gets every message from the first to the last, and answers for it.
-    Regular,
-    /// The same, until it stalls.
-    Slow,
-    /// Reads no more: nobody waits for it.
-    Stalled,
-    /// Comes and goes: order is checked, loss at its ends cannot be.
-    Guest,
-    /// Only publishes: what it gets is counted, and nobody waits for it.
-    Apart,
-}
-
-impl Role {
-    /// Does it answer for every message?
-    fn answers(self) -> bool {
-        matches!(self, Role::Regular | Role::Slow)
-    }
-}
-
-/// A member, as the ledger knows it.
-#[derive(Debug)]
-pub struct Attendance {
-    /// What it is there for.
-    pub role: Role,
-    /// The channel that it is on.
-    pub channel: u32,
-    /// One for each publisher of the channel, in the order of their numbers. Made at the first message.
-    cursors: Vec<Cursor>,
-}
 
 /// All messages of a run.
 #[derive(Debug)]
@@ -118,13 +86,6 @@ struct Flying {
     intended: Time,
     /// How many members have yet to get it.
     absent: u32,
-}
-
-impl Attendance {
-    /// A member that has got nothing yet.
-    pub fn new(role: Role, channel: u32) -> Attendance {
-        Attendance { role, channel, cursors: Vec::new() }
-    }
 }
 
 impl Interval {
@@ -338,16 +299,6 @@ impl Ledger {
                 u64::from(member.cursor((number / self.channels) as usize).behind(end))
             })
             .sum()
-    }
-}
-
-impl Attendance {
-    fn cursor(&mut self, place: usize) -> &mut Cursor {
-        if place >= self.cursors.len() {
-            let fresh = if self.role.answers() { Cursor::at(0) } else { Cursor::joining() };
-            self.cursors.resize(place + 1, fresh);
-        }
-        &mut self.cursors[place]
     }
 }
 

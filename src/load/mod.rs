@@ -14,6 +14,8 @@
 //! - **flush** writes; **sweep** looks for deadlines.
 
 pub mod assertion;
+pub mod attendance;
+pub mod chart;
 pub mod child;
 pub mod clock;
 pub mod crowd;
@@ -24,6 +26,7 @@ pub mod ledger;
 pub mod member;
 pub mod order;
 pub mod pace;
+pub mod page;
 pub mod pin;
 pub mod plan;
 pub mod preflight;
@@ -33,6 +36,7 @@ pub mod report;
 pub mod script;
 pub mod stamp;
 pub mod storm;
+mod summary;
 pub mod tally;
 pub mod target;
 pub mod text;

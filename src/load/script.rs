@@ -10,11 +10,12 @@
 
 use std::time::Duration;
 
+use super::attendance::Role;
 use super::clock::Time;
 use super::crowd::Crowd;
 use super::findings::{Findings, Window};
 use super::frames;
-use super::ledger::{Ledger, Role};
+use super::ledger::Ledger;
 use super::pace::Pace;
 use super::plan::{Plan, Scenario, Speed, Traffic};
 use super::probe::Process;
@@ -38,10 +39,6 @@ const SENDS_PER_TURN: usize = 1_024;
 
 /// Bytes that wait to be sent by one publisher in an open loop before it takes no more messages.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
-
-/// Points on the timeline, where the run is long enough.
-const TIMELINE_POINTS: u32 = 100;
-const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// A run's course.
 pub struct Script {
@@ -148,7 +145,7 @@ impl Script {
             Stage::Returning(storm) => {
                 if storm.steer(crowd, now) {
                     self.found.storm = Some(storm.figures());
-                    self.found.close_window(ledger, now);
+                    self.found.close_window(crowd.open(), ledger, now);
                     self.found.measure_memory(crowd.open());
                     self.finish(crowd, ledger, now);
                 }
@@ -189,11 +186,11 @@ impl Script {
     fn begin(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
         self.stage = match (self.plan.scenario, self.plan.traffic) {
             (Scenario::Idle { hold }, _) => {
-                self.open_window(hold, ledger, now);
+                self.found.open_window(Some(hold), ledger, now);
                 Stage::Holding { until: now.after(hold) }
             }
             (Scenario::Storm { within }, _) => {
-                self.open_window(Duration::ZERO, ledger, now);
+                self.found.open_window(None, ledger, now);
                 Stage::Returning(Storm::begin(&self.plan, crowd, within, now))
             }
             (_, Some(traffic)) => {
@@ -261,7 +258,7 @@ impl Script {
 
     fn measure(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
         let Some(traffic) = self.plan.traffic else { return };
-        self.open_window(traffic.duration, ledger, now);
+        self.found.open_window(Some(traffic.duration), ledger, now);
         let stall_at = (self.plan.stalled() > 0).then(|| now.after(traffic.duration / 2));
         self.stage = Stage::Measuring { until: now.after(traffic.duration), stall_at };
         if let Scenario::Churn { stay, .. } = self.plan.scenario {
@@ -282,7 +279,7 @@ impl Script {
         if let Some(pace) = self.pace.take() {
             self.found.unsent += pace.backlog(until);
         }
-        self.found.close_window(ledger, now);
+        self.found.close_window(crowd.open(), ledger, now);
         self.found.measure_memory(crowd.open());
         // They read again, to learn what they were told.
         crowd.resume_stalled();
@@ -313,13 +310,8 @@ impl Script {
         }
     }
 
-    fn open_window(&mut self, length: Duration, ledger: &mut Ledger, now: Time) {
-        let interval = (length / TIMELINE_POINTS).max(INTERVAL_MIN);
-        self.found.open_window(interval, ledger, now);
-    }
-
     fn finish(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
-        self.found.close_window(ledger, now);
+        self.found.close_window(crowd.open(), ledger, now);
         self.found.finish(crowd, ledger);
         self.stage = Stage::Done;
     }

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
+use super::attendance::Role;
 use super::clock::Time;
 use super::crowd::Crowd;
-use super::ledger::Role;
 use super::plan::Plan;
 
 /// Connections begun in one turn of the loop: many, since all come at once, and few enough for answers
