@@ -34,6 +34,22 @@ fn help_names_each_flag_with_its_unit_default_and_variable() {
 }
 
 #[test]
+fn the_readme_has_each_flag_with_its_default() {
+    let readme = include_str!("../../README.md");
+    let output = oyez(&["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let mut count = 0;
+    for entry in help.split("\n      --").skip(1) {
+        let name = entry.split([' ', '\n']).next().unwrap();
+        let words = entry.split_whitespace().collect::<Vec<_>>().join(" ");
+        let default = words.split("[default: ").nth(1).unwrap().split(']').next().unwrap();
+        assert!(readme.contains(&format!("| `--{name}` | {default} |")), "{name} {default}");
+        count += 1;
+    }
+    assert_eq!(readme.matches("\n| `--").count(), count, "and no other");
+}
+
+#[test]
 fn bad_values_are_one_clear_line_and_status_2() {
     for (flag, value) in [
         ("--listen", "nonsense"),
