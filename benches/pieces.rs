@@ -3,6 +3,7 @@
 
 use std::hint::black_box;
 use std::io::{self, IoSlice, Write};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use oyez::config::Limits;
 use oyez::hub::Hub;
 use oyez::hub::outbox::Outbox;
-use oyez::ids::{ChannelName, SlotId};
+use oyez::ids::{ChannelName, Peer, SlotId};
 use oyez::moment::Moment;
+use oyez::server::engine::Engine;
+use oyez::server::transport::Transport;
 use oyez::session::http;
 use oyez::session::walker::Walker;
 use oyez::session::websocket;
@@ -173,9 +176,56 @@ fn wake(bench: &mut Criterion) {
     }
 }
 
+/// A connection on which nothing happens.
+struct Silent;
+
+impl io::Read for Silent {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl Write for Silent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Silent {
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One slice of the sweep, over slots whose deadlines are far away.
+fn sweep(bench: &mut Criterion) {
+    let slots = 4096u32;
+    let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() });
+    let start = Moment::from_millis(0);
+    let mut now = start;
+    for _ in 0..slots {
+        engine.admit(Silent, Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))), now);
+    }
+    let mut group = bench.benchmark_group("sweep_slice");
+    group.throughput(Throughput::Elements(u64::from(slots)));
+    group.bench_function(BenchmarkId::from_parameter(slots), |bench| {
+        bench.iter(|| {
+            now = now.after(250);
+            if now.millis_since(start) > 1 << 29 {
+                now = start;
+            }
+            engine.sweep(now);
+        });
+    });
+}
+
 criterion_group! {
     name = pieces;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, hub, outbox, head, walker, wake
+    targets = frame, hub, outbox, head, walker, wake, sweep
 }
 criterion_main!(pieces);

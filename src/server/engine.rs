@@ -224,40 +224,42 @@ impl<T: Transport> Engine<T> {
     pub fn flush(&mut self, now: Moment) {
         let dirty = self.slots.take_dirty();
         for &id in &dirty {
-            let Engine { slots, limits, metrics, .. } = self;
-            let Some(slot) = slots.get_mut(id) else { continue };
-            let (written, left) = slot.outbox.flush(&mut slot.transport, now);
-            metrics.sent_bytes += written as u64;
-            match left {
-                Left::Nothing | Left::Blocked => {}
-                Left::More => slots.mark_dirty(id),
-                Left::Failed(_) if slot.state.listens() => {
-                    // What the peer sent before it went is still to be read, and published; the read
-                    // side then says that it is gone.
-                    slot.outbox = Outbox::Empty;
-                    slots.mark_read_closed(id);
-                    slots.mark_ready(id);
-                    continue;
-                }
-                Left::Failed(_) => {
-                    slot.state.fail();
-                    self.after_session(id);
-                    continue;
-                }
-            }
-            let Some(slot) = slots.get_mut(id) else { continue };
-            match slot.state.flushed(written, &slot.outbox, limits, now) {
-                AfterFlush::Nothing => {}
-                AfterFlush::ShutDownWrite => {
-                    if slot.transport.shut_down_write().is_err() {
-                        slot.state.fail();
-                        self.after_session(id);
-                    }
-                }
-                AfterFlush::Doom(reason) => slots.doom(id, reason),
-            }
+            self.flush_slot(id, now);
         }
         self.slots.give_back_dirty(dirty);
+    }
+
+    fn flush_slot(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, limits, metrics, .. } = self;
+        let Some(slot) = slots.flushing(id) else { return };
+        let (written, left) = slot.outbox.flush(&mut slot.transport, now);
+        metrics.sent_bytes += written as u64;
+        match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
+            (Left::Failed(_), _) if slot.state.listens() => {
+                // What the peer sent before it went is still to be read, and published; the read side
+                // then says that it is gone.
+                slot.outbox = Outbox::Empty;
+                slots.mark_read_closed(id);
+                slots.mark_ready(id);
+            }
+            (Left::Failed(_), _) => self.fail(id),
+            (_, AfterFlush::Doom(reason)) => slots.doom(id, reason),
+            (_, AfterFlush::ShutDownWrite) => {
+                if slot.transport.shut_down_write().is_err() {
+                    self.fail(id);
+                }
+            }
+            (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
+            (Left::Nothing | Left::Blocked, AfterFlush::Nothing) => {}
+        }
+    }
+
+    /// The socket has failed.
+    fn fail(&mut self, id: SlotId) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.state.fail();
+        }
+        self.after_session(id);
     }
 
     /// Looks at a slice of the slab for deadlines that have come.

@@ -240,15 +240,17 @@ impl<T> Slots<T> {
         self.ready.len()
     }
 
-    /// Takes the whole dirty list, to be given back with [`Slots::give_back_dirty`].
+    /// Takes the dirty list. Each slot on it is to be taken off with [`Slots::flushing`], and the list to
+    /// be given back.
     pub fn take_dirty(&mut self) -> Vec<SlotId> {
-        let dirty = std::mem::take(&mut self.dirty);
-        for &id in &dirty {
-            if let Some(slot) = self.get_mut(id) {
-                slot.marks.clear(Marks::DIRTY);
-            }
-        }
-        dirty
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// A slot of the list that was taken; from here on it can be marked anew.
+    pub fn flushing(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
+        let slot = self.get_mut(id)?;
+        slot.marks.clear(Marks::DIRTY);
+        Some(slot)
     }
 
     /// Returns the list's memory, so that no turn allocates it anew; what was marked meanwhile stays.
