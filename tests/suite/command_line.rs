@@ -192,6 +192,7 @@ fn exit_codes() {
     check(&["pub"], 2, "<CHANNEL>");
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
+    check(&[], 2, "serve, pub or sub");
     check(&["nonsense"], 2, "nonsense");
     check(&["--help"], 0, "serve");
     check(&["--version"], 0, env!("CARGO_PKG_VERSION"));
