@@ -339,7 +339,7 @@ impl Open {
         let mut replies = Vec::new();
         let intents = &mut desk.intents;
         let heard = websocket::receive(&mut self.awake, input, desk.limits, &mut replies, |kind, payload| {
-            intents.push(Intent::Publish { kind, payload });
+            intents.push(Intent::Publish { kind, payload: unpinned(payload) });
         });
         let replies = Bytes::from(replies);
         match heard {
@@ -416,6 +416,15 @@ impl Limits {
         Bounds { bytes_max: self.outbox_bytes_max, stall_ms_max: self.slow_timeout_ms }
     }
 }
+
+/// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until
+/// it is delivered: 4 KiB for each of thousands of members that send 64 bytes in the same turn.
+fn unpinned(payload: Bytes) -> Bytes {
+    if payload.len() < COPY_BYTES_MAX { Bytes::copy_from_slice(&payload) } else { payload }
+}
+
+/// Payloads below that are copied: a quarter of tungstenite's read buffer.
+const COPY_BYTES_MAX: usize = 1024;
 
 /// 503: the table is full.
 pub fn no_room() -> Refusal {
