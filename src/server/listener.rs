@@ -199,6 +199,17 @@ mod tests {
     }
 
     #[test]
+    fn the_backlog_bounds_who_waits() {
+        let tcp = Tcp { backlog: 2, ..Tcp::default() };
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let address = listener.address().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
+        // listen(2) on Linux takes one more than it is told.
+        assert_eq!(waiting.len(), 3);
+    }
+
+    #[test]
     fn a_pause_ends_by_timer_or_by_room() {
         let tcp = crate::config::Tcp::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();

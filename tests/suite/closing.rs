@@ -183,3 +183,24 @@ fn a_close_waits_as_long_as_the_peer_takes_bytes() {
     assert_eq!(got.len(), 6, "five messages and the close");
     assert_eq!(got[5].close_code().0, 1000);
 }
+
+#[test]
+fn a_close_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_at_a_time() {
+    let limits = Limits { close_timeout_ms: 1_000, drain_ms: 5_000, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let (drips, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(drips).mood = Mood::Stuck;
+    rig.send_text(sender, &"x".repeat(60_000));
+    rig.turn();
+    rig.send(drips, &frames::close(1000, ""));
+    rig.turn();
+    let start = rig.now;
+    while rig.is_alive(drips) {
+        rig.pipe(drips).mood = Mood::Drip;
+        rig.turn();
+        rig.pipe(drips).mood = Mood::Stuck;
+        rig.pass(500);
+    }
+    let took = rig.now.millis_since(start);
+    assert!((5_000..6_500).contains(&took), "{took} ms");
+}

@@ -37,6 +37,8 @@ pub enum Mood {
     Kind,
     /// Splits, blocks and returns short, as the dice say.
     Mean(Dice),
+    /// Takes a byte at a time.
+    Drip,
     /// Takes nothing.
     Stuck,
 }
@@ -77,6 +79,7 @@ impl Pipe {
     fn allow(&mut self, length: usize) -> Option<usize> {
         match &mut self.mood {
             Mood::Kind => Some(length),
+            Mood::Drip => Some(1),
             Mood::Stuck => None,
             Mood::Mean(dice) => match dice.roll(4) {
                 0 => None,
