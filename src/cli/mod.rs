@@ -11,6 +11,7 @@ mod subscribe;
 
 use std::fmt;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// What the program was asked to do.
@@ -71,6 +72,9 @@ pub fn run() -> Result<(), Failure> {
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
             return Ok(());
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Err(Failure::Usage("no command is given: serve, pub or sub; see --help".to_owned()));
         }
         Err(error) => return Err(Failure::Usage(one_line(&error))),
     };
