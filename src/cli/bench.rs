@@ -173,6 +173,9 @@ impl Common {
         if report.connections.opened == 0 {
             return Err(Failure::Failed("no connection was opened".to_owned()));
         }
+        if report.open_at_end == 0 {
+            return Err(Failure::Failed("no connection was left at the end".to_owned()));
+        }
         let broken: Vec<String> = self
             .assert
             .iter()

@@ -4,7 +4,10 @@
 //! names. So everything is drawn in colours that nobody would use, and these are replaced by CSS
 //! variables in the text that comes out.
 
+use std::io;
+
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::drawing::DrawingAreaErrorKind;
 use plotters::prelude::*;
 
 /// The chart's size in its own units; the page scales it.
@@ -169,7 +172,7 @@ impl Chart {
         Ok(self.fit_into_page(&text))
     }
 
-    fn draw(&self, text: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
+    fn draw(&self, text: &mut String) -> Result<(), DrawingAreaErrorKind<io::Error>> {
         let root = SVGBackend::with_string(text, (WIDTH, HEIGHT)).into_drawing_area();
         let (x, y) = (self.x.coordinate(), self.y.coordinate());
         let style = ("sans-serif", 16).into_font().color(&INK);

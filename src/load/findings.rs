@@ -27,8 +27,8 @@ pub struct Findings {
     pub ramp: Tally,
     /// Seconds in which they were opened.
     pub ramp_seconds: f64,
-    /// Members that were open when all had been tried.
-    pub open: usize,
+    /// Connections that were open at the end.
+    pub open_at_end: usize,
     /// What became of them afterwards, and of guests.
     pub after: Tally,
     /// Memory at several numbers of connections.
@@ -121,7 +121,7 @@ impl Findings {
             server,
             ramp: Tally::new(),
             ramp_seconds: 0.0,
-            open: 0,
+            open_at_end: 0,
             after: Tally::new(),
             memory: Vec::new(),
             timeline: Vec::new(),
@@ -148,7 +148,6 @@ impl Findings {
     /// All connections have been tried.
     pub fn opened(&mut self, crowd: &mut Crowd) {
         self.ramp = std::mem::take(&mut crowd.tally);
-        self.open = crowd.open();
     }
 
     /// The measuring begins, for so long, if that is known.

@@ -203,8 +203,30 @@ fn masked(opcode: OpCode, payload: &[u8]) -> Bytes {
     let length = payload.len() as u64;
     let mut out = Vec::with_capacity(header.len(length) + payload.len());
     header.format(length, &mut out).expect("writing to a Vec does not fail");
-    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let start = out.len();
+    out.extend_from_slice(payload);
+    apply_mask(&mut out[start..]);
     out.into()
+}
+
+/// RFC 6455 5.3, sixteen bytes at a time.
+fn apply_mask(payload: &mut [u8]) {
+    const LONG_MASK: u128 = u128::from_ne_bytes({
+        let mut long = [0; 16];
+        let mut place = 0;
+        while place < long.len() {
+            long[place] = MASK[place % MASK.len()];
+            place += 1;
+        }
+        long
+    });
+    let (chunks, rest) = payload.as_chunks_mut::<16>();
+    for chunk in chunks {
+        *chunk = (u128::from_ne_bytes(*chunk) ^ LONG_MASK).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(MASK.iter().cycle()) {
+        *byte ^= mask;
+    }
 }
 
 /// The code in a close frame's payload; 1005 stands for none (RFC 6455 7.1.5).
@@ -284,11 +306,12 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_masked() {
-        let frame = message(true, b"hello");
-        assert_eq!(frame[..6], [0x81, 0x85, 0x6f, 0x79, 0x65, 0x7a]);
+        let text = b"hello, and a little more than sixteen bytes";
+        let frame = message(true, text);
+        assert_eq!(frame[..6], [0x81, 0x80 | text.len() as u8, 0x6f, 0x79, 0x65, 0x7a]);
         let payload: Vec<u8> =
             frame[6..].iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
-        assert_eq!(payload, b"hello");
+        assert_eq!(payload, text);
         assert_eq!(close(None)[..2], [0x88, 0x80]);
     }
 }

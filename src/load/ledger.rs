@@ -2,7 +2,7 @@
 //!
 //! A message is *in flight* until every regular member of its channel has it; then the last one's
 //! latency is recorded, and in a closed loop its publisher may send the next. What has not reached
-//! everybody after [`ABANDONED_AFTER`] is given up, so that a server that loses messages is measured too.
+//! everybody after five seconds is given up, so that a server that loses messages is measured too.
 
 use std::collections::VecDeque;
 use std::time::Duration;

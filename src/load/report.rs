@@ -17,6 +17,8 @@ pub struct Report {
     /// What was published and delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
+    /// Connections that were still open at the end, guests included.
+    pub open_at_end: usize,
     /// Connections that ended and were not meant to.
     pub unexpected_closes: Vec<Count>,
     /// How a storm went.

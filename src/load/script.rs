@@ -37,6 +37,10 @@ const STALLED_BUFFER_BYTES: usize = 4096;
 /// between.
 const SENDS_PER_TURN: usize = 1_024;
 
+/// The same in bytes: what comes back is read between, or a server that limits what waits for a member
+/// would take us for slow.
+const SEND_BYTES_PER_TURN: usize = 256 << 10;
+
 /// Bytes that wait to be sent by one publisher in an open loop before it takes no more messages.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
 
@@ -134,6 +138,9 @@ impl Script {
     /// The run cannot go on.
     pub fn steer(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
         self.found.tick(crowd.open(), ledger, now);
+        if self.is_deserted(crowd) {
+            self.finish(crowd, ledger, now);
+        }
         match &mut self.stage {
             Stage::Ramping(_) => self.ramp(crowd, ledger, now)?,
             Stage::Holding { until } if *until <= now => self.finish(crowd, ledger, now),
@@ -153,6 +160,12 @@ impl Script {
             Stage::Holding { .. } | Stage::Warming { .. } | Stage::Collecting { .. } | Stage::Done => {}
         }
         Ok(())
+    }
+
+    /// Is nobody left of those who were there?
+    fn is_deserted(&self, crowd: &Crowd) -> bool {
+        let has_members = !matches!(self.stage, Stage::Ramping(_) | Stage::Returning(_) | Stage::Done);
+        has_members && crowd.open() + crowd.pending() == 0
     }
 
     fn ramp(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
@@ -184,14 +197,14 @@ impl Script {
 
     /// All are there.
     fn begin(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
-        self.stage = match (self.plan.scenario, self.plan.traffic) {
+        match (self.plan.scenario, self.plan.traffic) {
             (Scenario::Idle { hold }, _) => {
                 self.found.open_window(Some(hold), ledger, now);
-                Stage::Holding { until: now.after(hold) }
+                self.stage = Stage::Holding { until: now.after(hold) };
             }
             (Scenario::Storm { within }, _) => {
                 self.found.open_window(None, ledger, now);
-                Stage::Returning(Storm::begin(&self.plan, crowd, within, now))
+                self.stage = Stage::Returning(Storm::begin(&self.plan, crowd, within, now));
             }
             (_, Some(traffic)) => {
                 self.appoint(&traffic, crowd, ledger)?;
@@ -199,10 +212,13 @@ impl Script {
                     Speed::Window(_) => Pace::closed(),
                     Speed::Rate(per_second) => Pace::open(per_second, now),
                 });
-                Stage::Warming { until: now.after(traffic.warmup) }
+                self.stage = Stage::Warming { until: now.after(traffic.warmup) };
+                if traffic.warmup.is_zero() {
+                    self.measure(crowd, ledger, now);
+                }
             }
-            (_, None) => Stage::Done,
-        };
+            (_, None) => self.stage = Stage::Done,
+        }
         Ok(())
     }
 
@@ -235,7 +251,8 @@ impl Script {
         let Some(pace) = &mut self.pace else { return };
         let Some(traffic) = self.plan.traffic else { return };
         self.is_held_up = false;
-        for _ in 0..SENDS_PER_TURN {
+        let sends = (SEND_BYTES_PER_TURN / traffic.payload_bytes.max(1)).clamp(1, SENDS_PER_TURN);
+        for _ in 0..sends {
             let has_room = |id| {
                 let member = crowd.get_mut(id);
                 let has_room = member.is_none_or(|member| member.outbox.bytes() < BACKLOG_BYTES_MAX);
@@ -276,6 +293,8 @@ impl Script {
             self.receive_guests(crowd, now);
             return;
         }
+        // What was due since the last turn; what a server keeps us from sending stays unsent.
+        self.publish(crowd, ledger, Time::from_nanos(until.nanos() - 1));
         if let Some(pace) = self.pace.take() {
             self.found.unsent += pace.backlog(until);
         }
@@ -311,6 +330,7 @@ impl Script {
     }
 
     fn finish(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
+        self.found.open_at_end = crowd.open();
         self.found.close_window(crowd.open(), ledger, now);
         self.found.finish(crowd, ledger);
         self.stage = Stage::Done;

@@ -28,6 +28,7 @@ impl Report {
             guests: matches!(plan.scenario, Scenario::Churn { .. })
                 .then(|| Connections::new(&found.after, seconds)),
             traffic: plan.traffic.is_some().then(|| Traffic::new(found)),
+            open_at_end: found.open_at_end,
             unexpected_closes: [counts(&found.ramp.lost), counts(&found.after.lost)].concat(),
             storm: found.storm.map(|storm| Storm {
                 dropped: storm.dropped,
