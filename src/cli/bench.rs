@@ -123,7 +123,7 @@ impl Common {
         let (connections, channels, ramp) = (self.connections, self.channels as u32, self.ramp);
         let pid = self.pid.or(child);
         let mut plan = Plan { scenario, target, connections, channels, ramp, traffic, pid };
-        plan.target.spread(Limits::ports_needed(&plan), limits.ports);
+        plan.target.spread(Limits::ports_needed(&plan), limits.ports, std::process::id());
         let preflight = limits.check(&plan);
         let Preflight { connections_max, raise, warning } = preflight;
         if connections > connections_max {

@@ -47,13 +47,15 @@ impl Limits {
         }
     }
 
-    /// Ports that a plan takes at once, those at rest after a guest left included.
+    /// Ports that a plan takes at once, those at rest after their connection included.
     pub fn ports_needed(plan: &Plan) -> usize {
-        let guests = match plan.scenario {
+        let others = match plan.scenario {
             Scenario::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
+            // Those that were dropped, and as many for who has to try again.
+            Scenario::Storm { .. } => 2 * plan.connections,
             _ => 0,
         };
-        plan.sockets() + guests
+        plan.sockets() + others
     }
 
     /// Looks at a plan whose sources are chosen.
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!(found.connections_max, 28_232);
         assert!(found.raise.contains("ip_local_port_range"), "{}", found.raise);
         let mut spread = plan(100_000, idle);
-        spread.target.spread(100_000, limits.ports);
+        spread.target.spread(100_000, limits.ports, 1);
         assert!(limits.check(&spread).connections_max > 100_000);
     }
 
@@ -141,6 +143,7 @@ mod tests {
     fn a_storm_over_the_backlog_is_warned_of() {
         let storm = Scenario::Storm { within: Duration::from_secs(1) };
         let limits = Limits { descriptors: 20_000, ports: 28_232, backlog: 128 };
+        assert_eq!(Limits::ports_needed(&plan(100, storm)), 300);
         assert!(limits.check(&plan(129, storm)).warning.is_some());
         assert_eq!(limits.check(&plan(128, storm)).warning, None);
     }
