@@ -16,6 +16,9 @@ use crate::load::report::Report;
 use crate::load::target::Target;
 use crate::load::text::Text;
 
+/// The largest size that a flag of `oyez serve` takes.
+const SERVER_BYTES_MAX: usize = 1 << 30;
+
 impl Bench {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (common, scenario, broadcast) = match self.what {
@@ -97,7 +100,7 @@ impl Common {
         let found = load::run(plan.clone(), child.as_mut(), |standing| progress.show(standing))
             .map_err(Failure::Failed)?;
         drop(progress);
-        let server_args = child.as_ref().map(|_| self.server_args.clone());
+        let server_args = child.as_ref().map(|child| child.flags.clone());
         // Stopped before the report, so that nothing is left behind whatever becomes of it.
         drop(child);
         self.report(Report::of(&plan, &found, server_args))
@@ -144,8 +147,9 @@ impl Common {
         let payload_bytes = traffic.map_or(0, |traffic| traffic.payload_bytes);
         for (flag, default_bytes, bytes) in [
             ("--message-bytes-max", 64 << 10, payload_bytes),
-            ("--outbox-bytes-max", 1 << 20, payload_bytes * 4),
+            ("--outbox-bytes-max", 1 << 20, traffic.map_or(0, Traffic::burst_bytes)),
         ] {
+            let bytes = bytes.min(SERVER_BYTES_MAX);
             if bytes > default_bytes && !self.server_args.contains(flag) {
                 arguments.extend([flag.to_owned(), bytes.to_string()]);
             }

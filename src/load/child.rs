@@ -22,6 +22,8 @@ pub struct ChildServer {
     _stdout: BufReader<std::process::ChildStdout>,
     /// `ws://host:port`.
     pub url: String,
+    /// The flags that it was started with.
+    pub flags: String,
 }
 
 impl ChildServer {
@@ -40,7 +42,12 @@ impl ChildServer {
         }
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut server = ChildServer { child, _stdout: BufReader::new(stdout), url: String::new() };
+        let mut server = ChildServer {
+            child,
+            _stdout: BufReader::new(stdout),
+            url: String::new(),
+            flags: arguments.join(" "),
+        };
         if let Some(processor) = pin {
             pin::apart(server.pid(), processor)?;
         }

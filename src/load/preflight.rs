@@ -47,7 +47,8 @@ impl Limits {
         }
     }
 
-    /// Ports that a plan takes at once, those at rest after their connection included.
+    /// Ports that a plan takes, those at rest after their connection included. With fewer it takes longer,
+    /// for which the load generator will be blamed in the report.
     pub fn ports_needed(plan: &Plan) -> usize {
         let others = match plan.scenario {
             Scenario::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
@@ -69,7 +70,7 @@ impl Limits {
         let others = DESCRIPTORS_RESERVED + guests + (plan.sockets() - plan.connections);
         let by_descriptors = self.descriptors.saturating_sub(others);
         let sources = plan.target.sources.len().max(1);
-        let by_ports = (self.ports * sources).saturating_sub(Limits::ports_needed(plan) - plan.connections);
+        let by_ports = (self.ports * sources).saturating_sub(others - DESCRIPTORS_RESERVED);
         let raise = if by_descriptors <= by_ports {
             format!(
                 "{} descriptors (raise the hard limit as root, here and for the server: `prlimit --pid $$ --nofile={}`)",

@@ -10,7 +10,7 @@ use super::plan::Plan;
 
 /// Connections begun in one turn of the loop: many, since all come at once, and few enough for answers
 /// to be read between.
-const BUDGET: usize = 256;
+const BUDGET: usize = 64;
 
 /// How long a client that was refused waits before it tries again.
 const RETRY: Duration = Duration::from_millis(200);
