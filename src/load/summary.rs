@@ -173,7 +173,7 @@ impl Memory {
         // buffers too; the slope is that of the ramp, and not of its first step, where a server sets up
         // what it needs once.
         let rising = points.windows(2).take_while(|pair| pair[0].connections < pair[1].connections).count();
-        let ramp = &points[..=rising.min(points.len() - 1)];
+        let ramp = &points[..points.len().min(rising + 1)];
         let ramp = if ramp.len() > 3 { &ramp[1..] } else { ramp };
         let over = |value: fn(&MemoryAt) -> Option<u64>| {
             slope(ramp.iter().filter_map(|at| Some((at.connections as f64, value(at)? as f64))))

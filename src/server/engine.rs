@@ -290,8 +290,8 @@ impl<T: Transport> Engine<T> {
     }
 
     /// When the sweep wants to be called again, if there is anything to sweep.
-    pub fn next_sweep(&self) -> Option<Moment> {
-        (!self.slots.is_empty()).then(|| self.sweeper.next())
+    pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
+        (!self.slots.is_empty()).then(|| self.sweeper.next(now))
     }
 
     /// The only place where a slot dies and its key is freed; how many did.

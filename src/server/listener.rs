@@ -10,7 +10,6 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use log::warn;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -50,6 +49,8 @@ pub enum Accept {
     Connection(TcpStream, SocketAddr),
     /// Nobody waits, or accepting rests.
     Nobody,
+    /// A client that is gone already: accept(2) passes on what happened to it. The next may be well.
+    Gone(io::Error),
     /// No descriptor or no memory is left, and accepting rests; somebody may have been told.
     Exhausted(io::Error),
 }
@@ -138,21 +139,18 @@ impl Listener {
         if self.reserve.is_none() {
             self.reserve = reserve();
         }
-        loop {
-            match self.socket.accept() {
-                Ok((stream, peer)) => return Accept::Connection(stream, peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.state = Accepting::Idle;
-                    return Accept::Nobody;
-                }
-                Err(error) if is_exhausted(&error) => {
-                    self.pause(now);
-                    self.tell_one();
-                    return Accept::Exhausted(error);
-                }
-                // accept(2) passes on what happened to a client that is gone already; the next may be well.
-                Err(error) => warn!("accept: {error}"),
+        match self.socket.accept() {
+            Ok((stream, peer)) => Accept::Connection(stream, peer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.state = Accepting::Idle;
+                Accept::Nobody
             }
+            Err(error) if is_exhausted(&error) => {
+                self.pause(now);
+                self.tell_one();
+                Accept::Exhausted(error)
+            }
+            Err(error) => Accept::Gone(error),
         }
     }
 
