@@ -60,6 +60,7 @@ pub mod close;
 pub mod config;
 pub mod hub;
 pub mod ids;
+pub mod load;
 pub mod metrics;
 pub mod moment;
 pub mod server;

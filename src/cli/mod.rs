@@ -1,7 +1,10 @@
 //! The command line: raw flags and environment in, resolved values out.
 
+mod bench;
+mod bench_flags;
 mod client;
 mod input;
+mod progress;
 mod publish;
 mod serve;
 mod subscribe;
@@ -27,6 +30,8 @@ enum Command {
     Pub(publish::Publish),
     /// Print what is published on channels.
     Sub(subscribe::Subscribe),
+    /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
+    Bench(Box<bench_flags::Bench>),
 }
 
 /// Why a command failed, and with which exit status.
@@ -78,6 +83,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Serve(serve) => serve.run(),
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
+        Command::Bench(bench) => bench.run(),
     }
 }
 

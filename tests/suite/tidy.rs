@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floor of each module, lowest first; a module imports only from floors below its own.
-const FLOORS: [&[&str]; 7] = [
+const FLOORS: [&[&str]; 8] = [
     &["config", "close", "ids", "moment"],
     // A word that is made of another: one counter for each close.
     &["metrics"],
@@ -12,7 +12,8 @@ const FLOORS: [&[&str]; 7] = [
     &["hub"],
     &["session"],
     &["server"],
-    &["cli", "load", "console"],
+    &["load", "console"],
+    &["cli"],
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

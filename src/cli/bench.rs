@@ -1,0 +1,196 @@
+//! `oyez bench`: flags to a plan, a plan to a report.
+
+use std::fs;
+use std::path::Path;
+
+use super::Failure;
+use super::bench_flags::{Bench, Common, Pin, SideBySide, What};
+use super::progress::Progress;
+use crate::load;
+use crate::load::child::ChildServer;
+use crate::load::page::{self, Run};
+use crate::load::pin;
+use crate::load::plan::{Plan, Scenario, Traffic};
+use crate::load::preflight::{Limits, Preflight};
+use crate::load::report::Report;
+use crate::load::target::Target;
+use crate::load::text::Text;
+
+/// The largest size that a flag of `oyez serve` takes.
+const SERVER_BYTES_MAX: usize = 1 << 30;
+
+impl Bench {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let (common, scenario, broadcast) = match self.what {
+            What::Idle(idle) => (idle.common, Scenario::Idle { hold: idle.hold }, None),
+            What::Fanout(fanout) => (fanout.common, Scenario::Fanout, Some(fanout.broadcast)),
+            What::Churn(churn) => {
+                let scenario = Scenario::Churn { arrivals_per_second: churn.arrivals, stay: churn.stay };
+                (churn.common, scenario, Some(churn.broadcast))
+            }
+            What::Storm(storm) => (storm.common, Scenario::Storm { within: storm.within }, None),
+            What::Report(report) => return report.run(),
+            What::Slow(slow) => (slow.common, Scenario::Slow { stalled: slow.stalled }, Some(slow.broadcast)),
+        };
+        let traffic = broadcast.map(|broadcast| broadcast.traffic());
+        common.check(scenario, traffic.as_ref())?;
+        common.run(scenario, traffic)
+    }
+}
+
+impl SideBySide {
+    fn run(&self) -> Result<(), Failure> {
+        let mut runs = Vec::new();
+        for path in &self.runs {
+            let failed = |why: String| Failure::Failed(format!("{}: {why}", path.display()));
+            let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+            let report = serde_json::from_str(&text)
+                .map_err(|error| failed(format!("not a report of oyez bench: {error}")))?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            runs.push(Run { name, report });
+        }
+        write(&self.out, &page::page(&runs).map_err(Failure::Failed)?)
+    }
+}
+
+impl Common {
+    /// Do the flags go together?
+    fn check(&self, scenario: Scenario, traffic: Option<&Traffic>) -> Result<(), Failure> {
+        let refuse = |text: String| Err(Failure::Usage(text));
+        let connections = self.connections;
+        if self.channels > connections {
+            return refuse(format!("--channels {} need at least as many --connections", self.channels));
+        }
+        let Some(traffic) = traffic else { return Ok(()) };
+        let stalled = match scenario {
+            Scenario::Slow { stalled } => stalled,
+            _ => 0,
+        };
+        if stalled >= connections {
+            return refuse(format!(
+                "--stalled {stalled} of --connections {connections} leaves nobody to read"
+            ));
+        }
+        let publishers = traffic.publishers;
+        if publishers > usize::from(u16::MAX) {
+            return refuse(format!("--publishers {publishers} is over {}", u16::MAX));
+        }
+        if !traffic.publishers_apart && publishers > connections - stalled {
+            return refuse(format!(
+                "--publishers {publishers} are members, and --connections leaves only {}: raise it, or use --publishers-apart",
+                connections - stalled
+            ));
+        }
+        Ok(())
+    }
+
+    fn run(self, scenario: Scenario, traffic: Option<Traffic>) -> Result<(), Failure> {
+        let limits = Limits::raise();
+        let mut child = match &self.url {
+            Some(_) => None,
+            None => Some(self.start(traffic.as_ref())?),
+        };
+        let url = match (&self.url, &child) {
+            (Some(url), _) => url,
+            (None, Some(child)) => &child.url,
+            (None, None) => return Err(Failure::Failed("there is no server".to_owned())),
+        };
+        let plan = self.plan(url, scenario, traffic, child.as_ref().map(ChildServer::pid), limits)?;
+        let mut progress = Progress::new();
+        let found = load::run(plan.clone(), child.as_mut(), |standing| progress.show(standing))
+            .map_err(Failure::Failed)?;
+        drop(progress);
+        let server_args = child.as_ref().map(|child| child.flags.clone());
+        // Stopped before the report, so that nothing is left behind whatever becomes of it.
+        drop(child);
+        self.report(Report::of(&plan, &found, server_args))
+    }
+
+    /// Makes the plan, and sees whether this machine can carry it out.
+    fn plan(
+        &self,
+        url: &str,
+        scenario: Scenario,
+        traffic: Option<Traffic>,
+        child: Option<u32>,
+        limits: Limits,
+    ) -> Result<Plan, Failure> {
+        let mut target = Target::parse(url).map_err(Failure::Usage)?;
+        if self.channels > 1 && !target.has_channels() {
+            return Err(Failure::Usage(format!(
+                "--channels {} need a place in the path of --url: write {{channel}}",
+                self.channels
+            )));
+        }
+        target.sources = self.source_ip.clone();
+        let (connections, channels, ramp) = (self.connections, self.channels as u32, self.ramp);
+        let pid = self.pid.or(child);
+        let mut plan = Plan { scenario, target, connections, channels, ramp, traffic, pid };
+        plan.target.spread(Limits::ports_needed(&plan), limits.ports, std::process::id());
+        let preflight = limits.check(&plan);
+        let Preflight { connections_max, raise, warning } = preflight;
+        if connections > connections_max {
+            return Err(Failure::Usage(format!(
+                "--connections {connections} cannot be reached here: at most {connections_max}, by {raise}"
+            )));
+        }
+        eprintln!("oyez: at most {connections_max} members can be reached here, by {raise}");
+        if let Some(warning) = warning {
+            eprintln!("oyez: {warning}");
+        }
+        Ok(plan)
+    }
+
+    /// Starts a server of our own that takes what we are going to send.
+    fn start(&self, traffic: Option<&Traffic>) -> Result<ChildServer, Failure> {
+        let mut arguments: Vec<String> = self.server_args.split_whitespace().map(str::to_owned).collect();
+        let payload_bytes = traffic.map_or(0, |traffic| traffic.payload_bytes);
+        for (flag, default_bytes, bytes) in [
+            ("--message-bytes-max", 64 << 10, payload_bytes),
+            ("--outbox-bytes-max", 1 << 20, traffic.map_or(0, Traffic::burst_bytes)),
+        ] {
+            let bytes = bytes.min(SERVER_BYTES_MAX);
+            if bytes > default_bytes && !self.server_args.contains(flag) {
+                arguments.extend([flag.to_owned(), bytes.to_string()]);
+            }
+        }
+        let processor = match self.pin_server {
+            Some(Pin::To(processor)) => Some(processor),
+            Some(Pin::No) => None,
+            None => pin::choose(),
+        };
+        ChildServer::start(&arguments, processor)
+            .map_err(|error| Failure::Failed(format!("cannot start a server: {error}")))
+    }
+
+    fn report(&self, report: Report) -> Result<(), Failure> {
+        print!("{}", Text(&report));
+        if let Some(path) = &self.json {
+            let text = serde_json::to_string_pretty(&report);
+            write(path, &(text.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
+        }
+        let run = Run { name: report.setup.scenario.clone(), report };
+        if let Some(path) = &self.report {
+            write(path, &page::page(std::slice::from_ref(&run)).map_err(Failure::Failed)?)?;
+        }
+        let report = &run.report;
+        if report.connections.opened == 0 {
+            return Err(Failure::Failed("no connection was opened".to_owned()));
+        }
+        if report.open_at_end == 0 {
+            return Err(Failure::Failed("no connection was left at the end".to_owned()));
+        }
+        let broken: Vec<String> = self
+            .assert
+            .iter()
+            .flatten()
+            .filter_map(|assertion| assertion.check(report).err())
+            .map(|broken| broken.to_string())
+            .collect();
+        if broken.is_empty() { Ok(()) } else { Err(Failure::Failed(broken.join("; "))) }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(path, text).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,93 @@
+//! A server of our own, in a process of its own: within this one, its memory and time could not be told
+//! from the load generator's.
+
+use std::io::{self, BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::pin;
+
+/// From SIGTERM to SIGKILL. All connections are closed by then, so there is nothing to drain.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+const END_POLL: Duration = Duration::from_millis(5);
+
+/// A running `oyez serve`, stopped when it is dropped.
+#[derive(Debug)]
+pub struct ChildServer {
+    child: Child,
+    /// Kept, so that it never writes to a closed pipe.
+    _stdout: BufReader<std::process::ChildStdout>,
+    /// `ws://host:port`.
+    pub url: String,
+    /// The flags that it was started with.
+    pub flags: String,
+}
+
+impl ChildServer {
+    /// Starts one on a free port of the loopback address, and waits until it listens.
+    ///
+    /// # Errors
+    /// It did not start; why, it says on standard error itself.
+    pub fn start(arguments: &[String], pin: Option<usize>) -> io::Result<ChildServer> {
+        let program = std::env::current_exe()?;
+        let mut command = Command::new(program);
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        if std::env::var_os("RUST_LOG").is_none() {
+            // A line for each close would be a load of its own.
+            command.env("RUST_LOG", "error");
+        }
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut server = ChildServer {
+            child,
+            _stdout: BufReader::new(stdout),
+            url: String::new(),
+            flags: arguments.join(" "),
+        };
+        if let Some(processor) = pin {
+            pin::apart(server.pid(), processor)?;
+        }
+        let mut line = String::new();
+        server._stdout.read_line(&mut line)?;
+        let url = line.split_whitespace().find(|word| word.starts_with("ws://"));
+        let Some(url) = url.and_then(|url| url.strip_suffix("/ws")) else {
+            return Err(io::Error::other("the server did not start"));
+        };
+        server.url = url.to_owned();
+        Ok(server)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Has it ended by itself?
+    pub fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => Some(format!("the server ended: {status}")),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for ChildServer {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.pid() as i32) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let polls = END_TIMEOUT.as_millis() / END_POLL.as_millis();
+        for _ in 0..polls {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(END_POLL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,276 @@
+//! One client's connection: bytes in; frames for the server and an end out.
+
+use std::io::{self, Read};
+use std::mem;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use mio::net::TcpStream;
+
+use super::attendance::Attendance;
+use super::clock::Time;
+use super::frames::{self, Kind, Walker};
+use super::handshake::{Answer, Handshake};
+use super::ledger::Ledger;
+use super::tally::{Cause, Phase};
+use crate::hub::outbox::Outbox;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Member {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// How far it has come.
+    pub state: State,
+    /// What it has yet to send.
+    pub outbox: Outbox,
+    /// What it is there for, and what it got.
+    pub attendance: Attendance,
+    /// When the connection was begun.
+    pub since: Time,
+    pub(super) generation: u32,
+    pub(super) marks: Marks,
+}
+
+/// Which lists it is on, and what the last event said.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    pub(super) ready: bool,
+    pub(super) dirty: bool,
+    /// The last event said that the server sends no more: a short read is not the end of what there is.
+    pub(super) read_closed: bool,
+}
+
+/// How far a connection has come.
+#[derive(Debug)]
+pub enum State {
+    /// `connect` is under way.
+    Connecting(Handshake),
+    /// The request is out, or on its way.
+    Handshaking(Handshake),
+    /// Frames are counted.
+    Open(Walker),
+    /// Nothing is read any more.
+    Stalled(Walker),
+    /// Our close frame is out, or on its way, and the server's is to come.
+    Leaving(Walker),
+    /// It is over.
+    Ended(End),
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// As it was meant to.
+    Left,
+    /// Not so.
+    Lost(Phase, Cause),
+}
+
+/// What came of some input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing that anybody waits for.
+    Same,
+    /// The handshake is complete.
+    Opened,
+}
+
+impl Member {
+    /// A connection that has been begun.
+    pub(super) fn new(
+        stream: TcpStream,
+        handshake: Handshake,
+        attendance: Attendance,
+        since: Time,
+        generation: u32,
+    ) -> Member {
+        let state = State::Connecting(handshake);
+        let marks = Marks::default();
+        Member { stream, state, outbox: Outbox::Empty, attendance, since, generation, marks }
+    }
+
+    /// Is the handshake still to be completed?
+    pub fn is_pending(&self) -> bool {
+        matches!(self.state, State::Connecting(_) | State::Handshaking(_))
+    }
+
+    /// Does it take part?
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// Queues a frame.
+    pub fn send(&mut self, frame: Bytes) {
+        self.outbox.queue(Rc::new(frame));
+    }
+
+    /// Takes what one read found, at `now`; true if there may be more to read.
+    pub fn read(
+        &mut self,
+        scratch: &mut [u8],
+        ledger: &mut Ledger,
+        now: impl FnOnce() -> Time,
+    ) -> (bool, Progress) {
+        if let State::Connecting(_) = self.state {
+            self.connected();
+            return (self.marks.read_closed, Progress::Same);
+        }
+        match read(&mut self.stream, scratch) {
+            Ok(0) => self.end_of_file(Cause::EndOfFile),
+            Ok(count) => {
+                let progress = self.receive(&scratch[..count], ledger, now());
+                return (count == scratch.len() || self.marks.read_closed, progress);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => self.end_of_file(Cause::from(&error)),
+        }
+        (false, Progress::Same)
+    }
+
+    /// An event came for a connection that was being made: it is made, or it failed.
+    fn connected(&mut self) {
+        match self.stream.take_error() {
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => return self.lose(Cause::from(&error)),
+        }
+        // mio: an event alone does not say that the connection is made; its address does.
+        match self.stream.peer_addr() {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
+            Err(error) => return self.lose(Cause::from(&error)),
+        }
+        if let State::Connecting(handshake) = mem::replace(&mut self.state, State::Ended(End::Left)) {
+            self.state = State::Handshaking(handshake);
+        }
+    }
+
+    /// Takes bytes from the server.
+    fn receive(&mut self, bytes: &[u8], ledger: &mut Ledger, now: Time) -> Progress {
+        if !matches!(self.state, State::Handshaking(_)) {
+            self.count(bytes, ledger, now);
+            return Progress::Same;
+        }
+        let State::Handshaking(handshake) = &mut self.state else { return Progress::Same };
+        let kept = mem::take(&mut handshake.kept);
+        let joined = [&kept, bytes].concat();
+        match handshake.judge(&joined) {
+            Answer::Partial => handshake.kept = joined,
+            Answer::Status(status) => self.lose(Cause::Status(status)),
+            Answer::Bad(why) => self.lose(Cause::Broken(why)),
+            Answer::Open(head_bytes) => {
+                self.state = State::Open(Walker::new());
+                ledger.joined(&self.attendance);
+                self.count(&joined[head_bytes..], ledger, now);
+                return Progress::Opened;
+            }
+        }
+        Progress::Same
+    }
+
+    /// Walks over frames.
+    fn count(&mut self, bytes: &[u8], ledger: &mut Ledger, now: Time) {
+        let Member { state, outbox, attendance, .. } = self;
+        let (State::Open(walker) | State::Stalled(walker) | State::Leaving(walker)) = state else { return };
+        let mut close = None;
+        let walked = walker.walk(bytes, |frame| match frame.kind {
+            Kind::Message => {
+                ledger.receive(attendance, frame.start, now);
+                ControlFlow::Continue(())
+            }
+            Kind::Ping => {
+                outbox.queue(Rc::new(frames::pong(frame.start)));
+                ControlFlow::Continue(())
+            }
+            Kind::Continuation | Kind::Pong => ControlFlow::Continue(()),
+            Kind::Close => {
+                close = Some(frames::close_code(frame.start));
+                ControlFlow::Break(())
+            }
+        });
+        if walked.is_err() {
+            self.lose(Cause::Broken("what came is no frame"));
+        } else if let Some(code) = close {
+            self.closed(code);
+        }
+    }
+
+    /// The server's close frame came.
+    fn closed(&mut self, code: u16) {
+        let is_answer = matches!(self.state, State::Leaving(_));
+        if !is_answer {
+            // One try, since the connection is over with it (RFC 6455 5.5.1): it is small, and what the
+            // server makes of it is the server's business.
+            let reply = frames::close(Some(code).filter(|&code| code != 1005));
+            if self.outbox.is_empty() {
+                let _ = io::Write::write(&mut self.stream, &reply);
+            }
+        }
+        let end = if is_answer { End::Left } else { End::Lost(Phase::Open, Cause::Code(code)) };
+        self.state = State::Ended(end);
+    }
+
+    /// Nothing more comes.
+    fn end_of_file(&mut self, cause: Cause) {
+        match self.state {
+            State::Leaving(_) => self.state = State::Ended(End::Left),
+            _ => self.lose(cause),
+        }
+    }
+
+    /// It ends, and was not meant to.
+    pub fn lose(&mut self, cause: Cause) {
+        let phase = match self.state {
+            State::Connecting(_) => Phase::Connect,
+            State::Handshaking(_) => Phase::Handshake,
+            _ => Phase::Open,
+        };
+        if !matches!(self.state, State::Ended(_)) {
+            self.state = State::Ended(End::Lost(phase, cause));
+        }
+    }
+
+    /// Reads no more.
+    pub fn stall(&mut self) {
+        self.state = match mem::replace(&mut self.state, State::Ended(End::Left)) {
+            State::Open(walker) => State::Stalled(walker),
+            other => other,
+        };
+    }
+
+    /// Reads again; false if it did not stall.
+    pub fn resume(&mut self) -> bool {
+        match mem::replace(&mut self.state, State::Ended(End::Left)) {
+            State::Stalled(walker) => {
+                self.state = State::Open(walker);
+                true
+            }
+            other => {
+                self.state = other;
+                false
+            }
+        }
+    }
+
+    /// Says goodbye.
+    pub fn leave(&mut self) {
+        self.state = match mem::replace(&mut self.state, State::Ended(End::Left)) {
+            State::Open(walker) => {
+                self.outbox.queue(Rc::new(frames::close(Some(1000))));
+                State::Leaving(walker)
+            }
+            other => other,
+        };
+    }
+}
+
+/// Reads once, again if a signal came between.
+fn read(stream: &mut TcpStream, scratch: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(scratch) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The load generator behind `oyez bench`: a second, smaller loop.
+//!
+//! It is built of the server's own parts (outboxes, ids, tokens) and by its habits: one thread, one slab,
+//! a turn of named phases. Members cost it a read and a walk over headers for each batch of frames, and
+//! no allocation; so that one thread can keep up with a server that has one too, and its own share can
+//! be told from the server's.
+//!
+//! - **wait** for events, or for the time at which the next message is due;
+//! - **note** marks members, and does nothing else;
+//! - **drive** reads: it asks the time after each read, since that is what is measured;
+//! - **reap** before **steer**, so that whoever has ended is not waited for;
+//! - **steer** opens connections and goes from stage to stage;
+//! - **publish** after both, since what members got may let a closed loop go on;
+//! - **flush** writes; **sweep** looks for deadlines.
+
+pub mod assertion;
+pub mod attendance;
+pub mod chart;
+pub mod child;
+pub mod clock;
+pub mod crowd;
+pub mod findings;
+pub mod frames;
+pub mod handshake;
+pub mod ledger;
+pub mod member;
+pub mod order;
+pub mod pace;
+pub mod page;
+pub mod pin;
+pub mod plan;
+pub mod preflight;
+pub mod probe;
+pub mod ramp;
+pub mod report;
+pub mod script;
+pub mod stamp;
+pub mod storm;
+mod summary;
+pub mod tally;
+pub mod target;
+pub mod text;
+mod timer;
+pub mod verdict;
+
+use std::io;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use child::ChildServer;
+use clock::{Clock, Time};
+use crowd::Crowd;
+use findings::Findings;
+use ledger::Ledger;
+use plan::Plan;
+use script::Script;
+use timer::Timer;
+
+const SIGNALS: Token = Token(usize::MAX);
+const TIMER: Token = Token(usize::MAX - 1);
+
+/// Events taken in one wait. Fewer than the server's: a message that is due waits for the turn's end.
+const EVENTS_PER_TURN: usize = 256;
+
+/// The longest wait. Stages end, and guests come and go, no more exactly than that.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How often somebody who watches is told.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How a run stands, for somebody who watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// What it is doing.
+    pub word: &'static str,
+    /// How far that has come, of `steps`.
+    pub step: u64,
+    /// How much there is of it.
+    pub steps: u64,
+    /// Members that are open.
+    pub open: usize,
+    /// Messages that members got.
+    pub deliveries: u64,
+    /// Time since the run was born.
+    pub since_birth: Duration,
+}
+
+struct Bench<'a> {
+    poll: Poll,
+    events: Events,
+    signals: Signals,
+    timer: Timer,
+    clock: Clock,
+    crowd: Crowd,
+    ledger: Ledger,
+    script: Script,
+    child: Option<&'a mut ChildServer>,
+    woke: Time,
+    next_watch: Time,
+}
+
+/// Does a run. The child, if there is one, is watched, so that its end is not taken for the clients'.
+///
+/// # Errors
+/// Says in one line why there is nothing to report.
+pub fn run(
+    plan: Plan,
+    child: Option<&mut ChildServer>,
+    mut watch: impl FnMut(Standing),
+) -> Result<Findings, String> {
+    let mut bench = Bench::new(plan, child).map_err(|error| error.to_string())?;
+    while !bench.script.is_done() {
+        bench.turn(&mut watch)?;
+    }
+    Ok(bench.script.found)
+}
+
+impl<'a> Bench<'a> {
+    fn new(plan: Plan, child: Option<&'a mut ChildServer>) -> io::Result<Bench<'a>> {
+        let poll = Poll::new()?;
+        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        let timer = Timer::new(poll.registry(), TIMER)?;
+        let clock = Clock::new();
+        let now = clock.now();
+        let crowd = Crowd::new(plan.target.clone(), poll.registry().try_clone()?);
+        // Which run a message is of: process ids do not come again soon.
+        let ledger = Ledger::new(std::process::id() as u16, plan.channels);
+        Ok(Bench {
+            poll,
+            events: Events::with_capacity(EVENTS_PER_TURN),
+            signals,
+            timer,
+            clock,
+            crowd,
+            ledger,
+            script: Script::new(plan, now),
+            child,
+            woke: now,
+            next_watch: now,
+        })
+    }
+
+    fn turn(&mut self, watch: &mut impl FnMut(Standing)) -> Result<(), String> {
+        self.wait().map_err(|error| format!("the poll failed: {error}"))?;
+        self.note()?;
+        let Bench { crowd, ledger, script, clock, .. } = self;
+        crowd.drive(ledger, clock);
+        crowd.reap(ledger);
+        let now = clock.now();
+        script.steer(crowd, ledger, now)?;
+        script.publish(crowd, ledger, now);
+        crowd.flush(now);
+        crowd.sweep(now);
+        ledger.abandon(now);
+        self.watch(watch, now)
+    }
+
+    fn wait(&mut self) -> io::Result<()> {
+        let now = self.clock.now();
+        self.script.found.turned(now.nanos_since(self.woke));
+        let mut timeout = TICK;
+        if let Some(next) = self.script.next_send(&self.ledger, now) {
+            if next <= now {
+                timeout = Duration::ZERO;
+            } else {
+                self.timer.arm(next, now)?;
+            }
+        }
+        if self.crowd.has_work() {
+            timeout = Duration::ZERO;
+        }
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            Err(error) => return Err(error),
+        }
+        self.woke = self.clock.now();
+        Ok(())
+    }
+
+    fn note(&mut self) -> Result<(), String> {
+        for event in &self.events {
+            match event.token() {
+                TIMER => {}
+                SIGNALS if self.signals.pending().count() > 0 => return Err("interrupted".to_owned()),
+                SIGNALS => {}
+                _ => self.crowd.note(event),
+            }
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, watch: &mut impl FnMut(Standing), now: Time) -> Result<(), String> {
+        if self.next_watch > now {
+            return Ok(());
+        }
+        self.next_watch = now.after(WATCH_INTERVAL);
+        let (step, steps) = self.script.progress(&self.crowd, now);
+        watch(Standing {
+            word: self.script.word(),
+            step,
+            steps,
+            open: self.crowd.open(),
+            deliveries: self.ledger.counts.deliveries,
+            since_birth: Duration::from_nanos(now.nanos()),
+        });
+        match self.child.as_mut().and_then(|child| child.ended()) {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a process and the kernel use, as `/proc` tells it.
+
+use std::fs;
+use std::io;
+
+/// A process on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+}
+
+/// What a process had used of the processors at some point.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu {
+    user_ticks: u64,
+    system_ticks: u64,
+    ran_nanos: u64,
+    waited_nanos: u64,
+}
+
+/// What it used between two points.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Nanoseconds in the program.
+    pub user_nanos: f64,
+    /// Nanoseconds in the kernel on its behalf.
+    pub system_nanos: f64,
+    /// Nanoseconds in which it could have run and no processor was free.
+    pub waited_nanos: f64,
+}
+
+/// Bytes of memory that a process holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Resident.
+    pub rss: u64,
+    /// Resident, shared pages in proportion; only its owner may know.
+    pub pss: Option<u64>,
+}
+
+/// Bytes that the kernel holds for everybody on this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kernel {
+    /// TCP's buffers.
+    pub sockets: u64,
+    /// All of its tables: sockets, descriptors, epoll's entries among them.
+    pub slab: u64,
+}
+
+/// A page, as `/proc/net/sockstat` counts them.
+const PAGE_BYTES: u64 = 4096;
+
+impl Process {
+    /// This one.
+    pub fn own() -> Process {
+        Process { pid: std::process::id() }
+    }
+
+    /// What it has used of the processors so far, all its threads together.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn cpu(self) -> io::Result<Cpu> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        // The name in parentheses may hold anything; proc(5) counts from 1, and the name is field 2.
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+        let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let mut cpu = Cpu { user_ticks: field(14), system_ticks: field(15), ran_nanos: 0, waited_nanos: 0 };
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
+            // A thread that ended meanwhile.
+            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+            let mut numbers = text.split_whitespace().map(|text| text.parse().unwrap_or(0u64));
+            cpu.ran_nanos += numbers.next().unwrap_or(0);
+            cpu.waited_nanos += numbers.next().unwrap_or(0);
+        }
+        Ok(cpu)
+    }
+
+    /// What memory it holds.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn memory(self) -> io::Result<Memory> {
+        if let Ok(text) = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))
+            && let Some(rss) = kilobytes(&text, "Rss:")
+        {
+            return Ok(Memory { rss, pss: kilobytes(&text, "Pss:") });
+        }
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let rss = kilobytes(&text, "VmRSS:").ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Memory { rss, pss: None })
+    }
+}
+
+impl Cpu {
+    /// What was used since `earlier`.
+    ///
+    /// The scheduler's own count is exact to the nanosecond; `stat` counts in hundredths of a second,
+    /// and only divides it into user and system.
+    pub fn since(self, earlier: Cpu) -> Spent {
+        let tick_nanos = 1e9 / rustix::param::clock_ticks_per_second() as f64;
+        let user = self.user_ticks.saturating_sub(earlier.user_ticks) as f64 * tick_nanos;
+        let system = self.system_ticks.saturating_sub(earlier.system_ticks) as f64 * tick_nanos;
+        let ran = self.ran_nanos.saturating_sub(earlier.ran_nanos) as f64;
+        let (user, system) = match user + system {
+            // No kernel so configured, or another system's.
+            _ if ran == 0.0 => (user, system),
+            // Under a hundredth of a second: mostly that of calls.
+            0.0 => (0.0, ran),
+            sum => (user * ran / sum, system * ran / sum),
+        };
+        let waited = self.waited_nanos.saturating_sub(earlier.waited_nanos) as f64;
+        Spent { user_nanos: user, system_nanos: system, waited_nanos: waited }
+    }
+}
+
+impl Spent {
+    /// Nanoseconds on a processor.
+    pub fn nanos(self) -> f64 {
+        self.user_nanos + self.system_nanos
+    }
+}
+
+impl Kernel {
+    /// What it holds now. What cannot be read is 0.
+    pub fn now() -> Kernel {
+        let sockstat = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Kernel {
+            sockets: tcp_pages(&sockstat).unwrap_or(0) * PAGE_BYTES,
+            slab: kilobytes(&meminfo, "Slab:").unwrap_or(0),
+        }
+    }
+}
+
+/// The number after a name, in bytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+fn tcp_pages(sockstat: &str) -> Option<u64> {
+    let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let mut words = line.split_whitespace();
+    words.find(|&word| word == "mem")?;
+    words.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_files() {
+        let sockstat = "sockets: used 19\nTCP: inuse 5 orphan 0 tw 24 alloc 5 mem 7\nUDP: inuse 0 mem 3\n";
+        assert_eq!(tcp_pages(sockstat), Some(7));
+        assert_eq!(tcp_pages("sockets: used 19\n"), None);
+        assert_eq!(kilobytes("Rss:  12 kB\nPss:  3 kB\n", "Pss:"), Some(3072));
+    }
+
+    #[test]
+    fn user_and_system_add_up_to_what_the_scheduler_counted() {
+        let earlier = Cpu { user_ticks: 10, system_ticks: 10, ran_nanos: 1_000, waited_nanos: 5 };
+        let later = Cpu { user_ticks: 40, system_ticks: 20, ran_nanos: 401_000, waited_nanos: 25 };
+        let spent = later.since(earlier);
+        assert_eq!(spent, Spent { user_nanos: 300_000.0, system_nanos: 100_000.0, waited_nanos: 20.0 });
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_uses_something() {
+        let own = Process::own();
+        assert!(own.memory().unwrap().rss > 0);
+        own.cpu().unwrap();
+    }
+}

@@ -1,0 +1,135 @@
+//! How connections are opened: in steps, with a rest after each to measure the server's memory.
+//!
+//! The cost of a connection is the slope over the steps and not a division: what the server holds without
+//! any connection would otherwise count as the connections'.
+
+use std::time::Duration;
+
+use super::clock::Time;
+
+/// Steps, where there are connections enough.
+const STEPS: usize = 8;
+
+/// Fewer connections than this in a step say nothing: pages are 4 KiB.
+const STEP_CONNECTIONS_MIN: usize = 50;
+
+/// How long a step's connections rest before the measuring: the server's last turns are over then.
+const REST: Duration = Duration::from_millis(100);
+
+/// Handshakes under way at once. A server's backlog is 128 in the worst case, but it is also emptied
+/// meanwhile; a storm is a scenario of its own.
+const PENDING_MAX: usize = 128;
+
+/// Connections begun in one turn of the loop; each takes some 30 us.
+const BUDGET: usize = 32;
+
+/// Opens so many connections.
+#[derive(Debug)]
+pub struct Ramp {
+    total: usize,
+    steps: usize,
+    /// The step that is under way, from 1.
+    step: usize,
+    begun: usize,
+    per_second: Option<f64>,
+    /// How long connections were opened, without the rests.
+    active: Duration,
+    last: Time,
+    rests_until: Option<Time>,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Begin so many connections, perhaps none for now.
+    Connect(usize),
+    /// Measure.
+    Measure,
+    /// All is open, or will never be.
+    Complete,
+}
+
+impl Ramp {
+    /// A ramp that takes `length`, or as long as the server does if that is zero.
+    pub fn new(total: usize, length: Duration, now: Time) -> Ramp {
+        let per_second = (!length.is_zero()).then(|| total as f64 / length.as_secs_f64());
+        let steps = (total / STEP_CONNECTIONS_MIN).clamp(1, STEPS);
+        let active = Duration::ZERO;
+        Ramp { total, steps, step: 1, begun: 0, per_second, active, last: now, rests_until: None }
+    }
+
+    /// Seconds in which connections were opened.
+    pub fn seconds(&self) -> f64 {
+        self.active.as_secs_f64()
+    }
+
+    /// How many have been begun.
+    pub fn begun(&self) -> usize {
+        self.begun
+    }
+
+    /// What to do next, with so many handshakes under way.
+    pub fn next(&mut self, pending: usize, now: Time) -> Next {
+        if self.step > self.steps {
+            return Next::Complete;
+        }
+        if let Some(until) = self.rests_until {
+            if now < until {
+                return Next::Connect(0);
+            }
+            self.rests_until = None;
+            self.last = now;
+            self.step += 1;
+            return Next::Measure;
+        }
+        self.active += Duration::from_nanos(now.nanos_since(self.last));
+        self.last = now;
+        let end = self.total * self.step / self.steps;
+        if self.begun == end && pending == 0 {
+            self.rests_until = Some(now.after(REST));
+            return Next::Connect(0);
+        }
+        let by_rate = self.per_second.map_or(end, |rate| (rate * self.seconds()) as usize + 1);
+        let count = end.min(by_rate).saturating_sub(self.begun);
+        let count = count.min(BUDGET).min(PENDING_MAX.saturating_sub(pending));
+        self.begun += count;
+        Next::Connect(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::from_nanos(millis * 1_000_000)
+    }
+
+    #[test]
+    fn every_step_rests_and_is_measured() {
+        let mut ramp = Ramp::new(100, Duration::ZERO, at(0));
+        let mut now = 0;
+        let mut measured = Vec::new();
+        loop {
+            match ramp.next(0, at(now)) {
+                Next::Connect(_) => now += 10,
+                Next::Measure => measured.push(ramp.begun()),
+                Next::Complete => break,
+            }
+        }
+        assert_eq!(measured, [50, 100]);
+        // Two of 50 at 32 a turn, and the turns in which the ends of the steps were seen.
+        assert!((0.01..=0.08).contains(&ramp.seconds()), "{}", ramp.seconds());
+    }
+
+    #[test]
+    fn a_length_is_kept_and_pending_handshakes_hold_it_up() {
+        let mut ramp = Ramp::new(10, Duration::from_secs(1), at(0));
+        assert_eq!(ramp.next(0, at(0)), Next::Connect(1));
+        assert_eq!(ramp.next(1, at(50)), Next::Connect(0));
+        assert_eq!(ramp.next(1, at(450)), Next::Connect(4));
+        let mut ramp = Ramp::new(1_000, Duration::ZERO, at(0));
+        assert_eq!(ramp.next(PENDING_MAX - 1, at(0)), Next::Connect(1));
+        assert_eq!(ramp.next(PENDING_MAX, at(0)), Next::Connect(0));
+    }
+}

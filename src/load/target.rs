@@ -1,0 +1,148 @@
+//! Where to connect to, and from where.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+
+use mio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// What stands in a URL's path for the channel's name.
+const PLACEHOLDER: &str = "{channel}";
+
+/// A server that broadcasts.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// `host:port`, as the request's Host field says it.
+    pub authority: String,
+    /// The path, perhaps with a place for the channel.
+    path: String,
+    /// Addresses to connect from, in turn; the kernel chooses if there are none.
+    pub sources: Vec<IpAddr>,
+}
+
+impl Target {
+    /// Reads `ws://host[:port][/path]`. Without a path it is that of `oyez serve`, with a place for the
+    /// channel.
+    ///
+    /// # Errors
+    /// Says what is wrong with the URL, or that the host has no address.
+    pub fn parse(url: &str) -> Result<Target, String> {
+        let rest = match url.split_once("://") {
+            Some(("ws", rest)) => rest,
+            Some(("wss", _)) => return Err("wss:// is not spoken here: use ws://".to_owned()),
+            _ => return Err(format!("{url:?} is not a WebSocket URL: write ws://host:port")),
+        };
+        let (authority, path) = match rest.find('/') {
+            Some(slash) => (&rest[..slash], &rest[slash..]),
+            None => (rest, "/ws/{channel}"),
+        };
+        // A path goes into the request as it is; nothing in it may end the line.
+        if authority.is_empty() || rest.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '#') {
+            return Err(format!("{url:?} is not a WebSocket URL: write ws://host:port"));
+        }
+        let host = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+        let with_port = if host.is_some() { authority.to_owned() } else { format!("{authority}:80") };
+        let mut addresses =
+            with_port.to_socket_addrs().map_err(|error| format!("cannot find {authority}: {error}"))?;
+        let address = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
+        Ok(Target { address, authority: authority.to_owned(), path: path.to_owned(), sources: Vec::new() })
+    }
+
+    /// Do different channels have different paths?
+    pub fn has_channels(&self) -> bool {
+        self.path.contains(PLACEHOLDER)
+    }
+
+    /// The path of a channel.
+    pub fn path(&self, channel: u32) -> String {
+        self.path.replace(PLACEHOLDER, &format!("bench-{channel}"))
+    }
+
+    /// Begins a connection, the `number`-th from us.
+    ///
+    /// # Errors
+    /// No port is left, or no descriptor, or the connection fails at once.
+    pub fn connect(&self, number: u64, receive_buffer_bytes: Option<usize>) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(bytes) = receive_buffer_bytes {
+            // Before the connection is made, since the window is announced in its first segment.
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        if !self.sources.is_empty() {
+            let source = self.sources[(number % self.sources.len() as u64) as usize];
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        match socket.connect(&self.address.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+            _ => Ok(TcpStream::from_std(socket.into())),
+        }
+    }
+
+    /// Chooses sources, if the connections would not all find a port with one: on a loopback address
+    /// the whole of 127.0.0.0/8 is ours. Each `run` gets addresses of its own, since the ports of the one
+    /// before rest for a minute (TIME_WAIT).
+    pub fn spread(&mut self, connections: usize, ports: usize, run: u32) {
+        let is_ours = cfg!(target_os = "linux") && self.address.is_ipv4() && self.address.ip().is_loopback();
+        if is_ours && self.sources.is_empty() {
+            // The kernel looks for a free port among every other one first. When those are taken, each
+            // search goes through all of them: 20,000 connections took 9.9 s from one source, 0.5 s from two.
+            let sources = connections.div_ceil((ports * 4 / 10).max(1));
+            if sources > 1 {
+                // 127.0.0.x is left to everybody else.
+                let first = 0x7f00_0001 | (run % 0xffff + 1) << 8;
+                let source = |number: usize| IpAddr::from(Ipv4Addr::from(first + number as u32));
+                self.sources = (0..sources).map(source).collect();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        let check = |url: &str, address: &str, path: &str| {
+            let target = Target::parse(url).unwrap();
+            assert_eq!(
+                (target.address.to_string().as_str(), target.path(3).as_str()),
+                (address, path),
+                "{url}"
+            );
+        };
+        check("ws://127.0.0.1:8080", "127.0.0.1:8080", "/ws/bench-3");
+        check("ws://127.0.0.1:8080/", "127.0.0.1:8080", "/");
+        check("ws://127.0.0.1/chat?room={channel}", "127.0.0.1:80", "/chat?room=bench-3");
+        check("ws://[::1]:9/x", "[::1]:9", "/x");
+        check("ws://[::1]", "[::1]:80", "/ws/bench-3");
+        for bad in [
+            "",
+            "ws://",
+            "ws:///ws",
+            "http://127.0.0.1",
+            "wss://127.0.0.1",
+            "127.0.0.1:80",
+            "ws://127.0.0.1/a b",
+        ] {
+            assert!(Target::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sources_are_spread_where_one_has_too_few_ports() {
+        let mut target = Target::parse("ws://127.0.0.1:1").unwrap();
+        target.spread(11_000, 28_000, 1);
+        assert_eq!(target.sources.len(), 0);
+        target.spread(100_000, 28_000, 1);
+        assert_eq!(target.sources.len(), 9);
+        assert_eq!(target.sources[0].to_string(), "127.0.2.1");
+        target.sources.clear();
+        target.spread(100_000, 28_000, u32::MAX);
+        assert!(target.sources.iter().all(|source| source.is_loopback()), "{:?}", target.sources);
+    }
+}

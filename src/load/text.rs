@@ -1,0 +1,203 @@
+//! A report in lines of text.
+
+use std::fmt::{self, Write};
+
+use super::report::{Connections, Count, Quantiles, Report, Usage};
+
+/// A report that is printed.
+pub struct Text<'a>(pub &'a Report);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        line(f, &report.setup.scenario, &setup(report))?;
+        connections(f, "connections", &report.connections)?;
+        if let Some(guests) = &report.guests {
+            connections(f, "guests", guests)?;
+        }
+        storm(f, report)?;
+        traffic(f, report)?;
+        stalled(f, report)?;
+        let closes = match report.unexpected_closes.as_slice() {
+            [] => "none".to_owned(),
+            closes => list(closes),
+        };
+        line(f, "closes", &format!("unexpected: {closes}"))?;
+        if let Some(server) = report.server {
+            line(f, "server", &usage(server))?;
+        }
+        memory(f, report)?;
+        generator(f, report)?;
+        for why in &report.invalid {
+            line(f, "INVALID", why)?;
+        }
+        Ok(())
+    }
+}
+
+fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
+    writeln!(f, "{name:<13} {text}")
+}
+
+/// What was done, in one line.
+pub fn setup(report: &Report) -> String {
+    let setup = &report.setup;
+    let members = many(setup.connections, "member");
+    let mut text = format!("{members} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
+    if setup.publishers > 0 {
+        let _ = write!(text, "; {}, {} bytes, ", many(setup.publishers, "publisher"), setup.payload_bytes);
+        let _ = match (setup.window, setup.rate_per_second) {
+            (Some(window), _) => write!(text, "closed loop, {window} in flight each"),
+            (_, Some(rate)) => write!(text, "open loop, {rate} messages/s"),
+            _ => Ok(()),
+        };
+    }
+    text
+}
+
+fn connections(f: &mut fmt::Formatter<'_>, name: &str, connections: &Connections) -> fmt::Result {
+    let Connections { attempted, opened, refused, seconds, handshakes_per_second, .. } = connections;
+    let text = format!(
+        "attempted {attempted}, open {opened}, refused {refused}; {handshakes_per_second:.0} handshakes/s over {seconds:.2} s"
+    );
+    line(f, name, &text)?;
+    if refused > &0 {
+        line(f, "refused", &list(&connections.refused_by))?;
+    }
+    line(f, "handshake", &quantiles(&connections.handshake_us))
+}
+
+fn storm(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let Some(storm) = &report.storm else { return Ok(()) };
+    let after =
+        |seconds: Option<f64>| seconds.map_or("never".to_owned(), |seconds| format!("{seconds:.3} s"));
+    let text = format!(
+        "{} dropped, {} back; 95 % after {}, all after {}; {} attempts",
+        storm.dropped,
+        storm.returned,
+        after(storm.seconds_to_95_percent),
+        after(storm.seconds_to_100_percent),
+        storm.attempts,
+    );
+    line(f, "storm", &text)?;
+    if !storm.refused_by.is_empty() {
+        line(f, "refused", &list(&storm.refused_by))?;
+    }
+    line(f, "handshake", &quantiles(&storm.handshake_us))
+}
+
+fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let Some(traffic) = &report.traffic else { return Ok(()) };
+    let text = format!(
+        "{} sent, {} delivered in {:.2} s: {:.0}/s, {:.0}/s",
+        traffic.sent,
+        traffic.deliveries,
+        traffic.seconds,
+        traffic.sent_per_second,
+        traffic.deliveries_per_second,
+    );
+    line(f, "messages", &text)?;
+    let mut text = format!(
+        "lost {}, duplicated {}, out of order {}",
+        traffic.lost, traffic.duplicated, traffic.out_of_order
+    );
+    let rare = [
+        ("misdelivered", traffic.misdelivered),
+        ("cut off", traffic.cut_off),
+        ("foreign", traffic.foreign),
+        ("not with all in 5 s", traffic.abandoned),
+        ("due and not sent", traffic.unsent),
+    ];
+    for (name, count) in rare.iter().filter(|(_, count)| *count > 0) {
+        let _ = write!(text, ", {name} {count}");
+    }
+    line(f, "order", &text)?;
+    if let Some(before) = &traffic.latency_before_us {
+        line(f, "before", &quantiles(before))?;
+    }
+    line(f, "latency", &quantiles(&traffic.latency_us))?;
+    line(f, "last member", &quantiles(&traffic.last_member_us))
+}
+
+fn stalled(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let Some(stalled) = &report.stalled else { return Ok(()) };
+    let ended = if stalled.ended.is_empty() { "none ended".to_owned() } else { list(&stalled.ended) };
+    line(f, "stalled", &format!("{} members: {ended}", stalled.members))
+}
+
+fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let memory = &report.memory;
+    let bytes = |slope: Option<f64>| slope.map_or("unknown".to_owned(), |slope| format!("{slope:.0}"));
+    let text = format!(
+        "bytes a connection: RSS {}, PSS {}; kernel, both ends: socket buffers {}, tables {}",
+        bytes(memory.rss_bytes_per_connection),
+        bytes(memory.pss_bytes_per_connection),
+        bytes(memory.kernel_socket_bytes_per_connection),
+        bytes(memory.kernel_slab_bytes_per_connection),
+    );
+    line(f, "memory", &text)
+}
+
+fn generator(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let own = &report.generator;
+    let mut text = usage(own.usage);
+    let _ =
+        write!(text, "; loop lag p99 {}, max {}", micros(own.loop_lag_us.p99), micros(own.loop_lag_us.max));
+    if report.setup.rate_per_second.is_some() {
+        let _ = write!(text, "; sent late p99 {}", micros(own.send_lateness_us.p99));
+    }
+    line(f, "generator", &text)
+}
+
+fn usage(usage: Usage) -> String {
+    let percent = |share: f64| share * 100.0;
+    let mut text = format!(
+        "busy {:.1} % (user {:.1}, system {:.1}), waited for a processor {:.1} %",
+        percent(usage.cpu_share),
+        percent(usage.user_share),
+        percent(usage.system_share),
+        percent(usage.waited_share),
+    );
+    if let (Some(all), Some(user), Some(system)) =
+        (usage.ns_per_delivery, usage.user_ns_per_delivery, usage.system_ns_per_delivery)
+    {
+        let _ = write!(text, "; {all:.0} ns a delivery (user {user:.0}, system {system:.0})");
+    }
+    text
+}
+
+/// So many of something.
+pub fn many(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}
+
+fn list(counts: &[Count]) -> String {
+    let one = |count: &Count| format!("{} {} {}", count.count, count.phase, count.cause);
+    counts.iter().map(one).collect::<Vec<String>>().join(", ")
+}
+
+fn quantiles(quantiles: &Quantiles) -> String {
+    if quantiles.count == 0 {
+        return "nothing".to_owned();
+    }
+    let Quantiles { p50, p90, p99, p999, max, .. } = *quantiles;
+    format!(
+        "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
+        micros(p50),
+        micros(p90),
+        micros(p99),
+        micros(p999),
+        micros(max)
+    )
+}
+
+/// Microseconds in the unit that suits them, at three digits or so.
+pub fn micros(micros: f64) -> String {
+    match micros {
+        ..100.0 => format!("{micros:.1} us"),
+        ..1_000.0 => format!("{micros:.0} us"),
+        ..100_000.0 => format!("{:.2} ms", micros / 1e3),
+        ..1_000_000.0 => format!("{:.0} ms", micros / 1e3),
+        _ => format!("{:.2} s", micros / 1e6),
+    }
+}

@@ -1,0 +1,75 @@
+//! Was it the server that was measured, or the load generator?
+
+use super::report::Report;
+
+/// A loop that is this busy may be what everything waits for.
+const BUSY_SHARE: f64 = 0.9;
+
+/// How much of the time the generator may wait for a processor: what is above it are other programs, or
+/// the server, on the same ones.
+const WAITED_SHARE_MAX: f64 = 0.1;
+
+/// How late messages of an open loop may be, at the 99th of a hundred, in microseconds.
+const LATENESS_US_MAX: f64 = 5_000.0;
+
+/// Why the figures are the load generator's and not the server's.
+pub fn invalid(report: &Report) -> Vec<String> {
+    let mut why = Vec::new();
+    let own = report.generator.usage;
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    // A server that is as busy is the bottleneck too, and its figures are its own.
+    let server_share = report.server.map_or(0.0, |server| server.cpu_share);
+    if own.cpu_share >= BUSY_SHARE && server_share < BUSY_SHARE {
+        why.push(format!(
+            "the load generator was busy for {} of the time and the server for {}",
+            percent(own.cpu_share),
+            report.server.map_or("an unknown part".to_owned(), |server| percent(server.cpu_share)),
+        ));
+    }
+    if own.waited_share > WAITED_SHARE_MAX {
+        why.push(format!(
+            "the load generator waited for a processor for {} of the time: other programs run here, or the server on the same one",
+            percent(own.waited_share)
+        ));
+    }
+    let lateness = report.generator.send_lateness_us;
+    if report.setup.rate_per_second.is_some() && lateness.p99 > LATENESS_US_MAX {
+        why.push(format!("messages were entered up to {:.1} ms late (p99)", lateness.p99 / 1e3));
+    }
+    why
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::findings::Findings;
+    use crate::load::plan::{Plan, Scenario};
+    use crate::load::report::Usage;
+    use crate::load::target::Target;
+    use std::time::Duration;
+
+    #[test]
+    fn who_was_the_bottleneck() {
+        let target = Target::parse("ws://127.0.0.1:1").unwrap();
+        let (scenario, ramp) = (Scenario::Fanout, Duration::ZERO);
+        let plan = Plan { scenario, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
+        let idle = Report::of(&plan, &Findings::new(None), None);
+        let busy = |own: f64, server: Option<f64>, waited: f64| {
+            let mut report = idle.clone();
+            let usage = |cpu_share| Usage { cpu_share, ..report.generator.usage };
+            report.server = server.map(usage);
+            report.generator.usage = Usage { waited_share: waited, ..usage(own) };
+            invalid(&report).len()
+        };
+        assert_eq!(busy(0.5, Some(0.99), 0.0), 0);
+        assert_eq!(busy(0.95, Some(0.95), 0.0), 0, "both are at their end");
+        assert_eq!(busy(0.95, Some(0.5), 0.0), 1);
+        assert_eq!(busy(0.95, None, 0.0), 1);
+        assert_eq!(busy(0.95, Some(0.5), 0.2), 2);
+        let mut late = idle.clone();
+        late.generator.send_lateness_us.p99 = 6_000.0;
+        assert_eq!(invalid(&late).len(), 0, "a closed loop has no times to keep");
+        late.setup.rate_per_second = Some(10.0);
+        assert_eq!(invalid(&late).len(), 1);
+    }
+}
