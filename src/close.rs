@@ -21,6 +21,8 @@ pub enum Reason {
         /// The status of the answer.
         status: u16,
     },
+    /// The table of connections is full; answered with 503.
+    NoRoom,
     /// The request head was not complete in time.
     HandshakeTimeout,
     /// The peer broke RFC 6455.
@@ -51,7 +53,7 @@ pub enum Reason {
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 15;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -70,6 +72,7 @@ impl Reason {
             Reason::NoPong => 11,
             Reason::Drain { .. } => 12,
             Reason::Cut => 13,
+            Reason::NoRoom => 14,
         }
     }
 
@@ -89,6 +92,7 @@ impl Reason {
         "no_pong",
         "drain",
         "cut",
+        "no_room",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -101,7 +105,7 @@ impl Reason {
     pub fn code(self) -> Option<u16> {
         match self {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
-            Reason::Refused { .. } | Reason::HandshakeTimeout => None,
+            Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Protocol => Some(1002),
             Reason::NotUtf8 => Some(1007),
             Reason::TooBig { .. } => Some(1009),
@@ -160,6 +164,7 @@ mod tests {
             (Reason::NoPong, Some(4103), "no_pong"),
             (Reason::Drain { retry_ms: 8_350 }, Some(4200), "drain retry_ms=8350"),
             (Reason::Cut, None, "cut"),
+            (Reason::NoRoom, None, "no_room"),
         ]
     }
 

@@ -45,7 +45,7 @@ pub struct Limits {
     pub ping_interval_ms: u32,
     /// From the ping to the close when nothing comes back.
     pub pong_timeout_ms: u32,
-    /// The most bytes that wait for one connection.
+    /// The most bytes that wait for one connection, and 64 more for each piece that they are in.
     pub outbox_bytes_max: usize,
     /// The longest time in which a connection takes none of the bytes that wait for it.
     pub slow_timeout_ms: u32,
@@ -66,8 +66,8 @@ pub struct Limits {
     /// Bytes read from one slot in one turn, and the size of the one scratch buffer. 64 KiB are some 900
     /// frames of 64 bytes, about 45 us of parsing: past that, the next slot has its turn.
     pub read_bytes_per_slot: usize,
-    /// Bytes read from all slots in one turn. It bounds the batch that a turn queues to each member,
-    /// so that a burst from many publishers does not overrun members that read well.
+    /// Bytes read from all slots in one turn. It bounds what a turn publishes, and an outbox has to hold
+    /// that beside the largest message, so that one turn's burst never makes a member slow.
     pub read_bytes_per_turn: usize,
 }
 
@@ -147,10 +147,11 @@ impl Limits {
     pub fn check(&self) -> Result<(), Contradiction> {
         let refuse = |text: String| Err(Contradiction(text));
         let frame_bytes = self.message_bytes_max + Self::FRAME_HEADER_BYTES_MAX;
-        if self.outbox_bytes_max < frame_bytes {
+        let turn_bytes = self.read_bytes_per_turn + frame_bytes;
+        if self.outbox_bytes_max < turn_bytes {
             return refuse(format!(
-                "--outbox-bytes-max {} cannot hold one message of --message-bytes-max {}: raise the first to {frame_bytes} or lower the second",
-                self.outbox_bytes_max, self.message_bytes_max
+                "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and --message-bytes-max {} let one turn publish: raise the first to {turn_bytes} or lower the others",
+                self.outbox_bytes_max, self.read_bytes_per_turn, self.message_bytes_max
             ));
         }
         if self.read_bytes_per_turn < self.read_bytes_per_slot {
@@ -187,7 +188,11 @@ mod tests {
         };
         let limits = Limits::default;
         check(Limits { message_bytes_max: 2 << 20, ..limits() }, "--outbox-bytes-max", "--message-bytes-max");
-        check(Limits { outbox_bytes_max: 65_545, ..limits() }, "--outbox-bytes-max", "--message-bytes-max");
+        check(
+            Limits { outbox_bytes_max: 300_000, ..limits() },
+            "--outbox-bytes-max",
+            "--read-bytes-per-turn",
+        );
         check(
             Limits { read_bytes_per_turn: 4_096, ..limits() },
             "--read-bytes-per-turn",

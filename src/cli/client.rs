@@ -9,6 +9,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
 use http::Uri;
+use socket2::{SockRef, TcpKeepalive};
 use tungstenite::client::client_with_config;
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
@@ -18,6 +19,16 @@ use crate::ids::ChannelName;
 
 /// How long a connection may take to be made, and how long the server may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest message that is taken: the most that a server can be told to let through.
+const MESSAGE_BYTES_MAX: usize = 1 << 30;
+
+/// When nothing comes, the kernel asks the server's kernel after so long, and then every few seconds: a
+/// server whose machine or network is gone is noticed within a minute, though it said nothing.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// A connection to one channel.
 pub(super) type Connection = WebSocket<TcpStream>;
@@ -62,7 +73,12 @@ impl Server {
         let authority = uri.authority().ok_or("no host in the URL")?;
         // Brackets belong to an IPv6 address in a URL, not in a lookup.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
-        Ok(Server { authority: authority.to_string(), port: authority.port_u16().unwrap_or(80), host })
+        let port = match (authority.port_u16(), authority.as_str().ends_with(authority.host())) {
+            (Some(port), _) => port,
+            (None, true) => 80,
+            (None, false) => return Err("the port is not a number from 1 to 65535".to_owned()),
+        };
+        Ok(Server { authority: authority.to_string(), port, host })
     }
 
     /// Connects to a channel. The socket does not block any more when it is returned.
@@ -70,7 +86,11 @@ impl Server {
         let stream = self.open().map_err(|error| NoConnection::Unreachable(format!("{self}: {error}")))?;
         // A channel's name needs no escaping in a path.
         let url = format!("ws://{}/ws/{}{query}", self.authority, channel.as_str());
-        let config = WebSocketConfig::default().read_buffer_size(64 << 10).write_buffer_size(64 << 10);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(64 << 10)
+            .write_buffer_size(64 << 10)
+            .max_frame_size(Some(MESSAGE_BYTES_MAX))
+            .max_message_size(Some(MESSAGE_BYTES_MAX));
         let (socket, _) =
             client_with_config(url, stream, Some(config)).map_err(|error| self.no_connection(error))?;
         let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
@@ -84,6 +104,7 @@ impl Server {
             match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
+                    SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)?;
                     stream.set_read_timeout(Some(CONNECT_TIMEOUT))?;
                     stream.set_write_timeout(Some(CONNECT_TIMEOUT))?;
                     return Ok(stream);
@@ -131,7 +152,8 @@ pub(super) fn would_block(error: &Error) -> bool {
 /// A close frame in words.
 pub(super) fn describe(frame: Option<&CloseFrame>) -> String {
     match frame {
-        Some(frame) => format!("{} {}", u16::from(frame.code), frame.reason),
+        // The server's words, on somebody's terminal.
+        Some(frame) => format!("{} {}", u16::from(frame.code), frame.reason.escape_debug()),
         None => "no code".to_owned(),
     }
 }
@@ -150,8 +172,16 @@ mod tests {
         check("ws://127.0.0.1:8080/ws", "127.0.0.1", 8080);
         check("ws://example.org/", "example.org", 80);
         check("ws://[::1]:9", "::1", 9);
-        for bad in ["", "127.0.0.1:8080", "http://x", "wss://x", "ws://x/ws/channel", "ws://x/?a=b", "ws://"]
-        {
+        for bad in [
+            "",
+            "127.0.0.1:8080",
+            "http://x",
+            "wss://x",
+            "ws://x/ws/channel",
+            "ws://x/?a=b",
+            "ws://",
+            "ws://x:99999",
+        ] {
             assert!(Server::parse(bad).is_err(), "{bad}");
         }
     }

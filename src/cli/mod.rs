@@ -78,7 +78,10 @@ pub fn run() -> Result<(), Failure> {
         }
         Err(error) => return Err(Failure::Usage(one_line(&error))),
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        // It logs frames, and with them payloads and close reasons, whatever RUST_LOG says.
+        .filter_module("tungstenite", log::LevelFilter::Warn)
+        .init();
     match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Pub(publish) => publish.run(),

@@ -50,7 +50,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_PONG_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pong_timeout_ms: u32,
 
-    /// Most bytes that wait for one connection; over it the connection is slow.
+    /// Most bytes that wait for one connection, and 64 for each piece of them; over it the connection is slow.
     #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
@@ -213,7 +213,7 @@ fn greeting(address: SocketAddr) -> String {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            " (another server has it; choose another with --listen, port 0 picks a free one)"
+            " (another server has it, or all ports are taken; choose another with --listen, port 0 picks a free one)"
         }
         io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
         io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",

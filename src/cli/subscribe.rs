@@ -41,16 +41,24 @@ pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
 const BACKOFF_FIRST_MS: u64 = 200;
 const BACKOFF_LAST_MS: u64 = 30_000;
 
+/// The longest pause that a server can ask for.
+const RETRY_LAST_MS: u64 = 60 * 60 * 1_000;
+
+/// A connection that held for so long was no failure.
+const HELD: Duration = Duration::from_secs(30);
+
 /// One channel's connection.
 struct Line {
     channel: ChannelName,
     state: LineState,
-    /// Connections lost since the last one that held.
+    /// Connections lost, or not made, since the last one that held.
     failures: u32,
+    /// Has it been connected before, so that something may have been missed?
+    was_open: bool,
 }
 
 enum LineState {
-    Open(Box<Connection>),
+    Open { connection: Box<Connection>, since: Instant },
     Waiting { until: Instant },
 }
 
@@ -81,7 +89,12 @@ impl Subscribe {
         let mut events = Events::with_capacity(64);
         let mut output = Output { out: BufWriter::new(io::stdout().lock()), left: self.count };
         let now = Instant::now();
-        let line = |channel| Line { channel, state: LineState::Waiting { until: now }, failures: 0 };
+        let line = |channel| Line {
+            channel,
+            state: LineState::Waiting { until: now },
+            failures: 0,
+            was_open: false,
+        };
         let mut lines: Vec<Line> = self.channels.into_iter().map(line).collect();
         loop {
             for (place, line) in lines.iter_mut().enumerate() {
@@ -109,7 +122,7 @@ impl Subscribe {
 impl Line {
     fn waits_until(&self) -> Option<Instant> {
         match self.state {
-            LineState::Open(_) => None,
+            LineState::Open { .. } => None,
             LineState::Waiting { until } => Some(until),
         }
     }
@@ -125,10 +138,10 @@ impl Line {
                 registry
                     .register(&mut SourceFd(&descriptor), token, Interest::READABLE | Interest::WRITABLE)
                     .map_err(|error| Failure::Failed(error.to_string()))?;
-                let again =
-                    if self.failures > 0 { " again; what was published meanwhile is missed" } else { "" };
+                let again = if self.was_open { " again; what was published meanwhile is missed" } else { "" };
+                self.was_open = true;
                 eprintln!("oyez: {}: connected{again}", self.channel.as_str());
-                self.state = LineState::Open(Box::new(connection));
+                self.state = LineState::Open { connection: Box::new(connection), since: Instant::now() };
                 Ok(())
             }
             Err(NoConnection::Refused(why)) => Err(Failure::Failed(why)),
@@ -138,11 +151,10 @@ impl Line {
 
     /// Prints all that has come.
     fn read(&mut self, output: &mut Output<'_>) -> io::Result<Read> {
-        let LineState::Open(connection) = &mut self.state else { return Ok(Read::Blocked) };
+        let LineState::Open { connection, .. } = &mut self.state else { return Ok(Read::Blocked) };
         loop {
             match connection.read() {
                 Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
-                    self.failures = 0;
                     if output.print(&message)? {
                         // The server is told, as far as it goes in one write; nothing depends on it.
                         let _ = connection.close(None);
@@ -167,12 +179,18 @@ impl Line {
     /// Plans the next try.
     fn lost(&mut self, why: &str, comes_back: &Return) -> Result<(), Failure> {
         let name = self.channel.as_str();
+        if matches!(self.state, LineState::Open { since, .. } if since.elapsed() >= HELD) {
+            self.failures = 0;
+        }
         let ceiling = (BACKOFF_FIRST_MS << self.failures.min(20)).min(BACKOFF_LAST_MS);
+        // The hasher's key is random in each process and each call.
+        let backoff = RandomState::new().hash_one(self.failures) % ceiling;
         let pause_ms = match *comes_back {
             Return::Never => return Err(Failure::Failed(format!("{name}: {why}"))),
-            Return::After(millis) => millis,
-            // The hasher's key is random in each process and each call.
-            Return::Backoff => RandomState::new().hash_one(self.failures) % ceiling,
+            // A server that sends everybody away at once and means it would be asked hundreds of times a second.
+            Return::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
+            Return::After(millis) => millis.min(RETRY_LAST_MS),
+            Return::Backoff => backoff,
         };
         self.failures += 1;
         eprintln!("oyez: {name}: {why}; trying again in {pause_ms} ms");

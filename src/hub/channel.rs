@@ -47,9 +47,28 @@ pub struct Sealed {
 #[derive(Debug)]
 pub struct Portion {
     /// The frames.
-    pub frames: Frames,
+    pub frames: Pieces,
     /// How many messages they hold.
     pub messages: u32,
+}
+
+/// Stretches of a batch. All are slices of the same memory, whoever gets them.
+#[derive(Debug)]
+pub enum Pieces {
+    /// All of it.
+    Whole(Frames),
+    /// What is left between the frames that the member is not to hear.
+    Stretches(Vec<Frames>),
+}
+
+impl Pieces {
+    /// The stretches in order.
+    pub fn as_slice(&self) -> &[Frames] {
+        match self {
+            Pieces::Whole(frames) => std::slice::from_ref(frames),
+            Pieces::Stretches(stretches) => stretches,
+        }
+    }
 }
 
 impl Channel {
@@ -75,7 +94,7 @@ impl Channel {
     }
 
     pub(super) fn leave(&mut self, position: u32) -> Option<Moved> {
-        debug_assert!(!self.batch_names_positions(), "leaving would give an unheard frame to another member");
+        debug_assert!(self.batch.messages == 0, "leaving would give an unheard frame to another member");
         self.members.swap_remove(position as usize);
         self.members.get(position as usize).map(|&member| Moved { member, position })
     }
@@ -90,10 +109,6 @@ impl Channel {
         *messages == 1
     }
 
-    pub(super) fn batch_names_positions(&self) -> bool {
-        !self.batch.unheard.is_empty()
-    }
-
     pub(super) fn seal(&mut self) -> Option<(&[SlotId], Sealed)> {
         if self.batch.messages == 0 {
             return None;
@@ -105,31 +120,35 @@ impl Channel {
 }
 
 impl Sealed {
-    /// What the member at `position` gets: as a rule the whole batch, by reference; for a member that is
-    /// not to hear a part of it, a copy of the rest, and `None` if no rest is left.
+    /// What the member at `position` gets: as a rule the whole batch; for a member that is not to hear a
+    /// part of it, the stretches between, and `None` if nothing is left.
     pub fn portion(&self, position: u32) -> Option<Portion> {
         if self.unheard.is_empty() {
             return Some(self.whole());
         }
         let first = self.unheard.partition_point(|one| one.position < position);
         let own = self.unheard[first..].iter().take_while(|one| one.position == position);
-        let own_messages = own.clone().count() as u32;
-        if own_messages == 0 {
+        let messages = self.messages - own.clone().count() as u32;
+        if messages == self.messages {
             return Some(self.whole());
         }
-        let mut rest = Vec::with_capacity(self.frames.len());
+        let mut stretches = Vec::new();
         let mut from = 0;
+        let mut add = |stretch: Range<usize>| {
+            if !stretch.is_empty() {
+                stretches.push(Rc::new(self.frames.slice(stretch)));
+            }
+        };
         for Unheard { frame, .. } in own {
-            rest.extend_from_slice(&self.frames[from..frame.start]);
+            add(from..frame.start);
             from = frame.end;
         }
-        rest.extend_from_slice(&self.frames[from..]);
-        let messages = self.messages - own_messages;
-        (messages > 0).then(|| Portion { frames: Rc::new(Bytes::from(rest)), messages })
+        add(from..self.frames.len());
+        (messages > 0).then_some(Portion { frames: Pieces::Stretches(stretches), messages })
     }
 
     fn whole(&self) -> Portion {
-        Portion { frames: self.frames.clone(), messages: self.messages }
+        Portion { frames: Pieces::Whole(self.frames.clone()), messages: self.messages }
     }
 }
 
@@ -146,7 +165,10 @@ mod tests {
     }
 
     fn text(portion: Option<Portion>) -> Option<(Vec<u8>, u32)> {
-        portion.map(|portion| (portion.frames.to_vec(), portion.messages))
+        portion.map(|portion| {
+            let bytes: Vec<&[u8]> = portion.frames.as_slice().iter().map(|frames| &frames[..]).collect();
+            (bytes.concat(), portion.messages)
+        })
     }
 
     #[test]
@@ -156,8 +178,11 @@ mod tests {
         assert!(!channel.publish(Kind::Binary, b"b", None));
         let (_, sealed) = channel.seal().unwrap();
         let (one, two) = (sealed.portion(0).unwrap(), sealed.portion(1).unwrap());
-        assert!(Rc::ptr_eq(&one.frames, &two.frames));
-        assert_eq!(one.frames[..], [0x81, 1, b'a', 0x82, 1, b'b']);
+        let (Pieces::Whole(one), Pieces::Whole(two)) = (one.frames, two.frames) else {
+            panic!("both get all")
+        };
+        assert!(Rc::ptr_eq(&one, &two));
+        assert_eq!(one[..], [0x81, 1, b'a', 0x82, 1, b'b']);
         assert!(channel.seal().is_none());
     }
 
@@ -172,6 +197,10 @@ mod tests {
         assert_eq!(text(sealed.portion(0)), Some((b"\x81\x01a\x81\x01c\x81\x01d".to_vec(), 3)));
         assert_eq!(sealed.portion(1).unwrap().messages, 4);
         assert_eq!(text(sealed.portion(2)), Some((b"\x81\x01b\x81\x01d".to_vec(), 2)));
+        let batch = sealed.frames.as_ptr_range();
+        for piece in sealed.portion(2).unwrap().frames.as_slice() {
+            assert!(batch.contains(&piece.as_ptr()), "a stretch is a slice, not a copy");
+        }
         channel.publish(Kind::Text, b"alone", Some(1));
         let (_, sealed) = channel.seal().unwrap();
         assert!(sealed.portion(1).is_none());

@@ -108,7 +108,8 @@ impl Hub {
         Ok(channel)
     }
 
-    /// Takes a member out; a channel without members ends.
+    /// Takes a member out; a channel without members ends. A batch that the channel has begun must be sealed
+    /// and handed out first, since it may name members by their positions.
     ///
     /// The last member moves into the place that came free, if that is another.
     pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
@@ -127,12 +128,6 @@ impl Hub {
         if channel.publish(kind, payload, (!seat.echo).then_some(seat.position)) {
             self.touched.push(seat.channel);
         }
-    }
-
-    /// Must the channel's batch be handed out before a member leaves? Yes if it names members by their
-    /// positions, since leaving moves one.
-    pub fn batch_names_positions(&self, channel: ChannelId) -> bool {
-        self.channels.get(channel.0 as usize).is_some_and(Channel::batch_names_positions)
     }
 
     /// One channel in which something was published this turn and not yet handed out.

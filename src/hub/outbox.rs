@@ -24,6 +24,10 @@ pub type Frames = Rc<Bytes>;
 /// copied together first, 25 us in 16 writes; vectored, large pieces are not copied. 64 take 1 KiB of stack.
 const PIECES_PER_WRITE: usize = 64;
 
+/// What a piece counts beside its bytes. A pong has 2 bytes, and takes that much memory around them: a limit
+/// of bytes alone would let 1 MiB of pongs take 16.
+const PIECE_BYTES: usize = 64;
+
 /// The frames that one connection has yet to take.
 #[derive(Debug, Default)]
 pub enum Outbox {
@@ -45,6 +49,7 @@ pub struct Backlog {
     /// How much of the whole queue is not.
     bytes: usize,
     progress: Progress,
+    intake: Intake,
 }
 
 /// How the socket took the last write.
@@ -54,17 +59,17 @@ enum Progress {
     Moving,
     /// It has taken nothing since then, and will raise an event when it does.
     Blocked { since: Moment },
-    /// The event came; the next write will tell.
+    /// The event came, or it is time for a last look; the next write will tell.
     Retry { since: Moment },
 }
 
-/// What an outbox may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// The most bytes.
-    pub bytes_max: usize,
-    /// The longest time without progress, in milliseconds.
-    pub stall_ms_max: u32,
+/// What becomes of further frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Intake {
+    /// They are queued, within the limit.
+    Open,
+    /// They are not, until the queue is empty: one hole is easier to bear than many.
+    Shut,
 }
 
 /// Whether frames were queued.
@@ -92,21 +97,33 @@ pub enum Left {
 }
 
 impl Outbox {
-    /// Queues frames within bounds.
+    /// Queues frames, all or none, within a limit.
     ///
-    /// Frames always go into an empty outbox: a peer is not slow because a batch is large.
-    pub fn push(&mut self, frames: Frames, bounds: Bounds, now: Moment) -> Push {
+    /// The limit is for what the socket has not taken: an outbox for which no write has been tried yet takes
+    /// any frames, since a peer is not slow because a turn had much to say.
+    pub fn push(&mut self, pieces: &[Frames], bytes_max: usize) -> Push {
         if let Outbox::Backlog(backlog) = self {
-            let stalled = backlog.stalled_ms(now) >= bounds.stall_ms_max;
-            if stalled || backlog.bytes + frames.len() > bounds.bytes_max {
+            let bytes: usize = pieces.iter().map(|frames| frames.len()).sum();
+            let count = backlog.bytes + bytes + PIECE_BYTES * (backlog.queue.len() + pieces.len() - 1);
+            let has_been_tried = backlog.progress != Progress::Moving;
+            if backlog.intake == Intake::Shut || (has_been_tried && count > bytes_max) {
                 return Push::OverLimit;
             }
         }
-        self.queue(frames);
+        for frames in pieces {
+            self.queue(frames.clone());
+        }
         Push::Queued
     }
 
-    /// Queues frames whatever the bounds: for a close frame, which has to find room.
+    /// Takes no further frames until the queue is empty.
+    pub fn shut_until_empty(&mut self) {
+        if let Outbox::Backlog(backlog) = self {
+            backlog.intake = Intake::Shut;
+        }
+    }
+
+    /// Queues frames whatever the limit: for a close frame, which has to find room.
     pub fn queue(&mut self, frames: Frames) {
         if frames.is_empty() {
             return;
@@ -121,6 +138,7 @@ impl Outbox {
                     written: 0,
                     bytes,
                     progress: Progress::Moving,
+                    intake: Intake::Open,
                 }));
             }
             Outbox::Backlog(mut backlog) => {
@@ -150,7 +168,7 @@ impl Outbox {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.progress, Progress::Blocked { .. }))
     }
 
-    /// When the socket has taken nothing for `stall_ms_max`, or `None` while it moves.
+    /// When the socket will have taken nothing for `stall_ms_max`, or `None` while it moves.
     pub fn stalls_at(&self, stall_ms_max: u32) -> Option<Moment> {
         match self {
             Outbox::Backlog(backlog) => {
@@ -160,7 +178,7 @@ impl Outbox {
         }
     }
 
-    /// The socket says that it takes bytes again.
+    /// The socket says that it takes bytes again, or is to be asked.
     pub fn unblock(&mut self) {
         if let Outbox::Backlog(backlog) = self
             && let Progress::Blocked { since } = backlog.progress
@@ -199,6 +217,7 @@ impl Outbox {
                         queue: VecDeque::from([frames.clone()]),
                         written,
                         progress: Progress::Blocked { since: now },
+                        intake: Intake::Open,
                     };
                     *self = Outbox::Backlog(Box::new(backlog));
                     (written, Left::Blocked)
@@ -227,10 +246,6 @@ impl Outbox {
 }
 
 impl Backlog {
-    fn stalled_ms(&self, now: Moment) -> u32 {
-        self.progress.stalled_since().map_or(0, |since| now.millis_since(since))
-    }
-
     fn flush(&mut self, socket: &mut impl Write, now: Moment) -> (usize, Left) {
         let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
         let mut offered = 0;
@@ -298,8 +313,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BOUNDS: Bounds = Bounds { bytes_max: 100, stall_ms_max: 5_000 };
-
     fn at(millis: u64) -> Moment {
         Moment::from_millis(millis)
     }
@@ -337,12 +350,30 @@ mod tests {
     #[test]
     fn a_large_batch_is_no_sign_of_a_slow_peer() {
         let mut outbox = Outbox::default();
-        assert_eq!(outbox.push(frames(1_000), BOUNDS, at(0)), Push::Queued);
-        let (written, left) = outbox.flush(&mut Pipe(vec![Some(950)], vec![]), at(0));
-        assert!(written == 950 && matches!(left, Left::Blocked));
-        assert_eq!(outbox.push(frames(51), BOUNDS, at(0)), Push::OverLimit);
-        assert_eq!(outbox.push(frames(50), BOUNDS, at(0)), Push::Queued);
-        assert_eq!(outbox.bytes(), 100);
+        assert_eq!(outbox.push(&[frames(1_000)], 200), Push::Queued);
+        assert_eq!(outbox.push(&[frames(1_000)], 200), Push::Queued, "no write has been tried");
+        let (written, left) = outbox.flush(&mut Pipe(vec![Some(1_950)], vec![]), at(0));
+        assert!(written == 1_950 && matches!(left, Left::Blocked));
+        assert_eq!(outbox.push(&[frames(87)], 200), Push::OverLimit);
+        assert_eq!(
+            outbox.push(&[frames(86)], 200),
+            Push::Queued,
+            "50 and 86 bytes, and 64 for the piece that waits"
+        );
+        assert_eq!(outbox.bytes(), 136);
+    }
+
+    #[test]
+    fn what_is_shut_opens_when_it_is_empty() {
+        let mut outbox = Outbox::default();
+        outbox.shut_until_empty();
+        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::Queued, "empty as it was");
+        let _ = outbox.flush(&mut Pipe(vec![Some(1)], vec![]), at(0));
+        outbox.shut_until_empty();
+        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::OverLimit);
+        outbox.unblock();
+        let _ = outbox.flush(&mut Pipe(vec![], vec![]), at(0));
+        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::Queued);
     }
 
     #[test]
@@ -356,10 +387,8 @@ mod tests {
         assert!(!outbox.is_blocked());
         assert!(matches!(block(&mut outbox, None, 3_000), (0, Left::Blocked)));
         assert_eq!(outbox.stalls_at(5_000), Some(at(5_100)));
-        assert_eq!(outbox.push(frames(1), BOUNDS, at(5_100)), Push::OverLimit);
         assert!(matches!(block(&mut outbox, Some(1), 5_200), (1, Left::Blocked)));
         assert_eq!(outbox.stalls_at(5_000), Some(at(10_200)));
-        assert_eq!(outbox.push(frames(1), BOUNDS, at(5_300)), Push::Queued);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Engine<T> {
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
     sweeper: Sweeper,
+    /// Slots that are being told that there is no room.
+    turned_away: usize,
 }
 
 impl<T: Transport> Engine<T> {
@@ -54,6 +56,7 @@ impl<T: Transport> Engine<T> {
             wishes: Vec::new(),
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
+            turned_away: 0,
             limits,
         }
     }
@@ -68,11 +71,23 @@ impl<T: Transport> Engine<T> {
     /// Takes in a connection for which there is no room, to tell it so.
     pub fn turn_away(&mut self, transport: T, peer: Peer, now: Moment) -> SlotId {
         self.metrics.connections_accepted += 1;
+        self.turned_away += 1;
         let mut outbox = Outbox::Empty;
         let state = State::turned_away(&self.limits, now, &mut outbox);
         let id = self.slots.insert(transport, peer, state, outbox);
+        self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);
         id
+    }
+
+    /// Connections that are served, or may be: all but those that are being turned away.
+    pub fn served(&self) -> usize {
+        self.slots.len() - self.turned_away
+    }
+
+    /// Connections that are being told that there is no room for them.
+    pub fn turned_away(&self) -> usize {
+        self.turned_away
     }
 
     /// Reads every ready slot up to a budget and gathers intents.
@@ -98,7 +113,9 @@ impl<T: Transport> Engine<T> {
     fn read(&mut self, id: SlotId, now: Moment) -> usize {
         let Engine { slots, limits, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
-        let is_read_closed = slot.is_read_closed();
+        let has_write_failed = slot.has_write_failed();
+        // Then a short read does not end it: no event may follow the one that was the last.
+        let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, wishes, now);
         let mut total = 0;
         for _ in 0..desk.limits.reads_per_slot {
@@ -106,19 +123,19 @@ impl<T: Transport> Engine<T> {
                 ReadOutcome::Bytes(count) => {
                     total += count;
                     state.receive(&scratch[..count], &mut desk);
-                    if count < scratch.len() && !is_read_closed {
+                    if count < scratch.len() && !reads_on {
                         return total;
                     }
                     if total >= desk.limits.read_bytes_per_slot {
                         break;
                     }
                 }
-                ReadOutcome::Blocked => return total,
-                ReadOutcome::EndOfFile => {
+                ReadOutcome::Blocked if !has_write_failed => return total,
+                ReadOutcome::EndOfFile if !has_write_failed => {
                     state.end_of_file();
                     return total;
                 }
-                ReadOutcome::Failed => {
+                ReadOutcome::Failed | ReadOutcome::Blocked | ReadOutcome::EndOfFile => {
                     state.fail();
                     return total;
                 }
@@ -175,16 +192,16 @@ impl<T: Transport> Engine<T> {
                     self.metrics.messages_published += 1;
                 }
             }
-            Intent::Leave { farewell } => self.part(id, farewell, now),
+            Intent::Leave { farewell } => self.bid_farewell(id, farewell, now),
         }
     }
 
     /// Ends a membership in order: first what was published so far, then the close frame.
-    fn part(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
+    fn bid_farewell(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
         if let Some(Slot { seat: Some(seat), .. }) = self.slots.get(id) {
             self.hand_out(seat.channel, now);
         }
-        self.leave(id, now);
+        self.leave(id);
         if let Some(farewell) = farewell
             && let Some(slot) = self.slots.get_mut(id)
         {
@@ -197,19 +214,19 @@ impl<T: Transport> Engine<T> {
     fn hand_out(&mut self, channel: ChannelId, now: Moment) {
         let Engine { slots, hub, metrics, limits, .. } = self;
         let Some((members, batch)) = hub.seal(channel) else { return };
-        let bounds = limits.outbox();
         let mut slow = Vec::new();
         for (position, &member) in members.iter().enumerate() {
             let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
                 continue;
             };
             let Some(Portion { frames, messages }) = batch.portion(position as u32) else { continue };
-            match slot.outbox.push(frames, bounds, now) {
+            match slot.outbox.push(frames.as_slice(), limits.outbox_bytes_max) {
                 Push::Queued => {
                     metrics.messages_delivered += u64::from(messages);
                     slots.mark_dirty(member);
                 }
                 Push::OverLimit if limits.on_slow == OnSlow::Skip => {
+                    slot.outbox.shut_until_empty();
                     metrics.messages_skipped += u64::from(messages);
                 }
                 Push::OverLimit => slow.push(member),
@@ -235,13 +252,7 @@ impl<T: Transport> Engine<T> {
         let (written, left) = slot.outbox.flush(&mut slot.transport, now);
         metrics.sent_bytes += written as u64;
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
-            (Left::Failed(_), _) if slot.state.listens() => {
-                // What the peer sent before it went is still to be read, and published; the read side
-                // then says that it is gone.
-                slot.outbox = Outbox::Empty;
-                slots.mark_read_closed(id);
-                slots.mark_ready(id);
-            }
+            (Left::Failed(_), _) if slot.state.listens() => slots.mark_write_failed(id),
             (Left::Failed(_), _) => self.fail(id),
             (_, AfterFlush::Doom(reason)) => slots.doom(id, reason),
             (_, AfterFlush::ShutDownWrite) => {
@@ -250,7 +261,21 @@ impl<T: Transport> Engine<T> {
                 }
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
-            (Left::Nothing | Left::Blocked, AfterFlush::Nothing) => {}
+            (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
+            (Left::Nothing, AfterFlush::Nothing) => {}
+        }
+    }
+
+    /// A write has just found the socket full. Has it been for too long?
+    fn judge_stall(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, limits, .. } = self;
+        let Some(slot) = slots.get_mut(id) else { return };
+        if !slot.takes_broadcast() || !has_stalled(&slot.outbox, limits, now) {
+            return;
+        }
+        match limits.on_slow {
+            OnSlow::Close => self.close(id, Reason::Slow, now),
+            OnSlow::Skip => slot.outbox.shut_until_empty(),
         }
     }
 
@@ -274,16 +299,18 @@ impl<T: Transport> Engine<T> {
     fn sweep_slot(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let has_stalled =
-            slot.outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now));
-        if has_stalled && limits.on_slow == OnSlow::Close && slot.takes_broadcast() {
-            return self.close(id, Reason::Slow, now);
+        if has_stalled(&slot.outbox, limits, now) {
+            // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
+            // last write tells.
+            slot.outbox.unblock();
+            slots.mark_dirty(id);
         }
+        let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
         let (Parts { state, .. }, mut desk) = desk(slot, limits, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
-            Due::Flush => self.after_close(id, now),
+            Due::Flush => self.grant_wishes(id, now),
             Due::Read => slots.mark_ready(id),
             Due::Doom(reason) => slots.doom(id, reason),
         }
@@ -295,13 +322,16 @@ impl<T: Transport> Engine<T> {
     }
 
     /// The only place where a slot dies and its key is freed; how many did.
-    pub fn reap(&mut self, now: Moment) -> usize {
+    pub fn reap(&mut self) -> usize {
         let doomed = self.slots.take_doomed();
         for &id in &doomed {
-            self.leave(id, now);
+            self.leave(id);
             let Some(slot) = self.slots.remove(id) else { continue };
             let State::Dead(reason) = slot.state else { continue };
             self.metrics.connections_closed[reason.index()] += 1;
+            if slot.is_turned_away() {
+                self.turned_away -= 1;
+            }
             match reason.code() {
                 Some(code) => info!("close peer={} code={code} reason={reason}", slot.peer),
                 None => info!("close peer={} reason={reason}", slot.peer),
@@ -317,11 +347,11 @@ impl<T: Transport> Engine<T> {
         let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, wishes, now);
         debug!("closing peer={peer} reason={reason}");
         state.close(reason, &mut desk);
-        self.after_close(id, now);
+        self.grant_wishes(id, now);
     }
 
     /// Grants the wishes of a session that was called outside the drive phase, at once.
-    fn after_close(&mut self, id: SlotId, now: Moment) {
+    fn grant_wishes(&mut self, id: SlotId, now: Moment) {
         for wish in mem::take(&mut self.wishes) {
             self.apply(id, wish, now);
         }
@@ -347,11 +377,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    fn leave(&mut self, id: SlotId, now: Moment) {
+    /// Takes a member out of the hub. What was published on its channel has been handed out.
+    fn leave(&mut self, id: SlotId) {
         let Some(seat) = self.slots.get_mut(id).and_then(|slot| slot.seat.take()) else { return };
-        if self.hub.batch_names_positions(seat.channel) {
-            self.hand_out(seat.channel, now);
-        }
         if let Some(moved) = self.hub.leave(seat)
             && let Some(Slot { seat: Some(seat), .. }) = self.slots.get_mut(moved.member)
         {
@@ -372,6 +400,11 @@ impl<T: Transport> Engine<T> {
         }
         assert_eq!(seats, self.hub.seats(), "every member has a slot");
     }
+}
+
+/// Has the socket taken nothing for too long?
+fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
+    outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now))
 }
 
 /// What the engine needs of a slot whose session has its turn.

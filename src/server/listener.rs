@@ -29,6 +29,8 @@ pub struct Listener {
     state: Accepting,
     /// A descriptor to give up when none is left, so that one client can be taken in and told.
     reserve: Option<File>,
+    /// Did the last accept find no descriptor? It will ten times a second, and is worth one line in the log.
+    is_exhausted: bool,
 }
 
 /// Is somebody waiting?
@@ -52,7 +54,12 @@ pub enum Accept {
     /// A client that is gone already: accept(2) passes on what happened to it. The next may be well.
     Gone(io::Error),
     /// No descriptor or no memory is left, and accepting rests; somebody may have been told.
-    Exhausted(io::Error),
+    Exhausted {
+        /// Which of them.
+        error: io::Error,
+        /// Is it the first time since somebody was taken?
+        is_news: bool,
+    },
 }
 
 impl Listener {
@@ -77,6 +84,7 @@ impl Listener {
             socket: TcpListener::from_std(socket.into()),
             state: Accepting::Idle,
             reserve: reserve(),
+            is_exhausted: false,
         })
     }
 
@@ -140,7 +148,10 @@ impl Listener {
             self.reserve = reserve();
         }
         match self.socket.accept() {
-            Ok((stream, peer)) => Accept::Connection(stream, peer),
+            Ok((stream, peer)) => {
+                self.is_exhausted = false;
+                Accept::Connection(stream, peer)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.state = Accepting::Idle;
                 Accept::Nobody
@@ -148,7 +159,7 @@ impl Listener {
             Err(error) if is_exhausted(&error) => {
                 self.pause(now);
                 self.tell_one();
-                Accept::Exhausted(error)
+                Accept::Exhausted { error, is_news: !std::mem::replace(&mut self.is_exhausted, true) }
             }
             Err(error) => Accept::Gone(error),
         }

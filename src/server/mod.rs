@@ -142,7 +142,7 @@ impl Server {
             self.engine.deliver(now);
             self.engine.flush(now);
             self.engine.sweep(now);
-            self.reap(now);
+            self.reap();
             if let Some(end) = self.end() {
                 return Ok(end);
             }
@@ -218,7 +218,7 @@ impl Server {
         let Server { poll, listener, engine, connections_max, .. } = self;
         let Some(listener) = listener else { return };
         for _ in 0..engine.limits.accepts_per_turn {
-            if engine.slots.len() >= *connections_max + REFUSALS_MAX {
+            if engine.served() >= *connections_max && engine.turned_away() >= REFUSALS_MAX {
                 listener.pause(now);
             }
             let (mut stream, peer) = match listener.accept(now) {
@@ -229,9 +229,14 @@ impl Server {
                     debug!("accept: {error}");
                     continue;
                 }
-                Accept::Exhausted(error) => {
+                Accept::Exhausted { error, is_news } => {
+                    if is_news {
+                        warn!(
+                            "accept: {error}; {} connections are open, accepting rests",
+                            engine.slots.len()
+                        );
+                    }
                     engine.metrics.accept_errors += 1;
-                    warn!("accept: {error}; {} connections are open, accepting rests", engine.slots.len());
                     break;
                 }
             };
@@ -240,7 +245,7 @@ impl Server {
             let interest = Interest::READABLE | Interest::WRITABLE;
             if let Err(error) = poll.registry().register(&mut stream, token, interest) {
                 warn!("cannot watch {peer}: {error}");
-            } else if engine.slots.len() < *connections_max {
+            } else if engine.served() < *connections_max {
                 debug!("accept peer={peer}");
                 engine.admit(stream, peer, now);
             } else {
@@ -249,8 +254,8 @@ impl Server {
         }
     }
 
-    fn reap(&mut self, now: Moment) {
-        if self.engine.reap(now) > 0
+    fn reap(&mut self) {
+        if self.engine.reap() > 0
             && let Some(listener) = &mut self.listener
         {
             listener.resume();
@@ -288,7 +293,7 @@ impl Server {
             Stage::Cut => End::Cut,
         };
         self.engine.cut();
-        self.engine.reap(now);
+        self.engine.reap();
         info!("ended {}", self.engine.metrics);
         Some(end)
     }

@@ -44,6 +44,10 @@ impl Marks {
     const READY: u8 = 1;
     const DIRTY: u8 = 2;
     const DOOMED: u8 = 4;
+    /// A write failed and its frames are gone: what there is to read is read, and then it is over.
+    const WRITE_FAILED: u8 = 16;
+    /// There is no room for it, and it is being told so.
+    const TURNED_AWAY: u8 = 32;
     /// An event said that the peer sends no more. It may have come with the last bytes, and then no
     /// other event follows: a short read is not the end of what there is.
     const READ_CLOSED: u8 = 8;
@@ -68,6 +72,16 @@ impl<T> Slot<T> {
     /// Has an event said that the peer sends no more?
     pub fn is_read_closed(&self) -> bool {
         self.marks.has(Marks::READ_CLOSED)
+    }
+
+    /// Is it being told that there is no room for it?
+    pub fn is_turned_away(&self) -> bool {
+        self.marks.has(Marks::TURNED_AWAY)
+    }
+
+    /// Has a write failed?
+    pub fn has_write_failed(&self) -> bool {
+        self.marks.has(Marks::WRITE_FAILED)
     }
 
     /// Is it on the ready list?
@@ -203,6 +217,22 @@ impl<T> Slots<T> {
         }
     }
 
+    /// There is no room for it.
+    pub fn mark_turned_away(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.marks.set(Marks::TURNED_AWAY);
+        }
+    }
+
+    /// The socket takes nothing any more. What the peer sent before it went is still to be read.
+    pub fn mark_write_failed(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.outbox = Outbox::Empty;
+            slot.marks.set(Marks::WRITE_FAILED);
+            self.mark_ready(id);
+        }
+    }
+
     /// There is something to write, and the socket is not known to be full.
     pub fn mark_dirty(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
@@ -289,6 +319,9 @@ impl<T> Default for Slots<T> {
         Slots::new()
     }
 }
+
+// A token holds a key and a generation of 32 bits each.
+const _: () = assert!(usize::BITS >= 64, "Oyez wants a 64-bit machine");
 
 /// Packs an id into what epoll carries for us.
 pub fn token_of(id: SlotId) -> Token {

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::close::Reason;
 use crate::config::Limits;
-use crate::hub::outbox::{Bounds, Outbox, Push};
+use crate::hub::outbox::{Outbox, Push};
 use crate::moment::Moment;
 use crate::wire;
 use http::{HeadEnd, Refusal};
@@ -79,7 +79,7 @@ enum Heartbeat {
 #[derive(Debug)]
 pub struct Draining {
     reason: Reason,
-    stage: Stage,
+    closing: Closing,
     /// The end of patience; moved on when the peer takes bytes.
     until: Moment,
     /// The end of patience with a peer that takes a byte at a time.
@@ -88,7 +88,7 @@ pub struct Draining {
 
 /// How far a close has come.
 #[derive(Debug)]
-enum Stage {
+enum Closing {
     /// Our close frame is queued or out; the peer's is to come.
     AwaitClose(Walker),
     /// All has been said; what is queued has yet to go out, and then our end of file.
@@ -150,7 +150,7 @@ impl State {
 
     /// A connection for which there is no room: it is told so, whatever it wants.
     pub fn turned_away(limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-        refuse(&no_room(), limits, now, outbox)
+        answer(Reason::NoRoom, &no_room(), limits, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -161,7 +161,7 @@ impl State {
     /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
     /// or the end is left to come.
     pub fn ends_with_flush(&self) -> bool {
-        matches!(self, State::Draining(draining) if matches!(draining.stage, Stage::Flushing | Stage::HalfClosed))
+        matches!(self, State::Draining(draining) if matches!(draining.closing, Closing::Flushing | Closing::HalfClosed))
     }
 
     /// Takes bytes from the peer.
@@ -190,10 +190,10 @@ impl State {
     pub fn end_of_file(&mut self) {
         match self {
             State::Head(_) | State::Open(_) => *self = State::Dead(Reason::EndOfFile),
-            State::Draining(draining) => match draining.stage {
-                Stage::AwaitEndOfFile => *self = State::Dead(draining.reason),
-                Stage::AwaitClose(_) | Stage::Flushing | Stage::HalfClosed => {
-                    draining.stage = Stage::HalfClosed
+            State::Draining(draining) => match draining.closing {
+                Closing::AwaitEndOfFile => *self = State::Dead(draining.reason),
+                Closing::AwaitClose(_) | Closing::Flushing | Closing::HalfClosed => {
+                    draining.closing = Closing::HalfClosed
                 }
             },
             State::Dead(_) => {}
@@ -222,12 +222,11 @@ impl State {
                     }
                     _ => no_room(),
                 };
-                desk.outbox.queue(Rc::new(Bytes::from(refusal.to_bytes())));
-                *self = Draining::begin(reason, Stage::Flushing, limits, now);
+                *self = answer(reason, &refusal, limits, now, desk.outbox);
             }
             State::Open(open) => {
                 let walker = open.awake.take().map_or_else(Walker::new, |awake| awake.walker);
-                *self = part(reason, walker, desk);
+                *self = begin_close(reason, walker, desk);
             }
             State::Draining(_) | State::Dead(_) => {}
         }
@@ -261,6 +260,8 @@ impl State {
             return Due::Nothing;
         }
         match self {
+            // It may be there, behind the turn's budget.
+            State::Head(_) if unread => Due::Nothing,
             // Nothing was asked, so nothing is answered: browsers open connections that they may need.
             State::Head(head) if head.received.is_empty() => Due::Doom(Reason::HandshakeTimeout),
             State::Head(_) => {
@@ -279,14 +280,14 @@ impl State {
         if written > 0 {
             draining.until = now.after(limits.close_timeout_ms).or_earlier(draining.until_at_most);
         }
-        match draining.stage {
+        match draining.closing {
             _ if !outbox.is_empty() => AfterFlush::Nothing,
-            Stage::Flushing => {
-                draining.stage = Stage::AwaitEndOfFile;
+            Closing::Flushing => {
+                draining.closing = Closing::AwaitEndOfFile;
                 AfterFlush::ShutDownWrite
             }
-            Stage::HalfClosed => AfterFlush::Doom(draining.reason),
-            Stage::AwaitClose(_) | Stage::AwaitEndOfFile => AfterFlush::Nothing,
+            Closing::HalfClosed => AfterFlush::Doom(draining.reason),
+            Closing::AwaitClose(_) | Closing::AwaitEndOfFile => AfterFlush::Nothing,
         }
     }
 }
@@ -323,7 +324,10 @@ impl Head {
                 desk.intents.push(Intent::Subscribe { channel, echo });
                 (State::Open(Open::new(desk)), consumed)
             }
-            Err(refusal) => (refuse(&refusal, limits, now, desk.outbox), input.len()),
+            Err(refusal) => {
+                let reason = Reason::Refused { status: refusal.status() };
+                (answer(reason, &refusal, limits, now, desk.outbox), input.len())
+            }
         })
     }
 }
@@ -347,16 +351,16 @@ impl Open {
                 // Pongs for a peer that does not read are dropped at the limit: it would get all of them
                 // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
                 let (Push::Queued | Push::OverLimit) =
-                    desk.outbox.push(Rc::new(replies), desk.limits.outbox(), desk.now);
+                    desk.outbox.push(&[Rc::new(replies)], desk.limits.outbox_bytes_max);
                 None
             }
             Heard::PeerClosed => {
                 desk.intents.push(Intent::Leave { farewell: Some(replies) });
-                Some(Draining::begin(Reason::PeerClosed, Stage::Flushing, desk.limits, desk.now))
+                Some(Draining::begin(Reason::PeerClosed, Closing::Flushing, desk.limits, desk.now))
             }
             Heard::Broken(reason) => {
                 desk.outbox.queue(Rc::new(replies));
-                Some(part(reason, Walker::new(), desk))
+                Some(begin_close(reason, Walker::new(), desk))
             }
         }
     }
@@ -366,8 +370,11 @@ impl Open {
         let (next, due) = match self.heartbeat {
             Heartbeat::Quiet { .. } => {
                 desk.outbox.queue(Rc::new(wire::ping()));
-                (Heartbeat::Pinged { pong_by: desk.now.after(desk.limits.pong_timeout_ms) }, Due::Flush)
+                (Heartbeat::pinged(desk), Due::Flush)
             }
+            // The ping waits behind frames that the peer is still taking. Whether it takes them fast enough is
+            // not the heartbeat's question.
+            Heartbeat::Pinged { .. } if is_taking(desk) => (Heartbeat::pinged(desk), Due::Nothing),
             Heartbeat::Pinged { .. } => (Heartbeat::Overdue, Due::Read),
             Heartbeat::Off | Heartbeat::Overdue => (self.heartbeat, Due::Nothing),
         };
@@ -376,7 +383,17 @@ impl Open {
     }
 }
 
+/// Does something wait for the peer that it has not stopped taking?
+fn is_taking(desk: &Desk<'_>) -> bool {
+    let has_stalled = |moment: Moment| moment.has_come(desk.now);
+    !desk.outbox.is_empty() && !desk.outbox.stalls_at(desk.limits.slow_timeout_ms).is_some_and(has_stalled)
+}
+
 impl Heartbeat {
+    fn pinged(desk: &Desk<'_>) -> Heartbeat {
+        Heartbeat::Pinged { pong_by: desk.now.after(desk.limits.pong_timeout_ms) }
+    }
+
     /// The peer has just spoken. It is asked again after the interval, or up to a quarter earlier:
     /// connections that came, or answered, all at once are not pinged all at once.
     fn heard(desk: &Desk<'_>) -> Heartbeat {
@@ -390,10 +407,10 @@ impl Heartbeat {
 }
 
 impl Draining {
-    fn begin(reason: Reason, stage: Stage, limits: &Limits, now: Moment) -> State {
+    fn begin(reason: Reason, closing: Closing, limits: &Limits, now: Moment) -> State {
         State::Draining(Box::new(Draining {
             reason,
-            stage,
+            closing,
             until: now.after(limits.close_timeout_ms),
             until_at_most: now.after(limits.drain_ms),
         }))
@@ -401,19 +418,12 @@ impl Draining {
 
     /// Nothing that comes now is wanted, but for the peer's close frame.
     fn receive(&mut self, input: &[u8], limits: &Limits) {
-        if let Stage::AwaitClose(walker) = &mut self.stage {
+        if let Closing::AwaitClose(walker) = &mut self.closing {
             match walker.walk(input, limits.message_bytes_max) {
                 (_, Halt::EndOfInput) => {}
-                (_, Halt::CloseFrame | Halt::Protocol | Halt::TooBig) => self.stage = Stage::Flushing,
+                (_, Halt::CloseFrame | Halt::Protocol | Halt::TooBig) => self.closing = Closing::Flushing,
             }
         }
-    }
-}
-
-impl Limits {
-    /// The bounds of each outbox.
-    pub fn outbox(&self) -> Bounds {
-        Bounds { bytes_max: self.outbox_bytes_max, stall_ms_max: self.slow_timeout_ms }
     }
 }
 
@@ -431,19 +441,19 @@ pub fn no_room() -> Refusal {
     Refusal::unavailable("over_capacity", "the server has as many connections as it takes", 1)
 }
 
-/// Answers with an HTTP error, and says goodbye.
-fn refuse(refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
+/// Answers a request with an HTTP error, and says goodbye.
+fn answer(reason: Reason, refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
     outbox.queue(Rc::new(Bytes::from(refusal.to_bytes())));
-    Draining::begin(Reason::Refused { status: refusal.status() }, Stage::Flushing, limits, now)
+    Draining::begin(reason, Closing::Flushing, limits, now)
 }
 
 /// Ends an open conversation from our side: the close frame is the last that is queued.
-fn part(reason: Reason, walker: Walker, desk: &mut Desk<'_>) -> State {
+fn begin_close(reason: Reason, walker: Walker, desk: &mut Desk<'_>) -> State {
     if reason == Reason::Slow {
         // It would never get to the close frame behind all that.
         desk.outbox.drop_unbegun();
     }
     desk.intents.push(Intent::Leave { farewell: wire::close(reason) });
-    let stage = if reason.awaits_peers_close() { Stage::AwaitClose(walker) } else { Stage::Flushing };
-    Draining::begin(reason, stage, desk.limits, desk.now)
+    let closing = if reason.awaits_peers_close() { Closing::AwaitClose(walker) } else { Closing::Flushing };
+    Draining::begin(reason, closing, desk.limits, desk.now)
 }

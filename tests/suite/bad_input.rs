@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CONTINUATION, PING, TEXT};
-use crate::support::process::{Server, counter};
+use crate::support::process::{Server, counter, oyez};
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -74,7 +74,9 @@ fn an_upgrade_says_what_version_is_spoken() {
 
 #[test]
 fn what_a_client_sends_is_not_repeated_and_not_logged() {
-    let server = Server::start(&[]);
+    let mut command = oyez(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("RUST_LOG", "trace");
+    let server = Server::start_command(command);
     let canary = "canary\x1b[31m";
     let answers = [
         server.ask(frames::upgrade(&format!("/{canary}"))),
@@ -182,7 +184,7 @@ fn endless_empty_fragments_cost_their_sender_only() {
 
 #[test]
 fn a_peer_that_pings_and_never_reads_is_bounded() {
-    let server = Server::start(&["--outbox-bytes-max=128KiB", "--slow-timeout-ms=1500"]);
+    let server = Server::start(&["--outbox-bytes-max=512KiB", "--slow-timeout-ms=1500"]);
     let mut flood = server.join("/ws/flood");
     flood.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let before = server.rss_kib();

@@ -255,7 +255,7 @@ fn usage_errors_are_one_line() {
 #[test]
 fn a_run_whose_members_are_all_cut_ends_and_fails() {
     let args = ["fanout", "--connections", "5", "--payload", "4000", "--duration", "30"];
-    let flags = ["--server-args", "--message-bytes-max 1000 --outbox-bytes-max 2000"];
+    let flags = ["--server-args", "--message-bytes-max 1000"];
     let start = Instant::now();
     let run = bench("cut", &[&args[..], &["--publishers", "5"], &flags].concat());
     assert_eq!(run.code, 1, "{}", run.stdout);

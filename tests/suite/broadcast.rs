@@ -1,7 +1,10 @@
 //! Every frame to every member.
 
+use oyez::config::Limits;
+
 use crate::support::frames::{self, BINARY, PING, PONG, TEXT};
 use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
 
 #[test]
 fn every_member_gets_every_message_once_and_in_order() {
@@ -132,4 +135,19 @@ fn digest(bytes: &[u8]) -> (usize, u64) {
         .iter()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     (bytes.len(), hash)
+}
+
+#[test]
+fn a_newcomer_hears_nothing_from_before_it_came() {
+    let mut rig = Rig::new(Limits::default());
+    let sender = rig.join("/ws");
+    let newcomer = rig.connect(Mood::Kind);
+    rig.send_text(sender, "before");
+    rig.send(newcomer, &[frames::upgrade("/ws").as_bytes(), &frames::masked(TEXT, b"after")].concat());
+    rig.turn();
+    let bytes = &mut rig.pipe(newcomer).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    assert_eq!(rig.texts(newcomer), ["after"]);
+    assert_eq!(rig.texts(sender), ["before", "after"]);
 }

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oyez::config::Limits;
 
+use crate::support::Done;
+use crate::support::client::Client;
+use crate::support::frames;
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Dice, Rig};
 
@@ -57,6 +60,7 @@ fn a_broadcast_goes_on_while_others_come_and_go() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (server, done) = (&server, &done);
+        let _done = Done(done);
         for kind in 0..3 {
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
@@ -73,9 +77,43 @@ fn a_broadcast_goes_on_while_others_come_and_go() {
             sender.send_text(&round.to_string());
             assert_eq!(member.text(), round.to_string());
         }
-        done.store(true, Ordering::Relaxed);
     });
     let log = server.stop();
     assert_eq!(counter(&log, "published"), 1_000, "{log}");
     assert!(counter(&log, "accepted") > 50, "{log}");
+}
+
+#[test]
+fn a_channel_ends_with_its_last_member() {
+    let mut rig = Rig::new(Limits { channels_max: 2, ..Limits::default() });
+    for n in 0..5 {
+        let id = rig.join(&format!("/ws/{n}"));
+        assert_eq!(rig.engine.hub.channels(), 1);
+        rig.finish(id);
+        rig.settle();
+    }
+    assert_eq!(rig.engine.hub.channels(), 0);
+}
+
+#[test]
+fn who_has_spoken_sleeps_again() {
+    let server = Server::start(&[]);
+    let mut members: Vec<Client> = (0..1_000).map(|n| server.join(&format!("/ws/{n}"))).collect();
+    let before = server.rss_kib();
+    for member in &mut members {
+        member.send_text("x");
+        member.text();
+    }
+    let grown = server.rss_kib() - before;
+    assert!(grown < 1_024, "{grown} KiB for 1,000 connections between messages");
+}
+
+#[test]
+fn who_leaves_gives_its_unheard_frame_to_nobody() {
+    let mut rig = Rig::new(Limits::default());
+    let (first, second, last) = (rig.join("/ws?echo=0"), rig.join("/ws"), rig.join("/ws"));
+    rig.send_text(first, "mine");
+    rig.send(second, &frames::close(1000, ""));
+    rig.settle();
+    assert_eq!(rig.texts(last), ["mine"]);
 }

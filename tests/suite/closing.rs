@@ -196,11 +196,105 @@ fn a_close_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_at_a_time() {
     rig.turn();
     let start = rig.now;
     while rig.is_alive(drips) {
-        rig.pipe(drips).mood = Mood::Drip;
+        rig.pipe(drips).mood = Mood::Sips(1);
         rig.turn();
         rig.pipe(drips).mood = Mood::Stuck;
         rig.pass(500);
     }
     let took = rig.now.millis_since(start);
     assert!((5_000..6_500).contains(&took), "{took} ms");
+}
+
+#[test]
+fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(member).mood = Mood::Broken;
+    rig.send_text(sender, "lost");
+    rig.settle();
+    rig.pass(1_000);
+    assert!(!rig.is_alive(member), "it lost a message and nobody told it");
+}
+
+#[test]
+fn what_was_sent_before_a_write_failed_is_published() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let (goes, other) = (rig.join("/ws"), rig.join("/ws"));
+    rig.pipe(goes).mood = Mood::Broken;
+    rig.send_unseen(goes, &frames::masked(TEXT, b"last words"));
+    rig.pipe(goes).incoming_ends = true;
+    rig.send_text(other, "x");
+    rig.settle();
+    assert_eq!(rig.texts(other), ["x", "last words"]);
+    assert!(!rig.is_alive(goes));
+}
+
+#[test]
+fn a_close_waits_while_bytes_are_taken_but_not_for_ever() {
+    let limits =
+        Limits { close_timeout_ms: 1_000, drain_ms: 5_000, ping_interval_ms: 0, ..Limits::default() };
+    for (patience, arrives) in [(4, true), (12, false)] {
+        let mut rig = Rig::new(limits.clone());
+        let (sips, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+        rig.pipe(sips).mood = Mood::Stuck;
+        rig.send_text(sender, &"x".repeat(1_000));
+        rig.turn();
+        rig.send(sips, &frames::close(1000, ""));
+        rig.turn();
+        for _ in 0..patience {
+            rig.pass(800);
+            rig.unstick(sips, Mood::Sips(if arrives { 300 } else { 50 }));
+            rig.turn();
+            rig.pipe(sips).mood = Mood::Stuck;
+        }
+        let closed = rig.frames(sips).last().is_some_and(|frame| frame.opcode == CLOSE);
+        assert_eq!(closed, arrives);
+        assert!(arrives || !rig.is_alive(sips), "drain_ms is the end of all patience");
+    }
+}
+
+#[test]
+fn an_end_of_file_does_not_eat_what_is_queued_before_a_close() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(id).mood = Mood::Stuck;
+    rig.send_text(sender, "x");
+    rig.settle();
+    let now = rig.now;
+    rig.engine.close(id, Reason::OverCapacity, now);
+    rig.finish(id);
+    rig.settle();
+    assert!(rig.is_alive(id));
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let got = rig.frames(id);
+    assert_eq!(got.iter().map(|frame| frame.opcode).collect::<Vec<_>>(), [TEXT, CLOSE]);
+    assert!(!rig.is_alive(id));
+}
+
+#[test]
+fn an_end_of_file_in_place_of_the_answer_ends_it_at_once() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.join("/ws");
+    let now = rig.now;
+    rig.engine.close(id, Reason::OverCapacity, now);
+    rig.settle();
+    rig.finish(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+}
+
+#[test]
+fn the_peers_answer_is_not_looked_for_inside_a_frame() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.join("/ws");
+    // The second half of the frame looks like the header of a frame that would swallow the close.
+    let frame = [&[0x82, 0x80 | 8, 0, 0, 0, 0][..], &[0; 4], &[0x82, 0xfe, 0x20, 0]].concat();
+    rig.send(id, &frame[..10]);
+    rig.settle();
+    let now = rig.now;
+    rig.engine.close(id, Reason::OverCapacity, now);
+    rig.send(id, &[&frame[10..], &frames::close(1000, "")].concat());
+    rig.settle();
+    assert!(rig.pipe(id).outgoing_ended);
 }

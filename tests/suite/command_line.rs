@@ -237,3 +237,31 @@ fn a_reader_that_has_enough_and_a_full_disk() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(next_line(&mut stderr).contains("standard output: "));
 }
+
+/// A server that sends everybody away at once, and says to come back at once.
+#[test]
+fn a_server_that_sends_away_is_not_stormed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let mut child = oyez(&["sub", "x", "--url", &url]).spawn().unwrap();
+    let start = Instant::now();
+    listener.set_nonblocking(true).unwrap();
+    let mut visits = 0;
+    while start.elapsed() < Duration::from_secs(2) {
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        stream.set_nonblocking(false).unwrap();
+        let mut socket = tungstenite::accept(stream).unwrap();
+        let reason = "drain\x1b[31m retry_ms=0".into();
+        let _ = socket.close(Some(tungstenite::protocol::CloseFrame { code: 4200.into(), reason }));
+        let _ = socket.flush();
+        visits += 1;
+    }
+    child.kill().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!((2..30).contains(&visits), "{visits} visits in two seconds");
+    assert!(!text.contains('\x1b'), "{text}");
+}

@@ -39,7 +39,7 @@ fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
     let used = server.cpu_ticks() - before;
     assert!(used <= 5, "{used} ticks of 10 ms in a second of waiting");
     members.pop();
-    assert!(waits.head().starts_with("HTTP/1.1 503 "), "there was a place to tell it");
+    assert!(waits.head().starts_with("HTTP/1.1 101 "), "those who are being told take nobody's place");
 }
 
 #[test]
@@ -117,4 +117,29 @@ impl Client {
         client.send(frames::upgrade("/ws").as_bytes());
         client.head_or_end()?.starts_with("HTTP/1.1 101 ").then_some(client)
     }
+}
+
+#[test]
+fn room_is_used_at_once() {
+    let server = Server::start(&["--connections-max=1", "--close-timeout-ms=60000", "--drain-seconds=60"]);
+    let mut member = server.join("/ws");
+    let _told: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut c = Client::new(server.connect());
+            c.head();
+            c
+        })
+        .collect();
+    let mut waited = std::time::Duration::ZERO;
+    for _ in 0..10 {
+        let mut next = Client::new(server.connect());
+        next.send(frames::upgrade("/ws").as_bytes());
+        next.hears_nothing();
+        let start = std::time::Instant::now();
+        drop(member);
+        next.head();
+        waited += start.elapsed();
+        member = next;
+    }
+    assert!(waited < std::time::Duration::from_millis(250), "{waited:?}: a timer, not the end, made room");
 }

@@ -4,9 +4,13 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use oyez::config::Limits;
+
+use crate::support::Done;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::process::{Server, counter};
+use crate::support::rig::Rig;
 
 fn retry_ms(reason: &str) -> u64 {
     reason.strip_prefix("drain retry_ms=").unwrap_or_else(|| panic!("{reason}")).parse().unwrap()
@@ -79,7 +83,8 @@ fn what_was_published_before_the_drain_arrives_before_its_close() {
     let mut sender = server.join("/ws?echo=0");
     std::thread::scope(|scope| {
         let stop = &stop;
-        let sending = scope.spawn(move || {
+        let _done = Done(stop);
+        scope.spawn(move || {
             let mut sent = 0;
             while !stop.load(Ordering::Relaxed) {
                 let frame = frames::masked(frames::TEXT, format!("{sent}").as_bytes());
@@ -112,9 +117,18 @@ fn what_was_published_before_the_drain_arrives_before_its_close() {
             .collect();
         assert!(counts[0] > 100, "{counts:?}");
         assert!(counts.iter().all(|&count| count == counts[0]), "all were told in the same turn: {counts:?}");
-        stop.store(true, Ordering::Relaxed);
-        sending.join().unwrap();
     });
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn a_drain_waits_for_the_answer() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.join("/ws");
+    let now = rig.now;
+    rig.engine.drain(now);
+    rig.settle();
+    assert_eq!(rig.frames(id)[0].close_code().0, 4200);
+    assert!(!rig.pipe(id).outgoing_ended);
 }

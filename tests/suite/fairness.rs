@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use oyez::config::Limits;
 
+use crate::support::Done;
 use crate::support::frames::{self, TEXT};
 use crate::support::process::Server;
 use crate::support::rig::Rig;
@@ -82,6 +83,7 @@ fn members_of_another_channel_hardly_notice_a_flood() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let done = &done;
+        let _done = Done(done);
         scope.spawn(move || {
             let frames = frames::masked(TEXT, &[b'x'; 60]).repeat(1_000);
             while !done.load(Ordering::Relaxed) {
@@ -96,7 +98,6 @@ fn members_of_another_channel_hardly_notice_a_flood() {
                 start.elapsed()
             })
             .collect();
-        done.store(true, Ordering::Relaxed);
         waits.sort();
         // A turn's budget of 256 KiB is 4,000 small frames: milliseconds in a debug build, not seconds.
         assert!(waits[100] < Duration::from_millis(500), "half of the messages waited {:?}", waits[100]);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use oyez::config::Limits;
 
 use crate::support::client::Client;
-use crate::support::frames::{self, CLOSE, PING, PONG};
+use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 
@@ -97,6 +97,28 @@ fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
 }
 
 #[test]
+fn a_ping_that_waits_behind_a_backlog_is_not_late() {
+    let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let (reads_steadily, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(reads_steadily).mood = Mood::Stuck;
+    rig.send_text(sender, &"x".repeat(30_000));
+    for _ in 0..60 {
+        rig.unstick(reads_steadily, Mood::Sips(700));
+        rig.turn();
+        rig.pipe(reads_steadily).mood = Mood::Stuck;
+        rig.send_text(sender, "");
+        rig.pass(100);
+        let got = rig.frames(reads_steadily);
+        assert!(got.iter().all(|frame| frame.opcode != CLOSE), "{got:?}");
+        if got.iter().any(|frame| frame.opcode == PING) {
+            rig.send(reads_steadily, &frames::masked(PONG, b""));
+        }
+    }
+    assert!(rig.is_alive(reads_steadily));
+}
+
+#[test]
 fn a_stopped_server_does_not_blame_its_clients() {
     let server = Server::start(&["--ping-interval-ms=200", "--pong-timeout-ms=200"]);
     let mut member = server.join("/ws");
@@ -129,10 +151,16 @@ fn on_a_real_socket_too() {
 
 #[test]
 fn thousands_of_dripping_heads_keep_nobody_waiting() {
-    let server = Server::start(&["--handshake-timeout-ms=2000"]);
-    let mut dripping: Vec<Client> = (0..2_000).map(|_| Client::new(server.connect())).collect();
+    let server = Server::start(&["--handshake-timeout-ms=4000"]);
     let mut member = server.join("/ws");
-    for byte in b"GET".chunks(1) {
+    let mut dripping: Vec<Client> = (0..2_000)
+        .map(|_| {
+            let mut client = Client::new(server.connect());
+            client.send(b"G");
+            client
+        })
+        .collect();
+    for byte in b"ET".chunks(1) {
         for client in &mut dripping {
             client.send(byte);
         }
@@ -162,4 +190,63 @@ impl Client {
             Ok(count) => panic!("{count} bytes"),
         }
     }
+}
+
+#[test]
+fn a_pong_whose_event_was_not_fetched_counts() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
+    let id = rig.join("/ws");
+    rig.pass(1_200);
+    assert_eq!(rig.frames(id)[0].opcode, PING);
+    rig.send_unseen(id, &frames::masked(PONG, b""));
+    rig.now = rig.now.after(5_000);
+    for _ in 0..3 {
+        rig.pass(300);
+    }
+    assert!(rig.frames(id).iter().all(|frame| frame.opcode == PING));
+}
+
+#[test]
+fn a_pong_that_waits_for_the_turns_budget_counts() {
+    let limits = Limits {
+        ping_interval_ms: 1_000,
+        pong_timeout_ms: 1_000,
+        read_bytes_per_slot: 512,
+        read_bytes_per_turn: 512,
+        ..Limits::default()
+    };
+    let mut rig = Rig::new(limits);
+    let id = rig.join("/ws/answers");
+    let floods: Vec<_> = (0..20).map(|n| rig.join(&format!("/ws/{n}"))).collect();
+    rig.pass(1_200);
+    for &flood in &floods {
+        rig.send(flood, &frames::masked(TEXT, &[b'x'; 100]).repeat(500));
+    }
+    rig.send(id, &frames::masked(PONG, b""));
+    rig.now = rig.now.after(5_000);
+    rig.pass(1_500);
+    assert!(rig.frames(id).iter().all(|frame| frame.opcode == PING));
+}
+
+#[test]
+fn a_head_that_came_in_time_is_served_however_late() {
+    let limits = Limits { read_bytes_per_slot: 512, read_bytes_per_turn: 512, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let flood = rig.join("/ws/flood");
+    rig.send(flood, &frames::masked(TEXT, &[b'x'; 100]).repeat(100));
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, frames::upgrade("/ws").as_bytes());
+    rig.now = rig.now.after(5_100);
+    rig.settle();
+    assert!(rig.pipe(id).outgoing.starts_with(b"HTTP/1.1 101"));
+}
+
+#[test]
+fn a_server_with_idle_members_sleeps() {
+    let server = Server::start(&[]);
+    let _members: Vec<Client> = (0..5).map(|_| server.join("/ws")).collect();
+    let before = server.cpu_ticks();
+    std::thread::sleep(std::time::Duration::from_millis(1_000));
+    let used = server.cpu_ticks() - before;
+    assert!(used <= 5, "{used} ticks");
 }

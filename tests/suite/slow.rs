@@ -2,7 +2,7 @@
 
 use oyez::config::{Limits, OnSlow};
 
-use crate::support::frames::{self, CLOSE};
+use crate::support::frames::{self, CLOSE, TEXT};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Mood, Rig};
 
@@ -128,7 +128,7 @@ fn one_write_for_each_slot_and_turn() {
 
 #[test]
 fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
-    let server = Server::start(&["--outbox-bytes-max=256KiB", "--slow-timeout-ms=10000"]);
+    let server = Server::start(&["--outbox-bytes-max=512KiB", "--slow-timeout-ms=10000"]);
     let mut slow = server.join("/ws");
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     let payload = "x".repeat(60_000);
@@ -155,7 +155,7 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
 
 #[test]
 fn on_real_sockets_skip_keeps_the_rest() {
-    let server = Server::start(&["--outbox-bytes-max=256KiB", "--on-slow=skip", "--slow-timeout-ms=60000"]);
+    let server = Server::start(&["--outbox-bytes-max=512KiB", "--on-slow=skip", "--slow-timeout-ms=60000"]);
     let mut slow = server.join("/ws");
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     let payload = "x".repeat(60_000);
@@ -176,4 +176,66 @@ impl crate::support::client::Client {
         sender.send_text("end");
         true
     }
+}
+
+#[test]
+fn what_one_write_could_not_take_is_work() {
+    let mut rig = Rig::new(Limits::default());
+    let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(id).mood = Mood::Stuck;
+    for n in 0..100 {
+        rig.send_text(sender, &n.to_string());
+        rig.turn();
+    }
+    rig.unstick(id, Mood::Kind);
+    rig.turn();
+    assert!(rig.engine.slots.has_work(), "64 pieces went, 36 wait, and no event will come");
+    rig.settle();
+    assert_eq!(rig.texts(id).len(), 100);
+}
+
+#[test]
+fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(slow).mood = Mood::Stuck;
+    rig.send_text(sender, "x");
+    rig.settle();
+    rig.unstick(slow, Mood::Kind);
+    rig.now = rig.now.after(6_000);
+    rig.send_text(sender, "y");
+    rig.settle();
+    assert_eq!(rig.frames(slow).iter().map(|f| f.opcode).collect::<Vec<_>>(), [TEXT, TEXT]);
+}
+
+#[test]
+fn skipping_makes_one_hole_and_not_many() {
+    let mut rig = Rig::new(Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, ..limits() });
+    let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(slow).mood = Mood::Stuck;
+    for number in 0..10 {
+        rig.send_text(sender, &format!("{number} large {}", "x".repeat(30_000)));
+        rig.settle();
+        rig.send_text(sender, &format!("{number} small"));
+        rig.settle();
+    }
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    let got: Vec<String> = rig.texts(slow).iter().map(|text| text[..7].to_owned()).collect();
+    assert_eq!(got, ["0 large", "0 small", "1 large", "1 small"]);
+    assert_eq!(rig.engine.metrics.messages_skipped, 16);
+}
+
+#[test]
+fn small_frames_count_with_the_memory_around_them() {
+    let mut rig = Rig::new(limits());
+    let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(slow).mood = Mood::Stuck;
+    for _ in 0..1_100 {
+        rig.send_text(sender, "");
+        rig.turn();
+    }
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.frames(slow).last().unwrap().close_code(), (4102, "slow".into()));
 }

@@ -4,3 +4,12 @@ pub mod client;
 pub mod frames;
 pub mod process;
 pub mod rig;
+
+/// Tells the threads of a test to end when its scope does, by a failed assertion too.
+pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -37,8 +37,10 @@ pub enum Mood {
     Kind,
     /// Splits, blocks and returns short, as the dice say.
     Mean(Dice),
-    /// Takes a byte at a time.
-    Drip,
+    /// Takes so many bytes in each call.
+    Sips(usize),
+    /// Every write fails, though reads go on.
+    Broken,
     /// Takes nothing.
     Stuck,
 }
@@ -79,8 +81,8 @@ impl Pipe {
     fn allow(&mut self, length: usize) -> Option<usize> {
         match &mut self.mood {
             Mood::Kind => Some(length),
-            Mood::Drip => Some(1),
-            Mood::Stuck => None,
+            Mood::Stuck | Mood::Broken => None,
+            Mood::Sips(most) => Some(length.min(*most)),
             Mood::Mean(dice) => match dice.roll(4) {
                 0 => None,
                 1 => Some(length),
@@ -103,7 +105,7 @@ impl Read for Pipe {
         // A stuck peer does not read, but it can send.
         let allowed = if length == 0 {
             None
-        } else if matches!(self.mood, Mood::Stuck) {
+        } else if matches!(self.mood, Mood::Stuck | Mood::Broken | Mood::Sips(_)) {
             Some(length)
         } else {
             self.allow(length)
@@ -125,7 +127,7 @@ impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         assert!(!self.outgoing_ended, "a write after the end of file");
         self.writes += 1;
-        if self.is_reset {
+        if self.is_reset || matches!(self.mood, Mood::Broken) {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let Some(count) = self.allow(bytes.len()) else {
@@ -200,6 +202,13 @@ impl Rig {
     pub fn send(&mut self, id: SlotId, bytes: &[u8]) {
         self.pipe(id).incoming.extend(bytes);
         self.engine.slots.mark_ready(id);
+    }
+
+    /// The peer sends bytes, and their event has not been fetched.
+    pub fn send_unseen(&mut self, id: SlotId, bytes: &[u8]) {
+        let pipe = self.pipe(id);
+        pipe.incoming.extend(bytes);
+        pipe.owes_readable = false;
     }
 
     pub fn send_text(&mut self, id: SlotId, text: &str) {
@@ -286,7 +295,7 @@ impl Rig {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
         let pipes: Vec<(SlotId, Pipe)> =
             ids.into_iter().map(|id| (id, std::mem::replace(self.pipe(id), Pipe::new(Mood::Kind)))).collect();
-        self.engine.reap(self.now);
+        self.engine.reap();
         for (id, pipe) in pipes {
             match self.engine.slots.get_mut(id) {
                 Some(slot) => slot.transport = pipe,
