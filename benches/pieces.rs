@@ -65,7 +65,7 @@ fn hub(bench: &mut Criterion) {
                     let Some((members, batch)) = hub.seal(channel) else { continue };
                     for (position, member) in members.iter().enumerate() {
                         if let Some(portion) = batch.portion(position as u32) {
-                            outboxes[member.key as usize].queue(portion.frames);
+                            let _ = outboxes[member.key as usize].push(portion.frames.as_slice(), usize::MAX);
                         }
                     }
                 }
