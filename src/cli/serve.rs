@@ -82,7 +82,7 @@ pub(super) struct Serve {
     reads_per_slot: usize,
 
     /// Most bytes read from one connection in one turn; also the size of the shared read buffer.
-    #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
+    #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_slot: usize,
 
     /// Most bytes read from all connections in one turn.

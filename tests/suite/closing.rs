@@ -191,7 +191,7 @@ fn a_close_does_not_wait_for_ever_for_a_peer_that_takes_a_byte_at_a_time() {
     let (drips, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(drips).mood = Mood::Stuck;
     rig.send_text(sender, &"x".repeat(60_000));
-    rig.turn();
+    rig.settle();
     rig.send(drips, &frames::close(1000, ""));
     rig.turn();
     let start = rig.now;
