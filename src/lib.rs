@@ -46,8 +46,8 @@
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; `server`; `session`; `hub`; `wire`; and the words `config`, `close`,
-//! `ids`, `metrics`, `moment`.
+//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop;
+//! `server`; `session`; `hub`; `wire`; `metrics`; and the words `config`, `close`, `ids`, `moment`.
 //!
 //! # Absent on purpose
 //!
