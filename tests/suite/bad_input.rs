@@ -48,7 +48,25 @@ fn requests_that_are_refused() {
     check(good.replace("Version: 13", "Version: 12"), 426);
     check(with(&"x: y\r\n".repeat(125)), 431);
     check(frames::upgrade(&format!("/ws?{}", "a".repeat(9_000))), 431);
+    check(frames::upgrade(&format!("/{}", "a".repeat(64 << 10))), 431);
+    check(with(&format!("User-Agent: {}", "a".repeat(64 << 10))), 431);
+    check(with("User-Agent: a\rb"), 400);
+    check(with("User-Agent: \x1b[31m"), 400);
     assert_eq!(server.join(&format!("/ws/{}", "a".repeat(255))).received, b"");
+}
+
+#[test]
+fn a_second_request_behind_a_refused_one_is_not_answered() {
+    let server = Server::start(&[]);
+    for first in [
+        "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
+    ] {
+        let answer = server.ask(format!("{first}{}", frames::upgrade("/ws/smuggled")));
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+    }
+    assert_eq!(counter(&server.stop(), "published"), 0);
 }
 
 #[test]
@@ -176,8 +194,13 @@ fn endless_empty_fragments_cost_their_sender_only() {
         assert_eq!(two.text(), round.to_string());
     }
     let mut endless = flood.join().unwrap();
+    // One byte each, they add up to the limit.
+    endless.send(&frames::fragment(CONTINUATION, b"x").repeat(65_530));
     endless.send(&frames::masked(CONTINUATION, b"done"));
-    assert_eq!(endless.text(), "done");
+    assert_eq!(endless.text(), "x".repeat(65_530) + "done");
+    endless.send(&frames::fragment(TEXT, b""));
+    endless.send(&frames::fragment(CONTINUATION, b"x").repeat(65_537));
+    assert_eq!(endless.closed_with().0, 1009);
     let grown = server.rss_kib().saturating_sub(before);
     assert!(grown < 2_048, "{grown} KiB for nothing");
 }
@@ -198,10 +221,12 @@ fn a_peer_that_pings_and_never_reads_is_bounded() {
     assert_eq!(counter(&log, "accepted"), 1, "{log}");
 }
 
+const UPGRADES: u64 = 20_000;
+
 #[test]
 fn nobody_is_hurt_by_upgrades_that_reset() {
     let server = Server::start(&[]);
-    for _ in 0..500 {
+    for _ in 0..UPGRADES {
         let mut client = Client::new(server.connect());
         client.send(frames::upgrade("/ws").as_bytes());
         client.reset();
@@ -215,5 +240,5 @@ fn nobody_is_hurt_by_upgrades_that_reset() {
     let accepted = counter(&log, "accepted");
     let ended: u64 =
         ["reset", "end_of_file", "drain"].iter().map(|why| counter(&log, &format!("closed_{why}"))).sum();
-    assert!(accepted <= 501 && ended == accepted, "{log}");
+    assert!(accepted <= UPGRADES + 1 && ended == accepted, "{log}");
 }

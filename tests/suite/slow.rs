@@ -154,6 +154,25 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
 }
 
 #[test]
+fn hundreds_that_read_nothing_share_what_waits_for_them() {
+    let server =
+        Server::start(&["--outbox-bytes-max=512KiB", "--slow-timeout-ms=20000", "--close-timeout-ms=500"]);
+    let stuck: Vec<_> = (0..300).map(|_| server.join("/ws")).collect();
+    let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
+    let payload = "x".repeat(60_000);
+    let mut peak = 0;
+    for round in 0..150 {
+        sender.send_text(&format!("{round} {payload}"));
+        assert!(member.text().starts_with(&format!("{round} ")));
+        peak = peak.max(server.rss_kib());
+    }
+    // Each on its own would keep 150 MiB; a frame that waits 300 times is one frame.
+    assert!(peak < 32 << 10, "{peak} KiB");
+    drop((stuck, sender, member));
+    assert_eq!(counter(&server.stop(), "closed_slow"), 300);
+}
+
+#[test]
 fn on_real_sockets_skip_keeps_the_rest() {
     let server = Server::start(&["--outbox-bytes-max=512KiB", "--on-slow=skip", "--slow-timeout-ms=60000"]);
     let mut slow = server.join("/ws");
