@@ -9,7 +9,7 @@
 
 use std::fmt::Write as _;
 
-use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use httparse::Header;
 use tungstenite::handshake::server::{Request, create_response, write_response};
 
@@ -181,7 +181,6 @@ fn upgrade(fields: &Fields<'_>, minor_version: u8) -> Result<Vec<u8>, Refusal> {
         _ => return Err(Refusal::bad(bad_key)),
     };
     let request = Request::builder()
-        .header(HOST, "-")
         .header(CONNECTION, "Upgrade")
         .header(UPGRADE, "websocket")
         .header(SEC_WEBSOCKET_VERSION, "13")
