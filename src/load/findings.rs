@@ -14,10 +14,14 @@ use super::tally::{Tally, histogram};
 /// Everything that a report is made of.
 pub struct Findings {
     server: Option<Process>,
+    /// What the server had used before the first connection.
+    server_at_start: Option<Cpu>,
     /// What became of connections while they were opened.
     pub ramp: Tally,
     /// Seconds in which they were opened.
     pub ramp_seconds: f64,
+    /// What the server used of the processors to open them.
+    pub ramp_server: Option<Spent>,
     /// Members that were open when all had been tried.
     pub open: usize,
     /// What became of them afterwards, and of guests.
@@ -110,8 +114,10 @@ impl Findings {
     pub fn new(server: Option<Process>) -> Findings {
         Findings {
             server,
+            server_at_start: server.and_then(|server| server.cpu().ok()),
             ramp: Tally::new(),
             ramp_seconds: 0.0,
+            ramp_server: None,
             open: 0,
             after: Tally::new(),
             memory: Vec::new(),
@@ -140,6 +146,8 @@ impl Findings {
     pub fn opened(&mut self, crowd: &mut Crowd) {
         self.ramp = std::mem::take(&mut crowd.tally);
         self.open = crowd.open();
+        self.ramp_server =
+            self.server.and_then(|server| Some(server.cpu().ok()?.since(self.server_at_start?)));
     }
 
     /// The measuring begins.

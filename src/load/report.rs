@@ -76,6 +76,10 @@ pub struct Connections {
     pub refused_by: Vec<Count>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
+    /// Of the server's processor time; of the members' handshakes only, since guests come while there is
+    /// a broadcast too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_us_per_handshake: Option<f64>,
     pub handshake_us: Quantiles,
 }
 
@@ -235,7 +239,13 @@ impl Report {
         let mut report = Report {
             oyez_version: env!("CARGO_PKG_VERSION").to_owned(),
             setup: Setup::new(plan, server_args),
-            connections: Connections::new(&found.ramp, found.ramp_seconds),
+            connections: Connections {
+                server_us_per_handshake: found
+                    .ramp_server
+                    .filter(|_| found.ramp.opened > 0)
+                    .map(|spent| spent.nanos() / 1e3 / found.ramp.opened as f64),
+                ..Connections::new(&found.ramp, found.ramp_seconds)
+            },
             guests: matches!(plan.scenario, Scenario::Churn { .. })
                 .then(|| Connections::new(&found.after, seconds)),
             traffic: plan.traffic.is_some().then(|| Traffic::new(found)),
@@ -304,6 +314,7 @@ impl Connections {
             refused_by: counts(&tally.refused),
             seconds,
             handshakes_per_second: ratio(tally.opened as f64, seconds),
+            server_us_per_handshake: None,
             handshake_us: Quantiles::of(&tally.handshakes),
         }
     }
