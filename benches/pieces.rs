@@ -1,1 +1,231 @@
-fn main() {}
+//! The pieces of a delivery, each by itself: `cargo bench`, or `cargo bench -- frame` for one.
+#![allow(missing_docs, reason = "criterion's macros make items without docs")]
+
+use std::hint::black_box;
+use std::io::{self, IoSlice, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use oyez::config::Limits;
+use oyez::hub::Hub;
+use oyez::hub::outbox::Outbox;
+use oyez::ids::{ChannelName, Peer, SlotId};
+use oyez::moment::Moment;
+use oyez::server::engine::Engine;
+use oyez::server::transport::Transport;
+use oyez::session::http;
+use oyez::session::walker::Walker;
+use oyez::session::websocket;
+use oyez::wire::{self, Kind};
+
+fn id(key: u32) -> SlotId {
+    SlotId { key, generation: 0 }
+}
+
+/// A small frame as a client sends it.
+fn masked_frame(length: usize) -> Vec<u8> {
+    let mut frame = vec![0x82, 0x80 | length as u8, 1, 2, 3, 4];
+    frame.extend(std::iter::repeat_n(7, length));
+    frame
+}
+
+fn frame(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("frame_encode");
+    for length in [64, 512, 64 << 10] {
+        let payload = vec![b'x'; length];
+        group.throughput(Throughput::Bytes(length as u64));
+        group.bench_function(BenchmarkId::from_parameter(length), |bench| {
+            let mut out = Vec::with_capacity(length + 10);
+            bench.iter(|| {
+                out.clear();
+                wire::append_message(&mut out, Kind::Text, black_box(&payload));
+            });
+        });
+    }
+}
+
+fn hub(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("hub_publish_and_queue");
+    for members in [1u32, 1_000, 100_000] {
+        let mut hub = Hub::new(1);
+        let mut seat = None;
+        for key in 0..members {
+            seat = hub.subscribe(&ChannelName::main(), id(key), true).ok();
+        }
+        let seat = seat.expect("there is room for one channel");
+        let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::Empty).collect();
+        group.throughput(Throughput::Elements(u64::from(members)));
+        group.bench_function(BenchmarkId::from_parameter(members), |bench| {
+            bench.iter(|| {
+                hub.publish(seat, Kind::Text, black_box(&[b'x'; 64]));
+                while let Some(channel) = hub.next_touched() {
+                    let Some((members, batch)) = hub.seal(channel) else { continue };
+                    for (position, member) in members.iter().enumerate() {
+                        if let Some(portion) = batch.portion(position as u32) {
+                            outboxes[member.key as usize].queue(portion.frames);
+                        }
+                    }
+                }
+                outboxes.iter_mut().for_each(|outbox| *outbox = Outbox::Empty);
+            });
+        });
+    }
+}
+
+/// Counts bytes, and takes as many as it is told to.
+struct Counting(usize, usize);
+
+impl Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.1);
+        self.0 += taken;
+        Ok(taken)
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let all: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let taken = all.min(self.1);
+        self.0 += taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn outbox(bench: &mut Criterion) {
+    let now = Moment::from_millis(0);
+    let frames = Rc::new(Bytes::from(vec![7; 66]));
+    let mut group = bench.benchmark_group("outbox_queue_and_flush");
+    for (name, pieces, room) in
+        [("one", 1, usize::MAX), ("sixteen", 16, usize::MAX), ("sixteen_by_100_bytes", 16, 100)]
+    {
+        group.throughput(Throughput::Elements(pieces));
+        group.bench_function(name, |bench| {
+            let mut socket = Counting(0, room);
+            let mut outbox = Outbox::Empty;
+            bench.iter(|| {
+                for _ in 0..pieces {
+                    outbox.queue(frames.clone());
+                }
+                while !outbox.is_empty() {
+                    outbox.unblock();
+                    let _ = black_box(outbox.flush(&mut socket, now));
+                }
+            });
+        });
+    }
+}
+
+fn head(bench: &mut Criterion) {
+    let head = "GET /ws/prices?echo=0 HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
+        Accept: */*\r\nAccept-Language: en-US,en;q=0.5\r\nAccept-Encoding: gzip, deflate\r\nSec-WebSocket-Version: 13\r\n\
+        Origin: http://localhost\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nConnection: keep-alive, Upgrade\r\nPragma: no-cache\r\n\
+        Cache-Control: no-cache\r\nUpgrade: websocket\r\n\r\n"
+        .as_bytes();
+    let limits = Limits::default();
+    bench.bench_function("request_head", |bench| {
+        bench.iter(|| {
+            let end = http::find_head_end(black_box(head), 0);
+            (end, http::judge(black_box(head), &limits).is_ok())
+        });
+    });
+}
+
+fn walker(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("walker");
+    for length in [2, 64] {
+        let session = masked_frame(length).repeat(1_000);
+        group.throughput(Throughput::Elements(1_000));
+        group.bench_function(BenchmarkId::from_parameter(length), |bench| {
+            bench.iter(|| Walker::new().walk(black_box(&session), 1 << 16));
+        });
+    }
+}
+
+fn wake(bench: &mut Criterion) {
+    let limits = Limits::default();
+    let mut group = bench.benchmark_group("wake_hear_sleep");
+    for frames in [1, 64] {
+        let input = masked_frame(64).repeat(frames);
+        group.throughput(Throughput::Elements(frames as u64));
+        group.bench_function(BenchmarkId::from_parameter(frames), |bench| {
+            bench.iter_batched_ref(
+                Vec::new,
+                |heard| {
+                    let mut sleeper = None;
+                    websocket::receive(
+                        &mut sleeper,
+                        black_box(&input),
+                        &limits,
+                        &mut Vec::new(),
+                        |kind, payload| {
+                            heard.push((kind, payload));
+                        },
+                    );
+                    assert!(sleeper.is_none());
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
+}
+
+/// A connection on which nothing happens.
+struct Silent;
+
+impl io::Read for Silent {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl Write for Silent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Silent {
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One slice of the sweep, over slots whose deadlines are far away.
+fn sweep(bench: &mut Criterion) {
+    let slots = 4096u32;
+    let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() });
+    let start = Moment::from_millis(0);
+    let mut now = start;
+    for _ in 0..slots {
+        engine.admit(Silent, Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))), now);
+    }
+    let mut group = bench.benchmark_group("sweep_slice");
+    group.throughput(Throughput::Elements(u64::from(slots)));
+    group.bench_function(BenchmarkId::from_parameter(slots), |bench| {
+        bench.iter(|| {
+            now = now.after(250);
+            if now.millis_since(start) > 1 << 29 {
+                now = start;
+            }
+            engine.sweep(now);
+        });
+    });
+}
+
+criterion_group! {
+    name = pieces;
+    config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
+    targets = frame, hub, outbox, head, walker, wake, sweep
+}
+criterion_main!(pieces);

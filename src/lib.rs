@@ -1,4 +1,60 @@
-//! Oyez is a WebSocket broadcast server in one thread.
+//! Oyez (*"hear ye"*) is a WebSocket broadcast server in one thread. One poll loop accepts sockets into
+//! a slab, drives tungstenite for each of them without ever blocking, and broadcasts by queuing one
+//! encoded frame into every member's outbox.
+//!
+//! # A turn
+//!
+//! The loop is [`server::Server::run`], a list of phases whose order is the design:
+//!
+//! | phase | what it does |
+//! | --- | --- |
+//! | wait | one poll, until the next deadline, or not at all when work was left over |
+//! | note | an event only *marks* its slot; nothing is done here |
+//! | accept | takes waiting sockets, up to a budget |
+//! | drive | reads every ready slot up to a budget, runs its session, gathers intents |
+//! | deliver | applies the intents to the hub; frames land in outboxes |
+//! | flush | one write for each dirty slot, however many frames were queued |
+//! | sweep | looks at a slice of the slab for deadlines that have come |
+//! | reap | the only place where a slot dies and its key is freed |
+//!
+//! # Half an hour of reading
+//!
+//! 1. [`server`]: the loop, and the reason for the order of its phases.
+//! 2. [`server::engine`]: the phases that touch slots. Follow one message: `drive` reads it, `deliver`
+//!    queues it, `flush` writes it.
+//! 3. [`session`]: the states of one connection, and what each does with bytes, an end of file, a
+//!    deadline.
+//! 4. [`session::walker`] and [`session::websocket`]: how a connection that is in the middle of nothing
+//!    comes to own no memory.
+//! 5. [`hub`]: channels and the turn's batch; [`hub::outbox`]: what waits for one socket.
+//! 6. [`server::slots`] and [`server::listener`]: generations, lists, and what happens when there is no
+//!    room.
+//!
+//! # Contracts
+//!
+//! Each is named where it is kept:
+//!
+//! - **Drain or requeue**: events come once. A slot leaves `drive` blocked or back on the ready list.
+//! - **One writer**: tungstenite never sees the socket; all that goes out goes through the outbox.
+//! - **Encode once**: a message is framed once, whatever the number of members.
+//! - **Asleep between messages**: an idle open slot owns no heap memory.
+//! - **One funeral**: anything may doom a slot, only `reap` frees it, and keys carry a generation.
+//! - **No loss unannounced**: a member gets every message of its channel, in order and once, or is closed
+//!   with a code that says why. `--on-slow skip` is the operator's choice against it, and is counted.
+//! - **A limit on everything**, each with a flag, a unit, a default and a test.
+//!
+//! # Floors
+//!
+//! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
+//! clock. From the top: `cli`; `server`; `session`; `hub`; `wire`; and the words `config`, `close`,
+//! `ids`, `metrics`, `moment`.
+//!
+//! # Absent on purpose
+//!
+//! No async runtime: the order of the phases is the point, and a scheduler would hide it. No second
+//! thread in the server, so no locks and no atomics. No timer heap: deadlines are looked for, see
+//! `server::sweep`. No compression: one frame for all members is worth more here.
+
 pub mod cli;
 pub mod close;
 pub mod config;

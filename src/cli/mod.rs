@@ -1,14 +1,17 @@
 //! The command line: raw flags and environment in, resolved values out.
 
 mod bench;
+mod bench_flags;
 mod client;
 mod input;
+mod progress;
 mod publish;
 mod serve;
 mod subscribe;
 
 use std::fmt;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// What the program was asked to do.
@@ -28,7 +31,7 @@ enum Command {
     /// Print what is published on channels.
     Sub(subscribe::Subscribe),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
-    Bench(Box<bench::Bench>),
+    Bench(Box<bench_flags::Bench>),
 }
 
 /// Why a command failed, and with which exit status.
@@ -69,6 +72,9 @@ pub fn run() -> Result<(), Failure> {
         Err(error) if !error.use_stderr() => {
             let _ = error.print();
             return Ok(());
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Err(Failure::Usage("no command is given: serve, pub or sub; see --help".to_owned()));
         }
         Err(error) => return Err(Failure::Usage(one_line(&error))),
     };

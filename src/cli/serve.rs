@@ -1,7 +1,7 @@
 //! `oyez serve`: flags to limits, limits to a running server.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 use log::{info, warn};
@@ -124,11 +124,7 @@ impl Serve {
         })?;
         if let Some(address) = server.address() {
             // If nobody reads it, the server serves all the same.
-            let _ = writeln!(
-                io::stdout(),
-                "listening on ws://{address}/ws - next: `oyez sub main --url ws://{address}` here, \
-                 `oyez pub main hello --url ws://{address}` in a second terminal"
-            );
+            let _ = writeln!(io::stdout(), "{}", greeting(address));
         }
         match server.run() {
             Ok(End::Drained) => Ok(()),
@@ -196,6 +192,22 @@ fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
     };
     info!("descriptors soft={soft} hard={hard} now={limit}, connections_max={connections_max}");
     Ok(connections_max)
+}
+
+/// The address, and what to do next.
+fn greeting(address: SocketAddr) -> String {
+    // An address that stands for all of them is no place to connect to.
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let reached = SocketAddr::new(host, address.port());
+    let url =
+        if reached == Config::default().listen { String::new() } else { format!(" --url ws://{reached}") };
+    format!(
+        "listening on ws://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
+    )
 }
 
 fn advice(error: &io::Error) -> &'static str {
@@ -278,6 +290,19 @@ mod tests {
     fn the_flags_defaults_are_those_of_the_library() {
         let line = Line::parse_from(["serve"]);
         assert_eq!(format!("{:?}", line.serve.config()), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn the_greeting_can_be_typed_in() {
+        let check = |address: &str, url: &str| {
+            let line = greeting(address.parse().unwrap());
+            assert!(line.starts_with(&format!("listening on ws://{address}/ws ")), "{line}");
+            assert!(line.ends_with(&format!("oyez pub main hello{url}")), "{line}");
+        };
+        check("127.0.0.1:8080", "");
+        check("0.0.0.0:8080", "");
+        check("127.0.0.1:9", " --url ws://127.0.0.1:9");
+        check("[::]:9", " --url ws://[::1]:9");
     }
 
     #[test]

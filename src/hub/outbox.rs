@@ -20,8 +20,8 @@ use crate::moment::Moment;
 /// prefix, since there is one thread.
 pub type Frames = Rc<Bytes>;
 
-/// Most pieces in one write. 64 pieces take 1 KiB of stack; past some 16 the copy costs more than the
-/// call.
+/// Most pieces in one vectored write. On loopback 16 pieces of 66 bytes take 1.9 us in one such write, 1.7 us
+/// copied together first, 25 us in 16 writes; vectored, large pieces are not copied. 64 take 1 KiB of stack.
 const PIECES_PER_WRITE: usize = 64;
 
 /// The frames that one connection has yet to take.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::pin;
+
 /// From SIGTERM to SIGKILL. All connections are closed by then, so there is nothing to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(5);
@@ -20,6 +22,8 @@ pub struct ChildServer {
     _stdout: BufReader<std::process::ChildStdout>,
     /// `ws://host:port`.
     pub url: String,
+    /// The flags that it was started with.
+    pub flags: String,
 }
 
 impl ChildServer {
@@ -38,9 +42,14 @@ impl ChildServer {
         }
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut server = ChildServer { child, _stdout: BufReader::new(stdout), url: String::new() };
+        let mut server = ChildServer {
+            child,
+            _stdout: BufReader::new(stdout),
+            url: String::new(),
+            flags: arguments.join(" "),
+        };
         if let Some(processor) = pin {
-            server.pin(processor)?;
+            pin::apart(server.pid(), processor)?;
         }
         let mut line = String::new();
         server._stdout.read_line(&mut line)?;
@@ -63,22 +72,6 @@ impl ChildServer {
             Ok(Some(status)) => Some(format!("the server ended: {status}")),
             _ => None,
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    fn pin(&self, processor: usize) -> io::Result<()> {
-        use rustix::thread::{CpuSet, sched_setaffinity};
-        if processor >= CpuSet::MAX_CPU {
-            return Err(io::Error::other(format!("there is no processor {processor}")));
-        }
-        let mut set = CpuSet::new();
-        set.set(processor);
-        sched_setaffinity(Pid::from_raw(self.pid() as i32), &set).map_err(io::Error::from)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn pin(&self, _processor: usize) -> io::Result<()> {
-        Err(io::Error::other("pinning to a processor is for Linux only"))
     }
 }
 

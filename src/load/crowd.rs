@@ -13,9 +13,10 @@ use mio::event::Event;
 use mio::{Interest, Registry};
 use slab::Slab;
 
+use super::attendance::{Attendance, Role};
 use super::clock::{Clock, Time};
 use super::handshake::Handshake;
-use super::ledger::{Attendance, Ledger, Role};
+use super::ledger::Ledger;
 use super::member::{End, Member, Progress, State};
 use super::tally::{Cause, Phase, Tally};
 use super::target::Target;

@@ -11,6 +11,15 @@ use super::probe::{Cpu, Kernel, Memory, Process, Spent};
 use super::storm;
 use super::tally::{Tally, histogram};
 
+/// Points on the timeline, where the run is long enough.
+const TIMELINE_POINTS: u32 = 100;
+
+/// The shortest interval that is known to be no accident: a server's turn takes some milliseconds.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// The same for a storm, which can be over in a tenth of a second.
+const STORM_INTERVAL: Duration = Duration::from_millis(2);
+
 /// Everything that a report is made of.
 pub struct Findings {
     server: Option<Process>,
@@ -22,8 +31,8 @@ pub struct Findings {
     pub ramp_seconds: f64,
     /// What the server used of the processors to open them.
     pub ramp_server: Option<Spent>,
-    /// Members that were open when all had been tried.
-    pub open: usize,
+    /// Connections that were open at the end.
+    pub open_at_end: usize,
     /// What became of them afterwards, and of guests.
     pub after: Tally,
     /// Memory at several numbers of connections.
@@ -118,7 +127,7 @@ impl Findings {
             ramp: Tally::new(),
             ramp_seconds: 0.0,
             ramp_server: None,
-            open: 0,
+            open_at_end: 0,
             after: Tally::new(),
             memory: Vec::new(),
             timeline: Vec::new(),
@@ -145,13 +154,13 @@ impl Findings {
     /// All connections have been tried.
     pub fn opened(&mut self, crowd: &mut Crowd) {
         self.ramp = std::mem::take(&mut crowd.tally);
-        self.open = crowd.open();
         self.ramp_server =
             self.server.and_then(|server| Some(server.cpu().ok()?.since(self.server_at_start?)));
     }
 
-    /// The measuring begins.
-    pub fn open_window(&mut self, interval: Duration, ledger: &mut Ledger, now: Time) {
+    /// The measuring begins, for so long, if that is known.
+    pub fn open_window(&mut self, length: Option<Duration>, ledger: &mut Ledger, now: Time) {
+        let interval = length.map_or(STORM_INTERVAL, |length| (length / TIMELINE_POINTS).max(INTERVAL_MIN));
         ledger.measured_from = Some(now);
         ledger.interval.clear();
         self.lag.reset();
@@ -172,8 +181,10 @@ impl Findings {
         if window.next_point > now {
             return;
         }
-        window.next_point = now.after(window.interval);
-        let seconds = now.seconds_since(window.from);
+        // Of a window whose length is not known, ever less is shown.
+        let elapsed = Duration::from_nanos(now.nanos_since(window.from));
+        window.next_point = now.after(window.interval.max(elapsed / TIMELINE_POINTS));
+        let seconds = elapsed.as_secs_f64();
         self.take_point(seconds, open, ledger);
     }
 
@@ -209,8 +220,9 @@ impl Findings {
     }
 
     /// The measuring ends. Latencies of what is still in flight are taken afterwards.
-    pub fn close_window(&mut self, ledger: &mut Ledger, now: Time) {
+    pub fn close_window(&mut self, open: usize, ledger: &mut Ledger, now: Time) {
         let Some(window) = self.window.take() else { return };
+        self.take_point(now.seconds_since(window.from), open, ledger);
         let spent =
             |process: Option<Process>, earlier: Option<Cpu>| Some(process?.cpu().ok()?.since(earlier?));
         self.measured = Some(Measured {

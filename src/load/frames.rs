@@ -203,11 +203,115 @@ fn masked(opcode: OpCode, payload: &[u8]) -> Bytes {
     let length = payload.len() as u64;
     let mut out = Vec::with_capacity(header.len(length) + payload.len());
     header.format(length, &mut out).expect("writing to a Vec does not fail");
-    out.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    let start = out.len();
+    out.extend_from_slice(payload);
+    apply_mask(&mut out[start..]);
     out.into()
+}
+
+/// RFC 6455 5.3, sixteen bytes at a time.
+fn apply_mask(payload: &mut [u8]) {
+    const LONG_MASK: u128 = u128::from_ne_bytes({
+        let mut long = [0; 16];
+        let mut place = 0;
+        while place < long.len() {
+            long[place] = MASK[place % MASK.len()];
+            place += 1;
+        }
+        long
+    });
+    let (chunks, rest) = payload.as_chunks_mut::<16>();
+    for chunk in chunks {
+        *chunk = (u128::from_ne_bytes(*chunk) ^ LONG_MASK).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(MASK.iter().cycle()) {
+        *byte ^= mask;
+    }
 }
 
 /// The code in a close frame's payload; 1005 stands for none (RFC 6455 7.1.5).
 pub fn close_code(payload: &[u8]) -> u16 {
     payload.first_chunk::<2>().map_or(1005, |&code| u16::from_be_bytes(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+    use proptest::prelude::*;
+
+    /// What a walk shows: kinds, lengths and starts.
+    fn shown(pieces: &[&[u8]]) -> Result<Vec<(Kind, u64, Vec<u8>)>, Broken> {
+        let mut walker = Walker::new();
+        let mut seen = Vec::new();
+        for piece in pieces {
+            walker.walk(piece, |frame| {
+                seen.push((frame.kind, frame.payload_bytes, frame.start.to_vec()));
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(seen)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_seen_however_they_are_cut(
+            lengths in proptest::collection::vec(
+                prop_oneof![0usize..130, Just(65_535usize), Just(65_536), Just(70_000)], 1..6),
+            cuts in proptest::collection::vec(1usize..40_000, 0..40),
+        ) {
+            let mut bytes = Vec::new();
+            let mut expected = Vec::new();
+            for (number, &length) in lengths.iter().enumerate() {
+                let payload: Vec<u8> = (0..length).map(|place| (place + number) as u8).collect();
+                wire::append_message(&mut bytes, wire::Kind::Binary, &payload);
+                expected.push((Kind::Message, length as u64, payload[..length.min(START_BYTES_MAX)].to_vec()));
+            }
+            let mut pieces = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(shown(&pieces), Ok(expected.clone()));
+            let single: Vec<&[u8]> = bytes.chunks(1).take(20_000).collect();
+            prop_assert!(expected.starts_with(&shown(&single).unwrap()));
+        }
+    }
+
+    #[test]
+    fn control_frames_and_fragments() {
+        let bytes = [&[0x89, 2, b'h', b'i'][..], &[0x01, 1, b'a'], &[0x80, 1, b'b'], &[0x88, 2, 0x10, 0x06]];
+        let seen = shown(&bytes).unwrap();
+        let kinds: Vec<Kind> = seen.iter().map(|frame| frame.0).collect();
+        assert_eq!(kinds, [Kind::Ping, Kind::Message, Kind::Continuation, Kind::Close]);
+        assert_eq!(seen[0].2, b"hi");
+        assert_eq!((close_code(&seen[3].2), close_code(b"")), (4102, 1005));
+    }
+
+    #[test]
+    fn what_no_server_may_send() {
+        for bytes in [
+            &[0x81, 0x80, 0, 0, 0, 0][..],
+            &[0xc1, 0],
+            &[0x83, 0],
+            &[0x89, 126, 0, 126],
+            &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
+        ] {
+            assert_eq!(shown(&[bytes]), Err(Broken), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_masked() {
+        let text = b"hello, and a little more than sixteen bytes";
+        let frame = message(true, text);
+        assert_eq!(frame[..6], [0x81, 0x80 | text.len() as u8, 0x6f, 0x79, 0x65, 0x7a]);
+        let payload: Vec<u8> =
+            frame[6..].iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+        assert_eq!(payload, text);
+        assert_eq!(close(None)[..2], [0x88, 0x80]);
+    }
 }

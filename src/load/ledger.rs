@@ -2,54 +2,22 @@
 //!
 //! A message is *in flight* until every regular member of its channel has it; then the last one's
 //! latency is recorded, and in a closed loop its publisher may send the next. What has not reached
-//! everybody after [`ABANDONED_AFTER`] is given up, so that a server that loses messages is measured too.
+//! everybody after five seconds is given up, so that a server that loses messages is measured too.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::attendance::{Attendance, Role};
 use super::clock::Time;
-use super::order::{Arrival, Cursor};
+use super::order::Arrival;
 use super::stamp::Stamp;
 use super::tally::histogram;
 use crate::ids::SlotId;
 
 /// Ten times what any server that is not overloaded takes.
 const ABANDONED_AFTER: Duration = Duration::from_secs(5);
-
-/// What a member is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Gets every message from the first to the last, and answers for it.
-    Regular,
-    /// The same, until it stalls.
-    Slow,
-    /// Reads no more: nobody waits for it.
-    Stalled,
-    /// Comes and goes: order is checked, loss at its ends cannot be.
-    Guest,
-    /// Only publishes: what it gets is counted, and nobody waits for it.
-    Apart,
-}
-
-impl Role {
-    /// Does it answer for every message?
-    fn answers(self) -> bool {
-        matches!(self, Role::Regular | Role::Slow)
-    }
-}
-
-/// A member, as the ledger knows it.
-#[derive(Debug)]
-pub struct Attendance {
-    /// What it is there for.
-    pub role: Role,
-    /// The channel that it is on.
-    pub channel: u32,
-    /// One for each publisher of the channel, in the order of their numbers. Made at the first message.
-    cursors: Vec<Cursor>,
-}
 
 /// All messages of a run.
 #[derive(Debug)]
@@ -118,13 +86,6 @@ struct Flying {
     intended: Time,
     /// How many members have yet to get it.
     absent: u32,
-}
-
-impl Attendance {
-    /// A member that has got nothing yet.
-    pub fn new(role: Role, channel: u32) -> Attendance {
-        Attendance { role, channel, cursors: Vec::new() }
-    }
 }
 
 impl Interval {
@@ -275,11 +236,23 @@ impl Ledger {
         }
     }
 
-    /// A regular member is gone or reads no more: nobody waits for it any longer.
+    /// A member is gone, and what was in flight to it is cut off.
     pub fn left(&mut self, member: &mut Attendance) {
+        self.counts.cut_off += self.waive(member);
+    }
+
+    /// A member reads no more, since we want it so.
+    pub fn stalled(&mut self, member: &mut Attendance) {
+        self.waive(member);
+        member.role = Role::Stalled;
+    }
+
+    /// Nobody waits for the member any longer; how many messages were on their way to it.
+    fn waive(&mut self, member: &mut Attendance) -> u64 {
         if !member.role.answers() {
-            return;
+            return 0;
         }
+        let mut waived = 0;
         self.members[member.channel as usize] -= 1;
         for number in (member.channel..self.books.len() as u32).step_by(self.channels as usize) {
             let cursor = member.cursor((number / self.channels) as usize).clone();
@@ -287,11 +260,12 @@ impl Ledger {
             for sequence in base..base + flying.len() as u32 {
                 if !cursor.has_seen(sequence) {
                     // What lies before its last message is counted as missing already.
-                    self.counts.cut_off += u64::from(cursor.behind(sequence + 1).min(1));
+                    waived += u64::from(cursor.behind(sequence + 1).min(1));
                     self.arrived(number as u16, sequence, None);
                 }
             }
         }
+        waived
     }
 
     /// Gives up what has not reached everybody for too long, so that a closed loop goes on.
@@ -328,12 +302,93 @@ impl Ledger {
     }
 }
 
-impl Attendance {
-    fn cursor(&mut self, place: usize) -> &mut Cursor {
-        if place >= self.cursors.len() {
-            let fresh = if self.role.answers() { Cursor::at(0) } else { Cursor::joining() };
-            self.cursors.resize(place + 1, fresh);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two regular members on one channel, one publisher, two messages in flight at most.
+    fn ledger() -> (Ledger, [Attendance; 2]) {
+        let mut ledger = Ledger::new(7, 1);
+        ledger.measured_from = Some(Time::from_nanos(0));
+        let members = [Attendance::new(Role::Regular, 0), Attendance::new(Role::Slow, 0)];
+        members.iter().for_each(|member| ledger.joined(member));
+        ledger.add_publisher(SlotId { key: 0, generation: 0 }, 2);
+        (ledger, members)
+    }
+
+    fn send(ledger: &mut Ledger, nanos: u64) -> Vec<u8> {
+        let publisher = ledger.take_credit().unwrap();
+        let mut payload = vec![0; Stamp::BYTES];
+        ledger.send(publisher, Time::from_nanos(nanos)).write(&mut payload);
+        payload
+    }
+
+    #[test]
+    fn a_message_that_all_have_gives_its_credit_back_and_counts_for_the_last() {
+        let (mut ledger, [mut one, mut two]) = ledger();
+        let (first, second) = (send(&mut ledger, 100), send(&mut ledger, 200));
+        assert!(!ledger.has_credit());
+        ledger.receive(&mut one, &first, Time::from_nanos(1_100));
+        ledger.receive(&mut one, &second, Time::from_nanos(1_200));
+        assert!(!ledger.has_credit() && ledger.in_flight() == 2);
+        ledger.receive(&mut two, &first, Time::from_nanos(2_100));
+        assert!(ledger.has_credit() && ledger.in_flight() == 1);
+        assert_eq!(ledger.last_member.max(), 2_000);
+        assert_eq!((ledger.interval.latency.len(), ledger.counts.deliveries), (3, 3));
+        assert_eq!((ledger.behind(&mut one), ledger.behind(&mut two)), (0, 1));
+    }
+
+    #[test]
+    fn what_comes_twice_late_or_from_elsewhere_is_told_apart() {
+        let (mut ledger, [mut one, _]) = ledger();
+        let (first, second) = (send(&mut ledger, 1), send(&mut ledger, 2));
+        let now = Time::from_nanos(3);
+        for payload in [&second, &first, &first] {
+            ledger.receive(&mut one, payload, now);
         }
-        &mut self.cursors[place]
+        ledger.receive(&mut one, b"hello", now);
+        let counts = ledger.counts;
+        assert_eq!((counts.missing, counts.out_of_order, counts.duplicated, counts.foreign), (0, 1, 1, 1));
+        assert_eq!(ledger.in_flight(), 2, "the other member has neither");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_member_that_is_gone_or_stalls() {
+        let (mut ledger, [mut one, mut two]) = ledger();
+        let payload = send(&mut ledger, 1);
+        ledger.receive(&mut one, &payload, Time::from_nanos(2));
+        ledger.stalled(&mut two);
+        assert_eq!((ledger.in_flight(), ledger.counts.cut_off), (0, 0));
+        let payload = send(&mut ledger, 3);
+        ledger.left(&mut one);
+        assert_eq!((ledger.in_flight(), ledger.counts.cut_off), (0, 1));
+        ledger.receive(&mut two, &payload, Time::from_nanos(4));
+        assert_eq!(ledger.last_member.len(), 0);
+    }
+
+    #[test]
+    fn a_closed_loop_goes_on_after_a_loss() {
+        let (mut ledger, [mut one, mut two]) = ledger();
+        let lost = send(&mut ledger, 0);
+        let next = send(&mut ledger, 6_000_000_000);
+        ledger.receive(&mut one, &lost, Time::from_nanos(1));
+        ledger.abandon(Time::from_nanos(4_000_000_000));
+        assert!(!ledger.has_credit());
+        ledger.abandon(Time::from_nanos(5_000_000_001));
+        assert!(ledger.has_credit());
+        assert_eq!((ledger.counts.abandoned, ledger.in_flight()), (1, 1));
+        ledger.receive(&mut two, &next, Time::from_nanos(6_000_000_001));
+        assert_eq!(ledger.counts.missing, 1);
+    }
+
+    #[test]
+    fn a_guest_answers_for_what_comes_after_its_first() {
+        let (mut ledger, _) = ledger();
+        let mut guest = Attendance::new(Role::Guest, 0);
+        let _ = send(&mut ledger, 1);
+        let payload = send(&mut ledger, 2);
+        ledger.receive(&mut guest, &payload, Time::from_nanos(3));
+        assert_eq!((ledger.counts.missing, ledger.behind(&mut guest)), (0, 0));
+        assert_eq!(ledger.interval.latency.len(), 0);
     }
 }

@@ -8,10 +8,11 @@ use std::rc::Rc;
 use bytes::Bytes;
 use mio::net::TcpStream;
 
+use super::attendance::Attendance;
 use super::clock::Time;
 use super::frames::{self, Kind, Walker};
 use super::handshake::{Answer, Handshake};
-use super::ledger::{Attendance, Ledger};
+use super::ledger::Ledger;
 use super::tally::{Cause, Phase};
 use crate::hub::outbox::Outbox;
 

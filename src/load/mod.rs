@@ -13,6 +13,9 @@
 //! - **publish** after both, since what members got may let a closed loop go on;
 //! - **flush** writes; **sweep** looks for deadlines.
 
+pub mod assertion;
+pub mod attendance;
+pub mod chart;
 pub mod child;
 pub mod clock;
 pub mod crowd;
@@ -23,13 +26,17 @@ pub mod ledger;
 pub mod member;
 pub mod order;
 pub mod pace;
+pub mod page;
+pub mod pin;
 pub mod plan;
+pub mod preflight;
 pub mod probe;
 pub mod ramp;
 pub mod report;
 pub mod script;
 pub mod stamp;
 pub mod storm;
+mod summary;
 pub mod tally;
 pub mod target;
 pub mod text;
@@ -69,16 +76,16 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Standing {
     /// What it is doing.
     pub word: &'static str,
-    /// Connections begun.
-    pub attempted: u64,
+    /// How far that has come, of `steps`.
+    pub step: u64,
+    /// How much there is of it.
+    pub steps: u64,
     /// Members that are open.
     pub open: usize,
-    /// Messages sent.
-    pub sent: u64,
     /// Messages that members got.
     pub deliveries: u64,
-    /// Seconds since the run began.
-    pub seconds: f64,
+    /// Time since the run was born.
+    pub since_birth: Duration,
 }
 
 struct Bench<'a> {
@@ -192,13 +199,14 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         self.next_watch = now.after(WATCH_INTERVAL);
+        let (step, steps) = self.script.progress(&self.crowd, now);
         watch(Standing {
             word: self.script.word(),
-            attempted: self.crowd.tally.attempted,
+            step,
+            steps,
             open: self.crowd.open(),
-            sent: self.ledger.counts.sent,
             deliveries: self.ledger.counts.deliveries,
-            seconds: now.nanos() as f64 / 1e9,
+            since_birth: Duration::from_nanos(now.nanos()),
         });
         match self.child.as_mut().and_then(|child| child.ended()) {
             Some(why) => Err(why),

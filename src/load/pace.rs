@@ -49,12 +49,13 @@ impl Pace {
         }
     }
 
-    /// How many messages are due and not sent.
+    /// How many messages were due before `now` and are not sent.
     pub fn backlog(&self, now: Time) -> u64 {
         match *self {
             Pace::Closed => 0,
             Pace::Open { start, period_nanos, sent } => {
-                ((now.nanos_since(start) as f64 / period_nanos) as u64 + 1).saturating_sub(sent)
+                // What is due at the very end belongs to what comes after it.
+                ((now.nanos_since(start) as f64 / period_nanos).ceil() as u64).saturating_sub(sent)
             }
         }
     }

@@ -93,6 +93,19 @@ impl Scenario {
     }
 }
 
+impl Traffic {
+    /// What may come to a member at once without the server being to blame: in a closed loop everything
+    /// that is in flight, twice, since a window opens before the last member has read.
+    pub fn burst_bytes(&self) -> usize {
+        let messages = match self.speed {
+            Speed::Window(window) => self.publishers.saturating_mul(window as usize),
+            Speed::Rate(_) => 2,
+        };
+        // RFC 6455 5.2: no header of a server's is longer.
+        (self.payload_bytes + 10).saturating_mul(messages).saturating_mul(2)
+    }
+}
+
 impl Plan {
     /// Connections of our own, but for guests.
     pub fn sockets(&self) -> usize {

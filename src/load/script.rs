@@ -10,11 +10,12 @@
 
 use std::time::Duration;
 
+use super::attendance::Role;
 use super::clock::Time;
 use super::crowd::Crowd;
 use super::findings::{Findings, Window};
 use super::frames;
-use super::ledger::{Ledger, Role};
+use super::ledger::Ledger;
 use super::pace::Pace;
 use super::plan::{Plan, Scenario, Speed, Traffic};
 use super::probe::Process;
@@ -36,12 +37,12 @@ const STALLED_BUFFER_BYTES: usize = 4096;
 /// between.
 const SENDS_PER_TURN: usize = 1_024;
 
+/// The same in bytes: what comes back is read between, or a server that limits what waits for a member
+/// would take us for slow.
+const SEND_BYTES_PER_TURN: usize = 256 << 10;
+
 /// Bytes that wait to be sent by one publisher in an open loop before it takes no more messages.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
-
-/// Points on the timeline, where the run is long enough.
-const TIMELINE_POINTS: u32 = 100;
-const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// A run's course.
 pub struct Script {
@@ -114,12 +115,32 @@ impl Script {
         }
     }
 
+    /// How far the stage has come: in connections, or in milliseconds.
+    pub fn progress(&self, crowd: &Crowd, now: Time) -> (u64, u64) {
+        let traffic =
+            |length: fn(&Traffic) -> Duration| self.plan.traffic.as_ref().map_or(Duration::ZERO, length);
+        let (until, length) = match (&self.stage, self.plan.scenario) {
+            (Stage::Ramping(_) | Stage::Returning(_), _) => {
+                return (crowd.open() as u64, self.plan.sockets() as u64);
+            }
+            (Stage::Holding { until }, Scenario::Idle { hold }) => (until, hold),
+            (Stage::Warming { until }, _) => (until, traffic(|traffic| traffic.warmup)),
+            (Stage::Measuring { until, .. }, _) => (until, traffic(|traffic| traffic.duration)),
+            _ => return (1, 1),
+        };
+        let left = Duration::from_nanos(until.nanos_since(now));
+        (length.saturating_sub(left).as_millis() as u64, length.as_millis() as u64)
+    }
+
     /// Does what is due in the stage, and goes on to the next when its time has come.
     ///
     /// # Errors
     /// The run cannot go on.
     pub fn steer(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
         self.found.tick(crowd.open(), ledger, now);
+        if self.is_deserted(crowd) {
+            self.finish(crowd, ledger, now);
+        }
         match &mut self.stage {
             Stage::Ramping(_) => self.ramp(crowd, ledger, now)?,
             Stage::Holding { until } if *until <= now => self.finish(crowd, ledger, now),
@@ -131,7 +152,7 @@ impl Script {
             Stage::Returning(storm) => {
                 if storm.steer(crowd, now) {
                     self.found.storm = Some(storm.figures());
-                    self.found.close_window(ledger, now);
+                    self.found.close_window(crowd.open(), ledger, now);
                     self.found.measure_memory(crowd.open());
                     self.finish(crowd, ledger, now);
                 }
@@ -139,6 +160,12 @@ impl Script {
             Stage::Holding { .. } | Stage::Warming { .. } | Stage::Collecting { .. } | Stage::Done => {}
         }
         Ok(())
+    }
+
+    /// Is nobody left of those who were there?
+    fn is_deserted(&self, crowd: &Crowd) -> bool {
+        let has_members = !matches!(self.stage, Stage::Ramping(_) | Stage::Returning(_) | Stage::Done);
+        has_members && crowd.open() + crowd.pending() == 0
     }
 
     fn ramp(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
@@ -170,14 +197,14 @@ impl Script {
 
     /// All are there.
     fn begin(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) -> Result<(), String> {
-        self.stage = match (self.plan.scenario, self.plan.traffic) {
+        match (self.plan.scenario, self.plan.traffic) {
             (Scenario::Idle { hold }, _) => {
-                self.open_window(hold, ledger, now);
-                Stage::Holding { until: now.after(hold) }
+                self.found.open_window(Some(hold), ledger, now);
+                self.stage = Stage::Holding { until: now.after(hold) };
             }
             (Scenario::Storm { within }, _) => {
-                self.open_window(Duration::ZERO, ledger, now);
-                Stage::Returning(Storm::begin(&self.plan, crowd, within, now))
+                self.found.open_window(None, ledger, now);
+                self.stage = Stage::Returning(Storm::begin(&self.plan, crowd, within, now));
             }
             (_, Some(traffic)) => {
                 self.appoint(&traffic, crowd, ledger)?;
@@ -185,10 +212,13 @@ impl Script {
                     Speed::Window(_) => Pace::closed(),
                     Speed::Rate(per_second) => Pace::open(per_second, now),
                 });
-                Stage::Warming { until: now.after(traffic.warmup) }
+                self.stage = Stage::Warming { until: now.after(traffic.warmup) };
+                if traffic.warmup.is_zero() {
+                    self.measure(crowd, ledger, now);
+                }
             }
-            (_, None) => Stage::Done,
-        };
+            (_, None) => self.stage = Stage::Done,
+        }
         Ok(())
     }
 
@@ -221,7 +251,8 @@ impl Script {
         let Some(pace) = &mut self.pace else { return };
         let Some(traffic) = self.plan.traffic else { return };
         self.is_held_up = false;
-        for _ in 0..SENDS_PER_TURN {
+        let sends = (SEND_BYTES_PER_TURN / traffic.payload_bytes.max(1)).clamp(1, SENDS_PER_TURN);
+        for _ in 0..sends {
             let has_room = |id| {
                 let member = crowd.get_mut(id);
                 let has_room = member.is_none_or(|member| member.outbox.bytes() < BACKLOG_BYTES_MAX);
@@ -231,7 +262,8 @@ impl Script {
             let Some((publisher, intended)) = pace.due(ledger, now, has_room) else { break };
             let id = ledger.publisher(publisher);
             let Some(member) = crowd.get_mut(id).filter(|member| member.is_open()) else {
-                self.found.unsent += 1;
+                // The publisher is gone: its credit is void, its place in an open loop's round is not.
+                self.found.unsent += u64::from(matches!(traffic.speed, Speed::Rate(_)));
                 continue;
             };
             if member.outbox.is_empty() {
@@ -244,7 +276,7 @@ impl Script {
 
     fn measure(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
         let Some(traffic) = self.plan.traffic else { return };
-        self.open_window(traffic.duration, ledger, now);
+        self.found.open_window(Some(traffic.duration), ledger, now);
         let stall_at = (self.plan.stalled() > 0).then(|| now.after(traffic.duration / 2));
         self.stage = Stage::Measuring { until: now.after(traffic.duration), stall_at };
         if let Scenario::Churn { stay, .. } = self.plan.scenario {
@@ -262,10 +294,12 @@ impl Script {
             self.receive_guests(crowd, now);
             return;
         }
+        // What was due since the last turn; what a server keeps us from sending stays unsent.
+        self.publish(crowd, ledger, Time::from_nanos(until.nanos() - 1));
         if let Some(pace) = self.pace.take() {
             self.found.unsent += pace.backlog(until);
         }
-        self.found.close_window(ledger, now);
+        self.found.close_window(crowd.open(), ledger, now);
         self.found.measure_memory(crowd.open());
         // They read again, to learn what they were told.
         crowd.resume_stalled();
@@ -291,19 +325,14 @@ impl Script {
         for (_, member) in crowd.iter_mut() {
             if member.is_open() && member.attendance.role == Role::Slow {
                 member.stall();
-                ledger.left(&mut member.attendance);
-                member.attendance.role = Role::Stalled;
+                ledger.stalled(&mut member.attendance);
             }
         }
     }
 
-    fn open_window(&mut self, length: Duration, ledger: &mut Ledger, now: Time) {
-        let interval = (length / TIMELINE_POINTS).max(INTERVAL_MIN);
-        self.found.open_window(interval, ledger, now);
-    }
-
     fn finish(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
-        self.found.close_window(ledger, now);
+        self.found.open_at_end = crowd.open();
+        self.found.close_window(crowd.open(), ledger, now);
         self.found.finish(crowd, ledger);
         self.stage = Stage::Done;
     }

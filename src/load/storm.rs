@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use super::attendance::Role;
 use super::clock::Time;
 use super::crowd::Crowd;
-use super::ledger::Role;
 use super::plan::Plan;
 
 /// Connections begun in one turn of the loop: many, since all come at once, and few enough for answers
 /// to be read between.
-const BUDGET: usize = 256;
+const BUDGET: usize = 64;
 
 /// How long a client that was refused waits before it tries again.
 const RETRY: Duration = Duration::from_millis(200);

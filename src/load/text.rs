@@ -39,12 +39,13 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f, "{name:<13} {text}")
 }
 
-fn setup(report: &Report) -> String {
+/// What was done, in one line.
+pub fn setup(report: &Report) -> String {
     let setup = &report.setup;
-    let mut text =
-        format!("{} members on {} channels at {}", setup.connections, setup.channels, setup.address);
+    let members = many(setup.connections, "member");
+    let mut text = format!("{members} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
     if setup.publishers > 0 {
-        let _ = write!(text, "; {} publishers, {} bytes, ", setup.publishers, setup.payload_bytes);
+        let _ = write!(text, "; {}, {} bytes, ", many(setup.publishers, "publisher"), setup.payload_bytes);
         let _ = match (setup.window, setup.rate_per_second) {
             (Some(window), _) => write!(text, "closed loop, {window} in flight each"),
             (_, Some(rate)) => write!(text, "open loop, {rate} messages/s"),
@@ -166,6 +167,11 @@ fn usage(usage: Usage) -> String {
         let _ = write!(text, "; {all:.0} ns a delivery (user {user:.0}, system {system:.0})");
     }
     text
+}
+
+/// So many of something.
+pub fn many(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 fn list(counts: &[Count]) -> String {

@@ -28,7 +28,7 @@ pub fn invalid(report: &Report) -> Vec<String> {
     }
     if own.waited_share > WAITED_SHARE_MAX {
         why.push(format!(
-            "the load generator waited for a processor for {} of the time",
+            "the load generator waited for a processor for {} of the time: other programs run here, or the server on the same one",
             percent(own.waited_share)
         ));
     }
@@ -37,4 +37,39 @@ pub fn invalid(report: &Report) -> Vec<String> {
         why.push(format!("messages were entered up to {:.1} ms late (p99)", lateness.p99 / 1e3));
     }
     why
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::findings::Findings;
+    use crate::load::plan::{Plan, Scenario};
+    use crate::load::report::Usage;
+    use crate::load::target::Target;
+    use std::time::Duration;
+
+    #[test]
+    fn who_was_the_bottleneck() {
+        let target = Target::parse("ws://127.0.0.1:1").unwrap();
+        let (scenario, ramp) = (Scenario::Fanout, Duration::ZERO);
+        let plan = Plan { scenario, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
+        let idle = Report::of(&plan, &Findings::new(None), None);
+        let busy = |own: f64, server: Option<f64>, waited: f64| {
+            let mut report = idle.clone();
+            let usage = |cpu_share| Usage { cpu_share, ..report.generator.usage };
+            report.server = server.map(usage);
+            report.generator.usage = Usage { waited_share: waited, ..usage(own) };
+            invalid(&report).len()
+        };
+        assert_eq!(busy(0.5, Some(0.99), 0.0), 0);
+        assert_eq!(busy(0.95, Some(0.95), 0.0), 0, "both are at their end");
+        assert_eq!(busy(0.95, Some(0.5), 0.0), 1);
+        assert_eq!(busy(0.95, None, 0.0), 1);
+        assert_eq!(busy(0.95, Some(0.5), 0.2), 2);
+        let mut late = idle.clone();
+        late.generator.send_lateness_us.p99 = 6_000.0;
+        assert_eq!(invalid(&late).len(), 0, "a closed loop has no times to keep");
+        late.setup.rate_per_second = Some(10.0);
+        assert_eq!(invalid(&late).len(), 1);
+    }
 }

@@ -4,7 +4,9 @@
 //! with sockets, the model test with bytes in memory, and both run the same code.
 
 use std::mem;
+use std::rc::Rc;
 
+use bytes::Bytes;
 use log::{debug, info};
 
 use super::slots::{Slot, Slots};
@@ -113,7 +115,7 @@ impl<T: Transport> Engine<T> {
                 }
                 ReadOutcome::Blocked => return total,
                 ReadOutcome::EndOfFile => {
-                    state.end_of_file(&mut desk);
+                    state.end_of_file();
                     return total;
                 }
                 ReadOutcome::Failed => {
@@ -173,7 +175,21 @@ impl<T: Transport> Engine<T> {
                     self.metrics.messages_published += 1;
                 }
             }
-            Intent::Leave => self.leave(id, now),
+            Intent::Leave { farewell } => self.part(id, farewell, now),
+        }
+    }
+
+    /// Ends a membership in order: first what was published so far, then the close frame.
+    fn part(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
+        if let Some(Slot { seat: Some(seat), .. }) = self.slots.get(id) {
+            self.hand_out(seat.channel, now);
+        }
+        self.leave(id, now);
+        if let Some(farewell) = farewell
+            && let Some(slot) = self.slots.get_mut(id)
+        {
+            slot.outbox.queue(Rc::new(farewell));
+            self.slots.mark_dirty(id);
         }
     }
 
@@ -184,7 +200,7 @@ impl<T: Transport> Engine<T> {
         let bounds = limits.outbox();
         let mut slow = Vec::new();
         for (position, &member) in members.iter().enumerate() {
-            let Some(slot) = slots.get_mut(member).filter(|slot| slot.state.takes_broadcast()) else {
+            let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
                 continue;
             };
             let Some(Portion { frames, messages }) = batch.portion(position as u32) else { continue };
@@ -208,35 +224,42 @@ impl<T: Transport> Engine<T> {
     pub fn flush(&mut self, now: Moment) {
         let dirty = self.slots.take_dirty();
         for &id in &dirty {
-            let Engine { slots, limits, metrics, .. } = self;
-            let Some(slot) = slots.get_mut(id) else { continue };
-            let (written, left) = slot.outbox.flush(&mut slot.transport, now);
-            metrics.sent_bytes += written as u64;
-            match left {
-                Left::Nothing | Left::Blocked => {}
-                Left::More => slots.mark_dirty(id),
-                Left::Failed(_) => {
-                    // What the peer sent before it went is still to be read, and published; the read
-                    // side then says that it is gone.
-                    slot.outbox = Outbox::Empty;
-                    slots.mark_read_closed(id);
-                    slots.mark_ready(id);
-                    continue;
-                }
-            }
-            let Some(slot) = slots.get_mut(id) else { continue };
-            match slot.state.flushed(written, &slot.outbox, limits, now) {
-                AfterFlush::Nothing => {}
-                AfterFlush::ShutDownWrite => {
-                    if slot.transport.shut_down_write().is_err() {
-                        slot.state.fail();
-                        self.after_session(id);
-                    }
-                }
-                AfterFlush::Doom(reason) => slots.doom(id, reason),
-            }
+            self.flush_slot(id, now);
         }
         self.slots.give_back_dirty(dirty);
+    }
+
+    fn flush_slot(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, limits, metrics, .. } = self;
+        let Some(slot) = slots.flushing(id) else { return };
+        let (written, left) = slot.outbox.flush(&mut slot.transport, now);
+        metrics.sent_bytes += written as u64;
+        match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
+            (Left::Failed(_), _) if slot.state.listens() => {
+                // What the peer sent before it went is still to be read, and published; the read side
+                // then says that it is gone.
+                slot.outbox = Outbox::Empty;
+                slots.mark_read_closed(id);
+                slots.mark_ready(id);
+            }
+            (Left::Failed(_), _) => self.fail(id),
+            (_, AfterFlush::Doom(reason)) => slots.doom(id, reason),
+            (_, AfterFlush::ShutDownWrite) => {
+                if slot.transport.shut_down_write().is_err() {
+                    self.fail(id);
+                }
+            }
+            (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
+            (Left::Nothing | Left::Blocked, AfterFlush::Nothing) => {}
+        }
+    }
+
+    /// The socket has failed.
+    fn fail(&mut self, id: SlotId) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.state.fail();
+        }
+        self.after_session(id);
     }
 
     /// Looks at a slice of the slab for deadlines that have come.
@@ -253,7 +276,7 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = slots.get_mut(id) else { return };
         let has_stalled =
             slot.outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now));
-        if has_stalled && limits.on_slow == OnSlow::Close && slot.state.takes_broadcast() {
+        if has_stalled && limits.on_slow == OnSlow::Close && slot.takes_broadcast() {
             return self.close(id, Reason::Slow, now);
         }
         let unread = slot.is_ready();
@@ -267,8 +290,8 @@ impl<T: Transport> Engine<T> {
     }
 
     /// When the sweep wants to be called again, if there is anything to sweep.
-    pub fn next_sweep(&self) -> Option<Moment> {
-        (!self.slots.is_empty()).then(|| self.sweeper.next())
+    pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
+        (!self.slots.is_empty()).then(|| self.sweeper.next(now))
     }
 
     /// The only place where a slot dies and its key is freed; how many did.

@@ -10,7 +10,6 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use log::warn;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -50,6 +49,8 @@ pub enum Accept {
     Connection(TcpStream, SocketAddr),
     /// Nobody waits, or accepting rests.
     Nobody,
+    /// A client that is gone already: accept(2) passes on what happened to it. The next may be well.
+    Gone(io::Error),
     /// No descriptor or no memory is left, and accepting rests; somebody may have been told.
     Exhausted(io::Error),
 }
@@ -138,21 +139,18 @@ impl Listener {
         if self.reserve.is_none() {
             self.reserve = reserve();
         }
-        loop {
-            match self.socket.accept() {
-                Ok((stream, peer)) => return Accept::Connection(stream, peer),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.state = Accepting::Idle;
-                    return Accept::Nobody;
-                }
-                Err(error) if is_exhausted(&error) => {
-                    self.pause(now);
-                    self.tell_one();
-                    return Accept::Exhausted(error);
-                }
-                // accept(2) passes on what happened to a client that is gone already; the next may be well.
-                Err(error) => warn!("accept: {error}"),
+        match self.socket.accept() {
+            Ok((stream, peer)) => Accept::Connection(stream, peer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.state = Accepting::Idle;
+                Accept::Nobody
             }
+            Err(error) if is_exhausted(&error) => {
+                self.pause(now);
+                self.tell_one();
+                Accept::Exhausted(error)
+            }
+            Err(error) => Accept::Gone(error),
         }
     }
 
@@ -177,4 +175,52 @@ fn reserve() -> Option<File> {
 /// Is it us who have run out, rather than the client who has gone?
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+
+    #[test]
+    fn accepted_sockets_inherit_the_options() {
+        let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
+        listener.mark_ready();
+        let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0)) else { panic!("nobody") };
+        let socket = SockRef::from(&stream);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 4_096);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(1_234)));
+        assert!(matches!(listener.accept(Moment::from_millis(0)), Accept::Nobody));
+    }
+
+    #[test]
+    fn the_backlog_bounds_who_waits() {
+        let tcp = Tcp { backlog: 2, ..Tcp::default() };
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let address = listener.address().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
+        // listen(2) on Linux takes one more than it is told.
+        assert_eq!(waiting.len(), 3);
+    }
+
+    #[test]
+    fn a_pause_ends_by_timer_or_by_room() {
+        let tcp = crate::config::Tcp::default();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let now = Moment::from_millis(0);
+        listener.pause(now);
+        listener.mark_ready();
+        assert!(!listener.has_work(), "a new client does not end it");
+        assert_eq!(listener.deadline(), Some(now.after(PAUSE_MS)));
+        listener.resume();
+        assert!(listener.has_work());
+        listener.pause(now);
+        let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
+        assert!(matches!(listener.accept(now), Accept::Nobody));
+        assert!(matches!(listener.accept(now.after(PAUSE_MS)), Accept::Connection(..)));
+    }
 }

@@ -180,7 +180,7 @@ impl Server {
             _ => None,
         };
         let next =
-            [pause, drain, self.engine.next_sweep()].into_iter().flatten().reduce(Moment::or_earlier)?;
+            [pause, drain, self.engine.next_sweep(now)].into_iter().flatten().reduce(Moment::or_earlier)?;
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
@@ -224,6 +224,11 @@ impl Server {
             let (mut stream, peer) = match listener.accept(now) {
                 Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
                 Accept::Nobody => break,
+                Accept::Gone(error) => {
+                    engine.metrics.accept_errors += 1;
+                    debug!("accept: {error}");
+                    continue;
+                }
                 Accept::Exhausted(error) => {
                     engine.metrics.accept_errors += 1;
                     warn!("accept: {error}; {} connections are open, accepting rests", engine.slots.len());

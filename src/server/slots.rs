@@ -75,6 +75,20 @@ impl<T> Slot<T> {
         self.marks.has(Marks::READY)
     }
 
+    /// Is it to be sent what is published? A member is, until its close frame is queued: RFC 6455 5.5.1
+    /// forbids data after it.
+    pub fn takes_broadcast(&self) -> bool {
+        self.seat.is_some() && !matches!(self.state, State::Dead(_))
+    }
+
+    /// Would a flush come to anything?
+    fn wants_flush(&self) -> bool {
+        match self.outbox {
+            Outbox::Empty => self.state.ends_with_flush(),
+            _ => !self.outbox.is_blocked(),
+        }
+    }
+
     /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
     pub fn phase(&self) -> u32 {
         self.generation.wrapping_mul(0x9e37_79b1) >> 8
@@ -192,8 +206,7 @@ impl<T> Slots<T> {
     /// There is something to write, and the socket is not known to be full.
     pub fn mark_dirty(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && !slot.outbox.is_empty()
-            && !slot.outbox.is_blocked()
+            && slot.wants_flush()
             && slot.marks.set(Marks::DIRTY)
         {
             self.dirty.push(id);
@@ -227,15 +240,17 @@ impl<T> Slots<T> {
         self.ready.len()
     }
 
-    /// Takes the whole dirty list, to be given back with [`Slots::give_back_dirty`].
+    /// Takes the dirty list. Each slot on it is to be taken off with [`Slots::flushing`], and the list to
+    /// be given back.
     pub fn take_dirty(&mut self) -> Vec<SlotId> {
-        let dirty = std::mem::take(&mut self.dirty);
-        for &id in &dirty {
-            if let Some(slot) = self.get_mut(id) {
-                slot.marks.clear(Marks::DIRTY);
-            }
-        }
-        dirty
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// A slot of the list that was taken; from here on it can be marked anew.
+    pub fn flushing(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
+        let slot = self.get_mut(id)?;
+        slot.marks.clear(Marks::DIRTY);
+        Some(slot)
     }
 
     /// Returns the list's memory, so that no turn allocates it anew; what was marked meanwhile stays.
@@ -263,9 +278,8 @@ impl<T> Slots<T> {
             slot.outbox.check();
             assert_eq!(slot.marks.has(Marks::READY), self.ready.contains(&id), "{id:?} and the ready list");
             assert_eq!(slot.marks.has(Marks::DIRTY), self.dirty.contains(&id), "{id:?} and the dirty list");
-            let can_be_flushed = !slot.outbox.is_empty() && !slot.outbox.is_blocked();
-            assert!(!can_be_flushed || slot.marks.has(Marks::DIRTY), "{id:?} has frames that nobody flushes");
-            assert!(slot.seat.is_none() || slot.state.takes_broadcast(), "{id:?} is a member, and closing");
+            assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
+            assert!(slot.seat.is_none() || slot.state.listens(), "{id:?} is a member, and closing");
         }
     }
 }

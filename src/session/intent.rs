@@ -25,6 +25,10 @@ pub enum Intent {
         /// A slice of the read buffer: it lives for this turn, and is copied once, into the frame.
         payload: Bytes,
     },
-    /// Be a member no more: a close has begun, and nothing may follow it (RFC 6455 5.5.1).
-    Leave,
+    /// Be a member no more: a close has begun, and nothing may follow its frame (RFC 6455 5.5.1). What
+    /// the session published before, and what others did, is still handed out to it first.
+    Leave {
+        /// The close frame, if one goes out.
+        farewell: Option<Bytes>,
+    },
 }

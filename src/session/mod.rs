@@ -153,10 +153,15 @@ impl State {
         refuse(&no_room(), limits, now, outbox)
     }
 
-    /// May it be sent what is published? Not once a close frame is queued: RFC 6455 5.5.1 forbids data
-    /// after it.
-    pub fn takes_broadcast(&self) -> bool {
-        matches!(self, State::Open(_))
+    /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
+    pub fn listens(&self) -> bool {
+        matches!(self, State::Head(_) | State::Open(_))
+    }
+
+    /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
+    /// or the end is left to come.
+    pub fn ends_with_flush(&self) -> bool {
+        matches!(self, State::Draining(draining) if matches!(draining.stage, Stage::Flushing | Stage::HalfClosed))
     }
 
     /// Takes bytes from the peer.
@@ -166,7 +171,7 @@ impl State {
                 if let Some((next, consumed)) = head.receive(input, desk) {
                     *self = next;
                     // What follows the head in the same segment raises no event of its own.
-                    if self.takes_broadcast() && consumed < input.len() {
+                    if self.listens() && consumed < input.len() {
                         self.receive(&input[consumed..], desk);
                     }
                 }
@@ -182,11 +187,15 @@ impl State {
     }
 
     /// Takes the peer's end of file. It comes after everything that the peer has sent.
-    pub fn end_of_file(&mut self, desk: &mut Desk<'_>) {
+    pub fn end_of_file(&mut self) {
         match self {
             State::Head(_) | State::Open(_) => *self = State::Dead(Reason::EndOfFile),
-            State::Draining(draining) if desk.outbox.is_empty() => *self = State::Dead(draining.reason),
-            State::Draining(draining) => draining.stage = Stage::HalfClosed,
+            State::Draining(draining) => match draining.stage {
+                Stage::AwaitEndOfFile => *self = State::Dead(draining.reason),
+                Stage::AwaitClose(_) | Stage::Flushing | Stage::HalfClosed => {
+                    draining.stage = Stage::HalfClosed
+                }
+            },
             State::Dead(_) => {}
         }
     }
@@ -330,24 +339,23 @@ impl Open {
         let mut replies = Vec::new();
         let intents = &mut desk.intents;
         let heard = websocket::receive(&mut self.awake, input, desk.limits, &mut replies, |kind, payload| {
-            intents.push(Intent::Publish { kind, payload });
+            intents.push(Intent::Publish { kind, payload: unpinned(payload) });
         });
-        let replies = Rc::new(Bytes::from(replies));
+        let replies = Bytes::from(replies);
         match heard {
             Heard::Open => {
                 // Pongs for a peer that does not read are dropped at the limit: it would get all of them
                 // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
                 let (Push::Queued | Push::OverLimit) =
-                    desk.outbox.push(replies, desk.limits.outbox(), desk.now);
+                    desk.outbox.push(Rc::new(replies), desk.limits.outbox(), desk.now);
                 None
             }
             Heard::PeerClosed => {
-                desk.intents.push(Intent::Leave);
-                desk.outbox.queue(replies);
+                desk.intents.push(Intent::Leave { farewell: Some(replies) });
                 Some(Draining::begin(Reason::PeerClosed, Stage::Flushing, desk.limits, desk.now))
             }
             Heard::Broken(reason) => {
-                desk.outbox.queue(replies);
+                desk.outbox.queue(Rc::new(replies));
                 Some(part(reason, Walker::new(), desk))
             }
         }
@@ -409,6 +417,15 @@ impl Limits {
     }
 }
 
+/// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until
+/// it is delivered: 4 KiB for each of thousands of members that send 64 bytes in the same turn.
+fn unpinned(payload: Bytes) -> Bytes {
+    if payload.len() < COPY_BYTES_MAX { Bytes::copy_from_slice(&payload) } else { payload }
+}
+
+/// Payloads below that are copied: a quarter of tungstenite's read buffer.
+const COPY_BYTES_MAX: usize = 1024;
+
 /// 503: the table is full.
 pub fn no_room() -> Refusal {
     Refusal::unavailable("over_capacity", "the server has as many connections as it takes", 1)
@@ -422,14 +439,11 @@ fn refuse(refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) 
 
 /// Ends an open conversation from our side: the close frame is the last that is queued.
 fn part(reason: Reason, walker: Walker, desk: &mut Desk<'_>) -> State {
-    desk.intents.push(Intent::Leave);
     if reason == Reason::Slow {
         // It would never get to the close frame behind all that.
         desk.outbox.drop_unbegun();
     }
-    if let Some(frame) = wire::close(reason) {
-        desk.outbox.queue(Rc::new(frame));
-    }
+    desk.intents.push(Intent::Leave { farewell: wire::close(reason) });
     let stage = if reason.awaits_peers_close() { Stage::AwaitClose(walker) } else { Stage::Flushing };
     Draining::begin(reason, stage, desk.limits, desk.now)
 }

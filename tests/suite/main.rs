@@ -1,1 +1,23 @@
-fn main() {}
+//! The features of Oyez, tested through the real binary and through the library; one module a feature.
+
+// A test binary exports nothing; `pub` here means "to the other modules".
+#![allow(unreachable_pub)]
+
+mod support;
+
+mod bad_input;
+mod bench;
+mod broadcast;
+mod churn;
+mod closing;
+mod command_line;
+mod cuts;
+mod descriptors;
+mod drain;
+mod fairness;
+mod flags;
+mod heartbeat;
+mod model;
+mod slow;
+mod tidy;
+mod walker;

@@ -1,0 +1,157 @@
+//! Can so many connections be had here at all? Asked before anything is opened, since what fails at
+//! connection 28,233 fails for reasons that have nothing to do with the server.
+
+use std::fs;
+
+use super::plan::{Plan, Scenario};
+use crate::server::DESCRIPTORS_RESERVED;
+
+/// How long a port stays taken after its connection (TIME_WAIT).
+const PORT_REST_SECONDS: f64 = 60.0;
+
+/// How much longer than it stays a guest takes, for its two handshakes.
+const GUEST_EXTRA_SECONDS: f64 = 2.0;
+
+/// What this machine allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Descriptors of this process.
+    pub descriptors: usize,
+    /// Ports that the kernel gives out for one source address.
+    pub ports: usize,
+    /// Connections that can wait to be accepted.
+    pub backlog: usize,
+}
+
+/// What was found before the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preflight {
+    /// The highest number of members that can be reached.
+    pub connections_max: usize,
+    /// What limits it, and the command that raises it.
+    pub raise: String,
+    /// What does not prevent the run, but will show in it.
+    pub warning: Option<String>,
+}
+
+impl Limits {
+    /// Raises the descriptor limit as far as it goes, and reads the others.
+    pub fn raise() -> Limits {
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
+        Limits {
+            descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
+            ports: ports(&range).unwrap_or(28_232),
+            backlog: somaxconn.trim().parse().unwrap_or(4096),
+        }
+    }
+
+    /// Ports that a plan takes, those at rest after their connection included. With fewer it takes longer,
+    /// for which the load generator will be blamed in the report.
+    pub fn ports_needed(plan: &Plan) -> usize {
+        let others = match plan.scenario {
+            Scenario::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
+            // Those that were dropped, and as many for who has to try again.
+            Scenario::Storm { .. } => 2 * plan.connections,
+            _ => 0,
+        };
+        plan.sockets() + others
+    }
+
+    /// Looks at a plan whose sources are chosen.
+    pub fn check(&self, plan: &Plan) -> Preflight {
+        let guests = match plan.scenario {
+            Scenario::Churn { arrivals_per_second, stay } => {
+                (arrivals_per_second * (stay.as_secs_f64() + GUEST_EXTRA_SECONDS)) as usize
+            }
+            _ => 0,
+        };
+        let others = DESCRIPTORS_RESERVED + guests + (plan.sockets() - plan.connections);
+        let by_descriptors = self.descriptors.saturating_sub(others);
+        let sources = plan.target.sources.len().max(1);
+        let by_ports = (self.ports * sources).saturating_sub(others - DESCRIPTORS_RESERVED);
+        let raise = if by_descriptors <= by_ports {
+            format!(
+                "{} descriptors (raise the hard limit as root, here and for the server: `prlimit --pid $$ --nofile={}`)",
+                self.descriptors,
+                plan.connections.max(self.descriptors) * 2
+            )
+        } else {
+            format!(
+                "{} ports for each of {sources} source addresses (raise them: `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"`, or add --source-ip)",
+                self.ports
+            )
+        };
+        Preflight { connections_max: by_descriptors.min(by_ports), raise, warning: self.warn(plan) }
+    }
+
+    fn warn(&self, plan: &Plan) -> Option<String> {
+        let storm = matches!(plan.scenario, Scenario::Storm { .. });
+        (storm && plan.connections > self.backlog).then(|| {
+            format!(
+                "{} connections come at once and {} can wait: the kernel drops the others' first segment, and they \
+                 try again after a second (raise it: `sysctl -w net.core.somaxconn={}`, and the server's --backlog)",
+                plan.connections, self.backlog, plan.connections
+            )
+        })
+    }
+}
+
+/// How many ports are in a range of the first and the last.
+fn ports(range: &str) -> Option<usize> {
+    let mut ends = range.split_whitespace().map(str::parse::<usize>);
+    let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
+    last.checked_sub(first).map(|between| between + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::target::Target;
+    use std::time::Duration;
+
+    fn plan(connections: usize, scenario: Scenario) -> Plan {
+        let target = Target::parse("ws://127.0.0.1:1").unwrap();
+        Plan { scenario, target, connections, channels: 1, ramp: Duration::ZERO, traffic: None, pid: None }
+    }
+
+    #[test]
+    fn what_limits_is_named_with_what_raises_it() {
+        let idle = Scenario::Idle { hold: Duration::from_secs(1) };
+        let limits = Limits { descriptors: 20_000, ports: 28_232, backlog: 4_096 };
+        let found = limits.check(&plan(100_000, idle));
+        assert_eq!(found.connections_max, 20_000 - DESCRIPTORS_RESERVED);
+        assert!(found.raise.contains("prlimit") && found.raise.contains("200000"), "{}", found.raise);
+        let limits = Limits { descriptors: 1_000_000, ..limits };
+        let found = limits.check(&plan(100_000, idle));
+        assert_eq!(found.connections_max, 28_232);
+        assert!(found.raise.contains("ip_local_port_range"), "{}", found.raise);
+        let mut spread = plan(100_000, idle);
+        spread.target.spread(100_000, limits.ports, 1);
+        assert!(limits.check(&spread).connections_max > 100_000);
+    }
+
+    #[test]
+    fn guests_take_descriptors_while_they_stay_and_ports_for_a_minute() {
+        let churn = Scenario::Churn { arrivals_per_second: 100.0, stay: Duration::from_secs(3) };
+        let limits = Limits { descriptors: 1_000 + DESCRIPTORS_RESERVED, ports: 7_000, backlog: 4_096 };
+        assert_eq!(limits.check(&plan(10, churn)).connections_max, 500);
+        assert_eq!(Limits::ports_needed(&plan(10, churn)), 6_010);
+    }
+
+    #[test]
+    fn a_storm_over_the_backlog_is_warned_of() {
+        let storm = Scenario::Storm { within: Duration::from_secs(1) };
+        let limits = Limits { descriptors: 20_000, ports: 28_232, backlog: 128 };
+        assert_eq!(Limits::ports_needed(&plan(100, storm)), 300);
+        assert!(limits.check(&plan(129, storm)).warning.is_some());
+        assert_eq!(limits.check(&plan(128, storm)).warning, None);
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!(ports("32768\t60999\n"), Some(28_232));
+        assert_eq!(ports(""), None);
+    }
+}

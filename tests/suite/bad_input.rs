@@ -1,0 +1,217 @@
+//! Each bad input with its exact answer.
+
+use std::time::Duration;
+
+use crate::support::client::Client;
+use crate::support::frames::{self, BINARY, CONTINUATION, PING, TEXT};
+use crate::support::process::{Server, counter};
+
+const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+
+/// The status of the answer; it has to be complete JSON, and the connection has to end in order.
+fn status(server: &Server, request: &[u8]) -> u16 {
+    let answer = server.ask(request);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+    assert!(head.contains("Connection: close"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{answer}");
+    assert!(body.starts_with("{\"error\":{\"code\":\"") && body.ends_with("\"}}\n"), "{body}");
+    head.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn requests_that_are_refused() {
+    let server = Server::start(&[]);
+    let good = frames::upgrade("/ws");
+    let check = |request: String, expected: u16| {
+        assert_eq!(status(&server, request.as_bytes()), expected, "{request:?}");
+    };
+    let with = |line: &str| good.replace("\r\n\r\n", &format!("\r\n{line}\r\n\r\n"));
+    check(good.replace("Host: localhost\r\n", ""), 400);
+    check(with("Host: localhost"), 400);
+    check(with(KEY), 400);
+    check(with("Transfer-Encoding: chunked\r\nContent-Length: 4"), 400);
+    check(with("Content-Length: 4"), 400);
+    check(good.replace("\r\n", "\n"), 400);
+    check(good.replace("Host: localhost\r\n", "Host: localhost\n"), 400);
+    check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 400);
+    check("\x16\x03\x01\x02\x00\x01\r\n\r\n".into(), 400);
+    check(frames::upgrade("/ws/../x"), 404);
+    check(frames::upgrade("/ws/..%2Fx"), 400);
+    check(frames::upgrade("/ws/%00"), 400);
+    check(frames::upgrade("/ws/%c0%af"), 400);
+    check(frames::upgrade("/ws/a%0d%0ab"), 400);
+    check(frames::upgrade("/ws/a\u{2028}b"), 400);
+    check(frames::upgrade(&format!("/ws/{}", "a".repeat(256))), 400);
+    check(frames::upgrade("/nothing"), 404);
+    check(good.replace("GET", "POST"), 405);
+    check(good.replace("Upgrade: websocket\r\n", ""), 426);
+    check(good.replace("Version: 13", "Version: 12"), 426);
+    check(with(&"x: y\r\n".repeat(125)), 431);
+    check(frames::upgrade(&format!("/ws?{}", "a".repeat(9_000))), 431);
+    assert_eq!(server.join(&format!("/ws/{}", "a".repeat(255))).received, b"");
+}
+
+#[test]
+fn a_head_without_an_end_is_cut_off_at_the_limit() {
+    let server = Server::start(&["--head-bytes-max=1KiB"]);
+    assert_eq!(status(&server, &[b'A'; 1_024]), 431);
+    let mut client = Client::new(server.connect());
+    client.send(&[b'A'; 1_023]);
+    client.hears_nothing();
+    client.send(b"A");
+    assert!(client.head().starts_with("HTTP/1.1 431 "));
+}
+
+#[test]
+fn an_upgrade_says_what_version_is_spoken() {
+    let server = Server::start(&[]);
+    let answer = server.ask("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
+    assert!(answer.contains("\r\nUpgrade: websocket\r\n"), "{answer}");
+    let answer = server.ask("PUT /ws HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answer.contains("\r\nAllow: GET\r\n"), "{answer}");
+}
+
+#[test]
+fn what_a_client_sends_is_not_repeated_and_not_logged() {
+    let server = Server::start(&[]);
+    let canary = "canary\x1b[31m";
+    let answers = [
+        server.ask(frames::upgrade(&format!("/{canary}"))),
+        server.ask(frames::upgrade(&format!("/ws/{canary}"))),
+        server.ask(frames::upgrade("/ws").replace("Host: localhost", &format!("Host: {canary}"))),
+        server.ask(format!("GET /ws HTTP/1.1\r\nHost: x\r\nUser-Agent: {canary}\r\n\r\n")),
+    ];
+    let mut member = server.join("/ws");
+    member.send_text(canary);
+    member.text();
+    member.send(&frames::close(1000, canary));
+    assert_eq!(member.closed_with(), (1000, canary.into()));
+    drop(member);
+    let log = server.stop();
+    for text in answers.iter().chain([&log]) {
+        assert!(!text.contains("canary") && !text.contains('\x1b'), "{text}");
+    }
+}
+
+/// Sends frames to a fresh member, and expects a close with this code behind what a second member gets.
+fn closed(server: &Server, bytes: &[u8], code: u16, delivered: usize) {
+    let (mut bad, mut good) = (server.join("/ws?echo=0"), server.join("/ws"));
+    bad.send(bytes);
+    for _ in 0..delivered {
+        assert_eq!(good.text(), "before");
+    }
+    assert_eq!(bad.closed_with().0, code, "{bytes:x?}");
+    good.send_text("after");
+    assert_eq!(good.text(), "after");
+    good.send(&frames::close(1000, ""));
+    good.closed_with();
+}
+
+#[test]
+fn frames_that_break_the_rules() {
+    let server = Server::start(&["--message-bytes-max=64KiB"]);
+    let before = frames::masked(TEXT, b"before");
+    let check = |bytes: &[u8], code| {
+        closed(&server, bytes, code, 0);
+        // What came before it in the same segment is published all the same.
+        closed(&server, &[&before, bytes].concat(), code, 1);
+    };
+    let length_of = |first_byte, length| frames::header(first_byte, 0x80, length);
+    // Headers alone: the answer does not wait for a payload.
+    check(&length_of(0x82, 16 << 20), 1009);
+    check(&length_of(0x82, 65_537), 1009);
+    check(&length_of(0x82, 1 << 62), 1009);
+    check(&length_of(0x82, 1 << 63), 1002);
+    check(&[0x82, 0x80 | 126, 0, 125], 1002);
+    check(&[0x82, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0xff, 0xff], 1002);
+    check(&[0x81, 0x05], 1002);
+    for reserved_bits in [0x40, 0x20, 0x10] {
+        check(&[0x81 | reserved_bits], 1002);
+    }
+    for opcode in [3, 4, 5, 6, 7, 0xb, 0xc, 0xd, 0xe, 0xf] {
+        check(&[0x80 | opcode], 1002);
+    }
+    check(&[PING], 1002);
+    check(&length_of(0x80 | PING, 126), 1002);
+    check(&frames::masked(CONTINUATION, b"x"), 1002);
+    check(&[frames::fragment(TEXT, b"x"), frames::masked(TEXT, b"y")].concat(), 1002);
+    check(&frames::masked(TEXT, b"\xff"), 1007);
+    check(&frames::masked(TEXT, b"\xed\xa0\x80"), 1007);
+    check(&frames::fragment(TEXT, b"\xff"), 1007);
+    check(&frames::masked(frames::CLOSE, &[3]), 1002);
+    check(&frames::masked(frames::CLOSE, b"\x03\xe8\xff"), 1007);
+    let halves = [frames::fragment(BINARY, &[0; 40_000]), frames::masked(CONTINUATION, &[0; 40_000])];
+    check(&halves.concat(), 1009);
+}
+
+#[test]
+fn close_codes_that_may_not_be_sent_are_answered_with_1002() {
+    let server = Server::start(&[]);
+    for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535] {
+        let mut member = server.join("/ws");
+        member.send(&frames::close(code, ""));
+        assert_eq!(member.closed_with().0, 1002, "{code}");
+    }
+}
+
+#[test]
+fn endless_empty_fragments_cost_their_sender_only() {
+    let server = Server::start(&[]);
+    let (mut endless, mut one, mut two) =
+        (server.join("/ws/endless"), server.join("/ws"), server.join("/ws"));
+    endless.send(&frames::fragment(TEXT, b""));
+    let empty = frames::fragment(CONTINUATION, b"").repeat(10_000);
+    let flood = std::thread::spawn(move || {
+        for _ in 0..200 {
+            endless.send(&empty);
+        }
+        endless
+    });
+    let before = server.rss_kib();
+    for round in 0..50 {
+        one.send_text(&round.to_string());
+        assert_eq!(two.text(), round.to_string());
+    }
+    let mut endless = flood.join().unwrap();
+    endless.send(&frames::masked(CONTINUATION, b"done"));
+    assert_eq!(endless.text(), "done");
+    let grown = server.rss_kib().saturating_sub(before);
+    assert!(grown < 2_048, "{grown} KiB for nothing");
+}
+
+#[test]
+fn a_peer_that_pings_and_never_reads_is_bounded() {
+    let server = Server::start(&["--outbox-bytes-max=128KiB", "--slow-timeout-ms=1500"]);
+    let mut flood = server.join("/ws/flood");
+    flood.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let before = server.rss_kib();
+    let pings = frames::masked(PING, &[b'x'; 125]).repeat(500);
+    let sent =
+        (0..1_000).take_while(|_| std::io::Write::write_all(&mut flood.stream, &pings).is_ok()).count();
+    let grown = server.rss_kib().saturating_sub(before);
+    assert!(grown < 4_096, "{grown} KiB after {sent} floods");
+    drop(flood);
+    let log = server.stop();
+    assert_eq!(counter(&log, "accepted"), 1, "{log}");
+}
+
+#[test]
+fn nobody_is_hurt_by_upgrades_that_reset() {
+    let server = Server::start(&[]);
+    for _ in 0..500 {
+        let mut client = Client::new(server.connect());
+        client.send(frames::upgrade("/ws").as_bytes());
+        client.reset();
+    }
+    let mut member = server.join("/ws");
+    member.send_text("well");
+    assert_eq!(member.text(), "well");
+    drop(member);
+    let log = server.stop();
+    // One whose reset came before the accept may never have been seen.
+    let accepted = counter(&log, "accepted");
+    let ended: u64 =
+        ["reset", "end_of_file", "drain"].iter().map(|why| counter(&log, &format!("closed_{why}"))).sum();
+    assert!(accepted <= 501 && ended == accepted, "{log}");
+}

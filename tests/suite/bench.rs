@@ -1,0 +1,394 @@
+//! `oyez bench` against a good server, a bad one and none.
+
+use std::fs;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::frames::{TEXT, header};
+use crate::support::process::{PATIENCE, Server, oyez};
+
+/// What a run left behind.
+struct Run {
+    code: i32,
+    /// The report as JSON; null if there is none.
+    json: Value,
+    stdout: String,
+    stderr: String,
+}
+
+/// A file of one test's own.
+fn file(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("oyez-bench-{}-{name}", std::process::id()))
+}
+
+/// Runs a scenario to its end.
+fn bench(name: &str, arguments: &[&str]) -> Run {
+    let path = file(&format!("{name}.json"));
+    let _ = fs::remove_file(&path);
+    let output =
+        oyez(&[&["bench"], arguments, &["--json", path.to_str().unwrap()]].concat()).output().unwrap();
+    let json = fs::read(&path).map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap());
+    let _ = fs::remove_file(&path);
+    Run {
+        code: output.status.code().unwrap(),
+        json,
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Run {
+    fn number(&self, pointer: &str) -> f64 {
+        let value = self.json.pointer(pointer).and_then(Value::as_f64);
+        value.unwrap_or_else(|| panic!("{pointer} in {}\n{}", self.json, self.stderr))
+    }
+
+    fn succeeded(self) -> Run {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        self
+    }
+
+    fn all_in_order(&self) {
+        for name in ["lost", "duplicated", "out_of_order", "misdelivered", "foreign", "unsent"] {
+            assert_eq!(self.number(&format!("/traffic/{name}")), 0.0, "{name}\n{}", self.stdout);
+        }
+    }
+}
+
+#[test]
+fn a_closed_loop_reaches_everybody() {
+    let run =
+        bench("closed", &["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
+    run.all_in_order();
+    assert_eq!(run.number("/connections/opened"), 50.0);
+    assert_eq!(run.number("/connections/refused"), 0.0);
+    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+    let (sent, deliveries) = (run.number("/traffic/sent"), run.number("/traffic/deliveries"));
+    assert!(sent > 10.0 && (deliveries - sent * 50.0).abs() <= 100.0, "{sent} {deliveries}");
+    // The last member of a message is no earlier than its median member.
+    assert!(run.number("/traffic/last_member_us/p50") >= run.number("/traffic/latency_us/p50"));
+    assert!(run.number("/traffic/latency_us/max") < 1e6, "{}", run.stdout);
+    if cfg!(target_os = "linux") {
+        assert!(run.number("/server/ns_per_delivery") > 0.0);
+        assert!(run.number("/memory/points/0/rss_bytes") > 0.0);
+        assert!(run.number("/generator/usage/cpu_share") > 0.0);
+    }
+}
+
+#[test]
+fn an_open_loop_keeps_its_rate_over_several_channels_and_publishers() {
+    let run = bench(
+        "open",
+        &[
+            "fanout",
+            "--connections",
+            "30",
+            "--channels",
+            "3",
+            "--publishers",
+            "6",
+            "--publishers-apart",
+            "--rate",
+            "300",
+            "--warmup",
+            "0",
+            "--duration",
+            "1",
+            "--payload",
+            "1000",
+            "--binary",
+        ],
+    )
+    .succeeded();
+    run.all_in_order();
+    let sent = run.number("/traffic/sent");
+    assert!((200.0..=300.0).contains(&sent), "{sent}\n{}", run.stdout);
+    assert_eq!(run.number("/connections/opened"), 36.0);
+    // Each message goes to the ten members of its channel; its two publishers are heard, and not timed.
+    assert_eq!(run.number("/traffic/latency_us/count"), sent * 10.0);
+    assert_eq!(run.number("/traffic/last_member_us/count"), sent);
+}
+
+#[test]
+fn idle_connections_are_held_and_weighed() {
+    let run = bench("idle", &["idle", "--connections", "200", "--hold", "0.3", "--ramp", "0.2"]).succeeded();
+    assert_eq!(run.number("/connections/opened"), 200.0);
+    let points = run.json["memory"]["points"].as_array().unwrap();
+    let connections: Vec<u64> = points.iter().map(|at| at["connections"].as_u64().unwrap()).collect();
+    assert_eq!(connections, [0, 50, 100, 150, 200]);
+    assert!(run.json.get("traffic").is_none());
+    // Far less than a megabyte each, whatever the build.
+    if cfg!(target_os = "linux") {
+        assert!(run.number("/memory/rss_bytes_per_connection") < 1e6);
+    }
+}
+
+#[test]
+fn guests_come_and_go() {
+    let run = bench(
+        "churn",
+        &[
+            "churn",
+            "--connections",
+            "20",
+            "--arrivals",
+            "50",
+            "--stay",
+            "0.2",
+            "--rate",
+            "50",
+            "--duration",
+            "1",
+            "--warmup",
+            "0.1",
+        ],
+    )
+    .succeeded();
+    run.all_in_order();
+    assert!((30.0..=50.0).contains(&run.number("/guests/attempted")), "{}", run.stdout);
+    assert_eq!(run.number("/guests/refused"), 0.0);
+    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn everybody_comes_back_after_a_storm() {
+    let run = bench("storm", &["storm", "--connections", "300", "--within", "10"]).succeeded();
+    assert_eq!(run.number("/storm/dropped"), 300.0);
+    assert_eq!(run.number("/storm/returned"), 300.0);
+    assert!(run.number("/storm/seconds_to_95_percent") <= run.number("/storm/seconds_to_100_percent"));
+}
+
+#[test]
+fn members_that_stall_are_told_and_the_others_lose_nothing() {
+    let run = bench(
+        "slow",
+        &[
+            "slow",
+            "--connections",
+            "20",
+            "--stalled",
+            "3",
+            "--rate",
+            "300",
+            "--payload",
+            "16000",
+            "--duration",
+            "2",
+            "--warmup",
+            "0.1",
+        ],
+    )
+    .succeeded();
+    run.all_in_order();
+    assert_eq!(run.number("/stalled/members"), 3.0);
+    assert_eq!(run.json["stalled"]["ended"][0]["cause"], "close 4102", "{}", run.stdout);
+    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+    assert!(run.number("/traffic/latency_before_us/count") > 0.0);
+}
+
+#[test]
+fn assertions_decide_the_exit_status() {
+    let short = ["idle", "--connections", "5", "--hold", "0.1", "--assert"];
+    let check = |list: &str, code: i32, says: &str| {
+        let run = bench("assert", &[&short[..], &[list]].concat());
+        assert_eq!(run.code, code, "{}{}", run.stdout, run.stderr);
+        assert!(run.stderr.lines().last().unwrap_or_default().contains(says), "{}", run.stderr);
+    };
+    check("open=5,refused=0,closes=0,handshake_p99<5s", 0, "");
+    check("open=5,refused=7", 1, "refused=7 does not hold: it is 0");
+    check("loss=0", 1, "this run has no such figure");
+    check("p99<50", 2, "a time needs a unit");
+    check("losses=0", 2, "no figure");
+}
+
+#[test]
+fn a_dead_port_is_reported_and_fails() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let run = bench("dead", &["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.ends_with("oyez: no connection was opened\n"), "{}", run.stderr);
+    assert_eq!(run.number("/connections/refused"), 10.0);
+    let refused = &run.json["connections"]["refused_by"][0];
+    assert_eq!((&refused["phase"], &refused["cause"]), (&"connect".into(), &"ECONNREFUSED".into()));
+}
+
+#[test]
+fn another_servers_answer_is_reported_by_its_status() {
+    let server = Server::start(&["--connections-max", "4"]);
+    let pid = server.pid().to_string();
+    let url = format!("{}/ws/{{channel}}", server.url());
+    let run = bench("full", &["idle", "--url", &url, "--pid", &pid, "--connections", "10", "--hold", "0.1"])
+        .succeeded();
+    assert_eq!(run.number("/connections/opened"), 4.0);
+    let refused = &run.json["connections"]["refused_by"][0];
+    assert_eq!((&refused["phase"], &refused["cause"]), (&"handshake".into(), &"HTTP 503".into()));
+    let run =
+        bench("nothing", &["idle", "--url", &format!("{}/nothing", server.url()), "--connections", "2"]);
+    assert_eq!(run.code, 1);
+    assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "HTTP 404");
+}
+
+#[test]
+fn usage_errors_are_one_line() {
+    let check = |arguments: &[&str], says: &str| {
+        let run = bench("usage", arguments);
+        assert_eq!(run.code, 2, "{}", run.stderr);
+        assert!(run.stderr.contains(says) && run.stderr.lines().count() == 1, "{}", run.stderr);
+    };
+    check(&["idle", "--connections", "0"], "--connections");
+    check(&["idle", "--url", "http://127.0.0.1:1"], "not a WebSocket URL");
+    check(&["idle", "--url", "ws://127.0.0.1:1/one", "--channels", "2"], "{channel}");
+    check(&["fanout", "--rate", "5", "--window", "5"], "cannot be used with");
+    check(&["fanout", "--connections", "2", "--publishers", "3"], "--publishers-apart");
+    check(&["fanout", "--payload", "8"], "32");
+    check(&["slow", "--connections", "5", "--stalled", "5"], "leaves nobody");
+    check(&["idle", "--connections", "9000000"], "at most");
+}
+
+#[test]
+fn a_run_whose_members_are_all_cut_ends_and_fails() {
+    let args = ["fanout", "--connections", "5", "--payload", "4000", "--duration", "30"];
+    let flags = ["--server-args", "--message-bytes-max 1000 --outbox-bytes-max 2000"];
+    let start = Instant::now();
+    let run = bench("cut", &[&args[..], &["--publishers", "5"], &flags].concat());
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert_eq!(run.json["unexpected_closes"][0]["cause"], "close 1009");
+    assert_eq!(run.number("/unexpected_closes/0/count"), 5.0);
+}
+
+#[test]
+fn several_runs_stand_on_one_page() {
+    let runs = [file("one.json"), file("two & <three>.json")];
+    let page = file("page.html");
+    for (run, own_page) in runs.iter().zip([None, Some(&page)]) {
+        let mut command = oyez(&["bench", "fanout", "--connections", "20", "--duration", "0.3", "--json"]);
+        command.arg(run).args(own_page.map(|_| "--report")).args(own_page);
+        assert!(command.status().unwrap().success());
+    }
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.matches("<svg role=\"img\"").count() >= 3, "{text}");
+    let status = oyez(&["bench", "report"]).args(&runs).arg("--out").arg(&page).status().unwrap();
+    assert!(status.success());
+    let text = fs::read_to_string(&page).unwrap();
+    assert!(text.contains("two &amp; &lt;three&gt;</th>") && !text.contains("<three>"), "{text}");
+    // Nothing is fetched, from anywhere.
+    for reference in ["src=", "href=", "url(", "@import", "<script"] {
+        assert!(!text.contains(reference), "{reference}");
+    }
+    fs::write(&runs[0], "{}").unwrap();
+    let output = oyez(&["bench", "report"]).args(&runs).arg("--out").arg(&page).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && stderr.contains("not a report of oyez bench"), "{stderr}");
+    runs.iter().chain([&page]).for_each(|path| fs::remove_file(path).unwrap());
+}
+
+/// Relays what it gets to three members, each in its own wrong way.
+fn bad_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (sender, messages) = channel();
+        let members: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
+        relay(members, &messages);
+    });
+    url
+}
+
+fn accept(listener: &TcpListener, messages: Sender<Vec<u8>>) -> TcpStream {
+    let (stream, _) = listener.accept().unwrap();
+    let member = stream.try_clone().unwrap();
+    let mut socket = tungstenite::accept(stream).unwrap();
+    thread::spawn(move || {
+        while let Ok(message) = socket.read() {
+            let _ = messages.send(message.into_data().to_vec());
+        }
+    });
+    member
+}
+
+fn relay(mut members: Vec<TcpStream>, messages: &Receiver<Vec<u8>>) {
+    let mut held = None;
+    for (number, payload) in messages.iter().enumerate() {
+        let frame = [header(0x80 | TEXT, 0, payload.len() as u64), payload].concat();
+        let mut send = |member: usize, frame: &[u8]| drop(members[member].write_all(frame));
+        match number % 10 {
+            // The first member loses one,
+            3 => {}
+            _ => send(0, &frame),
+        }
+        // the second gets one twice,
+        send(1, &frame);
+        if number % 10 == 5 {
+            send(1, &frame);
+        }
+        // and the third gets two in the wrong order.
+        if number % 10 == 7 {
+            held = Some(frame);
+        } else {
+            send(2, &frame);
+            if let Some(held) = held.take() {
+                send(2, &held);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_loses_repeats_and_reorders_is_found_out() {
+    let url = bad_server();
+    let run = bench(
+        "bad",
+        &[
+            "fanout",
+            "--url",
+            &url,
+            "--connections",
+            "3",
+            "--rate",
+            "100",
+            "--duration",
+            "0.5",
+            "--warmup",
+            "0",
+        ],
+    )
+    .succeeded();
+    let sent = run.number("/traffic/sent") as u64;
+    assert!(sent >= 40, "{}", run.stdout);
+    let of_each_ten = |place: u64| (0..sent).filter(|number| number % 10 == place).count() as f64;
+    assert_eq!(run.number("/traffic/lost"), of_each_ten(3), "{}", run.stdout);
+    assert_eq!(run.number("/traffic/duplicated"), of_each_ten(5));
+    assert_eq!(run.number("/traffic/out_of_order"), of_each_ten(7));
+}
+
+#[test]
+fn a_run_that_is_interrupted_takes_its_server_along() {
+    let mut child = oyez(&["bench", "idle", "--connections", "5", "--hold", "60"]).spawn().unwrap();
+    let start = Instant::now();
+    let own = child.id();
+    let children = || {
+        let text = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
+        text.split_whitespace().next().map(str::to_owned)
+    };
+    // Its connections are the descriptors beyond the first dozen; until then it may not have come so far
+    // as to handle signals.
+    let open = |pid: &str| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+    let server = loop {
+        assert!(start.elapsed() < PATIENCE);
+        if let Some(server) = children().filter(|server| open(server) > 12) {
+            break server;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    assert!(Command::new("kill").args(["-TERM", &own.to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(!fs::exists(format!("/proc/{server}")).unwrap(), "the server is still there");
+}

@@ -1,0 +1,99 @@
+//! A session cut at every byte gives the same transcript.
+
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+
+/// A session with everything in it.
+fn session() -> Vec<u8> {
+    [
+        frames::upgrade("/ws/cut?echo=1").into_bytes(),
+        frames::masked(TEXT, "hällo".as_bytes()),
+        frames::fragment(BINARY, &[1, 2, 3]),
+        frames::masked(PING, b"first"),
+        frames::fragment(CONTINUATION, &[]),
+        frames::masked(CONTINUATION, &[4; 200]),
+        frames::masked(PONG, b"unasked"),
+        frames::masked(PING, b""),
+        frames::masked(TEXT, b""),
+        frames::close(3_999, "bye"),
+    ]
+    .concat()
+}
+
+/// What the session gets: the head, data in order, control frames in order. A pong may stand before or
+/// behind a message, as the turns fall (RFC 6455 5.4); the close stands last.
+#[derive(Debug, PartialEq)]
+struct Transcript {
+    head: String,
+    data: Vec<Frame>,
+    control: Vec<Frame>,
+}
+
+impl Transcript {
+    fn read(mut bytes: Vec<u8>) -> Transcript {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let head = String::from_utf8(bytes.drain(..end).collect()).unwrap();
+        let all: Vec<Frame> = std::iter::from_fn(|| frames::take(&mut bytes)).collect();
+        assert!(bytes.is_empty(), "half a frame: {bytes:?}");
+        assert_eq!(all.last().unwrap().close_code(), (3_999, "bye".to_owned()));
+        let (control, data) = all.into_iter().partition(|frame| frame.opcode >= CLOSE);
+        Transcript { head, data, control }
+    }
+}
+
+fn run(pieces: &[&[u8]], mood: Mood) -> Transcript {
+    let mut rig = Rig::new(Limits::default());
+    let id: SlotId = rig.connect(mood);
+    for piece in pieces {
+        rig.send(id, piece);
+        rig.turn();
+    }
+    rig.settle();
+    assert!(rig.pipe(id).outgoing_ended, "the close is followed by the end of file");
+    rig.finish(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    Transcript::read(std::mem::take(&mut rig.pipe(id).outgoing))
+}
+
+#[test]
+fn in_two_pieces_at_every_byte() {
+    let session = session();
+    let whole = run(&[&session], Mood::Kind);
+    assert_eq!((whole.data.len(), whole.control.len()), (3, 3), "{whole:?}");
+    assert_eq!(whole.data[1].payload.len(), 203);
+    for cut in 1..session.len() {
+        assert_eq!(run(&[&session[..cut], &session[cut..]], Mood::Kind), whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn byte_by_byte() {
+    let session = session();
+    let whole = run(&[&session], Mood::Kind);
+    let bytes: Vec<&[u8]> = session.chunks(1).collect();
+    assert_eq!(run(&bytes, Mood::Kind), whole);
+    for seed in 0..20 {
+        assert_eq!(run(&bytes, Mood::Mean(crate::support::rig::Dice::new(seed))), whole, "seed {seed}");
+    }
+}
+
+#[test]
+fn byte_by_byte_on_a_real_socket() {
+    let session = session();
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    for byte in session.chunks(1) {
+        client.send(byte);
+        // Long enough that nearly every byte is a turn of its own.
+        std::thread::sleep(std::time::Duration::from_micros(300));
+    }
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut client.stream, &mut bytes).unwrap();
+    assert_eq!(Transcript::read(bytes), run(&[&session], Mood::Kind));
+}

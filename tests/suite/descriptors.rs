@@ -1,0 +1,120 @@
+//! A full table, and no more descriptors.
+
+use std::time::{Duration, Instant};
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::process::{Server, counter, oyez};
+
+#[test]
+fn over_the_limit_there_is_a_503_and_then_a_wait() {
+    let server = Server::start(&["--connections-max=3"]);
+    let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
+    let refused = server.ask(frames::upgrade("/ws"));
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+    assert!(refused.contains("\r\nRetry-After: 1\r\n") && refused.contains("over_capacity"), "{refused}");
+    members[0].send_text("served");
+    assert_eq!(members[2].text(), "served");
+    drop(members.pop());
+    wait_until(|| Client::try_join(&server).is_some());
+}
+
+#[test]
+fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
+    // 3 members and 16 who are being told fill the table; they keep their connections open.
+    let server = Server::start(&["--connections-max=3", "--close-timeout-ms=60000", "--drain-seconds=60"]);
+    let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
+    let _told: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut client = Client::new(server.connect());
+            assert!(client.head().starts_with("HTTP/1.1 503 "));
+            client
+        })
+        .collect();
+    let mut waits = Client::new(server.connect());
+    waits.send(frames::upgrade("/ws").as_bytes());
+    waits.hears_nothing();
+    let before = server.cpu_ticks();
+    std::thread::sleep(Duration::from_millis(1_000));
+    let used = server.cpu_ticks() - before;
+    assert!(used <= 5, "{used} ticks of 10 ms in a second of waiting");
+    members.pop();
+    assert!(waits.head().starts_with("HTTP/1.1 503 "), "there was a place to tell it");
+}
+
+#[test]
+fn with_256_descriptors_400_clients_are_served_told_or_wait() {
+    let mut command = std::process::Command::new("sh");
+    let program = oyez(&[]).get_program().to_string_lossy().into_owned();
+    // Clients that keep a refused connection open are let go soon.
+    let line = format!("ulimit -n 256; exec {program} serve --listen 127.0.0.1:0 --close-timeout-ms 100");
+    command.args(["-c", &line]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let server = Server::start_command(command);
+    let mut clients: Vec<Client> = (0..400)
+        .map(|_| {
+            let mut client = Client::new(server.connect());
+            client.send(frames::upgrade("/ws").as_bytes());
+            client
+        })
+        .collect();
+    let answers: Vec<String> = clients.iter_mut().map(Client::head).collect();
+    let served = answers.iter().filter(|head| head.starts_with("HTTP/1.1 101 ")).count();
+    let told = answers.iter().filter(|head| head.starts_with("HTTP/1.1 503 ")).count();
+    assert_eq!(served, 256 - 32, "256 descriptors less the reserve");
+    assert_eq!(served + told, 400, "{answers:?}");
+    clients[0].send_text("still alive");
+    let last = answers.iter().rposition(|head| head.starts_with("HTTP/1.1 101 ")).unwrap();
+    assert_eq!(clients[last].text(), "still alive");
+    drop(clients);
+    wait_until(|| Client::try_join(&server).is_some());
+    let log = server.stop();
+    assert!(log.contains("hard=256 now=256, connections_max=224"), "{log}");
+    assert_eq!(counter(&log, "accept_errors"), 0, "{log}");
+}
+
+#[test]
+fn when_descriptors_run_out_under_way_accepting_rests_and_goes_on() {
+    let server = Server::start(&[]);
+    let mut members: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
+    // Fewer than are open, as if somebody else in the process had taken them.
+    let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
+    set_descriptor_limit(&server, in_use - 1);
+    let mut waits = Client::new(server.connect());
+    waits.send(frames::upgrade("/ws").as_bytes());
+    let answer = waits.head();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "the reserve descriptor serves to tell: {answer}");
+    members[0].send_text("served");
+    assert_eq!(members[49].text(), "served");
+    let before = server.cpu_ticks();
+    std::thread::sleep(Duration::from_millis(1_000));
+    let used = server.cpu_ticks() - before;
+    assert!(used <= 5, "{used} ticks of 10 ms in a second of waiting");
+    set_descriptor_limit(&server, 1_024);
+    wait_until(|| Client::try_join(&server).is_some());
+    drop(members);
+    let log = server.stop();
+    assert!(counter(&log, "accept_errors") > 0, "{log}");
+}
+
+fn set_descriptor_limit(server: &Server, limit: u64) {
+    let pid = server.pid() as i32;
+    rlimit::prlimit(pid, rlimit::Resource::NOFILE, Some((limit, 20_000.max(limit))), None)
+        .or_else(|_| rlimit::prlimit(pid, rlimit::Resource::NOFILE, Some((limit, limit)), None))
+        .unwrap();
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not come to pass");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+impl Client {
+    fn try_join(server: &Server) -> Option<Client> {
+        let mut client = Client::new(server.connect());
+        client.send(frames::upgrade("/ws").as_bytes());
+        client.head_or_end()?.starts_with("HTTP/1.1 101 ").then_some(client)
+    }
+}

@@ -1,0 +1,165 @@
+//! Slow heads, silent peers: each deadline.
+
+use std::time::{Duration, Instant};
+
+use oyez::config::Limits;
+
+use crate::support::client::Client;
+use crate::support::frames::{self, CLOSE, PING, PONG};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+
+#[test]
+fn a_head_that_drips_is_answered_with_408_however_slowly() {
+    let mut rig = Rig::new(Limits { handshake_timeout_ms: 5_000, ..Limits::default() });
+    let id = rig.connect(Mood::Kind);
+    for byte in b"GET /".chunks(1) {
+        rig.send(id, byte);
+        rig.pass(900);
+        assert_eq!(rig.pipe(id).outgoing, b"");
+    }
+    rig.pass(1_000);
+    assert!(rig.pipe(id).outgoing.starts_with(b"HTTP/1.1 408 "));
+    assert!(rig.pipe(id).outgoing_ended);
+    rig.pass(2_500);
+    assert!(!rig.is_alive(id));
+}
+
+#[test]
+fn who_says_nothing_is_told_nothing() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.connect(Mood::Kind);
+    rig.pass(5_300);
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.pipe(id).outgoing, b"");
+}
+
+#[test]
+fn silence_is_followed_by_a_ping_and_no_answer_by_a_close() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 25_000, pong_timeout_ms: 10_000, ..Limits::default() });
+    let (silent, alive) = (rig.join("/ws"), rig.join("/ws"));
+    rig.pass(18_000);
+    assert!(rig.frames(silent).is_empty(), "no ping before three quarters of the interval");
+    rig.pass(7_500);
+    for id in [silent, alive] {
+        let pings = rig.frames(id);
+        assert_eq!((pings.len(), pings[0].opcode), (1, PING));
+    }
+    rig.send(alive, &frames::masked(PONG, b""));
+    rig.pass(10_500);
+    assert_eq!(rig.frames(silent)[0].close_code(), (4103, "no_pong".into()));
+    rig.pass(2_300);
+    assert!(!rig.is_alive(silent));
+    assert!(rig.is_alive(alive));
+}
+
+#[test]
+fn whoever_speaks_is_not_pinged() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.join("/ws");
+    for _ in 0..10 {
+        rig.pass(15_000);
+        rig.send_text(id, "here");
+    }
+    rig.settle();
+    assert_eq!(rig.texts(id).len(), 10);
+}
+
+#[test]
+fn pings_of_those_who_came_at_once_are_spread() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
+    let ids: Vec<_> = (0..100).map(|_| rig.join("/ws")).collect();
+    rig.pass(14_900);
+    let mut per_second = Vec::new();
+    for _ in 0..6 {
+        rig.pass(1_000);
+        per_second.push(ids.iter().map(|&id| rig.frames(id).len()).sum::<usize>());
+    }
+    assert_eq!(per_second.iter().sum::<usize>(), 100, "{per_second:?}");
+    assert!(per_second[..5].iter().all(|&count| (8..=40).contains(&count)), "{per_second:?}");
+}
+
+/// The loop may be late itself: stopped, or busy. What came meanwhile counts.
+#[test]
+fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
+    let (answers, silent) = (rig.join("/ws"), rig.join("/ws"));
+    rig.pass(1_200);
+    // The pong is in the socket, and its event has not been fetched.
+    let pong = frames::masked(PONG, b"");
+    rig.pipe(answers).incoming.extend(pong);
+    rig.now = rig.now.after(60_000);
+    for _ in 0..5 {
+        rig.pass(300);
+    }
+    assert!(rig.frames(answers).iter().all(|frame| frame.opcode == PING));
+    assert!(rig.frames(silent).iter().any(|frame| frame.opcode == CLOSE));
+}
+
+#[test]
+fn a_stopped_server_does_not_blame_its_clients() {
+    let server = Server::start(&["--ping-interval-ms=200", "--pong-timeout-ms=200"]);
+    let mut member = server.join("/ws");
+    assert_eq!(member.frame().opcode, PING);
+    server.signal("STOP");
+    member.send(&frames::masked(PONG, b""));
+    std::thread::sleep(Duration::from_millis(1_000));
+    server.signal("CONT");
+    for _ in 0..3 {
+        assert_eq!(member.frame().opcode, PING);
+        member.send(&frames::masked(PONG, b""));
+    }
+}
+
+#[test]
+fn on_a_real_socket_too() {
+    let server =
+        Server::start(&["--ping-interval-ms=300", "--pong-timeout-ms=300", "--handshake-timeout-ms=400"]);
+    let start = Instant::now();
+    let mut silent = server.join("/ws");
+    let mut slow_head = Client::new(server.connect());
+    slow_head.send(b"GET /ws HTTP/1.1\r\nHost: ");
+    assert_eq!(silent.frame().opcode, PING);
+    assert_eq!(silent.closed_with_no_answer(), (4103, "no_pong".into()));
+    assert!(slow_head.rest_as_text().starts_with("HTTP/1.1 408 "));
+    assert!(start.elapsed() >= Duration::from_millis(500), "{:?}", start.elapsed());
+    let mut never_pinged = Server::start(&["--ping-interval-ms=0"]).join("/ws");
+    assert_eq!(never_pinged.frame_or_end_within(), None);
+}
+
+#[test]
+fn thousands_of_dripping_heads_keep_nobody_waiting() {
+    let server = Server::start(&["--handshake-timeout-ms=2000"]);
+    let mut dripping: Vec<Client> = (0..2_000).map(|_| Client::new(server.connect())).collect();
+    let mut member = server.join("/ws");
+    for byte in b"GET".chunks(1) {
+        for client in &mut dripping {
+            client.send(byte);
+        }
+        let start = Instant::now();
+        member.send_text("x");
+        assert_eq!(member.text(), "x");
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+    for client in &mut dripping {
+        assert!(client.rest_as_text().starts_with("HTTP/1.1 408 "));
+    }
+}
+
+impl Client {
+    /// A close that is not followed by the end of file until we answer, which we do.
+    fn closed_with_no_answer(&mut self) -> (u16, String) {
+        let close = self.frame().close_code();
+        self.send(&frames::close(close.0, ""));
+        assert_eq!(self.frame_or_end(), None);
+        close
+    }
+
+    /// The end, since the server was dropped; and no ping before it.
+    fn frame_or_end_within(&mut self) -> Option<frames::Frame> {
+        match std::io::Read::read(&mut self.stream, &mut [0; 16]) {
+            Ok(0) | Err(_) => None,
+            Ok(count) => panic!("{count} bytes"),
+        }
+    }
+}

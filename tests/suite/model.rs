@@ -1,0 +1,290 @@
+//! The engine over mean transports, against a simple model of who must get what.
+//!
+//! The model: a witness on each channel, whose transport is kind, hears the one order of its messages.
+//! Every other member must hear a stretch of that order without a hole, less its own messages if it
+//! declined its echo; the stretch begins no later than the moment at which its handshake was answered,
+//! and ends no earlier than its own close.
+
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+use proptest::prelude::*;
+
+use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
+use crate::support::rig::{Dice, Mood, Rig};
+
+const CHANNELS: usize = 2;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Connect { channel: usize, echo: bool, seed: u64 },
+    Send { who: usize, binary: bool, padding: usize },
+    SendFragments { who: usize, ping: bool },
+    Ping { who: usize },
+    Close { who: usize },
+    Finish { who: usize },
+    Reset { who: usize },
+    Turn,
+    Pass,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0usize..12;
+    prop_oneof![
+        3 => (0..CHANNELS, any::<bool>(), any::<u64>())
+            .prop_map(|(channel, echo, seed)| Step::Connect { channel, echo, seed }),
+        8 => (who.clone(), any::<bool>(), prop_oneof![0usize..50, 3_000usize..5_000])
+            .prop_map(|(who, binary, padding)| Step::Send { who, binary, padding }),
+        2 => (who.clone(), any::<bool>()).prop_map(|(who, ping)| Step::SendFragments { who, ping }),
+        2 => who.clone().prop_map(|who| Step::Ping { who }),
+        1 => who.clone().prop_map(|who| Step::Close { who }),
+        1 => who.clone().prop_map(|who| Step::Finish { who }),
+        1 => who.prop_map(|who| Step::Reset { who }),
+        8 => Just(Step::Turn),
+        1 => Just(Step::Pass),
+    ]
+}
+
+/// A client and what the model knows of it.
+struct Peer {
+    id: SlotId,
+    channel: usize,
+    echo: bool,
+    number: usize,
+    sent: Vec<String>,
+    pings: usize,
+    end: Option<Ending>,
+    /// How much the witness had heard when the handshake's answer was seen.
+    joined_at: Option<usize>,
+    bytes: Vec<u8>,
+    heard: Vec<String>,
+    pongs: usize,
+    closed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    Close,
+    Finish,
+    Reset,
+}
+
+impl Peer {
+    fn new(rig: &mut Rig, number: usize, channel: usize, echo: bool, mood: Mood) -> Peer {
+        let id = rig.connect(mood);
+        rig.send(id, frames::upgrade(&format!("/ws/c{channel}?echo={}", u8::from(echo))).as_bytes());
+        Peer {
+            id,
+            channel,
+            echo,
+            number,
+            sent: vec![],
+            pings: 0,
+            end: None,
+            joined_at: None,
+            bytes: vec![],
+            heard: vec![],
+            pongs: 0,
+            closed: false,
+        }
+    }
+
+    /// Looks at what has come.
+    fn look(&mut self, rig: &mut Rig, witnessed: usize) {
+        self.bytes.append(&mut rig.pipe(self.id).outgoing);
+        if self.joined_at.is_none() {
+            let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return };
+            assert!(self.bytes.starts_with(b"HTTP/1.1 101 "));
+            self.bytes.drain(..end + 4);
+            self.joined_at = Some(witnessed);
+        }
+        while let Some(frame) = frames::take(&mut self.bytes) {
+            assert!(!self.closed, "nothing follows a close frame: {frame:?}");
+            match frame.opcode {
+                TEXT | BINARY => {
+                    let name = frame.payload.split(|&byte| byte == b' ').next().unwrap();
+                    self.heard.push(String::from_utf8(name.to_vec()).unwrap());
+                }
+                PONG => self.pongs += 1,
+                PING => {}
+                CLOSE => self.closed = true,
+                other => panic!("opcode {other}"),
+            }
+        }
+    }
+
+    fn next_name(&mut self) -> String {
+        let name = format!("{}.{}", self.number, self.sent.len());
+        self.sent.push(name.clone());
+        name
+    }
+}
+
+struct World {
+    rig: Rig,
+    witnesses: Vec<Peer>,
+    peers: Vec<Peer>,
+}
+
+impl World {
+    fn new() -> World {
+        let limits = Limits {
+            outbox_bytes_max: 64 << 20,
+            slow_timeout_ms: 1_000_000,
+            close_timeout_ms: 1_000_000,
+            drain_ms: 1_000_000,
+            handshake_timeout_ms: 1_000_000,
+            ping_interval_ms: 4_000,
+            pong_timeout_ms: 1_000_000,
+            read_bytes_per_slot: 512,
+            read_bytes_per_turn: 2_048,
+            ..Limits::default()
+        };
+        let mut rig = Rig::new(limits);
+        let witnesses =
+            (0..CHANNELS).map(|channel| Peer::new(&mut rig, 1_000 + channel, channel, true, Mood::Kind));
+        let witnesses: Vec<Peer> = witnesses.collect();
+        rig.settle();
+        World { rig, witnesses, peers: vec![] }
+    }
+
+    fn look(&mut self) {
+        for witness in &mut self.witnesses {
+            witness.look(&mut self.rig, 0);
+        }
+        for peer in &mut self.peers {
+            peer.look(&mut self.rig, self.witnesses[peer.channel].heard.len());
+        }
+    }
+
+    /// The peer, if it may still send.
+    fn peer(&mut self, who: usize) -> Option<(&mut Rig, &mut Peer)> {
+        let count = self.peers.len().max(1);
+        let peer = self.peers.get_mut(who % count).filter(|peer| peer.end.is_none())?;
+        Some((&mut self.rig, peer))
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Connect { channel, echo, seed } => {
+                let number = self.peers.len();
+                let peer = Peer::new(&mut self.rig, number, channel, echo, Mood::Mean(Dice::new(seed)));
+                self.peers.push(peer);
+            }
+            Step::Send { who, binary, padding } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    let payload = format!("{} {}", peer.next_name(), "x".repeat(padding));
+                    rig.send(
+                        peer.id,
+                        &frames::masked(if binary { BINARY } else { TEXT }, payload.as_bytes()),
+                    );
+                }
+            }
+            Step::SendFragments { who, ping } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    let name = peer.next_name();
+                    let (first, rest) = name.as_bytes().split_at(1);
+                    rig.send(peer.id, &frames::fragment(TEXT, first));
+                    if ping {
+                        peer.pings += 1;
+                        rig.send(peer.id, &frames::masked(PING, b""));
+                    }
+                    rig.send(peer.id, &frames::masked(CONTINUATION, rest));
+                }
+            }
+            Step::Ping { who } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    peer.pings += 1;
+                    rig.send(peer.id, &frames::masked(PING, b""));
+                }
+            }
+            Step::Close { who } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    peer.end = Some(Ending::Close);
+                    rig.send(peer.id, &frames::close(1000, ""));
+                }
+            }
+            Step::Finish { who } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    peer.end = Some(Ending::Finish);
+                    rig.finish(peer.id);
+                }
+            }
+            Step::Reset { who } => {
+                if let Some((rig, peer)) = self.peer(who) {
+                    peer.end = Some(Ending::Reset);
+                    rig.reset(peer.id);
+                }
+            }
+            Step::Turn => self.rig.turn(),
+            Step::Pass => self.rig.pass(1_000),
+        }
+        self.look();
+    }
+
+    fn judge(&mut self) {
+        self.rig.settle();
+        self.look();
+        for peer in &self.peers {
+            let order = &self.witnesses[peer.channel].heard;
+            let published: Vec<&String> =
+                order.iter().filter(|name| name.starts_with(&format!("{}.", peer.number))).collect();
+            if peer.end == Some(Ending::Reset) {
+                assert_eq!(published, peer.sent.iter().take(published.len()).collect::<Vec<_>>(), "in order");
+            } else {
+                assert_eq!(
+                    published,
+                    peer.sent.iter().collect::<Vec<_>>(),
+                    "all that peer {} sent",
+                    peer.number
+                );
+            }
+            let own = format!("{}.", peer.number);
+            let due = |name: &&String| peer.echo || !name.starts_with(&own);
+            let from = peer.joined_at.unwrap_or(order.len());
+            let must: Vec<&String> = order[from..].iter().filter(due).collect();
+            let may: Vec<&String> = order.iter().filter(due).collect();
+            // A stretch without a hole that ends where it has to.
+            let heard: Vec<&String> = peer.heard.iter().collect();
+            let start =
+                heard.first().and_then(|first| may.iter().position(|name| name == first)).unwrap_or(0);
+            let stretch: Vec<&String> = may[start..].iter().copied().take(heard.len()).collect();
+            assert_eq!(heard, stretch, "peer {} has a hole", peer.number);
+            match peer.end {
+                None => {
+                    assert!(heard.len() >= must.len(), "peer {} misses the beginning", peer.number);
+                    assert_eq!(
+                        start + heard.len(),
+                        if heard.is_empty() { 0 } else { may.len() },
+                        "or the end"
+                    );
+                    assert_eq!(peer.pongs, peer.pings, "each ping of peer {} has its pong", peer.number);
+                    assert!(!peer.closed);
+                }
+                Some(Ending::Close) => {
+                    assert!(peer.closed, "the close of peer {} is answered", peer.number);
+                    let own_count = if peer.echo { peer.sent.len() } else { 0 };
+                    let own_heard = heard.iter().filter(|name| name.starts_with(&own)).count();
+                    assert_eq!(
+                        own_heard, own_count,
+                        "peer {} hears what it sent before its close",
+                        peer.number
+                    );
+                }
+                Some(Ending::Finish | Ending::Reset) => {}
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everybody_gets_what_is_theirs(steps in prop::collection::vec(step(), 1..120)) {
+        let mut world = World::new();
+        for step in &steps {
+            world.step(step);
+        }
+        world.judge();
+    }
+}

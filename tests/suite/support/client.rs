@@ -1,0 +1,132 @@
+//! A blocking client that sends exactly the bytes it is told to.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use super::frames::{self, Frame};
+
+/// A connection, and what has come on it and was not looked at yet.
+pub struct Client {
+    pub stream: TcpStream,
+    pub received: Vec<u8>,
+}
+
+impl Client {
+    pub fn new(stream: TcpStream) -> Client {
+        Client { stream, received: Vec::new() }
+    }
+
+    /// Sends bytes as they are.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub fn send_text(&mut self, text: &str) {
+        self.send(&frames::masked(frames::TEXT, text.as_bytes()));
+    }
+
+    /// Makes the handshake.
+    pub fn join(&mut self, path: &str) {
+        self.send(frames::upgrade(path).as_bytes());
+        let head = self.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    }
+
+    /// Reads a response head; what follows it stays.
+    pub fn head(&mut self) -> String {
+        self.head_or_end().expect("a head, but the end of file came")
+    }
+
+    /// The head, or `None` if the end of file comes first.
+    pub fn head_or_end(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
+                return Some(String::from_utf8(self.received.drain(..at + 4).collect()).unwrap());
+            }
+            if !self.fill() {
+                return None;
+            }
+        }
+    }
+
+    /// The next frame.
+    pub fn frame(&mut self) -> Frame {
+        self.frame_or_end().expect("a frame, but the end of file came")
+    }
+
+    /// The next frame, or `None` at the end of file.
+    pub fn frame_or_end(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = frames::take(&mut self.received) {
+                return Some(frame);
+            }
+            if !self.fill() {
+                assert!(self.received.is_empty(), "the end of file came in a frame");
+                return None;
+            }
+        }
+    }
+
+    /// The next text message.
+    pub fn text(&mut self) -> String {
+        let frame = self.frame();
+        assert_eq!(frame.opcode, frames::TEXT, "{frame:?}");
+        String::from_utf8(frame.payload).unwrap()
+    }
+
+    /// The next frame is a close, and the end of file follows it at once.
+    pub fn closed_with(&mut self) -> (u16, String) {
+        let close = self.frame().close_code();
+        assert_eq!(self.frame_or_end(), None);
+        close
+    }
+
+    /// Skips data up to the close frame; then the end of file has to follow.
+    pub fn closed_in_the_end_with(&mut self) -> (u16, String) {
+        loop {
+            let frame = self.frame();
+            if frame.opcode == frames::CLOSE {
+                assert_eq!(self.frame_or_end(), None);
+                return frame.close_code();
+            }
+        }
+    }
+
+    /// Nothing comes for a while.
+    pub fn hears_nothing(&mut self) {
+        let before = self.stream.read_timeout().unwrap();
+        self.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            other => panic!("{other:?} {byte:?}"),
+        }
+        assert!(self.received.is_empty());
+        self.stream.set_read_timeout(before).unwrap();
+    }
+
+    /// All that comes up to the end of file.
+    pub fn rest_as_text(&mut self) -> String {
+        while self.fill() {}
+        String::from_utf8(std::mem::take(&mut self.received)).unwrap()
+    }
+
+    /// Sends the end of file.
+    pub fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Makes the kernel send a reset instead of an end of file.
+    pub fn reset(self) {
+        let socket = socket2::Socket::from(self.stream);
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    fn fill(&mut self) -> bool {
+        let mut buffer = [0; 65_536];
+        let count = self.stream.read(&mut buffer).unwrap();
+        self.received.extend_from_slice(&buffer[..count]);
+        count > 0
+    }
+}

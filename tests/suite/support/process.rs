@@ -1,0 +1,143 @@
+//! The real binary.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::client::Client;
+
+/// How long anything in a test may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The `oyez` command.
+pub fn oyez(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Flags of the machine's owner must not change what is tested.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OYEZ_") || name == "RUST_LOG") {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    log: Option<thread::JoinHandle<String>>,
+}
+
+impl Server {
+    /// Starts `oyez serve` on a free port, with further flags.
+    pub fn start(flags: &[&str]) -> Server {
+        Server::start_command(oyez(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat()))
+    }
+
+    /// Starts a command that ends up as a server.
+    pub fn start_command(mut command: Command) -> Server {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let log = collect(child.stderr.take().unwrap());
+        let address = line.split("ws://").nth(1).and_then(|rest| rest.split('/').next());
+        let Some(address) = address.and_then(|text| text.parse().ok()) else {
+            panic!("{line:?}, {}", log.join().unwrap());
+        };
+        Server { child, address, log: Some(log) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// A TCP connection on which nothing has been said.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// A client that has joined a channel.
+    pub fn join(&self, path: &str) -> Client {
+        let mut client = Client::new(self.connect());
+        client.join(path);
+        client
+    }
+
+    /// The answer to a request, up to the end of file.
+    pub fn ask(&self, request: impl AsRef<[u8]>) -> String {
+        let mut client = Client::new(self.connect());
+        client.send(request.as_ref());
+        client.rest_as_text()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end: the exit status and the log.
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, self.log.take().unwrap().join().unwrap());
+            }
+            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// SIGTERM, and the log.
+    pub fn stop(self) -> String {
+        self.signal("TERM");
+        let (status, log) = self.wait();
+        assert!(status.success(), "{status}: {log}");
+        log
+    }
+
+    /// CPU time used so far, in clock ticks of 10 ms.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // proc(5): after the name in parentheses, utime and stime are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Resident memory in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn collect(mut stream: ChildStderr) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text
+    })
+}
+
+/// A number in the line that the server logs at its end.
+pub fn counter(log: &str, name: &str) -> u64 {
+    let line = log.lines().rfind(|line| line.contains(" ended accepted=")).unwrap_or_else(|| panic!("{log}"));
+    let prefix = format!("{name}=");
+    line.split(' ').find_map(|word| word.strip_prefix(&prefix)).map_or(0, |value| value.parse().unwrap())
+}

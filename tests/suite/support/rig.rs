@@ -1,0 +1,314 @@
+//! The engine over a mean little transport in memory, with time in our hands.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::SocketAddr;
+
+use oyez::config::Limits;
+use oyez::ids::{Peer, SlotId};
+use oyez::moment::Moment;
+use oyez::server::engine::Engine;
+use oyez::server::transport::Transport;
+
+use super::frames::{self, Frame};
+
+/// A small generator of numbers that look random; the seed tells all.
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(2).wrapping_add(1))
+    }
+
+    /// 0 to `sides` - 1.
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % sides
+    }
+}
+
+/// How a pipe treats the engine.
+#[derive(Clone, Debug)]
+pub enum Mood {
+    /// Takes and gives everything at once.
+    Kind,
+    /// Splits, blocks and returns short, as the dice say.
+    Mean(Dice),
+    /// Takes a byte at a time.
+    Drip,
+    /// Takes nothing.
+    Stuck,
+}
+
+/// One end of a connection: what the peer has sent, what it has been sent.
+#[derive(Debug)]
+pub struct Pipe {
+    pub mood: Mood,
+    /// What the peer has sent and the engine has not read.
+    pub incoming: VecDeque<u8>,
+    pub incoming_ends: bool,
+    pub is_reset: bool,
+    /// What the peer has got.
+    pub outgoing: Vec<u8>,
+    pub outgoing_ended: bool,
+    pub writes: usize,
+    /// A call said "would block", so an event is owed when that changes.
+    owes_readable: bool,
+    owes_writable: bool,
+}
+
+impl Pipe {
+    pub fn new(mood: Mood) -> Pipe {
+        Pipe {
+            mood,
+            incoming: VecDeque::new(),
+            incoming_ends: false,
+            is_reset: false,
+            outgoing: Vec::new(),
+            outgoing_ended: false,
+            writes: 0,
+            owes_readable: false,
+            owes_writable: false,
+        }
+    }
+
+    /// How many of `length` bytes move in this call; `None` would block.
+    fn allow(&mut self, length: usize) -> Option<usize> {
+        match &mut self.mood {
+            Mood::Kind => Some(length),
+            Mood::Drip => Some(1),
+            Mood::Stuck => None,
+            Mood::Mean(dice) => match dice.roll(4) {
+                0 => None,
+                1 => Some(length),
+                2 => Some(length.min(1)),
+                _ => Some(1 + dice.roll(length as u64) as usize),
+            },
+        }
+    }
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_reset {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let length = self.incoming.len().min(buffer.len());
+        if length == 0 && self.incoming_ends {
+            return Ok(0);
+        }
+        // A stuck peer does not read, but it can send.
+        let allowed = if length == 0 {
+            None
+        } else if matches!(self.mood, Mood::Stuck) {
+            Some(length)
+        } else {
+            self.allow(length)
+        };
+        let Some(count) = allowed else {
+            self.owes_readable = true;
+            return Err(ErrorKind::WouldBlock.into());
+        };
+        for (to, from) in buffer.iter_mut().zip(self.incoming.drain(..count)) {
+            *to = from;
+        }
+        // A short read, though there is more: as if the rest had come a moment later.
+        self.owes_readable |= count < buffer.len();
+        Ok(count)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        assert!(!self.outgoing_ended, "a write after the end of file");
+        self.writes += 1;
+        if self.is_reset {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let Some(count) = self.allow(bytes.len()) else {
+            self.owes_writable = true;
+            return Err(ErrorKind::WouldBlock.into());
+        };
+        self.owes_writable |= count < bytes.len();
+        self.outgoing.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        self.write(&all)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Pipe {
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        if self.is_reset {
+            return Err(ErrorKind::NotConnected.into());
+        }
+        self.outgoing_ended = true;
+        Ok(())
+    }
+}
+
+/// An engine, its time, and what its peers were sent before they were reaped.
+pub struct Rig {
+    pub engine: Engine<Pipe>,
+    pub now: Moment,
+    reaped: Vec<(SlotId, Pipe)>,
+}
+
+impl Rig {
+    pub fn new(limits: Limits) -> Rig {
+        Rig { engine: Engine::new(limits), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
+    }
+
+    /// A connection that has said nothing.
+    pub fn connect(&mut self, mood: Mood) -> SlotId {
+        let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        self.engine.admit(Pipe::new(mood), peer, self.now)
+    }
+
+    /// A connection that has joined a channel.
+    pub fn join(&mut self, path: &str) -> SlotId {
+        let id = self.connect(Mood::Kind);
+        self.send(id, frames::upgrade(path).as_bytes());
+        self.turn();
+        let head = String::from_utf8(std::mem::take(&mut self.pipe(id).outgoing)).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        id
+    }
+
+    pub fn pipe(&mut self, id: SlotId) -> &mut Pipe {
+        match self.engine.slots.get_mut(id) {
+            Some(slot) => &mut slot.transport,
+            None => &mut self.reaped.iter_mut().find(|(one, _)| *one == id).unwrap().1,
+        }
+    }
+
+    pub fn is_alive(&self, id: SlotId) -> bool {
+        self.engine.slots.get(id).is_some()
+    }
+
+    /// The peer sends bytes.
+    pub fn send(&mut self, id: SlotId, bytes: &[u8]) {
+        self.pipe(id).incoming.extend(bytes);
+        self.engine.slots.mark_ready(id);
+    }
+
+    pub fn send_text(&mut self, id: SlotId, text: &str) {
+        self.send(id, &frames::masked(frames::TEXT, text.as_bytes()));
+    }
+
+    /// The peer's end of file, behind what it has sent.
+    pub fn finish(&mut self, id: SlotId) {
+        self.pipe(id).incoming_ends = true;
+        self.engine.slots.mark_read_closed(id);
+        self.engine.slots.mark_ready(id);
+    }
+
+    /// The peer's reset, in place of what it has sent.
+    pub fn reset(&mut self, id: SlotId) {
+        self.pipe(id).is_reset = true;
+        self.engine.slots.mark_read_closed(id);
+        self.engine.slots.mark_ready(id);
+    }
+
+    /// The peer reads again.
+    pub fn unstick(&mut self, id: SlotId, mood: Mood) {
+        self.pipe(id).mood = mood;
+    }
+
+    /// One turn, as the loop makes it.
+    pub fn turn(&mut self) {
+        self.note();
+        self.engine.drive(self.now);
+        self.engine.deliver(self.now);
+        self.engine.flush(self.now);
+        self.engine.sweep(self.now);
+        self.reap();
+        self.engine.check();
+    }
+
+    /// Turns until nothing moves any more.
+    pub fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.turn();
+            if !self.engine.slots.has_work() && !self.owes_events() {
+                return;
+            }
+        }
+        panic!("the engine does not come to rest");
+    }
+
+    /// Lets time pass, with a turn at each sweep.
+    pub fn pass(&mut self, millis: u32) {
+        let end = self.now.after(millis);
+        while !end.has_come(self.now) {
+            self.now = self.now.after(50).or_earlier(end);
+            self.turn();
+        }
+    }
+
+    /// The events that pipes owe, one in the next turn for each call that said "would block".
+    fn note(&mut self) {
+        let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            let pipe = self.pipe(id);
+            let is_stuck = matches!(pipe.mood, Mood::Stuck) && !pipe.is_reset;
+            let has_news = !pipe.incoming.is_empty() || pipe.incoming_ends || pipe.is_reset;
+            let readable = has_news && std::mem::take(&mut pipe.owes_readable);
+            let writable = !is_stuck && std::mem::take(&mut pipe.owes_writable);
+            if readable {
+                self.engine.slots.mark_ready(id);
+            }
+            if writable {
+                self.engine.slots.mark_writable(id);
+            }
+        }
+    }
+
+    fn owes_events(&self) -> bool {
+        self.engine.slots.iter().any(|(_, slot)| {
+            let pipe = &slot.transport;
+            let has_news = !pipe.incoming.is_empty() || pipe.incoming_ends || pipe.is_reset;
+            (pipe.owes_readable && has_news) || (pipe.owes_writable && !matches!(pipe.mood, Mood::Stuck))
+        })
+    }
+
+    fn reap(&mut self) {
+        let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
+        let pipes: Vec<(SlotId, Pipe)> =
+            ids.into_iter().map(|id| (id, std::mem::replace(self.pipe(id), Pipe::new(Mood::Kind)))).collect();
+        self.engine.reap(self.now);
+        for (id, pipe) in pipes {
+            match self.engine.slots.get_mut(id) {
+                Some(slot) => slot.transport = pipe,
+                None => self.reaped.push((id, pipe)),
+            }
+        }
+    }
+
+    /// The whole frames that a peer has got and nobody has looked at.
+    pub fn frames(&mut self, id: SlotId) -> Vec<Frame> {
+        let bytes = &mut self.pipe(id).outgoing;
+        std::iter::from_fn(|| frames::take(bytes)).collect()
+    }
+
+    /// The texts among them, which must be all.
+    pub fn texts(&mut self, id: SlotId) -> Vec<String> {
+        self.frames(id)
+            .into_iter()
+            .map(|frame| {
+                assert_eq!(frame.opcode, frames::TEXT, "{frame:?}");
+                String::from_utf8(frame.payload).unwrap()
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,137 @@
+//! Habits that no compiler checks: floors, one clock, no leftovers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The floor of each module, lowest first; a module imports only from floors below its own.
+const FLOORS: [&[&str]; 8] = [
+    &["config", "close", "ids", "moment"],
+    // A word that is made of another: one counter for each close.
+    &["metrics"],
+    &["wire", "access"],
+    &["hub"],
+    &["session"],
+    &["server"],
+    &["load", "console"],
+    &["cli"],
+];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut found);
+    assert!(found.len() > 20, "{found:?}");
+    found
+}
+
+fn module_of(path: &Path) -> String {
+    let inside = path.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).unwrap();
+    inside.components().next().unwrap().as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+fn floor_of(module: &str) -> usize {
+    FLOORS.iter().position(|floor| floor.contains(&module)).unwrap_or_else(|| panic!("{module} has no floor"))
+}
+
+/// The code without its tests and comments.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let end = text.find("#[cfg(test)]\nmod tests").unwrap_or(text.len());
+    text[..end]
+        .lines()
+        .enumerate()
+        .map(|(number, line)| (number + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn complain(complaints: &[String]) {
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+#[test]
+fn imports_do_not_climb() {
+    let mut complaints = Vec::new();
+    for (path, text) in sources() {
+        let module = module_of(&path);
+        if ["lib", "main"].contains(&module.as_str()) {
+            continue;
+        }
+        for (number, line) in code(&text) {
+            for (at, _) in line.match_indices("crate::") {
+                let imported: String = line[at + 7..]
+                    .chars()
+                    .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+                    .collect();
+                if imported != module && floor_of(&imported) >= floor_of(&module) {
+                    complaints.push(format!("{}:{number}: {module} imports {imported}", path.display()));
+                }
+            }
+            if line.contains("use crate::{") {
+                complaints.push(format!(
+                    "{}:{number}: one import a line, so that floors can be read",
+                    path.display()
+                ));
+            }
+        }
+    }
+    complain(&complaints);
+}
+
+#[test]
+fn one_clock_no_leftovers() {
+    let mut complaints = Vec::new();
+    for (path, text) in sources() {
+        let module = module_of(&path);
+        let is_loop = path.ends_with("server/mod.rs") || ["cli", "load"].contains(&module.as_str());
+        for (number, line) in code(&text) {
+            let mut forbid = |what: &str, why: &str| {
+                if line.contains(what) {
+                    complaints.push(format!("{}:{number}: {what}: {why}", path.display()));
+                }
+            };
+            if !is_loop {
+                forbid("Instant::now", "time is an argument");
+                forbid("SystemTime::now", "time is an argument");
+            }
+            forbid("Rc<RefCell", "split the struct, return intents");
+            forbid("dyn ", "no dispatch at run time");
+            forbid("dbg!", "left over");
+            forbid("println!(\"{:?}", "left over");
+            forbid("todo!", "left over");
+            forbid("unimplemented!", "left over");
+            forbid("#[ignore", "no test is skipped");
+            forbid("unsafe ", "nothing here needs it");
+            if module != "cli" && module != "load" {
+                forbid("std::thread", "the server is one thread");
+            }
+        }
+    }
+    complain(&complaints);
+}
+
+#[test]
+fn the_loop_stays_one_screen() {
+    let (_, text) = sources().into_iter().find(|(path, _)| path.ends_with("server/mod.rs")).unwrap();
+    let start = text.find("pub fn run(&mut self)").unwrap();
+    let length = text[start..].lines().take_while(|line| *line != "    }").count();
+    assert!(length <= 40, "{length} lines");
+}
+
+#[test]
+fn every_module_says_why_it_is_there() {
+    let silent: Vec<String> = sources()
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("//! "))
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    complain(&silent);
+}
