@@ -116,7 +116,7 @@ pub struct Traffic {
     pub cut_off: u64,
     /// Messages that were not sent by this run.
     pub foreign: u64,
-    /// Messages that had not reached every member in 5 s.
+    /// Messages that had not reached every member in time.
     pub abandoned: u64,
     /// Messages of an open loop that were due and not sent.
     pub unsent: u64,

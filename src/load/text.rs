@@ -108,7 +108,7 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         ("misdelivered", traffic.misdelivered),
         ("cut off", traffic.cut_off),
         ("foreign", traffic.foreign),
-        ("not with all in 5 s", traffic.abandoned),
+        ("not with all in time", traffic.abandoned),
         ("due and not sent", traffic.unsent),
     ];
     for (name, count) in rare.iter().filter(|(_, count)| *count > 0) {
