@@ -184,6 +184,11 @@ pub(super) struct Broadcast {
     /// How long to measure, in seconds.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub(super) duration: Duration,
+
+    /// How long a message may take to reach all members before it is given up, in seconds: a server
+    /// that is slow has lost nothing yet.
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
+    pub(super) patience: Duration,
 }
 
 impl Broadcast {
@@ -200,6 +205,7 @@ impl Broadcast {
             },
             warmup: self.warmup,
             duration: self.duration,
+            patience: self.patience,
         }
     }
 }

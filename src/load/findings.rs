@@ -23,10 +23,14 @@ const STORM_INTERVAL: Duration = Duration::from_millis(2);
 /// Everything that a report is made of.
 pub struct Findings {
     server: Option<Process>,
+    /// What the server had used before the first connection.
+    server_at_start: Option<Cpu>,
     /// What became of connections while they were opened.
     pub ramp: Tally,
     /// Seconds in which they were opened.
     pub ramp_seconds: f64,
+    /// What the server used of the processors to open them.
+    pub ramp_server: Option<Spent>,
     /// Connections that were open at the end.
     pub open_at_end: usize,
     /// What became of them afterwards, and of guests.
@@ -119,8 +123,10 @@ impl Findings {
     pub fn new(server: Option<Process>) -> Findings {
         Findings {
             server,
+            server_at_start: server.and_then(|server| server.cpu().ok()),
             ramp: Tally::new(),
             ramp_seconds: 0.0,
+            ramp_server: None,
             open_at_end: 0,
             after: Tally::new(),
             memory: Vec::new(),
@@ -148,6 +154,8 @@ impl Findings {
     /// All connections have been tried.
     pub fn opened(&mut self, crowd: &mut Crowd) {
         self.ramp = std::mem::take(&mut crowd.tally);
+        self.ramp_server =
+            self.server.and_then(|server| Some(server.cpu().ok()?.since(self.server_at_start?)));
     }
 
     /// The measuring begins, for so long, if that is known.

@@ -2,7 +2,7 @@
 //!
 //! A message is *in flight* until every regular member of its channel has it; then the last one's
 //! latency is recorded, and in a closed loop its publisher may send the next. What has not reached
-//! everybody after five seconds is given up, so that a server that loses messages is measured too.
+//! everybody within our patience is given up, so that a server that loses messages is measured too.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::tally::histogram;
 use crate::ids::SlotId;
 
 /// Ten times what any server that is not overloaded takes.
-const ABANDONED_AFTER: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// All messages of a run.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Ledger {
     /// Publishers that may send one more, in a closed loop; a publisher stands here once for each.
     credits: VecDeque<u16>,
     in_flight: usize,
+    /// How long a message may take to reach everybody.
+    pub patience: Duration,
     /// Latencies count for messages that were meant to be sent from here on.
     pub measured_from: Option<Time>,
     /// What happened since the last interval was taken.
@@ -110,6 +112,7 @@ impl Ledger {
             members: vec![0; channels as usize],
             credits: VecDeque::new(),
             in_flight: 0,
+            patience: PATIENCE,
             measured_from: None,
             interval: Interval::new(),
             last_member: histogram(),
@@ -272,7 +275,7 @@ impl Ledger {
     pub fn abandon(&mut self, now: Time) {
         for (number, book) in self.books.iter_mut().enumerate() {
             while let Some(flying) = book.flying.front()
-                && flying.intended.after(ABANDONED_AFTER) < now
+                && flying.intended.after(self.patience) < now
             {
                 // A message behind it may be complete already; that one is not counted here.
                 if flying.absent > 0 {

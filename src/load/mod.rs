@@ -128,7 +128,10 @@ impl<'a> Bench<'a> {
         let now = clock.now();
         let crowd = Crowd::new(plan.target.clone(), poll.registry().try_clone()?);
         // Which run a message is of: process ids do not come again soon.
-        let ledger = Ledger::new(std::process::id() as u16, plan.channels);
+        let mut ledger = Ledger::new(std::process::id() as u16, plan.channels);
+        if let Some(traffic) = plan.traffic {
+            ledger.patience = traffic.patience;
+        }
         Ok(Bench {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),

@@ -69,6 +69,8 @@ pub struct Traffic {
     pub warmup: Duration,
     /// How long is measured.
     pub duration: Duration,
+    /// How long a message may take to reach all members before it is given up.
+    pub patience: Duration,
 }
 
 /// How fast is published.

@@ -71,6 +71,10 @@ pub struct Connections {
     pub refused_by: Vec<Count>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
+    /// Of the server's processor time; of the members' handshakes only, since guests come while there is
+    /// a broadcast too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_us_per_handshake: Option<f64>,
     pub handshake_us: Quantiles,
 }
 
@@ -112,7 +116,7 @@ pub struct Traffic {
     pub cut_off: u64,
     /// Messages that were not sent by this run.
     pub foreign: u64,
-    /// Messages that had not reached every member in 5 s.
+    /// Messages that had not reached every member in time.
     pub abandoned: u64,
     /// Messages of an open loop that were due and not sent.
     pub unsent: u64,

@@ -23,8 +23,8 @@ use super::ramp::{Next, Ramp};
 use super::storm::Storm;
 use crate::ids::SlotId;
 
-/// How long the last messages may take to come. Longer than the ledger waits for any of them.
-const COLLECT_TIMEOUT: Duration = Duration::from_secs(6);
+/// How much longer is waited for the last messages than the ledger waits for any of them.
+const COLLECT_MARGIN: Duration = Duration::from_secs(1);
 
 /// How long members that had stalled may take to read what waits for them.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(3);
@@ -303,7 +303,7 @@ impl Script {
         self.found.measure_memory(crowd.open());
         // They read again, to learn what they were told.
         crowd.resume_stalled();
-        let timeout = if self.plan.stalled() > 0 { RESUME_TIMEOUT } else { COLLECT_TIMEOUT };
+        let timeout = if self.plan.stalled() > 0 { RESUME_TIMEOUT } else { ledger.patience + COLLECT_MARGIN };
         self.stage = Stage::Collecting { until: now.after(timeout) };
     }
 

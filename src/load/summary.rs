@@ -24,7 +24,13 @@ impl Report {
         let mut report = Report {
             oyez_version: env!("CARGO_PKG_VERSION").to_owned(),
             setup: Setup::new(plan, server_args),
-            connections: Connections::new(&found.ramp, found.ramp_seconds),
+            connections: Connections {
+                server_us_per_handshake: found
+                    .ramp_server
+                    .filter(|_| found.ramp.opened > 0)
+                    .map(|spent| spent.nanos() / 1e3 / found.ramp.opened as f64),
+                ..Connections::new(&found.ramp, found.ramp_seconds)
+            },
             guests: matches!(plan.scenario, Scenario::Churn { .. })
                 .then(|| Connections::new(&found.after, seconds)),
             traffic: plan.traffic.is_some().then(|| Traffic::new(found)),
@@ -89,6 +95,7 @@ impl Connections {
             refused_by: counts(&tally.refused),
             seconds,
             handshakes_per_second: ratio(tally.opened as f64, seconds),
+            server_us_per_handshake: None,
             handshake_us: Quantiles::of(&tally.handshakes),
         }
     }

@@ -57,9 +57,12 @@ pub fn setup(report: &Report) -> String {
 
 fn connections(f: &mut fmt::Formatter<'_>, name: &str, connections: &Connections) -> fmt::Result {
     let Connections { attempted, opened, refused, seconds, handshakes_per_second, .. } = connections;
-    let text = format!(
+    let mut text = format!(
         "attempted {attempted}, open {opened}, refused {refused}; {handshakes_per_second:.0} handshakes/s over {seconds:.2} s"
     );
+    if let Some(micros) = connections.server_us_per_handshake {
+        let _ = write!(text, "; {micros:.1} us of the server each");
+    }
     line(f, name, &text)?;
     if refused > &0 {
         line(f, "refused", &list(&connections.refused_by))?;
@@ -105,7 +108,7 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         ("misdelivered", traffic.misdelivered),
         ("cut off", traffic.cut_off),
         ("foreign", traffic.foreign),
-        ("not with all in 5 s", traffic.abandoned),
+        ("not with all in time", traffic.abandoned),
         ("due and not sent", traffic.unsent),
     ];
     for (name, count) in rare.iter().filter(|(_, count)| *count > 0) {

@@ -1,0 +1,264 @@
+"""The servers: what each needs, how it is built, how it is started and stopped.
+
+All are started by the same hand: pinned to one processor, with as many descriptors as there may be, told by
+nothing but their own line `listening on ws://...` to be ready.
+"""
+
+import json
+import os
+import re
+import select
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oyez-bench-peers"
+
+START_LIMIT_S = 10
+STOP_LIMIT_S = 10
+BUILD_LIMIT_S = 1200
+
+
+class Missing(Exception):
+    """A peer cannot be had on this machine."""
+
+
+@dataclass
+class Running:
+    """A server that was started."""
+
+    process: subprocess.Popen
+    url: str
+    # Whose processor time and memory count: nginx does its work in a child.
+    pid: int
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+class Server:
+    """One server. `name` is what --only takes, `label` what the table says."""
+
+    # Debian packages, and what shows that they are there.
+    packages = ()
+    needs = ()
+
+    def __init__(self, name, label):
+        self.name, self.label = name, label
+
+    def build(self):
+        """Builds it; says in what version."""
+        raise NotImplementedError
+
+    def command(self):
+        raise NotImplementedError
+
+    def environment(self):
+        return os.environ
+
+    def start(self, processor):
+        process = subprocess.Popen(
+            ["taskset", "-c", str(processor), *map(str, self.command())],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self.environment())
+        running = Running(process, "", process.pid)
+        try:
+            running.url = self.wait(running)
+        except BaseException:
+            running.stop()
+            raise
+        return running
+
+    def wait(self, running):
+        """Waits for its line on standard output; the URL in it."""
+        stdout = running.process.stdout
+        deadline = time.monotonic() + START_LIMIT_S
+        line = b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([stdout], [], [], max(0, deadline - time.monotonic()))
+            more = os.read(stdout.fileno(), 4096) if ready else b""
+            if not more:
+                raise RuntimeError(f"{self.name} did not start")
+            line += more
+        return re.search(r"ws://\S+", line.decode()).group()
+
+
+class Oyez(Server):
+    """The server that all this is about, with everything at its default."""
+
+    def build(self):
+        build(["cargo", "build", "--release", "--locked", "--bin", "oyez", "--example", "floor"], ROOT)
+        return output([target() / "oyez", "--version"])
+
+    def command(self):
+        return [target() / "oyez", "serve", "--listen", "127.0.0.1:0"]
+
+    def environment(self):
+        # A line in the log for each close would be a load of its own.
+        return {**os.environ, "RUST_LOG": "error"}
+
+
+class Floor(Server):
+    """The bare server, in one of its modes. It is built together with oyez."""
+
+    def __init__(self, name, label, mode):
+        super().__init__(name, label)
+        self.mode = mode
+
+    def build(self):
+        Oyez.build(self)
+        return f"--mode {self.mode}"
+
+    def command(self):
+        return [target() / "examples" / "floor", "--mode", self.mode]
+
+
+class Crate(Server):
+    """A small crate in a folder of the peer's name."""
+
+    def build(self):
+        manifest = HERE / self.name / "Cargo.toml"
+        build(["cargo", "build", "--release", "--locked", "--manifest-path", manifest, "--target-dir", CACHE / "target"])
+        metadata = json.loads(output(["cargo", "metadata", "--format-version", "1", "--locked", "--manifest-path", manifest]))
+        version = {package["name"]: package["version"] for package in metadata["packages"]}
+        return f"{version[self.name]}, tokio {version['tokio']}"
+
+    def command(self):
+        return [CACHE / "target" / "release" / f"peer-{self.name}"]
+
+
+class Ws(Server):
+    packages = ("nodejs", "npm")
+    needs = ("node", "npm")
+
+    def build(self):
+        folder = CACHE / "ws"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json", "server.js"):
+            shutil.copy(HERE / "ws" / name, folder / name)
+        build(["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], folder)
+        version = json.loads((folder / "node_modules/ws/package.json").read_text())["version"]
+        return f"{version}, node {output(['node', '--version']).lstrip('v')}"
+
+    def command(self):
+        return ["node", CACHE / "ws" / "server.js"]
+
+
+class Nchan(Server):
+    packages = ("nginx-light", "libnginx-mod-nchan")
+    module = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+    needs = ("/usr/sbin/nginx", module)
+    # Its table of connections is allocated at the start, so it is as large as is needed and no larger.
+    descriptors = 20_000
+
+    def build(self):
+        (CACHE / "nchan").mkdir(parents=True, exist_ok=True)
+        package = output(["dpkg-query", "-W", "-f", "${Version}", "libnginx-mod-nchan"])
+        nginx = subprocess.run(["/usr/sbin/nginx", "-v"], capture_output=True, text=True, check=True).stderr
+        return f"{package}, nginx {nginx.strip().rpartition('/')[2]}"
+
+    def command(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        text = (HERE / "nchan" / "nginx.conf").read_text()
+        for name, value in {"MODULE": self.module, "PORT": self.port, "DESCRIPTORS": self.descriptors}.items():
+            text = text.replace(f"@{name}@", str(value))
+        (CACHE / "nchan" / "nginx.conf").write_text(text)
+        return ["/usr/sbin/nginx", "-p", CACHE / "nchan", "-c", CACHE / "nchan" / "nginx.conf", "-e", "stderr"]
+
+    def wait(self, running):
+        """It says nothing when it is ready: somebody has to knock."""
+        master = running.process.pid
+        deadline = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline and running.process.poll() is None:
+            time.sleep(0.05)
+            workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+            if workers and socket.socket().connect_ex(("127.0.0.1", self.port)) == 0:
+                running.pid = int(workers[0])
+                return f"ws://127.0.0.1:{self.port}/ws"
+        raise RuntimeError("nginx did not start")
+
+
+class Gorilla(Server):
+    packages = ("golang-go", "golang-github-gorilla-websocket-dev")
+    # Debian's libraries for Go are source code in a GOPATH: nothing is fetched.
+    path = Path("/usr/share/gocode")
+    needs = ("go", path / "src/github.com/gorilla/websocket")
+
+    def build(self):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        build(["go", "build", "-o", CACHE / "gorilla"], HERE / "gorilla",
+              {"GO111MODULE": "off", "GOPATH": str(self.path), "GOCACHE": str(CACHE / "go")})
+        package = output(["dpkg-query", "-W", "-f", "${Version}", "golang-github-gorilla-websocket-dev"])
+        return f"{package}, {output(['go', 'version']).split()[2]}"
+
+    def command(self):
+        return [CACHE / "gorilla"]
+
+
+ALL = [
+    Floor("floor-message", "floor, a write per message", "message"),
+    Floor("floor-turn", "floor, a write per turn", "turn"),
+    Oyez("oyez", "oyez"),
+    Crate("tokio-tungstenite", "tokio-tungstenite"),
+    Crate("fastwebsockets", "fastwebsockets"),
+    Ws("ws", "npm ws"),
+    Nchan("nchan", "nginx nchan"),
+    Gorilla("gorilla", "gorilla/websocket"),
+]
+
+
+def prepare(servers, say):
+    """Installs and builds; the versions of those that can be had, by name."""
+    install(servers, say)
+    versions = {}
+    for server in servers:
+        absent = [str(need) for need in server.needs if not is_there(need)]
+        if absent:
+            say(f"left out: {server.name}: no {', '.join(absent)}; Debian has them in {' '.join(server.packages)}")
+            continue
+        say(f"building {server.name}")
+        versions[server.name] = server.build()
+    return versions
+
+
+def install(servers, say):
+    packages = sorted({package for server in servers if not all(map(is_there, server.needs)) for package in server.packages})
+    if not packages or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say(f"installing {' '.join(packages)}")
+    # Packages are not to start services of their own.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    subprocess.run(["apt-get", "-q", "update"], env=environment, stdout=subprocess.DEVNULL)
+    subprocess.run(["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages],
+                   env=environment, stdout=subprocess.DEVNULL)
+
+
+def is_there(need):
+    return Path(need).exists() if str(need).startswith("/") else shutil.which(need) is not None
+
+
+def build(command, folder=None, environment=None):
+    subprocess.run([*map(str, command)], cwd=folder, env={**os.environ, **(environment or {})}, check=True,
+                   stdout=subprocess.DEVNULL, timeout=BUILD_LIMIT_S)
+
+
+def output(command):
+    return subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def target():
+    """Where cargo puts oyez and the floor."""
+    return Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target") / "release"
