@@ -15,6 +15,7 @@ use crate::load::preflight::{Limits, Preflight};
 use crate::load::report::Report;
 use crate::load::target::Target;
 use crate::load::text::Text;
+use crate::load::tls::Trust;
 
 /// The largest size that a flag of `oyez serve` takes.
 const SERVER_BYTES_MAX: usize = 1 << 30;
@@ -57,6 +58,9 @@ impl Common {
     /// Do the flags go together?
     fn check(&self, scenario: Scenario, traffic: Option<&Traffic>) -> Result<(), Failure> {
         let refuse = |text: String| Err(Failure::Usage(text));
+        if self.url.is_none() && (self.tls || self.tls_ca.is_some() || self.tls_insecure) {
+            return refuse("--tls needs --url: a server of our own speaks no TLS".to_owned());
+        }
         let connections = self.connections;
         if self.channels > connections {
             return refuse(format!("--channels {} need at least as many --connections", self.channels));
@@ -115,7 +119,7 @@ impl Common {
         child: Option<u32>,
         limits: Limits,
     ) -> Result<Plan, Failure> {
-        let mut target = Target::parse(url).map_err(Failure::Usage)?;
+        let mut target = self.target(url)?;
         if self.channels > 1 && !target.has_channels() {
             return Err(Failure::Usage(format!(
                 "--channels {} need a place in the path of --url: write {{channel}}",
@@ -139,6 +143,22 @@ impl Common {
             eprintln!("oyez: {warning}");
         }
         Ok(plan)
+    }
+
+    /// The server that a URL and the flags for TLS stand for.
+    fn target(&self, url: &str) -> Result<Target, Failure> {
+        let trust = match &self.tls_ca {
+            _ if self.tls_insecure => Trust::Anybody,
+            Some(path) => Trust::And(path.clone()),
+            None => Trust::Public,
+        };
+        let secured = url.strip_prefix("ws://").filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
+        let target = Target::parse(secured.as_deref().unwrap_or(url), &trust).map_err(Failure::Usage)?;
+        let asks_for_tls = self.tls_ca.is_some() || self.tls_insecure;
+        if asks_for_tls && target.tls.is_none() {
+            return Err(Failure::Usage("--tls-ca and --tls-insecure need wss:// or --tls".to_owned()));
+        }
+        Ok(target)
     }
 
     /// Starts a server of our own that takes what we are going to send.

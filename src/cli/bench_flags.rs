@@ -103,10 +103,22 @@ pub(super) struct Slow {
 /// What every scenario takes.
 #[derive(Debug, Args)]
 pub(super) struct Common {
-    /// The server: ws://host:port, or with a path in which {channel} stands for the channel's name.
+    /// The server: ws://host:port or wss://host:port, or with a path in which {channel} stands for the channel's name.
     /// Without it, a server of our own is started and stopped.
     #[arg(long, value_name = "URL", conflicts_with_all = ["server_args", "pin_server"])]
     pub(super) url: Option<String>,
+
+    /// Speak TLS to a server at ws:// too, as if it were wss://.
+    #[arg(long)]
+    pub(super) tls: bool,
+
+    /// A PEM file of certificates to trust, beside those that browsers trust.
+    #[arg(long, value_name = "FILE", conflicts_with = "tls_insecure")]
+    pub(super) tls_ca: Option<PathBuf>,
+
+    /// Accept any certificate.
+    #[arg(long)]
+    pub(super) tls_insecure: bool,
 
     /// Flags for the server of our own.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, default_value = "")]

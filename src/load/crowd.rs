@@ -20,6 +20,8 @@ use super::ledger::Ledger;
 use super::member::{End, Member, Progress, State};
 use super::tally::{Cause, Phase, Tally};
 use super::target::Target;
+use super::tls::Tls;
+use super::transport::Transport;
 use crate::hub::outbox::Left;
 use crate::ids::SlotId;
 use crate::server::slots::{id_of, token_of};
@@ -112,6 +114,13 @@ impl Crowd {
     ) -> bool {
         let number = self.tally.attempted;
         self.tally.attempted += 1;
+        let session = match self.target.tls.as_ref().map(Tls::session).transpose() {
+            Ok(session) => session,
+            Err(failure) => {
+                *self.tally.refused.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
+                return false;
+            }
+        };
         let begun = self.target.connect(number, receive_buffer_bytes).and_then(|mut stream| {
             let id = SlotId { key: self.members.vacant_key() as u32, generation: self.next_generation };
             let interest = Interest::READABLE | Interest::WRITABLE;
@@ -127,7 +136,8 @@ impl Crowd {
         };
         let (request, handshake) = Handshake::request(&self.target.authority, &self.target.path(channel));
         let attendance = Attendance::new(role, channel);
-        let mut member = Member::new(stream, handshake, attendance, now, id.generation);
+        let mut member =
+            Member::new(Transport::new(stream, session), handshake, attendance, now, id.generation);
         member.send(request.into());
         self.members.insert(member);
         self.next_generation = self.next_generation.wrapping_add(1);
@@ -145,7 +155,7 @@ impl Crowd {
         let is_stalled = matches!(member.state, State::Stalled(_));
         let is_connecting = matches!(member.state, State::Connecting(_));
         if event.is_writable() {
-            member.outbox.unblock();
+            member.unblock();
             self.mark_dirty(id);
         }
         if is_closed || is_connecting || (event.is_readable() && !is_stalled) {
@@ -163,8 +173,7 @@ impl Crowd {
 
     fn mark_dirty(&mut self, id: SlotId) {
         if let Some(member) = self.get_mut(id)
-            && !member.outbox.is_empty()
-            && !member.outbox.is_blocked()
+            && member.wants_write()
             && !std::mem::replace(&mut member.marks.dirty, true)
         {
             self.dirty.push(id);
@@ -230,7 +239,7 @@ impl Crowd {
             if let State::Connecting(_) | State::Ended(_) = member.state {
                 continue;
             }
-            match member.outbox.flush(&mut member.stream, now.moment()).1 {
+            match member.flush(now.moment()) {
                 Left::Nothing | Left::Blocked => {}
                 Left::More => self.mark_dirty(id),
                 // The read side says how it ended.

@@ -1,12 +1,11 @@
 //! One client's connection: bytes in; frames for the server and an end out.
 
-use std::io::{self, Read};
+use std::io;
 use std::mem;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use mio::net::TcpStream;
 
 use super::attendance::Attendance;
 use super::clock::Time;
@@ -14,13 +13,14 @@ use super::frames::{self, Kind, Walker};
 use super::handshake::{Answer, Handshake};
 use super::ledger::Ledger;
 use super::tally::{Cause, Phase};
-use crate::hub::outbox::Outbox;
+use super::transport::{Input, Transport};
+use crate::hub::outbox::{Left, Outbox};
+use crate::moment::Moment;
 
 /// One connection.
 #[derive(Debug)]
 pub struct Member {
-    /// Its socket.
-    pub stream: TcpStream,
+    pub(super) transport: Transport,
     /// How far it has come.
     pub state: State,
     /// What it has yet to send.
@@ -80,7 +80,7 @@ pub enum Progress {
 impl Member {
     /// A connection that has been begun.
     pub(super) fn new(
-        stream: TcpStream,
+        transport: Transport,
         handshake: Handshake,
         attendance: Attendance,
         since: Time,
@@ -88,7 +88,7 @@ impl Member {
     ) -> Member {
         let state = State::Connecting(handshake);
         let marks = Marks::default();
-        Member { stream, state, outbox: Outbox::Empty, attendance, since, generation, marks }
+        Member { transport, state, outbox: Outbox::Empty, attendance, since, generation, marks }
     }
 
     /// Is the handshake still to be completed?
@@ -106,6 +106,29 @@ impl Member {
         self.outbox.queue(Rc::new(frame));
     }
 
+    /// Is there something to write, and may the socket take it?
+    pub(super) fn wants_write(&self) -> bool {
+        (!self.outbox.is_empty() && !self.outbox.is_blocked()) || self.transport.wants_write()
+    }
+
+    /// One write; with TLS, what it has to say comes with it.
+    pub(super) fn flush(&mut self, now: Moment) -> Left {
+        match self.outbox.flush(&mut self.transport, now).1 {
+            Left::Nothing => match self.transport.push() {
+                Ok(true) => Left::Nothing,
+                Ok(false) => Left::Blocked,
+                Err(error) => Left::Failed(error),
+            },
+            left => left,
+        }
+    }
+
+    /// The socket takes bytes again.
+    pub(super) fn unblock(&mut self) {
+        self.outbox.unblock();
+        self.transport.unblock();
+    }
+
     /// Takes what one read found, at `now`; true if there may be more to read.
     pub fn read(
         &mut self,
@@ -117,26 +140,33 @@ impl Member {
             self.connected();
             return (self.marks.read_closed, Progress::Same);
         }
-        match read(&mut self.stream, scratch) {
-            Ok(0) => self.end_of_file(Cause::EndOfFile),
-            Ok(count) => {
-                let progress = self.receive(&scratch[..count], ledger, now());
-                return (count == scratch.len() || self.marks.read_closed, progress);
+        match self.transport.read(scratch) {
+            Input::Bytes { place, more } => {
+                let progress = if place.is_empty() {
+                    // A session that said no before its handshake may say yes now.
+                    self.outbox.unblock();
+                    Progress::Same
+                } else {
+                    self.receive(&scratch[place], ledger, now())
+                };
+                (more || self.marks.read_closed, progress)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => self.end_of_file(Cause::from(&error)),
+            Input::Nothing => (false, Progress::Same),
+            Input::End(cause) => {
+                self.end_of_file(cause);
+                (false, Progress::Same)
+            }
         }
-        (false, Progress::Same)
     }
 
     /// An event came for a connection that was being made: it is made, or it failed.
     fn connected(&mut self) {
-        match self.stream.take_error() {
+        match self.transport.stream().take_error() {
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => return self.lose(Cause::from(&error)),
         }
         // mio: an event alone does not say that the connection is made; its address does.
-        match self.stream.peer_addr() {
+        match self.transport.stream().peer_addr() {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
             Err(error) => return self.lose(Cause::from(&error)),
@@ -204,9 +234,10 @@ impl Member {
             // server makes of it is the server's business.
             let reply = frames::close(Some(code).filter(|&code| code != 1005));
             if self.outbox.is_empty() {
-                let _ = io::Write::write(&mut self.stream, &reply);
+                let _ = io::Write::write(&mut self.transport, &reply);
             }
         }
+        self.transport.goodbye();
         let end = if is_answer { End::Left } else { End::Lost(Phase::Open, Cause::Code(code)) };
         self.state = State::Ended(end);
     }
@@ -262,15 +293,5 @@ impl Member {
             }
             other => other,
         };
-    }
-}
-
-/// Reads once, again if a signal came between.
-fn read(stream: &mut TcpStream, scratch: &mut [u8]) -> io::Result<usize> {
-    loop {
-        match stream.read(scratch) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
     }
 }

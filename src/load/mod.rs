@@ -41,6 +41,8 @@ pub mod tally;
 pub mod target;
 pub mod text;
 mod timer;
+pub mod tls;
+mod transport;
 pub mod verdict;
 
 use std::io;

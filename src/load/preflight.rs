@@ -109,10 +109,11 @@ fn ports(range: &str) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::load::target::Target;
+    use crate::load::tls::Trust;
     use std::time::Duration;
 
     fn plan(connections: usize, scenario: Scenario) -> Plan {
-        let target = Target::parse("ws://127.0.0.1:1").unwrap();
+        let target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         Plan { scenario, target, connections, channels: 1, ramp: Duration::ZERO, traffic: None, pid: None }
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::tls::Certificates;
+
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -46,6 +48,9 @@ pub struct Report {
 pub struct Setup {
     pub scenario: String,
     pub address: String,
+    /// Over TLS: whether certificates were checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Certificates>,
     pub connections: usize,
     pub channels: u32,
     pub ramp_seconds: f64,

@@ -68,6 +68,7 @@ impl Setup {
         Setup {
             scenario: plan.scenario.name().to_owned(),
             address: plan.target.authority.clone(),
+            tls: plan.target.tls.as_ref().map(|tls| tls.certificates),
             connections: plan.connections,
             channels: plan.channels,
             ramp_seconds: plan.ramp.as_secs_f64(),

@@ -6,6 +6,8 @@ use std::io;
 
 use hdrhistogram::Histogram;
 
+use super::tls;
+
 /// How far a connection had come when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -30,6 +32,8 @@ pub enum Cause {
     EndOfFile,
     /// Nothing came in time.
     Timeout,
+    /// TLS failed.
+    Tls(tls::Failure),
     /// What came is not allowed.
     Broken(&'static str),
 }
@@ -66,6 +70,7 @@ impl fmt::Display for Cause {
             Cause::Code(code) => write!(f, "close {code}"),
             Cause::EndOfFile => write!(f, "end of file"),
             Cause::Timeout => write!(f, "timeout"),
+            Cause::Tls(failure) => failure.fmt(f),
             Cause::Broken(why) => f.write_str(why),
         }
     }
@@ -109,7 +114,7 @@ pub struct Tally {
     pub lost: Causes,
     /// Those that were open and had stalled.
     pub stalled: Causes,
-    /// From the call of `connect` to the answer's last byte, in nanoseconds.
+    /// From the call of `connect` to the answer's last byte, TLS included, in nanoseconds.
     pub handshakes: Histogram<u64>,
 }
 

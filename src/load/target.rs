@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::tls::{Tls, Trust};
+
 /// What stands in a URL's path for the channel's name.
 const PLACEHOLDER: &str = "{channel}";
 
@@ -20,19 +22,22 @@ pub struct Target {
     path: String,
     /// Addresses to connect from, in turn; the kernel chooses if there are none.
     pub sources: Vec<IpAddr>,
+    /// TLS, if it is asked for.
+    pub tls: Option<Tls>,
 }
 
 impl Target {
-    /// Reads `ws://host[:port][/path]`. Without a path it is that of `oyez serve`, with a place for the
+    /// Reads `ws://host[:port][/path]`, or `wss://`. Without a path it is that of `oyez serve`, with a place for the
     /// channel.
     ///
     /// # Errors
-    /// Says what is wrong with the URL, or that the host has no address.
-    pub fn parse(url: &str) -> Result<Target, String> {
-        let rest = match url.split_once("://") {
-            Some(("ws", rest)) => rest,
-            Some(("wss", _)) => return Err("wss:// is not spoken here: use ws://".to_owned()),
-            _ => return Err(format!("{url:?} is not a WebSocket URL: write ws://host:port")),
+    /// Says what is wrong with the URL or with the certificates, or that the host has no address.
+    pub fn parse(url: &str, trust: &Trust) -> Result<Target, String> {
+        let bad = || format!("{url:?} is not a WebSocket URL: write ws://host:port, or wss://");
+        let (rest, port, is_secure) = match url.split_once("://") {
+            Some(("ws", rest)) => (rest, 80, false),
+            Some(("wss", rest)) => (rest, 443, true),
+            _ => return Err(bad()),
         };
         let (authority, path) = match rest.find('/') {
             Some(slash) => (&rest[..slash], &rest[slash..]),
@@ -40,14 +45,21 @@ impl Target {
         };
         // A path goes into the request as it is; nothing in it may end the line.
         if authority.is_empty() || rest.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '#') {
-            return Err(format!("{url:?} is not a WebSocket URL: write ws://host:port"));
+            return Err(bad());
         }
-        let host = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
-        let with_port = if host.is_some() { authority.to_owned() } else { format!("{authority}:80") };
+        let (host, with_port) =
+            match authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()) {
+                Some((host, _)) => (host, authority.to_owned()),
+                None => (authority, format!("{authority}:{port}")),
+            };
         let mut addresses =
             with_port.to_socket_addrs().map_err(|error| format!("cannot find {authority}: {error}"))?;
         let address = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
-        Ok(Target { address, authority: authority.to_owned(), path: path.to_owned(), sources: Vec::new() })
+        // An address of version 6 has brackets in a URL, and none in a certificate.
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let tls = if is_secure { Some(Tls::new(host, trust)?) } else { None };
+        let (authority, path) = (authority.to_owned(), path.to_owned());
+        Ok(Target { address, authority, path, sources: Vec::new(), tls })
     }
 
     /// Do different channels have different paths?
@@ -108,7 +120,7 @@ mod tests {
     #[test]
     fn urls() {
         let check = |url: &str, address: &str, path: &str| {
-            let target = Target::parse(url).unwrap();
+            let target = Target::parse(url, &Trust::Public).unwrap();
             assert_eq!(
                 (target.address.to_string().as_str(), target.path(3).as_str()),
                 (address, path),
@@ -120,22 +132,18 @@ mod tests {
         check("ws://127.0.0.1/chat?room={channel}", "127.0.0.1:80", "/chat?room=bench-3");
         check("ws://[::1]:9/x", "[::1]:9", "/x");
         check("ws://[::1]", "[::1]:80", "/ws/bench-3");
-        for bad in [
-            "",
-            "ws://",
-            "ws:///ws",
-            "http://127.0.0.1",
-            "wss://127.0.0.1",
-            "127.0.0.1:80",
-            "ws://127.0.0.1/a b",
-        ] {
-            assert!(Target::parse(bad).is_err(), "{bad}");
+        check("wss://[::1]", "[::1]:443", "/ws/bench-3");
+        check("wss://127.0.0.1:9/x", "127.0.0.1:9", "/x");
+        for bad in
+            ["", "ws://", "ws:///ws", "http://127.0.0.1", "wss://", "127.0.0.1:80", "ws://127.0.0.1/a b"]
+        {
+            assert!(Target::parse(bad, &Trust::Public).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn sources_are_spread_where_one_has_too_few_ports() {
-        let mut target = Target::parse("ws://127.0.0.1:1").unwrap();
+        let mut target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         target.spread(11_000, 28_000, 1);
         assert_eq!(target.sources.len(), 0);
         target.spread(100_000, 28_000, 1);

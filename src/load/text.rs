@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::report::{Connections, Count, Quantiles, Report, Usage};
+use super::tls::Certificates;
 
 /// A report that is printed.
 pub struct Text<'a>(pub &'a Report);
@@ -44,6 +45,11 @@ pub fn setup(report: &Report) -> String {
     let setup = &report.setup;
     let members = many(setup.connections, "member");
     let mut text = format!("{members} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
+    text.push_str(match setup.tls {
+        Some(Certificates::Checked) => " over TLS",
+        Some(Certificates::NotChecked) => " over TLS, certificates not checked",
+        None => "",
+    });
     if setup.publishers > 0 {
         let _ = write!(text, "; {}, {} bytes, ", many(setup.publishers, "publisher"), setup.payload_bytes);
         let _ = match (setup.window, setup.rate_per_second) {

@@ -46,11 +46,12 @@ mod tests {
     use crate::load::plan::{Plan, Scenario};
     use crate::load::report::Usage;
     use crate::load::target::Target;
+    use crate::load::tls::Trust;
     use std::time::Duration;
 
     #[test]
     fn who_was_the_bottleneck() {
-        let target = Target::parse("ws://127.0.0.1:1").unwrap();
+        let target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         let (scenario, ramp) = (Scenario::Fanout, Duration::ZERO);
         let plan = Plan { scenario, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
         let idle = Report::of(&plan, &Findings::new(None), None);

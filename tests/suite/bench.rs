@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::support::frames::{TEXT, header};
 use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::tls::Terminator;
 
 /// What a run left behind.
 struct Run {
@@ -250,6 +251,10 @@ fn usage_errors_are_one_line() {
     check(&["fanout", "--payload", "8"], "32");
     check(&["slow", "--connections", "5", "--stalled", "5"], "leaves nobody");
     check(&["idle", "--connections", "9000000"], "at most");
+    check(&["idle", "--tls"], "--tls needs --url");
+    check(&["idle", "--tls-insecure"], "--tls needs --url");
+    check(&["idle", "--url", "ws://127.0.0.1:1", "--tls-insecure"], "need wss:// or --tls");
+    check(&["idle", "--url", "wss://127.0.0.1:1", "--tls-ca", "/nowhere/at/all"], "--tls-ca /nowhere/at/all");
 }
 
 #[test]
@@ -391,4 +396,65 @@ fn a_run_that_is_interrupted_takes_its_server_along() {
     assert!(Command::new("kill").args(["-TERM", &own.to_string()]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(!fs::exists(format!("/proc/{server}")).unwrap(), "the server is still there");
+}
+
+#[test]
+fn a_broadcast_over_tls_loses_nothing() {
+    let server = Server::start(&[]);
+    let terminator = Terminator::start(server.address);
+    let ca = terminator.certificate().to_str().unwrap();
+    let short = ["--connections", "20", "--duration", "1", "--warmup", "0.1", "--tls-ca", ca];
+    let url = format!("wss://localhost:{}", terminator.address.port());
+    let run = bench("tls", &[&["fanout", "--url", &url], &short[..]].concat()).succeeded();
+    run.all_in_order();
+    assert_eq!(run.number("/connections/opened"), 20.0);
+    assert!(run.number("/traffic/deliveries") > 200.0, "{}", run.stdout);
+    assert_eq!(run.json["setup"]["tls"], "checked");
+    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+    // Longer than a record, than what a session holds, and than a read takes; and to an address.
+    let url = format!("ws://{}", terminator.address);
+    let large = ["--tls", "--payload", "65000", "--window", "8"];
+    let run = bench("tls-large", &[&["fanout", "--url", &url], &short[..], &large].concat()).succeeded();
+    run.all_in_order();
+    assert!(run.number("/traffic/deliveries") > 20.0, "{}", run.stdout);
+}
+
+#[test]
+fn guests_and_storms_over_tls() {
+    let server = Server::start(&[]);
+    let terminator = Terminator::start(server.address);
+    let ca = terminator.certificate().to_str().unwrap();
+    let url = format!("wss://{}", terminator.address);
+    let common = ["--url", &url, "--tls-ca", ca, "--connections", "40"];
+    let churn = ["churn", "--arrivals", "30", "--stay", "0.2", "--rate", "50", "--duration", "1"];
+    let run = bench("tls-churn", &[&churn[..], &common].concat()).succeeded();
+    run.all_in_order();
+    assert!(run.number("/guests/opened") >= 20.0, "{}", run.stdout);
+    assert_eq!(run.number("/guests/refused"), 0.0);
+    assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
+    let run = bench("tls-storm", &[&["storm"], &common[..]].concat()).succeeded();
+    assert_eq!(run.number("/storm/returned"), 40.0, "{}", run.stdout);
+}
+
+#[test]
+fn a_certificate_that_is_not_trusted_is_refused_unless_any_is_accepted() {
+    let server = Server::start(&[]);
+    let terminator = Terminator::start(server.address);
+    let url = format!("wss://{}", terminator.address);
+    let idle = ["idle", "--url", &url, "--connections", "5", "--hold", "0.1"];
+    let run = bench("tls-refused", &idle);
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    assert_eq!(run.number("/connections/refused"), 5.0);
+    let refused = &run.json["connections"]["refused_by"][0];
+    assert_eq!(refused["phase"], "handshake");
+    assert_eq!(refused["cause"], "tls: certificate of an unknown issuer", "{}", run.stdout);
+    let run = bench("tls-any", &[&idle[..], &["--tls-insecure"]].concat()).succeeded();
+    assert_eq!(run.number("/connections/opened"), 5.0);
+    assert_eq!(run.json["setup"]["tls"], "not_checked");
+    assert!(run.stdout.contains("over TLS, certificates not checked"), "{}", run.stdout);
+    // A server that speaks none says something else, and hears so.
+    let run = bench("tls-none", &["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    let cause = run.json["connections"]["refused_by"][0]["cause"].as_str().unwrap().to_owned();
+    assert!(cause.starts_with("tls: ") || cause == "end of file", "{cause}");
 }

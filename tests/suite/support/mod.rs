@@ -4,6 +4,7 @@ pub mod client;
 pub mod frames;
 pub mod process;
 pub mod rig;
+pub mod tls;
 
 /// Tells the threads of a test to end when its scope does, by a failed assertion too.
 pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
