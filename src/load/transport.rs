@@ -23,7 +23,7 @@ const CIPHERTEXT_SHARE: usize = 4;
 pub(super) enum Transport {
     /// Bytes as they are.
     Plain(TcpStream),
-    /// Bytes within TLS; a session takes 1 KiB, that plain connections do not pay for.
+    /// Bytes within TLS; boxed, so that plain connections do not pay for a session.
     Tls(Box<Secured>),
 }
 
