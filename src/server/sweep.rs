@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::moment::Moment;
 
-/// Every slot is looked at once in that time.
+/// Every slot is looked at once in that time; while the slab grows, one may wait for two rounds.
 const ROUND_MS: u32 = 250;
 
 /// The most slots in one slice: about 10 us of looking (`cargo bench -- sweep`).
