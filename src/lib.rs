@@ -55,6 +55,7 @@
 //! thread in the server, so no locks and no atomics. No timer heap: deadlines are looked for, see
 //! `server::sweep`. No compression: one frame for all members is worth more here.
 
+pub mod access;
 pub mod cli;
 pub mod close;
 pub mod config;

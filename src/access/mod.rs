@@ -1,0 +1,6 @@
+//! Who may come in, and what they may do there.
+//!
+//! Everything here decides and does nothing: bytes, a time and the operator's rules in, a verdict out. No
+//! file is read and no clock asked, so each rule can be tried against every trick that is known for it.
+
+pub mod origin;

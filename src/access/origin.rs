@@ -1,0 +1,515 @@
+//! Which web pages may talk to the server.
+//!
+//! A browser sends a page's cookies and reaches a user's own network from any page that the user opens;
+//! no rule of its own stops a page from opening a WebSocket to another site. What it does is to say, in
+//! `Origin`, where the page came from (RFC 6454 7, RFC 6455 10.2), and the server has to judge that.
+//!
+//! The page's own site is let in, and so is what the operator lists. A request without `Origin` does not
+//! come from a page and is not judged here.
+//!
+//! An origin is compared in parts and never as text, since text is what every trick plays with:
+//! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+/// What the `Origin` of a request says about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OriginVerdict {
+    /// There is none: this is no web page.
+    Absent,
+    /// A page of the site that the request was sent to.
+    SameHost,
+    /// A page that the operator lists.
+    Allowed,
+    /// Another page, or something that no browser sends.
+    Foreign,
+}
+
+/// Judges one `Origin` field by the `Host` field beside it and by the operator's patterns.
+///
+/// A request in which either field comes twice is to be refused before it gets here: which of the two a
+/// proxy in front has looked at cannot be known.
+///
+/// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page
+/// is `https` and the request that comes here is not. `null`, which sandboxed pages and local files send,
+/// is nobody's host; only the pattern `*` lets it in.
+pub fn judge(origin: Option<&[u8]>, host: Option<&[u8]>, patterns: &[OriginPattern]) -> OriginVerdict {
+    let Some(origin) = origin else {
+        return OriginVerdict::Absent;
+    };
+    let any = patterns.iter().any(|pattern| matches!(pattern.0, Pattern::Any));
+    match Origin::parse(origin) {
+        Some(origin) if origin.is_at(host) => OriginVerdict::SameHost,
+        Some(origin) if patterns.iter().any(|pattern| pattern.matches(&origin)) => OriginVerdict::Allowed,
+        None if any && origin == b"null" => OriginVerdict::Allowed,
+        _ => OriginVerdict::Foreign,
+    }
+}
+
+/// Does `Host` name this machine in a way that no name server can bend: `localhost` or a loopback
+/// address?
+///
+/// A server that is open because only this machine reaches it is still reached by every page that the
+/// user opens: the page's own name, answered for a second time with 127.0.0.1 (DNS rebinding), makes it
+/// the same host. Such a server has to take only requests that are sent to this machine by its own names.
+pub fn names_this_machine(host: &[u8]) -> bool {
+    let Some((host, _)) = std::str::from_utf8(host).ok().and_then(split_port) else {
+        return false;
+    };
+    match host {
+        Host::V6(address) => address.is_loopback(),
+        Host::Name(name) => {
+            name.eq_ignore_ascii_case("localhost")
+                || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        }
+    }
+}
+
+/// Pages that the operator lets in.
+///
+/// One of
+/// - `https://app.example.com`, `http://localhost:5173`: this origin and no other. Without a port, the
+///   scheme's own.
+/// - `https://*.example.com`: every host below `example.com`, however deep; not `example.com` itself.
+/// - `*`: every page, `null` included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginPattern(Pattern);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pattern {
+    Any,
+    /// Scheme and host are in small letters.
+    One {
+        scheme: Box<str>,
+        host: HostPattern,
+        port: Option<u16>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum HostPattern {
+    Name(Box<str>),
+    /// What stands behind the star, its dot included.
+    Below(Box<str>),
+    V6(Ipv6Addr),
+}
+
+impl OriginPattern {
+    /// Reads a pattern as the operator writes it.
+    ///
+    /// # Errors
+    /// Says what is wrong with it and what to write.
+    pub fn parse(text: &str) -> Result<OriginPattern, BadOriginPattern> {
+        if text == "*" {
+            return Ok(OriginPattern(Pattern::Any));
+        }
+        let lower = text.to_ascii_lowercase();
+        let Some((scheme, rest)) = lower.split_once("://") else {
+            return Err(BadOriginPattern::NoScheme);
+        };
+        match scheme {
+            "ws" => return Err(BadOriginPattern::SocketScheme("http")),
+            "wss" => return Err(BadOriginPattern::SocketScheme("https")),
+            _ => {}
+        }
+        if !rest.is_ascii() {
+            return Err(BadOriginPattern::NotAscii);
+        }
+        if rest.contains(['/', '?', '#']) {
+            return Err(BadOriginPattern::Path);
+        }
+        let (below, name) = match rest.strip_prefix("*.") {
+            Some(name) => (true, name),
+            None => (false, rest),
+        };
+        if name.contains('*') {
+            return Err(BadOriginPattern::Star);
+        }
+        let (host, port) =
+            split_port(name).filter(|_| is_scheme(scheme)).ok_or(BadOriginPattern::NotAnOrigin)?;
+        let host = match (host, below) {
+            (Host::Name(name), false) => HostPattern::Name(name.into()),
+            (Host::Name(name), true) => HostPattern::Below(format!(".{name}").into()),
+            (Host::V6(address), false) => HostPattern::V6(address),
+            (Host::V6(_), true) => return Err(BadOriginPattern::Star),
+        };
+        let port = port.or_else(|| default_port(scheme));
+        Ok(OriginPattern(Pattern::One { scheme: scheme.into(), host, port }))
+    }
+
+    fn matches(&self, origin: &Origin<'_>) -> bool {
+        let (scheme, host, port) = match &self.0 {
+            Pattern::Any => return true,
+            Pattern::One { scheme, host, port } => (scheme, host, *port),
+        };
+        let same_host = match (host, &origin.host) {
+            (HostPattern::Name(name), Host::Name(other)) => name.eq_ignore_ascii_case(other),
+            (HostPattern::Below(ending), Host::Name(other)) => other
+                .len()
+                .checked_sub(ending.len())
+                .is_some_and(|start| start > 0 && other[start..].eq_ignore_ascii_case(ending)),
+            (HostPattern::V6(address), Host::V6(other)) => address == other,
+            _ => false,
+        };
+        same_host && scheme.eq_ignore_ascii_case(origin.scheme) && port == origin.port
+    }
+}
+
+impl fmt::Display for OriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Pattern::One { scheme, host, port } = &self.0 else {
+            return f.write_str("*");
+        };
+        match host {
+            HostPattern::Name(name) => write!(f, "{scheme}://{name}")?,
+            HostPattern::Below(ending) => write!(f, "{scheme}://*{ending}")?,
+            HostPattern::V6(address) => write!(f, "{scheme}://[{address}]")?,
+        }
+        match port {
+            Some(port) if default_port(scheme) != Some(*port) => write!(f, ":{port}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a text is no pattern for origins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadOriginPattern {
+    /// It is a bare host.
+    NoScheme,
+    /// It is the address of the socket and not that of the page; the page has this scheme.
+    SocketScheme(&'static str),
+    /// It has letters that browsers send in another form.
+    NotAscii,
+    /// Something comes after the host and the port.
+    Path,
+    /// A star where none can be.
+    Star,
+    /// Anything else.
+    NotAnOrigin,
+}
+
+impl fmt::Display for BadOriginPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadOriginPattern::NoScheme => f.write_str(
+                "an origin starts with a scheme: write https://app.example.com, or * for all pages",
+            ),
+            BadOriginPattern::SocketScheme(scheme) => {
+                write!(f, "an origin is where the page comes from, not the socket: write {scheme}://")
+            }
+            BadOriginPattern::NotAscii => {
+                f.write_str("browsers send such a host in its ASCII form: write xn--…")
+            }
+            BadOriginPattern::Path => {
+                f.write_str("an origin ends behind host and port: leave out the / and what follows it")
+            }
+            BadOriginPattern::Star => {
+                f.write_str("a * stands alone, or first in the host name: https://*.example.com")
+            }
+            BadOriginPattern::NotAnOrigin => {
+                f.write_str("not an origin: write https://host, https://host:port, https://*.host or *")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BadOriginPattern {}
+
+/// An `Origin` field of one well-formed origin: `scheme "://" host [ ":" port ]` (RFC 6454 6.2).
+struct Origin<'a> {
+    scheme: &'a str,
+    host: Host<'a>,
+    /// The scheme's own, if none is written; `None` for schemes that have none.
+    port: Option<u16>,
+}
+
+impl<'a> Origin<'a> {
+    fn parse(field: &'a [u8]) -> Option<Origin<'a>> {
+        let text = std::str::from_utf8(field).ok()?;
+        let (scheme, rest) = text.split_once("://")?;
+        let (host, port) = split_port(rest)?;
+        let port = port.or_else(|| default_port(scheme));
+        is_scheme(scheme).then_some(Origin { scheme, host, port })
+    }
+
+    /// Is this the host and port of a `Host` field? One without a port means the scheme's own, as the
+    /// browser that sent both has left it out in both.
+    fn is_at(&self, host: Option<&[u8]>) -> bool {
+        let web = default_port(self.scheme);
+        let named = host.and_then(|field| std::str::from_utf8(field).ok()).and_then(split_port);
+        match named {
+            Some((host, port)) if web.is_some() => self.host == host && self.port == port.or(web),
+            _ => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Host<'a> {
+    Name(&'a str),
+    V6(Ipv6Addr),
+}
+
+impl PartialEq for Host<'_> {
+    fn eq(&self, other: &Host<'_>) -> bool {
+        match (self, other) {
+            (Host::Name(one), Host::Name(other)) => one.eq_ignore_ascii_case(other),
+            (Host::V6(one), Host::V6(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+/// The longest host name (RFC 1035 2.3.4).
+const NAME_BYTES_MAX: usize = 255;
+
+/// Takes `host` or `host:port` apart; `None` if it is neither.
+fn split_port(text: &str) -> Option<(Host<'_>, Option<u16>)> {
+    let (host, rest) = match text.strip_prefix('[') {
+        Some(bracketed) => {
+            let (address, rest) = bracketed.split_once(']')?;
+            (Host::V6(address.parse().ok()?), rest)
+        }
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_name(name).then_some(Host::Name(name))?, rest)
+        }
+    };
+    match rest.strip_prefix(':') {
+        None => rest.is_empty().then_some((host, None)),
+        Some(port) => Some((host, Some(parse_port(port)?))),
+    }
+}
+
+/// Labels of letters, digits, `-` and `_`, with dots between them; one at the end makes another name.
+fn is_name(name: &str) -> bool {
+    let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let labels = name.strip_suffix('.').unwrap_or(name);
+    name.len() <= NAME_BYTES_MAX
+        && labels.split('.').all(|label| !label.is_empty() && label.bytes().all(in_alphabet))
+}
+
+/// A port as browsers write it: no sign and no zeros before it.
+fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    (digits && !text.starts_with('0')).then(|| text.parse().ok())?
+}
+
+/// RFC 3986 3.1.
+fn is_scheme(scheme: &str) -> bool {
+    scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+}
+
+/// The port that is left out; only pages have one. Programs that show pages of their own
+/// (`capacitor://localhost`, `chrome-extension://…`) have none.
+fn default_port(scheme: &str) -> Option<u16> {
+    let is = |name: &str| scheme.eq_ignore_ascii_case(name);
+    if is("https") {
+        Some(443)
+    } else if is("http") {
+        Some(80)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(texts: &[&str]) -> Vec<OriginPattern> {
+        texts.iter().map(|text| OriginPattern::parse(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn no_origin_is_no_page() {
+        assert_eq!(judge(None, Some(b"example.com"), &[]), OriginVerdict::Absent);
+        assert_eq!(judge(None, None, &patterns(&["*"])), OriginVerdict::Absent);
+    }
+
+    #[test]
+    fn the_same_host_is_host_and_port() {
+        let check = |origin: &str, host: &str, same: bool| {
+            let verdict = judge(Some(origin.as_bytes()), Some(host.as_bytes()), &[]);
+            let expected = if same { OriginVerdict::SameHost } else { OriginVerdict::Foreign };
+            assert_eq!(verdict, expected, "{origin} at {host}");
+        };
+        check("http://example.com", "example.com", true);
+        check("https://example.com", "example.com", true);
+        check("https://example.com", "EXAMPLE.com", true);
+        check("https://example.com", "example.com:443", true);
+        check("https://example.com:443", "example.com", true);
+        check("http://example.com:8080", "example.com:8080", true);
+        check("https://example.com:8080", "example.com:8080", true);
+        check("http://127.0.0.1:8080", "127.0.0.1:8080", true);
+        check("http://[::1]:8080", "[::1]:8080", true);
+        check("http://[0:0::1]:8080", "[::1]:8080", true);
+        check("http://[::1]", "[::1]", true);
+        check("https://example.com.", "example.com.", true);
+        check("http://example.com", "example.com:443", false);
+        check("http://example.com", "example.com:8080", false);
+        check("http://example.com:8080", "example.com", false);
+        check("http://example.com:8081", "example.com:8080", false);
+        check("http://localhost:8080", "127.0.0.1:8080", false);
+        check("http://[::2]:8080", "[::1]:8080", false);
+        check("https://example.com.", "example.com", false);
+        check("https://app.example.com", "example.com", false);
+        check("https://example.com", "app.example.com", false);
+        check("https://example.com.evil.test", "example.com", false);
+        check("https://evilexample.com", "example.com", false);
+        check("null", "null", false);
+        check("capacitor://localhost", "localhost", false);
+        check("https://example.com", "", false);
+        check("https://example.com", "example.com, example.com", false);
+        assert_eq!(judge(Some(b"https://example.com"), None, &[]), OriginVerdict::Foreign);
+    }
+
+    /// What no browser sends is foreign, even where it begins or ends like what is allowed.
+    const NO_ORIGINS: [&str; 32] = [
+        "",
+        "example.com",
+        "//example.com",
+        "https:example.com",
+        "https:/example.com",
+        "https://",
+        "https://example.com/",
+        "https://example.com/path",
+        "https://example.com?",
+        "https://example.com#",
+        "https://example.com#.example.com",
+        "https://example.com\\",
+        "https://user@example.com",
+        "https://example.com@evil.test",
+        "https://example.com:443@evil.test",
+        "https://example.com:",
+        "https://example.com:0443",
+        "https://example.com:+443",
+        "https://example.com:65979",
+        "https://example.com:443:443",
+        "https://example.com https://example.com",
+        "https://example.com, https://example.com",
+        " https://example.com",
+        "https://example.com ",
+        "https://.example.com",
+        "https://a..example.com",
+        "https://*.example.com",
+        "https://example.com\0",
+        "https://ex\u{430}mple.com",
+        "https://%65xample.com",
+        "https://[::1",
+        "1https://example.com",
+    ];
+
+    #[test]
+    fn what_no_browser_sends_is_foreign() {
+        let all = patterns(&["*", "https://example.com", "https://*.example.com"]);
+        for text in NO_ORIGINS {
+            let verdict = judge(Some(text.as_bytes()), Some(b"example.com"), &all);
+            assert_eq!(verdict, OriginVerdict::Foreign, "{text}");
+        }
+        assert_eq!(judge(Some(b"https://example.com\xff"), None, &all), OriginVerdict::Foreign);
+        assert_eq!(judge(Some(b"https://[::1%25eth0]"), None, &all), OriginVerdict::Foreign);
+        let long = format!("https://{}.example.com", "a".repeat(250));
+        assert_eq!(judge(Some(long.as_bytes()), None, &all), OriginVerdict::Foreign);
+    }
+
+    #[test]
+    fn patterns_let_in_what_they_say_and_no_more() {
+        let check = |pattern: &str, origin: &str, allowed: bool| {
+            let verdict = judge(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
+            let expected = if allowed { OriginVerdict::Allowed } else { OriginVerdict::Foreign };
+            assert_eq!(verdict, expected, "{origin} by {pattern}");
+        };
+        let one = "https://app.example.com";
+        check(one, "https://app.example.com", true);
+        check(one, "https://app.example.com:443", true);
+        check(one, "HTTPS://App.Example.COM", true);
+        check("HTTPS://App.Example.COM:443", "https://app.example.com", true);
+        check(one, "http://app.example.com", false);
+        check(one, "http://app.example.com:443", false);
+        check(one, "https://app.example.com:8443", false);
+        check(one, "https://app.example.com.", false);
+        check(one, "https://example.com", false);
+        check(one, "https://b.app.example.com", false);
+        check(one, "https://app.example.com.evil.test", false);
+        check(one, "https://evil-app.example.com", false);
+        check(one, "https://appxexample.com", false);
+        check(one, "null", false);
+        let below = "https://*.example.com";
+        check(below, "https://a.example.com", true);
+        check(below, "https://a.b.example.com", true);
+        check(below, "https://A.EXAMPLE.com", true);
+        check(below, "https://example.com", false);
+        check(below, "https://evilexample.com", false);
+        check(below, "https://a.example.com.evil.test", false);
+        check(below, "https://a.example.com:8443", false);
+        check(below, "http://a.example.com", false);
+        check("https://*.example.com:8443", "https://a.example.com:8443", true);
+        check("https://*.example.com:8443", "https://a.example.com", false);
+        check("http://localhost:5173", "http://localhost:5173", true);
+        check("http://localhost:5173", "http://localhost", false);
+        check("https://[2001:db8::1]", "https://[2001:DB8:0::1]", true);
+        check("https://[2001:db8::1]", "https://[2001:db8::2]", false);
+        check("https://xn--mnchen-3ya.example", "https://xn--mnchen-3ya.example", true);
+        check("capacitor://localhost", "capacitor://localhost", true);
+        check("capacitor://localhost", "http://localhost", false);
+        check("*", "https://anything.test:9", true);
+        check("*", "null", true);
+    }
+
+    #[test]
+    fn bad_patterns_say_what_to_write() {
+        let check = |text: &str, why: BadOriginPattern, says: &str| {
+            assert_eq!(OriginPattern::parse(text), Err(why), "{text}");
+            assert!(why.to_string().contains(says), "{why}");
+        };
+        check("", BadOriginPattern::NoScheme, "https://app.example.com");
+        check("app.example.com", BadOriginPattern::NoScheme, "https://app.example.com");
+        check("*.example.com", BadOriginPattern::NoScheme, "https://app.example.com");
+        check("null", BadOriginPattern::NoScheme, "* for all");
+        check("wss://app.example.com", BadOriginPattern::SocketScheme("https"), "write https://");
+        check("ws://localhost", BadOriginPattern::SocketScheme("http"), "write http://");
+        check("https://münchen.example", BadOriginPattern::NotAscii, "xn--");
+        check("https://app.example.com/", BadOriginPattern::Path, "leave out the /");
+        check("https://app.example.com/x", BadOriginPattern::Path, "leave out the /");
+        check("https://app.*.com", BadOriginPattern::Star, "https://*.example.com");
+        check("https://*", BadOriginPattern::Star, "https://*.example.com");
+        check("https://*.*.com", BadOriginPattern::Star, "https://*.example.com");
+        check("https://*.[::1]", BadOriginPattern::Star, "https://*.example.com");
+        check("*://example.com", BadOriginPattern::NotAnOrigin, "https://host");
+        check("https://", BadOriginPattern::NotAnOrigin, "https://host");
+        check("https://*.", BadOriginPattern::NotAnOrigin, "https://host");
+        check("https://a:b", BadOriginPattern::NotAnOrigin, "https://host");
+        check("https://user@example.com", BadOriginPattern::NotAnOrigin, "https://host");
+        check("https://a b", BadOriginPattern::NotAnOrigin, "https://host");
+    }
+
+    #[test]
+    fn patterns_are_shown_as_they_are_written() {
+        for text in ["*", "https://a.b", "https://*.a.b:8443", "http://[::1]:8080", "capacitor://localhost"] {
+            assert_eq!(OriginPattern::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(OriginPattern::parse("HTTPS://A.b:443").unwrap().to_string(), "https://a.b");
+    }
+
+    #[test]
+    fn names_that_a_name_server_cannot_bend() {
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8080"] {
+            assert!(names_this_machine(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "",
+            "evil.test",
+            "localhost.evil.test",
+            "127.0.0.1.evil.test",
+            "10.0.0.1",
+            "0x7f.1",
+            "localhost:",
+        ] {
+            assert!(!names_this_machine(host.as_bytes()), "{host}");
+        }
+    }
+}
