@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use oyez::config::Limits;
-use oyez::hub::Hub;
+use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::outbox::Outbox;
-use oyez::ids::{ChannelName, Peer, SlotId};
+use oyez::hub::{Hub, Wish};
+use oyez::ids::{ChannelName, Peer, Since, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
 use oyez::server::transport::Transport;
-use oyez::session::http;
+use oyez::session::http::{self, FieldRoom};
+use oyez::session::upgrade;
 use oyez::session::walker::Walker;
 use oyez::session::websocket;
-use oyez::wire::{self, Kind};
+use oyez::wire::{self, Form, Kind};
 
 fn id(key: u32) -> SlotId {
     SlotId { key, generation: 0 }
@@ -49,29 +50,35 @@ fn frame(bench: &mut Criterion) {
 
 fn hub(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("hub_publish_and_queue");
-    for members in [1u32, 1_000, 100_000] {
-        let mut hub = Hub::new(1);
-        let mut seat = None;
-        for key in 0..members {
-            seat = hub.subscribe(&ChannelName::main(), id(key), true).ok();
-        }
-        let seat = seat.expect("there is room for one channel");
-        let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::Empty).collect();
-        group.throughput(Throughput::Elements(u64::from(members)));
-        group.bench_function(BenchmarkId::from_parameter(members), |bench| {
-            bench.iter(|| {
-                hub.publish(seat, Kind::Text, black_box(&[b'x'; 64]));
-                while let Some(channel) = hub.next_touched() {
-                    let Some((members, batch)) = hub.seal(channel) else { continue };
-                    for (position, member) in members.iter().enumerate() {
-                        if let Some(portion) = batch.portion(position as u32) {
-                            let _ = outboxes[member.key as usize].push(portion.frames.as_slice(), usize::MAX);
+    let now = Moment::from_millis(0);
+    for (keeps, messages_max) in [("history", 100), ("no_history", 0)] {
+        for members in [1u32, 1_000, 100_000] {
+            let history = HistoryLimits { messages_max, ..HistoryLimits::default() };
+            let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
+            let name = ChannelName::main();
+            let wish = Wish { form: Form::Raw, since: Since::Now, echo: true };
+            for key in 0..members {
+                hub.subscribe(&name, id(key), wish, now).expect("there is room for one channel");
+            }
+            let channel = hub.open(&name).expect("it is there");
+            let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::Empty).collect();
+            group.throughput(Throughput::Elements(u64::from(members)));
+            group.bench_function(BenchmarkId::new(keeps, members), |bench| {
+                bench.iter(|| {
+                    hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), None, None);
+                    while let Some(channel) = hub.next_touched() {
+                        let Some((members, batch)) = hub.seal(channel, now) else { continue };
+                        for (position, member) in members.live(Form::Raw).iter().enumerate() {
+                            if let Some(portion) = batch.portion(Form::Raw, position as u32) {
+                                let _ =
+                                    outboxes[member.key as usize].push(portion.frames.as_slice(), usize::MAX);
+                            }
                         }
                     }
-                }
-                outboxes.iter_mut().for_each(|outbox| *outbox = Outbox::Empty);
+                    outboxes.iter_mut().for_each(|outbox| *outbox = Outbox::Empty);
+                });
             });
-        });
+        }
     }
 }
 
@@ -132,7 +139,9 @@ fn head(bench: &mut Criterion) {
     bench.bench_function("request_head", |bench| {
         bench.iter(|| {
             let end = http::find_head_end(black_box(head), 0);
-            (end, http::judge(black_box(head), &limits).is_ok())
+            let mut room = FieldRoom::new(&limits);
+            let request = http::parse(black_box(head), &mut room, &limits).expect("it is well formed");
+            (end, upgrade::accept(&request).is_ok())
         });
     });
 }
@@ -204,7 +213,7 @@ impl Transport for Silent {
 /// One slice of the sweep, over slots whose deadlines are far away.
 fn sweep(bench: &mut Criterion) {
     let slots = 4096u32;
-    let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() });
+    let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() }, 1);
     let start = Moment::from_millis(0);
     let mut now = start;
     for _ in 0..slots {

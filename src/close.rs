@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::ids::GapWhy;
+
 /// Why a connection ended, or is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -49,11 +51,24 @@ pub enum Reason {
     },
     /// The server had to go before the close was complete.
     Cut,
+    /// The request was answered, and the client asked for no other.
+    Served,
+    /// A connection kept for further requests saw none for too long.
+    Idle,
+    /// A request's body was not complete in time; answered with 408.
+    BodyTimeout,
+    /// A binary message where the subprotocol has only text.
+    Unsupported,
+    /// The cursor asks for more than is kept, and a raw WebSocket has no words for that.
+    Gap {
+        /// Why it is not kept.
+        why: GapWhy,
+    },
 }
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 20;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -73,6 +88,11 @@ impl Reason {
             Reason::Drain { .. } => 12,
             Reason::Cut => 13,
             Reason::NoRoom => 14,
+            Reason::Served => 15,
+            Reason::Idle => 16,
+            Reason::BodyTimeout => 17,
+            Reason::Unsupported => 18,
+            Reason::Gap { .. } => 19,
         }
     }
 
@@ -93,6 +113,11 @@ impl Reason {
         "drain",
         "cut",
         "no_room",
+        "served",
+        "idle",
+        "body_timeout",
+        "unsupported",
+        "gap",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -106,10 +131,13 @@ impl Reason {
         match self {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
+            Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
             Reason::Protocol => Some(1002),
+            Reason::Unsupported => Some(1003),
             Reason::NotUtf8 => Some(1007),
             Reason::TooBig { .. } => Some(1009),
             Reason::Internal => Some(1011),
+            Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
@@ -121,7 +149,15 @@ impl Reason {
     ///
     /// Not after it broke the framing; then we hang up as soon as our close frame is out.
     pub fn awaits_peers_close(self) -> bool {
-        matches!(self, Reason::OverCapacity | Reason::Slow | Reason::NoPong | Reason::Drain { .. })
+        matches!(
+            self,
+            Reason::Unsupported
+                | Reason::Gap { .. }
+                | Reason::OverCapacity
+                | Reason::Slow
+                | Reason::NoPong
+                | Reason::Drain { .. }
+        )
     }
 }
 
@@ -134,6 +170,7 @@ impl fmt::Display for Reason {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
+            Reason::Gap { why } => write!(f, " why={}", why.word()),
             _ => Ok(()),
         }
     }
@@ -165,6 +202,11 @@ mod tests {
             (Reason::Drain { retry_ms: 8_350 }, Some(4200), "drain retry_ms=8350"),
             (Reason::Cut, None, "cut"),
             (Reason::NoRoom, None, "no_room"),
+            (Reason::Served, None, "served"),
+            (Reason::Idle, None, "idle"),
+            (Reason::BodyTimeout, None, "body_timeout"),
+            (Reason::Unsupported, Some(1003), "unsupported"),
+            (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
         ]
     }
 

@@ -17,6 +17,19 @@ pub struct Config {
     pub limits: Limits,
     /// Options of the listening socket, which every accepted socket inherits.
     pub tcp: Tcp,
+    /// Files that are served as they are.
+    pub assets: Vec<&'static Asset>,
+}
+
+/// A file in the program, served at its path.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asset {
+    /// The path of the request, with its leading `/`.
+    pub path: &'static str,
+    /// The media type.
+    pub content_type: &'static str,
+    /// What is sent.
+    pub bytes: &'static [u8],
 }
 
 /// What becomes of a member whose outbox is full or does not move.
@@ -40,6 +53,14 @@ pub struct Limits {
     pub handshake_timeout_ms: u32,
     /// The largest message that a client may send, fragments added up.
     pub message_bytes_max: usize,
+    /// The largest body of a request, and so the largest message that is published over HTTP.
+    pub body_bytes_max: usize,
+    /// From the head to the complete body, however slowly it drips. 30 s for 1 MiB are 35 KB/s, which
+    /// the slowest mobile networks in use give.
+    pub body_timeout_ms: u32,
+    /// How long a connection without a request is kept for the next. Browsers and proxies reuse one for
+    /// 60 s and more; it costs a slot and 80 bytes.
+    pub keep_alive_ms: u32,
     /// Silence after which a ping is sent; 0 sends none. 25 s is under the 30 s after which mobile
     /// carriers' NATs and many proxies forget a connection.
     pub ping_interval_ms: u32,
@@ -55,8 +76,12 @@ pub struct Limits {
     pub close_timeout_ms: u32,
     /// The longest time from SIGTERM to the end, and the window over which clients come back.
     pub drain_ms: u32,
-    /// The most channels with members.
+    /// The most channels with members or history.
     pub channels_max: usize,
+    /// The most channels that one connection is a member of.
+    pub channels_per_client_max: usize,
+    /// What is kept of each channel, and of all.
+    pub history: HistoryLimits,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -71,6 +96,19 @@ pub struct Limits {
     /// Bytes read from all slots in one turn. It bounds what a turn publishes, and an outbox has to hold
     /// that beside the largest message, so that one turn's burst never makes a member slow.
     pub read_bytes_per_turn: usize,
+}
+
+/// How much of what was published is kept, so that clients can come back to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// Messages of one channel; 0 keeps nothing. 100 are what a chat room shows to a newcomer.
+    pub messages_max: usize,
+    /// Bytes of one channel's messages.
+    pub bytes_max: usize,
+    /// How long a message is kept. 300 s are a lift, a tunnel, a restart of a phone.
+    pub age_ms: u32,
+    /// Bytes of all channels' messages; over it the largest channel loses its oldest.
+    pub total_bytes_max: usize,
 }
 
 /// Options of the listening socket. Linux copies each of them to the sockets it accepts, which saves
@@ -93,6 +131,7 @@ impl Default for Config {
             connections_max: None,
             limits: Limits::default(),
             tcp: Tcp::default(),
+            assets: Vec::new(),
         }
     }
 }
@@ -104,19 +143,30 @@ impl Default for Limits {
             head_fields_max: 64,
             handshake_timeout_ms: 5_000,
             message_bytes_max: 64 << 10,
+            body_bytes_max: 1 << 20,
+            body_timeout_ms: 30_000,
+            keep_alive_ms: 60_000,
             ping_interval_ms: 25_000,
             pong_timeout_ms: 10_000,
-            outbox_bytes_max: 1 << 20,
+            outbox_bytes_max: 2 << 20,
             slow_timeout_ms: 5_000,
             on_slow: OnSlow::Close,
             close_timeout_ms: 2_000,
             drain_ms: 30_000,
             channels_max: 1_000_000,
+            channels_per_client_max: 128,
+            history: HistoryLimits::default(),
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,
             read_bytes_per_turn: 256 << 10,
         }
+    }
+}
+
+impl Default for HistoryLimits {
+    fn default() -> HistoryLimits {
+        HistoryLimits { messages_max: 100, bytes_max: 1 << 20, age_ms: 300_000, total_bytes_max: 256 << 20 }
     }
 }
 
@@ -148,12 +198,16 @@ impl Limits {
     /// Names the two that do not, and what to do.
     pub fn check(&self) -> Result<(), Contradiction> {
         let refuse = |text: String| Err(Contradiction(text));
-        let frame_bytes = self.message_bytes_max + Self::FRAME_HEADER_BYTES_MAX;
-        let turn_bytes = self.read_bytes_per_turn + frame_bytes;
+        let (largest, flag) = if self.message_bytes_max >= self.body_bytes_max {
+            (self.message_bytes_max, "--message-bytes-max")
+        } else {
+            (self.body_bytes_max, "--body-bytes-max")
+        };
+        let turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
         if self.outbox_bytes_max < turn_bytes {
             return refuse(format!(
-                "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and --message-bytes-max {} let one turn publish: raise the first to {turn_bytes} or lower the others",
-                self.outbox_bytes_max, self.read_bytes_per_turn, self.message_bytes_max
+                "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and {flag} {largest} let one turn publish: raise the first to {turn_bytes} or lower the others",
+                self.outbox_bytes_max, self.read_bytes_per_turn
             ));
         }
         if self.read_bytes_per_turn < self.read_bytes_per_slot {
@@ -190,6 +244,7 @@ mod tests {
         };
         let limits = Limits::default;
         check(Limits { message_bytes_max: 2 << 20, ..limits() }, "--outbox-bytes-max", "--message-bytes-max");
+        check(Limits { body_bytes_max: 2 << 20, ..limits() }, "--outbox-bytes-max", "--body-bytes-max");
         check(
             Limits { outbox_bytes_max: 300_000, ..limits() },
             "--outbox-bytes-max",

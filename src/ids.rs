@@ -1,4 +1,4 @@
-//! Names for things: slots, channels, peers.
+//! Names for things: slots, channels, messages, clients, peers.
 //!
 //! A bare `usize` never leaves the module that made it: a [`SlotId`] cannot be mistaken for a
 //! [`ChannelId`], and neither can be added up.
@@ -72,6 +72,134 @@ impl ChannelName {
     }
 }
 
+/// A message's id: which log it stands in, and where.
+///
+/// One counter numbers the messages of all channels, so one id is a cursor for any set of them. On the
+/// wire it is `<epoch>-<seq>`, and opaque to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageId {
+    /// The log's birth, in unix milliseconds.
+    pub epoch: u64,
+    /// Its number in the log; the first message has 1.
+    pub seq: u64,
+}
+
+impl MessageId {
+    /// The longest id in bytes: two numbers of 64 bits and a hyphen.
+    pub const BYTES_MAX: usize = 41;
+
+    /// Reads an id as it stands on the wire, digits and one hyphen.
+    pub fn parse(text: &[u8]) -> Option<MessageId> {
+        if text.len() > Self::BYTES_MAX || !text.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
+            return None;
+        }
+        let (epoch, seq) = std::str::from_utf8(text).ok()?.split_once('-')?;
+        Some(MessageId { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// From where somebody wants to hear a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// What is published from now on.
+    Now,
+    /// The last message, then what is published from now on.
+    Latest,
+    /// All that is kept, and so on.
+    Earliest,
+    /// All that follows the message with this id, and so on.
+    After(MessageId),
+}
+
+/// A text is no cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadCursor;
+
+impl Since {
+    /// Reads `latest`, `earliest` or an id.
+    ///
+    /// # Errors
+    /// It is none of them.
+    pub fn parse(text: &[u8]) -> Result<Since, BadCursor> {
+        match text {
+            b"latest" => Ok(Since::Latest),
+            b"earliest" => Ok(Since::Earliest),
+            id => MessageId::parse(id).map(Since::After).ok_or(BadCursor),
+        }
+    }
+}
+
+impl fmt::Display for BadCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("since is an id as a message carries it, or latest, or earliest")
+    }
+}
+
+/// Why somebody does not get all that a cursor asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapWhy {
+    /// The history keeps no more than its limits allow.
+    Evicted,
+    /// The cursor is of another log: the server has begun a new one since.
+    Epoch,
+    /// The connection did not read fast enough.
+    Slow,
+    /// The cursor is ahead of the log.
+    Future,
+}
+
+impl GapWhy {
+    /// One word for clients and the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            GapWhy::Evicted => "evicted",
+            GapWhy::Epoch => "epoch",
+            GapWhy::Slow => "slow",
+            GapWhy::Future => "future",
+        }
+    }
+}
+
+/// Messages of one channel that somebody will not get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The last message before them, as far as the client knows.
+    pub after: MessageId,
+    /// The last of them, or a message before which nothing is kept: what follows it comes next.
+    pub resume: MessageId,
+    /// How many they are, where that is known.
+    pub missed: Option<u64>,
+    /// Why they are not there.
+    pub why: GapWhy,
+}
+
+/// A client, as others see it: the sender of messages on one connection.
+///
+/// It is the slot's generation stirred, so that nobody takes it for a count of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientId(u32);
+
+impl ClientId {
+    /// The client behind a slot.
+    pub fn of(slot: SlotId) -> ClientId {
+        // Multiplying by an odd number and xoring a right shift can both be undone: no two are the same.
+        let stirred = (slot.generation ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b1);
+        ClientId((stirred ^ stirred >> 15).wrapping_mul(0x85eb_ca6b))
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
 impl fmt::Display for BadChannelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -107,6 +235,46 @@ impl fmt::Display for Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        let longest = MessageId { epoch: u64::MAX, seq: u64::MAX };
+        assert_eq!(longest.to_string().len(), MessageId::BYTES_MAX);
+        for id in [longest, MessageId { epoch: 1_790_000_000_000, seq: 0 }] {
+            assert_eq!(Since::parse(id.to_string().as_bytes()), Ok(Since::After(id)));
+        }
+        assert_eq!(Since::parse(b"latest"), Ok(Since::Latest));
+        assert_eq!(Since::parse(b"earliest"), Ok(Since::Earliest));
+        let long = vec![b'1'; 64 << 10];
+        for bad in [
+            &b""[..],
+            b"-",
+            b"1-",
+            b"-1",
+            b"1-2-3",
+            b"1",
+            b"+1-2",
+            b"1-+2",
+            b"0x1-2",
+            b"1-2 ",
+            b"LATEST",
+            b"18446744073709551616-1",
+            b"1-18446744073709551616",
+            &long,
+        ] {
+            assert_eq!(Since::parse(bad), Err(BadCursor), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn clients_differ() {
+        let client = |generation| ClientId::of(SlotId { key: 0, generation }).to_string();
+        let mut ids: Vec<String> = (0..10_000).map(client).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 10_000);
+        assert!(ids.iter().all(|id| id.len() == 8));
+    }
 
     #[test]
     fn channel_names() {

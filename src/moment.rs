@@ -7,36 +7,51 @@
 //!
 //! Only the loop asks the clock, once a turn. Everything else is handed `now`.
 
+use std::fmt;
+
 /// Milliseconds since the loop was born, modulo 2^32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment(u32);
+///
+/// Kept as bytes, which may stand anywhere: a state that holds a moment beside a byte or two wastes no
+/// room on alignment, and there is one such state in every slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Moment([u8; 4]);
 
 impl Moment {
     /// The moment so many milliseconds after the loop's birth; wraps after 49.7 days.
     pub fn from_millis(millis_since_birth: u64) -> Moment {
-        Moment(millis_since_birth as u32)
+        Moment((millis_since_birth as u32).to_ne_bytes())
+    }
+
+    fn millis(self) -> u32 {
+        u32::from_ne_bytes(self.0)
     }
 
     /// The moment `millis` later.
     #[must_use]
     pub fn after(self, millis: u32) -> Moment {
-        Moment(self.0.wrapping_add(millis))
+        Moment(self.millis().wrapping_add(millis).to_ne_bytes())
     }
 
     /// Has this moment come at `now`?
     pub fn has_come(self, now: Moment) -> bool {
-        now.0.wrapping_sub(self.0) < 1 << 31
+        now.millis().wrapping_sub(self.millis()) < 1 << 31
     }
 
     /// Milliseconds from `earlier` to this moment; 0 when `earlier` is the later one.
     pub fn millis_since(self, earlier: Moment) -> u32 {
-        if earlier.has_come(self) { self.0.wrapping_sub(earlier.0) } else { 0 }
+        if earlier.has_come(self) { self.millis().wrapping_sub(earlier.millis()) } else { 0 }
     }
 
     /// The earlier of two moments.
     #[must_use]
     pub fn or_earlier(self, other: Moment) -> Moment {
         if self.has_come(other) { self } else { other }
+    }
+}
+
+impl fmt::Debug for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.millis())
     }
 }
 

@@ -167,7 +167,7 @@ impl Common {
         let payload_bytes = traffic.map_or(0, |traffic| traffic.payload_bytes);
         for (flag, default_bytes, bytes) in [
             ("--message-bytes-max", 64 << 10, payload_bytes),
-            ("--outbox-bytes-max", 1 << 20, traffic.map_or(0, Traffic::burst_bytes)),
+            ("--outbox-bytes-max", 2 << 20, traffic.map_or(0, Traffic::burst_bytes)),
         ] {
             let bytes = bytes.min(SERVER_BYTES_MAX);
             if bytes > default_bytes && !self.server_args.contains(flag) {

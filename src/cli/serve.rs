@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use log::{info, warn};
 
 use super::Failure;
-use crate::config::{Config, Limits, OnSlow, Tcp};
+use crate::access::origin::OriginPattern;
+use crate::config::{Config, HistoryLimits, Limits, OnSlow, Tcp};
 use crate::server::{DESCRIPTORS_RESERVED, End, Server};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -22,9 +23,29 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_CONNECTIONS_MAX", value_name = "N", value_parser = count)]
     connections_max: Option<usize>,
 
-    /// Most channels with members; over it a connection is closed with 4100.
+    /// Most channels with members or history; over it a connection is closed with 4100.
     #[arg(long, env = "OYEZ_CHANNELS_MAX", value_name = "N", default_value = "1000000", value_parser = count)]
     channels_max: usize,
+
+    /// Most channels that one connection is a member of (oyez.v1).
+    #[arg(long, env = "OYEZ_CHANNELS_PER_CLIENT_MAX", value_name = "N", default_value = "128", value_parser = count)]
+    channels_per_client_max: usize,
+
+    /// Most messages kept of a channel for clients that come back; 0 keeps none.
+    #[arg(long, env = "OYEZ_HISTORY_MESSAGES_MAX", value_name = "N", default_value = "100", value_parser = count_or_0)]
+    history_messages_max: usize,
+
+    /// Most bytes kept of a channel, and 64 for each message.
+    #[arg(long, env = "OYEZ_HISTORY_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
+    history_bytes_max: usize,
+
+    /// Longest time for which a message is kept, in seconds.
+    #[arg(long, env = "OYEZ_HISTORY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
+    history_age_seconds: u32,
+
+    /// Most bytes kept of all channels; over it the largest channel loses its oldest messages.
+    #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
+    history_total_bytes_max: usize,
 
     /// Longest request head, in bytes; over it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
@@ -42,6 +63,27 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_MESSAGE_BYTES_MAX", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
     message_bytes_max: usize,
 
+    /// Largest body of a request, in bytes, and so the largest message published over HTTP; over it 413.
+    #[arg(long, env = "OYEZ_BODY_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
+    body_bytes_max: usize,
+
+    /// Longest time from a request's head to its complete body, in milliseconds; after it 408.
+    #[arg(long, env = "OYEZ_BODY_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
+    body_timeout_ms: u32,
+
+    /// Longest time for which a connection is kept for another request, in milliseconds.
+    #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "60000", value_parser = millis)]
+    keep_alive_ms: u32,
+
+    /// Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or
+    /// separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none].
+    #[arg(long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin)]
+    origins: Vec<OriginPattern>,
+
+    /// Leave out the console, the page at / [default: off].
+    #[arg(long, env = "OYEZ_NO_CONSOLE")]
+    no_console: bool,
+
     /// Silence after which a ping is sent, in milliseconds; 0 sends none.
     #[arg(long, env = "OYEZ_PING_INTERVAL_MS", value_name = "MS", default_value = "25000", value_parser = millis_or_0)]
     ping_interval_ms: u32,
@@ -51,7 +93,7 @@ pub(super) struct Serve {
     pong_timeout_ms: u32,
 
     /// Most bytes that wait for one connection, and 64 for each piece of them; over it the connection is slow.
-    #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
+    #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "2MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
     /// Longest time in which a connection takes none of the bytes that wait for it, in milliseconds;
@@ -119,7 +161,7 @@ impl Serve {
                 "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
             );
         }
-        let mut server = Server::bind(config, connections_max).map_err(|error| {
+        let mut server = Server::bind(config, self.origins.clone(), connections_max).map_err(|error| {
             Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
         })?;
         if let Some(address) = server.address() {
@@ -142,6 +184,9 @@ impl Serve {
                 head_fields_max: self.head_fields_max,
                 handshake_timeout_ms: self.handshake_timeout_ms,
                 message_bytes_max: self.message_bytes_max,
+                body_bytes_max: self.body_bytes_max,
+                body_timeout_ms: self.body_timeout_ms,
+                keep_alive_ms: self.keep_alive_ms,
                 ping_interval_ms: self.ping_interval_ms,
                 pong_timeout_ms: self.pong_timeout_ms,
                 outbox_bytes_max: self.outbox_bytes_max,
@@ -153,6 +198,13 @@ impl Serve {
                 close_timeout_ms: self.close_timeout_ms,
                 drain_ms: self.drain_seconds * 1_000,
                 channels_max: self.channels_max,
+                channels_per_client_max: self.channels_per_client_max,
+                history: HistoryLimits {
+                    messages_max: self.history_messages_max,
+                    bytes_max: self.history_bytes_max,
+                    age_ms: self.history_age_seconds * 1_000,
+                    total_bytes_max: self.history_total_bytes_max,
+                },
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -163,6 +215,7 @@ impl Serve {
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
             },
+            assets: Vec::new(),
         }
     }
 }
@@ -241,6 +294,14 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn small_count(text: &str) -> Result<u32, String> {
     number(text, 1, i32::MAX as u64).map(|value| value as u32)
+}
+
+fn count_or_0(text: &str) -> Result<usize, String> {
+    number(text, 0, i32::MAX as u64).map(|value| value as usize)
+}
+
+fn origin(text: &str) -> Result<OriginPattern, String> {
+    OriginPattern::parse(text.trim()).map_err(|why| why.to_string())
 }
 
 fn fields(text: &str) -> Result<usize, String> {

@@ -1,31 +1,71 @@
 //! Who hears what.
 //!
-//! The hub has never heard of sockets. It keeps the members of each channel and the batch of frames that
-//! the current turn publishes there, and answers with frames and members; the server does the rest.
+//! The hub has never heard of sockets. It keeps the members of each channel, the batch of frames that
+//! the current turn publishes there, and the last of what was published before; it answers with frames
+//! and members, and the server does the rest.
 //!
 //! **Encode once**: a message is framed when it is published, into its channel's batch. At the end of the
-//! deliver phase the batch is sealed, and every member gets a reference to the same bytes.
+//! deliver phase the batch is sealed, and every member gets a reference to the same bytes, in the form
+//! that it wants.
+//!
+//! **No loss unannounced**: a member is either *live*, and gets each batch, or *replaying*, and gets what
+//! is kept, a portion at a time, as fast as its socket takes it. It becomes live in the same step in which
+//! its last portion is made, while no batch is open, so that no message can fall between the two. If the
+//! history moves past it, it is told what it missed.
 
 pub mod channel;
+pub mod history;
+mod largest;
 pub mod outbox;
+pub mod seats;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use slab::Slab;
 
-use crate::ids::{ChannelId, ChannelName, SlotId};
-use crate::wire::Kind;
-use channel::{Channel, Sealed};
+use crate::config::{HistoryLimits, Limits};
+use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapWhy, MessageId, Since, SlotId};
+use crate::moment::Moment;
+use crate::wire::{Form, Kind};
+use channel::{Before, Channel, Sealed};
+use largest::{Classes, Shifted};
+use outbox::Frames;
 
 /// All channels.
 #[derive(Debug)]
 pub struct Hub {
     channels: Slab<Channel>,
-    names: HashMap<Rc<str>, ChannelId>,
+    /// In order, so that a list of them can be read a page at a time.
+    names: BTreeMap<Rc<str>, ChannelId>,
     /// Channels in which something was published this turn.
     touched: Vec<ChannelId>,
+    /// The one among them whose batch has to be handed out before another channel's: see [`Hub::before`].
+    in_order: Option<ChannelId>,
     channels_max: usize,
+    history: HistoryLimits,
+    epoch: u64,
+    /// The number of the log's last message.
+    seq: u64,
+    /// The last message of any channel that has ended: a channel of the same name that comes later
+    /// cannot tell whether there was more.
+    forgotten: u64,
+    classes: Classes,
+    kept: Kept,
+    /// Members of all channels.
+    seats: usize,
+    last_replay: Option<CachedReplay>,
+}
+
+/// What all histories hold together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Messages.
+    pub messages: usize,
+    /// Their frames' bytes, and [`history::MESSAGE_BYTES`] for each.
+    pub bytes: usize,
 }
 
 /// Where a member sits: the way back from a slot into the hub.
@@ -33,19 +73,32 @@ pub struct Hub {
 pub struct Seat {
     /// Its channel.
     pub channel: ChannelId,
-    /// Its place among the channel's members.
+    /// Its position in its place.
     pub position: u32,
+    /// Among whom.
+    pub place: Place,
     /// Does it hear what it publishes itself?
     pub echo: bool,
 }
 
-/// The member that moved into a place that was left; its seat has to be told.
+/// The lists of a channel's members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Those who get each batch, in one form.
+    Live(Form),
+    /// Those who are still getting what was kept.
+    Replaying,
+}
+
+/// The member that moved into a position that was left; its seat has to be told.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// Who moved.
     pub member: SlotId,
-    /// Its new place.
+    /// In which channel.
+    pub channel: ChannelId,
+    /// Its new position.
     pub position: u32,
 }
 
@@ -53,34 +106,201 @@ pub struct Moved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelsFull;
 
+/// What somebody wants who becomes a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// How it wants its messages.
+    pub form: Form,
+    /// From where.
+    pub since: Since,
+    /// Does it want to hear its own?
+    pub echo: bool,
+}
+
+/// Somebody has become a member.
+#[derive(Clone, Copy, Debug)]
+pub struct Joined {
+    /// Where it sits.
+    pub seat: Seat,
+    /// What it gets continues from here.
+    pub cursor: MessageId,
+    /// How many members there are.
+    pub members: usize,
+    /// What it asked for and will not get.
+    pub gap: Option<Gap>,
+}
+
+/// A member that is getting what was kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay {
+    member: SlotId,
+    form: Form,
+    /// The last message in the log that it has, or that was before its time.
+    cursor: u64,
+    /// The number of the message that comes next, once that is known.
+    next_number: Option<u64>,
+    /// Why it misses what is evicted before it gets there.
+    why: GapWhy,
+}
+
+/// The next portion of a replay.
+#[must_use]
+#[derive(Debug)]
+pub enum Step {
+    /// Some of it; more is to come.
+    More {
+        /// To be sent.
+        frames: Frames,
+        /// How many messages that is.
+        messages: usize,
+    },
+    /// It has been overtaken by the history's end, and goes on behind the gap.
+    Gap(Gap),
+    /// There is no more: the member has become live.
+    Live {
+        /// Where it sits now.
+        seat: Seat,
+        /// Who sits where it sat.
+        moved: Option<Moved>,
+        /// How far it is.
+        cursor: MessageId,
+    },
+}
+
+/// The last portion that was made, since clients that were cut at once come back with one cursor.
+#[derive(Debug)]
+struct CachedReplay {
+    channel: ChannelId,
+    form: Form,
+    after: u64,
+    upto: u64,
+    messages: usize,
+    frames: Frames,
+}
+
+/// Bytes of one portion of a replay: what waits in one outbox for each turn that a replay takes.
+pub const REPLAY_BYTES: usize = 64 << 10;
+
+/// A message has been put into its channel's batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Published {
+    /// Its id.
+    pub id: MessageId,
+    /// How many members the channel has.
+    pub members: usize,
+}
+
+/// A page of a channel's history.
+#[derive(Debug)]
+pub struct Page {
+    /// The envelopes, with commas between.
+    pub envelopes: Vec<u8>,
+    /// What was asked for and is not kept.
+    pub gap: Option<Gap>,
+}
+
+/// What is told of a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// How many members it has.
+    pub members: usize,
+    /// Its last message in the log; `None` if it has had none.
+    pub head: Option<u64>,
+    /// The last message that is not kept.
+    pub floor: u64,
+    /// How many messages are kept.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
 impl Hub {
-    /// A hub without channels that will have at most `channels_max`.
-    pub fn new(channels_max: usize) -> Hub {
-        Hub { channels: Slab::new(), names: HashMap::new(), touched: Vec::new(), channels_max }
+    /// A hub without channels, for a log that was born at `epoch`.
+    pub fn new(limits: &Limits, epoch: u64) -> Hub {
+        Hub {
+            channels: Slab::new(),
+            names: BTreeMap::new(),
+            touched: Vec::new(),
+            in_order: None,
+            channels_max: limits.channels_max,
+            history: limits.history,
+            epoch,
+            seq: 0,
+            forgotten: 0,
+            classes: Classes::new(),
+            kept: Kept::default(),
+            seats: 0,
+            last_replay: None,
+        }
     }
 
-    /// The channel of that name, if it has members.
-    pub fn find(&self, name: &ChannelName) -> Option<ChannelId> {
-        self.names.get(name.as_str()).copied()
+    /// The channel of that name, if it has members or history.
+    pub fn find(&self, name: &str) -> Option<ChannelId> {
+        self.names.get(name).copied()
     }
 
-    /// How many channels have members.
+    /// The channel itself.
+    pub fn channel(&self, channel: ChannelId) -> Option<&Channel> {
+        self.channels.get(channel.0 as usize)
+    }
+
+    /// How many channels there are.
     pub fn channels(&self) -> usize {
         self.channels.len()
     }
 
     /// How many members all channels have together.
     pub fn seats(&self) -> usize {
-        self.channels.iter().map(|(_, channel)| channel.members().len()).sum()
+        self.seats
     }
 
-    /// The members of a channel, in the order of their positions.
-    pub fn members(&self, channel: ChannelId) -> &[SlotId] {
-        self.channels.get(channel.0 as usize).map_or(&[], Channel::members)
+    /// What all histories hold.
+    pub fn kept(&self) -> Kept {
+        self.kept
     }
 
-    /// Adds a member. It hears what is published from now on: a batch that the channel has begun must be
-    /// sealed and handed out first.
+    /// The log's last message: a cursor behind which everything is new.
+    pub fn head(&self) -> MessageId {
+        self.id(self.seq)
+    }
+
+    fn id(&self, seq: u64) -> MessageId {
+        MessageId { epoch: self.epoch, seq }
+    }
+
+    /// Who sits there, as the channel sees it; for checks.
+    pub fn member_at(&self, seat: Seat) -> Option<SlotId> {
+        self.channel(seat.channel)?.member_at(seat.place, seat.position)
+    }
+
+    /// The form in which a member gets its messages.
+    pub fn form_of(&self, seat: Seat) -> Form {
+        match seat.place {
+            Place::Live(form) => form,
+            Place::Replaying => self.channels[seat.channel.0 as usize].replaying[seat.position as usize].form,
+        }
+    }
+
+    /// The channel of that name; it is made if there is none.
+    ///
+    /// # Errors
+    /// There is no room for another channel.
+    pub fn open(&mut self, name: &ChannelName) -> Result<ChannelId, ChannelsFull> {
+        if let Some(channel) = self.find(name.as_str()) {
+            return Ok(channel);
+        }
+        if self.channels.len() >= self.channels_max {
+            return Err(ChannelsFull);
+        }
+        let name: Rc<str> = name.as_str().into();
+        let channel = ChannelId(self.channels.insert(Channel::new(name.clone(), self.forgotten)) as u32);
+        self.names.insert(name, channel);
+        Ok(channel)
+    }
+
+    /// Adds a member. A batch that the channel has begun must be sealed and handed out first.
+    ///
+    /// What it asks for and is kept comes by [`Hub::replay`]; if that is nothing, it is live at once.
     ///
     /// # Errors
     /// The name is new and there is no room for another channel.
@@ -88,46 +308,106 @@ impl Hub {
         &mut self,
         name: &ChannelName,
         member: SlotId,
-        echo: bool,
-    ) -> Result<Seat, ChannelsFull> {
-        let channel = match self.find(name) {
-            Some(channel) => channel,
-            None => self.open(name)?,
+        wish: Wish,
+        now: Moment,
+    ) -> Result<Joined, ChannelsFull> {
+        let id = self.open(name)?;
+        self.expire_channel(id, now);
+        let (from, gap) = self.resume(id, wish.since);
+        let (now_at, head) = (self.id(from), self.head());
+        let channel = &mut self.channels[id.0 as usize];
+        let (seat, cursor) = if from < channel.last() {
+            let replay =
+                Replay { member, form: wish.form, cursor: from, next_number: None, why: GapWhy::Slow };
+            channel.replaying.push(replay);
+            let position = (channel.replaying.len() - 1) as u32;
+            (Seat { channel: id, position, place: Place::Replaying, echo: wish.echo }, now_at)
+        } else {
+            (channel::seat(id, wish.form, channel.join(wish.form, member), wish.echo), head)
         };
-        let position = self.channels[channel.0 as usize].join(member);
-        Ok(Seat { channel, position, echo })
+        let members = channel.members();
+        self.seats += 1;
+        Ok(Joined { seat, cursor, members, gap })
     }
 
-    fn open(&mut self, name: &ChannelName) -> Result<ChannelId, ChannelsFull> {
-        if self.channels.len() >= self.channels_max {
-            return Err(ChannelsFull);
+    /// Where in the log somebody begins who asks for `since`, and what is missing there.
+    fn resume(&self, id: ChannelId, since: Since) -> (u64, Option<Gap>) {
+        let channel = &self.channels[id.0 as usize];
+        let floor = channel.history.floor();
+        let gap = |after: MessageId, why| {
+            let gap = Gap { after, resume: self.id(floor), missed: None, why };
+            (floor, Some(gap))
+        };
+        match since {
+            Since::Now => (self.seq, None),
+            Since::Earliest => (floor, None),
+            Since::Latest => {
+                let before =
+                    channel.history.len().checked_sub(2).and_then(|index| channel.history.get(index));
+                (before.map_or(floor, |kept| kept.seq), None)
+            }
+            Since::After(id) if id.epoch != self.epoch => gap(id, GapWhy::Epoch),
+            Since::After(id) if id.seq > self.seq => gap(id, GapWhy::Future),
+            Since::After(id) if id.seq < floor => gap(id, GapWhy::Evicted),
+            Since::After(id) => (id.seq, None),
         }
-        let name: Rc<str> = name.as_str().into();
-        let channel = ChannelId(self.channels.insert(Channel::new(name.clone())) as u32);
-        self.names.insert(name, channel);
-        Ok(channel)
     }
 
-    /// Takes a member out; a channel without members ends. A batch that the channel has begun must be sealed
-    /// and handed out first, since it may name members by their positions.
+    /// Takes a member out; a channel without members and history ends. A batch that the channel has begun
+    /// must be sealed and handed out first, since it may name members by their positions.
     ///
-    /// The last member moves into the place that came free, if that is another.
+    /// The last member of its place moves into the position that came free, if that is another.
     pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        let moved = channel.leave(seat.position);
-        if channel.members().is_empty() {
-            let channel = self.channels.remove(seat.channel.0 as usize);
-            self.names.remove(channel.name());
-        }
+        let moved = self.channels[seat.channel.0 as usize].leave(seat);
+        self.seats -= 1;
+        self.end_if_empty(seat.channel);
         moved
     }
 
-    /// Frames a message into its channel's batch.
-    pub fn publish(&mut self, seat: Seat, kind: Kind, payload: &[u8]) {
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        if channel.publish(kind, payload, (!seat.echo).then_some(seat.position)) {
-            self.touched.push(seat.channel);
+    /// Ends a channel for which there is no reason any more.
+    pub fn end_if_empty(&mut self, id: ChannelId) {
+        if self.channel(id).is_some_and(Channel::has_ended) {
+            let channel = self.channels.remove(id.0 as usize);
+            self.names.remove(channel.name());
+            self.forgotten = self.forgotten.max(channel.last());
         }
+    }
+
+    /// The channel whose batch has to be handed out before something is published on this one.
+    ///
+    /// Members of several channels have one cursor for all of them, so they have to get what they get in
+    /// the order of the log. Those are members by `oyez.v1`, and of their channels only one has a batch at
+    /// a time. Other channels may gather theirs for the whole turn.
+    pub fn before(&self, channel: ChannelId) -> Option<ChannelId> {
+        self.in_order.filter(|&other| other != channel && self.is_in_order(channel))
+    }
+
+    fn is_in_order(&self, channel: ChannelId) -> bool {
+        self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
+    }
+
+    /// Frames a message into its channel's batch. What [`Hub::before`] names is handed out first.
+    ///
+    /// `seat` is the sender's, where it is a member of the channel.
+    pub fn publish(
+        &mut self,
+        id: ChannelId,
+        kind: Kind,
+        payload: &[u8],
+        from: Option<ClientId>,
+        seat: Option<Seat>,
+    ) -> Published {
+        debug_assert_eq!(self.before(id), None, "members of two channels hear them in the log's order");
+        if self.is_in_order(id) {
+            self.in_order = Some(id);
+        }
+        self.seq += 1;
+        let unheard_by = seat.filter(|seat| !seat.echo);
+        let channel = &mut self.channels[id.0 as usize];
+        if channel.publish(self.seq, kind, payload, from, unheard_by) {
+            self.touched.push(id);
+        }
+        Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }
     }
 
     /// One channel in which something was published this turn and not yet handed out.
@@ -136,7 +416,208 @@ impl Hub {
     }
 
     /// Ends the channel's batch: who gets it, and what it is. `None` if there is nothing in it.
-    pub fn seal(&mut self, channel: ChannelId) -> Option<(&[SlotId], Sealed)> {
-        self.channels.get_mut(channel.0 as usize)?.seal()
+    pub fn seal(&mut self, id: ChannelId, now: Moment) -> Option<(&Channel, Sealed)> {
+        let channel = self.channels.get_mut(id.0 as usize)?;
+        let before = Kept { messages: channel.history.len(), bytes: channel.history.bytes() };
+        let sealed = channel.seal(self.epoch, &self.history, now)?;
+        if self.in_order == Some(id) {
+            self.in_order = None;
+        }
+        self.account(id, before);
+        while self.kept.bytes > self.history.total_bytes_max
+            && let Some(largest) = self.classes.largest()
+        {
+            self.change_history(largest, |channel| channel.history.evict_oldest());
+            if largest != id {
+                self.end_if_empty(largest);
+            }
+        }
+        Some((&self.channels[id.0 as usize], sealed))
+    }
+
+    /// Lets go of what is older than it may be, in some of the channels.
+    pub fn expire(&mut self, keys: Range<usize>, now: Moment) {
+        for key in keys {
+            if self.channels.contains(key) {
+                let id = ChannelId(key as u32);
+                self.expire_channel(id, now);
+                self.end_if_empty(id);
+            }
+        }
+    }
+
+    /// One more than the highest place that a channel has in the table.
+    pub fn keys_end(&self) -> usize {
+        self.channels.capacity()
+    }
+
+    fn expire_channel(&mut self, id: ChannelId, now: Moment) {
+        let age_ms = self.history.age_ms;
+        self.change_history(id, |channel| channel.history.expire(age_ms, now));
+    }
+
+    fn change_history(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) {
+        let channel = &mut self.channels[id.0 as usize];
+        let before = Kept { messages: channel.history.len(), bytes: channel.history.bytes() };
+        change(channel);
+        self.account(id, before);
+    }
+
+    /// Brings the totals and the classes up to date after a history has changed.
+    fn account(&mut self, id: ChannelId, before: Kept) {
+        let channel = &mut self.channels[id.0 as usize];
+        let (messages, bytes) = (channel.history.len(), channel.history.bytes());
+        self.kept.messages = self.kept.messages + messages - before.messages;
+        self.kept.bytes = self.kept.bytes + bytes - before.bytes;
+        if Classes::is_due(channel.rank, bytes) {
+            let (rank, shifted) = self.classes.rank(id, channel.rank, bytes);
+            channel.rank = rank;
+            if let Some(Shifted { channel, rank }) = shifted {
+                self.channels[channel.0 as usize].rank = rank;
+            }
+        }
+    }
+
+    /// A member could not take a batch. It gets it, and what follows, from the history when it takes
+    /// bytes again. The batch is sealed, and no other is open.
+    pub fn fall_behind(&mut self, member: SlotId, seat: Seat, before: Before) -> (Seat, Option<Moved>) {
+        let Place::Live(form) = seat.place else { return (seat, None) };
+        let channel = &mut self.channels[seat.channel.0 as usize];
+        let moved = channel.leave(seat);
+        let replay =
+            Replay { member, form, cursor: before.seq, next_number: Some(before.number), why: GapWhy::Slow };
+        channel.replaying.push(replay);
+        let position = (channel.replaying.len() - 1) as u32;
+        (Seat { position, place: Place::Replaying, ..seat }, moved)
+    }
+
+    /// The next portion for a member that is replaying. No batch of its channel is open.
+    ///
+    /// `client` is the member itself, if it does not want to hear its own messages.
+    pub fn replay(&mut self, seat: Seat, client: Option<ClientId>) -> Step {
+        let (epoch, head) = (self.epoch, self.head());
+        let channel = &mut self.channels[seat.channel.0 as usize];
+        debug_assert!(!channel.has_batch());
+        let Replay { member, form, cursor, next_number, why } = channel.replaying[seat.position as usize];
+        let floor = channel.history.floor();
+        if cursor < floor {
+            let resume = MessageId { epoch, seq: floor };
+            let first_kept = channel.first_number();
+            let missed = next_number.map(|next| first_kept.saturating_sub(next));
+            let replay = &mut channel.replaying[seat.position as usize];
+            (replay.cursor, replay.next_number) = (floor, Some(first_kept));
+            return Step::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
+        }
+        let index = channel.history.index_after(cursor);
+        if index == channel.history.len() {
+            let moved = channel.leave(seat);
+            let position = channel.join(form, member);
+            let seat = Seat { position, place: Place::Live(form), ..seat };
+            return Step::Live { seat, moved, cursor: head };
+        }
+        if let Some(cached) = &self.last_replay
+            && (cached.channel, cached.form, cached.after) == (seat.channel, form, cursor)
+            && client.is_none()
+        {
+            let next_number = channel.first_number() + (index + cached.messages) as u64;
+            let replay = &mut channel.replaying[seat.position as usize];
+            (replay.cursor, replay.next_number) = (cached.upto, Some(next_number));
+            return Step::More { frames: cached.frames.clone(), messages: cached.messages };
+        }
+        let mut out = Vec::new();
+        let mut upto = cursor;
+        let mut end = index;
+        let mut messages = 0;
+        while let Some(message) = channel.message(epoch, end)
+            && (out.is_empty() || out.len() + message.payload.len() <= REPLAY_BYTES)
+        {
+            upto = message.id.seq;
+            end += 1;
+            if client.is_none() || message.from != client {
+                message.append_as(form, &mut out);
+                messages += 1;
+            }
+        }
+        let next_number = channel.first_number() + end as u64;
+        let replay = &mut channel.replaying[seat.position as usize];
+        (replay.cursor, replay.next_number) = (upto, Some(next_number));
+        let frames: Frames = Rc::new(Bytes::from(out));
+        if client.is_none() {
+            let (channel, frames) = (seat.channel, frames.clone());
+            self.last_replay = Some(CachedReplay { channel, form, after: cursor, upto, messages, frames });
+        }
+        Step::More { frames, messages }
+    }
+
+    /// What is told of a channel; of one that is not there, that it is empty.
+    pub fn standing(&self, name: &str) -> Standing {
+        let empty = Standing { floor: self.forgotten, ..Standing::default() };
+        let channel = self.find(name).and_then(|id| self.channel(id));
+        channel.map_or(empty, |channel| Standing {
+            members: channel.members(),
+            head: (channel.messages() > 0).then_some(channel.last()),
+            floor: channel.history.floor(),
+            messages: channel.history.len(),
+            bytes: channel.history.bytes(),
+        })
+    }
+
+    /// The names of channels, in order, behind `after`.
+    pub fn names<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> impl Iterator<Item = &'a str> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        self.names
+            .range::<str, _>((start, Bound::Unbounded))
+            .map(|(name, _)| &**name)
+            .take_while(move |name| name.starts_with(prefix))
+    }
+
+    /// A page of what is kept of a channel, from a cursor on.
+    pub fn page(&mut self, name: &str, since: Since, limit: usize, now: Moment) -> Page {
+        let mut page = Page { envelopes: Vec::new(), gap: None };
+        let Some(id) = self.find(name) else {
+            page.gap = match since {
+                Since::After(after) if after.epoch != self.epoch => Some((after, GapWhy::Epoch)),
+                Since::After(after) if after.seq > self.seq => Some((after, GapWhy::Future)),
+                Since::After(after) if after.seq < self.forgotten => Some((after, GapWhy::Evicted)),
+                _ => None,
+            }
+            .map(|(after, why)| Gap {
+                after,
+                resume: self.id(self.forgotten),
+                missed: None,
+                why,
+            });
+            return page;
+        };
+        self.expire_channel(id, now);
+        let (from, gap) = self.resume(id, if since == Since::Now { Since::Earliest } else { since });
+        page.gap = gap;
+        let channel = &self.channels[id.0 as usize];
+        let first = channel.history.index_after(from);
+        for index in first..channel.history.len().min(first.saturating_add(limit)) {
+            let Some(message) = channel.message(self.epoch, index) else { break };
+            if index > first {
+                page.envelopes.push(b',');
+            }
+            crate::wire::append_envelope(&mut page.envelopes, &message);
+        }
+        page
+    }
+
+    /// Panics if the parts contradict each other; for debug builds and tests.
+    pub fn check(&self) {
+        let mut kept = Kept::default();
+        for (_, channel) in &self.channels {
+            assert!(!channel.has_batch(), "{} was not handed out", channel.name());
+            assert!(!channel.has_ended(), "{} is over", channel.name());
+            kept.messages += channel.history.len();
+            kept.bytes += channel.history.bytes();
+        }
+        assert_eq!(kept, self.kept);
+        assert_eq!(self.channels.iter().map(|(_, channel)| channel.members()).sum::<usize>(), self.seats);
+        assert_eq!(self.names.len(), self.channels.len());
     }
 }

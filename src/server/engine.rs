@@ -1,12 +1,10 @@
-//! The phases that touch slots: drive, deliver, flush, sweep, reap.
+//! The phases that touch slots: drive, flush, sweep, reap; deliver is in a room of its own.
 //!
 //! The engine has no poll and no listener, and is generic over the transport: the real server drives it
 //! with sockets, the model test with bytes in memory, and both run the same code.
 
 use std::mem;
-use std::rc::Rc;
 
-use bytes::Bytes;
 use log::{debug, info};
 
 use super::slots::{Slot, Slots};
@@ -14,14 +12,13 @@ use super::sweep::Sweeper;
 use super::transport::{self, ReadOutcome, Transport};
 use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
-use crate::hub::channel::Portion;
-use crate::hub::outbox::{Left, Outbox, Push};
-use crate::hub::{Hub, Seat};
-use crate::ids::{ChannelId, Peer, SlotId};
+use crate::hub::Hub;
+use crate::hub::outbox::{Left, Outbox};
+use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Desk, Due, State};
+use crate::session::{AfterFlush, Desk, Due, Site, State};
 
 /// Slots, hub, and what the phases need between them.
 #[derive(Debug)]
@@ -32,30 +29,39 @@ pub struct Engine<T> {
     pub slots: Slots<T>,
     /// The channels.
     pub hub: Hub,
+    /// What is served beside channels.
+    pub site: Site,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions asked for in this turn, in the order in which they asked.
-    intents: Vec<(SlotId, Intent)>,
+    pub(super) intents: Vec<(SlotId, Intent)>,
     /// The intents of the session that has its turn; empty between sessions.
     wishes: Vec<Intent>,
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
     sweeper: Sweeper,
+    /// The sweep of the channels, for what is kept too long.
+    channel_sweeper: Sweeper,
+    /// The server is on its way out, and clients are to come back after so many milliseconds.
+    pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
     turned_away: usize,
 }
 
 impl<T: Transport> Engine<T> {
-    /// An engine without connections.
-    pub fn new(limits: Limits) -> Engine<T> {
+    /// An engine without connections, whose log was born at `epoch`.
+    pub fn new(limits: Limits, epoch: u64) -> Engine<T> {
         Engine {
-            hub: Hub::new(limits.channels_max),
+            hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
+            site: Site::default(),
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
+            channel_sweeper: Sweeper::new(),
+            draining: None,
             turned_away: 0,
             limits,
         }
@@ -111,14 +117,21 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot; how many bytes.
     fn read(&mut self, id: SlotId, now: Moment) -> usize {
-        let Engine { slots, limits, scratch, wishes, .. } = self;
+        let Engine { slots, limits, site, metrics, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         let has_write_failed = slot.has_write_failed();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, wishes, now);
+        let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
         let mut total = 0;
+        if state.takes_input(desk.outbox) {
+            state.resume(&mut desk);
+        }
         for _ in 0..desk.limits.reads_per_slot {
+            if !state.takes_input(desk.outbox) && !has_write_failed {
+                slots.mark_held(id);
+                return total;
+            }
             match transport::read(transport, scratch) {
                 ReadOutcome::Bytes(count) => {
                     total += count;
@@ -156,87 +169,6 @@ impl<T: Transport> Engine<T> {
         slots.mark_dirty(id);
     }
 
-    /// Applies intents to the hub; frames land in outboxes.
-    pub fn deliver(&mut self, now: Moment) {
-        let mut intents = mem::take(&mut self.intents);
-        for (id, intent) in intents.drain(..) {
-            self.apply(id, intent, now);
-        }
-        while let Some(channel) = self.hub.next_touched() {
-            self.hand_out(channel, now);
-        }
-        // Closes of slow members may have made wishes; they were granted where they were made.
-        debug_assert!(self.intents.is_empty());
-        self.intents = intents;
-    }
-
-    fn apply(&mut self, id: SlotId, intent: Intent, now: Moment) {
-        match intent {
-            Intent::Subscribe { channel, echo } => {
-                // It hears what is published from now on, so what came before goes out first.
-                if let Some(channel) = self.hub.find(&channel) {
-                    self.hand_out(channel, now);
-                }
-                match self.hub.subscribe(&channel, id, echo) {
-                    Ok(seat) => {
-                        if let Some(slot) = self.slots.get_mut(id) {
-                            slot.seat = Some(seat);
-                        }
-                    }
-                    Err(_) => self.close(id, Reason::OverCapacity, now),
-                }
-            }
-            Intent::Publish { kind, payload } => {
-                if let Some(Slot { seat: Some(seat), .. }) = self.slots.get(id) {
-                    self.hub.publish(*seat, kind, &payload);
-                    self.metrics.messages_published += 1;
-                }
-            }
-            Intent::Leave { farewell } => self.bid_farewell(id, farewell, now),
-        }
-    }
-
-    /// Ends a membership in order: first what was published so far, then the close frame.
-    fn bid_farewell(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
-        if let Some(Slot { seat: Some(seat), .. }) = self.slots.get(id) {
-            self.hand_out(seat.channel, now);
-        }
-        self.leave(id);
-        if let Some(farewell) = farewell
-            && let Some(slot) = self.slots.get_mut(id)
-        {
-            slot.outbox.queue(Rc::new(farewell));
-            self.slots.mark_dirty(id);
-        }
-    }
-
-    /// Gives every member of a channel what was published there since the last time.
-    fn hand_out(&mut self, channel: ChannelId, now: Moment) {
-        let Engine { slots, hub, metrics, limits, .. } = self;
-        let Some((members, batch)) = hub.seal(channel) else { return };
-        let mut slow = Vec::new();
-        for (position, &member) in members.iter().enumerate() {
-            let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
-                continue;
-            };
-            let Some(Portion { frames, messages }) = batch.portion(position as u32) else { continue };
-            match slot.outbox.push(frames.as_slice(), limits.outbox_bytes_max) {
-                Push::Queued => {
-                    metrics.messages_delivered += u64::from(messages);
-                    slots.mark_dirty(member);
-                }
-                Push::OverLimit if limits.on_slow == OnSlow::Skip => {
-                    slot.outbox.shut_until_empty();
-                    metrics.messages_skipped += u64::from(messages);
-                }
-                Push::OverLimit => slow.push(member),
-            }
-        }
-        for member in slow {
-            self.close(member, Reason::Slow, now);
-        }
-    }
-
     /// One write for every dirty slot, however many frames were queued.
     pub fn flush(&mut self, now: Moment) {
         let dirty = self.slots.take_dirty();
@@ -262,7 +194,12 @@ impl<T: Transport> Engine<T> {
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
-            (Left::Nothing, AfterFlush::Nothing) => {}
+            (Left::Nothing, AfterFlush::Nothing) => {
+                if slot.is_replaying() {
+                    self.replay(id, now);
+                }
+                self.slots.release(id);
+            }
         }
     }
 
@@ -270,10 +207,12 @@ impl<T: Transport> Engine<T> {
     fn judge_stall(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        if !slot.takes_broadcast() || !has_stalled(&slot.outbox, limits, now) {
+        if !slot.state.listens() || !has_stalled(&slot.outbox, limits, now) {
             return;
         }
         match limits.on_slow {
+            // It has no words for a close, and stands in the way of none.
+            _ if !slot.takes_broadcast() => slots.doom(id, Reason::Slow),
             OnSlow::Close => self.close(id, Reason::Slow, now),
             OnSlow::Skip => slot.outbox.shut_until_empty(),
         }
@@ -294,10 +233,14 @@ impl<T: Transport> Engine<T> {
                 self.sweep_slot(id, now);
             }
         }
+        if self.hub.kept().messages > 0 {
+            let slice = self.channel_sweeper.slice(self.hub.keys_end(), now);
+            self.hub.expire(slice, now);
+        }
     }
 
     fn sweep_slot(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, limits, wishes, .. } = self;
+        let Engine { slots, limits, site, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if has_stalled(&slot.outbox, limits, now) {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
@@ -307,7 +250,7 @@ impl<T: Transport> Engine<T> {
         }
         let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
             Due::Flush => self.grant_wishes(id, now),
@@ -318,14 +261,16 @@ impl<T: Transport> Engine<T> {
 
     /// When the sweep wants to be called again, if there is anything to sweep.
     pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
-        (!self.slots.is_empty()).then(|| self.sweeper.next(now))
+        let slots = (!self.slots.is_empty()).then(|| self.sweeper.next(now));
+        let channels = (self.hub.kept().messages > 0).then(|| self.channel_sweeper.next(now));
+        slots.into_iter().chain(channels).reduce(Moment::or_earlier)
     }
 
     /// The only place where a slot dies and its key is freed; how many did.
-    pub fn reap(&mut self) -> usize {
+    pub fn reap(&mut self, now: Moment) -> usize {
         let doomed = self.slots.take_doomed();
         for &id in &doomed {
-            self.leave(id);
+            self.leave(id, now);
             let Some(slot) = self.slots.remove(id) else { continue };
             let State::Dead(reason) = slot.state else { continue };
             self.metrics.connections_closed[reason.index()] += 1;
@@ -342,9 +287,9 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
-        let Engine { slots, limits, wishes, .. } = self;
+        let Engine { slots, limits, site, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, wishes, now);
+        let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
         debug!("closing peer={peer} reason={reason}");
         state.close(reason, &mut desk);
         self.grant_wishes(id, now);
@@ -360,13 +305,23 @@ impl<T: Transport> Engine<T> {
 
     /// Closes everybody with 4200, and tells each when to come back: evenly spread over the drain's
     /// window.
+    ///
+    /// Connections that wait for another request are left alone, so that who watches the server's health
+    /// hears that it is going away.
     pub fn drain(&mut self, now: Moment) {
-        let everybody: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
-        let count = everybody.len().max(1) as u64;
-        for (place, id) in everybody.into_iter().enumerate() {
+        self.draining = Some(self.limits.drain_ms);
+        let leaving = self.slots.iter().filter(|(_, slot)| !slot.state.is_idle_request());
+        let leaving: Vec<SlotId> = leaving.map(|(id, _)| id).collect();
+        let count = leaving.len().max(1) as u64;
+        for (place, id) in leaving.into_iter().enumerate() {
             let retry_ms = (u64::from(self.limits.drain_ms) * place as u64 / count) as u32;
             self.close(id, Reason::Drain { retry_ms }, now);
         }
+    }
+
+    /// Is nobody left but who waits for another request?
+    pub fn is_drained(&self) -> bool {
+        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request())
     }
 
     /// Ends everybody at once.
@@ -377,24 +332,15 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Takes a member out of the hub. What was published on its channel has been handed out.
-    fn leave(&mut self, id: SlotId) {
-        let Some(seat) = self.slots.get_mut(id).and_then(|slot| slot.seat.take()) else { return };
-        if let Some(moved) = self.hub.leave(seat)
-            && let Some(Slot { seat: Some(seat), .. }) = self.slots.get_mut(moved.member)
-        {
-            seat.position = moved.position;
-        }
-    }
-
     /// Panics if slots and hub contradict each other; for debug builds and tests.
     pub fn check(&self) {
         self.slots.check();
         assert!(self.intents.is_empty() && self.wishes.is_empty(), "all intents were applied");
+        self.hub.check();
         let mut seats = 0;
         for (id, slot) in self.slots.iter() {
-            if let Some(Seat { channel, position, .. }) = slot.seat {
-                assert_eq!(self.hub.members(channel).get(position as usize), Some(&id), "the seat of {id:?}");
+            for &seat in slot.seats.as_slice() {
+                assert_eq!(self.hub.member_at(seat), Some(id), "the seat of {id:?}: {seat:?}");
                 seats += 1;
             }
         }
@@ -418,10 +364,12 @@ struct Parts<'a, T> {
 fn desk<'a, T>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
+    site: &'a Site,
+    metrics: &'a mut Metrics,
     intents: &'a mut Vec<Intent>,
     now: Moment,
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    (Parts { transport, state, peer }, Desk { limits, now, phase, outbox, intents })
+    (Parts { transport, state, peer }, Desk { limits, site, metrics, now, phase, outbox, intents })
 }

@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Tcp;
 use crate::moment::Moment;
-use crate::session::no_room;
+use crate::session::response::{Manner, Refusal};
 
 /// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
 /// connections wake it earlier; the timer is for descriptors that others in the process give back.
@@ -172,7 +172,7 @@ impl Listener {
             // Best effort, in one go: what has come is read, so that closing sends no reset that would
             // overtake the answer.
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write(&no_room().to_bytes());
+            let _ = stream.write(&Refusal::no_room().respond(&Manner::last()));
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
         self.reserve = reserve();

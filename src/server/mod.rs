@@ -12,15 +12,18 @@
 //! - **sweep** after **drive**, so that nobody is called silent whose bytes have just been read;
 //! - **reap** last, so that a key is not given out again while an id of this turn is still around.
 
+mod answers;
+mod deliver;
 pub mod engine;
 pub mod listener;
+mod process;
 pub mod slots;
 mod sweep;
 pub mod transport;
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, info, warn};
 use mio::net::TcpStream;
@@ -28,10 +31,12 @@ use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::access::origin::OriginPattern;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
+use crate::session::Site;
 use engine::Engine;
 use listener::{Accept, Listener};
 
@@ -100,19 +105,23 @@ impl Server {
     ///
     /// # Errors
     /// The address is in use, or the system gives no poll or signals.
-    pub fn bind(config: Config, connections_max: usize) -> io::Result<Server> {
+    pub fn bind(config: Config, origins: Vec<OriginPattern>, connections_max: usize) -> io::Result<Server> {
         let poll = Poll::new()?;
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         listener.register(poll.registry(), LISTENER)?;
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let now = Instant::now();
+        // A new log begins. A clock that stands before 1970 gives a poor epoch, and no worse.
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let mut engine = Engine::new(config.limits, epoch);
+        engine.site = Site { assets: config.assets, origins };
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
             listener: Some(listener),
-            engine: Engine::new(config.limits),
+            engine,
             connections_max,
             clock: Clock { birth: now, woke: now },
             stage: Stage::Serving,
@@ -142,7 +151,7 @@ impl Server {
             self.engine.deliver(now);
             self.engine.flush(now);
             self.engine.sweep(now);
-            self.reap();
+            self.reap(now);
             if let Some(end) = self.end() {
                 return Ok(end);
             }
@@ -156,7 +165,7 @@ impl Server {
         }
         let before = Instant::now();
         let turn_micros = before.duration_since(self.clock.woke).as_micros() as u64;
-        self.engine.metrics.turn_micros_max = self.engine.metrics.turn_micros_max.max(turn_micros);
+        self.engine.metrics.observe_turn(turn_micros);
         let timeout = self.timeout();
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
@@ -187,6 +196,7 @@ impl Server {
     /// An event only marks; nothing is done here.
     fn note(&mut self, now: Moment) {
         let Server { events, engine, listener, .. } = self;
+        engine.metrics.turn_events.observe(events.iter().count() as f64);
         let mut signalled = false;
         for event in events.iter() {
             match event.token() {
@@ -225,7 +235,7 @@ impl Server {
                 Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
                 Accept::Nobody => break,
                 Accept::Gone(error) => {
-                    engine.metrics.accept_errors += 1;
+                    engine.metrics.accept_failed(&error);
                     debug!("accept: {error}");
                     continue;
                 }
@@ -236,7 +246,7 @@ impl Server {
                             engine.slots.len()
                         );
                     }
-                    engine.metrics.accept_errors += 1;
+                    engine.metrics.accept_failed(&error);
                     break;
                 }
             };
@@ -254,8 +264,8 @@ impl Server {
         }
     }
 
-    fn reap(&mut self) {
-        if self.engine.reap() > 0
+    fn reap(&mut self, now: Moment) {
+        if self.engine.reap(now) > 0
             && let Some(listener) = &mut self.listener
         {
             listener.resume();
@@ -284,7 +294,7 @@ impl Server {
         let now = self.clock.now();
         let end = match self.stage {
             Stage::Serving => return None,
-            Stage::Draining { .. } if self.engine.slots.is_empty() => End::Drained,
+            Stage::Draining { .. } if self.engine.is_drained() => End::Drained,
             Stage::Draining { until } if until.has_come(now) => {
                 warn!("the drain's time is up: cutting {} connections", self.engine.slots.len());
                 End::Drained
@@ -293,7 +303,7 @@ impl Server {
             Stage::Cut => End::Cut,
         };
         self.engine.cut();
-        self.engine.reap();
+        self.engine.reap(now);
         info!("ended {}", self.engine.metrics);
         Some(end)
     }

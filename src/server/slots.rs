@@ -10,8 +10,9 @@ use mio::Token;
 use slab::Slab;
 
 use crate::close::Reason;
-use crate::hub::Seat;
+use crate::hub::Place;
 use crate::hub::outbox::Outbox;
+use crate::hub::seats::Seats;
 use crate::ids::{Peer, SlotId};
 use crate::session::State;
 
@@ -28,8 +29,8 @@ pub struct Slot<T> {
     pub state: State,
     /// What it has yet to be sent.
     pub outbox: Outbox,
-    /// Where it sits in the hub, if it does.
-    pub seat: Option<Seat>,
+    /// Where it sits in the hub.
+    pub seats: Seats,
     /// Who is at the other end.
     pub peer: Peer,
     generation: u32,
@@ -38,32 +39,38 @@ pub struct Slot<T> {
 
 /// Which lists a slot is on, and what the last event said.
 #[derive(Clone, Copy, Debug, Default)]
-struct Marks(u8);
+struct Marks(u16);
 
 impl Marks {
-    const READY: u8 = 1;
-    const DIRTY: u8 = 2;
-    const DOOMED: u8 = 4;
+    const READY: u16 = 1;
+    const DIRTY: u16 = 2;
+    const DOOMED: u16 = 4;
     /// A write failed and its frames are gone: what there is to read is read, and then it is over.
-    const WRITE_FAILED: u8 = 16;
+    const WRITE_FAILED: u16 = 16;
     /// There is no room for it, and it is being told so.
-    const TURNED_AWAY: u8 = 32;
+    const TURNED_AWAY: u16 = 32;
     /// An event said that the peer sends no more. It may have come with the last bytes, and then no
     /// other event follows: a short read is not the end of what there is.
-    const READ_CLOSED: u8 = 8;
+    const READ_CLOSED: u16 = 8;
+    /// It is not read until it has taken what it was answered.
+    const HELD: u16 = 64;
+    /// It is getting what was kept of a channel, a portion whenever it has taken the one before.
+    const REPLAYING: u16 = 128;
+    /// Its close frame is queued: nothing may follow it.
+    const FAREWELL: u16 = 256;
 
-    fn has(self, mark: u8) -> bool {
+    fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
     }
 
     /// Sets the mark; true if it was not set before.
-    fn set(&mut self, mark: u8) -> bool {
+    fn set(&mut self, mark: u16) -> bool {
         let is_new = !self.has(mark);
         self.0 |= mark;
         is_new
     }
 
-    fn clear(&mut self, mark: u8) {
+    fn clear(&mut self, mark: u16) {
         self.0 &= !mark;
     }
 }
@@ -84,6 +91,26 @@ impl<T> Slot<T> {
         self.marks.has(Marks::WRITE_FAILED)
     }
 
+    /// Is it not read until its outbox is empty?
+    pub fn is_held(&self) -> bool {
+        self.marks.has(Marks::HELD)
+    }
+
+    /// Is it getting what was kept of a channel?
+    pub fn is_replaying(&self) -> bool {
+        self.marks.has(Marks::REPLAYING)
+    }
+
+    /// Is its close frame queued, or would be, if there were one?
+    pub fn has_farewell(&self) -> bool {
+        self.marks.has(Marks::FAREWELL)
+    }
+
+    /// May anything more be queued for it? Not behind its close frame (RFC 6455 5.5.1).
+    pub fn takes_words(&self) -> bool {
+        !self.has_farewell() && !matches!(self.state, State::Dead(_))
+    }
+
     /// Is it on the ready list?
     pub fn is_ready(&self) -> bool {
         self.marks.has(Marks::READY)
@@ -92,7 +119,7 @@ impl<T> Slot<T> {
     /// Is it to be sent what is published? A member is, until its close frame is queued: RFC 6455 5.5.1
     /// forbids data after it.
     pub fn takes_broadcast(&self) -> bool {
-        self.seat.is_some() && !matches!(self.state, State::Dead(_))
+        !self.seats.is_empty() && !matches!(self.state, State::Dead(_))
     }
 
     /// Would a flush come to anything?
@@ -143,7 +170,8 @@ impl<T> Slots<T> {
     pub fn insert(&mut self, transport: T, peer: Peer, state: State, outbox: Outbox) -> SlotId {
         let id = self.next_id();
         let generation = id.generation;
-        let slot = Slot { transport, state, outbox, seat: None, peer, generation, marks: Marks::default() };
+        let slot =
+            Slot { transport, state, outbox, seats: Seats::None, peer, generation, marks: Marks::default() };
         self.slab.insert(slot);
         // A key's generations have to differ for as long as an id may be around, which is one turn.
         self.next_generation = self.next_generation.wrapping_add(1);
@@ -214,6 +242,41 @@ impl<T> Slots<T> {
         if let Some(slot) = self.get_mut(id) {
             slot.outbox.unblock();
             self.mark_dirty(id);
+        }
+    }
+
+    /// It is not to be read until its outbox is empty.
+    pub fn mark_held(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.marks.set(Marks::HELD);
+        }
+    }
+
+    /// Its outbox is empty: if it was held, there may be something to read.
+    pub fn release(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id)
+            && slot.is_held()
+        {
+            slot.marks.clear(Marks::HELD);
+            self.mark_ready(id);
+        }
+    }
+
+    /// It is getting what was kept, or is not.
+    pub fn mark_replaying(&mut self, id: SlotId, is_replaying: bool) {
+        if let Some(slot) = self.get_mut(id) {
+            if is_replaying {
+                slot.marks.set(Marks::REPLAYING);
+            } else {
+                slot.marks.clear(Marks::REPLAYING);
+            }
+        }
+    }
+
+    /// Its close frame is queued, or there is none.
+    pub fn mark_farewell(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.marks.set(Marks::FAREWELL);
         }
     }
 
@@ -309,7 +372,11 @@ impl<T> Slots<T> {
             assert_eq!(slot.marks.has(Marks::READY), self.ready.contains(&id), "{id:?} and the ready list");
             assert_eq!(slot.marks.has(Marks::DIRTY), self.dirty.contains(&id), "{id:?} and the dirty list");
             assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
-            assert!(slot.seat.is_none() || slot.state.listens(), "{id:?} is a member, and closing");
+            assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
+            assert!(!slot.is_held() || !slot.outbox.is_empty(), "nobody releases {id:?}");
+            let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+            assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
+            assert!(!replays || !slot.outbox.is_empty(), "the replay of {id:?} stands still");
         }
     }
 }

@@ -1,34 +1,120 @@
 //! What a session asks of the server.
 //!
 //! A session knows its own conversation and nothing else. It does not reach out; it says what it wants,
-//! and the deliver phase does it, for all sessions in the order in which they spoke.
+//! and the deliver phase does it, for all sessions in the order in which they spoke. What a session says
+//! to its own client goes the same way where it has to stand in one order with answers that are not its own.
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
-use crate::ids::ChannelName;
+use super::response::Manner;
+use crate::hub::Wish;
+use crate::ids::{ChannelName, Since};
 use crate::wire::Kind;
 
 /// One wish of one session.
 #[derive(Debug)]
 pub enum Intent {
+    /// Say hello in `oyez.v1`, and become a member of the channel that the request named.
+    Greet {
+        /// The channel, if there was one.
+        subscription: Option<(ChannelName, Wish)>,
+    },
     /// Become a member.
     Subscribe {
         /// Of which channel.
         channel: ChannelName,
-        /// Does it want to hear its own messages?
-        echo: bool,
+        /// How, and from where.
+        wish: Wish,
+        /// What the client calls the request.
+        reference: Option<Box<RawValue>>,
     },
-    /// Send a message to all members of the session's channel.
+    /// Be a member of that channel no more.
+    Unsubscribe {
+        /// Which.
+        channel: ChannelName,
+        /// What the client calls the request.
+        reference: Option<Box<RawValue>>,
+    },
+    /// Send a message to all members of a channel.
     Publish {
-        /// Text or binary.
+        /// Which channel; `None` is the one that a raw WebSocket is a member of.
+        channel: Option<ChannelName>,
+        /// What the payload is.
         kind: Kind,
-        /// A slice of the read buffer: it lives for this turn, and is copied once, into the frame.
+        /// As a rule a slice of the read buffer: it lives for this turn, and is copied once, into the frame.
         payload: Bytes,
+        /// Who waits for the answer.
+        receipt: Receipt,
     },
+    /// Answer a request with what only the server knows.
+    Ask {
+        /// What.
+        question: Question,
+        /// How.
+        manner: Manner,
+    },
+    /// Answer a request with this.
+    Answer(Bytes),
+    /// Send this, behind all that was said before.
+    Say(Bytes),
     /// Be a member no more: a close has begun, and nothing may follow its frame (RFC 6455 5.5.1). What
     /// the session published before, and what others did, is still handed out to it first.
     Leave {
         /// The close frame, if one goes out.
         farewell: Option<Bytes>,
+    },
+}
+
+/// Who waits to hear that a message was published.
+#[derive(Debug)]
+pub enum Receipt {
+    /// Nobody: a raw WebSocket.
+    None,
+    /// A client of `oyez.v1`.
+    Ack {
+        /// What it calls the request.
+        reference: Option<Box<RawValue>>,
+        /// Names the message across retries.
+        key: Option<Box<str>>,
+    },
+    /// A client of HTTP.
+    Response {
+        /// How it is answered.
+        manner: Manner,
+        /// Names the message across retries (`Idempotency-Key`).
+        key: Option<Box<str>>,
+    },
+}
+
+/// What only the server knows.
+#[derive(Debug)]
+pub enum Question {
+    /// Does it take new clients?
+    Ready,
+    /// The counters.
+    Metrics,
+    /// The channels, a page of them.
+    Channels {
+        /// Whose names begin so.
+        prefix: Box<str>,
+        /// Behind this one.
+        after: Option<Box<str>>,
+        /// So many at most.
+        limit: usize,
+    },
+    /// One channel.
+    Channel {
+        /// Which.
+        channel: ChannelName,
+    },
+    /// What is kept of a channel, a page of it.
+    History {
+        /// Which.
+        channel: ChannelName,
+        /// From where.
+        since: Since,
+        /// So many messages at most.
+        limit: usize,
     },
 }

@@ -4,14 +4,24 @@
 //! I/O and never asks the time, so a test can put it through a year of bad luck in a millisecond.
 //!
 //! ```text
-//!   Head --- upgrade ---> Open --- close ---> Draining ---> Dead
-//!     \                     \___ end of file, reset ______/ /
-//!      \____ refusal ___________________> Draining ________/
+//!           ,--- body ---> Body ---,
+//!   Head --+                        +--> Responding --- answered ---> Head, or Draining
+//!    ^      `--- request ----------'
+//!    |
+//!    +--- upgrade ---> Open ------- close ---,
+//!    +--- events ----> Streaming --- end ----+--> Draining ---> Dead
+//!    `--- refusal ---------------------------'
 //! ```
 
+mod commands;
+mod draining;
+mod heartbeat;
 pub mod http;
 pub mod intent;
+mod plain;
+pub mod response;
 pub mod routes;
+pub mod upgrade;
 pub mod walker;
 pub mod websocket;
 
@@ -19,16 +29,23 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::access::origin::OriginPattern;
 use crate::close::Reason;
-use crate::config::Limits;
+use crate::config::{Asset, Limits};
 use crate::hub::outbox::{Outbox, Push};
+use crate::metrics::Metrics;
 use crate::moment::Moment;
-use crate::wire;
-use http::{HeadEnd, Refusal};
-use intent::Intent;
-use routes::Route;
-use walker::{Halt, Walker};
+use crate::wire::{self, Kind};
+use draining::Closing;
+use heartbeat::Heartbeat;
+use intent::{Intent, Receipt};
+use response::{Manner, Refusal};
+use upgrade::Protocol;
+use walker::Walker;
 use websocket::{Awake, Heard};
+
+pub use draining::Draining;
+pub use plain::{Body, Head, Responding};
 
 /// Where a connection stands.
 ///
@@ -36,21 +53,20 @@ use websocket::{Awake, Heard};
 /// messages**); the others are short and live in a box, so that it stays small.
 #[derive(Debug)]
 pub enum State {
-    /// Reading the request head.
+    /// Reading a request's head, or waiting for one.
     Head(Box<Head>),
+    /// Reading a request's body.
+    Body(Box<Body>),
+    /// A request waits for its answer.
+    Responding(Box<Responding>),
     /// A WebSocket.
     Open(Open),
+    /// Server-sent events.
+    Streaming(Streaming),
     /// Saying goodbye.
     Draining(Box<Draining>),
     /// Over; the slot waits to be reaped.
     Dead(Reason),
-}
-
-/// A request head in the making.
-#[derive(Debug)]
-pub struct Head {
-    received: Vec<u8>,
-    until: Moment,
 }
 
 /// An open WebSocket.
@@ -59,45 +75,22 @@ pub struct Open {
     /// `None` between messages.
     awake: Option<Box<Awake>>,
     heartbeat: Heartbeat,
+    protocol: Protocol,
 }
 
-/// Is the peer still there?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heartbeat {
-    /// Nobody wants to know.
-    Off,
-    /// It has spoken; ask again then.
-    Quiet { ping_at: Moment },
-    /// It was asked.
-    Pinged { pong_by: Moment },
-    /// The answer is late. It may be in the socket already, when it is we who are late: this slot has
-    /// been put on the ready list, and is judged when it has been read.
-    Overdue,
-}
-
-/// A connection that is being closed.
+/// A stream of server-sent events. Nothing is expected from the client but its end.
 #[derive(Debug)]
-pub struct Draining {
-    reason: Reason,
-    closing: Closing,
-    /// The end of patience; moved on when the peer takes bytes.
-    until: Moment,
-    /// The end of patience with a peer that takes a byte at a time.
-    until_at_most: Moment,
+pub struct Streaming {
+    heartbeat: Heartbeat,
 }
 
-/// How far a close has come.
-#[derive(Debug)]
-enum Closing {
-    /// Our close frame is queued or out; the peer's is to come.
-    AwaitClose(Walker),
-    /// All has been said; what is queued has yet to go out, and then our end of file.
-    Flushing,
-    /// The peer's end of file came first; what is queued has yet to go out.
-    HalfClosed,
-    /// Our end of file is out. To close the socket before the peer's end of file has come could make the
-    /// kernel send a reset, and a reset can overtake the close frame.
-    AwaitEndOfFile,
+/// What all sessions serve, beside channels.
+#[derive(Debug, Default)]
+pub struct Site {
+    /// Files in the program.
+    pub assets: Vec<&'static Asset>,
+    /// Origins whose pages may ask and publish, beside those of the server's own host.
+    pub origins: Vec<OriginPattern>,
 }
 
 /// What the deadline of a state asks for.
@@ -131,6 +124,10 @@ pub enum AfterFlush {
 pub struct Desk<'a> {
     /// The limits of all.
     pub limits: &'a Limits,
+    /// What is served beside channels.
+    pub site: &'a Site,
+    /// The counters.
+    pub metrics: &'a mut Metrics,
     /// The time of this turn.
     pub now: Moment,
     /// Spreads the pings of connections that came at once; any number that differs between slots.
@@ -144,18 +141,32 @@ pub struct Desk<'a> {
 impl State {
     /// A connection that was just accepted.
     pub fn accepted(limits: &Limits, now: Moment) -> State {
-        let until = now.after(limits.handshake_timeout_ms);
-        State::Head(Box::new(Head { received: Vec::new(), until }))
+        State::Head(Box::new(Head::fresh(limits, now)))
     }
 
     /// A connection for which there is no room: it is told so, whatever it wants.
     pub fn turned_away(limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-        answer(Reason::NoRoom, &no_room(), limits, now, outbox)
+        answer(Reason::NoRoom, &Refusal::no_room(), limits, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
     pub fn listens(&self) -> bool {
-        matches!(self, State::Head(_) | State::Open(_))
+        !matches!(self, State::Draining(_) | State::Dead(_))
+    }
+
+    /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
+    /// can make the server hold is bounded by that, and its own kernel holds the rest.
+    pub fn takes_input(&self, outbox: &Outbox) -> bool {
+        match self {
+            State::Head(_) | State::Body(_) => outbox.is_empty(),
+            State::Responding(_) => false,
+            State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
+        }
+    }
+
+    /// Does it wait for another request, after one that was answered?
+    pub fn is_idle_request(&self) -> bool {
+        matches!(self, State::Head(head) if head.is_idle())
     }
 
     /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
@@ -164,38 +175,52 @@ impl State {
         matches!(self, State::Draining(draining) if matches!(draining.closing, Closing::Flushing | Closing::HalfClosed))
     }
 
+    /// Looks at what came behind the last request, if it was not looked at then.
+    pub fn resume(&mut self, desk: &mut Desk<'_>) {
+        if let State::Head(head) = self {
+            let rest = head.take_rest();
+            if !rest.is_empty() {
+                self.receive(&rest, desk);
+            }
+        }
+    }
+
     /// Takes bytes from the peer.
-    pub fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) {
-        match self {
-            State::Head(head) => {
-                if let Some((next, consumed)) = head.receive(input, desk) {
-                    *self = next;
-                    // What follows the head in the same segment raises no event of its own.
-                    if self.listens() && consumed < input.len() {
-                        self.receive(&input[consumed..], desk);
-                    }
+    pub fn receive(&mut self, mut input: &[u8], desk: &mut Desk<'_>) {
+        while !input.is_empty() {
+            let (taken, next) = match self {
+                State::Head(head) => head.receive(input, desk),
+                State::Body(body) => body.receive(input, desk),
+                State::Responding(responding) => {
+                    responding.receive(input);
+                    return;
                 }
-            }
-            State::Open(open) => {
-                if let Some(next) = open.receive(input, desk) {
-                    *self = next;
+                State::Open(open) => (input.len(), open.receive(input, desk)),
+                State::Draining(draining) => {
+                    draining.receive(input, desk);
+                    return;
                 }
+                State::Streaming(_) | State::Dead(_) => return,
+            };
+            if let Some(next) = next {
+                *self = next;
             }
-            State::Draining(draining) => draining.receive(input, desk.limits),
-            State::Dead(_) => {}
+            // What follows a head in the same segment raises no event of its own.
+            input = &input[taken..];
         }
     }
 
     /// Takes the peer's end of file. It comes after everything that the peer has sent.
     pub fn end_of_file(&mut self) {
         match self {
-            State::Head(_) | State::Open(_) => *self = State::Dead(Reason::EndOfFile),
-            State::Draining(draining) => match draining.closing {
-                Closing::AwaitEndOfFile => *self = State::Dead(draining.reason),
-                Closing::AwaitClose(_) | Closing::Flushing | Closing::HalfClosed => {
-                    draining.closing = Closing::HalfClosed
+            State::Head(head) => *self = head.end_of_file(),
+            State::Responding(responding) => responding.end_of_file(),
+            State::Body(_) | State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
+            State::Draining(draining) => {
+                if draining.end_of_file() {
+                    *self = State::Dead(draining.reason);
                 }
-            },
+            }
             State::Dead(_) => {}
         }
     }
@@ -203,30 +228,56 @@ impl State {
     /// Takes a failure of the socket.
     pub fn fail(&mut self) {
         match self {
-            State::Head(_) | State::Open(_) => *self = State::Dead(Reason::Reset),
             // The close was on its way, and its reason says more than how it ended.
             State::Draining(draining) => *self = State::Dead(draining.reason),
             State::Dead(_) => {}
+            _ => *self = State::Dead(Reason::Reset),
         }
+    }
+
+    /// An answer that was asked for has been queued. Says whether there is more to look at.
+    pub fn answered(&mut self, limits: &Limits, now: Moment) -> bool {
+        match self {
+            State::Head(head) => head.answered(),
+            State::Body(body) => body.answered(),
+            State::Responding(responding) => {
+                if let Some(next) = responding.answered(limits, now) {
+                    *self = next;
+                    return true;
+                }
+            }
+            State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => {}
+        }
+        false
     }
 
     /// Begins to close, from our side. Does nothing if a close has begun.
     pub fn close(&mut self, reason: Reason, desk: &mut Desk<'_>) {
         let Desk { limits, now, .. } = *desk;
         match self {
-            State::Head(_) => {
+            State::Head(_) | State::Body(_) | State::Responding(_) => {
                 let refusal = match reason {
-                    Reason::HandshakeTimeout => Refusal::too_late(limits),
-                    Reason::Drain { retry_ms } => {
-                        Refusal::unavailable("drain", "the server is going away", retry_ms.div_ceil(1_000))
-                    }
-                    _ => no_room(),
+                    Reason::HandshakeTimeout => Refusal::head_too_late(limits),
+                    Reason::BodyTimeout => Refusal::body_too_late(limits),
+                    Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
+                    _ => Refusal::no_room(),
                 };
                 *self = answer(reason, &refusal, limits, now, desk.outbox);
             }
             State::Open(open) => {
                 let walker = open.awake.take().map_or_else(Walker::new, |awake| awake.walker);
                 *self = begin_close(reason, walker, desk);
+            }
+            State::Streaming(_) => {
+                let mut farewell = Vec::new();
+                match reason {
+                    Reason::Drain { retry_ms } => wire::append_retry(&mut farewell, retry_ms),
+                    // It would never get that far behind what it does not read.
+                    Reason::Slow => desk.outbox.drop_unbegun(),
+                    _ => {}
+                }
+                desk.intents.push(Intent::Leave { farewell: Some(farewell.into()) });
+                *self = Draining::begin(reason, Closing::Flushing, limits, now);
             }
             State::Draining(_) | State::Dead(_) => {}
         }
@@ -235,14 +286,12 @@ impl State {
     /// The moment at which [`State::expire`] has something to do.
     pub fn deadline(&self) -> Option<Moment> {
         match self {
-            State::Head(head) => Some(head.until),
-            State::Open(open) => match open.heartbeat {
-                Heartbeat::Off | Heartbeat::Overdue => None,
-                Heartbeat::Quiet { ping_at } => Some(ping_at),
-                Heartbeat::Pinged { pong_by } => Some(pong_by),
-            },
+            State::Head(head) => Some(head.deadline()),
+            State::Body(body) => Some(body.deadline()),
+            State::Open(open) => open.heartbeat.deadline(),
+            State::Streaming(streaming) => streaming.heartbeat.deadline(),
             State::Draining(draining) => Some(draining.until),
-            State::Dead(_) => None,
+            State::Responding(_) | State::Dead(_) => None,
         }
     }
 
@@ -260,93 +309,78 @@ impl State {
             return Due::Nothing;
         }
         match self {
-            // It may be there, behind the turn's budget.
-            State::Head(_) if unread => Due::Nothing,
+            // It may be there, behind the turn's budget, or behind an answer that is not taken; whether it is
+            // taken fast enough is another question.
+            State::Head(_) | State::Body(_) if unread || !desk.outbox.is_empty() => Due::Nothing,
             // Nothing was asked, so nothing is answered: browsers open connections that they may need.
-            State::Head(head) if head.received.is_empty() => Due::Doom(Reason::HandshakeTimeout),
-            State::Head(_) => {
-                self.close(Reason::HandshakeTimeout, desk);
+            State::Head(head) if head.is_silent() => Due::Doom(head.late()),
+            State::Head(head) => {
+                let reason = head.late();
+                self.close(reason, desk);
+                Due::Flush
+            }
+            State::Body(_) => {
+                self.close(Reason::BodyTimeout, desk);
                 Due::Flush
             }
             State::Open(open) => open.ask(desk),
+            State::Streaming(streaming) => {
+                let mut comment = Vec::new();
+                wire::append_comment(&mut comment);
+                desk.outbox.queue(Rc::new(comment.into()));
+                streaming.heartbeat = Heartbeat::heard(desk);
+                Due::Flush
+            }
             State::Draining(draining) => Due::Doom(draining.reason),
-            State::Dead(_) => Due::Nothing,
+            State::Responding(_) | State::Dead(_) => Due::Nothing,
         }
     }
 
     /// Takes note of what a flush did.
     pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: Moment) -> AfterFlush {
-        let State::Draining(draining) = self else { return AfterFlush::Nothing };
-        if written > 0 {
-            draining.until = now.after(limits.close_timeout_ms).or_earlier(draining.until_at_most);
+        match self {
+            State::Draining(draining) => draining.flushed(written, outbox, limits, now),
+            _ => AfterFlush::Nothing,
         }
-        match draining.closing {
-            _ if !outbox.is_empty() => AfterFlush::Nothing,
-            Closing::Flushing => {
-                draining.closing = Closing::AwaitEndOfFile;
-                AfterFlush::ShutDownWrite
-            }
-            Closing::HalfClosed => AfterFlush::Doom(draining.reason),
-            Closing::AwaitClose(_) | Closing::AwaitEndOfFile => AfterFlush::Nothing,
-        }
-    }
-}
-
-impl Head {
-    /// The next state and how much of `input` belonged to the head, once it is complete or refused.
-    fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> Option<(State, usize)> {
-        let Desk { limits, now, .. } = *desk;
-        let before = self.received.len();
-        // A head nearly always comes in one piece; then it is judged where it lies.
-        let bytes = if before == 0 {
-            input
-        } else {
-            self.received.extend_from_slice(input);
-            &self.received[..]
-        };
-        let verdict = match http::find_head_end(bytes, before) {
-            HeadEnd::At(end) if end <= limits.head_bytes_max => {
-                http::judge(&bytes[..end], limits).map(|upgrade| (upgrade, end - before))
-            }
-            HeadEnd::BareLf => Err(Refusal::new(400, "bad_request", "a line ends in LF without CR")),
-            HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
-                if before == 0 {
-                    self.received.extend_from_slice(input);
-                }
-                return None;
-            }
-            HeadEnd::At(_) | HeadEnd::Missing => Err(Refusal::head_too_large(limits)),
-        };
-        Some(match verdict {
-            Ok((upgrade, consumed)) => {
-                desk.outbox.queue(Rc::new(Bytes::from(upgrade.response)));
-                let Route::WebSocket { channel, echo } = upgrade.route;
-                desk.intents.push(Intent::Subscribe { channel, echo });
-                (State::Open(Open::new(desk)), consumed)
-            }
-            Err(refusal) => {
-                let reason = Reason::Refused { status: refusal.status() };
-                (answer(reason, &refusal, limits, now, desk.outbox), input.len())
-            }
-        })
     }
 }
 
 impl Open {
-    fn new(desk: &Desk<'_>) -> Open {
-        Open { awake: None, heartbeat: Heartbeat::heard(desk) }
+    fn new(protocol: Protocol, desk: &Desk<'_>) -> Open {
+        Open { awake: None, heartbeat: Heartbeat::heard(desk), protocol }
     }
 
     /// The next state, if the conversation ends.
     fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> Option<State> {
+        if let Some(round_trip_ms) = self.heartbeat.round_trip_ms(desk) {
+            desk.metrics.ping_rtt.observe(f64::from(round_trip_ms) / 1_000.0);
+        }
         self.heartbeat = Heartbeat::heard(desk);
         let mut replies = Vec::new();
-        let intents = &mut desk.intents;
-        let heard = websocket::receive(&mut self.awake, input, desk.limits, &mut replies, |kind, payload| {
-            intents.push(Intent::Publish { kind, payload: unpinned(payload) });
+        let (limits, protocol) = (desk.limits, self.protocol);
+        let mut is_unsupported = false;
+        let heard = websocket::receive(&mut self.awake, input, limits, &mut replies, |kind, payload| {
+            match (protocol, kind) {
+                (Protocol::Raw, _) => {
+                    let payload = unpinned(payload);
+                    desk.intents.push(Intent::Publish {
+                        channel: None,
+                        kind,
+                        payload,
+                        receipt: Receipt::None,
+                    });
+                }
+                _ if is_unsupported => {}
+                // tungstenite has checked that a text is UTF-8.
+                (Protocol::V1, Kind::Text) => {
+                    commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), desk);
+                }
+                (Protocol::V1, _) => is_unsupported = true,
+            }
         });
         let replies = Bytes::from(replies);
         match heard {
+            Heard::Open if is_unsupported => Some(begin_close(Reason::Unsupported, Walker::new(), desk)),
             Heard::Open => {
                 // Pongs for a peer that does not read are dropped at the limit: it would get all of them
                 // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
@@ -389,44 +423,6 @@ fn is_taking(desk: &Desk<'_>) -> bool {
     !desk.outbox.is_empty() && !desk.outbox.stalls_at(desk.limits.slow_timeout_ms).is_some_and(has_stalled)
 }
 
-impl Heartbeat {
-    fn pinged(desk: &Desk<'_>) -> Heartbeat {
-        Heartbeat::Pinged { pong_by: desk.now.after(desk.limits.pong_timeout_ms) }
-    }
-
-    /// The peer has just spoken. It is asked again after the interval, or up to a quarter earlier:
-    /// connections that came, or answered, all at once are not pinged all at once.
-    fn heard(desk: &Desk<'_>) -> Heartbeat {
-        let interval = desk.limits.ping_interval_ms;
-        if interval == 0 {
-            return Heartbeat::Off;
-        }
-        let earlier = desk.phase % (interval / 4 + 1);
-        Heartbeat::Quiet { ping_at: desk.now.after(interval - earlier) }
-    }
-}
-
-impl Draining {
-    fn begin(reason: Reason, closing: Closing, limits: &Limits, now: Moment) -> State {
-        State::Draining(Box::new(Draining {
-            reason,
-            closing,
-            until: now.after(limits.close_timeout_ms),
-            until_at_most: now.after(limits.drain_ms),
-        }))
-    }
-
-    /// Nothing that comes now is wanted, but for the peer's close frame.
-    fn receive(&mut self, input: &[u8], limits: &Limits) {
-        if let Closing::AwaitClose(walker) = &mut self.closing {
-            match walker.walk(input, limits.message_bytes_max) {
-                (_, Halt::EndOfInput) => {}
-                (_, Halt::CloseFrame | Halt::Protocol | Halt::TooBig) => self.closing = Closing::Flushing,
-            }
-        }
-    }
-}
-
 /// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until
 /// it is delivered: 4 KiB for each of thousands of members that send 64 bytes in the same turn.
 fn unpinned(payload: Bytes) -> Bytes {
@@ -436,14 +432,9 @@ fn unpinned(payload: Bytes) -> Bytes {
 /// Payloads below that are copied: a quarter of tungstenite's read buffer.
 const COPY_BYTES_MAX: usize = 1024;
 
-/// 503: the table is full.
-pub fn no_room() -> Refusal {
-    Refusal::unavailable("over_capacity", "the server has as many connections as it takes", 1)
-}
-
 /// Answers a request with an HTTP error, and says goodbye.
 fn answer(reason: Reason, refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-    outbox.queue(Rc::new(Bytes::from(refusal.to_bytes())));
+    outbox.queue(Rc::new(Bytes::from(refusal.respond(&Manner::last()))));
     Draining::begin(reason, Closing::Flushing, limits, now)
 }
 

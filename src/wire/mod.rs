@@ -1,30 +1,115 @@
-//! A message and its encoded forms.
+//! A message and its encoded forms; what clients and server say to each other in `oyez.v1`.
 //!
 //! Frames go out by our own hand and not through tungstenite's writer, since one encoded frame serves
 //! every member: the server does not mask (RFC 6455 5.1), so the bytes are the same for all.
+//!
+//! The raw frame is the form in which a message is taken in and kept; the others are made from it, for
+//! channels that have members who want them.
+
+pub mod command;
+mod envelope;
+mod event_stream;
+pub mod notice;
 
 use bytes::Bytes;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::close::Reason;
+use crate::ids::{ClientId, MessageId};
 
-/// The two kinds of message that RFC 6455 5.6 knows.
+pub use envelope::append_envelope;
+pub use event_stream::{append_comment, append_cursor, append_gap, append_retry};
+
+/// What a message's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// UTF-8, checked before it gets here.
     Text,
     /// Any bytes.
     Binary,
+    /// One JSON value, checked before it gets here; a text to who knows only the two kinds of RFC 6455 5.6.
+    Data,
+}
+
+/// How a member wants its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// WebSocket frames of the payloads as they are.
+    Raw,
+    /// WebSocket frames of JSON objects that hold payload, channel and id: `oyez.v1`.
+    Envelope,
+    /// Server-sent events.
+    Event,
+}
+
+impl Form {
+    /// How many forms there are.
+    pub const COUNT: usize = 3;
+
+    /// All of them, in the order of [`Form::index`].
+    pub const ALL: [Form; Form::COUNT] = [Form::Raw, Form::Envelope, Form::Event];
+
+    /// This form's line in a table that has one for each.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A message with all that its forms tell of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// The name of its channel.
+    pub channel: &'a str,
+    /// Its id.
+    pub id: MessageId,
+    /// Its number within its channel, from 1.
+    pub number: u64,
+    /// Who sent it, where that was a WebSocket's client.
+    pub from: Option<ClientId>,
+    /// What its payload is.
+    pub kind: Kind,
+    /// Its payload.
+    pub payload: &'a [u8],
+}
+
+impl Message<'_> {
+    /// Appends it in one of its forms.
+    pub fn append_as(&self, form: Form, out: &mut Vec<u8>) {
+        match form {
+            Form::Raw => append_message(out, self.kind, self.payload),
+            Form::Envelope => {
+                let mut text = Vec::with_capacity(self.payload.len() + 128);
+                append_envelope(&mut text, self);
+                append_text(out, &text);
+            }
+            Form::Event => event_stream::append_event(out, self),
+        }
+    }
 }
 
 /// Appends one whole message as one unfragmented frame.
 pub fn append_message(out: &mut Vec<u8>, kind: Kind, payload: &[u8]) {
     let opcode = match kind {
-        Kind::Text => Data::Text,
+        Kind::Text | Kind::Data => Data::Text,
         Kind::Binary => Data::Binary,
     };
     append_frame(out, OpCode::Data(opcode), payload);
+}
+
+/// Appends one text frame.
+pub fn append_text(out: &mut Vec<u8>, text: &[u8]) {
+    append_frame(out, OpCode::Data(Data::Text), text);
+}
+
+/// The payload of a frame that [`append_message`] made.
+pub fn payload_of(frame: &[u8]) -> &[u8] {
+    let header = match frame.get(1) {
+        Some(127) => 10,
+        Some(126) => 4,
+        _ => 2,
+    };
+    &frame[header..]
 }
 
 /// A ping without payload: what comes back matters, not what it says.
@@ -73,6 +158,13 @@ mod tests {
         assert_eq!(encoded(Kind::Text, 65_535)[..4], [0x81, 126, 0xff, 0xff]);
         assert_eq!(encoded(Kind::Binary, 65_536)[..10], [0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
         assert_eq!(encoded(Kind::Binary, 65_536).len(), 65_546);
+    }
+
+    #[test]
+    fn a_frame_gives_its_payload_back() {
+        for length in [0, 1, 125, 126, 65_535, 65_536] {
+            assert_eq!(payload_of(&encoded(Kind::Data, length)), vec![b'x'; length]);
+        }
     }
 
     #[test]

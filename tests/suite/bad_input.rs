@@ -56,15 +56,20 @@ fn requests_that_are_refused() {
 }
 
 #[test]
-fn a_second_request_behind_a_refused_one_is_not_answered() {
+fn what_follows_a_request_that_is_not_understood_is_no_request() {
     let server = Server::start(&[]);
     for first in [
-        "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
         "POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
         "GET /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
     ] {
         let answer = server.ask(format!("{first}{}", frames::upgrade("/ws/smuggled")));
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
     }
     assert_eq!(counter(&server.stop(), "published"), 0);
 }
@@ -207,7 +212,8 @@ fn endless_empty_fragments_cost_their_sender_only() {
 
 #[test]
 fn a_peer_that_pings_and_never_reads_is_bounded() {
-    let server = Server::start(&["--outbox-bytes-max=512KiB", "--slow-timeout-ms=1500"]);
+    let server =
+        Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--slow-timeout-ms=1500"]);
     let mut flood = server.join("/ws/flood");
     flood.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let before = server.rss_kib();

@@ -168,7 +168,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(limits: Limits) -> Rig {
-        Rig { engine: Engine::new(limits), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
+        Rig { engine: Engine::new(limits, 1_000), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
     }
 
     /// A connection that has said nothing.
@@ -295,7 +295,7 @@ impl Rig {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
         let pipes: Vec<(SlotId, Pipe)> =
             ids.into_iter().map(|id| (id, std::mem::replace(self.pipe(id), Pipe::new(Mood::Kind)))).collect();
-        self.engine.reap();
+        self.engine.reap(self.now);
         for (id, pipe) in pipes {
             match self.engine.slots.get_mut(id) {
                 Some(slot) => slot.transport = pipe,

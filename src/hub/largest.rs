@@ -1,0 +1,101 @@
+//! Which channel keeps most?
+//!
+//! When all channels together keep too much, the oldest message of the largest has to go, and finding it
+//! must not cost a look at a million channels. They stand in classes by powers of two of their bytes, and
+//! a channel moves to another class only when its size has doubled or halved. One of the highest class
+//! there is is the largest, but for a factor of two.
+
+use crate::ids::ChannelId;
+
+/// Class `n` holds the channels of 2^(n-1) up to 2^n bytes; class 0 those that keep nothing, which are
+/// not listed.
+const CLASSES: usize = 33;
+
+/// Where a channel stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rank {
+    class: u8,
+    position: u32,
+}
+
+/// All channels that keep something, by class.
+#[derive(Debug)]
+pub(super) struct Classes {
+    classes: [Vec<ChannelId>; CLASSES],
+}
+
+/// The channel that moved into a place that came free.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shifted {
+    pub(super) channel: ChannelId,
+    pub(super) rank: Rank,
+}
+
+impl Classes {
+    pub(super) fn new() -> Classes {
+        Classes { classes: [const { Vec::new() }; CLASSES] }
+    }
+
+    /// Has a channel of this rank to move when it keeps so many bytes?
+    pub(super) fn is_due(rank: Rank, bytes: usize) -> bool {
+        rank.class != class_of(bytes)
+    }
+
+    /// Moves a channel to the class of its bytes.
+    pub(super) fn rank(&mut self, channel: ChannelId, old: Rank, bytes: usize) -> (Rank, Option<Shifted>) {
+        let mut shifted = None;
+        if old.class > 0 {
+            let class = &mut self.classes[usize::from(old.class)];
+            class.swap_remove(old.position as usize);
+            shifted = class.get(old.position as usize).map(|&channel| Shifted { channel, rank: old });
+        }
+        let class = class_of(bytes);
+        let list = &mut self.classes[usize::from(class)];
+        let rank = Rank { class, position: list.len() as u32 };
+        if class > 0 {
+            list.push(channel);
+        }
+        (rank, shifted)
+    }
+
+    /// One of the largest.
+    pub(super) fn largest(&self) -> Option<ChannelId> {
+        self.classes.iter().rev().find_map(|class| class.last().copied())
+    }
+}
+
+fn class_of(bytes: usize) -> u8 {
+    let bits = usize::BITS - bytes.leading_zeros();
+    bits.min(CLASSES as u32 - 1) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_largest_is_within_a_factor_of_two(sizes in prop::collection::vec((0u32..20, 0usize..100_000), 1..200)) {
+            let mut classes = Classes::new();
+            let mut model = [(0, Rank::default()); 20];
+            for (key, bytes) in sizes {
+                let (size, rank) = &mut model[key as usize];
+                *size = bytes;
+                if Classes::is_due(*rank, bytes) {
+                    let (new, shifted) = classes.rank(ChannelId(key), *rank, bytes);
+                    *rank = new;
+                    if let Some(Shifted { channel, rank }) = shifted {
+                        model[channel.0 as usize].1 = rank;
+                    }
+                }
+                let most = model.iter().map(|(size, _)| *size).max().unwrap();
+                match classes.largest() {
+                    None => prop_assert_eq!(most, 0),
+                    Some(channel) => prop_assert!(model[channel.0 as usize].0 * 2 > most),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The counters as Prometheus reads them: text, version 0.0.4.
+//!
+//! The official client writes the text, from a copy of the counters that is made when somebody asks: its
+//! own counters are atomic, and live in locks.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::{Histogram, Metrics};
+use crate::close::Reason;
+
+pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+/// What stands at the moment, as against what has been counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Levels {
+    /// Connections that are open.
+    pub connections: usize,
+    /// Channels that have members or history.
+    pub channels: usize,
+    /// Memberships.
+    pub subscriptions: usize,
+    /// Bytes that wait in outboxes.
+    pub pending_bytes: usize,
+    /// Connections that do not take what waits for them.
+    pub slow_connections: usize,
+    /// Messages in histories.
+    pub history_messages: usize,
+    /// Bytes in histories.
+    pub history_bytes: usize,
+    /// The process, as far as the system tells.
+    pub process: Process,
+}
+
+/// What the system tells of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process {
+    /// Processor time, in seconds.
+    pub cpu_seconds: Option<f64>,
+    /// Memory that is resident, in bytes.
+    pub resident_bytes: Option<u64>,
+    /// Address space, in bytes.
+    pub virtual_bytes: Option<u64>,
+    /// Descriptors that are open.
+    pub open_fds: Option<u64>,
+    /// Descriptors that may be.
+    pub max_fds: Option<u64>,
+    /// When it began, in seconds of unix time.
+    pub start_time_seconds: Option<f64>,
+}
+
+/// The whole text.
+pub fn text(metrics: &Metrics, levels: Levels) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot { metrics: metrics.clone(), levels }));
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = prometheus_client::encoding::prometheus_text::encode(&mut out, &registry);
+    out
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    metrics: Metrics,
+    levels: Levels,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Snapshot { metrics, levels } = self;
+        let mut page = Page(encoder);
+        page.info("oyez_build", "Which Oyez this is", [("version", env!("CARGO_PKG_VERSION"))])?;
+        page.gauge("oyez_connections", "Connections that are open", levels.connections as u64)?;
+        page.counter(
+            "oyez_connections_accepted",
+            "Connections taken from the listener",
+            metrics.connections_accepted,
+        )?;
+        let closes = Reason::WORDS.iter().copied().zip(metrics.connections_closed);
+        page.counters("oyez_connections_closed", "Connections that ended, by reason", "reason", closes)?;
+        let rejected = metrics.requests_rejected.iter().map(|(code, count)| (*code, *count));
+        page.counters(
+            "oyez_handshakes_rejected",
+            "Requests that were refused, by the answer's code",
+            "reason",
+            rejected,
+        )?;
+        let errors = metrics.accept_errors.iter().map(|(name, count)| (*name, *count));
+        page.counters("oyez_accept_errors", "Calls of accept that failed", "errno", errors)?;
+        page.gauge("oyez_channels", "Channels with members or history", levels.channels as u64)?;
+        page.gauge("oyez_subscriptions", "Memberships of all channels", levels.subscriptions as u64)?;
+        let sources = [("websocket", metrics.published_by_websocket), ("http", metrics.published_by_http)];
+        page.counters(
+            "oyez_messages_published",
+            "Messages taken in for their channel",
+            "source",
+            sources.into_iter(),
+        )?;
+        page.counter("oyez_messages_delivered", "Messages queued to members", metrics.messages_delivered)?;
+        page.counter(
+            "oyez_messages_skipped",
+            "Messages that slow members did not get",
+            metrics.messages_skipped,
+        )?;
+        let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
+        page.counters("oyez_resumes", "Cursors that clients came back with", "result", resumes.into_iter())?;
+        page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
+        page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
+        page.gauge(
+            "oyez_pending_bytes",
+            "Bytes that wait for connections to take them",
+            levels.pending_bytes as u64,
+        )?;
+        page.gauge(
+            "oyez_slow_connections",
+            "Connections that take nothing of what waits",
+            levels.slow_connections as u64,
+        )?;
+        page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
+        page.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
+        page.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
+        page.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
+        page.histogram("oyez_ping_rtt_seconds", "From a ping to the next sign of life", &metrics.ping_rtt)?;
+        page.process(&levels.process)
+    }
+}
+
+/// The text in the making.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl Iterator<Item = (&'static str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (word, value) in values {
+            ConstCounter::new(value).encode(family.encode_family(&[(label, word)])?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
+
+    fn info(&mut self, name: &str, help: &str, labels: [(&str, &str); 1]) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
+    }
+
+    fn histogram<const N: usize>(&mut self, name: &str, help: &str, values: &Histogram<N>) -> fmt::Result {
+        let buckets: Vec<(f64, u64)> = values.buckets().collect();
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        encoder.encode_histogram::<NoLabelSet>(values.sum(), values.count(), &buckets, None)
+    }
+
+    /// The names that Prometheus' clients have agreed on.
+    fn process(&mut self, process: &Process) -> fmt::Result {
+        if let Some(seconds) = process.cpu_seconds {
+            let help = "Processor time of user and system";
+            let encoder = self.0.encode_descriptor("process_cpu_seconds", help, None, MetricType::Counter)?;
+            ConstCounter::new(seconds).encode(encoder)?;
+        }
+        let sizes = [
+            ("process_resident_memory_bytes", "Resident memory", process.resident_bytes),
+            ("process_virtual_memory_bytes", "Address space", process.virtual_bytes),
+            ("process_open_fds", "Descriptors that are open", process.open_fds),
+            ("process_max_fds", "Descriptors that may be open", process.max_fds),
+        ];
+        for (name, help, value) in sizes {
+            if let Some(value) = value {
+                self.gauge(name, help, value)?;
+            }
+        }
+        if let Some(seconds) = process.start_time_seconds {
+            let help = "When the process began, in seconds of unix time";
+            let encoder =
+                self.0.encode_descriptor("process_start_time_seconds", help, None, MetricType::Gauge)?;
+            ConstGauge::new(seconds).encode(encoder)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! How a quantity is spread, in a handful of counters.
+
+/// Counts of observations by upper bound.
+///
+/// `N` bounds are given, and one more counter takes what is above all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Histogram<const N: usize> {
+    bounds: &'static [f64; N],
+    counts: [u64; N],
+    above: u64,
+    sum: f64,
+}
+
+impl<const N: usize> Histogram<N> {
+    /// Without observations. The bounds ascend.
+    pub fn new(bounds: &'static [f64; N]) -> Histogram<N> {
+        Histogram { bounds, counts: [0; N], above: 0, sum: 0.0 }
+    }
+
+    /// Counts one.
+    pub fn observe(&mut self, value: f64) {
+        let at = self.bounds.iter().position(|&bound| value <= bound);
+        *at.map_or(&mut self.above, |at| &mut self.counts[at]) += 1;
+        self.sum += value;
+    }
+
+    /// Their sum.
+    pub fn sum(&self) -> f64 {
+        self.sum
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum::<u64>() + self.above
+    }
+
+    /// Each upper bound and how many lie between it and the one before; the last has none.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        self.bounds.iter().copied().zip(self.counts).chain([(f64::MAX, self.above)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_is_inclusive() {
+        let mut histogram = Histogram::new(&[1.0, 2.0]);
+        for value in [0.0, 1.0, 1.5, 2.0, 3.0] {
+            histogram.observe(value);
+        }
+        let counts: Vec<u64> = histogram.buckets().map(|(_, count)| count).collect();
+        assert_eq!((counts, histogram.count(), histogram.sum()), (vec![2, 2, 1], 5, 7.5));
+    }
+}

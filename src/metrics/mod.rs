@@ -1,0 +1,149 @@
+//! What happened, counted.
+//!
+//! Plain integers: one thread needs no atomics, and a counter costs what an addition costs. They become
+//! text when somebody asks for them ([`exposition`]).
+
+pub mod exposition;
+mod histogram;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::close::Reason;
+pub use histogram::Histogram;
+
+/// From 10 us, which a turn with one message takes, to a second.
+const TURN_SECONDS: [f64; 15] =
+    [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0];
+
+/// Up to all that one wait can bring.
+const TURN_EVENTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// From a neighbour in the rack to a telephone in a tunnel.
+const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Counters of one server since its start.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Sockets taken from the listener.
+    pub connections_accepted: u64,
+    /// Slots reaped, by [`Reason::index`].
+    pub connections_closed: [u64; Reason::COUNT],
+    /// Requests that were refused, by the code of the answer.
+    pub requests_rejected: BTreeMap<&'static str, u64>,
+    /// `accept` calls that failed, by the name of the error.
+    pub accept_errors: BTreeMap<&'static str, u64>,
+    /// Messages taken in from WebSockets.
+    pub published_by_websocket: u64,
+    /// Messages taken in over HTTP.
+    pub published_by_http: u64,
+    /// Messages put into a member's outbox; one for each member.
+    pub messages_delivered: u64,
+    /// Messages that a slow member did not get (`--on-slow skip`); one for each member.
+    pub messages_skipped: u64,
+    /// Cursors that were kept from their message on.
+    pub resumes_whole: u64,
+    /// Cursors behind which something was missing.
+    pub resumes_gap: u64,
+    /// Bytes read from sockets.
+    pub received_bytes: u64,
+    /// Bytes written to sockets.
+    pub sent_bytes: u64,
+    /// The longest turn without its wait, in microseconds.
+    pub turn_micros_max: u64,
+    /// How long turns took without their wait.
+    pub turn_seconds: Histogram<15>,
+    /// How many events turns began with.
+    pub turn_events: Histogram<12>,
+    /// From pings to the next sign of life.
+    pub ping_rtt: Histogram<10>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
+            connections_accepted: 0,
+            connections_closed: [0; Reason::COUNT],
+            requests_rejected: BTreeMap::new(),
+            accept_errors: BTreeMap::new(),
+            published_by_websocket: 0,
+            published_by_http: 0,
+            messages_delivered: 0,
+            messages_skipped: 0,
+            resumes_whole: 0,
+            resumes_gap: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
+            turn_micros_max: 0,
+            turn_seconds: Histogram::new(&TURN_SECONDS),
+            turn_events: Histogram::new(&TURN_EVENTS),
+            ping_rtt: Histogram::new(&PING_SECONDS),
+        }
+    }
+}
+
+impl Metrics {
+    /// How many connections ended with this reason.
+    pub fn closed(&self, reason: Reason) -> u64 {
+        self.connections_closed[reason.index()]
+    }
+
+    /// Messages taken in.
+    pub fn messages_published(&self) -> u64 {
+        self.published_by_websocket + self.published_by_http
+    }
+
+    /// A request was refused.
+    pub fn reject(&mut self, code: &'static str) {
+        *self.requests_rejected.entry(code).or_default() += 1;
+    }
+
+    /// A call of `accept` failed.
+    pub fn accept_failed(&mut self, error: &std::io::Error) {
+        *self.accept_errors.entry(errno_name(error.raw_os_error())).or_default() += 1;
+    }
+
+    /// A turn has ended.
+    pub fn observe_turn(&mut self, micros: u64) {
+        self.turn_micros_max = self.turn_micros_max.max(micros);
+        self.turn_seconds.observe(micros as f64 / 1e6);
+    }
+}
+
+/// What accept(2) fails with; nothing that a client chooses.
+fn errno_name(errno: Option<i32>) -> &'static str {
+    match errno {
+        Some(libc::EMFILE) => "EMFILE",
+        Some(libc::ENFILE) => "ENFILE",
+        Some(libc::ENOBUFS) => "ENOBUFS",
+        Some(libc::ENOMEM) => "ENOMEM",
+        Some(libc::ECONNABORTED) => "ECONNABORTED",
+        Some(libc::EPERM) => "EPERM",
+        _ => "other",
+    }
+}
+
+/// One line of `name=value`, the closes by reason at its end.
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "accepted={} accept_errors={} published={} delivered={} skipped={} received_bytes={} sent_bytes={} \
+             turn_micros_max={}",
+            self.connections_accepted,
+            self.accept_errors.values().sum::<u64>(),
+            self.messages_published(),
+            self.messages_delivered,
+            self.messages_skipped,
+            self.received_bytes,
+            self.sent_bytes,
+            self.turn_micros_max,
+        )?;
+        for (word, count) in Reason::WORDS.iter().zip(self.connections_closed) {
+            if count > 0 {
+                write!(f, " closed_{word}={count}")?;
+            }
+        }
+        Ok(())
+    }
+}

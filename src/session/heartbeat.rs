@@ -1,0 +1,56 @@
+//! Is the peer still there?
+
+use super::Desk;
+use crate::moment::Moment;
+
+/// What is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heartbeat {
+    /// Nobody wants to know.
+    Off,
+    /// It has spoken; ask again then.
+    Quiet { ping_at: Moment },
+    /// It was asked.
+    Pinged { pong_by: Moment },
+    /// The answer is late. It may be in the socket already, when it is we who are late: this slot has
+    /// been put on the ready list, and is judged when it has been read.
+    Overdue,
+}
+
+impl Heartbeat {
+    /// It has just been asked.
+    pub(super) fn pinged(desk: &Desk<'_>) -> Heartbeat {
+        Heartbeat::Pinged { pong_by: desk.now.after(desk.limits.pong_timeout_ms) }
+    }
+
+    /// The peer has just spoken. It is asked again after the interval, or up to a quarter earlier:
+    /// connections that came, or answered, all at once are not pinged all at once.
+    pub(super) fn heard(desk: &Desk<'_>) -> Heartbeat {
+        let interval = desk.limits.ping_interval_ms;
+        if interval == 0 {
+            return Heartbeat::Off;
+        }
+        let earlier = desk.phase % (interval / 4 + 1);
+        Heartbeat::Quiet { ping_at: desk.now.after(interval - earlier) }
+    }
+
+    /// When there is something to do.
+    pub(super) fn deadline(self) -> Option<Moment> {
+        match self {
+            Heartbeat::Off | Heartbeat::Overdue => None,
+            Heartbeat::Quiet { ping_at } => Some(ping_at),
+            Heartbeat::Pinged { pong_by } => Some(pong_by),
+        }
+    }
+
+    /// How long the peer took to be heard, in milliseconds, if it was asked.
+    pub(super) fn round_trip_ms(self, desk: &Desk<'_>) -> Option<u32> {
+        match self {
+            Heartbeat::Pinged { pong_by } => {
+                let left = pong_by.millis_since(desk.now);
+                Some(desk.limits.pong_timeout_ms.saturating_sub(left))
+            }
+            Heartbeat::Off | Heartbeat::Quiet { .. } | Heartbeat::Overdue => None,
+        }
+    }
+}

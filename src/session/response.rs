@@ -1,0 +1,207 @@
+//! Answers in HTTP/1.1.
+//!
+//! Nothing that a client sent is ever repeated in an answer, but for an Origin that a pattern of the
+//! operator's allows.
+
+use std::fmt::Write as _;
+
+use crate::config::Limits;
+
+/// How a request wants to be answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// What becomes of the connection.
+    pub after: After,
+    /// HEAD: the head of the answer, without its body.
+    pub head_only: bool,
+    /// The web page's origin that may read the answer, for `Access-Control-Allow-Origin`.
+    pub allow_origin: Option<Box<str>>,
+}
+
+/// What becomes of the connection when the request is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum After {
+    /// It waits for the next request, as HTTP/1.1 does by itself.
+    #[default]
+    Kept,
+    /// It waits, and an HTTP/1.0 client has to be told so.
+    KeptAloud,
+    /// It ends.
+    Closed,
+}
+
+impl Manner {
+    /// An answer and then the end.
+    pub fn last() -> Manner {
+        Manner { after: After::Closed, ..Manner::default() }
+    }
+
+    /// A whole answer.
+    pub fn respond(&self, status: u16, content_type: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+        let mut out = self.head(status, fields);
+        if status != 204 {
+            let _ = write!(out, "Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len());
+        }
+        out.push_str("\r\n");
+        let mut out = out.into_bytes();
+        if !self.head_only {
+            out.extend_from_slice(body);
+        }
+        out
+    }
+
+    /// A whole answer in JSON.
+    pub fn json(&self, status: u16, body: &str) -> Vec<u8> {
+        self.respond(status, "application/json", &[("Cache-Control", "no-store")], body.as_bytes())
+    }
+
+    /// The head of an answer that goes on for as long as the connection does.
+    pub fn stream(&self, content_type: &str) -> Vec<u8> {
+        // nginx gathers what it passes on unless it is told not to.
+        let mut out = self.head(200, &[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]);
+        let _ = write!(out, "Content-Type: {content_type}\r\n\r\n");
+        out.into_bytes()
+    }
+
+    /// Status line and fields, without the empty line.
+    fn head(&self, status: u16, fields: &[(&str, &str)]) -> String {
+        let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let mut out = format!("HTTP/1.1 {status} {}\r\n", phrase.unwrap_or("Error"));
+        for (field, value) in fields {
+            let _ = write!(out, "{field}: {value}\r\n");
+        }
+        if let Some(origin) = &self.allow_origin {
+            let _ = write!(out, "Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n");
+        }
+        match self.after {
+            After::Kept => {}
+            After::KeptAloud => out.push_str("Connection: keep-alive\r\n"),
+            After::Closed => out.push_str("Connection: close\r\n"),
+        }
+        out
+    }
+}
+
+/// A request that is answered with an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    status: u16,
+    code: &'static str,
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Refusal {
+    /// A refusal with a status, a word for programs and a sentence for people. The sentence must not
+    /// hold a quote, a backslash or a control character.
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal { status, code, message: message.into(), fields: Vec::new() }
+    }
+
+    /// 503: there is no room, or no time left.
+    pub fn unavailable(code: &'static str, message: &str, retry_after_seconds: u32) -> Refusal {
+        Refusal::new(503, code, message).with("Retry-After", retry_after_seconds.to_string())
+    }
+
+    /// 503: the table of connections is full.
+    pub fn no_room() -> Refusal {
+        Refusal::unavailable("over_capacity", "the server has as many connections as it takes", 1)
+    }
+
+    /// 503: the table of channels is full.
+    pub fn no_channel() -> Refusal {
+        Refusal::unavailable("over_capacity", "the server has as many channels as it takes", 1)
+    }
+
+    /// 503: the server is on its way out.
+    pub fn drain(retry_ms: u32) -> Refusal {
+        Refusal::unavailable("drain", "the server is going away", retry_ms.div_ceil(1_000))
+    }
+
+    /// 408: the head did not come in time.
+    pub fn head_too_late(limits: &Limits) -> Refusal {
+        let message = format!("the request head was not complete after {} ms", limits.handshake_timeout_ms);
+        Refusal::new(408, "handshake_timeout", message)
+    }
+
+    /// 408: the body did not come in time.
+    pub fn body_too_late(limits: &Limits) -> Refusal {
+        let message = format!("the request body was not complete after {} ms", limits.body_timeout_ms);
+        Refusal::new(408, "body_timeout", message)
+    }
+
+    /// 431: the head is over a limit.
+    pub fn head_too_large(limits: &Limits) -> Refusal {
+        let Limits { head_bytes_max, head_fields_max, .. } = limits;
+        let message = format!("the request head is over {head_bytes_max} bytes or {head_fields_max} fields");
+        Refusal::new(431, "head_too_large", message)
+    }
+
+    /// 400.
+    pub fn bad(message: &str) -> Refusal {
+        Refusal::new(400, "bad_request", message)
+    }
+
+    /// Adds a field to the answer's head.
+    #[must_use]
+    pub fn with(mut self, field: &'static str, value: impl Into<String>) -> Refusal {
+        self.fields.push((field, value.into()));
+        self
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The word for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The answer on the wire.
+    pub fn respond(&self, manner: &Manner) -> Vec<u8> {
+        let Refusal { status, code, message, fields } = self;
+        let body = format!("{{\"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}\n");
+        let fields: Vec<(&str, &str)> =
+            fields.iter().map(|(field, value)| (*field, value.as_str())).collect();
+        manner.respond(*status, "application/json", &fields, body.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn refusals_say_what_they_are() {
+        let refusal = Refusal::unavailable("full", "no room", 1);
+        let answer = text(refusal.respond(&Manner::last()));
+        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{answer}");
+        let (fields, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
+        assert!(fields.contains("\r\nConnection: close\r\n"), "{answer}");
+        assert_eq!(body, "{\"error\":{\"code\":\"full\",\"message\":\"no room\"}}\n");
+    }
+
+    #[test]
+    fn manners() {
+        let manner =
+            Manner { head_only: true, allow_origin: Some("https://a.example".into()), ..Manner::default() };
+        assert_eq!(
+            text(manner.json(200, "{}")),
+            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: https://a.example\r\n\
+             Vary: Origin\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+        );
+        let manner = Manner { after: After::KeptAloud, ..Manner::default() };
+        assert_eq!(
+            text(manner.respond(200, "text/plain", &[], b"ok\n")),
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
+        );
+        assert_eq!(text(Manner::default().respond(204, "", &[], b"")), "HTTP/1.1 204 No Content\r\n\r\n");
+    }
+}

@@ -1,0 +1,156 @@
+//! From a request to a WebSocket: RFC 6455 4.2.
+//!
+//! tungstenite makes the response from a request and builds both in full first, with a table of fields
+//! each; that is most of what a handshake costs beside the kernel. Only the accept key is its work here.
+
+use data_encoding::BASE64;
+use tungstenite::handshake::derive_accept_key;
+
+use super::http::Request;
+use super::response::Refusal;
+
+/// What is spoken in the WebSocket's messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Payloads as they are.
+    Raw,
+    /// One JSON object in each text frame.
+    V1,
+}
+
+/// The subprotocol's name (RFC 6455 1.9).
+pub const V1: &str = "oyez.v1";
+
+/// The answer that makes a WebSocket of the connection, and what is spoken then.
+///
+/// # Errors
+/// RFC 6455 4.2.1: the request does not ask for a WebSocket, or asks in a way that is not allowed.
+pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
+    let upgrade_required = |message: &str| {
+        Refusal::new(426, "upgrade_required", message)
+            .with("Upgrade", "websocket")
+            .with("Sec-WebSocket-Version", "13")
+    };
+    let fields = request.fields;
+    // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0.
+    let is_old = request.minor_version == 0;
+    if is_old || !fields.lists("upgrade", "websocket") || !fields.lists("connection", "upgrade") {
+        return Err(upgrade_required("this is a WebSocket: send Connection: Upgrade and Upgrade: websocket"));
+    }
+    match fields.one("sec-websocket-version") {
+        Ok(Some(b"13")) => {}
+        Ok(_) => return Err(upgrade_required("this server speaks Sec-WebSocket-Version 13 (RFC 6455)")),
+        Err(_) => return Err(Refusal::bad("Sec-WebSocket-Version comes more than once")),
+    }
+    let key = match fields.one("sec-websocket-key") {
+        Ok(Some(key)) if is_key(key) => key,
+        _ => return Err(Refusal::bad("Sec-WebSocket-Key has to come once and hold 16 bytes in base64")),
+    };
+    // RFC 6455 4.2.2: of what the client offers one or none; who offers nothing we know gets none.
+    let protocol = if fields.list("sec-websocket-protocol").any(|one| one == V1.as_bytes()) {
+        Protocol::V1
+    } else {
+        Protocol::Raw
+    };
+    let mut out = Vec::with_capacity(192);
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+    );
+    if protocol == Protocol::V1 {
+        out.extend_from_slice(b"Sec-WebSocket-Protocol: oyez.v1\r\n");
+    }
+    out.extend_from_slice(b"Sec-WebSocket-Accept: ");
+    out.extend_from_slice(derive_accept_key(key).as_bytes());
+    out.extend_from_slice(b"\r\n\r\n");
+    Ok((out, protocol))
+}
+
+/// 16 bytes in base64 (RFC 6455 4.1).
+fn is_key(key: &[u8]) -> bool {
+    key.len() == 24 && BASE64.decode_mut(key, &mut [0; 18]) == Ok(16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::{FieldRoom, parse};
+    use super::*;
+    use crate::config::Limits;
+
+    const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+    fn head(fields: &str) -> String {
+        format!(
+            "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\n{fields}\r\n"
+        )
+    }
+
+    fn judge(head: &str) -> Result<(String, Protocol), u16> {
+        let limits = Limits::default();
+        let mut room = FieldRoom::new(&limits);
+        let request = parse(head.as_bytes(), &mut room, &limits).map_err(|refusal| refusal.status())?;
+        match accept(&request) {
+            Ok((response, protocol)) => Ok((String::from_utf8(response).unwrap(), protocol)),
+            Err(refusal) => Err(refusal.status()),
+        }
+    }
+
+    #[test]
+    fn the_response_is_that_of_the_rfc() {
+        let (response, protocol) = judge(&head(KEY)).unwrap();
+        assert!(response.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{response}");
+        // The example of RFC 6455 1.3.
+        assert!(
+            response.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"),
+            "{response}"
+        );
+        assert!(!response.contains("Protocol:"));
+        assert_eq!(protocol, Protocol::Raw);
+    }
+
+    #[test]
+    fn the_subprotocol_is_chosen_among_what_is_offered() {
+        let offer = |fields: &str| judge(&head(&format!("{KEY}{fields}"))).unwrap();
+        let (response, protocol) = offer("Sec-WebSocket-Protocol: chat, oyez.v1\r\n");
+        assert_eq!(protocol, Protocol::V1);
+        assert!(response.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{response}");
+        assert_eq!(offer("Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Protocol: oyez.v1\r\n").1, Protocol::V1);
+        for other in ["chat", "oyez.v2", "OYEZ.V1", "oyez.v1x"] {
+            let (response, protocol) = offer(&format!("Sec-WebSocket-Protocol: {other}\r\n"));
+            assert_eq!(protocol, Protocol::Raw);
+            assert!(!response.contains("Protocol:"), "{response}");
+        }
+    }
+
+    #[test]
+    fn requests_that_become_one() {
+        let two_lines = head(&format!("{KEY}Connection: keep-alive\r\nUpgrade: h2c\r\n"));
+        let one_list = head(KEY)
+            .replace("Upgrade: websocket", "Upgrade: WebSocket, h2c")
+            .replace("Connection: Upgrade", "Connection: keep-alive, upgrade");
+        for good in [two_lines, one_list, head(&format!("{KEY}Content-Length: 0\r\n"))] {
+            assert!(judge(&good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn requests_that_do_not() {
+        let good = head(KEY);
+        let check = |head: String, expected: u16| assert_eq!(judge(&head), Err(expected), "{head}");
+        let without = |part: &str| {
+            assert!(good.contains(part));
+            good.replace(part, "")
+        };
+        check(without(KEY), 400);
+        check(head(&format!("{KEY}{KEY}")), 400);
+        check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="), 400);
+        check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=!"), 400);
+        check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAA"), 400);
+        check(without("Upgrade: websocket\r\n"), 426);
+        check(without("Connection: Upgrade\r\n"), 426);
+        check(without("Sec-WebSocket-Version: 13\r\n"), 426);
+        check(good.replace("Version: 13", "Version: 8"), 426);
+        check(head(&format!("{KEY}Sec-WebSocket-Version: 13\r\n")), 400);
+        check(good.replace("HTTP/1.1", "HTTP/1.0"), 426);
+    }
+}

@@ -1,0 +1,337 @@
+//! What a client says in `oyez.v1`: one JSON object in each text frame.
+//!
+//! Nothing is copied that need not be: strings are borrowed where they have no escapes, and the JSON of a
+//! published value is taken as it stands. Fields that are not known are skipped, so that a newer client
+//! can talk to an older server; a type that is not known is an error that names it so, since something
+//! was asked for that will not happen.
+
+use std::borrow::Cow;
+
+use data_encoding::BASE64;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::Kind;
+use crate::ids::{ChannelName, Since};
+
+/// How deep the JSON of a published value may be nested. People write a dozen levels; parsers of clients
+/// fail at some hundreds to thousands, and some of them by crashing.
+pub const DEPTH_MAX: usize = 64;
+
+/// The longest `ref`, in bytes of JSON: it is kept until the answer, and repeated in it.
+pub const REF_BYTES_MAX: usize = 64;
+
+/// The longest `key`, in bytes.
+pub const KEY_BYTES_MAX: usize = 128;
+
+/// One request of a client.
+#[derive(Debug)]
+pub enum Command<'a> {
+    /// Become a member.
+    Subscribe {
+        /// Of that channel.
+        channel: ChannelName,
+        /// From where.
+        since: Since,
+        /// Does it want to hear its own messages?
+        echo: bool,
+    },
+    /// Be a member no more.
+    Unsubscribe {
+        /// Of that channel.
+        channel: ChannelName,
+    },
+    /// Send a message to all members of a channel.
+    Publish {
+        /// The channel.
+        channel: ChannelName,
+        /// What the payload is.
+        kind: Kind,
+        /// The payload.
+        payload: Cow<'a, [u8]>,
+        /// Names the message across retries, so that it is published once.
+        key: Option<Cow<'a, str>>,
+    },
+    /// Answer, as a sign of life.
+    Ping,
+    /// Show who it is.
+    Auth {
+        /// What shows it.
+        token: Cow<'a, str>,
+    },
+}
+
+/// A request with what the client calls it.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Comes back in the answer.
+    pub reference: Option<&'a RawValue>,
+    /// What it asks for, or why that cannot be told.
+    pub command: Result<Command<'a>, BadCommand>,
+}
+
+/// Why a text is no request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadCommand {
+    /// A word for programs.
+    pub code: &'static str,
+    /// A sentence for people; it repeats nothing of what was sent.
+    pub message: String,
+}
+
+impl BadCommand {
+    fn new(code: &'static str, message: impl Into<String>) -> BadCommand {
+        BadCommand { code, message: message.into() }
+    }
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow)]
+    ch: Option<Text<'a>>,
+    #[serde(borrow)]
+    since: Option<Text<'a>>,
+    echo: Option<bool>,
+    #[serde(borrow, default, deserialize_with = "even_null")]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    text: Option<Text<'a>>,
+    #[serde(borrow)]
+    base64: Option<Text<'a>>,
+    #[serde(rename = "ref", borrow, default, deserialize_with = "even_null")]
+    reference: Option<&'a RawValue>,
+    #[serde(borrow)]
+    key: Option<Text<'a>>,
+    #[serde(borrow)]
+    token: Option<Text<'a>>,
+}
+
+/// serde borrows a `Cow` of its own accord only where it is the whole field.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A field that is there and `null` is not the same as none: `null` is a value to publish.
+fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Reads one request.
+pub fn parse(text: &str) -> Request<'_> {
+    // A syntax error's own words repeat what was sent.
+    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+        let why =
+            BadCommand::new("bad_json", "a request is one JSON object with fields of the documented types");
+        return Request { reference: None, command: Err(why) };
+    };
+    let reference = fields.reference.filter(|reference| is_reference(reference.get()));
+    if fields.reference.is_some() && reference.is_none() {
+        let why = format!("ref is a number or a string of at most {REF_BYTES_MAX} bytes");
+        return Request { reference: None, command: Err(BadCommand::new("bad_ref", why)) };
+    }
+    Request { reference, command: command(fields) }
+}
+
+fn is_reference(json: &str) -> bool {
+    let is_simple = matches!(json.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9'));
+    is_simple && json.len() <= REF_BYTES_MAX
+}
+
+fn command(fields: Fields<'_>) -> Result<Command<'_>, BadCommand> {
+    let Fields { kind, ch, since, echo, data, text, base64, key, token, .. } = fields;
+    let channel = || {
+        let Text(name) =
+            ch.as_ref().ok_or_else(|| BadCommand::new("bad_channel", "ch is missing: the channel's name"))?;
+        ChannelName::parse(name.as_bytes()).map_err(|why| BadCommand::new("bad_channel", why.to_string()))
+    };
+    match kind.as_ref().map(|Text(word)| &word[..]) {
+        Some("subscribe") => {
+            let since = match &since {
+                None => Since::Now,
+                Some(Text(text)) => Since::parse(text.as_bytes())
+                    .map_err(|why| BadCommand::new("bad_cursor", why.to_string()))?,
+            };
+            Ok(Command::Subscribe { channel: channel()?, since, echo: echo.unwrap_or(true) })
+        }
+        Some("unsubscribe") => Ok(Command::Unsubscribe { channel: channel()? }),
+        Some("publish") => {
+            let channel = channel()?;
+            let (kind, payload) = payload(data, text, base64)?;
+            let key = key.map(|Text(key)| key);
+            if key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
+                return Err(BadCommand::new("bad_key", format!("key has 1 to {KEY_BYTES_MAX} bytes")));
+            }
+            Ok(Command::Publish { channel, kind, payload, key })
+        }
+        Some("ping") => Ok(Command::Ping),
+        Some("auth") => {
+            let Text(token) = token.ok_or_else(|| BadCommand::new("bad_token", "token is missing"))?;
+            Ok(Command::Auth { token })
+        }
+        Some(_) => {
+            Err(BadCommand::new("unknown_type", "type is subscribe, unsubscribe, publish, auth or ping"))
+        }
+        None => Err(BadCommand::new(
+            "unknown_type",
+            "type is missing: subscribe, unsubscribe, publish, auth or ping",
+        )),
+    }
+}
+
+fn payload<'a>(
+    data: Option<&'a RawValue>,
+    text: Option<Text<'a>>,
+    base64: Option<Text<'a>>,
+) -> Result<(Kind, Cow<'a, [u8]>), BadCommand> {
+    match (data, text, base64) {
+        (Some(data), None, None) => {
+            check_depth(data.get().as_bytes()).map_err(|why| BadCommand::new("too_deep", why.to_string()))?;
+            Ok((Kind::Data, Cow::Borrowed(data.get().as_bytes())))
+        }
+        (None, Some(Text(Cow::Borrowed(text))), None) => Ok((Kind::Text, Cow::Borrowed(text.as_bytes()))),
+        (None, Some(Text(Cow::Owned(text))), None) => Ok((Kind::Text, Cow::Owned(text.into_bytes()))),
+        (None, None, Some(Text(base64))) => match BASE64.decode(base64.as_bytes()) {
+            Ok(bytes) => Ok((Kind::Binary, Cow::Owned(bytes))),
+            Err(_) => Err(BadCommand::new("bad_base64", "base64 is not base64 with padding (RFC 4648 4)")),
+        },
+        _ => Err(BadCommand::new("bad_payload", "one of data, text and base64 is the payload")),
+    }
+}
+
+/// JSON is nested deeper than [`DEPTH_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooDeep;
+
+impl std::fmt::Display for TooDeep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the JSON is nested deeper than {DEPTH_MAX} levels")
+    }
+}
+
+/// Checks how deep JSON, whose syntax is known to be good, is nested.
+///
+/// # Errors
+/// It is nested deeper than [`DEPTH_MAX`].
+pub fn check_depth(json: &[u8]) -> Result<(), TooDeep> {
+    let (mut depth, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > DEPTH_MAX {
+                    return Err(TooDeep);
+                }
+            }
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Is it one JSON value, and not nested too deep?
+///
+/// # Errors
+/// Says which of the two it is not.
+pub fn check_json(json: &[u8]) -> Result<(), BadCommand> {
+    let bad = || BadCommand::new("bad_json", "the body is not one JSON value");
+    let text = std::str::from_utf8(json).map_err(|_| bad())?;
+    serde_json::from_str::<&RawValue>(text).map_err(|_| bad())?;
+    check_depth(json).map_err(|why| BadCommand::new("too_deep", why.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MessageId;
+
+    fn code(text: &str) -> &'static str {
+        parse(text).command.map_or_else(|why| why.code, |_| "good")
+    }
+
+    #[test]
+    fn good_requests() {
+        let Ok(Command::Subscribe { channel, since, echo }) =
+            parse(r#"{"type":"subscribe","ch":"a","since":"5-6","unknown":{"x":[1]}}"#).command
+        else {
+            panic!("a subscribe")
+        };
+        assert_eq!(
+            (channel.as_str(), since, echo),
+            ("a", Since::After(MessageId { epoch: 5, seq: 6 }), true)
+        );
+        let text = r#"{"ref": 7, "type":"publish","ch":"a","data": {"x": [1, 2.50]} }"#;
+        let Request { reference, command: Ok(Command::Publish { kind, payload, key, .. }) } = parse(text)
+        else {
+            panic!("a publish")
+        };
+        assert_eq!(
+            (reference.unwrap().get(), kind, &payload[..], key),
+            ("7", Kind::Data, &br#"{"x": [1, 2.50]}"#[..], None)
+        );
+        assert!(matches!(payload, Cow::Borrowed(_)), "nothing is copied");
+        let escaped = parse(r#"{"type":"publish","ch":"a","text":"a\nb","key":"k"}"#);
+        let Ok(Command::Publish { kind, payload, key, .. }) = escaped.command else { panic!("a publish") };
+        assert_eq!((kind, &payload[..], key.as_deref()), (Kind::Text, &b"a\nb"[..], Some("k")));
+        let Ok(Command::Publish { kind, payload, .. }) =
+            parse(r#"{"type":"publish","ch":"a","base64":"AP8="}"#).command
+        else {
+            panic!("a publish")
+        };
+        assert_eq!((kind, &payload[..]), (Kind::Binary, &[0, 255][..]));
+        assert!(matches!(parse(r#"{"type":"ping"}"#).command, Ok(Command::Ping)));
+        assert!(matches!(
+            parse(r#"{"type":"unsubscribe","ch":"a"}"#).command,
+            Ok(Command::Unsubscribe { .. })
+        ));
+        assert!(matches!(parse(r#"{"type":"auth","token":"x"}"#).command, Ok(Command::Auth { .. })));
+    }
+
+    #[test]
+    fn bad_requests() {
+        let deep = |levels: usize| {
+            format!(r#"{{"type":"publish","ch":"a","data":{}1{}}}"#, "[".repeat(levels), "]".repeat(levels))
+        };
+        for (text, expected) in [
+            ("", "bad_json"),
+            ("[]", "bad_json"),
+            ("{\"type\":\"ping\"} x", "bad_json"),
+            (r#"{"type":7}"#, "bad_json"),
+            (r#"{"type":"ping","type":"ping"}"#, "bad_json"),
+            (r#"{}"#, "unknown_type"),
+            (r#"{"type":"subscribed"}"#, "unknown_type"),
+            (r#"{"type":"subscribe"}"#, "bad_channel"),
+            (r#"{"type":"subscribe","ch":"a b"}"#, "bad_channel"),
+            (r#"{"type":"subscribe","ch":"a","since":"x"}"#, "bad_cursor"),
+            (r#"{"type":"publish","ch":"a"}"#, "bad_payload"),
+            (r#"{"type":"publish","ch":"a","data":1,"text":""}"#, "bad_payload"),
+            (r#"{"type":"publish","ch":"a","base64":"?"}"#, "bad_base64"),
+            (r#"{"type":"publish","ch":"a","data":1,"ref":[1]}"#, "bad_ref"),
+            (r#"{"type":"publish","ch":"a","data":1,"key":""}"#, "bad_key"),
+            (r#"{"type":"auth"}"#, "bad_token"),
+            (&deep(DEPTH_MAX + 1), "too_deep"),
+            (&deep(100_000), "too_deep"),
+            (&deep(DEPTH_MAX), "good"),
+            (r#"{"type":"publish","ch":"a","data":null}"#, "good"),
+            (r#"{"type":"publish","ch":"a","data":null,"text":""}"#, "bad_payload"),
+        ] {
+            assert_eq!(code(text), expected, "{}", &text[..text.len().min(80)]);
+        }
+        let long = format!(r#"{{"type":"ping","ref":"{}"}}"#, "x".repeat(REF_BYTES_MAX));
+        assert_eq!(code(&long), "bad_ref");
+    }
+
+    #[test]
+    fn brackets_in_strings_are_no_depth() {
+        let text = format!("[\"{}\", \"\\\"{}\"]", "[".repeat(1_000), "{".repeat(1_000));
+        assert_eq!(check_json(text.as_bytes()), Ok(()));
+        assert_eq!(check_json(b"[1] [2]").unwrap_err().code, "bad_json");
+        assert_eq!(check_json(b"\xff").unwrap_err().code, "bad_json");
+        assert_eq!(check_json(b"").unwrap_err().code, "bad_json");
+    }
+}

@@ -1,0 +1,90 @@
+//! A message as a server-sent event (WHATWG HTML 9.2).
+//!
+//! The `id:` field is the cursor that a browser sends back by itself, as `Last-Event-ID`.
+
+use std::io::Write;
+
+use super::envelope::append_base64;
+use super::{Kind, Message};
+use crate::ids::{Gap, MessageId};
+
+/// Appends `id:`, `data:` for each line, and `event: binary` with base64 for bytes.
+pub(super) fn append_event(out: &mut Vec<u8>, message: &Message<'_>) {
+    let _ = writeln!(out, "id: {}", message.id);
+    match message.kind {
+        Kind::Binary => {
+            out.extend_from_slice(b"event: binary\ndata: ");
+            append_base64(out, message.payload);
+            out.push(b'\n');
+        }
+        Kind::Text | Kind::Data => append_lines(out, message.payload),
+    }
+    out.push(b'\n');
+}
+
+/// A line ends in CR, LF or both, so each of them ends a `data:` field; a reader gets LF for all.
+fn append_lines(out: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    loop {
+        let end = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(&rest[..end]);
+        out.push(b'\n');
+        rest = match &rest[end..] {
+            [b'\r', b'\n', after @ ..] | [_, after @ ..] => after,
+            [] => return,
+        };
+    }
+}
+
+/// Appends an event without data: it reaches no handler, and sets the cursor that the browser comes back
+/// with.
+pub fn append_cursor(out: &mut Vec<u8>, id: MessageId) {
+    let _ = write!(out, "id: {id}\n\n");
+}
+
+/// Appends `event: gap` with the gap as JSON, and the cursor behind it.
+pub fn append_gap(out: &mut Vec<u8>, channel: &str, gap: &Gap) {
+    let json = super::notice::gap_json(channel, gap);
+    let _ = write!(out, "id: {}\nevent: gap\ndata: {json}\n\n", gap.resume);
+}
+
+/// Appends a comment line, which a reader skips: a sign of life for proxies between.
+pub fn append_comment(out: &mut Vec<u8>) {
+    out.extend_from_slice(b":\n\n");
+}
+
+/// Appends the time after which the browser is to come back, in milliseconds.
+pub fn append_retry(out: &mut Vec<u8>, retry_ms: u32) {
+    let _ = write!(out, "retry: {retry_ms}\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: Kind, payload: &[u8]) -> String {
+        let id = MessageId { epoch: 7, seq: 8 };
+        let mut out = Vec::new();
+        append_event(&mut out, &Message { channel: "a", id, number: 9, from: None, kind, payload });
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines() {
+        assert_eq!(event(Kind::Text, b""), "id: 7-8\ndata: \n\n");
+        assert_eq!(event(Kind::Text, b"one"), "id: 7-8\ndata: one\n\n");
+        assert_eq!(
+            event(Kind::Data, b"[1,\n2,\r\n3,\r4]\n"),
+            "id: 7-8\ndata: [1,\ndata: 2,\ndata: 3,\ndata: 4]\ndata: \n\n"
+        );
+        assert_eq!(event(Kind::Binary, b"\n\0"), "id: 7-8\nevent: binary\ndata: CgA=\n\n");
+    }
+
+    #[test]
+    fn a_payload_cannot_end_its_event() {
+        let text = event(Kind::Text, b"x\n\nid: 9\nevent: gap\r\rdata: y");
+        assert_eq!(text.matches("\n\n").count(), 1, "{text}");
+        assert!(text.lines().skip(1).all(|line| line.is_empty() || line.starts_with("data: ")), "{text}");
+    }
+}
