@@ -122,7 +122,7 @@ pub struct Wish {
 pub struct Joined {
     /// Where it sits.
     pub seat: Seat,
-    /// What it gets continues from here.
+    /// What it gets continues from here; if there is a gap, that comes first.
     pub cursor: MessageId,
     /// How many members there are.
     pub members: usize,
@@ -326,6 +326,8 @@ impl Hub {
             (channel::seat(id, wish.form, channel.join(wish.form, member), wish.echo), head)
         };
         let members = channel.members();
+        // Whoever is cut before the gap is told has to come back with the old cursor, and be told again.
+        let cursor = gap.map_or(cursor, |gap| gap.after);
         self.seats += 1;
         Ok(Joined { seat, cursor, members, gap })
     }

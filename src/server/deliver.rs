@@ -165,6 +165,7 @@ impl<T: Transport> Engine<T> {
         match wish.form {
             Form::Raw => {}
             Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
+            Form::Event if gap.is_some() => {}
             Form::Event => {
                 let mut event = Vec::new();
                 wire::append_cursor(&mut event, cursor);

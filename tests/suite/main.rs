@@ -18,6 +18,8 @@ mod fairness;
 mod flags;
 mod heartbeat;
 mod model;
+mod resume;
 mod slow;
 mod tidy;
+mod v1;
 mod walker;
