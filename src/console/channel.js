@@ -36,8 +36,8 @@ function depth(json) {
 }
 
 export class ChannelView {
-  constructor() {
-    this.hub = null
+  constructor(line) {
+    this.line = line
     this.channel = null
     this.off = () => {}
     this.pending = []
@@ -80,20 +80,10 @@ export class ChannelView {
     })
   }
 
-  attach(hub) {
-    this.hub = hub
-    if (this.channel) this.open(this.channel)
-  }
-
   open(channel) {
     this.off()
-    if (channel !== this.channel) {
-      this.pending = []
-      this.held = 0
-      this.seconds.fill(0)
-      at('rows').replaceChildren()
-      at('publish-result').textContent = ''
-    }
+    this.restart()
+    at('publish-result').textContent = ''
     this.channel = channel
     at('channel').value = channel
     at('watched').textContent = channel
@@ -101,31 +91,35 @@ export class ChannelView {
     this.showElsewhere()
     this.showPause()
     for (const chip of at('chips').children) mark(chip, channel)
-    let joined = false
-    let replayed = null
-    this.off = this.hub.subscribe(channel, (message) => {
-      if (replayed !== null) replayed++
-      else this.seconds[0]++
-      this.push(message)
-    }, {
-      since: 'earliest',
-      onsubscribed: (reply) => {
-        replayed = 0
-        if (typeof reply?.members === 'number') this.setMembers(reply.members)
+    let live = false
+    this.off = this.line.subscribe(channel, {
+      onmessage: (message) => {
+        if (live) this.seconds[0]++
+        this.push(message)
       },
-      ongap: (gap) => {
-        this.note(gap?.missed == null
-          ? `gap: messages are missing, nobody knows how many (${clip(String(gap?.why), 40)})`
-          : `gap: ${plural(gap.missed, 'message')} missing (${clip(String(gap.why), 40)})`)
+      onsubscribed: ({ members }) => {
+        live = false
+        this.setMembers(members)
       },
-      onlive: () => {
-        const n = replayed ?? 0
-        replayed = null
-        if (joined) this.note(n ? `back: ${plural(n, 'message')} replayed` : 'back: nothing was missed')
-        else if (n) this.note(`${plural(n, 'message')} from history; from here on live`)
-        joined = true
+      ongap: ({ missed, why }) => {
+        const what = Number.isFinite(missed) ? plural(missed, 'message') : 'messages, nobody knows how many,'
+        this.note(`gap: ${what} missing (${clip(String(why), 40)})`)
       },
+      onlive: ({ replayed, again }) => {
+        live = true
+        if (again) this.note(replayed ? `back: ${plural(replayed, 'message')} replayed` : 'back: nothing was missed')
+        else if (replayed) this.note(`${plural(replayed, 'message')} from history; from here on live`)
+      },
+      onagain: () => this.restart(),
+      onerror: (error) => this.note(`refused: ${clip(error.message, 100)}`),
     })
+  }
+
+  restart() {
+    this.pending = []
+    this.held = 0
+    this.seconds.fill(0)
+    at('rows').replaceChildren()
   }
 
   /** A line between the messages that tells what became of the connection. */
@@ -207,6 +201,8 @@ export class ChannelView {
     if (document.querySelector('input[name=kind]:checked').value === 'json') {
       try {
         value = JSON.parse(text)
+        // A string is published as text, and this one is JSON.
+        if (typeof value === 'string') value = Object(value)
       } catch (error) {
         return say(`Not JSON: ${clip(error.message, 120)}`, true)
       }
@@ -214,7 +210,7 @@ export class ChannelView {
     say('on its way')
     at('payload').value = ''
     try {
-      const id = await this.hub.publish(this.channel, value)
+      const id = await this.line.publish(this.channel, value)
       say(`published as ${id}`)
     } catch (error) {
       // Nothing is lost that somebody wrote, unless they have gone on writing.
@@ -232,7 +228,7 @@ export class ChannelView {
       `curl -N ${origin}/sse/${this.channel}`,
       '',
       `import { Oyez } from '${origin}/oyez.js'`,
-      `const hub = new Oyez('${ws}/ws')`,
+      `const hub = new Oyez('${origin}')`,
       `hub.subscribe('${this.channel}', (message) => console.log(message.id, message.data))`,
     ].join('\n')
   }

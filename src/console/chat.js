@@ -8,17 +8,13 @@ const NAME_MAX = 24
 const TEXT_MAX = 1000
 
 export class Chat {
-  constructor() {
+  constructor(line) {
+    this.line = line
     this.pending = []
     this.follow = following(at('talk'))
     this.draw = eachFrame(() => this.flush())
     at('chat-name').value = `Guest ${100 + Math.floor(Math.random() * 900)}`
     at('chat-form').addEventListener('submit', (event) => { event.preventDefault(); this.say() })
-  }
-
-  attach(hub) {
-    this.hub = hub
-    if (this.shown) this.subscribe()
   }
 
   show() {
@@ -30,18 +26,21 @@ export class Chat {
   }
 
   subscribe() {
-    at('said').replaceChildren()
-    this.hub.subscribe(CHANNEL, (message) => {
-      const { name, text } = message.data ?? {}
-      if (typeof name !== 'string' || typeof text !== 'string' || text === '') return
-      this.pending.push({ name: name.slice(0, NAME_MAX) || 'nobody', text: clip(text, TEXT_MAX), own: message.own })
-      if (this.pending.length > SHOWN) this.pending.shift()
-      this.draw()
-    }, {
-      since: 'earliest',
+    this.line.subscribe(CHANNEL, {
+      onmessage: (message) => {
+        const { name, text } = message.data ?? {}
+        if (typeof name !== 'string' || typeof text !== 'string' || text === '') return
+        this.pending.push({ name: name.slice(0, NAME_MAX) || 'nobody', text: clip(text, TEXT_MAX), own: message.own })
+        if (this.pending.length > SHOWN) this.pending.shift()
+        this.draw()
+      },
       // What is said from now on is read aloud; what is replayed is not.
       onsubscribed: () => at('talk').setAttribute('aria-live', 'off'),
       onlive: () => setTimeout(() => at('talk').setAttribute('aria-live', 'polite'), 500),
+      onagain: () => {
+        this.pending = []
+        at('said').replaceChildren()
+      },
     })
   }
 
@@ -50,6 +49,7 @@ export class Chat {
     for (const { name, text, own } of this.pending) {
       const speaker = own ? 'own' : `other ${name}`
       const goesOn = speaker === this.speaker && said.childElementCount > 0
+      this.speaker = speaker
       this.speaker = speaker
       said.append(make('li', { class: `${own ? 'own' : ''} ${goesOn ? 'goes-on' : ''}` },
         make('bdi', { class: 'who' }, own ? `${name} (you)` : name),
@@ -66,9 +66,9 @@ export class Chat {
     const name = at('chat-name').value.trim().slice(0, NAME_MAX) || 'nobody'
     if (text === '') return
     at('chat-text').value = ''
-    at('chat-state').textContent = this.hub.state === 'open' ? '' : 'It is said as soon as the connection is back.'
+    at('chat-state').textContent = this.line.state === 'open' ? '' : 'It is said as soon as the connection is back.'
     try {
-      await this.hub.publish(CHANNEL, { name, text: text.slice(0, TEXT_MAX) })
+      await this.line.publish(CHANNEL, { name, text: text.slice(0, TEXT_MAX) })
       at('chat-state').textContent = ''
     } catch (error) {
       if (at('chat-text').value === '') at('chat-text').value = text

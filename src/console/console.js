@@ -1,19 +1,22 @@
 // The console: one page, one connection, four views of it.
 //
 // This module owns the connection and what is around the views: the tabs, the address, the connection's
-// panel, the token, and the clock that asks the server once a second while somebody looks. Each view gets
-// the hub by `attach`, again when there is a new one, and asks nobody else.
+// panel, the token, and the clock that asks the server once a second while somebody looks. The views know
+// only their Line, which outlives the hub.
 
 import { Oyez } from './oyez.js'
 import { ChannelView } from './channel.js'
 import { Chart } from './chart.js'
 import { Chat } from './chat.js'
 import { at, clip, count, duration, eachFrame, plural, rate } from './dom.js'
+import { Line } from './line.js'
 import { growth, mean, parse, quantile } from './scrape.js'
 import { Ticker } from './ticker.js'
 import { Write } from './write.js'
 
 const FIRST_CHANNEL = 'main'
+// Long enough to see what the page does without a connection.
+const CUT_MS = 3000
 const POLL_MS = 1000
 const LIST_EVERY_POLLS = 3
 const LOST_EVERY_POLLS = 5
@@ -25,56 +28,42 @@ let token = ''
 let back = null
 const totals = { returns: 0, replayed: 0, gaps: 0, missed: 0, unknown: false }
 
-const channelView = new ChannelView()
-const views = { channel: channelView, ticker: new Ticker(), chat: new Chat(), text: new Write() }
+const line = new Line({
+  cursor(id) {
+    cursor = clip(String(id), 48)
+    drawCursor()
+  },
+  replayed(n) {
+    totals.replayed += n
+    at('replayed').textContent = plural(totals.replayed, 'message')
+  },
+  gap({ missed }) {
+    totals.gaps++
+    if (Number.isFinite(missed)) totals.missed += missed
+    else totals.unknown = true
+    const known = totals.missed ? `, ${totals.unknown ? 'at least ' : ''}${plural(totals.missed, 'message')}` : ''
+    at('gaps').textContent = `${count(totals.gaps)}${known}`
+    at('gaps').classList.add('warn')
+  },
+  refused(channel, error) {
+    notice(`The server refused the channel ${channel}: ${clip(error.message, 200)}`)
+  },
+})
+const channelView = new ChannelView(line)
+const views = { channel: channelView, ticker: new Ticker(line), chat: new Chat(line), text: new Write(line) }
 
 // The connection.
 
 function connect() {
-  hub?.close()
-  const url = new URL('ws', document.baseURI)
-  url.protocol = url.protocol.replace('http', 'ws')
-  const mine = new Oyez(url.href, {
+  const mine = new Oyez(new URL('.', document.baseURI).href, {
     ...(token ? { token } : {}),
     // A hub that another one has taken the place of is not heard any more.
-    onstate: (next, detail) => { if (hub === null || hub === mine) showState(next, detail) },
+    onstate: (next, detail) => { if (hub === mine) showState(next, detail) },
   })
+  const old = hub
   hub = mine
-  for (const view of Object.values(views)) view.attach(line)
-}
-
-/** The connection as the views see it: what comes in is counted for the connection's panel on its way. */
-const line = {
-  get state() { return state },
-  publish: (channel, value) => hub.publish(channel, value),
-  subscribe(channel, handler, options = {}) {
-    let joined = false
-    let replayed = null
-    return hub.subscribe(channel, (message) => {
-      if (replayed !== null) replayed++
-      showCursor(message.id)
-      handler(message)
-    }, {
-      ...options,
-      onsubscribed: (reply) => {
-        replayed = 0
-        showCursor(reply?.id)
-        options.onsubscribed?.(reply)
-      },
-      ongap: (gap) => {
-        showGap(gap)
-        options.ongap?.(gap)
-      },
-      onlive: (reply) => {
-        // What is replayed to a newcomer is no news; what is replayed to one who comes back is.
-        if (joined) showReplayed(replayed ?? 0)
-        joined = true
-        replayed = null
-        showCursor(reply?.id)
-        options.onlive?.(reply)
-      },
-    })
-  },
+  old?.close()
+  line.use(hub)
 }
 
 let state = 'connecting'
@@ -88,7 +77,7 @@ function showState(next, detail) {
   // Not disabled, which would take the focus away from whoever has just pressed it.
   at('cut').setAttribute('aria-disabled', String(next !== 'open' && next !== 'closed'))
   at('cut').firstChild.textContent = next === 'closed' ? 'Open ' : 'Cut '
-  back = next === 'waiting' && Number.isFinite(detail?.ms) ? Date.now() + detail.ms : null
+  back = next === 'waiting' && Number.isFinite(detail?.retry_ms) ? Date.now() + detail.retry_ms : null
   showCountdown()
   if (next === 'open') {
     if (lostAt !== null) {
@@ -116,27 +105,8 @@ function showCountdown() {
   if (ms > 0) setTimeout(showCountdown, 100)
 }
 
-function showCursor(id) {
-  if (id) cursor = clip(String(id), 48)
-  drawCursor()
-}
-
-let cursor = 'none yet'
+let cursor = ''
 const drawCursor = eachFrame(() => { at('cursor').textContent = cursor })
-
-function showReplayed(n) {
-  totals.replayed += n
-  at('replayed').textContent = plural(totals.replayed, 'message')
-}
-
-function showGap(gap) {
-  totals.gaps++
-  if (Number.isFinite(gap?.missed)) totals.missed += gap.missed
-  else totals.unknown = true
-  const missed = totals.missed ? `, ${totals.unknown ? 'at least ' : ''}${plural(totals.missed, 'message')}` : ''
-  at('gaps').textContent = `${count(totals.gaps)}${missed}`
-  at('gaps').classList.add('warn')
-}
 
 function notice(text) {
   at('notice').textContent = text
@@ -145,11 +115,17 @@ function notice(text) {
 
 at('cut').addEventListener('click', () => {
   if (state === 'closed') connect()
-  else if (state === 'open') hub.cut()
+  else if (state === 'open') hub.cut(CUT_MS)
 })
 at('token-form').addEventListener('submit', (event) => {
   event.preventDefault()
-  token = at('token').value.trim()
+  const typed = at('token').value.trim()
+  // It travels as a subprotocol's name, for which a browser takes no other characters (RFC 9110 5.6.2).
+  if (!/^[\w!#$%&'*+.^`|~-]*$/.test(typed)) {
+    at('token-hint').textContent = 'A token has letters, digits and . - _ ~ only.'
+    return
+  }
+  token = typed
   at('token').value = ''
   at('token-hint').textContent = token ? 'In use. It is kept in this page\'s memory only.' : 'No token is in use.'
   notice('')

@@ -42,6 +42,7 @@ pub static ASSETS: &[Asset] = &[
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
     script("/editor.js", include_bytes!("editor.js")),
+    script("/line.js", include_bytes!("line.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
     script("/write.js", include_bytes!("write.js")),

@@ -10,7 +10,8 @@ const PERIOD_MS = 250
 const QUIET_AFTER_MS = 3000
 
 export class Ticker {
-  constructor() {
+  constructor(line) {
+    this.line = line
     this.rows = new Map()
     this.timer = null
     this.heard = 0
@@ -29,11 +30,6 @@ export class Ticker {
     this.rows.set(name, { spark, price, change, line, values: [] })
   }
 
-  attach(hub) {
-    this.hub = hub
-    if (this.shown) this.subscribe()
-  }
-
   show() {
     if (this.shown) return
     this.shown = true
@@ -42,18 +38,22 @@ export class Ticker {
   }
 
   subscribe() {
-    for (const row of this.rows.values()) row.values = []
     let live = false
-    this.hub.subscribe(CHANNEL, (message) => {
-      const { good, price } = message.data ?? {}
-      const row = this.rows.get(good)
-      if (!row || typeof price !== 'number' || !(price > 0 && price < 1e6)) return
-      if (live) {
-        this.heard = Date.now()
-        if (!message.own) this.foreign = Date.now()
-      }
-      this.take(row, price)
-    }, { since: 'earliest', onlive: () => { live = true } })
+    this.line.subscribe(CHANNEL, {
+      onmessage: (message) => {
+        const { good, price } = message.data ?? {}
+        const row = this.rows.get(good)
+        if (!row || typeof price !== 'number' || !(price > 0 && price < 1e6)) return
+        if (live) {
+          this.heard = Date.now()
+          if (!message.own) this.foreign = Date.now()
+        }
+        this.take(row, price)
+      },
+      onsubscribed: () => { live = false },
+      onlive: () => { live = true },
+      onagain: () => { for (const row of this.rows.values()) row.values = [] },
+    })
   }
 
   take(row, price) {
@@ -81,14 +81,14 @@ export class Ticker {
   }
 
   publish() {
-    if (this.hub.state !== 'open') return
+    if (this.line.state !== 'open') return
     const names = Object.keys(GOODS)
     for (const good of names.filter(() => Math.random() < 0.4)) {
       const last = this.rows.get(good).values.at(-1) ?? GOODS[good]
       // A walk that is drawn back to where it began, so that no price runs away overnight.
       const next = last * (1 + (Math.random() - 0.5) * 0.012) + (GOODS[good] - last) * 0.01
       // A price that is not heard is stale a moment later: nobody waits for it.
-      this.hub.publish(CHANNEL, { good, price: Math.round(next * 100) / 100 }).catch(() => {})
+      this.line.publish(CHANNEL, { good, price: Math.round(next * 100) / 100 }).catch(() => {})
     }
   }
 

@@ -284,6 +284,14 @@ test('two pages chat', async (t) => {
   const late = await visit(server, '#/chat')
   await until('a newcomer reads it all', async () => (await late.locator('#said li').count()) === 2)
   assert.equal(await late.locator('#said li.own').count(), 0)
+
+  // Two views of one page hear the same channel, and neither finds less for it.
+  await late.click('#panel-chat a')
+  await until('the channel view has both', async () => (await bodies(late)).length === 2)
+  await late.click('#tab-chat')
+  await say(one, 'Good.')
+  await until('the chat goes on', async () => (await late.locator('#said li').count()) === 3)
+  await until('and so does the channel', async () => (await bodies(late)).length === 3)
 })
 
 test('prices move on every page, whoever started them', async (t) => {
