@@ -46,7 +46,7 @@
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop;
+//! clock. From the top: `cli`; [`console`], the bytes of the web page; [`load`], the load generator behind `oyez bench`, a second and smaller loop;
 //! `server`; `session`; `hub`; `wire`; `metrics`; and the words `config`, `close`, `ids`, `moment`.
 //!
 //! # Absent on purpose
@@ -59,6 +59,7 @@ pub mod access;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod console;
 pub mod hub;
 pub mod ids;
 pub mod load;
