@@ -66,6 +66,7 @@ function connect() {
   hub = mine;
   old?.close();
   line.use(hub);
+  views.text.reconnect();
 }
 
 let state = 'connecting';

@@ -43,7 +43,9 @@ pub static ASSETS: &[Asset] = &[
     script("/dom.js", include_bytes!("dom.js")),
     script("/editor.js", include_bytes!("editor.js")),
     script("/line.js", include_bytes!("line.js")),
+    script("/operation.js", include_bytes!("operation.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
+    script("/shared-text.js", include_bytes!("shared-text.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
     script("/write.js", include_bytes!("write.js")),
 ];

@@ -395,6 +395,8 @@ test('two write one text at once and come to the same', async (t) => {
   assert.equal(await text(one), 'Five dozen jugs. Oyez. The quick brown fox jumps over the lazy dog.');
 
   await other.click('#cut');
+  await other.focus('#text');
+  await other.keyboard.press('Control+Home');
   await Promise.all([one.keyboard.type(' One.', { delay: 15 }), other.keyboard.type('Two. ', { delay: 15 })]);
   await open(other);
   await until(
