@@ -41,6 +41,8 @@ pub enum Failure {
     Usage(String),
     /// It could not do what it was asked: 1.
     Failed(String),
+    /// Messages are missing, and it was asked to end then: 3.
+    Gap(String),
 }
 
 impl Failure {
@@ -49,6 +51,7 @@ impl Failure {
         match self {
             Failure::Failed(_) => 1,
             Failure::Usage(_) => 2,
+            Failure::Gap(_) => 3,
         }
     }
 }
@@ -56,7 +59,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Usage(text) | Failure::Failed(text) => f.write_str(text),
+            Failure::Usage(text) | Failure::Failed(text) | Failure::Gap(text) => f.write_str(text),
         }
     }
 }

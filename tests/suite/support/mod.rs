@@ -1,6 +1,7 @@
 //! What the tests have in common: frames by hand, a server process, a client, an engine in memory.
 
 pub mod client;
+pub mod cut;
 pub mod frames;
 pub mod process;
 pub mod rig;
