@@ -8,7 +8,7 @@ use log::{info, warn};
 
 use super::Failure;
 use crate::access::origin::OriginPattern;
-use crate::config::{Config, HistoryLimits, Limits, OnSlow, Tcp};
+use crate::config::{Config, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
 use crate::server::{DESCRIPTORS_RESERVED, End, Server};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -46,6 +46,14 @@ pub(super) struct Serve {
     /// Most bytes kept of all channels; over it the largest channel loses its oldest messages.
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
     history_total_bytes_max: usize,
+
+    /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
+    #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
+    idempotency_keys_max: usize,
+
+    /// Longest time for which such a key is known, in seconds.
+    #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
+    idempotency_age_seconds: u32,
 
     /// Longest request head, in bytes; over it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
@@ -204,6 +212,10 @@ impl Serve {
                     bytes_max: self.history_bytes_max,
                     age_ms: self.history_age_seconds * 1_000,
                     total_bytes_max: self.history_total_bytes_max,
+                },
+                repeats: RepeatLimits {
+                    keys_max: self.idempotency_keys_max,
+                    age_ms: self.idempotency_age_seconds * 1_000,
                 },
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
