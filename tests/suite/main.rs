@@ -10,6 +10,7 @@ mod bench;
 mod broadcast;
 mod churn;
 mod closing;
+mod comeback;
 mod command_line;
 mod cuts;
 mod descriptors;
