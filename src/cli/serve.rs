@@ -83,9 +83,12 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "60000", value_parser = millis)]
     keep_alive_ms: u32,
 
-    /// Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or
-    /// separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none].
-    #[arg(long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin)]
+    // Not a doc comment: to those an origin is a link.
+    #[arg(
+        long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin,
+        help = "Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or \
+                separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none]"
+    )]
     origins: Vec<OriginPattern>,
 
     /// Leave out the console, the page at / [default: off].
