@@ -47,8 +47,9 @@
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop;
-//! `server`; `session`; `hub`; `wire` and `access`; `metrics`; and the words `close`, `config`, `ids`, `moment`.
+//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop,
+//! and [`console`], the bytes of the web page; `server`; `session`; `hub`; `wire` and `access`; `metrics`;
+//! and the words `close`, `config`, `ids`, `moment`.
 //!
 //! # Absent on purpose
 //!
@@ -60,6 +61,7 @@ pub mod access;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod console;
 pub mod hub;
 pub mod ids;
 pub mod load;

@@ -8,7 +8,8 @@ use log::{info, warn};
 
 use super::Failure;
 use crate::access::origin::OriginPattern;
-use crate::config::{Config, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::config::{Asset, Config, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::console;
 use crate::server::{DESCRIPTORS_RESERVED, End, Server};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -230,7 +231,7 @@ impl Serve {
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
             },
-            assets: Vec::new(),
+            assets: served(self.no_console),
         }
     }
 }
@@ -276,6 +277,12 @@ fn greeting(address: SocketAddr) -> String {
     format!(
         "listening on ws://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
     )
+}
+
+/// The files of the console, or what of them stays without it.
+fn served(no_console: bool) -> Vec<&'static Asset> {
+    let console = if no_console { &[] } else { console::ASSETS };
+    console.iter().chain([&console::CLIENT_MODULE]).collect()
 }
 
 fn advice(error: &io::Error) -> &'static str {
