@@ -21,5 +21,6 @@ mod model;
 mod resume;
 mod slow;
 mod tidy;
+mod tokens;
 mod v1;
 mod walker;

@@ -5,6 +5,7 @@ pub mod frames;
 pub mod process;
 pub mod rig;
 pub mod tls;
+pub mod tokens;
 
 /// Tells the threads of a test to end when its scope does, by a failed assertion too.
 pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
