@@ -16,7 +16,7 @@
 //!
 //! Nothing of a token comes out again, in an error neither: [`BadToken`] holds no text.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::num::NonZeroU32;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -126,13 +126,33 @@ impl Verifier {
 
 /// Is it fit to stand in a log, and beside a message as its sender? Letters of any script are; what moves
 /// the cursor, ends the line or turns its direction is not.
-fn is_name(sub: &str) -> bool {
-    let is_trick = |letter: char| {
-        letter.is_control()
-            || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-            || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
+pub fn is_name(sub: &str) -> bool {
     (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
+}
+
+fn is_trick(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// What a token says, true or not, for a person at a terminal to read: JSON in lines, in which nothing
+/// moves the cursor. `None` if it is no token, or a longer one than is taken.
+pub fn show_claims(token: &[u8]) -> Option<String> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return None;
+    }
+    let claims: serde_json::Value = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
+    let lines = serde_json::to_string_pretty(&claims).ok()?;
+    let mut out = String::with_capacity(lines.len());
+    for letter in lines.chars() {
+        if is_trick(letter) && letter != '\n' {
+            let _ = write!(out, "\\u{:04x}", u32::from(letter));
+        } else {
+            out.push(letter);
+        }
+    }
+    Some(out)
 }
 
 /// The claims of a token; what else stands in it is nobody's business here.

@@ -10,6 +10,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
+use crate::support::key_files;
 use crate::support::tokens::{base64url, pem, public_pem, unsigned};
 
 /// The time at which all of this happens.
@@ -109,6 +110,18 @@ fn the_examples_of_the_rfcs() {
 
 /// Each kind of private key, as openssl writes it, and its public half.
 fn key_pairs() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    [
+        ("EdDSA", key_files::ED25519, key_files::ED25519_PUBLIC),
+        ("ES256", key_files::P256, key_files::P256_PUBLIC),
+        ("RS256", key_files::RSA, key_files::RSA_PUBLIC),
+        ("RS256", key_files::RSA_PKCS1, key_files::RSA_PUBLIC),
+    ]
+    .map(|(name, private, public)| (name, private.into(), public.into()))
+    .into()
+}
+
+/// Others, made anew.
+fn other_key_pairs() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let random = SystemRandom::new();
     let ed = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
     let ed_public = Ed25519KeyPair::from_pkcs8(ed.as_ref()).unwrap();
@@ -128,12 +141,12 @@ fn some_claims() -> NewClaims {
 
 #[test]
 fn what_a_private_key_signs_its_public_key_takes() {
-    for (name, private, public) in key_pairs() {
+    for (name, private, public) in key_pairs().into_iter().chain(other_key_pairs()) {
         let token = SigningKey::from_pem(&private).unwrap().sign(&some_claims(), None).unwrap();
         let keys = Keys::from_pem(&public).unwrap();
         assert_eq!(keys.describe(), name);
         assert!(verifier(keys).verify(token.as_bytes(), NOW).unwrap().may_subscribe(&channel("a")));
-        for (_, _, other) in key_pairs() {
+        for (_, _, other) in other_key_pairs() {
             let keys = Keys::from_pem(&other).unwrap();
             let expected = if keys.describe() == name { BadToken::Signature } else { BadToken::NoKey };
             assert_eq!(verifier(keys).verify(token.as_bytes(), NOW), Err(expected));
@@ -186,7 +199,7 @@ fn a_public_key_is_no_secret() {
     let claims = json!({"exp": NOW + 60, "oyez": {"subscribe": ["*"]}});
     for (_, _, public) in key_pairs() {
         let verifier = verifier(Keys::from_pem(&public).unwrap());
-        let der = rustls_pem(&public);
+        let der = der_of(&public);
         let raw = &der[der.len() - 32..];
         for secret in [&public[..], public.trim_ascii_end(), &der, raw] {
             let key = EncodingKey::from_secret(secret);
@@ -197,7 +210,7 @@ fn a_public_key_is_no_secret() {
     }
 }
 
-fn rustls_pem(public: &[u8]) -> Vec<u8> {
+fn der_of(public: &[u8]) -> Vec<u8> {
     use rustls::pki_types::SubjectPublicKeyInfoDer;
     use rustls::pki_types::pem::PemObject;
     SubjectPublicKeyInfoDer::from_pem_slice(public).unwrap().to_vec()
@@ -244,13 +257,9 @@ fn the_header_cannot_bring_a_key_or_ask_for_more() {
 
 #[test]
 fn a_kid_only_chooses_among_the_keys_there_are() {
-    let pairs: Vec<_> = key_pairs()
-        .into_iter()
-        .filter(|(name, ..)| *name == "EdDSA")
-        .chain(key_pairs().into_iter().filter(|(name, ..)| *name == "EdDSA"))
-        .collect();
+    let pairs = [key_pairs().remove(0), other_key_pairs().remove(0)];
     let jwk = |kid: &str, public: &[u8]| {
-        let der = rustls_pem(public);
+        let der = der_of(public);
         json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": base64url(&der[der.len() - 32..])})
     };
     let set = json!({"keys": [jwk("one", &pairs[0].2), jwk("two", &pairs[1].2)]});

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod frames;
+pub mod key_files;
 pub mod process;
 pub mod rig;
 pub mod tls;
