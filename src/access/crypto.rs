@@ -34,7 +34,7 @@ struct Verifying {
 
 impl Verifying {
     fn new(algorithm: Algorithm, key: &DecodingKey) -> Result<Verifying, Error> {
-        // The attack of attacks: a public key, which everybody has, taken for a shared secret.
+        // A public key, which everybody has, is not to be taken for a shared secret.
         if algorithm.family() != key.family() {
             return Err(ErrorKind::InvalidAlgorithm.into());
         }
@@ -143,4 +143,36 @@ impl JwtSigner for Signing {
 /// Can this key sign with this algorithm?
 pub(super) fn can_sign(algorithm: Algorithm, key: &EncodingKey) -> bool {
     Signing::new(algorithm, key).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// [`super::super::token`] asks no key for another algorithm than its own; this is the second lock.
+    #[test]
+    fn a_key_is_for_its_own_family() {
+        let keys = [
+            (Algorithm::HS256, DecodingKey::from_secret(&[1; 32]), EncodingKey::from_secret(&[1; 32])),
+            (Algorithm::EdDSA, DecodingKey::from_ed_der(&[1; 32]), EncodingKey::from_ed_der(&[1; 32])),
+            (Algorithm::ES256, DecodingKey::from_ec_der(&[1; 65]), EncodingKey::from_ec_der(&[1; 32])),
+            (Algorithm::RS256, DecodingKey::from_rsa_der(&[1; 32]), EncodingKey::from_rsa_der(&[1; 32])),
+        ];
+        for (own, checking, making) in &keys {
+            for (algorithm, ..) in &keys {
+                assert_eq!(Verifying::new(*algorithm, checking).is_ok(), algorithm == own);
+                assert!(algorithm == own || Signing::new(*algorithm, making).is_err());
+            }
+        }
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &[1; 32]), b"message");
+        let public = &keys[1].1;
+        assert!(Verifying::new(Algorithm::HS256, public).is_err());
+        assert!(
+            Verifying::new(Algorithm::HS256, &keys[0].1).unwrap().check(b"message", tag.as_ref()).is_ok()
+        );
+        for other in [Algorithm::HS384, Algorithm::HS512] {
+            let verifying = Verifying::new(other, &keys[0].1).unwrap();
+            assert!(verifying.check(b"message", tag.as_ref()).is_err());
+        }
+    }
 }

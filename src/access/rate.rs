@@ -152,6 +152,14 @@ mod tests {
     }
 
     #[test]
+    fn what_flows_into_a_full_bucket_is_spilled() {
+        let (rate, now) = (rate(1, 1), start());
+        let mut bucket = Bucket::full(rate, now);
+        assert_eq!(bucket.take(rate, 1, now.after(1_999)), Take::Granted);
+        assert_eq!(bucket.take(rate, 1, now.after(2_000)), Take::Wait { millis: 999 });
+    }
+
+    #[test]
     fn the_largest_numbers_fit() {
         let (rate, now) = (rate(u32::MAX, u32::MAX), start());
         let mut bucket = Bucket::full(rate, now);
