@@ -4,10 +4,12 @@ mod bench;
 mod bench_flags;
 mod client;
 mod input;
+mod key_files;
 mod progress;
 mod publish;
 mod serve;
 mod subscribe;
+mod token;
 
 use std::fmt;
 
@@ -32,6 +34,8 @@ enum Command {
     Sub(subscribe::Subscribe),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
     Bench(Box<bench_flags::Bench>),
+    /// Make tokens that let people in, look at them, and make secrets for them.
+    Token(token::Token),
 }
 
 /// Why a command failed, and with which exit status.
@@ -90,6 +94,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Token(token) => token.run(),
     }
 }
 

@@ -3,9 +3,11 @@
 pub mod client;
 pub mod cut;
 pub mod frames;
+pub mod key_files;
 pub mod process;
 pub mod rig;
 pub mod tls;
+pub mod tokens;
 
 /// Tells the threads of a test to end when its scope does, by a failed assertion too.
 pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
