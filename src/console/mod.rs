@@ -18,19 +18,12 @@ use crate::config::Asset;
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The client module. It stays with `--no-console`: other people's pages import it.
-pub static CLIENT_MODULE: Asset = Asset {
-    path: "/oyez.js",
-    content_type: SCRIPT,
-    bytes: include_bytes!("oyez.js"),
-};
+pub static CLIENT_MODULE: Asset =
+    Asset { path: "/oyez.js", content_type: SCRIPT, bytes: include_bytes!("oyez.js") };
 
 /// The page and all that it names, except for [`CLIENT_MODULE`].
 pub static ASSETS: &[Asset] = &[
-    Asset {
-        path: "/",
-        content_type: "text/html; charset=utf-8",
-        bytes: include_bytes!("index.html"),
-    },
+    Asset { path: "/", content_type: "text/html; charset=utf-8", bytes: include_bytes!("index.html") },
     Asset {
         path: "/console.css",
         content_type: "text/css; charset=utf-8",
@@ -51,9 +44,5 @@ pub static ASSETS: &[Asset] = &[
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
-    Asset {
-        path,
-        content_type: SCRIPT,
-        bytes,
-    }
+    Asset { path, content_type: SCRIPT, bytes }
 }

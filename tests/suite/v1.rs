@@ -152,6 +152,38 @@ fn what_is_wrong_with_a_request_is_said_and_the_conversation_goes_on() {
     assert_eq!(member.0.closed_with(), (1003, "unsupported".into()));
 }
 
+#[test]
+fn what_comes_again_under_its_key_is_published_once() {
+    let server = Server::start(&["--idempotency-keys-max=2"]);
+    let mut raw = server.join("/ws/a");
+    let (mut one, _) = Member::join(&server, "/ws");
+    let publish =
+        |key: &str, text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": key, "ref": 1});
+    one.say(publish("k", "once"));
+    let first = one.hear();
+    // As after a cut: another connection, the same key.
+    let (mut again, _) = Member::join(&server, "/ws");
+    again.say(publish("k", "once"));
+    assert_eq!(again.hear(), first);
+    let post = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
+    let answer = server.ask(post);
+    assert!(answer.contains(&format!("{{\"id\":{},\"members\":1}}", first["id"])), "{answer}");
+    assert!(
+        server
+            .ask(post.replace("Idempotency-Key: k", &format!("Idempotency-Key: {}", "k".repeat(129))))
+            .contains(" 400 ")
+    );
+    assert_eq!(raw.text(), "once");
+    for key in ["l", "m"] {
+        one.say(publish(key, key));
+        one.hear();
+        assert_eq!(raw.text(), key);
+    }
+    one.say(publish("k", "the key is forgotten"));
+    assert_ne!(one.hear()["id"], first["id"]);
+    assert_eq!(raw.text(), "the key is forgotten");
+}
+
 /// Everything that a member in memory has got, as JSON.
 fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()

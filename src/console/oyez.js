@@ -1,0 +1,477 @@
+// A client for Oyez in one file, for browsers and Node.
+//
+// A WebSocket alone loses whatever is said while it is away. This one keeps three promises across any number of
+// lost connections:
+//
+// - **No loss unannounced.** Each channel has a cursor: the id of the last message that it handed over. A new
+//   connection continues from there, nothing is handed over twice, and what cannot be had any more is told to `ongap`.
+// - **Published once.** A publish that was not acknowledged is sent again, under the same key, by which the server
+//   recognises it. Where recognition has become uncertain the promise is rejected instead (`unknown`).
+// - **A calm return.** Pauses are random and grow, so that a restarted server is not overrun; the server's own word
+//   (`retry_ms`) goes first; and a refusal that would only be repeated (4000-4099) ends it.
+//
+// Absent on purpose: `echo: false` on the wire. A message that is not sent leaves a hole in the channel's count, and
+// the count is how a loss is noticed; so one's own messages are left out here.
+
+const PROTOCOL = 'oyez.v1';
+
+// The first pause is for a connection that was cut by chance, the last for a server that is away for longer.
+const RETRY_FIRST_MS = 200;
+const RETRY_MAX_MS = 30_000;
+// A connection that held so long was a good one: the next pause is the first again.
+const GOOD_AFTER_MS = 30_000;
+// Browsers wait for minutes for a connection that never comes.
+const HELLO_TIMEOUT_MS = 10_000;
+const PONG_TIMEOUT_MS = 10_000;
+// For servers that ask for no pings: proxies and routers forget a silent connection after a minute or less.
+const PING_MS = 25_000;
+// The server recognises a key for five minutes; half a minute is left for clocks and for the way.
+const KEY_AGE_MAX_MS = 270_000;
+// A timer that is set for longer fires at once.
+const TIMER_MAX_MS = 2 ** 31 - 1;
+// What a resumed channel could send twice: a little more than a server keeps by default.
+const RECENT_IDS_MAX = 128;
+// Clients that this one has been; what they published may still come back in a replay.
+const CLIENTS_MAX = 64;
+
+// ignoreBOM: to leave it in place.
+const TEXT = new TextDecoder('utf-8', { ignoreBOM: true });
+
+/** A refusal, or a publish that came to nothing; `code` is a word for programs. */
+export class OyezError extends Error {
+  constructor(code, message) {
+    super(message ?? code);
+    this.name = 'OyezError';
+    this.code = code;
+  }
+}
+
+/**
+ * A connection that comes back. Emits `state` (a CustomEvent; its detail has the state too) and `error` (its detail is
+ * an OyezError that belongs to no publish).
+ */
+export class Oyez extends EventTarget {
+  #url;
+  #options;
+  #state = 'connecting';
+  #socket = null;
+  #client = null;
+  #clients = new Set();
+  #message_bytes_max = Infinity;
+  #open_since = null;
+  #failures = 0;
+  #told_to_wait = false;
+  #heard = false;
+  #ping_ms = PING_MS;
+  #retry_timer = null;
+  #life_timer = null;
+  #attempt = 0;
+  #channels = new Map();
+  // Every publish without an answer, sent or not, in the order in which it was asked for.
+  #publishes = new Map();
+  #next_ref = 1;
+  #key;
+
+  /**
+   * @param {string} [url] ws://, wss://, http:// or https://; the page's own origin if absent
+   * @param {object} [options]
+   * @param {string | (() => string | Promise<string>)} [options.token] a function is called at each connect
+   * @param {(state: string, detail: object) => void} [options.onstate]
+   * @param {number} [options.publishes_max] unanswered publishes; one more is rejected (`queue_full`)
+   * @param {number} [options.pong_timeout_ms] silence after a ping that means the connection is dead
+   * @param {typeof WebSocket} [options.WebSocket]
+   * @param {() => number} [options.random] from 0 to below 1
+   */
+  constructor(url, options = {}) {
+    super();
+    this.#url = endpoint(url);
+    this.#options = {
+      WebSocket: globalThis.WebSocket,
+      random: Math.random,
+      publishes_max: 1000,
+      pong_timeout_ms: PONG_TIMEOUT_MS,
+      ...options,
+    };
+    if (!this.#options.WebSocket) throw new TypeError('there is no WebSocket here: pass one as options.WebSocket');
+    const bytes = globalThis.crypto.getRandomValues(new Uint8Array(12));
+    this.#key = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+    globalThis.addEventListener?.('online', this.#online);
+    // The caller has the object before it hears of its first state.
+    queueMicrotask(() => this.#state === 'connecting' && this.#connect());
+  }
+
+  /** 'connecting', 'open', 'waiting' or 'closed'. */
+  get state() {
+    return this.#state;
+  }
+
+  /** Who this connection is to others; null while it is not open. */
+  get client() {
+    return this.#client;
+  }
+
+  /**
+   * Hears a channel. Handlers of one channel share one subscription, and `since` counts for the first of them.
+   *
+   * @param {string} name
+   * @param {(message: {channel, id, n, from, own, kind, data}) => void} onmessage
+   * @param {object} [options] since ('latest', 'earliest' or an id), echo (false: not one's own), ongap, onlive,
+   *   onsubscribed, onerror
+   * @returns {() => void} ends it
+   */
+  subscribe(name, onmessage, options = {}) {
+    checkName(name);
+    const handler = { echo: true, ...options, onmessage };
+    let channel = this.#channels.get(name);
+    if (!channel) {
+      channel = { name, stage: 'away', handlers: new Set() };
+      this.#channels.set(name, channel);
+    }
+    if (channel.handlers.size === 0) {
+      Object.assign(channel, { since: options.since, cursor: null, n: null, recent: new Set(), resumed: false });
+    }
+    channel.handlers.add(handler);
+    if (this.#state === 'open' && channel.stage === 'away') this.#join(channel);
+    return () => {
+      if (!channel.handlers.delete(handler) || channel.handlers.size > 0) return;
+      if (channel.stage === 'away') {
+        this.#channels.delete(name);
+      } else if (channel.stage !== 'leaving') {
+        channel.stage = 'leaving';
+        this.#send({ type: 'unsubscribe', ch: name });
+      }
+    };
+  }
+
+  /**
+   * Publishes a string as text, bytes (an ArrayBuffer or a view of one) as binary, anything else as JSON.
+   *
+   * @returns {Promise<string>} the message's id; rejected with an OyezError. Whoever is not interested may leave it.
+   */
+  publish(name, value) {
+    const promise = new Promise((resolve, reject) => {
+      checkName(name);
+      if (this.#state === 'closed') throw new OyezError('closed', 'the connection has been closed');
+      if (this.#publishes.size >= this.#options.publishes_max) {
+        throw new OyezError('queue_full', `${this.#options.publishes_max} publishes wait for an answer`);
+      }
+      const ref = this.#next_ref++;
+      const frame = JSON.stringify({ type: 'publish', ch: name, ...payload(value), ref, key: `${this.#key}-${ref}` });
+      const publish = { ref, frame, sent_at: null, resolve, reject };
+      this.#publishes.set(ref, publish);
+      if (this.#state === 'open') this.#sendPublish(publish);
+    });
+    promise.catch(() => {});
+    return promise;
+  }
+
+  /** Drops the connection as if the network had failed; it comes back by itself. */
+  cut() {
+    if (this.#state === 'connecting' || this.#state === 'open') this.#lost(1006, 'cut');
+  }
+
+  /** Ends it for good. Nothing is left behind: no timer, no listener, no promise. */
+  close() {
+    if (this.#state === 'closed') return;
+    const socket = this.#release();
+    socket?.close(1000);
+    this.#end(1000, 'close');
+  }
+
+  // The connection
+
+  async #connect() {
+    this.#enter('connecting', {});
+    const attempt = ++this.#attempt;
+    this.#life_timer = setTimeout(() => this.#lost(1006, 'no hello'), HELLO_TIMEOUT_MS);
+    const { token, WebSocket } = this.#options;
+    let socket;
+    try {
+      const protocols = [PROTOCOL];
+      if (token !== undefined) protocols.push(`oyez.token.${typeof token === 'function' ? await token() : token}`);
+      // While the token was fetched, the connection may have been closed.
+      if (attempt !== this.#attempt) return;
+      socket = new WebSocket(this.#url, protocols);
+    } catch (error) {
+      if (attempt === this.#attempt) this.#lost(1006, String(error?.message ?? error));
+      return;
+    }
+    this.#socket = socket;
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = ({ code, reason }) => this.#lost(code, reason);
+    // A close follows each error, and says more.
+    socket.onerror = () => {};
+  }
+
+  /** Takes the socket and its timers out of service. */
+  #release() {
+    const socket = this.#socket;
+    clearTimeout(this.#life_timer);
+    clearTimeout(this.#retry_timer);
+    this.#attempt++;
+    this.#socket = null;
+    this.#client = null;
+    if (socket) socket.onmessage = socket.onclose = null;
+    for (const channel of this.#channels.values()) {
+      channel.stage = 'away';
+      if (channel.handlers.size === 0) this.#channels.delete(channel.name);
+    }
+    return socket;
+  }
+
+  #lost(code, reason) {
+    const socket = this.#release();
+    // A close handshake with a peer that is gone takes long; npm's ws can do without.
+    if (socket?.terminate) socket.terminate();
+    else socket?.close();
+
+    if (code >= 4000 && code <= 4099) return this.#end(code, reason);
+    if (this.#open_since !== null && Date.now() - this.#open_since >= GOOD_AFTER_MS) this.#failures = 0;
+    this.#open_since = null;
+
+    const told = /\bretry_ms=(\d+)/.exec(reason);
+    const ceiling_ms = Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** this.#failures++);
+    const retry_ms = Math.floor(told ? Math.min(Number(told[1]), TIMER_MAX_MS) : this.#options.random() * ceiling_ms);
+    this.#told_to_wait = told !== null;
+    this.#retry_timer = setTimeout(() => this.#connect(), retry_ms);
+    this.#enter('waiting', { retry_ms, code, reason });
+  }
+
+  #end(code, reason) {
+    globalThis.removeEventListener?.('online', this.#online);
+    for (const { reject } of this.#publishes.values()) reject(new OyezError('closed', `closed: ${code} ${reason}`));
+    this.#publishes.clear();
+    this.#enter('closed', { code, reason });
+  }
+
+  /** The network is back: a pause of our own making has lost its reason, and an open connection may be a dead one. */
+  #online = () => {
+    if (this.#state === 'waiting' && !this.#told_to_wait) {
+      clearTimeout(this.#retry_timer);
+      this.#connect();
+    } else if (this.#state === 'open') {
+      this.#ping();
+    }
+  };
+
+  #enter(state, detail) {
+    this.#state = state;
+    call(this.#options.onstate, state, detail);
+    this.dispatchEvent(new CustomEvent('state', { detail: { state, ...detail } }));
+  }
+
+  #send(command) {
+    this.#socket.send(JSON.stringify(command));
+  }
+
+  // A connection is alive as long as anything comes, so pings are for silence only.
+
+  #listen() {
+    this.#heard = false;
+    this.#life_timer = setTimeout(() => (this.#heard ? this.#listen() : this.#ping()), this.#ping_ms);
+  }
+
+  #ping() {
+    clearTimeout(this.#life_timer);
+    this.#heard = false;
+    this.#send({ type: 'ping' });
+    this.#life_timer = setTimeout(() => {
+      if (this.#heard) this.#listen();
+      else this.#lost(1006, 'no pong');
+    }, this.#options.pong_timeout_ms);
+  }
+
+  // What the server says
+
+  #receive(text) {
+    this.#heard = true;
+    let said;
+    try {
+      said = JSON.parse(text);
+    } catch {
+      return this.#lost(1002, 'not JSON');
+    }
+    const channel = this.#channels.get(said.ch);
+    switch (said.type) {
+      case undefined:
+        return this.#hand(channel, said);
+      case 'hello':
+        return this.#greeted(said);
+      case 'subscribed':
+        return this.#joined(channel, said);
+      case 'unsubscribed':
+        return this.#left(channel);
+      case 'live':
+        if (channel?.stage !== 'joined') return;
+        channel.cursor = said.id;
+        return tell(channel, 'onlive', { channel: channel.name, id: said.id });
+      case 'gap':
+        if (channel?.stage !== 'joined') return;
+        channel.cursor = said.resume;
+        // The count goes on somewhere behind the gap.
+        channel.n = null;
+        // Another log is another server, which may have given our old names to others.
+        if (said.why === 'epoch') this.#clients = new Set([this.#client]);
+        return this.#gap(channel, said.after, said.resume, said.missed, said.why);
+      case 'ack':
+        return this.#answered(said.ref, ({ resolve }) => resolve(said.id));
+      case 'error':
+        return this.#refused(channel, said);
+      // Anything else is a pong, or from a newer server.
+    }
+  }
+
+  #greeted({ client, ping_ms, message_bytes_max }) {
+    clearTimeout(this.#life_timer);
+    this.#client = client;
+    keepNewest(this.#clients, client, CLIENTS_MAX);
+    this.#message_bytes_max = message_bytes_max ?? Infinity;
+    this.#open_since = Date.now();
+    this.#ping_ms = ping_ms || PING_MS;
+    this.#listen();
+    for (const channel of this.#channels.values()) this.#join(channel);
+    for (const publish of this.#publishes.values()) this.#sendPublish(publish);
+    this.#enter('open', { client });
+  }
+
+  #join(channel) {
+    channel.stage = 'joining';
+    const since = channel.cursor ?? channel.since;
+    this.#send({ type: 'subscribe', ch: channel.name, since });
+  }
+
+  #joined(channel, { id, members }) {
+    if (channel?.stage !== 'joining') return;
+    channel.stage = 'joined';
+    channel.cursor = id;
+    channel.resumed = true;
+    tell(channel, 'onsubscribed', { channel: channel.name, id, members });
+  }
+
+  /** A channel that was left and wanted again in between is subscribed to anew: what was under way was not meant for it. */
+  #left(channel) {
+    if (channel?.stage !== 'leaving') return;
+    channel.stage = 'away';
+    if (channel.handlers.size > 0) this.#join(channel);
+    else this.#channels.delete(channel.name);
+  }
+
+  #hand(channel, { id, n, from, ...body }) {
+    if (channel?.stage !== 'joined' || channel.recent.has(id)) return;
+    const { name, cursor: after, n: last, resumed } = channel;
+    // A channel that nobody needed for a while is forgotten by the server, and its count begins again.
+    const continues = last === null || n === last + 1 || (resumed && n === 1);
+    Object.assign(channel, { cursor: id, n, resumed: false });
+    keepNewest(channel.recent, id, RECENT_IDS_MAX);
+    if (!continues) this.#gap(channel, after, id, n > last ? n - last - 1 : null, 'hole');
+
+    const own = this.#clients.has(from);
+    const message = { channel: name, id, n, from, own, ...content(body) };
+    for (const handler of [...channel.handlers]) {
+      if (channel.handlers.has(handler) && (handler.echo || !own)) call(handler.onmessage, message);
+    }
+  }
+
+  #gap({ name, handlers }, after, resume, missed, why) {
+    tell({ handlers }, 'ongap', { channel: name, after, resume, missed, why });
+  }
+
+  #refused(channel, { ref, code, message }) {
+    const error = new OyezError(code, message);
+    if (ref !== undefined) {
+      // The connection is about to be closed, and the next one takes it.
+      if (code !== 'drain') this.#answered(ref, ({ reject }) => reject(error));
+      return;
+    }
+    // The subscription that was to be ended had been refused.
+    if (code === 'not_subscribed') this.#left(channel);
+    if (channel?.stage === 'joining') {
+      channel.stage = 'away';
+      tell(channel, 'onerror', error);
+      if (channel.handlers.size === 0) this.#channels.delete(channel.name);
+    }
+    this.dispatchEvent(new CustomEvent('error', { detail: error }));
+  }
+
+  #answered(ref, settle) {
+    const publish = this.#publishes.get(ref);
+    this.#publishes.delete(ref);
+    if (publish) settle(publish);
+  }
+
+  #sendPublish(publish) {
+    const { ref, frame, sent_at, reject } = publish;
+    const refuse = (code, why) => this.#answered(ref, () => reject(new OyezError(code, why)));
+    if (sent_at !== null && Date.now() - sent_at > KEY_AGE_MAX_MS) {
+      refuse('unknown', 'it was sent, its answer was lost, and the server would no longer recognise it');
+    } else if (isLonger(frame, this.#message_bytes_max)) {
+      // The server would close the connection, and again at each return.
+      refuse('too_big', `with all around it, a message may have ${this.#message_bytes_max} bytes`);
+    } else {
+      publish.sent_at ??= Date.now();
+      this.#socket.send(frame);
+    }
+  }
+}
+
+function endpoint(text) {
+  const url = new URL(text ?? globalThis.location.origin);
+  url.protocol = url.protocol.replace(/^http/, 'ws');
+  url.pathname = `${url.pathname.replace(/\/+$/, '')}/ws`;
+  return url.href;
+}
+
+function checkName(name) {
+  if (typeof name !== 'string' || !/^[A-Za-z0-9_.:-]{1,255}$/.test(name)) {
+    throw new OyezError('bad_channel', 'a channel has a name of 1 to 255 characters of A-Z a-z 0-9 _ . : -');
+  }
+}
+
+function payload(value) {
+  // As WebSocket.send() does it: half a surrogate pair is no text, and goes as U+FFFD.
+  if (typeof value === 'string') return { text: TEXT.decode(new TextEncoder().encode(value)) };
+  if (value instanceof ArrayBuffer) return { base64: toBase64(new Uint8Array(value)) };
+  if (ArrayBuffer.isView(value)) {
+    return { base64: toBase64(new Uint8Array(value.buffer, value.byteOffset, value.byteLength)) };
+  }
+  if (JSON.stringify(value) === undefined) throw new OyezError('bad_data', 'this value has no JSON');
+  return { data: value };
+}
+
+function content({ data, text, base64 }) {
+  if (text !== undefined) return { kind: 'text', data: text };
+  if (base64 !== undefined) return { kind: 'binary', data: Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)) };
+  return { kind: 'data', data };
+}
+
+function toBase64(bytes) {
+  let characters = '';
+  for (const byte of bytes) characters += String.fromCharCode(byte);
+  return btoa(characters);
+}
+
+/** Is the text, in UTF-8, longer? A UTF-16 unit makes at most three bytes, so most texts need not be encoded. */
+function isLonger(text, bytes_max) {
+  return text.length * 3 > bytes_max && new TextEncoder().encode(text).length > bytes_max;
+}
+
+function keepNewest(set, value, values_max) {
+  set.delete(value);
+  set.add(value);
+  if (set.size > values_max) set.delete(set.values().next().value);
+}
+
+function tell({ handlers }, what, detail) {
+  for (const handler of [...handlers]) call(handler[what], detail);
+}
+
+/** A handler that fails is the page's matter: it is reported as any uncaught error, and the others are still called. */
+function call(handler, ...details) {
+  try {
+    handler?.(...details);
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+}

@@ -1,0 +1,264 @@
+// oyez.js against the real server.
+
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { test } from 'node:test';
+
+import { open, randomOf, serve, sleep, until } from './support.mjs';
+
+/** Subscribes, and gathers all that it is told. */
+function listen(hub, channel, options = {}) {
+  const heard = { messages: [], gaps: [], lives: 0, subscribed: 0 };
+  heard.off = hub.subscribe(channel, (message) => heard.messages.push(message), {
+    ongap: (gap) => heard.gaps.push(gap),
+    onlive: () => heard.lives++,
+    onsubscribed: () => heard.subscribed++,
+    ...options,
+  });
+  return heard;
+}
+
+const values = (heard) => heard.messages.map(({ data }) => data);
+const count = (length, from = 0) => Array.from({ length }, (_, i) => from + i);
+
+test('subscribe, publish, acknowledge', async (t) => {
+  const server = await serve(t);
+  const [one, two] = [open(t, server), open(t, server)];
+  const [ones, twos] = [listen(one, 'a'), listen(two, 'a')];
+  await until('both subscriptions', () => ones.subscribed && twos.subscribed);
+  const sent = ['text \u{1F600}', new Uint8Array([0, 1, 255]), { x: [1, null] }, null, 7, ''];
+  const ids = [];
+  for (const value of sent) ids.push(await one.publish('a', value));
+  await until('all of them', () => ones.messages.length === sent.length && twos.messages.length === sent.length);
+  assert.deepEqual(values(twos), sent);
+  assert.deepEqual(twos.messages.map(({ id }) => id), ids);
+  assert.deepEqual(twos.messages.map(({ kind }) => kind), ['text', 'binary', 'data', 'data', 'data', 'text']);
+  assert.deepEqual(twos.messages.map(({ n }) => n), count(sent.length, 1));
+  assert.ok(ones.messages.every(({ own, from }) => own && from === one.client));
+  assert.ok(twos.messages.every(({ own, channel }) => !own && channel === 'a'));
+});
+
+test('raw sockets and HTTP are heard too', async (t) => {
+  const server = await serve(t);
+  const hub = open(t, server);
+  const heard = listen(hub, 'a');
+  await until('the subscription', () => heard.subscribed);
+  await fetch(`${server.url}/v1/publish/a`, { method: 'POST', body: 'text' });
+  const headers = { 'Content-Type': 'application/json' };
+  await fetch(`${server.url}/v1/publish/a`, { method: 'POST', body: '{"x":1}', headers });
+  await until('both', () => heard.messages.length === 2);
+  assert.deepEqual(values(heard), ['text', { x: 1 }]);
+  assert.deepEqual(heard.messages.map(({ own, from }) => [own, from]), [[false, undefined], [false, undefined]]);
+});
+
+test('many handlers, one subscription; off, and on again', async (t) => {
+  const server = await serve(t);
+  const hub = open(t, server);
+  const [one, two] = [listen(hub, 'a'), listen(hub, 'a', { echo: false })];
+  await until('the subscription', () => one.subscribed && two.subscribed);
+  const members = async () => (await (await fetch(`${server.url}/v1/channels/a`)).json()).members;
+  assert.equal(await members(), 1);
+  await hub.publish('a', 1);
+  await until('it', () => one.messages.length === 1);
+  assert.deepEqual(values(two), []);
+  one.off();
+  assert.equal(await members(), 1);
+  two.off();
+  await hub.publish('a', 2);
+  const three = listen(hub, 'a', { since: 'latest' });
+  await until('the new one', () => three.lives === 1);
+  assert.equal(await members(), 1);
+  assert.deepEqual([values(one), values(three)], [[1], [2]]);
+});
+
+test('refusals have a code', async (t) => {
+  const server = await serve(t, { flags: ['--channels-per-client-max', '1', '--message-bytes-max', '300'] });
+  const hub = open(t, server);
+  const codes = [];
+  hub.subscribe('a', () => {});
+  hub.subscribe('b', () => {}, { onerror: ({ code }) => codes.push(code) });
+  await until('the refusal', () => codes.length === 1);
+  assert.deepEqual(codes, ['too_many_channels']);
+  let deep = 1;
+  for (let i = 0; i < 65; i++) deep = [deep];
+  await assert.rejects(hub.publish('a', deep), { code: 'too_deep' });
+  await assert.rejects(hub.publish('a', 'x'.repeat(300)), { code: 'too_big' });
+  assert.match(await hub.publish('a', 'half a pair: \ud800'), /./);
+  assert.equal(hub.state, 'open');
+});
+
+test('states, and the return when the server is started again on the same port', async (t) => {
+  const server = await serve(t);
+  const states = [];
+  const hub = open(t, server, { onstate: (state) => states.push(state) });
+  const events = [];
+  hub.addEventListener('state', ({ detail: { state } }) => events.push(state));
+  const heard = listen(hub, 'a');
+  await until('the subscription', () => heard.subscribed === 1);
+  await server.stop();
+  await until('the loss', () => hub.state === 'waiting');
+  const early = hub.publish('a', 'while it was away');
+  await serve(t, { port: server.port });
+  await until('the return', () => heard.subscribed === 2);
+  assert.deepEqual([...states.slice(0, 4), states.at(-1)], ['connecting', 'open', 'waiting', 'connecting', 'open']);
+  assert.match(await early, /./);
+  // A new server is a new log: what was said between cannot be known.
+  await until('the message', () => heard.messages.length === 1);
+  assert.deepEqual(heard.gaps.map(({ why }) => why), ['epoch']);
+  hub.close();
+  assert.equal(states.at(-1), 'closed');
+  assert.deepEqual(events, states);
+});
+
+test('a drain says when to come back', async (t) => {
+  const server = await serve(t, { flags: ['--drain-seconds', '4'] });
+  const waits = [];
+  const started = [];
+  const hubs = count(4).map(() => open(t, server, {
+    // A pause by chance would be nothing at all.
+    random: () => 0,
+    onstate: (state, detail) => {
+      if (state === 'waiting' && waits.length < 4) waits.push({ ...detail, at: Date.now() });
+      if (state === 'connecting' && waits.length === 4) started.push(Date.now());
+    },
+  }));
+  await until('all to be open', () => hubs.every(({ state }) => state === 'open'));
+  server.child.kill('SIGTERM');
+  await until('all to be told', () => waits.length === 4);
+  for (const { code, reason, retry_ms } of waits) {
+    assert.equal(code, 4200);
+    assert.equal(reason, `drain retry_ms=${retry_ms}`);
+  }
+  const longest_ms = Math.max(...waits.map(({ retry_ms }) => retry_ms));
+  assert.ok(longest_ms > 500, `${longest_ms}`);
+  await until('the first return', () => started.length > 0);
+  const first = Math.min(...waits.map(({ at, retry_ms }) => at + retry_ms));
+  assert.ok(Math.abs(started[0] - first) < 300, `${started[0] - first} ms from when it was told`);
+});
+
+test('a server that vanishes is noticed', async (t) => {
+  const server = await serve(t, { flags: ['--ping-interval-ms', '200', '--pong-timeout-ms', '60000'] });
+  const reasons = [];
+  const onstate = (state, { reason }) => state === 'waiting' && reasons.push(reason);
+  const hub = open(t, server, { pong_timeout_ms: 300, onstate });
+  await until('the connection', () => hub.state === 'open');
+  await sleep(1000);
+  assert.deepEqual(reasons, []);
+  server.child.kill('SIGSTOP');
+  await until('the silence', () => reasons.length === 1, 2000);
+  server.child.kill('SIGCONT');
+  assert.deepEqual(reasons, ['no pong']);
+  await until('the return', () => hub.state === 'open', 15_000);
+});
+
+test('resume without hole or double while the connection is cut again and again', async (t) => {
+  const server = await serve(t, { flags: ['--history-messages-max', '10000'] });
+  const seed = Date.now() & 0xffff;
+  const random = randomOf(seed);
+  t.diagnostic(`seed ${seed}`);
+  // Pauses grow while connections are cut early; here they stay below a third of a second.
+  const quick = { random: () => random() / 100 };
+  const [publisher, ...hearers] = count(4).map(() => open(t, server, quick));
+  const heard = hearers.map((hub) => ['a', 'b'].map((channel) => listen(hub, channel)));
+  await until('all subscriptions', () => heard.flat().every(({ subscribed }) => subscribed));
+  let cuts = 0;
+  const cutting = hearers.map(async (hub) => {
+    for (let own = 0; own < 20; ) {
+      await sleep(random() * 60);
+      if (hub.state === 'open') own++;
+      hub.cut();
+    }
+    cuts += 20;
+  });
+  let total = 0;
+  while (cuts < 60) {
+    publisher.publish(total % 2 ? 'a' : 'b', total++);
+    if (random() < 0.5) await sleep(random() * 5);
+  }
+  await Promise.all(cutting);
+  const last = await publisher.publish('a', 'end');
+  await publisher.publish('b', 'end');
+  await until('the end', () => heard.flat().every(({ messages }) => messages.at(-1)?.data === 'end'), 30_000);
+  for (const [a, b] of heard) {
+    assert.deepEqual(values(a), [...count(total).filter((i) => i % 2), 'end']);
+    assert.deepEqual(values(b), [...count(total).filter((i) => i % 2 === 0), 'end']);
+    assert.deepEqual([a.gaps, b.gaps], [[], []]);
+    assert.equal(a.messages.at(-1).id, last);
+  }
+  t.diagnostic(`${cuts} cuts, ${total} messages`);
+});
+
+test('published once while the connection of the publisher is cut again and again', async (t) => {
+  const server = await serve(t, { flags: ['--history-messages-max', '10000'] });
+  const seed = Date.now() & 0xffff;
+  const random = randomOf(seed);
+  t.diagnostic(`seed ${seed}`);
+  const hearer = open(t, server);
+  const heard = listen(hearer, 'a');
+  await until('the subscription', () => heard.subscribed);
+  const publisher = open(t, server, { random: () => random() / 10 });
+  const ids = [];
+  let cuts = 0;
+  for (let i = 0; i < 1500; i++) {
+    ids.push(publisher.publish('a', i));
+    if (random() < 0.03) {
+      if (publisher.state === 'open') cuts++;
+      publisher.cut();
+    }
+    if (random() < 0.3) await sleep(1);
+  }
+  const acknowledged = await Promise.all(ids);
+  await until('all messages', () => heard.messages.length >= 1500);
+  assert.deepEqual(values(heard), count(1500));
+  assert.deepEqual(heard.messages.map(({ id }) => id), acknowledged);
+  t.diagnostic(`${cuts} cuts, 1500 messages`);
+});
+
+test('a gap is told: what is missing, and then what is left', async (t) => {
+  const server = await serve(t, { flags: ['--history-messages-max', '10'] });
+  const [publisher, hub] = [open(t, server), open(t, server, { random: () => 0.999 })];
+  const heard = listen(hub, 'a');
+  await until('the subscription', () => heard.subscribed);
+  const before = await publisher.publish('a', 0);
+  await until('it', () => heard.messages.length === 1);
+  hub.cut();
+  const ids = await Promise.all(count(30, 1).map((i) => publisher.publish('a', i)));
+  await until('the rest', () => heard.messages.at(-1).data === 30);
+  assert.deepEqual(values(heard), [0, ...count(10, 21)]);
+  assert.equal(heard.gaps.length, 1);
+  const [{ channel, after, resume, missed, why }] = heard.gaps;
+  assert.deepEqual([channel, after, resume, why], ['a', before, ids[19], 'evicted']);
+  assert.ok(missed === 20 || missed === null, `${missed}`);
+  assert.equal(heard.lives, 1);
+});
+
+test('close() leaves nothing behind: the process ends by itself', async (t) => {
+  const server = await serve(t);
+  const oyez = new URL('../../src/console/oyez.js', import.meta.url);
+  const program = `
+    import { createRequire } from 'node:module';
+    import { Oyez } from '${oyez}';
+    const WebSocket = createRequire('${fileURLToPath(import.meta.url)}')('ws');
+    const left = () => process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
+    const hub = (url) => new Oyez(url, { WebSocket });
+    // One that is open, one that waits, one that has not begun, one that is connecting.
+    const [open, waiting] = [hub('${server.url}'), hub('http://127.0.0.1:9')];
+    open.subscribe('a', () => open.publish('a', 2));
+    await open.publish('a', 1);
+    while (waiting.state !== 'waiting') await new Promise((resolve) => setTimeout(resolve, 1));
+    const [fresh, connecting] = [hub('${server.url}'), hub('${server.url}')];
+    const timers = left();
+    fresh.close();
+    await null;
+    for (const each of [open, waiting, connecting]) each.close();
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    console.log(timers, left());
+  `;
+  const [flags, options] = [['--input-type=module', '--no-warnings', '--eval', program], { timeout: 5000 }];
+  const { stdout } = await promisify(execFile)(process.execPath, flags, options);
+  const [timers, left] = stdout.trim().split(' ').map(Number);
+  assert.ok(timers > 0);
+  assert.equal(left, 0);
+});

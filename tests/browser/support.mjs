@@ -1,0 +1,60 @@
+// A server for each test, and what else the tests share.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createRequire } from 'node:module';
+import { createInterface } from 'node:readline';
+
+import { Oyez } from '../../src/console/oyez.js';
+
+/** The packages of package.json: `run` installs them elsewhere, and NODE_PATH, which imports ignore, names the place. */
+export const require = createRequire(import.meta.url);
+export const WebSocket = require('ws');
+
+/** Starts the server; the test ends it, however the test ends. */
+export async function serve(test, { port = 0, flags = [] } = {}) {
+  const program = process.env.OYEZ;
+  if (!program) throw new Error('OYEZ has to name the program');
+  const child = spawn(program, ['serve', '--listen', `127.0.0.1:${port}`, ...flags], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+    env: { ...process.env, RUST_LOG: 'off' },
+  });
+  const exited = once(child, 'exit');
+  const [line] = await once(createInterface({ input: child.stdout }), 'line');
+  const address = /ws:\/\/([\d.]+):(\d+)\/ws/.exec(line);
+  const stop = async (signal = 'SIGKILL') => {
+    child.kill(signal);
+    await exited;
+  };
+  test.after(() => stop());
+  return { url: `http://${address[1]}:${address[2]}`, port: Number(address[2]), child, stop };
+}
+
+/** A hub that the test closes, however the test ends. */
+export function open(test, server, options = {}) {
+  const hub = new Oyez(server.url, { WebSocket, ...options });
+  test.after(() => hub.close());
+  return hub;
+}
+
+export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Waits until `is()` is true; says what it waited for if that does not come. */
+export async function until(what, is, limit_ms = 10_000) {
+  const end = Date.now() + limit_ms;
+  while (!is()) {
+    if (Date.now() > end) throw new Error(`waited ${limit_ms} ms for: ${what}`);
+    await sleep(5);
+  }
+}
+
+/** A small generator of numbers from 0 to below 1, the same for the same seed (mulberry32). */
+export function randomOf(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
