@@ -82,6 +82,8 @@ pub struct Limits {
     pub channels_per_client_max: usize,
     /// What is kept of each channel, and of all.
     pub history: HistoryLimits,
+    /// What is kept of publishers who may send the same again.
+    pub repeats: RepeatLimits,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -109,6 +111,15 @@ pub struct HistoryLimits {
     pub age_ms: u32,
     /// Bytes of all channels' messages; over it the largest channel loses its oldest.
     pub total_bytes_max: usize,
+}
+
+/// How many keys of messages are known again (`Idempotency-Key`), and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepeatLimits {
+    /// Keys of all channels, about 80 bytes each; the oldest goes first.
+    pub keys_max: usize,
+    /// How long a key is known. A publisher that tries again for longer than 5 minutes has a person looking.
+    pub age_ms: u32,
 }
 
 /// Options of the listening socket. Linux copies each of them to the sockets it accepts, which saves
@@ -156,6 +167,7 @@ impl Default for Limits {
             channels_max: 1_000_000,
             channels_per_client_max: 128,
             history: HistoryLimits::default(),
+            repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

@@ -26,7 +26,7 @@
 //!    deadline.
 //! 4. [`session::walker`] and [`session::websocket`]: how a connection that is in the middle of nothing
 //!    comes to own no memory.
-//! 5. [`hub`]: channels and the turn's batch; [`hub::outbox`]: what waits for one socket.
+//! 5. [`hub`]: channels, the turn's batch, and what is kept; [`hub::outbox`]: what waits for one socket.
 //! 6. [`server::slots`] and [`server::listener`]: generations, lists, and what happens when there is no
 //!    room.
 //!
@@ -39,15 +39,17 @@
 //! - **Encode once**: a message is framed once, whatever the number of members.
 //! - **Asleep between messages**: an idle open slot owns no heap memory.
 //! - **One funeral**: anything may doom a slot, only `reap` frees it, and keys carry a generation.
-//! - **No loss unannounced**: a member gets every message of its channel, in order and once, or is closed
-//!   with a code that says why. `--on-slow skip` is the operator's choice against it, and is counted.
+//! - **No loss unannounced**: a member gets every message of its channel, in order and once, or is told
+//!   what it missed, or is closed with a code that says why. `--on-slow skip` is the operator's choice
+//!   against it for raw WebSockets, which cannot be told; it is counted.
 //! - **A limit on everything**, each with a flag, a unit, a default and a test.
 //!
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop;
-//! `server`; `session`; `hub`; `wire`; `metrics`; and the words `config`, `close`, `ids`, `moment`.
+//! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop,
+//! and [`console`], the bytes of the web page; `server`; `session`; `hub`; `wire` and `access`; `metrics`;
+//! and the words `close`, `config`, `ids`, `moment`.
 //!
 //! # Absent on purpose
 //!
@@ -59,6 +61,7 @@ pub mod access;
 pub mod cli;
 pub mod close;
 pub mod config;
+pub mod console;
 pub mod hub;
 pub mod ids;
 pub mod load;

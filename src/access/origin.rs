@@ -145,10 +145,11 @@ impl OriginPattern {
         };
         let same_host = match (host, &origin.host) {
             (HostPattern::Name(name), Host::Name(other)) => name.eq_ignore_ascii_case(other),
+            // A name does not begin with a dot: something stands before the ending.
             (HostPattern::Below(ending), Host::Name(other)) => other
                 .len()
                 .checked_sub(ending.len())
-                .is_some_and(|start| start > 0 && other[start..].eq_ignore_ascii_case(ending)),
+                .is_some_and(|start| other[start..].eq_ignore_ascii_case(ending)),
             (HostPattern::V6(address), Host::V6(other)) => address == other,
             _ => false,
         };
@@ -368,7 +369,7 @@ mod tests {
     }
 
     /// What no browser sends is foreign, even where it begins or ends like what is allowed.
-    const NO_ORIGINS: [&str; 32] = [
+    const NO_ORIGINS: [&str; 34] = [
         "",
         "example.com",
         "//example.com",
@@ -400,6 +401,8 @@ mod tests {
         "https://ex\u{430}mple.com",
         "https://%65xample.com",
         "https://[::1",
+        "https://[::1]x",
+        "https://[example.com]",
         "1https://example.com",
     ];
 

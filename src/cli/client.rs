@@ -11,11 +11,12 @@ use std::time::Duration;
 use http::Uri;
 use socket2::{SockRef, TcpKeepalive};
 use tungstenite::client::client_with_config;
+use tungstenite::error::ProtocolError;
 use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tungstenite::{Error, WebSocket};
+use tungstenite::{ClientRequestBuilder, Error, WebSocket};
 
-use crate::ids::ChannelName;
+use crate::session::upgrade;
 
 /// How long a connection may take to be made, and how long the server may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// A connection to one channel.
+/// A connection.
 pub(super) type Connection = WebSocket<TcpStream>;
 
 /// Which server to talk to.
@@ -81,18 +82,24 @@ impl Server {
         Ok(Server { authority: authority.to_string(), port, host })
     }
 
-    /// Connects to a channel. The socket does not block any more when it is returned.
-    pub(super) fn connect(&self, channel: &ChannelName, query: &str) -> Result<Connection, NoConnection> {
+    /// Connects to a path, and speaks a subprotocol there if one is named. The socket does not block any more
+    /// when it is returned.
+    pub(super) fn connect(&self, path: &str, protocol: Option<&str>) -> Result<Connection, NoConnection> {
         let stream = self.open().map_err(|error| NoConnection::Unreachable(format!("{self}: {error}")))?;
-        // A channel's name needs no escaping in a path.
-        let url = format!("ws://{}/ws/{}{query}", self.authority, channel.as_str());
+        let refused = |error: http::uri::InvalidUri| NoConnection::Refused(format!("{self}: {error}"));
+        let uri: Uri = format!("ws://{}{path}", self.authority).parse().map_err(refused)?;
+        let request = ClientRequestBuilder::new(uri);
+        let request = match protocol {
+            Some(protocol) => request.with_sub_protocol(protocol),
+            None => request,
+        };
         let config = WebSocketConfig::default()
             .read_buffer_size(64 << 10)
             .write_buffer_size(64 << 10)
             .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .max_message_size(Some(MESSAGE_BYTES_MAX));
         let (socket, _) =
-            client_with_config(url, stream, Some(config)).map_err(|error| self.no_connection(error))?;
+            client_with_config(request, stream, Some(config)).map_err(|error| self.no_connection(error))?;
         let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
         socket.get_ref().set_nonblocking(true).map_err(unreachable)?;
         Ok(socket)
@@ -129,6 +136,9 @@ impl Server {
                 } else {
                     NoConnection::Refused(text)
                 }
+            }
+            HandshakeError::Failure(Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_))) => {
+                NoConnection::Refused(format!("{self}: the server does not speak {}", upgrade::V1))
             }
             HandshakeError::Failure(error) => NoConnection::Unreachable(format!("{self}: {error}")),
             HandshakeError::Interrupted(_) => {

@@ -4,10 +4,12 @@ mod bench;
 mod bench_flags;
 mod client;
 mod input;
+mod key_files;
 mod progress;
 mod publish;
 mod serve;
 mod subscribe;
+mod token;
 
 use std::fmt;
 
@@ -32,6 +34,8 @@ enum Command {
     Sub(subscribe::Subscribe),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
     Bench(Box<bench_flags::Bench>),
+    /// Make tokens that let people in, look at them, and make secrets for them.
+    Token(token::Token),
 }
 
 /// Why a command failed, and with which exit status.
@@ -41,6 +45,8 @@ pub enum Failure {
     Usage(String),
     /// It could not do what it was asked: 1.
     Failed(String),
+    /// Messages are missing, and it was asked to end then: 3.
+    Gap(String),
 }
 
 impl Failure {
@@ -49,6 +55,7 @@ impl Failure {
         match self {
             Failure::Failed(_) => 1,
             Failure::Usage(_) => 2,
+            Failure::Gap(_) => 3,
         }
     }
 }
@@ -56,7 +63,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Usage(text) | Failure::Failed(text) => f.write_str(text),
+            Failure::Usage(text) | Failure::Failed(text) | Failure::Gap(text) => f.write_str(text),
         }
     }
 }
@@ -87,6 +94,7 @@ pub fn run() -> Result<(), Failure> {
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Token(token) => token.run(),
     }
 }
 

@@ -53,8 +53,9 @@ impl Publish {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
-        let connection =
-            self.url.connect(&self.channel, "?echo=0").map_err(|why| Failure::Failed(why.to_string()))?;
+        // A channel's name needs no escaping in a path.
+        let path = format!("/ws/{}?echo=0", self.channel.as_str());
+        let connection = self.url.connect(&path, None).map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;

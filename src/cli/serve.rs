@@ -8,7 +8,8 @@ use log::{info, warn};
 
 use super::Failure;
 use crate::access::origin::OriginPattern;
-use crate::config::{Config, HistoryLimits, Limits, OnSlow, Tcp};
+use crate::config::{Asset, Config, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::console;
 use crate::server::{DESCRIPTORS_RESERVED, End, Server};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -47,6 +48,14 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
     history_total_bytes_max: usize,
 
+    /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
+    #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
+    idempotency_keys_max: usize,
+
+    /// Longest time for which such a key is known, in seconds.
+    #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
+    idempotency_age_seconds: u32,
+
     /// Longest request head, in bytes; over it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
     head_bytes_max: usize,
@@ -75,9 +84,12 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "60000", value_parser = millis)]
     keep_alive_ms: u32,
 
-    /// Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or
-    /// separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none].
-    #[arg(long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin)]
+    // Not a doc comment: to those an origin is a link.
+    #[arg(
+        long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin,
+        help = "Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or \
+                separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none]"
+    )]
     origins: Vec<OriginPattern>,
 
     /// Leave out the console, the page at / [default: off].
@@ -205,6 +217,10 @@ impl Serve {
                     age_ms: self.history_age_seconds * 1_000,
                     total_bytes_max: self.history_total_bytes_max,
                 },
+                repeats: RepeatLimits {
+                    keys_max: self.idempotency_keys_max,
+                    age_ms: self.idempotency_age_seconds * 1_000,
+                },
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -215,7 +231,7 @@ impl Serve {
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
             },
-            assets: Vec::new(),
+            assets: served(self.no_console),
         }
     }
 }
@@ -261,6 +277,12 @@ fn greeting(address: SocketAddr) -> String {
     format!(
         "listening on ws://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
     )
+}
+
+/// The files of the console, or what of them stays without it.
+fn served(no_console: bool) -> Vec<&'static Asset> {
+    let console = if no_console { &[] } else { console::ASSETS };
+    console.iter().chain([&console::CLIENT_MODULE]).collect()
 }
 
 fn advice(error: &io::Error) -> &'static str {

@@ -1,4 +1,7 @@
 //! `oyez sub`: payloads to standard output, everything else to standard error.
+//!
+//! It speaks `oyez.v1`, and so it knows how far it is in each channel: after a disconnect it comes back
+//! with that cursor, gets what was published meanwhile, and says so if there is a gap.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufWriter, Write};
@@ -6,14 +9,18 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use data_encoding::BASE64;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, Since};
+use crate::session::upgrade;
 
 /// The flags of `oyez sub`.
 #[derive(Debug, Args)]
@@ -21,6 +28,19 @@ pub(super) struct Subscribe {
     /// The channels: each 1 to 255 characters of A-Z a-z 0-9 _ . : -
     #[arg(required = true, value_name = "CHANNEL", value_parser = channel_name)]
     channels: Vec<ChannelName>,
+
+    /// Begin behind the message with this id, with all that is kept (earliest), or with the last message
+    /// (latest), instead of with what is published from now on.
+    #[arg(long, value_name = "ID", value_parser = cursor)]
+    since: Option<String>,
+
+    /// Print each message as a line of JSON, with its channel, id and number; gaps too.
+    #[arg(long)]
+    json: bool,
+
+    /// End with status 3 when messages are missing, instead of saying so and going on.
+    #[arg(long)]
+    exit_on_gap: bool,
 
     /// End after so many messages.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -36,6 +56,10 @@ pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
     ChannelName::parse(text.as_bytes()).map_err(|why| why.to_string())
 }
 
+fn cursor(text: &str) -> Result<String, String> {
+    Since::parse(text.as_bytes()).map(|_| text.to_owned()).map_err(|why| why.to_string())
+}
+
 /// The first pause after a lost connection, doubled by each further one, up to the last. The pause that
 /// is made is a random part of it, so that clients who were cut at once do not come back at once.
 const BACKOFF_FIRST_MS: u64 = 200;
@@ -47,14 +71,23 @@ const RETRY_LAST_MS: u64 = 60 * 60 * 1_000;
 /// A connection that held for so long was no failure.
 const HELD: Duration = Duration::from_secs(30);
 
-/// One channel's connection.
+const SOCKET: Token = Token(0);
+
+/// One connection for all channels, again and again.
 struct Line {
-    channel: ChannelName,
+    channels: Vec<Progress>,
     state: LineState,
     /// Connections lost, or not made, since the last one that held.
     failures: u32,
-    /// Has it been connected before, so that something may have been missed?
-    was_open: bool,
+}
+
+/// How far it is in one channel.
+struct Progress {
+    channel: ChannelName,
+    /// From where it goes on; `None` before the first connection, if it was told nothing.
+    cursor: Option<String>,
+    /// Has it been a member before?
+    was_member: bool,
 }
 
 enum LineState {
@@ -62,7 +95,7 @@ enum LineState {
     Waiting { until: Instant },
 }
 
-/// How a line took some input.
+/// How some input was taken.
 enum Read {
     /// Nothing more for now.
     Blocked,
@@ -82,35 +115,80 @@ enum Return {
     Never,
 }
 
+/// What the server says. Fields that are not of use here are skipped.
+#[derive(Deserialize)]
+struct Heard<'a> {
+    #[serde(rename = "type")]
+    kind: Option<&'a str>,
+    ch: Option<&'a str>,
+    id: Option<&'a str>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    text: Option<String>,
+    base64: Option<&'a str>,
+    resume: Option<&'a str>,
+    missed: Option<u64>,
+    why: Option<&'a str>,
+    message: Option<String>,
+}
+
+/// Why it ends before it was asked to.
+enum End {
+    /// Whoever reads our output has enough (`| head -1`).
+    NobodyReads,
+    Failed(Failure),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> End {
+        End::Failed(failure)
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> End {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => End::NobodyReads,
+            // A full disk, say.
+            _ => End::Failed(Failure::Failed(format!("standard output: {error}"))),
+        }
+    }
+}
+
 impl Subscribe {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let failed = |error: io::Error| Failure::Failed(error.to_string());
+        match self.listen() {
+            Ok(()) | Err(End::NobodyReads) => Ok(()),
+            Err(End::Failed(failure)) => Err(failure),
+        }
+    }
+
+    fn listen(self) -> Result<(), End> {
+        let failed = |error: io::Error| End::Failed(Failure::Failed(error.to_string()));
         let mut poll = Poll::new().map_err(failed)?;
-        let mut events = Events::with_capacity(64);
-        let mut output = Output { out: BufWriter::new(io::stdout().lock()), left: self.count };
-        let now = Instant::now();
-        let line = |channel| Line {
-            channel,
-            state: LineState::Waiting { until: now },
-            failures: 0,
-            was_open: false,
+        let mut events = Events::with_capacity(8);
+        let mut output = Output {
+            out: BufWriter::new(io::stdout().lock()),
+            left: self.count,
+            json: self.json,
+            exit_on_gap: self.exit_on_gap,
         };
-        let mut lines: Vec<Line> = self.channels.into_iter().map(line).collect();
+        let progress = |channel| Progress { channel, cursor: self.since.clone(), was_member: false };
+        let mut line = Line {
+            channels: self.channels.into_iter().map(progress).collect(),
+            state: LineState::Waiting { until: Instant::now() },
+            failures: 0,
+        };
         loop {
-            for (place, line) in lines.iter_mut().enumerate() {
-                line.connect(&self.url, poll.registry(), Token(place))?;
-                match line.read(&mut output) {
-                    Ok(Read::Blocked) => {}
-                    Ok(Read::Enough) => return output.finish(),
-                    Ok(Read::Lost { why, comes_back }) => line.lost(&why, &comes_back)?,
-                    Err(error) => return written(Err(error)),
-                }
+            line.connect(&self.url, poll.registry())?;
+            let read = line.read(&mut output)?;
+            output.out.flush()?;
+            match read {
+                Read::Blocked => {}
+                Read::Enough => return Ok(()),
+                Read::Lost { why, comes_back } => line.lost(&why, &comes_back)?,
             }
-            if let Err(error) = output.out.flush() {
-                return written(Err(error));
-            }
-            let next = lines.iter().filter_map(Line::waits_until).min();
-            let timeout = next.map(|until| until.saturating_duration_since(Instant::now()));
+            let timeout = line.waits_until().map(|until| until.saturating_duration_since(Instant::now()));
             match poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(failed(error)),
                 _ => {}
@@ -127,35 +205,47 @@ impl Line {
         }
     }
 
-    /// Connects, when the pause is over.
-    fn connect(&mut self, server: &Server, registry: &Registry, token: Token) -> Result<(), Failure> {
+    /// Connects, when the pause is over, and subscribes from where it was.
+    fn connect(&mut self, server: &Server, registry: &Registry) -> Result<(), Failure> {
         if self.waits_until().is_none_or(|until| until > Instant::now()) {
             return Ok(());
         }
-        match server.connect(&self.channel, "") {
-            Ok(connection) => {
-                let descriptor = connection.get_ref().as_raw_fd();
-                registry
-                    .register(&mut SourceFd(&descriptor), token, Interest::READABLE | Interest::WRITABLE)
-                    .map_err(|error| Failure::Failed(error.to_string()))?;
-                let again = if self.was_open { " again; what was published meanwhile is missed" } else { "" };
-                self.was_open = true;
-                eprintln!("oyez: {}: connected{again}", self.channel.as_str());
-                self.state = LineState::Open { connection: Box::new(connection), since: Instant::now() };
-                Ok(())
+        let mut connection = match server.connect("/ws", Some(upgrade::V1)) {
+            Ok(connection) => connection,
+            Err(NoConnection::Refused(why)) => return Err(Failure::Failed(why)),
+            Err(NoConnection::Unreachable(why)) => return self.lost(&why, &Return::Backoff),
+        };
+        let descriptor = connection.get_ref().as_raw_fd();
+        registry
+            .register(&mut SourceFd(&descriptor), SOCKET, Interest::READABLE | Interest::WRITABLE)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
+        for Progress { channel, cursor, .. } in &self.channels {
+            let mut request = serde_json::json!({"type": "subscribe", "ch": channel.as_str()});
+            if let Some(cursor) = cursor {
+                request["since"] = cursor.as_str().into();
             }
-            Err(NoConnection::Refused(why)) => Err(Failure::Failed(why)),
-            Err(NoConnection::Unreachable(why)) => self.lost(&why, &Return::Backoff),
+            // What does not fit into the socket is kept, and goes out with the next flush.
+            match connection.write(Message::text(request.to_string())) {
+                Err(error) if !would_block(&error) => return self.lost(&error.to_string(), &Return::Backoff),
+                _ => {}
+            }
         }
+        self.state = LineState::Open { connection: Box::new(connection), since: Instant::now() };
+        Ok(())
     }
 
     /// Prints all that has come.
-    fn read(&mut self, output: &mut Output<'_>) -> io::Result<Read> {
+    fn read(&mut self, output: &mut Output<'_>) -> Result<Read, End> {
         let LineState::Open { connection, .. } = &mut self.state else { return Ok(Read::Blocked) };
+        let lost = |error: Error| Read::Lost { why: error.to_string(), comes_back: Return::Backoff };
+        match connection.flush() {
+            Err(error) if !would_block(&error) => return Ok(lost(error)),
+            _ => {}
+        }
         loop {
             match connection.read() {
-                Ok(message @ (Message::Text(_) | Message::Binary(_))) => {
-                    if output.print(&message)? {
+                Ok(Message::Text(text)) => {
+                    if hear(&text, &mut self.channels, output)? {
                         // The server is told, as far as it goes in one write; nothing depends on it.
                         let _ = connection.close(None);
                         return Ok(Read::Enough);
@@ -168,17 +258,13 @@ impl Line {
                 }
                 Ok(_) => {}
                 Err(error) if would_block(&error) => return Ok(Read::Blocked),
-                Err(Error::Io(error)) => {
-                    return Ok(Read::Lost { why: error.to_string(), comes_back: Return::Backoff });
-                }
-                Err(error) => return Ok(Read::Lost { why: error.to_string(), comes_back: Return::Backoff }),
+                Err(error) => return Ok(lost(error)),
             }
         }
     }
 
     /// Plans the next try.
     fn lost(&mut self, why: &str, comes_back: &Return) -> Result<(), Failure> {
-        let name = self.channel.as_str();
         if matches!(self.state, LineState::Open { since, .. } if since.elapsed() >= HELD) {
             self.failures = 0;
         }
@@ -186,16 +272,68 @@ impl Line {
         // The hasher's key is random in each process and each call.
         let backoff = RandomState::new().hash_one(self.failures) % ceiling;
         let pause_ms = match *comes_back {
-            Return::Never => return Err(Failure::Failed(format!("{name}: {why}"))),
+            Return::Never => return Err(Failure::Failed(why.to_owned())),
             // A server that sends everybody away at once and means it would be asked hundreds of times a second.
             Return::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
             Return::After(millis) => millis.min(RETRY_LAST_MS),
             Return::Backoff => backoff,
         };
         self.failures += 1;
-        eprintln!("oyez: {name}: {why}; trying again in {pause_ms} ms");
+        eprintln!("oyez: {why}; trying again in {pause_ms} ms");
         self.state = LineState::Waiting { until: Instant::now() + Duration::from_millis(pause_ms) };
         Ok(())
+    }
+}
+
+/// Takes one text of the server's. True if it was the last message that was asked for.
+fn hear(text: &str, channels: &mut [Progress], output: &mut Output<'_>) -> Result<bool, End> {
+    let not_understood = || Failure::Failed("the server says what oyez.v1 has no words for".to_owned());
+    let heard: Heard<'_> = serde_json::from_str(text).map_err(|_| not_understood())?;
+    let progress = channels.iter_mut().find(|progress| heard.ch == Some(progress.channel.as_str()));
+    let moved_to = |cursor: Option<&str>| cursor.map(str::to_owned).ok_or_else(not_understood).map(Some);
+    match (heard.kind, progress) {
+        (None, Some(progress)) => {
+            progress.cursor = moved_to(heard.id)?;
+            output.print(text, &heard)
+        }
+        (Some("subscribed"), Some(progress)) => {
+            let again = if progress.was_member { " again" } else { "" };
+            eprintln!("oyez: {}: connected{again}", progress.channel.as_str());
+            progress.was_member = true;
+            progress.cursor = moved_to(heard.id)?;
+            Ok(false)
+        }
+        (Some("live"), Some(progress)) => {
+            progress.cursor = moved_to(heard.id)?;
+            Ok(false)
+        }
+        (Some("gap"), Some(progress)) => {
+            progress.cursor = moved_to(heard.resume)?;
+            let missing = match heard.missed {
+                Some(1) => "1 message is missing".to_owned(),
+                Some(missed) => format!("{missed} messages are missing"),
+                None => "messages may be missing".to_owned(),
+            };
+            let why = heard.why.unwrap_or("unknown").escape_debug();
+            let said = format!("{}: gap: {missing} ({why})", progress.channel.as_str());
+            output.print_gap(text)?;
+            if output.exit_on_gap {
+                output.out.flush()?;
+                return Err(Failure::Gap(said).into());
+            }
+            eprintln!("oyez: {said}");
+            Ok(false)
+        }
+        (Some("error"), progress) => {
+            // The server's words, on somebody's terminal.
+            let message = heard.message.unwrap_or_default();
+            let why = message.escape_debug();
+            let channel =
+                progress.map_or_else(String::new, |progress| format!("{}: ", progress.channel.as_str()));
+            Err(Failure::Failed(format!("{channel}{why}")).into())
+        }
+        // Hello, and what newer servers may say.
+        _ => Ok(false),
     }
 }
 
@@ -215,31 +353,39 @@ fn comes_back(frame: Option<&CloseFrame>) -> Return {
 struct Output<'a> {
     out: BufWriter<io::StdoutLock<'a>>,
     left: Option<u64>,
+    json: bool,
+    exit_on_gap: bool,
 }
 
 impl Output<'_> {
-    /// Text ends in a line feed; binary is printed as it is. True if it was the last that was asked for.
-    fn print(&mut self, message: &Message) -> io::Result<bool> {
-        match message {
-            Message::Text(text) => writeln!(self.out, "{text}")?,
-            Message::Binary(payload) => self.out.write_all(payload)?,
-            _ => return Ok(false),
+    /// Text and JSON end in a line feed; binary is printed as it is. True if it was the last that was asked
+    /// for.
+    fn print(&mut self, line: &str, heard: &Heard<'_>) -> Result<bool, End> {
+        if self.json {
+            self.print_line(line)?;
+        } else if let Some(text) = &heard.text {
+            writeln!(self.out, "{text}")?;
+        } else if let Some(data) = heard.data {
+            writeln!(self.out, "{data}")?;
+        } else {
+            let base64 = heard.base64.unwrap_or_default();
+            let bad = |_| Failure::Failed("the server sends bytes that are not base64".to_owned());
+            self.out.write_all(&BASE64.decode(base64.as_bytes()).map_err(bad)?)?;
         }
         self.left = self.left.map(|left| left - 1);
         Ok(self.left == Some(0))
     }
 
-    fn finish(mut self) -> Result<(), Failure> {
-        written(self.out.flush())
-    }
-}
-
-/// Whoever reads our output may stop when they have enough (`| head -1`); a full disk is another matter.
-fn written(result: io::Result<()>) -> Result<(), Failure> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("standard output: {error}")))
+    fn print_gap(&mut self, line: &str) -> Result<(), End> {
+        if self.json {
+            self.print_line(line)?;
         }
-        _ => Ok(()),
+        Ok(())
+    }
+
+    /// One line, however the payload's JSON is laid out: in JSON a line's end is white space, and never a
+    /// part of a string.
+    fn print_line(&mut self, json: &str) -> io::Result<()> {
+        writeln!(self.out, "{}", json.replace(['\r', '\n'], " "))
     }
 }

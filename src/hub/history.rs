@@ -3,6 +3,9 @@
 //! A kept message is a stretch of the batch that its members were sent: the same memory, not a copy. It
 //! lies there as a raw frame, and is encoded anew for who wants another form. Since messages leave only
 //! at the front, the ones that are kept are the channel's last, and one number tells where it begins.
+//!
+//! Memory that is shared has to be owned, and for a small message that came alone the owner is larger than
+//! what it owns. So when some of these have gathered, they move together.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -17,6 +20,13 @@ use crate::wire::{self, Kind};
 
 /// What a kept message counts beside its bytes: a message of one byte takes that much memory around it.
 pub const MESSAGE_BYTES: usize = 64;
+
+/// So many small messages that came alone move together: each has had an allocation of its own, and an
+/// owner; the last few stay as they are, in the outboxes of members too.
+const GATHERED: usize = 16;
+
+/// A message up to that size is small: a larger one pays for its owner.
+const SMALL_BYTES: usize = 1024;
 
 /// One message's stretch of a batch, and what is told of it beside its payload.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +46,8 @@ pub(super) struct History {
     bytes: usize,
     /// The last message that is kept no more; a cursor before it misses something.
     floor: u64,
+    /// So many of the last ones are small and came alone.
+    alone: usize,
 }
 
 /// One message.
@@ -51,8 +63,12 @@ pub(super) struct Kept {
 }
 
 impl Kept {
+    fn frame(&self) -> &[u8] {
+        &self.batch[self.start as usize..self.end as usize]
+    }
+
     pub(super) fn payload(&self) -> &[u8] {
-        wire::payload_of(&self.batch[self.start as usize..self.end as usize])
+        wire::payload_of(self.frame())
     }
 
     fn cost(&self) -> usize {
@@ -116,9 +132,28 @@ impl History {
             self.kept.push_back(kept);
             start = end;
         }
+        self.alone = if entries.len() == 1 && batch.len() <= SMALL_BYTES { self.alone + 1 } else { 0 };
         while self.kept.len() > limits.messages_max || self.bytes > limits.bytes_max {
             self.evict_oldest();
         }
+        if self.alone >= GATHERED {
+            self.gather();
+        }
+    }
+
+    /// Moves the small messages that came alone together.
+    fn gather(&mut self) {
+        let first = self.kept.len().saturating_sub(self.alone);
+        let mut together = Vec::with_capacity(self.kept.range(first..).map(|kept| kept.frame().len()).sum());
+        self.kept.range(first..).for_each(|kept| together.extend_from_slice(kept.frame()));
+        let batch: Frames = Rc::new(Bytes::from(together));
+        let mut start = 0;
+        for kept in self.kept.range_mut(first..) {
+            let end = start + (kept.end - kept.start);
+            (kept.batch, kept.start, kept.end) = (batch.clone(), start, end);
+            start = end;
+        }
+        self.alone = 0;
     }
 
     /// Drops the oldest message.
@@ -238,6 +273,25 @@ mod tests {
         assert_eq!((history.len(), history.floor()), (1, 2));
         keep(&mut history, &["larger than all that is kept", &"y".repeat(1_000)], 4, 400);
         assert_eq!((history.len(), history.bytes(), history.floor()), (0, 0, 5));
+    }
+
+    #[test]
+    fn small_ones_that_came_alone_move_together() {
+        let limits = HistoryLimits { messages_max: 30, bytes_max: 1 << 20, ..LIMITS };
+        let mut history = History::new(0);
+        for seq in 1..=40 {
+            let mut frames = Vec::new();
+            wire::append_message(&mut frames, Kind::Text, seq.to_string().as_bytes());
+            let entry = Entry { end: frames.len() as u32, seq, kind: Kind::Text, from: None };
+            history.keep(&Rc::new(Bytes::from(frames)), &[entry], &limits, at(0));
+            let expected: Vec<(u64, String)> =
+                (seq.saturating_sub(29).max(1)..=seq).map(|seq| (seq, seq.to_string())).collect();
+            assert_eq!(texts(&history), expected);
+        }
+        let owners = |history: &History, index: usize| Rc::strong_count(&history.kept[index].batch);
+        assert_eq!((owners(&history, 10), owners(&history, 29)), (GATHERED, 1));
+        keep(&mut history, &["x", "y"], 50, 0);
+        assert_eq!(history.alone, 0, "who came in company stays there");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod channel;
 pub mod history;
 mod largest;
 pub mod outbox;
+mod repeats;
 pub mod seats;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
 use largest::{Classes, Shifted};
 use outbox::Frames;
+use repeats::Repeats;
 
 /// All channels.
 #[derive(Debug)]
@@ -54,6 +56,7 @@ pub struct Hub {
     forgotten: u64,
     classes: Classes,
     kept: Kept,
+    repeats: Repeats,
     /// Members of all channels.
     seats: usize,
     last_replay: Option<CachedReplay>,
@@ -122,7 +125,7 @@ pub struct Wish {
 pub struct Joined {
     /// Where it sits.
     pub seat: Seat,
-    /// What it gets continues from here.
+    /// What it gets continues from here; if there is a gap, that comes first.
     pub cursor: MessageId,
     /// How many members there are.
     pub members: usize,
@@ -229,6 +232,7 @@ impl Hub {
             forgotten: 0,
             classes: Classes::new(),
             kept: Kept::default(),
+            repeats: Repeats::new(limits.repeats),
             seats: 0,
             last_replay: None,
         }
@@ -326,6 +330,8 @@ impl Hub {
             (channel::seat(id, wish.form, channel.join(wish.form, member), wish.echo), head)
         };
         let members = channel.members();
+        // Whoever is cut before the gap is told has to come back with the old cursor, and be told again.
+        let cursor = gap.map_or(cursor, |gap| gap.after);
         self.seats += 1;
         Ok(Joined { seat, cursor, members, gap })
     }
@@ -410,6 +416,17 @@ impl Hub {
         Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }
     }
 
+    /// The message that was published on a channel under a key, if that is known: it has come again.
+    pub fn repeated(&mut self, name: &str, key: &str, now: Moment) -> Option<Published> {
+        let seq = self.repeats.find(name, key, now)?;
+        Some(Published { id: self.id(seq), members: self.standing(name).members })
+    }
+
+    /// A message was published under a key.
+    pub fn know_again(&mut self, name: &str, key: &str, message: MessageId, now: Moment) {
+        self.repeats.keep(name, key, message.seq, now);
+    }
+
     /// One channel in which something was published this turn and not yet handed out.
     pub fn next_touched(&mut self) -> Option<ChannelId> {
         self.touched.pop()
@@ -435,8 +452,14 @@ impl Hub {
         Some((&self.channels[id.0 as usize], sealed))
     }
 
+    /// Is there anything that will be too old at some time?
+    pub fn grows_old(&self) -> bool {
+        self.kept.messages > 0 || !self.repeats.is_empty()
+    }
+
     /// Lets go of what is older than it may be, in some of the channels.
     pub fn expire(&mut self, keys: Range<usize>, now: Moment) {
+        self.repeats.expire(now);
         for key in keys {
             if self.channels.contains(key) {
                 let id = ChannelId(key as u32);

@@ -108,6 +108,11 @@ impl Collector for Snapshot {
             "Messages that slow members did not get",
             metrics.messages_skipped,
         )?;
+        page.counter(
+            "oyez_messages_repeated",
+            "Messages that came again under a known key and were not published again",
+            metrics.messages_repeated,
+        )?;
         let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
         page.counters("oyez_resumes", "Cursors that clients came back with", "result", resumes.into_iter())?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;

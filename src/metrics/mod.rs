@@ -41,6 +41,8 @@ pub struct Metrics {
     pub messages_delivered: u64,
     /// Messages that a slow member did not get (`--on-slow skip`); one for each member.
     pub messages_skipped: u64,
+    /// Messages that came again under a key that was known, and were not published again.
+    pub messages_repeated: u64,
     /// Cursors that were kept from their message on.
     pub resumes_whole: u64,
     /// Cursors behind which something was missing.
@@ -70,6 +72,7 @@ impl Default for Metrics {
             published_by_http: 0,
             messages_delivered: 0,
             messages_skipped: 0,
+            messages_repeated: 0,
             resumes_whole: 0,
             resumes_gap: 0,
             received_bytes: 0,

@@ -165,6 +165,7 @@ impl<T: Transport> Engine<T> {
         match wish.form {
             Form::Raw => {}
             Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
+            Form::Event if gap.is_some() => {}
             Form::Event => {
                 let mut event = Vec::new();
                 wire::append_cursor(&mut event, cursor);
@@ -267,6 +268,13 @@ impl<T: Transport> Engine<T> {
             Some(name) => self.hub.open(name),
         };
         let Ok(channel) = channel else { return self.refuse_publication(id, &receipt, now) };
+        if let Some((name, key)) = name.zip(receipt.key())
+            && let Some(published) = self.hub.repeated(name.as_str(), key, now)
+        {
+            self.metrics.messages_repeated += 1;
+            self.hub.end_if_empty(channel);
+            return self.confirm(id, published, receipt, now);
+        }
         let seat = slot.seats.find(channel);
         if let Some(other) = self.hub.before(channel) {
             self.hand_out(other, now);
@@ -278,7 +286,16 @@ impl<T: Transport> Engine<T> {
             }
         };
         *count += 1;
-        let Published { id: message, members } = self.hub.publish(channel, kind, payload, from, seat);
+        let published = self.hub.publish(channel, kind, payload, from, seat);
+        if let Some((name, key)) = name.zip(receipt.key()) {
+            self.hub.know_again(name.as_str(), key, published.id, now);
+        }
+        self.confirm(id, published, receipt, now);
+    }
+
+    /// Tells a publisher which id its message has.
+    fn confirm(&mut self, id: SlotId, published: Published, receipt: Receipt, now: Moment) {
+        let Published { id: message, members } = published;
         match receipt {
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {

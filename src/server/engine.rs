@@ -233,7 +233,7 @@ impl<T: Transport> Engine<T> {
                 self.sweep_slot(id, now);
             }
         }
-        if self.hub.kept().messages > 0 {
+        if self.hub.grows_old() {
             let slice = self.channel_sweeper.slice(self.hub.keys_end(), now);
             self.hub.expire(slice, now);
         }
@@ -262,7 +262,7 @@ impl<T: Transport> Engine<T> {
     /// When the sweep wants to be called again, if there is anything to sweep.
     pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
         let slots = (!self.slots.is_empty()).then(|| self.sweeper.next(now));
-        let channels = (self.hub.kept().messages > 0).then(|| self.channel_sweeper.next(now));
+        let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
         slots.into_iter().chain(channels).reduce(Moment::or_earlier)
     }
 

@@ -87,6 +87,16 @@ pub enum Receipt {
     },
 }
 
+impl Receipt {
+    /// What names the message across retries.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Receipt::None => None,
+            Receipt::Ack { key, .. } | Receipt::Response { key, .. } => key.as_deref(),
+        }
+    }
+}
+
 /// What only the server knows.
 #[derive(Debug)]
 pub enum Question {

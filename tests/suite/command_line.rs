@@ -5,6 +5,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
+
 use crate::support::frames::{BINARY, TEXT};
 use crate::support::process::{PATIENCE, Server, oyez};
 
@@ -192,6 +194,7 @@ fn exit_codes() {
     check(&["pub"], 2, "<CHANNEL>");
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
+    check(&["sub", "x", "--since", "yesterday"], 2, "latest, or earliest");
     check(&[], 2, "serve, pub or sub");
     check(&["nonsense"], 2, "nonsense");
     check(&["--help"], 0, "serve");
@@ -210,8 +213,9 @@ fn a_subscriber_comes_back_when_it_is_told() {
     let start = Instant::now();
     loop {
         let line = next_line(&mut subscriber.stderr);
-        if line.contains("connected again") {
-            assert!(line.contains("missed"), "{line}");
+        if line == "oyez: x: connected again\n" {
+            let line = next_line(&mut subscriber.stderr);
+            assert_eq!(line, "oyez: x: gap: messages may be missing (epoch)\n");
             break;
         }
         assert!(line.contains("trying again in "), "{line}");
@@ -238,6 +242,13 @@ fn a_reader_that_has_enough_and_a_full_disk() {
     assert!(next_line(&mut stderr).contains("standard output: "));
 }
 
+/// Accepts the subprotocol.
+#[allow(clippy::result_large_err, reason = "the trait of tungstenite wants it")]
+fn speak_v1(_: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+    response.headers_mut().insert("Sec-WebSocket-Protocol", "oyez.v1".parse().unwrap());
+    Ok(response)
+}
+
 /// A server that sends everybody away at once, and says to come back at once.
 #[test]
 fn a_server_that_sends_away_is_not_stormed() {
@@ -253,7 +264,7 @@ fn a_server_that_sends_away_is_not_stormed() {
             continue;
         };
         stream.set_nonblocking(false).unwrap();
-        let mut socket = tungstenite::accept(stream).unwrap();
+        let mut socket = tungstenite::accept_hdr(stream, speak_v1).unwrap();
         let reason = "drain\x1b[31m retry_ms=0".into();
         let _ = socket.close(Some(tungstenite::protocol::CloseFrame { code: 4200.into(), reason }));
         let _ = socket.flush();
@@ -264,4 +275,72 @@ fn a_server_that_sends_away_is_not_stormed() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!((2..30).contains(&visits), "{visits} visits in two seconds");
     assert!(!text.contains('\x1b'), "{text}");
+}
+
+#[test]
+fn a_subscriber_that_was_cut_gets_what_it_missed() {
+    let server = Server::start(&["--history-messages-max=1000"]);
+    let proxy = crate::support::cut::Cut::start(server.address);
+    let url = proxy.url();
+    let mut child =
+        oyez(&["sub", "x", "--json", "--count=300", "--exit-on-gap", "--url", &url]).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    assert_eq!(next_line(&mut stderr), "oyez: x: connected\n");
+    // Somebody has to read what it says.
+    let said = thread::spawn(move || stderr.lines().map_while(Result::ok).collect::<Vec<String>>());
+    for round in 0..30 {
+        let lines: String = (0..10).map(|line| format!("{}\n", round * 10 + line)).collect();
+        assert!(publish(&server, &["x"], lines.as_bytes()).status.success());
+        if round % 10 == 5 {
+            proxy.cut();
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    let said = said.join().unwrap();
+    assert!(output.status.success(), "{said:?}");
+    let texts: Vec<String> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["text"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    assert_eq!(texts, (0..300).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!(said.iter().filter(|line| line.ends_with("connected again")).count() > 1, "{said:?}");
+}
+
+#[test]
+fn a_subscriber_can_begin_in_the_past_and_end_at_a_gap() {
+    let server = Server::start(&["--history-messages-max=3"]);
+    assert!(publish(&server, &["x"], b"1\n2\n3\n4\n").status.success());
+    let subscriber = subscribe(&server, &["x", "--since=earliest", "--count=3"]);
+    assert_eq!(subscriber.end(), (0, b"2\n3\n4\n".to_vec()));
+    let subscriber = subscribe(&server, &["x", "--since=latest", "--count=1"]);
+    assert_eq!(subscriber.end(), (0, b"4\n".to_vec()));
+    let url = server.url();
+    let since = ["sub", "x", "--since=1-1", "--url", &url];
+    let output = run(oyez(&[&since[..], &["--exit-on-gap"]].concat()), b"");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        String::from_utf8(output.stderr)
+            .unwrap()
+            .ends_with("oyez: x: gap: messages may be missing (epoch)\n")
+    );
+    let output = run(oyez(&[&since[..], &["--json", "--count=3"]].concat()), b"");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.starts_with("{\"type\":\"gap\",\"ch\":\"x\",\"after\":\"1-1\","), "{lines}");
+    assert_eq!(lines.lines().count(), 4);
+}
+
+#[test]
+fn json_of_many_lines_is_printed_as_one() {
+    let server = Server::start(&[]);
+    let subscriber = subscribe(&server, &["x", "--json", "--count=1"]);
+    let body = "{\n  \"a\": 1\r\n}";
+    let length = body.len();
+    server.ask(format!("POST /v1/publish/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"));
+    let (status, out) = subscriber.end();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!((status, text.lines().count()), (0, 1));
+    assert!(text.ends_with("\"data\":{   \"a\": 1  }}\n"), "{text}");
 }

@@ -1,10 +1,13 @@
 //! What the tests have in common: frames by hand, a server process, a client, an engine in memory.
 
 pub mod client;
+pub mod cut;
 pub mod frames;
+pub mod key_files;
 pub mod process;
 pub mod rig;
 pub mod tls;
+pub mod tokens;
 
 /// Tells the threads of a test to end when its scope does, by a failed assertion too.
 pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);

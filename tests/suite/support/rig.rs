@@ -168,7 +168,12 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(limits: Limits) -> Rig {
-        Rig { engine: Engine::new(limits, 1_000), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
+        Rig::with_epoch(limits, 1_000)
+    }
+
+    /// An engine whose log begins anew.
+    pub fn with_epoch(limits: Limits, epoch: u64) -> Rig {
+        Rig { engine: Engine::new(limits, epoch), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
     }
 
     /// A connection that has said nothing.

@@ -1,0 +1,249 @@
+//! How much may come from one address.
+//!
+//! A table counts the connections and the handshakes of each address; of IPv6, of each /64, since that is
+//! what one customer of a provider is given and can walk through at will.
+//!
+//! The table is bounded by forgetting. Addresses with connections are at most as many as connections;
+//! those without are kept for their handshakes' sake, up to a number, and then the oldest goes. Whoever
+//! commands more addresses than that is not stopped by a limit per address in any case.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+
+use super::rate::{Bucket, Rate, Take};
+use crate::moment::Moment;
+
+/// An IPv4 address or the /64 of an IPv6 address, in eight bytes.
+///
+/// IPv4 has the numbers of the networks that begin with four zero bytes, which nobody is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Block(u64);
+
+impl From<IpAddr> for Block {
+    fn from(address: IpAddr) -> Block {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Block(u64::from(u32::from(address))),
+            IpAddr::V6(address) => Block((u128::from(address) >> 64) as u64),
+        }
+    }
+}
+
+/// The limits of one address; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressLimits {
+    /// Connections at a time.
+    pub connections_max: Option<u32>,
+    /// Handshakes, good and bad.
+    pub handshakes: Option<Rate>,
+}
+
+/// May somebody come in?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Admission {
+    /// Yes, and is counted until [`Addresses::leave`].
+    Admitted,
+    /// The address has as many connections as it may.
+    TooMany,
+    /// The address comes too often.
+    TooOften {
+        /// When to come back.
+        retry_ms: u32,
+    },
+}
+
+/// Who is here, by address.
+#[derive(Debug)]
+pub struct Addresses {
+    limits: AddressLimits,
+    /// Addresses without connections that are remembered at least.
+    spare: usize,
+    entries: HashMap<Block, Entry>,
+    /// Each address once; the next to be forgotten in front.
+    queue: VecDeque<Block>,
+    /// Entries that have connections.
+    occupied: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    connections: u32,
+    handshakes: Option<Bucket>,
+}
+
+impl Addresses {
+    /// An empty table, which remembers so many addresses that have no connections.
+    pub fn new(limits: AddressLimits, spare: usize) -> Addresses {
+        Addresses {
+            limits,
+            spare: spare.max(1),
+            entries: HashMap::new(),
+            queue: VecDeque::new(),
+            occupied: 0,
+        }
+    }
+
+    /// Somebody wants to come in.
+    pub fn enter(&mut self, address: IpAddr, now: Moment) -> Admission {
+        let AddressLimits { connections_max, handshakes } = self.limits;
+        if connections_max.is_none() && handshakes.is_none() {
+            return Admission::Admitted;
+        }
+        let block = Block::from(address);
+        if !self.entries.contains_key(&block) {
+            self.forget();
+            self.queue.push_back(block);
+        }
+        let entry = self
+            .entries
+            .entry(block)
+            .or_insert(Entry { connections: 0, handshakes: handshakes.map(|rate| Bucket::full(rate, now)) });
+        if let (Some(rate), Some(bucket)) = (handshakes, &mut entry.handshakes)
+            && let Take::Wait { millis } = bucket.take(rate, 1, now)
+        {
+            return Admission::TooOften { retry_ms: millis };
+        }
+        if connections_max.is_some_and(|most| entry.connections >= most) {
+            return Admission::TooMany;
+        }
+        entry.connections += 1;
+        self.occupied += usize::from(entry.connections == 1);
+        Admission::Admitted
+    }
+
+    /// Somebody who was admitted has gone.
+    pub fn leave(&mut self, address: IpAddr) {
+        if let Some(entry) = self.entries.get_mut(&Block::from(address))
+            && entry.connections > 0
+        {
+            entry.connections -= 1;
+            self.occupied -= usize::from(entry.connections == 0);
+        }
+    }
+
+    /// How many addresses are known.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Is none known?
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Makes room for one more. Addresses with connections that come to the front go to the back, so that
+    /// a pass over them is paid for by as many newcomers as are spare.
+    fn forget(&mut self) {
+        while self.entries.len() - self.occupied >= self.spare {
+            let Some(block) = self.queue.pop_front() else {
+                return;
+            };
+            match self.entries.get(&block) {
+                Some(entry) if entry.connections > 0 => self.queue.push_back(block),
+                _ => {
+                    self.entries.remove(&block);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::num::NonZeroU32;
+
+    fn limits(connections_max: Option<u32>, per_second: Option<u32>) -> AddressLimits {
+        let rate = |number| NonZeroU32::new(number).unwrap();
+        let handshakes = per_second.map(|number| Rate { per_second: rate(number), burst: rate(number) });
+        AddressLimits { connections_max, handshakes }
+    }
+
+    fn now() -> Moment {
+        Moment::from_millis(0)
+    }
+
+    fn v4(number: u32) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::from(number))
+    }
+
+    #[test]
+    fn connections_are_counted() {
+        let mut addresses = Addresses::new(limits(Some(2), None), 8);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
+        assert_eq!(addresses.enter(v4(2), now()), Admission::Admitted);
+        addresses.leave(v4(1));
+        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
+        addresses.leave(v4(9));
+    }
+
+    #[test]
+    fn handshakes_are_counted_bad_ones_too() {
+        let mut addresses = Addresses::new(limits(Some(1), Some(2)), 8);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::TooOften { retry_ms: 500 });
+        addresses.leave(v4(1));
+        assert_eq!(addresses.enter(v4(1), now().after(499)), Admission::TooOften { retry_ms: 1 });
+        assert_eq!(addresses.enter(v4(1), now().after(500)), Admission::Admitted);
+    }
+
+    #[test]
+    fn a_provider_gives_a_customer_a_64() {
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let mut addresses = Addresses::new(limits(Some(1), None), 8);
+        assert_eq!(addresses.enter(address("2001:db8::1"), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(address("2001:db8::ffff:1:2:3"), now()), Admission::TooMany);
+        assert_eq!(addresses.enter(address("2001:db8:0:1::1"), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(address("192.0.2.1"), now()), Admission::Admitted);
+        assert_eq!(addresses.enter(address("::ffff:192.0.2.1"), now()), Admission::TooMany);
+        assert_eq!(addresses.enter(address("192.0.2.2"), now()), Admission::Admitted);
+    }
+
+    #[test]
+    fn without_limits_nothing_is_kept() {
+        let mut addresses = Addresses::new(AddressLimits::default(), 8);
+        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
+        addresses.leave(v4(1));
+        assert!(addresses.is_empty());
+    }
+
+    /// A hundred thousand addresses leave no more behind than was said, and those who are here stay counted.
+    #[test]
+    fn the_table_is_bounded() {
+        let mut addresses = Addresses::new(limits(Some(1), Some(1)), 100);
+        for number in 0..50 {
+            assert_eq!(addresses.enter(v4(number), now()), Admission::Admitted);
+        }
+        for number in 1_000_u128..100_000 {
+            let address = IpAddr::V6(Ipv6Addr::from(number << 64));
+            assert_eq!(addresses.enter(address, now()), Admission::Admitted);
+            addresses.leave(address);
+            assert!(addresses.len() <= 150 && addresses.queue.len() == addresses.len());
+        }
+        for number in 0..50 {
+            assert_eq!(addresses.enter(v4(number), now().after(5_000)), Admission::TooMany);
+            addresses.leave(v4(number));
+        }
+        assert_eq!(addresses.occupied, 0);
+    }
+
+    /// An address that comes and goes is not forgotten sooner for it.
+    #[test]
+    fn coming_and_going_does_not_wash_off_the_count() {
+        let mut addresses = Addresses::new(limits(None, Some(3)), 4);
+        let mut admitted = 0;
+        for _ in 0..1_000 {
+            if addresses.enter(v4(7), now()) == Admission::Admitted {
+                admitted += 1;
+                addresses.leave(v4(7));
+            }
+        }
+        assert_eq!(admitted, 3);
+        assert_eq!(addresses.len(), 1);
+    }
+}

@@ -1,0 +1,355 @@
+//! The keys that tokens are made and checked with, from the bytes of their files.
+//!
+//! A key comes with its algorithm, and a token has no say in it: a shared secret is HS256, an Ed25519 key
+//! EdDSA, a key on P-256 ES256, an RSA key RS256. Tokens that are signed with a public key as if it were
+//! a secret, or not at all, fail because there is no key for them.
+//!
+//! Several keys can stand side by side, so that a new one is known before the first token of it comes, and
+//! the old one until its last token has ended.
+
+use std::fmt;
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use rustls::pki_types::alg_id;
+use rustls::pki_types::pem::{PemObject, SectionKind};
+use serde::Serialize;
+
+use super::crypto;
+
+/// The shortest secret, in bytes (RFC 7518 3.2: as long as the hash).
+pub const SECRET_BYTES_MIN: usize = 32;
+
+/// The most keys: a token that fits none of them costs one check for each.
+const KEYS_MAX: usize = 16;
+
+/// The smallest RSA key, in bits, and the largest, which costs the most time (RFC 7518 3.3; ring).
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
+
+/// The keys that tokens are checked with.
+#[derive(Clone)]
+pub struct Keys(Vec<Key>);
+
+#[derive(Clone)]
+pub(super) struct Key {
+    pub(super) algorithm: Algorithm,
+    /// The name that a JWKS file gives it.
+    pub(super) kid: Option<Box<str>>,
+    pub(super) key: DecodingKey,
+    /// The signature by this key and this algorithm. What the claims say is judged by [`super::token`],
+    /// which is told the time.
+    pub(super) validation: Validation,
+}
+
+impl Key {
+    fn new(algorithm: Algorithm, kid: Option<&str>, key: DecodingKey) -> Key {
+        crypto::install();
+        let mut validation = Validation::new(algorithm);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        Key { algorithm, kid: kid.map(Into::into), key, validation }
+    }
+}
+
+impl Keys {
+    /// A secret that is shared with those who make tokens: HS256. Line ends at the end of the file are no
+    /// part of it.
+    ///
+    /// # Errors
+    /// If it is shorter than [`SECRET_BYTES_MIN`], or no secret at all.
+    pub fn from_secret(file: &[u8]) -> Result<Keys, BadKey> {
+        let key = DecodingKey::from_secret(secret(file)?);
+        Ok(Keys(vec![Key::new(Algorithm::HS256, None, key)]))
+    }
+
+    /// Public keys in PEM (`BEGIN PUBLIC KEY`), one or several: EdDSA, ES256 or RS256 by the kind of key.
+    ///
+    /// # Errors
+    /// If there is none, or something else, or one that these algorithms cannot use.
+    pub fn from_pem(file: &[u8]) -> Result<Keys, BadKey> {
+        let keys = sections(file)?
+            .into_iter()
+            .map(|(kind, der)| match kind {
+                SectionKind::PublicKey => public_key(&der),
+                SectionKind::Certificate => Err(BadKey::Certificate),
+                kind if is_private(kind) => Err(BadKey::PrivateKey),
+                _ => Err(BadKey::NoPublicKey),
+            })
+            .collect::<Result<Vec<Key>, BadKey>>()?;
+        if keys.is_empty() { Err(BadKey::NoPublicKey) } else { Keys(keys).bounded() }
+    }
+
+    /// The public keys of a JWKS file (RFC 7517 5). Keys that are not for signatures, or for other
+    /// algorithms, are left out.
+    ///
+    /// # Errors
+    /// If it is no JWKS, or has no key that can be used, or a shared secret, which has a file of its own.
+    pub fn from_jwks(file: &[u8]) -> Result<Keys, BadKey> {
+        let set: JwkSet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
+        let keys = set.keys.iter().filter_map(|jwk| jwks_key(jwk).transpose());
+        let keys = keys.collect::<Result<Vec<Key>, BadKey>>()?;
+        if keys.is_empty() { Err(BadKey::NoUsableKey) } else { Keys(keys).bounded() }
+    }
+
+    /// These keys and others.
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub fn and(mut self, others: Keys) -> Result<Keys, BadKey> {
+        self.0.extend(others.0);
+        self.bounded()
+    }
+
+    /// The algorithm of each key, and its name where it has one: for the log.
+    pub fn describe(&self) -> String {
+        let words = self.0.iter().map(|key| match &key.kid {
+            Some(kid) => format!("{:?}({})", key.algorithm, kid.escape_debug()),
+            None => format!("{:?}", key.algorithm),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.iter()
+    }
+
+    fn bounded(self) -> Result<Keys, BadKey> {
+        if self.0.len() > KEYS_MAX { Err(BadKey::TooMany) } else { Ok(self) }
+    }
+}
+
+/// Nothing of the keys but what they are for.
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({})", self.describe())
+    }
+}
+
+/// The key that a token is made with.
+pub struct SigningKey {
+    algorithm: Algorithm,
+    key: EncodingKey,
+}
+
+impl SigningKey {
+    /// A shared secret, as in [`Keys::from_secret`].
+    ///
+    /// # Errors
+    /// If it is shorter than [`SECRET_BYTES_MIN`], or no secret at all.
+    pub fn from_secret(file: &[u8]) -> Result<SigningKey, BadKey> {
+        crypto::install();
+        Ok(SigningKey { algorithm: Algorithm::HS256, key: EncodingKey::from_secret(secret(file)?) })
+    }
+
+    /// A private key in PEM: Ed25519, P-256 or RSA.
+    ///
+    /// # Errors
+    /// If there is none, or one that these algorithms cannot use.
+    pub fn from_pem(file: &[u8]) -> Result<SigningKey, BadKey> {
+        crypto::install();
+        let sections = sections(file)?;
+        let (kind, der) = sections.iter().find(|(kind, _)| is_private(*kind)).ok_or(BadKey::NoPrivateKey)?;
+        if *kind == SectionKind::EcPrivateKey {
+            return Err(BadKey::Sec1);
+        }
+        [
+            (Algorithm::EdDSA, EncodingKey::from_ed_der(der)),
+            (Algorithm::ES256, EncodingKey::from_ec_der(der)),
+            (Algorithm::RS256, EncodingKey::from_rsa_der(der)),
+        ]
+        .into_iter()
+        .find(|(algorithm, key)| crypto::can_sign(*algorithm, key))
+        .map(|(algorithm, key)| SigningKey { algorithm, key })
+        .ok_or(BadKey::UnknownKind)
+    }
+
+    /// Makes a token of the claims.
+    ///
+    /// # Errors
+    /// If the key cannot sign.
+    pub fn sign(&self, claims: &impl Serialize, kid: Option<&str>) -> Result<String, BadKey> {
+        let mut header = Header::new(self.algorithm);
+        header.kid = kid.map(str::to_owned);
+        jsonwebtoken::encode(&header, claims, &self.key).map_err(|_| BadKey::UnknownKind)
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({:?})", self.algorithm)
+    }
+}
+
+fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
+    let end = file.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
+    let secret = &file[..end];
+    if secret.windows(11).any(|window| window == b"-----BEGIN ") {
+        return Err(BadKey::SecretIsPem);
+    }
+    if secret.len() < SECRET_BYTES_MIN { Err(BadKey::SecretTooShort(secret.len())) } else { Ok(secret) }
+}
+
+fn sections(file: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, BadKey> {
+    <(SectionKind, Vec<u8>)>::pem_slice_iter(file).collect::<Result<_, _>>().map_err(|_| BadKey::NoPem)
+}
+
+fn is_private(kind: SectionKind) -> bool {
+    matches!(kind, SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey)
+}
+
+/// A SubjectPublicKeyInfo (RFC 5280 4.1.2.7): what the key is for, and the key in that kind's own form.
+fn public_key(info: &[u8]) -> Result<Key, BadKey> {
+    let parts = || {
+        let (info, rest) = element(info, SEQUENCE)?;
+        let (kind, bits) = element(info, SEQUENCE)?;
+        let (bits, end) = element(bits, BIT_STRING)?;
+        // The first byte says how many bits at the end are unused.
+        (rest.is_empty() && end.is_empty()).then_some((kind, bits.strip_prefix(&[0])?))
+    };
+    let (kind, key) = parts().ok_or(BadKey::NoPem)?;
+    if kind == alg_id::ED25519.as_ref() && key.len() == 32 {
+        Ok(Key::new(Algorithm::EdDSA, None, DecodingKey::from_ed_der(key)))
+    } else if kind == alg_id::ECDSA_P256.as_ref() && key.len() == 65 {
+        Ok(Key::new(Algorithm::ES256, None, DecodingKey::from_ec_der(key)))
+    } else if kind == alg_id::RSA_ENCRYPTION.as_ref() {
+        let modulus = || element(element(key, SEQUENCE)?.0, INTEGER).map(|(modulus, _)| modulus);
+        check_modulus(modulus().ok_or(BadKey::NoPem)?)?;
+        Ok(Key::new(Algorithm::RS256, None, DecodingKey::from_rsa_der(key)))
+    } else {
+        Err(BadKey::UnknownKind)
+    }
+}
+
+fn check_modulus(big_endian: &[u8]) -> Result<(), BadKey> {
+    let start = big_endian.iter().position(|byte| *byte != 0).unwrap_or(big_endian.len());
+    let digits = &big_endian[start..];
+    let bits = digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize);
+    if RSA_BITS.contains(&bits) { Ok(()) } else { Err(BadKey::RsaBits(bits)) }
+}
+
+const INTEGER: u8 = 0x02;
+const BIT_STRING: u8 = 0x03;
+const SEQUENCE: u8 = 0x30;
+
+/// Takes one element off the front of DER (X.690 8.1): its content, and what follows it.
+fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let rest = der.strip_prefix(&[tag])?;
+    let (length, rest) = match rest {
+        [short @ 0..=0x7f, rest @ ..] => (usize::from(*short), rest),
+        [0x81, length @ 0x80..=0xff, rest @ ..] => (usize::from(*length), rest),
+        [0x82, high @ 1..=0xff, low, rest @ ..] => (usize::from(*high) << 8 | usize::from(*low), rest),
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
+
+/// One key of a set; `None` if it is for something else.
+fn jwks_key(jwk: &Jwk) -> Result<Option<Key>, BadKey> {
+    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+        return Ok(None);
+    }
+    let (algorithm, named) = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
+        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
+            (Algorithm::ES256, KeyAlgorithm::ES256)
+        }
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
+        }
+        AlgorithmParameters::OctetKey(_) => return Err(BadKey::SecretInJwks),
+        _ => return Ok(None),
+    };
+    if jwk.common.key_algorithm.is_some_and(|other| other != named) {
+        return Ok(None);
+    }
+    let key = DecodingKey::from_jwk(jwk).map_err(|_| BadKey::NoJwks)?;
+    let fits = match key.kind() {
+        jsonwebtoken::DecodingKeyKind::RsaModulusExponent { n, .. } => {
+            check_modulus(n)?;
+            true
+        }
+        jsonwebtoken::DecodingKeyKind::SecretOrDer(bytes) => {
+            bytes.len() == if algorithm == Algorithm::EdDSA { 32 } else { 65 }
+        }
+    };
+    let kid = jwk.common.key_id.as_deref();
+    if fits { Ok(Some(Key::new(algorithm, kid, key))) } else { Err(BadKey::NoJwks) }
+}
+
+/// Why bytes are no key. It never shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadKey {
+    /// A secret of so many bytes.
+    SecretTooShort(usize),
+    /// A key in PEM where a secret belongs. Everybody has a public key: as a secret it is worth nothing.
+    SecretIsPem,
+    /// Not PEM, or not what it says.
+    NoPem,
+    /// PEM without a public key.
+    NoPublicKey,
+    /// PEM without a private key.
+    NoPrivateKey,
+    /// A private key where the public one belongs.
+    PrivateKey,
+    /// A certificate where a public key belongs.
+    Certificate,
+    /// A private key in a form that is not read.
+    Sec1,
+    /// A kind of key that no algorithm here uses.
+    UnknownKind,
+    /// An RSA key of so many bits.
+    RsaBits(usize),
+    /// Not a JWKS, or a key in it is not what it says.
+    NoJwks,
+    /// A JWKS in which no key can be used.
+    NoUsableKey,
+    /// A shared secret in a file of public keys.
+    SecretInJwks,
+    /// More keys than are tried.
+    TooMany,
+}
+
+impl fmt::Display for BadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadKey::SecretTooShort(bytes) => write!(
+                f,
+                "a secret of {bytes} bytes can be guessed; it takes {SECRET_BYTES_MIN}: make one with `oyez token secret FILE`"
+            ),
+            BadKey::SecretIsPem => f.write_str(
+                "this is a key in PEM and no shared secret: give it with --jwt-public-key or --jwt-private-key",
+            ),
+            BadKey::NoPem => f.write_str("not a key in PEM (-----BEGIN PUBLIC KEY-----)"),
+            BadKey::NoPublicKey => f.write_str("no -----BEGIN PUBLIC KEY----- in it"),
+            BadKey::NoPrivateKey => f.write_str("no -----BEGIN PRIVATE KEY----- in it"),
+            BadKey::PrivateKey => f.write_str(
+                "this is a private key, and checking takes the public one: `openssl pkey -in FILE -pubout`",
+            ),
+            BadKey::Certificate => f.write_str(
+                "this is a certificate; take the key out of it: `openssl x509 -in FILE -noout -pubkey`",
+            ),
+            BadKey::Sec1 => f.write_str(
+                "an EC PRIVATE KEY has to be in PKCS#8: `openssl pkcs8 -topk8 -nocrypt -in FILE`",
+            ),
+            BadKey::UnknownKind => f.write_str("the key is not Ed25519, P-256 or RSA"),
+            BadKey::RsaBits(bits) => write!(
+                f,
+                "an RSA key of {bits} bits; it takes {} to {}",
+                RSA_BITS.start(),
+                RSA_BITS.end()
+            ),
+            BadKey::NoJwks => f.write_str("not a JWKS: {\"keys\":[…]} (RFC 7517)"),
+            BadKey::NoUsableKey => {
+                f.write_str("no key in the JWKS is for signatures with EdDSA (Ed25519), ES256 or RS256")
+            }
+            BadKey::SecretInJwks => {
+                f.write_str("the JWKS has a shared secret (\"oct\"); it belongs in --jwt-secret-file")
+            }
+            BadKey::TooMany => write!(f, "more than {KEYS_MAX} keys"),
+        }
+    }
+}
+
+impl std::error::Error for BadKey {}

@@ -1,0 +1,311 @@
+//! A token in, a grant out: JWT (RFC 7519) under the advice of RFC 8725.
+//!
+//! The order is the guard: the size before any decoding; the algorithm by the key and never by the token;
+//! the signature before any claim is believed. What the header says about keys (`jwk`, `jku`, `x5u`,
+//! `x5c`) is never looked at, `kid` only chooses among the keys that the operator gave, and a header that
+//! names something critical is refused, since nothing critical is understood here.
+//!
+//! Rights are in the claim `oyez`, and a token without it has none:
+//!
+//! ```json
+//! {"sub": "alice", "exp": 1767225600, "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"]}}
+//! ```
+//!
+//! It may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
+//! not known is refused: it may be a limit that a newer version keeps.
+//!
+//! Nothing of a token comes out again, in an error neither: [`BadToken`] holds no text.
+
+use std::fmt::{self, Write as _};
+use std::num::NonZeroU32;
+
+use jsonwebtoken::errors::ErrorKind;
+use serde::de::{Error, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::grant::{Grant, Patterns};
+use super::keys::{Key, Keys};
+
+/// The longest token, in bytes: what a request head holds.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+
+/// How far the clock of the one who made a token may be from ours, in seconds.
+pub const LEEWAY_SECONDS: u64 = 30;
+
+/// The longest name of a person, in bytes.
+pub const SUB_BYTES_MAX: usize = 255;
+
+/// Who makes tokens for this server.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    /// The keys that they are signed with.
+    pub keys: Keys,
+    /// The audiences that this server is; with none, a token that is made for one is refused (RFC 7519
+    /// 4.1.3), since the same maker may serve others.
+    pub audiences: Vec<String>,
+    /// The makers who are trusted; with none, every one who has the key.
+    pub issuers: Vec<String>,
+}
+
+impl Verifier {
+    /// Judges a token at `now`, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Says which rule it breaks, and nothing of what it holds.
+    pub fn verify(&self, token: &[u8], now: u64) -> Result<Grant, BadToken> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(BadToken::TooLong);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
+            // An algorithm without a name here, `none` among them.
+            ErrorKind::Json(_) => BadToken::Header,
+            _ => BadToken::Malformed,
+        })?;
+        if header.crit.is_some() || header.enc.is_some() || header.zip.is_some() {
+            return Err(BadToken::Critical);
+        }
+        let kid = header.kid.as_deref();
+        let mut verdict = BadToken::NoKey;
+        let fits = |key: &&Key| {
+            let same_kid = kid.is_none() || key.kid.is_none() || key.kid.as_deref() == kid;
+            key.algorithm == header.alg && same_kid
+        };
+        for key in self.keys.iter().filter(fits) {
+            match jsonwebtoken::decode::<Claims>(token, &key.key, &key.validation) {
+                Ok(data) => return self.judge(data.claims, now),
+                Err(error) => {
+                    verdict = match error.kind() {
+                        ErrorKind::InvalidSignature => BadToken::Signature,
+                        _ => return Err(BadToken::Malformed),
+                    }
+                }
+            }
+        }
+        Err(verdict)
+    }
+
+    fn judge(&self, claims: Claims, now: u64) -> Result<Grant, BadToken> {
+        let Seconds(exp) = good(claims.exp, "exp")?.ok_or(BadToken::NoExpiry)?;
+        if exp.saturating_add(LEEWAY_SECONDS) <= now {
+            return Err(BadToken::Expired);
+        }
+        let nbf = good(claims.nbf, "nbf")?;
+        if nbf.is_some_and(|Seconds(nbf)| nbf > now.saturating_add(LEEWAY_SECONDS)) {
+            return Err(BadToken::NotYet);
+        }
+        let is_ours = |audience: &String| self.audiences.contains(audience);
+        match good(claims.aud, "aud")? {
+            None if self.audiences.is_empty() => {}
+            Some(OneOrMore::One(audience)) if is_ours(&audience) => {}
+            Some(OneOrMore::More(audiences)) if audiences.iter().any(is_ours) => {}
+            _ => return Err(BadToken::Audience),
+        }
+        let issuer = good(claims.iss, "iss")?;
+        if !self.issuers.is_empty() && !issuer.is_some_and(|issuer| self.issuers.contains(&issuer)) {
+            return Err(BadToken::Issuer);
+        }
+        let sub = good(claims.sub, "sub")?;
+        if sub.as_deref().is_some_and(|sub| !is_name(sub)) {
+            return Err(BadToken::Claim("sub"));
+        }
+        let rights = good(claims.oyez, "oyez")?.unwrap_or_default();
+        let patterns = |list: &[String], which| {
+            Patterns::parse(list.iter().map(String::as_str)).map_err(|_| BadToken::Claim(which))
+        };
+        Ok(Grant {
+            subscribe: patterns(&rights.subscribe, "oyez.subscribe")?,
+            publish: patterns(&rights.publish, "oyez.publish")?,
+            sub: sub.map(Into::into),
+            expires_at: Some(exp),
+            admin: rights.admin,
+            messages_per_second: rights.messages_per_second,
+            bytes_per_second: rights.bytes_per_second,
+        })
+    }
+}
+
+/// Is it fit to stand in a log, and beside a message as its sender? Letters of any script are; what moves
+/// the cursor, ends the line or turns its direction is not.
+pub fn is_name(sub: &str) -> bool {
+    (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
+}
+
+fn is_trick(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// What a token says, true or not, for a person at a terminal to read: JSON in lines, in which nothing
+/// moves the cursor. `None` if it is no token, or a longer one than is taken.
+pub fn show_claims(token: &[u8]) -> Option<String> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return None;
+    }
+    let claims: serde_json::Value = jsonwebtoken::dangerous::insecure_decode_claims(token).ok()?;
+    let lines = serde_json::to_string_pretty(&claims).ok()?;
+    let mut out = String::with_capacity(lines.len());
+    for letter in lines.chars() {
+        if is_trick(letter) && letter != '\n' {
+            let _ = write!(out, "\\u{:04x}", u32::from(letter));
+        } else {
+            out.push(letter);
+        }
+    }
+    Some(out)
+}
+
+/// The claims of a token; what else stands in it is nobody's business here.
+#[derive(Deserialize)]
+struct Claims {
+    exp: Option<Claim<Seconds>>,
+    nbf: Option<Claim<Seconds>>,
+    aud: Option<Claim<OneOrMore>>,
+    iss: Option<Claim<String>>,
+    sub: Option<Claim<String>>,
+    oyez: Option<Claim<Rights>>,
+}
+
+/// A claim of the right type or of another: so that an error can name it without what it says.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Claim<T> {
+    Good(T),
+    Bad(IgnoredAny),
+}
+
+fn good<T>(claim: Option<Claim<T>>, name: &'static str) -> Result<Option<T>, BadToken> {
+    match claim {
+        None => Ok(None),
+        Some(Claim::Good(value)) => Ok(Some(value)),
+        Some(Claim::Bad(_)) => Err(BadToken::Claim(name)),
+    }
+}
+
+/// A NumericDate (RFC 7519 2): seconds since 1970; a fraction is cut off.
+struct Seconds(u64);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+        let number = f64::deserialize(deserializer)?;
+        // Up to here f64 tells each second from the next; 285 million years.
+        let exact = 0.0..=9_007_199_254_740_992.0;
+        if exact.contains(&number) { Ok(Seconds(number as u64)) } else { Err(D::Error::custom("")) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+/// The claim `oyez`: what the bearer may do. Made with `oyez token new`, and by whoever has the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rights {
+    /// Patterns of channels that may be heard.
+    pub subscribe: Vec<String>,
+    /// Patterns of channels that may be published on.
+    pub publish: Vec<String>,
+    /// May other people's connections be looked at and closed?
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub admin: bool,
+    /// The most messages a second, where that is another number than the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages_per_second: Option<NonZeroU32>,
+    /// The most bytes a second, where that is another number than the server's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<NonZeroU32>,
+}
+
+/// The claims of a token that is about to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NewClaims {
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub: Option<String>,
+    /// Whom it is for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aud: Vec<String>,
+    /// Who makes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iss: Option<String>,
+    /// When it was made, in seconds since 1970.
+    pub iat: u64,
+    /// When it ends.
+    pub exp: u64,
+    /// What it gives.
+    pub oyez: Rights,
+}
+
+/// Which rule a token breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadToken {
+    /// Over [`TOKEN_BYTES_MAX`].
+    TooLong,
+    /// Not three parts in base64url, or its claims are not an object in JSON.
+    Malformed,
+    /// Its header is not one: no algorithm, `none`, or one that does not exist.
+    Header,
+    /// Its header asks for something that is not understood here.
+    Critical,
+    /// No key is for its algorithm and its `kid`.
+    NoKey,
+    /// No key has made its signature.
+    Signature,
+    /// It has no end.
+    NoExpiry,
+    /// It has ended.
+    Expired,
+    /// It has not begun.
+    NotYet,
+    /// It is for somebody else.
+    Audience,
+    /// It is from somebody else.
+    Issuer,
+    /// This claim is of a wrong type, or says what it cannot say.
+    Claim(&'static str),
+}
+
+impl BadToken {
+    /// One word, for logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            BadToken::TooLong => "token_too_long",
+            BadToken::Malformed => "token_malformed",
+            BadToken::Header => "token_header",
+            BadToken::Critical => "token_critical",
+            BadToken::NoKey => "token_no_key",
+            BadToken::Signature => "token_signature",
+            BadToken::NoExpiry => "token_no_expiry",
+            BadToken::Expired => "token_expired",
+            BadToken::NotYet => "token_not_yet",
+            BadToken::Audience => "token_audience",
+            BadToken::Issuer => "token_issuer",
+            BadToken::Claim(_) => "token_claim",
+        }
+    }
+}
+
+impl fmt::Display for BadToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadToken::TooLong => write!(f, "the token is over {TOKEN_BYTES_MAX} bytes"),
+            BadToken::Malformed => f.write_str("not a JWT"),
+            BadToken::Header => f.write_str("the token's header names no algorithm that is taken"),
+            BadToken::Critical => f.write_str("the token's header asks for what is not understood"),
+            BadToken::NoKey => f.write_str("there is no key for the token's algorithm and kid"),
+            BadToken::Signature => f.write_str("the token's signature is not by a key that is known"),
+            BadToken::NoExpiry => f.write_str("the token has no exp, and one without an end is not taken"),
+            BadToken::Expired => f.write_str("the token has expired"),
+            BadToken::NotYet => f.write_str("the token is not valid yet (nbf)"),
+            BadToken::Audience => f.write_str("the token is for another audience (aud)"),
+            BadToken::Issuer => f.write_str("the token is from another issuer (iss)"),
+            BadToken::Claim(name) => write!(f, "the token's claim {name} is not what it has to be"),
+        }
+    }
+}
+
+impl std::error::Error for BadToken {}

@@ -1,0 +1,115 @@
+//! The files that keys are in: read, bounded, looked at for who else can read them.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use log::warn;
+
+use super::Failure;
+use crate::access::keys::{BadKey, Keys, SigningKey};
+
+/// The largest file: sixteen keys take a hundredth of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The flags for the keys that tokens are checked with. Each may come several times: a new key is given
+/// beside the old one until the last token of the old one has ended.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct KeyFiles {
+    /// File with a secret that makes and checks tokens: HS256. Several while one takes over [default: none].
+    #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
+    jwt_secret_file: Vec<PathBuf>,
+
+    /// PEM file with public keys that check tokens: EdDSA, ES256 or RS256, as the key is [default: none].
+    #[arg(long, env = "OYEZ_JWT_PUBLIC_KEY", value_name = "FILE")]
+    jwt_public_key: Vec<PathBuf>,
+
+    /// JWKS file with public keys that check tokens [default: none].
+    #[arg(long, env = "OYEZ_JWKS_FILE", value_name = "FILE")]
+    jwks_file: Vec<PathBuf>,
+}
+
+impl KeyFiles {
+    /// Reads all files; `None` if none is named.
+    pub(super) fn load(&self) -> Result<Option<Keys>, Failure> {
+        let mut all: Option<Keys> = None;
+        let mut add = |flag: &str, path: &Path, keys: Result<Keys, BadKey>| {
+            let keys = keys.map_err(|why| bad_key(flag, path, why))?;
+            let sum = match all.take() {
+                None => keys,
+                Some(before) => before.and(keys).map_err(|why| bad_key(flag, path, why))?,
+            };
+            all = Some(sum);
+            Ok::<(), Failure>(())
+        };
+        for path in &self.jwt_secret_file {
+            add(SECRET_FLAG, path, Keys::from_secret(&read_secret(SECRET_FLAG, path)?))?;
+        }
+        for path in &self.jwt_public_key {
+            add("--jwt-public-key", path, Keys::from_pem(&read("--jwt-public-key", path)?))?;
+        }
+        for path in &self.jwks_file {
+            add("--jwks-file", path, Keys::from_jwks(&read("--jwks-file", path)?))?;
+        }
+        Ok(all)
+    }
+}
+
+const SECRET_FLAG: &str = "--jwt-secret-file";
+const PRIVATE_FLAG: &str = "--jwt-private-key";
+
+/// The flags for the key that a token is made with.
+#[derive(Clone, Debug, Args)]
+pub(super) struct SigningKeyFile {
+    /// File with the secret that the server has too: HS256. `oyez token secret` makes one.
+    #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
+    jwt_secret_file: Option<PathBuf>,
+
+    /// PEM file with a private key, in place of a secret: Ed25519, P-256 or RSA.
+    #[arg(long, value_name = "FILE")]
+    jwt_private_key: Option<PathBuf>,
+}
+
+impl SigningKeyFile {
+    pub(super) fn load(&self) -> Result<SigningKey, Failure> {
+        let (flag, path, key) = match (&self.jwt_private_key, &self.jwt_secret_file) {
+            (Some(path), _) => (PRIVATE_FLAG, path, SigningKey::from_pem(&read_secret(PRIVATE_FLAG, path)?)),
+            (None, Some(path)) => {
+                (SECRET_FLAG, path, SigningKey::from_secret(&read_secret(SECRET_FLAG, path)?))
+            }
+            (None, None) => {
+                return Err(Failure::Usage(
+                    "no key is given: --jwt-secret-file FILE (make one with `oyez token secret FILE`), or --jwt-private-key FILE"
+                        .to_owned(),
+                ));
+            }
+        };
+        key.map_err(|why| bad_key(flag, path, why))
+    }
+}
+
+fn bad_key(flag: &str, path: &Path, why: BadKey) -> Failure {
+    Failure::Usage(format!("{flag} {}: {why}", path.display()))
+}
+
+/// Reads a file that nobody else should read.
+fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let others = std::fs::metadata(path).is_ok_and(|of| of.is_file() && of.permissions().mode() & 0o007 != 0);
+    if others {
+        warn!("{flag} {}: every user of this machine can read it: chmod o= {0}", path.display());
+    }
+    read(flag, path)
+}
+
+fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: io::Error| Failure::Usage(format!("{flag} {}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let text = format!("{flag} {}: over {FILE_BYTES_MAX} bytes; this is no key", path.display());
+        return Err(Failure::Usage(text));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,270 @@
+//! `oyez token`: tokens made and looked at, and secrets to make them with.
+//!
+//! Keys come from files. What stands on a command line can be read by every user of the machine and ends
+//! up in a shell's history; so no flag takes a secret, and `check` reads a token from standard input too.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::num::NonZeroU32;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::Failure;
+use super::key_files::{KeyFiles, SigningKeyFile};
+use crate::access::grant::Patterns;
+use crate::access::keys::SECRET_BYTES_MIN;
+use crate::access::token::{self, NewClaims, Rights, TOKEN_BYTES_MAX, Verifier};
+
+/// The flags of `oyez token`.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = false)]
+pub(super) struct Token {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a token and print it.
+    New(New),
+    /// Print what a token says, and whether a server with these keys would take it now: status 0 if so,
+    /// 1 if not.
+    Check(Check),
+    /// Make a secret, and write it to a new file that only its owner can read.
+    Secret(Secret),
+}
+
+#[derive(Debug, Args)]
+struct New {
+    /// Whose it is: the sender of what is published with it.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    sub: Option<String>,
+
+    /// Channel that may be heard: a name, or the beginning of names and a *. May come several times.
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    subscribe: Vec<String>,
+
+    /// Channel that may be published on. May come several times.
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    publish: Vec<String>,
+
+    /// Other people's connections may be looked at and closed.
+    #[arg(long)]
+    admin: bool,
+
+    /// How long it is good: 90s, 15m, 1h, 7d.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
+    ttl: u64,
+
+    /// Whom it is for; a server that is told who it is takes no token for others. May come several times.
+    #[arg(long, value_name = "AUDIENCE")]
+    aud: Vec<String>,
+
+    /// Who makes it.
+    #[arg(long, value_name = "ISSUER")]
+    iss: Option<String>,
+
+    /// The name of the key, where the server has several in a JWKS file.
+    #[arg(long, value_name = "NAME")]
+    kid: Option<String>,
+
+    /// Most messages a second from its bearer, where that is another number than the server's.
+    #[arg(long, value_name = "N")]
+    messages_per_second: Option<NonZeroU32>,
+
+    /// Most bytes a second from its bearer, where that is another number than the server's.
+    #[arg(long, value_name = "BYTES")]
+    bytes_per_second: Option<NonZeroU32>,
+
+    #[command(flatten)]
+    key: SigningKeyFile,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// The token. Without it, or with "-", it is read from standard input, where nobody else sees it.
+    token: Option<String>,
+
+    /// Who we are: a token for one of these is taken. May come several times.
+    #[arg(long, value_name = "AUDIENCE")]
+    aud: Vec<String>,
+
+    /// Who is trusted. May come several times; without it, whoever has the key.
+    #[arg(long, value_name = "ISSUER")]
+    iss: Vec<String>,
+
+    #[command(flatten)]
+    keys: KeyFiles,
+}
+
+#[derive(Debug, Args)]
+struct Secret {
+    /// The file. It must not exist.
+    file: PathBuf,
+}
+
+impl Token {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::New(new) => new.run(),
+            Command::Check(check) => check.run(),
+            Command::Secret(secret) => secret.run(),
+        }
+    }
+}
+
+impl New {
+    fn run(self) -> Result<(), Failure> {
+        if self.subscribe.is_empty() && self.publish.is_empty() && !self.admin {
+            return Err(Failure::Usage(
+                "such a token gives nothing: add --subscribe PATTERN, --publish PATTERN or --admin"
+                    .to_owned(),
+            ));
+        }
+        let key = self.key.load()?;
+        let now = now();
+        let claims = NewClaims {
+            sub: self.sub,
+            aud: self.aud,
+            iss: self.iss,
+            iat: now,
+            exp: now + self.ttl,
+            oyez: Rights {
+                subscribe: self.subscribe,
+                publish: self.publish,
+                admin: self.admin,
+                messages_per_second: self.messages_per_second,
+                bytes_per_second: self.bytes_per_second,
+            },
+        };
+        let token = key.sign(&claims, self.kid.as_deref()).map_err(|why| Failure::Failed(why.to_string()))?;
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(Failure::Usage(format!(
+                "the token would be {} bytes long, and servers take {TOKEN_BYTES_MAX}: give fewer patterns",
+                token.len()
+            )));
+        }
+        say(&token)
+    }
+}
+
+impl Check {
+    fn run(self) -> Result<(), Failure> {
+        let Some(keys) = self.keys.load()? else {
+            return Err(Failure::Usage(
+                "no key is given to check with: --jwt-secret-file, --jwt-public-key or --jwks-file FILE"
+                    .to_owned(),
+            ));
+        };
+        let token = match self.token {
+            Some(token) if token != "-" => token.into_bytes(),
+            _ => read_token()?,
+        };
+        let verifier = Verifier { keys, audiences: self.aud, issuers: self.iss };
+        let now = now();
+        if let Some(claims) = token::show_claims(&token) {
+            say(&claims)?;
+        }
+        match verifier.verify(&token, now) {
+            Ok(grant) => {
+                let ends = grant.expires_at.unwrap_or(now);
+                say(&match ends.checked_sub(now) {
+                    Some(seconds) => format!("valid for another {seconds} s"),
+                    None => format!("valid, but expired {} s ago: clocks differ", now - ends),
+                })
+            }
+            Err(why) => Err(Failure::Failed(format!("not valid: {why}"))),
+        }
+    }
+}
+
+impl Secret {
+    fn run(self) -> Result<(), Failure> {
+        let path = self.file.display();
+        let mut secret = [0; SECRET_BYTES_MIN];
+        SystemRandom::new()
+            .fill(&mut secret)
+            .map_err(|_| Failure::Failed("the system gives no random bytes".to_owned()))?;
+        write_secret(&self.file, &secret).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Failure::Failed(format!(
+                "{path} exists, and tokens may have been made with what is in it: choose another name, or remove it first"
+            )),
+            _ => Failure::Failed(format!("{path}: {error}")),
+        })?;
+        say(&format!("{path} is written: start the server with --jwt-secret-file {path}"))
+    }
+}
+
+/// Writes to a file that is made for it, with the rights it is to have from the first moment on.
+fn write_secret(path: &Path, secret: &[u8]) -> io::Result<()> {
+    let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.push('\n');
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
+        // Half a secret is none.
+        let _ = std::fs::remove_file(path);
+    })
+}
+
+fn read_token() -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let mut input = io::stdin().lock().take(2 * TOKEN_BYTES_MAX as u64);
+    input
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::Failed(format!("cannot read standard input: {error}")))?;
+    Ok(bytes.trim_ascii().to_vec())
+}
+
+fn say(line: &str) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{line}")
+        .map_err(|error| Failure::Failed(format!("cannot write to standard output: {error}")))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    Patterns::parse([text]).map(|_| text.to_owned()).map_err(|why| why.to_string())
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let why = "a name has 1 to 255 bytes, and none that moves the cursor or turns the line";
+    if token::is_name(text) { Ok(text.to_owned()) } else { Err(why.to_owned()) }
+}
+
+/// The longest life that can be asked for: ten years.
+const SECONDS_MAX: u64 = 3_650 * 24 * 60 * 60;
+
+/// A number and a unit, in seconds.
+fn duration(text: &str) -> Result<u64, String> {
+    let units = [('s', 1), ('m', 60), ('h', 60 * 60), ('d', 24 * 60 * 60)];
+    let found = units.iter().find_map(|&(unit, seconds)| text.strip_suffix(unit).map(|rest| (rest, seconds)));
+    let value = found.and_then(|(digits, seconds)| digits.parse::<u64>().ok()?.checked_mul(seconds));
+    match value {
+        Some(seconds @ 1..=SECONDS_MAX) => Ok(seconds),
+        Some(_) => Err("not in 1s to 3650d".to_owned()),
+        None => Err("not a time: write 90s, 15m, 1h or 7d".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, seconds) in
+            [("90s", 90), ("15m", 900), ("1h", 3_600), ("7d", 604_800), ("3650d", SECONDS_MAX)]
+        {
+            assert_eq!(duration(text), Ok(seconds), "{text}");
+        }
+        for text in ["", "1", "h", "0s", "-1h", "1.5h", "1 h", "1w", "3651d", "99999999999999999999s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,270 @@
+// The view of one channel: its messages as they come, what the server says of it, and a form to publish.
+//
+// Messages are drawn many at a time, and only the last ROWS of them: a channel of ten
+// thousand messages a second costs this page no more than one of a hundred.
+
+import { at, bytes, clip, count, eachFrame, following, make, plural, rate } from './dom.js';
+
+const NAME = /^[A-Za-z0-9_.:-]{1,255}$/;
+const ROWS = 200;
+const BODY_MAX = 4000;
+const BINARY_SHOWN = 64;
+const CHIPS = 8;
+const RATE_WINDOW_S = 5;
+
+/** What a message says, as text that is safe to show. */
+export function readable({ kind, data }) {
+  if (data instanceof Uint8Array) {
+    const hex = Array.from(data.subarray(0, BINARY_SHOWN), (byte) => byte.toString(16).padStart(2, '0')).join(' ');
+    return { label: bytes(data.length), body: data.length > BINARY_SHOWN ? `${hex} …` : hex };
+  }
+  if (kind === 'text') return { label: '', body: clip(String(data), BODY_MAX) };
+  const flat = JSON.stringify(data) ?? '';
+  // Indentation grows with the square of the depth: a small message could ask for a gigabyte of blanks.
+  const pretty = flat.length > 72 && flat.length < BODY_MAX && depth(flat) <= 12;
+  return { label: 'JSON', body: clip(pretty ? JSON.stringify(data, null, 2) : flat, BODY_MAX) };
+}
+
+function depth(json) {
+  let now = 0;
+  let most = 0;
+  for (const c of json) {
+    if (c === '{' || c === '[') most = Math.max(most, ++now);
+    else if (c === '}' || c === ']') now--;
+  }
+  return most;
+}
+
+export class ChannelView {
+  constructor(line) {
+    this.line = line;
+    this.channel = null;
+    this.off = () => {};
+    this.pending = [];
+    this.paused = false;
+    this.held = 0;
+    this.seconds = new Array(RATE_WINDOW_S).fill(0);
+    this.members = null;
+    this.follow = following(at('stream'));
+    this.draw = eachFrame(() => this.flush());
+    this.listen();
+  }
+
+  listen() {
+    at('watch-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      const name = at('channel').value.trim();
+      const good = NAME.test(name);
+      at('watch-error').hidden = good;
+      at('channel').setAttribute('aria-invalid', String(!good));
+      at('watch-error').textContent = good ? '' : 'A channel is 1 to 255 of A-Z a-z 0-9 _ . : -';
+      if (good) location.hash = name;
+    });
+    at('pause').addEventListener('click', () => {
+      this.paused = !this.paused;
+      if (!this.paused) this.held = 0;
+      this.showPause();
+      this.draw();
+    });
+    at('clear').addEventListener('click', () => {
+      this.pending = [];
+      this.held = 0;
+      this.showPause();
+      at('rows').replaceChildren();
+    });
+    at('publish-form').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.publish();
+    });
+    at('payload').addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.publish();
+    });
+  }
+
+  open(channel) {
+    this.off();
+    this.restart();
+    at('publish-result').textContent = '';
+    this.channel = channel;
+    at('channel').value = channel;
+    at('watched').textContent = channel;
+    this.setMembers(null);
+    this.showElsewhere();
+    this.showPause();
+    for (const chip of at('chips').children) mark(chip, channel);
+    let live = false;
+    this.off = this.line.subscribe(channel, {
+      onmessage: (message) => {
+        if (live) this.seconds[0]++;
+        this.push(message);
+      },
+      onsubscribed: ({ members }) => {
+        live = false;
+        this.setMembers(members);
+      },
+      ongap: ({ missed, why }) => {
+        const what = Number.isFinite(missed) ? plural(missed, 'message') : 'messages, nobody knows how many,';
+        this.note(`gap: ${what} missing (${clip(String(why), 40)})`);
+      },
+      onlive: ({ replayed, again }) => {
+        live = true;
+        if (again) this.note(replayed ? `back: ${plural(replayed, 'message')} replayed` : 'back: nothing was missed');
+        else if (replayed) this.note(`${plural(replayed, 'message')} from history; from here on live`);
+      },
+      onagain: () => this.restart(),
+      onerror: (error) => this.note(`refused: ${clip(error.message, 100)}`),
+    });
+  }
+
+  restart() {
+    this.pending = [];
+    this.held = 0;
+    this.seconds.fill(0);
+    at('rows').replaceChildren();
+  }
+
+  /** A line between the messages that tells what became of the connection. */
+  note(text) {
+    this.push({ note: text });
+  }
+
+  push(item) {
+    this.pending.push(item);
+    if (this.paused && !item.note) {
+      this.held++;
+      this.showPause();
+    }
+    if (this.pending.length > ROWS) this.pending.splice(0, this.pending.length - ROWS);
+    this.draw();
+  }
+
+  flush() {
+    const rows = at('rows');
+    if (!this.paused && this.pending.length) {
+      rows.append(...this.pending.map(row));
+      this.pending = [];
+      while (rows.childElementCount > ROWS) rows.firstElementChild.remove();
+      this.follow();
+    }
+    if (this.paused) this.showPause();
+    at('empty').hidden = rows.childElementCount > 0;
+  }
+
+  showPause() {
+    at('pause').classList.toggle('on', this.paused);
+    at('pause').textContent = this.paused ? `Go on${this.held ? ` (${count(this.held)} new)` : ''}` : 'Pause';
+    at('empty').textContent = `Nothing on ${this.channel} yet. Publish the first message below.`;
+  }
+
+  setMembers(n) {
+    this.members = n;
+    this.showFacts();
+  }
+
+  showFacts() {
+    const perSecond = this.seconds.reduce((sum, n) => sum + n, 0) / RATE_WINDOW_S;
+    const parts = [`${rate(perSecond)} messages/s`];
+    if (this.members !== null) parts.unshift(plural(this.members, 'member'));
+    if (this.kept) parts.push(this.kept);
+    at('facts').textContent = parts.join(' · ');
+  }
+
+  /** Once a second, with what GET /v1/channels/{channel} said, or null. */
+  tick(info) {
+    this.kept = Number.isFinite(info?.messages) ? `${count(info.messages)} kept, ${bytes(info.bytes ?? 0)}` : '';
+    if (Number.isFinite(info?.members)) {
+      this.members = info.members;
+      for (const chip of at('chips').children)
+        if (chip.dataset.channel === info.channel) chip.lastChild.textContent = count(info.members);
+    }
+    this.showFacts();
+    this.seconds.pop();
+    this.seconds.unshift(0);
+  }
+
+  /** What GET /v1/channels said: the suggestions of the field, and the largest as links. */
+  list(channels) {
+    const known = channels.filter(({ channel }) => NAME.test(channel));
+    at('channels').replaceChildren(...known.slice(0, 100).map(({ channel }) => make('option', { value: channel })));
+    const largest = known.sort((a, b) => b.members - a.members || (a.channel < b.channel ? -1 : 1)).slice(0, CHIPS);
+    largest.sort((a, b) => (a.channel < b.channel ? -1 : 1));
+    const old = [...at('chips').children];
+    // Links are kept while they stand for the same channel: whoever has tabbed to one stays there.
+    const chips = largest.map(({ channel, members }) => {
+      const chip =
+        old.find((one) => one.dataset.channel === channel) ??
+        make('a', { href: `#${channel}`, 'data-channel': channel }, make('bdi', {}, channel), make('span', {}));
+      chip.lastChild.textContent = count(members);
+      chip.lastChild.title = plural(members, 'member');
+      mark(chip, this.channel);
+      return chip;
+    });
+    if (chips.length !== old.length || chips.some((chip, i) => chip !== old[i])) at('chips').replaceChildren(...chips);
+  }
+
+  async publish() {
+    const text = at('payload').value;
+    const result = at('publish-result');
+    const say = (words, bad = false) => {
+      result.textContent = words;
+      result.classList.toggle('error', bad);
+    };
+    if (text === '') return say('There is nothing to publish.', true);
+    let value = text;
+    if (document.querySelector('input[name=kind]:checked').value === 'json') {
+      try {
+        value = JSON.parse(text);
+        // A string is published as text, and this one is JSON.
+        if (typeof value === 'string') value = Object(value);
+      } catch (error) {
+        return say(`Not JSON: ${clip(error.message, 120)}`, true);
+      }
+    }
+    say('on its way');
+    at('payload').value = '';
+    try {
+      const id = await this.line.publish(this.channel, value);
+      say(`published as ${id}`);
+    } catch (error) {
+      // Nothing is lost that somebody wrote, unless they have gone on writing.
+      if (at('payload').value === '') at('payload').value = text;
+      say(`Not published: ${clip(String(error?.message ?? error), 200)}`, true);
+    }
+  }
+
+  showElsewhere() {
+    const { origin } = location;
+    const ws = origin.replace(/^http/, 'ws');
+    at('elsewhere').textContent = [
+      `oyez pub ${this.channel} 'hear ye' --url ${ws}`,
+      `curl ${origin}/v1/publish/${this.channel} --data 'hear ye'`,
+      `curl -N ${origin}/sse/${this.channel}`,
+      '',
+      `import { Oyez } from '${origin}/oyez.js'`,
+      `const hub = new Oyez('${origin}')`,
+      `hub.subscribe('${this.channel}', (message) => console.log(message.id, message.data))`,
+    ].join('\n');
+  }
+}
+
+function mark(chip, channel) {
+  if (chip.dataset.channel === channel) chip.setAttribute('aria-current', 'true');
+  else chip.removeAttribute('aria-current');
+}
+
+function row(item) {
+  if (item.note) return make('li', { class: 'note' }, make('span', {}, item.note));
+  const { label, body } = readable(item);
+  const from = item.own ? 'you' : item.from ? clip(String(item.from), 16) : 'HTTP';
+  return make(
+    'li',
+    item.own ? { class: 'own' } : {},
+    make('span', { class: 'row-n', title: 'number in this channel' }, String(item.n)),
+    make('bdi', { class: 'row-from' }, from),
+    make('div', { class: 'row-body', dir: 'auto' }, body),
+    make('span', { class: 'row-kind' }, label),
+    make('span', { class: 'row-id', title: 'id: the cursor after this message' }, String(item.id)),
+  );
+}

@@ -1,0 +1,279 @@
+// The console: one page, one connection, four views of it.
+//
+// This module owns the connection and what is around the views: the tabs, the address, the connection's
+// panel, the token, and the clock that asks the server once a second while somebody looks. The views know
+// only their Line, which outlives the hub.
+
+import { Oyez } from './oyez.js';
+import { ChannelView } from './channel.js';
+import { Chart, linear, logarithmic } from './chart.js';
+import { Chat } from './chat.js';
+import { at, clip, count, duration, eachFrame, plural, rate } from './dom.js';
+import { Line } from './line.js';
+import { growth, mean, parse, quantile } from './scrape.js';
+import { Ticker } from './ticker.js';
+import { Write } from './write.js';
+
+const FIRST_CHANNEL = 'main';
+// Long enough to see what the page does without a connection.
+const CUT_MS = 3000;
+const POLL_MS = 1000;
+const LIST_EVERY_POLLS = 3;
+const LOST_EVERY_POLLS = 5;
+// Longer between two scrapes, and the time between is a hole in the chart, not a mean over it.
+const SCRAPE_GAP_MS = 3000;
+
+let hub = null;
+let token = '';
+let back = null;
+const totals = { returns: 0, replayed: 0, gaps: 0, missed: 0, unknown: false };
+
+const line = new Line({
+  cursor(id) {
+    cursor = clip(String(id), 48);
+    drawCursor();
+  },
+  replayed(n) {
+    totals.replayed += n;
+    at('replayed').textContent = plural(totals.replayed, 'message');
+  },
+  gap({ missed }) {
+    totals.gaps++;
+    if (Number.isFinite(missed)) totals.missed += missed;
+    else totals.unknown = true;
+    const known = totals.missed ? `, ${totals.unknown ? 'at least ' : ''}${plural(totals.missed, 'message')}` : '';
+    at('gaps').textContent = `${count(totals.gaps)}${known}`;
+    at('gaps').classList.add('warn');
+  },
+  refused(channel, error) {
+    notice(`The server refused the channel ${channel}: ${clip(error.message, 200)}`);
+  },
+});
+const channelView = new ChannelView(line);
+const views = { channel: channelView, ticker: new Ticker(line), chat: new Chat(line), text: new Write(line) };
+
+// The connection.
+
+function connect() {
+  const mine = new Oyez(new URL('.', document.baseURI).href, {
+    ...(token ? { token } : {}),
+    // A hub that another one has taken the place of is not heard any more.
+    onstate: (next, detail) => {
+      if (hub === mine) showState(next, detail);
+    },
+  });
+  const old = hub;
+  hub = mine;
+  old?.close();
+  line.use(hub);
+}
+
+let state = 'connecting';
+let lostAt = null;
+let cutting = false;
+
+function showState(next, detail) {
+  const was = state;
+  state = next;
+  at('state').dataset.state = next;
+  at('state-word').textContent = next;
+  // Not disabled, which would take the focus away from whoever has just pressed it.
+  at('cut').setAttribute('aria-disabled', String(next !== 'open' && next !== 'closed'));
+  at('cut').firstChild.textContent = next === 'closed' ? 'Open ' : 'Cut ';
+  back = next === 'waiting' && Number.isFinite(detail?.retry_ms) ? Date.now() + detail.retry_ms : null;
+  showCountdown();
+  if (next === 'open') {
+    if (lostAt !== null) {
+      totals.returns++;
+      at('returns').textContent =
+        `${totals.returns === 1 ? 'once' : `${count(totals.returns)} times`}, last after ${duration((Date.now() - lostAt) / 1000)}`;
+      lostAt = null;
+    }
+    notice('');
+  } else if (was === 'open') {
+    lostAt = Date.now();
+    const why = [detail?.code, detail?.reason].filter(Boolean).join(' ');
+    channelView.note(cutting ? 'connection cut' : `connection lost (${clip(why, 60)})`);
+    cutting = false;
+  }
+  if (next === 'closed') {
+    const why = [detail?.code, detail?.reason].filter(Boolean).join(' ');
+    const refused = detail?.code === 4001 || detail?.code === 4003;
+    if (refused) at('access').open = true;
+    notice(
+      `The server ${refused ? 'refused' : 'closed'} the connection${why ? `: ${clip(why, 120)}` : ''}.${refused ? ' It may want another access token.' : ''}`,
+    );
+  }
+}
+
+function showCountdown() {
+  const ms = back === null ? 0 : back - Date.now();
+  at('countdown').textContent = ms > 0 ? `${(ms / 1000).toFixed(1)} s` : '';
+  if (ms > 0) setTimeout(showCountdown, 100);
+}
+
+let cursor = '';
+const drawCursor = eachFrame(() => {
+  at('cursor').textContent = cursor;
+});
+
+function notice(text) {
+  at('notice').textContent = text;
+  at('notice').hidden = text === '';
+}
+
+at('cut').addEventListener('click', () => {
+  if (state === 'closed') connect();
+  else if (state === 'open') {
+    cutting = true;
+    hub.cut(CUT_MS);
+  }
+});
+at('token-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const typed = at('token').value.trim();
+  // It travels as a subprotocol's name, for which a browser takes no other characters (RFC 9110 5.6.2).
+  if (!/^[\w!#$%&'*+.^`|~-]*$/.test(typed)) {
+    at('token-hint').textContent = 'A token has letters, digits and . - _ ~ only.';
+    return;
+  }
+  token = typed;
+  at('token').value = '';
+  at('token-hint').textContent = token ? "In use. It is kept in this page's memory only." : 'No token is in use.';
+  notice('');
+  connect();
+});
+
+// Tabs, and the address: #main is the channel, #/chat a view.
+
+const tabs = [...document.querySelectorAll('[role=tab]')];
+
+function select(name) {
+  for (const tab of tabs) {
+    const on = tab.id === `tab-${name}`;
+    tab.setAttribute('aria-selected', String(on));
+    tab.tabIndex = on ? 0 : -1;
+    at(tab.getAttribute('aria-controls')).hidden = !on;
+  }
+  views[name].show?.();
+}
+
+tabs.forEach((tab, i) => {
+  const name = tab.id.slice('tab-'.length);
+  tab.addEventListener('click', () => {
+    const hash = name === 'channel' ? `#${channelView.channel}` : `#/${name}`;
+    if (location.hash === hash) select(name);
+    else location.hash = hash;
+  });
+  tab.addEventListener('keydown', (event) => {
+    const to = { ArrowRight: i + 1, ArrowLeft: i - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const next = tabs[(to + tabs.length) % tabs.length];
+    next.focus();
+    next.click();
+  });
+});
+
+function followAddress() {
+  const hash = decodeURIComponent(location.hash.slice(1));
+  if (hash.startsWith('/') && Object.hasOwn(views, hash.slice(1))) return select(hash.slice(1));
+  const channel = /^[A-Za-z0-9_.:-]{1,255}$/.test(hash) ? hash : (channelView.channel ?? FIRST_CHANNEL);
+  if (channel !== channelView.channel) {
+    channelView.open(channel);
+    document.title = channel === FIRST_CHANNEL ? 'Oyez' : `${clip(channel, 40)} · Oyez`;
+  }
+  select('channel');
+}
+
+// What the server says of itself.
+
+const deliveries = new Chart(at('chart-deliveries'), {
+  title: 'Deliveries per second',
+  lines: [{ name: '', kind: 'line-a' }],
+  format: rate,
+  scale: linear(10),
+});
+const turns = new Chart(at('chart-turn'), {
+  title: 'Turn time',
+  lines: [
+    { name: 'mean', kind: 'line-a' },
+    { name: 'p99', kind: 'line-b' },
+  ],
+  format: duration,
+  scale: logarithmic(1e-5, 1e-2),
+});
+let last = null;
+let polls = 0;
+let unreachable = false;
+
+async function ask(path) {
+  const answer = await fetch(new URL(path, document.baseURI), {
+    headers: token ? { authorization: `Bearer ${token}` } : {},
+    signal: AbortSignal.timeout(5000),
+  });
+  if (!answer.ok) throw Object.assign(new Error(`${answer.status}`), { status: answer.status });
+  return answer;
+}
+
+async function scrape() {
+  const scraped = parse(await (await ask('metrics')).text());
+  const when = performance.now();
+  at('f-connections').textContent = count(scraped.sums.get('oyez_connections') ?? 0);
+  at('f-channels').textContent = count(scraped.sums.get('oyez_channels') ?? 0);
+  if (last && when - last.when < SCRAPE_GAP_MS) {
+    const seconds = (when - last.when) / 1000;
+    const delivered = growth(last.scraped, scraped, 'oyez_messages_delivered_total') / seconds;
+    at('f-delivered').textContent = rate(delivered);
+    at('f-published').textContent = rate(growth(last.scraped, scraped, 'oyez_messages_published_total') / seconds);
+    deliveries.add([delivered]);
+    turns.add([
+      mean(last.scraped, scraped, 'oyez_turn_seconds'),
+      quantile(last.scraped, scraped, 'oyez_turn_seconds', 0.99),
+    ]);
+  } else if (last) {
+    deliveries.add([null]);
+    turns.add([null, null]);
+  }
+  last = { scraped, when };
+}
+
+async function poll() {
+  const n = polls++;
+  if (document.visibilityState !== 'visible' || (unreachable && n % LOST_EVERY_POLLS !== 0)) return;
+  const channel = channelView.channel ?? FIRST_CHANNEL;
+  const listed = n % LIST_EVERY_POLLS === 0;
+  const [metrics, info, list] = await Promise.allSettled([
+    scrape(),
+    ask(`v1/channels/${channel}`).then((answer) => answer.json()),
+    listed ? ask('v1/channels?limit=100').then((answer) => answer.json()) : null,
+  ]);
+  unreachable = metrics.status === 'rejected' && metrics.reason.status === undefined;
+  channelView.tick(info.status === 'fulfilled' ? info.value : null);
+  if (listed && list.status === 'fulfilled' && Array.isArray(list.value?.channels))
+    channelView.list(list.value.channels);
+  at('server-state').textContent = metrics.status === 'fulfilled' ? '' : refusal('its figures', metrics.reason);
+  const refused = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
+  if (refused && state !== 'open') {
+    at('access').open = true;
+    notice(`The server wants an access token (${refused.reason.status}).`);
+  }
+}
+
+function refusal(what, error) {
+  if (error.status === 401 || error.status === 403)
+    return `The server does not show ${what} without a token that allows it (${error.status}).`;
+  return error.status ? `The server does not show ${what} (${error.status}).` : 'The server cannot be reached now.';
+}
+
+// A poll that takes long delays the next one; they never pile up.
+async function clock() {
+  const began = performance.now();
+  await poll();
+  setTimeout(clock, Math.max(100, POLL_MS - (performance.now() - began)));
+}
+
+connect();
+addEventListener('hashchange', followAddress);
+followAddress();
+clock();

@@ -1,0 +1,663 @@
+// The console in a real browser, against a real server; each test starts its own.
+//
+//   OYEZ=path/to/oyez OYEZ_ARTEFACTS=folder node --test pages.test.mjs
+//
+// Wants playwright-core (found beside this file, or through NODE_PATH) and Chromium. Screenshots go to
+// OYEZ_ARTEFACTS. Every page is watched while it is open: an error on its console, a violation of the
+// content security policy, or a request to anywhere but its own server fails the test it was opened in.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdir, readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { after, before, describe, test } from 'node:test';
+
+const { chromium } = createRequire(import.meta.url)('playwright-core');
+const OYEZ = process.env.OYEZ ?? 'oyez';
+const ARTEFACTS =
+  process.env.OYEZ_ARTEFACTS ?? path.join(process.env.XDG_CACHE_HOME ?? tmpdir(), 'oyez-browser', 'artefacts');
+const CONSOLE = new URL('../../src/console/', import.meta.url);
+const PATIENCE_MS = 15_000;
+const WIDE = { width: 1280, height: 900 };
+const NARROW = { width: 390, height: 844 };
+const VIEWS = ['channel', 'ticker', 'chat', 'text'];
+
+let browser;
+
+before(async () => {
+  browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    // Without a sandbox, since a container's root has none to give; without all that calls elsewhere.
+    args: [
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    ],
+  });
+  await mkdir(ARTEFACTS, { recursive: true });
+});
+after(() => browser?.close());
+
+// The server.
+
+async function serve(t, { port = 0, flags = [] } = {}) {
+  const child = spawn(OYEZ, ['serve', '--listen', `127.0.0.1:${port}`, '--drain-seconds', '2', ...flags], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let log = '';
+  child.stderr.on('data', (data) => {
+    log = (log + data).slice(-8000);
+  });
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const stop = async () => {
+    if (child.exitCode === null && child.signalCode === null) child.kill('SIGTERM');
+    const late = setTimeout(() => child.kill('SIGKILL'), 5000);
+    await ended;
+    clearTimeout(late);
+  };
+  // The pages go first: they would complain of a server that is gone.
+  const visitors = [];
+  t.after(async () => {
+    const complaints = (await Promise.all(visitors.map((leave) => leave()))).flat();
+    await stop();
+    assert.deepEqual(complaints, []);
+  });
+  const origin = await new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      const found = /ws:\/\/(127\.0\.0\.1:\d+)/.exec(line);
+      if (found) resolve(`http://${found[1]}`);
+    });
+    ended.then((code) => reject(new Error(`the server ended with ${code} before it listened\n${log}`)));
+  });
+  const post = async (channel, body, type = 'text/plain') => {
+    const answer = await fetch(`${origin}/v1/publish/${channel}`, {
+      method: 'POST',
+      body,
+      headers: { 'content-type': type },
+    });
+    assert.equal(answer.status, 200);
+    return (await answer.json()).id;
+  };
+  return {
+    origin,
+    port: Number(new URL(origin).port),
+    visitors,
+    stop,
+    post,
+    json: (channel, value) => post(channel, JSON.stringify(value), 'application/json'),
+  };
+}
+
+// A page, watched.
+
+async function visit(server, hash = '', { viewport = WIDE, colorScheme = 'light', serverGoesAway = false } = {}) {
+  const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
+  const page = await context.newPage();
+  page.setDefaultTimeout(PATIENCE_MS);
+  const complaints = [];
+  // Browsers themselves report a server that is not there as an error.
+  const lost =
+    /ERR_INTERNET_DISCONNECTED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket connection to/;
+  const complain = (what) => {
+    if (!(serverGoesAway && lost.test(what))) complaints.push(what);
+  };
+  page.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type())) complain(message.text());
+  });
+  page.on('pageerror', (error) => complain(error.stack));
+  const own = (url) => url.startsWith('data:') || new URL(url).host === new URL(server.origin).host;
+  page.on('request', (request) => {
+    if (!own(request.url())) complain(`request to ${request.url()}`);
+  });
+  page.on('websocket', (socket) => {
+    if (!own(socket.url())) complain(`connection to ${socket.url()}`);
+  });
+  await page.addInitScript(() =>
+    document.addEventListener('securitypolicyviolation', (event) =>
+      console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`),
+    ),
+  );
+  server.visitors.push(async () => {
+    await context.close();
+    return complaints;
+  });
+  await page.goto(`${server.origin}/${hash}`);
+  await open(page);
+  return page;
+}
+
+const open = (page) => page.waitForSelector('#state[data-state=open]');
+const bodies = (page) => page.locator('#rows .row-body').allTextContents();
+
+async function until(what, truth, limit = PATIENCE_MS) {
+  const end = Date.now() + limit;
+  for (;;) {
+    const value = await truth();
+    if (value) return value;
+    assert.ok(Date.now() < end, `not within ${limit} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+async function live(page) {
+  // The facts name members only when the server has answered the subscription.
+  await until('the channel is watched', async () => /member/.test(await page.textContent('#facts')));
+}
+
+async function publish(page, text, kind = 'text') {
+  await page.locator(`input[value=${kind}]`).check();
+  await page.fill('#payload', text);
+  await page.press('#payload', 'Enter');
+  await until('the publish is acknowledged', async () =>
+    /^published as /.test(await page.textContent('#publish-result')),
+  );
+}
+
+async function say(page, text) {
+  await page.fill('#chat-text', text);
+  await page.press('#chat-text', 'Enter');
+}
+
+// Publishing and watching.
+
+test('what one page publishes appears in the other', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#square'), await visit(server, '#square')];
+  await Promise.all([live(one), live(other)]);
+  await publish(one, 'hear ye');
+  await publish(one, '{"lot": 17}', 'json');
+  await until('both are there', async () => (await bodies(other)).join('|') === 'hear ye|{"lot":17}');
+  assert.deepEqual(
+    await other
+      .locator('#rows .row-from')
+      .allTextContents()
+      .then((from) => from.includes('you')),
+    false,
+  );
+  assert.deepEqual(await one.locator('#rows li.own').count(), 2);
+  assert.equal(await other.locator('#rows li').last().locator('.row-kind').textContent(), 'JSON');
+
+  await one.fill('#payload', '{"lot": ');
+  await one.press('#payload', 'Enter');
+  assert.match(await one.textContent('#publish-result'), /^Not JSON/);
+  assert.equal(await one.inputValue('#payload'), '{"lot": ');
+});
+
+test('what peers send is shown as text, bounded', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  const hostile = '<img src=x onerror="document.title=1"><script>document.title=2</script>';
+  await server.post('square', hostile);
+  await server.post('square', 'x'.repeat(20_000));
+  await server.post('square', new Uint8Array(100).fill(254), 'application/octet-stream');
+  // Indented, this would be some hundred megabytes.
+  await server.post('square', `${'['.repeat(20_000)}${']'.repeat(20_000)}`, 'text/plain');
+  await server.post('square', `${'['.repeat(50)}${']'.repeat(50)}`, 'application/json');
+  await until('all are there', async () => (await bodies(page)).length === 5);
+  const shown = await bodies(page);
+  assert.equal(shown[0], hostile);
+  assert.match(shown[1], /^x{4000} … and 16,000 characters more$/);
+  assert.match(shown[2], /^(fe ){64}…$/);
+  assert.equal(shown[4].length, 100);
+  assert.equal(await page.locator('#rows img, #rows script').count(), 0);
+  assert.doesNotMatch(await page.title(), /[12]/);
+
+  for (let i = 0; i < 500; i++) await server.post('square', `m${i}`);
+  await until('the last one is there', async () => (await bodies(page)).at(-1) === 'm499');
+  assert.ok((await page.locator('#rows li').count()) <= 200);
+});
+
+test('a pause holds messages back and loses none', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  await page.click('#pause');
+  for (const text of ['a', 'b', 'c']) await server.post('square', text);
+  await until('they are counted', async () => (await page.textContent('#pause')) === 'Go on (3 new)');
+  assert.deepEqual(await bodies(page), []);
+  await page.click('#pause');
+  await until('they are shown', async () => (await bodies(page)).join('') === 'abc');
+  await page.click('#clear');
+  assert.deepEqual(await bodies(page), []);
+});
+
+test('the address names the channel, and the list leads to others', async (t) => {
+  const server = await serve(t);
+  await server.post('scores', 'one nil');
+  const page = await visit(server, '#square');
+  assert.equal(await page.textContent('#watched'), 'square');
+  await page.click('#chips a[data-channel=scores]');
+  await until('its history is shown', async () => (await bodies(page)).join() === 'one nil');
+  assert.equal(new URL(page.url()).hash, '#scores');
+  await page.goBack();
+  await until('back', async () => (await page.textContent('#watched')) === 'square');
+  await page.fill('#channel', 'not a name');
+  await page.press('#channel', 'Enter');
+  assert.match(await page.textContent('#watch-error'), /1 to 255/);
+});
+
+test("the server's figures move", async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  const load = setInterval(() => server.post('square', 'x').catch(() => {}), 50);
+  t.after(() => clearInterval(load));
+  await until(
+    'deliveries are drawn',
+    async () =>
+      Number(await page.textContent('#f-delivered')) > 1 &&
+      /L/.test(await page.getAttribute('#chart-deliveries .line-a:not(.key path)', 'd')),
+  );
+  assert.match(await page.textContent('#chart-turn'), /mean[\d.]+ (µs|ms).*p99[\d.]+ (µs|ms)/);
+  assert.equal((await page.textContent('#f-connections')) !== '–', true);
+  assert.match(await page.textContent('#facts'), /^1 member · [\d.]+ messages\/s · \d+ kept/);
+});
+
+// The connection.
+
+test('cut, it waits, comes back, and nothing is lost', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  await page.evaluate(() => {
+    window.states = [];
+    new MutationObserver(() => window.states.push(document.getElementById('state').dataset.state)).observe(
+      document.getElementById('state'),
+      { attributes: true },
+    );
+  });
+  await server.post('square', 'm0');
+  await until('the first is there', async () => (await bodies(page)).length === 1);
+  await page.click('#cut');
+  for (let i = 1; i < 20; i++) await server.post('square', `m${i}`);
+  await until('it waits', () => page.evaluate(() => window.states.includes('waiting')));
+  await open(page);
+  await server.post('square', 'm20');
+  await until('the last one is there', async () => (await bodies(page)).at(-1) === 'm20');
+  assert.deepEqual(
+    await bodies(page),
+    Array.from({ length: 21 }, (_, i) => `m${i}`),
+  );
+  assert.match(await page.textContent('#returns'), /^once, last after/);
+  assert.equal(await page.textContent('#gaps'), 'none');
+  const notes = await page.locator('#rows .note').allTextContents();
+  assert.match(notes.join(), /connection cut.*back: /);
+});
+
+test('what was missed beyond history is told as a gap', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square', { serverGoesAway: true });
+  await live(page);
+  await server.post('square', 'first');
+  await until('the first is there', async () => (await bodies(page)).length === 1);
+  await page.context().setOffline(true);
+  await page.click('#cut');
+  await Promise.all(Array.from({ length: 150 }, (_, i) => server.post('square', `m${i}`)));
+  await page.context().setOffline(false);
+  await open(page);
+  const gap = await until('the gap is told', async () =>
+    (await page.locator('#rows .note').allTextContents()).find((text) => text.startsWith('gap')),
+  );
+  assert.match(gap, /missing/);
+  assert.notEqual(await page.textContent('#gaps'), 'none');
+});
+
+test('a page outlives its server and goes on with the next by itself', async (t) => {
+  const first = await serve(t);
+  const page = await visit(first, '#square', { serverGoesAway: true });
+  await live(page);
+  await first.post('square', 'before');
+  await until('it hears the first server', async () => (await bodies(page)).at(-1) === 'before');
+  await first.stop();
+  await page.waitForSelector('#state:not([data-state=open])');
+  const second = await serve(t, { port: first.port });
+  await page.waitForSelector('#state[data-state=open]', { timeout: 45_000 });
+  await second.post('square', 'after');
+  await until('it hears the second server', async () => (await bodies(page)).at(-1) === 'after');
+  // Another server, another log: what was missed cannot be known, and that is said.
+  assert.match((await page.locator('#rows .note').allTextContents()).join(), /gap/);
+});
+
+// What people build.
+
+test('two pages chat', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#/chat'), await visit(server, '#/chat')];
+  await one.fill('#chat-name', 'Matilda');
+  await other.fill('#chat-name', 'Anselm');
+  await say(one, 'Is the market open?');
+  await until('the other hears it', async () => /Matilda.*Is the market open\?/.test(await other.textContent('#said')));
+  await say(other, 'Since the bell.');
+  await until('the first hears it', async () => /Anselm.*Since the bell\./.test(await one.textContent('#said')));
+  assert.equal(await one.locator('#said li.own').count(), 1);
+  const late = await visit(server, '#/chat');
+  await until('a newcomer reads it all', async () => (await late.locator('#said li').count()) === 2);
+  assert.equal(await late.locator('#said li.own').count(), 0);
+
+  // Two views of one page hear the same channel, and neither finds less for it.
+  await late.click('#panel-chat a');
+  await until('the channel view has both', async () => (await bodies(late)).length === 2);
+  await late.click('#tab-chat');
+  await say(one, 'Good.');
+  await until('the chat goes on', async () => (await late.locator('#said li').count()) === 3);
+  await until('and so does the channel', async () => (await bodies(late)).length === 3);
+});
+
+test('prices move on every page, whoever started them', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#/ticker'), await visit(server, '#/ticker')];
+  await one.click('#ticker-start');
+  const prices = () => other.locator('.price').allTextContents();
+  await until('all have a price', async () => (await prices()).every((price) => /^\d+\.\d\d$/.test(price)));
+  const then = (await prices()).join();
+  await until('they move', async () => (await prices()).join() !== then);
+  await until(
+    'both say who publishes',
+    async () =>
+      (await one.textContent('#ticker-state')) === 'This page publishes the prices.' &&
+      (await other.textContent('#ticker-state')) === 'Another page publishes the prices.',
+  );
+  assert.ok(
+    (await other.locator('.change').allTextContents()).every((text) => /^[▲▼•]/.test(text)),
+    'up and down have a sign, not only a colour',
+  );
+  await one.click('#ticker-start');
+  await until(
+    'it is noticed that they stopped',
+    async () => (await other.textContent('#ticker-state')) === 'Nobody publishes prices now.',
+  );
+});
+
+test('two write one text at once and come to the same', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#/text'), await visit(server, '#/text')];
+  const text = (page) => page.inputValue('#text');
+  await Promise.all([one, other].map((page) => page.waitForSelector('#text:enabled')));
+  await one.click('#text');
+  await one.keyboard.type('Oyez. ');
+  await until('the other reads it', async () => (await text(other)) === 'Oyez. ');
+  await other.click('#text');
+  await other.keyboard.press('Control+Home');
+  await Promise.all([
+    one.keyboard.type('The quick brown fox jumps over the lazy dog.', { delay: 15 }),
+    other.keyboard.type('Five dozen jugs. ', { delay: 30 }),
+  ]);
+  await until('they are the same', async () => (await text(one)) === (await text(other)));
+  assert.equal(await text(one), 'Five dozen jugs. Oyez. The quick brown fox jumps over the lazy dog.');
+
+  await other.click('#cut');
+  await Promise.all([one.keyboard.type(' One.', { delay: 15 }), other.keyboard.type('Two. ', { delay: 15 })]);
+  await open(other);
+  await until(
+    'they are the same again',
+    async () =>
+      (await text(one)) === (await text(other)) && /One\./.test(await text(one)) && /Two\. /.test(await text(one)),
+  );
+  const late = await visit(server, '#/text');
+  await until('a newcomer reads the same', async () => (await text(late)) === (await text(one)));
+});
+
+// For everybody.
+
+test('the keyboard is enough to publish', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  const focus = () =>
+    page.evaluate(
+      () =>
+        document.activeElement.id ||
+        document.activeElement.name ||
+        document.activeElement.dataset.channel ||
+        document.activeElement.tagName,
+    );
+  const seen = [];
+  while (seen.at(-1) !== 'payload') {
+    await page.keyboard.press('Tab');
+    seen.push(await focus());
+    assert.ok(seen.length < 20, `the message field is not reached: ${seen}`);
+    const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+    assert.notEqual(outline, 'none', `focus is seen on ${seen.at(-1)}`);
+  }
+  assert.deepEqual(
+    seen.filter((id) => id !== 'square'),
+    ['cut', 'tab-channel', 'channel', 'BUTTON', 'pause', 'clear', 'stream', 'payload'],
+  );
+  await page.keyboard.type('by hand');
+  await page.keyboard.press('Tab');
+  await page.keyboard.press('Tab');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Publish');
+  await page.keyboard.press('Enter');
+  await until('it is published', async () => (await bodies(page)).join() === 'by hand');
+
+  await page.focus('#tab-channel');
+  await page.keyboard.press('ArrowRight');
+  assert.equal(await focus(), 'tab-ticker');
+  assert.equal(await page.isVisible('#panel-ticker'), true);
+  await page.keyboard.press('End');
+  assert.equal(await focus(), 'tab-text');
+  await page.keyboard.press('ArrowRight');
+  assert.equal(await focus(), 'tab-channel');
+  assert.equal(await page.isVisible('#panel-channel'), true);
+});
+
+test('everything that can be used has a name', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  for (const view of VIEWS) {
+    await page.click(`#tab-${view}`);
+    const nameless = await page.evaluate(() =>
+      [...document.querySelectorAll('button, input, textarea, a, [tabindex="0"], [role=tabpanel]')]
+        .filter((node) => node.checkVisibility())
+        .filter(
+          (node) =>
+            !(
+              node.getAttribute('aria-label') ||
+              node.getAttribute('aria-labelledby') ||
+              node.textContent.trim() ||
+              [...(node.labels ?? [])].some((label) => label.textContent.trim())
+            ),
+        )
+        .map((node) => node.outerHTML.slice(0, 100)),
+    );
+    assert.deepEqual(nameless, []);
+  }
+});
+
+test('text stands out from what is behind it, in light and in dark', async () => {
+  const css = await readFile(new URL('console.css', CONSOLE), 'utf8');
+  const [light, dark] = css
+    .split('prefers-color-scheme: dark')
+    .map((part) =>
+      Object.fromEntries([...part.matchAll(/--([a-z-]+): (#[0-9a-f]{3,6});/g)].map(([, name, value]) => [name, value])),
+    );
+  const luminance = (hex) => {
+    const full = hex.length === 4 ? hex.replace(/[0-9a-f]/g, '$&$&') : hex;
+    const [r, g, b] = [1, 3, 5]
+      .map((i) => parseInt(full.slice(i, i + 2), 16) / 255)
+      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const contrast = (a, b) => {
+    const [high, low] = [luminance(a), luminance(b)].sort((x, y) => y - x);
+    return (high + 0.05) / (low + 0.05);
+  };
+  for (const [scheme, colour] of [
+    ['light', light],
+    ['dark', dark],
+  ]) {
+    for (const [front, back, least] of [
+      ['ink', 'page', 7],
+      ['ink', 'paper', 7],
+      ['ink', 'wash', 7],
+      ['soft', 'page', 4.5],
+      ['soft', 'paper', 4.5],
+      ['soft', 'wash', 4.5],
+      ['mark', 'page', 4.5],
+      ['mark', 'paper', 4.5],
+      ['mark', 'wash', 4.5],
+      ['mark-ink', 'mark', 4.5],
+      ['second', 'page', 4.5],
+      ['second', 'paper', 4.5],
+      ['bad', 'page', 4.5],
+      ['ink', 'bad-wash', 7],
+      ['good', 'paper', 3],
+      ['edge', 'paper', 3],
+      ['edge', 'page', 2.8],
+    ]) {
+      const found = contrast(colour[front], colour[back]);
+      assert.ok(found >= least, `${scheme}: ${front} on ${back} is ${found.toFixed(2)}, wanted ${least}`);
+    }
+  }
+});
+
+test('screenshots, wide and narrow, light and dark', async (t) => {
+  const server = await serve(t);
+  const pages = { channel: await visit(server, '#square') };
+  for (const view of VIEWS.slice(1)) pages[view] = await visit(server, `#/${view}`);
+  await live(pages.channel);
+  await pages.ticker.click('#ticker-start');
+  const { json, post } = server;
+  await post('square', 'The gates are open.');
+  await json('square', { lot: 17, good: 'wool', bales: 12 });
+  await post('square', new Uint8Array([0, 1, 2, 254, 255]), 'application/octet-stream');
+  await json('square', {
+    lot: 18,
+    good: 'copper',
+    weight: { amount: 420, unit: 'lb' },
+    seller: 'Anselm of the Bridge',
+  });
+  await publish(pages.channel, 'Hear ye, hear ye!');
+  await json('demo.chat', { name: 'Matilda', text: 'Good morning. Is the market open yet?' });
+  await pages.chat.fill('#chat-name', 'Anselm');
+  await until('it is heard', async () => (await pages.chat.locator('#said li').count()) === 1);
+  await say(pages.chat, 'Since the bell. Wool is up, copper fell a little.');
+  await say(pages.chat, 'I would wait with the tea until noon.');
+  await until('it is said', async () => (await pages.chat.locator('#said li').count()) === 3);
+  await json('demo.chat', {
+    name: 'Matilda',
+    text: 'Thank you, that is what I thought. I shall bring the long list, and we go through it line by line before anybody else is awake.',
+  });
+  await pages.text.waitForSelector('#text:enabled');
+  await pages.text.click('#text');
+  await pages.text.keyboard.type(
+    'Oyez, oyez, oyez!\n\nThe market is open from the bell until noon.\nWool by the north gate, copper by the bridge.\n',
+  );
+  const load = setInterval(() => {
+    for (let i = 0; i < 1 + Math.random() * 6; i++) post('scores', 'x').catch(() => {});
+  }, 150);
+  t.after(() => clearInterval(load));
+  const scores = await visit(server, '#scores');
+  await live(scores);
+  await new Promise((resolve) => setTimeout(resolve, 14_000));
+  await pages.channel.click('#cut');
+  await post('square', 'Said while the connection was down.');
+  await pages.channel.waitForSelector('#state[data-state=waiting]');
+  await pages.channel.screenshot({ path: path.join(ARTEFACTS, 'waiting-wide-light.png') });
+  await open(pages.channel);
+  await new Promise((resolve) => setTimeout(resolve, 2500));
+  for (const view of VIEWS) {
+    const page = pages[view];
+    for (const [size, viewport] of [
+      ['wide', WIDE],
+      ['narrow', NARROW],
+    ]) {
+      for (const colorScheme of ['light', 'dark']) {
+        await page.setViewportSize(viewport);
+        await page.emulateMedia({ colorScheme });
+        await page.waitForTimeout(150);
+        await page.screenshot({
+          path: path.join(ARTEFACTS, `${view}-${size}-${colorScheme}.png`),
+          fullPage: size === 'narrow',
+        });
+      }
+    }
+    await page.setViewportSize({ width: 360, height: 740 });
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(over <= 0, `${view} is ${over} pixels wider than a phone of 360`);
+  }
+});
+
+// The server's side of it.
+
+test('--no-console leaves the page out, and the client module in', async (t) => {
+  const server = await serve(t, { flags: ['--no-console'] });
+  for (const missing of ['/', '/console.js', '/console.css', '/editor.js'])
+    assert.equal((await fetch(server.origin + missing)).status, 404, missing);
+  const module = await fetch(`${server.origin}/oyez.js`);
+  assert.equal(module.status, 200);
+  assert.match(module.headers.get('content-type'), /^text\/javascript/);
+  assert.match(await module.text(), /export class Oyez/);
+});
+
+test('an EventSource hears what is published', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await page.evaluate(
+    () =>
+      new Promise((resolve, reject) => {
+        window.heard = [];
+        const source = new EventSource('/sse/square');
+        source.onopen = resolve;
+        source.onerror = reject;
+        source.onmessage = (event) => window.heard.push([event.lastEventId, event.data]);
+        source.addEventListener('binary', (event) => window.heard.push([event.lastEventId, atob(event.data)]));
+      }),
+  );
+  const ids = [
+    await server.post('square', 'one\ntwo'),
+    await server.json('square', { lot: 17 }),
+    await server.post('square', new Uint8Array([104, 105]), 'application/octet-stream'),
+  ];
+  await publish(page, 'from the page');
+  const heard = await until('all four are heard', () => page.evaluate(() => window.heard.length === 4 && window.heard));
+  assert.deepEqual(
+    heard.map(([, data]) => data),
+    ['one\ntwo', '{"lot":17}', 'hi', 'from the page'],
+  );
+  assert.deepEqual(
+    heard.slice(0, 3).map(([id]) => id),
+    ids,
+  );
+});
+
+// The arithmetic behind the charts needs no browser.
+
+describe('two scrapes', async () => {
+  const { growth, mean, parse, quantile } = await import(new URL('scrape.js', CONSOLE));
+  const histogram = (counts, sum) =>
+    ['0.001', '0.002', '0.004', '+Inf'].map((le, i) => `t_bucket{le="${le}"} ${counts[i]}\n`).join('') +
+    `t_sum ${sum}\nt_count ${counts[3]}\n`;
+
+  test('labels are added up, comments and strange lines left out', () => {
+    const { sums } = parse('# HELP a b\n# TYPE a counter\na{x="1"} 3\na{x="2",y="}"} 4\n\nb 1.5e3\nnonsense\n');
+    assert.equal(sums.get('a'), 7);
+    assert.equal(sums.get('b'), 1500);
+  });
+  test('a counter that went back belongs to another process', () => {
+    assert.equal(growth(parse('a 5\n'), parse('a 7\n'), 'a'), 2);
+    assert.equal(growth(parse('a 5\n'), parse('a 3\n'), 'a'), 3);
+  });
+  test('mean and quantile are those of the time between', () => {
+    const before = parse(histogram([100, 100, 100, 100], 0.05));
+    const now = parse(histogram([150, 190, 200, 200], 0.15));
+    assert.ok(Math.abs(mean(before, now, 't') - 0.001) < 1e-12);
+    assert.ok(Math.abs(quantile(before, now, 't', 0.5) - 0.001) < 1e-12);
+    assert.ok(Math.abs(quantile(before, now, 't', 0.95) - 0.003) < 1e-12);
+    assert.equal(quantile(before, before, 't', 0.99), null);
+    assert.equal(mean(before, before, 't'), null);
+  });
+  test('beyond the last bound nothing is made up', () => {
+    assert.equal(quantile(parse(histogram([0, 0, 0, 0], 0)), parse(histogram([0, 0, 0, 10], 1)), 't', 0.99), 0.004);
+  });
+});

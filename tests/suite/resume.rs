@@ -1,0 +1,329 @@
+//! **No loss unannounced**, against a simple model: what each channel was sent, and how far each client is.
+//!
+//! Clients of `oyez.v1` come with the cursors that they have reached, over mean transports, while others
+//! publish, histories run over and grow old, and the server begins a new log. Each must hear its channels'
+//! messages by number, without a hole and without a double, unless a gap says so in that very place; and
+//! in the end all must have come as far as the channel.
+
+use std::collections::{HashMap, VecDeque};
+
+use oyez::config::{HistoryLimits, Limits, OnSlow};
+use oyez::ids::SlotId;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::support::frames;
+use crate::support::rig::{Dice, Mood, Rig};
+use crate::v1::upgrade;
+
+const CHANNELS: [&str; 2] = ["a", "b"];
+const CLIENTS: usize = 3;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Publish { channel: usize, padding: usize },
+    Connect { client: usize, seed: u64, mean: bool },
+    Cut { client: usize },
+    Stick { client: usize },
+    Turn,
+    Pass { millis: u32 },
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let client = 0usize..CLIENTS;
+    prop_oneof![
+        12 => (0usize..2, prop_oneof![0usize..40, 300usize..700])
+            .prop_map(|(channel, padding)| Step::Publish { channel, padding }),
+        4 => (client.clone(), any::<u64>(), any::<bool>())
+            .prop_map(|(client, seed, mean)| Step::Connect { client, seed, mean }),
+        2 => client.clone().prop_map(|client| Step::Cut { client }),
+        1 => client.prop_map(|client| Step::Stick { client }),
+        6 => Just(Step::Turn),
+        1 => (1u32..1_500).prop_map(|millis| Step::Pass { millis }),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// How far a client is in one channel.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// The cursor that it would come back with.
+    cursor: Option<String>,
+    /// The number of the last message, while what comes next is known to be the next number.
+    number: Option<u64>,
+    /// A gap was announced, of so many messages if that is known.
+    gap: Option<Option<u64>>,
+    is_member: bool,
+}
+
+#[derive(Default)]
+struct Client {
+    id: Option<SlotId>,
+    bytes: Vec<u8>,
+    has_head: bool,
+    /// It was slow by design, so that a close is no surprise.
+    was_stuck: bool,
+    progress: HashMap<&'static str, Progress>,
+}
+
+/// What was published since the log began.
+#[derive(Default)]
+struct Log {
+    /// How many messages each channel has had.
+    counts: HashMap<&'static str, u64>,
+    /// By id: which message of its channel, and what it says.
+    messages: HashMap<String, (u64, String)>,
+}
+
+struct World {
+    rig: Rig,
+    epoch: u64,
+    publisher: SlotId,
+    clients: Vec<Client>,
+    /// What was published and not acknowledged.
+    pending: VecDeque<(&'static str, String)>,
+    log: Log,
+    published: usize,
+    on_slow: OnSlow,
+}
+
+fn limits(on_slow: OnSlow) -> Limits {
+    Limits {
+        on_slow,
+        outbox_bytes_max: 3_000,
+        slow_timeout_ms: 1_000_000,
+        close_timeout_ms: 500,
+        drain_ms: 1_000,
+        ping_interval_ms: 0,
+        read_bytes_per_slot: 512,
+        read_bytes_per_turn: 2_048,
+        history: HistoryLimits { messages_max: 8, bytes_max: 3_000, age_ms: 2_000, total_bytes_max: 4_000 },
+        ..Limits::default()
+    }
+}
+
+impl World {
+    fn new(on_slow: OnSlow) -> World {
+        let mut rig = Rig::with_epoch(limits(on_slow), 1);
+        let publisher = open(&mut rig);
+        let clients = (0..CLIENTS).map(|_| Client::default()).collect();
+        World {
+            rig,
+            epoch: 1,
+            publisher,
+            clients,
+            pending: VecDeque::new(),
+            log: Log::default(),
+            published: 0,
+            on_slow,
+        }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Publish { channel, padding } => {
+                self.published += 1;
+                self.publish(CHANNELS[channel], format!("{} {}", self.published, "x".repeat(padding)));
+            }
+            Step::Connect { client, seed, mean } => {
+                let mood = if mean { Mood::Mean(Dice::new(seed)) } else { Mood::Kind };
+                self.clients[client].connect(&mut self.rig, mood);
+            }
+            Step::Cut { client } => self.clients[client].cut(&mut self.rig),
+            Step::Stick { client } => {
+                if let Some(id) = self.clients[client].id.filter(|&id| self.rig.is_alive(id)) {
+                    self.clients[client].was_stuck = true;
+                    self.rig.unstick(id, Mood::Stuck);
+                }
+            }
+            Step::Turn => self.rig.turn(),
+            Step::Pass { millis } => self.rig.pass(millis),
+            Step::Restart => {
+                // What was on its way to the server is published, what was on its way to clients is lost.
+                self.rig.settle();
+                self.look();
+                self.epoch += 1;
+                self.rig = Rig::with_epoch(limits(self.on_slow), self.epoch);
+                self.publisher = open(&mut self.rig);
+                self.log = Log::default();
+                for client in &mut self.clients {
+                    client.disconnected();
+                }
+            }
+        }
+        self.look();
+    }
+
+    fn publish(&mut self, channel: &'static str, text: String) {
+        let request = json!({"type": "publish", "ch": channel, "text": text}).to_string();
+        self.pending.push_back((channel, text));
+        self.rig.send_text(self.publisher, &request);
+    }
+
+    fn look(&mut self) {
+        for text in self.rig.texts(self.publisher) {
+            let value: Value = serde_json::from_str(&text).unwrap();
+            if value["type"] == "ack" {
+                let (channel, text) = self.pending.pop_front().unwrap();
+                let count = self.log.counts.entry(channel).or_default();
+                *count += 1;
+                self.log.messages.insert(value["id"].as_str().unwrap().to_owned(), (*count, text));
+            }
+        }
+        for client in &mut self.clients {
+            client.look(&mut self.rig, &self.log);
+        }
+    }
+
+    fn judge(&mut self) {
+        for client in &mut self.clients {
+            if let Some(id) = client.id.filter(|&id| self.rig.is_alive(id)) {
+                self.rig.unstick(id, Mood::Kind);
+                self.rig.engine.slots.mark_writable(id);
+            }
+        }
+        self.rig.settle();
+        // The time in which a close that nobody answers is over.
+        self.rig.pass(1_000);
+        self.look();
+        // Who was let go comes back, and must then be where the others are.
+        for client in &mut self.clients {
+            client.connect(&mut self.rig, Mood::Kind);
+        }
+        self.rig.settle();
+        self.look();
+        for channel in CHANNELS {
+            self.publish(channel, "last".into());
+        }
+        self.rig.settle();
+        self.look();
+        for (place, client) in self.clients.iter().enumerate() {
+            for channel in CHANNELS {
+                let head = self.log.counts[channel];
+                assert_eq!(client.progress[channel].number, Some(head), "client {place} on {channel}");
+            }
+        }
+    }
+}
+
+/// A kind member of no channel.
+fn open(rig: &mut Rig) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade("/ws").as_bytes());
+    rig.settle();
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    id
+}
+
+impl Client {
+    fn connect(&mut self, rig: &mut Rig, mood: Mood) {
+        if self.id.is_some_and(|id| rig.is_alive(id) && !self.was_stuck) {
+            return;
+        }
+        self.cut(rig);
+        let id = rig.connect(mood);
+        rig.send(id, upgrade("/ws").as_bytes());
+        for channel in CHANNELS {
+            let mut request = json!({"type": "subscribe", "ch": channel});
+            if let Some(cursor) = self.progress.get(channel).and_then(|progress| progress.cursor.clone()) {
+                request["since"] = json!(cursor);
+            }
+            rig.send_text(id, &request.to_string());
+        }
+        self.id = Some(id);
+    }
+
+    fn cut(&mut self, rig: &mut Rig) {
+        if let Some(id) = self.id.filter(|&id| rig.is_alive(id)) {
+            rig.reset(id);
+        }
+        self.disconnected();
+    }
+
+    fn disconnected(&mut self) {
+        self.id = None;
+        self.bytes.clear();
+        self.has_head = false;
+        self.was_stuck = false;
+        self.progress.values_mut().for_each(|progress| progress.is_member = false);
+    }
+
+    fn look(&mut self, rig: &mut Rig, log: &Log) {
+        let Some(id) = self.id else { return };
+        self.bytes.append(&mut rig.pipe(id).outgoing);
+        if !self.has_head {
+            let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return };
+            self.bytes.drain(..end + 4);
+            self.has_head = true;
+        }
+        while let Some(frame) = frames::take(&mut self.bytes) {
+            if frame.opcode == frames::CLOSE {
+                let (code, reason) = frame.close_code();
+                assert!(code == 4102, "{code} {reason}");
+                continue;
+            }
+            let value: Value = serde_json::from_slice(&frame.payload).unwrap();
+            self.hear(&value, log);
+        }
+    }
+
+    fn hear(&mut self, value: &Value, log: &Log) {
+        let Some(channel) = CHANNELS.into_iter().find(|channel| value["ch"] == *channel) else {
+            assert_eq!(value["type"], "hello", "{value}");
+            return;
+        };
+        let progress = self.progress.entry(channel).or_default();
+        let text = |name: &str| value[name].as_str().map(str::to_owned);
+        match value["type"].as_str() {
+            Some("subscribed") => {
+                progress.is_member = true;
+                if progress.cursor.is_none() {
+                    progress.number = None;
+                }
+                progress.cursor = text("id");
+            }
+            Some("gap") => {
+                let missed = value["missed"].as_u64();
+                progress.gap = Some(match progress.gap {
+                    None => missed,
+                    Some(before) => before.zip(missed).map(|(before, missed)| before + missed),
+                });
+                progress.cursor = text("resume");
+            }
+            Some("live") => progress.cursor = text("id"),
+            Some(other) => panic!("{other}: {value}"),
+            None => {
+                assert!(progress.is_member, "{value}");
+                let (number, text_sent) =
+                    log.messages.get(value["id"].as_str().unwrap()).expect("a message of this log").clone();
+                assert!(value["text"] == text_sent, "message {number} of {channel}");
+                match (progress.number, progress.gap.take()) {
+                    (Some(last), None) => assert_eq!(number, last + 1, "a hole or a double: {value}"),
+                    (Some(last), Some(Some(missed))) => assert_eq!(number, last + 1 + missed, "{value}"),
+                    (Some(_), Some(None)) | (None, _) => {}
+                }
+                progress.number = Some(number);
+                progress.cursor = text("id");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_hole_is_announced_and_there_is_no_double(
+        steps in prop::collection::vec(step(), 1..150),
+        skip in any::<bool>(),
+    ) {
+        let mut world = World::new(if skip { OnSlow::Skip } else { OnSlow::Close });
+        for step in &steps {
+            world.step(step);
+        }
+        world.judge();
+    }
+}

@@ -1,0 +1,199 @@
+//! `oyez token`: made, looked at, and the files around it.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::key_files;
+use crate::support::process::oyez;
+
+/// A folder that is removed when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("oyez-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(arguments: &[&str], input: &str) -> Output {
+    let mut child = oyez(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn works(arguments: &[&str], input: &str) -> String {
+    let output = run(arguments, input);
+    assert!(output.status.success(), "{arguments:?} {output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fails(arguments: &[&str], status: i32) -> String {
+    let output = run(arguments, "");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{arguments:?} {text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("oyez: "), "{text}");
+    text
+}
+
+/// What `check` has to say: the claims, the line under them, what it says of why not, its status.
+fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
+    let output = run(&[&["token", "check"], flags].concat(), &format!("{token}\n"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let end = text.rfind('}').map_or(0, |at| at + 1);
+    let claims = serde_json::from_str(&text[..end]).unwrap_or(Value::Null);
+    let said = String::from_utf8(output.stderr).unwrap();
+    (claims, text[end..].trim().to_owned(), said, output.status.code().unwrap())
+}
+
+#[test]
+fn a_secret_a_token_and_a_look_at_it() {
+    let folder = Folder::new("secret");
+    let file = folder.path("secret");
+    let said = works(&["token", "secret", &file], "");
+    assert!(said.contains("--jwt-secret-file"), "{said}");
+    let secret = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(secret.trim_end().len(), 64, "32 bytes in hexadecimal");
+    assert!(!said.contains(secret.trim_end()));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let again = fails(&["token", "secret", &file], 1);
+    assert!(again.contains("exists") && std::fs::read_to_string(&file).unwrap() == secret, "{again}");
+    works(&["token", "secret", &folder.path("other")], "");
+    assert_ne!(std::fs::read_to_string(folder.path("other")).unwrap(), secret);
+
+    let key = ["--jwt-secret-file", &file];
+    let flags = ["token", "new", "--sub=alice", "--subscribe=room.*", "--subscribe=news", "--publish=room.7"];
+    let token = works(&[&flags[..], &key].concat(), "");
+    let (claims, verdict, _, status) = check(&token, &key);
+    assert_eq!(status, 0);
+    assert!(verdict.starts_with("valid for another 3") && verdict.ends_with(" s"), "an hour: {verdict}");
+    assert_eq!(claims["sub"], "alice");
+    assert_eq!(claims["oyez"], serde_json::json!({"subscribe": ["room.*", "news"], "publish": ["room.7"]}));
+    assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 3_600);
+    works(&[&["token", "check", token.trim()], &key[..]].concat(), "");
+    works(&[&["token", "check", "-"], &key[..]].concat(), &token);
+
+    let other = folder.path("other");
+    let (claims, _, said, status) = check(&token, &["--jwt-secret-file", &other]);
+    assert_eq!((claims["sub"].as_str(), status), (Some("alice"), 1));
+    assert!(said.starts_with("oyez: not valid: ") && said.contains("signature"), "{said}");
+    let both = ["--jwt-secret-file", &other, "--jwt-secret-file", &file];
+    assert_eq!(check(&token, &both).3, 0);
+    let (claims, _, _, status) = check("nonsense", &key);
+    assert_eq!((claims, status), (Value::Null, 1));
+}
+
+#[test]
+fn the_secrets_file_can_stand_in_the_environment() {
+    let folder = Folder::new("environment");
+    let file = folder.file("secret", &"s".repeat(32));
+    let arguments = ["token", "new", "--admin", "--ttl=7d"];
+    let output = oyez(&arguments).env("OYEZ_JWT_SECRET_FILE", &file).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let token = String::from_utf8(output.stdout).unwrap();
+    let (claims, ..) = check(&token, &["--jwt-secret-file", &file]);
+    assert_eq!(claims["oyez"]["admin"], true);
+    assert!(claims.get("sub").is_none());
+}
+
+#[test]
+fn private_keys_make_what_public_keys_check() {
+    let folder = Folder::new("private");
+    for (name, private, public) in [
+        ("ed", key_files::ED25519, key_files::ED25519_PUBLIC),
+        ("ec", key_files::P256, key_files::P256_PUBLIC),
+        ("rsa", key_files::RSA, key_files::RSA_PUBLIC),
+    ] {
+        let private = folder.file(&format!("{name}.pem"), private);
+        let public = folder.file(&format!("{name}.pub"), public);
+        let flags = ["token", "new", "--publish=*", "--aud=us", "--iss=me", "--jwt-private-key", &private];
+        let token = works(&flags, "");
+        assert_eq!(check(&token, &["--jwt-public-key", &public, "--aud=us", "--iss=me"]).3, 0);
+        let (.., said, status) = check(&token, &["--jwt-public-key", &public]);
+        assert!(status == 1 && said.contains("audience"), "{said}");
+        let (.., said, status) = check(&token, &["--jwt-public-key", &public, "--aud=us", "--iss=you"]);
+        assert!(status == 1 && said.contains("issuer"), "{said}");
+    }
+}
+
+#[test]
+fn what_cannot_work_is_one_clear_line() {
+    let folder = Folder::new("usage");
+    let secret = folder.file("secret", &"s".repeat(32));
+    let short = folder.file("short", "hunter2hunter2");
+    let public = folder.file("public", key_files::RSA_PUBLIC);
+    let key = ["--jwt-secret-file", &secret];
+    let new = |flags: &[&str], says: &str| {
+        let line = fails(&[&["token", "new"], flags].concat(), 2);
+        assert!(line.contains(says) && !line.contains("hunter2"), "{line}");
+    };
+    new(&["--publish=a"], "oyez token secret FILE");
+    new(&[&["--sub=alice"][..], &key].concat(), "--subscribe PATTERN");
+    new(&[&["--publish=a/b"][..], &key].concat(), "A-Z");
+    new(&[&["--publish=*a"][..], &key].concat(), "at the end");
+    new(&[&["--publish=a", "--ttl=1w"][..], &key].concat(), "7d");
+    new(&[&["--publish=a", "--sub=a\u{1b}"][..], &key].concat(), "cursor");
+    new(&["--publish=a", "--jwt-secret-file", &short], "oyez token secret FILE");
+    new(&["--publish=a", "--jwt-secret-file", &public], "no shared secret");
+    new(&["--publish=a", "--jwt-secret-file", "/no/such/file"], "/no/such/file");
+    new(&["--publish=a", "--jwt-secret-file", "/dev/zero"], "this is no key");
+    new(&["--publish=a", "--jwt-private-key", &public], "BEGIN PRIVATE KEY");
+    let long = format!("--publish={}", "a".repeat(250));
+    new(&[&vec![long.as_str(); 30][..], &key].concat(), "fewer patterns");
+    assert!(fails(&["token", "check", "x"], 2).contains("--jwt-secret-file"));
+    assert!(fails(&["token", "check", "x", "--jwt-public-key", &secret], 2).contains("BEGIN PUBLIC KEY"));
+    assert!(fails(&["token", "check", "x", "--jwks-file", &secret], 2).contains("RFC 7517"));
+    assert!(fails(&["token", "secret", "/no/such/folder/file"], 1).contains("/no/such/folder/file"));
+    assert!(fails(&["token"], 2).contains("new, check, secret"));
+}
+
+#[test]
+fn a_secret_that_everybody_can_read_is_a_warning() {
+    let folder = Folder::new("readable");
+    let secret = folder.file("secret", &"s".repeat(32));
+    let flags = ["token", "new", "--publish=a", "--jwt-secret-file", &secret];
+    works(&flags, "");
+    std::fs::set_permissions(&secret, PermissionsExt::from_mode(0o644)).unwrap();
+    let output = run(&flags, "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("WARN") && said.contains("chmod o="), "{said}");
+    assert!(!said.contains("ssss"), "{said}");
+}
+
+/// What a stranger's token says goes to a terminal.
+#[test]
+fn a_token_that_is_looked_at_does_not_move_the_cursor() {
+    let folder = Folder::new("cursor");
+    let secret = folder.file("secret", &"s".repeat(32));
+    let claims = r#"{"exp":1,"x":"\u001b[31m \u009b31m \u202e \u2028 \u007f ä"}"#;
+    let token = format!("{}.AAAA", crate::support::tokens::unsigned(r#"{"alg":"HS256"}"#, claims));
+    let output = run(&["token", "check", &token, "--jwt-secret-file", &secret], "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let is_plain = |letter: char| letter == '\n' || letter == 'ä' || (' '..='~').contains(&letter);
+    assert!(text.contains('ä') && text.chars().all(is_plain), "{text:?}");
+    assert_eq!(output.status.code(), Some(1));
+}

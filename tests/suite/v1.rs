@@ -1,0 +1,361 @@
+//! `oyez.v1`: what is said, and what is answered.
+
+use oyez::config::{HistoryLimits, Limits, OnSlow};
+use oyez::ids::SlotId;
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::frames::{self, BINARY, TEXT};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+
+/// A request for a WebSocket that speaks `oyez.v1`.
+pub fn upgrade(path: &str) -> String {
+    frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
+}
+
+/// A member on a real socket.
+struct Member(Client);
+
+impl Member {
+    /// Connects, and takes hello.
+    fn join(server: &Server, path: &str) -> (Member, Value) {
+        let mut client = Client::new(server.connect());
+        client.send(upgrade(path).as_bytes());
+        let head = client.head();
+        assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
+        let mut member = Member(client);
+        let hello = member.hear();
+        assert_eq!(hello["type"], "hello", "{hello}");
+        (member, hello)
+    }
+
+    fn say(&mut self, request: Value) {
+        self.0.send_text(&request.to_string());
+    }
+
+    fn hear(&mut self) -> Value {
+        serde_json::from_str(&self.0.text()).unwrap()
+    }
+}
+
+/// Without the ids, which differ from run to run.
+fn plain(mut value: Value) -> Value {
+    for name in ["id", "from"] {
+        if let Some(text) = value.get_mut(name) {
+            *text = json!("-");
+        }
+    }
+    value
+}
+
+#[test]
+fn a_session() {
+    let server = Server::start(&[]);
+    let (mut one, hello) = Member::join(&server, "/ws");
+    assert_eq!(hello["ping_ms"], 25_000);
+    assert_eq!(hello["message_bytes_max"], 65_536);
+    let (mut two, other) = Member::join(&server, "/ws/a");
+    assert_ne!(hello["client"], other["client"]);
+    assert_eq!(plain(two.hear()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 1}));
+    one.say(json!({"type": "subscribe", "ch": "a", "future_field": [1, {"x": 2}]}));
+    assert_eq!(plain(one.hear()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 2}));
+    one.say(json!({"type": "publish", "ch": "a", "data": {"x": [1, 2.5, null]}, "ref": 7}));
+    let ack = one.hear();
+    assert_eq!(plain(ack.clone()), json!({"type": "ack", "ref": 7, "id": "-"}));
+    let message =
+        json!({"ch": "a", "id": ack["id"], "n": 1, "from": hello["client"], "data": {"x": [1, 2.5, null]}});
+    assert_eq!(one.hear(), message, "the sender is a member like others");
+    assert_eq!(two.hear(), message);
+    two.say(json!({"type": "publish", "ch": "a", "text": "häh\n\"\u{2028}", "ref": "r"}));
+    assert_eq!(two.hear()["ref"], "r");
+    assert_eq!(
+        plain(one.hear()),
+        json!({"ch": "a", "id": "-", "n": 2, "from": "-", "text": "häh\n\"\u{2028}"})
+    );
+    two.hear();
+    one.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    assert_eq!(plain(one.hear()), json!({"type": "ack", "id": "-"}));
+    assert_eq!(one.hear()["base64"], "AP8=");
+    one.say(json!({"type": "unsubscribe", "ch": "a"}));
+    assert_eq!(one.hear(), json!({"type": "unsubscribed", "ch": "a"}));
+    one.say(json!({"type": "publish", "ch": "a", "data": null}));
+    assert_eq!(one.hear()["type"], "ack", "one need not be a member to publish");
+    one.say(json!({"type": "ping"}));
+    assert_eq!(one.hear(), json!({"type": "pong"}));
+    assert_eq!(two.hear()["base64"], "AP8=");
+    assert_eq!(two.hear()["data"], Value::Null);
+}
+
+#[test]
+fn raw_and_envelopes_meet_on_a_channel() {
+    let server = Server::start(&[]);
+    let mut raw = server.join("/ws/a");
+    let (mut member, _) = Member::join(&server, "/ws/a");
+    assert_eq!(member.hear()["members"], 2);
+    raw.send_text("from raw");
+    assert_eq!(raw.text(), "from raw");
+    assert_eq!(member.hear()["text"], "from raw");
+    raw.send(&frames::masked(BINARY, &[0, 255]));
+    assert_eq!(raw.frame().payload, [0, 255]);
+    assert_eq!(member.hear()["base64"], "AP8=");
+    member.say(json!({"type": "publish", "ch": "a", "data": [1, 2]}));
+    let frame = raw.frame();
+    assert_eq!((frame.opcode, &frame.payload[..]), (TEXT, &b"[1,2]"[..]));
+    member.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    assert_eq!(raw.frame().opcode, BINARY);
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_and_the_conversation_goes_on() {
+    let server = Server::start(&["--channels-per-client-max=2", "--channels-max=3"]);
+    let (mut member, _) = Member::join(&server, "/ws/a");
+    assert_eq!(member.hear()["type"], "subscribed");
+    let mut check = |request: Value, code: &str| {
+        let mut request = request;
+        request["ref"] = json!(code);
+        member.say(request.clone());
+        let answer = member.hear();
+        assert_eq!(
+            (&answer["type"], &answer["code"]),
+            (&json!("error"), &json!(code)),
+            "{request}: {answer}"
+        );
+        assert_eq!(answer["ref"], code, "{answer}");
+        if let Some(channel) = request.get("ch").filter(|_| code != "bad_channel" && code != "drain") {
+            assert!(answer.get("ch").is_none_or(|ch| ch == channel), "{answer}");
+        }
+    };
+    check(json!({"type": "nonsense"}), "unknown_type");
+    check(json!({}), "unknown_type");
+    check(json!({"type": "subscribe", "ch": "a b"}), "bad_channel");
+    check(json!({"type": "subscribe", "ch": "a"}), "already_subscribed");
+    check(json!({"type": "subscribe", "ch": "b", "since": "x".repeat(64_000)}), "bad_cursor");
+    check(json!({"type": "unsubscribe", "ch": "b"}), "not_subscribed");
+    check(json!({"type": "publish", "ch": "a"}), "bad_payload");
+    check(json!({"type": "auth", "token": "x"}), "no_auth");
+    member.say(json!({"type": "subscribe", "ch": "b"}));
+    assert_eq!(member.hear()["type"], "subscribed");
+    let mut check = |request: Value, code: &str| {
+        member.say(request);
+        assert_eq!(member.hear()["code"], code);
+    };
+    check(json!({"type": "subscribe", "ch": "c"}), "too_many_channels");
+    check(json!({"type": "publish", "ch": "d", "data": 1, "ref": {}}), "bad_ref");
+    member.say(json!({"type": "publish", "ch": "d", "data": 1}));
+    assert_eq!(member.hear()["type"], "ack", "the third channel, kept for its history");
+    member.say(json!({"type": "publish", "ch": "e", "data": 1}));
+    assert_eq!(member.hear()["code"], "over_capacity");
+    member.0.send_text("{\"type\":");
+    assert_eq!(member.hear()["code"], "bad_json");
+    member.0.send(&frames::masked(BINARY, b"{}"));
+    assert_eq!(member.0.closed_with(), (1003, "unsupported".into()));
+}
+
+#[test]
+fn what_comes_again_under_its_key_is_published_once() {
+    let server = Server::start(&["--idempotency-keys-max=2"]);
+    let mut raw = server.join("/ws/a");
+    let (mut one, _) = Member::join(&server, "/ws");
+    let publish =
+        |key: &str, text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": key, "ref": 1});
+    one.say(publish("k", "once"));
+    let first = one.hear();
+    // As after a cut: another connection, the same key.
+    let (mut again, _) = Member::join(&server, "/ws");
+    again.say(publish("k", "once"));
+    assert_eq!(again.hear(), first);
+    let post = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
+    let answer = server.ask(post);
+    assert!(answer.contains(&format!("{{\"id\":{},\"members\":1}}", first["id"])), "{answer}");
+    assert!(
+        server
+            .ask(post.replace("Idempotency-Key: k", &format!("Idempotency-Key: {}", "k".repeat(129))))
+            .contains(" 400 ")
+    );
+    assert_eq!(raw.text(), "once");
+    for key in ["l", "m"] {
+        one.say(publish(key, key));
+        one.hear();
+        assert_eq!(raw.text(), key);
+    }
+    one.say(publish("k", "the key is forgotten"));
+    assert_ne!(one.hear()["id"], first["id"]);
+    assert_eq!(raw.text(), "the key is forgotten");
+}
+
+/// Everything that a member in memory has got, as JSON.
+fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
+    rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
+fn join(rig: &mut Rig, path: &str, mood: Mood) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade(path).as_bytes());
+    rig.turn();
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    rig.pipe(id).mood = mood;
+    id
+}
+
+fn say(rig: &mut Rig, id: SlotId, request: &Value) {
+    rig.send_text(id, &request.to_string());
+}
+
+/// The text of each message, and the type of each notice.
+fn words(values: &[Value]) -> Vec<String> {
+    let word = |value: &Value| value.get("text").or(value.get("type")).unwrap().as_str().unwrap().to_owned();
+    values.iter().map(word).collect()
+}
+
+#[test]
+fn a_session_cut_at_every_byte() {
+    let session = [
+        upgrade("/ws/a?since=earliest").into_bytes(),
+        frames::masked(TEXT, br#"{"type":"publish","ch":"a","text":"one","ref":1}"#),
+        frames::masked(TEXT, br#"{"type":"subscribe","ch":"b"}"#),
+        frames::masked(TEXT, br#"{"type":"publish","ch":"b","text":"two","ref":2}"#),
+        frames::masked(TEXT, br#"{"type":"ping"}"#),
+        frames::masked(TEXT, br#"not json"#),
+        frames::masked(TEXT, br#"{"type":"unsubscribe","ch":"a"}"#),
+        frames::close(1000, "bye"),
+    ]
+    .concat();
+    let run = |pieces: &[&[u8]]| {
+        let mut rig = Rig::new(Limits::default());
+        let id = rig.connect(Mood::Kind);
+        for piece in pieces {
+            rig.send(id, piece);
+            rig.turn();
+        }
+        rig.settle();
+        let mut bytes = std::mem::take(&mut rig.pipe(id).outgoing);
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        bytes.drain(..end);
+        let frames: Vec<frames::Frame> = std::iter::from_fn(|| frames::take(&mut bytes)).collect();
+        assert_eq!(frames.last().unwrap().close_code(), (1000, "bye".into()));
+        let text = |frame: &frames::Frame| String::from_utf8(frame.payload.clone()).unwrap();
+        // A message may stand before or behind notices, as the turns fall.
+        let (notices, messages): (Vec<String>, Vec<String>) =
+            frames[..frames.len() - 1].iter().map(text).partition(|text| text.contains("\"type\""));
+        (notices, messages)
+    };
+    let whole = run(&[&session]);
+    assert_eq!((whole.0.len(), whole.1.len()), (9, 2), "{whole:?}");
+    for cut in 1..session.len() {
+        assert_eq!(run(&[&session[..cut], &session[cut..]]), whole, "cut at {cut}");
+    }
+    let bytes: Vec<&[u8]> = session.chunks(1).collect();
+    assert_eq!(run(&bytes), whole);
+}
+
+#[test]
+fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
+    let mut rig = Rig::new(Limits::default());
+    let member = join(&mut rig, "/ws/a", Mood::Kind);
+    for channel in ["b", "c"] {
+        say(&mut rig, member, &json!({"type": "subscribe", "ch": channel}));
+    }
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    rig.settle();
+    heard(&mut rig, member);
+    for (number, channel) in "abcabbacacbbca".chars().enumerate() {
+        say(
+            &mut rig,
+            publisher,
+            &json!({"type": "publish", "ch": channel.to_string(), "text": number.to_string()}),
+        );
+    }
+    rig.settle();
+    let numbers: Vec<String> = (0..14).map(|number| number.to_string()).collect();
+    assert_eq!(words(&heard(&mut rig, member)), numbers, "all in one turn, and in order");
+}
+
+#[test]
+fn who_does_not_hear_itself_hears_the_others() {
+    let mut rig = Rig::new(Limits::default());
+    let member = join(&mut rig, "/ws/a?echo=0", Mood::Kind);
+    let other = join(&mut rig, "/ws/a", Mood::Kind);
+    for text in ["one", "two"] {
+        say(&mut rig, member, &json!({"type": "publish", "ch": "a", "text": text}));
+        say(&mut rig, other, &json!({"type": "publish", "ch": "a", "text": format!("other {text}")}));
+    }
+    rig.settle();
+    assert_eq!(
+        words(&heard(&mut rig, member)),
+        ["hello", "subscribed", "ack", "ack", "other one", "other two"]
+    );
+    assert_eq!(words(&heard(&mut rig, other)).iter().filter(|word| word.ends_with("one")).count(), 2);
+}
+
+fn skipping(messages_max: usize) -> Limits {
+    Limits {
+        on_slow: OnSlow::Skip,
+        outbox_bytes_max: 4_000,
+        slow_timeout_ms: 1_000_000,
+        ping_interval_ms: 0,
+        history: HistoryLimits { messages_max, ..HistoryLimits::default() },
+        ..Limits::default()
+    }
+}
+
+/// Publishes so many texts, one in each turn, to a member that is stuck after the first.
+fn overrun(limits: Limits, count: usize) -> Vec<Value> {
+    let mut rig = Rig::new(limits);
+    let slow = join(&mut rig, "/ws/a", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    rig.settle();
+    heard(&mut rig, slow);
+    rig.pipe(slow).mood = Mood::Stuck;
+    for number in 0..count {
+        let text = format!("{number} {}", "x".repeat(500));
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+        rig.turn();
+    }
+    rig.unstick(slow, Mood::Sips(1_500));
+    rig.engine.slots.mark_writable(slow);
+    rig.settle();
+    say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "after"}));
+    rig.settle();
+    assert!(rig.is_alive(slow));
+    heard(&mut rig, slow)
+}
+
+#[test]
+fn with_skip_a_slow_member_gets_from_the_history_what_it_did_not_take() {
+    let values = overrun(skipping(100), 60);
+    let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
+    assert_eq!(numbers, (1..=61).collect::<Vec<u64>>(), "all of it, in order, once");
+    assert!(values.iter().all(|value| value["type"] != "gap"));
+}
+
+#[test]
+fn what_the_history_no_longer_has_is_announced_in_its_place() {
+    let values = overrun(skipping(20), 60);
+    let gap = values.iter().position(|value| value["type"] == "gap").expect("a gap");
+    let before = values[gap - 1]["n"].as_u64().unwrap();
+    let after = values[gap + 1]["n"].as_u64().unwrap();
+    assert_eq!(values[gap]["why"], "slow");
+    assert_eq!(values[gap]["missed"], after - before - 1, "{:?}", values[gap]);
+    assert_eq!(after, 41, "the history has the last 20");
+    let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
+    let expected: Vec<u64> = (1..=before).chain(41..=61).collect();
+    assert_eq!(numbers, expected);
+}
+
+#[test]
+fn a_client_that_floods_and_never_reads_is_bounded() {
+    let limits = Limits { outbox_bytes_max: 4_000, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let flood = join(&mut rig, "/ws/a", Mood::Stuck);
+    for _ in 0..50 {
+        rig.send(flood, &frames::masked(TEXT, br#"{"type":"ping"}"#).repeat(100));
+        rig.turn();
+        let waiting = rig.engine.slots.get(flood).map_or(0, |slot| slot.outbox.bytes());
+        assert!(waiting < 16_000, "{waiting} bytes wait");
+    }
+    rig.pass(5_000);
+    assert!(!rig.is_alive(flood));
+}
