@@ -6,7 +6,8 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { test } from 'node:test';
 
-import { open, randomOf, serve, sleep, until } from './support.mjs';
+import { randomOf } from './random.mjs';
+import { open, serve, sleep, until } from './support.mjs';
 
 /** Subscribes, and gathers all that it is told. */
 function listen(hub, channel, options = {}) {
