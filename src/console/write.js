@@ -109,7 +109,7 @@ export class Write {
     if (!editor.isReady) words.push('looking for the text that others have');
     else if (editor.isPending)
       words.push(this.line.state === 'open' ? 'on its way' : 'kept until the connection is back');
-    else words.push('everybody has this');
+    else words.push('confirmed');
     if (this.others.size > 0)
       words.push(`${plural(this.others.size, 'other')} ${this.others.size === 1 ? 'writes' : 'write'} now`);
     if (this.full) words.push(`it cannot be longer than ${count(TEXT_UNITS_MAX)}`);
