@@ -34,13 +34,11 @@ pub static ASSETS: &[Asset] = &[
     script("/chart.js", include_bytes!("chart.js")),
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
-    script("/editor.js", include_bytes!("editor.js")),
     script("/line.js", include_bytes!("line.js")),
     script("/operation.js", include_bytes!("operation.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
     script("/shared-text.js", include_bytes!("shared-text.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
-    script("/write.js", include_bytes!("write.js")),
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
