@@ -408,6 +408,27 @@ test('two write one text at once and come to the same', async (t) => {
   await until('a newcomer reads the same', async () => (await text(late)) === (await text(one)));
 });
 
+test('an input method is not disturbed by what others write', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#/text'), await visit(server, '#/text')];
+  const text = (page) => page.inputValue('#text');
+  await one.click('#text');
+  await one.keyboard.type('ab');
+  await until('the other reads it', async () => (await text(other)) === 'ab');
+  await one.keyboard.press('ArrowLeft');
+  const input = await one.context().newCDPSession(one);
+  await input.send('Input.imeSetComposition', { text: 'か', selectionStart: 1, selectionEnd: 1 });
+  await other.click('#text');
+  await other.keyboard.press('Control+Home');
+  await other.keyboard.type('12');
+  await input.send('Input.imeSetComposition', { text: 'かん', selectionStart: 2, selectionEnd: 2 });
+  await until('the others edits are confirmed', async () => /confirmed/.test(await other.textContent('#text-state')));
+  assert.equal(await text(one), 'aかんb');
+  await input.send('Input.insertText', { text: '漢' });
+  await until('both have all of it', async () => (await text(one)) === '12a漢b' && (await text(other)) === '12a漢b');
+  assert.equal(await one.evaluate(() => document.getElementById('text').selectionStart), 4);
+});
+
 // For everybody.
 
 test('the keyboard is enough to publish', async (t) => {
