@@ -22,7 +22,7 @@ pub struct Config {
 }
 
 /// A file in the program, served at its path.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Asset {
     /// The path of the request, with its leading `/`.
     pub path: &'static str,
@@ -30,6 +30,12 @@ pub struct Asset {
     pub content_type: &'static str,
     /// What is sent.
     pub bytes: &'static [u8],
+}
+
+impl fmt::Debug for Asset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {} bytes)", self.path, self.content_type, self.bytes.len())
+    }
 }
 
 /// What becomes of a member whose outbox is full or does not move.

@@ -34,11 +34,9 @@ pub static ASSETS: &[Asset] = &[
     script("/chart.js", include_bytes!("chart.js")),
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
-    script("/editor.js", include_bytes!("editor.js")),
     script("/line.js", include_bytes!("line.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
-    script("/write.js", include_bytes!("write.js")),
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {

@@ -141,8 +141,12 @@ fn overrun(server: &Server) -> (Client, Client) {
 
 #[test]
 fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
-    let server =
-        Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--slow-timeout-ms=10000"]);
+    let server = Server::start(&[
+        "--outbox-bytes-max=512KiB",
+        "--body-bytes-max=64KiB",
+        "--slow-timeout-ms=10000",
+        "--close-timeout-ms=20000",
+    ]);
     let mut slow = server.join("/ws");
     let (sender, member) = overrun(&server);
     let (mut number, mut close) = (0, None);
