@@ -191,6 +191,8 @@ impl<T: Transport> Engine<T> {
                 if slot.transport.shut_down_write().is_err() {
                     self.fail(id);
                 }
+                // The peer's end of file may have come while it was held, and no event will say so again.
+                self.slots.release(id);
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),

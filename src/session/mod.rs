@@ -214,8 +214,9 @@ impl State {
     pub fn end_of_file(&mut self) {
         match self {
             State::Head(head) => *self = head.end_of_file(),
+            State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
-            State::Body(_) | State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
+            State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
             State::Draining(draining) => {
                 if draining.end_of_file() {
                     *self = State::Dead(draining.reason);

@@ -181,11 +181,7 @@ impl Head {
 
     /// The peer sends no more; the next state.
     pub(super) fn end_of_file(&self) -> State {
-        if self.owed == 0 {
-            return State::Dead(Reason::EndOfFile);
-        }
-        let then = Then::HalfClosed(Reason::Served);
-        State::Responding(Box::new(Responding { rest: Vec::new(), owed: self.owed, then }))
+        half_close(self.owed)
     }
 
     pub(super) fn answered(&mut self) {
@@ -222,9 +218,23 @@ impl Body {
         }
     }
 
+    /// The peer sends no more, and this request will never be; the next state.
+    pub(super) fn end_of_file(&self) -> State {
+        half_close(self.owed)
+    }
+
     pub(super) fn answered(&mut self) {
         self.owed = self.owed.saturating_sub(1);
     }
+}
+
+/// The peer's end of file has come; the state in which it gets what it is owed.
+fn half_close(owed: u32) -> State {
+    if owed == 0 {
+        return State::Dead(Reason::EndOfFile);
+    }
+    let then = Then::HalfClosed(Reason::Served);
+    State::Responding(Box::new(Responding { rest: Vec::new(), owed, then }))
 }
 
 impl Responding {

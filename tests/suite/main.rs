@@ -17,6 +17,7 @@ mod drain;
 mod fairness;
 mod flags;
 mod heartbeat;
+mod http;
 mod model;
 mod resume;
 mod slow;
