@@ -18,6 +18,7 @@ mod fairness;
 mod flags;
 mod heartbeat;
 mod http;
+mod http_bodies;
 mod model;
 mod resume;
 mod slow;
