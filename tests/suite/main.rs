@@ -19,6 +19,7 @@ mod flags;
 mod heartbeat;
 mod http;
 mod http_bodies;
+mod http_origins;
 mod model;
 mod resume;
 mod slow;
