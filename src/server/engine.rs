@@ -321,9 +321,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Is nobody left but who waits for another request?
+    /// Is nobody left but who has taken all answers, and waits for another request?
     pub fn is_drained(&self) -> bool {
-        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request())
+        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }
 
     /// Ends everybody at once.

@@ -341,6 +341,14 @@ impl State {
     pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: Moment) -> AfterFlush {
         match self {
             State::Draining(draining) => draining.flushed(written, outbox, limits, now),
+            State::Head(head) if written > 0 && outbox.is_empty() => {
+                head.taken(limits, now);
+                AfterFlush::Nothing
+            }
+            State::Body(body) if written > 0 && outbox.is_empty() => {
+                body.taken(limits, now);
+                AfterFlush::Nothing
+            }
             _ => AfterFlush::Nothing,
         }
     }

@@ -187,6 +187,14 @@ impl Head {
     pub(super) fn answered(&mut self) {
         self.owed = self.owed.saturating_sub(1);
     }
+
+    /// The client has taken its answers. It was not read before, and its time begins now.
+    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+        self.until = now.after(match self.stage {
+            Stage::Idle | Stage::Rest => limits.keep_alive_ms,
+            Stage::Fresh | Stage::Partial => limits.handshake_timeout_ms,
+        });
+    }
 }
 
 impl Body {
@@ -225,6 +233,11 @@ impl Body {
 
     pub(super) fn answered(&mut self) {
         self.owed = self.owed.saturating_sub(1);
+    }
+
+    /// The client has taken the answers before this request. Its time begins now.
+    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+        self.until = now.after(limits.body_timeout_ms);
     }
 }
 

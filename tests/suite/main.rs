@@ -20,6 +20,7 @@ mod heartbeat;
 mod http;
 mod http_bodies;
 mod http_origins;
+mod http_slow;
 mod model;
 mod resume;
 mod slow;
