@@ -46,9 +46,7 @@ impl<T: Transport> Engine<T> {
         for (id, intent) in intents.drain(..) {
             self.apply(id, intent, now);
         }
-        while let Some(channel) = self.hub.next_touched() {
-            self.hand_out(channel, now);
-        }
+        self.hand_out_all(now);
         // Closes of slow members may have made wishes; they were granted where they were made.
         debug_assert!(self.intents.is_empty());
         self.intents = intents;
@@ -326,8 +324,10 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Answers what only the server knows.
+    /// Answers what only the server knows. What was published before the question is part of that: a client
+    /// that has read the answer to its publication finds the message kept.
     fn look_up(&mut self, question: Question, manner: &Manner, now: Moment) -> Vec<u8> {
+        self.hand_out_all(now);
         match (question, self.draining) {
             (Question::Metrics, _) => {
                 let text = exposition::text(&self.metrics, self.levels());
@@ -381,6 +381,13 @@ impl<T: Transport> Engine<T> {
         {
             slot.outbox.queue(Rc::new(farewell));
             self.slots.mark_dirty(id);
+        }
+    }
+
+    /// Gives all members what was published in this turn so far.
+    fn hand_out_all(&mut self, now: Moment) {
+        while let Some(channel) = self.hub.next_touched() {
+            self.hand_out(channel, now);
         }
     }
 

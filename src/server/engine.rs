@@ -191,6 +191,8 @@ impl<T: Transport> Engine<T> {
                 if slot.transport.shut_down_write().is_err() {
                     self.fail(id);
                 }
+                // The peer's end of file may have come while it was held, and no event will say so again.
+                self.slots.release(id);
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
@@ -319,9 +321,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Is nobody left but who waits for another request?
+    /// Is nobody left but who has taken all answers, and waits for another request?
     pub fn is_drained(&self) -> bool {
-        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request())
+        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }
 
     /// Ends everybody at once.

@@ -131,17 +131,19 @@ pub fn parse<'room, 'head: 'room>(
 
 /// Path and query of a target in origin form or absolute form (RFC 9112 3.2).
 fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
-    let target = match target.split_once("://") {
-        Some(("http" | "https", rest)) => {
-            let path = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
-            if path.is_empty() { "/" } else { path }
-        }
-        _ => target,
+    let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
+    let (target, is_absolute) = match target.split_once("://") {
+        Some((scheme, rest)) if is_web(scheme) => (rest.find(['/', '?']).map_or("", |at| &rest[at..]), true),
+        _ => (target, false),
     };
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::bad("the request target is not a URI"));
     }
-    Ok(target.split_once('?').unwrap_or((target, "")))
+    match target.split_once('?').unwrap_or((target, "")) {
+        // RFC 9110 4.2.3: behind a host an empty path is "/".
+        ("", query) if is_absolute => Ok(("/", query)),
+        parts => Ok(parts),
+    }
 }
 
 impl Request<'_> {
@@ -298,7 +300,8 @@ mod tests {
             ("/ws?since=1-2&echo=0", ("/ws", "since=1-2&echo=0")),
             ("http://localhost:8080/ws?x", ("/ws", "x")),
             ("http://localhost", ("/", "")),
-            ("http://localhost?x", ("", "x")),
+            ("HTTPS://localhost?x", ("/", "x")),
+            ("ftp://localhost/ws", ("ftp://localhost/ws", "")),
             ("*", ("*", "")),
         ] {
             check(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"), |request| {
