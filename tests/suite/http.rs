@@ -140,7 +140,7 @@ fn a_connection_is_kept_as_the_version_says() {
 
 #[test]
 fn targets_in_absolute_form() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--no-console"]);
     let mut client = Client::new(server.connect());
     let mut status = |target: &str| client.ask(get(target)).status;
     for good in ["http://localhost/healthz", "https://other.example:1/healthz?x", "HTTP://localhost/healthz"]

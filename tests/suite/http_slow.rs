@@ -6,7 +6,6 @@ use oyez::close::Reason;
 use oyez::config::Limits;
 
 use crate::support::client::Client;
-use crate::support::frames;
 use crate::support::http::{Answer, get, publish, request};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Mood, Rig};
