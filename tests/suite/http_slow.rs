@@ -137,7 +137,8 @@ fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
         client.ask(publish("big", &"x".repeat(90_000)));
     }
     let (mut one, mut two) = (server.join("/ws?echo=0"), server.join("/ws"));
-    let alone = (0..5).map(|_| round_trips(&mut one, &mut two)).min().unwrap();
+    let mut best = || (0..5).map(|_| round_trips(&mut one, &mut two)).min().unwrap();
+    let alone = best();
     let before = server.rss_kib();
     let slow: Vec<Client> = (0..20)
         .map(|_| {
@@ -146,11 +147,12 @@ fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
             client
         })
         .collect();
-    let beside = (0..5).map(|_| round_trips(&mut one, &mut two)).min().unwrap();
+    // On a machine that is busy with something else it may take some tries.
+    let beside = (0..10).map(|_| best()).find(|&beside| beside < alone * 2);
     let grown = server.rss_kib().saturating_sub(before);
     // 20 answers of 900 KB, of 4,000 that were asked for.
     assert!(grown < 30 << 10, "{grown} KiB");
-    assert!(beside < alone * 4, "{beside:?} beside slow readers, {alone:?} alone");
+    assert!(beside.is_some(), "beside slow readers it takes more than twice {alone:?}");
     drop(slow);
 }
 
