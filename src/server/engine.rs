@@ -42,6 +42,8 @@ pub struct Engine<T> {
     sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
+    /// Makes the names of clients differ from those of other processes.
+    pub client_salt: u32,
     /// The server is on its way out, and clients are to come back after so many milliseconds.
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
@@ -61,6 +63,7 @@ impl<T: Transport> Engine<T> {
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
+            client_salt: 0,
             draining: None,
             turned_away: 0,
             limits,

@@ -21,6 +21,7 @@ pub mod slots;
 mod sweep;
 pub mod transport;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -115,6 +116,7 @@ impl Server {
         // A new log begins. A clock that stands before 1970 gives a poor epoch, and no worse.
         let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let mut engine = Engine::new(config.limits, epoch);
+        engine.client_salt = RandomState::new().hash_one(epoch) as u32;
         engine.site = Site { assets: config.assets, origins };
         Ok(Server {
             poll,

@@ -12,6 +12,7 @@ mod churn;
 mod closing;
 mod comeback;
 mod command_line;
+mod cursors;
 mod cuts;
 mod descriptors;
 mod drain;
