@@ -1,6 +1,6 @@
 //! The history that outlives the process: `--history-file`.
 //!
-//! The sweep hands what has changed since the last time to a thread that only writes ([`writer`]), in batches
+//! The sweep hands what has changed since the last time to a thread that only writes (`writer`), in batches
 //! of bounded size, at most a few at a time. **The loop never waits for the disk**: if the disk is slower
 //! than what comes, the channels that have changed stay on the journal's list, which grows no more than
 //! there are channels, and when the disk is ready they are written as they are by then.
@@ -11,7 +11,7 @@
 //! since it cannot know which ids were given out after the last that was written. All cursors of the old
 //! epoch are answered with a gap then.
 //!
-//! The file's format and what it says about damage is [`format`]'s.
+//! The file's format, and what it says about damage, is that of `format`.
 
 mod format;
 mod log_file;
