@@ -194,6 +194,16 @@ impl ClientId {
         let stirred = slot.generation.wrapping_add(salt).wrapping_mul(0x9e37_79b1);
         ClientId((stirred ^ stirred >> 15).wrapping_mul(0x85eb_ca6b))
     }
+
+    /// The client as a number, to be written down.
+    pub(crate) fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The client that was written down as a number.
+    pub(crate) fn from_bits(bits: u32) -> ClientId {
+        ClientId(bits)
+    }
 }
 
 impl fmt::Display for ClientId {

@@ -89,6 +89,12 @@ impl<T: Transport> Engine<T> {
         id
     }
 
+    /// The salt under which the names of clients to come, beginning with the next, would be those of a process
+    /// from its first: they go on so in the next process that reads the same history.
+    pub fn next_client(&self) -> u32 {
+        self.client_salt.wrapping_add(self.slots.next_id().generation)
+    }
+
     /// Connections that are served, or may be: all but those that are being turned away.
     pub fn served(&self) -> usize {
         self.slots.len() - self.turned_away

@@ -60,6 +60,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--listen", "127.0.0.1"),
         ("--connections-max", "0"),
         ("--channels-max", "many"),
+        ("--history-sync-ms", "0"),
         ("--head-bytes-max", "8kb"),
         ("--head-fields-max", "0"),
         ("--handshake-timeout-ms", "0"),

@@ -30,6 +30,7 @@ mod model;
 mod origins;
 mod resume;
 mod slow;
+mod store;
 mod tidy;
 mod token_command;
 mod tokens;
