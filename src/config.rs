@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 /// What `oyez serve` runs with.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub limits: Limits,
     /// Options of the listening socket, which every accepted socket inherits.
     pub tcp: Tcp,
+    /// Encryption.
+    pub tls: Tls,
     /// Files that are served as they are.
     pub assets: Vec<&'static Asset>,
 }
@@ -141,6 +144,26 @@ pub struct Tcp {
     pub user_timeout_ms: u32,
 }
 
+/// TLS on every connection, or on none.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Certificate and key; without them connections are plain.
+    pub files: Option<TlsFiles>,
+    /// Clients whose first message is answered in one turn. HANDSHAKES_EVIDENCE
+    pub handshakes_per_turn: usize,
+    /// Sessions remembered for clients that keep no ticket. Each takes SESSION_EVIDENCE bytes.
+    pub sessions_max: usize,
+}
+
+/// Two PEM files.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate, and after it those that lead to its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -149,6 +172,7 @@ impl Default for Config {
             limits: Limits::default(),
             tcp: Tcp::default(),
             assets: Vec::new(),
+            tls: Tls::default(),
         }
     }
 }
@@ -191,6 +215,12 @@ impl Default for HistoryLimits {
 impl Default for Tcp {
     fn default() -> Tcp {
         Tcp { backlog: 4096, notsent_lowat_bytes: 16 << 10, user_timeout_ms: 30_000 }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls { files: None, handshakes_per_turn: 8, sessions_max: 1024 }
     }
 }
 

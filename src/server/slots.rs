@@ -9,11 +9,13 @@ use std::collections::VecDeque;
 use mio::Token;
 use slab::Slab;
 
+use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::Place;
-use crate::hub::outbox::Outbox;
+use crate::hub::outbox::{Left, Outbox};
 use crate::hub::seats::Seats;
 use crate::ids::{Peer, SlotId};
+use crate::moment::Moment;
 use crate::session::State;
 
 /// One connection.
@@ -75,7 +77,7 @@ impl Marks {
     }
 }
 
-impl<T> Slot<T> {
+impl<T: Transport> Slot<T> {
     /// Has an event said that the peer sends no more?
     pub fn is_read_closed(&self) -> bool {
         self.marks.has(Marks::READ_CLOSED)
@@ -124,10 +126,31 @@ impl<T> Slot<T> {
 
     /// Would a flush come to anything?
     fn wants_flush(&self) -> bool {
-        match self.outbox {
-            Outbox::Empty => self.state.ends_with_flush(),
+        let has_news = match self.outbox {
+            Outbox::Empty => self.state.ends_with_flush() && !self.transport.is_blocked(),
             _ => !self.outbox.is_blocked(),
-        }
+        };
+        has_news || self.transport.wants_write()
+    }
+
+    /// One write, of what waits and of what the transport holds back.
+    pub fn flush(&mut self, now: Moment) -> (usize, Left) {
+        let (written, left) = self.outbox.flush(&mut self.transport, now);
+        let left = match left {
+            Left::Nothing => match self.transport.push() {
+                Ok(true) => Left::Nothing,
+                Ok(false) => Left::Blocked,
+                Err(error) => Left::Failed(error),
+            },
+            left => left,
+        };
+        (written, left)
+    }
+
+    /// The socket takes bytes again, or is to be asked.
+    pub fn unblock(&mut self) {
+        self.outbox.unblock();
+        self.transport.unblock();
     }
 
     /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
@@ -148,7 +171,7 @@ pub struct Slots<T> {
     doomed: Vec<SlotId>,
 }
 
-impl<T> Slots<T> {
+impl<T: Transport> Slots<T> {
     /// An empty slab.
     pub fn new() -> Slots<T> {
         Slots {
@@ -240,7 +263,7 @@ impl<T> Slots<T> {
     /// The socket takes bytes again.
     pub fn mark_writable(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.outbox.unblock();
+            slot.unblock();
             self.mark_dirty(id);
         }
     }
@@ -381,7 +404,7 @@ impl<T> Slots<T> {
     }
 }
 
-impl<T> Default for Slots<T> {
+impl<T: Transport> Default for Slots<T> {
     fn default() -> Slots<T> {
         Slots::new()
     }
@@ -404,18 +427,45 @@ pub fn id_of(token: Token) -> SlotId {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::moment::Moment;
+    use crate::server::transport::ReadOutcome;
+    use std::io;
 
-    fn insert(slots: &mut Slots<()>) -> SlotId {
+    /// A connection with nobody at the other end.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl io::Write for Nobody {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Nobody {
+        fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
+            ReadOutcome::Blocked
+        }
+
+        fn shut_down_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn insert(slots: &mut Slots<Nobody>) -> SlotId {
         let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         let state = State::accepted(&Limits::default(), Moment::from_millis(0));
-        slots.insert((), peer, state, Outbox::Empty)
+        slots.insert(Nobody, peer, state, Outbox::Empty)
     }
 
     #[test]
     fn a_slot_is_small() {
         // Release builds; in debug builds mio's socket also knows its poll.
         assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
+        // What is within TLS is in a box of its own.
+        assert!(size_of::<Slot<Box<()>>>() <= 80, "{}", size_of::<Slot<Box<()>>>());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use oyez::config::Limits;
 use oyez::ids::{Peer, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
-use oyez::server::transport::Transport;
+use oyez::server::transport::{self, ReadOutcome, Transport};
 
 use super::frames::{self, Frame};
 
@@ -150,6 +150,10 @@ impl Write for Pipe {
 }
 
 impl Transport for Pipe {
+    fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        transport::read(self, buffer)
+    }
+
     fn shut_down_write(&mut self) -> io::Result<()> {
         if self.is_reset {
             return Err(ErrorKind::NotConnected.into());
