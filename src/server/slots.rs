@@ -133,18 +133,16 @@ impl<T: Transport> Slot<T> {
         has_news || self.transport.wants_write()
     }
 
-    /// One write, of what waits and of what the transport holds back.
+    /// One write, of what the transport holds back and of what waits behind it.
     pub fn flush(&mut self, now: Moment) -> (usize, Left) {
-        let (written, left) = self.outbox.flush(&mut self.transport, now);
-        let left = match left {
-            Left::Nothing => match self.transport.push() {
-                Ok(true) => Left::Nothing,
-                Ok(false) => Left::Blocked,
-                Err(error) => Left::Failed(error),
-            },
-            left => left,
-        };
-        (written, left)
+        // Before there are keys the outbox is turned down, while the handshake goes on.
+        if let Err(error) = self.transport.push() {
+            return (0, Left::Failed(error));
+        }
+        match self.outbox.flush(&mut self.transport, now) {
+            (written, Left::Nothing) if self.transport.is_blocked() => (written, Left::Blocked),
+            flushed => flushed,
+        }
     }
 
     /// The socket takes bytes again, or is to be asked.
