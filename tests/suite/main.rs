@@ -24,6 +24,7 @@ mod origins;
 mod resume;
 mod slow;
 mod tidy;
+mod tls;
 mod tls_in_memory;
 mod token_command;
 mod tokens;

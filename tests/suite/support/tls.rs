@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::{
     ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection,
 };
 use rustls::{SideData, SupportedProtocolVersion};
+
+use super::process::PATIENCE;
 
 /// A certificate for localhost and its address with its key, in files that are removed when this is dropped.
 pub struct Identity {
@@ -44,6 +46,7 @@ impl Identity {
     pub fn chained() -> Identity {
         let authority = |name: &str| {
             let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params
         };
@@ -60,11 +63,22 @@ impl Identity {
     }
 
     fn of(leaf: CertificateDer<'static>, key: &KeyPair) -> Identity {
+        Identity::in_folder(leaf, key.serialize_der())
+    }
+
+    fn in_folder(leaf: CertificateDer<'static>, key: Vec<u8>) -> Identity {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("oyez-tls-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        Identity { folder, leaf, key: key.serialize_der() }
+        Identity { folder, leaf, key }
+    }
+
+    /// The same, in files of its own.
+    pub fn copy(other: &Identity) -> Identity {
+        let copy = Identity::in_folder(other.leaf.clone(), other.key.clone());
+        copy.replace_with(other);
+        copy
     }
 
     /// Puts other texts into its files.
@@ -137,7 +151,9 @@ impl Drop for Identity {
 }
 
 fn params() -> CertificateParams {
-    CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap()
+    let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "localhost");
+    params
 }
 
 /// TLS in front of a server that speaks none.
@@ -182,6 +198,16 @@ impl Tunnel {
             }
         });
         Tunnel { address, _identity: identity }
+    }
+}
+
+impl Tunnel {
+    /// A connection on which nothing has been said.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
     }
 }
 
