@@ -324,3 +324,39 @@ fn an_idle_connection_keeps_no_buffer() {
     let each = (after.saturating_sub(before)) * 1_024 / 300;
     assert!(each < 6 << 10, "{each} bytes for each idle connection that has had 60,000 in both directions");
 }
+
+#[test]
+fn pub_and_sub_speak_it_too() {
+    let identity = Identity::new();
+    let server = Server::start_tls(&identity, &[]);
+    let url = format!("wss://localhost:{}", server.address.port());
+    let run = |arguments: &[&str]| oyez(&[arguments, &["--url", &url]].concat());
+    let ca = identity.certificate();
+    let ca = ca.to_str().unwrap();
+    let mut sub = run(&["sub", "prices", "--count=1001", "--tls-ca", ca]).spawn().unwrap();
+    // Its first words come when it is connected.
+    let mut first = [0; 1];
+    sub.stderr.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let lines: Vec<String> = (0..1_000).map(|number| format!("{number} {}", "x".repeat(number))).collect();
+    let mut publish = run(&["pub", "prices", "--tls-insecure"]).stdin(Stdio::piped()).spawn().unwrap();
+    publish.stdin.take().unwrap().write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
+    let output = publish.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(run(&["pub", "prices", "the last", "--tls-ca", ca]).status().unwrap().success());
+    let output = sub.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(
+        text.lines().collect::<Vec<_>>(),
+        lines.iter().map(String::as_str).chain(["the last"]).collect::<Vec<_>>()
+    );
+
+    // Nobody to trust is no reason to come back.
+    for command in [&["pub", "prices", "x"][..], &["sub", "prices"]] {
+        let output = run(command).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("certificate"), "{text}");
+    }
+    let output = oyez(&["pub", "x", "y", "--tls-insecure"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
