@@ -426,3 +426,29 @@ fn a_slow_reader_loses_no_byte_and_no_order() {
         assert_eq!(numbers, (0..50).map(|number| number.to_string()).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
+    for seed in 0..20 {
+        let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+        let mut publisher = tls.join("/ws/kept");
+        for number in 0..50 {
+            publisher.write(&frames::masked(TEXT, format!("{number} {}", "x".repeat(2_000)).as_bytes()));
+        }
+        tls.settle(&mut publisher);
+        let mood = if seed % 2 == 0 { Mood::Sips(100) } else { Mood::Mean(Dice::new(seed)) };
+        let mut returns = tls.connect(mood.clone());
+        returns.write(frames::upgrade("/ws/kept?since=earliest").as_bytes());
+        tls.settle(&mut returns);
+        returns.head();
+        let frames = returns.frames();
+        assert_eq!(frames.len(), 50, "seed {seed}");
+        assert!(frames[49].payload.starts_with(b"49 "), "seed {seed}");
+
+        let mut asks = tls.connect(mood);
+        asks.write(&b"GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(4));
+        tls.settle(&mut asks);
+        let text = String::from_utf8(asks.plaintext).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 4, "seed {seed}");
+    }
+}

@@ -232,16 +232,18 @@ where
     secure.set_nodelay(true).unwrap();
     plain.set_nodelay(true).unwrap();
     session.set_buffer_limit(None);
-    let session = Arc::new(Mutex::new(session));
-    let (secure, plain) = (Arc::new(secure), Arc::new(plain));
-    let (other_secure, other_plain, other_session) = (secure.clone(), plain.clone(), session.clone());
     thread::spawn(move || {
-        let result = decrypt(&secure, &plain, &session);
-        finish(result, &secure, &plain, &plain);
-    });
-    thread::spawn(move || {
-        let result = encrypt(&other_plain, &other_secure, &other_session);
-        finish(result, &other_secure, &other_plain, &other_secure);
+        // Before there are keys, an end of file could only be passed on as an alert in the clear.
+        while session.is_handshaking() {
+            if session.complete_io(&mut &secure).is_err() {
+                return finish(Err(io::ErrorKind::ConnectionReset.into()), &secure, &plain, &plain);
+            }
+        }
+        let session = Mutex::new(session);
+        thread::scope(|scope| {
+            scope.spawn(|| finish(encrypt(&plain, &secure, &session), &secure, &plain, &secure));
+            finish(decrypt(&secure, &plain, &session), &secure, &plain, &plain);
+        });
     });
 }
 
