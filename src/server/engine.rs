@@ -124,11 +124,11 @@ impl<T: Transport> Engine<T> {
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
         let mut total = 0;
-        if state.takes_input(desk.outbox) {
+        if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
         }
         for _ in 0..desk.limits.reads_per_slot {
-            if !state.takes_input(desk.outbox) && !has_write_failed {
+            if !state.takes_input(is_flushed(desk.outbox, transport)) && !has_write_failed {
                 slots.mark_held(id);
                 return total;
             }
@@ -192,7 +192,7 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = slots.flushing(id) else { return };
         let (written, left) = slot.flush(now);
         metrics.sent_bytes += written as u64;
-        if slot.outbox.is_empty() && slot.transport.is_blocked() {
+        if slot.outbox.is_empty() && slot.transport.holds_back() {
             // It is on its way out, and the session's deadline stands.
             return;
         }
@@ -365,6 +365,11 @@ impl<T: Transport> Engine<T> {
 /// Has the socket taken nothing for too long?
 fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
     outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now))
+}
+
+/// Has the socket taken everything?
+pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
+    outbox.is_empty() && !transport.holds_back()
 }
 
 /// What the engine needs of a slot whose session has its turn.

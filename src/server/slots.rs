@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use mio::Token;
 use slab::Slab;
 
+use super::engine;
 use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::Place;
@@ -135,7 +136,7 @@ impl<T: Transport> Slot<T> {
 
     /// Has the socket taken everything?
     pub fn is_flushed(&self) -> bool {
-        self.outbox.is_empty() && !self.transport.is_blocked()
+        engine::is_flushed(&self.outbox, &self.transport)
     }
 
     /// One write, of what the transport holds back and of what waits behind it.
@@ -145,7 +146,7 @@ impl<T: Transport> Slot<T> {
             return (0, Left::Failed(error));
         }
         match self.outbox.flush(&mut self.transport, now) {
-            (written, Left::Nothing) if self.transport.is_blocked() => (written, Left::Blocked),
+            (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
             flushed => flushed,
         }
     }

@@ -368,8 +368,8 @@ impl<S: Transport> Transport for Secured<S> {
         }
     }
 
-    fn is_blocked(&self) -> bool {
-        self.is_blocked
+    fn holds_back(&self) -> bool {
+        !self.outgoing.is_empty()
     }
 
     fn push(&mut self) -> io::Result<bool> {

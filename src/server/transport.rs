@@ -30,8 +30,8 @@ pub trait Transport: Write {
         false
     }
 
-    /// Does it hold back what the socket has not taken? An event will say when it does.
-    fn is_blocked(&self) -> bool {
+    /// Does it hold back what the socket has not taken?
+    fn holds_back(&self) -> bool {
         false
     }
 
@@ -95,8 +95,8 @@ impl<T: Transport> Transport for Box<T> {
         (**self).wants_write()
     }
 
-    fn is_blocked(&self) -> bool {
-        (**self).is_blocked()
+    fn holds_back(&self) -> bool {
+        (**self).holds_back()
     }
 
     fn push(&mut self) -> io::Result<bool> {

@@ -9,7 +9,7 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 use oyez::server::tls::{Secured, Workbench};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, TEXT};
 use crate::support::rig::{Dice, Mood, Pipe, Piped, Rig};
@@ -30,9 +30,19 @@ struct Tls {
 
 impl Tls {
     fn new(version: &'static SupportedProtocolVersion, limits: Limits, handshakes_per_turn: usize) -> Tls {
+        Tls::with(version, limits, handshakes_per_turn, |_| {})
+    }
+
+    fn with(
+        version: &'static SupportedProtocolVersion,
+        limits: Limits,
+        handshakes_per_turn: usize,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Tls {
         let identity = Identity::new();
         let mut config = identity.server();
         config.ticketer = rustls::crypto::ring::Ticketer::new().unwrap();
+        change(&mut config);
         let config = Arc::new(config);
         let bench = Rc::new(Workbench::new(handshakes_per_turn));
         let shared = bench.clone();
@@ -212,6 +222,10 @@ fn more_than_the_read_buffer_holds_needs_no_further_event() {
     let limits = Limits { read_bytes_per_slot: 512, reads_per_slot: 1, ..Limits::default() };
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, limits.clone(), 8);
+        let mut short = tls.join("/ws");
+        short.write(&frames::masked(TEXT, &[b'x'; 2_000]));
+        tls.settle(&mut short);
+        assert_eq!(short.frames()[0].payload.len(), 2_000);
         let mut peer = tls.join("/ws");
         let payload = vec![b'x'; 40_000];
         peer.write(&frames::masked(TEXT, &payload));
@@ -451,4 +465,41 @@ fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
         let text = String::from_utf8(asks.plaintext).unwrap();
         assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 4, "seed {seed}");
     }
+}
+
+#[test]
+fn who_has_ended_its_side_gets_the_whole_answer() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let mut publisher = tls.join("/ws/kept");
+        publisher.write(&frames::masked(TEXT, &[b'x'; 10_000]));
+        tls.settle(&mut publisher);
+        let mut asks = tls.connect(Mood::Sips(100));
+        tls.settle(&mut asks);
+        asks.write(b"GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        asks.session.send_close_notify();
+        let said = asks.say();
+        tls.rig.send(asks.id, &said);
+        tls.rig.finish(asks.id);
+        tls.rig.settle();
+        asks.hear(&mut tls.rig);
+        assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
+        assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_keys_goes_out_when_they_are_there() {
+    // Without tickets the server has nothing to say when the handshake is over, and no event comes.
+    let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
+    let mut late = tls.connect(Mood::Kind);
+    let hello = late.say();
+    tls.rig.send(late.id, &hello);
+    tls.turn();
+    tls.rig.engine.drain(tls.rig.now);
+    tls.turn();
+    late.hear(&mut tls.rig);
+    tls.settle(&mut late);
+    assert!(late.head().starts_with("HTTP/1.1 503 "));
+    assert!(late.has_closed);
 }

@@ -272,27 +272,31 @@ where
     D: SideData,
 {
     let mut ciphertext = [0; 16 << 10];
+    let mut came = 0;
     loop {
-        let count = secure.read(&mut ciphertext)?;
-        if count == 0 {
-            return Ok(());
-        }
         let mut plaintext = Vec::new();
         let mut has_ended = false;
         {
             let mut session = session.lock().unwrap();
-            let mut rest = &ciphertext[..count];
-            while !rest.is_empty() && !has_ended {
+            let mut rest = &ciphertext[..came];
+            loop {
+                // First of all what came with the handshake. "Would block" is the end of what there is.
+                let _ = session.reader().read_to_end(&mut plaintext);
+                if rest.is_empty() || has_ended {
+                    break;
+                }
                 session.read_tls(&mut rest)?;
                 let processed = session.process_new_packets().map_err(io::Error::other);
-                // "Would block" is the end of what there is.
-                let _ = session.reader().read_to_end(&mut plaintext);
                 flush(&mut session, secure)?;
                 has_ended = processed?.peer_has_closed();
             }
         }
         plain.write_all(&plaintext)?;
         if has_ended {
+            return Ok(());
+        }
+        came = secure.read(&mut ciphertext)?;
+        if came == 0 {
             return Ok(());
         }
     }
