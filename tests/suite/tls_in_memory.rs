@@ -474,17 +474,23 @@ fn who_has_ended_its_side_gets_the_whole_answer() {
         let mut publisher = tls.join("/ws/kept");
         publisher.write(&frames::masked(TEXT, &[b'x'; 10_000]));
         tls.settle(&mut publisher);
-        let mut asks = tls.connect(Mood::Sips(100));
-        tls.settle(&mut asks);
-        asks.write(b"GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        asks.session.send_close_notify();
-        let said = asks.say();
-        tls.rig.send(asks.id, &said);
-        tls.rig.finish(asks.id);
-        tls.rig.settle();
-        asks.hear(&mut tls.rig);
-        assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
-        assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?}");
+        for field in ["", "Connection: close\r\n"] {
+            let mut asks = tls.connect(Mood::Sips(100));
+            tls.settle(&mut asks);
+            let request = format!("GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n{field}\r\n");
+            asks.write(request.as_bytes());
+            let said = asks.say();
+            tls.rig.send(asks.id, &said);
+            tls.turn();
+            asks.session.send_close_notify();
+            let said = asks.say();
+            tls.rig.send(asks.id, &said);
+            tls.rig.finish(asks.id);
+            tls.rig.settle();
+            asks.hear(&mut tls.rig);
+            assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
+            assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?} {field}");
+        }
     }
 }
 
