@@ -20,8 +20,20 @@ pub struct Config {
     pub tcp: Tcp,
     /// Encryption.
     pub tls: Tls,
+    /// Where histories outlive the process, if they do.
+    pub history_file: Option<HistoryFile>,
     /// Files that are served as they are.
     pub assets: Vec<&'static Asset>,
+}
+
+/// The file that histories are written to, and read from at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is older than that survives a kill. A second is what people lose without a word, and two writes
+    /// a second wear no disk out.
+    pub sync_ms: u32,
 }
 
 /// A file in the program, served at its path.
@@ -173,6 +185,7 @@ impl Default for Config {
             connections_max: None,
             limits: Limits::default(),
             tcp: Tcp::default(),
+            history_file: None,
             assets: Vec::new(),
             tls: Tls::default(),
         }

@@ -95,11 +95,11 @@ export class ChannelView {
     this.showPause();
     for (const chip of at('chips').children) mark(chip, channel);
     let live = false;
-    this.off = this.line.subscribe(channel, {
-      onmessage: (message) => {
-        if (live) this.seconds[0]++;
-        this.push(message);
-      },
+    const hear = (message) => {
+      if (live) this.seconds[0]++;
+      this.push(message);
+    };
+    this.off = this.line.subscribe(channel, hear, {
       onsubscribed: ({ members }) => {
         live = false;
         this.setMembers(members);

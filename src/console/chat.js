@@ -29,14 +29,14 @@ export class Chat {
   }
 
   subscribe() {
-    this.line.subscribe(CHANNEL, {
-      onmessage: (message) => {
-        const { name, text } = message.data ?? {};
-        if (typeof name !== 'string' || typeof text !== 'string' || text === '') return;
-        this.pending.push({ name: name.slice(0, NAME_MAX) || 'nobody', text: clip(text, TEXT_MAX), own: message.own });
-        if (this.pending.length > SHOWN) this.pending.shift();
-        this.draw();
-      },
+    const hear = (message) => {
+      const { name, text } = message.data ?? {};
+      if (typeof name !== 'string' || typeof text !== 'string' || text === '') return;
+      this.pending.push({ name: name.slice(0, NAME_MAX) || 'nobody', text: clip(text, TEXT_MAX), own: message.own });
+      if (this.pending.length > SHOWN) this.pending.shift();
+      this.draw();
+    };
+    this.line.subscribe(CHANNEL, hear, {
       // What is said from now on is read aloud; what is replayed is not.
       onsubscribed: () => at('talk').setAttribute('aria-live', 'off'),
       onlive: () => setTimeout(() => at('talk').setAttribute('aria-live', 'polite'), 500),

@@ -66,6 +66,7 @@ function connect() {
   hub = mine;
   old?.close();
   line.use(hub);
+  views.text.reconnect();
 }
 
 let state = 'connecting';
@@ -216,6 +217,8 @@ async function ask(path) {
   return answer;
 }
 
+const askJson = async (path) => (await ask(path)).json();
+
 async function scrape() {
   const scraped = parse(await (await ask('metrics')).text());
   const when = performance.now();
@@ -243,11 +246,10 @@ async function poll() {
   if (document.visibilityState !== 'visible' || (unreachable && n % LOST_EVERY_POLLS !== 0)) return;
   const channel = channelView.channel ?? FIRST_CHANNEL;
   const listed = n % LIST_EVERY_POLLS === 0;
-  const [metrics, info, list] = await Promise.allSettled([
-    scrape(),
-    ask(`v1/channels/${channel}`).then((answer) => answer.json()),
-    listed ? ask('v1/channels?limit=100').then((answer) => answer.json()) : null,
-  ]);
+  // One after the other: three at once would hold three connections of the server.
+  const [metrics] = await Promise.allSettled([scrape()]);
+  const [info] = await Promise.allSettled([askJson(`v1/channels/${channel}`)]);
+  const [list] = await Promise.allSettled([listed ? askJson('v1/channels?limit=100') : null]);
   unreachable = metrics.status === 'rejected' && metrics.reason.status === undefined;
   channelView.tick(info.status === 'fulfilled' ? info.value : null);
   if (listed && list.status === 'fulfilled' && Array.isArray(list.value?.channels))

@@ -27,8 +27,12 @@ export class Line {
     return this.hub.publish(channel, value);
   }
 
-  /** Hears a channel from the earliest message that is kept. `ear`: { onmessage, onsubscribed, ongap, onlive, onagain }. */
-  subscribe(channel, ear) {
+  /**
+   * As the hub's, with two differences: a channel is always heard from the earliest message that is kept, and
+   * onlive's detail says how many were `replayed`, and whether they were so `again`, after a loss of the connection.
+   */
+  subscribe(channel, onmessage, options = {}) {
+    const ear = { ...options, onmessage };
     let group = this.channels.get(channel);
     if (!group) this.channels.set(channel, (group = { ears: new Set(), off: null }));
     group.off?.();

@@ -34,11 +34,46 @@ pub static ASSETS: &[Asset] = &[
     script("/chart.js", include_bytes!("chart.js")),
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
+    script("/editor.js", include_bytes!("editor.js")),
     script("/line.js", include_bytes!("line.js")),
+    script("/operation.js", include_bytes!("operation.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
+    script("/shared-text.js", include_bytes!("shared-text.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
+    script("/write.js", include_bytes!("write.js")),
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
     Asset { path, content_type: SCRIPT, bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a file names in its own folder: imports, and what the page loads.
+    fn named(text: &str) -> impl Iterator<Item = &str> {
+        [" from './", "<script type=\"module\" src=\"", "<link rel=\"stylesheet\" href=\""]
+            .into_iter()
+            .flat_map(|before| text.split(before).skip(1))
+            .filter_map(|rest| rest.split(['\'', '"']).next())
+    }
+
+    #[test]
+    fn all_that_the_page_names_is_served() {
+        let served: Vec<_> = ASSETS.iter().chain([&CLIENT_MODULE]).collect();
+        let mut names = 0;
+        for asset in &served {
+            let text = std::str::from_utf8(asset.bytes).expect("text");
+            for name in named(text) {
+                names += 1;
+                assert!(
+                    served.iter().any(|other| other.path.strip_prefix('/') == Some(name)),
+                    "{} names {name}, which is not served",
+                    asset.path
+                );
+            }
+        }
+        assert!(names > ASSETS.len(), "found only {names} names");
+    }
 }

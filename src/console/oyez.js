@@ -165,9 +165,10 @@ export class Oyez extends EventTarget {
     return promise;
   }
 
-  /** Drops the connection as if the network had failed; it comes back by itself. */
-  cut() {
-    if (this.#state === 'connecting' || this.#state === 'open') this.#lost(1006, 'cut');
+  /** Drops the connection as if the network had failed; it comes back by itself, after `retry_ms` if that is given. */
+  cut(retry_ms) {
+    if (this.#state !== 'connecting' && this.#state !== 'open') return;
+    this.#lost(1006, retry_ms === undefined ? 'cut' : `cut retry_ms=${retry_ms}`);
   }
 
   /** Ends it for good. Nothing is left behind: no timer, no listener, no promise. */

@@ -46,17 +46,17 @@ export class Ticker {
 
   subscribe() {
     let live = false;
-    this.line.subscribe(CHANNEL, {
-      onmessage: (message) => {
-        const { good, price } = message.data ?? {};
-        const row = this.rows.get(good);
-        if (!row || typeof price !== 'number' || !(price > 0 && price < 1e6)) return;
-        if (live) {
-          this.heard = Date.now();
-          if (!message.own) this.foreign = Date.now();
-        }
-        this.take(row, price);
-      },
+    const hear = (message) => {
+      const { good, price } = message.data ?? {};
+      const row = this.rows.get(good);
+      if (!row || typeof price !== 'number' || !(price > 0 && price < 1e6)) return;
+      if (live) {
+        this.heard = Date.now();
+        if (!message.own) this.foreign = Date.now();
+      }
+      this.take(row, price);
+    };
+    this.line.subscribe(CHANNEL, hear, {
       onsubscribed: () => {
         live = false;
       },

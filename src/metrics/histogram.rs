@@ -36,7 +36,7 @@ impl<const N: usize> Histogram<N> {
 
     /// Each upper bound and how many lie between it and the one before; the last has none.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.bounds.iter().copied().zip(self.counts).chain([(f64::MAX, self.above)])
+        self.bounds.iter().copied().zip(self.counts).chain([(f64::INFINITY, self.above)])
     }
 }
 

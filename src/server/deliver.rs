@@ -46,9 +46,7 @@ impl<T: Transport> Engine<T> {
         for (id, intent) in intents.drain(..) {
             self.apply(id, intent, now);
         }
-        while let Some(channel) = self.hub.next_touched() {
-            self.hand_out(channel, now);
-        }
+        self.hand_out_all(now);
         // Closes of slow members may have made wishes; they were granted where they were made.
         debug_assert!(self.intents.is_empty());
         self.intents = intents;
@@ -98,7 +96,7 @@ impl<T: Transport> Engine<T> {
         };
         let hello = Notice::Hello {
             id: Id(cursor),
-            client: ClientId::of(id).to_string(),
+            client: ClientId::of(id, self.client_salt).to_string(),
             ping_ms: self.limits.ping_interval_ms,
             message_bytes_max: self.limits.message_bytes_max,
         };
@@ -282,7 +280,7 @@ impl<T: Transport> Engine<T> {
         let (from, count) = match receipt {
             Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
-                (Some(ClientId::of(id)), &mut self.metrics.published_by_websocket)
+                (Some(ClientId::of(id, self.client_salt)), &mut self.metrics.published_by_websocket)
             }
         };
         *count += 1;
@@ -326,8 +324,10 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Answers what only the server knows.
+    /// Answers what only the server knows. What was published before the question is part of that: a client
+    /// that has read the answer to its publication finds the message kept.
     fn look_up(&mut self, question: Question, manner: &Manner, now: Moment) -> Vec<u8> {
+        self.hand_out_all(now);
         match (question, self.draining) {
             (Question::Metrics, _) => {
                 let text = exposition::text(&self.metrics, self.levels());
@@ -384,6 +384,13 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Gives all members what was published in this turn so far.
+    fn hand_out_all(&mut self, now: Moment) {
+        while let Some(channel) = self.hub.next_touched() {
+            self.hand_out(channel, now);
+        }
+    }
+
     /// Gives every member of a channel what was published there since the last time.
     fn hand_out(&mut self, channel: ChannelId, now: Moment) {
         let Engine { slots, hub, metrics, limits, .. } = self;
@@ -433,13 +440,13 @@ impl<T: Transport> Engine<T> {
 
     /// The outbox of a member that is replaying is empty: the next portion, of one channel.
     pub(super) fn replay(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, hub, .. } = self;
+        let Engine { slots, hub, client_salt, .. } = self;
         let Some(slot) = slots.get(id) else { return };
         let Some(&seat) = slot.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying) else {
             return slots.mark_replaying(id, false);
         };
         let form = hub.form_of(seat);
-        let own = (!seat.echo).then(|| ClientId::of(id));
+        let own = (!seat.echo).then(|| ClientId::of(id, *client_salt));
         let step = hub.replay(seat, own);
         match step {
             Step::More { frames, messages } => {

@@ -42,6 +42,8 @@ pub struct Engine<T> {
     sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
+    /// Makes the names of clients differ from those of other processes.
+    pub client_salt: u32,
     /// The server is on its way out, and clients are to come back after so many milliseconds.
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
@@ -61,6 +63,7 @@ impl<T: Transport> Engine<T> {
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
+            client_salt: 0,
             draining: None,
             turned_away: 0,
             limits,
@@ -84,6 +87,12 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);
         id
+    }
+
+    /// The salt under which the names of clients to come, beginning with the next, would be those of a process
+    /// from its first: they go on so in the next process that reads the same history.
+    pub fn next_client(&self) -> u32 {
+        self.client_salt.wrapping_add(self.slots.next_id().generation)
     }
 
     /// Connections that are served, or may be: all but those that are being turned away.
@@ -204,6 +213,8 @@ impl<T: Transport> Engine<T> {
                 if slot.transport.shut_down_write().is_err() {
                     self.fail(id);
                 }
+                // The peer's end of file may have come while it was held, and no event will say so again.
+                self.slots.release(id);
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
@@ -333,9 +344,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Is nobody left but who waits for another request?
+    /// Is nobody left but who has taken all answers, and waits for another request?
     pub fn is_drained(&self) -> bool {
-        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request())
+        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }
 
     /// Ends everybody at once.

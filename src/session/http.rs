@@ -37,10 +37,7 @@ pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
     }
     // RFC 9112 2.2: empty lines before the request line are to be ignored.
     let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
-    for at in seen..bytes.len() {
-        if bytes[at] != b'\n' {
-            continue;
-        }
+    for at in memchr::memchr_iter(b'\n', &bytes[seen..]).map(|at| seen + at) {
         if at == 0 || bytes[at - 1] != b'\r' {
             return HeadEnd::BareLf;
         }
@@ -139,17 +136,21 @@ pub fn parse<'room, 'head: 'room>(
 
 /// Path and query of a target in origin form or absolute form (RFC 9112 3.2).
 fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
-    let target = match target.split_once("://") {
-        Some(("http" | "https", rest)) => {
-            let path = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
-            if path.is_empty() { "/" } else { path }
-        }
-        _ => target,
+    let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
+    // Nearly all begin with a slash, and need no search.
+    let scheme = if target.starts_with('/') { None } else { target.split_once("://") };
+    let (target, is_absolute) = match scheme {
+        Some((scheme, rest)) if is_web(scheme) => (rest.find(['/', '?']).map_or("", |at| &rest[at..]), true),
+        _ => (target, false),
     };
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::bad("the request target is not a URI"));
     }
-    Ok(target.split_once('?').unwrap_or((target, "")))
+    match target.split_once('?').unwrap_or((target, "")) {
+        // RFC 9110 4.2.3: behind a host an empty path is "/".
+        ("", query) if is_absolute => Ok(("/", query)),
+        parts => Ok(parts),
+    }
 }
 
 impl Request<'_> {
@@ -306,7 +307,8 @@ mod tests {
             ("/ws?since=1-2&echo=0", ("/ws", "since=1-2&echo=0")),
             ("http://localhost:8080/ws?x", ("/ws", "x")),
             ("http://localhost", ("/", "")),
-            ("http://localhost?x", ("", "x")),
+            ("HTTPS://localhost?x", ("/", "x")),
+            ("ftp://localhost/ws", ("ftp://localhost/ws", "")),
             ("*", ("*", "")),
         ] {
             check(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"), |request| {

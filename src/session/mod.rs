@@ -215,8 +215,9 @@ impl State {
     pub fn end_of_file(&mut self) {
         match self {
             State::Head(head) => *self = head.end_of_file(),
+            State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
-            State::Body(_) | State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
+            State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
             State::Draining(draining) => {
                 if draining.end_of_file() {
                     *self = State::Dead(draining.reason);
@@ -341,6 +342,14 @@ impl State {
     pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: Moment) -> AfterFlush {
         match self {
             State::Draining(draining) => draining.flushed(written, outbox, limits, now),
+            State::Head(head) if written > 0 && outbox.is_empty() => {
+                head.taken(limits, now);
+                AfterFlush::Nothing
+            }
+            State::Body(body) if written > 0 && outbox.is_empty() => {
+                body.taken(limits, now);
+                AfterFlush::Nothing
+            }
             _ => AfterFlush::Nothing,
         }
     }

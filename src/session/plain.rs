@@ -182,15 +182,19 @@ impl Head {
 
     /// The peer sends no more; the next state.
     pub(super) fn end_of_file(&self) -> State {
-        if self.owed == 0 {
-            return State::Dead(Reason::EndOfFile);
-        }
-        let then = Then::HalfClosed(Reason::Served);
-        State::Responding(Box::new(Responding { rest: Vec::new(), owed: self.owed, then }))
+        half_close(self.owed)
     }
 
     pub(super) fn answered(&mut self) {
         self.owed = self.owed.saturating_sub(1);
+    }
+
+    /// The client has taken its answers. It was not read before, and its time begins now.
+    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+        self.until = now.after(match self.stage {
+            Stage::Idle | Stage::Rest => limits.keep_alive_ms,
+            Stage::Fresh | Stage::Partial => limits.handshake_timeout_ms,
+        });
     }
 }
 
@@ -223,9 +227,28 @@ impl Body {
         }
     }
 
+    /// The peer sends no more, and this request will never be; the next state.
+    pub(super) fn end_of_file(&self) -> State {
+        half_close(self.owed)
+    }
+
     pub(super) fn answered(&mut self) {
         self.owed = self.owed.saturating_sub(1);
     }
+
+    /// The client has taken the answers before this request. Its time begins now.
+    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+        self.until = now.after(limits.body_timeout_ms);
+    }
+}
+
+/// The peer's end of file has come; the state in which it gets what it is owed.
+fn half_close(owed: u32) -> State {
+    if owed == 0 {
+        return State::Dead(Reason::EndOfFile);
+    }
+    let then = Then::HalfClosed(Reason::Served);
+    State::Responding(Box::new(Responding { rest: Vec::new(), owed, then }))
 }
 
 impl Responding {
@@ -520,22 +543,23 @@ fn take_order(
             return refuse(&Refusal::bad("Content-Type comes more than once"), unread, rest, owed, desk);
         }
     };
-    let order = Order { channel, kind, manner, key };
-    if rest.len() >= length {
-        return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
-    }
-    match request.fields.one("expect") {
-        Ok(None) => {}
-        // RFC 9110 10.1.1: not when a part of the body is there already.
-        Ok(Some(value)) if value.eq_ignore_ascii_case(b"100-continue") => {
-            if rest.is_empty() {
-                desk.intents.push(Intent::Say(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")));
-            }
-        }
+    let asks_first = match request.fields.one("expect") {
+        // RFC 9110 10.1.1: HTTP/1.0 does not know it, and must not be told to go on.
+        _ if request.minor_version == 0 => false,
+        Ok(None) => false,
+        Ok(Some(value)) if value.eq_ignore_ascii_case(b"100-continue") => true,
         _ => {
             let refusal = Refusal::new(417, "expectation_failed", "of Expect only 100-continue is known");
             return refuse(&refusal, unread, rest, owed, desk);
         }
+    };
+    let order = Order { channel, kind, manner, key };
+    if rest.len() >= length {
+        return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
+    }
+    // Nor when a part of the body is there already.
+    if asks_first && rest.is_empty() {
+        desk.intents.push(Intent::Say(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")));
     }
     let until = desk.now.after(desk.limits.body_timeout_ms);
     // Not all of it at once: a head that announces much is cheap to send.

@@ -55,10 +55,12 @@ impl Manner {
         self.respond(status, "application/json", &[("Cache-Control", "no-store")], body.as_bytes())
     }
 
-    /// The head of an answer that goes on for as long as the connection does.
+    /// The head of an answer that goes on for as long as the connection does (RFC 9112 6.3), and says so: an
+    /// HTTP/1.0 client that was told that the connection is kept would wait for an end that it cannot see.
     pub fn stream(&self, content_type: &str) -> Vec<u8> {
+        let last = Manner { after: After::Closed, ..self.clone() };
         // nginx gathers what it passes on unless it is told not to.
-        let mut out = self.head(200, &[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]);
+        let mut out = last.head(200, &[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]);
         let _ = write!(out, "Content-Type: {content_type}\r\n\r\n");
         out.into_bytes()
     }

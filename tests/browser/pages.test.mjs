@@ -395,6 +395,8 @@ test('two write one text at once and come to the same', async (t) => {
   assert.equal(await text(one), 'Five dozen jugs. Oyez. The quick brown fox jumps over the lazy dog.');
 
   await other.click('#cut');
+  await other.focus('#text');
+  await other.keyboard.press('Control+Home');
   await Promise.all([one.keyboard.type(' One.', { delay: 15 }), other.keyboard.type('Two. ', { delay: 15 })]);
   await open(other);
   await until(
@@ -404,6 +406,27 @@ test('two write one text at once and come to the same', async (t) => {
   );
   const late = await visit(server, '#/text');
   await until('a newcomer reads the same', async () => (await text(late)) === (await text(one)));
+});
+
+test('an input method is not disturbed by what others write', async (t) => {
+  const server = await serve(t);
+  const [one, other] = [await visit(server, '#/text'), await visit(server, '#/text')];
+  const text = (page) => page.inputValue('#text');
+  await one.click('#text');
+  await one.keyboard.type('ab');
+  await until('the other reads it', async () => (await text(other)) === 'ab');
+  await one.keyboard.press('ArrowLeft');
+  const input = await one.context().newCDPSession(one);
+  await input.send('Input.imeSetComposition', { text: 'か', selectionStart: 1, selectionEnd: 1 });
+  await other.click('#text');
+  await other.keyboard.press('Control+Home');
+  await other.keyboard.type('12');
+  await input.send('Input.imeSetComposition', { text: 'かん', selectionStart: 2, selectionEnd: 2 });
+  await until('the others edits are confirmed', async () => /confirmed/.test(await other.textContent('#text-state')));
+  assert.equal(await text(one), 'aかんb');
+  await input.send('Input.insertText', { text: '漢' });
+  await until('both have all of it', async () => (await text(one)) === '12a漢b' && (await text(other)) === '12a漢b');
+  assert.equal(await one.evaluate(() => document.getElementById('text').selectionStart), 4);
 });
 
 // For everybody.

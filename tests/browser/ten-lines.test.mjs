@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { WebSocket, open, randomOf, serve, sleep, until } from './support.mjs';
+import { randomOf } from './random.mjs';
+import { WebSocket, open, serve, sleep, until } from './support.mjs';
 import { hear } from './ten-lines.mjs';
 
 test('ten lines of plain JavaScript resume across cuts', async (t) => {

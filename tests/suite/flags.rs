@@ -1,5 +1,9 @@
 //! Every flag has an environment variable, a unit and a default; a bad value is one clear line.
 
+use std::time::{Duration, Instant};
+
+use crate::support::client::Client;
+use crate::support::http::{get, publish};
 use crate::support::process::{Server, oyez};
 
 fn fails(arguments: &[&str], environment: &[(&str, &str)], code: i32) -> String {
@@ -56,6 +60,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--listen", "127.0.0.1"),
         ("--connections-max", "0"),
         ("--channels-max", "many"),
+        ("--history-sync-ms", "0"),
         ("--head-bytes-max", "8kb"),
         ("--head-fields-max", "0"),
         ("--handshake-timeout-ms", "0"),
@@ -77,6 +82,18 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--user-timeout-ms", "0"),
         ("--tls-handshakes-per-turn", "0"),
         ("--tls-sessions-max", "-1"),
+        ("--channels-per-client-max", "0"),
+        ("--history-messages-max", "-1"),
+        ("--history-bytes-max", "0"),
+        ("--history-age-seconds", "0"),
+        ("--history-total-bytes-max", "1.5GiB"),
+        ("--body-bytes-max", "1mb"),
+        ("--body-timeout-ms", "0"),
+        ("--keep-alive-ms", "0"),
+        ("--origin", "app.example"),
+        ("--origin", "wss://app.example"),
+        ("--origin", "https://app.example/path"),
+        ("--origin", "https://app.example,https://*"),
     ] {
         let line = fails(&["serve", &format!("{flag}={value}")], &[], 2);
         assert!(line.contains(flag), "{line}");
@@ -96,6 +113,7 @@ fn contradictions_are_refused_at_start() {
         assert!(line.contains(says), "{line}");
     };
     check(&["--message-bytes-max=2MiB"], "--outbox-bytes-max");
+    check(&["--body-bytes-max=2MiB"], "--outbox-bytes-max");
     check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-slot");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
@@ -135,4 +153,91 @@ fn the_limit_of_channels_closes_with_4100() {
     let mut same = server.join("/ws/one");
     one.send_text("room");
     assert_eq!(same.text(), "room");
+}
+
+/// The texts that are kept of a channel.
+fn kept(client: &mut Client, channel: &str) -> Vec<String> {
+    let page = client.ask(get(&format!("/v1/channels/{channel}/history"))).json();
+    page["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_limit_of_a_body_is_answered_with_413() {
+    let server = Server::start(&["--body-bytes-max=10", "--message-bytes-max=20"]);
+    let mut client = Client::new(server.connect());
+    assert_eq!(client.ask(publish("a", &"x".repeat(10))).status, 200);
+    assert_eq!(client.ask(publish("a", &"x".repeat(11))).status, 413);
+    // A message over a WebSocket has its own.
+    let mut member = server.join("/ws");
+    member.send_text(&"x".repeat(20));
+    assert_eq!(member.text().len(), 20);
+}
+
+#[test]
+fn the_time_of_a_body_is_answered_with_408() {
+    let server = Server::start(&["--body-timeout-ms=300"]);
+    let mut client = Client::new(server.connect());
+    let start = Instant::now();
+    let whole = publish("a", "xy");
+    client.send(&whole.as_bytes()[..whole.len() - 1]);
+    assert_eq!(client.answer().code(), "body_timeout");
+    assert!(start.elapsed() > Duration::from_millis(250));
+}
+
+#[test]
+fn the_limits_of_a_history() {
+    let server = Server::start(&["--history-messages-max=3"]);
+    let mut client = Client::new(server.connect());
+    (0..5).for_each(|number| assert_eq!(client.ask(publish("a", &number.to_string())).status, 200));
+    assert_eq!(kept(&mut client, "a"), ["2", "3", "4"]);
+    // A frame of 38 bytes, and 64 for each message.
+    let server = Server::start(&["--history-bytes-max=250"]);
+    let mut client = Client::new(server.connect());
+    let long = |number: usize| format!("{number}{}", "x".repeat(35));
+    (0..5).for_each(|number| assert_eq!(client.ask(publish("a", &long(number))).status, 200));
+    assert_eq!(kept(&mut client, "a"), [long(3), long(4)]);
+}
+
+#[test]
+fn the_age_of_a_history() {
+    let server = Server::start(&["--history-age-seconds=1"]);
+    let mut client = Client::new(server.connect());
+    let start = Instant::now();
+    assert_eq!(client.ask(publish("a", "x")).status, 200);
+    let before = kept(&mut client, "a");
+    assert!(before == ["x"] || start.elapsed() > Duration::from_millis(900));
+    // Nobody has to ask for it to be forgotten.
+    while client.ask(get("/v1/channels")).json()["channels"] != serde_json::json!([]) {
+        assert!(start.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(start.elapsed() > Duration::from_millis(900));
+}
+
+#[test]
+fn the_limit_of_all_histories_takes_from_the_largest() {
+    let server = Server::start(&["--history-total-bytes-max=1000"]);
+    let mut client = Client::new(server.connect());
+    (0..8).for_each(|number| assert_eq!(client.ask(publish("large", &number.to_string())).status, 200));
+    assert_eq!(client.ask(publish("small", "kept")).status, 200);
+    (0..8).for_each(|number| assert_eq!(client.ask(publish("large", &number.to_string())).status, 200));
+    let bytes: u64 = client.ask(get("/v1/channels")).json()["channels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["bytes"].as_u64().unwrap())
+        .sum();
+    assert!((900..=1_000).contains(&bytes), "{bytes}");
+    assert_eq!(kept(&mut client, "small"), ["kept"]);
+    assert_eq!(kept(&mut client, "large").last().unwrap(), "7");
+}
+
+#[test]
+fn without_the_console_only_the_client_module_is_left() {
+    let (whole, bare) = (Server::start(&[]), Server::start(&["--no-console"]));
+    let status = |server: &Server, path: &str| Client::new(server.connect()).ask(get(path)).status;
+    for path in ["/", "/console.js", "/console.css"] {
+        assert_eq!((status(&whole, path), status(&bare, path)), (200, 404), "{path}");
+    }
+    assert_eq!((status(&whole, "/oyez.js"), status(&bare, "/oyez.js")), (200, 200));
 }

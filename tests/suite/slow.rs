@@ -161,7 +161,7 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
     }
     assert_eq!(close, Some((4102, "slow".into())), "after {number} messages");
     assert!(number < 300);
-    drop((sender, member, slow));
+    drop((slow, sender, member));
     assert_eq!(counter(&server.stop(), "closed_slow"), 1);
 }
 

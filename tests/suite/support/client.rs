@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use super::frames::{self, Frame};
+use super::http::Answer;
 
 /// A connection, and what has come on it and was not looked at yet.
 pub struct Client {
@@ -45,6 +46,48 @@ impl Client {
                 return Some(String::from_utf8(self.received.drain(..at + 4).collect()).unwrap());
             }
             if !self.fill() {
+                return None;
+            }
+        }
+    }
+
+    /// The next answer to a request.
+    pub fn answer(&mut self) -> Answer {
+        self.answer_or_end(false).expect("an answer, but the end of file came")
+    }
+
+    /// The next answer, or `None` at the end of file. To HEAD there is none but a head.
+    pub fn answer_or_end(&mut self, head_only: bool) -> Option<Answer> {
+        loop {
+            if let Some(answer) = Answer::take(&mut self.received, head_only) {
+                return Some(answer);
+            }
+            if !self.fill() {
+                assert!(self.received.is_empty(), "the end of file came in an answer");
+                return None;
+            }
+        }
+    }
+
+    /// Sends a request, and takes the answer.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        self.send(request.as_ref());
+        self.answer()
+    }
+
+    /// The next event of a stream, up to its empty line.
+    pub fn event(&mut self) -> String {
+        self.event_or_end().expect("an event, but the end of file came")
+    }
+
+    /// The next event, or `None` at the end of file.
+    pub fn event_or_end(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.received.windows(2).position(|two| two == b"\n\n") {
+                return Some(String::from_utf8(self.received.drain(..at + 2).collect()).unwrap());
+            }
+            if !self.fill() {
+                assert!(self.received.is_empty(), "the end of file came in an event");
                 return None;
             }
         }

@@ -1,8 +1,9 @@
-//! What the tests have in common: frames by hand, a server process, a client, an engine in memory.
+//! What the tests have in common: frames and requests by hand, a server process, a client, an engine in memory.
 
 pub mod client;
 pub mod cut;
 pub mod frames;
+pub mod http;
 pub mod key_files;
 pub mod process;
 pub mod rig;

@@ -96,6 +96,14 @@ impl Server {
         client.rest_as_text()
     }
 
+    /// The answer to a request with the end of file behind it.
+    pub fn ask_and_finish(&self, request: impl AsRef<[u8]>) -> String {
+        let mut client = Client::new(self.connect());
+        client.send(request.as_ref());
+        client.finish();
+        client.rest_as_text()
+    }
+
     pub fn signal(&self, name: &str) {
         let status =
             Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();

@@ -11,6 +11,7 @@ use oyez::server::engine::Engine;
 use oyez::server::transport::{self, ReadOutcome, Transport};
 
 use super::frames::{self, Frame};
+use super::http::Answer;
 
 /// A small generator of numbers that look random; the seed tells all.
 #[derive(Clone, Debug)]
@@ -336,6 +337,11 @@ impl<T: Piped> Rig<T> {
                 None => self.reaped.push((id, pipe)),
             }
         }
+    }
+
+    /// The answers that a peer has got and nobody has looked at.
+    pub fn answers(&mut self, id: SlotId) -> Vec<Answer> {
+        Answer::take_all(&mut self.pipe(id).outgoing)
     }
 
     /// The whole frames that a peer has got and nobody has looked at.

@@ -1,0 +1,242 @@
+// Edits of a text, and how they pass each other: the algebra under editor.js.
+//
+// An operation walks over a text from its beginning. It is an array of spans: a number above zero keeps so many units
+// (UTF-16 code units, as in all of JavaScript), a number below zero deletes so many, and a string is inserted. What is
+// behind the last span is kept. `[3, 'x', -2]` on 'abcdef' is 'abcxf'. Every function here returns operations in one
+// form (neighbours merged, insertions before deletions, nothing kept at the end), so that equal ones look equal.
+//
+// Where two edits meet that do not know of each other, `transform` rewrites each so that it fits behind the other:
+//
+//     apply(apply(text, a), transform(b, a, AFTER)) === apply(apply(text, b), transform(a, b, BEFORE))
+//
+// This is the property called TP1, and it is all that is needed here. (TP2, which says the same of three edits, and
+// which most published transforms break, is needed where edits may arrive in different orders. Behind a server that
+// gives all of them one order, nobody ever transforms along two different ways.)
+//
+// A shape is an operation whose insertions have lost their text: `[3, [1], -2]`. To be transformed against an edit,
+// one needs to know no more of it than that.
+
+/** How two insertions at one place stand: the one that the server put first in its order stays in front. */
+export const BEFORE = true;
+export const AFTER = false;
+
+/** Gathers spans into the one form. */
+class Builder {
+  spans = [];
+
+  keep(units) {
+    if (units > 0) this.#count(units, isKept);
+  }
+
+  delete(units) {
+    if (units > 0) this.#count(-units, isDeleted);
+  }
+
+  insert(text) {
+    if (text.length === 0) return;
+    const { spans } = this;
+    // An insertion at a deletion's end and one at its beginning are the same.
+    const at = isDeleted(spans.at(-1)) ? spans.length - 1 : spans.length;
+    if (typeof spans[at - 1] === 'string') spans[at - 1] += text;
+    else spans.splice(at, 0, text);
+  }
+
+  #count(count, isAlike) {
+    const { spans } = this;
+    if (isAlike(spans.at(-1))) spans[spans.length - 1] += count;
+    else spans.push(count);
+  }
+
+  end() {
+    if (isKept(this.spans.at(-1))) this.spans.pop();
+    return this.spans;
+  }
+}
+
+/** Takes an operation apart, as little at a time as wanted. */
+class Reader {
+  #spans;
+  #at = 0;
+  #taken = 0;
+
+  constructor(spans) {
+    this.#spans = spans;
+  }
+
+  get #span() {
+    return this.#spans[this.#at];
+  }
+
+  /** 'insert', 'delete' or 'keep'; behind the last span everything is kept. */
+  get kind() {
+    if (this.isAtEnd) return 'keep';
+    if (isDeleted(this.#span)) return 'delete';
+    return isKept(this.#span) ? 'keep' : 'insert';
+  }
+
+  get isAtEnd() {
+    return this.#at === this.#spans.length;
+  }
+
+  /** Units that are left in the span. */
+  get left() {
+    return this.isAtEnd ? Infinity : unitsOf(this.#span) - this.#taken;
+  }
+
+  /** The next units of the span: the text of an insertion, `units` itself otherwise. */
+  take(units) {
+    const part = this.kind === 'insert' ? this.#span.slice(this.#taken, this.#taken + units) : units;
+    const isWhole = units === this.left;
+    if (!this.isAtEnd) {
+      this.#at += isWhole ? 1 : 0;
+      this.#taken = isWhole ? 0 : this.#taken + units;
+    }
+    return part;
+  }
+}
+
+// A text must not be compared with a number: '-1' < 0.
+const isKept = (span) => typeof span === 'number' && span > 0;
+const isDeleted = (span) => typeof span === 'number' && span < 0;
+
+function unitsOf(span) {
+  if (typeof span === 'number') return Math.abs(span);
+  return typeof span === 'string' ? span.length : span[0];
+}
+
+/** The units of the text before the edit that it walks over, and by how many the text grows. */
+export function measure(operation) {
+  let reach = 0;
+  let growth = 0;
+  for (const span of operation) {
+    const units = unitsOf(span);
+    if (isKept(span) || isDeleted(span)) reach += units;
+    else growth += units;
+    if (isDeleted(span)) growth -= units;
+  }
+  return { reach, growth };
+}
+
+export function apply(text, operation) {
+  let result = '';
+  let at = 0;
+  for (const span of operation) {
+    if (isKept(span)) result += text.slice(at, (at += span));
+    else if (isDeleted(span)) at -= span;
+    else result += span;
+  }
+  return result + text.slice(at);
+}
+
+/** One operation that does what `first` and then `second` do. */
+export function compose(first, second) {
+  const [a, b, out] = [new Reader(first), new Reader(second), new Builder()];
+  while (!a.isAtEnd || !b.isAtEnd) {
+    if (a.kind === 'delete') {
+      out.delete(a.take(a.left));
+    } else if (b.kind === 'insert') {
+      out.insert(b.take(b.left));
+    } else {
+      const units = Math.min(a.left, b.left);
+      const [kind, part] = [a.kind, a.take(units)];
+      const isGone = b.kind === 'delete';
+      b.take(units);
+      if (kind === 'insert' && !isGone) out.insert(part);
+      if (kind === 'keep') isGone ? out.delete(units) : out.keep(units);
+    }
+  }
+  return out.end();
+}
+
+/** `operation`, rewritten to fit behind `other` (which may be a shape), while both were made for one text. */
+export function transform(operation, other, order) {
+  const [a, b, out] = [new Reader(operation), new Reader(other), new Builder()];
+  while (!a.isAtEnd) {
+    if (a.kind === 'insert' && (order === BEFORE || b.kind !== 'insert')) {
+      out.insert(a.take(a.left));
+    } else if (b.kind === 'insert') {
+      const units = b.left;
+      b.take(units);
+      out.keep(units);
+    } else {
+      const units = Math.min(a.left, b.left);
+      if (b.kind === 'keep') a.kind === 'delete' ? out.delete(units) : out.keep(units);
+      a.take(units);
+      b.take(units);
+    }
+  }
+  return out.end();
+}
+
+/** Where a caret stands after an edit by somebody else. What is inserted right at it goes behind it. */
+export function moveCaret(caret, operation) {
+  let at = 0;
+  for (const span of operation) {
+    if (at >= caret) break;
+    if (isKept(span)) at += span;
+    else if (isDeleted(span)) caret -= Math.min(-span, caret - at);
+    else [at, caret] = [at + span.length, caret + span.length];
+  }
+  return caret;
+}
+
+/**
+ * The smallest single edit that leads from one text to another: what both begin and end with is kept. Never parts a
+ * surrogate pair. Where the same edit could have been made in several places ('aa' to 'aaa'), the caret behind it, if
+ * given, says where.
+ */
+export function difference(before, after, caret = after.length) {
+  const shorter = Math.min(before.length, after.length);
+  // What is behind the caret has not been typed just now.
+  const suffix_max = Math.min(shorter, Math.max(0, after.length - caret));
+  let suffix = 0;
+  while (suffix < suffix_max && before.at(-1 - suffix) === after.at(-1 - suffix)) suffix++;
+  let prefix = 0;
+  while (prefix < shorter - suffix && before[prefix] === after[prefix]) prefix++;
+  while (suffix < shorter - prefix && before.at(-1 - suffix) === after.at(-1 - suffix)) suffix++;
+  if (isHigh(before[prefix - 1])) prefix--;
+  if (isLow(before[before.length - suffix])) suffix--;
+  const out = new Builder();
+  out.keep(prefix);
+  out.insert(after.slice(prefix, after.length - suffix));
+  out.delete(before.length - suffix - prefix);
+  return out.end();
+}
+
+const isHigh = (unit) => unit >= '\ud800' && unit <= '\udbff';
+const isLow = (unit) => unit >= '\udc00' && unit <= '\udfff';
+
+/** The edit without its texts. */
+export function shapeOf(operation) {
+  return operation.map((span) => (typeof span === 'string' ? [span.length] : span));
+}
+
+/** Is it an operation, as somebody else may have sent it? The same in the one form, or null. */
+export function parseOperation(value, spans_max) {
+  if (!Array.isArray(value) || value.length > spans_max) return null;
+  const out = new Builder();
+  for (const span of value) {
+    if (isText(span) && span.length > 0) out.insert(span);
+    else if (isKept(span) && isCount(span)) out.keep(span);
+    else if (isDeleted(span) && isCount(-span)) out.delete(-span);
+    else return null;
+  }
+  return out.end();
+}
+
+/** Is it a shape? */
+export function isShape(value, spans_max) {
+  const isInserted = (span) => Array.isArray(span) && span.length === 1 && isCount(span[0]);
+  const isSpan = (span) => (typeof span === 'number' ? isCount(Math.abs(span)) : isInserted(span));
+  return Array.isArray(value) && value.length <= spans_max && value.every(isSpan);
+}
+
+/** Is it a text, with no surrogate that has lost its other half? */
+export function isText(value) {
+  return typeof value === 'string' && !/\p{Surrogate}/u.test(value);
+}
+
+// Counts of that size cannot be added up to something that is no longer exact.
+function isCount(value) {
+  return Number.isSafeInteger(value) && value > 0 && value < 2 ** 31;
+}

@@ -1,0 +1,401 @@
+//! Server-sent events: the same channels and outboxes, in the words of WHATWG HTML 9.2.
+
+use oyez::close::Reason;
+use oyez::config::{HistoryLimits, Limits, OnSlow};
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::process::{Server, counter};
+use crate::support::rig::{Dice, Mood, Rig};
+
+/// One event, as a browser understands it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Event {
+    id: Option<String>,
+    kind: Option<String>,
+    data: Option<String>,
+    retry: Option<String>,
+}
+
+impl Event {
+    /// WHATWG HTML 9.2.6, of one block of lines.
+    fn parse(block: &str) -> Event {
+        let mut event = Event::default();
+        for line in block.trim_end_matches('\n').split('\n') {
+            assert!(!line.contains('\r'), "CR ends a line: {block:?}");
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value).to_owned();
+            match field {
+                "id" => event.id = Some(value),
+                "event" => event.kind = Some(value),
+                "data" => {
+                    let before = event.data.map(|data| data + "\n").unwrap_or_default();
+                    event.data = Some(before + &value);
+                }
+                "retry" => event.retry = Some(value),
+                "" => {}
+                other => panic!("{other}: {block:?}"),
+            }
+        }
+        event
+    }
+
+    fn message(id: &str, data: &str) -> Event {
+        Event { id: Some(id.into()), data: Some(data.into()), ..Event::default() }
+    }
+
+    fn cursor(id: &str) -> Event {
+        Event { id: Some(id.into()), ..Event::default() }
+    }
+}
+
+/// A stream on a real socket, behind its head and its first cursor.
+fn stream(server: &Server, asks: &str) -> (Client, Event) {
+    let mut client = Client::new(server.connect());
+    client.send(asks.as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 200 OK\r\n"));
+    let first = Event::parse(&client.event());
+    (client, first)
+}
+
+/// The events that a peer of the rig has got, behind the head if that is among it.
+fn events(rig: &mut Rig, id: SlotId) -> Vec<Event> {
+    let text = String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap();
+    let text = text.split_once("\r\n\r\n").map_or(&*text, |(_, rest)| rest);
+    assert!(text.is_empty() || text.ends_with("\n\n"), "half an event: {text:?}");
+    text.split_inclusive("\n\n").map(Event::parse).collect()
+}
+
+fn open(rig: &mut Rig, asks: &str) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, asks.as_bytes());
+    rig.settle();
+    id
+}
+
+#[test]
+fn the_head_of_a_stream() {
+    let server = Server::start(&[]);
+    for asks in
+        [get("/sse/a"), request("GET", "/sse/a", "Accept: text/event-stream\r\nConnection: keep-alive\r\n")]
+    {
+        let mut client = Client::new(server.connect());
+        client.send(asks.as_bytes());
+        // It goes on to the end of the connection (RFC 9112 6.3), and says so.
+        assert_eq!(
+            client.head(),
+            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\
+             Content-Type: text/event-stream\r\n\r\n"
+        );
+    }
+    let mut old = Client::new(server.connect());
+    old.send(b"GET /sse/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert!(old.head().contains("\r\nConnection: close\r\n"), "HTTP/1.0 could not tell where it ends");
+}
+
+#[test]
+fn each_kind_of_message() {
+    let server = Server::start(&[]);
+    let (mut client, first) = stream(&server, &get("/sse/a"));
+    let epoch = first.id.clone().unwrap().strip_suffix("-0").unwrap().to_owned();
+    assert_eq!(first, Event::cursor(&format!("{epoch}-0")));
+    let mut sender = server.join("/ws/a");
+    let mut number = 0;
+    let mut check = |opcode: u8, payload: &str, data: &str| {
+        sender.send(&frames::masked(opcode, payload.as_bytes()));
+        number += 1;
+        let expected = Event::message(&format!("{epoch}-{number}"), data);
+        let kind = (opcode == frames::BINARY).then(|| "binary".to_owned());
+        assert_eq!(Event::parse(&client.event()), Event { kind, ..expected }, "{payload:?}");
+    };
+    check(frames::TEXT, "hällo", "hällo");
+    check(frames::TEXT, "", "");
+    check(frames::TEXT, " two spaces  ", " two spaces  ");
+    check(frames::TEXT, "one\ntwo\r\nthree\rfour", "one\ntwo\nthree\nfour");
+    check(frames::TEXT, "\n", "\n");
+    check(frames::TEXT, "\r\n\r\n", "\n\n");
+    check(frames::TEXT, "\n\nid: 9-9\nevent: gap\ndata: x\n\n", "\n\nid: 9-9\nevent: gap\ndata: x\n\n");
+    check(frames::TEXT, "data: x", "data: x");
+    check(frames::TEXT, ":comment", ":comment");
+    check(frames::TEXT, "\u{feff}bom \u{2028} \0", "\u{feff}bom \u{2028} \0");
+    check(frames::BINARY, "", "");
+    check(frames::BINARY, "\0\n\r", "AAoN");
+    let mut posts = Client::new(server.connect());
+    assert_eq!(
+        posts.ask(post("/v1/publish/a", "Content-Type: application/json\r\n", "{\"a\":\r\n1}")).status,
+        200
+    );
+    assert_eq!(Event::parse(&client.event()), Event::message(&format!("{epoch}-13"), "{\"a\":\n1}"));
+}
+
+#[test]
+fn cursors() {
+    let mut rig = Rig::new(Limits {
+        history: HistoryLimits { messages_max: 3, ..HistoryLimits::default() },
+        ..Limits::default()
+    });
+    let sender = rig.connect(Mood::Kind);
+    for text in ["one", "two", "three", "four", "five"] {
+        rig.send(sender, publish("a", text).as_bytes());
+    }
+    rig.settle();
+    let message =
+        |seq: u64| Event::message(&format!("1000-{seq}"), ["three", "four", "five"][seq as usize - 3]);
+    let kept = [message(3), message(4), message(5)];
+    let gap = |after: &str, resume: &str, why: &str| Event {
+        id: Some(resume.into()),
+        kind: Some("gap".into()),
+        data: Some(format!(
+            "{{\"type\":\"gap\",\"ch\":\"a\",\"after\":\"{after}\",\"resume\":\"{resume}\",\"missed\":null,\"why\":\"{why}\"}}"
+        )),
+        retry: None,
+    };
+    let mut check = |query: &str, lines: &str, expected: &[Event]| {
+        let id = open(&mut rig, &request("GET", &format!("/sse/a{query}"), lines));
+        assert_eq!(events(&mut rig, id), expected, "{query} {lines}");
+    };
+    let with = |first: Event, rest: &[Event]| [&[first], rest].concat();
+    let none: [Event; 0] = [];
+    check("", "", &[Event::cursor("1000-5")]);
+    check("?since=1000-5", "", &with(Event::cursor("1000-5"), &none));
+    check("?since=1000-3", "", &with(Event::cursor("1000-3"), &kept[1..]));
+    check("?since=1000-2", "", &with(Event::cursor("1000-2"), &kept));
+    check("?since=earliest", "", &with(Event::cursor("1000-2"), &kept));
+    check("?since=latest", "", &with(Event::cursor("1000-4"), &kept[2..]));
+    check("?since=1000-1", "", &with(gap("1000-1", "1000-2", "evicted"), &kept));
+    check("?since=999-7", "", &with(gap("999-7", "1000-2", "epoch"), &kept));
+    check("?since=1000-6", "", &with(gap("1000-6", "1000-2", "future"), &kept));
+    // The header is newer than the URL, if it says anything.
+    let header = |id: &str| format!("Last-Event-ID: {id}\r\n");
+    check("", &header("1000-4"), &with(Event::cursor("1000-4"), &kept[2..]));
+    check("?since=earliest", &header("1000-4"), &with(Event::cursor("1000-4"), &kept[2..]));
+    check("?since=1000-4", &header(""), &with(Event::cursor("1000-4"), &kept[2..]));
+    check("", &header("latest"), &with(Event::cursor("1000-4"), &kept[2..]));
+    for bad in ["x", "1000", "1000-", "-5", "1000-5x", "1000--5", "99999999999999999999-1", "é"] {
+        for asks in [
+            get(&format!("/sse/a?since={}", bad.replace('é', "%c3%a9"))),
+            request("GET", "/sse/a", &header(bad)),
+        ] {
+            let id = open(&mut rig, &asks);
+            let answers = rig.answers(id);
+            assert_eq!((answers[0].status, answers[0].code().as_str()), (400, "bad_cursor"), "{asks}");
+        }
+    }
+    let id = open(&mut rig, &request("GET", "/sse/a", &header("1000-4").repeat(2)));
+    assert_eq!(rig.answers(id)[0].status, 400);
+    assert_eq!(rig.engine.hub.channels(), 1);
+}
+
+#[test]
+fn the_request_cut_at_every_byte() {
+    let asks = format!("{}{}", publish("a", "before"), request("GET", "/sse/a?since=earliest", "X: y\r\n"));
+    let run = |pieces: &[&[u8]], mood: Mood| {
+        let mut rig = Rig::new(Limits::default());
+        let id = rig.connect(mood);
+        for piece in pieces {
+            rig.send(id, piece);
+            rig.turn();
+        }
+        rig.settle();
+        let sender = rig.join("/ws/a?echo=0");
+        rig.send_text(sender, "after");
+        rig.settle();
+        String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap()
+    };
+    let whole = run(&[asks.as_bytes()], Mood::Kind);
+    assert_eq!(whole.matches("HTTP/1.1 200 OK").count(), 2);
+    assert!(whole.ends_with("id: 1000-1\ndata: before\n\nid: 1000-2\ndata: after\n\n"), "{whole}");
+    for cut in 1..asks.len() {
+        let (first, second) = asks.as_bytes().split_at(cut);
+        assert_eq!(run(&[first, second], Mood::Kind), whole, "cut at {cut}");
+    }
+    let bytes: Vec<&[u8]> = asks.as_bytes().chunks(1).collect();
+    for seed in 0..10 {
+        assert_eq!(run(&bytes, Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_comment_keeps_a_quiet_stream_alive() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 4_000, ..Limits::default() });
+    let id = open(&mut rig, &get("/sse/a"));
+    rig.pipe(id).outgoing.clear();
+    // Up to a quarter earlier, so that not all are due at once.
+    rig.pass(2_900);
+    assert_eq!(rig.pipe(id).outgoing, b"");
+    rig.pass(1_300);
+    assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b":\n\n");
+    rig.pass(400_000);
+    let comments = rig.pipe(id).outgoing.len() / 3;
+    assert!((100..=134).contains(&comments), "{comments}");
+    assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b":\n\n".repeat(comments));
+    assert!(rig.is_alive(id));
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let id = open(&mut rig, &get("/sse/a"));
+    rig.pipe(id).outgoing.clear();
+    rig.pass(60_000);
+    assert!(rig.is_alive(id) && rig.pipe(id).outgoing.is_empty());
+}
+
+#[test]
+fn a_drain_says_when_to_come_back() {
+    let server = Server::start(&["--drain-seconds=8"]);
+    let mut streams: Vec<Client> = (0..8).map(|_| stream(&server, &get("/sse/a")).0).collect();
+    let mut sender = server.join("/ws/a");
+    sender.send_text("last");
+    assert_eq!(sender.text(), "last");
+    server.signal("TERM");
+    let mut retries = Vec::new();
+    for client in &mut streams {
+        assert_eq!(Event::parse(&client.event()).data.as_deref(), Some("last"));
+        retries.push(Event::parse(&client.event()).retry.unwrap().parse::<u64>().unwrap());
+        assert_eq!(client.event_or_end(), None);
+    }
+    retries.push(sender.frame().close_code().1.strip_prefix("drain retry_ms=").unwrap().parse().unwrap());
+    retries.sort_unstable();
+    assert_eq!(retries, (0..9).map(|place| place * 8_000 / 9).collect::<Vec<u64>>());
+    drop((streams, sender));
+    let (status, log) = server.wait();
+    assert!(status.success(), "{log}");
+    assert_eq!(counter(&log, "closed_drain"), 9);
+}
+
+fn slow_limits(on_slow: OnSlow) -> Limits {
+    Limits {
+        on_slow,
+        outbox_bytes_max: 70_000,
+        slow_timeout_ms: 5_000,
+        ping_interval_ms: 0,
+        history: HistoryLimits { messages_max: 5, ..HistoryLimits::default() },
+        ..Limits::default()
+    }
+}
+
+/// A stream that takes nothing while ten messages are published; then it reads on.
+fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
+    let mut rig = Rig::new(slow_limits(on_slow));
+    let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
+    rig.pipe(id).outgoing.clear();
+    rig.unstick(id, Mood::Stuck);
+    for number in 0..20 {
+        rig.send_text(sender, &format!("{number:02}{}", "x".repeat(9_998)));
+        rig.settle();
+    }
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let events = events(&mut rig, id);
+    (rig, id, sender, events)
+}
+
+#[test]
+fn a_stream_that_is_not_read_ends() {
+    let (mut rig, id, _, events) = overrun(OnSlow::Close);
+    assert_eq!(events, [], "what was not begun is not sent");
+    assert!(rig.pipe(id).outgoing_ended);
+    rig.finish(id);
+    rig.settle();
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    // Its browser comes back with the cursor that it has reached, and is told what it missed.
+    let again = open(&mut rig, &request("GET", "/sse/a", "Last-Event-ID: 1000-0\r\n"));
+    let events = self::events(&mut rig, again);
+    assert_eq!((events[0].kind.as_deref(), events.len()), (Some("gap"), 6));
+}
+
+#[test]
+fn a_stream_that_is_not_read_skips_where_the_operator_wants_that() {
+    let (mut rig, id, sender, events) = overrun(OnSlow::Skip);
+    let first: Vec<&str> = events.iter().map(|one| &one.data.as_deref().unwrap()[..2]).collect();
+    assert_eq!(first, ["00", "01", "02", "03", "04", "05", "{\"", "15", "16", "17", "18", "19"]);
+    assert_eq!(events[6].kind.as_deref(), Some("gap"));
+    assert!(events[6].data.as_ref().unwrap().contains("\"missed\":9,\"why\":\"slow\""), "{:?}", events[6]);
+    rig.send_text(sender, "live");
+    rig.settle();
+    let live = self::events(&mut rig, id);
+    assert_eq!(live, [Event::message("1000-21", "live")]);
+}
+
+#[test]
+fn a_stream_without_progress_ends_in_its_time() {
+    let mut rig = Rig::new(slow_limits(OnSlow::Close));
+    let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
+    rig.unstick(id, Mood::Stuck);
+    rig.send_text(sender, "x");
+    rig.pass(4_900);
+    assert!(rig.engine.slots.get(id).unwrap().state.listens());
+    rig.pass(500);
+    assert!(!rig.engine.slots.get(id).unwrap().state.listens());
+    rig.pass(2_500);
+    assert!(!rig.is_alive(id));
+    assert_eq!((rig.engine.metrics.closed(Reason::Slow), rig.engine.hub.seats()), (1, 1));
+}
+
+#[test]
+fn a_stream_takes_nothing_from_its_client_and_sees_it_go() {
+    let server = Server::start(&[]);
+    let (mut client, _) = stream(&server, &get("/sse/a"));
+    client.send(publish("a", "no request").as_bytes());
+    client.send(&frames::masked(frames::TEXT, b"no frame"));
+    let mut sender = server.join("/ws/a");
+    sender.send_text("x");
+    assert_eq!(Event::parse(&client.event()).data.as_deref(), Some("x"));
+    assert_eq!(sender.text(), "x");
+    let mut asks = Client::new(server.connect());
+    let mut members = || asks.ask(get("/v1/channels/a")).json()["members"].as_u64().unwrap();
+    assert_eq!(members(), 2);
+    drop(client);
+    let (quits, _) = stream(&server, &get("/sse/a"));
+    quits.reset();
+    while members() != 1 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn without_room_for_its_channel_there_is_no_stream() {
+    let server = Server::start(&["--channels-max=1"]);
+    let _member = server.join("/ws/a");
+    let mut client = Client::new(server.connect());
+    client.send(get("/sse/b").as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 200 "));
+    assert_eq!(client.event_or_end(), None);
+    let answer = Client::new(server.connect()).ask(publish("b", "x"));
+    assert_eq!(
+        (answer.status, answer.code().as_str(), answer.field("Retry-After")),
+        (503, "over_capacity", Some("1"))
+    );
+    assert!(!answer.is_last());
+}
+
+#[test]
+fn many_streams_beside_raw_members_hear_one_order() {
+    let server = Server::start(&[]);
+    let mut streams: Vec<Client> = (0..40).map(|_| stream(&server, &get("/sse/a")).0).collect();
+    let mut raw: Vec<Client> = (0..40).map(|_| server.join("/ws/a")).collect();
+    let mut silent = server.join("/ws/a?echo=0");
+    let mut posts = Client::new(server.connect());
+    for round in 0..100 {
+        silent.send_text(&format!("own {round}"));
+        raw[round % 40].send_text(&format!("raw {round}\n{round}"));
+        posts.send(publish("a", &format!("post {round}")).as_bytes());
+    }
+    let order: Vec<String> = (0..300).map(|_| raw[0].text()).collect();
+    for member in &mut raw[1..] {
+        assert!(order.iter().all(|text| *text == member.text()));
+    }
+    for client in &mut streams {
+        let events: Vec<Event> = (0..300).map(|_| Event::parse(&client.event())).collect();
+        assert!(order.iter().zip(&events).all(|(text, event)| event.data.as_ref() == Some(text)));
+        let seqs: Vec<u64> = events
+            .iter()
+            .map(|event| event.id.as_ref().unwrap().split_once('-').unwrap().1.parse().unwrap())
+            .collect();
+        assert_eq!(seqs, (1..=300).collect::<Vec<u64>>());
+    }
+    let others: Vec<&String> = order.iter().filter(|text| !text.starts_with("own")).collect();
+    assert!(others.iter().all(|text| **text == silent.text()));
+    let mut answers: Vec<Answer> = (0..100).map(|_| posts.answer()).collect();
+    answers.retain(|answer| answer.json()["members"] == 81);
+    assert_eq!(answers.len(), 100);
+}

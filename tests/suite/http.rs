@@ -1,0 +1,348 @@
+//! HTTP: each route with its exact answer, the life of a kept connection, requests that follow each other.
+
+use oyez::config::Limits;
+use serde_json::json;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::process::{Server, counter};
+use crate::support::rig::{Dice, Mood, Rig};
+
+const JSON: &str = "Content-Type: application/json\r\n";
+const BYTES: &str = "Content-Type: application/octet-stream\r\n";
+
+#[test]
+fn each_route_has_its_exact_answer() {
+    let server = Server::start(&[]);
+    let _member = server.join("/ws/a");
+    let mut client = Client::new(server.connect());
+    let id = client.ask(publish("a", "x")).id();
+    let epoch = id.strip_suffix("-1").unwrap();
+    let mut check = |request: String, head: &str, body: &str| {
+        let answer = client.ask(&request);
+        let (fields, length) = answer.head.split_once("\r\nContent-Length: ").unwrap();
+        assert_eq!(length, answer.body.len().to_string());
+        assert_eq!(fields.replace("\r\n", "\n"), head, "{request}");
+        assert_eq!(answer.body.replace(epoch, "E"), body, "{request}");
+        // HEAD has the same head.
+        if request.starts_with("GET ") {
+            client.send(request.replacen("GET", "HEAD", 1).as_bytes());
+            assert_eq!(client.answer_or_end(true).unwrap().head, answer.head);
+        }
+    };
+    let json = "HTTP/1.1 200 OK\nCache-Control: no-store\nContent-Type: application/json";
+    let text = "HTTP/1.1 200 OK\nCache-Control: no-store\nContent-Type: text/plain";
+    check(post("/v1/publish/a", JSON, "[1]"), json, "{\"id\":\"E-2\",\"members\":1}\n");
+    check(post("/v1/publish/b", BYTES, "\0"), json, "{\"id\":\"E-3\",\"members\":0}\n");
+    let a = r#"{"channel":"a","members":1,"head":"E-2","floor":"E-0","messages":2,"bytes":136}"#;
+    let b = r#"{"channel":"b","members":0,"head":"E-3","floor":"E-0","messages":1,"bytes":67}"#;
+    check(get("/v1/channels"), json, &format!("{{\"channels\":[{a},{b}],\"next\":null}}\n"));
+    check(get("/v1/channels?limit=1"), json, &format!("{{\"channels\":[{a}],\"next\":\"a\"}}\n"));
+    check(get("/v1/channels/b"), json, &format!("{b}\n"));
+    let none = r#"{"channel":"no","members":0,"head":null,"floor":"E-0","messages":0,"bytes":0}"#;
+    check(get("/v1/channels/no"), json, &format!("{none}\n"));
+    check(
+        get("/v1/channels/a/history"),
+        json,
+        "{\"messages\":[{\"ch\":\"a\",\"id\":\"E-1\",\"n\":1,\"text\":\"x\"},\
+         {\"ch\":\"a\",\"id\":\"E-2\",\"n\":2,\"data\":[1]}],\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
+    );
+    check(
+        get("/v1/channels/b/history"),
+        json,
+        "{\"messages\":[{\"ch\":\"b\",\"id\":\"E-3\",\"n\":1,\"base64\":\"AA==\"}],\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
+    );
+    check(get("/healthz"), text, "ok\n");
+    check(get("/readyz"), text, "ready\n");
+    let error = |status: &str| format!("HTTP/1.1 {status}\nContent-Type: application/json");
+    check(
+        get("/nothing"),
+        &error("404 Not Found"),
+        "{\"error\":{\"code\":\"not_found\",\"message\":\"there is nothing here; WebSockets connect to /ws or /ws/{channel}\"}}\n",
+    );
+    check(
+        get("/v1/channels/a%20b"),
+        &error("400 Bad Request"),
+        "{\"error\":{\"code\":\"bad_channel\",\"message\":\"a channel name is made of A-Z a-z 0-9 _ . : -\"}}\n",
+    );
+    check(
+        request("DELETE", "/v1/channels", ""),
+        "HTTP/1.1 405 Method Not Allowed\nAllow: GET, HEAD, OPTIONS\nContent-Type: application/json",
+        "{\"error\":{\"code\":\"method_not_allowed\",\"message\":\"this path takes GET, HEAD, OPTIONS\"}}\n",
+    );
+}
+
+#[test]
+fn methods_that_a_path_does_not_take() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    for (path, allowed) in [
+        ("/v1/publish/a", "POST, OPTIONS"),
+        ("/v1/channels", "GET, HEAD, OPTIONS"),
+        ("/v1/channels/a", "GET, HEAD, OPTIONS"),
+        ("/v1/channels/a/history", "GET, HEAD, OPTIONS"),
+        ("/sse/a", "GET, OPTIONS"),
+        ("/healthz", "GET, HEAD"),
+        ("/readyz", "GET, HEAD"),
+        ("/metrics", "GET, HEAD"),
+    ] {
+        for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "get", "OPTIONS", "CONNECT", "X"] {
+            if allowed.split(", ").any(|one| one == method) {
+                continue;
+            }
+            client.send(request(method, path, "Content-Length: 0\r\n").as_bytes());
+            let answer = client.answer_or_end(method == "HEAD").unwrap();
+            assert_eq!((answer.status, answer.field("Allow")), (405, Some(allowed)), "{method} {path}");
+            assert!(!answer.is_last(), "nothing is unread: {answer:?}");
+        }
+    }
+    // What has a body that is not read ends the connection.
+    assert!(client.ask(post("/healthz", "", "GET /healthz HTTP/1.1\r\n\r\n")).is_last());
+    assert_eq!(client.answer_or_end(false), None);
+}
+
+#[test]
+fn a_connection_is_kept_as_the_version_says() {
+    let server = Server::start(&[]);
+    let old = |connection: &str| format!("GET /healthz HTTP/1.0\r\n{connection}\r\n");
+    let mut client = Client::new(server.connect());
+    for (request, connection) in [
+        (get("/healthz"), None),
+        (get("/nothing"), None),
+        (post("/v1/publish/a", JSON, "{"), None),
+        (post("/v1/publish/a", "", ""), None),
+        (get("/v1/channels?limit=x"), None),
+        (get("/sse/a?since=x"), None),
+        (request("GET", "/healthz", "Connection: keep-alive\r\n"), None),
+        (old("Connection: keep-alive\r\n"), Some("keep-alive")),
+        (old("Connection: Keep-Alive\r\n"), Some("keep-alive")),
+    ] {
+        let answer = client.ask(&request);
+        assert_eq!(answer.field("Connection"), connection, "{request}");
+    }
+    for last in [
+        old(""),
+        old("Connection: close, keep-alive\r\n"),
+        request("GET", "/healthz", "Connection: close\r\n"),
+        request("GET", "/healthz", "Connection: x\r\nConnection: Close\r\n"),
+        request("GET", "/metrics", "Connection: close\r\n"),
+        post("/v1/publish/a", "Connection: close\r\n", "x"),
+        request("GET", "/nothing", "Connection: close\r\n"),
+    ] {
+        let mut client = Client::new(server.connect());
+        // What follows is not looked at.
+        client.send(format!("{last}{}", get("/healthz")).as_bytes());
+        assert!(client.answer().is_last(), "{last}");
+        assert_eq!(client.answer_or_end(false), None, "{last}");
+    }
+}
+
+#[test]
+fn targets_in_absolute_form() {
+    let server = Server::start(&["--no-console"]);
+    let mut client = Client::new(server.connect());
+    let mut status = |target: &str| client.ask(get(target)).status;
+    for good in ["http://localhost/healthz", "https://other.example:1/healthz?x", "HTTP://localhost/healthz"]
+    {
+        assert_eq!(status(good), 200, "{good}");
+    }
+    assert_eq!(status("http://localhost/v1/channels?limit=0"), 400);
+    for nowhere in
+        ["http://localhost", "http://localhost?x", "ftp://localhost/healthz", "healthz", "*", "//healthz"]
+    {
+        assert_eq!(status(nowhere), 404, "{nowhere}");
+    }
+    let mut member = Client::new(server.connect());
+    member.join("http://localhost/ws/a");
+    assert_eq!(client.ask(publish("a", "x")).status, 200);
+    assert_eq!(member.text(), "x");
+}
+
+/// Requests of all kinds that may follow each other on one connection.
+fn session() -> Vec<u8> {
+    [
+        publish("a", "one"),
+        publish("b", ""),
+        format!("\r\n{}", post("/v1/publish/a", JSON, "{\"two\":[2]}")),
+        get("/healthz"),
+        publish("a", "thrée"),
+        get("/nothing"),
+        get("/v1/channels/a/history"),
+        post("/v1/publish/a", JSON, "not JSON"),
+        post("/v1/publish/a", BYTES, "four"),
+        get("/v1/channels"),
+        request("OPTIONS", "/v1/channels", ""),
+        request("DELETE", "/healthz", ""),
+        publish("c", &"five".repeat(50)),
+        get("/readyz"),
+        post("/v1/publish/a", "Connection: close\r\n", "six"),
+    ]
+    .concat()
+    .into_bytes()
+}
+
+const STATUSES: [u16; 15] = [200, 200, 200, 200, 200, 404, 200, 400, 200, 200, 204, 405, 200, 200, 200];
+
+/// The answers to a session, and what members heard.
+fn run(pieces: &[&[u8]], mood: Mood) -> (Vec<Answer>, Vec<frames::Frame>) {
+    let mut rig = Rig::new(Limits::default());
+    let member = rig.join("/ws/a");
+    let id = rig.connect(mood);
+    for piece in pieces {
+        rig.send(id, piece);
+        rig.turn();
+    }
+    rig.settle();
+    assert!(rig.pipe(id).outgoing_ended, "the last answer is followed by the end of file");
+    rig.finish(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    (rig.answers(id), rig.frames(member))
+}
+
+#[test]
+fn requests_that_are_pipelined_are_answered_in_their_order() {
+    let (answers, heard) = run(&[&session()], Mood::Kind);
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), STATUSES);
+    let ids: Vec<String> =
+        answers.iter().filter(|one| one.body.starts_with("{\"id\"")).map(Answer::id).collect();
+    assert_eq!(ids, (1..=7).map(|seq| format!("1000-{seq}")).collect::<Vec<_>>());
+    let history = answers[6].json();
+    let kept: Vec<_> = history["messages"].as_array().unwrap().iter().map(|one| &one["id"]).collect();
+    assert_eq!(
+        kept,
+        [&json!("1000-1"), &json!("1000-3"), &json!("1000-4")],
+        "what was acknowledged is there"
+    );
+    let heard: Vec<_> = heard.iter().map(|frame| std::str::from_utf8(&frame.payload).unwrap()).collect();
+    assert_eq!(heard, ["one", "{\"two\":[2]}", "thrée", "four", "six"]);
+}
+
+#[test]
+fn in_two_pieces_at_every_byte() {
+    let session = session();
+    let whole = run(&[&session], Mood::Kind);
+    for cut in 1..session.len() {
+        assert_eq!(run(&[&session[..cut], &session[cut..]], Mood::Kind), whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn byte_by_byte() {
+    let session = session();
+    let whole = run(&[&session], Mood::Kind);
+    let bytes: Vec<&[u8]> = session.chunks(1).collect();
+    assert_eq!(run(&bytes, Mood::Kind), whole);
+    for seed in 0..10 {
+        assert_eq!(run(&bytes, Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&[&session], Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_web_socket_waits_for_the_answers_before_it() {
+    let server = Server::start(&["--no-console"]);
+    let mut client = Client::new(server.connect());
+    let upgrade = frames::upgrade("/ws/a");
+    let frame = frames::masked(frames::TEXT, b"two");
+    client.send(
+        &[publish("a", "one").as_bytes(), get("/healthz").as_bytes(), upgrade.as_bytes(), &frame].concat(),
+    );
+    assert_eq!([client.answer().id().ends_with("-1"), client.answer().body == "ok\n"], [true, true]);
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(client.text(), "two");
+}
+
+#[test]
+fn a_client_that_has_sent_its_end_of_file_gets_its_answers() {
+    let server = Server::start(&[]);
+    for (requests, count) in [
+        (get("/healthz"), 1),
+        (publish("a", "x"), 1),
+        (get("/v1/channels"), 1),
+        (publish("a", "x").repeat(3), 3),
+        ([publish("a", "x"), get("/healthz"), get("/metrics"), publish("a", "x")].concat(), 4),
+        // The last request is cut off: what came before it is answered.
+        (publish("a", "x") + "GET /heal", 1),
+        (get("/healthz") + "POST ", 1),
+        (publish("a", "x") + &publish("a", "x").replace("Content-Length: 1", "Content-Length: 2"), 1),
+        (get("/healthz") + &publish("a", "x").replace("Content-Length: 1", "Content-Length: 2"), 1),
+    ] {
+        let mut client = Client::new(server.connect());
+        client.send(requests.as_bytes());
+        client.finish();
+        let answers = Answer::take_all(&mut client.rest_as_text().into_bytes());
+        assert_eq!(answers.len(), count, "{requests}");
+        assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    }
+}
+
+#[test]
+fn ten_thousand_requests_down_one_connection() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    client.ask(get("/healthz"));
+    let before = server.rss_kib();
+    for round in 0..5_000 {
+        let answer = if round % 2 == 0 { client.ask(publish("a", "x")) } else { client.ask(get("/healthz")) };
+        assert_eq!(answer.status, 200);
+    }
+    let mixed = [publish("a", "x"), get("/healthz"), publish("b", "y"), get("/v1/channels")].concat();
+    for requests in [publish("a", "x").repeat(10_000), get("/healthz").repeat(10_000), mixed.repeat(2_500)] {
+        std::thread::scope(|scope| {
+            let mut sender = client.stream.try_clone().unwrap();
+            scope.spawn(move || std::io::Write::write_all(&mut sender, requests.as_bytes()).unwrap());
+            for _ in 0..10_000 {
+                assert_eq!(client.answer().status, 200);
+            }
+        });
+    }
+    let grown = server.rss_kib().saturating_sub(before);
+    assert!(grown < 4_096, "{grown} KiB");
+    drop(client);
+    let log = server.stop();
+    assert_eq!((counter(&log, "published"), counter(&log, "accepted")), (17_500, 1), "{log}");
+}
+
+#[test]
+fn all_ways_in_and_out_meet_in_one_order() {
+    let server = Server::start(&[]);
+    let mut raw = server.join("/ws/a");
+    let mut v1 = Client::new(server.connect());
+    v1.send(crate::v1::upgrade("/ws/a").as_bytes());
+    assert!(v1.head().starts_with("HTTP/1.1 101 "));
+    assert!(v1.text().contains("hello") && v1.text().contains("subscribed"));
+    let mut events = Client::new(server.connect());
+    events.send(get("/sse/a").as_bytes());
+    assert!(events.head().starts_with("HTTP/1.1 200 "));
+    let mut sender = server.join("/ws/a?echo=0");
+    let mut posts = Client::new(server.connect());
+    for round in 0..200 {
+        sender.send_text(&format!("socket {round}"));
+        posts.send(publish("a", &format!("post {round}")).as_bytes());
+        if round % 3 == 0 {
+            let text = format!("v1 {round}");
+            v1.send_text(&json!({"type": "publish", "ch": "a", "text": text}).to_string());
+        }
+    }
+    let count = 200 + 200 + 67;
+    let order: Vec<String> = (0..count).map(|_| raw.text()).collect();
+    let mut enveloped = Vec::new();
+    while enveloped.len() < count {
+        let message: serde_json::Value = serde_json::from_str(&v1.text()).unwrap();
+        enveloped.extend(message["text"].as_str().map(str::to_owned));
+    }
+    let mut streamed = Vec::new();
+    while streamed.len() < count {
+        let event = events.event();
+        streamed.extend(event.lines().find_map(|line| line.strip_prefix("data: ")).map(str::to_owned));
+    }
+    assert_eq!(order, enveloped);
+    assert_eq!(order, streamed);
+    let heard: Vec<String> = (0..count - 200).map(|_| sender.text()).collect();
+    assert_eq!(
+        order.iter().filter(|text| !text.starts_with("socket")).collect::<Vec<_>>(),
+        heard.iter().collect::<Vec<_>>()
+    );
+}

@@ -1,0 +1,284 @@
+//! Bodies of requests: what is said about them, what comes of it, and where the next request begins.
+
+use oyez::config::Limits;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::process::{Server, counter};
+use crate::support::rig::{Dice, Mood, Rig};
+
+const PATH: &str = "/v1/publish/a";
+
+fn typed(media_type: &str, body: &str) -> String {
+    post(PATH, &format!("Content-Type: {media_type}\r\n"), body)
+}
+
+/// The answer to a request that ends its connection.
+fn last(server: &Server, request: impl AsRef<[u8]>) -> Answer {
+    let mut client = Client::new(server.connect());
+    let answer = client.ask(request);
+    assert!(answer.is_last(), "{answer:?}");
+    assert_eq!(client.answer_or_end(false), None);
+    answer
+}
+
+#[test]
+fn a_body_is_published_as_what_its_type_says() {
+    let server = Server::start(&[]);
+    let mut member = server.join("/ws/a");
+    let mut client = Client::new(server.connect());
+    let mut check = |media_type: &str, body: &str, opcode: u8| {
+        assert_eq!(client.ask(typed(media_type, body)).status, 200, "{media_type}");
+        let frame = member.frame();
+        assert_eq!((frame.opcode, &frame.payload[..]), (opcode, body.as_bytes()), "{media_type}");
+    };
+    for text in
+        ["text/plain", "", "application/x-www-form-urlencoded", "application/jsonp", "nonsense", "a;b"]
+    {
+        check(text, "nöt [JSON", frames::TEXT);
+    }
+    for json in ["application/json", "Application/JSON;charset=utf-8", "application/json ; x=\"a;b\""] {
+        check(json, " {\"a\": [1, \"\\u00e9\"]}\r\n", frames::TEXT);
+    }
+    for binary in ["application/octet-stream", "application/octet-stream;x=y"] {
+        check(binary, "\0é", frames::BINARY);
+    }
+    // Without a type it is text, and each may be empty but JSON.
+    check("text/plain", "", frames::TEXT);
+    check("application/octet-stream", "", frames::BINARY);
+    assert_eq!(client.ask(publish("a", "no type")).status, 200);
+    assert_eq!(member.text(), "no type");
+    let twice = "Content-Type: text/plain\r\nContent-Type: application/json\r\n";
+    assert_eq!(last(&server, post(PATH, twice, "1")).status, 400);
+}
+
+#[test]
+fn a_body_that_is_not_what_its_type_says_is_answered_with_400() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    let mut check = |media_type: &str, body: &[u8], code: &str| {
+        let head = format!("Content-Type: {media_type}\r\nContent-Length: {}\r\n", body.len());
+        let answer = client.ask([request("POST", PATH, &head).as_bytes(), body].concat());
+        assert_eq!((answer.status, answer.code().as_str(), answer.is_last()), (400, code, false), "{body:?}");
+    };
+    for body in ["", "{", "[1,]", "1 2", "{\"a\":1}x", "'a'", "NaN", "\"\u{1}\"", "\u{feff}1", "tru"] {
+        check("application/json", body.as_bytes(), "bad_json");
+    }
+    check("application/json", b"\"\xff\"", "bad_json");
+    let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    check("application/json", nested(65).as_bytes(), "too_deep");
+    check("application/json", nested(400_000).as_bytes(), "too_deep");
+    check("text/plain", b"\xff", "not_utf8");
+    check("text/plain", b"\xed\xa0\x80", "not_utf8");
+    check("", b"half a letter \xc3", "not_utf8");
+    assert_eq!(client.ask(typed("application/json", &nested(64))).status, 200);
+    drop(client);
+    assert_eq!(counter(&server.stop(), "published"), 1);
+}
+
+#[test]
+fn a_body_says_how_long_it_is() {
+    let server = Server::start(&["--body-bytes-max=100"]);
+    let said = |lines: &str| request("POST", PATH, lines);
+    for (lines, status) in [
+        ("", 411),
+        ("Transfer-Encoding: chunked\r\n", 411),
+        ("Transfer-Encoding: gzip, chunked\r\n", 411),
+        ("transfer-encoding:\r\n", 411),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", 400),
+        ("Content-Length: 3\r\nTransfer-Encoding: identity\r\n", 400),
+        ("Content-Length: 3\r\nContent-Length: 3\r\n", 400),
+        ("Content-Length: 3, 3\r\n", 400),
+        ("Content-Length: -3\r\n", 400),
+        ("Content-Length: +3\r\n", 400),
+        ("Content-Length: 0x3\r\n", 400),
+        ("Content-Length: 3.0\r\n", 400),
+        ("Content-Length: \r\n", 400),
+        ("Content-Length : 3\r\n", 400),
+        (" Content-Length: 3\r\n", 400),
+        ("X: y\r\n Content-Length: 3\r\n", 400),
+        ("Content-Length: 3\n", 400),
+        ("Content-Length: 3\r\r\n", 400),
+        ("Content\u{0}-Length: 3\r\n", 400),
+        // Before a byte of the body has come.
+        ("Content-Length: 101\r\n", 413),
+        ("Content-Length: 18446744073709551616\r\n", 413),
+        ("Content-Length: 99999999999999999999999999999999\r\n", 413),
+    ] {
+        assert_eq!(last(&server, said(lines)).status, status, "{lines:?}");
+        // What follows is no request, whatever it looks like.
+        let smuggled = format!("{}0\r\n\r\n{}", said(lines), publish("smuggled", "x"));
+        let answers = Answer::take_all(&mut server.ask(smuggled).into_bytes());
+        assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [status], "{lines:?}");
+    }
+    let mut client = Client::new(server.connect());
+    assert_eq!(client.ask(publish("a", &"x".repeat(100))).status, 200, "the limit is inclusive");
+    assert_eq!(client.ask(said("Content-Length: 0003\r\n") + "abc").status, 200, "zeros are digits");
+    drop(client);
+    assert_eq!(counter(&server.stop(), "published"), 2);
+}
+
+#[test]
+fn what_comes_behind_a_body_is_the_next_request() {
+    let server = Server::start(&[]);
+    let mut member = server.join("/ws/a");
+    let mut client = Client::new(server.connect());
+    // A body that looks like a request is none.
+    let inner = publish("a", "inner");
+    assert_eq!(client.ask(publish("a", &inner)).status, 200);
+    assert_eq!(member.text(), inner);
+    // A body that is longer than said goes on as a request, which it is not.
+    client.send(publish("a", "long").replace("Length: 4", "Length: 3").as_bytes());
+    assert_eq!((client.answer().status, member.text().as_str()), (200, "lon"));
+    client.send(b" is no method\r\n\r\n");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.is_last()), (400, true));
+    assert_eq!(client.answer_or_end(false), None);
+    // A body that is shorter than said takes what comes next.
+    let mut client = Client::new(server.connect());
+    let next = get("/healthz");
+    let length = format!("Length: {}", 1 + next.len());
+    client.send(publish("a", "x").replace("Length: 1", &length).as_bytes());
+    assert_eq!(client.ask(&next).status, 200);
+    assert_eq!(member.text(), format!("x{next}"));
+    assert_eq!(client.ask(&next).body, "ok\n");
+}
+
+#[test]
+fn the_end_of_file_in_a_body_publishes_nothing() {
+    let server = Server::start(&[]);
+    let whole = publish("a", &"x".repeat(100));
+    for cut in [whole.len() - 1, whole.len() - 99, whole.len() - 100] {
+        assert_eq!(server.ask_and_finish(&whole[..cut]), "", "{cut}");
+    }
+    let log = server.stop();
+    assert_eq!((counter(&log, "published"), counter(&log, "closed_end_of_file")), (0, 3), "{log}");
+}
+
+const EXPECT: &str = "Expect: 100-continue\r\n";
+
+#[test]
+fn a_client_that_asks_first_is_told_to_go_on() {
+    let server = Server::start(&["--body-bytes-max=100"]);
+    let mut client = Client::new(server.connect());
+    let whole = post(PATH, EXPECT, "body");
+    let (head, body) = whole.split_at(whole.len() - 4);
+    for expect in [EXPECT, "expect: 100-Continue\r\n"] {
+        client.send(head.replace(EXPECT, expect).as_bytes());
+        assert_eq!(client.answer().head, "HTTP/1.1 100 Continue");
+        client.hears_nothing();
+        assert_eq!(client.ask(body).status, 200);
+    }
+    // Not when the body, or some of it, is there already (RFC 9110 10.1.1), or when there is none.
+    assert_eq!(client.ask(&whole).status, 200);
+    client.send(&whole.as_bytes()[..whole.len() - 1]);
+    client.hears_nothing();
+    assert_eq!(client.ask("y").status, 200);
+    assert_eq!(client.ask(post(PATH, EXPECT, "")).status, 200);
+    // Nor for HTTP/1.0, which does not know it: "a server MUST ignore that expectation".
+    let old =
+        head.replace("HTTP/1.1", "HTTP/1.0").replace(EXPECT, &format!("{EXPECT}Connection: keep-alive\r\n"));
+    client.send(old.as_bytes());
+    client.hears_nothing();
+    assert_eq!(client.ask(body).status, 200);
+    // Nor before what is sure to be refused.
+    assert_eq!(last(&server, post(PATH, EXPECT, &"x".repeat(101))).status, 413);
+    assert_eq!(last(&server, request("POST", PATH, EXPECT)).status, 411);
+    assert_eq!(last(&server, post("/v1/publish/a%20b", EXPECT, "x")).status, 400);
+    assert_eq!(last(&server, post("/nothing", EXPECT, "x")).status, 404);
+    let foreign = format!("{EXPECT}Origin: https://evil.example\r\n");
+    assert_eq!(last(&server, post(PATH, &foreign, "x")).status, 403);
+    // Answers before it come before it.
+    let mut client = Client::new(server.connect());
+    client.send(format!("{}{head}", publish("a", "first")).as_bytes());
+    assert_eq!([client.answer().status, client.answer().status], [200, 100]);
+    assert_eq!(client.ask(body).status, 200);
+}
+
+#[test]
+fn other_expectations_are_answered_with_417_wherever_the_segments_end() {
+    let server = Server::start(&[]);
+    for expect in ["Expect: 200-ok\r\n", "Expect:\r\n", &EXPECT.repeat(2), "Expect: 100-continue, x\r\n"] {
+        let whole = post(PATH, expect, "body");
+        assert_eq!(last(&server, &whole).status, 417, "{expect}");
+        assert_eq!(last(&server, &whole[..whole.len() - 4]).status, 417, "{expect}");
+        assert_eq!(last(&server, &whole[..whole.len() - 1]).status, 417, "{expect}");
+    }
+    assert_eq!(counter(&server.stop(), "published"), 0);
+}
+
+#[test]
+fn a_body_that_hangs_is_answered_with_408_in_its_time() {
+    let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
+    let member = rig.join("/ws/a");
+    let id = rig.connect(Mood::Kind);
+    let whole = publish("a", "four");
+    // However slowly the rest of it drips, the time runs from the head on.
+    rig.send(id, &whole.as_bytes()[..whole.len() - 3]);
+    rig.pass(1_500);
+    rig.send(id, b"o");
+    rig.pass(1_400);
+    assert_eq!(rig.answers(id), []);
+    rig.pass(500);
+    let answers = rig.answers(id);
+    assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "body_timeout"));
+    assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
+    // The rest is no request, and no message.
+    rig.send(id, b"ur");
+    rig.send(id, publish("a", "x").as_bytes());
+    rig.settle();
+    rig.finish(id);
+    rig.settle();
+    assert!(!rig.is_alive(id) && rig.answers(id).is_empty() && rig.frames(member).is_empty());
+    assert_eq!(rig.engine.metrics.messages_published(), 0);
+    // In time is in time, as often as one likes.
+    let id = rig.connect(Mood::Kind);
+    for _ in 0..3 {
+        rig.send(id, &whole.as_bytes()[..whole.len() - 1]);
+        rig.pass(2_900);
+        rig.send(id, b"r");
+        rig.settle();
+        assert_eq!(rig.answers(id)[0].status, 200);
+    }
+}
+
+#[test]
+fn a_body_that_is_there_when_the_server_is_late_is_no_408() {
+    let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
+    let id = rig.connect(Mood::Kind);
+    let whole = publish("a", &"x".repeat(200_000));
+    rig.send(id, &whole.as_bytes()[..100]);
+    rig.turn();
+    rig.send(id, &whole.as_bytes()[100..]);
+    // It takes many turns to read.
+    rig.now = rig.now.after(10_000);
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 200);
+}
+
+#[test]
+fn large_bodies_in_pieces() {
+    let mut rig = Rig::new(Limits::default());
+    let member = rig.join("/ws/a");
+    let body: String = (0..150_000).map(|number| char::from(b'a' + (number % 23) as u8)).collect();
+    let requests = publish("a", &body).repeat(2) + &get("/healthz");
+    for seed in 0..5 {
+        let id = rig.connect(Mood::Mean(Dice::new(seed)));
+        rig.send(id, requests.as_bytes());
+        rig.settle();
+        let answers = rig.answers(id);
+        assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
+        assert!(rig.texts(member).iter().all(|text| *text == body));
+    }
+    // The limit's size, over a real socket.
+    let server = Server::start(&[]);
+    let mut member = server.join("/ws/a");
+    let mut client = Client::new(server.connect());
+    let body = "x".repeat(1 << 20);
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(member.text().len(), 1 << 20));
+        assert_eq!(client.ask(publish("a", &body)).status, 200);
+    });
+    assert_eq!(last(&server, post(PATH, "", "").replace("Length: 0", "Length: 1048577")).status, 413);
+}

@@ -1,0 +1,217 @@
+//! What the server tells of itself: pages of channels, pages of histories, counters.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{Answer, get, publish};
+use crate::support::process::Server;
+
+fn names(page: &Value) -> Vec<&str> {
+    page["channels"].as_array().unwrap().iter().map(|one| one["channel"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn pages_of_channels() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    for name in ["b", "a:2", "a:1", "A", "a", "a:10", "z.z", "_", "a-"] {
+        assert_eq!(client.ask(publish(name, "x")).status, 200);
+    }
+    let mut page = |query: &str| client.ask(get(&format!("/v1/channels{query}"))).json();
+    let all = ["A", "_", "a", "a-", "a:1", "a:10", "a:2", "b", "z.z"];
+    assert_eq!(names(&page("")), all);
+    assert_eq!(names(&page("?prefix=a")), ["a", "a-", "a:1", "a:10", "a:2"]);
+    assert_eq!(names(&page("?prefix=a%3a1")), ["a:1", "a:10"]);
+    assert_eq!(names(&page("?prefix=nothing")), [""; 0]);
+    assert_eq!(names(&page("?after=a:10")), ["a:2", "b", "z.z"]);
+    assert_eq!(names(&page("?after=a:11")), ["a:2", "b", "z.z"], "it need not be there");
+    assert_eq!(names(&page("?prefix=a&after=a:10")), ["a:2"]);
+    assert_eq!(names(&page("?prefix=a&after=A")), ["a", "a-", "a:1", "a:10", "a:2"]);
+    assert_eq!(names(&page("?prefix=a&after=zz")), [""; 0]);
+    for limit in 1..=10 {
+        let (mut got, mut after, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let page = page(&format!("?limit={limit}&after={after}"));
+            got.extend(names(&page).iter().map(|name| (*name).to_owned()));
+            pages += 1;
+            match page["next"].as_str() {
+                Some(next) => after = next.to_owned(),
+                None => break,
+            }
+        }
+        assert_eq!((got.as_slice(), pages), (all.map(str::to_owned).as_slice(), all.len().div_ceil(limit)));
+    }
+    for bad in
+        ["limit=0", "limit=1001", "limit=", "limit=1e3", "prefix=%20", "prefix=a/", "after=%ff", "after=a%00"]
+    {
+        let answer = client.ask(get(&format!("/v1/channels?{bad}")));
+        assert_eq!((answer.status, answer.code().as_str()), (400, "bad_query"), "{bad}");
+    }
+    let mut raw = |query: &str| client.ask(get(&format!("/v1/channels?{query}"))).status;
+    assert_eq!(raw(&format!("prefix={}", "a".repeat(256))), 400);
+    assert_eq!(raw(&format!("prefix={}", "a".repeat(7_000))), 400);
+    assert_eq!(raw("unknown=%ff&&=&prefix=a"), 200, "what is not known is somebody else's");
+}
+
+#[test]
+fn a_channel_is_listed_while_it_has_members_or_messages() {
+    let server = Server::start(&["--history-messages-max=2"]);
+    let mut client = Client::new(server.connect());
+    let mut member = server.join("/ws/a");
+    let channel = |client: &mut Client| client.ask(get("/v1/channels/a")).json();
+    let fresh = channel(&mut client);
+    assert_eq!((&fresh["members"], &fresh["head"], &fresh["messages"]), (&json!(1), &Value::Null, &json!(0)));
+    let ids: Vec<String> = (0..3).map(|_| client.ask(publish("a", "x")).id()).collect();
+    let busy = channel(&mut client);
+    assert_eq!(
+        (&busy["head"], &busy["floor"], &busy["messages"]),
+        (&json!(ids[2]), &json!(ids[0]), &json!(2))
+    );
+    member.send(&frames::close(1000, ""));
+    (0..3).for_each(|_| assert_eq!(member.text(), "x"));
+    member.closed_with();
+    assert_eq!(channel(&mut client)["members"], 0);
+    assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["a"]);
+    assert_eq!(client.ask(get("/v1/channels/..%2fa")).status, 400);
+    // Without a history a channel is its members.
+    let server = Server::start(&["--history-messages-max=0"]);
+    let mut client = Client::new(server.connect());
+    client.ask(publish("a", "x"));
+    let _member = server.join("/ws/b");
+    assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["b"]);
+    assert_eq!(client.ask(get("/v1/channels/a/history")).json()["messages"], json!([]));
+}
+
+fn texts(page: &Value) -> Vec<&str> {
+    page["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn pages_of_a_history() {
+    let server = Server::start(&["--history-messages-max=5"]);
+    let mut client = Client::new(server.connect());
+    // Other channels' messages are numbers in the same log.
+    let ids: Vec<String> = (0..8)
+        .map(|number| {
+            client.ask(publish("other", "x"));
+            client.ask(publish("a", &number.to_string())).id()
+        })
+        .collect();
+    let head = ids[7].clone();
+    let (epoch, _) = head.split_once('-').unwrap();
+    let mut page = |query: &str| client.ask(get(&format!("/v1/channels/a/history{query}"))).json();
+    let all = page("");
+    assert_eq!((texts(&all), &all["gap"]), (vec!["3", "4", "5", "6", "7"], &Value::Null));
+    assert_eq!((&all["head"], &all["floor"]), (&json!(head), &json!(ids[2])));
+    assert_eq!(page("?since=earliest"), all);
+    assert_eq!(texts(&page("?since=latest")), ["7"]);
+    assert_eq!(texts(&page("?limit=2")), ["3", "4"]);
+    assert_eq!(texts(&page(&format!("?since={}&limit=2", ids[4]))), ["5", "6"]);
+    assert_eq!(
+        texts(&page(&format!("?since={}", ids[2]))),
+        ["3", "4", "5", "6", "7"],
+        "from the floor it is whole"
+    );
+    assert_eq!(texts(&page(&format!("?since={head}"))), [""; 0]);
+    let gap = |page: &Value| (page["gap"]["why"].clone(), page["gap"]["missed"].clone(), texts(page).len());
+    assert_eq!(gap(&page(&format!("?since={}", ids[0]))), (json!("evicted"), Value::Null, 5));
+    assert_eq!(gap(&page("?since=1-1")), (json!("epoch"), Value::Null, 5));
+    assert_eq!(gap(&page(&format!("?since={epoch}-99"))).0, json!("future"));
+    for bad in
+        ["since=", "since=x", "since=1", "since=1-", "since=-1", "since=1-1-1", "since=+1-1", "since=now"]
+    {
+        let answer = client.ask(get(&format!("/v1/channels/a/history?{bad}")));
+        assert_eq!((answer.status, answer.code().as_str()), (400, "bad_cursor"), "{bad}");
+    }
+    let none = client.ask(get("/v1/channels/none/history")).json();
+    assert_eq!((texts(&none).len(), &none["gap"]), (0, &Value::Null));
+}
+
+/// The value of a sample, by its name with its labels.
+fn sample(text: &str, name: &str) -> f64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = values.next().unwrap_or_else(|| panic!("{name} in {text}"));
+    assert_eq!(values.next(), None, "{name} once");
+    value.parse().unwrap()
+}
+
+fn metrics(client: &mut Client) -> Answer {
+    let answer = client.ask(get("/metrics"));
+    assert_eq!(answer.status, 200);
+    assert!(
+        answer.field("Content-Type").unwrap().starts_with("text/plain; version=0.0.4"),
+        "{}",
+        answer.head
+    );
+    answer
+}
+
+#[test]
+fn metrics_count_what_happened() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    let (mut one, mut two) = (server.join("/ws/a"), server.join("/ws/a?echo=0"));
+    for _ in 0..3 {
+        two.send_text("12345");
+        assert_eq!(one.text(), "12345");
+    }
+    client.ask(publish("a", "x"));
+    client.ask(get("/nothing"));
+    assert!(server.ask("GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    let mut late = server.join("/ws?since=1-1");
+    assert_eq!(late.frame().close_code(), (4010, "gap why=epoch".into()));
+    late.send(&frames::close(4010, ""));
+    assert_eq!(late.frame_or_end(), None);
+    drop(late);
+    let mut text = metrics(&mut client).body;
+    while sample(&text, "oyez_connections") != 3.0 {
+        text = metrics(&mut client).body;
+    }
+    for (name, value) in [
+        ("oyez_connections_accepted_total", 5.0),
+        ("oyez_connections_closed_total{reason=\"refused\"}", 1.0),
+        ("oyez_connections_closed_total{reason=\"slow\"}", 0.0),
+        ("oyez_handshakes_rejected_total{reason=\"not_found\"}", 1.0),
+        ("oyez_handshakes_rejected_total{reason=\"bad_request\"}", 1.0),
+        ("oyez_channels", 1.0),
+        ("oyez_subscriptions", 2.0),
+        ("oyez_messages_published_total{source=\"websocket\"}", 3.0),
+        ("oyez_messages_published_total{source=\"http\"}", 1.0),
+        ("oyez_messages_delivered_total", 5.0),
+        ("oyez_messages_skipped_total", 0.0),
+        ("oyez_resumes_total{result=\"gap\"}", 1.0),
+        ("oyez_pending_bytes", 0.0),
+        ("oyez_slow_connections", 0.0),
+        ("oyez_history_messages", 4.0),
+        ("oyez_turn_seconds_bucket{le=\"+Inf\"}", sample(&text, "oyez_turn_seconds_count")),
+        ("oyez_turn_events_bucket{le=\"+Inf\"}", sample(&text, "oyez_turn_events_count")),
+    ] {
+        assert_eq!(sample(&text, name), value, "{name}");
+    }
+    assert!(
+        sample(&text, "oyez_received_bytes_total") > 15.0 && sample(&text, "oyez_sent_bytes_total") > 30.0
+    );
+    assert!(sample(&text, "process_resident_memory_bytes") > 1e6 && sample(&text, "process_open_fds") > 5.0);
+}
+
+#[test]
+fn no_client_can_add_a_sample() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    let samples = |text: &str| -> BTreeSet<String> {
+        text.lines().filter_map(|line| line.rsplit_once(' ')).map(|(name, _)| name.to_owned()).collect()
+    };
+    client.ask(get("/nothing"));
+    let before = samples(&metrics(&mut client).body);
+    for number in 0..50 {
+        client.ask(publish(&format!("canary{number}"), "canary"));
+        client.ask(get(&format!("/canary{number}")));
+        server.ask(format!("CANARY{number} /canary HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    }
+    let text = metrics(&mut client).body;
+    assert_eq!(samples(&text), before);
+    assert!(!text.to_lowercase().contains("canary"));
+}

@@ -1,0 +1,281 @@
+//! HTTP and time: connections that wait, clients that do not take their answers, and the drain.
+
+use std::time::{Duration, Instant};
+
+use oyez::close::Reason;
+use oyez::config::Limits;
+
+use crate::support::client::Client;
+use crate::support::http::{Answer, get, publish, request};
+use crate::support::process::{Server, counter};
+use crate::support::rig::{Mood, Rig};
+
+#[test]
+fn a_connection_without_a_request_is_kept_for_its_time() {
+    let mut rig =
+        Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
+    let id = rig.connect(Mood::Kind);
+    for _ in 0..3 {
+        for asks in [get("/healthz"), publish("a", "x"), get("/nothing")] {
+            rig.send(id, asks.as_bytes());
+            rig.settle();
+            assert_eq!(rig.answers(id).len(), 1);
+            rig.pass(19_900);
+            assert!(rig.is_alive(id), "it may wait longer than a new connection");
+        }
+    }
+    rig.pass(500);
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.answers(id), [], "nobody asked, so nobody is answered");
+    assert_eq!(rig.engine.metrics.closed(Reason::Idle), 1);
+}
+
+#[test]
+fn a_head_that_has_begun_has_the_time_of_a_head() {
+    let mut rig =
+        Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, (get("/healthz") + "GET ").as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(id).len(), 1);
+    rig.pass(1_500);
+    rig.send(id, b"/healthz ");
+    rig.pass(400);
+    assert_eq!(rig.answers(id), []);
+    rig.pass(500);
+    let answers = rig.answers(id);
+    assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "handshake_timeout"));
+    assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
+    // Nothing at all on a new connection is no request.
+    let silent = rig.connect(Mood::Kind);
+    rig.pass(2_500);
+    assert!(!rig.is_alive(silent) && rig.answers(silent).is_empty());
+}
+
+/// An answer that is larger than what a kernel takes.
+fn rig_with_history() -> Rig {
+    let mut rig = Rig::new(Limits { slow_timeout_ms: 3_000, keep_alive_ms: 10_000, ..Limits::default() });
+    let id = rig.connect(Mood::Kind);
+    for _ in 0..10 {
+        rig.send(id, publish("big", &"x".repeat(90_000)).as_bytes());
+        rig.settle();
+    }
+    rig
+}
+
+#[test]
+fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
+    let mut rig = rig_with_history();
+    let id = rig.connect(Mood::Stuck);
+    rig.send(id, (get("/v1/channels/big/history") + &publish("a", "x")).repeat(100).as_bytes());
+    rig.settle();
+    let waits = rig.engine.slots.get(id).unwrap().outbox.bytes();
+    assert!((900_000..1_000_000).contains(&waits), "one answer, and not a hundred: {waits}");
+    assert_eq!(rig.engine.metrics.published_by_http, 10);
+    rig.pass(2_900);
+    assert!(rig.is_alive(id));
+    rig.pass(500);
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+}
+
+#[test]
+fn who_takes_an_answer_slowly_gets_it_and_the_next() {
+    let mut rig = rig_with_history();
+    let id = rig.connect(Mood::Sips(10_000));
+    let next = publish("a", "x");
+    rig.send(id, (get("/v1/channels/big/history") + &next + &next[..20]).as_bytes());
+    // In sips that take longer than a head may.
+    rig.pass(4_000);
+    rig.unstick(id, Mood::Stuck);
+    rig.pass(2_500);
+    rig.unstick(id, Mood::Kind);
+    rig.pass(1_000);
+    rig.send(id, &next.as_bytes()[20..]);
+    rig.settle();
+    let answers = rig.answers(id);
+    assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
+    assert_eq!(answers[0].json()["messages"].as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn a_client_has_the_whole_time_after_it_has_taken_its_answer() {
+    let mut rig = rig_with_history();
+    let id = rig.connect(Mood::Stuck);
+    rig.send(id, get("/v1/channels/big/history").as_bytes());
+    for _ in 0..8 {
+        rig.pass(2_000);
+        rig.unstick(id, Mood::Sips(40_000));
+        rig.turn();
+        rig.turn();
+        rig.unstick(id, Mood::Stuck);
+    }
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.answers(id).len(), 1, "16 s later");
+    rig.pass(9_000);
+    rig.send(id, get("/healthz").as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(id).len(), 1, "the connection was kept");
+}
+
+/// How long 300 messages take to a member and back.
+fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
+    let start = Instant::now();
+    for round in 0..300 {
+        one.send_text(&round.to_string());
+        assert_eq!(two.text(), round.to_string());
+    }
+    start.elapsed()
+}
+
+#[test]
+fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
+    let (server, quiet) = (Server::start(&["--slow-timeout-ms=60000"]), Server::start(&[]));
+    let mut client = Client::new(server.connect());
+    for _ in 0..10 {
+        client.ask(publish("big", &"x".repeat(90_000)));
+    }
+    let before = server.rss_kib();
+    let slow: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = Client::new(server.connect());
+            client.send(get("/v1/channels/big/history").repeat(200).as_bytes());
+            client
+        })
+        .collect();
+    let pair = |server: &Server| (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut beside, mut alone) = (pair(&server), pair(&quiet));
+    // Side by side, since others use this machine too: whoever is delayed is so in every round.
+    let ratios = (0..10).map(|_| {
+        let beside = round_trips(&mut beside.0, &mut beside.1);
+        beside.as_secs_f64() / round_trips(&mut alone.0, &mut alone.1).as_secs_f64()
+    });
+    let ratio = ratios.fold(f64::INFINITY, f64::min);
+    let grown = server.rss_kib().saturating_sub(before);
+    // 20 answers of 900 KB, of 4,000 that were asked for.
+    assert!(grown < 30 << 10, "{grown} KiB");
+    assert!(ratio < 3.0, "messages take {ratio} times as long beside slow readers");
+    drop(slow);
+}
+
+#[test]
+fn on_a_real_socket_a_slow_reader_is_let_go_and_the_others_are_answered() {
+    let server = Server::start(&["--slow-timeout-ms=500"]);
+    let mut client = Client::new(server.connect());
+    for _ in 0..10 {
+        client.ask(publish("big", &"x".repeat(90_000)));
+    }
+    let mut slow = Client::new(server.connect());
+    slow.send(get("/v1/channels/big/history").repeat(100).as_bytes());
+    let start = Instant::now();
+    while !client.ask(get("/metrics")).body.contains("oyez_connections_closed_total{reason=\"slow\"} 1\n") {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop((slow, client));
+    server.stop();
+}
+
+fn retry_after(answer: &Answer) -> u32 {
+    answer.field("Retry-After").unwrap_or_else(|| panic!("{answer:?}")).parse().unwrap()
+}
+
+#[test]
+fn while_draining_kept_connections_hear_of_it() {
+    let server = Server::start(&["--drain-seconds=20", "--close-timeout-ms=10000"]);
+    let mut kept = Client::new(server.connect());
+    let mut idle = Client::new(server.connect());
+    for client in [&mut kept, &mut idle] {
+        assert_eq!(client.ask(get("/readyz")).body, "ready\n");
+    }
+    // It does not answer the close, and the server waits for that.
+    let mut member = server.join("/ws/a");
+    server.signal("TERM");
+    assert_eq!(member.frame().close_code().0, 4200);
+    for asks in [
+        get("/readyz"),
+        publish("a", "x"),
+        get("/v1/channels"),
+        get("/v1/channels/a"),
+        get("/v1/channels/a/history"),
+        publish("a", "x"),
+    ] {
+        let answer = kept.ask(&asks);
+        assert_eq!((answer.status, answer.code().as_str()), (503, "drain"), "{asks}");
+        assert!((1..=20).contains(&retry_after(&answer)));
+    }
+    assert_eq!(kept.ask(get("/healthz")).body, "ok\n");
+    assert!(kept.ask(get("/metrics")).body.contains("oyez_messages_published_total{source=\"http\"} 0\n"));
+    // New streams are told when to come back.
+    let mut events = idle;
+    events.send(get("/sse/a").as_bytes());
+    assert!(events.head().starts_with("HTTP/1.1 200 "));
+    let retry = events.event();
+    assert!(retry.starts_with("retry: "), "{retry}");
+    assert_eq!(events.event_or_end(), None);
+    drop(events);
+    // Connections that only wait hold nobody up.
+    let start = Instant::now();
+    drop(member);
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(kept.answer_or_end(false), None);
+}
+
+#[test]
+fn a_drain_answers_what_has_been_begun() {
+    let mut rig = Rig::new(Limits::default());
+    let whole = publish("a", "four");
+    let (head, body, silent) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    rig.send(head, &whole.as_bytes()[..10]);
+    rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
+    rig.settle();
+    let now = rig.now;
+    rig.engine.drain(now);
+    rig.settle();
+    for id in [head, body, silent] {
+        let answers = rig.answers(id);
+        assert_eq!((answers[0].status, answers[0].is_last()), (503, true));
+        assert!(retry_after(&answers[0]) <= 30);
+    }
+    assert!(!rig.engine.is_drained(), "their end of file has yet to come");
+    rig.finish(head);
+    rig.finish(body);
+    rig.finish(silent);
+    rig.settle();
+    assert!(rig.engine.is_drained());
+}
+
+#[test]
+fn a_drain_waits_for_answers_that_are_being_taken() {
+    let mut rig = rig_with_history();
+    let id = rig.connect(Mood::Stuck);
+    rig.send(id, get("/v1/channels/big/history").as_bytes());
+    rig.settle();
+    let now = rig.now;
+    rig.engine.drain(now);
+    rig.settle();
+    assert!(!rig.engine.is_drained(), "an answer is on its way");
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 200);
+    assert!(rig.engine.is_drained());
+}
+
+#[test]
+fn a_kept_connection_takes_a_place_until_it_ends() {
+    let server = Server::start(&["--connections-max=1", "--keep-alive-ms=1000"]);
+    let mut kept = Client::new(server.connect());
+    assert_eq!(kept.ask(get("/healthz")).status, 200);
+    let refused = Answer::take_all(&mut server.ask(get("/healthz")).into_bytes());
+    assert_eq!((refused[0].status, refused[0].code().as_str()), (503, "over_capacity"));
+    assert_eq!((retry_after(&refused[0]), refused[0].is_last()), (1, true));
+    let start = Instant::now();
+    assert_eq!(kept.answer_or_end(false), None);
+    assert!(start.elapsed() > Duration::from_millis(500));
+    let answer = Client::new(server.connect()).ask(request("GET", "/healthz", "Connection: close\r\n"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(counter(&server.stop(), "closed_idle"), 1);
+}

@@ -1,0 +1,90 @@
+//! HTTP by hand: requests as text, and answers taken apart as a client has to.
+
+use serde_json::Value;
+
+/// A request without a body.
+pub fn get(path: &str) -> String {
+    request("GET", path, "")
+}
+
+/// A request without a body, with further header lines, each with its CR LF.
+pub fn request(method: &str, path: &str, lines: &str) -> String {
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n")
+}
+
+/// A request with a body, and further header lines.
+pub fn post(path: &str, lines: &str, body: &str) -> String {
+    format!("{}{body}", request("POST", path, &format!("{lines}Content-Length: {}\r\n", body.len())))
+}
+
+/// A text for a channel.
+pub fn publish(channel: &str, text: &str) -> String {
+    post(&format!("/v1/publish/{channel}"), "", text)
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// Status line and fields, without the empty line.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    /// Takes the first whole answer off `bytes`. To HEAD there is none but a head.
+    pub fn take(bytes: &mut Vec<u8>, head_only: bool) -> Option<Answer> {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+        let head = String::from_utf8(bytes[..end - 4].to_vec()).unwrap();
+        let status: u16 = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
+        let mut answer = Answer { status, head, body: String::new() };
+        let length = match answer.field("Content-Length") {
+            Some(length) => length.parse().unwrap(),
+            None => {
+                assert!(status == 204 || status < 200, "where does this body end? {}", answer.head);
+                0
+            }
+        };
+        let length = if head_only { 0 } else { length };
+        let body = bytes.get(end..end + length)?.to_vec();
+        answer.body = String::from_utf8(body).unwrap();
+        bytes.drain(..end + length);
+        Some(answer)
+    }
+
+    /// All answers in `bytes`, which must hold nothing else.
+    pub fn take_all(bytes: &mut Vec<u8>) -> Vec<Answer> {
+        let answers = std::iter::from_fn(|| Answer::take(bytes, false)).collect();
+        assert!(bytes.is_empty(), "half an answer: {}", String::from_utf8_lossy(bytes));
+        answers
+    }
+
+    /// The field's value, if it is there.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let fields = self.head.split("\r\n").skip(1).filter_map(|line| line.split_once(": "));
+        let mut values = fields.filter(|(one, _)| one.eq_ignore_ascii_case(name)).map(|(_, value)| value);
+        let first = values.next();
+        assert_eq!(values.next(), None, "{name} twice: {}", self.head);
+        first
+    }
+
+    /// Does the server say that the connection ends?
+    pub fn is_last(&self) -> bool {
+        self.field("Connection") == Some("close")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The word for programs in an error.
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
+    }
+
+    /// The id of the message that was published.
+    pub fn id(&self) -> String {
+        assert_eq!(self.status, 200, "{self:?}");
+        self.json()["id"].as_str().unwrap().to_owned()
+    }
+}
