@@ -15,7 +15,7 @@ use oyez::hub::{Hub, Wish};
 use oyez::ids::{ChannelName, Peer, Since, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
-use oyez::server::transport::Transport;
+use oyez::server::transport::{ReadOutcome, Transport};
 use oyez::session::http::{self, FieldRoom};
 use oyez::session::upgrade;
 use oyez::session::walker::Walker;
@@ -191,12 +191,6 @@ fn wake(bench: &mut Criterion) {
 /// A connection on which nothing happens.
 struct Silent;
 
-impl io::Read for Silent {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-}
-
 impl Write for Silent {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())
@@ -208,6 +202,10 @@ impl Write for Silent {
 }
 
 impl Transport for Silent {
+    fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
+        ReadOutcome::Blocked
+    }
+
     fn shut_down_write(&mut self) -> io::Result<()> {
         Ok(())
     }

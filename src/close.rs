@@ -64,11 +64,49 @@ pub enum Reason {
         /// Why it is not kept.
         why: GapWhy,
     },
+    /// What came was no good TLS; the peer got an alert.
+    TlsFailed {
+        /// What was wrong.
+        fault: TlsFault,
+    },
+}
+
+/// What was wrong with the peer's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFault {
+    /// It was a request in plain HTTP, and was answered with 400.
+    PlainHttp,
+    /// It was no TLS.
+    NotTls,
+    /// No version, cipher suite or protocol in common.
+    NothingInCommon,
+    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
+    Alert(u8),
+    /// It broke the protocol.
+    Protocol,
+    /// A record could not be decrypted.
+    BadRecord,
+    /// Something that should not happen.
+    Internal,
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsFault::PlainHttp => f.write_str("plain_http"),
+            TlsFault::NotTls => f.write_str("not_tls"),
+            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
+            TlsFault::Alert(code) => write!(f, "alert_{code}"),
+            TlsFault::Protocol => f.write_str("protocol"),
+            TlsFault::BadRecord => f.write_str("bad_record"),
+            TlsFault::Internal => f.write_str("internal"),
+        }
+    }
 }
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 21;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -93,6 +131,7 @@ impl Reason {
             Reason::BodyTimeout => 17,
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
+            Reason::TlsFailed { .. } => 20,
         }
     }
 
@@ -118,6 +157,7 @@ impl Reason {
         "body_timeout",
         "unsupported",
         "gap",
+        "tls_failed",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -132,6 +172,8 @@ impl Reason {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
+            // Nothing that we send would be understood.
+            Reason::TlsFailed { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
             Reason::NotUtf8 => Some(1007),
@@ -171,6 +213,7 @@ impl fmt::Display for Reason {
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
             Reason::Gap { why } => write!(f, " why={}", why.word()),
+            Reason::TlsFailed { fault } => write!(f, " why={fault}"),
             _ => Ok(()),
         }
     }
@@ -207,6 +250,7 @@ mod tests {
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::TlsFailed { fault: TlsFault::Alert(48) }, None, "tls_failed why=alert_48"),
         ]
     }
 
