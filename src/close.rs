@@ -64,11 +64,45 @@ pub enum Reason {
         /// Why it is not kept.
         why: GapWhy,
     },
+    /// The peer came or published faster than it may.
+    RateLimited {
+        /// When to come back, in milliseconds.
+        retry_ms: u32,
+    },
+    /// The peer's address has as many connections as it may; answered with 429.
+    TooManyConnections,
+    /// A trusted proxy did not say for whom it speaks.
+    ProxyHeader {
+        /// What came in place of a header of the PROXY protocol.
+        fault: ProxyFault,
+    },
+}
+
+/// What is wrong with the beginning of a proxy's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyFault {
+    /// It is no header of the PROXY protocol, version 2.
+    Missing,
+    /// It begins as one and is none.
+    Bad,
+    /// It ended before it was whole.
+    Incomplete,
+}
+
+impl ProxyFault {
+    /// One word for the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            ProxyFault::Missing => "missing",
+            ProxyFault::Bad => "bad",
+            ProxyFault::Incomplete => "incomplete",
+        }
+    }
 }
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 23;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -93,6 +127,9 @@ impl Reason {
             Reason::BodyTimeout => 17,
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
+            Reason::RateLimited { .. } => 20,
+            Reason::TooManyConnections => 21,
+            Reason::ProxyHeader { .. } => 22,
         }
     }
 
@@ -118,6 +155,9 @@ impl Reason {
         "body_timeout",
         "unsupported",
         "gap",
+        "rate_limited",
+        "too_many_connections",
+        "proxy_header",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -132,6 +172,7 @@ impl Reason {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
+            Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
             Reason::NotUtf8 => Some(1007),
@@ -139,6 +180,7 @@ impl Reason {
             Reason::Internal => Some(1011),
             Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
+            Reason::RateLimited { .. } => Some(4101),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Drain { .. } => Some(4200),
@@ -154,6 +196,7 @@ impl Reason {
             Reason::Unsupported
                 | Reason::Gap { .. }
                 | Reason::OverCapacity
+                | Reason::RateLimited { .. }
                 | Reason::Slow
                 | Reason::NoPong
                 | Reason::Drain { .. }
@@ -169,8 +212,11 @@ impl fmt::Display for Reason {
         match self {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
-            Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
+            Reason::Drain { retry_ms } | Reason::RateLimited { retry_ms } => {
+                write!(f, " retry_ms={retry_ms}")
+            }
             Reason::Gap { why } => write!(f, " why={}", why.word()),
+            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
             _ => Ok(()),
         }
     }
@@ -207,6 +253,9 @@ mod tests {
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
+            (Reason::TooManyConnections, None, "too_many_connections"),
+            (Reason::ProxyHeader { fault: ProxyFault::Missing }, None, "proxy_header why=missing"),
         ]
     }
 

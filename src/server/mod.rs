@@ -31,7 +31,9 @@ use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
+use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::Metrics;
@@ -126,6 +128,11 @@ impl Server {
             clock: Clock { birth: now, woke: now },
             stage: Stage::Serving,
         })
+    }
+
+    /// Believes these proxies from now on.
+    pub fn trust(&mut self, proxies: Proxies) {
+        self.engine.door.trust(proxies);
     }
 
     /// The address that it really listens on; `None` once it is draining.
@@ -259,7 +266,7 @@ impl Server {
                 debug!("accept peer={peer}");
                 engine.admit(stream, peer, now);
             } else {
-                engine.turn_away(stream, peer, now);
+                engine.turn_away(stream, peer, Reason::NoRoom, now);
             }
         }
     }

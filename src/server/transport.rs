@@ -13,11 +13,36 @@ pub trait Transport: Read + Write {
     /// # Errors
     /// The connection is gone already.
     fn shut_down_write(&mut self) -> io::Result<()>;
+
+    /// Looks at what has come on the socket itself, from its first byte that was not read, and takes
+    /// nothing. It is asked before anything is read.
+    ///
+    /// # Errors
+    /// As of a read. A transport that cannot look says so.
+    fn peek(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes so many bytes off the socket, which have been looked at.
+    ///
+    /// # Errors
+    /// As of a read.
+    fn skip(&mut self, _count: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Transport for mio::net::TcpStream {
     fn shut_down_write(&mut self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
+    }
+
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        mio::net::TcpStream::peek(self, buffer)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        io::copy(&mut Read::by_ref(self).take(count as u64), &mut io::sink()).map(|_| ())
     }
 }
 
