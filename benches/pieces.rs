@@ -51,10 +51,13 @@ fn frame(bench: &mut Criterion) {
 fn hub(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("hub_publish_and_queue");
     let now = Moment::from_millis(0);
-    for (keeps, messages_max) in [("history", 100), ("no_history", 0)] {
+    for (keeps, messages_max) in [("history", 100), ("journal", 100), ("no_history", 0)] {
         for members in [1u32, 1_000, 100_000] {
             let history = HistoryLimits { messages_max, ..HistoryLimits::default() };
             let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
+            if keeps == "journal" {
+                hub.begin_journal();
+            }
             let name = ChannelName::main();
             let wish = Wish { form: Form::Raw, since: Since::Now, echo: true };
             for key in 0..members {

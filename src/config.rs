@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 /// What `oyez serve` runs with.
 #[derive(Clone, Debug)]
@@ -17,8 +18,20 @@ pub struct Config {
     pub limits: Limits,
     /// Options of the listening socket, which every accepted socket inherits.
     pub tcp: Tcp,
+    /// Where histories outlive the process, if they do.
+    pub history_file: Option<HistoryFile>,
     /// Files that are served as they are.
     pub assets: Vec<&'static Asset>,
+}
+
+/// The file that histories are written to, and read from at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What is older than that survives a kill. A second is what people lose without a word, and two writes
+    /// a second wear no disk out.
+    pub sync_ms: u32,
 }
 
 /// A file in the program, served at its path.
@@ -158,6 +171,7 @@ impl Default for Config {
             connections_max: None,
             limits: Limits::default(),
             tcp: Tcp::default(),
+            history_file: None,
             assets: Vec::new(),
         }
     }

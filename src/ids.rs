@@ -181,16 +181,28 @@ pub struct Gap {
 
 /// A client, as others see it: the sender of messages on one connection.
 ///
-/// It is the slot's generation stirred, so that nobody takes it for a count of connections.
+/// It is the slot's generation stirred with a salt of the process, so that nobody takes it for a count of
+/// connections, and nobody for somebody else who came before the server was started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientId(u32);
 
 impl ClientId {
     /// The client behind a slot.
-    pub fn of(slot: SlotId) -> ClientId {
-        // Multiplying by an odd number and xoring a right shift can both be undone: no two are the same.
-        let stirred = (slot.generation ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b1);
+    pub fn of(slot: SlotId, salt: u32) -> ClientId {
+        // Adding, multiplying by an odd number and xoring a right shift can all be undone: no two of a process
+        // are the same.
+        let stirred = slot.generation.wrapping_add(salt).wrapping_mul(0x9e37_79b1);
         ClientId((stirred ^ stirred >> 15).wrapping_mul(0x85eb_ca6b))
+    }
+
+    /// The client as a number, to be written down.
+    pub(crate) fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    /// The client that was written down as a number.
+    pub(crate) fn from_bits(bits: u32) -> ClientId {
+        ClientId(bits)
     }
 }
 
@@ -287,7 +299,7 @@ mod tests {
 
     #[test]
     fn clients_differ() {
-        let client = |generation| ClientId::of(SlotId { key: 0, generation }).to_string();
+        let client = |generation| ClientId::of(SlotId { key: 0, generation }, 7).to_string();
         let mut ids: Vec<String> = (0..10_000).map(client).collect();
         ids.sort_unstable();
         ids.dedup();

@@ -32,6 +32,12 @@ impl Moment {
         Moment(self.millis().wrapping_add(millis).to_ne_bytes())
     }
 
+    /// The moment `millis` earlier.
+    #[must_use]
+    pub fn before(self, millis: u32) -> Moment {
+        self.after(millis.wrapping_neg())
+    }
+
     /// Has this moment come at `now`?
     pub fn has_come(self, now: Moment) -> bool {
         now.millis().wrapping_sub(self.millis()) < 1 << 31
@@ -70,5 +76,6 @@ mod tests {
         assert_eq!(now.millis_since(deadline), 0);
         assert_eq!(deadline.or_earlier(now), now);
         assert_eq!(now.or_earlier(deadline), now);
+        assert_eq!(deadline.before(5_000), now);
     }
 }

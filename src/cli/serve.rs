@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use log::{info, warn};
@@ -10,9 +11,9 @@ use super::Failure;
 use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
-use crate::config::{Asset, Config, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::config::{Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
 use crate::console;
-use crate::server::{DESCRIPTORS_RESERVED, End, Server};
+use crate::server::{DESCRIPTORS_RESERVED, End, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
 #[derive(Debug, Args)]
@@ -57,6 +58,14 @@ pub(super) struct Serve {
     /// Longest time for which such a key is known, in seconds.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     idempotency_age_seconds: u32,
+
+    /// File in which histories and ids outlive the process; made if it is not there [default: none].
+    #[arg(long, env = "OYEZ_HISTORY_FILE", value_name = "PATH")]
+    history_file: Option<PathBuf>,
+
+    /// What is older than that, in milliseconds, is in the history file when the process is killed.
+    #[arg(long, env = "OYEZ_HISTORY_SYNC_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
+    history_sync_ms: u32,
 
     /// Longest request head, in bytes; over it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
@@ -208,9 +217,13 @@ impl Serve {
                 "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
             );
         }
-        let mut server = Server::bind(config, self.origins.clone(), connections_max).map_err(|error| {
-            Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
-        })?;
+        let mut server =
+            Server::bind(config, self.origins.clone(), connections_max).map_err(|error| match error {
+                StartError::Listen(error) => {
+                    Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+                }
+                StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
+            })?;
         server.trust(proxies);
         if let Some(address) = server.address() {
             // If nobody reads it, the server serves all the same.
@@ -218,6 +231,7 @@ impl Serve {
         }
         match server.run() {
             Ok(End::Drained) => Ok(()),
+            Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
             Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
             Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
         }
@@ -271,6 +285,10 @@ impl Serve {
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
             },
+            history_file: self
+                .history_file
+                .clone()
+                .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
             assets: served(self.no_console),
         }
     }

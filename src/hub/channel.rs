@@ -29,6 +29,8 @@ pub struct Channel {
     last: u64,
     /// Where it stands among all channels by size.
     pub(super) rank: super::largest::Rank,
+    /// Where it stands in what is written down.
+    pub(super) mark: super::journal::Mark,
 }
 
 /// What was published since the last seal, framed, end to end.
@@ -116,7 +118,17 @@ impl Channel {
             messages: 0,
             last: floor,
             rank: super::largest::Rank::default(),
+            mark: super::journal::Mark::default(),
         }
+    }
+
+    /// One that was written down, without its history, which begins at `floor`.
+    pub(super) fn restored(name: Rc<str>, messages: u64, last: u64, floor: u64) -> Channel {
+        Channel { messages, last, ..Channel::new(name, floor) }
+    }
+
+    pub(super) fn shared_name(&self) -> Rc<str> {
+        self.name.clone()
     }
 
     /// Its name.

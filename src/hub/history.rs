@@ -57,7 +57,7 @@ pub(super) struct Kept {
     start: u32,
     end: u32,
     pub(super) seq: u64,
-    at: Moment,
+    pub(super) at: Moment,
     pub(super) kind: Kind,
     pub(super) from: Option<ClientId>,
 }

@@ -15,10 +15,14 @@
 
 pub mod channel;
 pub mod history;
+pub mod journal;
 mod largest;
 pub mod outbox;
+pub mod past;
+pub mod record;
 mod repeats;
 pub mod seats;
+pub mod sieve;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -32,6 +36,7 @@ use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapWhy, MessageId, Since
 use crate::moment::Moment;
 use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
+use journal::Journal;
 use largest::{Classes, Shifted};
 use outbox::Frames;
 use repeats::Repeats;
@@ -57,6 +62,8 @@ pub struct Hub {
     classes: Classes,
     kept: Kept,
     repeats: Repeats,
+    /// What has to be written down, if anything is.
+    journal: Option<Journal>,
     /// Members of all channels.
     seats: usize,
     last_replay: Option<CachedReplay>,
@@ -233,6 +240,7 @@ impl Hub {
             classes: Classes::new(),
             kept: Kept::default(),
             repeats: Repeats::new(limits.repeats),
+            journal: None,
             seats: 0,
             last_replay: None,
         }
@@ -376,6 +384,9 @@ impl Hub {
             let channel = self.channels.remove(id.0 as usize);
             self.names.remove(channel.name());
             self.forgotten = self.forgotten.max(channel.last());
+            if let Some(journal) = &mut self.journal {
+                journal.note_end(&channel);
+            }
         }
     }
 
@@ -441,15 +452,23 @@ impl Hub {
             self.in_order = None;
         }
         self.account(id, before);
+        if let Some(journal) = &mut self.journal {
+            journal.note(id, &mut self.channels[id.0 as usize].mark);
+        }
+        self.keep_to_total(Some(id));
+        Some((&self.channels[id.0 as usize], sealed))
+    }
+
+    /// Lets go of what is too much for all channels together; one of them stays, with or without history.
+    fn keep_to_total(&mut self, spared: Option<ChannelId>) {
         while self.kept.bytes > self.history.total_bytes_max
             && let Some(largest) = self.classes.largest()
         {
             self.change_history(largest, |channel| channel.history.evict_oldest());
-            if largest != id {
+            if Some(largest) != spared {
                 self.end_if_empty(largest);
             }
         }
-        Some((&self.channels[id.0 as usize], sealed))
     }
 
     /// Is there anything that will be too old at some time?
@@ -483,6 +502,11 @@ impl Hub {
         let channel = &mut self.channels[id.0 as usize];
         let before = Kept { messages: channel.history.len(), bytes: channel.history.bytes() };
         change(channel);
+        if let Some(journal) = &mut self.journal
+            && channel.history.len() != before.messages
+        {
+            journal.note(id, &mut channel.mark);
+        }
         self.account(id, before);
     }
 

@@ -122,6 +122,22 @@ impl Collector for Snapshot {
         )?;
         let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
         page.counters("oyez_resumes", "Cursors that clients came back with", "result", resumes.into_iter())?;
+        page.gauge("oyez_history_file_bytes", "Size of the history file", metrics.history_file_bytes)?;
+        page.counter(
+            "oyez_history_file_written_bytes",
+            "Bytes appended to the history file",
+            metrics.history_file_bytes_written,
+        )?;
+        page.counter(
+            "oyez_history_file_late",
+            "Times when the disk began to take longer than the sync interval",
+            metrics.history_file_late,
+        )?;
+        page.counter(
+            "oyez_history_file_errors",
+            "Errors of the history file; after one it is written no more",
+            metrics.history_file_errors,
+        )?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
         page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
         page.gauge(

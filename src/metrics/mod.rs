@@ -67,6 +67,14 @@ pub struct Metrics {
     pub resumes_whole: u64,
     /// Cursors behind which something was missing.
     pub resumes_gap: u64,
+    /// Bytes appended to the history file.
+    pub history_file_bytes_written: u64,
+    /// How large it is.
+    pub history_file_bytes: u64,
+    /// How often the disk has begun to take longer than it may.
+    pub history_file_late: u64,
+    /// 1 when it is written no more.
+    pub history_file_errors: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
     /// Bytes written to sockets.
@@ -96,6 +104,10 @@ impl Default for Metrics {
             messages_repeated: 0,
             resumes_whole: 0,
             resumes_gap: 0,
+            history_file_bytes_written: 0,
+            history_file_bytes: 0,
+            history_file_late: 0,
+            history_file_errors: 0,
             received_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,

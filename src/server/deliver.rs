@@ -98,7 +98,7 @@ impl<T: Transport> Engine<T> {
         };
         let hello = Notice::Hello {
             id: Id(cursor),
-            client: ClientId::of(id).to_string(),
+            client: ClientId::of(id, self.client_salt).to_string(),
             ping_ms: self.limits.ping_interval_ms,
             message_bytes_max: self.limits.message_bytes_max,
         };
@@ -285,7 +285,7 @@ impl<T: Transport> Engine<T> {
         let (from, count) = match receipt {
             Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
-                (Some(ClientId::of(id)), &mut self.metrics.published_by_websocket)
+                (Some(ClientId::of(id, self.client_salt)), &mut self.metrics.published_by_websocket)
             }
         };
         *count += 1;
@@ -479,13 +479,13 @@ impl<T: Transport> Engine<T> {
 
     /// The outbox of a member that is replaying is empty: the next portion, of one channel.
     pub(super) fn replay(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, hub, .. } = self;
+        let Engine { slots, hub, client_salt, .. } = self;
         let Some(slot) = slots.get(id) else { return };
         let Some(&seat) = slot.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying) else {
             return slots.mark_replaying(id, false);
         };
         let form = hub.form_of(seat);
-        let own = (!seat.echo).then(|| ClientId::of(id));
+        let own = (!seat.echo).then(|| ClientId::of(id, *client_salt));
         let step = hub.replay(seat, own);
         match step {
             Step::More { frames, messages } => {

@@ -48,6 +48,8 @@ pub struct Engine<T> {
     sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
+    /// Makes the names of clients differ from those of other processes.
+    pub client_salt: u32,
     /// The server is on its way out, and clients are to come back after so many milliseconds.
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
@@ -70,6 +72,7 @@ impl<T: Transport> Engine<T> {
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
+            client_salt: 0,
             draining: None,
             turned_away: 0,
             meters: Meters::new(),
@@ -112,6 +115,12 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);
         id
+    }
+
+    /// The salt under which the names of clients to come, beginning with the next, would be those of a process
+    /// from its first: they go on so in the next process that reads the same history.
+    pub fn next_client(&self) -> u32 {
+        self.client_salt.wrapping_add(self.slots.next_id().generation)
     }
 
     /// Connections that are served, or may be: all but those that are being turned away.

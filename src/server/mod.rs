@@ -18,9 +18,12 @@ pub mod engine;
 pub mod listener;
 mod process;
 pub mod slots;
+pub mod store;
 mod sweep;
 pub mod transport;
 
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -41,6 +44,7 @@ use crate::moment::Moment;
 use crate::session::Site;
 use engine::Engine;
 use listener::{Accept, Listener};
+use store::{OpenError, Opened, Stamp, Store, Times};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -63,6 +67,8 @@ pub struct Server {
     /// `None` while draining.
     listener: Option<Listener>,
     engine: Engine<TcpStream>,
+    /// `None` without a history file, and when it is complete.
+    store: Option<Store>,
     connections_max: usize,
     clock: Clock,
     stage: Stage,
@@ -87,6 +93,34 @@ pub enum End {
     Drained,
     /// At once, by a second signal.
     Cut,
+    /// The history file could not be completed.
+    Unsaved,
+}
+
+/// Why a server does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The address is in use, or the system gives no poll or signals.
+    Listen(io::Error),
+    /// The history file cannot be used.
+    HistoryFile(OpenError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen(error) => write!(f, "cannot listen: {error}"),
+            StartError::HistoryFile(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> StartError {
+        StartError::Listen(error)
+    }
 }
 
 /// The only place that asks the time: once before each wait and once after.
@@ -94,29 +128,67 @@ pub enum End {
 struct Clock {
     birth: Instant,
     woke: Instant,
+    /// Which start of the machine it is.
+    boot: u64,
 }
 
 impl Clock {
     fn now(&self) -> Moment {
-        Moment::from_millis(self.woke.duration_since(self.birth).as_millis() as u64)
+        Moment::from_millis(self.millis())
+    }
+
+    fn millis(&self) -> u64 {
+        self.woke.duration_since(self.birth).as_millis() as u64
+    }
+
+    fn times(&self) -> Times {
+        Times { now: self.now(), millis: self.millis() }
+    }
+
+    /// What other clocks say, for those who come after this process.
+    fn stamp(&self) -> Stamp {
+        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        // A clock that stands before 1970 gives a poor epoch, and no worse.
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        Stamp {
+            unix_ms,
+            boot_ms: boot.tv_sec as u64 * 1_000 + boot.tv_nsec as u64 / 1_000_000,
+            boot: self.boot,
+        }
     }
 }
 
 impl Server {
     /// Binds and sets up everything that can fail.
     ///
+    /// The history file is read last, since that marks it: clients that come meanwhile wait in the backlog.
+    ///
     /// # Errors
-    /// The address is in use, or the system gives no poll or signals.
-    pub fn bind(config: Config, origins: Vec<OriginPattern>, connections_max: usize) -> io::Result<Server> {
+    /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
+    pub fn bind(
+        config: Config,
+        origins: Vec<OriginPattern>,
+        connections_max: usize,
+    ) -> Result<Server, StartError> {
         let poll = Poll::new()?;
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         listener.register(poll.registry(), LISTENER)?;
         let mut signals = Signals::new([SIGTERM, SIGINT])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let now = Instant::now();
-        // A new log begins. A clock that stands before 1970 gives a poor epoch, and no worse.
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let mut engine = Engine::new(config.limits, epoch);
+        let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
+        let stamp = clock.stamp();
+        // A new log begins, unless there is one that goes on.
+        let mut engine = Engine::new(config.limits, stamp.unix_ms);
+        engine.client_salt = RandomState::new().hash_one(stamp.unix_ms) as u32;
+        let mut store = None;
+        if let Some(file) = &config.history_file {
+            let opened = store::open(file, &engine.limits, clock.times(), stamp);
+            let Opened { store: opened, hub, clients } = opened.map_err(StartError::HistoryFile)?;
+            engine.hub = hub;
+            engine.client_salt = clients.unwrap_or(engine.client_salt);
+            store = Some(opened);
+        }
         engine.site = Site { assets: config.assets, origins };
         Ok(Server {
             poll,
@@ -124,8 +196,9 @@ impl Server {
             signals,
             listener: Some(listener),
             engine,
+            store,
             connections_max,
-            clock: Clock { birth: now, woke: now },
+            clock,
             stage: Stage::Serving,
         })
     }
@@ -150,6 +223,8 @@ impl Server {
     /// # Errors
     /// The poll failed; nothing can be served without it.
     pub fn run(&mut self) -> io::Result<End> {
+        // What came before was no turn: a history may have been read.
+        self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
             self.note(now);
@@ -157,7 +232,7 @@ impl Server {
             self.engine.drive(now);
             self.engine.deliver(now);
             self.engine.flush(now);
-            self.engine.sweep(now);
+            self.sweep(now);
             self.reap(now);
             if let Some(end) = self.end() {
                 return Ok(end);
@@ -195,8 +270,11 @@ impl Server {
             Stage::Draining { until } => Some(until),
             _ => None,
         };
-        let next =
-            [pause, drain, self.engine.next_sweep(now)].into_iter().flatten().reduce(Moment::or_earlier)?;
+        let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
+        let next = [pause, drain, store, self.engine.next_sweep(now)]
+            .into_iter()
+            .flatten()
+            .reduce(Moment::or_earlier)?;
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
@@ -271,6 +349,23 @@ impl Server {
         }
     }
 
+    /// Looks for deadlines that have come, and hands to the disk what has changed.
+    fn sweep(&mut self, now: Moment) {
+        self.engine.sweep(now);
+        let clients = self.engine.next_client();
+        let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
+        if let Some(store) = store {
+            store.sweep(hub, metrics, clients, clock.times(), || clock.stamp());
+        }
+    }
+
+    /// Completes the history file, when nobody is left. False if it cannot be.
+    fn save(&mut self) -> bool {
+        let clients = self.engine.next_client();
+        let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
+        store.take().is_none_or(|store| store.finish(hub, metrics, clients, clock.times(), clock.stamp()))
+    }
+
     fn reap(&mut self, now: Moment) {
         if self.engine.reap(now) > 0
             && let Some(listener) = &mut self.listener
@@ -311,6 +406,7 @@ impl Server {
         };
         self.engine.cut();
         self.engine.reap(now);
+        let end = if self.save() { end } else { End::Unsaved };
         info!("ended {}", self.engine.metrics);
         Some(end)
     }

@@ -310,6 +310,8 @@ impl<T> Slots<T> {
         if let Some(slot) = self.get_mut(id) {
             slot.outbox = Outbox::Empty;
             slot.marks.set(Marks::WRITE_FAILED);
+            // There is no answer left to take.
+            slot.marks.clear(Marks::HELD);
             self.mark_ready(id);
         }
     }

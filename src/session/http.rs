@@ -29,10 +29,7 @@ pub enum HeadEnd {
 pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
     // RFC 9112 2.2: empty lines before the request line are to be ignored.
     let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
-    for at in seen..bytes.len() {
-        if bytes[at] != b'\n' {
-            continue;
-        }
+    for at in memchr::memchr_iter(b'\n', &bytes[seen..]).map(|at| seen + at) {
         if at == 0 || bytes[at - 1] != b'\r' {
             return HeadEnd::BareLf;
         }
@@ -132,7 +129,9 @@ pub fn parse<'room, 'head: 'room>(
 /// Path and query of a target in origin form or absolute form (RFC 9112 3.2).
 fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
     let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
-    let (target, is_absolute) = match target.split_once("://") {
+    // Nearly all begin with a slash, and need no search.
+    let scheme = if target.starts_with('/') { None } else { target.split_once("://") };
+    let (target, is_absolute) = match scheme {
         Some((scheme, rest)) if is_web(scheme) => (rest.find(['/', '?']).map_or("", |at| &rest[at..]), true),
         _ => (target, false),
     };

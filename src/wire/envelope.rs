@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn each_kind() {
-        let client = ClientId::of(SlotId { key: 1, generation: 1 });
+        let client = ClientId::of(SlotId { key: 1, generation: 1 }, 0);
         assert_eq!(
             envelope(Kind::Data, b"{\"x\": [1, 2.50]}", None),
             r#"{"ch":"a.b","id":"7-8","n":9,"data":{"x": [1, 2.50]}}"#

@@ -60,6 +60,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--listen", "127.0.0.1"),
         ("--connections-max", "0"),
         ("--channels-max", "many"),
+        ("--history-sync-ms", "0"),
         ("--head-bytes-max", "8kb"),
         ("--head-fields-max", "0"),
         ("--handshake-timeout-ms", "0"),
@@ -237,9 +238,11 @@ fn the_limit_of_all_histories_takes_from_the_largest() {
 }
 
 #[test]
-fn without_the_console_there_is_nothing_at_its_place() {
-    let server = Server::start(&["--no-console"]);
-    let mut client = Client::new(server.connect());
-    assert_eq!(client.ask(get("/")).status, 404);
-    assert_eq!(client.ask(get("/healthz")).status, 200);
+fn without_the_console_only_the_client_module_is_left() {
+    let (whole, bare) = (Server::start(&[]), Server::start(&["--no-console"]));
+    let status = |server: &Server, path: &str| Client::new(server.connect()).ask(get(path)).status;
+    for path in ["/", "/console.js", "/console.css"] {
+        assert_eq!((status(&whole, path), status(&bare, path)), (200, 404), "{path}");
+    }
+    assert_eq!((status(&whole, "/oyez.js"), status(&bare, "/oyez.js")), (200, 200));
 }

@@ -242,7 +242,7 @@ fn byte_by_byte() {
 
 #[test]
 fn a_web_socket_waits_for_the_answers_before_it() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--no-console"]);
     let mut client = Client::new(server.connect());
     let upgrade = frames::upgrade("/ws/a");
     let frame = frames::masked(frames::TEXT, b"two");

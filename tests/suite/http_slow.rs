@@ -131,13 +131,11 @@ fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
 
 #[test]
 fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
-    let server = Server::start(&["--slow-timeout-ms=60000"]);
+    let (server, quiet) = (Server::start(&["--slow-timeout-ms=60000"]), Server::start(&[]));
     let mut client = Client::new(server.connect());
     for _ in 0..10 {
         client.ask(publish("big", &"x".repeat(90_000)));
     }
-    let (mut one, mut two) = (server.join("/ws?echo=0"), server.join("/ws"));
-    let alone = (0..5).map(|_| round_trips(&mut one, &mut two)).min().unwrap();
     let before = server.rss_kib();
     let slow: Vec<Client> = (0..20)
         .map(|_| {
@@ -146,11 +144,18 @@ fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
             client
         })
         .collect();
-    let beside = (0..5).map(|_| round_trips(&mut one, &mut two)).min().unwrap();
+    let pair = |server: &Server| (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut beside, mut alone) = (pair(&server), pair(&quiet));
+    // Side by side, since others use this machine too: whoever is delayed is so in every round.
+    let ratios = (0..10).map(|_| {
+        let beside = round_trips(&mut beside.0, &mut beside.1);
+        beside.as_secs_f64() / round_trips(&mut alone.0, &mut alone.1).as_secs_f64()
+    });
+    let ratio = ratios.fold(f64::INFINITY, f64::min);
     let grown = server.rss_kib().saturating_sub(before);
     // 20 answers of 900 KB, of 4,000 that were asked for.
     assert!(grown < 30 << 10, "{grown} KiB");
-    assert!(beside < alone * 4, "{beside:?} beside slow readers, {alone:?} alone");
+    assert!(ratio < 3.0, "messages take {ratio} times as long beside slow readers");
     drop(slow);
 }
 

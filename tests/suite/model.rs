@@ -4,19 +4,24 @@
 //! Every other member must hear a stretch of that order without a hole, less its own messages if it
 //! declined its echo; the stretch begins no later than the moment at which its handshake was answered,
 //! and ends no earlier than its own close.
+//!
+//! Some members are streams of events, which say nothing; and some who publish are clients of HTTP, which
+//! hear nothing of it, but must be answered each request in its order.
 
+use data_encoding::BASE64;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
 use proptest::prelude::*;
 
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
+use crate::support::http::{Answer, get, post};
 use crate::support::rig::{Dice, Mood, Rig};
 
 const CHANNELS: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Connect { channel: usize, echo: bool, seed: u64 },
+    Connect { channel: usize, way: Way, seed: u64 },
     Send { who: usize, binary: bool, padding: usize },
     SendFragments { who: usize, ping: bool },
     Ping { who: usize },
@@ -27,11 +32,27 @@ enum Step {
     Pass,
 }
 
+/// How a client comes in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Socket { echo: bool },
+    Events,
+    Posts,
+}
+
+fn way() -> impl Strategy<Value = Way> {
+    prop_oneof![
+        2 => any::<bool>().prop_map(|echo| Way::Socket { echo }),
+        1 => Just(Way::Events),
+        1 => Just(Way::Posts),
+    ]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let who = 0usize..12;
     prop_oneof![
-        3 => (0..CHANNELS, any::<bool>(), any::<u64>())
-            .prop_map(|(channel, echo, seed)| Step::Connect { channel, echo, seed }),
+        3 => (0..CHANNELS, way(), any::<u64>())
+            .prop_map(|(channel, way, seed)| Step::Connect { channel, way, seed }),
         8 => (who.clone(), any::<bool>(), prop_oneof![0usize..50, 3_000usize..5_000])
             .prop_map(|(who, binary, padding)| Step::Send { who, binary, padding }),
         2 => (who.clone(), any::<bool>()).prop_map(|(who, ping)| Step::SendFragments { who, ping }),
@@ -48,10 +69,13 @@ fn step() -> impl Strategy<Value = Step> {
 struct Peer {
     id: SlotId,
     channel: usize,
-    echo: bool,
+    way: Way,
     number: usize,
     sent: Vec<String>,
     pings: usize,
+    /// The answers that requests must get: an id, or that the server is well.
+    due: Vec<&'static str>,
+    answered: Vec<&'static str>,
     end: Option<Ending>,
     /// How much the witness had heard when the handshake's answer was seen.
     joined_at: Option<usize>,
@@ -69,16 +93,25 @@ enum Ending {
 }
 
 impl Peer {
-    fn new(rig: &mut Rig, number: usize, channel: usize, echo: bool, mood: Mood) -> Peer {
+    fn new(rig: &mut Rig, number: usize, channel: usize, way: Way, mood: Mood) -> Peer {
         let id = rig.connect(mood);
-        rig.send(id, frames::upgrade(&format!("/ws/c{channel}?echo={}", u8::from(echo))).as_bytes());
+        match way {
+            Way::Socket { echo } => {
+                let path = format!("/ws/c{channel}?echo={}", u8::from(echo));
+                rig.send(id, frames::upgrade(&path).as_bytes());
+            }
+            Way::Events => rig.send(id, get(&format!("/sse/c{channel}")).as_bytes()),
+            Way::Posts => {}
+        }
         Peer {
             id,
             channel,
-            echo,
+            way,
             number,
             sent: vec![],
             pings: 0,
+            due: vec![],
+            answered: vec![],
             end: None,
             joined_at: None,
             bytes: vec![],
@@ -91,11 +124,18 @@ impl Peer {
     /// Looks at what has come.
     fn look(&mut self, rig: &mut Rig, witnessed: usize) {
         self.bytes.append(&mut rig.pipe(self.id).outgoing);
+        if self.way == Way::Posts {
+            return self.look_at_answers();
+        }
         if self.joined_at.is_none() {
             let Some(end) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return };
-            assert!(self.bytes.starts_with(b"HTTP/1.1 101 "));
+            let status: &[u8] = if self.way == Way::Events { b"HTTP/1.1 200 " } else { b"HTTP/1.1 101 " };
+            assert!(self.bytes.starts_with(status));
             self.bytes.drain(..end + 4);
             self.joined_at = Some(witnessed);
+        }
+        if self.way == Way::Events {
+            return self.look_at_events();
         }
         while let Some(frame) = frames::take(&mut self.bytes) {
             assert!(!self.closed, "nothing follows a close frame: {frame:?}");
@@ -110,6 +150,41 @@ impl Peer {
                 other => panic!("opcode {other}"),
             }
         }
+    }
+
+    fn look_at_answers(&mut self) {
+        while let Some(answer) = Answer::take(&mut self.bytes, false) {
+            assert_eq!(answer.status, 200, "{answer:?}");
+            self.answered.push(if answer.body == "ok\n" { "ok" } else { "id" });
+        }
+    }
+
+    fn look_at_events(&mut self) {
+        while let Some(end) = self.bytes.windows(2).position(|two| two == b"\n\n") {
+            let event = String::from_utf8(self.bytes.drain(..end + 2).collect()).unwrap();
+            let field =
+                |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            let Some(mut data) = field("data: ") else { continue };
+            if field("event: ").as_deref() == Some("binary") {
+                data = String::from_utf8(BASE64.decode(data.as_bytes()).unwrap()).unwrap();
+            }
+            self.heard.push(data.split(' ').next().unwrap().to_owned());
+        }
+    }
+
+    /// Sends a request to publish.
+    fn post(&mut self, rig: &mut Rig, binary: bool, padding: usize) {
+        let payload = format!("{} {}", self.next_name(), "x".repeat(padding));
+        let media_type = if binary { "Content-Type: application/octet-stream\r\n" } else { "" };
+        let path = format!("/v1/publish/c{}", self.channel);
+        rig.send(self.id, post(&path, media_type, &payload).as_bytes());
+        self.due.push("id");
+    }
+
+    /// Sends a request whose answer is waited for before the next is looked at.
+    fn ask(&mut self, rig: &mut Rig) {
+        rig.send(self.id, get("/healthz").as_bytes());
+        self.due.push("ok");
     }
 
     fn next_name(&mut self) -> String {
@@ -133,6 +208,8 @@ impl World {
             close_timeout_ms: 1_000_000,
             drain_ms: 1_000_000,
             handshake_timeout_ms: 1_000_000,
+            keep_alive_ms: 1_000_000,
+            body_timeout_ms: 1_000_000,
             ping_interval_ms: 4_000,
             pong_timeout_ms: 1_000_000,
             read_bytes_per_slot: 512,
@@ -140,8 +217,10 @@ impl World {
             ..Limits::default()
         };
         let mut rig = Rig::new(limits);
-        let witnesses =
-            (0..CHANNELS).map(|channel| Peer::new(&mut rig, 1_000 + channel, channel, true, Mood::Kind));
+        let witnesses = (0..CHANNELS).map(|channel| {
+            let way = Way::Socket { echo: true };
+            Peer::new(&mut rig, 1_000 + channel, channel, way, Mood::Kind)
+        });
         let witnesses: Vec<Peer> = witnesses.collect();
         rig.settle();
         World { rig, witnesses, peers: vec![] }
@@ -165,13 +244,18 @@ impl World {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Connect { channel, echo, seed } => {
+            Step::Connect { channel, way, seed } => {
                 let number = self.peers.len();
-                let peer = Peer::new(&mut self.rig, number, channel, echo, Mood::Mean(Dice::new(seed)));
+                let peer = Peer::new(&mut self.rig, number, channel, way, Mood::Mean(Dice::new(seed)));
                 self.peers.push(peer);
             }
             Step::Send { who, binary, padding } => {
                 if let Some((rig, peer)) = self.peer(who) {
+                    match peer.way {
+                        Way::Socket { .. } => {}
+                        Way::Posts => return peer.post(rig, binary, padding),
+                        Way::Events => return,
+                    }
                     let payload = format!("{} {}", peer.next_name(), "x".repeat(padding));
                     rig.send(
                         peer.id,
@@ -181,6 +265,17 @@ impl World {
             }
             Step::SendFragments { who, ping } => {
                 if let Some((rig, peer)) = self.peer(who) {
+                    match peer.way {
+                        Way::Socket { .. } => {}
+                        Way::Posts => {
+                            peer.post(rig, false, 0);
+                            if ping {
+                                peer.ask(rig);
+                            }
+                            return peer.post(rig, true, 10);
+                        }
+                        Way::Events => return,
+                    }
                     let name = peer.next_name();
                     let (first, rest) = name.as_bytes().split_at(1);
                     rig.send(peer.id, &frames::fragment(TEXT, first));
@@ -191,14 +286,18 @@ impl World {
                     rig.send(peer.id, &frames::masked(CONTINUATION, rest));
                 }
             }
-            Step::Ping { who } => {
-                if let Some((rig, peer)) = self.peer(who) {
+            Step::Ping { who } => match self.peer(who) {
+                Some((rig, peer)) if matches!(peer.way, Way::Socket { .. }) => {
                     peer.pings += 1;
                     rig.send(peer.id, &frames::masked(PING, b""));
                 }
-            }
+                Some((rig, peer)) if peer.way == Way::Posts => peer.ask(rig),
+                _ => {}
+            },
             Step::Close { who } => {
-                if let Some((rig, peer)) = self.peer(who) {
+                if let Some((rig, peer)) = self.peer(who)
+                    && matches!(peer.way, Way::Socket { .. })
+                {
                     peer.end = Some(Ending::Close);
                     rig.send(peer.id, &frames::close(1000, ""));
                 }
@@ -238,8 +337,22 @@ impl World {
                     peer.number
                 );
             }
+            if peer.way == Way::Posts {
+                let due = if peer.end == Some(Ending::Reset) {
+                    &peer.due[..peer.answered.len()]
+                } else {
+                    &peer.due
+                };
+                assert_eq!(
+                    peer.answered, due,
+                    "each request of peer {} is answered in its order",
+                    peer.number
+                );
+                continue;
+            }
             let own = format!("{}.", peer.number);
-            let due = |name: &&String| peer.echo || !name.starts_with(&own);
+            let echo = peer.way != Way::Socket { echo: false };
+            let due = |name: &&String| echo || !name.starts_with(&own);
             let from = peer.joined_at.unwrap_or(order.len());
             let must: Vec<&String> = order[from..].iter().filter(due).collect();
             let may: Vec<&String> = order.iter().filter(due).collect();
@@ -262,7 +375,7 @@ impl World {
                 }
                 Some(Ending::Close) => {
                     assert!(peer.closed, "the close of peer {} is answered", peer.number);
-                    let own_count = if peer.echo { peer.sent.len() } else { 0 };
+                    let own_count = if echo { peer.sent.len() } else { 0 };
                     let own_heard = heard.iter().filter(|name| name.starts_with(&own)).count();
                     assert_eq!(
                         own_heard, own_count,

@@ -1,0 +1,163 @@
+//! What of the hub has to be written down, so that it outlives the process.
+//!
+//! The journal is no second copy of what was published: it is a list of the channels whose history has
+//! changed since they were last written. What is written of a channel is what it keeps then, so a message
+//! that comes and goes between two writings costs nothing, and a disk that is slow makes nothing grow: what
+//! waits for it is the history itself, which has its limits.
+//!
+//! [`Hub::write_changes`] turns some of that into records; [`super::past`] reads them and makes a hub of them
+//! again. Neither knows where the records are kept meanwhile, nor what time it is.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::Hub;
+use super::channel::Channel;
+use super::history::Kept;
+use super::record::{self, Figures};
+use crate::ids::ChannelId;
+use crate::moment::Moment;
+
+/// Names of channels that have ended and are not written yet. Over that they are forgotten, which harms
+/// nothing: what the file has of them is read at the next start, and is too old or true.
+const ENDED_MAX: usize = 100_000;
+
+/// Which channels have changed since they were written.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    changed: VecDeque<ChannelId>,
+    /// Channels that are written and are no more.
+    ended: Vec<Rc<str>>,
+}
+
+/// Where a channel stands in the journal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    /// Its messages up to here are written.
+    pub(super) written: u64,
+    /// It is on the list of those that have changed.
+    pub(super) is_listed: bool,
+    /// It has a record.
+    pub(super) is_written: bool,
+}
+
+impl Journal {
+    /// A channel's history has changed.
+    pub(super) fn note(&mut self, id: ChannelId, mark: &mut Mark) {
+        if !mark.is_listed {
+            mark.is_listed = true;
+            self.changed.push_back(id);
+        }
+    }
+
+    /// A channel is no more.
+    pub(super) fn note_end(&mut self, channel: &Channel) {
+        if channel.mark.is_written {
+            self.note_name(channel.shared_name());
+        }
+    }
+
+    pub(super) fn note_name(&mut self, name: Rc<str>) {
+        if self.ended.len() >= ENDED_MAX {
+            self.ended.clear();
+        }
+        self.ended.push(name);
+    }
+}
+
+/// The hub's own state beside its channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The log's birth.
+    pub epoch: u64,
+    /// The number of its last message.
+    pub seq: u64,
+    /// The last message of any channel that has ended.
+    pub forgotten: u64,
+}
+
+/// A time that goes on from one process to the next, in milliseconds, and what it is on the loop's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Hour {
+    /// The loop's clock.
+    pub now: Moment,
+    /// The log's.
+    pub millis: u64,
+}
+
+impl Hub {
+    /// From now on, what changes is listed.
+    pub fn begin_journal(&mut self) {
+        self.journal.get_or_insert_default();
+    }
+
+    /// Nothing is listed any more.
+    pub fn end_journal(&mut self) {
+        self.journal = None;
+    }
+
+    /// How many channels wait to be written.
+    pub fn changes(&self) -> usize {
+        self.journal.as_ref().map_or(0, |journal| journal.changed.len() + journal.ended.len())
+    }
+
+    /// What is told of the hub itself.
+    pub fn journal_head(&self) -> Head {
+        Head { epoch: self.epoch, seq: self.seq, forgotten: self.forgotten }
+    }
+
+    /// Appends records of up to `most` changes until `out` has `bytes`, or a message more. How many changes
+    /// are done with.
+    pub fn write_changes(&mut self, hour: Hour, most: usize, bytes: usize, out: &mut Vec<u8>) -> usize {
+        let Some(journal) = &mut self.journal else { return 0 };
+        let mut done = 0;
+        // First of all: a channel of the same name may have come since.
+        while done < most
+            && out.len() < bytes
+            && let Some(name) = journal.ended.pop()
+        {
+            record::put_end(out, &name);
+            done += 1;
+        }
+        while done < most
+            && out.len() < bytes
+            && let Some(&id) = journal.changed.front()
+        {
+            let channel = self.channels.get_mut(id.0 as usize).filter(|channel| channel.mark.is_listed);
+            if channel.is_none_or(|channel| write_channel(channel, hour, bytes, out)) {
+                journal.changed.pop_front();
+                done += 1;
+            }
+        }
+        done
+    }
+}
+
+/// Appends what has changed of a channel, until `out` has `bytes`. True if that is all.
+fn write_channel(channel: &mut Channel, hour: Hour, bytes: usize, out: &mut Vec<u8>) -> bool {
+    let history = &channel.history;
+    let first = history.index_after(channel.mark.written);
+    record::begin_channel(out, channel.name());
+    let figures = out.len();
+    record::put_figures(out, Figures::default());
+    let mut end = first;
+    // One at least, or a channel that is in the middle of something would tell that it is done.
+    while (end == first || out.len() < bytes)
+        && let Some(kept) = history.get(end)
+    {
+        let at = hour.millis.saturating_sub(u64::from(hour.now.millis_since(kept.at)));
+        let Kept { seq, kind, from, .. } = *kept;
+        record::put_message(out, &record::Message { seq, at, kind, from, payload: kept.payload() });
+        end += 1;
+    }
+    let is_all = end == history.len();
+    // A record is true by itself: of a channel that is written in parts it tells only how far it has come.
+    let (number, last) = match end.checked_sub(1).and_then(|index| history.get(index)) {
+        Some(kept) if !is_all => (channel.first_number() + end as u64 - 1, kept.seq),
+        _ => (channel.messages(), channel.last()),
+    };
+    let count = (end - first) as u32;
+    record::set_figures(&mut out[figures..], Figures { number, last, floor: history.floor(), count });
+    channel.mark = Mark { written: last, is_listed: !is_all, is_written: true };
+    is_all
+}

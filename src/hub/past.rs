@@ -1,0 +1,434 @@
+//! The hub as it was written down: records read, and a hub made of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::Hub;
+use super::channel::Channel;
+use super::history::Entry;
+use super::journal::{Head, Hour, Mark};
+use super::record::{self, BadRecord, Figures, Record, Records};
+use crate::config::Limits;
+use crate::ids::{ChannelId, ChannelName, ClientId};
+use crate::wire::{self, Kind};
+
+/// What records tell, all in all.
+#[derive(Debug, Default)]
+pub struct Past {
+    channels: HashMap<Box<str>, Written>,
+}
+
+/// A channel.
+#[derive(Debug, Default)]
+struct Written {
+    number: u64,
+    last: u64,
+    floor: u64,
+    kept: VecDeque<WrittenMessage>,
+}
+
+/// A message with bytes of its own, since the records' are about to go.
+#[derive(Debug)]
+struct WrittenMessage {
+    seq: u64,
+    at: u64,
+    kind: Kind,
+    from: Option<ClientId>,
+    payload: Box<[u8]>,
+}
+
+/// What restoring has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Messages that are kept again.
+    pub messages: usize,
+    /// Messages that were written and are over today's limits, or too old.
+    pub dropped: usize,
+}
+
+impl Past {
+    /// Takes in what [`Hub::write_changes`] has made. Records have to come in the order in which they were made.
+    ///
+    /// # Errors
+    /// It has not made these bytes.
+    pub fn read(&mut self, records: &[u8]) -> Result<(), BadRecord> {
+        for record in Records(records) {
+            match record? {
+                Record::Ended { name } => {
+                    self.channels.remove(name);
+                }
+                Record::Channel { name, figures, messages } => {
+                    if !self.channels.contains_key(name) {
+                        self.channels.insert(name.into(), Written::default());
+                    }
+                    if let Some(written) = self.channels.get_mut(name) {
+                        written.read(figures, &messages)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Written {
+    fn read(&mut self, figures: Figures, messages: &[record::Message<'_>]) -> Result<(), BadRecord> {
+        let Figures { number, last, floor, .. } = figures;
+        (self.number, self.last, self.floor) = (number, last, floor);
+        while self.kept.front().is_some_and(|kept| kept.seq <= floor) {
+            self.kept.pop_front();
+        }
+        for &record::Message { seq, at, kind, from, payload } in messages {
+            if seq <= self.kept.back().map_or(floor, |before| before.seq) || seq > last {
+                return Err(BadRecord);
+            }
+            self.kept.push_back(WrittenMessage { seq, at, kind, from, payload: payload.into() });
+        }
+        // A channel keeps the last of its messages, so it has had as many.
+        if self.kept.len() as u64 > number { Err(BadRecord) } else { Ok(()) }
+    }
+}
+
+impl Hub {
+    /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
+    /// have changed.
+    pub fn restore(limits: &Limits, head: Head, past: Past, hour: Hour) -> (Hub, Restored) {
+        let mut hub = Hub { seq: head.seq, forgotten: head.forgotten, ..Hub::new(limits, head.epoch) };
+        let mut channels: Vec<(Box<str>, Written)> = past.channels.into_iter().collect();
+        // If there is no room for all, the last ones stay.
+        channels.sort_unstable_by_key(|(_, written)| written.last);
+        let spare = channels.len().saturating_sub(limits.channels_max);
+        let mut written = Vec::with_capacity(channels.len());
+        for (place, (name, channel)) in channels.into_iter().enumerate() {
+            hub.seq = hub.seq.max(channel.last);
+            written.push((Rc::<str>::from(name), channel.kept.len()));
+            let (name, _) = &written[place];
+            match ChannelName::parse(name.as_bytes()) {
+                Ok(name) if place >= spare => hub.restore_channel(&name, channel, hour),
+                _ => hub.forgotten = hub.forgotten.max(channel.last),
+            }
+        }
+        hub.keep_to_total(None);
+        let count = |written: &[(Rc<str>, usize)]| written.iter().map(|(_, count)| count).sum::<usize>();
+        let restored = Restored { messages: hub.kept.messages, dropped: count(&written) - hub.kept.messages };
+        hub.begin_journal();
+        for (name, count) in written {
+            hub.note_difference(name, count);
+        }
+        (hub, restored)
+    }
+
+    fn restore_channel(&mut self, name: &ChannelName, written: Written, hour: Hour) {
+        let Ok(id) = self.open(name) else { return };
+        let before = super::Kept::default();
+        let limits = self.history;
+        let channel = &mut self.channels[id.0 as usize];
+        let Written { number, last, floor, kept } = written;
+        *channel = Channel::restored(channel.shared_name(), number, last, floor);
+        channel.mark = Mark { written: last, is_listed: false, is_written: true };
+        let mut kept = kept.into_iter().peekable();
+        while let Some(first) = kept.next() {
+            let at = first.at;
+            let mut frames = Vec::new();
+            let mut entries = Vec::new();
+            let mut message = Some(first);
+            // What was published in one turn was one batch, and is one again.
+            while let Some(WrittenMessage { seq, kind, from, payload, .. }) = message {
+                wire::append_message(&mut frames, kind, &payload);
+                entries.push(Entry { end: frames.len() as u32, seq, kind, from });
+                message = kept.next_if(|next| next.at == at);
+            }
+            // Older than it may be is old enough: a moment does not reach back further than weeks.
+            let age = hour.millis.saturating_sub(at).min(u64::from(limits.age_ms)) as u32;
+            frames.shrink_to_fit();
+            let frames = Rc::new(Bytes::from(frames));
+            channel.history.keep(&frames, &entries, &limits, hour.now.before(age));
+        }
+        channel.history.expire(limits.age_ms, hour.now);
+        self.account(id, before);
+        self.end_if_empty(id);
+    }
+
+    /// Puts a channel into the journal if it is not as it was written.
+    fn note_difference(&mut self, name: Rc<str>, messages: usize) {
+        let Hub { journal: Some(journal), names, channels, .. } = self else { return };
+        match names.get(&name) {
+            None => journal.note_name(name),
+            Some(&id) => {
+                let ChannelId(key) = id;
+                let channel = &mut channels[key as usize];
+                if channel.history.len() != messages {
+                    journal.note(id, &mut channel.mark);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HistoryLimits;
+    use crate::hub::sieve::Sieve;
+    use crate::hub::{Seat, Standing, Wish};
+    use crate::ids::{Since, SlotId};
+    use crate::moment::Moment;
+    use crate::wire::Form;
+    use proptest::prelude::*;
+
+    const LIMITS: HistoryLimits =
+        HistoryLimits { messages_max: 5, bytes_max: 800, age_ms: 1_000, total_bytes_max: 2_000 };
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Publish {
+            channel: usize,
+            padding: usize,
+            from: Option<u32>,
+        },
+        Seal,
+        Join {
+            channel: usize,
+        },
+        Leave,
+        Pass {
+            millis: u64,
+        },
+        /// Hands over some of the changes.
+        Write {
+            most: usize,
+            bytes: usize,
+        },
+        /// All that was handed over so far is sifted, but for the last few batches.
+        Sift {
+            spared: usize,
+        },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            10 => (0usize..5, prop_oneof![0usize..40, 200usize..900], any::<Option<u32>>())
+                .prop_map(|(channel, padding, from)| Step::Publish { channel, padding, from }),
+            6 => Just(Step::Seal),
+            1 => (0usize..5).prop_map(|channel| Step::Join { channel }),
+            1 => Just(Step::Leave),
+            2 => (1u64..700).prop_map(|millis| Step::Pass { millis }),
+            5 => (1usize..4, 1usize..900).prop_map(|(most, bytes)| Step::Write { most, bytes }),
+            1 => (0usize..3).prop_map(|spared| Step::Sift { spared }),
+        ]
+    }
+
+    struct World {
+        hub: Hub,
+        millis: u64,
+        members: Vec<Seat>,
+        written: Vec<Vec<u8>>,
+    }
+
+    impl World {
+        fn new(limits: &Limits) -> World {
+            let mut hub = Hub::new(limits, 7);
+            hub.begin_journal();
+            World { hub, millis: 10_000, members: Vec::new(), written: Vec::new() }
+        }
+
+        fn hour(&self) -> Hour {
+            Hour { now: Moment::from_millis(self.millis), millis: self.millis + 5_000_000 }
+        }
+
+        fn seal(&mut self) {
+            while let Some(id) = self.hub.next_touched() {
+                let _ = self.hub.seal(id, Moment::from_millis(self.millis));
+                self.hub.end_if_empty(id);
+            }
+        }
+
+        fn write(&mut self, most: usize, bytes: usize) {
+            let mut batch = Vec::new();
+            let before = self.hub.changes();
+            let hour = self.hour();
+            let done = self.hub.write_changes(hour, most, bytes, &mut batch);
+            assert!(done <= most && self.hub.changes() == before - done);
+            self.written.push(batch);
+        }
+
+        fn step(&mut self, step: &Step) {
+            match *step {
+                Step::Publish { channel, padding, from } => {
+                    let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
+                    let id = self.hub.open(&name).unwrap();
+                    let text = format!("{} {}", self.hub.journal_head().seq, "x".repeat(padding));
+                    if let Some(other) = self.hub.before(id) {
+                        let _ = self.hub.seal(other, Moment::from_millis(self.millis));
+                    }
+                    let from = from.map(ClientId::from_bits);
+                    self.hub.publish(id, Kind::Text, text.as_bytes(), from, None);
+                }
+                Step::Seal => self.seal(),
+                Step::Join { channel } => {
+                    self.seal();
+                    let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
+                    let wish = Wish { form: Form::Event, since: Since::Now, echo: true };
+                    let member = SlotId { key: self.members.len() as u32, generation: 0 };
+                    let now = Moment::from_millis(self.millis);
+                    if self.members.iter().all(|seat| Some(seat.channel) != self.hub.find(name.as_str())) {
+                        let joined = self.hub.subscribe(&name, member, wish, now).unwrap();
+                        self.members.push(joined.seat);
+                    }
+                }
+                Step::Leave => {
+                    self.seal();
+                    if let Some(seat) = self.members.pop() {
+                        assert_eq!(self.hub.leave(seat), None);
+                    }
+                }
+                Step::Pass { millis } => {
+                    self.seal();
+                    self.millis += millis;
+                    self.hub.expire(0..self.hub.keys_end(), Moment::from_millis(self.millis));
+                }
+                Step::Write { most, bytes } => {
+                    self.seal();
+                    self.write(most, bytes);
+                }
+                Step::Sift { spared } => {
+                    let upto = self.written.len().saturating_sub(spared);
+                    let rest = self.written.split_off(upto);
+                    let mut sieve = Sieve::default();
+                    self.written.iter().for_each(|batch| sieve.learn(batch).unwrap());
+                    let mut sifted = Vec::new();
+                    self.written.iter().for_each(|batch| sieve.sift(batch, &mut sifted).unwrap());
+                    let size = |batches: &[Vec<u8>]| batches.iter().map(Vec::len).sum::<usize>();
+                    assert!(sifted.len() <= size(&self.written));
+                    self.written = vec![sifted];
+                    self.written.extend(rest);
+                }
+            }
+        }
+
+        /// The hub that all that was handed over makes.
+        fn restore(&self, limits: &Limits) -> (Hub, Restored) {
+            let mut past = Past::default();
+            self.written.iter().for_each(|batch| past.read(batch).unwrap());
+            Hub::restore(limits, self.hub.journal_head(), past, self.hour())
+        }
+    }
+
+    /// All that can be told of a hub.
+    fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<(String, Standing, u64, String)>) {
+        let names: Vec<String> = hub.names("", None).map(str::to_owned).collect();
+        let channels = names.into_iter().map(|name| {
+            let page = hub.page(&name, Since::Earliest, usize::MAX, now);
+            let number = hub.channel(hub.find(&name).unwrap()).unwrap().messages();
+            let envelopes = String::from_utf8(page.envelopes).unwrap();
+            (name.clone(), hub.standing(&name), number, envelopes)
+        });
+        let channels = channels.collect();
+        (hub.journal_head(), channels)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_hub_that_was_written_down_is_the_hub(steps in prop::collection::vec(step(), 1..150)) {
+            let limits = Limits { history: LIMITS, ..Limits::default() };
+            let mut world = World::new(&limits);
+            for step in &steps {
+                world.step(step);
+            }
+            world.seal();
+            while let Some(seat) = world.members.pop() {
+                assert_eq!(world.hub.leave(seat), None);
+            }
+            world.hub.check();
+            while world.hub.changes() > 0 {
+                world.write(3, 500);
+            }
+            let now = Moment::from_millis(world.millis);
+            world.hub.expire(0..world.hub.keys_end(), now);
+            let (mut restored, _) = world.restore(&limits);
+            restored.check();
+            prop_assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+            // Ages too: what is old goes at the same time.
+            for millis in [200, 500, 999] {
+                let now = now.after(millis);
+                restored.expire(0..restored.keys_end(), now);
+                world.hub.expire(0..world.hub.keys_end(), now);
+                prop_assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+            }
+        }
+
+        #[test]
+        fn in_the_middle_of_it_what_was_written_is_true(steps in prop::collection::vec(step(), 1..150)) {
+            let limits = Limits { history: LIMITS, ..Limits::default() };
+            let mut world = World::new(&limits);
+            for step in &steps {
+                world.step(step);
+            }
+            let (mut restored, _) = world.restore(&limits);
+            restored.check();
+            let now = Moment::from_millis(world.millis);
+            for (_, standing, number, envelopes) in told(&mut restored, now).1 {
+                let page: Vec<serde_json::Value> = serde_json::from_str(&format!("[{envelopes}]")).unwrap();
+                for (message, n) in page.iter().rev().zip((1..=number).rev()) {
+                    let seq: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
+                    prop_assert!(seq > standing.floor && Some(seq) <= standing.head);
+                    prop_assert_eq!(message["n"].as_u64(), Some(n));
+                    let text = message["text"].as_str().unwrap();
+                    prop_assert!(text.starts_with(&format!("{} ", seq - 1)), "{} {}", seq, text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_limits_of_today_hold() {
+        let wide = HistoryLimits { messages_max: 100, bytes_max: 1 << 20, age_ms: 60_000, ..LIMITS };
+        let wide =
+            Limits { history: HistoryLimits { total_bytes_max: 1 << 30, ..wide }, ..Limits::default() };
+        let mut world = World::new(&wide);
+        for number in 0..40 {
+            world.step(&Step::Publish { channel: number % 4, padding: 100, from: None });
+            world.step(&Step::Pass { millis: 50 });
+        }
+        while world.hub.changes() > 0 {
+            world.write(3, 500);
+        }
+        let restore = |history: HistoryLimits, channels_max| {
+            let limits = Limits { history, channels_max, ..wide.clone() };
+            let (mut hub, restored) = world.restore(&limits);
+            hub.check();
+            assert_eq!(restored.messages + restored.dropped, 40);
+            assert_eq!(hub.changes() > 0, restored.dropped > 0, "what was dropped is news for the journal");
+            let now = Moment::from_millis(world.millis);
+            told(&mut hub, now)
+        };
+        let (head, channels) = restore(wide.history, 100);
+        assert_eq!(channels.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 40);
+        let (_, few) = restore(HistoryLimits { messages_max: 3, ..wide.history }, 100);
+        for (name, standing, number, envelopes) in few {
+            let (_, before, all, whole) = channels.iter().find(|one| one.0 == name).unwrap();
+            assert_eq!((standing.messages, number, standing.head), (3, *all, before.head));
+            assert!(whole.ends_with(&envelopes) && standing.floor > before.floor);
+        }
+        let (_, young) = restore(HistoryLimits { age_ms: 1_000, ..wide.history }, 100);
+        assert_eq!(young.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 19);
+        let (_, small) = restore(HistoryLimits { total_bytes_max: 1_000, ..wide.history }, 100);
+        assert!(small.iter().map(|(_, standing, ..)| standing.bytes).sum::<usize>() <= 1_000);
+        let (narrow, two) = restore(wide.history, 2);
+        assert_eq!(two.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["c2", "c3"]);
+        assert_eq!((narrow.seq, narrow.forgotten), (head.seq, 38), "the last message of c1");
+        let (none, nothing) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
+        assert_eq!((nothing.len(), none.seq, none.forgotten), (0, 40, 40));
+    }
+
+    #[test]
+    fn what_no_journal_has_made_is_refused() {
+        for bytes in [&b"\x03\x01a"[..], b"\x01", b"\x01\x01a", b"\x02\x02a", b"\x02\x01\xff"] {
+            assert_eq!(Past::default().read(bytes), Err(BadRecord), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! The history that outlives the process: `--history-file`.
+//!
+//! The sweep hands what has changed since the last time to a thread that only writes (`writer`), in batches
+//! of bounded size, at most a few at a time. **The loop never waits for the disk**: if the disk is slower
+//! than what comes, the channels that have changed stay on the journal's list, which grows no more than
+//! there are channels, and when the disk is ready they are written as they are by then.
+//!
+//! **No id is given twice.** While a server runs, its file does not end with the mark of an end in order, and
+//! that is safe on the disk before the first client is served. A server that finds the mark goes on in the
+//! same epoch, at the number behind the last; one that does not begins a new epoch, whatever the file has,
+//! since it cannot know which ids were given out after the last that was written. All cursors of the old
+//! epoch are answered with a gap then.
+//!
+//! The file's format, and what it says about damage, is that of `format`.
+
+mod format;
+mod log_file;
+mod open;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
+use std::time::Duration;
+
+use log::{error, warn};
+
+use crate::hub::Hub;
+use crate::hub::journal::Hour;
+use crate::metrics::Metrics;
+use crate::moment::Moment;
+use format::{Header, What};
+use writer::{Order, Report, Thread};
+
+pub use format::Stamp;
+pub use open::{OpenError, Opened, open};
+
+/// Bytes of a batch, or one message more. It is what a turn may read and publish, so a turn writes down as
+/// much as a turn can bring; copying it takes some 50 us.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Batches that the thread has not written.
+const BATCHES_MAX: usize = 4;
+
+/// How often the loop looks whether the thread is done.
+const LOOK_MS: u32 = 10;
+
+/// How long the end waits for the disk without hearing from it. A supervisor is seldom more patient.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The time, as the store needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// The loop's.
+    pub now: Moment,
+    /// The same since the loop's birth; never wraps.
+    pub millis: u64,
+}
+
+/// The loop's end of the history file.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    sync_ms: u64,
+    /// The log's time when the loop was born.
+    born_ms: u64,
+    orders: Option<SyncSender<Order>>,
+    reports: Receiver<Report>,
+    thread: Option<Thread>,
+    /// Orders without a report.
+    outstanding: usize,
+    spare: Vec<Vec<u8>>,
+    round: Round,
+    /// Not before that the next round begins.
+    next_round_ms: u64,
+    is_late: bool,
+    has_failed: bool,
+}
+
+/// All that has changed is written in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    Idle,
+    /// So many changes are to be handed over.
+    Writing {
+        left: usize,
+        began_ms: u64,
+    },
+    /// The last of them are with the thread.
+    Syncing {
+        began_ms: u64,
+    },
+}
+
+impl Store {
+    /// When it wants to be called again.
+    pub fn next(&self, hub: &Hub, times: Times) -> Option<Moment> {
+        let wait_ms = match self.round {
+            _ if self.has_failed => return None,
+            Round::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
+            Round::Writing { .. } | Round::Syncing { .. } => LOOK_MS,
+            Round::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
+            Round::Idle => return None,
+        };
+        Some(times.now.after(wait_ms))
+    }
+
+    /// Hands one batch of what has changed to the thread, if the time has come and the thread has room.
+    ///
+    /// A round begins every half of `--history-sync-ms`, so that the whole is enough for what comes just after
+    /// a beginning, and for the disk.
+    pub fn sweep(
+        &mut self,
+        hub: &mut Hub,
+        metrics: &mut Metrics,
+        clients: u32,
+        times: Times,
+        stamp: impl FnOnce() -> Stamp,
+    ) {
+        if self.has_failed {
+            return;
+        }
+        self.take_reports(hub, metrics, times);
+        if self.round == Round::Idle && hub.changes() > 0 && times.millis >= self.next_round_ms {
+            self.next_round_ms = times.millis + (self.sync_ms / 2).max(1);
+            self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
+        }
+        if self.outstanding < BATCHES_MAX && matches!(self.round, Round::Writing { .. }) {
+            self.hand_over(hub, clients, times, stamp());
+        }
+    }
+
+    fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: Times, stamp: Stamp) {
+        let Round::Writing { left, began_ms } = self.round else { return };
+        let mut body = self.spare.pop().unwrap_or_default();
+        let log_ms = self.born_ms + times.millis;
+        let hour = Hour { now: times.now, millis: log_ms };
+        let left = left.saturating_sub(hub.write_changes(hour, left, BATCH_BYTES, &mut body));
+        self.round = if left == 0 { Round::Syncing { began_ms } } else { Round::Writing { left, began_ms } };
+        let order = Order {
+            header: Header { clients, log_ms, ..header(What::Changes, hub, stamp) },
+            body,
+            kept_bytes: hub.kept().bytes as u64,
+            syncs: left == 0,
+        };
+        self.send(order);
+    }
+
+    /// There is room: the channel holds as many as are ever outstanding. If there is no thread any more, its
+    /// last report says so.
+    fn send(&mut self, order: Order) -> bool {
+        let is_sent = self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok());
+        self.outstanding += 1;
+        is_sent
+    }
+
+    fn take_reports(&mut self, hub: &mut Hub, metrics: &mut Metrics, times: Times) {
+        loop {
+            match self.reports.try_recv() {
+                Ok(report) => self.reported(report, hub, metrics),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.reported(Report::Failed, hub, metrics);
+                    break;
+                }
+            }
+        }
+        match self.round {
+            Round::Writing { began_ms, .. } | Round::Syncing { began_ms }
+                if times.millis.saturating_sub(began_ms) > self.sync_ms =>
+            {
+                if !self.is_late {
+                    warn!(
+                        "history file {}: the disk takes longer than --history-sync-ms {}, and a kill may lose more than \
+                         that; nothing piles up, since what waits is the history itself",
+                        self.path.display(),
+                        self.sync_ms
+                    );
+                    metrics.history_file_late += 1;
+                }
+                self.is_late = true;
+            }
+            Round::Syncing { .. } if self.outstanding == 0 => self.is_late = false,
+            _ => {}
+        }
+        if self.outstanding == 0 && matches!(self.round, Round::Syncing { .. }) {
+            self.round = Round::Idle;
+        }
+    }
+
+    fn reported(&mut self, report: Report, hub: &mut Hub, metrics: &mut Metrics) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        match report {
+            Report::Written { body, appended, file_bytes } => {
+                self.spare.push(body);
+                metrics.history_file_bytes_written += appended;
+                metrics.history_file_bytes = file_bytes;
+            }
+            Report::Failed if self.has_failed => {}
+            Report::Failed => {
+                self.has_failed = true;
+                self.orders = None;
+                metrics.history_file_errors += 1;
+                hub.end_journal();
+            }
+        }
+    }
+
+    /// Writes all that is left, and the mark of an end in order. False if that did not come to pass.
+    ///
+    /// This is the one place that waits for the disk: there is nobody left to serve.
+    pub fn finish(
+        mut self,
+        hub: &mut Hub,
+        metrics: &mut Metrics,
+        clients: u32,
+        times: Times,
+        stamp: Stamp,
+    ) -> bool {
+        self.take_reports(hub, metrics, times);
+        while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, hub, metrics) {
+            self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
+            self.hand_over(hub, clients, times, stamp);
+        }
+        let header =
+            Header { clients, log_ms: self.born_ms + times.millis, ..header(What::Clean, hub, stamp) };
+        let order = Order { header, body: Vec::new(), kept_bytes: 0, syncs: true };
+        let is_done =
+            self.wait(BATCHES_MAX - 1, hub, metrics) && self.send(order) && self.wait(0, hub, metrics);
+        if is_done && let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        is_done
+    }
+
+    /// Waits until no more than so many orders are outstanding.
+    fn wait(&mut self, most: usize, hub: &mut Hub, metrics: &mut Metrics) -> bool {
+        while self.outstanding > most && !self.has_failed {
+            match self.reports.recv_timeout(PATIENCE) {
+                Ok(report) => self.reported(report, hub, metrics),
+                Err(RecvTimeoutError::Disconnected) => self.reported(Report::Failed, hub, metrics),
+                Err(RecvTimeoutError::Timeout) => {
+                    let (path, seconds) = (self.path.display(), PATIENCE.as_secs());
+                    error!(
+                        "history file {path}: the disk has not answered for {seconds} s; the file is not complete"
+                    );
+                    self.has_failed = true;
+                }
+            }
+        }
+        !self.has_failed
+    }
+}
+
+fn header(what: What, hub: &Hub, stamp: Stamp) -> Header {
+    Header {
+        what,
+        length: 0,
+        checksum: 0,
+        ordinal: 0,
+        synced: 0,
+        head: hub.journal_head(),
+        log_ms: 0,
+        stamp,
+        clients: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+
+    use super::*;
+    use crate::config::Limits;
+    use crate::ids::ChannelName;
+    use crate::wire::Kind;
+
+    /// A store whose disk is in our hands.
+    struct Rig {
+        store: Store,
+        hub: Hub,
+        metrics: Metrics,
+        disk: Receiver<Order>,
+        reports: Sender<Report>,
+    }
+
+    impl Rig {
+        fn new() -> Rig {
+            let (orders, disk) = sync_channel(BATCHES_MAX);
+            let (sender, reports) = channel();
+            let mut hub = Hub::new(&Limits::default(), 1);
+            hub.begin_journal();
+            let store = Store {
+                path: PathBuf::from("nowhere"),
+                sync_ms: 1_000,
+                born_ms: 0,
+                orders: Some(orders),
+                reports,
+                thread: None,
+                outstanding: 0,
+                spare: Vec::new(),
+                round: Round::Idle,
+                next_round_ms: 0,
+                is_late: false,
+                has_failed: false,
+            };
+            Rig { store, hub, metrics: Metrics::default(), disk, reports: sender }
+        }
+
+        fn publish(&mut self, channel: usize, bytes: usize) {
+            let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
+            let id = self.hub.open(&name).unwrap();
+            self.hub.publish(id, Kind::Binary, &vec![7; bytes], None, None);
+            while let Some(id) = self.hub.next_touched() {
+                let _ = self.hub.seal(id, Moment::from_millis(0));
+            }
+        }
+
+        fn sweep(&mut self, millis: u64) {
+            let Rig { store, hub, metrics, .. } = self;
+            store.sweep(hub, metrics, 0, times(millis), Stamp::default);
+        }
+
+        fn next(&self, millis: u64) -> Option<u32> {
+            let next = self.store.next(&self.hub, times(millis))?;
+            Some(next.millis_since(Moment::from_millis(millis)))
+        }
+
+        /// The disk takes one batch.
+        fn take(&mut self) -> Order {
+            let order = self.disk.try_recv().unwrap();
+            let _ = self.reports.send(Report::Written { body: Vec::new(), appended: 1, file_bytes: 1 });
+            order
+        }
+    }
+
+    fn times(millis: u64) -> Times {
+        Times { now: Moment::from_millis(millis), millis }
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_makes_nothing_grow_and_holds_nobody() {
+        let mut rig = Rig::new();
+        for turn in (0..2_000).step_by(10) {
+            for channel in 0..50 {
+                rig.publish(channel, 20_000);
+            }
+            rig.sweep(turn);
+        }
+        assert_eq!(rig.store.outstanding, BATCHES_MAX);
+        assert_eq!(rig.hub.changes(), 50, "the list is no longer than there are channels");
+        assert_eq!(rig.metrics.history_file_late, 1, "said once");
+        assert_eq!(rig.next(2_000), Some(LOOK_MS));
+        let mut bytes = 0;
+        let mut batches = 0;
+        while rig.hub.changes() > 0 || rig.store.round != Round::Idle {
+            let body = rig.take().body.len();
+            assert!(body < BATCH_BYTES + 21_000, "a batch is bounded");
+            bytes += body;
+            batches += 1;
+            rig.sweep(5_000);
+        }
+        assert!(
+            batches > 4 && bytes < 3 * rig.hub.kept().bytes,
+            "it gets what is kept, and not all that was"
+        );
+        rig.publish(0, 1);
+        rig.sweep(10_000);
+        rig.take();
+        rig.sweep(10_010);
+        assert!(!rig.store.is_late && rig.store.round == Round::Idle);
+        assert_eq!(rig.next(10_010), None, "with nothing to write nobody wakes the loop");
+    }
+
+    #[test]
+    fn a_round_begins_at_once_and_then_twice_in_an_interval() {
+        let mut rig = Rig::new();
+        rig.publish(0, 1);
+        assert_eq!(rig.next(100), Some(0));
+        rig.sweep(100);
+        assert!(rig.take().syncs);
+        rig.publish(0, 1);
+        rig.sweep(101);
+        assert!(rig.disk.try_recv().is_err());
+        assert_eq!(rig.next(101), Some(499));
+        rig.sweep(599);
+        assert!(rig.disk.try_recv().is_err());
+        rig.sweep(600);
+        assert!(rig.take().syncs);
+    }
+
+    #[test]
+    fn what_is_large_is_written_in_parts_in_several_turns() {
+        let mut rig = Rig::new();
+        for channel in 0..30 {
+            rig.publish(channel, 60_000);
+        }
+        let mut turns = 0;
+        while rig.hub.changes() > 0 {
+            rig.sweep(0);
+            turns += 1;
+            let order = rig.take();
+            assert_eq!(order.syncs, rig.hub.changes() == 0, "safe on the disk at the end of the round");
+            assert!(rig.hub.changes() == 0 || rig.next(0) == Some(0), "the next turn comes at once");
+        }
+        assert_eq!(turns, 6);
+    }
+
+    #[test]
+    fn after_an_error_nothing_is_written_and_nothing_is_listed() {
+        let mut rig = Rig::new();
+        rig.publish(0, 1);
+        rig.sweep(0);
+        let _ = rig.reports.send(Report::Failed);
+        rig.publish(1, 1);
+        rig.sweep(1);
+        rig.publish(2, 1);
+        rig.sweep(1_000);
+        assert_eq!((rig.hub.changes(), rig.metrics.history_file_errors), (0, 1));
+        assert_eq!(rig.next(1_000), None);
+        let Rig { store, mut hub, mut metrics, .. } = rig;
+        assert!(!store.finish(&mut hub, &mut metrics, 0, times(2_000), Stamp::default()));
+    }
+
+    #[test]
+    fn a_thread_that_is_gone_is_an_error() {
+        let Rig { store, mut hub, mut metrics, disk, reports } = Rig::new();
+        drop((disk, reports));
+        assert!(!store.finish(&mut hub, &mut metrics, 0, times(0), Stamp::default()));
+    }
+}

@@ -1,0 +1,203 @@
+"""HTTP clients that nobody here wrote: Python's requests, Prometheus' parser and promtool, curl, wrk.
+
+    http_scenario.py path/to/oyez        with promtool, curl and wrk in PATH; see run
+
+The server is a black box here, as in scenario.py: its binary, its one line of output, its signals and its wire.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from scenario import STEP_S, Verdict
+
+# Names as the parser gives them: counters without _total.
+FAMILIES = """
+    oyez_connections oyez_connections_accepted oyez_connections_closed oyez_handshakes_rejected
+    oyez_accept_errors oyez_channels oyez_subscriptions oyez_messages_published oyez_messages_delivered
+    oyez_received_bytes oyez_sent_bytes oyez_pending_bytes oyez_slow_connections oyez_messages_skipped
+    oyez_resumes oyez_history_bytes oyez_turn_seconds oyez_turn_events oyez_ping_rtt_seconds oyez_build_info
+    process_cpu_seconds process_resident_memory_bytes process_virtual_memory_bytes process_open_fds
+    process_max_fds process_start_time_seconds
+""".split()
+LABELS = {"reason", "errno", "source", "result", "version", "le"}
+WRK_S = 1
+WRK_POST = """
+wrk.method = "POST"
+wrk.body = string.rep("x", 64)
+"""
+
+
+class Server:
+    """A server on a port of its own choice, or on that of one before it."""
+
+    def __init__(self, oyez, log, port=0):
+        self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}"],
+                                        stdout=subprocess.PIPE, stderr=log, text=True)
+        self.port = int(re.search(r"ws://[^/\s]+:(\d+)", self.process.stdout.readline()).group(1))
+        self.root = f"http://127.0.0.1:{self.port}"
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STEP_S)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Scenario:
+    def __init__(self, oyez, log, verdict):
+        self.oyez, self.log, self.state = oyez, log, verdict.state
+        self.server = Server(oyez, log)
+        # What the machine's owner has set for other servers is not for this one.
+        self.session = requests.Session()
+        self.session.trust_env = False
+
+    def ask(self, method, path, **more):
+        return self.session.request(method, self.server.root + path, timeout=STEP_S, **more)
+
+    def publishes(self):
+        for name, more in [("text", {"data": "zażółć".encode()}), ("JSON", {"json": {"a": [1, None]}}),
+                           ("bytes", {"data": b"\0\xff", "headers": {"Content-Type": "application/octet-stream"}}),
+                           ("an empty body", {"data": b""})]:
+            answer = self.ask("POST", "/v1/publish/py", **more)
+            self.state(f"requests publishes {name}", answer.status_code == 200 and "id" in answer.json(), answer.text)
+        messages = self.ask("GET", "/v1/channels/py/history").json()["messages"]
+        payloads = [next(m[key] for key in ("data", "text", "base64") if key in m) for m in messages]
+        self.state("requests reads them back", payloads == ["zażółć", {"a": [1, None]}, "AP8=", ""], payloads)
+        rest = self.ask("GET", "/v1/channels/py/history", params={"since": messages[1]["id"], "limit": 1}).json()
+        self.state("and a page of them", [m["n"] for m in rest["messages"]] == [3], rest)
+        channels = self.ask("GET", "/v1/channels", params={"prefix": "p"}).json()["channels"]
+        self.state("and the channel", [c["channel"] for c in channels] == ["py"] and channels[0]["messages"] == 4, channels)
+        for path, status in ("/v1/channels/a%20b", 400), ("/nothing", 404), ("/v1/publish/a", 405):
+            answer = self.ask("GET", path)
+            self.state(f"{status} has a code", answer.status_code == status and answer.json()["error"]["code"], answer.text)
+        chunked = self.ask("POST", "/v1/publish/py", data=iter([b"a", b"b"]))
+        self.state("a chunked body is answered with 411", chunked.status_code == 411, chunked.text)
+        pool = next(iter(self.session.adapters["http://"].poolmanager.pools._container.values()))
+        self.state("one connection served nearly all of it", pool.num_connections <= 2, pool.num_connections)
+
+    def restarts(self):
+        self.ask("POST", "/v1/publish/py", data="before")
+        status = self.server.stop()
+        self.state("the server ends in order, though a connection is kept", status == 0, status)
+        self.server = Server(self.oyez, self.log, self.server.port)
+        answer = self.ask("POST", "/v1/publish/py", data="after")
+        self.state("a session survives the restart of the server", answer.status_code == 200, answer.text)
+
+    def streams(self):
+        stream = self.ask("GET", "/sse/py", stream=True)
+        lines = stream.iter_lines(chunk_size=1)
+        first = [next(lines), next(lines)]
+        self.state("a stream begins with a cursor", re.fullmatch(rb"id: \d+-\d+", first[0]) and first[1] == b"", first)
+        ids = []
+        for text in "one\ntwo", "three":
+            ids.append(requests.post(f"{self.server.root}/v1/publish/py", data=text, timeout=STEP_S).json()["id"])
+        events = [next(lines).decode() for _ in range(7)]
+        expected = [f"id: {ids[0]}", "data: one", "data: two", "", f"id: {ids[1]}", "data: three", ""]
+        self.state("requests reads events as they come", events == expected, events)
+        stream.close()
+        again = self.ask("GET", "/sse/py", stream=True, headers={"Last-Event-ID": ids[0]})
+        events = [line.decode() for _, line in zip(range(5), again.iter_lines(chunk_size=1))]
+        self.state("and resumes", events[2:] == expected[4:], events)
+        again.close()
+
+    def metrics(self):
+        for name in "canary", "canary2":
+            self.ask("POST", f"/v1/publish/{name}", data=name)
+            self.ask("GET", f"/{name}", headers={"User-Agent": name, "Origin": f"http://{name}"})
+        answer = self.ask("GET", "/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+        for name in FAMILIES:
+            family = families.get(name)
+            self.state(f"{name} is there with a type and help", family and family.type != "unknown" and family.documentation)
+        labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
+        self.state("no label that a client could choose", labels <= LABELS, labels - LABELS)
+        self.state("nothing in it that a client sent", "canary" not in answer.text)
+        checked = subprocess.run(["promtool", "check", "metrics"], input=answer.text, text=True,
+                                 capture_output=True, timeout=STEP_S)
+        self.state("promtool finds nothing", checked.returncode == 0 and not checked.stdout + checked.stderr,
+                   checked.stdout + checked.stderr)
+
+    def curl(self, *arguments, limit_s=STEP_S):
+        return subprocess.run(["curl", "-sS", "--noproxy", "*", "--max-time", str(limit_s), *arguments],
+                              capture_output=True, text=True, timeout=limit_s + STEP_S)
+
+    def curls(self):
+        root = self.server.root
+        each = ["-w", " %{http_code} %{num_connects}\n"]
+        urls = [f"{root}/{path}" for path in ("healthz", "nothing", "readyz", "v1/channels", "metrics")]
+        done = self.curl("-o", "/dev/null", *each, *[part for url in urls for part in (url, "-o", "/dev/null")][:-2])
+        found = done.stdout.split()
+        self.state("curl asks for five on one connection",
+                   found == ["200", "1", "404", "0", "200", "0", "200", "0", "200", "0"], done.stdout + done.stderr)
+        with tempfile.NamedTemporaryFile() as body:
+            body.write(b"x" * (1 << 20))
+            body.flush()
+            sends = ["--data-binary", f"@{body.name}", f"{root}/v1/publish/curl"]
+            for expect in [], ["-H", "Expect: 100-continue"], ["-H", "Expect:"]:
+                done = self.curl(*each, *expect, *sends)
+                self.state(f"curl sends 1 MiB {' '.join(expect)}", " 200 1" in done.stdout, done.stdout + done.stderr)
+            body.write(b"x")
+            body.flush()
+            done = self.curl(*each, "-H", "Expect: 100-continue", *sends)
+            self.state("and is told of one byte too many", " 413 1" in done.stdout, done.stdout + done.stderr)
+        self.ask("POST", "/v1/publish/curl2", data="first")
+        done = self.curl("-N", f"{root}/sse/curl2?since=earliest", limit_s=1)
+        self.state("curl -N prints events", "data: first\n\n" in done.stdout, done.stdout + done.stderr)
+        done = self.curl("-I", f"{root}/healthz")
+        self.state("curl -I has a head and no body", done.returncode == 0 and "Content-Length: 3" in done.stdout, done.stdout)
+
+    def wrks(self):
+        with tempfile.NamedTemporaryFile(suffix=".lua", mode="w") as script:
+            script.write(WRK_POST)
+            script.flush()
+            for name, path, more in [("GET", "/healthz", []), ("GET", "/v1/channels", []),
+                                     ("POST", "/v1/publish/wrk", ["-s", script.name])]:
+                done = subprocess.run(["wrk", "-t1", "-c50", f"-d{WRK_S}s", *more, self.server.root + path],
+                                      capture_output=True, text=True, timeout=WRK_S + STEP_S)
+                served = re.search(r"(\d+) requests in", done.stdout)
+                self.state(f"wrk on {name} {path}: all are 2xx, no socket fails",
+                           served and int(served.group(1)) > 0 and "Non-2xx" not in done.stdout
+                           and "Socket errors" not in done.stdout, done.stdout + done.stderr)
+
+    PARTS = [publishes, restarts, streams, metrics, curls, wrks]
+
+    def run(self):
+        for part in self.PARTS:
+            try:
+                part(self)
+            except Exception as error:  # One broken part must not hide what the others find.
+                self.state(f"{part.__name__} runs to its end", False, repr(error))
+
+
+def main(oyez):
+    verdict = Verdict()
+    for tool in "promtool", "curl", "wrk":
+        if not shutil.which(tool):
+            sys.exit(f"{tool} is missing")
+    with tempfile.TemporaryFile() as log:
+        scenario = Scenario(oyez, log, verdict)
+        try:
+            scenario.run()
+        finally:
+            scenario.server.kill()
+        if verdict.failed:
+            log.seek(0)
+            sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
+    print(f"{verdict.passed} passed, {verdict.failed} failed", flush=True)
+    return 0 if verdict.passed and not verdict.failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,209 @@
+//! Cursors of every kind, on every way in.
+
+use oyez::config::{HistoryLimits, Limits};
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{get, publish};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
+
+/// A server whose channel `x` has had six messages and keeps the last three; the ids of all.
+fn server() -> (Server, Vec<String>) {
+    let server = Server::start(&["--history-messages-max=3"]);
+    let mut client = Client::new(server.connect());
+    let ids = (1..=6).map(|number| {
+        let answer = client.ask(publish("x", &number.to_string()));
+        answer.json()["id"].as_str().unwrap().to_owned()
+    });
+    let ids = ids.collect();
+    (server, ids)
+}
+
+/// The texts that a raw member gets before the next one that is published, or its close.
+fn raw(server: &Server, since: &str) -> Result<Vec<String>, (u16, String)> {
+    let mut member = server.join(&format!("/ws/x?since={since}"));
+    let mut sender = server.join("/ws/x?echo=0");
+    sender.send_text("end");
+    let mut texts = Vec::new();
+    loop {
+        let frame = member.frame();
+        if frame.opcode == frames::CLOSE {
+            return Err(frame.close_code());
+        }
+        let text = String::from_utf8(frame.payload).unwrap();
+        if text == "end" {
+            return Ok(texts);
+        }
+        texts.push(text);
+    }
+}
+
+/// What a member by `oyez.v1` hears up to `live`: the numbers of messages, and words for the rest.
+fn v1(server: &Server, since: &str) -> Vec<String> {
+    let mut client = Client::new(server.connect());
+    client.send(upgrade("/ws").as_bytes());
+    client.head();
+    client.send_text(&json!({"type": "subscribe", "ch": "x", "since": since}).to_string());
+    let mut heard = Vec::new();
+    loop {
+        let value: Value = serde_json::from_str(&client.text()).unwrap();
+        match value["type"].as_str() {
+            Some("hello" | "subscribed") => {}
+            Some("live") => return heard,
+            Some("gap") => heard.push(format!("gap {}", value["why"].as_str().unwrap())),
+            Some("error") => return vec![value["code"].as_str().unwrap().to_owned()],
+            _ => heard.push(value["text"].as_str().unwrap().to_owned()),
+        }
+    }
+}
+
+fn events(server: &Server, since: &str) -> String {
+    let mut client = Client::new(server.connect());
+    client.send(format!("GET /sse/x HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {since}\r\n\r\n").as_bytes());
+    let head = client.head();
+    if !head.starts_with("HTTP/1.1 200 ") {
+        return head.split(' ').nth(1).unwrap().to_owned();
+    }
+    // What is published now comes behind all that is replayed.
+    Client::new(server.connect()).ask(publish("x", "end"));
+    let mut text = String::new();
+    while !text.contains("data: end") {
+        text += &client.event();
+    }
+    text
+}
+
+fn page(server: &Server, since: &str) -> (u16, Value) {
+    let answer = Client::new(server.connect()).ask(get(&format!("/v1/channels/x/history?since={since}")));
+    (answer.status, answer.json())
+}
+
+#[test]
+fn whole_resumes() {
+    let (server, ids) = server();
+    for (since, expected) in [
+        (&ids[5][..], &[][..]),
+        (&ids[4], &["6"][..]),
+        (&ids[2], &["4", "5", "6"]),
+        ("earliest", &["4", "5", "6"]),
+        ("latest", &["6"]),
+    ] {
+        assert_eq!(v1(&server, since), expected, "{since}");
+        let (status, answer) = page(&server, since);
+        let texts: Vec<&str> =
+            answer["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap()).collect();
+        assert_eq!((status, &texts[..], &answer["gap"]), (200, expected, &Value::Null), "{since}");
+    }
+    // These publish, and so come last.
+    assert_eq!(raw(&server, &ids[3]).unwrap(), ["5", "6"]);
+    assert!(events(&server, "latest").contains("data: end"));
+}
+
+#[test]
+fn old_future_and_foreign_cursors_are_told_of_a_gap() {
+    let (server, ids) = server();
+    let (epoch, head) = ids[5].split_once('-').unwrap();
+    let future = format!("{epoch}-{}", head.parse::<u64>().unwrap() + 1);
+    let most = format!("{epoch}-{}", u64::MAX);
+    for (since, why) in [
+        (&ids[1][..], "evicted"),
+        (&format!("{epoch}-0"), "evicted"),
+        (&future, "future"),
+        (&most, "future"),
+        ("1-1", "epoch"),
+        ("18446744073709551615-18446744073709551615", "epoch"),
+    ] {
+        assert_eq!(v1(&server, since), [&format!("gap {why}"), "4", "5", "6"], "{since}");
+        let (_, answer) = page(&server, since);
+        assert_eq!((&answer["gap"]["why"], &answer["gap"]["after"]), (&json!(why), &json!(since)));
+        assert_eq!(answer["messages"].as_array().unwrap().len(), 3, "{since}");
+        // A raw member has no words for it.
+        let mut member = server.join(&format!("/ws/x?since={since}"));
+        assert_eq!(member.closed_with(), (4010, format!("gap why={why}")), "{since}");
+    }
+    let text = events(&server, "1-1");
+    let gap = text.find("event: gap").expect("a gap");
+    assert!(gap < text.find("data: 4\n").unwrap(), "{text}");
+    assert!(!text[..gap].contains("\n\n"), "the cursor does not move before the gap is told: {text}");
+}
+
+#[test]
+fn malformed_cursors_are_refused_with_what_they_should_be() {
+    let (server, _) = server();
+    let long = "1".repeat(64 << 10);
+    let escaped = "1-1%0d%0aX: y";
+    for since in ["yesterday", "1", "1-", "-1", "1-1-1", "LATEST", "0x1-1", "1-18446744073709551616"] {
+        assert_eq!(v1(&server, since), ["bad_cursor"], "{since}");
+        assert_eq!(page(&server, since).0, 400, "{since}");
+        assert_eq!(events(&server, since), "400", "{since}");
+        let answer = server.ask(frames::upgrade(&format!("/ws/x?since={since}")));
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("latest, or earliest"), "{answer}");
+    }
+    assert_eq!(v1(&server, &long[..60_000]), ["bad_cursor"]);
+    assert!(server.ask(frames::upgrade(&format!("/ws/x?since={long}"))).starts_with("HTTP/1.1 431 "));
+    assert_eq!(events(&server, &long[..4_000]), "400");
+    assert_eq!(page(&server, &long[..4_000]).0, 400);
+    assert_eq!(page(&server, escaped).0, 400);
+}
+
+/// A member in memory, resumed from `since`, and the numbers that it has heard when all is quiet.
+fn resumed(rig: &mut Rig, since: &str, turns: usize, mood: Mood, publisher: oyez::ids::SlotId) -> Vec<u64> {
+    let id = rig.connect(mood);
+    rig.send(id, upgrade(&format!("/ws/x?since={since}")).as_bytes());
+    // What is published while the replay goes on.
+    for turn in 0..turns {
+        let request =
+            json!({"type": "publish", "ch": "x", "text": format!("late {turn} {}", "y".repeat(300))});
+        rig.send_text(publisher, &request.to_string());
+        rig.turn();
+    }
+    rig.settle();
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    let values = rig.texts(id).into_iter().map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    let numbers = values.filter_map(|value| {
+        assert_ne!(value["type"], "gap", "{value}");
+        value["n"].as_u64()
+    });
+    let numbers = numbers.collect();
+    rig.reset(id);
+    rig.turn();
+    numbers
+}
+
+#[test]
+fn at_every_point_of_a_stream_while_publishing_goes_on() {
+    let history = HistoryLimits { messages_max: 1_000, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { history, ..Limits::default() });
+    let publisher = rig.connect(Mood::Kind);
+    rig.send(publisher, upgrade("/ws").as_bytes());
+    rig.settle();
+    rig.pipe(publisher).outgoing.clear();
+    let mut published = 0;
+    let mut ids = Vec::new();
+    for round in 0..60u64 {
+        rig.send_text(publisher, &json!({"type": "publish", "ch": "x", "text": "x".repeat(700)}).to_string());
+        rig.settle();
+        let answers = rig.texts(publisher);
+        let ack =
+            answers.iter().map(|text| serde_json::from_str::<Value>(text).unwrap()).next_back().unwrap();
+        published += 1;
+        ids.push((published, ack["id"].as_str().unwrap().to_owned()));
+        for (number, since) in ids.iter().rev().step_by(7) {
+            let late = (round % 4) as usize;
+            let mood = if round % 2 == 0 { Mood::Kind } else { Mood::Sips(900) };
+            let heard = resumed(&mut rig, since, late, mood, publisher);
+            published += late as u64;
+            rig.pipe(publisher).outgoing.clear();
+            assert_eq!(
+                heard,
+                (number + 1..=published).collect::<Vec<u64>>(),
+                "since {number} of {published}"
+            );
+        }
+    }
+}

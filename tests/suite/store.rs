@@ -1,0 +1,732 @@
+//! The history that outlives the process: `--history-file`.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use oyez::config::{HistoryFile, Limits};
+use oyez::hub::Hub;
+use oyez::ids::{ChannelName, Since};
+use oyez::metrics::Metrics;
+use oyez::moment::Moment;
+use oyez::server::store::{self, Opened, Stamp, Times};
+use oyez::wire::Kind;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::process::{Server, oyez};
+use crate::support::rig::Dice;
+use crate::v1::upgrade;
+
+/// A folder that is gone when the test is.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("oyez-store-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("history")
+    }
+
+    fn serve(&self, flags: &[&str]) -> Server {
+        let file = self.file();
+        Server::start(&[&["--history-file", file.to_str().unwrap(), "--drain-seconds=2"], flags].concat())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The JSON of an answer over HTTP.
+fn ask(server: &Server, request: &str) -> Value {
+    let answer = server.ask(format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
+    serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+}
+
+fn history(server: &Server, channel: &str, since: &str) -> Value {
+    ask(server, &format!("GET /v1/channels/{channel}/history?since={since} HTTP/1.1"))
+}
+
+fn publish(server: &Server, channel: &str, text: &str) -> String {
+    let length = text.len();
+    let request = format!(
+        "POST /v1/publish/{channel} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}"
+    );
+    let answer = server.ask(request);
+    let body = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}")).1;
+    let value: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
+    value["id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+fn metric(server: &Server, name: &str) -> u64 {
+    let text = server.ask("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let line =
+        text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
+    line.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+fn texts(history: &Value) -> Vec<String> {
+    let messages = history["messages"].as_array().unwrap();
+    messages.iter().map(|message| message["text"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Page by page.
+fn all_of(server: &Server, channel: &str) -> Vec<Value> {
+    let mut messages: Vec<Value> = Vec::new();
+    loop {
+        let since = messages.last().map_or("earliest", |last| last["id"].as_str().unwrap());
+        let page = history(server, channel, &format!("{since}&limit=1000"));
+        assert_eq!(page["gap"], Value::Null);
+        match page["messages"].as_array().unwrap() {
+            more if more.is_empty() => return messages,
+            more => messages.extend_from_slice(more),
+        }
+    }
+}
+
+fn epoch(id: &str) -> u64 {
+    id.split('-').next().unwrap().parse().unwrap()
+}
+
+/// A member by `oyez.v1`.
+struct Member(Client);
+
+impl Member {
+    fn join(server: &Server) -> Member {
+        let mut client = Client::new(server.connect());
+        client.send(upgrade("/ws").as_bytes());
+        client.head();
+        let mut member = Member(client);
+        assert_eq!(member.hear()["type"], "hello");
+        member
+    }
+
+    fn say(&mut self, request: Value) {
+        self.0.send_text(&request.to_string());
+    }
+
+    fn hear(&mut self) -> Value {
+        serde_json::from_str(&self.0.text()).unwrap()
+    }
+}
+
+#[test]
+fn after_sigterm_nothing_is_lost() {
+    let folder = Folder::new();
+    let server = folder.serve(&[]);
+    let mut member = Member::join(&server);
+    member.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
+    let first = member.hear()["id"].as_str().unwrap().to_owned();
+    member.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    member.hear();
+    let before = history(&server, "a", "earliest");
+    let last = publish(&server, "a", "three");
+    publish(&server, "b", "elsewhere");
+    let whole = history(&server, "a", "earliest");
+    server.stop();
+
+    let server = folder.serve(&[]);
+    assert_eq!(history(&server, "a", "earliest"), whole, "ids, numbers, kinds, senders");
+    assert_eq!(history(&server, "a", before["messages"][1]["id"].as_str().unwrap())["gap"], Value::Null);
+    let mut raw = server.join(&format!("/ws/a?since={first}"));
+    assert_eq!((raw.frame().payload, raw.text()), (vec![0, 255], "three".to_owned()));
+    let mut events = Client::new(server.connect());
+    events.send(format!("GET /sse/a HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {first}\r\n\r\n").as_bytes());
+    events.head();
+    let mut member = Member::join(&server);
+    member.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let heard: Vec<Value> = (0..4).map(|_| member.hear()).collect();
+    assert_eq!((&heard[0]["type"], &heard[3]["type"]), (&json!("subscribed"), &json!("live")));
+    assert_eq!(json!(heard[1..3]), json!(whole["messages"].as_array().unwrap()[1..]));
+    // It goes on where it was.
+    let next = publish(&server, "a", "four");
+    assert_eq!(epoch(&next), epoch(&last));
+    let message = member.hear();
+    assert_eq!((&message["n"], &message["text"]), (&json!(4), &json!("four")));
+    assert_eq!(raw.text(), "four");
+    let mut text = String::from_utf8(std::mem::take(&mut events.received)).unwrap();
+    while !text.contains("four") {
+        let mut bytes = [0; 1_024];
+        let count = events.stream.read(&mut bytes).unwrap();
+        text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+    }
+    let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(data, ["AP8=", "three", "four"], "{text}");
+    assert!(!text.contains("gap"), "{text}");
+    drop((raw, events, member));
+    let log = server.stop();
+    let warning = log.lines().find(|line| line.contains("history file") && line.contains("WARN"));
+    assert!(log.contains("history file") && warning.is_none(), "{log}");
+}
+
+#[test]
+fn clients_that_are_told_to_come_back_miss_nothing() {
+    let folder = Folder::new();
+    let mut server = folder.serve(&[]);
+    let mut seen = Vec::new();
+    let mut cursor: Option<String> = None;
+    for round in 0..3 {
+        let mut member = Member::join(&server);
+        let since = cursor.clone().map_or(Value::Null, Value::from);
+        member.say(if round == 0 {
+            json!({"type": "subscribe", "ch": "a"})
+        } else {
+            json!({"type": "subscribe", "ch": "a", "since": since})
+        });
+        assert_eq!(member.hear()["type"], "subscribed");
+        for number in 0..5 {
+            publish(&server, "a", &format!("{round} {number}"));
+        }
+        // Something is published that it has not heard when the connection ends.
+        while seen.len() < round * 10 + 5 {
+            let message = member.hear();
+            assert_ne!(message["type"], "gap", "{message}");
+            if let Some(number) = message["n"].as_u64() {
+                seen.push(number);
+                cursor = message["id"].as_str().map(str::to_owned);
+            }
+        }
+        drop(member);
+        for number in 5..10 {
+            publish(&server, "a", &format!("{round} {number}"));
+        }
+        server.stop();
+        server = folder.serve(&[]);
+    }
+    assert_eq!(seen, (1..=25).collect::<Vec<u64>>());
+}
+
+#[test]
+fn who_publishes_is_not_taken_for_a_client_of_the_process_before() {
+    let folder = Folder::new();
+    let server = folder.serve(&[]);
+    let mut sender = server.join("/ws/a");
+    sender.send_text("from the first connection");
+    sender.text();
+    drop(sender);
+    server.stop();
+    let server = folder.serve(&[]);
+    // It is the first connection too, and does not hear itself.
+    let mut member = server.join("/ws/a?echo=0&since=earliest");
+    assert_eq!(member.text(), "from the first connection");
+}
+
+/// Publishes by `oyez.v1` on two channels until the server is gone; each acknowledged id with its text and
+/// when that came.
+fn publish_until_killed(server: &Server, run: usize, dice: &mut Dice) -> Vec<(String, String, Instant)> {
+    let mut member = Member::join(server);
+    let kill_at = Instant::now() + Duration::from_millis(50 + dice.roll(700));
+    let mut acknowledged = Vec::new();
+    let mut number = 0;
+    while Instant::now() < kill_at {
+        let burst = 1 + dice.roll(20);
+        let mut sent = Vec::new();
+        for _ in 0..burst {
+            number += 1;
+            // Large ones make the file grow, so that it is written anew now and then.
+            let (channel, padding) = if dice.roll(3) == 0 { ("large", 60_000) } else { ("small", 20) };
+            let text = format!("{channel} {run}.{number} {}", "x".repeat(padding));
+            member.say(json!({"type": "publish", "ch": channel, "text": text}));
+            sent.push(text);
+        }
+        for text in sent {
+            let ack = member.hear();
+            assert_eq!(ack["type"], "ack", "{ack}");
+            acknowledged.push((ack["id"].as_str().unwrap().to_owned(), text, Instant::now()));
+        }
+        if dice.roll(4) == 0 {
+            std::thread::sleep(Duration::from_millis(dice.roll(30)));
+        }
+    }
+    acknowledged
+}
+
+#[test]
+fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice() {
+    const SYNC_MS: u64 = 300;
+    let folder = Folder::new();
+    let flags = ["--history-sync-ms=300", "--history-messages-max=100000", "--history-bytes-max=2MiB"];
+    let mut dice = Dice::new(7);
+    let mut texts_of_ids: HashMap<String, String> = HashMap::new();
+    let mut epochs = Vec::new();
+    let (mut renewals, mut lost) = (0, 0);
+    let mut server = folder.serve(&flags);
+    for run in 0..12 {
+        let acknowledged = publish_until_killed(&server, run, &mut dice);
+        let killed = Instant::now();
+        server.signal("KILL");
+        let (_, log) = server.wait();
+        renewals += log.matches("without what is kept no more").count();
+        server = folder.serve(&flags);
+        for (id, text, _) in &acknowledged {
+            assert!(texts_of_ids.insert(id.clone(), text.clone()).is_none(), "{id} twice");
+        }
+        epochs.extend(acknowledged.first().map(|(id, ..)| epoch(id)));
+        let mut found = HashMap::new();
+        for channel in ["small", "large"] {
+            let messages = all_of(&server, channel);
+            let numbers: Vec<u64> = messages.iter().map(|message| message["n"].as_u64().unwrap()).collect();
+            assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no hole in what is left");
+            for message in &messages {
+                let (id, text) = (message["id"].as_str().unwrap(), message["text"].as_str().unwrap());
+                let was = texts_of_ids.insert(id.to_owned(), text.to_owned());
+                assert!(was.is_none_or(|was| was == text), "{id} is two messages");
+                found.insert(text.to_owned(), epoch(id));
+            }
+        }
+        let new_epoch = found.values().next().copied();
+        for (id, text, at) in &acknowledged {
+            assert!(new_epoch.is_none_or(|new| new > epoch(id)), "a new epoch begins");
+            let is_old = killed.duration_since(*at) > Duration::from_millis(SYNC_MS);
+            // The large ones push each other out.
+            lost += usize::from(text.starts_with("small") && !found.contains_key(text));
+            if is_old && text.starts_with("small") {
+                assert!(
+                    found.contains_key(text),
+                    "{id} was lost {:?} after its answer",
+                    killed.duration_since(*at)
+                );
+            }
+        }
+        if let Some((id, ..)) = acknowledged.last() {
+            let gap = &history(&server, "small", id)["gap"];
+            assert_eq!(gap["why"], "epoch", "every client is told: {gap}");
+        }
+    }
+    println!("{} messages, {lost} lost, {renewals} new files", texts_of_ids.len());
+    assert!(lost > 0 && renewals > 0, "{lost} lost, {renewals} new files");
+    epochs.dedup();
+    assert!(epochs.is_sorted() && epochs.len() > 8, "{epochs:?}");
+}
+
+#[test]
+fn after_a_kill_what_is_left_is_replayed_under_new_ids() {
+    let folder = Folder::new();
+    let server = folder.serve(&["--history-sync-ms=100"]);
+    let first = publish(&server, "a", "one");
+    publish(&server, "a", "two");
+    std::thread::sleep(Duration::from_millis(300));
+    server.signal("KILL");
+    server.wait();
+    let server = folder.serve(&[]);
+    let mut member = Member::join(&server);
+    member.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let heard: Vec<Value> = (0..5).map(|_| member.hear()).collect();
+    assert_eq!((&heard[1]["type"], &heard[1]["why"]), (&json!("gap"), &json!("epoch")), "{heard:?}");
+    assert_eq!((&heard[2]["text"], &heard[3]["text"]), (&json!("one"), &json!("two")));
+    assert!(epoch(heard[2]["id"].as_str().unwrap()) > epoch(&first));
+    assert_eq!(heard[4]["type"], "live");
+    let mut raw = server.join(&format!("/ws/a?since={first}"));
+    assert_eq!(raw.frame().opcode, frames::CLOSE, "a raw member has no words for a gap");
+    let log = server.stop();
+    assert!(log.contains("WARN") && log.contains("new epoch"), "{log}");
+}
+
+#[test]
+fn the_file_does_not_grow_for_ever() {
+    let folder = Folder::new();
+    let flags = ["--history-sync-ms=20", "--history-messages-max=20"];
+    let server = folder.serve(&flags);
+    let mut member = Member::join(&server);
+    let mut largest = 0;
+    for number in 0..1_000 {
+        member.say(json!({"type": "publish", "ch": "a", "text": format!("{number} {}", "x".repeat(60_000))}));
+        member.hear();
+        largest = largest.max(fs::metadata(folder.file()).unwrap().len());
+    }
+    let written = metric(&server, "oyez_history_file_written_bytes_total");
+    assert!(written > 20 << 20, "{written} bytes were written");
+    assert!(largest < 14 << 20, "{largest}");
+    let whole = history(&server, "a", "earliest");
+    assert!(texts(&whole).len() > 15);
+    let log = server.stop();
+    assert!(log.contains("without what is kept no more"), "{log}");
+    let server = folder.serve(&flags);
+    assert_eq!(history(&server, "a", "earliest"), whole);
+    server.stop();
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left in the folder");
+}
+
+#[test]
+fn with_smaller_limits_the_last_messages_stay() {
+    let folder = Folder::new();
+    let server = folder.serve(&[]);
+    for number in 0..10 {
+        publish(&server, "a", &number.to_string());
+        publish(&server, "b", &number.to_string());
+    }
+    let all = history(&server, "a", "earliest");
+    server.stop();
+    let server = folder.serve(&["--history-messages-max=3"]);
+    let few = history(&server, "a", "earliest");
+    assert_eq!(few["messages"], json!(all["messages"].as_array().unwrap()[7..]));
+    assert_eq!(few["floor"], all["messages"][6]["id"]);
+    let old = all["messages"][2]["id"].as_str().unwrap();
+    assert_eq!(history(&server, "a", old)["gap"]["why"], "evicted");
+    server.stop();
+    let server = folder.serve(&["--channels-max=1"]);
+    assert_eq!(texts(&history(&server, "b", "earliest")), ["7", "8", "9"], "what was let go is gone");
+    assert_eq!(history(&server, "a", old)["gap"]["why"], "evicted", "and nobody is told that it never was");
+    server.stop();
+    let server = folder.serve(&["--history-age-seconds=1"]);
+    std::thread::sleep(Duration::from_millis(1_300));
+    assert_eq!(texts(&history(&server, "b", "earliest")), [""; 0]);
+    let id = publish(&server, "b", "next");
+    assert_eq!(id.split('-').nth(1), Some("21"));
+}
+
+/// What a server that does not start says.
+fn refuses(path: &Path, before: &str) -> String {
+    let path = path.to_str().unwrap();
+    let serve = oyez(&["serve", "--listen=127.0.0.1:0", "--history-file", path]);
+    let mut command = Command::new("bash");
+    command
+        .arg("-c")
+        .arg(format!("{before} exec \"$0\" \"$@\""))
+        .arg(serve.get_program())
+        .args(serve.get_args());
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let line = text.lines().find_map(|line| line.strip_prefix("oyez: ")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.starts_with(&format!("--history-file {path}: ")), "{line}");
+    line.to_owned()
+}
+
+#[test]
+fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
+    let folder = Folder::new();
+    let check = |name: &str, bytes: Option<&[u8]>, before: &str, says: &str| {
+        let path = folder.0.join(name);
+        if let Some(bytes) = bytes {
+            fs::write(&path, bytes).unwrap();
+        }
+        let line = refuses(&path, before);
+        assert!(line.contains(says), "{line}");
+        if let Some(bytes) = bytes {
+            assert_eq!(fs::read(&path).unwrap(), bytes, "{name} was touched");
+        }
+    };
+    check("foreign", Some(b"a diary, and no history of ours"), "", "name another");
+    check("short", Some(b"x"), "", "name another");
+    check("beginning", Some(b"oyezhi"), "", "is damaged at byte 0 of 6");
+    check("no/such/folder", None, "", "make its folder first");
+    check("foreign/inside", None, "", "cannot be opened");
+    check(".", None, "", "not a plain file");
+    check("new", None, "ulimit -f 0;", "make room");
+    assert!(refuses(Path::new("/dev/full"), "").contains("not a plain file"));
+
+    let server = folder.serve(&[]);
+    for number in 0..100 {
+        publish(&server, "a", &format!("{number} {}", "x".repeat(100)));
+    }
+    assert!(refuses(&folder.file(), "").contains("another process uses it"));
+    server.stop();
+    let good = fs::read(folder.file()).unwrap();
+    let mut bytes = good.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    check("damaged", Some(&bytes), "", "mv ");
+    // The format is the number behind the magic, and the checksum that of the first 20 bytes.
+    let mut newer = good.clone();
+    newer[8] = 9;
+    let checksum = crc32(&newer[..20]);
+    newer[20..24].copy_from_slice(&checksum.to_le_bytes());
+    check("newer", Some(&newer), "", "has format 9, and this oyez reads format 1");
+    // A full disk leaves the mark of an end in order as it is.
+    check("full", Some(&good), "ulimit -f 1;", "make room");
+    fs::write(folder.file(), &good).unwrap();
+    let server = folder.serve(&[]);
+    assert!(!server.stop().contains("WARN"));
+}
+
+/// CRC-32 of ISO 3309, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
+    })
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
+    let folder = Folder::new();
+    let file = folder.file();
+    let serve = oyez(&[
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--history-sync-ms=50",
+        "--history-file",
+        file.to_str().unwrap(),
+    ]);
+    let mut command = Command::new("bash");
+    // Files of up to 64 KiB.
+    command.arg("-c").arg("ulimit -f 64; exec \"$0\" \"$@\"").arg(serve.get_program()).args(serve.get_args());
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let server = Server::start_command(command);
+    let mut member = server.join("/ws/a");
+    let mut last = String::new();
+    for number in 0..200 {
+        last = publish(&server, "a", &format!("{number} {}", "x".repeat(1_000)));
+        assert!(member.text().starts_with(&format!("{number} ")), "the server serves on");
+    }
+    let start = Instant::now();
+    while metric(&server, "oyez_history_file_errors_total") == 0 {
+        assert!(start.elapsed() < Duration::from_secs(5), "the error is counted");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    publish(&server, "a", "afterwards");
+    member.text();
+    drop(member);
+    server.signal("TERM");
+    let (status, log) = server.wait();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert_eq!(log.matches(" ERROR ").count(), 1, "said once: {log}");
+    assert!(log.contains("does not outlive this process") && log.contains("not complete"), "{log}");
+    let server = folder.serve(&[]);
+    let page = history(&server, "a", &last);
+    assert_eq!(page["gap"]["why"], "epoch", "{page}");
+    let texts = texts(&history(&server, "a", "earliest&limit=1000"));
+    assert!(!texts.is_empty() && texts.len() < 200);
+}
+
+// From here on through the library, with clocks in our hands.
+
+const NOON: Stamp = Stamp { unix_ms: 1_800_000_000_000, boot_ms: 5_000_000, boot: 1 };
+
+fn later(stamp: Stamp, millis: u64) -> Stamp {
+    Stamp { unix_ms: stamp.unix_ms + millis, boot_ms: stamp.boot_ms + millis, ..stamp }
+}
+
+fn times(millis: u64) -> Times {
+    Times { now: Moment::from_millis(millis), millis }
+}
+
+fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
+    let file = HistoryFile { path: path.to_owned(), sync_ms: 2 };
+    let start = Instant::now();
+    loop {
+        match store::open(&file, &Limits::default(), times(0), stamp) {
+            // A process that another test is about to start has our descriptors for a moment, and with them the lock.
+            Err(error)
+                if error.to_string().contains("uses it") && start.elapsed() < Duration::from_secs(5) =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn put(hub: &mut Hub, channel: &str, text: &str, millis: u64) {
+    let id = hub.open(&ChannelName::parse(channel.as_bytes()).unwrap()).unwrap();
+    hub.publish(id, Kind::Text, text.as_bytes(), None, None);
+    while let Some(id) = hub.next_touched() {
+        let _ = hub.seal(id, Moment::from_millis(millis));
+    }
+}
+
+fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
+    let page = hub.page(channel, Since::Earliest, usize::MAX, Moment::from_millis(millis));
+    serde_json::from_str(&format!("[{}]", String::from_utf8(page.envelopes).unwrap())).unwrap()
+}
+
+/// Ends a run in order.
+fn finish(opened: Opened, millis: u64, stamp: Stamp) {
+    let Opened { store, mut hub, .. } = opened;
+    assert!(store.finish(&mut hub, &mut Metrics::default(), 0, times(millis), stamp));
+}
+
+#[test]
+fn clocks_that_jump_neither_keep_messages_for_ever_nor_drop_them_all() {
+    const AGE: u64 = 300_000;
+    // How much later the server comes back, and when a message goes that was 100 s old: in how many
+    // milliseconds after that.
+    let check = |back: Stamp, left: u64, what: &str| {
+        let folder = Folder::new();
+        let mut opened = open(&folder.file(), NOON).unwrap();
+        put(&mut opened.hub, "a", "x", 0);
+        finish(opened, 100_000, later(NOON, 100_000));
+        let mut hub = open(&folder.file(), back).unwrap().hub;
+        if left > 0 {
+            assert_eq!(page(&mut hub, "a", left - 1).len(), 1, "{what}: too early");
+        }
+        assert_eq!(page(&mut hub, "a", left).len(), 0, "{what}: too late");
+    };
+    let end = later(NOON, 100_000);
+    check(later(end, 50_000), AGE - 150_000, "nothing jumps");
+    check(later(end, AGE), 0, "a long pause");
+    let year = 365 * 24 * 3_600_000;
+    check(Stamp { unix_ms: NOON.unix_ms - year, ..later(end, 50_000) }, AGE - 150_000, "unix time back");
+    check(Stamp { unix_ms: NOON.unix_ms + year, ..later(end, 50_000) }, AGE - 150_000, "unix time ahead");
+    let rebooted = |unix_ms| Stamp { unix_ms, boot_ms: 10_000, boot: 2 };
+    check(rebooted(end.unix_ms + 50_000), AGE - 150_000, "another start of the machine");
+    check(rebooted(end.unix_ms - year), AGE - 100_000, "and its clock went back");
+    check(rebooted(end.unix_ms + year), AGE - 100_000 - AGE / 2, "and its clock went ahead");
+}
+
+#[test]
+fn an_epoch_is_later_than_the_one_before_it_whatever_the_clock_says() {
+    let folder = Folder::new();
+    let mut epochs = Vec::new();
+    for back in [0, 1, 1_000_000_000, 0] {
+        let stamp = Stamp { unix_ms: NOON.unix_ms - back, ..NOON };
+        // Dropped without an end in order.
+        let opened = open(&folder.file(), stamp).unwrap();
+        epochs.push(opened.hub.head().epoch);
+        drop(opened);
+        await_unlocked(&folder.file());
+    }
+    assert_eq!(epochs, [0, 1, 2, 3].map(|more| NOON.unix_ms + more));
+}
+
+/// The thread of a store that was dropped ends in its own time.
+fn await_unlocked(path: &Path) {
+    let start = Instant::now();
+    loop {
+        let file = fs::File::open(path).unwrap();
+        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A file of some runs, the last of which ended as told, and the text of each message by its number.
+fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
+    let folder = Folder::new();
+    let mut texts = HashMap::new();
+    for run in 0..3 {
+        let mut opened = open(&folder.file(), later(NOON, run * 100_000)).unwrap();
+        let mut metrics = Metrics::default();
+        for turn in 0..30 {
+            for number in 0..3 {
+                let seq = opened.hub.head().seq + 1;
+                let text = format!("message {seq} {}", "é".repeat(number * 20));
+                put(&mut opened.hub, &format!("c{}", seq % 4), &text, turn);
+                texts.insert(seq, text);
+            }
+            // Wait for each batch, so that there are many.
+            while opened.hub.changes() > 0 {
+                let Opened { store, hub, .. } = &mut opened;
+                store.sweep(hub, &mut metrics, 0, times(turn * 100), || later(NOON, run * 100_000));
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        if run < 2 || is_clean {
+            finish(opened, 3_000, later(NOON, run * 100_000 + 3_000));
+        } else {
+            drop(opened);
+            await_unlocked(&folder.file());
+        }
+    }
+    (fs::read(folder.file()).unwrap(), texts)
+}
+
+/// A damaged file is refused, or what it gives is true; if it goes on in the same epoch, it gives all.
+fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> bool {
+    let folder = Folder::new();
+    fs::write(folder.file(), bytes).unwrap();
+    let opened = open(&folder.file(), later(NOON, 250_000));
+    let Ok(Opened { mut hub, .. }) = opened else {
+        assert_eq!(
+            fs::read(folder.file()).unwrap(),
+            bytes,
+            "{what}: a file that is refused is left as it is"
+        );
+        return false;
+    };
+    let mut count = 0;
+    for channel in ["c0", "c1", "c2", "c3"] {
+        let page = page(&mut hub, channel, 0);
+        count += page.len();
+        let numbers: Vec<u64> = page.iter().map(|message| message["n"].as_u64().unwrap()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{what}: {numbers:?}");
+        for message in &page {
+            let seq: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
+            assert_eq!(message["text"], texts[&seq], "{what}");
+        }
+    }
+    if hub.head().epoch == epoch {
+        assert_eq!(count, texts.len(), "{what}: the same epoch, so nothing is missing");
+        assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
+    }
+    true
+}
+
+#[test]
+fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
+    for is_clean in [true, false] {
+        let (bytes, texts) = sample(is_clean);
+        let epoch = NOON.unix_ms;
+        assert!(judge(&bytes, &texts, epoch, "whole"));
+        let (refused, taken) = (Cell::new(0), Cell::new(0));
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 400,
+            ..ProptestConfig::default()
+        });
+        let damage = (
+            0..bytes.len(),
+            0u8..8,
+            prop_oneof![3 => Just("flip"), 1 => Just("cut"), 1 => Just("zero"), 1 => Just("add")],
+        );
+        let result = runner.run(&damage, |(at, bit, kind)| {
+            let mut bytes = bytes.clone();
+            match kind {
+                "flip" => bytes[at] ^= 1 << bit,
+                "cut" => bytes.truncate(at),
+                "zero" => bytes[at..].iter_mut().take(512).for_each(|byte| *byte = 0),
+                _ => bytes.extend_from_within(..at.min(300)),
+            }
+            if judge(&bytes, &texts, epoch, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
+                taken.set(taken.get() + 1);
+            } else {
+                refused.set(refused.get() + 1);
+            }
+            Ok(())
+        });
+        result.unwrap();
+        let (refused, taken) = (refused.get(), taken.get());
+        println!("clean {is_clean}: {refused} refused, {taken} taken");
+        assert!(refused > 100 && taken > 20, "{refused} refused, {taken} taken");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_messages_in_a_thousand_channels() {
+    let folder = Folder::new();
+    let mut opened = open(&folder.file(), NOON).unwrap();
+    for number in 0..100_000 {
+        put(&mut opened.hub, &format!("room.{}", number % 1_000), &format!("{number} {}", "x".repeat(60)), 0);
+    }
+    finish(opened, 10, NOON);
+    let size = fs::metadata(folder.file()).unwrap().len();
+    let start = Instant::now();
+    let mut hub = open(&folder.file(), NOON).unwrap().hub;
+    println!("{size} bytes, opened in {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10) && size < 100_000 * 110, "{size}");
+    assert_eq!((hub.kept().messages, hub.channels(), hub.head().seq), (100_000, 1_000, 100_000));
+    assert_eq!(page(&mut hub, "room.999", 0).last().unwrap()["n"], 100);
+    let _ = std::io::stdout().flush();
+}
