@@ -69,6 +69,18 @@ pub enum Reason {
         /// What was wrong.
         fault: TlsFault,
     },
+    /// The peer came or published faster than it may.
+    RateLimited {
+        /// When to come back, in milliseconds.
+        retry_ms: u32,
+    },
+    /// The peer's address has as many connections as it may; answered with 429.
+    TooManyConnections,
+    /// A trusted proxy did not say for whom it speaks.
+    ProxyHeader {
+        /// What came in place of a header of the PROXY protocol.
+        fault: ProxyFault,
+    },
 }
 
 /// What was wrong with the peer's TLS.
@@ -104,9 +116,31 @@ impl fmt::Display for TlsFault {
     }
 }
 
+/// What is wrong with the beginning of a proxy's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyFault {
+    /// It is no header of the PROXY protocol, version 2.
+    Missing,
+    /// It begins as one and is none.
+    Bad,
+    /// It ended before it was whole.
+    Incomplete,
+}
+
+impl ProxyFault {
+    /// One word for the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            ProxyFault::Missing => "missing",
+            ProxyFault::Bad => "bad",
+            ProxyFault::Incomplete => "incomplete",
+        }
+    }
+}
+
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 21;
+    pub const COUNT: usize = 24;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -132,6 +166,9 @@ impl Reason {
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
             Reason::TlsFailed { .. } => 20,
+            Reason::RateLimited { .. } => 21,
+            Reason::TooManyConnections => 22,
+            Reason::ProxyHeader { .. } => 23,
         }
     }
 
@@ -158,6 +195,9 @@ impl Reason {
         "unsupported",
         "gap",
         "tls_failed",
+        "rate_limited",
+        "too_many_connections",
+        "proxy_header",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -174,6 +214,7 @@ impl Reason {
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
             // Nothing that we send would be understood.
             Reason::TlsFailed { .. } => None,
+            Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
             Reason::NotUtf8 => Some(1007),
@@ -181,6 +222,7 @@ impl Reason {
             Reason::Internal => Some(1011),
             Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
+            Reason::RateLimited { .. } => Some(4101),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Drain { .. } => Some(4200),
@@ -196,6 +238,7 @@ impl Reason {
             Reason::Unsupported
                 | Reason::Gap { .. }
                 | Reason::OverCapacity
+                | Reason::RateLimited { .. }
                 | Reason::Slow
                 | Reason::NoPong
                 | Reason::Drain { .. }
@@ -211,9 +254,12 @@ impl fmt::Display for Reason {
         match self {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
-            Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
+            Reason::Drain { retry_ms } | Reason::RateLimited { retry_ms } => {
+                write!(f, " retry_ms={retry_ms}")
+            }
             Reason::Gap { why } => write!(f, " why={}", why.word()),
             Reason::TlsFailed { fault } => write!(f, " why={fault}"),
+            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
             _ => Ok(()),
         }
     }
@@ -251,6 +297,9 @@ mod tests {
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
             (Reason::TlsFailed { fault: TlsFault::Alert(48) }, None, "tls_failed why=alert_48"),
+            (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
+            (Reason::TooManyConnections, None, "too_many_connections"),
+            (Reason::ProxyHeader { fault: ProxyFault::Missing }, None, "proxy_header why=missing"),
         ]
     }
 

@@ -105,6 +105,16 @@ pub struct Limits {
     pub history: HistoryLimits,
     /// What is kept of publishers who may send the same again.
     pub repeats: RepeatLimits,
+    /// The most connections of one address, or of one /64 of IPv6; 0 is no limit. There is none unless the
+    /// operator asks for it: an office, a school or a mobile carrier's NAT brings thousands of people
+    /// from one address, and a proxy that is not trusted brings all of them.
+    pub connections_per_address_max: u32,
+    /// The most handshakes of such an address in a second, and as many at once; 0 is no limit.
+    pub handshakes_per_second: u32,
+    /// The most messages that a connection publishes in a second, and as many at once; 0 is no limit.
+    pub messages_per_second: u32,
+    /// The most bytes that a connection publishes in a second, and as many at once; 0 is no limit.
+    pub bytes_per_second: u32,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -213,6 +223,10 @@ impl Default for Limits {
             channels_per_client_max: 128,
             history: HistoryLimits::default(),
             repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
+            connections_per_address_max: 0,
+            handshakes_per_second: 0,
+            messages_per_second: 0,
+            bytes_per_second: 0,
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

@@ -5,9 +5,11 @@
 
 pub mod address;
 mod crypto;
+pub mod door;
 pub mod grant;
 pub mod keys;
 pub mod origin;
+pub mod pace;
 pub mod proxy;
 pub mod rate;
 pub mod ticket;

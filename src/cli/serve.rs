@@ -9,7 +9,9 @@ use log::{info, warn};
 use rustls::pki_types::UnixTime;
 
 use super::Failure;
+use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
+use crate::access::proxy::Network;
 use crate::config::{
     self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
 };
@@ -105,6 +107,33 @@ pub(super) struct Serve {
     )]
     origins: Vec<OriginPattern>,
 
+    /// Networks of proxies that are believed when they say for whom they speak, in X-Forwarded-For or the
+    /// PROXY protocol: repeat it, or separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
+    #[arg(long = "trusted-proxy", env = "OYEZ_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
+    trusted_proxies: Vec<Network>,
+
+    /// Trusted proxies begin each connection with a header of the PROXY protocol, version 2 [default: off].
+    #[arg(long, env = "OYEZ_PROXY_PROTOCOL")]
+    proxy_protocol: bool,
+
+    /// Most connections of one address, or of one /64 of IPv6; over it 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    connections_per_address_max: u32,
+
+    /// Most handshakes of such an address in a second, and as many at once; over it 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_HANDSHAKES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    handshakes_per_second: u32,
+
+    /// Most messages that a connection publishes in a second, and as many at once; over it a close with 4101,
+    /// an error in oyez.v1, or 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_MESSAGES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    messages_per_second: u32,
+
+    /// Most bytes that a connection publishes in a second, and as many at once; over it the same; 0 is no
+    /// limit.
+    #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
+    bytes_per_second: u32,
+
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
     no_console: bool,
@@ -196,6 +225,12 @@ impl Serve {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let config = self.config();
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
+        let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
+        if proxies.send_header && proxies.networks.is_empty() {
+            let why =
+                "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
+            return Err(Failure::Usage(why.into()));
+        }
         let connections_max = connections_max(config.connections_max)?;
         let listen = config.listen;
         if !listen.ip().is_loopback() {
@@ -205,10 +240,10 @@ impl Serve {
         }
         let origins = self.origins.clone();
         match config.tls.files.clone() {
-            None => serve(config, origins, connections_max, Plain, "ws"),
+            None => serve(config, origins, proxies, connections_max, Plain, "ws"),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                serve(config, origins, connections_max, tls, "wss")
+                serve(config, origins, proxies, connections_max, tls, "wss")
             }
         }
     }
@@ -247,6 +282,10 @@ impl Serve {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,
                 },
+                connections_per_address_max: self.connections_per_address_max,
+                handshakes_per_second: self.handshakes_per_second,
+                messages_per_second: self.messages_per_second,
+                bytes_per_second: self.bytes_per_second,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -280,6 +319,7 @@ impl Serve {
 fn serve<E: Entrance>(
     config: Config,
     origins: Vec<OriginPattern>,
+    proxies: Proxies,
     connections_max: usize,
     entrance: E,
     scheme: &str,
@@ -292,6 +332,7 @@ fn serve<E: Entrance>(
             }
             StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
         })?;
+    server.trust(proxies);
     if let Some(address) = server.address() {
         // If nobody reads it, the server serves all the same.
         let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
@@ -388,6 +429,18 @@ fn small_count(text: &str) -> Result<u32, String> {
 
 fn count_or_0(text: &str) -> Result<usize, String> {
     number(text, 0, i32::MAX as u64).map(|value| value as usize)
+}
+
+fn small_count_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, i32::MAX as u64).map(|value| value as u32)
+}
+
+fn bytes_or_0(text: &str) -> Result<u32, String> {
+    if text == "0" { Ok(0) } else { small_bytes(text) }
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    Network::parse(text.trim()).map_err(|why| why.to_string())
 }
 
 fn origin(text: &str) -> Result<OriginPattern, String> {

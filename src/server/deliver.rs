@@ -12,7 +12,9 @@ use serde_json::value::RawValue;
 
 use super::answers;
 use super::engine::Engine;
+use super::slots::Slot;
 use super::transport::Transport;
+use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::channel::{Before, Portion};
@@ -256,6 +258,9 @@ impl<T: Transport> Engine<T> {
         receipt: Receipt,
         now: Moment,
     ) {
+        if let Err(too_fast) = self.pace(id, payload.len(), &receipt, now) {
+            return self.refuse_haste(id, too_fast, &receipt, now);
+        }
         let Some(slot) = self.slots.get(id) else { return };
         let channel = match name {
             None => match slot.seats.as_slice() {
@@ -289,6 +294,40 @@ impl<T: Transport> Engine<T> {
             self.hub.know_again(name.as_str(), key, published.id, now);
         }
         self.confirm(id, published, receipt, now);
+    }
+
+    /// Is that as fast as the connection may publish?
+    fn pace(&mut self, id: SlotId, bytes: usize, receipt: &Receipt, now: Moment) -> Result<(), TooFast> {
+        // Nor what comes behind a close.
+        let is_closing = self.slots.get(id).is_none_or(Slot::has_farewell);
+        if is_closing {
+            return Ok(());
+        }
+        let who = match receipt {
+            Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
+            _ => Publisher::Connection(id),
+        };
+        self.meters.take(who, Pace::of(&self.limits, None), bytes, now)
+    }
+
+    /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
+    /// that, and is closed.
+    fn refuse_haste(&mut self, id: SlotId, too_fast: TooFast, receipt: &Receipt, now: Moment) {
+        let TooFast { limit, retry_ms } = too_fast;
+        self.metrics.limit(limit);
+        match receipt {
+            Receipt::None => self.close(id, Reason::RateLimited { retry_ms }, now),
+            Receipt::Ack { reference, .. } => {
+                let reference = reference.as_deref();
+                let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
+                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message }, now);
+            }
+            Receipt::Response { manner, .. } => {
+                let refusal = Refusal::rate_limited(retry_ms);
+                self.metrics.reject(refusal.code());
+                self.answer(id, refusal.respond(manner).into(), now);
+            }
+        }
     }
 
     /// Tells a publisher which id its message has.

@@ -37,7 +37,9 @@ use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
+use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::Metrics;
@@ -208,6 +210,11 @@ impl<E: Entrance> Server<E> {
         })
     }
 
+    /// Believes these proxies from now on.
+    pub fn trust(&mut self, proxies: Proxies) {
+        self.engine.door.trust(proxies);
+    }
+
     /// The address that it really listens on; `None` once it is draining.
     pub fn address(&self) -> Option<SocketAddr> {
         self.listener.as_ref().and_then(|listener| listener.address().ok())
@@ -358,7 +365,7 @@ impl<E: Entrance> Server<E> {
                 debug!("accept peer={peer}");
                 engine.admit(transport, peer, now);
             } else {
-                engine.turn_away(transport, peer, now);
+                engine.turn_away(transport, peer, Reason::NoRoom, now);
             }
         }
     }

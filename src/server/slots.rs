@@ -61,6 +61,8 @@ impl Marks {
     const REPLAYING: u16 = 128;
     /// Its close frame is queued: nothing may follow it.
     const FAREWELL: u16 = 256;
+    /// A proxy has yet to say for whom it speaks.
+    const AWAITS_HEADER: u16 = 512;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -107,6 +109,11 @@ impl<T: Transport> Slot<T> {
     /// Is its close frame queued, or would be, if there were one?
     pub fn has_farewell(&self) -> bool {
         self.marks.has(Marks::FAREWELL)
+    }
+
+    /// Has a proxy yet to say for whom it speaks?
+    pub fn awaits_header(&self) -> bool {
+        self.marks.has(Marks::AWAITS_HEADER)
     }
 
     /// May anything more be queued for it? Not behind its close frame (RFC 6455 5.5.1).
@@ -304,6 +311,17 @@ impl<T: Transport> Slots<T> {
     pub fn mark_farewell(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.set(Marks::FAREWELL);
+        }
+    }
+
+    /// A proxy has yet to say for whom it speaks, or has said so.
+    pub fn mark_awaiting_header(&mut self, id: SlotId, awaits_header: bool) {
+        if let Some(slot) = self.get_mut(id) {
+            if awaits_header {
+                slot.marks.set(Marks::AWAITS_HEADER);
+            } else {
+                slot.marks.clear(Marks::AWAITS_HEADER);
+            }
         }
     }
 

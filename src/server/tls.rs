@@ -354,6 +354,15 @@ impl<S: Transport> Transport for Secured<S> {
         }
     }
 
+    // What comes before TLS, from a proxy, is in the clear.
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.peek(buffer)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        self.socket.skip(count)
+    }
+
     /// A close_notify and an end of file, behind what is still to be sent.
     fn shut_down_write(&mut self) -> io::Result<()> {
         self.say_close_notify();

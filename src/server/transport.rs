@@ -24,6 +24,23 @@ pub trait Transport: Write {
     /// The connection is gone already.
     fn shut_down_write(&mut self) -> io::Result<()>;
 
+    /// Looks at what has come on the socket itself, from its first byte that was not read, and takes
+    /// nothing. It is asked before anything is read.
+    ///
+    /// # Errors
+    /// As of a read. A transport that cannot look says so.
+    fn peek(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes so many bytes off the socket, which have been looked at.
+    ///
+    /// # Errors
+    /// As of a read.
+    fn skip(&mut self, _count: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Has it something to send that is in no outbox, or can it take what it has turned down? TLS has its
     /// own things to say, and they may come of a read.
     fn wants_write(&self) -> bool {
@@ -80,6 +97,14 @@ impl Transport for mio::net::TcpStream {
     fn shut_down_write(&mut self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }
+
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        mio::net::TcpStream::peek(self, buffer)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        io::copy(&mut Read::by_ref(self).take(count as u64), &mut io::sink()).map(|_| ())
+    }
 }
 
 impl<T: Transport> Transport for Box<T> {
@@ -89,6 +114,14 @@ impl<T: Transport> Transport for Box<T> {
 
     fn shut_down_write(&mut self) -> io::Result<()> {
         (**self).shut_down_write()
+    }
+
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (**self).peek(buffer)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        (**self).skip(count)
     }
 
     fn wants_write(&self) -> bool {

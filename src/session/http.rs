@@ -178,7 +178,7 @@ pub struct Twice;
 
 impl<'a> Fields<'a> {
     /// The values of all lines with that name.
-    pub fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 

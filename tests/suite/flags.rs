@@ -90,6 +90,12 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--body-bytes-max", "1mb"),
         ("--body-timeout-ms", "0"),
         ("--keep-alive-ms", "0"),
+        ("--trusted-proxy", "10.0.0.1/8"),
+        ("--trusted-proxy", "10.0.0.0/8,proxy.example"),
+        ("--connections-per-address-max", "-1"),
+        ("--handshakes-per-second", "x"),
+        ("--messages-per-second", "1.5"),
+        ("--bytes-per-second", "1kb"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),
         ("--origin", "https://app.example/path"),
@@ -117,6 +123,7 @@ fn contradictions_are_refused_at_start() {
     check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-slot");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
+    check(&["--proxy-protocol"], "--trusted-proxy");
 }
 
 #[test]

@@ -162,6 +162,25 @@ impl Transport for Pipe {
         self.outgoing_ended = true;
         Ok(())
     }
+
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_reset {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let count = self.incoming.len().min(buffer.len());
+        if count == 0 && !self.incoming_ends {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        for (to, from) in buffer.iter_mut().zip(&self.incoming) {
+            *to = *from;
+        }
+        Ok(count)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        self.incoming.drain(..count);
+        Ok(())
+    }
 }
 
 /// A transport that is a pipe, or stands on one.
@@ -206,7 +225,12 @@ impl<T: Piped> Rig<T> {
 
     /// A connection that has said nothing.
     pub fn connect(&mut self, mood: Mood) -> SlotId {
-        let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        self.connect_from("127.0.0.1", mood)
+    }
+
+    /// A connection from somewhere.
+    pub fn connect_from(&mut self, address: &str, mood: Mood) -> SlotId {
+        let peer = Peer::from(SocketAddr::new(address.parse().unwrap(), 1));
         let transport = (self.enter)(Pipe::new(mood));
         self.engine.admit(transport, peer, self.now)
     }
