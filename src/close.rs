@@ -64,11 +64,104 @@ pub enum Reason {
         /// Why it is not kept.
         why: GapWhy,
     },
+    /// A token, or what was shown in its place, is not taken. A browser cannot see the status of a handshake,
+    /// so it is told behind the upgrade.
+    BadToken {
+        /// What is wrong with it.
+        why: TokenFault,
+    },
+    /// Its token does not give it that, or its rights were taken away.
+    Forbidden,
+    /// It was to show a token, and has not in time.
+    AuthTimeout,
+    /// Its token has ended, and no new one came.
+    TokenExpired,
+}
+
+/// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFault {
+    /// It is too long.
+    TooLong,
+    /// It is no token.
+    Malformed,
+    /// It is signed in a way that is not taken, or not at all.
+    Header,
+    /// It asks for something that is not understood.
+    Critical,
+    /// There is no key for it.
+    NoKey,
+    /// Its signature is not right.
+    Signature,
+    /// It has no end.
+    NoExpiry,
+    /// It has ended.
+    Expired,
+    /// It has not begun.
+    NotYet,
+    /// It is for somebody else.
+    Audience,
+    /// It is from somebody else.
+    Issuer,
+    /// It says what it cannot say.
+    Claim,
+    /// It is a ticket that is none, was used, or has ended.
+    Ticket,
+    /// It stands in the address.
+    InAddress,
+    /// It cannot be told which it is.
+    Unclear,
+    /// It is not there.
+    Missing,
+}
+
+impl TokenFault {
+    /// All of them.
+    pub const ALL: [TokenFault; 16] = [
+        TokenFault::TooLong,
+        TokenFault::Malformed,
+        TokenFault::Header,
+        TokenFault::Critical,
+        TokenFault::NoKey,
+        TokenFault::Signature,
+        TokenFault::NoExpiry,
+        TokenFault::Expired,
+        TokenFault::NotYet,
+        TokenFault::Audience,
+        TokenFault::Issuer,
+        TokenFault::Claim,
+        TokenFault::Ticket,
+        TokenFault::InAddress,
+        TokenFault::Unclear,
+        TokenFault::Missing,
+    ];
+
+    /// One word, for logs, metrics and clients.
+    pub fn word(self) -> &'static str {
+        match self {
+            TokenFault::TooLong => "token_too_long",
+            TokenFault::Malformed => "token_malformed",
+            TokenFault::Header => "token_header",
+            TokenFault::Critical => "token_critical",
+            TokenFault::NoKey => "token_no_key",
+            TokenFault::Signature => "token_signature",
+            TokenFault::NoExpiry => "token_no_expiry",
+            TokenFault::Expired => "token_expired",
+            TokenFault::NotYet => "token_not_yet",
+            TokenFault::Audience => "token_audience",
+            TokenFault::Issuer => "token_issuer",
+            TokenFault::Claim => "token_claim",
+            TokenFault::Ticket => "bad_ticket",
+            TokenFault::InAddress => "token_in_address",
+            TokenFault::Unclear => "token_unclear",
+            TokenFault::Missing => "token_missing",
+        }
+    }
 }
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 24;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -93,6 +186,10 @@ impl Reason {
             Reason::BodyTimeout => 17,
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
+            Reason::BadToken { .. } => 20,
+            Reason::Forbidden => 21,
+            Reason::AuthTimeout => 22,
+            Reason::TokenExpired => 23,
         }
     }
 
@@ -118,6 +215,10 @@ impl Reason {
         "body_timeout",
         "unsupported",
         "gap",
+        "bad_token",
+        "forbidden",
+        "auth_timeout",
+        "token_expired",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -137,11 +238,15 @@ impl Reason {
             Reason::NotUtf8 => Some(1007),
             Reason::TooBig { .. } => Some(1009),
             Reason::Internal => Some(1011),
+            Reason::BadToken { .. } => Some(4001),
+            Reason::Forbidden => Some(4003),
+            Reason::AuthTimeout => Some(4008),
             Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Drain { .. } => Some(4200),
+            Reason::TokenExpired => Some(4201),
         }
     }
 
@@ -157,6 +262,10 @@ impl Reason {
                 | Reason::Slow
                 | Reason::NoPong
                 | Reason::Drain { .. }
+                | Reason::BadToken { .. }
+                | Reason::Forbidden
+                | Reason::AuthTimeout
+                | Reason::TokenExpired
         )
     }
 }
@@ -171,6 +280,7 @@ impl fmt::Display for Reason {
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
             Reason::Gap { why } => write!(f, " why={}", why.word()),
+            Reason::BadToken { why } => write!(f, " why={}", why.word()),
             _ => Ok(()),
         }
     }
@@ -207,6 +317,10 @@ mod tests {
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::BadToken { why: TokenFault::Expired }, Some(4001), "bad_token why=token_expired"),
+            (Reason::Forbidden, Some(4003), "forbidden"),
+            (Reason::AuthTimeout, Some(4008), "auth_timeout"),
+            (Reason::TokenExpired, Some(4201), "token_expired"),
         ]
     }
 
@@ -221,6 +335,10 @@ mod tests {
             assert!(text.starts_with(reason.word()));
             assert!(text.len() <= 123, "RFC 6455 5.5 leaves 123 bytes: {text}");
         }
+        let mut faults = TokenFault::ALL.map(TokenFault::word).to_vec();
+        faults.sort_unstable();
+        faults.dedup();
+        assert_eq!(faults.len(), TokenFault::ALL.len());
         let mut words = Reason::WORDS.to_vec();
         words.sort_unstable();
         words.dedup();

@@ -5,6 +5,7 @@
 
 pub mod address;
 mod crypto;
+pub mod gate;
 pub mod grant;
 pub mod keys;
 pub mod origin;

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use log::{info, warn};
+use log::info;
 
 use super::Failure;
+use super::gate_flags::GateFlags;
 use crate::access::origin::OriginPattern;
 use crate::config::{Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
 use crate::console;
@@ -96,10 +97,13 @@ pub(super) struct Serve {
     // Not a doc comment: to those an origin is a link.
     #[arg(
         long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin,
-        help = "Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or \
+        help = "Origins whose pages may connect, ask and publish, beside those of the server's own host: repeat it, or \
                 separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none]"
     )]
     origins: Vec<OriginPattern>,
+
+    #[command(flatten)]
+    gate: GateFlags,
 
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
@@ -175,25 +179,22 @@ impl Serve {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let config = self.config();
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
-        let connections_max = connections_max(config.connections_max)?;
         let listen = config.listen;
-        if !listen.ip().is_loopback() {
-            warn!(
-                "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
-            );
-        }
-        let mut server =
-            Server::bind(config, self.origins.clone(), connections_max).map_err(|error| match error {
+        let gate = self.gate.gate(listen)?;
+        let connections_max = connections_max(config.connections_max)?;
+        let mut server = Server::bind(config, self.origins.clone(), gate, connections_max).map_err(
+            |error| match error {
                 StartError::Listen(error) => {
                     Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
                 }
                 StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
-            })?;
+            },
+        )?;
         if let Some(address) = server.address() {
             // If nobody reads it, the server serves all the same.
             let _ = writeln!(io::stdout(), "{}", greeting(address));
         }
-        match server.run() {
+        match server.run(|| self.gate.verifier().map_err(|why| why.to_string())) {
             Ok(End::Drained) => Ok(()),
             Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
             Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
@@ -235,6 +236,9 @@ impl Serve {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,
                 },
+                auth_timeout_ms: self.gate.auth_timeout_ms,
+                token_grace_ms: self.gate.token_grace_ms,
+                tickets_max: self.gate.tickets_max,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -328,7 +332,7 @@ fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
     if (least..=most).contains(&value) { Ok(value) } else { Err(format!("not in {least} to {most}")) }
 }
 
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     small_count(text).map(|value| value as usize)
 }
 
@@ -348,7 +352,7 @@ fn fields(text: &str) -> Result<usize, String> {
     number(text, 1, FIELDS_MAX).map(|value| value as usize)
 }
 
-fn millis(text: &str) -> Result<u32, String> {
+pub(super) fn millis(text: &str) -> Result<u32, String> {
     number(text, 1, MILLIS_MAX).map(|value| value as u32)
 }
 

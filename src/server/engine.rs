@@ -10,6 +10,7 @@ use log::{debug, info};
 use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{self, ReadOutcome, Transport};
+use crate::access::gate::Gate;
 use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
@@ -31,6 +32,8 @@ pub struct Engine<T> {
     pub hub: Hub,
     /// What is served beside channels.
     pub site: Site,
+    /// Who may come in.
+    pub gate: Gate,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions asked for in this turn, in the order in which they asked.
@@ -51,12 +54,13 @@ pub struct Engine<T> {
 }
 
 impl<T: Transport> Engine<T> {
-    /// An engine without connections, whose log was born at `epoch`.
+    /// An engine without connections, whose log was born at `epoch`, and that is open to everybody.
     pub fn new(limits: Limits, epoch: u64) -> Engine<T> {
         Engine {
             hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
             site: Site::default(),
+            gate: Gate::open(limits.tickets_max),
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
@@ -126,12 +130,12 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot; how many bytes.
     fn read(&mut self, id: SlotId, now: Moment) -> usize {
-        let Engine { slots, limits, site, metrics, scratch, wishes, .. } = self;
+        let Engine { slots, limits, site, gate, metrics, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         let has_write_failed = slot.has_write_failed();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
+        let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
         let mut total = 0;
         if state.takes_input(desk.outbox) {
             state.resume(&mut desk);
@@ -251,7 +255,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn sweep_slot(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, limits, site, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if has_stalled(&slot.outbox, limits, now) {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
@@ -261,7 +265,7 @@ impl<T: Transport> Engine<T> {
         }
         let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
             Due::Flush => self.grant_wishes(id, now),
@@ -298,9 +302,9 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
-        let Engine { slots, limits, site, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, site, metrics, wishes, now);
+        let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
         debug!("closing peer={peer} reason={reason}");
         state.close(reason, &mut desk);
         self.grant_wishes(id, now);
@@ -376,11 +380,12 @@ fn desk<'a, T>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
     site: &'a Site,
+    gate: &'a mut Gate,
     metrics: &'a mut Metrics,
     intents: &'a mut Vec<Intent>,
     now: Moment,
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    (Parts { transport, state, peer }, Desk { limits, site, metrics, now, phase, outbox, intents })
+    (Parts { transport, state, peer }, Desk { limits, site, gate, metrics, now, phase, outbox, intents })
 }

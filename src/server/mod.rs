@@ -28,13 +28,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
+use crate::access::token::Verifier;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::Metrics;
@@ -70,6 +72,8 @@ pub struct Server {
     connections_max: usize,
     clock: Clock,
     stage: Stage,
+    /// SIGHUP came.
+    hung_up: bool,
 }
 
 /// How a server's life ends.
@@ -146,14 +150,17 @@ impl Clock {
     /// What other clocks say, for those who come after this process.
     fn stamp(&self) -> Stamp {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        // A clock that stands before 1970 gives a poor epoch, and no worse.
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         Stamp {
-            unix_ms,
+            unix_ms: unix_now().as_millis() as u64,
             boot_ms: boot.tv_sec as u64 * 1_000 + boot.tv_nsec as u64 / 1_000_000,
             boot: self.boot,
         }
     }
+}
+
+/// The time on the wall, and 1970 for a clock that stands before it: a poor epoch, and no worse.
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl Server {
@@ -166,12 +173,13 @@ impl Server {
     pub fn bind(
         config: Config,
         origins: Vec<OriginPattern>,
+        gate: Gate,
         connections_max: usize,
     ) -> Result<Server, StartError> {
         let poll = Poll::new()?;
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         listener.register(poll.registry(), LISTENER)?;
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let now = Instant::now();
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
@@ -188,6 +196,7 @@ impl Server {
             store = Some(opened);
         }
         engine.site = Site { assets: config.assets, origins };
+        engine.gate = gate;
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
@@ -198,6 +207,7 @@ impl Server {
             connections_max,
             clock,
             stage: Stage::Serving,
+            hung_up: false,
         })
     }
 
@@ -211,16 +221,17 @@ impl Server {
         &self.engine.metrics
     }
 
-    /// Serves until a signal ends it.
+    /// Serves until a signal ends it. `keys` reads the keys anew, at each SIGHUP.
     ///
     /// # Errors
     /// The poll failed; nothing can be served without it.
-    pub fn run(&mut self) -> io::Result<End> {
+    pub fn run(&mut self, mut keys: impl FnMut() -> Result<Option<Verifier>, String>) -> io::Result<End> {
         // What came before was no turn: a history may have been read.
         self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
             self.note(now);
+            self.reload(&mut keys);
             self.accept(now);
             self.engine.drive(now);
             self.engine.deliver(now);
@@ -249,6 +260,7 @@ impl Server {
             Err(error) => return Err(error),
         }
         self.clock.woke = Instant::now();
+        self.engine.gate.unix_now = unix_now().as_secs();
         Ok(self.clock.now())
     }
 
@@ -295,9 +307,29 @@ impl Server {
             }
         }
         if signalled {
-            for _ in 0..self.signals.pending().count() {
-                self.signalled(now);
+            let signals: Vec<i32> = self.signals.pending().collect();
+            for signal in signals {
+                match signal {
+                    SIGHUP => self.hung_up = true,
+                    _ => self.signalled(now),
+                }
             }
+        }
+    }
+
+    /// What was read at start is read again, for those who come from now on, if SIGHUP came.
+    fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
+        if !std::mem::take(&mut self.hung_up) {
+            return;
+        }
+        match keys() {
+            Ok(verifier) => {
+                if let Some(verifier) = &verifier {
+                    info!("reloaded: tokens are checked by {}", verifier.keys.describe());
+                }
+                self.engine.gate.verifier = verifier;
+            }
+            Err(why) => error!("not reloaded, the keys stay as they were: {why}"),
         }
     }
 
