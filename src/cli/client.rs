@@ -82,15 +82,24 @@ impl Server {
         Ok(Server { authority: authority.to_string(), port, host })
     }
 
-    /// Connects to a path, and speaks a subprotocol there if one is named. The socket does not block any more
+    /// Connects to a path, speaks a subprotocol there if one is named, and shows a token if there is one. The socket does not block any more
     /// when it is returned.
-    pub(super) fn connect(&self, path: &str, protocol: Option<&str>) -> Result<Connection, NoConnection> {
+    pub(super) fn connect(
+        &self,
+        path: &str,
+        protocol: Option<&str>,
+        token: Option<&str>,
+    ) -> Result<Connection, NoConnection> {
         let stream = self.open().map_err(|error| NoConnection::Unreachable(format!("{self}: {error}")))?;
         let refused = |error: http::uri::InvalidUri| NoConnection::Refused(format!("{self}: {error}"));
         let uri: Uri = format!("ws://{}{path}", self.authority).parse().map_err(refused)?;
         let request = ClientRequestBuilder::new(uri);
         let request = match protocol {
             Some(protocol) => request.with_sub_protocol(protocol),
+            None => request,
+        };
+        let request = match token {
+            Some(token) => request.with_header("Authorization", format!("Bearer {token}")),
             None => request,
         };
         let config = WebSocketConfig::default()

@@ -18,6 +18,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
+use super::key_files::TokenFile;
 use crate::ids::ChannelName;
 
 /// The flags of `oyez pub`.
@@ -37,6 +38,9 @@ pub(super) struct Publish {
     /// The server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
     url: Server,
+
+    #[command(flatten)]
+    token: TokenFile,
 }
 
 const SOCKET: Token = Token(0);
@@ -55,7 +59,9 @@ impl Publish {
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let connection = self.url.connect(&path, None).map_err(|why| Failure::Failed(why.to_string()))?;
+        let token = self.token.load()?;
+        let connection = self.url.connect(&path, None, token.as_deref());
+        let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;

@@ -19,6 +19,7 @@ use tungstenite::{Error, Message};
 
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
+use super::key_files::TokenFile;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
 
@@ -49,6 +50,9 @@ pub(super) struct Subscribe {
     /// The server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
     url: Server,
+
+    #[command(flatten)]
+    token: TokenFile,
 }
 
 /// A channel's name on the command line.
@@ -180,7 +184,7 @@ impl Subscribe {
             failures: 0,
         };
         loop {
-            line.connect(&self.url, poll.registry())?;
+            line.connect(&self.url, &self.token, poll.registry())?;
             let read = line.read(&mut output)?;
             output.out.flush()?;
             match read {
@@ -206,11 +210,12 @@ impl Line {
     }
 
     /// Connects, when the pause is over, and subscribes from where it was.
-    fn connect(&mut self, server: &Server, registry: &Registry) -> Result<(), Failure> {
+    fn connect(&mut self, server: &Server, token: &TokenFile, registry: &Registry) -> Result<(), Failure> {
         if self.waits_until().is_none_or(|until| until > Instant::now()) {
             return Ok(());
         }
-        let mut connection = match server.connect("/ws", Some(upgrade::V1)) {
+        let token = token.load()?;
+        let mut connection = match server.connect("/ws", Some(upgrade::V1), token.as_deref()) {
             Ok(connection) => connection,
             Err(NoConnection::Refused(why)) => return Err(Failure::Failed(why)),
             Err(NoConnection::Unreachable(why)) => return self.lost(&why, &Return::Backoff),
