@@ -81,6 +81,18 @@ pub enum Reason {
         /// What came in place of a header of the PROXY protocol.
         fault: ProxyFault,
     },
+    /// A token, or what was shown in its place, is not taken. A browser cannot see the status of a handshake,
+    /// so it is told behind the upgrade.
+    BadToken {
+        /// What is wrong with it.
+        why: TokenFault,
+    },
+    /// Its token does not give it that, or its rights were taken away.
+    Forbidden,
+    /// It was to show a token, and has not in time.
+    AuthTimeout,
+    /// Its token has ended, and no new one came.
+    TokenExpired,
 }
 
 /// What was wrong with the peer's TLS.
@@ -138,9 +150,90 @@ impl ProxyFault {
     }
 }
 
+/// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFault {
+    /// It is too long.
+    TooLong,
+    /// It is no token.
+    Malformed,
+    /// It is signed in a way that is not taken, or not at all.
+    Header,
+    /// It asks for something that is not understood.
+    Critical,
+    /// There is no key for it.
+    NoKey,
+    /// Its signature is not right.
+    Signature,
+    /// It has no end.
+    NoExpiry,
+    /// It has ended.
+    Expired,
+    /// It has not begun.
+    NotYet,
+    /// It is for somebody else.
+    Audience,
+    /// It is from somebody else.
+    Issuer,
+    /// It says what it cannot say.
+    Claim,
+    /// It is a ticket that is none, was used, or has ended.
+    Ticket,
+    /// It stands in the address.
+    InAddress,
+    /// It cannot be told which it is.
+    Unclear,
+    /// It is not there.
+    Missing,
+}
+
+impl TokenFault {
+    /// All of them.
+    pub const ALL: [TokenFault; 16] = [
+        TokenFault::TooLong,
+        TokenFault::Malformed,
+        TokenFault::Header,
+        TokenFault::Critical,
+        TokenFault::NoKey,
+        TokenFault::Signature,
+        TokenFault::NoExpiry,
+        TokenFault::Expired,
+        TokenFault::NotYet,
+        TokenFault::Audience,
+        TokenFault::Issuer,
+        TokenFault::Claim,
+        TokenFault::Ticket,
+        TokenFault::InAddress,
+        TokenFault::Unclear,
+        TokenFault::Missing,
+    ];
+
+    /// One word, for logs, metrics and clients.
+    pub fn word(self) -> &'static str {
+        match self {
+            TokenFault::TooLong => "token_too_long",
+            TokenFault::Malformed => "token_malformed",
+            TokenFault::Header => "token_header",
+            TokenFault::Critical => "token_critical",
+            TokenFault::NoKey => "token_no_key",
+            TokenFault::Signature => "token_signature",
+            TokenFault::NoExpiry => "token_no_expiry",
+            TokenFault::Expired => "token_expired",
+            TokenFault::NotYet => "token_not_yet",
+            TokenFault::Audience => "token_audience",
+            TokenFault::Issuer => "token_issuer",
+            TokenFault::Claim => "token_claim",
+            TokenFault::Ticket => "bad_ticket",
+            TokenFault::InAddress => "token_in_address",
+            TokenFault::Unclear => "token_unclear",
+            TokenFault::Missing => "token_missing",
+        }
+    }
+}
+
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 24;
+    pub const COUNT: usize = 28;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -169,6 +262,10 @@ impl Reason {
             Reason::RateLimited { .. } => 21,
             Reason::TooManyConnections => 22,
             Reason::ProxyHeader { .. } => 23,
+            Reason::BadToken { .. } => 24,
+            Reason::Forbidden => 25,
+            Reason::AuthTimeout => 26,
+            Reason::TokenExpired => 27,
         }
     }
 
@@ -198,6 +295,10 @@ impl Reason {
         "rate_limited",
         "too_many_connections",
         "proxy_header",
+        "bad_token",
+        "forbidden",
+        "auth_timeout",
+        "token_expired",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -220,12 +321,16 @@ impl Reason {
             Reason::NotUtf8 => Some(1007),
             Reason::TooBig { .. } => Some(1009),
             Reason::Internal => Some(1011),
+            Reason::BadToken { .. } => Some(4001),
+            Reason::Forbidden => Some(4003),
+            Reason::AuthTimeout => Some(4008),
             Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
             Reason::RateLimited { .. } => Some(4101),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Drain { .. } => Some(4200),
+            Reason::TokenExpired => Some(4201),
         }
     }
 
@@ -242,6 +347,10 @@ impl Reason {
                 | Reason::Slow
                 | Reason::NoPong
                 | Reason::Drain { .. }
+                | Reason::BadToken { .. }
+                | Reason::Forbidden
+                | Reason::AuthTimeout
+                | Reason::TokenExpired
         )
     }
 }
@@ -260,6 +369,7 @@ impl fmt::Display for Reason {
             Reason::Gap { why } => write!(f, " why={}", why.word()),
             Reason::TlsFailed { fault } => write!(f, " why={fault}"),
             Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
+            Reason::BadToken { why } => write!(f, " why={}", why.word()),
             _ => Ok(()),
         }
     }
@@ -300,6 +410,10 @@ mod tests {
             (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
             (Reason::TooManyConnections, None, "too_many_connections"),
             (Reason::ProxyHeader { fault: ProxyFault::Missing }, None, "proxy_header why=missing"),
+            (Reason::BadToken { why: TokenFault::Expired }, Some(4001), "bad_token why=token_expired"),
+            (Reason::Forbidden, Some(4003), "forbidden"),
+            (Reason::AuthTimeout, Some(4008), "auth_timeout"),
+            (Reason::TokenExpired, Some(4201), "token_expired"),
         ]
     }
 
@@ -314,6 +428,10 @@ mod tests {
             assert!(text.starts_with(reason.word()));
             assert!(text.len() <= 123, "RFC 6455 5.5 leaves 123 bytes: {text}");
         }
+        let mut faults = TokenFault::ALL.map(TokenFault::word).to_vec();
+        faults.sort_unstable();
+        faults.dedup();
+        assert_eq!(faults.len(), TokenFault::ALL.len());
         let mut words = Reason::WORDS.to_vec();
         words.sort_unstable();
         words.dedup();

@@ -115,6 +115,14 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// The most bytes that a connection publishes in a second, and as many at once; 0 is no limit.
     pub bytes_per_second: u32,
+    /// From the upgrade to the token of who has no rights without one. 10 s let a page fetch one from a
+    /// service of its own that is slow.
+    pub auth_timeout_ms: u32,
+    /// From a token's end to the close of who has shown no new one: a ping's interval, so that a client that
+    /// renews when it hears of the end is in time.
+    pub token_grace_ms: u32,
+    /// Tickets that are out, about 100 bytes each and the rights that they carry.
+    pub tickets_max: usize,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -227,6 +235,9 @@ impl Default for Limits {
             handshakes_per_second: 0,
             messages_per_second: 0,
             bytes_per_second: 0,
+            auth_timeout_ms: 10_000,
+            token_grace_ms: 25_000,
+            tickets_max: 10_000,
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

@@ -40,7 +40,11 @@ impl Patterns {
 
     /// Does one of the patterns mean this channel?
     pub fn include(&self, channel: &ChannelName) -> bool {
-        let name = channel.as_str();
+        self.include_name(channel.as_str())
+    }
+
+    /// The same for the name of a channel that is there.
+    pub fn include_name(&self, name: &str) -> bool {
         self.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
             None => name == pattern,

@@ -25,6 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::grant::{Grant, Patterns};
 use super::keys::{Key, Keys};
+use crate::close::TokenFault;
 
 /// The longest token, in bytes: what a request head holds.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -270,22 +271,27 @@ pub enum BadToken {
 }
 
 impl BadToken {
+    /// What logs, metrics and clients are told.
+    pub fn fault(self) -> TokenFault {
+        match self {
+            BadToken::TooLong => TokenFault::TooLong,
+            BadToken::Malformed => TokenFault::Malformed,
+            BadToken::Header => TokenFault::Header,
+            BadToken::Critical => TokenFault::Critical,
+            BadToken::NoKey => TokenFault::NoKey,
+            BadToken::Signature => TokenFault::Signature,
+            BadToken::NoExpiry => TokenFault::NoExpiry,
+            BadToken::Expired => TokenFault::Expired,
+            BadToken::NotYet => TokenFault::NotYet,
+            BadToken::Audience => TokenFault::Audience,
+            BadToken::Issuer => TokenFault::Issuer,
+            BadToken::Claim(_) => TokenFault::Claim,
+        }
+    }
+
     /// One word, for logs and metrics.
     pub fn word(self) -> &'static str {
-        match self {
-            BadToken::TooLong => "token_too_long",
-            BadToken::Malformed => "token_malformed",
-            BadToken::Header => "token_header",
-            BadToken::Critical => "token_critical",
-            BadToken::NoKey => "token_no_key",
-            BadToken::Signature => "token_signature",
-            BadToken::NoExpiry => "token_no_expiry",
-            BadToken::Expired => "token_expired",
-            BadToken::NotYet => "token_not_yet",
-            BadToken::Audience => "token_audience",
-            BadToken::Issuer => "token_issuer",
-            BadToken::Claim(_) => "token_claim",
-        }
+        self.fault().word()
     }
 }
 

@@ -115,9 +115,14 @@ impl Server {
         Ok(self)
     }
 
-    /// Connects to a path, and speaks a subprotocol there if one is named. The socket does not block any more
+    /// Connects to a path, speaks a subprotocol there if one is named, and shows a token if there is one. The socket does not block any more
     /// when it is returned.
-    pub(super) fn connect(&self, path: &str, protocol: Option<&str>) -> Result<Connection, NoConnection> {
+    pub(super) fn connect(
+        &self,
+        path: &str,
+        protocol: Option<&str>,
+        token: Option<&str>,
+    ) -> Result<Connection, NoConnection> {
         let tls = match &self.security {
             Security::Plain => None,
             Security::Tls(tls) => Some(tls),
@@ -132,6 +137,10 @@ impl Server {
         let request = ClientRequestBuilder::new(uri);
         let request = match protocol {
             Some(protocol) => request.with_sub_protocol(protocol),
+            None => request,
+        };
+        let request = match token {
+            Some(token) => request.with_header("Authorization", format!("Bearer {token}")),
             None => request,
         };
         let config = WebSocketConfig::default()

@@ -94,6 +94,31 @@ fn bad_key(flag: &str, path: &Path, why: BadKey) -> Failure {
     Failure::Usage(format!("{flag} {}: {why}", path.display()))
 }
 
+/// The flag for the token that a client shows. The token itself is no flag's value: other users of the machine
+/// see those.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct TokenFile {
+    /// File with a token to show to the server.
+    #[arg(long, env = "OYEZ_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+impl TokenFile {
+    /// The token as it is in the file now: who renews it writes the file anew.
+    pub(super) fn load(&self) -> Result<Option<String>, Failure> {
+        let Some(path) = &self.token_file else { return Ok(None) };
+        let token = String::from_utf8(read_secret("--token-file", path)?).unwrap_or_default();
+        let token = token.trim();
+        // It goes into a line of the request's head.
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let text =
+                format!("--token-file {}: no token in it: `oyez token new` prints one", path.display());
+            return Err(Failure::Usage(text));
+        }
+        Ok(Some(token.to_owned()))
+    }
+}
+
 /// Reads a file that nobody else should read.
 fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let others = std::fs::metadata(path).is_ok_and(|of| of.is_file() && of.permissions().mode() & 0o007 != 0);

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_flags;
 mod client;
+mod gate_flags;
 mod input;
 mod key_files;
 mod progress;

@@ -18,6 +18,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
+use super::key_files::TokenFile;
 use super::trust::TrustFlags;
 use crate::ids::ChannelName;
 
@@ -41,6 +42,9 @@ pub(super) struct Publish {
 
     #[command(flatten)]
     trust: TrustFlags,
+
+    #[command(flatten)]
+    token: TokenFile,
 }
 
 const SOCKET: Token = Token(0);
@@ -60,7 +64,9 @@ impl Publish {
         let server = self.url.trusting(&self.trust)?;
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let connection = server.connect(&path, None).map_err(|why| Failure::Failed(why.to_string()))?;
+        let token = self.token.load()?;
+        let connection = server.connect(&path, None, token.as_deref());
+        let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;

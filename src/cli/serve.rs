@@ -5,19 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use log::{info, warn};
+use log::info;
 use rustls::pki_types::UnixTime;
 
 use super::Failure;
+use super::gate_flags::GateFlags;
 use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
+use crate::access::token::Verifier;
 use crate::config::{
     self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
 };
 use crate::console;
 use crate::server::entrance::{Entrance, Plain, Tls};
-use crate::server::{DESCRIPTORS_RESERVED, End, Server, StartError};
+use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
 #[derive(Debug, Args)]
@@ -102,7 +104,7 @@ pub(super) struct Serve {
     // Not a doc comment: to those an origin is a link.
     #[arg(
         long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin,
-        help = "Origins whose pages may ask and publish over HTTP, beside those of the server's own host: repeat it, or \
+        help = "Origins whose pages may connect, ask and publish, beside those of the server's own host: repeat it, or \
                 separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none]"
     )]
     origins: Vec<OriginPattern>,
@@ -133,6 +135,9 @@ pub(super) struct Serve {
     /// limit.
     #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
     bytes_per_second: u32,
+
+    #[command(flatten)]
+    gate: GateFlags,
 
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
@@ -231,19 +236,15 @@ impl Serve {
                 "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
             return Err(Failure::Usage(why.into()));
         }
+        let gate = self.gate.gate(config.listen)?;
         let connections_max = connections_max(config.connections_max)?;
-        let listen = config.listen;
-        if !listen.ip().is_loopback() {
-            warn!(
-                "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
-            );
-        }
-        let origins = self.origins.clone();
+        let guests = Guests { origins: self.origins.clone(), proxies, gate };
+        let keys = || self.gate.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
-            None => serve(config, origins, proxies, connections_max, Plain, "ws"),
+            None => serve(config, guests, keys, connections_max, Plain, "ws"),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                serve(config, origins, proxies, connections_max, tls, "wss")
+                serve(config, guests, keys, connections_max, tls, "wss")
             }
         }
     }
@@ -286,6 +287,9 @@ impl Serve {
                 handshakes_per_second: self.handshakes_per_second,
                 messages_per_second: self.messages_per_second,
                 bytes_per_second: self.bytes_per_second,
+                auth_timeout_ms: self.gate.auth_timeout_ms,
+                token_grace_ms: self.gate.token_grace_ms,
+                tickets_max: self.gate.tickets_max,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -318,26 +322,25 @@ impl Serve {
 /// Runs a server with one kind of entrance, until a signal ends it.
 fn serve<E: Entrance>(
     config: Config,
-    origins: Vec<OriginPattern>,
-    proxies: Proxies,
+    guests: Guests,
+    keys: impl FnMut() -> Result<Option<Verifier>, String>,
     connections_max: usize,
     entrance: E,
     scheme: &str,
 ) -> Result<(), Failure> {
     let listen = config.listen;
     let mut server =
-        Server::bind(config, origins, connections_max, entrance).map_err(|error| match error {
+        Server::bind(config, guests, connections_max, entrance).map_err(|error| match error {
             StartError::Listen(error) => {
                 Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
             }
             StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
         })?;
-    server.trust(proxies);
     if let Some(address) = server.address() {
         // If nobody reads it, the server serves all the same.
         let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
     }
-    match server.run() {
+    match server.run(keys) {
         Ok(End::Drained) => Ok(()),
         Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
         Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
@@ -419,7 +422,7 @@ fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
     if (least..=most).contains(&value) { Ok(value) } else { Err(format!("not in {least} to {most}")) }
 }
 
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     small_count(text).map(|value| value as usize)
 }
 
@@ -451,7 +454,7 @@ fn fields(text: &str) -> Result<usize, String> {
     number(text, 1, FIELDS_MAX).map(|value| value as usize)
 }
 
-fn millis(text: &str) -> Result<u32, String> {
+pub(super) fn millis(text: &str) -> Result<u32, String> {
     number(text, 1, MILLIS_MAX).map(|value| value as u32)
 }
 

@@ -19,6 +19,7 @@ use tungstenite::{Error, Message};
 
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
+use super::key_files::TokenFile;
 use super::trust::TrustFlags;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
@@ -53,6 +54,9 @@ pub(super) struct Subscribe {
 
     #[command(flatten)]
     trust: TrustFlags,
+
+    #[command(flatten)]
+    token: TokenFile,
 }
 
 /// A channel's name on the command line.
@@ -185,7 +189,7 @@ impl Subscribe {
             failures: 0,
         };
         loop {
-            line.connect(&server, poll.registry())?;
+            line.connect(&server, &self.token, poll.registry())?;
             let read = line.read(&mut output)?;
             output.out.flush()?;
             match read {
@@ -211,11 +215,12 @@ impl Line {
     }
 
     /// Connects, when the pause is over, and subscribes from where it was.
-    fn connect(&mut self, server: &Server, registry: &Registry) -> Result<(), Failure> {
+    fn connect(&mut self, server: &Server, token: &TokenFile, registry: &Registry) -> Result<(), Failure> {
         if self.waits_until().is_none_or(|until| until > Instant::now()) {
             return Ok(());
         }
-        let mut connection = match server.connect("/ws", Some(upgrade::V1)) {
+        let token = token.load()?;
+        let mut connection = match server.connect("/ws", Some(upgrade::V1), token.as_deref()) {
             Ok(connection) => connection,
             Err(NoConnection::Refused(why)) => return Err(Failure::Failed(why)),
             Err(NoConnection::Unreachable(why)) => return self.lost(&why, &Return::Backoff),

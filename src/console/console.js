@@ -256,7 +256,8 @@ async function poll() {
     channelView.list(list.value.channels);
   at('server-state').textContent = metrics.status === 'fulfilled' ? '' : refusal('its figures', metrics.reason);
   const refused = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
-  if (refused && state !== 'open') {
+  // A server that lets nobody in without a token greets all the same, and waits for it.
+  if (refused && (state !== 'open' || token === '')) {
     at('access').open = true;
     notice(`The server wants an access token (${refused.reason.status}).`);
   }

@@ -609,10 +609,11 @@ impl Hub {
         })
     }
 
-    /// The names of channels, in order, behind `after`.
-    pub fn names<'a>(&'a self, prefix: &'a str, after: Option<&'a str>) -> impl Iterator<Item = &'a str> {
-        let start = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
+    /// The names of channels that begin with `prefix`, in order, from some name on.
+    pub fn names<'a>(&'a self, prefix: &'a str, from: Bound<&str>) -> impl Iterator<Item = &'a str> {
+        let start = match from {
+            Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
+            Bound::Included(name) if name >= prefix => Bound::Included(name),
             _ => Bound::Included(prefix),
         };
         self.names

@@ -318,7 +318,7 @@ mod tests {
 
     /// All that can be told of a hub.
     fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<(String, Standing, u64, String)>) {
-        let names: Vec<String> = hub.names("", None).map(str::to_owned).collect();
+        let names: Vec<String> = hub.names("", std::ops::Bound::Unbounded).map(str::to_owned).collect();
         let channels = names.into_iter().map(|name| {
             let page = hub.page(&name, Since::Earliest, usize::MAX, now);
             let number = hub.channel(hub.find(&name).unwrap()).unwrap().messages();

@@ -8,13 +8,17 @@ use std::mem;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::value::RawValue;
 
 use super::answers;
 use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
+use crate::access::gate::Pass;
+use crate::access::grant::Grant;
 use crate::access::pace::{Pace, Publisher, TooFast};
+use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketsOut};
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::channel::{Before, Portion};
@@ -23,6 +27,7 @@ use crate::hub::{Joined, Moved, Place, Published, Step, Wish};
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
 use crate::metrics::exposition::{self, Levels};
 use crate::moment::Moment;
+use crate::session::guest::FORBIDDEN;
 use crate::session::intent::{Intent, Question, Receipt};
 use crate::session::response::{Manner, Refusal};
 use crate::wire::notice::{self, Id, Notice};
@@ -37,7 +42,22 @@ enum NoSeat {
     TooMany,
     /// There are as many channels as there may be.
     ChannelsFull,
+    /// It has no right to that.
+    Forbidden,
     /// The connection is closing.
+    Gone,
+}
+
+/// Why something is not published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoPublication {
+    /// There are as many channels as there may be.
+    ChannelsFull,
+    /// The server is going away.
+    Drain { retry_ms: u32 },
+    /// It has no right to that.
+    Forbidden,
+    /// A raw connection is a member of nothing any more.
     Gone,
 }
 
@@ -56,10 +76,10 @@ impl<T: Transport> Engine<T> {
 
     pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: Moment) {
         match intent {
-            Intent::Greet { subscription } => self.greet(id, subscription, now),
-            Intent::Subscribe { channel, wish, reference } => {
+            Intent::Greet { subscription, pass } => self.greet(id, subscription, &pass, now),
+            Intent::Subscribe { channel, wish, pass, reference } => {
                 let reference = reference.as_deref();
-                match self.subscribe(id, &channel, wish, now) {
+                match self.subscribe(id, &channel, wish, &pass, now) {
                     Ok(joined) => self.welcome(id, &channel, wish, &joined, now),
                     Err(no) => self.refuse_subscription(id, channel.as_str(), wish, no, reference, now),
                 }
@@ -72,9 +92,17 @@ impl<T: Transport> Engine<T> {
                 let no = Notice::Error { reference, ch: Some(ch), code: "not_subscribed", message };
                 self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no }, now);
             }
-            Intent::Publish { channel, kind, payload, receipt } => {
-                self.publish(id, channel.as_ref(), kind, &payload, receipt, now);
+            Intent::Publish { channel, kind, payload, receipt, pass } => {
+                match self.channel_to_publish_on(id, channel.as_ref(), &pass) {
+                    Ok(channel_id) => {
+                        let name = channel.as_ref();
+                        self.publish(id, channel_id, name, kind, &payload, receipt, now);
+                    }
+                    Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
+                }
             }
+            Intent::Review { pass } => self.review(id, &pass, now),
+            Intent::Expel { sub, manner } => self.expel(id, &sub, &manner, now),
             Intent::Ask { question, manner } => {
                 let response = self.look_up(question, &manner, now);
                 self.answer(id, response.into(), now);
@@ -87,9 +115,9 @@ impl<T: Transport> Engine<T> {
 
     /// Says hello in `oyez.v1`. Its cursor is that from which the subscription continues, if there is one: a
     /// client that is cut in the middle of a replay comes back to where it was.
-    fn greet(&mut self, id: SlotId, subscription: Option<(ChannelName, Wish)>, now: Moment) {
+    fn greet(&mut self, id: SlotId, subscription: Option<(ChannelName, Wish)>, pass: &Pass, now: Moment) {
         let joined = subscription.map(|(channel, wish)| {
-            let joined = self.subscribe(id, &channel, wish, now);
+            let joined = self.subscribe(id, &channel, wish, pass, now);
             (channel, wish, joined)
         });
         let cursor = match &joined {
@@ -118,8 +146,13 @@ impl<T: Transport> Engine<T> {
         id: SlotId,
         name: &ChannelName,
         wish: Wish,
+        pass: &Pass,
         now: Moment,
     ) -> Result<Joined, NoSeat> {
+        // Before anything is looked for: the answer is the same for a channel that is not there.
+        if !self.gate.grant(pass).may_subscribe(name) {
+            return Err(NoSeat::Forbidden);
+        }
         if let Some(retry_ms) = self.draining {
             self.close(id, Reason::Drain { retry_ms }, now);
             return Err(NoSeat::Gone);
@@ -211,8 +244,10 @@ impl<T: Transport> Engine<T> {
         now: Moment,
     ) {
         if wish.form != Form::Envelope {
-            if no == NoSeat::ChannelsFull {
-                self.close(id, Reason::OverCapacity, now);
+            match no {
+                NoSeat::ChannelsFull => self.turn_out(id, Reason::OverCapacity, now),
+                NoSeat::Forbidden => self.turn_out(id, Reason::Forbidden, now),
+                NoSeat::Taken | NoSeat::TooMany | NoSeat::Gone => {}
             }
             return;
         }
@@ -220,6 +255,7 @@ impl<T: Transport> Engine<T> {
             NoSeat::Taken => ("already_subscribed", "there is a subscription to this channel already"),
             NoSeat::TooMany => ("too_many_channels", "this connection has as many channels as it may have"),
             NoSeat::ChannelsFull => ("over_capacity", "the server has as many channels as it takes"),
+            NoSeat::Forbidden => ("forbidden", FORBIDDEN),
             NoSeat::Gone => return,
         };
         self.tell(id, &Notice::Error { reference, ch: Some(ch), code, message }, now);
@@ -249,9 +285,41 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_dirty(id);
     }
 
+    /// The channel that somebody may publish on; it is made if it is not there.
+    fn channel_to_publish_on(
+        &mut self,
+        id: SlotId,
+        name: Option<&ChannelName>,
+        pass: &Pass,
+    ) -> Result<ChannelId, NoPublication> {
+        let grant = self.gate.grant(pass);
+        let Some(name) = name else {
+            let seats = self.slots.get(id).map_or(&[][..], |slot| slot.seats.as_slice());
+            let &[seat, ..] = seats else { return Err(NoPublication::Gone) };
+            let name = self.hub.channel(seat.channel).map_or("", |channel| channel.name());
+            return if grant.publish.include_name(name) {
+                Ok(seat.channel)
+            } else {
+                Err(NoPublication::Forbidden)
+            };
+        };
+        if !grant.may_publish(name) {
+            return Err(NoPublication::Forbidden);
+        }
+        if self.slots.get(id).is_none() {
+            return Err(NoPublication::Gone);
+        }
+        match self.draining {
+            Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
+            None => self.hub.open(name).map_err(|_| NoPublication::ChannelsFull),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
     fn publish(
         &mut self,
         id: SlotId,
+        channel: ChannelId,
         name: Option<&ChannelName>,
         kind: Kind,
         payload: &[u8],
@@ -262,15 +330,6 @@ impl<T: Transport> Engine<T> {
             return self.refuse_haste(id, too_fast, &receipt, now);
         }
         let Some(slot) = self.slots.get(id) else { return };
-        let channel = match name {
-            None => match slot.seats.as_slice() {
-                [seat, ..] => Ok(seat.channel),
-                [] => return,
-            },
-            Some(_) if self.draining.is_some() => return self.refuse_publication(id, &receipt, now),
-            Some(name) => self.hub.open(name),
-        };
-        let Ok(channel) = channel else { return self.refuse_publication(id, &receipt, now) };
         if let Some((name, key)) = name.zip(receipt.key())
             && let Some(published) = self.hub.repeated(name.as_str(), key, now)
         {
@@ -345,20 +404,94 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    fn refuse_publication(&mut self, id: SlotId, receipt: &Receipt, now: Moment) {
-        let (refusal, code, message) = match self.draining {
-            Some(retry_ms) => (Refusal::drain(retry_ms), "drain", "the server is going away"),
-            None => (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes"),
+    fn refuse_publication(
+        &mut self,
+        id: SlotId,
+        no: NoPublication,
+        name: Option<&ChannelName>,
+        receipt: &Receipt,
+        now: Moment,
+    ) {
+        let (refusal, code, message) = match no {
+            NoPublication::Drain { retry_ms } => {
+                (Refusal::drain(retry_ms), "drain", "the server is going away")
+            }
+            NoPublication::ChannelsFull => {
+                (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")
+            }
+            NoPublication::Forbidden => (Refusal::new(403, "forbidden", FORBIDDEN), "forbidden", FORBIDDEN),
+            NoPublication::Gone => return,
         };
         match receipt {
+            Receipt::None if no == NoPublication::Forbidden => self.turn_out(id, Reason::Forbidden, now),
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
-                let reference = reference.as_deref();
-                self.tell(id, &Notice::Error { reference, ch: None, code, message }, now);
+                let (reference, ch) = (reference.as_deref(), name.map(ChannelName::as_str));
+                let ch = ch.filter(|_| no == NoPublication::Forbidden);
+                self.tell(id, &Notice::Error { reference, ch, code, message }, now);
             }
             Receipt::Response { manner, .. } => {
                 self.metrics.reject(code);
                 self.answer(id, refusal.respond(manner).into(), now);
+            }
+        }
+    }
+
+    /// Closes a connection that has no words for a refusal, even if its own close frame came right behind what is
+    /// refused.
+    fn turn_out(&mut self, id: SlotId, reason: Reason, now: Moment) {
+        self.close(id, reason, now);
+        let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.has_farewell()) else { return };
+        if slot.state.overrule(reason) {
+            self.bid_farewell(id, wire::close(reason), now);
+        }
+    }
+
+    /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
+    fn review(&mut self, id: SlotId, pass: &Pass, now: Moment) {
+        let seats = self.slots.get(id).map_or(Vec::new(), |slot| slot.seats.as_slice().to_vec());
+        for seat in seats {
+            let Some(name) = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned()) else {
+                continue;
+            };
+            if self.gate.grant(pass).subscribe.include_name(&name) {
+                continue;
+            }
+            if self.hub.form_of(seat) == Form::Raw {
+                return self.close(id, Reason::Forbidden, now);
+            }
+            self.unsubscribe(id, seat.channel, now);
+            let (ch, code, message) = (Some(&name[..]), "forbidden", FORBIDDEN);
+            self.tell(id, &Notice::Error { reference: None, ch, code, message }, now);
+        }
+    }
+
+    /// Closes all connections of a person. Its tokens are as good as before.
+    fn expel(&mut self, id: SlotId, sub: &str, manner: &Manner, now: Moment) {
+        let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
+        let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
+        for &one in &theirs {
+            self.close(one, Reason::Forbidden, now);
+        }
+        let body = format!("{{\"closed\":{}}}\n", theirs.len());
+        self.answer(id, manner.json(200, &body).into(), now);
+    }
+
+    /// A ticket, made of bytes that nobody can guess.
+    fn issue_ticket(&mut self, grant: Rc<Grant>, manner: &Manner, now: Moment) -> Vec<u8> {
+        let mut chance = [0; TICKET_BYTES];
+        if SystemRandom::new().fill(&mut chance).is_err() {
+            return Refusal::new(500, "internal", "the system gives no random bytes").respond(manner);
+        }
+        match self.gate.tickets.issue(chance, grant, now) {
+            Ok(ticket) => {
+                let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
+                manner.json(200, &body)
+            }
+            Err(TicketsOut { retry_ms }) => {
+                let message = "as many tickets are out as can be";
+                self.metrics.reject("tickets_out");
+                Refusal::unavailable("tickets_out", message, retry_ms.div_ceil(1_000)).respond(manner)
             }
         }
     }
@@ -381,8 +514,10 @@ impl<T: Transport> Engine<T> {
             (Question::Ready, None) => {
                 manner.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ready\n")
             }
-            (Question::Channels { prefix, after, limit }, None) => {
-                manner.json(200, &answers::channels(&self.hub, &prefix, after.as_deref(), limit))
+            (Question::Ticket { grant }, None) => self.issue_ticket(grant, manner, now),
+            (Question::Channels { prefix, after, limit, pass }, None) => {
+                let visible = &self.gate.grant(&pass).subscribe;
+                manner.json(200, &answers::channels(&self.hub, visible, &prefix, after.as_deref(), limit))
             }
             (Question::Channel { channel }, None) => {
                 manner.json(200, &answers::channel(&self.hub, channel.as_str()))
@@ -414,8 +549,10 @@ impl<T: Transport> Engine<T> {
     /// Ends memberships in order: first what was published so far, then the close frame.
     fn bid_farewell(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
         self.leave(id, now);
+        // The first close frame is the last (RFC 6455 5.5.1).
+        let had_one = self.slots.get(id).is_some_and(|slot| slot.has_farewell());
         self.slots.mark_farewell(id);
-        if let Some(farewell) = farewell
+        if let Some(farewell) = farewell.filter(|_| !had_one)
             && let Some(slot) = self.slots.get_mut(id)
         {
             slot.outbox.queue(Rc::new(farewell));

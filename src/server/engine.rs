@@ -12,6 +12,7 @@ use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
 use crate::access::door::{Door, Over};
+use crate::access::gate::Gate;
 use crate::access::pace::Meters;
 use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
 use crate::close::{ProxyFault, Reason};
@@ -37,6 +38,8 @@ pub struct Engine<T> {
     pub site: Site,
     /// Who comes from where.
     pub door: Door,
+    /// Who may come in.
+    pub gate: Gate,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions asked for in this turn, in the order in which they asked.
@@ -59,13 +62,14 @@ pub struct Engine<T> {
 }
 
 impl<T: Transport> Engine<T> {
-    /// An engine without connections, whose log was born at `epoch`.
+    /// An engine without connections, whose log was born at `epoch`, and that is open to everybody.
     pub fn new(limits: Limits, epoch: u64) -> Engine<T> {
         Engine {
             hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
             site: Site::default(),
             door: Door::new(&limits),
+            gate: Gate::open(limits.tickets_max),
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
@@ -157,12 +161,13 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
-        let Engine { slots, limits, site, door, metrics, scratch, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         let has_write_failed = slot.has_write_failed();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state }, mut desk) = desk(slot, limits, site, door, metrics, wishes, now);
+        let (Parts { transport, state }, mut desk) =
+            desk(slot, limits, site, door, gate, metrics, wishes, now);
         let mut total = 0;
         if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
@@ -334,7 +339,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn sweep_slot(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, limits, site, door, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if has_stalled(&slot.outbox, limits, now) {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
@@ -344,7 +349,7 @@ impl<T: Transport> Engine<T> {
         }
         let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
             Due::Flush => self.grant_wishes(id, now),
@@ -384,9 +389,9 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
-        let Engine { slots, limits, site, door, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
         debug!("closing peer={} reason={reason}", desk.peer);
         state.close(reason, &mut desk);
         self.grant_wishes(id, now);
@@ -462,17 +467,22 @@ struct Parts<'a, T> {
 }
 
 /// Splits a slot into what the engine needs of it and the desk that its session works at.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of an engine that a session may touch, each by itself"
+)]
 fn desk<'a, T: Transport>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
     site: &'a Site,
     door: &'a mut Door,
+    gate: &'a mut Gate,
     metrics: &'a mut Metrics,
     intents: &'a mut Vec<Intent>,
     now: Moment,
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = Desk { limits, site, door, peer, metrics, now, phase, outbox, intents };
+    let desk = Desk { limits, site, door, gate, peer, metrics, now, phase, outbox, intents };
     (Parts { transport, state }, desk)
 }

@@ -38,7 +38,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::access::door::Proxies;
+use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
+use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
@@ -77,6 +79,19 @@ pub struct Server<E: Entrance> {
     connections_max: usize,
     clock: Clock,
     stage: Stage,
+    /// SIGHUP came.
+    hung_up: bool,
+}
+
+/// Who may come, from where, and with what.
+#[derive(Debug)]
+pub struct Guests {
+    /// Origins whose pages may connect, beside those of the server's own host.
+    pub origins: Vec<OriginPattern>,
+    /// Proxies that are believed.
+    pub proxies: Proxies,
+    /// Keys that tokens are checked with, and what everybody may do.
+    pub gate: Gate,
 }
 
 /// How a server's life ends.
@@ -153,14 +168,17 @@ impl Clock {
     /// What other clocks say, for those who come after this process.
     fn stamp(&self) -> Stamp {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        // A clock that stands before 1970 gives a poor epoch, and no worse.
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         Stamp {
-            unix_ms,
+            unix_ms: unix_now().as_millis() as u64,
             boot_ms: boot.tv_sec as u64 * 1_000 + boot.tv_nsec as u64 / 1_000_000,
             boot: self.boot,
         }
     }
+}
+
+/// The time on the wall, and 1970 for a clock that stands before it: a poor epoch, and no worse.
+fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 impl<E: Entrance> Server<E> {
@@ -172,7 +190,7 @@ impl<E: Entrance> Server<E> {
     /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
     pub fn bind(
         config: Config,
-        origins: Vec<OriginPattern>,
+        guests: Guests,
         connections_max: usize,
         entrance: E,
     ) -> Result<Server<E>, StartError> {
@@ -195,7 +213,10 @@ impl<E: Entrance> Server<E> {
             engine.client_salt = clients.unwrap_or(engine.client_salt);
             store = Some(opened);
         }
+        let Guests { origins, proxies, gate } = guests;
         engine.site = Site { assets: config.assets, origins };
+        engine.gate = gate;
+        engine.door.trust(proxies);
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
@@ -207,12 +228,8 @@ impl<E: Entrance> Server<E> {
             connections_max,
             clock,
             stage: Stage::Serving,
+            hung_up: false,
         })
-    }
-
-    /// Believes these proxies from now on.
-    pub fn trust(&mut self, proxies: Proxies) {
-        self.engine.door.trust(proxies);
     }
 
     /// The address that it really listens on; `None` once it is draining.
@@ -225,16 +242,17 @@ impl<E: Entrance> Server<E> {
         &self.engine.metrics
     }
 
-    /// Serves until a signal ends it.
+    /// Serves until a signal ends it. `keys` reads the keys anew, at each SIGHUP.
     ///
     /// # Errors
     /// The poll failed; nothing can be served without it.
-    pub fn run(&mut self) -> io::Result<End> {
+    pub fn run(&mut self, mut keys: impl FnMut() -> Result<Option<Verifier>, String>) -> io::Result<End> {
         // What came before was no turn: a history may have been read.
         self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
             self.note(now);
+            self.reload(&mut keys);
             self.accept(now);
             self.engine.drive(now);
             self.engine.deliver(now);
@@ -263,6 +281,7 @@ impl<E: Entrance> Server<E> {
             Err(error) => return Err(error),
         }
         self.clock.woke = Instant::now();
+        self.engine.gate.unix_now = unix_now().as_secs();
         Ok(self.clock.now())
     }
 
@@ -312,10 +331,31 @@ impl<E: Entrance> Server<E> {
             let signals: Vec<i32> = self.signals.pending().collect();
             for signal in signals {
                 match signal {
-                    SIGHUP => self.reload(),
+                    SIGHUP => self.hung_up = true,
                     _ => self.signalled(now),
                 }
             }
+        }
+    }
+
+    /// If SIGHUP came, files are read again, for those who come from now on. Nobody is dropped, and a file
+    /// that is no good changes nothing.
+    fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
+        if !std::mem::take(&mut self.hung_up) {
+            return;
+        }
+        match self.entrance.reload(UnixTime::now()) {
+            Ok(()) => info!("reloaded"),
+            Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
+        }
+        match keys() {
+            Ok(verifier) => {
+                if let Some(verifier) = &verifier {
+                    info!("reloaded: tokens are checked by {}", verifier.keys.describe());
+                }
+                self.engine.gate.verifier = verifier;
+            }
+            Err(why) => error!("not reloaded, the keys stay as they were: {why}"),
         }
     }
 
@@ -392,15 +432,6 @@ impl<E: Entrance> Server<E> {
             && let Some(listener) = &mut self.listener
         {
             listener.resume();
-        }
-    }
-
-    /// SIGHUP: files are read again, for those who come from now on. Nobody is dropped, and a file that is
-    /// no good changes nothing.
-    fn reload(&mut self) {
-        match self.entrance.reload(UnixTime::now()) {
-            Ok(()) => info!("reloaded"),
-            Err(why) => error!("not reloaded, all stays as it was: {why}"),
         }
     }
 

@@ -1,23 +1,32 @@
 //! What a client of `oyez.v1` says, as intents.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::Desk;
+use super::guest::{self, Guest};
 use super::intent::{Intent, Receipt};
+use crate::access::gate::Denied;
+use crate::access::token::TOKEN_BYTES_MAX;
+use crate::close::Reason;
 use crate::hub::Wish;
-use crate::wire::Form;
 use crate::wire::command::{self, Command, Request};
 use crate::wire::notice::Notice;
+use crate::wire::{Form, Kind};
 
-/// Takes one text message. What is wrong with it is answered, and the conversation goes on.
-pub(super) fn receive(text: &str, desk: &mut Desk<'_>) {
+/// Takes one text message. What is wrong with it is answered, and the conversation goes on; but for a bad
+/// token, which ends it.
+pub(super) fn receive(text: &str, guest: &mut Option<Guest>, desk: &mut Desk<'_>) -> Option<Reason> {
     let Request { reference, command } = command::parse(text);
     let owned = |reference: Option<&RawValue>| reference.map(RawValue::to_owned);
+    let pass = || guest::pass(guest.as_ref());
     let intent = match command {
         Ok(Command::Subscribe { channel, since, echo }) => Intent::Subscribe {
             channel,
             wish: Wish { form: Form::Envelope, since, echo },
+            pass: pass(),
             reference: owned(reference),
         },
         Ok(Command::Unsubscribe { channel }) => Intent::Unsubscribe { channel, reference: owned(reference) },
@@ -26,8 +35,12 @@ pub(super) fn receive(text: &str, desk: &mut Desk<'_>) {
             kind,
             payload: Bytes::from(payload.into_owned()),
             receipt: Receipt::Ack { reference: owned(reference), key: key.map(|key| Box::from(&*key)) },
+            pass: pass(),
         },
         Ok(Command::Ping) => Intent::Say(Notice::Pong.to_frame().into()),
+        Ok(Command::Auth { token }) if desk.gate.verifier.is_some() => {
+            return authenticate(&token, Form::Envelope, reference, guest, desk);
+        }
         Ok(Command::Auth { .. }) => {
             let message = "this server asks nobody for a token";
             Intent::Say(Notice::Error { reference, ch: None, code: "no_auth", message }.to_frame().into())
@@ -38,4 +51,80 @@ pub(super) fn receive(text: &str, desk: &mut Desk<'_>) {
         }
     };
     desk.intents.push(intent);
+    None
+}
+
+/// Takes one message of a raw WebSocket.
+///
+/// Where there are keys, a text that shows a token in the words of `oyez.v1` is not published: a client that
+/// shows one where nobody waits for it would show it to all members.
+pub(super) fn receive_raw(
+    kind: Kind,
+    payload: Bytes,
+    guest: &mut Option<Guest>,
+    desk: &mut Desk<'_>,
+) -> Option<Reason> {
+    if desk.gate.verifier.is_some()
+        && let Some(token) = shown_token(kind, &payload)
+    {
+        return authenticate(&token, Form::Raw, None, guest, desk);
+    }
+    if let Some(Guest::Expected { .. }) = guest {
+        return Some(bad_token(Denied::Missing, desk));
+    }
+    let pass = guest::pass(guest.as_ref());
+    desk.intents.push(Intent::Publish { channel: None, kind, payload, receipt: Receipt::None, pass });
+    None
+}
+
+/// The longest text that is looked at for a token: the longest token, and as much again for what is around it.
+const SHOWN_BYTES_MAX: usize = 2 * TOKEN_BYTES_MAX;
+
+fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
+    if kind != Kind::Text
+        || payload.len() > SHOWN_BYTES_MAX
+        || payload.trim_ascii_start().first() != Some(&b'{')
+    {
+        return None;
+    }
+    let text = std::str::from_utf8(payload).ok().filter(|text| text.contains("\"auth\""))?;
+    match command::parse(text).command {
+        Ok(Command::Auth { token }) => Some(token),
+        _ => None,
+    }
+}
+
+/// Lets somebody in by a token, or on, or out.
+fn authenticate(
+    token: &str,
+    form: Form,
+    reference: Option<&RawValue>,
+    guest: &mut Option<Guest>,
+    desk: &mut Desk<'_>,
+) -> Option<Reason> {
+    let grant = match desk.gate.verify(token.as_bytes()) {
+        Ok(pass) => pass?,
+        Err(denied) => return Some(bad_token(denied, desk)),
+    };
+    let pass = Some(grant.clone());
+    let left = grant.expires_at.map_or(0, |end| end.saturating_sub(desk.gate.unix_now));
+    if form == Form::Envelope {
+        let notice = Notice::Authenticated { reference, expires_ms: left.saturating_mul(1_000) };
+        desk.intents.push(Intent::Say(notice.to_frame().into()));
+    }
+    let before = guest.replace(Guest::known(grant, desk));
+    desk.intents.push(match before {
+        Some(Guest::Expected { then: Some(subscription), .. }) => {
+            let (channel, wish) = *subscription;
+            Intent::Subscribe { channel, wish, pass, reference: None }
+        }
+        _ => Intent::Review { pass },
+    });
+    None
+}
+
+fn bad_token(denied: Denied, desk: &mut Desk<'_>) -> Reason {
+    let why = denied.fault();
+    desk.metrics.reject(why.word());
+    Reason::BadToken { why }
 }

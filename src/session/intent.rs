@@ -5,11 +5,14 @@
 //! to its own client goes the same way where it has to stand in one order with answers that are not its own.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::response::Manner;
+use crate::access::gate::Pass;
+use crate::access::grant::Grant;
 use crate::hub::Wish;
 use crate::ids::{ChannelName, Since};
 use crate::wire::Kind;
@@ -21,6 +24,8 @@ pub enum Intent {
     Greet {
         /// The channel, if there was one.
         subscription: Option<(ChannelName, Wish)>,
+        /// With whose rights.
+        pass: Pass,
     },
     /// Become a member.
     Subscribe {
@@ -28,6 +33,8 @@ pub enum Intent {
         channel: ChannelName,
         /// How, and from where.
         wish: Wish,
+        /// With whose rights.
+        pass: Pass,
         /// What the client calls the request.
         reference: Option<Box<RawValue>>,
     },
@@ -48,6 +55,20 @@ pub enum Intent {
         payload: Bytes,
         /// Who waits for the answer.
         receipt: Receipt,
+        /// With whose rights.
+        pass: Pass,
+    },
+    /// Its rights are others now: what it is a member of is looked at again.
+    Review {
+        /// With whose rights.
+        pass: Pass,
+    },
+    /// Close all connections of a person.
+    Expel {
+        /// Whose.
+        sub: Box<str>,
+        /// How the request is answered.
+        manner: Manner,
     },
     /// Answer a request with what only the server knows.
     Ask {
@@ -116,6 +137,13 @@ pub enum Question {
         after: Option<Box<str>>,
         /// So many at most.
         limit: usize,
+        /// Whoever asks sees what it may subscribe to.
+        pass: Pass,
+    },
+    /// A ticket for these rights.
+    Ticket {
+        /// The rights.
+        grant: Rc<Grant>,
     },
     /// One channel.
     Channel {

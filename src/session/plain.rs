@@ -12,13 +12,16 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::draining::{Closing, Draining};
+use super::guest::{self, Guest, Ways};
 use super::heartbeat::Heartbeat;
 use super::http::{self, Body as Length, FieldRoom, HeadEnd, Request};
 use super::intent::{Intent, Question, Receipt};
 use super::response::{After, Manner, Refusal};
 use super::routes::{self, LIMIT_MAX, Query, Route};
 use super::upgrade::{self, Protocol};
+use super::walker::Walker;
 use super::{Desk, Open, State, Streaming};
+use crate::access::gate::Pass;
 use crate::access::origin::{self, OriginVerdict};
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
@@ -69,6 +72,7 @@ struct Order {
     manner: Manner,
     key: Option<Box<str>>,
     client: Option<IpAddr>,
+    pass: Pass,
 }
 
 /// A request has come whole, and its answer is waited for.
@@ -218,6 +222,7 @@ impl Body {
             manner: std::mem::take(&mut self.order.manner),
             key: self.order.key.take(),
             client: self.order.client,
+            pass: self.order.pass.take(),
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
         match place(order, payload, &input[missing..], self.owed, desk) {
@@ -322,6 +327,15 @@ fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
 
 fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
     let mut manner = request.manner();
+    // A program that names no host at all is no browser.
+    if desk.gate.only_this_machine
+        && let Ok(Some(host)) = request.fields.one("host")
+        && !origin::names_this_machine(host)
+    {
+        let message = "this server is open to its own machine only, by the name localhost or its address; \
+                       --anonymous or a key lets it answer to other names";
+        return hang_up(&Refusal::new(421, "misdirected", message), owed, desk);
+    }
     let has_body = !matches!(request.body, Length::Unsaid | Length::Bytes(0));
     let route = match routes::find(request.path, &desk.site.assets) {
         Ok(route) => route,
@@ -367,16 +381,26 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             return refuse(&refusal, manner, rest, owed, desk);
         }
     };
+    let pass = match enter(request, &route, desk) {
+        Ok(pass) => pass,
+        Err(refusal) => {
+            if takes_body {
+                manner.after = After::Closed;
+            }
+            return refuse(&refusal, manner, rest, owed, desk);
+        }
+    };
     match route {
         Route::WebSocket { channel } => open_web_socket(request, channel, &query, owed, desk),
-        Route::Events { channel } => stream_events(request, channel, &query, manner, rest, owed, desk),
-        Route::Publish { channel } => take_order(request, channel, manner, rest, owed, desk),
+        Route::Events { channel } => stream_events(request, channel, pass, &query, manner, rest, owed, desk),
+        Route::Publish { channel } => take_order(request, channel, pass, manner, rest, owed, desk),
         Route::Channels => {
             let Query { prefix, after, limit, .. } = query;
             let question = Question::Channels {
                 prefix: prefix.unwrap_or_default(),
                 after,
                 limit: limit.unwrap_or(LIMIT_MAX),
+                pass,
             };
             ask(question, manner, rest, owed, desk)
         }
@@ -386,6 +410,19 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             let limit = query.limit.unwrap_or(LIMIT_MAX);
             ask(Question::History { channel, since, limit }, manner, rest, owed, desk)
         }
+        Route::Tickets => {
+            let grant = pass.unwrap_or_else(|| desk.gate.anonymous.clone());
+            ask(Question::Ticket { grant }, manner, rest, owed, desk)
+        }
+        Route::Connections => {
+            let Some(sub) = query.sub else {
+                let refusal = Refusal::new(400, "bad_query", "sub is missing: whose connections");
+                return refuse(&refusal, manner, rest, owed, desk);
+            };
+            let after = manner.after;
+            desk.intents.push(Intent::Expel { sub, manner });
+            respond(after, Reason::Served, rest, owed)
+        }
         Route::Ready => ask(Question::Ready, manner, rest, owed, desk),
         Route::Metrics => ask(Question::Metrics, manner, rest, owed, desk),
         Route::Health => {
@@ -394,6 +431,31 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         }
         Route::Asset(asset) => answer(asset_response(asset, &manner), &manner, rest, owed, desk),
     }
+}
+
+/// Judges who asks, and whether it may. What there is to see without a right asks nobody for one.
+fn enter(request: &Request<'_>, route: &Route, desk: &mut Desk<'_>) -> Result<Pass, Refusal> {
+    let ways = match route {
+        Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => return Ok(None),
+        // A browser does not see how its upgrade is answered: what its token is worth is said behind it.
+        Route::WebSocket { .. } => return Ok(None),
+        Route::Events { .. } => Ways::Ticket,
+        _ => Ways::Plain,
+    };
+    let pass = guest::admit(request, ways, desk).map_err(guest::unauthorized)?;
+    let grant = desk.gate.grant(&pass);
+    let may = match route {
+        Route::Events { channel } | Route::Channel { channel } | Route::History { channel } => {
+            grant.may_subscribe(channel)
+        }
+        Route::Publish { channel } => grant.may_publish(channel),
+        Route::Connections => grant.admin,
+        // A ticket stands for a token.
+        Route::Tickets => pass.is_some() || desk.gate.verifier.is_none(),
+        Route::Channels => !desk.gate.is_shut() || pass.is_some(),
+        _ => true,
+    };
+    if may { Ok(pass) } else { Err(guest::forbidden(&pass, desk.gate)) }
 }
 
 fn ask(question: Question, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
@@ -427,22 +489,31 @@ fn asset_response(asset: &Asset, manner: &Manner) -> Vec<u8> {
 /// A browser lets any page send a simple POST, and only hides the answer: so a page that is not allowed
 /// to read may not publish either.
 fn share(request: &Request<'_>, manner: &mut Manner, desk: &Desk<'_>) -> Result<(), Refusal> {
-    let forbidden = || {
-        let message = "pages of this origin may not ask here; --origin allows them";
-        Err(Refusal::new(403, "forbidden_origin", message))
-    };
-    let (Ok(origin), Ok(host)) = (request.fields.one("origin"), request.fields.one("host")) else {
-        return forbidden();
-    };
-    match origin::judge(origin, host, &desk.site.origins) {
+    match judge(request, desk) {
         OriginVerdict::Absent | OriginVerdict::SameHost => Ok(()),
         OriginVerdict::Allowed => {
+            let origin = request.fields.one("origin").ok().flatten();
             manner.allow_origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).map(Box::from);
             Ok(())
         }
-        OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => Ok(()),
-        OriginVerdict::Foreign => forbidden(),
+        OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
+            // Which of two a browser has meant cannot be known.
+            if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
+        }
+        OriginVerdict::Foreign => Err(forbidden_origin()),
     }
+}
+
+fn judge(request: &Request<'_>, desk: &Desk<'_>) -> OriginVerdict {
+    match (request.fields.one("origin"), request.fields.one("host")) {
+        (Ok(origin), Ok(host)) => origin::judge(origin, host, &desk.site.origins),
+        _ => OriginVerdict::Foreign,
+    }
+}
+
+fn forbidden_origin() -> Refusal {
+    let message = "pages of this origin may not ask here; --origin allows them";
+    Refusal::new(403, "forbidden_origin", message)
 }
 
 fn preflight(route: &Route, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
@@ -487,28 +558,52 @@ fn open_web_socket(
         Ok(accepted) => accepted,
         Err(refusal) => return hang_up(&refusal, owed, desk),
     };
+    // No rule of a browser's stops a page from opening a WebSocket to another site (RFC 6455 10.2).
+    if !matches!(
+        judge(request, desk),
+        OriginVerdict::Absent | OriginVerdict::SameHost | OriginVerdict::Allowed
+    ) {
+        return hang_up(&forbidden_origin(), owed, desk);
+    }
     if let Err(refusal) = come_in(request, desk) {
         return hang_up(&refusal, owed, desk);
     }
-    let since = query.since.unwrap_or(Since::Now);
+    let pass = guest::admit(request, Ways::Subprotocol, desk);
     desk.outbox.queue(Rc::new(Bytes::from(response)));
-    desk.intents.push(match protocol {
-        Protocol::Raw => Intent::Subscribe {
-            channel: channel.unwrap_or_else(ChannelName::main),
-            wish: Wish { form: Form::Raw, since, echo: query.echo },
-            reference: None,
-        },
-        Protocol::V1 => {
-            let wish = Wish { form: Form::Envelope, since, echo: query.echo };
-            Intent::Greet { subscription: channel.map(|channel| (channel, wish)) }
+    let pass = match pass {
+        Ok(pass) => pass,
+        Err(denied) => {
+            let reason = Reason::BadToken { why: denied.fault() };
+            return Outcome::Upgraded(super::begin_close(reason, Walker::new(), desk));
         }
-    });
-    Outcome::Upgraded(State::Open(Open::new(protocol, desk)))
+    };
+    let form = if protocol == Protocol::Raw { Form::Raw } else { Form::Envelope };
+    let wish = Wish { form, since: query.since.unwrap_or(Since::Now), echo: query.echo };
+    let channel = match protocol {
+        Protocol::Raw => Some(channel.unwrap_or_else(ChannelName::main)),
+        Protocol::V1 => channel,
+    };
+    let mut subscription = channel.map(|channel| (channel, wish));
+    let guest = if pass.is_none() && desk.gate.is_shut() {
+        Some(Guest::expected(subscription.take(), desk))
+    } else {
+        Guest::of(pass.clone(), desk)
+    };
+    match (protocol, subscription) {
+        (Protocol::V1, subscription) => desk.intents.push(Intent::Greet { subscription, pass }),
+        (Protocol::Raw, Some((channel, wish))) => {
+            desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
+        }
+        (Protocol::Raw, None) => {}
+    }
+    Outcome::Upgraded(State::Open(Open::new(protocol, guest, desk)))
 }
 
+#[allow(clippy::too_many_arguments)]
 fn stream_events(
     request: &Request<'_>,
     channel: ChannelName,
+    pass: Pass,
     query: &Query,
     manner: Manner,
     rest: &[u8],
@@ -533,14 +628,16 @@ fn stream_events(
     let stream = manner.stream("text/event-stream");
     desk.intents.push(Intent::Say(Bytes::from(stream)));
     let wish = Wish { form: Form::Event, since: since.unwrap_or(Since::Now), echo: true };
-    desk.intents.push(Intent::Subscribe { channel, wish, reference: None });
-    Outcome::Become(State::Streaming(Streaming { heartbeat: Heartbeat::heard(desk) }))
+    let guest = Guest::of(pass.clone(), desk).map(Box::new);
+    desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
+    Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk) })))
 }
 
 /// A request to publish: its head is judged before its body is read.
 fn take_order(
     request: &Request<'_>,
     channel: ChannelName,
+    pass: Pass,
     manner: Manner,
     rest: &[u8],
     owed: u32,
@@ -582,7 +679,7 @@ fn take_order(
         }
     };
     let client = client_of(request, desk);
-    let order = Order { channel, kind, manner, key, client };
+    let order = Order { channel, kind, manner, key, client, pass };
     if rest.len() >= length {
         return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
     }
@@ -611,7 +708,7 @@ fn kind_of(media_type: &[u8]) -> Kind {
 
 /// The body is complete: publish it.
 fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    let Order { channel, kind, manner, key, client } = order;
+    let Order { channel, kind, manner, key, client, pass } = order;
     let bad = match kind {
         Kind::Binary => None,
         Kind::Text => std::str::from_utf8(&payload).is_err().then(|| {
@@ -625,7 +722,7 @@ fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: &mut Desk<'
     }
     let (after, consumed) = (manner.after, payload.len());
     let receipt = Receipt::Response { manner, key, client };
-    desk.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt });
+    desk.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, pass });
     match after {
         After::Closed => respond(after, Reason::Served, rest, owed),
         After::Kept | After::KeptAloud => Outcome::Next { consumed },

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 
 use super::response::Refusal;
+use crate::access::token::is_name;
 use crate::config::Asset;
 use crate::ids::{ChannelName, Since};
 
@@ -38,6 +39,10 @@ pub enum Route {
         /// The channel.
         channel: ChannelName,
     },
+    /// `/v1/tickets`.
+    Tickets,
+    /// `/v1/connections`.
+    Connections,
     /// `/healthz`: does the process answer?
     Health,
     /// `/readyz`: does it take new clients?
@@ -53,7 +58,8 @@ impl Route {
     pub fn methods(&self) -> &'static str {
         match self {
             Route::WebSocket { .. } => "GET",
-            Route::Publish { .. } => "POST, OPTIONS",
+            Route::Publish { .. } | Route::Tickets => "POST, OPTIONS",
+            Route::Connections => "DELETE, OPTIONS",
             Route::Events { .. } => "GET, OPTIONS",
             Route::Channels | Route::Channel { .. } | Route::History { .. } => "GET, HEAD, OPTIONS",
             Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => "GET, HEAD",
@@ -82,6 +88,8 @@ pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, Refusal> {
         ("v1", Some("channels"), Some(name), Some("history"), None) => {
             Route::History { channel: channel(name)? }
         }
+        ("v1", Some("tickets"), None, ..) => Route::Tickets,
+        ("v1", Some("connections"), None, ..) => Route::Connections,
         ("healthz", None, ..) => Route::Health,
         ("readyz", None, ..) => Route::Ready,
         ("metrics", None, ..) => Route::Metrics,
@@ -117,6 +125,8 @@ pub struct Query {
     pub prefix: Option<Box<str>>,
     /// Names behind this one.
     pub after: Option<Box<str>>,
+    /// Whose.
+    pub sub: Option<Box<str>>,
 }
 
 /// The longest value in a query that is looked at: a channel's name, every byte of it escaped.
@@ -129,10 +139,10 @@ impl Query {
     /// 400 if a value does not parse.
     pub fn parse(query: &str) -> Result<Query, Refusal> {
         let bad = |message: &str| Refusal::new(400, "bad_query", message);
-        let mut read = Query { since: None, echo: true, limit: None, prefix: None, after: None };
+        let mut read = Query::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if !matches!(name, "since" | "echo" | "limit" | "prefix" | "after") {
+            if !matches!(name, "since" | "echo" | "limit" | "prefix" | "after" | "sub") {
                 continue;
             }
             if value.len() > VALUE_BYTES_MAX {
@@ -163,11 +173,27 @@ impl Query {
                     read.limit = Some(limit.ok_or_else(|| bad(&format!("limit is 1 to {LIMIT_MAX}")))?);
                 }
                 "prefix" => read.prefix = Some(name_part()?),
+                "sub" => {
+                    let sub = std::str::from_utf8(&value).ok().filter(|sub| is_name(sub));
+                    read.sub = Some(Box::from(sub.ok_or_else(|| bad("sub is a name as a token has it"))?));
+                }
                 _ => read.after = Some(name_part()?),
             }
         }
         Ok(read)
     }
+}
+
+impl Default for Query {
+    fn default() -> Query {
+        Query { since: None, echo: true, limit: None, prefix: None, after: None, sub: None }
+    }
+}
+
+/// A secret of the query. It is no part of a [`Query`], which may be shown.
+pub(super) fn secret<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(one, _)| *one == name).map(|(_, value)| percent_decode_str(value).into())
 }
 
 /// The longest page: 1,000 channels are about 150 KB, and 0.3 ms of the loop's time.
@@ -198,6 +224,8 @@ mod tests {
         check("/v1/channels", Ok(Route::Channels));
         check("/v1/channels/a", Ok(Route::Channel { channel: name("a") }));
         check("/v1/channels/a/history", Ok(Route::History { channel: name("a") }));
+        check("/v1/tickets", Ok(Route::Tickets));
+        check("/v1/connections", Ok(Route::Connections));
         check("/healthz", Ok(Route::Health));
         check("/readyz", Ok(Route::Ready));
         check("/metrics", Ok(Route::Metrics));
@@ -233,7 +261,7 @@ mod tests {
 
     #[test]
     fn queries() {
-        let none = Query { since: None, echo: true, limit: None, prefix: None, after: None };
+        let none = Query::default();
         let check = |text: &str, expected: Query| assert_eq!(Query::parse(text), Ok(expected), "{text}");
         check("", none.clone());
         check("v=2&&echo=0&x", Query { echo: false, ..none.clone() });

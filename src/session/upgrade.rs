@@ -18,6 +18,9 @@ pub enum Protocol {
     V1,
 }
 
+/// The field in which subprotocols are offered.
+pub(super) const PROTOCOLS: &str = "sec-websocket-protocol";
+
 /// The subprotocol's name (RFC 6455 1.9).
 pub const V1: &str = "oyez.v1";
 
@@ -47,11 +50,8 @@ pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
         _ => return Err(Refusal::bad("Sec-WebSocket-Key has to come once and hold 16 bytes in base64")),
     };
     // RFC 6455 4.2.2: of what the client offers one or none; who offers nothing we know gets none.
-    let protocol = if fields.list("sec-websocket-protocol").any(|one| one == V1.as_bytes()) {
-        Protocol::V1
-    } else {
-        Protocol::Raw
-    };
+    let protocol =
+        if fields.list(PROTOCOLS).any(|one| one == V1.as_bytes()) { Protocol::V1 } else { Protocol::Raw };
     let mut out = Vec::with_capacity(192);
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",

@@ -45,6 +45,14 @@ pub enum Notice<'a> {
     },
     /// The answer to its ping.
     Pong,
+    /// Its token is taken.
+    Authenticated {
+        /// What it called the request.
+        #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+        reference: Option<&'a RawValue>,
+        /// When that ends, in milliseconds from now.
+        expires_ms: u64,
+    },
     /// The replay is over; what follows is new.
     Live {
         /// In that channel.
@@ -130,6 +138,10 @@ mod tests {
         check(Notice::Ack { reference: Some(&reference), id }, r#"{"type":"ack","ref":7,"id":"7-8"}"#);
         check(Notice::Ack { reference: None, id }, r#"{"type":"ack","id":"7-8"}"#);
         check(Notice::Pong, r#"{"type":"pong"}"#);
+        check(
+            Notice::Authenticated { reference: Some(&reference), expires_ms: 9 },
+            r#"{"type":"authenticated","ref":7,"expires_ms":9}"#,
+        );
         check(Notice::Live { ch: "a", id }, r#"{"type":"live","ch":"a","id":"7-8"}"#);
         check(
             Notice::Error { reference: None, ch: Some("a"), code: "forbidden", message: "no" },

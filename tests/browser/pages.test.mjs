@@ -7,8 +7,8 @@
 // content security policy, or a request to anywhere but its own server fails the test it was opened in.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { mkdir, readFile } from 'node:fs/promises';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -98,7 +98,11 @@ async function serve(t, { port = 0, flags = [] } = {}) {
 
 // A page, watched.
 
-async function visit(server, hash = '', { viewport = WIDE, colorScheme = 'light', serverGoesAway = false } = {}) {
+async function visit(
+  server,
+  hash = '',
+  { viewport = WIDE, colorScheme = 'light', serverGoesAway = false, serverRefuses = false } = {},
+) {
   const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
   const page = await context.newPage();
   page.setDefaultTimeout(PATIENCE_MS);
@@ -107,6 +111,7 @@ async function visit(server, hash = '', { viewport = WIDE, colorScheme = 'light'
   const lost =
     /ERR_INTERNET_DISCONNECTED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket connection to/;
   const complain = (what) => {
+    if (serverRefuses && /status of 40[13]/.test(what)) return;
     if (!(serverGoesAway && lost.test(what))) complaints.push(what);
   };
   page.on('console', (message) => {
@@ -612,6 +617,32 @@ test('screenshots, wide and narrow, light and dark', async (t) => {
 });
 
 // The server's side of it.
+
+test('a server that wants a token refuses, and takes the one that is typed in', async (t) => {
+  const folder = await mkdtemp(path.join(tmpdir(), 'oyez-key-'));
+  t.after(() => rm(folder, { recursive: true }));
+  const file = path.join(folder, 'secret');
+  await writeFile(file, '0123456789abcdef0123456789abcdef', { mode: 0o600 });
+  const token = (rights) =>
+    execFileSync(OYEZ, ['token', 'new', '--sub', 'alice', '--jwt-secret-file', file, ...rights]).toString().trim();
+  const server = await serve(t, { flags: ['--jwt-secret-file', file] });
+  const page = await visit(server, '#room', { serverRefuses: true });
+  const show = async (text) => {
+    await page.fill('#token', text);
+    await page.press('#token', 'Enter');
+  };
+  await page.waitForSelector('#access[open]');
+  await page.waitForSelector('#notice:has-text("wants an access token")');
+  await show('a.b.c');
+  await page.waitForSelector('#notice:has-text("4001")').catch(() => page.waitForSelector('#notice:has-text("bad_token")'));
+  await show(token(['--subscribe', 'room', '--publish', 'room']));
+  await open(page);
+  await page.fill('#payload', 'with a token');
+  await page.press('#payload', 'Enter');
+  await until('its own message', async () => (await bodies(page)).some((body) => body.includes('with a token')));
+  // Not in the address, not on the page.
+  assert.ok(!page.url().includes('ey') && !(await page.content()).includes('eyJ'));
+});
 
 test('--no-console leaves the page out, and the client module in', async (t) => {
   const server = await serve(t, { flags: ['--no-console'] });

@@ -59,13 +59,13 @@ fn requests_that_are_refused() {
 fn what_follows_a_request_that_is_not_understood_is_no_request() {
     let server = Server::start(&[]);
     for first in [
-        "POST /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-        "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
-        "GET /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
-        "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 200\r\n\r\n",
+        "POST /ws HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200\r\n\r\n",
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200\r\n\r\n",
     ] {
         let answer = server.ask(format!("{first}{}", frames::upgrade("/ws/smuggled")));
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
@@ -88,10 +88,10 @@ fn a_head_without_an_end_is_cut_off_at_the_limit() {
 #[test]
 fn an_upgrade_says_what_version_is_spoken() {
     let server = Server::start(&[]);
-    let answer = server.ask("GET /ws HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = server.ask("GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
     assert!(answer.contains("\r\nUpgrade: websocket\r\n"), "{answer}");
-    let answer = server.ask("PUT /ws HTTP/1.1\r\nHost: x\r\n\r\n");
+    let answer = server.ask("PUT /ws HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.contains("\r\nAllow: GET\r\n"), "{answer}");
 }
 
@@ -105,7 +105,7 @@ fn what_a_client_sends_is_not_repeated_and_not_logged() {
         server.ask(frames::upgrade(&format!("/{canary}"))),
         server.ask(frames::upgrade(&format!("/ws/{canary}"))),
         server.ask(frames::upgrade("/ws").replace("Host: localhost", &format!("Host: {canary}"))),
-        server.ask(format!("GET /ws HTTP/1.1\r\nHost: x\r\nUser-Agent: {canary}\r\n\r\n")),
+        server.ask(format!("GET /ws HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {canary}\r\n\r\n")),
     ];
     let mut member = server.join("/ws");
     member.send_text(canary);

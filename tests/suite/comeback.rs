@@ -73,9 +73,11 @@ impl Returning {
 
 /// Publishes so many messages; the id of the first.
 fn publish(server: &Server, count: u64) -> String {
-    let request =
-        format!("POST /v1/publish/x HTTP/1.1\r\nHost: x\r\nContent-Length: 64\r\n\r\n{}", "y".repeat(64));
-    let last = request.replace("Host: x\r\n", "Host: x\r\nConnection: close\r\n");
+    let request = format!(
+        "POST /v1/publish/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 64\r\n\r\n{}",
+        "y".repeat(64)
+    );
+    let last = request.replace("Host: localhost\r\n", "Host: localhost\r\nConnection: close\r\n");
     let answers = server.ask(request.repeat(count as usize - 1) + &last);
     assert_eq!(answers.matches(" 200 OK").count() as u64, count);
     answers.split("{\"id\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned()

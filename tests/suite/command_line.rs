@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 use crate::support::frames::{BINARY, TEXT};
+use crate::support::guarded::{Guarded, token};
 use crate::support::process::{PATIENCE, Server, oyez};
 
 /// Runs to the end, with some standard input.
@@ -338,9 +339,39 @@ fn json_of_many_lines_is_printed_as_one() {
     let subscriber = subscribe(&server, &["x", "--json", "--count=1"]);
     let body = "{\n  \"a\": 1\r\n}";
     let length = body.len();
-    server.ask(format!("POST /v1/publish/x HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"));
+    server.ask(format!("POST /v1/publish/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"));
     let (status, out) = subscriber.end();
     let text = String::from_utf8(out).unwrap();
     assert_eq!((status, text.lines().count()), (0, 1));
     assert!(text.ends_with("\"data\":{   \"a\": 1  }}\n"), "{text}");
+}
+
+#[test]
+fn a_token_comes_from_a_file() {
+    let guarded = Guarded::start(&[]);
+    let alice = guarded.folder.file("alice", &format!("{}\n", token("alice", &["main"], &["main"])));
+    let server = &guarded.server;
+    let flag = format!("--token-file={alice}");
+    let subscriber = subscribe(server, &["main", "--count=1", &flag]);
+    let output = publish(server, &["main", "refused"], b"");
+    assert_eq!(output.status.code(), Some(1));
+    let output = publish(server, &["main", "hear ye", &flag], b"");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(subscriber.end(), (0, b"hear ye\n".to_vec()));
+    let mut command = oyez(&["pub", "--url", &server.url(), "main", "x"]);
+    assert!(command.env("OYEZ_TOKEN_FILE", &alice).status().unwrap().success());
+    let output = publish(server, &["other", "x", &flag], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("4003 forbidden"), "{output:?}");
+    for text in ["", "two words", "line\r\nX: y", "\u{e9}"] {
+        let file = guarded.folder.file("bad", text);
+        let output = publish(server, &["main", "x", &format!("--token-file={file}")], b"");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(one_line(&output).contains("no token in it"));
+    }
+    let bad = guarded.folder.file("bad", "a.b.c");
+    let url = server.url();
+    let output = run(oyez(&["sub", "--url", &url, "main", &format!("--token-file={bad}")]), b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(one_line(&output).contains("4001 bad_token"), "{output:?}");
 }

@@ -62,7 +62,8 @@ fn v1(server: &Server, since: &str) -> Vec<String> {
 
 fn events(server: &Server, since: &str) -> String {
     let mut client = Client::new(server.connect());
-    client.send(format!("GET /sse/x HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {since}\r\n\r\n").as_bytes());
+    client
+        .send(format!("GET /sse/x HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {since}\r\n\r\n").as_bytes());
     let head = client.head();
     if !head.starts_with("HTTP/1.1 200 ") {
         return head.split(' ').nth(1).unwrap().to_owned();

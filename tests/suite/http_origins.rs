@@ -1,6 +1,7 @@
 //! Which web pages may ask and publish: nothing but the server's own, unless `--origin` says so.
 
 use crate::support::client::Client;
+use crate::support::guarded::upgrade_with;
 use crate::support::http::{Answer, post, request};
 use crate::support::process::{Server, counter};
 
@@ -29,7 +30,7 @@ fn may_not(server: &Server, host: &str, origin: &str) {
 
 #[test]
 fn by_default_only_pages_of_the_same_host_and_port_may_publish() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--anonymous=subscribe=* publish=*"]);
     assert_eq!(publish_from(&server, "localhost:8080", "").status, 200, "this is no page");
     may(&server, "localhost:8080", "http://localhost:8080");
     may(&server, "LocalHost:8080", "HTTP://LOCALHOST:8080");
@@ -169,4 +170,39 @@ fn a_star_lets_all_pages_in() {
         assert!(matches!(answer.status, 400 | 403), "{answer:?}");
         assert_eq!(answer.field(ALLOW), None);
     }
+}
+
+/// No rule of a browser's stops a page from opening a WebSocket to another site, so the server does.
+#[test]
+fn a_foreign_page_gets_no_websocket() {
+    let server = Server::start(&["--origin=https://*.app.example"]);
+    let status = |lines: &str| {
+        let mut client = Client::new(server.connect());
+        client.send(upgrade_with("/ws", lines).as_bytes());
+        client.head()[9..12].parse::<u16>().unwrap()
+    };
+    assert_eq!(status(""), 101, "no browser");
+    for origin in ["http://localhost", "https://localhost", "https://a.app.example"] {
+        assert_eq!(status(&format!("Origin: {origin}\r\n")), 101, "{origin}");
+    }
+    for origin in [
+        "http://localhost:8081",
+        "https://app.example",
+        "http://a.app.example",
+        "https://a.app.example.evil.example",
+        "https://evil.example",
+        "null",
+        "",
+        "file://",
+    ] {
+        assert_eq!(status(&format!("Origin: {origin}\r\n")), 403, "{origin}");
+    }
+    assert_eq!(status("Origin: http://localhost\r\nOrigin: http://localhost\r\n"), 403);
+    // Cookies are taken for nothing: they neither let in nor keep out.
+    assert_eq!(status("Cookie: session=1\r\nOrigin: https://evil.example\r\n"), 403);
+    let mut client = Client::new(server.connect());
+    client.send(upgrade_with("/ws", "Origin: https://evil.example\r\n").as_bytes());
+    let answer = client.answer();
+    assert_eq!(answer.code(), "forbidden_origin");
+    assert!(answer.is_last());
 }

@@ -209,7 +209,8 @@ fn no_client_can_add_a_sample() {
     for number in 0..50 {
         client.ask(publish(&format!("canary{number}"), "canary"));
         client.ask(get(&format!("/canary{number}")));
-        server.ask(format!("CANARY{number} /canary HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        server
+            .ask(format!("CANARY{number} /canary HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
     }
     let text = metrics(&mut client).body;
     assert_eq!(samples(&text), before);

@@ -5,6 +5,13 @@
 
 mod support;
 
+mod access_close;
+mod access_defaults;
+mod access_keys;
+mod access_rights;
+mod access_secrets;
+mod access_time;
+mod access_ways;
 mod bad_input;
 mod bench;
 mod broadcast;

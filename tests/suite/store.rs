@@ -55,7 +55,7 @@ impl Drop for Folder {
 
 /// The JSON of an answer over HTTP.
 fn ask(server: &Server, request: &str) -> Value {
-    let answer = server.ask(format!("{request}\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    let answer = server.ask(format!("{request}\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
     serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
@@ -68,7 +68,7 @@ fn history(server: &Server, channel: &str, since: &str) -> Value {
 fn publish(server: &Server, channel: &str, text: &str) -> String {
     let length = text.len();
     let request = format!(
-        "POST /v1/publish/{channel} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}"
+        "POST /v1/publish/{channel} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{text}"
     );
     let answer = server.ask(request);
     let body = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}")).1;
@@ -77,7 +77,7 @@ fn publish(server: &Server, channel: &str, text: &str) -> String {
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
-    let text = server.ask("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let text = server.ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let line =
         text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
     line.split(' ').nth(1).unwrap().parse().unwrap()
@@ -149,7 +149,8 @@ fn after_sigterm_nothing_is_lost() {
     let mut raw = server.join(&format!("/ws/a?since={first}"));
     assert_eq!((raw.frame().payload, raw.text()), (vec![0, 255], "three".to_owned()));
     let mut events = Client::new(server.connect());
-    events.send(format!("GET /sse/a HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {first}\r\n\r\n").as_bytes());
+    events
+        .send(format!("GET /sse/a HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {first}\r\n\r\n").as_bytes());
     events.head();
     let mut member = Member::join(&server);
     member.say(json!({"type": "subscribe", "ch": "a", "since": first}));

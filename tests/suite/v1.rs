@@ -165,7 +165,7 @@ fn what_comes_again_under_its_key_is_published_once() {
     let (mut again, _) = Member::join(&server, "/ws");
     again.say(publish("k", "once"));
     assert_eq!(again.hear(), first);
-    let post = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
+    let post = "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
     let answer = server.ask(post);
     assert!(answer.contains(&format!("{{\"id\":{},\"members\":1}}", first["id"])), "{answer}");
     assert!(

@@ -125,6 +125,14 @@ impl Client {
         close
     }
 
+    /// The next frame is a close; it is answered, and the end of file follows.
+    pub fn closed_politely(&mut self) -> (u16, String) {
+        let (code, reason) = self.frame().close_code();
+        self.send(&frames::close(code, ""));
+        assert_eq!(self.frame_or_end(), None);
+        (code, reason)
+    }
+
     /// Skips data up to the close frame; then the end of file has to follow.
     pub fn closed_in_the_end_with(&mut self) -> (u16, String) {
         loop {

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cut;
 pub mod frames;
+pub mod guarded;
 pub mod http;
 pub mod key_files;
 pub mod process;

@@ -294,6 +294,7 @@ impl<T: Piped> Rig<T> {
 
     /// One turn, as the loop makes it.
     pub fn turn(&mut self) {
+        self.engine.gate.unix_now = self.unix_now();
         self.note();
         self.engine.drive(self.now);
         self.engine.deliver(self.now);
@@ -301,6 +302,11 @@ impl<T: Piped> Rig<T> {
         self.engine.sweep(self.now);
         self.reap();
         self.engine.check();
+    }
+
+    /// The time on the wall, which goes with the other.
+    pub fn unix_now(&self) -> u64 {
+        1_800_000_000 + u64::from(self.now.millis_since(Moment::from_millis(1_000_000))) / 1_000
     }
 
     /// Turns until nothing moves any more.

@@ -1,0 +1,125 @@
+//! The gate: who may come in, and as whom.
+//!
+//! A client shows a token, a ticket, or nothing. Who shows nothing has the rights that the operator gives to
+//! everybody, and those may be none. Who shows something bad has no rights at all, not even those: a program
+//! whose token has ended is to hear of it, and not to find fewer channels than yesterday.
+
+use std::fmt;
+use std::rc::Rc;
+
+use super::grant::Grant;
+use super::ticket::Tickets;
+use super::token::{BadToken, Verifier};
+use crate::close::TokenFault;
+use crate::moment::Moment;
+
+/// Whose rights something is done with: those of a token, or with `None` those of everybody.
+pub type Pass = Option<Rc<Grant>>;
+
+/// The rules at the way in, and the tickets that are out.
+#[derive(Debug)]
+pub struct Gate {
+    /// Who judges tokens; with none nobody is asked for one, and one that is shown is not looked at.
+    pub verifier: Option<Verifier>,
+    /// What everybody may do.
+    pub anonymous: Rc<Grant>,
+    /// May a token stand in the address, where logs and histories see it?
+    pub allow_query_token: bool,
+    /// Is everything open only because nobody reaches it from elsewhere? Then requests have to be sent to
+    /// this machine by its own names, or any page could come in by bending a name of its own (DNS rebinding).
+    pub only_this_machine: bool,
+    /// The tickets that are out.
+    pub tickets: Tickets,
+    /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
+    pub unix_now: u64,
+}
+
+impl Gate {
+    /// Everybody may do everything.
+    pub fn open(tickets_max: usize) -> Gate {
+        Gate {
+            verifier: None,
+            anonymous: Rc::new(Grant::everything()),
+            allow_query_token: false,
+            only_this_machine: false,
+            tickets: Tickets::new(tickets_max),
+            unix_now: 0,
+        }
+    }
+
+    /// The rights that a pass gives.
+    pub fn grant<'a>(&'a self, pass: &'a Pass) -> &'a Grant {
+        pass.as_deref().unwrap_or(&self.anonymous)
+    }
+
+    /// Is nothing open to who has not shown a token?
+    pub fn is_shut(&self) -> bool {
+        let has_any = |patterns: &super::grant::Patterns| patterns.iter().next().is_some();
+        let Grant { subscribe, publish, .. } = &*self.anonymous;
+        self.verifier.is_some() && !has_any(subscribe) && !has_any(publish)
+    }
+
+    /// Judges a token. Without a verifier it is not looked at, and gives nothing.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn verify(&self, token: &[u8]) -> Result<Pass, Denied> {
+        let Some(verifier) = &self.verifier else { return Ok(None) };
+        verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant))).map_err(Denied::Token)
+    }
+
+    /// Takes a ticket. Without a verifier it is not looked at, and gives nothing.
+    ///
+    /// # Errors
+    /// It is none, was used, or has ended.
+    pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Result<Pass, Denied> {
+        if self.verifier.is_none() {
+            return Ok(None);
+        }
+        self.tickets.redeem(ticket, now).map(Some).ok_or(Denied::Ticket)
+    }
+}
+
+/// Why somebody is not let in by what it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// By its token.
+    Token(BadToken),
+    /// By its ticket.
+    Ticket,
+    /// It shows a token in its address, and that is not allowed here.
+    InAddress,
+    /// It shows something twice, or in a way that cannot be read.
+    Unclear,
+    /// It shows nothing where it had to.
+    Missing,
+}
+
+impl Denied {
+    /// One word, for logs, metrics and the client.
+    pub fn fault(self) -> TokenFault {
+        match self {
+            Denied::Token(why) => why.fault(),
+            Denied::Ticket => TokenFault::Ticket,
+            Denied::InAddress => TokenFault::InAddress,
+            Denied::Unclear => TokenFault::Unclear,
+            Denied::Missing => TokenFault::Missing,
+        }
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Denied::Token(why) => why.fmt(f),
+            Denied::Ticket => f.write_str("the ticket is none, was used, or has ended"),
+            Denied::InAddress => {
+                f.write_str("a token in the address is not taken here: ask for a ticket, POST /v1/tickets")
+            }
+            Denied::Unclear => f.write_str("a token or a ticket comes once, as Authorization: Bearer TOKEN"),
+            Denied::Missing => f.write_str("this takes a token: Authorization: Bearer TOKEN"),
+        }
+    }
+}
+
+impl std::error::Error for Denied {}

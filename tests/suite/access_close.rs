@@ -1,0 +1,51 @@
+//! An admin closes somebody's connections.
+
+use crate::support::client::Client;
+use crate::support::guarded::{Guarded, admin, bearer, token};
+use crate::support::http::request;
+use crate::support::process::Server;
+
+fn closes(server: &Server, sub: &str, lines: &str) -> (u16, String) {
+    let path = format!("/v1/connections?sub={sub}");
+    let answer = Client::new(server.connect()).ask(request("DELETE", &path, lines));
+    (answer.status, answer.body)
+}
+
+#[test]
+fn all_connections_of_a_person_and_of_nobody_else() {
+    let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
+    let server = &guarded.server;
+    let alice = bearer(&token("alice", &["a"], &["a"]));
+    let mut raw = guarded.upgraded("/ws/a", &alice);
+    let mut v1 = guarded.upgraded("/ws", &format!("{alice}Sec-WebSocket-Protocol: oyez.v1\r\n"));
+    v1.text();
+    let mut events = Client::new(server.connect());
+    events.send(request("GET", "/sse/a", &alice).as_bytes());
+    events.head();
+    events.event();
+    let mut alicia = guarded.upgraded("/ws/a", &bearer(&token("alicia", &["a"], &["a"])));
+    let mut nobody = guarded.upgraded("/ws/a", "");
+    nobody.send_text("x");
+    for client in [&mut raw, &mut alicia, &mut nobody] {
+        assert_eq!(client.text(), "x", "all are there");
+    }
+    events.event();
+
+    assert_eq!(closes(server, "alice", "").0, 401);
+    assert_eq!(closes(server, "alice", &alice).0, 403, "not even one's own");
+    assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":3}\n".into()));
+    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(v1.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(events.event_or_end(), None);
+    nobody.send_text("y");
+    assert_eq!((alicia.text(), nobody.text()), ("y".into(), "y".into()));
+    assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":0}\n".into()));
+    assert_eq!(closes(server, "%D0%B8", &bearer(&admin())), (200, "{\"closed\":0}\n".into()));
+    for bad in ["", "%0d%0a", "%ff", "%1b", "%e2%80%ae"] {
+        assert_eq!(closes(server, bad, &bearer(&admin())).0, 400, "{bad}");
+    }
+    let answer = Client::new(server.connect()).ask(request("DELETE", "/v1/connections", &bearer(&admin())));
+    assert_eq!(answer.status, 400, "nobody is not everybody");
+    let foreign = format!("{}Origin: https://evil.example\r\n", bearer(&admin()));
+    assert_eq!(closes(server, "alicia", &foreign).0, 403);
+}

@@ -1,0 +1,61 @@
+//! Safe by default: what a server does that was told nothing about who may come in.
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{get, publish};
+use crate::support::process::{Server, oyez};
+
+const OPEN: &str = "--anonymous=subscribe=* publish=*";
+
+#[test]
+fn on_loopback_everything_is_open_and_the_log_says_so_in_one_line() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let server = Server::start_command(oyez(&["serve", "--listen", address]));
+        let log = server.stop();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("everything is open")).collect();
+        assert_eq!(lines.len(), 1, "{log}");
+    }
+}
+
+#[test]
+fn an_address_that_others_reach_needs_a_key_or_a_word() {
+    for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"] {
+        let output = oyez(&["serve", "--listen", address]).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let told = ["--jwt-secret-file", "oyez token secret", "--anonymous 'subscribe=* publish=*'"];
+        assert!(told.iter().all(|what| text.contains(what)), "{text}");
+        assert!(output.stdout.is_empty());
+    }
+    let server = Server::start_command(oyez(&["serve", "--listen", "0.0.0.0:0", OPEN]));
+    let log = server.stop();
+    assert!(log.contains("WARN") && log.contains("subscribe to * and publish on *"), "{log}");
+}
+
+/// What a server says to requests by that name.
+fn statuses(server: &Server, host: &str) -> [u16; 3] {
+    let mut client = Client::new(server.connect());
+    let named = |request: String| request.replace("Host: localhost", &format!("Host: {host}"));
+    let page = client.ask(named(get("/")));
+    let mut client = Client::new(server.connect());
+    let publication = client.ask(named(publish("a", "x")));
+    let mut client = Client::new(server.connect());
+    client.send(named(frames::upgrade("/ws")).as_bytes());
+    let socket = client.head();
+    [page.status, publication.status, socket[9..12].parse().unwrap()]
+}
+
+/// A page's own name, answered for a second time with 127.0.0.1, makes the page "the same host".
+#[test]
+fn an_open_server_answers_to_this_machines_names_only() {
+    let server = Server::start(&[]);
+    for host in ["localhost", "LocalHost:8080", "127.0.0.1:1", "127.8.8.8", "[::1]:8080"] {
+        assert_eq!(statuses(&server, host), [200, 200, 101], "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "localhost.", "127.0.0.1.nip.io", ""] {
+        assert_eq!(statuses(&server, host), [421, 421, 421], "{host}");
+    }
+    assert_eq!(server.ask("GET / HTTP/1.0\r\n\r\n")[9..12], *"200", "no browser leaves it out");
+    let server = Server::start(&[OPEN]);
+    assert_eq!(statuses(&server, "evil.example"), [200, 200, 101], "the operator has said it aloud");
+}

@@ -1,0 +1,235 @@
+//! Rights, on every way in; and that an answer does not tell a channel that is not there from one that is
+//! somebody else's.
+
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::guarded::{Guarded, admin, bearer, token, upgrade_with};
+use crate::support::http::{Answer, get, post, request};
+use crate::support::process::Server;
+
+const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
+
+fn hear(client: &mut Client) -> Value {
+    serde_json::from_str(&client.text()).unwrap()
+}
+
+fn ask(server: &Server, request: &str) -> Answer {
+    Client::new(server.connect()).ask(request)
+}
+
+fn v1(guarded: &Guarded, path: &str, token: &str) -> Client {
+    let mut client = guarded.upgraded(path, &format!("{V1}{}", bearer(token)));
+    assert_eq!(hear(&mut client)["type"], "hello");
+    client
+}
+
+#[test]
+fn over_a_raw_websocket() {
+    let guarded = Guarded::start(&[]);
+    let hears = token("alice", &["room.*"], &["other"]);
+    let mut member = guarded.upgraded("/ws/room.7", &bearer(&hears));
+    let writer = bearer(&token("bob", &["room.7"], &["room.*"]));
+    guarded.upgraded("/ws/room.7?echo=0", &writer).send_text("hear ye");
+    assert_eq!(member.text(), "hear ye");
+    member.send_text("may I?");
+    assert_eq!(member.closed_politely(), (4003, "forbidden".into()));
+    for path in ["/ws/room", "/ws", "/ws/secret?since=earliest", "/ws/secret?since=1-1"] {
+        assert_eq!(guarded.closed(path, &bearer(&hears)), (4003, "forbidden".into()), "{path}");
+    }
+    let nothing = token("carol", &[], &[]);
+    assert_eq!(guarded.closed("/ws/room.7", &bearer(&nothing)), (4003, "forbidden".into()));
+    let page = ask(&guarded.server, &get("/metrics")).body;
+    let line = page.lines().find(|line| line.contains("closed_total{reason=\"forbidden\"}")).unwrap();
+    // The last may not have been reaped.
+    assert!(line.ends_with(" 5") || line.ends_with(" 6"), "{line}");
+}
+
+/// `oyez pub` sends its messages and its close frame in one go, and takes the echo of 1000 for a receipt.
+#[test]
+fn who_closes_behind_what_is_refused_is_told() {
+    let guarded = Guarded::start(&["--anonymous=subscribe=a"]);
+    let close = frames::close(1000, "");
+    let message = frames::masked(frames::TEXT, b"x");
+    let behind = |path: &str, lines: &str| {
+        let mut client = Client::new(guarded.server.connect());
+        client.send(&[upgrade_with(path, lines).as_bytes(), &message, &close].concat());
+        client.head();
+        client.closed_in_the_end_with()
+    };
+    let hears = bearer(&token("alice", &["a"], &[]));
+    assert_eq!(behind("/ws/a", ""), (4003, "forbidden".into()));
+    assert_eq!(behind("/ws/a", &hears), (4003, "forbidden".into()));
+    assert_eq!(behind("/ws/b", &hears), (4003, "forbidden".into()));
+    assert_eq!(behind("/ws/a", &bearer("x")).0, 4001);
+    assert_eq!(behind("/ws/a", &bearer(&token("alice", &["a"], &["a"]))), (1000, "".into()));
+    let mut client = guarded.upgraded("/ws/a", &hears);
+    client.send(&[&message[..], &close].concat());
+    assert_eq!(client.closed_with(), (4003, "forbidden".into()));
+    let guarded = Guarded::start(&[]);
+    let mut client = guarded.upgraded("/ws/a", "");
+    client.send(&[&message[..], &close].concat());
+    assert_eq!(client.closed_with(), (4001, "bad_token why=token_missing".into()));
+}
+
+#[test]
+fn in_oyez_v1() {
+    let guarded = Guarded::start(&[]);
+    let mut client = v1(&guarded, "/ws", &token("alice", &["a", "b"], &["b", "c"]));
+    let mut check = |request: Value, code: &str| {
+        client.send_text(&request.to_string());
+        let answer = hear(&mut client);
+        assert_eq!(
+            (&answer["code"], &answer["ref"], &answer["ch"]),
+            (&json!(code), &json!(7), &request["ch"])
+        );
+        answer["message"].clone()
+    };
+    // It is not said which of them are there.
+    guarded.upgraded("/ws/there", &bearer(&admin())).send_text("x");
+    let there = check(json!({"type": "subscribe", "ch": "there", "ref": 7}), "forbidden");
+    let absent = check(json!({"type": "subscribe", "ch": "absent", "since": "1-1", "ref": 7}), "forbidden");
+    assert_eq!(there, absent);
+    for ch in ["there", "absent", "a"] {
+        check(json!({"type": "publish", "ch": ch, "data": 1, "ref": 7}), "forbidden");
+    }
+    check(json!({"type": "unsubscribe", "ch": "there", "ref": 7}), "not_subscribed");
+    client.send_text(r#"{"type":"publish","ch":"c","data":1}"#);
+    assert_eq!(hear(&mut client)["type"], "ack");
+    client.send_text(r#"{"type":"subscribe","ch":"b","since":"earliest"}"#);
+    assert_eq!(hear(&mut client)["type"], "subscribed");
+    let mut client = v1(&guarded, "/ws/there?since=earliest", &token("alice", &["a"], &[]));
+    let answer = hear(&mut client);
+    assert_eq!((&answer["code"], &answer["ch"]), (&json!("forbidden"), &json!("there")));
+    client.send_text(r#"{"type":"ping"}"#);
+    assert_eq!(hear(&mut client)["type"], "pong", "the connection stays");
+}
+
+#[test]
+fn over_http() {
+    let guarded = Guarded::start(&[]);
+    let server = &guarded.server;
+    assert_eq!(ask(server, &post("/v1/publish/there", &bearer(&admin()), "x")).status, 200);
+    let alice = bearer(&token("alice", &["a"], &["b"]));
+    for (lines, status, code) in [("", 401, "token_missing"), (&alice[..], 403, "forbidden")] {
+        let mut bodies = Vec::new();
+        for channel in ["there", "absent"] {
+            for asks in [
+                post(&format!("/v1/publish/{channel}"), lines, "x"),
+                request("GET", &format!("/v1/channels/{channel}"), lines),
+                request("GET", &format!("/v1/channels/{channel}/history?since=1-1"), lines),
+                request("GET", &format!("/sse/{channel}"), &format!("{lines}Last-Event-ID: 1-1\r\n")),
+                request("DELETE", "/v1/connections?sub=alice", lines),
+            ] {
+                let answer = ask(server, &asks);
+                assert_eq!((answer.status, answer.code()), (status, code.into()), "{asks}");
+                let challenge = (status == 401).then_some("Bearer");
+                assert_eq!(answer.field("WWW-Authenticate"), challenge);
+                bodies.push(answer.body);
+            }
+        }
+        assert!(bodies.iter().all(|body| *body == bodies[0]), "{bodies:?}");
+    }
+    assert_eq!(ask(server, &request("GET", "/v1/channels", "")).status, 401);
+    assert_eq!(ask(server, &post("/v1/publish/b", &alice, "x")).status, 200);
+    assert_eq!(ask(server, &request("GET", "/v1/channels/a", &alice)).status, 200);
+    assert_eq!(ask(server, &request("GET", "/v1/channels/b", &alice)).status, 403);
+    // What looks after the server asks nobody.
+    for path in ["/healthz", "/readyz", "/metrics", "/", "/oyez.js"] {
+        assert_eq!(ask(server, &get(path)).status, 200, "{path}");
+    }
+    // A large body is not read before the rights are looked at.
+    let announced = "POST /v1/publish/there HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
+    let answer = server.ask(announced);
+    assert!(answer.contains(" 401 ") && answer.contains("Connection: close"), "{answer}");
+}
+
+#[test]
+fn a_list_shows_only_what_may_be_heard() {
+    let guarded = Guarded::start(&[]);
+    let mut client = Client::new(guarded.server.connect());
+    let root = bearer(&admin());
+    for channel in ["a", "ab", "b.1", "b.2", "b.3", "c", "room", "room.1", "z"] {
+        assert_eq!(client.ask(post(&format!("/v1/publish/{channel}"), &root, "x")).status, 200);
+    }
+    let mut check = |patterns: &[&str], query: &str, expected: &[&str], next: Option<&str>| {
+        let lines = bearer(&token("alice", patterns, &[]));
+        let page = client.ask(request("GET", &format!("/v1/channels?{query}"), &lines)).json();
+        let names: Vec<&str> =
+            page["channels"].as_array().unwrap().iter().map(|one| one["channel"].as_str().unwrap()).collect();
+        assert_eq!((names, page["next"].as_str()), (expected.to_vec(), next), "{patterns:?} {query}");
+    };
+    check(&["*"], "prefix=b.", &["b.1", "b.2", "b.3"], None);
+    check(&[], "", &[], None);
+    check(&["nothing", "zz*"], "", &[], None);
+    check(&["z", "b.*", "a"], "", &["a", "b.1", "b.2", "b.3", "z"], None);
+    check(&["b.2", "b.*"], "limit=2", &["b.1", "b.2"], Some("b.2"));
+    check(&["b.*"], "limit=3", &["b.1", "b.2", "b.3"], None);
+    check(&["b.*", "z"], "limit=2&after=b.2", &["b.3", "z"], None);
+    check(&["room.*"], "prefix=room", &["room.1"], None);
+    check(&["room*", "c"], "prefix=room.", &["room.1"], None);
+    check(&["a", "a*"], "after=a", &["ab"], None);
+}
+
+#[test]
+fn everybody_may_do_what_the_rules_say_and_a_token_more() {
+    let guarded = Guarded::start(&["--anonymous=subscribe=public.*,chat publish=chat"]);
+    let mut client = guarded.upgraded("/ws/public.a", V1);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(hear(&mut client)["type"], "subscribed", "no token is waited for");
+    assert_eq!(guarded.closed("/ws/private", ""), (4003, "forbidden".into()));
+    let mut check = |request: Value, what: &str| {
+        client.send_text(&request.to_string());
+        let answer = hear(&mut client);
+        assert!(answer["type"] == what || answer["code"] == what, "{request}: {answer}");
+    };
+    check(json!({"type": "publish", "ch": "public.a", "data": 1}), "forbidden");
+    check(json!({"type": "publish", "ch": "chat", "data": 1}), "ack");
+    check(json!({"type": "subscribe", "ch": "private"}), "forbidden");
+    check(json!({"type": "auth", "token": token("alice", &["private"], &[])}), "authenticated");
+    // A token's rights are its own and no more: what was everybody's is gone.
+    let lost = hear(&mut client);
+    assert_eq!((&lost["code"], &lost["ch"]), (&json!("forbidden"), &json!("public.a")), "{lost}");
+    client.send_text(r#"{"type":"subscribe","ch":"private"}"#);
+    assert_eq!(hear(&mut client)["type"], "subscribed");
+    // A bad token is not the same as none.
+    let answer = ask(&guarded.server, &post("/v1/publish/chat", &bearer("x"), "x"));
+    assert_eq!(answer.status, 401);
+    // Without any key a token does not help, and nobody is told to bring one.
+    let server = Server::start(&["--anonymous=subscribe=a"]);
+    let answer = ask(&server, &post("/v1/publish/a", &bearer("x"), "x"));
+    assert_eq!((answer.status, answer.field("WWW-Authenticate")), (403, None));
+}
+
+#[test]
+fn rights_that_are_renewed_are_looked_at_again() {
+    let guarded = Guarded::start(&[]);
+    let mut client = v1(&guarded, "/ws/a", &token("alice", &["a", "b"], &["b"]));
+    assert_eq!(hear(&mut client)["type"], "subscribed");
+    client.send_text(r#"{"type":"subscribe","ch":"b"}"#);
+    assert_eq!(hear(&mut client)["type"], "subscribed");
+    client.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &[])}).to_string());
+    assert_eq!(hear(&mut client)["type"], "authenticated");
+    let lost = hear(&mut client);
+    assert_eq!(
+        (&lost["type"], &lost["code"], &lost["ch"]),
+        (&json!("error"), &json!("forbidden"), &json!("a"))
+    );
+    client.send_text(r#"{"type":"publish","ch":"b","data":1}"#);
+    assert_eq!(hear(&mut client)["code"], "forbidden");
+    for (channel, text) in [("a", "not for it"), ("b", "for it")] {
+        assert_eq!(
+            ask(&guarded.server, &post(&format!("/v1/publish/{channel}"), &bearer(&admin()), text)).status,
+            200
+        );
+    }
+    assert_eq!(hear(&mut client)["text"], "for it");
+    let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
+    raw.send_text(&json!({"type": "auth", "token": token("alice", &["a"], &[])}).to_string());
+    raw.send_text("x");
+    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+    let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
+    raw.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &["a"])}).to_string());
+    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+}

@@ -1,0 +1,145 @@
+//! Tokens end: on the wall's clock, which is in these tests' hands.
+
+use std::rc::Rc;
+
+use oyez::access::gate::Gate;
+use oyez::access::grant::Grant;
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+use serde_json::json;
+
+use crate::support::frames;
+use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
+use crate::support::http::request;
+use crate::support::rig::{Mood, Rig};
+
+const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
+
+fn rig(anonymous: Grant) -> Rig {
+    let mut rig = Rig::new(Limits { pong_timeout_ms: 24 * 60 * 60 * 1_000, ..Limits::default() });
+    rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: Rc::new(anonymous), ..Gate::open(10) };
+    rig
+}
+
+/// A token that ends in so many seconds.
+fn ends_in(rig: &Rig, seconds: u64) -> String {
+    let mut claims = claims("alice", &["a"], &["a"], rig.unix_now());
+    claims.exp = rig.unix_now() + seconds;
+    sign(&claims)
+}
+
+fn open(rig: &mut Rig, lines: &str) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade_with("/ws/a", lines).as_bytes());
+    rig.settle();
+    let head = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let end = head.find("\r\n\r\n").unwrap() + 4;
+    rig.pipe(id).outgoing.drain(..end);
+    rig.frames(id);
+    id
+}
+
+/// The close that it got, if it got one.
+fn closed(rig: &mut Rig, id: SlotId) -> Option<(u16, String)> {
+    let frames = rig.frames(id);
+    frames.iter().find(|frame| frame.opcode == frames::CLOSE).map(|frame| frame.close_code())
+}
+
+#[test]
+fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
+    let mut rig = rig(Grant::default());
+    for lines in ["", V1] {
+        let (silent, shows) = (open(&mut rig, lines), open(&mut rig, lines));
+        rig.pass(9_500);
+        assert_eq!(closed(&mut rig, silent), None);
+        let token = ends_in(&rig, 3_600);
+        rig.send_text(shows, &json!({"type": "auth", "token": token}).to_string());
+        rig.pass(1_000);
+        assert_eq!(closed(&mut rig, silent), Some((4008, "auth_timeout".into())), "{lines}");
+        rig.pass(600_000);
+        assert_eq!(closed(&mut rig, shows), None, "{lines}");
+    }
+}
+
+#[test]
+fn whoever_can_do_something_need_not() {
+    let mut rig = rig(Grant::anonymous("subscribe=a").unwrap());
+    let id = open(&mut rig, V1);
+    rig.pass(600_000);
+    assert_eq!(closed(&mut rig, id), None);
+}
+
+#[test]
+fn a_token_that_ended_closes_after_the_grace() {
+    let mut rig = rig(Grant::default());
+    for lines in ["", V1] {
+        let token = ends_in(&rig, 60);
+        let id = open(&mut rig, &format!("{lines}{}", bearer(&token)));
+        rig.pass(60_000 + 24_000);
+        assert_eq!(closed(&mut rig, id), None, "{lines}");
+        rig.pass(2_500);
+        assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())), "{lines}");
+    }
+    let token = ends_in(&rig, 60);
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, request("GET", "/sse/a", &bearer(&token)).as_bytes());
+    rig.pass(84_000);
+    assert!(!rig.pipe(id).outgoing_ended);
+    rig.pass(2_500);
+    assert!(rig.pipe(id).outgoing_ended, "a stream of events too");
+}
+
+#[test]
+fn a_renewal_within_the_grace_holds_it() {
+    let mut rig = rig(Grant::default());
+    for lines in ["", V1] {
+        let token = ends_in(&rig, 60);
+        let id = open(&mut rig, &format!("{lines}{}", bearer(&token)));
+        for _ in 0..5 {
+            rig.pass(80_000);
+            let next = ends_in(&rig, 60);
+            rig.send_text(id, &json!({"type": "auth", "token": next}).to_string());
+            rig.turn();
+        }
+        assert_eq!(closed(&mut rig, id), None, "{lines}");
+        rig.pass(90_000);
+        assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())), "{lines}");
+    }
+}
+
+/// Accepted in the leeway, it has its grace, and is not sent away at once to come back with the same.
+#[test]
+fn a_token_of_a_clock_that_is_slow() {
+    let mut rig = rig(Grant::default());
+    rig.pass(100_000);
+    let mut claims = claims("alice", &["a"], &["a"], rig.unix_now());
+    claims.exp = rig.unix_now() - 28;
+    let id = open(&mut rig, &bearer(&sign(&claims)));
+    rig.pass(24_000);
+    assert_eq!(closed(&mut rig, id), None);
+    rig.pass(2_000);
+    assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())));
+}
+
+/// A moment spans 24 days, and a token may be good for years.
+#[test]
+fn a_token_for_longer_than_a_moment_spans() {
+    let mut rig = rig(Grant::default());
+    let day = 24 * 60 * 60;
+    let token = ends_in(&rig, 60 * day);
+    let id = open(&mut rig, &bearer(&token));
+    for _ in 0..59 {
+        // The peer gives signs of life, in long steps.
+        rig.now = rig.now.after(day as u32 * 1_000);
+        rig.engine.gate.unix_now += day;
+        rig.send(id, &frames::masked(frames::PONG, b""));
+        let unix_now = rig.engine.gate.unix_now;
+        rig.engine.drive(rig.now);
+        rig.engine.deliver(rig.now);
+        rig.engine.sweep(rig.now);
+        assert_eq!(unix_now, rig.engine.gate.unix_now);
+        assert!(rig.is_alive(id));
+    }
+    assert_eq!(closed(&mut rig, id), None);
+}

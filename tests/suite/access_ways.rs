@@ -1,0 +1,298 @@
+//! The ways in which a token comes, and what is told to who shows a bad one.
+
+use serde_json::{Value, json};
+
+use crate::support::client::Client;
+use crate::support::guarded::{
+    Guarded, OTHER_SECRET, SECRET, admin, bearer, claims, sign, token, unix_now, upgrade_with,
+};
+use crate::support::http::{get, post, request};
+use crate::support::key_files;
+use crate::support::process::{Server, oyez};
+use crate::support::tokens::{base64url, unsigned};
+
+/// Who may hear and publish on "a".
+fn alice() -> String {
+    token("alice", &["a"], &["a"])
+}
+
+fn v1(token: &str) -> String {
+    format!("Sec-WebSocket-Protocol: oyez.v1, oyez.token.{token}\r\n")
+}
+
+const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
+
+fn hear(client: &mut Client) -> Value {
+    serde_json::from_str(&client.text()).unwrap()
+}
+
+fn ticket(guarded: &Guarded, token: &str) -> String {
+    let mut client = Client::new(guarded.server.connect());
+    let answer = client.ask(post("/v1/tickets", &bearer(token), ""));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["expires_ms"], 30_000);
+    answer.json()["ticket"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn in_the_field_authorization() {
+    let guarded = Guarded::start(&[]);
+    let mut raw = guarded.upgraded("/ws/a", &bearer(&alice()));
+    raw.send_text("hear ye");
+    assert_eq!(raw.text(), "hear ye");
+    for scheme in ["bearer", "BEARER"] {
+        let lines = bearer(&alice()).replace("Bearer", scheme);
+        let mut client = Client::new(guarded.server.connect());
+        assert_eq!(client.ask(post("/v1/publish/a", &lines, "x")).status, 200);
+        assert_eq!(client.ask(request("GET", "/v1/channels/a/history", &lines)).status, 200);
+    }
+    // Basic is between the client and a proxy.
+    let basic = "Authorization: Basic eDp5\r\n";
+    let mut client = Client::new(guarded.server.connect());
+    assert_eq!(client.ask(post("/v1/publish/a", basic, "x")).code(), "token_missing");
+}
+
+#[test]
+fn as_a_subprotocol_of_which_only_the_real_one_is_echoed() {
+    let guarded = Guarded::start(&[]);
+    let mut client = Client::new(guarded.server.connect());
+    client.send(upgrade_with("/ws/a", &v1(&alice())).as_bytes());
+    let head = client.head();
+    assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
+    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(hear(&mut client)["type"], "subscribed");
+    let mut raw = Client::new(guarded.server.connect());
+    let line = format!("Sec-WebSocket-Protocol: oyez.token.{}\r\n", alice());
+    raw.send(upgrade_with("/ws/a", &line).as_bytes());
+    assert!(!raw.head().contains("oyez"), "none, for raw");
+    raw.send_text("x");
+    assert_eq!(raw.text(), "x");
+    let twice = format!("{}{}", v1(&alice()), v1(&alice()));
+    assert_eq!(guarded.closed("/ws/a", &twice), (4001, "bad_token why=token_unclear".into()));
+}
+
+#[test]
+fn as_the_first_frame() {
+    let guarded = Guarded::start(&[]);
+    let mut client = guarded.upgraded("/ws/a", V1);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    client.send_text(r#"{"type":"subscribe","ch":"a","ref":1}"#);
+    let answer = hear(&mut client);
+    assert_eq!(
+        (&answer["code"], &answer["ref"], &answer["ch"]),
+        (&json!("forbidden"), &json!(1), &json!("a"))
+    );
+    client.send_text(&json!({"type": "auth", "token": alice(), "ref": "x"}).to_string());
+    let answer = hear(&mut client);
+    assert_eq!((&answer["type"], &answer["ref"]), (&json!("authenticated"), &json!("x")));
+    assert!((3_590_000..=3_600_000).contains(&answer["expires_ms"].as_u64().unwrap()), "{answer}");
+    assert_eq!(hear(&mut client)["type"], "subscribed", "what the request asked for");
+    let mut raw = guarded.upgraded("/ws/a?since=earliest", "");
+    raw.send_text(&json!({"token": alice(), "type": "auth"}).to_string());
+    raw.send_text("behind it");
+    assert_eq!(raw.text(), "behind it");
+    assert_eq!(hear(&mut client)["text"], "behind it", "and the token was not published");
+    let mut raw = guarded.upgraded("/ws/a", "");
+    raw.send_text("hello");
+    assert_eq!(raw.closed_politely(), (4001, "bad_token why=token_missing".into()));
+    for lines in ["", V1] {
+        let mut client = guarded.upgraded("/ws", lines);
+        if lines == V1 {
+            client.text();
+        }
+        client.send_text(r#"{"type":"auth","token":"x.y.z"}"#);
+        assert_eq!(client.closed_politely(), (4001, "bad_token why=token_malformed".into()));
+    }
+}
+
+/// A client that shows its token where nobody waits for it would show it to all members.
+#[test]
+fn a_token_is_never_published() {
+    let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
+    let mut member = guarded.upgraded("/ws/a", "");
+    let mut other = guarded.upgraded("/ws/a?echo=0", "");
+    for text in [
+        json!({"type": "auth", "token": alice()}).to_string(),
+        format!("  {{ \"token\" : {:?},\n\"ref\":1, \"type\": \"auth\" }} ", alice()),
+    ] {
+        other.send_text(&text);
+    }
+    other.send_text("{\"type\":\"auth\"");
+    assert_eq!(member.text(), "{\"type\":\"auth\"", "half of one shows nothing");
+    other.send_text(&json!({"type": "auth", "token": "nonsense"}).to_string());
+    assert_eq!(other.closed_politely().0, 4001);
+    member.hears_nothing();
+}
+
+#[test]
+fn as_a_ticket_that_is_good_once() {
+    let guarded = Guarded::start(&["--tickets-max=3"]);
+    let one = ticket(&guarded, &alice());
+    let mut raw = guarded.upgraded(&format!("/ws/a?echo=1&ticket={one}"), "");
+    raw.send_text("x");
+    assert_eq!(raw.text(), "x");
+    assert_eq!(guarded.closed(&format!("/ws/a?ticket={one}"), ""), (4001, "bad_token why=bad_ticket".into()));
+    let two = ticket(&guarded, &alice());
+    let mut events = Client::new(guarded.server.connect());
+    events.send(get(&format!("/sse/a?since=earliest&ticket={two}")).as_bytes());
+    assert!(events.head().starts_with("HTTP/1.1 200 "));
+    let mut client = Client::new(guarded.server.connect());
+    let again = client.ask(get(&format!("/sse/a?ticket={two}")));
+    assert_eq!((again.status, again.code()), (401, "bad_ticket".into()));
+    assert_eq!(guarded.closed("/ws/a?ticket=", "").0, 4001);
+    // Where a token can be sent, a ticket is none.
+    let three = ticket(&guarded, &alice());
+    assert_eq!(client.ask(get(&format!("/v1/channels/a?ticket={three}"))).status, 401);
+    // Used or not, they are bounded.
+    let full = client.ask(post("/v1/tickets", &bearer(&alice()), ""));
+    assert_eq!((full.status, full.code()), (503, "tickets_out".into()));
+    assert!(full.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
+    // A ticket stands for a token, and who has none gets none.
+    assert_eq!(client.ask(post("/v1/tickets", "", "")).status, 401);
+}
+
+#[test]
+fn in_the_address_only_where_that_is_allowed() {
+    let guarded = Guarded::start(&[]);
+    let path = format!("/ws/a?token={}", alice());
+    assert_eq!(guarded.closed(&path, ""), (4001, "bad_token why=token_in_address".into()));
+    let mut client = Client::new(guarded.server.connect());
+    let answer = client.ask(get(&format!("/v1/channels/a?token={}", alice())));
+    assert_eq!((answer.status, answer.code()), (401, "token_in_address".into()));
+    let guarded = Guarded::start(&["--allow-query-token"]);
+    let mut raw = guarded.upgraded(&path, "");
+    raw.send_text("x");
+    assert_eq!(raw.text(), "x");
+    assert_eq!(guarded.closed("/ws/a?token=x", "").0, 4001);
+    let mut client = Client::new(guarded.server.connect());
+    assert_eq!(client.ask(get(&format!("/v1/channels/a?token={}", alice()))).status, 200);
+}
+
+/// Every trick that is known for tokens, over each way in.
+#[test]
+fn bad_tokens() {
+    let guarded = Guarded::start(&[]);
+    let now = unix_now();
+    let good = json!({"sub": "alice", "exp": now + 60, "oyez": {"subscribe": ["*"], "publish": ["*"]}});
+    let made = |header: &str, secret: &[u8]| {
+        let message = unsigned(header, &good.to_string());
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret);
+        format!("{message}.{}", base64url(ring::hmac::sign(&key, message.as_bytes()).as_ref()))
+    };
+    let dated = |change: &dyn Fn(&mut oyez::access::token::NewClaims)| {
+        let mut claims = claims("alice", &["*"], &["*"], now);
+        change(&mut claims);
+        sign(&claims)
+    };
+    let not_yet = {
+        let claims = json!({"exp": now + 900, "nbf": now + 600, "oyez": {"subscribe": ["*"]}});
+        oyez::access::keys::SigningKey::from_secret(SECRET.as_bytes()).unwrap().sign(&claims, None).unwrap()
+    };
+    let mut tokens = vec![
+        (dated(&|claims| claims.exp = now - 31), "token_expired"),
+        (dated(&|claims| claims.aud = vec!["somebody else".into()]), "token_audience"),
+        (not_yet, "token_not_yet"),
+        (made(r#"{"alg":"HS256"}"#, OTHER_SECRET.as_bytes()), "token_signature"),
+        (made(r#"{"alg":"HS256"}"#, key_files::RSA_PUBLIC.as_bytes()), "token_signature"),
+        (made(r#"{"alg":"HS384"}"#, SECRET.as_bytes()), "token_no_key"),
+        (made(r#"{"alg":"RS256"}"#, SECRET.as_bytes()), "token_no_key"),
+        (made(r#"{"alg":"HS256","crit":["exp"]}"#, SECRET.as_bytes()), "token_critical"),
+        (made(r#"{"alg":"HS256","kid":"../../dev/null"}"#, b""), "token_signature"),
+        (made(r#"{"alg":"HS256","jku":"http://127.0.0.1:1/"}"#, OTHER_SECRET.as_bytes()), "token_signature"),
+        (
+            made(
+                r#"{"alg":"HS256","jwk":{"kty":"oct","k":"ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA"}}"#,
+                OTHER_SECRET.as_bytes(),
+            ),
+            "token_signature",
+        ),
+        (format!("{}.", unsigned(r#"{"alg":"HS256"}"#, &good.to_string())), "token_signature"),
+        ("x".into(), "token_malformed"),
+        ("..".into(), "token_header"),
+    ];
+    for none in ["none", "None", "nOnE", "NONE", ""] {
+        let header = format!(r#"{{"alg":"{none}","typ":"JWT"}}"#);
+        tokens.push((format!("{}.", unsigned(&header, &good.to_string())), "token_header"));
+    }
+    for (token, why) in tokens {
+        let mut client = Client::new(guarded.server.connect());
+        let answer = client.ask(post("/v1/publish/a", &bearer(&token), "x"));
+        assert_eq!((answer.status, answer.code()), (401, why.into()), "{token}");
+        assert_eq!(answer.field("WWW-Authenticate"), Some("Bearer error=\"invalid_token\""));
+        let reason = format!("bad_token why={why}");
+        assert_eq!(guarded.closed("/ws/a", &bearer(&token)), (4001, reason.clone()), "{token}");
+        if !token.is_empty() {
+            assert_eq!(guarded.closed("/ws/a", &v1(&token)), (4001, reason.clone()), "{token}");
+        }
+        let mut raw = guarded.upgraded("/ws/a", "");
+        raw.send_text(&json!({"type": "auth", "token": token}).to_string());
+        assert_eq!(raw.closed_politely(), (4001, reason), "{token}");
+    }
+    // 64 KB do not fit into a head, and a frame is as long as a message may be.
+    let long = "x".repeat(64 << 10);
+    assert!(guarded.server.ask(post("/v1/publish/a", &bearer(&long), "x")).contains(" 431 "));
+    let mut raw = guarded.upgraded("/ws/a", "");
+    raw.send_text(&json!({"type": "auth", "token": long[..60_000]}).to_string());
+    assert_eq!(raw.closed_politely().0, 4001);
+    let mut client = Client::new(guarded.server.connect());
+    let twice = format!("{}{}", bearer(&alice()), bearer(&alice()));
+    assert_eq!(client.ask(post("/v1/publish/a", &twice, "x")).code(), "token_unclear");
+    let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
+    assert!(page.contains("oyez_handshakes_rejected_total{reason=\"token_signature\"}"), "{page}");
+    assert!(page.contains("oyez_connections_closed_total{reason=\"bad_token\"}"), "{page}");
+}
+
+/// The key has the algorithm, and what everybody has of it is no secret.
+#[test]
+fn a_public_key_is_no_secret() {
+    let folder = crate::support::guarded::Folder::new();
+    let public = folder.file("public.pem", key_files::RSA_PUBLIC);
+    let command = oyez(&["serve", "--listen", "127.0.0.1:0", "--jwt-public-key", &public]);
+    let server = Server::start_command(command);
+    let good = json!({"exp": unix_now() + 60, "oyez": {"publish": ["*"]}});
+    let message = unsigned(r#"{"alg":"HS256"}"#, &good.to_string());
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key_files::RSA_PUBLIC.as_bytes());
+    let forged = format!("{message}.{}", base64url(ring::hmac::sign(&key, message.as_bytes()).as_ref()));
+    let mut client = Client::new(server.connect());
+    assert_eq!(client.ask(post("/v1/publish/a", &bearer(&forged), "x")).code(), "token_no_key");
+    let mut client = Client::new(server.connect());
+    let signing = oyez::access::keys::SigningKey::from_pem(key_files::RSA.as_bytes()).unwrap();
+    let real = signing.sign(&good, None).unwrap();
+    assert_eq!(client.ask(post("/v1/publish/a", &bearer(&real), "x")).status, 200);
+}
+
+#[test]
+fn where_nobody_is_asked_for_a_token_none_is_looked_at() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    assert_eq!(client.ask(post("/v1/publish/a", &bearer("nonsense"), "x")).status, 200);
+    let mut client = Client::new(server.connect());
+    client.send(upgrade_with("/ws/a?token=x&ticket=y", &v1("nonsense")).as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(hear(&mut client)["type"], "hello");
+    let mut client = Client::new(server.connect());
+    assert_eq!(client.ask(post("/v1/tickets", "", "")).status, 200, "so that a page need not know");
+}
+
+/// Whoever has a key may make tokens for as many people as it likes.
+#[test]
+fn thousands_of_subjects_leave_nothing_behind() {
+    let guarded = Guarded::start(&["--tickets-max=100"]);
+    let mut client = Client::new(guarded.server.connect());
+    let round = |client: &mut Client, from: u32| {
+        for number in from..from + 1_000 {
+            let token = token(&format!("user-{number}"), &["a"], &["a"]);
+            assert_eq!(client.ask(post("/v1/publish/a", &bearer(&token), "x")).status, 200);
+            let status = client.ask(post("/v1/tickets", &bearer(&token), "")).status;
+            assert!(status == 200 || status == 503, "{status}");
+        }
+    };
+    round(&mut client, 0);
+    let before = guarded.server.resident_bytes();
+    round(&mut client, 1_000);
+    let grown = guarded.server.resident_bytes().saturating_sub(before);
+    assert!(grown < 300_000, "{grown} bytes");
+    let page = client.ask(get("/metrics")).body;
+    assert!(!page.contains("user-") && page.len() < 20_000, "{page}");
+    assert_eq!(client.ask(request("DELETE", "/v1/connections?sub=user-1", &bearer(&admin()))).status, 200);
+}

@@ -1,0 +1,122 @@
+//! A server with a key, and tokens for it.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oyez::access::keys::{Keys, SigningKey};
+use oyez::access::token::{NewClaims, Rights, Verifier};
+
+use super::client::Client;
+use super::frames;
+use super::process::{Server, oyez};
+
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const OTHER_SECRET: &str = "fedcba9876543210fedcba9876543210";
+
+/// A folder that is removed when this is dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Folder {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("oyez-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    /// Writes a file that only its owner can read; its path.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// What a server with [`SECRET`] judges tokens by.
+pub fn verifier() -> Verifier {
+    Verifier { keys: Keys::from_secret(SECRET.as_bytes()).unwrap(), audiences: vec![], issuers: vec![] }
+}
+
+/// Claims of somebody, for an hour from then on.
+pub fn claims(sub: &str, subscribe: &[&str], publish: &[&str], now: u64) -> NewClaims {
+    let list = |patterns: &[&str]| patterns.iter().map(|one| (*one).to_owned()).collect();
+    let oyez = Rights { subscribe: list(subscribe), publish: list(publish), ..Rights::default() };
+    NewClaims { sub: Some(sub.to_owned()), iat: now, exp: now + 3_600, oyez, ..NewClaims::default() }
+}
+
+pub fn sign(claims: &NewClaims) -> String {
+    SigningKey::from_secret(SECRET.as_bytes()).unwrap().sign(claims, None).unwrap()
+}
+
+/// A good token.
+pub fn token(sub: &str, subscribe: &[&str], publish: &[&str]) -> String {
+    sign(&claims(sub, subscribe, publish, unix_now()))
+}
+
+/// The token of somebody who may do everything, and close others' connections.
+pub fn admin() -> String {
+    let mut claims = claims("root", &["*"], &["*"], unix_now());
+    claims.oyez.admin = true;
+    sign(&claims)
+}
+
+pub fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+/// A request for a WebSocket with further header lines.
+pub fn upgrade_with(path: &str, lines: &str) -> String {
+    frames::upgrade(path).replace("\r\n\r\n", &format!("\r\n{lines}\r\n"))
+}
+
+/// A real server with a key.
+pub struct Guarded {
+    pub server: Server,
+    pub folder: Folder,
+}
+
+impl Guarded {
+    pub fn start(flags: &[&str]) -> Guarded {
+        Guarded::start_at(flags, None)
+    }
+
+    /// With what is logged.
+    pub fn start_at(flags: &[&str], level: Option<&str>) -> Guarded {
+        let folder = Folder::new();
+        let secret = folder.file("secret", SECRET);
+        let serve = ["serve", "--listen", "127.0.0.1:0", "--jwt-secret-file", &secret];
+        let mut command = oyez(&[&serve, flags].concat());
+        if let Some(level) = level {
+            command.env("RUST_LOG", level);
+        }
+        Guarded { server: Server::start_command(command), folder }
+    }
+
+    /// A client that has made the upgrade.
+    pub fn upgraded(&self, path: &str, lines: &str) -> Client {
+        let mut client = Client::new(self.server.connect());
+        client.send(upgrade_with(path, lines).as_bytes());
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        client
+    }
+
+    /// The close that follows the upgrade at once.
+    pub fn closed(&self, path: &str, lines: &str) -> (u16, String) {
+        self.upgraded(path, lines).closed_politely()
+    }
+}
