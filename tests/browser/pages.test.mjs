@@ -634,7 +634,7 @@ test('a server that wants a token refuses, and takes the one that is typed in', 
   await page.waitForSelector('#access[open]');
   await page.waitForSelector('#notice:has-text("wants an access token")');
   await show('a.b.c');
-  await page.waitForSelector('#notice:has-text("4001")').catch(() => page.waitForSelector('#notice:has-text("bad_token")'));
+  await page.waitForSelector('#notice:has-text("bad_token why=token_malformed")');
   await show(token(['--subscribe', 'room', '--publish', 'room']));
   await open(page);
   await page.fill('#payload', 'with a token');
