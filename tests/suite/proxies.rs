@@ -12,7 +12,7 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish, request};
-use crate::support::process::Server;
+use crate::support::process::{Server, oyez};
 use crate::support::rig::{Dice, Mood, Rig};
 
 /// A header for 203.0.113.9:4711, with additions behind the addresses as haproxy and load balancers make them.
@@ -172,7 +172,9 @@ fn ends_of_file_around_a_header() {
 
 #[test]
 fn the_log_names_the_client_of_a_header() {
-    let server = Server::start(&["--trusted-proxy=127.0.0.0/8", "--proxy-protocol"]);
+    // By itself, and not behind anything of the tests: the header has to be the first that comes.
+    let flags = ["serve", "--listen=127.0.0.1:0", "--trusted-proxy=127.0.0.0/8", "--proxy-protocol"];
+    let server = Server::start_command(oyez(&flags));
     let mut client = Client::new(server.connect());
     let (first, second) = (&header()[..7].to_vec(), &header()[7..].to_vec());
     client.send(first);
