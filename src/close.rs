@@ -64,6 +64,11 @@ pub enum Reason {
         /// Why it is not kept.
         why: GapWhy,
     },
+    /// What came was no good TLS; the peer got an alert.
+    TlsFailed {
+        /// What was wrong.
+        fault: TlsFault,
+    },
     /// The peer came or published faster than it may.
     RateLimited {
         /// When to come back, in milliseconds.
@@ -76,6 +81,39 @@ pub enum Reason {
         /// What came in place of a header of the PROXY protocol.
         fault: ProxyFault,
     },
+}
+
+/// What was wrong with the peer's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFault {
+    /// It was a request in plain HTTP, and was answered with 400.
+    PlainHttp,
+    /// It was no TLS.
+    NotTls,
+    /// No version, cipher suite or protocol in common.
+    NothingInCommon,
+    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
+    Alert(u8),
+    /// It broke the protocol.
+    Protocol,
+    /// A record could not be decrypted.
+    BadRecord,
+    /// Something that should not happen.
+    Internal,
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsFault::PlainHttp => f.write_str("plain_http"),
+            TlsFault::NotTls => f.write_str("not_tls"),
+            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
+            TlsFault::Alert(code) => write!(f, "alert_{code}"),
+            TlsFault::Protocol => f.write_str("protocol"),
+            TlsFault::BadRecord => f.write_str("bad_record"),
+            TlsFault::Internal => f.write_str("internal"),
+        }
+    }
 }
 
 /// What is wrong with the beginning of a proxy's connection.
@@ -102,7 +140,7 @@ impl ProxyFault {
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 23;
+    pub const COUNT: usize = 24;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -127,9 +165,10 @@ impl Reason {
             Reason::BodyTimeout => 17,
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
-            Reason::RateLimited { .. } => 20,
-            Reason::TooManyConnections => 21,
-            Reason::ProxyHeader { .. } => 22,
+            Reason::TlsFailed { .. } => 20,
+            Reason::RateLimited { .. } => 21,
+            Reason::TooManyConnections => 22,
+            Reason::ProxyHeader { .. } => 23,
         }
     }
 
@@ -155,6 +194,7 @@ impl Reason {
         "body_timeout",
         "unsupported",
         "gap",
+        "tls_failed",
         "rate_limited",
         "too_many_connections",
         "proxy_header",
@@ -172,6 +212,8 @@ impl Reason {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
+            // Nothing that we send would be understood.
+            Reason::TlsFailed { .. } => None,
             Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
@@ -216,6 +258,7 @@ impl fmt::Display for Reason {
                 write!(f, " retry_ms={retry_ms}")
             }
             Reason::Gap { why } => write!(f, " why={}", why.word()),
+            Reason::TlsFailed { fault } => write!(f, " why={fault}"),
             Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
             _ => Ok(()),
         }
@@ -253,6 +296,7 @@ mod tests {
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::TlsFailed { fault: TlsFault::Alert(48) }, None, "tls_failed why=alert_48"),
             (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
             (Reason::TooManyConnections, None, "too_many_connections"),
             (Reason::ProxyHeader { fault: ProxyFault::Missing }, None, "proxy_header why=missing"),

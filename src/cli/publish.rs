@@ -18,6 +18,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
+use super::trust::TrustFlags;
 use crate::ids::ChannelName;
 
 /// The flags of `oyez pub`.
@@ -37,6 +38,9 @@ pub(super) struct Publish {
     /// The server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
     url: Server,
+
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 const SOCKET: Token = Token(0);
@@ -53,9 +57,10 @@ impl Publish {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
+        let server = self.url.trusting(&self.trust)?;
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let connection = self.url.connect(&path, None).map_err(|why| Failure::Failed(why.to_string()))?;
+        let connection = server.connect(&path, None).map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;

@@ -6,13 +6,17 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use log::{info, warn};
+use rustls::pki_types::UnixTime;
 
 use super::Failure;
 use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
-use crate::config::{Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::config::{
+    self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
+};
 use crate::console;
+use crate::server::entrance::{Entrance, Plain, Tls};
 use crate::server::{DESCRIPTORS_RESERVED, End, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -192,6 +196,23 @@ pub(super) struct Serve {
     /// Longest time that sent bytes stay unacknowledged, in milliseconds (TCP_USER_TIMEOUT).
     #[arg(long, env = "OYEZ_USER_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     user_timeout_ms: u32,
+
+    /// A PEM file with the server's certificate and those that lead to its authority; with --tls-key. Then TLS is
+    /// spoken and nothing else. Read again at SIGHUP [default: no TLS].
+    #[arg(long, env = "OYEZ_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// A PEM file with the certificate's private key [default: no TLS].
+    #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Most clients whose TLS handshake is answered in one turn of the loop.
+    #[arg(long, env = "OYEZ_TLS_HANDSHAKES_PER_TURN", value_name = "N", default_value = "8", value_parser = count)]
+    tls_handshakes_per_turn: usize,
+
+    /// Most TLS sessions that are remembered, for clients that keep no ticket; 0 remembers none.
+    #[arg(long, env = "OYEZ_TLS_SESSIONS_MAX", value_name = "N", default_value = "1024", value_parser = count_or_0)]
+    tls_sessions_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -217,23 +238,13 @@ impl Serve {
                 "{listen} can be reached from other machines, and everybody who reaches it may listen and publish"
             );
         }
-        let mut server =
-            Server::bind(config, self.origins.clone(), connections_max).map_err(|error| match error {
-                StartError::Listen(error) => {
-                    Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
-                }
-                StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
-            })?;
-        server.trust(proxies);
-        if let Some(address) = server.address() {
-            // If nobody reads it, the server serves all the same.
-            let _ = writeln!(io::stdout(), "{}", greeting(address));
-        }
-        match server.run() {
-            Ok(End::Drained) => Ok(()),
-            Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
-            Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
-            Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
+        let origins = self.origins.clone();
+        match config.tls.files.clone() {
+            None => serve(config, origins, proxies, connections_max, Plain, "ws"),
+            Some(files) => {
+                let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
+                serve(config, origins, proxies, connections_max, tls, "wss")
+            }
         }
     }
 
@@ -290,7 +301,47 @@ impl Serve {
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
             assets: served(self.no_console),
+            tls: config::Tls {
+                files: match (&self.tls_cert, &self.tls_key) {
+                    (Some(certificate), Some(key)) => {
+                        Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+                    }
+                    _ => None,
+                },
+                handshakes_per_turn: self.tls_handshakes_per_turn,
+                sessions_max: self.tls_sessions_max,
+            },
         }
+    }
+}
+
+/// Runs a server with one kind of entrance, until a signal ends it.
+fn serve<E: Entrance>(
+    config: Config,
+    origins: Vec<OriginPattern>,
+    proxies: Proxies,
+    connections_max: usize,
+    entrance: E,
+    scheme: &str,
+) -> Result<(), Failure> {
+    let listen = config.listen;
+    let mut server =
+        Server::bind(config, origins, connections_max, entrance).map_err(|error| match error {
+            StartError::Listen(error) => {
+                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+            }
+            StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
+        })?;
+    server.trust(proxies);
+    if let Some(address) = server.address() {
+        // If nobody reads it, the server serves all the same.
+        let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
+    }
+    match server.run() {
+        Ok(End::Drained) => Ok(()),
+        Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
+        Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
+        Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
     }
 }
 
@@ -322,7 +373,7 @@ fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
 }
 
 /// The address, and what to do next.
-fn greeting(address: SocketAddr) -> String {
+fn greeting(scheme: &str, address: SocketAddr) -> String {
     // An address that stands for all of them is no place to connect to.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -330,10 +381,10 @@ fn greeting(address: SocketAddr) -> String {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     let reached = SocketAddr::new(host, address.port());
-    let url =
-        if reached == Config::default().listen { String::new() } else { format!(" --url ws://{reached}") };
+    let is_default = scheme == "ws" && reached == Config::default().listen;
+    let url = if is_default { String::new() } else { format!(" --url {scheme}://{reached}") };
     format!(
-        "listening on ws://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
+        "listening on {scheme}://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
     )
 }
 
@@ -448,15 +499,16 @@ mod tests {
 
     #[test]
     fn the_greeting_can_be_typed_in() {
-        let check = |address: &str, url: &str| {
-            let line = greeting(address.parse().unwrap());
-            assert!(line.starts_with(&format!("listening on ws://{address}/ws ")), "{line}");
+        let check = |scheme: &str, address: &str, url: &str| {
+            let line = greeting(scheme, address.parse().unwrap());
+            assert!(line.starts_with(&format!("listening on {scheme}://{address}/ws ")), "{line}");
             assert!(line.ends_with(&format!("oyez pub main hello{url}")), "{line}");
         };
-        check("127.0.0.1:8080", "");
-        check("0.0.0.0:8080", "");
-        check("127.0.0.1:9", " --url ws://127.0.0.1:9");
-        check("[::]:9", " --url ws://[::1]:9");
+        check("ws", "127.0.0.1:8080", "");
+        check("ws", "0.0.0.0:8080", "");
+        check("ws", "127.0.0.1:9", " --url ws://127.0.0.1:9");
+        check("ws", "[::]:9", " --url ws://[::1]:9");
+        check("wss", "127.0.0.1:8080", " --url wss://127.0.0.1:8080");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tungstenite::{Error, Message};
 
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
+use super::trust::TrustFlags;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
 
@@ -49,6 +50,9 @@ pub(super) struct Subscribe {
     /// The server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
     url: Server,
+
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 /// A channel's name on the command line.
@@ -165,6 +169,7 @@ impl Subscribe {
 
     fn listen(self) -> Result<(), End> {
         let failed = |error: io::Error| End::Failed(Failure::Failed(error.to_string()));
+        let server = self.url.trusting(&self.trust)?;
         let mut poll = Poll::new().map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let mut output = Output {
@@ -180,7 +185,7 @@ impl Subscribe {
             failures: 0,
         };
         loop {
-            line.connect(&self.url, poll.registry())?;
+            line.connect(&server, poll.registry())?;
             let read = line.read(&mut output)?;
             output.out.flush()?;
             match read {

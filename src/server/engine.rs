@@ -10,7 +10,7 @@ use log::{debug, info};
 use super::REFUSALS_MAX;
 use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
-use super::transport::{self, ReadOutcome, Transport};
+use super::transport::{ReadOutcome, Transport};
 use crate::access::door::{Door, Over};
 use crate::access::pace::Meters;
 use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
@@ -164,19 +164,19 @@ impl<T: Transport> Engine<T> {
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) = desk(slot, limits, site, door, metrics, wishes, now);
         let mut total = 0;
-        if state.takes_input(desk.outbox) {
+        if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
         }
         for _ in 0..desk.limits.reads_per_slot {
-            if !state.takes_input(desk.outbox) && !has_write_failed {
+            if !state.takes_input(is_flushed(desk.outbox, transport)) && !has_write_failed {
                 slots.mark_held(id);
                 return total;
             }
-            match transport::read(transport, scratch) {
-                ReadOutcome::Bytes(count) => {
+            match transport.receive(scratch) {
+                ReadOutcome::Bytes { count, more } => {
                     total += count;
                     state.receive(&scratch[..count], &mut desk);
-                    if count < scratch.len() && !reads_on {
+                    if !more && !reads_on {
                         return total;
                     }
                     if total >= desk.limits.read_bytes_per_slot {
@@ -184,11 +184,20 @@ impl<T: Transport> Engine<T> {
                     }
                 }
                 ReadOutcome::Blocked if !has_write_failed => return total,
+                ReadOutcome::Later if !has_write_failed => break,
+                ReadOutcome::Insecure(fault) if state.listens() => {
+                    self.close(id, Reason::TlsFailed { fault }, now);
+                    return total;
+                }
                 ReadOutcome::EndOfFile if !has_write_failed => {
                     state.end_of_file();
                     return total;
                 }
-                ReadOutcome::Failed | ReadOutcome::Blocked | ReadOutcome::EndOfFile => {
+                ReadOutcome::Failed
+                | ReadOutcome::Blocked
+                | ReadOutcome::Later
+                | ReadOutcome::EndOfFile
+                | ReadOutcome::Insecure(_) => {
                     state.fail();
                     return total;
                 }
@@ -260,8 +269,12 @@ impl<T: Transport> Engine<T> {
     fn flush_slot(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, metrics, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
-        let (written, left) = slot.outbox.flush(&mut slot.transport, now);
+        let (written, left) = slot.flush(now);
         metrics.sent_bytes += written as u64;
+        if slot.outbox.is_empty() && slot.transport.holds_back() {
+            // It is on its way out, and the session's deadline stands.
+            return;
+        }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
             (Left::Failed(_), _) if slot.state.listens() => slots.mark_write_failed(id),
             (Left::Failed(_), _) => self.fail(id),
@@ -326,7 +339,7 @@ impl<T: Transport> Engine<T> {
         if has_stalled(&slot.outbox, limits, now) {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
             // last write tells.
-            slot.outbox.unblock();
+            slot.unblock();
             slots.mark_dirty(id);
         }
         let Some(slot) = slots.get_mut(id) else { return };
@@ -352,7 +365,8 @@ impl<T: Transport> Engine<T> {
         let doomed = self.slots.take_doomed();
         for &id in &doomed {
             self.leave(id, now);
-            let Some(slot) = self.slots.remove(id) else { continue };
+            let Some(mut slot) = self.slots.remove(id) else { continue };
+            slot.transport.farewell();
             let State::Dead(reason) = slot.state else { continue };
             self.metrics.connections_closed[reason.index()] += 1;
             self.door.leave(slot.peer);
@@ -436,6 +450,11 @@ fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
     outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now))
 }
 
+/// Has the socket taken everything?
+pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
+    outbox.is_empty() && !transport.holds_back()
+}
+
 /// What the engine needs of a slot whose session has its turn.
 struct Parts<'a, T> {
     transport: &'a mut T,
@@ -443,7 +462,7 @@ struct Parts<'a, T> {
 }
 
 /// Splits a slot into what the engine needs of it and the desk that its session works at.
-fn desk<'a, T>(
+fn desk<'a, T: Transport>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
     site: &'a Site,

@@ -161,10 +161,11 @@ impl State {
     }
 
     /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
-    /// can make the server hold is bounded by that, and its own kernel holds the rest.
-    pub fn takes_input(&self, outbox: &Outbox) -> bool {
+    /// can make the server hold is bounded by that, and its own kernel holds the rest. `is_flushed` says that its
+    /// socket has taken all that there was.
+    pub fn takes_input(&self, is_flushed: bool) -> bool {
         match self {
-            State::Head(_) | State::Body(_) => outbox.is_empty(),
+            State::Head(_) | State::Body(_) => is_flushed,
             State::Responding(_) => false,
             State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
         }

@@ -152,6 +152,7 @@ impl Head {
         let end = match http::find_head_end(bytes, before) {
             HeadEnd::At(end) if end <= limits.head_bytes_max => Ok(end),
             HeadEnd::BareLf => Err(Refusal::bad("a line ends in LF without CR")),
+            HeadEnd::Tls => Err(Refusal::bad("TLS is not spoken on this port: write http:// or ws://")),
             HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
                 if before == 0 {
                     self.received.extend_from_slice(input);

@@ -80,6 +80,8 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--backlog", "0"),
         ("--notsent-lowat-bytes", "0"),
         ("--user-timeout-ms", "0"),
+        ("--tls-handshakes-per-turn", "0"),
+        ("--tls-sessions-max", "-1"),
         ("--channels-per-client-max", "0"),
         ("--history-messages-max", "-1"),
         ("--history-bytes-max", "0"),

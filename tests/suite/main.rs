@@ -34,6 +34,8 @@ mod resume;
 mod slow;
 mod store;
 mod tidy;
+mod tls;
+mod tls_in_memory;
 mod token_command;
 mod tokens;
 mod v1;
