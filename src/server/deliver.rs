@@ -93,6 +93,10 @@ impl<T: Transport> Engine<T> {
                 self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no }, now);
             }
             Intent::Publish { channel, kind, payload, receipt, pass } => {
+                // Before a channel is made for it.
+                if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
+                    return self.refuse_haste(id, too_fast, &receipt, now);
+                }
                 match self.channel_to_publish_on(id, channel.as_ref(), &pass) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
@@ -326,9 +330,6 @@ impl<T: Transport> Engine<T> {
         receipt: Receipt,
         now: Moment,
     ) {
-        if let Err(too_fast) = self.pace(id, payload.len(), &receipt, now) {
-            return self.refuse_haste(id, too_fast, &receipt, now);
-        }
         let Some(slot) = self.slots.get(id) else { return };
         if let Some((name, key)) = name.zip(receipt.key())
             && let Some(published) = self.hub.repeated(name.as_str(), key, now)
@@ -355,8 +356,15 @@ impl<T: Transport> Engine<T> {
         self.confirm(id, published, receipt, now);
     }
 
-    /// Is that as fast as the connection may publish?
-    fn pace(&mut self, id: SlotId, bytes: usize, receipt: &Receipt, now: Moment) -> Result<(), TooFast> {
+    /// Is that as fast as the connection may publish, by its grant or by the limits of all?
+    fn pace(
+        &mut self,
+        id: SlotId,
+        pass: &Pass,
+        bytes: usize,
+        receipt: &Receipt,
+        now: Moment,
+    ) -> Result<(), TooFast> {
         // Nor what comes behind a close.
         let is_closing = self.slots.get(id).is_none_or(Slot::has_farewell);
         if is_closing {
@@ -366,7 +374,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
             _ => Publisher::Connection(id),
         };
-        self.meters.take(who, Pace::of(&self.limits, None), bytes, now)
+        self.meters.take(who, Pace::of(&self.limits, pass.as_deref()), bytes, now)
     }
 
     /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for

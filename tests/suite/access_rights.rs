@@ -1,11 +1,13 @@
 //! Rights, on every way in; and that an answer does not tell a channel that is not there from one that is
 //! somebody else's.
 
+use std::num::NonZeroU32;
+
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::guarded::{Guarded, admin, bearer, token, upgrade_with};
+use crate::support::guarded::{Guarded, admin, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::http::{Answer, get, post, request};
 use crate::support::process::Server;
 
@@ -232,4 +234,20 @@ fn rights_that_are_renewed_are_looked_at_again() {
     let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
     raw.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &["a"])}).to_string());
     assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+}
+
+#[test]
+fn a_grant_has_limits_of_its_own() {
+    let guarded = Guarded::start(&["--messages-per-second=1000"]);
+    let mut claims = claims("alice", &[], &["a"], unix_now());
+    claims.oyez.messages_per_second = NonZeroU32::new(2);
+    let mut writer = v1(&guarded, "/ws", &sign(&claims));
+    let mut fast = v1(&guarded, "/ws", &token("bob", &[], &["a"]));
+    let publish_three = |client: &mut Client| {
+        let request = json!({"type": "publish", "ch": "a", "text": "x", "ref": 1}).to_string();
+        (0..3).for_each(|_| client.send_text(&request));
+        (0..3).map(|_| hear(client)["code"].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(publish_three(&mut writer), [None, None, Some("rate_limited".to_owned())]);
+    assert_eq!(publish_three(&mut fast), [None, None, None]);
 }
