@@ -5,17 +5,18 @@ use std::hint::black_box;
 use std::io::{self, IoSlice, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use oyez::config::{HistoryLimits, Limits};
+use oyez::hub::journal::Hour;
 use oyez::hub::outbox::Outbox;
 use oyez::hub::{Hub, Wish};
 use oyez::ids::{ChannelName, Peer, Since, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
-use oyez::server::transport::Transport;
+use oyez::server::transport::{ReadOutcome, Transport};
 use oyez::session::http::{self, FieldRoom};
 use oyez::session::upgrade;
 use oyez::session::walker::Walker;
@@ -82,6 +83,40 @@ fn hub(bench: &mut Criterion) {
                 });
             });
         }
+    }
+}
+
+/// What the loop does for one batch of the history file: 256 KiB of records, of few channels and of many.
+fn journal(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("journal_batch");
+    let now = Moment::from_millis(0);
+    let hour = Hour { now, millis: 0 };
+    for (channels, messages) in [(20u32, 100), (2_000, 1)] {
+        let mut hub = Hub::new(&Limits::default(), 1);
+        hub.begin_journal();
+        let names = (0..channels).map(|number| ChannelName::parse(format!("room.{number}").as_bytes()));
+        let ids: Vec<_> = names
+            .map(|name| hub.open(&name.expect("a name")).expect("there is room for some channels"))
+            .collect();
+        group.bench_function(BenchmarkId::new("channels", channels), |bench| {
+            bench.iter_custom(|times| {
+                let mut out = Vec::with_capacity(1 << 20);
+                let mut took = Duration::ZERO;
+                for _ in 0..times {
+                    for &id in &ids {
+                        for _ in 0..messages {
+                            hub.publish(id, Kind::Text, &[b'x'; 64], None, None);
+                        }
+                        let _ = hub.seal(id, now);
+                    }
+                    out.clear();
+                    let start = Instant::now();
+                    hub.write_changes(hour, usize::MAX, 256 << 10, black_box(&mut out));
+                    took += start.elapsed();
+                }
+                took
+            });
+        });
     }
 }
 
@@ -191,12 +226,6 @@ fn wake(bench: &mut Criterion) {
 /// A connection on which nothing happens.
 struct Silent;
 
-impl io::Read for Silent {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-}
-
 impl Write for Silent {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())
@@ -208,6 +237,10 @@ impl Write for Silent {
 }
 
 impl Transport for Silent {
+    fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
+        ReadOutcome::Blocked
+    }
+
     fn shut_down_write(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -238,6 +271,6 @@ fn sweep(bench: &mut Criterion) {
 criterion_group! {
     name = pieces;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, hub, outbox, head, walker, wake, sweep
+    targets = frame, hub, journal, outbox, head, walker, wake, sweep
 }
 criterion_main!(pieces);

@@ -76,6 +76,23 @@ pub enum Reason {
     AuthTimeout,
     /// Its token has ended, and no new one came.
     TokenExpired,
+    /// What came was no good TLS; the peer got an alert.
+    TlsFailed {
+        /// What was wrong.
+        fault: TlsFault,
+    },
+    /// The peer came or published faster than it may.
+    RateLimited {
+        /// When to come back, in milliseconds.
+        retry_ms: u32,
+    },
+    /// The peer's address has as many connections as it may; answered with 429.
+    TooManyConnections,
+    /// A trusted proxy did not say for whom it speaks.
+    ProxyHeader {
+        /// What came in place of a header of the PROXY protocol.
+        fault: ProxyFault,
+    },
 }
 
 /// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown.
@@ -159,9 +176,64 @@ impl TokenFault {
     }
 }
 
+/// What was wrong with the peer's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFault {
+    /// It was a request in plain HTTP, and was answered with 400.
+    PlainHttp,
+    /// It was no TLS.
+    NotTls,
+    /// No version, cipher suite or protocol in common.
+    NothingInCommon,
+    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
+    Alert(u8),
+    /// It broke the protocol.
+    Protocol,
+    /// A record could not be decrypted.
+    BadRecord,
+    /// Something that should not happen.
+    Internal,
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsFault::PlainHttp => f.write_str("plain_http"),
+            TlsFault::NotTls => f.write_str("not_tls"),
+            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
+            TlsFault::Alert(code) => write!(f, "alert_{code}"),
+            TlsFault::Protocol => f.write_str("protocol"),
+            TlsFault::BadRecord => f.write_str("bad_record"),
+            TlsFault::Internal => f.write_str("internal"),
+        }
+    }
+}
+
+/// What is wrong with the beginning of a proxy's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyFault {
+    /// It is no header of the PROXY protocol, version 2.
+    Missing,
+    /// It begins as one and is none.
+    Bad,
+    /// It ended before it was whole.
+    Incomplete,
+}
+
+impl ProxyFault {
+    /// One word for the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            ProxyFault::Missing => "missing",
+            ProxyFault::Bad => "bad",
+            ProxyFault::Incomplete => "incomplete",
+        }
+    }
+}
+
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 24;
+    pub const COUNT: usize = 28;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -186,10 +258,14 @@ impl Reason {
             Reason::BodyTimeout => 17,
             Reason::Unsupported => 18,
             Reason::Gap { .. } => 19,
-            Reason::BadToken { .. } => 20,
-            Reason::Forbidden => 21,
-            Reason::AuthTimeout => 22,
-            Reason::TokenExpired => 23,
+            Reason::TlsFailed { .. } => 20,
+            Reason::RateLimited { .. } => 21,
+            Reason::TooManyConnections => 22,
+            Reason::ProxyHeader { .. } => 23,
+            Reason::BadToken { .. } => 24,
+            Reason::Forbidden => 25,
+            Reason::AuthTimeout => 26,
+            Reason::TokenExpired => 27,
         }
     }
 
@@ -215,6 +291,10 @@ impl Reason {
         "body_timeout",
         "unsupported",
         "gap",
+        "tls_failed",
+        "rate_limited",
+        "too_many_connections",
+        "proxy_header",
         "bad_token",
         "forbidden",
         "auth_timeout",
@@ -233,6 +313,9 @@ impl Reason {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
+            // Nothing that we send would be understood.
+            Reason::TlsFailed { .. } => None,
+            Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
             Reason::NotUtf8 => Some(1007),
@@ -243,6 +326,7 @@ impl Reason {
             Reason::AuthTimeout => Some(4008),
             Reason::Gap { .. } => Some(4010),
             Reason::OverCapacity => Some(4100),
+            Reason::RateLimited { .. } => Some(4101),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Drain { .. } => Some(4200),
@@ -259,6 +343,7 @@ impl Reason {
             Reason::Unsupported
                 | Reason::Gap { .. }
                 | Reason::OverCapacity
+                | Reason::RateLimited { .. }
                 | Reason::Slow
                 | Reason::NoPong
                 | Reason::Drain { .. }
@@ -278,9 +363,13 @@ impl fmt::Display for Reason {
         match self {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
-            Reason::Drain { retry_ms } => write!(f, " retry_ms={retry_ms}"),
+            Reason::Drain { retry_ms } | Reason::RateLimited { retry_ms } => {
+                write!(f, " retry_ms={retry_ms}")
+            }
             Reason::Gap { why } => write!(f, " why={}", why.word()),
             Reason::BadToken { why } => write!(f, " why={}", why.word()),
+            Reason::TlsFailed { fault } => write!(f, " why={fault}"),
+            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
             _ => Ok(()),
         }
     }
@@ -317,6 +406,10 @@ mod tests {
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
             (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::TlsFailed { fault: TlsFault::Alert(48) }, None, "tls_failed why=alert_48"),
+            (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
+            (Reason::TooManyConnections, None, "too_many_connections"),
+            (Reason::ProxyHeader { fault: ProxyFault::Missing }, None, "proxy_header why=missing"),
             (Reason::BadToken { why: TokenFault::Expired }, Some(4001), "bad_token why=token_expired"),
             (Reason::Forbidden, Some(4003), "forbidden"),
             (Reason::AuthTimeout, Some(4008), "auth_timeout"),

@@ -225,22 +225,41 @@ impl fmt::Display for BadChannelName {
 /// Who is at the other end: 20 bytes in a slot where `SocketAddr` takes 32.
 ///
 /// Kept because the kernel forgets it: `getpeername` on a connection that was reset fails, and that is
-/// when an operator wants to read it in the log.
+/// when an operator wants to read it in the log. And it never knew whom a proxy speaks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     ip: IpAddr,
+    /// 0 where only the address is known: a proxy does not name the port.
     port: u16,
+    /// Is it among the connections of its address, and to be taken off them when it goes?
+    pub is_counted: bool,
+}
+
+impl Peer {
+    /// Its address.
+    pub fn ip(self) -> IpAddr {
+        self.ip
+    }
 }
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Peer {
-        Peer { ip: address.ip(), port: address.port() }
+        Peer { ip: address.ip(), port: address.port(), is_counted: false }
+    }
+}
+
+impl From<IpAddr> for Peer {
+    fn from(ip: IpAddr) -> Peer {
+        Peer { ip, port: 0, is_counted: false }
     }
 }
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip, self.port).fmt(f)
+        match self.port {
+            0 => self.ip.fmt(f),
+            port => SocketAddr::new(self.ip, port).fmt(f),
+        }
     }
 }
 

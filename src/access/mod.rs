@@ -5,10 +5,12 @@
 
 pub mod address;
 mod crypto;
+pub mod door;
 pub mod gate;
 pub mod grant;
 pub mod keys;
 pub mod origin;
+pub mod pace;
 pub mod proxy;
 pub mod rate;
 pub mod ticket;

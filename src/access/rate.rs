@@ -17,6 +17,14 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
+impl Rate {
+    /// So many a second, and as many at once; `None` is no limit, for 0. A second of silence fills such a
+    /// bucket, whatever the number is.
+    pub fn each_second(number: u32) -> Option<Rate> {
+        NonZeroU32::new(number).map(|number| Rate { per_second: number, burst: number })
+    }
+}
+
 /// What was asked for is given, or not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

@@ -15,7 +15,6 @@ use crate::load::preflight::{Limits, Preflight};
 use crate::load::report::Report;
 use crate::load::target::Target;
 use crate::load::text::Text;
-use crate::load::tls::Trust;
 
 /// The largest size that a flag of `oyez serve` takes.
 const SERVER_BYTES_MAX: usize = 1 << 30;
@@ -58,8 +57,9 @@ impl Common {
     /// Do the flags go together?
     fn check(&self, scenario: Scenario, traffic: Option<&Traffic>) -> Result<(), Failure> {
         let refuse = |text: String| Err(Failure::Usage(text));
-        if self.url.is_none() && (self.tls || self.tls_ca.is_some() || self.tls_insecure) {
-            return refuse("--tls needs --url: a server of our own speaks no TLS".to_owned());
+        let is_secure = self.url.is_some() || self.server_args.contains("--tls-cert");
+        if (self.tls || self.trust.is_given()) && !is_secure {
+            return refuse("--tls needs --url, or --tls-cert and --tls-key in --server-args".to_owned());
         }
         let connections = self.connections;
         if self.channels > connections {
@@ -147,15 +147,10 @@ impl Common {
 
     /// The server that a URL and the flags for TLS stand for.
     fn target(&self, url: &str) -> Result<Target, Failure> {
-        let trust = match &self.tls_ca {
-            _ if self.tls_insecure => Trust::Anybody,
-            Some(path) => Trust::And(path.clone()),
-            None => Trust::Public,
-        };
         let secured = url.strip_prefix("ws://").filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
-        let target = Target::parse(secured.as_deref().unwrap_or(url), &trust).map_err(Failure::Usage)?;
-        let asks_for_tls = self.tls_ca.is_some() || self.tls_insecure;
-        if asks_for_tls && target.tls.is_none() {
+        let target =
+            Target::parse(secured.as_deref().unwrap_or(url), &self.trust.trust()).map_err(Failure::Usage)?;
+        if self.trust.is_given() && target.tls.is_none() {
             return Err(Failure::Usage("--tls-ca and --tls-insecure need wss:// or --tls".to_owned()));
         }
         Ok(target)

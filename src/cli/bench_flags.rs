@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::trust::TrustFlags;
 use crate::load::assertion::Assertion;
 use crate::load::plan::{Speed, Traffic};
 use crate::load::stamp::Stamp;
@@ -112,13 +113,8 @@ pub(super) struct Common {
     #[arg(long)]
     pub(super) tls: bool,
 
-    /// A PEM file of certificates to trust, beside those that browsers trust.
-    #[arg(long, value_name = "FILE", conflicts_with = "tls_insecure")]
-    pub(super) tls_ca: Option<PathBuf>,
-
-    /// Accept any certificate.
-    #[arg(long)]
-    pub(super) tls_insecure: bool,
+    #[command(flatten)]
+    pub(super) trust: TrustFlags,
 
     /// Flags for the server of our own.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, default_value = "")]

@@ -16,6 +16,10 @@ use tungstenite::handshake::HandshakeError;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{ClientRequestBuilder, Error, WebSocket};
 
+use super::Failure;
+use super::stream::Stream;
+use super::trust::TrustFlags;
+use crate::load::tls::Tls;
 use crate::session::upgrade;
 
 /// How long a connection may take to be made, and how long the server may take to answer.
@@ -32,7 +36,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_retries(3);
 
 /// A connection.
-pub(super) type Connection = WebSocket<TcpStream>;
+pub(super) type Connection = WebSocket<Stream>;
 
 /// Which server to talk to.
 #[derive(Clone, Debug)]
@@ -40,6 +44,18 @@ pub(super) struct Server {
     authority: String,
     port: u16,
     host: String,
+    security: Security,
+}
+
+/// What `--url` says about TLS.
+#[derive(Clone, Debug)]
+enum Security {
+    /// `ws://`
+    Plain,
+    /// `wss://`, and whom to trust is yet to be said.
+    Asked,
+    /// `wss://`
+    Tls(Tls),
 }
 
 /// Why there is no connection.
@@ -63,11 +79,11 @@ impl Server {
     /// Parses `--url`. The address that `oyez serve` prints is taken too, path and all.
     pub(super) fn parse(text: &str) -> Result<Server, String> {
         let uri: Uri = text.parse().map_err(|_| "not a URL: write ws://host:port".to_owned())?;
-        match uri.scheme_str() {
-            Some("ws") => {}
-            Some("wss") => return Err("wss:// is not spoken here: use ws://".to_owned()),
-            _ => return Err("not a WebSocket URL: write ws://host:port".to_owned()),
-        }
+        let (security, standard_port) = match uri.scheme_str() {
+            Some("ws") => (Security::Plain, 80),
+            Some("wss") => (Security::Asked, 443),
+            _ => return Err("not a WebSocket URL: write ws://host:port, or wss://".to_owned()),
+        };
         if !matches!(uri.path(), "" | "/" | "/ws" | "/ws/") || uri.query().is_some() {
             return Err("the channel is an argument of its own: write ws://host:port".to_owned());
         }
@@ -76,10 +92,27 @@ impl Server {
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = match (authority.port_u16(), authority.as_str().ends_with(authority.host())) {
             (Some(port), _) => port,
-            (None, true) => 80,
+            (None, true) => standard_port,
             (None, false) => return Err("the port is not a number from 1 to 65535".to_owned()),
         };
-        Ok(Server { authority: authority.to_string(), port, host })
+        Ok(Server { authority: authority.to_string(), port, host, security })
+    }
+
+    /// Says which certificates are good.
+    ///
+    /// # Errors
+    /// The file of certificates cannot be used, or is given where nothing is encrypted.
+    pub(super) fn trusting(mut self, flags: &TrustFlags) -> Result<Server, Failure> {
+        match self.security {
+            Security::Plain if flags.is_given() => {
+                return Err(Failure::Usage("--tls-ca and --tls-insecure need wss://".to_owned()));
+            }
+            Security::Plain => {}
+            Security::Asked | Security::Tls(_) => {
+                self.security = Security::Tls(Tls::new(&self.host, &flags.trust()).map_err(Failure::Failed)?);
+            }
+        }
+        Ok(self)
     }
 
     /// Connects to a path, speaks a subprotocol there if one is named, and shows a token if there is one. The socket does not block any more
@@ -90,7 +123,15 @@ impl Server {
         protocol: Option<&str>,
         token: Option<&str>,
     ) -> Result<Connection, NoConnection> {
-        let stream = self.open().map_err(|error| NoConnection::Unreachable(format!("{self}: {error}")))?;
+        let tls = match &self.security {
+            Security::Plain => None,
+            Security::Tls(tls) => Some(tls),
+            Security::Asked => {
+                return Err(NoConnection::Refused(format!("{self}: nobody said whom to trust")));
+            }
+        };
+        let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
+        let stream = self.open().and_then(|stream| Stream::new(stream, tls)).map_err(unreachable)?;
         let refused = |error: http::uri::InvalidUri| NoConnection::Refused(format!("{self}: {error}"));
         let uri: Uri = format!("ws://{}{path}", self.authority).parse().map_err(refused)?;
         let request = ClientRequestBuilder::new(uri);
@@ -109,8 +150,7 @@ impl Server {
             .max_message_size(Some(MESSAGE_BYTES_MAX));
         let (socket, _) =
             client_with_config(request, stream, Some(config)).map_err(|error| self.no_connection(error))?;
-        let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
-        socket.get_ref().set_nonblocking(true).map_err(unreachable)?;
+        socket.get_ref().set_nonblocking().map_err(unreachable)?;
         Ok(socket)
     }
 
@@ -149,6 +189,9 @@ impl Server {
             HandshakeError::Failure(Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_))) => {
                 NoConnection::Refused(format!("{self}: the server does not speak {}", upgrade::V1))
             }
+            HandshakeError::Failure(Error::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                NoConnection::Refused(format!("{self}: {error}"))
+            }
             HandshakeError::Failure(error) => NoConnection::Unreachable(format!("{self}: {error}")),
             HandshakeError::Interrupted(_) => {
                 NoConnection::Unreachable(format!("{self}: no answer in {} s", CONNECT_TIMEOUT.as_secs()))
@@ -159,7 +202,8 @@ impl Server {
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ws://{}", self.authority)
+        let scheme = if matches!(self.security, Security::Plain) { "ws" } else { "wss" };
+        write!(f, "{scheme}://{}", self.authority)
     }
 }
 
@@ -191,16 +235,11 @@ mod tests {
         check("ws://127.0.0.1:8080/ws", "127.0.0.1", 8080);
         check("ws://example.org/", "example.org", 80);
         check("ws://[::1]:9", "::1", 9);
-        for bad in [
-            "",
-            "127.0.0.1:8080",
-            "http://x",
-            "wss://x",
-            "ws://x/ws/channel",
-            "ws://x/?a=b",
-            "ws://",
-            "ws://x:99999",
-        ] {
+        check("wss://[::1]", "::1", 443);
+        check("wss://127.0.0.1:8080/ws", "127.0.0.1", 8080);
+        for bad in
+            ["", "127.0.0.1:8080", "http://x", "ws://x/ws/channel", "ws://x/?a=b", "ws://", "ws://x:99999"]
+        {
             assert!(Server::parse(bad).is_err(), "{bad}");
         }
     }

@@ -9,8 +9,10 @@ mod key_files;
 mod progress;
 mod publish;
 mod serve;
+mod stream;
 mod subscribe;
 mod token;
+mod trust;
 
 use std::fmt;
 

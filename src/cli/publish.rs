@@ -19,6 +19,7 @@ use super::Failure;
 use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
 use super::key_files::TokenFile;
+use super::trust::TrustFlags;
 use crate::ids::ChannelName;
 
 /// The flags of `oyez pub`.
@@ -41,6 +42,9 @@ pub(super) struct Publish {
 
     #[command(flatten)]
     token: TokenFile,
+
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 const SOCKET: Token = Token(0);
@@ -57,10 +61,11 @@ impl Publish {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
+        let server = self.url.trusting(&self.trust)?;
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
         let token = self.token.load()?;
-        let connection = self.url.connect(&path, None, token.as_deref());
+        let connection = server.connect(&path, None, token.as_deref());
         let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();

@@ -6,12 +6,19 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use log::info;
+use rustls::pki_types::UnixTime;
 
 use super::Failure;
 use super::gate_flags::GateFlags;
+use crate::access::door::Proxies;
+use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
-use crate::config::{Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp};
+use crate::access::proxy::Network;
+use crate::config::{
+    self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
+};
 use crate::console;
+use crate::server::entrance::{Entrance, Plain, Tls};
 use crate::server::{DESCRIPTORS_RESERVED, End, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -105,6 +112,33 @@ pub(super) struct Serve {
     #[command(flatten)]
     gate: GateFlags,
 
+    /// Networks of proxies that are believed when they say for whom they speak, in X-Forwarded-For or the
+    /// PROXY protocol: repeat it, or separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
+    #[arg(long = "trusted-proxy", env = "OYEZ_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
+    trusted_proxies: Vec<Network>,
+
+    /// Trusted proxies begin each connection with a header of the PROXY protocol, version 2 [default: off].
+    #[arg(long, env = "OYEZ_PROXY_PROTOCOL")]
+    proxy_protocol: bool,
+
+    /// Most connections of one address, or of one /64 of IPv6; over it 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    connections_per_address_max: u32,
+
+    /// Most handshakes of such an address in a second, and as many at once; over it 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_HANDSHAKES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    handshakes_per_second: u32,
+
+    /// Most messages that a connection publishes in a second, and as many at once; over it a close with 4101,
+    /// an error in oyez.v1, or 429; 0 is no limit.
+    #[arg(long, env = "OYEZ_MESSAGES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
+    messages_per_second: u32,
+
+    /// Most bytes that a connection publishes in a second, and as many at once; over it the same; 0 is no
+    /// limit.
+    #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
+    bytes_per_second: u32,
+
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
     no_console: bool,
@@ -167,6 +201,23 @@ pub(super) struct Serve {
     /// Longest time that sent bytes stay unacknowledged, in milliseconds (TCP_USER_TIMEOUT).
     #[arg(long, env = "OYEZ_USER_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     user_timeout_ms: u32,
+
+    /// A PEM file with the server's certificate and those that lead to its authority; with --tls-key. Then TLS is
+    /// spoken and nothing else. Read again at SIGHUP [default: no TLS].
+    #[arg(long, env = "OYEZ_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+
+    /// A PEM file with the certificate's private key [default: no TLS].
+    #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+
+    /// Most clients whose TLS handshake is answered in one turn of the loop.
+    #[arg(long, env = "OYEZ_TLS_HANDSHAKES_PER_TURN", value_name = "N", default_value = "8", value_parser = count)]
+    tls_handshakes_per_turn: usize,
+
+    /// Most TLS sessions that are remembered, for clients that keep no ticket; 0 remembers none.
+    #[arg(long, env = "OYEZ_TLS_SESSIONS_MAX", value_name = "N", default_value = "1024", value_parser = count_or_0)]
+    tls_sessions_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -179,20 +230,45 @@ impl Serve {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let config = self.config();
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
-        let listen = config.listen;
-        let gate = self.gate.gate(listen)?;
+        let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
+        if proxies.send_header && proxies.networks.is_empty() {
+            let why =
+                "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
+            return Err(Failure::Usage(why.into()));
+        }
+        let gate = self.gate.gate(config.listen)?;
         let connections_max = connections_max(config.connections_max)?;
-        let mut server = Server::bind(config, self.origins.clone(), gate, connections_max).map_err(
-            |error| match error {
-                StartError::Listen(error) => {
-                    Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
-                }
-                StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
-            },
-        )?;
+        match config.tls.files.clone() {
+            None => self.serve(config, proxies, gate, connections_max, Plain, "ws"),
+            Some(files) => {
+                let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
+                self.serve(config, proxies, gate, connections_max, tls, "wss")
+            }
+        }
+    }
+
+    /// Runs a server with one kind of entrance, until a signal ends it.
+    fn serve<E: Entrance>(
+        &self,
+        config: Config,
+        proxies: Proxies,
+        gate: Gate,
+        connections_max: usize,
+        entrance: E,
+        scheme: &str,
+    ) -> Result<(), Failure> {
+        let (listen, origins) = (config.listen, self.origins.clone());
+        let bound = Server::bind(config, origins, gate, connections_max, entrance);
+        let mut server = bound.map_err(|error| match error {
+            StartError::Listen(error) => {
+                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+            }
+            StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
+        })?;
+        server.trust(proxies);
         if let Some(address) = server.address() {
             // If nobody reads it, the server serves all the same.
-            let _ = writeln!(io::stdout(), "{}", greeting(address));
+            let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
         }
         match server.run(|| self.gate.verifier().map_err(|why| why.to_string())) {
             Ok(End::Drained) => Ok(()),
@@ -239,6 +315,10 @@ impl Serve {
                 auth_timeout_ms: self.gate.auth_timeout_ms,
                 token_grace_ms: self.gate.token_grace_ms,
                 tickets_max: self.gate.tickets_max,
+                connections_per_address_max: self.connections_per_address_max,
+                handshakes_per_second: self.handshakes_per_second,
+                messages_per_second: self.messages_per_second,
+                bytes_per_second: self.bytes_per_second,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -254,6 +334,16 @@ impl Serve {
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
             assets: served(self.no_console),
+            tls: config::Tls {
+                files: match (&self.tls_cert, &self.tls_key) {
+                    (Some(certificate), Some(key)) => {
+                        Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+                    }
+                    _ => None,
+                },
+                handshakes_per_turn: self.tls_handshakes_per_turn,
+                sessions_max: self.tls_sessions_max,
+            },
         }
     }
 }
@@ -286,7 +376,7 @@ fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
 }
 
 /// The address, and what to do next.
-fn greeting(address: SocketAddr) -> String {
+fn greeting(scheme: &str, address: SocketAddr) -> String {
     // An address that stands for all of them is no place to connect to.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -294,10 +384,10 @@ fn greeting(address: SocketAddr) -> String {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     let reached = SocketAddr::new(host, address.port());
-    let url =
-        if reached == Config::default().listen { String::new() } else { format!(" --url ws://{reached}") };
+    let is_default = scheme == "ws" && reached == Config::default().listen;
+    let url = if is_default { String::new() } else { format!(" --url {scheme}://{reached}") };
     format!(
-        "listening on ws://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
+        "listening on {scheme}://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
     )
 }
 
@@ -342,6 +432,18 @@ fn small_count(text: &str) -> Result<u32, String> {
 
 fn count_or_0(text: &str) -> Result<usize, String> {
     number(text, 0, i32::MAX as u64).map(|value| value as usize)
+}
+
+fn small_count_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, i32::MAX as u64).map(|value| value as u32)
+}
+
+fn bytes_or_0(text: &str) -> Result<u32, String> {
+    if text == "0" { Ok(0) } else { small_bytes(text) }
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    Network::parse(text.trim()).map_err(|why| why.to_string())
 }
 
 fn origin(text: &str) -> Result<OriginPattern, String> {
@@ -400,15 +502,16 @@ mod tests {
 
     #[test]
     fn the_greeting_can_be_typed_in() {
-        let check = |address: &str, url: &str| {
-            let line = greeting(address.parse().unwrap());
-            assert!(line.starts_with(&format!("listening on ws://{address}/ws ")), "{line}");
+        let check = |scheme: &str, address: &str, url: &str| {
+            let line = greeting(scheme, address.parse().unwrap());
+            assert!(line.starts_with(&format!("listening on {scheme}://{address}/ws ")), "{line}");
             assert!(line.ends_with(&format!("oyez pub main hello{url}")), "{line}");
         };
-        check("127.0.0.1:8080", "");
-        check("0.0.0.0:8080", "");
-        check("127.0.0.1:9", " --url ws://127.0.0.1:9");
-        check("[::]:9", " --url ws://[::1]:9");
+        check("ws", "127.0.0.1:8080", "");
+        check("ws", "0.0.0.0:8080", "");
+        check("ws", "127.0.0.1:9", " --url ws://127.0.0.1:9");
+        check("ws", "[::]:9", " --url ws://[::1]:9");
+        check("wss", "127.0.0.1:8080", " --url wss://127.0.0.1:8080");
     }
 
     #[test]

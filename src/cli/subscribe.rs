@@ -20,6 +20,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
 use super::key_files::TokenFile;
+use super::trust::TrustFlags;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
 
@@ -53,6 +54,9 @@ pub(super) struct Subscribe {
 
     #[command(flatten)]
     token: TokenFile,
+
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 /// A channel's name on the command line.
@@ -169,6 +173,7 @@ impl Subscribe {
 
     fn listen(self) -> Result<(), End> {
         let failed = |error: io::Error| End::Failed(Failure::Failed(error.to_string()));
+        let server = self.url.trusting(&self.trust)?;
         let mut poll = Poll::new().map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let mut output = Output {
@@ -184,7 +189,7 @@ impl Subscribe {
             failures: 0,
         };
         loop {
-            line.connect(&self.url, &self.token, poll.registry())?;
+            line.connect(&server, &self.token, poll.registry())?;
             let read = line.read(&mut output)?;
             output.out.flush()?;
             match read {

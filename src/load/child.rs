@@ -20,7 +20,7 @@ pub struct ChildServer {
     child: Child,
     /// Kept, so that it never writes to a closed pipe.
     _stdout: BufReader<std::process::ChildStdout>,
-    /// `ws://host:port`.
+    /// `ws://host:port`, or `wss://` if its flags say so.
     pub url: String,
     /// The flags that it was started with.
     pub flags: String,
@@ -53,7 +53,7 @@ impl ChildServer {
         }
         let mut line = String::new();
         server._stdout.read_line(&mut line)?;
-        let url = line.split_whitespace().find(|word| word.starts_with("ws://"));
+        let url = line.split_whitespace().find(|word| word.contains("://"));
         let Some(url) = url.and_then(|url| url.strip_suffix("/ws")) else {
             return Err(io::Error::other("the server did not start"));
         };

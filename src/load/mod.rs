@@ -42,7 +42,7 @@ pub mod target;
 pub mod text;
 mod timer;
 pub mod tls;
-mod transport;
+pub mod transport;
 pub mod verdict;
 
 use std::io;

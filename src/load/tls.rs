@@ -1,4 +1,4 @@
-//! TLS to the server under test: whom to trust, one configuration that all connections share (and with it
+//! TLS to a server: whom to trust, one configuration that all connections share (and with it
 //! tickets, so that later handshakes are resumed as a browser's are), and what a failure is called.
 
 use std::fmt;
@@ -82,7 +82,7 @@ impl Tls {
     ///
     /// # Errors
     /// There is no randomness to begin with.
-    pub(super) fn session(&self) -> Result<ClientConnection, Failure> {
+    pub fn session(&self) -> Result<ClientConnection, Failure> {
         let mut session =
             ClientConnection::new(self.config.clone(), self.name.clone()).map_err(|e| Failure::from(&e))?;
         session.set_buffer_limit(Some(SESSION_BYTES_MAX));

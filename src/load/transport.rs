@@ -1,4 +1,4 @@
-//! A member's bytes, as they are or within TLS, without a blocking call.
+//! A client's bytes, as they are or within TLS, without a blocking call.
 //!
 //! TLS is driven by hand: each step is one that the loop would take for a plain socket too. A read takes
 //! what the socket has, and decrypts all of it; so nothing waits inside a session, for which no event
@@ -20,7 +20,7 @@ const CIPHERTEXT_SHARE: usize = 4;
 
 /// A connection.
 #[derive(Debug)]
-pub(super) enum Transport {
+pub enum Transport {
     /// Bytes as they are.
     Plain(TcpStream),
     /// Bytes within TLS; boxed, so that plain connections do not pay for a session.
@@ -29,7 +29,7 @@ pub(super) enum Transport {
 
 /// A connection with TLS.
 #[derive(Debug)]
-pub(super) struct Secured {
+pub struct Secured {
     stream: TcpStream,
     session: ClientConnection,
     /// The socket said no, and will raise an event.
@@ -40,7 +40,7 @@ pub(super) struct Secured {
 
 /// What one read found.
 #[derive(Debug)]
-pub(super) enum Input {
+pub enum Input {
     /// Bytes, at this place in the buffer; none, if TLS had only things of its own to say.
     Bytes {
         /// The place.
@@ -56,7 +56,7 @@ pub(super) enum Input {
 
 impl Transport {
     /// A connection that has been begun.
-    pub(super) fn new(stream: TcpStream, session: Option<ClientConnection>) -> Transport {
+    pub fn new(stream: TcpStream, session: Option<ClientConnection>) -> Transport {
         match session {
             None => Transport::Plain(stream),
             Some(session) => {
@@ -66,7 +66,7 @@ impl Transport {
     }
 
     /// Its socket.
-    pub(super) fn stream(&self) -> &TcpStream {
+    pub fn stream(&self) -> &TcpStream {
         match self {
             Transport::Plain(stream) => stream,
             Transport::Tls(secured) => &secured.stream,
@@ -74,7 +74,7 @@ impl Transport {
     }
 
     /// One read.
-    pub(super) fn read(&mut self, scratch: &mut [u8]) -> Input {
+    pub fn read(&mut self, scratch: &mut [u8]) -> Input {
         match self {
             Transport::Plain(stream) => match read(stream, scratch) {
                 Ok(0) => Input::End(Cause::EndOfFile),
@@ -87,7 +87,7 @@ impl Transport {
     }
 
     /// Has TLS something to send, and may it try?
-    pub(super) fn wants_write(&self) -> bool {
+    pub fn wants_write(&self) -> bool {
         match self {
             Transport::Plain(_) => false,
             Transport::Tls(secured) => !secured.is_blocked && secured.session.wants_write(),
@@ -95,7 +95,10 @@ impl Transport {
     }
 
     /// Sends what TLS has to send; false if the socket does not take all of it.
-    pub(super) fn push(&mut self) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn push(&mut self) -> io::Result<bool> {
         match self {
             Transport::Plain(_) => Ok(true),
             Transport::Tls(secured) => secured.push(),
@@ -103,14 +106,14 @@ impl Transport {
     }
 
     /// The socket takes bytes again.
-    pub(super) fn unblock(&mut self) {
+    pub fn unblock(&mut self) {
         if let Transport::Tls(secured) = self {
             secured.is_blocked = false;
         }
     }
 
     /// Tells the server that nothing more comes, if it can be told at once.
-    pub(super) fn goodbye(&mut self) {
+    pub fn goodbye(&mut self) {
         if let Transport::Tls(secured) = self {
             secured.session.send_close_notify();
             let _ = secured.push();

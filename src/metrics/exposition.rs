@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::{Histogram, Metrics};
+use super::{Histogram, Limit, Metrics};
 use crate::close::Reason;
 
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
@@ -90,6 +90,13 @@ impl Collector for Snapshot {
             "Requests that were refused, by the answer's code",
             "reason",
             rejected,
+        )?;
+        let limited = Limit::WORDS.iter().copied().zip(metrics.rate_limited);
+        page.counters(
+            "oyez_rate_limited",
+            "Connections, handshakes and publications that were over a limit on people",
+            "limit",
+            limited,
         )?;
         let errors = metrics.accept_errors.iter().map(|(name, count)| (*name, *count));
         page.counters("oyez_accept_errors", "Calls of accept that failed", "errno", errors)?;

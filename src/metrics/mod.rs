@@ -22,6 +22,24 @@ const TURN_EVENTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0
 /// From a neighbour in the rack to a telephone in a tunnel.
 const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
+/// A limit on people that somebody was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Connections of one address.
+    ConnectionsPerAddress,
+    /// Handshakes of one address.
+    Handshakes,
+    /// Messages of one connection.
+    Messages,
+    /// Bytes of one connection.
+    Bytes,
+}
+
+impl Limit {
+    /// The words of all, in their order.
+    pub const WORDS: [&str; 4] = ["connections_per_address", "handshakes", "messages", "bytes"];
+}
+
 /// Counters of one server since its start.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -31,6 +49,8 @@ pub struct Metrics {
     pub connections_closed: [u64; Reason::COUNT],
     /// Requests that were refused, by the code of the answer.
     pub requests_rejected: BTreeMap<&'static str, u64>,
+    /// What was refused for the sake of a limit on people, in the order of [`Limit::WORDS`].
+    pub rate_limited: [u64; Limit::WORDS.len()],
     /// `accept` calls that failed, by the name of the error.
     pub accept_errors: BTreeMap<&'static str, u64>,
     /// Messages taken in from WebSockets.
@@ -75,6 +95,7 @@ impl Default for Metrics {
             connections_accepted: 0,
             connections_closed: [0; Reason::COUNT],
             requests_rejected: BTreeMap::new(),
+            rate_limited: [0; Limit::WORDS.len()],
             accept_errors: BTreeMap::new(),
             published_by_websocket: 0,
             published_by_http: 0,
@@ -111,6 +132,11 @@ impl Metrics {
     /// A request was refused.
     pub fn reject(&mut self, code: &'static str) {
         *self.requests_rejected.entry(code).or_default() += 1;
+    }
+
+    /// Somebody was over a limit on people.
+    pub fn limit(&mut self, limit: Limit) {
+        self.rate_limited[limit as usize] += 1;
     }
 
     /// A call of `accept` failed.

@@ -13,9 +13,11 @@ use serde_json::value::RawValue;
 
 use super::answers;
 use super::engine::Engine;
+use super::slots::Slot;
 use super::transport::Transport;
 use crate::access::gate::Pass;
 use crate::access::grant::Grant;
+use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketsOut};
 use crate::close::Reason;
 use crate::config::OnSlow;
@@ -94,7 +96,7 @@ impl<T: Transport> Engine<T> {
                 match self.channel_to_publish_on(id, channel.as_ref(), &pass) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
-                        self.publish(id, channel_id, name, kind, &payload, receipt, now);
+                        self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);
                     }
                     Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
                 }
@@ -322,8 +324,14 @@ impl<T: Transport> Engine<T> {
         kind: Kind,
         payload: &[u8],
         receipt: Receipt,
+        pass: &Pass,
         now: Moment,
     ) {
+        let pace = Pace::of(&self.limits, pass.as_deref());
+        if let Err(too_fast) = self.pace(id, pace, payload.len(), &receipt, now) {
+            self.hub.end_if_empty(channel);
+            return self.refuse_haste(id, too_fast, &receipt, now);
+        }
         let Some(slot) = self.slots.get(id) else { return };
         if let Some((name, key)) = name.zip(receipt.key())
             && let Some(published) = self.hub.repeated(name.as_str(), key, now)
@@ -348,6 +356,47 @@ impl<T: Transport> Engine<T> {
             self.hub.know_again(name.as_str(), key, published.id, now);
         }
         self.confirm(id, published, receipt, now);
+    }
+
+    /// Is that as fast as the connection may publish?
+    fn pace(
+        &mut self,
+        id: SlotId,
+        pace: Pace,
+        bytes: usize,
+        receipt: &Receipt,
+        now: Moment,
+    ) -> Result<(), TooFast> {
+        // Nor what comes behind a close.
+        let is_closing = self.slots.get(id).is_none_or(Slot::has_farewell);
+        if is_closing {
+            return Ok(());
+        }
+        let who = match receipt {
+            Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
+            _ => Publisher::Connection(id),
+        };
+        self.meters.take(who, pace, bytes, now)
+    }
+
+    /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
+    /// that, and is closed.
+    fn refuse_haste(&mut self, id: SlotId, too_fast: TooFast, receipt: &Receipt, now: Moment) {
+        let TooFast { limit, retry_ms } = too_fast;
+        self.metrics.limit(limit);
+        match receipt {
+            Receipt::None => self.turn_out(id, Reason::RateLimited { retry_ms }, now),
+            Receipt::Ack { reference, .. } => {
+                let reference = reference.as_deref();
+                let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
+                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message }, now);
+            }
+            Receipt::Response { manner, .. } => {
+                let refusal = Refusal::rate_limited(retry_ms);
+                self.metrics.reject(refusal.code());
+                self.answer(id, refusal.respond(manner).into(), now);
+            }
+        }
     }
 
     /// Tells a publisher which id its message has.

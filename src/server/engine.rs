@@ -3,15 +3,19 @@
 //! The engine has no poll and no listener, and is generic over the transport: the real server drives it
 //! with sockets, the model test with bytes in memory, and both run the same code.
 
-use std::mem;
+use std::{io, mem};
 
 use log::{debug, info};
 
+use super::REFUSALS_MAX;
 use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
-use super::transport::{self, ReadOutcome, Transport};
+use super::transport::{ReadOutcome, Transport};
+use crate::access::door::{Door, Over};
 use crate::access::gate::Gate;
-use crate::close::Reason;
+use crate::access::pace::Meters;
+use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
+use crate::close::{ProxyFault, Reason};
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::outbox::{Left, Outbox};
@@ -34,6 +38,8 @@ pub struct Engine<T> {
     pub site: Site,
     /// Who may come in.
     pub gate: Gate,
+    /// Who comes from where.
+    pub door: Door,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions asked for in this turn, in the order in which they asked.
@@ -51,6 +57,8 @@ pub struct Engine<T> {
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
     turned_away: usize,
+    /// Those who publish at the moment, where there is a limit to that.
+    pub(super) meters: Meters,
 }
 
 impl<T: Transport> Engine<T> {
@@ -61,6 +69,7 @@ impl<T: Transport> Engine<T> {
             slots: Slots::new(),
             site: Site::default(),
             gate: Gate::open(limits.tickets_max),
+            door: Door::new(&limits),
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
@@ -70,23 +79,42 @@ impl<T: Transport> Engine<T> {
             client_salt: 0,
             draining: None,
             turned_away: 0,
+            meters: Meters::new(),
             limits,
         }
     }
 
-    /// Takes in a connection that will be served.
-    pub fn admit(&mut self, transport: T, peer: Peer, now: Moment) -> SlotId {
+    /// Takes in a connection that will be served, unless its address has as much as it may have.
+    pub fn admit(&mut self, transport: T, mut peer: Peer, now: Moment) -> SlotId {
+        let awaits_header = self.door.awaits_header(peer.ip());
+        if !awaits_header && let Err(over) = self.door.enter(&mut peer, now) {
+            return self.keep_out(transport, peer, over, now);
+        }
         self.metrics.connections_accepted += 1;
         let state = State::accepted(&self.limits, now);
-        self.slots.insert(transport, peer, state, Outbox::Empty)
+        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
+        self.slots.mark_awaiting_header(id, awaits_header);
+        id
     }
 
-    /// Takes in a connection for which there is no room, to tell it so.
-    pub fn turn_away(&mut self, transport: T, peer: Peer, now: Moment) -> SlotId {
+    /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
+    /// once not all are told: what one address does must not keep the others from coming in.
+    fn keep_out(&mut self, transport: T, peer: Peer, over: Over, now: Moment) -> SlotId {
+        self.metrics.limit(over.limit);
+        let is_told = self.turned_away < REFUSALS_MAX;
+        let id = self.turn_away(transport, peer, over.reason(), now);
+        if !is_told {
+            self.slots.doom(id, over.reason());
+        }
+        id
+    }
+
+    /// Takes in a connection that will not be served, to tell it so.
+    pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
         self.metrics.connections_accepted += 1;
         self.turned_away += 1;
         let mut outbox = Outbox::Empty;
-        let state = State::turned_away(&self.limits, now, &mut outbox);
+        let state = State::turned_away(reason, &self.limits, now, &mut outbox);
         let id = self.slots.insert(transport, peer, state, outbox);
         self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);
@@ -130,26 +158,30 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot; how many bytes.
     fn read(&mut self, id: SlotId, now: Moment) -> usize {
-        let Engine { slots, limits, site, gate, metrics, scratch, wishes, .. } = self;
+        if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
+            return 0;
+        }
+        let Engine { slots, limits, site, door, gate, metrics, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         let has_write_failed = slot.has_write_failed();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
+        let (Parts { transport, state }, mut desk) =
+            desk(slot, limits, site, door, gate, metrics, wishes, now);
         let mut total = 0;
-        if state.takes_input(desk.outbox) {
+        if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
         }
         for _ in 0..desk.limits.reads_per_slot {
-            if !state.takes_input(desk.outbox) && !has_write_failed {
+            if !state.takes_input(is_flushed(desk.outbox, transport)) && !has_write_failed {
                 slots.mark_held(id);
                 return total;
             }
-            match transport::read(transport, scratch) {
-                ReadOutcome::Bytes(count) => {
+            match transport.receive(scratch) {
+                ReadOutcome::Bytes { count, more } => {
                     total += count;
                     state.receive(&scratch[..count], &mut desk);
-                    if count < scratch.len() && !reads_on {
+                    if !more && !reads_on {
                         return total;
                     }
                     if total >= desk.limits.read_bytes_per_slot {
@@ -157,11 +189,20 @@ impl<T: Transport> Engine<T> {
                     }
                 }
                 ReadOutcome::Blocked if !has_write_failed => return total,
+                ReadOutcome::Later if !has_write_failed => break,
+                ReadOutcome::Insecure(fault) if state.listens() => {
+                    self.close(id, Reason::TlsFailed { fault }, now);
+                    return total;
+                }
                 ReadOutcome::EndOfFile if !has_write_failed => {
                     state.end_of_file();
                     return total;
                 }
-                ReadOutcome::Failed | ReadOutcome::Blocked | ReadOutcome::EndOfFile => {
+                ReadOutcome::Failed
+                | ReadOutcome::Blocked
+                | ReadOutcome::Later
+                | ReadOutcome::EndOfFile
+                | ReadOutcome::Insecure(_) => {
                     state.fail();
                     return total;
                 }
@@ -169,6 +210,45 @@ impl<T: Transport> Engine<T> {
         }
         slots.mark_ready(id);
         total
+    }
+
+    /// Looks whether a proxy has said for whom it speaks; true if the slot can be read on.
+    ///
+    /// The header is looked at where it lies, in the kernel, and taken when it is whole: so nothing has to
+    /// be kept of it, and what follows it is untouched, whether that is a request or TLS.
+    fn take_proxy_header(&mut self, id: SlotId, now: Moment) -> bool {
+        let Some(slot) = self.slots.get_mut(id) else { return false };
+        let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
+        let looked = slot.transport.peek(&mut buffer);
+        let fault = match looked.map(|count| (count, parse_proxy_header(&buffer[..count]))) {
+            Ok((0, _)) => return self.end(id, Reason::EndOfFile),
+            Ok((_, ProxyHeader::Whole { bytes, client })) => {
+                if slot.transport.skip(bytes).is_err() {
+                    return self.end(id, Reason::Reset);
+                }
+                slot.peer = client.map_or(slot.peer, Peer::from);
+                let entered = self.door.enter(&mut slot.peer, now);
+                self.slots.mark_awaiting_header(id, false);
+                if let Err(over) = entered {
+                    self.metrics.limit(over.limit);
+                    self.close(id, over.reason(), now);
+                }
+                return true;
+            }
+            Ok((_, ProxyHeader::Incomplete)) if !slot.is_read_closed() => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => return self.end(id, Reason::Reset),
+            Ok((_, ProxyHeader::Incomplete)) => ProxyFault::Incomplete,
+            Ok((_, ProxyHeader::Missing)) => ProxyFault::Missing,
+            Ok((_, ProxyHeader::Bad)) => ProxyFault::Bad,
+        };
+        self.end(id, Reason::ProxyHeader { fault })
+    }
+
+    /// Ends a connection to which nothing is to be said. False, since it is not read on.
+    fn end(&mut self, id: SlotId, reason: Reason) -> bool {
+        self.slots.doom(id, reason);
+        false
     }
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
@@ -194,8 +274,12 @@ impl<T: Transport> Engine<T> {
     fn flush_slot(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, metrics, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
-        let (written, left) = slot.outbox.flush(&mut slot.transport, now);
+        let (written, left) = slot.flush(now);
         metrics.sent_bytes += written as u64;
+        if slot.outbox.is_empty() && slot.transport.holds_back() {
+            // It is on its way out, and the session's deadline stands.
+            return;
+        }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
             (Left::Failed(_), _) if slot.state.listens() => slots.mark_write_failed(id),
             (Left::Failed(_), _) => self.fail(id),
@@ -255,17 +339,17 @@ impl<T: Transport> Engine<T> {
     }
 
     fn sweep_slot(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, limits, site, gate, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if has_stalled(&slot.outbox, limits, now) {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
             // last write tells.
-            slot.outbox.unblock();
+            slot.unblock();
             slots.mark_dirty(id);
         }
         let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
             Due::Flush => self.grant_wishes(id, now),
@@ -286,9 +370,12 @@ impl<T: Transport> Engine<T> {
         let doomed = self.slots.take_doomed();
         for &id in &doomed {
             self.leave(id, now);
-            let Some(slot) = self.slots.remove(id) else { continue };
+            let Some(mut slot) = self.slots.remove(id) else { continue };
+            slot.transport.farewell();
             let State::Dead(reason) = slot.state else { continue };
             self.metrics.connections_closed[reason.index()] += 1;
+            self.door.leave(slot.peer);
+            self.meters.forget(id);
             if slot.is_turned_away() {
                 self.turned_away -= 1;
             }
@@ -302,10 +389,10 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
-        let Engine { slots, limits, site, gate, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, peer, .. }, mut desk) = desk(slot, limits, site, gate, metrics, wishes, now);
-        debug!("closing peer={peer} reason={reason}");
+        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
+        debug!("closing peer={} reason={reason}", desk.peer);
         state.close(reason, &mut desk);
         self.grant_wishes(id, now);
     }
@@ -368,18 +455,24 @@ fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
     outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now))
 }
 
+/// Has the socket taken everything?
+pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
+    outbox.is_empty() && !transport.holds_back()
+}
+
 /// What the engine needs of a slot whose session has its turn.
 struct Parts<'a, T> {
     transport: &'a mut T,
     state: &'a mut State,
-    peer: &'a Peer,
 }
 
 /// Splits a slot into what the engine needs of it and the desk that its session works at.
-fn desk<'a, T>(
+#[allow(clippy::too_many_arguments)]
+fn desk<'a, T: Transport>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
     site: &'a Site,
+    door: &'a mut Door,
     gate: &'a mut Gate,
     metrics: &'a mut Metrics,
     intents: &'a mut Vec<Intent>,
@@ -387,5 +480,6 @@ fn desk<'a, T>(
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    (Parts { transport, state, peer }, Desk { limits, site, gate, metrics, now, phase, outbox, intents })
+    let desk = Desk { limits, site, door, gate, peer, metrics, now, phase, outbox, intents };
+    (Parts { transport, state }, desk)
 }

@@ -16,7 +16,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Tcp;
 use crate::moment::Moment;
-use crate::session::response::{Manner, Refusal};
 
 /// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
 /// connections wake it earlier; the timer is for descriptors that others in the process give back.
@@ -29,6 +28,8 @@ pub struct Listener {
     state: Accepting,
     /// A descriptor to give up when none is left, so that one client can be taken in and told.
     reserve: Option<File>,
+    /// What that one is told.
+    no_room: Vec<u8>,
     /// Did the last accept find no descriptor? It will ten times a second, and is worth one line in the log.
     is_exhausted: bool,
 }
@@ -63,11 +64,11 @@ pub enum Accept {
 }
 
 impl Listener {
-    /// Binds and listens.
+    /// Binds and listens. `no_room` is what a client is told for which there is no descriptor.
     ///
     /// # Errors
     /// The address is in use or not ours, or an option is not taken.
-    pub fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Listener> {
+    pub fn bind(address: SocketAddr, tcp: &Tcp, no_room: Vec<u8>) -> io::Result<Listener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last server's connections to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
@@ -84,6 +85,7 @@ impl Listener {
             socket: TcpListener::from_std(socket.into()),
             state: Accepting::Idle,
             reserve: reserve(),
+            no_room,
             is_exhausted: false,
         })
     }
@@ -172,7 +174,7 @@ impl Listener {
             // Best effort, in one go: what has come is read, so that closing sends no reset that would
             // overtake the answer.
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write(&Refusal::no_room().respond(&Manner::last()));
+            let _ = stream.write(&self.no_room);
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
         self.reserve = reserve();
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn accepted_sockets_inherit_the_options() {
         let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
         let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0)) else { panic!("nobody") };
@@ -210,7 +212,7 @@ mod tests {
     #[test]
     fn the_backlog_bounds_who_waits() {
         let tcp = Tcp { backlog: 2, ..Tcp::default() };
-        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn a_pause_ends_by_timer_or_by_room() {
         let tcp = crate::config::Tcp::default();
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
         let now = Moment::from_millis(0);
         listener.pause(now);
         listener.mark_ready();

@@ -13,13 +13,16 @@
 //! - **reap** last, so that a key is not given out again while an id of this turn is still around.
 
 mod answers;
+mod certificate;
 mod deliver;
 pub mod engine;
+pub mod entrance;
 pub mod listener;
 mod process;
 pub mod slots;
 pub mod store;
 mod sweep;
+pub mod tls;
 pub mod transport;
 
 use std::fmt;
@@ -29,20 +32,23 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, error, info, warn};
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
+use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
+use crate::access::door::Proxies;
 use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
+use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::session::Site;
 use engine::Engine;
+use entrance::Entrance;
 use listener::{Accept, Listener};
 use store::{OpenError, Opened, Stamp, Store, Times};
 
@@ -60,13 +66,14 @@ pub const REFUSALS_MAX: usize = 16;
 pub const DESCRIPTORS_RESERVED: usize = 16 + REFUSALS_MAX;
 
 /// The server: its parts, and the loop over them.
-pub struct Server {
+pub struct Server<E: Entrance> {
     poll: Poll,
     events: Events,
     signals: Signals,
     /// `None` while draining.
     listener: Option<Listener>,
-    engine: Engine<TcpStream>,
+    entrance: E,
+    engine: Engine<E::Transport>,
     /// `None` without a history file, and when it is complete.
     store: Option<Store>,
     connections_max: usize,
@@ -163,7 +170,7 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-impl Server {
+impl<E: Entrance> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
     /// The history file is read last, since that marks it: clients that come meanwhile wait in the backlog.
@@ -175,9 +182,10 @@ impl Server {
         origins: Vec<OriginPattern>,
         gate: Gate,
         connections_max: usize,
-    ) -> Result<Server, StartError> {
+        entrance: E,
+    ) -> Result<Server<E>, StartError> {
         let poll = Poll::new()?;
-        let mut listener = Listener::bind(config.listen, &config.tcp)?;
+        let mut listener = Listener::bind(config.listen, &config.tcp, entrance.no_room())?;
         listener.register(poll.registry(), LISTENER)?;
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
@@ -202,6 +210,7 @@ impl Server {
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
             listener: Some(listener),
+            entrance,
             engine,
             store,
             connections_max,
@@ -209,6 +218,11 @@ impl Server {
             stage: Stage::Serving,
             hung_up: false,
         })
+    }
+
+    /// Believes these proxies from now on.
+    pub fn trust(&mut self, proxies: Proxies) {
+        self.engine.door.trust(proxies);
     }
 
     /// The address that it really listens on; `None` once it is draining.
@@ -317,10 +331,15 @@ impl Server {
         }
     }
 
-    /// What was read at start is read again, for those who come from now on, if SIGHUP came.
+    /// SIGHUP: files are read again, for those who come from now on. Nobody is dropped, and a file that is
+    /// no good changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
         if !std::mem::take(&mut self.hung_up) {
             return;
+        }
+        match self.entrance.reload(UnixTime::now()) {
+            Ok(()) => info!("reloaded"),
+            Err(why) => error!("not reloaded, all stays as it was: {why}"),
         }
         match keys() {
             Ok(verifier) => {
@@ -335,7 +354,8 @@ impl Server {
 
     /// Takes waiting sockets, up to a budget.
     fn accept(&mut self, now: Moment) {
-        let Server { poll, listener, engine, connections_max, .. } = self;
+        let Server { poll, listener, entrance, engine, connections_max, .. } = self;
+        entrance.begin_turn();
         let Some(listener) = listener else { return };
         for _ in 0..engine.limits.accepts_per_turn {
             if engine.served() >= *connections_max && engine.turned_away() >= REFUSALS_MAX {
@@ -363,13 +383,22 @@ impl Server {
             let token = slots::token_of(engine.slots.next_id());
             // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
             let interest = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = poll.registry().register(&mut stream, token, interest) {
-                warn!("cannot watch {peer}: {error}");
-            } else if engine.served() < *connections_max {
+            let transport = match poll.registry().register(&mut stream, token, interest) {
+                Ok(()) => entrance.enter(stream),
+                Err(error) => Err(error),
+            };
+            let transport = match transport {
+                Ok(transport) => transport,
+                Err(error) => {
+                    warn!("cannot serve {peer}: {error}");
+                    continue;
+                }
+            };
+            if engine.served() < *connections_max {
                 debug!("accept peer={peer}");
-                engine.admit(stream, peer, now);
+                engine.admit(transport, peer, now);
             } else {
-                engine.turn_away(stream, peer, now);
+                engine.turn_away(transport, peer, Reason::NoRoom, now);
             }
         }
     }

@@ -9,11 +9,14 @@ use std::collections::VecDeque;
 use mio::Token;
 use slab::Slab;
 
+use super::engine;
+use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::Place;
-use crate::hub::outbox::Outbox;
+use crate::hub::outbox::{Left, Outbox};
 use crate::hub::seats::Seats;
 use crate::ids::{Peer, SlotId};
+use crate::moment::Moment;
 use crate::session::State;
 
 /// One connection.
@@ -58,6 +61,8 @@ impl Marks {
     const REPLAYING: u16 = 128;
     /// Its close frame is queued: nothing may follow it.
     const FAREWELL: u16 = 256;
+    /// A proxy has yet to say for whom it speaks.
+    const AWAITS_HEADER: u16 = 512;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -75,7 +80,7 @@ impl Marks {
     }
 }
 
-impl<T> Slot<T> {
+impl<T: Transport> Slot<T> {
     /// Has an event said that the peer sends no more?
     pub fn is_read_closed(&self) -> bool {
         self.marks.has(Marks::READ_CLOSED)
@@ -106,6 +111,11 @@ impl<T> Slot<T> {
         self.marks.has(Marks::FAREWELL)
     }
 
+    /// Has a proxy yet to say for whom it speaks?
+    pub fn awaits_header(&self) -> bool {
+        self.marks.has(Marks::AWAITS_HEADER)
+    }
+
     /// May anything more be queued for it? Not behind its close frame (RFC 6455 5.5.1).
     pub fn takes_words(&self) -> bool {
         !self.has_farewell() && !matches!(self.state, State::Dead(_))
@@ -124,10 +134,34 @@ impl<T> Slot<T> {
 
     /// Would a flush come to anything?
     fn wants_flush(&self) -> bool {
-        match self.outbox {
-            Outbox::Empty => self.state.ends_with_flush(),
+        let has_news = match self.outbox {
+            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
             _ => !self.outbox.is_blocked(),
+        };
+        has_news || self.transport.wants_write()
+    }
+
+    /// Has the socket taken everything?
+    pub fn is_flushed(&self) -> bool {
+        engine::is_flushed(&self.outbox, &self.transport)
+    }
+
+    /// One write, of what the transport holds back and of what waits behind it.
+    pub fn flush(&mut self, now: Moment) -> (usize, Left) {
+        // Before there are keys the outbox is turned down, while the handshake goes on.
+        if let Err(error) = self.transport.push() {
+            return (0, Left::Failed(error));
         }
+        match self.outbox.flush(&mut self.transport, now) {
+            (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
+            flushed => flushed,
+        }
+    }
+
+    /// The socket takes bytes again, or is to be asked.
+    pub fn unblock(&mut self) {
+        self.outbox.unblock();
+        self.transport.unblock();
     }
 
     /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
@@ -148,7 +182,7 @@ pub struct Slots<T> {
     doomed: Vec<SlotId>,
 }
 
-impl<T> Slots<T> {
+impl<T: Transport> Slots<T> {
     /// An empty slab.
     pub fn new() -> Slots<T> {
         Slots {
@@ -240,7 +274,7 @@ impl<T> Slots<T> {
     /// The socket takes bytes again.
     pub fn mark_writable(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.outbox.unblock();
+            slot.unblock();
             self.mark_dirty(id);
         }
     }
@@ -277,6 +311,17 @@ impl<T> Slots<T> {
     pub fn mark_farewell(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.set(Marks::FAREWELL);
+        }
+    }
+
+    /// A proxy has yet to say for whom it speaks, or has said so.
+    pub fn mark_awaiting_header(&mut self, id: SlotId, awaits_header: bool) {
+        if let Some(slot) = self.get_mut(id) {
+            if awaits_header {
+                slot.marks.set(Marks::AWAITS_HEADER);
+            } else {
+                slot.marks.clear(Marks::AWAITS_HEADER);
+            }
         }
     }
 
@@ -375,15 +420,15 @@ impl<T> Slots<T> {
             assert_eq!(slot.marks.has(Marks::DIRTY), self.dirty.contains(&id), "{id:?} and the dirty list");
             assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
             assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
-            assert!(!slot.is_held() || !slot.outbox.is_empty(), "nobody releases {id:?}");
+            assert!(!slot.is_held() || !slot.is_flushed(), "nobody releases {id:?}");
             let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
-            assert!(!replays || !slot.outbox.is_empty(), "the replay of {id:?} stands still");
+            assert!(!replays || !slot.is_flushed(), "the replay of {id:?} stands still");
         }
     }
 }
 
-impl<T> Default for Slots<T> {
+impl<T: Transport> Default for Slots<T> {
     fn default() -> Slots<T> {
         Slots::new()
     }
@@ -406,18 +451,45 @@ pub fn id_of(token: Token) -> SlotId {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::moment::Moment;
+    use crate::server::transport::ReadOutcome;
+    use std::io;
 
-    fn insert(slots: &mut Slots<()>) -> SlotId {
+    /// A connection with nobody at the other end.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl io::Write for Nobody {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Nobody {
+        fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
+            ReadOutcome::Blocked
+        }
+
+        fn shut_down_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn insert(slots: &mut Slots<Nobody>) -> SlotId {
         let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         let state = State::accepted(&Limits::default(), Moment::from_millis(0));
-        slots.insert((), peer, state, Outbox::Empty)
+        slots.insert(Nobody, peer, state, Outbox::Empty)
     }
 
     #[test]
     fn a_slot_is_small() {
         // Release builds; in debug builds mio's socket also knows its poll.
         assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
+        // What is within TLS is in a box of its own.
+        assert!(size_of::<Slot<Box<()>>>() <= 88, "{}", size_of::<Slot<Box<()>>>());
     }
 
     #[test]

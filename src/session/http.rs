@@ -21,12 +21,20 @@ pub enum HeadEnd {
     /// A line ends in LF alone. RFC 9112 2.2 lets a server take that; where a proxy in front does not,
     /// the two see different requests.
     BareLf,
+    /// It begins like TLS, which has no lines to wait for.
+    Tls,
 }
+
+/// The type of TLS's first record (RFC 8446 5.1). No method begins with it.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// Looks for the end of the head: the first empty line after a line that is not.
 ///
 /// `seen` bytes were looked at before, without finding one.
 pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
+    if bytes.first() == Some(&TLS_HANDSHAKE) {
+        return HeadEnd::Tls;
+    }
     // RFC 9112 2.2: empty lines before the request line are to be ignored.
     let begin = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
     for at in memchr::memchr_iter(b'\n', &bytes[seen..]).map(|at| seen + at) {
@@ -170,7 +178,7 @@ pub struct Twice;
 
 impl<'a> Fields<'a> {
     /// The values of all lines with that name.
-    pub fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
@@ -363,5 +371,6 @@ mod tests {
         assert_eq!(find_head_end(b"GET / HTTP/1.1\nHost: x\n\n", 0), HeadEnd::BareLf);
         assert_eq!(find_head_end(b"GET / HTTP/1.1\r\nHost: x\n\r\n", 0), HeadEnd::BareLf);
         assert_eq!(find_head_end(b"\n", 0), HeadEnd::BareLf);
+        assert_eq!(find_head_end(b"\x16\x03\x01", 0), HeadEnd::Tls);
     }
 }

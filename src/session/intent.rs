@@ -4,6 +4,7 @@
 //! and the deliver phase does it, for all sessions in the order in which they spoke. What a session says
 //! to its own client goes the same way where it has to stand in one order with answers that are not its own.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -106,6 +107,8 @@ pub enum Receipt {
         manner: Manner,
         /// Names the message across retries (`Idempotency-Key`).
         key: Option<Box<str>>,
+        /// For whom a trusted proxy sent it, on a connection that carries requests of others too.
+        client: Option<IpAddr>,
     },
 }
 

@@ -30,11 +30,13 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::access::door::{Door, TOO_MANY_RETRY_MS};
 use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
 use crate::hub::outbox::{Outbox, Push};
+use crate::ids::Peer;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
@@ -148,6 +150,10 @@ pub struct Desk<'a> {
     pub limits: &'a Limits,
     /// What is served beside channels.
     pub site: &'a Site,
+    /// Who comes from where.
+    pub door: &'a mut Door,
+    /// Who is at the other end.
+    pub peer: &'a mut Peer,
     /// Who may come in.
     pub gate: &'a mut Gate,
     /// The counters.
@@ -168,9 +174,9 @@ impl State {
         State::Head(Box::new(Head::fresh(limits, now)))
     }
 
-    /// A connection for which there is no room: it is told so, whatever it wants.
-    pub fn turned_away(limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-        answer(Reason::NoRoom, &Refusal::no_room(), limits, now, outbox)
+    /// A connection that is not served: it is told so, whatever it wants.
+    pub fn turned_away(reason: Reason, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
+        answer(reason, &farewell(reason, limits), limits, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -179,10 +185,11 @@ impl State {
     }
 
     /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
-    /// can make the server hold is bounded by that, and its own kernel holds the rest.
-    pub fn takes_input(&self, outbox: &Outbox) -> bool {
+    /// can make the server hold is bounded by that, and its own kernel holds the rest. `is_flushed` says that its
+    /// socket has taken all that there was.
+    pub fn takes_input(&self, is_flushed: bool) -> bool {
         match self {
-            State::Head(_) | State::Body(_) => outbox.is_empty(),
+            State::Head(_) | State::Body(_) => is_flushed,
             State::Responding(_) => false,
             State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
         }
@@ -281,13 +288,7 @@ impl State {
         let Desk { limits, now, .. } = *desk;
         match self {
             State::Head(_) | State::Body(_) | State::Responding(_) => {
-                let refusal = match reason {
-                    Reason::HandshakeTimeout => Refusal::head_too_late(limits),
-                    Reason::BodyTimeout => Refusal::body_too_late(limits),
-                    Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
-                    _ => Refusal::no_room(),
-                };
-                *self = answer(reason, &refusal, limits, now, desk.outbox);
+                *self = answer(reason, &farewell(reason, limits), limits, now, desk.outbox);
             }
             State::Open(open) => {
                 let awake = open.more.take().and_then(|more| more.awake);
@@ -528,6 +529,18 @@ fn unpinned(payload: Bytes) -> Bytes {
 
 /// Payloads below that are copied: a quarter of tungstenite's read buffer.
 const COPY_BYTES_MAX: usize = 1024;
+
+/// What a client of HTTP hears when its connection is closed.
+fn farewell(reason: Reason, limits: &Limits) -> Refusal {
+    match reason {
+        Reason::HandshakeTimeout => Refusal::head_too_late(limits),
+        Reason::BodyTimeout => Refusal::body_too_late(limits),
+        Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
+        Reason::RateLimited { retry_ms } => Refusal::rate_limited(retry_ms),
+        Reason::TooManyConnections => Refusal::too_many_connections(TOO_MANY_RETRY_MS),
+        _ => Refusal::no_room(),
+    }
+}
 
 /// Answers a request with an HTTP error, and says goodbye.
 fn answer(reason: Reason, refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {

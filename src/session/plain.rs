@@ -6,6 +6,7 @@
 //! taken it. **A limit on everything**: what a connection can make the server hold is one answer and one
 //! read.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use crate::access::origin::{self, OriginVerdict};
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
 use crate::hub::Wish;
-use crate::ids::{ChannelName, Since};
+use crate::ids::{ChannelName, Peer, Since};
 use crate::moment::Moment;
 use crate::wire::command::{KEY_BYTES_MAX, check_json};
 use crate::wire::{Form, Kind};
@@ -71,6 +72,7 @@ struct Order {
     manner: Manner,
     key: Option<Box<str>>,
     pass: Pass,
+    client: Option<IpAddr>,
 }
 
 /// A request has come whole, and its answer is waited for.
@@ -154,6 +156,7 @@ impl Head {
         let end = match http::find_head_end(bytes, before) {
             HeadEnd::At(end) if end <= limits.head_bytes_max => Ok(end),
             HeadEnd::BareLf => Err(Refusal::bad("a line ends in LF without CR")),
+            HeadEnd::Tls => Err(Refusal::bad("TLS is not spoken on this port: write http:// or ws://")),
             HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
                 if before == 0 {
                     self.received.extend_from_slice(input);
@@ -219,6 +222,7 @@ impl Body {
             manner: std::mem::take(&mut self.order.manner),
             key: self.order.key.take(),
             pass: self.order.pass.take(),
+            client: self.order.client,
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
         match place(order, payload, &input[missing..], self.owed, desk) {
@@ -525,6 +529,24 @@ fn preflight(route: &Route, manner: Manner, rest: &[u8], owed: u32, desk: &mut D
     answer(manner.respond(204, "", &fields, b""), &manner, rest, owed, desk)
 }
 
+/// The client that a request is of, if a trusted proxy sent it for somebody.
+fn client_of(request: &Request<'_>, desk: &Desk<'_>) -> Option<IpAddr> {
+    desk.door.client_behind(*desk.peer, request.fields.all("x-forwarded-for"))
+}
+
+/// A connection becomes one client's, for as long as it lasts. If it came from that client itself, it has been
+/// counted since it came; if it came through a proxy, it is from now on.
+fn come_in(request: &Request<'_>, desk: &mut Desk<'_>) -> Result<(), Refusal> {
+    let Some(client) = client_of(request, desk) else { return Ok(()) };
+    if client != desk.peer.ip().to_canonical() {
+        *desk.peer = Peer::from(client);
+    }
+    desk.door.enter(desk.peer, desk.now).map_err(|over| {
+        desk.metrics.limit(over.limit);
+        super::farewell(over.reason(), desk.limits)
+    })
+}
+
 fn open_web_socket(
     request: &Request<'_>,
     channel: Option<ChannelName>,
@@ -542,6 +564,9 @@ fn open_web_socket(
         OriginVerdict::Absent | OriginVerdict::SameHost | OriginVerdict::Allowed
     ) {
         return hang_up(&forbidden_origin(), owed, desk);
+    }
+    if let Err(refusal) = come_in(request, desk) {
+        return hang_up(&refusal, owed, desk);
     }
     let pass = guest::admit(request, Ways::Subprotocol, desk);
     desk.outbox.queue(Rc::new(Bytes::from(response)));
@@ -596,6 +621,10 @@ fn stream_events(
         let refusal = Refusal::new(400, "bad_cursor", "Last-Event-ID is an id as an event carries it");
         return refuse(&refusal, manner, rest, owed, desk);
     };
+    if let Err(refusal) = come_in(request, desk) {
+        let manner = Manner { after: After::Closed, ..manner };
+        return refuse(&refusal, manner, rest, owed, desk);
+    }
     let stream = manner.stream("text/event-stream");
     desk.intents.push(Intent::Say(Bytes::from(stream)));
     let wish = Wish { form: Form::Event, since: since.unwrap_or(Since::Now), echo: true };
@@ -649,7 +678,8 @@ fn take_order(
             return refuse(&refusal, unread, rest, owed, desk);
         }
     };
-    let order = Order { channel, kind, manner, key, pass };
+    let client = client_of(request, desk);
+    let order = Order { channel, kind, manner, key, client, pass };
     if rest.len() >= length {
         return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
     }
@@ -678,7 +708,7 @@ fn kind_of(media_type: &[u8]) -> Kind {
 
 /// The body is complete: publish it.
 fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    let Order { channel, kind, manner, key, pass } = order;
+    let Order { channel, kind, manner, key, client, pass } = order;
     let bad = match kind {
         Kind::Binary => None,
         Kind::Text => std::str::from_utf8(&payload).is_err().then(|| {
@@ -691,7 +721,7 @@ fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: &mut Desk<'
         return refuse(&refusal, manner, rest, owed, desk);
     }
     let (after, consumed) = (manner.after, payload.len());
-    let receipt = Receipt::Response { manner, key };
+    let receipt = Receipt::Response { manner, key, client };
     desk.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, pass });
     match after {
         After::Closed => respond(after, Reason::Served, rest, owed),

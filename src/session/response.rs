@@ -120,6 +120,18 @@ impl Refusal {
         Refusal::unavailable("drain", "the server is going away", retry_ms.div_ceil(1_000))
     }
 
+    /// 429: somebody does it too often.
+    pub fn rate_limited(retry_ms: u32) -> Refusal {
+        Refusal::new(429, "rate_limited", "this comes more often than it may; Retry-After says when it may")
+            .with("Retry-After", retry_ms.div_ceil(1_000).to_string())
+    }
+
+    /// 429: the address has as many connections as it may.
+    pub fn too_many_connections(retry_ms: u32) -> Refusal {
+        Refusal::new(429, "too_many_connections", "this address has as many connections as it may")
+            .with("Retry-After", retry_ms.div_ceil(1_000).to_string())
+    }
+
     /// 408: the head did not come in time.
     pub fn head_too_late(limits: &Limits) -> Refusal {
         let message = format!("the request head was not complete after {} ms", limits.handshake_timeout_ms);

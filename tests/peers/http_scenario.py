@@ -22,13 +22,13 @@ from scenario import STEP_S, Verdict
 # Names as the parser gives them: counters without _total.
 FAMILIES = """
     oyez_connections oyez_connections_accepted oyez_connections_closed oyez_handshakes_rejected
-    oyez_accept_errors oyez_channels oyez_subscriptions oyez_messages_published oyez_messages_delivered
+    oyez_rate_limited oyez_accept_errors oyez_channels oyez_subscriptions oyez_messages_published oyez_messages_delivered
     oyez_received_bytes oyez_sent_bytes oyez_pending_bytes oyez_slow_connections oyez_messages_skipped
     oyez_resumes oyez_history_bytes oyez_turn_seconds oyez_turn_events oyez_ping_rtt_seconds oyez_build_info
     process_cpu_seconds process_resident_memory_bytes process_virtual_memory_bytes process_open_fds
     process_max_fds process_start_time_seconds
 """.split()
-LABELS = {"reason", "errno", "source", "result", "version", "le"}
+LABELS = {"reason", "errno", "source", "result", "version", "limit", "le"}
 WRK_S = 1
 WRK_POST = """
 wrk.method = "POST"

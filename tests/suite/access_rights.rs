@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::guarded::{Guarded, admin, bearer, token, upgrade_with};
+use crate::support::guarded::{Guarded, admin, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::http::{Answer, get, post, request};
 use crate::support::process::Server;
 
@@ -232,4 +232,35 @@ fn rights_that_are_renewed_are_looked_at_again() {
     let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
     raw.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &["a"])}).to_string());
     assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+}
+
+/// A token may say how fast its bearer publishes, in place of what the server says for all.
+#[test]
+fn a_token_has_a_pace_of_its_own() {
+    let guarded = Guarded::start(&["--messages-per-second=1"]);
+    let fast = |messages: u32| {
+        let mut claims = claims("alice", &["a"], &["*"], unix_now());
+        claims.oyez.messages_per_second = messages.try_into().ok();
+        bearer(&sign(&claims))
+    };
+    let mut client = Client::new(guarded.server.connect());
+    let (slow, fast) = (fast(0), fast(1_000));
+    for number in 0..50 {
+        assert_eq!(client.ask(post("/v1/publish/a", &fast, "x")).status, 200, "{number}");
+    }
+    let mut client = Client::new(guarded.server.connect());
+    assert_eq!(client.ask(post("/v1/publish/a", &slow, "x")).status, 200);
+    assert_eq!(client.ask(post("/v1/publish/never", &slow, "x")).status, 429);
+    let page = client.ask(request("GET", "/v1/channels", &bearer(&admin()))).json();
+    assert_eq!(
+        page["channels"].as_array().unwrap().len(),
+        1,
+        "what was not published left no channel: {page}"
+    );
+    // Who closes behind what was too fast hears of that.
+    let mut client = guarded.upgraded("/ws/a?echo=0", &slow);
+    let message = frames::masked(frames::TEXT, b"x");
+    client.send(&[&message[..], &message, &frames::close(1000, "")].concat());
+    let (code, reason) = client.closed_in_the_end_with();
+    assert_eq!((code, reason.starts_with("rate_limited retry_ms=")), (4101, true), "{reason}");
 }

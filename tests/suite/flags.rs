@@ -80,6 +80,8 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--backlog", "0"),
         ("--notsent-lowat-bytes", "0"),
         ("--user-timeout-ms", "0"),
+        ("--tls-handshakes-per-turn", "0"),
+        ("--tls-sessions-max", "-1"),
         ("--channels-per-client-max", "0"),
         ("--history-messages-max", "-1"),
         ("--history-bytes-max", "0"),
@@ -93,6 +95,12 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--auth-timeout-ms", "0"),
         ("--token-grace-ms", "1h"),
         ("--tickets-max", "0"),
+        ("--trusted-proxy", "10.0.0.1/8"),
+        ("--trusted-proxy", "10.0.0.0/8,proxy.example"),
+        ("--connections-per-address-max", "-1"),
+        ("--handshakes-per-second", "x"),
+        ("--messages-per-second", "1.5"),
+        ("--bytes-per-second", "1kb"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),
         ("--origin", "https://app.example/path"),
@@ -120,6 +128,7 @@ fn contradictions_are_refused_at_start() {
     check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-slot");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
+    check(&["--proxy-protocol"], "--trusted-proxy");
 }
 
 #[test]

@@ -555,7 +555,7 @@ fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
 /// Ends a run in order.
 fn finish(opened: Opened, millis: u64, stamp: Stamp) {
     let Opened { store, mut hub, .. } = opened;
-    assert!(store.finish(&mut hub, &mut Metrics::default(), 0, times(millis), stamp));
+    assert!(store.finish(&mut hub, &mut Metrics::default(), 77, times(millis), stamp));
 }
 
 #[test]
@@ -599,6 +599,20 @@ fn an_epoch_is_later_than_the_one_before_it_whatever_the_clock_says() {
         await_unlocked(&folder.file());
     }
     assert_eq!(epochs, [0, 1, 2, 3].map(|more| NOON.unix_ms + more));
+}
+
+#[test]
+fn a_run_that_wrote_nothing_and_was_killed_was_not_ended_in_order() {
+    let folder = Folder::new();
+    let opened = open(&folder.file(), NOON).unwrap();
+    finish(opened, 10, NOON);
+    let opened = open(&folder.file(), NOON).unwrap();
+    assert_eq!((opened.hub.head().epoch, opened.clients), (NOON.unix_ms, Some(77)), "all goes on");
+    // It may have given out ids that are not in the file.
+    drop(opened);
+    await_unlocked(&folder.file());
+    let opened = open(&folder.file(), NOON).unwrap();
+    assert_eq!(opened.hub.head().epoch, NOON.unix_ms + 1);
 }
 
 /// The thread of a store that was dropped ends in its own time.
@@ -650,7 +664,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> 
     let folder = Folder::new();
     fs::write(folder.file(), bytes).unwrap();
     let opened = open(&folder.file(), later(NOON, 250_000));
-    let Ok(Opened { mut hub, .. }) = opened else {
+    let Ok(Opened { mut hub, store, .. }) = opened else {
         assert_eq!(
             fs::read(folder.file()).unwrap(),
             bytes,
@@ -673,6 +687,11 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> 
         assert_eq!(count, texts.len(), "{what}: the same epoch, so nothing is missing");
         assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
     }
+    // What was written since stands where it can be read.
+    drop(store);
+    await_unlocked(&folder.file());
+    let again = open(&folder.file(), later(NOON, 250_000)).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(again.hub.kept().messages, count, "{what}: read twice");
     true
 }
 

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::Client;
+use super::tls::{self, Identity, Tunnel};
 
 /// How long anything in a test may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,13 +27,30 @@ pub fn oyez(arguments: &[&str]) -> Command {
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    /// What stands between it and tests that know nothing of TLS.
+    tunnel: Option<Tunnel>,
     log: Option<thread::JoinHandle<String>>,
 }
 
 impl Server {
     /// Starts `oyez serve` on a free port, with further flags.
     pub fn start(flags: &[&str]) -> Server {
+        if tls::is_everywhere() {
+            let identity = Identity::new();
+            let mut server = Server::start_tls(&identity, flags);
+            let tunnel = Tunnel::start(server.address, identity);
+            server.address = tunnel.address;
+            server.tunnel = Some(tunnel);
+            return server;
+        }
         Server::start_command(oyez(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat()))
+    }
+
+    /// The same, with TLS.
+    pub fn start_tls(identity: &Identity, flags: &[&str]) -> Server {
+        let mut command = oyez(&["serve", "--listen", "127.0.0.1:0"]);
+        command.args(identity.flags()).args(flags);
+        Server::start_command(command)
     }
 
     /// Starts a command that ends up as a server.
@@ -41,11 +59,11 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let log = collect(child.stderr.take().unwrap());
-        let address = line.split("ws://").nth(1).and_then(|rest| rest.split('/').next());
+        let address = line.split("://").nth(1).and_then(|rest| rest.split('/').next());
         let Some(address) = address.and_then(|text| text.parse().ok()) else {
             panic!("{line:?}, {}", log.join().unwrap());
         };
-        Server { child, address, log: Some(log) }
+        Server { child, address, tunnel: None, log: Some(log) }
     }
 
     pub fn pid(&self) -> u32 {

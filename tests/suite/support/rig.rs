@@ -8,7 +8,7 @@ use oyez::config::Limits;
 use oyez::ids::{Peer, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
-use oyez::server::transport::Transport;
+use oyez::server::transport::{self, ReadOutcome, Transport};
 
 use super::frames::{self, Frame};
 use super::http::Answer;
@@ -151,6 +151,10 @@ impl Write for Pipe {
 }
 
 impl Transport for Pipe {
+    fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        transport::read(self, buffer)
+    }
+
     fn shut_down_write(&mut self) -> io::Result<()> {
         if self.is_reset {
             return Err(ErrorKind::NotConnected.into());
@@ -158,12 +162,43 @@ impl Transport for Pipe {
         self.outgoing_ended = true;
         Ok(())
     }
+
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_reset {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let count = self.incoming.len().min(buffer.len());
+        if count == 0 && !self.incoming_ends {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        for (to, from) in buffer.iter_mut().zip(&self.incoming) {
+            *to = *from;
+        }
+        Ok(count)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        self.incoming.drain(..count);
+        Ok(())
+    }
+}
+
+/// A transport that is a pipe, or stands on one.
+pub trait Piped: Transport {
+    fn pipe(&mut self) -> &mut Pipe;
+}
+
+impl Piped for Pipe {
+    fn pipe(&mut self) -> &mut Pipe {
+        self
+    }
 }
 
 /// An engine, its time, and what its peers were sent before they were reaped.
-pub struct Rig {
-    pub engine: Engine<Pipe>,
+pub struct Rig<T = Pipe> {
+    pub engine: Engine<T>,
     pub now: Moment,
+    enter: Box<dyn FnMut(Pipe) -> T>,
     reaped: Vec<(SlotId, Pipe)>,
 }
 
@@ -174,13 +209,30 @@ impl Rig {
 
     /// An engine whose log begins anew.
     pub fn with_epoch(limits: Limits, epoch: u64) -> Rig {
-        Rig { engine: Engine::new(limits, epoch), now: Moment::from_millis(1_000_000), reaped: Vec::new() }
+        Rig::made_of(Engine::new(limits, epoch), |pipe| pipe)
+    }
+}
+
+impl<T: Piped> Rig<T> {
+    /// One whose connections are made of pipes.
+    pub fn over(limits: Limits, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
+        Rig::made_of(Engine::new(limits, 1_000), enter)
+    }
+
+    fn made_of(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
+        Rig { engine, now: Moment::from_millis(1_000_000), enter: Box::new(enter), reaped: Vec::new() }
     }
 
     /// A connection that has said nothing.
     pub fn connect(&mut self, mood: Mood) -> SlotId {
-        let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-        self.engine.admit(Pipe::new(mood), peer, self.now)
+        self.connect_from("127.0.0.1", mood)
+    }
+
+    /// A connection from somewhere.
+    pub fn connect_from(&mut self, address: &str, mood: Mood) -> SlotId {
+        let peer = Peer::from(SocketAddr::new(address.parse().unwrap(), 1));
+        let transport = (self.enter)(Pipe::new(mood));
+        self.engine.admit(transport, peer, self.now)
     }
 
     /// A connection that has joined a channel.
@@ -195,7 +247,7 @@ impl Rig {
 
     pub fn pipe(&mut self, id: SlotId) -> &mut Pipe {
         match self.engine.slots.get_mut(id) {
-            Some(slot) => &mut slot.transport,
+            Some(slot) => slot.transport.pipe(),
             None => &mut self.reaped.iter_mut().find(|(one, _)| *one == id).unwrap().1,
         }
     }
@@ -295,9 +347,10 @@ impl Rig {
         }
     }
 
-    fn owes_events(&self) -> bool {
-        self.engine.slots.iter().any(|(_, slot)| {
-            let pipe = &slot.transport;
+    fn owes_events(&mut self) -> bool {
+        let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
+        ids.into_iter().any(|id| {
+            let pipe = self.pipe(id);
             let has_news = !pipe.incoming.is_empty() || pipe.incoming_ends || pipe.is_reset;
             (pipe.owes_readable && has_news) || (pipe.owes_writable && !matches!(pipe.mood, Mood::Stuck))
         })
@@ -310,7 +363,7 @@ impl Rig {
         self.engine.reap(self.now);
         for (id, pipe) in pipes {
             match self.engine.slots.get_mut(id) {
-                Some(slot) => slot.transport = pipe,
+                Some(slot) => *slot.transport.pipe() = pipe,
                 None => self.reaped.push((id, pipe)),
             }
         }

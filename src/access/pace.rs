@@ -1,0 +1,203 @@
+//! How fast somebody may publish.
+//!
+//! A meter is kept only for who has published within the last second: a second fills any bucket
+//! ([`Rate::each_second`]), and one that is full is as good as a new one. So a connection that listens
+//! costs nothing, and the table is as large as the number of those who publish at the moment.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+
+use super::grant::Grant;
+use super::rate::{Bucket, Rate, Take};
+use crate::config::Limits;
+use crate::ids::SlotId;
+use crate::metrics::Limit;
+use crate::moment::Moment;
+
+/// The limits of one publisher; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Messages.
+    pub messages: Option<Rate>,
+    /// Bytes of their payloads.
+    pub bytes: Option<Rate>,
+}
+
+impl Pace {
+    /// What the server allows, or, where the grant has a number of its own, what that allows.
+    pub fn of(limits: &Limits, grant: Option<&Grant>) -> Pace {
+        let own = |number: fn(&Grant) -> Option<NonZeroU32>| grant.and_then(number).map(NonZeroU32::get);
+        Pace {
+            messages: Rate::each_second(
+                own(|grant| grant.messages_per_second).unwrap_or(limits.messages_per_second),
+            ),
+            bytes: Rate::each_second(own(|grant| grant.bytes_per_second).unwrap_or(limits.bytes_per_second)),
+        }
+    }
+
+    fn is_unlimited(self) -> bool {
+        self == Pace::default()
+    }
+}
+
+/// Who publishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Publisher {
+    /// A connection.
+    Connection(SlotId),
+    /// A client of a trusted proxy, whose connections carry requests of many.
+    Behind(IpAddr),
+}
+
+/// Too fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooFast {
+    /// Which limit it is over.
+    pub limit: Limit,
+    /// So many milliseconds later it is not.
+    pub retry_ms: u32,
+}
+
+/// The meters of those who publish at the moment.
+#[derive(Debug)]
+pub struct Meters {
+    meters: HashMap<Publisher, Meter>,
+    /// The table is looked through for full ones when it has so many.
+    crowded: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Meter {
+    messages: Option<Bucket>,
+    bytes: Option<Bucket>,
+    used: Moment,
+}
+
+/// After that time without a publication a meter is as good as a new one.
+const FULL_AFTER_MS: u32 = 1_000;
+
+/// Fewer meters are not worth looking through.
+const CROWDED_AT_LEAST: usize = 64;
+
+impl Meters {
+    /// An empty table.
+    pub fn new() -> Meters {
+        Meters { meters: HashMap::new(), crowded: CROWDED_AT_LEAST }
+    }
+
+    /// Somebody publishes so many bytes. What is refused costs nothing.
+    ///
+    /// # Errors
+    /// That is too fast.
+    pub fn take(&mut self, who: Publisher, pace: Pace, bytes: usize, now: Moment) -> Result<(), TooFast> {
+        if pace.is_unlimited() {
+            return Ok(());
+        }
+        if self.meters.len() >= self.crowded && !self.meters.contains_key(&who) {
+            self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);
+            // Twice what is left: each newcomer pays for two that are looked at.
+            self.crowded = (2 * self.meters.len()).max(CROWDED_AT_LEAST);
+            self.meters.shrink_to(self.crowded);
+        }
+        let new = Meter { messages: None, bytes: None, used: now };
+        let meter = self.meters.entry(who).or_insert(new);
+        let mut after = *meter;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        for (limit, rate, bucket, cost) in [
+            (Limit::Messages, pace.messages, &mut after.messages, 1),
+            (Limit::Bytes, pace.bytes, &mut after.bytes, bytes),
+        ] {
+            let Some(rate) = rate else { continue };
+            let bucket = bucket.get_or_insert(Bucket::full(rate, now));
+            if let Take::Wait { millis: retry_ms } = bucket.take(rate, cost, now) {
+                return Err(TooFast { limit, retry_ms });
+            }
+        }
+        *meter = Meter { used: now, ..after };
+        Ok(())
+    }
+
+    /// A connection is gone.
+    pub fn forget(&mut self, id: SlotId) {
+        self.meters.remove(&Publisher::Connection(id));
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.meters.len()
+    }
+
+    /// Are there none?
+    pub fn is_empty(&self) -> bool {
+        self.meters.is_empty()
+    }
+}
+
+impl Default for Meters {
+    fn default() -> Meters {
+        Meters::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(key: u32) -> Publisher {
+        Publisher::Connection(SlotId { key, generation: key })
+    }
+
+    fn pace(messages: u32, bytes: u32) -> Pace {
+        Pace { messages: Rate::each_second(messages), bytes: Rate::each_second(bytes) }
+    }
+
+    #[test]
+    fn messages_and_bytes_each_have_their_limit() {
+        let (mut meters, now) = (Meters::new(), Moment::from_millis(0));
+        let (pace, who) = (pace(2, 100), connection(1));
+        assert_eq!(meters.take(who, pace, 60, now), Ok(()));
+        assert_eq!(
+            meters.take(who, pace, 60, now),
+            Err(TooFast { limit: Limit::Bytes, retry_ms: 200 }),
+            "and no message is taken for it"
+        );
+        assert_eq!(meters.take(who, pace, 40, now), Ok(()));
+        assert_eq!(meters.take(who, pace, 0, now), Err(TooFast { limit: Limit::Messages, retry_ms: 500 }));
+        assert_eq!(meters.take(connection(2), pace, 60, now), Ok(()), "each has its own");
+        assert_eq!(meters.take(who, pace, 50, now.after(500)), Ok(()));
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_kept() {
+        let (mut meters, now) = (Meters::new(), Moment::from_millis(0));
+        for key in 0..100 {
+            assert_eq!(meters.take(connection(key), Pace::default(), usize::MAX, now), Ok(()));
+        }
+        assert!(meters.is_empty() && meters.meters.capacity() == 0);
+    }
+
+    #[test]
+    fn who_is_silent_is_forgotten_and_who_is_not_is_not() {
+        let (mut meters, start, pace) = (Meters::new(), Moment::from_millis(0), pace(1, 0));
+        for key in 0..100_000u32 {
+            // A thousand new ones each second, and one that keeps at it.
+            let now = start.after(key);
+            assert_eq!(meters.take(connection(key + 1), pace, 1, now), Ok(()));
+            let again = meters.take(connection(0), pace, 1, now);
+            assert_eq!(again.is_ok(), key % 1_000 == 0, "{key}");
+            assert!(meters.len() <= 2_100, "{}", meters.len());
+        }
+        assert!(meters.meters.capacity() <= 8_192, "{}", meters.meters.capacity());
+    }
+
+    #[test]
+    fn a_grant_has_its_own_numbers() {
+        let limits = Limits { messages_per_second: 5, bytes_per_second: 6, ..Limits::default() };
+        assert_eq!(Pace::of(&limits, None), pace(5, 6));
+        assert_eq!(Pace::of(&limits, Some(&Grant::default())), pace(5, 6));
+        let grant = Grant { messages_per_second: NonZeroU32::new(50), ..Grant::default() };
+        assert_eq!(Pace::of(&limits, Some(&grant)), pace(50, 6));
+        assert_eq!(Pace::of(&Limits::default(), Some(&grant)), pace(50, 0));
+    }
+}

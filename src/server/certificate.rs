@@ -1,0 +1,145 @@
+//! Certificate and key, from their files to what all TLS connections share.
+//!
+//! Which versions and cipher suites are spoken is not a setting: TLS 1.2 and 1.3 with forward secrecy and
+//! sealed records, and nothing older is even compiled in.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::sync::Arc;
+
+use log::{info, warn};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, ServerSessionMemoryCache};
+use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore, ServerConfig};
+
+use crate::config;
+
+/// Tickets for each handshake of TLS 1.3. A client uses each once, and gets another with each connection;
+/// more than one is for browsers that open several at a time to load a page.
+const TICKETS: usize = 1;
+
+/// How long before a certificate's end the log begins to say so. Those who renew by themselves do it a month
+/// before.
+const NOTICE_SECONDS: u64 = 14 * DAY_SECONDS;
+const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+/// Where the memory of earlier sessions comes from.
+pub(super) enum Resumption<'a> {
+    /// There is none yet.
+    New(&'a config::Tls),
+    /// What was issued under the last certificate stays good.
+    Of(&'a ServerConfig),
+}
+
+/// Reads both files, and sees whether they go together.
+pub(super) fn load(
+    files: &config::TlsFiles,
+    resumption: Resumption<'_>,
+    now: UnixTime,
+) -> Result<ServerConfig, String> {
+    let config::TlsFiles { certificate, key } = files;
+    let chain = certificates(certificate).map_err(|why| about("--tls-cert", certificate, why))?;
+    let secret = private_key(key).map_err(|why| about("--tls-key", key, why))?;
+    if let Some(why) = expiry(&chain[0], now) {
+        warn!("{}", about("--tls-cert", certificate, why));
+    }
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_no_client_auth()
+        .with_single_cert(chain, secret)
+        .map_err(|error| match error {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                let pair = about("--tls-cert", certificate, "another certificate's key is in --tls-key");
+                format!("{pair} {}", key.display())
+            }
+            Error::InvalidCertificate(_) => about("--tls-cert", certificate, error),
+            _ => about("--tls-key", key, error),
+        })?;
+    // RFC 6455 is an upgrade of HTTP/1.1. A client that speaks only HTTP/2 is told so in the handshake.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.send_tls13_tickets = TICKETS;
+    match resumption {
+        Resumption::New(limits) => {
+            config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
+            // For clients of TLS 1.2 without tickets; all others keep their session themselves.
+            config.session_storage = match limits.sessions_max {
+                0 => Arc::new(NoServerSessionStorage {}),
+                max => ServerSessionMemoryCache::new(max),
+            };
+        }
+        Resumption::Of(last) => {
+            config.ticketer = last.ticketer.clone();
+            config.session_storage = last.session_storage.clone();
+        }
+    }
+    info!("certificate read from {}", certificate.display());
+    Ok(config)
+}
+
+fn about(flag: &str, path: &Path, why: impl Display) -> String {
+    format!("{flag} {}: {why}", path.display())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match found {
+        Ok(chain) if chain.is_empty() => Err(
+            "no certificate in it: one is between -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----"
+                .to_owned(),
+        ),
+        Ok(chain) => Ok(chain),
+        Err(error) => Err(complaint(&error)),
+    }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+        pem::Error::NoItemsFound => {
+            "no private key in it, or one with a passphrase, which `openssl pkey` takes off".to_owned()
+        }
+        error => complaint(&error),
+    })
+}
+
+/// In words of our own: rustls would quote from the file, and keys are no matter for a log.
+fn complaint(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "nothing of use in it".to_owned(),
+        _ => "not PEM, or cut off".to_owned(),
+    }
+}
+
+/// Is the certificate good today, and for some time?
+fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
+    let days = |seconds: u64| seconds.div_ceil(DAY_SECONDS);
+    let soon = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() + NOTICE_SECONDS));
+    match (validity(certificate, now), validity(certificate, soon)) {
+        (Some(CertificateError::ExpiredContext { not_after, .. }), _) => {
+            Some(format!("it expired {} days ago", days(now.as_secs().saturating_sub(not_after.as_secs()))))
+        }
+        (Some(CertificateError::NotValidYetContext { not_before, .. }), _) => {
+            let wait = days(not_before.as_secs().saturating_sub(now.as_secs()));
+            Some(format!("it is not valid before {wait} days have passed"))
+        }
+        (_, Some(CertificateError::ExpiredContext { not_after, .. })) => {
+            Some(format!("it expires in {} days", days(not_after.as_secs().saturating_sub(now.as_secs()))))
+        }
+        _ => None,
+    }
+}
+
+/// What a client would find, if it looked at nothing but the dates: they are looked at first, and nobody
+/// is trusted here.
+fn validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<CertificateError> {
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    let algorithms = ring::default_provider().signature_verification_algorithms.all;
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &RootCertStore::empty(), &[], now, algorithms) {
+        Err(Error::InvalidCertificate(error)) => Some(error),
+        _ => None,
+    }
+}

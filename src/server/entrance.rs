@@ -1,0 +1,110 @@
+//! What becomes of an accepted socket before it is a connection: nothing, or TLS.
+//!
+//! A server has one entrance, and its kind is known when the server is compiled for it, not asked at every
+//! read: the slots of a plain server hold sockets and nothing else.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mio::net::TcpStream;
+use rustls::ServerConfig;
+use rustls::pki_types::UnixTime;
+
+use super::certificate;
+use super::tls::{Secured, Workbench};
+use super::transport::Transport;
+use crate::config;
+use crate::session::response::{Manner, Refusal};
+
+/// A fatal internal_error in the clear (RFC 8446 6): there is no time for a handshake.
+const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+
+/// The way in.
+pub trait Entrance {
+    /// What comes out of it.
+    type Transport: Transport;
+
+    /// A turn begins.
+    fn begin_turn(&mut self) {}
+
+    /// Takes a socket in.
+    ///
+    /// # Errors
+    /// It cannot be made into what it is to be.
+    fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
+
+    /// Reads its files again, for those who come from now on.
+    ///
+    /// # Errors
+    /// What is wrong with them; then all stays as it is.
+    fn reload(&mut self, now: UnixTime) -> Result<(), String>;
+
+    /// What somebody is told, in one write and without a look at what it wants, when there is no room.
+    fn no_room(&self) -> Vec<u8>;
+}
+
+/// Sockets as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Entrance for Plain {
+    type Transport = TcpStream;
+
+    fn enter(&mut self, socket: TcpStream) -> io::Result<TcpStream> {
+        Ok(socket)
+    }
+
+    fn reload(&mut self, _: UnixTime) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn no_room(&self) -> Vec<u8> {
+        Refusal::no_room().respond(&Manner::last())
+    }
+}
+
+/// TLS, with the certificate of the day.
+#[derive(Debug)]
+pub struct Tls {
+    files: config::TlsFiles,
+    config: Arc<ServerConfig>,
+    bench: Rc<Workbench>,
+}
+
+impl Tls {
+    /// Reads certificate and key.
+    ///
+    /// # Errors
+    /// Says which file cannot be used, and why.
+    pub fn load(files: config::TlsFiles, limits: &config::Tls, now: UnixTime) -> Result<Tls, String> {
+        let config = certificate::load(&files, certificate::Resumption::New(limits), now)?;
+        let bench = Rc::new(Workbench::new(limits.handshakes_per_turn));
+        Ok(Tls { files, config: Arc::new(config), bench })
+    }
+}
+
+impl Entrance for Tls {
+    /// In a box, since keys are large, and slots move when the slab grows.
+    type Transport = Box<Secured<TcpStream>>;
+
+    fn begin_turn(&mut self) {
+        self.bench.begin_turn();
+    }
+
+    fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport> {
+        Secured::accept(socket, self.config.clone(), self.bench.clone())
+            .map(Box::new)
+            .map_err(io::Error::other)
+    }
+
+    fn reload(&mut self, now: UnixTime) -> Result<(), String> {
+        let config = certificate::load(&self.files, certificate::Resumption::Of(&self.config), now)?;
+        self.config = Arc::new(config);
+        Ok(())
+    }
+
+    fn no_room(&self) -> Vec<u8> {
+        INTERNAL_ERROR.to_vec()
+    }
+}

@@ -1,0 +1,511 @@
+//! TLS on one connection, driven by hand.
+//!
+//! rustls does no I/O here and owns no buffer: its unbuffered form decrypts in place what the loop has
+//! read, and encrypts into what the loop is about to write. Both places are on a [`Workbench`] that all
+//! connections share, as they share the loop's read buffer. What a connection keeps for itself is its keys,
+//! and, only while it is in the middle of something (**asleep between messages**):
+//!
+//! - the beginning of a record whose end has not come,
+//! - decrypted bytes for which the reader had no room,
+//! - encrypted bytes for which the socket had none.
+//!
+//! No event tells of what lies there. So a read says that there is more (**drain or requeue**), and a
+//! connection has been flushed when its outbox is empty *and* nothing encrypted is left.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, IoSlice, Write};
+use std::mem;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
+use rustls::{Error, ServerConfig};
+
+use super::transport::{ReadOutcome, Transport};
+use crate::close::TlsFault;
+use crate::session::response::{Manner, Refusal};
+
+/// The longest record on the wire: 16 KiB, what encryption may add to it, and its header (RFC 5246 6.2.3;
+/// RFC 8446 5.2 allows less). The first message of a client has to fit as well: with the key shares that
+/// browsers send it has 2 KiB.
+const RECORD_BYTES_MAX: usize = (16 << 10) + 2048 + 5;
+
+/// The most plaintext in one record (RFC 8446 5.1).
+const PLAINTEXT_BYTES_MAX: usize = 16 << 10;
+
+/// Ciphertext taken in one read, behind what is held of a record: as much as the loop reads of a plain
+/// connection at a time.
+const READ_BYTES: usize = 16 << 10;
+
+/// The record of an alert has 7 bytes in the clear, 24 to 31 encrypted.
+const ALERT_BYTES_MAX: usize = 64;
+
+/// A fatal decode_error in the clear (RFC 8446 6), for what rustls is not given to look at.
+const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
+
+/// What all connections of a loop share: room to work in, and a turn's budget of handshakes.
+pub struct Workbench {
+    incoming: Cell<Vec<u8>>,
+    plaintext: Cell<Vec<u8>>,
+    outgoing: Cell<Vec<u8>>,
+    handshakes_per_turn: usize,
+    handshakes_left: Cell<usize>,
+}
+
+impl Workbench {
+    /// A workbench with a budget: so many clients are answered their first message in one turn. That costs
+    /// as much as a hundred deliveries, and whoever waits for a message would wait for all who come at once.
+    pub fn new(handshakes_per_turn: usize) -> Workbench {
+        Workbench {
+            incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
+            plaintext: Cell::new(Vec::with_capacity(PLAINTEXT_BYTES_MAX)),
+            outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
+            handshakes_per_turn,
+            handshakes_left: Cell::new(handshakes_per_turn),
+        }
+    }
+
+    /// A turn begins.
+    pub fn begin_turn(&self) {
+        self.handshakes_left.set(self.handshakes_per_turn);
+    }
+
+    fn spend_handshake(&self) {
+        self.handshakes_left.set(self.handshakes_left.get().saturating_sub(1));
+    }
+}
+
+impl fmt::Debug for Workbench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workbench").field("handshakes_left", &self.handshakes_left).finish_non_exhaustive()
+    }
+}
+
+/// A connection within TLS.
+pub struct Secured<S> {
+    socket: S,
+    session: UnbufferedServerConnection,
+    bench: Rc<Workbench>,
+    inward: Inward,
+    outward: Outward,
+    /// The socket took less than it was offered, and will raise an event.
+    is_blocked: bool,
+    /// The beginning of a record, or records with the beginning of a handshake message.
+    incoming: Vec<u8>,
+    /// What was decrypted and is yet to be taken by the reader.
+    plaintext: Vec<u8>,
+    /// What was encrypted and is yet to be taken by the socket.
+    outgoing: Vec<u8>,
+}
+
+/// What becomes of what the peer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inward {
+    /// It is decrypted.
+    Open,
+    /// The peer's close_notify has come.
+    Ended,
+    /// It is no good TLS, and the reader has yet to be told.
+    Broken(TlsFault),
+    /// The reader has been told. What still comes is read, so that closing sends no reset that would
+    /// overtake the alert, and nobody understands it.
+    Deaf,
+}
+
+/// What becomes of what is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outward {
+    /// It is encrypted, as soon as there are keys.
+    Open,
+    /// The same, and something was turned down for want of them.
+    Waiting,
+    /// After an alert it is thrown away.
+    Mute,
+    /// An end of file is to follow what was encrypted.
+    Ending,
+    /// It has.
+    Ended,
+}
+
+impl<S: Transport> Secured<S> {
+    /// The server's side of a connection on which nothing has been said.
+    ///
+    /// # Errors
+    /// The configuration contradicts itself.
+    pub fn accept(socket: S, config: Arc<ServerConfig>, bench: Rc<Workbench>) -> Result<Secured<S>, Error> {
+        Ok(Secured {
+            socket,
+            session: UnbufferedServerConnection::new(config)?,
+            bench,
+            inward: Inward::Open,
+            outward: Outward::Open,
+            is_blocked: false,
+            incoming: Vec::new(),
+            plaintext: Vec::new(),
+            outgoing: Vec::new(),
+        })
+    }
+
+    /// What it stands on.
+    pub fn socket_mut(&mut self) -> &mut S {
+        &mut self.socket
+    }
+
+    /// Takes what was decrypted before.
+    fn take_plaintext(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        let count = self.plaintext.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.plaintext[..count]);
+        self.plaintext.drain(..count);
+        if self.plaintext.is_empty() {
+            self.plaintext = Vec::new();
+        }
+        // What the socket holds behind it, only a read can tell.
+        ReadOutcome::Bytes { count, more: true }
+    }
+
+    /// Reads the socket once, and decrypts all that came.
+    fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        let mut room = self.bench.incoming.take();
+        let held = self.incoming.len();
+        room[..held].copy_from_slice(&self.incoming);
+        let outcome = match self.socket.receive(&mut room[held..][..READ_BYTES]) {
+            ReadOutcome::Bytes { count: came, more } => {
+                let ciphertext = &mut room[..held + came];
+                let (consumed, count) = self.hear(ciphertext, buffer);
+                self.hold(&ciphertext[consumed..]);
+                match (count, self.inward) {
+                    (0, Inward::Open) if more => ReadOutcome::Later,
+                    (0, Inward::Open) => ReadOutcome::Blocked,
+                    (0, _) => self.end(),
+                    (_, inward) => {
+                        let more = more || !self.plaintext.is_empty() || inward != Inward::Open;
+                        ReadOutcome::Bytes { count, more }
+                    }
+                }
+            }
+            // An end of file without a close_notify is one all the same: RFC 6455 has its own farewell.
+            other => other,
+        };
+        self.bench.incoming.set(room);
+        outcome
+    }
+
+    /// Nothing more can be understood.
+    fn end(&mut self) -> ReadOutcome {
+        match self.inward {
+            Inward::Broken(fault) => {
+                self.inward = Inward::Deaf;
+                ReadOutcome::Insecure(fault)
+            }
+            Inward::Open | Inward::Ended | Inward::Deaf => ReadOutcome::EndOfFile,
+        }
+    }
+
+    /// Decrypts, and gathers what TLS itself has to say: its part of the handshake, alerts. How many bytes
+    /// of the ciphertext are done with, and how many there are in the reader's buffer.
+    fn hear(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize) {
+        let (mut consumed, mut count) = (0, 0);
+        let was_handshaking = self.session.is_handshaking();
+        let said_before = self.outgoing.len();
+        while self.inward == Inward::Open {
+            let UnbufferedStatus { mut discard, state } =
+                self.session.process_tls_records(&mut ciphertext[consumed..]);
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut records)) => {
+                    while let Some(Ok(record)) = records.next_record() {
+                        discard += record.discard;
+                        let room = record.payload.len().min(buffer.len() - count);
+                        let (now, later) = record.payload.split_at(room);
+                        buffer[count..][..room].copy_from_slice(now);
+                        self.plaintext.extend_from_slice(later);
+                        count += room;
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(record)) => append(record, &mut self.outgoing),
+                // It is ours from here on.
+                Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
+                Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => {
+                    consumed += discard;
+                    break;
+                }
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.inward = Inward::Ended,
+                // Early data is not offered.
+                Ok(_) => self.inward = Inward::Broken(TlsFault::Internal),
+                Err(error) => {
+                    let first = ciphertext.get(consumed + discard).filter(|_| was_handshaking);
+                    self.inward = Inward::Broken(fault(&error, first.copied()));
+                }
+            }
+            consumed += discard;
+        }
+        if let Inward::Broken(fault) = self.inward {
+            self.complain(fault, &mut ciphertext[consumed..]);
+        }
+        if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > said_before {
+            self.bench.spend_handshake();
+        }
+        (consumed, count)
+    }
+
+    /// Keeps what has no end yet.
+    fn hold(&mut self, rest: &[u8]) {
+        self.incoming = Vec::new();
+        if self.inward != Inward::Open {
+            return;
+        }
+        if rest.len() <= RECORD_BYTES_MAX {
+            self.incoming.extend_from_slice(rest);
+        } else {
+            self.inward = Inward::Broken(TlsFault::Protocol);
+            self.complain(TlsFault::Protocol, &mut []);
+        }
+    }
+
+    /// The last word: the alert that rustls has made, or one in words that the other side understands.
+    fn complain(&mut self, fault: TlsFault, rest: &mut [u8]) {
+        self.outward = Outward::Mute;
+        if fault == TlsFault::PlainHttp {
+            let refusal = Refusal::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
+            self.outgoing = refusal.respond(&Manner::last());
+            return;
+        }
+        let said_before = self.outgoing.len();
+        // With the same bytes as before: it may hold their places.
+        while self.session.wants_write() {
+            match self.session.process_tls_records(rest).state {
+                Ok(ConnectionState::EncodeTlsData(record)) => append(record, &mut self.outgoing),
+                _ => break,
+            }
+        }
+        if self.outgoing.len() == said_before && self.session.protocol_version().is_none() {
+            self.outgoing.extend_from_slice(&DECODE_ERROR);
+        }
+    }
+
+    /// Encrypts one record's worth, and sends it as far as the socket takes it; `false` if not all of it.
+    fn write_record(&mut self, plaintext: &[u8]) -> io::Result<bool> {
+        let mut room = self.bench.outgoing.take();
+        let sent = match self.encrypt(plaintext, &mut room) {
+            Ok(length) => self.send(&room[..length]),
+            Err(error) => Err(io::Error::other(error)),
+        };
+        self.bench.outgoing.set(room);
+        sent
+    }
+
+    fn encrypt(&mut self, plaintext: &[u8], room: &mut Vec<u8>) -> Result<usize, EncryptError> {
+        let mut state = self.session.process_tls_records(&mut self.incoming).state;
+        // All that came has been looked at when it came, so this is where the session stands.
+        let Ok(ConnectionState::WriteTraffic(traffic)) = &mut state else {
+            return Err(EncryptError::EncryptExhausted);
+        };
+        loop {
+            match traffic.encrypt(plaintext, room) {
+                Err(EncryptError::InsufficientSize(short)) => room.resize(short.required_size, 0),
+                other => return other,
+            }
+        }
+    }
+
+    /// One write; what the socket does not take is kept.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        let taken = loop {
+            match self.socket.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => break taken,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break 0,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        };
+        self.outgoing.extend_from_slice(&bytes[taken..]);
+        self.is_blocked = taken < bytes.len();
+        Ok(!self.is_blocked)
+    }
+
+    /// Says that nothing more comes (RFC 8446 6.1), if the two can talk at all.
+    fn say_close_notify(&mut self) {
+        let can_talk = matches!(self.outward, Outward::Open | Outward::Waiting);
+        if !can_talk || self.session.is_handshaking() {
+            return;
+        }
+        let mut record = [0; ALERT_BYTES_MAX];
+        if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
+            self.session.process_tls_records(&mut self.incoming).state
+            && let Ok(length) = traffic.queue_close_notify(&mut record)
+        {
+            self.outgoing.extend_from_slice(&record[..length]);
+        }
+    }
+}
+
+impl<S: Transport> Transport for Secured<S> {
+    fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        match self.inward {
+            _ if !self.plaintext.is_empty() => self.take_plaintext(buffer),
+            Inward::Open if self.session.is_handshaking() && self.bench.handshakes_left.get() == 0 => {
+                ReadOutcome::Later
+            }
+            Inward::Open => self.read(buffer),
+            Inward::Ended | Inward::Broken(_) => self.end(),
+            Inward::Deaf => self.socket.receive(buffer),
+        }
+    }
+
+    // What comes before TLS, from a proxy, is in the clear.
+    fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.peek(buffer)
+    }
+
+    fn skip(&mut self, count: usize) -> io::Result<()> {
+        self.socket.skip(count)
+    }
+
+    /// A close_notify and an end of file, behind what is still to be sent.
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        self.say_close_notify();
+        self.outward = Outward::Ending;
+        self.push().map(|_| ())
+    }
+
+    fn wants_write(&self) -> bool {
+        match self.outward {
+            Outward::Waiting if !self.session.is_handshaking() => !self.is_blocked,
+            _ => !self.outgoing.is_empty() && !self.is_blocked,
+        }
+    }
+
+    fn holds_back(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    fn push(&mut self) -> io::Result<bool> {
+        if self.is_blocked {
+            return Ok(false);
+        }
+        if self.outward == Outward::Waiting && !self.session.is_handshaking() {
+            self.outward = Outward::Open;
+        }
+        let bytes = mem::take(&mut self.outgoing);
+        let is_sent = bytes.is_empty() || self.send(&bytes)?;
+        if is_sent && self.outward == Outward::Ending {
+            self.outward = Outward::Ended;
+            self.socket.shut_down_write()?;
+        }
+        Ok(is_sent)
+    }
+
+    fn unblock(&mut self) {
+        self.is_blocked = false;
+    }
+
+    /// A close_notify, if the socket takes it.
+    fn farewell(&mut self) {
+        self.say_close_notify();
+        let _ = self.push();
+    }
+}
+
+/// Bytes count as taken when they are encrypted: from then on they cannot be taken back. So at most one
+/// record is taken that the socket has no room for.
+impl<S: Transport> Write for Secured<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.outward {
+            Outward::Mute => return Ok(pieces.iter().map(|piece| piece.len()).sum()),
+            Outward::Ending | Outward::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
+            Outward::Open | Outward::Waiting if self.session.is_handshaking() => {
+                self.outward = Outward::Waiting;
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Outward::Open | Outward::Waiting => self.outward = Outward::Open,
+        }
+        if !self.push()? {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        // Small pieces share a record, which costs one seal and 22 bytes instead of one for each.
+        let mut gathered = self.bench.plaintext.take();
+        let mut taken = 0;
+        let mut result = Ok(());
+        let mut pieces = pieces.iter().map(|piece| &piece[..]);
+        let mut piece: &[u8] = &[];
+        loop {
+            gathered.clear();
+            while gathered.len() < PLAINTEXT_BYTES_MAX {
+                if piece.is_empty() {
+                    match pieces.next() {
+                        Some(next) => piece = next,
+                        None => break,
+                    }
+                }
+                let (now, later) = piece.split_at(piece.len().min(PLAINTEXT_BYTES_MAX - gathered.len()));
+                gathered.extend_from_slice(now);
+                piece = later;
+            }
+            if gathered.is_empty() {
+                break;
+            }
+            match self.write_record(&gathered) {
+                Ok(is_sent) => {
+                    taken += gathered.len();
+                    if !is_sent {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.bench.plaintext.set(gathered);
+        result.map(|()| taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Secured<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secured")
+            .field("socket", &self.socket)
+            .field("inward", &self.inward)
+            .field("outward", &self.outward)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Appends a record that rustls has made.
+fn append(mut record: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
+    let end = out.len();
+    while let Err(EncodeError::InsufficientSize(short)) = record.encode(&mut out[end..]) {
+        out.resize(end + short.required_size, 0);
+    }
+}
+
+/// A name for what is wrong. `first` is the first byte of what came, if the handshake is not over.
+fn fault(error: &Error, first: Option<u8>) -> TlsFault {
+    match error {
+        // No record's type is a letter, and a request begins with its method (RFC 9110 9.1).
+        Error::InvalidMessage(_) if first.is_some_and(|byte| byte.is_ascii_uppercase()) => {
+            TlsFault::PlainHttp
+        }
+        Error::InvalidMessage(_) if first.is_some() => TlsFault::NotTls,
+        Error::AlertReceived(alert) => TlsFault::Alert(u8::from(*alert)),
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => TlsFault::NothingInCommon,
+        Error::DecryptError => TlsFault::BadRecord,
+        Error::InvalidMessage(_)
+        | Error::InappropriateMessage { .. }
+        | Error::InappropriateHandshakeMessage { .. }
+        | Error::PeerMisbehaved(_)
+        | Error::PeerSentOversizedRecord => TlsFault::Protocol,
+        _ => TlsFault::Internal,
+    }
+}

@@ -1,0 +1,325 @@
+//! Limits on people: connections and handshakes of an address, messages and bytes of a connection.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use oyez::access::door::Proxies;
+use oyez::access::proxy::Network;
+use oyez::close::Reason;
+use oyez::config::Limits;
+use oyez::metrics::Limit;
+use serde_json::Value;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{get, post, publish};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+
+/// A count of `oyez_rate_limited_total` as Prometheus reads it.
+fn limited(server: &Server, limit: &str) -> u64 {
+    let text = Client::new(server.connect()).ask(get("/metrics")).body;
+    let prefix = format!("oyez_rate_limited_total{{limit=\"{limit}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap().parse().unwrap()
+}
+
+fn counted(rig: &Rig, limit: Limit) -> u64 {
+    rig.engine.metrics.rate_limited[limit as usize]
+}
+
+fn v1(server: &Server) -> Client {
+    let mut client = Client::new(server.connect());
+    let offer = "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n";
+    client.send(frames::upgrade("/ws").replace("\r\n\r\n", offer).as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(said(&mut client)["type"], "hello");
+    client
+}
+
+fn said(client: &mut Client) -> Value {
+    serde_json::from_str(&client.text()).unwrap()
+}
+
+fn retry_ms(reason: &str) -> u32 {
+    reason.strip_prefix("rate_limited retry_ms=").unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_limit_of_an_addresss_connections_is_answered_with_429() {
+    let server = Server::start(&["--connections-per-address-max=2"]);
+    let (one, mut two) = (server.join("/ws"), server.join("/ws"));
+    let mut three = Client::new(server.connect());
+    let answer = three.answer();
+    assert_eq!((answer.status, answer.code()), (429, "too_many_connections".into()));
+    assert_eq!(answer.field("Retry-After"), Some("10"));
+    assert!(answer.is_last());
+    drop((one, three));
+    // Somebody has gone, so there is room.
+    let start = Instant::now();
+    let mut again = loop {
+        let mut client = Client::new(server.connect());
+        client.send(frames::upgrade("/ws").as_bytes());
+        if client.head().starts_with("HTTP/1.1 101 ") {
+            break client;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        thread::sleep(Duration::from_millis(20));
+    };
+    two.send_text("x");
+    assert_eq!(again.text(), "x");
+    drop((two, again));
+    let start = Instant::now();
+    let counts = loop {
+        // The question is a connection too.
+        let mut client = Client::new(server.connect());
+        let answer = client.ask(get("/metrics"));
+        if answer.status == 200 {
+            break answer.body;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+        thread::sleep(Duration::from_millis(20));
+    };
+    let name = "oyez_rate_limited_total{limit=\"connections_per_address\"} ";
+    let count: u64 = counts.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap();
+    assert!(count >= 1, "{counts}");
+    assert!(server.stop().contains("reason=too_many_connections"));
+}
+
+#[test]
+fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let mut status = |address: &str| {
+        let id = rig.connect_from(address, Mood::Kind);
+        rig.send(id, get("/healthz").as_bytes());
+        rig.settle();
+        rig.answers(id)[0].status
+    };
+    assert_eq!(status("192.0.2.1"), 200);
+    assert_eq!(status("192.0.2.1"), 429);
+    assert_eq!(status("::ffff:192.0.2.1"), 429, "the same, through a socket of IPv6");
+    assert_eq!(status("192.0.2.2"), 200);
+    assert_eq!(status("2001:db8:1:2::1"), 200);
+    assert_eq!(status("2001:db8:1:2:ffff::9"), 429, "one /64 is one customer");
+    assert_eq!(status("2001:db8:1:3::1"), 200);
+    assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
+}
+
+/// Whoever floods the server from one address takes the place of nobody else, among those either who are told
+/// that there is no room.
+#[test]
+fn a_flood_from_one_address_keeps_nobody_out() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let first = rig.connect_from("192.0.2.1", Mood::Stuck);
+    for _ in 0..1_000 {
+        rig.connect_from("192.0.2.1", Mood::Stuck);
+    }
+    rig.turn();
+    assert_eq!(rig.engine.turned_away(), oyez::server::REFUSALS_MAX);
+    assert_eq!(rig.engine.served(), 1);
+    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
+    let other = rig.connect_from("192.0.2.2", Mood::Kind);
+    rig.send(other, get("/healthz").as_bytes());
+    rig.turn();
+    assert_eq!(rig.answers(other)[0].status, 200);
+    rig.pass(10_000);
+    assert_eq!(rig.engine.turned_away(), 0);
+    assert!(!rig.is_alive(first), "its time was up too");
+    assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 1_000);
+    // All are counted out, whatever they ended of.
+    let again = rig.connect_from("192.0.2.1", Mood::Kind);
+    rig.send(again, get("/healthz").as_bytes());
+    rig.turn();
+    assert_eq!(rig.answers(again)[0].status, 200);
+}
+
+#[test]
+fn the_limit_of_an_addresss_handshakes_is_answered_with_429() {
+    let server = Server::start(&["--handshakes-per-second=5"]);
+    let start = Instant::now();
+    let answers: Vec<_> = (0..8).map(|_| Client::new(server.connect()).ask(get("/healthz"))).collect();
+    let refused = answers.iter().filter(|answer| answer.status == 429).count();
+    // On a busy machine a permit may have come back meanwhile.
+    let came_back = start.elapsed().as_millis() as usize / 200;
+    assert!((3 - came_back.min(3)..=3).contains(&refused), "{refused} after {:?}", start.elapsed());
+    if let Some(answer) = answers.iter().find(|answer| answer.status == 429) {
+        assert_eq!(answer.code(), "rate_limited");
+        assert_eq!(answer.field("Retry-After"), Some("1"));
+    }
+    thread::sleep(Duration::from_millis(1_100));
+    assert_eq!(limited(&server, "handshakes"), refused as u64);
+}
+
+#[test]
+fn handshakes_come_back_with_time() {
+    let mut rig = Rig::new(Limits { handshakes_per_second: 2, ..Limits::default() });
+    let status = |rig: &mut Rig, address: &str| {
+        let id = rig.connect_from(address, Mood::Kind);
+        rig.send(id, get("/healthz").as_bytes());
+        rig.settle();
+        rig.answers(id)[0].status
+    };
+    let statuses: Vec<u16> = (0..3).map(|_| status(&mut rig, "192.0.2.1")).collect();
+    assert_eq!(statuses, [200, 200, 429]);
+    assert_eq!(status(&mut rig, "192.0.2.2"), 200);
+    rig.pass(500);
+    assert_eq!(status(&mut rig, "192.0.2.1"), 200);
+    assert_eq!(status(&mut rig, "192.0.2.1"), 429);
+    assert_eq!(counted(&rig, Limit::Handshakes), 2);
+}
+
+/// Behind a proxy it is the client's address that counts, in WebSockets and streams; the proxy may come as often
+/// as it likes.
+#[test]
+fn limits_of_addresses_behind_a_proxy() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
+    rig.engine.door.trust(Proxies { networks, send_header: false });
+    let ask = |rig: &mut Rig, path: &str, client: &str| {
+        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        let lines = format!("\r\nX-Forwarded-For: {client}\r\n\r\n");
+        let request = if path == "/ws" { frames::upgrade(path) } else { get(path) };
+        rig.send(id, request.replace("\r\n\r\n", &lines).as_bytes());
+        rig.settle();
+        let head = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
+        (id, head[9..12].parse::<u16>().unwrap())
+    };
+    let (first, status) = ask(&mut rig, "/ws", "203.0.113.1");
+    assert_eq!(status, 101);
+    let (refused, status) = ask(&mut rig, "/ws", "203.0.113.1");
+    assert_eq!(status, 429);
+    assert_eq!(rig.answers(refused)[0].field("Retry-After"), Some("10"));
+    assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.1").1, 429);
+    assert_eq!(ask(&mut rig, "/healthz", "203.0.113.1").1, 200, "a proxy's connection is nobody's");
+    assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.2").1, 200);
+    assert_eq!(ask(&mut rig, "/ws", "203.0.113.2").1, 429);
+    rig.finish(first);
+    rig.settle();
+    assert_eq!(ask(&mut rig, "/ws", "203.0.113.1").1, 101);
+}
+
+#[test]
+fn a_client_of_a_proxy_header_that_is_one_too_many_is_told() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
+    rig.engine.door.trust(Proxies { networks, send_header: true });
+    let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x09\x0a\0\0\x01\x12\x67\x1f\x90";
+    let ask = |rig: &mut Rig| {
+        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        rig.send(id, &[&header[..], get("/healthz").as_bytes()].concat());
+        rig.settle();
+        (id, rig.answers(id)[0].clone())
+    };
+    let (first, answer) = ask(&mut rig);
+    assert_eq!(answer.status, 200);
+    let (second, answer) = ask(&mut rig);
+    assert_eq!((answer.status, answer.field("Retry-After")), (429, Some("10")));
+    assert!(
+        rig.pipe(second).incoming.is_empty(),
+        "what it sent is read, so that no reset overtakes the answer"
+    );
+    rig.finish(second);
+    rig.settle();
+    assert_eq!(ask(&mut rig).1.status, 429, "it took nobody's place with it");
+    rig.finish(first);
+    rig.settle();
+    assert_eq!(ask(&mut rig).1.status, 200);
+}
+
+#[test]
+fn a_raw_web_socket_that_publishes_too_fast_is_closed_with_4101() {
+    let server = Server::start(&["--messages-per-second=3"]);
+    let mut listener = server.join("/ws");
+    let mut member = server.join("/ws");
+    let frame = frames::masked(frames::TEXT, b"x");
+    member.send(&frame.repeat(9));
+    let (code, reason) = member.closed_in_the_end_with();
+    assert_eq!(code, 4101);
+    assert!((1..=334).contains(&retry_ms(&reason)), "{reason}");
+    // What was within the limit has been published, and nothing behind it.
+    (0..3).for_each(|_| assert_eq!(listener.text(), "x"));
+    listener.hears_nothing();
+    assert_eq!(limited(&server, "messages"), 1);
+    let log = server.stop();
+    assert!(log.contains("code=4101 reason=rate_limited retry_ms="), "{log}");
+}
+
+#[test]
+fn a_client_of_oyez_v1_is_told_which_message_was_too_fast() {
+    let server = Server::start(&["--messages-per-second=2"]);
+    let mut client = v1(&server);
+    let publication =
+        |reference: u32| format!("{{\"type\":\"publish\",\"ch\":\"a\",\"text\":\"x\",\"ref\":{reference}}}");
+    let start = Instant::now();
+    let sent: Vec<u8> =
+        (1..=3).flat_map(|one| frames::masked(frames::TEXT, publication(one).as_bytes())).collect();
+    client.send(&sent);
+    for reference in [1, 2] {
+        let ack = said(&mut client);
+        assert_eq!((&ack["type"], &ack["ref"]), (&"ack".into(), &reference.into()), "{ack}");
+    }
+    let error = said(&mut client);
+    assert_eq!((&error["type"], &error["ref"]), (&"error".into(), &3.into()), "{error}");
+    assert_eq!(error["code"], "rate_limited");
+    let message = error["message"].as_str().unwrap();
+    let wait: u64 = message.split("retry_ms=").nth(1).unwrap().parse().unwrap();
+    assert!((1..=500).contains(&wait), "{message}");
+    // The conversation goes on, and after that time so does publishing.
+    client.send_text("{\"type\":\"ping\"}");
+    assert_eq!(said(&mut client)["type"], "pong");
+    thread::sleep(Duration::from_millis(wait + 5));
+    client.send_text(&publication(4));
+    assert_eq!(said(&mut client)["type"], "ack");
+    assert!(start.elapsed() >= Duration::from_millis(400));
+    assert_eq!(limited(&server, "messages"), 1);
+}
+
+#[test]
+fn a_client_of_http_that_publishes_too_fast_gets_429() {
+    let server = Server::start(&["--messages-per-second=2"]);
+    let mut client = Client::new(server.connect());
+    client.send(publish("a", "x").repeat(3).as_bytes());
+    let answers: Vec<_> = (0..3).map(|_| client.answer()).collect();
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 429]);
+    assert_eq!(answers[2].code(), "rate_limited");
+    assert_eq!(answers[2].field("Retry-After"), Some("1"));
+    assert!(!answers[2].is_last(), "the connection is kept");
+    let history = client.ask(get("/v1/channels/a/history")).json();
+    assert_eq!(history["messages"].as_array().unwrap().len(), 2);
+    thread::sleep(Duration::from_millis(600));
+    assert_eq!(client.ask(publish("a", "x")).status, 200);
+    assert_eq!(limited(&server, "messages"), 1);
+}
+
+#[test]
+fn the_limit_of_bytes() {
+    let server = Server::start(&["--bytes-per-second=1KiB"]);
+    let mut member = server.join("/ws");
+    let send = |length: usize| member.send_text(&"x".repeat(length));
+    [1_000, 500].into_iter().for_each(send);
+    assert_eq!(member.text().len(), 1_000);
+    let (code, reason) = member.closed_with();
+    assert_eq!(code, 4101);
+    assert!((1..=466).contains(&retry_ms(&reason)), "{reason}");
+    assert_eq!(limited(&server, "bytes"), 1);
+    // A message of more than a second's worth waits for a full bucket, and not for ever.
+    let mut client = Client::new(server.connect());
+    let large = "x".repeat(5_000);
+    let publish_large = || post("/v1/publish/a", "", &large);
+    assert_eq!(client.ask(publish_large()).status, 200);
+    assert_eq!(client.ask(publish_large()).status, 429);
+    thread::sleep(Duration::from_millis(1_050));
+    assert_eq!(client.ask(publish_large()).status, 200);
+}
+
+#[test]
+fn within_the_limits_nobody_notices_them() {
+    let mut rig = Rig::new(Limits { messages_per_second: 10, bytes_per_second: 1_000, ..Limits::default() });
+    let (member, other) = (rig.join("/ws"), rig.join("/ws"));
+    for _ in 0..200 {
+        rig.send_text(member, &"x".repeat(100));
+        rig.pass(100);
+        assert_eq!(rig.texts(other).len(), 1);
+        rig.texts(member);
+    }
+    assert_eq!(rig.engine.metrics.rate_limited, [0; 4]);
+}

@@ -1,0 +1,246 @@
+//! Who is behind a trusted proxy: the PROXY protocol, `X-Forwarded-For`, and those who only say so.
+
+use std::io::Read;
+use std::time::Duration;
+
+use oyez::access::door::Proxies;
+use oyez::access::proxy::Network;
+use oyez::close::{ProxyFault, Reason};
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{get, publish, request};
+use crate::support::process::Server;
+use crate::support::rig::{Dice, Mood, Rig};
+
+/// A header for 203.0.113.9:4711, with additions behind the addresses as haproxy and load balancers make them.
+fn header() -> Vec<u8> {
+    let addresses = [203, 0, 113, 9, 10, 0, 0, 1, 0x12, 0x67, 0x1f, 0x90, 4, 0, 2, 7, 7];
+    [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11"[..], &addresses].concat()
+}
+
+/// The same for the proxy itself: a health check.
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+fn rig(limits: Limits) -> Rig {
+    let mut rig = Rig::new(limits);
+    trust(&mut rig, "10.0.0.0/8", true);
+    rig
+}
+
+fn trust(rig: &mut Rig, network: &str, send_header: bool) {
+    rig.engine.door.trust(Proxies { networks: vec![Network::parse(network).unwrap()], send_header });
+}
+
+fn peer_of(rig: &Rig, id: SlotId) -> String {
+    rig.engine.slots.get(id).unwrap().peer.to_string()
+}
+
+#[test]
+fn a_header_is_taken_cut_at_every_byte() {
+    let whole = [header(), get("/healthz").into_bytes()].concat();
+    for cut in 0..=whole.len() {
+        let mut rig = rig(Limits::default());
+        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        for part in [&whole[..cut], &whole[cut..]] {
+            rig.send(id, part);
+            rig.settle();
+        }
+        let answers = rig.answers(id);
+        assert_eq!(answers.len(), 1, "cut at {cut}");
+        assert_eq!(answers[0].status, 200, "cut at {cut}");
+        assert_eq!(peer_of(&rig, id), "203.0.113.9:4711", "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
+    let whole = [header(), frames::upgrade("/ws").into_bytes()].concat();
+    for seed in 0..50 {
+        let mut rig = rig(Limits::default());
+        let id = rig.connect_from("10.0.0.1", Mood::Mean(Dice::new(seed)));
+        for byte in &whole {
+            rig.send(id, &[*byte]);
+            rig.turn();
+        }
+        rig.settle();
+        let head = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
+        assert!(head.starts_with("HTTP/1.1 101 "), "seed {seed}: {head}");
+        assert_eq!(peer_of(&rig, id), "203.0.113.9:4711");
+    }
+}
+
+#[test]
+fn what_is_no_header_ends_the_connection_with_a_name() {
+    let check = |bytes: &[u8], ends: bool, fault: ProxyFault| {
+        let mut rig = rig(Limits::default());
+        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        rig.send(id, bytes);
+        if ends {
+            rig.finish(id);
+        }
+        rig.settle();
+        assert!(!rig.is_alive(id), "{fault:?}");
+        assert!(rig.pipe(id).outgoing.is_empty(), "nothing is answered to {fault:?}");
+        assert_eq!(rig.engine.metrics.closed(Reason::ProxyHeader { fault }), 1);
+    };
+    check(get("/healthz").as_bytes(), false, ProxyFault::Missing);
+    check(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 8080\r\n", false, ProxyFault::Missing);
+    check(b"\x16\x03\x01", false, ProxyFault::Missing);
+    check(b"\r\n\r\n\0\r\nQUIT\n\x11\x11\0\x0c............", false, ProxyFault::Bad);
+    check(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", false, ProxyFault::Bad);
+    check(&header()[..20], true, ProxyFault::Incomplete);
+}
+
+#[test]
+fn half_a_header_has_no_more_time_than_a_head() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.send(id, &header()[..20]);
+    rig.pass(4_900);
+    assert!(rig.is_alive(id));
+    rig.pass(600);
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::HandshakeTimeout), 1);
+    // Nor does the header give the head more: both have to come in the same time.
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.pass(4_000);
+    rig.send(id, &header());
+    rig.pass(1_600);
+    assert!(!rig.is_alive(id));
+}
+
+#[test]
+fn who_is_not_trusted_is_not_believed() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("203.0.113.66", Mood::Kind);
+    rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
+    rig.turn();
+    assert_eq!(peer_of(&rig, id), "203.0.113.66:1");
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 400);
+    // And needs none.
+    let id = rig.connect_from("203.0.113.66", Mood::Kind);
+    rig.send(id, get("/healthz").as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 200);
+}
+
+#[test]
+fn one_header_is_enough() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.send(id, &[header(), header(), get("/healthz").into_bytes()].concat());
+    rig.turn();
+    assert_eq!(rig.answers(id)[0].status, 400);
+}
+
+#[test]
+fn a_health_check_speaks_for_the_proxy() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.send(id, &[LOCAL, get("/readyz").as_bytes()].concat());
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(peer_of(&rig, id), "10.0.0.1:1");
+}
+
+/// The end of file may come with the header, or before anything else does.
+#[test]
+fn ends_of_file_around_a_header() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
+    rig.finish(id);
+    rig.settle();
+    assert_eq!(rig.answers(id)[0].status, 200);
+    assert!(!rig.is_alive(id));
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let before = rig.engine.metrics.closed(Reason::EndOfFile);
+    rig.finish(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), before + 1);
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    rig.reset(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
+}
+
+#[test]
+fn the_log_names_the_client_of_a_header() {
+    let server = Server::start(&["--trusted-proxy=127.0.0.0/8", "--proxy-protocol"]);
+    let mut client = Client::new(server.connect());
+    let (first, second) = (&header()[..7].to_vec(), &header()[7..].to_vec());
+    client.send(first);
+    std::thread::sleep(Duration::from_millis(50));
+    client.send(second);
+    client.join("/ws");
+    client.send_text("x");
+    assert_eq!(client.text(), "x");
+    client.send(&frames::masked(frames::CLOSE, &[3, 232]));
+    assert_eq!(client.closed_with().0, 1000);
+    drop(client);
+    let mut client = Client::new(server.connect());
+    client.send(get("/healthz").as_bytes());
+    // Not even an answer; what was not read makes the end a reset.
+    assert!(matches!(client.stream.read(&mut [0; 64]), Ok(0) | Err(_)));
+    let log = server.stop();
+    assert!(log.contains("close peer=203.0.113.9:4711 reason=peer_closed"), "{log}");
+    assert!(log.contains("reason=proxy_header why=missing"), "{log}");
+}
+
+fn upgrade_for(forwarded: &str) -> String {
+    frames::upgrade("/ws").replace("\r\n\r\n", &format!("\r\nX-Forwarded-For: {forwarded}\r\n\r\n"))
+}
+
+#[test]
+fn the_client_of_a_web_socket_and_of_a_stream_is_who_the_proxy_says() {
+    let mut rig = Rig::new(Limits::default());
+    trust(&mut rig, "10.0.0.0/8", false);
+    let mut peer_after = |from: &str, request: String| {
+        let id = rig.connect_from(from, Mood::Kind);
+        rig.send(id, request.as_bytes());
+        rig.settle();
+        peer_of(&rig, id)
+    };
+    let stream = |forwarded: &str| request("GET", "/sse/a", &format!("X-Forwarded-For: {forwarded}\r\n"));
+    assert_eq!(peer_after("10.0.0.1", upgrade_for("203.0.113.9")), "203.0.113.9");
+    assert_eq!(peer_after("10.0.0.1", stream("203.0.113.9")), "203.0.113.9");
+    // What the client itself has written stands on the left.
+    assert_eq!(peer_after("10.0.0.1", upgrade_for("192.0.2.66, 203.0.113.9, 10.0.0.7")), "203.0.113.9");
+    assert_eq!(
+        peer_after("10.0.0.1", upgrade_for("192.0.2.66\r\nX-Forwarded-For: 203.0.113.9")),
+        "203.0.113.9"
+    );
+    // Nobody else is believed.
+    assert_eq!(peer_after("203.0.113.66", upgrade_for("192.0.2.66")), "203.0.113.66:1");
+    assert_eq!(peer_after("203.0.113.66", upgrade_for("10.0.0.1")), "203.0.113.66:1");
+    // A proxy without the line, or with a bad one, speaks for itself.
+    assert_eq!(peer_after("10.0.0.1", frames::upgrade("/ws")), "10.0.0.1:1");
+    assert_eq!(peer_after("10.0.0.1", upgrade_for("unknown")), "10.0.0.1:1");
+}
+
+/// A proxy's connection carries requests of many: none of them makes it the connection of its client.
+#[test]
+fn a_proxys_own_connection_stays_its_own() {
+    let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
+    trust(&mut rig, "10.0.0.0/8", false);
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let publish_for = |client: &str| {
+        publish("a", "x").replace("\r\nHost", &format!("\r\nX-Forwarded-For: {client}\r\nHost"))
+    };
+    let mut status = |client: &str| {
+        rig.send(id, publish_for(client).as_bytes());
+        rig.settle();
+        rig.answers(id)[0].status
+    };
+    assert_eq!(status("203.0.113.1"), 200);
+    assert_eq!(status("203.0.113.1"), 429, "too fast");
+    assert_eq!(status("203.0.113.2"), 200, "and another pays nothing for it");
+    assert_eq!(status("203.0.113.2"), 429);
+    assert_eq!(peer_of(&rig, id), "10.0.0.1:1");
+}

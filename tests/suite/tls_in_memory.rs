@@ -1,0 +1,511 @@
+//! TLS over the mean little transport: cut at every byte, blocked at every byte, broken at every byte.
+
+use std::io::{Read, Write};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use oyez::close::{Reason, TlsFault};
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+use oyez::server::tls::{Secured, Workbench};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
+
+use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, TEXT};
+use crate::support::rig::{Dice, Mood, Pipe, Piped, Rig};
+use crate::support::tls::Identity;
+
+impl Piped for Box<Secured<Pipe>> {
+    fn pipe(&mut self) -> &mut Pipe {
+        self.socket_mut()
+    }
+}
+
+/// An engine within TLS, and what its clients need.
+struct Tls {
+    rig: Rig<Box<Secured<Pipe>>>,
+    bench: Rc<Workbench>,
+    client: Arc<ClientConfig>,
+}
+
+impl Tls {
+    fn new(version: &'static SupportedProtocolVersion, limits: Limits, handshakes_per_turn: usize) -> Tls {
+        Tls::with(version, limits, handshakes_per_turn, |_| {})
+    }
+
+    fn with(
+        version: &'static SupportedProtocolVersion,
+        limits: Limits,
+        handshakes_per_turn: usize,
+        change: impl FnOnce(&mut ServerConfig),
+    ) -> Tls {
+        let identity = Identity::new();
+        let mut config = identity.server();
+        config.ticketer = rustls::crypto::ring::Ticketer::new().unwrap();
+        change(&mut config);
+        let config = Arc::new(config);
+        let bench = Rc::new(Workbench::new(handshakes_per_turn));
+        let shared = bench.clone();
+        let enter = move |pipe| Box::new(Secured::accept(pipe, config.clone(), shared.clone()).unwrap());
+        let client = Arc::new(identity.client(&[version]));
+        Tls { rig: Rig::over(limits, enter), bench, client }
+    }
+
+    fn connect(&mut self, mood: Mood) -> Peer {
+        let id = self.rig.connect(mood);
+        let mut session =
+            ClientConnection::new(self.client.clone(), "localhost".try_into().unwrap()).unwrap();
+        session.set_buffer_limit(None);
+        Peer { id, session, plaintext: Vec::new(), has_closed: false }
+    }
+
+    fn turn(&mut self) {
+        self.bench.begin_turn();
+        self.rig.turn();
+    }
+
+    /// Turns until neither side has anything to say.
+    fn settle(&mut self, peer: &mut Peer) {
+        for _ in 0..10_000 {
+            let said = peer.say();
+            if !said.is_empty() {
+                self.rig.send(peer.id, &said);
+            }
+            self.bench.begin_turn();
+            self.rig.settle();
+            peer.hear(&mut self.rig);
+            if !peer.session.wants_write() {
+                return;
+            }
+        }
+        panic!("no rest");
+    }
+
+    /// A client that has joined a channel.
+    fn join(&mut self, path: &str) -> Peer {
+        let mut peer = self.connect(Mood::Kind);
+        peer.write(frames::upgrade(path).as_bytes());
+        self.settle(&mut peer);
+        let head = peer.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        peer
+    }
+}
+
+/// A client.
+struct Peer {
+    id: SlotId,
+    session: ClientConnection,
+    plaintext: Vec<u8>,
+    has_closed: bool,
+}
+
+impl Peer {
+    fn write(&mut self, bytes: &[u8]) {
+        self.session.writer().write_all(bytes).unwrap();
+    }
+
+    /// What it sends, as ciphertext.
+    fn say(&mut self) -> Vec<u8> {
+        let mut out = Vec::new();
+        while self.session.wants_write() {
+            self.session.write_tls(&mut out).unwrap();
+        }
+        out
+    }
+
+    /// Takes what it was sent.
+    fn hear(&mut self, rig: &mut Rig<Box<Secured<Pipe>>>) {
+        let sent = std::mem::take(&mut rig.pipe(self.id).outgoing);
+        let mut rest = &sent[..];
+        while !rest.is_empty() && !self.has_closed {
+            self.session.read_tls(&mut rest).unwrap();
+            self.has_closed |= self.session.process_new_packets().unwrap().peer_has_closed();
+            let _ = self.session.reader().read_to_end(&mut self.plaintext);
+        }
+        assert!(rest.is_empty(), "something follows the close_notify");
+    }
+
+    fn head(&mut self) -> String {
+        let end = self.plaintext.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        String::from_utf8(self.plaintext.drain(..end).collect()).unwrap()
+    }
+
+    fn frames(&mut self) -> Vec<Frame> {
+        std::iter::from_fn(|| frames::take(&mut self.plaintext)).collect()
+    }
+}
+
+/// A session with everything in it, in as many records as it has parts.
+fn session() -> Vec<Vec<u8>> {
+    vec![
+        frames::upgrade("/ws/cut").into_bytes(),
+        frames::masked(TEXT, "hällo".as_bytes()),
+        frames::fragment(BINARY, &[1, 2, 3]),
+        frames::masked(PING, b"ping"),
+        frames::masked(CONTINUATION, &[4; 200]),
+        frames::close(3_999, "bye"),
+    ]
+}
+
+/// Runs a whole session, the client's bytes in pieces as `cut` makes them; what the client got.
+fn run(tls: &mut Tls, mood: Mood, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8> {
+    let mut peer = tls.connect(mood);
+    let mut parts = session().into_iter();
+    loop {
+        let said = peer.say();
+        if said.is_empty() {
+            match parts.next() {
+                Some(part) if !peer.session.is_handshaking() => peer.write(&part),
+                _ => break,
+            }
+            continue;
+        }
+        for piece in cut(&said) {
+            tls.rig.send(peer.id, &piece);
+            tls.turn();
+        }
+        tls.bench.begin_turn();
+        tls.rig.settle();
+        peer.hear(&mut tls.rig);
+    }
+    assert!(peer.has_closed, "a close_notify comes before the end of file");
+    assert!(tls.rig.pipe(peer.id).outgoing_ended);
+    tls.rig.finish(peer.id);
+    tls.rig.settle();
+    assert!(!tls.rig.is_alive(peer.id));
+    let mut plaintext = peer.plaintext;
+    let end = plaintext.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    assert!(plaintext.drain(..end).as_slice().starts_with(b"HTTP/1.1 101 "));
+    plaintext
+}
+
+#[test]
+fn in_two_pieces_at_every_byte() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let whole = run(&mut tls, Mood::Kind, |bytes| vec![bytes.to_vec()]);
+        let mut copy = whole.clone();
+        let frames: Vec<Frame> = std::iter::from_fn(|| frames::take(&mut copy)).collect();
+        assert_eq!(frames.len(), 4, "text, pong, binary, close: {frames:?}");
+        assert_eq!(frames.last().unwrap().opcode, CLOSE);
+        // Each flight is cut at the same byte; the longest has some 500.
+        for at in 1..600 {
+            let cut = |bytes: &[u8]| match bytes.split_at_checked(at) {
+                Some((first, second)) => vec![first.to_vec(), second.to_vec()],
+                None => vec![bytes.to_vec()],
+            };
+            assert_eq!(run(&mut tls, Mood::Kind, cut), whole, "{version:?} cut at {at}");
+        }
+    }
+}
+
+#[test]
+fn byte_by_byte_over_a_mean_transport() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 1);
+        let whole = run(&mut tls, Mood::Kind, |bytes| vec![bytes.to_vec()]);
+        let bytes = |bytes: &[u8]| bytes.chunks(1).map(<[u8]>::to_vec).collect();
+        assert_eq!(run(&mut tls, Mood::Kind, bytes), whole);
+        for seed in 0..30 {
+            let mood = || Mood::Mean(Dice::new(seed));
+            assert_eq!(run(&mut tls, mood(), |bytes| vec![bytes.to_vec()]), whole, "seed {seed}");
+            assert_eq!(run(&mut tls, mood(), bytes), whole, "seed {seed}, byte by byte");
+            assert_eq!(run(&mut tls, Mood::Sips(1 + seed as usize), bytes), whole, "sips {seed}");
+        }
+    }
+}
+
+#[test]
+fn more_than_the_read_buffer_holds_needs_no_further_event() {
+    // One record of 16 KiB, and 512 bytes of room for it: the rest lies in no socket.
+    let limits = Limits { read_bytes_per_slot: 512, reads_per_slot: 1, ..Limits::default() };
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, limits.clone(), 8);
+        let mut short = tls.join("/ws");
+        short.write(&frames::masked(TEXT, &[b'x'; 2_000]));
+        tls.settle(&mut short);
+        assert_eq!(short.frames()[0].payload.len(), 2_000);
+        let mut peer = tls.join("/ws");
+        let payload = vec![b'x'; 40_000];
+        peer.write(&frames::masked(TEXT, &payload));
+        // Its close_notify comes at once; no event tells of it either.
+        peer.session.send_close_notify();
+        let mut other = tls.join("/ws");
+        let said = peer.say();
+        tls.rig.send(peer.id, &said);
+        tls.rig.settle();
+        assert!(!tls.rig.is_alive(peer.id), "the close_notify is an end of file");
+        assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+        tls.settle(&mut other);
+        assert_eq!(other.frames()[0].payload, payload);
+    }
+}
+
+#[test]
+fn a_truncation_is_an_end_of_file_too() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let mut other = tls.join("/ws");
+    let mut peer = tls.join("/ws");
+    peer.write(&frames::masked(TEXT, b"whole"));
+    let whole = peer.say();
+    peer.write(&frames::masked(TEXT, b"half"));
+    let half = peer.say();
+    tls.rig.send(peer.id, &[&whole, &half[..half.len() / 2]].concat());
+    tls.rig.finish(peer.id);
+    tls.rig.settle();
+    assert!(!tls.rig.is_alive(peer.id));
+    assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+    tls.settle(&mut other);
+    let texts: Vec<Vec<u8>> = other.frames().into_iter().map(|frame| frame.payload).collect();
+    assert_eq!(texts, [b"whole"]);
+}
+
+#[test]
+fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let mut other = tls.join("/ws");
+        let mut peer = tls.join("/ws");
+        peer.write(&frames::masked(TEXT, b"good"));
+        let mut said = peer.say();
+        peer.write(&frames::masked(TEXT, b"bad"));
+        said.extend(peer.say());
+        *said.last_mut().unwrap() ^= 1;
+        tls.rig.send(peer.id, &said);
+        tls.rig.settle();
+        assert!(tls.rig.pipe(peer.id).outgoing_ended);
+        let sent = std::mem::take(&mut tls.rig.pipe(peer.id).outgoing);
+        let mut rest = &sent[..];
+        let error = loop {
+            peer.session.read_tls(&mut rest).unwrap();
+            match peer.session.process_new_packets() {
+                Ok(_) => assert!(!rest.is_empty(), "an alert comes"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error, rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
+        tls.rig.finish(peer.id);
+        tls.rig.settle();
+        let reason = Reason::TlsFailed { fault: TlsFault::BadRecord };
+        assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
+        tls.settle(&mut other);
+        assert_eq!(other.frames().len(), 1);
+    }
+}
+
+#[test]
+fn every_byte_of_a_hello_can_be_wrong() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
+    let hello = tls.connect(Mood::Kind).say();
+    for at in 0..hello.len() {
+        for bit in [0x01, 0x80] {
+            let mut bad = hello.clone();
+            bad[at] ^= bit;
+            let peer = tls.connect(Mood::Kind);
+            tls.rig.send(peer.id, &bad);
+            tls.rig.finish(peer.id);
+            tls.turn();
+            tls.bench.begin_turn();
+            tls.rig.settle();
+            assert!(!tls.rig.is_alive(peer.id), "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn an_endless_hello_is_not_waited_for() {
+    // A handshake message of 60 KiB, in records of 1 KiB.
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let peer = tls.connect(Mood::Kind);
+    let mut message = vec![1, 0, 0xea, 0x60];
+    message.resize(60_004, 0);
+    for piece in message.chunks(1_024) {
+        let length = (piece.len() as u16).to_be_bytes();
+        tls.rig.send(peer.id, &[&[22, 3, 1, length[0], length[1]], piece].concat());
+        tls.turn();
+        if tls.rig.pipe(peer.id).outgoing_ended {
+            break;
+        }
+    }
+    let left = tls.rig.pipe(peer.id).outgoing.clone();
+    assert!(tls.rig.pipe(peer.id).outgoing_ended, "20 KiB are enough");
+    assert_eq!((left[0], left[5]), (21, 2), "a fatal alert: {left:?}");
+}
+
+#[test]
+fn a_turn_answers_only_so_many_hellos() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 3);
+    let mut member = tls.join("/ws");
+    let mut peers: Vec<Peer> = (0..10).map(|_| tls.connect(Mood::Kind)).collect();
+    for peer in &mut peers {
+        let hello = peer.say();
+        tls.rig.send(peer.id, &hello);
+    }
+    let mut answered = Vec::new();
+    while answered.last() != Some(&10) {
+        assert!(answered.len() < 10, "{answered:?}");
+        member.write(&frames::masked(TEXT, b"meanwhile"));
+        let said = member.say();
+        tls.rig.send(member.id, &said);
+        tls.turn();
+        let has_answer = |peer: &&Peer| !tls.rig.pipe(peer.id).outgoing.is_empty();
+        answered.push(peers.iter().filter(has_answer).count());
+        member.hear(&mut tls.rig);
+        assert_eq!(member.frames().len(), 1, "messages are delivered in between");
+    }
+    assert_eq!(answered, [3, 6, 9, 10]);
+}
+
+#[test]
+fn who_waits_for_the_budget_is_not_late() {
+    let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
+    let mut tls = Tls::new(&TLS13, limits, 1);
+    let (mut first, mut second) = (tls.connect(Mood::Kind), tls.connect(Mood::Kind));
+    for peer in [&mut first, &mut second] {
+        let hello = peer.say();
+        tls.rig.send(peer.id, &hello);
+    }
+    // A turn that is very long, as if by others' fault.
+    tls.rig.now = tls.rig.now.after(2_000);
+    tls.bench.begin_turn();
+    tls.rig.pass(300);
+    assert!(tls.rig.is_alive(second.id), "it has spoken, and it is we who are late");
+    assert!(!tls.rig.is_alive(first.id), "it was read and the deadline is over");
+}
+
+#[test]
+fn the_deadline_is_one_for_tls_and_head() {
+    let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
+    let mut tls = Tls::new(&TLS13, limits, 8);
+    let mut hello_only = tls.connect(Mood::Kind);
+    let hello = hello_only.say();
+    tls.rig.send(hello_only.id, &hello[..hello.len() / 2]);
+    let mut no_request = tls.connect(Mood::Kind);
+    let silent = tls.connect(Mood::Kind);
+    tls.rig.pass(600);
+    tls.settle(&mut no_request);
+    assert!(!no_request.session.is_handshaking());
+    tls.rig.pass(300);
+    assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| tls.rig.is_alive(id)));
+    tls.rig.pass(400);
+    assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| !tls.rig.is_alive(id)));
+    assert_eq!(tls.rig.engine.metrics.closed(Reason::HandshakeTimeout), 3);
+}
+
+#[test]
+fn key_updates_are_followed_and_answered() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let mut peer = tls.join("/ws");
+    for round in 0..20 {
+        peer.session.refresh_traffic_keys().unwrap();
+        let text = format!("round {round}");
+        peer.write(&frames::masked(TEXT, text.as_bytes()));
+        tls.settle(&mut peer);
+        assert_eq!(peer.frames()[0].payload, text.as_bytes());
+    }
+}
+
+#[test]
+fn a_session_is_resumed() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let first = tls.join("/ws");
+        assert_eq!(first.session.handshake_kind(), Some(HandshakeKind::Full));
+        let second = tls.join("/ws");
+        assert_eq!(second.session.handshake_kind(), Some(HandshakeKind::Resumed), "{version:?}");
+    }
+}
+
+#[test]
+fn a_slow_reader_loses_no_byte_and_no_order() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let mut slow = tls.join("/ws");
+        let mut fast = tls.join("/ws");
+        tls.rig.pipe(slow.id).mood = Mood::Stuck;
+        for number in 0..50 {
+            fast.write(&frames::masked(TEXT, format!("{number} {}", "x".repeat(3_000)).as_bytes()));
+            tls.settle(&mut fast);
+        }
+        tls.rig.unstick(slow.id, Mood::Mean(Dice::new(7)));
+        // The event that the stuck pipe owes.
+        tls.rig.engine.slots.mark_writable(slow.id);
+        tls.settle(&mut slow);
+        let numbers: Vec<String> = slow
+            .frames()
+            .into_iter()
+            .map(|frame| String::from_utf8(frame.payload).unwrap().split(' ').next().unwrap().to_owned())
+            .collect();
+        assert_eq!(numbers, (0..50).map(|number| number.to_string()).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
+    for seed in 0..20 {
+        let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+        let mut publisher = tls.join("/ws/kept");
+        for number in 0..50 {
+            publisher.write(&frames::masked(TEXT, format!("{number} {}", "x".repeat(2_000)).as_bytes()));
+        }
+        tls.settle(&mut publisher);
+        let mood = if seed % 2 == 0 { Mood::Sips(100) } else { Mood::Mean(Dice::new(seed)) };
+        let mut returns = tls.connect(mood.clone());
+        returns.write(frames::upgrade("/ws/kept?since=earliest").as_bytes());
+        tls.settle(&mut returns);
+        returns.head();
+        let frames = returns.frames();
+        assert_eq!(frames.len(), 50, "seed {seed}");
+        assert!(frames[49].payload.starts_with(b"49 "), "seed {seed}");
+
+        let mut asks = tls.connect(mood);
+        asks.write(&b"GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(4));
+        tls.settle(&mut asks);
+        let text = String::from_utf8(asks.plaintext).unwrap();
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 4, "seed {seed}");
+    }
+}
+
+#[test]
+fn who_has_ended_its_side_gets_the_whole_answer() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let mut publisher = tls.join("/ws/kept");
+        publisher.write(&frames::masked(TEXT, &[b'x'; 10_000]));
+        tls.settle(&mut publisher);
+        for field in ["", "Connection: close\r\n"] {
+            let mut asks = tls.connect(Mood::Sips(100));
+            tls.settle(&mut asks);
+            let request = format!("GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n{field}\r\n");
+            asks.write(request.as_bytes());
+            let said = asks.say();
+            tls.rig.send(asks.id, &said);
+            tls.turn();
+            asks.session.send_close_notify();
+            let said = asks.say();
+            tls.rig.send(asks.id, &said);
+            tls.rig.finish(asks.id);
+            tls.rig.settle();
+            asks.hear(&mut tls.rig);
+            assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
+            assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?} {field}");
+        }
+    }
+}
+
+#[test]
+fn what_waits_for_keys_goes_out_when_they_are_there() {
+    // Without tickets the server has nothing to say when the handshake is over, and no event comes.
+    let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
+    let mut late = tls.connect(Mood::Kind);
+    let hello = late.say();
+    tls.rig.send(late.id, &hello);
+    tls.turn();
+    tls.rig.engine.drain(tls.rig.now);
+    tls.turn();
+    late.hear(&mut tls.rig);
+    tls.settle(&mut late);
+    assert!(late.head().starts_with("HTTP/1.1 503 "));
+    assert!(late.has_closed);
+}
