@@ -383,7 +383,7 @@ impl<T: Transport> Engine<T> {
         let TooFast { limit, retry_ms } = too_fast;
         self.metrics.limit(limit);
         match receipt {
-            Receipt::None => self.close(id, Reason::RateLimited { retry_ms }, now),
+            Receipt::None => self.turn_out(id, Reason::RateLimited { retry_ms }, now),
             Receipt::Ack { reference, .. } => {
                 let reference = reference.as_deref();
                 let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
