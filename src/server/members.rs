@@ -1,0 +1,308 @@
+//! Coming, catching up and leaving.
+//!
+//! A member sits in the hub, and its slot knows where: whenever somebody leaves a seat and another moves into
+//! it, both have to agree. All that changes a seat stands here.
+
+use serde_json::value::RawValue;
+
+use super::engine::Engine;
+use super::transport::Transport;
+use crate::access::gate::Pass;
+use crate::close::Reason;
+use crate::hub::channel::Before;
+use crate::hub::{Joined, Moved, Place, Step, Wish};
+use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
+use crate::moment::Moment;
+use crate::session::guest::FORBIDDEN;
+use crate::wire::notice::{self, Id, Notice};
+use crate::wire::{self, Form};
+
+/// Why somebody does not become a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSeat {
+    /// It is one.
+    Taken,
+    /// It is a member of as many channels as it may be.
+    TooMany,
+    /// There are as many channels as there may be.
+    ChannelsFull,
+    /// It has no right to that.
+    Forbidden,
+    /// The connection is closing.
+    Gone,
+}
+
+impl<T: Transport> Engine<T> {
+    /// Says hello in `oyez.v1`. Its cursor is that from which the subscription continues, if there is one: a
+    /// client that is cut in the middle of a replay comes back to where it was.
+    pub(super) fn greet(
+        &mut self,
+        id: SlotId,
+        subscription: Option<(ChannelName, Wish)>,
+        pass: &Pass,
+        now: Moment,
+    ) {
+        let joined = subscription.map(|(channel, wish)| {
+            let joined = self.subscribe(id, &channel, wish, pass, now);
+            (channel, wish, joined)
+        });
+        let cursor = match &joined {
+            Some((_, _, Ok(joined))) => joined.cursor,
+            _ => self.hub.head(),
+        };
+        let hello = Notice::Hello {
+            id: Id(cursor),
+            client: ClientId::of(id, self.client_salt).to_string(),
+            ping_ms: self.limits.ping_interval_ms,
+            message_bytes_max: self.limits.message_bytes_max,
+        };
+        self.tell(id, &hello, now);
+        match joined {
+            Some((channel, wish, Ok(joined))) => self.welcome(id, &channel, wish, &joined, now),
+            Some((channel, wish, Err(no))) => {
+                self.refuse_subscription(id, channel.as_str(), wish, no, None, now);
+            }
+            None => {}
+        }
+    }
+
+    /// Makes a connection a member. What it is told of that is [`Engine::welcome`]'s.
+    pub(super) fn subscribe(
+        &mut self,
+        id: SlotId,
+        name: &ChannelName,
+        wish: Wish,
+        pass: &Pass,
+        now: Moment,
+    ) -> Result<Joined, NoSeat> {
+        // Before anything is looked for: the answer is the same for a channel that is not there.
+        if !self.gate.grant(pass).may_subscribe(name) {
+            return Err(NoSeat::Forbidden);
+        }
+        if let Some(retry_ms) = self.draining {
+            self.close(id, Reason::Drain { retry_ms }, now);
+            return Err(NoSeat::Gone);
+        }
+        // One that is dead already may have published something first.
+        let Some(slot) = self.slots.get(id).filter(|slot| !slot.has_farewell()) else {
+            return Err(NoSeat::Gone);
+        };
+        if let Some(channel) = self.hub.find(name.as_str()) {
+            if slot.seats.find(channel).is_some() {
+                return Err(NoSeat::Taken);
+            }
+            if slot.seats.as_slice().len() >= self.limits.channels_per_client_max {
+                return Err(NoSeat::TooMany);
+            }
+            // It hears what is published from now on, so what came before goes out first.
+            self.hand_out(channel, now);
+        } else if slot.seats.as_slice().len() >= self.limits.channels_per_client_max {
+            return Err(NoSeat::TooMany);
+        }
+        let joined = self.hub.subscribe(name, id, wish, now).map_err(|_| NoSeat::ChannelsFull)?;
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.seats.add(joined.seat);
+        }
+        if joined.seat.place == Place::Replaying {
+            self.slots.mark_replaying(id, true);
+        }
+        if matches!(wish.since, Since::After(_)) {
+            let count = if joined.gap.is_some() {
+                &mut self.metrics.resumes_gap
+            } else {
+                &mut self.metrics.resumes_whole
+            };
+            *count += 1;
+        }
+        Ok(joined)
+    }
+
+    /// Tells a new member where it stands, in the words of its form.
+    pub(super) fn welcome(
+        &mut self,
+        id: SlotId,
+        name: &ChannelName,
+        wish: Wish,
+        joined: &Joined,
+        now: Moment,
+    ) {
+        let Joined { cursor, members, gap, seat } = *joined;
+        let ch = name.as_str();
+        match wish.form {
+            Form::Raw => {}
+            Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
+            Form::Event if gap.is_some() => {}
+            Form::Event => {
+                let mut event = Vec::new();
+                wire::append_cursor(&mut event, cursor);
+                self.say(id, event.into(), now);
+            }
+        }
+        if let Some(gap) = gap {
+            self.announce(id, ch, wish.form, &gap, now);
+        }
+        // Who asked for a replay hears where it ends, even if there was nothing in it.
+        if wish.since != Since::Now && seat.place != Place::Replaying {
+            self.tell_live(id, ch, wish.form, self.hub.head(), now);
+        }
+    }
+
+    /// Tells a member what it will not get. A raw WebSocket has no words for that, and is closed.
+    pub(super) fn announce(&mut self, id: SlotId, channel: &str, form: Form, gap: &Gap, now: Moment) {
+        match form {
+            Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
+            Form::Envelope => self.say(id, notice::gap_frame(channel, gap).into(), now),
+            Form::Event => {
+                let mut event = Vec::new();
+                wire::append_gap(&mut event, channel, gap);
+                self.say(id, event.into(), now);
+            }
+        }
+    }
+
+    /// Tells a member that what follows is new.
+    fn tell_live(&mut self, id: SlotId, ch: &str, form: Form, cursor: MessageId, now: Moment) {
+        if form == Form::Envelope {
+            self.tell(id, &Notice::Live { ch, id: Id(cursor) }, now);
+        }
+    }
+
+    pub(super) fn refuse_subscription(
+        &mut self,
+        id: SlotId,
+        ch: &str,
+        wish: Wish,
+        no: NoSeat,
+        reference: Option<&RawValue>,
+        now: Moment,
+    ) {
+        if wish.form != Form::Envelope {
+            match no {
+                NoSeat::ChannelsFull => self.turn_out(id, Reason::OverCapacity, now),
+                NoSeat::Forbidden => self.turn_out(id, Reason::Forbidden, now),
+                NoSeat::Taken | NoSeat::TooMany | NoSeat::Gone => {}
+            }
+            return;
+        }
+        let (code, message) = match no {
+            NoSeat::Taken => ("already_subscribed", "there is a subscription to this channel already"),
+            NoSeat::TooMany => ("too_many_channels", "this connection has as many channels as it may have"),
+            NoSeat::ChannelsFull => ("over_capacity", "the server has as many channels as it takes"),
+            NoSeat::Forbidden => ("forbidden", FORBIDDEN),
+            NoSeat::Gone => return,
+        };
+        self.tell(id, &Notice::Error { reference, ch: Some(ch), code, message }, now);
+    }
+
+    /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
+    pub(super) fn review(&mut self, id: SlotId, pass: &Pass, now: Moment) {
+        let seats = self.slots.get(id).map_or(Vec::new(), |slot| slot.seats.as_slice().to_vec());
+        for seat in seats {
+            let Some(name) = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned()) else {
+                continue;
+            };
+            if self.gate.grant(pass).subscribe.include_name(&name) {
+                continue;
+            }
+            if self.hub.form_of(seat) == Form::Raw {
+                return self.close(id, Reason::Forbidden, now);
+            }
+            self.unsubscribe(id, seat.channel, now);
+            let (ch, code, message) = (Some(&name[..]), "forbidden", FORBIDDEN);
+            self.tell(id, &Notice::Error { reference: None, ch, code, message }, now);
+        }
+    }
+
+    /// A member that can be told of gaps did not take a batch: it gets on from the history when it has
+    /// caught up with its outbox.
+    pub(super) fn fall_behind(&mut self, id: SlotId, channel: ChannelId, before: Before) {
+        let Engine { slots, hub, .. } = self;
+        let Some(seat) = slots.get_mut(id).and_then(|slot| slot.seats.find_mut(channel)) else { return };
+        let (new, moved) = hub.fall_behind(id, *seat, before);
+        *seat = new;
+        slots.mark_replaying(id, true);
+        self.moved(moved);
+    }
+
+    /// The outbox of a member that is replaying is empty: the next portion, of one channel.
+    pub(super) fn replay(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, hub, client_salt, .. } = self;
+        let Some(slot) = slots.get(id) else { return };
+        let Some(&seat) = slot.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying) else {
+            return slots.mark_replaying(id, false);
+        };
+        let form = hub.form_of(seat);
+        let own = (!seat.echo).then(|| ClientId::of(id, *client_salt));
+        let step = hub.replay(seat, own);
+        match step {
+            Step::More { frames, messages } => {
+                self.metrics.messages_delivered += messages as u64;
+                if let Some(slot) = self.slots.get_mut(id) {
+                    slot.outbox.queue(frames);
+                    self.slots.mark_dirty(id);
+                }
+                if self.slots.get(id).is_some_and(|slot| slot.outbox.is_empty()) {
+                    // All of it were its own messages.
+                    self.replay(id, now);
+                }
+            }
+            Step::Gap(gap) => {
+                self.metrics.messages_skipped += gap.missed.unwrap_or(0);
+                let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
+                match form {
+                    Form::Raw => self.close(id, Reason::Slow, now),
+                    _ => self.announce(id, &name.unwrap_or_default(), form, &gap, now),
+                }
+            }
+            Step::Live { seat: new, moved, cursor } => {
+                self.moved(moved);
+                if let Some(slot) = self.slots.get_mut(id) {
+                    if let Some(seat) = slot.seats.find_mut(seat.channel) {
+                        *seat = new;
+                    }
+                    let is_replaying =
+                        slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+                    self.slots.mark_replaying(id, is_replaying);
+                }
+                let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
+                self.tell_live(id, &name.unwrap_or_default(), form, cursor, now);
+                if self.slots.get(id).is_some_and(|slot| slot.is_replaying() && slot.outbox.is_empty()) {
+                    self.replay(id, now);
+                }
+            }
+        }
+    }
+
+    /// Takes a member out of one channel, after it was given what was published there so far. False if it
+    /// was none.
+    pub(super) fn unsubscribe(&mut self, id: SlotId, channel: ChannelId, now: Moment) -> bool {
+        if self.slots.get(id).is_none_or(|slot| slot.seats.find(channel).is_none()) {
+            return false;
+        }
+        self.hand_out(channel, now);
+        let Some(slot) = self.slots.get_mut(id) else { return false };
+        // It may have left meanwhile: a slow member is closed.
+        let Some(seat) = slot.seats.remove(channel) else { return false };
+        let is_replaying = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+        self.slots.mark_replaying(id, is_replaying);
+        let moved = self.hub.leave(seat);
+        self.moved(moved);
+        true
+    }
+
+    /// Takes a member out of the hub, out of all its channels.
+    pub(super) fn leave(&mut self, id: SlotId, now: Moment) {
+        while let Some(&seat) = self.slots.get(id).and_then(|slot| slot.seats.as_slice().last()) {
+            self.unsubscribe(id, seat.channel, now);
+        }
+    }
+
+    /// Tells a member's seat that it has moved.
+    fn moved(&mut self, moved: Option<Moved>) {
+        if let Some(Moved { member, channel, position }) = moved
+            && let Some(seat) = self.slots.get_mut(member).and_then(|slot| slot.seats.find_mut(channel))
+        {
+            seat.position = position;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! A message comes in: may it, is it too fast, has it come before; and what its publisher hears of it.
+
+use super::engine::Engine;
+use super::slots::Slot;
+use super::transport::Transport;
+use crate::access::gate::Pass;
+use crate::access::pace::{Pace, Publisher, TooFast};
+use crate::close::Reason;
+use crate::hub::Published;
+use crate::ids::{ChannelId, ChannelName, ClientId, SlotId};
+use crate::moment::Moment;
+use crate::session::guest::FORBIDDEN;
+use crate::session::intent::Receipt;
+use crate::session::response::Refusal;
+use crate::wire::Kind;
+use crate::wire::notice::{Id, Notice};
+
+/// Why something is not published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPublication {
+    /// There are as many channels as there may be.
+    ChannelsFull,
+    /// The server is going away.
+    Drain { retry_ms: u32 },
+    /// It has no right to that.
+    Forbidden,
+    /// A raw connection is a member of nothing any more.
+    Gone,
+}
+
+impl<T: Transport> Engine<T> {
+    /// The channel that somebody may publish on; it is made if it is not there.
+    pub(super) fn channel_to_publish_on(
+        &mut self,
+        id: SlotId,
+        name: Option<&ChannelName>,
+        pass: &Pass,
+    ) -> Result<ChannelId, NoPublication> {
+        let grant = self.gate.grant(pass);
+        let Some(name) = name else {
+            let seats = self.slots.get(id).map_or(&[][..], |slot| slot.seats.as_slice());
+            let &[seat, ..] = seats else { return Err(NoPublication::Gone) };
+            let name = self.hub.channel(seat.channel).map_or("", |channel| channel.name());
+            return if grant.publish.include_name(name) {
+                Ok(seat.channel)
+            } else {
+                Err(NoPublication::Forbidden)
+            };
+        };
+        if !grant.may_publish(name) {
+            return Err(NoPublication::Forbidden);
+        }
+        if self.slots.get(id).is_none() {
+            return Err(NoPublication::Gone);
+        }
+        match self.draining {
+            Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
+            None => self.hub.open(name).map_err(|_| NoPublication::ChannelsFull),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn publish(
+        &mut self,
+        id: SlotId,
+        channel: ChannelId,
+        name: Option<&ChannelName>,
+        kind: Kind,
+        payload: &[u8],
+        receipt: Receipt,
+        now: Moment,
+    ) {
+        let Some(slot) = self.slots.get(id) else { return };
+        if let Some((name, key)) = name.zip(receipt.key())
+            && let Some(published) = self.hub.repeated(name.as_str(), key, now)
+        {
+            self.metrics.messages_repeated += 1;
+            self.hub.end_if_empty(channel);
+            return self.confirm(id, published, receipt, now);
+        }
+        let seat = slot.seats.find(channel);
+        if let Some(other) = self.hub.before(channel) {
+            self.hand_out(other, now);
+        }
+        let (from, count) = match receipt {
+            Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
+            Receipt::None | Receipt::Ack { .. } => {
+                (Some(ClientId::of(id, self.client_salt)), &mut self.metrics.published_by_websocket)
+            }
+        };
+        *count += 1;
+        let published = self.hub.publish(channel, kind, payload, from, seat);
+        if let Some((name, key)) = name.zip(receipt.key()) {
+            self.hub.know_again(name.as_str(), key, published.id, now);
+        }
+        self.confirm(id, published, receipt, now);
+    }
+
+    /// Is that as fast as the connection may publish, by its grant or by the limits of all?
+    pub(super) fn pace(
+        &mut self,
+        id: SlotId,
+        pass: &Pass,
+        bytes: usize,
+        receipt: &Receipt,
+        now: Moment,
+    ) -> Result<(), TooFast> {
+        // Nor what comes behind a close.
+        let is_closing = self.slots.get(id).is_none_or(Slot::has_farewell);
+        if is_closing {
+            return Ok(());
+        }
+        let who = match receipt {
+            Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
+            _ => Publisher::Connection(id),
+        };
+        self.meters.take(who, Pace::of(&self.limits, pass.as_deref()), bytes, now)
+    }
+
+    /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
+    /// that, and is closed.
+    pub(super) fn refuse_haste(&mut self, id: SlotId, too_fast: TooFast, receipt: &Receipt, now: Moment) {
+        let TooFast { limit, retry_ms } = too_fast;
+        self.metrics.limit(limit);
+        match receipt {
+            Receipt::None => self.turn_out(id, Reason::RateLimited { retry_ms }, now),
+            Receipt::Ack { reference, .. } => {
+                let reference = reference.as_deref();
+                let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
+                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message }, now);
+            }
+            Receipt::Response { manner, .. } => {
+                let refusal = Refusal::rate_limited(retry_ms);
+                self.metrics.reject(refusal.code());
+                self.answer(id, refusal.respond(manner).into(), now);
+            }
+        }
+    }
+
+    /// Tells a publisher which id its message has.
+    fn confirm(&mut self, id: SlotId, published: Published, receipt: Receipt, now: Moment) {
+        let Published { id: message, members } = published;
+        match receipt {
+            Receipt::None => {}
+            Receipt::Ack { reference, .. } => {
+                self.tell(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) }, now);
+            }
+            Receipt::Response { manner, .. } => {
+                let body = format!("{{\"id\":\"{message}\",\"members\":{members}}}\n");
+                self.answer(id, manner.json(200, &body).into(), now);
+            }
+        }
+    }
+
+    pub(super) fn refuse_publication(
+        &mut self,
+        id: SlotId,
+        no: NoPublication,
+        name: Option<&ChannelName>,
+        receipt: &Receipt,
+        now: Moment,
+    ) {
+        let (refusal, code, message) = match no {
+            NoPublication::Drain { retry_ms } => {
+                (Refusal::drain(retry_ms), "drain", "the server is going away")
+            }
+            NoPublication::ChannelsFull => {
+                (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")
+            }
+            NoPublication::Forbidden => (Refusal::new(403, "forbidden", FORBIDDEN), "forbidden", FORBIDDEN),
+            NoPublication::Gone => return,
+        };
+        match receipt {
+            Receipt::None if no == NoPublication::Forbidden => self.turn_out(id, Reason::Forbidden, now),
+            Receipt::None => {}
+            Receipt::Ack { reference, .. } => {
+                let (reference, ch) = (reference.as_deref(), name.map(ChannelName::as_str));
+                let ch = ch.filter(|_| no == NoPublication::Forbidden);
+                self.tell(id, &Notice::Error { reference, ch, code, message }, now);
+            }
+            Receipt::Response { manner, .. } => {
+                self.metrics.reject(code);
+                self.answer(id, refusal.respond(manner).into(), now);
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What clients of HTTP ask for that only the server knows, or can do.
+
+use std::rc::Rc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::answers;
+use super::engine::Engine;
+use super::transport::Transport;
+use crate::access::grant::Grant;
+use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketsOut};
+use crate::close::Reason;
+use crate::ids::SlotId;
+use crate::metrics::exposition::{self, Levels};
+use crate::moment::Moment;
+use crate::session::intent::Question;
+use crate::session::response::{Manner, Refusal};
+
+impl<T: Transport> Engine<T> {
+    /// Answers what only the server knows. What was published before the question is part of that: a client
+    /// that has read the answer to its publication finds the message kept.
+    pub(super) fn look_up(&mut self, question: Question, manner: &Manner, now: Moment) -> Vec<u8> {
+        self.hand_out_all(now);
+        match (question, self.draining) {
+            (Question::Metrics, _) => {
+                let text = exposition::text(&self.metrics, self.levels());
+                manner.respond(
+                    200,
+                    exposition::CONTENT_TYPE,
+                    &[("Cache-Control", "no-store")],
+                    text.as_bytes(),
+                )
+            }
+            (_, Some(retry_ms)) => Refusal::drain(retry_ms).respond(manner),
+            (Question::Ready, None) => {
+                manner.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ready\n")
+            }
+            (Question::Ticket { grant }, None) => self.issue_ticket(grant, manner, now),
+            (Question::Channels { prefix, after, limit, pass }, None) => {
+                let visible = &self.gate.grant(&pass).subscribe;
+                manner.json(200, &answers::channels(&self.hub, visible, &prefix, after.as_deref(), limit))
+            }
+            (Question::Channel { channel }, None) => {
+                manner.json(200, &answers::channel(&self.hub, channel.as_str()))
+            }
+            (Question::History { channel, since, limit }, None) => {
+                let body = answers::history(&mut self.hub, channel.as_str(), since, limit, now);
+                manner.respond(200, "application/json", &[("Cache-Control", "no-store")], &body)
+            }
+        }
+    }
+
+    fn levels(&self) -> Levels {
+        let mut levels = Levels {
+            connections: self.slots.len(),
+            channels: self.hub.channels(),
+            subscriptions: self.hub.seats(),
+            history_messages: self.hub.kept().messages,
+            history_bytes: self.hub.kept().bytes,
+            process: super::process::read(),
+            ..Levels::default()
+        };
+        for (_, slot) in self.slots.iter() {
+            levels.pending_bytes += slot.outbox.bytes();
+            levels.slow_connections += usize::from(slot.outbox.is_blocked());
+        }
+        levels
+    }
+
+    /// A ticket, made of bytes that nobody can guess.
+    fn issue_ticket(&mut self, grant: Rc<Grant>, manner: &Manner, now: Moment) -> Vec<u8> {
+        let mut chance = [0; TICKET_BYTES];
+        if SystemRandom::new().fill(&mut chance).is_err() {
+            return Refusal::new(500, "internal", "the system gives no random bytes").respond(manner);
+        }
+        match self.gate.tickets.issue(chance, grant, now) {
+            Ok(ticket) => {
+                let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
+                manner.json(200, &body)
+            }
+            Err(TicketsOut { retry_ms }) => {
+                let message = "as many tickets are out as can be";
+                self.metrics.reject("tickets_out");
+                Refusal::unavailable("tickets_out", message, retry_ms.div_ceil(1_000)).respond(manner)
+            }
+        }
+    }
+
+    /// Closes all connections of a person. Its tokens are as good as before.
+    pub(super) fn expel(&mut self, id: SlotId, sub: &str, manner: &Manner, now: Moment) {
+        let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
+        let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
+        for &one in &theirs {
+            self.close(one, Reason::Forbidden, now);
+        }
+        let body = format!("{{\"closed\":{}}}\n", theirs.len());
+        self.answer(id, manner.json(200, &body).into(), now);
+    }
+}
