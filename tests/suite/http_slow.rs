@@ -7,7 +7,7 @@ use oyez::config::Limits;
 
 use crate::support::client::Client;
 use crate::support::http::{Answer, get, publish, request};
-use crate::support::process::{Server, counter};
+use crate::support::process::{PATIENCE, Server, counter};
 use crate::support::rig::{Mood, Rig};
 
 #[test]
