@@ -64,18 +64,6 @@ pub enum Reason {
         /// Why it is not kept.
         why: GapWhy,
     },
-    /// A token, or what was shown in its place, is not taken. A browser cannot see the status of a handshake,
-    /// so it is told behind the upgrade.
-    BadToken {
-        /// What is wrong with it.
-        why: TokenFault,
-    },
-    /// Its token does not give it that, or its rights were taken away.
-    Forbidden,
-    /// It was to show a token, and has not in time.
-    AuthTimeout,
-    /// Its token has ended, and no new one came.
-    TokenExpired,
     /// What came was no good TLS; the peer got an alert.
     TlsFailed {
         /// What was wrong.
@@ -93,6 +81,73 @@ pub enum Reason {
         /// What came in place of a header of the PROXY protocol.
         fault: ProxyFault,
     },
+    /// A token, or what was shown in its place, is not taken. A browser cannot see the status of a handshake,
+    /// so it is told behind the upgrade.
+    BadToken {
+        /// What is wrong with it.
+        why: TokenFault,
+    },
+    /// Its token does not give it that, or its rights were taken away.
+    Forbidden,
+    /// It was to show a token, and has not in time.
+    AuthTimeout,
+    /// Its token has ended, and no new one came.
+    TokenExpired,
+}
+
+/// What was wrong with the peer's TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFault {
+    /// It was a request in plain HTTP, and was answered with 400.
+    PlainHttp,
+    /// It was no TLS.
+    NotTls,
+    /// No version, cipher suite or protocol in common.
+    NothingInCommon,
+    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
+    Alert(u8),
+    /// It broke the protocol.
+    Protocol,
+    /// A record could not be decrypted.
+    BadRecord,
+    /// Something that should not happen.
+    Internal,
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TlsFault::PlainHttp => f.write_str("plain_http"),
+            TlsFault::NotTls => f.write_str("not_tls"),
+            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
+            TlsFault::Alert(code) => write!(f, "alert_{code}"),
+            TlsFault::Protocol => f.write_str("protocol"),
+            TlsFault::BadRecord => f.write_str("bad_record"),
+            TlsFault::Internal => f.write_str("internal"),
+        }
+    }
+}
+
+/// What is wrong with the beginning of a proxy's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyFault {
+    /// It is no header of the PROXY protocol, version 2.
+    Missing,
+    /// It begins as one and is none.
+    Bad,
+    /// It ended before it was whole.
+    Incomplete,
+}
+
+impl ProxyFault {
+    /// One word for the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            ProxyFault::Missing => "missing",
+            ProxyFault::Bad => "bad",
+            ProxyFault::Incomplete => "incomplete",
+        }
+    }
 }
 
 /// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown.
@@ -172,61 +227,6 @@ impl TokenFault {
             TokenFault::InAddress => "token_in_address",
             TokenFault::Unclear => "token_unclear",
             TokenFault::Missing => "token_missing",
-        }
-    }
-}
-
-/// What was wrong with the peer's TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TlsFault {
-    /// It was a request in plain HTTP, and was answered with 400.
-    PlainHttp,
-    /// It was no TLS.
-    NotTls,
-    /// No version, cipher suite or protocol in common.
-    NothingInCommon,
-    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
-    Alert(u8),
-    /// It broke the protocol.
-    Protocol,
-    /// A record could not be decrypted.
-    BadRecord,
-    /// Something that should not happen.
-    Internal,
-}
-
-impl fmt::Display for TlsFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            TlsFault::PlainHttp => f.write_str("plain_http"),
-            TlsFault::NotTls => f.write_str("not_tls"),
-            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
-            TlsFault::Alert(code) => write!(f, "alert_{code}"),
-            TlsFault::Protocol => f.write_str("protocol"),
-            TlsFault::BadRecord => f.write_str("bad_record"),
-            TlsFault::Internal => f.write_str("internal"),
-        }
-    }
-}
-
-/// What is wrong with the beginning of a proxy's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyFault {
-    /// It is no header of the PROXY protocol, version 2.
-    Missing,
-    /// It begins as one and is none.
-    Bad,
-    /// It ended before it was whole.
-    Incomplete,
-}
-
-impl ProxyFault {
-    /// One word for the log.
-    pub fn word(self) -> &'static str {
-        match self {
-            ProxyFault::Missing => "missing",
-            ProxyFault::Bad => "bad",
-            ProxyFault::Incomplete => "incomplete",
         }
     }
 }
@@ -367,9 +367,9 @@ impl fmt::Display for Reason {
                 write!(f, " retry_ms={retry_ms}")
             }
             Reason::Gap { why } => write!(f, " why={}", why.word()),
-            Reason::BadToken { why } => write!(f, " why={}", why.word()),
             Reason::TlsFailed { fault } => write!(f, " why={fault}"),
             Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
+            Reason::BadToken { why } => write!(f, " why={}", why.word()),
             _ => Ok(()),
         }
     }

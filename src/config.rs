@@ -105,14 +105,6 @@ pub struct Limits {
     pub history: HistoryLimits,
     /// What is kept of publishers who may send the same again.
     pub repeats: RepeatLimits,
-    /// From the upgrade to the token of who has no rights without one. 10 s let a page fetch one from a
-    /// service of its own that is slow.
-    pub auth_timeout_ms: u32,
-    /// From a token's end to the close of who has shown no new one: a ping's interval, so that a client that
-    /// renews when it hears of the end is in time.
-    pub token_grace_ms: u32,
-    /// Tickets that are out, about 100 bytes each and the rights that they carry.
-    pub tickets_max: usize,
     /// The most connections of one address, or of one /64 of IPv6; 0 is no limit. There is none unless the
     /// operator asks for it: an office, a school or a mobile carrier's NAT brings thousands of people
     /// from one address, and a proxy that is not trusted brings all of them.
@@ -123,6 +115,14 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// The most bytes that a connection publishes in a second, and as many at once; 0 is no limit.
     pub bytes_per_second: u32,
+    /// From the upgrade to the token of who has no rights without one. 10 s let a page fetch one from a
+    /// service of its own that is slow.
+    pub auth_timeout_ms: u32,
+    /// From a token's end to the close of who has shown no new one: a ping's interval, so that a client that
+    /// renews when it hears of the end is in time.
+    pub token_grace_ms: u32,
+    /// Tickets that are out, about 100 bytes each and the rights that they carry.
+    pub tickets_max: usize,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -231,13 +231,13 @@ impl Default for Limits {
             channels_per_client_max: 128,
             history: HistoryLimits::default(),
             repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
-            auth_timeout_ms: 10_000,
-            token_grace_ms: 25_000,
-            tickets_max: 10_000,
             connections_per_address_max: 0,
             handshakes_per_second: 0,
             messages_per_second: 0,
             bytes_per_second: 0,
+            auth_timeout_ms: 10_000,
+            token_grace_ms: 25_000,
+            tickets_max: 10_000,
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

@@ -41,10 +41,10 @@ pub(super) struct Publish {
     url: Server,
 
     #[command(flatten)]
-    token: TokenFile,
+    trust: TrustFlags,
 
     #[command(flatten)]
-    trust: TrustFlags,
+    token: TokenFile,
 }
 
 const SOCKET: Token = Token(0);

@@ -11,15 +11,15 @@ use rustls::pki_types::UnixTime;
 use super::Failure;
 use super::gate_flags::GateFlags;
 use crate::access::door::Proxies;
-use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
+use crate::access::token::Verifier;
 use crate::config::{
     self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
 };
 use crate::console;
 use crate::server::entrance::{Entrance, Plain, Tls};
-use crate::server::{DESCRIPTORS_RESERVED, End, Server, StartError};
+use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
 #[derive(Debug, Args)]
@@ -109,9 +109,6 @@ pub(super) struct Serve {
     )]
     origins: Vec<OriginPattern>,
 
-    #[command(flatten)]
-    gate: GateFlags,
-
     /// Networks of proxies that are believed when they say for whom they speak, in X-Forwarded-For or the
     /// PROXY protocol: repeat it, or separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
     #[arg(long = "trusted-proxy", env = "OYEZ_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
@@ -138,6 +135,9 @@ pub(super) struct Serve {
     /// limit.
     #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
     bytes_per_second: u32,
+
+    #[command(flatten)]
+    gate: GateFlags,
 
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
@@ -238,43 +238,14 @@ impl Serve {
         }
         let gate = self.gate.gate(config.listen)?;
         let connections_max = connections_max(config.connections_max)?;
+        let guests = Guests { origins: self.origins.clone(), proxies, gate };
+        let keys = || self.gate.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
-            None => self.serve(config, proxies, gate, connections_max, Plain, "ws"),
+            None => serve(config, guests, keys, connections_max, Plain, "ws"),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                self.serve(config, proxies, gate, connections_max, tls, "wss")
+                serve(config, guests, keys, connections_max, tls, "wss")
             }
-        }
-    }
-
-    /// Runs a server with one kind of entrance, until a signal ends it.
-    fn serve<E: Entrance>(
-        &self,
-        config: Config,
-        proxies: Proxies,
-        gate: Gate,
-        connections_max: usize,
-        entrance: E,
-        scheme: &str,
-    ) -> Result<(), Failure> {
-        let (listen, origins) = (config.listen, self.origins.clone());
-        let bound = Server::bind(config, origins, gate, connections_max, entrance);
-        let mut server = bound.map_err(|error| match error {
-            StartError::Listen(error) => {
-                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
-            }
-            StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
-        })?;
-        server.trust(proxies);
-        if let Some(address) = server.address() {
-            // If nobody reads it, the server serves all the same.
-            let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
-        }
-        match server.run(|| self.gate.verifier().map_err(|why| why.to_string())) {
-            Ok(End::Drained) => Ok(()),
-            Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
-            Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
-            Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
         }
     }
 
@@ -312,13 +283,13 @@ impl Serve {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,
                 },
-                auth_timeout_ms: self.gate.auth_timeout_ms,
-                token_grace_ms: self.gate.token_grace_ms,
-                tickets_max: self.gate.tickets_max,
                 connections_per_address_max: self.connections_per_address_max,
                 handshakes_per_second: self.handshakes_per_second,
                 messages_per_second: self.messages_per_second,
                 bytes_per_second: self.bytes_per_second,
+                auth_timeout_ms: self.gate.auth_timeout_ms,
+                token_grace_ms: self.gate.token_grace_ms,
+                tickets_max: self.gate.tickets_max,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,
@@ -345,6 +316,35 @@ impl Serve {
                 sessions_max: self.tls_sessions_max,
             },
         }
+    }
+}
+
+/// Runs a server with one kind of entrance, until a signal ends it.
+fn serve<E: Entrance>(
+    config: Config,
+    guests: Guests,
+    keys: impl FnMut() -> Result<Option<Verifier>, String>,
+    connections_max: usize,
+    entrance: E,
+    scheme: &str,
+) -> Result<(), Failure> {
+    let listen = config.listen;
+    let mut server =
+        Server::bind(config, guests, connections_max, entrance).map_err(|error| match error {
+            StartError::Listen(error) => {
+                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+            }
+            StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
+        })?;
+    if let Some(address) = server.address() {
+        // If nobody reads it, the server serves all the same.
+        let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
+    }
+    match server.run(keys) {
+        Ok(End::Drained) => Ok(()),
+        Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
+        Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
+        Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
     }
 }
 

@@ -53,10 +53,10 @@ pub(super) struct Subscribe {
     url: Server,
 
     #[command(flatten)]
-    token: TokenFile,
+    trust: TrustFlags,
 
     #[command(flatten)]
-    trust: TrustFlags,
+    token: TokenFile,
 }
 
 /// A channel's name on the command line.

@@ -93,10 +93,14 @@ impl<T: Transport> Engine<T> {
                 self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no }, now);
             }
             Intent::Publish { channel, kind, payload, receipt, pass } => {
+                // Before a channel is made for it.
+                if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
+                    return self.refuse_haste(id, too_fast, &receipt, now);
+                }
                 match self.channel_to_publish_on(id, channel.as_ref(), &pass) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
-                        self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);
+                        self.publish(id, channel_id, name, kind, &payload, receipt, now);
                     }
                     Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
                 }
@@ -324,14 +328,8 @@ impl<T: Transport> Engine<T> {
         kind: Kind,
         payload: &[u8],
         receipt: Receipt,
-        pass: &Pass,
         now: Moment,
     ) {
-        let pace = Pace::of(&self.limits, pass.as_deref());
-        if let Err(too_fast) = self.pace(id, pace, payload.len(), &receipt, now) {
-            self.hub.end_if_empty(channel);
-            return self.refuse_haste(id, too_fast, &receipt, now);
-        }
         let Some(slot) = self.slots.get(id) else { return };
         if let Some((name, key)) = name.zip(receipt.key())
             && let Some(published) = self.hub.repeated(name.as_str(), key, now)
@@ -358,11 +356,11 @@ impl<T: Transport> Engine<T> {
         self.confirm(id, published, receipt, now);
     }
 
-    /// Is that as fast as the connection may publish?
+    /// Is that as fast as the connection may publish, by its grant or by the limits of all?
     fn pace(
         &mut self,
         id: SlotId,
-        pace: Pace,
+        pass: &Pass,
         bytes: usize,
         receipt: &Receipt,
         now: Moment,
@@ -376,7 +374,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
             _ => Publisher::Connection(id),
         };
-        self.meters.take(who, pace, bytes, now)
+        self.meters.take(who, Pace::of(&self.limits, pass.as_deref()), bytes, now)
     }
 
     /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for

@@ -36,10 +36,10 @@ pub struct Engine<T> {
     pub hub: Hub,
     /// What is served beside channels.
     pub site: Site,
-    /// Who may come in.
-    pub gate: Gate,
     /// Who comes from where.
     pub door: Door,
+    /// Who may come in.
+    pub gate: Gate,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions asked for in this turn, in the order in which they asked.
@@ -68,8 +68,8 @@ impl<T: Transport> Engine<T> {
             hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
             site: Site::default(),
-            gate: Gate::open(limits.tickets_max),
             door: Door::new(&limits),
+            gate: Gate::open(limits.tickets_max),
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
@@ -467,7 +467,10 @@ struct Parts<'a, T> {
 }
 
 /// Splits a slot into what the engine needs of it and the desk that its session works at.
-#[allow(clippy::too_many_arguments)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the parts of an engine that a session may touch, each by itself"
+)]
 fn desk<'a, T: Transport>(
     slot: &'a mut Slot<T>,
     limits: &'a Limits,

@@ -83,6 +83,17 @@ pub struct Server<E: Entrance> {
     hung_up: bool,
 }
 
+/// Who may come, from where, and with what.
+#[derive(Debug)]
+pub struct Guests {
+    /// Origins whose pages may connect, beside those of the server's own host.
+    pub origins: Vec<OriginPattern>,
+    /// Proxies that are believed.
+    pub proxies: Proxies,
+    /// Keys that tokens are checked with, and what everybody may do.
+    pub gate: Gate,
+}
+
 /// How a server's life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -179,8 +190,7 @@ impl<E: Entrance> Server<E> {
     /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
     pub fn bind(
         config: Config,
-        origins: Vec<OriginPattern>,
-        gate: Gate,
+        guests: Guests,
         connections_max: usize,
         entrance: E,
     ) -> Result<Server<E>, StartError> {
@@ -203,8 +213,10 @@ impl<E: Entrance> Server<E> {
             engine.client_salt = clients.unwrap_or(engine.client_salt);
             store = Some(opened);
         }
+        let Guests { origins, proxies, gate } = guests;
         engine.site = Site { assets: config.assets, origins };
         engine.gate = gate;
+        engine.door.trust(proxies);
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
@@ -218,11 +230,6 @@ impl<E: Entrance> Server<E> {
             stage: Stage::Serving,
             hung_up: false,
         })
-    }
-
-    /// Believes these proxies from now on.
-    pub fn trust(&mut self, proxies: Proxies) {
-        self.engine.door.trust(proxies);
     }
 
     /// The address that it really listens on; `None` once it is draining.
@@ -331,15 +338,15 @@ impl<E: Entrance> Server<E> {
         }
     }
 
-    /// SIGHUP: files are read again, for those who come from now on. Nobody is dropped, and a file that is
-    /// no good changes nothing.
+    /// If SIGHUP came, files are read again, for those who come from now on. Nobody is dropped, and a file
+    /// that is no good changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
         if !std::mem::take(&mut self.hung_up) {
             return;
         }
         match self.entrance.reload(UnixTime::now()) {
             Ok(()) => info!("reloaded"),
-            Err(why) => error!("not reloaded, all stays as it was: {why}"),
+            Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
         }
         match keys() {
             Ok(verifier) => {

@@ -71,8 +71,8 @@ struct Order {
     kind: Kind,
     manner: Manner,
     key: Option<Box<str>>,
-    pass: Pass,
     client: Option<IpAddr>,
+    pass: Pass,
 }
 
 /// A request has come whole, and its answer is waited for.
@@ -221,8 +221,8 @@ impl Body {
             kind: self.order.kind,
             manner: std::mem::take(&mut self.order.manner),
             key: self.order.key.take(),
-            pass: self.order.pass.take(),
             client: self.order.client,
+            pass: self.order.pass.take(),
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
         match place(order, payload, &input[missing..], self.owed, desk) {

@@ -323,3 +323,13 @@ fn within_the_limits_nobody_notices_them() {
     }
     assert_eq!(rig.engine.metrics.rate_limited, [0; 4]);
 }
+
+#[test]
+fn who_is_too_fast_for_a_new_channel_leaves_none_behind() {
+    let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
+    let client = rig.connect(Mood::Kind);
+    rig.send(client, (publish("a", "x") + &publish("b", "y")).as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(client).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 429]);
+    assert_eq!(rig.engine.hub.channels(), 1);
+}

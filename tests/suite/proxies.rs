@@ -1,6 +1,7 @@
 //! Who is behind a trusted proxy: the PROXY protocol, `X-Forwarded-For`, and those who only say so.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oyez::access::door::Proxies;
@@ -12,8 +13,9 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish, request};
-use crate::support::process::Server;
+use crate::support::process::{Server, oyez};
 use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::tls::Identity;
 
 /// A header for 203.0.113.9:4711, with additions behind the addresses as haproxy and load balancers make them.
 fn header() -> Vec<u8> {
@@ -172,7 +174,9 @@ fn ends_of_file_around_a_header() {
 
 #[test]
 fn the_log_names_the_client_of_a_header() {
-    let server = Server::start(&["--trusted-proxy=127.0.0.0/8", "--proxy-protocol"]);
+    // By itself, and not behind anything of the tests: the header has to be the first that comes.
+    let flags = ["serve", "--listen=127.0.0.1:0", "--trusted-proxy=127.0.0.0/8", "--proxy-protocol"];
+    let server = Server::start_command(oyez(&flags));
     let mut client = Client::new(server.connect());
     let (first, second) = (&header()[..7].to_vec(), &header()[7..].to_vec());
     client.send(first);
@@ -191,6 +195,24 @@ fn the_log_names_the_client_of_a_header() {
     let log = server.stop();
     assert!(log.contains("close peer=203.0.113.9:4711 reason=peer_closed"), "{log}");
     assert!(log.contains("reason=proxy_header why=missing"), "{log}");
+}
+
+#[test]
+fn tls_begins_behind_the_header() {
+    let identity = Identity::new();
+    let server = Server::start_tls(&identity, &["--trusted-proxy=127.0.0.1", "--proxy-protocol"]);
+    let mut stream = server.connect();
+    stream.write_all(&header()).unwrap();
+    let config = Arc::new(identity.client(rustls::DEFAULT_VERSIONS));
+    let session = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+    let mut secured = rustls::StreamOwned::new(session, stream);
+    secured.write_all(request("GET", "/healthz", "Connection: close\r\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    secured.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    drop(secured);
+    let log = server.stop();
+    assert!(log.contains("close peer=203.0.113.9:4711 reason=served"), "{log}");
 }
 
 fn upgrade_for(forwarded: &str) -> String {

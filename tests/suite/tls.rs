@@ -270,7 +270,10 @@ fn sighup_takes_the_new_certificate_and_drops_nobody() {
     std::thread::sleep(Duration::from_millis(100));
     reload(&server, &renewed);
     let log = server.stop();
-    assert!(log.contains(" ERROR ") && log.contains("not reloaded, all stays as it was: --tls-key"), "{log}");
+    assert!(
+        log.contains(" ERROR ") && log.contains("not reloaded, the certificate stays as it was: --tls-key"),
+        "{log}"
+    );
     assert!(log.contains("reloaded"), "{log}");
     assert!(!log.contains("tls_failed why=internal"), "{log}");
 }
