@@ -1,9 +1,12 @@
 //! Safe by default: what a server does that was told nothing about who may come in.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish};
-use crate::support::process::{Server, oyez};
+use crate::support::process::{PATIENCE, Server, oyez};
 
 const OPEN: &str = "--anonymous=subscribe=* publish=*";
 
@@ -20,7 +23,15 @@ fn on_loopback_everything_is_open_and_the_log_says_so_in_one_line() {
 #[test]
 fn an_address_that_others_reach_needs_a_key_or_a_word() {
     for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"] {
-        let output = oyez(&["serve", "--listen", address]).output().unwrap();
+        let mut child = oyez(&["serve", "--listen", address]).spawn().unwrap();
+        let start = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if start.elapsed() > PATIENCE {
+                child.kill().unwrap();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{text}");
         let told = ["--jwt-secret-file", "oyez token secret", "--anonymous 'subscribe=* publish=*'"];
