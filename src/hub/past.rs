@@ -426,6 +426,27 @@ mod tests {
     }
 
     #[test]
+    fn a_record_without_messages_outlives_a_sieve_if_it_is_the_last() {
+        let limits = Limits { history: LIMITS, ..Limits::default() };
+        let mut world = World::new(&limits);
+        for _ in 0..2 {
+            world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+            world.step(&Step::Pass { millis: 600 });
+            world.write(9, 9_999);
+        }
+        // The first message has grown too old; only the last record says so.
+        world.step(&Step::Sift { spared: 0 });
+        let now = Moment::from_millis(world.millis);
+        let (mut restored, _) = world.restore(&limits);
+        assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+        world.step(&Step::Pass { millis: 300 });
+        world.write(9, 9_999);
+        world.step(&Step::Sift { spared: 0 });
+        assert_eq!(world.hub.standing("c0").floor, 1);
+        assert_eq!(world.restore(&limits).0.standing("c0").floor, 1);
+    }
+
+    #[test]
     fn what_no_journal_has_made_is_refused() {
         for bytes in [&b"\x03\x01a"[..], b"\x01", b"\x01\x01a", b"\x02\x02a", b"\x02\x01\xff"] {
             assert_eq!(Past::default().read(bytes), Err(BadRecord), "{bytes:?}");
