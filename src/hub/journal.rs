@@ -136,7 +136,9 @@ impl Hub {
 /// Appends what has changed of a channel, until `out` has `bytes`. True if that is all.
 fn write_channel(channel: &mut Channel, hour: Hour, bytes: usize, out: &mut Vec<u8>) -> bool {
     let history = &channel.history;
-    let first = history.index_after(channel.mark.written);
+    // From behind: what is new is the last of it, and what is not need not be touched.
+    let is_new = |index: &usize| history.get(*index).is_some_and(|kept| kept.seq > channel.mark.written);
+    let first = (0..history.len()).rev().take_while(is_new).last().unwrap_or(history.len());
     record::begin_channel(out, channel.name());
     let figures = out.len();
     record::put_figures(out, Figures::default());

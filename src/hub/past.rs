@@ -426,6 +426,24 @@ mod tests {
     }
 
     #[test]
+    fn a_record_without_messages_outlives_a_sieve_if_it_is_the_last() {
+        let limits = Limits { history: LIMITS, ..Limits::default() };
+        let mut world = World::new(&limits);
+        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+        world.step(&Step::Pass { millis: 300 });
+        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+        world.step(&Step::Write { most: 9, bytes: 9_999 });
+        // The first message grows too old, and only a record without messages says so.
+        world.step(&Step::Pass { millis: 800 });
+        world.step(&Step::Write { most: 9, bytes: 9_999 });
+        world.step(&Step::Sift { spared: 0 });
+        let now = Moment::from_millis(world.millis);
+        let (mut restored, _) = world.restore(&limits);
+        assert_eq!(restored.standing("c0").floor, 1);
+        assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+    }
+
+    #[test]
     fn what_no_journal_has_made_is_refused() {
         for bytes in [&b"\x03\x01a"[..], b"\x01", b"\x01\x01a", b"\x02\x02a", b"\x02\x01\xff"] {
             assert_eq!(Past::default().read(bytes), Err(BadRecord), "{bytes:?}");

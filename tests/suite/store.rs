@@ -131,7 +131,8 @@ impl Member {
 #[test]
 fn after_sigterm_nothing_is_lost() {
     let folder = Folder::new();
-    let server = folder.serve(&[]);
+    // What SIGTERM finds unwritten would be for half a minute.
+    let server = folder.serve(&["--history-sync-ms=60000"]);
     let mut member = Member::join(&server);
     member.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
     let first = member.hear()["id"].as_str().unwrap().to_owned();
@@ -401,7 +402,7 @@ fn refuses(path: &Path, before: &str) -> String {
     let mut command = Command::new("bash");
     command
         .arg("-c")
-        .arg(format!("{before} exec \"$0\" \"$@\""))
+        .arg(format!("{before} exec timeout 20 \"$0\" \"$@\""))
         .arg(serve.get_program())
         .args(serve.get_args());
     let output = command.output().unwrap();
@@ -452,8 +453,11 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
     let checksum = crc32(&newer[..20]);
     newer[20..24].copy_from_slice(&checksum.to_le_bytes());
     check("newer", Some(&newer), "", "has format 9, and this oyez reads format 1");
-    // A full disk leaves the mark of an end in order as it is.
-    check("full", Some(&good), "ulimit -f 1;", "make room");
+    // A full disk leaves the mark of an end in order as it is, with room for half of another too.
+    for room in [0, 50] {
+        let limit = format!("prlimit --fsize={} --pid $$ &&", good.len() + room);
+        check("full", Some(&good), &limit, "make room");
+    }
     fs::write(folder.file(), &good).unwrap();
     let server = folder.serve(&[]);
     assert!(!server.stop().contains("WARN"));
@@ -657,6 +661,20 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
         }
     }
     (fs::read(folder.file()).unwrap(), texts)
+}
+
+#[test]
+fn a_torn_tail_is_cut_off() {
+    let (good, texts) = sample(true);
+    let folder = Folder::new();
+    for torn in [&b"x"[..], &[0; 5_000], &good[good.len() - 1_000..]] {
+        fs::write(folder.file(), [&good, torn].concat()).unwrap();
+        let Opened { hub, .. } = open(&folder.file(), NOON).unwrap();
+        assert_eq!((hub.kept().messages, hub.head().epoch), (texts.len(), NOON.unix_ms + 1));
+        let mark = fs::metadata(folder.file()).unwrap().len() - good.len() as u64;
+        assert!(mark < 200, "{mark} bytes follow");
+        await_unlocked(&folder.file());
+    }
 }
 
 /// A damaged file is refused, or what it gives is true; if it goes on in the same epoch, it gives all.
