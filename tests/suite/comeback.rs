@@ -89,6 +89,8 @@ fn all_get_what_they_missed_and_nobody_waits_for_the_whole() {
         "--history-messages-max=200",
         "--handshake-timeout-ms=60000",
         "--slow-timeout-ms=60000",
+        // Nobody here answers one, and a busy machine takes its time.
+        "--ping-interval-ms=0",
     ]);
     let first = publish(&server, 1 + KEPT);
     let before_kib = server.rss_kib();
@@ -119,7 +121,7 @@ fn all_get_what_they_missed_and_nobody_waits_for_the_whole() {
             publish(&server, 1);
             published_late += 1;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "{live} of {CLIENTS} are live");
+        assert!(start.elapsed() < Duration::from_secs(240), "{live} of {CLIENTS} are live");
     }
     let seconds = start.elapsed().as_secs_f64();
     let grown_kib = server.rss_kib().saturating_sub(before_kib);
@@ -130,7 +132,7 @@ fn all_get_what_they_missed_and_nobody_waits_for_the_whole() {
         for event in &events {
             clients[event.token().0].go_on();
         }
-        assert!(start.elapsed() < Duration::from_secs(90));
+        assert!(start.elapsed() < Duration::from_secs(300));
     }
     drop(clients);
     let log = server.stop();
