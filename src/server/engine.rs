@@ -142,22 +142,26 @@ impl<T: Transport> Engine<T> {
     /// **Drain or requeue**: a slot leaves this phase blocked (its last read said so, or was short) or
     /// back on the ready list. The list is a queue, so whoever was cut short by the budget is not first
     /// in the next turn.
+    ///
+    /// A slot's share is what the budget has for each that is still to be read: a publisher that is alone is
+    /// read on, so that what it sends at once goes out at once.
     pub fn drive(&mut self, now: Moment) {
         let mut budget = self.limits.read_bytes_per_turn;
-        for _ in 0..self.slots.ready_len() {
+        for left in (1..=self.slots.ready_len()).rev() {
             if budget == 0 {
                 break;
             }
             let Some(id) = self.slots.next_ready() else { break };
-            let read = self.read(id, now);
+            let share = (budget / left).max(self.limits.read_bytes_per_slot);
+            let read = self.read(id, share, now);
             self.metrics.received_bytes += read as u64;
             budget = budget.saturating_sub(read);
             self.after_session(id);
         }
     }
 
-    /// Reads one slot; how many bytes.
-    fn read(&mut self, id: SlotId, now: Moment) -> usize {
+    /// Reads one slot, its share and no more; how many bytes.
+    fn read(&mut self, id: SlotId, share: usize, now: Moment) -> usize {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
@@ -184,7 +188,7 @@ impl<T: Transport> Engine<T> {
                     if !more && !reads_on {
                         return total;
                     }
-                    if total >= desk.limits.read_bytes_per_slot {
+                    if total >= share {
                         break;
                     }
                 }

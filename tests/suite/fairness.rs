@@ -19,12 +19,13 @@ fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
     let frame = frames::masked(TEXT, &[b'x'; 122]);
     rig.send(flood, &frame.repeat(1_000));
     rig.turn();
-    assert_eq!(rig.texts(flood).len(), 8, "1,024 bytes are 8 frames of 128");
+    assert_eq!(rig.texts(flood).len(), 32, "alone it has the turn's 4,096 bytes, 32 frames of 128");
     rig.send_text(other, "me too");
     rig.turn();
     assert_eq!(rig.texts(other), ["me too"]);
+    assert_eq!(rig.texts(flood).len(), 16, "with another it has a half");
     rig.settle();
-    assert_eq!(rig.texts(flood).len(), 1_000 - 8, "and nothing of the flood is lost");
+    assert_eq!(rig.texts(flood).len(), 1_000 - 48, "and nothing of the flood is lost");
 }
 
 #[test]
