@@ -84,9 +84,10 @@ pub(super) fn history(hub: &mut Hub, name: &str, since: Since, limit: usize, now
     let head = hub.head();
     let floor = MessageId { seq: standing.floor, ..head };
     let gap = page.gap.map_or("null".to_owned(), |gap| gap_json(name, &gap));
+    let next = page.next.map_or("null".to_owned(), |next| format!("\"{next}\""));
     let mut out = b"{\"messages\":[".to_vec();
     out.extend_from_slice(&page.envelopes);
-    let rest = format!("],\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{floor}\"}}\n");
+    let rest = format!("],\"next\":{next},\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{floor}\"}}\n");
     out.extend_from_slice(rest.as_bytes());
     out
 }

@@ -46,12 +46,12 @@ fn each_route_has_its_exact_answer() {
         get("/v1/channels/a/history"),
         json,
         "{\"messages\":[{\"ch\":\"a\",\"id\":\"E-1\",\"n\":1,\"text\":\"x\"},\
-         {\"ch\":\"a\",\"id\":\"E-2\",\"n\":2,\"data\":[1]}],\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
+         {\"ch\":\"a\",\"id\":\"E-2\",\"n\":2,\"data\":[1]}],\"next\":null,\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
     );
     check(
         get("/v1/channels/b/history"),
         json,
-        "{\"messages\":[{\"ch\":\"b\",\"id\":\"E-3\",\"n\":1,\"base64\":\"AA==\"}],\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
+        "{\"messages\":[{\"ch\":\"b\",\"id\":\"E-3\",\"n\":1,\"base64\":\"AA==\"}],\"next\":null,\"gap\":null,\"head\":\"E-3\",\"floor\":\"E-0\"}\n",
     );
     check(get("/healthz"), text, "ok\n");
     check(get("/readyz"), text, "ready\n");

@@ -108,7 +108,9 @@ fn pages_of_a_history() {
     assert_eq!((&all["head"], &all["floor"]), (&json!(head), &json!(ids[2])));
     assert_eq!(page("?since=earliest"), all);
     assert_eq!(texts(&page("?since=latest")), ["7"]);
-    assert_eq!(texts(&page("?limit=2")), ["3", "4"]);
+    let part = page("?limit=2");
+    assert_eq!((texts(&part), &part["next"]), (vec!["3", "4"], &json!(ids[4])));
+    assert_eq!(page("?limit=5")["next"], Value::Null);
     assert_eq!(texts(&page(&format!("?since={}&limit=2", ids[4]))), ["5", "6"]);
     assert_eq!(
         texts(&page(&format!("?since={}", ids[2]))),
@@ -128,6 +130,30 @@ fn pages_of_a_history() {
     }
     let none = client.ask(get("/v1/channels/none/history")).json();
     assert_eq!((texts(&none).len(), &none["gap"]), (0, &Value::Null));
+}
+
+#[test]
+fn a_large_history_comes_in_pages() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    // Each is 120 KB in JSON.
+    let text = "\u{1}".repeat(20_000);
+    let ids: Vec<String> = (0..5).map(|_| client.ask(publish("a", &text)).id()).collect();
+    let (mut pages, mut got, mut since) = (0, Vec::new(), "earliest".to_owned());
+    loop {
+        let answer = client.ask(get(&format!("/v1/channels/a/history?since={since}")));
+        assert!(answer.body.len() < 300_000);
+        let page = answer.json();
+        pages += 1;
+        got.extend(
+            page["messages"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()),
+        );
+        match page["next"].as_str() {
+            Some(next) => since = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!((got, pages), (ids, 3));
 }
 
 /// The value of a sample, by its name with its labels.

@@ -56,10 +56,8 @@ fn a_head_that_has_begun_has_the_time_of_a_head() {
 fn rig_with_history() -> Rig {
     let mut rig = Rig::new(Limits { slow_timeout_ms: 3_000, keep_alive_ms: 10_000, ..Limits::default() });
     let id = rig.connect(Mood::Kind);
-    for _ in 0..10 {
-        rig.send(id, publish("big", &"x".repeat(90_000)).as_bytes());
-        rig.settle();
-    }
+    rig.send(id, publish("big", &"x".repeat(900_000)).as_bytes());
+    rig.settle();
     rig
 }
 
@@ -71,7 +69,7 @@ fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
     rig.settle();
     let waits = rig.engine.slots.get(id).unwrap().outbox.bytes();
     assert!((900_000..1_000_000).contains(&waits), "one answer, and not a hundred: {waits}");
-    assert_eq!(rig.engine.metrics.published_by_http, 10);
+    assert_eq!(rig.engine.metrics.published_by_http, 1);
     rig.pass(2_900);
     assert!(rig.is_alive(id));
     rig.pass(500);
@@ -95,7 +93,7 @@ fn who_takes_an_answer_slowly_gets_it_and_the_next() {
     rig.settle();
     let answers = rig.answers(id);
     assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
-    assert_eq!(answers[0].json()["messages"].as_array().unwrap().len(), 10);
+    assert_eq!(answers[0].json()["messages"].as_array().unwrap().len(), 1);
 }
 
 #[test]
@@ -133,9 +131,7 @@ fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
 fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
     let (server, quiet) = (Server::start(&["--slow-timeout-ms=60000"]), Server::start(&[]));
     let mut client = Client::new(server.connect());
-    for _ in 0..10 {
-        client.ask(publish("big", &"x".repeat(90_000)));
-    }
+    client.ask(publish("big", &"x".repeat(900_000)));
     let before = server.rss_kib();
     let slow: Vec<Client> = (0..20)
         .map(|_| {
@@ -163,9 +159,7 @@ fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
 fn on_a_real_socket_a_slow_reader_is_let_go_and_the_others_are_answered() {
     let server = Server::start(&["--slow-timeout-ms=500"]);
     let mut client = Client::new(server.connect());
-    for _ in 0..10 {
-        client.ask(publish("big", &"x".repeat(90_000)));
-    }
+    client.ask(publish("big", &"x".repeat(900_000)));
     let mut slow = Client::new(server.connect());
     slow.send(get("/v1/channels/big/history").repeat(100).as_bytes());
     let start = Instant::now();
