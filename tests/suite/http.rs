@@ -243,15 +243,24 @@ fn byte_by_byte() {
 #[test]
 fn a_web_socket_waits_for_the_answers_before_it() {
     let server = Server::start(&["--no-console"]);
-    let mut client = Client::new(server.connect());
     let upgrade = frames::upgrade("/ws/a");
-    let frame = frames::masked(frames::TEXT, b"two");
-    client.send(
-        &[publish("a", "one").as_bytes(), get("/healthz").as_bytes(), upgrade.as_bytes(), &frame].concat(),
-    );
-    assert_eq!([client.answer().id().ends_with("-1"), client.answer().body == "ok\n"], [true, true]);
-    assert!(client.head().starts_with("HTTP/1.1 101 "));
-    assert_eq!(client.text(), "two");
+    let frame = frames::masked(frames::TEXT, b"frame");
+    for (before, statuses) in [
+        (publish("a", "x"), &[200][..]),
+        (publish("a", "x").repeat(3), &[200, 200, 200]),
+        (publish("a", "x") + &get("/nothing"), &[200, 404]),
+        (get("/healthz") + &publish("a", "x"), &[200, 200]),
+    ] {
+        let mut client = Client::new(server.connect());
+        client.send(&[before.as_bytes(), upgrade.as_bytes(), &frame].concat());
+        for status in statuses {
+            assert_eq!(client.answer().status, *status, "{before}");
+        }
+        assert!(client.head().starts_with("HTTP/1.1 101 "));
+        assert_eq!(client.text(), "frame");
+        client.send(&frames::close(1000, ""));
+        client.closed_with();
+    }
 }
 
 #[test]

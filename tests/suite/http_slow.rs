@@ -117,6 +117,21 @@ fn a_client_has_the_whole_time_after_it_has_taken_its_answer() {
     assert_eq!(rig.answers(id).len(), 1, "the connection was kept");
 }
 
+#[test]
+fn a_body_has_its_whole_time_after_the_answers_before_it_are_taken() {
+    let mut rig = Rig::new(Limits { slow_timeout_ms: 5_000, body_timeout_ms: 2_000, ..Limits::default() });
+    let id = rig.connect(Mood::Stuck);
+    let whole = publish("a", "xy");
+    let (begun, rest) = whole.split_at(whole.len() - 1);
+    rig.send(id, format!("{whole}{begun}").as_bytes());
+    rig.pass(3_000);
+    rig.unstick(id, Mood::Kind);
+    rig.pass(1_500);
+    rig.send(id, rest.as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
+}
+
 /// How long 300 messages take to a member and back.
 fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
     let start = Instant::now();
