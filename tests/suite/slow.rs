@@ -6,6 +6,7 @@ use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
 
 fn limits() -> Limits {
     Limits { outbox_bytes_max: 70_000, slow_timeout_ms: 5_000, ..Limits::default() }
@@ -272,4 +273,27 @@ fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
     rig.send_text(sender, "y");
     rig.settle();
     assert_eq!(rig.frames(slow).iter().map(|f| f.opcode).collect::<Vec<_>>(), [TEXT, TEXT]);
+}
+
+#[test]
+fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
+    let limits = Limits { outbox_bytes_max: 20_000, ping_interval_ms: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade("/ws").as_bytes());
+    rig.settle();
+    rig.pipe(id).outgoing.clear();
+    rig.unstick(id, Mood::Stuck);
+    rig.send_text(id, r#"{"type":"ping"}"#);
+    rig.settle();
+    // Its outbox runs over in the turn in which all of this is read.
+    let ping = frames::masked(TEXT, br#"{"type":"ping"}"#);
+    let subscribe = frames::masked(TEXT, br#"{"type":"subscribe","ch":"a"}"#);
+    rig.send(id, &[ping.repeat(400), subscribe, ping.repeat(100)].concat());
+    rig.turn();
+    assert_eq!(rig.engine.hub.seats(), 0);
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let got = rig.frames(id);
+    assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
 }
