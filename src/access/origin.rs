@@ -274,7 +274,7 @@ fn split_port(text: &str) -> Option<(Host<'_>, Option<u16>)> {
             (Host::V6(address.parse().ok()?), rest)
         }
         None => {
-            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let (name, rest) = text.split_at(memchr::memchr(b':', text.as_bytes()).unwrap_or(text.len()));
             (is_name(name).then_some(Host::Name(name))?, rest)
         }
     };
@@ -289,7 +289,10 @@ fn is_name(name: &str) -> bool {
     let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let labels = name.strip_suffix('.').unwrap_or(name);
     name.len() <= NAME_BYTES_MAX
-        && labels.split('.').all(|label| !label.is_empty() && label.bytes().all(in_alphabet))
+        && labels
+            .as_bytes()
+            .split(|&byte| byte == b'.')
+            .all(|label| !label.is_empty() && label.iter().copied().all(in_alphabet))
 }
 
 /// A port as browsers write it: no sign and no zeros before it.
