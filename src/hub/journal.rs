@@ -5,16 +5,16 @@
 //! that comes and goes between two writings costs nothing, and a disk that is slow makes nothing grow: what
 //! waits for it is the history itself, which has its limits.
 //!
-//! [`Hub::write_changes`] turns some of that into records; [`super::past`] reads them and makes a hub of them
-//! again. Neither knows where the records are kept meanwhile, nor what time it is.
+//! [`Hub::take_changes`] tells some of that; [`super::past`] makes a hub of it again. Neither knows where it is
+//! kept meanwhile, nor what time it is.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Hub;
+use super::change::{self, Change, Figures};
 use super::channel::Channel;
 use super::history::Kept;
-use super::record::{self, Figures};
 use crate::ids::ChannelId;
 use crate::moment::Moment;
 
@@ -37,7 +37,7 @@ pub(super) struct Mark {
     pub(super) written: u64,
     /// It is on the list of those that have changed.
     pub(super) is_listed: bool,
-    /// It has a record.
+    /// It is written down.
     pub(super) is_written: bool,
 }
 
@@ -106,60 +106,62 @@ impl Hub {
         Head { epoch: self.epoch, seq: self.seq, forgotten: self.forgotten }
     }
 
-    /// Appends records of up to `most` changes until `out` has `bytes`, or a message more. How many changes
-    /// are done with.
-    pub fn write_changes(&mut self, hour: Hour, most: usize, bytes: usize, out: &mut Vec<u8>) -> usize {
-        let Some(journal) = &mut self.journal else { return 0 };
-        let mut done = 0;
+    /// Up to `most` changes, until they have `bytes` or a message more.
+    pub fn take_changes(&mut self, hour: Hour, most: usize, bytes: usize) -> Vec<Change> {
+        let Some(journal) = &mut self.journal else { return Vec::new() };
+        let mut taken = Vec::new();
+        let mut room = bytes;
         // First of all: a channel of the same name may have come since.
-        while done < most
-            && out.len() < bytes
+        while taken.len() < most
+            && room > 0
             && let Some(name) = journal.ended.pop()
         {
-            record::put_end(out, &name);
-            done += 1;
+            taken.push(Change::Ended { name: (*name).into() });
+            room = room.saturating_sub(name.len());
         }
-        while done < most
-            && out.len() < bytes
+        while taken.len() < most
+            && room > 0
             && let Some(&id) = journal.changed.front()
         {
             let channel = self.channels.get_mut(id.0 as usize).filter(|channel| channel.mark.is_listed);
-            if channel.is_none_or(|channel| write_channel(channel, hour, bytes, out)) {
-                journal.changed.pop_front();
-                done += 1;
+            if let Some(channel) = channel {
+                let change = take_change(channel, hour, room);
+                room = room.saturating_sub(change.bytes());
+                taken.push(change);
+                if channel.mark.is_listed {
+                    break;
+                }
             }
+            journal.changed.pop_front();
         }
-        done
+        taken
     }
 }
 
-/// Appends what has changed of a channel, until `out` has `bytes`. True if that is all.
-fn write_channel(channel: &mut Channel, hour: Hour, bytes: usize, out: &mut Vec<u8>) -> bool {
+/// What has changed of a channel, or the first `bytes` of it; then the channel stays listed.
+fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> Change {
     let history = &channel.history;
     // From behind: what is new is the last of it, and what is not need not be touched.
     let is_new = |index: &usize| history.get(*index).is_some_and(|kept| kept.seq > channel.mark.written);
     let first = (0..history.len()).rev().take_while(is_new).last().unwrap_or(history.len());
-    record::begin_channel(out, channel.name());
-    let figures = out.len();
-    record::put_figures(out, Figures::default());
+    let mut messages = Vec::new();
     let mut end = first;
     // One at least, or a channel that is in the middle of something would tell that it is done.
-    while (end == first || out.len() < bytes)
+    while (end == first || messages.len() < bytes)
         && let Some(kept) = history.get(end)
     {
         let at = hour.millis.saturating_sub(u64::from(hour.now.millis_since(kept.at)));
         let Kept { seq, kind, from, .. } = *kept;
-        record::put_message(out, &record::Message { seq, at, kind, from, payload: kept.payload() });
+        change::put_message(&mut messages, &change::Message { seq, at, kind, from, payload: kept.payload() });
         end += 1;
     }
     let is_all = end == history.len();
-    // A record is true by itself: of a channel that is written in parts it tells only how far it has come.
+    // A change is true by itself: of a channel that is told in parts it says only how far it has come.
     let (number, last) = match end.checked_sub(1).and_then(|index| history.get(index)) {
         Some(kept) if !is_all => (channel.first_number() + end as u64 - 1, kept.seq),
         _ => (channel.messages(), channel.last()),
     };
-    let count = (end - first) as u32;
-    record::set_figures(&mut out[figures..], Figures { number, last, floor: history.floor(), count });
+    let figures = Figures { number, last, floor: history.floor() };
     channel.mark = Mark { written: last, is_listed: !is_all, is_written: true };
-    is_all
+    Change::Channel { name: channel.name().into(), figures, messages }
 }

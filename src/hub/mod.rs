@@ -13,16 +13,15 @@
 //! its last portion is made, while no batch is open, so that no message can fall between the two. If the
 //! history moves past it, it is told what it missed.
 
+pub mod change;
 pub mod channel;
 pub mod history;
 pub mod journal;
 mod largest;
 pub mod outbox;
 pub mod past;
-pub mod record;
 mod repeats;
 pub mod seats;
-pub mod sieve;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};

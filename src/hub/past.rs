@@ -1,4 +1,4 @@
-//! The hub as it was written down: records read, and a hub made of them.
+//! The hub as it was written down: what its changes have come to, and a hub made of that.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -6,22 +6,22 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Hub;
+use super::change::{BadChange, Figures, Message, Messages};
 use super::channel::Channel;
 use super::history::Entry;
 use super::journal::{Head, Hour, Mark};
-use super::record::{self, BadRecord, Figures, Record, Records};
 use crate::config::Limits;
 use crate::ids::{ChannelId, ChannelName, ClientId};
 use crate::wire::{self, Kind};
 
-/// What records tell, all in all.
+/// What changes have come to, all in all.
 #[derive(Debug, Default)]
 pub struct Past {
     channels: HashMap<Box<str>, Written>,
 }
 
 /// A channel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Written {
     number: u64,
     last: u64,
@@ -29,7 +29,7 @@ struct Written {
     kept: VecDeque<WrittenMessage>,
 }
 
-/// A message with bytes of its own, since the records' are about to go.
+/// A message with bytes of its own, since those it was read from are about to go.
 #[derive(Debug)]
 struct WrittenMessage {
     seq: u64,
@@ -49,45 +49,29 @@ pub struct Restored {
 }
 
 impl Past {
-    /// Takes in what [`Hub::write_changes`] has made. Records have to come in the order in which they were made.
+    /// Takes in a channel by its newest figures, and by the messages of its changes in order.
     ///
     /// # Errors
-    /// It has not made these bytes.
-    pub fn read(&mut self, records: &[u8]) -> Result<(), BadRecord> {
-        for record in Records(records) {
-            match record? {
-                Record::Ended { name } => {
-                    self.channels.remove(name);
-                }
-                Record::Channel { name, figures, messages } => {
-                    if !self.channels.contains_key(name) {
-                        self.channels.insert(name.into(), Written::default());
-                    }
-                    if let Some(written) = self.channels.get_mut(name) {
-                        written.read(figures, &messages)?;
-                    }
-                }
+    /// No [`Hub::take_changes`] has told that.
+    pub fn put(&mut self, name: &str, figures: Figures, messages: &[u8]) -> Result<(), BadChange> {
+        let Figures { number, last, floor } = figures;
+        let mut kept: VecDeque<WrittenMessage> = VecDeque::new();
+        for message in Messages(messages) {
+            let Message { seq, at, kind, from, payload } = message?;
+            if seq <= floor {
+                continue;
             }
-        }
-        Ok(())
-    }
-}
-
-impl Written {
-    fn read(&mut self, figures: Figures, messages: &[record::Message<'_>]) -> Result<(), BadRecord> {
-        let Figures { number, last, floor, .. } = figures;
-        (self.number, self.last, self.floor) = (number, last, floor);
-        while self.kept.front().is_some_and(|kept| kept.seq <= floor) {
-            self.kept.pop_front();
-        }
-        for &record::Message { seq, at, kind, from, payload } in messages {
-            if seq <= self.kept.back().map_or(floor, |before| before.seq) || seq > last {
-                return Err(BadRecord);
+            if seq <= kept.back().map_or(floor, |before| before.seq) || seq > last {
+                return Err(BadChange);
             }
-            self.kept.push_back(WrittenMessage { seq, at, kind, from, payload: payload.into() });
+            kept.push_back(WrittenMessage { seq, at, kind, from, payload: payload.into() });
         }
         // A channel keeps the last of its messages, so it has had as many.
-        if self.kept.len() as u64 > number { Err(BadRecord) } else { Ok(()) }
+        if kept.len() as u64 > number {
+            return Err(BadChange);
+        }
+        self.channels.insert(name.into(), Written { number, last, floor, kept });
+        Ok(())
     }
 }
 
@@ -171,12 +155,13 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::config::HistoryLimits;
-    use crate::hub::sieve::Sieve;
+    use crate::hub::change::Change;
     use crate::hub::{Seat, Standing, Wish};
     use crate::ids::{Since, SlotId};
     use crate::moment::Moment;
     use crate::wire::Form;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 5, bytes_max: 800, age_ms: 1_000, total_bytes_max: 2_000 };
@@ -196,14 +181,10 @@ mod tests {
         Pass {
             millis: u64,
         },
-        /// Hands over some of the changes.
+        /// Takes some of the changes.
         Write {
             most: usize,
             bytes: usize,
-        },
-        /// All that was handed over so far is sifted, but for the last few batches.
-        Sift {
-            spared: usize,
         },
     }
 
@@ -216,22 +197,24 @@ mod tests {
             1 => Just(Step::Leave),
             2 => (1u64..700).prop_map(|millis| Step::Pass { millis }),
             5 => (1usize..4, 1usize..900).prop_map(|(most, bytes)| Step::Write { most, bytes }),
-            1 => (0usize..3).prop_map(|spared| Step::Sift { spared }),
         ]
     }
+
+    /// Messages that were told together, under the last of them.
+    type Rows = BTreeMap<u64, Vec<u8>>;
 
     struct World {
         hub: Hub,
         millis: u64,
         members: Vec<Seat>,
-        written: Vec<Vec<u8>>,
+        written: BTreeMap<Box<str>, (Figures, Rows)>,
     }
 
     impl World {
         fn new(limits: &Limits) -> World {
             let mut hub = Hub::new(limits, 7);
             hub.begin_journal();
-            World { hub, millis: 10_000, members: Vec::new(), written: Vec::new() }
+            World { hub, millis: 10_000, members: Vec::new(), written: BTreeMap::new() }
         }
 
         fn hour(&self) -> Hour {
@@ -246,12 +229,26 @@ mod tests {
         }
 
         fn write(&mut self, most: usize, bytes: usize) {
-            let mut batch = Vec::new();
             let before = self.hub.changes();
             let hour = self.hour();
-            let done = self.hub.write_changes(hour, most, bytes, &mut batch);
-            assert!(done <= most && self.hub.changes() == before - done);
-            self.written.push(batch);
+            let changes = self.hub.take_changes(hour, most, bytes);
+            assert!(changes.len() <= most && self.hub.changes() <= before);
+            assert!(changes.iter().map(Change::bytes).sum::<usize>() < bytes + 1_000, "bounded");
+            for change in changes {
+                match change {
+                    Change::Ended { name } => {
+                        self.written.remove(&name);
+                    }
+                    Change::Channel { name, figures, messages } => {
+                        let (newest, rows) = self.written.entry(name).or_default();
+                        *newest = figures;
+                        if !messages.is_empty() {
+                            rows.insert(figures.last, messages);
+                        }
+                        rows.retain(|&last, _| last > figures.floor);
+                    }
+                }
+            }
         }
 
         fn step(&mut self, step: &Step) {
@@ -293,25 +290,16 @@ mod tests {
                     self.seal();
                     self.write(most, bytes);
                 }
-                Step::Sift { spared } => {
-                    let upto = self.written.len().saturating_sub(spared);
-                    let rest = self.written.split_off(upto);
-                    let mut sieve = Sieve::default();
-                    self.written.iter().for_each(|batch| sieve.learn(batch).unwrap());
-                    let mut sifted = Vec::new();
-                    self.written.iter().for_each(|batch| sieve.sift(batch, &mut sifted).unwrap());
-                    let size = |batches: &[Vec<u8>]| batches.iter().map(Vec::len).sum::<usize>();
-                    assert!(sifted.len() <= size(&self.written));
-                    self.written = vec![sifted];
-                    self.written.extend(rest);
-                }
             }
         }
 
-        /// The hub that all that was handed over makes.
+        /// The hub that all that was taken makes.
         fn restore(&self, limits: &Limits) -> (Hub, Restored) {
             let mut past = Past::default();
-            self.written.iter().for_each(|batch| past.read(batch).unwrap());
+            for (name, (figures, rows)) in &self.written {
+                let messages: Vec<u8> = rows.values().flatten().copied().collect();
+                past.put(name, *figures, &messages).unwrap();
+            }
             Hub::restore(limits, self.hub.journal_head(), past, self.hour())
         }
     }
@@ -426,27 +414,28 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_messages_outlives_a_sieve_if_it_is_the_last() {
-        let limits = Limits { history: LIMITS, ..Limits::default() };
-        let mut world = World::new(&limits);
-        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
-        world.step(&Step::Pass { millis: 300 });
-        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
-        world.step(&Step::Write { most: 9, bytes: 9_999 });
-        // The first message grows too old, and only a record without messages says so.
-        world.step(&Step::Pass { millis: 800 });
-        world.step(&Step::Write { most: 9, bytes: 9_999 });
-        world.step(&Step::Sift { spared: 0 });
-        let now = Moment::from_millis(world.millis);
-        let (mut restored, _) = world.restore(&limits);
-        assert_eq!(restored.standing("c0").floor, 1);
-        assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
-    }
-
-    #[test]
-    fn what_no_journal_has_made_is_refused() {
-        for bytes in [&b"\x03\x01a"[..], b"\x01", b"\x01\x01a", b"\x02\x02a", b"\x02\x01\xff"] {
-            assert_eq!(Past::default().read(bytes), Err(BadRecord), "{bytes:?}");
+    fn what_no_journal_has_told_is_refused() {
+        let mut good = Vec::new();
+        let message = |seq| Message { seq, at: 0, kind: Kind::Text, from: None, payload: b"x" };
+        for seq in [3, 4] {
+            crate::hub::change::put_message(&mut good, &message(seq));
         }
+        let figures = Figures { number: 2, last: 4, floor: 2 };
+        let put = |figures, bytes: &[u8]| Past::default().put("a", figures, bytes);
+        assert_eq!(put(figures, &good), Ok(()));
+        assert_eq!(
+            put(Figures { floor: 3, number: 1, ..figures }, &good),
+            Ok(()),
+            "one is not kept any more"
+        );
+        for bytes in 1..good.len() {
+            assert_eq!(put(figures, &good[..bytes]).is_ok(), bytes == good.len() / 2, "{bytes}");
+        }
+        assert_eq!(put(Figures { number: 1, ..figures }, &good), Err(BadChange), "more than there were");
+        assert_eq!(put(Figures { last: 3, ..figures }, &good), Err(BadChange), "later than the last");
+        let twice = good.repeat(2);
+        assert_eq!(put(Figures { number: 9, ..figures }, &twice), Err(BadChange), "out of order");
+        good[16] = 3;
+        assert_eq!(put(figures, &good), Err(BadChange), "of no kind");
     }
 }

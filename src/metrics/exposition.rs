@@ -125,7 +125,7 @@ impl Collector for Snapshot {
         page.gauge("oyez_history_file_bytes", "Size of the history file", metrics.history_file_bytes)?;
         page.counter(
             "oyez_history_file_written_bytes",
-            "Bytes appended to the history file",
+            "Bytes of messages and of what is known of their channels that were written to the history file",
             metrics.history_file_bytes_written,
         )?;
         page.counter(

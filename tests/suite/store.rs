@@ -243,7 +243,7 @@ fn publish_until_killed(server: &Server, run: usize, dice: &mut Dice) -> Vec<(St
         let mut sent = Vec::new();
         for _ in 0..burst {
             number += 1;
-            // Large ones make the file grow, so that it is written anew now and then.
+            // Large ones push each other out of the history and out of the file.
             let (channel, padding) = if dice.roll(3) == 0 { ("large", 60_000) } else { ("small", 20) };
             let text = format!("{channel} {run}.{number} {}", "x".repeat(padding));
             member.say(json!({"type": "publish", "ch": channel, "text": text}));
@@ -269,14 +269,15 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
     let mut dice = Dice::new(7);
     let mut texts_of_ids: HashMap<String, String> = HashMap::new();
     let mut epochs = Vec::new();
-    let (mut renewals, mut lost) = (0, 0);
+    let (mut lost, mut late) = (0, 0);
     let mut server = folder.serve(&flags);
     for run in 0..12 {
         let acknowledged = publish_until_killed(&server, run, &mut dice);
         let killed = Instant::now();
         server.signal("KILL");
         let (_, log) = server.wait();
-        renewals += log.matches("without what is kept no more").count();
+        let is_late = log.contains("the disk takes longer");
+        late += usize::from(is_late);
         server = folder.serve(&flags);
         for (id, text, _) in &acknowledged {
             assert!(texts_of_ids.insert(id.clone(), text.clone()).is_none(), "{id} twice");
@@ -298,9 +299,8 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
         for (id, text, at) in &acknowledged {
             assert!(new_epoch.is_none_or(|new| new > epoch(id)), "a new epoch begins");
             let is_old = killed.duration_since(*at) > Duration::from_millis(SYNC_MS);
-            // The large ones push each other out.
             lost += usize::from(text.starts_with("small") && !found.contains_key(text));
-            if is_old && text.starts_with("small") {
+            if is_old && !is_late && text.starts_with("small") {
                 assert!(
                     found.contains_key(text),
                     "{id} was lost {:?} after its answer",
@@ -313,8 +313,8 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
             assert_eq!(gap["why"], "epoch", "every client is told: {gap}");
         }
     }
-    println!("{} messages, {lost} lost, {renewals} new files", texts_of_ids.len());
-    assert!(lost > 0 && renewals > 0, "{lost} lost, {renewals} new files");
+    println!("{} messages, {lost} lost, the disk was late in {late} runs", texts_of_ids.len());
+    assert!(lost > 0 && late < 6, "{lost} lost, {late} runs late");
     epochs.dedup();
     assert!(epochs.is_sorted() && epochs.len() > 8, "{epochs:?}");
 }
@@ -359,8 +359,7 @@ fn the_file_does_not_grow_for_ever() {
     assert!(largest < 14 << 20, "{largest}");
     let whole = all_of(&server, "a");
     assert!(whole.len() > 15);
-    let log = server.stop();
-    assert!(log.contains("without what is kept no more"), "{log}");
+    server.stop();
     let server = folder.serve(&flags);
     assert_eq!(all_of(&server, "a"), whole);
     server.stop();
@@ -429,9 +428,8 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
     };
     check("foreign", Some(b"a diary, and no history of ours"), "", "name another");
     check("short", Some(b"x"), "", "name another");
-    check("beginning", Some(b"oyezhi"), "", "is damaged at byte 0 of 6");
     check("no/such/folder", None, "", "make its folder first");
-    check("foreign/inside", None, "", "cannot be opened");
+    check("foreign/inside", None, "", "cannot be used");
     check(".", None, "", "not a plain file");
     check("new", None, "ulimit -f 0;", "make room");
     assert!(refuses(Path::new("/dev/full"), "").contains("not a plain file"));
@@ -441,33 +439,29 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
         publish(&server, "a", &format!("{number} {}", "x".repeat(100)));
     }
     assert!(refuses(&folder.file(), "").contains("another process uses it"));
+    let whole = history(&server, "a", "earliest");
     server.stop();
     let good = fs::read(folder.file()).unwrap();
     let mut bytes = good.clone();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    bytes.chunks_exact_mut(4_096).skip(1).for_each(|page| page[2_000] ^= 1);
     check("damaged", Some(&bytes), "", "mv ");
-    // The format is the number behind the magic, and the checksum that of the first 20 bytes.
-    let mut newer = good.clone();
-    newer[8] = 9;
-    let checksum = crc32(&newer[..20]);
-    newer[20..24].copy_from_slice(&checksum.to_le_bytes());
-    check("newer", Some(&newer), "", "has format 9, and this oyez reads format 1");
-    // A full disk leaves the mark of an end in order as it is, with room for half of another too.
-    for room in [0, 50] {
-        let limit = format!("prlimit --fsize={} --pid $$ &&", good.len() + room);
-        check("full", Some(&good), &limit, "make room");
-    }
-    fs::write(folder.file(), &good).unwrap();
-    let server = folder.serve(&[]);
-    assert!(!server.stop().contains("WARN"));
-}
+    let other = folder.0.join("other");
+    let database = redb::Database::create(&other).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(redb::TableDefinition::<&str, u64>::new("state")).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(refuses(&other, "").contains("another version of oyez"));
 
-/// CRC-32 of ISO 3309, bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc: u32, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
-    })
+    // A full disk leaves the mark of an end in order as it is.
+    for room in [0, 5_000] {
+        fs::write(folder.file(), &good).unwrap();
+        let limit = format!("prlimit --fsize={} --pid $$ &&", good.len() / 2 + room);
+        assert!(refuses(&folder.file(), &limit).contains("make room"));
+        let server = folder.serve(&[]);
+        assert_eq!(history(&server, "a", "earliest"), whole);
+        assert!(!server.stop().contains("WARN"));
+    }
 }
 
 #[test]
@@ -482,8 +476,12 @@ fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
         file.to_str().unwrap(),
     ]);
     let mut command = Command::new("bash");
-    // Files of up to 64 KiB.
-    command.arg("-c").arg("ulimit -f 64; exec \"$0\" \"$@\"").arg(serve.get_program()).args(serve.get_args());
+    // Files of up to 256 KiB.
+    command
+        .arg("-c")
+        .arg("ulimit -f 256; exec \"$0\" \"$@\"")
+        .arg(serve.get_program())
+        .args(serve.get_args());
     command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
@@ -492,7 +490,7 @@ fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
     let mut member = server.join("/ws/a");
     let mut last = String::new();
     for number in 0..200 {
-        last = publish(&server, "a", &format!("{number} {}", "x".repeat(1_000)));
+        last = publish(&server, "a", &format!("{number} {}", "x".repeat(5_000)));
         assert!(member.text().starts_with(&format!("{number} ")), "the server serves on");
     }
     let start = Instant::now();
@@ -622,22 +620,21 @@ fn a_run_that_wrote_nothing_and_was_killed_was_not_ended_in_order() {
 /// The thread of a store that was dropped ends in its own time.
 fn await_unlocked(path: &Path) {
     let start = Instant::now();
-    loop {
-        let file = fs::File::open(path).unwrap();
-        if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return;
-        }
+    while matches!(redb::ReadOnlyDatabase::open(path), Err(redb::DatabaseError::DatabaseAlreadyOpen)) {
         assert!(start.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// A file of some runs, the last of which ended as told, and the text of each message by its number.
+/// A file of some runs, the last of which ended in order or was killed, and the text of each message by its
+/// number.
 fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
     let folder = Folder::new();
     let mut texts = HashMap::new();
+    let mut killed = Vec::new();
     for run in 0..3 {
-        let mut opened = open(&folder.file(), later(NOON, run * 100_000)).unwrap();
+        let stamp = later(NOON, run * 100_000);
+        let mut opened = open(&folder.file(), stamp).unwrap();
         let mut metrics = Metrics::default();
         for turn in 0..30 {
             for number in 0..3 {
@@ -647,38 +644,20 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
                 texts.insert(seq, text);
             }
             // Wait for each batch, so that there are many.
-            while opened.hub.changes() > 0 {
-                let Opened { store, hub, .. } = &mut opened;
-                store.sweep(hub, &mut metrics, 0, times(turn * 100), || later(NOON, run * 100_000));
+            let Opened { store, hub, .. } = &mut opened;
+            while store.next(hub, times(turn * 100)).is_some() {
+                store.sweep(hub, &mut metrics, 0, times(turn * 100), || stamp);
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        if run < 2 || is_clean {
-            finish(opened, 3_000, later(NOON, run * 100_000 + 3_000));
-        } else {
-            drop(opened);
-            await_unlocked(&folder.file());
-        }
+        killed = fs::read(folder.file()).unwrap();
+        finish(opened, 3_000, later(stamp, 3_000));
     }
-    (fs::read(folder.file()).unwrap(), texts)
+    (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts)
 }
 
-#[test]
-fn a_torn_tail_is_cut_off() {
-    let (good, texts) = sample(true);
-    let folder = Folder::new();
-    for torn in [&b"x"[..], &[0; 5_000], &good[good.len() - 1_000..]] {
-        fs::write(folder.file(), [&good, torn].concat()).unwrap();
-        let Opened { hub, .. } = open(&folder.file(), NOON).unwrap();
-        assert_eq!((hub.kept().messages, hub.head().epoch), (texts.len(), NOON.unix_ms + 1));
-        let mark = fs::metadata(folder.file()).unwrap().len() - good.len() as u64;
-        assert!(mark < 200, "{mark} bytes follow");
-        await_unlocked(&folder.file());
-    }
-}
-
-/// A damaged file is refused, or what it gives is true; if it goes on in the same epoch, it gives all.
-fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> bool {
+/// A damaged file is refused, or what it gives is true, and all; the damage is where nothing was.
+fn judge(bytes: &[u8], texts: &HashMap<u64, String>, is_clean: bool, what: &str) -> bool {
     let folder = Folder::new();
     fs::write(folder.file(), bytes).unwrap();
     let opened = open(&folder.file(), later(NOON, 250_000));
@@ -701,10 +680,9 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> 
             assert_eq!(message["text"], texts[&seq], "{what}");
         }
     }
-    if hub.head().epoch == epoch {
-        assert_eq!(count, texts.len(), "{what}: the same epoch, so nothing is missing");
-        assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
-    }
+    assert_eq!(count, texts.len(), "{what}: it was safe on the disk, and is missing");
+    assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
+    assert_eq!(hub.head().epoch == NOON.unix_ms, is_clean, "{what}");
     // What was written since stands where it can be read.
     drop(store);
     await_unlocked(&folder.file());
@@ -717,8 +695,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, what: &str) -> 
 fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
     for is_clean in [true, false] {
         let (bytes, texts) = sample(is_clean);
-        let epoch = NOON.unix_ms;
-        assert!(judge(&bytes, &texts, epoch, "whole"));
+        assert!(judge(&bytes, &texts, is_clean, "whole"));
         let (refused, taken) = (Cell::new(0), Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 400,
@@ -737,7 +714,7 @@ fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
                 "zero" => bytes[at..].iter_mut().take(512).for_each(|byte| *byte = 0),
                 _ => bytes.extend_from_within(..at.min(300)),
             }
-            if judge(&bytes, &texts, epoch, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
+            if judge(&bytes, &texts, is_clean, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
                 taken.set(taken.get() + 1);
             } else {
                 refused.set(refused.get() + 1);
@@ -763,7 +740,7 @@ fn a_hundred_thousand_messages_in_a_thousand_channels() {
     let start = Instant::now();
     let mut hub = open(&folder.file(), NOON).unwrap().hub;
     println!("{size} bytes, opened in {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(10) && size < 100_000 * 110, "{size}");
+    assert!(start.elapsed() < Duration::from_secs(10) && size < 100_000 * 200, "{size}");
     assert_eq!((hub.kept().messages, hub.channels(), hub.head().seq), (100_000, 1_000, 100_000));
     assert_eq!(page(&mut hub, "room.999", 0).last().unwrap()["n"], 100);
     let _ = std::io::stdout().flush();

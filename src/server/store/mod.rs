@@ -5,17 +5,17 @@
 //! than what comes, the channels that have changed stay on the journal's list, which grows no more than
 //! there are channels, and when the disk is ready they are written as they are by then.
 //!
-//! **No id is given twice.** While a server runs, its file does not end with the mark of an end in order, and
+//! **No id is given twice.** While a server runs, its file does not have the mark of an end in order, and
 //! that is safe on the disk before the first client is served. A server that finds the mark goes on in the
 //! same epoch, at the number behind the last; one that does not begins a new epoch, whatever the file has,
 //! since it cannot know which ids were given out after the last that was written. All cursors of the old
 //! epoch are answered with a gap then.
 //!
-//! The file's format, and what it says about damage, is that of `format`.
+//! What the file is made of, and how damage is found, stands in `tables`.
 
-mod format;
-mod log_file;
 mod open;
+mod stamp;
+mod tables;
 mod writer;
 
 use std::path::PathBuf;
@@ -28,15 +28,16 @@ use crate::hub::Hub;
 use crate::hub::journal::Hour;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
-use format::{Header, What};
+use tables::State;
 use writer::{Order, Report, Thread};
 
-pub use format::Stamp;
 pub use open::{OpenError, Opened, open};
+pub use stamp::Stamp;
 
-/// Bytes of a batch, or one message more. It is what a turn may read and publish, so a turn writes down as
-/// much as a turn can bring; copying it takes some 50 us.
-const BATCH_BYTES: usize = 256 << 10;
+/// Bytes of a batch, or one message more. It is about what a turn may read and publish, so a turn writes down
+/// as much as a turn can bring; copying it takes some 50 us. The database gives each channel's part a power of two,
+/// so there is room for a message below that.
+const BATCH_BYTES: usize = 240 << 10;
 
 /// Channels in a batch. One that nobody has looked at for a while costs a microsecond, so 512 of them take no more
 /// than what is read in a turn.
@@ -72,7 +73,6 @@ pub struct Store {
     thread: Option<Thread>,
     /// Orders without a report.
     outstanding: usize,
-    spare: Vec<Vec<u8>>,
     round: Round,
     /// Not before that the next round begins.
     next_round_ms: u64,
@@ -135,19 +135,14 @@ impl Store {
 
     fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: Times, stamp: Stamp) {
         let Round::Writing { left, began_ms } = self.round else { return };
-        let mut body = self.spare.pop().unwrap_or_default();
         let log_ms = self.born_ms + times.millis;
         let hour = Hour { now: times.now, millis: log_ms };
-        let left =
-            left.saturating_sub(hub.write_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES, &mut body));
+        let before = hub.changes();
+        let changes = hub.take_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES);
+        let left = left.saturating_sub(before - hub.changes());
         self.round = if left == 0 { Round::Syncing { began_ms } } else { Round::Writing { left, began_ms } };
-        let order = Order {
-            header: Header { clients, log_ms, ..header(What::Changes, hub, stamp) },
-            body,
-            kept_bytes: hub.kept().bytes as u64,
-            syncs: left == 0,
-        };
-        self.send(order);
+        let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: false };
+        self.send(Order { state, changes, syncs: left == 0 });
     }
 
     /// There is room: the channel holds as many as are ever outstanding. If there is no thread any more, its
@@ -195,9 +190,8 @@ impl Store {
     fn reported(&mut self, report: Report, hub: &mut Hub, metrics: &mut Metrics) {
         self.outstanding = self.outstanding.saturating_sub(1);
         match report {
-            Report::Written { body, appended, file_bytes } => {
-                self.spare.push(body);
-                metrics.history_file_bytes_written += appended;
+            Report::Written { bytes, file_bytes } => {
+                metrics.history_file_bytes_written += bytes;
                 metrics.history_file_bytes = file_bytes;
             }
             Report::Failed if self.has_failed => {}
@@ -226,9 +220,9 @@ impl Store {
             self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
             self.hand_over(hub, clients, times, stamp);
         }
-        let header =
-            Header { clients, log_ms: self.born_ms + times.millis, ..header(What::Clean, hub, stamp) };
-        let order = Order { header, body: Vec::new(), kept_bytes: 0, syncs: true };
+        let log_ms = self.born_ms + times.millis;
+        let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: true };
+        let order = Order { state, changes: Vec::new(), syncs: true };
         let is_done =
             self.wait(BATCHES_MAX - 1, hub, metrics) && self.send(order) && self.wait(0, hub, metrics);
         if is_done && let Some(thread) = self.thread.take() {
@@ -256,26 +250,13 @@ impl Store {
     }
 }
 
-fn header(what: What, hub: &Hub, stamp: Stamp) -> Header {
-    Header {
-        what,
-        length: 0,
-        checksum: 0,
-        ordinal: 0,
-        synced: 0,
-        head: hub.journal_head(),
-        log_ms: 0,
-        stamp,
-        clients: 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
     use super::*;
     use crate::config::Limits;
+    use crate::hub::change::Change;
     use crate::ids::ChannelName;
     use crate::wire::Kind;
 
@@ -302,7 +283,6 @@ mod tests {
                 reports,
                 thread: None,
                 outstanding: 0,
-                spare: Vec::new(),
                 round: Round::Idle,
                 next_round_ms: 0,
                 is_late: false,
@@ -333,7 +313,7 @@ mod tests {
         /// The disk takes one batch.
         fn take(&mut self) -> Order {
             let order = self.disk.try_recv().unwrap();
-            let _ = self.reports.send(Report::Written { body: Vec::new(), appended: 1, file_bytes: 1 });
+            let _ = self.reports.send(Report::Written { bytes: 1, file_bytes: 1 });
             order
         }
     }
@@ -358,9 +338,9 @@ mod tests {
         let mut bytes = 0;
         let mut batches = 0;
         while rig.hub.changes() > 0 || rig.store.round != Round::Idle {
-            let body = rig.take().body.len();
-            assert!(body < BATCH_BYTES + 21_000, "a batch is bounded");
-            bytes += body;
+            let batch: usize = rig.take().changes.iter().map(Change::bytes).sum();
+            assert!(batch < BATCH_BYTES + 21_000, "a batch is bounded");
+            bytes += batch;
             batches += 1;
             rig.sweep(5_000);
         }

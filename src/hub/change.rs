@@ -1,0 +1,126 @@
+//! One change of a channel, as it is written down.
+//!
+//! A change says how far a channel is ([`Figures`]), and has the messages since its last one, each as bytes of
+//! its own. **Newer ones win**: a floor lets go of the messages before it, so whoever has taken a channel's
+//! changes in order ends up with what was kept when the last of them was made.
+//!
+//! Numbers are little-endian and of fixed width; that the bytes come back as they were is the business of
+//! whoever keeps them.
+
+use crate::ids::ClientId;
+use crate::wire::Kind;
+
+/// A bit of a message's kind: it has a sender.
+const HAS_SENDER: u8 = 0x80;
+
+/// What has become of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It has come so far.
+    Channel {
+        /// Its name.
+        name: Box<str>,
+        /// How far.
+        figures: Figures,
+        /// What it keeps since its last change; in order, and perhaps nothing.
+        messages: Vec<u8>,
+    },
+    /// It is no more, and neither is what it kept.
+    Ended {
+        /// Its name.
+        name: Box<str>,
+    },
+}
+
+impl Change {
+    /// About how much is to be written.
+    pub fn bytes(&self) -> usize {
+        let (Change::Channel { name, .. } | Change::Ended { name }) = self;
+        let messages = if let Change::Channel { messages, .. } = self { messages.len() } else { 0 };
+        name.len() + size_of::<Figures>() + messages
+    }
+}
+
+/// How far a channel is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// The number of its last message.
+    pub number: u64,
+    /// Its last message in the log.
+    pub last: u64,
+    /// The last message that is not kept.
+    pub floor: u64,
+}
+
+/// A message of a change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message<'a> {
+    pub(super) seq: u64,
+    /// When it was published, by the log's time in milliseconds.
+    pub(super) at: u64,
+    pub(super) kind: Kind,
+    pub(super) from: Option<ClientId>,
+    pub(super) payload: &'a [u8],
+}
+
+/// What no change is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadChange;
+
+pub(super) fn put_message(out: &mut Vec<u8>, message: &Message<'_>) {
+    let Message { seq, at, kind, from, payload } = *message;
+    let kind = match kind {
+        Kind::Text => 0,
+        Kind::Binary => 1,
+        Kind::Data => 2,
+    };
+    out.extend_from_slice(&seq.to_le_bytes());
+    out.extend_from_slice(&at.to_le_bytes());
+    out.push(if from.is_some() { kind | HAS_SENDER } else { kind });
+    if let Some(from) = from {
+        out.extend_from_slice(&from.to_bits().to_le_bytes());
+    }
+    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(payload);
+}
+
+/// Takes messages off the front of bytes.
+#[derive(Debug)]
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<Message<'a>, BadChange>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        (!self.0.is_empty()).then(|| self.message().ok_or(BadChange))
+    }
+}
+
+impl<'a> Messages<'a> {
+    fn message(&mut self) -> Option<Message<'a>> {
+        let seq = u64::from_le_bytes(self.array()?);
+        let at = u64::from_le_bytes(self.array()?);
+        let [kind] = self.array()?;
+        let from = if kind & HAS_SENDER == 0 {
+            None
+        } else {
+            Some(ClientId::from_bits(u32::from_le_bytes(self.array()?)))
+        };
+        let kind = match kind & !HAS_SENDER {
+            0 => Kind::Text,
+            1 => Kind::Binary,
+            2 => Kind::Data,
+            _ => return None,
+        };
+        let length = u32::from_le_bytes(self.array()?);
+        let (payload, rest) = self.0.split_at_checked(length as usize)?;
+        self.0 = rest;
+        Some(Message { seq, at, kind, from, payload })
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*first)
+    }
+}

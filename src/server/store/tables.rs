@@ -1,0 +1,173 @@
+//! The history file, as tables of a database.
+//!
+//! A commit is whole or not at all, also when the process is killed or the power goes. It is made in **two
+//! phases** (`redb`), since with one a newest commit that does not fit its checksums may be one that was
+//! interrupted or one that was damaged later, and the database goes back to the one before in either case.
+//! With two it is damage, and nobody may pretend otherwise.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use redb::{
+    Builder, Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    TableError,
+};
+
+use super::stamp::Stamp;
+use crate::hub::change::{Change, Figures};
+use crate::hub::journal::Head;
+use crate::hub::past::Past;
+
+/// Pages that the database keeps in memory; what is written is new, and seldom looked at again.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// Epoch, last message, last message of ended channels, log's time, the stamp's three, clients' salt, and whether
+/// the run has ended in order.
+type StateRow = (u64, u64, u64, u64, u64, u64, u64, u32, bool);
+
+/// How far all is, in one row.
+const STATE: TableDefinition<'_, (), StateRow> = TableDefinition::new("state");
+
+/// How far each channel is: number, last, floor.
+const CHANNELS: TableDefinition<'_, &str, (u64, u64, u64)> = TableDefinition::new("channels");
+
+/// Messages that were written together, under their channel and the last of them.
+const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("messages");
+
+/// What is written of the hub and its times with each batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) head: Head,
+    /// The log's time, in milliseconds.
+    pub(super) log_ms: u64,
+    pub(super) stamp: Stamp,
+    /// What makes the names of clients differ, over restarts too.
+    pub(super) clients: u32,
+    /// The process has ended in order, and all is written.
+    pub(super) is_clean: bool,
+}
+
+/// Why a file cannot be used.
+#[derive(Debug)]
+pub(super) enum Problem {
+    Io(io::Error),
+    InUse,
+    NoFile,
+    Foreign,
+    /// Its tables are not those of this version.
+    OtherVersion,
+    Damaged(String),
+    Other(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for Problem {
+    fn from(error: E) -> Problem {
+        match error.into() {
+            redb::Error::DatabaseAlreadyOpen => Problem::InUse,
+            redb::Error::Corrupted(what) => Problem::Damaged(what),
+            redb::Error::UpgradeRequired(_)
+            | redb::Error::TableTypeMismatch { .. }
+            | redb::Error::TypeDefinitionChanged { .. } => Problem::OtherVersion,
+            // It does not begin as a database does.
+            redb::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Problem::Foreign,
+            redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                Problem::Damaged("it ends too early".into())
+            }
+            redb::Error::Io(error) => Problem::Io(error),
+            error => Problem::Other(error),
+        }
+    }
+}
+
+/// A history file that is open, and locked.
+#[derive(Debug)]
+pub(super) struct Tables {
+    database: Database,
+}
+
+impl Tables {
+    /// Opens the file, or makes it, and looks at all of it: every checksum, not only those of what is read.
+    pub(super) fn open(path: &Path) -> Result<Tables, Problem> {
+        match std::fs::metadata(path) {
+            Ok(found) if !found.is_file() => return Err(Problem::NoFile),
+            _ => {}
+        }
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+        Ok(Tables { database: builder.create(path)? })
+    }
+
+    /// What was written last; nothing if it is new.
+    pub(super) fn read(&self) -> Result<Option<(State, Past)>, Problem> {
+        let transaction = self.database.begin_read()?;
+        let table = match transaction.open_table(STATE) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            table => table?,
+        };
+        let Some(row) = table.get(())? else { return Ok(None) };
+        let (epoch, seq, forgotten, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
+        let head = Head { epoch, seq, forgotten };
+        let state = State { head, log_ms, stamp: Stamp { unix_ms, boot_ms, boot }, clients, is_clean };
+        let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
+        let mut past = Past::default();
+        let mut count = 0;
+        let mut bytes = Vec::new();
+        for row in channels.iter()? {
+            let (name, figures) = row?;
+            let (name, (number, last, floor)) = (name.value(), figures.value());
+            bytes.clear();
+            for row in messages.range((name, 0)..=(name, u64::MAX))? {
+                bytes.extend_from_slice(row?.1.value());
+                count += 1;
+            }
+            past.put(name, Figures { number, last, floor }, &bytes)
+                .map_err(|_| Problem::Damaged(format!("channel {name} contradicts itself")))?;
+        }
+        if count != messages.len()? {
+            return Err(Problem::Damaged("it has messages of channels that it does not have".into()));
+        }
+        Ok(Some((state, past)))
+    }
+
+    /// Writes changes and how far all is, in one commit. If it `syncs` that and all before it is safe on the
+    /// disk then; otherwise it is when the next one that does is.
+    pub(super) fn write(&self, state: &State, changes: &[Change], syncs: bool) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_two_phase_commit(true);
+        transaction.set_durability(if syncs { Durability::Immediate } else { Durability::None })?;
+        {
+            let State { head, log_ms, stamp, clients, is_clean } = *state;
+            let row = (
+                head.epoch,
+                head.seq,
+                head.forgotten,
+                log_ms,
+                stamp.unix_ms,
+                stamp.boot_ms,
+                stamp.boot,
+                clients,
+                is_clean,
+            );
+            transaction.open_table(STATE)?.insert((), row)?;
+            let mut channels = transaction.open_table(CHANNELS)?;
+            let mut rows = transaction.open_table(MESSAGES)?;
+            for change in changes {
+                match change {
+                    Change::Ended { name } => {
+                        channels.remove(&**name)?;
+                        rows.retain_in((&**name, 0)..=(&**name, u64::MAX), |_, _| false)?;
+                    }
+                    Change::Channel { name, figures, messages } => {
+                        let Figures { number, last, floor } = *figures;
+                        channels.insert(&**name, (number, last, floor))?;
+                        rows.retain_in((&**name, 0)..=(&**name, floor), |_, _| false)?;
+                        if !messages.is_empty() {
+                            rows.insert((&**name, last), messages.as_slice())?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+}
