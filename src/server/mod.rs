@@ -82,8 +82,6 @@ pub struct Server<E: Entrance> {
     connections_max: usize,
     clock: Clock,
     stage: Stage,
-    /// SIGHUP came.
-    hung_up: bool,
 }
 
 /// Who may come, from where, and with what.
@@ -231,7 +229,6 @@ impl<E: Entrance> Server<E> {
             connections_max,
             clock,
             stage: Stage::Serving,
-            hung_up: false,
         })
     }
 
@@ -254,8 +251,9 @@ impl<E: Entrance> Server<E> {
         self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
-            self.note(now);
-            self.reload(&mut keys);
+            if self.note(now) {
+                self.reload(&mut keys);
+            }
             self.accept(now);
             self.engine.drive(now);
             self.engine.deliver(now);
@@ -307,8 +305,8 @@ impl<E: Entrance> Server<E> {
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
-    /// An event only marks; nothing is done here.
-    fn note(&mut self, now: Moment) {
+    /// An event only marks; nothing is done here. True if SIGHUP came, which asks for files to be read again.
+    fn note(&mut self, now: Moment) -> bool {
         let Server { events, engine, listener, .. } = self;
         engine.metrics.turn_events.observe(events.iter().count() as f64);
         let mut signalled = false;
@@ -330,23 +328,22 @@ impl<E: Entrance> Server<E> {
                 }
             }
         }
+        let mut reloads = false;
         if signalled {
             let signals: Vec<i32> = self.signals.pending().collect();
             for signal in signals {
                 match signal {
-                    SIGHUP => self.hung_up = true,
+                    SIGHUP => reloads = true,
                     _ => self.signalled(now),
                 }
             }
         }
+        reloads
     }
 
-    /// If SIGHUP came, files are read again, for those who come from now on. Nobody is dropped, and a file
-    /// that is no good changes nothing.
+    /// Reads files again, for those who come from now on. Nobody is dropped, and a file that is no good changes
+    /// nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
-        if !std::mem::take(&mut self.hung_up) {
-            return;
-        }
         match self.entrance.reload(UnixTime::now()) {
             Ok(()) => info!("reloaded"),
             Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
