@@ -41,12 +41,20 @@ pub enum Outbox {
 }
 
 /// A queue of frames. Never empty.
+///
+/// After a large message every member has a backlog, of that one piece: so the first stands apart, and the
+/// queue behind it takes a word until there is one.
 #[derive(Debug)]
 pub struct Backlog {
-    queue: VecDeque<Frames>,
-    /// How much of the queue's first piece is written.
-    written: usize,
-    /// How much of the whole queue is not.
+    first: Frames,
+    #[expect(
+        clippy::box_collection,
+        reason = "after a large message there are as many as there are members"
+    )]
+    rest: Option<Box<VecDeque<Frames>>>,
+    /// How much of the first is written. A batch has less than 4 GiB.
+    written: u32,
+    /// How much of all is not.
     bytes: usize,
     progress: Progress,
     intake: Intake,
@@ -104,7 +112,7 @@ impl Outbox {
     pub fn push(&mut self, pieces: &[Frames], bytes_max: usize) -> Push {
         if let Outbox::Backlog(backlog) = self {
             let bytes: usize = pieces.iter().map(|frames| frames.len()).sum();
-            let count = backlog.bytes + bytes + PIECE_BYTES * (backlog.queue.len() + pieces.len() - 1);
+            let count = backlog.bytes + bytes + PIECE_BYTES * (backlog.behind() + pieces.len());
             let has_been_tried = backlog.progress != Progress::Moving;
             if backlog.intake == Intake::Shut || (has_been_tried && count > bytes_max) {
                 return Push::OverLimit;
@@ -132,9 +140,9 @@ impl Outbox {
             Outbox::Empty => *self = Outbox::Fresh(frames),
             Outbox::Fresh(first) => {
                 let bytes = first.len() + frames.len();
-                let queue = VecDeque::from([first, frames]);
                 *self = Outbox::Backlog(Box::new(Backlog {
-                    queue,
+                    first,
+                    rest: Some(Box::new(VecDeque::from([frames]))),
                     written: 0,
                     bytes,
                     progress: Progress::Moving,
@@ -143,7 +151,7 @@ impl Outbox {
             }
             Outbox::Backlog(mut backlog) => {
                 backlog.bytes += frames.len();
-                backlog.queue.push_back(frames);
+                backlog.rest.get_or_insert_default().push_back(frames);
                 *self = Outbox::Backlog(backlog);
             }
         }
@@ -192,8 +200,8 @@ impl Outbox {
     pub fn drop_unbegun(&mut self) {
         match self {
             Outbox::Backlog(backlog) if backlog.written > 0 => {
-                backlog.queue.truncate(1);
-                backlog.bytes = backlog.queue[0].len() - backlog.written;
+                backlog.rest = None;
+                backlog.bytes = backlog.first.len() - backlog.written as usize;
             }
             _ => *self = Outbox::Empty,
         }
@@ -214,8 +222,9 @@ impl Outbox {
                 Ok(written) => {
                     let backlog = Backlog {
                         bytes: frames.len() - written,
-                        queue: VecDeque::from([frames.clone()]),
-                        written,
+                        first: frames.clone(),
+                        rest: None,
+                        written: written as u32,
                         progress: Progress::Blocked { since: now },
                         intake: Intake::Open,
                     };
@@ -237,21 +246,30 @@ impl Outbox {
     /// Panics if the parts contradict each other; for debug builds and tests.
     pub fn check(&self) {
         if let Outbox::Backlog(backlog) = self {
-            let total: usize = backlog.queue.iter().map(|frames| frames.len()).sum();
-            assert_eq!(total, backlog.written + backlog.bytes);
+            let total: usize = backlog.pieces().map(|frames| frames.len()).sum();
+            assert_eq!(total, backlog.written as usize + backlog.bytes);
             assert!(backlog.bytes > 0, "a backlog has something to write");
-            assert!(backlog.written < backlog.queue[0].len(), "what is written is dropped");
+            assert!((backlog.written as usize) < backlog.first.len(), "what is written is dropped");
         }
     }
 }
 
 impl Backlog {
+    fn pieces(&self) -> impl Iterator<Item = &Frames> {
+        std::iter::once(&self.first).chain(self.rest.iter().flat_map(|rest| rest.iter()))
+    }
+
+    /// Pieces behind the first.
+    fn behind(&self) -> usize {
+        self.rest.as_ref().map_or(0, |rest| rest.len())
+    }
+
     fn flush(&mut self, socket: &mut impl Write, now: Moment) -> (usize, Left) {
         let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
         let mut offered = 0;
-        let mut skip = self.written;
-        let count = self.queue.len().min(PIECES_PER_WRITE);
-        for (piece, frames) in pieces.iter_mut().zip(&self.queue) {
+        let mut skip = self.written as usize;
+        let count = (1 + self.behind()).min(PIECES_PER_WRITE);
+        for (piece, frames) in pieces.iter_mut().zip(self.pieces()) {
             *piece = IoSlice::new(&frames[skip..]);
             offered += piece.len();
             skip = 0;
@@ -260,8 +278,8 @@ impl Backlog {
             Ok(written) => written,
             Err(error) => return (0, Left::Failed(error)),
         };
-        self.advance(written);
-        let left = match (written == offered, self.queue.is_empty()) {
+        let is_over = self.advance(written);
+        let left = match (written == offered, is_over) {
             (true, true) => Left::Nothing,
             (true, false) => Left::More,
             (false, _) => Left::Blocked,
@@ -274,15 +292,17 @@ impl Backlog {
         (written, left)
     }
 
-    fn advance(&mut self, written: usize) {
-        self.bytes -= written;
-        self.written += written;
-        while let Some(first) = self.queue.front()
-            && self.written >= first.len()
-        {
-            self.written -= first.len();
-            self.queue.pop_front();
+    /// True if nothing is left; it is good for nothing then.
+    fn advance(&mut self, taken: usize) -> bool {
+        self.bytes -= taken;
+        let mut written = self.written as usize + taken;
+        while written >= self.first.len() {
+            let Some(next) = self.rest.as_mut().and_then(|rest| rest.pop_front()) else { return true };
+            written -= self.first.len();
+            self.first = next;
         }
+        self.written = written as u32;
+        false
     }
 }
 
@@ -345,6 +365,7 @@ mod tests {
     #[test]
     fn an_outbox_is_two_words() {
         assert_eq!(size_of::<Outbox>(), 16);
+        assert_eq!(size_of::<Backlog>(), 40, "and what a large message leaves in it is five");
     }
 
     #[test]
