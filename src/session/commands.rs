@@ -8,9 +8,8 @@ use serde_json::value::RawValue;
 use super::Desk;
 use super::guest::{self, Guest};
 use super::intent::{Intent, Receipt};
-use crate::access::gate::Denied;
 use crate::access::token::TOKEN_BYTES_MAX;
-use crate::close::Reason;
+use crate::close::{Reason, TokenFault};
 use crate::hub::Wish;
 use crate::wire::command::{self, Command, Request};
 use crate::wire::notice::Notice;
@@ -70,7 +69,7 @@ pub(super) fn receive_raw(
         return authenticate(&token, Form::Raw, None, guest, desk);
     }
     if let Some(Guest::Expected { .. }) = guest {
-        return Some(bad_token(Denied::Missing, desk));
+        return Some(bad_token(TokenFault::Missing, desk));
     }
     let pass = guest::pass(guest.as_ref());
     desk.intents.push(Intent::Publish { channel: None, kind, payload, receipt: Receipt::None, pass });
@@ -104,7 +103,7 @@ fn authenticate(
 ) -> Option<Reason> {
     let grant = match desk.gate.verify(token.as_bytes()) {
         Ok(pass) => pass?,
-        Err(denied) => return Some(bad_token(denied, desk)),
+        Err(why) => return Some(bad_token(why, desk)),
     };
     let pass = Some(grant.clone());
     let left = grant.expires_at.map_or(0, |end| end.saturating_sub(desk.gate.unix_now));
@@ -123,8 +122,7 @@ fn authenticate(
     None
 }
 
-fn bad_token(denied: Denied, desk: &mut Desk<'_>) -> Reason {
-    let why = denied.fault();
+fn bad_token(why: TokenFault, desk: &mut Desk<'_>) -> Reason {
     desk.metrics.reject(why.word());
     Reason::BadToken { why }
 }

@@ -572,8 +572,8 @@ fn open_web_socket(
     desk.outbox.queue(Rc::new(Bytes::from(response)));
     let pass = match pass {
         Ok(pass) => pass,
-        Err(denied) => {
-            let reason = Reason::BadToken { why: denied.fault() };
+        Err(why) => {
+            let reason = Reason::BadToken { why };
             return Outcome::Upgraded(super::begin_close(reason, Walker::new(), desk));
         }
     };
