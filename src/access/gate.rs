@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::grant::Grant;
+use super::pace::Meters;
 use super::ticket::Tickets;
 use super::token::Verifier;
 use crate::close::TokenFault;
@@ -29,6 +30,8 @@ pub struct Gate {
     pub only_this_machine: bool,
     /// The tickets that are out.
     pub tickets: Tickets,
+    /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
+    pub auths: Meters,
     /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
 }
@@ -42,6 +45,7 @@ impl Gate {
             allow_query_token: false,
             only_this_machine: false,
             tickets: Tickets::new(tickets_max),
+            auths: Meters::new(),
             unix_now: 0,
         }
     }

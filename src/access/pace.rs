@@ -36,6 +36,11 @@ impl Pace {
         }
     }
 
+    /// How often a connection may show a token in a message: each is a message with a pace of its own.
+    pub fn of_auths(limits: &Limits) -> Pace {
+        Pace { messages: Rate::each_second(limits.auths_per_second), bytes: None }
+    }
+
     fn is_unlimited(self) -> bool {
         self == Pace::default()
     }

@@ -8,9 +8,11 @@ use serde_json::value::RawValue;
 use super::Desk;
 use super::guest::{self, Guest};
 use super::intent::{Intent, Receipt};
+use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::access::token::TOKEN_BYTES_MAX;
 use crate::close::{Reason, TokenFault};
 use crate::hub::Wish;
+use crate::metrics::Limit;
 use crate::wire::command::{self, Command, Request};
 use crate::wire::notice::Notice;
 use crate::wire::{Form, Kind};
@@ -93,7 +95,8 @@ fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Lets somebody in by a token, or on, or out.
+/// Lets somebody in by a token, or on, or out. One that comes too soon behind others is not looked at: the rights
+/// stay as they are, and a raw WebSocket, to which nothing can be said, is closed.
 fn authenticate(
     token: &str,
     form: Form,
@@ -101,6 +104,17 @@ fn authenticate(
     guest: &mut Option<Guest>,
     desk: &mut Desk<'_>,
 ) -> Option<Reason> {
+    let (who, pace) = (Publisher::Connection(desk.id), Pace::of_auths(desk.limits));
+    if let Err(TooFast { retry_ms, .. }) = desk.gate.auths.take(who, pace, 0, desk.now) {
+        desk.metrics.limit(Limit::Auths);
+        if form == Form::Raw {
+            return Some(Reason::RateLimited { retry_ms });
+        }
+        let message = &format!("not looked at: this is too fast, retry_ms={retry_ms}");
+        let notice = Notice::Error { reference, ch: None, code: "rate_limited", message };
+        desk.intents.push(Intent::Say(notice.to_frame().into()));
+        return None;
+    }
     let grant = match desk.gate.verify(token.as_bytes()) {
         Ok(pass) => pass?,
         Err(why) => return Some(bad_token(why, desk)),

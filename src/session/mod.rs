@@ -36,7 +36,7 @@ use crate::access::origin::OriginPattern;
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
 use crate::hub::outbox::{Outbox, Push};
-use crate::ids::Peer;
+use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
@@ -152,6 +152,8 @@ pub struct Desk<'a> {
     pub site: &'a Site,
     /// Who comes from where.
     pub door: &'a mut Door,
+    /// Which connection it is.
+    pub id: SlotId,
     /// Who is at the other end.
     pub peer: &'a mut Peer,
     /// Who may come in.

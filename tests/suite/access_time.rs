@@ -6,6 +6,7 @@ use oyez::access::gate::Gate;
 use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
+use oyez::metrics::Limit;
 use serde_json::json;
 
 use crate::support::frames;
@@ -144,4 +145,56 @@ fn a_token_for_longer_than_a_moment_spans() {
         assert!(rig.is_alive(id));
     }
     assert_eq!(closed(&mut rig, id), None);
+}
+
+/// A check of a signature costs as much as a hundred messages: what comes too soon is not checked, good or bad.
+#[test]
+fn a_token_that_is_shown_too_soon_behind_others_is_not_looked_at() {
+    let mut rig = rig(Grant::default());
+    rig.engine.limits.auths_per_second = 2;
+    let shows = |token: &str| json!({"type": "auth", "token": token, "ref": 7}).to_string();
+    let (v1, raw) = (open(&mut rig, V1), open(&mut rig, ""));
+    let (good, of_nothing) = (ends_in(&rig, 3_600), sign(&claims("alice", &[], &[], rig.unix_now())));
+    for id in [v1, raw] {
+        rig.send_text(id, &shows(&good));
+        rig.send_text(id, &shows(&good));
+        rig.settle();
+    }
+    assert_eq!(rig.texts(v1).iter().filter(|text| text.contains("authenticated")).count(), 2);
+    for token in [&of_nothing, "x"] {
+        rig.send_text(v1, &shows(token));
+        rig.settle();
+        let said = rig.texts(v1).concat();
+        assert!(said.contains("\"code\":\"rate_limited\"") && said.contains("\"ref\":7"), "{said}");
+        assert!(said.contains("retry_ms=500\""), "{said}");
+    }
+    rig.send_text(v1, r#"{"type":"publish","ch":"a","text":"still its rights"}"#);
+    rig.settle();
+    assert!(rig.texts(v1).concat().contains("\"ack\""));
+    assert_eq!(rig.texts(raw), ["still its rights"]);
+    rig.send_text(raw, &shows("x"));
+    rig.settle();
+    assert_eq!(closed(&mut rig, raw), Some((4101, "rate_limited retry_ms=500".into())));
+    assert_eq!(rig.engine.metrics.rate_limited[Limit::Auths as usize], 3);
+    rig.pass(500);
+    rig.send_text(v1, &shows(&of_nothing));
+    rig.settle();
+    assert!(rig.texts(v1).concat().contains("authenticated"));
+    rig.finish(raw);
+    rig.finish(v1);
+    rig.settle();
+    assert!(rig.engine.gate.auths.is_empty(), "nothing is kept of who is gone");
+}
+
+/// The table of those who show tokens is as large as the number of those who do so at the moment.
+#[test]
+fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
+    let mut rig = rig(Grant::default());
+    let members: Vec<SlotId> = (0..200).map(|_| open(&mut rig, V1)).collect();
+    for id in members {
+        let token = ends_in(&rig, 3_600);
+        rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
+        rig.pass(100);
+    }
+    assert!(rig.engine.gate.auths.len() <= 64, "{}", rig.engine.gate.auths.len());
 }

@@ -105,6 +105,28 @@ fn as_the_first_frame() {
     }
 }
 
+#[test]
+fn as_often_in_messages_as_the_flag_says() {
+    let guarded = Guarded::start(&["--auths-per-second=1"]);
+    let lines = format!("{V1}{}", bearer(&alice()));
+    let shows = json!({"type": "auth", "token": alice()}).to_string();
+    let mut client = guarded.upgraded("/ws", &lines);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    client.send_text(&shows);
+    client.send_text(&shows);
+    assert_eq!(hear(&mut client)["type"], "authenticated");
+    assert_eq!(hear(&mut client)["code"], "rate_limited");
+    let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
+    assert!(page.contains("oyez_rate_limited_total{limit=\"auths\"} 1\n"), "{page}");
+    let guarded = Guarded::start(&["--auths-per-second=0"]);
+    let mut client = guarded.upgraded("/ws", &lines);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    for _ in 0..50 {
+        client.send_text(&shows);
+        assert_eq!(hear(&mut client)["type"], "authenticated");
+    }
+}
+
 /// A client that shows its token where nobody waits for it would show it to all members.
 #[test]
 fn a_token_is_never_published() {

@@ -321,7 +321,7 @@ fn within_the_limits_nobody_notices_them() {
         assert_eq!(rig.texts(other).len(), 1);
         rig.texts(member);
     }
-    assert_eq!(rig.engine.metrics.rate_limited, [0; 4]);
+    assert_eq!(rig.engine.metrics.rate_limited, [0; Limit::WORDS.len()]);
 }
 
 #[test]
