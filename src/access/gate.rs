@@ -9,7 +9,7 @@ use std::rc::Rc;
 use super::grant::Grant;
 use super::pace::Meters;
 use super::ticket::Tickets;
-use super::token::Verifier;
+use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
 use crate::moment::Moment;
 
@@ -74,11 +74,14 @@ impl Gate {
     /// Takes a ticket. Without a verifier it is not looked at, and gives nothing.
     ///
     /// # Errors
-    /// It is none, was used, or has ended.
+    /// It is none, was used, or has ended, or its token has.
     pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Result<Pass, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }
-        self.tickets.redeem(ticket, now).map(Some).ok_or(TokenFault::Ticket)
+        // It is good for no longer than the token that it stands for.
+        let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
+        let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
+        grant.map(Some).ok_or(TokenFault::Ticket)
     }
 }

@@ -86,8 +86,10 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Closes all connections of a person. Its tokens are as good as before.
+    /// Closes all connections of a person, and ends the tickets that it has not used. Its tokens are as good as
+    /// before.
     pub(super) fn expel(&mut self, id: SlotId, sub: &str, manner: &Manner, now: Moment) {
+        self.gate.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
         let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
         for &one in &theirs {

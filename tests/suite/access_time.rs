@@ -198,3 +198,28 @@ fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
     }
     assert!(rig.engine.gate.auths.len() <= 64, "{}", rig.engine.gate.auths.len());
 }
+
+/// Clocks may differ for a ticket as they may for its token, and no more.
+#[test]
+fn a_ticket_ends_with_its_token() {
+    let mut rig = rig(Grant::default());
+    let now = rig.unix_now();
+    let ticket = |rig: &mut Rig, exp: u64| {
+        let mut claims = claims("alice", &["a"], &["a"], now);
+        claims.exp = exp;
+        let id = rig.connect(Mood::Kind);
+        rig.send(id, request("POST", "/v1/tickets", &bearer(&sign(&claims))).as_bytes());
+        rig.settle();
+        rig.answers(id)[0].json()["ticket"].as_str().unwrap().to_owned()
+    };
+    let (ended, ends, lasts) =
+        (ticket(&mut rig, now - 25), ticket(&mut rig, now + 5), ticket(&mut rig, now + 60));
+    rig.pass(10_000);
+    for (ticket, status) in [(ended, 401), (ends, 200), (lasts, 200)] {
+        let id = rig.connect(Mood::Kind);
+        rig.send(id, request("GET", &format!("/sse/a?ticket={ticket}"), "").as_bytes());
+        rig.settle();
+        let said = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+    }
+}
