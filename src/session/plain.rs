@@ -343,6 +343,14 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             if has_body || request.fields.lists("connection", "upgrade") {
                 manner.after = After::Closed;
             }
+            // Nothing is done, so nobody is kept from asking; a page that may ask elsewhere is told what was wrong.
+            if share(request, &mut manner, desk).is_ok()
+                && manner.allow_origin.is_some()
+                && request.method == "OPTIONS"
+            {
+                // A browser shows it the answer to what it wants to ask, and only if this one is good.
+                return preflight("GET, POST, OPTIONS", manner, rest, owed, desk);
+            }
             return refuse(&refusal, manner, rest, owed, desk);
         }
     };
@@ -360,7 +368,7 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         return refuse(&refusal, manner, rest, owed, desk);
     }
     if request.method == "OPTIONS" && route.is_shared() {
-        return preflight(&route, manner, rest, owed, desk);
+        return preflight(route.methods(), manner, rest, owed, desk);
     }
     if !route.methods().split(", ").any(|method| method == request.method) {
         let methods = route.methods();
@@ -516,8 +524,7 @@ fn forbidden_origin() -> Refusal {
     Refusal::new(403, "forbidden_origin", message)
 }
 
-fn preflight(route: &Route, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    let methods = route.methods();
+fn preflight(methods: &'static str, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
     let mut fields = vec![("Allow", methods)];
     if manner.allow_origin.is_some() {
         fields.push(("Access-Control-Allow-Methods", methods));
