@@ -177,8 +177,14 @@ impl State {
     }
 
     /// A connection that is not served: it is told so, whatever it wants.
-    pub fn turned_away(reason: Reason, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-        answer(reason, &farewell(reason, limits), limits, now, outbox)
+    pub fn turned_away(
+        reason: Reason,
+        limits: &Limits,
+        metrics: &mut Metrics,
+        now: Moment,
+        outbox: &mut Outbox,
+    ) -> State {
+        answer(reason, limits, metrics, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -290,7 +296,7 @@ impl State {
         let Desk { limits, now, .. } = *desk;
         match self {
             State::Head(_) | State::Body(_) | State::Responding(_) => {
-                *self = answer(reason, &farewell(reason, limits), limits, now, desk.outbox);
+                *self = answer(reason, limits, desk.metrics, now, desk.outbox);
             }
             State::Open(open) => {
                 let awake = open.more.take().and_then(|more| more.awake);
@@ -544,8 +550,10 @@ fn farewell(reason: Reason, limits: &Limits) -> Refusal {
     }
 }
 
-/// Answers a request with an HTTP error, and says goodbye.
-fn answer(reason: Reason, refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
+/// Answers a client of HTTP whose connection is closed, and says goodbye.
+fn answer(reason: Reason, limits: &Limits, metrics: &mut Metrics, now: Moment, outbox: &mut Outbox) -> State {
+    let refusal = farewell(reason, limits);
+    metrics.reject(refusal.code());
     outbox.queue(Rc::new(Bytes::from(refusal.respond(&Manner::last()))));
     Draining::begin(reason, Closing::Flushing, limits, now)
 }
