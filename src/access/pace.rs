@@ -204,5 +204,7 @@ mod tests {
         let grant = Grant { messages_per_second: NonZeroU32::new(50), ..Grant::default() };
         assert_eq!(Pace::of(&limits, Some(&grant)), pace(50, 6));
         assert_eq!(Pace::of(&Limits::default(), Some(&grant)), pace(50, 0));
+        let grant = Grant { bytes_per_second: NonZeroU32::new(60), ..Grant::default() };
+        assert_eq!(Pace::of(&limits, Some(&grant)), pace(5, 60));
     }
 }

@@ -1,6 +1,7 @@
 //! Tokens end: on the wall's clock, which is in these tests' hands.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use oyez::access::gate::Gate;
 use oyez::access::grant::Grant;
@@ -10,7 +11,7 @@ use oyez::metrics::Limit;
 use serde_json::json;
 
 use crate::support::frames;
-use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
+use crate::support::guarded::{Guarded, bearer, claims, sign, unix_now, upgrade_with, verifier};
 use crate::support::http::request;
 use crate::support::rig::{Mood, Rig};
 
@@ -61,6 +62,20 @@ fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
         rig.pass(600_000);
         assert_eq!(closed(&mut rig, shows), None, "{lines}");
     }
+}
+
+#[test]
+fn the_times_are_those_of_the_flags() {
+    let guarded = Guarded::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
+    let start = Instant::now();
+    assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
+    assert!((250..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    // Within the leeway of clocks it is taken, and has its grace.
+    let mut claims = claims("alice", &["a"], &["a"], unix_now());
+    claims.exp = unix_now() - 1;
+    let start = Instant::now();
+    assert_eq!(guarded.closed("/ws/a", &bearer(&sign(&claims))), (4201, "token_expired".into()));
+    assert!((150..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[test]

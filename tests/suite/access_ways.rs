@@ -318,3 +318,26 @@ fn thousands_of_subjects_leave_nothing_behind() {
     assert!(!page.contains("user-") && page.len() < 20_000, "{page}");
     assert_eq!(client.ask(request("DELETE", "/v1/connections?sub=user-1", &bearer(&admin()))).status, 200);
 }
+
+/// A client chooses the names of its channels.
+#[test]
+fn thousands_of_channels_leave_nothing_behind() {
+    let guarded = Guarded::start(&["--history-messages-max=0", "--channels-max=100"]);
+    let mut client = Client::new(guarded.server.connect());
+    let lines = bearer(&admin());
+    let round = |client: &mut Client, from: u32| {
+        for number in from..from + 1_000 {
+            let answer = client.ask(post(&format!("/v1/publish/room-{number}"), &lines, "x"));
+            assert_eq!(answer.status, 200);
+            assert_eq!(client.ask(post(&format!("/v1/publish/room-{number}"), "", "")).status, 401);
+            *client = Client::new(guarded.server.connect());
+        }
+    };
+    round(&mut client, 0);
+    let before = guarded.server.resident_bytes();
+    round(&mut client, 1_000);
+    let grown = guarded.server.resident_bytes().saturating_sub(before);
+    assert!(grown < 300_000, "{grown} bytes");
+    let page = client.ask(get("/metrics")).body;
+    assert!(!page.contains("room-") && page.len() < 20_000, "{page}");
+}
