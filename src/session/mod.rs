@@ -184,7 +184,7 @@ impl State {
         now: Moment,
         outbox: &mut Outbox,
     ) -> State {
-        answer(reason, limits, metrics, now, outbox)
+        answer(reason, &Manner::last(), limits, metrics, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -295,8 +295,11 @@ impl State {
     pub fn close(&mut self, reason: Reason, desk: &mut Desk<'_>) {
         let Desk { limits, now, .. } = *desk;
         match self {
-            State::Head(_) | State::Body(_) | State::Responding(_) => {
-                *self = answer(reason, limits, desk.metrics, now, desk.outbox);
+            State::Head(_) | State::Responding(_) => {
+                *self = answer(reason, &Manner::last(), limits, desk.metrics, now, desk.outbox);
+            }
+            State::Body(body) => {
+                *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);
             }
             State::Open(open) => {
                 let awake = open.more.take().and_then(|more| more.awake);
@@ -551,10 +554,17 @@ fn farewell(reason: Reason, limits: &Limits) -> Refusal {
 }
 
 /// Answers a client of HTTP whose connection is closed, and says goodbye.
-fn answer(reason: Reason, limits: &Limits, metrics: &mut Metrics, now: Moment, outbox: &mut Outbox) -> State {
+fn answer(
+    reason: Reason,
+    manner: &Manner,
+    limits: &Limits,
+    metrics: &mut Metrics,
+    now: Moment,
+    outbox: &mut Outbox,
+) -> State {
     let refusal = farewell(reason, limits);
     metrics.reject(refusal.code());
-    outbox.queue(Rc::new(Bytes::from(refusal.respond(&Manner::last()))));
+    outbox.queue(Rc::new(Bytes::from(refusal.respond(manner))));
     Draining::begin(reason, Closing::Flushing, limits, now)
 }
 

@@ -244,6 +244,11 @@ impl Body {
         self.owed = self.owed.saturating_sub(1);
     }
 
+    /// How it is answered when its connection is closed: to the page that sent it, if one did.
+    pub(super) fn last_manner(&self) -> Manner {
+        Manner { after: After::Closed, ..self.order.manner.clone() }
+    }
+
     /// The client has taken the answers before this request. Its time begins now.
     pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
         self.until = now.after(limits.body_timeout_ms);

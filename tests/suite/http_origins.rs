@@ -174,6 +174,17 @@ fn what_an_allowed_page_may_read() {
 }
 
 #[test]
+fn an_allowed_page_hears_that_it_was_too_slow() {
+    let server = Server::start(&["--origin", "https://app.example", "--body-timeout-ms=200"]);
+    let whole = post("/v1/publish/a", "Origin: https://app.example\r\n", "xy");
+    let mut client = Client::new(server.connect());
+    client.send(&whole.as_bytes()[..whole.len() - 1]);
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.field(ALLOW)), (408, Some("https://app.example")));
+    assert!(answer.is_last());
+}
+
+#[test]
 fn a_star_lets_all_pages_in() {
     let server = Server::start(&["--origin=*"]);
     for origin in ["https://any.example", "null", "chrome-extension://abc"] {
