@@ -150,20 +150,21 @@ impl ProxyFault {
     }
 }
 
-/// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown.
+/// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown, so a log, a
+/// metric and a client can all be told; and it takes one byte of a [`Reason`], which every slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
-    /// It is too long.
+    /// It is longer than any token that is taken.
     TooLong,
-    /// It is no token.
+    /// Not three parts in base64url, or its claims are not an object in JSON (RFC 7519 7.2).
     Malformed,
-    /// It is signed in a way that is not taken, or not at all.
+    /// Its header is not one: no algorithm, `none`, or one that does not exist.
     Header,
-    /// It asks for something that is not understood.
+    /// Its header asks for something that is not understood here (RFC 7515 4.1.11).
     Critical,
-    /// There is no key for it.
+    /// No key is for its algorithm and its `kid`.
     NoKey,
-    /// Its signature is not right.
+    /// No key has made its signature.
     Signature,
     /// It has no end.
     NoExpiry,
@@ -175,39 +176,55 @@ pub enum TokenFault {
     Audience,
     /// It is from somebody else.
     Issuer,
-    /// It says what it cannot say.
-    Claim,
+    /// This claim is of a wrong type, or says what it cannot say.
+    Claim(ClaimName),
     /// It is a ticket that is none, was used, or has ended.
     Ticket,
-    /// It stands in the address.
+    /// It stands in the address, and that is not allowed here.
     InAddress,
-    /// It cannot be told which it is.
+    /// It comes twice, or in a way that cannot be read.
     Unclear,
-    /// It is not there.
+    /// It is not there, where it has to be.
     Missing,
 }
 
-impl TokenFault {
-    /// All of them.
-    pub const ALL: [TokenFault; 16] = [
-        TokenFault::TooLong,
-        TokenFault::Malformed,
-        TokenFault::Header,
-        TokenFault::Critical,
-        TokenFault::NoKey,
-        TokenFault::Signature,
-        TokenFault::NoExpiry,
-        TokenFault::Expired,
-        TokenFault::NotYet,
-        TokenFault::Audience,
-        TokenFault::Issuer,
-        TokenFault::Claim,
-        TokenFault::Ticket,
-        TokenFault::InAddress,
-        TokenFault::Unclear,
-        TokenFault::Missing,
-    ];
+/// A claim that a token's rights depend on (RFC 7519 4.1), or a part of the claim `oyez`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimName {
+    /// Its end.
+    Exp,
+    /// Its beginning.
+    Nbf,
+    /// Whom it is for.
+    Aud,
+    /// Who has made it.
+    Iss,
+    /// Whose it is.
+    Sub,
+    /// The rights that it gives.
+    Oyez,
+    /// The channels that may be heard.
+    OyezSubscribe,
+    /// The channels that may be published on.
+    OyezPublish,
+}
 
+impl fmt::Display for ClaimName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ClaimName::Exp => "exp",
+            ClaimName::Nbf => "nbf",
+            ClaimName::Aud => "aud",
+            ClaimName::Iss => "iss",
+            ClaimName::Sub => "sub",
+            ClaimName::Oyez => "oyez",
+            ClaimName::OyezSubscribe => "oyez.subscribe",
+            ClaimName::OyezPublish => "oyez.publish",
+        })
+    }
+}
+
+impl TokenFault {
     /// One word, for logs, metrics and clients.
     pub fn word(self) -> &'static str {
         match self {
@@ -222,7 +239,7 @@ impl TokenFault {
             TokenFault::NotYet => "token_not_yet",
             TokenFault::Audience => "token_audience",
             TokenFault::Issuer => "token_issuer",
-            TokenFault::Claim => "token_claim",
+            TokenFault::Claim(_) => "token_claim",
             TokenFault::Ticket => "bad_ticket",
             TokenFault::InAddress => "token_in_address",
             TokenFault::Unclear => "token_unclear",
@@ -230,6 +247,34 @@ impl TokenFault {
         }
     }
 }
+
+/// A sentence for people.
+impl fmt::Display for TokenFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TokenFault::TooLong => "the token is over 8 KiB",
+            TokenFault::Malformed => "not a JWT",
+            TokenFault::Header => "the token's header names no algorithm that is taken",
+            TokenFault::Critical => "the token's header asks for what is not understood",
+            TokenFault::NoKey => "there is no key for the token's algorithm and kid",
+            TokenFault::Signature => "the token's signature is not by a key that is known",
+            TokenFault::NoExpiry => "the token has no exp, and one without an end is not taken",
+            TokenFault::Expired => "the token has expired",
+            TokenFault::NotYet => "the token is not valid yet (nbf)",
+            TokenFault::Audience => "the token is for another audience (aud)",
+            TokenFault::Issuer => "the token is from another issuer (iss)",
+            TokenFault::Claim(name) => return write!(f, "the token's claim {name} is not what it has to be"),
+            TokenFault::Ticket => "the ticket is none, was used, or has ended",
+            TokenFault::InAddress => {
+                "a token in the address is not taken here: ask for a ticket, POST /v1/tickets"
+            }
+            TokenFault::Unclear => "a token or a ticket comes once, as Authorization: Bearer TOKEN",
+            TokenFault::Missing => "this takes a token: Authorization: Bearer TOKEN",
+        })
+    }
+}
+
+impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
@@ -428,13 +473,40 @@ mod tests {
             assert!(text.starts_with(reason.word()));
             assert!(text.len() <= 123, "RFC 6455 5.5 leaves 123 bytes: {text}");
         }
-        let mut faults = TokenFault::ALL.map(TokenFault::word).to_vec();
-        faults.sort_unstable();
-        faults.dedup();
-        assert_eq!(faults.len(), TokenFault::ALL.len());
         let mut words = Reason::WORDS.to_vec();
         words.sort_unstable();
         words.dedup();
         assert_eq!(words.len(), Reason::COUNT);
+    }
+
+    #[test]
+    fn each_fault_of_a_token_has_a_word_and_a_sentence_of_its_own() {
+        let faults = [
+            TokenFault::TooLong,
+            TokenFault::Malformed,
+            TokenFault::Header,
+            TokenFault::Critical,
+            TokenFault::NoKey,
+            TokenFault::Signature,
+            TokenFault::NoExpiry,
+            TokenFault::Expired,
+            TokenFault::NotYet,
+            TokenFault::Audience,
+            TokenFault::Issuer,
+            TokenFault::Claim(ClaimName::Exp),
+            TokenFault::Ticket,
+            TokenFault::InAddress,
+            TokenFault::Unclear,
+            TokenFault::Missing,
+        ];
+        for (place, one) in faults.iter().enumerate() {
+            for other in &faults[..place] {
+                assert_ne!(one.word(), other.word());
+                assert_ne!(one.to_string(), other.to_string());
+            }
+            // It stands in JSON as it is.
+            assert!(!one.to_string().contains(['"', '\\']), "{one}");
+        }
+        assert_eq!(size_of::<TokenFault>(), 1);
     }
 }

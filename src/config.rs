@@ -121,6 +121,11 @@ pub struct Limits {
     /// From a token's end to the close of who has shown no new one: a ping's interval, so that a client that
     /// renews when it hears of the end is in time.
     pub token_grace_ms: u32,
+    /// The most tokens that a connection shows in its messages (`auth`) in a second, and as many at once; 0 is no
+    /// limit. A check takes 2.5 us with a shared secret and 43 (RS256) to 144 us (EdDSA) with a public key, for each
+    /// key that may have signed: 5 are less than a thousandth of the loop's second, and a program renews once in a
+    /// token's life.
+    pub auths_per_second: u32,
     /// Tickets that are out, about 100 bytes each and the rights that they carry.
     pub tickets_max: usize,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
@@ -238,6 +243,7 @@ impl Default for Limits {
             bytes_per_second: 0,
             auth_timeout_ms: 10_000,
             token_grace_ms: 25_000,
+            auths_per_second: 5,
             tickets_max: 10_000,
             accepts_per_turn: 64,
             reads_per_slot: 4,

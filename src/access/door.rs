@@ -46,7 +46,7 @@ impl Over {
     pub fn reason(self) -> Reason {
         match self.limit {
             Limit::ConnectionsPerAddress => Reason::TooManyConnections,
-            Limit::Handshakes | Limit::Messages | Limit::Bytes => {
+            Limit::Handshakes | Limit::Messages | Limit::Bytes | Limit::Auths => {
                 Reason::RateLimited { retry_ms: self.retry_ms }
             }
         }

@@ -4,12 +4,12 @@
 //! everybody, and those may be none. Who shows something bad has no rights at all, not even those: a program
 //! whose token has ended is to hear of it, and not to find fewer channels than yesterday.
 
-use std::fmt;
 use std::rc::Rc;
 
 use super::grant::Grant;
+use super::pace::Meters;
 use super::ticket::Tickets;
-use super::token::{BadToken, Verifier};
+use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
 use crate::moment::Moment;
 
@@ -30,6 +30,8 @@ pub struct Gate {
     pub only_this_machine: bool,
     /// The tickets that are out.
     pub tickets: Tickets,
+    /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
+    pub auths: Meters,
     /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
 }
@@ -43,6 +45,7 @@ impl Gate {
             allow_query_token: false,
             only_this_machine: false,
             tickets: Tickets::new(tickets_max),
+            auths: Meters::new(),
             unix_now: 0,
         }
     }
@@ -63,63 +66,22 @@ impl Gate {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn verify(&self, token: &[u8]) -> Result<Pass, Denied> {
+    pub fn verify(&self, token: &[u8]) -> Result<Pass, TokenFault> {
         let Some(verifier) = &self.verifier else { return Ok(None) };
-        verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant))).map_err(Denied::Token)
+        verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant)))
     }
 
     /// Takes a ticket. Without a verifier it is not looked at, and gives nothing.
     ///
     /// # Errors
-    /// It is none, was used, or has ended.
-    pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Result<Pass, Denied> {
+    /// It is none, was used, or has ended, or its token has.
+    pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Result<Pass, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }
-        self.tickets.redeem(ticket, now).map(Some).ok_or(Denied::Ticket)
+        // It is good for no longer than the token that it stands for.
+        let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
+        let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
+        grant.map(Some).ok_or(TokenFault::Ticket)
     }
 }
-
-/// Why somebody is not let in by what it shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
-    /// By its token.
-    Token(BadToken),
-    /// By its ticket.
-    Ticket,
-    /// It shows a token in its address, and that is not allowed here.
-    InAddress,
-    /// It shows something twice, or in a way that cannot be read.
-    Unclear,
-    /// It shows nothing where it had to.
-    Missing,
-}
-
-impl Denied {
-    /// One word, for logs, metrics and the client.
-    pub fn fault(self) -> TokenFault {
-        match self {
-            Denied::Token(why) => why.fault(),
-            Denied::Ticket => TokenFault::Ticket,
-            Denied::InAddress => TokenFault::InAddress,
-            Denied::Unclear => TokenFault::Unclear,
-            Denied::Missing => TokenFault::Missing,
-        }
-    }
-}
-
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Denied::Token(why) => why.fmt(f),
-            Denied::Ticket => f.write_str("the ticket is none, was used, or has ended"),
-            Denied::InAddress => {
-                f.write_str("a token in the address is not taken here: ask for a ticket, POST /v1/tickets")
-            }
-            Denied::Unclear => f.write_str("a token or a ticket comes once, as Authorization: Bearer TOKEN"),
-            Denied::Missing => f.write_str("this takes a token: Authorization: Bearer TOKEN"),
-        }
-    }
-}
-
-impl std::error::Error for Denied {}

@@ -36,6 +36,11 @@ impl Pace {
         }
     }
 
+    /// How often a connection may show a token in a message: each is a message with a pace of its own.
+    pub fn of_auths(limits: &Limits) -> Pace {
+        Pace { messages: Rate::each_second(limits.auths_per_second), bytes: None }
+    }
+
     fn is_unlimited(self) -> bool {
         self == Pace::default()
     }
@@ -199,5 +204,7 @@ mod tests {
         let grant = Grant { messages_per_second: NonZeroU32::new(50), ..Grant::default() };
         assert_eq!(Pace::of(&limits, Some(&grant)), pace(50, 6));
         assert_eq!(Pace::of(&Limits::default(), Some(&grant)), pace(50, 0));
+        let grant = Grant { bytes_per_second: NonZeroU32::new(60), ..Grant::default() };
+        assert_eq!(Pace::of(&limits, Some(&grant)), pace(5, 60));
     }
 }

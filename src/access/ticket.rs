@@ -5,7 +5,7 @@
 //! socket with that: it is good once, and for half a minute.
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::rc::Rc;
 
 use super::grant::Grant;
@@ -21,7 +21,6 @@ pub const TICKET_BYTES: usize = 16;
 pub const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
 
 /// The tickets that are out.
-#[derive(Debug)]
 pub struct Tickets {
     tickets_max: usize,
     grants: HashMap<[u8; TICKET_BYTES], Rc<Grant>>,
@@ -72,6 +71,12 @@ impl Tickets {
         self.grants.remove(&parse(ticket)?)
     }
 
+    /// Ends all tickets of a person, so that nobody comes back by one that was asked for before. Their places
+    /// become free when they would have ended.
+    pub fn revoke(&mut self, sub: &str) {
+        self.grants.retain(|_, grant| grant.sub.as_deref() != Some(sub));
+    }
+
     /// How many are kept.
     pub fn len(&self) -> usize {
         self.queue.len()
@@ -89,6 +94,13 @@ impl Tickets {
             self.grants.remove(ticket);
             self.queue.pop_front();
         }
+    }
+}
+
+/// A ticket that is out opens a connection: none is shown.
+impl fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tickets({} of {})", self.queue.len(), self.tickets_max)
     }
 }
 
@@ -120,6 +132,31 @@ mod tests {
 
     fn grant() -> Rc<Grant> {
         Rc::new(Grant { sub: Some("alice".into()), ..Grant::default() })
+    }
+
+    #[test]
+    fn the_tickets_of_a_person_end_with_its_connections() {
+        let (mut tickets, now) = (Tickets::new(8), start());
+        let of = |sub: Option<&str>| Rc::new(Grant { sub: sub.map(Into::into), ..Grant::default() });
+        let mut issue = |number, sub| tickets.issue(chance(number), of(sub), now).unwrap();
+        let (alice, again) = (issue(1, Some("alice")), issue(2, Some("alice")));
+        let others = [issue(3, Some("alicia")), issue(4, None)];
+        tickets.revoke("alice");
+        for one in [alice, again] {
+            assert_eq!(tickets.redeem(one.as_bytes(), now), None);
+        }
+        for one in others {
+            assert!(tickets.redeem(one.as_bytes(), now).is_some());
+        }
+        assert_eq!(tickets.len(), 4, "what a person may have in half a minute is not more for that");
+    }
+
+    #[test]
+    fn nothing_that_is_printed_shows_one() {
+        let mut tickets = Tickets::new(8);
+        tickets.issue([171; TICKET_BYTES], grant(), start()).unwrap();
+        let text = format!("{tickets:?}");
+        assert!(!text.contains("171") && !text.contains("ab"), "{text}");
     }
 
     #[test]

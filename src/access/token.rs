@@ -14,9 +14,9 @@
 //! It may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
 //! not known is refused: it may be a limit that a newer version keeps.
 //!
-//! Nothing of a token comes out again, in an error neither: [`BadToken`] holds no text.
+//! Nothing of a token comes out again, in an error neither: [`TokenFault`] holds no text.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::num::NonZeroU32;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::grant::{Grant, Patterns};
 use super::keys::{Key, Keys};
-use crate::close::TokenFault;
+use crate::close::{ClaimName, TokenFault};
 
 /// The longest token, in bytes: what a request head holds.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -53,20 +53,20 @@ impl Verifier {
     ///
     /// # Errors
     /// Says which rule it breaks, and nothing of what it holds.
-    pub fn verify(&self, token: &[u8], now: u64) -> Result<Grant, BadToken> {
+    pub fn verify(&self, token: &[u8], now: u64) -> Result<Grant, TokenFault> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(BadToken::TooLong);
+            return Err(TokenFault::TooLong);
         }
         let header = jsonwebtoken::decode_header(token).map_err(|error| match error.kind() {
             // An algorithm without a name here, `none` among them.
-            ErrorKind::Json(_) => BadToken::Header,
-            _ => BadToken::Malformed,
+            ErrorKind::Json(_) => TokenFault::Header,
+            _ => TokenFault::Malformed,
         })?;
         if header.crit.is_some() || header.enc.is_some() || header.zip.is_some() {
-            return Err(BadToken::Critical);
+            return Err(TokenFault::Critical);
         }
         let kid = header.kid.as_deref();
-        let mut verdict = BadToken::NoKey;
+        let mut verdict = TokenFault::NoKey;
         let fits = |key: &&Key| {
             let same_kid = kid.is_none() || key.kid.is_none() || key.kid.as_deref() == kid;
             key.algorithm == header.alg && same_kid
@@ -76,8 +76,8 @@ impl Verifier {
                 Ok(data) => return self.judge(data.claims, now),
                 Err(error) => {
                     verdict = match error.kind() {
-                        ErrorKind::InvalidSignature => BadToken::Signature,
-                        _ => return Err(BadToken::Malformed),
+                        ErrorKind::InvalidSignature => TokenFault::Signature,
+                        _ => return Err(TokenFault::Malformed),
                     }
                 }
             }
@@ -85,37 +85,37 @@ impl Verifier {
         Err(verdict)
     }
 
-    fn judge(&self, claims: Claims, now: u64) -> Result<Grant, BadToken> {
-        let Seconds(exp) = good(claims.exp, "exp")?.ok_or(BadToken::NoExpiry)?;
+    fn judge(&self, claims: Claims, now: u64) -> Result<Grant, TokenFault> {
+        let Seconds(exp) = good(claims.exp, ClaimName::Exp)?.ok_or(TokenFault::NoExpiry)?;
         if exp.saturating_add(LEEWAY_SECONDS) <= now {
-            return Err(BadToken::Expired);
+            return Err(TokenFault::Expired);
         }
-        let nbf = good(claims.nbf, "nbf")?;
+        let nbf = good(claims.nbf, ClaimName::Nbf)?;
         if nbf.is_some_and(|Seconds(nbf)| nbf > now.saturating_add(LEEWAY_SECONDS)) {
-            return Err(BadToken::NotYet);
+            return Err(TokenFault::NotYet);
         }
         let is_ours = |audience: &String| self.audiences.contains(audience);
-        match good(claims.aud, "aud")? {
+        match good(claims.aud, ClaimName::Aud)? {
             None if self.audiences.is_empty() => {}
             Some(OneOrMore::One(audience)) if is_ours(&audience) => {}
             Some(OneOrMore::More(audiences)) if audiences.iter().any(is_ours) => {}
-            _ => return Err(BadToken::Audience),
+            _ => return Err(TokenFault::Audience),
         }
-        let issuer = good(claims.iss, "iss")?;
+        let issuer = good(claims.iss, ClaimName::Iss)?;
         if !self.issuers.is_empty() && !issuer.is_some_and(|issuer| self.issuers.contains(&issuer)) {
-            return Err(BadToken::Issuer);
+            return Err(TokenFault::Issuer);
         }
-        let sub = good(claims.sub, "sub")?;
+        let sub = good(claims.sub, ClaimName::Sub)?;
         if sub.as_deref().is_some_and(|sub| !is_name(sub)) {
-            return Err(BadToken::Claim("sub"));
+            return Err(TokenFault::Claim(ClaimName::Sub));
         }
-        let rights = good(claims.oyez, "oyez")?.unwrap_or_default();
+        let rights = good(claims.oyez, ClaimName::Oyez)?.unwrap_or_default();
         let patterns = |list: &[String], which| {
-            Patterns::parse(list.iter().map(String::as_str)).map_err(|_| BadToken::Claim(which))
+            Patterns::parse(list.iter().map(String::as_str)).map_err(|_| TokenFault::Claim(which))
         };
         Ok(Grant {
-            subscribe: patterns(&rights.subscribe, "oyez.subscribe")?,
-            publish: patterns(&rights.publish, "oyez.publish")?,
+            subscribe: patterns(&rights.subscribe, ClaimName::OyezSubscribe)?,
+            publish: patterns(&rights.publish, ClaimName::OyezPublish)?,
             sub: sub.map(Into::into),
             expires_at: Some(exp),
             admin: rights.admin,
@@ -175,11 +175,11 @@ enum Claim<T> {
     Bad(IgnoredAny),
 }
 
-fn good<T>(claim: Option<Claim<T>>, name: &'static str) -> Result<Option<T>, BadToken> {
+fn good<T>(claim: Option<Claim<T>>, name: ClaimName) -> Result<Option<T>, TokenFault> {
     match claim {
         None => Ok(None),
         Some(Claim::Good(value)) => Ok(Some(value)),
-        Some(Claim::Bad(_)) => Err(BadToken::Claim(name)),
+        Some(Claim::Bad(_)) => Err(TokenFault::Claim(name)),
     }
 }
 
@@ -241,77 +241,14 @@ pub struct NewClaims {
     pub oyez: Rights,
 }
 
-/// Which rule a token breaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadToken {
-    /// Over [`TOKEN_BYTES_MAX`].
-    TooLong,
-    /// Not three parts in base64url, or its claims are not an object in JSON.
-    Malformed,
-    /// Its header is not one: no algorithm, `none`, or one that does not exist.
-    Header,
-    /// Its header asks for something that is not understood here.
-    Critical,
-    /// No key is for its algorithm and its `kid`.
-    NoKey,
-    /// No key has made its signature.
-    Signature,
-    /// It has no end.
-    NoExpiry,
-    /// It has ended.
-    Expired,
-    /// It has not begun.
-    NotYet,
-    /// It is for somebody else.
-    Audience,
-    /// It is from somebody else.
-    Issuer,
-    /// This claim is of a wrong type, or says what it cannot say.
-    Claim(&'static str),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl BadToken {
-    /// What logs, metrics and clients are told.
-    pub fn fault(self) -> TokenFault {
-        match self {
-            BadToken::TooLong => TokenFault::TooLong,
-            BadToken::Malformed => TokenFault::Malformed,
-            BadToken::Header => TokenFault::Header,
-            BadToken::Critical => TokenFault::Critical,
-            BadToken::NoKey => TokenFault::NoKey,
-            BadToken::Signature => TokenFault::Signature,
-            BadToken::NoExpiry => TokenFault::NoExpiry,
-            BadToken::Expired => TokenFault::Expired,
-            BadToken::NotYet => TokenFault::NotYet,
-            BadToken::Audience => TokenFault::Audience,
-            BadToken::Issuer => TokenFault::Issuer,
-            BadToken::Claim(_) => TokenFault::Claim,
-        }
-    }
-
-    /// One word, for logs and metrics.
-    pub fn word(self) -> &'static str {
-        self.fault().word()
+    #[test]
+    fn who_shows_a_token_that_is_too_long_is_told_how_long_one_may_be() {
+        let text = TokenFault::TooLong.to_string();
+        assert!(text.contains(&format!(" {} KiB", TOKEN_BYTES_MAX >> 10)), "{text}");
+        assert_eq!(TOKEN_BYTES_MAX % (1 << 10), 0);
     }
 }
-
-impl fmt::Display for BadToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BadToken::TooLong => write!(f, "the token is over {TOKEN_BYTES_MAX} bytes"),
-            BadToken::Malformed => f.write_str("not a JWT"),
-            BadToken::Header => f.write_str("the token's header names no algorithm that is taken"),
-            BadToken::Critical => f.write_str("the token's header asks for what is not understood"),
-            BadToken::NoKey => f.write_str("there is no key for the token's algorithm and kid"),
-            BadToken::Signature => f.write_str("the token's signature is not by a key that is known"),
-            BadToken::NoExpiry => f.write_str("the token has no exp, and one without an end is not taken"),
-            BadToken::Expired => f.write_str("the token has expired"),
-            BadToken::NotYet => f.write_str("the token is not valid yet (nbf)"),
-            BadToken::Audience => f.write_str("the token is for another audience (aud)"),
-            BadToken::Issuer => f.write_str("the token is from another issuer (iss)"),
-            BadToken::Claim(name) => write!(f, "the token's claim {name} is not what it has to be"),
-        }
-    }
-}
-
-impl std::error::Error for BadToken {}

@@ -8,9 +8,10 @@ use log::{info, warn};
 
 use super::Failure;
 use super::key_files::KeyFiles;
-use super::serve::{count, millis};
+use super::serve::{count, millis, small_count_or_0};
 use crate::access::gate::Gate;
 use crate::access::grant::Grant;
+use crate::access::pace::Meters;
 use crate::access::ticket::Tickets;
 use crate::access::token::Verifier;
 
@@ -45,6 +46,11 @@ pub(super) struct GateFlags {
     /// Longest time from a token's end to the close of who shows no new one, in milliseconds; then 4201.
     #[arg(long, env = "OYEZ_TOKEN_GRACE_MS", value_name = "MS", default_value = "25000", value_parser = millis)]
     pub(super) token_grace_ms: u32,
+
+    /// Most tokens that a connection shows in its messages in a second, and as many at once; over it a close with
+    /// 4101, or an error in oyez.v1; 0 is no limit.
+    #[arg(long, env = "OYEZ_AUTHS_PER_SECOND", value_name = "N", default_value = "5", value_parser = small_count_or_0)]
+    pub(super) auths_per_second: u32,
 
     /// Most one-time tickets that are out (POST /v1/tickets); over it 503.
     #[arg(long, env = "OYEZ_TICKETS_MAX", value_name = "N", default_value = "10000", value_parser = count)]
@@ -107,6 +113,7 @@ impl GateFlags {
             anonymous: Rc::new(anonymous),
             allow_query_token: self.allow_query_token,
             tickets: Tickets::new(self.tickets_max),
+            auths: Meters::new(),
             unix_now: 0,
         })
     }

@@ -289,6 +289,7 @@ impl Serve {
                 bytes_per_second: self.bytes_per_second,
                 auth_timeout_ms: self.gate.auth_timeout_ms,
                 token_grace_ms: self.gate.token_grace_ms,
+                auths_per_second: self.gate.auths_per_second,
                 tickets_max: self.gate.tickets_max,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
@@ -434,7 +435,7 @@ fn count_or_0(text: &str) -> Result<usize, String> {
     number(text, 0, i32::MAX as u64).map(|value| value as usize)
 }
 
-fn small_count_or_0(text: &str) -> Result<u32, String> {
+pub(super) fn small_count_or_0(text: &str) -> Result<u32, String> {
     number(text, 0, i32::MAX as u64).map(|value| value as u32)
 }
 

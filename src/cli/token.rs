@@ -1,7 +1,7 @@
 //! `oyez token`: tokens made and looked at, and secrets to make them with.
 //!
 //! Keys come from files. What stands on a command line can be read by every user of the machine and ends
-//! up in a shell's history; so no flag takes a secret, and `check` reads a token from standard input too.
+//! up in a shell's history; so no argument takes a secret, and `check` reads the token from standard input.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -31,8 +31,8 @@ pub(super) struct Token {
 enum Command {
     /// Make a token and print it.
     New(New),
-    /// Print what a token says, and whether a server with these keys would take it now: status 0 if so,
-    /// 1 if not.
+    /// Read a token from standard input; print what it says, and whether a server with these keys would take it
+    /// now: status 0 if so, 1 if not.
     Check(Check),
     /// Make a secret, and write it to a new file that only its owner can read.
     Secret(Secret),
@@ -86,7 +86,8 @@ struct New {
 
 #[derive(Debug, Args)]
 struct Check {
-    /// The token. Without it, or with "-", it is read from standard input, where nobody else sees it.
+    /// "-", or nothing. A token that stands here is not looked at: every user of the machine can read it.
+    #[arg(hide = true)]
     token: Option<String>,
 
     /// Who we are: a token for one of these is taken. May come several times.
@@ -154,16 +155,19 @@ impl New {
 
 impl Check {
     fn run(self) -> Result<(), Failure> {
+        if self.token.is_some_and(|token| token != "-") {
+            return Err(Failure::Usage(
+                "a token on the command line can be read by every user of this machine: give it on standard input, oyez token check < FILE"
+                    .to_owned(),
+            ));
+        }
         let Some(keys) = self.keys.load()? else {
             return Err(Failure::Usage(
                 "no key is given to check with: --jwt-secret-file, --jwt-public-key or --jwks-file FILE"
                     .to_owned(),
             ));
         };
-        let token = match self.token {
-            Some(token) if token != "-" => token.into_bytes(),
-            _ => read_token()?,
-        };
+        let token = read_token()?;
         let verifier = Verifier { keys, audiences: self.aud, issuers: self.iss };
         let now = now();
         if let Some(claims) = token::show_claims(&token) {

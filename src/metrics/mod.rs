@@ -33,11 +33,13 @@ pub enum Limit {
     Messages,
     /// Bytes of one connection.
     Bytes,
+    /// Tokens that one connection shows in its messages.
+    Auths,
 }
 
 impl Limit {
     /// The words of all, in their order.
-    pub const WORDS: [&str; 4] = ["connections_per_address", "handshakes", "messages", "bytes"];
+    pub const WORDS: [&str; 5] = ["connections_per_address", "handshakes", "messages", "bytes", "auths"];
 }
 
 /// Counters of one server since its start.

@@ -114,7 +114,7 @@ impl<T: Transport> Engine<T> {
         self.metrics.connections_accepted += 1;
         self.turned_away += 1;
         let mut outbox = Outbox::Empty;
-        let state = State::turned_away(reason, &self.limits, now, &mut outbox);
+        let state = State::turned_away(reason, &self.limits, &mut self.metrics, now, &mut outbox);
         let id = self.slots.insert(transport, peer, state, outbox);
         self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);
@@ -171,7 +171,7 @@ impl<T: Transport> Engine<T> {
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
-            desk(slot, limits, site, door, gate, metrics, wishes, now);
+            desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         let mut total = 0;
         if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
@@ -353,7 +353,7 @@ impl<T: Transport> Engine<T> {
         }
         let Some(slot) = slots.get_mut(id) else { return };
         let unread = slot.is_ready();
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => {}
             Due::Flush => self.grant_wishes(id, now),
@@ -380,6 +380,7 @@ impl<T: Transport> Engine<T> {
             self.metrics.connections_closed[reason.index()] += 1;
             self.door.leave(slot.peer);
             self.meters.forget(id);
+            self.gate.auths.forget(id);
             if slot.is_turned_away() {
                 self.turned_away -= 1;
             }
@@ -395,7 +396,7 @@ impl<T: Transport> Engine<T> {
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
         let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, .. }, mut desk) = desk(slot, limits, site, door, gate, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         debug!("closing peer={} reason={reason}", desk.peer);
         state.close(reason, &mut desk);
         self.grant_wishes(id, now);
@@ -476,6 +477,7 @@ struct Parts<'a, T> {
     reason = "the parts of an engine that a session may touch, each by itself"
 )]
 fn desk<'a, T: Transport>(
+    id: SlotId,
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
     site: &'a Site,
@@ -487,6 +489,6 @@ fn desk<'a, T: Transport>(
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = Desk { limits, site, door, gate, peer, metrics, now, phase, outbox, intents };
+    let desk = Desk { limits, site, door, gate, id, peer, metrics, now, phase, outbox, intents };
     (Parts { transport, state }, desk)
 }

@@ -31,7 +31,11 @@ impl<T: Transport> Engine<T> {
                     text.as_bytes(),
                 )
             }
-            (_, Some(retry_ms)) => Refusal::drain(retry_ms).respond(manner),
+            (_, Some(retry_ms)) => {
+                let refusal = Refusal::drain(retry_ms);
+                self.metrics.reject(refusal.code());
+                refusal.respond(manner)
+            }
             (Question::Ready, None) => {
                 manner.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ready\n")
             }
@@ -71,7 +75,9 @@ impl<T: Transport> Engine<T> {
     fn issue_ticket(&mut self, grant: Rc<Grant>, manner: &Manner, now: Moment) -> Vec<u8> {
         let mut chance = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut chance).is_err() {
-            return Refusal::new(500, "internal", "the system gives no random bytes").respond(manner);
+            let refusal = Refusal::new(500, "internal", "the system gives no random bytes");
+            self.metrics.reject(refusal.code());
+            return refusal.respond(manner);
         }
         match self.gate.tickets.issue(chance, grant, now) {
             Ok(ticket) => {
@@ -80,14 +86,17 @@ impl<T: Transport> Engine<T> {
             }
             Err(TicketsOut { retry_ms }) => {
                 let message = "as many tickets are out as can be";
-                self.metrics.reject("tickets_out");
-                Refusal::unavailable("tickets_out", message, retry_ms.div_ceil(1_000)).respond(manner)
+                let refusal = Refusal::unavailable("tickets_out", message, retry_ms.div_ceil(1_000));
+                self.metrics.reject(refusal.code());
+                refusal.respond(manner)
             }
         }
     }
 
-    /// Closes all connections of a person. Its tokens are as good as before.
+    /// Closes all connections of a person, and ends the tickets that it has not used. Its tokens are as good as
+    /// before.
     pub(super) fn expel(&mut self, id: SlotId, sub: &str, manner: &Manner, now: Moment) {
+        self.gate.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
         let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
         for &one in &theirs {

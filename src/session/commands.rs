@@ -8,10 +8,11 @@ use serde_json::value::RawValue;
 use super::Desk;
 use super::guest::{self, Guest};
 use super::intent::{Intent, Receipt};
-use crate::access::gate::Denied;
+use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::access::token::TOKEN_BYTES_MAX;
-use crate::close::Reason;
+use crate::close::{Reason, TokenFault};
 use crate::hub::Wish;
+use crate::metrics::Limit;
 use crate::wire::command::{self, Command, Request};
 use crate::wire::notice::Notice;
 use crate::wire::{Form, Kind};
@@ -70,7 +71,7 @@ pub(super) fn receive_raw(
         return authenticate(&token, Form::Raw, None, guest, desk);
     }
     if let Some(Guest::Expected { .. }) = guest {
-        return Some(bad_token(Denied::Missing, desk));
+        return Some(bad_token(TokenFault::Missing, desk));
     }
     let pass = guest::pass(guest.as_ref());
     desk.intents.push(Intent::Publish { channel: None, kind, payload, receipt: Receipt::None, pass });
@@ -94,7 +95,8 @@ fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Lets somebody in by a token, or on, or out.
+/// Lets somebody in by a token, or on, or out. One that comes too soon behind others is not looked at: the rights
+/// stay as they are, and a raw WebSocket, to which nothing can be said, is closed.
 fn authenticate(
     token: &str,
     form: Form,
@@ -102,9 +104,20 @@ fn authenticate(
     guest: &mut Option<Guest>,
     desk: &mut Desk<'_>,
 ) -> Option<Reason> {
+    let (who, pace) = (Publisher::Connection(desk.id), Pace::of_auths(desk.limits));
+    if let Err(TooFast { retry_ms, .. }) = desk.gate.auths.take(who, pace, 0, desk.now) {
+        desk.metrics.limit(Limit::Auths);
+        if form == Form::Raw {
+            return Some(Reason::RateLimited { retry_ms });
+        }
+        let message = &format!("not looked at: this is too fast, retry_ms={retry_ms}");
+        let notice = Notice::Error { reference, ch: None, code: "rate_limited", message };
+        desk.intents.push(Intent::Say(notice.to_frame().into()));
+        return None;
+    }
     let grant = match desk.gate.verify(token.as_bytes()) {
         Ok(pass) => pass?,
-        Err(denied) => return Some(bad_token(denied, desk)),
+        Err(why) => return Some(bad_token(why, desk)),
     };
     let pass = Some(grant.clone());
     let left = grant.expires_at.map_or(0, |end| end.saturating_sub(desk.gate.unix_now));
@@ -123,8 +136,7 @@ fn authenticate(
     None
 }
 
-fn bad_token(denied: Denied, desk: &mut Desk<'_>) -> Reason {
-    let why = denied.fault();
+fn bad_token(why: TokenFault, desk: &mut Desk<'_>) -> Reason {
     desk.metrics.reject(why.word());
     Reason::BadToken { why }
 }

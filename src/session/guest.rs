@@ -7,9 +7,9 @@ use super::http::Request;
 use super::response::Refusal;
 use super::routes;
 use super::upgrade;
-use crate::access::gate::{Denied, Gate, Pass};
+use crate::access::gate::{Gate, Pass};
 use crate::access::grant::Grant;
-use crate::close::Reason;
+use crate::close::{Reason, TokenFault};
 use crate::hub::Wish;
 use crate::ids::ChannelName;
 use crate::moment::Moment;
@@ -105,20 +105,20 @@ pub(super) enum Ways {
 const IN_SUBPROTOCOL: &str = "oyez.token.";
 
 /// Judges what a request shows. Where several things are shown, the one that the fewest others see counts.
-pub(super) fn admit(request: &Request<'_>, ways: Ways, desk: &mut Desk<'_>) -> Result<Pass, Denied> {
+pub(super) fn admit(request: &Request<'_>, ways: Ways, desk: &mut Desk<'_>) -> Result<Pass, TokenFault> {
     let Desk { gate, now, .. } = desk;
     if gate.verifier.is_none() {
         return Ok(None);
     }
     let pass = look(request, ways, gate, *now);
-    if let Err(denied) = pass {
-        desk.metrics.reject(denied.fault().word());
+    if let Err(fault) = &pass {
+        desk.metrics.reject(fault.word());
     }
     pass
 }
 
-fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Result<Pass, Denied> {
-    let field = request.fields.one("authorization").map_err(|_| Denied::Unclear)?;
+fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Result<Pass, TokenFault> {
+    let field = request.fields.one("authorization").map_err(|_| TokenFault::Unclear)?;
     // Another scheme is between the client and a proxy in front.
     if let Some(token) = field.and_then(bearer) {
         return gate.verify(token);
@@ -128,7 +128,7 @@ fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Resu
         let mut tokens = request.fields.list(upgrade::PROTOCOLS).filter(|one| in_list(one));
         match (tokens.next(), tokens.next()) {
             (Some(token), None) => return gate.verify(&token[IN_SUBPROTOCOL.len()..]),
-            (Some(_), Some(_)) => return Err(Denied::Unclear),
+            (Some(_), Some(_)) => return Err(TokenFault::Unclear),
             (None, _) => {}
         }
     }
@@ -139,7 +139,7 @@ fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Resu
     }
     match routes::secret(request.query, "token") {
         Some(token) if gate.allow_query_token => gate.verify(&token),
-        Some(_) => Err(Denied::InAddress),
+        Some(_) => Err(TokenFault::InAddress),
         None => Ok(None),
     }
 }
@@ -152,17 +152,17 @@ fn bearer(field: &[u8]) -> Option<&[u8]> {
 }
 
 /// 401: what it shows is not taken. It is not told that to another in place of this one.
-pub(super) fn unauthorized(denied: Denied) -> Refusal {
+pub(super) fn unauthorized(fault: TokenFault) -> Refusal {
     // RFC 6750 3.1: no error code for who has shown nothing.
-    let challenge = if denied == Denied::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
-    Refusal::new(401, denied.fault().word(), denied.to_string()).with("WWW-Authenticate", challenge)
+    let challenge = if fault == TokenFault::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
+    Refusal::new(401, fault.word(), fault.to_string()).with("WWW-Authenticate", challenge)
 }
 
 /// What a client hears that lacks a right: the same whether the channel is there or not. A token may help who
 /// has shown none.
 pub(super) fn forbidden(pass: &Pass, gate: &Gate) -> Refusal {
     if pass.is_none() && gate.verifier.is_some() {
-        return unauthorized(Denied::Missing);
+        return unauthorized(TokenFault::Missing);
     }
     Refusal::new(403, "forbidden", FORBIDDEN)
 }

@@ -36,7 +36,7 @@ use crate::access::origin::OriginPattern;
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
 use crate::hub::outbox::{Outbox, Push};
-use crate::ids::Peer;
+use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
@@ -152,6 +152,8 @@ pub struct Desk<'a> {
     pub site: &'a Site,
     /// Who comes from where.
     pub door: &'a mut Door,
+    /// Which connection it is.
+    pub id: SlotId,
     /// Who is at the other end.
     pub peer: &'a mut Peer,
     /// Who may come in.
@@ -175,8 +177,14 @@ impl State {
     }
 
     /// A connection that is not served: it is told so, whatever it wants.
-    pub fn turned_away(reason: Reason, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-        answer(reason, &farewell(reason, limits), limits, now, outbox)
+    pub fn turned_away(
+        reason: Reason,
+        limits: &Limits,
+        metrics: &mut Metrics,
+        now: Moment,
+        outbox: &mut Outbox,
+    ) -> State {
+        answer(reason, &Manner::last(), limits, metrics, now, outbox)
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -287,8 +295,11 @@ impl State {
     pub fn close(&mut self, reason: Reason, desk: &mut Desk<'_>) {
         let Desk { limits, now, .. } = *desk;
         match self {
-            State::Head(_) | State::Body(_) | State::Responding(_) => {
-                *self = answer(reason, &farewell(reason, limits), limits, now, desk.outbox);
+            State::Head(_) | State::Responding(_) => {
+                *self = answer(reason, &Manner::last(), limits, desk.metrics, now, desk.outbox);
+            }
+            State::Body(body) => {
+                *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);
             }
             State::Open(open) => {
                 let awake = open.more.take().and_then(|more| more.awake);
@@ -542,9 +553,18 @@ fn farewell(reason: Reason, limits: &Limits) -> Refusal {
     }
 }
 
-/// Answers a request with an HTTP error, and says goodbye.
-fn answer(reason: Reason, refusal: &Refusal, limits: &Limits, now: Moment, outbox: &mut Outbox) -> State {
-    outbox.queue(Rc::new(Bytes::from(refusal.respond(&Manner::last()))));
+/// Answers a client of HTTP whose connection is closed, and says goodbye.
+fn answer(
+    reason: Reason,
+    manner: &Manner,
+    limits: &Limits,
+    metrics: &mut Metrics,
+    now: Moment,
+    outbox: &mut Outbox,
+) -> State {
+    let refusal = farewell(reason, limits);
+    metrics.reject(refusal.code());
+    outbox.queue(Rc::new(Bytes::from(refusal.respond(manner))));
     Draining::begin(reason, Closing::Flushing, limits, now)
 }
 

@@ -244,6 +244,11 @@ impl Body {
         self.owed = self.owed.saturating_sub(1);
     }
 
+    /// How it is answered when its connection is closed: to the page that sent it, if one did.
+    pub(super) fn last_manner(&self) -> Manner {
+        Manner { after: After::Closed, ..self.order.manner.clone() }
+    }
+
     /// The client has taken the answers before this request. Its time begins now.
     pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
         self.until = now.after(limits.body_timeout_ms);
@@ -343,6 +348,14 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             if has_body || request.fields.lists("connection", "upgrade") {
                 manner.after = After::Closed;
             }
+            // Nothing is done, so nobody is kept from asking; a page that may ask elsewhere is told what was wrong.
+            if share(request, &mut manner, desk).is_ok()
+                && manner.allow_origin.is_some()
+                && request.method == "OPTIONS"
+            {
+                // A browser shows it the answer to what it wants to ask, and only if this one is good.
+                return preflight("GET, POST, OPTIONS", manner, rest, owed, desk);
+            }
             return refuse(&refusal, manner, rest, owed, desk);
         }
     };
@@ -360,7 +373,7 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         return refuse(&refusal, manner, rest, owed, desk);
     }
     if request.method == "OPTIONS" && route.is_shared() {
-        return preflight(&route, manner, rest, owed, desk);
+        return preflight(route.methods(), manner, rest, owed, desk);
     }
     if !route.methods().split(", ").any(|method| method == request.method) {
         let methods = route.methods();
@@ -516,8 +529,7 @@ fn forbidden_origin() -> Refusal {
     Refusal::new(403, "forbidden_origin", message)
 }
 
-fn preflight(route: &Route, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    let methods = route.methods();
+fn preflight(methods: &'static str, manner: Manner, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
     let mut fields = vec![("Allow", methods)];
     if manner.allow_origin.is_some() {
         fields.push(("Access-Control-Allow-Methods", methods));
@@ -572,8 +584,8 @@ fn open_web_socket(
     desk.outbox.queue(Rc::new(Bytes::from(response)));
     let pass = match pass {
         Ok(pass) => pass,
-        Err(denied) => {
-            let reason = Reason::BadToken { why: denied.fault() };
+        Err(why) => {
+            let reason = Reason::BadToken { why };
             return Outcome::Upgraded(super::begin_close(reason, Walker::new(), desk));
         }
     };

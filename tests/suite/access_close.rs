@@ -2,7 +2,7 @@
 
 use crate::support::client::Client;
 use crate::support::guarded::{Guarded, admin, bearer, token};
-use crate::support::http::request;
+use crate::support::http::{post, request};
 use crate::support::process::Server;
 
 fn closes(server: &Server, sub: &str, lines: &str) -> (u16, String) {
@@ -31,12 +31,20 @@ fn all_connections_of_a_person_and_of_nobody_else() {
     }
     events.event();
 
+    let ticket = |lines: &str| {
+        let answer = Client::new(server.connect()).ask(post("/v1/tickets", lines, "")).json();
+        format!("/ws/a?ticket={}", answer["ticket"].as_str().unwrap())
+    };
+    let (alices, alicias) = (ticket(&alice), ticket(&bearer(&token("alicia", &["a"], &["a"]))));
+
     assert_eq!(closes(server, "alice", "").0, 401);
     assert_eq!(closes(server, "alice", &alice).0, 403, "not even one's own");
     assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":3}\n".into()));
     assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
     assert_eq!(v1.closed_politely(), (4003, "forbidden".into()));
     assert_eq!(events.event_or_end(), None);
+    assert_eq!(guarded.closed(&alices, ""), (4001, "bad_token why=bad_ticket".into()));
+    drop(guarded.upgraded(&alicias, ""));
     nobody.send_text("y");
     assert_eq!((alicia.text(), nobody.text()), ("y".into(), "y".into()));
     assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":0}\n".into()));

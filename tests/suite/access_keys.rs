@@ -2,11 +2,15 @@
 
 use std::time::Instant;
 
+use oyez::access::keys::SigningKey;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::{Value, json};
+
 use crate::support::client::Client;
 use crate::support::guarded::{Folder, OTHER_SECRET, SECRET, bearer, claims, unix_now};
 use crate::support::http::post;
 use crate::support::process::{PATIENCE, Server, oyez};
-use oyez::access::keys::SigningKey;
+use crate::support::tokens::{base64url, unsigned};
 
 fn status(server: &Server, secret: &str) -> u16 {
     let key = SigningKey::from_secret(secret.as_bytes()).unwrap();
@@ -72,4 +76,66 @@ fn a_bad_file_is_refused_at_start() {
         let output = oyez(&[&["serve", "--listen=127.0.0.1:0"], &flags[..]].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
+}
+
+#[test]
+fn whom_a_token_is_for_and_who_made_it_are_what_the_flags_say() {
+    let folder = Folder::new();
+    let secret = folder.file("secret", SECRET);
+    let command = |flags: &[&str]| oyez(&[&["serve", "--listen=127.0.0.1:0"], flags].concat());
+    let key = SigningKey::from_secret(SECRET.as_bytes()).unwrap();
+    let ask = |server: &Server, aud: &[&str], iss: Option<&str>| {
+        let mut claims = claims("alice", &["a"], &["a"], unix_now());
+        claims.aud = aud.iter().map(|one| (*one).to_owned()).collect();
+        claims.iss = iss.map(str::to_owned);
+        let token = key.sign(&claims, None).unwrap();
+        let answer = Client::new(server.connect()).ask(post("/v1/publish/a", &bearer(&token), "x"));
+        if answer.status == 200 { "taken".to_owned() } else { answer.code() }
+    };
+    let flags = ["--jwt-secret-file", &secret, "--jwt-audience=us", "--jwt-audience=we", "--jwt-issuer=me"];
+    let by_flags = Server::start_command(command(&flags));
+    let mut by_variables = command(&[]);
+    by_variables.env("OYEZ_JWT_SECRET_FILE", &secret);
+    by_variables
+        .env("OYEZ_JWT_AUDIENCE", "we")
+        .env("OYEZ_JWT_ISSUER", "me")
+        .env("OYEZ_ANONYMOUS", "publish=b");
+    let by_variables = Server::start_command(by_variables);
+    for server in [&by_flags, &by_variables] {
+        assert_eq!(ask(server, &["we"], Some("me")), "taken");
+        assert_eq!(ask(server, &["them"], Some("me")), "token_audience");
+        assert_eq!(ask(server, &[], Some("me")), "token_audience");
+        assert_eq!(ask(server, &["we"], Some("you")), "token_issuer");
+        assert_eq!(ask(server, &["we"], None), "token_issuer");
+    }
+    let anonymous =
+        |server: &Server| Client::new(server.connect()).ask(post("/v1/publish/b", "", "x")).status;
+    assert_eq!((anonymous(&by_flags), anonymous(&by_variables)), (401, 200));
+}
+
+/// A set of public keys, as those who make tokens hand it out.
+#[test]
+fn a_key_of_a_set_is_chosen_by_its_name_and_the_set_can_change() {
+    let folder = Folder::new();
+    let pair = |seed: u8| Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+    let jwk = |kid: &str, seed: u8| json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "use": "sig", "x": base64url(pair(seed).public_key().as_ref())});
+    let set = |keys: &[Value]| json!({"keys": keys}).to_string();
+    let file = folder.file("set", &set(&[jwk("one", 1), jwk("two", 2)]));
+    let server = Server::start_command(oyez(&["serve", "--listen=127.0.0.1:0", "--jwks-file", &file]));
+    let status = |kid: &str, seed: u8| {
+        let header = json!({"alg": "EdDSA", "kid": kid}).to_string();
+        let claims = serde_json::to_string(&claims("alice", &["a"], &["a"], unix_now())).unwrap();
+        let message = unsigned(&header, &claims);
+        let token = format!("{message}.{}", base64url(pair(seed).sign(message.as_bytes()).as_ref()));
+        Client::new(server.connect()).ask(post("/v1/publish/a", &bearer(&token), "x")).status
+    };
+    assert_eq!((status("one", 1), status("two", 2)), (200, 200));
+    assert_eq!((status("one", 2), status("three", 1), status("three", 3)), (401, 401, 401));
+    folder.file("set", &set(&[jwk("two", 2), jwk("three", 3)]));
+    server.signal("HUP");
+    let start = Instant::now();
+    while status("three", 3) != 200 {
+        assert!(start.elapsed() < PATIENCE);
+    }
+    assert_eq!((status("one", 1), status("two", 2)), (401, 200));
 }

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::support::client::Client;
 use crate::support::guarded::{Guarded, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::http::{get, post, request};
+use crate::support::process::oyez;
 
 #[test]
 fn a_token_is_not_seen_again_on_any_path() {
@@ -81,6 +82,30 @@ fn a_token_is_not_seen_again_on_any_path() {
     {
         if let Some(at) = seen.find(secret) {
             panic!("{secret}: {}", &seen[at.saturating_sub(200)..(at + 200).min(seen.len())]);
+        }
+    }
+}
+
+/// The client has a token too, and a log.
+#[test]
+fn a_client_does_not_show_its_token_either() {
+    let guarded = Guarded::start(&[]);
+    let good = token("alice", &["a"], &["a"]);
+    let url = guarded.server.url();
+    for (name, text) in [("good", &good[..]), ("bad", "CANARYtoken"), ("none", "two CANARY words")] {
+        let file = guarded.folder.file(name, text);
+        for arguments in [
+            &["pub", "a", "x", "--url", &url, "--token-file", &file][..],
+            &["sub", "a", "--since=earliest", "--count=1", "--url", &url, "--token-file", &file],
+            &["sub", "b", "--url", &url, "--token-file", &file],
+        ] {
+            let output = oyez(arguments).env("RUST_LOG", "trace").output().unwrap();
+            let seen = format!("{output:?}");
+            assert_eq!(output.status.success(), name == "good" && !arguments.contains(&"b"), "{seen}");
+            let parts = good.split('.').filter(|part| part.len() > 20);
+            for secret in parts.chain(["CANARY"]) {
+                assert!(!seen.contains(secret), "{secret}: {seen}");
+            }
         }
     }
 }

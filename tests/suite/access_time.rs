@@ -1,15 +1,17 @@
 //! Tokens end: on the wall's clock, which is in these tests' hands.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use oyez::access::gate::Gate;
 use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
+use oyez::metrics::Limit;
 use serde_json::json;
 
 use crate::support::frames;
-use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
+use crate::support::guarded::{Guarded, bearer, claims, sign, unix_now, upgrade_with, verifier};
 use crate::support::http::request;
 use crate::support::rig::{Mood, Rig};
 
@@ -60,6 +62,20 @@ fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
         rig.pass(600_000);
         assert_eq!(closed(&mut rig, shows), None, "{lines}");
     }
+}
+
+#[test]
+fn the_times_are_those_of_the_flags() {
+    let guarded = Guarded::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
+    let start = Instant::now();
+    assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
+    assert!((250..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    // Within the leeway of clocks it is taken, and has its grace.
+    let mut claims = claims("alice", &["a"], &["a"], unix_now());
+    claims.exp = unix_now() - 1;
+    let start = Instant::now();
+    assert_eq!(guarded.closed("/ws/a", &bearer(&sign(&claims))), (4201, "token_expired".into()));
+    assert!((150..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -144,4 +160,81 @@ fn a_token_for_longer_than_a_moment_spans() {
         assert!(rig.is_alive(id));
     }
     assert_eq!(closed(&mut rig, id), None);
+}
+
+/// A check of a signature costs as much as a hundred messages: what comes too soon is not checked, good or bad.
+#[test]
+fn a_token_that_is_shown_too_soon_behind_others_is_not_looked_at() {
+    let mut rig = rig(Grant::default());
+    rig.engine.limits.auths_per_second = 2;
+    let shows = |token: &str| json!({"type": "auth", "token": token, "ref": 7}).to_string();
+    let (v1, raw) = (open(&mut rig, V1), open(&mut rig, ""));
+    let (good, of_nothing) = (ends_in(&rig, 3_600), sign(&claims("alice", &[], &[], rig.unix_now())));
+    for id in [v1, raw] {
+        rig.send_text(id, &shows(&good));
+        rig.send_text(id, &shows(&good));
+        rig.settle();
+    }
+    assert_eq!(rig.texts(v1).iter().filter(|text| text.contains("authenticated")).count(), 2);
+    for token in [&of_nothing, "x"] {
+        rig.send_text(v1, &shows(token));
+        rig.settle();
+        let said = rig.texts(v1).concat();
+        assert!(said.contains("\"code\":\"rate_limited\"") && said.contains("\"ref\":7"), "{said}");
+        assert!(said.contains("retry_ms=500\""), "{said}");
+    }
+    rig.send_text(v1, r#"{"type":"publish","ch":"a","text":"still its rights"}"#);
+    rig.settle();
+    assert!(rig.texts(v1).concat().contains("\"ack\""));
+    assert_eq!(rig.texts(raw), ["still its rights"]);
+    rig.send_text(raw, &shows("x"));
+    rig.settle();
+    assert_eq!(closed(&mut rig, raw), Some((4101, "rate_limited retry_ms=500".into())));
+    assert_eq!(rig.engine.metrics.rate_limited[Limit::Auths as usize], 3);
+    rig.pass(500);
+    rig.send_text(v1, &shows(&of_nothing));
+    rig.settle();
+    assert!(rig.texts(v1).concat().contains("authenticated"));
+    rig.finish(raw);
+    rig.finish(v1);
+    rig.settle();
+    assert!(rig.engine.gate.auths.is_empty(), "nothing is kept of who is gone");
+}
+
+/// The table of those who show tokens is as large as the number of those who do so at the moment.
+#[test]
+fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
+    let mut rig = rig(Grant::default());
+    let members: Vec<SlotId> = (0..200).map(|_| open(&mut rig, V1)).collect();
+    for id in members {
+        let token = ends_in(&rig, 3_600);
+        rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
+        rig.pass(100);
+    }
+    assert!(rig.engine.gate.auths.len() <= 64, "{}", rig.engine.gate.auths.len());
+}
+
+/// Clocks may differ for a ticket as they may for its token, and no more.
+#[test]
+fn a_ticket_ends_with_its_token() {
+    let mut rig = rig(Grant::default());
+    let now = rig.unix_now();
+    let ticket = |rig: &mut Rig, exp: u64| {
+        let mut claims = claims("alice", &["a"], &["a"], now);
+        claims.exp = exp;
+        let id = rig.connect(Mood::Kind);
+        rig.send(id, request("POST", "/v1/tickets", &bearer(&sign(&claims))).as_bytes());
+        rig.settle();
+        rig.answers(id)[0].json()["ticket"].as_str().unwrap().to_owned()
+    };
+    let (ended, ends, lasts) =
+        (ticket(&mut rig, now - 25), ticket(&mut rig, now + 5), ticket(&mut rig, now + 60));
+    rig.pass(10_000);
+    for (ticket, status) in [(ended, 401), (ends, 200), (lasts, 200)] {
+        let id = rig.connect(Mood::Kind);
+        rig.send(id, request("GET", &format!("/sse/a?ticket={ticket}"), "").as_bytes());
+        rig.settle();
+        let said = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+    }
 }

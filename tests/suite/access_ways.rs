@@ -46,10 +46,12 @@ fn in_the_field_authorization() {
         assert_eq!(client.ask(post("/v1/publish/a", &lines, "x")).status, 200);
         assert_eq!(client.ask(request("GET", "/v1/channels/a/history", &lines)).status, 200);
     }
-    // Basic is between the client and a proxy.
-    let basic = "Authorization: Basic eDp5\r\n";
-    let mut client = Client::new(guarded.server.connect());
-    assert_eq!(client.ask(post("/v1/publish/a", basic, "x")).code(), "token_missing");
+    // Another scheme, such as Basic, is between the client and a proxy.
+    for other in ["Basic eDp5".to_owned(), format!("Bearer{}", alice()), format!("Bearers {}", alice())] {
+        let mut client = Client::new(guarded.server.connect());
+        let lines = format!("Authorization: {other}\r\n");
+        assert_eq!(client.ask(post("/v1/publish/a", &lines, "x")).code(), "token_missing", "{other}");
+    }
 }
 
 #[test]
@@ -105,6 +107,28 @@ fn as_the_first_frame() {
     }
 }
 
+#[test]
+fn as_often_in_messages_as_the_flag_says() {
+    let guarded = Guarded::start(&["--auths-per-second=1"]);
+    let lines = format!("{V1}{}", bearer(&alice()));
+    let shows = json!({"type": "auth", "token": alice()}).to_string();
+    let mut client = guarded.upgraded("/ws", &lines);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    client.send_text(&shows);
+    client.send_text(&shows);
+    assert_eq!(hear(&mut client)["type"], "authenticated");
+    assert_eq!(hear(&mut client)["code"], "rate_limited");
+    let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
+    assert!(page.contains("oyez_rate_limited_total{limit=\"auths\"} 1\n"), "{page}");
+    let guarded = Guarded::start(&["--auths-per-second=0"]);
+    let mut client = guarded.upgraded("/ws", &lines);
+    assert_eq!(hear(&mut client)["type"], "hello");
+    for _ in 0..50 {
+        client.send_text(&shows);
+        assert_eq!(hear(&mut client)["type"], "authenticated");
+    }
+}
+
 /// A client that shows its token where nobody waits for it would show it to all members.
 #[test]
 fn a_token_is_never_published() {
@@ -119,6 +143,10 @@ fn a_token_is_never_published() {
     }
     other.send_text("{\"type\":\"auth\"");
     assert_eq!(member.text(), "{\"type\":\"auth\"", "half of one shows nothing");
+    // So much is no token, and is not looked at as if it were one.
+    let long = json!({"type": "auth", "token": "x".repeat(16 << 10)}).to_string();
+    other.send_text(&long);
+    assert_eq!(member.text(), long);
     other.send_text(&json!({"type": "auth", "token": "nonsense"}).to_string());
     assert_eq!(other.closed_politely().0, 4001);
     member.hears_nothing();
@@ -295,4 +323,25 @@ fn thousands_of_subjects_leave_nothing_behind() {
     let page = client.ask(get("/metrics")).body;
     assert!(!page.contains("user-") && page.len() < 20_000, "{page}");
     assert_eq!(client.ask(request("DELETE", "/v1/connections?sub=user-1", &bearer(&admin()))).status, 200);
+}
+
+/// A client chooses the names of its channels.
+#[test]
+fn thousands_of_channels_leave_nothing_behind() {
+    let guarded = Guarded::start(&["--history-messages-max=0", "--channels-max=100"]);
+    let mut client = Client::new(guarded.server.connect());
+    let lines = bearer(&admin());
+    let round = |client: &mut Client, from: u32| {
+        for number in from..from + 1_000 {
+            let answer = client.ask(post(&format!("/v1/publish/room-{number}"), &lines, "x"));
+            assert_eq!(answer.status, 200);
+        }
+    };
+    round(&mut client, 0);
+    let before = guarded.server.resident_bytes();
+    round(&mut client, 1_000);
+    let grown = guarded.server.resident_bytes().saturating_sub(before);
+    assert!(grown < 300_000, "{grown} bytes");
+    let page = client.ask(get("/metrics")).body;
+    assert!(!page.contains("room-") && page.len() < 20_000, "{page}");
 }

@@ -100,6 +100,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--anonymous", "subscribe=*.public"),
         ("--auth-timeout-ms", "0"),
         ("--token-grace-ms", "1h"),
+        ("--auths-per-second", "-1"),
         ("--tickets-max", "0"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),

@@ -115,6 +115,17 @@ fn preflights() {
     // Not a page: what the path takes, and no more.
     let answer = client.ask(request("OPTIONS", "/v1/channels", ""));
     assert_eq!(answer.head, "HTTP/1.1 204 No Content\r\nAllow: GET, HEAD, OPTIONS");
+    // A browser asks first here too, and without a good answer its page would not hear that the name is none.
+    for path in ["/v1/publish/a%20b", "/sse/a%20b", "/v1/channels/%00/history"] {
+        let asks = "Origin: https://app.example\r\nAccess-Control-Request-Method: POST\r\n";
+        let answer = client.ask(request("OPTIONS", path, asks));
+        assert_eq!((answer.status, answer.field(ALLOW)), (204, Some("https://app.example")), "{path}");
+        let headers = answer.field("Access-Control-Allow-Headers");
+        assert!(headers.unwrap().starts_with("Authorization, "), "{path}");
+        let foreign = "Origin: https://evil.example\r\nAccess-Control-Request-Method: POST\r\n";
+        let answer = client.ask(request("OPTIONS", path, foreign));
+        assert_eq!((answer.status, answer.field(ALLOW)), (400, None), "{path}");
+    }
     // What is not shared has no preflight.
     let asks = "Origin: https://app.example\r\nAccess-Control-Request-Method: GET\r\n";
     assert_eq!(client.ask(request("OPTIONS", "/metrics", asks)).status, 405);
@@ -134,6 +145,11 @@ fn what_an_allowed_page_may_read() {
         request("GET", "/v1/channels?limit=x", page),
         post("/v1/publish/a", &format!("{page}Content-Type: application/json\r\n"), "{"),
         request("DELETE", "/v1/channels", page),
+        request("GET", "/v1/channels/a%20b", page),
+        request("GET", "/sse/a%20b", page),
+        request("GET", "/v1/nothing", page),
+        post("/v1/publish/a%20b", page, ""),
+        request("OPTIONS", "/v1/publish/a%20b", page),
     ] {
         let answer = client.ask(&asks);
         assert_eq!(answer.field(ALLOW), Some("https://app.example"), "{asks}");
@@ -155,6 +171,17 @@ fn what_an_allowed_page_may_read() {
         may_not(&server, "localhost", origin);
     }
     may(&server, "localhost", "http://localhost");
+}
+
+#[test]
+fn an_allowed_page_hears_that_it_was_too_slow() {
+    let server = Server::start(&["--origin", "https://app.example", "--body-timeout-ms=200"]);
+    let whole = post("/v1/publish/a", "Origin: https://app.example\r\n", "xy");
+    let mut client = Client::new(server.connect());
+    client.send(&whole.as_bytes()[..whole.len() - 1]);
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.field(ALLOW)), (408, Some("https://app.example")));
+    assert!(answer.is_last());
 }
 
 #[test]

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use oyez::close::Reason;
 use oyez::config::Limits;
+use oyez::ids::Peer;
 
 use crate::support::client::Client;
 use crate::support::http::{Answer, get, publish, request};
 use crate::support::process::{PATIENCE, Server, counter};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Mood, Pipe, Rig};
 
 #[test]
 fn a_connection_without_a_request_is_kept_for_its_time() {
@@ -231,6 +232,48 @@ fn while_draining_kept_connections_hear_of_it() {
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(kept.answer_or_end(false), None);
+}
+
+#[test]
+fn what_a_closing_connection_is_answered_is_counted() {
+    let limits = Limits { connections_per_address_max: 6, ..Limits::default() };
+    let (timeout, body_timeout) = (limits.handshake_timeout_ms, limits.body_timeout_ms);
+    let mut rig = Rig::new(limits);
+    let whole = publish("a", "four");
+    let (head, body, silent) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    rig.send(head, &whole.as_bytes()[..10]);
+    rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
+    rig.pass(timeout + 1_000);
+    let count = |rig: &Rig, code: &str| rig.engine.metrics.requests_rejected.get(code).copied().unwrap_or(0);
+    assert_eq!(count(&rig, "handshake_timeout"), 1, "and not who has asked for nothing");
+    rig.pass(body_timeout);
+    assert_eq!(count(&rig, "body_timeout"), 1);
+    for id in [head, body, silent] {
+        rig.finish(id);
+    }
+    rig.settle();
+    let transport = Pipe::new(Mood::Kind);
+    let peer = Peer::from("192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap());
+    rig.engine.turn_away(transport, peer, Reason::NoRoom, rig.now);
+    rig.settle();
+    assert_eq!(count(&rig, "over_capacity"), 1);
+    let mut kept = Vec::new();
+    for _ in 0..7 {
+        kept.push(rig.connect_from("192.0.2.2", Mood::Kind));
+    }
+    rig.settle();
+    assert_eq!(count(&rig, "too_many_connections"), 1);
+    rig.send(kept[0], get("/healthz").as_bytes());
+    rig.settle();
+    rig.engine.drain(rig.now);
+    rig.settle();
+    assert_eq!(count(&rig, "drain"), 5, "all who are not between two requests");
+    for asks in [get("/readyz"), get("/v1/channels"), publish("a", "x")] {
+        rig.send(kept[0], asks.as_bytes());
+        rig.settle();
+    }
+    assert_eq!(count(&rig, "drain"), 8);
+    assert_eq!(rig.engine.metrics.requests_rejected.values().sum::<u64>(), 12);
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn limits_of_addresses_behind_a_proxy() {
     assert_eq!(ask(&mut rig, "/healthz", "203.0.113.1").1, 200, "a proxy's connection is nobody's");
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.2").1, 200);
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.2").1, 429);
+    assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
     rig.finish(first);
     rig.settle();
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.1").1, 101);
@@ -321,7 +322,7 @@ fn within_the_limits_nobody_notices_them() {
         assert_eq!(rig.texts(other).len(), 1);
         rig.texts(member);
     }
-    assert_eq!(rig.engine.metrics.rate_limited, [0; 4]);
+    assert_eq!(rig.engine.metrics.rate_limited, [0; Limit::WORDS.len()]);
 }
 
 #[test]
