@@ -426,6 +426,20 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_is_behind_its_channels_gives_no_number_twice() {
+        let limits = Limits { history: LIMITS, ..Limits::default() };
+        let mut world = World::new(&limits);
+        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+        let behind = world.hub.journal_head();
+        world.step(&Step::Publish { channel: 1, padding: 0, from: None });
+        world.step(&Step::Write { most: 9, bytes: 9_999 });
+        let mut past = Past::default();
+        world.written.iter().for_each(|batch| past.read(batch).unwrap());
+        let (restored, _) = Hub::restore(&limits, behind, past, world.hour());
+        assert_eq!(restored.journal_head(), world.hub.journal_head());
+    }
+
+    #[test]
     fn a_record_without_messages_outlives_a_sieve_if_it_is_the_last() {
         let limits = Limits { history: LIMITS, ..Limits::default() };
         let mut world = World::new(&limits);
