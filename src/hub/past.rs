@@ -463,4 +463,24 @@ mod tests {
             assert_eq!(Past::default().read(bytes), Err(BadRecord), "{bytes:?}");
         }
     }
+
+    #[test]
+    fn figures_that_contradict_the_messages_are_refused() {
+        let read = |number, last, floor, seqs: [u64; 2]| {
+            let mut out = Vec::new();
+            record::begin_channel(&mut out, "a");
+            record::put_figures(&mut out, Figures { number, last, floor, count: 2 });
+            for seq in seqs {
+                let message = record::Message { seq, at: 0, kind: Kind::Text, from: None, payload: b"x" };
+                record::put_message(&mut out, &message);
+            }
+            Past::default().read(&out)
+        };
+        assert_eq!(read(2, 5, 2, [3, 5]), Ok(()));
+        assert_eq!(read(1, 5, 2, [3, 5]), Err(BadRecord), "more than there were");
+        assert_eq!(read(2, 4, 2, [3, 5]), Err(BadRecord), "behind the last");
+        assert_eq!(read(2, 5, 3, [3, 5]), Err(BadRecord), "not above the floor");
+        assert_eq!(read(2, 5, 2, [3, 3]), Err(BadRecord), "twice");
+        assert_eq!(read(2, 5, 2, [5, 3]), Err(BadRecord), "out of order");
+    }
 }
