@@ -152,6 +152,7 @@ fn the_history_of_a_channel_that_has_ended_tells_of_a_gap() {
     for since in ["earliest", "latest", &ids[1], &head] {
         assert_eq!(gap(since), Value::Null, "{since}");
     }
+    assert_eq!(client.ask(get("/v1/channels/a/history")).json()["floor"], ids[1]);
 }
 
 #[test]
