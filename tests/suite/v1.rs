@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, TEXT};
+use crate::support::http::publish;
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 
@@ -276,6 +277,44 @@ fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
 }
 
 #[test]
+fn whoever_is_live_has_the_logs_head_for_a_cursor() {
+    let mut rig = Rig::new(Limits::default());
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    for ch in ["a", "a", "b"] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": ch}));
+    }
+    rig.settle();
+    for (since, cursors) in [
+        ("1000-1", &["1000-1", "1000-2", "1000-3"][..]),
+        ("1000-2", &["1000-3", "1000-3"]),
+        ("1000-3", &["1000-3", "1000-3"]),
+    ] {
+        let member = join(&mut rig, "/ws", Mood::Kind);
+        rig.settle();
+        heard(&mut rig, member);
+        say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": since}));
+        rig.settle();
+        let values = heard(&mut rig, member);
+        let got: Vec<&str> = values.iter().map(|value| value["id"].as_str().unwrap()).collect();
+        assert_eq!(got, cursors, "{since}");
+    }
+}
+
+#[test]
+fn a_message_that_is_larger_than_a_portion_is_replayed() {
+    let mut rig = Rig::new(Limits::default());
+    let publisher = rig.connect(Mood::Kind);
+    for bytes in [1, 100_000, 100_000, 1] {
+        rig.send(publisher, publish("a", &"x".repeat(bytes)).as_bytes());
+        rig.settle();
+    }
+    let member = join(&mut rig, "/ws/a?since=earliest", Mood::Kind);
+    rig.settle();
+    let numbers: Vec<u64> = heard(&mut rig, member).iter().filter_map(|value| value["n"].as_u64()).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+}
+
+#[test]
 fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a", Mood::Kind);
@@ -376,6 +415,20 @@ fn skipping(messages_max: usize) -> Limits {
         ping_interval_ms: 0,
         history: HistoryLimits { messages_max, ..HistoryLimits::default() },
         ..Limits::default()
+    }
+}
+
+#[test]
+fn what_comes_again_leaves_no_channel_behind() {
+    let mut rig = Rig::new(skipping(0));
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    rig.settle();
+    heard(&mut rig, publisher);
+    for _ in 0..2 {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
+        rig.settle();
+        assert_eq!(heard(&mut rig, publisher)[0]["id"], "1000-1");
+        assert_eq!(rig.engine.hub.channels(), 0);
     }
 }
 
