@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, TEXT};
-use crate::support::http::publish;
+use crate::support::http::{get, publish};
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 
@@ -432,6 +432,25 @@ fn what_comes_again_leaves_no_channel_behind() {
     }
 }
 
+#[test]
+fn what_is_too_old_is_gone_before_the_sweep_gets_there() {
+    let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { history, ..Limits::default() });
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    for ch in ["a", "b"] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": "x"}));
+    }
+    rig.settle();
+    let asks = rig.connect(Mood::Kind);
+    rig.send(asks, get("/v1/channels/b/history?since=1000-0").as_bytes());
+    rig.now = rig.now.after(1_000);
+    let member = join(&mut rig, "/ws/a?since=1000-0", Mood::Kind);
+    rig.settle();
+    assert_eq!(words(&heard(&mut rig, member)), ["hello", "subscribed", "gap", "live"]);
+    let page = rig.answers(asks)[0].json();
+    assert_eq!((&page["messages"], &page["gap"]["why"]), (&json!([]), &json!("evicted")));
+}
+
 /// Publishes so many texts, one in each turn, to a member that is stuck after the first.
 fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     let mut rig = Rig::new(limits);
@@ -512,6 +531,7 @@ fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
         let missed: Vec<&Value> = values.iter().filter_map(|value| value.get("missed")).collect();
         assert_eq!(missed, [&json!(4), &json!(10)]);
     }
+    assert_eq!(rig.engine.metrics.messages_skipped, 2 * 14);
 }
 
 #[test]
