@@ -663,6 +663,8 @@ impl Hub {
             crate::wire::append_envelope(&mut page.envelopes, &message);
             last = Some(message.id);
         }
+        // What was too old may have been all that it had.
+        self.end_if_empty(id);
         page
     }
 

@@ -293,14 +293,19 @@ mod tests {
             }
         }
 
-        /// The hub that all that was taken makes.
-        fn restore(&self, limits: &Limits) -> (Hub, Restored) {
+        /// All that was taken.
+        fn past(&self) -> Past {
             let mut past = Past::default();
             for (name, (figures, rows)) in &self.written {
                 let messages: Vec<u8> = rows.values().flatten().copied().collect();
                 past.put(name, *figures, &messages).unwrap();
             }
-            Hub::restore(limits, self.hub.journal_head(), past, self.hour())
+            past
+        }
+
+        /// The hub that it makes.
+        fn restore(&self, limits: &Limits) -> (Hub, Restored) {
+            Hub::restore(limits, self.hub.journal_head(), self.past(), self.hour())
         }
     }
 
@@ -411,6 +416,18 @@ mod tests {
         assert_eq!((narrow.seq, narrow.forgotten), (head.seq, 38), "the last message of c1");
         let (none, nothing) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
         assert_eq!((nothing.len(), none.seq, none.forgotten), (0, 40, 40));
+    }
+
+    #[test]
+    fn a_head_that_is_behind_its_channels_gives_no_number_twice() {
+        let limits = Limits { history: LIMITS, ..Limits::default() };
+        let mut world = World::new(&limits);
+        world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+        let behind = world.hub.journal_head();
+        world.step(&Step::Publish { channel: 1, padding: 0, from: None });
+        world.step(&Step::Write { most: 9, bytes: 9_999 });
+        let (restored, _) = Hub::restore(&limits, behind, world.past(), world.hour());
+        assert_eq!(restored.journal_head(), world.hub.journal_head());
     }
 
     #[test]

@@ -156,6 +156,20 @@ fn a_closing_connection_gets_no_data_behind_its_close_frame() {
 }
 
 #[test]
+fn who_closes_behind_what_is_refused_gets_one_close_frame() {
+    let mut rig = Rig::new(Limits { channels_max: 1, ..Limits::default() });
+    let _member = rig.join("/ws/a");
+    let refused = rig.connect(Mood::Kind);
+    rig.send(refused, &[frames::upgrade("/ws/b").as_bytes(), &frames::close(1000, "")].concat());
+    rig.settle();
+    let bytes = &mut rig.pipe(refused).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    let got = rig.frames(refused);
+    assert_eq!((got.len(), got[0].close_code().0), (1, 4100), "RFC 6455 5.5.1: {got:?}");
+}
+
+#[test]
 fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));

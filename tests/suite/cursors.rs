@@ -104,6 +104,18 @@ fn whole_resumes() {
 }
 
 #[test]
+fn the_latest_message_is_whole_where_it_is_the_only_one() {
+    let server = Server::start(&["--history-messages-max=1"]);
+    for text in ["1", "2"] {
+        Client::new(server.connect()).ask(publish("x", text));
+    }
+    assert_eq!(v1(&server, "latest"), ["2"]);
+    let (_, answer) = page(&server, "latest");
+    assert_eq!((&answer["messages"][0]["text"], &answer["gap"]), (&json!("2"), &Value::Null));
+    assert_eq!(raw(&server, "latest").unwrap(), ["2"]);
+}
+
+#[test]
 fn old_future_and_foreign_cursors_are_told_of_a_gap() {
     let (server, ids) = server();
     let (epoch, head) = ids[5].split_once('-').unwrap();
@@ -129,6 +141,20 @@ fn old_future_and_foreign_cursors_are_told_of_a_gap() {
     let gap = text.find("event: gap").expect("a gap");
     assert!(gap < text.find("data: 4\n").unwrap(), "{text}");
     assert!(!text[..gap].contains("\n\n"), "the cursor does not move before the gap is told: {text}");
+}
+
+#[test]
+fn without_a_history_old_cursors_are_told_of_a_gap() {
+    let server = Server::start(&["--history-messages-max=0"]);
+    // As long as it has a member, the channel goes on.
+    let _member = server.join("/ws/x");
+    let ids = ["1", "2"].map(|text| Client::new(server.connect()).ask(publish("x", text)).id());
+    for (since, heard, gap) in
+        [(&ids[0], &["gap evicted"][..], &json!("evicted")), (&ids[1], &[], &Value::Null)]
+    {
+        assert_eq!(v1(&server, since), heard, "{since}");
+        assert_eq!(&page(&server, since).1["gap"]["why"], gap, "{since}");
+    }
 }
 
 #[test]

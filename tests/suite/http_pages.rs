@@ -133,6 +133,29 @@ fn pages_of_a_history() {
 }
 
 #[test]
+fn the_history_of_a_channel_that_has_ended_tells_of_a_gap() {
+    let server = Server::start(&["--history-messages-max=0"]);
+    let mut client = Client::new(server.connect());
+    let ids: Vec<String> = (0..2).map(|_| client.ask(publish("a", "x")).id()).collect();
+    // A log that goes on, in a channel that has a member.
+    let _member = server.join("/ws/b");
+    let head = client.ask(publish("b", "x")).id();
+    let (epoch, _) = head.split_once('-').unwrap();
+    let mut gap =
+        |since: &str| client.ask(get(&format!("/v1/channels/a/history?since={since}"))).json()["gap"].take();
+    for (since, why) in [("1-1", "epoch"), (&format!("{epoch}-{}", u64::MAX), "future"), (&ids[0], "evicted")]
+    {
+        let told =
+            json!({"type": "gap", "ch": "a", "after": since, "resume": ids[1], "missed": null, "why": why});
+        assert_eq!(gap(since), told, "{since}");
+    }
+    for since in ["earliest", "latest", &ids[1], &head] {
+        assert_eq!(gap(since), Value::Null, "{since}");
+    }
+    assert_eq!(client.ask(get("/v1/channels/a/history")).json()["floor"], ids[1]);
+}
+
+#[test]
 fn a_large_history_comes_in_pages() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());

@@ -1,6 +1,6 @@
 //! Consumers that do not read, and the others, who are served.
 
-use oyez::config::{Limits, OnSlow};
+use oyez::config::{HistoryLimits, Limits, OnSlow};
 
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
@@ -229,6 +229,29 @@ fn skipping_makes_one_hole_and_not_many() {
     let got: Vec<String> = rig.texts(slow).iter().map(|text| text[..7].to_owned()).collect();
     assert_eq!(got, ["0 large", "0 small", "1 large", "1 small"]);
     assert_eq!(rig.engine.metrics.messages_skipped, 16);
+}
+
+#[test]
+fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
+    let history = HistoryLimits { messages_max: 20, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, history, ..Limits::default() });
+    let sender = rig.join("/ws?echo=0");
+    let publish = |rig: &mut Rig, count: usize| {
+        for _ in 0..count {
+            rig.send_text(sender, &"x".repeat(10_000));
+        }
+        rig.settle();
+    };
+    publish(&mut rig, 20);
+    let slow = rig.join("/ws?since=earliest");
+    rig.pipe(slow).mood = Mood::Stuck;
+    publish(&mut rig, 10);
+    rig.unstick(slow, Mood::Kind);
+    rig.engine.slots.mark_writable(slow);
+    rig.settle();
+    let got = rig.frames(slow);
+    assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
+    assert_eq!(got.len(), 7, "six fit into a portion");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, TEXT};
+use crate::support::http::{get, publish};
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 
@@ -252,6 +253,68 @@ fn a_session_cut_at_every_byte() {
 }
 
 #[test]
+fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
+    let mut rig = Rig::new(Limits::default());
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    for text in ["1", "2", "3"] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+    }
+    rig.settle();
+    for (path, cursor) in [
+        ("/ws", "1000-3"),
+        ("/ws/a", "1000-3"),
+        ("/ws/a?since=1000-2", "1000-2"),
+        ("/ws/a?since=latest", "1000-2"),
+        ("/ws/a?since=earliest", "1000-0"),
+        // Whoever is cut before the gap is told comes back with the old one.
+        ("/ws/a?since=1-1", "1-1"),
+    ] {
+        let member = join(&mut rig, path, Mood::Kind);
+        rig.settle();
+        let hello = heard(&mut rig, member).swap_remove(0);
+        assert_eq!((&hello["type"], &hello["id"]), (&json!("hello"), &json!(cursor)), "{path}");
+    }
+}
+
+#[test]
+fn whoever_is_live_has_the_logs_head_for_a_cursor() {
+    let mut rig = Rig::new(Limits::default());
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    for ch in ["a", "a", "b"] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": ch}));
+    }
+    rig.settle();
+    for (since, cursors) in [
+        ("1000-1", &["1000-1", "1000-2", "1000-3"][..]),
+        ("1000-2", &["1000-3", "1000-3"]),
+        ("1000-3", &["1000-3", "1000-3"]),
+    ] {
+        let member = join(&mut rig, "/ws", Mood::Kind);
+        rig.settle();
+        heard(&mut rig, member);
+        say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": since}));
+        rig.settle();
+        let values = heard(&mut rig, member);
+        let got: Vec<&str> = values.iter().map(|value| value["id"].as_str().unwrap()).collect();
+        assert_eq!(got, cursors, "{since}");
+    }
+}
+
+#[test]
+fn a_message_that_is_larger_than_a_portion_is_replayed() {
+    let mut rig = Rig::new(Limits::default());
+    let publisher = rig.connect(Mood::Kind);
+    for bytes in [1, 100_000, 100_000, 1] {
+        rig.send(publisher, publish("a", &"x".repeat(bytes)).as_bytes());
+        rig.settle();
+    }
+    let member = join(&mut rig, "/ws/a?since=earliest", Mood::Kind);
+    rig.settle();
+    let numbers: Vec<u64> = heard(&mut rig, member).iter().filter_map(|value| value["n"].as_u64()).collect();
+    assert_eq!(numbers, [1, 2, 3, 4]);
+}
+
+#[test]
 fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a", Mood::Kind);
@@ -274,6 +337,25 @@ fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
 }
 
 #[test]
+fn somebody_who_joins_in_between_does_not_change_the_order() {
+    let mut rig = Rig::new(Limits::default());
+    let member = join(&mut rig, "/ws/a", Mood::Kind);
+    say(&mut rig, member, &json!({"type": "subscribe", "ch": "b"}));
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let raw = rig.join("/ws/raw");
+    rig.settle();
+    heard(&mut rig, member);
+    for (channel, text) in [("a", "0"), ("raw", "x")] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": channel, "text": text}));
+    }
+    say(&mut rig, publisher, &json!({"type": "subscribe", "ch": "raw"}));
+    say(&mut rig, publisher, &json!({"type": "publish", "ch": "b", "text": "1"}));
+    rig.settle();
+    assert_eq!(words(&heard(&mut rig, member)), ["0", "1"]);
+    assert_eq!(rig.texts(raw), ["x"]);
+}
+
+#[test]
 fn who_does_not_hear_itself_hears_the_others() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a?echo=0", Mood::Kind);
@@ -290,6 +372,41 @@ fn who_does_not_hear_itself_hears_the_others() {
     assert_eq!(words(&heard(&mut rig, other)).iter().filter(|word| word.ends_with("one")).count(), 2);
 }
 
+#[test]
+fn who_does_not_hear_itself_is_not_replayed_its_own() {
+    let mut rig = Rig::new(Limits::default());
+    let member = join(&mut rig, "/ws", Mood::Kind);
+    let other = join(&mut rig, "/ws", Mood::Kind);
+    let own = |ch: &str, text: &str| json!({"type": "publish", "ch": ch, "text": text});
+    for ch in ["a", "b"] {
+        say(&mut rig, member, &own(ch, "mine"));
+        say(&mut rig, member, &own(ch, "mine too"));
+    }
+    rig.settle();
+    say(&mut rig, other, &own("a", "another's"));
+    rig.settle();
+    let replayed = |rig: &mut Rig, id: SlotId, ch: &str, echo: bool| {
+        heard(rig, id);
+        for request in [
+            json!({"type": "subscribe", "ch": ch, "since": "earliest", "echo": echo}),
+            json!({"type": "unsubscribe", "ch": ch}),
+        ] {
+            say(rig, id, &request);
+            rig.settle();
+        }
+        words(&heard(rig, id))
+    };
+    let all = ["subscribed", "mine", "mine too", "another's", "live", "unsubscribed"];
+    let others = ["subscribed", "another's", "live", "unsubscribed"];
+    // One cursor three times: nobody gets the portion that was made for somebody else.
+    for (id, echo, expected) in
+        [(member, false, &others[..]), (other, true, &all), (member, false, &others), (member, true, &all)]
+    {
+        assert_eq!(replayed(&mut rig, id, "a", echo), expected, "{id:?} {echo}");
+    }
+    assert_eq!(replayed(&mut rig, member, "b", false), ["subscribed", "live", "unsubscribed"]);
+}
+
 fn skipping(messages_max: usize) -> Limits {
     Limits {
         on_slow: OnSlow::Skip,
@@ -299,6 +416,39 @@ fn skipping(messages_max: usize) -> Limits {
         history: HistoryLimits { messages_max, ..HistoryLimits::default() },
         ..Limits::default()
     }
+}
+
+#[test]
+fn what_comes_again_leaves_no_channel_behind() {
+    let mut rig = Rig::new(skipping(0));
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    rig.settle();
+    heard(&mut rig, publisher);
+    for _ in 0..2 {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
+        rig.settle();
+        assert_eq!(heard(&mut rig, publisher)[0]["id"], "1000-1");
+        assert_eq!(rig.engine.hub.channels(), 0);
+    }
+}
+
+#[test]
+fn what_is_too_old_is_gone_before_the_sweep_gets_there() {
+    let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { history, ..Limits::default() });
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    for ch in ["a", "b"] {
+        say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": "x"}));
+    }
+    rig.settle();
+    let asks = rig.connect(Mood::Kind);
+    rig.send(asks, get("/v1/channels/b/history?since=1000-0").as_bytes());
+    rig.now = rig.now.after(1_000);
+    let member = join(&mut rig, "/ws/a?since=1000-0", Mood::Kind);
+    rig.settle();
+    assert_eq!(words(&heard(&mut rig, member)), ["hello", "subscribed", "gap", "live"]);
+    let page = rig.answers(asks)[0].json();
+    assert_eq!((&page["messages"], &page["gap"]["why"]), (&json!([]), &json!("evicted")));
 }
 
 /// Publishes so many texts, one in each turn, to a member that is stuck after the first.
@@ -343,6 +493,45 @@ fn what_the_history_no_longer_has_is_announced_in_its_place() {
     let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
     let expected: Vec<u64> = (1..=before).chain(41..=61).collect();
     assert_eq!(numbers, expected);
+}
+
+#[test]
+fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
+    let mut rig = Rig::new(skipping(20));
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publish = |rig: &mut Rig, count: usize| {
+        for _ in 0..count {
+            let text = "x".repeat(10_000);
+            say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
+        }
+        rig.settle();
+    };
+    publish(&mut rig, 20);
+    let members = [(); 2].map(|()| join(&mut rig, "/ws", Mood::Kind));
+    rig.settle();
+    for member in members {
+        heard(&mut rig, member);
+        say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
+    }
+    // Both have been given a portion, one of them the other's; then both are at the gap; then they read on.
+    for _ in 0..2 {
+        rig.turn();
+        members.into_iter().for_each(|member| rig.pipe(member).mood = Mood::Stuck);
+        publish(&mut rig, 10);
+        for member in members {
+            rig.unstick(member, Mood::Kind);
+            rig.engine.slots.mark_writable(member);
+        }
+    }
+    rig.settle();
+    for member in members {
+        let values = heard(&mut rig, member);
+        let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
+        assert_eq!(numbers, (1..=6).chain(21..=40).collect::<Vec<u64>>());
+        let missed: Vec<&Value> = values.iter().filter_map(|value| value.get("missed")).collect();
+        assert_eq!(missed, [&json!(4), &json!(10)]);
+    }
+    assert_eq!(rig.engine.metrics.messages_skipped, 2 * 14);
 }
 
 #[test]
