@@ -14,6 +14,7 @@
 //! ```
 
 mod commands;
+mod dispatch;
 mod draining;
 pub mod guest;
 mod heartbeat;
@@ -22,6 +23,7 @@ pub mod intent;
 mod plain;
 pub mod response;
 pub mod routes;
+mod sharing;
 pub mod upgrade;
 pub mod walker;
 pub mod websocket;
@@ -295,6 +297,12 @@ impl State {
     pub fn close(&mut self, reason: Reason, desk: &mut Desk<'_>) {
         let Desk { limits, now, .. } = *desk;
         match self {
+            // There are no words that it would understand.
+            State::Head(_) | State::Body(_) | State::Responding(_)
+                if matches!(reason, Reason::TlsFailed { .. }) =>
+            {
+                *self = Draining::begin(reason, Closing::Flushing, limits, now);
+            }
             State::Head(_) | State::Responding(_) => {
                 *self = answer(reason, &Manner::last(), limits, desk.metrics, now, desk.outbox);
             }

@@ -1,0 +1,372 @@
+//! What a request comes to: who asks, from which page, for what, and whether it may.
+//!
+//! The order of the questions is that of their price, and of what an answer gives away: a request for another
+//! machine's name, a path that there is not, a page that may not ask, a method, a query, and only then a token.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::guest::{self, Guest, Ways};
+use super::heartbeat::Heartbeat;
+use super::http::{self, Body as Length, FieldRoom, Request};
+use super::intent::{Intent, Question};
+use super::plain::{self, Body, Order, Outcome, answer, ask, hang_up, place, refuse, respond};
+use super::response::{After, Manner, Refusal};
+use super::routes::{self, LIMIT_MAX, Query, Route};
+use super::sharing::{forbidden_origin, judge, preflight, share};
+use super::upgrade::{self, Protocol};
+use super::walker::Walker;
+use super::{Desk, Open, State, Streaming};
+use crate::access::gate::Pass;
+use crate::access::origin::{self, OriginVerdict};
+use crate::close::Reason;
+use crate::config::Asset;
+use crate::hub::Wish;
+use crate::ids::{ChannelName, Peer, Since};
+use crate::wire::command::KEY_BYTES_MAX;
+use crate::wire::{Form, Kind};
+
+/// Serves a request whose head is complete; `rest` is what came behind it.
+pub(super) fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
+    let mut room = FieldRoom::new(desk.limits);
+    match http::parse(head, &mut room, desk.limits) {
+        // Its frames may be answered at once, so the answers before it have to be out.
+        Ok(request) if owed > 0 && request.fields.lists("upgrade", "websocket") => {
+            plain::wait([head, rest].concat(), owed)
+        }
+        Ok(request) => dispatch(&request, rest, owed, desk),
+        Err(refusal) => hang_up(&refusal, owed, desk),
+    }
+}
+
+fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
+    let mut manner = request.manner();
+    // A program that names no host at all is no browser.
+    if desk.gate.only_this_machine
+        && let Ok(Some(host)) = request.fields.one("host")
+        && !origin::names_this_machine(host)
+    {
+        let message = "this server is open to its own machine only, by the name localhost or its address; \
+                       --anonymous or a key lets it answer to other names";
+        return hang_up(&Refusal::new(421, "misdirected", message), owed, desk);
+    }
+    let has_body = !matches!(request.body, Length::Unsaid | Length::Bytes(0));
+    let route = match routes::find(request.path, &desk.site.assets) {
+        Ok(route) => route,
+        Err(refusal) => {
+            if has_body || request.fields.lists("connection", "upgrade") {
+                manner.after = After::Closed;
+            }
+            // Nothing is done, so nobody is kept from asking; a page that may ask elsewhere is told what was wrong.
+            if share(request, &mut manner, desk).is_ok()
+                && manner.allow_origin.is_some()
+                && request.method == "OPTIONS"
+            {
+                // A browser shows it the answer to what it wants to ask, and only if this one is good.
+                return preflight("GET, POST, OPTIONS", manner, rest, owed, desk);
+            }
+            return refuse(&refusal, manner, rest, owed, desk);
+        }
+    };
+    let is_web_socket = matches!(route, Route::WebSocket { .. });
+    let takes_body = matches!(route, Route::Publish { .. }) && request.method == "POST";
+    if is_web_socket || (has_body && !takes_body) {
+        // Whoever asked for a WebSocket and gets none has nothing else to say, and a body that nobody wants
+        // is not read.
+        manner.after = After::Closed;
+    }
+    if route.is_shared()
+        && let Err(refusal) = share(request, &mut manner, desk)
+    {
+        manner.after = After::Closed;
+        return refuse(&refusal, manner, rest, owed, desk);
+    }
+    if request.method == "OPTIONS" && route.is_shared() {
+        return preflight(route.methods(), manner, rest, owed, desk);
+    }
+    if !route.methods().split(", ").any(|method| method == request.method) {
+        let methods = route.methods();
+        let message = format!("this path takes {methods}");
+        let refusal = Refusal::new(405, "method_not_allowed", message).with("Allow", methods);
+        return refuse(&refusal, manner, rest, owed, desk);
+    }
+    if has_body && !takes_body {
+        let refusal = Refusal::bad("this request takes no body");
+        return refuse(&refusal, manner, rest, owed, desk);
+    }
+    let query = match Query::parse(request.query) {
+        Ok(query) => query,
+        Err(refusal) => {
+            if takes_body {
+                manner.after = After::Closed;
+            }
+            return refuse(&refusal, manner, rest, owed, desk);
+        }
+    };
+    let pass = match enter(request, &route, desk) {
+        Ok(pass) => pass,
+        Err(refusal) => {
+            // Looking at a token is dear. Whoever has shown a bad one comes anew, and is counted for it.
+            if takes_body || refusal.status() == 401 {
+                manner.after = After::Closed;
+            }
+            return refuse(&refusal, manner, rest, owed, desk);
+        }
+    };
+    match route {
+        Route::WebSocket { channel } => open_web_socket(request, channel, &query, owed, desk),
+        Route::Events { channel } => stream_events(request, channel, pass, &query, manner, rest, owed, desk),
+        Route::Publish { channel } => take_order(request, channel, pass, manner, rest, owed, desk),
+        Route::Channels => {
+            let Query { prefix, after, limit, .. } = query;
+            let question = Question::Channels {
+                prefix: prefix.unwrap_or_default(),
+                after,
+                limit: limit.unwrap_or(LIMIT_MAX),
+                pass,
+            };
+            ask(question, manner, rest, owed, desk)
+        }
+        Route::Channel { channel } => ask(Question::Channel { channel }, manner, rest, owed, desk),
+        Route::History { channel } => {
+            let since = query.since.unwrap_or(Since::Earliest);
+            let limit = query.limit.unwrap_or(LIMIT_MAX);
+            ask(Question::History { channel, since, limit }, manner, rest, owed, desk)
+        }
+        Route::Tickets => {
+            let grant = pass.unwrap_or_else(|| desk.gate.anonymous.clone());
+            ask(Question::Ticket { grant }, manner, rest, owed, desk)
+        }
+        Route::Connections => {
+            let Some(sub) = query.sub else {
+                let refusal = Refusal::new(400, "bad_query", "sub is missing: whose connections");
+                return refuse(&refusal, manner, rest, owed, desk);
+            };
+            let after = manner.after;
+            desk.intents.push(Intent::Expel { sub, manner });
+            respond(after, Reason::Served, rest, owed)
+        }
+        Route::Ready => ask(Question::Ready, manner, rest, owed, desk),
+        Route::Metrics => ask(Question::Metrics, manner, rest, owed, desk),
+        Route::Health => {
+            let response = manner.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ok\n");
+            answer(response, &manner, rest, owed, desk)
+        }
+        Route::Asset(asset) => answer(asset_response(asset, &manner), &manner, rest, owed, desk),
+    }
+}
+
+/// Judges who asks, and whether it may. What there is to see without a right asks nobody for one.
+fn enter(request: &Request<'_>, route: &Route, desk: &mut Desk<'_>) -> Result<Pass, Refusal> {
+    let ways = match route {
+        Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => return Ok(None),
+        // A browser does not see how its upgrade is answered: what its token is worth is said behind it.
+        Route::WebSocket { .. } => return Ok(None),
+        Route::Events { .. } => Ways::Ticket,
+        _ => Ways::Plain,
+    };
+    let pass = guest::admit(request, ways, desk).map_err(guest::unauthorized)?;
+    let grant = desk.gate.grant(&pass);
+    let may = match route {
+        Route::Events { channel } | Route::Channel { channel } | Route::History { channel } => {
+            grant.may_subscribe(channel)
+        }
+        Route::Publish { channel } => grant.may_publish(channel),
+        Route::Connections => grant.admin,
+        // A ticket stands for a token.
+        Route::Tickets => pass.is_some() || desk.gate.verifier.is_none(),
+        Route::Channels => !desk.gate.is_shut() || pass.is_some(),
+        _ => true,
+    };
+    if may { Ok(pass) } else { Err(guest::forbidden(&pass, desk.gate)) }
+}
+
+/// The page may load its own files and talk to its own server, and nothing else. The files are public, and
+/// pages of any origin may import the client module.
+fn asset_response(asset: &Asset, manner: &Manner) -> Vec<u8> {
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                  img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let fields = [
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Access-Control-Allow-Origin", "*"),
+        ("Cache-Control", "no-cache"),
+    ];
+    manner.respond(200, asset.content_type, &fields, asset.bytes)
+}
+
+/// The client that a request is of, if a trusted proxy sent it for somebody.
+fn client_of(request: &Request<'_>, desk: &Desk<'_>) -> Option<IpAddr> {
+    desk.door.client_behind(*desk.peer, request.fields.all("x-forwarded-for"))
+}
+
+/// A connection becomes one client's, for as long as it lasts. If it came from that client itself, it has been
+/// counted since it came; if it came through a proxy, it is from now on.
+fn come_in(request: &Request<'_>, desk: &mut Desk<'_>) -> Result<(), Refusal> {
+    let Some(client) = client_of(request, desk) else { return Ok(()) };
+    if client != desk.peer.ip().to_canonical() {
+        *desk.peer = Peer::from(client);
+    }
+    desk.door.enter(desk.peer, desk.now).map_err(|over| {
+        desk.metrics.limit(over.limit);
+        super::farewell(over.reason(), desk.limits)
+    })
+}
+
+fn open_web_socket(
+    request: &Request<'_>,
+    channel: Option<ChannelName>,
+    query: &Query,
+    owed: u32,
+    desk: &mut Desk<'_>,
+) -> Outcome {
+    let (response, protocol) = match upgrade::accept(request) {
+        Ok(accepted) => accepted,
+        Err(refusal) => return hang_up(&refusal, owed, desk),
+    };
+    // No rule of a browser's stops a page from opening a WebSocket to another site (RFC 6455 10.2).
+    if !matches!(
+        judge(request, desk),
+        OriginVerdict::Absent | OriginVerdict::SameHost | OriginVerdict::Allowed
+    ) {
+        return hang_up(&forbidden_origin(), owed, desk);
+    }
+    if let Err(refusal) = come_in(request, desk) {
+        return hang_up(&refusal, owed, desk);
+    }
+    let pass = guest::admit(request, Ways::Subprotocol, desk);
+    desk.outbox.queue(Rc::new(Bytes::from(response)));
+    let pass = match pass {
+        Ok(pass) => pass,
+        Err(why) => {
+            let reason = Reason::BadToken { why };
+            return Outcome::Upgraded(super::begin_close(reason, Walker::new(), desk));
+        }
+    };
+    let form = if protocol == Protocol::Raw { Form::Raw } else { Form::Envelope };
+    let wish = Wish { form, since: query.since.unwrap_or(Since::Now), echo: query.echo };
+    let channel = match protocol {
+        Protocol::Raw => Some(channel.unwrap_or_else(ChannelName::main)),
+        Protocol::V1 => channel,
+    };
+    let mut subscription = channel.map(|channel| (channel, wish));
+    let guest = if pass.is_none() && desk.gate.is_shut() {
+        Some(Guest::expected(subscription.take(), desk))
+    } else {
+        Guest::of(pass.clone(), desk)
+    };
+    match (protocol, subscription) {
+        (Protocol::V1, subscription) => desk.intents.push(Intent::Greet { subscription, pass }),
+        (Protocol::Raw, Some((channel, wish))) => {
+            desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
+        }
+        (Protocol::Raw, None) => {}
+    }
+    Outcome::Upgraded(State::Open(Open::new(protocol, guest, desk)))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn stream_events(
+    request: &Request<'_>,
+    channel: ChannelName,
+    pass: Pass,
+    query: &Query,
+    manner: Manner,
+    rest: &[u8],
+    owed: u32,
+    desk: &mut Desk<'_>,
+) -> Outcome {
+    // A browser that comes back sends the cursor that it has reached by itself; it is newer than the one in
+    // the URL that the page made. What it has not is an empty text.
+    let cursor = match request.fields.one("last-event-id") {
+        Ok(None | Some(b"")) => Ok(query.since),
+        Ok(Some(id)) => Since::parse(id).map(Some).map_err(|_| ()),
+        Err(_) => Err(()),
+    };
+    let Ok(since) = cursor else {
+        let refusal = Refusal::new(400, "bad_cursor", "Last-Event-ID is an id as an event carries it");
+        return refuse(&refusal, manner, rest, owed, desk);
+    };
+    if let Err(refusal) = come_in(request, desk) {
+        let manner = Manner { after: After::Closed, ..manner };
+        return refuse(&refusal, manner, rest, owed, desk);
+    }
+    let stream = manner.stream("text/event-stream");
+    desk.intents.push(Intent::Say(Bytes::from(stream)));
+    let wish = Wish { form: Form::Event, since: since.unwrap_or(Since::Now), echo: true };
+    let guest = Guest::of(pass.clone(), desk).map(Box::new);
+    desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
+    Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk) })))
+}
+
+/// A request to publish: its head is judged before its body is read.
+fn take_order(
+    request: &Request<'_>,
+    channel: ChannelName,
+    pass: Pass,
+    manner: Manner,
+    rest: &[u8],
+    owed: u32,
+    desk: &mut Desk<'_>,
+) -> Outcome {
+    let unread = Manner { after: After::Closed, ..manner.clone() };
+    let Length::Bytes(length) = request.body else {
+        let refusal =
+            Refusal::new(411, "length_required", "a message has a Content-Length, 0 if it is empty");
+        return refuse(&refusal, unread, rest, owed, desk);
+    };
+    let body_bytes_max = desk.limits.body_bytes_max;
+    let Some(length) = usize::try_from(length).ok().filter(|&length| length <= body_bytes_max) else {
+        let refusal = Refusal::new(413, "too_big", format!("the body is over {body_bytes_max} bytes"));
+        return refuse(&refusal, unread, rest, owed, desk);
+    };
+    let key = match request.fields.one("idempotency-key").map(|key| key.map(std::str::from_utf8)) {
+        Ok(None) => None,
+        Ok(Some(Ok(key))) if (1..=KEY_BYTES_MAX).contains(&key.len()) => Some(Box::from(key)),
+        _ => {
+            let message = format!("Idempotency-Key comes once and has 1 to {KEY_BYTES_MAX} characters");
+            return refuse(&Refusal::new(400, "bad_key", message), unread, rest, owed, desk);
+        }
+    };
+    let kind = match request.fields.one("content-type") {
+        Ok(media_type) => kind_of(media_type.unwrap_or_default()),
+        Err(_) => {
+            return refuse(&Refusal::bad("Content-Type comes more than once"), unread, rest, owed, desk);
+        }
+    };
+    let asks_first = match request.fields.one("expect") {
+        // RFC 9110 10.1.1: HTTP/1.0 does not know it, and must not be told to go on.
+        _ if request.minor_version == 0 => false,
+        Ok(None) => false,
+        Ok(Some(value)) if value.eq_ignore_ascii_case(b"100-continue") => true,
+        _ => {
+            let refusal = Refusal::new(417, "expectation_failed", "of Expect only 100-continue is known");
+            return refuse(&refusal, unread, rest, owed, desk);
+        }
+    };
+    let client = client_of(request, desk);
+    let order = Order { channel, kind, manner, key, client, pass };
+    if rest.len() >= length {
+        return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
+    }
+    // Nor when a part of the body is there already.
+    if asks_first && rest.is_empty() {
+        desk.intents.push(Intent::Say(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")));
+    }
+    Outcome::Become(State::Body(Box::new(Body::begin(order, length, rest, owed, desk))))
+}
+
+/// What a body of this media type is published as.
+fn kind_of(media_type: &[u8]) -> Kind {
+    let essence = media_type.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+    if essence.eq_ignore_ascii_case(b"application/json") {
+        Kind::Data
+    } else if essence.eq_ignore_ascii_case(b"application/octet-stream") {
+        Kind::Binary
+    } else {
+        Kind::Text
+    }
+}
