@@ -58,7 +58,8 @@ impl fmt::Debug for Asset {
 pub enum OnSlow {
     /// It is closed with 4102, and knows that it missed something.
     Close,
-    /// It stays, and misses what is published until it has caught up; counted.
+    /// It stays. If it is raw it misses what is published until it has caught up, which is counted; others get
+    /// that from the history, or are told of a gap.
     Skip,
 }
 
@@ -141,7 +142,8 @@ pub struct Limits {
     /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one.
     pub read_bytes_per_slot: usize,
     /// Bytes read from all slots in one turn. It bounds what a turn publishes, and an outbox has to hold
-    /// that beside the largest message, so that one turn's burst never makes a member slow.
+    /// that beside the largest message, so that one turn's burst never makes a member slow; as JSON a message
+    /// may be longer, up to six times if it is of nothing but control characters.
     pub read_bytes_per_turn: usize,
 }
 

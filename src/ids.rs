@@ -18,7 +18,7 @@ pub struct SlotId {
     pub generation: u32,
 }
 
-/// A channel's place in the hub, good for as long as the channel has members.
+/// A channel's place in the hub, good for as long as the channel has members or history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelId(pub(crate) u32);
 

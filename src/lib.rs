@@ -54,8 +54,8 @@
 //! # Absent on purpose
 //!
 //! No async runtime: the order of the phases is the point, and a scheduler would hide it. No second
-//! thread that knows of clients or channels, so no locks and no atomics: `server::store` has one that appends
-//! bytes to a file, and gets them through a channel. No timer heap: deadlines are looked for, see
+//! thread that knows of clients or channels, so no locks and no atomics: `server::store` has one that writes
+//! a file, and gets what is to be written through a channel. No timer heap: deadlines are looked for, see
 //! `server::sweep`. No compression: one frame for all members is worth more here.
 
 pub mod access;

@@ -103,7 +103,7 @@ pub struct Grant {
     pub sub: Option<Box<str>>,
     /// When it ends, in seconds since 1970; a grant that needs no token never ends.
     pub expires_at: Option<u64>,
-    /// May other people's connections be looked at and closed?
+    /// May other people's connections be closed?
     pub admin: bool,
     /// The most messages a second from a connection, where that is another number than the server's.
     pub messages_per_second: Option<NonZeroU32>,

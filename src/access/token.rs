@@ -210,7 +210,7 @@ pub struct Rights {
     pub subscribe: Vec<String>,
     /// Patterns of channels that may be published on.
     pub publish: Vec<String>,
-    /// May other people's connections be looked at and closed?
+    /// May other people's connections be closed?
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
     /// The most messages a second, where that is another number than the server's.

@@ -84,7 +84,9 @@ pub fn run() -> Result<(), Failure> {
             return Ok(());
         }
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return Err(Failure::Usage("no command is given: serve, pub or sub; see --help".to_owned()));
+            return Err(Failure::Usage(
+                "no command is given: serve, pub, sub, bench or token; see --help".to_owned(),
+            ));
         }
         Err(error) => return Err(Failure::Usage(one_line(&error))),
     };

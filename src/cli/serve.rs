@@ -161,7 +161,7 @@ pub(super) struct Serve {
     slow_timeout_ms: u32,
 
     /// What becomes of a slow connection: closed with 4102, or not sent what is published until it has
-    /// caught up (counted).
+    /// caught up; then a raw one has missed that, and others get it from the history.
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
     on_slow: WhenSlow,
 
@@ -182,7 +182,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_READS_PER_SLOT", value_name = "N", default_value = "4", value_parser = count)]
     reads_per_slot: usize,
 
-    /// Most bytes read from one connection in one turn; also the size of the shared read buffer.
+    /// Most bytes read from one connection in one turn while others wait; also the size of the shared read buffer.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_slot: usize,
 

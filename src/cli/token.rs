@@ -52,7 +52,7 @@ struct New {
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     publish: Vec<String>,
 
-    /// Other people's connections may be looked at and closed.
+    /// Other people's connections may be closed.
     #[arg(long)]
     admin: bool,
 

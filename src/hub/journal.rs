@@ -9,6 +9,7 @@
 //! kept meanwhile, nor what time it is.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::rc::Rc;
 
 use super::Hub;
@@ -18,15 +19,15 @@ use super::history::Kept;
 use crate::ids::ChannelId;
 use crate::moment::Moment;
 
-/// Names of channels that have ended and are not written yet. Over that they are forgotten, which harms
-/// nothing: what the file has of them is read at the next start, and is too old or true.
-const ENDED_MAX: usize = 100_000;
-
 /// Which channels have changed since they were written.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
+    /// No longer than there are keys: a channel that ends stays on it, and stands for the next of its key.
     changed: VecDeque<ChannelId>,
-    /// Channels that are written and are no more.
+    /// Who is on it, by key.
+    is_listed: Vec<bool>,
+    /// Channels that are written and are no more. They are written before any other, so there are no more of
+    /// them than there can be channels.
     ended: Vec<Rc<str>>,
 }
 
@@ -35,18 +36,26 @@ pub(super) struct Journal {
 pub(super) struct Mark {
     /// Its messages up to here are written.
     pub(super) written: u64,
-    /// It is on the list of those that have changed.
-    pub(super) is_listed: bool,
     /// It is written down.
     pub(super) is_written: bool,
 }
 
 impl Journal {
     /// A channel's history has changed.
-    pub(super) fn note(&mut self, id: ChannelId, mark: &mut Mark) {
-        if !mark.is_listed {
-            mark.is_listed = true;
+    pub(super) fn note(&mut self, id: ChannelId) {
+        let key = id.0 as usize;
+        if key >= self.is_listed.len() {
+            self.is_listed.resize(key + 1, false);
+        }
+        if !mem::replace(&mut self.is_listed[key], true) {
             self.changed.push_back(id);
+        }
+    }
+
+    /// The first of the list is done with.
+    fn strike(&mut self) {
+        if let Some(ChannelId(key)) = self.changed.pop_front() {
+            self.is_listed[key as usize] = false;
         }
     }
 
@@ -58,9 +67,6 @@ impl Journal {
     }
 
     pub(super) fn note_name(&mut self, name: Rc<str>) {
-        if self.ended.len() >= ENDED_MAX {
-            self.ended.clear();
-        }
         self.ended.push(name);
     }
 }
@@ -119,27 +125,25 @@ impl Hub {
             taken.push(Change::Ended { name: (*name).into() });
             room = room.saturating_sub(name.len());
         }
-        while taken.len() < most
-            && room > 0
-            && let Some(&id) = journal.changed.front()
-        {
-            let channel = self.channels.get_mut(id.0 as usize).filter(|channel| channel.mark.is_listed);
-            if let Some(channel) = channel {
-                let change = take_change(channel, hour, room);
+        for _ in taken.len()..most {
+            let Some(&ChannelId(key)) = journal.changed.front().filter(|_| room > 0) else { break };
+            // One that has ended has nothing to tell.
+            if let Some(channel) = self.channels.get_mut(key as usize) {
+                let (change, is_all) = take_change(channel, hour, room);
                 room = room.saturating_sub(change.bytes());
                 taken.push(change);
-                if channel.mark.is_listed {
+                if !is_all {
                     break;
                 }
             }
-            journal.changed.pop_front();
+            journal.strike();
         }
         taken
     }
 }
 
-/// What has changed of a channel, or the first `bytes` of it; then the channel stays listed.
-fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> Change {
+/// What has changed of a channel, or the first `bytes` of it, and whether that is all.
+fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> (Change, bool) {
     let history = &channel.history;
     // From behind: what is new is the last of it, and what is not need not be touched.
     let is_new = |index: &usize| history.get(*index).is_some_and(|kept| kept.seq > channel.mark.written);
@@ -162,6 +166,6 @@ fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> Change {
         _ => (channel.messages(), channel.last()),
     };
     let figures = Figures { number, last, floor: history.floor() };
-    channel.mark = Mark { written: last, is_listed: !is_all, is_written: true };
-    Change::Channel { name: channel.name().into(), figures, messages }
+    channel.mark = Mark { written: last, is_written: true };
+    (Change::Channel { name: channel.name().into(), figures, messages }, is_all)
 }

@@ -458,7 +458,7 @@ impl Hub {
         }
         self.account(id, before);
         if let Some(journal) = &mut self.journal {
-            journal.note(id, &mut self.channels[id.0 as usize].mark);
+            journal.note(id);
         }
         self.keep_to_total(Some(id));
         Some((&self.channels[id.0 as usize], sealed))
@@ -510,7 +510,7 @@ impl Hub {
         if let Some(journal) = &mut self.journal
             && channel.history.len() != before.messages
         {
-            journal.note(id, &mut channel.mark);
+            journal.note(id);
         }
         self.account(id, before);
     }

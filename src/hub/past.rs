@@ -11,7 +11,7 @@ use super::channel::Channel;
 use super::history::Entry;
 use super::journal::{Head, Hour, Mark};
 use crate::config::Limits;
-use crate::ids::{ChannelId, ChannelName, ClientId};
+use crate::ids::{ChannelName, ClientId};
 use crate::wire::{self, Kind};
 
 /// What changes have come to, all in all.
@@ -111,7 +111,7 @@ impl Hub {
         let channel = &mut self.channels[id.0 as usize];
         let Written { number, last, floor, kept } = written;
         *channel = Channel::restored(channel.shared_name(), number, last, floor);
-        channel.mark = Mark { written: last, is_listed: false, is_written: true };
+        channel.mark = Mark { written: last, is_written: true };
         let mut kept = kept.into_iter().peekable();
         while let Some(first) = kept.next() {
             let at = first.at;
@@ -140,13 +140,8 @@ impl Hub {
         let Hub { journal: Some(journal), names, channels, .. } = self else { return };
         match names.get(&name) {
             None => journal.note_name(name),
-            Some(&id) => {
-                let ChannelId(key) = id;
-                let channel = &mut channels[key as usize];
-                if channel.history.len() != messages {
-                    journal.note(id, &mut channel.mark);
-                }
-            }
+            Some(&id) if channels[id.0 as usize].history.len() != messages => journal.note(id),
+            Some(_) => {}
         }
     }
 }
@@ -428,6 +423,19 @@ mod tests {
         world.step(&Step::Write { most: 9, bytes: 9_999 });
         let (restored, _) = Hub::restore(&limits, behind, world.past(), world.hour());
         assert_eq!(restored.journal_head(), world.hub.journal_head());
+    }
+
+    #[test]
+    fn the_list_of_changes_is_no_longer_than_there_are_channels() {
+        let history = HistoryLimits { messages_max: 0, ..LIMITS };
+        let mut world = World::new(&Limits { history, ..Limits::default() });
+        for _ in 0..1_000 {
+            world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+            world.step(&Step::Seal);
+        }
+        assert_eq!((world.hub.channels(), world.hub.changes()), (0, 1));
+        world.write(9, 9_999);
+        assert_eq!((world.written.len(), world.hub.changes()), (0, 0));
     }
 
     #[test]

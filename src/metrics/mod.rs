@@ -69,7 +69,7 @@ pub struct Metrics {
     pub resumes_whole: u64,
     /// Cursors behind which something was missing.
     pub resumes_gap: u64,
-    /// Bytes appended to the history file.
+    /// Bytes of messages, and of what is known of their channels, that were written to the history file.
     pub history_file_bytes_written: u64,
     /// How large it is.
     pub history_file_bytes: u64,

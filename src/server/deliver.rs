@@ -57,7 +57,7 @@ impl<T: Transport> Engine<T> {
                 if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
                     return self.refuse_haste(id, too_fast, &receipt, now);
                 }
-                match self.channel_to_publish_on(id, channel.as_ref(), &pass) {
+                match self.channel_in_order(id, channel.as_ref(), &pass, now) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
                         self.publish(id, channel_id, name, kind, &payload, receipt, now);

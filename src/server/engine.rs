@@ -235,6 +235,11 @@ impl<T: Transport> Engine<T> {
                 self.slots.mark_awaiting_header(id, false);
                 if let Err(over) = entered {
                     self.metrics.limit(over.limit);
+                    if self.turned_away >= REFUSALS_MAX {
+                        return self.end(id, over.reason());
+                    }
+                    self.turned_away += 1;
+                    self.slots.mark_turned_away(id);
                     self.close(id, over.reason(), now);
                 }
                 return true;

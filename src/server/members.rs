@@ -196,9 +196,12 @@ impl<T: Transport> Engine<T> {
 
     /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
     pub(super) fn review(&mut self, id: SlotId, pass: &Pass, now: Moment) {
-        let seats = self.slots.get(id).map_or(Vec::new(), |slot| slot.seats.as_slice().to_vec());
-        for seat in seats {
-            let Some(name) = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned()) else {
+        let seats = self.slots.get(id).map_or(&[][..], |slot| slot.seats.as_slice());
+        let channels: Vec<ChannelId> = seats.iter().map(|seat| seat.channel).collect();
+        for channel in channels {
+            // What is handed out on the way may be too much for this member or for others, who leave then.
+            let Some(seat) = self.slots.get(id).and_then(|slot| slot.seats.find(channel)) else { continue };
+            let Some(name) = self.hub.channel(channel).map(|channel| channel.name().to_owned()) else {
                 continue;
             };
             if self.gate.grant(pass).subscribe.include_name(&name) {
@@ -207,7 +210,7 @@ impl<T: Transport> Engine<T> {
             if self.hub.form_of(seat) == Form::Raw {
                 return self.close(id, Reason::Forbidden, now);
             }
-            self.unsubscribe(id, seat.channel, now);
+            self.unsubscribe(id, channel, now);
             let (ch, code, message) = (Some(&name[..]), "forbidden", FORBIDDEN);
             self.tell(id, &Notice::Error { reference: None, ch, code, message }, now);
         }

@@ -53,7 +53,7 @@ use crate::session::Site;
 use engine::Engine;
 use entrance::Entrance;
 use listener::{Accept, Listener};
-use store::{OpenError, Opened, Stamp, Store, Times};
+use store::{OpenError, Opened, PATIENCE, PATIENCE_CUT, Stamp, Store, Times};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -421,10 +421,12 @@ impl<E: Entrance> Server<E> {
     }
 
     /// Completes the history file, when nobody is left. False if it cannot be.
-    fn save(&mut self) -> bool {
+    fn save(&mut self, patience: Duration) -> bool {
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
-        store.take().is_none_or(|store| store.finish(hub, metrics, clients, clock.times(), clock.stamp()))
+        store
+            .take()
+            .is_none_or(|store| store.finish(hub, metrics, clients, clock.times(), clock.stamp(), patience))
     }
 
     fn reap(&mut self, now: Moment) {
@@ -467,7 +469,8 @@ impl<E: Entrance> Server<E> {
         };
         self.engine.cut();
         self.engine.reap(now);
-        let end = if self.save() { end } else { End::Unsaved };
+        let patience = if end == End::Cut { PATIENCE_CUT } else { PATIENCE };
+        let end = if self.save(patience) { end } else { End::Unsaved };
         info!("ended {}", self.engine.metrics);
         Some(end)
     }

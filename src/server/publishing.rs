@@ -29,8 +29,23 @@ pub(super) enum NoPublication {
 }
 
 impl<T: Transport> Engine<T> {
+    /// The channel that somebody may publish on, when what has to be handed out before it is.
+    pub(super) fn channel_in_order(
+        &mut self,
+        id: SlotId,
+        name: Option<&ChannelName>,
+        pass: &Pass,
+        now: Moment,
+    ) -> Result<ChannelId, NoPublication> {
+        let channel = self.channel_to_publish_on(id, name, pass)?;
+        let Some(other) = self.hub.before(channel) else { return Ok(channel) };
+        self.hand_out(other, now);
+        // Who was too slow for that has left all its channels, and with its last member this one may have ended.
+        self.channel_to_publish_on(id, name, pass)
+    }
+
     /// The channel that somebody may publish on; it is made if it is not there.
-    pub(super) fn channel_to_publish_on(
+    fn channel_to_publish_on(
         &mut self,
         id: SlotId,
         name: Option<&ChannelName>,
@@ -79,9 +94,6 @@ impl<T: Transport> Engine<T> {
             return self.confirm(id, published, receipt, now);
         }
         let seat = slot.seats.find(channel);
-        if let Some(other) = self.hub.before(channel) {
-            self.hand_out(other, now);
-        }
         let (from, count) = match receipt {
             Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {

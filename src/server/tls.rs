@@ -45,6 +45,9 @@ const ALERT_BYTES_MAX: usize = 64;
 /// A fatal decode_error in the clear (RFC 8446 6), for what rustls is not given to look at.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
+/// Reads in a row that say nothing to the reader, before others have their turn.
+const SILENT_READS_MAX: usize = 64;
+
 /// What all connections of a loop share: room to work in, and a turn's budget of handshakes.
 pub struct Workbench {
     incoming: Cell<Vec<u8>>,
@@ -165,8 +168,22 @@ impl<S: Transport> Secured<S> {
         ReadOutcome::Bytes { count, more: true }
     }
 
-    /// Reads the socket once, and decrypts all that came.
+    /// Reads the socket, and decrypts all that came.
+    ///
+    /// If that says nothing to the reader, it is read once more: an end of file may have come with it, and no event
+    /// will say so again.
     fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        for _ in 0..SILENT_READS_MAX {
+            match self.read_once(buffer) {
+                ReadOutcome::Bytes { count: 0, more: false } => {}
+                ReadOutcome::Bytes { count: 0, more: true } => break,
+                outcome => return outcome,
+            }
+        }
+        ReadOutcome::Later
+    }
+
+    fn read_once(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         let mut room = self.bench.incoming.take();
         let held = self.incoming.len();
         room[..held].copy_from_slice(&self.incoming);
@@ -176,8 +193,7 @@ impl<S: Transport> Secured<S> {
                 let (consumed, count) = self.hear(ciphertext, buffer);
                 self.hold(&ciphertext[consumed..]);
                 match (count, self.inward) {
-                    (0, Inward::Open) if more => ReadOutcome::Later,
-                    (0, Inward::Open) => ReadOutcome::Blocked,
+                    (0, Inward::Open) => ReadOutcome::Bytes { count, more },
                     (0, _) => self.end(),
                     (_, inward) => {
                         let more = more || !self.plaintext.is_empty() || inward != Inward::Open;

@@ -196,7 +196,7 @@ fn exit_codes() {
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
     check(&["sub", "x", "--since", "yesterday"], 2, "latest, or earliest");
-    check(&[], 2, "serve, pub or sub");
+    check(&[], 2, "serve, pub, sub, bench or token");
     check(&["nonsense"], 2, "nonsense");
     check(&["--help"], 0, "serve");
     check(&["--version"], 0, env!("CARGO_PKG_VERSION"));

@@ -75,6 +75,20 @@ fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
 }
 
 #[test]
+fn a_flood_from_one_client_of_a_proxy_keeps_nobody_out() {
+    let mut rig = rig(Limits { connections_per_address_max: 1, ..Limits::default() });
+    for _ in 0..1_000 {
+        let id = rig.connect_from("10.0.0.1", Mood::Stuck);
+        rig.send(id, &header());
+        rig.turn();
+    }
+    assert_eq!((rig.engine.turned_away(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
+    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 999 - 16);
+    rig.pass(30_000);
+    assert_eq!(rig.engine.turned_away(), 0);
+}
+
+#[test]
 fn what_is_no_header_ends_the_connection_with_a_name() {
     let check = |bytes: &[u8], ends: bool, fault: ProxyFault| {
         let mut rig = rig(Limits::default());

@@ -1,9 +1,14 @@
 //! Consumers that do not read, and the others, who are served.
 
+use oyez::access::gate::Gate;
+use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits, OnSlow};
+use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
+use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
+use crate::support::http::publish;
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Mood, Rig};
 use crate::v1::upgrade;
@@ -252,6 +257,57 @@ fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
     let got = rig.frames(slow);
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
     assert_eq!(got.len(), 7, "six fit into a portion");
+}
+
+/// Members of several channels by `oyez.v1` are handed one channel's batch before anything is published on
+/// another; who is too slow for that leaves them all.
+#[test]
+fn a_channel_that_ends_while_another_is_handed_out_begins_anew() {
+    let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { history, ..limits() });
+    let stuck = rig.connect(Mood::Kind);
+    rig.send(stuck, upgrade("/ws/a").as_bytes());
+    rig.settle();
+    rig.send_text(stuck, r#"{"type":"subscribe","ch":"b"}"#);
+    rig.settle();
+    rig.pipe(stuck).mood = Mood::Stuck;
+    let sender = rig.connect(Mood::Kind);
+    rig.send(sender, publish("a", &"x".repeat(60_000)).as_bytes());
+    rig.settle();
+    let both = publish("a", &"x".repeat(20_000)) + &publish("b", "y");
+    rig.send(sender, both.as_bytes());
+    rig.settle();
+    let answers = rig.answers(sender);
+    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 3]);
+    assert!(answers[2].body.ends_with(",\"members\":0}\n"), "{}", answers[2].body);
+    rig.pass(10_000);
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+}
+
+#[test]
+fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
+    let mut rig = Rig::new(limits());
+    rig.engine.gate = Gate { verifier: Some(verifier()), ..Gate::open(10) };
+    let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
+    let lines = format!("Sec-WebSocket-Protocol: oyez.v1\r\n{}", bearer(&token(&rig, &["c", "d"])));
+    let (sender, stuck) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    for (id, path) in [(sender, "/ws/d"), (stuck, "/ws/c")] {
+        rig.send(id, upgrade_with(path, &lines).as_bytes());
+        rig.settle();
+    }
+    for _ in 0..10 {
+        rig.send_text(sender, &json!({"type": "publish", "ch": "d", "text": "x".repeat(10_000)}).to_string());
+        rig.settle();
+    }
+    rig.pipe(stuck).mood = Mood::Stuck;
+    rig.send_text(stuck, r#"{"type":"subscribe","ch":"d","since":"earliest"}"#);
+    rig.settle();
+    let auth = json!({"type": "auth", "token": token(&rig, &["e"])});
+    rig.send_text(stuck, &json!({"type": "publish", "ch": "c", "text": "x".repeat(60_000)}).to_string());
+    rig.send_text(stuck, &auth.to_string());
+    rig.settle();
+    rig.pass(10_000);
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]

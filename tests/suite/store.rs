@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -174,6 +175,8 @@ fn after_sigterm_nothing_is_lost() {
     assert_eq!(data, ["AP8=", "three", "four"], "{text}");
     assert!(!text.contains("gap"), "{text}");
     drop((raw, events, member));
+    let mode = fs::metadata(folder.file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "what a channel has kept is not for everybody on the machine");
     let log = server.stop();
     let warning = log.lines().find(|line| line.contains("history file") && line.contains("WARN"));
     assert!(log.contains("history file") && warning.is_none(), "{log}");
@@ -452,6 +455,13 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
     transaction.commit().unwrap();
     drop(database);
     assert!(refuses(&other, "").contains("another version of oyez"));
+    let foreign = folder.0.join("someone-elses");
+    let database = redb::Database::create(&foreign).unwrap();
+    let transaction = database.begin_write().unwrap();
+    transaction.open_table(redb::TableDefinition::<&str, u64>::new("prices")).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    assert!(refuses(&foreign, "").contains("is no history file of oyez"));
 
     // A full disk leaves the mark of an end in order as it is.
     for room in [0, 5_000] {
@@ -557,7 +567,7 @@ fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
 /// Ends a run in order.
 fn finish(opened: Opened, millis: u64, stamp: Stamp) {
     let Opened { store, mut hub, .. } = opened;
-    assert!(store.finish(&mut hub, &mut Metrics::default(), 77, times(millis), stamp));
+    assert!(store.finish(&mut hub, &mut Metrics::default(), 77, times(millis), stamp, store::PATIENCE));
 }
 
 #[test]

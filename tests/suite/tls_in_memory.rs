@@ -262,6 +262,24 @@ fn a_truncation_is_an_end_of_file_too() {
 }
 
 #[test]
+fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
+    for version in [&TLS12, &TLS13] {
+        let mut tls = Tls::new(version, Limits::default(), 8);
+        let mut peer = tls.connect(Mood::Kind);
+        let hello = peer.say();
+        tls.rig.send(peer.id, &hello);
+        tls.rig.settle();
+        peer.hear(&mut tls.rig);
+        let finished = peer.say();
+        tls.rig.send(peer.id, &finished);
+        tls.rig.finish(peer.id);
+        tls.rig.settle();
+        assert!(!tls.rig.is_alive(peer.id));
+        assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+    }
+}
+
+#[test]
 fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
@@ -311,6 +329,7 @@ fn every_byte_of_a_hello_can_be_wrong() {
             assert!(!tls.rig.is_alive(peer.id), "byte {at}");
         }
     }
+    assert!(tls.rig.engine.metrics.requests_rejected.is_empty(), "no HTTP was refused");
 }
 
 #[test]

@@ -50,7 +50,10 @@ const BATCHES_MAX: usize = 4;
 const LOOK_MS: u32 = 10;
 
 /// How long the end waits for the disk without hearing from it. A supervisor is seldom more patient.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The same, when it is to be quick.
+pub const PATIENCE_CUT: Duration = Duration::from_secs(2);
 
 /// The time, as the store needs it.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +71,7 @@ pub struct Store {
     sync_ms: u64,
     /// The log's time when the loop was born.
     born_ms: u64,
-    orders: Option<SyncSender<Order>>,
+    orders: SyncSender<Order>,
     reports: Receiver<Report>,
     thread: Option<Thread>,
     /// Orders without a report.
@@ -77,7 +80,6 @@ pub struct Store {
     /// Not before that the next round begins.
     next_round_ms: u64,
     is_late: bool,
-    has_failed: bool,
 }
 
 /// All that has changed is written in a round.
@@ -93,13 +95,15 @@ enum Round {
     Syncing {
         began_ms: u64,
     },
+    /// Nothing is written any more.
+    Failed,
 }
 
 impl Store {
     /// When it wants to be called again.
     pub fn next(&self, hub: &Hub, times: Times) -> Option<Moment> {
         let wait_ms = match self.round {
-            _ if self.has_failed => return None,
+            Round::Failed => return None,
             Round::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
             Round::Writing { .. } | Round::Syncing { .. } => LOOK_MS,
             Round::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
@@ -120,7 +124,7 @@ impl Store {
         times: Times,
         stamp: impl FnOnce() -> Stamp,
     ) {
-        if self.has_failed {
+        if self.round == Round::Failed {
             return;
         }
         self.take_reports(hub, metrics, times);
@@ -148,7 +152,7 @@ impl Store {
     /// There is room: the channel holds as many as are ever outstanding. If there is no thread any more, its
     /// last report says so.
     fn send(&mut self, order: Order) -> bool {
-        let is_sent = self.orders.as_ref().is_some_and(|orders| orders.try_send(order).is_ok());
+        let is_sent = self.orders.try_send(order).is_ok();
         self.outstanding += 1;
         is_sent
     }
@@ -194,10 +198,9 @@ impl Store {
                 metrics.history_file_bytes_written += bytes;
                 metrics.history_file_bytes = file_bytes;
             }
-            Report::Failed if self.has_failed => {}
+            Report::Failed if self.round == Round::Failed => {}
             Report::Failed => {
-                self.has_failed = true;
-                self.orders = None;
+                self.round = Round::Failed;
                 metrics.history_file_errors += 1;
                 hub.end_journal();
             }
@@ -206,7 +209,8 @@ impl Store {
 
     /// Writes all that is left, and the mark of an end in order. False if that did not come to pass.
     ///
-    /// This is the one place that waits for the disk: there is nobody left to serve.
+    /// This is the one place that waits for the disk, and no longer than `patience` for a word from it: there is
+    /// nobody left to serve.
     pub fn finish(
         mut self,
         hub: &mut Hub,
@@ -214,17 +218,19 @@ impl Store {
         clients: u32,
         times: Times,
         stamp: Stamp,
+        patience: Duration,
     ) -> bool {
         self.take_reports(hub, metrics, times);
-        while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, hub, metrics) {
+        while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, patience, hub, metrics) {
             self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
             self.hand_over(hub, clients, times, stamp);
         }
         let log_ms = self.born_ms + times.millis;
         let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: true };
         let order = Order { state, changes: Vec::new(), syncs: true };
-        let is_done =
-            self.wait(BATCHES_MAX - 1, hub, metrics) && self.send(order) && self.wait(0, hub, metrics);
+        let is_done = self.wait(BATCHES_MAX - 1, patience, hub, metrics)
+            && self.send(order)
+            && self.wait(0, patience, hub, metrics);
         if is_done && let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -232,21 +238,21 @@ impl Store {
     }
 
     /// Waits until no more than so many orders are outstanding.
-    fn wait(&mut self, most: usize, hub: &mut Hub, metrics: &mut Metrics) -> bool {
-        while self.outstanding > most && !self.has_failed {
-            match self.reports.recv_timeout(PATIENCE) {
+    fn wait(&mut self, most: usize, patience: Duration, hub: &mut Hub, metrics: &mut Metrics) -> bool {
+        while self.outstanding > most && self.round != Round::Failed {
+            match self.reports.recv_timeout(patience) {
                 Ok(report) => self.reported(report, hub, metrics),
                 Err(RecvTimeoutError::Disconnected) => self.reported(Report::Failed, hub, metrics),
                 Err(RecvTimeoutError::Timeout) => {
-                    let (path, seconds) = (self.path.display(), PATIENCE.as_secs());
+                    let (path, seconds) = (self.path.display(), patience.as_secs());
                     error!(
                         "history file {path}: the disk has not answered for {seconds} s; the file is not complete"
                     );
-                    self.has_failed = true;
+                    self.round = Round::Failed;
                 }
             }
         }
-        !self.has_failed
+        self.round != Round::Failed
     }
 }
 
@@ -279,14 +285,13 @@ mod tests {
                 path: PathBuf::from("nowhere"),
                 sync_ms: 1_000,
                 born_ms: 0,
-                orders: Some(orders),
+                orders,
                 reports,
                 thread: None,
                 outstanding: 0,
                 round: Round::Idle,
                 next_round_ms: 0,
                 is_late: false,
-                has_failed: false,
             };
             Rig { store, hub, metrics: Metrics::default(), disk, reports: sender }
         }
@@ -416,13 +421,13 @@ mod tests {
         assert_eq!((rig.hub.changes(), rig.metrics.history_file_errors), (0, 1));
         assert_eq!(rig.next(1_000), None);
         let Rig { store, mut hub, mut metrics, .. } = rig;
-        assert!(!store.finish(&mut hub, &mut metrics, 0, times(2_000), Stamp::default()));
+        assert!(!store.finish(&mut hub, &mut metrics, 0, times(2_000), Stamp::default(), PATIENCE));
     }
 
     #[test]
     fn a_thread_that_is_gone_is_an_error() {
         let Rig { store, mut hub, mut metrics, disk, reports } = Rig::new();
         drop((disk, reports));
-        assert!(!store.finish(&mut hub, &mut metrics, 0, times(0), Stamp::default()));
+        assert!(!store.finish(&mut hub, &mut metrics, 0, times(0), Stamp::default(), PATIENCE));
     }
 }

@@ -119,14 +119,13 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
         path: file.path.clone(),
         sync_ms: u64::from(file.sync_ms),
         born_ms: log_ms.saturating_sub(times.millis),
-        orders: Some(orders),
+        orders,
         reports,
         thread: Some(thread),
         outstanding: 0,
         round: Round::Idle,
         next_round_ms: 0,
         is_late: false,
-        has_failed: false,
     };
     Ok(Opened { store, hub, clients })
 }

@@ -5,7 +5,9 @@
 //! interrupted or one that was damaged later, and the database goes back to the one before in either case.
 //! With two it is damage, and nobody may pretend otherwise.
 
+use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use redb::{
@@ -92,6 +94,14 @@ impl Tables {
             Ok(found) if !found.is_file() => return Err(Problem::NoFile),
             _ => {}
         }
+        // What is kept is for those who may subscribe, and not for everybody on this machine.
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(Problem::Io)?;
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
         Ok(Tables { database: builder.create(path)? })
@@ -101,7 +111,11 @@ impl Tables {
     pub(super) fn read(&self) -> Result<Option<(State, Past)>, Problem> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(STATE) {
-            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(TableError::TableDoesNotExist(_)) => {
+                let is_empty = transaction.list_tables()?.next().is_none()
+                    && transaction.list_multimap_tables()?.next().is_none();
+                return if is_empty { Ok(None) } else { Err(Problem::Foreign) };
+            }
             table => table?,
         };
         let Some(row) = table.get(())? else { return Ok(None) };
