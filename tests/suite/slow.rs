@@ -286,7 +286,7 @@ fn a_channel_that_ends_while_another_is_handed_out_begins_anew() {
 
 #[test]
 fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
-    let mut rig = Rig::new(limits());
+    let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
     rig.engine.gate = Gate { verifier: Some(verifier()), ..Gate::open(10) };
     let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
     let lines = format!("Sec-WebSocket-Protocol: oyez.v1\r\n{}", bearer(&token(&rig, &["c", "d"])));

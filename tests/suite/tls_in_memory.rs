@@ -8,6 +8,7 @@ use oyez::close::{Reason, TlsFault};
 use oyez::config::Limits;
 use oyez::ids::SlotId;
 use oyez::server::tls::{Secured, Workbench};
+use oyez::session::State;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 
@@ -273,6 +274,10 @@ fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
         let finished = peer.say();
         tls.rig.send(peer.id, &finished);
         tls.rig.finish(peer.id);
+        // Both were there before they were looked at, so this is the only event.
+        tls.rig.engine.drive(tls.rig.now);
+        let state = tls.rig.engine.slots.get(peer.id).map(|slot| &slot.state);
+        assert!(matches!(state, Some(State::Dead(Reason::EndOfFile))), "{version:?}: {state:?}");
         tls.rig.settle();
         assert!(!tls.rig.is_alive(peer.id));
         assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
