@@ -6,7 +6,8 @@
 // - **No loss unannounced.** Each channel has a cursor: the id of the last message that it handed over. A new
 //   connection continues from there, nothing is handed over twice, and what cannot be had any more is told to `ongap`.
 // - **Published once.** A publish that was not acknowledged is sent again, under the same key, by which the server
-//   recognises it. Where recognition has become uncertain the promise is rejected instead (`unknown`).
+//   recognises it. Where recognition has become uncertain, after minutes or when the server was started again, the
+//   promise is rejected instead (`unknown`).
 // - **A calm return.** Pauses are random and grow, so that a restarted server is not overrun; the server's own word
 //   (`retry_ms`) goes first; and a refusal that would only be repeated (4000-4099) ends it.
 //
@@ -56,6 +57,7 @@ export class Oyez extends EventTarget {
   #state = 'connecting';
   #socket = null;
   #client = null;
+  #run = null;
   #clients = new Set();
   #message_bytes_max = Infinity;
   #open_since = null;
@@ -322,8 +324,13 @@ export class Oyez extends EventTarget {
     }
   }
 
-  #greeted({ client, ping_ms, message_bytes_max }) {
+  #greeted({ client, run, ping_ms, message_bytes_max }) {
     clearTimeout(this.#life_timer);
+    // Another process recognises no key of before.
+    if (this.#run !== null && run !== this.#run) {
+      for (const publish of this.#publishes.values()) if (publish.sent_at !== null) publish.sent_at = -Infinity;
+    }
+    this.#run = run;
     this.#client = client;
     keepNewest(this.#clients, client, CLIENTS_MAX);
     this.#message_bytes_max = message_bytes_max ?? Infinity;
@@ -380,8 +387,9 @@ export class Oyez extends EventTarget {
   #refused(channel, { ref, code, message }) {
     const error = new OyezError(code, message);
     if (ref !== undefined) {
-      // The connection is about to be closed, and the next one takes it.
+      // The connection is about to be closed, and the next one takes it; it was not published by this one.
       if (code !== 'drain') this.#answered(ref, ({ reject }) => reject(error));
+      else if (this.#publishes.has(ref)) this.#publishes.get(ref).sent_at = null;
       return;
     }
     // The subscription that was to be ended had been refused.

@@ -53,6 +53,8 @@ pub struct Engine<T> {
     channel_sweeper: Sweeper,
     /// Makes the names of clients differ from those of other processes.
     pub client_salt: u32,
+    /// Differs from that of other processes, also of those that wrote the same history.
+    pub run: u32,
     /// The server is on its way out, and clients are to come back after so many milliseconds.
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
@@ -77,6 +79,7 @@ impl<T: Transport> Engine<T> {
             sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
             client_salt: 0,
+            run: 0,
             draining: None,
             turned_away: 0,
             meters: Meters::new(),

@@ -53,6 +53,7 @@ impl<T: Transport> Engine<T> {
         let hello = Notice::Hello {
             id: Id(cursor),
             client: ClientId::of(id, self.client_salt).to_string(),
+            run: format!("{:08x}", self.run),
             ping_ms: self.limits.ping_interval_ms,
             message_bytes_max: self.limits.message_bytes_max,
         };

@@ -205,7 +205,8 @@ impl<E: Entrance> Server<E> {
         let stamp = clock.stamp();
         // A new log begins, unless there is one that goes on.
         let mut engine = Engine::new(config.limits, stamp.unix_ms);
-        engine.client_salt = RandomState::new().hash_one(stamp.unix_ms) as u32;
+        engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
+        engine.client_salt = engine.run;
         let mut store = None;
         if let Some(file) = &config.history_file {
             let opened = store::open(file, &engine.limits, clock.times(), stamp);

@@ -16,6 +16,8 @@ pub enum Notice<'a> {
         id: Id,
         /// Who the client is to others.
         client: String,
+        /// Which process this is. Another one knows no key of a message that was published before.
+        run: String,
         /// How often the client should let itself be heard, in milliseconds; 0: it need not.
         ping_ms: u32,
         /// The largest message that it may send, in bytes.
@@ -126,8 +128,8 @@ mod tests {
             assert_eq!(std::str::from_utf8(crate::wire::payload_of(&frame)).unwrap(), expected);
         };
         check(
-            Notice::Hello { id, client: "c".into(), ping_ms: 25_000, message_bytes_max: 9 },
-            r#"{"type":"hello","id":"7-8","client":"c","ping_ms":25000,"message_bytes_max":9}"#,
+            Notice::Hello { id, client: "c".into(), run: "r".into(), ping_ms: 25_000, message_bytes_max: 9 },
+            r#"{"type":"hello","id":"7-8","client":"c","run":"r","ping_ms":25000,"message_bytes_max":9}"#,
         );
         check(
             Notice::Subscribed { ch: "a", id, members: 3 },

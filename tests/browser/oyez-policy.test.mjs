@@ -279,6 +279,21 @@ describe('publishing', () => {
     assert.equal(await queued, '1-2');
   });
 
+  check('nor when it was started again, which knows no key of before', async (hub) => {
+    socket().hello({ run: 'one' });
+    const sent = hub.publish('a', 1);
+    const refused = hub.publish('a', 2);
+    socket().say({ type: 'error', ref: 2, code: 'drain', message: 'going' });
+    socket().fail(4200, 'drain retry_ms=1');
+    const queued = hub.publish('a', 3);
+    mock.timers.tick(1);
+    socket().hello({ run: 'two' });
+    await assert.rejects(sent, { code: 'unknown' });
+    assert.deepEqual(socket().sent.map(({ data }) => data), [2, 3], 'what was not published goes to the next');
+    for (const ref of [2, 3]) socket().say({ type: 'ack', ref, id: `1-${ref}` });
+    assert.deepEqual([await refused, await queued], ['1-2', '1-3']);
+  });
+
   check('a refusal has a code; one because of a drain is none', async (hub) => {
     socket().hello();
     const refused = hub.publish('a', 1);

@@ -286,8 +286,9 @@ test('cut, it waits, comes back, and nothing is lost', async (t) => {
   for (let i = 1; i < 20; i++) await server.post('square', `m${i}`);
   await until('it waits', () => page.evaluate(() => window.states.includes('waiting')));
   await open(page);
-  await server.post('square', 'm20');
+  const id = await server.post('square', 'm20');
   await until('the last one is there', async () => (await bodies(page)).at(-1) === 'm20');
+  await until('the cursor is behind it', async () => (await page.textContent('#cursor')) === id);
   assert.deepEqual(
     await bodies(page),
     Array.from({ length: 21 }, (_, i) => `m${i}`),

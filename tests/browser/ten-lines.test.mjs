@@ -1,11 +1,17 @@
 // The ten lines that the README shows, as they are: do they come back by themselves, without a hole or a double?
 
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 import { randomOf } from './random.mjs';
 import { WebSocket, open, serve, sleep, until } from './support.mjs';
 import { hear } from './ten-lines.mjs';
+
+test('the README shows them as they are', () => {
+  const text = (path) => readFileSync(new URL(path, import.meta.url), 'utf8');
+  assert.ok(text('../../README.md').includes(text('ten-lines.mjs')));
+});
 
 test('ten lines of plain JavaScript resume across cuts', async (t) => {
   const server = await serve(t);

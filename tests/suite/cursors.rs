@@ -1,6 +1,7 @@
 //! Cursors of every kind, on every way in.
 
 use oyez::config::{HistoryLimits, Limits};
+use oyez::ids::SlotId;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
@@ -9,6 +10,50 @@ use crate::support::http::{get, publish};
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 use crate::v1::upgrade;
+
+/// How a member hears.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Raw,
+    V1,
+    Events,
+}
+
+impl Way {
+    const ALL: [Way; 3] = [Way::Raw, Way::V1, Way::Events];
+
+    fn request(self, channel: &str, since: &str) -> String {
+        match self {
+            Way::Raw => frames::upgrade(&format!("/ws/{channel}?since={since}")),
+            Way::V1 => upgrade(&format!("/ws/{channel}?since={since}")),
+            Way::Events => get(&format!("/sse/{channel}?since={since}")),
+        }
+    }
+
+    /// The texts of messages that a member has got, behind its head. Nothing may be missing.
+    fn texts(self, rig: &mut Rig, id: SlotId) -> Vec<String> {
+        let bytes = &mut rig.pipe(id).outgoing;
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        bytes.drain(..end);
+        match self {
+            Way::Raw => rig.texts(id),
+            Way::V1 => {
+                let values = rig.texts(id).into_iter();
+                let values = values.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+                let texts = values.filter_map(|value| {
+                    assert_ne!(value["type"], "gap", "{value}");
+                    value["text"].as_str().map(str::to_owned)
+                });
+                texts.collect()
+            }
+            Way::Events => {
+                let text = String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap();
+                assert!(!text.contains("event: gap"), "{text}");
+                text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+            }
+        }
+    }
+}
 
 /// A server whose channel `x` has had six messages and keeps the last three; the ids of all.
 fn server() -> (Server, Vec<String>) {
@@ -171,35 +216,28 @@ fn malformed_cursors_are_refused_with_what_they_should_be() {
     }
     assert_eq!(v1(&server, &long[..60_000]), ["bad_cursor"]);
     assert!(server.ask(frames::upgrade(&format!("/ws/x?since={long}"))).starts_with("HTTP/1.1 431 "));
+    assert_eq!((events(&server, &long), page(&server, &long).0), ("431".into(), 431));
     assert_eq!(events(&server, &long[..4_000]), "400");
     assert_eq!(page(&server, &long[..4_000]).0, 400);
     assert_eq!(page(&server, escaped).0, 400);
 }
 
 /// A member in memory, resumed from `since`, and the numbers that it has heard when all is quiet.
-fn resumed(rig: &mut Rig, since: &str, turns: usize, mood: Mood, publisher: oyez::ids::SlotId) -> Vec<u64> {
+fn resumed(rig: &mut Rig, way: Way, since: &str, turns: usize, mood: Mood, publisher: SlotId) -> Vec<String> {
     let id = rig.connect(mood);
-    rig.send(id, upgrade(&format!("/ws/x?since={since}")).as_bytes());
+    rig.send(id, way.request("x", since).as_bytes());
     // What is published while the replay goes on.
     for turn in 0..turns {
-        let request =
-            json!({"type": "publish", "ch": "x", "text": format!("late {turn} {}", "y".repeat(300))});
+        let text = format!("late {turn} {}", "y".repeat(300));
+        let request = json!({"type": "publish", "ch": "x", "text": text});
         rig.send_text(publisher, &request.to_string());
         rig.turn();
     }
     rig.settle();
-    let bytes = &mut rig.pipe(id).outgoing;
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-    bytes.drain(..end);
-    let values = rig.texts(id).into_iter().map(|text| serde_json::from_str::<Value>(&text).unwrap());
-    let numbers = values.filter_map(|value| {
-        assert_ne!(value["type"], "gap", "{value}");
-        value["n"].as_u64()
-    });
-    let numbers = numbers.collect();
+    let texts = way.texts(rig, id);
     rig.reset(id);
     rig.turn();
-    numbers
+    texts
 }
 
 #[test]
@@ -210,27 +248,56 @@ fn at_every_point_of_a_stream_while_publishing_goes_on() {
     rig.send(publisher, upgrade("/ws").as_bytes());
     rig.settle();
     rig.pipe(publisher).outgoing.clear();
-    let mut published = 0;
-    let mut ids = Vec::new();
-    for round in 0..60u64 {
-        rig.send_text(publisher, &json!({"type": "publish", "ch": "x", "text": "x".repeat(700)}).to_string());
+    // All that was published, and the cursor behind each.
+    let mut texts: Vec<String> = Vec::new();
+    let mut cursors: Vec<String> = Vec::new();
+    let acknowledged = |rig: &mut Rig| -> Vec<String> {
+        let answers = rig.texts(publisher).into_iter();
+        let values = answers.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+        values.filter_map(|value| value["id"].as_str().map(str::to_owned)).collect()
+    };
+    for round in 0..6 {
+        let text = format!("{round} {}", "x".repeat(700));
+        rig.send_text(publisher, &json!({"type": "publish", "ch": "x", "text": text}).to_string());
         rig.settle();
-        let answers = rig.texts(publisher);
-        let ack =
-            answers.iter().map(|text| serde_json::from_str::<Value>(text).unwrap()).next_back().unwrap();
-        published += 1;
-        ids.push((published, ack["id"].as_str().unwrap().to_owned()));
-        for (number, since) in ids.iter().rev().step_by(7) {
-            let late = (round % 4) as usize;
-            let mood = if round % 2 == 0 { Mood::Kind } else { Mood::Sips(900) };
-            let heard = resumed(&mut rig, since, late, mood, publisher);
-            published += late as u64;
-            rig.pipe(publisher).outgoing.clear();
-            assert_eq!(
-                heard,
-                (number + 1..=published).collect::<Vec<u64>>(),
-                "since {number} of {published}"
-            );
+        texts.push(text);
+        cursors.extend(acknowledged(&mut rig));
+        let way = Way::ALL[round % Way::ALL.len()];
+        for place in 0..cursors.len() {
+            let late = (round + place) % 4;
+            let mood = if place % 2 == 0 { Mood::Kind } else { Mood::Sips(900) };
+            let since = cursors[place].clone();
+            let heard = resumed(&mut rig, way, &since, late, mood, publisher);
+            texts.extend((0..late).map(|turn| format!("late {turn} {}", "y".repeat(300))));
+            cursors.extend(acknowledged(&mut rig));
+            assert_eq!(heard, texts[place + 1..], "{way:?} since {place} of {}", texts.len());
         }
+    }
+    assert!(texts.len() == cursors.len() && texts.len() > 200, "{} of {}", cursors.len(), texts.len());
+}
+
+#[test]
+fn a_replay_that_is_larger_than_an_outbox_joins_what_goes_on() {
+    let history = HistoryLimits { messages_max: 1_000, bytes_max: 4 << 20, ..HistoryLimits::default() };
+    for way in Way::ALL {
+        let limits = Limits { outbox_bytes_max: 70_000, history, ..Limits::default() };
+        let mut rig = Rig::new(limits);
+        let sender = rig.join("/ws/x?echo=0");
+        let mut texts = Vec::new();
+        for number in 0..200 {
+            texts.push(format!("{number} {}", "x".repeat(10_000)));
+            rig.send_text(sender, &texts[number]);
+            rig.settle();
+        }
+        let member = rig.connect(Mood::Sips(7_000));
+        rig.send(member, way.request("x", "earliest").as_bytes());
+        for number in 0..400 {
+            texts.push(format!("live {number}"));
+            rig.send_text(sender, &texts[200 + number]);
+            rig.turn();
+        }
+        rig.settle();
+        assert!(rig.is_alive(member), "{way:?}");
+        assert!(way.texts(&mut rig, member) == texts, "{way:?}: a hole, a double, or another order");
     }
 }

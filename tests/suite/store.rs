@@ -220,6 +220,22 @@ fn clients_that_are_told_to_come_back_miss_nothing() {
 }
 
 #[test]
+fn a_server_that_goes_on_is_another_run() {
+    let folder = Folder::new();
+    let run = || {
+        let server = folder.serve(&[]);
+        let mut client = Client::new(server.connect());
+        client.send(upgrade("/ws").as_bytes());
+        client.head();
+        let hello: Value = serde_json::from_str(&client.text()).unwrap();
+        drop(client);
+        server.stop();
+        hello["run"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(run(), run(), "it knows no key of a message that the other had published");
+}
+
+#[test]
 fn who_publishes_is_not_taken_for_a_client_of_the_process_before() {
     let folder = Folder::new();
     let server = folder.serve(&[]);
@@ -448,20 +464,16 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
     let mut bytes = good.clone();
     bytes.chunks_exact_mut(4_096).skip(1).for_each(|page| page[2_000] ^= 1);
     check("damaged", Some(&bytes), "", "mv ");
-    let other = folder.0.join("other");
-    let database = redb::Database::create(&other).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(redb::TableDefinition::<&str, u64>::new("state")).unwrap();
-    transaction.commit().unwrap();
-    drop(database);
-    assert!(refuses(&other, "").contains("another version of oyez"));
-    let foreign = folder.0.join("someone-elses");
-    let database = redb::Database::create(&foreign).unwrap();
-    let transaction = database.begin_write().unwrap();
-    transaction.open_table(redb::TableDefinition::<&str, u64>::new("prices")).unwrap();
-    transaction.commit().unwrap();
-    drop(database);
-    assert!(refuses(&foreign, "").contains("is no history file of oyez"));
+    for (table, says) in [("state", "another version of oyez"), ("prices", "is no history file of oyez")] {
+        let path = folder.0.join(table);
+        let database = redb::Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        transaction.open_table(redb::TableDefinition::<&str, u64>::new(table)).unwrap();
+        transaction.commit().unwrap();
+        drop(database);
+        let line = refuses(&path, "");
+        assert!(line.contains(says), "{line}");
+    }
 
     // A full disk leaves the mark of an end in order as it is.
     for room in [0, 5_000] {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, TEXT};
-use crate::support::http::{get, publish};
+use crate::support::http::{get, post, publish};
 use crate::support::process::Server;
 use crate::support::rig::{Mood, Rig};
 
@@ -547,4 +547,28 @@ fn a_client_that_floods_and_never_reads_is_bounded() {
     }
     rig.pass(5_000);
     assert!(!rig.is_alive(flood));
+}
+
+#[test]
+fn a_key_is_known_for_its_five_minutes() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    heard(&mut rig, publisher);
+    let by_v1 = |rig: &mut Rig| {
+        say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
+        rig.settle();
+        heard(rig, publisher)[0]["id"].as_str().unwrap().to_owned()
+    };
+    let by_http = |rig: &mut Rig| {
+        let id = rig.connect(Mood::Kind);
+        rig.send(id, post("/v1/publish/b", "Idempotency-Key: k\r\n", "x").as_bytes());
+        rig.settle();
+        rig.answers(id)[0].json()["id"].as_str().unwrap().to_owned()
+    };
+    let first = (by_v1(&mut rig), by_http(&mut rig));
+    rig.pass(299_900);
+    assert_eq!((by_v1(&mut rig), by_http(&mut rig)), first);
+    rig.pass(200);
+    let again = (by_v1(&mut rig), by_http(&mut rig));
+    assert!(again.0 != first.0 && again.1 != first.1, "{again:?}");
 }
