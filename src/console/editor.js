@@ -76,13 +76,14 @@ class Document {
       length -= growth;
       if (reach > length) return null;
     }
-    const document = new Document();
-    return Object.assign(document, { text, origin, edits, numbers: new Map(numbers), questions, isKnown: true });
+    // Copies: what was said may be read once more, and has to be as it was.
+    const own = { edits: [...edits], numbers: new Map(numbers), questions: [...questions] };
+    return Object.assign(new Document(), { text, origin, ...own, isKnown: true });
   }
 
   toJSON() {
     const { text, origin, edits, numbers, questions } = this;
-    return { text, origin, edits, numbers: [...numbers], questions };
+    return { text, origin, edits: [...edits], numbers: [...numbers], questions: [...questions] };
   }
 
   /** The message that an edit made now is made behind. */
@@ -234,7 +235,7 @@ export class Editor {
   answer() {
     const { isKnown, questions } = this.#document;
     if (!isKnown || questions.length === 0) return null;
-    return { state: this.#document, at: this.#last.id, for: questions };
+    return { state: this.#document.toJSON(), at: this.#last.id, for: [...questions] };
   }
 
   /** The start of a document, from what this page last knew of it; null if its question is not open (any more). */
