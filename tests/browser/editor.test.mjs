@@ -215,8 +215,13 @@ class Page {
     const { epoch, n } = this.#cursor;
     const is_gap = epoch !== null && (epoch !== world.epoch || n < world.floor);
     const from = epoch === world.epoch ? Math.max(n, world.floor) : world.floor;
-    if (is_gap) this.#travel('down', (is_now) => is_now && this.editor.lose());
-    this.#cursor = { epoch: world.epoch, n: from };
+    const cursor = { epoch: world.epoch, n: from };
+    // A page that is cut before it has heard of the gap asks from where it was, and hears of it then.
+    this.#travel('down', (is_now) => {
+      if (!is_now || !this.#is_connected) return;
+      this.#cursor = cursor;
+      if (is_gap) this.editor.lose();
+    });
     for (const message of world.log.slice(from)) this.send(message);
     this.#travel('down', (is_now) => is_now && this.#seek());
     for (const publish of this.#unacknowledged) this.#upload(publish);
@@ -230,8 +235,8 @@ class Page {
     this.world.after(this.world.chance.below(3000), () => this.connect());
   }
 
-  loseNext() {
-    this.#loses_next = true;
+  loseNext(is_wanted = true) {
+    this.#loses_next = is_wanted;
   }
 
   send(message) {
@@ -406,6 +411,10 @@ describe('pages converge', () => {
       if (chance.is(0.03)) chance.of(world.pages).loseNext();
     };
     live(world, chance, { steps: 80, calamity });
+    // That the last message was lost, only another one can tell.
+    world.run(10_000);
+    world.pages.forEach((page) => page.loseNext(false));
+    world.pages[0].write(['.']);
     settle(world);
   });
 
