@@ -18,13 +18,15 @@ const SLICE_SLOTS: usize = 4096;
 #[derive(Clone, Debug)]
 pub(super) struct Sweeper {
     at: usize,
+    /// Where the slice ends that a pause has cut short; `at` if none has.
+    end: usize,
     next: Moment,
 }
 
 impl Sweeper {
     /// A sweep that begins at once.
     pub(super) fn new() -> Sweeper {
-        Sweeper { at: 0, next: Moment::from_millis(0) }
+        Sweeper { at: 0, end: 0, next: Moment::from_millis(0) }
     }
 
     /// When the next slice is due.
@@ -32,7 +34,8 @@ impl Sweeper {
     /// While there is nothing to sweep nobody asks, and a moment that is weeks old would look like one in
     /// the future: whatever is further away than a round is due at once.
     pub(super) fn next(&self, now: Moment) -> Moment {
-        if self.next.millis_since(now) > ROUND_MS { now } else { self.next }
+        let is_due = self.at < self.end || self.next.millis_since(now) > ROUND_MS;
+        if is_due { now } else { self.next }
     }
 
     /// The slice of a slab of `slots` places that is due now; empty if none is.
@@ -40,12 +43,21 @@ impl Sweeper {
         if !self.next(now).has_come(now) {
             return 0..0;
         }
-        let slices = slots.div_ceil(SLICE_SLOTS).max(1) as u32;
-        self.next = now.after((ROUND_MS / slices).max(1));
-        let start = if self.at < slots { self.at } else { 0 };
-        let end = slots.min(start + SLICE_SLOTS);
-        self.at = end;
-        start..end
+        if self.at >= self.end {
+            let slices = slots.div_ceil(SLICE_SLOTS).max(1) as u32;
+            self.next = now.after((ROUND_MS / slices).max(1));
+            self.at = if self.at < slots { self.at } else { 0 };
+            self.end = self.at + SLICE_SLOTS;
+        }
+        self.end = slots.min(self.end);
+        let start = self.end.min(self.at);
+        self.at = self.end;
+        start..self.end
+    }
+
+    /// Leaves what is left of the slice, from `at` on, to the next turn.
+    pub(super) fn pause(&mut self, at: usize) {
+        self.at = at;
     }
 }
 
@@ -75,6 +87,25 @@ mod tests {
             assert!(met.iter().all(|&times| times == 1), "{slots} slots");
             assert!(now.millis_since(Moment::from_millis(0)) <= ROUND_MS, "{slots} slots");
         }
+    }
+
+    #[test]
+    fn a_pause_leaves_the_rest_to_the_next_turn() {
+        let mut sweeper = Sweeper::new();
+        let start = Moment::from_millis(0);
+        let slots = SLICE_SLOTS + 100;
+        assert_eq!(sweeper.slice(slots, start), 0..SLICE_SLOTS);
+        sweeper.pause(10);
+        assert_eq!(sweeper.next(start), start);
+        assert_eq!(sweeper.slice(slots, start), 10..SLICE_SLOTS);
+        sweeper.pause(SLICE_SLOTS);
+        assert_eq!(sweeper.slice(slots, start), 0..0, "there was no rest");
+        let later = start.after(ROUND_MS / 2);
+        assert_eq!(sweeper.next(start), later, "and the slices come when they would have come");
+        assert_eq!(sweeper.slice(slots, later), SLICE_SLOTS..slots);
+        sweeper.pause(SLICE_SLOTS + 1);
+        assert!(sweeper.slice(SLICE_SLOTS, later).is_empty(), "meanwhile the slab has become smaller");
+        assert_eq!(sweeper.slice(SLICE_SLOTS, start.after(ROUND_MS)), 0..SLICE_SLOTS);
     }
 
     #[test]
