@@ -79,6 +79,27 @@ fn pings_of_those_who_came_at_once_are_spread() {
     assert!(per_second[..5].iter().all(|&count| (8..=40).contains(&count)), "{per_second:?}");
 }
 
+/// What is broadcast meanwhile goes out between them.
+#[test]
+fn deadlines_that_come_together_are_met_over_several_turns() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
+    let ids: Vec<_> = (0..100).map(|_| rig.join("/ws")).collect();
+    // The sweep begins at the first of them again.
+    rig.pass(600);
+    rig.now = rig.now.after(21_000);
+    rig.turn();
+    assert_eq!(rig.engine.next_sweep(rig.now), Some(rig.now), "the rest is due at once");
+    let mut pinged = 0;
+    for turn in 1..=10 {
+        rig.turn();
+        let writes: usize = ids.iter().map(|&id| rig.frames(id).len()).sum();
+        assert!(writes <= 16, "{writes} in turn {turn}");
+        pinged += writes;
+    }
+    assert_eq!(pinged, 100);
+    assert_ne!(rig.engine.next_sweep(rig.now), Some(rig.now), "and then there is peace");
+}
+
 /// The loop may be late itself: stopped, or busy. What came meanwhile counts.
 #[test]
 fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
