@@ -341,7 +341,7 @@ impl<T: Transport> Engine<T> {
         self.after_session(id);
     }
 
-    /// Looks at a slice of the slab for deadlines that have come, until [`DUE_PER_TURN`] have.
+    /// Looks at a slice of the slab for deadlines that have come, until so many have as one turn meets.
     pub fn sweep(&mut self, now: Moment) {
         let mut due = 0;
         for key in self.sweeper.slice(self.slots.keys_end(), now) {
