@@ -237,6 +237,76 @@ fn another_servers_answer_is_reported_by_its_status() {
 }
 
 #[test]
+fn connections_come_from_the_source_addresses_in_turn() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let peers = thread::spawn(move || {
+        let mut peers: Vec<String> = Vec::new();
+        for _ in 0..6 {
+            let (stream, peer) = listener.accept().unwrap();
+            peers.push(peer.ip().to_string());
+            drop(stream);
+        }
+        peers.sort();
+        peers
+    });
+    let sources = ["--source-ip", "127.0.0.2", "--source-ip", "127.0.0.3"];
+    let run = bench("sources", &[&["idle", "--url", &url, "--connections", "6"], &sources[..]].concat());
+    assert_eq!(run.number("/connections/attempted"), 6.0);
+    assert_eq!(
+        peers.join().unwrap().join(" "),
+        "127.0.0.2 127.0.0.2 127.0.0.2 127.0.0.3 127.0.0.3 127.0.0.3"
+    );
+    let run = bench("sources", &["idle", "--url", &url, "--connections", "6", "--source-ip", "192.0.2.1"]);
+    assert_eq!((run.code, run.number("/connections/opened")), (1, 0.0), "{}", run.stderr);
+    assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "EADDRNOTAVAIL");
+}
+
+#[test]
+fn what_a_run_is_doing_is_a_line_for_each_stage_where_nobody_watches() {
+    let run = bench("lines", &["fanout", "--connections", "5", "--warmup", "0.2", "--duration", "0.4"]);
+    let words: Vec<&str> = run
+        .stderr
+        .lines()
+        .filter(|line| line.ends_with(" delivered"))
+        .map(|line| line.split(": ").nth(1).unwrap())
+        .collect();
+    assert_eq!(words, ["opening", "warming up", "measuring"], "{}", run.stderr);
+    assert!(!run.stderr.contains('\x1b') && !run.stderr.contains('\r'), "{:?}", run.stderr);
+}
+
+/// Whoever is stopped a third of the time enters its messages late, and that is not the server's fault.
+#[test]
+fn a_run_that_measured_the_load_generator_is_marked_invalid() {
+    let path = file("stopped.json");
+    let flags =
+        ["--connections", "5", "--rate", "100", "--warmup", "0", "--duration", "2", "--assert", "invalid=0"];
+    let mut child = oyez(&[&["bench", "fanout"], &flags[..], &["--json", path.to_str().unwrap()]].concat())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    let born = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(born.elapsed() < PATIENCE);
+        signal("-STOP");
+        thread::sleep(Duration::from_millis(50));
+        signal("-CONT");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let output = child.wait_with_output().unwrap();
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stdout.contains("INVALID"), "{stdout}");
+    assert!(stderr.contains("invalid=0 does not hold"), "{stderr}");
+    let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let why = report["invalid"].to_string();
+    assert!(why.contains("messages were entered up to"), "{why}");
+    let _ = fs::remove_file(&path);
+}
+
+#[test]
 fn usage_errors_are_one_line() {
     let check = |arguments: &[&str], says: &str| {
         let run = bench("usage", arguments);

@@ -1,0 +1,63 @@
+//! The load generator takes no memory for what it receives. In a binary of its own: an allocator that counts is one for
+//! the whole process, and a run takes the process's signals for its own.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use oyez::load;
+use oyez::load::plan::{Plan, Scenario, Speed, Traffic};
+use oyez::load::target::Target;
+use oyez::load::tls::Trust;
+
+/// Killed when dropped.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn frames_that_are_received_allocate_nothing() {
+    const MEMBERS: usize = 200;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
+    command.args(["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut server = Server(command.spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let at = line.find("127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
+    let address = line[at..].split(['/', ' ', '\n']).next().unwrap();
+
+    let traffic = Traffic {
+        publishers: 1,
+        publishers_apart: false,
+        payload_bytes: 64,
+        is_text: true,
+        speed: Speed::Window(64),
+        warmup: Duration::ZERO,
+        duration: Duration::from_secs(1),
+        patience: Duration::from_secs(20),
+    };
+    let plan = Plan {
+        scenario: Scenario::Fanout,
+        target: Target::parse(&format!("ws://{address}/ws"), &Trust::Public).unwrap(),
+        connections: MEMBERS,
+        channels: 1,
+        ramp: Duration::ZERO,
+        traffic: Some(traffic),
+        pid: None,
+    };
+    let mut deliveries = 0;
+    let allocated = allocation_counter::measure(|| {
+        let found = load::run(plan, None, |standing| deliveries = standing.deliveries).unwrap();
+        assert_eq!(found.lost, 0);
+    });
+    assert!(deliveries > 100 * MEMBERS as u64, "{deliveries} deliveries tell nothing");
+    // Connections and messages do, each of which goes to all members.
+    let allocations = allocated.count_total;
+    assert!(allocations < deliveries / 20, "{allocations} allocations for {deliveries} deliveries");
+    eprintln!("{allocations} allocations for {deliveries} deliveries");
+}
