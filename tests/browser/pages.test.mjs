@@ -471,12 +471,12 @@ test('the keyboard is enough to publish', async (t) => {
   await page.focus('#tab-channel');
   await page.keyboard.press('ArrowRight');
   assert.equal(await focus(), 'tab-ticker');
-  assert.equal(await page.isVisible('#panel-ticker'), true);
+  await until('its panel is shown', () => page.isVisible('#panel-ticker'));
   await page.keyboard.press('End');
   assert.equal(await focus(), 'tab-text');
   await page.keyboard.press('ArrowRight');
   assert.equal(await focus(), 'tab-channel');
-  assert.equal(await page.isVisible('#panel-channel'), true);
+  await until('its panel is shown', () => page.isVisible('#panel-channel'));
 });
 
 test('everything that can be used has a name', async (t) => {
