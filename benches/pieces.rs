@@ -246,7 +246,7 @@ impl Transport for Silent {
 
 /// One slice of the sweep, over slots whose deadlines are far away.
 fn sweep(bench: &mut Criterion) {
-    let slots = 4096u32;
+    let slots = 16_384u32;
     let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() }, 1);
     let start = Moment::from_millis(0);
     let mut now = start;

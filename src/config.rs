@@ -83,7 +83,7 @@ pub struct Limits {
     /// How long a connection without a request is kept for the next. Browsers and proxies reuse one for
     /// 60 s and more; it costs a slot and 80 bytes.
     pub keep_alive_ms: u32,
-    /// Silence after which a ping is sent; 0 sends none. 25 s is under the 30 s after which mobile
+    /// Longest silence before a ping is sent; 0 sends none. 25 s is under the 30 s after which mobile
     /// carriers' NATs and many proxies forget a connection.
     pub ping_interval_ms: u32,
     /// From the ping to the close when nothing comes back.

@@ -48,6 +48,12 @@ impl Moment {
         if earlier.has_come(self) { self.millis().wrapping_sub(earlier.millis()) } else { 0 }
     }
 
+    /// Milliseconds since the last of the moments that recur with this period; where the count wraps, one comes
+    /// early.
+    pub fn millis_into(self, period: u32) -> u32 {
+        self.millis() % period
+    }
+
     /// The earlier of two moments.
     #[must_use]
     pub fn or_earlier(self, other: Moment) -> Moment {

@@ -143,7 +143,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
     no_console: bool,
 
-    /// Silence after which a ping is sent, in milliseconds; 0 sends none.
+    /// Longest silence before a ping, in milliseconds, and a quarter of it at least; 0 sends none.
     #[arg(long, env = "OYEZ_PING_INTERVAL_MS", value_name = "MS", default_value = "25000", value_parser = millis_or_0)]
     ping_interval_ms: u32,
 

@@ -27,7 +27,12 @@ use crate::session::{AfterFlush, Desk, Due, Site, State};
 
 /// The deadlines that are met in one turn, pings before all. A write takes some 5 us, and so what is
 /// broadcast meanwhile waits for a fraction of a millisecond, however many connections came together.
-const DUE_PER_TURN: usize = 16;
+const DUE_PER_TURN: usize = 8;
+
+/// The intents that are applied before the next slot is read, in place of when all are. What is published is
+/// handed out with the rest of the turn all the same; but its list does not grow with those who speak at once, and is
+/// still in the cache.
+const INTENTS_AT_ONCE: usize = 256;
 
 /// Slots, hub, and what the phases need between them.
 #[derive(Debug)]
@@ -164,6 +169,9 @@ impl<T: Transport> Engine<T> {
             self.metrics.received_bytes += read as u64;
             budget = budget.saturating_sub(read);
             self.after_session(id);
+            if self.intents.len() >= INTENTS_AT_ONCE {
+                self.grant_all(now);
+            }
         }
     }
 

@@ -23,15 +23,19 @@ impl Heartbeat {
         Heartbeat::Pinged { pong_by: desk.now.after(desk.limits.pong_timeout_ms) }
     }
 
-    /// The peer has just spoken. It is asked again after the interval, or up to a quarter earlier:
-    /// connections that came, or answered, all at once are not pinged all at once.
+    /// The peer has just spoken. Every connection has one moment of its own in each interval, and is asked at the
+    /// next: so who only listens is asked once an interval, and those that came, or spoke, all at once are not
+    /// asked all at once. If that moment is near, it is asked in the middle of the interval: who has just spoken is
+    /// there.
     pub(super) fn heard(desk: &Desk<'_>) -> Heartbeat {
         let interval = desk.limits.ping_interval_ms;
         if interval == 0 {
             return Heartbeat::Off;
         }
-        let earlier = desk.phase % (interval / 4 + 1);
-        Heartbeat::Quiet { ping_at: desk.now.after(interval - earlier) }
+        let near = interval / 4;
+        let own = interval - desk.now.after(desk.phase).millis_into(interval);
+        let wait = if own > near { own } else { near + 2 * own };
+        Heartbeat::Quiet { ping_at: desk.now.after(wait) }
     }
 
     /// When there is something to do.

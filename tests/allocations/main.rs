@@ -1,14 +1,23 @@
-//! The load generator takes no memory for what it receives. In a binary of its own: an allocator that counts is one for
-//! the whole process, and a run takes the process's signals for its own.
+//! What takes no memory: what the load generator receives, and who speaks beside others in the same turn. In a binary
+//! of its own: an allocator that counts is one for the whole process, and a run takes the process's signals for its own.
+
+#[path = "../suite/support/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "it is the suite's, which uses all of it")]
+mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use oyez::config::{HistoryLimits, Limits};
 use oyez::load;
 use oyez::load::plan::{Plan, Scenario, Speed, Traffic};
 use oyez::load::target::Target;
 use oyez::load::tls::Trust;
+use oyez::session::intent::Intent;
+
+use support::frames::{self, TEXT};
+use support::rig::Rig;
 
 /// Killed when dropped.
 struct Server(Child);
@@ -60,4 +69,22 @@ fn frames_that_are_received_allocate_nothing() {
     let allocations = allocated.count_total;
     assert!(allocations < deliveries / 20, "{allocations} allocations for {deliveries} deliveries");
     eprintln!("{allocations} allocations for {deliveries} deliveries");
+}
+
+/// The list of what sessions ask for does not grow with those who speak in the same turn.
+#[test]
+fn a_crowd_that_speaks_in_one_turn_does_not_have_its_wishes_kept() {
+    const SPEAKERS: usize = 400;
+    const EACH: usize = 64;
+    let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { history, ..Limits::default() });
+    let ids: Vec<_> = (0..SPEAKERS).map(|n| rig.join(&format!("/ws/{n}?echo=0"))).collect();
+    for id in ids {
+        rig.send(id, &frames::masked(TEXT, b"x").repeat(EACH));
+    }
+    let allocated = allocation_counter::measure(|| rig.turn());
+    assert_eq!(rig.engine.metrics.published_by_websocket, (SPEAKERS * EACH) as u64, "all in that turn");
+    let (peak, wishes) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
+    assert!(peak < wishes / 2, "{peak} bytes; all wishes would take {wishes}");
+    eprintln!("{peak} bytes; all wishes would take {wishes}");
 }

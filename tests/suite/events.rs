@@ -222,14 +222,14 @@ fn a_comment_keeps_a_quiet_stream_alive() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 4_000, ..Limits::default() });
     let id = open(&mut rig, &get("/sse/a"));
     rig.pipe(id).outgoing.clear();
-    // Up to a quarter earlier, so that not all are due at once.
-    rig.pass(2_900);
+    // At a moment of its own, so that not all are due at once.
+    rig.pass(1_000);
     assert_eq!(rig.pipe(id).outgoing, b"");
-    rig.pass(1_300);
-    assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b":\n\n");
+    rig.pass(3_300);
+    assert!(std::mem::take(&mut rig.pipe(id).outgoing).starts_with(b":\n\n"));
     rig.pass(400_000);
     let comments = rig.pipe(id).outgoing.len() / 3;
-    assert!((100..=134).contains(&comments), "{comments}");
+    assert!((99..=101).contains(&comments), "{comments}");
     assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b":\n\n".repeat(comments));
     assert!(rig.is_alive(id));
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });

@@ -314,7 +314,9 @@ fn the_limit_of_bytes() {
 
 #[test]
 fn within_the_limits_nobody_notices_them() {
-    let mut rig = Rig::new(Limits { messages_per_second: 10, bytes_per_second: 1_000, ..Limits::default() });
+    let (messages_per_second, bytes_per_second) = (10, 1_000);
+    let limits = Limits { messages_per_second, bytes_per_second, ping_interval_ms: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
     let (member, other) = (rig.join("/ws"), rig.join("/ws"));
     for _ in 0..200 {
         rig.send_text(member, &"x".repeat(100));
