@@ -24,14 +24,14 @@ use crate::wire::{self, Form};
 impl<T: Transport> Engine<T> {
     /// Applies intents to the hub; frames land in outboxes.
     pub fn deliver(&mut self, now: Moment) {
-        self.grant_all(now);
+        self.apply_all(now);
         self.hand_out_all(now);
         // Closes of slow members may have made wishes; they were granted where they were made.
         debug_assert!(self.intents.is_empty());
     }
 
-    /// Applies the intents that were gathered.
-    pub(super) fn grant_all(&mut self, now: Moment) {
+    /// Applies what was asked for.
+    pub(super) fn apply_all(&mut self, now: Moment) {
         let mut intents = mem::take(&mut self.intents);
         for (id, intent) in intents.drain(..) {
             self.apply(id, intent, now);

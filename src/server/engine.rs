@@ -29,9 +29,9 @@ use crate::session::{AfterFlush, Desk, Due, Site, State};
 /// broadcast meanwhile waits for a fraction of a millisecond, however many connections came together.
 const DUE_PER_TURN: usize = 8;
 
-/// The intents that are applied before the next slot is read, in place of when all are. What is published is
-/// handed out with the rest of the turn all the same; but its list does not grow with those who speak at once, and is
-/// still in the cache.
+/// So many intents are applied before another slot is read, and do not wait until all are. What they publish is
+/// handed out with the rest of the turn all the same; but their list does not grow with those who speak at once, and
+/// is still in the cache.
 const INTENTS_AT_ONCE: usize = 256;
 
 /// Slots, hub, and what the phases need between them.
@@ -51,7 +51,7 @@ pub struct Engine<T> {
     pub gate: Gate,
     /// The counters.
     pub metrics: Metrics,
-    /// What the sessions asked for in this turn, in the order in which they asked.
+    /// What the sessions have asked for and not been given yet, in the order in which they asked.
     pub(super) intents: Vec<(SlotId, Intent)>,
     /// The intents of the session that has its turn; empty between sessions.
     wishes: Vec<Intent>,
@@ -170,7 +170,7 @@ impl<T: Transport> Engine<T> {
             budget = budget.saturating_sub(read);
             self.after_session(id);
             if self.intents.len() >= INTENTS_AT_ONCE {
-                self.grant_all(now);
+                self.apply_all(now);
             }
         }
     }

@@ -7,7 +7,7 @@
 //!   and an event for a slot that dies in this turn finds nobody;
 //! - **accept** before **drive**, so that newcomers are in the slab before their first bytes' event;
 //! - **drive** reads and gathers intents, and **deliver** applies them, so that all that was said in a
-//!   turn becomes one batch for each channel;
+//!   turn becomes one batch for each channel (a crowd's are applied in parts, and handed out together);
 //! - **flush** after all that, so that each slot gets one write, however much was queued;
 //! - **sweep** after **drive**, so that nobody is called silent whose bytes have just been read;
 //! - **reap** last, so that a key is not given out again while an id of this turn is still around.

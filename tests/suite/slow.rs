@@ -133,6 +133,26 @@ fn one_write_for_each_slot_and_turn() {
     assert_eq!(rig.pipe(member).writes - before, 0);
 }
 
+/// What they say is more than is kept before it is published.
+#[test]
+fn one_write_too_when_a_crowd_speaks_in_one_turn() {
+    let mut rig = Rig::new(Limits::default());
+    let crowd: Vec<_> = (0..50).map(|_| rig.join("/ws")).collect();
+    let before: Vec<_> = crowd.iter().map(|&id| rig.pipe(id).writes).collect();
+    let mut said = Vec::new();
+    for (place, &id) in crowd.iter().enumerate() {
+        for number in 0..20 {
+            said.push(format!("{place}: {number}"));
+            rig.send_text(id, &said[said.len() - 1]);
+        }
+    }
+    rig.turn();
+    for (&id, before) in crowd.iter().zip(before) {
+        assert_eq!(rig.texts(id), said);
+        assert_eq!(rig.pipe(id).writes - before, 1);
+    }
+}
+
 /// Publishes until the kernel's buffers and the outbox of a member that does not read are full, and well
 /// beyond; a member that reads gets everything.
 fn overrun(server: &Server) -> (Client, Client) {
