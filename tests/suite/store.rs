@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -165,12 +165,10 @@ fn after_sigterm_nothing_is_lost() {
     let message = member.hear();
     assert_eq!((&message["n"], &message["text"]), (&json!(4), &json!("four")));
     assert_eq!(raw.text(), "four");
-    let mut text = String::from_utf8(std::mem::take(&mut events.received)).unwrap();
-    while !text.contains("four") {
-        let mut bytes = [0; 1_024];
-        let count = events.stream.read(&mut bytes).unwrap();
-        text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+    while !std::str::from_utf8(&events.received).is_ok_and(|text| text.contains("four")) {
+        assert!(events.fill());
     }
+    let text = String::from_utf8(std::mem::take(&mut events.received)).unwrap();
     let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     assert_eq!(data, ["AP8=", "three", "four"], "{text}");
     assert!(!text.contains("gap"), "{text}");

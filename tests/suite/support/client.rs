@@ -174,9 +174,16 @@ impl Client {
         socket.set_linger(Some(Duration::ZERO)).unwrap();
     }
 
-    fn fill(&mut self) -> bool {
+    /// Waits for more; false at the end of file.
+    pub fn fill(&mut self) -> bool {
         let mut buffer = [0; 65_536];
-        let count = self.stream.read(&mut buffer).unwrap();
+        let count = loop {
+            match self.stream.read(&mut buffer) {
+                // A read with a timeout does not go on by itself when the machine, or somebody, has stopped us.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                count => break count.unwrap(),
+            }
+        };
         self.received.extend_from_slice(&buffer[..count]);
         count > 0
     }
