@@ -5,8 +5,6 @@
 #[allow(dead_code, unreachable_pub, reason = "it is the suite's, which uses all of it")]
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use oyez::config::{HistoryLimits, Limits};
@@ -17,29 +15,13 @@ use oyez::load::tls::Trust;
 use oyez::session::intent::Intent;
 
 use support::frames::{self, TEXT};
+use support::process::Server;
 use support::rig::Rig;
-
-/// Killed when dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn frames_that_are_received_allocate_nothing() {
     const MEMBERS: usize = 200;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
-    command.args(["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut server = Server(command.spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let at = line.find("127.0.0.1:").unwrap_or_else(|| panic!("{line}"));
-    let address = line[at..].split(['/', ' ', '\n']).next().unwrap();
-
+    let server = Server::start(&[]);
     let traffic = Traffic {
         publishers: 1,
         publishers_apart: false,
@@ -52,7 +34,7 @@ fn frames_that_are_received_allocate_nothing() {
     };
     let plan = Plan {
         scenario: Scenario::Fanout,
-        target: Target::parse(&format!("ws://{address}/ws"), &Trust::Public).unwrap(),
+        target: Target::parse(&format!("{}/ws", server.url()), &Trust::Public).unwrap(),
         connections: MEMBERS,
         channels: 1,
         ramp: Duration::ZERO,
