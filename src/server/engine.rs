@@ -1,25 +1,23 @@
-//! The phases that touch slots: drive, flush, sweep, reap; deliver is in a room of its own.
+//! The phases that touch slots: drive, flush, sweep, reap. Deliver has a room of its own, and so has who comes in.
 //!
 //! The engine has no poll and no listener, and is generic over the transport: the real server drives it
 //! with sockets, the model test with bytes in memory, and both run the same code.
 
-use std::{io, mem};
+use std::mem;
 
 use log::{debug, info};
 
-use super::REFUSALS_MAX;
 use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
-use crate::access::door::{Door, Over};
+use crate::access::door::Door;
 use crate::access::gate::Gate;
 use crate::access::pace::Meters;
-use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
-use crate::close::{ProxyFault, Reason};
+use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::outbox::{Left, Outbox};
-use crate::ids::{Peer, SlotId};
+use crate::ids::SlotId;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::session::intent::Intent;
@@ -67,7 +65,7 @@ pub struct Engine<T> {
     /// The server is on its way out, and clients are to come back after so many milliseconds.
     pub(super) draining: Option<u32>,
     /// Slots that are being told that there is no room.
-    turned_away: usize,
+    pub(super) turned_away: usize,
     /// Those who publish at the moment, where there is a limit to that.
     pub(super) meters: Meters,
 }
@@ -96,57 +94,10 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Takes in a connection that will be served, unless its address has as much as it may have.
-    pub fn admit(&mut self, transport: T, mut peer: Peer, now: Moment) -> SlotId {
-        let awaits_header = self.door.awaits_header(peer.ip());
-        if !awaits_header && let Err(over) = self.door.enter(&mut peer, now) {
-            return self.keep_out(transport, peer, over, now);
-        }
-        self.metrics.connections_accepted += 1;
-        let state = State::accepted(&self.limits, now);
-        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
-        self.slots.mark_awaiting_header(id, awaits_header);
-        id
-    }
-
-    /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
-    /// once not all are told: what one address does must not keep the others from coming in.
-    fn keep_out(&mut self, transport: T, peer: Peer, over: Over, now: Moment) -> SlotId {
-        self.metrics.limit(over.limit);
-        let is_told = self.turned_away < REFUSALS_MAX;
-        let id = self.turn_away(transport, peer, over.reason(), now);
-        if !is_told {
-            self.slots.doom(id, over.reason());
-        }
-        id
-    }
-
-    /// Takes in a connection that will not be served, to tell it so.
-    pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
-        self.metrics.connections_accepted += 1;
-        self.turned_away += 1;
-        let mut outbox = Outbox::Empty;
-        let state = State::turned_away(reason, &self.limits, &mut self.metrics, now, &mut outbox);
-        let id = self.slots.insert(transport, peer, state, outbox);
-        self.slots.mark_turned_away(id);
-        self.slots.mark_dirty(id);
-        id
-    }
-
     /// The salt under which the names of clients to come, beginning with the next, would be those of a process
     /// from its first: they go on so in the next process that reads the same history.
     pub fn next_client(&self) -> u32 {
         self.client_salt.wrapping_add(self.slots.next_id().generation)
-    }
-
-    /// Connections that are served, or may be: all but those that are being turned away.
-    pub fn served(&self) -> usize {
-        self.slots.len() - self.turned_away
-    }
-
-    /// Connections that are being told that there is no room for them.
-    pub fn turned_away(&self) -> usize {
-        self.turned_away
     }
 
     /// Reads every ready slot up to a budget and gathers intents.
@@ -229,50 +180,6 @@ impl<T: Transport> Engine<T> {
         }
         slots.mark_ready(id);
         total
-    }
-
-    /// Looks whether a proxy has said for whom it speaks; true if the slot can be read on.
-    ///
-    /// The header is looked at where it lies, in the kernel, and taken when it is whole: so nothing has to
-    /// be kept of it, and what follows it is untouched, whether that is a request or TLS.
-    fn take_proxy_header(&mut self, id: SlotId, now: Moment) -> bool {
-        let Some(slot) = self.slots.get_mut(id) else { return false };
-        let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
-        let looked = slot.transport.peek(&mut buffer);
-        let fault = match looked.map(|count| (count, parse_proxy_header(&buffer[..count]))) {
-            Ok((0, _)) => return self.end(id, Reason::EndOfFile),
-            Ok((_, ProxyHeader::Whole { bytes, client })) => {
-                if slot.transport.skip(bytes).is_err() {
-                    return self.end(id, Reason::Reset);
-                }
-                slot.peer = client.map_or(slot.peer, Peer::from);
-                let entered = self.door.enter(&mut slot.peer, now);
-                self.slots.mark_awaiting_header(id, false);
-                if let Err(over) = entered {
-                    self.metrics.limit(over.limit);
-                    if self.turned_away >= REFUSALS_MAX {
-                        return self.end(id, over.reason());
-                    }
-                    self.turned_away += 1;
-                    self.slots.mark_turned_away(id);
-                    self.close(id, over.reason(), now);
-                }
-                return true;
-            }
-            Ok((_, ProxyHeader::Incomplete)) if !slot.is_read_closed() => return false,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(_) => return self.end(id, Reason::Reset),
-            Ok((_, ProxyHeader::Incomplete)) => ProxyFault::Incomplete,
-            Ok((_, ProxyHeader::Missing)) => ProxyFault::Missing,
-            Ok((_, ProxyHeader::Bad)) => ProxyFault::Bad,
-        };
-        self.end(id, Reason::ProxyHeader { fault })
-    }
-
-    /// Ends a connection to which nothing is to be said. False, since it is not read on.
-    fn end(&mut self, id: SlotId, reason: Reason) -> bool {
-        self.slots.doom(id, reason);
-        false
     }
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.

@@ -12,6 +12,7 @@
 //! - **sweep** after **drive**, so that nobody is called silent whose bytes have just been read;
 //! - **reap** last, so that a key is not given out again while an id of this turn is still around.
 
+mod admission;
 mod answers;
 mod certificate;
 mod deliver;

@@ -20,6 +20,7 @@ pub mod guest;
 mod heartbeat;
 pub mod http;
 pub mod intent;
+mod open;
 mod plain;
 pub mod response;
 pub mod routes;
@@ -37,21 +38,20 @@ use crate::access::gate::Gate;
 use crate::access::origin::OriginPattern;
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
-use crate::hub::outbox::{Outbox, Push};
+use crate::hub::outbox::Outbox;
 use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::moment::Moment;
-use crate::wire::{self, Kind};
+use crate::wire;
 use draining::Closing;
 use guest::Guest;
 use heartbeat::Heartbeat;
 use intent::Intent;
 use response::{Manner, Refusal};
-use upgrade::Protocol;
 use walker::Walker;
-use websocket::{Awake, Heard};
 
 pub use draining::Draining;
+pub use open::Open;
 pub use plain::{Body, Head, Responding};
 
 /// Where a connection stands.
@@ -74,30 +74,6 @@ pub enum State {
     Draining(Box<Draining>),
     /// Over; the slot waits to be reaped.
     Dead(Reason),
-}
-
-/// An open WebSocket.
-#[derive(Debug)]
-pub struct Open {
-    /// `None` between messages of somebody who is just everybody.
-    more: Option<Box<More>>,
-    heartbeat: Heartbeat,
-    protocol: Protocol,
-}
-
-/// What most open WebSockets do without, most of the time.
-#[derive(Debug, Default)]
-struct More {
-    /// `None` between messages.
-    awake: Option<Box<Awake>>,
-    /// `None` for everybody.
-    guest: Option<Guest>,
-}
-
-impl More {
-    fn is_empty(&self) -> bool {
-        self.awake.is_none() && self.guest.is_none()
-    }
 }
 
 /// A stream of server-sent events. Nothing is expected from the client but its end.
@@ -310,9 +286,7 @@ impl State {
                 *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);
             }
             State::Open(open) => {
-                let awake = open.more.take().and_then(|more| more.awake);
-                let walker = awake.map_or_else(Walker::new, |awake| awake.walker);
-                *self = begin_close(reason, walker, desk);
+                *self = begin_close(reason, open.take_walker(), desk);
             }
             State::Streaming(_) => {
                 let mut farewell = Vec::new();
@@ -366,7 +340,7 @@ impl State {
 
     fn guest(&self) -> Option<&Guest> {
         match self {
-            State::Open(open) => open.more.as_ref()?.guest.as_ref(),
+            State::Open(open) => open.guest(),
             State::Streaming(streaming) => streaming.guest.as_deref(),
             _ => None,
         }
@@ -374,7 +348,7 @@ impl State {
 
     fn guest_mut(&mut self) -> Option<&mut Guest> {
         match self {
-            State::Open(open) => open.more.as_mut()?.guest.as_mut(),
+            State::Open(open) => open.guest_mut(),
             State::Streaming(streaming) => streaming.guest.as_deref_mut(),
             _ => None,
         }
@@ -449,105 +423,6 @@ impl State {
         }
     }
 }
-
-impl Open {
-    fn new(protocol: Protocol, guest: Option<Guest>, desk: &Desk<'_>) -> Open {
-        let more = guest.map(|guest| Box::new(More { awake: None, guest: Some(guest) }));
-        Open { more, heartbeat: Heartbeat::heard(desk), protocol }
-    }
-
-    /// The next state, if the conversation ends.
-    fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> Option<State> {
-        if let Some(round_trip_ms) = self.heartbeat.round_trip_ms(desk) {
-            desk.metrics.ping_rtt.observe(f64::from(round_trip_ms) / 1_000.0);
-        }
-        self.heartbeat = Heartbeat::heard(desk);
-        let mut replies = Vec::new();
-        let (limits, protocol) = (desk.limits, self.protocol);
-        // What it does without is not allocated for a message that comes in one piece.
-        let mut spare = More::default();
-        let More { awake, guest } = self.more.as_deref_mut().unwrap_or(&mut spare);
-        let mut end = None;
-        let heard = websocket::receive(awake, input, limits, &mut replies, |kind, payload| {
-            if end.is_some() {
-                return;
-            }
-            end = match (protocol, kind) {
-                (Protocol::Raw, _) => commands::receive_raw(kind, unpinned(payload), guest, desk),
-                // tungstenite has checked that a text is UTF-8.
-                (Protocol::V1, Kind::Text) => {
-                    commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), guest, desk)
-                }
-                (Protocol::V1, _) => Some(Reason::Unsupported),
-            }
-        });
-        let walker = match end {
-            Some(_) => awake.take().map_or_else(Walker::new, |awake| awake.walker),
-            None => Walker::new(),
-        };
-        if self.more.is_none() && !spare.is_empty() {
-            self.more = Some(Box::new(spare));
-        } else if self.more.as_ref().is_some_and(|more| more.is_empty()) {
-            self.more = None;
-        }
-        let replies = Bytes::from(replies);
-        match (heard, end) {
-            (Heard::Open, Some(reason)) => Some(begin_close(reason, walker, desk)),
-            (Heard::Open, None) => {
-                // Pongs for a peer that does not read are dropped at the limit: it would get all of them
-                // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
-                let (Push::Queued | Push::OverLimit) =
-                    desk.outbox.push(&[Rc::new(replies)], desk.limits.outbox_bytes_max);
-                None
-            }
-            // It takes an echo of its own code for a receipt of all that it sent before.
-            (Heard::PeerClosed, Some(reason)) => {
-                desk.intents.push(Intent::Leave { farewell: wire::close(reason) });
-                Some(Draining::begin(reason, Closing::Flushing, desk.limits, desk.now))
-            }
-            (Heard::PeerClosed, None) => {
-                desk.intents.push(Intent::Leave { farewell: Some(replies) });
-                Some(Draining::begin(Reason::PeerClosed, Closing::Flushing, desk.limits, desk.now))
-            }
-            (Heard::Broken(reason), _) => {
-                desk.outbox.queue(Rc::new(replies));
-                Some(begin_close(reason, Walker::new(), desk))
-            }
-        }
-    }
-
-    /// The deadline has come: ask for a sign of life, or for a last look.
-    fn ask(&mut self, desk: &mut Desk<'_>) -> Due {
-        let (next, due) = match self.heartbeat {
-            Heartbeat::Quiet { .. } => {
-                desk.outbox.queue(Rc::new(wire::ping()));
-                (Heartbeat::pinged(desk), Due::Flush)
-            }
-            // The ping waits behind frames that the peer is still taking. Whether it takes them fast enough is
-            // not the heartbeat's question.
-            Heartbeat::Pinged { .. } if is_taking(desk) => (Heartbeat::pinged(desk), Due::Nothing),
-            Heartbeat::Pinged { .. } => (Heartbeat::Overdue, Due::Read),
-            Heartbeat::Off | Heartbeat::Overdue => (self.heartbeat, Due::Nothing),
-        };
-        self.heartbeat = next;
-        due
-    }
-}
-
-/// Does something wait for the peer that it has not stopped taking?
-fn is_taking(desk: &Desk<'_>) -> bool {
-    let has_stalled = |moment: Moment| moment.has_come(desk.now);
-    !desk.outbox.is_empty() && !desk.outbox.stalls_at(desk.limits.slow_timeout_ms).is_some_and(has_stalled)
-}
-
-/// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until
-/// it is delivered: 4 KiB for each of thousands of members that send 64 bytes in the same turn.
-fn unpinned(payload: Bytes) -> Bytes {
-    if payload.len() < COPY_BYTES_MAX { Bytes::copy_from_slice(&payload) } else { payload }
-}
-
-/// Payloads below that are copied: a quarter of tungstenite's read buffer.
-const COPY_BYTES_MAX: usize = 1024;
 
 /// What a client of HTTP hears when its connection is closed.
 fn farewell(reason: Reason, limits: &Limits) -> Refusal {

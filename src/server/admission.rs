@@ -1,0 +1,107 @@
+//! Who comes in: counted by the address that it comes from, or that a proxy names, served or turned away.
+
+use std::io;
+
+use super::REFUSALS_MAX;
+use super::engine::Engine;
+use super::transport::Transport;
+use crate::access::door::Over;
+use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
+use crate::close::{ProxyFault, Reason};
+use crate::hub::outbox::Outbox;
+use crate::ids::{Peer, SlotId};
+use crate::moment::Moment;
+use crate::session::State;
+
+impl<T: Transport> Engine<T> {
+    /// Takes in a connection that will be served, unless its address has as much as it may have.
+    pub fn admit(&mut self, transport: T, mut peer: Peer, now: Moment) -> SlotId {
+        let awaits_header = self.door.awaits_header(peer.ip());
+        if !awaits_header && let Err(over) = self.door.enter(&mut peer, now) {
+            return self.keep_out(transport, peer, over, now);
+        }
+        self.metrics.connections_accepted += 1;
+        let state = State::accepted(&self.limits, now);
+        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
+        self.slots.mark_awaiting_header(id, awaits_header);
+        id
+    }
+
+    /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
+    /// once not all are told: what one address does must not keep the others from coming in.
+    fn keep_out(&mut self, transport: T, peer: Peer, over: Over, now: Moment) -> SlotId {
+        self.metrics.limit(over.limit);
+        let is_told = self.turned_away < REFUSALS_MAX;
+        let id = self.turn_away(transport, peer, over.reason(), now);
+        if !is_told {
+            self.slots.doom(id, over.reason());
+        }
+        id
+    }
+
+    /// Takes in a connection that will not be served, to tell it so.
+    pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
+        self.metrics.connections_accepted += 1;
+        self.turned_away += 1;
+        let mut outbox = Outbox::Empty;
+        let state = State::turned_away(reason, &self.limits, &mut self.metrics, now, &mut outbox);
+        let id = self.slots.insert(transport, peer, state, outbox);
+        self.slots.mark_turned_away(id);
+        self.slots.mark_dirty(id);
+        id
+    }
+
+    /// Connections that are served, or may be: all but those that are being turned away.
+    pub fn served(&self) -> usize {
+        self.slots.len() - self.turned_away
+    }
+
+    /// Connections that are being told that there is no room for them.
+    pub fn turned_away(&self) -> usize {
+        self.turned_away
+    }
+
+    /// Looks whether a proxy has said for whom it speaks; true if the slot can be read on.
+    ///
+    /// The header is looked at where it lies, in the kernel, and taken when it is whole: so nothing has to
+    /// be kept of it, and what follows it is untouched, whether that is a request or TLS.
+    pub(super) fn take_proxy_header(&mut self, id: SlotId, now: Moment) -> bool {
+        let Some(slot) = self.slots.get_mut(id) else { return false };
+        let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
+        let looked = slot.transport.peek(&mut buffer);
+        let fault = match looked.map(|count| (count, parse_proxy_header(&buffer[..count]))) {
+            Ok((0, _)) => return self.end(id, Reason::EndOfFile),
+            Ok((_, ProxyHeader::Whole { bytes, client })) => {
+                if slot.transport.skip(bytes).is_err() {
+                    return self.end(id, Reason::Reset);
+                }
+                slot.peer = client.map_or(slot.peer, Peer::from);
+                let entered = self.door.enter(&mut slot.peer, now);
+                self.slots.mark_awaiting_header(id, false);
+                if let Err(over) = entered {
+                    self.metrics.limit(over.limit);
+                    if self.turned_away >= REFUSALS_MAX {
+                        return self.end(id, over.reason());
+                    }
+                    self.turned_away += 1;
+                    self.slots.mark_turned_away(id);
+                    self.close(id, over.reason(), now);
+                }
+                return true;
+            }
+            Ok((_, ProxyHeader::Incomplete)) if !slot.is_read_closed() => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(_) => return self.end(id, Reason::Reset),
+            Ok((_, ProxyHeader::Incomplete)) => ProxyFault::Incomplete,
+            Ok((_, ProxyHeader::Missing)) => ProxyFault::Missing,
+            Ok((_, ProxyHeader::Bad)) => ProxyFault::Bad,
+        };
+        self.end(id, Reason::ProxyHeader { fault })
+    }
+
+    /// Ends a connection to which nothing is to be said. False, since it is not read on.
+    fn end(&mut self, id: SlotId, reason: Reason) -> bool {
+        self.slots.doom(id, reason);
+        false
+    }
+}
