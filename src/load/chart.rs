@@ -178,7 +178,7 @@ impl Chart {
         let style = ("sans-serif", 16).into_font().color(&INK);
         let mut chart = ChartBuilder::on(&root)
             .margin(8)
-            .margin_right(24)
+            .margin_right(48)
             .x_label_area_size(48)
             .y_label_area_size(88)
             .build_cartesian_2d(x, y)?;
