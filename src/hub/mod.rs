@@ -601,6 +601,15 @@ impl Hub {
         Step::More { frames, messages }
     }
 
+    /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
+    pub fn end_replay(&mut self, seat: Seat) -> (Seat, Option<Moved>) {
+        let channel = &mut self.channels[seat.channel.0 as usize];
+        let Replay { member, form, .. } = channel.replaying[seat.position as usize];
+        let moved = channel.leave(seat);
+        let position = channel.join(form, member);
+        (Seat { position, place: Place::Live(form), ..seat }, moved)
+    }
+
     /// What is told of a channel; of one that is not there, that it is empty.
     pub fn standing(&self, name: &str) -> Standing {
         let empty = Standing { floor: self.forgotten, ..Standing::default() };

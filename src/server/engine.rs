@@ -212,7 +212,10 @@ impl<T: Transport> Engine<T> {
             return;
         }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
-            (Left::Failed(_), _) if slot.state.listens() => slots.mark_write_failed(id),
+            (Left::Failed(_), _) if slot.state.listens() => {
+                slots.mark_write_failed(id);
+                self.end_replays(id);
+            }
             (Left::Failed(_), _) => self.fail(id),
             (_, AfterFlush::Doom(reason)) => slots.doom(id, reason),
             (_, AfterFlush::ShutDownWrite) => {

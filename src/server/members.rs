@@ -6,6 +6,7 @@
 use serde_json::value::RawValue;
 
 use super::engine::Engine;
+use super::slots::Slot;
 use super::transport::Transport;
 use crate::access::gate::Pass;
 use crate::close::Reason;
@@ -106,6 +107,8 @@ impl<T: Transport> Engine<T> {
         }
         if joined.seat.place == Place::Replaying {
             self.slots.mark_replaying(id, true);
+            // A raw subscriber is sent nothing that would have it flushed otherwise.
+            self.slots.mark_dirty(id);
         }
         if matches!(wish.since, Since::After(_)) {
             let count = if joined.gap.is_some() {
@@ -275,6 +278,19 @@ impl<T: Transport> Engine<T> {
                 }
             }
         }
+    }
+
+    /// The socket of a connection has failed: it catches up no further. It stays a subscriber until what it sent
+    /// before that has been read, since a raw one publishes on the channel that it subscribes to.
+    pub(super) fn end_replays(&mut self, id: SlotId) {
+        while let Some(seat) = self.slots.get(id).and_then(Slot::next_replay) {
+            let (live, moved) = self.hub.end_replay(seat);
+            self.moved(moved);
+            if let Some(seat) = self.slots.get_mut(id).and_then(|slot| slot.seats.find_mut(seat.channel)) {
+                *seat = live;
+            }
+        }
+        self.slots.mark_replaying(id, false);
     }
 
     /// Takes a member out of one channel, after it was given what was published there so far. False if it

@@ -12,9 +12,9 @@ use slab::Slab;
 use super::engine;
 use super::transport::Transport;
 use crate::close::Reason;
-use crate::hub::Place;
 use crate::hub::outbox::{Left, Outbox};
 use crate::hub::seats::Seats;
+use crate::hub::{Place, Seat};
 use crate::ids::{Peer, SlotId};
 use crate::moment::Moment;
 use crate::session::State;
@@ -106,6 +106,11 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::REPLAYING)
     }
 
+    /// A subscription that is catching up, if there is one.
+    pub fn next_replay(&self) -> Option<Seat> {
+        self.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying).copied()
+    }
+
     /// Is its close frame queued, or would be, if there were one?
     pub fn has_farewell(&self) -> bool {
         self.marks.has(Marks::FAREWELL)
@@ -126,16 +131,17 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::READY)
     }
 
-    /// Is it to be sent what is published? A member is, until its close frame is queued: RFC 6455 5.5.1
-    /// forbids data after it.
+    /// Is it to be sent what is published? A member is, until its close frame is queued (RFC 6455 5.5.1 forbids data
+    /// after it) or its socket has failed.
     pub fn takes_broadcast(&self) -> bool {
-        !self.seats.is_empty() && !matches!(self.state, State::Dead(_))
+        !self.seats.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
     }
 
     /// Would a flush come to anything?
     fn wants_flush(&self) -> bool {
         let has_news = match self.outbox {
-            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
+            // A subscriber that is catching up gets the next part of its replay when a flush finds nothing to write.
+            Outbox::Empty => (self.state.ends_with_flush() || self.is_replaying()) && self.is_flushed(),
             _ => !self.outbox.is_blocked(),
         };
         has_news || self.transport.wants_write()

@@ -37,6 +37,7 @@ mod limits;
 mod model;
 mod origins;
 mod proxies;
+mod raw_resume;
 mod resume;
 mod slow;
 mod store;

@@ -1,0 +1,69 @@
+//! Raw WebSockets that ask for what was published before they came (`?since=`), driven turn by turn. The engine checks
+//! its invariants after each turn.
+
+use std::rc::Rc;
+
+use oyez::access::gate::Gate;
+use oyez::access::grant::Grant;
+use oyez::config::Limits;
+use serde_json::json;
+
+use crate::support::frames::{self, CLOSE};
+use crate::support::guarded::{claims, sign, verifier};
+use crate::support::rig::{Mood, Rig};
+
+/// No deadline sends anything meanwhile.
+fn limits() -> Limits {
+    Limits { ping_interval_ms: 0, ..Limits::default() }
+}
+
+/// A channel `a` whose history is replayed in several parts.
+fn publish_history(rig: &mut Rig) -> Vec<String> {
+    let texts: Vec<String> = (0..5).map(|number| format!("{number}{}", "x".repeat(40_000))).collect();
+    let publisher = rig.join("/ws/a?echo=0");
+    for text in &texts {
+        rig.send_text(publisher, text);
+        rig.settle();
+    }
+    texts
+}
+
+#[test]
+fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
+    let mut rig = Rig::new(limits());
+    let everything = Rc::new(Grant::everything());
+    rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: everything, ..Gate::open(10) };
+    let mut expected = publish_history(&mut rig);
+    let publisher = rig.join("/ws/a?echo=0");
+    rig.engine.gate.anonymous = Rc::new(Grant::default());
+    let token = sign(&claims("alice", &["a"], &["a"], rig.unix_now()));
+    let id = rig.join("/ws/a?since=earliest");
+    rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
+    rig.settle();
+    assert_eq!(rig.texts(id).len(), expected.len(), "what was published before");
+    rig.engine.gate.anonymous = Rc::new(Grant::everything());
+    rig.send_text(publisher, "new");
+    rig.settle();
+    expected.push("new".into());
+    assert_eq!(rig.texts(id), expected[5..], "what is published from then on");
+}
+
+#[test]
+fn raw_subscriber_whose_socket_fails_within_its_replay_is_closed_and_its_last_message_is_published() {
+    let mut rig = Rig::new(limits());
+    publish_history(&mut rig);
+    let witness = rig.join("/ws/a");
+    let id = rig.connect(Mood::Sips(1_000));
+    rig.send(id, frames::upgrade("/ws/a?since=earliest").as_bytes());
+    rig.turn();
+    assert!(rig.engine.slots.get(id).unwrap().is_replaying());
+    rig.pipe(id).mood = Mood::Broken;
+    rig.send_unseen(id, &frames::masked(frames::TEXT, b"last"));
+    rig.pipe(id).incoming_ends = true;
+    rig.turn();
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    let frames = rig.frames(witness);
+    assert!(frames.iter().all(|frame| frame.opcode != CLOSE));
+    assert_eq!(frames.last().unwrap().payload, b"last");
+}
