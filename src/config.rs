@@ -169,6 +169,13 @@ pub struct RepeatLimits {
     pub age_ms: u32,
 }
 
+impl RepeatLimits {
+    /// How long a publisher can rely on its key, in milliseconds; 0 if no keys are kept.
+    pub fn usable_ms(&self) -> u32 {
+        if self.keys_max == 0 { 0 } else { self.age_ms }
+    }
+}
+
 /// Options of the listening socket. Linux copies each of them to the sockets it accepts, which saves
 /// three calls a connection.
 #[derive(Clone, Debug)]

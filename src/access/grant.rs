@@ -160,6 +160,11 @@ impl Grant {
     pub fn has_expired(&self, now: u64) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
+
+    /// The time until it expires, in milliseconds from `now`, which is in seconds since 1970; `None` if it never does.
+    pub fn expires_in_ms(&self, now: u64) -> Option<u64> {
+        self.expires_at.map(|end| end.saturating_sub(now).saturating_mul(1_000))
+    }
 }
 
 /// Why a text gives no rights to those who show no token.

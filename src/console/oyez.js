@@ -5,9 +5,9 @@
 //
 // - **No loss unannounced.** Each channel has a cursor: the id of the last message that it handed over. A new
 //   connection continues from there, nothing is handed over twice, and what cannot be had any more is told to `ongap`.
-// - **Published once.** A publish that was not acknowledged is sent again, under the same key, by which the server
-//   recognises it. Where recognition has become uncertain, after minutes or when the server was started again, the
-//   promise is rejected instead (`unknown`).
+// - **Published once.** A publish that was not acknowledged is sent again, under the same key, for as long as the
+//   server remembers keys (`key_age_ms` of its hello). After that, or when the server was restarted, it could be
+//   published twice, so the promise is rejected instead (`unknown`).
 // - **A calm return.** Pauses are random and grow, so that a restarted server is not overrun; the server's own word
 //   (`retry_ms`) goes first; and a refusal that would only be repeated (4000-4099) ends it.
 //
@@ -26,8 +26,15 @@ const HELLO_TIMEOUT_MS = 10_000;
 const PONG_TIMEOUT_MS = 10_000;
 // For servers that ask for no pings: proxies and routers forget a silent connection after a minute or less.
 const PING_MS = 25_000;
-// The server recognises a key for five minutes; half a minute is left for clocks and for the way.
-const KEY_AGE_MAX_MS = 270_000;
+// A key is not used during the last tenth of the time for which the server remembers it, at most half a minute: the
+// publish still has to arrive.
+const KEY_MARGIN_MAX_MS = 30_000;
+// A token is renewed when a fifth of its time is left, and at most a minute before it expires.
+const RENEW_BEFORE_MAX_MS = 60_000;
+// A token function that failed is called again after this.
+const RENEW_RETRY_MS = 5_000;
+// A page that is refused sees only code 1006, so after this many failures before any hello the console gets a hint.
+const HINT_AFTER_FAILURES = 3;
 // A timer that is set for longer fires at once.
 const TIMER_MAX_MS = 2 ** 31 - 1;
 // What a resumed channel could send twice: a little more than a server keeps by default.
@@ -47,8 +54,22 @@ export class OyezError extends Error {
   }
 }
 
+/** The promise of a publish. It knows whether its rejection is handled, so that others can be logged. */
+class Publication extends Promise {
+  isHandled = false;
+
+  static get [Symbol.species]() {
+    return Promise;
+  }
+
+  then(fulfilled, rejected) {
+    this.isHandled = true;
+    return super.then(fulfilled, rejected);
+  }
+}
+
 /**
- * A connection that comes back. Emits `state` (a CustomEvent; its detail has the state too) and `error` (its detail is
+ * A connection that comes back. Emits `state` (an Event; its `detail` has the state too) and `error` (its detail is
  * an OyezError that belongs to no publish).
  */
 export class Oyez extends EventTarget {
@@ -60,6 +81,11 @@ export class Oyez extends EventTarget {
   #run = null;
   #clients = new Set();
   #message_bytes_max = Infinity;
+  #key_age_ms = 0;
+  #greetings = 0;
+  #hinted = false;
+  #hears_errors = false;
+  #renew_timer = null;
   #open_since = null;
   #failures = 0;
   #told_to_wait = false;
@@ -75,9 +101,11 @@ export class Oyez extends EventTarget {
   #key;
 
   /**
-   * @param {string} [url] ws://, wss://, http:// or https://; the page's own origin if absent
+   * @param {string} [url] ws://, wss://, http:// or https://, with the server's path prefix if it has one; relative to
+   *   the page; the page's own origin if absent
    * @param {object} [options]
-   * @param {string | (() => string | Promise<string>)} [options.token] a function is called at each connect
+   * @param {string | (() => string | Promise<string>)} [options.token] a function is called at each connect,
+   *   and before the token expires
    * @param {(state: string, detail: object) => void} [options.onstate]
    * @param {number} [options.publishes_max] unanswered publishes; one more is rejected (`queue_full`)
    * @param {number} [options.pong_timeout_ms] silence after a ping that means the connection is dead
@@ -95,11 +123,15 @@ export class Oyez extends EventTarget {
       ...options,
     };
     if (!this.#options.WebSocket) throw new TypeError('there is no WebSocket here: pass one as options.WebSocket');
-    const bytes = globalThis.crypto.getRandomValues(new Uint8Array(12));
-    this.#key = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+    this.#key = randomHex(12, this.#options.random);
     globalThis.addEventListener?.('online', this.#online);
     // The caller has the object before it hears of its first state.
     queueMicrotask(() => this.#state === 'connecting' && this.#connect());
+  }
+
+  addEventListener(type, ...rest) {
+    if (type === 'error') this.#hears_errors = true;
+    super.addEventListener(type, ...rest);
   }
 
   /** 'connecting', 'open', 'waiting' or 'closed'. */
@@ -148,10 +180,10 @@ export class Oyez extends EventTarget {
   /**
    * Publishes a string as text, bytes (an ArrayBuffer or a view of one) as binary, anything else as JSON.
    *
-   * @returns {Promise<string>} the message's id; rejected with an OyezError. Whoever is not interested may leave it.
+   * @returns {Promise<string>} the message's id; rejected with an OyezError, which is logged if it is not handled
    */
   publish(name, value) {
-    const promise = new Promise((resolve, reject) => {
+    const promise = new Publication((resolve, reject) => {
       checkName(name);
       if (this.#state === 'closed') throw new OyezError('closed', 'the connection has been closed');
       if (this.#publishes.size >= this.#options.publishes_max) {
@@ -159,11 +191,14 @@ export class Oyez extends EventTarget {
       }
       const ref = this.#next_ref++;
       const frame = JSON.stringify({ type: 'publish', ch: name, ...payload(value), ref, key: `${this.#key}-${ref}` });
-      const publish = { ref, frame, sent_at: null, resolve, reject };
+      const publish = { ref, frame, sent: null, resolve, reject };
       this.#publishes.set(ref, publish);
       if (this.#state === 'open') this.#sendPublish(publish);
     });
-    promise.catch(() => {});
+    Promise.prototype.then.call(promise, undefined, (error) => {
+      const isOwnClose = error.code === 'closed' && this.#state === 'closed';
+      if (!promise.isHandled && !isOwnClose) warn(`publish to ${name} failed: ${error.code}: ${error.message}`);
+    });
     return promise;
   }
 
@@ -211,6 +246,7 @@ export class Oyez extends EventTarget {
     const socket = this.#socket;
     clearTimeout(this.#life_timer);
     clearTimeout(this.#retry_timer);
+    clearTimeout(this.#renew_timer);
     this.#attempt++;
     this.#socket = null;
     this.#client = null;
@@ -229,6 +265,16 @@ export class Oyez extends EventTarget {
     else socket?.close();
 
     if (code >= 4000 && code <= 4099) return this.#end(code, reason);
+    if (this.#greetings === 0 && this.#failures + 1 >= HINT_AFTER_FAILURES && !this.#hinted) {
+      this.#hinted = true;
+      const page = globalThis.location?.origin;
+      warn(
+        `no connection to ${this.#url} after ${HINT_AFTER_FAILURES} attempts (${code} ${reason}). ` +
+          'Check that the server runs at this address and speaks the same protocol (ws:// or wss://), that a proxy in ' +
+          `front passes Upgrade and Host, and that the server allows this origin${page ? ` (--origin ${page})` : ''}; ` +
+          'the log of the server names the reason.',
+      );
+    }
     if (this.#open_since !== null && Date.now() - this.#open_since >= GOOD_AFTER_MS) this.#failures = 0;
     this.#open_since = null;
 
@@ -260,7 +306,7 @@ export class Oyez extends EventTarget {
   #enter(state, detail) {
     this.#state = state;
     call(this.#options.onstate, state, detail);
-    this.dispatchEvent(new CustomEvent('state', { detail: { state, ...detail } }));
+    this.dispatchEvent(event('state', { state, ...detail }));
   }
 
   #send(command) {
@@ -316,6 +362,8 @@ export class Oyez extends EventTarget {
         // Another log is another server, which may have given our old names to others.
         if (said.why === 'epoch') this.#clients = new Set([this.#client]);
         return this.#gap(channel, said.after, said.resume, said.missed, said.why);
+      case 'authenticated':
+        return this.#renewLater(said.expires_ms);
       case 'ack':
         return this.#answered(said.ref, ({ resolve }) => resolve(said.id));
       case 'error':
@@ -324,13 +372,16 @@ export class Oyez extends EventTarget {
     }
   }
 
-  #greeted({ client, run, ping_ms, message_bytes_max }) {
+  #greeted({ client, run, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#life_timer);
-    // Another process recognises no key of before.
+    // Another process remembers no key of before.
     if (this.#run !== null && run !== this.#run) {
-      for (const publish of this.#publishes.values()) if (publish.sent_at !== null) publish.sent_at = -Infinity;
+      for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }
     this.#run = run;
+    this.#greetings++;
+    this.#key_age_ms = key_age_ms ?? 0;
+    this.#renewLater(expires_ms);
     this.#client = client;
     keepNewest(this.#clients, client, CLIENTS_MAX);
     this.#message_bytes_max = message_bytes_max ?? Infinity;
@@ -340,6 +391,26 @@ export class Oyez extends EventTarget {
     for (const channel of this.#channels.values()) this.#join(channel);
     for (const publish of this.#publishes.values()) this.#sendPublish(publish);
     this.#enter('open', { client });
+  }
+
+  /** The rights of the connection end with its token, so the next token is shown before that. */
+  #renewLater(expires_ms) {
+    clearTimeout(this.#renew_timer);
+    if (typeof this.#options.token !== 'function' || !(expires_ms > 0)) return;
+    const wait_ms = expires_ms - Math.min(RENEW_BEFORE_MAX_MS, expires_ms / 5);
+    this.#renew_timer = setTimeout(() => this.#renew(), Math.min(wait_ms, TIMER_MAX_MS));
+  }
+
+  async #renew() {
+    const attempt = this.#attempt;
+    try {
+      const token = await this.#options.token();
+      if (attempt === this.#attempt) this.#send({ type: 'auth', token });
+    } catch (error) {
+      if (attempt !== this.#attempt) return;
+      warn(`the token function failed: ${error?.message ?? error}`);
+      this.#renew_timer = setTimeout(() => this.#renew(), RENEW_RETRY_MS);
+    }
   }
 
   #join(channel) {
@@ -389,17 +460,19 @@ export class Oyez extends EventTarget {
     if (ref !== undefined) {
       // The connection is about to be closed, and the next one takes it; it was not published by this one.
       if (code !== 'drain') this.#answered(ref, ({ reject }) => reject(error));
-      else if (this.#publishes.has(ref)) this.#publishes.get(ref).sent_at = null;
+      else if (this.#publishes.has(ref)) this.#publishes.get(ref).sent = null;
       return;
     }
     // The subscription that was to be ended had been refused.
     if (code === 'not_subscribed') this.#left(channel);
+    const isHandled = this.#hears_errors || (channel && [...channel.handlers].some(({ onerror }) => onerror));
+    if (!isHandled) warn(`${channel ? `channel ${channel.name}: ` : ''}${code}: ${message}`);
     if (channel?.stage === 'joining') {
       channel.stage = 'away';
       tell(channel, 'onerror', error);
       if (channel.handlers.size === 0) this.#channels.delete(channel.name);
     }
-    this.dispatchEvent(new CustomEvent('error', { detail: error }));
+    this.dispatchEvent(event('error', error));
   }
 
   #answered(ref, settle) {
@@ -409,25 +482,60 @@ export class Oyez extends EventTarget {
   }
 
   #sendPublish(publish) {
-    const { ref, frame, sent_at, reject } = publish;
+    const { ref, frame, sent, reject } = publish;
     const refuse = (code, why) => this.#answered(ref, () => reject(new OyezError(code, why)));
-    if (sent_at !== null && Date.now() - sent_at > KEY_AGE_MAX_MS) {
-      refuse('unknown', 'it was sent, its answer was lost, and the server would no longer recognise it');
+    const usable_ms = this.#key_age_ms - Math.min(KEY_MARGIN_MAX_MS, this.#key_age_ms / 10);
+    if (sent !== null && elapsed(sent) >= usable_ms) {
+      refuse('unknown', 'it was sent, its answer was lost, and the server no longer remembers its key');
     } else if (isLonger(frame, this.#message_bytes_max)) {
       // The server would close the connection, and again at each return.
       refuse('too_big', `with all around it, a message may have ${this.#message_bytes_max} bytes`);
     } else {
-      publish.sent_at ??= Date.now();
+      publish.sent ??= clocks();
       this.#socket.send(frame);
     }
   }
 }
 
 function endpoint(text) {
-  const url = new URL(text ?? globalThis.location.origin);
+  const page = globalThis.location;
+  const url = new URL(text ?? page.origin, page?.href);
   url.protocol = url.protocol.replace(/^http/, 'ws');
-  url.pathname = `${url.pathname.replace(/\/+$/, '')}/ws`;
+  // The path in front of `/ws` is the prefix under which a proxy serves Oyez; the whole address is accepted too.
+  url.pathname = `${url.pathname.replace(/\/+$/, '').replace(/\/ws$/, '')}/ws`;
+  // A WebSocket's address has no fragment (RFC 6455 3).
+  url.hash = '';
   return url.href;
+}
+
+// The wall clock can be set back, and the monotonic one may stand still while a machine sleeps: the larger of the two
+// ages is never too small.
+function clocks() {
+  return { wall: Date.now(), monotonic: globalThis.performance?.now() ?? 0 };
+}
+
+const LONG_AGO = { wall: -Infinity, monotonic: -Infinity };
+
+function elapsed(since) {
+  const now = clocks();
+  return Math.max(now.wall - since.wall, now.monotonic - since.monotonic);
+}
+
+// Keys have to differ, not to be secret, so where there is no `crypto` (Node 18) any randomness does.
+function randomHex(bytes, random) {
+  const array = new Uint8Array(bytes);
+  if (globalThis.crypto?.getRandomValues) globalThis.crypto.getRandomValues(array);
+  else array.forEach((_, at) => (array[at] = Math.floor(random() * 256)));
+  return Array.from(array, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+// Node 18 has no CustomEvent.
+function event(type, detail) {
+  return Object.assign(new Event(type), { detail });
+}
+
+function warn(text) {
+  globalThis.console?.warn(`oyez: ${text}`);
 }
 
 function checkName(name) {

@@ -57,6 +57,8 @@ impl<T: Transport> Engine<T> {
             run: format!("{:08x}", self.run),
             ping_ms: self.limits.ping_interval_ms,
             message_bytes_max: self.limits.message_bytes_max,
+            key_age_ms: self.limits.repeats.usable_ms(),
+            expires_ms: pass.as_ref().and_then(|grant| grant.expires_in_ms(self.gate.unix_now)),
         };
         self.tell(id, &hello, now);
         match joined {

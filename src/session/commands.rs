@@ -120,9 +120,9 @@ fn authenticate(
         Err(why) => return Some(bad_token(why, desk)),
     };
     let pass = Some(grant.clone());
-    let left = grant.expires_at.map_or(0, |end| end.saturating_sub(desk.gate.unix_now));
+    let expires_ms = grant.expires_in_ms(desk.gate.unix_now).unwrap_or(0);
     if form == Form::Envelope {
-        let notice = Notice::Authenticated { reference, expires_ms: left.saturating_mul(1_000) };
+        let notice = Notice::Authenticated { reference, expires_ms };
         desk.intents.push(Intent::Say(notice.to_frame().into()));
     }
     let before = guest.replace(Guest::known(grant, desk));

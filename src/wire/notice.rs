@@ -22,6 +22,11 @@ pub enum Notice<'a> {
         ping_ms: u32,
         /// The largest message that it may send, in bytes.
         message_bytes_max: usize,
+        /// How long a publish can be repeated under its key, in milliseconds; 0: the server keeps no keys.
+        key_age_ms: u32,
+        /// When the rights of its token end, in milliseconds from now; absent without a token.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_ms: Option<u64>,
     },
     /// It is a member.
     Subscribed {
@@ -128,8 +133,16 @@ mod tests {
             assert_eq!(std::str::from_utf8(crate::wire::payload_of(&frame)).unwrap(), expected);
         };
         check(
-            Notice::Hello { id, client: "c".into(), run: "r".into(), ping_ms: 25_000, message_bytes_max: 9 },
-            r#"{"type":"hello","id":"7-8","client":"c","run":"r","ping_ms":25000,"message_bytes_max":9}"#,
+            Notice::Hello {
+                id,
+                client: "c".into(),
+                run: "r".into(),
+                ping_ms: 25_000,
+                message_bytes_max: 9,
+                key_age_ms: 5,
+                expires_ms: None,
+            },
+            r#"{"type":"hello","id":"7-8","client":"c","run":"r","ping_ms":25000,"message_bytes_max":9,"key_age_ms":5}"#,
         );
         check(
             Notice::Subscribed { ch: "a", id, members: 3 },

@@ -29,7 +29,7 @@ class Socket {
   }
 
   hello(fields = {}) {
-    this.say({ type: 'hello', id: '1-0', client: `c${Socket.all.length}`, ping_ms: 25_000, message_bytes_max: 200, ...fields });
+    this.say({ type: 'hello', id: '1-0', client: `c${Socket.all.length}`, ping_ms: 25_000, message_bytes_max: 200, key_age_ms: 300_000, ...fields });
   }
 
   fail(code = 1006, reason = '') {
@@ -40,6 +40,19 @@ class Socket {
 const socket = () => Socket.all.at(-1);
 const types = () => socket().sent.map(({ type }) => type);
 const settle = () => new Promise((resolve) => setImmediate(resolve));
+
+/** What the body writes to the console as warnings. */
+async function logged(body) {
+  const warnings = [];
+  const before = console.warn;
+  console.warn = (text) => warnings.push(text);
+  try {
+    await body();
+  } finally {
+    console.warn = before;
+  }
+  return warnings;
+}
 
 /** Runs the body with a hub over such sockets; afterwards no timer may be left. */
 function check(what, body, options = {}) {
@@ -232,10 +245,155 @@ describe('tokens', () => {
     assert.deepEqual(Socket.all.map(({ protocols }) => protocols[1]), ['oyez.token.t1', 'oyez.token.t2']);
   }, { token: async () => `t${++calls}` });
 
+  let renewals = 0;
+  const renewing = { token: async () => `t${++renewals}` };
+  check('the next one is shown before the first expires, on the same connection', async () => {
+    socket().hello({ expires_ms: 600_000 });
+    mock.timers.tick(540_000);
+    await settle();
+    const shown = () => socket().sent.filter(({ type }) => type === 'auth');
+    assert.deepEqual(shown(), [{ type: 'auth', token: 't2' }]);
+    socket().say({ type: 'authenticated', expires_ms: 10_000 });
+    mock.timers.tick(8_000);
+    await settle();
+    assert.deepEqual(shown().map(({ token }) => token), ['t2', 't3']);
+    assert.equal(Socket.all.length, 1);
+  }, renewing);
+
+  let failures = 0;
+  const failing = { token: async () => (++failures === 2 ? Promise.reject(new Error('no network')) : `t${failures}`) };
+  check('a renewal that failed is tried again', async () => {
+    const warnings = await logged(async () => {
+      socket().hello({ expires_ms: 100_000 });
+      mock.timers.tick(80_000);
+      await settle();
+      assert.deepEqual(types().filter((type) => type === 'auth'), []);
+      mock.timers.tick(5_000);
+      await settle();
+    });
+    assert.deepEqual(socket().sent.filter(({ type }) => type === 'auth'), [{ type: 'auth', token: 't3' }]);
+    assert.match(warnings.join(), /token function failed: no network/);
+  }, failing);
+
   check('one that fails is a failed connection', async (hub, states) => {
     assert.equal(Socket.all.length, 0);
     assert.deepEqual(states.at(-1), ['waiting', { retry_ms: 100, code: 1006, reason: 'no token' }]);
   }, { token: () => Promise.reject(new Error('no token')) });
+});
+
+describe('addresses', () => {
+  const addresses = [
+    ['http://host:1', 'ws://host:1/ws'],
+    ['https://host/live/', 'wss://host/live/ws'],
+    ['ws://host:1/ws', 'ws://host:1/ws'],
+    ['wss://host/a/b/ws/', 'wss://host/a/b/ws'],
+    ['http://host/?x=1#part', 'ws://host/ws?x=1'],
+  ];
+  for (const [given, used] of addresses) {
+    test(given, async () => {
+      Socket.all = [];
+      const hub = new Oyez(given, { WebSocket: Socket });
+      await settle();
+      hub.close();
+      assert.equal(socket().url, used);
+    });
+  }
+
+  test('a path alone is on the server of the page', async () => {
+    Socket.all = [];
+    globalThis.location = { href: 'https://page/chat/index.html', origin: 'https://page' };
+    try {
+      for (const path of ['/live', undefined]) {
+        const hub = new Oyez(path, { WebSocket: Socket });
+        await settle();
+        hub.close();
+      }
+    } finally {
+      delete globalThis.location;
+    }
+    assert.deepEqual(Socket.all.map(({ url }) => url), ['wss://page/live/ws', 'wss://page/ws']);
+  });
+});
+
+describe('the console', () => {
+  check('gets one hint when no connection ever came about', async () => {
+    const warnings = await logged(async () => {
+      for (let i = 0; i < 6; i++) {
+        socket().fail();
+        mock.timers.tick(30_000);
+      }
+    });
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0], /ws:\/\/host:1\/ws after 3 attempts.*origin.*the log of the server/);
+  });
+
+  check('gets none when there was a hello', async () => {
+    const warnings = await logged(async () => {
+      socket().hello();
+      for (let i = 0; i < 6; i++) {
+        socket().fail();
+        mock.timers.tick(30_000);
+      }
+    });
+    assert.deepEqual(warnings, []);
+  });
+
+  check('gets what the server refused and no handler was for', async (hub) => {
+    const warnings = await logged(async () => {
+      socket().hello();
+      hub.subscribe('a', () => {});
+      hub.publish('b', 1);
+      socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'permission denied' });
+      socket().say({ type: 'error', ref: 1, code: 'forbidden', message: 'permission denied' });
+      await settle();
+    });
+    assert.deepEqual(warnings, [
+      'oyez: channel a: forbidden: permission denied',
+      'oyez: publish to b failed: forbidden: permission denied',
+    ]);
+  });
+
+  check('gets nothing that a handler was for', async (hub) => {
+    const warnings = await logged(async () => {
+      socket().hello();
+      hub.subscribe('a', () => {}, { onerror: () => {} });
+      hub.publish('b', 1).catch(() => {});
+      const awaited = (async () => {
+        await assert.rejects(async () => await hub.publish('c', 1), { code: 'forbidden' });
+      })();
+      socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'no' });
+      for (const ref of [1, 2]) socket().say({ type: 'error', ref, code: 'forbidden', message: 'no' });
+      await awaited;
+      hub.addEventListener('error', () => {});
+      hub.subscribe('d', () => {});
+      socket().say({ type: 'error', ch: 'd', code: 'forbidden', message: 'no' });
+      hub.publish('e', 1);
+      hub.close();
+      await settle();
+    });
+    assert.deepEqual(warnings, []);
+  });
+});
+
+test('works where neither crypto nor CustomEvent is global', async () => {
+  Socket.all = [];
+  const names = ['crypto', 'CustomEvent', 'performance'];
+  const before = names.map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)]);
+  const details = [];
+  try {
+    for (const name of names) Object.defineProperty(globalThis, name, { value: undefined, configurable: true });
+    const hub = new Oyez('http://host', { WebSocket: Socket });
+    hub.addEventListener('state', ({ detail }) => details.push(detail.state));
+    await settle();
+    socket().hello();
+    hub.publish('a', 1);
+    assert.match(socket().sent[0].key, /^[0-9a-f]{24}-1$/);
+    hub.close();
+    await settle();
+  } finally {
+    for (const [name, descriptor] of before) Object.defineProperty(globalThis, name, descriptor);
+  }
+  assert.deepEqual(details, ['connecting', 'open', 'closed']);
 });
 
 describe('publishing', () => {
@@ -266,17 +424,46 @@ describe('publishing', () => {
     assert.equal(await two, '1-2');
   });
 
-  check('but not when the server has forgotten the key', async (hub) => {
-    socket().hello();
-    const sent = hub.publish('a', 1);
-    socket().fail(4200, 'drain retry_ms=280000');
-    const queued = hub.publish('a', 2);
-    mock.timers.tick(280_000);
-    socket().hello();
-    await assert.rejects(sent, { code: 'unknown' });
-    assert.deepEqual(socket().sent.map(({ data }) => data), [2]);
-    socket().say({ type: 'ack', ref: 2, id: '1-2' });
-    assert.equal(await queued, '1-2');
+  // [how long the server remembers keys, how long the client is away, is the publish sent again?]
+  for (const [key_age_ms, away_ms, again] of [
+    [300_000, 269_999, true],
+    [300_000, 270_000, false],
+    [1_000, 899, true],
+    [1_000, 900, false],
+    [0, 1, false],
+    [undefined, 1, false],
+  ]) {
+    check(`away for ${away_ms} ms from a server that remembers keys for ${key_age_ms} ms`, async (hub) => {
+      socket().hello({ key_age_ms });
+      const sent = hub.publish('a', 1);
+      socket().fail(4200, `drain retry_ms=${away_ms}`);
+      const queued = hub.publish('a', 2);
+      mock.timers.tick(away_ms);
+      socket().hello({ key_age_ms });
+      if (!again) await assert.rejects(sent, { code: 'unknown' });
+      assert.deepEqual(socket().sent.map(({ data }) => data), again ? [1, 2] : [2]);
+      for (const { ref } of socket().sent) socket().say({ type: 'ack', ref, id: `1-${ref}` });
+      if (again) assert.equal(await sent, '1-1');
+      assert.equal(await queued, '1-2');
+    });
+  }
+
+  check('a wall clock that is set back makes no key younger', async (hub) => {
+    const real = performance.now.bind(performance);
+    let monotonic = 0;
+    performance.now = () => monotonic;
+    try {
+      socket().hello();
+      const sent = hub.publish('a', 1);
+      monotonic = 270_000;
+      mock.timers.setTime(0);
+      socket().fail();
+      mock.timers.tick(100);
+      socket().hello();
+      await assert.rejects(sent, { code: 'unknown' });
+    } finally {
+      performance.now = real;
+    }
   });
 
   check('nor when it was started again, which knows no key of before', async (hub) => {

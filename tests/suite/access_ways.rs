@@ -61,7 +61,9 @@ fn as_a_subprotocol_of_which_only_the_real_one_is_echoed() {
     client.send(upgrade_with("/ws/a", &v1(&alice())).as_bytes());
     let head = client.head();
     assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
-    assert_eq!(hear(&mut client)["type"], "hello");
+    let hello = hear(&mut client);
+    assert_eq!(hello["type"], "hello");
+    assert!((3_500_000..=3_600_000).contains(&hello["expires_ms"].as_u64().unwrap()), "{hello}");
     assert_eq!(hear(&mut client)["type"], "subscribed");
     let mut raw = Client::new(guarded.server.connect());
     let line = format!("Sec-WebSocket-Protocol: oyez.token.{}\r\n", alice());

@@ -51,11 +51,22 @@ fn plain(mut value: Value) -> Value {
 }
 
 #[test]
+fn hello_names_the_age_of_keys() {
+    for (flags, age_ms) in [
+        (["--idempotency-keys-max=0", "--idempotency-age-seconds=60"], 0),
+        (["--idempotency-keys-max=9", "--idempotency-age-seconds=60"], 60_000),
+    ] {
+        assert_eq!(Member::join(&Server::start(&flags), "/ws").1["key_age_ms"], age_ms, "{flags:?}");
+    }
+}
+
+#[test]
 fn a_session() {
     let server = Server::start(&[]);
     let (mut one, hello) = Member::join(&server, "/ws");
     assert_eq!(hello["ping_ms"], 25_000);
     assert_eq!(hello["message_bytes_max"], 65_536);
+    assert_eq!((&hello["key_age_ms"], hello.get("expires_ms")), (&json!(300_000), None));
     let (mut two, other) = Member::join(&server, "/ws/a");
     assert_ne!(hello["client"], other["client"]);
     assert_eq!(plain(two.hear()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 1}));
