@@ -9,11 +9,11 @@
 
 use std::fmt;
 
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, EncodingKey, Header};
 use rustls::pki_types::alg_id;
 use rustls::pki_types::pem::{PemObject, SectionKind};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::crypto;
 
@@ -36,20 +36,12 @@ pub(super) struct Key {
     /// The name that a JWKS file gives it.
     pub(super) kid: Option<Box<str>>,
     pub(super) key: DecodingKey,
-    /// The signature by this key and this algorithm. What the claims say is judged by [`super::token`],
-    /// which is told the time.
-    pub(super) validation: Validation,
 }
 
 impl Key {
     fn new(algorithm: Algorithm, kid: Option<&str>, key: DecodingKey) -> Key {
         crypto::install();
-        let mut validation = Validation::new(algorithm);
-        validation.required_spec_claims.clear();
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        validation.validate_aud = false;
-        Key { algorithm, kid: kid.map(Into::into), key, validation }
+        Key { algorithm, kid: kid.map(Into::into), key }
     }
 }
 
@@ -81,16 +73,38 @@ impl Keys {
         if keys.is_empty() { Err(BadKey::NoPublicKey) } else { Keys(keys).bounded() }
     }
 
-    /// The public keys of a JWKS file (RFC 7517 5). Keys that are not for signatures, or for other
-    /// algorithms, are left out.
+    /// The public keys of a JWKS file, and the keys of it that cannot be used. A key set also holds keys of kinds
+    /// that its readers do not know yet, and those are to be ignored (RFC 7517 5): one odd key must not lock out
+    /// the tokens of all others, nor keep a key trusted that has been removed from the file.
     ///
     /// # Errors
-    /// If it is no JWKS, or has no key that can be used, or a shared secret, which has a file of its own.
-    pub fn from_jwks(file: &[u8]) -> Result<Keys, BadKey> {
-        let set: JwkSet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
-        let keys = set.keys.iter().filter_map(|jwk| jwks_key(jwk).transpose());
-        let keys = keys.collect::<Result<Vec<Key>, BadKey>>()?;
-        if keys.is_empty() { Err(BadKey::NoUsableKey) } else { Keys(keys).bounded() }
+    /// If it is not a JWKS, or no key in it can be used.
+    pub fn from_jwks(file: &[u8]) -> Result<(Keys, Vec<SkippedKey>), BadKey> {
+        #[derive(Deserialize)]
+        struct KeySet {
+            keys: Vec<Value>,
+        }
+        let set: KeySet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
+        for (index, jwk) in set.keys.iter().enumerate() {
+            match jwks_key(jwk) {
+                Ok(key) => keys.push(key),
+                Err(why) => {
+                    let kid = jwk.get("kid").map(|kid| match kid.as_str() {
+                        Some(text) => text.into(),
+                        None => kid.to_string().into(),
+                    });
+                    skipped.push(SkippedKey { index, kid, why });
+                }
+            }
+        }
+        if keys.is_empty() {
+            return Err(skipped
+                .into_iter()
+                .next()
+                .map_or(BadKey::EmptyJwks, |key| BadKey::NoUsableKey(Box::new(key))));
+        }
+        Ok((Keys(keys).bounded()?, skipped))
     }
 
     /// These keys and others.
@@ -222,10 +236,15 @@ fn public_key(info: &[u8]) -> Result<Key, BadKey> {
     }
 }
 
-fn check_modulus(big_endian: &[u8]) -> Result<(), BadKey> {
+/// The length of a number in bits.
+fn bits(big_endian: &[u8]) -> usize {
     let start = big_endian.iter().position(|byte| *byte != 0).unwrap_or(big_endian.len());
     let digits = &big_endian[start..];
-    let bits = digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize);
+    digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize)
+}
+
+fn check_modulus(big_endian: &[u8]) -> Result<(), BadKey> {
+    let bits = bits(big_endian);
     if RSA_BITS.contains(&bits) { Ok(()) } else { Err(BadKey::RsaBits(bits)) }
 }
 
@@ -245,41 +264,146 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// One key of a set; `None` if it is for something else.
-fn jwks_key(jwk: &Jwk) -> Result<Option<Key>, BadKey> {
-    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
-        return Ok(None);
+/// The members of a JWK that say what it is (RFC 7517 4, RFC 7518 6, RFC 8037 2). Those that are not needed, such as
+/// `x5c`, are not looked at.
+#[derive(Deserialize)]
+struct Jwk<'a> {
+    kty: &'a str,
+    #[serde(rename = "use")]
+    purpose: Option<&'a str>,
+    key_ops: Option<Vec<&'a str>>,
+    alg: Option<&'a str>,
+    kid: Option<&'a str>,
+    crv: Option<&'a str>,
+    n: Option<&'a str>,
+    e: Option<&'a str>,
+    x: Option<&'a str>,
+    y: Option<&'a str>,
+}
+
+/// One key of a set.
+fn jwks_key(value: &Value) -> Result<Key, SkipReason> {
+    if value.get("kid").is_some_and(|kid| !kid.is_string()) {
+        return Err(SkipReason::KidNotText);
     }
-    let (algorithm, named) = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => (Algorithm::RS256, KeyAlgorithm::RS256),
-        AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
-            (Algorithm::ES256, KeyAlgorithm::ES256)
-        }
-        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
-            (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
-        }
-        AlgorithmParameters::OctetKey(_) => return Err(BadKey::SecretInJwks),
-        _ => return Ok(None),
+    let jwk = Jwk::deserialize(value).map_err(|_| SkipReason::Malformed)?;
+    let is_for_others = jwk.purpose.is_some_and(|purpose| purpose != "sig")
+        || jwk.key_ops.as_ref().is_some_and(|ops| !ops.contains(&"verify"));
+    if is_for_others {
+        return Err(SkipReason::OtherPurpose);
+    }
+    let (algorithm, names): (_, &[&str]) = match (jwk.kty, jwk.crv) {
+        ("RSA", _) => (Algorithm::RS256, &["RS256"]),
+        ("EC", Some("P-256")) => (Algorithm::ES256, &["ES256"]),
+        // RFC 9864 2.2 names the curve in the algorithm.
+        ("OKP", Some("Ed25519")) => (Algorithm::EdDSA, &["EdDSA", "Ed25519"]),
+        ("oct", _) => return Err(SkipReason::Secret),
+        ("EC" | "OKP", curve) => return Err(SkipReason::Curve(shorten(curve.unwrap_or("none")))),
+        (kind, _) => return Err(SkipReason::Kind(shorten(kind))),
     };
-    if jwk.common.key_algorithm.is_some_and(|other| other != named) {
-        return Ok(None);
+    if let Some(other) = jwk.alg.filter(|alg| !names.contains(alg)) {
+        return Err(SkipReason::OtherAlgorithm(shorten(other)));
     }
-    let key = DecodingKey::from_jwk(jwk).map_err(|_| BadKey::NoJwks)?;
+    let key = match (algorithm, &jwk) {
+        (Algorithm::RS256, Jwk { n: Some(n), e: Some(e), .. }) => DecodingKey::from_rsa_components(n, e),
+        (Algorithm::ES256, Jwk { x: Some(x), y: Some(y), .. }) => DecodingKey::from_ec_components(x, y),
+        (Algorithm::EdDSA, Jwk { x: Some(x), .. }) => DecodingKey::from_ed_components(x),
+        _ => return Err(SkipReason::Malformed),
+    };
+    let key = key.map_err(|_| SkipReason::Malformed)?;
     let fits = match key.kind() {
-        jsonwebtoken::DecodingKeyKind::RsaModulusExponent { n, .. } => {
-            check_modulus(n)?;
+        DecodingKeyKind::RsaModulusExponent { n, .. } => {
+            check_modulus(n).map_err(|_| SkipReason::RsaBits(bits(n)))?;
             true
         }
-        jsonwebtoken::DecodingKeyKind::SecretOrDer(bytes) => {
+        DecodingKeyKind::SecretOrDer(bytes) => {
             bytes.len() == if algorithm == Algorithm::EdDSA { 32 } else { 65 }
         }
     };
-    let kid = jwk.common.key_id.as_deref();
-    if fits { Ok(Some(Key::new(algorithm, kid, key))) } else { Err(BadKey::NoJwks) }
+    if fits { Ok(Key::new(algorithm, jwk.kid, key)) } else { Err(SkipReason::Malformed) }
+}
+
+/// The longest text of a file that an error repeats.
+const QUOTE_CHARS_MAX: usize = 64;
+
+fn shorten(text: &str) -> Box<str> {
+    text.chars().take(QUOTE_CHARS_MAX).flat_map(char::escape_debug).collect::<String>().into()
+}
+
+/// A key of a JWKS that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedKey {
+    /// Its place in the list, from 0.
+    pub index: usize,
+    /// Its name as it is in the file, if it has one.
+    pub kid: Option<Box<str>>,
+    /// Why it cannot be used.
+    pub why: SkipReason,
+}
+
+/// Why a key of a JWKS cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SkipReason {
+    /// For encryption, say: every key set may have some, and nothing is wrong with them.
+    OtherPurpose,
+    /// For signatures with an algorithm that is not supported.
+    OtherAlgorithm(Box<str>),
+    /// Of a kind (`kty`) that is not supported.
+    Kind(Box<str>),
+    /// On a curve (`crv`) that is not supported.
+    Curve(Box<str>),
+    /// An RSA key of so many bits.
+    RsaBits(usize),
+    /// `kid` is a number, say (RFC 7517 4.5).
+    KidNotText,
+    /// A shared secret in a file of public keys.
+    Secret,
+    /// A member is missing, of a wrong type, of a wrong length or not base64url.
+    Malformed,
+}
+
+impl SkipReason {
+    /// Returns true if the operator should look at the key: it may have been meant for this server.
+    pub fn is_notable(&self) -> bool {
+        *self != SkipReason::OtherPurpose
+    }
+}
+
+impl fmt::Display for SkippedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "keys[{}]", self.index)?;
+        if let Some(kid) = &self.kid {
+            write!(f, " (kid {})", shorten(kid))?;
+        }
+        write!(f, ": {}", self.why)
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SkipReason::OtherPurpose => f.write_str("not for signatures"),
+            SkipReason::OtherAlgorithm(name) => {
+                write!(f, "algorithm {name} is not supported; EdDSA, ES256 and RS256 are")
+            }
+            SkipReason::Kind(kind) => write!(f, "key type {kind} is not supported; OKP, EC and RSA are"),
+            SkipReason::Curve(curve) => {
+                write!(f, "curve {curve} is not supported; Ed25519 (OKP) and P-256 (EC) are")
+            }
+            SkipReason::RsaBits(bits) => BadKey::RsaBits(*bits).fmt(f),
+            SkipReason::KidNotText => f.write_str("its kid is not a string (RFC 7517 4.5)"),
+            SkipReason::Secret => f.write_str(
+                "a shared secret (\"oct\") in a file of public keys; it belongs in --jwt-secret-file",
+            ),
+            SkipReason::Malformed => f.write_str(
+                "a member is missing, of a wrong type or length, or not base64url (RFC 7518 6, RFC 8037 2)",
+            ),
+        }
+    }
 }
 
 /// Why bytes are no key. It never shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadKey {
     /// A secret of so many bytes.
     SecretTooShort(usize),
@@ -301,12 +425,12 @@ pub enum BadKey {
     UnknownKind,
     /// An RSA key of so many bits.
     RsaBits(usize),
-    /// Not a JWKS, or a key in it is not what it says.
+    /// Not a JWKS.
     NoJwks,
-    /// A JWKS in which no key can be used.
-    NoUsableKey,
-    /// A shared secret in a file of public keys.
-    SecretInJwks,
+    /// A JWKS without a key.
+    EmptyJwks,
+    /// A JWKS in which no key can be used; the first of them.
+    NoUsableKey(Box<SkippedKey>),
     /// More keys than are tried.
     TooMany,
 }
@@ -341,12 +465,8 @@ impl fmt::Display for BadKey {
                 RSA_BITS.end()
             ),
             BadKey::NoJwks => f.write_str("not a JWKS: {\"keys\":[…]} (RFC 7517)"),
-            BadKey::NoUsableKey => {
-                f.write_str("no key in the JWKS is for signatures with EdDSA (Ed25519), ES256 or RS256")
-            }
-            BadKey::SecretInJwks => {
-                f.write_str("the JWKS has a shared secret (\"oct\"); it belongs in --jwt-secret-file")
-            }
+            BadKey::EmptyJwks => f.write_str("the JWKS has no key"),
+            BadKey::NoUsableKey(first) => write!(f, "no key in the JWKS can be used; {first}"),
             BadKey::TooMany => write!(f, "more than {KEYS_MAX} keys"),
         }
     }

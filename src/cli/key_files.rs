@@ -51,7 +51,12 @@ impl KeyFiles {
             add("--jwt-public-key", path, Keys::from_pem(&read("--jwt-public-key", path)?))?;
         }
         for path in &self.jwks_file {
-            add("--jwks-file", path, Keys::from_jwks(&read("--jwks-file", path)?))?;
+            let (keys, skipped) = Keys::from_jwks(&read("--jwks-file", path)?)
+                .map_err(|why| bad_key("--jwks-file", path, why))?;
+            for key in skipped.iter().filter(|key| key.why.is_notable()) {
+                warn!("--jwks-file {}: key skipped: {key}", path.display());
+            }
+            add("--jwks-file", path, Ok(keys))?;
         }
         Ok(all)
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::key_files;
 use crate::support::tokens::{base64url, pem};
 
-fn refused(keys: Result<Keys, BadKey>) -> BadKey {
+fn refused<T: std::fmt::Debug>(keys: Result<T, BadKey>) -> BadKey {
     keys.unwrap_err()
 }
 
@@ -100,15 +100,7 @@ fn private_keys_in_pem() {
 }
 
 #[test]
-fn key_sets() {
-    let check = |keys: Value, found: Result<&str, BadKey>| {
-        let set = json!({"keys": keys}).to_string();
-        assert_eq!(
-            Keys::from_jwks(set.as_bytes()).map(|keys| keys.describe()),
-            found.map(str::to_owned),
-            "{set}"
-        );
-    };
+fn a_key_set_is_read_key_by_key() {
     let ed = json!({"kty": "OKP", "crv": "Ed25519", "kid": "k1", "x": base64url(&[7; 32])});
     let ec = json!({"kty": "EC", "crv": "P-256", "x": base64url(&[1; 32]), "y": base64url(&[2; 32])});
     let rsa = json!({"kty": "RSA", "n": base64url(&[0xff; 256]), "e": "AQAB", "use": "sig", "alg": "RS256"});
@@ -117,24 +109,72 @@ fn key_sets() {
         key[name] = value;
         key
     };
-    check(json!([ed, ec, rsa]), Ok("EdDSA(k1) ES256 RS256"));
-    check(json!([with(&rsa, "use", json!("enc")), ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&rsa, "alg", json!("RS512")), ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&rsa, "alg", json!("RSA-OAEP")), ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&rsa, "alg", json!("some-new-one")), ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&ec, "crv", json!("P-384")), ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&ec, "crv", json!("secp256k1")), ed]), Ok("EdDSA(k1)"));
-    check(json!([{"kty": "AKP", "pub": "x"}, ed]), Ok("EdDSA(k1)"));
-    check(json!([with(&ed, "kid", json!("\u{1b}[31m"))]), Ok("EdDSA(\\u{1b}[31m)"));
-    check(json!([]), Err(BadKey::NoUsableKey));
-    check(json!([with(&rsa, "use", json!("enc"))]), Err(BadKey::NoUsableKey));
-    check(json!([{"kty": "oct", "k": base64url(&[7; 32])}]), Err(BadKey::SecretInJwks));
-    check(json!([with(&rsa, "n", json!(base64url(&[0xff; 255])))]), Err(BadKey::RsaBits(2_040)));
-    check(json!([with(&rsa, "n", json!("!"))]), Err(BadKey::NoJwks));
-    check(json!([with(&ed, "x", json!(base64url(&[7; 31])))]), Err(BadKey::NoJwks));
-    check(json!([with(&ec, "y", json!(base64url(&[7; 33])))]), Err(BadKey::NoJwks));
-    check(json!(vec![ed.clone(); 17]), Err(BadKey::TooMany));
-    for text in ["", "{}", "[]", "{\"keys\":{}}", "{\"keys\":[1]}", "nonsense"] {
+    let used = |keys: Value| {
+        let set = json!({"keys": keys}).to_string();
+        let (keys, skipped) = Keys::from_jwks(set.as_bytes()).unwrap();
+        assert!(skipped.is_empty(), "{skipped:?}");
+        keys.describe()
+    };
+    assert_eq!(used(json!([ed, ec, rsa])), "EdDSA(k1) ES256 RS256");
+    // RFC 9864 2.2, and RFC 8037 3.1 before it.
+    for alg in ["Ed25519", "EdDSA"] {
+        assert_eq!(used(json!([with(&ed, "alg", json!(alg))])), "EdDSA(k1)");
+    }
+    assert_eq!(used(json!([with(&ed, "key_ops", json!(["verify"]))])), "EdDSA(k1)");
+    assert_eq!(used(json!([with(&ed, "x5c", json!(7))])), "EdDSA(k1)", "what is not needed is not looked at");
+    assert_eq!(used(json!([with(&ed, "kid", json!("\u{1b}[31m"))])), "EdDSA(\\u{1b}[31m)");
+
+    // One key that cannot be used is named, and the others are used; alone it is refused with the same words.
+    let skips = |odd: Value, says: &str, is_notable: bool| {
+        let set = json!({"keys": [odd, ed]}).to_string();
+        let (keys, skipped) = Keys::from_jwks(set.as_bytes()).unwrap();
+        assert_eq!(keys.describe(), "EdDSA(k1)");
+        let texts: Vec<String> = skipped.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, [format!("keys[0]{says}")]);
+        assert_eq!(skipped[0].why.is_notable(), is_notable, "{texts:?}");
+        let alone = json!({"keys": [odd]}).to_string();
+        let why = refused(Keys::from_jwks(alone.as_bytes()));
+        assert_eq!(why.to_string(), format!("no key in the JWKS can be used; keys[0]{says}"));
+    };
+    let malformed =
+        ": a member is missing, of a wrong type or length, or not base64url (RFC 7518 6, RFC 8037 2)";
+    skips(with(&rsa, "use", json!("enc")), ": not for signatures", false);
+    skips(with(&rsa, "key_ops", json!(["encrypt"])), ": not for signatures", false);
+    for alg in ["RS512", "RSA-OAEP", "some-new-one"] {
+        let says = format!(": algorithm {alg} is not supported; EdDSA, ES256 and RS256 are");
+        skips(with(&rsa, "alg", json!(alg)), &says, true);
+    }
+    for curve in ["P-384", "secp256k1"] {
+        let says = format!(": curve {curve} is not supported; Ed25519 (OKP) and P-256 (EC) are");
+        skips(with(&ec, "crv", json!(curve)), &says, true);
+    }
+    skips(
+        json!({"kty": "AKP", "kid": "pq", "pub": "x"}),
+        " (kid pq): key type AKP is not supported; OKP, EC and RSA are",
+        true,
+    );
+    skips(with(&ed, "kid", json!(7)), " (kid 7): its kid is not a string (RFC 7517 4.5)", true);
+    skips(
+        json!({"kty": "oct", "k": base64url(&[7; 32])}),
+        ": a shared secret (\"oct\") in a file of public keys; it belongs in --jwt-secret-file",
+        true,
+    );
+    skips(
+        with(&rsa, "n", json!(base64url(&[0xff; 128]))),
+        ": an RSA key of 1024 bits; it takes 2048 to 8192",
+        true,
+    );
+    skips(with(&rsa, "n", json!("!")), malformed, true);
+    skips(with(&rsa, "n", json!(base64url(&[0xff; 256]) + "==")), malformed, true);
+    skips(with(&ec, "y", json!(base64url(&[7; 33]))), malformed, true);
+    skips(with(&ed, "x", json!(base64url(&[7; 31]))), &format!(" (kid k1){malformed}"), true);
+    skips(json!({"kty": "RSA", "n": base64url(&[0xff; 256])}), malformed, true);
+    skips(json!(1), malformed, true);
+
+    let set = json!({"keys": vec![ed; 17]}).to_string();
+    assert_eq!(refused(Keys::from_jwks(set.as_bytes())), BadKey::TooMany);
+    assert_eq!(refused(Keys::from_jwks(b"{\"keys\":[]}")), BadKey::EmptyJwks);
+    for text in ["", "{}", "[]", "{\"keys\":{}}", "nonsense"] {
         assert_eq!(refused(Keys::from_jwks(text.as_bytes())), BadKey::NoJwks, "{text}");
     }
 }

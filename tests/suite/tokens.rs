@@ -99,7 +99,7 @@ fn the_examples_of_the_rfcs() {
         "eyJhbGciOiJFUzI1NiJ9.{PAYLOAD}.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q"
     );
     for (jwks, token) in [(rsa, rs256), (ec, es256)] {
-        let mut verifier = verifier(Keys::from_jwks(jwks.to_string().as_bytes()).unwrap());
+        let mut verifier = verifier(Keys::from_jwks(jwks.to_string().as_bytes()).unwrap().0);
         verifier.issuers = vec!["joe".to_owned()];
         let grant = verifier.verify(token.as_bytes(), END - 1).unwrap();
         assert_eq!(grant.expires_at, Some(END));
@@ -259,6 +259,34 @@ fn the_header_cannot_bring_a_key_or_ask_for_more() {
     assert_eq!(judge(&token), Err(TokenFault::Malformed));
 }
 
+/// RFC 9864 2.2: `Ed25519` is `EdDSA` with its curve named. Both names stand for the same signature.
+#[test]
+fn ed25519_is_another_name_of_eddsa() {
+    let private = EncodingKey::from_ed_der(&der_of_private(key_files::ED25519));
+    let verifier = verifier(Keys::from_pem(key_files::ED25519_PUBLIC.as_bytes()).unwrap());
+    let claims = json!({"exp": NOW + 60});
+    for alg in ["EdDSA", "Ed25519"] {
+        let token = signed(&json!({"alg": alg}), &claims, &private, Algorithm::EdDSA);
+        assert!(verifier.verify(token.as_bytes(), NOW).is_ok(), "{alg}");
+        let forged = token.replace('.', ".A");
+        assert!(verifier.verify(forged.as_bytes(), NOW).is_err(), "{alg}");
+    }
+    for (alg, verdict) in [("Ed448", TokenFault::Header), ("ed25519", TokenFault::Header)] {
+        let token = signed(&json!({"alg": alg}), &claims, &private, Algorithm::EdDSA);
+        assert_eq!(verifier.verify(token.as_bytes(), NOW), Err(verdict), "{alg}");
+    }
+    // The name chooses no other key.
+    let token =
+        signed(&json!({"alg": "Ed25519"}), &claims, &EncodingKey::from_secret(SECRET), Algorithm::HS256);
+    assert_eq!(by_secret().verify(token.as_bytes(), NOW), Err(TokenFault::NoKey));
+}
+
+fn der_of_private(text: &str) -> Vec<u8> {
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use rustls::pki_types::pem::PemObject;
+    PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).unwrap().secret_pkcs8_der().to_vec()
+}
+
 #[test]
 fn a_kid_only_chooses_among_the_keys_there_are() {
     let pairs = [key_pairs().remove(0), other_key_pairs().remove(0)];
@@ -267,7 +295,7 @@ fn a_kid_only_chooses_among_the_keys_there_are() {
         json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": base64url(&der[der.len() - 32..])})
     };
     let set = json!({"keys": [jwk("one", &pairs[0].2), jwk("two", &pairs[1].2)]});
-    let verifier = verifier(Keys::from_jwks(set.to_string().as_bytes()).unwrap());
+    let verifier = verifier(Keys::from_jwks(set.to_string().as_bytes()).unwrap().0);
     let check = |pair: usize, kid: Option<&str>, verdict: Result<(), TokenFault>| {
         let token = SigningKey::from_pem(&pairs[pair].1).unwrap().sign(&some_claims(), kid).unwrap();
         assert_eq!(verifier.verify(token.as_bytes(), NOW).map(|_| ()), verdict, "{pair} {kid:?}");
@@ -441,7 +469,9 @@ fn a_deep_token_does_not_overflow_the_stack() {
     let key = EncodingKey::from_secret(SECRET);
     let with = |header: &str, claims: &str| judge(&signed_text(header, claims, &key, Algorithm::HS256));
     let (header, claims) = (r#"{"alg":"HS256"}"#, format!(r#"{{"exp":{}}}"#, NOW + 60));
-    assert_eq!(with(&format!(r#"{{"alg":"HS256","x":{deep}}}"#), &claims), Err(TokenFault::Header));
+    // A member that is not needed is skipped, without a call for each level.
+    assert!(with(&format!(r#"{{"alg":"HS256","x":{deep}}}"#), &claims).is_ok());
+    assert_eq!(with(&format!(r#"{{"alg":"HS256","zip":{deep}}}"#), &claims), Err(TokenFault::Critical));
     assert_eq!(with(&format!(r#"{{"alg":{deep}}}"#), &claims), Err(TokenFault::Header));
     assert_eq!(with(header, &format!(r#"{{"exp":1,"oyez":{deep}}}"#)), Err(TokenFault::Malformed));
     assert_eq!(with(header, &deep), Err(TokenFault::Malformed));
