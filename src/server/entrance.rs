@@ -34,11 +34,11 @@ pub trait Entrance {
     /// It cannot be made into what it is to be.
     fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
 
-    /// Reads its files again, for those who come from now on.
+    /// Reads its files again, for clients that connect from now on. Returns false if it has none.
     ///
     /// # Errors
     /// What is wrong with them; then all stays as it is.
-    fn reload(&mut self, now: UnixTime) -> Result<(), String>;
+    fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
     /// What somebody is told, in one write and without a look at what it wants, when there is no room.
     fn no_room(&self) -> Vec<u8>;
@@ -55,8 +55,8 @@ impl Entrance for Plain {
         Ok(socket)
     }
 
-    fn reload(&mut self, _: UnixTime) -> Result<(), String> {
-        Ok(())
+    fn reload(&mut self, _: UnixTime) -> Result<bool, String> {
+        Ok(false)
     }
 
     fn no_room(&self) -> Vec<u8> {
@@ -98,10 +98,10 @@ impl Entrance for Tls {
             .map_err(io::Error::other)
     }
 
-    fn reload(&mut self, now: UnixTime) -> Result<(), String> {
+    fn reload(&mut self, now: UnixTime) -> Result<bool, String> {
         let config = certificate::load(&self.files, certificate::Resumption::Of(&self.config), now)?;
         self.config = Arc::new(config);
-        Ok(())
+        Ok(true)
     }
 
     fn no_room(&self) -> Vec<u8> {

@@ -343,14 +343,22 @@ impl<E: Entrance> Server<E> {
         reloads
     }
 
-    /// Reads files again, for those who come from now on. Nobody is dropped, and a file that is no good changes
-    /// nothing.
+    /// Reads the certificate and the keys again, for clients that connect from now on. No connection closes, and a
+    /// file that cannot be used changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
-        match self.entrance.reload(UnixTime::now()) {
-            Ok(()) => info!("reloaded"),
+        let certificate = self.entrance.reload(UnixTime::now());
+        let verifier = keys();
+        if matches!((&certificate, &verifier), (Ok(false), Ok(None))) {
+            info!(
+                "SIGHUP: nothing to reload: --tls-cert and files of keys are read again, and none is given"
+            );
+        }
+        match certificate {
+            Ok(true) => info!("reloaded: the certificate"),
+            Ok(false) => {}
             Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
         }
-        match keys() {
+        match verifier {
             Ok(verifier) => {
                 if let Some(verifier) = &verifier {
                     info!("reloaded: tokens are checked by {}", verifier.keys.describe());

@@ -57,13 +57,37 @@ fn a_new_key_takes_over_from_an_old_one() {
     assert!(!log.contains(SECRET) && !log.contains(OTHER_SECRET) && !log.contains("too short"), "{log}");
 }
 
-#[test]
-fn without_keys_a_signal_to_reload_does_nothing() {
-    let server = Server::start(&[]);
+/// The log of a server that got SIGHUP, and was served after it: a message that was published later has arrived.
+fn log_of_a_reload(server: Server) -> String {
+    let mut client = server.join("/ws/a");
     server.signal("HUP");
-    let mut client = server.join("/ws");
     client.send_text("x");
     assert_eq!(client.text(), "x");
+    server.stop()
+}
+
+#[test]
+fn sighup_with_nothing_to_read_again_says_so() {
+    let plain = oyez(&["serve", "--listen=127.0.0.1:0"]);
+    let log = log_of_a_reload(Server::start_command(plain));
+    assert_eq!(log.matches("nothing to reload").count(), 1, "{log}");
+    assert!(!log.contains("reloaded"), "{log}");
+}
+
+#[test]
+fn sighup_names_what_was_read_again_and_nothing_else() {
+    let folder = Folder::new();
+    let secret = folder.file("secret", SECRET);
+    let keys = oyez(&[
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--jwt-secret-file",
+        &secret,
+        "--anonymous=subscribe=* publish=*",
+    ]);
+    let log = log_of_a_reload(Server::start_command(keys));
+    assert!(log.contains("reloaded: tokens are checked by HS256"), "{log}");
+    assert!(!log.contains("reloaded: the certificate") && !log.contains("nothing to reload"), "{log}");
 }
 
 #[test]
@@ -138,4 +162,16 @@ fn a_key_of_a_set_is_chosen_by_its_name_and_the_set_can_change() {
         assert!(start.elapsed() < PATIENCE);
     }
     assert_eq!((status("one", 1), status("two", 2)), (401, 200));
+    // A key that cannot be used hides none of the others, and keeps none trusted that is gone.
+    let odd = json!({"kty": "RSA", "kid": "weak\u{1b}", "n": base64url(&[0xff; 128]), "e": "AQAB"});
+    folder.file("set", &set(&[odd, json!({"kty": "AKP"}), jwk("three", 3)]));
+    server.signal("HUP");
+    let start = Instant::now();
+    while status("two", 2) != 401 {
+        assert!(start.elapsed() < PATIENCE);
+    }
+    assert_eq!(status("three", 3), 200);
+    let log = server.stop();
+    assert!(log.contains("key skipped: keys[0] (kid weak\\u{1b}): an RSA key of 1024 bits"), "{log}");
+    assert!(log.contains("key skipped: keys[1]: key type AKP is not supported"), "{log}");
 }
