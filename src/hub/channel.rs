@@ -280,7 +280,11 @@ fn encode(
     entries: &[Entry],
     wants_ends: bool,
 ) -> Encoded {
-    let mut out = Vec::with_capacity(raw.len() + 128 * entries.len());
+    debug_assert!(
+        !wants_ends || form != Form::Event,
+        "an event stream publishes nothing that it could leave out"
+    );
+    let mut out = form.begin(raw.len() + 128 * entries.len());
     let mut ends = Vec::new();
     let mut start = 0;
     for (entry, number) in entries.iter().zip(first_number..) {
@@ -293,7 +297,7 @@ fn encode(
             ends.push(out.len() as u32);
         }
     }
-    Encoded { frames: Rc::new(Bytes::from(out)), ends }
+    Encoded { frames: Rc::new(form.finish(out)), ends }
 }
 
 impl Sealed {
@@ -396,7 +400,11 @@ mod tests {
         publish(&mut channel, b"c", None);
         let sealed = seal(&mut channel).unwrap();
         let (events, messages) = text(sealed.portion(Form::Event, 0)).unwrap();
-        assert_eq!(String::from_utf8(events).unwrap(), "id: 7-2\ndata: b\n\nid: 7-3\ndata: c\n\n");
+        assert_eq!(
+            String::from_utf8(events).unwrap(),
+            "22\r\nid: 7-2\ndata: b\n\nid: 7-3\ndata: c\n\n\r\n",
+            "one chunk for the batch"
+        );
         assert_eq!(messages, 2);
         let (frames, _) = text(sealed.portion(Form::Envelope, 0)).unwrap();
         let expected = [&b"\x81\x29"[..], br#"{"ch":"x","id":"7-2","n":2,"text":"b"}"#].concat();

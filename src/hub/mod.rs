@@ -27,7 +27,6 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::rc::Rc;
 
-use bytes::Bytes;
 use slab::Slab;
 
 use crate::config::{HistoryLimits, Limits};
@@ -576,12 +575,12 @@ impl Hub {
             (replay.cursor, replay.next_number) = (cached.upto, Some(next_number));
             return Step::More { frames: cached.frames.clone(), messages: cached.messages };
         }
-        let mut out = Vec::new();
+        let mut out = form.begin(0);
         let mut upto = cursor;
         let mut end = index;
         let mut messages = 0;
         while let Some(message) = channel.message(epoch, end)
-            && (out.is_empty() || out.len() + message.payload.len() <= REPLAY_BYTES)
+            && (end == index || out.len() + message.payload.len() <= REPLAY_BYTES)
         {
             upto = message.id.seq;
             end += 1;
@@ -593,7 +592,7 @@ impl Hub {
         let next_number = channel.first_number() + end as u64;
         let replay = &mut channel.replaying[seat.position as usize];
         (replay.cursor, replay.next_number) = (upto, Some(next_number));
-        let frames: Frames = Rc::new(Bytes::from(out));
+        let frames: Frames = Rc::new(form.finish(out));
         if client.is_none() {
             let (channel, frames) = (seat.channel, frames.clone());
             self.last_replay = Some(CachedReplay { channel, form, after: cursor, upto, messages, frames });

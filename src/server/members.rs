@@ -137,11 +137,9 @@ impl<T: Transport> Engine<T> {
         match wish.form {
             Form::Raw => {}
             Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
-            Form::Event if gap.is_some() => {}
-            Form::Event => {
-                let mut event = Vec::new();
-                wire::append_cursor(&mut event, cursor);
-                self.say(id, event.into(), now);
+            Form::Event | Form::EventUntilClose if gap.is_some() => {}
+            form @ (Form::Event | Form::EventUntilClose) => {
+                self.say(id, form.piece(|out| wire::append_cursor(out, cursor)), now);
             }
         }
         if let Some(gap) = gap {
@@ -158,10 +156,8 @@ impl<T: Transport> Engine<T> {
         match form {
             Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
             Form::Envelope => self.say(id, notice::gap_frame(channel, gap).into(), now),
-            Form::Event => {
-                let mut event = Vec::new();
-                wire::append_gap(&mut event, channel, gap);
-                self.say(id, event.into(), now);
+            Form::Event | Form::EventUntilClose => {
+                self.say(id, form.piece(|out| wire::append_gap(out, channel, gap)), now);
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::ids::SlotId;
 use crate::metrics::exposition::{self, Levels};
 use crate::moment::Moment;
 use crate::session::intent::Question;
-use crate::session::response::{Manner, Refusal};
+use crate::session::response::{Manner, Refusal, retry_after_seconds};
 
 impl<T: Transport> Engine<T> {
     /// Answers what only the server knows. What was published before the question is part of that: a client
@@ -86,7 +86,7 @@ impl<T: Transport> Engine<T> {
             }
             Err(TicketsOut { retry_ms }) => {
                 let message = "as many tickets are out as can be";
-                let refusal = Refusal::unavailable("tickets_out", message, retry_ms.div_ceil(1_000));
+                let refusal = Refusal::unavailable("tickets_out", message, retry_after_seconds(retry_ms));
                 self.metrics.reject(refusal.code());
                 refusal.respond(manner)
             }

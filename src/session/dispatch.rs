@@ -26,7 +26,7 @@ use crate::config::Asset;
 use crate::hub::Wish;
 use crate::ids::{ChannelName, Peer, Since};
 use crate::wire::command::KEY_BYTES_MAX;
-use crate::wire::{Form, Kind};
+use crate::wire::{self, Form, Kind};
 
 /// Serves a request whose head is complete; `rest` is what came behind it.
 pub(super) fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
@@ -294,12 +294,15 @@ fn stream_events(
         let manner = Manner { after: After::Closed, ..manner };
         return refuse(&refusal, manner, rest, owed, desk);
     }
-    let stream = manner.stream("text/event-stream");
-    desk.intents.push(Intent::Say(Bytes::from(stream)));
-    let wish = Wish { form: Form::Event, since: since.unwrap_or(Since::Now), echo: true };
+    // RFC 9112 6.1: no transfer coding for HTTP/1.0.
+    let form = if request.minor_version == 0 { Form::EventUntilClose } else { Form::Event };
+    let mut begin = manner.event_stream(form == Form::Event);
+    begin.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
+    desk.intents.push(Intent::Say(Bytes::from(begin)));
+    let wish = Wish { form, since: since.unwrap_or(Since::Now), echo: true };
     let guest = Guest::of(pass.clone(), desk).map(Box::new);
     desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
-    Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk) })))
+    Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk), form })))
 }
 
 /// A request to publish: its head is judged before its body is read.

@@ -42,7 +42,8 @@ use crate::hub::outbox::Outbox;
 use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::moment::Moment;
-use crate::wire;
+use crate::wire::chunk::LAST_CHUNK;
+use crate::wire::{self, Form};
 use draining::Closing;
 use guest::Guest;
 use heartbeat::Heartbeat;
@@ -84,6 +85,8 @@ pub struct Streaming {
     /// `None` for everybody.
     guest: Option<Box<Guest>>,
     heartbeat: Heartbeat,
+    /// How its events are framed.
+    form: Form,
 }
 
 /// What all sessions serve, beside channels.
@@ -288,15 +291,19 @@ impl State {
             State::Open(open) => {
                 *self = begin_close(reason, open.take_walker(), desk);
             }
-            State::Streaming(_) => {
-                let mut farewell = Vec::new();
-                match reason {
-                    Reason::Drain { retry_ms } => wire::append_retry(&mut farewell, retry_ms),
-                    // It would never get that far behind what it does not read.
-                    Reason::Slow => desk.outbox.drop_unbegun(),
-                    _ => {}
+            State::Streaming(streaming) => {
+                let mut last = Vec::new();
+                if let Reason::Drain { retry_ms } = reason {
+                    last.extend_from_slice(&streaming.form.piece(|out| wire::append_retry(out, retry_ms)));
                 }
-                desk.intents.push(Intent::Leave { farewell: Some(farewell.into()) });
+                if reason == Reason::Slow {
+                    // It would never get that far behind what it does not read, and what it misses makes the end a
+                    // cut: the body stays without its last chunk.
+                    desk.outbox.drop_unbegun();
+                } else if streaming.form == Form::Event {
+                    last.extend_from_slice(LAST_CHUNK);
+                }
+                desk.intents.push(Intent::Leave { farewell: Some(last.into()) });
                 *self = Draining::begin(reason, Closing::Flushing, limits, now);
             }
             State::Draining(_) | State::Dead(_) => {}
@@ -396,9 +403,7 @@ impl State {
             }
             State::Open(open) => open.ask(desk),
             State::Streaming(streaming) => {
-                let mut comment = Vec::new();
-                wire::append_comment(&mut comment);
-                desk.outbox.queue(Rc::new(comment.into()));
+                desk.outbox.queue(Rc::new(streaming.form.piece(wire::append_comment)));
                 streaming.heartbeat = Heartbeat::heard(desk);
                 Due::Flush
             }

@@ -55,13 +55,23 @@ impl Manner {
         self.respond(status, "application/json", &[("Cache-Control", "no-store")], body.as_bytes())
     }
 
-    /// The head of an answer that goes on for as long as the connection does (RFC 9112 6.3), and says so: an
-    /// HTTP/1.0 client that was told that the connection is kept would wait for an end that it cannot see.
-    pub fn stream(&self, content_type: &str) -> Vec<u8> {
+    /// The head of an event stream, which is the last response on its connection.
+    ///
+    /// In HTTP/1.1 its body is chunked, so that a client can tell an end from a cut, and one that reads by chunks
+    /// gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the connection
+    /// (RFC 9112 6.3), and the head says so.
+    ///
+    /// `no-transform` (RFC 9111 5.2.2.6) keeps intermediaries from compressing it, which holds events back until
+    /// a block of the compressor is full (`compression` of Express); `X-Accel-Buffering` keeps nginx from
+    /// collecting them.
+    pub fn event_stream(&self, is_chunked: bool) -> Vec<u8> {
         let last = Manner { after: After::Closed, ..self.clone() };
-        // nginx gathers what it passes on unless it is told not to.
-        let mut out = last.head(200, &[("Cache-Control", "no-store"), ("X-Accel-Buffering", "no")]);
-        let _ = write!(out, "Content-Type: {content_type}\r\n\r\n");
+        let mut fields = vec![("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no")];
+        if is_chunked {
+            fields.push(("Transfer-Encoding", "chunked"));
+        }
+        let mut out = last.head(200, &fields);
+        out.push_str("Content-Type: text/event-stream\r\n\r\n");
         out.into_bytes()
     }
 
@@ -82,6 +92,12 @@ impl Manner {
         }
         out
     }
+}
+
+/// The value of `Retry-After` for a time in milliseconds. Never 0: clients take that for at once, and all come back
+/// together.
+pub fn retry_after_seconds(retry_ms: u32) -> u32 {
+    retry_ms.div_ceil(1_000).max(1)
 }
 
 /// A request that is answered with an error.
@@ -117,19 +133,19 @@ impl Refusal {
 
     /// 503: the server is on its way out.
     pub fn drain(retry_ms: u32) -> Refusal {
-        Refusal::unavailable("drain", "the server is going away", retry_ms.div_ceil(1_000))
+        Refusal::unavailable("drain", "the server is going away", retry_after_seconds(retry_ms))
     }
 
     /// 429: somebody does it too often.
     pub fn rate_limited(retry_ms: u32) -> Refusal {
         Refusal::new(429, "rate_limited", "this comes more often than it may; Retry-After says when it may")
-            .with("Retry-After", retry_ms.div_ceil(1_000).to_string())
+            .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// 429: the address has as many connections as it may.
     pub fn too_many_connections(retry_ms: u32) -> Refusal {
         Refusal::new(429, "too_many_connections", "this address has as many connections as it may")
-            .with("Retry-After", retry_ms.div_ceil(1_000).to_string())
+            .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// 408: the head did not come in time.
@@ -200,6 +216,20 @@ mod tests {
         assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
         assert!(fields.contains("\r\nConnection: close\r\n"), "{answer}");
         assert_eq!(body, "{\"error\":{\"code\":\"full\",\"message\":\"no room\"}}\n");
+    }
+
+    #[test]
+    fn retry_after_is_never_zero() {
+        for (retry_ms, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2")] {
+            for refusal in [
+                Refusal::drain(retry_ms),
+                Refusal::rate_limited(retry_ms),
+                Refusal::too_many_connections(retry_ms),
+            ] {
+                let answer = text(refusal.respond(&Manner::last()));
+                assert!(answer.contains(&format!("\r\nRetry-After: {seconds}\r\n")), "{answer}");
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! The raw frame is the form in which a message is taken in and kept; the others are made from it, for
 //! channels that have members who want them.
 
+pub mod chunk;
 pub mod command;
 mod envelope;
 mod event_stream;
@@ -19,7 +20,7 @@ use crate::close::Reason;
 use crate::ids::{ClientId, MessageId};
 
 pub use envelope::append_envelope;
-pub use event_stream::{append_comment, append_cursor, append_gap, append_retry};
+pub use event_stream::{RETRY_MS, RETRY_MS_MIN, append_comment, append_cursor, append_gap, append_retry};
 
 /// What a message's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +40,46 @@ pub enum Form {
     Raw,
     /// WebSocket frames of JSON objects that hold payload, channel and id: `oyez.v1`.
     Envelope,
-    /// Server-sent events.
+    /// Server-sent events in chunked transfer coding, for HTTP/1.1 (RFC 9112 7.1).
     Event,
+    /// Server-sent events up to the end of the connection, for HTTP/1.0, which has no transfer coding
+    /// (RFC 9112 6.3). nginx asks so unless `proxy_http_version` says otherwise.
+    EventUntilClose,
 }
 
 impl Form {
     /// How many forms there are.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 
     /// All of them, in the order of [`Form::index`].
-    pub const ALL: [Form; Form::COUNT] = [Form::Raw, Form::Envelope, Form::Event];
+    pub const ALL: [Form; Form::COUNT] = [Form::Raw, Form::Envelope, Form::Event, Form::EventUntilClose];
 
     /// This form's line in a table that has one for each.
     pub fn index(self) -> usize {
         self as usize
+    }
+
+    /// A buffer for what [`Form::finish`] makes whole.
+    pub fn begin(self, capacity: usize) -> Vec<u8> {
+        match self {
+            Form::Event => chunk::begin(capacity),
+            Form::Raw | Form::Envelope | Form::EventUntilClose => Vec::with_capacity(capacity),
+        }
+    }
+
+    /// What was appended to a buffer of [`Form::begin`], framed as a piece that may stand between any two others.
+    pub fn finish(self, out: Vec<u8>) -> Bytes {
+        match self {
+            Form::Event => chunk::finish(out),
+            Form::Raw | Form::Envelope | Form::EventUntilClose => out.into(),
+        }
+    }
+
+    /// One piece.
+    pub fn piece(self, append: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+        let mut out = self.begin(64);
+        append(&mut out);
+        self.finish(out)
     }
 }
 
@@ -83,7 +110,7 @@ impl Message<'_> {
                 append_envelope(&mut text, self);
                 append_text(out, &text);
             }
-            Form::Event => event_stream::append_event(out, self),
+            Form::Event | Form::EventUntilClose => event_stream::append_event(out, self),
         }
     }
 }

@@ -22,6 +22,7 @@ fn all_connections_of_a_person_and_of_nobody_else() {
     let mut events = Client::new(server.connect());
     events.send(request("GET", "/sse/a", &alice).as_bytes());
     events.head();
+    assert_eq!(events.event(), "retry: 3000\n\n");
     events.event();
     let mut alicia = guarded.upgraded("/ws/a", &bearer(&token("alicia", &["a"], &["a"])));
     let mut nobody = guarded.upgraded("/ws/a", "");
@@ -43,6 +44,7 @@ fn all_connections_of_a_person_and_of_nobody_else() {
     assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
     assert_eq!(v1.closed_politely(), (4003, "forbidden".into()));
     assert_eq!(events.event_or_end(), None);
+    assert!(events.stream_is_whole());
     assert_eq!(guarded.closed(&alices, ""), (4001, "bad_token why=bad_ticket".into()));
     drop(guarded.upgraded(&alicias, ""));
     nobody.send_text("y");

@@ -115,6 +115,7 @@ fn events(server: &Server, since: &str) -> String {
     }
     // What is published now comes behind all that is replayed.
     Client::new(server.connect()).ask(publish("x", "end"));
+    assert_eq!(client.event(), "retry: 3000\n\n");
     let mut text = String::new();
     while !text.contains("data: end") {
         text += &client.event();

@@ -4,6 +4,7 @@ use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
 
+use crate::support::chunked;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{Answer, get, post, publish, request};
@@ -49,6 +50,11 @@ impl Event {
     fn cursor(id: &str) -> Event {
         Event { id: Some(id.into()), ..Event::default() }
     }
+
+    /// What every stream begins with.
+    fn retry() -> Event {
+        Event { retry: Some("3000".into()), ..Event::default() }
+    }
 }
 
 /// A stream on a real socket, behind its head and its first cursor.
@@ -56,14 +62,21 @@ fn stream(server: &Server, asks: &str) -> (Client, Event) {
     let mut client = Client::new(server.connect());
     client.send(asks.as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 200 OK\r\n"));
+    assert_eq!(Event::parse(&client.event()), Event::retry());
     let first = Event::parse(&client.event());
     (client, first)
 }
 
 /// The events that a peer of the rig has got, behind the head if that is among it.
 fn events(rig: &mut Rig, id: SlotId) -> Vec<Event> {
-    let text = String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap();
-    let text = text.split_once("\r\n\r\n").map_or(&*text, |(_, rest)| rest);
+    let mut bytes = std::mem::take(&mut rig.pipe(id).outgoing);
+    let begins = bytes.starts_with(b"HTTP/");
+    if begins {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        bytes.drain(..end);
+    }
+    let text = String::from_utf8(chunked::decode(bytes).0).unwrap();
+    let text = if begins { text.strip_prefix("retry: 3000\n\n").unwrap() } else { &text };
     assert!(text.is_empty() || text.ends_with("\n\n"), "half an event: {text:?}");
     text.split_inclusive("\n\n").map(Event::parse).collect()
 }
@@ -83,16 +96,47 @@ fn the_head_of_a_stream() {
     {
         let mut client = Client::new(server.connect());
         client.send(asks.as_bytes());
-        // It goes on to the end of the connection (RFC 9112 6.3), and says so.
         assert_eq!(
             client.head(),
-            "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n\
-             Content-Type: text/event-stream\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nCache-Control: no-store, no-transform\r\nX-Accel-Buffering: no\r\n\
+             Transfer-Encoding: chunked\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n"
         );
     }
+}
+
+/// RFC 9112 6.1: HTTP/1.0 knows no transfer coding, so its stream goes on to the end of the connection.
+#[test]
+fn http_1_0_stream_is_not_chunked_and_shares_its_channel() {
+    let server = Server::start(&[]);
     let mut old = Client::new(server.connect());
     old.send(b"GET /sse/a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
-    assert!(old.head().contains("\r\nConnection: close\r\n"), "HTTP/1.0 could not tell where it ends");
+    let head = old.head();
+    assert!(head.contains("\r\nConnection: close\r\n"), "HTTP/1.0 could not tell where it ends: {head}");
+    assert!(!head.contains("Transfer-Encoding"), "{head}");
+    assert_eq!(Event::parse(&old.event()), Event::retry());
+    old.event();
+    let (mut new, _) = stream(&server, &get("/sse/a"));
+    for text in ["one", "two"] {
+        Client::new(server.connect()).ask(publish("a", text));
+        for client in [&mut old, &mut new] {
+            assert_eq!(Event::parse(&client.event()).data.as_deref(), Some(text));
+        }
+    }
+    server.signal("TERM");
+    for client in [&mut old, &mut new] {
+        assert!(Event::parse(&client.event()).retry.is_some());
+        assert_eq!(client.event_or_end(), None);
+    }
+    assert!(new.stream_is_whole() && !old.stream_is_whole());
+}
+
+#[test]
+fn killed_server_leaves_stream_without_last_chunk() {
+    let server = Server::start(&[]);
+    let (mut client, _) = stream(&server, &get("/sse/a"));
+    server.signal("KILL");
+    assert_eq!(client.event_or_end(), None);
+    assert!(!client.stream_is_whole());
 }
 
 #[test]
@@ -206,7 +250,8 @@ fn the_request_cut_at_every_byte() {
     };
     let whole = run(&[asks.as_bytes()], Mood::Kind);
     assert_eq!(whole.matches("HTTP/1.1 200 OK").count(), 2);
-    assert!(whole.ends_with("id: 1000-1\ndata: before\n\nid: 1000-2\ndata: after\n\n"), "{whole}");
+    let chunks = "19\r\nid: 1000-1\ndata: before\n\n\r\n18\r\nid: 1000-2\ndata: after\n\n\r\n";
+    assert!(whole.ends_with(chunks), "{whole}");
     for cut in 1..asks.len() {
         let (first, second) = asks.as_bytes().split_at(cut);
         assert_eq!(run(&[first, second], Mood::Kind), whole, "cut at {cut}");
@@ -226,11 +271,11 @@ fn a_comment_keeps_a_quiet_stream_alive() {
     rig.pass(1_000);
     assert_eq!(rig.pipe(id).outgoing, b"");
     rig.pass(3_300);
-    assert!(std::mem::take(&mut rig.pipe(id).outgoing).starts_with(b":\n\n"));
+    assert!(std::mem::take(&mut rig.pipe(id).outgoing).starts_with(b"3\r\n:\n\n\r\n"));
     rig.pass(400_000);
-    let comments = rig.pipe(id).outgoing.len() / 3;
+    let comments = rig.pipe(id).outgoing.len() / 8;
     assert!((99..=101).contains(&comments), "{comments}");
-    assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b":\n\n".repeat(comments));
+    assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b"3\r\n:\n\n\r\n".repeat(comments));
     assert!(rig.is_alive(id));
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let id = open(&mut rig, &get("/sse/a"));
@@ -252,10 +297,14 @@ fn a_drain_says_when_to_come_back() {
         assert_eq!(Event::parse(&client.event()).data.as_deref(), Some("last"));
         retries.push(Event::parse(&client.event()).retry.unwrap().parse::<u64>().unwrap());
         assert_eq!(client.event_or_end(), None);
+        assert!(client.stream_is_whole());
     }
     retries.push(sender.frame().close_code().1.strip_prefix("drain retry_ms=").unwrap().parse().unwrap());
     retries.sort_unstable();
-    assert_eq!(retries, (0..9).map(|place| place * 8_000 / 9).collect::<Vec<u64>>());
+    // A browser takes 0 literally, and keeps it.
+    let spread: Vec<u64> = (0..9).map(|place| place * 8_000 / 9).collect();
+    assert_eq!(retries[1..], spread[1..]);
+    assert!(retries[0] == 0 || retries[0] == 500, "{retries:?}");
     drop((streams, sender));
     let (status, log) = server.wait();
     assert!(status.success(), "{log}");
@@ -286,6 +335,7 @@ fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
     rig.unstick(id, Mood::Kind);
     rig.settle();
     let events = events(&mut rig, id);
+    assert!(on_slow == OnSlow::Skip || rig.pipe(id).outgoing_ended);
     (rig, id, sender, events)
 }
 
@@ -359,6 +409,7 @@ fn without_room_for_its_channel_there_is_no_stream() {
     let mut client = Client::new(server.connect());
     client.send(get("/sse/b").as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 200 "));
+    assert_eq!(Event::parse(&client.event()), Event::retry());
     assert_eq!(client.event_or_end(), None);
     let answer = Client::new(server.connect()).ask(publish("b", "x"));
     assert_eq!(

@@ -13,6 +13,7 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 use proptest::prelude::*;
 
+use crate::support::chunked;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use crate::support::http::{Answer, get, post};
 use crate::support::rig::{Dice, Mood, Rig};
@@ -80,6 +81,8 @@ struct Peer {
     /// How much the witness had heard when the handshake's answer was seen.
     joined_at: Option<usize>,
     bytes: Vec<u8>,
+    /// What the chunks of an event stream hold.
+    stream: Vec<u8>,
     heard: Vec<String>,
     pongs: usize,
     closed: bool,
@@ -115,6 +118,7 @@ impl Peer {
             end: None,
             joined_at: None,
             bytes: vec![],
+            stream: vec![],
             heard: vec![],
             pongs: 0,
             closed: false,
@@ -160,8 +164,9 @@ impl Peer {
     }
 
     fn look_at_events(&mut self) {
-        while let Some(end) = self.bytes.windows(2).position(|two| two == b"\n\n") {
-            let event = String::from_utf8(self.bytes.drain(..end + 2).collect()).unwrap();
+        chunked::take(&mut self.bytes, &mut self.stream);
+        while let Some(end) = self.stream.windows(2).position(|two| two == b"\n\n") {
+            let event = String::from_utf8(self.stream.drain(..end + 2).collect()).unwrap();
             let field =
                 |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
             let Some(mut data) = field("data: ") else { continue };

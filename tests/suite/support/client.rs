@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use super::chunked;
 use super::frames::{self, Frame};
 use super::http::Answer;
 
@@ -11,11 +12,21 @@ use super::http::Answer;
 pub struct Client {
     pub stream: TcpStream,
     pub received: Vec<u8>,
+    /// What the chunks of an event stream hold, where it comes in chunks.
+    stream_body: Option<StreamBody>,
+}
+
+/// The body of an event stream, out of its chunks.
+#[derive(Default)]
+struct StreamBody {
+    data: Vec<u8>,
+    /// The last chunk has arrived.
+    is_whole: bool,
 }
 
 impl Client {
     pub fn new(stream: TcpStream) -> Client {
-        Client { stream, received: Vec::new() }
+        Client { stream, received: Vec::new(), stream_body: None }
     }
 
     /// Sends bytes as they are.
@@ -43,7 +54,11 @@ impl Client {
     pub fn head_or_end(&mut self) -> Option<String> {
         loop {
             if let Some(at) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
-                return Some(String::from_utf8(self.received.drain(..at + 4).collect()).unwrap());
+                let head = String::from_utf8(self.received.drain(..at + 4).collect()).unwrap();
+                if head.contains("\r\nTransfer-Encoding: chunked\r\n") {
+                    self.stream_body = Some(StreamBody::default());
+                }
+                return Some(head);
             }
             if !self.fill() {
                 return None;
@@ -83,14 +98,28 @@ impl Client {
     /// The next event, or `None` at the end of file.
     pub fn event_or_end(&mut self) -> Option<String> {
         loop {
-            if let Some(at) = self.received.windows(2).position(|two| two == b"\n\n") {
-                return Some(String::from_utf8(self.received.drain(..at + 2).collect()).unwrap());
+            let data = match &mut self.stream_body {
+                Some(body) => {
+                    body.is_whole |= !body.is_whole && chunked::take(&mut self.received, &mut body.data);
+                    assert!(!body.is_whole || self.received.is_empty(), "something follows the last chunk");
+                    &mut body.data
+                }
+                None => &mut self.received,
+            };
+            if let Some(at) = data.windows(2).position(|two| two == b"\n\n") {
+                return Some(String::from_utf8(data.drain(..at + 2).collect()).unwrap());
             }
+            let is_empty = data.is_empty();
             if !self.fill() {
-                assert!(self.received.is_empty(), "the end of file came in an event");
+                assert!(is_empty && self.received.is_empty(), "the end of file came in an event");
                 return None;
             }
         }
+    }
+
+    /// Returns true if the event stream has ended with its last chunk, and was not cut.
+    pub fn stream_is_whole(&self) -> bool {
+        self.stream_body.as_ref().is_some_and(|body| body.is_whole)
     }
 
     /// The next frame.

@@ -1,5 +1,6 @@
 //! What the tests have in common: frames and requests by hand, a server process, a client, an engine in memory.
 
+pub mod chunked;
 pub mod client;
 pub mod cut;
 pub mod frames;
