@@ -57,6 +57,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
     history_total_bytes_max: usize,
 
+    /// Maximum bytes of the names of removed channels that are remembered; a subscriber that returns to a channel that
+    /// is no longer remembered is notified of a gap.
+    #[arg(long, env = "OYEZ_REMOVED_CHANNELS_BYTES_MAX", value_name = "BYTES", default_value = "4MiB", value_parser = bytes)]
+    removed_channels_bytes_max: usize,
+
     /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
     idempotency_keys_max: usize,
@@ -279,6 +284,7 @@ impl Serve {
                     age_ms: self.history_age_seconds * 1_000,
                     total_bytes_max: self.history_total_bytes_max,
                 },
+                removed_channels_bytes_max: self.removed_channels_bytes_max,
                 repeats: RepeatLimits {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,

@@ -8,7 +8,7 @@
 //! [`Hub::take_changes`] tells some of that; [`super::past`] makes a hub of it again. Neither knows where it is
 //! kept meanwhile, nor what time it is.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::mem;
 use std::rc::Rc;
 
@@ -16,6 +16,7 @@ use super::Hub;
 use super::change::{self, Change, Figures};
 use super::channel::Channel;
 use super::history::Kept;
+use super::removed::Removed;
 use crate::ids::ChannelId;
 use crate::moment::Moment;
 
@@ -26,9 +27,9 @@ pub(super) struct Journal {
     changed: VecDeque<ChannelId>,
     /// Who is on it, by key.
     is_listed: Vec<bool>,
-    /// Channels that are written and are no more. They are written before any other, so there are no more of
-    /// them than there can be channels.
-    ended: Vec<Rc<str>>,
+    /// Names of channels that were removed, or were forgotten after that. They are written before any other, and each
+    /// is remembered or has a row in the file: so there are no more of them than the limits of both allow.
+    removed: BTreeSet<Rc<str>>,
 }
 
 /// Where a channel stands in the journal.
@@ -59,15 +60,18 @@ impl Journal {
         }
     }
 
-    /// A channel is no more.
-    pub(super) fn note_end(&mut self, channel: &Channel) {
-        if channel.mark.is_written {
-            self.note_name(channel.shared_name());
-        }
+    /// A channel was removed.
+    pub(super) fn note_removed(&mut self, name: Rc<str>) {
+        self.removed.insert(name);
     }
 
-    pub(super) fn note_name(&mut self, name: Rc<str>) {
-        self.ended.push(name);
+    /// A removed channel is no longer remembered. One that the file does not have leaves nothing to write.
+    pub(super) fn note_forgotten(&mut self, name: Rc<str>, is_written: bool) {
+        if is_written {
+            self.removed.insert(name);
+        } else {
+            self.removed.remove(&name);
+        }
     }
 }
 
@@ -78,8 +82,8 @@ pub struct Head {
     pub epoch: u64,
     /// The number of its last message.
     pub seq: u64,
-    /// The last message of any channel that has ended.
-    pub forgotten: u64,
+    /// The last message of any removed channel that is no longer remembered.
+    pub max_removed_seq: u64,
 }
 
 /// A time that goes on from one process to the next, in milliseconds, and what it is on the loop's clock.
@@ -104,12 +108,12 @@ impl Hub {
 
     /// How many channels wait to be written.
     pub fn changes(&self) -> usize {
-        self.journal.as_ref().map_or(0, |journal| journal.changed.len() + journal.ended.len())
+        self.journal.as_ref().map_or(0, |journal| journal.changed.len() + journal.removed.len())
     }
 
     /// What is told of the hub itself.
     pub fn journal_head(&self) -> Head {
-        Head { epoch: self.epoch, seq: self.seq, forgotten: self.forgotten }
+        Head { epoch: self.epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
     }
 
     /// Up to `most` changes, until they have `bytes` or a message more.
@@ -120,10 +124,20 @@ impl Hub {
         // First of all: a channel of the same name may have come since.
         while taken.len() < most
             && room > 0
-            && let Some(name) = journal.ended.pop()
+            && let Some(name) = journal.removed.pop_first()
         {
-            taken.push(Change::Ended { name: (*name).into() });
             room = room.saturating_sub(name.len());
+            let remembered = self.removed.get(&name).filter(|_| !self.names.contains_key(&name));
+            self.removed.mark_written(&name, true);
+            taken.push(match remembered {
+                // A channel without messages.
+                Some(Removed { last, .. }) => Change::Channel {
+                    name: (*name).into(),
+                    figures: Figures { number: 0, last, floor: last },
+                    messages: Vec::new(),
+                },
+                None => Change::Ended { name: (*name).into() },
+            });
         }
         for _ in taken.len()..most {
             let Some(&ChannelId(key)) = journal.changed.front().filter(|_| room > 0) else { break };

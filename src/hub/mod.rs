@@ -20,6 +20,7 @@ pub mod journal;
 mod largest;
 pub mod outbox;
 pub mod past;
+mod removed;
 mod repeats;
 pub mod seats;
 
@@ -34,9 +35,10 @@ use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapWhy, MessageId, Since
 use crate::moment::Moment;
 use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
-use journal::Journal;
+use journal::{Journal, Mark};
 use largest::{Classes, Shifted};
 use outbox::Frames;
+use removed::{Removed, RemovedChannels};
 use repeats::Repeats;
 
 /// All channels.
@@ -54,9 +56,8 @@ pub struct Hub {
     epoch: u64,
     /// The number of the log's last message.
     seq: u64,
-    /// The last message of any channel that has ended: a channel of the same name that comes later
-    /// cannot tell whether there was more.
-    forgotten: u64,
+    /// Channels that existed and had messages.
+    removed: RemovedChannels,
     classes: Classes,
     kept: Kept,
     repeats: Repeats,
@@ -240,7 +241,7 @@ impl Hub {
             history: limits.history,
             epoch,
             seq: 0,
-            forgotten: 0,
+            removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             classes: Classes::new(),
             kept: Kept::default(),
             repeats: Repeats::new(limits.repeats),
@@ -309,7 +310,12 @@ impl Hub {
             return Err(ChannelsFull);
         }
         let name: Rc<str> = name.as_str().into();
-        let channel = ChannelId(self.channels.insert(Channel::new(name.clone(), self.forgotten)) as u32);
+        let floor = self.removed.last(&name);
+        let mut channel = Channel::new(name.clone(), floor);
+        if let Some(Removed { is_written, .. }) = self.removed.remove(&name) {
+            channel.mark = Mark { written: floor, is_written };
+        }
+        let channel = ChannelId(self.channels.insert(channel) as u32);
         self.names.insert(name, channel);
         Ok(channel)
     }
@@ -387,11 +393,33 @@ impl Hub {
         if self.channel(id).is_some_and(Channel::has_ended) {
             let channel = self.channels.remove(id.0 as usize);
             self.names.remove(channel.name());
-            self.forgotten = self.forgotten.max(channel.last());
-            if let Some(journal) = &mut self.journal {
-                journal.note_end(&channel);
+            self.remember_removed(channel.shared_name(), channel.last(), channel.mark.is_written);
+        }
+    }
+
+    /// Remembers the last message of a channel that is removed, and forgets others if there are too many.
+    fn remember_removed(&mut self, name: Rc<str>, last: u64, is_written: bool) {
+        let Hub { removed, journal, .. } = self;
+        // One without a message of its own was as good as never there, unless it is in the file.
+        let is_known = last <= removed.max_removed_seq();
+        if !is_known {
+            removed.insert(name.clone(), Removed { last, is_written });
+        }
+        if let Some(journal) = journal
+            && (is_written || !is_known)
+        {
+            journal.note_removed(name);
+        }
+        while let Some((name, Removed { is_written, .. })) = removed.forget_over_limit() {
+            if let Some(journal) = journal {
+                journal.note_forgotten(name, is_written);
             }
         }
+    }
+
+    /// How many removed channels are remembered, and their bytes.
+    pub fn removed_channels(&self) -> (usize, usize) {
+        (self.removed.len(), self.removed.bytes())
     }
 
     /// The channel whose batch has to be handed out before something is published on this one.
@@ -611,7 +639,7 @@ impl Hub {
 
     /// What is told of a channel; of one that is not there, that it is empty.
     pub fn standing(&self, name: &str) -> Standing {
-        let empty = Standing { floor: self.forgotten, ..Standing::default() };
+        let empty = Standing { floor: self.removed.last(name), ..Standing::default() };
         let channel = self.find(name).and_then(|id| self.channel(id));
         channel.map_or(empty, |channel| Standing {
             members: channel.members(),
@@ -639,18 +667,14 @@ impl Hub {
     pub fn page(&mut self, name: &str, since: Since, limit: usize, now: Moment) -> Page {
         let mut page = Page { envelopes: Vec::new(), gap: None, next: None };
         let Some(id) = self.find(name) else {
+            let floor = self.removed.last(name);
             page.gap = match since {
                 Since::After(after) if after.epoch != self.epoch => Some((after, GapWhy::Epoch)),
                 Since::After(after) if after.seq > self.seq => Some((after, GapWhy::Future)),
-                Since::After(after) if after.seq < self.forgotten => Some((after, GapWhy::Evicted)),
+                Since::After(after) if after.seq < floor => Some((after, GapWhy::Evicted)),
                 _ => None,
             }
-            .map(|(after, why)| Gap {
-                after,
-                resume: self.id(self.forgotten),
-                missed: None,
-                why,
-            });
+            .map(|(after, why)| Gap { after, resume: self.id(floor), missed: None, why });
             return page;
         };
         self.expire_channel(id, now);
@@ -688,5 +712,6 @@ impl Hub {
         assert_eq!(kept, self.kept);
         assert_eq!(self.channels.iter().map(|(_, channel)| channel.members()).sum::<usize>(), self.seats);
         assert_eq!(self.names.len(), self.channels.len());
+        self.removed.check();
     }
 }

@@ -79,10 +79,11 @@ impl Hub {
     /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
     /// have changed.
     pub fn restore(limits: &Limits, head: Head, past: Past, hour: Hour) -> (Hub, Restored) {
-        let mut hub = Hub { seq: head.seq, forgotten: head.forgotten, ..Hub::new(limits, head.epoch) };
+        let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
+        hub.removed.raise(head.max_removed_seq);
         let mut channels: Vec<(Box<str>, Written)> = past.channels.into_iter().collect();
-        // If there is no room for all, the last ones stay.
-        channels.sort_unstable_by_key(|(_, written)| written.last);
+        // If there is no room for all, the last ones stay. A removed channel has no messages and takes no room.
+        channels.sort_unstable_by_key(|(_, written)| (!written.kept.is_empty(), written.last));
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());
         for (place, (name, channel)) in channels.into_iter().enumerate() {
@@ -91,7 +92,7 @@ impl Hub {
             let (name, _) = &written[place];
             match ChannelName::parse(name.as_bytes()) {
                 Ok(name) if place >= spare => hub.restore_channel(&name, channel, hour),
-                _ => hub.forgotten = hub.forgotten.max(channel.last),
+                _ => hub.remember_removed(written[place].0.clone(), channel.last, true),
             }
         }
         hub.keep_to_total(None);
@@ -139,7 +140,9 @@ impl Hub {
     fn note_difference(&mut self, name: Rc<str>, messages: usize) {
         let Hub { journal: Some(journal), names, channels, .. } = self else { return };
         match names.get(&name) {
-            None => journal.note_name(name),
+            // It is written as what it is already.
+            None if messages == 0 && self.removed.get(&name).is_some() => {}
+            None => journal.note_removed(name),
             Some(&id) if channels[id.0 as usize].history.len() != messages => journal.note(id),
             Some(_) => {}
         }
@@ -304,8 +307,11 @@ mod tests {
         }
     }
 
-    /// All that can be told of a hub.
-    fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<(String, Standing, u64, String)>) {
+    /// A channel: its name, what is told of it, how many messages it had, and those that it keeps.
+    type Told = (String, Standing, u64, String);
+
+    /// All that can be told of a hub, also of channels that it does not have.
+    fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<Told>, [u64; 6]) {
         let names: Vec<String> = hub.names("", std::ops::Bound::Unbounded).map(str::to_owned).collect();
         let channels = names.into_iter().map(|name| {
             let page = hub.page(&name, Since::Earliest, usize::MAX, now);
@@ -314,15 +320,20 @@ mod tests {
             (name.clone(), hub.standing(&name), number, envelopes)
         });
         let channels = channels.collect();
-        (hub.journal_head(), channels)
+        let floors = ["c0", "c1", "c2", "c3", "c4", "never"].map(|name| hub.standing(name).floor);
+        (hub.journal_head(), channels, floors)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_hub_that_was_written_down_is_the_hub(steps in prop::collection::vec(step(), 1..150)) {
-            let limits = Limits { history: LIMITS, ..Limits::default() };
+        fn the_hub_that_was_written_down_is_the_hub(
+            steps in prop::collection::vec(step(), 1..150),
+            names in 1usize..6,
+        ) {
+            let removed_channels_bytes_max = names * (crate::hub::removed::REMOVED_CHANNEL_BYTES + 2);
+            let limits = Limits { history: LIMITS, removed_channels_bytes_max, ..Limits::default() };
             let mut world = World::new(&limits);
             for step in &steps {
                 world.step(step);
@@ -394,23 +405,27 @@ mod tests {
             let now = Moment::from_millis(world.millis);
             told(&mut hub, now)
         };
-        let (head, channels) = restore(wide.history, 100);
+        let (head, channels, _) = restore(wide.history, 100);
         assert_eq!(channels.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 40);
-        let (_, few) = restore(HistoryLimits { messages_max: 3, ..wide.history }, 100);
+        let (_, few, _) = restore(HistoryLimits { messages_max: 3, ..wide.history }, 100);
         for (name, standing, number, envelopes) in few {
             let (_, before, all, whole) = channels.iter().find(|one| one.0 == name).unwrap();
             assert_eq!((standing.messages, number, standing.head), (3, *all, before.head));
             assert!(whole.ends_with(&envelopes) && standing.floor > before.floor);
         }
-        let (_, young) = restore(HistoryLimits { age_ms: 1_000, ..wide.history }, 100);
+        let (_, young, _) = restore(HistoryLimits { age_ms: 1_000, ..wide.history }, 100);
         assert_eq!(young.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 19);
-        let (_, small) = restore(HistoryLimits { total_bytes_max: 1_000, ..wide.history }, 100);
+        let (_, small, _) = restore(HistoryLimits { total_bytes_max: 1_000, ..wide.history }, 100);
         assert!(small.iter().map(|(_, standing, ..)| standing.bytes).sum::<usize>() <= 1_000);
-        let (narrow, two) = restore(wide.history, 2);
+        let (narrow, two, floors) = restore(wide.history, 2);
         assert_eq!(two.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["c2", "c3"]);
-        assert_eq!((narrow.seq, narrow.forgotten), (head.seq, 38), "the last message of c1");
-        let (none, nothing) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
-        assert_eq!((nothing.len(), none.seq, none.forgotten), (0, 40, 40));
+        assert_eq!(
+            (narrow.seq, floors),
+            (head.seq, [37, 38, two[0].1.floor, two[1].1.floor, 0, 0]),
+            "the last messages of c0 and c1"
+        );
+        let (none, nothing, floors) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
+        assert_eq!((nothing.len(), none.seq, floors), (0, 40, [37, 38, 39, 40, 0, 0]));
     }
 
     #[test]
@@ -426,16 +441,25 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_changes_is_no_longer_than_there_are_channels() {
+    fn the_list_of_changes_is_no_longer_than_there_are_channels_and_remembered_names() {
         let history = HistoryLimits { messages_max: 0, ..LIMITS };
-        let mut world = World::new(&Limits { history, ..Limits::default() });
-        for _ in 0..1_000 {
-            world.step(&Step::Publish { channel: 0, padding: 0, from: None });
+        // Room for 3 names.
+        let removed_channels_bytes_max = 3 * (crate::hub::removed::REMOVED_CHANNEL_BYTES + 3);
+        let mut world = World::new(&Limits { history, removed_channels_bytes_max, ..Limits::default() });
+        for channel in 0..1_000 {
+            world.step(&Step::Publish { channel: channel % 10, padding: 0, from: None });
             world.step(&Step::Seal);
         }
-        assert_eq!((world.hub.channels(), world.hub.changes()), (0, 1));
+        assert_eq!((world.hub.channels(), world.hub.changes()), (0, 1 + 3));
         world.write(9, 9_999);
-        assert_eq!((world.written.len(), world.hub.changes()), (0, 0));
+        assert_eq!((world.written.len(), world.hub.changes()), (3, 0));
+        for channel in 0..1_000 {
+            world.step(&Step::Publish { channel: channel % 10, padding: 0, from: None });
+            world.step(&Step::Seal);
+        }
+        world.write(99, 9_999);
+        assert_eq!((world.written.len(), world.hub.changes()), (3, 0), "what was forgotten left the file");
+        assert_eq!(world.hub.standing("never").floor, 1_997, "the last message of those that were forgotten");
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub struct Levels {
     pub history_messages: usize,
     /// Bytes in histories.
     pub history_bytes: usize,
+    /// Removed channels whose names are remembered.
+    pub removed_channels: usize,
+    /// Bytes that they take.
+    pub removed_channels_bytes: usize,
     /// The process, as far as the system tells.
     pub process: Process,
 }
@@ -151,6 +155,16 @@ impl Collector for Snapshot {
             levels.slow_connections as u64,
         )?;
         page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
+        page.gauge(
+            "oyez_removed_channels",
+            "Removed channels whose names are remembered",
+            levels.removed_channels as u64,
+        )?;
+        page.gauge(
+            "oyez_removed_channels_bytes",
+            "Bytes of the names of removed channels",
+            levels.removed_channels_bytes as u64,
+        )?;
         page.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
         page.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
         page.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;

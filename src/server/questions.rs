@@ -61,6 +61,8 @@ impl<T: Transport> Engine<T> {
             subscriptions: self.hub.seats(),
             history_messages: self.hub.kept().messages,
             history_bytes: self.hub.kept().bytes,
+            removed_channels: self.hub.removed_channels().0,
+            removed_channels_bytes: self.hub.removed_channels().1,
             process: super::process::read(),
             ..Levels::default()
         };

@@ -23,14 +23,14 @@ use crate::hub::past::Past;
 /// Pages that the database keeps in memory; what is written is new, and seldom looked at again.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Epoch, last message, last message of ended channels, log's time, the stamp's three, clients' salt, and whether
+/// Epoch, last message, last message of removed channels that are not remembered, log's time, the stamp's three, clients' salt, and whether
 /// the run has ended in order.
 type StateRow = (u64, u64, u64, u64, u64, u64, u64, u32, bool);
 
 /// How far all is, in one row.
 const STATE: TableDefinition<'_, (), StateRow> = TableDefinition::new("state");
 
-/// How far each channel is: number, last, floor.
+/// How far each channel is: number, last, floor. A removed channel is one without messages, whose floor is its last.
 const CHANNELS: TableDefinition<'_, &str, (u64, u64, u64)> = TableDefinition::new("channels");
 
 /// Messages that were written together, under their channel and the last of them.
@@ -119,8 +119,8 @@ impl Tables {
             table => table?,
         };
         let Some(row) = table.get(())? else { return Ok(None) };
-        let (epoch, seq, forgotten, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
-        let head = Head { epoch, seq, forgotten };
+        let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
+        let head = Head { epoch, seq, max_removed_seq };
         let state = State { head, log_ms, stamp: Stamp { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
         let mut past = Past::default();
@@ -154,7 +154,7 @@ impl Tables {
             let row = (
                 head.epoch,
                 head.seq,
-                head.forgotten,
+                head.max_removed_seq,
                 log_ms,
                 stamp.unix_ms,
                 stamp.boot_ms,
