@@ -96,8 +96,14 @@ pub struct Limits {
     pub on_slow: OnSlow,
     /// The longest time for a close handshake without progress, and for the end of file after it.
     pub close_timeout_ms: u32,
-    /// The longest time from SIGTERM to the end, and the window over which clients come back.
+    /// The longest time from the begin of a drain to the end of the process.
     pub drain_ms: u32,
+    /// From SIGTERM to the begin of the drain. Meanwhile `/readyz` returns 503 and new clients are served: a load
+    /// balancer needs some of its checks to see that, and sends clients until then.
+    pub drain_delay_ms: u32,
+    /// Clients that are asked to reconnect within a second of a drain. A handshake takes some 0.1 ms of the server and
+    /// 0.3 ms with TLS, so 1,000 leave most of each second for messages.
+    pub reconnects_per_second: u32,
     /// The most channels with members or history.
     pub channels_max: usize,
     /// The most channels that one connection is a member of.
@@ -245,6 +251,8 @@ impl Default for Limits {
             on_slow: OnSlow::Close,
             close_timeout_ms: 2_000,
             drain_ms: 30_000,
+            drain_delay_ms: 0,
+            reconnects_per_second: 1_000,
             channels_max: 1_000_000,
             channels_per_client_max: 128,
             history: HistoryLimits::default(),

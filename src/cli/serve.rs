@@ -174,10 +174,17 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
     close_timeout_ms: u32,
 
-    /// Longest time from SIGTERM or SIGINT to the end, and the time over which clients are told to come
-    /// back, in seconds.
+    /// Longest time from SIGTERM or SIGINT (after --drain-delay-ms) to the end, in seconds.
     #[arg(long, env = "OYEZ_DRAIN_SECONDS", value_name = "S", default_value = "30", value_parser = seconds)]
     drain_seconds: u32,
+
+    /// Time from SIGTERM or SIGINT to the drain, in milliseconds: /readyz returns 503, and new clients are still served.
+    #[arg(long, env = "OYEZ_DRAIN_DELAY_MS", value_name = "MS", default_value = "0", value_parser = millis_or_0)]
+    drain_delay_ms: u32,
+
+    /// Rate at which the clients of a server that drains are asked to reconnect.
+    #[arg(long, env = "OYEZ_RECONNECTS_PER_SECOND", value_name = "N", default_value = "1000", value_parser = count)]
+    reconnects_per_second: usize,
 
     /// Most connections accepted in one turn of the loop.
     #[arg(long, env = "OYEZ_ACCEPTS_PER_TURN", value_name = "N", default_value = "64", value_parser = count)]
@@ -276,6 +283,8 @@ impl Serve {
                 },
                 close_timeout_ms: self.close_timeout_ms,
                 drain_ms: self.drain_seconds * 1_000,
+                drain_delay_ms: self.drain_delay_ms,
+                reconnects_per_second: self.reconnects_per_second.try_into().unwrap_or(u32::MAX),
                 channels_max: self.channels_max,
                 channels_per_client_max: self.channels_per_client_max,
                 history: HistoryLimits {

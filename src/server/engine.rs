@@ -7,6 +7,7 @@ use std::mem;
 
 use log::{debug, info};
 
+use super::drain::Drain;
 use super::slots::{Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
@@ -62,8 +63,10 @@ pub struct Engine<T> {
     pub client_salt: u32,
     /// Differs from that of other processes, also of those that wrote the same history.
     pub run: u32,
-    /// The server is on its way out, and clients are to come back after so many milliseconds.
-    pub(super) draining: Option<u32>,
+    /// `None` while the server serves.
+    pub(super) draining: Option<Drain>,
+    /// Returns 503 from `/readyz`: new clients are still served, and a load balancer is to send no more of them.
+    pub is_leaving: bool,
     /// Slots that are being told that there is no room.
     pub(super) turned_away: usize,
     /// Those who publish at the moment, where there is a limit to that.
@@ -88,6 +91,7 @@ impl<T: Transport> Engine<T> {
             client_salt: 0,
             run: 0,
             draining: None,
+            is_leaving: false,
             turned_away: 0,
             meters: Meters::new(),
             limits,
@@ -261,6 +265,7 @@ impl<T: Transport> Engine<T> {
 
     /// Looks at a slice of the slab for deadlines that have come, until so many have as one turn meets.
     pub fn sweep(&mut self, now: Moment) {
+        self.continue_drain(now);
         let mut due = 0;
         for key in self.sweeper.slice(self.slots.keys_end(), now) {
             due += usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, now)));
@@ -302,7 +307,8 @@ impl<T: Transport> Engine<T> {
     pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
         let slots = (!self.slots.is_empty()).then(|| self.sweeper.next(now));
         let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
-        slots.into_iter().chain(channels).reduce(Moment::or_earlier)
+        let drain = self.draining.as_ref().and_then(Drain::next);
+        slots.into_iter().chain(channels).chain(drain).reduce(Moment::or_earlier)
     }
 
     /// The only place where a slot dies and its key is freed; how many did.
@@ -344,27 +350,6 @@ impl<T: Transport> Engine<T> {
             self.apply(id, wish, now);
         }
         self.after_session(id);
-    }
-
-    /// Closes everybody with 4200, and tells each when to come back: evenly spread over the drain's
-    /// window.
-    ///
-    /// Connections that wait for another request are left alone, so that who watches the server's health
-    /// hears that it is going away.
-    pub fn drain(&mut self, now: Moment) {
-        self.draining = Some(self.limits.drain_ms);
-        let leaving = self.slots.iter().filter(|(_, slot)| !slot.state.is_idle_request());
-        let leaving: Vec<SlotId> = leaving.map(|(id, _)| id).collect();
-        let count = leaving.len().max(1) as u64;
-        for (place, id) in leaving.into_iter().enumerate() {
-            let retry_ms = (u64::from(self.limits.drain_ms) * place as u64 / count) as u32;
-            self.close(id, Reason::Drain { retry_ms }, now);
-        }
-    }
-
-    /// Is nobody left but who has taken all answers, and waits for another request?
-    pub fn is_drained(&self) -> bool {
-        self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }
 
     /// Ends everybody at once.

@@ -83,7 +83,7 @@ impl<T: Transport> Engine<T> {
         if !self.gate.grant(pass).may_subscribe(name) {
             return Err(NoSeat::Forbidden);
         }
-        if let Some(retry_ms) = self.draining {
+        if let Some(retry_ms) = self.drain_retry_ms() {
             self.close(id, Reason::Drain { retry_ms }, now);
             return Err(NoSeat::Gone);
         }

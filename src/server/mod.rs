@@ -16,6 +16,7 @@ mod admission;
 mod answers;
 mod certificate;
 mod deliver;
+mod drain;
 pub mod engine;
 pub mod entrance;
 pub mod listener;
@@ -100,7 +101,11 @@ pub struct Guests {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Serving,
-    /// The first signal came: everybody has been told.
+    /// The first signal came, and `--drain-delay-ms` runs: new clients are still served.
+    Leaving {
+        until: Moment,
+    },
+    /// Connections are being closed.
     Draining {
         until: Moment,
     },
@@ -296,8 +301,8 @@ impl<E: Entrance> Server<E> {
         }
         let pause = self.listener.as_ref().and_then(Listener::deadline);
         let drain = match self.stage {
-            Stage::Draining { until } => Some(until),
-            _ => None,
+            Stage::Leaving { until } | Stage::Draining { until } => Some(until),
+            Stage::Serving | Stage::Cut => None,
         };
         let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
         let next = [pause, drain, store, self.engine.next_sweep(now)]
@@ -450,13 +455,14 @@ impl<E: Entrance> Server<E> {
     fn signalled(&mut self, now: Moment) {
         match self.stage {
             Stage::Serving => {
-                let until = now.after(self.engine.limits.drain_ms);
-                info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
-                self.listener = None;
-                self.stage = Stage::Draining { until };
-                self.engine.drain(now);
+                let delay_ms = self.engine.limits.drain_delay_ms;
+                if delay_ms > 0 {
+                    info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
+                }
+                self.engine.is_leaving = true;
+                self.stage = Stage::Leaving { until: now.after(delay_ms) };
             }
-            Stage::Draining { .. } => {
+            Stage::Leaving { .. } | Stage::Draining { .. } => {
                 warn!("cutting {} connections", self.engine.slots.len());
                 self.stage = Stage::Cut;
             }
@@ -464,11 +470,23 @@ impl<E: Entrance> Server<E> {
         }
     }
 
+    fn begin_drain(&mut self, now: Moment) {
+        info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
+        self.listener = None;
+        self.stage = Stage::Draining { until: now.after(self.engine.limits.drain_ms) };
+        self.engine.drain(now);
+    }
+
     /// Is it over? Not before everybody has gone, or the time is up.
     fn end(&mut self) -> Option<End> {
         let now = self.clock.now();
+        if let Stage::Leaving { until } = self.stage
+            && until.has_come(now)
+        {
+            self.begin_drain(now);
+        }
         let end = match self.stage {
-            Stage::Serving => return None,
+            Stage::Serving | Stage::Leaving { .. } => return None,
             Stage::Draining { .. } if self.engine.is_drained() => End::Drained,
             Stage::Draining { until } if until.has_come(now) => {
                 warn!("the drain's time is up: cutting {} connections", self.engine.slots.len());

@@ -56,10 +56,10 @@ impl<T: Transport> Engine<T> {
             let seats = self.slots.get(id).map_or(&[][..], |slot| slot.seats.as_slice());
             let &[seat, ..] = seats else { return Err(NoPublication::Gone) };
             let name = self.hub.channel(seat.channel).map_or("", |channel| channel.name());
-            return if grant.publish.include_name(name) {
-                Ok(seat.channel)
-            } else {
-                Err(NoPublication::Forbidden)
+            return match self.drain_retry_ms() {
+                _ if !grant.publish.include_name(name) => Err(NoPublication::Forbidden),
+                Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
+                None => Ok(seat.channel),
             };
         };
         if !grant.may_publish(name) {
@@ -68,7 +68,7 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_none() {
             return Err(NoPublication::Gone);
         }
-        match self.draining {
+        match self.drain_retry_ms() {
             Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
             None => self.hub.open(name).map_err(|_| NoPublication::ChannelsFull),
         }
@@ -184,6 +184,9 @@ impl<T: Transport> Engine<T> {
         };
         match receipt {
             Receipt::None if no == NoPublication::Forbidden => self.turn_out(id, Reason::Forbidden, now),
+            Receipt::None if let NoPublication::Drain { retry_ms } = no => {
+                self.turn_out(id, Reason::Drain { retry_ms }, now);
+            }
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
                 let (reference, ch) = (reference.as_deref(), name.map(ChannelName::as_str));

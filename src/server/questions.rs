@@ -21,7 +21,7 @@ impl<T: Transport> Engine<T> {
     /// that has read the answer to its publication finds the message kept.
     pub(super) fn look_up(&mut self, question: Question, manner: &Manner, now: Moment) -> Vec<u8> {
         self.hand_out_all(now);
-        match (question, self.draining) {
+        match (question, self.drain_retry_ms()) {
             (Question::Metrics, _) => {
                 let text = exposition::text(&self.metrics, self.levels());
                 manner.respond(
@@ -33,6 +33,11 @@ impl<T: Transport> Engine<T> {
             }
             (_, Some(retry_ms)) => {
                 let refusal = Refusal::drain(retry_ms);
+                self.metrics.reject(refusal.code());
+                refusal.respond(manner)
+            }
+            (Question::Ready, None) if self.is_leaving => {
+                let refusal = Refusal::drain(self.limits.drain_delay_ms);
                 self.metrics.reject(refusal.code());
                 refusal.respond(manner)
             }

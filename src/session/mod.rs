@@ -112,6 +112,17 @@ pub enum Due {
     Doom(Reason),
 }
 
+/// How a client reconnects that the server has closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reconnects {
+    /// When the close frame says (`retry_ms`): `oyez.v1`.
+    AsTold,
+    /// As soon as it is closed, whatever the close frame says: a raw WebSocket, an event stream.
+    AtOnce,
+    /// It does not: a request over HTTP.
+    No,
+}
+
 /// What the end of a flush asks for.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +198,18 @@ impl State {
     /// Does it wait for another request, after one that was answered?
     pub fn is_idle_request(&self) -> bool {
         matches!(self, State::Head(head) if head.is_idle())
+    }
+
+    /// How its client reconnects when the server closes it.
+    pub fn reconnects(&self) -> Reconnects {
+        match self {
+            State::Open(open) if open.is_raw() => Reconnects::AtOnce,
+            State::Open(_) => Reconnects::AsTold,
+            State::Streaming(_) => Reconnects::AtOnce,
+            State::Head(_) | State::Body(_) | State::Responding(_) | State::Draining(_) | State::Dead(_) => {
+                Reconnects::No
+            }
+        }
     }
 
     /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file

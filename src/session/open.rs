@@ -51,6 +51,11 @@ impl Open {
         Open { more, heartbeat: Heartbeat::heard(desk), protocol }
     }
 
+    /// Returns true if it speaks no subprotocol.
+    pub(super) fn is_raw(&self) -> bool {
+        self.protocol == Protocol::Raw
+    }
+
     /// Who it is, unless it is everybody.
     pub(super) fn guest(&self) -> Option<&Guest> {
         self.more.as_ref()?.guest.as_ref()

@@ -9,40 +9,131 @@ use oyez::config::Limits;
 use crate::support::Done;
 use crate::support::client::Client;
 use crate::support::frames;
+use crate::support::http::get;
 use crate::support::process::{Server, counter};
-use crate::support::rig::Rig;
+use crate::support::rig::{Mood, Rig};
 
 fn retry_ms(reason: &str) -> u64 {
     reason.strip_prefix("drain retry_ms=").unwrap_or_else(|| panic!("{reason}")).parse().unwrap()
 }
 
 #[test]
-fn everybody_is_told_when_to_come_back_evenly_spread() {
+fn v1_clients_are_told_when_to_reconnect_evenly_spread() {
     for signal in ["TERM", "INT"] {
-        let server = Server::start(&["--drain-seconds=10"]);
+        let server = Server::start(&["--drain-seconds=10", "--reconnects-per-second=10"]);
         let address = server.address;
-        let mut members: Vec<Client> = (0..20).map(|_| server.join("/ws")).collect();
+        let mut clients: Vec<Client> = (0..20).map(|_| join_v1(&server)).collect();
         server.signal(signal);
-        let mut retries: Vec<u64> = members
+        let mut retries: Vec<u64> = clients
             .iter_mut()
-            .map(|member| {
-                let (code, reason) = member.frame().close_code();
+            .map(|client| {
+                let (code, reason) = client.frame().close_code();
                 assert_eq!(code, 4200);
-                member.send(&frames::close(4200, ""));
-                assert_eq!(member.frame_or_end(), None);
+                client.send(&frames::close(4200, ""));
+                assert_eq!(client.frame_or_end(), None);
                 retry_ms(&reason)
             })
             .collect();
         retries.sort_unstable();
-        assert_eq!(retries, (0..20).map(|place| place * 500).collect::<Vec<u64>>());
-        drop(members);
-        let start = Instant::now();
+        assert_eq!(retries, (0..20).map(|place| 500 + place * 100).collect::<Vec<u64>>());
+        drop(clients);
         let (status, log) = server.wait();
         assert_eq!(status.code(), Some(0), "{log}");
-        assert!(start.elapsed() < Duration::from_secs(5), "it does not wait for what is over");
         assert_eq!(counter(&log, "closed_drain"), 20, "{log}");
         assert!(std::net::TcpStream::connect(address).is_err());
     }
+}
+
+/// A client of `oyez.v1` after its hello.
+fn join_v1(server: &Server) -> Client {
+    let mut client = Client::new(server.connect());
+    client.send(
+        frames::upgrade("/ws").replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n").as_bytes(),
+    );
+    client.head();
+    assert!(client.text().contains("hello"));
+    client
+}
+
+/// Clients that do not read the reason are closed over the same time instead: 20 at 10 a second in two seconds.
+#[test]
+fn closes_of_raw_clients_and_event_streams_are_spread() {
+    let limits =
+        Limits { reconnects_per_second: 10, drain_ms: 10_000, ping_interval_ms: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let mut ids: Vec<_> = (0..19).map(|_| rig.join("/ws")).collect();
+    let stream = rig.connect(Mood::Kind);
+    rig.send(stream, get("/sse/a").as_bytes());
+    ids.push(stream);
+    rig.settle();
+    rig.engine.drain(rig.now);
+    let mut closed = Vec::new();
+    for _ in 0..=2_000 {
+        rig.settle();
+        closed.push(
+            ids.iter()
+                .filter(|&&id| rig.engine.slots.get(id).is_none_or(|slot| !slot.state.listens()))
+                .count(),
+        );
+        rig.pass(1);
+    }
+    assert_eq!(closed[0], 1, "the first at once");
+    for second_tenths in 0..20 {
+        assert_eq!(
+            closed[second_tenths * 100 + 99],
+            second_tenths + 1,
+            "after {second_tenths} tenths of a second"
+        );
+    }
+    assert_eq!(rig.frames(ids[5])[0].close_code(), (4200, "drain retry_ms=500".into()));
+    let events = String::from_utf8(rig.pipe(stream).outgoing.clone()).unwrap();
+    assert!(events.contains("retry: 500\n"), "{events}");
+}
+
+#[test]
+fn raw_message_published_during_a_drain_closes_its_sender_with_the_reason() {
+    let limits = Limits { reconnects_per_second: 1, ping_interval_ms: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let (first, second) = (rig.join("/ws"), rig.join("/ws"));
+    rig.engine.drain(rig.now);
+    rig.settle();
+    rig.frames(first);
+    rig.send_text(second, "too late");
+    rig.settle();
+    let (code, reason) = rig.frames(second)[0].close_code();
+    assert_eq!((code, retry_ms(&reason)), (4200, 2_500));
+}
+
+/// A load balancer notices by `/readyz`, and sends clients until it does.
+#[test]
+fn clients_are_served_during_the_drain_delay_while_readyz_returns_503() {
+    let server = Server::start(&["--drain-delay-ms=600000", "--drain-seconds=5"]);
+    let mut early = server.join("/ws");
+    let status = |path: &str| Client::new(server.connect()).ask(get(path)).status;
+    assert_eq!(status("/readyz"), 200);
+    server.signal("TERM");
+    let start = Instant::now();
+    while status("/readyz") != 503 {
+        assert!(start.elapsed() < Duration::from_secs(60), "/readyz still returns 200");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(status("/healthz"), 200);
+    let mut late = server.join("/ws");
+    late.send_text("still served");
+    assert_eq!((early.text(), late.text()), ("still served".into(), "still served".into()));
+    server.signal("TERM");
+    assert_eq!(server.wait().0.code(), Some(1), "a second signal ends at once");
+}
+
+#[test]
+fn drain_begins_when_its_delay_is_over() {
+    let server = Server::start(&["--drain-delay-ms=200", "--drain-seconds=5"]);
+    let mut client = server.join("/ws");
+    server.signal("TERM");
+    assert_eq!(client.frame().close_code().0, 4200);
+    client.send(&frames::close(4200, ""));
+    assert_eq!(client.frame_or_end(), None);
+    assert_eq!(server.wait().0.code(), Some(0));
 }
 
 #[test]

@@ -300,11 +300,8 @@ fn a_drain_says_when_to_come_back() {
         assert!(client.stream_is_whole());
     }
     retries.push(sender.frame().close_code().1.strip_prefix("drain retry_ms=").unwrap().parse().unwrap());
-    retries.sort_unstable();
-    // A browser takes 0 literally, and keeps it.
-    let spread: Vec<u64> = (0..9).map(|place| place * 8_000 / 9).collect();
-    assert_eq!(retries[1..], spread[1..]);
-    assert!(retries[0] == 0 || retries[0] == 500, "{retries:?}");
+    // Their closes are spread, so each may reconnect as soon as its server may be back.
+    assert_eq!(retries, [500; 9]);
     drop((streams, sender));
     let (status, log) = server.wait();
     assert!(status.success(), "{log}");
