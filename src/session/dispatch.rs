@@ -279,10 +279,10 @@ fn stream_events(
     owed: u32,
     desk: &mut Desk<'_>,
 ) -> Outcome {
-    // A browser that comes back sends the cursor that it has reached by itself; it is newer than the one in
-    // the URL that the page made. What it has not is an empty text.
+    // A browser that reconnects sends the cursor that it has reached by itself, and a polyfill in the query; both
+    // are newer than the one in the URL that the page made. What it has not is an empty text.
     let cursor = match request.fields.one("last-event-id") {
-        Ok(None | Some(b"")) => Ok(query.since),
+        Ok(None | Some(b"")) => Ok(query.last_event_id.or(query.since)),
         Ok(Some(id)) => Since::parse(id).map(Some).map_err(|_| ()),
         Err(_) => Err(()),
     };

@@ -3,7 +3,6 @@
 //! tungstenite makes the response from a request and builds both in full first, with a table of fields
 //! each; that is most of what a handshake costs beside the kernel. Only the accept key is its work here.
 
-use data_encoding::BASE64;
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::Request;
@@ -65,9 +64,12 @@ pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
     Ok((out, protocol))
 }
 
-/// 16 bytes in base64 (RFC 6455 4.1).
+/// 16 bytes in base64: 22 letters and the padding (RFC 6455 4.1). The last letter carries four bits that belong to no
+/// byte; some clients set them, and RFC 6455 4.2.2 needs the key as text only: "it is not necessary for the server to
+/// base64-decode the value".
 fn is_key(key: &[u8]) -> bool {
-    key.len() == 24 && BASE64.decode_mut(key, &mut [0; 18]) == Ok(16)
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24 && key.strip_suffix(b"==").is_some_and(|letters| letters.iter().all(is_letter))
 }
 
 #[cfg(test)]
@@ -109,6 +111,16 @@ mod tests {
     }
 
     #[test]
+    fn key_with_spare_bits_set_is_accepted() {
+        for last in ["A", "Q", "R", "/", "9"] {
+            let key = format!("AAAAAAAAAAAAAAAAAAAAA{last}==");
+            let (response, _) = judge(&head(&format!("Sec-WebSocket-Key: {key}\r\n"))).unwrap();
+            let accept = derive_accept_key(key.as_bytes());
+            assert!(response.contains(&format!("Sec-WebSocket-Accept: {accept}\r\n")), "{response}");
+        }
+    }
+
+    #[test]
     fn the_subprotocol_is_chosen_among_what_is_offered() {
         let offer = |fields: &str| judge(&head(&format!("{KEY}{fields}"))).unwrap();
         let (response, protocol) = offer("Sec-WebSocket-Protocol: chat, oyez.v1\r\n");
@@ -146,6 +158,8 @@ mod tests {
         check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="), 400);
         check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=!"), 400);
         check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQAA"), 400);
+        check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZ==="), 400);
+        check(good.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j-Q=="), 400);
         check(without("Upgrade: websocket\r\n"), 426);
         check(without("Connection: Upgrade\r\n"), 426);
         check(without("Sec-WebSocket-Version: 13\r\n"), 426);

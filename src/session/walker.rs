@@ -15,6 +15,8 @@ pub struct Walker {
     place: Place,
     /// Has a message begun whose last fragment has not?
     in_message: bool,
+    close_code: [u8; 2],
+    close_code_length: u8,
 }
 
 /// Where in a frame the last byte was.
@@ -28,6 +30,8 @@ enum Place {
     Payload {
         left: u64,
         first_byte: u8,
+        /// Of the masking key, which is in the header's last four bytes (RFC 6455 5.3).
+        mask: [u8; 2],
     },
 }
 
@@ -56,12 +60,17 @@ pub enum Halt {
 impl Walker {
     /// A walker before the first frame.
     pub fn new() -> Walker {
-        Walker { place: Place::between_frames(), in_message: false }
+        Walker { place: Place::between_frames(), in_message: false, close_code: [0; 2], close_code_length: 0 }
     }
 
     /// Do the bytes so far end on a message boundary?
     pub fn at_boundary(&self) -> bool {
         matches!(self.place, Place::Header { length: 0, .. }) && !self.in_message
+    }
+
+    /// The status code of the close frame that has ended the walk, if it has one (RFC 6455 5.5.1).
+    pub fn close_code(&self) -> Option<u16> {
+        (self.close_code_length == 2).then(|| u16::from_be_bytes(self.close_code))
     }
 
     /// Follows `input` and tells how many of its bytes are good, and why it went no further.
@@ -77,17 +86,26 @@ impl Walker {
                         Judgement::Partial => {}
                         Judgement::Bad(halt) => return (at.saturating_sub(*length), halt),
                         Judgement::Whole { left, first_byte } => {
-                            self.place = Place::Payload { left, first_byte }
+                            let mask = [bytes[*length - 4], bytes[*length - 3]];
+                            self.place = Place::Payload { left, first_byte, mask }
                         }
                     }
                 }
-                Place::Payload { left, .. } => {
+                Place::Payload { left, first_byte, mask } => {
                     let step = (*left).min((input.len() - at) as u64);
                     *left -= step;
+                    if *first_byte & 0xf == CLOSE {
+                        for byte in &input[at..at + step as usize] {
+                            let place = self.close_code_length as usize;
+                            let Some(code_byte) = self.close_code.get_mut(place) else { break };
+                            *code_byte = byte ^ mask[place];
+                            self.close_code_length += 1;
+                        }
+                    }
                     at += step as usize;
                 }
             }
-            if let Place::Payload { left: 0, first_byte } = self.place {
+            if let Place::Payload { left: 0, first_byte, .. } = self.place {
                 self.place = Place::between_frames();
                 if first_byte & 0xf == CLOSE {
                     return (at, Halt::CloseFrame);

@@ -14,7 +14,7 @@ use tungstenite::{Error, Message};
 use super::walker::{Halt, Walker};
 use crate::close::Reason;
 use crate::config::Limits;
-use crate::wire::Kind;
+use crate::wire::{self, Kind};
 
 /// The protocol's state, for as long as the bytes are in the middle of something.
 #[derive(Debug)]
@@ -71,11 +71,19 @@ pub fn receive(
             Ok(Message::Binary(payload)) => hear(Kind::Binary, payload),
             // The pong is on its way by the next read; a pong of the peer's is only a sign of life.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-            Ok(Message::Close(_)) => {
-                // Says `ConnectionClosed`: the reply is in the port.
-                let _ = awake.context.flush(&mut port);
-                return Heard::PeerClosed;
-            }
+            Ok(Message::Close(_)) => match awake.walker.close_code() {
+                Some(code) if !may_be_sent(code) => return Heard::Broken(Reason::Protocol),
+                // tungstenite takes it for reserved, and would reply with 1002.
+                Some(BAD_GATEWAY) => {
+                    port.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
+                    return Heard::PeerClosed;
+                }
+                _ => {
+                    // Says `ConnectionClosed`: the reply is in the port.
+                    let _ = awake.context.flush(&mut port);
+                    return Heard::PeerClosed;
+                }
+            },
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Heard::Broken(broken_rule(&error, limits)),
         }
@@ -92,6 +100,15 @@ pub fn receive(
         // tungstenite has seen the same frame and returned above.
         Halt::CloseFrame => Heard::Broken(Reason::Internal),
     }
+}
+
+/// 1014 in IANA's registry of close codes: a gateway got an invalid response.
+const BAD_GATEWAY: u16 = 1014;
+
+/// May a peer send this status code? RFC 6455 7.4.1 reserves 1004, 1005, 1006 and 1015 and forbids the last three on
+/// the wire; 1012 to 1014 are in IANA's registry; 7.4.2 gives 3000 to 4999 to libraries and applications.
+fn may_be_sent(code: u16) -> bool {
+    matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
 fn config(limits: &Limits) -> WebSocketConfig {

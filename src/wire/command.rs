@@ -100,7 +100,7 @@ struct Fields<'a> {
     text: Option<Text<'a>>,
     #[serde(borrow)]
     base64: Option<Text<'a>>,
-    #[serde(rename = "ref", borrow, default, deserialize_with = "even_null")]
+    #[serde(rename = "ref", borrow)]
     reference: Option<&'a RawValue>,
     #[serde(borrow)]
     key: Option<Text<'a>>,
@@ -113,18 +113,32 @@ struct Fields<'a> {
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A field that is there and `null` is not the same as none: `null` is a value to publish.
+/// A field that is there and `null` is not the same as none: alone, `null` is a value to publish.
 fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// Reads one request.
+/// The `ref` of a request whose other fields cannot be used. They are skipped without a look at their types, or at the
+/// code points that their escapes make.
+#[derive(Deserialize)]
+struct Reference<'a> {
+    #[serde(rename = "ref", borrow)]
+    reference: Option<&'a RawValue>,
+}
+
+/// Reads one request. A field that is `null` is absent, since programs write all fields that a type of theirs has;
+/// only `data` beside no other payload is then JSON's null.
 pub fn parse(text: &str) -> Request<'_> {
     // A syntax error's own words repeat what was sent.
     let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+        // A client that waits for the answer to its ref would wait for ever.
+        let reference = serde_json::from_str::<Reference<'_>>(text).ok().and_then(|only| only.reference);
         let why =
             BadCommand::new("bad_json", "a request is one JSON object with fields of the documented types");
-        return Request { reference: None, command: Err(why) };
+        return Request {
+            reference: reference.filter(|reference| is_reference(reference.get())),
+            command: Err(why),
+        };
     };
     let reference = fields.reference.filter(|reference| is_reference(reference.get()));
     if fields.reference.is_some() && reference.is_none() {
@@ -185,6 +199,8 @@ fn payload<'a>(
     text: Option<Text<'a>>,
     base64: Option<Text<'a>>,
 ) -> Result<(Kind, Cow<'a, [u8]>), BadCommand> {
+    let has_other = text.is_some() || base64.is_some();
+    let data = data.filter(|data| !has_other || data.get() != "null");
     match (data, text, base64) {
         (Some(data), None, None) => {
             check_depth(data.get().as_bytes()).map_err(|why| BadCommand::new("too_deep", why.to_string()))?;
@@ -318,12 +334,40 @@ mod tests {
             (&deep(100_000), "too_deep"),
             (&deep(DEPTH_MAX), "good"),
             (r#"{"type":"publish","ch":"a","data":null}"#, "good"),
-            (r#"{"type":"publish","ch":"a","data":null,"text":""}"#, "bad_payload"),
+            (r#"{"type":"publish","ch":"a","data":null,"base64":""}"#, "good"),
+            (r#"{"type":"publish","ch":"a","data":{},"text":""}"#, "bad_payload"),
+            (
+                r#"{"type":"publish","ch":"a","data":null,"text":"","base64":null,"key":null,"ref":null}"#,
+                "good",
+            ),
+            (r#"{"type":"subscribe","ch":"a","since":null,"echo":null,"data":null,"token":null}"#, "good"),
         ] {
             assert_eq!(code(text), expected, "{}", &text[..text.len().min(80)]);
         }
         let long = format!(r#"{{"type":"ping","ref":"{}"}}"#, "x".repeat(REF_BYTES_MAX));
         assert_eq!(code(&long), "bad_ref");
+    }
+
+    #[test]
+    fn request_that_cannot_be_read_keeps_its_ref() {
+        for text in [
+            r#"{"type":"publish","ch":7,"data":1,"ref":5}"#,
+            r#"{"ref":5,"type":["publish"],"ch":"a"}"#,
+            r#"{"type":"subscribe","ch":"a","echo":"no","ref":5}"#,
+            r#"{"type":"subscribe","ch":"a","since":12,"ref":5}"#,
+            r#"{"type":"publish","ch":"a","text":"\ud800","ref":5}"#,
+            r#"{"type":"publish","ch":"a","text":"x","key":"\udfff\ud800","ref":5}"#,
+            r#"{"type":"publish","type":"publish","ref":5}"#,
+        ] {
+            let Request { reference, command } = parse(text);
+            assert_eq!(command.unwrap_err().code, "bad_json", "{text}");
+            assert_eq!(reference.map(RawValue::get), Some("5"), "{text}");
+        }
+        for text in
+            [r#"{"ch":7,"ref":[1]}"#, r#"{"ch":7,"ref":null}"#, r#"{"ch":7,"ref":5"#, r#"{"ref":5,"ref":5}"#]
+        {
+            assert!(parse(text).reference.is_none(), "{text}");
+        }
     }
 
     #[test]

@@ -148,14 +148,17 @@ pub fn ping() -> Bytes {
 
 /// The close frame that goes with a reason (RFC 6455 5.5.1), or `None` where we send none of our own.
 pub fn close(reason: Reason) -> Option<Bytes> {
-    let code = reason.code()?;
-    let text = reason.to_string();
+    Some(close_frame(reason.code()?, &reason.to_string()))
+}
+
+/// A close frame with a status code and a text of at most 123 bytes (RFC 6455 5.5.1).
+pub fn close_frame(code: u16, text: &str) -> Bytes {
     let mut payload = Vec::with_capacity(2 + text.len());
     payload.extend_from_slice(&code.to_be_bytes());
     payload.extend_from_slice(text.as_bytes());
     let mut out = Vec::with_capacity(2 + payload.len());
     append_frame(&mut out, OpCode::Control(Control::Close), &payload);
-    Some(out.into())
+    out.into()
 }
 
 fn append_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {

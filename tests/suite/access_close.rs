@@ -51,6 +51,11 @@ fn all_connections_of_a_person_and_of_nobody_else() {
     assert_eq!((alicia.text(), nobody.text()), ("y".into(), "y".into()));
     assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":0}\n".into()));
     assert_eq!(closes(server, "%D0%B8", &bearer(&admin())), (200, "{\"closed\":0}\n".into()));
+    for written in ["alice+smith", "alice%20smith"] {
+        let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice smith", &["a"], &["a"])));
+        assert_eq!(closes(server, written, &bearer(&admin())), (200, "{\"closed\":1}\n".into()), "{written}");
+        assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+    }
     for bad in ["", "%0d%0a", "%ff", "%1b", "%e2%80%ae"] {
         assert_eq!(closes(server, bad, &bearer(&admin())).0, 400, "{bad}");
     }

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use oyez::close::Reason;
+use oyez::config::Limits;
+
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CONTINUATION, PING, TEXT};
+use crate::support::http::get;
 use crate::support::process::{Server, counter, oyez};
+use crate::support::rig::Rig;
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -176,8 +181,36 @@ fn close_codes_that_may_not_be_sent_are_answered_with_1002() {
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535] {
         let mut member = server.join("/ws");
         member.send(&frames::close(code, ""));
-        assert_eq!(member.closed_with().0, 1002, "{code}");
+        assert_eq!(member.closed_with(), (1002, "protocol".into()), "{code}");
     }
+    let page = Client::new(server.connect()).ask(get("/metrics")).body;
+    assert!(page.contains("oyez_connections_closed_total{reason=\"protocol\"} 10\n"), "{page}");
+    assert!(page.contains("oyez_connections_closed_total{reason=\"peer_closed\"} 0\n"), "{page}");
+}
+
+#[test]
+fn close_codes_that_may_be_sent_are_echoed() {
+    let mut rig = Rig::new(Limits::default());
+    let codes: Vec<u16> = (1000..=1003).chain(1007..=1014).chain([3000, 3999, 4000, 4999]).collect();
+    for &code in &codes {
+        let frame = frames::close(code, "why");
+        for cut in 0..frame.len() {
+            let id = rig.join("/ws");
+            rig.send(id, &frame[..cut]);
+            rig.settle();
+            rig.send(id, &frame[cut..]);
+            rig.settle();
+            assert_eq!(
+                frames::take(&mut rig.pipe(id).outgoing).unwrap().close_code().0,
+                code,
+                "cut at {cut}"
+            );
+            rig.finish(id);
+            rig.settle();
+        }
+    }
+    let closed = codes.len() * frames::close(1000, "why").len();
+    assert_eq!(rig.engine.metrics.closed(Reason::PeerClosed), closed as u64);
 }
 
 #[test]

@@ -216,6 +216,13 @@ fn cursors() {
     check("", &header("1000-4"), &with(Event::cursor("1000-4"), &kept[2..]));
     check("?since=earliest", &header("1000-4"), &with(Event::cursor("1000-4"), &kept[2..]));
     check("?since=1000-4", &header(""), &with(Event::cursor("1000-4"), &kept[2..]));
+    // Polyfills send it in the query, empty before the first event.
+    for name in ["lastEventId", "lastEventID", "Last-Event-ID"] {
+        let query = |id: &str| format!("?since=earliest&{name}={id}");
+        check(&query("1000-4"), "", &with(Event::cursor("1000-4"), &kept[2..]));
+        check(&query("1000-3"), &header("1000-4"), &with(Event::cursor("1000-4"), &kept[2..]));
+        check(&query(""), "", &with(Event::cursor("1000-2"), &kept));
+    }
     check("", &header("latest"), &with(Event::cursor("1000-4"), &kept[2..]));
     for bad in ["x", "1000", "1000-", "-5", "1000-5x", "1000--5", "99999999999999999999-1", "é"] {
         for asks in [
