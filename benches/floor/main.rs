@@ -98,7 +98,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let mut floor = Floor::bind(mode, port)?;
-    println!("listening on ws://{}/ws", floor.listener.local_addr()?);
+    #[allow(clippy::print_stdout, reason = "whoever starts it waits for this line")]
+    let () = println!("listening on ws://{}/ws", floor.listener.local_addr()?);
     floor.run()?;
     Ok(())
 }

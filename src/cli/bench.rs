@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Failure;
 use super::bench_flags::{Bench, Common, Pin, SideBySide, What};
+use super::output;
 use super::progress::Progress;
 use crate::load;
 use crate::load::child::ChildServer;
@@ -138,9 +139,9 @@ impl Common {
                 "--connections {connections} cannot be reached here: at most {connections_max}, by {raise}"
             )));
         }
-        eprintln!("oyez: at most {connections_max} members can be reached here, by {raise}");
+        output::note(format_args!("at most {connections_max} members can be reached here, by {raise}"));
         if let Some(warning) = warning {
-            eprintln!("oyez: {warning}");
+            output::note(warning);
         }
         Ok(plan)
     }
@@ -179,7 +180,8 @@ impl Common {
     }
 
     fn report(&self, report: Report) -> Result<(), Failure> {
-        print!("{}", Text(&report));
+        // What is asserted decides the exit status, whether somebody reads the text or not.
+        let printed = output::print(Text(&report));
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&report);
             write(path, &(text.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
@@ -202,7 +204,7 @@ impl Common {
             .filter_map(|assertion| assertion.check(report).err())
             .map(|broken| broken.to_string())
             .collect();
-        if broken.is_empty() { Ok(()) } else { Err(Failure::Failed(broken.join("; "))) }
+        if broken.is_empty() { printed } else { Err(Failure::Failed(broken.join("; "))) }
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a run is doing, for somebody who waits: a bar on a terminal, a line for each stage elsewhere.
 
-use std::io::{IsTerminal, stderr};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output;
 use crate::load::Standing;
 
 /// Shows how a run stands. On standard error: standard output is the report's.
@@ -17,7 +17,7 @@ pub(super) struct Progress {
 impl Progress {
     /// Shows nothing yet.
     pub(super) fn new() -> Progress {
-        let bar = stderr().is_terminal().then(|| {
+        let bar = output::is_watched().then(|| {
             let style = ProgressStyle::with_template("{prefix:<11} {wide_bar} {msg}");
             ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
@@ -36,10 +36,8 @@ impl Progress {
                 bar.set_message(self.message(&standing));
             }
             None if has_changed => {
-                eprintln!(
-                    "oyez: {}: {} open, {} delivered",
-                    standing.word, standing.open, standing.deliveries
-                );
+                let Standing { word, open, deliveries, .. } = standing;
+                output::note(format_args!("{word}: {open} open, {deliveries} delivered"));
             }
             None => {}
         }

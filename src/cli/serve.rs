@@ -1,15 +1,16 @@
 //! `oyez serve`: flags to limits, limits to a running server.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use log::info;
+use log::{info, warn};
 use rustls::pki_types::UnixTime;
 
 use super::Failure;
 use super::gate_flags::GateFlags;
+use super::output;
 use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
@@ -18,6 +19,7 @@ use crate::config::{
     self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
 };
 use crate::console;
+use crate::load::child;
 use crate::server::entrance::{Entrance, Plain, Tls};
 use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 
@@ -230,6 +232,10 @@ pub(super) struct Serve {
     /// Most TLS sessions that are remembered, for clients that keep no ticket; 0 remembers none.
     #[arg(long, env = "OYEZ_TLS_SESSIONS_MAX", value_name = "N", default_value = "1024", value_parser = count_or_0)]
     tls_sessions_max: usize,
+
+    /// The process to end with: `oyez bench` starts a server of its own.
+    #[arg(long, value_name = "PID", hide = true)]
+    end_with_parent: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -240,6 +246,9 @@ enum WhenSlow {
 
 impl Serve {
     pub(super) fn run(&self) -> Result<(), Failure> {
+        if let Some(parent) = self.end_with_parent {
+            child::end_with_parent(parent).map_err(|error| Failure::Failed(error.to_string()))?;
+        }
         let config = self.config();
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
@@ -353,8 +362,10 @@ fn serve<E: Entrance>(
             StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
         })?;
     if let Some(address) = server.address() {
-        // If nobody reads it, the server serves all the same.
-        let _ = writeln!(io::stdout(), "{}", greeting(scheme, address));
+        // A server serves whether somebody reads this or not, and with a full disk too.
+        if let Err(Failure::Failed(why)) = output::print(format_args!("{}\n", greeting(scheme, address))) {
+            warn!("{why}");
+        }
     }
     match server.run(keys) {
         Ok(End::Drained) => Ok(()),

@@ -4,7 +4,7 @@
 //! with that cursor, gets what was published meanwhile, and says so if there is a gap.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
 use super::key_files::TokenFile;
+use super::output::{self, Stdout};
 use super::trust::TrustFlags;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
@@ -140,48 +141,14 @@ struct Heard<'a> {
     message: Option<String>,
 }
 
-/// Why it ends before it was asked to.
-enum End {
-    /// Whoever reads our output has enough (`| head -1`).
-    NobodyReads,
-    Failed(Failure),
-}
-
-impl From<Failure> for End {
-    fn from(failure: Failure) -> End {
-        End::Failed(failure)
-    }
-}
-
-impl From<io::Error> for End {
-    fn from(error: io::Error) -> End {
-        match error.kind() {
-            io::ErrorKind::BrokenPipe => End::NobodyReads,
-            // A full disk, say.
-            _ => End::Failed(Failure::Failed(format!("standard output: {error}"))),
-        }
-    }
-}
-
 impl Subscribe {
     pub(super) fn run(self) -> Result<(), Failure> {
-        match self.listen() {
-            Ok(()) | Err(End::NobodyReads) => Ok(()),
-            Err(End::Failed(failure)) => Err(failure),
-        }
-    }
-
-    fn listen(self) -> Result<(), End> {
-        let failed = |error: io::Error| End::Failed(Failure::Failed(error.to_string()));
+        let failed = |error: io::Error| Failure::Failed(error.to_string());
         let server = self.url.trusting(&self.trust)?;
         let mut poll = Poll::new().map_err(failed)?;
         let mut events = Events::with_capacity(8);
-        let mut output = Output {
-            out: BufWriter::new(io::stdout().lock()),
-            left: self.count,
-            json: self.json,
-            exit_on_gap: self.exit_on_gap,
-        };
+        let mut output =
+            Output { out: Stdout::lock(), left: self.count, json: self.json, exit_on_gap: self.exit_on_gap };
         let progress = |channel| Progress { channel, cursor: self.since.clone(), was_member: false };
         let mut line = Line {
             channels: self.channels.into_iter().map(progress).collect(),
@@ -245,7 +212,7 @@ impl Line {
     }
 
     /// Prints all that has come.
-    fn read(&mut self, output: &mut Output<'_>) -> Result<Read, End> {
+    fn read(&mut self, output: &mut Output) -> Result<Read, Failure> {
         let LineState::Open { connection, .. } = &mut self.state else { return Ok(Read::Blocked) };
         let lost = |error: Error| Read::Lost { why: error.to_string(), comes_back: Return::Backoff };
         match connection.flush() {
@@ -289,14 +256,14 @@ impl Line {
             Return::Backoff => backoff,
         };
         self.failures += 1;
-        eprintln!("oyez: {why}; trying again in {pause_ms} ms");
+        output::note(format_args!("{why}; trying again in {pause_ms} ms"));
         self.state = LineState::Waiting { until: Instant::now() + Duration::from_millis(pause_ms) };
         Ok(())
     }
 }
 
 /// Takes one text of the server's. True if it was the last message that was asked for.
-fn hear(text: &str, channels: &mut [Progress], output: &mut Output<'_>) -> Result<bool, End> {
+fn hear(text: &str, channels: &mut [Progress], output: &mut Output) -> Result<bool, Failure> {
     let not_understood = || Failure::Failed("the server says what oyez.v1 has no words for".to_owned());
     let heard: Heard<'_> = serde_json::from_str(text).map_err(|_| not_understood())?;
     let progress = channels.iter_mut().find(|progress| heard.ch == Some(progress.channel.as_str()));
@@ -308,7 +275,7 @@ fn hear(text: &str, channels: &mut [Progress], output: &mut Output<'_>) -> Resul
         }
         (Some("subscribed"), Some(progress)) => {
             let again = if progress.was_member { " again" } else { "" };
-            eprintln!("oyez: {}: connected{again}", progress.channel.as_str());
+            output::note(format_args!("{}: connected{again}", progress.channel.as_str()));
             progress.was_member = true;
             progress.cursor = moved_to(heard.id)?;
             Ok(false)
@@ -329,9 +296,9 @@ fn hear(text: &str, channels: &mut [Progress], output: &mut Output<'_>) -> Resul
             output.print_gap(text)?;
             if output.exit_on_gap {
                 output.out.flush()?;
-                return Err(Failure::Gap(said).into());
+                return Err(Failure::Gap(said));
             }
-            eprintln!("oyez: {said}");
+            output::note(said);
             Ok(false)
         }
         (Some("error"), progress) => {
@@ -340,7 +307,7 @@ fn hear(text: &str, channels: &mut [Progress], output: &mut Output<'_>) -> Resul
             let why = message.escape_debug();
             let channel =
                 progress.map_or_else(String::new, |progress| format!("{}: ", progress.channel.as_str()));
-            Err(Failure::Failed(format!("{channel}{why}")).into())
+            Err(Failure::Failed(format!("{channel}{why}")))
         }
         // Hello, and what newer servers may say.
         _ => Ok(false),
@@ -360,33 +327,35 @@ fn comes_back(frame: Option<&CloseFrame>) -> Return {
 }
 
 /// Standard output, and how many messages it has yet to get.
-struct Output<'a> {
-    out: BufWriter<io::StdoutLock<'a>>,
+struct Output {
+    out: Stdout,
     left: Option<u64>,
     json: bool,
     exit_on_gap: bool,
 }
 
-impl Output<'_> {
+impl Output {
     /// Text and JSON end in a line feed; binary is printed as it is. True if it was the last that was asked
     /// for.
-    fn print(&mut self, line: &str, heard: &Heard<'_>) -> Result<bool, End> {
+    fn print(&mut self, line: &str, heard: &Heard<'_>) -> Result<bool, Failure> {
         if self.json {
             self.print_line(line)?;
         } else if let Some(text) = &heard.text {
-            writeln!(self.out, "{text}")?;
+            self.out.write(text.as_bytes())?;
+            self.out.write(b"\n")?;
         } else if let Some(data) = heard.data {
-            writeln!(self.out, "{data}")?;
+            self.out.write(data.get().as_bytes())?;
+            self.out.write(b"\n")?;
         } else {
             let base64 = heard.base64.unwrap_or_default();
             let bad = |_| Failure::Failed("the server sends bytes that are not base64".to_owned());
-            self.out.write_all(&BASE64.decode(base64.as_bytes()).map_err(bad)?)?;
+            self.out.write(&BASE64.decode(base64.as_bytes()).map_err(bad)?)?;
         }
         self.left = self.left.map(|left| left - 1);
         Ok(self.left == Some(0))
     }
 
-    fn print_gap(&mut self, line: &str) -> Result<(), End> {
+    fn print_gap(&mut self, line: &str) -> Result<(), Failure> {
         if self.json {
             self.print_line(line)?;
         }
@@ -395,7 +364,8 @@ impl Output<'_> {
 
     /// One line, however the payload's JSON is laid out: in JSON a line's end is white space, and never a
     /// part of a string.
-    fn print_line(&mut self, json: &str) -> io::Result<()> {
-        writeln!(self.out, "{}", json.replace(['\r', '\n'], " "))
+    fn print_line(&mut self, json: &str) -> Result<(), Failure> {
+        self.out.write(json.replace(['\r', '\n'], " ").as_bytes())?;
+        self.out.write(b"\n")
     }
 }

@@ -15,6 +15,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::Failure;
 use super::key_files::{KeyFiles, SigningKeyFile};
+use super::output;
 use crate::access::grant::Patterns;
 use crate::access::keys::SECRET_BYTES_MIN;
 use crate::access::token::{self, NewClaims, Rights, TOKEN_BYTES_MAX, Verifier};
@@ -224,8 +225,7 @@ fn read_token() -> Result<Vec<u8>, Failure> {
 }
 
 fn say(line: &str) -> Result<(), Failure> {
-    writeln!(io::stdout(), "{line}")
-        .map_err(|error| Failure::Failed(format!("cannot write to standard output: {error}")))
+    output::print(format_args!("{line}\n"))
 }
 
 fn now() -> u64 {

@@ -202,10 +202,11 @@ impl<E: Entrance> Server<E> {
         entrance: E,
     ) -> Result<Server<E>, StartError> {
         let poll = Poll::new()?;
-        let mut listener = Listener::bind(config.listen, &config.tcp, entrance.no_room())?;
-        listener.register(poll.registry(), LISTENER)?;
+        // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        let mut listener = Listener::bind(config.listen, &config.tcp, entrance.no_room())?;
+        listener.register(poll.registry(), LISTENER)?;
         let now = Instant::now();
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
         let stamp = clock.stamp();

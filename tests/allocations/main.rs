@@ -1,6 +1,8 @@
 //! What takes no memory: what the load generator receives, and who speaks beside others in the same turn. In a binary
 //! of its own: an allocator that counts is one for the whole process, and a run takes the process's signals for its own.
 
+#![allow(clippy::print_stderr, reason = "what a test prints is captured by its harness")]
+
 #[path = "../suite/support/mod.rs"]
 #[allow(dead_code, unreachable_pub, reason = "it is the suite's, which uses all of it")]
 mod support;

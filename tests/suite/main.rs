@@ -2,6 +2,7 @@
 
 // A test binary exports nothing; `pub` here means "to the other modules".
 #![allow(unreachable_pub)]
+#![allow(clippy::print_stdout, reason = "what a test prints is captured by its harness")]
 
 mod support;
 
@@ -36,6 +37,7 @@ mod keys;
 mod limits;
 mod model;
 mod origins;
+mod output;
 mod proxies;
 mod raw_resume;
 mod resume;

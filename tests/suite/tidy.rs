@@ -107,6 +107,12 @@ fn one_clock_no_leftovers() {
             forbid("dyn ", "no dispatch at run time");
             forbid("dbg!", "left over");
             forbid("println!(\"{:?}", "left over");
+            if !path.ends_with("cli/output.rs") {
+                forbid("io::stdout(", "cli/output.rs writes, and handles failure");
+                forbid("io::stderr(", "cli/output.rs writes, and handles failure");
+            }
+            forbid("print!(", "it panics when its reader is gone");
+            forbid("println!(", "it panics when its reader is gone");
             forbid("todo!", "left over");
             forbid("unimplemented!", "left over");
             forbid("#[ignore", "no test is skipped");

@@ -1,0 +1,126 @@
+//! What a command does when nobody can read what it writes: each is run with standard output or standard error on a
+//! pipe whose reader is gone, or on a full disk, and ends with the status that it would have had anyway.
+
+use std::fs::OpenOptions;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::cut::Cut;
+use crate::support::guarded::{Folder, SECRET};
+use crate::support::process::{PATIENCE, Server, oyez};
+
+/// A pipe whose reader is gone.
+fn gone() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+fn full_disk() -> Stdio {
+    OpenOptions::new().write(true).open("/dev/full").unwrap().into()
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| panic!("ended by signal {:?}", status.signal()))
+}
+
+#[test]
+fn a_command_whose_stderr_has_no_reader_ends_with_its_own_status() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dead = format!("ws://127.0.0.1:{port}");
+    let bench = ["bench", "idle", "--connections=3", "--hold=0.1"];
+    let failing = [&bench[..], &["--assert=open=7"]].concat();
+    for (arguments, expected) in [
+        (&["nonsense"][..], 2),
+        (&["serve", "--listen=nonsense"], 2),
+        (&["pub", "x", "hi", "--url", &dead], 1),
+        (&["token", "new"], 2),
+        (&bench, 0),
+        (&failing, 1),
+    ] {
+        let status = oyez(arguments).stderr(gone()).status().unwrap();
+        assert_eq!(code(status), expected, "{arguments:?}");
+        let status = oyez(arguments).stderr(full_disk()).status().unwrap();
+        assert_eq!(code(status), expected, "{arguments:?} on a full disk");
+    }
+}
+
+#[test]
+fn a_command_whose_stdout_has_no_reader_ends_quietly_and_a_full_disk_is_an_error() {
+    let folder = Folder::new();
+    let secret = folder.file("secret", SECRET);
+    let token = ["token", "new", "--admin", "--jwt-secret-file", &secret];
+    let bench = ["bench", "idle", "--connections=3", "--hold=0.1"];
+    let failing = [&bench[..], &["--assert=open=7"]].concat();
+    for (arguments, no_reader, no_room) in [
+        (&["--help"][..], 0, 1),
+        (&["serve", "--help"], 0, 1),
+        (&["--version"], 0, 1),
+        (&token, 0, 1),
+        (&bench, 0, 1),
+        // What is asserted counts, read or not.
+        (&failing, 1, 1),
+    ] {
+        let output = oyez(arguments).stdout(gone()).output().unwrap();
+        assert_eq!(code(output.status), no_reader, "{arguments:?} {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("panicked") && !said.contains("standard output"), "{said}");
+        let output = oyez(arguments).stdout(full_disk()).output().unwrap();
+        assert_eq!(code(output.status), no_room, "{arguments:?} {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("standard output: No space left") || arguments == failing, "{said}");
+    }
+}
+
+#[test]
+fn a_subscriber_whose_stderr_has_no_reader_reconnects_and_misses_nothing() {
+    let server = Server::start(&[]);
+    let proxy = Cut::start(server.address);
+    let url = proxy.url();
+    let mut child = oyez(&["sub", "x", "--count=2", "--url", &url]).stderr(gone()).spawn().unwrap();
+    let publish = |text: &str| {
+        assert!(oyez(&["pub", "x", text, "--url", &server.url()]).status().unwrap().success());
+    };
+    let start = Instant::now();
+    let members = || {
+        let said = server.ask("GET /v1/channels/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        said.contains("\"members\":1")
+    };
+    while !members() {
+        assert!(start.elapsed() < PATIENCE);
+        thread::sleep(Duration::from_millis(5));
+    }
+    publish("one");
+    proxy.cut();
+    publish("two");
+    let status = child.wait().unwrap();
+    assert_eq!(code(status), 0);
+    let mut out = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().unwrap(), &mut out).unwrap();
+    assert_eq!(out, "one\ntwo\n");
+}
+
+#[test]
+fn a_server_whose_output_nobody_can_read_serves() {
+    for filters in ["info", "nonsense=nonsense=nonsense"] {
+        for (stdout, stderr) in [(gone(), gone()), (full_disk(), full_disk())] {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let mut command = oyez(&["serve", "--listen", &address.to_string()]);
+            let mut child = command.env("RUST_LOG", filters).stdout(stdout).stderr(stderr).spawn().unwrap();
+            let start = Instant::now();
+            while TcpStream::connect(address).is_err() {
+                assert!(start.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
+                thread::sleep(Duration::from_millis(5));
+            }
+            // SIGHUP, and the end: each is logged.
+            for signal in ["-HUP", "-TERM"] {
+                let pid = child.id().to_string();
+                assert!(std::process::Command::new("kill").args([signal, &pid]).status().unwrap().success());
+            }
+            assert_eq!(code(child.wait().unwrap()), 0);
+        }
+    }
+}
