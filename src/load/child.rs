@@ -1,5 +1,7 @@
 //! A server of our own, in a process of its own: within this one, its memory and time could not be told
 //! from the load generator's.
+//!
+//! It dies with its parent, however that ends: see [`end_with_parent`].
 
 use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -7,12 +9,39 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+#[cfg(target_os = "linux")]
+use rustix::process::{getppid, set_parent_process_death_signal};
 
 use super::pin;
 
 /// From SIGTERM to SIGKILL. All connections are closed by then, so there is nothing to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(5);
+
+/// The flag of `oyez serve` that says who its parent is. It is not in `--help`.
+pub const END_WITH_PARENT_FLAG: &str = "--end-with-parent";
+
+/// Ends this process with SIGTERM when `parent` ends: SIGKILL, a panic or a closed terminal give the parent no time to
+/// stop its child. To be called by the child, since the setting does not outlast an `exec` by the parent.
+///
+/// # Errors
+/// The parent is gone already, or the system has no such setting.
+#[cfg(target_os = "linux")]
+pub fn end_with_parent(parent: u32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before the call; then somebody else is the parent now, and no signal comes.
+    let is_there = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
+    if is_there { Ok(()) } else { Err(io::Error::other("the process that started it has ended")) }
+}
+
+/// Elsewhere the parent stops its child if it can.
+///
+/// # Errors
+/// None.
+#[cfg(not(target_os = "linux"))]
+pub fn end_with_parent(_: u32) -> io::Result<()> {
+    Ok(())
+}
 
 /// A running `oyez serve`, stopped when it is dropped.
 #[derive(Debug)]
@@ -34,8 +63,14 @@ impl ChildServer {
     pub fn start(arguments: &[String], pin: Option<usize>) -> io::Result<ChildServer> {
         let program = std::env::current_exe()?;
         let mut command = Command::new(program);
-        command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
+        let own_pid = std::process::id().to_string();
+        command.args(["serve", "--listen", "127.0.0.1:0", END_WITH_PARENT_FLAG, &own_pid]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // What is set for the operator's own server is not what is to be measured.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OYEZ_"))
+        {
+            command.env_remove(name);
+        }
         if std::env::var_os("RUST_LOG").is_none() {
             // A line for each close would be a load of its own.
             command.env("RUST_LOG", "error");

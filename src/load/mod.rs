@@ -49,7 +49,7 @@ use std::io;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use child::ChildServer;
@@ -120,10 +120,20 @@ pub fn run(
     Ok(bench.script.found)
 }
 
+/// The signals that end a run. A terminal that closes sends SIGHUP, unless the run was started with `nohup`.
+fn signals() -> Vec<i32> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    // proc_pid_status(5): the lowest bit is signal 1.
+    let is_ignored = |signal: i32| ignored >> (signal - 1) & 1 == 1;
+    [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)).collect()
+}
+
 impl<'a> Bench<'a> {
     fn new(plan: Plan, child: Option<&'a mut ChildServer>) -> io::Result<Bench<'a>> {
         let poll = Poll::new()?;
-        let mut signals = Signals::new([SIGTERM, SIGINT])?;
+        let mut signals = Signals::new(signals())?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let timer = Timer::new(poll.registry(), TIMER)?;
         let clock = Clock::new();
