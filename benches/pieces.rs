@@ -11,7 +11,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::journal::Hour;
-use oyez::hub::outbox::Outbox;
+use oyez::hub::outbox::{Outbox, Pace};
 use oyez::hub::{Hub, Wish};
 use oyez::ids::{ChannelName, Peer, Since, SlotId};
 use oyez::moment::Moment;
@@ -74,8 +74,8 @@ fn hub(bench: &mut Criterion) {
                         let Some((members, batch)) = hub.seal(channel, now) else { continue };
                         for (position, member) in members.live(Form::Raw).iter().enumerate() {
                             if let Some(portion) = batch.portion(Form::Raw, position as u32) {
-                                let _ =
-                                    outboxes[member.key as usize].push(portion.frames.as_slice(), usize::MAX);
+                                let _ = outboxes[member.key as usize]
+                                    .enqueue(portion.frames.as_slice(), usize::MAX);
                             }
                         }
                     }
@@ -157,7 +157,7 @@ fn outbox(bench: &mut Criterion) {
                 }
                 while !outbox.is_empty() {
                     outbox.unblock();
-                    let _ = black_box(outbox.flush(&mut socket, now));
+                    let _ = black_box(outbox.flush(&mut socket, Pace::ANY, now));
                 }
             });
         });

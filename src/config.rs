@@ -88,10 +88,16 @@ pub struct Limits {
     pub ping_interval_ms: u32,
     /// From the ping to the close when nothing comes back.
     pub pong_timeout_ms: u32,
-    /// The most bytes that wait for one connection, and 64 more for each piece that they are in.
+    /// The most bytes that wait for one connection, and 128 more for each piece that they are in. An empty outbox takes
+    /// a batch of any size.
     pub outbox_bytes_max: usize,
-    /// The longest time in which a connection takes none of the bytes that wait for it.
+    /// The longest time in which a connection takes none of the bytes that wait for it, and the longest that it may
+    /// lag behind the pace.
     pub slow_timeout_ms: u32,
+    /// The slowest pace at which a connection takes what waits for it; 0 is none. GPRS gives 40 kbit/s, which are
+    /// 4.9 KB/s, with three time slots of its second coding scheme (3GPP TS 45.001): whoever is slower than 4 KiB/s is
+    /// not on a network in use, and could hold an outbox for as long as it likes with a byte now and then.
+    pub slow_bytes_per_second: u32,
     /// What becomes of one that breaks either.
     pub on_slow: OnSlow,
     /// The longest time for a close handshake without progress, and for the end of file after it.
@@ -248,6 +254,7 @@ impl Default for Limits {
             pong_timeout_ms: 10_000,
             outbox_bytes_max: 2 << 20,
             slow_timeout_ms: 5_000,
+            slow_bytes_per_second: 4 << 10,
             on_slow: OnSlow::Close,
             close_timeout_ms: 2_000,
             drain_ms: 30_000,

@@ -158,14 +158,19 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_PONG_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pong_timeout_ms: u32,
 
-    /// Most bytes that wait for one connection, and 64 for each piece of them; over it the connection is slow.
+    /// Maximum bytes that wait for one connection, and 128 for each piece of them; over it the connection is slow.
     #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "2MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
-    /// Longest time in which a connection takes none of the bytes that wait for it, in milliseconds;
-    /// after it the connection is slow.
+    /// Maximum time in which a connection takes none of the bytes that wait for it, or lags behind the pace of
+    /// --slow-bytes-per-second, in milliseconds; after it the connection is slow.
     #[arg(long, env = "OYEZ_SLOW_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     slow_timeout_ms: u32,
+
+    /// Slowest pace at which a connection takes the bytes that wait for it, in bytes per second; 0: any byte is
+    /// progress.
+    #[arg(long, env = "OYEZ_SLOW_BYTES_PER_SECOND", value_name = "BYTES", default_value = "4KiB", value_parser = bytes_or_0)]
+    slow_bytes_per_second: u32,
 
     /// What becomes of a slow connection: closed with 4102, or not sent what is published until it has
     /// caught up; then a raw one has missed that, and others get it from the history.
@@ -286,6 +291,7 @@ impl Serve {
                 pong_timeout_ms: self.pong_timeout_ms,
                 outbox_bytes_max: self.outbox_bytes_max,
                 slow_timeout_ms: self.slow_timeout_ms,
+                slow_bytes_per_second: self.slow_bytes_per_second,
                 on_slow: match self.on_slow {
                     WhenSlow::Close => OnSlow::Close,
                     WhenSlow::Skip => OnSlow::Skip,

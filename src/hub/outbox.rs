@@ -1,10 +1,10 @@
-//! What waits to be written to one connection.
+//! The outbound queue of one connection.
 //!
-//! Nearly always that is nothing, for a moment one shared batch, and only for a peer that does not keep
+//! Nearly always it is empty, for a moment it holds one shared batch, and only for a peer that does not keep
 //! up a queue. So the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`]
-//! own no heap memory of their own, and the queue is allocated when the socket first says no.
+//! own no heap memory of their own, and the queue is allocated when the socket first refuses bytes.
 //!
-//! It reports ([`Push`], [`Left`]); what becomes of a slow member is not its business.
+//! It reports ([`Enqueue`], [`Left`]); what becomes of a slow subscriber is the caller's decision.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::config::Limits;
 use crate::moment::Moment;
 
 /// Whole frames, end to end, shared by every outbox that holds them.
@@ -24,9 +25,15 @@ pub type Frames = Rc<Bytes>;
 /// copied together first, 25 us in 16 writes; vectored, large pieces are not copied. 64 take 1 KiB of stack.
 const PIECES_PER_WRITE: usize = 64;
 
-/// What a piece counts beside its bytes. A pong has 2 bytes, and takes that much memory around them: a limit
-/// of bytes alone would let 1 MiB of pongs take 16.
-const PIECE_BYTES: usize = 64;
+/// The most bytes that one flush writes before it leaves the rest to the next turn; the last write may exceed it by
+/// its own length. As much as one turn reads from all connections (`--read-bytes-per-turn`): a peer that drains a
+/// large backlog does not delay the others longer than the publishers do.
+const FLUSH_BYTES: usize = 256 << 10;
+
+/// What a piece counts in addition to its bytes: the memory around them. 1.5 million pongs of 2 bytes in one queue took
+/// 104 bytes each with glibc: 64 for the `Rc` with its counts and the `Bytes` in it (48), 32 for the buffer, the
+/// smallest chunk that there is, and 8 for the place in the queue, which takes up to 24 while it doubles.
+pub const PIECE_BYTES: usize = 128;
 
 /// The frames that one connection has yet to take.
 #[derive(Debug, Default)]
@@ -42,8 +49,8 @@ pub enum Outbox {
 
 /// A queue of frames. Never empty.
 ///
-/// After a large message every member has a backlog, of that one piece: so the first stands apart, and the
-/// queue behind it takes a word until there is one.
+/// After a large message every subscriber has a backlog, of that one piece: so the first stands apart, and the
+/// queue after it takes a word until there is one.
 #[derive(Debug)]
 pub struct Backlog {
     first: Frames,
@@ -63,12 +70,46 @@ pub struct Backlog {
 /// How the socket took the last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// It took all of it, or none was tried.
+    /// It has refused nothing yet.
     Moving,
-    /// It has taken nothing since then, and will raise an event when it does.
+    /// It took less than it was offered, and will raise an event when it takes more. It is at pace until `since`
+    /// ([`Pace::credit`]).
     Blocked { since: Moment },
-    /// The event came, or it is time for a last look; the next write will tell.
+    /// The event came, or a last write is due before the peer is judged; the next write will tell.
     Retry { since: Moment },
+}
+
+/// The pace at which a peer has to take what waits for it, or be called slow.
+///
+/// It is a leaky bucket: the peer is at pace until some moment, each byte that it takes moves that moment on by the
+/// time that the byte may take, but not past now, and it stalls when the moment is too long ago. So a peer has stalled
+/// that takes nothing for `stall_ms_max`, as has one that takes less than `bytes_per_second` for long.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The slowest pace; 0: any byte will do.
+    pub bytes_per_second: u32,
+    /// The longest time that a peer may lag behind it, in milliseconds.
+    pub stall_ms_max: u32,
+}
+
+impl Pace {
+    /// For who does not judge its peer.
+    pub const ANY: Pace = Pace { bytes_per_second: 0, stall_ms_max: 0 };
+
+    /// The pace that the limits ask for.
+    pub fn of(limits: &Limits) -> Pace {
+        Pace { bytes_per_second: limits.slow_bytes_per_second, stall_ms_max: limits.slow_timeout_ms }
+    }
+
+    /// Until when a peer is at pace that was so until `since` and has now taken `written` bytes.
+    fn credit(self, since: Moment, written: usize, now: Moment) -> Moment {
+        if written == 0 {
+            return since;
+        }
+        let millis = (written as u64 * 1_000).checked_div(u64::from(self.bytes_per_second));
+        let lag = now.millis_since(since);
+        since.after(millis.map_or(lag, |millis| millis.min(u64::from(lag)) as u32))
+    }
 }
 
 /// What becomes of further frames.
@@ -83,10 +124,10 @@ enum Intake {
 /// Whether frames were queued.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Push {
+pub enum Enqueue {
     /// They were.
     Queued,
-    /// They were not: the peer is slow.
+    /// They were not: more waits than may.
     OverLimit,
 }
 
@@ -98,30 +139,41 @@ pub enum Left {
     Nothing,
     /// Something, and the socket will raise an event when it takes more.
     Blocked,
-    /// Something, since one write takes only so many pieces. Flush again.
+    /// Something, since one flush writes only so many bytes. Flush again.
     More,
     /// The socket failed; nothing more can be written.
     Failed(io::Error),
 }
 
 impl Outbox {
-    /// Queues frames, all or none, within a limit.
+    /// Queues frames, all or none, within a limit on [`Outbox::cost`].
     ///
-    /// The limit is for what the socket has not taken: an outbox for which no write has been tried yet takes
-    /// any frames, since a peer is not slow because a turn had much to say.
-    pub fn push(&mut self, pieces: &[Frames], bytes_max: usize) -> Push {
-        if let Outbox::Backlog(backlog) = self {
-            let bytes: usize = pieces.iter().map(|frames| frames.len()).sum();
-            let count = backlog.bytes + bytes + PIECE_BYTES * (backlog.behind() + pieces.len());
-            let has_been_tried = backlog.progress != Progress::Moving;
-            if backlog.intake == Intake::Shut || (has_been_tried && count > bytes_max) {
-                return Push::OverLimit;
+    /// The limit holds from the first frames after the outbox was last empty, whatever the socket takes meanwhile. An
+    /// empty outbox takes any: a message that is larger than the limit can be delivered, and so can a batch in pieces.
+    pub fn enqueue(&mut self, pieces: &[Frames], cost_max: usize) -> Enqueue {
+        match (&mut *self, pieces) {
+            (Outbox::Empty, _) => {}
+            (Outbox::Backlog(backlog), _) if backlog.intake == Intake::Shut => return Enqueue::OverLimit,
+            (outbox, pieces) => {
+                let cost: usize = pieces.iter().map(|frames| frames.len() + PIECE_BYTES).sum();
+                if outbox.cost() + cost > cost_max {
+                    return Enqueue::OverLimit;
+                }
             }
         }
         for frames in pieces {
             self.queue(frames.clone());
         }
-        Push::Queued
+        Enqueue::Queued
+    }
+
+    /// The memory that it holds: the bytes that wait, and [`PIECE_BYTES`] for each piece that they are in.
+    pub fn cost(&self) -> usize {
+        match self {
+            Outbox::Empty => 0,
+            Outbox::Fresh(frames) => frames.len() + PIECE_BYTES,
+            Outbox::Backlog(backlog) => backlog.bytes + PIECE_BYTES * (1 + backlog.behind()),
+        }
     }
 
     /// Takes no further frames until the queue is empty.
@@ -176,11 +228,11 @@ impl Outbox {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.progress, Progress::Blocked { .. }))
     }
 
-    /// When the socket will have taken nothing for `stall_ms_max`, or `None` while it moves.
-    pub fn stalls_at(&self, stall_ms_max: u32) -> Option<Moment> {
+    /// When the peer will have stalled unless it takes more, or `None` while the socket has refused nothing.
+    pub fn stalls_at(&self, pace: Pace) -> Option<Moment> {
         match self {
             Outbox::Backlog(backlog) => {
-                backlog.progress.stalled_since().map(|since| since.after(stall_ms_max))
+                backlog.progress.at_pace_until().map(|since| since.after(pace.stall_ms_max))
             }
             _ => None,
         }
@@ -207,11 +259,11 @@ impl Outbox {
         }
     }
 
-    /// One write.
+    /// Writes until the socket refuses or [`FLUSH_BYTES`] are written; how many bytes it took.
     ///
     /// A write that was short has found the socket full, as one that would block has; in both cases an
     /// event will say when there is room (epoll(7), questions 9 and 12).
-    pub fn flush(&mut self, socket: &mut impl Write, now: Moment) -> (usize, Left) {
+    pub fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: Moment) -> (usize, Left) {
         match self {
             Outbox::Empty => (0, Left::Nothing),
             Outbox::Fresh(frames) => match taken(|| socket.write(frames)) {
@@ -233,7 +285,7 @@ impl Outbox {
                 }
                 Err(error) => (0, Left::Failed(error)),
             },
-            Outbox::Backlog(backlog) => match backlog.flush(socket, now) {
+            Outbox::Backlog(backlog) => match backlog.flush(socket, pace, now) {
                 (written, Left::Nothing) => {
                     *self = Outbox::Empty;
                     (written, Left::Nothing)
@@ -264,7 +316,27 @@ impl Backlog {
         self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
-    fn flush(&mut self, socket: &mut impl Write, now: Moment) -> (usize, Left) {
+    fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: Moment) -> (usize, Left) {
+        let mut total = 0;
+        let left = loop {
+            let (written, left) = self.write(socket);
+            total += written;
+            match left {
+                Left::More if total < FLUSH_BYTES => {}
+                left => break left,
+            }
+        };
+        let until = self.progress.at_pace_until().map(|since| pace.credit(since, total, now));
+        self.progress = match (&left, until) {
+            (Left::Blocked, until) => Progress::Blocked { since: until.unwrap_or(now) },
+            (_, Some(since)) => Progress::Retry { since },
+            (_, None) => Progress::Moving,
+        };
+        (total, left)
+    }
+
+    /// One write, of as many pieces as fit into it.
+    fn write(&mut self, socket: &mut impl Write) -> (usize, Left) {
         let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
         let mut offered = 0;
         let mut skip = self.written as usize;
@@ -284,11 +356,6 @@ impl Backlog {
             (true, false) => Left::More,
             (false, _) => Left::Blocked,
         };
-        self.progress = match (&left, self.progress.stalled_since()) {
-            (Left::Blocked, Some(since)) if written == 0 => Progress::Blocked { since },
-            (Left::Blocked, _) => Progress::Blocked { since: now },
-            _ => Progress::Moving,
-        };
         (written, left)
     }
 
@@ -307,7 +374,7 @@ impl Backlog {
 }
 
 impl Progress {
-    fn stalled_since(self) -> Option<Moment> {
+    fn at_pace_until(self) -> Option<Moment> {
         match self {
             Progress::Moving => None,
             Progress::Blocked { since } | Progress::Retry { since } => Some(since),
@@ -368,48 +435,113 @@ mod tests {
         assert_eq!(size_of::<Backlog>(), 40, "and what a large message leaves in it is five");
     }
 
+    const PACE: Pace = Pace { bytes_per_second: 1_000, stall_ms_max: 5_000 };
+
+    /// One flush, of which the socket takes so many bytes.
+    fn flush(outbox: &mut Outbox, room: Option<usize>, now: u64) -> (usize, Left) {
+        outbox.unblock();
+        outbox.flush(&mut Pipe(vec![None, room], vec![]), PACE, at(now))
+    }
+
     #[test]
-    fn a_large_batch_is_no_sign_of_a_slow_peer() {
+    fn an_empty_outbox_takes_a_batch_larger_than_the_limit_and_then_nothing() {
         let mut outbox = Outbox::default();
-        assert_eq!(outbox.push(&[frames(1_000)], 200), Push::Queued);
-        assert_eq!(outbox.push(&[frames(1_000)], 200), Push::Queued, "no write has been tried");
-        let (written, left) = outbox.flush(&mut Pipe(vec![Some(1_950)], vec![]), at(0));
+        assert_eq!(outbox.enqueue(&[frames(1_000), frames(1_000)], 1_200), Enqueue::Queued);
+        assert_eq!(outbox.enqueue(&[frames(1)], 1_200), Enqueue::OverLimit, "no write has been tried");
+        let (written, left) = flush(&mut outbox, Some(1_950), 0);
         assert!(written == 1_950 && matches!(left, Left::Blocked));
-        assert_eq!(outbox.push(&[frames(87)], 200), Push::OverLimit);
-        assert_eq!(
-            outbox.push(&[frames(86)], 200),
-            Push::Queued,
-            "50 and 86 bytes, and 64 for the piece that waits"
-        );
-        assert_eq!(outbox.bytes(), 136);
+        assert_eq!(outbox.cost(), 50 + PIECE_BYTES);
+        let room = 1_200 - 50 - 2 * PIECE_BYTES;
+        assert_eq!(outbox.enqueue(&[frames(room + 1)], 1_200), Enqueue::OverLimit);
+        assert_eq!(outbox.enqueue(&[frames(room)], 1_200), Enqueue::Queued);
+        assert_eq!((outbox.cost(), outbox.bytes()), (1_200, 50 + room));
+    }
+
+    #[test]
+    fn progress_does_not_lift_the_limit() {
+        let mut outbox = Outbox::default();
+        let mut queued = 0;
+        for round in 0..1_000 {
+            queued += usize::from(outbox.enqueue(&[frames(10)], 10_000) == Enqueue::Queued);
+            if round % 10 == 0 {
+                let _ = flush(&mut outbox, Some(10), round);
+            }
+            assert!(outbox.cost() <= 10_000);
+        }
+        assert!(queued < 200, "{queued}");
+    }
+
+    #[test]
+    fn a_flush_writes_until_the_socket_refuses_or_its_bytes_are_used() {
+        let mut outbox = Outbox::default();
+        (0..1_000).for_each(|_| outbox.queue(frames(100)));
+        let (written, left) = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
+        assert!(written == 100_000 && matches!(left, Left::Nothing), "all pieces, in several writes");
+        (0..10_000).for_each(|_| outbox.queue(frames(100)));
+        let (written, left) = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
+        assert!(matches!(left, Left::More), "an event would never come");
+        assert!((FLUSH_BYTES..FLUSH_BYTES + PIECES_PER_WRITE * 100).contains(&written), "{written}");
+        let (written, left) = outbox.flush(&mut Pipe(vec![Some(10), None], vec![]), PACE, at(0));
+        assert!(written == 0 && matches!(left, Left::Blocked));
+        outbox.unblock();
+        let (written, left) = outbox.flush(&mut Pipe(vec![Some(10), Some(6_400)], vec![]), PACE, at(0));
+        assert!(written == 6_410 && matches!(left, Left::Blocked), "the second write was short");
     }
 
     #[test]
     fn what_is_shut_opens_when_it_is_empty() {
         let mut outbox = Outbox::default();
         outbox.shut_until_empty();
-        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::Queued, "empty as it was");
-        let _ = outbox.flush(&mut Pipe(vec![Some(1)], vec![]), at(0));
+        assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::Queued, "empty as it was");
+        let _ = flush(&mut outbox, Some(1), 0);
         outbox.shut_until_empty();
-        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::OverLimit);
-        outbox.unblock();
-        let _ = outbox.flush(&mut Pipe(vec![], vec![]), at(0));
-        assert_eq!(outbox.push(&[frames(10)], 1_000), Push::Queued);
+        assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::OverLimit);
+        let _ = flush(&mut outbox, Some(9), 0);
+        assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::Queued);
     }
 
     #[test]
-    fn time_without_progress_counts_from_the_last_byte_taken() {
+    fn a_peer_stalls_that_takes_nothing() {
         let mut outbox = Outbox::default();
-        outbox.queue(frames(10));
-        let block = |outbox: &mut Outbox, room, now| outbox.flush(&mut Pipe(vec![room], vec![]), at(now));
-        assert!(matches!(block(&mut outbox, None, 100), (0, Left::Blocked)));
+        outbox.queue(frames(10_000));
+        assert!(matches!(flush(&mut outbox, None, 100), (0, Left::Blocked)));
         assert!(outbox.is_blocked());
         outbox.unblock();
         assert!(!outbox.is_blocked());
-        assert!(matches!(block(&mut outbox, None, 3_000), (0, Left::Blocked)));
-        assert_eq!(outbox.stalls_at(5_000), Some(at(5_100)));
-        assert!(matches!(block(&mut outbox, Some(1), 5_200), (1, Left::Blocked)));
-        assert_eq!(outbox.stalls_at(5_000), Some(at(10_200)));
+        assert!(matches!(flush(&mut outbox, None, 3_000), (0, Left::Blocked)));
+        assert_eq!(outbox.stalls_at(PACE), Some(at(5_100)));
+        assert!(matches!(flush(&mut outbox, Some(9_000), 5_050), (9_000, Left::Blocked)));
+        assert_eq!(outbox.stalls_at(PACE), Some(at(10_050)), "what it took at once is not saved up");
+    }
+
+    #[test]
+    fn a_peer_stalls_that_takes_less_than_the_pace() {
+        let mut outbox = Outbox::default();
+        outbox.queue(frames(100_000));
+        let _ = flush(&mut outbox, None, 0);
+        // 500 bytes a second, where 1,000 are asked for: it lags half a second more in each.
+        for second in 1..=9 {
+            let _ = flush(&mut outbox, Some(500), second * 1_000);
+            assert_eq!(outbox.stalls_at(PACE), Some(at(second * 500 + 5_000)));
+        }
+        let mut outbox = Outbox::default();
+        outbox.queue(frames(100_000));
+        let _ = flush(&mut outbox, None, 0);
+        for second in 1..=60 {
+            let _ = flush(&mut outbox, Some(1_000), second * 1_000);
+            assert_eq!(outbox.stalls_at(PACE), Some(at(second * 1_000 + 5_000)), "at the pace it never does");
+        }
+    }
+
+    #[test]
+    fn without_a_pace_one_byte_is_progress() {
+        let pace = Pace { bytes_per_second: 0, ..PACE };
+        let mut outbox = Outbox::default();
+        outbox.queue(frames(100));
+        let _ = flush(&mut outbox, None, 0);
+        outbox.unblock();
+        let _ = outbox.flush(&mut Pipe(vec![None, Some(1)], vec![]), pace, at(4_000));
+        assert_eq!(outbox.stalls_at(pace), Some(at(9_000)));
     }
 
     #[test]
@@ -421,7 +553,7 @@ mod tests {
         assert!(outbox.is_empty());
         outbox.queue(frames(10));
         outbox.queue(frames(20));
-        let _ = outbox.flush(&mut Pipe(vec![Some(4)], vec![]), at(0));
+        let _ = flush(&mut outbox, Some(4), 0);
         outbox.drop_unbegun();
         outbox.check();
         assert_eq!(outbox.bytes(), 6);
@@ -440,32 +572,92 @@ mod tests {
         }
         let mut outbox = Outbox::default();
         outbox.queue(frames(1));
-        assert!(matches!(outbox.flush(&mut Closed, at(0)), (0, Left::Failed(_))));
+        assert!(matches!(outbox.flush(&mut Closed, PACE, at(0)), (0, Left::Failed(_))));
+    }
+
+    /// What a test does with an outbox.
+    #[derive(Clone, Debug)]
+    enum Op {
+        Enqueue(Vec<usize>),
+        Queue(usize),
+        Flush(Vec<Option<usize>>),
+        Pass(u32),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => prop::collection::vec(0usize..400, 1..4).prop_map(Op::Enqueue),
+            1 => (0usize..400).prop_map(Op::Queue),
+            4 => prop::collection::vec(prop::option::of(1usize..600), 0..4).prop_map(Op::Flush),
+            1 => (0u32..3_000).prop_map(Op::Pass),
+        ]
     }
 
     proptest! {
-        /// However the socket takes them, the bytes come out in order, once, and none is left.
+        /// Against a model: a list of pieces that wait, a count of what the socket took, and the moment until which
+        /// the peer is at pace. However the socket takes them, the bytes come out in order, once, and none is left.
         #[test]
-        fn bytes_in_are_bytes_out(
-            pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..200),
-            rooms in prop::collection::vec(prop::option::of(1usize..90), 0..200),
-        ) {
+        fn an_outbox_does_what_its_model_does(ops in prop::collection::vec(op(), 0..200)) {
+            const COST_MAX: usize = 2_000;
             let mut outbox = Outbox::default();
-            let mut pipe = Pipe(rooms, vec![]);
-            for piece in &pieces {
-                outbox.queue(Rc::new(Bytes::from(piece.clone())));
-                if piece.len() % 3 == 0 {
-                    outbox.unblock();
-                    let _ = outbox.flush(&mut pipe, at(0));
+            let (mut pieces, mut taken) = (VecDeque::<usize>::new(), 0);
+            let (mut now, mut until) = (1_000u64, None);
+            let (mut expected, mut received) = (vec![], vec![]);
+            let mut number = 0u8;
+            let mut piece = |length: usize| {
+                number = number.wrapping_add(1);
+                Rc::new(Bytes::from(vec![number; length]))
+            };
+            for op in ops {
+                match op {
+                    Op::Enqueue(lengths) => {
+                        let batch: Vec<Frames> = lengths.into_iter().map(&mut piece).collect();
+                        let wait: usize = pieces.iter().sum::<usize>() - taken + PIECE_BYTES * pieces.len();
+                        let more: usize = batch.iter().map(|piece| piece.len() + PIECE_BYTES).sum();
+                        let fits = pieces.is_empty() || wait + more <= COST_MAX;
+                        prop_assert_eq!(outbox.enqueue(&batch, COST_MAX) == Enqueue::Queued, fits);
+                        for piece in batch.iter().filter(|piece| fits && !piece.is_empty()) {
+                            pieces.push_back(piece.len());
+                            expected.extend_from_slice(piece);
+                        }
+                    }
+                    Op::Queue(length) => {
+                        let piece = piece(length);
+                        expected.extend_from_slice(&piece);
+                        pieces.extend((length > 0).then_some(length));
+                        outbox.queue(piece);
+                    }
+                    Op::Flush(rooms) => {
+                        let had = !pieces.is_empty();
+                        outbox.unblock();
+                        let mut pipe = Pipe([vec![None], rooms].concat(), vec![]);
+                        let (written, left) = outbox.flush(&mut pipe, PACE, at(now));
+                        prop_assert_eq!(written, pipe.1.len());
+                        received.append(&mut pipe.1);
+                        taken += written;
+                        while pieces.front().is_some_and(|&first| taken >= first) {
+                            taken -= pieces.pop_front().unwrap();
+                        }
+                        let is_blocked = had && !pieces.is_empty();
+                        prop_assert_eq!(matches!(left, Left::Blocked), is_blocked);
+                        let lag = until.map(|until: u64| (until + written as u64).min(now));
+                        until = is_blocked.then_some(lag.unwrap_or(now));
+                    }
+                    Op::Pass(millis) => now += u64::from(millis),
                 }
                 outbox.check();
+                prop_assert_eq!(outbox.is_empty(), pieces.is_empty());
+                prop_assert_eq!(outbox.bytes(), pieces.iter().sum::<usize>() - taken);
+                prop_assert_eq!(outbox.cost(), outbox.bytes() + PIECE_BYTES * pieces.len());
+                prop_assert_eq!(outbox.stalls_at(PACE), until.map(|until| at(until + 5_000)));
             }
             while !outbox.is_empty() {
-                outbox.unblock();
-                let _ = outbox.flush(&mut pipe, at(0));
+                let mut pipe = Pipe(vec![], vec![]);
+                let _ = outbox.flush(&mut pipe, PACE, at(now));
+                received.append(&mut pipe.1);
                 outbox.check();
             }
-            prop_assert_eq!(pipe.1, pieces.concat());
+            prop_assert_eq!(received, expected);
         }
     }
 }

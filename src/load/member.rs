@@ -14,7 +14,7 @@ use super::handshake::{Answer, Handshake};
 use super::ledger::Ledger;
 use super::tally::{Cause, Phase};
 use super::transport::{Input, Transport};
-use crate::hub::outbox::{Left, Outbox};
+use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::moment::Moment;
 
 /// One connection.
@@ -113,7 +113,7 @@ impl Member {
 
     /// One write; with TLS, what it has to say comes with it.
     pub(super) fn flush(&mut self, now: Moment) -> Left {
-        match self.outbox.flush(&mut self.transport, now).1 {
+        match self.outbox.flush(&mut self.transport, Pace::ANY, now).1 {
             Left::Nothing => match self.transport.push() {
                 Ok(true) => Left::Nothing,
                 Ok(false) => Left::Blocked,

@@ -14,7 +14,7 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::channel::Portion;
-use crate::hub::outbox::Push;
+use crate::hub::outbox::{Enqueue, Left, Pace};
 use crate::ids::{ChannelId, SlotId};
 use crate::moment::Moment;
 use crate::session::intent::Intent;
@@ -91,9 +91,9 @@ impl<T: Transport> Engine<T> {
     /// Queues bytes for one connection. Who does not take what it asked for is slow.
     pub(super) fn say(&mut self, id: SlotId, bytes: Bytes, now: Moment) {
         let Some(slot) = self.slots.get_mut(id).filter(|slot| slot.takes_words()) else { return };
-        match slot.outbox.push(&[Rc::new(bytes)], self.limits.outbox_bytes_max) {
-            Push::Queued => self.slots.mark_dirty(id),
-            Push::OverLimit => self.close(id, Reason::Slow, now),
+        match slot.outbox.enqueue(&[Rc::new(bytes)], self.limits.outbox_bytes_max) {
+            Enqueue::Queued => self.slots.mark_dirty(id),
+            Enqueue::OverLimit => self.close(id, Reason::Slow, now),
         }
     }
 
@@ -143,34 +143,66 @@ impl<T: Transport> Engine<T> {
         let Engine { slots, hub, metrics, limits, .. } = self;
         let Some((members, batch)) = hub.seal(channel, now) else { return };
         let before = batch.before;
-        let mut slow = Vec::new();
+        let mut full = Vec::new();
         for form in Form::ALL {
             for (position, &member) in members.live(form).iter().enumerate() {
                 let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
                     continue;
                 };
-                let Some(Portion { frames, messages }) = batch.portion(form, position as u32) else {
-                    continue;
-                };
-                match slot.outbox.push(frames.as_slice(), limits.outbox_bytes_max) {
-                    Push::Queued => {
-                        metrics.messages_delivered += u64::from(messages);
+                let Some(portion) = batch.portion(form, position as u32) else { continue };
+                match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
+                    Enqueue::Queued => {
+                        metrics.messages_delivered += u64::from(portion.messages);
                         slots.mark_dirty(member);
                     }
-                    Push::OverLimit if limits.on_slow == OnSlow::Skip && form == Form::Raw => {
-                        slot.outbox.shut_until_empty();
-                        metrics.messages_skipped += u64::from(messages);
-                    }
-                    Push::OverLimit => slow.push(member),
+                    Enqueue::OverLimit => full.push((member, form, portion)),
                 }
             }
         }
-        for member in slow {
+        for (member, form, portion) in full {
+            if self.enqueue_after_flush(member, &portion, now) {
+                continue;
+            }
             match self.limits.on_slow {
                 OnSlow::Close => self.close(member, Reason::Slow, now),
+                OnSlow::Skip if form == Form::Raw => {
+                    self.metrics.messages_skipped += u64::from(portion.messages);
+                    if let Some(slot) = self.slots.get_mut(member) {
+                        slot.outbox.shut_until_empty();
+                    }
+                }
                 OnSlow::Skip => self.fall_behind(member, channel, before),
             }
         }
         self.hub.end_if_empty(channel);
+    }
+
+    /// Queues a portion that did not fit into the outbox, after a write has made room; false if it has not.
+    ///
+    /// One turn may have more to say to a subscriber than its outbox holds, when it hears several channels or its
+    /// messages are short. A subscriber is not slow because no write has been tried yet.
+    fn enqueue_after_flush(&mut self, id: SlotId, portion: &Portion, now: Moment) -> bool {
+        let Engine { slots, metrics, limits, .. } = self;
+        let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return true };
+        if slot.outbox.is_blocked() {
+            return false;
+        }
+        loop {
+            let (written, left) = slot.flush(Pace::of(limits), now);
+            metrics.sent_bytes += written as u64;
+            if matches!(left, Left::Failed(_)) {
+                slots.mark_write_failed(id);
+                return true;
+            }
+            match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
+                Enqueue::Queued => {
+                    metrics.messages_delivered += u64::from(portion.messages);
+                    slots.mark_dirty(id);
+                    return true;
+                }
+                Enqueue::OverLimit if matches!(left, Left::More) => {}
+                Enqueue::OverLimit => return false,
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::access::pace::Meters;
 use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
-use crate::hub::outbox::{Left, Outbox};
+use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::ids::SlotId;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
@@ -197,7 +197,8 @@ impl<T: Transport> Engine<T> {
         slots.mark_dirty(id);
     }
 
-    /// One write for every dirty slot, however many frames were queued.
+    /// Writes what waits of every dirty slot, however many frames were queued: until its socket refuses, or the slot
+    /// has had its share of the turn.
     pub fn flush(&mut self, now: Moment) {
         let dirty = self.slots.take_dirty();
         for &id in &dirty {
@@ -209,7 +210,7 @@ impl<T: Transport> Engine<T> {
     fn flush_slot(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, metrics, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
-        let (written, left) = slot.flush(now);
+        let (written, left) = slot.flush(Pace::of(limits), now);
         metrics.sent_bytes += written as u64;
         if slot.outbox.is_empty() && slot.transport.holds_back() {
             // It is on its way out, and the session's deadline stands.
@@ -376,9 +377,9 @@ impl<T: Transport> Engine<T> {
     }
 }
 
-/// Has the socket taken nothing for too long?
+/// Has the socket taken nothing, or too little, for too long?
 fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
-    outbox.stalls_at(limits.slow_timeout_ms).is_some_and(|moment| moment.has_come(now))
+    outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
 }
 
 /// Has the socket taken everything?

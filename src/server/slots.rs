@@ -12,7 +12,7 @@ use slab::Slab;
 use super::engine;
 use super::transport::Transport;
 use crate::close::Reason;
-use crate::hub::outbox::{Left, Outbox};
+use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::hub::seats::Seats;
 use crate::hub::{Place, Seat};
 use crate::ids::{Peer, SlotId};
@@ -152,13 +152,13 @@ impl<T: Transport> Slot<T> {
         engine::is_flushed(&self.outbox, &self.transport)
     }
 
-    /// One write, of what the transport holds back and of what waits behind it.
-    pub fn flush(&mut self, now: Moment) -> (usize, Left) {
+    /// Writes what the transport holds back, and what waits after it.
+    pub fn flush(&mut self, pace: Pace, now: Moment) -> (usize, Left) {
         // Before there are keys the outbox is turned down, while the handshake goes on.
         if let Err(error) = self.transport.push() {
             return (0, Left::Failed(error));
         }
-        match self.outbox.flush(&mut self.transport, now) {
+        match self.outbox.flush(&mut self.transport, pace, now) {
             (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
             flushed => flushed,
         }

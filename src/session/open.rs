@@ -16,7 +16,7 @@ use super::walker::Walker;
 use super::websocket::{self, Awake, Heard};
 use super::{Desk, Due, State, begin_close, commands};
 use crate::close::Reason;
-use crate::hub::outbox::Push;
+use crate::hub::outbox::{Enqueue, Pace};
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
 
@@ -112,8 +112,8 @@ impl Open {
             (Heard::Open, None) => {
                 // Pongs for a peer that does not read are dropped at the limit: it would get all of them
                 // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
-                let (Push::Queued | Push::OverLimit) =
-                    desk.outbox.push(&[Rc::new(replies)], desk.limits.outbox_bytes_max);
+                let (Enqueue::Queued | Enqueue::OverLimit) =
+                    desk.outbox.enqueue(&[Rc::new(replies)], desk.limits.outbox_bytes_max);
                 None
             }
             // It takes an echo of its own code for a receipt of all that it sent before.
@@ -153,7 +153,7 @@ impl Open {
 /// Does something wait for the peer that it has not stopped taking?
 fn is_taking(desk: &Desk<'_>) -> bool {
     let has_stalled = |moment: Moment| moment.has_come(desk.now);
-    !desk.outbox.is_empty() && !desk.outbox.stalls_at(desk.limits.slow_timeout_ms).is_some_and(has_stalled)
+    !desk.outbox.is_empty() && !desk.outbox.stalls_at(Pace::of(desk.limits)).is_some_and(has_stalled)
 }
 
 /// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until

@@ -3,12 +3,13 @@
 use oyez::access::gate::Gate;
 use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits, OnSlow};
+use oyez::ids::SlotId;
 use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
 use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
-use crate::support::http::publish;
+use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Mood, Rig};
 use crate::v1::upgrade;
@@ -345,19 +346,21 @@ fn small_frames_count_with_the_memory_around_them() {
 }
 
 #[test]
-fn what_one_write_could_not_take_is_work() {
+fn what_one_flush_does_not_write_is_work() {
     let mut rig = Rig::new(Limits::default());
     let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(id).mood = Mood::Stuck;
     for n in 0..100 {
-        rig.send_text(sender, &n.to_string());
+        rig.send_text(sender, &format!("{n:>5000}"));
         rig.turn();
     }
     rig.unstick(id, Mood::Kind);
     rig.turn();
-    assert!(rig.engine.slots.has_work(), "64 pieces went, 36 wait, and no event will come");
+    let first = rig.texts(id).len();
+    assert!((52..100).contains(&first), "256 KiB are 52 of these: {first}");
+    assert!(rig.engine.slots.has_work(), "the rest waits, and no event will come");
     rig.settle();
-    assert_eq!(rig.texts(id).len(), 100);
+    assert_eq!(first + rig.texts(id).len(), 100);
 }
 
 #[test]
@@ -395,4 +398,94 @@ fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
     rig.settle();
     let got = rig.frames(id);
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
+}
+
+/// A trickle: it takes a little in each second, and never nothing for as long as the timeout.
+fn sip_for_20_seconds(rig: &mut Rig, id: SlotId, bytes_per_second: usize) {
+    rig.unstick(id, Mood::Stuck);
+    for _ in 0..20 {
+        rig.pass(1_000);
+        if !rig.is_alive(id) {
+            return;
+        }
+        let before = rig.pipe(id).outgoing.len();
+        rig.unstick(id, Mood::Sips(bytes_per_second));
+        rig.turn();
+        rig.unstick(id, Mood::Stuck);
+        assert!(rig.pipe(id).outgoing.len() <= before + bytes_per_second);
+    }
+}
+
+#[test]
+fn subscriber_that_takes_less_than_the_pace_is_closed_4102() {
+    let limits = Limits { ping_interval_ms: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let (slow, steady, sender) = (rig.join("/ws"), rig.join("/ws"), rig.join("/ws?echo=0"));
+    for id in [slow, steady] {
+        rig.unstick(id, Mood::Stuck);
+    }
+    (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
+    rig.settle();
+    sip_for_20_seconds(&mut rig, steady, 4 << 10);
+    assert!(rig.is_alive(steady), "at the pace it may take for ever");
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1, "the other took nothing");
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
+    let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.unstick(slow, Mood::Stuck);
+    (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
+    rig.settle();
+    sip_for_20_seconds(&mut rig, slow, 1 << 10);
+    assert!(!rig.is_alive(slow), "a quarter of the pace");
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+}
+
+#[test]
+fn event_stream_and_http_client_below_the_pace_are_let_go() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
+    let (stream, sender) = (rig.connect(Mood::Kind), rig.join("/ws?echo=0"));
+    rig.send(stream, get("/sse/main").as_bytes());
+    rig.settle();
+    rig.unstick(stream, Mood::Stuck);
+    (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
+    rig.settle();
+    sip_for_20_seconds(&mut rig, stream, 1 << 10);
+    assert!(!rig.is_alive(stream));
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    let asks = rig.connect(Mood::Kind);
+    rig.unstick(asks, Mood::Stuck);
+    rig.send(asks, get("/v1/channels/main/history").as_bytes());
+    rig.settle();
+    sip_for_20_seconds(&mut rig, asks, 1 << 10);
+    assert!(!rig.is_alive(asks));
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 2);
+}
+
+#[test]
+fn without_a_pace_a_trickle_is_progress() {
+    let limits = Limits { ping_interval_ms: 0, slow_bytes_per_second: 0, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.unstick(slow, Mood::Stuck);
+    (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
+    rig.settle();
+    sip_for_20_seconds(&mut rig, slow, 1);
+    assert!(rig.is_alive(slow));
+}
+
+/// A turn may have more to say than an outbox holds: a subscriber that reads is written to before it is judged.
+#[test]
+fn subscriber_of_two_channels_is_not_slow_because_one_turn_has_much_to_say() {
+    let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
+    let reader = rig.connect(Mood::Kind);
+    rig.send(reader, upgrade("/ws/a").as_bytes());
+    rig.settle();
+    rig.send_text(reader, r#"{"type":"subscribe","ch":"b"}"#);
+    rig.settle();
+    rig.pipe(reader).outgoing.clear();
+    let sender = rig.connect(Mood::Kind);
+    let requests = ["a", "b", "a", "b"].map(|channel| publish(channel, &"x".repeat(40_000)));
+    rig.send(sender, requests.concat().as_bytes());
+    rig.settle();
+    assert_eq!(rig.texts(reader).len(), 4);
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
 }
