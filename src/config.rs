@@ -150,15 +150,17 @@ pub struct Limits {
     /// Reads from one slot in one turn. The first read of a quiet connection takes all there is; the
     /// second finds the end of file that came with it.
     pub reads_per_slot: usize,
-    /// Bytes read from one slot in one turn while others wait, and the size of the one scratch buffer. 16 KiB
+    /// Bytes read from one slot in one turn while others wait, counted as those of a turn are, and the size of the one scratch buffer. 16 KiB
     /// are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120 us: past that, the
     /// next slot has its turn. With 64 KiB for each, those who wait for many such publishers wait four times
     /// as long. What the turn has for each that is ready may be more: a publisher that is alone is read on,
     /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one.
     pub read_bytes_per_slot: usize,
-    /// Bytes read from all slots in one turn. It bounds what a turn publishes, and an outbox has to hold
-    /// that beside the largest message, so that one turn's burst never makes a member slow; as JSON a message
-    /// may be longer, up to six times if it is of nothing but control characters.
+    /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that a
+    /// turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
+    /// either way. It bounds what a turn publishes, and an outbox has to hold that beside the largest message, so that
+    /// one turn's burst never makes a member slow; as JSON a message may be longer, up to six times if it is of nothing
+    /// but control characters.
     pub read_bytes_per_turn: usize,
 }
 

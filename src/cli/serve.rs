@@ -205,7 +205,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_slot: usize,
 
-    /// Most bytes read from all connections in one turn.
+    /// Most bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
     read_bytes_per_turn: usize,
 

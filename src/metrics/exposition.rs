@@ -142,6 +142,11 @@ impl Collector for Snapshot {
             "Errors of the history file; after one it is written no more",
             metrics.history_file_errors,
         )?;
+        page.counter(
+            "oyez_reads_requeued",
+            "Reads that ended with more to read, since the connection had used its share of the turn",
+            metrics.reads_requeued,
+        )?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
         page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
         page.gauge(

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub history_file_late: u64,
     /// 1 when it is written no more.
     pub history_file_errors: u64,
+    /// Reads that ended since a share or the turn's budget was used up.
+    pub reads_requeued: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
     /// Bytes written to sockets.
@@ -110,6 +112,7 @@ impl Default for Metrics {
             history_file_bytes: 0,
             history_file_late: 0,
             history_file_errors: 0,
+            reads_requeued: 0,
             received_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,

@@ -8,7 +8,7 @@ use std::mem;
 use log::{debug, info};
 
 use super::drain::Drain;
-use super::slots::{Slot, Slots};
+use super::slots::{ReadyQueue, Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
 use crate::access::door::Door;
@@ -27,6 +27,14 @@ use crate::session::{AfterFlush, Desk, Due, Site, State};
 /// The deadlines that are met in one turn, pings before all. A write takes some 5 us, and so what is
 /// broadcast meanwhile waits for a fraction of a millisecond, however many connections came together.
 const DUE_PER_TURN: usize = 8;
+
+/// The part of a turn's budget that is for requeued slots alone: one in four. Less would let many sparse clients slow
+/// down a publisher that has much to send; more would make the sparse ones wait for more turns.
+const REQUEUED_SHARE: usize = 4;
+
+/// The most that a read of a sparse connection costs: 32 frames of 64 bytes. A client whose last read cost more is
+/// not put before the others when its next bytes arrive, however soon its socket is empty.
+const SPARSE_COST_BYTES_MAX: usize = 4 << 10;
 
 /// So many intents are applied before another slot is read, and do not wait until all are. What they publish is
 /// handed out with the rest of the turn all the same; but their list does not grow with those who speak at once, and
@@ -107,30 +115,52 @@ impl<T: Transport> Engine<T> {
     /// Reads every ready slot up to a budget and gathers intents.
     ///
     /// **Drain or requeue**: a slot leaves this phase blocked (its last read said so, or was short) or
-    /// back on the ready list. The list is a queue, so whoever was cut short by the budget is not first
-    /// in the next turn.
+    /// back in a ready queue.
     ///
-    /// A slot's share is what the budget has for each that is still to be read: a publisher that is alone is
-    /// read on, so that what it sends at once goes out at once.
+    /// Newly ready slots are read first, followed by those that were requeued: beside a thousand clients that send as
+    /// fast as they can, a message from any other is read in the next turn. Neither queue starves. What a new slot
+    /// leaves unread is requeued, and the second queue has [`REQUEUED_SHARE`] of the budget for itself.
     pub fn drive(&mut self, now: Moment) {
-        let mut budget = self.limits.read_bytes_per_turn;
-        for left in (1..=self.slots.ready_len()).rev() {
+        let budget = self.limits.read_bytes_per_turn;
+        // What the first pass requeues has had its share of this turn.
+        let requeued = self.slots.ready_len(ReadyQueue::Requeued);
+        let reserved = if requeued > 0 { budget / REQUEUED_SHARE } else { 0 };
+        let new = self.slots.ready_len(ReadyQueue::New);
+        let left = self.read_queue(ReadyQueue::New, new, requeued, budget - reserved, now);
+        let new = self.slots.ready_len(ReadyQueue::New);
+        self.read_queue(ReadyQueue::Requeued, requeued, new, left + reserved, now);
+    }
+
+    /// Reads up to `count` slots of a queue within a budget, and returns what is left of it.
+    ///
+    /// A slot's share is what the budget has for each that is still to be read, `others` included: a publisher that is
+    /// alone is read on, so that what it sends at once goes out at once.
+    fn read_queue(
+        &mut self,
+        queue: ReadyQueue,
+        count: usize,
+        others: usize,
+        mut budget: usize,
+        now: Moment,
+    ) -> usize {
+        for left in (1..=count).rev() {
             if budget == 0 {
                 break;
             }
-            let Some(id) = self.slots.next_ready() else { break };
-            let share = (budget / left).max(self.limits.read_bytes_per_slot);
-            let read = self.read(id, share, now);
-            self.metrics.received_bytes += read as u64;
-            budget = budget.saturating_sub(read);
+            let Some(id) = self.slots.next_ready(queue) else { break };
+            let share = (budget / (left + others)).max(self.limits.read_bytes_per_slot);
+            let cost = self.read(id, share, now);
+            budget = budget.saturating_sub(cost);
             self.after_session(id);
             if self.intents.len() >= INTENTS_AT_ONCE {
                 self.apply_all(now);
             }
         }
+        budget
     }
 
-    /// Reads one slot, its share and no more; how many bytes.
+    /// Reads one slot, its share and no more. Returns what that cost: its bytes, and what the session charges for
+    /// frames and requests.
     fn read(&mut self, id: SlotId, share: usize, now: Moment) -> usize {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
@@ -142,35 +172,41 @@ impl<T: Transport> Engine<T> {
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
             desk(id, slot, limits, site, door, gate, metrics, wishes, now);
-        let mut total = 0;
+        let mut bytes = 0;
         if state.takes_input(is_flushed(desk.outbox, transport)) {
             state.resume(&mut desk);
         }
+        let mut after = AfterRead::Requeue;
         for _ in 0..desk.limits.reads_per_slot {
             if !state.takes_input(is_flushed(desk.outbox, transport)) && !has_write_failed {
-                slots.mark_held(id);
-                return total;
+                after = AfterRead::Hold;
+                break;
             }
             match transport.receive(scratch) {
                 ReadOutcome::Bytes { count, more } => {
-                    total += count;
+                    bytes += count;
                     state.receive(&scratch[..count], &mut desk);
                     if !more && !reads_on {
-                        return total;
+                        after = AfterRead::Wait;
+                        break;
                     }
-                    if total >= share {
+                    if bytes + desk.cost >= share {
                         break;
                     }
                 }
-                ReadOutcome::Blocked if !has_write_failed => return total,
+                ReadOutcome::Blocked if !has_write_failed => {
+                    after = AfterRead::Wait;
+                    break;
+                }
                 ReadOutcome::Later if !has_write_failed => break,
                 ReadOutcome::Insecure(fault) if state.listens() => {
-                    self.close(id, Reason::TlsFailed { fault }, now);
-                    return total;
+                    after = AfterRead::Close(Reason::TlsFailed { fault });
+                    break;
                 }
                 ReadOutcome::EndOfFile if !has_write_failed => {
                     state.end_of_file();
-                    return total;
+                    after = AfterRead::Wait;
+                    break;
                 }
                 ReadOutcome::Failed
                 | ReadOutcome::Blocked
@@ -178,12 +214,24 @@ impl<T: Transport> Engine<T> {
                 | ReadOutcome::EndOfFile
                 | ReadOutcome::Insecure(_) => {
                     state.fail();
-                    return total;
+                    after = AfterRead::Wait;
+                    break;
                 }
             }
         }
-        slots.mark_ready(id);
-        total
+        let cost = bytes + desk.cost;
+        metrics.received_bytes += bytes as u64;
+        slots.set_busy(id, cost > SPARSE_COST_BYTES_MAX);
+        match after {
+            AfterRead::Wait => {}
+            AfterRead::Hold => slots.mark_held(id),
+            AfterRead::Close(reason) => self.close(id, reason, now),
+            AfterRead::Requeue => {
+                metrics.reads_requeued += 1;
+                slots.requeue(id);
+            }
+        }
+        cost
     }
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
@@ -377,6 +425,18 @@ impl<T: Transport> Engine<T> {
     }
 }
 
+/// What becomes of a slot that was read.
+enum AfterRead {
+    /// An event will say when there is more.
+    Wait,
+    /// It is read on when its outbox is empty.
+    Hold,
+    /// It has more, which has to wait for its next share.
+    Requeue,
+    /// It begins to close.
+    Close(Reason),
+}
+
 /// Has the socket taken nothing, or too little, for too long?
 fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
     outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
@@ -411,6 +471,6 @@ fn desk<'a, T: Transport>(
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
     let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = Desk { limits, site, door, gate, id, peer, metrics, now, phase, outbox, intents };
+    let desk = Desk { limits, site, door, gate, id, peer, metrics, now, phase, outbox, intents, cost: 0 };
     (Parts { transport, state }, desk)
 }

@@ -1,10 +1,10 @@
-//! The slab of connections, and the three lists of those that need something.
+//! The slab of connections, and the lists of those that need something.
 //!
-//! An event only marks its slot: it goes on the *ready* list when there may be something to read, and on
-//! the *dirty* list when there is something to write. The *doomed* list holds the dead. A slot knows
+//! An event only marks its slot: it goes into one of the two *ready* queues when there may be something to read, and
+//! on the *dirty* list when there is something to write. The *doomed* list holds the dead. A slot knows
 //! which lists it is on, so it is on each of them once, however often it is marked.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use mio::Token;
 use slab::Slab;
@@ -63,6 +63,8 @@ impl Marks {
     const FAREWELL: u16 = 256;
     /// A proxy has yet to say for whom it speaks.
     const AWAITS_HEADER: u16 = 512;
+    /// Its last read cost more than a sparse connection's does: its next event puts it into the second queue.
+    const BUSY: u16 = 1024;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -176,6 +178,16 @@ impl<T: Transport> Slot<T> {
     }
 }
 
+/// The queues of slots that are to be read, as in fq_codel (RFC 8290 4.2): a sparse flow does not wait for the bulk
+/// flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadyQueue {
+    /// Newly ready slots, read first.
+    New,
+    /// Slots that had more than their share or the turn's budget allowed, or whose last read was not cheap.
+    Requeued,
+}
+
 /// All connections.
 #[derive(Debug)]
 pub struct Slots<T> {
@@ -183,7 +195,10 @@ pub struct Slots<T> {
     /// One more than the highest key that was ever given out.
     keys_end: usize,
     next_generation: u32,
+    /// Slots with a new event whose last read was cheap.
     ready: VecDeque<SlotId>,
+    /// Slots whose share or turn was used up, and those with a new event whose last read was not cheap.
+    requeued: VecDeque<SlotId>,
     dirty: Vec<SlotId>,
     doomed: Vec<SlotId>,
 }
@@ -196,6 +211,7 @@ impl<T: Transport> Slots<T> {
             keys_end: 0,
             next_generation: 0,
             ready: VecDeque::new(),
+            requeued: VecDeque::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
         }
@@ -266,7 +282,27 @@ impl<T: Transport> Slots<T> {
         if let Some(slot) = self.get_mut(id)
             && slot.marks.set(Marks::READY)
         {
-            self.ready.push_back(id);
+            match slot.marks.has(Marks::BUSY) {
+                false => self.ready.push_back(id),
+                true => self.requeued.push_back(id),
+            }
+        }
+    }
+
+    /// There is more to read, and no event will announce it.
+    pub fn requeue(&mut self, id: SlotId) {
+        self.set_busy(id, true);
+        self.mark_ready(id);
+    }
+
+    /// Records whether the slot's last read cost more than a sparse connection's does.
+    pub fn set_busy(&mut self, id: SlotId, is_busy: bool) {
+        if let Some(slot) = self.get_mut(id) {
+            if is_busy {
+                slot.marks.set(Marks::BUSY);
+            } else {
+                slot.marks.clear(Marks::BUSY);
+            }
         }
     }
 
@@ -370,10 +406,10 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Takes the next slot off the ready list.
-    pub fn next_ready(&mut self) -> Option<SlotId> {
+    /// Takes the next slot off a ready queue.
+    pub fn next_ready(&mut self, queue: ReadyQueue) -> Option<SlotId> {
         loop {
-            let id = self.ready.pop_front()?;
+            let id = self.queue_mut(queue).pop_front()?;
             if let Some(slot) = self.get_mut(id) {
                 slot.marks.clear(Marks::READY);
                 return Some(id);
@@ -381,9 +417,19 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// How many entries the ready list has.
-    pub fn ready_len(&self) -> usize {
-        self.ready.len()
+    /// Returns the number of entries in a ready queue.
+    pub fn ready_len(&self, queue: ReadyQueue) -> usize {
+        match queue {
+            ReadyQueue::New => self.ready.len(),
+            ReadyQueue::Requeued => self.requeued.len(),
+        }
+    }
+
+    fn queue_mut(&mut self, queue: ReadyQueue) -> &mut VecDeque<SlotId> {
+        match queue {
+            ReadyQueue::New => &mut self.ready,
+            ReadyQueue::Requeued => &mut self.requeued,
+        }
     }
 
     /// Takes the dirty list. Each slot on it is to be taken off with [`Slots::flushing`], and the list to
@@ -413,17 +459,24 @@ impl<T: Transport> Slots<T> {
 
     /// Is there work that no event will announce?
     pub fn has_work(&self) -> bool {
-        !self.ready.is_empty() || !self.dirty.is_empty() || !self.doomed.is_empty()
+        let is_ready = !self.ready.is_empty() || !self.requeued.is_empty();
+        is_ready || !self.dirty.is_empty() || !self.doomed.is_empty()
     }
 
     /// Panics if the lists and the marks contradict each other; for debug builds and tests.
     pub fn check(&self) {
         assert!(self.doomed.is_empty(), "the doomed are reaped in their own turn");
+        // Entries of connections that were freed may remain until they are popped.
+        let ready: HashSet<SlotId> = self.ready.iter().copied().collect();
+        let requeued: HashSet<SlotId> = self.requeued.iter().copied().collect();
+        let dirty: HashSet<SlotId> = self.dirty.iter().copied().collect();
+        assert!(ready.is_disjoint(&requeued), "a slot is in one ready queue");
         for (id, slot) in self.iter() {
             assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not doomed");
             slot.outbox.check();
-            assert_eq!(slot.marks.has(Marks::READY), self.ready.contains(&id), "{id:?} and the ready list");
-            assert_eq!(slot.marks.has(Marks::DIRTY), self.dirty.contains(&id), "{id:?} and the dirty list");
+            let is_queued = ready.contains(&id) || requeued.contains(&id);
+            assert_eq!(slot.marks.has(Marks::READY), is_queued, "{id:?} and the ready queues");
+            assert_eq!(slot.marks.has(Marks::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
             assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
             assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
             assert!(!slot.is_held() || !slot.is_flushed(), "nobody releases {id:?}");
@@ -508,7 +561,7 @@ mod tests {
         assert_eq!((old.key, id_of(token_of(new))), (new.key, new));
         slots.mark_ready(old);
         slots.doom(old, Reason::Reset);
-        assert_eq!(slots.next_ready(), None);
+        assert_eq!(slots.next_ready(ReadyQueue::New), None);
         assert!(slots.get(old).is_none() && slots.take_doomed().is_empty());
         assert!(matches!(slots.get(new).unwrap().state, State::Head(_)));
     }
@@ -521,7 +574,8 @@ mod tests {
         slots.mark_ready(id);
         slots.doom(id, Reason::Slow);
         slots.doom(id, Reason::Reset);
-        assert_eq!(slots.ready_len(), 1);
+        slots.requeue(id);
+        assert_eq!((slots.ready_len(ReadyQueue::New), slots.ready_len(ReadyQueue::Requeued)), (1, 0));
         assert_eq!(slots.take_doomed(), [id]);
         assert!(matches!(slots.get(id).unwrap().state, State::Dead(Reason::Slow)));
     }

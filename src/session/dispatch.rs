@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::REQUEST_COST_BYTES;
 use super::guest::{self, Guest, Ways};
 use super::heartbeat::Heartbeat;
 use super::http::{self, Body as Length, FieldRoom, Request};
@@ -30,6 +31,7 @@ use crate::wire::{self, Form, Kind};
 
 /// Serves a request whose head is complete; `rest` is what came behind it.
 pub(super) fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
+    desk.cost += REQUEST_COST_BYTES;
     let mut room = FieldRoom::new(desk.limits);
     match http::parse(head, &mut room, desk.limits) {
         // Its frames may be answered at once, so the answers before it have to be out.

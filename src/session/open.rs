@@ -14,7 +14,7 @@ use super::intent::Intent;
 use super::upgrade::Protocol;
 use super::walker::Walker;
 use super::websocket::{self, Awake, Heard};
-use super::{Desk, Due, State, begin_close, commands};
+use super::{Desk, Due, FRAME_COST_BYTES_MIN, State, begin_close, commands};
 use crate::close::Reason;
 use crate::hub::outbox::{Enqueue, Pace};
 use crate::moment::Moment;
@@ -84,7 +84,7 @@ impl Open {
         let mut spare = More::default();
         let More { awake, guest } = self.more.as_deref_mut().unwrap_or(&mut spare);
         let mut end = None;
-        let heard = websocket::receive(awake, input, limits, &mut replies, |kind, payload| {
+        let (heard, frames) = websocket::receive(awake, input, limits, &mut replies, |kind, payload| {
             if end.is_some() {
                 return;
             }
@@ -97,6 +97,7 @@ impl Open {
                 (Protocol::V1, _) => Some(Reason::Unsupported),
             }
         });
+        desk.cost += (frames * FRAME_COST_BYTES_MIN).saturating_sub(input.len());
         let walker = match end {
             Some(_) => awake.take().map_or_else(Walker::new, |awake| awake.walker),
             None => Walker::new(),

@@ -17,6 +17,8 @@ pub struct Walker {
     in_message: bool,
     close_code: [u8; 2],
     close_code_length: u8,
+    /// Frames that were complete since [`Walker::take_frames`] was last called.
+    frames: usize,
 }
 
 /// Where in a frame the last byte was.
@@ -60,7 +62,13 @@ pub enum Halt {
 impl Walker {
     /// A walker before the first frame.
     pub fn new() -> Walker {
-        Walker { place: Place::between_frames(), in_message: false, close_code: [0; 2], close_code_length: 0 }
+        let place = Place::between_frames();
+        Walker { place, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
+    }
+
+    /// Returns the number of frames that were completed since the last call.
+    pub fn take_frames(&mut self) -> usize {
+        std::mem::take(&mut self.frames)
     }
 
     /// Do the bytes so far end on a message boundary?
@@ -107,6 +115,7 @@ impl Walker {
             }
             if let Place::Payload { left: 0, first_byte, .. } = self.place {
                 self.place = Place::between_frames();
+                self.frames += 1;
                 if first_byte & 0xf == CLOSE {
                     return (at, Halt::CloseFrame);
                 }

@@ -38,7 +38,8 @@ pub enum Heard {
 /// message takes about six times as long with 128 KiB, its default, as with 4 KiB (`cargo bench -- wake`).
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`.
+/// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`. Also returns the
+/// number of frames that were completed, empty and control frames included.
 ///
 /// Wakes the conversation if it sleeps, and lets it sleep again when the bytes end on a message boundary.
 pub fn receive(
@@ -47,9 +48,10 @@ pub fn receive(
     limits: &Limits,
     replies: &mut Vec<u8>,
     mut hear: impl FnMut(Kind, Bytes),
-) -> Heard {
+) -> (Heard, usize) {
     let mut walker = sleeper.as_mut().map_or_else(Walker::new, |awake| std::mem::take(&mut awake.walker));
     let (good, halt) = walker.walk(input, limits.message_bytes_max);
+    let frames = walker.take_frames();
     let (mut awake, unread) = match sleeper.take() {
         Some(mut awake) => {
             awake.walker = walker;
@@ -72,23 +74,23 @@ pub fn receive(
             // The pong is on its way by the next read; a pong of the peer's is only a sign of life.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
             Ok(Message::Close(_)) => match awake.walker.close_code() {
-                Some(code) if !may_be_sent(code) => return Heard::Broken(Reason::Protocol),
+                Some(code) if !may_be_sent(code) => return (Heard::Broken(Reason::Protocol), frames),
                 // tungstenite takes it for reserved, and would reply with 1002.
                 Some(BAD_GATEWAY) => {
                     port.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
-                    return Heard::PeerClosed;
+                    return (Heard::PeerClosed, frames);
                 }
                 _ => {
                     // Says `ConnectionClosed`: the reply is in the port.
                     let _ = awake.context.flush(&mut port);
-                    return Heard::PeerClosed;
+                    return (Heard::PeerClosed, frames);
                 }
             },
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Heard::Broken(broken_rule(&error, limits)),
+            Err(error) => return (Heard::Broken(broken_rule(&error, limits)), frames),
         }
     }
-    match halt {
+    let heard = match halt {
         Halt::EndOfInput => {
             if !awake.walker.at_boundary() {
                 *sleeper = Some(awake);
@@ -99,7 +101,8 @@ pub fn receive(
         Halt::TooBig => Heard::Broken(too_big(limits)),
         // tungstenite has seen the same frame and returned above.
         Halt::CloseFrame => Heard::Broken(Reason::Internal),
-    }
+    };
+    (heard, frames)
 }
 
 /// 1014 in IANA's registry of close codes: a gateway got an invalid response.
