@@ -119,6 +119,17 @@ pub struct Limits {
     /// Bytes of the names of removed channels, so that a subscriber that comes back to one learns of a gap and one that
     /// comes to a channel that never had a message does not. 4 MiB are the names of 22,000 channels of 30 letters.
     pub removed_channels_bytes_max: usize,
+    /// Bytes of messages larger than a slice, encoded for the replays that have yet to take them. Each encoding is
+    /// shared by all that replay the message; 16 MiB are two of the largest (6 MiB, a body of control characters), and
+    /// 15 of plain text. A replay that needs one more waits.
+    pub replay_encoded_bytes_max: usize,
+    /// The longest time for which a replay waits for that. Six times what a client that reads nothing takes to be
+    /// closed, and so room for those who come after it.
+    pub replay_wait_ms: u32,
+    /// The estimated time that one turn spends on replays, listings, history pages and metrics, in microseconds. A
+    /// listing of 1,000 channels takes 783 us at once; with a millisecond a turn, what is broadcast meanwhile waits for
+    /// little more than beside one such request, however many come.
+    pub work_micros_per_turn: u32,
     /// What is kept of publishers who may send the same again.
     pub repeats: RepeatLimits,
     /// The most connections of one address, or of one /64 of IPv6; 0 is no limit. There is none unless the
@@ -266,6 +277,9 @@ impl Default for Limits {
             channels_per_client_max: 128,
             history: HistoryLimits::default(),
             removed_channels_bytes_max: 4 << 20,
+            replay_encoded_bytes_max: 16 << 20,
+            replay_wait_ms: 30_000,
+            work_micros_per_turn: 1_000,
             repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
             connections_per_address_max: 0,
             handshakes_per_second: 0,

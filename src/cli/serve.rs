@@ -64,6 +64,14 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_REMOVED_CHANNELS_BYTES_MAX", value_name = "BYTES", default_value = "4MiB", value_parser = bytes)]
     removed_channels_bytes_max: usize,
 
+    /// Maximum bytes of messages above 64 KiB that are encoded for replays and not yet sent; a replay that needs more waits.
+    #[arg(long, env = "OYEZ_REPLAY_ENCODED_BYTES_MAX", value_name = "BYTES", default_value = "16MiB", value_parser = bytes)]
+    replay_encoded_bytes_max: usize,
+
+    /// Longest time that a replay waits for that, in milliseconds; then its connection is closed with 4100.
+    #[arg(long, env = "OYEZ_REPLAY_WAIT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
+    replay_wait_ms: u32,
+
     /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
     idempotency_keys_max: usize,
@@ -209,6 +217,10 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
     read_bytes_per_turn: usize,
 
+    /// Estimated time that one turn spends on replays, listings, history pages and metrics, in microseconds.
+    #[arg(long, env = "OYEZ_WORK_MICROS_PER_TURN", value_name = "US", default_value = "1000", value_parser = small_count)]
+    work_micros_per_turn: u32,
+
     /// Most connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
     #[arg(long, env = "OYEZ_BACKLOG", value_name = "N", default_value = "4096", value_parser = small_count)]
     backlog: u32,
@@ -309,6 +321,9 @@ impl Serve {
                     total_bytes_max: self.history_total_bytes_max,
                 },
                 removed_channels_bytes_max: self.removed_channels_bytes_max,
+                replay_encoded_bytes_max: self.replay_encoded_bytes_max,
+                replay_wait_ms: self.replay_wait_ms,
+                work_micros_per_turn: self.work_micros_per_turn,
                 repeats: RepeatLimits {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::history::{Entry, History};
 use super::outbox::Frames;
-use super::{Moved, Place, Replay, Seat};
+use super::replay::Replay;
+use super::{Moved, Place, Seat};
 use crate::config::HistoryLimits;
 use crate::ids::{ChannelId, ClientId, MessageId, SlotId};
 use crate::moment::Moment;

@@ -98,6 +98,14 @@ impl History {
         self.kept.get(index)
     }
 
+    /// The raw frame of a message: the memory that it is kept in, not a copy.
+    pub(super) fn frames(&self, index: usize) -> Option<Frames> {
+        let Kept { batch, start, end, .. } = self.kept.get(index)?;
+        let (start, end) = (*start as usize, *end as usize);
+        let is_all = (start, end) == (0, batch.len());
+        Some(if is_all { batch.clone() } else { Rc::new(batch.slice(start..end)) })
+    }
+
     /// The first message that follows this number in the log.
     pub(super) fn index_after(&self, seq: u64) -> usize {
         self.kept.partition_point(|kept| kept.seq <= seq)

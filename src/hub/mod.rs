@@ -22,6 +22,7 @@ pub mod outbox;
 pub mod past;
 mod removed;
 mod repeats;
+pub mod replay;
 pub mod seats;
 
 use std::collections::BTreeMap;
@@ -37,9 +38,9 @@ use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
 use journal::{Journal, Mark};
 use largest::{Classes, Shifted};
-use outbox::Frames;
 use removed::{Removed, RemovedChannels};
 use repeats::Repeats;
+use replay::{Replay, Replays};
 
 /// All channels.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ pub struct Hub {
     journal: Option<Journal>,
     /// Members of all channels.
     seats: usize,
-    last_replay: Option<CachedReplay>,
+    replays: Replays,
 }
 
 /// What all histories hold together.
@@ -139,57 +140,6 @@ pub struct Joined {
     pub gap: Option<Gap>,
 }
 
-/// A member that is getting what was kept.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Replay {
-    member: SlotId,
-    form: Form,
-    /// The last message in the log that it has, or that was before its time.
-    cursor: u64,
-    /// The number of the message that comes next, once that is known.
-    next_number: Option<u64>,
-    /// Why it misses what is evicted before it gets there.
-    why: GapWhy,
-}
-
-/// The next portion of a replay.
-#[must_use]
-#[derive(Debug)]
-pub enum Step {
-    /// Some of it; more is to come.
-    More {
-        /// To be sent.
-        frames: Frames,
-        /// How many messages that is.
-        messages: usize,
-    },
-    /// It has been overtaken by the history's end, and goes on behind the gap.
-    Gap(Gap),
-    /// There is no more: the member has become live.
-    Live {
-        /// Where it sits now.
-        seat: Seat,
-        /// Who sits where it sat.
-        moved: Option<Moved>,
-        /// How far it is.
-        cursor: MessageId,
-    },
-}
-
-/// The last portion that was made, since clients that were cut at once come back with one cursor.
-#[derive(Debug)]
-struct CachedReplay {
-    channel: ChannelId,
-    form: Form,
-    after: u64,
-    upto: u64,
-    messages: usize,
-    frames: Frames,
-}
-
-/// Bytes of one portion of a replay: what waits in one outbox for each turn that a replay takes.
-pub const REPLAY_BYTES: usize = 64 << 10;
-
 /// A message has been put into its channel's batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
@@ -247,7 +197,7 @@ impl Hub {
             repeats: Repeats::new(limits.repeats),
             journal: None,
             seats: 0,
-            last_replay: None,
+            replays: Replays::new(limits.replay_encoded_bytes_max),
         }
     }
 
@@ -339,8 +289,14 @@ impl Hub {
         let (now_at, head) = (self.id(from), self.head());
         let channel = &mut self.channels[id.0 as usize];
         let (seat, cursor) = if from < channel.last() {
-            let replay =
-                Replay { member, form: wish.form, cursor: from, next_number: None, why: GapWhy::Slow };
+            let replay = Replay {
+                member,
+                form: wish.form,
+                cursor: from,
+                next_number: None,
+                why: GapWhy::Slow,
+                waits_since: None,
+            };
             channel.replaying.push(replay);
             let position = (channel.replaying.len() - 1) as u32;
             (Seat { channel: id, position, place: Place::Replaying, echo: wish.echo }, now_at)
@@ -563,78 +519,17 @@ impl Hub {
         let Place::Live(form) = seat.place else { return (seat, None) };
         let channel = &mut self.channels[seat.channel.0 as usize];
         let moved = channel.leave(seat);
-        let replay =
-            Replay { member, form, cursor: before.seq, next_number: Some(before.number), why: GapWhy::Slow };
+        let replay = Replay {
+            member,
+            form,
+            cursor: before.seq,
+            next_number: Some(before.number),
+            why: GapWhy::Slow,
+            waits_since: None,
+        };
         channel.replaying.push(replay);
         let position = (channel.replaying.len() - 1) as u32;
         (Seat { position, place: Place::Replaying, ..seat }, moved)
-    }
-
-    /// The next portion for a member that is replaying. No batch of its channel is open.
-    ///
-    /// `client` is the member itself, if it does not want to hear its own messages.
-    pub fn replay(&mut self, seat: Seat, client: Option<ClientId>) -> Step {
-        let (epoch, head) = (self.epoch, self.head());
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        debug_assert!(!channel.has_batch());
-        let Replay { member, form, cursor, next_number, why } = channel.replaying[seat.position as usize];
-        let floor = channel.history.floor();
-        if cursor < floor {
-            let resume = MessageId { epoch, seq: floor };
-            let first_kept = channel.first_number();
-            let missed = next_number.map(|next| first_kept.saturating_sub(next));
-            let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number) = (floor, Some(first_kept));
-            return Step::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
-        }
-        let index = channel.history.index_after(cursor);
-        if index == channel.history.len() {
-            let moved = channel.leave(seat);
-            let position = channel.join(form, member);
-            let seat = Seat { position, place: Place::Live(form), ..seat };
-            return Step::Live { seat, moved, cursor: head };
-        }
-        if let Some(cached) = &self.last_replay
-            && (cached.channel, cached.form, cached.after) == (seat.channel, form, cursor)
-            && client.is_none()
-        {
-            let next_number = channel.first_number() + (index + cached.messages) as u64;
-            let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number) = (cached.upto, Some(next_number));
-            return Step::More { frames: cached.frames.clone(), messages: cached.messages };
-        }
-        let mut out = form.begin(0);
-        let mut upto = cursor;
-        let mut end = index;
-        let mut messages = 0;
-        while let Some(message) = channel.message(epoch, end)
-            && (end == index || out.len() + message.payload.len() <= REPLAY_BYTES)
-        {
-            upto = message.id.seq;
-            end += 1;
-            if client.is_none() || message.from != client {
-                message.append_as(form, &mut out);
-                messages += 1;
-            }
-        }
-        let next_number = channel.first_number() + end as u64;
-        let replay = &mut channel.replaying[seat.position as usize];
-        (replay.cursor, replay.next_number) = (upto, Some(next_number));
-        let frames: Frames = Rc::new(form.finish(out));
-        if client.is_none() {
-            let (channel, frames) = (seat.channel, frames.clone());
-            self.last_replay = Some(CachedReplay { channel, form, after: cursor, upto, messages, frames });
-        }
-        Step::More { frames, messages }
-    }
-
-    /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
-    pub fn end_replay(&mut self, seat: Seat) -> (Seat, Option<Moved>) {
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        let Replay { member, form, .. } = channel.replaying[seat.position as usize];
-        let moved = channel.leave(seat);
-        let position = channel.join(form, member);
-        (Seat { position, place: Place::Live(form), ..seat }, moved)
     }
 
     /// What is told of a channel; of one that is not there, that it is empty.

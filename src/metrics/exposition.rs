@@ -38,6 +38,10 @@ pub struct Levels {
     pub removed_channels: usize,
     /// Bytes that they take.
     pub removed_channels_bytes: usize,
+    /// Bytes of large messages that are encoded for replays.
+    pub replay_encoded_bytes: usize,
+    /// Replays that wait for that memory.
+    pub replays_waiting: usize,
     /// The process, as far as the system tells.
     pub process: Process,
 }
@@ -171,6 +175,16 @@ impl Collector for Snapshot {
             levels.removed_channels_bytes as u64,
         )?;
         page.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
+        page.gauge(
+            "oyez_replay_encoded_bytes",
+            "Bytes of messages above 64 KiB that are encoded for replays and not yet sent",
+            levels.replay_encoded_bytes as u64,
+        )?;
+        page.gauge(
+            "oyez_replays_waiting",
+            "Replays that wait for such an encoding to be sent",
+            levels.replays_waiting as u64,
+        )?;
         page.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
         page.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
         page.histogram("oyez_ping_rtt_seconds", "From a ping to the next sign of life", &metrics.ping_rtt)?;

@@ -26,6 +26,7 @@ impl<T: Transport> Engine<T> {
     pub fn deliver(&mut self, now: Moment) {
         self.apply_all(now);
         self.hand_out_all(now);
+        self.refill_all(now);
         // Closes of slow members may have made wishes; they were granted where they were made.
         debug_assert!(self.intents.is_empty());
     }

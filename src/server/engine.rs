@@ -281,10 +281,10 @@ impl<T: Transport> Engine<T> {
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
             (Left::Nothing, AfterFlush::Nothing) => {
-                if slot.is_replaying() {
-                    self.replay(id, now);
+                if slot.is_replaying() && !slot.waits_for_memory() {
+                    slots.mark_refill(id);
                 }
-                self.slots.release(id);
+                slots.release(id);
             }
         }
     }
@@ -331,6 +331,9 @@ impl<T: Transport> Engine<T> {
 
     /// True if something is to be done about this one.
     fn sweep_slot(&mut self, id: SlotId, now: Moment) -> bool {
+        if self.end_wait(id, now) {
+            return true;
+        }
         let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
         let has_stalled = has_stalled(&slot.outbox, limits, now);
@@ -380,6 +383,8 @@ impl<T: Transport> Engine<T> {
                 None => info!("close peer={} reason={reason}", slot.peer),
             }
         }
+        // The last outbox that held an encoding may have gone, or been flushed.
+        self.wake_waiting();
         doomed.len()
     }
 

@@ -6,12 +6,14 @@
 use serde_json::value::RawValue;
 
 use super::engine::Engine;
+use super::refill::Cost;
 use super::slots::Slot;
 use super::transport::Transport;
 use crate::access::gate::Pass;
 use crate::close::Reason;
 use crate::hub::channel::Before;
-use crate::hub::{Joined, Moved, Place, Step, Wish};
+use crate::hub::replay::Step;
+use crate::hub::{Joined, Moved, Place, Wish};
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
 use crate::moment::Moment;
 use crate::session::guest::FORBIDDEN;
@@ -109,8 +111,7 @@ impl<T: Transport> Engine<T> {
         }
         if joined.seat.place == Place::Replaying {
             self.slots.mark_replaying(id, true);
-            // A raw subscriber is sent nothing that would have it flushed otherwise.
-            self.slots.mark_dirty(id);
+            self.slots.mark_refill(id);
         }
         if matches!(wish.since, Since::After(_)) {
             let count = if joined.gap.is_some() {
@@ -229,28 +230,35 @@ impl<T: Transport> Engine<T> {
         self.moved(moved);
     }
 
-    /// The outbox of a member that is replaying is empty: the next portion, of one channel.
-    pub(super) fn replay(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, hub, client_salt, .. } = self;
-        let Some(slot) = slots.get(id) else { return };
-        let Some(&seat) = slot.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying) else {
-            return slots.mark_replaying(id, false);
+    /// Queues the next slice of a replay, of one channel. Returns what it cost.
+    pub(super) fn replay(&mut self, id: SlotId, now: Moment) -> Cost {
+        let Engine { slots, hub, client_salt, limits, .. } = self;
+        let Some(slot) = slots.get(id) else { return Cost::NONE };
+        let Some(seat) = slot.next_replay() else {
+            slots.mark_replaying(id, false);
+            return Cost::NONE;
         };
         let form = hub.form_of(seat);
         let own = (!seat.echo).then(|| ClientId::of(id, *client_salt));
-        let step = hub.replay(seat, own);
+        let step = hub.replay(seat, own, now);
         match step {
-            Step::More { frames, messages } => {
+            Step::More { frames, messages, work } => {
+                let cost = Cost::of(work, frames.len());
                 self.metrics.messages_delivered += messages as u64;
-                if let Some(slot) = self.slots.get_mut(id) {
+                if let Some(slot) = slots.get_mut(id) {
                     slot.outbox.queue(frames);
-                    self.slots.mark_dirty(id);
+                    slots.mark_dirty(id);
                 }
-                if self.slots.get(id).is_some_and(|slot| slot.outbox.is_empty()) {
+                if slots.get(id).is_some_and(|slot| slot.outbox.is_empty()) {
                     // All of it were its own messages.
-                    self.replay(id, now);
+                    slots.mark_refill(id);
                 }
+                return cost;
             }
+            Step::Wait { since } if since.after(limits.replay_wait_ms).has_come(now) => {
+                self.close(id, Reason::OverCapacity, now);
+            }
+            Step::Wait { .. } => slots.mark_waiting(id),
             Step::Gap(gap) => {
                 self.metrics.messages_skipped += gap.missed.unwrap_or(0);
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
@@ -265,17 +273,29 @@ impl<T: Transport> Engine<T> {
                     if let Some(seat) = slot.seats.find_mut(seat.channel) {
                         *seat = new;
                     }
-                    let is_replaying =
-                        slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+                    let is_replaying = slot.next_replay().is_some();
                     self.slots.mark_replaying(id, is_replaying);
                 }
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
                 self.tell_live(id, &name.unwrap_or_default(), form, cursor, now);
                 if self.slots.get(id).is_some_and(|slot| slot.is_replaying() && slot.outbox.is_empty()) {
-                    self.replay(id, now);
+                    self.slots.mark_refill(id);
                 }
             }
         }
+        Cost::SLICE
+    }
+
+    /// A replay that has waited for memory for too long ends with its connection: it is not the client's fault, and
+    /// 4100 has it come back later. Returns true if it did.
+    pub(super) fn end_wait(&mut self, id: SlotId, now: Moment) -> bool {
+        let Some(slot) = self.slots.get(id).filter(|slot| slot.waits_for_memory()) else { return false };
+        let since = slot.next_replay().and_then(|seat| self.hub.waits_since(seat));
+        let is_over = since.is_some_and(|since| since.after(self.limits.replay_wait_ms).has_come(now));
+        if is_over {
+            self.close(id, Reason::OverCapacity, now);
+        }
+        is_over
     }
 
     /// The socket of a connection has failed: it catches up no further. It stays a subscriber until what it sent
@@ -301,8 +321,12 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get_mut(id) else { return false };
         // It may have left meanwhile: a slow member is closed.
         let Some(seat) = slot.seats.remove(channel) else { return false };
-        let is_replaying = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+        let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
+        if is_replaying && seat.place == Place::Replaying {
+            // It was the one that waited for memory, perhaps.
+            self.slots.mark_refill(id);
+        }
         let moved = self.hub.leave(seat);
         self.moved(moved);
         true

@@ -24,6 +24,7 @@ mod members;
 mod process;
 mod publishing;
 mod questions;
+mod refill;
 pub mod slots;
 pub mod store;
 mod sweep;

@@ -68,11 +68,13 @@ impl<T: Transport> Engine<T> {
             history_bytes: self.hub.kept().bytes,
             removed_channels: self.hub.removed_channels().0,
             removed_channels_bytes: self.hub.removed_channels().1,
+            replay_encoded_bytes: self.hub.large_replay_bytes(),
             process: super::process::read(),
             ..Levels::default()
         };
         for (_, slot) in self.slots.iter() {
             levels.pending_bytes += slot.outbox.bytes();
+            levels.replays_waiting += usize::from(slot.waits_for_memory());
             levels.slow_connections += usize::from(slot.outbox.is_blocked());
         }
         levels

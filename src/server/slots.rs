@@ -1,8 +1,9 @@
 //! The slab of connections, and the lists of those that need something.
 //!
 //! An event only marks its slot: it goes into one of the two *ready* queues when there may be something to read, and
-//! on the *dirty* list when there is something to write. The *doomed* list holds the dead. A slot knows
-//! which lists it is on, so it is on each of them once, however often it is marked.
+//! on the *dirty* list when there is something to write. The *doomed* list holds the dead. The *refill* list holds
+//! connections that have taken all that they were sent, and to which more is due: the next slice of a replay or of an
+//! answer. A slot knows which lists it is on, so it is on each of them once, however often it is marked.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -65,6 +66,10 @@ impl Marks {
     const AWAITS_HEADER: u16 = 512;
     /// Its last read cost more than a sparse connection's does: its next event puts it into the second queue.
     const BUSY: u16 = 1024;
+    /// The next slice of a replay or of an answer is to be made for it.
+    const REFILL: u16 = 2048;
+    /// Its replay waits for the memory that the next message takes.
+    const WAITS: u16 = 4096;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -108,6 +113,11 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::REPLAYING)
     }
 
+    /// Does its replay wait for memory?
+    pub fn waits_for_memory(&self) -> bool {
+        self.marks.has(Marks::WAITS)
+    }
+
     /// A subscription that is catching up, if there is one.
     pub fn next_replay(&self) -> Option<Seat> {
         self.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying).copied()
@@ -142,8 +152,7 @@ impl<T: Transport> Slot<T> {
     /// Would a flush come to anything?
     fn wants_flush(&self) -> bool {
         let has_news = match self.outbox {
-            // A subscriber that is catching up gets the next part of its replay when a flush finds nothing to write.
-            Outbox::Empty => (self.state.ends_with_flush() || self.is_replaying()) && self.is_flushed(),
+            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
             _ => !self.outbox.is_blocked(),
         };
         has_news || self.transport.wants_write()
@@ -201,6 +210,9 @@ pub struct Slots<T> {
     requeued: VecDeque<SlotId>,
     dirty: Vec<SlotId>,
     doomed: Vec<SlotId>,
+    refill: VecDeque<SlotId>,
+    /// Replays that wait for memory, in the order in which they began to.
+    waiting: VecDeque<SlotId>,
 }
 
 impl<T: Transport> Slots<T> {
@@ -214,6 +226,8 @@ impl<T: Transport> Slots<T> {
             requeued: VecDeque::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
+            refill: VecDeque::new(),
+            waiting: VecDeque::new(),
         }
     }
 
@@ -432,6 +446,56 @@ impl<T: Transport> Slots<T> {
         }
     }
 
+    /// The next slice of a replay or of an answer may be made for it. In a queue: each connection gets one slice, then the
+    /// next connection.
+    pub fn mark_refill(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id) {
+            slot.marks.clear(Marks::WAITS);
+            if slot.marks.set(Marks::REFILL) {
+                self.refill.push_back(id);
+            }
+        }
+    }
+
+    /// Takes the next slot off the refill list.
+    pub fn next_refill(&mut self) -> Option<SlotId> {
+        loop {
+            let id = self.refill.pop_front()?;
+            if let Some(slot) = self.get_mut(id) {
+                slot.marks.clear(Marks::REFILL);
+                return Some(id);
+            }
+        }
+    }
+
+    /// How many entries the refill list has.
+    pub fn refill_len(&self) -> usize {
+        self.refill.len()
+    }
+
+    /// Its replay waits for memory.
+    pub fn mark_waiting(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id)
+            && slot.marks.set(Marks::WAITS)
+        {
+            self.waiting.push_back(id);
+        }
+    }
+
+    /// How many entries the list of waiting replays has; some may have left.
+    pub fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Memory is free: the replays that wait for it are tried again, those that have waited longest first.
+    pub fn wake_waiting(&mut self) {
+        for id in std::mem::take(&mut self.waiting) {
+            if self.get(id).is_some_and(Slot::waits_for_memory) {
+                self.mark_refill(id);
+            }
+        }
+    }
+
     /// Takes the dirty list. Each slot on it is to be taken off with [`Slots::flushing`], and the list to
     /// be given back.
     pub fn take_dirty(&mut self) -> Vec<SlotId> {
@@ -460,7 +524,7 @@ impl<T: Transport> Slots<T> {
     /// Is there work that no event will announce?
     pub fn has_work(&self) -> bool {
         let is_ready = !self.ready.is_empty() || !self.requeued.is_empty();
-        is_ready || !self.dirty.is_empty() || !self.doomed.is_empty()
+        is_ready || !self.dirty.is_empty() || !self.doomed.is_empty() || !self.refill.is_empty()
     }
 
     /// Panics if the lists and the marks contradict each other; for debug builds and tests.
@@ -482,7 +546,8 @@ impl<T: Transport> Slots<T> {
             assert!(!slot.is_held() || !slot.is_flushed(), "nobody releases {id:?}");
             let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
-            assert!(!replays || !slot.is_flushed(), "the replay of {id:?} stands still");
+            let is_listed = slot.marks.has(Marks::REFILL) || slot.waits_for_memory();
+            assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} stands still");
         }
     }
 }

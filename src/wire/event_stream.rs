@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::envelope::append_base64;
+use super::envelope::{self, append_base64};
 use super::{Kind, Message};
 use crate::ids::{Gap, MessageId};
 
@@ -20,6 +20,30 @@ pub(super) fn append_event(out: &mut Vec<u8>, message: &Message<'_>) {
         Kind::Text | Kind::Data => append_lines(out, message.payload),
     }
     out.push(b'\n');
+}
+
+/// Field name and line end around each line of a payload.
+const LINE_BYTES: usize = "data: \n".len();
+
+/// Returns true if the payload takes more than `bytes` in an event, give or take the last line's field name.
+pub(super) fn payload_exceeds(kind: Kind, payload: &[u8], bytes: usize) -> bool {
+    match kind {
+        Kind::Binary => envelope::payload_exceeds(kind, payload, bytes),
+        Kind::Text | Kind::Data if payload.len() > bytes => true,
+        Kind::Text | Kind::Data if payload.len() * LINE_BYTES <= bytes => false,
+        Kind::Text | Kind::Data => {
+            let lines = payload.iter().filter(|byte| matches!(byte, b'\r' | b'\n')).count();
+            payload.len() + lines * (LINE_BYTES - 1) > bytes
+        }
+    }
+}
+
+/// The most bytes that a payload of that length takes in an event: one of line feeds only.
+pub(super) fn payload_bytes_max(kind: Kind, length: usize) -> usize {
+    match kind {
+        Kind::Binary => envelope::payload_bytes_max(kind, length),
+        Kind::Text | Kind::Data => (length + 1) * LINE_BYTES,
+    }
 }
 
 /// A line ends in CR, LF or both, so each of them ends a `data:` field; a reader gets LF for all.
@@ -96,6 +120,18 @@ mod tests {
             let mut out = Vec::new();
             append_retry(&mut out, retry_ms);
             assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_payload_is_told_in_advance() {
+        let fields = event(Kind::Text, b"").len() - LINE_BYTES;
+        for payload in ["", "\n", "a\nb\r\rc", &"\n".repeat(500), &"x".repeat(500)] {
+            let length = event(Kind::Text, payload.as_bytes()).len() - fields;
+            assert!(length <= payload_bytes_max(Kind::Text, payload.len()), "{payload:?}");
+            let less = length.checked_sub(2 * LINE_BYTES);
+            assert!(less.is_none_or(|less| payload_exceeds(Kind::Text, payload.as_bytes(), less)));
+            assert!(!payload_exceeds(Kind::Text, payload.as_bytes(), length), "{payload:?}");
         }
     }
 

@@ -19,8 +19,11 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 use crate::close::Reason;
 use crate::ids::{ClientId, MessageId};
 
-pub use envelope::append_envelope;
+pub use envelope::{append_end, append_envelope, append_head, append_payload};
 pub use event_stream::{RETRY_MS, RETRY_MS_MIN, append_comment, append_cursor, append_gap, append_retry};
+
+/// The longest header of an unmasked frame (RFC 6455 5.2: two bytes and a 64-bit length).
+const FRAME_HEADER_BYTES_MAX: usize = 10;
 
 /// What a message's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,50 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
+    /// Returns true if its payload takes more than `bytes` in that form. Costs at most a look at `bytes` bytes.
+    pub fn payload_exceeds(&self, form: Form, bytes: usize) -> bool {
+        match form {
+            Form::Raw => self.payload.len() > bytes,
+            Form::Envelope => envelope::payload_exceeds(self.kind, self.payload, bytes),
+            Form::Event | Form::EventUntilClose => {
+                event_stream::payload_exceeds(self.kind, self.payload, bytes)
+            }
+        }
+    }
+
+    /// The most bytes that its payload takes in that form, whatever it holds.
+    pub fn payload_bytes_max(&self, form: Form) -> usize {
+        match form {
+            Form::Raw => self.payload.len(),
+            Form::Envelope => envelope::payload_bytes_max(self.kind, self.payload.len()),
+            Form::Event | Form::EventUntilClose => {
+                event_stream::payload_bytes_max(self.kind, self.payload.len())
+            }
+        }
+    }
+
+    /// Encodes one message alone, with no more memory than that takes: a megabyte of control characters is six in
+    /// JSON, and [`Message::append_as`] would hold them twice.
+    pub fn encode(&self, form: Form) -> Bytes {
+        if form != Form::Envelope {
+            let mut out = form.begin(0);
+            self.append_as(form, &mut out);
+            out.shrink_to(out.len() + 2);
+            return form.finish(out);
+        }
+        // The header is as long as the text makes it, and stands before it.
+        let mut out = vec![0; FRAME_HEADER_BYTES_MAX];
+        append_envelope(&mut out, self);
+        let mut header = Vec::with_capacity(FRAME_HEADER_BYTES_MAX);
+        let length = (out.len() - FRAME_HEADER_BYTES_MAX) as u64;
+        let text = FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() };
+        text.format(length, &mut header).expect("writing to a Vec does not fail");
+        let start = FRAME_HEADER_BYTES_MAX - header.len();
+        out[start..FRAME_HEADER_BYTES_MAX].copy_from_slice(&header);
+        out.shrink_to_fit();
+        Bytes::from(out).slice(start..)
+    }
+
     /// Appends it in one of its forms.
     pub fn append_as(&self, form: Form, out: &mut Vec<u8>) {
         match form {
@@ -194,6 +241,22 @@ mod tests {
     fn a_frame_gives_its_payload_back() {
         for length in [0, 1, 125, 126, 65_535, 65_536] {
             assert_eq!(payload_of(&encoded(Kind::Data, length)), vec![b'x'; length]);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_encoded_alone_is_the_same() {
+        for length in [0, 10, 100, 60_000, 70_000] {
+            let text = "\u{1}\n".repeat(length / 2);
+            let id = MessageId { epoch: 7, seq: 8 };
+            for kind in [Kind::Text, Kind::Binary] {
+                let message =
+                    Message { channel: "a", id, number: 9, from: None, kind, payload: text.as_bytes() };
+                for form in Form::ALL {
+                    let whole = form.piece(|out| message.append_as(form, out));
+                    assert_eq!(message.encode(form), whole, "{length} {form:?}");
+                }
+            }
         }
     }
 

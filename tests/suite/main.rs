@@ -40,6 +40,7 @@ mod origins;
 mod output;
 mod proxies;
 mod raw_resume;
+mod replays;
 mod resume;
 mod slow;
 mod store;

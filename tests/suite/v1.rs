@@ -523,11 +523,13 @@ fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
     for member in members {
         heard(&mut rig, member);
         say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
+        rig.pipe(member).mood = Mood::Stuck;
     }
-    // Both have been given a portion, one of them the other's; then both are at the gap; then they read on.
+    // Both have been given a slice, one of them the other's; then both are at the gap; then they read on.
     for _ in 0..2 {
         rig.turn();
         members.into_iter().for_each(|member| rig.pipe(member).mood = Mood::Stuck);
+        rig.turn();
         publish(&mut rig, 10);
         for member in members {
             rig.unstick(member, Mood::Kind);

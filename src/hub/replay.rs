@@ -1,0 +1,371 @@
+//! Replays: the history of a channel, sent to a subscriber that resumes, a slice at a time.
+//!
+//! Clients that were cut together come back together, with few different cursors, and their replays advance in
+//! turn. So the last slices are cached and shared. A message whose encoding is larger than a slice cannot be cut: it
+//! is one WebSocket frame, or one event. A megabyte of control characters is six in JSON, and its encoding is made
+//! once, shared by all subscribers that replay it, and freed with the last outbox that holds it. **A limit on
+//! everything**: these large encodings have a maximum in total, and a replay that needs another one waits.
+//! Raw replays reference the frames that the history keeps.
+
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+
+use bytes::Bytes;
+
+use super::outbox::Frames;
+use super::{Hub, Moved, Place, Seat, channel};
+use crate::ids::{ClientId, Gap, GapWhy, MessageId, SlotId};
+use crate::moment::Moment;
+use crate::wire::{Form, Message};
+
+/// Bytes of one slice of a replay, and so what a replay holds of a connection's outbox. A message whose payload takes
+/// more in the subscriber's form is a slice by itself.
+pub const REPLAY_BYTES: usize = 64 << 10;
+
+/// Messages that one slice of a replay passes over at most. A subscriber that does not receive its own messages may
+/// have a history of nothing else, and that is no work without a bound.
+const REPLAY_MESSAGES: usize = 1_000;
+
+/// Bytes of the slices that are cached, the last that were made: 16 of full size, for as many cursors and channels
+/// that are replayed at the same time. The cache outlives the replays, so this is what it costs for good.
+const CACHED_BYTES: usize = 1 << 20;
+
+/// Cached slices, small ones too: the cache is searched from end to end.
+const CACHED_SLICES: usize = 64;
+
+/// What an answer or a slice of a replay took, for the budget of the turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes encoded.
+    pub encoded: usize,
+    /// Messages or channels looked at.
+    pub entries: usize,
+}
+
+/// A subscriber that is catching up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay {
+    pub(super) member: SlotId,
+    pub(super) form: Form,
+    /// The last message in the log that it has, or that was before its time.
+    pub(super) cursor: u64,
+    /// The number of the message that comes next, once that is known.
+    pub(super) next_number: Option<u64>,
+    /// Why it misses what is evicted before it gets there.
+    pub(super) why: GapWhy,
+    /// Since when it has waited for the memory that its next message takes.
+    pub(super) waits_since: Option<Moment>,
+}
+
+/// The next slice of a replay.
+#[must_use]
+#[derive(Debug)]
+pub enum Step {
+    /// A slice; more follows. It is empty if all of its messages were the subscriber's own.
+    More {
+        /// To be sent.
+        frames: Frames,
+        /// How many messages that is.
+        messages: usize,
+        /// What it took.
+        work: Work,
+    },
+    /// The next message is large, and its encoding has no room beside those that others have yet to take.
+    Wait {
+        /// Since when.
+        since: Moment,
+    },
+    /// It has been overtaken by the history's end, and goes on behind the gap.
+    Gap(Gap),
+    /// There is no more: the member has become live.
+    Live {
+        /// Where it sits now.
+        seat: Seat,
+        /// Who sits where it sat.
+        moved: Option<Moved>,
+        /// How far it is.
+        cursor: MessageId,
+    },
+}
+
+/// Encodings that several replays share.
+#[derive(Debug)]
+pub(super) struct Replays {
+    /// The last slices, the most recently used at the end.
+    slices: VecDeque<Slice>,
+    slices_bytes: usize,
+    large: Vec<Large>,
+    large_bytes_max: usize,
+    /// What the large encodings held when the last replay had to wait.
+    held_at_wait: usize,
+}
+
+/// Messages of one channel that follow each other. The number of the first in the log is the channel's alone.
+#[derive(Clone, Debug)]
+struct Slice {
+    form: Form,
+    first: u64,
+    upto: u64,
+    messages: usize,
+    frames: Frames,
+}
+
+/// One message that is larger than a slice; freed when no outbox holds it.
+#[derive(Debug)]
+struct Large {
+    seq: u64,
+    form: Form,
+    bytes: usize,
+    encoding: Weak<Bytes>,
+}
+
+impl Replays {
+    pub(super) fn new(large_bytes_max: usize) -> Replays {
+        Replays {
+            slices: VecDeque::new(),
+            slices_bytes: 0,
+            large: Vec::new(),
+            large_bytes_max,
+            held_at_wait: 0,
+        }
+    }
+
+    /// The slice that begins with that message, for another subscriber that comes to it.
+    fn slice(&mut self, form: Form, first: u64) -> Option<Slice> {
+        let key = (form, first);
+        let index = self.slices.iter().rposition(|slice| (slice.form, slice.first) == key)?;
+        let slice = self.slices.remove(index)?;
+        self.slices.push_back(slice.clone());
+        Some(slice)
+    }
+
+    fn cache(&mut self, slice: Slice) {
+        self.slices_bytes += slice.frames.len();
+        self.slices.push_back(slice);
+        while self.slices.len() > CACHED_SLICES || self.slices_bytes > CACHED_BYTES {
+            let Some(oldest) = self.slices.pop_front() else { break };
+            self.slices_bytes -= oldest.frames.len();
+        }
+    }
+
+    /// Bytes of the large encodings that an outbox holds.
+    fn large_bytes(&self) -> usize {
+        let held = self.large.iter().filter(|large| large.encoding.strong_count() > 0);
+        held.map(|large| large.bytes).sum()
+    }
+
+    /// The encoding of a message that is larger than a slice, and what it took. `None` if there is no room for it now;
+    /// for one there is always, or a limit below the largest message would stop replays for good.
+    fn large(&mut self, message: &Message<'_>, form: Form) -> Option<(Frames, usize)> {
+        let key = (message.id.seq, form);
+        let known = self.large.iter().find(|large| (large.seq, large.form) == key);
+        if let Some(frames) = known.and_then(|large| large.encoding.upgrade()) {
+            return Some((frames, 0));
+        }
+        self.large.retain(|large| large.encoding.strong_count() > 0);
+        let held = self.large_bytes();
+        if held > 0 && held + message.payload_bytes_max(form) > self.large_bytes_max {
+            self.held_at_wait = held;
+            return None;
+        }
+        let frames: Frames = Rc::new(message.encode(form));
+        let (bytes, encoding) = (frames.len(), Rc::downgrade(&frames));
+        self.large.push(Large { seq: message.id.seq, form, bytes, encoding });
+        Some((frames, bytes))
+    }
+}
+
+impl Hub {
+    /// Bytes of the large encodings that replays have yet to take.
+    pub fn large_replay_bytes(&self) -> usize {
+        self.replays.large_bytes()
+    }
+
+    /// Returns true if large encodings have been freed since a replay had to wait.
+    pub fn has_freed_replay_bytes(&self) -> bool {
+        self.replays.large_bytes() < self.replays.held_at_wait
+    }
+
+    /// Since when a replay has waited for memory, if it waits.
+    pub fn waits_since(&self, seat: Seat) -> Option<Moment> {
+        let channel = self.channel(seat.channel).filter(|_| seat.place == Place::Replaying)?;
+        channel.replaying.get(seat.position as usize)?.waits_since
+    }
+
+    /// The next slice for a subscriber that is catching up. No batch of its channel is open.
+    ///
+    /// `client` is the subscriber itself, if it does not want its own messages.
+    pub fn replay(&mut self, seat: Seat, client: Option<ClientId>, now: Moment) -> Step {
+        let (epoch, head) = (self.epoch, self.head());
+        let Hub { channels, replays, .. } = self;
+        let channel = &mut channels[seat.channel.0 as usize];
+        debug_assert!(!channel.has_batch());
+        let Replay { member, form, cursor, next_number, why, waits_since } =
+            channel.replaying[seat.position as usize];
+        let floor = channel.history.floor();
+        if cursor < floor {
+            let resume = MessageId { epoch, seq: floor };
+            let first_kept = channel.first_number();
+            let missed = next_number.map(|next| first_kept.saturating_sub(next));
+            let replay = &mut channel.replaying[seat.position as usize];
+            (replay.cursor, replay.next_number) = (floor, Some(first_kept));
+            return Step::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
+        }
+        let index = channel.history.index_after(cursor);
+        if index == channel.history.len() {
+            let moved = channel.leave(seat);
+            let position = channel.join(form, member);
+            let seat = channel::seat(seat.channel, form, position, seat.echo);
+            return Step::Live { seat, moved, cursor: head };
+        }
+        let first = channel.history.get(index).map_or(cursor, |message| message.seq);
+        if client.is_none()
+            && let Some(Slice { upto, messages, frames, .. }) = replays.slice(form, first)
+        {
+            let next_number = channel.first_number() + (index + messages) as u64;
+            let replay = &mut channel.replaying[seat.position as usize];
+            (replay.cursor, replay.next_number) = (upto, Some(next_number));
+            return Step::More { frames, messages, work: Work::default() };
+        }
+        let mut out = form.begin(0);
+        let mut large = None;
+        let mut waits = false;
+        let (mut upto, mut end, mut messages) = (cursor, index, 0);
+        while let Some(message) = channel.message(epoch, end)
+            && end - index < REPLAY_MESSAGES
+        {
+            if client.is_none() || message.from != client {
+                if message.payload_exceeds(form, REPLAY_BYTES) {
+                    if messages > 0 {
+                        break;
+                    }
+                    large = match form {
+                        Form::Raw => channel.history.frames(end).map(|frames| (frames, 0)),
+                        Form::Envelope | Form::Event | Form::EventUntilClose => replays.large(&message, form),
+                    };
+                    waits = large.is_none();
+                    if !waits {
+                        (upto, end, messages) = (message.id.seq, end + 1, 1);
+                    }
+                    break;
+                }
+                if messages > 0 && out.len() + message.payload.len() > REPLAY_BYTES {
+                    break;
+                }
+                message.append_as(form, &mut out);
+                messages += 1;
+            }
+            (upto, end) = (message.id.seq, end + 1);
+        }
+        let next_number = channel.first_number() + end as u64;
+        let replay = &mut channel.replaying[seat.position as usize];
+        (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
+        if waits {
+            let since = waits_since.unwrap_or(now);
+            replay.waits_since = Some(since);
+            return Step::Wait { since };
+        }
+        let entries = end - index;
+        if let Some((frames, encoded)) = large {
+            return Step::More { frames, messages, work: Work { encoded, entries } };
+        }
+        let encoded = out.len();
+        let frames: Frames = Rc::new(form.finish(out));
+        if client.is_none() {
+            replays.cache(Slice { form, first, upto, messages, frames: frames.clone() });
+        }
+        Step::More { frames, messages, work: Work { encoded, entries } }
+    }
+
+    /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
+    pub fn end_replay(&mut self, seat: Seat) -> (Seat, Option<Moved>) {
+        let channel = &mut self.channels[seat.channel.0 as usize];
+        let Replay { member, form, .. } = channel.replaying[seat.position as usize];
+        let moved = channel.leave(seat);
+        let position = channel.join(form, member);
+        (Seat { position, place: Place::Live(form), ..seat }, moved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use crate::hub::Wish;
+    use crate::ids::{ChannelName, Since};
+    use crate::wire::Kind;
+
+    fn name(index: usize) -> ChannelName {
+        ChannelName::parse(format!("c{index}").as_bytes()).unwrap()
+    }
+
+    /// A hub with channels of three messages each, of which two make a slice.
+    fn hub(channels: usize) -> Hub {
+        let mut hub = Hub::new(&Limits::default(), 7);
+        for index in 0..channels {
+            let id = hub.open(&name(index)).unwrap();
+            for _ in 0..3 {
+                hub.publish(id, Kind::Binary, &[b'x'; 30_000], None, None);
+            }
+            let _ = hub.seal(id, Moment::from_millis(0));
+        }
+        while hub.next_touched().is_some() {}
+        hub
+    }
+
+    fn slice(hub: &mut Hub, channel: usize, since: Since, member: u32) -> (Frames, usize) {
+        let member = SlotId { key: member, generation: 0 };
+        let wish = Wish { form: Form::Raw, since, echo: true };
+        let seat = hub.subscribe(&name(channel), member, wish, Moment::from_millis(0)).unwrap().seat;
+        match hub.replay(seat, None, Moment::from_millis(0)) {
+            Step::More { frames, work, .. } => (frames, work.encoded),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn replays_of_several_channels_and_cursors_share_slices_while_they_advance_in_turn() {
+        let mut hub = hub(8);
+        let later = Since::After(MessageId { epoch: 7, seq: 1 });
+        let mut members = 0..;
+        let mut round = |hub: &mut Hub| -> Vec<(Frames, usize)> {
+            let pairs = (0..8).map(|channel| (channel, Since::Earliest)).chain([(0, later)]);
+            pairs.map(|(channel, since)| slice(hub, channel, since, members.next().unwrap())).collect()
+        };
+        let (first, second) = (round(&mut hub), round(&mut hub));
+        for ((one, encoded), (other, again)) in first.iter().zip(&second) {
+            assert!(Rc::ptr_eq(one, other) && *encoded == one.len() && *again == 0);
+        }
+        assert!(!Rc::ptr_eq(&first[0].0, &first[8].0), "another cursor");
+    }
+
+    #[test]
+    fn slice_of_a_removed_channel_is_not_replayed_in_the_channel_that_takes_its_place() {
+        let mut hub = hub(1);
+        let (old, _) = slice(&mut hub, 0, Since::Earliest, 0);
+        let place = hub.find("c0").unwrap();
+        let seat = Seat { channel: place, position: 0, place: Place::Replaying, echo: true };
+        assert_eq!(hub.leave(seat), None);
+        hub.expire(0..hub.keys_end(), Moment::from_millis(u64::from(Limits::default().history.age_ms)));
+        assert_eq!(hub.channels(), 0);
+        let new = hub.open(&name(1)).unwrap();
+        assert_eq!(new, place);
+        hub.publish(new, Kind::Binary, b"y", None, None);
+        let _ = hub.seal(new, Moment::from_millis(400_000));
+        let (frames, _) = slice(&mut hub, 1, Since::Earliest, 0);
+        assert!(!Rc::ptr_eq(&frames, &old) && frames.ends_with(b"y"), "{} bytes", frames.len());
+    }
+
+    #[test]
+    fn cached_slices_are_bounded() {
+        let mut hub = hub(100);
+        for channel in 0..100 {
+            slice(&mut hub, channel, Since::Earliest, channel as u32);
+            let replays = &hub.replays;
+            let bytes: usize = replays.slices.iter().map(|slice| slice.frames.len()).sum();
+            assert_eq!(bytes, replays.slices_bytes);
+            assert!(bytes <= CACHED_BYTES && replays.slices.len() <= CACHED_SLICES);
+        }
+        assert!(hub.replays.slices_bytes > CACHED_BYTES / 2);
+    }
+}

@@ -1,0 +1,300 @@
+//! Replays of large messages and of many subscribers at once: each encoding is shared and bounded in total, and a turn's
+//! work is bounded. Most of it in memory, turn by turn, where turns can be counted; what memory a process takes is
+//! measured with the real server.
+
+use std::time::{Duration, Instant};
+
+use oyez::config::{HistoryLimits, Limits};
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames;
+use crate::support::http::{get, post, publish};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
+
+/// A text that takes six times its length in JSON.
+fn expensive(bytes: usize) -> String {
+    "\u{1}".repeat(bytes)
+}
+
+fn rig(replay_encoded_bytes_max: usize) -> Rig {
+    Rig::new(Limits {
+        ping_interval_ms: 0,
+        slow_timeout_ms: 1_000_000,
+        replay_encoded_bytes_max,
+        // All in one turn: before a flush finds that a peer takes nothing.
+        work_micros_per_turn: 1_000_000,
+        ..Limits::default()
+    })
+}
+
+fn publish_on(rig: &mut Rig, channel: &str, text: &str) {
+    let publisher = rig.connect(Mood::Kind);
+    rig.send(publisher, publish(channel, text).as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(publisher)[0].status, 200);
+}
+
+fn connect(rig: &mut Rig, request: &str, mood: Mood) -> SlotId {
+    let id = rig.connect(mood);
+    rig.send(id, request.as_bytes());
+    id
+}
+
+/// Reads on, and returns how many bytes have come.
+fn unstick(rig: &mut Rig, id: SlotId) -> usize {
+    rig.unstick(id, Mood::Kind);
+    rig.engine.slots.mark_writable(id);
+    rig.settle();
+    rig.pipe(id).outgoing.len()
+}
+
+fn replays_waiting(rig: &Rig) -> usize {
+    rig.engine.slots.iter().filter(|(_, slot)| slot.waits_for_memory()).count()
+}
+
+#[test]
+fn large_message_replayed_by_many_is_encoded_once_per_format() {
+    let mut rig = rig(16 << 20);
+    publish_on(&mut rig, "a", &expensive(100_000));
+    publish_on(&mut rig, "a", &"\n".repeat(100_000));
+    let envelopes = upgrade("/ws/a?since=earliest");
+    let ids: Vec<SlotId> = [&envelopes, &get("/sse/a?since=earliest")]
+        .into_iter()
+        .flat_map(|request| [(); 20].map(|()| connect(&mut rig, request, Mood::Stuck)))
+        .collect();
+    rig.settle();
+    // Of both formats the first message: 600 KB in JSON, 100 KB as an event.
+    let held = rig.engine.hub.large_replay_bytes();
+    assert!((700_000..702_000).contains(&held), "{held}");
+    for (place, &id) in ids.iter().enumerate() {
+        let bytes = unstick(&mut rig, id);
+        // 600 KB and 200 KB in JSON, 100 KB and 700 KB as events.
+        assert!((800_000..802_000).contains(&bytes), "{place}: {bytes}");
+    }
+    assert_eq!(rig.engine.hub.large_replay_bytes(), 0, "freed with the last outbox");
+}
+
+#[test]
+fn replay_over_the_encoding_limit_waits_until_another_is_taken() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
+    rig.settle();
+    let others = [(); 2].map(|()| connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind));
+    let same = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Kind);
+    // That it settles says that the loop would sleep.
+    rig.settle();
+    assert_eq!(replays_waiting(&rig), 2);
+    assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() < 1_000));
+    assert!(rig.pipe(same).outgoing.len() > 600_000, "what is encoded is shared, limit or not");
+    assert!(rig.engine.hub.large_replay_bytes() < 1 << 20);
+    assert!(unstick(&mut rig, first) > 600_000);
+    assert_eq!(replays_waiting(&rig), 0);
+    assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
+}
+
+#[test]
+fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
+    rig.settle();
+    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
+    rig.settle();
+    assert_eq!(replays_waiting(&rig), 1);
+    rig.reset(first);
+    rig.settle();
+    assert!(!rig.is_alive(first) && rig.pipe(other).outgoing.len() > 600_000);
+}
+
+#[test]
+fn replay_that_waits_for_too_long_is_closed_4100() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
+    rig.settle();
+    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
+    rig.settle();
+    rig.pass(29_500);
+    let bytes = &mut rig.pipe(other).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    assert!(rig.texts(other).iter().all(|text| text.contains("hello") || text.contains("subscribed")));
+    rig.pass(1_000);
+    assert_eq!(rig.frames(other)[0].close_code(), (4100, "over_capacity".into()));
+    assert!(rig.is_alive(first));
+}
+
+#[test]
+fn waiting_replay_that_is_unsubscribed_lets_the_next_one_go_on() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    publish_on(&mut rig, "c", "small");
+    connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
+    rig.settle();
+    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
+    rig.send_text(other, r#"{"type":"subscribe","ch":"c","since":"earliest"}"#);
+    rig.settle();
+    assert_eq!(replays_waiting(&rig), 1);
+    rig.pipe(other).outgoing.clear();
+    rig.send_text(other, r#"{"type":"unsubscribe","ch":"b"}"#);
+    rig.settle();
+    assert_eq!(replays_waiting(&rig), 0);
+    assert!(rig.texts(other).iter().any(|text| text.contains(r#""text":"small""#)));
+}
+
+#[test]
+fn message_above_the_encoding_limit_is_replayed_alone() {
+    let mut rig = rig(1_000);
+    publish_on(&mut rig, "a", &expensive(100_000));
+    let ids = [(); 3].map(|()| connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Kind));
+    rig.settle();
+    assert!(ids.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
+}
+
+#[test]
+fn raw_subscriber_replays_large_messages_whole() {
+    let mut rig = rig(1_000);
+    let texts: Vec<String> = (0..4).map(|number| format!("{number}{}", expensive(70_000))).collect();
+    let publisher = rig.connect(Mood::Kind);
+    // All in one batch, so that each is a part of its memory.
+    let requests: String = texts.iter().map(|text| publish("a", text)).collect();
+    rig.send(publisher, requests.as_bytes());
+    rig.settle();
+    let id = connect(&mut rig, &frames::upgrade("/ws/a?since=earliest"), Mood::Sips(10_000));
+    rig.settle();
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    assert_eq!(rig.texts(id), texts);
+}
+
+#[test]
+fn resumption_of_many_is_spread_over_turns_and_broadcasts_go_out_between() {
+    const CLIENTS: usize = 300;
+    let history = HistoryLimits { messages_max: 10, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, history, ..Limits::default() });
+    let publisher = rig.join("/ws/a?echo=0");
+    for _ in 0..10 {
+        rig.send_text(publisher, &"x".repeat(5_000));
+        rig.settle();
+    }
+    let live = rig.join("/ws/b");
+    let sender = rig.join("/ws/b?echo=0");
+    let request = frames::upgrade("/ws/a?since=earliest");
+    let ids = [(); CLIENTS].map(|()| connect(&mut rig, &request, Mood::Kind));
+    let done = |rig: &mut Rig| ids.iter().filter(|&&id| rig.pipe(id).outgoing.len() > 50_000).count();
+    let (mut turns, mut heard, mut before) = (0, 0, 0);
+    while before < CLIENTS {
+        rig.send_text(sender, "news");
+        rig.turn();
+        turns += 1;
+        heard += rig.texts(live).len();
+        let now = done(&mut rig);
+        // A slice is estimated at 15.7 us, of which one turn makes those of a millisecond.
+        assert!(now - before <= 70, "{now} after {before}");
+        before = now;
+        assert!(turns < 100, "it goes on");
+    }
+    assert!(turns >= 5, "{turns}");
+    assert_eq!(heard, turns, "in each turn what was published in it");
+}
+
+#[test]
+fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
+    let history = HistoryLimits { messages_max: 5_000, ..HistoryLimits::default() };
+    let limits = Limits { ping_interval_ms: 0, history, work_micros_per_turn: 1, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let id = rig.join("/ws/a?echo=0");
+    for _ in 0..4_500 {
+        rig.send_text(id, "x");
+    }
+    rig.settle();
+    let other = rig.join("/ws/a");
+    rig.send_text(other, "y");
+    rig.settle();
+    assert_eq!(rig.texts(id), ["y"]);
+    // The client is the connection: a new one would not know its messages as its own.
+    let (hub, slots) = (&mut rig.engine.hub, &mut rig.engine.slots);
+    let seat = slots.get(id).unwrap().seats.as_slice()[0];
+    let moved = hub.leave(seat);
+    let wish =
+        oyez::hub::Wish { form: oyez::wire::Form::Raw, since: oyez::ids::Since::Earliest, echo: false };
+    let name = oyez::ids::ChannelName::parse(b"a").unwrap();
+    let joined = hub.subscribe(&name, id, wish, rig.now).unwrap();
+    let slot = slots.get_mut(id).unwrap();
+    slot.seats.remove(seat.channel);
+    slot.seats.add(joined.seat);
+    if let Some(moved) = moved {
+        slots.get_mut(moved.member).unwrap().seats.find_mut(moved.channel).unwrap().position = moved.position;
+    }
+    slots.mark_replaying(id, true);
+    slots.mark_refill(id);
+    let mut turns = 0;
+    while rig.engine.slots.get(id).unwrap().is_replaying() {
+        rig.turn();
+        turns += 1;
+    }
+    assert!((5..=8).contains(&turns), "a thousand messages in each turn, but {turns}");
+    assert_eq!(rig.texts(id), ["y"]);
+}
+
+/// The most memory that the server takes above what it took before, until all subscribers are there.
+fn growth(server: &Server, requests: &[(String, usize)], subscribers: usize) -> u64 {
+    let before = server.resident_bytes();
+    let mut most = 0;
+    let clients: Vec<Client> = requests
+        .iter()
+        .flat_map(|(request, count)| (0..*count).map(move |_| request))
+        .map(|request| {
+            let mut client = Client::new(server.connect());
+            client.send(request.as_bytes());
+            client
+        })
+        .collect();
+    let mut observer = Client::new(server.connect());
+    let start = Instant::now();
+    let expected = format!("oyez_subscriptions {subscribers}\n");
+    loop {
+        most = most.max(server.resident_bytes());
+        if observer.ask(get("/metrics")).body.contains(&expected) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "not all have subscribed");
+    }
+    // The replays of the last ones too.
+    (0..20).for_each(|_| drop(observer.ask(get("/metrics"))));
+    most = most.max(server.resident_bytes());
+    drop(clients);
+    most.saturating_sub(before)
+}
+
+#[test]
+fn replays_of_large_messages_that_are_not_read_take_little_memory() {
+    let server = Server::start(&["--slow-timeout-ms=120000"]);
+    let mut publisher = Client::new(server.connect());
+    let body = expensive((1 << 20) - 100);
+    for channel in ["expensive", "other"] {
+        assert_eq!(publisher.ask(post(&format!("/v1/publish/{channel}"), "", &body)).status, 200);
+    }
+    let requests = [
+        (upgrade("/ws/expensive?since=earliest"), 100),
+        (get("/sse/expensive?since=earliest"), 100),
+        (upgrade("/ws/other?since=earliest"), 50),
+        (frames::upgrade("/ws/expensive?since=earliest"), 300),
+    ];
+    let growth = growth(&server, &requests, 550);
+    // Two texts in JSON (6 MiB each) and an event (1 MiB); unshared it is 1.3 GiB.
+    assert!(growth < 32 << 20, "{growth} bytes");
+}
