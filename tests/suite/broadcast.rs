@@ -105,8 +105,7 @@ fn fragments_are_joined_and_pings_between_them_are_answered() {
 
 #[test]
 fn large_messages_arrive_whole() {
-    let server =
-        Server::start(&["--message-bytes-max=16MiB", "--outbox-bytes-max=64MiB", "--slow-timeout-ms=20000"]);
+    let server = Server::start(&["--message-bytes-max=16MiB", "--outbox-bytes-max=64MiB"]);
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     for length in [64 << 10, 16 << 20] {
         let payload: Vec<u8> =

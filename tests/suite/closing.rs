@@ -7,7 +7,8 @@ use oyez::config::Limits;
 
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
-use crate::support::process::{Server, counter};
+use crate::support::http::get;
+use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Mood, Rig};
 
 #[test]
@@ -66,33 +67,38 @@ fn each_end_has_its_reason() {
     assert_eq!(finishes.frame_or_end(), None);
     let resets = server.join("/ws");
     resets.reset();
-    let mut last = server.join("/ws");
-    last.send_text("x");
-    last.text();
+    let last = server.join("/ws");
     let mut half_a_head = Client::new(server.connect());
     half_a_head.send(b"GET /ws HT");
     half_a_head.finish();
     assert_eq!(half_a_head.rest_as_text(), "");
     drop(last);
-    std::thread::sleep(Duration::from_millis(50));
+    let mut asks = Client::new(server.connect());
+    wait_until("each end is counted", || {
+        let metrics = asks.ask(get("/metrics")).body;
+        let is_counted = |reason: &str, count: u32| {
+            metrics.contains(&format!("oyez_connections_closed_total{{reason=\"{reason}\"}} {count}\n"))
+        };
+        is_counted("reset", 1) && is_counted("end_of_file", 3)
+    });
     let log = server.stop();
     assert_eq!(counter(&log, "closed_reset"), 1, "{log}");
-    assert_eq!(counter(&log, "closed_end_of_file"), 3, "{log}");
-    assert_eq!(log.lines().filter(|line| line.contains(" close peer=127.0.0.1:")).count(), 4, "{log}");
+    let is_close = |line: &&str| {
+        line.contains(" close peer=127.0.0.1:")
+            && (line.contains("reason=reset") || line.contains("reason=end_of_file"))
+    };
+    assert_eq!(log.lines().filter(is_close).count(), 4, "{log}");
 }
 
 #[test]
 fn a_peer_that_never_answers_a_close_is_let_go() {
     let server = Server::start(&["--close-timeout-ms=300"]);
     let mut broken = server.join("/ws");
+    let start = Instant::now();
     broken.send(&[0xff]);
     assert_eq!(broken.closed_with().0, 1002);
     // It keeps its side open. The server waits for its end of file, but not for ever.
-    let start = Instant::now();
-    while server_connections(&server) > 0 {
-        assert!(start.elapsed() < Duration::from_secs(5), "the server holds on");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the server closes its socket", || server_connections(&server) == 0);
     assert!(start.elapsed() > Duration::from_millis(100), "the peer had no time to read");
 }
 

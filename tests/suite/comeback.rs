@@ -85,13 +85,7 @@ fn publish(server: &Server, count: u64) -> String {
 
 #[test]
 fn all_get_what_they_missed_and_nobody_waits_for_the_whole() {
-    let server = Server::start(&[
-        "--history-messages-max=200",
-        "--handshake-timeout-ms=60000",
-        "--slow-timeout-ms=60000",
-        // Nobody here answers one, and a busy machine takes its time.
-        "--ping-interval-ms=0",
-    ]);
+    let server = Server::start(&["--history-messages-max=200"]);
     let first = publish(&server, 1 + KEPT);
     let before_kib = server.rss_kib();
     let mut poll = Poll::new().unwrap();

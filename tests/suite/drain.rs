@@ -20,7 +20,7 @@ fn retry_ms(reason: &str) -> u64 {
 #[test]
 fn v1_clients_are_told_when_to_reconnect_evenly_spread() {
     for signal in ["TERM", "INT"] {
-        let server = Server::start(&["--drain-seconds=10", "--reconnects-per-second=10"]);
+        let server = Server::start(&["--drain-seconds=600", "--reconnects-per-second=10"]);
         let address = server.address;
         let mut clients: Vec<Client> = (0..20).map(|_| join_v1(&server)).collect();
         server.signal(signal);
@@ -37,6 +37,7 @@ fn v1_clients_are_told_when_to_reconnect_evenly_spread() {
         retries.sort_unstable();
         assert_eq!(retries, (0..20).map(|place| 500 + place * 100).collect::<Vec<u64>>());
         drop(clients);
+        // It does not wait for the end of those ten minutes.
         let (status, log) = server.wait();
         assert_eq!(status.code(), Some(0), "{log}");
         assert_eq!(counter(&log, "closed_drain"), 20, "{log}");
@@ -138,9 +139,11 @@ fn drain_begins_when_its_delay_is_over() {
 
 #[test]
 fn who_does_not_answer_does_not_hold_the_server() {
-    let server = Server::start(&["--drain-seconds=2", "--close-timeout-ms=500"]);
+    let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=500"]);
     let _silent = server.join("/ws");
     let mut asking = Client::new(server.connect());
+    // Its first request is served, so the server has it before the signal comes.
+    assert_eq!(asking.ask(get("/healthz")).status, 200);
     asking.send(b"GET /ws HTTP/1.1\r\n");
     asking.hears_nothing();
     let start = Instant::now();
@@ -149,26 +152,24 @@ fn who_does_not_answer_does_not_hold_the_server() {
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
     let took = start.elapsed();
-    assert!(took > Duration::from_millis(400) && took < Duration::from_millis(2_500), "{took:?}");
+    assert!(took > Duration::from_millis(400), "{took:?}");
 }
 
 #[test]
 fn a_second_signal_ends_at_once() {
-    let server = Server::start(&["--drain-seconds=60", "--close-timeout-ms=60000"]);
+    let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let mut silent = server.join("/ws");
     server.signal("TERM");
     assert_eq!(silent.frame().close_code().0, 4200);
-    let start = Instant::now();
     server.signal("TERM");
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(counter(&log, "closed_cut"), 1, "{log}");
 }
 
 #[test]
 fn what_was_published_before_the_drain_arrives_before_its_close() {
-    let server = Server::start(&["--drain-seconds=5", "--close-timeout-ms=500"]);
+    let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let stop = AtomicBool::new(false);
     let mut members: Vec<Client> = (0..10).map(|_| server.join("/ws")).collect();
     let mut sender = server.join("/ws?echo=0");
@@ -188,12 +189,17 @@ fn what_was_published_before_the_drain_arrives_before_its_close() {
                 }
             }
         });
-        std::thread::sleep(Duration::from_millis(300));
+        for expected in 0..200 {
+            assert_eq!(members[0].text(), expected.to_string());
+        }
         server.signal("TERM");
+        let mut read = vec![0; members.len()];
+        read[0] = 200;
         let counts: Vec<usize> = members
             .iter_mut()
-            .map(|member| {
-                for expected in 0.. {
+            .zip(read)
+            .map(|(member, read)| {
+                for expected in read.. {
                     let frame = member.frame();
                     if frame.opcode == frames::CLOSE {
                         assert_eq!(frame.close_code().0, 4200);
@@ -206,9 +212,9 @@ fn what_was_published_before_the_drain_arrives_before_its_close() {
                 0
             })
             .collect();
-        assert!(counts[0] > 100, "{counts:?}");
         assert!(counts.iter().all(|&count| count == counts[0]), "all were told in the same turn: {counts:?}");
     });
+    drop(members);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
 }

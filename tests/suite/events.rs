@@ -8,7 +8,7 @@ use crate::support::chunked;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{Answer, get, post, publish, request};
-use crate::support::process::{Server, counter};
+use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Dice, Mood, Rig};
 
 /// One event, as a browser understands it.
@@ -401,9 +401,7 @@ fn a_stream_takes_nothing_from_its_client_and_sees_it_go() {
     drop(client);
     let (quits, _) = stream(&server, &get("/sse/a"));
     quits.reset();
-    while members() != 1 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    wait_until("the server sees the reset", || members() == 1);
 }
 
 #[test]

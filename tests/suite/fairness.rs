@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use oyez::config::Limits;
 use oyez::ids::SlotId;
@@ -220,16 +219,11 @@ fn members_of_another_channel_hardly_notice_a_flood() {
                 flood.stream.write_all(&frames).unwrap();
             }
         });
-        let mut waits: Vec<Duration> = (0..200)
-            .map(|round: u32| {
-                let start = Instant::now();
-                one.send_text(&round.to_string());
-                assert_eq!(two.text(), round.to_string());
-                start.elapsed()
-            })
-            .collect();
-        waits.sort();
-        // A turn's budget is 4,000 small frames: milliseconds in a debug build, not seconds.
-        assert!(waits[100] < Duration::from_millis(500), "half of the messages waited {:?}", waits[100]);
+        // A server that reads on for as long as a socket has bytes would never come to these. How long each of
+        // them takes depends on the machine; what a turn reads is counted in the tests above.
+        for round in 0..200 {
+            one.send_text(&round.to_string());
+            assert_eq!(two.text(), round.to_string());
+        }
     });
 }

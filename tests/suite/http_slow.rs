@@ -8,7 +8,7 @@ use oyez::ids::Peer;
 
 use crate::support::client::Client;
 use crate::support::http::{Answer, get, publish, request};
-use crate::support::process::{PATIENCE, Server, counter};
+use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Mood, Pipe, Rig};
 
 #[test]
@@ -145,7 +145,7 @@ fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
 
 #[test]
 fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
-    let (server, quiet) = (Server::start(&["--slow-timeout-ms=60000"]), Server::start(&[]));
+    let (server, quiet) = (Server::start(&[]), Server::start(&[]));
     let mut client = Client::new(server.connect());
     client.ask(publish("big", &"x".repeat(900_000)));
     let before = server.rss_kib();
@@ -178,11 +178,9 @@ fn on_a_real_socket_a_slow_reader_is_let_go_and_the_others_are_answered() {
     client.ask(publish("big", &"x".repeat(900_000)));
     let mut slow = Client::new(server.connect());
     slow.send(get("/v1/channels/big/history").repeat(100).as_bytes());
-    let start = Instant::now();
-    while !client.ask(get("/metrics")).body.contains("oyez_connections_closed_total{reason=\"slow\"} 1\n") {
-        assert!(start.elapsed() < 3 * PATIENCE);
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until("the slow reader is closed", || {
+        client.ask(get("/metrics")).body.contains("oyez_connections_closed_total{reason=\"slow\"} 1\n")
+    });
     drop((slow, client));
     server.stop();
 }
@@ -193,7 +191,7 @@ fn retry_after(answer: &Answer) -> u32 {
 
 #[test]
 fn while_draining_kept_connections_hear_of_it() {
-    let server = Server::start(&["--drain-seconds=20", "--close-timeout-ms=10000"]);
+    let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let mut kept = Client::new(server.connect());
     let mut idle = Client::new(server.connect());
     for client in [&mut kept, &mut idle] {
@@ -213,7 +211,7 @@ fn while_draining_kept_connections_hear_of_it() {
     ] {
         let answer = kept.ask(&asks);
         assert_eq!((answer.status, answer.code().as_str()), (503, "drain"), "{asks}");
-        assert!((1..=20).contains(&retry_after(&answer)));
+        assert!((1..=600).contains(&retry_after(&answer)));
     }
     assert_eq!(kept.ask(get("/healthz")).body, "ok\n");
     assert!(kept.ask(get("/metrics")).body.contains("oyez_messages_published_total{source=\"http\"} 0\n"));
@@ -228,12 +226,10 @@ fn while_draining_kept_connections_hear_of_it() {
     assert_eq!(events.event_or_end(), None);
     assert!(events.stream_is_whole());
     drop(events);
-    // Connections that only wait hold nobody up.
-    let start = Instant::now();
+    // The server does not wait for connections that only wait themselves.
     drop(member);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
-    assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(kept.answer_or_end(false), None);
 }
 
@@ -321,13 +317,17 @@ fn a_drain_waits_for_answers_that_are_being_taken() {
 
 #[test]
 fn a_kept_connection_takes_a_place_until_it_ends() {
-    let server = Server::start(&["--connections-max=1", "--keep-alive-ms=1000"]);
+    let server = Server::start(&["--connections-max=1"]);
     let mut kept = Client::new(server.connect());
     assert_eq!(kept.ask(get("/healthz")).status, 200);
     let refused = Answer::take_all(&mut server.ask(get("/healthz")).into_bytes());
     assert_eq!((refused[0].status, refused[0].code().as_str()), (503, "over_capacity"));
     assert_eq!((retry_after(&refused[0]), refused[0].is_last()), (1, true));
+    drop((kept, server));
+    let server = Server::start(&["--connections-max=1", "--keep-alive-ms=1000"]);
+    let mut kept = Client::new(server.connect());
     let start = Instant::now();
+    assert_eq!(kept.ask(get("/healthz")).status, 200);
     assert_eq!(kept.answer_or_end(false), None);
     assert!(start.elapsed() > Duration::from_millis(500));
     let answer = Client::new(server.connect()).ask(request("GET", "/healthz", "Connection: close\r\n"));

@@ -62,7 +62,7 @@ fn hello_names_the_age_of_keys() {
 
 #[test]
 fn a_session() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--ping-interval-ms=25000"]);
     let (mut one, hello) = Member::join(&server, "/ws");
     assert_eq!(hello["ping_ms"], 25_000);
     assert_eq!(hello["message_bytes_max"], 65_536);

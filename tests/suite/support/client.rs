@@ -8,6 +8,9 @@ use super::chunked;
 use super::frames::{self, Frame};
 use super::http::Answer;
 
+/// A comment of an event stream, which the server sends as a sign of life.
+const COMMENT: &str = ":\n\n";
+
 /// A connection, and what has come on it and was not looked at yet.
 pub struct Client {
     pub stream: TcpStream,
@@ -90,7 +93,7 @@ impl Client {
         self.answer()
     }
 
-    /// The next event of a stream, up to its empty line.
+    /// The next event of a stream, up to its empty line. Comments, which are signs of life, are skipped.
     pub fn event(&mut self) -> String {
         self.event_or_end().expect("an event, but the end of file came")
     }
@@ -107,7 +110,11 @@ impl Client {
                 None => &mut self.received,
             };
             if let Some(at) = data.windows(2).position(|two| two == b"\n\n") {
-                return Some(String::from_utf8(data.drain(..at + 2).collect()).unwrap());
+                let event = String::from_utf8(data.drain(..at + 2).collect()).unwrap();
+                if event == COMMENT {
+                    continue;
+                }
+                return Some(event);
             }
             let is_empty = data.is_empty();
             if !self.fill() {
@@ -122,13 +129,29 @@ impl Client {
         self.stream_body.as_ref().is_some_and(|body| body.is_whole)
     }
 
-    /// The next frame.
+    /// The next frame that is not a ping. Pings are answered, as every client does (RFC 6455 5.5.2).
     pub fn frame(&mut self) -> Frame {
         self.frame_or_end().expect("a frame, but the end of file came")
     }
 
-    /// The next frame, or `None` at the end of file.
+    /// The next frame that is not a ping, or `None` at the end of file.
     pub fn frame_or_end(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.raw_frame_or_end()?;
+            if frame.opcode != frames::PING {
+                return Some(frame);
+            }
+            // The server may have closed since.
+            let _ = self.stream.write_all(&frames::masked(frames::PONG, &frame.payload));
+        }
+    }
+
+    /// The next frame, pings included, which are not answered.
+    pub fn raw_frame(&mut self) -> Frame {
+        self.raw_frame_or_end().expect("a frame, but the end of file came")
+    }
+
+    fn raw_frame_or_end(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = frames::take(&mut self.received) {
                 return Some(frame);
@@ -157,8 +180,14 @@ impl Client {
     /// The next frame is a close; it is answered, and the end of file follows.
     pub fn closed_politely(&mut self) -> (u16, String) {
         let (code, reason) = self.frame().close_code();
-        self.send(&frames::close(code, ""));
-        assert_eq!(self.frame_or_end(), None);
+        // A server that has waited for so long as it may does not read the answer, which makes its end a reset.
+        let _ = self.stream.write_all(&frames::close(code, ""));
+        match self.stream.read(&mut [0; 64]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(self.received.is_empty());
         (code, reason)
     }
 
@@ -173,16 +202,27 @@ impl Client {
         }
     }
 
-    /// Nothing comes for a while.
+    /// Nothing comes for a while, but signs of life.
     pub fn hears_nothing(&mut self) {
         let before = self.stream.read_timeout().unwrap();
         self.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        let mut byte = [0];
-        match self.stream.read(&mut byte) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            other => panic!("{other:?} {byte:?}"),
+        let mut buffer = [0; 4_096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Ok(count) if count > 0 => self.received.extend_from_slice(&buffer[..count]),
+                other => panic!("{other:?}"),
+            }
         }
-        assert!(self.received.is_empty());
+        while self.received.first() == Some(&(0x80 | frames::PING)) {
+            let Some(ping) = frames::take(&mut self.received) else { break };
+            let _ = self.stream.write_all(&frames::masked(frames::PONG, &ping.payload));
+        }
+        while self.received.starts_with(COMMENT.as_bytes()) {
+            self.received.drain(..COMMENT.len());
+        }
+        assert!(self.received.is_empty(), "{}", String::from_utf8_lossy(&self.received));
         self.stream.set_read_timeout(before).unwrap();
     }
 

@@ -9,10 +9,25 @@ use std::time::{Duration, Instant};
 use super::client::Client;
 use super::tls::{self, Identity, Tunnel};
 
-/// How long anything in a test may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for a condition before it fails: as long as a machine that is slow and busy may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The `oyez` command.
+/// Deadlines of servers under test, ten times [`PATIENCE`], so that a slow machine never breaks one that a test
+/// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
+/// a client that waits for its turn in a test would answer late.
+pub const DEADLINES: [(&str, &str); 9] = [
+    ("OYEZ_PING_INTERVAL_MS", "0"),
+    ("OYEZ_PONG_TIMEOUT_MS", "600000"),
+    ("OYEZ_HANDSHAKE_TIMEOUT_MS", "600000"),
+    ("OYEZ_BODY_TIMEOUT_MS", "600000"),
+    ("OYEZ_KEEP_ALIVE_MS", "600000"),
+    ("OYEZ_AUTH_TIMEOUT_MS", "600000"),
+    ("OYEZ_TOKEN_GRACE_MS", "600000"),
+    ("OYEZ_SLOW_TIMEOUT_MS", "600000"),
+    ("OYEZ_USER_TIMEOUT_MS", "600000"),
+];
+
+/// The `oyez` command, with [`DEADLINES`].
 pub fn oyez(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -20,7 +35,20 @@ pub fn oyez(arguments: &[&str]) -> Command {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OYEZ_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
+    // The help would show their values.
+    if !arguments.contains(&"--help") {
+        command.envs(DEADLINES);
+    }
     command
+}
+
+/// Waits until the condition holds; panics with `what` if that takes longer than [`PATIENCE`].
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A running server; killed when dropped.
