@@ -19,7 +19,7 @@ const AGAIN_MS = 1000;
  */
 export function share(hub, channel, editor, onchange = () => {}) {
   const timers = new Set();
-  let [is_stopped, is_seeking, is_answering] = [false, false, false];
+  let [is_stopped, is_seeking, is_answering, has_received] = [false, false, false, false];
 
   function after(ms, then) {
     const timer = setTimeout(() => {
@@ -74,6 +74,7 @@ export function share(hub, channel, editor, onchange = () => {}) {
   }
 
   function receive(message) {
+    has_received = true;
     const was_ready = editor.isReady;
     onchange(editor.receive(message));
     if (was_ready && !editor.isReady) seek();
@@ -81,7 +82,9 @@ export function share(hub, channel, editor, onchange = () => {}) {
     flush();
   }
 
+  // The history has lost its beginning before anything of it arrived: there is nothing to lose, and its end is near.
   function lose() {
+    if (!has_received) return;
     editor.lose();
     onchange([]);
     seek();

@@ -28,6 +28,8 @@ pub struct Channel {
     messages: u64,
     /// Its last message in the log.
     last: u64,
+    /// A channel of this name had messages, and was removed with its history; how many is not known.
+    pub(super) had_others: bool,
     /// Where it stands among all channels by size.
     pub(super) rank: super::largest::Rank,
     /// Where it stands in what is written down.
@@ -118,6 +120,7 @@ impl Channel {
             history: History::new(floor),
             messages: 0,
             last: floor,
+            had_others: false,
             rank: super::largest::Rank::default(),
             mark: super::journal::Mark::default(),
         }
@@ -155,6 +158,12 @@ impl Channel {
     /// How many messages it has had.
     pub fn messages(&self) -> u64 {
         self.messages
+    }
+
+    /// How many of its messages are evicted, if there are any; `Some(None)` if that is not known.
+    pub(super) fn evicted(&self) -> Option<Option<u64>> {
+        let evicted = self.first_number() - 1;
+        (self.had_others || evicted > 0).then_some(Some(evicted).filter(|_| !self.had_others))
     }
 
     /// The number of the first message that is kept, or would be.

@@ -264,6 +264,7 @@ impl Hub {
         let mut channel = Channel::new(name.clone(), floor);
         if let Some(Removed { is_written, .. }) = self.removed.remove(&name) {
             channel.mark = Mark { written: floor, is_written };
+            channel.had_others = true;
         }
         let channel = ChannelId(self.channels.insert(channel) as u32);
         self.names.insert(name, channel);
@@ -320,7 +321,12 @@ impl Hub {
         };
         match since {
             Since::Now => (self.seq, None),
-            Since::Earliest => (floor, None),
+            // What was evicted is as much of a loss to a client that asks for all as to one that was cut.
+            Since::Earliest => {
+                let gap =
+                    |missed| Gap { after: self.id(0), resume: self.id(floor), missed, why: GapWhy::Evicted };
+                (floor, channel.evicted().map(gap))
+            }
             Since::Latest => {
                 let before =
                     channel.history.len().checked_sub(2).and_then(|index| channel.history.get(index));
@@ -567,6 +573,9 @@ impl Hub {
                 Since::After(after) if after.epoch != self.epoch => Some((after, GapWhy::Epoch)),
                 Since::After(after) if after.seq > self.seq => Some((after, GapWhy::Future)),
                 Since::After(after) if after.seq < floor => Some((after, GapWhy::Evicted)),
+                Since::Now | Since::Earliest if self.removed.get(name).is_some() => {
+                    Some((self.id(0), GapWhy::Evicted))
+                }
                 _ => None,
             }
             .map(|(after, why)| Gap { after, resume: self.id(floor), missed: None, why });

@@ -143,7 +143,9 @@ impl<T: Transport> Engine<T> {
                 self.say(id, form.piece(|out| wire::append_cursor(out, cursor)), now);
             }
         }
-        if let Some(gap) = gap {
+        // A raw WebSocket that asks for all that is kept gets that: it has no word for what was evicted but its close.
+        let is_told = wish.form != Form::Raw || wish.since != Since::Earliest;
+        if let Some(gap) = gap.filter(|_| is_told) {
             self.announce(id, ch, wish.form, &gap, now);
         }
         // Who asked for a replay hears where it ends, even if there was nothing in it.

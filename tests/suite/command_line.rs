@@ -323,6 +323,10 @@ fn a_subscriber_can_begin_in_the_past_and_end_at_a_gap() {
     let subscriber = subscribe(&server, &["x", "--since=latest", "--count=1"]);
     assert_eq!(subscriber.end(), (0, b"4\n".to_vec()));
     let url = server.url();
+    let output = run(oyez(&["sub", "x", "--since=earliest", "--exit-on-gap", "--url", &url]), b"");
+    assert_eq!(output.status.code(), Some(3), "a message was evicted");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.ends_with("oyez: x: gap: 1 message is missing (evicted)\n"), "{said}");
     let since = ["sub", "x", "--since=1-1", "--url", &url];
     let output = run(oyez(&[&since[..], &["--exit-on-gap"]].concat()), b"");
     assert_eq!(output.status.code(), Some(3));

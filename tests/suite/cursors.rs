@@ -131,22 +131,47 @@ fn page(server: &Server, since: &str) -> (u16, Value) {
 #[test]
 fn whole_resumes() {
     let (server, ids) = server();
-    for (since, expected) in [
-        (&ids[5][..], &[][..]),
-        (&ids[4], &["6"][..]),
-        (&ids[2], &["4", "5", "6"]),
-        ("earliest", &["4", "5", "6"]),
-        ("latest", &["6"]),
-    ] {
+    for (since, expected) in
+        [(&ids[5][..], &[][..]), (&ids[4], &["6"][..]), (&ids[2], &["4", "5", "6"]), ("latest", &["6"])]
+    {
         assert_eq!(v1(&server, since), expected, "{since}");
         let (status, answer) = page(&server, since);
         let texts: Vec<&str> =
             answer["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap()).collect();
         assert_eq!((status, &texts[..], &answer["gap"]), (200, expected, &Value::Null), "{since}");
     }
+    assert_eq!(v1(&server, "earliest"), ["gap evicted", "4", "5", "6"]);
+    let (_, answer) = page(&server, "earliest");
+    let epoch = ids[0].split_once('-').unwrap().0;
+    let gap = json!({"type": "gap", "ch": "x", "after": format!("{epoch}-0"), "resume": ids[2], "missed": 3, "why": "evicted"});
+    assert_eq!((&answer["messages"][0]["text"], &answer["gap"]), (&json!("4"), &gap));
+    let (_, answer) = page(&server, "earliest&limit=1");
+    let (_, next) = page(&server, answer["next"].as_str().unwrap());
+    assert_eq!(next["gap"], Value::Null, "the first page has told of it");
     // These publish, and so come last.
+    assert_eq!(raw(&server, "earliest").unwrap(), ["4", "5", "6"]);
     assert_eq!(raw(&server, &ids[3]).unwrap(), ["5", "6"]);
     assert!(events(&server, "latest").contains("data: end"));
+}
+
+#[test]
+fn earliest_of_removed_channel_begins_with_gap() {
+    let server = Server::start(&["--history-age-seconds=1"]);
+    Client::new(server.connect()).ask(publish("x", "1"));
+    Client::new(server.connect()).ask(publish("other", "1"));
+    let removed = |channel: &str| {
+        let path = format!("/v1/channels/{channel}");
+        Client::new(server.connect()).ask(get(&path)).json()["messages"] == 0
+    };
+    while !removed("x") || !removed("other") {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let gap = |since: &str| page(&server, since).1["gap"].clone();
+    let of_removed = gap("earliest");
+    assert_eq!((&of_removed["why"], &of_removed["missed"]), (&json!("evicted"), &Value::Null));
+    assert_eq!(v1(&server, "earliest"), ["gap evicted"]);
+    let never = Client::new(server.connect()).ask(get("/v1/channels/never/history?since=earliest")).json();
+    assert_eq!(never["gap"], Value::Null);
 }
 
 #[test]

@@ -104,7 +104,8 @@ fn pages_of_a_history() {
     let (epoch, _) = head.split_once('-').unwrap();
     let mut page = |query: &str| client.ask(get(&format!("/v1/channels/a/history{query}"))).json();
     let all = page("");
-    assert_eq!((texts(&all), &all["gap"]), (vec!["3", "4", "5", "6", "7"], &Value::Null));
+    let gap = json!({"type": "gap", "ch": "a", "after": format!("{epoch}-0"), "resume": ids[2], "missed": 3, "why": "evicted"});
+    assert_eq!((texts(&all), &all["gap"]), (vec!["3", "4", "5", "6", "7"], &gap));
     assert_eq!((&all["head"], &all["floor"]), (&json!(head), &json!(ids[2])));
     assert_eq!(page("?since=earliest"), all);
     assert_eq!(texts(&page("?since=latest")), ["7"]);
@@ -149,7 +150,9 @@ fn the_history_of_a_channel_that_has_ended_tells_of_a_gap() {
             json!({"type": "gap", "ch": "a", "after": since, "resume": ids[1], "missed": null, "why": why});
         assert_eq!(gap(since), told, "{since}");
     }
-    for since in ["earliest", "latest", &ids[1], &head] {
+    let of_all = gap("earliest");
+    assert_eq!((&of_all["why"], &of_all["after"]), (&json!("evicted"), &json!(format!("{epoch}-0"))));
+    for since in ["latest", &ids[1], &head] {
         assert_eq!(gap(since), Value::Null, "{since}");
     }
     assert_eq!(client.ask(get("/v1/channels/a/history")).json()["floor"], ids[1]);
