@@ -24,9 +24,13 @@ use crate::moment::Moment;
 use crate::session::intent::Intent;
 use crate::session::{AfterFlush, Desk, Due, Site, State};
 
-/// The deadlines that are met in one turn, pings before all. A write takes some 5 us, and so what is
-/// broadcast meanwhile waits for a fraction of a millisecond, however many connections came together.
-const DUE_PER_TURN: usize = 8;
+/// Every deadline but those of pings is met within that time after the sweep has come to it, if all connections have
+/// one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
+const DEADLINES_SPAN_MS: u32 = 500;
+
+/// All connections are pinged within that part of the ping interval, if all are to be pinged at once and turns are
+/// long: then pings are less than a fifth of the interval late.
+const PINGS_SPAN: u32 = 10;
 
 /// The part of a turn's budget that is for requeued slots alone: one in four. Less would let many sparse clients slow
 /// down a publisher that has much to send; more would make the sparse ones wait for more turns.
@@ -65,6 +69,8 @@ pub struct Engine<T> {
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
     sweeper: Sweeper,
+    /// The sweep of the connections for pings.
+    ping_sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
     /// Makes the names of clients differ from those of other processes.
@@ -95,6 +101,7 @@ impl<T: Transport> Engine<T> {
             wishes: Vec::new(),
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
+            ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
             client_salt: 0,
             run: 0,
@@ -182,7 +189,11 @@ impl<T: Transport> Engine<T> {
                 after = AfterRead::Hold;
                 break;
             }
-            match transport.receive(scratch) {
+            let outcome = transport.receive(scratch);
+            desk.cost += transport.take_read_cost();
+            match outcome {
+                ReadOutcome::Silent if bytes + desk.cost >= share => break,
+                ReadOutcome::Silent => {}
                 ReadOutcome::Bytes { count, more } => {
                     bytes += count;
                     state.receive(&scratch[..count], &mut desk);
@@ -313,13 +324,26 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Looks at a slice of the slab for deadlines that have come, until so many have as one turn meets.
+    ///
+    /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of a crowd.
     pub fn sweep(&mut self, now: Moment) {
-        self.continue_drain(now);
-        let mut due = 0;
-        for key in self.sweeper.slice(self.slots.keys_end(), now) {
-            due += usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, now)));
-            if due == DUE_PER_TURN {
-                self.sweeper.pause(key + 1);
+        let (slots, connections) = (self.slots.keys_end(), self.slots.len());
+        let mut budget = self.sweeper.take_budget(connections, DEADLINES_SPAN_MS, now);
+        let slice = self.sweeper.slice(slots, now);
+        for key in slice.clone() {
+            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, false, now)));
+            if budget == 0 && key + 1 < slice.end {
+                self.sweeper.pause(key + 1, now);
+                break;
+            }
+        }
+        let span_ms = self.limits.ping_interval_ms / PINGS_SPAN;
+        let mut budget = self.ping_sweeper.take_budget(connections, span_ms, now);
+        let slice = self.ping_sweeper.slice(slots, now);
+        for key in slice.clone() {
+            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, true, now)));
+            if budget == 0 && key + 1 < slice.end {
+                self.ping_sweeper.pause(key + 1, now);
                 break;
             }
         }
@@ -329,14 +353,14 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// True if something is to be done about this one.
-    fn sweep_slot(&mut self, id: SlotId, now: Moment) -> bool {
-        if self.end_wait(id, now) {
+    /// Does what is due for one connection: pings only, or everything else. Returns true if something was.
+    fn sweep_slot(&mut self, id: SlotId, pings: bool, now: Moment) -> bool {
+        if !pings && self.end_wait(id, now) {
             return true;
         }
         let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
-        let has_stalled = has_stalled(&slot.outbox, limits, now);
+        let has_stalled = !pings && has_stalled(&slot.outbox, limits, now);
         if has_stalled {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
             // last write tells.
@@ -344,6 +368,9 @@ impl<T: Transport> Engine<T> {
             slots.mark_dirty(id);
         }
         let Some(slot) = slots.get_mut(id) else { return false };
+        if slot.state.is_ping_due(now) != pings {
+            return has_stalled;
+        }
         let unread = slot.is_ready();
         let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
@@ -357,7 +384,8 @@ impl<T: Transport> Engine<T> {
 
     /// When the sweep wants to be called again, if there is anything to sweep.
     pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
-        let slots = (!self.slots.is_empty()).then(|| self.sweeper.next(now));
+        let next = || self.sweeper.next(now).or_earlier(self.ping_sweeper.next(now));
+        let slots = (!self.slots.is_empty()).then(next);
         let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
         let drain = self.draining.as_ref().and_then(Drain::next);
         slots.into_iter().chain(channels).chain(drain).reduce(Moment::or_earlier)

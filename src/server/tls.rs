@@ -45,8 +45,12 @@ const ALERT_BYTES_MAX: usize = 64;
 /// A fatal decode_error in the clear (RFC 8446 6), for what rustls is not given to look at.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
-/// Reads in a row that say nothing to the reader, before others have their turn.
-const SILENT_READS_MAX: usize = 64;
+/// Cost of a record without plaintext in a turn's budget, in addition to its bytes. A KeyUpdate has 27 and derives up
+/// to two sets of keys (RFC 8446 7.2), which takes several times as long as a small message.
+const SILENT_RECORD_COST_BYTES: usize = 512;
+
+/// The header of a record (RFC 8446 5.1).
+const RECORD_HEADER_BYTES: usize = 5;
 
 /// What all connections of a loop share: room to work in, and a turn's budget of handshakes.
 pub struct Workbench {
@@ -55,6 +59,8 @@ pub struct Workbench {
     outgoing: Cell<Vec<u8>>,
     handshakes_per_turn: usize,
     handshakes_left: Cell<usize>,
+    /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
+    read_cost: Cell<usize>,
 }
 
 impl Workbench {
@@ -67,6 +73,7 @@ impl Workbench {
             outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
             handshakes_per_turn,
             handshakes_left: Cell::new(handshakes_per_turn),
+            read_cost: Cell::new(0),
         }
     }
 
@@ -171,27 +178,32 @@ impl<S: Transport> Secured<S> {
     /// Reads the socket, and decrypts all that came.
     ///
     /// If that says nothing to the reader, it is read once more: an end of file may have come with it, and no event
-    /// will say so again.
+    /// will say so again. After as much as one read takes the loop decides, since it has the budget.
     fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
-        for _ in 0..SILENT_READS_MAX {
-            match self.read_once(buffer) {
-                ReadOutcome::Bytes { count: 0, more: false } => {}
-                ReadOutcome::Bytes { count: 0, more: true } => break,
+        let mut total = 0;
+        while total < READ_BYTES {
+            match self.read_once(buffer, &mut total) {
+                ReadOutcome::Bytes { count: 0, .. } => {}
                 outcome => return outcome,
             }
         }
-        ReadOutcome::Later
+        ReadOutcome::Silent
     }
 
-    fn read_once(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+    fn read_once(&mut self, buffer: &mut [u8], total: &mut usize) -> ReadOutcome {
         let mut room = self.bench.incoming.take();
         let held = self.incoming.len();
         room[..held].copy_from_slice(&self.incoming);
         let outcome = match self.socket.receive(&mut room[held..][..READ_BYTES]) {
             ReadOutcome::Bytes { count: came, more } => {
+                *total += came;
                 let ciphertext = &mut room[..held + came];
-                let (consumed, count) = self.hear(ciphertext, buffer);
+                let records = count_records(ciphertext);
+                let (consumed, count, heard) = self.hear(ciphertext, buffer);
                 self.hold(&ciphertext[consumed..]);
+                let silent = records.saturating_sub(heard) * SILENT_RECORD_COST_BYTES;
+                let overhead = came.saturating_sub(count + self.plaintext.len());
+                self.bench.read_cost.set(self.bench.read_cost.get() + silent + overhead);
                 match (count, self.inward) {
                     (0, Inward::Open) => ReadOutcome::Bytes { count, more },
                     (0, _) => self.end(),
@@ -220,9 +232,9 @@ impl<S: Transport> Secured<S> {
     }
 
     /// Decrypts, and gathers what TLS itself has to say: its part of the handshake, alerts. How many bytes
-    /// of the ciphertext are done with, and how many there are in the reader's buffer.
-    fn hear(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize) {
-        let (mut consumed, mut count) = (0, 0);
+    /// of the ciphertext are done with, how many there are in the reader's buffer, and of how many records.
+    fn hear(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize, usize) {
+        let (mut consumed, mut count, mut heard) = (0, 0, 0);
         let was_handshaking = self.session.is_handshaking();
         let said_before = self.outgoing.len();
         while self.inward == Inward::Open {
@@ -232,6 +244,7 @@ impl<S: Transport> Secured<S> {
                 Ok(ConnectionState::ReadTraffic(mut records)) => {
                     while let Some(Ok(record)) = records.next_record() {
                         discard += record.discard;
+                        heard += usize::from(!record.payload.is_empty());
                         let room = record.payload.len().min(buffer.len() - count);
                         let (now, later) = record.payload.split_at(room);
                         buffer[count..][..room].copy_from_slice(now);
@@ -262,7 +275,7 @@ impl<S: Transport> Secured<S> {
         if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > said_before {
             self.bench.spend_handshake();
         }
-        (consumed, count)
+        (consumed, count, heard)
     }
 
     /// Keeps what has no end yet.
@@ -357,6 +370,18 @@ impl<S: Transport> Secured<S> {
     }
 }
 
+/// Counts the records that are complete.
+fn count_records(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while let [_, _, _, high, low, ..] = *bytes {
+        let length = RECORD_HEADER_BYTES + usize::from(u16::from_be_bytes([high, low]));
+        let Some(rest) = bytes.get(length..) else { break };
+        bytes = rest;
+        count += 1;
+    }
+    count
+}
+
 impl<S: Transport> Transport for Secured<S> {
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         match self.inward {
@@ -384,6 +409,10 @@ impl<S: Transport> Transport for Secured<S> {
         self.say_close_notify();
         self.outward = Outward::Ending;
         self.push().map(|_| ())
+    }
+
+    fn take_read_cost(&mut self) -> usize {
+        self.bench.read_cost.take()
     }
 
     fn wants_write(&self) -> bool {

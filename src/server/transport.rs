@@ -60,6 +60,12 @@ pub trait Transport: Write {
         Ok(true)
     }
 
+    /// Returns what reads have cost since the last call in addition to the bytes they returned, in bytes of the turn's
+    /// budget.
+    fn take_read_cost(&mut self) -> usize {
+        0
+    }
+
     /// The socket takes bytes again, or is to be asked.
     fn unblock(&mut self) {}
 
@@ -77,6 +83,8 @@ pub enum ReadOutcome {
         /// There may be more, and no event will say so.
         more: bool,
     },
+    /// Bytes of which none is for the reader. There may be more, or an end of file, and no event will say so.
+    Silent,
     /// Nothing for now; an event will say when there is more.
     Blocked,
     /// Nothing yet, and no event will say when: it has to be read again in a later turn.
@@ -134,6 +142,10 @@ impl<T: Transport> Transport for Box<T> {
 
     fn push(&mut self) -> io::Result<bool> {
         (**self).push()
+    }
+
+    fn take_read_cost(&mut self) -> usize {
+        (**self).take_read_cost()
     }
 
     fn unblock(&mut self) {

@@ -399,6 +399,18 @@ impl State {
         self.guest()?.grant()?.sub.as_deref()
     }
 
+    /// Returns true if the deadline that has come only asks for a ping, or for a comment in an event stream.
+    pub fn is_ping_due(&self, now: Moment) -> bool {
+        let is_due = match self {
+            State::Open(open) => {
+                matches!(open.heartbeat, Heartbeat::Quiet { ping_at } if ping_at.has_come(now))
+            }
+            State::Streaming(streaming) => streaming.heartbeat.deadline().is_some_and(|at| at.has_come(now)),
+            _ => false,
+        };
+        is_due && !self.guest().is_some_and(|guest| guest.deadline().has_come(now))
+    }
+
     /// Does what the deadline asks for, when it has come. `unread` says that the slot is yet to be read
     /// this turn.
     pub fn expire(&mut self, unread: bool, desk: &mut Desk<'_>) -> Due {

@@ -167,6 +167,44 @@ fn deadlines_that_come_together_are_met_over_several_turns() {
     assert_ne!(rig.engine.next_sweep(rig.now), Some(rig.now), "and then there is peace");
 }
 
+/// A flood may make every turn take 45 ms: then so many deadlines are met in each as are due for that time. There are as
+/// many pings a second here as 14,000 subscribers have with the default interval.
+#[test]
+fn deadlines_in_turns_of_45_ms_are_met_in_time() {
+    const INTERVAL_MS: u32 = 2_500;
+    let limits = Limits { ping_interval_ms: INTERVAL_MS, handshake_timeout_ms: 5_000, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let subscribers: Vec<SlotId> = (0..1_400).map(|_| rig.connect(Mood::Kind)).collect();
+    for (n, &id) in subscribers.iter().enumerate() {
+        rig.send(id, frames::upgrade(&format!("/ws/{n}")).as_bytes());
+    }
+    rig.settle();
+    subscribers.iter().for_each(|&id| rig.pipe(id).outgoing.clear());
+    let silent: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Mood::Kind)).collect();
+    let start = rig.now;
+    let mut heard = vec![start; subscribers.len()];
+    let (mut pings, mut latest_ping, mut latest_close) = (0, 0, 0);
+    while rig.now.millis_since(start) < 8_000 {
+        rig.now = rig.now.after(45);
+        rig.turn();
+        for (&id, heard) in subscribers.iter().zip(&mut heard) {
+            let silence = rig.now.millis_since(*heard);
+            latest_ping = latest_ping.max(silence);
+            if rig.frames(id).iter().any(|frame| frame.opcode == PING) {
+                rig.send(id, &frames::masked(PONG, b""));
+                *heard = rig.now;
+                pings += 1;
+            }
+        }
+        if silent.iter().any(|&id| rig.is_alive(id)) {
+            latest_close = rig.now.millis_since(start);
+        }
+    }
+    assert!(pings > 3 * subscribers.len(), "{pings} pings");
+    assert!(latest_ping <= INTERVAL_MS * 6 / 5, "a ping after {latest_ping} ms");
+    assert!(latest_close <= 6_000, "closed after {latest_close} ms");
+}
+
 /// The loop may be late itself: stopped, or busy. What came meanwhile counts.
 #[test]
 fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {

@@ -533,3 +533,41 @@ fn what_waits_for_keys_goes_out_when_they_are_there() {
     assert!(late.head().starts_with("HTTP/1.1 503 "));
     assert!(late.has_closed);
 }
+
+/// A KeyUpdate has 27 bytes and no plaintext; rustls accepts as many as come, if there is data after every 32.
+#[test]
+fn key_update_flood_is_charged_to_the_turns_budget() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let mut floods: Vec<Peer> = (0..4).map(|_| tls.join("/ws")).collect();
+    let message = frames::masked(TEXT, &[b'x'; 80]);
+    for peer in &mut floods {
+        let mut said = Vec::new();
+        for byte in message.chunks(1) {
+            for _ in 0..20 {
+                peer.session.refresh_traffic_keys().unwrap();
+                said.extend(peer.say());
+            }
+            peer.write(byte);
+            said.extend(peer.say());
+        }
+        assert!(said.len() > 40_000, "{}", said.len());
+        tls.rig.send(peer.id, &said);
+    }
+    let unread =
+        |tls: &mut Tls| floods.iter().map(|peer| tls.rig.pipe(peer.id).incoming.len()).sum::<usize>();
+    let before = unread(&mut tls);
+    tls.turn();
+    let read = before - unread(&mut tls);
+    assert_eq!(read, 16 << 10, "one read takes 600 records, which cost more than a turn has");
+    let mut turns = 1;
+    while unread(&mut tls) > 0 {
+        tls.turn();
+        turns += 1;
+    }
+    assert!(turns >= 6, "{turns}");
+    for peer in &mut floods {
+        tls.settle(peer);
+        assert!(peer.frames().iter().all(|frame| frame.payload.len() == 80));
+        assert!(tls.rig.is_alive(peer.id));
+    }
+}
