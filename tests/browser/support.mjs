@@ -11,13 +11,21 @@ import { Oyez } from '../../src/console/oyez.js';
 export const require = createRequire(import.meta.url);
 export const WebSocket = require('ws');
 
+/** Deadlines of servers that are tested: ten times as long as `until` waits. */
+export const DEADLINES = {
+  OYEZ_HANDSHAKE_TIMEOUT_MS: '600000',
+  OYEZ_PONG_TIMEOUT_MS: '600000',
+  OYEZ_SLOW_TIMEOUT_MS: '600000',
+};
+
 /** Starts the server; the test ends it, however the test ends. */
 export async function serve(test, { port = 0, flags = [] } = {}) {
   const program = process.env.OYEZ;
   if (!program) throw new Error('OYEZ has to name the program');
   const child = spawn(program, ['serve', '--listen', `127.0.0.1:${port}`, ...flags], {
     stdio: ['ignore', 'pipe', 'ignore'],
-    env: { ...process.env, RUST_LOG: 'off' },
+    // A busy machine breaks none of these; a test that is about a deadline has a flag, which overrides the variable.
+    env: { ...process.env, ...DEADLINES, RUST_LOG: 'off' },
   });
   const exited = once(child, 'exit');
   const [line] = await once(createInterface({ input: child.stdout }), 'line');
@@ -40,7 +48,7 @@ export function open(test, server, options = {}) {
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Waits until `is()` is true; says what it waited for if that does not come. */
-export async function until(what, is, limit_ms = 10_000) {
+export async function until(what, is, limit_ms = 60_000) {
   const end = Date.now() + limit_ms;
   while (!is()) {
     if (Date.now() > end) throw new Error(`waited ${limit_ms} ms for: ${what}`);

@@ -155,8 +155,15 @@ class Scenario:
             done = self.curl(*each, "-H", "Expect: 100-continue", *sends)
             self.state("and is told of one byte too many", " 413 1" in done.stdout, done.stdout + done.stderr)
         self.ask("POST", "/v1/publish/curl2", data="first")
-        done = self.curl("-N", f"{root}/sse/curl2?since=earliest", limit_s=1)
-        self.state("curl -N prints events", "data: first\n\n" in done.stdout, done.stdout + done.stderr)
+        stream = subprocess.Popen(["curl", "-sSN", "--noproxy", "*", "--max-time", str(STEP_S),
+                                   f"{root}/sse/curl2?since=earliest"], stdout=subprocess.PIPE, text=True)
+        lines = []
+        while "data: first\n" not in lines and (line := stream.stdout.readline()):
+            lines.append(line)
+        # The empty line that ends the event comes with it, while the stream goes on.
+        self.state("curl -N prints events", lines and stream.stdout.readline() == "\n", lines)
+        stream.kill()
+        stream.wait()
         done = self.curl("-I", f"{root}/healthz")
         self.state("curl -I has a head and no body", done.returncode == 0 and "Content-Length: 3" in done.stdout, done.stdout)
 
@@ -166,7 +173,7 @@ class Scenario:
             script.flush()
             for name, path, more in [("GET", "/healthz", []), ("GET", "/v1/channels", []),
                                      ("POST", "/v1/publish/wrk", ["-s", script.name])]:
-                done = subprocess.run(["wrk", "-t1", "-c50", f"-d{WRK_S}s", *more, self.server.root + path],
+                done = subprocess.run(["wrk", "-t1", "-c50", f"-d{WRK_S}s", "--timeout", f"{STEP_S}s", *more, self.server.root + path],
                                       capture_output=True, text=True, timeout=WRK_S + STEP_S)
                 served = re.search(r"(\d+) requests in", done.stdout)
                 self.state(f"wrk on {name} {path}: all are 2xx, no socket fails",

@@ -1,6 +1,6 @@
 //! TLS on the real server, seen by OpenSSL: what is spoken, what is refused, what the files are told.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -140,13 +140,16 @@ fn renegotiation_is_refused() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut said = String::new();
+    while !said.contains("Verify return code") {
+        assert!(stdout.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    // It ends by itself when that is refused.
     stdin.write_all(b"R\n").unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    drop(stdin);
+    stdout.read_to_string(&mut said).unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    said.push_str(&String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("RENEGOTIATING") && said.contains("no renegotiation"), "{said}");
 }
 
