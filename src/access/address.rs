@@ -28,6 +28,12 @@ impl From<IpAddr> for Block {
     }
 }
 
+/// The network of an address as a number: an IPv4 address or the /64 of an IPv6 address.
+pub fn network(address: IpAddr) -> u64 {
+    let Block(number) = address.into();
+    number
+}
+
 /// The limits of one address; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressLimits {

@@ -21,7 +21,7 @@ mod largest;
 pub mod outbox;
 pub mod past;
 mod removed;
-mod repeats;
+pub mod repeats;
 pub mod replay;
 pub mod seats;
 
@@ -39,7 +39,7 @@ use channel::{Before, Channel, Sealed};
 use journal::{Journal, Mark};
 use largest::{Classes, Shifted};
 use removed::{Removed, RemovedChannels};
-use repeats::Repeats;
+use repeats::{IdempotencyKey, Known, Repeats};
 use replay::{Replay, Replays};
 
 /// All channels.
@@ -147,6 +147,15 @@ pub struct Published {
     pub id: MessageId,
     /// How many members the channel has.
     pub members: usize,
+}
+
+/// A key has arrived again.
+#[derive(Clone, Copy, Debug)]
+pub enum Duplicate {
+    /// With the same payload: the message is published already.
+    Same(Published),
+    /// With another payload: the publisher has used the key twice, and the second message is none that is known.
+    OtherPayload,
 }
 
 /// A page of a channel's history.
@@ -421,15 +430,33 @@ impl Hub {
         Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }
     }
 
-    /// The message that was published on a channel under a key, if that is known: it has come again.
-    pub fn repeated(&mut self, name: &str, key: &str, now: Moment) -> Option<Published> {
-        let seq = self.repeats.find(name, key, now)?;
-        Some(Published { id: self.id(seq), members: self.standing(name).members })
+    /// What was published under a key before, if it is known.
+    pub fn find_duplicate(
+        &mut self,
+        key: IdempotencyKey<'_>,
+        kind: Kind,
+        payload: &[u8],
+        now: Moment,
+    ) -> Option<Duplicate> {
+        Some(match self.repeats.find(key, kind, payload, now)? {
+            Known::Same(seq) => {
+                let members = self.standing(key.channel).members;
+                Duplicate::Same(Published { id: self.id(seq), members })
+            }
+            Known::Other => Duplicate::OtherPayload,
+        })
     }
 
     /// A message was published under a key.
-    pub fn know_again(&mut self, name: &str, key: &str, message: MessageId, now: Moment) {
-        self.repeats.keep(name, key, message.seq, now);
+    pub fn record_key(
+        &mut self,
+        key: IdempotencyKey<'_>,
+        kind: Kind,
+        payload: &[u8],
+        message: MessageId,
+        now: Moment,
+    ) {
+        self.repeats.keep(key, kind, payload, message.seq, now);
     }
 
     /// One channel in which something was published this turn and not yet handed out.

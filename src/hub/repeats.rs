@@ -1,20 +1,58 @@
 //! Messages that may come again: a publisher whose connection was cut before the answer cannot know
 //! whether it was heard, and sends the same again under the same key.
 //!
-//! What is kept is a fingerprint of channel and key, and the id that the message got the first time. Two
-//! hashes of 64 bits under random keys make the fingerprint: nobody can choose a key that collides with
-//! somebody else's, and by chance none does.
+//! What is kept is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message
+//! got the first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
+//! collides with that of another, and by chance none does. One such hash tells payloads apart: a publisher that could
+//! make two of them collide would lose a message of its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use crate::config::RepeatLimits;
 use crate::moment::Moment;
+use crate::wire::Kind;
+
+/// Whose keys they are: two publishers may use the same key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyOwner<'a> {
+    /// The `sub` of a token.
+    Subject(&'a str),
+    /// Where an anonymous publisher connects from: an IPv4 address or the /64 of an IPv6 address. Not the connection,
+    /// since the retry arrives on another one.
+    Network(u64),
+}
+
+/// What names a message across retries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey<'a> {
+    /// The channel's name.
+    pub channel: &'a str,
+    /// The publisher.
+    pub owner: KeyOwner<'a>,
+    /// The key that it gives.
+    pub key: &'a str,
+}
+
+/// What is known of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// This message was published under it, with the same payload.
+    Same(u64),
+    /// A message with another payload was.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    seq: u64,
+    payload: u64,
+}
 
 /// The keys of the last minutes.
 #[derive(Debug)]
 pub(super) struct Repeats {
-    seqs: HashMap<u128, u64>,
+    records: HashMap<u128, Record>,
     /// In the order in which they came.
     order: VecDeque<(Moment, u128)>,
     hashers: [RandomState; 2],
@@ -24,29 +62,44 @@ pub(super) struct Repeats {
 impl Repeats {
     pub(super) fn new(limits: RepeatLimits) -> Repeats {
         Repeats {
-            seqs: HashMap::new(),
+            records: HashMap::new(),
             order: VecDeque::new(),
             hashers: [RandomState::new(), RandomState::new()],
             limits,
         }
     }
 
-    /// The message that was published on that channel under that key.
-    pub(super) fn find(&mut self, channel: &str, key: &str, now: Moment) -> Option<u64> {
+    /// What was published under the key.
+    pub(super) fn find(
+        &mut self,
+        key: IdempotencyKey<'_>,
+        kind: Kind,
+        payload: &[u8],
+        now: Moment,
+    ) -> Option<Known> {
         self.expire(now);
-        self.seqs.get(&self.fingerprint(channel, key)).copied()
+        let Record { seq, payload: first } = *self.records.get(&self.fingerprint(key))?;
+        Some(if first == self.payload_hash(kind, payload) { Known::Same(seq) } else { Known::Other })
     }
 
     /// Keeps the key of a message that was published. The oldest goes when there is no room.
-    pub(super) fn keep(&mut self, channel: &str, key: &str, seq: u64, now: Moment) {
+    pub(super) fn keep(
+        &mut self,
+        key: IdempotencyKey<'_>,
+        kind: Kind,
+        payload: &[u8],
+        seq: u64,
+        now: Moment,
+    ) {
         if self.limits.keys_max == 0 {
             return;
         }
         if self.order.len() >= self.limits.keys_max {
             self.forget_oldest();
         }
-        let fingerprint = self.fingerprint(channel, key);
-        self.seqs.insert(fingerprint, seq);
+        let fingerprint = self.fingerprint(key);
+        let record = Record { seq, payload: self.payload_hash(kind, payload) };
+        self.records.insert(fingerprint, record);
         self.order.push_back((now, fingerprint));
     }
 
@@ -63,18 +116,22 @@ impl Repeats {
 
     fn forget_oldest(&mut self) {
         if let Some((_, fingerprint)) = self.order.pop_front() {
-            self.seqs.remove(&fingerprint);
+            self.records.remove(&fingerprint);
         }
         if self.order.is_empty() {
             // A burst of keys must not be paid for ever after.
             self.order = VecDeque::new();
-            self.seqs = HashMap::new();
+            self.records = HashMap::new();
         }
     }
 
-    fn fingerprint(&self, channel: &str, key: &str) -> u128 {
-        let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one((channel, key))));
+    fn fingerprint(&self, key: IdempotencyKey<'_>) -> u128 {
+        let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one(key)));
         high << 64 | low
+    }
+
+    fn payload_hash(&self, kind: Kind, payload: &[u8]) -> u64 {
+        self.hashers[0].hash_one((kind, payload))
     }
 }
 
@@ -86,30 +143,75 @@ mod tests {
         Moment::from_millis(millis)
     }
 
+    fn of<'a>(channel: &'a str, key: &'a str) -> IdempotencyKey<'a> {
+        IdempotencyKey { channel, owner: KeyOwner::Subject("alice"), key }
+    }
+
+    fn find(repeats: &mut Repeats, key: IdempotencyKey<'_>, now: Moment) -> Option<u64> {
+        match repeats.find(key, Kind::Text, b"x", now)? {
+            Known::Same(seq) => Some(seq),
+            Known::Other => panic!("the payload is the same"),
+        }
+    }
+
+    fn keep(repeats: &mut Repeats, key: IdempotencyKey<'_>, seq: u64, now: Moment) {
+        repeats.keep(key, Kind::Text, b"x", seq, now);
+    }
+
     #[test]
     fn a_key_is_known_in_its_channel_for_its_time() {
         let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
-        assert_eq!(repeats.find("a", "k", at(0)), None);
-        repeats.keep("a", "k", 7, at(0));
-        repeats.keep("b", "k", 8, at(200));
-        assert_eq!(repeats.find("a", "k", at(299)), Some(7));
-        assert_eq!(repeats.find("ak", "", at(299)), None);
-        assert_eq!(repeats.find("a", "k", at(300)), None);
-        assert_eq!(repeats.find("b", "k", at(300)), Some(8));
-        assert_eq!(repeats.find("b", "k", at(500)), None);
-        assert!(repeats.is_empty() && repeats.seqs.capacity() == 0);
+        assert_eq!(find(&mut repeats, of("a", "k"), at(0)), None);
+        keep(&mut repeats, of("a", "k"), 7, at(0));
+        keep(&mut repeats, of("b", "k"), 8, at(200));
+        assert_eq!(find(&mut repeats, of("a", "k"), at(299)), Some(7));
+        assert_eq!(find(&mut repeats, of("ak", ""), at(299)), None);
+        assert_eq!(find(&mut repeats, of("a", "k"), at(300)), None);
+        assert_eq!(find(&mut repeats, of("b", "k"), at(300)), Some(8));
+        assert_eq!(find(&mut repeats, of("b", "k"), at(500)), None);
+        assert!(repeats.is_empty() && repeats.records.capacity() == 0);
+    }
+
+    #[test]
+    fn keys_of_other_publishers_do_not_collide() {
+        let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
+        let owners =
+            [KeyOwner::Subject("a"), KeyOwner::Subject("b"), KeyOwner::Network(1), KeyOwner::Network(2)];
+        for (owner, seq) in owners.into_iter().zip(1..) {
+            let key = IdempotencyKey { owner, ..of("a", "k") };
+            assert_eq!(find(&mut repeats, key, at(0)), None);
+            keep(&mut repeats, key, seq, at(0));
+        }
+        for (owner, seq) in owners.into_iter().zip(1..) {
+            assert_eq!(find(&mut repeats, IdempotencyKey { owner, ..of("a", "k") }, at(0)), Some(seq));
+        }
+    }
+
+    #[test]
+    fn another_payload_under_the_same_key_is_known_as_that() {
+        let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
+        repeats.keep(of("a", "k"), Kind::Text, b"1", 7, at(0));
+        for (kind, payload, known) in [
+            (Kind::Text, &b"1"[..], Known::Same(7)),
+            (Kind::Text, b"2", Known::Other),
+            (Kind::Text, b"", Known::Other),
+            (Kind::Data, b"1", Known::Other),
+        ] {
+            assert_eq!(repeats.find(of("a", "k"), kind, payload, at(1)), Some(known), "{kind:?} {payload:?}");
+        }
     }
 
     #[test]
     fn memory_is_bounded_by_forgetting_the_oldest() {
         let mut repeats = Repeats::new(RepeatLimits { keys_max: 3, age_ms: 300 });
         for seq in 0..5 {
-            repeats.keep("a", &seq.to_string(), seq, at(0));
+            keep(&mut repeats, of("a", &seq.to_string()), seq, at(0));
         }
-        let known: Vec<u64> = (0..5).filter_map(|seq| repeats.find("a", &seq.to_string(), at(1))).collect();
+        let known: Vec<u64> =
+            (0..5).filter_map(|seq| find(&mut repeats, of("a", &seq.to_string()), at(1))).collect();
         assert_eq!(known, [2, 3, 4]);
         let mut none = Repeats::new(RepeatLimits { keys_max: 0, age_ms: 300 });
-        none.keep("a", "k", 1, at(0));
-        assert_eq!(none.find("a", "k", at(0)), None);
+        keep(&mut none, of("a", "k"), 1, at(0));
+        assert_eq!(find(&mut none, of("a", "k"), at(0)), None);
     }
 }

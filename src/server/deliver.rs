@@ -67,7 +67,7 @@ impl<T: Transport> Engine<T> {
                 match self.channel_in_order(id, channel.as_ref(), &pass, now) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
-                        self.publish(id, channel_id, name, kind, &payload, receipt, now);
+                        self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);
                     }
                     Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
                 }

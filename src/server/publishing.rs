@@ -3,10 +3,12 @@
 use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
+use crate::access::address::network;
 use crate::access::gate::Pass;
 use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::close::Reason;
-use crate::hub::Published;
+use crate::hub::repeats::{IdempotencyKey, KeyOwner};
+use crate::hub::{Duplicate, Published};
 use crate::ids::{ChannelId, ChannelName, ClientId, SlotId};
 use crate::moment::Moment;
 use crate::session::guest::FORBIDDEN;
@@ -24,9 +26,14 @@ pub(super) enum NoPublication {
     Drain { retry_ms: u32 },
     /// It has no right to that.
     Forbidden,
+    /// Its idempotency key names a message with another payload.
+    KeyReused,
     /// A raw connection is a member of nothing any more.
     Gone,
 }
+
+/// A sentence for a publisher that gives two messages one key.
+const KEY_REUSED: &str = "not published: a message with another payload was published under this key";
 
 impl<T: Transport> Engine<T> {
     /// The channel that somebody may publish on, when what has to be handed out before it is.
@@ -83,15 +90,28 @@ impl<T: Transport> Engine<T> {
         kind: Kind,
         payload: &[u8],
         receipt: Receipt,
+        pass: &Pass,
         now: Moment,
     ) {
         let Some(slot) = self.slots.get(id) else { return };
-        if let Some((name, key)) = name.zip(receipt.key())
-            && let Some(published) = self.hub.repeated(name.as_str(), key, now)
-        {
-            self.metrics.messages_repeated += 1;
-            self.hub.end_if_empty(channel);
-            return self.confirm(id, published, receipt, now);
+        let owner = match (pass.as_ref().and_then(|grant| grant.sub.as_deref()), &receipt) {
+            (Some(sub), _) => KeyOwner::Subject(sub),
+            (None, Receipt::Response { client: Some(client), .. }) => KeyOwner::Network(network(*client)),
+            (None, _) => KeyOwner::Network(network(slot.peer.ip())),
+        };
+        let key = name.zip(receipt.key());
+        let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
+        match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
+            Some(Duplicate::Same(published)) => {
+                self.metrics.messages_repeated += 1;
+                self.hub.end_if_empty(channel);
+                return self.confirm(id, published, receipt, now);
+            }
+            Some(Duplicate::OtherPayload) => {
+                self.hub.end_if_empty(channel);
+                return self.refuse_publication(id, NoPublication::KeyReused, name, &receipt, now);
+            }
+            None => {}
         }
         let seat = slot.seats.find(channel);
         let (from, count) = match receipt {
@@ -102,8 +122,8 @@ impl<T: Transport> Engine<T> {
         };
         *count += 1;
         let published = self.hub.publish(channel, kind, payload, from, seat);
-        if let Some((name, key)) = name.zip(receipt.key()) {
-            self.hub.know_again(name.as_str(), key, published.id, now);
+        if let Some(key) = key {
+            self.hub.record_key(key, kind, payload, published.id, now);
         }
         self.confirm(id, published, receipt, now);
     }
@@ -178,6 +198,10 @@ impl<T: Transport> Engine<T> {
             }
             NoPublication::ChannelsFull => {
                 (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")
+            }
+            // What draft-ietf-httpapi-idempotency-key-header-06 2.7 asks for.
+            NoPublication::KeyReused => {
+                (Refusal::new(422, "key_reused", KEY_REUSED), "key_reused", KEY_REUSED)
             }
             NoPublication::Forbidden => (Refusal::new(403, "forbidden", FORBIDDEN), "forbidden", FORBIDDEN),
             NoPublication::Gone => return,

@@ -26,7 +26,7 @@ pub use event_stream::{RETRY_MS, RETRY_MS_MIN, append_comment, append_cursor, ap
 const FRAME_HEADER_BYTES_MAX: usize = 10;
 
 /// What a message's payload is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// UTF-8, checked before it gets here.
     Text,

@@ -183,6 +183,23 @@ fn as_a_ticket_that_is_good_once() {
     assert_eq!((refused.status, refused.field("Connection")), (401, Some("close")), "each one anew");
 }
 
+/// The keys of one publisher are known on all of its connections, and are not those of another.
+#[test]
+fn idempotency_keys_of_two_subjects_do_not_collide() {
+    let guarded = Guarded::start(&["--anonymous=publish=a"]);
+    let publish = |lines: &str, text: &str| {
+        let lines = format!("{lines}Idempotency-Key: 1\r\n");
+        Client::new(guarded.server.connect()).ask(post("/v1/publish/a", &lines, text))
+    };
+    let (alice, bob) = (bearer(&alice()), bearer(&token("bob", &[], &["a"])));
+    let ids = [&alice, &bob, ""].map(|lines| publish(lines, lines).id());
+    assert!(ids[0] != ids[1] && ids[1] != ids[2]);
+    for (lines, id) in [&alice, &bob, ""].iter().zip(&ids) {
+        assert_eq!(publish(lines, lines).id(), *id, "on another connection");
+        assert_eq!(publish(lines, "other").code(), "key_reused");
+    }
+}
+
 #[test]
 fn in_the_address_only_where_that_is_allowed() {
     let guarded = Guarded::start(&[]);

@@ -196,6 +196,36 @@ fn what_comes_again_under_its_key_is_published_once() {
     assert_eq!(raw.text(), "the key is forgotten");
 }
 
+#[test]
+fn another_body_under_the_same_key_is_refused() {
+    let server = Server::start(&[]);
+    let mut raw = server.join("/ws/a");
+    let (mut one, _) = Member::join(&server, "/ws");
+    let publish = |text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": "k", "ref": 1});
+    one.say(publish("one"));
+    let first = one.hear();
+    for (field, value) in [("text", "two"), ("data", "one")] {
+        let mut other = json!({"type": "publish", "ch": "a", "key": "k", "ref": 2});
+        other[field] = json!(value);
+        one.say(other);
+        let error = one.hear();
+        assert_eq!((&error["code"], &error["ref"]), (&json!("key_reused"), &json!(2)), "{error}");
+    }
+    let mut client = Client::new(server.connect());
+    let lines = "Idempotency-Key: k\r\n";
+    let answer = client.ask(post("/v1/publish/a", lines, "two"));
+    assert_eq!((answer.status, answer.code().as_str()), (422, "key_reused"));
+    assert_eq!(
+        client.ask(post("/v1/publish/a", lines, "one")).json()["id"],
+        first["id"],
+        "the connection is kept"
+    );
+    assert_eq!(client.ask(post("/v1/publish/b", lines, "two")).status, 200, "each channel has its own");
+    assert_eq!(raw.text(), "one");
+    one.say(json!({"type": "publish", "ch": "a", "text": "end"}));
+    assert_eq!(raw.text(), "end", "nothing else was published");
+}
+
 /// Everything that a member in memory has got, as JSON.
 fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
