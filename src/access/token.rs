@@ -133,7 +133,8 @@ pub fn is_name(sub: &str) -> bool {
     (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
 }
 
-fn is_trick(letter: char) -> bool {
+/// Does it move the cursor, end the line or turn the direction of the text?
+pub fn is_trick(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -148,7 +148,9 @@ impl Common {
 
     /// The server that a URL and the flags for TLS stand for.
     fn target(&self, url: &str) -> Result<Target, Failure> {
-        let secured = url.strip_prefix("ws://").filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
+        let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
+        let rest = rest.or((!url.contains("://")).then_some(url));
+        let secured = rest.filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
         let target =
             Target::parse(secured.as_deref().unwrap_or(url), &self.trust.trust()).map_err(Failure::Usage)?;
         if self.trust.is_given() && target.tls.is_none() {

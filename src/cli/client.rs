@@ -76,12 +76,14 @@ impl fmt::Display for NoConnection {
 }
 
 impl Server {
-    /// Parses `--url`. The address that `oyez serve` prints is taken too, path and all.
+    /// Parses `--url`: `ws://host:port`, the same with `http`, `wss` or `https`, or `host:port` alone. The address that
+    /// `oyez serve` prints is taken too, path and all.
     pub(super) fn parse(text: &str) -> Result<Server, String> {
-        let uri: Uri = text.parse().map_err(|_| "not a URL: write ws://host:port".to_owned())?;
+        let whole = if text.contains("://") { text.to_owned() } else { format!("ws://{text}") };
+        let uri: Uri = whole.parse().map_err(|_| "not a URL: write ws://host:port".to_owned())?;
         let (security, standard_port) = match uri.scheme_str() {
-            Some("ws") => (Security::Plain, 80),
-            Some("wss") => (Security::Asked, 443),
+            Some("ws" | "http") => (Security::Plain, 80),
+            Some("wss" | "https") => (Security::Asked, 443),
             _ => return Err("not a WebSocket URL: write ws://host:port, or wss://".to_owned()),
         };
         if !matches!(uri.path(), "" | "/" | "/ws" | "/ws/") || uri.query().is_some() {
@@ -90,6 +92,9 @@ impl Server {
         let authority = uri.authority().ok_or("no host in the URL")?;
         // Brackets belong to an IPv6 address in a URL, not in a lookup.
         let host = authority.host().trim_matches(['[', ']']).to_owned();
+        if host.is_empty() {
+            return Err("no host in the URL: write ws://host:port".to_owned());
+        }
         let port = match (authority.port_u16(), authority.as_str().ends_with(authority.host())) {
             (Some(port), _) => port,
             (None, true) => standard_port,
@@ -115,14 +120,8 @@ impl Server {
         Ok(self)
     }
 
-    /// Connects to a path, speaks a subprotocol there if one is named, and shows a token if there is one. The socket does not block any more
-    /// when it is returned.
-    pub(super) fn connect(
-        &self,
-        path: &str,
-        protocol: Option<&str>,
-        token: Option<&str>,
-    ) -> Result<Connection, NoConnection> {
+    /// Opens a connection on which nothing has been sent. It blocks, within [`CONNECT_TIMEOUT`].
+    pub(super) fn open(&self) -> Result<Stream, NoConnection> {
         let tls = match &self.security {
             Security::Plain => None,
             Security::Tls(tls) => Some(tls),
@@ -131,7 +130,24 @@ impl Server {
             }
         };
         let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
-        let stream = self.open().and_then(|stream| Stream::new(stream, tls)).map_err(unreachable)?;
+        self.open_socket().and_then(|stream| Stream::new(stream, tls)).map_err(unreachable)
+    }
+
+    /// The host and port, as a request names them.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Connects to a path, speaks a subprotocol there if one is named, and shows a token if there is one. The socket does not block any more
+    /// when it is returned.
+    pub(super) fn connect(
+        &self,
+        path: &str,
+        protocol: Option<&str>,
+        token: Option<&str>,
+    ) -> Result<Connection, NoConnection> {
+        let unreachable = |error: io::Error| NoConnection::Unreachable(format!("{self}: {error}"));
+        let stream = self.open()?;
         let refused = |error: http::uri::InvalidUri| NoConnection::Refused(format!("{self}: {error}"));
         let uri: Uri = format!("ws://{}{path}", self.authority).parse().map_err(refused)?;
         let request = ClientRequestBuilder::new(uri);
@@ -154,7 +170,7 @@ impl Server {
         Ok(socket)
     }
 
-    fn open(&self) -> io::Result<TcpStream> {
+    fn open_socket(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
@@ -237,9 +253,24 @@ mod tests {
         check("ws://[::1]:9", "::1", 9);
         check("wss://[::1]", "::1", 443);
         check("wss://127.0.0.1:8080/ws", "127.0.0.1", 8080);
-        for bad in
-            ["", "127.0.0.1:8080", "http://x", "ws://x/ws/channel", "ws://x/?a=b", "ws://", "ws://x:99999"]
-        {
+        check("http://127.0.0.1:8080/", "127.0.0.1", 8080);
+        check("http://example.org", "example.org", 80);
+        check("https://example.org", "example.org", 443);
+        check("127.0.0.1:8080", "127.0.0.1", 8080);
+        check("localhost:9000", "localhost", 9000);
+        check("example.org", "example.org", 80);
+        check("[::1]:9", "::1", 9);
+        for bad in [
+            "",
+            ":8080",
+            "ftp://x",
+            "ws://x/ws/channel",
+            "x:1/ws/channel",
+            "ws://x/?a=b",
+            "ws://",
+            "ws://x:99999",
+            "x:99999",
+        ] {
             assert!(Server::parse(bad).is_err(), "{bad}");
         }
     }

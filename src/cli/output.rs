@@ -8,11 +8,16 @@
 //!   has got what it wanted. Any other failure, such as a full disk, is an error with status 1;
 //! - standard error is for a person who watches. If nobody can read it, the command goes on without it.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
 use super::Failure;
+use crate::access::token;
 
 /// Prints a result that is whole.
 pub(super) fn print(text: impl Display) -> Result<(), Failure> {
@@ -41,6 +46,15 @@ impl Stdout {
         Stdout(BufWriter::new(io::stdout().lock()))
     }
 
+    pub(super) fn is_terminal(&self) -> bool {
+        self.0.get_ref().is_terminal()
+    }
+
+    /// Has an error event raised when the reader goes. A file has no reader, and cannot be watched.
+    pub(super) fn watch(&self, registry: &Registry, token: Token) {
+        let _ = registry.register(&mut SourceFd(&self.as_raw_fd()), token, Interest::WRITABLE);
+    }
+
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.0.write_all(bytes).map_err(|error| failed(&error))
     }
@@ -56,9 +70,50 @@ impl AsRawFd for Stdout {
     }
 }
 
+/// Bytes for a terminal. What would move the cursor, change colours or turn the direction of the text is shown and not
+/// done, in the form of JSON, so that JSON stays JSON; so is what is not UTF-8. Line feeds and tabs stay.
+pub(super) fn visible(bytes: &[u8]) -> Cow<'_, str> {
+    let is_plain = |letter: char| matches!(letter, '\n' | '\t') || !token::is_trick(letter);
+    if let Ok(text) = str::from_utf8(bytes)
+        && text.chars().all(is_plain)
+    {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                _ if is_plain(letter) => shown.push(letter),
+                _ => shown.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            }
+        }
+        chunk.invalid().iter().for_each(|byte| shown.push_str(&format!("\\x{byte:02x}")));
+    }
+    shown.into()
+}
+
 fn failed(error: &io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::ReaderGone,
         _ => Failure::Failed(format!("standard output: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::visible;
+
+    #[test]
+    fn nothing_moves_the_cursor() {
+        for (bytes, shown) in [
+            (&b"plain \t text\n"[..], "plain \t text\n"),
+            ("gr\u{fc}\u{df} dich, \u{1f600}".as_bytes(), "gr\u{fc}\u{df} dich, \u{1f600}"),
+            (b"\x1b[31mred\x1b]0;title\x07", "\\u001b[31mred\\u001b]0;title\\u0007"),
+            (b"over\rwritten", "over\\u000dwritten"),
+            ("\u{9b}31m\u{202e}evil".as_bytes(), "\\u009b31m\\u202eevil"),
+            (b"\xff\xfe ok", "\\xff\\xfe ok"),
+        ] {
+            assert_eq!(visible(bytes), shown);
+        }
     }
 }

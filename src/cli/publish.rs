@@ -1,8 +1,10 @@
 //! `oyez pub`: messages in, all of them out, or a clear word on how many.
 //!
-//! A message is known to be published when the server has answered the close frame that was sent behind
-//! it: it reads in order.
+//! A message that is given as an argument goes out as one request over HTTP, whose answer has its id. The lines of
+//! standard input, or all of it as one binary message, go over a WebSocket: they are known to be published when the
+//! server has answered the close frame that was sent after them, since it reads in order.
 
+use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -19,6 +21,8 @@ use super::Failure;
 use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
 use super::key_files::TokenFile;
+use super::output;
+use super::request;
 use super::trust::TrustFlags;
 use crate::ids::ChannelName;
 
@@ -59,31 +63,39 @@ const READS_PER_TURN: usize = 256;
 impl Publish {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
+        let server = self.url.trusting(&self.trust)?;
+        let token = self.token.load()?;
+        if let Some(text) = self.text.filter(|text| text != "-") {
+            let published = request::publish(&server, self.channel.as_str(), &text, token.as_deref())?;
+            if output::is_watched() {
+                let request::Published { id, members } = published;
+                let subscribers = many(members, "subscriber");
+                output::note(format_args!("published as {} to {subscribers}", id.escape_debug()));
+            }
+            return Ok(());
+        }
+        if output::is_watched() && io::stdin().is_terminal() {
+            let what = if self.binary { "all of it is one message" } else { "each line is a message" };
+            output::note(format_args!("reading standard input: {what}; Ctrl-D ends it"));
+        }
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
-        let server = self.url.trusting(&self.trust)?;
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let token = self.token.load()?;
         let connection = server.connect(&path, None, token.as_deref());
         let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;
-        let input = match self.text {
-            Some(text) if text != "-" => Input::Given(Some(text)),
-            _ => Input::Read { batches: input::messages(self.binary, waker.clone()), binary: self.binary },
-        };
-        Publisher { poll, _waker: waker, connection, input, sent: 0, stage: Stage::Sending }.run()
+        let batches = input::messages(self.binary, waker.clone());
+        let binary = self.binary;
+        Publisher { poll, _waker: waker, connection, batches, binary, sent: 0, stage: Stage::Sending }.run()
     }
 }
 
-/// Where messages come from.
-enum Input {
-    /// The command line.
-    Given(Option<String>),
-    /// Standard input.
-    Read { batches: Receiver<Batch>, binary: bool },
+/// So many of something.
+fn many(count: u64, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 /// How far it has come.
@@ -101,7 +113,9 @@ struct Publisher {
     /// Kept until the end: the last wake would be lost if the input's thread, ending, closed it.
     _waker: Arc<Waker>,
     connection: Connection,
-    input: Input,
+    /// Standard input.
+    batches: Receiver<Batch>,
+    binary: bool,
     sent: u64,
     stage: Stage,
 }
@@ -158,31 +172,22 @@ impl Publisher {
             until.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
             return Ok(false);
         }
-        let end = match &mut self.input {
-            Input::Given(text) => {
-                if let Some(text) = text.take() {
-                    flushed(self.connection.write(Message::text(text)))?;
+        let end = match self.batches.try_recv() {
+            Ok(batch) => {
+                for message in batch.messages {
+                    let message = match String::from_utf8(message) {
+                        Ok(text) if !self.binary => Message::text(text),
+                        Ok(text) => Message::binary(text.into_bytes()),
+                        Err(error) => Message::binary(error.into_bytes()),
+                    };
+                    // When the socket is full the frame is kept; a batch is the most that piles up.
+                    flushed(self.connection.write(message))?;
                     self.sent += 1;
                 }
-                Some(Ok(()))
+                batch.end
             }
-            Input::Read { batches, binary } => match batches.try_recv() {
-                Ok(batch) => {
-                    for message in batch.messages {
-                        let message = match String::from_utf8(message) {
-                            Ok(text) if !*binary => Message::text(text),
-                            Ok(text) => Message::binary(text.into_bytes()),
-                            Err(error) => Message::binary(error.into_bytes()),
-                        };
-                        // When the socket is full the frame is kept; a batch is the most that piles up.
-                        flushed(self.connection.write(message))?;
-                        self.sent += 1;
-                    }
-                    batch.end
-                }
-                Err(TryRecvError::Empty) => return Ok(false),
-                Err(TryRecvError::Disconnected) => Some(Err("standard input was lost".to_owned())),
-            },
+            Err(TryRecvError::Empty) => return Ok(false),
+            Err(TryRecvError::Disconnected) => Some(Err("standard input was lost".to_owned())),
         };
         if let Some(input) = end {
             let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
@@ -197,7 +202,14 @@ impl Publisher {
         match (&self.stage, end) {
             (Stage::Closing { input, .. }, Ok(Some(frame))) if frame.code == CloseCode::Normal => match input
             {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    if self.sent == 0 {
+                        output::note("nothing was published: standard input is empty");
+                    } else if output::is_watched() {
+                        output::note(format_args!("published {}", many(self.sent, "message")));
+                    }
+                    Ok(())
+                }
                 Err(why) => {
                     Err(Failure::Failed(format!("{why}; {} messages before it were published", self.sent)))
                 }

@@ -20,7 +20,7 @@ use tungstenite::{Error, Message};
 use super::Failure;
 use super::client::{Connection, NoConnection, Server, describe, would_block};
 use super::key_files::TokenFile;
-use super::output::{self, Stdout};
+use super::output::{self, Stdout, visible};
 use super::trust::TrustFlags;
 use crate::ids::{ChannelName, Since};
 use crate::session::upgrade;
@@ -40,6 +40,10 @@ pub(super) struct Subscribe {
     /// Print each message as a line of JSON, with its channel, id and number; gaps too.
     #[arg(long)]
     json: bool,
+
+    /// Print payloads as they are on a terminal too, escape sequences and all.
+    #[arg(long)]
+    raw: bool,
 
     /// End with status 3 when messages are missing, instead of saying so and going on.
     #[arg(long)]
@@ -81,6 +85,7 @@ const RETRY_LAST_MS: u64 = 60 * 60 * 1_000;
 const HELD: Duration = Duration::from_secs(30);
 
 const SOCKET: Token = Token(0);
+const READER: Token = Token(1);
 
 /// One connection for all channels, again and again.
 struct Line {
@@ -147,8 +152,15 @@ impl Subscribe {
         let server = self.url.trusting(&self.trust)?;
         let mut poll = Poll::new().map_err(failed)?;
         let mut events = Events::with_capacity(8);
-        let mut output =
-            Output { out: Stdout::lock(), left: self.count, json: self.json, exit_on_gap: self.exit_on_gap };
+        let out = Stdout::lock();
+        out.watch(poll.registry(), READER);
+        let mut output = Output {
+            shows_escapes: out.is_terminal() && !self.raw,
+            out,
+            left: self.count,
+            json: self.json,
+            exit_on_gap: self.exit_on_gap,
+        };
         let progress = |channel| Progress { channel, cursor: self.since.clone(), was_member: false };
         let mut line = Line {
             channels: self.channels.into_iter().map(progress).collect(),
@@ -167,7 +179,12 @@ impl Subscribe {
             let timeout = line.waits_until().map(|until| until.saturating_duration_since(Instant::now()));
             match poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(failed(error)),
-                _ => {}
+                Err(_) => {}
+                // Noticed without a message to write: on a quiet channel that may be never.
+                Ok(()) if events.iter().any(|event| event.token() == READER && event.is_error()) => {
+                    return Err(Failure::ReaderGone);
+                }
+                Ok(()) => {}
             }
         }
     }
@@ -329,6 +346,8 @@ fn comes_back(frame: Option<&CloseFrame>) -> Return {
 /// Standard output, and how many messages it has yet to get.
 struct Output {
     out: Stdout,
+    /// A person looks at it, and no payload is to move the cursor.
+    shows_escapes: bool,
     left: Option<u64>,
     json: bool,
     exit_on_gap: bool,
@@ -341,15 +360,19 @@ impl Output {
         if self.json {
             self.print_line(line)?;
         } else if let Some(text) = &heard.text {
-            self.out.write(text.as_bytes())?;
+            self.write(text.as_bytes())?;
             self.out.write(b"\n")?;
         } else if let Some(data) = heard.data {
-            self.out.write(data.get().as_bytes())?;
+            self.write(data.get().as_bytes())?;
             self.out.write(b"\n")?;
         } else {
             let base64 = heard.base64.unwrap_or_default();
             let bad = |_| Failure::Failed("the server sends bytes that are not base64".to_owned());
-            self.out.write(&BASE64.decode(base64.as_bytes()).map_err(bad)?)?;
+            let bytes = BASE64.decode(base64.as_bytes()).map_err(bad)?;
+            self.write(&bytes)?;
+            if self.shows_escapes {
+                self.out.write(b"\n")?;
+            }
         }
         self.left = self.left.map(|left| left - 1);
         Ok(self.left == Some(0))
@@ -365,7 +388,12 @@ impl Output {
     /// One line, however the payload's JSON is laid out: in JSON a line's end is white space, and never a
     /// part of a string.
     fn print_line(&mut self, json: &str) -> Result<(), Failure> {
-        self.out.write(json.replace(['\r', '\n'], " ").as_bytes())?;
+        let line = json.replace(['\r', '\n'], " ");
+        self.write(line.as_bytes())?;
         self.out.write(b"\n")
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        if self.shows_escapes { self.out.write(visible(bytes).as_bytes()) } else { self.out.write(bytes) }
     }
 }

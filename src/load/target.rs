@@ -27,16 +27,17 @@ pub struct Target {
 }
 
 impl Target {
-    /// Reads `ws://host[:port][/path]`, or `wss://`. Without a path it is that of `oyez serve`, with a place for the
-    /// channel.
+    /// Reads `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme. Without a path it
+    /// is that of `oyez serve`, with a place for the channel.
     ///
     /// # Errors
     /// Says what is wrong with the URL or with the certificates, or that the host has no address.
     pub fn parse(url: &str, trust: &Trust) -> Result<Target, String> {
         let bad = || format!("{url:?} is not a WebSocket URL: write ws://host:port, or wss://");
         let (rest, port, is_secure) = match url.split_once("://") {
-            Some(("ws", rest)) => (rest, 80, false),
-            Some(("wss", rest)) => (rest, 443, true),
+            Some(("ws" | "http", rest)) => (rest, 80, false),
+            Some(("wss" | "https", rest)) => (rest, 443, true),
+            None => (url, 80, false),
             _ => return Err(bad()),
         };
         let (authority, path) = match rest.find('/') {
@@ -134,9 +135,11 @@ mod tests {
         check("ws://[::1]", "[::1]:80", "/ws/bench-3");
         check("wss://[::1]", "[::1]:443", "/ws/bench-3");
         check("wss://127.0.0.1:9/x", "127.0.0.1:9", "/x");
-        for bad in
-            ["", "ws://", "ws:///ws", "http://127.0.0.1", "wss://", "127.0.0.1:80", "ws://127.0.0.1/a b"]
-        {
+        check("http://127.0.0.1:9", "127.0.0.1:9", "/ws/bench-3");
+        check("https://127.0.0.1", "127.0.0.1:443", "/ws/bench-3");
+        check("127.0.0.1:80", "127.0.0.1:80", "/ws/bench-3");
+        check("127.0.0.1:80/x", "127.0.0.1:80", "/x");
+        for bad in ["", "ws://", "ws:///ws", "ftp://127.0.0.1", "wss://", "/x", "ws://127.0.0.1/a b"] {
             assert!(Target::parse(bad, &Trust::Public).is_err(), "{bad}");
         }
     }

@@ -316,7 +316,7 @@ fn usage_errors_are_one_line() {
         assert!(run.stderr.contains(says) && run.stderr.lines().count() == 1, "{}", run.stderr);
     };
     check(&["idle", "--connections", "0"], "--connections");
-    check(&["idle", "--url", "http://127.0.0.1:1"], "not a WebSocket URL");
+    check(&["idle", "--url", "ftp://127.0.0.1:1"], "not a WebSocket URL");
     check(&["idle", "--url", "ws://127.0.0.1:1/one", "--channels", "2"], "{channel}");
     check(&["fanout", "--rate", "5", "--window", "5"], "cannot be used with");
     check(&["fanout", "--connections", "2", "--publishers", "3"], "--publishers-apart");

@@ -10,6 +10,7 @@ use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use crate::support::frames::{BINARY, TEXT};
 use crate::support::guarded::{Guarded, token};
 use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::terminal::Terminal;
 
 /// Runs to the end, with some standard input.
 fn run(mut command: Command, input: &[u8]) -> Output {
@@ -195,15 +196,140 @@ fn exit_codes() {
     check(&["pub", "x", "hi", "--url", "ws://127.0.0.1:1"], 1, "refused");
     check(&["pub", "a/b", "hi"], 2, "A-Z a-z 0-9");
     check(&["pub", "x", "hi", "--binary"], 2, "--binary");
-    check(&["pub", "x", "hi", "--url", "http://localhost"], 2, "ws://host:port");
+    check(&["pub", "x", "hi", "--url", "ftp://localhost"], 2, "ws://host:port");
     check(&["pub"], 2, "<CHANNEL>");
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
     check(&["sub", "x", "--since", "yesterday"], 2, "latest, or earliest");
-    check(&[], 2, "serve, pub, sub, bench or token");
+    check(&[], 2, "serve, pub, sub, bench, token");
     check(&["nonsense"], 2, "nonsense");
     check(&["--help"], 0, "serve");
     check(&["--version"], 0, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn versions_of_all_commands_name_commit_and_features() {
+    for arguments in
+        [&["--version"][..], &["serve", "-V"], &["pub", "--version"], &["bench", "idle", "--version"]]
+    {
+        let output = run(oyez(arguments), b"");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let name =
+            ["oyez"].iter().chain(&arguments[..arguments.len() - 1]).copied().collect::<Vec<_>>().join(" ");
+        let commit = if cfg!(debug_assertions) { "debug build" } else { "commit " };
+        assert!(text.starts_with(&format!("{name} {} ({commit}", env!("CARGO_PKG_VERSION"))), "{text}");
+        assert!(text.contains(", features: ") && text.lines().count() == 1, "{text}");
+    }
+}
+
+#[test]
+fn slips_of_the_pen_are_met_with_what_may_be_meant() {
+    let check = |arguments: &[&str], says: &str| {
+        let output = run(oyez(arguments), b"");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(one_line(&output).contains(says), "{arguments:?}: {output:?}");
+    };
+    check(&["serve", "--lisen", "9000"], "'--lisen' found: did you mean '--listen'? see oyez serve --help");
+    check(&["serv"], "did you mean 'serve'? see oyez --help");
+    check(&["subscribe", "x"], "did you mean 'sub'?");
+    check(&["serve", "--on-slow", "clos"], "did you mean 'close'?");
+    check(&["--listen", "9000"], "it is a flag of oyez serve");
+    check(&["bench"], "no command is given: idle, fanout, churn, storm, slow, report; see oyez bench --help");
+    check(&["token"], "no command is given: new, check, secret; see oyez token --help");
+    check(&["pub", "x", "--text"], "to pass '--text' as a value, use '-- --text'");
+}
+
+#[test]
+fn a_server_is_named_by_what_a_browser_takes_too() {
+    let server = Server::start(&[]);
+    let mut member = server.join("/ws/x");
+    let port = server.address.port();
+    for url in [
+        format!("http://127.0.0.1:{port}/"),
+        format!("ws://127.0.0.1:{port}/ws"),
+        format!("127.0.0.1:{port}"),
+        format!("localhost:{port}"),
+    ] {
+        let output = run(oyez(&["pub", "x", &url, "--url", &url]), b"");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(member.text(), url);
+        let args = [
+            "bench",
+            "idle",
+            "--connections=2",
+            "--hold=0.1",
+            "--assert=open=2",
+            "--url",
+            &url.replace("/ws", ""),
+        ];
+        let output = run(oyez(&args), b"");
+        assert!(output.status.success() || url.ends_with('/'), "{output:?}");
+    }
+}
+
+#[test]
+fn a_publisher_at_a_terminal_hears_what_became_of_its_message() {
+    let server = Server::start(&[]);
+    let _member = server.join("/ws/x");
+    let url = server.url();
+    let terminal = Terminal::new();
+    assert!(terminal.start(oyez(&["pub", "x", "hi", "--url", &url])).wait().unwrap().success());
+    terminal.shows("oyez: published as ");
+    terminal.shows(" to 1 subscriber\r\n");
+    // What is not a terminal gets nothing.
+    let output = publish(&server, &["x", "hi"], b"");
+    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+    let mut command = oyez(&["pub", "x", "--url", &url]);
+    command.stderr(terminal.stream());
+    assert!(run(command, b"1\n2\n").status.success());
+    terminal.shows("oyez: published 2 messages\r\n");
+    let mut typing = terminal.start(oyez(&["pub", "x", "--url", &url]));
+    terminal.shows("each line is a message; Ctrl-D ends it\r\n");
+    typing.kill().unwrap();
+    typing.wait().unwrap();
+    let output = publish(&server, &["x"], b"");
+    assert!(output.status.success());
+    assert_eq!(one_line(&output), "oyez: nothing was published: standard input is empty\n");
+}
+
+#[test]
+fn escapes_of_peers_are_shown_on_a_terminal_and_not_obeyed() {
+    let server = Server::start(&[]);
+    let url = server.url();
+    let evil = "\x1b]0;title\x07\u{202e}text";
+    let start = |flags: &[&str]| {
+        let terminal = Terminal::new();
+        let child = terminal.start(oyez(&[&["sub", "x", "--count=2", "--url", &url], flags].concat()));
+        terminal.shows("connected");
+        (terminal, child)
+    };
+    let (shown, raw, json) = (start(&[]), start(&["--raw"]), start(&["--json"]));
+    let subscriber = subscribe(&server, &["x", "--count=2"]);
+    assert!(publish(&server, &["x", evil], b"").status.success());
+    assert!(publish(&server, &["x", "--binary"], b"\xff\x1b[31m").status.success());
+    shown.0.shows("\\u001b]0;title\\u0007\\u202etext\r\n\\xff\\u001b[31m\r\n");
+    assert!(!shown.0.text().contains('\x1b'), "{:?}", shown.0.text());
+    raw.0.shows(evil);
+    json.0.shows("\"text\":\"\\u001b]0;title\\u0007\\u202etext\"");
+    // Through a pipe everything is as it came.
+    assert_eq!(subscriber.end().1, [evil.as_bytes(), b"\n\xff\x1b[31m"].concat());
+    for (_, mut child) in [shown, raw, json] {
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_subscriber_of_a_quiet_channel_ends_with_its_reader() {
+    let server = Server::start(&[]);
+    let mut subscriber = subscribe(&server, &["quiet"]);
+    drop(subscriber.child.stdout.take());
+    assert!(subscriber.child.wait().unwrap().success());
+    // And while there is no server.
+    let mut subscriber = subscribe(&server, &["quiet"]);
+    drop(server);
+    assert!(next_line(&mut subscriber.stderr).contains("trying again"));
+    drop(subscriber.child.stdout.take());
+    assert!(subscriber.child.wait().unwrap().success());
 }
 
 #[test]
@@ -370,7 +496,7 @@ fn a_token_comes_from_a_file() {
     assert!(command.env("OYEZ_TOKEN_FILE", &alice).status().unwrap().success());
     let output = publish(server, &["other", "x", &flag], b"");
     assert_eq!(output.status.code(), Some(1));
-    assert!(one_line(&output).contains("4003 forbidden"), "{output:?}");
+    assert!(one_line(&output).contains("403 forbidden"), "{output:?}");
     for text in ["", "two words", "line\r\nX: y", "\u{e9}"] {
         let file = guarded.folder.file("bad", text);
         let output = publish(server, &["main", "x", &format!("--token-file={file}")], b"");

@@ -9,6 +9,7 @@ pub mod http;
 pub mod key_files;
 pub mod process;
 pub mod rig;
+pub mod terminal;
 pub mod tls;
 pub mod tokens;
 
