@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use clap::Args;
-use log::{info, warn};
+use log::warn;
 
 use super::Failure;
 use super::key_files::KeyFiles;
@@ -75,12 +75,14 @@ impl GateFlags {
         Ok(keys.map(|keys| Verifier { keys, audiences: audiences.clone(), issuers: issuers.clone() }))
     }
 
-    /// The gate of a server that listens there. Open without a word is only what nobody else reaches.
-    pub(super) fn gate(&self, listen: SocketAddr) -> Result<Gate, Failure> {
+    /// The gate of a server that listens there, and what it comes to, for the log. Open without a word is only what
+    /// no other machine reaches.
+    pub(super) fn gate(&self, listen: SocketAddr) -> Result<(Gate, String), Failure> {
         let verifier = self.verifier()?;
         let is_local = listen.ip().to_canonical().is_loopback();
+        let mut facts = Vec::new();
         if let Some(verifier) = &verifier {
-            info!("tokens are checked by {}", verifier.keys.describe());
+            facts.push(format!("tokens are checked by {}", verifier.keys.describe()));
         }
         let anonymous = match (&verifier, &self.anonymous) {
             (_, Some(rules)) => {
@@ -90,15 +92,15 @@ impl GateFlags {
                         rights(rules)
                     );
                 } else {
-                    info!("without a token: {}", rights(rules));
+                    facts.push(format!("without a token: {}", rights(rules)));
                 }
                 rules.clone()
             }
             (Some(_), None) => Grant::default(),
             (None, None) if is_local => {
-                info!(
-                    "no key is given: everything is open to every program of this machine, and to nobody else"
-                );
+                let fact =
+                    "no key is given: everything is open to every program of this machine, and to no other";
+                facts.push(fact.to_owned());
                 Grant::everything()
             }
             (None, None) => {
@@ -107,7 +109,7 @@ impl GateFlags {
                 )));
             }
         };
-        Ok(Gate {
+        let gate = Gate {
             only_this_machine: verifier.is_none() && self.anonymous.is_none(),
             verifier,
             anonymous: Rc::new(anonymous),
@@ -115,7 +117,8 @@ impl GateFlags {
             tickets: Tickets::new(self.tickets_max),
             auths: Meters::new(),
             unix_now: 0,
-        })
+        };
+        Ok((gate, facts.join("; ")))
     }
 }
 

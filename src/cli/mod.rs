@@ -3,27 +3,41 @@
 mod bench;
 mod bench_flags;
 mod client;
+mod environment;
 mod gate_flags;
+mod help;
 mod input;
 mod key_files;
 mod output;
 mod progress;
 mod publish;
+mod request;
 mod serve;
 mod stream;
 mod subscribe;
 mod token;
 mod trust;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// The version, and what it was built from: see the build script.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("OYEZ_BUILD_COMMIT"),
+    ", features: ",
+    env!("OYEZ_BUILD_FEATURES"),
+    ")"
+);
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
-#[command(name = "oyez", version, about, max_term_width = 100)]
+#[command(name = "oyez", version = VERSION, propagate_version = true, about, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -79,30 +93,35 @@ impl fmt::Display for Failure {
 
 /// Does what the command line asks for, says in one line what went wrong, and returns the exit status.
 pub fn main() -> ExitCode {
-    match run() {
+    let command = environment::prepare(help::arrange(Cli::command()));
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match run(command.clone(), &arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::ReaderGone) => ExitCode::from(Failure::ReaderGone.status()),
         Err(failure) => {
-            if !matches!(failure, Failure::ReaderGone) {
-                output::note(&failure);
-            }
+            let chosen = chosen(&command, &arguments).0;
+            output::note(environment::name_sources(&failure.to_string(), chosen, &arguments));
             ExitCode::from(failure.status())
         }
     }
 }
 
-fn run() -> Result<(), Failure> {
-    let cli = match Cli::try_parse() {
+fn run(mut command: clap::Command, arguments: &[OsString]) -> Result<(), Failure> {
+    let parsed = command.try_get_matches_from_mut(arguments).and_then(|mut matches| {
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    });
+    let cli = match parsed {
         Ok(cli) => cli,
         // --help and --version come as errors too; they go to standard output, with status 0.
-        Err(error) if !error.use_stderr() => return output::print(error.render()),
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            return Err(Failure::Usage(
-                "no command is given: serve, pub, sub, bench or token; see --help".to_owned(),
-            ));
+        Err(error) if !error.use_stderr() => {
+            return output::print(format_args!("{}\n", error.render().to_string().trim_end()));
         }
-        Err(error) => return Err(Failure::Usage(one_line(&error))),
+        Err(error) => return Err(Failure::Usage(usage(&error, &command, arguments))),
     };
     log_to_stderr();
+    for warning in environment::unknown(&Cli::command()) {
+        log::warn!("{warning}");
+    }
     match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Pub(publish) => publish.run(),
@@ -129,12 +148,54 @@ fn log_to_stderr() {
     }
 }
 
+/// The command that the arguments name, at whatever depth, and its full name.
+fn chosen<'a>(command: &'a clap::Command, arguments: &[OsString]) -> (&'a clap::Command, String) {
+    let (mut found, mut name) = (command, command.get_name().to_owned());
+    for argument in arguments.iter().skip(1) {
+        if let Some(below) = found.find_subcommand(argument) {
+            found = below;
+            name = format!("{name} {}", below.get_name());
+        }
+    }
+    (found, name)
+}
+
 /// What clap says at length, up to its hint at --help, in one line.
-fn one_line(error: &clap::Error) -> String {
+fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -> String {
+    let (chosen, name) = chosen(command, arguments);
+    if let ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand = error.kind() {
+        let names = chosen.get_subcommands().map(clap::Command::get_name).filter(|name| *name != "help");
+        return format!("no command is given: {}; see {name} --help", names.collect::<Vec<_>>().join(", "));
+    }
     let text = error.to_string();
-    let said =
-        text.split("\n\nUsage:").next().and_then(|text| text.split("\n\nFor more").next()).unwrap_or(&text);
-    let said = said.strip_prefix("error: ").unwrap_or(said);
-    let words: Vec<&str> = said.split_whitespace().collect();
-    format!("{}; see --help", words.join(" "))
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let is_advice = |part: &&str| !part.starts_with("Usage:") && !part.starts_with("For more");
+    let parts = text.split("\n\n").take_while(is_advice);
+    let mut said: Vec<String> =
+        parts.map(|part| reword(&part.split_whitespace().collect::<Vec<_>>().join(" "))).collect();
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(below) = chosen.get_subcommands().find(|below| has_flag(below, error))
+    {
+        said.push(format!("it is a flag of {name} {}", below.get_name()));
+    }
+    let said = said.join(": ");
+    let mark = if said.ends_with('?') { "" } else { ";" };
+    format!("{said}{mark} see {name} --help")
+}
+
+/// clap's hints, as the end of a line.
+fn reword(part: &str) -> String {
+    let Some(tip) = part.strip_prefix("tip: ") else { return part.to_owned() };
+    match tip.split_once(": ") {
+        Some((hint, names)) if hint.ends_with("exists") => format!("did you mean {names}?"),
+        Some((hint, names)) if hint.ends_with("exist") => format!("did you mean one of {names}?"),
+        _ => tip.to_owned(),
+    }
+}
+
+/// Returns true if the command has the flag that was unexpected elsewhere.
+fn has_flag(command: &clap::Command, error: &clap::Error) -> bool {
+    let given = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let name = given.trim_start_matches('-').split('=').next().unwrap_or_default();
+    command.get_arguments().any(|arg| arg.get_long() == Some(name))
 }

@@ -1,7 +1,7 @@
 //! `oyez serve`: flags to limits, limits to a running server.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -26,8 +26,9 @@ use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Address and port to listen on; port 0 picks a free one.
-    #[arg(long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    /// Address and port to listen on. A port alone (9000) is one of 127.0.0.1, which no other machine reaches; port 0
+    /// picks a free one.
+    #[arg(long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = listen)]
     listen: SocketAddr,
 
     /// Most connections; over it clients get 503, then wait in the backlog [default: the descriptor
@@ -235,11 +236,11 @@ pub(super) struct Serve {
 
     /// A PEM file with the server's certificate and those that lead to its authority; with --tls-key. Then TLS is
     /// spoken and nothing else. Read again at SIGHUP [default: no TLS].
-    #[arg(long, env = "OYEZ_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    #[arg(long, env = "OYEZ_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
     /// A PEM file with the certificate's private key [default: no TLS].
-    #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
     /// Most clients whose TLS handshake is answered in one turn of the loop.
@@ -268,21 +269,26 @@ impl Serve {
         }
         let config = self.config();
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
+        if let (Some(_), None) | (None, Some(_)) = (&self.tls_cert, &self.tls_key) {
+            let why = "--tls-cert and --tls-key belong together: a certificate, and its private key; one is missing";
+            return Err(Failure::Usage(why.into()));
+        }
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
         if proxies.send_header && proxies.networks.is_empty() {
             let why =
                 "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
             return Err(Failure::Usage(why.into()));
         }
-        let gate = self.gate.gate(config.listen)?;
-        let connections_max = connections_max(config.connections_max)?;
+        let (gate, who_may) = self.gate.gate(config.listen)?;
+        let (connections_max, descriptors) = connections_max(config.connections_max)?;
+        let facts = [who_may, descriptors];
         let guests = Guests { origins: self.origins.clone(), proxies, gate };
         let keys = || self.gate.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
-            None => serve(config, guests, keys, connections_max, Plain, "ws"),
+            None => serve(config, guests, keys, connections_max, Plain, &facts),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                serve(config, guests, keys, connections_max, tls, "wss")
+                serve(config, guests, keys, connections_max, tls, &facts)
             }
         }
     }
@@ -365,16 +371,18 @@ impl Serve {
     }
 }
 
-/// Runs a server with one kind of entrance, until a signal ends it.
+/// Runs a server with one kind of entrance, until a signal ends it. The facts are logged once it listens: an error is
+/// not to be looked for among them.
 fn serve<E: Entrance>(
     config: Config,
     guests: Guests,
     keys: impl FnMut() -> Result<Option<Verifier>, String>,
     connections_max: usize,
     entrance: E,
-    scheme: &str,
+    facts: &[String],
 ) -> Result<(), Failure> {
     let listen = config.listen;
+    let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
     let mut server =
         Server::bind(config, guests, connections_max, entrance).map_err(|error| match error {
             StartError::Listen(error) => {
@@ -382,6 +390,7 @@ fn serve<E: Entrance>(
             }
             StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
         })?;
+    facts.iter().for_each(|fact| info!("{fact}"));
     if let Some(address) = server.address() {
         // A server serves whether somebody reads this or not, and with a full disk too.
         if let Err(Failure::Failed(why)) = output::print(format_args!("{}\n", greeting(scheme, address))) {
@@ -396,8 +405,8 @@ fn serve<E: Entrance>(
     }
 }
 
-/// Raises the descriptor limit as far as it goes, and finds how many connections fit into it.
-fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
+/// Raises the descriptor limit as far as it goes, and finds how many connections fit into it; and says so for the log.
+fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
     let failed = |error: io::Error| Failure::Failed(format!("cannot read the descriptor limit: {error}"));
     let (soft, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).map_err(failed)?;
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(soft);
@@ -419,8 +428,8 @@ fn connections_max(wanted: Option<usize>) -> Result<usize, Failure> {
         }
         None => room,
     };
-    info!("descriptors soft={soft} hard={hard} now={limit}, connections_max={connections_max}");
-    Ok(connections_max)
+    let fact = format!("descriptors soft={soft} hard={hard} now={limit}, connections_max={connections_max}");
+    Ok((connections_max, fact))
 }
 
 /// The address, and what to do next.
@@ -488,6 +497,28 @@ pub(super) fn small_count_or_0(text: &str) -> Result<u32, String> {
 
 fn bytes_or_0(text: &str) -> Result<u32, String> {
     if text == "0" { Ok(0) } else { small_bytes(text) }
+}
+
+/// `127.0.0.1:9000`, `[::1]:9000`, `localhost:9000`, `:9000` or `9000`.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port),
+        None => ("", text),
+    };
+    let bad = || "write ADDR:PORT, as 127.0.0.1:9000 or [::1]:9000, or a port alone".to_owned();
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    if host.is_empty() {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    }
+    // An address of version 6 needs its brackets: without them its last part would be a port.
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(bad());
+    }
+    let found: Vec<SocketAddr> = (format!("{host}:{port}").to_socket_addrs())
+        .map_err(|error| format!("cannot find the address of {host}: {error}"))?
+        .collect();
+    let version_4 = found.iter().find(|address| address.is_ipv4());
+    version_4.or(found.first()).copied().ok_or_else(|| format!("{host} has no address"))
 }
 
 fn network(text: &str) -> Result<Network, String> {
@@ -560,6 +591,36 @@ mod tests {
         check("ws", "127.0.0.1:9", " --url ws://127.0.0.1:9");
         check("ws", "[::]:9", " --url ws://[::1]:9");
         check("wss", "127.0.0.1:8080", " --url wss://127.0.0.1:8080");
+    }
+
+    #[test]
+    fn places_to_listen() {
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("0.0.0.0:1", "0.0.0.0:1"),
+            ("[::1]:9", "[::1]:9"),
+            ("9000", "127.0.0.1:9000"),
+            (":9000", "127.0.0.1:9000"),
+            ("localhost:9000", "127.0.0.1:9000"),
+            ("0", "127.0.0.1:0"),
+        ] {
+            assert_eq!(listen(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "",
+            ":",
+            "nonsense",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "localhost",
+            "::1",
+            "::1:9",
+            "65536",
+            "-1",
+            "[::1]",
+        ] {
+            assert!(listen(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
-use log::{info, warn};
+use log::warn;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
@@ -76,7 +76,6 @@ pub(super) fn load(
             config.session_storage = last.session_storage.clone();
         }
     }
-    info!("certificate read from {}", certificate.display());
     Ok(config)
 }
 

@@ -10,8 +10,8 @@ fn fails(arguments: &[&str], environment: &[(&str, &str)], code: i32) -> String 
     let output = oyez(arguments).envs(environment.iter().copied()).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?} {text}");
-    let lines: Vec<&str> =
-        text.lines().filter(|line| !line.contains(" INFO ") && !line.contains(" WARN ")).collect();
+    // An error is not to be looked for among lines that say how well things went.
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" WARN ")).collect();
     assert_eq!(lines.len(), 1, "{text}");
     assert!(lines[0].starts_with("oyez: "), "{text}");
     lines[0].to_owned()
@@ -34,6 +34,148 @@ fn help_names_each_flag_with_its_unit_default_and_variable() {
         for (ending, unit) in [("-ms", "milliseconds"), ("-bytes", "bytes"), ("-seconds", "seconds")] {
             assert!(!name.ends_with(ending) || words.to_lowercase().contains(unit), "{words}");
         }
+    }
+}
+
+/// The flags under each heading of a help text.
+fn headings(help: &str) -> Vec<(&str, Vec<&str>)> {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in help.lines() {
+        if let Some(heading) = line.strip_suffix(':').filter(|line| !line.starts_with(' ')) {
+            found.push((heading, Vec::new()));
+        }
+        let name = line.trim_start().split([' ', ',']).find(|word| word.starts_with('-'));
+        let long = line.split([' ', ',']).find(|word| word.starts_with("--"));
+        if let (Some(_), Some(long), Some((_, flags))) = (name, long, found.last_mut())
+            && (line.starts_with("      --") || line.starts_with("  -"))
+        {
+            flags.push(long);
+        }
+    }
+    found
+}
+
+#[test]
+fn each_flag_of_serve_stands_under_a_heading() {
+    let output = oyez(&["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let found = headings(&help);
+    let names: Vec<&str> = found.iter().map(|(heading, _)| *heading).collect();
+    assert_eq!(
+        names,
+        [
+            "Options",
+            "Listen",
+            "Access",
+            "Limits per client",
+            "Limits in total",
+            "History",
+            "TLS",
+            "Proxies",
+            "Timeouts",
+            "Loop tuning"
+        ]
+    );
+    assert_eq!(found[0].1, ["--help", "--version"], "give it a heading in src/cli/help.rs");
+    let variables = help.matches("[env: OYEZ_").count();
+    assert_eq!(found.iter().map(|(_, flags)| flags.len()).sum::<usize>(), variables + 2, "{found:?}");
+}
+
+#[test]
+fn short_help_shows_the_ten_flags_of_most_use() {
+    for arguments in [&["serve"][..], &["bench", "fanout"]] {
+        let help = |flag: &str| {
+            let output = oyez(&[arguments, &[flag]].concat()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let count = |help: &str| headings(help).iter().map(|(_, flags)| flags.len()).sum::<usize>();
+        let (short, long) = (help("-h"), help("--help"));
+        assert_eq!(count(&short), 12, "{short}");
+        assert!(count(&long) > 20, "{long}");
+        for line in [short, long].iter().flat_map(|help| help.lines()) {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let mut command = oyez(&["serve"]);
+    let help = String::from_utf8(oyez(&["serve", "--help"]).output().unwrap().stdout).unwrap();
+    let names = help.split("[env: ").skip(1).filter_map(|rest| rest.split('=').next());
+    let names: Vec<&str> = names.filter(|name| *name != "OYEZ_LISTEN").collect();
+    assert!(names.len() >= 40, "{names:?}");
+    command.envs(names.iter().map(|name| (*name, ""))).env("OYEZ_LISTEN", "127.0.0.1:0").env("RUST_LOG", "");
+    let log = Server::start_command(command).stop();
+    assert!(log.contains(" INFO ") && !log.contains(" WARN "), "{log}");
+    // A client's too.
+    let server = Server::start(&[]);
+    let mut command = oyez(&["pub", "x", "hi", "--url", &server.url()]);
+    command.envs([("OYEZ_TOKEN_FILE", ""), ("OYEZ_TLS_CA", "")]);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_variable_that_no_command_knows_is_a_warning_with_what_may_be_meant() {
+    let mut command = oyez(&["serve", "--listen=127.0.0.1:0"]);
+    command
+        .env("OYEZ_HISTROY_FILE", "x")
+        .env("OYEZ_QWJX", "x")
+        .env("OYEZ_EMPTY", "")
+        .env("OYEZ_TOKEN_FILE", "x");
+    let log = Server::start_command(command).stop();
+    assert!(
+        log.contains("OYEZ_HISTROY_FILE is not a variable of any command: did you mean OYEZ_HISTORY_FILE?\n"),
+        "{log}"
+    );
+    assert!(log.contains("OYEZ_QWJX is not a variable of any command\n"), "{log}");
+    assert_eq!(log.matches(" WARN ").count(), 2, "{log}");
+}
+
+#[test]
+fn switches_take_the_words_for_yes_and_no() {
+    // Without --trusted-proxy the switch is refused; without the switch, the next contradiction is.
+    let flags = ["serve", "--listen=127.0.0.1:0", "--connections-max=2000000000"];
+    for yes in ["1", "yes", "true", "on", "YES"] {
+        let line = fails(&flags, &[("OYEZ_PROXY_PROTOCOL", yes)], 2);
+        assert!(line.contains("--trusted-proxy") && line.contains("OYEZ_PROXY_PROTOCOL"), "{yes}: {line}");
+    }
+    for no in ["0", "no", "false", "off", ""] {
+        let line = fails(&flags, &[("OYEZ_PROXY_PROTOCOL", no)], 2);
+        assert!(line.contains("LimitNOFILE"), "{no}: {line}");
+    }
+    for variable in ["OYEZ_PROXY_PROTOCOL", "OYEZ_NO_CONSOLE", "OYEZ_ALLOW_QUERY_TOKEN"] {
+        let line = fails(&flags, &[(variable, "maybe")], 2);
+        assert!(line.contains(&format!("is set by {variable}")), "{line}");
+    }
+}
+
+#[test]
+fn an_error_names_the_variable_that_its_value_came_from() {
+    let serve = ["serve", "--listen=127.0.0.1:0"];
+    let check = |variable: &str, value: &str, flag: &str| {
+        let line = fails(&serve, &[(variable, value)], 2);
+        assert!(line.ends_with(&format!("({flag} is set by {variable})")), "{line}");
+    };
+    check("OYEZ_DRAIN_SECONDS", "x", "--drain-seconds");
+    check("OYEZ_MESSAGE_BYTES_MAX", "4MiB", "--message-bytes-max");
+    check("OYEZ_JWT_SECRET_FILE", "/nonexistent", "--jwt-secret-file");
+    check("OYEZ_TLS_CERT", "/nonexistent", "--tls-cert");
+    check("OYEZ_ON_SLOW", "wait", "--on-slow");
+    // The flag wins, and then the variable has nothing to do with it.
+    let line = fails(&["serve", "--drain-seconds=x"], &[("OYEZ_DRAIN_SECONDS", "5")], 2);
+    assert!(!line.contains("OYEZ_"), "{line}");
+    let line = fails(&["pub", "x", "hi"], &[("OYEZ_URL", "ftp://x")], 2);
+    assert!(line.ends_with("(--url is set by OYEZ_URL)"), "{line}");
+}
+
+#[test]
+fn a_port_alone_is_one_of_this_machine() {
+    for text in ["0", ":0", "localhost:0"] {
+        let server = Server::start_command(oyez(&["serve", "--listen", text]));
+        assert!(server.address.ip().is_loopback() && server.address.is_ipv4(), "{text}: {}", server.address);
+        server.join("/ws");
     }
 }
 

@@ -1,0 +1,99 @@
+//! Flags from the environment: what counts as set, which variables are nobody's, and which of them an error is about.
+//!
+//! - An empty variable is not set: that is how a service manager or a compose file leaves one out.
+//! - A variable `OYEZ_...` that no command knows is a warning, since it is most often a slip of the pen.
+//! - An error about a value names the variable that the value came from.
+
+use std::env;
+use std::ffi::OsString;
+
+use clap::builder::BoolishValueParser;
+use clap::{Arg, ArgAction, Command};
+
+const PREFIX: &str = "OYEZ_";
+
+/// How alike two names are at least before one is suggested for the other (0 to 1): as in clap.
+const LIKENESS_MIN: f64 = 0.7;
+
+/// Makes a command and those below it read the environment as above. Switches take 1, yes, true, on and their opposites.
+pub(super) fn prepare(command: Command) -> Command {
+    command.mut_args(prepare_arg).mut_subcommands(prepare)
+}
+
+fn prepare_arg(arg: Arg) -> Arg {
+    let arg = match arg.get_env().map(env::var_os) {
+        Some(Some(value)) if value.is_empty() => arg.env(None::<&'static str>),
+        _ => arg,
+    };
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        arg.value_parser(BoolishValueParser::new())
+    } else {
+        arg
+    }
+}
+
+/// A warning for each variable of ours that no command knows, if `command` is as it was declared.
+pub(super) fn unknown(command: &Command) -> Vec<String> {
+    let mut known = Vec::new();
+    collect_names(command, &mut known);
+    let mut given: Vec<String> = env::vars_os()
+        .filter(|(_, value)| !value.is_empty())
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with(PREFIX))
+        .collect();
+    given.sort();
+    let unknown = given.into_iter().filter(|name| !known.contains(name));
+    unknown
+        .map(|name| {
+            let likeness = |other: &&String| strsim::jaro(&name[PREFIX.len()..], &other[PREFIX.len()..]);
+            let closest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+            match closest.filter(|closest| likeness(closest) >= LIKENESS_MIN) {
+                Some(closest) => format!("{name} is not a variable of any command: did you mean {closest}?"),
+                None => format!("{name} is not a variable of any command"),
+            }
+        })
+        .collect()
+}
+
+fn collect_names(command: &Command, names: &mut Vec<String>) {
+    let own = command.get_arguments().filter_map(|arg| arg.get_env()?.to_str());
+    names.extend(own.map(str::to_owned));
+    command.get_subcommands().for_each(|below| collect_names(below, names));
+}
+
+/// Names the variables that set the flags of which a text speaks.
+pub(super) fn name_sources(text: &str, command: &Command, arguments: &[OsString]) -> String {
+    let is_given = |flag: &str| {
+        let given = arguments.iter().filter_map(|argument| argument.to_str());
+        given.map(|argument| argument.split('=').next().unwrap_or_default()).any(|name| name == flag)
+    };
+    let sources: Vec<String> = command
+        .get_arguments()
+        .filter_map(|arg| Some((format!("--{}", arg.get_long()?), arg.get_env()?)))
+        .filter(|(flag, variable)| {
+            speaks_of(text, flag) && env::var_os(variable).is_some() && !is_given(flag)
+        })
+        .map(|(flag, variable)| format!("{flag} is set by {}", variable.display()))
+        .collect();
+    if sources.is_empty() { text.to_owned() } else { format!("{text} ({})", sources.join(", ")) }
+}
+
+/// Returns true if the flag stands in the text, and not as the beginning of a longer one.
+fn speaks_of(text: &str, flag: &str) -> bool {
+    text.match_indices(flag).any(|(at, _)| {
+        let next = text[at + flag.len()..].chars().next();
+        !next.is_some_and(|next| next.is_ascii_alphanumeric() || next == '-')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_not_the_beginning_of_another() {
+        assert!(speaks_of("invalid value for '--tls-key <FILE>'", "--tls-key"));
+        assert!(!speaks_of("--tls-key-file", "--tls-key"));
+        assert!(speaks_of("--tls-key-file and --tls-key", "--tls-key"));
+    }
+}
