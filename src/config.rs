@@ -155,6 +155,9 @@ pub struct Limits {
     pub auths_per_second: u32,
     /// Tickets that are out, about 100 bytes each and the rights that they carry.
     pub tickets_max: usize,
+    /// Tickets that one client holds at a time, a tenth of all: a page uses its ticket at once, and an address that brings
+    /// many people (NAT) still opens a thousand pages in one moment.
+    pub tickets_per_client_max: usize,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -289,6 +292,7 @@ impl Default for Limits {
             token_grace_ms: 25_000,
             auths_per_second: 5,
             tickets_max: 10_000,
+            tickets_per_client_max: 1_000,
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

@@ -17,7 +17,7 @@ use crate::moment::Moment;
 ///
 /// IPv4 has the numbers of the networks that begin with four zero bytes, which nobody is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Block(u64);
+pub(super) struct Block(u64);
 
 impl From<IpAddr> for Block {
     fn from(address: IpAddr) -> Block {
@@ -125,6 +125,23 @@ impl Addresses {
             entry.connections -= 1;
             self.occupied -= usize::from(entry.connections == 0);
         }
+    }
+
+    /// Drops the addresses without connections whose handshakes count no more, and brings the others up to date. It has
+    /// to be called long before the 24 days are over that a [`Moment`] spans: to a bucket that is older it would look as
+    /// if no time had passed.
+    pub fn expire(&mut self, now: Moment) {
+        let rate = self.limits.handshakes;
+        self.entries.retain(|_, entry| {
+            let is_full = match (rate, &mut entry.handshakes) {
+                (Some(rate), Some(bucket)) => bucket.is_full(rate, now),
+                _ => true,
+            };
+            entry.connections > 0 || !is_full
+        });
+        self.queue.retain(|block| self.entries.contains_key(block));
+        self.entries.shrink_to(2 * self.entries.len());
+        self.queue.shrink_to(2 * self.queue.len());
     }
 
     /// How many addresses are known.

@@ -46,9 +46,7 @@ impl Over {
     pub fn reason(self) -> Reason {
         match self.limit {
             Limit::ConnectionsPerAddress => Reason::TooManyConnections,
-            Limit::Handshakes | Limit::Messages | Limit::Bytes | Limit::Auths => {
-                Reason::RateLimited { retry_ms: self.retry_ms }
-            }
+            _ => Reason::RateLimited { retry_ms: self.retry_ms },
         }
     }
 }
@@ -127,6 +125,11 @@ impl Door {
         if peer.is_counted {
             self.addresses.leave(peer.ip());
         }
+    }
+
+    /// Drops what is remembered of addresses and counts no more.
+    pub fn expire(&mut self, now: Moment) {
+        self.addresses.expire(now);
     }
 
     /// How many addresses are known.

@@ -44,7 +44,7 @@ impl Gate {
             anonymous: Rc::new(Grant::everything()),
             allow_query_token: false,
             only_this_machine: false,
-            tickets: Tickets::new(tickets_max),
+            tickets: Tickets::new(tickets_max, tickets_max),
             auths: Meters::new(),
             unix_now: 0,
         }

@@ -13,5 +13,6 @@ pub mod origin;
 pub mod pace;
 pub mod proxy;
 pub mod rate;
+pub mod share;
 pub mod ticket;
 pub mod token;

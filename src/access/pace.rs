@@ -100,10 +100,7 @@ impl Meters {
             return Ok(());
         }
         if self.meters.len() >= self.crowded && !self.meters.contains_key(&who) {
-            self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);
-            // Twice what is left: each newcomer pays for two that are looked at.
-            self.crowded = (2 * self.meters.len()).max(CROWDED_AT_LEAST);
-            self.meters.shrink_to(self.crowded);
+            self.expire(now);
         }
         let new = Meter { messages: None, bytes: None, used: now };
         let meter = self.meters.entry(who).or_insert(new);
@@ -121,6 +118,15 @@ impl Meters {
         }
         *meter = Meter { used: now, ..after };
         Ok(())
+    }
+
+    /// Drops the meters that are as good as new ones. It has to be called long before the 24 days are over that a
+    /// [`Moment`] spans: to one that is older it would look as if no time had passed.
+    pub fn expire(&mut self, now: Moment) {
+        self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);
+        // Twice what is left: each newcomer pays for two that are looked at.
+        self.crowded = (2 * self.meters.len()).max(CROWDED_AT_LEAST);
+        self.meters.shrink_to(self.crowded);
     }
 
     /// A connection is gone.

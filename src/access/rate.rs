@@ -72,8 +72,8 @@ impl Bucket {
         }
     }
 
-    /// Is it full at `now`?
-    pub fn is_full(mut self, rate: Rate, now: Moment) -> bool {
+    /// Is it full at `now`? That brings it up to date.
+    pub fn is_full(&mut self, rate: Rate, now: Moment) -> bool {
         self.fill(rate, now);
         self.permits == rate.burst.get()
     }

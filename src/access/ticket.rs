@@ -4,11 +4,13 @@
 //! logs and histories. So a page asks for a ticket, by a request that can carry its token, and opens the
 //! socket with that: it is good once, and for half a minute.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::grant::Grant;
+use super::share::{ShareKey, Shares};
 use crate::moment::Moment;
 
 /// How long a ticket is good: a page that asks for one uses it at once.
@@ -20,44 +22,73 @@ pub const TICKET_BYTES: usize = 16;
 /// Letters of a ticket: two for each byte.
 pub const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
 
-/// The tickets that are out.
+/// The tickets that are out: issued, and neither used nor expired nor revoked.
 pub struct Tickets {
     tickets_max: usize,
-    grants: HashMap<[u8; TICKET_BYTES], Rc<Grant>>,
-    /// All tickets of the last half minute, used or not, in the order in which they end.
-    queue: VecDeque<(Moment, [u8; TICKET_BYTES])>,
+    tickets: HashMap<[u8; TICKET_BYTES], Ticket>,
+    /// The same in the order in which they were issued, which is that in which they expire.
+    order: BTreeMap<u64, (Moment, [u8; TICKET_BYTES])>,
+    issued: u64,
+    shares: Shares,
 }
 
-/// As many tickets are out as can be.
+struct Ticket {
+    grant: Rc<Grant>,
+    number: u64,
+    holder: ShareKey,
+}
+
+/// Why no ticket is issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TicketsOut {
-    /// When the oldest ends.
-    pub retry_ms: u32,
+pub enum NoTicket {
+    /// As many are out as can be.
+    TableFull {
+        /// When the oldest expires.
+        retry_ms: u32,
+    },
+    /// The client has as many as it may have.
+    ShareFull {
+        /// When the oldest of all clients expires: the client's own may be younger.
+        retry_ms: u32,
+    },
 }
 
 impl Tickets {
-    /// Room for so many tickets in half a minute.
-    pub fn new(tickets_max: usize) -> Tickets {
-        Tickets { tickets_max, grants: HashMap::new(), queue: VecDeque::new() }
+    /// Room for so many tickets that are out, and for so many of them that one client holds.
+    pub fn new(tickets_max: usize, tickets_per_client_max: usize) -> Tickets {
+        Tickets {
+            tickets_max,
+            tickets: HashMap::new(),
+            order: BTreeMap::new(),
+            issued: 0,
+            shares: Shares::new(tickets_per_client_max),
+        }
     }
 
-    /// Hands out a ticket for a grant, made of bytes that nobody can guess.
+    /// Hands out a ticket for a grant, made of bytes that nobody can guess, to the client at `address`.
     ///
     /// # Errors
-    /// If as many are out as can be.
+    /// As many are out as can be, or as many as this client may have.
     pub fn issue(
         &mut self,
         chance: [u8; TICKET_BYTES],
         grant: Rc<Grant>,
+        address: IpAddr,
         now: Moment,
-    ) -> Result<String, TicketsOut> {
+    ) -> Result<String, NoTicket> {
         self.expire(now);
-        if self.queue.len() >= self.tickets_max {
-            let end = self.queue.front().map_or(now, |(end, _)| *end);
-            return Err(TicketsOut { retry_ms: end.millis_since(now) });
+        let retry_ms = self.next_expiry().map_or(0, |end| end.millis_since(now));
+        let holder = self.shares.key(&grant, address);
+        if self.tickets.len() >= self.tickets_max {
+            return Err(NoTicket::TableFull { retry_ms });
         }
-        self.grants.insert(chance, grant);
-        self.queue.push_back((now.after(TICKET_LIFE_MS), chance));
+        if self.shares.take(holder).is_err() {
+            return Err(NoTicket::ShareFull { retry_ms });
+        }
+        let number = self.issued;
+        self.issued += 1;
+        self.tickets.insert(chance, Ticket { grant, number, holder });
+        self.order.insert(number, (now.after(TICKET_LIFE_MS), chance));
         let mut text = String::with_capacity(TICKET_LETTERS);
         for byte in chance {
             let _ = write!(text, "{byte:02x}");
@@ -68,39 +99,59 @@ impl Tickets {
     /// Takes a ticket: what it grants, and never again. `None` if it is none, was used, or has ended.
     pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Option<Rc<Grant>> {
         self.expire(now);
-        self.grants.remove(&parse(ticket)?)
+        self.remove(&parse(ticket)?)
     }
 
-    /// Ends all tickets of a person, so that nobody comes back by one that was asked for before. Their places
-    /// become free when they would have ended.
+    /// Ends all tickets of a person, so that nobody comes back by one that was asked for before.
     pub fn revoke(&mut self, sub: &str) {
-        self.grants.retain(|_, grant| grant.sub.as_deref() != Some(sub));
+        let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
+        let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
+        let revoked: Vec<[u8; TICKET_BYTES]> = revoked.map(|(chance, _)| *chance).collect();
+        for chance in revoked {
+            self.remove(&chance);
+        }
     }
 
-    /// How many are kept.
+    /// How many are out.
     pub fn len(&self) -> usize {
-        self.queue.len()
+        self.tickets.len()
     }
 
-    /// Is none kept?
+    /// Is none out?
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.tickets.is_empty()
     }
 
-    fn expire(&mut self, now: Moment) {
-        while let Some((end, ticket)) = self.queue.front()
+    /// When the oldest expires. It has to be expired then: weeks later its moment would look like one in the future.
+    pub fn next_expiry(&self) -> Option<Moment> {
+        self.order.first_key_value().map(|(_, &(end, _))| end)
+    }
+
+    /// Drops what has expired.
+    pub fn expire(&mut self, now: Moment) {
+        while let Some((_, &(end, chance))) = self.order.first_key_value()
             && end.has_come(now)
         {
-            self.grants.remove(ticket);
-            self.queue.pop_front();
+            self.remove(&chance);
         }
+    }
+
+    fn remove(&mut self, chance: &[u8; TICKET_BYTES]) -> Option<Rc<Grant>> {
+        let Ticket { grant, number, holder } = self.tickets.remove(chance)?;
+        self.order.remove(&number);
+        self.shares.give_back(holder);
+        if self.tickets.is_empty() {
+            // A crowd's tickets must not be paid for ever after.
+            self.tickets = HashMap::new();
+        }
+        Some(grant)
     }
 }
 
 /// A ticket that is out opens a connection: none is shown.
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tickets({} of {})", self.queue.len(), self.tickets_max)
+        write!(f, "Tickets({} of {})", self.tickets.len(), self.tickets_max)
     }
 }
 
@@ -126,6 +177,8 @@ mod tests {
         number.to_be_bytes()
     }
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn start() -> Moment {
         Moment::from_millis(u64::from(u32::MAX) - 1_000)
     }
@@ -136,9 +189,9 @@ mod tests {
 
     #[test]
     fn the_tickets_of_a_person_end_with_its_connections() {
-        let (mut tickets, now) = (Tickets::new(8), start());
+        let (mut tickets, now) = (Tickets::new(8, 8), start());
         let of = |sub: Option<&str>| Rc::new(Grant { sub: sub.map(Into::into), ..Grant::default() });
-        let mut issue = |number, sub| tickets.issue(chance(number), of(sub), now).unwrap();
+        let mut issue = |number, sub| tickets.issue(chance(number), of(sub), HERE, now).unwrap();
         let (alice, again) = (issue(1, Some("alice")), issue(2, Some("alice")));
         let others = [issue(3, Some("alicia")), issue(4, None)];
         tickets.revoke("alice");
@@ -148,21 +201,21 @@ mod tests {
         for one in others {
             assert!(tickets.redeem(one.as_bytes(), now).is_some());
         }
-        assert_eq!(tickets.len(), 4, "what a person may have in half a minute is not more for that");
+        assert!(tickets.is_empty() && tickets.shares.is_empty());
     }
 
     #[test]
     fn nothing_that_is_printed_shows_one() {
-        let mut tickets = Tickets::new(8);
-        tickets.issue([171; TICKET_BYTES], grant(), start()).unwrap();
+        let mut tickets = Tickets::new(8, 8);
+        tickets.issue([171; TICKET_BYTES], grant(), HERE, start()).unwrap();
         let text = format!("{tickets:?}");
         assert!(!text.contains("171") && !text.contains("ab"), "{text}");
     }
 
     #[test]
     fn a_ticket_is_good_once() {
-        let (mut tickets, now) = (Tickets::new(8), start());
-        let ticket = tickets.issue(chance(0xabc << 100 | 7), grant(), now).unwrap();
+        let (mut tickets, now) = (Tickets::new(8, 8), start());
+        let ticket = tickets.issue(chance(0xabc << 100 | 7), grant(), HERE, now).unwrap();
         assert_eq!(ticket.len(), TICKET_LETTERS);
         for bad in [
             "",
@@ -181,30 +234,46 @@ mod tests {
 
     #[test]
     fn a_ticket_ends() {
-        let (mut tickets, now) = (Tickets::new(8), start());
-        let one = tickets.issue(chance(1), grant(), now).unwrap();
-        let two = tickets.issue(chance(2), grant(), now.after(1)).unwrap();
+        let (mut tickets, now) = (Tickets::new(8, 8), start());
+        let one = tickets.issue(chance(1), grant(), HERE, now).unwrap();
+        let two = tickets.issue(chance(2), grant(), HERE, now.after(1)).unwrap();
         assert!(tickets.redeem(one.as_bytes(), now.after(TICKET_LIFE_MS)).is_none());
         assert!(tickets.redeem(two.as_bytes(), now.after(TICKET_LIFE_MS)).is_some());
         assert!(tickets.redeem(two.as_bytes(), now.after(TICKET_LIFE_MS + 1)).is_none());
-        assert!(tickets.is_empty() && tickets.grants.is_empty());
+        assert!(tickets.is_empty() && tickets.order.is_empty());
     }
 
     #[test]
-    fn the_store_is_bounded_used_tickets_too() {
-        let (mut tickets, now) = (Tickets::new(3), start());
-        for number in 0..3 {
-            let ticket = tickets.issue(chance(number), grant(), now.after(number as u32 * 10)).unwrap();
+    fn store_is_bounded_and_used_tickets_leave_it_at_once() {
+        let (mut tickets, now) = (Tickets::new(3, 3), start());
+        for number in 0..4 {
+            let ticket = tickets.issue(chance(number), grant(), HERE, now.after(number as u32 * 10)).unwrap();
             if number == 1 {
                 assert!(tickets.redeem(ticket.as_bytes(), now.after(10)).is_some());
             }
         }
-        let full = tickets.issue(chance(9), grant(), now.after(100));
-        assert_eq!(full, Err(TicketsOut { retry_ms: TICKET_LIFE_MS - 100 }));
+        let full = tickets.issue(chance(9), grant(), HERE, now.after(100));
+        assert_eq!(full, Err(NoTicket::TableFull { retry_ms: TICKET_LIFE_MS - 100 }));
         let later = now.after(TICKET_LIFE_MS);
-        assert!(tickets.issue(chance(9), grant(), later).is_ok());
-        assert!(tickets.issue(chance(10), grant(), later).is_err());
-        assert_eq!(tickets.len(), 3);
-        assert_eq!(Tickets::new(0).issue(chance(1), grant(), now), Err(TicketsOut { retry_ms: 0 }));
+        assert!(tickets.issue(chance(9), grant(), HERE, later).is_ok());
+        assert!(tickets.issue(chance(10), grant(), HERE, later).is_err());
+        assert_eq!((tickets.len(), tickets.order.len()), (3, 3));
+        let none = Tickets::new(0, 1).issue(chance(1), grant(), HERE, now);
+        assert_eq!(none, Err(NoTicket::TableFull { retry_ms: 0 }));
+    }
+
+    #[test]
+    fn tickets_of_one_client_leave_room_for_others() {
+        let (mut tickets, now) = (Tickets::new(100, 10), start());
+        let of = |sub: &str| Rc::new(Grant { sub: Some(sub.into()), ..Grant::default() });
+        for number in 0..10 {
+            assert!(tickets.issue(chance(number), of("mallory"), HERE, now).is_ok());
+        }
+        let more = tickets.issue(chance(10), of("mallory"), HERE, now.after(1));
+        assert_eq!(more, Err(NoTicket::ShareFull { retry_ms: TICKET_LIFE_MS - 1 }));
+        assert!(tickets.issue(chance(11), of("alice"), HERE, now).is_ok());
+        assert!(tickets.issue(chance(12), Rc::default(), HERE, now).is_ok(), "no person: by address");
+        tickets.expire(now.after(TICKET_LIFE_MS));
+        assert!(tickets.issue(chance(13), of("mallory"), HERE, now.after(TICKET_LIFE_MS)).is_ok());
     }
 }

@@ -55,6 +55,11 @@ pub(super) struct GateFlags {
     /// Most one-time tickets that are out (POST /v1/tickets); over it 503.
     #[arg(long, env = "OYEZ_TICKETS_MAX", value_name = "N", default_value = "10000", value_parser = count)]
     pub(super) tickets_max: usize,
+
+    /// Maximum one-time tickets that one client holds at a time: a person by its token's `sub`, else an address or a /64
+    /// of IPv6; over it 429.
+    #[arg(long, env = "OYEZ_TICKETS_PER_CLIENT_MAX", value_name = "N", default_value = "1000", value_parser = count)]
+    pub(super) tickets_per_client_max: usize,
 }
 
 fn rules(text: &str) -> Result<Grant, String> {
@@ -114,7 +119,7 @@ impl GateFlags {
             verifier,
             anonymous: Rc::new(anonymous),
             allow_query_token: self.allow_query_token,
-            tickets: Tickets::new(self.tickets_max),
+            tickets: Tickets::new(self.tickets_max, self.tickets_per_client_max),
             auths: Meters::new(),
             unix_now: 0,
         };

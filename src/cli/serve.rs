@@ -342,6 +342,7 @@ impl Serve {
                 token_grace_ms: self.gate.token_grace_ms,
                 auths_per_second: self.gate.auths_per_second,
                 tickets_max: self.gate.tickets_max,
+                tickets_per_client_max: self.gate.tickets_per_client_max,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,

@@ -34,6 +34,8 @@ pub struct Levels {
     pub history_messages: usize,
     /// Bytes in histories.
     pub history_bytes: usize,
+    /// One-time tickets that are out.
+    pub tickets: usize,
     /// Removed channels whose names are remembered.
     pub removed_channels: usize,
     /// Bytes that they take.
@@ -164,6 +166,7 @@ impl Collector for Snapshot {
             levels.slow_connections as u64,
         )?;
         page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
+        page.gauge("oyez_tickets", "One-time tickets that are out", levels.tickets as u64)?;
         page.gauge(
             "oyez_removed_channels",
             "Removed channels whose names are remembered",

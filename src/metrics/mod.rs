@@ -35,11 +35,14 @@ pub enum Limit {
     Bytes,
     /// Tokens that one connection shows in its messages.
     Auths,
+    /// Tickets that one client holds.
+    TicketsPerClient,
 }
 
 impl Limit {
     /// The words of all, in their order.
-    pub const WORDS: [&str; 5] = ["connections_per_address", "handshakes", "messages", "bytes", "auths"];
+    pub const WORDS: [&str; 6] =
+        ["connections_per_address", "handshakes", "messages", "bytes", "auths", "tickets_per_client"];
 }
 
 /// Counters of one server since its start.

@@ -75,7 +75,7 @@ impl<T: Transport> Engine<T> {
             Intent::Review { pass } => self.review(id, &pass, now),
             Intent::Expel { sub, manner } => self.expel(id, &sub, &manner, now),
             Intent::Ask { question, manner } => {
-                let response = self.look_up(question, &manner, now);
+                let response = self.look_up(id, question, &manner, now);
                 self.answer(id, response.into(), now);
             }
             Intent::Answer(response) => self.answer(id, response, now),

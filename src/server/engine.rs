@@ -73,6 +73,8 @@ pub struct Engine<T> {
     ping_sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
+    /// When the tables of clients are swept next.
+    pub(super) tables_at: Moment,
     /// Makes the names of clients differ from those of other processes.
     pub client_salt: u32,
     /// Differs from that of other processes, also of those that wrote the same history.
@@ -103,6 +105,7 @@ impl<T: Transport> Engine<T> {
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
+            tables_at: Moment::from_millis(0),
             client_salt: 0,
             run: 0,
             draining: None,
@@ -327,6 +330,8 @@ impl<T: Transport> Engine<T> {
     ///
     /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of a crowd.
     pub fn sweep(&mut self, now: Moment) {
+        self.continue_drain(now);
+        self.sweep_tables(now);
         let (slots, connections) = (self.slots.keys_end(), self.slots.len());
         let mut budget = self.sweeper.take_budget(connections, DEADLINES_SPAN_MS, now);
         let slice = self.sweeper.slice(slots, now);
@@ -388,7 +393,8 @@ impl<T: Transport> Engine<T> {
         let slots = (!self.slots.is_empty()).then(next);
         let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
         let drain = self.draining.as_ref().and_then(Drain::next);
-        slots.into_iter().chain(channels).chain(drain).reduce(Moment::or_earlier)
+        let tables = self.next_table_sweep(now);
+        [slots, channels, drain, tables].into_iter().flatten().reduce(Moment::or_earlier)
     }
 
     /// The only place where a slot dies and its key is freed; how many did.

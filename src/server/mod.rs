@@ -30,6 +30,7 @@ pub mod store;
 mod sweep;
 pub mod tls;
 pub mod transport;
+mod upkeep;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};

@@ -139,7 +139,8 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         }
         Route::Tickets => {
             let grant = pass.unwrap_or_else(|| desk.gate.anonymous.clone());
-            ask(Question::Ticket { grant }, manner, rest, owed, desk)
+            let client = client_of(request, desk);
+            ask(Question::Ticket { grant, client }, manner, rest, owed, desk)
         }
         Route::Connections => {
             let Some(sub) = query.sub else {

@@ -144,6 +144,8 @@ pub enum Question {
     Ticket {
         /// The rights.
         grant: Rc<Grant>,
+        /// For whom a trusted proxy sent the request.
+        client: Option<IpAddr>,
     },
     /// One channel.
     Channel {

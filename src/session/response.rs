@@ -142,6 +142,11 @@ impl Refusal {
             .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
+    /// 429: the client holds as much of something as it may.
+    pub fn too_many(code: &'static str, message: &str, retry_ms: u32) -> Refusal {
+        Refusal::new(429, code, message).with("Retry-After", retry_after_seconds(retry_ms).to_string())
+    }
+
     /// 429: the address has as many connections as it may.
     pub fn too_many_connections(retry_ms: u32) -> Refusal {
         Refusal::new(429, "too_many_connections", "this address has as many connections as it may")

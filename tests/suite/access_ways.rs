@@ -156,7 +156,7 @@ fn a_token_is_never_published() {
 
 #[test]
 fn as_a_ticket_that_is_good_once() {
-    let guarded = Guarded::start(&["--tickets-max=3"]);
+    let guarded = Guarded::start(&["--tickets-max=3", "--tickets-per-client-max=2"]);
     let one = ticket(&guarded, &alice());
     let mut raw = guarded.upgraded(&format!("/ws/a?echo=1&ticket={one}"), "");
     raw.send_text("x");
@@ -174,8 +174,15 @@ fn as_a_ticket_that_is_good_once() {
     let three = ticket(&guarded, &alice());
     let ask = |request: String| Client::new(guarded.server.connect()).ask(request);
     assert_eq!(ask(get(&format!("/v1/channels/a?ticket={three}"))).status, 401);
-    // Used or not, they are bounded.
-    let full = ask(post("/v1/tickets", &bearer(&alice()), ""));
+    // Those that are not used are bounded, and a client's share of them.
+    let mine = ask(post("/v1/tickets", &bearer(&alice()), ""));
+    assert_eq!(mine.status, 200);
+    let over = ask(post("/v1/tickets", &bearer(&alice()), ""));
+    assert_eq!((over.status, over.code()), (429, "too_many_tickets".into()));
+    assert!(over.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
+    let bob = bearer(&token("bob", &["a"], &["a"]));
+    assert_eq!(ask(post("/v1/tickets", &bob, "")).status, 200);
+    let full = ask(post("/v1/tickets", &bob, ""));
     assert_eq!((full.status, full.code()), (503, "tickets_out".into()));
     assert!(full.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
     // A ticket stands for a token, and who has none gets none.

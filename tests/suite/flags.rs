@@ -247,6 +247,8 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--token-grace-ms", "1h"),
         ("--auths-per-second", "-1"),
         ("--tickets-max", "0"),
+        ("--tickets-per-client-max", "0"),
+        ("--removed-channels-bytes-max", "0"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),
         ("--origin", "https://app.example/path"),

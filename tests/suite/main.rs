@@ -33,6 +33,7 @@ mod http_bodies;
 mod http_origins;
 mod http_pages;
 mod http_slow;
+mod idle_weeks;
 mod keys;
 mod limits;
 mod model;

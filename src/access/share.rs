@@ -1,0 +1,125 @@
+//! Shares: how much of what is for all clients one client may take.
+//!
+//! A client is the person that its token names (`sub`); without one it is its address, of IPv6 its /64. A table counts
+//! what each of them holds at the moment, so one that holds nothing costs nothing.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+
+use super::address::Block;
+use super::grant::Grant;
+
+/// A client, as a hash under random keys: nobody can choose a name that collides with another's, and by chance none
+/// does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ShareKey(u64);
+
+/// The client holds as much as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareFull;
+
+/// What each client holds.
+#[derive(Debug)]
+pub struct Shares {
+    hasher: RandomState,
+    held: HashMap<ShareKey, u32>,
+    most: u32,
+}
+
+impl Shares {
+    /// An empty table; each client may hold `most`.
+    pub fn new(most: usize) -> Shares {
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Shares { hasher: RandomState::new(), held: HashMap::new(), most }
+    }
+
+    /// The client with these rights, at this address.
+    pub fn key(&self, grant: &Grant, address: IpAddr) -> ShareKey {
+        ShareKey(match &grant.sub {
+            Some(sub) => self.hasher.hash_one((true, sub)),
+            None => self.hasher.hash_one((false, Block::from(address))),
+        })
+    }
+
+    /// Returns true if the client holds as much as it may.
+    pub fn is_full(&self, key: ShareKey) -> bool {
+        self.held.get(&key).copied().unwrap_or(0) >= self.most
+    }
+
+    /// Takes one more.
+    ///
+    /// # Errors
+    /// The client holds as much as it may.
+    pub fn take(&mut self, key: ShareKey) -> Result<(), ShareFull> {
+        if self.is_full(key) {
+            return Err(ShareFull);
+        }
+        *self.held.entry(key).or_default() += 1;
+        Ok(())
+    }
+
+    /// Gives one back.
+    pub fn give_back(&mut self, key: ShareKey) {
+        let Some(held) = self.held.get_mut(&key) else { return };
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(&key);
+            if self.held.len() < self.held.capacity() / 8 {
+                // A crowd must not be paid for ever after.
+                self.held.shrink_to(2 * self.held.len());
+            }
+        }
+    }
+
+    /// How many clients hold something.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Returns true if no client holds anything.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn share_is_per_person_or_address_and_comes_back() {
+        let mut shares = Shares::new(2);
+        let alice = Grant { sub: Some("alice".into()), ..Grant::default() };
+        let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let person = shares.key(&alice, here);
+        assert_eq!(person, shares.key(&alice, there), "a person is the same everywhere");
+        let keys = [shares.key(&Grant::default(), here), shares.key(&Grant::default(), there), person];
+        for key in keys {
+            assert_eq!(
+                (shares.take(key), shares.take(key), shares.take(key)),
+                (Ok(()), Ok(()), Err(ShareFull))
+            );
+        }
+        shares.give_back(person);
+        assert_eq!((shares.take(person), shares.take(keys[0])), (Ok(()), Err(ShareFull)));
+        let networks =
+            ["2001:db8::1", "2001:db8::2"].map(|text| shares.key(&Grant::default(), text.parse().unwrap()));
+        assert_eq!(networks[0], networks[1], "one customer's network");
+    }
+
+    #[test]
+    fn shares_of_a_crowd_leave_no_memory() {
+        let mut shares = Shares::new(1);
+        let key = |shares: &Shares, number: u32| {
+            shares.key(&Grant::default(), std::net::Ipv4Addr::from(number).into())
+        };
+        for number in 0..10_000 {
+            assert_eq!(shares.take(key(&shares, number)), Ok(()));
+        }
+        for number in 0..10_000 {
+            shares.give_back(key(&shares, number));
+        }
+        assert!(shares.is_empty() && shares.held.capacity() <= 16, "{}", shares.held.capacity());
+    }
+}
