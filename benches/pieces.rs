@@ -13,7 +13,7 @@ use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::journal::Hour;
 use oyez::hub::outbox::{Outbox, Pace};
 use oyez::hub::{Hub, Wish};
-use oyez::ids::{ChannelName, Peer, Since, SlotId};
+use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
 use oyez::moment::Moment;
 use oyez::server::engine::Engine;
 use oyez::server::transport::{ReadOutcome, Transport};
@@ -69,7 +69,7 @@ fn hub(bench: &mut Criterion) {
             group.throughput(Throughput::Elements(u64::from(members)));
             group.bench_function(BenchmarkId::new(keeps, members), |bench| {
                 bench.iter(|| {
-                    hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), None, None);
+                    hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), Sender::default(), None);
                     while let Some(channel) = hub.next_touched() {
                         let Some((members, batch)) = hub.seal(channel, now) else { continue };
                         for (position, member) in members.live(Form::Raw).iter().enumerate() {
@@ -104,7 +104,7 @@ fn journal(bench: &mut Criterion) {
                 for _ in 0..times {
                     for &id in &ids {
                         for _ in 0..messages {
-                            hub.publish(id, Kind::Text, &[b'x'; 64], None, None);
+                            hub.publish(id, Kind::Text, &[b'x'; 64], Sender::default(), None);
                         }
                         let _ = hub.seal(id, now);
                     }

@@ -201,6 +201,8 @@ pub enum ClaimName {
     Iss,
     /// Whose it is.
     Sub,
+    /// What is told of its bearer.
+    Info,
     /// The rights that it gives.
     Oyez,
     /// The channels that may be heard.
@@ -217,6 +219,7 @@ impl fmt::Display for ClaimName {
             ClaimName::Aud => "aud",
             ClaimName::Iss => "iss",
             ClaimName::Sub => "sub",
+            ClaimName::Info => "info",
             ClaimName::Oyez => "oyez",
             ClaimName::OyezSubscribe => "oyez.subscribe",
             ClaimName::OyezPublish => "oyez.publish",

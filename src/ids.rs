@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// One life of one slot.
 ///
@@ -204,6 +205,43 @@ impl ClientId {
     pub(crate) fn from_bits(bits: u32) -> ClientId {
         ClientId(bits)
     }
+}
+
+/// A user, as the server vouches for it: what the token of a publisher says in `sub` and `info`.
+///
+/// It is kept as the JSON that subscribers are sent, and shared by all messages that are published with one token. In an
+/// `Arc`, since a grant holds it and grants are values of flags, which may cross threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User(Arc<Box<str>>);
+
+impl User {
+    /// A user by its id and, as JSON, what else is to be told of it.
+    pub fn new(id: &str, info: Option<&str>) -> User {
+        let id = serde_json::Value::from(id);
+        // In JSON a line end is white space: one within a string is escaped. An event stream would end a field there.
+        let info =
+            info.map_or(String::new(), |info| format!(",\"info\":{}", info.replace(['\r', '\n'], " ")));
+        User::from_json(&format!("{{\"id\":{id}{info}}}"))
+    }
+
+    /// A user that was written down.
+    pub(crate) fn from_json(json: &str) -> User {
+        User(Arc::new(json.into()))
+    }
+
+    /// `{"id":"alice","info":{…}}`.
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Who published a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    /// The connection, where it was a WebSocket.
+    pub client: Option<ClientId>,
+    /// The user of its token, where it had one with a `sub`.
+    pub user: Option<User>,
 }
 
 impl fmt::Display for ClientId {

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
-use crate::ids::{BadChannelName, ChannelName};
+use crate::ids::{BadChannelName, ChannelName, User};
 
 /// Patterns for channel names, in one piece of memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub struct Grant {
     pub publish: Patterns,
     /// Who it is, if the token says so.
     pub sub: Option<Box<str>>,
+    /// What subscribers are told of it beside its messages, if it has a name.
+    pub user: Option<User>,
     /// When it ends, in seconds since 1970; a grant that needs no token never ends.
     pub expires_at: Option<u64>,
     /// May other people's connections be closed?

@@ -11,7 +11,9 @@
 //! {"sub": "alice", "exp": 1767225600, "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"]}}
 //! ```
 //!
-//! It may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
+//! Subscribers are told the claims `sub` and `info` (any JSON, of at most 1 KiB) with each message of the bearer.
+//!
+//! The claim `oyez` may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
 //! not known is refused: it may be a limit that a newer version keeps.
 //!
 //! Nothing of a token comes out again, in an error neither: [`TokenFault`] holds no text.
@@ -24,10 +26,12 @@ use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::Algorithm;
 use serde::de::{Error, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::grant::{Grant, Patterns};
 use super::keys::{Key, Keys};
 use crate::close::{ClaimName, TokenFault};
+use crate::ids::User;
 
 /// The longest token, in bytes: what a request head holds.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
@@ -37,6 +41,9 @@ pub const LEEWAY_SECONDS: u64 = 30;
 
 /// The longest name of a person, in bytes.
 pub const SUB_BYTES_MAX: usize = 255;
+
+/// The longest claim `info`, in bytes of JSON: it goes out with each message of its bearer.
+pub const INFO_BYTES_MAX: usize = 1024;
 
 /// Who makes tokens for this server.
 #[derive(Clone, Debug)]
@@ -76,9 +83,11 @@ impl Verifier {
         for key in self.keys.iter().filter(fits) {
             match jsonwebtoken::crypto::verify(signature, message, &key.key, algorithm) {
                 Ok(true) => {
-                    let claims = decode(claims)?;
-                    let claims = serde_json::from_slice(&claims).map_err(|_| TokenFault::Malformed)?;
-                    return self.judge(claims, now);
+                    let text = decode(claims)?;
+                    let claims = serde_json::from_slice(&text).map_err(|_| TokenFault::Malformed)?;
+                    let grant = self.judge(claims, now)?;
+                    let user = user(grant.sub.as_deref(), &text)?;
+                    return Ok(Grant { user, ..grant });
                 }
                 Ok(false) => verdict = TokenFault::Signature,
                 Err(_) => return Err(TokenFault::Malformed),
@@ -119,12 +128,29 @@ impl Verifier {
             subscribe: patterns(&rights.subscribe, ClaimName::OyezSubscribe)?,
             publish: patterns(&rights.publish, ClaimName::OyezPublish)?,
             sub: sub.map(Into::into),
+            user: None,
             expires_at: Some(exp),
             admin: rights.admin,
             messages_per_second: rights.messages_per_second,
             bytes_per_second: rights.bytes_per_second,
         })
     }
+}
+
+/// What subscribers are told of the bearer: its name, and the claim `info` as it stands in the token.
+fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
+    // By itself: RawValue cannot be read through `Claim`, which tries one type after the other.
+    #[derive(Deserialize)]
+    struct Info<'a> {
+        #[serde(borrow)]
+        info: Option<&'a RawValue>,
+    }
+    let Info { info } = serde_json::from_slice(claims).map_err(|_| TokenFault::Malformed)?;
+    let info = info.map(RawValue::get);
+    if info.is_some_and(|info| info.len() > INFO_BYTES_MAX) {
+        return Err(TokenFault::Claim(ClaimName::Info));
+    }
+    Ok(sub.map(|sub| User::new(sub, info)))
 }
 
 /// Is it fit to stand in a log, and beside a message as its sender? Letters of any script are; what moves
@@ -277,6 +303,9 @@ pub struct NewClaims {
     /// Whose it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
+    /// What subscribers are told of it, as JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub info: Option<serde_json::Value>,
     /// Whom it is for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub aud: Vec<String>,

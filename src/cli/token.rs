@@ -45,6 +45,10 @@ struct New {
     #[arg(long, value_name = "NAME", value_parser = name)]
     sub: Option<String>,
 
+    /// JSON that subscribers get as `user.info` with each message of the bearer, such as {"name":"Alice"}. Needs --sub.
+    #[arg(long, value_name = "JSON", value_parser = info, requires = "sub")]
+    info: Option<serde_json::Value>,
+
     /// Channel that may be heard: a name, or the beginning of names and a *. May come several times.
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     subscribe: Vec<String>,
@@ -109,6 +113,18 @@ struct Secret {
     file: PathBuf,
 }
 
+fn info(text: &str) -> Result<serde_json::Value, String> {
+    let info: serde_json::Value = serde_json::from_str(text).map_err(|why| format!("not JSON: {why}"))?;
+    let bytes = info.to_string().len();
+    if bytes > token::INFO_BYTES_MAX {
+        return Err(format!(
+            "{bytes} bytes of JSON, and at most {} go with a message",
+            token::INFO_BYTES_MAX
+        ));
+    }
+    Ok(info)
+}
+
 impl Token {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self.command {
@@ -131,6 +147,7 @@ impl New {
         let now = now();
         let claims = NewClaims {
             sub: self.sub,
+            info: self.info,
             aud: self.aud,
             iss: self.iss,
             iat: now,

@@ -1,4 +1,5 @@
-// A chat room. A message is { name, text }; both are anybody's, so both are bounded and shown as text.
+// A chat room. A message is { name, text }; both are the sender's claim, so both are bounded and shown as text. Where the
+// sender has a token, the server says who it is, and that name is shown with a mark.
 
 import { at, clip, eachFrame, following, make } from './dom.js';
 
@@ -32,7 +33,10 @@ export class Chat {
     const hear = (message) => {
       const { name, text } = message.data ?? {};
       if (typeof name !== 'string' || typeof text !== 'string' || text === '') return;
-      this.pending.push({ name: name.slice(0, NAME_MAX) || 'nobody', text: clip(text, TEXT_MAX), own: message.own });
+      const { user } = message;
+      const verified = user && String(user.info?.name ?? user.id);
+      const shown = (verified ?? name).slice(0, NAME_MAX) || 'nobody';
+      this.pending.push({ name: shown, id: user?.id, text: clip(text, TEXT_MAX), own: message.own });
       if (this.pending.length > SHOWN) this.pending.shift();
       this.draw();
     };
@@ -49,16 +53,16 @@ export class Chat {
 
   flush() {
     const said = at('said');
-    for (const { name, text, own } of this.pending) {
-      const speaker = own ? 'own' : `other ${name}`;
+    for (const { name, id, text, own } of this.pending) {
+      const speaker = own ? 'own' : `other ${id ?? ''} ${name}`;
       const goesOn = speaker === this.speaker && said.childElementCount > 0;
       this.speaker = speaker;
-      this.speaker = speaker;
+      const mark = id === undefined ? [] : [make('span', { class: 'verified', title: `signed in as ${id}` }, ' \u2713')];
       said.append(
         make(
           'li',
           { class: `${own ? 'own' : ''} ${goesOn ? 'goes-on' : ''}` },
-          make('bdi', { class: 'who' }, own ? `${name} (you)` : name),
+          make('bdi', { class: 'who' }, own ? `${name} (you)` : name, ...mark),
           make('p', { dir: 'auto' }, text),
         ),
       );

@@ -148,7 +148,7 @@ export class Oyez extends EventTarget {
    * Hears a channel. Handlers of one channel share one subscription, and `since` counts for the first of them.
    *
    * @param {string} name
-   * @param {(message: {channel, id, n, from, own, kind, data}) => void} onmessage
+   * @param {(message: {channel, id, n, from, user, own, kind, data}) => void} onmessage
    * @param {object} [options] since ('latest', 'earliest' or an id), echo (false: not one's own), ongap, onlive,
    *   onsubscribed, onerror
    * @returns {() => void} ends it
@@ -435,7 +435,7 @@ export class Oyez extends EventTarget {
     else this.#channels.delete(channel.name);
   }
 
-  #hand(channel, { id, n, from, ...body }) {
+  #hand(channel, { id, n, from, user, ...body }) {
     if (channel?.stage !== 'joined' || channel.recent.has(id)) return;
     const { name, cursor: after, n: last, resumed } = channel;
     // A channel that nobody needed for a while is forgotten by the server, and its count begins again.
@@ -445,7 +445,8 @@ export class Oyez extends EventTarget {
     if (!continues) this.#gap(channel, after, id, n > last ? n - last - 1 : null, 'hole');
 
     const own = this.#clients.has(from);
-    const message = { channel: name, id, n, from, own, ...content(body) };
+    // The user is the server's word for who sent it, by the sender's token.
+    const message = { channel: name, id, n, from, user: user ?? null, own, ...content(body) };
     for (const handler of [...channel.handlers]) {
       if (channel.handlers.has(handler) && (handler.echo || !own)) call(handler.onmessage, message);
     }

@@ -13,6 +13,9 @@ use crate::wire::Kind;
 /// A bit of a message's kind: it has a sender.
 const HAS_SENDER: u8 = 0x80;
 
+/// Another: its sender has a user.
+const HAS_USER: u8 = 0x40;
+
 /// What has become of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -59,7 +62,9 @@ pub(super) struct Message<'a> {
     /// When it was published, by the log's time in milliseconds.
     pub(super) at: u64,
     pub(super) kind: Kind,
-    pub(super) from: Option<ClientId>,
+    pub(super) client: Option<ClientId>,
+    /// As JSON.
+    pub(super) user: Option<&'a str>,
     pub(super) payload: &'a [u8],
 }
 
@@ -68,7 +73,7 @@ pub(super) struct Message<'a> {
 pub struct BadChange;
 
 pub(super) fn put_message(out: &mut Vec<u8>, message: &Message<'_>) {
-    let Message { seq, at, kind, from, payload } = *message;
+    let Message { seq, at, kind, client, user, payload } = *message;
     let kind = match kind {
         Kind::Text => 0,
         Kind::Binary => 1,
@@ -76,9 +81,15 @@ pub(super) fn put_message(out: &mut Vec<u8>, message: &Message<'_>) {
     };
     out.extend_from_slice(&seq.to_le_bytes());
     out.extend_from_slice(&at.to_le_bytes());
-    out.push(if from.is_some() { kind | HAS_SENDER } else { kind });
-    if let Some(from) = from {
-        out.extend_from_slice(&from.to_bits().to_le_bytes());
+    let has_client = if client.is_some() { HAS_SENDER } else { 0 };
+    let has_user = if user.is_some() { HAS_USER } else { 0 };
+    out.push(kind | has_client | has_user);
+    if let Some(client) = client {
+        out.extend_from_slice(&client.to_bits().to_le_bytes());
+    }
+    if let Some(user) = user {
+        out.extend_from_slice(&(user.len() as u32).to_le_bytes());
+        out.extend_from_slice(user.as_bytes());
     }
     out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     out.extend_from_slice(payload);
@@ -101,21 +112,28 @@ impl<'a> Messages<'a> {
         let seq = u64::from_le_bytes(self.array()?);
         let at = u64::from_le_bytes(self.array()?);
         let [kind] = self.array()?;
-        let from = if kind & HAS_SENDER == 0 {
+        let client = if kind & HAS_SENDER == 0 {
             None
         } else {
             Some(ClientId::from_bits(u32::from_le_bytes(self.array()?)))
         };
-        let kind = match kind & !HAS_SENDER {
+        let user = if kind & HAS_USER == 0 { None } else { Some(std::str::from_utf8(self.bytes()?).ok()?) };
+        let kind = match kind & !(HAS_SENDER | HAS_USER) {
             0 => Kind::Text,
             1 => Kind::Binary,
             2 => Kind::Data,
             _ => return None,
         };
+        let payload = self.bytes()?;
+        Some(Message { seq, at, kind, client, user, payload })
+    }
+
+    /// Bytes after their count.
+    fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = u32::from_le_bytes(self.array()?);
-        let (payload, rest) = self.0.split_at_checked(length as usize)?;
+        let (bytes, rest) = self.0.split_at_checked(length as usize)?;
         self.0 = rest;
-        Some(Message { seq, at, kind, from, payload })
+        Some(bytes)
     }
 
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {

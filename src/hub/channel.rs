@@ -10,7 +10,7 @@ use super::outbox::Frames;
 use super::replay::Replay;
 use super::{Moved, Place, Seat};
 use crate::config::HistoryLimits;
-use crate::ids::{ChannelId, ClientId, MessageId, SlotId};
+use crate::ids::{ChannelId, MessageId, Sender, SlotId};
 use crate::moment::Moment;
 use crate::wire::{self, Form, Kind, Message};
 
@@ -218,7 +218,7 @@ impl Channel {
         seq: u64,
         kind: Kind,
         payload: &[u8],
-        from: Option<ClientId>,
+        sender: Sender,
         unheard_by: Option<Seat>,
     ) -> bool {
         let Batch { frames, entries, unheard } = &mut self.batch;
@@ -226,7 +226,7 @@ impl Channel {
         if let Some(Seat { place: Place::Live(form), position, .. }) = unheard_by {
             unheard.push(Unheard { form, position, message: entries.len() as u32 });
         }
-        entries.push(Entry { end: frames.len() as u32, seq, kind, from });
+        entries.push(Entry { end: frames.len() as u32, seq, kind, sender });
         self.messages += 1;
         self.last = seq;
         entries.len() == 1
@@ -274,7 +274,7 @@ impl Channel {
             channel: &self.name,
             id: MessageId { epoch, seq: kept.seq },
             number: self.first_number() + index as u64,
-            from: kept.from,
+            sender: &kept.sender,
             kind: kept.kind,
             payload: kept.payload(),
         })
@@ -291,17 +291,17 @@ fn encode(
     wants_ends: bool,
 ) -> Encoded {
     debug_assert!(
-        !wants_ends || form != Form::Event,
+        !wants_ends || !form.is_chunked(),
         "an event stream publishes nothing that it could leave out"
     );
     let mut out = form.begin(raw.len() + 128 * entries.len());
     let mut ends = Vec::new();
     let mut start = 0;
     for (entry, number) in entries.iter().zip(first_number..) {
-        let Entry { end, seq, kind, from } = *entry;
+        let Entry { end, seq, kind, ref sender } = *entry;
         let payload = wire::payload_of(&raw[start..end as usize]);
         let id = MessageId { epoch, seq };
-        Message { channel, id, number, from, kind, payload }.append_as(form, &mut out);
+        Message { channel, id, number, sender, kind, payload }.append_as(form, &mut out);
         start = end as usize;
         if wants_ends {
             ends.push(out.len() as u32);
@@ -369,7 +369,7 @@ mod tests {
 
     fn publish(channel: &mut Channel, payload: &[u8], unheard_by: Option<u32>) -> bool {
         let seat = unheard_by.map(|position| seat(ChannelId(0), Form::Raw, position, false));
-        channel.publish(channel.last + 1, Kind::Text, payload, None, seat)
+        channel.publish(channel.last + 1, Kind::Text, payload, Sender::default(), seat)
     }
 
     fn seal(channel: &mut Channel) -> Option<Sealed> {

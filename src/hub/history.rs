@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::outbox::Frames;
 use crate::config::HistoryLimits;
-use crate::ids::ClientId;
+use crate::ids::{Sender, User};
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
 
@@ -29,13 +29,13 @@ const GATHERED: usize = 16;
 const SMALL_BYTES: usize = 1024;
 
 /// One message's stretch of a batch, and what is told of it beside its payload.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     /// The end of its frame; it begins where the one before it ends.
     pub(super) end: u32,
     pub(super) seq: u64,
     pub(super) kind: Kind,
-    pub(super) from: Option<ClientId>,
+    pub(super) sender: Sender,
 }
 
 /// The last messages of one channel.
@@ -59,7 +59,7 @@ pub(super) struct Kept {
     pub(super) seq: u64,
     pub(super) at: Moment,
     pub(super) kind: Kind,
-    pub(super) from: Option<ClientId>,
+    pub(super) sender: Sender,
 }
 
 impl Kept {
@@ -72,8 +72,14 @@ impl Kept {
     }
 
     fn cost(&self) -> usize {
-        (self.end - self.start) as usize + MESSAGE_BYTES
+        cost(self.end - self.start, &self.sender)
     }
+}
+
+/// What a message counts. A user counts with each message, though all that one token publishes share it: how long it
+/// is shared is up to the publisher.
+fn cost(frame_bytes: u32, sender: &Sender) -> usize {
+    frame_bytes as usize + MESSAGE_BYTES + sender.user.as_ref().map_or(0, |user| User::as_json(user).len())
 }
 
 impl History {
@@ -122,7 +128,7 @@ impl History {
         let (batch, shift) = worth_sharing(batch, start);
         let mut start = start;
         for entry in &entries[first..] {
-            let Entry { end, seq, kind, from } = *entry;
+            let Entry { end, seq, kind, ref sender } = *entry;
             if self.kept.len() == self.kept.capacity() {
                 // Doubling would leave up to half of it unused, for as long as the channel lives.
                 self.kept.reserve_exact((self.kept.len() / 4).max(4));
@@ -134,7 +140,7 @@ impl History {
                 seq,
                 at: now,
                 kind,
-                from,
+                sender: sender.clone(),
             };
             self.bytes += kept.cost();
             self.kept.push_back(kept);
@@ -195,7 +201,8 @@ fn first_to_keep(entries: &[Entry], limits: &HistoryLimits) -> usize {
     let mut first = entries.len();
     while first > 0 && entries.len() - first < limits.messages_max {
         let start = first.checked_sub(2).map_or(0, |before| entries[before].end);
-        bytes += (entries[first - 1].end - start) as usize + MESSAGE_BYTES;
+        let entry = &entries[first - 1];
+        bytes += cost(entry.end - start, &entry.sender);
         if bytes > limits.bytes_max {
             break;
         }
@@ -236,7 +243,7 @@ mod tests {
             .zip(seq..)
             .map(|(text, seq)| {
                 wire::append_message(&mut frames, Kind::Text, text.as_bytes());
-                Entry { end: frames.len() as u32, seq, kind: Kind::Text, from: None }
+                Entry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() }
             })
             .collect();
         let batch = Rc::new(Bytes::from(frames));
@@ -290,7 +297,7 @@ mod tests {
         for seq in 1..=40 {
             let mut frames = Vec::new();
             wire::append_message(&mut frames, Kind::Text, seq.to_string().as_bytes());
-            let entry = Entry { end: frames.len() as u32, seq, kind: Kind::Text, from: None };
+            let entry = Entry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() };
             history.keep(&Rc::new(Bytes::from(frames)), &[entry], &limits, at(0));
             let expected: Vec<(u64, String)> =
                 (seq.saturating_sub(29).max(1)..=seq).map(|seq| (seq, seq.to_string())).collect();

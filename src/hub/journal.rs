@@ -17,7 +17,7 @@ use super::change::{self, Change, Figures};
 use super::channel::Channel;
 use super::history::Kept;
 use super::removed::Removed;
-use crate::ids::ChannelId;
+use crate::ids::{ChannelId, User};
 use crate::moment::Moment;
 
 /// Which channels have changed since they were written.
@@ -169,8 +169,10 @@ fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> (Change, bool
         && let Some(kept) = history.get(end)
     {
         let at = hour.millis.saturating_sub(u64::from(hour.now.millis_since(kept.at)));
-        let Kept { seq, kind, from, .. } = *kept;
-        change::put_message(&mut messages, &change::Message { seq, at, kind, from, payload: kept.payload() });
+        let Kept { seq, kind, ref sender, .. } = *kept;
+        let (client, user) = (sender.client, sender.user.as_ref().map(User::as_json));
+        let message = change::Message { seq, at, kind, client, user, payload: kept.payload() };
+        change::put_message(&mut messages, &message);
         end += 1;
     }
     let is_all = end == history.len();

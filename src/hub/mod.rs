@@ -32,7 +32,7 @@ use std::rc::Rc;
 use slab::Slab;
 
 use crate::config::{HistoryLimits, Limits};
-use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapWhy, MessageId, Since, SlotId};
+use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
 use crate::moment::Moment;
 use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
@@ -414,7 +414,7 @@ impl Hub {
         id: ChannelId,
         kind: Kind,
         payload: &[u8],
-        from: Option<ClientId>,
+        sender: Sender,
         seat: Option<Seat>,
     ) -> Published {
         debug_assert_eq!(self.before(id), None, "members of two channels hear them in the log's order");
@@ -424,7 +424,7 @@ impl Hub {
         self.seq += 1;
         let unheard_by = seat.filter(|seat| !seat.echo);
         let channel = &mut self.channels[id.0 as usize];
-        if channel.publish(self.seq, kind, payload, from, unheard_by) {
+        if channel.publish(self.seq, kind, payload, sender, unheard_by) {
             self.touched.push(id);
         }
         Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }

@@ -11,13 +11,15 @@ use super::channel::Channel;
 use super::history::Entry;
 use super::journal::{Head, Hour, Mark};
 use crate::config::Limits;
-use crate::ids::{ChannelName, ClientId};
+use crate::ids::{ChannelName, Sender, User};
 use crate::wire::{self, Kind};
 
 /// What changes have come to, all in all.
 #[derive(Debug, Default)]
 pub struct Past {
     channels: HashMap<Box<str>, Written>,
+    /// Messages of one user share it again.
+    users: HashMap<Box<str>, User>,
 }
 
 /// A channel.
@@ -35,7 +37,7 @@ struct WrittenMessage {
     seq: u64,
     at: u64,
     kind: Kind,
-    from: Option<ClientId>,
+    sender: Sender,
     payload: Box<[u8]>,
 }
 
@@ -57,14 +59,15 @@ impl Past {
         let Figures { number, last, floor } = figures;
         let mut kept: VecDeque<WrittenMessage> = VecDeque::new();
         for message in Messages(messages) {
-            let Message { seq, at, kind, from, payload } = message?;
+            let Message { seq, at, kind, client, user, payload } = message?;
             if seq <= floor {
                 continue;
             }
             if seq <= kept.back().map_or(floor, |before| before.seq) || seq > last {
                 return Err(BadChange);
             }
-            kept.push_back(WrittenMessage { seq, at, kind, from, payload: payload.into() });
+            let sender = Sender { client, user: user.map(|json| self.user(json)) };
+            kept.push_back(WrittenMessage { seq, at, kind, sender, payload: payload.into() });
         }
         // A channel keeps the last of its messages, so it has had as many.
         if kept.len() as u64 > number {
@@ -72,6 +75,17 @@ impl Past {
         }
         self.channels.insert(name.into(), Written { number, last, floor, kept });
         Ok(())
+    }
+}
+
+impl Past {
+    fn user(&mut self, json: &str) -> User {
+        if let Some(user) = self.users.get(json) {
+            return user.clone();
+        }
+        let user = User::from_json(json);
+        self.users.insert(json.into(), user.clone());
+        user
     }
 }
 
@@ -120,9 +134,9 @@ impl Hub {
             let mut entries = Vec::new();
             let mut message = Some(first);
             // What was published in one turn was one batch, and is one again.
-            while let Some(WrittenMessage { seq, kind, from, payload, .. }) = message {
+            while let Some(WrittenMessage { seq, kind, sender, payload, .. }) = message {
                 wire::append_message(&mut frames, kind, &payload);
-                entries.push(Entry { end: frames.len() as u32, seq, kind, from });
+                entries.push(Entry { end: frames.len() as u32, seq, kind, sender });
                 message = kept.next_if(|next| next.at == at);
             }
             // Older than it may be is old enough: a moment does not reach back further than weeks.
@@ -155,6 +169,7 @@ mod tests {
     use crate::config::HistoryLimits;
     use crate::hub::change::Change;
     use crate::hub::{Seat, Standing, Wish};
+    use crate::ids::ClientId;
     use crate::ids::{Since, SlotId};
     use crate::moment::Moment;
     use crate::wire::Form;
@@ -258,8 +273,10 @@ mod tests {
                     if let Some(other) = self.hub.before(id) {
                         let _ = self.hub.seal(other, Moment::from_millis(self.millis));
                     }
-                    let from = from.map(ClientId::from_bits);
-                    self.hub.publish(id, Kind::Text, text.as_bytes(), from, None);
+                    let user =
+                        (padding % 3 == 0).then(|| User::new(&format!("user{}", padding % 2), Some("[1]")));
+                    let sender = Sender { client: from.map(ClientId::from_bits), user };
+                    self.hub.publish(id, Kind::Text, text.as_bytes(), sender, None);
                 }
                 Step::Seal => self.seal(),
                 Step::Join { channel } => {
@@ -465,7 +482,7 @@ mod tests {
     #[test]
     fn what_no_journal_has_told_is_refused() {
         let mut good = Vec::new();
-        let message = |seq| Message { seq, at: 0, kind: Kind::Text, from: None, payload: b"x" };
+        let message = |seq| Message { seq, at: 0, kind: Kind::Text, client: None, user: None, payload: b"x" };
         for seq in [3, 4] {
             crate::hub::change::put_message(&mut good, &message(seq));
         }

@@ -234,14 +234,14 @@ impl Hub {
         while let Some(message) = channel.message(epoch, end)
             && end - index < REPLAY_MESSAGES
         {
-            if client.is_none() || message.from != client {
+            if client.is_none() || message.sender.client != client {
                 if message.payload_exceeds(form, REPLAY_BYTES) {
                     if messages > 0 {
                         break;
                     }
                     large = match form {
                         Form::Raw => channel.history.frames(end).map(|frames| (frames, 0)),
-                        Form::Envelope | Form::Event | Form::EventUntilClose => replays.large(&message, form),
+                        _ => replays.large(&message, form),
                     };
                     waits = large.is_none();
                     if !waits {
@@ -305,7 +305,7 @@ mod tests {
         for index in 0..channels {
             let id = hub.open(&name(index)).unwrap();
             for _ in 0..3 {
-                hub.publish(id, Kind::Binary, &[b'x'; 30_000], None, None);
+                hub.publish(id, Kind::Binary, &[b'x'; 30_000], crate::ids::Sender::default(), None);
             }
             let _ = hub.seal(id, Moment::from_millis(0));
         }
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(hub.channels(), 0);
         let new = hub.open(&name(1)).unwrap();
         assert_eq!(new, place);
-        hub.publish(new, Kind::Binary, b"y", None, None);
+        hub.publish(new, Kind::Binary, b"y", crate::ids::Sender::default(), None);
         let _ = hub.seal(new, Moment::from_millis(400_000));
         let (frames, _) = slice(&mut hub, 1, Since::Earliest, 0);
         assert!(!Rc::ptr_eq(&frames, &old) && frames.ends_with(b"y"), "{} bytes", frames.len());

@@ -22,7 +22,7 @@ use crate::ids::SlotId;
 use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Desk, Due, Site, State};
+use crate::session::{AfterFlush, Desk, Due, Ended, Site, State};
 
 /// Every deadline but those of pings is met within that time after the sweep has come to it, if all connections have
 /// one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
@@ -252,8 +252,8 @@ impl<T: Transport> Engine<T> {
     fn after_session(&mut self, id: SlotId) {
         let Engine { slots, intents, wishes, .. } = self;
         intents.extend(wishes.drain(..).map(|wish| (id, wish)));
-        if let Some(Slot { state: State::Dead(reason), .. }) = slots.get(id) {
-            let reason = *reason;
+        if let Some(Slot { state: State::Dead(ended), .. }) = slots.get(id) {
+            let reason = ended.reason;
             slots.doom(id, reason);
         }
         slots.mark_dirty(id);
@@ -404,7 +404,8 @@ impl<T: Transport> Engine<T> {
             self.leave(id, now);
             let Some(mut slot) = self.slots.remove(id) else { continue };
             slot.transport.farewell();
-            let State::Dead(reason) = slot.state else { continue };
+            let State::Dead(ended) = &slot.state else { continue };
+            let reason = ended.reason;
             self.metrics.connections_closed[reason.index()] += 1;
             self.door.leave(slot.peer);
             self.meters.forget(id);
@@ -413,8 +414,10 @@ impl<T: Transport> Engine<T> {
                 self.turned_away -= 1;
             }
             match reason.code() {
-                Some(code) => info!("close peer={} code={code} reason={reason}", slot.peer),
-                None => info!("close peer={} reason={reason}", slot.peer),
+                Some(code) => {
+                    info!("close peer={}{} code={code} reason={reason}", slot.peer, sub_field(ended))
+                }
+                None => info!("close peer={}{} reason={reason}", slot.peer, sub_field(ended)),
             }
         }
         // The last outbox that held an encoding may have gone, or been flushed.
@@ -461,6 +464,15 @@ impl<T: Transport> Engine<T> {
             }
         }
         assert_eq!(seats, self.hub.seats(), "every member has a slot");
+    }
+}
+
+/// ` sub=alice` for the log, in quotation marks where the name would end the field.
+fn sub_field(ended: &Ended) -> String {
+    match ended.grant.as_ref().and_then(|grant| grant.sub.as_deref()) {
+        Some(sub) if sub.contains([' ', '"', '=', '\\']) => format!(" sub={sub:?}"),
+        Some(sub) => format!(" sub={sub}"),
+        None => String::new(),
     }
 }
 

@@ -138,8 +138,8 @@ impl<T: Transport> Engine<T> {
         match wish.form {
             Form::Raw => {}
             Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
-            Form::Event | Form::EventUntilClose if gap.is_some() => {}
-            form @ (Form::Event | Form::EventUntilClose) => {
+            _ if gap.is_some() => {}
+            form => {
                 self.say(id, form.piece(|out| wire::append_cursor(out, cursor)), now);
             }
         }
@@ -159,7 +159,7 @@ impl<T: Transport> Engine<T> {
         match form {
             Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
             Form::Envelope => self.say(id, notice::gap_frame(channel, gap).into(), now),
-            Form::Event | Form::EventUntilClose => {
+            form => {
                 self.say(id, form.piece(|out| wire::append_gap(out, channel, gap)), now);
             }
         }

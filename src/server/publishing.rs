@@ -9,7 +9,7 @@ use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::close::Reason;
 use crate::hub::repeats::{IdempotencyKey, KeyOwner};
 use crate::hub::{Duplicate, Published};
-use crate::ids::{ChannelId, ChannelName, ClientId, SlotId};
+use crate::ids::{ChannelId, ChannelName, ClientId, Sender, SlotId};
 use crate::moment::Moment;
 use crate::session::guest::FORBIDDEN;
 use crate::session::intent::Receipt;
@@ -114,14 +114,15 @@ impl<T: Transport> Engine<T> {
             None => {}
         }
         let seat = slot.seats.find(channel);
-        let (from, count) = match receipt {
+        let (client, count) = match receipt {
             Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
                 (Some(ClientId::of(id, self.client_salt)), &mut self.metrics.published_by_websocket)
             }
         };
         *count += 1;
-        let published = self.hub.publish(channel, kind, payload, from, seat);
+        let user = pass.as_ref().and_then(|grant| grant.user.clone());
+        let published = self.hub.publish(channel, kind, payload, Sender { client, user }, seat);
         if let Some(key) = key {
             self.hub.record_key(key, kind, payload, published.id, now);
         }

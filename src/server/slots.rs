@@ -415,7 +415,7 @@ impl<T: Transport> Slots<T> {
         if let Some(slot) = self.get_mut(id)
             && slot.marks.set(Marks::DOOMED)
         {
-            slot.state = State::Dead(reason);
+            slot.state.end(reason);
             self.doomed.push(id);
         }
     }
@@ -642,6 +642,6 @@ mod tests {
         slots.requeue(id);
         assert_eq!((slots.ready_len(ReadyQueue::New), slots.ready_len(ReadyQueue::Requeued)), (1, 0));
         assert_eq!(slots.take_doomed(), [id]);
-        assert!(matches!(slots.get(id).unwrap().state, State::Dead(Reason::Slow)));
+        assert!(matches!(&slots.get(id).unwrap().state, State::Dead(ended) if ended.reason == Reason::Slow));
     }
 }

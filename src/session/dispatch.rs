@@ -298,8 +298,8 @@ fn stream_events(
         return refuse(&refusal, manner, rest, owed, desk);
     }
     // RFC 9112 6.1: no transfer coding for HTTP/1.0.
-    let form = if request.minor_version == 0 { Form::EventUntilClose } else { Form::Event };
-    let mut begin = manner.event_stream(form == Form::Event);
+    let form = Form::of_events(request.minor_version > 0, query.envelope);
+    let mut begin = manner.event_stream(form.is_chunked());
     begin.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
     desk.intents.push(Intent::Say(Bytes::from(begin)));
     let wish = Wish { form, since: since.unwrap_or(Since::Now), echo: true };

@@ -1,8 +1,11 @@
 //! A connection that is being closed.
 
+use std::rc::Rc;
+
 use super::State;
 use super::walker::{Halt, Walker};
 use super::{AfterFlush, Desk};
+use crate::access::grant::Grant;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::hub::outbox::Outbox;
@@ -17,6 +20,8 @@ pub struct Draining {
     pub(super) until: Moment,
     /// The end of patience with a peer that takes a byte at a time.
     until_at_most: Moment,
+    /// The rights that it had by a token.
+    pub(super) grant: Option<Rc<Grant>>,
 }
 
 /// How far a close has come.
@@ -40,6 +45,7 @@ impl Draining {
             closing,
             until: now.after(limits.close_timeout_ms),
             until_at_most: now.after(limits.drain_ms),
+            grant: None,
         }))
     }
 

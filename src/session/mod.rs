@@ -35,6 +35,7 @@ use bytes::Bytes;
 
 use crate::access::door::{Door, TOO_MANY_RETRY_MS};
 use crate::access::gate::Gate;
+use crate::access::grant::Grant;
 use crate::access::origin::OriginPattern;
 use crate::close::Reason;
 use crate::config::{Asset, Limits};
@@ -82,7 +83,16 @@ pub enum State {
     /// Saying goodbye.
     Draining(Box<Draining>),
     /// Over; the slot waits to be reaped.
-    Dead(Reason),
+    Dead(Box<Ended>),
+}
+
+/// How a connection ended, for the log.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub reason: Reason,
+    /// The rights that it had by a token.
+    pub grant: Option<Rc<Grant>>,
 }
 
 /// A stream of server-sent events. Nothing is expected from the client but its end.
@@ -256,7 +266,7 @@ impl State {
                 State::Streaming(_) | State::Dead(_) => return,
             };
             if let Some(next) = next {
-                *self = next;
+                self.become_next(next);
             }
             // What follows a head in the same segment raises no event of its own.
             input = &input[taken..];
@@ -269,10 +279,11 @@ impl State {
             State::Head(head) => *self = head.end_of_file(),
             State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
-            State::Open(_) | State::Streaming(_) => *self = State::Dead(Reason::EndOfFile),
+            State::Open(_) | State::Streaming(_) => self.become_next(State::dead(Reason::EndOfFile)),
             State::Draining(draining) => {
                 if draining.end_of_file() {
-                    *self = State::Dead(draining.reason);
+                    let reason = draining.reason;
+                    self.become_next(State::dead(reason));
                 }
             }
             State::Dead(_) => {}
@@ -283,9 +294,12 @@ impl State {
     pub fn fail(&mut self) {
         match self {
             // The close was on its way, and its reason says more than how it ended.
-            State::Draining(draining) => *self = State::Dead(draining.reason),
+            State::Draining(draining) => {
+                let reason = draining.reason;
+                self.become_next(State::dead(reason));
+            }
             State::Dead(_) => {}
-            _ => *self = State::Dead(Reason::Reset),
+            _ => self.become_next(State::dead(Reason::Reset)),
         }
     }
 
@@ -322,7 +336,8 @@ impl State {
                 *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);
             }
             State::Open(open) => {
-                *self = begin_close(reason, open.take_walker(), desk);
+                let grant = open.guest().and_then(Guest::grant).cloned();
+                *self = begin_close(reason, open.take_walker(), desk).with_grant(grant);
             }
             State::Streaming(streaming) => {
                 let mut last = Vec::new();
@@ -333,11 +348,11 @@ impl State {
                     // It would never get that far behind what it does not read, and what it misses makes the end a
                     // cut: the body stays without its last chunk.
                     desk.outbox.drop_unbegun();
-                } else if streaming.form == Form::Event {
+                } else if streaming.form.is_chunked() {
                     last.extend_from_slice(LAST_CHUNK);
                 }
                 desk.intents.push(Intent::Leave { farewell: Some(last.into()) });
-                *self = Draining::begin(reason, Closing::Flushing, limits, now);
+                self.become_next(Draining::begin(reason, Closing::Flushing, limits, now));
             }
             State::Draining(_) | State::Dead(_) => {}
         }
@@ -392,6 +407,35 @@ impl State {
             State::Streaming(streaming) => streaming.guest.as_deref_mut(),
             _ => None,
         }
+    }
+
+    /// A connection that is over.
+    pub fn dead(reason: Reason) -> State {
+        State::Dead(Box::new(Ended { reason, grant: None }))
+    }
+
+    /// Ends it, wherever it stands.
+    pub fn end(&mut self, reason: Reason) {
+        self.become_next(State::dead(reason));
+    }
+
+    /// Whose connection it is stays known until its end is logged.
+    fn become_next(&mut self, next: State) {
+        let grant = match self {
+            State::Draining(draining) => draining.grant.take(),
+            State::Dead(ended) => ended.grant.take(),
+            _ => self.guest().and_then(Guest::grant).cloned(),
+        };
+        *self = next.with_grant(grant);
+    }
+
+    fn with_grant(mut self, grant: Option<Rc<Grant>>) -> State {
+        match &mut self {
+            State::Draining(draining) => draining.grant = grant,
+            State::Dead(ended) => ended.grant = grant,
+            _ => {}
+        }
+        self
     }
 
     /// Whose connection it is, if that was shown.

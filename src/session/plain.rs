@@ -259,7 +259,7 @@ impl Body {
 /// The peer's end of file has come; the state in which it gets what it is owed.
 fn half_close(owed: u32) -> State {
     if owed == 0 {
-        return State::Dead(Reason::EndOfFile);
+        return State::dead(Reason::EndOfFile);
     }
     let then = Then::HalfClosed(Reason::Served);
     State::Responding(Box::new(Responding { rest: Vec::new(), owed, then }))

@@ -122,6 +122,8 @@ pub struct Query {
     pub last_event_id: Option<Since>,
     /// Does it want to hear its own messages? 1 by default.
     pub echo: bool,
+    /// Is the data of an event the envelope of `oyez.v1`?
+    pub envelope: bool,
     /// So many at most.
     pub limit: Option<usize>,
     /// Names that begin so.
@@ -147,7 +149,10 @@ impl Query {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = if name.eq_ignore_ascii_case("last-event-id") { "lastEventId" } else { name };
             let name = if name == "lastEventID" { "lastEventId" } else { name };
-            if !matches!(name, "since" | "lastEventId" | "echo" | "limit" | "prefix" | "after" | "sub") {
+            if !matches!(
+                name,
+                "since" | "lastEventId" | "echo" | "envelope" | "limit" | "prefix" | "after" | "sub"
+            ) {
                 continue;
             }
             if value.len() > VALUE_BYTES_MAX {
@@ -172,11 +177,16 @@ impl Query {
                         .map_err(|why| Refusal::new(400, "bad_cursor", why.to_string()))?;
                     read.last_event_id = Some(cursor);
                 }
-                "echo" => {
-                    read.echo = match &value[..] {
+                "echo" | "envelope" => {
+                    let is_on = match &value[..] {
                         b"0" => false,
                         b"1" => true,
-                        _ => return Err(bad("echo is 0 or 1")),
+                        _ => return Err(bad(&format!("{name} is 0 or 1"))),
+                    };
+                    if name == "echo" {
+                        read.echo = is_on;
+                    } else {
+                        read.envelope = is_on;
                     }
                 }
                 "limit" => {
@@ -202,6 +212,7 @@ impl Default for Query {
             since: None,
             last_event_id: None,
             echo: true,
+            envelope: false,
             limit: None,
             prefix: None,
             after: None,
@@ -308,6 +319,7 @@ mod tests {
         check("", none.clone());
         check("v=2&&echo=0&x", Query { echo: false, ..none.clone() });
         check("echo=0&echo=1", none.clone());
+        check("envelope=1", Query { envelope: true, ..none.clone() });
         let id = MessageId { epoch: 5, seq: 6 };
         check("since=5-6", Query { since: Some(Since::After(id)), ..none.clone() });
         check("since=5%2D6&limit=7", Query { since: Some(Since::After(id)), limit: Some(7), ..none.clone() });
@@ -328,6 +340,7 @@ mod tests {
         }
         for bad in [
             "echo=no",
+            "envelope=yes",
             "echo",
             "since=",
             "since=x",

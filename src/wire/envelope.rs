@@ -17,7 +17,7 @@ const ESCAPED_BYTES_MAX: usize = 6;
 /// The fewest bytes of a payload that are escaped at a time; below that, calls cost more than bytes.
 const PART_BYTES_MIN: usize = 64;
 
-/// Appends `{"ch":…,"id":…,"n":…,"from":…,"data"|"text"|"base64":…}`.
+/// Appends `{"ch":…,"id":…,"n":…,"from":…,"user":…,"data"|"text"|"base64":…}`.
 pub fn append_envelope(out: &mut Vec<u8>, message: &Message<'_>) {
     append_head(out, message);
     append_payload(out, message.kind, message.payload, 0, usize::MAX);
@@ -26,11 +26,14 @@ pub fn append_envelope(out: &mut Vec<u8>, message: &Message<'_>) {
 
 /// Appends the part of an envelope before its payload.
 pub fn append_head(out: &mut Vec<u8>, message: &Message<'_>) {
-    let Message { channel, id, number, from, kind, .. } = *message;
+    let Message { channel, id, number, sender, kind, .. } = *message;
     // Names, ids and client ids have nothing in them that JSON escapes. A Vec takes every write.
     let _ = write!(out, "{{\"ch\":\"{channel}\",\"id\":\"{id}\",\"n\":{number}");
-    if let Some(from) = from {
+    if let Some(from) = sender.client {
         let _ = write!(out, ",\"from\":\"{from}\"");
+    }
+    if let Some(user) = &sender.user {
+        let _ = write!(out, ",\"user\":{}", user.as_json());
     }
     out.extend_from_slice(match kind {
         Kind::Data => b",\"data\":",
@@ -136,33 +139,42 @@ fn append_escaped(out: &mut Vec<u8>, text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{ClientId, MessageId, SlotId};
+    use crate::ids::{ClientId, MessageId, Sender, SlotId, User};
     use proptest::prelude::*;
     use serde_json::Value;
 
-    fn envelope(kind: Kind, payload: &[u8], from: Option<ClientId>) -> String {
+    fn envelope(kind: Kind, payload: &[u8], sender: &Sender) -> String {
         let id = MessageId { epoch: 7, seq: 8 };
         let mut out = Vec::new();
-        append_envelope(&mut out, &Message { channel: "a.b", id, number: 9, from, kind, payload });
+        append_envelope(&mut out, &Message { channel: "a.b", id, number: 9, sender, kind, payload });
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn each_kind() {
         let client = ClientId::of(SlotId { key: 1, generation: 1 }, 0);
+        let sender = Sender { client: Some(client), user: None };
+        let nobody = Sender::default();
         assert_eq!(
-            envelope(Kind::Data, b"{\"x\": [1, 2.50]}", None),
+            envelope(Kind::Data, b"{\"x\": [1, 2.50]}", &nobody),
             r#"{"ch":"a.b","id":"7-8","n":9,"data":{"x": [1, 2.50]}}"#
         );
         assert_eq!(
-            envelope(Kind::Text, "\"hä\n\u{2028}\\".as_bytes(), Some(client)),
+            envelope(Kind::Text, "\"hä\n\u{2028}\\".as_bytes(), &sender),
             format!(
                 "{{\"ch\":\"a.b\",\"id\":\"7-8\",\"n\":9,\"from\":\"{client}\",\"text\":\"\\\"hä\\n\u{2028}\\\\\"}}"
             )
         );
         assert_eq!(
-            envelope(Kind::Binary, &[0, 255, 1], None),
+            envelope(Kind::Binary, &[0, 255, 1], &nobody),
             r#"{"ch":"a.b","id":"7-8","n":9,"base64":"AP8B"}"#
+        );
+        let user = Some(User::new("al\"ice", Some(r#"{"name": "Alice"}"#)));
+        assert_eq!(
+            envelope(Kind::Data, b"1", &Sender { user, ..sender }),
+            format!(
+                r#"{{"ch":"a.b","id":"7-8","n":9,"from":"{client}","user":{{"id":"al\"ice","info":{{"name": "Alice"}}}},"data":1}}"#
+            )
         );
     }
 
@@ -196,9 +208,9 @@ mod tests {
 
         #[test]
         fn what_goes_in_comes_out(text in any::<String>(), bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let object: Value = serde_json::from_str(&envelope(Kind::Text, text.as_bytes(), None)).unwrap();
+            let object: Value = serde_json::from_str(&envelope(Kind::Text, text.as_bytes(), &Sender::default())).unwrap();
             prop_assert_eq!(object["text"].as_str(), Some(&text[..]));
-            let object: Value = serde_json::from_str(&envelope(Kind::Binary, &bytes, None)).unwrap();
+            let object: Value = serde_json::from_str(&envelope(Kind::Binary, &bytes, &Sender::default())).unwrap();
             let decoded = BASE64.decode(object["base64"].as_str().unwrap().as_bytes()).unwrap();
             prop_assert_eq!(decoded, bytes);
         }

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::envelope::{self, append_base64};
+use super::envelope::{self, append_base64, append_envelope};
 use super::{Kind, Message};
 use crate::ids::{Gap, MessageId};
 
@@ -18,6 +18,22 @@ pub(super) fn append_event(out: &mut Vec<u8>, message: &Message<'_>) {
             out.push(b'\n');
         }
         Kind::Text | Kind::Data => append_lines(out, message.payload),
+    }
+    out.push(b'\n');
+}
+
+/// Appends `id:`, and the envelope of `oyez.v1` as data: channel, number, sender and user beside the payload.
+pub(super) fn append_envelope_event(out: &mut Vec<u8>, message: &Message<'_>) {
+    let _ = writeln!(out, "id: {}", message.id);
+    if message.kind == Kind::Data {
+        let mut envelope = Vec::with_capacity(message.payload.len() + 128);
+        append_envelope(&mut envelope, message);
+        // A line that ends within it ends in white space of JSON: a string has its line ends escaped.
+        append_lines(out, &envelope);
+    } else {
+        out.extend_from_slice(b"data: ");
+        append_envelope(out, message);
+        out.push(b'\n');
     }
     out.push(b'\n');
 }
@@ -94,11 +110,15 @@ pub fn append_retry(out: &mut Vec<u8>, retry_ms: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Sender;
 
     fn event(kind: Kind, payload: &[u8]) -> String {
         let id = MessageId { epoch: 7, seq: 8 };
         let mut out = Vec::new();
-        append_event(&mut out, &Message { channel: "a", id, number: 9, from: None, kind, payload });
+        append_event(
+            &mut out,
+            &Message { channel: "a", id, number: 9, sender: &Sender::default(), kind, payload },
+        );
         String::from_utf8(out).unwrap()
     }
 

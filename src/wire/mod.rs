@@ -17,7 +17,7 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::close::Reason;
-use crate::ids::{ClientId, MessageId};
+use crate::ids::{MessageId, Sender};
 
 pub use envelope::{append_end, append_envelope, append_head, append_payload};
 pub use event_stream::{RETRY_MS, RETRY_MS_MIN, append_comment, append_cursor, append_gap, append_retry};
@@ -48,14 +48,40 @@ pub enum Form {
     /// Server-sent events up to the end of the connection, for HTTP/1.0, which has no transfer coding
     /// (RFC 9112 6.3). nginx asks so unless `proxy_http_version` says otherwise.
     EventUntilClose,
+    /// As [`Form::Event`], with the envelope of `oyez.v1` as data (`?envelope=1`).
+    EnvelopeEvent,
+    /// As [`Form::EventUntilClose`], with the envelope of `oyez.v1` as data.
+    EnvelopeEventUntilClose,
 }
 
 impl Form {
     /// How many forms there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 
     /// All of them, in the order of [`Form::index`].
-    pub const ALL: [Form; Form::COUNT] = [Form::Raw, Form::Envelope, Form::Event, Form::EventUntilClose];
+    pub const ALL: [Form; Form::COUNT] = [
+        Form::Raw,
+        Form::Envelope,
+        Form::Event,
+        Form::EventUntilClose,
+        Form::EnvelopeEvent,
+        Form::EnvelopeEventUntilClose,
+    ];
+
+    /// The form of an event stream.
+    pub fn of_events(is_chunked: bool, has_envelopes: bool) -> Form {
+        match (is_chunked, has_envelopes) {
+            (true, false) => Form::Event,
+            (false, false) => Form::EventUntilClose,
+            (true, true) => Form::EnvelopeEvent,
+            (false, true) => Form::EnvelopeEventUntilClose,
+        }
+    }
+
+    /// Returns true if the form stands in chunked transfer coding.
+    pub fn is_chunked(self) -> bool {
+        matches!(self, Form::Event | Form::EnvelopeEvent)
+    }
 
     /// This form's line in a table that has one for each.
     pub fn index(self) -> usize {
@@ -64,18 +90,12 @@ impl Form {
 
     /// A buffer for what [`Form::finish`] makes whole.
     pub fn begin(self, capacity: usize) -> Vec<u8> {
-        match self {
-            Form::Event => chunk::begin(capacity),
-            Form::Raw | Form::Envelope | Form::EventUntilClose => Vec::with_capacity(capacity),
-        }
+        if self.is_chunked() { chunk::begin(capacity) } else { Vec::with_capacity(capacity) }
     }
 
     /// What was appended to a buffer of [`Form::begin`], framed as a piece that may stand between any two others.
     pub fn finish(self, out: Vec<u8>) -> Bytes {
-        match self {
-            Form::Event => chunk::finish(out),
-            Form::Raw | Form::Envelope | Form::EventUntilClose => out.into(),
-        }
+        if self.is_chunked() { chunk::finish(out) } else { out.into() }
     }
 
     /// One piece.
@@ -95,8 +115,8 @@ pub struct Message<'a> {
     pub id: MessageId,
     /// Its number within its channel, from 1.
     pub number: u64,
-    /// Who sent it, where that was a WebSocket's client.
-    pub from: Option<ClientId>,
+    /// Who sent it.
+    pub sender: &'a Sender,
     /// What its payload is.
     pub kind: Kind,
     /// Its payload.
@@ -109,9 +129,10 @@ impl Message<'_> {
         match form {
             Form::Raw => self.payload.len() > bytes,
             Form::Envelope => envelope::payload_exceeds(self.kind, self.payload, bytes),
-            Form::Event | Form::EventUntilClose => {
-                event_stream::payload_exceeds(self.kind, self.payload, bytes)
+            Form::EnvelopeEvent | Form::EnvelopeEventUntilClose if self.kind != Kind::Data => {
+                envelope::payload_exceeds(self.kind, self.payload, bytes)
             }
+            _ => event_stream::payload_exceeds(self.kind, self.payload, bytes),
         }
     }
 
@@ -120,9 +141,10 @@ impl Message<'_> {
         match form {
             Form::Raw => self.payload.len(),
             Form::Envelope => envelope::payload_bytes_max(self.kind, self.payload.len()),
-            Form::Event | Form::EventUntilClose => {
-                event_stream::payload_bytes_max(self.kind, self.payload.len())
+            Form::EnvelopeEvent | Form::EnvelopeEventUntilClose if self.kind != Kind::Data => {
+                envelope::payload_bytes_max(self.kind, self.payload.len())
             }
+            _ => event_stream::payload_bytes_max(self.kind, self.payload.len()),
         }
     }
 
@@ -158,6 +180,9 @@ impl Message<'_> {
                 append_text(out, &text);
             }
             Form::Event | Form::EventUntilClose => event_stream::append_event(out, self),
+            Form::EnvelopeEvent | Form::EnvelopeEventUntilClose => {
+                event_stream::append_envelope_event(out, self);
+            }
         }
     }
 }
@@ -250,8 +275,14 @@ mod tests {
             let text = "\u{1}\n".repeat(length / 2);
             let id = MessageId { epoch: 7, seq: 8 };
             for kind in [Kind::Text, Kind::Binary] {
-                let message =
-                    Message { channel: "a", id, number: 9, from: None, kind, payload: text.as_bytes() };
+                let message = Message {
+                    channel: "a",
+                    id,
+                    number: 9,
+                    sender: &Sender::default(),
+                    kind,
+                    payload: text.as_bytes(),
+                };
                 for form in Form::ALL {
                     let whole = form.piece(|out| message.append_as(form, out));
                     assert_eq!(message.encode(form), whole, "{length} {form:?}");

@@ -76,7 +76,8 @@ fn a_token_is_not_seen_again_on_any_path() {
         guarded.closed(&format!("/ws/a?ticket={ticket}"), "");
     }
     seen += &client.ask(get("/metrics")).body;
-    seen += &server_log(guarded);
+    // The name of its bearer is in the log of a connection that it opened; a refused token leaves none.
+    seen += &server_log(guarded).replace(" sub=canary-subject ", " ");
     let parts = tokens.iter().flat_map(|token| token.split('.')).filter(|part| part.len() > 20);
     for secret in parts.chain(["CANARY", "canary", crate::support::guarded::SECRET]).chain(ticket.as_deref())
     {

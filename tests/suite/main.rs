@@ -50,5 +50,6 @@ mod tls;
 mod tls_in_memory;
 mod token_command;
 mod tokens;
+mod users;
 mod v1;
 mod walker;

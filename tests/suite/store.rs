@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use oyez::config::{HistoryFile, Limits};
 use oyez::hub::Hub;
-use oyez::ids::{ChannelName, Since};
+use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
 use oyez::moment::Moment;
 use oyez::server::store::{self, Opened, Stamp, Times};
@@ -564,7 +564,7 @@ fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
 
 fn put(hub: &mut Hub, channel: &str, text: &str, millis: u64) {
     let id = hub.open(&ChannelName::parse(channel.as_bytes()).unwrap()).unwrap();
-    hub.publish(id, Kind::Text, text.as_bytes(), None, None);
+    hub.publish(id, Kind::Text, text.as_bytes(), Sender::default(), None);
     while let Some(id) = hub.next_touched() {
         let _ = hub.seal(id, Moment::from_millis(millis));
     }

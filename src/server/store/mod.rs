@@ -299,7 +299,7 @@ mod tests {
         fn publish(&mut self, channel: usize, bytes: usize) {
             let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
             let id = self.hub.open(&name).unwrap();
-            self.hub.publish(id, Kind::Binary, &vec![7; bytes], None, None);
+            self.hub.publish(id, Kind::Binary, &vec![7; bytes], crate::ids::Sender::default(), None);
             while let Some(id) = self.hub.next_touched() {
                 let _ = self.hub.seal(id, Moment::from_millis(0));
             }
