@@ -615,6 +615,15 @@ describe('hearing', () => {
     assert.deepEqual(types(), ['subscribe']);
   });
 
+  check('the user whom the server names', async (hub) => {
+    const heard = [];
+    hub.subscribe('a', ({ user }) => heard.push(user));
+    socket().hello();
+    const alice = { id: 'alice', info: { name: 'Alice' } };
+    socket().say(subscribed('1-0'), envelope(1, { user: alice }), envelope(2));
+    assert.deepEqual(heard, [alice, null]);
+  });
+
   check('bytes and text', async (hub) => {
     const heard = [];
     hub.subscribe('a', ({ kind, data }) => heard.push([kind, data]));
