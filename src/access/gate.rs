@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::grant::Grant;
 use super::pace::Meters;
+use super::refusals::RefusalLog;
 use super::ticket::Tickets;
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
@@ -28,6 +29,8 @@ pub struct Gate {
     /// Is everything open only because nobody reaches it from elsewhere? Then requests have to be sent to
     /// this machine by its own names, or any page could come in by bending a name of its own (DNS rebinding).
     pub only_this_machine: bool,
+    /// Which refusals of pages are logged.
+    pub refusal_log: RefusalLog,
     /// The tickets that are out.
     pub tickets: Tickets,
     /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
@@ -44,6 +47,7 @@ impl Gate {
             anonymous: Rc::new(Grant::everything()),
             allow_query_token: false,
             only_this_machine: false,
+            refusal_log: RefusalLog::default(),
             tickets: Tickets::new(tickets_max, tickets_max),
             auths: Meters::new(),
             unix_now: 0,

@@ -13,6 +13,7 @@ pub mod origin;
 pub mod pace;
 pub mod proxy;
 pub mod rate;
+pub mod refusals;
 pub mod share;
 pub mod ticket;
 pub mod token;

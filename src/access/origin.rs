@@ -7,8 +7,10 @@
 //! The page's own site is let in, and so is what the operator lists. A request without `Origin` does not
 //! come from a page and is not judged here.
 //!
-//! An origin is compared in parts and never as text, since text is what every trick plays with:
-//! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`.
+//! An origin of the web is compared in parts, since text is what every trick plays with:
+//! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`. What else pages send
+//! (`null`, `file://`, `app://.`) has no parts, and is compared as a whole. Case does not count, nor does one slash at
+//! the end, which some programs add.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -22,6 +24,8 @@ pub enum OriginVerdict {
     SameHost,
     /// A page that the operator lists.
     Allowed,
+    /// A page like any other: the operator lets in all.
+    AnyPage,
     /// Another page, or something that no browser sends.
     Foreign,
 }
@@ -32,19 +36,41 @@ pub enum OriginVerdict {
 /// proxy in front has looked at cannot be known.
 ///
 /// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page
-/// is `https` and the request that comes here is not. `null`, which sandboxed pages and local files send,
-/// is nobody's host; only the pattern `*` lets it in.
+/// is `https` and the request that arrives here is not. `null`, which sandboxed pages and local files send,
+/// is no host; only the patterns `null` and `*` let it in.
 pub fn judge(origin: Option<&[u8]>, host: Option<&[u8]>, patterns: &[OriginPattern]) -> OriginVerdict {
     let Some(origin) = origin else {
         return OriginVerdict::Absent;
     };
-    let any = patterns.iter().any(|pattern| matches!(pattern.0, Pattern::Any));
-    match Origin::parse(origin) {
-        Some(origin) if origin.is_at(host) => OriginVerdict::SameHost,
-        Some(origin) if patterns.iter().any(|pattern| pattern.matches(&origin)) => OriginVerdict::Allowed,
-        None if any && origin == b"null" => OriginVerdict::Allowed,
-        _ => OriginVerdict::Foreign,
+    let text = std::str::from_utf8(origin).ok().map(without_slash);
+    let parsed = text.and_then(Origin::parse);
+    let is_listed = |pattern: &OriginPattern| match &pattern.0 {
+        Pattern::Any => false,
+        Pattern::Whole(whole) => text.is_some_and(|text| text.eq_ignore_ascii_case(without_slash(whole))),
+        Pattern::One { .. } => parsed.as_ref().is_some_and(|origin| pattern.matches(origin)),
+    };
+    if parsed.as_ref().is_some_and(|origin| origin.is_at(host)) {
+        OriginVerdict::SameHost
+    } else if patterns.iter().any(is_listed) {
+        OriginVerdict::Allowed
+    } else if patterns.iter().any(|pattern| pattern.0 == Pattern::Any) {
+        OriginVerdict::AnyPage
+    } else {
+        OriginVerdict::Foreign
     }
+}
+
+/// An origin without one slash at its end, but for those of the `//` before the host.
+fn without_slash(origin: &str) -> &str {
+    let begin = origin.find("://").map_or(0, |at| at + 3);
+    if origin.len() > begin { origin.strip_suffix('/').unwrap_or(origin) } else { origin }
+}
+
+/// Is this the origin of a page that this machine serves, at whatever port: a development server, say? Only
+/// programs of this machine can serve one, by names that no name server can bend.
+pub fn is_of_this_machine(origin: &[u8]) -> bool {
+    let parsed = std::str::from_utf8(origin).ok().map(without_slash).and_then(Origin::parse);
+    parsed.is_some_and(|origin| default_port(origin.scheme).is_some() && origin.host.is_this_machine())
 }
 
 /// Does `Host` name this machine in a way that no name server can bend: `localhost` or a loopback
@@ -57,13 +83,7 @@ pub fn names_this_machine(host: &[u8]) -> bool {
     let Some((host, _)) = std::str::from_utf8(host).ok().and_then(split_port) else {
         return false;
     };
-    match host {
-        Host::V6(address) => address.is_loopback(),
-        Host::Name(name) => {
-            name.eq_ignore_ascii_case("localhost")
-                || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-        }
-    }
+    host.is_this_machine()
 }
 
 /// Pages that the operator lets in.
@@ -72,13 +92,17 @@ pub fn names_this_machine(host: &[u8]) -> bool {
 /// - `https://app.example.com`, `http://localhost:5173`: this origin and no other. Without a port, the
 ///   scheme's own.
 /// - `https://*.example.com`: every host below `example.com`, however deep; not `example.com` itself.
-/// - `*`: every page, `null` included.
+/// - `null`, `file://`, `app://.`, `capacitor://localhost`: what sandboxed pages, local files and programs with pages of
+///   their own send, as it is.
+/// - `*`: every page, whatever it sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern(Pattern);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
     Any,
+    /// What is compared as it is, in small letters.
+    Whole(Box<str>),
     /// Scheme and host are in small letters.
     One {
         scheme: Box<str>,
@@ -106,7 +130,10 @@ impl OriginPattern {
         }
         let lower = text.to_ascii_lowercase();
         let Some((scheme, rest)) = lower.split_once("://") else {
-            return Err(BadOriginPattern::NoScheme);
+            return match &lower[..] {
+                "null" => Ok(OriginPattern(Pattern::Whole("null".into()))),
+                _ => Err(BadOriginPattern::NoScheme),
+            };
         };
         match scheme {
             "ws" => return Err(BadOriginPattern::SocketScheme("http")),
@@ -116,7 +143,10 @@ impl OriginPattern {
         if !rest.is_ascii() {
             return Err(BadOriginPattern::NotAscii);
         }
-        if rest.contains(['/', '?', '#']) {
+        let whole = &lower;
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let is_web = default_port(scheme).is_some();
+        if is_web && rest.contains(['/', '?', '#']) {
             return Err(BadOriginPattern::Path);
         }
         let (below, name) = match rest.strip_prefix("*.") {
@@ -126,8 +156,17 @@ impl OriginPattern {
         if name.contains('*') {
             return Err(BadOriginPattern::Star);
         }
-        let (host, port) =
-            split_port(name).filter(|_| is_scheme(scheme)).ok_or(BadOriginPattern::NotAnOrigin)?;
+        if !is_scheme(scheme) {
+            return Err(BadOriginPattern::NotAnOrigin);
+        }
+        let Some((host, port)) = split_port(name) else {
+            let may_be_sent = whole.bytes().all(|byte| byte.is_ascii_graphic());
+            return if is_web || below || !may_be_sent {
+                Err(BadOriginPattern::NotAnOrigin)
+            } else {
+                Ok(OriginPattern(Pattern::Whole(whole[..].into())))
+            };
+        };
         let host = match (host, below) {
             (Host::Name(name), false) => HostPattern::Name(name.into()),
             (Host::Name(name), true) => HostPattern::Below(format!(".{name}").into()),
@@ -139,10 +178,7 @@ impl OriginPattern {
     }
 
     fn matches(&self, origin: &Origin<'_>) -> bool {
-        let (scheme, host, port) = match &self.0 {
-            Pattern::Any => return true,
-            Pattern::One { scheme, host, port } => (scheme, host, *port),
-        };
+        let Pattern::One { scheme, host, port } = &self.0 else { return false };
         let same_host = match (host, &origin.host) {
             (HostPattern::Name(name), Host::Name(other)) => name.eq_ignore_ascii_case(other),
             // A name does not begin with a dot: something stands before the ending.
@@ -153,14 +189,16 @@ impl OriginPattern {
             (HostPattern::V6(address), Host::V6(other)) => address == other,
             _ => false,
         };
-        same_host && scheme.eq_ignore_ascii_case(origin.scheme) && port == origin.port
+        same_host && scheme.eq_ignore_ascii_case(origin.scheme) && *port == origin.port
     }
 }
 
 impl fmt::Display for OriginPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Pattern::One { scheme, host, port } = &self.0 else {
-            return f.write_str("*");
+        let (scheme, host, port) = match &self.0 {
+            Pattern::Any => return f.write_str("*"),
+            Pattern::Whole(text) => return f.write_str(text),
+            Pattern::One { scheme, host, port } => (scheme, host, port),
         };
         match host {
             HostPattern::Name(name) => write!(f, "{scheme}://{name}")?,
@@ -203,9 +241,7 @@ impl fmt::Display for BadOriginPattern {
             BadOriginPattern::NotAscii => {
                 f.write_str("browsers send such a host in its ASCII form: write xn--…")
             }
-            BadOriginPattern::Path => {
-                f.write_str("an origin ends behind host and port: leave out the / and what follows it")
-            }
+            BadOriginPattern::Path => f.write_str("an origin ends after host and port: leave out the path"),
             BadOriginPattern::Star => {
                 f.write_str("a * stands alone, or first in the host name: https://*.example.com")
             }
@@ -227,8 +263,7 @@ struct Origin<'a> {
 }
 
 impl<'a> Origin<'a> {
-    fn parse(field: &'a [u8]) -> Option<Origin<'a>> {
-        let text = std::str::from_utf8(field).ok()?;
+    fn parse(text: &'a str) -> Option<Origin<'a>> {
         let (scheme, rest) = text.split_once("://")?;
         let (host, port) = split_port(rest)?;
         let port = port.or_else(|| default_port(scheme));
@@ -251,6 +286,23 @@ impl<'a> Origin<'a> {
 enum Host<'a> {
     Name(&'a str),
     V6(Ipv6Addr),
+}
+
+impl Host<'_> {
+    /// Does it name this machine in a way that no name server can bend? RFC 6761 6.3 gives `localhost` and all names
+    /// below it to the machine itself, and browsers ask no name server for them.
+    fn is_this_machine(&self) -> bool {
+        match self {
+            Host::V6(address) => {
+                address.is_loopback() || address.to_ipv4_mapped().is_some_and(|address| address.is_loopback())
+            }
+            Host::Name(name) => {
+                let labels = name.strip_suffix('.').unwrap_or(name);
+                labels.rsplit('.').next().is_some_and(|last| last.eq_ignore_ascii_case("localhost"))
+                    || name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+            }
+        }
+    }
 }
 
 impl PartialEq for Host<'_> {
@@ -379,7 +431,7 @@ mod tests {
         "https:example.com",
         "https:/example.com",
         "https://",
-        "https://example.com/",
+        "https://example.com//",
         "https://example.com/path",
         "https://example.com?",
         "https://example.com#",
@@ -411,8 +463,12 @@ mod tests {
 
     #[test]
     fn what_no_browser_sends_is_foreign() {
-        let all = patterns(&["*", "https://example.com", "https://*.example.com"]);
+        let named = ["https://example.com", "https://*.example.com", "null", "file://", "app://."];
+        let all = patterns(&named);
+        let any = patterns(&["*"]);
         for text in NO_ORIGINS {
+            let verdict = judge(Some(text.as_bytes()), Some(b"example.com"), &any);
+            assert_eq!(verdict, OriginVerdict::AnyPage, "{text}: all pages are let in");
             let verdict = judge(Some(text.as_bytes()), Some(b"example.com"), &all);
             assert_eq!(verdict, OriginVerdict::Foreign, "{text}");
         }
@@ -444,6 +500,9 @@ mod tests {
         check(one, "https://evil-app.example.com", false);
         check(one, "https://appxexample.com", false);
         check(one, "null", false);
+        check(one, "https://app.example.com/", true);
+        check("https://app.example.com/", "https://app.example.com", true);
+        check(one, "https://app.example.com//", false);
         let below = "https://*.example.com";
         check(below, "https://a.example.com", true);
         check(below, "https://a.b.example.com", true);
@@ -462,8 +521,67 @@ mod tests {
         check("https://xn--mnchen-3ya.example", "https://xn--mnchen-3ya.example", true);
         check("capacitor://localhost", "capacitor://localhost", true);
         check("capacitor://localhost", "http://localhost", false);
-        check("*", "https://anything.test:9", true);
-        check("*", "null", true);
+        for whole in [
+            "null",
+            "file://",
+            "app://.",
+            "app://-",
+            "ionic://localhost",
+            "chrome-extension://abc",
+            "tauri://localhost",
+        ] {
+            for sent in [whole.to_owned(), whole.to_uppercase(), format!("{whole}/")] {
+                check(whole, &sent, true);
+            }
+            check(whole, &format!("{whole}x"), false);
+            check(whole, "", false);
+            check(one, whole, false);
+        }
+        check("file:///", "file://", true);
+        check("app://.", "app://", false);
+        check("app://x/y", "app://x/y", true);
+    }
+
+    #[test]
+    fn all_pages_are_let_in_whatever_they_send() {
+        let any = patterns(&["https://app.example.com", "*"]);
+        for origin in [&b"https://anything.test:9"[..], b"null", b"", b"file://", b"app://.", b"x/", b"\xff"]
+        {
+            assert_eq!(judge(Some(origin), Some(b"server.test"), &any), OriginVerdict::AnyPage, "{origin:?}");
+        }
+        let named = judge(Some(b"https://app.example.com"), Some(b"server.test"), &any);
+        assert_eq!(named, OriginVerdict::Allowed, "what is named is told apart");
+    }
+
+    #[test]
+    fn pages_of_this_machine() {
+        for origin in [
+            "http://localhost:5173",
+            "https://localhost",
+            "http://127.0.0.1:3000",
+            "http://[::1]:8",
+            "http://app.localhost:1",
+            "http://LocalHost.:80/",
+            "http://[::ffff:127.0.0.1]:9",
+        ] {
+            assert!(is_of_this_machine(origin.as_bytes()), "{origin}");
+        }
+        for origin in [
+            "",
+            "null",
+            "localhost",
+            "file://",
+            "http://localhost.evil.test",
+            "http://evillocalhost",
+            "http://10.0.0.1",
+            "http://0.0.0.0",
+            "http://127.0.0.1.nip.io",
+            "app://localhost",
+            "http://localhost@evil.test",
+            "http://evil.test/localhost",
+        ] {
+            assert!(!is_of_this_machine(origin.as_bytes()), "{origin}");
+        }
     }
 
     #[test]
@@ -475,12 +593,14 @@ mod tests {
         check("", BadOriginPattern::NoScheme, "https://app.example.com");
         check("app.example.com", BadOriginPattern::NoScheme, "https://app.example.com");
         check("*.example.com", BadOriginPattern::NoScheme, "https://app.example.com");
-        check("null", BadOriginPattern::NoScheme, "* for all");
+        check("app:", BadOriginPattern::NoScheme, "* for all");
+        check("app://x y", BadOriginPattern::NotAnOrigin, "https://host");
+        check("app://*.x:y", BadOriginPattern::NotAnOrigin, "https://host");
         check("wss://app.example.com", BadOriginPattern::SocketScheme("https"), "write https://");
         check("ws://localhost", BadOriginPattern::SocketScheme("http"), "write http://");
         check("https://münchen.example", BadOriginPattern::NotAscii, "xn--");
-        check("https://app.example.com/", BadOriginPattern::Path, "leave out the /");
-        check("https://app.example.com/x", BadOriginPattern::Path, "leave out the /");
+        check("https://app.example.com//", BadOriginPattern::Path, "leave out the path");
+        check("https://app.example.com/x", BadOriginPattern::Path, "leave out the path");
         check("https://app.*.com", BadOriginPattern::Star, "https://*.example.com");
         check("https://*", BadOriginPattern::Star, "https://*.example.com");
         check("https://*.*.com", BadOriginPattern::Star, "https://*.example.com");
@@ -495,7 +615,16 @@ mod tests {
 
     #[test]
     fn patterns_are_shown_as_they_are_written() {
-        for text in ["*", "https://a.b", "https://*.a.b:8443", "http://[::1]:8080", "capacitor://localhost"] {
+        for text in [
+            "*",
+            "null",
+            "file://",
+            "app://.",
+            "https://a.b",
+            "https://*.a.b:8443",
+            "http://[::1]:8080",
+            "capacitor://localhost",
+        ] {
             assert_eq!(OriginPattern::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(OriginPattern::parse("HTTPS://A.b:443").unwrap().to_string(), "https://a.b");
@@ -503,7 +632,21 @@ mod tests {
 
     #[test]
     fn names_that_a_name_server_cannot_bend() {
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:80", "[::1]", "[::1]:8080"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1",
+            "127.9.9.9:80",
+            "[::1]",
+            "[::1]:8080",
+            "localhost.",
+            "LocalHost.:8080",
+            "a.localhost",
+            "a.b.localhost:1",
+            "a.localhost.",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]:80",
+        ] {
             assert!(names_this_machine(host.as_bytes()), "{host}");
         }
         for host in [
@@ -513,6 +656,12 @@ mod tests {
             "127.0.0.1.evil.test",
             "10.0.0.1",
             "0x7f.1",
+            "xlocalhost",
+            "localhost..",
+            ".localhost",
+            "127.0.0.1.",
+            "[::ffff:10.0.0.1]",
+            "[::127.0.0.1]",
             "localhost:",
         ] {
             assert!(!names_this_machine(host.as_bytes()), "{host}");

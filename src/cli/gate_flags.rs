@@ -12,6 +12,7 @@ use super::serve::{count, millis, small_count_or_0};
 use crate::access::gate::Gate;
 use crate::access::grant::Grant;
 use crate::access::pace::Meters;
+use crate::access::refusals::RefusalLog;
 use crate::access::ticket::Tickets;
 use crate::access::token::Verifier;
 
@@ -115,6 +116,7 @@ impl GateFlags {
             }
         };
         let gate = Gate {
+            refusal_log: RefusalLog::default(),
             only_this_machine: verifier.is_none() && self.anonymous.is_none(),
             verifier,
             anonymous: Rc::new(anonymous),

@@ -8,6 +8,7 @@ use std::mem;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use log::warn;
 
 use super::engine::Engine;
 use super::transport::Transport;
@@ -80,6 +81,7 @@ impl<T: Transport> Engine<T> {
             }
             Intent::Answer(response) => self.answer(id, response, now),
             Intent::Say(bytes) => self.say(id, bytes, now),
+            Intent::Warn(line) => warn!("{line}"),
             Intent::Leave { farewell } => self.bid_farewell(id, farewell, now),
         }
     }

@@ -16,7 +16,7 @@ use super::intent::{Intent, Question};
 use super::plain::{self, Body, Order, Outcome, answer, ask, hang_up, place, refuse, respond};
 use super::response::{After, Manner, Refusal};
 use super::routes::{self, LIMIT_MAX, Query, Route};
-use super::sharing::{forbidden_origin, judge, preflight, share};
+use super::sharing::{forbidden_origin, judge, preflight, share, warn_of_host, warn_of_origin};
 use super::upgrade::{self, Protocol};
 use super::walker::Walker;
 use super::{Desk, Open, State, Streaming};
@@ -47,11 +47,12 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
     let mut manner = request.manner();
     // A program that names no host at all is no browser.
     if desk.gate.only_this_machine
-        && let Ok(Some(host)) = request.fields.one("host")
+        && let Ok(Some(host)) = request.host()
         && !origin::names_this_machine(host)
     {
         let message = "this server is open to its own machine only, by the name localhost or its address; \
                        --anonymous or a key lets it answer to other names";
+        warn_of_host(request, desk);
         return hang_up(&Refusal::new(421, "misdirected", message), owed, desk);
     }
     let has_body = !matches!(request.body, Length::Unsaid | Length::Bytes(0));
@@ -63,11 +64,11 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             }
             // Nothing is done, so nobody is kept from asking; a page that may ask elsewhere is told what was wrong.
             if share(request, &mut manner, desk).is_ok()
-                && manner.allow_origin.is_some()
+                && manner.share.is_some()
                 && request.method == "OPTIONS"
             {
                 // A browser shows it the answer to what it wants to ask, and only if this one is good.
-                return preflight("GET, POST, OPTIONS", manner, rest, owed, desk);
+                return preflight(request, "GET, POST, OPTIONS", manner, rest, owed, desk);
             }
             return refuse(&refusal, manner, rest, owed, desk);
         }
@@ -86,7 +87,7 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         return refuse(&refusal, manner, rest, owed, desk);
     }
     if request.method == "OPTIONS" && route.is_shared() {
-        return preflight(route.methods(), manner, rest, owed, desk);
+        return preflight(request, route.methods(), manner, rest, owed, desk);
     }
     if !route.methods().split(", ").any(|method| method == request.method) {
         let methods = route.methods();
@@ -231,10 +232,8 @@ fn open_web_socket(
         Err(refusal) => return hang_up(&refusal, owed, desk),
     };
     // No rule of a browser's stops a page from opening a WebSocket to another site (RFC 6455 10.2).
-    if !matches!(
-        judge(request, desk),
-        OriginVerdict::Absent | OriginVerdict::SameHost | OriginVerdict::Allowed
-    ) {
+    if judge(request, desk) == OriginVerdict::Foreign {
+        warn_of_origin(request, desk);
         return hang_up(&forbidden_origin(), owed, desk);
     }
     if let Err(refusal) = come_in(request, desk) {

@@ -54,6 +54,8 @@ pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
 pub struct Request<'a> {
     /// The method, as it came.
     pub method: &'a str,
+    /// The authority of a target in absolute form.
+    authority: Option<&'a str>,
     /// The target's path, not decoded.
     pub path: &'a str,
     /// The target's query, not decoded.
@@ -130,30 +132,56 @@ pub fn parse<'room, 'head: 'room>(
     let fields = Fields(request.headers);
     fields.check_host(minor_version)?;
     let body = fields.body()?;
-    let (path, query) = split_target(target)?;
-    Ok(Request { method, path, query, minor_version, fields, body })
+    let Target { authority, path, query } = split_target(target)?;
+    Ok(Request { method, authority, path, query, minor_version, fields, body })
 }
 
-/// Path and query of a target in origin form or absolute form (RFC 9112 3.2).
-fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
+/// The parts of a request target.
+struct Target<'a> {
+    authority: Option<&'a str>,
+    path: &'a str,
+    query: &'a str,
+}
+
+/// Takes a target in origin form or absolute form apart (RFC 9112 3.2).
+fn split_target(target: &str) -> Result<Target<'_>, Refusal> {
     let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
     // Nearly all begin with a slash, and need no search.
     let scheme = if target.starts_with('/') { None } else { target.split_once("://") };
-    let (target, is_absolute) = match scheme {
-        Some((scheme, rest)) if is_web(scheme) => (rest.find(['/', '?']).map_or("", |at| &rest[at..]), true),
-        _ => (target, false),
+    let (authority, target) = match scheme {
+        Some((scheme, rest)) if is_web(scheme) => {
+            let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            // RFC 9110 4.2.1: a URI with an empty host is invalid.
+            if authority.is_empty() || !is_authority(authority.as_bytes()) {
+                return Err(Refusal::bad("the request target names no host"));
+            }
+            (Some(authority), target)
+        }
+        _ => (None, target),
     };
     if target.contains('#') || !target.is_ascii() {
         return Err(Refusal::bad("the request target is not a URI"));
     }
-    match target.split_once('?').unwrap_or((target, "")) {
-        // RFC 9110 4.2.3: behind a host an empty path is "/".
-        ("", query) if is_absolute => Ok(("/", query)),
-        parts => Ok(parts),
-    }
+    Ok(match target.split_once('?').unwrap_or((target, "")) {
+        // RFC 9110 4.2.3: after a host an empty path is "/".
+        ("", query) if authority.is_some() => Target { authority, path: "/", query },
+        (path, query) => Target { authority, path, query },
+    })
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// The host that the request is sent to: the target's authority where it has one, whatever `Host` says
+    /// (RFC 9112 3.2.2).
+    ///
+    /// # Errors
+    /// `Host` comes more than once.
+    pub fn host(&self) -> Result<Option<&'a [u8]>, Twice> {
+        match self.authority {
+            Some(authority) => Ok(Some(authority.as_bytes())),
+            None => self.fields.one("host"),
+        }
+    }
+
     /// How it wants to be answered, apart from who may read that.
     ///
     /// RFC 9112 9.3: HTTP/1.1 keeps the connection unless told not to, HTTP/1.0 only when asked.
@@ -164,7 +192,7 @@ impl Request<'_> {
             0 => After::Closed,
             _ => After::Kept,
         };
-        Manner { after, head_only: self.method == "HEAD", allow_origin: None }
+        Manner { after, head_only: self.method == "HEAD", share: None }
     }
 }
 
@@ -315,6 +343,16 @@ mod tests {
                 let request = request.unwrap();
                 assert_eq!((request.path, request.query), expected, "{target}");
             });
+        }
+        for (target, host) in
+            [("/ws", "x"), ("http://a.example:8080/ws", "a.example:8080"), ("http://[::1]?y", "[::1]")]
+        {
+            check(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"), |request| {
+                assert_eq!(request.unwrap().host(), Ok(Some(host.as_bytes())), "{target}");
+            });
+        }
+        for target in ["http:///ws", "http://", "http://user@x/ws", "http://x:y/", "http://a b/"] {
+            assert_eq!(status(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")), 400, "{target}");
         }
     }
 

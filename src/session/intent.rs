@@ -81,6 +81,8 @@ pub enum Intent {
     Answer(Bytes),
     /// Send this, behind all that was said before.
     Say(Bytes),
+    /// Warn the operator, in a line of the log.
+    Warn(Box<str>),
     /// Be a member no more: a close has begun, and nothing may follow its frame (RFC 6455 5.5.1). What
     /// the session published before, and what others did, is still handed out to it first.
     Leave {

@@ -14,8 +14,17 @@ pub struct Manner {
     pub after: After,
     /// HEAD: the head of the answer, without its body.
     pub head_only: bool,
-    /// The web page's origin that may read the answer, for `Access-Control-Allow-Origin`.
-    pub allow_origin: Option<Box<str>>,
+    /// The web page that may read the answer.
+    pub share: Option<Share>,
+}
+
+/// A web page of another origin that may read an answer (Fetch, CORS protocol).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its origin, for `Access-Control-Allow-Origin`.
+    pub origin: Box<str>,
+    /// The operator has named it, so its requests may carry credentials (`withCredentials` of EventSource).
+    pub credentials: bool,
 }
 
 /// What becomes of the connection when the request is answered.
@@ -82,8 +91,13 @@ impl Manner {
         for (field, value) in fields {
             let _ = write!(out, "{field}: {value}\r\n");
         }
-        if let Some(origin) = &self.allow_origin {
+        if let Some(Share { origin, credentials }) = &self.share {
             let _ = write!(out, "Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n");
+            if *credentials {
+                out.push_str("Access-Control-Allow-Credentials: true\r\n");
+            }
+            // A page sees few fields of an answer that it may read, and not this one by itself.
+            out.push_str("Access-Control-Expose-Headers: Retry-After\r\n");
         }
         match self.after {
             After::Kept => {}
@@ -239,12 +253,13 @@ mod tests {
 
     #[test]
     fn manners() {
-        let manner =
-            Manner { head_only: true, allow_origin: Some("https://a.example".into()), ..Manner::default() };
+        let share = Some(Share { origin: "https://a.example".into(), credentials: true });
+        let manner = Manner { head_only: true, share, ..Manner::default() };
         assert_eq!(
             text(manner.json(200, "{}")),
             "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: https://a.example\r\n\
-             Vary: Origin\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+             Vary: Origin\r\nAccess-Control-Allow-Credentials: true\r\nAccess-Control-Expose-Headers: Retry-After\r\n\
+             Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
         );
         let manner = Manner { after: After::KeptAloud, ..Manner::default() };
         assert_eq!(

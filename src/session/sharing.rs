@@ -2,34 +2,54 @@
 
 use super::Desk;
 use super::http::Request;
+use super::intent::Intent;
 use super::plain::{Outcome, answer};
-use super::response::{Manner, Refusal};
+use super::response::{Manner, Refusal, Share};
 use crate::access::origin::{self, OriginVerdict};
 
 /// May the page that sends this request do so, and may it read the answer (Fetch, CORS protocol)?
 ///
 /// A browser lets any page send a simple POST, and only hides the answer: so a page that is not allowed
 /// to read may not publish either.
-pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &Desk<'_>) -> Result<(), Refusal> {
-    match judge(request, desk) {
+pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &mut Desk<'_>) -> Result<(), Refusal> {
+    let verdict = judge(request, desk);
+    match verdict {
         OriginVerdict::Absent | OriginVerdict::SameHost => Ok(()),
-        OriginVerdict::Allowed => {
+        OriginVerdict::Allowed | OriginVerdict::AnyPage => {
             let origin = request.fields.one("origin").ok().flatten();
-            manner.allow_origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).map(Box::from);
+            // What no browser sends is repeated to nobody.
+            let is_printable =
+                |origin: &&str| !origin.is_empty() && origin.bytes().all(|byte| byte.is_ascii_graphic());
+            let origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).filter(is_printable);
+            manner.share = origin.map(|origin| Share {
+                origin: origin.into(),
+                credentials: verdict == OriginVerdict::Allowed,
+            });
             Ok(())
         }
         OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
             // Which of two a browser has meant cannot be known.
             if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
         }
-        OriginVerdict::Foreign => Err(forbidden_origin()),
+        OriginVerdict::Foreign => {
+            warn_of_origin(request, desk);
+            Err(forbidden_origin())
+        }
     }
 }
 
 /// What the page of a request is to this server.
 pub(super) fn judge(request: &Request<'_>, desk: &Desk<'_>) -> OriginVerdict {
-    match (request.fields.one("origin"), request.fields.one("host")) {
-        (Ok(origin), Ok(host)) => origin::judge(origin, host, &desk.site.origins),
+    match (request.fields.one("origin"), request.host()) {
+        (Ok(origin), Ok(host)) => match origin::judge(origin, host, &desk.site.origins) {
+            // A server that is open to its own machine is open to the pages that this machine serves.
+            OriginVerdict::Foreign
+                if desk.gate.only_this_machine && origin.is_some_and(origin::is_of_this_machine) =>
+            {
+                OriginVerdict::Allowed
+            }
+            verdict => verdict,
+        },
         _ => OriginVerdict::Foreign,
     }
 }
@@ -39,7 +59,67 @@ pub(super) fn forbidden_origin() -> Refusal {
     Refusal::new(403, "forbidden_origin", message)
 }
 
+/// The page itself learns nothing: its browser shows close code 1006, or that the fetch failed.
+pub(super) fn warn_of_origin(request: &Request<'_>, desk: &mut Desk<'_>) {
+    let sent = shown(request.fields.all("origin").next().unwrap_or_default());
+    let why = match request.fields.one("origin") {
+        Ok(_) => format!(
+            "the page's origin is neither the Host nor listed: allow it with --origin '{sent}', \
+             or let the proxy in front pass the Host that the page was loaded from"
+        ),
+        Err(_) => "Origin comes more than once".to_owned(),
+    };
+    warn(request, &format!("origin={sent}"), &why, desk);
+}
+
+/// Its name is not one of this machine's.
+pub(super) fn warn_of_host(request: &Request<'_>, desk: &mut Desk<'_>) {
+    let why = "this server is open to its own machine only, by the name localhost or its address: \
+               --anonymous or a key lets it answer to other names";
+    let origin = shown(request.fields.all("origin").next().unwrap_or(b"none"));
+    warn(request, &format!("origin={origin}"), why, desk);
+}
+
+fn warn(request: &Request<'_>, origin: &str, why: &str, desk: &mut Desk<'_>) {
+    let Some(suppressed) = desk.gate.refusal_log.take(desk.now) else { return };
+    let host = shown(request.host().ok().flatten().unwrap_or_default());
+    // The query may hold a token.
+    let path = shown(request.path.as_bytes());
+    let more =
+        if suppressed > 0 { format!(" ({suppressed} more since the last such line)") } else { String::new() };
+    let line = format!("refused {origin} host={host} path={path}: {why}{more}");
+    desk.intents.push(Intent::Warn(line.into()));
+}
+
+/// Bytes that a client sent, for the log: printable, and not many.
+fn shown(bytes: &[u8]) -> String {
+    const SHOWN_BYTES_MAX: usize = 100;
+    match bytes.split_at_checked(SHOWN_BYTES_MAX) {
+        Some((begin, [_, ..])) => format!("{}...", begin.escape_ascii()),
+        _ => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// The longest list of header fields that is mirrored in a preflight's answer.
+const HEADERS_BYTES_MAX: usize = 1024;
+
+/// The fields that a page wants to send, if it may: they are mirrored, since a list of our own would have to know what
+/// libraries and tracing add.
+fn requested_headers<'a>(request: &Request<'a>) -> &'a str {
+    let is_list = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(byte);
+    match request.fields.one("access-control-request-headers") {
+        Ok(Some(list)) if list.len() <= HEADERS_BYTES_MAX && !list.is_empty() && list.iter().all(is_list) => {
+            std::str::from_utf8(list).unwrap_or(HEADERS)
+        }
+        _ => HEADERS,
+    }
+}
+
+/// What this server looks at.
+const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
+
 pub(super) fn preflight(
+    request: &Request<'_>,
     methods: &'static str,
     manner: Manner,
     rest: &[u8],
@@ -47,12 +127,24 @@ pub(super) fn preflight(
     desk: &mut Desk<'_>,
 ) -> Outcome {
     let mut fields = vec![("Allow", methods)];
-    if manner.allow_origin.is_some() {
+    if manner.share.is_some() {
         fields.push(("Access-Control-Allow-Methods", methods));
-        let headers = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
-        fields.push(("Access-Control-Allow-Headers", headers));
+        fields.push(("Access-Control-Allow-Headers", requested_headers(request)));
         // Browsers ask again after ten minutes at the latest (Chromium) or at the earliest (others: a day).
         fields.push(("Access-Control-Max-Age", "600"));
     }
     answer(manner.respond(204, "", &fields, b""), &manner, rest, owed, desk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_sent_is_printable_and_short() {
+        assert_eq!(shown(b"https://a.example"), "https://a.example");
+        assert_eq!(shown(b"a\x1b[31m\r\n\xe2\x80\xa8"), "a\\x1b[31m\\r\\n\\xe2\\x80\\xa8");
+        assert_eq!(shown(&[b'a'; 100]), "a".repeat(100));
+        assert_eq!(shown(&[b'a'; 5_000]), format!("{}...", "a".repeat(100)));
+    }
 }

@@ -60,11 +60,27 @@ fn statuses(server: &Server, host: &str) -> [u16; 3] {
 #[test]
 fn an_open_server_answers_to_this_machines_names_only() {
     let server = Server::start(&[]);
-    for host in ["localhost", "LocalHost:8080", "127.0.0.1:1", "127.8.8.8", "[::1]:8080"] {
+    for host in [
+        "localhost",
+        "LocalHost:8080",
+        "localhost.",
+        "app.localhost:8080",
+        "127.0.0.1:1",
+        "127.8.8.8",
+        "[::1]:8080",
+        "[::ffff:127.0.0.1]:8080",
+    ] {
         assert_eq!(statuses(&server, host), [200, 200, 101], "{host}");
     }
-    for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "localhost.", "127.0.0.1.nip.io", ""] {
+    for host in ["evil.example", "localhost.evil.example", "10.0.0.1", "xlocalhost", "127.0.0.1.nip.io", ""] {
         assert_eq!(statuses(&server, host), [421, 421, 421], "{host}");
+    }
+    // RFC 9112 3.2.2: of a target in absolute form the authority counts, whatever Host says.
+    for (authority, host, status) in
+        [("localhost", "evil.example", "200"), ("evil.example", "localhost", "421")]
+    {
+        let asks = format!("GET http://{authority}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        assert_eq!(&server.ask(asks)[9..12], status, "{authority}, Host {host}");
     }
     assert_eq!(server.ask("GET / HTTP/1.0\r\n\r\n")[9..12], *"200", "no browser leaves it out");
     let server = Server::start(&[OPEN]);

@@ -102,6 +102,9 @@ proptest! {
         let own = if origin.scheme == "https" { ":443" } else { ":80" };
         let same = origin.port.is_none() && other == format!("{good}{own}");
         let other_scheme = other == good.replace("http://", "https://");
+        let slashed = other.strip_suffix('/').unwrap_or(&other);
+        let same = same || slashed == good || origin.port.is_none() && slashed == format!("{good}{own}");
+        let other_scheme = other_scheme || slashed == good.replace("http://", "https://");
         prop_assert_eq!(found != OriginVerdict::Foreign, same || other_scheme, "{}", other);
     }
 

@@ -1,0 +1,54 @@
+//! Which refusals of web pages are logged: a few at once, then one every ten seconds.
+//!
+//! A page that is refused learns nothing: the browser shows close code 1006 or "Failed to fetch". So the operator has
+//! to be told, and must not be flooded: a page that is refused tries again, and anyone can send such requests.
+
+use super::rate::{Bucket, Rate, Take};
+use crate::moment::Moment;
+
+/// Lines at once: a few pages of a few origins, found in one look at the log.
+const LINES_AT_ONCE: u32 = 5;
+
+/// Seconds for each further line: 8,640 lines of about 200 bytes a day at most.
+const SECONDS_PER_LINE: u32 = 10;
+
+/// The limit on the lines that refusals leave in the log.
+#[derive(Debug, Default)]
+pub struct RefusalLog {
+    bucket: Option<Bucket>,
+    suppressed: u64,
+}
+
+impl RefusalLog {
+    /// Returns how many refusals were not logged since the last line, if this one is to be logged.
+    pub fn take(&mut self, now: Moment) -> Option<u64> {
+        let rate = Rate { per_second: std::num::NonZeroU32::MIN, burst: BURST };
+        let bucket = self.bucket.get_or_insert_with(|| Bucket::full(rate, now));
+        match bucket.take(rate, SECONDS_PER_LINE, now) {
+            Take::Granted => Some(std::mem::take(&mut self.suppressed)),
+            Take::Wait { .. } => {
+                self.suppressed += 1;
+                None
+            }
+        }
+    }
+}
+
+/// In permits, of which one flows in each second.
+const BURST: std::num::NonZeroU32 = std::num::NonZeroU32::new(LINES_AT_ONCE * SECONDS_PER_LINE).unwrap();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_logged_at_a_bounded_rate_and_the_rest_is_counted() {
+        let mut log = RefusalLog::default();
+        let start = Moment::from_millis(7);
+        let lines = (0..1_000).filter_map(|_| log.take(start)).collect::<Vec<_>>();
+        assert_eq!(lines, [0; LINES_AT_ONCE as usize]);
+        assert_eq!(log.take(start.after(SECONDS_PER_LINE * 1_000 - 1)), None);
+        assert_eq!(log.take(start.after(SECONDS_PER_LINE * 1_000)), Some(996));
+        assert_eq!(log.take(start.after(SECONDS_PER_LINE * 1_000)), None);
+    }
+}
