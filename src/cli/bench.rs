@@ -1,19 +1,21 @@
 //! `oyez bench`: flags to a plan, a plan to a report.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use super::Failure;
+use rustix::system::uname;
+
 use super::bench_flags::{Bench, Common, Pin, SideBySide, What};
 use super::output;
 use super::progress::Progress;
+use super::{Failure, VERSION};
 use crate::load;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
 use crate::load::plan::{Plan, Scenario, Traffic};
 use crate::load::preflight::{Limits, Preflight};
-use crate::load::report::Report;
+use crate::load::report::{Made, Report};
 use crate::load::target::Target;
 use crate::load::text::Text;
 
@@ -90,6 +92,10 @@ impl Common {
     }
 
     fn run(self, scenario: Scenario, traffic: Option<Traffic>) -> Result<(), Failure> {
+        // Before the run: what cannot be written should not be measured.
+        for path in [&self.json, &self.report].into_iter().flatten() {
+            check_writable(path)?;
+        }
         let limits = Limits::raise();
         let mut child = match &self.url {
             Some(_) => None,
@@ -108,7 +114,7 @@ impl Common {
         let server_args = child.as_ref().map(|child| child.flags.clone());
         // Stopped before the report, so that nothing is left behind whatever becomes of it.
         drop(child);
-        self.report(Report::of(&plan, &found, server_args))
+        self.report(Report { made: Some(made()), ..Report::of(&plan, &found, server_args) })
     }
 
     /// Makes the plan, and sees whether this machine can carry it out.
@@ -193,11 +199,22 @@ impl Common {
             write(path, &page::page(std::slice::from_ref(&run)).map_err(Failure::Failed)?)?;
         }
         let report = &run.report;
+        if report.interrupted {
+            return Err(Failure::Failed(
+                "interrupted: the report is of what was measured until then".to_owned(),
+            ));
+        }
         if report.connections.opened == 0 {
             return Err(Failure::Failed("no connection was opened".to_owned()));
         }
         if report.open_at_end == 0 {
             return Err(Failure::Failed("no connection was left at the end".to_owned()));
+        }
+        if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.deliveries == 0) {
+            return Err(Failure::Failed(format!(
+                "nothing was delivered: {} messages were sent in the time that was measured, and no member got one",
+                traffic.sent
+            )));
         }
         let broken: Vec<String> = self
             .assert
@@ -208,6 +225,39 @@ impl Common {
             .collect();
         if broken.is_empty() { printed } else { Err(Failure::Failed(broken.join("; "))) }
     }
+}
+
+/// Sees whether a file can be written, and leaves it as it is.
+fn check_writable(path: &Path) -> Result<(), Failure> {
+    let is_new = !path.exists();
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    if is_new {
+        let _ = fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// When, where and how a run was made.
+fn made() -> Made {
+    let system = uname();
+    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    Made {
+        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        host: format!("{}, {} processors of {}", text(system.nodename()), processors, text(system.machine())),
+        command_line: std::env::args().map(|word| quote(&word)).collect::<Vec<_>>().join(" "),
+        versions: format!("oyez {VERSION}; {} {}", text(system.sysname()), text(system.release())),
+    }
+}
+
+/// A word as a shell takes it.
+fn quote(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./:,@%+".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {

@@ -53,7 +53,7 @@ pub struct Broken {
 }
 
 /// All figures. Those of traffic come first, since they are asserted most.
-const FIGURES: [Figure; 32] = [
+const FIGURES: [Figure; 34] = [
     count("loss", |report| Some(report.traffic.as_ref()?.lost as f64)),
     count("duplicated", |report| Some(report.traffic.as_ref()?.duplicated as f64)),
     count("out_of_order", |report| Some(report.traffic.as_ref()?.out_of_order as f64)),
@@ -66,10 +66,12 @@ const FIGURES: [Figure; 32] = [
     count("deliveries_per_second", |report| Some(report.traffic.as_ref()?.deliveries_per_second)),
     time("p50", |report| Some(latency(report)?.p50)),
     time("p90", |report| Some(latency(report)?.p90)),
+    time("p95", |report| Some(latency(report)?.p95)),
     time("p99", |report| Some(latency(report)?.p99)),
     time("p99.9", |report| Some(latency(report)?.p999)),
     time("max", |report| Some(latency(report)?.max)),
     time("last_p50", |report| Some(last(report)?.p50)),
+    time("last_p95", |report| Some(last(report)?.p95)),
     time("last_p99", |report| Some(last(report)?.p99)),
     time("last_max", |report| Some(last(report)?.max)),
     count("open", |report| Some(report.connections.opened as f64)),

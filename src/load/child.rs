@@ -4,6 +4,7 @@
 //! It dies with its parent, however that ends: see [`end_with_parent`].
 
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -75,6 +76,8 @@ impl ChildServer {
             // A line for each close would be a load of its own.
             command.env("RUST_LOG", "error");
         }
+        // Ctrl-C goes to a whole group, and the server is to be there while the run's last messages arrive.
+        command.process_group(0);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut server = ChildServer {

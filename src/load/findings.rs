@@ -31,6 +31,8 @@ pub struct Findings {
     pub ramp_seconds: f64,
     /// What the server used of the processors to open them.
     pub ramp_server: Option<Spent>,
+    /// Was the run ended before its time?
+    pub interrupted: bool,
     /// Connections that were open at the end.
     pub open_at_end: usize,
     /// What became of them afterwards, and of guests.
@@ -127,6 +129,7 @@ impl Findings {
             ramp: Tally::new(),
             ramp_seconds: 0.0,
             ramp_server: None,
+            interrupted: false,
             open_at_end: 0,
             after: Tally::new(),
             memory: Vec::new(),

@@ -161,7 +161,9 @@ impl<'a> Bench<'a> {
 
     fn turn(&mut self, watch: &mut impl FnMut(Standing)) -> Result<(), String> {
         self.wait().map_err(|error| format!("the poll failed: {error}"))?;
-        self.note()?;
+        if self.note() {
+            self.interrupt()?;
+        }
         let Bench { crowd, ledger, script, clock, .. } = self;
         crowd.drive(ledger, clock);
         crowd.reap(ledger);
@@ -197,15 +199,26 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn note(&mut self) -> Result<(), String> {
+    /// Returns true if a signal came.
+    fn note(&mut self) -> bool {
+        let mut is_signalled = false;
         for event in &self.events {
             match event.token() {
                 TIMER => {}
-                SIGNALS if self.signals.pending().count() > 0 => return Err("interrupted".to_owned()),
-                SIGNALS => {}
+                SIGNALS => is_signalled |= self.signals.pending().count() > 0,
                 _ => self.crowd.note(event),
             }
         }
+        is_signalled
+    }
+
+    /// The first signal ends the run with a report of what was measured until then, the second without.
+    fn interrupt(&mut self) -> Result<(), String> {
+        let Bench { crowd, ledger, script, clock, .. } = self;
+        if script.found.interrupted {
+            return Err("interrupted twice".to_owned());
+        }
+        script.interrupt(crowd, ledger, clock.now());
         Ok(())
     }
 

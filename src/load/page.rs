@@ -59,9 +59,16 @@ pub fn page(runs: &[Run]) -> Result<String, String> {
 /// A figure's name, and how it reads in a report that has it.
 type Row = (&'static str, fn(&Report) -> Option<String>);
 
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 25] = [
     ("What was done", |report| Some(format!("{}: {}", report.setup.scenario, setup(report)))),
-    ("Verdict", |report| Some(if report.invalid.is_empty() { "valid" } else { "INVALID" }.to_owned())),
+    ("Date", |report| Some(report.made.as_ref()?.date.clone())),
+    ("Host", |report| Some(report.made.as_ref()?.host.clone())),
+    ("Command line", |report| Some(report.made.as_ref()?.command_line.clone())),
+    ("Versions", |report| Some(report.made.as_ref()?.versions.clone())),
+    ("Verdict", |report| {
+        let word = if report.invalid.is_empty() { "valid" } else { "INVALID" };
+        Some(if report.interrupted { format!("{word}, interrupted") } else { word.to_owned() })
+    }),
     ("Connections open, of attempted", |report| {
         Some(format!("{} of {}", report.connections.opened, report.connections.attempted))
     }),
@@ -81,6 +88,7 @@ const ROWS: [Row; 20] = [
         Some(format!("{}, {}, {}", traffic.lost, traffic.duplicated, traffic.out_of_order))
     }),
     ("Latency p50", |report| Some(micros(latency(report)?.p50))),
+    ("Latency p95", |report| Some(micros(latency(report)?.p95))),
     ("Latency p99", |report| Some(micros(latency(report)?.p99))),
     ("Latency p99.9", |report| Some(micros(latency(report)?.p999))),
     ("Latency, longest", |report| Some(micros(latency(report)?.max))),

@@ -9,6 +9,12 @@ use super::tls::Certificates;
 pub struct Report {
     /// The version that measured.
     pub oyez_version: String,
+    /// When, where and how it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Made>,
+    /// Was it ended before its time? Then the figures are of what was measured until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// What was done.
     pub setup: Setup,
     /// What became of the members' connections.
@@ -40,6 +46,19 @@ pub struct Report {
     pub timeline: Vec<Point>,
     /// Why the figures are the load generator's and not the server's; empty for a valid run.
     pub invalid: Vec<String>,
+}
+
+/// What a reader needs to judge a report, or to repeat the run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Made {
+    /// When the run ended (RFC 3339, UTC).
+    pub date: String,
+    /// The name of the machine, and its processors.
+    pub host: String,
+    /// The command line, quoted for a shell.
+    pub command_line: String,
+    /// The load generator's, and the kernel's.
+    pub versions: String,
 }
 
 /// What was done.
@@ -135,6 +154,8 @@ pub struct Quantiles {
     pub mean: f64,
     pub p50: f64,
     pub p90: f64,
+    #[serde(default)]
+    pub p95: f64,
     pub p99: f64,
     pub p999: f64,
     pub max: f64,

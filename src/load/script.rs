@@ -87,6 +87,27 @@ impl Script {
         }
     }
 
+    /// Ends the run before its time, with what was measured until now. What is in flight may still arrive; a stage
+    /// that waits for nothing ends at once.
+    pub fn interrupt(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
+        self.found.interrupted = true;
+        match &mut self.stage {
+            Stage::Ramping(ramp) => {
+                self.found.ramp_seconds = ramp.seconds();
+                self.found.opened(crowd);
+                self.finish(crowd, ledger, now);
+            }
+            Stage::Warming { .. } => {
+                self.pace = None;
+                self.stage = Stage::Collecting { until: now.after(ledger.patience + COLLECT_MARGIN) };
+            }
+            Stage::Measuring { until, stall_at } => (*until, *stall_at) = (now, None),
+            Stage::Holding { until } => *until = now,
+            Stage::Returning(storm) => storm.give_up(now),
+            Stage::Collecting { .. } | Stage::Done => {}
+        }
+    }
+
     /// Is it over?
     pub fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)

@@ -87,6 +87,11 @@ impl Storm {
         self.until <= now
     }
 
+    /// Those that are not back by now are given up.
+    pub fn give_up(&mut self, now: Time) {
+        self.until = now;
+    }
+
     /// How it went.
     pub fn figures(&self) -> Figures {
         self.figures

@@ -23,6 +23,8 @@ impl Report {
         let own = usage(measured.and_then(|measured| measured.own));
         let mut report = Report {
             oyez_version: env!("CARGO_PKG_VERSION").to_owned(),
+            made: None,
+            interrupted: found.interrupted,
             setup: Setup::new(plan, server_args),
             connections: Connections {
                 server_us_per_handshake: found
@@ -142,6 +144,7 @@ impl Quantiles {
             mean: (histogram.mean() / 10.0).round() / 100.0,
             p50: at(0.5),
             p90: at(0.9),
+            p95: at(0.95),
             p99: at(0.99),
             p999: at(0.999),
             max: micros(histogram.max()),

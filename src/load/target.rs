@@ -11,6 +11,10 @@ use super::tls::{Tls, Trust};
 /// What stands in a URL's path for the channel's name.
 const PLACEHOLDER: &str = "{channel}";
 
+/// The most connections from one address, where there are others: less than half of the 28,232 ports that Linux
+/// gives out by default.
+const CONNECTIONS_PER_SOURCE_MAX: usize = 10_000;
+
 /// A server that broadcasts.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -103,7 +107,8 @@ impl Target {
         if is_ours && self.sources.is_empty() {
             // The kernel looks for a free port among every other one first. When those are taken, each
             // search goes through all of them: 20,000 connections took 9.9 s from one source, 0.5 s from two.
-            let sources = connections.div_ceil((ports * 4 / 10).max(1));
+            let of_one = CONNECTIONS_PER_SOURCE_MAX.min(ports * 4 / 10);
+            let sources = connections.div_ceil(of_one.max(1));
             if sources > 1 {
                 // 127.0.0.x is left to everybody else.
                 let first = 0x7f00_0001 | (run % 0xffff + 1) << 8;
@@ -147,10 +152,15 @@ mod tests {
     #[test]
     fn sources_are_spread_where_one_has_too_few_ports() {
         let mut target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
-        target.spread(11_000, 28_000, 1);
+        target.spread(10_000, 28_000, 1);
         assert_eq!(target.sources.len(), 0);
-        target.spread(100_000, 28_000, 1);
-        assert_eq!(target.sources.len(), 9);
+        for (connections, ports, sources) in
+            [(10_001, 28_000, 2), (100_000, 28_000, 10), (10_001, 64_000, 2), (5_000, 10_000, 2)]
+        {
+            target.sources.clear();
+            target.spread(connections, ports, 1);
+            assert_eq!(target.sources.len(), sources, "{connections} {ports}");
+        }
         assert_eq!(target.sources[0].to_string(), "127.0.2.1");
         target.sources.clear();
         target.spread(100_000, 28_000, u32::MAX);

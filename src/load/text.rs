@@ -12,6 +12,9 @@ impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
         line(f, &report.setup.scenario, &setup(report))?;
+        if report.interrupted {
+            line(f, "INTERRUPTED", "the figures are of what was measured until then")?;
+        }
         connections(f, "connections", &report.connections)?;
         if let Some(guests) = &report.guests {
             connections(f, "guests", guests)?;
@@ -36,8 +39,25 @@ impl fmt::Display for Text<'_> {
     }
 }
 
+/// The width of a terminal that nobody has made wider, and where the text begins in it.
+const COLUMNS: usize = 80;
+const INDENT: usize = 14;
+
+/// A name and what there is to say about it, broken between words where a terminal ends.
 fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
-    writeln!(f, "{name:<13} {text}")
+    write!(f, "{name:<width$}", width = INDENT - 1)?;
+    let mut column = INDENT - 1;
+    for (number, word) in text.split(' ').enumerate() {
+        let width = word.chars().count();
+        if number > 0 && column + 1 + width > COLUMNS {
+            write!(f, "\n{:INDENT$}{word}", "")?;
+            column = INDENT + width;
+        } else {
+            write!(f, " {word}")?;
+            column += 1 + width;
+        }
+    }
+    writeln!(f)
 }
 
 /// What was done, in one line.
@@ -189,24 +209,62 @@ fn quantiles(quantiles: &Quantiles) -> String {
     if quantiles.count == 0 {
         return "nothing".to_owned();
     }
-    let Quantiles { p50, p90, p99, p999, max, .. } = *quantiles;
+    let Quantiles { p50, p95, p99, p999, max, .. } = *quantiles;
     format!(
-        "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
+        "p50 {}, p95 {}, p99 {}, p99.9 {}, max {}",
         micros(p50),
-        micros(p90),
+        micros(p95),
         micros(p99),
         micros(p999),
         micros(max)
     )
 }
 
-/// Microseconds in the unit that suits them, at three digits or so.
+/// Microseconds in the unit that suits them, at three digits.
 pub fn micros(micros: f64) -> String {
     match micros {
-        ..100.0 => format!("{micros:.1} us"),
-        ..1_000.0 => format!("{micros:.0} us"),
-        ..100_000.0 => format!("{:.2} ms", micros / 1e3),
-        ..1_000_000.0 => format!("{:.0} ms", micros / 1e3),
+        ..99.95 => format!("{micros:.1} us"),
+        ..999.5 => format!("{micros:.0} us"),
+        ..9_995.0 => format!("{:.2} ms", micros / 1e3),
+        ..99_950.0 => format!("{:.1} ms", micros / 1e3),
+        ..999_500.0 => format!("{:.0} ms", micros / 1e3),
         _ => format!("{:.2} s", micros / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits_and_a_unit() {
+        for (value, text) in [
+            (0.0, "0.0 us"),
+            (99.94, "99.9 us"),
+            (99.96, "100 us"),
+            (999.6, "1.00 ms"),
+            (9_996.0, "10.0 ms"),
+            (99_960.0, "100 ms"),
+            (999_600.0, "1.00 s"),
+            (60e6, "60.00 s"),
+        ] {
+            assert_eq!(micros(value), text);
+        }
+    }
+
+    #[test]
+    fn lines_end_where_a_terminal_does() {
+        struct Line(String);
+        impl fmt::Display for Line {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                line(f, "name", &self.0)
+            }
+        }
+        let words = "abcd ".repeat(40);
+        let text = Line(words.trim().to_owned()).to_string();
+        let widths: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
+        assert_eq!(widths, [78, 78, 78, 23].map(|width| width), "{text}");
+        assert!(text.lines().skip(1).all(|line| line.starts_with("              abcd")), "{text}");
+        assert_eq!(Line("x".repeat(100)).to_string().lines().count(), 1, "a word stays whole");
     }
 }

@@ -1,6 +1,6 @@
 //! Was it the server that was measured, or the load generator?
 
-use super::report::Report;
+use super::report::{Count, Report};
 
 /// A loop that is this busy may be what everything waits for.
 const BUSY_SHARE: f64 = 0.9;
@@ -11,6 +11,9 @@ const WAITED_SHARE_MAX: f64 = 0.1;
 
 /// How late messages of an open loop may be, at the 99th of a hundred, in microseconds.
 const LATENESS_US_MAX: f64 = 5_000.0;
+
+/// What a connection fails with for want of something on our side: ports, descriptors, memory.
+const OWN_CAUSES: [&str; 6] = ["EADDRINUSE", "EADDRNOTAVAIL", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 
 /// Why the figures are the load generator's and not the server's.
 pub fn invalid(report: &Report) -> Vec<String> {
@@ -32,11 +35,33 @@ pub fn invalid(report: &Report) -> Vec<String> {
             percent(own.waited_share)
         ));
     }
+    let guests = report.guests.iter().flat_map(|guests| &guests.refused_by);
+    let storm = report.storm.iter().flat_map(|storm| &storm.refused_by);
+    let refused: Vec<&Count> = report.connections.refused_by.iter().chain(guests).chain(storm).collect();
+    for cause in OWN_CAUSES {
+        let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
+        if count > 0 {
+            why.push(format!(
+                "{count} connections failed here and not at the server, with {cause}{}",
+                advice(cause)
+            ));
+        }
+    }
     let lateness = report.generator.send_lateness_us;
     if report.setup.rate_per_second.is_some() && lateness.p99 > LATENESS_US_MAX {
         why.push(format!("messages were entered up to {:.1} ms late (p99)", lateness.p99 / 1e3));
     }
     why
+}
+
+fn advice(cause: &str) -> &'static str {
+    match cause {
+        "EADDRNOTAVAIL" | "EADDRINUSE" => {
+            ": give more addresses to leave from (--source-ip), that are this machine's"
+        }
+        "EMFILE" => ": raise the descriptor limit",
+        _ => "",
+    }
 }
 
 #[cfg(test)]
@@ -72,5 +97,16 @@ mod tests {
         assert_eq!(invalid(&late).len(), 0, "a closed loop has no times to keep");
         late.setup.rate_per_second = Some(10.0);
         assert_eq!(invalid(&late).len(), 1);
+        let refused = |cause: &str| {
+            let mut report = idle.clone();
+            let count = Count { phase: "connect".to_owned(), cause: cause.to_owned(), count: 7 };
+            report.connections.refused_by.push(count);
+            invalid(&report)
+        };
+        for cause in OWN_CAUSES {
+            let why = refused(cause).join("");
+            assert!(why.starts_with("7 connections failed here") && why.contains(cause), "{why}");
+        }
+        assert_eq!(refused("ECONNREFUSED").len(), 0, "that is the server's");
     }
 }

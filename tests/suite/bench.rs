@@ -1,8 +1,9 @@
 //! `oyez bench` against a good server, a bad one and none.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -53,6 +54,9 @@ impl Run {
 
     fn succeeded(self) -> Run {
         assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        for line in self.stdout.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
         self
     }
 
@@ -262,6 +266,8 @@ fn connections_come_from_the_source_addresses_in_turn() {
     let run = bench("sources", &["idle", "--url", &url, "--connections", "6", "--source-ip", "192.0.2.1"]);
     assert_eq!((run.code, run.number("/connections/opened")), (1, 0.0), "{}", run.stderr);
     assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "EADDRNOTAVAIL");
+    let why = run.json["invalid"].to_string();
+    assert!(why.contains("6 connections failed here") && run.stdout.contains("INVALID"), "{why}");
 }
 
 #[test]
@@ -353,6 +359,15 @@ fn several_runs_stand_on_one_page() {
     }
     let text = fs::read_to_string(&page).unwrap();
     assert!(text.matches("<svg role=\"img\"").count() >= 3, "{text}");
+    let cell = |name: &str| {
+        let row = text.split(&format!("<th scope=\"row\">{name}</th><td>")).nth(1).unwrap();
+        row.split("</td>").next().unwrap().to_owned()
+    };
+    assert!(cell("Date").len() == 20 && cell("Date").ends_with('Z'), "{}", cell("Date"));
+    assert!(cell("Host").contains(" processors of "), "{}", cell("Host"));
+    assert!(cell("Command line").contains("bench fanout --connections 20 --duration 0.3 --json "), "{text}");
+    assert!(cell("Command line").contains("two &amp; "), "{text}");
+    assert!(cell("Versions").starts_with(concat!("oyez ", env!("CARGO_PKG_VERSION"))), "{text}");
     let status = oyez(&["bench", "report"]).args(&runs).arg("--out").arg(&page).status().unwrap();
     assert!(status.success());
     let text = fs::read_to_string(&page).unwrap();
@@ -470,6 +485,101 @@ fn run_with_a_server(mut command: Command) -> (Child, String) {
     }
 }
 
+/// A run at full speed over a minute, that has begun to measure; the JSON file that it is to write, and its server.
+fn run_that_measures(name: &str) -> (Child, PathBuf, String) {
+    let path = file(name);
+    let arguments =
+        ["bench", "fanout", "--connections", "5", "--warmup", "0", "--duration", "60", "--patience", "60"];
+    let mut command = oyez(&arguments);
+    // A shell gives each command a group, and Ctrl-C goes to all of it.
+    command.process_group(0);
+    let mut child = command.args(["--payload", "64", "--json"]).arg(&path).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("oyez: measuring: ")));
+    // Nobody waits for the rest, and nobody is held up by it.
+    thread::spawn(move || lines.for_each(drop));
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+    (child, path, children.trim().to_owned())
+}
+
+#[test]
+fn a_run_that_is_interrupted_reports_what_was_measured_until_then() {
+    let (child, path, server) = run_that_measures("interrupted.json");
+    let group = format!("-{}", child.id());
+    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("\nINTERRUPTED ") && stdout.contains("\nlatency "), "{stdout}");
+    let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(report["interrupted"], true);
+    // What was in flight has arrived: the server is not of the group that was interrupted.
+    assert_eq!(report["traffic"]["lost"], 0, "{stdout}");
+    assert_eq!(report["unexpected_closes"], Value::Array(Vec::new()), "{stdout}");
+    assert!(report["traffic"]["seconds"].as_f64().unwrap() < 60.0);
+    fs::remove_file(path).unwrap();
+    ends(&server);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_without_a_report() {
+    let (mut child, path, server) = run_that_measures("twice.json");
+    assert!(Command::new("kill").args(["-STOP", &server]).status().unwrap().success());
+    // The first one waits for what is in flight; one that comes too early to be the second is that one again.
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < PATIENCE);
+        signal(&child, "-INT");
+        thread::sleep(Duration::from_millis(50));
+        if start.elapsed() > Duration::from_millis(500) {
+            let _ = Command::new("kill").args(["-CONT", &server]).status();
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
+    assert!(!path.exists());
+    ends(&server);
+}
+
+#[test]
+fn a_run_in_which_nothing_is_delivered_fails_with_one_sentence() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let (sender, messages) = channel();
+        let _members: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
+        messages.iter().for_each(drop);
+    });
+    let flags = ["fanout", "--connections", "3", "--duration", "0.2", "--warmup", "0", "--patience", "0.2"];
+    let run = bench("nothing-delivered", &[&flags[..], &["--url", &url]].concat());
+    assert_eq!(run.code, 1, "{}", run.stdout);
+    let last = run.stderr.lines().last().unwrap_or_default();
+    assert!(last.starts_with("oyez: nothing was delivered: "), "{}", run.stderr);
+}
+
+#[test]
+fn files_that_cannot_be_written_are_refused_before_the_run() {
+    let kept = file("kept.json");
+    fs::write(&kept, "kept").unwrap();
+    let new = file("new.html");
+    for (flag, path) in
+        [("--json", "/nonexistent/run.json"), ("--report", "/nonexistent/run.html"), ("--json", "/")]
+    {
+        let output = oyez(&["bench", "idle", flag, path]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(2) && said.contains(path) && !said.contains("opening"),
+            "{said}"
+        );
+    }
+    // A run that is refused for another reason leaves no empty file, and what is there as it is.
+    let mut command = oyez(&["bench", "idle", "--connections=9000000", "--report"]);
+    let output = command.arg(&new).arg("--json").arg(&kept).output().unwrap();
+    assert!(output.status.code() == Some(2) && !new.exists(), "{output:?}");
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
+    fs::remove_file(kept).unwrap();
+}
+
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
@@ -584,7 +694,8 @@ fn a_certificate_that_is_not_trusted_is_refused_unless_any_is_accepted() {
     let run = bench("tls-any", &[&idle[..], &["--tls-insecure"]].concat()).succeeded();
     assert_eq!(run.number("/connections/opened"), 5.0);
     assert_eq!(run.json["setup"]["tls"], "not_checked");
-    assert!(run.stdout.contains("over TLS, certificates not checked"), "{}", run.stdout);
+    let words = run.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("over TLS, certificates not checked"), "{words}");
     // A server that speaks none says something else, and hears so.
     let run = bench("tls-none", &["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
     assert_eq!(run.code, 1, "{}", run.stdout);
