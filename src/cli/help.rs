@@ -20,6 +20,7 @@ const SERVE: [(&str, &[&str]); 9] = [
             "allow-query-token",
             "origin",
             "tickets-max",
+            "tickets-per-client-max",
         ],
     ),
     (

@@ -374,7 +374,7 @@ export class Oyez extends EventTarget {
 
   #greeted({ client, run, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#life_timer);
-    // Another process remembers no key of before.
+    // Another process remembers no key of before, and neither does this one for a client from another network.
     if (this.#run !== null && run !== this.#run) {
       for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }

@@ -3,9 +3,12 @@
 //! A member sits in the hub, and its slot knows where: whenever somebody leaves a seat and another moves into
 //! it, both have to agree. All that changes a seat stands here.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde_json::value::RawValue;
 
 use super::engine::Engine;
+use super::publishing::key_owner;
 use super::refill::Cost;
 use super::slots::Slot;
 use super::transport::Transport;
@@ -56,7 +59,7 @@ impl<T: Transport> Engine<T> {
         let hello = Notice::Hello {
             id: Id(cursor),
             client: ClientId::of(id, self.client_salt).to_string(),
-            run: format!("{:08x}", self.run),
+            run: self.key_memory(id, pass),
             ping_ms: self.limits.ping_interval_ms,
             message_bytes_max: self.limits.message_bytes_max,
             key_age_ms: self.limits.repeats.usable_ms(),
@@ -70,6 +73,16 @@ impl<T: Transport> Engine<T> {
             }
             None => {}
         }
+    }
+
+    /// Names the memory in which the server looks for a connection's idempotency keys: another process has another, and
+    /// so has another publisher. An anonymous client that comes back from another network (a phone that leaves the
+    /// Wi-Fi) is another publisher, and must not repeat what it sent before.
+    fn key_memory(&self, id: SlotId, pass: &Pass) -> String {
+        let Some(slot) = self.slots.get(id) else { return String::new() };
+        let mut hasher = DefaultHasher::new();
+        (self.run, key_owner(pass, slot.peer.ip())).hash(&mut hasher);
+        format!("{:08x}", hasher.finish() as u32)
     }
 
     /// Makes a connection a member. What it is told of that is [`Engine::welcome`]'s.

@@ -1,5 +1,7 @@
 //! A message comes in: may it, is it too fast, has it come before; and what its publisher hears of it.
 
+use std::net::IpAddr;
+
 use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
@@ -94,11 +96,11 @@ impl<T: Transport> Engine<T> {
         now: Moment,
     ) {
         let Some(slot) = self.slots.get(id) else { return };
-        let owner = match (pass.as_ref().and_then(|grant| grant.sub.as_deref()), &receipt) {
-            (Some(sub), _) => KeyOwner::Subject(sub),
-            (None, Receipt::Response { client: Some(client), .. }) => KeyOwner::Network(network(*client)),
-            (None, _) => KeyOwner::Network(network(slot.peer.ip())),
+        let client = match &receipt {
+            Receipt::Response { client: Some(client), .. } => *client,
+            _ => slot.peer.ip(),
         };
+        let owner = key_owner(pass, client);
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
@@ -223,5 +225,13 @@ impl<T: Transport> Engine<T> {
                 self.answer(id, refusal.respond(manner).into(), now);
             }
         }
+    }
+}
+
+/// Whose idempotency keys a publisher uses.
+pub(super) fn key_owner(pass: &Pass, client: IpAddr) -> KeyOwner<'_> {
+    match pass.as_ref().and_then(|grant| grant.sub.as_deref()) {
+        Some(sub) => KeyOwner::Subject(sub),
+        None => KeyOwner::Network(network(client)),
     }
 }

@@ -16,7 +16,8 @@ pub enum Notice<'a> {
         id: Id,
         /// Who the client is to others.
         client: String,
-        /// Which process this is. Another one knows no key of a message that was published before.
+        /// Where the server looks for the client's idempotency keys. If it is another than before, the keys of earlier
+        /// publishes are not found: the process or the publisher is another.
         run: String,
         /// How often the client should let itself be heard, in milliseconds; 0: it need not.
         ping_ms: u32,

@@ -615,3 +615,22 @@ fn a_key_is_known_for_its_five_minutes() {
     let again = (by_v1(&mut rig), by_http(&mut rig));
     assert!(again.0 != first.0 && again.1 != first.1, "{again:?}");
 }
+
+/// A phone that leaves the Wi-Fi: its keys are not found there, so it must not repeat what it sent before.
+#[test]
+fn run_of_hello_changes_with_the_network_of_an_anonymous_client() {
+    let mut rig = Rig::new(Limits::default());
+    let mut run = |address: &str| {
+        let id = rig.connect_from(address, Mood::Kind);
+        rig.send(id, upgrade("/ws").as_bytes());
+        rig.settle();
+        let out = std::mem::take(&mut rig.pipe(id).outgoing);
+        let head = out.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let hello: serde_json::Value = serde_json::from_slice(&out[head + 4..]).unwrap();
+        hello["run"].as_str().unwrap().to_owned()
+    };
+    let first = run("192.0.2.1");
+    assert_eq!(first, run("192.0.2.1"));
+    assert_ne!(first, run("192.0.2.2"));
+    assert_eq!(run("2001:db8::1"), run("2001:db8::2"), "one /64 is one client");
+}
