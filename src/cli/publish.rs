@@ -69,8 +69,9 @@ impl Publish {
             let published = request::publish(&server, self.channel.as_str(), &text, token.as_deref())?;
             if output::is_watched() {
                 let request::Published { id, members } = published;
-                let subscribers = many(members, "subscriber");
-                output::note(format_args!("published as {} to {subscribers}", id.escape_debug()));
+                let subscribers = members.map(|members| format!(" to {}", many(members, "subscriber")));
+                let subscribers = subscribers.unwrap_or_default();
+                output::note(format_args!("published as {}{subscribers}", id.escape_debug()));
             }
             return Ok(());
         }

@@ -18,9 +18,9 @@ const FIELDS_MAX: usize = 64;
 pub(super) struct Published {
     /// The id that it got.
     pub(super) id: String,
-    /// How many subscribers it was queued for.
+    /// How many subscribers it was queued for; null without the right to subscribe to the channel.
     #[serde(alias = "subscribers")]
-    pub(super) members: u64,
+    pub(super) members: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -56,8 +56,10 @@ impl<T: Transport> Engine<T> {
             Some((_, _, Ok(joined))) => joined.cursor,
             _ => self.hub.head(),
         };
+        // A cursor counts the messages of all channels: it is for clients that can use one.
+        let can_subscribe = self.gate.grant(pass).subscribe.iter().next().is_some();
         let hello = Notice::Hello {
-            id: Id(cursor),
+            id: can_subscribe.then_some(Id(cursor)),
             client: ClientId::of(id, self.client_salt).to_string(),
             run: self.key_memory(id, pass),
             ping_ms: self.limits.ping_interval_ms,

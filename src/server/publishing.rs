@@ -101,13 +101,14 @@ impl<T: Transport> Engine<T> {
             _ => slot.peer.ip(),
         };
         let owner = key_owner(pass, client);
+        let sees_members = name.is_some_and(|name| self.gate.grant(pass).may_subscribe(name));
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
             Some(Duplicate::Same(published)) => {
                 self.metrics.messages_repeated += 1;
                 self.hub.end_if_empty(channel);
-                return self.confirm(id, published, receipt, now);
+                return self.confirm(id, published, receipt, sees_members, now);
             }
             Some(Duplicate::OtherPayload) => {
                 self.hub.end_if_empty(channel);
@@ -128,7 +129,7 @@ impl<T: Transport> Engine<T> {
         if let Some(key) = key {
             self.hub.record_key(key, kind, payload, published.id, now);
         }
-        self.confirm(id, published, receipt, now);
+        self.confirm(id, published, receipt, sees_members, now);
     }
 
     /// Is that as fast as the connection may publish, by its grant or by the limits of all?
@@ -172,8 +173,15 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Tells a publisher which id its message has.
-    fn confirm(&mut self, id: SlotId, published: Published, receipt: Receipt, now: Moment) {
+    /// Tells a publisher which id its message has, and how many subscribers the channel has if it may subscribe to it.
+    fn confirm(
+        &mut self,
+        id: SlotId,
+        published: Published,
+        receipt: Receipt,
+        sees_members: bool,
+        now: Moment,
+    ) {
         let Published { id: message, members } = published;
         match receipt {
             Receipt::None => {}
@@ -181,6 +189,7 @@ impl<T: Transport> Engine<T> {
                 self.tell(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) }, now);
             }
             Receipt::Response { manner, .. } => {
+                let members = if sees_members { members.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"members\":{members}}}\n");
                 self.answer(id, manner.json(200, &body).into(), now);
             }

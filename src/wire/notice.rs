@@ -12,8 +12,9 @@ use crate::ids::{Gap, MessageId};
 pub enum Notice<'a> {
     /// First of all: a cursor before any message.
     Hello {
-        /// From where a client that is cut now has to come back.
-        id: Id,
+        /// From where a client that is cut now has to come back; `None` for a client that may not subscribe.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<Id>,
         /// Who the client is to others.
         client: String,
         /// Where the server looks for the client's idempotency keys. If it is another than before, the keys of earlier
@@ -135,7 +136,7 @@ mod tests {
         };
         check(
             Notice::Hello {
-                id,
+                id: Some(id),
                 client: "c".into(),
                 run: "r".into(),
                 ping_ms: 25_000,

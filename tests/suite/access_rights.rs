@@ -234,6 +234,24 @@ fn rights_that_are_renewed_are_looked_at_again() {
     assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
 }
 
+#[test]
+fn publisher_without_right_to_subscribe_learns_no_counts() {
+    let guarded = Guarded::start(&[]);
+    let greets = |subscribe: &[&str]| {
+        let mut client = Client::new(guarded.server.connect());
+        let lines = format!("{V1}{}", bearer(&token("alice", subscribe, &["a"])));
+        client.send(upgrade_with("/ws", &lines).as_bytes());
+        assert!(client.head().starts_with("HTTP/1.1 101 "));
+        hear(&mut client)
+    };
+    assert_eq!((greets(&["b"])["id"].is_string(), greets(&[]).get("id")), (true, None));
+    let publishes = |subscribe: &[&str]| {
+        ask(&guarded.server, &post("/v1/publish/a", &bearer(&token("alice", subscribe, &["a"])), "x")).json()
+    };
+    assert_eq!(publishes(&["a"])["members"], 0);
+    assert_eq!(publishes(&["b"])["members"], Value::Null);
+}
+
 /// A token may say how fast its bearer publishes, in place of what the server says for all.
 #[test]
 fn a_token_has_a_pace_of_its_own() {
