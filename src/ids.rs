@@ -79,7 +79,7 @@ impl ChannelName {
 /// wire it is `<epoch>-<seq>`, and opaque to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageId {
-    /// The log's birth, in unix milliseconds.
+    /// Which log: a random number, another for each log.
     pub epoch: u64,
     /// Its number in the log; the first message has 1.
     pub seq: u64,

@@ -185,7 +185,7 @@ impl Clock {
     }
 }
 
-/// The time on the wall, and 1970 for a clock that stands before it: a poor epoch, and no worse.
+/// The time on the wall, and 1970 for a clock that stands before it.
 fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -213,7 +213,7 @@ impl<E: Entrance> Server<E> {
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
         let stamp = clock.stamp();
         // A new log begins, unless there is one that goes on.
-        let mut engine = Engine::new(config.limits, stamp.unix_ms);
+        let mut engine = Engine::new(config.limits, store::new_epoch());
         engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
         engine.client_salt = engine.run;
         let mut store = None;

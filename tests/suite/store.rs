@@ -315,7 +315,7 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
         }
         let new_epoch = found.values().next().copied();
         for (id, text, at) in &acknowledged {
-            assert!(new_epoch.is_none_or(|new| new > epoch(id)), "a new epoch begins");
+            assert!(new_epoch.is_none_or(|new| new != epoch(id)), "a new epoch begins");
             let is_old = killed.duration_since(*at) > Duration::from_millis(SYNC_MS);
             lost += usize::from(text.starts_with("small") && !found.contains_key(text));
             if is_old && !is_late && text.starts_with("small") {
@@ -333,8 +333,10 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
     }
     println!("{} messages, {lost} lost, the disk was late in {late} runs", texts_of_ids.len());
     assert!(lost > 0 && late < 6, "{lost} lost, {late} runs late");
+    let runs = epochs.len();
+    epochs.sort_unstable();
     epochs.dedup();
-    assert!(epochs.is_sorted() && epochs.len() > 8, "{epochs:?}");
+    assert!(epochs.len() == runs && runs > 8, "each run has another: {epochs:?}");
 }
 
 #[test]
@@ -359,7 +361,7 @@ fn after_a_kill_what_is_left_is_replayed_under_new_ids() {
     let heard: Vec<Value> = (0..5).map(|_| member.hear()).collect();
     assert_eq!((&heard[1]["type"], &heard[1]["why"]), (&json!("gap"), &json!("epoch")), "{heard:?}");
     assert_eq!((&heard[2]["text"], &heard[3]["text"]), (&json!("one"), &json!("two")));
-    assert!(epoch(heard[2]["id"].as_str().unwrap()) > epoch(&first));
+    assert_ne!(epoch(heard[2]["id"].as_str().unwrap()), epoch(&first));
     assert_eq!(heard[4]["type"], "live");
     let mut raw = server.join(&format!("/ws/a?since={first}"));
     assert_eq!(raw.frame().opcode, frames::CLOSE, "a raw member has no words for a gap");
@@ -536,6 +538,37 @@ fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
     assert!(!texts.is_empty() && texts.len() < 200);
 }
 
+#[test]
+fn history_file_that_is_removed_or_replaced_is_noticed() {
+    for replaced in [false, true] {
+        let folder = Folder::new();
+        let server = folder.serve(&["--history-sync-ms=20"]);
+        publish(&server, "a", "written");
+        fs::rename(folder.file(), folder.0.join("elsewhere")).unwrap();
+        if replaced {
+            fs::write(folder.file(), b"another").unwrap();
+        }
+        let mut number = 0;
+        wait_until("the error is counted", || {
+            number += 1;
+            publish(&server, "a", &number.to_string());
+            metric(&server, "oyez_history_file_errors_total") > 0
+        });
+        assert_eq!(texts(&history(&server, "a", "earliest&limit=1")), ["written"], "clients are served");
+        server.signal("TERM");
+        let (status, log) = server.wait();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains("ERROR") && log.contains("removed, moved or replaced"), "{log}");
+    }
+    // An idle server notices it at the end.
+    let folder = Folder::new();
+    let server = folder.serve(&[]);
+    fs::remove_file(folder.file()).unwrap();
+    server.signal("TERM");
+    let (status, log) = server.wait();
+    assert!(status.code() == Some(1) && log.contains("removed, moved or replaced"), "{log}");
+}
+
 // From here on through the library, with clocks in our hands.
 
 const NOON: Stamp = Stamp { unix_ms: 1_800_000_000_000, boot_ms: 5_000_000, boot: 1 };
@@ -610,7 +643,7 @@ fn clocks_that_jump_neither_keep_messages_for_ever_nor_drop_them_all() {
 }
 
 #[test]
-fn an_epoch_is_later_than_the_one_before_it_whatever_the_clock_says() {
+fn epoch_of_new_log_differs_from_earlier_ones_whatever_the_clock_says() {
     let folder = Folder::new();
     let mut epochs = Vec::new();
     for back in [0, 1, 1_000_000_000, 0] {
@@ -621,21 +654,34 @@ fn an_epoch_is_later_than_the_one_before_it_whatever_the_clock_says() {
         drop(opened);
         await_unlocked(&folder.file());
     }
-    assert_eq!(epochs, [0, 1, 2, 3].map(|more| NOON.unix_ms + more));
+    // Logs without a file, and in new files, under a clock that begins anew.
+    for _ in 0..1_000 {
+        epochs.push(store::new_epoch());
+    }
+    for _ in 0..3 {
+        let folder = Folder::new();
+        epochs.push(open(&folder.file(), NOON).unwrap().hub.head().epoch);
+    }
+    assert!(epochs.iter().all(|&epoch| epoch < 1 << 53), "{epochs:?}");
+    let count = epochs.len();
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), count);
 }
 
 #[test]
 fn a_run_that_wrote_nothing_and_was_killed_was_not_ended_in_order() {
     let folder = Folder::new();
     let opened = open(&folder.file(), NOON).unwrap();
+    let epoch = opened.hub.head().epoch;
     finish(opened, 10, NOON);
     let opened = open(&folder.file(), NOON).unwrap();
-    assert_eq!((opened.hub.head().epoch, opened.clients), (NOON.unix_ms, Some(77)), "all goes on");
+    assert_eq!((opened.hub.head().epoch, opened.clients), (epoch, Some(77)), "all goes on");
     // It may have given out ids that are not in the file.
     drop(opened);
     await_unlocked(&folder.file());
     let opened = open(&folder.file(), NOON).unwrap();
-    assert_eq!(opened.hub.head().epoch, NOON.unix_ms + 1);
+    assert_ne!(opened.hub.head().epoch, epoch);
 }
 
 /// The thread of a store that was dropped ends in its own time.
@@ -647,13 +693,15 @@ fn await_unlocked(path: &Path) {
 
 /// A file of some runs, the last of which ended in order or was killed, and the text of each message by its
 /// number.
-fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
+fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
     let folder = Folder::new();
+    let mut epoch = 0;
     let mut texts = HashMap::new();
     let mut killed = Vec::new();
     for run in 0..3 {
         let stamp = later(NOON, run * 100_000);
         let mut opened = open(&folder.file(), stamp).unwrap();
+        epoch = opened.hub.head().epoch;
         let mut metrics = Metrics::default();
         for turn in 0..30 {
             for number in 0..3 {
@@ -672,11 +720,11 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>) {
         killed = fs::read(folder.file()).unwrap();
         finish(opened, 3_000, later(stamp, 3_000));
     }
-    (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts)
+    (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts, epoch)
 }
 
 /// A damaged file is refused, or what it gives is true, and all; the damage is where nothing was.
-fn judge(bytes: &[u8], texts: &HashMap<u64, String>, is_clean: bool, what: &str) -> bool {
+fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
     let folder = Folder::new();
     fs::write(folder.file(), bytes).unwrap();
     let opened = open(&folder.file(), later(NOON, 250_000));
@@ -701,7 +749,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, is_clean: bool, what: &str)
     }
     assert_eq!(count, texts.len(), "{what}: it was safe on the disk, and is missing");
     assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
-    assert_eq!(hub.head().epoch == NOON.unix_ms, is_clean, "{what}");
+    assert_eq!(hub.head().epoch == epoch, is_clean, "{what}");
     // What was written since stands where it can be read.
     drop(store);
     await_unlocked(&folder.file());
@@ -713,8 +761,8 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, is_clean: bool, what: &str)
 #[test]
 fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
     for is_clean in [true, false] {
-        let (bytes, texts) = sample(is_clean);
-        assert!(judge(&bytes, &texts, is_clean, "whole"));
+        let (bytes, texts, epoch) = sample(is_clean);
+        assert!(judge(&bytes, &texts, epoch, is_clean, "whole"));
         let (refused, taken) = (Cell::new(0), Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 400,
@@ -733,7 +781,7 @@ fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
                 "zero" => bytes[at..].iter_mut().take(512).for_each(|byte| *byte = 0),
                 _ => bytes.extend_from_within(..at.min(300)),
             }
-            if judge(&bytes, &texts, is_clean, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
+            if judge(&bytes, &texts, epoch, is_clean, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
                 taken.set(taken.get() + 1);
             } else {
                 refused.set(refused.get() + 1);

@@ -32,7 +32,7 @@ use tables::State;
 use writer::{Order, Report, Thread};
 
 pub use open::{OpenError, Opened, open};
-pub use stamp::Stamp;
+pub use stamp::{Stamp, new_epoch};
 
 /// Bytes of a batch, or one message more. It is about what a turn may read and publish, so a turn writes down
 /// as much as a turn can bring; copying it takes some 50 us. The database gives each channel's part a power of two,
@@ -79,6 +79,10 @@ pub struct Store {
     round: Round,
     /// Not before that the next round begins.
     next_round_ms: u64,
+    /// The oldest change of the round that is being written was there at this time.
+    oldest_ms: u64,
+    /// The same for the changes that have come since it began.
+    waiting_since_ms: Option<u64>,
     is_late: bool,
 }
 
@@ -89,12 +93,9 @@ enum Round {
     /// So many changes are to be handed over.
     Writing {
         left: usize,
-        began_ms: u64,
     },
     /// The last of them are with the thread.
-    Syncing {
-        began_ms: u64,
-    },
+    Syncing,
     /// Nothing is written any more.
     Failed,
 }
@@ -105,7 +106,7 @@ impl Store {
         let wait_ms = match self.round {
             Round::Failed => return None,
             Round::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
-            Round::Writing { .. } | Round::Syncing { .. } => LOOK_MS,
+            Round::Writing { .. } | Round::Syncing => LOOK_MS,
             Round::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
             Round::Idle => return None,
         };
@@ -127,10 +128,13 @@ impl Store {
         if self.round == Round::Failed {
             return;
         }
-        self.take_reports(hub, metrics, times);
+        self.take_reports(hub, metrics);
+        self.note_oldest(hub, times.millis);
+        self.warn_if_late(metrics, times.millis);
         if self.round == Round::Idle && hub.changes() > 0 && times.millis >= self.next_round_ms {
             self.next_round_ms = times.millis + (self.sync_ms / 2).max(1);
-            self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
+            self.oldest_ms = self.waiting_since_ms.take().unwrap_or(times.millis);
+            self.round = Round::Writing { left: hub.changes() };
         }
         if self.outstanding < BATCHES_MAX && matches!(self.round, Round::Writing { .. }) {
             self.hand_over(hub, clients, times, stamp());
@@ -138,13 +142,13 @@ impl Store {
     }
 
     fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: Times, stamp: Stamp) {
-        let Round::Writing { left, began_ms } = self.round else { return };
+        let Round::Writing { left } = self.round else { return };
         let log_ms = self.born_ms + times.millis;
         let hour = Hour { now: times.now, millis: log_ms };
         let before = hub.changes();
         let changes = hub.take_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES);
         let left = left.saturating_sub(before - hub.changes());
-        self.round = if left == 0 { Round::Syncing { began_ms } } else { Round::Writing { left, began_ms } };
+        self.round = if left == 0 { Round::Syncing } else { Round::Writing { left } };
         let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: false };
         self.send(Order { state, changes, syncs: left == 0 });
     }
@@ -157,7 +161,7 @@ impl Store {
         is_sent
     }
 
-    fn take_reports(&mut self, hub: &mut Hub, metrics: &mut Metrics, times: Times) {
+    fn take_reports(&mut self, hub: &mut Hub, metrics: &mut Metrics) {
         loop {
             match self.reports.try_recv() {
                 Ok(report) => self.reported(report, hub, metrics),
@@ -168,27 +172,37 @@ impl Store {
                 }
             }
         }
-        match self.round {
-            Round::Writing { began_ms, .. } | Round::Syncing { began_ms }
-                if times.millis.saturating_sub(began_ms) > self.sync_ms =>
-            {
-                if !self.is_late {
-                    warn!(
-                        "history file {}: the disk takes longer than --history-sync-ms {}, and a kill may lose more than \
-                         that; nothing piles up, since what waits is the history itself",
-                        self.path.display(),
-                        self.sync_ms
-                    );
-                    metrics.history_file_late += 1;
-                }
-                self.is_late = true;
-            }
-            Round::Syncing { .. } if self.outstanding == 0 => self.is_late = false,
-            _ => {}
-        }
-        if self.outstanding == 0 && matches!(self.round, Round::Syncing { .. }) {
+        if self.outstanding == 0 && matches!(self.round, Round::Syncing) {
             self.round = Round::Idle;
         }
+    }
+
+    /// The loop looks here in each turn, so a change is noted in the turn in which it is made.
+    fn note_oldest(&mut self, hub: &Hub, now_ms: u64) {
+        let of_this_round = if let Round::Writing { left } = self.round { left } else { 0 };
+        if hub.changes() > of_this_round {
+            self.waiting_since_ms.get_or_insert(now_ms);
+        } else {
+            self.waiting_since_ms = None;
+        }
+    }
+
+    /// What is older than the interval and not on the disk would be lost by a kill: that is said, once until the disk has
+    /// caught up.
+    fn warn_if_late(&mut self, metrics: &mut Metrics, now_ms: u64) {
+        let writing_since_ms = (self.round != Round::Idle).then_some(self.oldest_ms);
+        let oldest_ms = writing_since_ms.or(self.waiting_since_ms);
+        let is_late = oldest_ms.is_some_and(|oldest_ms| now_ms.saturating_sub(oldest_ms) > self.sync_ms);
+        if is_late && !self.is_late {
+            warn!(
+                "history file {}: the disk takes longer than --history-sync-ms {}, and a kill may lose more than that; \
+                 nothing piles up, since what waits is the history itself",
+                self.path.display(),
+                self.sync_ms
+            );
+            metrics.history_file_late += 1;
+        }
+        self.is_late = is_late;
     }
 
     fn reported(&mut self, report: Report, hub: &mut Hub, metrics: &mut Metrics) {
@@ -220,9 +234,9 @@ impl Store {
         stamp: Stamp,
         patience: Duration,
     ) -> bool {
-        self.take_reports(hub, metrics, times);
+        self.take_reports(hub, metrics);
         while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, patience, hub, metrics) {
-            self.round = Round::Writing { left: hub.changes(), began_ms: times.millis };
+            self.round = Round::Writing { left: hub.changes() };
             self.hand_over(hub, clients, times, stamp);
         }
         let log_ms = self.born_ms + times.millis;
@@ -291,6 +305,8 @@ mod tests {
                 outstanding: 0,
                 round: Round::Idle,
                 next_round_ms: 0,
+                oldest_ms: 0,
+                waiting_since_ms: None,
                 is_late: false,
             };
             Rig { store, hub, metrics: Metrics::default(), disk, reports: sender }
@@ -376,6 +392,29 @@ mod tests {
         assert!(rig.disk.try_recv().is_err());
         rig.sweep(600);
         assert!(rig.take().syncs);
+    }
+
+    #[test]
+    fn change_just_after_a_round_began_is_late_when_it_is_older_than_the_interval() {
+        let mut rig = Rig::new();
+        rig.publish(0, 1);
+        rig.sweep(0);
+        rig.publish(0, 1);
+        rig.sweep(10);
+        // The first round is done at once, and the second one waits for the disk.
+        rig.take();
+        rig.sweep(20);
+        for millis in [500, 1_000, 1_010] {
+            rig.sweep(millis);
+        }
+        assert!(rig.disk.try_recv().unwrap().syncs, "it was begun at half the interval");
+        assert_eq!(rig.metrics.history_file_late, 0);
+        rig.sweep(1_011);
+        rig.sweep(1_200);
+        assert_eq!(rig.metrics.history_file_late, 1, "since what it holds is 1,001 ms old");
+        let _ = rig.reports.send(Report::Written { bytes: 1, file_bytes: 1 });
+        rig.sweep(1_201);
+        assert!(!rig.store.is_late);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use log::{info, warn};
 use signal_hook::consts::SIGXFSZ;
 
-use super::stamp::{Stamp, away_ms};
+use super::stamp::{Stamp, away_ms, new_epoch};
 use super::tables::{Problem, State, Tables};
 use super::{BATCHES_MAX, Round, Store, Times, writer};
 use crate::config::{HistoryFile, Limits};
@@ -92,13 +92,13 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
     let (hub, state) = match tables.read().map_err(fail)? {
         None => {
             info!("history file {}: new", file.path.display());
-            let mut hub = Hub::new(limits, stamp.unix_ms);
+            let mut hub = Hub::new(limits, new_epoch());
             hub.begin_journal();
             (hub, None)
         }
         Some((state, past)) => {
             let State { head, is_clean, .. } = state;
-            let epoch = if is_clean { head.epoch } else { stamp.unix_ms.max(head.epoch + 1) };
+            let epoch = if is_clean { head.epoch } else { new_epoch() };
             let log_ms = state.log_ms + away_ms(state.stamp, stamp, limits.history.age_ms);
             let hour = Hour { now: times.now, millis: log_ms };
             let (hub, restored) = Hub::restore(limits, Head { epoch, ..head }, past, hour);
@@ -111,10 +111,11 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
     let mark =
         State { head: hub.journal_head(), log_ms, stamp, clients: clients.unwrap_or(0), is_clean: false };
     tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
+    let identity = writer::identity(&file.path).map_err(|error| fail(Problem::Io(error)))?;
     let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
     let (sent, reports) = mpsc::channel();
-    let thread =
-        writer::start(file.path.clone(), tables, received, sent).map_err(|error| fail(Problem::Io(error)))?;
+    let thread = writer::start(file.path.clone(), identity, tables, received, sent)
+        .map_err(|error| fail(Problem::Io(error)))?;
     let store = Store {
         path: file.path.clone(),
         sync_ms: u64::from(file.sync_ms),
@@ -125,6 +126,8 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
         outstanding: 0,
         round: Round::Idle,
         next_round_ms: 0,
+        oldest_ms: 0,
+        waiting_since_ms: None,
         is_late: false,
     };
     Ok(Opened { store, hub, clients })

@@ -1,9 +1,11 @@
 //! The thread that writes: the only one beside the loop's, since a write to a disk blocks, and waiting for
 //! the disk to be safe takes from a millisecond to seconds.
 
+use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 
@@ -49,16 +51,48 @@ pub(super) type Thread = thread::JoinHandle<()>;
 /// Begins to write. The thread ends when the orders do, after the last of a run, or when it fails.
 pub(super) fn start(
     path: PathBuf,
+    identity: Identity,
     tables: Tables,
     orders: Receiver<Order>,
     reports: Sender<Report>,
 ) -> io::Result<Thread> {
-    let writer = Writer { path, tables, unsynced: 0 };
+    let writer = Writer { path, identity, tables, unsynced: 0 };
     thread::Builder::new().name("history-file".into()).spawn(move || writer.run(&orders, &reports))
+}
+
+/// Which file it is, whatever it is called: device and inode.
+pub(super) type Identity = (u64, u64);
+
+/// Which file has that name now.
+pub(super) fn identity(path: &Path) -> io::Result<Identity> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Why nothing is written any more.
+enum Failure {
+    Database(redb::Error),
+    /// The name is gone, or is that of another file.
+    Replaced,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Database(error) => error.fmt(f),
+            Failure::Replaced => f.write_str("the file was removed, moved or replaced while it was in use"),
+        }
+    }
+}
+
+impl From<redb::Error> for Failure {
+    fn from(error: redb::Error) -> Failure {
+        Failure::Database(error)
+    }
 }
 
 struct Writer {
     path: PathBuf,
+    identity: Identity,
     tables: Tables,
     unsynced: usize,
 }
@@ -84,7 +118,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, order: &Order) -> Result<Report, redb::Error> {
+    fn write(&mut self, order: &Order) -> Result<Report, Failure> {
         let bytes = order.bytes();
         self.unsynced += bytes;
         let syncs = order.syncs || self.unsynced > UNSYNCED_MAX;
@@ -92,7 +126,12 @@ impl Writer {
         if syncs {
             self.unsynced = 0;
         }
-        let file_bytes = fs::metadata(&self.path).map_or(0, |file| file.len());
+        // What was written to a file without a name is lost when it is closed, and no write fails for that.
+        let file = fs::metadata(&self.path).map_err(|_| Failure::Replaced)?;
+        if (file.dev(), file.ino()) != self.identity {
+            return Err(Failure::Replaced);
+        }
+        let file_bytes = file.len();
         Ok(Report::Written { bytes: bytes as u64, file_bytes })
     }
 }
