@@ -40,6 +40,7 @@ impl<T: Transport> Engine<T> {
         }
         debug_assert!(self.intents.is_empty());
         self.intents = intents;
+        self.send_gathered();
     }
 
     pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: Moment) {
@@ -58,7 +59,7 @@ impl<T: Transport> Engine<T> {
                 let reference = reference.as_deref();
                 let message = "there is no subscription to this channel";
                 let no = Notice::Error { reference, ch: Some(ch), code: "not_subscribed", message };
-                self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no }, now);
+                self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no });
             }
             Intent::Publish { channel, kind, payload, receipt, pass } => {
                 // Before a channel is made for it.
@@ -80,34 +81,10 @@ impl<T: Transport> Engine<T> {
                 self.answer(id, response.into(), now);
             }
             Intent::Answer(response) => self.answer(id, response, now),
-            Intent::Say(bytes) => self.say(id, bytes, now),
+            Intent::Say(bytes) => self.say(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
             Intent::Leave { farewell } => self.bid_farewell(id, farewell, now),
         }
-    }
-
-    /// Says one thing in `oyez.v1`.
-    pub(super) fn tell(&mut self, id: SlotId, notice: &Notice<'_>, now: Moment) {
-        self.say(id, notice.to_frame().into(), now);
-    }
-
-    /// Queues bytes for one connection. Who does not take what it asked for is slow.
-    pub(super) fn say(&mut self, id: SlotId, bytes: Bytes, now: Moment) {
-        let Some(slot) = self.slots.get_mut(id).filter(|slot| slot.takes_words()) else { return };
-        match slot.outbox.enqueue(&[Rc::new(bytes)], self.limits.outbox_bytes_max) {
-            Enqueue::Queued => self.slots.mark_dirty(id),
-            Enqueue::OverLimit => self.close(id, Reason::Slow, now),
-        }
-    }
-
-    /// Queues the answer to a request.
-    pub(super) fn answer(&mut self, id: SlotId, response: Bytes, now: Moment) {
-        let Some(slot) = self.slots.get_mut(id).filter(|slot| slot.takes_words()) else { return };
-        slot.outbox.queue(Rc::new(response));
-        if slot.state.answered(&self.limits, now) {
-            self.slots.mark_ready(id);
-        }
-        self.slots.mark_dirty(id);
     }
 
     /// Closes a connection that has no words for a refusal, even if its own close frame came right behind what is
@@ -126,11 +103,8 @@ impl<T: Transport> Engine<T> {
         // The first close frame is the last (RFC 6455 5.5.1).
         let had_one = self.slots.get(id).is_some_and(|slot| slot.has_farewell());
         self.slots.mark_farewell(id);
-        if let Some(farewell) = farewell.filter(|_| !had_one)
-            && let Some(slot) = self.slots.get_mut(id)
-        {
-            slot.outbox.queue(Rc::new(farewell));
-            self.slots.mark_dirty(id);
+        if let Some(farewell) = farewell.filter(|_| !had_one) {
+            self.enqueue(id, Rc::new(farewell));
         }
     }
 
@@ -143,6 +117,8 @@ impl<T: Transport> Engine<T> {
 
     /// Gives every member of a channel what was published there since the last time.
     pub(super) fn hand_out(&mut self, channel: ChannelId, now: Moment) {
+        // Once, and not for each subscriber.
+        self.send_gathered();
         let Engine { slots, hub, metrics, limits, .. } = self;
         let Some((members, batch)) = hub.seal(channel, now) else { return };
         let before = batch.before;
@@ -194,7 +170,8 @@ impl<T: Transport> Engine<T> {
             let (written, left) = slot.flush(Pace::of(limits), now);
             metrics.sent_bytes += written as u64;
             if matches!(left, Left::Failed(_)) {
-                slots.mark_write_failed(id);
+                // Nothing can be queued for it; the flush phase fails as well, and ends it.
+                slots.mark_dirty(id);
                 return true;
             }
             match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {

@@ -8,6 +8,7 @@ use std::mem;
 use log::{debug, info};
 
 use super::drain::Drain;
+use super::outbound::Gathered;
 use super::slots::{ReadyQueue, Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
@@ -66,6 +67,8 @@ pub struct Engine<T> {
     pub(super) intents: Vec<(SlotId, Intent)>,
     /// The intents of the session that has its turn; empty between sessions.
     wishes: Vec<Intent>,
+    /// The answers to one connection that are not in its outbox yet; empty between phases.
+    pub(super) gathered: Gathered,
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
     sweeper: Sweeper,
@@ -101,6 +104,7 @@ impl<T: Transport> Engine<T> {
             metrics: Metrics::default(),
             intents: Vec::new(),
             wishes: Vec::new(),
+            gathered: Gathered::default(),
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
@@ -177,18 +181,19 @@ impl<T: Transport> Engine<T> {
         }
         let Engine { slots, limits, site, door, gate, metrics, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
-        let has_write_failed = slot.has_write_failed();
+        let (has_write_failed, has_unsent_answers) = (slot.has_write_failed(), slot.has_unsent_answers());
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
             desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         let mut bytes = 0;
-        if state.takes_input(is_flushed(desk.outbox, transport)) {
+        if state.takes_input(is_flushed(desk.outbox, transport), has_unsent_answers) {
             state.resume(&mut desk);
         }
         let mut after = AfterRead::Requeue;
         for _ in 0..desk.limits.reads_per_slot {
-            if !state.takes_input(is_flushed(desk.outbox, transport)) && !has_write_failed {
+            if !state.takes_input(is_flushed(desk.outbox, transport), has_unsent_answers) && !has_write_failed
+            {
                 after = AfterRead::Hold;
                 break;
             }
@@ -376,7 +381,8 @@ impl<T: Transport> Engine<T> {
         if slot.state.is_ping_due(now) != pings {
             return has_stalled;
         }
-        let unread = slot.is_ready();
+        // What it sent may wait in the kernel, where it is left until the peer has taken its answers.
+        let unread = slot.is_ready() || (slot.is_held() && matches!(slot.state, State::Open(_)));
         let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => return has_stalled,
@@ -427,6 +433,8 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
+        // The session may have something to say at once, and what it was answered comes first.
+        self.send_gathered();
         let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
@@ -440,6 +448,7 @@ impl<T: Transport> Engine<T> {
         for wish in mem::take(&mut self.wishes) {
             self.apply(id, wish, now);
         }
+        self.send_gathered();
         self.after_session(id);
     }
 
@@ -455,6 +464,7 @@ impl<T: Transport> Engine<T> {
     pub fn check(&self) {
         self.slots.check();
         assert!(self.intents.is_empty() && self.wishes.is_empty(), "all intents were applied");
+        assert!(self.gathered.is_empty(), "all answers were queued");
         self.hub.check();
         let mut seats = 0;
         for (id, slot) in self.slots.iter() {

@@ -67,7 +67,7 @@ impl<T: Transport> Engine<T> {
             key_age_ms: self.limits.repeats.usable_ms(),
             expires_ms: pass.as_ref().and_then(|grant| grant.expires_in_ms(self.gate.unix_now)),
         };
-        self.tell(id, &hello, now);
+        self.tell(id, &hello);
         match joined {
             Some((channel, wish, Ok(joined))) => self.welcome(id, &channel, wish, &joined, now),
             Some((channel, wish, Err(no))) => {
@@ -152,10 +152,10 @@ impl<T: Transport> Engine<T> {
         let ch = name.as_str();
         match wish.form {
             Form::Raw => {}
-            Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }, now),
+            Form::Envelope => self.tell(id, &Notice::Subscribed { ch, id: Id(cursor), members }),
             _ if gap.is_some() => {}
             form => {
-                self.say(id, form.piece(|out| wire::append_cursor(out, cursor)), now);
+                self.say(id, &form.piece(|out| wire::append_cursor(out, cursor)));
             }
         }
         // A raw WebSocket that asks for all that is kept gets that: it has no word for what was evicted but its close.
@@ -165,7 +165,7 @@ impl<T: Transport> Engine<T> {
         }
         // Who asked for a replay hears where it ends, even if there was nothing in it.
         if wish.since != Since::Now && seat.place != Place::Replaying {
-            self.tell_live(id, ch, wish.form, self.hub.head(), now);
+            self.tell_live(id, ch, wish.form, self.hub.head());
         }
     }
 
@@ -173,17 +173,17 @@ impl<T: Transport> Engine<T> {
     pub(super) fn announce(&mut self, id: SlotId, channel: &str, form: Form, gap: &Gap, now: Moment) {
         match form {
             Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
-            Form::Envelope => self.say(id, notice::gap_frame(channel, gap).into(), now),
+            Form::Envelope => self.say(id, &notice::gap_frame(channel, gap)),
             form => {
-                self.say(id, form.piece(|out| wire::append_gap(out, channel, gap)), now);
+                self.say(id, &form.piece(|out| wire::append_gap(out, channel, gap)));
             }
         }
     }
 
     /// Tells a member that what follows is new.
-    fn tell_live(&mut self, id: SlotId, ch: &str, form: Form, cursor: MessageId, now: Moment) {
+    fn tell_live(&mut self, id: SlotId, ch: &str, form: Form, cursor: MessageId) {
         if form == Form::Envelope {
-            self.tell(id, &Notice::Live { ch, id: Id(cursor) }, now);
+            self.tell(id, &Notice::Live { ch, id: Id(cursor) });
         }
     }
 
@@ -211,7 +211,7 @@ impl<T: Transport> Engine<T> {
             NoSeat::Forbidden => ("forbidden", FORBIDDEN),
             NoSeat::Gone => return,
         };
-        self.tell(id, &Notice::Error { reference, ch: Some(ch), code, message }, now);
+        self.tell(id, &Notice::Error { reference, ch: Some(ch), code, message });
     }
 
     /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
@@ -232,7 +232,7 @@ impl<T: Transport> Engine<T> {
             }
             self.unsubscribe(id, channel, now);
             let (ch, code, message) = (Some(&name[..]), "forbidden", FORBIDDEN);
-            self.tell(id, &Notice::Error { reference: None, ch, code, message }, now);
+            self.tell(id, &Notice::Error { reference: None, ch, code, message });
         }
     }
 
@@ -262,10 +262,8 @@ impl<T: Transport> Engine<T> {
             Step::More { frames, messages, work } => {
                 let cost = Cost::of(work, frames.len());
                 self.metrics.messages_delivered += messages as u64;
-                if let Some(slot) = slots.get_mut(id) {
-                    slot.outbox.queue(frames);
-                    slots.mark_dirty(id);
-                }
+                self.enqueue(id, frames);
+                let Engine { slots, .. } = self;
                 if slots.get(id).is_some_and(|slot| slot.outbox.is_empty()) {
                     // All of it were its own messages.
                     slots.mark_refill(id);
@@ -294,7 +292,8 @@ impl<T: Transport> Engine<T> {
                     self.slots.mark_replaying(id, is_replaying);
                 }
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
-                self.tell_live(id, &name.unwrap_or_default(), form, cursor, now);
+                self.tell_live(id, &name.unwrap_or_default(), form, cursor);
+                self.send_gathered();
                 if self.slots.get(id).is_some_and(|slot| slot.is_replaying() && slot.outbox.is_empty()) {
                     self.slots.mark_refill(id);
                 }

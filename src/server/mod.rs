@@ -21,6 +21,7 @@ pub mod engine;
 pub mod entrance;
 pub mod listener;
 mod members;
+mod outbound;
 mod process;
 mod publishing;
 mod questions;

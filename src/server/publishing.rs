@@ -163,7 +163,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Ack { reference, .. } => {
                 let reference = reference.as_deref();
                 let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
-                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message }, now);
+                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message });
             }
             Receipt::Response { manner, .. } => {
                 let refusal = Refusal::rate_limited(retry_ms);
@@ -186,7 +186,7 @@ impl<T: Transport> Engine<T> {
         match receipt {
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
-                self.tell(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) }, now);
+                self.tell(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) });
             }
             Receipt::Response { manner, .. } => {
                 let members = if sees_members { members.to_string() } else { "null".to_owned() };
@@ -227,7 +227,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Ack { reference, .. } => {
                 let (reference, ch) = (reference.as_deref(), name.map(ChannelName::as_str));
                 let ch = ch.filter(|_| no == NoPublication::Forbidden);
-                self.tell(id, &Notice::Error { reference, ch, code, message }, now);
+                self.tell(id, &Notice::Error { reference, ch, code, message });
             }
             Receipt::Response { manner, .. } => {
                 self.metrics.reject(code);

@@ -55,6 +55,7 @@ impl<T: Transport> Engine<T> {
             let Some(id) = self.slots.next_refill() else { break };
             spent += self.refill(id, now);
         }
+        self.send_gathered();
     }
 
     fn refill(&mut self, id: SlotId, now: Moment) -> Cost {

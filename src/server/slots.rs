@@ -70,6 +70,8 @@ impl Marks {
     const REFILL: u16 = 2048;
     /// Its replay waits for the memory that the next message takes.
     const WAITS: u16 = 4096;
+    /// Answers to it are in its outbox.
+    const ANSWERED: u16 = 8192;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -106,6 +108,16 @@ impl<T: Transport> Slot<T> {
     /// Is it not read until its outbox is empty?
     pub fn is_held(&self) -> bool {
         self.marks.has(Marks::HELD)
+    }
+
+    /// Returns true if answers wait for it, which it has to take before it is read on.
+    pub fn has_unsent_answers(&self) -> bool {
+        self.marks.has(Marks::ANSWERED) && !self.is_flushed()
+    }
+
+    /// An answer is in the outbox.
+    pub(super) fn mark_answered(&mut self) {
+        self.marks.set(Marks::ANSWERED);
     }
 
     /// Is it getting what was kept of a channel?
@@ -171,6 +183,10 @@ impl<T: Transport> Slot<T> {
         }
         match self.outbox.flush(&mut self.transport, pace, now) {
             (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
+            (written, Left::Nothing) => {
+                self.marks.clear(Marks::ANSWERED);
+                (written, Left::Nothing)
+            }
             flushed => flushed,
         }
     }

@@ -205,13 +205,15 @@ impl State {
     }
 
     /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
-    /// can make the server hold is bounded by that, and its own kernel holds the rest. `is_flushed` says that its
-    /// socket has taken all that there was.
-    pub fn takes_input(&self, is_flushed: bool) -> bool {
+    /// can make the server hold is bounded by that, and its own kernel holds the rest. So has a client of a WebSocket;
+    /// but what is published may wait for it, since a client that sends and listens need not wait for its own silence.
+    /// `is_flushed` says that its socket has taken all that there was, `has_unsent_answers` that answers wait.
+    pub fn takes_input(&self, is_flushed: bool, has_unsent_answers: bool) -> bool {
         match self {
             State::Head(_) | State::Body(_) => is_flushed,
             State::Responding(_) => false,
-            State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
+            State::Open(_) => !has_unsent_answers,
+            State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
         }
     }
 

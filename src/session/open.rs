@@ -16,7 +16,7 @@ use super::walker::Walker;
 use super::websocket::{self, Awake, Heard};
 use super::{Desk, Due, FRAME_COST_BYTES_MIN, State, begin_close, commands};
 use crate::close::Reason;
-use crate::hub::outbox::{Enqueue, Pace};
+use crate::hub::outbox::Pace;
 use crate::moment::Moment;
 use crate::wire::{self, Kind};
 
@@ -111,10 +111,11 @@ impl Open {
         match (heard, end) {
             (Heard::Open, Some(reason)) => Some(begin_close(reason, walker, desk)),
             (Heard::Open, None) => {
-                // Pongs for a peer that does not read are dropped at the limit: it would get all of them
-                // late, and RFC 6455 5.5.3 asks only for one to the latest ping.
-                let (Enqueue::Queued | Enqueue::OverLimit) =
-                    desk.outbox.enqueue(&[Rc::new(replies)], desk.limits.outbox_bytes_max);
+                // Each ping has its pong (RFC 6455 5.5.2), in one order with the other answers. A peer that does not
+                // take them is not read on, so no more of them wait than one turn reads pings.
+                if !replies.is_empty() {
+                    desk.intents.push(Intent::Say(replies));
+                }
                 None
             }
             // It takes an echo of its own code for a receipt of all that it sent before.
@@ -127,7 +128,9 @@ impl Open {
                 Some(Draining::begin(Reason::PeerClosed, Closing::Flushing, desk.limits, desk.now))
             }
             (Heard::Broken(reason), _) => {
-                desk.outbox.queue(Rc::new(replies));
+                if !replies.is_empty() {
+                    desk.intents.push(Intent::Say(replies));
+                }
                 Some(begin_close(reason, Walker::new(), desk))
             }
         }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::append_text;
+use crate::config::Limits;
 use crate::ids::{Gap, MessageId};
 
 /// One notice; each is one text frame with one JSON object.
@@ -97,11 +98,17 @@ impl Serialize for Id {
 impl Notice<'_> {
     /// The frame that says it.
     pub fn to_frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        self.append_frame(&mut frame);
+        frame
+    }
+
+    /// Appends the frame that says it.
+    pub fn append_frame(&self, out: &mut Vec<u8>) {
         // Strings and numbers only: nothing in it can fail.
         let text = serde_json::to_vec(self).unwrap_or_default();
-        let mut frame = Vec::with_capacity(text.len() + 10);
-        append_text(&mut frame, &text);
-        frame
+        out.reserve(text.len() + Limits::FRAME_HEADER_BYTES_MAX);
+        append_text(out, &text);
     }
 }
 

@@ -41,6 +41,7 @@ mod origins;
 mod output;
 mod proxies;
 mod raw_resume;
+mod read_pause;
 mod replays;
 mod resume;
 mod slow;

@@ -378,17 +378,23 @@ fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
     let limits = Limits { outbox_bytes_max: 20_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = rig.connect(Mood::Kind);
-    rig.send(id, upgrade("/ws").as_bytes());
+    rig.send(id, upgrade("/ws/a").as_bytes());
+    rig.settle();
+    rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
     rig.settle();
     rig.pipe(id).outgoing.clear();
     rig.unstick(id, Mood::Stuck);
-    rig.send_text(id, r#"{"type":"ping"}"#);
-    rig.settle();
     // Its outbox runs over in the turn in which all of this is read.
-    let ping = frames::masked(TEXT, br#"{"type":"ping"}"#);
-    let subscribe = frames::masked(TEXT, br#"{"type":"subscribe","ch":"a"}"#);
-    rig.send(id, &[ping.repeat(400), subscribe, ping.repeat(100)].concat());
-    rig.turn();
+    let say = |text: &str| frames::masked(TEXT, text.as_bytes());
+    let publish = |channel: &str| {
+        say(&json!({"type": "publish", "ch": channel, "text": "x".repeat(15_000)}).to_string())
+    };
+    let messages = [publish("a"), publish("b"), publish("a")].concat();
+    let subscribe = say(r#"{"type":"subscribe","ch":"c"}"#);
+    rig.send(id, &[messages, subscribe, say(r#"{"type":"ping"}"#).repeat(10)].concat());
+    while !rig.pipe(id).incoming.is_empty() {
+        rig.turn();
+    }
     assert_eq!(rig.engine.hub.seats(), 0);
     rig.unstick(id, Mood::Kind);
     rig.settle();

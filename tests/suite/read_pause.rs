@@ -1,0 +1,265 @@
+//! Reads depend on writes: a client whose answers wait is not read on before it has taken them.
+//!
+//! In memory, with pipes that take nothing or little: what the engine has read of a pipe can be counted, and time is
+//! moved by hand. One test runs the attack for which the rule exists against the real server.
+
+use oyez::close::Reason;
+use oyez::config::Limits;
+use oyez::hub::outbox::PIECE_BYTES;
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};
+use crate::support::process::Server;
+use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
+
+fn join(rig: &mut Rig, path: &str) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade(path).as_bytes());
+    rig.settle();
+    rig.pipe(id).outgoing.clear();
+    id
+}
+
+fn publish_command(channel: &str, text: &str) -> Vec<u8> {
+    let command = format!(r#"{{"type":"publish","ch":"{channel}","text":"{text}","ref":1}}"#);
+    frames::masked(TEXT, command.as_bytes())
+}
+
+/// A client that has been answered and did not take it.
+fn paused(rig: &mut Rig) -> SlotId {
+    let id = join(rig, "/ws");
+    rig.unstick(id, Mood::Stuck);
+    rig.send(id, &publish_command("a", "first"));
+    rig.settle();
+    assert!(rig.pipe(id).incoming.is_empty(), "it was read before it was answered");
+    id
+}
+
+#[test]
+fn client_whose_answers_wait_is_read_on_when_it_has_taken_them() {
+    let mut rig = Rig::new(Limits::default());
+    let listener = rig.join("/ws/a?echo=0");
+    let id = paused(&mut rig);
+    let commands = (0..100).map(|n| publish_command("a", &n.to_string())).collect::<Vec<_>>().concat();
+    rig.send(id, &commands);
+    rig.settle();
+    assert_eq!(rig.pipe(id).incoming.len(), commands.len(), "all of it waits in the kernel");
+    assert_eq!(rig.texts(listener), ["first"]);
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.texts(listener), (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
+    let acks = rig.texts(id);
+    assert_eq!(acks.len(), 101);
+    assert!(acks.iter().all(|ack| ack.starts_with(r#"{"type":"ack","ref":1,"#)), "{acks:?}");
+}
+
+#[test]
+fn client_whose_pongs_wait_is_not_read_on() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.join("/ws");
+    rig.unstick(id, Mood::Stuck);
+    for round in 0..50u8 {
+        rig.send(id, &frames::masked(PING, &[round]));
+        rig.turn();
+    }
+    let waiting = rig.engine.slots.get(id).unwrap().outbox.bytes();
+    assert_eq!(waiting, 3, "one pong");
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let pongs: Vec<_> = rig.frames(id).into_iter().map(|frame| (frame.opcode, frame.payload[0])).collect();
+    assert_eq!(pongs, (0..50).map(|round| (PONG, round)).collect::<Vec<_>>(), "each ping has its pong");
+}
+
+#[test]
+fn subscriber_whose_messages_wait_is_read_on() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let (slow, listener) = (rig.join("/ws"), rig.join("/ws"));
+    rig.unstick(slow, Mood::Stuck);
+    for n in 0..50 {
+        rig.send_text(slow, &n.to_string());
+        rig.settle();
+    }
+    assert_eq!(rig.texts(listener).len(), 50, "a case for the outbox limit");
+}
+
+#[test]
+fn answers_of_a_turn_are_one_piece_in_the_order_of_the_commands() {
+    let mut rig = Rig::new(Limits::default());
+    let id = join(&mut rig, "/ws");
+    rig.unstick(id, Mood::Stuck);
+    let ping = frames::masked(TEXT, br#"{"type":"ping"}"#);
+    rig.send(id, &[publish_command("a", "x"), ping.repeat(100), publish_command("a", "y")].concat());
+    rig.turn();
+    let outbox = &rig.engine.slots.get(id).unwrap().outbox;
+    assert_eq!(outbox.cost() - outbox.bytes(), PIECE_BYTES);
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let kinds: Vec<bool> = rig.texts(id).iter().map(|text| text.contains("ack")).collect();
+    assert_eq!(kinds, [vec![true], vec![false; 100], vec![true]].concat());
+}
+
+#[test]
+fn answers_and_messages_keep_their_order() {
+    let mut rig = Rig::new(Limits::default());
+    let id = join(&mut rig, "/ws/a");
+    let subscribe = frames::masked(TEXT, br#"{"type":"subscribe","ch":"b"}"#);
+    let unsubscribe = frames::masked(TEXT, br#"{"type":"unsubscribe","ch":"b"}"#);
+    let sent = [
+        publish_command("a", "1"),
+        subscribe,
+        publish_command("b", "2"),
+        frames::masked(PING, b"p"),
+        unsubscribe,
+        publish_command("b", "unheard"),
+        publish_command("a", "3"),
+    ];
+    rig.send(id, &sent.concat());
+    rig.settle();
+    let got: Vec<String> = rig
+        .frames(id)
+        .into_iter()
+        .map(|frame| match frame.opcode {
+            PONG => "pong".to_owned(),
+            _ => {
+                let value: serde_json::Value = serde_json::from_slice(&frame.payload).unwrap();
+                value["text"].as_str().or(value["type"].as_str()).unwrap().to_owned()
+            }
+        })
+        .collect();
+    let expected = ["ack", "subscribed", "ack", "1", "2", "unsubscribed", "ack", "ack", "pong", "3"];
+    // A message is handed out at the latest before what comes after it in the channel's order.
+    let places = |what: &str| got.iter().position(|one| one == what).unwrap();
+    assert_eq!(got.len(), expected.len(), "{got:?}");
+    assert!(places("1") < places("2") && places("2") < places("unsubscribed"), "{got:?}");
+    assert!(places("subscribed") < places("2") && places("unsubscribed") < places("3"), "{got:?}");
+}
+
+#[test]
+fn data_and_end_of_file_of_a_paused_client_come_out_right() {
+    let mut rig = Rig::new(Limits::default());
+    let listener = rig.join("/ws/a?echo=0");
+    let id = paused(&mut rig);
+    rig.send(id, &publish_command("a", "last"));
+    rig.finish(id);
+    rig.settle();
+    assert!(rig.is_alive(id));
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.texts(listener), ["first", "last"]);
+    assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), 1);
+}
+
+#[test]
+fn reset_of_a_paused_client_is_noticed() {
+    let mut rig = Rig::new(Limits::default());
+    let id = paused(&mut rig);
+    rig.send(id, &publish_command("a", "lost"));
+    rig.reset(id);
+    rig.settle();
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
+}
+
+#[test]
+fn close_of_a_paused_client_is_answered_after_its_answers() {
+    let mut rig = Rig::new(Limits::default());
+    let id = paused(&mut rig);
+    rig.send(id, &[publish_command("a", "last"), frames::close(1000, "")].concat());
+    rig.settle();
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    let got: Vec<u8> = rig.frames(id).iter().map(|frame| frame.opcode).collect();
+    assert_eq!(got, [TEXT, TEXT, CLOSE]);
+}
+
+#[test]
+fn paused_client_that_takes_nothing_is_slow_and_not_silent() {
+    let limits = Limits { ping_interval_ms: 2_000, pong_timeout_ms: 2_000, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let id = paused(&mut rig);
+    rig.pass(10_000);
+    assert!(!rig.is_alive(id));
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+}
+
+/// The pong is behind what the server does not read, so its deadline does not run, also when it took bytes again only
+/// in the last write before it would have been judged.
+#[test]
+fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
+    let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };
+    let mut rig = Rig::new(limits);
+    let id = join(&mut rig, "/ws");
+    rig.unstick(id, Mood::Stuck);
+    // 53 KiB of answers to what one turn reads.
+    rig.send(id, &frames::masked(TEXT, br#"{"type":"ping"}"#).repeat(4_096));
+    rig.settle();
+    rig.send(id, &frames::masked(PONG, b""));
+    rig.settle();
+    while !rig.engine.slots.has_work() {
+        rig.pass(50);
+    }
+    let mut seconds = 0;
+    while rig.engine.slots.get(id).is_some_and(|slot| slot.outbox.bytes() > 6 << 10) {
+        rig.unstick(id, Mood::Sips(6 << 10));
+        rig.turn();
+        rig.unstick(id, Mood::Stuck);
+        rig.pass(1_000);
+        seconds += 1;
+    }
+    assert!(seconds >= 5, "{seconds}");
+    rig.unstick(id, Mood::Kind);
+    rig.settle();
+    assert!(rig.frames(id).iter().all(|frame| frame.opcode != CLOSE), "closed after {seconds} s");
+}
+
+/// Empty frames are no commands: each of 6 bytes is answered with an error of more than 100.
+#[test]
+fn one_client_that_is_answered_much_and_reads_all_of_it_is_bounded() {
+    let mut rig = Rig::new(Limits::default());
+    let id = join(&mut rig, "/ws");
+    let empty = frames::masked(TEXT, b"").repeat(20_000);
+    let mut most = 0;
+    for _ in 0..20 {
+        rig.send(id, &empty);
+        rig.unstick(id, Mood::Sips(10_000));
+        rig.turn();
+        most = most.max(rig.engine.slots.get(id).unwrap().outbox.cost());
+        rig.pipe(id).outgoing.clear();
+    }
+    // A turn reads 64 KiB of one slot at most, which are 10,922 of them.
+    let answer = rig.engine.slots.get(id).unwrap().outbox.cost();
+    assert!(most < 3 << 20, "{most} bytes, now {answer}");
+    let server = Server::start(&[]);
+    let before = server.rss_kib();
+    let mut client = Client::new(server.connect());
+    client.send(upgrade("/ws").as_bytes());
+    client.head();
+    let mut writer = Client::new(client.stream.try_clone().unwrap());
+    let flood = std::thread::spawn(move || {
+        let empty = frames::masked(TEXT, b"").repeat(10_000);
+        (0..20).for_each(|_| writer.send(&empty));
+    });
+    let mut errors = 0;
+    while errors < 200_000 {
+        errors += u32::from(client.frame().payload.starts_with(br#"{"type":"error""#));
+    }
+    flood.join().unwrap();
+    let grown = server.rss_kib().saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB");
+    let mut silent = Client::new(server.connect());
+    silent.send(upgrade("/ws").as_bytes());
+    silent.head();
+    silent.stream.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    for _ in 0..200 {
+        sent += u32::from(
+            std::io::Write::write(&mut silent.stream, &frames::masked(TEXT, b"").repeat(10_000)).is_ok(),
+        );
+        client.send_text(r#"{"type":"ping"}"#);
+        client.text();
+    }
+    let grown = server.rss_kib().saturating_sub(before);
+    assert!(sent < 200 && grown < 16 << 10, "{grown} KiB after {sent} writes of one that reads nothing");
+}
