@@ -338,6 +338,30 @@ test('a page outlives its server and goes on with the next by itself', async (t)
 
 // What people build.
 
+test('the chat shows who the server says has spoken', async (t) => {
+  const folder = await mkdtemp(path.join(tmpdir(), 'oyez-user-'));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  const secret = path.join(folder, 'secret');
+  execFileSync(OYEZ, ['token', 'secret', secret]);
+  const key = ['--jwt-secret-file', secret];
+  const who = ['--sub', 'matilda', '--info', '{"name":"Matilda"}', '--publish', '*'];
+  const token = execFileSync(OYEZ, ['token', 'new', ...key, ...who]).toString().trim();
+  const server = await serve(t, { flags: [...key, '--anonymous', 'subscribe=* publish=*'] });
+  const page = await visit(server, '#/chat');
+  const publish = (headers, name, text) =>
+    fetch(`${server.origin}/v1/publish/demo.chat`, {
+      method: 'POST',
+      body: JSON.stringify({ name, text }),
+      headers: { 'content-type': 'application/json', ...headers },
+    });
+  await publish({ authorization: `Bearer ${token}` }, 'ignored', 'It is me.');
+  await publish({}, 'Matilda', 'No, it is me.');
+  await until('both are shown', async () => (await page.locator('#said li').count()) === 2);
+  assert.deepEqual(await page.locator('#said .who').allTextContents(), ['Matilda \u2713', 'Matilda']);
+  assert.equal(await page.locator('#said .verified').getAttribute('title'), 'signed in as matilda');
+  await page.screenshot({ path: path.join(ARTEFACTS, 'chat-users.png') });
+});
+
 test('two pages chat', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#/chat'), await visit(server, '#/chat')];
