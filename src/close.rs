@@ -133,6 +133,8 @@ impl fmt::Display for TlsFault {
 pub enum ProxyFault {
     /// It is no header of the PROXY protocol, version 2.
     Missing,
+    /// It is a header of version 1: the proxy has to be told to send version 2.
+    Version1,
     /// It begins as one and is none.
     Bad,
     /// It ended before it was whole.
@@ -144,6 +146,7 @@ impl ProxyFault {
     pub fn word(self) -> &'static str {
         match self {
             ProxyFault::Missing => "missing",
+            ProxyFault::Version1 => "version_1_expected_2",
             ProxyFault::Bad => "bad",
             ProxyFault::Incomplete => "incomplete",
         }

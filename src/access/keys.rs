@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::crypto;
+use super::file_form::{BIT_STRING, FileForm, INTEGER, SEQUENCE, bits, element};
 
 /// The shortest secret, in bytes (RFC 7518 3.2: as long as the hash).
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -83,6 +84,9 @@ impl Keys {
         #[derive(Deserialize)]
         struct KeySet {
             keys: Vec<Value>,
+        }
+        if let Some(form) = FileForm::of_text(file) {
+            return Err(BadKey::Form(form));
         }
         let set: KeySet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
         let (mut keys, mut skipped) = (Vec::new(), Vec::new());
@@ -197,6 +201,10 @@ impl fmt::Debug for SigningKey {
 }
 
 fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
+    // A secret may be any bytes; text with a mark at its beginning is not the text that others have.
+    if let Some(form) = FileForm::of_text(file).filter(|_| str::from_utf8(file).is_ok()) {
+        return Err(BadKey::Form(form));
+    }
     let end = file.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
     let secret = &file[..end];
     if secret.windows(11).any(|window| window == b"-----BEGIN ") {
@@ -206,6 +214,9 @@ fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
 }
 
 fn sections(file: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, BadKey> {
+    if let Some(form) = FileForm::of(file) {
+        return Err(BadKey::Form(form));
+    }
     <(SectionKind, Vec<u8>)>::pem_slice_iter(file).collect::<Result<_, _>>().map_err(|_| BadKey::NoPem)
 }
 
@@ -236,32 +247,9 @@ fn public_key(info: &[u8]) -> Result<Key, BadKey> {
     }
 }
 
-/// The length of a number in bits.
-fn bits(big_endian: &[u8]) -> usize {
-    let start = big_endian.iter().position(|byte| *byte != 0).unwrap_or(big_endian.len());
-    let digits = &big_endian[start..];
-    digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize)
-}
-
 fn check_modulus(big_endian: &[u8]) -> Result<(), BadKey> {
     let bits = bits(big_endian);
     if RSA_BITS.contains(&bits) { Ok(()) } else { Err(BadKey::RsaBits(bits)) }
-}
-
-const INTEGER: u8 = 0x02;
-const BIT_STRING: u8 = 0x03;
-const SEQUENCE: u8 = 0x30;
-
-/// Takes one element off the front of DER (X.690 8.1): its content, and what follows it.
-fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let rest = der.strip_prefix(&[tag])?;
-    let (length, rest) = match rest {
-        [short @ 0..=0x7f, rest @ ..] => (usize::from(*short), rest),
-        [0x81, length @ 0x80..=0xff, rest @ ..] => (usize::from(*length), rest),
-        [0x82, high @ 1..=0xff, low, rest @ ..] => (usize::from(*high) << 8 | usize::from(*low), rest),
-        _ => return None,
-    };
-    rest.split_at_checked(length)
 }
 
 /// The members of a JWK that say what it is (RFC 7517 4, RFC 7518 6, RFC 8037 2). Those that are not needed, such as
@@ -409,6 +397,8 @@ pub enum BadKey {
     SecretTooShort(usize),
     /// A key in PEM where a secret belongs. Everybody has a public key: as a secret it is worth nothing.
     SecretIsPem,
+    /// A form that is not read.
+    Form(FileForm),
     /// Not PEM, or not what it says.
     NoPem,
     /// PEM without a public key.
@@ -445,6 +435,7 @@ impl fmt::Display for BadKey {
             BadKey::SecretIsPem => f.write_str(
                 "this is a key in PEM and no shared secret: give it with --jwt-public-key or --jwt-private-key",
             ),
+            BadKey::Form(form) => form.fmt(f),
             BadKey::NoPem => f.write_str("not a key in PEM (-----BEGIN PUBLIC KEY-----)"),
             BadKey::NoPublicKey => f.write_str("no -----BEGIN PUBLIC KEY----- in it"),
             BadKey::NoPrivateKey => f.write_str("no -----BEGIN PRIVATE KEY----- in it"),

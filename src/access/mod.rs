@@ -6,6 +6,7 @@
 pub mod address;
 mod crypto;
 pub mod door;
+pub mod file_form;
 pub mod gate;
 pub mod grant;
 pub mod keys;

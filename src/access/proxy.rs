@@ -141,12 +141,17 @@ pub enum ProxyHeader {
     },
     /// It is none: the connection begins with something else.
     Missing,
+    /// It is one of version 1, in text (2.1).
+    Version1,
     /// It begins as one and is none.
     Bad,
 }
 
 /// The first bytes of every header.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// The first bytes of every header of version 1.
+const SIGNATURE_1: &[u8] = b"PROXY ";
 
 /// Signature, version and command, family, length.
 const FIXED_BYTES: usize = 16;
@@ -160,7 +165,8 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 4 << 10;
 pub fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
     let known = bytes.len().min(SIGNATURE.len());
     if bytes[..known] != SIGNATURE[..known] {
-        return ProxyHeader::Missing;
+        let is_version_1 = bytes.starts_with(SIGNATURE_1);
+        return if is_version_1 { ProxyHeader::Version1 } else { ProxyHeader::Missing };
     }
     let Some((fixed, rest)) = bytes.split_at_checked(FIXED_BYTES) else {
         return ProxyHeader::Incomplete;
@@ -328,10 +334,11 @@ mod tests {
 
     #[test]
     fn what_is_no_header() {
-        for other in
-            [&b"G"[..], b"GET / HTTP/1.1\r\n", b"\r\n\r\nGET", b"PROXY TCP4 1.2.3.4", b"\x16\x03\x01"]
-        {
+        for other in [&b"G"[..], b"GET / HTTP/1.1\r\n", b"\r\n\r\nGET", b"PROXYS", b"\x16\x03\x01"] {
             assert_eq!(parse_proxy_header(other), ProxyHeader::Missing, "{other:?}");
+        }
+        for version_1 in [&b"PROXY TCP4 1.2.3.4"[..], b"PROXY UNKNOWN\r\n"] {
+            assert_eq!(parse_proxy_header(version_1), ProxyHeader::Version1);
         }
         let check = |header: Vec<u8>| assert_eq!(parse_proxy_header(&header), ProxyHeader::Bad, "{header:?}");
         check(header(0x11, 0x11, &V4));

@@ -15,6 +15,8 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::access::file_form::FileForm;
+
 /// Plaintext that a session holds before it has to be sent: four records.
 const SESSION_BYTES_MAX: usize = 64 << 10;
 
@@ -98,7 +100,11 @@ fn roots_and(path: &Path) -> Result<RootCertStore, String> {
     let failed = |why: String| format!("--tls-ca {}: {why}", path.display());
     let mut roots = public_roots();
     let before = roots.len();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))? {
+    let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    if let Some(form) = FileForm::of(&file) {
+        return Err(failed(form.to_string()));
+    }
+    for certificate in CertificateDer::pem_slice_iter(&file) {
         let certificate = certificate.map_err(|error| failed(error.to_string()))?;
         roots.add(certificate).map_err(|error| failed(error.to_string()))?;
     }

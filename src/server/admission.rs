@@ -94,6 +94,7 @@ impl<T: Transport> Engine<T> {
             Err(_) => return self.end(id, Reason::Reset),
             Ok((_, ProxyHeader::Incomplete)) => ProxyFault::Incomplete,
             Ok((_, ProxyHeader::Missing)) => ProxyFault::Missing,
+            Ok((_, ProxyHeader::Version1)) => ProxyFault::Version1,
             Ok((_, ProxyHeader::Bad)) => ProxyFault::Bad,
         };
         self.end(id, Reason::ProxyHeader { fault })

@@ -4,6 +4,8 @@
 //! sealed records, and nothing older is even compiled in.
 
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,8 +15,10 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, ServerSessionMemoryCache};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore, ServerConfig};
 
+use crate::access::file_form::{FileForm, describe_key};
 use crate::config;
 
 /// Tickets for each handshake of TLS 1.3. A client uses each once, and gets another with each connection;
@@ -43,9 +47,23 @@ pub(super) fn load(
     let config::TlsFiles { certificate, key } = files;
     let chain = certificates(certificate).map_err(|why| about("--tls-cert", certificate, why))?;
     let secret = private_key(key).map_err(|why| about("--tls-key", key, why))?;
+    let signing = ring::default_provider().key_provider.load_private_key(secret.clone_key());
+    let signing = signing.map_err(|_| about("--tls-key", key, describe_key(secret.secret_der())))?;
+    let place = |certificate: &CertificateDer<'_>| {
+        CertifiedKey::new(vec![certificate.clone().into_owned()], signing.clone()).keys_match().is_ok()
+    };
+    if let Some(number) = chain.iter().position(place).filter(|number| *number > 0) {
+        let why = format!(
+            "wrong order: the certificate of the key in --tls-key is number {} of {}; it comes first, and then each time the one that signed the one before",
+            number + 1,
+            chain.len()
+        );
+        return Err(about("--tls-cert", certificate, why));
+    }
     if let Some(why) = expiry(&chain[0], now) {
         warn!("{}", about("--tls-cert", certificate, why));
     }
+    let of_an_authority = is_of_an_authority(&chain[0], now);
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -53,12 +71,18 @@ pub(super) fn load(
         .with_single_cert(chain, secret)
         .map_err(|error| match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                let which = if of_an_authority { " (this one is a certificate authority's)" } else { "" };
                 let pair = about("--tls-cert", certificate, "another certificate's key is in --tls-key");
-                format!("{pair} {}", key.display())
+                format!("{pair} {}{which}", key.display())
             }
             Error::InvalidCertificate(_) => about("--tls-cert", certificate, error),
             _ => about("--tls-key", key, error),
         })?;
+    if of_an_authority {
+        let why = "it is a certificate authority's (CA:TRUE), and many clients take it for no server's; `openssl req -x509` \
+                   makes a server's with `-addext basicConstraints=critical,CA:FALSE`";
+        warn!("{}", about("--tls-cert", certificate, why));
+    }
     // RFC 6455 is an upgrade of HTTP/1.1. A client that speaks only HTTP/2 is told so in the handshake.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = TICKETS;
@@ -84,7 +108,8 @@ fn about(flag: &str, path: &Path, why: impl Display) -> String {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let file = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file).collect();
     match found {
         Ok(chain) if chain.is_empty() => Err(
             "no certificate in it: one is between -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----"
@@ -96,12 +121,27 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
         pem::Error::NoItemsFound => {
-            "no private key in it, or one with a passphrase, which `openssl pkey` takes off".to_owned()
+            "no private key in it: one is between -----BEGIN PRIVATE KEY----- and -----END PRIVATE KEY-----"
+                .to_owned()
         }
         error => complaint(&error),
     })
+}
+
+/// The largest file: a chain takes a hundredth of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
+        .map_err(|error| error.to_string())?;
+    match FileForm::of(&bytes) {
+        Some(form) => Err(form.to_string()),
+        None => Ok(bytes),
+    }
 }
 
 /// In words of our own: rustls would quote from the file, and keys are no matter for a log.
@@ -130,6 +170,18 @@ fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Returns true if clients find, on a day on which it is valid, that it is not a server's own but that of an authority
+/// (RFC 5280 4.2.1.9).
+fn is_of_an_authority(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
+    let day = match validity(certificate, now) {
+        Some(CertificateError::ExpiredContext { not_after, .. }) => not_after,
+        Some(CertificateError::NotValidYetContext { not_before, .. }) => not_before,
+        _ => now,
+    };
+    // webpki's name for it, which rustls passes on.
+    matches!(validity(certificate, day), Some(CertificateError::Other(why)) if why.to_string().contains("CaUsedAsEndEntity"))
 }
 
 /// What a client would find, if it looked at nothing but the dates: they are looked at first, and nobody

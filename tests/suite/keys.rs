@@ -86,6 +86,22 @@ fn damaged_keys() {
 }
 
 #[test]
+fn files_in_another_form_are_named() {
+    let marked = |text: &[u8]| [b"\xef\xbb\xbf", text].concat();
+    let check = |why: BadKey, says: &str| assert!(why.to_string().contains(says), "{why}");
+    let secret = [b'x'; 40];
+    check(refused(Keys::from_secret(&marked(&secret))), "byte order mark");
+    check(refused(Keys::from_pem(&marked(key_files::ED25519_PUBLIC.as_bytes()))), "byte order mark");
+    check(refused(Keys::from_jwks(&marked(b"{\"keys\":[]}"))), "byte order mark");
+    check(refused(SigningKey::from_pem(&marked(key_files::ED25519.as_bytes()))), "byte order mark");
+    check(refused(SigningKey::from_pem(&pem("ENCRYPTED PRIVATE KEY", b"x"))), "encrypted");
+    check(refused(SigningKey::from_pem(&pem("OPENSSH PRIVATE KEY", b"x"))), "ssh-keygen");
+    check(refused(Keys::from_pem(&[0x30, 0x82, 1, 0, 2])), "(DER)");
+    // Bytes that happen to begin like a mark are a secret like any other.
+    assert!(Keys::from_secret(&[&b"\xef\xbb\xbf"[..], &[0xff; 40]].concat()).is_ok());
+}
+
+#[test]
 fn private_keys_in_pem() {
     for text in [key_files::ED25519, key_files::P256, key_files::RSA, key_files::RSA_PKCS1] {
         assert!(SigningKey::from_pem(text.as_bytes()).is_ok(), "{text}");

@@ -103,7 +103,8 @@ fn what_is_no_header_ends_the_connection_with_a_name() {
         assert_eq!(rig.engine.metrics.closed(Reason::ProxyHeader { fault }), 1);
     };
     check(get("/healthz").as_bytes(), false, ProxyFault::Missing);
-    check(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 8080\r\n", false, ProxyFault::Missing);
+    check(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 8080\r\n", false, ProxyFault::Version1);
+    assert_eq!(ProxyFault::Version1.word(), "version_1_expected_2");
     check(b"\x16\x03\x01", false, ProxyFault::Missing);
     check(b"\r\n\r\n\0\r\nQUIT\n\x11\x11\0\x0c............", false, ProxyFault::Bad);
     check(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", false, ProxyFault::Bad);

@@ -218,6 +218,44 @@ fn files_that_are_no_good_are_one_clear_line() {
     check(&certificate, &identity.file("nowhere"), &["--tls-key", "nowhere", "No such file"]);
     check(&key, &key, &["--tls-cert", "no certificate in it"]);
     check(&certificate, &certificate, &["--tls-key", "no private key in it"]);
+    // What an editor, another program or an old one writes is named as what it is.
+    let read = |path: &Path| std::fs::read(path).unwrap();
+    let wrong = identity.file("wrong");
+    let marked = [&b"\xef\xbb\xbf"[..], &read(&certificate)].concat();
+    std::fs::write(&wrong, &marked).unwrap();
+    check(&wrong, &key, &["--tls-cert", "byte order mark", "sed -i"]);
+    std::fs::write(&wrong, [&b"\xef\xbb\xbf"[..], &read(&key)].concat()).unwrap();
+    check(&certificate, &wrong, &["--tls-key", "byte order mark"]);
+    let wide: Vec<u8> = read(&certificate).into_iter().flat_map(|byte| [byte, 0]).collect();
+    std::fs::write(&wrong, [&b"\xff\xfe"[..], &wide].concat()).unwrap();
+    check(&wrong, &key, &["--tls-cert", "UTF-16", "iconv"]);
+    let openssl = |arguments: &str| {
+        let arguments = arguments.replace("CERT", certificate.to_str().unwrap());
+        let arguments =
+            arguments.replace("KEY", key.to_str().unwrap()).replace("OUT", wrong.to_str().unwrap());
+        let output = Command::new("openssl").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+    };
+    openssl("x509 -in CERT -outform der -out OUT");
+    check(&wrong, &key, &["--tls-cert", "(DER)", "openssl x509"]);
+    openssl("pkey -in KEY -outform der -out OUT");
+    check(&certificate, &wrong, &["--tls-key", "(DER)", "openssl pkey"]);
+    openssl("pkcs12 -export -in CERT -inkey KEY -passout pass:x -out OUT");
+    check(&wrong, &wrong, &["--tls-cert", "PKCS#12", "openssl pkcs12"]);
+    openssl("pkey -in KEY -aes256 -passout pass:secret -out OUT");
+    check(&certificate, &wrong, &["--tls-key", "encrypted", "openssl pkey"]);
+    openssl("ec -in KEY -aes256 -passout pass:secret -out OUT");
+    check(&certificate, &wrong, &["--tls-key", "encrypted", "openssl pkey"]);
+    for (arguments, name) in [
+        ("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:secp256k1 -out OUT", "secp256k1"),
+        ("ecparam -name secp521r1 -genkey -noout -out OUT", "P-521"),
+        ("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out OUT", "an RSA key of 1024 bits"),
+        ("genrsa -traditional -out OUT 1024", "an RSA key of 1024 bits"),
+        ("genpkey -algorithm ED448 -out OUT", "Ed448"),
+    ] {
+        openssl(arguments);
+        check(&certificate, &wrong, &["--tls-key", name, "openssl ecparam -name prime256v1"]);
+    }
     check(&certificate, &other.key(), &["another certificate's key", "--tls-key"]);
     let bad = identity.file("bad");
     std::fs::write(&bad, "-----BEGIN CERTIFICATE-----\nsecret!\n-----END CERTIFICATE-----\n").unwrap();
@@ -226,10 +264,32 @@ fn files_that_are_no_good_are_one_clear_line() {
     check(&bad, &key, &["--tls-cert", "invalid peer certificate"]);
     std::fs::write(&bad, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
     check(&certificate, &bad, &["--tls-key"]);
+    let chained = Identity::chained();
+    let chain = std::fs::read_to_string(chained.certificate()).unwrap();
+    let (leaf, issuer) = chain.split_at(chain.rfind("-----BEGIN").unwrap());
+    std::fs::write(&bad, format!("{issuer}{leaf}")).unwrap();
+    check(&bad, &chained.key(), &["--tls-cert", "wrong order", "number 2 of 2"]);
+    std::fs::write(&bad, issuer).unwrap();
+    check(&bad, &chained.key(), &["another certificate's key", "a certificate authority's"]);
     for one in ["--tls-cert=x", "--tls-key=x"] {
         let output = oyez(&["serve", one]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "both or neither");
     }
+}
+
+#[test]
+fn an_authority_used_as_a_server_is_a_warning() {
+    let day = rcgen::date_time_ymd;
+    for until in [(4096, 1, 1), (2020, 1, 1)] {
+        let identity = Identity::with(|params| {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.not_after = day(until.0, until.1, until.2);
+        });
+        let log = Server::start_tls(&identity, &[]).stop();
+        assert!(log.contains("it is a certificate authority's (CA:TRUE)"), "{log}");
+    }
+    let log = Server::start_tls(&Identity::new(), &[]).stop();
+    assert!(!log.contains("authority"), "{log}");
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! The form of a file of keys or certificates, where it is not the one that is read here.
+//!
+//! A reader of PEM skips what it does not know. A file that begins with a byte order mark would lose its first block
+//! without a word, and an encrypted or binary file looks empty. Each is named as what it is, with the command that
+//! makes of it what is read.
+
+use std::fmt;
+
+use rustls::pki_types::alg_id;
+
+/// A form that is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileForm {
+    /// UTF-8 with a byte order mark, as editors on Windows write it.
+    ByteOrderMark,
+    /// UTF-16, with a byte order mark.
+    Utf16,
+    /// The binary form of what PEM has in Base64.
+    Der,
+    /// Key and certificates in one binary file: `.p12`, `.pfx`.
+    Pkcs12,
+    /// A private key with a passphrase.
+    Encrypted,
+    /// A private key in the form of `ssh-keygen`.
+    OpenSsh,
+}
+
+impl FileForm {
+    /// Recognizes a file that is to be PEM.
+    pub fn of(file: &[u8]) -> Option<FileForm> {
+        let has = |words: &[u8]| memchr::memmem::find(file, words).is_some();
+        if let Some(form) = FileForm::of_text(file) {
+            return Some(form);
+        }
+        match file {
+            // RFC 7292 4: a sequence that begins with its version, 3.
+            [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x80, 2, 1, 3, ..] => Some(FileForm::Pkcs12),
+            [0x30, length @ (0x20..=0x7f), ..] if file.len() == 2 + usize::from(*length) => {
+                Some(FileForm::Der)
+            }
+            [0x30, 0x81 | 0x82, ..] => Some(FileForm::Der),
+            _ if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"\nProc-Type: 4,ENCRYPTED") => {
+                Some(FileForm::Encrypted)
+            }
+            _ if has(b"-----BEGIN OPENSSH PRIVATE KEY-----") => Some(FileForm::OpenSsh),
+            _ => None,
+        }
+    }
+
+    /// Recognizes a file that is to be text.
+    pub fn of_text(file: &[u8]) -> Option<FileForm> {
+        match file {
+            [0xef, 0xbb, 0xbf, ..] => Some(FileForm::ByteOrderMark),
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(FileForm::Utf16),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for FileForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileForm::ByteOrderMark => {
+                "it begins with a byte order mark, which hides its first line; take it off: `sed -i '1s/^\\xef\\xbb\\xbf//' FILE`"
+            }
+            FileForm::Utf16 => "it is UTF-16; make it ASCII: `iconv -f UTF-16 -t ASCII FILE > NEW`",
+            FileForm::Der => {
+                "it is binary (DER) and not PEM: `openssl x509 -inform der -in FILE -out NEW` for a certificate, `openssl pkey -inform der -in FILE -out NEW` for a key"
+            }
+            FileForm::Pkcs12 => {
+                "it is PKCS#12 and not PEM: `openssl pkcs12 -in FILE -nokeys -out CERT` and `openssl pkcs12 -in FILE -nocerts -nodes -out KEY`"
+            }
+            FileForm::Encrypted => {
+                "the private key is encrypted, and nobody is there to type its passphrase: `openssl pkey -in FILE -out NEW` takes it off"
+            }
+            FileForm::OpenSsh => {
+                "it is a key of OpenSSH's own form: `ssh-keygen -p -m PKCS8 -f FILE` changes it in its place"
+            }
+        })
+    }
+}
+
+/// Names a private key in DER that rustls does not sign with, and says which would do.
+pub fn describe_key(der: &[u8]) -> String {
+    const NEW: &str =
+        "make a new one with `openssl ecparam -name prime256v1 -genkey -noout`, and have it certified";
+    match key_kind(der) {
+        Some(Kind::Rsa(bits)) if !(2_048..=8_192).contains(&bits) => {
+            format!("an RSA key of {bits} bits; it takes 2048 to 8192: {NEW}")
+        }
+        Some(Kind::Rsa(_)) => "an RSA key that cannot be used".to_owned(),
+        Some(Kind::Other(oid)) => {
+            format!("a key of the kind {}; P-256, P-384, Ed25519 and RSA are: {NEW}", name(&oid))
+        }
+        None => "not a private key, or damaged".to_owned(),
+    }
+}
+
+enum Kind {
+    Rsa(usize),
+    /// A curve, or an algorithm that has only one: its object identifier.
+    Other(Vec<u8>),
+}
+
+fn key_kind(der: &[u8]) -> Option<Kind> {
+    let (content, _) = element(der, SEQUENCE)?;
+    let (version, rest) = element(content, INTEGER)?;
+    if let Some((_, rest)) = element(rest, OCTET_STRING) {
+        // RFC 5915 3: version 1, the key, and its curve.
+        let (parameters, _) = element(rest, 0xa0)?;
+        return Some(Kind::Other(element(parameters, OID)?.0.to_vec()));
+    }
+    if version == [0]
+        && let Some((modulus, _)) = element(rest, INTEGER)
+    {
+        // RFC 8017 A.1.2.
+        return Some(Kind::Rsa(bits(modulus)));
+    }
+    // RFC 5958 2: version, algorithm, key.
+    let (algorithm, rest) = element(rest, SEQUENCE)?;
+    let (key, _) = element(rest, OCTET_STRING)?;
+    if algorithm == alg_id::RSA_ENCRYPTION.as_ref() {
+        return key_kind(key);
+    }
+    let (oid, parameters) = element(algorithm, OID)?;
+    Some(Kind::Other(element(parameters, OID).map_or(oid, |(curve, _)| curve).to_vec()))
+}
+
+/// The name that openssl has for an object identifier.
+fn name(oid: &[u8]) -> String {
+    const NAMES: [(&[u8], &str); 9] = [
+        (&[0x2b, 0x81, 0x04, 0x00, 0x23], "P-521 (secp521r1)"),
+        (&[0x2b, 0x81, 0x04, 0x00, 0x0a], "secp256k1"),
+        (&[0x2b, 0x81, 0x04, 0x00, 0x21], "secp224r1"),
+        (&[0x2b, 0x24, 0x03, 0x03, 0x02, 0x08, 0x01, 0x01, 0x07], "brainpoolP256r1"),
+        (&[0x2b, 0x65, 0x71], "Ed448"),
+        (&[0x2b, 0x65, 0x6e], "X25519, which cannot sign"),
+        (&[0x2b, 0x65, 0x6f], "X448, which cannot sign"),
+        (&[0x2a, 0x86, 0x48, 0xce, 0x38, 0x04, 0x01], "DSA"),
+        (&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a], "RSA for PSS only"),
+    ];
+    let known = NAMES.iter().find(|(bytes, _)| *bytes == oid);
+    known.map_or_else(|| format!("with the object identifier {oid:02x?}"), |(_, name)| (*name).to_owned())
+}
+
+/// The length of a number in bits.
+pub(super) fn bits(big_endian: &[u8]) -> usize {
+    let start = big_endian.iter().position(|byte| *byte != 0).unwrap_or(big_endian.len());
+    let digits = &big_endian[start..];
+    digits.first().map_or(0, |first| digits.len() * 8 - first.leading_zeros() as usize)
+}
+
+pub(super) const INTEGER: u8 = 0x02;
+pub(super) const BIT_STRING: u8 = 0x03;
+const OCTET_STRING: u8 = 0x04;
+const OID: u8 = 0x06;
+pub(super) const SEQUENCE: u8 = 0x30;
+
+/// Takes one element off the front of DER (X.690 8.1): its content, and what follows it.
+pub(super) fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    let rest = der.strip_prefix(&[tag])?;
+    let (length, rest) = match rest {
+        [short @ 0..=0x7f, rest @ ..] => (usize::from(*short), rest),
+        [0x81, length @ 0x80..=0xff, rest @ ..] => (usize::from(*length), rest),
+        [0x82, high @ 1..=0xff, low, rest @ ..] => (usize::from(*high) << 8 | usize::from(*low), rest),
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
