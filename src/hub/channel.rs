@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::history::{Entry, History};
 use super::outbox::Frames;
 use super::replay::Replay;
-use super::{Moved, Place, Seat};
+use super::{Moved, Place, Seat, Standing};
 use crate::config::HistoryLimits;
 use crate::ids::{ChannelId, MessageId, Sender, SlotId};
 use crate::moment::Moment;
@@ -164,6 +164,17 @@ impl Channel {
     pub(super) fn evicted(&self) -> Option<Option<u64>> {
         let evicted = self.first_number() - 1;
         (self.had_others || evicted > 0).then_some(Some(evicted).filter(|_| !self.had_others))
+    }
+
+    /// What the API shows of it.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            members: self.members(),
+            head: (self.messages > 0).then_some(self.last),
+            floor: self.history.floor(),
+            messages: self.history.len(),
+            bytes: self.history.bytes(),
+        }
     }
 
     /// The number of the first message that is kept, or would be.

@@ -19,6 +19,7 @@ pub mod history;
 pub mod journal;
 mod largest;
 pub mod outbox;
+pub mod page;
 pub mod past;
 mod removed;
 pub mod repeats;
@@ -157,21 +158,6 @@ pub enum Duplicate {
     /// With another payload: the publisher has used the key twice, and the second message is none that is known.
     OtherPayload,
 }
-
-/// A page of a channel's history.
-#[derive(Debug)]
-pub struct Page {
-    /// The envelopes, with commas between.
-    pub envelopes: Vec<u8>,
-    /// What was asked for and is not kept.
-    pub gap: Option<Gap>,
-    /// The last message of the page, if more of what is kept follows it.
-    pub next: Option<MessageId>,
-}
-
-/// A page of a history ends with the message that takes it over that size. A megabyte of control characters is six in
-/// JSON: a hundred clients that ask for it and do not read held 580 MiB, and the loop for a second.
-const PAGE_BYTES: usize = 128 << 10;
 
 /// What is told of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -569,17 +555,15 @@ impl Hub {
     pub fn standing(&self, name: &str) -> Standing {
         let empty = Standing { floor: self.removed.last(name), ..Standing::default() };
         let channel = self.find(name).and_then(|id| self.channel(id));
-        channel.map_or(empty, |channel| Standing {
-            members: channel.members(),
-            head: (channel.messages() > 0).then_some(channel.last()),
-            floor: channel.history.floor(),
-            messages: channel.history.len(),
-            bytes: channel.history.bytes(),
-        })
+        channel.map_or(empty, Channel::standing)
     }
 
-    /// The names of channels that begin with `prefix`, in order, from some name on.
-    pub fn names<'a>(&'a self, prefix: &'a str, from: Bound<&str>) -> impl Iterator<Item = &'a str> {
+    /// The channels whose names begin with `prefix`, in the order of their names, from some name on.
+    pub fn channels_from<'a>(
+        &'a self,
+        prefix: &'a str,
+        from: Bound<&str>,
+    ) -> impl Iterator<Item = (&'a str, ChannelId)> {
         let start = match from {
             Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
             Bound::Included(name) if name >= prefix => Bound::Included(name),
@@ -587,48 +571,8 @@ impl Hub {
         };
         self.names
             .range::<str, _>((start, Bound::Unbounded))
-            .map(|(name, _)| &**name)
-            .take_while(move |name| name.starts_with(prefix))
-    }
-
-    /// A page of what is kept of a channel, from a cursor on.
-    pub fn page(&mut self, name: &str, since: Since, limit: usize, now: Moment) -> Page {
-        let mut page = Page { envelopes: Vec::new(), gap: None, next: None };
-        let Some(id) = self.find(name) else {
-            let floor = self.removed.last(name);
-            page.gap = match since {
-                Since::After(after) if after.epoch != self.epoch => Some((after, GapWhy::Epoch)),
-                Since::After(after) if after.seq > self.seq => Some((after, GapWhy::Future)),
-                Since::After(after) if after.seq < floor => Some((after, GapWhy::Evicted)),
-                Since::Now | Since::Earliest if self.removed.get(name).is_some() => {
-                    Some((self.id(0), GapWhy::Evicted))
-                }
-                _ => None,
-            }
-            .map(|(after, why)| Gap { after, resume: self.id(floor), missed: None, why });
-            return page;
-        };
-        self.expire_channel(id, now);
-        let (from, gap) = self.resume(id, if since == Since::Now { Since::Earliest } else { since });
-        page.gap = gap;
-        let channel = &self.channels[id.0 as usize];
-        let first = channel.history.index_after(from);
-        let mut last = None;
-        for index in first..channel.history.len() {
-            if index - first == limit || page.envelopes.len() >= PAGE_BYTES {
-                page.next = last;
-                break;
-            }
-            let Some(message) = channel.message(self.epoch, index) else { break };
-            if index > first {
-                page.envelopes.push(b',');
-            }
-            crate::wire::append_envelope(&mut page.envelopes, &message);
-            last = Some(message.id);
-        }
-        // What was too old may have been all that it had.
-        self.end_if_empty(id);
-        page
+            .map(|(name, id)| (&**name, *id))
+            .take_while(move |(name, _)| name.starts_with(prefix))
     }
 
     /// Panics if the parts contradict each other; for debug builds and tests.

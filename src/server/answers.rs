@@ -1,93 +1,203 @@
 //! What the server knows and a client of HTTP asks for, as JSON.
 
-use std::fmt::Write as _;
+use std::io::Write;
 use std::ops::Bound;
 
 use crate::access::grant::Patterns;
+use crate::hub::channel::Channel;
+use crate::hub::replay::Work;
 use crate::hub::{Hub, Standing};
-use crate::ids::{MessageId, Since};
-use crate::moment::Moment;
-use crate::wire::notice::gap_json;
+use crate::ids::MessageId;
+use crate::session::query::Listing;
 
-/// A page of the channels that somebody may hear, in the order of their names.
-pub(super) fn channels(
+/// Channels that one slice of a listing looks at. It is full with fewer, unless many of them may not be seen.
+const CHANNELS_PER_SLICE: usize = 1_000;
+
+/// Appends about `bytes_max` bytes of a listing of channels that the client may see, in the order of their names. Returns
+/// what that took, and true if it was the rest.
+///
+/// Names between two patterns are skipped, not looked at: how long it takes depends on the channels that are listed, not
+/// on all there are.
+pub(super) fn append_channels(
     hub: &Hub,
     visible: &Patterns,
     prefix: &str,
-    after: Option<&str>,
-    limit: usize,
-) -> String {
-    let mut names = visible_names(hub, visible, prefix, after);
-    let page: Vec<&str> = names.by_ref().take(limit).collect();
-    let mut out = String::from("{\"channels\":[");
-    for (place, name) in page.iter().enumerate() {
-        if place > 0 {
-            out.push(',');
-        }
-        append_channel(&mut out, hub, name);
+    listing: &mut Listing,
+    out: &mut Vec<u8>,
+    bytes_max: usize,
+) -> (Work, bool) {
+    let start = out.len();
+    let mut entries = 0;
+    if !listing.has_begun {
+        out.extend_from_slice(b"{\"channels\":[");
+        listing.has_begun = true;
     }
-    match (names.next(), page.last()) {
-        (Some(_), Some(last)) => {
-            let _ = writeln!(out, "],\"next\":\"{last}\"}}");
+    let after = listing.cursor.take();
+    let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+    let mut channels = hub.channels_from(prefix, from);
+    let (mut cursor, mut last) = (after.as_deref(), None);
+    let next = loop {
+        if out.len() - start >= bytes_max || entries == CHANNELS_PER_SLICE {
+            listing.cursor = cursor.map(Box::from);
+            listing.last = last.map(Box::from).or(listing.last.take());
+            return (Work { encoded: out.len() - start, entries }, false);
         }
-        _ => out.push_str("],\"next\":null}\n"),
-    }
-    out
-}
-
-/// The names that the patterns mean. What lies between two patterns is skipped and not looked through: how
-/// long it takes depends on what is shown, not on all there is.
-fn visible_names<'a>(
-    hub: &'a Hub,
-    visible: &'a Patterns,
-    prefix: &'a str,
-    after: Option<&str>,
-) -> impl Iterator<Item = &'a str> {
-    let mut at = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.to_owned()));
-    std::iter::from_fn(move || {
-        loop {
-            let name = hub.names(prefix, at.as_ref().map(String::as_str)).next()?;
-            if visible.include_name(name) {
-                at = Bound::Excluded(name.to_owned());
-                return Some(name);
-            }
-            // A pattern that begins before this name has no name behind it, or it would be among them.
+        let Some((name, id)) = channels.next() else { break None };
+        (cursor, entries) = (Some(name), entries + 1);
+        if !visible.include_name(name) {
+            // A pattern that begins before this name has no name after it, or it would be among them.
             let beginnings = visible.iter().map(|pattern| pattern.trim_end_matches('*'));
-            at = Bound::Included(beginnings.filter(|start| *start > name).min()?.to_owned());
+            let Some(start) = beginnings.filter(|start| *start > name).min() else { break None };
+            channels = hub.channels_from(prefix, Bound::Included(start));
+            continue;
         }
-    })
+        if listing.left == 0 {
+            break last.or(listing.last.as_deref());
+        }
+        if last.is_some() || listing.last.is_some() {
+            out.push(b',');
+        }
+        append_channel(out, hub, name, hub.channel(id).map(Channel::standing).unwrap_or_default());
+        listing.left -= 1;
+        last = Some(name);
+    };
+    // A Vec takes every write.
+    let _ = match next {
+        Some(last) => writeln!(out, "],\"next\":\"{last}\"}}"),
+        None => writeln!(out, "],\"next\":null}}"),
+    };
+    (Work { encoded: out.len() - start, entries }, true)
 }
 
 /// One channel. Of one that is not there is told that it is empty: it exists when somebody comes.
-pub(super) fn channel(hub: &Hub, name: &str) -> String {
-    let mut out = String::new();
-    append_channel(&mut out, hub, name);
-    out.push('\n');
+pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    append_channel(&mut out, hub, name, hub.standing(name));
+    out.push(b'\n');
     out
 }
 
-fn append_channel(out: &mut String, hub: &Hub, name: &str) {
-    let Standing { members, head, floor, messages, bytes } = hub.standing(name);
+fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, standing: Standing) {
+    let Standing { members, head, floor, messages, bytes } = standing;
     let id = |seq| MessageId { epoch: hub.head().epoch, seq };
-    let head = head.map_or("null".to_owned(), |head| format!("\"{}\"", id(head)));
-    let _ = write!(
-        out,
-        "{{\"channel\":\"{name}\",\"members\":{members},\"head\":{head},\"floor\":\"{}\",\"messages\":{messages},\"bytes\":{bytes}}}",
-        id(floor)
-    );
+    let _ = write!(out, "{{\"channel\":\"{name}\",\"members\":{members},\"head\":");
+    let _ = match head {
+        Some(head) => write!(out, "\"{}\"", id(head)),
+        None => write!(out, "null"),
+    };
+    let floor = id(floor);
+    let _ = write!(out, ",\"floor\":\"{floor}\",\"messages\":{messages},\"bytes\":{bytes}}}");
 }
 
-/// A page of what is kept of a channel.
-pub(super) fn history(hub: &mut Hub, name: &str, since: Since, limit: usize, now: Moment) -> Vec<u8> {
-    let page = hub.page(name, since, limit, now);
-    let standing = hub.standing(name);
-    let head = hub.head();
-    let floor = MessageId { seq: standing.floor, ..head };
-    let gap = page.gap.map_or("null".to_owned(), |gap| gap_json(name, &gap));
-    let next = page.next.map_or("null".to_owned(), |next| format!("\"{next}\""));
-    let mut out = b"{\"messages\":[".to_vec();
-    out.extend_from_slice(&page.envelopes);
-    let rest = format!("],\"next\":{next},\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{floor}\"}}\n");
-    out.extend_from_slice(rest.as_bytes());
-    out
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+    use crate::ids::{ChannelName, Sender};
+    use crate::moment::Moment;
+    use crate::wire::Kind;
+    use proptest::prelude::*;
+
+    fn hub(names: &[String]) -> Hub {
+        let mut hub = Hub::new(&Limits::default(), 7);
+        for name in names {
+            publish(&mut hub, name);
+        }
+        hub
+    }
+
+    fn publish(hub: &mut Hub, name: &str) {
+        let id = hub.open(&ChannelName::parse(name.as_bytes()).unwrap()).unwrap();
+        hub.publish(id, Kind::Text, b"x", Sender::default(), None);
+        while let Some(id) = hub.next_touched() {
+            let _ = hub.seal(id, Moment::from_millis(0));
+        }
+    }
+
+    fn visible(rules: &str) -> Patterns {
+        Patterns::parse(rules.split(',')).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn slices_of_a_listing_are_the_whole_listing(
+            names in prop::collection::vec("[abc]{1,3}", 0..60),
+            prefix in "[abc]{0,1}",
+            after in prop::option::of("[abc]{1,2}"),
+            rules in prop::sample::select(vec!["*", "a*", "a*,c*", "b,ba,cc*", "aa,ab,bb,ca*"]),
+            limit in 1usize..70,
+            sizes in prop::collection::vec(1usize..400, 1..6),
+        ) {
+            let (hub, visible) = (hub(&names), visible(rules));
+            let listing = || Listing::new(after.as_deref().map(Box::from), limit);
+            let (mut whole, mut parts) = (Vec::new(), Vec::new());
+            prop_assert!(append_channels(&hub, &visible, &prefix, &mut listing(), &mut whole, usize::MAX).1);
+            let mut listing = listing();
+            for size in sizes.iter().cycle() {
+                let before = parts.len();
+                let is_over = append_channels(&hub, &visible, &prefix, &mut listing, &mut parts, *size).1;
+                prop_assert!(parts.len() - before <= size + 300);
+                if is_over {
+                    break;
+                }
+            }
+            prop_assert_eq!(String::from_utf8(parts).unwrap(), String::from_utf8(whole.clone()).unwrap());
+            // And it is what was asked for.
+            let mut expected: Vec<&String> = names
+                .iter()
+                .filter(|name| name.starts_with(&prefix) && visible.include_name(name))
+                .filter(|name| after.as_ref().is_none_or(|after| *name > after))
+                .collect();
+            expected.sort();
+            expected.dedup();
+            let value: serde_json::Value = serde_json::from_slice(&whole).unwrap();
+            let listed: Vec<&str> =
+                value["channels"].as_array().unwrap().iter().map(|one| one["channel"].as_str().unwrap()).collect();
+            prop_assert_eq!(&listed[..], &expected[..limit.min(expected.len())]);
+            let next = (expected.len() > limit).then(|| expected[limit - 1].as_str());
+            prop_assert_eq!(value["next"].as_str(), next);
+        }
+    }
+
+    #[test]
+    fn channels_that_come_and_go_between_slices_leave_the_listing_well_formed() {
+        let names: Vec<String> = (10..60).map(|number| format!("a{number}")).collect();
+        let mut hub = hub(&names);
+        let (mut listing, mut out, visible) = (Listing::new(None, 1_000), Vec::new(), visible("*"));
+        assert!(!append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
+        // All that was listed is gone, and what comes before the cursor is too late.
+        hub.expire(0..hub.keys_end(), Moment::from_millis(u64::from(Limits::default().history.age_ms)));
+        assert_eq!(hub.channels(), 0);
+        publish(&mut hub, "a00");
+        publish(&mut hub, "b");
+        assert!(append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let listed: Vec<&str> = value["channels"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["channel"].as_str().unwrap())
+            .collect();
+        assert!(listed.starts_with(&["a10", "a11"]) && listed.ends_with(&["b"]), "{listed:?}");
+    }
+
+    #[test]
+    fn slice_looks_at_a_bounded_number_of_channels_that_may_not_be_seen() {
+        let names: Vec<String> = (0..1_500).map(|number| format!("a{number:04}")).collect();
+        let hub = hub(&names);
+        // A pattern between any two, and one that is a channel's.
+        let rules: Vec<String> = names.iter().map(|name| format!("{name}x")).collect();
+        let visible = visible(&(rules.join(",") + ",a1499"));
+        let (mut listing, mut out, mut slices) = (Listing::new(None, 10), Vec::new(), 0);
+        loop {
+            let (work, is_over) = append_channels(&hub, &visible, "", &mut listing, &mut out, usize::MAX);
+            assert!(work.entries <= CHANNELS_PER_SLICE);
+            slices += 1;
+            if is_over {
+                break;
+            }
+        }
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((slices, &value["channels"][0]["channel"]), (2, &"a1499".into()));
+    }
 }

@@ -76,10 +76,7 @@ impl<T: Transport> Engine<T> {
             }
             Intent::Review { pass } => self.review(id, &pass, now),
             Intent::Expel { sub, manner } => self.expel(id, &sub, &manner, now),
-            Intent::Ask { question, manner } => {
-                let response = self.look_up(id, question, &manner, now);
-                self.answer(id, response.into(), now);
-            }
+            Intent::Ask => self.slots.mark_refill(id),
             Intent::Answer(response) => self.answer(id, response, now),
             Intent::Say(bytes) => self.say(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),

@@ -300,7 +300,7 @@ impl<T: Transport> Engine<T> {
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
             (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
             (Left::Nothing, AfterFlush::Nothing) => {
-                if slot.is_replaying() && !slot.waits_for_memory() {
+                if (slot.is_replaying() && !slot.waits_for_memory()) || slot.state.has_query() {
                     slots.mark_refill(id);
                 }
                 slots.release(id);

@@ -72,6 +72,9 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get_mut(id) else { return };
         if slot.state.answered(&self.limits, now) {
             self.slots.mark_ready(id);
+        } else if slot.state.has_query() {
+            // It has waited for the responses before it.
+            self.slots.mark_refill(id);
         }
         self.slots.mark_dirty(id);
     }

@@ -7,70 +7,164 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::answers;
 use super::engine::Engine;
+use super::refill::Cost;
 use super::transport::Transport;
 use crate::access::grant::Grant;
 use crate::access::ticket::{NoTicket, TICKET_BYTES, TICKET_LIFE_MS};
 use crate::close::Reason;
+use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::metrics::Limit;
 use crate::metrics::exposition::{self, Levels};
 use crate::moment::Moment;
 use crate::session::intent::Question;
+use crate::session::query::{Listing, Progress, Query};
 use crate::session::response::{Manner, Refusal, retry_after_seconds};
+use crate::wire::chunk::{self, LAST_CHUNK};
+
+/// Bytes of one slice of a listing or a history page: what the kernel takes of a connection before it has sent them
+/// (`TCP_NOTSENT_LOWAT`), so that one write takes a slice, and the next one is made when most of it is sent.
+const SLICE_BYTES: usize = 16 << 10;
+
+/// Responses that are the same for all who ask within one turn.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    metrics: Option<String>,
+}
 
 /// The address of a connection that is gone; its answer reaches nobody.
 const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl<T: Transport> Engine<T> {
-    /// Answers what only the server knows. What was published before the question is part of that: a client
-    /// that has read the answer to its publication finds the message kept.
-    pub(super) fn look_up(
-        &mut self,
-        id: SlotId,
-        question: Question,
-        manner: &Manner,
-        now: Moment,
-    ) -> Vec<u8> {
-        self.hand_out_all(now);
-        match (question, self.drain_retry_ms()) {
-            (Question::Metrics, _) => {
-                let text = exposition::text(&self.metrics, self.levels());
-                manner.respond(
-                    200,
-                    exposition::CONTENT_TYPE,
-                    &[("Cache-Control", "no-store")],
-                    text.as_bytes(),
-                )
+    /// Encodes some of the response to the query that a connection waits for, as much as one slice. Returns what it cost.
+    ///
+    /// What was published before the query is part of the response: a client that has read the response to its
+    /// publication finds the message in the history.
+    pub(super) fn respond(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
+        let Some(mut query) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
+            return Cost::NONE;
+        };
+        let is_new = !query.progress.has_begun();
+        if is_new && let Some(refusal) = self.refuse_query(&query.question) {
+            self.metrics.reject(refusal.code());
+            self.answer(id, refusal.respond(&query.manner).into(), now);
+            return Cost::SLICE;
+        }
+        if is_new && let Some((response, cost)) = self.respond_whole(id, &query, shared, now) {
+            self.answer(id, response.into(), now);
+            return cost;
+        }
+        let (body, work, is_over) = self.slice(&mut query, now);
+        let cost = Cost::of(work, body.len());
+        let Query { manner, .. } = &*query;
+        if is_new && is_over {
+            let response = manner.respond(200, "application/json", &[("Cache-Control", "no-store")], &body);
+            self.answer(id, response.into(), now);
+            return cost;
+        }
+        let mut out = if is_new { manner.begin_json() } else { Vec::new() };
+        if is_new
+            && !manner.is_chunked
+            && let Some(slot) = self.slots.get_mut(id)
+        {
+            slot.state.close_after_response();
+        }
+        if is_new && manner.head_only {
+            self.answer(id, out.into(), now);
+            return cost;
+        }
+        if manner.is_chunked {
+            let mut chunk = chunk::begin(body.len());
+            chunk.extend_from_slice(&body);
+            out.extend_from_slice(&chunk::finish(chunk));
+            if is_over {
+                out.extend_from_slice(LAST_CHUNK);
             }
-            (_, Some(retry_ms)) => {
-                let refusal = Refusal::drain(retry_ms);
-                self.metrics.reject(refusal.code());
-                refusal.respond(manner)
-            }
-            (Question::Ready, None) if self.is_leaving => {
-                let refusal = Refusal::drain(self.limits.drain_delay_ms);
-                self.metrics.reject(refusal.code());
-                refusal.respond(manner)
-            }
-            (Question::Ready, None) => {
-                manner.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ready\n")
-            }
-            (Question::Ticket { grant, client }, None) => {
-                let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip()));
-                self.issue_ticket(grant, address.unwrap_or(UNKNOWN), manner, now)
-            }
-            (Question::Channels { prefix, after, limit, pass }, None) => {
-                let visible = &self.gate.grant(&pass).subscribe;
-                manner.json(200, &answers::channels(&self.hub, visible, &prefix, after.as_deref(), limit))
-            }
-            (Question::Channel { channel }, None) => {
-                manner.json(200, &answers::channel(&self.hub, channel.as_str()))
-            }
-            (Question::History { channel, since, limit }, None) => {
-                let body = answers::history(&mut self.hub, channel.as_str(), since, limit, now);
-                manner.respond(200, "application/json", &[("Cache-Control", "no-store")], &body)
+        } else {
+            out.extend_from_slice(&body);
+        }
+        if is_over {
+            self.answer(id, out.into(), now);
+        } else {
+            self.enqueue(id, Rc::new(out.into()));
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.state.put_back_query(query);
             }
         }
+        cost
+    }
+
+    /// Why a query that comes now is not answered, if it is not. The one place where one is refused for the sake of the
+    /// server.
+    fn refuse_query(&self, question: &Question) -> Option<Refusal> {
+        match question {
+            // Whoever watches the server sees it until its end.
+            Question::Metrics => None,
+            Question::Ready if self.is_leaving => Some(Refusal::drain(self.limits.drain_delay_ms)),
+            _ => self.drain_retry_ms().map(Refusal::drain),
+        }
+    }
+
+    /// The response to a query that is short, and what it cost.
+    fn respond_whole(
+        &mut self,
+        id: SlotId,
+        query: &Query,
+        shared: &mut Shared,
+        now: Moment,
+    ) -> Option<(Vec<u8>, Cost)> {
+        let Query { question, manner, .. } = query;
+        let no_store = [("Cache-Control", "no-store")];
+        let response = match question {
+            Question::Metrics => {
+                let is_first = shared.metrics.is_none();
+                let text =
+                    shared.metrics.get_or_insert_with(|| exposition::text(&self.metrics, self.levels()));
+                let response = manner.respond(200, exposition::CONTENT_TYPE, &no_store, text.as_bytes());
+                let mut cost = Cost::of(Work::default(), response.len());
+                if is_first {
+                    cost += Cost::of_metrics(self.slots.len());
+                }
+                return Some((response, cost));
+            }
+            Question::Ready => manner.respond(200, "text/plain", &no_store, b"ready\n"),
+            Question::Ticket { grant, client } => {
+                let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip()));
+                self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), manner, now)
+            }
+            Question::Channel { channel } => {
+                let body = answers::channel(&self.hub, channel.as_str());
+                manner.respond(200, "application/json", &no_store, &body)
+            }
+            Question::Channels { .. } | Question::History { .. } => return None,
+        };
+        Some((response, Cost::SLICE))
+    }
+
+    /// The next slice of a listing or of a page, what it took, and whether it is the last.
+    fn slice(&mut self, query: &mut Query, now: Moment) -> (Vec<u8>, Work, bool) {
+        let Query { question, progress, .. } = query;
+        if !progress.has_begun() {
+            *progress = match question {
+                Question::History { channel, since, limit } => {
+                    Progress::Page(self.hub.page(channel.as_str(), *since, *limit, now))
+                }
+                Question::Channels { after, limit, .. } => {
+                    Progress::Listing(Listing::new(after.take(), *limit))
+                }
+                _ => Progress::Pending,
+            };
+        }
+        let mut body = Vec::with_capacity(SLICE_BYTES);
+        let (work, is_over) = match (progress, question) {
+            (Progress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
+            (Progress::Listing(listing), Question::Channels { prefix, pass, .. }) => {
+                let visible = &self.gate.grant(pass).subscribe;
+                answers::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
+            }
+            _ => (Work::default(), true),
+        };
+        (body, work, is_over)
     }
 
     fn levels(&self) -> Levels {

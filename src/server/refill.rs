@@ -10,6 +10,7 @@
 use std::ops::AddAssign;
 
 use super::engine::Engine;
+use super::questions::Shared;
 use super::slots::Slot;
 use super::transport::Transport;
 use crate::hub::replay::Work;
@@ -37,6 +38,13 @@ impl Cost {
     }
 }
 
+impl Cost {
+    /// The counters as text, and a look at all slots for what waits in them.
+    pub(super) fn of_metrics(slots: usize) -> Cost {
+        Cost { nanos: 60_000 + 10 * slots as u64 }
+    }
+}
+
 impl AddAssign for Cost {
     fn add_assign(&mut self, other: Cost) {
         self.nanos += other.nanos;
@@ -48,25 +56,29 @@ impl<T: Transport> Engine<T> {
     pub(super) fn refill_all(&mut self, now: Moment) {
         let most = u64::from(self.limits.work_micros_per_turn) * 1_000;
         let mut spent = Cost::NONE;
+        let mut shared = Shared::default();
         for _ in 0..self.slots.refill_len() {
             if spent.nanos >= most {
                 break;
             }
             let Some(id) = self.slots.next_refill() else { break };
-            spent += self.refill(id, now);
+            spent += self.refill(id, &mut shared, now);
         }
         self.send_gathered();
     }
 
-    fn refill(&mut self, id: SlotId, now: Moment) -> Cost {
+    fn refill(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
         // A flush will find it empty, and mark it again.
         let can_send =
             |slot: &&Slot<T>| slot.takes_words() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
         let Some(slot) = self.slots.get(id).filter(can_send) else { return Cost::NONE };
         if slot.is_replaying() {
-            return self.replay(id, now);
+            self.replay(id, now)
+        } else if slot.state.has_query() {
+            self.respond(id, shared, now)
+        } else {
+            Cost::NONE
         }
-        Cost::NONE
     }
 
     /// Has the replays that wait for memory tried again, if some has been freed since one was refused.

@@ -559,10 +559,13 @@ impl<T: Transport> Slots<T> {
             assert_eq!(slot.marks.has(Marks::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
             assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
             assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
-            assert!(!slot.is_held() || !slot.is_flushed(), "nobody releases {id:?}");
+            let refills = slot.marks.has(Marks::REFILL);
+            assert!(!slot.is_held() || !slot.is_flushed() || refills, "nobody releases {id:?}");
+            let is_due = slot.state.has_query() && !slot.has_write_failed();
+            assert!(!is_due || !slot.is_flushed() || refills, "nobody responds to {id:?}");
             let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
-            let is_listed = slot.marks.has(Marks::REFILL) || slot.waits_for_memory();
+            let is_listed = refills || slot.waits_for_memory();
             assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} stands still");
         }
     }

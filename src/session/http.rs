@@ -192,7 +192,8 @@ impl<'a> Request<'a> {
             0 => After::Closed,
             _ => After::Kept,
         };
-        Manner { after, head_only: self.method == "HEAD", share: None }
+        let is_chunked = self.minor_version > 0;
+        Manner { after, head_only: self.method == "HEAD", is_chunked, share: None }
     }
 }
 

@@ -70,13 +70,8 @@ pub enum Intent {
         /// How the request is answered.
         manner: Manner,
     },
-    /// Answer a request with what only the server knows.
-    Ask {
-        /// What.
-        question: Question,
-        /// How.
-        manner: Manner,
-    },
+    /// Respond to the query that the session waits for, which only the server can.
+    Ask,
     /// Answer a request with this.
     Answer(Bytes),
     /// Send this, behind all that was said before.

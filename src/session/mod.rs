@@ -22,6 +22,7 @@ pub mod http;
 pub mod intent;
 mod open;
 mod plain;
+pub mod query;
 pub mod response;
 pub mod routes;
 mod sharing;
@@ -49,6 +50,7 @@ use draining::Closing;
 use guest::Guest;
 use heartbeat::Heartbeat;
 use intent::Intent;
+use query::Query;
 use response::{Manner, Refusal};
 use walker::Walker;
 
@@ -234,6 +236,35 @@ impl State {
         }
     }
 
+    /// Returns true if the next thing that is due to the client is a response to a query, or its next slice. Responses to
+    /// earlier requests come first.
+    pub fn has_query(&self) -> bool {
+        matches!(self, State::Responding(responding) if responding.has_query())
+    }
+
+    /// Takes the query of [`State::has_query`], to encode some of its response.
+    pub fn take_query(&mut self) -> Option<Box<Query>> {
+        match self {
+            State::Responding(responding) if responding.has_query() => responding.query.take(),
+            _ => None,
+        }
+    }
+
+    /// Gives a query back whose response is not complete.
+    pub fn put_back_query(&mut self, query: Box<Query>) {
+        if let State::Responding(responding) = self {
+            responding.query = Some(query);
+        }
+    }
+
+    /// The end of the connection is the end of the response, as HTTP/1.0 has no other for one of unknown length
+    /// (RFC 9112 6.3).
+    pub fn close_after_response(&mut self) {
+        if let State::Responding(responding) = self {
+            responding.close_after(Reason::Served);
+        }
+    }
+
     /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
     /// or the end is left to come.
     pub fn ends_with_flush(&self) -> bool {
@@ -330,6 +361,14 @@ impl State {
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
                 *self = Draining::begin(reason, Closing::Flushing, limits, now);
+            }
+            // Within a response there is no room for another. A drain lets it be completed; what else ends the
+            // connection leaves it without its last chunk, and the client sees that it was cut (RFC 9112 8).
+            State::Responding(responding) if responding.has_begun() => {
+                if !matches!(reason, Reason::Drain { .. }) {
+                    desk.outbox.drop_unbegun();
+                    *self = Draining::begin(reason, Closing::Flushing, limits, now);
+                }
             }
             State::Head(_) | State::Responding(_) => {
                 *self = answer(reason, &Manner::last(), limits, desk.metrics, now, desk.outbox);

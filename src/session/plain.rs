@@ -14,6 +14,7 @@ use super::dispatch::serve;
 use super::draining::{Closing, Draining};
 use super::http::{self, HeadEnd};
 use super::intent::{Intent, Question, Receipt};
+use super::query::{Progress, Query};
 use super::response::{After, Manner, Refusal};
 use super::{Desk, State};
 use crate::access::gate::Pass;
@@ -75,6 +76,9 @@ pub struct Responding {
     rest: Vec<u8>,
     owed: u32,
     then: Then,
+    /// A query, if the request is one, until its response is complete. It is the last request: those before it were to
+    /// publish.
+    pub(super) query: Option<Box<Query>>,
 }
 
 /// What becomes of the connection when all is answered.
@@ -262,10 +266,29 @@ fn half_close(owed: u32) -> State {
         return State::dead(Reason::EndOfFile);
     }
     let then = Then::HalfClosed(Reason::Served);
-    State::Responding(Box::new(Responding { rest: Vec::new(), owed, then }))
+    State::Responding(Box::new(Responding { rest: Vec::new(), owed, then, query: None }))
 }
 
 impl Responding {
+    /// Returns true if the response to its query is next.
+    pub(super) fn has_query(&self) -> bool {
+        self.owed == 1 && self.query.is_some()
+    }
+
+    /// Returns true if the response to its query has begun and is not complete.
+    pub(super) fn has_begun(&self) -> bool {
+        self.query.as_ref().is_some_and(|query| query.progress.has_begun())
+    }
+
+    /// The connection ends when all is answered.
+    pub(super) fn close_after(&mut self, reason: Reason) {
+        self.rest = Vec::new();
+        self.then = match self.then {
+            Then::HalfClosed(_) => Then::HalfClosed(reason),
+            Then::Next | Then::Close(_) => Then::Close(reason),
+        };
+    }
+
     /// More came behind the request. It is looked at when that is answered.
     pub(super) fn receive(&mut self, input: &[u8]) {
         if self.then == Then::Next {
@@ -297,16 +320,20 @@ impl Responding {
 
 /// Waits for the answers that are owed, and looks at `rest` then.
 pub(super) fn wait(rest: Vec<u8>, owed: u32) -> Outcome {
-    Outcome::Become(State::Responding(Box::new(Responding { rest, owed, then: Then::Next })))
+    Outcome::Become(State::Responding(Box::new(Responding { rest, owed, then: Then::Next, query: None })))
 }
 
 /// Waits for an answer that an intent has just asked for.
 pub(super) fn respond(after: After, reason: Reason, rest: &[u8], owed: u32) -> Outcome {
+    wait_for(None, after, reason, rest, owed)
+}
+
+fn wait_for(query: Option<Box<Query>>, after: After, reason: Reason, rest: &[u8], owed: u32) -> Outcome {
     let (rest, then) = match after {
         After::Closed => (Vec::new(), Then::Close(reason)),
         After::Kept | After::KeptAloud => (rest.to_vec(), Then::Next),
     };
-    Outcome::Become(State::Responding(Box::new(Responding { rest, owed: owed + 1, then })))
+    Outcome::Become(State::Responding(Box::new(Responding { rest, owed: owed + 1, then, query })))
 }
 
 /// Says no, and ends the connection: nobody can tell where the next request begins, or it is not worth
@@ -336,8 +363,9 @@ pub(super) fn ask(
     desk: &mut Desk<'_>,
 ) -> Outcome {
     let after = manner.after;
-    desk.intents.push(Intent::Ask { question, manner });
-    respond(after, Reason::Served, rest, owed)
+    desk.intents.push(Intent::Ask);
+    let query = Query { question, manner, progress: Progress::Pending };
+    wait_for(Some(Box::new(query)), after, Reason::Served, rest, owed)
 }
 
 pub(super) fn answer(

@@ -14,6 +14,8 @@ pub struct Manner {
     pub after: After,
     /// HEAD: the head of the answer, without its body.
     pub head_only: bool,
+    /// HTTP/1.1: a body of unknown length is sent in chunks. In HTTP/1.0 it ends with the connection.
+    pub is_chunked: bool,
     /// The web page that may read the answer.
     pub share: Option<Share>,
 }
@@ -62,6 +64,19 @@ impl Manner {
     /// A whole answer in JSON.
     pub fn json(&self, status: u16, body: &str) -> Vec<u8> {
         self.respond(status, "application/json", &[("Cache-Control", "no-store")], body.as_bytes())
+    }
+
+    /// The head of a response in JSON whose length is not known when it begins.
+    pub fn begin_json(&self) -> Vec<u8> {
+        let mut fields = vec![("Cache-Control", "no-store")];
+        let mut out = if self.is_chunked {
+            fields.push(("Transfer-Encoding", "chunked"));
+            self.head(200, &fields)
+        } else {
+            Manner { after: After::Closed, ..self.clone() }.head(200, &fields)
+        };
+        out.push_str("Content-Type: application/json\r\n\r\n");
+        out.into_bytes()
     }
 
     /// The head of an event stream, which is the last response on its connection.

@@ -69,7 +69,7 @@ fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
     rig.send(id, (get("/v1/channels/big/history") + &publish("a", "x")).repeat(100).as_bytes());
     rig.settle();
     let waits = rig.engine.slots.get(id).unwrap().outbox.bytes();
-    assert!((900_000..1_000_000).contains(&waits), "one answer, and not a hundred: {waits}");
+    assert!((16_000..18_000).contains(&waits), "one slice of one answer: {waits}");
     assert_eq!(rig.engine.metrics.published_by_http, 1);
     rig.pass(2_900);
     assert!(rig.is_alive(id));

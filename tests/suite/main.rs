@@ -40,6 +40,7 @@ mod model;
 mod origins;
 mod output;
 mod proxies;
+mod queries;
 mod raw_resume;
 mod read_pause;
 mod replays;

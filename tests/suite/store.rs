@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames;
+use crate::support::http::Answer;
 use crate::support::process::{PATIENCE, Server, oyez, wait_until};
 use crate::support::rig::Dice;
 use crate::v1::upgrade;
@@ -56,10 +57,10 @@ impl Drop for Folder {
 
 /// The JSON of an answer over HTTP.
 fn ask(server: &Server, request: &str) -> Value {
-    let answer = server.ask(format!("{request}\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
-    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
-    serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"))
+    let text = server.ask(format!("{request}\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+    let answer = Answer::take(&mut text.into_bytes(), false).expect("a whole answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json()
 }
 
 fn history(server: &Server, channel: &str, since: &str) -> Value {
@@ -604,8 +605,11 @@ fn put(hub: &mut Hub, channel: &str, text: &str, millis: u64) {
 }
 
 fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
-    let page = hub.page(channel, Since::Earliest, usize::MAX, Moment::from_millis(millis));
-    serde_json::from_str(&format!("[{}]", String::from_utf8(page.envelopes).unwrap())).unwrap()
+    let mut page = hub.page(channel, Since::Earliest, usize::MAX, Moment::from_millis(millis));
+    let mut json = Vec::new();
+    assert!(page.append(hub, &mut json, usize::MAX).1);
+    let mut page: Value = serde_json::from_slice(&json).unwrap();
+    page["messages"].as_array_mut().unwrap().drain(..).collect()
 }
 
 /// Ends a run in order.

@@ -22,6 +22,24 @@ pub fn publish(channel: &str, text: &str) -> String {
     post(&format!("/v1/publish/{channel}"), "", text)
 }
 
+/// A complete chunked body (RFC 9112 7.1) without its framing, and how long it is with it.
+fn chunked_body(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (mut at, mut data) = (0, Vec::new());
+    loop {
+        let line = bytes[at..].windows(2).position(|two| two == b"\r\n")?;
+        let size = std::str::from_utf8(&bytes[at..at + line]).unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("{size:?} is no chunk size"));
+        let start = at + line + 2;
+        at = start + size + 2;
+        assert_eq!(bytes.get(at - 2..at)?, b"\r\n", "a chunk ends in a line end");
+        if size == 0 {
+            // Only now: a body is looked at after each read, and copied once.
+            return Some((data.concat(), at));
+        }
+        data.push(&bytes[start..start + size]);
+    }
+}
+
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -38,6 +56,13 @@ impl Answer {
         let head = String::from_utf8(bytes[..end - 4].to_vec()).unwrap();
         let status: u16 = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
         let mut answer = Answer { status, head, body: String::new() };
+        if answer.field("Transfer-Encoding") == Some("chunked") {
+            assert_eq!(answer.field("Content-Length"), None, "RFC 9112 6.2: {}", answer.head);
+            let (body, length) = if head_only { (Vec::new(), 0) } else { chunked_body(&bytes[end..])? };
+            answer.body = String::from_utf8(body).unwrap();
+            bytes.drain(..end + length);
+            return Some(answer);
+        }
         let length = match answer.field("Content-Length") {
             Some(length) => length.parse().unwrap(),
             None => {

@@ -1,0 +1,58 @@
+//! A query to the server, and how far its response is.
+//!
+//! Most responses are short and whole. A listing or a history page may be long, and is encoded and sent in slices
+//! (chunks in HTTP/1.1): the connection waits in `Responding` meanwhile and is not read, and holds one slice.
+
+use super::intent::Question;
+use super::response::Manner;
+use crate::hub::page::Page;
+
+/// A query whose response is not complete.
+#[derive(Debug)]
+pub struct Query {
+    /// What the client asks for.
+    pub question: Question,
+    /// How the response is framed.
+    pub manner: Manner,
+    /// How far the response is.
+    pub progress: Progress,
+}
+
+/// How far a response is.
+#[derive(Debug)]
+pub enum Progress {
+    /// Nothing of it is sent: it may yet be another one.
+    Pending,
+    /// The head of a listing is sent, and its first slices.
+    Listing(Listing),
+    /// The head of a history page is sent, and its first slices.
+    Page(Page),
+}
+
+impl Progress {
+    /// Returns true if the head of the response is sent.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self, Progress::Pending)
+    }
+}
+
+/// How far a listing of channels is. Its cursor is a name: channels come and go between slices, and those that stay are
+/// listed once.
+#[derive(Debug)]
+pub struct Listing {
+    /// The last channel that was looked at.
+    pub cursor: Option<Box<str>>,
+    /// The last channel that was listed.
+    pub last: Option<Box<str>>,
+    /// How many channels it may yet have.
+    pub left: usize,
+    /// False before its first byte.
+    pub has_begun: bool,
+}
+
+impl Listing {
+    /// A listing from after a name on.
+    pub fn new(after: Option<Box<str>>, limit: usize) -> Listing {
+        Listing { cursor: after, last: None, left: limit, has_begun: false }
+    }
+}
