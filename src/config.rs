@@ -112,8 +112,11 @@ pub struct Limits {
     pub reconnects_per_second: u32,
     /// The most channels with members or history.
     pub channels_max: usize,
-    /// The most channels that one connection is a member of.
+    /// The most channels that one connection subscribes to or has created, of those that exist.
     pub channels_per_client_max: usize,
+    /// The most channels that exist and that one publisher, a person by its token's `sub` or an address, has created by
+    /// publishing: a hundredth of all. A backend that publishes on a channel for each of more users raises it.
+    pub channels_per_publisher_max: usize,
     /// What is kept of each channel, and of all.
     pub history: HistoryLimits,
     /// Bytes of the names of removed channels, so that a subscriber that comes back to one learns of a gap and one that
@@ -278,6 +281,7 @@ impl Default for Limits {
             reconnects_per_second: 1_000,
             channels_max: 1_000_000,
             channels_per_client_max: 128,
+            channels_per_publisher_max: 10_000,
             history: HistoryLimits::default(),
             removed_channels_bytes_max: 4 << 20,
             replay_encoded_bytes_max: 16 << 20,

@@ -31,6 +31,7 @@ const SERVE: [(&str, &[&str]); 9] = [
             "head-bytes-max",
             "head-fields-max",
             "channels-per-client-max",
+            "channels-per-publisher-max",
             "messages-per-second",
             "bytes-per-second",
             "auths-per-second",

@@ -40,9 +40,14 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_CHANNELS_MAX", value_name = "N", default_value = "1000000", value_parser = count)]
     channels_max: usize,
 
-    /// Most channels that one connection is a member of (oyez.v1).
+    /// Maximum channels that one connection subscribes to, and has created and that still exist (oyez.v1).
     #[arg(long, env = "OYEZ_CHANNELS_PER_CLIENT_MAX", value_name = "N", default_value = "128", value_parser = count)]
     channels_per_client_max: usize,
+
+    /// Maximum channels that one publisher has created and that still exist: a person by its token's `sub`, else an
+    /// address or a /64 of IPv6; over it 429, or an error in oyez.v1.
+    #[arg(long, env = "OYEZ_CHANNELS_PER_PUBLISHER_MAX", value_name = "N", default_value = "10000", value_parser = count)]
+    channels_per_publisher_max: usize,
 
     /// Most messages kept of a channel for clients that come back; 0 keeps none.
     #[arg(long, env = "OYEZ_HISTORY_MESSAGES_MAX", value_name = "N", default_value = "100", value_parser = count_or_0)]
@@ -320,6 +325,7 @@ impl Serve {
                 reconnects_per_second: self.reconnects_per_second.try_into().unwrap_or(u32::MAX),
                 channels_max: self.channels_max,
                 channels_per_client_max: self.channels_per_client_max,
+                channels_per_publisher_max: self.channels_per_publisher_max,
                 history: HistoryLimits {
                     messages_max: self.history_messages_max,
                     bytes_max: self.history_bytes_max,

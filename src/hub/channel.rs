@@ -32,6 +32,8 @@ pub struct Channel {
     pub(super) had_others: bool,
     /// Where it stands among all channels by size.
     pub(super) rank: super::largest::Rank,
+    /// Who created it.
+    pub(super) creator: super::creators::Creator,
     /// Where it stands in what is written down.
     pub(super) mark: super::journal::Mark,
 }
@@ -122,6 +124,7 @@ impl Channel {
             last: floor,
             had_others: false,
             rank: super::largest::Rank::default(),
+            creator: super::creators::Creator::default(),
             mark: super::journal::Mark::default(),
         }
     }

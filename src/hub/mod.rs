@@ -15,6 +15,7 @@
 
 pub mod change;
 pub mod channel;
+pub mod creators;
 pub mod history;
 pub mod journal;
 mod largest;
@@ -32,11 +33,13 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::access::share::Shares;
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
 use crate::moment::Moment;
 use crate::wire::{Form, Kind};
 use channel::{Before, Channel, Sealed};
+use creators::{Creator, Creators};
 use journal::{Journal, Mark};
 use largest::{Classes, Shifted};
 use removed::{Removed, RemovedChannels};
@@ -60,6 +63,7 @@ pub struct Hub {
     seq: u64,
     /// Channels that existed and had messages.
     removed: RemovedChannels,
+    creators: Creators,
     classes: Classes,
     kept: Kept,
     repeats: Repeats,
@@ -187,6 +191,7 @@ impl Hub {
             epoch,
             seq: 0,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
+            creators: Creators::new(limits.channels_per_publisher_max),
             classes: Classes::new(),
             kept: Kept::default(),
             repeats: Repeats::new(limits.repeats),
@@ -248,6 +253,14 @@ impl Hub {
     /// # Errors
     /// There is no room for another channel.
     pub fn open(&mut self, name: &ChannelName) -> Result<ChannelId, ChannelsFull> {
+        self.open_as(name, Creator::default())
+    }
+
+    /// The channel of that name; it is created for somebody if there is none.
+    ///
+    /// # Errors
+    /// There is no room for another channel.
+    pub fn open_as(&mut self, name: &ChannelName, creator: Creator) -> Result<ChannelId, ChannelsFull> {
         if let Some(channel) = self.find(name.as_str()) {
             return Ok(channel);
         }
@@ -261,6 +274,7 @@ impl Hub {
             channel.mark = Mark { written: floor, is_written };
             channel.had_others = true;
         }
+        channel.creator = self.creators.created(creator);
         let channel = ChannelId(self.channels.insert(channel) as u32);
         self.names.insert(name, channel);
         Ok(channel)
@@ -279,7 +293,11 @@ impl Hub {
         wish: Wish,
         now: Moment,
     ) -> Result<Joined, ChannelsFull> {
-        let id = self.open(name)?;
+        let id = self.open_as(name, Creator { connection: Some(member), publisher: None })?;
+        if self.channels[id.0 as usize].creator.connection == Some(member) {
+            // It counts as a subscription.
+            self.creators.subtract(member);
+        }
         self.expire_channel(id, now);
         let (from, gap) = self.resume(id, wish.since);
         let (now_at, head) = (self.id(from), self.head());
@@ -339,6 +357,12 @@ impl Hub {
     ///
     /// The last member of its place moves into the position that came free, if that is another.
     pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
+        let creator = self.channels[seat.channel.0 as usize].creator.connection;
+        if let Some(connection) = creator
+            && self.member_at(seat) == creator
+        {
+            self.creators.add(connection);
+        }
         let moved = self.channels[seat.channel.0 as usize].leave(seat);
         self.seats -= 1;
         self.end_if_empty(seat.channel);
@@ -350,6 +374,7 @@ impl Hub {
         if self.channel(id).is_some_and(Channel::has_ended) {
             let channel = self.channels.remove(id.0 as usize);
             self.names.remove(channel.name());
+            self.creators.ended(channel.creator);
             self.remember_removed(channel.shared_name(), channel.last(), channel.mark.is_written);
         }
     }
@@ -372,6 +397,26 @@ impl Hub {
                 journal.note_forgotten(name, is_written);
             }
         }
+    }
+
+    /// Channels that a connection created, which exist and which it does not subscribe to.
+    pub fn channels_created_by(&self, connection: SlotId) -> usize {
+        self.creators.channels_of(connection)
+    }
+
+    /// Returns true if the connection created the channel.
+    pub fn is_creator(&self, channel: ChannelId, connection: SlotId) -> bool {
+        self.channel(channel).is_some_and(|channel| channel.creator.connection == Some(connection))
+    }
+
+    /// What channels that exist count for, by the publishers that created them.
+    pub fn publishers(&self) -> &Shares {
+        &self.creators.publishers
+    }
+
+    /// A connection is gone, and has left its channels.
+    pub fn forget_creator(&mut self, connection: SlotId) {
+        self.creators.forget(connection);
     }
 
     /// How many removed channels are remembered, and their bytes.

@@ -37,12 +37,24 @@ pub enum Limit {
     Auths,
     /// Tickets that one client holds.
     TicketsPerClient,
+    /// Channels that one connection subscribes to or created.
+    ChannelsPerClient,
+    /// Channels that one publisher created.
+    ChannelsPerPublisher,
 }
 
 impl Limit {
     /// The words of all, in their order.
-    pub const WORDS: [&str; 6] =
-        ["connections_per_address", "handshakes", "messages", "bytes", "auths", "tickets_per_client"];
+    pub const WORDS: [&str; 8] = [
+        "connections_per_address",
+        "handshakes",
+        "messages",
+        "bytes",
+        "auths",
+        "tickets_per_client",
+        "channels_per_client",
+        "channels_per_publisher",
+    ];
 }
 
 /// Counters of one server since its start.

@@ -66,7 +66,7 @@ impl<T: Transport> Engine<T> {
                 if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
                     return self.refuse_haste(id, too_fast, &receipt, now);
                 }
-                match self.channel_in_order(id, channel.as_ref(), &pass, now) {
+                match self.channel_in_order(id, channel.as_ref(), &receipt, &pass, now) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
                         self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);

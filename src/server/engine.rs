@@ -415,6 +415,7 @@ impl<T: Transport> Engine<T> {
             self.metrics.connections_closed[reason.index()] += 1;
             self.door.leave(slot.peer);
             self.meters.forget(id);
+            self.hub.forget_creator(id);
             self.gate.auths.forget(id);
             if slot.is_turned_away() {
                 self.turned_away -= 1;

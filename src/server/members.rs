@@ -18,6 +18,7 @@ use crate::hub::channel::Before;
 use crate::hub::replay::Step;
 use crate::hub::{Joined, Moved, Place, Wish};
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
+use crate::metrics::Limit;
 use crate::moment::Moment;
 use crate::session::guest::FORBIDDEN;
 use crate::wire::notice::{self, Id, Notice};
@@ -108,16 +109,21 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get(id).filter(|slot| !slot.has_farewell()) else {
             return Err(NoSeat::Gone);
         };
+        let mut channels = slot.seats.as_slice().len() + self.hub.channels_created_by(id);
         if let Some(channel) = self.hub.find(name.as_str()) {
             if slot.seats.find(channel).is_some() {
                 return Err(NoSeat::Taken);
             }
-            if slot.seats.as_slice().len() >= self.limits.channels_per_client_max {
+            // One that it created has been counted.
+            channels = channels.saturating_sub(usize::from(self.hub.is_creator(channel, id)));
+            if channels >= self.limits.channels_per_client_max {
+                self.metrics.limit(Limit::ChannelsPerClient);
                 return Err(NoSeat::TooMany);
             }
             // It hears what is published from now on, so what came before goes out first.
             self.hand_out(channel, now);
-        } else if slot.seats.as_slice().len() >= self.limits.channels_per_client_max {
+        } else if channels >= self.limits.channels_per_client_max {
+            self.metrics.limit(Limit::ChannelsPerClient);
             return Err(NoSeat::TooMany);
         }
         let joined = self.hub.subscribe(name, id, wish, now).map_err(|_| NoSeat::ChannelsFull)?;

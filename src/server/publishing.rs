@@ -6,12 +6,15 @@ use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
 use crate::access::address::network;
+use crate::access::door::TOO_MANY_RETRY_MS;
 use crate::access::gate::Pass;
 use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::close::Reason;
+use crate::hub::creators::Creator;
 use crate::hub::repeats::{IdempotencyKey, KeyOwner};
 use crate::hub::{Duplicate, Published};
 use crate::ids::{ChannelId, ChannelName, ClientId, Sender, SlotId};
+use crate::metrics::Limit;
 use crate::moment::Moment;
 use crate::session::guest::FORBIDDEN;
 use crate::session::intent::Receipt;
@@ -24,6 +27,8 @@ use crate::wire::notice::{Id, Notice};
 pub(super) enum NoPublication {
     /// There are as many channels as there may be.
     ChannelsFull,
+    /// It has created as many channels as it may, of those that exist.
+    TooManyChannels(Limit),
     /// The server is going away.
     Drain { retry_ms: u32 },
     /// It has no right to that.
@@ -34,6 +39,10 @@ pub(super) enum NoPublication {
     Gone,
 }
 
+/// A sentence for a publisher that has created too many channels.
+const TOO_MANY_CHANNELS: &str = "not published: this client has created as many channels as it may; channels end with \
+                                 their last subscriber and message";
+
 /// A sentence for a publisher that gives two messages one key.
 const KEY_REUSED: &str = "not published: a message with another payload was published under this key";
 
@@ -43,14 +52,15 @@ impl<T: Transport> Engine<T> {
         &mut self,
         id: SlotId,
         name: Option<&ChannelName>,
+        receipt: &Receipt,
         pass: &Pass,
         now: Moment,
     ) -> Result<ChannelId, NoPublication> {
-        let channel = self.channel_to_publish_on(id, name, pass)?;
+        let channel = self.channel_to_publish_on(id, name, receipt, pass)?;
         let Some(other) = self.hub.before(channel) else { return Ok(channel) };
         self.hand_out(other, now);
         // Who was too slow for that has left all its channels, and with its last member this one may have ended.
-        self.channel_to_publish_on(id, name, pass)
+        self.channel_to_publish_on(id, name, receipt, pass)
     }
 
     /// The channel that somebody may publish on; it is made if it is not there.
@@ -58,6 +68,7 @@ impl<T: Transport> Engine<T> {
         &mut self,
         id: SlotId,
         name: Option<&ChannelName>,
+        receipt: &Receipt,
         pass: &Pass,
     ) -> Result<ChannelId, NoPublication> {
         let grant = self.gate.grant(pass);
@@ -74,13 +85,24 @@ impl<T: Transport> Engine<T> {
         if !grant.may_publish(name) {
             return Err(NoPublication::Forbidden);
         }
-        if self.slots.get(id).is_none() {
-            return Err(NoPublication::Gone);
+        let Some(slot) = self.slots.get(id) else { return Err(NoPublication::Gone) };
+        if let Some(retry_ms) = self.drain_retry_ms() {
+            return Err(NoPublication::Drain { retry_ms });
         }
-        match self.drain_retry_ms() {
-            Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
-            None => self.hub.open(name).map_err(|_| NoPublication::ChannelsFull),
+        if let Some(channel) = self.hub.find(name.as_str()) {
+            return Ok(channel);
         }
+        let publisher = self.hub.publishers().key(grant, receipt.client().unwrap_or(slot.peer.ip()));
+        if self.hub.publishers().is_full(publisher) {
+            return Err(NoPublication::TooManyChannels(Limit::ChannelsPerPublisher));
+        }
+        let is_web_socket = !matches!(receipt, Receipt::Response { .. });
+        let of_connection = slot.seats.as_slice().len() + self.hub.channels_created_by(id);
+        if is_web_socket && of_connection >= self.limits.channels_per_client_max {
+            return Err(NoPublication::TooManyChannels(Limit::ChannelsPerClient));
+        }
+        let creator = Creator { connection: is_web_socket.then_some(id), publisher: Some(publisher) };
+        self.hub.open_as(name, creator).map_err(|_| NoPublication::ChannelsFull)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -207,6 +229,11 @@ impl<T: Transport> Engine<T> {
         let (refusal, code, message) = match no {
             NoPublication::Drain { retry_ms } => {
                 (Refusal::drain(retry_ms), "drain", "the server is going away")
+            }
+            NoPublication::TooManyChannels(limit) => {
+                self.metrics.limit(limit);
+                let refusal = Refusal::too_many("too_many_channels", TOO_MANY_CHANNELS, TOO_MANY_RETRY_MS);
+                (refusal, "too_many_channels", TOO_MANY_CHANNELS)
             }
             NoPublication::ChannelsFull => {
                 (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")

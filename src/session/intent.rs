@@ -110,6 +110,14 @@ pub enum Receipt {
 }
 
 impl Receipt {
+    /// For whom a trusted proxy sent it.
+    pub fn client(&self) -> Option<IpAddr> {
+        match self {
+            Receipt::None | Receipt::Ack { .. } => None,
+            Receipt::Response { client, .. } => *client,
+        }
+    }
+
     /// What names the message across retries.
     pub fn key(&self) -> Option<&str> {
         match self {

@@ -248,6 +248,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--auths-per-second", "-1"),
         ("--tickets-max", "0"),
         ("--tickets-per-client-max", "0"),
+        ("--channels-per-publisher-max", "0"),
         ("--removed-channels-bytes-max", "0"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),

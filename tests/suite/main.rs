@@ -45,6 +45,7 @@ mod raw_resume;
 mod read_pause;
 mod replays;
 mod resume;
+mod shares;
 mod slow;
 mod store;
 mod tidy;

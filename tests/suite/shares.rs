@@ -1,0 +1,118 @@
+//! Shares: one connection, person or address cannot take what is for all. Driven turn by turn; a share that was used up
+//! comes back when what was taken ends.
+
+use oyez::config::{HistoryLimits, Limits};
+use oyez::ids::SlotId;
+use oyez::metrics::Limit;
+use serde_json::{Value, json};
+
+use crate::support::http::post;
+use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
+
+const AGE_MS: u32 = 1_000;
+
+fn limits() -> Limits {
+    let history = HistoryLimits { age_ms: AGE_MS, ..HistoryLimits::default() };
+    Limits { history, ping_interval_ms: 0, ..Limits::default() }
+}
+
+/// A client of `oyez.v1` that has been greeted.
+fn open(rig: &mut Rig) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade("/ws").as_bytes());
+    rig.settle();
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    bytes.drain(..end);
+    assert_eq!(rig.texts(id).len(), 1, "hello");
+    id
+}
+
+/// The type of the answer, or the code of an error.
+fn ask(rig: &mut Rig, id: SlotId, request: &Value) -> String {
+    rig.send_text(id, &request.to_string());
+    rig.settle();
+    let texts = rig.texts(id);
+    let answer: Value = serde_json::from_str(&texts[0]).unwrap();
+    let word = if answer["type"] == "error" { &answer["code"] } else { &answer["type"] };
+    word.as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+fn publish(rig: &mut Rig, id: SlotId, channel: &str) -> String {
+    ask(rig, id, &json!({"type": "publish", "ch": channel, "text": "x"}))
+}
+
+fn subscribe(rig: &mut Rig, id: SlotId, channel: &str) -> String {
+    ask(rig, id, &json!({"type": "subscribe", "ch": channel}))
+}
+
+fn post_from(rig: &mut Rig, address: &str, channel: &str) -> (u16, String) {
+    let id = rig.connect_from(address, Mood::Kind);
+    rig.send(id, post(&format!("/v1/publish/{channel}"), "", "x").as_bytes());
+    rig.settle();
+    let answer = rig.answers(id).remove(0);
+    rig.finish(id);
+    rig.settle();
+    (answer.status, if answer.status == 200 { String::new() } else { answer.code() })
+}
+
+#[test]
+fn channels_that_a_connection_created_count_until_they_end() {
+    let mut rig = Rig::new(Limits { channels_per_client_max: 3, ..limits() });
+    let id = open(&mut rig);
+    for channel in ["a", "b", "c"] {
+        assert_eq!(publish(&mut rig, id, channel), "ack");
+    }
+    assert_eq!(publish(&mut rig, id, "d"), "too_many_channels");
+    assert_eq!(subscribe(&mut rig, id, "d"), "too_many_channels");
+    assert_eq!(publish(&mut rig, id, "a"), "ack", "one that exists");
+    assert_eq!(subscribe(&mut rig, id, "a"), "subscribed", "its own counts once");
+    assert_eq!(ask(&mut rig, id, &json!({"type": "unsubscribe", "ch": "a"})), "unsubscribed");
+    assert_eq!(publish(&mut rig, id, "d"), "too_many_channels", "the channel is still there");
+    let other = open(&mut rig);
+    assert_eq!(publish(&mut rig, other, "d"), "ack", "another connection has its own share");
+    assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerClient as usize], 3);
+    rig.pass(2 * AGE_MS);
+    assert_eq!(rig.engine.hub.channels(), 0);
+    for channel in ["e", "f", "g"] {
+        assert_eq!(subscribe(&mut rig, id, channel), "subscribed");
+    }
+    assert_eq!(publish(&mut rig, id, "h"), "too_many_channels", "subscriptions count too");
+    rig.finish(id);
+    rig.settle();
+    assert_eq!(rig.engine.hub.channels_created_by(id), 0, "a connection that is gone leaves nothing");
+}
+
+#[test]
+fn channels_of_one_publisher_leave_room_for_others_and_come_back() {
+    let mut rig = Rig::new(Limits { channels_per_publisher_max: 2, ..limits() });
+    let over = (429, "too_many_channels".to_owned());
+    let fine = (200, String::new());
+    assert_eq!(post_from(&mut rig, "192.0.2.1", "a"), fine);
+    assert_eq!(post_from(&mut rig, "192.0.2.1", "b"), fine);
+    assert_eq!(post_from(&mut rig, "192.0.2.1", "c"), over, "from another connection too");
+    assert_eq!(post_from(&mut rig, "192.0.2.1", "a"), fine, "one that exists");
+    assert_eq!(post_from(&mut rig, "192.0.2.2", "c"), fine, "another address");
+    assert_eq!(post_from(&mut rig, "2001:db8::1", "d"), fine);
+    assert_eq!(post_from(&mut rig, "2001:db8::2", "e"), fine);
+    assert_eq!(post_from(&mut rig, "2001:db8::3", "f"), over, "one customer's network");
+    assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerPublisher as usize], 2);
+    rig.pass(2 * AGE_MS);
+    assert_eq!(rig.engine.hub.channels(), 0);
+    assert!(rig.engine.hub.publishers().is_empty());
+    assert_eq!(post_from(&mut rig, "192.0.2.1", "c"), fine);
+}
+
+#[test]
+fn publisher_that_reconnects_has_no_new_share() {
+    let limits = Limits { channels_per_client_max: 2, channels_per_publisher_max: 3, ..limits() };
+    let mut rig = Rig::new(limits);
+    let first = open(&mut rig);
+    assert_eq!((publish(&mut rig, first, "a"), publish(&mut rig, first, "b")), ("ack".into(), "ack".into()));
+    rig.finish(first);
+    rig.settle();
+    let second = open(&mut rig);
+    assert_eq!(publish(&mut rig, second, "c"), "ack");
+    assert_eq!(publish(&mut rig, second, "d"), "too_many_channels");
+}
