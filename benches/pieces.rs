@@ -208,6 +208,7 @@ fn wake(bench: &mut Criterion) {
                         &mut sleeper,
                         black_box(&input),
                         &limits,
+                        Moment::from_millis(0),
                         &mut Vec::new(),
                         |kind, payload| {
                             heard.push((kind, payload));

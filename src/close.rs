@@ -93,6 +93,10 @@ pub enum Reason {
     AuthTimeout,
     /// Its token has ended, and no new one came.
     TokenExpired,
+    /// A message was not complete in time.
+    MessageTimeout,
+    /// The process is close to its memory budget, and takes no unfinished message in.
+    LowMemory,
 }
 
 /// What was wrong with the peer's TLS.
@@ -110,6 +114,8 @@ pub enum TlsFault {
     Protocol,
     /// A record could not be decrypted.
     BadRecord,
+    /// A record was not complete in time.
+    RecordTimeout,
     /// Something that should not happen.
     Internal,
 }
@@ -123,6 +129,7 @@ impl fmt::Display for TlsFault {
             TlsFault::Alert(code) => write!(f, "alert_{code}"),
             TlsFault::Protocol => f.write_str("protocol"),
             TlsFault::BadRecord => f.write_str("bad_record"),
+            TlsFault::RecordTimeout => f.write_str("record_timeout"),
             TlsFault::Internal => f.write_str("internal"),
         }
     }
@@ -284,7 +291,7 @@ impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// How many reasons there are: the length of a table that has a line for each.
-    pub const COUNT: usize = 28;
+    pub const COUNT: usize = 30;
 
     /// This reason's line in such a table.
     pub fn index(self) -> usize {
@@ -317,6 +324,8 @@ impl Reason {
             Reason::Forbidden => 25,
             Reason::AuthTimeout => 26,
             Reason::TokenExpired => 27,
+            Reason::MessageTimeout => 28,
+            Reason::LowMemory => 29,
         }
     }
 
@@ -350,6 +359,8 @@ impl Reason {
         "forbidden",
         "auth_timeout",
         "token_expired",
+        "message_timeout",
+        "low_memory",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -372,6 +383,8 @@ impl Reason {
             Reason::NotUtf8 => Some(1007),
             Reason::TooBig { .. } => Some(1009),
             Reason::Internal => Some(1011),
+            // "Try Again Later" in the IANA's registry of close codes.
+            Reason::LowMemory => Some(1013),
             Reason::BadToken { .. } => Some(4001),
             Reason::Forbidden => Some(4003),
             Reason::AuthTimeout => Some(4008),
@@ -380,6 +393,7 @@ impl Reason {
             Reason::RateLimited { .. } => Some(4101),
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
+            Reason::MessageTimeout => Some(4104),
             Reason::Drain { .. } => Some(4200),
             Reason::TokenExpired => Some(4201),
         }
@@ -402,6 +416,8 @@ impl Reason {
                 | Reason::Forbidden
                 | Reason::AuthTimeout
                 | Reason::TokenExpired
+                | Reason::MessageTimeout
+                | Reason::LowMemory
         )
     }
 }
@@ -465,6 +481,8 @@ mod tests {
             (Reason::Forbidden, Some(4003), "forbidden"),
             (Reason::AuthTimeout, Some(4008), "auth_timeout"),
             (Reason::TokenExpired, Some(4201), "token_expired"),
+            (Reason::MessageTimeout, Some(4104), "message_timeout"),
+            (Reason::LowMemory, Some(1013), "low_memory"),
         ]
     }
 

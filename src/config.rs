@@ -75,6 +75,9 @@ pub struct Limits {
     pub handshake_timeout_ms: u32,
     /// The largest message that a client may send, fragments added up.
     pub message_bytes_max: usize,
+    /// From a message's first bytes to its last, however slowly they drip. As long as a request's body has: 64 KiB in 30 s
+    /// are 2.2 KB/s, less than GPRS gives (30 kbit/s).
+    pub message_timeout_ms: u32,
     /// The largest body of a request, and so the largest message that is published over HTTP.
     pub body_bytes_max: usize,
     /// From the head to the complete body, however slowly it drips. 30 s for 1 MiB are 35 KB/s, which
@@ -88,6 +91,9 @@ pub struct Limits {
     pub ping_interval_ms: u32,
     /// From the ping to the close when nothing comes back.
     pub pong_timeout_ms: u32,
+    /// What the process may hold in total, by its allocator's count; 0 is no budget. The command line's default is half of
+    /// what the control group or the machine has.
+    pub memory_bytes_max: u64,
     /// The most bytes that wait for one connection, and 128 more for each piece that they are in. An empty outbox takes
     /// a batch of any size.
     pub outbox_bytes_max: usize,
@@ -266,11 +272,13 @@ impl Default for Limits {
             head_fields_max: 64,
             handshake_timeout_ms: 5_000,
             message_bytes_max: 64 << 10,
+            message_timeout_ms: 30_000,
             body_bytes_max: 1 << 20,
             body_timeout_ms: 30_000,
             keep_alive_ms: 60_000,
             ping_interval_ms: 25_000,
             pong_timeout_ms: 10_000,
+            memory_bytes_max: 0,
             outbox_bytes_max: 2 << 20,
             slow_timeout_ms: 5_000,
             slow_bytes_per_second: 4 << 10,
@@ -339,6 +347,10 @@ impl Limits {
     /// The longest header that a frame of ours has (RFC 6455 5.2: two bytes and a 64-bit length).
     pub const FRAME_HEADER_BYTES_MAX: usize = 10;
 
+    /// The memory budget holds at least so many times what one connection may hold, so that one alone does not bring the
+    /// process from no pressure to the last step.
+    pub const MEMORY_SHARES: u64 = 4;
+
     /// Do the limits go together?
     ///
     /// # Errors
@@ -361,6 +373,13 @@ impl Limits {
             return refuse(format!(
                 "--read-bytes-per-turn {} is less than --read-bytes-per-slot {}: raise the first or lower the second",
                 self.read_bytes_per_turn, self.read_bytes_per_slot
+            ));
+        }
+        let memory_bytes_min = self.outbox_bytes_max.max(largest) as u64 * Self::MEMORY_SHARES;
+        if (1..memory_bytes_min).contains(&self.memory_bytes_max) {
+            return refuse(format!(
+                "--memory-max {} is too small for --outbox-bytes-max {} and {flag} {largest}: give the server at least {memory_bytes_min} bytes (twice that for its control group or machine), or lower the others",
+                self.memory_bytes_max, self.outbox_bytes_max,
             ));
         }
         if self.drain_ms < self.close_timeout_ms {
@@ -397,6 +416,7 @@ mod tests {
             "--outbox-bytes-max",
             "--read-bytes-per-turn",
         );
+        check(Limits { memory_bytes_max: (8 << 20) - 1, ..limits() }, "--memory-max", "--outbox-bytes-max");
         check(
             Limits { read_bytes_per_turn: 4_096, ..limits() },
             "--read-bytes-per-turn",

@@ -1,7 +1,9 @@
 //! Parse, run, exit code.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    oyez::cli::main()
+    oyez::cli::main(allocator::allocated_bytes)
 }

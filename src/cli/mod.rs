@@ -8,6 +8,7 @@ mod gate_flags;
 mod help;
 mod input;
 mod key_files;
+mod memory;
 mod output;
 mod progress;
 mod publish;
@@ -34,6 +35,8 @@ const VERSION: &str = concat!(
     env!("OYEZ_BUILD_FEATURES"),
     ")"
 );
+
+use crate::server::memory::AllocatedBytes;
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -92,10 +95,11 @@ impl fmt::Display for Failure {
 }
 
 /// Does what the command line asks for, says in one line what went wrong, and returns the exit status.
-pub fn main() -> ExitCode {
+/// `allocated_bytes` counts what the program's allocator has handed out, for the server's memory budget.
+pub fn main(allocated_bytes: AllocatedBytes) -> ExitCode {
     let command = environment::prepare(help::arrange(Cli::command()));
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    match run(command.clone(), &arguments) {
+    match run(command.clone(), &arguments, allocated_bytes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::ReaderGone) => ExitCode::from(Failure::ReaderGone.status()),
         Err(failure) => {
@@ -106,7 +110,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(mut command: clap::Command, arguments: &[OsString]) -> Result<(), Failure> {
+fn run(
+    mut command: clap::Command,
+    arguments: &[OsString],
+    allocated_bytes: AllocatedBytes,
+) -> Result<(), Failure> {
     let parsed = command.try_get_matches_from_mut(arguments).and_then(|mut matches| {
         Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     });
@@ -123,7 +131,7 @@ fn run(mut command: clap::Command, arguments: &[OsString]) -> Result<(), Failure
         log::warn!("{warning}");
     }
     match cli.command {
-        Command::Serve(serve) => serve.run(),
+        Command::Serve(serve) => serve.run(allocated_bytes),
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),

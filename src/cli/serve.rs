@@ -10,6 +10,7 @@ use rustls::pki_types::UnixTime;
 
 use super::Failure;
 use super::gate_flags::GateFlags;
+use super::memory;
 use super::output;
 use crate::access::door::Proxies;
 use crate::access::origin::OriginPattern;
@@ -21,6 +22,7 @@ use crate::config::{
 use crate::console;
 use crate::load::child;
 use crate::server::entrance::{Entrance, Plain, Tls};
+use crate::server::memory::AllocatedBytes;
 use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
@@ -61,9 +63,10 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     history_age_seconds: u32,
 
-    /// Most bytes kept of all channels; over it the largest channel loses its oldest messages.
-    #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
-    history_total_bytes_max: usize,
+    /// Most bytes kept of all channels; over it the largest channel loses its oldest messages [default: half of
+    /// --memory-max, at most 256MiB].
+    #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", value_parser = bytes)]
+    history_total_bytes_max: Option<usize>,
 
     /// Maximum bytes of the names of removed channels that are remembered; a subscriber that returns to a channel that
     /// is no longer remembered is notified of a gap.
@@ -94,6 +97,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_SYNC_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     history_sync_ms: u32,
 
+    /// Most memory that the server holds, in bytes; close to it, it refuses and closes in steps; 0 is no limit
+    /// [default: half of the control group's limit or of the machine's memory].
+    #[arg(long, env = "OYEZ_MEMORY_MAX", value_name = "BYTES", value_parser = memory_bytes_or_0)]
+    memory_max: Option<u64>,
+
     /// Longest request head, in bytes; over it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
     head_bytes_max: usize,
@@ -109,6 +117,10 @@ pub(super) struct Serve {
     /// Largest message from a client, in bytes, fragments added up; over it a close with 1009.
     #[arg(long, env = "OYEZ_MESSAGE_BYTES_MAX", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
     message_bytes_max: usize,
+
+    /// Longest time from a message's first bytes to its last, in milliseconds; after it a close with 4104.
+    #[arg(long, env = "OYEZ_MESSAGE_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
+    message_timeout_ms: u32,
 
     /// Largest body of a request, in bytes, and so the largest message published over HTTP; over it 413.
     #[arg(long, env = "OYEZ_BODY_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
@@ -268,11 +280,12 @@ enum WhenSlow {
 }
 
 impl Serve {
-    pub(super) fn run(&self) -> Result<(), Failure> {
+    pub(super) fn run(&self, allocated_bytes: AllocatedBytes) -> Result<(), Failure> {
         if let Some(parent) = self.end_with_parent {
             child::end_with_parent(parent).map_err(|error| Failure::Failed(error.to_string()))?;
         }
-        let config = self.config();
+        let mut config = self.config();
+        self.resolve_memory(&mut config.limits)?;
         config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
         if let (Some(_), None) | (None, Some(_)) = (&self.tls_cert, &self.tls_key) {
             let why = "--tls-cert and --tls-key belong together: a certificate, and its private key; one is missing";
@@ -290,12 +303,34 @@ impl Serve {
         let guests = Guests { origins: self.origins.clone(), proxies, gate };
         let keys = || self.gate.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
-            None => serve(config, guests, keys, connections_max, Plain, &facts),
+            None => serve(config, guests, keys, connections_max, Plain, &facts, allocated_bytes),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                serve(config, guests, keys, connections_max, tls, &facts)
+                serve(config, guests, keys, connections_max, tls, &facts, allocated_bytes)
             }
         }
+    }
+
+    /// Finds the memory budget, and what of it histories may take.
+    fn resolve_memory(&self, limits: &mut Limits) -> Result<(), Failure> {
+        let (bytes_max, source) = match self.memory_max {
+            Some(bytes_max) => (bytes_max, "--memory-max".to_owned()),
+            None => match memory::limit_of_process() {
+                Some(limit) => {
+                    (limit.bytes / 2, format!("half of {} bytes in {}", limit.bytes, limit.source))
+                }
+                None => (0, "the system does not tell how much memory there is".to_owned()),
+            },
+        };
+        limits.memory_bytes_max = bytes_max;
+        if self.history_total_bytes_max.is_none() && bytes_max > 0 {
+            let share = usize::try_from(bytes_max / 2).unwrap_or(usize::MAX);
+            limits.history.total_bytes_max = limits.history.total_bytes_max.min(share);
+        }
+        limits.check().map_err(|why| Failure::Usage(format!("{why} ({source})")))?;
+        let history = limits.history.total_bytes_max;
+        info!("memory_max={bytes_max} ({source}), history_total_bytes_max={history}");
+        Ok(())
     }
 
     fn config(&self) -> Config {
@@ -307,11 +342,13 @@ impl Serve {
                 head_fields_max: self.head_fields_max,
                 handshake_timeout_ms: self.handshake_timeout_ms,
                 message_bytes_max: self.message_bytes_max,
+                message_timeout_ms: self.message_timeout_ms,
                 body_bytes_max: self.body_bytes_max,
                 body_timeout_ms: self.body_timeout_ms,
                 keep_alive_ms: self.keep_alive_ms,
                 ping_interval_ms: self.ping_interval_ms,
                 pong_timeout_ms: self.pong_timeout_ms,
+                memory_bytes_max: self.memory_max.unwrap_or(0),
                 outbox_bytes_max: self.outbox_bytes_max,
                 slow_timeout_ms: self.slow_timeout_ms,
                 slow_bytes_per_second: self.slow_bytes_per_second,
@@ -330,7 +367,9 @@ impl Serve {
                     messages_max: self.history_messages_max,
                     bytes_max: self.history_bytes_max,
                     age_ms: self.history_age_seconds * 1_000,
-                    total_bytes_max: self.history_total_bytes_max,
+                    total_bytes_max: self
+                        .history_total_bytes_max
+                        .unwrap_or(HistoryLimits::default().total_bytes_max),
                 },
                 removed_channels_bytes_max: self.removed_channels_bytes_max,
                 replay_encoded_bytes_max: self.replay_encoded_bytes_max,
@@ -387,6 +426,7 @@ fn serve<E: Entrance>(
     connections_max: usize,
     entrance: E,
     facts: &[String],
+    allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
     let listen = config.listen;
     let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
@@ -404,7 +444,7 @@ fn serve<E: Entrance>(
             warn!("{why}");
         }
     }
-    match server.run(keys) {
+    match server.run(keys, allocated_bytes) {
         Ok(End::Drained) => Ok(()),
         Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
         Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
@@ -474,6 +514,9 @@ fn advice(error: &io::Error) -> &'static str {
 
 /// The largest size that a flag takes: 1 GiB. Sizes up to it can be added up without care.
 const BYTES_MAX: u64 = 1 << 30;
+
+/// The largest memory budget that a flag takes: 64 TiB, as much as Linux maps with four levels of page tables.
+const MEMORY_BYTES_MAX: u64 = 1 << 46;
 
 /// The longest time that a flag takes: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
 const MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
@@ -553,15 +596,27 @@ fn seconds(text: &str) -> Result<u32, String> {
 }
 
 fn bytes(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        bytes @ 1..=BYTES_MAX => Ok(bytes as usize),
+        _ => Err("not in 1 to 1GiB".to_owned()),
+    }
+}
+
+fn memory_bytes_or_0(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes @ 0..=MEMORY_BYTES_MAX => Ok(bytes),
+        _ => Err("not in 0 to 65536GiB".to_owned()),
+    }
+}
+
+/// A size with or without a unit; the largest number there is, if it is larger.
+fn size(text: &str) -> Result<u64, String> {
     let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
     let scaled = units.iter().find_map(|&(unit, scale)| text.strip_suffix(unit).map(|rest| (rest, scale)));
     let (digits, scale) = scaled.unwrap_or((text, 1));
     let value =
         digits.trim().parse::<u64>().map_err(|_| "not a size: write 65536, 64KiB or 1MiB".to_owned())?;
-    match value.checked_mul(scale) {
-        Some(bytes @ 1..=BYTES_MAX) => Ok(bytes as usize),
-        _ => Err("not in 1 to 1GiB".to_owned()),
-    }
+    Ok(value.saturating_mul(scale))
 }
 
 fn small_bytes(text: &str) -> Result<u32, String> {

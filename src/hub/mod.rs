@@ -523,6 +523,21 @@ impl Hub {
         }
     }
 
+    /// Evicts the oldest messages of the largest histories, until so many bytes or so many messages are gone; how many
+    /// messages were. No batch is open.
+    pub fn evict(&mut self, bytes: usize, messages_max: usize) -> usize {
+        let before = self.kept;
+        let enough = before.bytes.saturating_sub(bytes);
+        while self.kept.bytes > enough
+            && before.messages - self.kept.messages < messages_max
+            && let Some(largest) = self.classes.largest()
+        {
+            self.change_history(largest, |channel| channel.history.evict_oldest());
+            self.end_if_empty(largest);
+        }
+        before.messages - self.kept.messages
+    }
+
     /// Is there anything that will be too old at some time?
     pub fn grows_old(&self) -> bool {
         self.kept.messages > 0 || !self.repeats.is_empty()

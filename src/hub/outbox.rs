@@ -223,6 +223,29 @@ impl Outbox {
         }
     }
 
+    /// What would be freed if this outbox were emptied: of a piece that others hold too, an equal part. Nothing, as long
+    /// as the socket has not refused a write: what is queued then goes out with the next.
+    ///
+    /// Of a long queue only the beginning is looked at, and the rest taken to be like it.
+    pub fn debt_bytes(&self) -> usize {
+        match self {
+            Outbox::Empty | Outbox::Fresh(_) => 0,
+            Outbox::Backlog(backlog) if backlog.progress == Progress::Moving => 0,
+            Outbox::Backlog(backlog) => {
+                let (sampled, bytes, debt) =
+                    backlog.pieces().take(PIECES_PER_WRITE).fold((0, 0, 0), |(count, bytes, debt), piece| {
+                        (count + 1, bytes + piece.len(), debt + debt_of(piece))
+                    });
+                let pieces = 1 + backlog.behind();
+                if sampled == pieces {
+                    return debt;
+                }
+                let rest = backlog.bytes.saturating_sub(bytes) as u128 * debt as u128 / bytes.max(1) as u128;
+                debt + rest as usize
+            }
+        }
+    }
+
     /// Would a write be wasted, since the socket said no and has not changed its mind?
     pub fn is_blocked(&self) -> bool {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.progress, Progress::Blocked { .. }))
@@ -371,6 +394,11 @@ impl Backlog {
         self.written = written as u32;
         false
     }
+}
+
+/// One owner's part of a piece.
+fn debt_of(frames: &Frames) -> usize {
+    frames.len() / Rc::strong_count(frames) + PIECE_BYTES
 }
 
 impl Progress {
@@ -542,6 +570,30 @@ mod tests {
         outbox.unblock();
         let _ = outbox.flush(&mut Pipe(vec![None, Some(1)], vec![]), pace, at(4_000));
         assert_eq!(outbox.stalls_at(pace), Some(at(9_000)));
+    }
+
+    #[test]
+    fn debt_is_what_emptying_would_free() {
+        let refuse = |outbox: &mut Outbox| {
+            let _ = outbox.flush(&mut Pipe(vec![None], vec![]), PACE, at(0));
+        };
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.debt_bytes(), 0);
+        let shared = frames(10_000);
+        outbox.queue(shared.clone());
+        assert_eq!(outbox.debt_bytes(), 0, "no write was refused");
+        refuse(&mut outbox);
+        assert_eq!(outbox.debt_bytes(), 5_000 + PIECE_BYTES, "another holds it too");
+        drop(shared);
+        assert_eq!(outbox.debt_bytes(), 10_000 + PIECE_BYTES);
+        outbox.queue(frames(1_000));
+        outbox.unblock();
+        assert_eq!(outbox.debt_bytes(), 11_000 + 2 * PIECE_BYTES);
+        let mut long = Outbox::default();
+        (0..1_000).for_each(|_| long.queue(frames(36)));
+        assert_eq!(long.debt_bytes(), 0);
+        refuse(&mut long);
+        assert_eq!(long.debt_bytes(), 1_000 * (36 + PIECE_BYTES), "the rest is like the beginning");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::{Histogram, Limit, Metrics};
+use super::{Histogram, Limit, MemoryStep, Metrics};
 use crate::close::Reason;
 
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
@@ -44,6 +44,10 @@ pub struct Levels {
     pub replay_encoded_bytes: usize,
     /// Replays that wait for that memory.
     pub replays_waiting: usize,
+    /// The memory budget; 0 is none.
+    pub memory_max_bytes: u64,
+    /// What the allocator has handed out of it.
+    pub memory_used_bytes: u64,
     /// The process, as far as the system tells.
     pub process: Process,
 }
@@ -187,6 +191,33 @@ impl Collector for Snapshot {
             "oyez_replays_waiting",
             "Replays that wait for such an encoding to be sent",
             levels.replays_waiting as u64,
+        )?;
+        page.gauge(
+            "oyez_memory_max_bytes",
+            "Memory budget (--memory-max); 0 is none",
+            levels.memory_max_bytes,
+        )?;
+        page.gauge(
+            "oyez_memory_used_bytes",
+            "Bytes that the allocator has handed out, which count against the memory budget",
+            levels.memory_used_bytes,
+        )?;
+        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::word).zip(metrics.memory_pressure);
+        page.counters(
+            "oyez_memory_pressure",
+            "Times when a step against memory pressure began",
+            "step",
+            steps,
+        )?;
+        page.counter(
+            "oyez_memory_debtors_closed",
+            "Connections closed under memory pressure for what they held",
+            metrics.memory_debtors_closed,
+        )?;
+        page.counter(
+            "oyez_memory_evicted_messages",
+            "Messages evicted from histories under memory pressure",
+            metrics.memory_evicted,
         )?;
         page.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
         page.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;

@@ -57,6 +57,42 @@ impl Limit {
     ];
 }
 
+/// A step that is taken when the process comes close to its memory budget, in the order in which they begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryStep {
+    /// New request bodies, unfinished messages, pages and listings are refused.
+    RefuseLarge,
+    /// The connections that hold most are closed.
+    CloseDebtors,
+    /// The oldest messages of the largest histories are evicted.
+    EvictHistory,
+    /// New connections are refused.
+    RefuseConnections,
+}
+
+impl MemoryStep {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// All of them, in order.
+    pub const ALL: [MemoryStep; MemoryStep::COUNT] = [
+        MemoryStep::RefuseLarge,
+        MemoryStep::CloseDebtors,
+        MemoryStep::EvictHistory,
+        MemoryStep::RefuseConnections,
+    ];
+
+    /// One word for logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            MemoryStep::RefuseLarge => "refuse_large",
+            MemoryStep::CloseDebtors => "close_debtors",
+            MemoryStep::EvictHistory => "evict_history",
+            MemoryStep::RefuseConnections => "refuse_connections",
+        }
+    }
+}
+
 /// Counters of one server since its start.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -94,6 +130,12 @@ pub struct Metrics {
     pub history_file_errors: u64,
     /// Reads that ended since a share or the turn's budget was used up.
     pub reads_requeued: u64,
+    /// How often each step against memory pressure began, in the order of [`MemoryStep::ALL`].
+    pub memory_pressure: [u64; MemoryStep::COUNT],
+    /// Connections closed for what they held.
+    pub memory_debtors_closed: u64,
+    /// Messages evicted from histories before their time, for the memory that they took.
+    pub memory_evicted: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
     /// Bytes written to sockets.
@@ -128,6 +170,9 @@ impl Default for Metrics {
             history_file_late: 0,
             history_file_errors: 0,
             reads_requeued: 0,
+            memory_pressure: [0; MemoryStep::COUNT],
+            memory_debtors_closed: 0,
+            memory_evicted: 0,
             received_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,

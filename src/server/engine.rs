@@ -8,6 +8,7 @@ use std::mem;
 use log::{debug, info};
 
 use super::drain::Drain;
+use super::memory::MemoryBudget;
 use super::outbound::Gathered;
 use super::slots::{ReadyQueue, Slot, Slots};
 use super::sweep::Sweeper;
@@ -15,16 +16,15 @@ use super::transport::{ReadOutcome, Transport};
 use crate::access::door::Door;
 use crate::access::gate::Gate;
 use crate::access::pace::Meters;
-use crate::close::Reason;
+use crate::close::{Reason, TlsFault};
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::ids::SlotId;
-use crate::metrics::Metrics;
+use crate::metrics::{MemoryStep, Metrics};
 use crate::moment::Moment;
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Desk, Due, Ended, Site, State};
-
+use crate::session::{AfterFlush, Desk, Due, Ended, SMALL_BYTES, Site, State};
 /// Every deadline but those of pings is met within that time after the sweep has come to it, if all connections have
 /// one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
 const DEADLINES_SPAN_MS: u32 = 500;
@@ -88,6 +88,10 @@ pub struct Engine<T> {
     pub is_leaving: bool,
     /// Slots that are being told that there is no room.
     pub(super) turned_away: usize,
+    /// How much the process may hold and holds, and which steps that asks for.
+    pub memory: MemoryBudget,
+    /// Not before that are debtors looked for again; `None` is at once.
+    pub(super) debtors_wanted_at: Option<Moment>,
     /// Those who publish at the moment, where there is a limit to that.
     pub(super) meters: Meters,
 }
@@ -115,6 +119,8 @@ impl<T: Transport> Engine<T> {
             draining: None,
             is_leaving: false,
             turned_away: 0,
+            memory: MemoryBudget::new(limits.memory_bytes_max),
+            debtors_wanted_at: None,
             meters: Meters::new(),
             limits,
         }
@@ -163,7 +169,11 @@ impl<T: Transport> Engine<T> {
             }
             let Some(id) = self.slots.next_ready(queue) else { break };
             let share = (budget / (left + others)).max(self.limits.read_bytes_per_slot);
+            let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read(id, share, now);
+            if self.memory.is_in_force(MemoryStep::RefuseLarge) {
+                self.refuse_unfinished(id, held_before, now);
+            }
             budget = budget.saturating_sub(cost);
             self.after_session(id);
             if self.intents.len() >= INTENTS_AT_ONCE {
@@ -179,13 +189,13 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
-        let Engine { slots, limits, site, door, gate, metrics, scratch, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, memory, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         let (has_write_failed, has_unsent_answers) = (slot.has_write_failed(), slot.has_unsent_answers());
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
-            desk(id, slot, limits, site, door, gate, metrics, wishes, now);
+            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
         let mut bytes = 0;
         if state.takes_input(is_flushed(desk.outbox, transport), has_unsent_answers) {
             state.resume(&mut desk);
@@ -251,6 +261,16 @@ impl<T: Transport> Engine<T> {
             }
         }
         cost
+    }
+
+    /// Closes a WebSocket that has begun a large message and not finished it, though all that has arrived is read. What was
+    /// large before goes on: others pay for it first ([`Engine::relieve`]).
+    fn refuse_unfinished(&mut self, id: SlotId, held_before: usize, now: Moment) {
+        let Some(slot) = self.slots.get(id) else { return };
+        let has_grown_large = held_before <= SMALL_BYTES && slot.state.held_bytes() > SMALL_BYTES;
+        if slot.state.is_open() && has_grown_large && !slot.is_ready() {
+            self.begin_close(id, Reason::LowMemory, now);
+        }
     }
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
@@ -368,8 +388,12 @@ impl<T: Transport> Engine<T> {
         if !pings && self.end_wait(id, now) {
             return true;
         }
-        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
+        if !pings && slot.state.listens() && slot.transport.is_record_late(now, limits.message_timeout_ms) {
+            self.close(id, Reason::TlsFailed { fault: TlsFault::RecordTimeout }, now);
+            return true;
+        }
         let has_stalled = !pings && has_stalled(&slot.outbox, limits, now);
         if has_stalled {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
@@ -383,7 +407,8 @@ impl<T: Transport> Engine<T> {
         }
         // What it sent may wait in the kernel, where it is left until the peer has taken its answers.
         let unread = slot.is_ready() || (slot.is_held() && matches!(slot.state, State::Open(_)));
-        let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) =
+            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
         match state.expire(unread, &mut desk) {
             Due::Nothing => return has_stalled,
             Due::Flush => self.grant_wishes(id, now),
@@ -434,14 +459,20 @@ impl<T: Transport> Engine<T> {
 
     /// Begins to close a connection, for the first reason that is given.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
+        self.begin_close(id, reason, now);
+        self.grant_wishes(id, now);
+    }
+
+    /// The same for a session that has its turn in the drive phase: what it wishes is granted in its order.
+    fn begin_close(&mut self, id: SlotId, reason: Reason, now: Moment) {
         // The session may have something to say at once, and what it was answered comes first.
         self.send_gathered();
-        let Engine { slots, limits, site, door, gate, metrics, wishes, .. } = self;
+        let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, .. }, mut desk) = desk(id, slot, limits, site, door, gate, metrics, wishes, now);
+        let (Parts { state, .. }, mut desk) =
+            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
         debug!("closing peer={} reason={reason}", desk.peer);
         state.close(reason, &mut desk);
-        self.grant_wishes(id, now);
     }
 
     /// Grants the wishes of a session that was called outside the drive phase, at once.
@@ -528,11 +559,27 @@ fn desk<'a, T: Transport>(
     door: &'a mut Door,
     gate: &'a mut Gate,
     metrics: &'a mut Metrics,
+    memory: &MemoryBudget,
     intents: &'a mut Vec<Intent>,
     now: Moment,
 ) -> (Parts<'a, T>, Desk<'a>) {
     let phase = slot.phase();
+    let is_memory_short = memory.is_in_force(MemoryStep::RefuseLarge);
     let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = Desk { limits, site, door, gate, id, peer, metrics, now, phase, outbox, intents, cost: 0 };
+    let desk = Desk {
+        limits,
+        site,
+        door,
+        gate,
+        id,
+        peer,
+        metrics,
+        now,
+        phase,
+        is_memory_short,
+        outbox,
+        intents,
+        cost: 0,
+    };
     (Parts { transport, state }, desk)
 }

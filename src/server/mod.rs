@@ -5,6 +5,7 @@
 //! - **wait** first, since all else was done in the turn before;
 //! - **note** only marks, so that a batch of events is taken in whole before anything is done about it,
 //!   and an event for a slot that dies in this turn finds nobody;
+//! - **relieve** before what takes memory, with a fresh count of what is held, and before **flush**, which sends the closes;
 //! - **accept** before **drive**, so that newcomers are in the slab before their first bytes' event;
 //! - **drive** reads and gathers intents, and **deliver** applies them, so that all that was said in a
 //!   turn becomes one batch for each channel (a crowd's are applied in parts, and handed out together);
@@ -21,11 +22,13 @@ pub mod engine;
 pub mod entrance;
 pub mod listener;
 mod members;
+pub mod memory;
 mod outbound;
 mod process;
 mod publishing;
 mod questions;
 mod refill;
+pub mod relief;
 pub mod slots;
 pub mod store;
 mod sweep;
@@ -52,12 +55,13 @@ use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
-use crate::metrics::Metrics;
+use crate::metrics::{MemoryStep, Metrics};
 use crate::moment::Moment;
 use crate::session::Site;
 use engine::Engine;
 use entrance::Entrance;
 use listener::{Accept, Listener};
+use memory::AllocatedBytes;
 use store::{OpenError, Opened, PATIENCE, PATIENCE_CUT, Stamp, Store, Times};
 
 const LISTENER: Token = Token(usize::MAX);
@@ -86,6 +90,8 @@ pub struct Server<E: Entrance> {
     store: Option<Store>,
     connections_max: usize,
     clock: Clock,
+    /// When the process' memory was last counted.
+    counted_at: Option<Moment>,
     stage: Stage,
 }
 
@@ -239,6 +245,7 @@ impl<E: Entrance> Server<E> {
             store,
             connections_max,
             clock,
+            counted_at: None,
             stage: Stage::Serving,
         })
     }
@@ -253,11 +260,16 @@ impl<E: Entrance> Server<E> {
         &self.engine.metrics
     }
 
-    /// Serves until a signal ends it. `keys` reads the keys anew, at each SIGHUP.
+    /// Serves until a signal ends it. `keys` reads the keys anew, at each SIGHUP; `allocated_bytes` counts what is
+    /// compared with the memory budget.
     ///
     /// # Errors
     /// The poll failed; nothing can be served without it.
-    pub fn run(&mut self, mut keys: impl FnMut() -> Result<Option<Verifier>, String>) -> io::Result<End> {
+    pub fn run(
+        &mut self,
+        mut keys: impl FnMut() -> Result<Option<Verifier>, String>,
+        allocated_bytes: AllocatedBytes,
+    ) -> io::Result<End> {
         // What came before was no turn: a history may have been read.
         self.clock.woke = Instant::now();
         loop {
@@ -265,6 +277,7 @@ impl<E: Entrance> Server<E> {
             if self.note(now) {
                 self.reload(&mut keys);
             }
+            self.relieve(allocated_bytes, now);
             self.accept(now);
             self.engine.drive(now);
             self.engine.deliver(now);
@@ -378,13 +391,23 @@ impl<E: Entrance> Server<E> {
         }
     }
 
+    /// Counts what the process holds, and acts on it; once in each millisecond of the clock.
+    fn relieve(&mut self, allocated_bytes: AllocatedBytes, now: Moment) {
+        if self.counted_at != Some(now) {
+            self.counted_at = Some(now);
+            self.engine.relieve(allocated_bytes(), now);
+        }
+    }
+
     /// Takes waiting sockets, up to a budget.
     fn accept(&mut self, now: Moment) {
         let Server { poll, listener, entrance, engine, connections_max, .. } = self;
         entrance.begin_turn();
         let Some(listener) = listener else { return };
+        let lacks_memory = engine.memory.is_in_force(MemoryStep::RefuseConnections);
         for _ in 0..engine.limits.accepts_per_turn {
-            if engine.served() >= *connections_max && engine.turned_away() >= REFUSALS_MAX {
+            let is_full = engine.served() >= *connections_max || lacks_memory;
+            if is_full && engine.turned_away() >= REFUSALS_MAX {
                 listener.pause(now);
             }
             let (mut stream, peer) = match listener.accept(now) {
@@ -420,11 +443,12 @@ impl<E: Entrance> Server<E> {
                     continue;
                 }
             };
-            if engine.served() < *connections_max {
+            if !is_full {
                 debug!("accept peer={peer}");
                 engine.admit(transport, peer, now);
             } else {
-                engine.turn_away(transport, peer, Reason::NoRoom, now);
+                let reason = if lacks_memory { Reason::LowMemory } else { Reason::NoRoom };
+                engine.turn_away(transport, peer, reason, now);
             }
         }
     }

@@ -14,8 +14,8 @@ use crate::access::ticket::{NoTicket, TICKET_BYTES, TICKET_LIFE_MS};
 use crate::close::Reason;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
-use crate::metrics::Limit;
 use crate::metrics::exposition::{self, Levels};
+use crate::metrics::{Limit, MemoryStep};
 use crate::moment::Moment;
 use crate::session::intent::Question;
 use crate::session::query::{Listing, Progress, Query};
@@ -101,6 +101,11 @@ impl<T: Transport> Engine<T> {
             // Whoever watches the server sees it until its end.
             Question::Metrics => None,
             Question::Ready if self.is_leaving => Some(Refusal::drain(self.limits.drain_delay_ms)),
+            Question::Channels { .. } | Question::History { .. }
+                if self.memory.is_in_force(MemoryStep::RefuseLarge) =>
+            {
+                Some(Refusal::low_memory())
+            }
             _ => self.drain_retry_ms().map(Refusal::drain),
         }
     }
@@ -178,6 +183,8 @@ impl<T: Transport> Engine<T> {
             removed_channels_bytes: self.hub.removed_channels().1,
             replay_encoded_bytes: self.hub.large_replay_bytes(),
             tickets: self.gate.tickets.len(),
+            memory_max_bytes: self.memory.bytes_max(),
+            memory_used_bytes: self.memory.used_bytes(),
             process: super::process::read(),
             ..Levels::default()
         };

@@ -170,6 +170,11 @@ impl<T: Transport> Slot<T> {
         has_news || self.transport.wants_write()
     }
 
+    /// Memory that would be freed with it: what waits for it alone, and what it has sent and not finished.
+    pub fn debt_bytes(&self) -> usize {
+        self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.held_bytes()
+    }
+
     /// Has the socket taken everything?
     pub fn is_flushed(&self) -> bool {
         engine::is_flushed(&self.outbox, &self.transport)

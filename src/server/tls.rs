@@ -25,6 +25,7 @@ use rustls::{Error, ServerConfig};
 
 use super::transport::{ReadOutcome, Transport};
 use crate::close::TlsFault;
+use crate::moment::Moment;
 use crate::session::response::{Manner, Refusal};
 
 /// The longest record on the wire: 16 KiB, what encryption may add to it, and its header (RFC 5246 6.2.3;
@@ -104,6 +105,8 @@ pub struct Secured<S> {
     is_blocked: bool,
     /// The beginning of a record, or records with the beginning of a handshake message.
     incoming: Vec<u8>,
+    /// Since when, as far as anybody has looked, that has been the beginning of the same.
+    record_since: Option<Moment>,
     /// What was decrypted and is yet to be taken by the reader.
     plaintext: Vec<u8>,
     /// What was encrypted and is yet to be taken by the socket.
@@ -153,6 +156,7 @@ impl<S: Transport> Secured<S> {
             outward: Outward::Open,
             is_blocked: false,
             incoming: Vec::new(),
+            record_since: None,
             plaintext: Vec::new(),
             outgoing: Vec::new(),
         })
@@ -200,6 +204,9 @@ impl<S: Transport> Secured<S> {
                 let ciphertext = &mut room[..held + came];
                 let records = count_records(ciphertext);
                 let (consumed, count, heard) = self.hear(ciphertext, buffer);
+                if consumed > 0 {
+                    self.record_since = None;
+                }
                 self.hold(&ciphertext[consumed..]);
                 let silent = records.saturating_sub(heard) * SILENT_RECORD_COST_BYTES;
                 let overhead = came.saturating_sub(count + self.plaintext.len());
@@ -424,6 +431,19 @@ impl<S: Transport> Transport for Secured<S> {
 
     fn holds_back(&self) -> bool {
         !self.outgoing.is_empty()
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.incoming.capacity() + self.plaintext.capacity() + self.outgoing.capacity()
+    }
+
+    fn is_record_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+        // A handshake has a deadline of its own.
+        if self.incoming.is_empty() || self.session.is_handshaking() {
+            self.record_since = None;
+            return false;
+        }
+        self.record_since.get_or_insert(now).after(timeout_ms).has_come(now)
     }
 
     fn push(&mut self) -> io::Result<bool> {

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 
 use crate::close::TlsFault;
+use crate::moment::Moment;
 
 /// A non-blocking byte stream in both directions.
 ///
@@ -49,6 +50,17 @@ pub trait Transport: Write {
 
     /// Does it hold back what the socket has not taken?
     fn holds_back(&self) -> bool {
+        false
+    }
+
+    /// Memory that it holds for what is incomplete or was not taken, in bytes.
+    fn held_bytes(&self) -> usize {
+        0
+    }
+
+    /// Returns true if what it needs to make sense of the peer's bytes has been incomplete for so long. It is asked a few times
+    /// a second.
+    fn is_record_late(&mut self, _now: Moment, _timeout_ms: u32) -> bool {
         false
     }
 
@@ -138,6 +150,14 @@ impl<T: Transport> Transport for Box<T> {
 
     fn holds_back(&self) -> bool {
         (**self).holds_back()
+    }
+
+    fn held_bytes(&self) -> usize {
+        (**self).held_bytes()
+    }
+
+    fn is_record_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+        (**self).is_record_late(now, timeout_ms)
     }
 
     fn push(&mut self) -> io::Result<bool> {

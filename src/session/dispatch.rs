@@ -357,12 +357,18 @@ fn take_order(
     if rest.len() >= length {
         return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
     }
+    if desk.is_memory_short && length > SMALL_BYTES {
+        return refuse(&Refusal::low_memory(), unread, rest, owed, desk);
+    }
     // Nor when a part of the body is there already.
     if asks_first && rest.is_empty() {
         desk.intents.push(Intent::Say(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")));
     }
     Outcome::Become(State::Body(Box::new(Body::begin(order, length, rest, owed, desk))))
 }
+
+/// What is taken in under memory pressure, though it is not complete: as much as a request's head is.
+pub const SMALL_BYTES: usize = 4 << 10;
 
 /// What a body of this media type is published as.
 fn kind_of(media_type: &[u8]) -> Kind {

@@ -13,6 +13,7 @@
 //!    `--- refusal ---------------------------'
 //! ```
 
+mod buffer;
 mod commands;
 mod dispatch;
 mod draining;
@@ -26,6 +27,7 @@ pub mod query;
 pub mod response;
 pub mod routes;
 mod sharing;
+mod unfinished;
 pub mod upgrade;
 pub mod walker;
 pub mod websocket;
@@ -54,6 +56,7 @@ use query::Query;
 use response::{Manner, Refusal};
 use walker::Walker;
 
+pub use dispatch::SMALL_BYTES;
 pub use draining::Draining;
 pub use open::Open;
 pub use plain::{Body, Head, Responding};
@@ -176,6 +179,8 @@ pub struct Desk<'a> {
     pub now: Moment,
     /// Spreads the pings of connections that came at once; any number that differs between slots.
     pub phase: u32,
+    /// The process is close to its memory budget, and takes nothing in that is large and not complete.
+    pub is_memory_short: bool,
     /// What waits to be written.
     pub outbox: &'a mut Outbox,
     /// What it wants from the server.
@@ -199,6 +204,22 @@ impl State {
         outbox: &mut Outbox,
     ) -> State {
         answer(reason, &Manner::last(), limits, metrics, now, outbox)
+    }
+
+    /// Is it an open WebSocket?
+    pub fn is_open(&self) -> bool {
+        matches!(self, State::Open(_))
+    }
+
+    /// Memory that it takes for what has arrived in part, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            State::Head(head) => head.held_bytes(),
+            State::Body(body) => body.held_bytes(),
+            State::Responding(responding) => responding.held_bytes(),
+            State::Open(open) => open.held_bytes(),
+            State::Streaming(_) | State::Draining(_) | State::Dead(_) => 0,
+        }
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
@@ -418,7 +439,11 @@ impl State {
             State::Body(body) => Some(body.deadline()),
             State::Open(_) | State::Streaming(_) => {
                 let leaves = self.guest().map(Guest::deadline);
-                self.asks_at().into_iter().chain(leaves).reduce(Moment::or_earlier)
+                self.asks_at()
+                    .into_iter()
+                    .chain(leaves)
+                    .chain(self.message_deadline())
+                    .reduce(Moment::or_earlier)
             }
             State::Draining(draining) => Some(draining.until),
             State::Responding(_) | State::Dead(_) => None,
@@ -430,6 +455,14 @@ impl State {
         match self {
             State::Open(open) => open.heartbeat.deadline(),
             State::Streaming(streaming) => streaming.heartbeat.deadline(),
+            _ => None,
+        }
+    }
+
+    /// When a message that has begun has to be complete.
+    fn message_deadline(&self) -> Option<Moment> {
+        match self {
+            State::Open(open) => open.message_deadline(),
             _ => None,
         }
     }
@@ -509,14 +542,19 @@ impl State {
         if !self.deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
             return Due::Nothing;
         }
+        // The rest may be there, and not have been read.
+        if !unread && self.message_deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
+            self.close(Reason::MessageTimeout, desk);
+            return Due::Flush;
+        }
         if let Some(reason) = self.guest_mut().and_then(|guest| guest.expire(desk)) {
             self.close(reason, desk);
             return Due::Flush;
         }
-        let was_the_guests =
-            self.guest().is_some() && !self.asks_at().is_some_and(|at| at.has_come(desk.now));
+        let is_asked = self.asks_at().is_some_and(|at| at.has_come(desk.now));
         match self {
-            State::Open(_) | State::Streaming(_) if was_the_guests => Due::Nothing,
+            // The deadline was the guest's, or the message's.
+            State::Open(_) | State::Streaming(_) if !is_asked => Due::Nothing,
             // It may be there, behind the turn's budget, or behind an answer that is not taken; whether it is
             // taken fast enough is another question.
             State::Head(_) | State::Body(_) if unread || !desk.outbox.is_empty() => Due::Nothing,
@@ -566,6 +604,8 @@ fn farewell(reason: Reason, limits: &Limits) -> Refusal {
         Reason::BodyTimeout => Refusal::body_too_late(limits),
         Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
         Reason::RateLimited { retry_ms } => Refusal::rate_limited(retry_ms),
+        // Of those who speak HTTP, only a debtor is closed as slow.
+        Reason::LowMemory | Reason::Slow => Refusal::low_memory(),
         Reason::TooManyConnections => Refusal::too_many_connections(TOO_MANY_RETRY_MS),
         _ => Refusal::no_room(),
     }

@@ -11,9 +11,10 @@ use super::draining::{Closing, Draining};
 use super::guest::Guest;
 use super::heartbeat::Heartbeat;
 use super::intent::Intent;
+use super::unfinished::Unfinished;
 use super::upgrade::Protocol;
 use super::walker::Walker;
-use super::websocket::{self, Awake, Heard};
+use super::websocket::{self, Heard};
 use super::{Desk, Due, FRAME_COST_BYTES_MIN, State, begin_close, commands};
 use crate::close::Reason;
 use crate::hub::outbox::Pace;
@@ -33,21 +34,21 @@ pub struct Open {
 #[derive(Debug, Default)]
 struct More {
     /// `None` between messages.
-    awake: Option<Box<Awake>>,
+    unfinished: Option<Box<Unfinished>>,
     /// `None` for everybody.
     guest: Option<Guest>,
 }
 
 impl More {
     fn is_empty(&self) -> bool {
-        self.awake.is_none() && self.guest.is_none()
+        self.unfinished.is_none() && self.guest.is_none()
     }
 }
 
 impl Open {
     /// One that has just been upgraded.
     pub(super) fn new(protocol: Protocol, guest: Option<Guest>, desk: &Desk<'_>) -> Open {
-        let more = guest.map(|guest| Box::new(More { awake: None, guest: Some(guest) }));
+        let more = guest.map(|guest| Box::new(More { unfinished: None, guest: Some(guest) }));
         Open { more, heartbeat: Heartbeat::heard(desk), protocol }
     }
 
@@ -68,8 +69,21 @@ impl Open {
 
     /// Where its bytes stand, for a close. What it was in the middle of, and who it is, is forgotten.
     pub(super) fn take_walker(&mut self) -> Walker {
-        let awake = self.more.take().and_then(|more| more.awake);
-        awake.map_or_else(Walker::new, |awake| awake.walker)
+        walker_of(self.more.take().and_then(|more| more.unfinished))
+    }
+
+    /// When the message that has begun has to be complete.
+    pub(super) fn message_deadline(&self) -> Option<Moment> {
+        Some(self.unfinished()?.deadline())
+    }
+
+    /// Memory that the message takes that has begun.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.unfinished().map_or(0, Unfinished::held_bytes)
+    }
+
+    fn unfinished(&self) -> Option<&Unfinished> {
+        self.more.as_ref()?.unfinished.as_deref()
     }
 
     /// The next state, if the conversation ends.
@@ -79,27 +93,28 @@ impl Open {
         }
         self.heartbeat = Heartbeat::heard(desk);
         let mut replies = Vec::new();
-        let (limits, protocol) = (desk.limits, self.protocol);
+        let (limits, now, protocol) = (desk.limits, desk.now, self.protocol);
         // What it does without is not allocated for a message that comes in one piece.
         let mut spare = More::default();
-        let More { awake, guest } = self.more.as_deref_mut().unwrap_or(&mut spare);
+        let More { unfinished, guest } = self.more.as_deref_mut().unwrap_or(&mut spare);
         let mut end = None;
-        let (heard, frames) = websocket::receive(awake, input, limits, &mut replies, |kind, payload| {
-            if end.is_some() {
-                return;
-            }
-            end = match (protocol, kind) {
-                (Protocol::Raw, _) => commands::receive_raw(kind, unpinned(payload), guest, desk),
-                // tungstenite has checked that a text is UTF-8.
-                (Protocol::V1, Kind::Text) => {
-                    commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), guest, desk)
+        let (heard, frames) =
+            websocket::receive(unfinished, input, limits, now, &mut replies, |kind, payload| {
+                if end.is_some() {
+                    return;
                 }
-                (Protocol::V1, _) => Some(Reason::Unsupported),
-            }
-        });
+                end = match (protocol, kind) {
+                    (Protocol::Raw, _) => commands::receive_raw(kind, unpinned(payload), guest, desk),
+                    // tungstenite has checked that a text is UTF-8.
+                    (Protocol::V1, Kind::Text) => {
+                        commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), guest, desk)
+                    }
+                    (Protocol::V1, _) => Some(Reason::Unsupported),
+                }
+            });
         desk.cost += (frames * FRAME_COST_BYTES_MIN).saturating_sub(input.len());
         let walker = match end {
-            Some(_) => awake.take().map_or_else(Walker::new, |awake| awake.walker),
+            Some(_) => walker_of(unfinished.take()),
             None => Walker::new(),
         };
         if self.more.is_none() && !spare.is_empty() {
@@ -152,6 +167,10 @@ impl Open {
         self.heartbeat = next;
         due
     }
+}
+
+fn walker_of(unfinished: Option<Box<Unfinished>>) -> Walker {
+    unfinished.map_or_else(Walker::new, |message| message.into_walker())
 }
 
 /// Does something wait for the peer that it has not stopped taking?

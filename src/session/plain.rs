@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
+use super::buffer;
 use super::dispatch::serve;
 use super::draining::{Closing, Draining};
 use super::http::{self, HeadEnd};
@@ -115,6 +116,10 @@ impl Head {
         self.until
     }
 
+    pub(super) fn held_bytes(&self) -> usize {
+        self.received.capacity()
+    }
+
     /// Has nothing come that has yet to be answered?
     pub(super) fn is_silent(&self) -> bool {
         matches!(self.stage, Stage::Fresh | Stage::Idle)
@@ -147,7 +152,7 @@ impl Head {
         let bytes = if before == 0 {
             input
         } else {
-            self.received.extend_from_slice(input);
+            buffer::append(&mut self.received, input, limits.head_bytes_max);
             &self.received[..]
         };
         let end = match http::find_head_end(bytes, before) {
@@ -156,7 +161,7 @@ impl Head {
             HeadEnd::Tls => Err(Refusal::bad("TLS is not spoken on this port: write http:// or ws://")),
             HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
                 if before == 0 {
-                    self.received.extend_from_slice(input);
+                    buffer::append(&mut self.received, input, limits.head_bytes_max);
                 }
                 if self.stage == Stage::Idle {
                     self.until = desk.now.after(limits.handshake_timeout_ms);
@@ -205,8 +210,8 @@ impl Body {
     /// The body of `length` bytes begins with `begun`.
     pub(super) fn begin(order: Order, length: usize, begun: &[u8], owed: u32, desk: &Desk<'_>) -> Body {
         // Not all of it at once: a head that announces much is cheap to send.
-        let mut received = Vec::with_capacity(length.min(16 << 10));
-        received.extend_from_slice(begun);
+        let mut received = Vec::new();
+        buffer::append(&mut received, begun, length);
         Body { order, length, received, until: desk.now.after(desk.limits.body_timeout_ms), owed }
     }
 
@@ -214,13 +219,17 @@ impl Body {
         self.until
     }
 
+    pub(super) fn held_bytes(&self) -> usize {
+        self.received.capacity()
+    }
+
     pub(super) fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> (usize, Option<State>) {
         let missing = self.length - self.received.len();
         if input.len() < missing {
-            self.received.extend_from_slice(input);
+            buffer::append(&mut self.received, input, self.length);
             return (input.len(), None);
         }
-        self.received.extend_from_slice(&input[..missing]);
+        buffer::append(&mut self.received, &input[..missing], self.length);
         let order = Order {
             channel: self.order.channel.clone(),
             kind: self.order.kind,
@@ -270,6 +279,10 @@ fn half_close(owed: u32) -> State {
 }
 
 impl Responding {
+    pub(super) fn held_bytes(&self) -> usize {
+        self.rest.capacity()
+    }
+
     /// Returns true if the response to its query is next.
     pub(super) fn has_query(&self) -> bool {
         self.owed == 1 && self.query.is_some()

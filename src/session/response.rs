@@ -160,6 +160,12 @@ impl Refusal {
         Refusal::unavailable("over_capacity", "the server has as many channels as it takes", 1)
     }
 
+    /// 503: the process is close to its memory budget. Unfinished messages leave it within their deadline of 30 s, and
+    /// closes of debtors earlier.
+    pub fn low_memory() -> Refusal {
+        Refusal::unavailable("low_memory", "the server is short of memory", 5)
+    }
+
     /// 503: the server is on its way out.
     pub fn drain(retry_ms: u32) -> Refusal {
         Refusal::unavailable("drain", "the server is going away", retry_after_seconds(retry_ms))

@@ -32,8 +32,8 @@ enum Place {
     Payload {
         left: u64,
         first_byte: u8,
-        /// Of the masking key, which is in the header's last four bytes (RFC 6455 5.3).
-        mask: [u8; 2],
+        /// The masking key (RFC 6455 5.3), turned so that it begins with the byte for the next of the payload.
+        mask: [u8; 4],
     },
 }
 
@@ -42,7 +42,8 @@ const HEADER_BYTES_MAX: usize = 14;
 
 /// RFC 6455 5.2: opcodes with this bit are control frames.
 const CONTROL: u8 = 0x8;
-const CONTINUATION: u8 = 0x0;
+pub(super) const CONTINUATION: u8 = 0x0;
+pub(super) const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
 const PONG: u8 = 0xa;
 
@@ -81,50 +82,141 @@ impl Walker {
         (self.close_code_length == 2).then(|| u16::from_be_bytes(self.close_code))
     }
 
+    /// Has a message begun whose last fragment has not ended?
+    pub(super) fn is_in_message(&self) -> bool {
+        self.in_message
+    }
+
     /// Follows `input` and tells how many of its bytes are good, and why it went no further.
     pub fn walk(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, Halt) {
+        self.follow(input, message_bytes_max, |_, _| {})
+    }
+
+    /// What of `input` is whole messages, up to a close frame or a frame that breaks a rule.
+    pub(super) fn whole_messages(input: &[u8], message_bytes_max: usize) -> WholeMessages {
+        let mut walker = Walker::new();
+        let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
+        let _ = walker.follow(input, message_bytes_max, |bytes, frames| {
+            (whole.bytes, whole.frames) = (bytes, frames);
+        });
+        WholeMessages { close_code: walker.close_code(), ..whole }
+    }
+
+    fn follow(
+        &mut self,
+        input: &[u8],
+        message_bytes_max: usize,
+        mut at_boundary: impl FnMut(usize, usize),
+    ) -> (usize, Halt) {
         let mut at = 0;
         while at < input.len() {
-            match &mut self.place {
-                Place::Header { bytes, length } => {
-                    bytes[*length] = input[at];
-                    *length += 1;
-                    at += 1;
-                    match judge(&bytes[..*length], self.in_message, message_bytes_max) {
-                        Judgement::Partial => {}
-                        Judgement::Bad(halt) => return (at.saturating_sub(*length), halt),
-                        Judgement::Whole { left, first_byte } => {
-                            let mask = [bytes[*length - 4], bytes[*length - 3]];
-                            self.place = Place::Payload { left, first_byte, mask }
-                        }
+            let (taken, step) = self.step(&input[at..], message_bytes_max);
+            at += taken;
+            match step {
+                Step::Header => {}
+                Step::Bad { halt, header_bytes } => return (at.saturating_sub(header_bytes), halt),
+                Step::Part(part) => {
+                    if part.is_end && !self.in_message {
+                        at_boundary(at, self.frames);
                     }
-                }
-                Place::Payload { left, first_byte, mask } => {
-                    let step = (*left).min((input.len() - at) as u64);
-                    *left -= step;
-                    if *first_byte & 0xf == CLOSE {
-                        for byte in &input[at..at + step as usize] {
-                            let place = self.close_code_length as usize;
-                            let Some(code_byte) = self.close_code.get_mut(place) else { break };
-                            *code_byte = byte ^ mask[place];
-                            self.close_code_length += 1;
-                        }
+                    if part.is_end && part.opcode() == CLOSE {
+                        return (at, Halt::CloseFrame);
                     }
-                    at += step as usize;
-                }
-            }
-            if let Place::Payload { left: 0, first_byte, .. } = self.place {
-                self.place = Place::between_frames();
-                self.frames += 1;
-                if first_byte & 0xf == CLOSE {
-                    return (at, Halt::CloseFrame);
-                }
-                if first_byte & CONTROL == 0 {
-                    self.in_message = !is_final(first_byte);
                 }
             }
         }
         (at, Halt::EndOfInput)
+    }
+
+    /// Follows one frame, as far as it is in `input`; how many bytes that is.
+    pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, Step) {
+        let mut at = 0;
+        let mut begins = false;
+        while let Place::Header { bytes, length } = &mut self.place {
+            let Some(&byte) = input.get(at) else { return (at, Step::Header) };
+            bytes[*length] = byte;
+            *length += 1;
+            at += 1;
+            match judge(&bytes[..*length], self.in_message, message_bytes_max) {
+                Judgement::Partial => {}
+                Judgement::Bad(halt) => return (at, Step::Bad { halt, header_bytes: *length }),
+                Judgement::Whole { left, first_byte, mask } => {
+                    begins = true;
+                    self.place = Place::Payload { left, first_byte, mask };
+                }
+            }
+        }
+        let Place::Payload { left, first_byte, mask } = &mut self.place else { return (at, Step::Header) };
+        let payload_bytes = (*left).min((input.len() - at) as u64) as usize;
+        *left -= payload_bytes as u64;
+        let is_end = *left == 0;
+        let part = Part { first_byte: *first_byte, mask: *mask, begins, payload_bytes, left: *left, is_end };
+        mask.rotate_left(payload_bytes % 4);
+        let at = at + payload_bytes;
+        if part.opcode() == CLOSE {
+            for (byte, mask) in input[at - payload_bytes..at].iter().zip(part.mask) {
+                let Some(code_byte) = self.close_code.get_mut(self.close_code_length as usize) else { break };
+                *code_byte = byte ^ mask;
+                self.close_code_length += 1;
+            }
+        }
+        if is_end {
+            self.frames += 1;
+            if part.first_byte & CONTROL == 0 {
+                self.in_message = !is_final(part.first_byte);
+            }
+            self.place = Place::between_frames();
+        }
+        (at, Step::Part(part))
+    }
+}
+
+/// The whole messages at the beginning of some input.
+#[derive(Debug)]
+pub(super) struct WholeMessages {
+    pub(super) bytes: usize,
+    pub(super) frames: usize,
+    /// Of the close frame that is the last of them, if one is and has one.
+    pub(super) close_code: Option<u16>,
+}
+
+/// What one step has found.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The header is not complete.
+    Header,
+    /// A part of a payload, at the end of the bytes that were taken.
+    Part(Part),
+    /// The frame breaks a rule, after so many bytes of its header.
+    Bad { halt: Halt, header_bytes: usize },
+}
+
+/// A part of a frame's payload, maybe all of it, maybe nothing.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) first_byte: u8,
+    /// For the first byte of this part.
+    pub(super) mask: [u8; 4],
+    /// The frame begins with this part.
+    pub(super) begins: bool,
+    pub(super) payload_bytes: usize,
+    /// Bytes of the payload that are to come.
+    pub(super) left: u64,
+    /// The frame ends with this part.
+    pub(super) is_end: bool,
+}
+
+impl Part {
+    pub(super) fn opcode(&self) -> u8 {
+        self.first_byte & 0xf
+    }
+
+    pub(super) fn is_control(&self) -> bool {
+        self.first_byte & CONTROL != 0
+    }
+
+    pub(super) fn is_final(&self) -> bool {
+        is_final(self.first_byte)
     }
 }
 
@@ -143,7 +235,7 @@ impl Place {
 /// What a header, or the beginning of one, amounts to.
 enum Judgement {
     Partial,
-    Whole { left: u64, first_byte: u8 },
+    Whole { left: u64, first_byte: u8, mask: [u8; 4] },
     Bad(Halt),
 }
 
@@ -204,8 +296,8 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
             return Judgement::Bad(Halt::TooBig);
         }
     }
-    if header.len() < length_end + 4 {
-        return Judgement::Partial;
+    match header[length_end..].first_chunk() {
+        Some(&mask) => Judgement::Whole { left, first_byte: first, mask },
+        None => Judgement::Partial,
     }
-    Judgement::Whole { left, first_byte: first }
 }

@@ -11,17 +11,12 @@ use tungstenite::error::CapacityError;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
 
-use super::walker::{Halt, Walker};
+use super::unfinished::{Completion, Unfinished};
+use super::walker::Walker;
 use crate::close::Reason;
 use crate::config::Limits;
+use crate::moment::Moment;
 use crate::wire::{self, Kind};
-
-/// The protocol's state, for as long as the bytes are in the middle of something.
-#[derive(Debug)]
-pub struct Awake {
-    context: WebSocketContext,
-    pub(super) walker: Walker,
-}
 
 /// What came of some input.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,68 +36,78 @@ const READ_BUFFER_BYTES: usize = 4096;
 /// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`. Also returns the
 /// number of frames that were completed, empty and control frames included.
 ///
-/// Wakes the conversation if it sleeps, and lets it sleep again when the bytes end on a message boundary.
+/// What arrives whole is given to tungstenite as it lies. What does not is kept as an [`Unfinished`] message, which
+/// is dropped when the bytes end on a message boundary: **asleep between messages**.
 pub fn receive(
-    sleeper: &mut Option<Box<Awake>>,
-    input: &[u8],
+    unfinished: &mut Option<Box<Unfinished>>,
+    mut input: &[u8],
     limits: &Limits,
+    now: Moment,
     replies: &mut Vec<u8>,
     mut hear: impl FnMut(Kind, Bytes),
 ) -> (Heard, usize) {
-    let mut walker = sleeper.as_mut().map_or_else(Walker::new, |awake| std::mem::take(&mut awake.walker));
-    let (good, halt) = walker.walk(input, limits.message_bytes_max);
-    let frames = walker.take_frames();
-    let (mut awake, unread) = match sleeper.take() {
-        Some(mut awake) => {
-            awake.walker = walker;
-            (awake, &input[..good])
+    let mut frames = 0;
+    while !input.is_empty() {
+        if let Some(message) = unfinished {
+            let completion = message.receive(&mut input, limits, replies, &mut hear);
+            frames += message.take_frames();
+            match completion {
+                Completion::Incomplete => {}
+                Completion::Complete => *unfinished = None,
+                Completion::Ended(heard) => return (heard, frames),
+            }
+            continue;
         }
-        None => {
-            let context = WebSocketContext::from_partially_read(
-                input[..good].to_vec(),
-                Role::Server,
-                Some(config(limits)),
-            );
-            (Box::new(Awake { context, walker }), &[][..])
+        let whole = Walker::whole_messages(input, limits.message_bytes_max);
+        if whole.bytes == 0 {
+            *unfinished = Some(Box::new(Unfinished::new(now.after(limits.message_timeout_ms))));
+            continue;
         }
-    };
-    let mut port = Port { unread, replies };
+        let (now_whole, rest) = input.split_at(whole.bytes);
+        input = rest;
+        frames += whole.frames;
+        match receive_whole(now_whole.to_vec(), whole.close_code, limits, replies, &mut hear) {
+            Heard::Open => {}
+            heard => return (heard, frames),
+        }
+    }
+    (Heard::Open, frames)
+}
+
+/// Gives whole messages to a context that lives no longer than they do. `close_code` is that of the close frame among
+/// them.
+pub(super) fn receive_whole(
+    frames: Vec<u8>,
+    close_code: Option<u16>,
+    limits: &Limits,
+    replies: &mut Vec<u8>,
+    hear: &mut impl FnMut(Kind, Bytes),
+) -> Heard {
+    let mut context = WebSocketContext::from_partially_read(frames, Role::Server, Some(config(limits)));
+    let mut port = Port { replies };
     loop {
-        match awake.context.read(&mut port) {
+        match context.read(&mut port) {
             Ok(Message::Text(text)) => hear(Kind::Text, text.into()),
             Ok(Message::Binary(payload)) => hear(Kind::Binary, payload),
             // The pong is on its way by the next read; a pong of the peer's is only a sign of life.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-            Ok(Message::Close(_)) => match awake.walker.close_code() {
-                Some(code) if !may_be_sent(code) => return (Heard::Broken(Reason::Protocol), frames),
+            Ok(Message::Close(_)) => match close_code {
+                Some(code) if !may_be_sent(code) => return Heard::Broken(Reason::Protocol),
                 // tungstenite takes it for reserved, and would reply with 1002.
                 Some(BAD_GATEWAY) => {
                     port.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
-                    return (Heard::PeerClosed, frames);
+                    return Heard::PeerClosed;
                 }
                 _ => {
                     // Says `ConnectionClosed`: the reply is in the port.
-                    let _ = awake.context.flush(&mut port);
-                    return (Heard::PeerClosed, frames);
+                    let _ = context.flush(&mut port);
+                    return Heard::PeerClosed;
                 }
             },
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return (Heard::Broken(broken_rule(&error, limits)), frames),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Open,
+            Err(error) => return Heard::Broken(broken_rule(&error, limits)),
         }
     }
-    let heard = match halt {
-        Halt::EndOfInput => {
-            if !awake.walker.at_boundary() {
-                *sleeper = Some(awake);
-            }
-            Heard::Open
-        }
-        Halt::Protocol => Heard::Broken(Reason::Protocol),
-        Halt::TooBig => Heard::Broken(too_big(limits)),
-        // tungstenite has seen the same frame and returned above.
-        Halt::CloseFrame => Heard::Broken(Reason::Internal),
-    };
-    (heard, frames)
 }
 
 /// 1014 in IANA's registry of close codes: a gateway got an invalid response.
@@ -132,23 +137,19 @@ fn broken_rule(error: &Error, limits: &Limits) -> Reason {
     }
 }
 
-fn too_big(limits: &Limits) -> Reason {
+pub(super) fn too_big(limits: &Limits) -> Reason {
     Reason::TooBig { message_bytes_max: limits.message_bytes_max.try_into().unwrap_or(u32::MAX) }
 }
 
-/// What tungstenite takes for its socket.
+/// What tungstenite takes for its socket: all that has arrived it has already.
 struct Port<'a> {
-    unread: &'a [u8],
     replies: &'a mut Vec<u8>,
 }
 
 impl Read for Port<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.unread.read(buffer)? {
-            // 0 would mean the end of the connection; it is only the end of what has come so far.
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            taken => Ok(taken),
-        }
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        // 0 would mean the end of the connection; it is only the end of what has come so far.
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 

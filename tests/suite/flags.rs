@@ -211,6 +211,9 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--handshake-timeout-ms", "0"),
         ("--handshake-timeout-ms", "5s"),
         ("--message-bytes-max", "2GiB"),
+        ("--message-timeout-ms", "0"),
+        ("--memory-max", "1GB"),
+        ("--memory-max", "-1"),
         ("--ping-interval-ms", "-1"),
         ("--pong-timeout-ms", "99999999999"),
         ("--outbox-bytes-max", ""),
@@ -274,6 +277,7 @@ fn contradictions_are_refused_at_start() {
     };
     check(&["--message-bytes-max=2MiB"], "--outbox-bytes-max");
     check(&["--body-bytes-max=2MiB"], "--outbox-bytes-max");
+    check(&["--memory-max=8191KiB"], "--memory-max 8387584 is too small for --outbox-bytes-max 2097152");
     check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-slot");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");

@@ -36,6 +36,7 @@ mod http_slow;
 mod idle_weeks;
 mod keys;
 mod limits;
+mod memory;
 mod model;
 mod origins;
 mod output;

@@ -198,6 +198,8 @@ impl Piped for Pipe {
 pub struct Rig<T = Pipe> {
     pub engine: Engine<T>,
     pub now: Moment,
+    /// What the process holds, as the engine is told.
+    pub used_bytes: u64,
     enter: Box<dyn FnMut(Pipe) -> T>,
     reaped: Vec<(SlotId, Pipe)>,
 }
@@ -220,7 +222,13 @@ impl<T: Piped> Rig<T> {
     }
 
     fn made_of(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
-        Rig { engine, now: Moment::from_millis(1_000_000), enter: Box::new(enter), reaped: Vec::new() }
+        Rig {
+            engine,
+            now: Moment::from_millis(1_000_000),
+            used_bytes: 0,
+            enter: Box::new(enter),
+            reaped: Vec::new(),
+        }
     }
 
     /// A connection that has said nothing.
@@ -296,6 +304,7 @@ impl<T: Piped> Rig<T> {
     pub fn turn(&mut self) {
         self.engine.gate.unix_now = self.unix_now();
         self.note();
+        self.engine.relieve(self.used_bytes, self.now);
         self.engine.drive(self.now);
         self.engine.deliver(self.now);
         self.engine.flush(self.now);

@@ -1,0 +1,98 @@
+//! The allocator of the `oyez` program: jemalloc, and its count of the bytes in use.
+//!
+//! Why jemalloc, with figures: `src/server/memory.rs`.
+//!
+//! The exact count takes 15 us, since jemalloc gathers it from all its arenas. The calling thread's own counters take a
+//! nanosecond, and the server is one thread: so its changes are added to the last exact count. What another
+//! thread frees of it (the one that writes the history file) is missed in between; so the exact count is
+//! taken again when much has changed, and now and then.
+
+use std::cell::Cell;
+
+use tikv_jemalloc_ctl::thread::ThreadLocal;
+use tikv_jemalloc_ctl::{background_thread, epoch, max_background_threads, stats, thread};
+use tikv_jemallocator::Jemalloc;
+
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// The exact count is taken again when this thread holds so many bytes more or less: half a percent of the smallest budget
+/// is 40 KiB, and a flood brings a MiB in some milliseconds.
+const EXACT_AFTER_BYTES: u64 = 1 << 20;
+
+/// Or after so many calls. The server counts at most once a millisecond.
+const EXACT_AFTER_CALLS: u32 = 1_000;
+
+thread_local! {
+    static COUNT: Cell<Option<Count>> = const { Cell::new(None) };
+}
+
+/// A count that was exact, and this thread's own since then.
+#[derive(Clone, Copy)]
+struct Count {
+    allocated: ThreadLocal<u64>,
+    freed: ThreadLocal<u64>,
+    exact: u64,
+    own_then: u64,
+    calls: u32,
+}
+
+impl Count {
+    /// Begins to count, and has jemalloc return unused pages in a thread of its own: otherwise it does so only when
+    /// somebody allocates, and a server that is idle after a flood would keep the flood's pages.
+    fn start() -> Option<Count> {
+        // Where it is not supported (musl), pages return with the next allocations.
+        let _ = max_background_threads::write(1).and_then(|()| background_thread::write(true));
+        let (allocated, freed) = (thread::allocatedp::read().ok()?, thread::deallocatedp::read().ok()?);
+        Some(Count { allocated, freed, exact: 0, own_then: 0, calls: EXACT_AFTER_CALLS })
+    }
+
+    /// Bytes that this thread has allocated less those that it has freed; another thread's may be among the latter.
+    fn own(&self) -> u64 {
+        self.allocated.get().wrapping_sub(self.freed.get())
+    }
+
+    fn read(&mut self) -> u64 {
+        let own = self.own();
+        let change = own.wrapping_sub(self.own_then) as i64;
+        self.calls += 1;
+        if (self.calls > EXACT_AFTER_CALLS || change.unsigned_abs() > EXACT_AFTER_BYTES)
+            && let Ok(exact) = epoch::advance().and_then(|_| stats::allocated::read())
+        {
+            (self.exact, self.own_then, self.calls) = (exact as u64, own, 0);
+            return self.exact;
+        }
+        self.exact.saturating_add_signed(change)
+    }
+}
+
+/// Bytes that the process has allocated and not freed, size classes included; 0 if jemalloc does not tell.
+pub(crate) fn allocated_bytes() -> u64 {
+    COUNT.with(|cell| {
+        let mut count = cell.take().or_else(Count::start);
+        let bytes = count.as_mut().map_or(0, Count::read);
+        cell.set(count);
+        bytes
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_follows_what_is_allocated_and_freed_also_by_other_threads() {
+        let before = allocated_bytes();
+        assert!(before > 0);
+        let small = vec![0_u8; 100_000];
+        assert!(allocated_bytes() >= before + 100_000, "from this thread's own counters");
+        let large = vec![0_u8; 10 << 20];
+        let with_both = allocated_bytes();
+        assert!(with_both >= before + 100_000 + (10 << 20));
+        std::thread::spawn(move || drop(large)).join().unwrap();
+        // The next exact count comes after so many calls at the latest.
+        let after = (0..=EXACT_AFTER_CALLS).map(|_| allocated_bytes()).last().unwrap();
+        assert!(after < with_both - (9 << 20), "{before} {with_both} {after}");
+        drop(small);
+    }
+}

@@ -1,0 +1,96 @@
+//! Relief of memory pressure: what is done, in order, as the process comes close to its budget.
+//!
+//! New large things are refused first, by the sessions themselves. Then the connections that hold most are closed, largest
+//! first; then history is evicted; last, new connections are refused. Each step is given the use that the
+//! one before it has left, so that history stays while debtors are there to be closed.
+//!
+//! **Healthy subscribers never pay**: what a connection is charged is what it alone keeps the process from
+//! freeing (a piece of an outbox that others wait for too, or that a history keeps, in equal parts), and a connection
+//! that holds less than [`DEBT_BYTES_MIN`] is not closed, whatever the pressure.
+
+use std::cmp::Reverse;
+
+use log::{info, warn};
+
+use super::engine::Engine;
+use super::memory::StepChange;
+use super::slots::Slot;
+use super::transport::Transport;
+use crate::close::Reason;
+use crate::ids::SlotId;
+use crate::metrics::MemoryStep;
+use crate::moment::Moment;
+
+/// A connection that holds less is not closed for it. A subscriber that reads holds a piece or two for the time of a write, an
+/// idle one nothing, and a request's head is up to twice that.
+pub const DEBT_BYTES_MIN: usize = 4 << 10;
+
+/// After a look that found too little, so many milliseconds pass before the next. It takes some 10 ns a slot, and what is
+/// not there to be closed now is not there a millisecond later.
+const FRUITLESS_PAUSE_MS: u32 = 50;
+
+/// Messages of histories evicted in one turn, at about 100 ns each.
+const EVICTIONS_PER_TURN: usize = 10_000;
+
+impl<T: Transport> Engine<T> {
+    /// Takes a new count of the bytes that the process holds, and the steps that follow from it.
+    pub fn relieve(&mut self, used_bytes: u64, now: Moment) {
+        for (step, change) in self.memory.observe(used_bytes) {
+            let (word, bytes_max) = (step.word(), self.memory.bytes_max());
+            match change {
+                StepChange::Began => {
+                    self.metrics.memory_pressure[step as usize] += 1;
+                    warn!("memory pressure: {word} began used={used_bytes} memory_max={bytes_max}");
+                }
+                StepChange::Ended => {
+                    info!("memory pressure: {word} ended used={used_bytes} memory_max={bytes_max}");
+                }
+            }
+        }
+        let mut used_bytes = used_bytes;
+        let excess = self.memory.excess_bytes(MemoryStep::CloseDebtors, used_bytes);
+        if excess > 0 && self.debtors_wanted_at.is_none_or(|at| at.has_come(now)) {
+            let freed = self.close_debtors(excess, now);
+            self.debtors_wanted_at = (freed < excess).then(|| now.after(FRUITLESS_PAUSE_MS));
+            used_bytes = used_bytes.saturating_sub(freed);
+        }
+        let excess = self.memory.excess_bytes(MemoryStep::EvictHistory, used_bytes);
+        if excess > 0 {
+            let bytes = usize::try_from(excess).unwrap_or(usize::MAX);
+            self.metrics.memory_evicted += self.hub.evict(bytes, EVICTIONS_PER_TURN) as u64;
+        }
+    }
+
+    /// Closes those that hold most, largest first, until so many bytes are free; how many will be.
+    fn close_debtors(&mut self, excess: u64, now: Moment) -> u64 {
+        let debts = self.slots.iter().map(|(id, slot)| (slot.debt_bytes(), id));
+        let mut debtors: Vec<(usize, SlotId)> = debts.filter(|(debt, _)| *debt >= DEBT_BYTES_MIN).collect();
+        debtors.sort_unstable_by_key(|(debt, _)| Reverse(*debt));
+        let mut freed = 0;
+        for (debt, id) in debtors {
+            if freed >= excess {
+                break;
+            }
+            self.close_debtor(id, now);
+            self.metrics.memory_debtors_closed += 1;
+            freed += debt as u64;
+        }
+        freed
+    }
+
+    fn close_debtor(&mut self, id: SlotId, now: Moment) {
+        let Some(slot) = self.slots.get(id) else { return };
+        if can_be_told(slot) { self.close(id, Reason::Slow, now) } else { self.slots.doom(id, Reason::Slow) }
+    }
+}
+
+/// Returns true if a close frame or an error response would reach the peer, and leave less than what is held.
+///
+/// A close keeps the piece that is partly written, or the peer could not tell where the close frame begins; so it is only
+/// worth trying once. An HTTP client that does not take its response will not take another, and TLS keeps its buffers
+/// until the end.
+fn can_be_told<T: Transport>(slot: &Slot<T>) -> bool {
+    slot.state.listens()
+        && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_open())
+        && slot.transport.held_bytes() < DEBT_BYTES_MIN
+}

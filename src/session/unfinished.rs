@@ -1,0 +1,186 @@
+//! A WebSocket message of which not all has arrived.
+//!
+//! It costs what has arrived of its payload, once, and lives in a box that only a connection in the middle of a message
+//! has. tungstenite would keep it twice, in a read buffer that holds the frame and in the message that it gathers from
+//! fragments, and neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without
+//! a payload take nothing. The rules of framing are the [`Walker`]'s; control frames are still tungstenite's, whole.
+
+use std::mem;
+
+use bytes::Bytes;
+
+use super::buffer;
+use super::walker::{CONTINUATION, Halt, Part, Step, TEXT, Walker};
+use super::websocket::{Heard, receive_whole, too_big};
+use crate::close::Reason;
+use crate::config::Limits;
+use crate::moment::Moment;
+use crate::wire::Kind;
+
+/// The beginning of a message.
+#[derive(Debug)]
+pub struct Unfinished {
+    walker: Walker,
+    /// Of the message; known with its first frame.
+    is_text: bool,
+    /// What has arrived of the message, unmasked.
+    payload: Vec<u8>,
+    /// So much of a text is known to be UTF-8; what follows is the beginning of a character.
+    checked: usize,
+    /// What has arrived of a control frame's payload, unmasked. It may stand between fragments (RFC 6455 5.4).
+    control: Vec<u8>,
+    until: Moment,
+}
+
+/// How far a message has come.
+pub(super) enum Completion {
+    /// All input is taken, and more is to come.
+    Incomplete,
+    /// The bytes taken end on a message boundary.
+    Complete,
+    /// The conversation is over.
+    Ended(Heard),
+}
+
+impl Unfinished {
+    /// A message that begins, and has to be complete at some time.
+    pub(super) fn new(until: Moment) -> Unfinished {
+        Unfinished {
+            walker: Walker::new(),
+            is_text: false,
+            payload: Vec::new(),
+            checked: 0,
+            control: Vec::new(),
+            until,
+        }
+    }
+
+    /// When it has to be complete.
+    pub(super) fn deadline(&self) -> Moment {
+        self.until
+    }
+
+    /// Memory that it takes, beside its box.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.payload.capacity() + self.control.capacity()
+    }
+
+    /// Returns the number of frames that were completed since the last call.
+    pub(super) fn take_frames(&mut self) -> usize {
+        self.walker.take_frames()
+    }
+
+    /// Where its bytes stand, for a close.
+    pub(super) fn into_walker(self) -> Walker {
+        self.walker
+    }
+
+    /// Takes input up to the message's end.
+    pub(super) fn receive(
+        &mut self,
+        input: &mut &[u8],
+        limits: &Limits,
+        replies: &mut Vec<u8>,
+        hear: &mut impl FnMut(Kind, Bytes),
+    ) -> Completion {
+        while !input.is_empty() {
+            let (taken, step) = self.walker.step(input, limits.message_bytes_max);
+            let (bytes, rest) = input.split_at(taken);
+            *input = rest;
+            let part = match step {
+                Step::Header => break,
+                Step::Bad { halt: Halt::TooBig, .. } => return broken(too_big(limits)),
+                Step::Bad { .. } => return broken(Reason::Protocol),
+                Step::Part(part) => part,
+            };
+            let payload = &bytes[taken - part.payload_bytes..];
+            let heard = if part.is_control() {
+                self.take_control(&part, payload, limits, replies, hear)
+            } else {
+                self.take_data(&part, payload, limits, hear)
+            };
+            match heard {
+                Heard::Open if part.is_end && !self.walker.is_in_message() => return Completion::Complete,
+                Heard::Open => {}
+                heard => return Completion::Ended(heard),
+            }
+        }
+        Completion::Incomplete
+    }
+
+    fn take_data(
+        &mut self,
+        part: &Part,
+        bytes: &[u8],
+        limits: &Limits,
+        hear: &mut impl FnMut(Kind, Bytes),
+    ) -> Heard {
+        let length = self.payload.len() + bytes.len();
+        let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
+        // The walker sees to each frame by itself.
+        if length_max > limits.message_bytes_max {
+            return Heard::Broken(too_big(limits));
+        }
+        if part.begins && part.opcode() != CONTINUATION {
+            self.is_text = part.opcode() == TEXT;
+        }
+        let begin = self.payload.len();
+        buffer::append(&mut self.payload, bytes, length_max);
+        unmask(&mut self.payload[begin..], part.mask);
+        let is_whole = part.is_end && part.is_final();
+        if self.is_text && !self.is_utf8(is_whole) {
+            return Heard::Broken(Reason::NotUtf8);
+        }
+        if is_whole {
+            let kind = if self.is_text { Kind::Text } else { Kind::Binary };
+            hear(kind, mem::take(&mut self.payload).into());
+        }
+        Heard::Open
+    }
+
+    /// RFC 6455 8.1: a text that is not UTF-8 fails the connection; at the first byte that cannot be, as a message may be long.
+    fn is_utf8(&mut self, is_whole: bool) -> bool {
+        match std::str::from_utf8(&self.payload[self.checked..]) {
+            Ok(_) => self.checked = self.payload.len(),
+            Err(error) if error.error_len().is_none() && !is_whole => self.checked += error.valid_up_to(),
+            Err(_) => return false,
+        }
+        true
+    }
+
+    fn take_control(
+        &mut self,
+        part: &Part,
+        bytes: &[u8],
+        limits: &Limits,
+        replies: &mut Vec<u8>,
+        hear: &mut impl FnMut(Kind, Bytes),
+    ) -> Heard {
+        let begin = self.control.len();
+        self.control.extend_from_slice(bytes);
+        unmask(&mut self.control[begin..], part.mask);
+        if !part.is_end {
+            return Heard::Open;
+        }
+        // As it arrived, but for a mask that changes nothing. It has at most 125 bytes (RFC 6455 5.5).
+        let control = mem::take(&mut self.control);
+        let header = [part.first_byte, 0x80 | control.len() as u8, 0, 0, 0, 0];
+        receive_whole([&header[..], &control].concat(), self.walker.close_code(), limits, replies, hear)
+    }
+}
+
+/// RFC 6455 5.3.
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    // Four bytes at a time, which the compiler makes vectors of.
+    let (quads, rest) = payload.as_chunks_mut::<4>();
+    for quad in quads {
+        *quad = (u32::from_ne_bytes(*quad) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+    }
+    for (byte, mask) in rest.iter_mut().zip(mask) {
+        *byte ^= mask;
+    }
+}
+
+fn broken(reason: Reason) -> Completion {
+    Completion::Ended(Heard::Broken(reason))
+}
