@@ -285,8 +285,14 @@ impl Serve {
             child::end_with_parent(parent).map_err(|error| Failure::Failed(error.to_string()))?;
         }
         let mut config = self.config();
-        self.resolve_memory(&mut config.limits)?;
-        config.limits.check().map_err(|why| Failure::Usage(why.to_string()))?;
+        let memory = self.resolve_memory(&mut config.limits);
+        config.limits.check().map_err(|why| match why.to_string() {
+            // Nobody gave the flag: it is named with what its value comes from.
+            why if self.memory_max.is_none() && why.contains("--memory-max") => {
+                Failure::Usage(format!("{why}; {memory}"))
+            }
+            why => Failure::Usage(why),
+        })?;
         if let (Some(_), None) | (None, Some(_)) = (&self.tls_cert, &self.tls_key) {
             let why = "--tls-cert and --tls-key belong together: a certificate, and its private key; one is missing";
             return Err(Failure::Usage(why.into()));
@@ -299,7 +305,7 @@ impl Serve {
         }
         let (gate, who_may) = self.gate.gate(config.listen)?;
         let (connections_max, descriptors) = connections_max(config.connections_max)?;
-        let facts = [who_may, descriptors];
+        let facts = [who_may, descriptors, memory];
         let guests = Guests { origins: self.origins.clone(), proxies, gate };
         let keys = || self.gate.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
@@ -311,8 +317,8 @@ impl Serve {
         }
     }
 
-    /// Finds the memory budget, and what of it histories may take.
-    fn resolve_memory(&self, limits: &mut Limits) -> Result<(), Failure> {
+    /// Finds the memory budget, and what of it histories may take. Returns both as a line for the log.
+    fn resolve_memory(&self, limits: &mut Limits) -> String {
         let (bytes_max, source) = match self.memory_max {
             Some(bytes_max) => (bytes_max, "--memory-max".to_owned()),
             None => match memory::limit_of_process() {
@@ -327,10 +333,8 @@ impl Serve {
             let share = usize::try_from(bytes_max / 2).unwrap_or(usize::MAX);
             limits.history.total_bytes_max = limits.history.total_bytes_max.min(share);
         }
-        limits.check().map_err(|why| Failure::Usage(format!("{why} ({source})")))?;
         let history = limits.history.total_bytes_max;
-        info!("memory_max={bytes_max} ({source}), history_total_bytes_max={history}");
-        Ok(())
+        format!("memory_max={bytes_max} ({source}), history_total_bytes_max={history}")
     }
 
     fn config(&self) -> Config {

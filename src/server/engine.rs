@@ -25,6 +25,7 @@ use crate::metrics::{MemoryStep, Metrics};
 use crate::moment::Moment;
 use crate::session::intent::Intent;
 use crate::session::{AfterFlush, Desk, Due, Ended, SMALL_BYTES, Site, State};
+
 /// Every deadline but those of pings is met within that time after the sweep has come to it, if all connections have
 /// one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
 const DEADLINES_SPAN_MS: u32 = 500;

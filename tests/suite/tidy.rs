@@ -132,7 +132,7 @@ fn one_clock_no_leftovers() {
 #[test]
 fn the_loop_stays_one_screen() {
     let (_, text) = sources().into_iter().find(|(path, _)| path.ends_with("server/mod.rs")).unwrap();
-    let start = text.find("pub fn run(&mut self").unwrap();
+    let start = text.find("pub fn run(").unwrap();
     let length = text[start..].lines().take_while(|line| *line != "    }").count();
     assert!(length <= 40, "{length} lines");
 }
