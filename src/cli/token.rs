@@ -85,6 +85,11 @@ struct New {
     #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<NonZeroU32>,
 
+    /// Write the token to a file that only its owner can read, in place of the one that is there, instead of printing
+    /// it.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+
     #[command(flatten)]
     key: SigningKeyFile,
 }
@@ -167,7 +172,15 @@ impl New {
                 token.len()
             )));
         }
-        say(&token)
+        match self.out {
+            None => say(&token),
+            Some(path) => {
+                let path_shown = path.display();
+                replace(&path, &token)
+                    .map_err(|error| Failure::Failed(format!("--out {path_shown}: {error}")))?;
+                say(&format!("{path_shown} is written: show it with --token-file {path_shown}"))
+            }
+        }
     }
 }
 
@@ -211,7 +224,9 @@ impl Secret {
         SystemRandom::new()
             .fill(&mut secret)
             .map_err(|_| Failure::Failed("the system gives no random bytes".to_owned()))?;
-        write_secret(&self.file, &secret).map_err(|error| match error.kind() {
+        let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        text.push('\n');
+        write_private(&self.file, &text).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Failure::Failed(format!(
                 "{path} exists, and tokens may have been made with what is in it: choose another name, or remove it first"
             )),
@@ -221,13 +236,22 @@ impl Secret {
     }
 }
 
+/// Puts a token in a file, which whoever reads it meanwhile finds old or new, and never half.
+fn replace(path: &Path, token: &str) -> io::Result<()> {
+    let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = path.with_file_name(name);
+    write_private(&new, &format!("{token}\n"))?;
+    std::fs::rename(&new, path).inspect_err(|_| {
+        let _ = std::fs::remove_file(&new);
+    })
+}
+
 /// Writes to a file that is made for it, with the rights it is to have from the first moment on.
-fn write_secret(path: &Path, secret: &[u8]) -> io::Result<()> {
-    let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    text.push('\n');
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
-        // Half a secret is none.
+        // Half of it is of no use.
         let _ = std::fs::remove_file(path);
     })
 }

@@ -44,6 +44,7 @@ mod proxies;
 mod queries;
 mod raw_resume;
 mod read_pause;
+mod readme;
 mod replays;
 mod resume;
 mod shares;

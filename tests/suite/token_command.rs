@@ -71,6 +71,32 @@ fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
 }
 
 #[test]
+fn a_token_in_a_file_is_its_owners_alone_and_replaces_the_last_one() {
+    let folder = Folder::new("token-out");
+    let secret = folder.file("secret", &"s".repeat(40));
+    let file = folder.file("alice.token", "the last one");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
+    let out = |path: &str| {
+        oyez(&["token", "new", "--admin", "--jwt-secret-file", &secret, "--out", path]).output().unwrap()
+    };
+    let output = out(&file);
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, format!("{file} is written: show it with --token-file {file}\n"));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert!(token.ends_with('\n') && token.matches('.').count() == 2, "{token}");
+    assert!(!said.contains(token.trim()));
+    let parent = std::path::Path::new(&file).parent().unwrap();
+    assert_eq!(std::fs::read_dir(parent).unwrap().count(), 2, "nothing else is left behind");
+    for bad in ["/nonexistent/alice.token", parent.to_str().unwrap()] {
+        let output = out(bad);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains(&format!("--out {bad}: ")));
+    }
+}
+
+#[test]
 fn a_secret_a_token_and_a_look_at_it() {
     let folder = Folder::new("secret");
     let file = folder.path("secret");

@@ -1,0 +1,309 @@
+//! The recipes of the README, run as they are printed: every block of shell and of Python, in its order and in one
+//! folder, so that a file that one block makes is there for the next. Changed are ports (another server may have the
+//! printed one), names of other machines, and sizes of load. The systemd unit is read, rated and reloaded.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::guarded::{Folder, SECRET};
+use crate::support::process::{PATIENCE, oyez};
+
+const README: &str = include_str!("../../README.md");
+
+/// Commands that are run elsewhere, or change the machine.
+const NOT_HERE: [&str; 4] = ["cargo ", "tests/run", "sudo systemctl ", "sudo install "];
+
+/// The blocks in one of these languages.
+fn blocks(languages: &[&str]) -> Vec<(&'static str, &'static str)> {
+    let mut found = Vec::new();
+    let mut rest = README;
+    while let Some(start) = rest.find("\n```") {
+        let (language, text) = rest[start + 4..].split_once('\n').unwrap();
+        let end = text.find("```").unwrap();
+        if languages.contains(&language) {
+            found.push((language, &text[..end]));
+        }
+        rest = &text[end + 3..];
+    }
+    found
+}
+
+/// A free port of the loopback address.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A folder with `oyez` in its path.
+struct Workshop {
+    folder: Folder,
+    path: PathBuf,
+}
+
+impl Workshop {
+    fn new() -> Workshop {
+        let folder = Folder::new();
+        let marker = folder.file("marker", "");
+        let path = Path::new(&marker).parent().unwrap().to_owned();
+        fs::create_dir(path.join("bin")).unwrap();
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_oyez"), path.join("bin/oyez")).unwrap();
+        Workshop { folder, path }
+    }
+
+    fn command(&self, program: &str, port: u16) -> Command {
+        // Without the variables of the machine's owner.
+        let clean = oyez(&[]);
+        let mut command = Command::new(program);
+        for (name, value) in clean.get_envs() {
+            if value.is_none() {
+                command.env_remove(name);
+            }
+        }
+        let path = format!("{}:{}", self.path.join("bin").display(), std::env::var("PATH").unwrap());
+        command.current_dir(&self.path).env("PATH", path).env("RUST_LOG", "info");
+        command
+            .env("OYEZ_LISTEN", format!("127.0.0.1:{port}"))
+            .env("OYEZ_URL", format!("ws://127.0.0.1:{port}"));
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+/// A command of a block that goes on until it is ended.
+struct Running {
+    line: String,
+    child: Child,
+    output: PathBuf,
+}
+
+impl Running {
+    fn start(workshop: &Workshop, mut command: Command, line: &str) -> Running {
+        let output = workshop.path.join(format!("output-{}", fs::read_dir(&workshop.path).unwrap().count()));
+        let file = fs::File::create(&output).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        Running { line: line.to_owned(), child: command.spawn().unwrap(), output }
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.output).unwrap()
+    }
+
+    fn says(&mut self, text: &str) {
+        let start = Instant::now();
+        while !self.text().contains(text) {
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && start.elapsed() < PATIENCE,
+                "{}: {ended:?} {}",
+                self.line,
+                self.text()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn end(mut self) {
+        assert!(self.child.try_wait().unwrap().is_none(), "{} has ended: {}", self.line, self.text());
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The line with what is of this machine and this test in place of what is printed.
+fn fit(line: &str, port: u16, server: Option<u32>) -> String {
+    let pid = server.map_or(String::new(), |pid| pid.to_string());
+    let mut line = line.to_owned();
+    for place in ["127.0.0.1:8080", "0.0.0.0:8080", "127.0.0.1:8443", "0.0.0.0:443", "127.0.0.1:9000"] {
+        line = line.replace(place, &format!("127.0.0.1:{port}"));
+    }
+    for place in ["localhost:8443", "example.org"] {
+        line = line.replace(place, &format!("localhost:{port}"));
+    }
+    line = line.replace("\"$(pidof oyez)\"", &pid).replace("--pid 4242", &format!("--pid {pid}"));
+    line = line.replace("--since ID", "--since earliest");
+    if line.starts_with("oyez bench ") && !line.starts_with("oyez bench report") {
+        let (flags, comment) =
+            line.split_once(" #").map_or((line.as_str(), ""), |(flags, comment)| (flags, comment));
+        let mut words: Vec<String> =
+            flags.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        for at in 0..words.len() - 1 {
+            match words[at].as_str() {
+                "--connections" | "--arrivals" => words[at + 1] = "20".to_owned(),
+                "--stalled" => words[at + 1] = "5".to_owned(),
+                _ => {}
+            }
+        }
+        let rest = match words[2].as_str() {
+            "idle" => "--hold 0.1",
+            "storm" => "",
+            _ => "--duration 0.2 --warmup 0",
+        };
+        // How fast is not asked here.
+        let words = words.join(" ").replace("p99<50ms", "p99<60s");
+        line = format!("{words} {rest} #{comment}");
+    }
+    line
+}
+
+/// The first free port is given to the server of the block, which is started if the block starts none itself.
+fn run_block(workshop: &Workshop, language: &str, text: &str) {
+    let port = free_port();
+    let mut running: Vec<Running> = Vec::new();
+    let mut server = None;
+    let serve = |running: &mut Vec<Running>, command: Command, line: &str| {
+        let mut started = Running::start(workshop, command, line);
+        started.says("listening on ");
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let pid = started.child.id();
+        running.push(started);
+        pid
+    };
+    if !text.contains("oyez serve") {
+        let mut command = workshop.command("oyez", port);
+        command.arg("serve");
+        server = Some(serve(&mut running, command, "oyez serve"));
+    }
+    if language == "python" {
+        let text = fit(text, port, server);
+        let output = workshop.command("python3", port).args(["-c", &text]).output().unwrap();
+        assert!(output.status.success(), "{text}\n{output:?}");
+    } else {
+        for printed in text.lines().filter(|line| !NOT_HERE.iter().any(|other| line.starts_with(other))) {
+            let line = fit(printed, port, server);
+            let mut command = workshop.command("bash", port);
+            // Of what goes on, the shell is to be the command itself.
+            let goes_on = ["oyez serve", "oyez sub", "curl -N"].iter().any(|start| line.starts_with(start));
+            command.args([
+                "-o",
+                "pipefail",
+                "-ec",
+                &if goes_on { format!("exec {line}") } else { line.clone() },
+            ]);
+            if printed.contains("wss://example.org") {
+                command.env("OYEZ_TLS_CA", workshop.path.join("fullchain.pem"));
+            }
+            if line.starts_with("oyez serve") {
+                server = Some(serve(&mut running, command, &line));
+            } else if goes_on {
+                let mut started = Running::start(workshop, command, &line);
+                started.says(if line.starts_with("curl") { "retry:" } else { "connected" });
+                running.push(started);
+            } else {
+                let output = command.output().unwrap();
+                assert!(output.status.success(), "{line}\n{output:?}");
+            }
+            // What a reader gets from elsewhere: another run, and a certificate that browsers trust.
+            for (made, other) in
+                [("a.json", "b.json"), ("cert.pem", "fullchain.pem"), ("key.pem", "privkey.pem")]
+            {
+                let _ = fs::copy(workshop.path.join(made), workshop.path.join(other));
+            }
+        }
+    }
+    // The server last.
+    running.into_iter().rev().for_each(Running::end);
+}
+
+#[test]
+fn blocks_of_the_readme_run_as_they_are_printed() {
+    let workshop = Workshop::new();
+    let all = blocks(&["sh", "python"]);
+    for words in
+        ["oyez pub main", "oyez token new", "openssl req", "oyez bench storm", "import json", "curl -N"]
+    {
+        assert!(all.iter().any(|(_, text)| text.contains(words)), "{words}");
+    }
+    for (language, text) in all {
+        if text.lines().all(|line| NOT_HERE.iter().any(|other| line.starts_with(other))) {
+            continue;
+        }
+        run_block(&workshop, language, text);
+    }
+    for private in ["secret.key", "alice.token", "key.pem"] {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(workshop.path.join(private)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{private}");
+    }
+}
+
+#[test]
+fn commands_within_sentences_of_the_readme_start() {
+    let workshop = Workshop::new();
+    let lines: Vec<&str> =
+        README.split('`').filter(|span| span.starts_with("oyez serve -") && !span.contains('\n')).collect();
+    assert!(lines.len() >= 2, "{lines:?}");
+    for line in lines {
+        let port = free_port();
+        let mut command = workshop.command("bash", port);
+        command.args(["-ec", &format!("exec {line}")]);
+        let mut started = Running::start(&workshop, command, line);
+        started.says("listening on ");
+        started.end();
+    }
+}
+
+/// The unit as it would be installed, but for the places of the program and of its files.
+fn unit() -> &'static str {
+    let found: Vec<&str> = blocks(&["ini"]).into_iter().map(|(_, text)| text).collect();
+    found.into_iter().find(|text| text.contains("[Service]")).unwrap()
+}
+
+fn setting(name: &str) -> &'static str {
+    let line = unit().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("{name}"))
+}
+
+#[test]
+fn the_unit_of_the_readme_starts_and_reloads() {
+    let workshop = Workshop::new();
+    let port = free_port();
+    fs::create_dir_all(workshop.path.join("state").join(setting("StateDirectory"))).unwrap();
+    let credential = setting("LoadCredential").split(':').next().unwrap();
+    workshop.folder.file(credential, SECRET);
+    let line = setting("ExecStart")
+        .replace("/usr/local/bin/", "")
+        .replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
+    let line = line.replace("%d", workshop.path.to_str().unwrap());
+    let line = line.replace("%S", workshop.path.join("state").to_str().unwrap());
+    let mut command = workshop.command("bash", port);
+    command.args(["-ec", &format!("exec {line}")]);
+    let mut started = Running::start(&workshop, command, &line);
+    started.says("listening on ");
+    let mut reload = Command::new("bash");
+    reload.args(["-ec", setting("ExecReload")]).env("MAINPID", started.child.id().to_string());
+    assert!(reload.status().unwrap().success());
+    started.says("reloaded: tokens are checked by HS256");
+    assert!(workshop.path.join("state/oyez/history").exists());
+    started.end();
+}
+
+#[test]
+fn the_unit_of_the_readme_is_hardened() {
+    let workshop = Workshop::new();
+    let file = workshop
+        .folder
+        .file("oyez.service", &unit().replace("/usr/local/bin/oyez", env!("CARGO_BIN_EXE_oyez")));
+    let analyze = |arguments: &[&str]| {
+        let output = Command::new("systemd-analyze").args(arguments).arg(&file).output();
+        let output = output.expect("systemd-analyze is missing: install systemd (it need not run)");
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    analyze(&["verify"]);
+    // In tenths: below 3.0. The README says how much.
+    let text = analyze(&["security", "--offline=true", "--threshold=29"]);
+    let level = text.split("Overall exposure level for oyez.service: ").nth(1).unwrap();
+    let level = level.split(' ').next().unwrap();
+    assert!(README.contains(&format!("rates it {level},")), "{level}");
+}
