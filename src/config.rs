@@ -104,6 +104,10 @@ pub struct Limits {
     /// 4.9 KB/s, with three time slots of its second coding scheme (3GPP TS 45.001): whoever is slower than 4 KiB/s is
     /// not on a network in use, and could hold an outbox for as long as it likes with a byte now and then.
     pub slow_bytes_per_second: u32,
+    /// The longest time in which a subscriber that falls behind keeps the publishers of its channels from being read;
+    /// 0: it does not. A second is longer than a garbage collection, a page's long task or a few lost packets take,
+    /// and shorter than publishers wait for an answer.
+    pub publish_pause_ms: u32,
     /// What becomes of one that breaks either.
     pub on_slow: OnSlow,
     /// The longest time for a close handshake without progress, and for the end of file after it.
@@ -282,6 +286,7 @@ impl Default for Limits {
             outbox_bytes_max: 2 << 20,
             slow_timeout_ms: 5_000,
             slow_bytes_per_second: 4 << 10,
+            publish_pause_ms: 1_000,
             on_slow: OnSlow::Close,
             close_timeout_ms: 2_000,
             drain_ms: 30_000,
@@ -362,7 +367,11 @@ impl Limits {
         } else {
             (self.body_bytes_max, "--body-bytes-max")
         };
-        let turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
+        let mut turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
+        if self.publish_pause_ms > 0 {
+            // A subscriber slows its publishers down at a quarter, and then takes what is read already.
+            turn_bytes += turn_bytes.div_ceil(3);
+        }
         if self.outbox_bytes_max < turn_bytes {
             return refuse(format!(
                 "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and {flag} {largest} let one turn publish: raise the first to {turn_bytes} or lower the others",

@@ -198,6 +198,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_SLOW_BYTES_PER_SECOND", value_name = "BYTES", default_value = "4KiB", value_parser = bytes_or_0)]
     slow_bytes_per_second: u32,
 
+    /// Maximum time for which a subscriber whose outbox is a quarter full pauses the publishers of its channels, in
+    /// milliseconds; 0 pauses none.
+    #[arg(long, env = "OYEZ_PUBLISH_PAUSE_MS", value_name = "MS", default_value = "1000", value_parser = millis_or_0)]
+    publish_pause_ms: u32,
+
     /// What becomes of a slow connection: closed with 4102, or not sent what is published until it has
     /// caught up; then a raw one has missed that, and others get it from the history.
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
@@ -356,6 +361,7 @@ impl Serve {
                 outbox_bytes_max: self.outbox_bytes_max,
                 slow_timeout_ms: self.slow_timeout_ms,
                 slow_bytes_per_second: self.slow_bytes_per_second,
+                publish_pause_ms: self.publish_pause_ms,
                 on_slow: match self.on_slow {
                     WhenSlow::Close => OnSlow::Close,
                     WhenSlow::Skip => OnSlow::Skip,

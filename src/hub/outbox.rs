@@ -35,6 +35,12 @@ const FLUSH_BYTES: usize = 256 << 10;
 /// smallest chunk that there is, and 8 for the place in the queue, which takes up to 24 while it doubles.
 pub const PIECE_BYTES: usize = 128;
 
+/// The cost above which a subscriber slows its publishers down: a quarter of the limit. Three are left for what is
+/// read already, which at the default limits is at most 1.3 of 2 MiB.
+pub fn high_water(cost_max: usize) -> usize {
+    cost_max / 4
+}
+
 /// The frames that one connection has yet to take.
 #[derive(Debug, Default)]
 pub enum Outbox {
@@ -65,6 +71,18 @@ pub struct Backlog {
     bytes: usize,
     progress: Progress,
     intake: Intake,
+    pressure: Pressure,
+}
+
+/// Whether the subscriber slows its publishers down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pressure {
+    /// It never did in this backlog.
+    None,
+    /// It does, until it is empty or that moment has come.
+    Until(Moment),
+    /// It did, and does no more in this backlog.
+    Spent,
 }
 
 /// How the socket took the last write.
@@ -127,6 +145,8 @@ enum Intake {
 pub enum Enqueue {
     /// They were.
     Queued,
+    /// They were, and a backlog is over its high-water mark that has not pressed yet.
+    HighWater,
     /// They were not: more waits than may.
     OverLimit,
 }
@@ -164,7 +184,14 @@ impl Outbox {
         for frames in pieces {
             self.queue(frames.clone());
         }
-        Enqueue::Queued
+        match self {
+            Outbox::Backlog(backlog)
+                if backlog.pressure == Pressure::None && backlog.cost() > high_water(cost_max) =>
+            {
+                Enqueue::HighWater
+            }
+            _ => Enqueue::Queued,
+        }
     }
 
     /// The memory that it holds: the bytes that wait, and [`PIECE_BYTES`] for each piece that they are in.
@@ -172,7 +199,38 @@ impl Outbox {
         match self {
             Outbox::Empty => 0,
             Outbox::Fresh(frames) => frames.len() + PIECE_BYTES,
-            Outbox::Backlog(backlog) => backlog.bytes + PIECE_BYTES * (1 + backlog.behind()),
+            Outbox::Backlog(backlog) => backlog.cost(),
+        }
+    }
+
+    /// Begins to press, once in a backlog, if it is over its high-water mark. Returns true if it does.
+    pub fn begin_pressing(&mut self, cost_max: usize, until: Moment) -> bool {
+        match self {
+            Outbox::Backlog(backlog)
+                if backlog.pressure == Pressure::None && backlog.cost() > high_water(cost_max) =>
+            {
+                backlog.pressure = Pressure::Until(until);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Until when it presses.
+    pub fn presses_until(&self) -> Option<Moment> {
+        match self {
+            Outbox::Backlog(backlog) => match backlog.pressure {
+                Pressure::Until(until) => Some(until),
+                Pressure::None | Pressure::Spent => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Presses no more, until it has been empty.
+    pub fn stop_pressing(&mut self) {
+        if let Outbox::Backlog(backlog) = self {
+            backlog.pressure = Pressure::Spent;
         }
     }
 
@@ -199,6 +257,7 @@ impl Outbox {
                     bytes,
                     progress: Progress::Moving,
                     intake: Intake::Open,
+                    pressure: Pressure::None,
                 }));
             }
             Outbox::Backlog(mut backlog) => {
@@ -302,6 +361,7 @@ impl Outbox {
                         written: written as u32,
                         progress: Progress::Blocked { since: now },
                         intake: Intake::Open,
+                        pressure: Pressure::None,
                     };
                     *self = Outbox::Backlog(Box::new(backlog));
                     (written, Left::Blocked)
@@ -332,6 +392,10 @@ impl Outbox {
 impl Backlog {
     fn pieces(&self) -> impl Iterator<Item = &Frames> {
         std::iter::once(&self.first).chain(self.rest.iter().flat_map(|rest| rest.iter()))
+    }
+
+    fn cost(&self) -> usize {
+        self.bytes + PIECE_BYTES * (1 + self.behind())
     }
 
     /// Pieces behind the first.
@@ -474,15 +538,35 @@ mod tests {
     #[test]
     fn an_empty_outbox_takes_a_batch_larger_than_the_limit_and_then_nothing() {
         let mut outbox = Outbox::default();
-        assert_eq!(outbox.enqueue(&[frames(1_000), frames(1_000)], 1_200), Enqueue::Queued);
+        assert_ne!(outbox.enqueue(&[frames(1_000), frames(1_000)], 1_200), Enqueue::OverLimit);
         assert_eq!(outbox.enqueue(&[frames(1)], 1_200), Enqueue::OverLimit, "no write has been tried");
         let (written, left) = flush(&mut outbox, Some(1_950), 0);
         assert!(written == 1_950 && matches!(left, Left::Blocked));
         assert_eq!(outbox.cost(), 50 + PIECE_BYTES);
         let room = 1_200 - 50 - 2 * PIECE_BYTES;
         assert_eq!(outbox.enqueue(&[frames(room + 1)], 1_200), Enqueue::OverLimit);
-        assert_eq!(outbox.enqueue(&[frames(room)], 1_200), Enqueue::Queued);
+        assert_eq!(outbox.enqueue(&[frames(room)], 1_200), Enqueue::HighWater, "over a quarter of it");
         assert_eq!((outbox.cost(), outbox.bytes()), (1_200, 50 + room));
+    }
+
+    #[test]
+    fn a_backlog_presses_once_until_it_has_been_empty() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.enqueue(&[frames(1_000)], 1_200), Enqueue::Queued, "no write has been tried");
+        assert!(!outbox.begin_pressing(1_200, at(9)), "nor has it refused any");
+        let _ = flush(&mut outbox, Some(10), 0);
+        assert!(outbox.begin_pressing(1_200, at(9)) && !outbox.begin_pressing(1_200, at(9)));
+        assert_eq!(outbox.presses_until(), Some(at(9)));
+        assert_eq!(outbox.enqueue(&[frames(1)], 2_000), Enqueue::Queued, "it presses already");
+        outbox.stop_pressing();
+        assert!(outbox.presses_until().is_none() && !outbox.begin_pressing(1_200, at(9)));
+        let _ = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
+        outbox.unblock();
+        let _ = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
+        assert!(outbox.is_empty());
+        outbox.queue(frames(1_000));
+        let _ = flush(&mut outbox, Some(10), 0);
+        assert!(outbox.begin_pressing(1_200, at(20)));
     }
 
     #[test]
@@ -490,7 +574,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let mut queued = 0;
         for round in 0..1_000 {
-            queued += usize::from(outbox.enqueue(&[frames(10)], 10_000) == Enqueue::Queued);
+            queued += usize::from(outbox.enqueue(&[frames(10)], 10_000) != Enqueue::OverLimit);
             if round % 10 == 0 {
                 let _ = flush(&mut outbox, Some(10), round);
             }
@@ -667,7 +751,7 @@ mod tests {
                         let wait: usize = pieces.iter().sum::<usize>() - taken + PIECE_BYTES * pieces.len();
                         let more: usize = batch.iter().map(|piece| piece.len() + PIECE_BYTES).sum();
                         let fits = pieces.is_empty() || wait + more <= COST_MAX;
-                        prop_assert_eq!(outbox.enqueue(&batch, COST_MAX) == Enqueue::Queued, fits);
+                        prop_assert_eq!(outbox.enqueue(&batch, COST_MAX) != Enqueue::OverLimit, fits);
                         for piece in batch.iter().filter(|piece| fits && !piece.is_empty()) {
                             pieces.push_back(piece.len());
                             expected.extend_from_slice(piece);

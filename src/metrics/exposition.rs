@@ -30,6 +30,8 @@ pub struct Levels {
     pub pending_bytes: usize,
     /// Connections that do not take what waits for them.
     pub slow_connections: usize,
+    /// Publishers that wait for subscribers.
+    pub publishers_paused: usize,
     /// Messages in histories.
     pub history_messages: usize,
     /// Bytes in histories.
@@ -168,6 +170,16 @@ impl Collector for Snapshot {
             "oyez_slow_connections",
             "Connections that take nothing of what waits",
             levels.slow_connections as u64,
+        )?;
+        page.gauge(
+            "oyez_publishers_paused",
+            "Publishers that are not read on while subscribers of their channel catch up",
+            levels.publishers_paused as u64,
+        )?;
+        page.counter(
+            "oyez_publish_pauses",
+            "Times that a publisher was paused for subscribers to catch up",
+            metrics.publish_pauses,
         )?;
         page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
         page.gauge("oyez_tickets", "One-time tickets that are out", levels.tickets as u64)?;

@@ -114,6 +114,8 @@ pub struct Metrics {
     pub messages_delivered: u64,
     /// Messages that a slow member did not get (`--on-slow skip`); one for each member.
     pub messages_skipped: u64,
+    /// How often a publisher was paused for subscribers to catch up.
+    pub publish_pauses: u64,
     /// Messages that came again under a key that was known, and were not published again.
     pub messages_repeated: u64,
     /// Cursors that were kept from their message on.
@@ -162,6 +164,7 @@ impl Default for Metrics {
             published_by_http: 0,
             messages_delivered: 0,
             messages_skipped: 0,
+            publish_pauses: 0,
             messages_repeated: 0,
             resumes_whole: 0,
             resumes_gap: 0,

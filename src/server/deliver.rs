@@ -116,7 +116,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn hand_out(&mut self, channel: ChannelId, now: Moment) {
         // Once, and not for each subscriber.
         self.send_gathered();
-        let Engine { slots, hub, metrics, limits, .. } = self;
+        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
         let Some((members, batch)) = hub.seal(channel, now) else { return };
         let before = batch.before;
         let mut full = Vec::new();
@@ -127,9 +127,12 @@ impl<T: Transport> Engine<T> {
                 };
                 let Some(portion) = batch.portion(form, position as u32) else { continue };
                 match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
-                    Enqueue::Queued => {
+                    queued @ (Enqueue::Queued | Enqueue::HighWater) => {
                         metrics.messages_delivered += u64::from(portion.messages);
                         slots.mark_dirty(member);
+                        if queued == Enqueue::HighWater {
+                            pressure.high.push(member);
+                        }
                     }
                     Enqueue::OverLimit => full.push((member, form, portion)),
                 }
@@ -147,7 +150,7 @@ impl<T: Transport> Engine<T> {
                         slot.outbox.shut_until_empty();
                     }
                 }
-                OnSlow::Skip => self.fall_behind(member, channel, before),
+                OnSlow::Skip => self.fall_behind(member, channel, before, now),
             }
         }
         self.hub.end_if_empty(channel);
@@ -158,7 +161,7 @@ impl<T: Transport> Engine<T> {
     /// One turn may have more to say to a subscriber than its outbox holds, when it hears several channels or its
     /// messages are short. A subscriber is not slow because no write has been tried yet.
     fn enqueue_after_flush(&mut self, id: SlotId, portion: &Portion, now: Moment) -> bool {
-        let Engine { slots, metrics, limits, .. } = self;
+        let Engine { slots, metrics, limits, pressure, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return true };
         if slot.outbox.is_blocked() {
             return false;
@@ -171,8 +174,11 @@ impl<T: Transport> Engine<T> {
                 slots.mark_dirty(id);
                 return true;
             }
+            if slot.is_pressing() && slot.outbox.is_empty() {
+                pressure.end(slot, now);
+            }
             match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
-                Enqueue::Queued => {
+                Enqueue::Queued | Enqueue::HighWater => {
                     metrics.messages_delivered += u64::from(portion.messages);
                     slots.mark_dirty(id);
                     return true;

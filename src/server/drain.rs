@@ -63,6 +63,7 @@ impl<T: Transport> Engine<T> {
                 Reconnects::AtOnce | Reconnects::No => waiting.push_back((now.after(offset_ms(place)), id)),
             }
         }
+        self.end_pressure(now);
         self.draining = Some(Drain { retry_ms: RETRY_MS_MIN + spread_ms, waiting });
         for (id, retry_ms) in closing {
             self.close(id, Reason::Drain { retry_ms }, now);

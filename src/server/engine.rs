@@ -10,6 +10,7 @@ use log::{debug, info};
 use super::drain::Drain;
 use super::memory::MemoryBudget;
 use super::outbound::Gathered;
+use super::pressure::Pressure;
 use super::slots::{ReadyQueue, Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
@@ -70,6 +71,8 @@ pub struct Engine<T> {
     wishes: Vec<Intent>,
     /// The answers to one connection that are not in its outbox yet; empty between phases.
     pub(super) gathered: Gathered,
+    /// Who slows down whom.
+    pub(super) pressure: Pressure,
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
     sweeper: Sweeper,
@@ -110,6 +113,7 @@ impl<T: Transport> Engine<T> {
             intents: Vec::new(),
             wishes: Vec::new(),
             gathered: Gathered::default(),
+            pressure: Pressure::new(),
             scratch: vec![0; limits.read_bytes_per_slot],
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
@@ -190,21 +194,24 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
+        if self.pressure.is_felt() {
+            self.pause_raw_publisher(id, now);
+        }
         let Engine { slots, limits, site, door, gate, metrics, memory, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
-        let (has_write_failed, has_unsent_answers) = (slot.has_write_failed(), slot.has_unsent_answers());
+        let has_write_failed = slot.has_write_failed();
+        let is_paused = slot.has_unsent_answers() || slot.is_paused();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
             desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
         let mut bytes = 0;
-        if state.takes_input(is_flushed(desk.outbox, transport), has_unsent_answers) {
+        if state.takes_input(is_flushed(desk.outbox, transport), is_paused) {
             state.resume(&mut desk);
         }
         let mut after = AfterRead::Requeue;
         for _ in 0..desk.limits.reads_per_slot {
-            if !state.takes_input(is_flushed(desk.outbox, transport), has_unsent_answers) && !has_write_failed
-            {
+            if !state.takes_input(is_flushed(desk.outbox, transport), is_paused) && !has_write_failed {
                 after = AfterRead::Hold;
                 break;
             }
@@ -293,13 +300,20 @@ impl<T: Transport> Engine<T> {
             self.flush_slot(id, now);
         }
         self.slots.give_back_dirty(dirty);
+        self.judge_pressure(now);
     }
 
     fn flush_slot(&mut self, id: SlotId, now: Moment) {
-        let Engine { slots, limits, metrics, .. } = self;
+        let Engine { slots, limits, metrics, pressure, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
+        if slot.is_withheld() {
+            return;
+        }
         let (written, left) = slot.flush(Pace::of(limits), now);
         metrics.sent_bytes += written as u64;
+        if slot.is_pressing() && slot.outbox.is_empty() {
+            pressure.end(slot, now);
+        }
         if slot.outbox.is_empty() && slot.transport.holds_back() {
             // It is on its way out, and the session's deadline stands.
             return;
@@ -388,6 +402,13 @@ impl<T: Transport> Engine<T> {
     fn sweep_slot(&mut self, id: SlotId, pings: bool, now: Moment) -> bool {
         if !pings && self.end_wait(id, now) {
             return true;
+        }
+        if self.pressure.is_felt() {
+            self.expire_pressure(id, now);
+        }
+        if self.slots.get(id).is_some_and(Slot::is_withheld) {
+            // Its time begins when it is answered.
+            return false;
         }
         let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
@@ -507,6 +528,11 @@ impl<T: Transport> Engine<T> {
             }
         }
         assert_eq!(seats, self.hub.seats(), "every member has a slot");
+        for (channel, pressers) in self.pressure.pressers() {
+            let presses = |slot: &Slot<T>| slot.is_pressing() && slot.seats.find(channel).is_some();
+            let count = self.slots.iter().filter(|(_, slot)| presses(slot)).count();
+            assert_eq!(count, pressers as usize, "who presses on {channel:?}");
+        }
     }
 }
 

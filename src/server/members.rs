@@ -128,6 +128,11 @@ impl<T: Transport> Engine<T> {
         }
         let joined = self.hub.subscribe(name, id, wish, now).map_err(|_| NoSeat::ChannelsFull)?;
         if let Some(slot) = self.slots.get_mut(id) {
+            if joined.seat.place == Place::Replaying {
+                self.pressure.end(slot, now);
+            } else if slot.is_pressing() {
+                self.pressure.press(joined.seat.channel, &self.limits, now);
+            }
             slot.seats.add(joined.seat);
         }
         if joined.seat.place == Place::Replaying {
@@ -244,8 +249,11 @@ impl<T: Transport> Engine<T> {
 
     /// A member that can be told of gaps did not take a batch: it gets on from the history when it has
     /// caught up with its outbox.
-    pub(super) fn fall_behind(&mut self, id: SlotId, channel: ChannelId, before: Before) {
-        let Engine { slots, hub, .. } = self;
+    pub(super) fn fall_behind(&mut self, id: SlotId, channel: ChannelId, before: Before, now: Moment) {
+        let Engine { slots, hub, pressure, .. } = self;
+        if let Some(slot) = slots.get_mut(id) {
+            pressure.end(slot, now);
+        }
         let Some(seat) = slots.get_mut(id).and_then(|slot| slot.seats.find_mut(channel)) else { return };
         let (new, moved) = hub.fall_behind(id, *seat, before);
         *seat = new;
@@ -343,6 +351,9 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get_mut(id) else { return false };
         // It may have left meanwhile: a slow member is closed.
         let Some(seat) = slot.seats.remove(channel) else { return false };
+        if slot.is_pressing() {
+            self.pressure.ease(channel, now);
+        }
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
         if is_replaying && seat.place == Place::Replaying {

@@ -24,6 +24,7 @@ pub mod listener;
 mod members;
 pub mod memory;
 mod outbound;
+mod pressure;
 mod process;
 mod publishing;
 mod questions;

@@ -148,6 +148,9 @@ impl<T: Transport> Engine<T> {
         *count += 1;
         let user = pass.as_ref().and_then(|grant| grant.user.clone());
         let published = self.hub.publish(channel, kind, payload, Sender { client, user }, seat);
+        if self.pressure.is_felt() {
+            self.feel_pressure(id, channel, payload.len(), now);
+        }
         if let Some(key) = key {
             self.hub.record_key(key, kind, payload, published.id, now);
         }

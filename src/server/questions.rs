@@ -185,6 +185,7 @@ impl<T: Transport> Engine<T> {
             tickets: self.gate.tickets.len(),
             memory_max_bytes: self.memory.bytes_max(),
             memory_used_bytes: self.memory.used_bytes(),
+            publishers_paused: self.paused_publishers(),
             process: super::process::read(),
             ..Levels::default()
         };

@@ -72,6 +72,10 @@ impl Marks {
     const WAITS: u16 = 4096;
     /// Answers to it are in its outbox.
     const ANSWERED: u16 = 8192;
+    /// It slows down those who publish on its channels: see [`super::pressure`].
+    const PRESSING: u16 = 16_384;
+    /// It has published on a channel that is pressed on.
+    const PAUSED: u16 = 32_768;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -113,6 +117,32 @@ impl<T: Transport> Slot<T> {
     /// Returns true if answers wait for it, which it has to take before it is read on.
     pub fn has_unsent_answers(&self) -> bool {
         self.marks.has(Marks::ANSWERED) && !self.is_flushed()
+    }
+
+    /// Returns true if it slows down those who publish on its channels.
+    pub fn is_pressing(&self) -> bool {
+        self.marks.has(Marks::PRESSING)
+    }
+
+    /// Begins to press, or stops. Returns true if that is new.
+    pub(super) fn set_pressing(&mut self, is_pressing: bool) -> bool {
+        let was_pressing = self.is_pressing();
+        if is_pressing {
+            self.marks.set(Marks::PRESSING);
+        } else {
+            self.marks.clear(Marks::PRESSING);
+        }
+        was_pressing != is_pressing
+    }
+
+    /// Returns true if it is a publisher that waits for subscribers.
+    pub fn is_paused(&self) -> bool {
+        self.marks.has(Marks::PAUSED)
+    }
+
+    /// Returns true if the answers in its outbox are not to be sent yet: it is a paused publisher by HTTP.
+    pub fn is_withheld(&self) -> bool {
+        self.is_paused() && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
     }
 
     /// An answer is in the outbox.
@@ -167,7 +197,7 @@ impl<T: Transport> Slot<T> {
             Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
             _ => !self.outbox.is_blocked(),
         };
-        has_news || self.transport.wants_write()
+        !self.is_withheld() && (has_news || self.transport.wants_write())
     }
 
     /// Memory that would be freed with it: what waits for it alone, and what it has sent and not finished.
@@ -373,6 +403,22 @@ impl<T: Transport> Slots<T> {
         }
     }
 
+    /// Pauses a publisher. Returns true if it was not paused.
+    pub fn pause(&mut self, id: SlotId) -> bool {
+        self.get_mut(id).is_some_and(|slot| slot.marks.set(Marks::PAUSED))
+    }
+
+    /// Reads a publisher on, and sends what was withheld.
+    pub fn unpause(&mut self, id: SlotId) {
+        if let Some(slot) = self.get_mut(id)
+            && slot.is_paused()
+        {
+            slot.marks.clear(Marks::PAUSED);
+            self.release(id);
+            self.mark_dirty(id);
+        }
+    }
+
     /// It is getting what was kept, or is not.
     pub fn mark_replaying(&mut self, id: SlotId, is_replaying: bool) {
         if let Some(slot) = self.get_mut(id) {
@@ -389,6 +435,8 @@ impl<T: Transport> Slots<T> {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.set(Marks::FAREWELL);
         }
+        // What it publishes from now on is not heard, and its end is to be read.
+        self.unpause(id);
     }
 
     /// A proxy has yet to say for whom it speaks, or has said so.
@@ -565,7 +613,10 @@ impl<T: Transport> Slots<T> {
             assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
             assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
             let refills = slot.marks.has(Marks::REFILL);
-            assert!(!slot.is_held() || !slot.is_flushed() || refills, "nobody releases {id:?}");
+            assert!(
+                !slot.is_held() || !slot.is_flushed() || refills || slot.is_paused(),
+                "nobody releases {id:?}"
+            );
             let is_due = slot.state.has_query() && !slot.has_write_failed();
             assert!(!is_due || !slot.is_flushed() || refills, "nobody responds to {id:?}");
             let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);

@@ -230,12 +230,13 @@ impl State {
     /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
     /// can make the server hold is bounded by that, and its own kernel holds the rest. So has a client of a WebSocket;
     /// but what is published may wait for it, since a client that sends and listens need not wait for its own silence.
-    /// `is_flushed` says that its socket has taken all that there was, `has_unsent_answers` that answers wait.
-    pub fn takes_input(&self, is_flushed: bool, has_unsent_answers: bool) -> bool {
+    /// `is_flushed` says that its socket has taken all that there was, `is_paused` that answers wait, or that it has to
+    /// wait for subscribers.
+    pub fn takes_input(&self, is_flushed: bool, is_paused: bool) -> bool {
         match self {
-            State::Head(_) | State::Body(_) => is_flushed,
+            State::Head(_) | State::Body(_) => is_flushed && !is_paused,
             State::Responding(_) => false,
-            State::Open(_) => !has_unsent_answers,
+            State::Open(_) => !is_paused,
             State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
         }
     }

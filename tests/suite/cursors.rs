@@ -306,7 +306,7 @@ fn at_every_point_of_a_stream_while_publishing_goes_on() {
 fn a_replay_that_is_larger_than_an_outbox_joins_what_goes_on() {
     let history = HistoryLimits { messages_max: 1_000, bytes_max: 4 << 20, ..HistoryLimits::default() };
     for way in Way::ALL {
-        let limits = Limits { outbox_bytes_max: 70_000, history, ..Limits::default() };
+        let limits = Limits { outbox_bytes_max: 70_000, publish_pause_ms: 0, history, ..Limits::default() };
         let mut rig = Rig::new(limits);
         let sender = rig.join("/ws/x?echo=0");
         let mut texts = Vec::new();

@@ -325,6 +325,7 @@ fn slow_limits(on_slow: OnSlow) -> Limits {
     Limits {
         on_slow,
         outbox_bytes_max: 70_000,
+        publish_pause_ms: 0,
         slow_timeout_ms: 5_000,
         ping_interval_ms: 0,
         history: HistoryLimits { messages_max: 5, ..HistoryLimits::default() },

@@ -13,6 +13,7 @@ mod access_rights;
 mod access_secrets;
 mod access_time;
 mod access_ways;
+mod back_pressure;
 mod bad_input;
 mod bench;
 mod broadcast;

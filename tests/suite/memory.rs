@@ -58,7 +58,7 @@ fn debtor(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
 /// Without history, so that what waits is a subscriber's alone.
 fn rig_without_history() -> Rig {
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
-    Rig::new(Limits { memory_bytes_max: BUDGET, history, ..Limits::default() })
+    Rig::new(Limits { memory_bytes_max: BUDGET, publish_pause_ms: 0, history, ..Limits::default() })
 }
 
 fn is_slow(rig: &mut Rig, id: SlotId) -> bool {
@@ -161,6 +161,7 @@ fn all_debtors_are_closed_from_85_percent_if_needed_and_idle_subscribers_stay() 
 fn largest_debtors_are_closed_first_and_no_more_than_needed() {
     let mut rig = Rig::new(Limits {
         memory_bytes_max: 20 * MIB,
+        publish_pause_ms: 0,
         history: HistoryLimits { messages_max: 0, ..HistoryLimits::default() },
         ..Limits::default()
     });

@@ -208,7 +208,9 @@ struct World {
 impl World {
     fn new() -> World {
         let limits = Limits {
-            outbox_bytes_max: 64 << 20,
+            // Of a few messages: publishers are paused for as long as it takes, and nobody is cut.
+            outbox_bytes_max: 64 << 10,
+            publish_pause_ms: 1_000_000,
             slow_timeout_ms: 1_000_000,
             close_timeout_ms: 1_000_000,
             drain_ms: 1_000_000,

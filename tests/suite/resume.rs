@@ -103,6 +103,7 @@ fn limits(on_slow: OnSlow) -> Limits {
     Limits {
         on_slow,
         outbox_bytes_max: 3_000,
+        publish_pause_ms: 0,
         slow_timeout_ms: 1_000_000,
         close_timeout_ms: 500,
         drain_ms: 1_000,

@@ -15,7 +15,7 @@ use crate::support::rig::{Mood, Rig};
 use crate::v1::upgrade;
 
 fn limits() -> Limits {
-    Limits { outbox_bytes_max: 70_000, slow_timeout_ms: 5_000, ..Limits::default() }
+    Limits { outbox_bytes_max: 70_000, slow_timeout_ms: 5_000, publish_pause_ms: 0, ..Limits::default() }
 }
 
 #[test]

@@ -454,6 +454,7 @@ fn skipping(messages_max: usize) -> Limits {
     Limits {
         on_slow: OnSlow::Skip,
         outbox_bytes_max: 4_000,
+        publish_pause_ms: 0,
         slow_timeout_ms: 1_000_000,
         ping_interval_ms: 0,
         history: HistoryLimits { messages_max, ..HistoryLimits::default() },

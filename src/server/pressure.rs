@@ -1,0 +1,232 @@
+//! Back pressure: subscribers that fall behind slow down the publishers of their channels, for a bounded time.
+//!
+//! A channel goes at the pace of its publishers, and a publisher can outrun any subscriber for a moment. So a
+//! subscriber whose outbox passes its high-water mark (a quarter of `--outbox-bytes-max`) *presses* on its channels
+//! until its outbox is empty, but for at most `--publish-pause-ms` in one backlog. After that it presses no more until
+//! its outbox has been empty, and the ordinary limit closes it. While a channel is pressed on, what was already read is
+//! published, and whoever publishes there is paused: a WebSocket is not read on, and the answer to an HTTP request is
+//! withheld, in its order with the others, so that the next one is not read either. Their kernels hold the rest.
+//!
+//! **Bounded for the channel too**: many slow subscribers that press one after another must not stop a channel.
+//! A channel is paused for at most `--publish-pause-ms` for each quarter of `--outbox-bytes-max` that is published on
+//! it, so it is never slower than that.
+//!
+//! A subscriber that catches up does not press: it reads the history at its own pace. With `--on-slow skip` a
+//! subscriber presses before it is skipped. Nothing is paid for a delivery but one comparison.
+
+use std::collections::HashMap;
+
+use super::engine::Engine;
+use super::slots::Slot;
+use super::transport::Transport;
+use crate::config::Limits;
+use crate::hub::Place;
+use crate::hub::outbox::high_water;
+use crate::ids::{ChannelId, SlotId};
+use crate::moment::Moment;
+use crate::wire::Form;
+
+/// While publishers are paused, the time of their channels is looked at that often. They are released at once when
+/// the subscribers have caught up.
+const CHECK_MS: u32 = 50;
+
+/// Who presses on what, and who waits for that to end. Empty nearly always.
+#[derive(Debug)]
+pub(super) struct Pressure {
+    /// Channels that are pressed on, and those that were so not long ago.
+    channels: HashMap<ChannelId, Pressed>,
+    /// Publishers that are paused, with the channel that they wait for.
+    paused: Vec<(SlotId, ChannelId)>,
+    /// Subscribers whose outbox has passed its high-water mark in this turn. They are judged after the writes.
+    pub(super) high: Vec<SlotId>,
+    /// A subscriber has stopped pressing since the paused were looked at.
+    has_eased: bool,
+    next_check: Moment,
+}
+
+/// A channel that is pressed on.
+#[derive(Debug)]
+struct Pressed {
+    /// How many subscribers press.
+    pressers: u32,
+    /// When the first began; when the last stopped, if none presses.
+    since: Moment,
+    /// How long its publishers may be paused.
+    credit_ms: u32,
+    /// What was published since that was counted.
+    bytes: usize,
+}
+
+impl Pressed {
+    fn is_pausing(&self, now: Moment) -> bool {
+        self.pressers > 0 && now.millis_since(self.since) < self.credit_ms
+    }
+}
+
+impl Pressure {
+    pub(super) fn new() -> Pressure {
+        Pressure {
+            channels: HashMap::new(),
+            paused: Vec::new(),
+            high: Vec::new(),
+            has_eased: false,
+            next_check: Moment::from_millis(0),
+        }
+    }
+
+    /// Returns true if a channel is pressed on, or was so not long ago.
+    pub(super) fn is_felt(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
+    /// Returns true if the publishers of a channel are to be paused.
+    pub(super) fn is_pausing(&self, channel: ChannelId, now: Moment) -> bool {
+        self.channels.get(&channel).is_some_and(|pressed| pressed.is_pausing(now))
+    }
+
+    /// A subscriber begins to press on a channel.
+    pub(super) fn press(&mut self, channel: ChannelId, limits: &Limits, now: Moment) {
+        let most = limits.publish_pause_ms;
+        let fresh = Pressed { pressers: 0, since: now, credit_ms: most, bytes: 0 };
+        let pressed = self.channels.entry(channel).or_insert(fresh);
+        if pressed.pressers == 0 {
+            let quarter = high_water(limits.outbox_bytes_max).max(1) as u64;
+            let earned = (pressed.bytes as u64).saturating_mul(u64::from(most)) / quarter;
+            pressed.credit_ms =
+                earned.saturating_add(u64::from(pressed.credit_ms)).min(u64::from(most)) as u32;
+            (pressed.since, pressed.bytes) = (now, 0);
+        }
+        pressed.pressers += 1;
+    }
+
+    /// A subscriber presses on a channel no more.
+    pub(super) fn ease(&mut self, channel: ChannelId, now: Moment) {
+        let Some(pressed) = self.channels.get_mut(&channel) else { return };
+        pressed.pressers -= 1;
+        if pressed.pressers == 0 {
+            pressed.credit_ms = pressed.credit_ms.saturating_sub(now.millis_since(pressed.since));
+            pressed.since = now;
+            self.has_eased = true;
+        }
+    }
+
+    /// A subscriber has caught up, or has pressed for as long as it may.
+    pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: Moment) {
+        if slot.set_pressing(false) {
+            slot.outbox.stop_pressing();
+            for seat in slot.seats.as_slice() {
+                self.ease(seat.channel, now);
+            }
+        }
+    }
+
+    /// How many subscribers press on a channel; for checks.
+    pub(super) fn pressers(&self) -> impl Iterator<Item = (ChannelId, u32)> {
+        self.channels.iter().map(|(&channel, pressed)| (channel, pressed.pressers))
+    }
+}
+
+impl<T: Transport> Engine<T> {
+    /// After the writes of a turn: has those press that are still over their high-water mark, and releases publishers
+    /// that have nobody left to wait for.
+    pub(super) fn judge_pressure(&mut self, now: Moment) {
+        while let Some(id) = self.pressure.high.pop() {
+            self.begin_pressing(id, now);
+        }
+        self.release_publishers(now);
+    }
+
+    fn begin_pressing(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, limits, pressure, draining, .. } = self;
+        let until = now.after(limits.publish_pause_ms);
+        let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
+        // In a backlog it is asked once, whatever comes of it.
+        let is_over = slot.outbox.begin_pressing(limits.outbox_bytes_max, until);
+        if !is_over || limits.publish_pause_ms == 0 || draining.is_some() || slot.is_replaying() {
+            return;
+        }
+        if slot.set_pressing(true) {
+            for seat in slot.seats.as_slice() {
+                pressure.press(seat.channel, limits, now);
+            }
+        }
+    }
+
+    /// A message was published on a channel: its publisher is paused while somebody presses on that.
+    pub(super) fn feel_pressure(&mut self, id: SlotId, channel: ChannelId, bytes: usize, now: Moment) {
+        let Some(pressed) = self.pressure.channels.get_mut(&channel) else { return };
+        pressed.bytes += bytes;
+        if pressed.is_pausing(now) {
+            self.pause_publisher(id, channel, now);
+        }
+    }
+
+    /// Pauses a raw WebSocket before it is read: it can publish on no other channel than the one that is pressed on.
+    pub(super) fn pause_raw_publisher(&mut self, id: SlotId, now: Moment) {
+        let Some(&[seat]) = self.slots.get(id).map(|slot| slot.seats.as_slice()) else { return };
+        let is_raw = seat.place == Place::Live(Form::Raw);
+        if is_raw && self.pressure.is_pausing(seat.channel, now) {
+            self.pause_publisher(id, seat.channel, now);
+        }
+    }
+
+    fn pause_publisher(&mut self, id: SlotId, channel: ChannelId, now: Moment) {
+        if self.slots.pause(id) {
+            self.metrics.publish_pauses += 1;
+            if self.pressure.paused.is_empty() {
+                self.pressure.next_check = now.after(CHECK_MS);
+            }
+            self.pressure.paused.push((id, channel));
+        }
+    }
+
+    /// Releases the publishers whose channel is pressed on no more.
+    pub(super) fn release_publishers(&mut self, now: Moment) {
+        let Engine { slots, pressure, limits, .. } = self;
+        let is_time = !pressure.paused.is_empty() && pressure.next_check.has_come(now);
+        if !pressure.has_eased && !is_time {
+            return;
+        }
+        pressure.has_eased = false;
+        pressure.next_check = now.after(CHECK_MS);
+        let Pressure { channels, paused, .. } = pressure;
+        paused.retain(|&(id, channel)| {
+            let is_pausing = channels.get(&channel).is_some_and(|pressed| pressed.is_pausing(now));
+            if !is_pausing {
+                slots.unpause(id);
+            }
+            is_pausing && slots.get(id).is_some_and(Slot::is_paused)
+        });
+        // Whoever was behind has caught up by then, or is closed.
+        let forget_ms = limits.slow_timeout_ms;
+        channels.retain(|_, pressed| pressed.pressers > 0 || now.millis_since(pressed.since) < forget_ms);
+    }
+
+    /// Ends the pressure of one subscriber that has pressed for as long as it may. Part of the sweep.
+    pub(super) fn expire_pressure(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, pressure, .. } = self;
+        if let Some(slot) = slots.get_mut(id)
+            && slot.is_pressing()
+            && slot.outbox.presses_until().is_none_or(|until| until.has_come(now))
+        {
+            pressure.end(slot, now);
+        }
+    }
+
+    /// Ends all pressure: the server drains, and every publisher is to be read and answered.
+    pub(super) fn end_pressure(&mut self, now: Moment) {
+        let pressing: Vec<SlotId> =
+            self.slots.iter().filter(|(_, slot)| slot.is_pressing()).map(|(id, _)| id).collect();
+        for id in pressing {
+            if let Some(slot) = self.slots.get_mut(id) {
+                self.pressure.end(slot, now);
+            }
+        }
+        self.release_publishers(now);
+    }
+
+    /// How many publishers are paused.
+    pub(super) fn paused_publishers(&self) -> usize {
+        self.pressure.paused.iter().filter(|(id, _)| self.slots.get(*id).is_some_and(Slot::is_paused)).count()
+    }
+}

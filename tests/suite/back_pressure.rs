@@ -1,0 +1,403 @@
+//! Publishers that outrun subscribers are paused for a bounded time.
+//!
+//! In memory, a subscriber that takes nothing fills its outbox message by message, and what the engine has read of a
+//! publisher can be counted; time is moved by hand. On real sockets a publisher that writes as fast as it can meets
+//! a thousand subscribers that read, and every byte that they get is compared.
+
+use std::io::{Read, Write};
+
+use mio::{Events, Interest, Poll, Token};
+use oyez::close::Reason;
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+
+use crate::support::client::Client;
+use crate::support::frames::{self, TEXT};
+use crate::support::http::{post, publish};
+use crate::support::process::{PATIENCE, Server, counter};
+use crate::support::rig::{Mood, Rig};
+use crate::v1::upgrade;
+
+/// An outbox presses over 20,000 bytes, which are three of the messages.
+fn limits() -> Limits {
+    Limits {
+        outbox_bytes_max: 80_000,
+        slow_timeout_ms: 1_000_000,
+        ping_interval_ms: 0,
+        keep_alive_ms: 1_000_000,
+        ..Limits::default()
+    }
+}
+
+fn message(number: usize) -> String {
+    format!("{number:>9000}")
+}
+
+/// What was heard, as numbers.
+fn numbers(rig: &mut Rig, id: SlotId) -> Vec<usize> {
+    rig.texts(id).iter().map(|text| text.trim().parse().unwrap()).collect()
+}
+
+fn join_v1(rig: &mut Rig, path: &str) -> SlotId {
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, upgrade(path).as_bytes());
+    rig.settle();
+    rig.pipe(id).outgoing.clear();
+    id
+}
+
+fn publish_command(channel: &str, number: usize) -> Vec<u8> {
+    let command =
+        format!(r#"{{"type":"publish","ch":"{channel}","text":"{}","ref":{number}}}"#, message(number));
+    frames::masked(TEXT, command.as_bytes())
+}
+
+/// A subscriber that takes nothing and presses on `main`, after so many messages.
+fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
+    let slow = rig.join("/ws?echo=0");
+    rig.unstick(slow, Mood::Stuck);
+    for number in 0..messages {
+        rig.send_text(publisher, &message(number));
+        rig.settle();
+    }
+    slow
+}
+
+fn is_paused(rig: &Rig, id: SlotId) -> bool {
+    rig.engine.slots.get(id).unwrap().is_paused()
+}
+
+#[test]
+fn raw_publisher_is_not_read_on_until_the_subscriber_has_caught_up() {
+    let mut rig = Rig::new(limits());
+    let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let slow = pressed(&mut rig, publisher, 3);
+    assert_eq!(numbers(&mut rig, reader), [0, 1, 2]);
+    for number in 3..8 {
+        rig.send_text(publisher, &message(number));
+    }
+    rig.settle();
+    assert!(is_paused(&rig, publisher));
+    assert!(rig.pipe(publisher).incoming.len() > 45_000, "it waits in the kernel");
+    assert!(numbers(&mut rig, reader).is_empty());
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert!(!is_paused(&rig, publisher));
+    assert_eq!(numbers(&mut rig, reader), [3, 4, 5, 6, 7]);
+    assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(rig.engine.metrics.publish_pauses, 1);
+}
+
+#[test]
+fn pause_is_bounded_and_then_the_slow_subscriber_is_cut() {
+    let mut rig = Rig::new(limits());
+    let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let _slow = pressed(&mut rig, publisher, 3);
+    for number in 3..20 {
+        rig.send_text(publisher, &message(number));
+    }
+    rig.pass(900);
+    assert_eq!(numbers(&mut rig, reader), [0, 1, 2]);
+    rig.pass(600);
+    rig.settle();
+    assert_eq!(numbers(&mut rig, reader), (3..20).collect::<Vec<_>>(), "once in a backlog");
+    assert_eq!(rig.engine.metrics.publish_pauses, 1);
+    rig.pass(3_000);
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+}
+
+#[test]
+fn without_a_pause_nobody_waits() {
+    let mut rig = Rig::new(Limits { publish_pause_ms: 0, ..limits() });
+    let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let _slow = pressed(&mut rig, publisher, 20);
+    assert_eq!(numbers(&mut rig, reader).len(), 20);
+    assert_eq!(rig.engine.metrics.publish_pauses, 0);
+}
+
+#[test]
+fn v1_publisher_is_acknowledged_and_not_read_on() {
+    let mut rig = Rig::new(limits());
+    let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let slow = pressed(&mut rig, raw, 3);
+    let publisher = join_v1(&mut rig, "/ws");
+    rig.send(publisher, &publish_command("main", 3));
+    rig.settle();
+    assert!(rig.texts(publisher)[0].contains("ack"), "what was read is published");
+    assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
+    rig.send(publisher, &publish_command("main", 4));
+    rig.settle();
+    assert!(is_paused(&rig, publisher) && !rig.pipe(publisher).incoming.is_empty());
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert!(rig.texts(publisher)[0].contains("ack"));
+    assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn answers_to_http_publishers_are_withheld_in_their_order() {
+    let mut rig = Rig::new(limits());
+    let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let slow = pressed(&mut rig, raw, 3);
+    let (kept, last) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    rig.send(kept, (publish("main", "3") + &publish("main", "4")).as_bytes());
+    rig.settle();
+    rig.send(last, post("/v1/publish/main", "Connection: close\r\n", "5").as_bytes());
+    rig.settle();
+    rig.send(kept, (publish("main", "6") + &publish("nobody", "x")).as_bytes());
+    // Longer than a close handshake may take.
+    rig.pass(500);
+    assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3, 4, 5]);
+    assert!(rig.answers(kept).is_empty() && rig.answers(last).is_empty());
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.answers(kept).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 4]);
+    assert_eq!(rig.answers(last)[0].status, 200);
+    assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6]);
+}
+
+/// A long pause does not use up the time in which a connection that is to be closed is answered.
+#[test]
+fn withheld_answer_outlives_the_close_timeout() {
+    let mut rig = Rig::new(Limits { publish_pause_ms: 10_000, close_timeout_ms: 500, ..limits() });
+    let raw = rig.join("/ws?echo=0");
+    let slow = pressed(&mut rig, raw, 3);
+    let last = rig.connect(Mood::Kind);
+    rig.send(last, post("/v1/publish/main", "Connection: close\r\n", "5").as_bytes());
+    rig.pass(5_000);
+    assert!(rig.is_alive(last));
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert_eq!(rig.answers(last)[0].status, 200);
+}
+
+#[test]
+fn publisher_that_is_the_slow_subscriber_itself_goes_on() {
+    let mut rig = Rig::new(limits());
+    let (publisher, reader) = (rig.join("/ws"), rig.join("/ws"));
+    rig.unstick(publisher, Mood::Stuck);
+    for number in 0..6 {
+        rig.send_text(publisher, &message(number));
+        rig.settle();
+    }
+    assert!(is_paused(&rig, publisher));
+    let before = numbers(&mut rig, reader).len();
+    assert!(before < 6);
+    rig.unstick(publisher, Mood::Kind);
+    rig.settle();
+    assert_eq!(numbers(&mut rig, publisher), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(before + numbers(&mut rig, reader).len(), 6);
+}
+
+#[test]
+fn subscriber_that_leaves_or_dies_releases_its_publishers() {
+    for leaves in [true, false] {
+        let mut rig = Rig::new(limits());
+        let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+        let slow = join_v1(&mut rig, "/ws/main");
+        rig.unstick(slow, Mood::Stuck);
+        for number in 0..4 {
+            rig.send_text(publisher, &message(number));
+            rig.settle();
+        }
+        assert!(is_paused(&rig, publisher));
+        if leaves {
+            rig.send_text(slow, r#"{"type":"unsubscribe","ch":"main"}"#);
+        } else {
+            rig.reset(slow);
+        }
+        rig.settle();
+        assert!(!is_paused(&rig, publisher));
+        assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
+    }
+}
+
+#[test]
+fn publisher_that_dies_while_it_is_paused_is_noticed() {
+    let mut rig = Rig::new(limits());
+    let (publisher, closing) = (rig.join("/ws?echo=0"), join_v1(&mut rig, "/ws"));
+    let slow = pressed(&mut rig, publisher, 4);
+    rig.send(closing, &publish_command("main", 4));
+    rig.settle();
+    rig.send(closing, &frames::close(1000, ""));
+    rig.reset(publisher);
+    rig.settle();
+    rig.unstick(slow, Mood::Kind);
+    rig.settle();
+    assert!(!rig.is_alive(publisher));
+    assert_eq!(rig.frames(closing).last().unwrap().close_code().0, 1000);
+    assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 4], "the one that was reset had not been read");
+}
+
+#[test]
+fn drain_releases_all() {
+    let mut rig = Rig::new(limits());
+    let raw = rig.join("/ws?echo=0");
+    pressed(&mut rig, raw, 4);
+    let http = rig.connect(Mood::Kind);
+    rig.send(http, publish("main", "4").as_bytes());
+    rig.settle();
+    assert!(rig.answers(http).is_empty());
+    let now = rig.now;
+    rig.engine.drain(now);
+    rig.settle();
+    assert_eq!(rig.answers(http)[0].status, 200);
+    assert_eq!(rig.frames(raw).last().unwrap().close_code().0, 4200);
+}
+
+/// Subscribers that press one after another, each after one more message.
+#[test]
+fn many_slow_subscribers_do_not_stop_a_channel_one_after_another() {
+    let mut rig = Rig::new(limits());
+    let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let small = "x".repeat(2_000);
+    for _ in 0..8 {
+        let slow = rig.join("/ws");
+        rig.unstick(slow, Mood::Stuck);
+        rig.send_text(publisher, &small);
+        rig.settle();
+    }
+    rig.frames(reader);
+    let (mut sent, mut heard, mut waited_ms) = (0, 0, 0);
+    while heard < 12 {
+        if heard == sent {
+            // From the third on, each takes one more of them over a quarter.
+            rig.send_text(publisher, &small);
+            sent += 1;
+        }
+        rig.pass(50);
+        waited_ms += 50;
+        heard += rig.frames(reader).len();
+        assert!(waited_ms < 20_000, "{heard} heard");
+    }
+    assert!(waited_ms >= 1_000, "{waited_ms} ms");
+    // A second for the first quarter, a tenth of one for each message after it, and the sweep's rounds.
+    assert!(waited_ms < 4_500, "{waited_ms} ms for 12 messages");
+}
+
+/// Without an end to it, so much was read of this publisher that every subscriber was seconds behind.
+#[test]
+fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
+    const SUBSCRIBERS: usize = 50;
+    const MESSAGES: usize = 4_000;
+    let limits = Limits { outbox_bytes_max: 400_000, publish_pause_ms: 1_000_000, ..limits() };
+    let most = limits.outbox_bytes_max;
+    let mut rig = Rig::new(limits);
+    let publisher = join_v1(&mut rig, "/ws");
+    let subscribers: Vec<SlotId> = (0..SUBSCRIBERS)
+        .map(|_| {
+            let id = join_v1(&mut rig, "/ws/a");
+            rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
+            rig.settle();
+            rig.pipe(id).outgoing.clear();
+            // In each turn it takes that much.
+            rig.unstick(id, Mood::Sips(10_000));
+            id
+        })
+        .collect();
+    for number in 0..MESSAGES {
+        let channel = ["a", "b"][number % 2];
+        let command =
+            format!(r#"{{"type":"publish","ch":"{channel}","text":"{number:>200}","ref":{number}}}"#);
+        rig.send_text(publisher, &command);
+    }
+    // It reads its acknowledgements late.
+    rig.unstick(publisher, Mood::Stuck);
+    let mut turns = 0;
+    loop {
+        rig.turn();
+        turns += 1;
+        for id in [publisher].into_iter().chain(subscribers.iter().copied()) {
+            let cost = rig.engine.slots.get(id).expect("nobody is cut").outbox.cost();
+            assert!(cost <= most, "{cost} bytes wait in turn {turns}");
+        }
+        if turns == 20 {
+            assert!(!rig.pipe(publisher).incoming.is_empty(), "it is not read on");
+            rig.unstick(publisher, Mood::Sips(50_000));
+        }
+        let done = |rig: &mut Rig| rig.pipe(publisher).incoming.is_empty();
+        if turns > 20
+            && done(&mut rig)
+            && subscribers.iter().all(|&id| rig.engine.slots.get(id).unwrap().outbox.is_empty())
+        {
+            break;
+        }
+        assert!(turns < 20_000);
+    }
+    rig.settle();
+    assert_eq!(rig.frames(publisher).len(), MESSAGES, "each is acknowledged");
+    for id in subscribers {
+        let texts: Vec<usize> = rig
+            .texts(id)
+            .iter()
+            .map(|text| {
+                let value: serde_json::Value = serde_json::from_str(text).unwrap();
+                value["text"].as_str().unwrap().trim().parse().unwrap()
+            })
+            .collect();
+        assert_eq!(texts, (0..MESSAGES).collect::<Vec<_>>());
+    }
+    assert!(rig.engine.metrics.publish_pauses > 0);
+}
+
+#[test]
+fn publisher_at_full_speed_cuts_none_of_a_thousand_subscribers_that_read() {
+    const SUBSCRIBERS: usize = 1_000;
+    const MESSAGES: usize = 1_000;
+    let server = Server::start(&[
+        "--outbox-bytes-max=448KiB",
+        "--body-bytes-max=64KiB",
+        "--slow-timeout-ms=60000",
+        "--publish-pause-ms=60000",
+        "--history-messages-max=0",
+    ]);
+    let mut publisher = server.join("/ws?echo=0");
+    let payload = |number: usize| format!("{number:>1000}").into_bytes();
+    let mut expected = Vec::new();
+    let mut sent = Vec::new();
+    for number in 0..MESSAGES {
+        expected.extend(frames::header(0x80 | TEXT, 0, 1_000));
+        expected.extend(payload(number));
+        sent.extend(frames::masked(TEXT, &payload(number)));
+    }
+    let mut poll = Poll::new().unwrap();
+    let mut subscribers: Vec<(mio::net::TcpStream, usize)> = (0..SUBSCRIBERS)
+        .map(|key| {
+            let Client { stream, received, .. } = server.join("/ws");
+            assert!(received.is_empty());
+            stream.set_nonblocking(true).unwrap();
+            let mut stream = mio::net::TcpStream::from_std(stream);
+            poll.registry().register(&mut stream, Token(key), Interest::READABLE).unwrap();
+            (stream, 0)
+        })
+        .collect();
+    let publishes = std::thread::spawn(move || {
+        publisher.stream.write_all(&sent).unwrap();
+        publisher
+    });
+    let mut events = Events::with_capacity(1_024);
+    let mut buffer = vec![0; 64 << 10];
+    let mut left = SUBSCRIBERS;
+    while left > 0 {
+        poll.poll(&mut events, Some(3 * PATIENCE)).unwrap();
+        assert!(!events.is_empty(), "{left} subscribers wait for more");
+        for event in &events {
+            let (stream, got) = &mut subscribers[event.token().0];
+            loop {
+                let count = match stream.read(&mut buffer) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("{error} after {got} bytes"),
+                };
+                assert!(count > 0, "closed after {got} bytes");
+                assert!(expected[*got..].starts_with(&buffer[..count]), "another byte after {got}");
+                *got += count;
+                if *got == expected.len() {
+                    left -= 1;
+                }
+            }
+        }
+    }
+    drop((publishes.join().unwrap(), subscribers));
+    assert_eq!(counter(&server.stop(), "closed_slow"), 0);
+}
