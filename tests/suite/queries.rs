@@ -235,15 +235,15 @@ fn flood_of_listings_is_spread_over_turns_and_broadcasts_go_out_between() {
         turns += 1;
         heard += rig.texts(live).len();
         let sent: usize = ids.iter().map(|&id| rig.pipe(id).outgoing.len()).sum();
-        // A slice of 16 KiB is estimated at 45 us and more.
-        assert!(sent - before <= 24 * 17_500, "{} bytes in turn {turns}", sent - before);
+        // A slice of 16 KiB is estimated at 28 us, and the budget may end within one.
+        assert!(sent - before <= 40 * 17_500, "{} bytes in turn {turns}", sent - before);
         before = sent;
         if ids.iter().all(|&id| rig.pipe(id).outgoing.ends_with(b"0\r\n\r\n")) {
             break;
         }
         assert!(turns < 1_000, "it goes on");
     }
-    assert!(turns > 10, "{turns}");
+    assert!(turns > 8, "{turns}");
     assert_eq!(heard, turns, "in each turn what was published in it");
     for id in ids {
         let listing = rig.answers(id)[0].json();
