@@ -5,6 +5,7 @@
 //! whose token has ended is to hear of it, and not to find fewer channels than yesterday.
 
 use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::grant::Grant;
 use super::pace::Meters;
@@ -37,6 +38,25 @@ pub struct Gate {
     pub auths: Meters,
     /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
+    /// It as HTTP has it, for the second in which it was last needed.
+    pub date: DateCache,
+}
+
+/// The value of `Date`, made once for all answers of a second.
+#[derive(Debug, Default)]
+pub struct DateCache {
+    unix_seconds: u64,
+    text: Rc<str>,
+}
+
+impl DateCache {
+    fn at(&mut self, unix_seconds: u64) -> Rc<str> {
+        if self.text.is_empty() || self.unix_seconds != unix_seconds {
+            let time = UNIX_EPOCH + Duration::from_secs(unix_seconds);
+            *self = DateCache { unix_seconds, text: httpdate::fmt_http_date(time).into() };
+        }
+        self.text.clone()
+    }
 }
 
 impl Gate {
@@ -51,7 +71,13 @@ impl Gate {
             tickets: Tickets::new(tickets_max, tickets_max),
             auths: Meters::new(),
             unix_now: 0,
+            date: DateCache::default(),
         }
+    }
+
+    /// The value of `Date` (RFC 9110 6.6.1).
+    pub fn http_date(&mut self) -> Rc<str> {
+        self.date.at(self.unix_now)
     }
 
     /// The rights that a pass gives.
@@ -87,5 +113,20 @@ impl Gate {
         let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
         let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
         grant.map(Some).ok_or(TokenFault::Ticket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn date_is_made_once_a_second() {
+        let mut date = DateCache::default();
+        let first = date.at(784_111_777);
+        assert_eq!(&*first, "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert!(Rc::ptr_eq(&first, &date.at(784_111_777)));
+        assert_eq!(&*date.at(784_111_778), "Sun, 06 Nov 1994 08:49:38 GMT");
+        assert_eq!(&*DateCache::default().at(0), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 }

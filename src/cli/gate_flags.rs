@@ -9,7 +9,7 @@ use log::warn;
 use super::Failure;
 use super::key_files::KeyFiles;
 use super::serve::{count, millis, small_count_or_0};
-use crate::access::gate::Gate;
+use crate::access::gate::{DateCache, Gate};
 use crate::access::grant::Grant;
 use crate::access::pace::Meters;
 use crate::access::refusals::RefusalLog;
@@ -124,6 +124,7 @@ impl GateFlags {
             tickets: Tickets::new(self.tickets_max, self.tickets_per_client_max),
             auths: Meters::new(),
             unix_now: 0,
+            date: DateCache::default(),
         };
         Ok((gate, facts.join("; ")))
     }

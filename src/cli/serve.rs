@@ -103,7 +103,7 @@ pub(super) struct Serve {
     memory_max: Option<u64>,
 
     /// Longest request head, in bytes; over it 431.
-    #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "8KiB", value_parser = bytes)]
+    #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     head_bytes_max: usize,
 
     /// Most header fields in a request; over it 431.
@@ -131,7 +131,7 @@ pub(super) struct Serve {
     body_timeout_ms: u32,
 
     /// Longest time for which a connection is kept for another request, in milliseconds.
-    #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "60000", value_parser = millis)]
+    #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "75000", value_parser = millis)]
     keep_alive_ms: u32,
 
     // Not a doc comment: to those an origin is a link.

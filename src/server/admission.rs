@@ -44,7 +44,14 @@ impl<T: Transport> Engine<T> {
         self.metrics.connections_accepted += 1;
         self.turned_away += 1;
         let mut outbox = Outbox::Empty;
-        let state = State::turned_away(reason, &self.limits, &mut self.metrics, now, &mut outbox);
+        let state = State::turned_away(
+            reason,
+            self.gate.http_date(),
+            &self.limits,
+            &mut self.metrics,
+            now,
+            &mut outbox,
+        );
         let id = self.slots.insert(transport, peer, state, outbox);
         self.slots.mark_turned_away(id);
         self.slots.mark_dirty(id);

@@ -60,7 +60,7 @@ impl Entrance for Plain {
     }
 
     fn no_room(&self) -> Vec<u8> {
-        Refusal::no_room().respond(&Manner::last())
+        Refusal::no_room().respond(&Manner::last(Rc::default()))
     }
 }
 

@@ -304,7 +304,7 @@ impl<S: Transport> Secured<S> {
         self.outward = Outward::Mute;
         if fault == TlsFault::PlainHttp {
             let refusal = Refusal::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
-            self.outgoing = refusal.respond(&Manner::last());
+            self.outgoing = refusal.respond(&Manner::last(Rc::default()));
             return;
         }
         let said_before = self.outgoing.len();

@@ -9,11 +9,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::REQUEST_COST_BYTES;
+use super::chunked::ChunkDecoder;
 use super::guest::{self, Guest, Ways};
 use super::heartbeat::Heartbeat;
 use super::http::{self, Body as Length, FieldRoom, Request};
 use super::intent::{Intent, Question};
-use super::plain::{self, Body, Order, Outcome, answer, ask, hang_up, place, refuse, respond};
+use super::plain::{self, Body, Framing, Order, Outcome, answer, ask, hang_up, place, refuse, respond};
 use super::response::{After, Manner, Refusal};
 use super::routes::{self, LIMIT_MAX, Query, Route};
 use super::sharing::{forbidden_origin, judge, preflight, share, warn_of_host, warn_of_origin};
@@ -32,6 +33,8 @@ use crate::wire::{self, Form, Kind};
 /// Serves a request whose head is complete; `rest` is what came behind it.
 pub(super) fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
     desk.cost += REQUEST_COST_BYTES;
+    let later = http::of_known_version(head);
+    let head = later.as_deref().unwrap_or(head);
     let mut room = FieldRoom::new(desk.limits);
     match http::parse(head, &mut room, desk.limits) {
         // Its frames may be answered at once, so the answers before it have to be out.
@@ -45,6 +48,7 @@ pub(super) fn serve(head: &[u8], rest: &[u8], owed: u32, desk: &mut Desk<'_>) ->
 
 fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
     let mut manner = request.manner();
+    manner.date = desk.gate.http_date();
     // A program that names no host at all is no browser.
     if desk.gate.only_this_machine
         && let Ok(Some(host)) = request.host()
@@ -58,6 +62,10 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
     let has_body = !matches!(request.body, Length::Unsaid | Length::Bytes(0));
     let route = match routes::find(request.path, &desk.site.assets) {
         Ok(route) => route,
+        // What asks about the whole server, as health checks of load balancers do (HAProxy: `option httpchk`).
+        Err(_) if request.method == "OPTIONS" && matches!(request.path, "*" | "/") && !has_body => {
+            return preflight(request, "GET, HEAD, POST, DELETE, OPTIONS", manner, rest, owed, desk);
+        }
         Err(refusal) => {
             if has_body || request.fields.lists("connection", "upgrade") {
                 manner.after = After::Closed;
@@ -86,7 +94,7 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
         manner.after = After::Closed;
         return refuse(&refusal, manner, rest, owed, desk);
     }
-    if request.method == "OPTIONS" && route.is_shared() {
+    if request.method == "OPTIONS" && !has_body {
         return preflight(request, route.methods(), manner, rest, owed, desk);
     }
     if !route.methods().split(", ").any(|method| method == request.method) {
@@ -318,16 +326,24 @@ fn take_order(
     desk: &mut Desk<'_>,
 ) -> Outcome {
     let unread = Manner { after: After::Closed, ..manner.clone() };
-    let Length::Bytes(length) = request.body else {
-        let refusal =
-            Refusal::new(411, "length_required", "a message has a Content-Length, 0 if it is empty");
-        return refuse(&refusal, unread, rest, owed, desk);
+    let framing = match request.body {
+        Length::Unsaid => {
+            let message = "a message has a Content-Length, 0 if it is empty, or comes in chunks";
+            return refuse(&Refusal::new(411, "length_required", message), unread, rest, owed, desk);
+        }
+        Length::Chunked => Framing::Chunked(ChunkDecoder::new()),
+        Length::Bytes(length) => match usize::try_from(length) {
+            Ok(length) if length <= desk.limits.body_bytes_max => Framing::Length(length),
+            _ => return refuse(&Refusal::body_too_large(desk.limits), unread, rest, owed, desk),
+        },
     };
-    let body_bytes_max = desk.limits.body_bytes_max;
-    let Some(length) = usize::try_from(length).ok().filter(|&length| length <= body_bytes_max) else {
-        let refusal = Refusal::new(413, "too_big", format!("the body is over {body_bytes_max} bytes"));
+    // RFC 9110 8.4: it would be published as it is, and its subscribers would not know of the coding.
+    let is_coded = |coding: &[u8]| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity");
+    if request.fields.list("content-encoding").any(is_coded) {
+        let message = "a message is published as it is: send it without a Content-Encoding";
+        let refusal = Refusal::new(415, "content_encoding", message).with("Accept-Encoding", "identity");
         return refuse(&refusal, unread, rest, owed, desk);
-    };
+    }
     let key = match request.fields.one("idempotency-key").map(|key| key.map(std::str::from_utf8)) {
         Ok(None) => None,
         Ok(Some(Ok(key))) if (1..=KEY_BYTES_MAX).contains(&key.len()) => Some(Box::from(key)),
@@ -354,17 +370,20 @@ fn take_order(
     };
     let client = client_of(request, desk);
     let order = Order { channel, kind, manner, key, client, pass };
-    if rest.len() >= length {
-        return place(order, Bytes::copy_from_slice(&rest[..length]), &rest[length..], owed, desk);
+    if let Framing::Length(length) = framing
+        && let Some((payload, rest)) = rest.split_at_checked(length)
+    {
+        return place(order, Bytes::copy_from_slice(payload), rest, owed, desk);
     }
-    if desk.is_memory_short && length > SMALL_BYTES {
+    // A body in chunks has no length that is known to be small.
+    if desk.is_memory_short && !matches!(framing, Framing::Length(..=SMALL_BYTES)) {
         return refuse(&Refusal::low_memory(), unread, rest, owed, desk);
     }
     // Nor when a part of the body is there already.
     if asks_first && rest.is_empty() {
         desk.intents.push(Intent::Say(Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")));
     }
-    Outcome::Become(State::Body(Box::new(Body::begin(order, length, rest, owed, desk))))
+    Body::begin(order, framing, owed, desk).serve(rest, desk)
 }
 
 /// What is taken in under memory pressure, though it is not complete: as much as a request's head is.

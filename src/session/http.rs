@@ -5,6 +5,7 @@
 //! here, by httparse, and judged by RFC 9112, whether a WebSocket or a plain answer is to come of it.
 
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 
 use httparse::Header;
 
@@ -75,6 +76,8 @@ pub enum Body {
     Unsaid,
     /// It has so many bytes.
     Bytes(u64),
+    /// It comes in chunks (RFC 9112 7.1).
+    Chunked,
 }
 
 /// Room for the fields of one head.
@@ -131,7 +134,7 @@ pub fn parse<'room, 'head: 'room>(
     };
     let fields = Fields(request.headers);
     fields.check_host(minor_version)?;
-    let body = fields.body()?;
+    let body = fields.body(minor_version)?;
     let Target { authority, path, query } = split_target(target)?;
     Ok(Request { method, authority, path, query, minor_version, fields, body })
 }
@@ -193,7 +196,7 @@ impl<'a> Request<'a> {
             _ => After::Kept,
         };
         let is_chunked = self.minor_version > 0;
-        Manner { after, head_only: self.method == "HEAD", is_chunked, share: None }
+        Manner { after, head_only: self.method == "HEAD", is_chunked, share: None, date: Rc::default() }
     }
 }
 
@@ -231,6 +234,22 @@ impl<'a> Fields<'a> {
         self.list(name).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
     }
 
+    /// RFC 9112 6.1: chunked has to be the last coding, and to be applied once; of others none is known here.
+    fn transfer_coding(&self) -> Result<Body, Refusal> {
+        let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+        let chunked = self.list("transfer-encoding").filter(is_chunked).count();
+        match (chunked, self.list("transfer-encoding").count()) {
+            (1, 1) => Ok(Body::Chunked),
+            (1, _) if self.list("transfer-encoding").last().as_ref().is_some_and(is_chunked) => {
+                let message = "of transfer codings only chunked is known";
+                Err(Refusal::new(501, "transfer_coding", message))
+            }
+            _ => Err(Refusal::bad(
+                "the end of the body cannot be found: chunked has to be the last coding, once",
+            )),
+        }
+    }
+
     /// RFC 9112 3.2: a request without Host, with two, or with a bad one is answered with 400.
     fn check_host(&self, minor_version: u8) -> Result<(), Refusal> {
         match self.one("host") {
@@ -241,13 +260,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A head that says in two ways how long its body is is an attempt at smuggling (RFC 9112 6.1).
-    fn body(&self) -> Result<Body, Refusal> {
-        let is_chunked = self.all("transfer-encoding").next().is_some();
-        match (is_chunked, self.one("content-length")) {
-            (true, Ok(None)) => {
-                let message = "Transfer-Encoding is not taken here: send a Content-Length";
-                Err(Refusal::new(411, "length_required", message))
-            }
+    fn body(&self, minor_version: u8) -> Result<Body, Refusal> {
+        let has_coding = self.all("transfer-encoding").next().is_some();
+        match (has_coding, self.one("content-length")) {
+            // RFC 9112 6.1: its framing is faulty, even if some server before this one took it.
+            (true, Ok(None)) if minor_version == 0 => Err(Refusal::bad("HTTP/1.0 has no Transfer-Encoding")),
+            (true, Ok(None)) => self.transfer_coding(),
             (true, _) => Err(Refusal::bad("a body has a Transfer-Encoding or a Content-Length, not both")),
             (false, Ok(None)) => Ok(Body::Unsaid),
             (false, Ok(Some(digits))) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
@@ -258,6 +276,20 @@ impl<'a> Fields<'a> {
             (false, _) => Err(Refusal::bad("Content-Length has to come once, and is a whole number")),
         }
     }
+}
+
+/// The request with the minor version 1, if its own is a later one: RFC 9110 2.5 has a server of HTTP/1.1 take it so,
+/// and httparse knows no other than 0 and 1.
+pub fn of_known_version(head: &[u8]) -> Option<Vec<u8>> {
+    let begin = head.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    let line = &head[begin..begin + memchr::memchr(b'\r', &head[begin..])?];
+    let (version, minor) = line.split_last_chunk::<1>().map(|(rest, [minor])| (rest, *minor))?;
+    if !version.ends_with(b" HTTP/1.") || !matches!(minor, b'2'..=b'9') {
+        return None;
+    }
+    let mut head = head.to_vec();
+    head[begin + line.len() - 1] = b'1';
+    Some(head)
 }
 
 /// RFC 9110 7.2: `Host` is a host and perhaps a port, or empty.
@@ -317,8 +349,25 @@ mod tests {
         check(&with("Content-Length: 5, 5\r\n"), 400);
         check(&with("Content-Length: +5\r\n"), 400);
         check(&with("Content-Length:\r\n"), 400);
-        check(&with("Transfer-Encoding: chunked\r\n"), 411);
-        check(&with("Transfer-Encoding: gzip, chunked\r\n"), 411);
+        check(&with("Transfer-Encoding: gzip, chunked\r\n"), 501);
+        check(&with("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"), 501);
+        for coding in [
+            "gzip",
+            "identity",
+            "chunked, gzip",
+            "chunked, chunked",
+            "chunked,",
+            "",
+            ",chunked,",
+            "xchunked",
+            "chunked;q=1",
+            "\u{b}chunked",
+        ] {
+            check(&with(&format!("Transfer-Encoding: {coding}\r\n")), 400);
+        }
+        check(&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400);
+        check("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400);
+        check(&with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400);
         check(&with("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n"), 400);
         check(&with(" folded: x\r\n"), 400);
         check(&with("spaced : x\r\n"), 400);
@@ -370,10 +419,28 @@ mod tests {
     }
 
     #[test]
+    fn later_minor_version_is_taken_for_1() {
+        for (head, expected) in [
+            ("GET / HTTP/1.2\r\nHost: x\r\n\r\n", Some("GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
+            ("\r\nGET / HTTP/1.9\r\n\r\n", Some("\r\nGET / HTTP/1.1\r\n\r\n")),
+            ("GET / HTTP/1.1\r\n\r\n", None),
+            ("GET / HTTP/1.0\r\n\r\n", None),
+            ("GET / HTTP/2.2\r\n\r\n", None),
+            ("GET / HTTP/1.12\r\n\r\n", None),
+            ("GET /HTTP/1.2\r\nHTTP/1.2\r\n\r\n", None),
+            ("\r\n", None),
+        ] {
+            assert_eq!(of_known_version(head.as_bytes()).as_deref(), expected.map(str::as_bytes), "{head}");
+        }
+    }
+
+    #[test]
     fn lengths() {
         let body = |fields: &str, expected| {
             check(&with(fields), |request| assert_eq!(request.unwrap().body, expected))
         };
+        body("Transfer-Encoding: chunked\r\n", Body::Chunked);
+        body("Transfer-Encoding: Chunked\r\n", Body::Chunked);
         body("", Body::Unsaid);
         body("Content-Length: 17\r\n", Body::Bytes(17));
         body("Content-Length: 99999999999999999999999\r\n", Body::Bytes(u64::MAX));

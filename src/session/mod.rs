@@ -14,6 +14,7 @@
 //! ```
 
 mod buffer;
+mod chunked;
 mod commands;
 mod dispatch;
 mod draining;
@@ -198,12 +199,13 @@ impl State {
     /// A connection that is not served: it is told so, whatever it wants.
     pub fn turned_away(
         reason: Reason,
+        date: Rc<str>,
         limits: &Limits,
         metrics: &mut Metrics,
         now: Moment,
         outbox: &mut Outbox,
     ) -> State {
-        answer(reason, &Manner::last(), limits, metrics, now, outbox)
+        answer(reason, &Manner::last(date), limits, metrics, now, outbox)
     }
 
     /// Is it an open WebSocket?
@@ -393,7 +395,14 @@ impl State {
                 }
             }
             State::Head(_) | State::Responding(_) => {
-                *self = answer(reason, &Manner::last(), limits, desk.metrics, now, desk.outbox);
+                *self = answer(
+                    reason,
+                    &Manner::last(desk.gate.http_date()),
+                    limits,
+                    desk.metrics,
+                    now,
+                    desk.outbox,
+                );
             }
             State::Body(body) => {
                 *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::buffer;
+use super::chunked::{BadChunk, ChunkDecoder};
 use super::dispatch::serve;
 use super::draining::{Closing, Draining};
 use super::http::{self, HeadEnd};
@@ -53,10 +54,19 @@ enum Stage {
 #[derive(Debug)]
 pub struct Body {
     order: Order,
-    length: usize,
+    framing: Framing,
     received: Vec<u8>,
     until: Moment,
     owed: u32,
+}
+
+/// Where a body ends.
+#[derive(Debug)]
+pub(super) enum Framing {
+    /// After so many bytes.
+    Length(usize),
+    /// After its last chunk.
+    Chunked(ChunkDecoder),
 }
 
 /// What is to be done with a body.
@@ -207,29 +217,54 @@ impl Head {
 }
 
 impl Body {
-    /// The body of `length` bytes begins with `begun`.
-    pub(super) fn begin(order: Order, length: usize, begun: &[u8], owed: u32, desk: &Desk<'_>) -> Body {
+    /// A body of which nothing has arrived.
+    pub(super) fn begin(order: Order, framing: Framing, owed: u32, desk: &Desk<'_>) -> Body {
         // Not all of it at once: a head that announces much is cheap to send.
-        let mut received = Vec::new();
-        buffer::append(&mut received, begun, length);
-        Body { order, length, received, until: desk.now.after(desk.limits.body_timeout_ms), owed }
-    }
-
-    pub(super) fn deadline(&self) -> Moment {
-        self.until
+        Body {
+            order,
+            framing,
+            received: Vec::new(),
+            until: desk.now.after(desk.limits.body_timeout_ms),
+            owed,
+        }
     }
 
     pub(super) fn held_bytes(&self) -> usize {
         self.received.capacity()
     }
 
-    pub(super) fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> (usize, Option<State>) {
-        let missing = self.length - self.received.len();
-        if input.len() < missing {
-            buffer::append(&mut self.received, input, self.length);
-            return (input.len(), None);
+    /// Takes what has arrived. Returns how many bytes of `input` belong to the body, once it is whole.
+    fn take(&mut self, input: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+        match &mut self.framing {
+            Framing::Length(length) => {
+                let missing = *length - self.received.len();
+                let own = input.get(..missing);
+                buffer::append(&mut self.received, own.unwrap_or(input), *length);
+                Ok(own.map(<[u8]>::len))
+            }
+            Framing::Chunked(decoder) => {
+                decoder.decode(input, &mut self.received, limits).map_err(|why| match why {
+                    BadChunk::Malformed => Refusal::bad("the body is not in chunks as RFC 9112 has them"),
+                    BadChunk::TooBig => Refusal::body_too_large(limits),
+                    BadChunk::TooMuchExtra => {
+                        Refusal::bad("chunk extensions and trailers are longer than a request head may be")
+                    }
+                })
+            }
         }
-        buffer::append(&mut self.received, &input[..missing], self.length);
+    }
+
+    /// Takes what has arrived with the head, and publishes if that is all.
+    pub(super) fn serve(mut self, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
+        match self.take(rest, desk.limits) {
+            Ok(None) => Outcome::Become(State::Body(Box::new(self))),
+            Ok(Some(consumed)) => self.complete(consumed, &rest[consumed..], desk),
+            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.owed, desk),
+        }
+    }
+
+    /// The body is whole, with the last `consumed` bytes of what has arrived.
+    fn complete(&mut self, consumed: usize, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
         let order = Order {
             channel: self.order.channel.clone(),
             kind: self.order.kind,
@@ -239,11 +274,27 @@ impl Body {
             pass: self.order.pass.take(),
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
-        match place(order, payload, &input[missing..], self.owed, desk) {
-            Outcome::Next { .. } => {
+        match place(order, payload, rest, self.owed, desk) {
+            Outcome::Next { .. } => Outcome::Next { consumed },
+            other => other,
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Moment {
+        self.until
+    }
+
+    pub(super) fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> (usize, Option<State>) {
+        let outcome = match self.take(input, desk.limits) {
+            Ok(None) => return (input.len(), None),
+            Ok(Some(consumed)) => self.complete(consumed, &input[consumed..], desk),
+            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.owed, desk),
+        };
+        match outcome {
+            Outcome::Next { consumed } => {
                 let mut head = Head::next(Vec::new(), desk.limits, desk.now);
                 head.owed = self.owed + 1;
-                (missing, Some(State::Head(Box::new(head))))
+                (consumed, Some(State::Head(Box::new(head))))
             }
             Outcome::Become(state) | Outcome::Upgraded(state) => (input.len(), Some(state)),
         }
@@ -352,7 +403,7 @@ fn wait_for(query: Option<Box<Query>>, after: After, reason: Reason, rest: &[u8]
 /// Says no, and ends the connection: nobody can tell where the next request begins, or it is not worth
 /// reading what comes before that.
 pub(super) fn hang_up(refusal: &Refusal, owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    refuse(refusal, Manner::last(), &[], owed, desk)
+    refuse(refusal, Manner::last(desk.gate.http_date()), &[], owed, desk)
 }
 
 /// Says no.

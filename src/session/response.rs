@@ -4,6 +4,7 @@
 //! operator's allows.
 
 use std::fmt::Write as _;
+use std::rc::Rc;
 
 use crate::config::Limits;
 
@@ -18,6 +19,8 @@ pub struct Manner {
     pub is_chunked: bool,
     /// The web page that may read the answer.
     pub share: Option<Share>,
+    /// The value of `Date`, made once a second for all; empty for none.
+    pub date: Rc<str>,
 }
 
 /// A web page of another origin that may read an answer (Fetch, CORS protocol).
@@ -43,8 +46,8 @@ pub enum After {
 
 impl Manner {
     /// An answer and then the end.
-    pub fn last() -> Manner {
-        Manner { after: After::Closed, ..Manner::default() }
+    pub fn last(date: Rc<str>) -> Manner {
+        Manner { after: After::Closed, date, ..Manner::default() }
     }
 
     /// A whole answer.
@@ -103,6 +106,10 @@ impl Manner {
     fn head(&self, status: u16, fields: &[(&str, &str)]) -> String {
         let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut out = format!("HTTP/1.1 {status} {}\r\n", phrase.unwrap_or("Error"));
+        // RFC 9110 6.6.1: a server with a clock says when it has made its answers.
+        if !self.date.is_empty() {
+            let _ = write!(out, "Date: {}\r\n", self.date);
+        }
         for (field, value) in fields {
             let _ = write!(out, "{field}: {value}\r\n");
         }
@@ -200,6 +207,11 @@ impl Refusal {
         Refusal::new(408, "body_timeout", message)
     }
 
+    /// 413: the body is over the limit.
+    pub fn body_too_large(limits: &Limits) -> Refusal {
+        Refusal::new(413, "too_big", format!("the body is over {} bytes", limits.body_bytes_max))
+    }
+
     /// 431: the head is over a limit.
     pub fn head_too_large(limits: &Limits) -> Refusal {
         let Limits { head_bytes_max, head_fields_max, .. } = limits;
@@ -250,7 +262,7 @@ mod tests {
     #[test]
     fn refusals_say_what_they_are() {
         let refusal = Refusal::unavailable("full", "no room", 1);
-        let answer = text(refusal.respond(&Manner::last()));
+        let answer = text(refusal.respond(&Manner::last(Rc::default())));
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{answer}");
         let (fields, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
@@ -266,7 +278,7 @@ mod tests {
                 Refusal::rate_limited(retry_ms),
                 Refusal::too_many_connections(retry_ms),
             ] {
-                let answer = text(refusal.respond(&Manner::last()));
+                let answer = text(refusal.respond(&Manner::last(Rc::default())));
                 assert!(answer.contains(&format!("\r\nRetry-After: {seconds}\r\n")), "{answer}");
             }
         }
@@ -286,6 +298,11 @@ mod tests {
         assert_eq!(
             text(manner.respond(200, "text/plain", &[], b"ok\n")),
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
+        );
+        let dated = Manner { date: "Sun, 06 Nov 1994 08:49:37 GMT".into(), ..Manner::default() };
+        assert_eq!(
+            text(dated.respond(200, "text/plain", &[], b"")),
+            "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
         );
         assert_eq!(text(Manner::default().respond(204, "", &[], b"")), "HTTP/1.1 204 No Content\r\n\r\n");
     }

@@ -57,18 +57,23 @@ impl Route {
     /// The methods that it takes, as the field `Allow` has them.
     pub fn methods(&self) -> &'static str {
         match self {
-            Route::WebSocket { .. } => "GET",
+            Route::WebSocket { .. } => "GET, OPTIONS",
             Route::Publish { .. } | Route::Tickets => "POST, OPTIONS",
             Route::Connections => "DELETE, OPTIONS",
             Route::Events { .. } => "GET, OPTIONS",
             Route::Channels | Route::Channel { .. } | Route::History { .. } => "GET, HEAD, OPTIONS",
-            Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => "GET, HEAD",
+            Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => "GET, HEAD, OPTIONS",
         }
     }
 
     /// May pages of other origins ask for it, where the operator allows them?
     pub fn is_shared(&self) -> bool {
-        self.methods().ends_with("OPTIONS")
+        match self {
+            Route::Publish { .. } | Route::Tickets | Route::Connections | Route::Events { .. } => true,
+            Route::Channels | Route::Channel { .. } | Route::History { .. } => true,
+            Route::WebSocket { .. } => false,
+            Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => false,
+        }
     }
 }
 

@@ -34,9 +34,17 @@ pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
             .with("Sec-WebSocket-Version", "13")
     };
     let fields = request.fields;
-    // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0.
-    let is_old = request.minor_version == 0;
-    if is_old || !fields.lists("upgrade", "websocket") || !fields.lists("connection", "upgrade") {
+    // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0, which is what nginx passes on unless told otherwise.
+    if request.minor_version == 0 && fields.lists("upgrade", "websocket") {
+        return Err(upgrade_required(
+            "a WebSocket takes HTTP/1.1, and this request came in HTTP/1.0: a proxy in front has to pass it as 1.1 \
+             (nginx: proxy_http_version 1.1)",
+        ));
+    }
+    if request.minor_version == 0
+        || !fields.lists("upgrade", "websocket")
+        || !fields.lists("connection", "upgrade")
+    {
         return Err(upgrade_required("this is a WebSocket: send Connection: Upgrade and Upgrade: websocket"));
     }
     match fields.one("sec-websocket-version") {

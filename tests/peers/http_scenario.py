@@ -83,7 +83,9 @@ class Scenario:
             answer = self.ask("GET", path)
             self.state(f"{status} has a code", answer.status_code == status and answer.json()["error"]["code"], answer.text)
         chunked = self.ask("POST", "/v1/publish/py", data=iter([b"a", b"b"]))
-        self.state("a chunked body is answered with 411", chunked.status_code == 411, chunked.text)
+        self.state("requests publishes a chunked body", chunked.status_code == 200, chunked.text)
+        last = self.ask("GET", "/v1/channels/py/history", params={"since": "latest"}).json()["messages"]
+        self.state("as one message", [m["text"] for m in last] == ["ab"], last)
         pool = next(iter(self.session.adapters["http://"].poolmanager.pools._container.values()))
         self.state("one connection served nearly all of it", pool.num_connections <= 2, pool.num_connections)
 

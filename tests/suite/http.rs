@@ -5,6 +5,7 @@ use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::frames;
+use crate::support::guarded::upgrade_with;
 use crate::support::http::{Answer, get, post, publish, request};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Dice, Mood, Rig};
@@ -83,9 +84,9 @@ fn methods_that_a_path_does_not_take() {
         ("/v1/channels/a", "GET, HEAD, OPTIONS"),
         ("/v1/channels/a/history", "GET, HEAD, OPTIONS"),
         ("/sse/a", "GET, OPTIONS"),
-        ("/healthz", "GET, HEAD"),
-        ("/readyz", "GET, HEAD"),
-        ("/metrics", "GET, HEAD"),
+        ("/healthz", "GET, HEAD, OPTIONS"),
+        ("/readyz", "GET, HEAD, OPTIONS"),
+        ("/metrics", "GET, HEAD, OPTIONS"),
     ] {
         for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "get", "OPTIONS", "CONNECT", "X"] {
             if allowed.split(", ").any(|one| one == method) {
@@ -353,4 +354,98 @@ fn all_ways_in_and_out_meet_in_one_order() {
         order.iter().filter(|text| !text.starts_with("socket")).collect::<Vec<_>>(),
         heard.iter().collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn every_answer_has_a_date() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    for asks in [
+        get("/"),
+        get("/healthz"),
+        get("/readyz"),
+        get("/metrics"),
+        get("/nothing"),
+        get("/v1/channels"),
+        get("/v1/channels/a"),
+        get("/v1/channels/a/history"),
+        publish("a", "x"),
+        post("/v1/publish/a", "Content-Type: application/json\r\n", "{"),
+        post("/v1/tickets", "", ""),
+        request("OPTIONS", "/v1/channels", ""),
+        request("DELETE", "/healthz", ""),
+        get("/ws"),
+    ] {
+        let answer = client.ask(&asks);
+        assert!(answer.date.is_some(), "{asks} {answer:?}");
+    }
+    for bad in ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\n\n"] {
+        assert!(Client::new(server.connect()).ask(bad).date.is_some(), "{bad:?}");
+    }
+}
+
+#[test]
+fn options_of_every_path_and_of_the_server_are_answered() {
+    for server in [Server::start(&[]), Server::start(&["--no-console"])] {
+        let mut client = Client::new(server.connect());
+        for path in ["*", "/", "/healthz", "/readyz", "/metrics", "/v1/channels", "/ws/a", "/sse/a"] {
+            let mut client = Client::new(server.connect());
+            let answer = client.ask(request("OPTIONS", path, ""));
+            assert_eq!(answer.status, 204, "{path}");
+            assert!(answer.field("Allow").unwrap().contains("GET"), "{path} {answer:?}");
+        }
+        assert_eq!(client.ask(request("OPTIONS", "/nothing", "")).status, 404);
+        assert_eq!(client.ask(request("GET", "*", "")).status, 404);
+        // HAProxy's `option httpchk`, which names no host.
+        assert!(server.ask("OPTIONS / HTTP/1.0\r\n\r\n").starts_with("HTTP/1.1 204 "));
+    }
+}
+
+#[test]
+fn later_minor_version_is_answered_as_1_1() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    for version in ["HTTP/1.2", "HTTP/1.9", "HTTP/1.1"] {
+        let answer = client.ask(get("/healthz").replace("HTTP/1.1", version));
+        assert_eq!((answer.status, answer.is_last()), (200, false), "{version}");
+    }
+    client.send(frames::upgrade("/ws/a").replace("HTTP/1.1", "HTTP/1.2").as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+}
+
+#[test]
+fn http_1_0_upgrade_is_told_that_1_1_is_needed() {
+    let server = Server::start(&[]);
+    let answer = Client::new(server.connect()).ask(frames::upgrade("/ws").replace("HTTP/1.1", "HTTP/1.0"));
+    assert_eq!(answer.status, 426);
+    assert!(
+        answer.body.contains("takes HTTP/1.1") && answer.body.contains("proxy_http_version 1.1"),
+        "{answer:?}"
+    );
+}
+
+/// nginx' upstream connections and load balancers are idle for up to 60 s, and must not send into a closed one.
+#[test]
+fn kept_connection_outlives_the_idle_time_of_proxies() {
+    let mut rig = Rig::new(Limits::default());
+    let id = rig.connect(Mood::Kind);
+    rig.send(id, get("/healthz").as_bytes());
+    rig.settle();
+    rig.pass(70_000);
+    assert!(rig.is_alive(id));
+    rig.send(id, get("/healthz").as_bytes());
+    rig.settle();
+    assert_eq!(rig.answers(id).len(), 2);
+}
+
+#[test]
+fn head_with_many_cookies_is_accepted() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    let lines = format!("Cookie: session={}\r\n", "x".repeat(12 << 10));
+    assert_eq!(client.ask(request("GET", "/healthz", &lines)).status, 200);
+    client.send(upgrade_with("/ws/a", &lines).as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 101 "));
+    let lines = format!("Cookie: session={}\r\n", "x".repeat(16 << 10));
+    assert_eq!(Client::new(server.connect()).ask(request("GET", "/healthz", &lines)).status, 431);
 }

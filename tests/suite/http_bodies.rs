@@ -83,9 +83,9 @@ fn a_body_says_how_long_it_is() {
     let said = |lines: &str| request("POST", PATH, lines);
     for (lines, status) in [
         ("", 411),
-        ("Transfer-Encoding: chunked\r\n", 411),
-        ("Transfer-Encoding: gzip, chunked\r\n", 411),
-        ("transfer-encoding:\r\n", 411),
+        ("Transfer-Encoding: gzip, chunked\r\n", 501),
+        ("Transfer-Encoding: chunked, gzip\r\n", 400),
+        ("transfer-encoding:\r\n", 400),
         ("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", 400),
         ("Content-Length: 3\r\nTransfer-Encoding: identity\r\n", 400),
         ("Content-Length: 3\r\nContent-Length: 3\r\n", 400),
@@ -281,4 +281,95 @@ fn large_bodies_in_pieces() {
         assert_eq!(client.ask(publish("a", &body)).status, 200);
     });
     assert_eq!(last(&server, post(PATH, "", "").replace("Length: 0", "Length: 1048577")).status, 413);
+}
+
+/// A text for a channel in chunks of so many bytes.
+fn in_chunks(channel: &str, text: &str, size: usize) -> String {
+    let chunks = text
+        .as_bytes()
+        .chunks(size)
+        .map(|chunk| format!("{:x};ext=1\r\n{}\r\n", chunk.len(), std::str::from_utf8(chunk).unwrap()));
+    let chunks: String = chunks.collect();
+    let head = request("POST", &format!("/v1/publish/{channel}"), "Transfer-Encoding: chunked\r\n");
+    format!("{head}{chunks}0\r\nTrailer: x\r\n\r\n")
+}
+
+/// Many clients send nothing else: Go, OkHttp, .NET and the JDK when they do not know the length, `curl -T -`.
+#[test]
+fn chunked_body_is_published_at_every_cut() {
+    let text = "in three chunks";
+    let asks = format!("{}{}{}", in_chunks("a", text, 6), in_chunks("a", "", 1), get("/healthz"));
+    let mut whole = None;
+    for cut in 0..asks.len() {
+        let mut rig = Rig::new(Limits::default());
+        let member = rig.join("/ws/a");
+        let id = rig.connect(Mood::Kind);
+        for piece in [&asks.as_bytes()[..cut], &asks.as_bytes()[cut..]] {
+            rig.send(id, piece);
+            rig.settle();
+        }
+        let answers: Vec<(u16, String)> =
+            rig.answers(id).into_iter().map(|answer| (answer.status, answer.body)).collect();
+        assert_eq!(rig.texts(member), [text, ""], "cut at {cut}");
+        assert_eq!(*whole.get_or_insert(answers.clone()), answers, "cut at {cut}");
+    }
+    let statuses: Vec<u16> = whole.unwrap().iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [200, 200, 200]);
+}
+
+#[test]
+fn chunked_body_has_the_limits_of_any_other() {
+    let server = Server::start(&[
+        "--body-bytes-max=1KiB",
+        "--message-bytes-max=1KiB",
+        "--head-bytes-max=1KiB",
+        "--body-timeout-ms=300",
+    ]);
+    let ask = |request: &str| {
+        let mut client = Client::new(server.connect());
+        client.send(request.as_bytes());
+        let answer = client.answer();
+        assert_eq!(answer.is_last(), answer.status != 200, "{answer:?}");
+        (answer.status, if answer.status == 200 { String::new() } else { answer.code() })
+    };
+    let refused = |status: u16, code: &str| (status, code.to_owned());
+    let head = request("POST", "/v1/publish/a", "Transfer-Encoding: chunked\r\n");
+    assert_eq!(ask(&in_chunks("a", &"x".repeat(1024), 100)).0, 200);
+    assert_eq!(ask(&format!("{head}401\r\n")), refused(413, "too_big"));
+    assert_eq!(ask(&in_chunks("a", &"x".repeat(1025), 1024)), refused(413, "too_big"));
+    assert_eq!(ask(&format!("{head}1;{}", "x".repeat(2048))), refused(400, "bad_request"));
+    assert_eq!(ask(&format!("{head}1\nx")), refused(400, "bad_request"));
+    assert_eq!(ask(&format!("{head}1\r\nx\r\n")), refused(408, "body_timeout"));
+    // RFC 9112 6.1: two lengths are an attempt at smuggling.
+    let both = request("POST", "/v1/publish/a", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n");
+    assert_eq!(ask(&format!("{both}0\r\n\r\n")), refused(400, "bad_request"));
+    let gzip = request("POST", "/v1/publish/a", "Transfer-Encoding: gzip, chunked\r\n");
+    assert_eq!(ask(&format!("{gzip}0\r\n\r\n")), refused(501, "transfer_coding"));
+    let old = "POST /v1/publish/a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(ask(old), refused(400, "bad_request"));
+    let get = request("GET", "/healthz", "Transfer-Encoding: chunked\r\n");
+    assert_eq!(ask(&format!("{get}0\r\n\r\n")), refused(400, "bad_request"));
+}
+
+#[test]
+fn chunked_body_waits_for_100_continue() {
+    let server = Server::start(&[]);
+    let lines = "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n";
+    let mut client = Client::new(server.connect());
+    client.send(request("POST", "/v1/publish/a", lines).as_bytes());
+    assert!(client.head().starts_with("HTTP/1.1 100 "));
+    client.send(b"1\r\nx\r\n0\r\n\r\n");
+    assert_eq!(client.answer().status, 200);
+}
+
+/// It would be published as it is, and subscribers do not know of the coding.
+#[test]
+fn content_coding_is_refused_with_415() {
+    let server = Server::start(&[]);
+    for (coding, status) in [("gzip", 415), ("br, identity", 415), ("identity", 200), ("", 200)] {
+        let lines = format!("Content-Encoding: {coding}\r\n");
+        let answer = Client::new(server.connect()).ask(post("/v1/publish/a", &lines, "x"));
+        assert_eq!(answer.status, status, "{coding}");
+        assert_eq!(answer.field("Accept-Encoding"), (status == 415).then_some("identity"));
+    }
 }

@@ -40,12 +40,25 @@ fn chunked_body(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
+/// A head without its `Date`, which differs between answers that are the same; and its value.
+pub fn without_date(head: &str) -> (String, Option<String>) {
+    let Some(at) = head.find("\r\nDate: ") else { return (head.to_owned(), None) };
+    let line = &head[at + 2..];
+    let line = &line[..line.find("\r\n").unwrap_or(line.len())];
+    let date = line.strip_prefix("Date: ").unwrap();
+    // RFC 9110 5.6.7: an IMF-fixdate has 29 characters.
+    assert!(date.len() == 29 && date.ends_with(" GMT"), "{date}");
+    (head.replacen(&format!("\r\n{line}"), "", 1), Some(date.to_owned()))
+}
+
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
-    /// Status line and fields, without the empty line.
+    /// Status line and fields, without `Date` and the empty line.
     pub head: String,
+    /// The value of `Date`.
+    pub date: Option<String>,
     pub body: String,
 }
 
@@ -55,7 +68,8 @@ impl Answer {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
         let head = String::from_utf8(bytes[..end - 4].to_vec()).unwrap();
         let status: u16 = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
-        let mut answer = Answer { status, head, body: String::new() };
+        let (head, date) = without_date(&head);
+        let mut answer = Answer { status, head, date, body: String::new() };
         if answer.field("Transfer-Encoding") == Some("chunked") {
             assert_eq!(answer.field("Content-Length"), None, "RFC 9112 6.2: {}", answer.head);
             let (body, length) = if head_only { (Vec::new(), 0) } else { chunked_body(&bytes[end..])? };

@@ -1,0 +1,215 @@
+//! A request body in chunked transfer coding (RFC 9112 7.1), decoded as it arrives.
+//!
+//! Many clients send nothing else: they do not know a body's length when they begin. The grammar is taken to the
+//! letter, since a proxy in front that reads a chunk's size in another way sees another request begin (request
+//! smuggling): sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and its line
+//! end. Chunk extensions and trailers are read past and bounded.
+
+use super::buffer;
+use crate::config::Limits;
+
+/// Where in the coding the last byte was.
+#[derive(Debug)]
+pub(super) struct ChunkDecoder {
+    stage: Stage,
+    /// What the chunk at hand has yet to bring.
+    left: usize,
+    /// Bytes of all chunk extensions and trailers.
+    extra_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// In a size, after so many digits.
+    Size {
+        digits: u8,
+    },
+    Extension,
+    /// The CR of a size line was there.
+    SizeEnd,
+    Data,
+    /// All of a chunk's data were there.
+    DataEnd,
+    /// The CR after a chunk's data was there.
+    DataLineEnd,
+    /// In the trailer section; `is_empty`: no byte of the line at hand was there.
+    Trailer {
+        is_empty: bool,
+    },
+    /// The CR of a trailer line was there.
+    TrailerEnd {
+        is_empty: bool,
+    },
+}
+
+/// Why a body cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadChunk {
+    /// It breaks the grammar.
+    Malformed,
+    /// A chunk ends beyond the longest body.
+    TooBig,
+    /// Extensions and trailers are longer than a request head may be.
+    TooMuchExtra,
+}
+
+/// The most digits of a size: those of 2^64, and zeros before them no longer than that.
+const DIGITS_MAX: u8 = 16;
+
+impl ChunkDecoder {
+    pub(super) fn new() -> ChunkDecoder {
+        ChunkDecoder { stage: Stage::Size { digits: 0 }, left: 0, extra_bytes: 0 }
+    }
+
+    /// Appends the data in `input` to `body`. Returns how many bytes of `input` belong to the body, once it is whole.
+    ///
+    /// # Errors
+    /// Nothing that follows can be read.
+    pub(super) fn decode(
+        &mut self,
+        input: &[u8],
+        body: &mut Vec<u8>,
+        limits: &Limits,
+    ) -> Result<Option<usize>, BadChunk> {
+        let mut at = 0;
+        while at < input.len() {
+            if self.stage == Stage::Data {
+                let data = &input[at..at + self.left.min(input.len() - at)];
+                buffer::append(body, data, limits.body_bytes_max);
+                at += data.len();
+                self.left -= data.len();
+                if self.left == 0 {
+                    self.stage = Stage::DataEnd;
+                }
+                continue;
+            }
+            let byte = input[at];
+            at += 1;
+            self.stage = match (self.stage, byte) {
+                (Stage::Size { digits }, _) if byte.is_ascii_hexdigit() => {
+                    if digits == DIGITS_MAX {
+                        return Err(BadChunk::Malformed);
+                    }
+                    self.add_digit(byte, body.len(), limits)?;
+                    Stage::Size { digits: digits + 1 }
+                }
+                (Stage::Size { digits: 1.. }, b';') => self.extra(Stage::Extension, limits)?,
+                (Stage::Size { digits: 1.. } | Stage::Extension, b'\r') => Stage::SizeEnd,
+                (Stage::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extra(Stage::Extension, limits)?,
+                (Stage::SizeEnd, b'\n') if self.left == 0 => Stage::Trailer { is_empty: true },
+                (Stage::SizeEnd, b'\n') => Stage::Data,
+                (Stage::DataEnd, b'\r') => Stage::DataLineEnd,
+                (Stage::DataLineEnd, b'\n') => Stage::Size { digits: 0 },
+                (Stage::Trailer { is_empty }, b'\r') => Stage::TrailerEnd { is_empty },
+                // A trailer's line begins with its name; what folds a line is obsolete (RFC 9112 5.2).
+                (Stage::Trailer { is_empty: true }, b'\t' | b' ') => return Err(BadChunk::Malformed),
+                (Stage::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => {
+                    self.extra(Stage::Trailer { is_empty: false }, limits)?
+                }
+                (Stage::TrailerEnd { is_empty: true }, b'\n') => return Ok(Some(at)),
+                (Stage::TrailerEnd { is_empty: false }, b'\n') => Stage::Trailer { is_empty: true },
+                _ => return Err(BadChunk::Malformed),
+            };
+        }
+        Ok(None)
+    }
+
+    fn add_digit(&mut self, digit: u8, received: usize, limits: &Limits) -> Result<(), BadChunk> {
+        let value = (digit as char).to_digit(16).unwrap_or(0) as usize;
+        let size = self.left.checked_mul(16).map(|size| size + value);
+        // As soon as it can be: nobody waits for the data of a chunk that is too long.
+        let room = limits.body_bytes_max.saturating_sub(received);
+        self.left = size.filter(|&size| size <= room).ok_or(BadChunk::TooBig)?;
+        Ok(())
+    }
+
+    fn extra(&mut self, stage: Stage, limits: &Limits) -> Result<Stage, BadChunk> {
+        self.extra_bytes += 1;
+        if self.extra_bytes > limits.head_bytes_max { Err(BadChunk::TooMuchExtra) } else { Ok(stage) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one body of two pieces comes to: its data, and how many bytes of the second piece were its own.
+    fn decode(first: &[u8], second: &[u8]) -> Result<Option<(Vec<u8>, usize)>, BadChunk> {
+        let limits = Limits { body_bytes_max: 300, head_bytes_max: 50, ..Limits::default() };
+        let (mut decoder, mut body) = (ChunkDecoder::new(), Vec::new());
+        for (piece, before) in [(first, 0), (second, first.len())] {
+            if let Some(consumed) = decoder.decode(piece, &mut body, &limits)? {
+                return Ok(Some((body, before + consumed)));
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn bodies_are_the_same_at_every_cut() {
+        let long = format!("12c\r\n{}\r\n0\r\n\r\n", "x".repeat(300));
+        for (text, data) in [
+            ("0\r\n\r\n", ""),
+            ("5\r\nhello\r\n0\r\n\r\n", "hello"),
+            ("1\r\na\r\n00A\r\n0123456789\r\n0000\r\n\r\n", "a0123456789"),
+            ("2;name=value;x=\"y z\"\r\n\r\n\r\n0;last\r\n\r\n", "\r\n"),
+            ("1\r\na\r\n0\r\nDigest: x\r\nMore: \t\u{e4}\r\n\r\n", "a"),
+            (&long, &"x".repeat(300)),
+        ] {
+            for cut in 0..=text.len() {
+                let whole = format!("{text}GET / HTTP/1.1\r\n");
+                let found = decode(&whole.as_bytes()[..cut], &whole.as_bytes()[cut..]).unwrap();
+                assert_eq!(found, Some((data.as_bytes().to_vec(), text.len())), "{text:?} cut at {cut}");
+                if cut < text.len() {
+                    assert_eq!(decode(&text.as_bytes()[..cut], b""), Ok(None), "{text:?} up to {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_proxy_may_read_in_another_way_is_refused() {
+        for text in [
+            "\r\n",
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhello\n0\r\n\r\n",
+            "5\r\nhello0\r\n\r\n",
+            "5\r\nhelloX\r\n0\r\n\r\n",
+            "0x5\r\nhello\r\n",
+            "+5\r\nhello\r\n",
+            "-5\r\n",
+            " 5\r\nhello\r\n",
+            "5 \r\nhello\r\n",
+            "5 ;x\r\nhello\r\n",
+            "5,5\r\n",
+            ";x\r\n",
+            "5\r\r\n",
+            "00000000000000005\r\nhello\r\n",
+            "5;x\ny\r\n",
+            "5;\0\r\n",
+            "0\r\n\n",
+            "0\r\nA: b\n\r\n",
+            "0\r\n folded\r\n\r\n",
+            "0\r\nA: \0\r\n\r\n",
+            "0\r\n\rX",
+        ] {
+            for cut in 0..text.len() {
+                let (first, second) = text.as_bytes().split_at(cut);
+                assert_eq!(decode(first, second), Err(BadChunk::Malformed), "{text:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_and_extras_are_bounded() {
+        assert_eq!(decode(b"12d", b""), Err(BadChunk::TooBig), "before any of its data");
+        assert_eq!(decode(b"ffffffffffffffff", b""), Err(BadChunk::TooBig));
+        let two = format!("12c\r\n{}\r\n1\r\n", "x".repeat(300));
+        assert_eq!(decode(two.as_bytes(), b""), Err(BadChunk::TooBig));
+        let (extension, trailer) = (format!("1;{}", "x".repeat(50)), format!("0\r\n{}", "x\r\n".repeat(51)));
+        assert_eq!(decode(extension.as_bytes(), b""), Err(BadChunk::TooMuchExtra));
+        assert_eq!(decode(trailer.as_bytes(), b""), Err(BadChunk::TooMuchExtra));
+        let each = "1;xxxx\r\na\r\n".repeat(11);
+        assert_eq!(decode(each.as_bytes(), b""), Err(BadChunk::TooMuchExtra), "of all chunks together");
+    }
+}
