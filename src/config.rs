@@ -201,7 +201,7 @@ pub struct HistoryLimits {
     pub bytes_max: usize,
     /// How long a message is kept. 300 s are a lift, a tunnel, a restart of a phone.
     pub age_ms: u32,
-    /// Bytes of all channels' messages; over it the largest channel loses its oldest.
+    /// Bytes of all channels' messages, and 640 for each channel that has some; over it the largest channel loses its oldest.
     pub total_bytes_max: usize,
 }
 

@@ -63,7 +63,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     history_age_seconds: u32,
 
-    /// Most bytes kept of all channels; over it the largest channel loses its oldest messages [default: half of
+    /// Most bytes kept of all channels, and 640 for each; over it the largest channel loses its oldest messages [default: half of
     /// --memory-max, at most 256MiB].
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", value_parser = bytes)]
     history_total_bytes_max: Option<usize>,

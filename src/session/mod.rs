@@ -552,8 +552,9 @@ impl State {
         if !self.deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
             return Due::Nothing;
         }
-        // The rest may be there, and not have been read.
-        if !unread && self.message_deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
+        // The rest may be there, and not have been read; but a client that always has something unread is not waited for.
+        let patience_ms = if unread { UNREAD_MESSAGE_MS } else { 0 };
+        if self.message_deadline().is_some_and(|deadline| deadline.after(patience_ms).has_come(desk.now)) {
             self.close(Reason::MessageTimeout, desk);
             return Due::Flush;
         }
@@ -606,6 +607,9 @@ impl State {
         }
     }
 }
+
+/// How long a message may be late whose rest may be among what has not been read: longer than any turn.
+const UNREAD_MESSAGE_MS: u32 = 1_000;
 
 /// What a client of HTTP hears when its connection is closed.
 fn farewell(reason: Reason, limits: &Limits) -> Refusal {

@@ -110,7 +110,7 @@ fn limits(on_slow: OnSlow) -> Limits {
         ping_interval_ms: 0,
         read_bytes_per_slot: 512,
         read_bytes_per_turn: 2_048,
-        history: HistoryLimits { messages_max: 8, bytes_max: 3_000, age_ms: 2_000, total_bytes_max: 4_000 },
+        history: HistoryLimits { messages_max: 8, bytes_max: 3_000, age_ms: 2_000, total_bytes_max: 5_500 },
         ..Limits::default()
     }
 }

@@ -574,3 +574,45 @@ fn key_update_flood_is_charged_to_the_turns_budget() {
         assert!(tls.rig.is_alive(peer.id));
     }
 }
+
+#[test]
+fn record_that_is_not_complete_in_time_ends_the_connection_however_it_drips() {
+    let limits = Limits { message_timeout_ms: 5_000, ping_interval_ms: 0, ..Limits::default() };
+    let mut tls = Tls::new(&TLS13, limits, 1_000);
+    let (mut late, mut in_time) = (tls.join("/ws/late"), tls.join("/ws/in-time"));
+    let record = |peer: &mut Peer| {
+        peer.write(&frames::masked(TEXT, &[b'x'; 100]));
+        peer.say()
+    };
+    let (dripped, whole) = (record(&mut late), record(&mut in_time));
+    tls.rig.send(late.id, &dripped[..50]);
+    tls.rig.send(in_time.id, &whole[..50]);
+    for at in 50..98 {
+        tls.rig.send(late.id, &dripped[at..=at]);
+        tls.rig.pass(100);
+    }
+    assert!(tls.rig.engine.slots.get(late.id).unwrap().state.is_open(), "not before its time");
+    // Another one begins where the first ends, and has a time of its own.
+    let next = record(&mut in_time);
+    tls.rig.send(in_time.id, &[&whole[50..], &next[..20]].concat());
+    tls.rig.pass(1_000);
+    assert!(!tls.rig.engine.slots.get(late.id).is_some_and(|slot| slot.state.is_open()));
+    assert!(tls.rig.engine.slots.get(in_time.id).unwrap().state.is_open());
+    tls.rig.send(in_time.id, &next[20..]);
+    tls.rig.pass(60_000);
+    tls.settle(&mut in_time);
+    assert_eq!(in_time.frames().len(), 2);
+    let reason = Reason::TlsFailed { fault: TlsFault::RecordTimeout };
+    assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
+}
+
+#[test]
+fn half_a_hello_costs_what_arrived() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
+    let mut peer = tls.connect(Mood::Kind);
+    let hello = peer.say();
+    tls.rig.send(peer.id, &hello[..150]);
+    tls.turn();
+    let debt = tls.rig.engine.slots.get(peer.id).unwrap().debt_bytes();
+    assert!((150..=200).contains(&debt), "{debt}");
+}

@@ -2,7 +2,12 @@
 
 use std::io::{self, Read, Write};
 
+use oyez::close::Reason;
+use oyez::config::Limits;
+use oyez::moment::Moment;
 use oyez::session::walker::{Halt, Walker};
+use oyez::session::websocket::{self, Heard};
+use oyez::wire::Kind;
 use proptest::prelude::*;
 use tungstenite::Message;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
@@ -83,8 +88,66 @@ fn hear(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Message> {
     std::iter::from_fn(|| context.read(&mut port).ok()).collect()
 }
 
+/// The messages of a session that arrives in such pieces, and what is replied.
+fn receive(pieces: &[&[u8]]) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>, Heard) {
+    let limits = Limits { message_bytes_max: 1 << 17, ..Limits::default() };
+    let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);
+    for piece in pieces {
+        let (heard, _) = websocket::receive(
+            &mut unfinished,
+            piece,
+            &limits,
+            Moment::from_millis(0),
+            &mut replies,
+            |kind, payload| messages.push((kind, payload.to_vec())),
+        );
+        if heard != Heard::Open {
+            return (messages, replies, heard);
+        }
+    }
+    assert!(unfinished.is_none(), "the session ends on a boundary");
+    (messages, replies, Heard::Open)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Messages and pongs are tungstenite's, wherever the session is cut; texts that are cut within a character too.
+    #[test]
+    fn messages_are_the_same_wherever_the_session_is_cut(
+        session in prop::collection::vec(said(), 0..5),
+        texts in prop::collection::vec("[a-zäß€𝄞]{0,12}", 0..4),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let (mut bytes, _) = encode(&session);
+        for text in &texts {
+            let (first, rest) = text.as_bytes().split_at(text.len() / 2);
+            bytes.extend(frames::fragment(TEXT, first));
+            bytes.extend(frames::fragment(0x80 | CONTINUATION, rest));
+        }
+        let expected: Vec<(Kind, Vec<u8>)> = hear(&mut context(), &bytes)
+            .into_iter()
+            .filter_map(|message| match message {
+                Message::Text(text) => Some((Kind::Text, text.as_bytes().to_vec())),
+                Message::Binary(payload) => Some((Kind::Binary, payload.to_vec())),
+                _ => None,
+            })
+            .collect();
+        let whole = receive(&[&bytes]);
+        prop_assert!(whole.0 == expected && whole.2 == Heard::Open);
+        let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        at.sort_unstable();
+        let mut rest = &bytes[..];
+        let mut pieces = Vec::new();
+        for cut in at.into_iter().rev() {
+            let (left, right) = rest.split_at(cut);
+            pieces.push(right);
+            rest = left;
+        }
+        pieces.push(rest);
+        pieces.reverse();
+        prop_assert_eq!(receive(&pieces), whole);
+    }
 
     #[test]
     fn a_boundary_is_where_a_new_context_can_go_on(session in prop::collection::vec(said(), 0..6)) {
@@ -140,4 +203,38 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn unfinished_message_that_breaks_a_rule_is_refused_as_soon_as_that_shows() {
+    let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
+    let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
+        Heard::Broken(reason) => reason.word(),
+        heard => panic!("{heard:?}"),
+    };
+    let large = vec![b'x'; 1 << 16];
+    // 128 KiB are the limit of all fragments together, and the third announces more.
+    let header = frames::header(CONTINUATION, 0x80, 1);
+    let (first, second) = (begun(BINARY, &large), begun(CONTINUATION, &large));
+    assert_eq!(refused(&[&first, &second, &header, &[0; 4]]), "too_big");
+    assert_eq!(refused(&[&begun(TEXT, b"a\xc3"), &begun(CONTINUATION, b"\xc3")]), "not_utf8");
+    assert_eq!(refused(&[&begun(TEXT, b"a\xc3"), &begun(0x80 | CONTINUATION, b"")]), "not_utf8");
+    assert_eq!(refused(&[&begun(TEXT, b"a"), &begun(TEXT, b"b")]), "protocol");
+    // Before the frame is whole.
+    let text = begun(0x80 | TEXT, b"a\xff and much more");
+    assert_eq!(refused(&[&text[..text.len() - 5]]), "not_utf8");
+}
+
+#[test]
+fn control_frames_within_an_unfinished_message_are_answered_at_once() {
+    let ping = frames::masked(PING, b"between");
+    let (first, last) = (frames::fragment(TEXT, b"one "), frames::fragment(0x80 | CONTINUATION, b"two"));
+    let (messages, replies, heard) = receive(&[&first, &ping[..3], &ping[3..], &last]);
+    assert_eq!((messages, heard), (vec![(Kind::Text, b"one two".to_vec())], Heard::Open));
+    assert_eq!(replies, [&[0x8a, 7][..], b"between"].concat());
+    let (messages, replies, heard) = receive(&[&first, &frames::close(1000, "bye")]);
+    assert_eq!((messages, heard), (vec![], Heard::PeerClosed));
+    assert_eq!(replies, [&[0x88, 5, 0x03, 0xe8][..], b"bye"].concat());
+    let reserved = receive(&[&first, &frames::close(1005, "")]).2;
+    assert_eq!(reserved, Heard::Broken(Reason::Protocol));
 }
