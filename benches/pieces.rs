@@ -72,8 +72,8 @@ fn hub(bench: &mut Criterion) {
                     hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), Sender::default(), None);
                     while let Some(channel) = hub.next_touched() {
                         let Some((members, batch)) = hub.seal(channel, now) else { continue };
-                        for (position, member) in members.live(Form::Raw).iter().enumerate() {
-                            if let Some(portion) = batch.portion(Form::Raw, position as u32) {
+                        for &member in members.live(Form::Raw) {
+                            if let Some(portion) = batch.portion(Form::Raw, member) {
                                 let _ = outboxes[member.key as usize]
                                     .enqueue(portion.frames.as_slice(), usize::MAX);
                             }
@@ -267,9 +267,120 @@ fn sweep(bench: &mut Criterion) {
     });
 }
 
+/// A connection that sends what it is given, once, and takes everything.
+#[derive(Default)]
+struct Sending(Option<Rc<Vec<u8>>>, usize);
+
+impl Write for Sending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(pieces.iter().map(|piece| piece.len()).sum())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Sending {
+    fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
+        let Some(bytes) = &self.0 else { return ReadOutcome::Blocked };
+        let count = buffer.len().min(bytes.len() - self.1);
+        buffer[..count].copy_from_slice(&bytes[self.1..][..count]);
+        self.1 += count;
+        if self.1 == bytes.len() {
+            self.0 = None;
+        }
+        ReadOutcome::Bytes { count, more: self.0.is_some() }
+    }
+
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One turn with 64 messages in `oyez.v1`, to 1,000 subscribers of two channels: all on one channel, and in turn on
+/// both; and with a subscription to one of them at the end, or one after each message.
+fn turn(bench: &mut Criterion) {
+    let text = |text: &str| {
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        if text.len() > 125 {
+            frame.splice(1..2, [0xfe, 0, text.len() as u8]);
+        }
+        frame.extend(text.as_bytes());
+        frame
+    };
+    let publish =
+        |ch: &str| text(&format!(r#"{{"type":"publish","ch":"{ch}","text":"{}"}}"#, "x".repeat(64)));
+    let subscribe = || text(r#"{"type":"subscribe","ch":"a"}"#);
+    let unsubscribe = || text(r#"{"type":"unsubscribe","ch":"a"}"#);
+    let mut group = bench.benchmark_group("turn_of_64_messages");
+    for name in ["one_channel", "alternating", "subscriptions_last", "subscription_behind_each"] {
+        let limits = Limits { ping_interval_ms: 0, ..Limits::default() };
+        let mut engine = Engine::new(limits, 1);
+        let now = Moment::from_millis(0);
+        let send = |engine: &mut Engine<Sending>, id: SlotId, bytes: Vec<u8>| {
+            engine.slots.get_mut(id).expect("it is open").transport = Sending(Some(Rc::new(bytes)), 0);
+            engine.slots.mark_ready(id);
+        };
+        let run = |engine: &mut Engine<Sending>| {
+            while engine.slots.has_work() {
+                engine.drive(now);
+                engine.deliver(now);
+                engine.flush(now);
+            }
+        };
+        let join = |engine: &mut Engine<Sending>, channels: &[&str]| {
+            let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+            let id = engine.admit(Sending::default(), peer, now);
+            let head = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                Sec-WebSocket-Protocol: oyez.v1\r\n\r\n";
+            let mut bytes = head.as_bytes().to_vec();
+            for ch in channels {
+                bytes.extend(text(&format!(r#"{{"type":"subscribe","ch":"{ch}"}}"#)));
+            }
+            send(engine, id, bytes);
+            run(engine);
+            id
+        };
+        let publisher = join(&mut engine, &[]);
+        for _ in 0..1_000 {
+            join(&mut engine, &["a", "b"]);
+        }
+        let mut bytes = Vec::new();
+        for n in 0..64 {
+            bytes.extend(publish(if name == "alternating" && n % 2 == 1 { "b" } else { "a" }));
+            if name == "subscription_behind_each" {
+                bytes.extend([subscribe(), unsubscribe()].concat());
+            }
+        }
+        if name == "subscriptions_last" {
+            bytes.extend([subscribe(), unsubscribe()].concat().repeat(64));
+        }
+        assert_eq!(engine.hub.seats(), 2_000, "all have subscribed");
+        let bytes = Rc::new(bytes);
+        let (published, delivered) =
+            (engine.metrics.published_by_websocket, engine.metrics.messages_delivered);
+        group.bench_function(name, |bench| {
+            bench.iter(|| {
+                engine.slots.get_mut(publisher).expect("it is open").transport =
+                    Sending(Some(bytes.clone()), 0);
+                engine.slots.mark_ready(publisher);
+                run(&mut engine);
+            });
+        });
+        let published = engine.metrics.published_by_websocket - published;
+        assert!(published > 0 && engine.metrics.messages_delivered - delivered >= 1_000 * published);
+    }
+}
+
 criterion_group! {
     name = pieces;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, hub, journal, outbox, head, walker, wake, sweep
+    targets = frame, hub, journal, outbox, head, walker, wake, sweep, turn
 }
 criterion_main!(pieces);

@@ -14,6 +14,9 @@ use crate::ids::{ChannelId, MessageId, Sender, SlotId};
 use crate::moment::Moment;
 use crate::wire::{self, Form, Kind, Message};
 
+/// See [`Channel::group`].
+pub(super) const NO_GROUP: u32 = u32::MAX;
+
 /// A channel that has members or history.
 #[derive(Debug)]
 pub struct Channel {
@@ -30,6 +33,8 @@ pub struct Channel {
     last: u64,
     /// A channel of this name had messages, and was removed with its history; how many is not known.
     pub(super) had_others: bool,
+    /// Its place in the group of batches that are being handed out, or [`NO_GROUP`].
+    pub(super) group: u32,
     /// Where it stands among all channels by size.
     pub(super) rank: super::largest::Rank,
     /// Who created it.
@@ -38,33 +43,59 @@ pub struct Channel {
     pub(super) mark: super::journal::Mark,
 }
 
-/// What was published since the last seal, framed, end to end.
+/// The messages that were published since the last seal, framed, end to end.
 #[derive(Debug, Default)]
 struct Batch {
     frames: Vec<u8>,
     entries: Vec<Entry>,
-    /// Which message which member is not to hear.
     unheard: Vec<Unheard>,
 }
 
-/// A member's own message, which it asked not to hear (`?echo=0`).
+impl Batch {
+    /// Records messages that a subscriber is not sent.
+    fn leave_out(&mut self, form: Form, member: SlotId, messages: Range<usize>) {
+        let (first, end) = (messages.start as u32, messages.end as u32);
+        match self.unheard.last_mut() {
+            Some(last) if last.member == member && last.first <= first && first <= last.end => {
+                last.end = last.end.max(end);
+            }
+            _ if first < end => self.unheard.push(Unheard { form, member, first, end }),
+            _ => {}
+        }
+    }
+}
+
+/// Messages of a batch that a subscriber is not sent: its own (`?echo=0`), those from before it subscribed, and those
+/// that it was sent before the others.
+///
+/// The subscriber is named by its slot: it may have another position by the time the batch is sealed, or none.
 #[derive(Clone, Copy, Debug)]
 struct Unheard {
     form: Form,
-    position: u32,
-    /// Which message of the batch.
-    message: u32,
+    member: SlotId,
+    first: u32,
+    end: u32,
+}
+
+impl Unheard {
+    fn key(&self) -> (u32, u32) {
+        (self.member.key, self.member.generation)
+    }
 }
 
 /// A batch that is complete.
 #[derive(Debug)]
 pub struct Sealed {
     forms: [Option<Encoded>; Form::COUNT],
-    messages: u32,
-    /// By form and position, and for each in the order of the messages.
+    name: Rc<str>,
+    epoch: u64,
+    /// The number of its first message in the channel.
+    number: u64,
+    /// Its messages as raw frames.
+    raw: Frames,
+    entries: Vec<Entry>,
+    /// By subscriber, and for each in the order of the messages.
     unheard: Vec<Unheard>,
-    /// The message before its first, for who could not take it.
-    pub before: Before,
 }
 
 /// Where a batch begins.
@@ -80,12 +111,14 @@ pub struct Before {
 #[derive(Debug)]
 struct Encoded {
     frames: Frames,
-    /// The ends of its messages; empty where nobody has to do without one.
+    /// The ends of its messages; empty where all subscribers get the whole.
     ends: Vec<u32>,
+    /// Some subscriber does not get all of it.
+    is_cut: bool,
 }
 
 /// What one member gets of a batch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Portion {
     /// The frames.
     pub frames: Pieces,
@@ -93,21 +126,30 @@ pub struct Portion {
     pub messages: u32,
 }
 
-/// Stretches of a batch. All are slices of the same memory, whoever gets them.
-#[derive(Debug)]
+/// The frames of a portion.
+#[derive(Clone, Debug)]
 pub enum Pieces {
-    /// All of it.
+    /// One piece.
     Whole(Frames),
-    /// What is left between the frames that the member is not to hear.
-    Stretches(Vec<Frames>),
+    /// Several, in order.
+    Stretches(Rc<[Frames]>),
 }
 
 impl Pieces {
-    /// The stretches in order.
+    /// The pieces in order.
     pub fn as_slice(&self) -> &[Frames] {
         match self {
             Pieces::Whole(frames) => std::slice::from_ref(frames),
             Pieces::Stretches(stretches) => stretches,
+        }
+    }
+
+    /// Pieces from a list of them; `None` if there are none.
+    pub(super) fn from_list(mut list: Vec<Frames>) -> Option<Pieces> {
+        match list.len() {
+            0 => None,
+            1 => list.pop().map(Pieces::Whole),
+            _ => Some(Pieces::Stretches(list.into())),
         }
     }
 }
@@ -123,6 +165,7 @@ impl Channel {
             messages: 0,
             last: floor,
             had_others: false,
+            group: NO_GROUP,
             rank: super::largest::Rank::default(),
             creator: super::creators::Creator::default(),
             mark: super::journal::Mark::default(),
@@ -182,7 +225,7 @@ impl Channel {
 
     /// The number of the first message that is kept, or would be.
     pub(super) fn first_number(&self) -> u64 {
-        self.messages + 1 - self.history.len() as u64
+        self.messages + 1 - (self.history.len() + self.batch.entries.len()) as u64
     }
 
     /// Is there no reason for it to exist?
@@ -195,14 +238,14 @@ impl Channel {
     }
 
     pub(super) fn join(&mut self, form: Form, member: SlotId) -> u32 {
-        debug_assert!(!self.has_batch(), "a new member must not hear what was published before it came");
+        // It is not sent what was published before it came.
+        self.batch.leave_out(form, member, 0..self.batch.entries.len());
         let members = &mut self.live[form.index()];
         members.push(member);
         (members.len() - 1) as u32
     }
 
     pub(super) fn leave(&mut self, seat: Seat) -> Option<Moved> {
-        debug_assert!(!self.has_batch(), "leaving would give an unheard frame to another member");
         let position = seat.position as usize;
         let moved = match seat.place {
             Place::Live(form) => {
@@ -235,19 +278,75 @@ impl Channel {
         sender: Sender,
         unheard_by: Option<Seat>,
     ) -> bool {
-        let Batch { frames, entries, unheard } = &mut self.batch;
-        wire::append_message(frames, kind, payload);
-        if let Some(Seat { place: Place::Live(form), position, .. }) = unheard_by {
-            unheard.push(Unheard { form, position, message: entries.len() as u32 });
+        if let Some(Seat { place: place @ Place::Live(form), position, .. }) = unheard_by
+            && let Some(member) = self.member_at(place, position)
+        {
+            let message = self.batch.entries.len();
+            self.batch.leave_out(form, member, message..message + 1);
         }
+        let Batch { frames, entries, .. } = &mut self.batch;
+        wire::append_message(frames, kind, payload);
         entries.push(Entry { end: frames.len() as u32, seq, kind, sender });
         self.messages += 1;
         self.last = seq;
         entries.len() == 1
     }
 
-    /// Ends the batch, and keeps of it what the limits allow.
-    pub(super) fn seal(&mut self, epoch: u64, limits: &HistoryLimits, now: Moment) -> Option<Sealed> {
+    /// The messages of the open batch that a live subscriber has yet to be sent.
+    pub(super) fn unsent(&self, member: SlotId) -> impl Iterator<Item = usize> {
+        let own = self.batch.unheard.iter().filter(move |one| one.member == member);
+        let mut skipped: Vec<(u32, u32)> = own.map(|one| (one.first, one.end)).collect();
+        skipped.sort_unstable();
+        let mut at = 0;
+        (0..self.batch.entries.len()).filter(move |&message| {
+            while skipped.get(at).is_some_and(|&(_, end)| end as usize <= message) {
+                at += 1;
+            }
+            skipped.get(at).is_none_or(|&(first, _)| message < first as usize)
+        })
+    }
+
+    /// A live subscriber was sent all of the open batch that it is to be sent.
+    pub(super) fn mark_sent(&mut self, form: Form, member: SlotId) {
+        self.batch.leave_out(form, member, 0..self.batch.entries.len());
+    }
+
+    /// A message of the open batch.
+    pub(super) fn open_message(&self, epoch: u64, index: usize) -> Message<'_> {
+        let Batch { frames, entries, .. } = &self.batch;
+        let Entry { end, seq, kind, ref sender } = entries[index];
+        let start = index.checked_sub(1).map_or(0, |before| entries[before].end);
+        Message {
+            channel: &self.name,
+            id: MessageId { epoch, seq },
+            number: self.messages - (entries.len() - index - 1) as u64,
+            sender,
+            kind,
+            payload: wire::payload_of(&frames[start as usize..end as usize]),
+        }
+    }
+
+    /// The last message before the last one of the open batch, if that has one.
+    pub(super) fn before_last_unsealed(&self) -> Option<u64> {
+        let kept = |from_last: usize| {
+            let index = self.history.len().checked_sub(from_last)?;
+            self.history.get(index).map(|kept| kept.seq)
+        };
+        match self.batch.entries.as_slice() {
+            [] => kept(2),
+            [_] => kept(1),
+            [.., before, _] => Some(before.seq),
+        }
+    }
+
+    /// Ends the batch, and keeps of it what the limits allow. It may be merged with others if `merges`.
+    pub(super) fn seal(
+        &mut self,
+        epoch: u64,
+        limits: &HistoryLimits,
+        merges: bool,
+        now: Moment,
+    ) -> Option<Sealed> {
         if !self.has_batch() {
             return None;
         }
@@ -259,26 +358,20 @@ impl Channel {
         }
         let raw: Frames = Rc::new(Bytes::from(frames));
         let number = self.messages + 1 - entries.len() as u64;
-        unheard.sort_by_key(|one| (one.form.index(), one.position));
-        let forms = Form::ALL.map(|form| {
-            if self.live[form.index()].is_empty() {
-                return None;
-            }
-            let wants_ends = unheard.iter().any(|one| one.form == form);
-            Some(if form == Form::Raw {
-                let ends = if wants_ends { entries.iter().map(|entry| entry.end).collect() } else { vec![] };
-                Encoded { frames: raw.clone(), ends }
-            } else {
-                encode(&self.name, epoch, number, form, &raw, &entries, wants_ends)
-            })
-        });
+        unheard.sort_by_key(|one| (one.key(), one.first));
         if keeps {
             self.history.keep(&raw, &entries, limits, now);
         } else {
             self.history = History::new(self.last);
         }
-        let before = Before { seq: entries[0].seq - 1, number };
-        Some(Sealed { forms, messages: entries.len() as u32, unheard, before })
+        let name = self.name.clone();
+        let mut sealed = Sealed { forms: Default::default(), name, epoch, number, raw, entries, unheard };
+        for form in Form::ALL {
+            if !self.live[form.index()].is_empty() {
+                sealed.forms[form.index()] = Some(sealed.encode(form, merges));
+            }
+        }
+        Some(sealed)
     }
 
     /// A kept message, with all that is told of it.
@@ -295,69 +388,125 @@ impl Channel {
     }
 }
 
-fn encode(
-    channel: &str,
-    epoch: u64,
-    first_number: u64,
-    form: Form,
-    raw: &Bytes,
-    entries: &[Entry],
-    wants_ends: bool,
-) -> Encoded {
-    debug_assert!(
-        !wants_ends || !form.is_chunked(),
-        "an event stream publishes nothing that it could leave out"
-    );
-    let mut out = form.begin(raw.len() + 128 * entries.len());
-    let mut ends = Vec::new();
-    let mut start = 0;
-    for (entry, number) in entries.iter().zip(first_number..) {
-        let Entry { end, seq, kind, ref sender } = *entry;
-        let payload = wire::payload_of(&raw[start..end as usize]);
-        let id = MessageId { epoch, seq };
-        Message { channel, id, number, sender, kind, payload }.append_as(form, &mut out);
-        start = end as usize;
-        if wants_ends {
-            ends.push(out.len() as u32);
+impl Sealed {
+    fn encode(&self, form: Form, merges: bool) -> Encoded {
+        let is_cut = self.unheard.iter().any(|one| one.form == form);
+        let wants_ends = is_cut || (merges && form == Form::Envelope);
+        if form == Form::Raw {
+            let ends = if wants_ends { self.entries.iter().map(|entry| entry.end).collect() } else { vec![] };
+            return Encoded { frames: self.raw.clone(), ends, is_cut };
+        }
+        let mut out = form.begin(self.raw.len() + 128 * self.entries.len());
+        let mut ends = Vec::new();
+        for message in 0..self.entries.len() {
+            self.message(message).append_as(form, &mut out);
+            if wants_ends {
+                ends.push(out.len() as u32);
+            }
+        }
+        Encoded { frames: Rc::new(form.finish(out)), ends, is_cut }
+    }
+
+    fn message(&self, index: usize) -> Message<'_> {
+        let Entry { end, seq, kind, ref sender } = self.entries[index];
+        let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
+        Message {
+            channel: &self.name,
+            id: MessageId { epoch: self.epoch, seq },
+            number: self.number + index as u64,
+            sender,
+            kind,
+            payload: wire::payload_of(&self.raw[start as usize..end as usize]),
         }
     }
-    Encoded { frames: Rc::new(form.finish(out)), ends }
-}
 
-impl Sealed {
-    /// What the member at `position` gets: as a rule the whole batch; for a member that is not to hear a
-    /// part of it, the stretches between, and `None` if nothing is left.
-    pub fn portion(&self, form: Form, position: u32) -> Option<Portion> {
+    /// What a subscriber gets: as a rule the whole batch; for one that does not get all of it what is left, and `None`
+    /// if that is nothing.
+    pub fn portion(&self, form: Form, member: SlotId) -> Option<Portion> {
         let encoded = self.forms[form.index()].as_ref()?;
-        if encoded.ends.is_empty() {
-            return Some(self.whole(encoded));
+        if !encoded.is_cut || self.gets_all(member) {
+            let messages = self.entries.len() as u32;
+            return Some(Portion { frames: Pieces::Whole(encoded.frames.clone()), messages });
         }
-        let key = (form.index(), position);
-        let first = self.unheard.partition_point(|one| (one.form.index(), one.position) < key);
-        let own = self.unheard[first..].iter().take_while(|one| (one.form.index(), one.position) == key);
-        let messages = self.messages - own.clone().count() as u32;
-        if messages == self.messages {
-            return Some(self.whole(encoded));
-        }
-        let mut stretches = Vec::new();
-        let mut from = 0;
-        let mut add = |stretch: Range<usize>| {
-            if !stretch.is_empty() {
-                stretches.push(Rc::new(encoded.frames.slice(stretch)));
+        let heard = self.heard(member);
+        let messages = heard.iter().map(|range| range.len() as u32).sum();
+        let frames = match form {
+            Form::Raw | Form::Envelope => {
+                let stretches = heard.into_iter().map(|range| encoded.stretch(range)).collect();
+                Pieces::from_list(stretches)?
+            }
+            // A chunk of the transfer coding cannot be cut.
+            Form::Event | Form::EventUntilClose | Form::EnvelopeEvent | Form::EnvelopeEventUntilClose => {
+                let mut messages = heard.into_iter().flatten().peekable();
+                messages.peek()?;
+                let piece = form.piece(|out| messages.for_each(|one| self.message(one).append_as(form, out)));
+                Pieces::Whole(Rc::new(piece))
             }
         };
-        for Unheard { message, .. } in own {
-            let message = *message as usize;
-            let start = message.checked_sub(1).map_or(0, |before| encoded.ends[before]);
-            add(from..start as usize);
-            from = encoded.ends[message] as usize;
-        }
-        add(from..encoded.frames.len());
-        (messages > 0).then_some(Portion { frames: Pieces::Stretches(stretches), messages })
+        Some(Portion { frames, messages })
     }
 
-    fn whole(&self, encoded: &Encoded) -> Portion {
-        Portion { frames: Pieces::Whole(encoded.frames.clone()), messages: self.messages }
+    /// The messages that a subscriber gets, as ranges.
+    pub(super) fn heard(&self, member: SlotId) -> Vec<Range<usize>> {
+        let mut heard = Vec::new();
+        let mut from = 0;
+        for one in self.unheard_by(member) {
+            if from < one.first {
+                heard.push(from as usize..one.first as usize);
+            }
+            from = from.max(one.end);
+        }
+        if (from as usize) < self.entries.len() {
+            heard.push(from as usize..self.entries.len());
+        }
+        heard
+    }
+
+    fn unheard_by(&self, member: SlotId) -> impl Iterator<Item = &Unheard> {
+        let key = (member.key, member.generation);
+        let first = self.unheard.partition_point(|one| one.key() < key);
+        self.unheard[first..].iter().take_while(move |one| one.key() == key)
+    }
+
+    /// Returns true if the subscriber gets the whole batch.
+    pub(super) fn gets_all(&self, member: SlotId) -> bool {
+        self.unheard_by(member).next().is_none()
+    }
+
+    /// The message before the first that a subscriber has yet to be sent, for one that could not take it.
+    pub fn before(&self, member: SlotId) -> Before {
+        let first = self.heard(member).first().map_or(self.entries.len(), |range| range.start);
+        let seq = match first.checked_sub(1) {
+            Some(before) => self.entries[before].seq,
+            None => self.entries[0].seq - 1,
+        };
+        Before { seq, number: self.number + first as u64 }
+    }
+
+    /// Returns the number of its messages.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn seq(&self, message: usize) -> u64 {
+        self.entries[message].seq
+    }
+
+    /// Some messages in the form of `oyez.v1`, of a batch that was sealed to be merged.
+    pub(super) fn envelopes(&self, messages: Range<usize>) -> Option<Frames> {
+        let encoded = self.forms[Form::Envelope.index()].as_ref()?;
+        Some(encoded.stretch(messages))
+    }
+}
+
+impl Encoded {
+    fn stretch(&self, messages: Range<usize>) -> Frames {
+        if messages.len() == self.ends.len() {
+            return self.frames.clone();
+        }
+        let start = messages.start.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let end = self.ends[messages.end - 1];
+        Rc::new(self.frames.slice(start as usize..end as usize))
     }
 }
 
@@ -373,10 +522,14 @@ mod tests {
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 0, bytes_max: 1, age_ms: 1, total_bytes_max: 1 };
 
+    fn member(key: u32) -> SlotId {
+        SlotId { key, generation: 0 }
+    }
+
     fn channel_of(members: u32) -> Channel {
         let mut channel = Channel::new("x".into(), 0);
         for key in 0..members {
-            assert_eq!(channel.join(Form::Raw, SlotId { key, generation: 0 }), key);
+            assert_eq!(channel.join(Form::Raw, member(key)), key);
         }
         channel
     }
@@ -387,7 +540,7 @@ mod tests {
     }
 
     fn seal(channel: &mut Channel) -> Option<Sealed> {
-        channel.seal(7, &LIMITS, Moment::from_millis(0))
+        channel.seal(7, &LIMITS, false, Moment::from_millis(0))
     }
 
     fn text(portion: Option<Portion>) -> Option<(Vec<u8>, u32)> {
@@ -403,7 +556,8 @@ mod tests {
         assert!(publish(&mut channel, b"a", None));
         assert!(!publish(&mut channel, b"b", None));
         let sealed = seal(&mut channel).unwrap();
-        let (one, two) = (sealed.portion(Form::Raw, 0).unwrap(), sealed.portion(Form::Raw, 1).unwrap());
+        let (one, two) =
+            (sealed.portion(Form::Raw, member(0)).unwrap(), sealed.portion(Form::Raw, member(1)).unwrap());
         let (Pieces::Whole(one), Pieces::Whole(two)) = (one.frames, two.frames) else {
             panic!("both get all")
         };
@@ -417,20 +571,23 @@ mod tests {
         let mut channel = channel_of(1);
         publish(&mut channel, b"a", None);
         let sealed = seal(&mut channel).unwrap();
-        assert!(sealed.portion(Form::Envelope, 0).is_none() && sealed.portion(Form::Event, 0).is_none());
-        channel.join(Form::Envelope, SlotId { key: 9, generation: 0 });
-        channel.join(Form::Event, SlotId { key: 8, generation: 0 });
+        assert!(
+            sealed.portion(Form::Envelope, member(9)).is_none()
+                && sealed.portion(Form::Event, member(8)).is_none()
+        );
+        channel.join(Form::Envelope, member(9));
+        channel.join(Form::Event, member(8));
         publish(&mut channel, b"b", None);
         publish(&mut channel, b"c", None);
         let sealed = seal(&mut channel).unwrap();
-        let (events, messages) = text(sealed.portion(Form::Event, 0)).unwrap();
+        let (events, messages) = text(sealed.portion(Form::Event, member(8))).unwrap();
         assert_eq!(
             String::from_utf8(events).unwrap(),
             "22\r\nid: 7-2\ndata: b\n\nid: 7-3\ndata: c\n\n\r\n",
             "one chunk for the batch"
         );
         assert_eq!(messages, 2);
-        let (frames, _) = text(sealed.portion(Form::Envelope, 0)).unwrap();
+        let (frames, _) = text(sealed.portion(Form::Envelope, member(9))).unwrap();
         let expected = [&b"\x81\x29"[..], br#"{"ch":"x","id":"7-2","n":2,"text":"b"}"#].concat();
         assert_eq!(frames[2..2 + expected.len() - 2], expected[2..]);
     }
@@ -443,17 +600,59 @@ mod tests {
         publish(&mut channel, b"c", Some(2));
         publish(&mut channel, b"d", None);
         let sealed = seal(&mut channel).unwrap();
-        let portion = |position| text(sealed.portion(Form::Raw, position));
+        let portion = |key| text(sealed.portion(Form::Raw, member(key)));
         assert_eq!(portion(0), Some((b"\x81\x01a\x81\x01c\x81\x01d".to_vec(), 3)));
         assert_eq!(portion(1).unwrap().1, 4);
         assert_eq!(portion(2), Some((b"\x81\x01b\x81\x01d".to_vec(), 2)));
-        let Pieces::Whole(batch) = sealed.portion(Form::Raw, 1).unwrap().frames else { panic!("all of it") };
+        let Pieces::Whole(batch) = sealed.portion(Form::Raw, member(1)).unwrap().frames else {
+            panic!("all of it")
+        };
         let batch = batch.as_ptr_range();
-        for piece in sealed.portion(Form::Raw, 2).unwrap().frames.as_slice() {
+        for piece in sealed.portion(Form::Raw, member(2)).unwrap().frames.as_slice() {
             assert!(batch.contains(&piece.as_ptr()), "a stretch is a slice, not a copy");
         }
         publish(&mut channel, b"alone", Some(1));
-        assert!(seal(&mut channel).unwrap().portion(Form::Raw, 1).is_none());
+        assert!(seal(&mut channel).unwrap().portion(Form::Raw, member(1)).is_none());
+    }
+
+    #[test]
+    fn subscriber_that_joins_within_a_batch_gets_the_rest_of_it() {
+        for form in Form::ALL {
+            let mut channel = channel_of(1);
+            publish(&mut channel, b"a", None);
+            channel.join(form, member(7));
+            publish(&mut channel, b"b", None);
+            publish(&mut channel, b"c", None);
+            let late = seal(&mut channel).unwrap().portion(form, member(7)).unwrap();
+            let mut alone = channel_of(0);
+            (alone.messages, alone.last) = (1, 1);
+            alone.join(form, member(7));
+            publish(&mut alone, b"b", None);
+            publish(&mut alone, b"c", None);
+            let alone = seal(&mut alone).unwrap().portion(form, member(7));
+            assert_eq!(text(Some(late)), text(alone), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_subscriber_was_sent_before_the_others_is_not_sent_again() {
+        let mut channel = channel_of(3);
+        publish(&mut channel, b"a", Some(1));
+        publish(&mut channel, b"b", None);
+        assert_eq!(channel.unsent(member(0)).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(channel.unsent(member(1)).collect::<Vec<_>>(), [1]);
+        channel.mark_sent(Form::Raw, member(1));
+        channel.mark_sent(Form::Raw, member(2));
+        publish(&mut channel, b"c", Some(1));
+        publish(&mut channel, b"d", None);
+        assert_eq!(channel.unsent(member(1)).collect::<Vec<_>>(), [3]);
+        // Position 1 is taken over by the last one.
+        let _ = channel.leave(seat(ChannelId(0), Form::Raw, 1, false));
+        let sealed = seal(&mut channel).unwrap();
+        let portion = |key| text(sealed.portion(Form::Raw, member(key))).unwrap().1;
+        assert_eq!((portion(0), portion(2)), (4, 2));
+        let before = [0, 2].map(|key| sealed.before(member(key)));
+        assert_eq!(before.map(|before| (before.seq, before.number)), [(0, 1), (2, 3)]);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod creators;
 pub mod history;
 pub mod journal;
 mod largest;
+pub mod merge;
 pub mod outbox;
 pub mod page;
 pub mod past;
@@ -38,10 +39,11 @@ use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
 use crate::moment::Moment;
 use crate::wire::{Form, Kind};
-use channel::{Before, Channel, Sealed};
+use channel::{Before, Channel, Pieces, Portion, Sealed};
 use creators::{Creator, Creators};
 use journal::{Journal, Mark};
 use largest::{Classes, Shifted};
+use merge::Group;
 use removed::{Removed, RemovedChannels};
 use repeats::{IdempotencyKey, Known, Repeats};
 use replay::{Replay, Replays};
@@ -54,8 +56,8 @@ pub struct Hub {
     names: BTreeMap<Rc<str>, ChannelId>,
     /// Channels in which something was published this turn.
     touched: Vec<ChannelId>,
-    /// The one among them whose batch has to be handed out before another channel's: see [`Hub::before`].
-    in_order: Option<ChannelId>,
+    /// Messages of open batches that were encoded for one subscriber alone since the last hand-out.
+    early: usize,
     channels_max: usize,
     history: HistoryLimits,
     epoch: u64,
@@ -176,6 +178,26 @@ pub enum Duplicate {
     OtherPayload,
 }
 
+/// What a subscriber has yet to be sent of open batches.
+#[must_use]
+#[derive(Debug)]
+pub enum Unsent {
+    /// Nothing.
+    Nothing,
+    /// That, for it alone.
+    Portion(Portion),
+    /// More than is encoded for one subscriber alone: the batches have to be handed out.
+    TooMuch,
+}
+
+/// The most that is encoded for one subscriber alone, in payloads and [`history::MESSAGE_BYTES`] for each message: as
+/// much work as some 200 deliveries, where a hand-out has one for each subscriber.
+const UNSENT_BYTES_MAX: usize = 4 << 10;
+
+/// The most messages that are encoded for single subscribers between two hand-outs: a crowd that leaves in the same
+/// turn is less work as one hand-out.
+const UNSENT_MESSAGES_MAX: usize = 256;
+
 /// What is told of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -198,7 +220,7 @@ impl Hub {
             channels: Slab::new(),
             names: BTreeMap::new(),
             touched: Vec::new(),
-            in_order: None,
+            early: 0,
             channels_max: limits.channels_max,
             history: limits.history,
             epoch,
@@ -293,7 +315,7 @@ impl Hub {
         Ok(channel)
     }
 
-    /// Adds a member. A batch that the channel has begun must be sealed and handed out first.
+    /// Adds a member. It is not sent what is in a batch that the channel has begun, unless it asks for that.
     ///
     /// What it asks for and is kept comes by [`Hub::replay`]; if that is nothing, it is live at once.
     ///
@@ -353,11 +375,7 @@ impl Hub {
                     |missed| Gap { after: self.id(0), resume: self.id(floor), missed, why: GapWhy::Evicted };
                 (floor, channel.evicted().map(gap))
             }
-            Since::Latest => {
-                let before =
-                    channel.history.len().checked_sub(2).and_then(|index| channel.history.get(index));
-                (before.map_or(floor, |kept| kept.seq), None)
-            }
+            Since::Latest => (channel.before_last_unsealed().unwrap_or(floor), None),
             Since::After(id) if id.epoch != self.epoch => gap(id, GapWhy::Epoch),
             Since::After(id) if id.seq > self.seq => gap(id, GapWhy::Future),
             Since::After(id) if id.seq < floor => gap(id, GapWhy::Evicted),
@@ -365,8 +383,8 @@ impl Hub {
         }
     }
 
-    /// Takes a member out; a channel without members and history ends. A batch that the channel has begun
-    /// must be sealed and handed out first, since it may name members by their positions.
+    /// Takes a member out; a channel without members and history ends. What the member has yet to be sent of a batch
+    /// that the channel has begun it is not sent any more: see [`Hub::unsent`].
     ///
     /// The last member of its place moves into the position that came free, if that is another.
     pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
@@ -437,20 +455,56 @@ impl Hub {
         (self.removed.len(), self.removed.bytes())
     }
 
-    /// The channel whose batch has to be handed out before something is published on this one.
-    ///
-    /// Members of several channels have one cursor for all of them, so they have to get what they get in
-    /// the order of the log. Those are members by `oyez.v1`, and of their channels only one has a batch at
-    /// a time. Other channels may gather theirs for the whole turn.
-    pub fn before(&self, channel: ChannelId) -> Option<ChannelId> {
-        self.in_order.filter(|&other| other != channel && self.is_in_order(channel))
-    }
-
+    /// Has it live subscribers that may be in other channels too, and so get the messages of all in the log's order?
     fn is_in_order(&self, channel: ChannelId) -> bool {
         self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
     }
 
-    /// Frames a message into its channel's batch. What [`Hub::before`] names is handed out first.
+    /// What a subscriber has yet to be sent of the open batches of its channels, in the log's order.
+    ///
+    /// It has to be sent that before it leaves, and before a notice that has a cursor. It is encoded for that
+    /// subscriber alone, which is less work than to hand out the batches to all if it is little.
+    pub fn unsent(&self, member: SlotId, seats: &[Seat]) -> Unsent {
+        let mut order = Vec::new();
+        let (mut bytes, mut form) = (0, Form::Envelope);
+        for seat in seats {
+            let (Some(channel), Place::Live(live)) = (self.channel(seat.channel), seat.place) else {
+                continue;
+            };
+            if !channel.has_batch() {
+                continue;
+            }
+            form = live;
+            for index in channel.unsent(member) {
+                let message = channel.open_message(self.epoch, index);
+                bytes += message.payload.len() + history::MESSAGE_BYTES;
+                if bytes > UNSENT_BYTES_MAX || self.early + order.len() >= UNSENT_MESSAGES_MAX {
+                    return Unsent::TooMuch;
+                }
+                order.push((message.id.seq, message));
+            }
+        }
+        if order.is_empty() {
+            return Unsent::Nothing;
+        }
+        order.sort_unstable_by_key(|(seq, _)| *seq);
+        let piece = form.piece(|out| order.iter().for_each(|(_, message)| message.append_as(form, out)));
+        Unsent::Portion(Portion { frames: Pieces::Whole(Rc::new(piece)), messages: order.len() as u32 })
+    }
+
+    /// A subscriber was sent what [`Hub::unsent`] has returned.
+    pub fn mark_sent(&mut self, member: SlotId, seats: &[Seat], messages: u32) {
+        self.early += messages as usize;
+        for seat in seats {
+            if let (Some(channel), Place::Live(form)) =
+                (self.channels.get_mut(seat.channel.0 as usize), seat.place)
+            {
+                channel.mark_sent(form, member);
+            }
+        }
+    }
+
+    /// Frames a message into its channel's batch.
     ///
     /// `seat` is the sender's, where it is a member of the channel.
     pub fn publish(
@@ -461,10 +515,6 @@ impl Hub {
         sender: Sender,
         seat: Option<Seat>,
     ) -> Published {
-        debug_assert_eq!(self.before(id), None, "members of two channels hear them in the log's order");
-        if self.is_in_order(id) {
-            self.in_order = Some(id);
-        }
         self.seq += 1;
         let unheard_by = seat.filter(|seat| !seat.echo);
         let channel = &mut self.channels[id.0 as usize];
@@ -503,6 +553,35 @@ impl Hub {
         self.repeats.keep(key, kind, payload, message.seq, now);
     }
 
+    /// Begins a hand-out: ends the batches whose subscribers may hear several of them, if there are two or more. The
+    /// others are found by [`Hub::next_touched`].
+    pub fn seal_group(&mut self, now: Moment) -> Group {
+        self.early = 0;
+        let mut group = Group::default();
+        let in_order = self.touched.iter().filter(|&&id| self.is_in_order(id));
+        if in_order.take(2).count() < 2 {
+            return group;
+        }
+        for id in std::mem::take(&mut self.touched) {
+            if !self.is_in_order(id) {
+                self.touched.push(id);
+            } else if let Some((_, batch)) = self.seal_as(id, true, now) {
+                self.channels[id.0 as usize].group = group.push(id, batch);
+            }
+        }
+        group
+    }
+
+    /// Ends a hand-out: the channels of the group are as all others again.
+    pub fn end_group(&mut self, group: &Group) {
+        for id in group.channels() {
+            if let Some(channel) = self.channels.get_mut(id.0 as usize) {
+                channel.group = channel::NO_GROUP;
+            }
+            self.end_if_empty(id);
+        }
+    }
+
     /// One channel in which something was published this turn and not yet handed out.
     pub fn next_touched(&mut self) -> Option<ChannelId> {
         self.touched.pop()
@@ -510,12 +589,13 @@ impl Hub {
 
     /// Ends the channel's batch: who gets it, and what it is. `None` if there is nothing in it.
     pub fn seal(&mut self, id: ChannelId, now: Moment) -> Option<(&Channel, Sealed)> {
+        self.seal_as(id, false, now)
+    }
+
+    fn seal_as(&mut self, id: ChannelId, merges: bool, now: Moment) -> Option<(&Channel, Sealed)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = Kept::of(channel);
-        let sealed = channel.seal(self.epoch, &self.history, now)?;
-        if self.in_order == Some(id) {
-            self.in_order = None;
-        }
+        let sealed = channel.seal(self.epoch, &self.history, merges, now)?;
         self.account(id, before);
         if let Some(journal) = &mut self.journal {
             journal.note(id);
@@ -653,6 +733,7 @@ impl Hub {
         let mut kept = Kept::default();
         for (_, channel) in &self.channels {
             assert!(!channel.has_batch(), "{} was not handed out", channel.name());
+            assert_eq!(channel.group, channel::NO_GROUP, "{} is in no hand-out", channel.name());
             assert!(!channel.has_ended(), "{} is over", channel.name());
             let one = Kept::of(channel);
             kept.messages += one.messages;

@@ -270,9 +270,6 @@ mod tests {
                     let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
                     let id = self.hub.open(&name).unwrap();
                     let text = format!("{} {}", self.hub.journal_head().seq, "x".repeat(padding));
-                    if let Some(other) = self.hub.before(id) {
-                        let _ = self.hub.seal(other, Moment::from_millis(self.millis));
-                    }
                     let user =
                         (padding % 3 == 0).then(|| User::new(&format!("user{}", padding % 2), Some("[1]")));
                     let sender = Sender { client: from.map(ClientId::from_bits), user };

@@ -1,8 +1,8 @@
 //! The deliver phase: what sessions ask for, done, in the order in which they asked.
 //!
-//! Subscribing, publishing, handing out, catching up and leaving each happen at one point of a channel's one
-//! order: a batch that is open is handed out before anybody joins or leaves. What they are is told in rooms
-//! of their own: [`super::members`], [`super::publishing`], [`super::questions`].
+//! Subscribing, publishing, handing out, catching up and leaving each happen at one point of the log's one order. The
+//! batches of all channels are open for the whole turn: who joins is not sent what is in them already, and who leaves
+//! is sent that first. What they are is told in rooms of their own: [`super::members`], [`super::publishing`], [`super::questions`].
 
 use std::mem;
 use std::rc::Rc;
@@ -14,7 +14,9 @@ use super::engine::Engine;
 use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::OnSlow;
+use crate::hub::Unsent;
 use crate::hub::channel::Portion;
+use crate::hub::merge::Group;
 use crate::hub::outbox::{Enqueue, Left, Pace};
 use crate::ids::{ChannelId, SlotId};
 use crate::moment::Moment;
@@ -66,7 +68,7 @@ impl<T: Transport> Engine<T> {
                 if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
                     return self.refuse_haste(id, too_fast, &receipt, now);
                 }
-                match self.channel_in_order(id, channel.as_ref(), &receipt, &pass, now) {
+                match self.channel_to_publish_on(id, channel.as_ref(), &receipt, &pass) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
                         self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);
@@ -107,25 +109,29 @@ impl<T: Transport> Engine<T> {
 
     /// Gives all members what was published in this turn so far.
     pub(super) fn hand_out_all(&mut self, now: Moment) {
+        // Once, and not for each subscriber.
+        self.send_gathered();
+        let group = self.hub.seal_group(now);
+        if !group.is_empty() {
+            self.hand_out_group(group, now);
+        }
         while let Some(channel) = self.hub.next_touched() {
             self.hand_out(channel, now);
         }
     }
 
     /// Gives every member of a channel what was published there since the last time.
-    pub(super) fn hand_out(&mut self, channel: ChannelId, now: Moment) {
-        // Once, and not for each subscriber.
+    fn hand_out(&mut self, channel: ChannelId, now: Moment) {
         self.send_gathered();
         let Engine { slots, hub, metrics, limits, pressure, .. } = self;
         let Some((members, batch)) = hub.seal(channel, now) else { return };
-        let before = batch.before;
         let mut full = Vec::new();
         for form in Form::ALL {
-            for (position, &member) in members.live(form).iter().enumerate() {
+            for &member in members.live(form) {
                 let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
                     continue;
                 };
-                let Some(portion) = batch.portion(form, position as u32) else { continue };
+                let Some(portion) = batch.portion(form, member) else { continue };
                 match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
                     queued @ (Enqueue::Queued | Enqueue::HighWater) => {
                         metrics.messages_delivered += u64::from(portion.messages);
@@ -142,18 +148,98 @@ impl<T: Transport> Engine<T> {
             if self.enqueue_after_flush(member, &portion, now) {
                 continue;
             }
-            match self.limits.on_slow {
-                OnSlow::Close => self.close(member, Reason::Slow, now),
-                OnSlow::Skip if form == Form::Raw => {
-                    self.metrics.messages_skipped += u64::from(portion.messages);
-                    if let Some(slot) = self.slots.get_mut(member) {
-                        slot.outbox.shut_until_empty();
-                    }
-                }
-                OnSlow::Skip => self.fall_behind(member, channel, before, now),
+            if !self.is_skipped(member, form, &portion, now) {
+                self.fall_behind(member, channel, batch.before(member), now);
             }
         }
         self.hub.end_if_empty(channel);
+    }
+
+    /// Gives every member of several channels what was published there, each all of its channels in one.
+    fn hand_out_group(&mut self, mut group: Group, now: Moment) {
+        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
+        let mut full = Vec::new();
+        let channels: Vec<ChannelId> = group.channels().collect();
+        for (place, &channel) in channels.iter().enumerate() {
+            let Some(members) = hub.channel(channel) else { continue };
+            for form in Form::ALL {
+                for &member in members.live(form) {
+                    let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
+                        continue;
+                    };
+                    let Some(portion) = group.portion(hub, place, form, member, &slot.seats) else {
+                        continue;
+                    };
+                    match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
+                        queued @ (Enqueue::Queued | Enqueue::HighWater) => {
+                            metrics.messages_delivered += u64::from(portion.messages);
+                            slots.mark_dirty(member);
+                            if queued == Enqueue::HighWater {
+                                pressure.high.push(member);
+                            }
+                        }
+                        Enqueue::OverLimit => full.push((member, form, portion)),
+                    }
+                }
+            }
+        }
+        for (member, form, portion) in full {
+            if self.enqueue_after_flush(member, &portion, now) {
+                continue;
+            }
+            if !self.is_skipped(member, form, &portion, now) {
+                let Some(slot) = self.slots.get(member) else { continue };
+                for (channel, before) in group.begins(&self.hub, member, &slot.seats) {
+                    self.fall_behind(member, channel, before, now);
+                }
+            }
+        }
+        self.hub.end_group(&group);
+    }
+
+    /// Decides about a slow member that could not take a batch. Returns true if it does not get that: it is closed, or
+    /// has no word for what it misses; false if it is to fall behind.
+    fn is_skipped(&mut self, member: SlotId, form: Form, portion: &Portion, now: Moment) -> bool {
+        match self.limits.on_slow {
+            OnSlow::Close => self.close(member, Reason::Slow, now),
+            OnSlow::Skip if form == Form::Raw => {
+                self.metrics.messages_skipped += u64::from(portion.messages);
+                if let Some(slot) = self.slots.get_mut(member) {
+                    slot.outbox.shut_until_empty();
+                }
+            }
+            OnSlow::Skip => return false,
+        }
+        true
+    }
+
+    /// Gives one member what it has yet to be sent of the open batches, before it leaves or is told of a cursor.
+    pub(super) fn deliver_unsent(&mut self, id: SlotId, now: Moment) {
+        if self.slots.get(id).is_none_or(|slot| slot.seats.is_empty()) {
+            return;
+        }
+        self.send_gathered();
+        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
+        let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
+        match hub.unsent(id, slot.seats.as_slice()) {
+            Unsent::Nothing => return,
+            Unsent::Portion(Portion { frames, messages }) => {
+                match slot.outbox.enqueue(frames.as_slice(), limits.outbox_bytes_max) {
+                    queued @ (Enqueue::Queued | Enqueue::HighWater) => {
+                        hub.mark_sent(id, slot.seats.as_slice(), messages);
+                        metrics.messages_delivered += u64::from(messages);
+                        if queued == Enqueue::HighWater {
+                            pressure.high.push(id);
+                        }
+                        return slots.mark_dirty(id);
+                    }
+                    // Whether it is slow is decided where that is decided for all.
+                    Enqueue::OverLimit => {}
+                }
+            }
+            Unsent::TooMuch => {}
+        }
+        self.hand_out_all(now);
     }
 
     /// Queues a portion that did not fit into the outbox, after a write has made room; false if it has not.

@@ -120,11 +120,15 @@ impl<T: Transport> Engine<T> {
                 self.metrics.limit(Limit::ChannelsPerClient);
                 return Err(NoSeat::TooMany);
             }
-            // It hears what is published from now on, so what came before goes out first.
-            self.hand_out(channel, now);
         } else if channels >= self.limits.channels_per_client_max {
             self.metrics.limit(Limit::ChannelsPerClient);
             return Err(NoSeat::TooMany);
+        }
+        // The cursor that it is told of must not be ahead of what it was sent of its other channels.
+        self.deliver_unsent(id, now);
+        if self.slots.get(id).is_none_or(Slot::has_farewell) {
+            // That was too much for it.
+            return Err(NoSeat::Gone);
         }
         let joined = self.hub.subscribe(name, id, wish, now).map_err(|_| NoSeat::ChannelsFull)?;
         if let Some(slot) = self.slots.get_mut(id) {
@@ -341,13 +345,12 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_replaying(id, false);
     }
 
-    /// Takes a member out of one channel, after it was given what was published there so far. False if it
-    /// was none.
+    /// Takes a member out of one channel, after it was given what was published so far. False if it was none.
     pub(super) fn unsubscribe(&mut self, id: SlotId, channel: ChannelId, now: Moment) -> bool {
         if self.slots.get(id).is_none_or(|slot| slot.seats.find(channel).is_none()) {
             return false;
         }
-        self.hand_out(channel, now);
+        self.deliver_unsent(id, now);
         let Some(slot) = self.slots.get_mut(id) else { return false };
         // It may have left meanwhile: a slow member is closed.
         let Some(seat) = slot.seats.remove(channel) else { return false };

@@ -47,24 +47,8 @@ const TOO_MANY_CHANNELS: &str = "not published: this client has created as many 
 const KEY_REUSED: &str = "not published: a message with another payload was published under this key";
 
 impl<T: Transport> Engine<T> {
-    /// The channel that somebody may publish on, when what has to be handed out before it is.
-    pub(super) fn channel_in_order(
-        &mut self,
-        id: SlotId,
-        name: Option<&ChannelName>,
-        receipt: &Receipt,
-        pass: &Pass,
-        now: Moment,
-    ) -> Result<ChannelId, NoPublication> {
-        let channel = self.channel_to_publish_on(id, name, receipt, pass)?;
-        let Some(other) = self.hub.before(channel) else { return Ok(channel) };
-        self.hand_out(other, now);
-        // Who was too slow for that has left all its channels, and with its last member this one may have ended.
-        self.channel_to_publish_on(id, name, receipt, pass)
-    }
-
     /// The channel that somebody may publish on; it is made if it is not there.
-    fn channel_to_publish_on(
+    pub(super) fn channel_to_publish_on(
         &mut self,
         id: SlotId,
         name: Option<&ChannelName>,

@@ -39,6 +39,7 @@ mod keys;
 mod limits;
 mod memory;
 mod model;
+mod order;
 mod origins;
 mod output;
 mod proxies;

@@ -88,8 +88,11 @@ fn hear(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Message> {
     std::iter::from_fn(|| context.read(&mut port).ok()).collect()
 }
 
+/// Messages, replies, and what became of the conversation.
+type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, Heard);
+
 /// The messages of a session that arrives in such pieces, and what is replied.
-fn receive(pieces: &[&[u8]]) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>, Heard) {
+fn receive(pieces: &[&[u8]]) -> Outcome {
     let limits = Limits { message_bytes_max: 1 << 17, ..Limits::default() };
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);
     for piece in pieces {
