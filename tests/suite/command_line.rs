@@ -58,6 +58,20 @@ fn next_line(stream: &mut impl BufRead) -> String {
 }
 
 impl Subscriber {
+    /// Closes what it prints to, and waits for its end.
+    fn loses_its_reader(&mut self) {
+        drop(self.child.stdout.take());
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it goes on without a reader");
+            thread::sleep(Duration::from_millis(5));
+        };
+        assert!(status.success(), "{status}");
+    }
+
     fn end(mut self) -> (i32, Vec<u8>) {
         let mut out = Vec::new();
         self.child.stdout.take().unwrap().read_to_end(&mut out).unwrap();
@@ -322,14 +336,12 @@ fn escapes_of_peers_are_shown_on_a_terminal_and_not_obeyed() {
 fn a_subscriber_of_a_quiet_channel_ends_with_its_reader() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["quiet"]);
-    drop(subscriber.child.stdout.take());
-    assert!(subscriber.child.wait().unwrap().success());
+    subscriber.loses_its_reader();
     // And while there is no server.
     let mut subscriber = subscribe(&server, &["quiet"]);
     drop(server);
     assert!(next_line(&mut subscriber.stderr).contains("trying again"));
-    drop(subscriber.child.stdout.take());
-    assert!(subscriber.child.wait().unwrap().success());
+    subscriber.loses_its_reader();
 }
 
 #[test]
