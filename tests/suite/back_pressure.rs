@@ -365,6 +365,8 @@ fn publisher_at_full_speed_cuts_none_of_a_thousand_subscribers_that_read() {
         .map(|key| {
             let Client { stream, received, .. } = server.join("/ws");
             assert!(received.is_empty());
+            // So that the kernel does not hold all of it.
+            socket2::SockRef::from(&stream).set_recv_buffer_size(32 << 10).unwrap();
             stream.set_nonblocking(true).unwrap();
             let mut stream = mio::net::TcpStream::from_std(stream);
             poll.registry().register(&mut stream, Token(key), Interest::READABLE).unwrap();
@@ -400,4 +402,16 @@ fn publisher_at_full_speed_cuts_none_of_a_thousand_subscribers_that_read() {
     }
     drop((publishes.join().unwrap(), subscribers));
     assert_eq!(counter(&server.stop(), "closed_slow"), 0);
+}
+
+#[test]
+fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
+    let mut rig = Rig::new(limits());
+    let publisher = rig.join("/ws?echo=0");
+    pressed(&mut rig, publisher, 4);
+    assert!(is_paused(&rig, publisher));
+    let now = rig.now;
+    rig.engine.close(publisher, Reason::Forbidden, now);
+    rig.settle();
+    assert_eq!(rig.frames(publisher).last().unwrap().close_code().1, "forbidden");
 }
