@@ -172,6 +172,9 @@ pub struct Limits {
     /// Tickets that one client holds at a time, a tenth of all: a page uses its ticket at once, and an address that brings
     /// many people (NAT) still opens a thousand pages in one moment.
     pub tickets_per_client_max: usize,
+    /// Log lines of connections that were closed for one reason, in a second; 0 is no limit. A line has about 100 bytes,
+    /// so a flood of one kind writes 10 KB a second; what is left out is counted.
+    pub log_lines_per_second: u32,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
     pub accepts_per_turn: usize,
@@ -208,7 +211,7 @@ pub struct HistoryLimits {
 /// How many keys of messages are known again (`Idempotency-Key`), and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RepeatLimits {
-    /// Keys of all channels, about 80 bytes each; the oldest goes first.
+    /// Keys of all channels, about 150 bytes each; the oldest of the publisher with most keys goes first.
     pub keys_max: usize,
     /// How long a key is known. A publisher that tries again for longer than 5 minutes has a person looking.
     pub age_ms: u32,
@@ -311,6 +314,7 @@ impl Default for Limits {
             auths_per_second: 5,
             tickets_max: 10_000,
             tickets_per_client_max: 1_000,
+            log_lines_per_second: 100,
             accepts_per_turn: 64,
             reads_per_slot: 4,
             read_bytes_per_slot: 16 << 10,

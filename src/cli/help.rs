@@ -85,6 +85,7 @@ const SERVE: [(&str, &[&str]); 9] = [
     (
         "Loop tuning",
         &[
+            "log-lines-per-second",
             "accepts-per-turn",
             "reads-per-slot",
             "read-bytes-per-slot",

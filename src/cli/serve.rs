@@ -224,6 +224,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_RECONNECTS_PER_SECOND", value_name = "N", default_value = "1000", value_parser = count)]
     reconnects_per_second: usize,
 
+    /// Maximum log lines in a second of connections that were closed for one reason; the number of further ones is
+    /// logged in one line; 0 is no limit.
+    #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
+    log_lines_per_second: u32,
+
     /// Most connections accepted in one turn of the loop.
     #[arg(long, env = "OYEZ_ACCEPTS_PER_TURN", value_name = "N", default_value = "64", value_parser = count)]
     accepts_per_turn: usize,
@@ -398,6 +403,7 @@ impl Serve {
                 auths_per_second: self.gate.auths_per_second,
                 tickets_max: self.gate.tickets_max,
                 tickets_per_client_max: self.gate.tickets_per_client_max,
+                log_lines_per_second: self.log_lines_per_second,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_slot: self.reads_per_slot,
                 read_bytes_per_slot: self.read_bytes_per_slot,

@@ -60,6 +60,14 @@ impl Journal {
         }
     }
 
+    /// Gives memory back after a flood of channels.
+    pub(super) fn shrink(&mut self) {
+        if self.changed.is_empty() {
+            self.changed = VecDeque::new();
+            self.is_listed = Vec::new();
+        }
+    }
+
     /// A channel was removed.
     pub(super) fn note_removed(&mut self, name: Rc<str>) {
         self.removed.insert(name);

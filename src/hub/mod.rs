@@ -27,6 +27,7 @@ mod removed;
 pub mod repeats;
 pub mod replay;
 pub mod seats;
+pub mod shrink;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -47,6 +48,7 @@ use merge::Group;
 use removed::{Removed, RemovedChannels};
 use repeats::{IdempotencyKey, Known, Repeats};
 use replay::{Replay, Replays};
+use shrink::ShrinkTrigger;
 
 /// All channels.
 #[derive(Debug)]
@@ -66,6 +68,7 @@ pub struct Hub {
     /// Channels that existed and had messages.
     removed: RemovedChannels,
     creators: Creators,
+    shrink_trigger: ShrinkTrigger,
     classes: Classes,
     kept: Kept,
     repeats: Repeats,
@@ -198,6 +201,9 @@ const UNSENT_BYTES_MAX: usize = 4 << 10;
 /// turn is less work as one hand-out.
 const UNSENT_MESSAGES_MAX: usize = 256;
 
+/// Places of the table of channels that are kept: some 400 KiB.
+const CHANNELS_KEPT: usize = 1_024;
+
 /// What is told of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -227,6 +233,7 @@ impl Hub {
             seq: 0,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             creators: Creators::new(limits.channels_per_publisher_max),
+            shrink_trigger: ShrinkTrigger::new(CHANNELS_KEPT),
             classes: Classes::new(),
             kept: Kept::default(),
             repeats: Repeats::new(limits.repeats),
@@ -407,6 +414,9 @@ impl Hub {
             self.names.remove(channel.name());
             self.creators.ended(channel.creator);
             self.remember_removed(channel.shared_name(), channel.last(), channel.mark.is_written);
+            if self.shrink_trigger.is_due(self.channels.len(), self.channels.capacity()) {
+                self.shrink();
+            }
         }
     }
 
@@ -651,6 +661,23 @@ impl Hub {
     /// One more than the highest place that a channel has in the table.
     pub fn keys_end(&self) -> usize {
         self.channels.capacity()
+    }
+
+    /// Gives memory back when most channels have ended, as far as the highest key allows that is in use; the sweep walks
+    /// no further then. New channels take the lowest keys.
+    pub fn shrink_at(&mut self, now: Moment) {
+        let (len, capacity) = (self.channels.len(), self.channels.capacity());
+        if self.shrink_trigger.is_due_at(len, capacity, now) {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        self.channels.shrink_to_fit();
+        self.touched.shrink_to(self.channels.len());
+        if let Some(journal) = &mut self.journal {
+            journal.shrink();
+        }
     }
 
     fn expire_channel(&mut self, id: ChannelId, now: Moment) {

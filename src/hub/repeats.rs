@@ -6,7 +6,7 @@
 //! collides with that of another, and by chance none does. One such hash tells payloads apart: a publisher that could
 //! make two of them collide would lose a message of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use crate::config::RepeatLimits;
@@ -49,12 +49,28 @@ struct Record {
     payload: u64,
 }
 
+/// When a key came, and whose it is.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    at: Moment,
+    fingerprint: u128,
+    owner: u64,
+}
+
 /// The keys of the last minutes.
 #[derive(Debug)]
+///
+/// When there is no room, the publisher that holds the most keys loses its oldest: however many keys one of them uses, it
+/// takes no room from publishers with fewer, and one that is alone has all of it.
 pub(super) struct Repeats {
     records: HashMap<u128, Record>,
-    /// In the order in which they came.
-    order: VecDeque<(Moment, u128)>,
+    /// By their number, which is the order in which they came.
+    order: BTreeMap<u64, Kept>,
+    next: u64,
+    /// The numbers of each publisher's keys, the oldest in front.
+    owners: HashMap<u64, VecDeque<u64>>,
+    /// How many keys each publisher holds.
+    counts: BTreeSet<(usize, u64)>,
     hashers: [RandomState; 2],
     limits: RepeatLimits,
 }
@@ -63,7 +79,10 @@ impl Repeats {
     pub(super) fn new(limits: RepeatLimits) -> Repeats {
         Repeats {
             records: HashMap::new(),
-            order: VecDeque::new(),
+            order: BTreeMap::new(),
+            next: 0,
+            owners: HashMap::new(),
+            counts: BTreeSet::new(),
             hashers: [RandomState::new(), RandomState::new()],
             limits,
         }
@@ -82,7 +101,7 @@ impl Repeats {
         Some(if first == self.payload_hash(kind, payload) { Known::Same(seq) } else { Known::Other })
     }
 
-    /// Keeps the key of a message that was published. The oldest goes when there is no room.
+    /// Keeps the key of a message that was published.
     pub(super) fn keep(
         &mut self,
         key: IdempotencyKey<'_>,
@@ -95,18 +114,30 @@ impl Repeats {
             return;
         }
         if self.order.len() >= self.limits.keys_max {
-            self.forget_oldest();
+            let largest = self.counts.last().and_then(|(_, owner)| self.owners.get(owner)?.front().copied());
+            if let Some(number) = largest {
+                self.forget(number);
+            }
         }
         let fingerprint = self.fingerprint(key);
         let record = Record { seq, payload: self.payload_hash(kind, payload) };
         self.records.insert(fingerprint, record);
-        self.order.push_back((now, fingerprint));
+        let owner = self.hashers[1].hash_one(key.owner);
+        let number = self.next;
+        self.next += 1;
+        self.order.insert(number, Kept { at: now, fingerprint, owner });
+        let numbers = self.owners.entry(owner).or_default();
+        self.counts.remove(&(numbers.len(), owner));
+        numbers.push_back(number);
+        self.counts.insert((numbers.len(), owner));
     }
 
     /// Lets go of what is too old.
     pub(super) fn expire(&mut self, now: Moment) {
-        while self.order.front().is_some_and(|(at, _)| at.after(self.limits.age_ms).has_come(now)) {
-            self.forget_oldest();
+        while let Some((&number, kept)) = self.order.first_key_value()
+            && kept.at.after(self.limits.age_ms).has_come(now)
+        {
+            self.forget(number);
         }
     }
 
@@ -114,14 +145,24 @@ impl Repeats {
         self.order.is_empty()
     }
 
-    fn forget_oldest(&mut self) {
-        if let Some((_, fingerprint)) = self.order.pop_front() {
-            self.records.remove(&fingerprint);
+    /// Forgets a key that is the oldest of its publisher.
+    fn forget(&mut self, number: u64) {
+        let Some(Kept { fingerprint, owner, .. }) = self.order.remove(&number) else { return };
+        self.records.remove(&fingerprint);
+        if let Some(numbers) = self.owners.get_mut(&owner) {
+            self.counts.remove(&(numbers.len(), owner));
+            let oldest = numbers.pop_front();
+            debug_assert_eq!(oldest, Some(number));
+            if numbers.is_empty() {
+                self.owners.remove(&owner);
+            } else {
+                self.counts.insert((numbers.len(), owner));
+            }
         }
         if self.order.is_empty() {
             // A burst of keys must not be paid for ever after.
-            self.order = VecDeque::new();
             self.records = HashMap::new();
+            self.owners = HashMap::new();
         }
     }
 
@@ -199,6 +240,26 @@ mod tests {
         ] {
             assert_eq!(repeats.find(of("a", "k"), kind, payload, at(1)), Some(known), "{kind:?} {payload:?}");
         }
+    }
+
+    #[test]
+    fn publisher_with_most_keys_takes_no_room_from_others() {
+        let mut repeats = Repeats::new(RepeatLimits { keys_max: 6, age_ms: 300 });
+        fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
+            IdempotencyKey { owner: KeyOwner::Network(number), ..of("a", key) }
+        }
+        keep(&mut repeats, of_owner(1, "first"), 1, at(0));
+        keep(&mut repeats, of_owner(2, "first"), 2, at(0));
+        for seq in 3..103 {
+            let key = seq.to_string();
+            keep(&mut repeats, of_owner(9, &key), seq, at(1));
+        }
+        assert_eq!(find(&mut repeats, of_owner(1, "first"), at(2)), Some(1));
+        assert_eq!(find(&mut repeats, of_owner(2, "first"), at(2)), Some(2));
+        let known = (3..103).filter(|seq| find(&mut repeats, of_owner(9, &seq.to_string()), at(2)).is_some());
+        assert_eq!(known.collect::<Vec<u64>>(), [99, 100, 101, 102], "its own newest");
+        assert_eq!(find(&mut repeats, of_owner(1, "first"), at(301)), None);
+        assert!(repeats.is_empty() && repeats.owners.is_empty() && repeats.counts.is_empty());
     }
 
     #[test]

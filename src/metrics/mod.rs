@@ -138,6 +138,8 @@ pub struct Metrics {
     pub memory_debtors_closed: u64,
     /// Messages evicted from histories before their time, for the memory that they took.
     pub memory_evicted: u64,
+    /// Log lines of closed connections that were left out.
+    pub log_lines_suppressed: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
     /// Bytes written to sockets.
@@ -176,6 +178,7 @@ impl Default for Metrics {
             memory_pressure: [0; MemoryStep::COUNT],
             memory_debtors_closed: 0,
             memory_evicted: 0,
+            log_lines_suppressed: 0,
             received_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,

@@ -24,6 +24,9 @@ use crate::session::intent::Intent;
 use crate::wire::notice::Notice;
 use crate::wire::{self, Form};
 
+/// Intents that the list keeps room for: a turn's as a rule, since they are applied before more of them have gathered.
+const INTENTS_KEPT: usize = 1_024;
+
 impl<T: Transport> Engine<T> {
     /// Applies intents to the hub; frames land in outboxes.
     pub fn deliver(&mut self, now: Moment) {
@@ -41,6 +44,8 @@ impl<T: Transport> Engine<T> {
             self.apply(id, intent, now);
         }
         debug_assert!(self.intents.is_empty());
+        // A turn in which many clients spoke must not be paid for ever after.
+        intents.shrink_to(INTENTS_KEPT);
         self.intents = intents;
         self.send_gathered();
     }

@@ -8,6 +8,7 @@ use std::mem;
 use log::{debug, info};
 
 use super::drain::Drain;
+use super::log_limit::LogLimit;
 use super::memory::MemoryBudget;
 use super::outbound::Gathered;
 use super::pressure::Pressure;
@@ -80,6 +81,8 @@ pub struct Engine<T> {
     ping_sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
+    /// The log lines of closed connections, by [`Reason::index`].
+    pub(super) close_lines: [LogLimit; Reason::COUNT],
     /// When the tables of clients are swept next.
     pub(super) tables_at: Moment,
     /// Makes the names of clients differ from those of other processes.
@@ -118,6 +121,7 @@ impl<T: Transport> Engine<T> {
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
+            close_lines: [LogLimit::NEW; Reason::COUNT],
             tables_at: Moment::from_millis(0),
             client_salt: 0,
             run: 0,
@@ -372,6 +376,9 @@ impl<T: Transport> Engine<T> {
     pub fn sweep(&mut self, now: Moment) {
         self.continue_drain(now);
         self.sweep_tables(now);
+        self.sum_up_close_lines(now);
+        self.slots.shrink_at(now);
+        self.hub.shrink_at(now);
         let (slots, connections) = (self.slots.keys_end(), self.slots.len());
         let mut budget = self.sweeper.take_budget(connections, DEADLINES_SPAN_MS, now);
         let slice = self.sweeper.slice(slots, now);
@@ -467,12 +474,19 @@ impl<T: Transport> Engine<T> {
             if slot.is_turned_away() {
                 self.turned_away -= 1;
             }
+            if !self.close_lines[reason.index()].admits(self.limits.log_lines_per_second, now) {
+                self.metrics.log_lines_suppressed += 1;
+                continue;
+            }
             match reason.code() {
                 Some(code) => {
                     info!("close peer={}{} code={code} reason={reason}", slot.peer, sub_field(ended))
                 }
                 None => info!("close peer={}{} reason={reason}", slot.peer, sub_field(ended)),
             }
+        }
+        if !doomed.is_empty() {
+            self.slots.shrink_at(now);
         }
         // The last outbox that held an encoding may have gone, or been flushed.
         self.wake_waiting();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Tcp;
 use crate::moment::Moment;
@@ -64,7 +64,7 @@ pub enum Accept {
 }
 
 impl Listener {
-    /// Binds and listens. `no_room` is what a client is told for which there is no descriptor.
+    /// Binds, and does not listen yet. `no_room` is what a client is told for which there is no descriptor.
     ///
     /// # Errors
     /// The address is in use or not ours, or an option is not taken.
@@ -80,7 +80,6 @@ impl Listener {
             socket.set_tcp_notsent_lowat(tcp.notsent_lowat_bytes)?;
         }
         socket.bind(&address.into())?;
-        socket.listen(tcp.backlog.try_into().unwrap_or(i32::MAX))?;
         Ok(Listener {
             socket: TcpListener::from_std(socket.into()),
             state: Accepting::Idle,
@@ -88,6 +87,14 @@ impl Listener {
             no_room,
             is_exhausted: false,
         })
+    }
+
+    /// Takes connections from now on.
+    ///
+    /// # Errors
+    /// Another socket listens on the address by now.
+    pub fn listen(&mut self, tcp: &Tcp) -> io::Result<()> {
+        SockRef::from(&self.socket).listen(tcp.backlog.try_into().unwrap_or(i32::MAX))
     }
 
     /// The address that it really listens on.
@@ -199,6 +206,7 @@ mod tests {
     fn accepted_sockets_inherit_the_options() {
         let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        listener.listen(&tcp).unwrap();
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
         let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0)) else { panic!("nobody") };
@@ -212,7 +220,8 @@ mod tests {
     #[test]
     fn the_backlog_bounds_who_waits() {
         let tcp = Tcp { backlog: 2, ..Tcp::default() };
-        let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        listener.listen(&tcp).unwrap();
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
@@ -224,6 +233,7 @@ mod tests {
     fn a_pause_ends_by_timer_or_by_room() {
         let tcp = crate::config::Tcp::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        listener.listen(&tcp).unwrap();
         let now = Moment::from_millis(0);
         listener.pause(now);
         listener.mark_ready();

@@ -21,6 +21,7 @@ mod drain;
 pub mod engine;
 pub mod entrance;
 pub mod listener;
+mod log_limit;
 mod members;
 pub mod memory;
 mod outbound;
@@ -201,7 +202,7 @@ fn unix_now() -> Duration {
 impl<E: Entrance> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
-    /// The history file is read last, since that marks it: clients that come meanwhile wait in the backlog.
+    /// While the history file is read, connections are refused.
     ///
     /// # Errors
     /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
@@ -215,8 +216,9 @@ impl<E: Entrance> Server<E> {
         // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        // The address is taken first, so that a second server fails before it marks the file, and listened on last: a
+        // client that connects is served at once, and a load balancer sees a server that is not there yet.
         let mut listener = Listener::bind(config.listen, &config.tcp, entrance.no_room())?;
-        listener.register(poll.registry(), LISTENER)?;
         let now = Instant::now();
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
         let stamp = clock.stamp();
@@ -236,6 +238,8 @@ impl<E: Entrance> Server<E> {
         engine.site = Site { assets: config.assets, origins };
         engine.gate = gate;
         engine.door.trust(proxies);
+        listener.listen(&config.tcp)?;
+        listener.register(poll.registry(), LISTENER)?;
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),

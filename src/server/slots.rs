@@ -15,6 +15,7 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::hub::seats::Seats;
+use crate::hub::shrink::ShrinkTrigger;
 use crate::hub::{Place, Seat};
 use crate::ids::{Peer, SlotId};
 use crate::moment::Moment;
@@ -248,12 +249,16 @@ pub enum ReadyQueue {
     Requeued,
 }
 
+/// Places of the slab that are kept: 80 KiB.
+const SLOTS_KEPT: usize = 1_024;
+
 /// All connections.
 #[derive(Debug)]
 pub struct Slots<T> {
     slab: Slab<Slot<T>>,
     /// One more than the highest key that was ever given out.
     keys_end: usize,
+    shrink_trigger: ShrinkTrigger,
     next_generation: u32,
     /// Slots with a new event whose last read was cheap.
     ready: VecDeque<SlotId>,
@@ -272,6 +277,7 @@ impl<T: Transport> Slots<T> {
         Slots {
             slab: Slab::new(),
             keys_end: 0,
+            shrink_trigger: ShrinkTrigger::new(SLOTS_KEPT),
             next_generation: 0,
             ready: VecDeque::new(),
             requeued: VecDeque::new(),
@@ -335,6 +341,24 @@ impl<T: Transport> Slots<T> {
     /// One more than the highest key ever given out.
     pub fn keys_end(&self) -> usize {
         self.keys_end
+    }
+
+    /// Gives memory back when most connections are gone, as far as the highest key allows that is in use; the sweep
+    /// walks no further then. New connections take the lowest keys.
+    pub fn shrink_at(&mut self, now: Moment) {
+        let (len, capacity) = (self.slab.len(), self.slab.capacity());
+        // When the last connection is gone the loop may sleep for long.
+        let is_last_chance = len == 0 && capacity > SLOTS_KEPT;
+        if is_last_chance || self.shrink_trigger.is_due_at(len, capacity, now) {
+            self.slab.shrink_to_fit();
+            self.keys_end = self.keys_end.min(self.slab.capacity());
+            let most = 2 * self.slab.len();
+            self.ready.shrink_to(most);
+            self.requeued.shrink_to(most);
+            self.refill.shrink_to(most);
+            self.dirty.shrink_to(most);
+            self.doomed.shrink_to(most);
+        }
     }
 
     /// All slots.
@@ -704,6 +728,26 @@ mod tests {
         assert_eq!(slots.next_ready(ReadyQueue::New), None);
         assert!(slots.get(old).is_none() && slots.take_doomed().is_empty());
         assert!(matches!(slots.get(new).unwrap().state, State::Head(_)));
+    }
+
+    #[test]
+    fn sweep_of_connections_walks_few_places_after_a_flood() {
+        let mut slots = Slots::new();
+        let ids: Vec<SlotId> = (0..20_000).map(|_| insert(&mut slots)).collect();
+        for &id in &ids {
+            slots.mark_ready(id);
+            slots.doom(id, Reason::Reset);
+        }
+        for id in slots.take_doomed() {
+            if id != ids[7] {
+                slots.remove(id);
+            }
+        }
+        while slots.next_ready(ReadyQueue::New).is_some() {}
+        slots.shrink_at(Moment::from_millis(0));
+        assert!(slots.keys_end() <= SLOTS_KEPT, "{}", slots.keys_end());
+        assert!(slots.get(ids[7]).is_some());
+        assert!(insert(&mut slots).key < 16, "low keys are used first");
     }
 
     #[test]

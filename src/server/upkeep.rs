@@ -4,8 +4,12 @@
 //! remembered weeks ago would look as if it were to come: so all of them are swept long before that, and the loop wakes
 //! for it as long as there is anything to sweep.
 
+use log::info;
+
 use super::engine::Engine;
+use super::log_limit::LogLimit;
 use super::transport::Transport;
+use crate::close::Reason;
 use crate::moment::Moment;
 
 /// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`Moment`] spans are
@@ -27,7 +31,22 @@ impl<T: Transport> Engine<T> {
     /// When the tables are to be swept again, if there is anything in them.
     pub(super) fn next_table_sweep(&self, now: Moment) -> Option<Moment> {
         let tables = self.has_tables().then(|| self.next_tables(now));
-        tables.into_iter().chain(self.gate.tickets.next_expiry()).reduce(Moment::or_earlier)
+        let lines = self.next_close_lines();
+        [tables, lines, self.gate.tickets.next_expiry()].into_iter().flatten().reduce(Moment::or_earlier)
+    }
+
+    /// Logs how many lines of a kind were left out, when their second is over.
+    pub(super) fn sum_up_close_lines(&mut self, now: Moment) {
+        for (word, lines) in Reason::WORDS.iter().zip(&mut self.close_lines) {
+            if let Some(count) = lines.end_second(now) {
+                info!("close reason={word}: {count} more lines in this second were left out");
+            }
+        }
+    }
+
+    /// When a line about lines that were left out is due.
+    pub(super) fn next_close_lines(&self) -> Option<Moment> {
+        self.close_lines.iter().filter_map(LogLimit::ends_at).reduce(Moment::or_earlier)
     }
 
     fn has_tables(&self) -> bool {

@@ -116,3 +116,21 @@ fn publisher_that_reconnects_has_no_new_share() {
     assert_eq!(publish(&mut rig, second, "c"), "ack");
     assert_eq!(publish(&mut rig, second, "d"), "too_many_channels");
 }
+
+#[test]
+fn close_lines_of_a_flood_are_left_out_and_counted() {
+    let mut rig = Rig::new(Limits { log_lines_per_second: 100, ..limits() });
+    let flood = |rig: &mut Rig| {
+        let ids: Vec<SlotId> = (0..150).map(|_| rig.connect(Mood::Kind)).collect();
+        for id in ids {
+            rig.reset(id);
+        }
+        rig.settle();
+        rig.engine.metrics.log_lines_suppressed
+    };
+    assert_eq!((flood(&mut rig), flood(&mut rig)), (50, 200), "all within one second");
+    assert!(rig.engine.next_sweep(rig.now).is_some(), "the loop wakes to sum up");
+    rig.pass(1_100);
+    assert_eq!(rig.engine.next_sweep(rig.now), None);
+    assert_eq!(flood(&mut rig), 250);
+}

@@ -1,0 +1,105 @@
+//! When a slab is to give memory back after a flood.
+//!
+//! Shrinking walks the slab, and may come to nothing while its highest key is in use: so it is tried when most places are
+//! free, again when half of what was left then is gone, and once a second while most places stay free.
+
+use crate::moment::Moment;
+
+/// A slab shrinks when fewer than one in so many of its places are taken.
+const SHRINK_BELOW: usize = 4;
+
+/// A walk over a million places takes some milliseconds.
+const RETRY_MS: u32 = 1_000;
+
+/// Decides when one slab shrinks.
+#[derive(Debug)]
+pub struct ShrinkTrigger {
+    /// Places that are kept in any case.
+    kept: usize,
+    below: usize,
+    /// When it was tried for the sake of the time that has passed.
+    tried: Option<Moment>,
+}
+
+impl ShrinkTrigger {
+    /// For a slab that keeps so many places.
+    pub fn new(kept: usize) -> ShrinkTrigger {
+        ShrinkTrigger { kept, below: usize::MAX, tried: None }
+    }
+
+    fn is_sparse(&mut self, len: usize, capacity: usize) -> bool {
+        if len >= capacity / SHRINK_BELOW {
+            self.below = usize::MAX;
+            self.tried = None;
+        }
+        len < capacity / SHRINK_BELOW && capacity > self.kept
+    }
+
+    /// Returns true if a slab of this many entries and places is to be shrunk at a certain time.
+    pub fn is_due_at(&mut self, len: usize, capacity: usize, now: Moment) -> bool {
+        let is_due = self.is_sparse(len, capacity)
+            && self.tried.is_none_or(|tried| tried.after(RETRY_MS).has_come(now));
+        if is_due {
+            self.tried = Some(now);
+        }
+        is_due
+    }
+
+    /// Returns true if a slab of this many entries and places is to be shrunk after one entry was removed.
+    pub fn is_due(&mut self, len: usize, capacity: usize) -> bool {
+        if !self.is_sparse(len, capacity) || len >= self.below {
+            return false;
+        }
+        self.below = (len / 2).max(1);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{HistoryLimits, Limits};
+    use crate::hub::Hub;
+    use crate::ids::{ChannelName, Sender};
+    use crate::wire::Kind;
+
+    #[test]
+    fn slab_whose_highest_key_is_in_use_is_walked_a_few_times() {
+        let mut trigger = ShrinkTrigger::new(100);
+        let tries = (0..250_000).rev().filter(|&len| trigger.is_due(len, 1_000_000)).count();
+        assert_eq!(tries, 18, "log2 of a quarter of a million");
+        assert!(!trigger.is_due(0, 100), "so much is kept");
+        assert!(!trigger.is_due(500, 1_000) && trigger.is_due(249, 1_000), "it has grown meanwhile");
+        let start = Moment::from_millis(0);
+        let tries = (0..3_000).filter(|&millis| trigger.is_due_at(9, 1_000, start.after(millis))).count();
+        assert_eq!(tries, 3, "once a second, since the highest key may be free by now");
+    }
+
+    #[test]
+    fn sweep_of_channels_walks_few_places_after_a_flood() {
+        let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
+        let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
+        hub.begin_journal();
+        let mut now = Moment::from_millis(0);
+        let publish = |hub: &mut Hub, name: &str, now| {
+            let id = hub.open(&ChannelName::parse(name.as_bytes()).unwrap()).unwrap();
+            hub.publish(id, Kind::Text, b"x", Sender::default(), None);
+            while let Some(id) = hub.next_touched() {
+                let _ = hub.seal(id, now);
+            }
+        };
+        for number in 0..50_000 {
+            publish(&mut hub, &format!("flood-{number}"), now);
+        }
+        assert!(hub.keys_end() >= 50_000);
+        now = now.after(600);
+        publish(&mut hub, "flood-0", now);
+        now = now.after(600);
+        hub.expire(0..hub.keys_end(), now);
+        assert_eq!(hub.channels(), 1);
+        assert!(hub.keys_end() <= 1_024, "{}", hub.keys_end());
+        publish(&mut hub, "next", now);
+        assert!(hub.find("next").is_some_and(|id| id.0 < 16), "low keys are used first");
+        hub.check();
+    }
+}
