@@ -190,6 +190,8 @@ pub enum TokenFault {
     Claim(ClaimName),
     /// It is a ticket that is none, was used, or has ended.
     Ticket,
+    /// It is the ticket of an event stream that is still open.
+    TicketInUse,
     /// It stands in the address, and that is not allowed here.
     InAddress,
     /// It comes twice, or in a way that cannot be read.
@@ -254,6 +256,7 @@ impl TokenFault {
             TokenFault::Issuer => "token_issuer",
             TokenFault::Claim(_) => "token_claim",
             TokenFault::Ticket => "bad_ticket",
+            TokenFault::TicketInUse => "ticket_in_use",
             TokenFault::InAddress => "token_in_address",
             TokenFault::Unclear => "token_unclear",
             TokenFault::Missing => "token_missing",
@@ -278,6 +281,7 @@ impl fmt::Display for TokenFault {
             TokenFault::Issuer => "the token is from another issuer (iss)",
             TokenFault::Claim(name) => return write!(f, "the token's claim {name} is not what it has to be"),
             TokenFault::Ticket => "the ticket is none, was used, or has ended",
+            TokenFault::TicketInUse => "the event stream of this ticket is still open; try again",
             TokenFault::InAddress => {
                 "a token in the address is not taken here: ask for a ticket, POST /v1/tickets"
             }
@@ -519,6 +523,7 @@ mod tests {
             TokenFault::Issuer,
             TokenFault::Claim(ClaimName::Exp),
             TokenFault::Ticket,
+            TokenFault::TicketInUse,
             TokenFault::InAddress,
             TokenFault::Unclear,
             TokenFault::Missing,

@@ -10,9 +10,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::grant::Grant;
 use super::pace::Meters;
 use super::refusals::RefusalLog;
-use super::ticket::Tickets;
+use super::ticket::{NoStream, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
+use crate::ids::SlotId;
 use crate::moment::Moment;
 
 /// Whose rights something is done with: those of a token, or with `None` those of everybody.
@@ -113,6 +114,29 @@ impl Gate {
         let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
         let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
         grant.map(Some).ok_or(TokenFault::Ticket)
+    }
+
+    /// Takes a ticket for an event stream: see [`Tickets::redeem_for_stream`].
+    ///
+    /// # Errors
+    /// It is none, was used for something else, or has ended, or its token has; or its stream is open.
+    pub fn redeem_for_stream(
+        &mut self,
+        ticket: &[u8],
+        channel: &str,
+        slot: SlotId,
+        now: Moment,
+    ) -> Result<Pass, TokenFault> {
+        if self.verifier.is_none() {
+            return Ok(None);
+        }
+        let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
+        match self.tickets.redeem_for_stream(ticket, channel, slot, now) {
+            Ok(grant) if grant.has_expired(clock) => Err(TokenFault::Ticket),
+            Ok(grant) => Ok(Some(grant)),
+            Err(NoStream::Bad) => Err(TokenFault::Ticket),
+            Err(NoStream::InUse) => Err(TokenFault::TicketInUse),
+        }
     }
 }
 

@@ -3,18 +3,27 @@
 //! A browser cannot send a token with a WebSocket's request but in the address, and addresses end up in
 //! logs and histories. So a page asks for a ticket, by a request that can carry its token, and opens the
 //! socket with that: it is good once, and for half a minute.
+//!
+//! An EventSource reconnects with the address that it has, and stops for ever at the first 401. So the ticket of an event
+//! stream stays bound to its stream, and works again, for the same channel, for a minute after that has ended; never
+//! for a second stream beside it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::grant::Grant;
 use super::share::{ShareKey, Shares};
+use crate::ids::SlotId;
 use crate::moment::Moment;
 
 /// How long a ticket is good: a page that asks for one uses it at once.
 pub const TICKET_LIFE_MS: u32 = 30_000;
+
+/// For how long a ticket works again after its event stream has ended, in milliseconds: several attempts of a browser,
+/// which reconnects every 3 to 5 s, and a restart of its Wi-Fi.
+pub const STREAM_GRACE_MS: u32 = 60_000;
 
 /// Bytes of chance in a ticket: nobody guesses 128 bits in half a minute.
 pub const TICKET_BYTES: usize = 16;
@@ -30,6 +39,28 @@ pub struct Tickets {
     order: BTreeMap<u64, (Moment, [u8; TICKET_BYTES])>,
     issued: u64,
     shares: Shares,
+    /// Used tickets of event streams: those that are open, and those that ended a short time ago.
+    streams: HashMap<[u8; TICKET_BYTES], Stream>,
+    by_slot: HashMap<SlotId, [u8; TICKET_BYTES]>,
+    /// Ended streams in the order in which they are forgotten.
+    ended: VecDeque<(Moment, [u8; TICKET_BYTES])>,
+}
+
+/// What a used ticket is bound to.
+struct Stream {
+    grant: Rc<Grant>,
+    channel: Box<str>,
+    /// `None` while it is open.
+    until: Option<Moment>,
+}
+
+/// Why a ticket opens no event stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStream {
+    /// It is none, was used for something else, or has ended.
+    Bad,
+    /// Its stream is open, as far as is known: a cut may not have been noticed yet.
+    InUse,
 }
 
 struct Ticket {
@@ -62,6 +93,9 @@ impl Tickets {
             order: BTreeMap::new(),
             issued: 0,
             shares: Shares::new(tickets_per_client_max),
+            streams: HashMap::new(),
+            by_slot: HashMap::new(),
+            ended: VecDeque::new(),
         }
     }
 
@@ -102,6 +136,60 @@ impl Tickets {
         self.remove(&parse(ticket)?)
     }
 
+    /// Takes a ticket for an event stream of a channel, or takes it again after that stream has ended.
+    ///
+    /// # Errors
+    /// There is no such ticket, or its stream is open.
+    pub fn redeem_for_stream(
+        &mut self,
+        ticket: &[u8],
+        channel: &str,
+        slot: SlotId,
+        now: Moment,
+    ) -> Result<Rc<Grant>, NoStream> {
+        self.expire(now);
+        let chance = parse(ticket).ok_or(NoStream::Bad)?;
+        if let Some(grant) = self.remove(&chance) {
+            let stream = Stream { grant: grant.clone(), channel: channel.into(), until: None };
+            self.streams.insert(chance, stream);
+            self.by_slot.insert(slot, chance);
+            return Ok(grant);
+        }
+        let stream = self.streams.get_mut(&chance).filter(|stream| *stream.channel == *channel);
+        let stream = stream.ok_or(NoStream::Bad)?;
+        if stream.until.take().is_none() {
+            return Err(NoStream::InUse);
+        }
+        self.by_slot.insert(slot, chance);
+        Ok(stream.grant.clone())
+    }
+
+    /// A connection has ended. If it was an event stream's, its ticket works again for a while.
+    pub fn stream_ended(&mut self, slot: SlotId, now: Moment) {
+        let Some(chance) = self.by_slot.remove(&slot) else { return };
+        let Some(stream) = self.streams.get_mut(&chance) else { return };
+        let until = now.after(STREAM_GRACE_MS);
+        stream.until = Some(until);
+        self.ended.push_back((until, chance));
+        if self.ended.len() > self.tickets_max {
+            self.forget_oldest_stream();
+        }
+    }
+
+    fn forget_oldest_stream(&mut self) {
+        // It may be open again, or have ended again since.
+        if let Some((until, chance)) = self.ended.pop_front()
+            && self.streams.get(&chance).is_some_and(|stream| stream.until == Some(until))
+        {
+            self.streams.remove(&chance);
+        }
+        if self.streams.is_empty() {
+            self.streams = HashMap::new();
+            self.by_slot = HashMap::new();
+            self.ended = VecDeque::new();
+        }
+    }
+
     /// Ends all tickets of a person, so that nobody comes back by one that was asked for before.
     pub fn revoke(&mut self, sub: &str) {
         let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
@@ -110,6 +198,7 @@ impl Tickets {
         for chance in revoked {
             self.remove(&chance);
         }
+        self.streams.retain(|_, stream| stream.grant.sub.as_deref() != Some(sub));
     }
 
     /// How many are out.
@@ -124,11 +213,16 @@ impl Tickets {
 
     /// When the oldest expires. It has to be expired then: weeks later its moment would look like one in the future.
     pub fn next_expiry(&self) -> Option<Moment> {
-        self.order.first_key_value().map(|(_, &(end, _))| end)
+        let unused = self.order.first_key_value().map(|(_, &(end, _))| end);
+        let ended = self.ended.front().map(|&(until, _)| until);
+        unused.into_iter().chain(ended).reduce(Moment::or_earlier)
     }
 
     /// Drops what has expired.
     pub fn expire(&mut self, now: Moment) {
+        while self.ended.front().is_some_and(|(until, _)| until.has_come(now)) {
+            self.forget_oldest_stream();
+        }
         while let Some((_, &(end, chance))) = self.order.first_key_value()
             && end.has_come(now)
         {
@@ -202,6 +296,37 @@ mod tests {
             assert!(tickets.redeem(one.as_bytes(), now).is_some());
         }
         assert!(tickets.is_empty() && tickets.shares.is_empty());
+    }
+
+    #[test]
+    fn ticket_of_a_stream_works_again_after_its_end_and_never_beside_it() {
+        let (mut tickets, now) = (Tickets::new(8, 8), start());
+        let slot = |key| SlotId { key, generation: 0 };
+        let ticket = tickets.issue(chance(1), grant(), HERE, now).unwrap();
+        let ticket = ticket.as_bytes();
+        assert!(tickets.redeem_for_stream(ticket, "a", slot(1), now).is_ok());
+        let again = |tickets: &mut Tickets, channel: &str, key, now| {
+            tickets.redeem_for_stream(ticket, channel, slot(key), now).err()
+        };
+        assert_eq!(again(&mut tickets, "a", 2, now), Some(NoStream::InUse));
+        assert_eq!(tickets.redeem(ticket, now), None, "for a WebSocket it is used");
+        tickets.stream_ended(slot(2), now);
+        assert_eq!(again(&mut tickets, "a", 2, now), Some(NoStream::InUse), "another connection has ended");
+        tickets.stream_ended(slot(1), now);
+        assert_eq!(again(&mut tickets, "b", 2, now), Some(NoStream::Bad), "another channel");
+        let late = now.after(STREAM_GRACE_MS - 1);
+        assert_eq!(again(&mut tickets, "a", 2, late), None);
+        // Its first end is no longer of importance.
+        let open = now.after(STREAM_GRACE_MS + 1);
+        assert_eq!(again(&mut tickets, "a", 3, open), Some(NoStream::InUse));
+        tickets.stream_ended(slot(2), open);
+        assert_eq!(again(&mut tickets, "a", 3, open.after(STREAM_GRACE_MS)), Some(NoStream::Bad));
+        assert!(tickets.streams.is_empty() && tickets.by_slot.is_empty() && tickets.next_expiry().is_none());
+        let ticket = tickets.issue(chance(2), grant(), HERE, now).unwrap();
+        assert!(tickets.redeem_for_stream(ticket.as_bytes(), "a", slot(4), now).is_ok());
+        tickets.stream_ended(slot(4), now);
+        tickets.revoke("alice");
+        assert!(tickets.redeem_for_stream(ticket.as_bytes(), "a", slot(5), now).is_err());
     }
 
     #[test]

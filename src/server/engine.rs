@@ -471,6 +471,7 @@ impl<T: Transport> Engine<T> {
             self.meters.forget(id);
             self.hub.forget_creator(id);
             self.gate.auths.forget(id);
+            self.gate.tickets.stream_ended(id, now);
             if slot.is_turned_away() {
                 self.turned_away -= 1;
             }

@@ -27,6 +27,7 @@ use crate::close::Reason;
 use crate::config::Asset;
 use crate::hub::Wish;
 use crate::ids::{ChannelName, Peer, Since};
+use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::command::KEY_BYTES_MAX;
 use crate::wire::{self, Form, Kind};
 
@@ -123,6 +124,9 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
             if takes_body || refusal.status() == 401 {
                 manner.after = After::Closed;
             }
+            if matches!(route, Route::Events { .. }) && is_tried_again(request, &refusal) {
+                return end_stream(request, &refusal, manner, rest, owed, desk);
+            }
             return refuse(&refusal, manner, rest, owed, desk);
         }
     };
@@ -176,7 +180,7 @@ fn enter(request: &Request<'_>, route: &Route, desk: &mut Desk<'_>) -> Result<Pa
         Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => return Ok(None),
         // A browser does not see how its upgrade is answered: what its token is worth is said behind it.
         Route::WebSocket { .. } => return Ok(None),
-        Route::Events { .. } => Ways::Ticket,
+        Route::Events { channel } => Ways::Ticket(channel),
         _ => Ways::Plain,
     };
     let pass = guest::admit(request, ways, desk).map_err(guest::unauthorized)?;
@@ -301,6 +305,9 @@ fn stream_events(
         return refuse(&refusal, manner, rest, owed, desk);
     };
     if let Err(refusal) = come_in(request, desk) {
+        if is_tried_again(request, &refusal) {
+            return end_stream(request, &refusal, manner, rest, owed, desk);
+        }
         let manner = Manner { after: After::Closed, ..manner };
         return refuse(&refusal, manner, rest, owed, desk);
     }
@@ -313,6 +320,36 @@ fn stream_events(
     let guest = Guest::of(pass.clone(), desk).map(Box::new);
     desk.intents.push(Intent::Subscribe { channel, wish, pass, reference: None });
     Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk), form })))
+}
+
+/// Is this a refusal for a time, of what an EventSource asks for?
+fn is_tried_again(request: &Request<'_>, refusal: &Refusal) -> bool {
+    let is_stream = |one: &[u8]| {
+        let essence = one.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
+        essence.eq_ignore_ascii_case(b"text/event-stream")
+    };
+    matches!(refusal.status(), 429 | 503) && request.fields.list("accept").any(is_stream)
+}
+
+/// Refuses an EventSource for a time. It stops for ever at any status but 200, so it gets a stream that says when to
+/// come back, and ends.
+fn end_stream(
+    request: &Request<'_>,
+    refusal: &Refusal,
+    manner: Manner,
+    rest: &[u8],
+    owed: u32,
+    desk: &mut Desk<'_>,
+) -> Outcome {
+    desk.metrics.reject(refusal.code());
+    let form = Form::of_events(request.minor_version > 0, false);
+    let manner = Manner { after: After::Closed, ..manner };
+    let mut response = manner.event_stream(form.is_chunked());
+    response.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
+    if form.is_chunked() {
+        response.extend_from_slice(LAST_CHUNK);
+    }
+    answer(response, &manner, rest, owed, desk)
 }
 
 /// A request to publish: its head is judged before its body is read.

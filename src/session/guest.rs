@@ -11,7 +11,7 @@ use crate::access::gate::{Gate, Pass};
 use crate::access::grant::Grant;
 use crate::close::{Reason, TokenFault};
 use crate::hub::Wish;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, SlotId};
 use crate::moment::Moment;
 
 /// Whoever is not just everybody.
@@ -92,11 +92,11 @@ pub(super) fn pass(guest: Option<&Guest>) -> Pass {
 
 /// What a request may bring its token in, beside `Authorization`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ways {
+pub(super) enum Ways<'a> {
     /// Nothing.
     Plain,
-    /// A ticket: an event stream, to which a browser adds no field.
-    Ticket,
+    /// A ticket: an event stream of this channel, to which a browser adds no field.
+    Ticket(&'a ChannelName),
     /// A ticket, or a subprotocol's name: a WebSocket.
     Subprotocol,
 }
@@ -105,19 +105,25 @@ pub(super) enum Ways {
 const IN_SUBPROTOCOL: &str = "oyez.token.";
 
 /// Judges what a request shows. Where several things are shown, the one that the fewest others see counts.
-pub(super) fn admit(request: &Request<'_>, ways: Ways, desk: &mut Desk<'_>) -> Result<Pass, TokenFault> {
-    let Desk { gate, now, .. } = desk;
+pub(super) fn admit(request: &Request<'_>, ways: Ways<'_>, desk: &mut Desk<'_>) -> Result<Pass, TokenFault> {
+    let Desk { gate, now, id, .. } = desk;
     if gate.verifier.is_none() {
         return Ok(None);
     }
-    let pass = look(request, ways, gate, *now);
+    let pass = look(request, ways, gate, *id, *now);
     if let Err(fault) = &pass {
         desk.metrics.reject(fault.word());
     }
     pass
 }
 
-fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Result<Pass, TokenFault> {
+fn look(
+    request: &Request<'_>,
+    ways: Ways<'_>,
+    gate: &mut Gate,
+    id: SlotId,
+    now: Moment,
+) -> Result<Pass, TokenFault> {
     let field = request.fields.one("authorization").map_err(|_| TokenFault::Unclear)?;
     // Another scheme is between the client and a proxy in front.
     if let Some(token) = field.and_then(bearer) {
@@ -135,7 +141,10 @@ fn look(request: &Request<'_>, ways: Ways, gate: &mut Gate, now: Moment) -> Resu
     if ways != Ways::Plain
         && let Some(ticket) = routes::secret(request.query, "ticket")
     {
-        return gate.redeem(&ticket, now);
+        return match ways {
+            Ways::Ticket(channel) => gate.redeem_for_stream(&ticket, channel.as_str(), id, now),
+            Ways::Plain | Ways::Subprotocol => gate.redeem(&ticket, now),
+        };
     }
     match routes::secret(request.query, "token") {
         Some(token) if gate.allow_query_token => gate.verify(&token),
@@ -153,6 +162,9 @@ fn bearer(field: &[u8]) -> Option<&[u8]> {
 
 /// 401: what it shows is not taken. It is not told that to another in place of this one.
 pub(super) fn unauthorized(fault: TokenFault) -> Refusal {
+    if fault == TokenFault::TicketInUse {
+        return Refusal::unavailable(fault.word(), &fault.to_string(), 1);
+    }
     // RFC 6750 3.1: no error code for who has shown nothing.
     let challenge = if fault == TokenFault::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
     Refusal::new(401, fault.word(), fault.to_string()).with("WWW-Authenticate", challenge)

@@ -168,7 +168,9 @@ fn as_a_ticket_that_is_good_once() {
     assert!(events.head().starts_with("HTTP/1.1 200 "));
     let mut client = Client::new(guarded.server.connect());
     let again = client.ask(get(&format!("/sse/a?ticket={two}")));
-    assert_eq!((again.status, again.code()), (401, "bad_ticket".into()));
+    assert_eq!((again.status, again.code()), (503, "ticket_in_use".into()), "it opens no second stream");
+    let other = Client::new(guarded.server.connect()).ask(get(&format!("/sse/b?ticket={two}")));
+    assert_eq!((other.status, other.code()), (401, "bad_ticket".into()));
     assert_eq!(guarded.closed("/ws/a?ticket=", "").0, 4001);
     // Where a token can be sent, a ticket is none.
     let three = ticket(&guarded, &alice());
@@ -188,6 +190,34 @@ fn as_a_ticket_that_is_good_once() {
     // A ticket stands for a token, and who has none gets none.
     let refused = ask(post("/v1/tickets", "", ""));
     assert_eq!((refused.status, refused.field("Connection")), (401, Some("close")), "each one anew");
+}
+
+/// An EventSource reconnects with the address that it has, and stops for ever at any status but 200.
+#[test]
+fn event_source_reconnects_with_its_ticket_after_a_cut() {
+    let guarded = Guarded::start(&[]);
+    let ticket = ticket(&guarded, &alice());
+    let asks = request("GET", &format!("/sse/a?ticket={ticket}"), "Accept: text/event-stream\r\n");
+    let open = || {
+        let mut client = Client::new(guarded.server.connect());
+        client.send(asks.as_bytes());
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        assert_eq!(client.event(), "retry: 3000\n\n");
+        client
+    };
+    let mut first = open();
+    assert!(first.event().starts_with("id: "));
+    // The server cannot know of a cut yet: the browser is told to come back.
+    let mut early = open();
+    assert_eq!(early.event_or_end(), None);
+    assert!(early.stream_is_whole());
+    first.reset();
+    while open().event_or_end().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
+    assert!(page.contains("ticket_in_use"), "{page}");
 }
 
 /// The keys of one publisher are known on all of its connections, and are not those of another.

@@ -180,10 +180,19 @@ fn limits_of_addresses_behind_a_proxy() {
     assert_eq!(status, 429);
     assert_eq!(rig.answers(refused)[0].field("Retry-After"), Some("10"));
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.1").1, 429);
+    // An EventSource stops for ever at any status but 200.
+    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let lines = "X-Forwarded-For: 203.0.113.1\r\nAccept: text/event-stream\r\n";
+    rig.send(id, crate::support::http::request("GET", "/sse/a", lines).as_bytes());
+    rig.settle();
+    let stream = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
+    assert!(stream.starts_with("HTTP/1.1 200 "), "{stream}");
+    assert!(stream.ends_with("\r\n\r\nd\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{stream}");
+    assert!(rig.pipe(id).outgoing_ended);
     assert_eq!(ask(&mut rig, "/healthz", "203.0.113.1").1, 200, "a proxy's connection is nobody's");
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.2").1, 200);
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.2").1, 429);
-    assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
+    assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 4);
     rig.finish(first);
     rig.settle();
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.1").1, 101);
