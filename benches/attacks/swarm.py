@@ -42,6 +42,9 @@ class Peer:
 
 
 class Swarm:
+    # The most seconds that an attack holds what it has; --hold sets it.
+    hold_max = 600
+
     def __init__(self, port):
         self.port, self.epoll, self.peers = port, select.epoll(), {}
         self.queue, self.opening, self.number = collections.deque(), 0, 0
@@ -59,6 +62,7 @@ class Swarm:
     def run(self, seconds, limit=600):
         """Opens all, then goes on for so many seconds after the last is open and has sent what is to be sent once."""
         begun, held_since = time.monotonic(), None
+        seconds = min(seconds, self.hold_max)
         while True:
             now = time.monotonic()
             if held_since is None and not self.queue and not self.opening and not self.is_feeding():
