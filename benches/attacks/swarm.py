@@ -16,6 +16,8 @@ OPENING_MAX = 400
 SOURCES = 8
 IP_BIND_ADDRESS_NO_PORT = 24
 TAIL_BYTES = 4096
+# A body in chunks (RFC 9112 7.1), and how it ends.
+CHUNKED, LAST_CHUNK = -1, b"\r\n0\r\n\r\n"
 
 
 class Plan:
@@ -34,11 +36,11 @@ class Plan:
 
 
 class Peer:
-    __slots__ = ("plan", "socket", "state", "out", "feed", "tail", "frames", "since", "mask", "left", "opened")
+    __slots__ = ("plan", "socket", "state", "out", "feed", "tail", "frames", "since", "mask", "left", "head", "opened")
 
     def __init__(self, plan):
         self.plan, self.state, self.out, self.feed = plan, "connecting", None, None
-        self.tail, self.frames, self.left = b"", None, 0
+        self.tail, self.frames, self.left, self.head = b"", None, 0, b""
 
 
 class Swarm:
@@ -221,6 +223,10 @@ class Swarm:
             peer.tail = (peer.tail + data)[-TAIL_BYTES:] if len(data) < TAIL_BYTES else data[-TAIL_BYTES:]
             if peer.plan.asks:
                 self.answered(peer, data)
+            elif peer.plan.feed:
+                for status in b"200", b"429", b"503":
+                    if count := data.count(b"HTTP/1.1 " + status):
+                        self.seen[f"HTTP {status.decode()}"] += count
             if peer.frames is not None:
                 self.pong(peer, data)
             if len(data) < 1 << 18:
@@ -230,17 +236,23 @@ class Swarm:
     def answered(self, peer, data):
         """Counts the answer whose bytes these are, and asks again after the last of them."""
         if peer.left == 0:
+            data = peer.head + data
             at = data.find(b"\r\n\r\n")
             if at < 0:
+                peer.head = data
                 return
-            low = data[:at].lower()
-            length = low.find(b"content-length: ")
-            size = int(low[length + 16:].split(b"\r", 1)[0]) if length >= 0 else 0
             self.seen[f"HTTP {data[9:12].decode(errors='replace')}"] += 1
-            peer.left, data = size, data[at + 4:]
-        peer.left = max(0, peer.left - len(data))
-        if peer.left == 0 and not peer.out:
-            peer.out = memoryview(peer.plan.first)
+            peer.head, peer.left, data = b"", body_bytes(data[:at]), data[at + 4:]
+            if peer.left == 0:
+                peer.out = memoryview(peer.plan.first)
+                return
+        if peer.left == CHUNKED:
+            is_whole = peer.tail.endswith(LAST_CHUNK)
+        else:
+            peer.left -= len(data)
+            is_whole = peer.left <= 0
+        if is_whole:
+            peer.left, peer.out = 0, memoryview(peer.plan.first)
 
     def pong(self, peer, data):
         peer.frames += data
@@ -275,23 +287,32 @@ class Swarm:
                 "lives_s": {name: {"count": len(found), "max": round(max(found), 2)} for name, found in self.lives.items()}}
 
 
-def ask(port, requests, tls=None, read_limit=1 << 30):
-    """Sends requests one after the other on one connection, and returns their statuses; for preparations."""
-    with socket.create_connection(("127.0.0.1", port), 60) as line:
-        statuses, received = [], b""
+def body_bytes(head):
+    """The length of the body that follows this head; CHUNKED if its chunks say."""
+    low = head.lower()
+    if b"transfer-encoding: chunked" in low:
+        return CHUNKED
+    at = low.find(b"content-length: ")
+    return int(low[at + 16:].split(b"\r", 1)[0]) if at >= 0 else 0
+
+
+def ask(port, requests, tls=False, source="127.0.0.1"):
+    """Sends requests one after the other on one connection, and returns the status and the body of each."""
+    with socket.create_connection(("127.0.0.1", port), 60, (source, 0)) as line:
+        line = wire.trusting_all().wrap_socket(line) if tls else line
+        answers, received = [], b""
         for one in requests:
             line.sendall(one)
             while b"\r\n\r\n" not in received:
                 received += _some(line)
             head, _, received = received.partition(b"\r\n\r\n")
-            statuses.append(int(head[9:12]))
-            low = head.lower()
-            at = low.find(b"content-length: ")
-            size = int(low[at + 16:].split(b"\r", 1)[0]) if at >= 0 else 0
-            while len(received) < size:
+            size = body_bytes(head)
+            while not received.endswith(LAST_CHUNK) if size == CHUNKED else len(received) < size:
                 received += _some(line)
+            size = len(received) if size == CHUNKED else size
+            answers.append((int(head[9:12]), received[:size]))
             received = received[size:]
-        return statuses
+        return answers
 
 
 def _some(line):
