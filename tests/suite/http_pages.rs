@@ -1,6 +1,6 @@
 //! What the server tells of itself: pages of channels, pages of histories, counters.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -247,6 +247,36 @@ fn metrics_count_what_happened() {
         sample(&text, "oyez_received_bytes_total") > 15.0 && sample(&text, "oyez_sent_bytes_total") > 30.0
     );
     assert!(sample(&text, "process_resident_memory_bytes") > 1e6 && sample(&text, "process_open_fds") > 5.0);
+}
+
+#[test]
+fn readme_table_has_each_metric_with_its_type_and_label() {
+    let server = Server::start(&[]);
+    let mut client = Client::new(server.connect());
+    client.ask(get("/nothing"));
+    let text = metrics(&mut client).body;
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE oyez_")?.split_once(' '));
+    let mut exposed: BTreeMap<String, String> =
+        types.map(|(name, kind)| (format!("oyez_{name}"), kind.to_owned())).collect();
+    assert!(exposed.len() > 30, "{text}");
+    let readme = include_str!("../../README.md");
+    for row in readme.lines().filter(|line| line.starts_with("| `oyez_")) {
+        let (family, rest) = row["| `".len()..].split_once("` | ").unwrap();
+        let (name, label) = family.split_once('{').unwrap_or((family, ""));
+        let kind = exposed.remove(name).unwrap_or_else(|| panic!("no such metric, or a second row: {row}"));
+        assert_eq!(rest.split_once(" | ").unwrap().0, kind, "{name}");
+        // A family without a sample yet shows no label.
+        if let Some(sample) = text.lines().find(|line| line.starts_with(&format!("{name}{{"))) {
+            assert!(
+                sample.starts_with(&format!("{name}{{{}=", label.trim_end_matches('}'))),
+                "{row} {sample}"
+            );
+        } else {
+            let is_family = text.lines().any(|line| line.starts_with(&format!("{name} ")));
+            assert!(!is_family || label.is_empty(), "{row}");
+        }
+    }
+    assert!(exposed.is_empty(), "not in the README: {exposed:?}");
 }
 
 #[test]
