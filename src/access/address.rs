@@ -28,10 +28,10 @@ impl From<IpAddr> for Block {
     }
 }
 
-/// The network of an address as a number: an IPv4 address or the /64 of an IPv6 address.
-pub fn network(address: IpAddr) -> u64 {
-    let Block(number) = address.into();
-    number
+impl Block {
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// The limits of one address; `None` is no limit.

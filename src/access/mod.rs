@@ -9,6 +9,7 @@ pub mod door;
 pub mod file_form;
 pub mod gate;
 pub mod grant;
+pub mod identity;
 pub mod keys;
 pub mod origin;
 pub mod pace;

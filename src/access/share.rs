@@ -1,17 +1,13 @@
-//! Shares: how much of what is for all clients one client may take.
+//! Shares: the part of a common resource that one client may hold.
 //!
-//! A client is the person that its token names (`sub`); without one it is its address, of IPv6 its /64. A table counts
-//! what each of them holds at the moment, so one that holds nothing costs nothing.
+//! A table counts how much each client ([`Identity`]) holds now, so a client that holds nothing costs nothing.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 
-use super::address::Block;
-use super::grant::Grant;
+use super::identity::Identity;
 
-/// A client, as a hash under random keys: nobody can choose a name that collides with another's, and by chance none
-/// does.
+/// A client, as a hash under random keys: no client can choose a name that collides with that of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ShareKey(u64);
 
@@ -34,12 +30,9 @@ impl Shares {
         Shares { hasher: RandomState::new(), held: HashMap::new(), most }
     }
 
-    /// The client with these rights, at this address.
-    pub fn key(&self, grant: &Grant, address: IpAddr) -> ShareKey {
-        ShareKey(match &grant.sub {
-            Some(sub) => self.hasher.hash_one((true, sub)),
-            None => self.hasher.hash_one((false, Block::from(address))),
-        })
+    /// The key of a client in this table.
+    pub fn key(&self, client: Identity<'_>) -> ShareKey {
+        ShareKey(self.hasher.hash_one(client))
     }
 
     /// Returns true if the client holds as much as it may.
@@ -85,16 +78,19 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
     fn share_is_per_person_or_address_and_comes_back() {
         let mut shares = Shares::new(2);
-        let alice = Grant { sub: Some("alice".into()), ..Grant::default() };
-        let (here, there) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let person = shares.key(&alice, here);
-        assert_eq!(person, shares.key(&alice, there), "a person is the same everywhere");
-        let keys = [shares.key(&Grant::default(), here), shares.key(&Grant::default(), there), person];
+        let key = |shares: &Shares, sub, address: &str| {
+            shares.key(Identity::of(sub, address.parse::<IpAddr>().unwrap()))
+        };
+        let person = key(&shares, Some("alice"), "192.0.2.1");
+        assert_eq!(person, key(&shares, Some("alice"), "192.0.2.2"), "a person is the same everywhere");
+        let keys = [key(&shares, None, "192.0.2.1"), key(&shares, None, "192.0.2.2"), person];
         for key in keys {
             assert_eq!(
                 (shares.take(key), shares.take(key), shares.take(key)),
@@ -103,8 +99,7 @@ mod tests {
         }
         shares.give_back(person);
         assert_eq!((shares.take(person), shares.take(keys[0])), (Ok(()), Err(ShareFull)));
-        let networks =
-            ["2001:db8::1", "2001:db8::2"].map(|text| shares.key(&Grant::default(), text.parse().unwrap()));
+        let networks = ["2001:db8::1", "2001:db8::2"].map(|address| key(&shares, None, address));
         assert_eq!(networks[0], networks[1], "one customer's network");
     }
 
@@ -112,7 +107,7 @@ mod tests {
     fn shares_of_a_crowd_leave_no_memory() {
         let mut shares = Shares::new(1);
         let key = |shares: &Shares, number: u32| {
-            shares.key(&Grant::default(), std::net::Ipv4Addr::from(number).into())
+            shares.key(Identity::of(None, std::net::Ipv4Addr::from(number).into()))
         };
         for number in 0..10_000 {
             assert_eq!(shares.take(key(&shares, number)), Ok(()));

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::grant::Grant;
+use super::identity::Identity;
 use super::share::{ShareKey, Shares};
 use crate::ids::SlotId;
 use crate::moment::Moment;
@@ -112,7 +113,7 @@ impl Tickets {
     ) -> Result<String, NoTicket> {
         self.expire(now);
         let retry_ms = self.next_expiry().map_or(0, |end| end.millis_since(now));
-        let holder = self.shares.key(&grant, address);
+        let holder = self.shares.key(Identity::of(grant.sub.as_deref(), address));
         if self.tickets.len() >= self.tickets_max {
             return Err(NoTicket::TableFull { retry_ms });
         }

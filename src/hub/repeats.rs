@@ -9,27 +9,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
+use crate::access::identity::Identity;
 use crate::config::RepeatLimits;
 use crate::moment::Moment;
 use crate::wire::Kind;
-
-/// Whose keys they are: two publishers may use the same key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KeyOwner<'a> {
-    /// The `sub` of a token.
-    Subject(&'a str),
-    /// Where an anonymous publisher connects from: an IPv4 address or the /64 of an IPv6 address. Not the connection,
-    /// since the retry arrives on another one.
-    Network(u64),
-}
 
 /// What names a message across retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey<'a> {
     /// The channel's name.
     pub channel: &'a str,
-    /// The publisher.
-    pub owner: KeyOwner<'a>,
+    /// The publisher: two publishers may use the same key.
+    pub owner: Identity<'a>,
     /// The key that it gives.
     pub key: &'a str,
 }
@@ -185,7 +176,7 @@ mod tests {
     }
 
     fn of<'a>(channel: &'a str, key: &'a str) -> IdempotencyKey<'a> {
-        IdempotencyKey { channel, owner: KeyOwner::Subject("alice"), key }
+        IdempotencyKey { channel, owner: Identity::Subject("alice"), key }
     }
 
     fn find(repeats: &mut Repeats, key: IdempotencyKey<'_>, now: Moment) -> Option<u64> {
@@ -217,7 +208,7 @@ mod tests {
     fn keys_of_other_publishers_do_not_collide() {
         let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
         let owners =
-            [KeyOwner::Subject("a"), KeyOwner::Subject("b"), KeyOwner::Network(1), KeyOwner::Network(2)];
+            [Identity::Subject("a"), Identity::Subject("b"), Identity::Network(1), Identity::Network(2)];
         for (owner, seq) in owners.into_iter().zip(1..) {
             let key = IdempotencyKey { owner, ..of("a", "k") };
             assert_eq!(find(&mut repeats, key, at(0)), None);
@@ -246,7 +237,7 @@ mod tests {
     fn publisher_with_most_keys_takes_no_room_from_others() {
         let mut repeats = Repeats::new(RepeatLimits { keys_max: 6, age_ms: 300 });
         fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
-            IdempotencyKey { owner: KeyOwner::Network(number), ..of("a", key) }
+            IdempotencyKey { owner: Identity::Network(number), ..of("a", key) }
         }
         keep(&mut repeats, of_owner(1, "first"), 1, at(0));
         keep(&mut repeats, of_owner(2, "first"), 2, at(0));

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::value::RawValue;
 
 use super::engine::Engine;
-use super::publishing::key_owner;
+use super::publishing::identity;
 use super::refill::Cost;
 use super::slots::Slot;
 use super::transport::Transport;
@@ -84,7 +84,7 @@ impl<T: Transport> Engine<T> {
     fn key_memory(&self, id: SlotId, pass: &Pass) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         let mut hasher = DefaultHasher::new();
-        (self.run, key_owner(pass, slot.peer.ip())).hash(&mut hasher);
+        (self.run, identity(pass, slot.peer.ip())).hash(&mut hasher);
         format!("{:08x}", hasher.finish() as u32)
     }
 

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
-use crate::access::address::network;
 use crate::access::door::TOO_MANY_RETRY_MS;
 use crate::access::gate::Pass;
+use crate::access::identity::Identity;
 use crate::access::pace::{Pace, Publisher, TooFast};
 use crate::close::Reason;
 use crate::hub::creators::Creator;
-use crate::hub::repeats::{IdempotencyKey, KeyOwner};
+use crate::hub::repeats::IdempotencyKey;
 use crate::hub::{Duplicate, Published};
 use crate::ids::{ChannelId, ChannelName, ClientId, Sender, SlotId};
 use crate::metrics::Limit;
@@ -76,7 +76,8 @@ impl<T: Transport> Engine<T> {
         if let Some(channel) = self.hub.find(name.as_str()) {
             return Ok(channel);
         }
-        let publisher = self.hub.publishers().key(grant, receipt.client().unwrap_or(slot.peer.ip()));
+        let address = receipt.client().unwrap_or(slot.peer.ip());
+        let publisher = self.hub.publishers().key(Identity::of(grant.sub.as_deref(), address));
         if self.hub.publishers().is_full(publisher) {
             return Err(NoPublication::TooManyChannels(Limit::ChannelsPerPublisher));
         }
@@ -102,11 +103,7 @@ impl<T: Transport> Engine<T> {
         now: Moment,
     ) {
         let Some(slot) = self.slots.get(id) else { return };
-        let client = match &receipt {
-            Receipt::Response { client: Some(client), .. } => *client,
-            _ => slot.peer.ip(),
-        };
-        let owner = key_owner(pass, client);
+        let owner = identity(pass, receipt.client().unwrap_or(slot.peer.ip()));
         let sees_members = name.is_some_and(|name| self.gate.grant(pass).may_subscribe(name));
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
@@ -251,10 +248,7 @@ impl<T: Transport> Engine<T> {
     }
 }
 
-/// Whose idempotency keys a publisher uses.
-pub(super) fn key_owner(pass: &Pass, client: IpAddr) -> KeyOwner<'_> {
-    match pass.as_ref().and_then(|grant| grant.sub.as_deref()) {
-        Some(sub) => KeyOwner::Subject(sub),
-        None => KeyOwner::Network(network(client)),
-    }
+/// The client with these rights, at this address.
+pub(super) fn identity(pass: &Pass, address: IpAddr) -> Identity<'_> {
+    Identity::of(pass.as_ref().and_then(|grant| grant.sub.as_deref()), address)
 }
