@@ -32,9 +32,7 @@ impl Way {
 
     /// The texts of messages that a member has got, behind its head. Nothing may be missing.
     fn texts(self, rig: &mut Rig, id: SlotId) -> Vec<String> {
-        let bytes = &mut rig.pipe(id).outgoing;
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-        bytes.drain(..end);
+        rig.skip_head(id);
         match self {
             Way::Raw => rig.texts(id),
             Way::V1 => {

@@ -2,8 +2,6 @@
 //! order and with their bounds; the floods on the real program with a small budget and its own count.
 
 use std::io::Write;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits};
@@ -14,16 +12,13 @@ use serde_json::Value;
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use crate::support::http::{get, post, publish};
-use crate::support::process::Server;
+use crate::support::process::{Server, wait_until};
 use crate::support::rig::{Mood, Rig};
 
 const MIB: u64 = 1 << 20;
 
 /// The budget of all rigs here; a percent of it is a MiB.
 const BUDGET: u64 = 100 * MIB;
-
-/// How long a condition may take that does come.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rig() -> Rig {
     Rig::new(Limits { memory_bytes_max: BUDGET, ..Limits::default() })
@@ -370,16 +365,8 @@ impl Healthy {
     /// The flood is over, and its memory goes back to the system.
     fn recovers(&mut self) {
         let bound = self.resident_before * 3 / 2 + 10_000_000;
-        wait_for("the memory to go back", || self.server.resident_bytes() <= bound);
+        wait_until("the memory goes back", || self.server.resident_bytes() <= bound);
         self.publish();
-    }
-}
-
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited for {what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -424,7 +411,9 @@ fn flood_of_half_bodies_is_refused_and_spares_subscribers() {
         flood.push(client);
         healthy.publish();
     }
-    wait_for("a refusal", || healthy.metric("oyez_memory_pressure_total{step=\"refuse_large\"}") >= 1);
+    wait_until("a large message is refused", || {
+        healthy.metric("oyez_memory_pressure_total{step=\"refuse_large\"}") >= 1
+    });
     let mut late = Client::new(healthy.server.connect());
     try_send(&mut late, half.split_once('x').unwrap().0.as_bytes());
     let answer = late.answer();
@@ -504,7 +493,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
         assert_eq!(one.frame().opcode, PONG);
     }
     drop(subscribers);
-    wait_for("a connection to be taken", || {
+    wait_until("a connection is accepted", || {
         Client::new(healthy.server.connect()).ask(get("/healthz")).status == 200
     });
     assert!(healthy.metric("oyez_memory_pressure_total{step=\"refuse_connections\"}") >= 1);

@@ -237,9 +237,7 @@ fn join(rig: &mut Rig, path: &str, mood: Mood) -> SlotId {
     let id = rig.connect(Mood::Kind);
     rig.send(id, upgrade(path).as_bytes());
     rig.turn();
-    let bytes = &mut rig.pipe(id).outgoing;
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-    bytes.drain(..end);
+    rig.skip_head(id);
     rig.pipe(id).mood = mood;
     id
 }

@@ -260,6 +260,13 @@ impl<T: Piped> Rig<T> {
         }
     }
 
+    /// Drops the response head that a peer has received.
+    pub fn skip_head(&mut self, id: SlotId) {
+        let bytes = &mut self.pipe(id).outgoing;
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        bytes.drain(..end);
+    }
+
     pub fn is_alive(&self, id: SlotId) -> bool {
         self.engine.slots.get(id).is_some()
     }
