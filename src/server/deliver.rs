@@ -1,8 +1,9 @@
-//! The deliver phase: what sessions ask for, done, in the order in which they asked.
+//! The deliver phase: applies the intents of sessions, in the order in which they were emitted.
 //!
-//! Subscribing, publishing, handing out, catching up and leaving each happen at one point of the log's one order. The
-//! batches of all channels are open for the whole turn: who joins is not sent what is in them already, and who leaves
-//! is sent that first. What they are is told in rooms of their own: [`super::members`], [`super::publishing`], [`super::questions`].
+//! Subscribing, publishing, fanning out, catching up and leaving each happen at one point of the log's one order. The
+//! batches of all channels are open for the whole turn: a subscriber that joins does not receive the messages that are
+//! in them already, and one that leaves receives them first. The modules that do the work are [`super::members`],
+//! [`super::publishing`] and [`super::questions`]; after them [`super::refill`] makes the next slices of long responses.
 
 use std::mem;
 use std::rc::Rc;
@@ -11,6 +12,8 @@ use bytes::Bytes;
 use log::warn;
 
 use super::engine::Engine;
+use super::pressure::Pressure;
+use super::slots::Slots;
 use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::OnSlow;
@@ -19,6 +22,7 @@ use crate::hub::channel::Portion;
 use crate::hub::merge::Group;
 use crate::hub::outbox::{Enqueue, Left, Pace};
 use crate::ids::{ChannelId, SlotId};
+use crate::metrics::Metrics;
 use crate::moment::Moment;
 use crate::session::intent::Intent;
 use crate::wire::notice::Notice;
@@ -137,15 +141,9 @@ impl<T: Transport> Engine<T> {
                     continue;
                 };
                 let Some(portion) = batch.portion(form, member) else { continue };
-                match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
-                    queued @ (Enqueue::Queued | Enqueue::HighWater) => {
-                        metrics.messages_delivered += u64::from(portion.messages);
-                        slots.mark_dirty(member);
-                        if queued == Enqueue::HighWater {
-                            pressure.high.push(member);
-                        }
-                    }
-                    Enqueue::OverLimit => full.push((member, form, portion)),
+                let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
+                if !record(enqueued, member, portion.messages, slots, metrics, pressure) {
+                    full.push((member, form, portion));
                 }
             }
         }
@@ -175,15 +173,9 @@ impl<T: Transport> Engine<T> {
                     let Some(portion) = group.portion(hub, place, form, member, &slot.seats) else {
                         continue;
                     };
-                    match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
-                        queued @ (Enqueue::Queued | Enqueue::HighWater) => {
-                            metrics.messages_delivered += u64::from(portion.messages);
-                            slots.mark_dirty(member);
-                            if queued == Enqueue::HighWater {
-                                pressure.high.push(member);
-                            }
-                        }
-                        Enqueue::OverLimit => full.push((member, form, portion)),
+                    let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
+                    if !record(enqueued, member, portion.messages, slots, metrics, pressure) {
+                        full.push((member, form, portion));
                     }
                 }
             }
@@ -229,17 +221,13 @@ impl<T: Transport> Engine<T> {
         match hub.unsent(id, slot.seats.as_slice()) {
             Unsent::Nothing => return,
             Unsent::Portion(Portion { frames, messages }) => {
-                match slot.outbox.enqueue(frames.as_slice(), limits.outbox_bytes_max) {
-                    queued @ (Enqueue::Queued | Enqueue::HighWater) => {
-                        hub.mark_sent(id, slot.seats.as_slice(), messages);
-                        metrics.messages_delivered += u64::from(messages);
-                        if queued == Enqueue::HighWater {
-                            pressure.high.push(id);
-                        }
-                        return slots.mark_dirty(id);
-                    }
-                    // Whether it is slow is decided where that is decided for all.
-                    Enqueue::OverLimit => {}
+                let enqueued = slot.outbox.enqueue(frames.as_slice(), limits.outbox_bytes_max);
+                if enqueued != Enqueue::OverLimit {
+                    hub.mark_sent(id, slot.seats.as_slice(), messages);
+                }
+                // If it is over the limit, the fan-out to all subscribers decides whether it is slow.
+                if record(enqueued, id, messages, slots, metrics, pressure) {
+                    return;
                 }
             }
             Unsent::TooMuch => {}
@@ -279,4 +267,25 @@ impl<T: Transport> Engine<T> {
             }
         }
     }
+}
+
+/// Records a delivery: counts its messages and marks the slot. Returns false if it is over the outbox's limit.
+#[inline]
+fn record<T: Transport>(
+    enqueued: Enqueue,
+    id: SlotId,
+    messages: u32,
+    slots: &mut Slots<T>,
+    metrics: &mut Metrics,
+    pressure: &mut Pressure,
+) -> bool {
+    if enqueued == Enqueue::OverLimit {
+        return false;
+    }
+    metrics.messages_delivered += u64::from(messages);
+    slots.mark_dirty(id);
+    if enqueued == Enqueue::HighWater {
+        pressure.high.push(id);
+    }
+    true
 }
