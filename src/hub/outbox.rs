@@ -341,7 +341,7 @@ impl Outbox {
         }
     }
 
-    /// Writes until the socket refuses or [`FLUSH_BYTES`] are written; how many bytes it took.
+    /// Writes until the socket refuses or `FLUSH_BYTES` are written; how many bytes it took.
     ///
     /// A write that was short has found the socket full, as one that would block has; in both cases an
     /// event will say when there is room (epoll(7), questions 9 and 12).

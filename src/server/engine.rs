@@ -148,7 +148,7 @@ impl<T: Transport> Engine<T> {
     ///
     /// Newly ready slots are read first, followed by those that were requeued: beside a thousand clients that send as
     /// fast as they can, a message from any other is read in the next turn. Neither queue starves. What a new slot
-    /// leaves unread is requeued, and the second queue has [`REQUEUED_SHARE`] of the budget for itself.
+    /// leaves unread is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself.
     pub fn drive(&mut self, now: Moment) {
         let budget = self.limits.read_bytes_per_turn;
         // What the first pass requeues has had its share of this turn.

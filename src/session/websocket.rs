@@ -36,7 +36,7 @@ const READ_BUFFER_BYTES: usize = 4096;
 /// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`. Also returns the
 /// number of frames that were completed, empty and control frames included.
 ///
-/// What arrives whole is given to tungstenite as it lies. What does not is kept as an [`Unfinished`] message, which
+/// What arrives whole is given to tungstenite as it lies. What does not is kept as an `Unfinished` message, which
 /// is dropped when the bytes end on a message boundary: **asleep between messages**.
 pub fn receive(
     unfinished: &mut Option<Box<Unfinished>>,

@@ -43,7 +43,7 @@ pub fn append_head(out: &mut Vec<u8>, message: &Message<'_>) {
 }
 
 /// Appends a part of a payload as it stands in an envelope: from the byte `from` on, until the payload ends or
-/// about `bytes_max` bytes are appended (one part of [`PART_BYTES_MIN`] more at most). Returns where the next
+/// about `bytes_max` bytes are appended (one part of `PART_BYTES_MIN` more at most). Returns where the next
 /// part begins. The parts together are the same bytes, wherever they are cut.
 pub fn append_payload(out: &mut Vec<u8>, kind: Kind, payload: &[u8], from: usize, bytes_max: usize) -> usize {
     let full = out.len().saturating_add(bytes_max);
