@@ -25,8 +25,8 @@ pub trait Entrance {
     /// What comes out of it.
     type Transport: Transport;
 
-    /// A turn begins.
-    fn begin_turn(&mut self) {}
+    /// A turn begins, with this value of `Date`.
+    fn begin_turn(&mut self, _date: Rc<str>) {}
 
     /// Takes a socket in.
     ///
@@ -41,7 +41,7 @@ pub trait Entrance {
     fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
     /// What somebody is told, in one write and without a look at what it wants, when there is no room.
-    fn no_room(&self) -> Vec<u8>;
+    fn no_room(&self, date: Rc<str>) -> Vec<u8>;
 }
 
 /// Sockets as they are.
@@ -59,8 +59,8 @@ impl Entrance for Plain {
         Ok(false)
     }
 
-    fn no_room(&self) -> Vec<u8> {
-        Refusal::no_room().respond(&Manner::last(Rc::default()))
+    fn no_room(&self, date: Rc<str>) -> Vec<u8> {
+        Refusal::no_room().respond(&Manner::last(date))
     }
 }
 
@@ -88,8 +88,8 @@ impl Entrance for Tls {
     /// In a box, since keys are large, and slots move when the slab grows.
     type Transport = Box<Secured<TcpStream>>;
 
-    fn begin_turn(&mut self) {
-        self.bench.begin_turn();
+    fn begin_turn(&mut self, date: Rc<str>) {
+        self.bench.begin_turn(date);
     }
 
     fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport> {
@@ -104,7 +104,7 @@ impl Entrance for Tls {
         Ok(true)
     }
 
-    fn no_room(&self) -> Vec<u8> {
+    fn no_room(&self, _: Rc<str>) -> Vec<u8> {
         INTERNAL_ERROR.to_vec()
     }
 }

@@ -28,8 +28,6 @@ pub struct Listener {
     state: Accepting,
     /// A descriptor to give up when none is left, so that one client can be taken in and told.
     reserve: Option<File>,
-    /// What that one is told.
-    no_room: Vec<u8>,
     /// Did the last accept find no descriptor? It will ten times a second, and is worth one line in the log.
     is_exhausted: bool,
 }
@@ -64,11 +62,11 @@ pub enum Accept {
 }
 
 impl Listener {
-    /// Binds, and does not listen yet. `no_room` is what a client is told for which there is no descriptor.
+    /// Binds, and does not listen yet.
     ///
     /// # Errors
     /// The address is in use or not ours, or an option is not taken.
-    pub fn bind(address: SocketAddr, tcp: &Tcp, no_room: Vec<u8>) -> io::Result<Listener> {
+    pub fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Listener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last server's connections to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
@@ -84,7 +82,6 @@ impl Listener {
             socket: TcpListener::from_std(socket.into()),
             state: Accepting::Idle,
             reserve: reserve(),
-            no_room,
             is_exhausted: false,
         })
     }
@@ -145,8 +142,8 @@ impl Listener {
         }
     }
 
-    /// Takes one connection.
-    pub fn accept(&mut self, now: Moment) -> Accept {
+    /// Takes one connection. `no_room` makes what a client is told for which there is no descriptor.
+    pub fn accept(&mut self, now: Moment, no_room: impl FnOnce() -> Vec<u8>) -> Accept {
         if self.deadline().is_some_and(|deadline| deadline.has_come(now)) {
             self.state = Accepting::Ready;
         }
@@ -167,7 +164,7 @@ impl Listener {
             }
             Err(error) if is_exhausted(&error) => {
                 self.pause(now);
-                self.tell_one();
+                self.tell_one(no_room);
                 Accept::Exhausted { error, is_news: !std::mem::replace(&mut self.is_exhausted, true) }
             }
             Err(error) => Accept::Gone(error),
@@ -175,13 +172,13 @@ impl Listener {
     }
 
     /// Gives up the reserve descriptor for as long as it takes to tell one client that there is no room.
-    fn tell_one(&mut self) {
+    fn tell_one(&mut self, no_room: impl FnOnce() -> Vec<u8>) {
         self.reserve = None;
         if let Ok((mut stream, _)) = self.socket.accept() {
             // Best effort, in one go: what has come is read, so that closing sends no reset that would
             // overtake the answer.
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write(&self.no_room);
+            let _ = stream.write(&no_room());
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
         self.reserve = reserve();
@@ -205,22 +202,24 @@ mod tests {
     #[test]
     fn accepted_sockets_inherit_the_options() {
         let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listener.listen(&tcp).unwrap();
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
-        let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0)) else { panic!("nobody") };
+        let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0), Vec::new) else {
+            panic!("nobody")
+        };
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 4_096);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(1_234)));
-        assert!(matches!(listener.accept(Moment::from_millis(0)), Accept::Nobody));
+        assert!(matches!(listener.accept(Moment::from_millis(0), Vec::new), Accept::Nobody));
     }
 
     #[test]
     fn the_backlog_bounds_who_waits() {
         let tcp = Tcp { backlog: 2, ..Tcp::default() };
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listener.listen(&tcp).unwrap();
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
@@ -232,7 +231,7 @@ mod tests {
     #[test]
     fn a_pause_ends_by_timer_or_by_room() {
         let tcp = crate::config::Tcp::default();
-        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp, Vec::new()).unwrap();
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listener.listen(&tcp).unwrap();
         let now = Moment::from_millis(0);
         listener.pause(now);
@@ -243,7 +242,7 @@ mod tests {
         assert!(listener.has_work());
         listener.pause(now);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
-        assert!(matches!(listener.accept(now), Accept::Nobody));
-        assert!(matches!(listener.accept(now.after(PAUSE_MS)), Accept::Connection(..)));
+        assert!(matches!(listener.accept(now, Vec::new), Accept::Nobody));
+        assert!(matches!(listener.accept(now.after(PAUSE_MS), Vec::new), Accept::Connection(..)));
     }
 }

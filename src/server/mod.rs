@@ -218,7 +218,7 @@ impl<E: Entrance> Server<E> {
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         // The address is taken first, so that a second server fails before it marks the file, and listened on last: a
         // client that connects is served at once, and a load balancer sees a server that is not there yet.
-        let mut listener = Listener::bind(config.listen, &config.tcp, entrance.no_room())?;
+        let mut listener = Listener::bind(config.listen, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
         let stamp = clock.stamp();
@@ -407,7 +407,7 @@ impl<E: Entrance> Server<E> {
     /// Takes waiting sockets, up to a budget.
     fn accept(&mut self, now: Moment) {
         let Server { poll, listener, entrance, engine, connections_max, .. } = self;
-        entrance.begin_turn();
+        entrance.begin_turn(engine.gate.http_date());
         let Some(listener) = listener else { return };
         let lacks_memory = engine.memory.is_in_force(MemoryStep::RefuseConnections);
         for _ in 0..engine.limits.accepts_per_turn {
@@ -415,7 +415,8 @@ impl<E: Entrance> Server<E> {
             if is_full && engine.turned_away() >= REFUSALS_MAX {
                 listener.pause(now);
             }
-            let (mut stream, peer) = match listener.accept(now) {
+            let (mut stream, peer) = match listener.accept(now, || entrance.no_room(engine.gate.http_date()))
+            {
                 Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
                 Accept::Nobody => break,
                 Accept::Gone(error) => {

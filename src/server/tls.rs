@@ -60,6 +60,8 @@ pub struct Workbench {
     outgoing: Cell<Vec<u8>>,
     handshakes_per_turn: usize,
     handshakes_left: Cell<usize>,
+    /// The value of `Date` for a client that speaks plain HTTP.
+    date: Cell<Rc<str>>,
     /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
     read_cost: Cell<usize>,
 }
@@ -74,13 +76,21 @@ impl Workbench {
             outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
             handshakes_per_turn,
             handshakes_left: Cell::new(handshakes_per_turn),
+            date: Cell::default(),
             read_cost: Cell::new(0),
         }
     }
 
-    /// A turn begins.
-    pub fn begin_turn(&self) {
+    /// A turn begins, with this value of `Date`.
+    pub fn begin_turn(&self, date: Rc<str>) {
+        self.date.set(date);
         self.handshakes_left.set(self.handshakes_per_turn);
+    }
+
+    fn date(&self) -> Rc<str> {
+        let date = self.date.take();
+        self.date.set(date.clone());
+        date
     }
 
     fn spend_handshake(&self) {
@@ -304,7 +314,7 @@ impl<S: Transport> Secured<S> {
         self.outward = Outward::Mute;
         if fault == TlsFault::PlainHttp {
             let refusal = Refusal::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
-            self.outgoing = refusal.respond(&Manner::last(Rc::default()));
+            self.outgoing = refusal.respond(&Manner::last(self.bench.date()));
             return;
         }
         let said_before = self.outgoing.len();

@@ -239,7 +239,7 @@ fn open_web_socket(
     owed: u32,
     desk: &mut Desk<'_>,
 ) -> Outcome {
-    let (response, protocol) = match upgrade::accept(request) {
+    let (response, protocol) = match upgrade::accept(request, &desk.gate.http_date()) {
         Ok(accepted) => accepted,
         Err(refusal) => return hang_up(&refusal, owed, desk),
     };

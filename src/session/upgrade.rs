@@ -23,11 +23,12 @@ pub(super) const PROTOCOLS: &str = "sec-websocket-protocol";
 /// The subprotocol's name (RFC 6455 1.9).
 pub const V1: &str = "oyez.v1";
 
-/// The answer that makes a WebSocket of the connection, and what is spoken then.
+/// The answer that makes a WebSocket of the connection, and what is spoken then. `date` is the value of `Date`, which
+/// RFC 9110 6.6.1 leaves to the server in a 1xx: a client whose clock is wrong learns it here too.
 ///
 /// # Errors
 /// RFC 6455 4.2.1: the request does not ask for a WebSocket, or asks in a way that is not allowed.
-pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
+pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), Refusal> {
     let upgrade_required = |message: &str| {
         Refusal::new(426, "upgrade_required", message)
             .with("Upgrade", "websocket")
@@ -59,10 +60,12 @@ pub fn accept(request: &Request<'_>) -> Result<(Vec<u8>, Protocol), Refusal> {
     // RFC 6455 4.2.2: of what the client offers one or none; who offers nothing we know gets none.
     let protocol =
         if fields.list(PROTOCOLS).any(|one| one == V1.as_bytes()) { Protocol::V1 } else { Protocol::Raw };
-    let mut out = Vec::with_capacity(192);
+    let mut out = Vec::with_capacity(256);
     out.extend_from_slice(
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nDate: ",
     );
+    out.extend_from_slice(date.as_bytes());
+    out.extend_from_slice(b"\r\n");
     if protocol == Protocol::V1 {
         out.extend_from_slice(b"Sec-WebSocket-Protocol: oyez.v1\r\n");
     }
@@ -88,6 +91,8 @@ mod tests {
 
     const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
     fn head(fields: &str) -> String {
         format!(
             "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -99,7 +104,7 @@ mod tests {
         let limits = Limits::default();
         let mut room = FieldRoom::new(&limits);
         let request = parse(head.as_bytes(), &mut room, &limits).map_err(|refusal| refusal.status())?;
-        match accept(&request) {
+        match accept(&request, DATE) {
             Ok((response, protocol)) => Ok((String::from_utf8(response).unwrap(), protocol)),
             Err(refusal) => Err(refusal.status()),
         }
@@ -114,6 +119,7 @@ mod tests {
             response.contains("Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"),
             "{response}"
         );
+        assert!(response.contains(&format!("\r\nDate: {DATE}\r\n")), "{response}");
         assert!(!response.contains("Protocol:"));
         assert_eq!(protocol, Protocol::Raw);
     }

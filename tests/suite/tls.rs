@@ -169,6 +169,7 @@ fn plain_http_is_told_what_is_spoken_here() {
     let server = Server::start_tls(&Identity::new(), &[]);
     let said = server.ask(LAST);
     assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("tls_expected"), "{said}");
+    assert!(said.contains("\r\nDate: "), "{said}");
     let said = server.ask("\u{1}\u{2}nonsense");
     assert!(!said.starts_with("HTTP/1.1"), "{said:?}");
     let log = server.stop();

@@ -29,6 +29,9 @@ struct Tls {
     client: Arc<ClientConfig>,
 }
 
+/// The value of `Date` of all turns.
+const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
 impl Tls {
     fn new(version: &'static SupportedProtocolVersion, limits: Limits, handshakes_per_turn: usize) -> Tls {
         Tls::with(version, limits, handshakes_per_turn, |_| {})
@@ -61,7 +64,7 @@ impl Tls {
     }
 
     fn turn(&mut self) {
-        self.bench.begin_turn();
+        self.bench.begin_turn(Rc::from(DATE));
         self.rig.turn();
     }
 
@@ -72,7 +75,7 @@ impl Tls {
             if !said.is_empty() {
                 self.rig.send(peer.id, &said);
             }
-            self.bench.begin_turn();
+            self.bench.begin_turn(Rc::from(DATE));
             self.rig.settle();
             peer.hear(&mut self.rig);
             if !peer.session.wants_write() {
@@ -166,7 +169,7 @@ fn run(tls: &mut Tls, mood: Mood, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8
             tls.rig.send(peer.id, &piece);
             tls.turn();
         }
-        tls.bench.begin_turn();
+        tls.bench.begin_turn(Rc::from(DATE));
         tls.rig.settle();
         peer.hear(&mut tls.rig);
     }
@@ -332,7 +335,7 @@ fn every_byte_of_a_hello_can_be_wrong() {
             tls.rig.send(peer.id, &bad);
             tls.rig.finish(peer.id);
             tls.turn();
-            tls.bench.begin_turn();
+            tls.bench.begin_turn(Rc::from(DATE));
             tls.rig.settle();
             assert!(!tls.rig.is_alive(peer.id), "byte {at}");
         }
@@ -395,7 +398,7 @@ fn who_waits_for_the_budget_is_not_late() {
     }
     // A turn that is very long, as if by others' fault.
     tls.rig.now = tls.rig.now.after(2_000);
-    tls.bench.begin_turn();
+    tls.bench.begin_turn(Rc::from(DATE));
     tls.rig.pass(300);
     assert!(tls.rig.is_alive(second.id), "it has spoken, and it is we who are late");
     assert!(!tls.rig.is_alive(first.id), "it was read and the deadline is over");
