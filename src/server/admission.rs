@@ -39,22 +39,14 @@ impl<T: Transport> Engine<T> {
         id
     }
 
-    /// Takes in a connection that will not be served, to tell it so.
+    /// Takes in a connection that will not be served, to tell it so when it has sent a request.
     pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
         self.metrics.connections_accepted += 1;
         self.turned_away += 1;
-        let mut outbox = Outbox::Empty;
-        let state = State::turned_away(
-            reason,
-            self.gate.http_date(),
-            &self.limits,
-            &mut self.metrics,
-            now,
-            &mut outbox,
-        );
-        let id = self.slots.insert(transport, peer, state, outbox);
+        let mut state = State::accepted(&self.limits, now);
+        state.refuse(reason);
+        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
         self.slots.mark_turned_away(id);
-        self.slots.mark_dirty(id);
         id
     }
 
@@ -92,7 +84,9 @@ impl<T: Transport> Engine<T> {
                     }
                     self.turned_away += 1;
                     self.slots.mark_turned_away(id);
-                    self.close(id, over.reason(), now);
+                    if let Some(slot) = self.slots.get_mut(id) {
+                        slot.state.refuse(over.reason());
+                    }
                 }
                 return true;
             }

@@ -342,14 +342,45 @@ fn end_stream(
     desk: &mut Desk<'_>,
 ) -> Outcome {
     desk.metrics.reject(refusal.code());
-    let form = Form::of_events(request.minor_version > 0, false);
     let manner = Manner { after: After::Closed, ..manner };
+    answer(ended_stream(request, &manner), &manner, rest, owed, desk)
+}
+
+/// An event stream that sets the reconnection time and ends.
+fn ended_stream(request: &Request<'_>, manner: &Manner) -> Vec<u8> {
+    let form = Form::of_events(request.minor_version > 0, false);
     let mut response = manner.event_stream(form.is_chunked());
     response.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
     if form.is_chunked() {
         response.extend_from_slice(LAST_CHUNK);
     }
-    answer(response, &manner, rest, owed, desk)
+    response
+}
+
+/// Responds to the first request of a connection that is not served, and closes it. The request is parsed only to
+/// find out whether an EventSource sent it, and from which page. An empty head is one that cannot be read.
+pub(super) fn refuse_connection(head: &[u8], reason: Reason, desk: &mut Desk<'_>) -> State {
+    let refusal = super::farewell(reason, desk.limits);
+    let date = desk.gate.http_date();
+    let later = http::of_known_version(head);
+    let mut room = FieldRoom::new(desk.limits);
+    let response = match http::parse(later.as_deref().unwrap_or(head), &mut room, desk.limits) {
+        Ok(request) => {
+            let mut manner = Manner { after: After::Closed, date, ..request.manner() };
+            let route = routes::find(request.path, &desk.site.assets).ok();
+            // A page of another origin cannot tell a response that it may not read from a failure.
+            let may_read =
+                route.as_ref().is_some_and(Route::is_shared) && share(&request, &mut manner, desk).is_ok();
+            match route {
+                Some(Route::Events { .. }) if may_read && is_tried_again(&request, &refusal) => {
+                    ended_stream(&request, &manner)
+                }
+                _ => refusal.respond(&manner),
+            }
+        }
+        Err(_) => refusal.respond(&Manner::last(date)),
+    };
+    super::say_last(reason, &refusal, response, desk.limits, desk.metrics, desk.now, desk.outbox)
 }
 
 /// A request to publish: its head is judged before its body is read.

@@ -196,16 +196,14 @@ impl State {
         State::Head(Box::new(Head::fresh(limits, now)))
     }
 
-    /// A connection that is not served: it is told so, whatever it wants.
-    pub fn turned_away(
-        reason: Reason,
-        date: Rc<str>,
-        limits: &Limits,
-        metrics: &mut Metrics,
-        now: Moment,
-        outbox: &mut Outbox,
-    ) -> State {
-        answer(reason, &Manner::last(date), limits, metrics, now, outbox)
+    /// Refuses a connection that was just accepted, or whose proxy has just said for whom it is.
+    ///
+    /// The refusal is held until the head of a request has arrived, or its time is up: an EventSource stops for ever
+    /// at any status but 200, so how it is refused depends on what it asks for.
+    pub fn refuse(&mut self, reason: Reason) {
+        if let State::Head(head) = self {
+            head.refuse(reason);
+        }
     }
 
     /// Is it an open WebSocket?
@@ -570,9 +568,9 @@ impl State {
             // taken fast enough is another question.
             State::Head(_) | State::Body(_) if unread || !desk.outbox.is_empty() => Due::Nothing,
             // Nothing was asked, so nothing is answered: browsers open connections that they may need.
-            State::Head(head) if head.is_silent() => Due::Doom(head.late()),
+            State::Head(head) if head.is_silent() && head.refused().is_none() => Due::Doom(head.late()),
             State::Head(head) => {
-                let reason = head.late();
+                let reason = head.refused().unwrap_or(head.late());
                 self.close(reason, desk);
                 Due::Flush
             }
@@ -635,8 +633,22 @@ fn answer(
     outbox: &mut Outbox,
 ) -> State {
     let refusal = farewell(reason, limits);
+    let response = refusal.respond(manner);
+    say_last(reason, &refusal, response, limits, metrics, now, outbox)
+}
+
+/// Queues the last response, which is that of a refusal.
+fn say_last(
+    reason: Reason,
+    refusal: &Refusal,
+    response: Vec<u8>,
+    limits: &Limits,
+    metrics: &mut Metrics,
+    now: Moment,
+    outbox: &mut Outbox,
+) -> State {
     metrics.reject(refusal.code());
-    outbox.queue(Rc::new(Bytes::from(refusal.respond(manner))));
+    outbox.queue(Rc::new(Bytes::from(response)));
     Draining::begin(reason, Closing::Flushing, limits, now)
 }
 

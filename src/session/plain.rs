@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::buffer;
 use super::chunked::{BadChunk, ChunkDecoder};
-use super::dispatch::serve;
+use super::dispatch::{refuse_connection, serve};
 use super::draining::{Closing, Draining};
 use super::http::{self, HeadEnd};
 use super::intent::{Intent, Question, Receipt};
@@ -35,6 +35,8 @@ pub struct Head {
     until: Moment,
     /// Answers that have not been said.
     owed: u32,
+    /// Why the connection is not served, if it is not: its first request gets that for a response.
+    refused: Option<Reason>,
 }
 
 /// How far a head has come.
@@ -114,12 +116,22 @@ pub(super) enum Outcome {
 impl Head {
     pub(super) fn fresh(limits: &Limits, now: Moment) -> Head {
         let until = now.after(limits.handshake_timeout_ms);
-        Head { received: Vec::new(), stage: Stage::Fresh, until, owed: 0 }
+        Head { received: Vec::new(), stage: Stage::Fresh, until, owed: 0, refused: None }
+    }
+
+    /// Not served, whatever it asks for. What it asks for decides how it is told.
+    pub(super) fn refuse(&mut self, reason: Reason) {
+        self.refused = Some(reason);
+    }
+
+    /// Why the connection is not served, if it is not.
+    pub(super) fn refused(&self) -> Option<Reason> {
+        self.refused
     }
 
     fn next(rest: Vec<u8>, limits: &Limits, now: Moment) -> Head {
         let stage = if rest.is_empty() { Stage::Idle } else { Stage::Rest };
-        Head { received: rest, stage, until: now.after(limits.keep_alive_ms), owed: 0 }
+        Head { received: rest, stage, until: now.after(limits.keep_alive_ms), owed: 0, refused: None }
     }
 
     pub(super) fn deadline(&self) -> Moment {
@@ -181,6 +193,10 @@ impl Head {
             }
             HeadEnd::At(_) | HeadEnd::Missing => Err(Refusal::head_too_large(limits)),
         };
+        if let Some(reason) = self.refused {
+            let head = end.map_or(&[][..], |end| &bytes[..end]);
+            return (input.len(), Some(refuse_connection(head, reason, desk)));
+        }
         let (taken, outcome) = match end {
             Ok(end) => (end - before, serve(&bytes[..end], &input[end - before..], self.owed, desk)),
             Err(refusal) => (input.len(), hang_up(&refusal, self.owed, desk)),
@@ -200,7 +216,10 @@ impl Head {
 
     /// The peer sends no more; the next state.
     pub(super) fn end_of_file(&self) -> State {
-        half_close(self.owed)
+        match self.refused {
+            Some(reason) => State::dead(reason),
+            None => half_close(self.owed),
+        }
     }
 
     pub(super) fn answered(&mut self) {

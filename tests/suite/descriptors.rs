@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::frames;
+use crate::support::http::get;
 use crate::support::process::{DEADLINES, Server, counter, oyez, wait_until};
 
 #[test]
@@ -13,6 +14,9 @@ fn over_the_limit_there_is_a_503_and_then_a_wait() {
     let refused = server.ask(frames::upgrade("/ws"));
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     assert!(refused.contains("\r\nRetry-After: 1\r\n") && refused.contains("over_capacity"), "{refused}");
+    let lines = "Accept: text/event-stream\r\n";
+    let stream = server.ask(crate::support::http::request("GET", "/sse/a", lines));
+    assert!(stream.starts_with("HTTP/1.1 200 ") && stream.contains("retry: 3000\n\n"), "{stream}");
     members[0].send_text("served");
     assert_eq!(members[2].text(), "served");
     drop(members.pop());
@@ -27,6 +31,7 @@ fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
     let _told: Vec<Client> = (0..16)
         .map(|_| {
             let mut client = Client::new(server.connect());
+            client.send(get("/healthz").as_bytes());
             assert!(client.head().starts_with("HTTP/1.1 503 "));
             client
         })
@@ -87,6 +92,7 @@ fn when_descriptors_run_out_under_way_accepting_rests_and_goes_on() {
     waits.send(frames::upgrade("/ws").as_bytes());
     let answer = waits.head();
     assert!(answer.starts_with("HTTP/1.1 503 "), "the reserve descriptor serves to tell: {answer}");
+    assert!(answer.contains("\r\nDate: "), "{answer}");
     members[0].send_text("served");
     assert_eq!(members[49].text(), "served");
     let before = server.cpu_ticks();
@@ -122,6 +128,7 @@ fn room_is_used_at_once() {
     let _told: Vec<Client> = (0..16)
         .map(|_| {
             let mut c = Client::new(server.connect());
+            c.send(get("/healthz").as_bytes());
             c.head();
             c
         })

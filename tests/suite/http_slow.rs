@@ -253,13 +253,17 @@ fn what_a_closing_connection_is_answered_is_counted() {
     rig.settle();
     let transport = Pipe::new(Mood::Kind);
     let peer = Peer::from("192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap());
-    rig.engine.turn_away(transport, peer, Reason::NoRoom, rig.now);
+    let refused = rig.engine.turn_away(transport, peer, Reason::NoRoom, rig.now);
+    rig.settle();
+    assert_eq!(count(&rig, "over_capacity"), 0, "it has not asked yet");
+    rig.send(refused, get("/healthz").as_bytes());
     rig.settle();
     assert_eq!(count(&rig, "over_capacity"), 1);
     let mut kept = Vec::new();
     for _ in 0..7 {
         kept.push(rig.connect_from("192.0.2.2", Mood::Kind));
     }
+    rig.send(kept[6], get("/healthz").as_bytes());
     rig.settle();
     assert_eq!(count(&rig, "too_many_connections"), 1);
     rig.send(kept[0], get("/healthz").as_bytes());

@@ -49,7 +49,7 @@ fn the_limit_of_an_addresss_connections_is_answered_with_429() {
     let server = Server::start(&["--connections-per-address-max=2"]);
     let (one, mut two) = (server.join("/ws"), server.join("/ws"));
     let mut three = Client::new(server.connect());
-    let answer = three.answer();
+    let answer = three.ask(get("/healthz"));
     assert_eq!((answer.status, answer.code()), (429, "too_many_connections".into()));
     assert_eq!(answer.field("Retry-After"), Some("10"));
     assert!(answer.is_last());
@@ -93,6 +93,92 @@ fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
     assert_eq!(status("2001:db8:1:2:ffff::9"), 429, "one /64 is one customer");
     assert_eq!(status("2001:db8:1:3::1"), 200);
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
+}
+
+/// How a connection is refused at accept depends on what it asks for, so the refusal is held until its head has arrived.
+#[test]
+fn refused_connection_of_an_event_source_is_told_to_come_back() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let _first = rig.connect_from("192.0.2.1", Mood::Kind);
+    let event_source = crate::support::http::request("GET", "/sse/a", "Accept: text/event-stream\r\n");
+    let refused = |rig: &mut Rig, request: &str| {
+        let id = rig.connect_from("192.0.2.1", Mood::Kind);
+        let (begin, rest) = request.as_bytes().split_at(30);
+        rig.send(id, begin);
+        rig.settle();
+        assert!(rig.pipe(id).outgoing.is_empty(), "its head has not arrived");
+        rig.send(id, rest);
+        rig.settle();
+        assert!(rig.pipe(id).outgoing_ended);
+        String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap()
+    };
+    let stream = refused(&mut rig, &event_source);
+    assert!(stream.starts_with("HTTP/1.1 200 ") && stream.contains("\r\nDate: "), "{stream}");
+    assert!(stream.ends_with("\r\n\r\nd\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{stream}");
+    let old = refused(&mut rig, &event_source.replace("HTTP/1.1", "HTTP/1.0"));
+    assert!(old.starts_with("HTTP/1.1 200 ") && old.ends_with("\r\n\r\nretry: 3000\n\n"), "{old}");
+    for (request, status) in [
+        (get("/sse/abcdefghijklmnop"), "429"),
+        (event_source.replace("/sse/a", "/nothing"), "429"),
+        (frames::upgrade("/ws"), "429"),
+        ("no head of HTTP, and longer than its first part\r\n\r\n".to_owned(), "429"),
+        ("a line that ends in LF alone, after the first part\n".to_owned(), "429"),
+    ] {
+        let answer = refused(&mut rig, &request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+        assert!(answer.contains("\r\nRetry-After: 10\r\n"), "{request}: {answer}");
+        assert!(answer.contains("too_many_connections"), "{request}: {answer}");
+    }
+    let head = refused(&mut rig, &get("/sse/abcdefghijklmnop").replace("GET", "HEAD"));
+    assert!(head.starts_with("HTTP/1.1 429 ") && head.ends_with("\r\n\r\n"), "{head}");
+    rig.pass(10_000);
+    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 8);
+}
+
+#[test]
+fn refused_page_of_another_origin_may_read_that() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    rig.engine.site.origins = vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
+    let _first = rig.connect_from("192.0.2.1", Mood::Kind);
+    for (accept, status) in [("text/event-stream", "200"), ("*/*", "429")] {
+        let id = rig.connect_from("192.0.2.1", Mood::Kind);
+        let lines = format!("Origin: https://a.example\r\nAccept: {accept}\r\n");
+        rig.send(id, crate::support::http::request("GET", "/sse/a", &lines).as_bytes());
+        rig.settle();
+        let answer = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"), "{answer}");
+    }
+}
+
+#[test]
+fn refused_connection_that_is_silent_is_told_when_its_time_is_up() {
+    let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let timeout_ms = rig.engine.limits.handshake_timeout_ms;
+    let first = rig.connect_from("192.0.2.1", Mood::Kind);
+    rig.send(first, frames::upgrade("/ws").as_bytes());
+    rig.settle();
+    let (silent, partial) =
+        (rig.connect_from("192.0.2.1", Mood::Kind), rig.connect_from("192.0.2.1", Mood::Kind));
+    rig.send(partial, b"GET /");
+    rig.pass(timeout_ms - 1_000);
+    for id in [silent, partial] {
+        assert!(rig.pipe(id).outgoing.is_empty());
+    }
+    assert_eq!(rig.engine.turned_away(), 2);
+    rig.pass(2_000);
+    for id in [silent, partial] {
+        assert_eq!(rig.answers(id)[0].status, 429);
+        assert!(rig.pipe(id).outgoing_ended);
+    }
+    // A peer that sends its end of file is no longer there to be told.
+    let gone = rig.connect_from("192.0.2.1", Mood::Kind);
+    rig.finish(gone);
+    rig.pass(10_000);
+    assert!(!rig.is_alive(gone));
+    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 3);
 }
 
 /// Whoever floods the server from one address takes the place of nobody else, among those either who are told
