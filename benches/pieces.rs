@@ -374,7 +374,8 @@ fn turn(bench: &mut Criterion) {
             });
         });
         let published = engine.metrics.published_by_websocket - published;
-        assert!(published > 0 && engine.metrics.messages_delivered - delivered >= 1_000 * published);
+        // None, where it is filtered out.
+        assert!(engine.metrics.messages_delivered - delivered >= 1_000 * published);
     }
 }
 
