@@ -351,6 +351,7 @@ impl Hub {
                 cursor: from,
                 next_number: None,
                 why: GapWhy::Slow,
+                takes_what_is_kept: wish.form == Form::Raw && !matches!(wish.since, Since::After(_)),
                 waits_since: None,
             };
             channel.replaying.push(replay);
@@ -724,6 +725,7 @@ impl Hub {
             cursor: before.seq,
             next_number: Some(before.number),
             why: GapWhy::Slow,
+            takes_what_is_kept: false,
             waits_since: None,
         };
         channel.replaying.push(replay);

@@ -53,6 +53,8 @@ pub(crate) struct Replay {
     pub(super) next_number: Option<u64>,
     /// Why it misses what is evicted before it gets there.
     pub(super) why: GapWhy,
+    /// It begins with what is kept, whatever that is, and has no word for what was evicted.
+    pub(super) takes_what_is_kept: bool,
     /// Since when it has waited for the memory that its next message takes.
     pub(super) waits_since: Option<Moment>,
 }
@@ -192,6 +194,16 @@ impl Hub {
         channel.replaying.get(seat.position as usize)?.waits_since
     }
 
+    /// Returns true if there is nothing behind the last slice of a subscriber that is catching up: it is live with the next
+    /// step.
+    pub fn has_replayed_all(&self, seat: Seat) -> bool {
+        let Some(channel) = self.channel(seat.channel).filter(|_| seat.place == Place::Replaying) else {
+            return false;
+        };
+        let replay = channel.replaying.get(seat.position as usize);
+        replay.is_some_and(|replay| replay.cursor >= channel.last())
+    }
+
     /// The next slice for a subscriber that is catching up. No batch of its channel is open.
     ///
     /// `client` is the subscriber itself, if it does not want its own messages.
@@ -200,15 +212,19 @@ impl Hub {
         let Hub { channels, replays, .. } = self;
         let channel = &mut channels[seat.channel.0 as usize];
         debug_assert!(!channel.has_batch());
-        let Replay { member, form, cursor, next_number, why, waits_since } =
+        let Replay { member, form, mut cursor, next_number, why, takes_what_is_kept, waits_since } =
             channel.replaying[seat.position as usize];
         let floor = channel.history.floor();
+        if takes_what_is_kept && next_number.is_none() {
+            // The turn in which it subscribed may have evicted some.
+            cursor = cursor.max(floor);
+        }
         if cursor < floor {
             let resume = MessageId { epoch, seq: floor };
             let first_kept = channel.first_number();
             let missed = next_number.map(|next| first_kept.saturating_sub(next));
             let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number) = (floor, Some(first_kept));
+            (replay.cursor, replay.next_number, replay.waits_since) = (floor, Some(first_kept), None);
             return Step::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
         }
         let index = channel.history.index_after(cursor);
@@ -224,7 +240,7 @@ impl Hub {
         {
             let next_number = channel.first_number() + (index + messages) as u64;
             let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number) = (upto, Some(next_number));
+            (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
             return Step::More { frames, messages, work: Work::default() };
         }
         let mut out = form.begin(0);

@@ -15,8 +15,9 @@ use super::transport::Transport;
 use crate::access::gate::Pass;
 use crate::close::Reason;
 use crate::hub::channel::Before;
+use crate::hub::outbox::{Left, Pace, high_water};
 use crate::hub::replay::Step;
-use crate::hub::{Joined, Moved, Place, Wish};
+use crate::hub::{Joined, Moved, Place, Seat, Wish};
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
 use crate::metrics::Limit;
 use crate::moment::Moment;
@@ -278,13 +279,13 @@ impl<T: Transport> Engine<T> {
         let step = hub.replay(seat, own, now);
         match step {
             Step::More { frames, messages, work } => {
-                let cost = Cost::of(work, frames.len());
+                let mut cost = Cost::of(work, frames.len());
                 self.metrics.messages_delivered += messages as u64;
                 self.enqueue(id, frames);
-                let Engine { slots, .. } = self;
-                if slots.get(id).is_some_and(|slot| slot.outbox.is_empty()) {
-                    // All of it were its own messages.
-                    slots.mark_refill(id);
+                if self.can_go_live(id, seat) {
+                    cost += self.replay(id, now);
+                } else {
+                    self.go_on(id, now);
                 }
                 return cost;
             }
@@ -296,8 +297,16 @@ impl<T: Transport> Engine<T> {
                 self.metrics.messages_skipped += gap.missed.unwrap_or(0);
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
                 match form {
-                    Form::Raw => self.close(id, Reason::Slow, now),
-                    _ => self.announce(id, &name.unwrap_or_default(), form, &gap, now),
+                    Form::Raw => {
+                        // The close drops what no write has been tried for, such as the response to the handshake.
+                        self.go_on(id, now);
+                        self.close(id, Reason::Slow, now);
+                    }
+                    _ => {
+                        self.announce(id, &name.unwrap_or_default(), form, &gap, now);
+                        self.send_gathered();
+                        self.go_on(id, now);
+                    }
                 }
             }
             Step::Live { seat: new, moved, cursor } => {
@@ -312,12 +321,34 @@ impl<T: Transport> Engine<T> {
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
                 self.tell_live(id, &name.unwrap_or_default(), form, cursor);
                 self.send_gathered();
-                if self.slots.get(id).is_some_and(|slot| slot.is_replaying() && slot.outbox.is_empty()) {
-                    self.slots.mark_refill(id);
-                }
+                self.go_on(id, now);
             }
         }
         Cost::SLICE
+    }
+
+    /// Returns true if a subscriber has been made the last slice, and its outbox has room for what comes next.
+    ///
+    /// On a busy channel every turn has a batch: a subscriber that became live only when it has taken its last slice
+    /// would have another to take by then, for ever.
+    fn can_go_live(&self, id: SlotId, seat: Seat) -> bool {
+        let has_room = |slot: &Slot<T>| slot.outbox.cost() <= high_water(self.limits.outbox_bytes_max);
+        self.slots.get(id).is_some_and(has_room) && self.hub.has_replayed_all(seat)
+    }
+
+    /// Writes what a connection that catches up was just sent, and has it sent more in the same turn if the socket has
+    /// taken that: otherwise a channel whose publishers fill each turn would be faster than any replay.
+    fn go_on(&mut self, id: SlotId, now: Moment) {
+        let Engine { slots, metrics, limits, .. } = self;
+        let Some(slot) = slots.get_mut(id).filter(|slot| slot.is_replaying()) else { return };
+        let (written, left) = slot.flush(Pace::of(limits), now);
+        metrics.sent_bytes += written as u64;
+        match left {
+            Left::Nothing => slots.mark_refill(id),
+            // The flush phase sees to it.
+            Left::More | Left::Failed(_) => slots.mark_dirty(id),
+            Left::Blocked => {}
+        }
     }
 
     /// A replay that has waited for memory for too long ends with its connection: it is not the client's fault, and

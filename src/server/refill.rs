@@ -54,16 +54,14 @@ impl AddAssign for Cost {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Makes slices until the turn's budget is used, each connection one.
+    /// Makes slices until the turn's budget is used, each connection one at a time.
     pub(super) fn refill_all(&mut self, now: Moment) {
         let most = u64::from(self.limits.work_micros_per_turn) * 1_000;
         let mut spent = Cost::NONE;
         let mut shared = Shared::default();
-        for _ in 0..self.slots.refill_len() {
-            if spent.nanos >= most {
-                break;
-            }
-            let Some(id) = self.slots.next_refill() else { break };
+        while spent.nanos < most
+            && let Some(id) = self.slots.next_refill()
+        {
             spent += self.refill(id, &mut shared, now);
         }
         self.send_gathered();

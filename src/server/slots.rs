@@ -561,11 +561,6 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// How many entries the refill list has.
-    pub fn refill_len(&self) -> usize {
-        self.refill.len()
-    }
-
     /// Its replay waits for memory.
     pub fn mark_waiting(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
 
@@ -293,4 +294,78 @@ fn replays_of_large_messages_that_are_not_read_take_little_memory() {
     let growth = growth(&server, &requests, 550);
     // Two texts in JSON (6 MiB each) and an event (1 MiB); unshared it is 1.3 GiB.
     assert!(growth < 32 << 20, "{growth} bytes");
+}
+
+/// Four publishers who fill each turn, as far as one may.
+struct Publishers {
+    ids: [SlotId; 4],
+    frame: Vec<u8>,
+    count: usize,
+}
+
+impl Publishers {
+    fn new(rig: &mut Rig, channel: &str, length: usize) -> Publishers {
+        let ids = [(); 4].map(|()| rig.join(&format!("/ws/{channel}?echo=0")));
+        Publishers { ids, frame: frames::masked(frames::TEXT, &vec![b'x'; length]), count: 0 }
+    }
+
+    fn turn(&mut self, rig: &mut Rig) {
+        for id in self.ids {
+            while rig.pipe(id).incoming.len() < 64 << 10 {
+                rig.send(id, &self.frame);
+                self.count += 1;
+            }
+        }
+        rig.turn();
+    }
+}
+
+#[test]
+fn subscriber_that_comes_back_to_a_channel_at_full_speed_catches_up() {
+    let requests = [
+        upgrade("/ws/a?since=earliest"),
+        frames::upgrade("/ws/a?since=earliest"),
+        get("/sse/a?since=earliest"),
+    ];
+    for (length, request) in
+        [50, 3_000].into_iter().flat_map(|length| requests.iter().map(move |one| (length, one)))
+    {
+        let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+        let mut publishers = Publishers::new(&mut rig, "a", length);
+        (0..3).for_each(|_| publishers.turn(&mut rig));
+        let id = connect(&mut rig, request, Mood::Kind);
+        let is_live = |rig: &Rig| {
+            let slot = rig.engine.slots.get(id).unwrap();
+            !slot.seats.is_empty() && !slot.is_replaying()
+        };
+        for turn in 0.. {
+            assert!(turn < 10, "it never catches up with messages of {length} bytes: {request}");
+            publishers.turn(&mut rig);
+            if is_live(&rig) {
+                break;
+            }
+        }
+        (0..20).for_each(|_| publishers.turn(&mut rig));
+        assert!(is_live(&rig));
+        assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
+    }
+}
+
+#[test]
+fn raw_subscriber_that_the_history_has_overtaken_is_answered_before_it_is_closed() {
+    let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
+    let mut publishers = Publishers::new(&mut rig, "a", 50);
+    publishers.turn(&mut rig);
+    let v1 = connect(&mut rig, &upgrade("/ws/a"), Mood::Kind);
+    publishers.turn(&mut rig);
+    let text = String::from_utf8_lossy(&rig.pipe(v1).outgoing).into_owned();
+    let cursor = text.rsplit("\"id\":\"").nth(10).unwrap().split('"').next().unwrap().to_owned();
+    // Ten messages are there for it, and its turn has more than are kept.
+    let id = connect(&mut rig, &frames::upgrade(&format!("/ws/a?since={cursor}")), Mood::Kind);
+    publishers.turn(&mut rig);
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a response") + 4;
+    assert!(bytes.starts_with(b"HTTP/1.1 101 "));
+    bytes.drain(..end);
+    assert_eq!(rig.frames(id)[0].close_code(), (4102, "slow".into()));
 }
