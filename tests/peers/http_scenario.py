@@ -1,4 +1,4 @@
-"""HTTP clients that nobody here wrote: Python's requests, Prometheus' parser and promtool, curl, wrk.
+"""HTTP clients that nobody here wrote: Python's requests and sseclient-py, Prometheus' parser and promtool, curl, wrk.
 
     http_scenario.py path/to/oyez        with promtool, curl and wrk in PATH; see run
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 
 import requests
+import sseclient
 from prometheus_client.parser import text_string_to_metric_families
 
 from scenario import STEP_S, Verdict
@@ -39,8 +40,8 @@ wrk.body = string.rep("x", 64)
 class Server:
     """A server on a port of its own choice, or on that of one before it."""
 
-    def __init__(self, oyez, log, port=0):
-        self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}"],
+    def __init__(self, oyez, log, port=0, flags=()):
+        self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}", *flags],
                                         stdout=subprocess.PIPE, stderr=log, text=True)
         self.port = int(re.search(r"ws://[^/\s]+:(\d+)", self.process.stdout.readline()).group(1))
         self.root = f"http://127.0.0.1:{self.port}"
@@ -116,6 +117,27 @@ class Scenario:
         self.state("and resumes", events[4:] == expected[4:], events)
         again.close()
 
+    def events_one_by_one(self):
+        # The next event is published only once the one before has been received: a reader that holds an event back until
+        # a block is full never gets it, and fails by its timeout.
+        for name, events in [
+            ("sseclient-py", lambda stream: (event.data for event in sseclient.SSEClient(stream).events())),
+            ("requests, line by line", lambda stream: (line[6:] for line in stream.iter_lines(decode_unicode=True)
+                                                       if line.startswith("data: "))),
+        ]:
+            channel = re.sub("[^a-z]", "", name)
+            with self.ask("GET", f"/sse/{channel}", stream=True, headers={"Accept": "text/event-stream"}) as stream:
+                stream.encoding = "utf-8"
+                received, events = [], events(stream)
+                texts = ["x", "a little more", "y" * 3000, "z"]
+                try:
+                    for text in texts:
+                        requests.post(f"{self.server.root}/v1/publish/{channel}", data=text, timeout=STEP_S)
+                        received.append(next(events))
+                except requests.RequestException as error:
+                    received.append(repr(error))
+                self.state(f"{name}: each event arrives before the next is published", received == texts, received)
+
     def metrics(self):
         for name in "canary", "canary2":
             self.ask("POST", f"/v1/publish/{name}", data=name)
@@ -182,7 +204,7 @@ class Scenario:
                            served and int(served.group(1)) > 0 and "Non-2xx" not in done.stdout
                            and "Socket errors" not in done.stdout, done.stdout + done.stderr)
 
-    PARTS = [publishes, restarts, streams, metrics, curls, wrks]
+    PARTS = [publishes, restarts, streams, events_one_by_one, metrics, curls, wrks]
 
     def run(self):
         for part in self.PARTS:
