@@ -267,7 +267,7 @@ fn sweep(bench: &mut Criterion) {
     });
 }
 
-/// A connection that sends what it is given, once, and takes everything.
+/// A connection that sends its bytes once, and takes everything.
 #[derive(Default)]
 struct Sending(Option<Rc<Vec<u8>>>, usize);
 

@@ -16,11 +16,11 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// The exact count is taken again when this thread holds so many bytes more or less: half a percent of the smallest budget
-/// is 40 KiB, and a flood brings a MiB in some milliseconds.
+/// The exact count is taken again when this thread holds this many bytes more or less: half a percent of the smallest
+/// budget is 40 KiB, and a flood brings a MiB in some milliseconds.
 const EXACT_AFTER_BYTES: u64 = 1 << 20;
 
-/// Or after so many calls. The server counts at most once a millisecond.
+/// Or after this many calls. The server counts at most once a millisecond.
 const EXACT_AFTER_CALLS: u32 = 1_000;
 
 thread_local! {
@@ -38,8 +38,8 @@ struct Count {
 }
 
 impl Count {
-    /// Begins to count, and has jemalloc return unused pages in a thread of its own: otherwise it does so only when
-    /// somebody allocates, and a server that is idle after a flood would keep the flood's pages.
+    /// Begins to count, and has jemalloc return unused pages in a thread of its own: otherwise it does so only when the
+    /// program allocates, and a server that is idle after a flood would keep its pages.
     fn start() -> Option<Count> {
         // Where it is not supported (musl), pages return with the next allocations.
         let _ = max_background_threads::write(1).and_then(|()| background_thread::write(true));
@@ -66,7 +66,7 @@ impl Count {
     }
 }
 
-/// Bytes that the process has allocated and not freed, size classes included; 0 if jemalloc does not tell.
+/// Bytes that the process has allocated and not freed, size classes included; 0 if jemalloc does not report it.
 pub(crate) fn allocated_bytes() -> u64 {
     COUNT.with(|cell| {
         let mut count = cell.take().or_else(Count::start);
@@ -90,7 +90,7 @@ mod tests {
         let with_both = allocated_bytes();
         assert!(with_both >= before + 100_000 + (10 << 20));
         std::thread::spawn(move || drop(large)).join().unwrap();
-        // The next exact count comes after so many calls at the latest.
+        // The next exact count is taken after this many calls at the latest.
         (0..EXACT_AFTER_CALLS).for_each(|_| {
             allocated_bytes();
         });

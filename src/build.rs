@@ -1,7 +1,7 @@
-//! The build script: what `--version` says beside the version.
+//! The build script: commit and cargo features for `--version`.
 //!
-//! The commit comes from git, or from the file that cargo packs into a published crate, where there is no git. Debug
-//! builds have none: they would be compiled anew after every commit.
+//! The commit comes from git, or from the file that cargo packs into a published crate, which has no git repository.
+//! Debug builds have none: they would be compiled again after every commit.
 
 use std::env;
 use std::fs;
@@ -13,7 +13,7 @@ fn main() {
     println!("cargo::rustc-env=OYEZ_BUILD_COMMIT={}", commit());
 }
 
-/// The cargo features that are on, as cargo tells a build script.
+/// The enabled cargo features, from the environment of the build script.
 fn features() -> String {
     let names = env::vars().filter_map(|(name, _)| Some(name.strip_prefix("CARGO_FEATURE_")?.to_lowercase()));
     let mut names: Vec<String> = names.filter(|name| name != "default").collect();
@@ -42,7 +42,7 @@ fn from_git() -> Option<String> {
             Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
         Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
     };
-    // Only the project's own repository: the sources may lie unpacked within somebody else's.
+    // Only the project's own repository: the sources may be unpacked within another one.
     git(&["ls-files", "--error-unmatch", "src/build.rs"])?;
     // Every commit adds a line to this log.
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"])?;

@@ -95,7 +95,7 @@ pub enum Reason {
     TokenExpired,
     /// A message was not complete in time.
     MessageTimeout,
-    /// The process is close to its memory budget, and takes no unfinished message in.
+    /// The process is close to its memory budget, and accepts no large message that is not complete.
     LowMemory,
 }
 
@@ -140,7 +140,7 @@ impl fmt::Display for TlsFault {
 pub enum ProxyFault {
     /// It is no header of the PROXY protocol, version 2.
     Missing,
-    /// It is a header of version 1: the proxy has to be told to send version 2.
+    /// It is a header of version 1: the proxy has to be configured to send version 2.
     Version1,
     /// It begins as one and is none.
     Bad,
@@ -213,7 +213,7 @@ pub enum ClaimName {
     Iss,
     /// Whose it is.
     Sub,
-    /// What is told of its bearer.
+    /// The user (`sub` and `info`).
     Info,
     /// The rights that it gives.
     Oyez,

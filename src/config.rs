@@ -92,22 +92,22 @@ pub struct Limits {
     pub ping_interval_ms: u32,
     /// From the ping to the close when nothing comes back.
     pub pong_timeout_ms: u32,
-    /// What the process may hold in total, by its allocator's count; 0 is no budget. The command line's default is half of
-    /// what the control group or the machine has.
+    /// The memory budget of the process, in bytes by its allocator's count; 0: no budget. The command line's default is
+    /// half of the memory of the control group or the machine.
     pub memory_bytes_max: u64,
-    /// The most bytes that wait for one connection, and 128 more for each piece that they are in. An empty outbox takes
+    /// Maximum bytes that wait for one connection, and 128 more for each piece that they are in. An empty outbox takes
     /// a batch of any size.
     pub outbox_bytes_max: usize,
-    /// The longest time in which a connection takes none of the bytes that wait for it, and the longest that it may
-    /// lag behind the pace.
+    /// The longest time in which a connection takes none of the bytes that wait for it, and the longest delay by the
+    /// pace below.
     pub slow_timeout_ms: u32,
-    /// The slowest pace at which a connection takes what waits for it; 0 is none. GPRS gives 40 kbit/s, which are
-    /// 4.9 KB/s, with three time slots of its second coding scheme (3GPP TS 45.001): whoever is slower than 4 KiB/s is
-    /// not on a network in use, and could hold an outbox for as long as it likes with a byte now and then.
+    /// The slowest pace at which a connection takes the bytes that wait for it; 0: no pace. GPRS gives 40 kbit/s, which
+    /// are 4.9 KB/s, with three time slots of its second coding scheme (3GPP TS 45.001): a client that is slower than 4
+    /// KiB/s is not on a network in use, and could hold an outbox indefinitely with a byte now and then.
     pub slow_bytes_per_second: u32,
-    /// The longest time in which a subscriber that falls behind keeps the publishers of its channels from being read;
-    /// 0: it does not. A second is longer than a garbage collection, a page's long task or a few lost packets take,
-    /// and shorter than publishers wait for an answer.
+    /// The longest time for which a slow subscriber pauses the publishers of its channels; 0: it does not. A second is
+    /// longer than a garbage collection, a page's long task or a few lost packets take, and shorter than publishers
+    /// wait for an answer.
     pub publish_pause_ms: u32,
     /// What becomes of one that breaks either.
     pub on_slow: OnSlow,
@@ -123,9 +123,9 @@ pub struct Limits {
     pub reconnects_per_second: u32,
     /// The most channels with members or history.
     pub channels_max: usize,
-    /// The most channels that one connection subscribes to or has created, of those that exist.
+    /// Maximum channels that one connection subscribes to or has created, of those that exist.
     pub channels_per_client_max: usize,
-    /// The most channels that exist and that one publisher, a person by its token's `sub` or an address, has created by
+    /// Maximum channels that exist and that one publisher, a person by its token's `sub` or an address, has created by
     /// publishing: a hundredth of all. A backend that publishes on a channel for each of more users raises it.
     pub channels_per_publisher_max: usize,
     /// What is kept of each channel, and of all.
@@ -137,12 +137,13 @@ pub struct Limits {
     /// shared by all that replay the message; 16 MiB are two of the largest (6 MiB, a body of control characters), and
     /// 15 of plain text. A replay that needs one more waits.
     pub replay_encoded_bytes_max: usize,
-    /// The longest time for which a replay waits for that. Six times what a client that reads nothing takes to be
-    /// closed, and so room for those who come after it.
+    /// The longest time for which a replay waits for that. Six times as long as a client that reads nothing is kept, so
+    /// several such clients can be closed before a replay gives up.
     pub replay_wait_ms: u32,
     /// The estimated time that one turn spends on replays, listings, history pages and metrics, in microseconds. A
     /// listing of 1,000 channels takes 206 us in 8 slices, a message of 1 MiB of control characters 7 ms in 385. A
-    /// millisecond are 35 slices, and what is published meanwhile waits for no more than these, however many clients ask.
+    /// millisecond are 35 slices, and messages that are published meanwhile wait for no more than these, however many
+    /// clients send queries.
     pub work_micros_per_turn: u32,
     /// What is kept of publishers who may send the same again.
     pub repeats: RepeatLimits,
@@ -172,8 +173,8 @@ pub struct Limits {
     /// Tickets that one client holds at a time, a tenth of all: a page uses its ticket at once, and an address that brings
     /// many people (NAT) still opens a thousand pages in one moment.
     pub tickets_per_client_max: usize,
-    /// Log lines of connections that were closed for one reason, in a second; 0 is no limit. A line has about 100 bytes,
-    /// so a flood of one kind writes 10 KB a second; what is left out is counted.
+    /// Log lines of connections that were closed for one reason, in a second; 0: no limit. A line has about 100 bytes,
+    /// so a flood of one kind writes 10 KB a second; further lines are counted.
     pub log_lines_per_second: u32,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.
@@ -187,11 +188,11 @@ pub struct Limits {
     /// as long. What the turn has for each that is ready may be more: a publisher that is alone is read on,
     /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one.
     pub read_bytes_per_slot: usize,
-    /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that a
-    /// turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
-    /// either way. It bounds what a turn publishes, and an outbox has to hold that beside the largest message, so that
-    /// one turn's burst never makes a member slow; as JSON a message may be longer, up to six times if it is of nothing
-    /// but control characters.
+    /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that
+    /// a turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
+    /// either way. It bounds what a turn publishes, and an outbox has to hold that in addition to the largest message,
+    /// so that one turn's burst never makes a member slow; as JSON a message may be longer, up to six times if it is of
+    /// nothing but control characters.
     pub read_bytes_per_turn: usize,
 }
 
@@ -357,8 +358,8 @@ impl Limits {
     /// The longest header that a frame of ours has (RFC 6455 5.2: two bytes and a 64-bit length).
     pub const FRAME_HEADER_BYTES_MAX: usize = 10;
 
-    /// The memory budget holds at least so many times what one connection may hold, so that one alone does not bring the
-    /// process from no pressure to the last step.
+    /// The memory budget is at least this multiple of the memory that one connection may hold, so that one connection
+    /// alone does not bring the process from no pressure to the last step.
     pub const MEMORY_SHARES: u64 = 4;
 
     /// Do the limits go together?
@@ -374,7 +375,8 @@ impl Limits {
         };
         let mut turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
         if self.publish_pause_ms > 0 {
-            // A subscriber slows its publishers down at a quarter, and then takes what is read already.
+            // A subscriber pauses its publishers at a quarter, and then has to hold the messages that were read
+            // already.
             turn_bytes += turn_bytes.div_ceil(3);
         }
         if self.outbox_bytes_max < turn_bytes {

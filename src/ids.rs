@@ -215,7 +215,7 @@ impl ClientId {
 pub struct User(Arc<Box<str>>);
 
 impl User {
-    /// A user by its id and, as JSON, what else is to be told of it.
+    /// A user by its id and, as JSON, the claim `info`.
     pub fn new(id: &str, info: Option<&str>) -> User {
         let id = serde_json::Value::from(id);
         // In JSON a line end is white space: one within a string is escaped. An event stream would end a field there.
@@ -224,7 +224,7 @@ impl User {
         User::from_json(&format!("{{\"id\":{id}{info}}}"))
     }
 
-    /// A user that was written down.
+    /// A user as it was stored, in JSON.
     pub(crate) fn from_json(json: &str) -> User {
         User(Arc::new(json.into()))
     }
@@ -235,7 +235,7 @@ impl User {
     }
 }
 
-/// Who published a message.
+/// The publisher of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sender {
     /// The connection, where it was a WebSocket.

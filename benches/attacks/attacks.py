@@ -11,7 +11,7 @@ from wire import BINARY, TEXT, V1, command, frame, header, request, upgrade
 CHUNK = 64 << 10
 V1_OPEN = upgrade("/ws", V1)
 LARGE = b"x" * (1 << 20)
-# As much as a history of 1 MiB keeps with what it counts for a message. JSON writes a control character in six bytes.
+# As much as a history of 1 MiB keeps, with its fixed cost of a message. JSON writes a control character in six bytes.
 KEPT_BYTES = (1 << 20) - 1024
 
 
@@ -20,7 +20,7 @@ class Attack:
     name: str
     # One line for the table.
     what: str
-    # Connections, or whatever the attack is made of; --scale multiplies it.
+    # Number of connections, or of other units of the attack; --scale multiplies it.
     count: int
     # Processes of attackers: functions that are given a port and the scaled count, and return a report.
     parts: list
@@ -28,11 +28,11 @@ class Attack:
     kind: str = "memory"
     flags: list = field(default_factory=list)
     tls: bool = False
-    # What is done before anything is measured.
+    # Preparation, before anything is measured.
     prepare: Callable = lambda port, count: None
-    # Does `count` number connections (a server with --connections-max takes fewer)?
+    # True if `count` is a number of connections (a server with --connections-max takes fewer).
     is_connections: bool = True
-    # Further bars, given the reports; they return what was missed.
+    # Further bars: functions of the reports that return the failures.
     check: Callable = lambda reports: []
 
 

@@ -141,7 +141,7 @@ class Server:
     def begin_peak(self):
         self.cgroup.begin_peak()
         try:
-            # proc_pid_clear_refs(5): 5 sets the peak to what is resident now.
+            # proc_pid_clear_refs(5): 5 resets the peak to the current resident size.
             Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         except OSError:
             pass

@@ -140,7 +140,7 @@ class Observer:
 
 def _main(pipe, *arguments):
     try:
-        # What is measured is the server, not who gets the processor: this goes first, the attacker last.
+        # The server is measured, not the scheduler: this process has the highest priority, the attacker the lowest.
         os.nice(-10)
     except OSError:
         pass

@@ -184,7 +184,7 @@ class Swarm:
 
     def write(self, peer):
         plan = peer.plan
-        # So much for each turn, so that all have theirs.
+        # This much for each turn, so that every connection has a share.
         for _ in range(8):
             if not peer.out:
                 if peer.feed is not None:

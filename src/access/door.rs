@@ -127,7 +127,7 @@ impl Door {
         }
     }
 
-    /// Drops what is remembered of addresses and counts no more.
+    /// Drops addresses whose connections and handshakes no longer count.
     pub fn expire(&mut self, now: Moment) {
         self.addresses.expire(now);
     }

@@ -1,14 +1,14 @@
-//! The form of a file of keys or certificates, where it is not the one that is read here.
+//! Recognizes key and certificate files in formats that are not supported: UTF-16, DER, PKCS #12, encrypted keys.
 //!
 //! A reader of PEM skips what it does not know. A file that begins with a byte order mark would lose its first block
-//! without a word, and an encrypted or binary file looks empty. Each is named as what it is, with the command that
-//! makes of it what is read.
+//! silently, and an encrypted or binary file looks empty. So the error names the format, and the command that converts
+//! the file.
 
 use std::fmt;
 
 use rustls::pki_types::alg_id;
 
-/// A form that is not read.
+/// A file format that is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileForm {
     /// UTF-8 with a byte order mark, as editors on Windows write it.
@@ -156,7 +156,7 @@ const OCTET_STRING: u8 = 0x04;
 const OID: u8 = 0x06;
 pub(super) const SEQUENCE: u8 = 0x30;
 
-/// Takes one element off the front of DER (X.690 8.1): its content, and what follows it.
+/// Splits the first element off DER (X.690 8.1). Returns its content and the remaining bytes.
 pub(super) fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let rest = der.strip_prefix(&[tag])?;
     let (length, rest) = match rest {

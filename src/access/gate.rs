@@ -31,7 +31,7 @@ pub struct Gate {
     /// Is everything open only because nobody reaches it from elsewhere? Then requests have to be sent to
     /// this machine by its own names, or any page could come in by bending a name of its own (DNS rebinding).
     pub only_this_machine: bool,
-    /// Which refusals of pages are logged.
+    /// The rate limit of log lines about refused pages.
     pub refusal_log: RefusalLog,
     /// The tickets that are out.
     pub tickets: Tickets,
@@ -39,7 +39,7 @@ pub struct Gate {
     pub auths: Meters,
     /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
-    /// It as HTTP has it, for the second in which it was last needed.
+    /// The same time as an HTTP date, for the second in which it was last needed.
     pub date: DateCache,
 }
 
@@ -119,7 +119,7 @@ impl Gate {
     /// Takes a ticket for an event stream: see [`Tickets::redeem_for_stream`].
     ///
     /// # Errors
-    /// It is none, was used for something else, or has ended, or its token has; or its stream is open.
+    /// The ticket is unknown, was used for something else or has expired, its token has expired, or its stream is open.
     pub fn redeem_for_stream(
         &mut self,
         ticket: &[u8],

@@ -101,7 +101,7 @@ pub struct Grant {
     pub publish: Patterns,
     /// Who it is, if the token says so.
     pub sub: Option<Box<str>>,
-    /// What subscribers are told of it beside its messages, if it has a name.
+    /// The user that subscribers receive with its messages, if it has a `sub`.
     pub user: Option<User>,
     /// When it ends, in seconds since 1970; a grant that needs no token never ends.
     pub expires_at: Option<u64>,

@@ -201,7 +201,7 @@ impl fmt::Debug for SigningKey {
 }
 
 fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
-    // A secret may be any bytes; text with a mark at its beginning is not the text that others have.
+    // A secret may be any bytes, but with a byte order mark it differs from the secret that token issuers use.
     if let Some(form) = FileForm::of_text(file).filter(|_| str::from_utf8(file).is_ok()) {
         return Err(BadKey::Form(form));
     }
@@ -252,8 +252,8 @@ fn check_modulus(big_endian: &[u8]) -> Result<(), BadKey> {
     if RSA_BITS.contains(&bits) { Ok(()) } else { Err(BadKey::RsaBits(bits)) }
 }
 
-/// The members of a JWK that say what it is (RFC 7517 4, RFC 7518 6, RFC 8037 2). Those that are not needed, such as
-/// `x5c`, are not looked at.
+/// The members of a JWK that determine its type and use (RFC 7517 4, RFC 7518 6, RFC 8037 2). Others, such as `x5c`,
+/// are ignored.
 #[derive(Deserialize)]
 struct Jwk<'a> {
     kty: &'a str,
@@ -332,7 +332,7 @@ pub struct SkippedKey {
 /// Why a key of a JWKS cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SkipReason {
-    /// For encryption, say: every key set may have some, and nothing is wrong with them.
+    /// A key for another use, such as encryption: any key set may have some.
     OtherPurpose,
     /// For signatures with an algorithm that is not supported.
     OtherAlgorithm(Box<str>),
@@ -340,9 +340,9 @@ pub enum SkipReason {
     Kind(Box<str>),
     /// On a curve (`crv`) that is not supported.
     Curve(Box<str>),
-    /// An RSA key of so many bits.
+    /// An RSA key of this many bits.
     RsaBits(usize),
-    /// `kid` is a number, say (RFC 7517 4.5).
+    /// `kid` is not a string (RFC 7517 4.5).
     KidNotText,
     /// A shared secret in a file of public keys.
     Secret,
@@ -397,7 +397,7 @@ pub enum BadKey {
     SecretTooShort(usize),
     /// A key in PEM where a secret belongs. Everybody has a public key: as a secret it is worth nothing.
     SecretIsPem,
-    /// A form that is not read.
+    /// A file format that is not supported.
     Form(FileForm),
     /// Not PEM, or not what it says.
     NoPem,

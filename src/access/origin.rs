@@ -8,9 +8,9 @@
 //! come from a page and is not judged here.
 //!
 //! An origin of the web is compared in parts, since text is what every trick plays with:
-//! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`. What else pages send
-//! (`null`, `file://`, `app://.`) has no parts, and is compared as a whole. Case does not count, nor does one slash at
-//! the end, which some programs add.
+//! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`. Other origins (`null`,
+//! `file://`, `app://.`) have no parts and are compared as a whole. Case does not count, nor does one slash at the end,
+//! which some programs add.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -24,7 +24,7 @@ pub enum OriginVerdict {
     SameHost,
     /// A page that the operator lists.
     Allowed,
-    /// A page like any other: the operator lets in all.
+    /// Any page, since the operator allows all origins.
     AnyPage,
     /// Another page, or something that no browser sends.
     Foreign,
@@ -35,9 +35,9 @@ pub enum OriginVerdict {
 /// A request in which either field comes twice is to be refused before it gets here: which of the two a
 /// proxy in front has looked at cannot be known.
 ///
-/// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page
-/// is `https` and the request that arrives here is not. `null`, which sandboxed pages and local files send,
-/// is no host; only the patterns `null` and `*` let it in.
+/// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page is `https`
+/// and the request that arrives here is not. `null`, which sandboxed pages and local files send, is not a host; only
+/// the patterns `null` and `*` match it.
 pub fn judge(origin: Option<&[u8]>, host: Option<&[u8]>, patterns: &[OriginPattern]) -> OriginVerdict {
     let Some(origin) = origin else {
         return OriginVerdict::Absent;
@@ -66,8 +66,8 @@ fn without_slash(origin: &str) -> &str {
     if origin.len() > begin { origin.strip_suffix('/').unwrap_or(origin) } else { origin }
 }
 
-/// Is this the origin of a page that this machine serves, at whatever port: a development server, say? Only
-/// programs of this machine can serve one, by names that no name server can bend.
+/// Returns true if this is the origin of a page that this machine serves, at any port, such as a development server.
+/// Only programs of this machine can serve one, since no name server resolves its name.
 pub fn is_of_this_machine(origin: &[u8]) -> bool {
     let parsed = std::str::from_utf8(origin).ok().map(without_slash).and_then(Origin::parse);
     parsed.is_some_and(|origin| default_port(origin.scheme).is_some() && origin.host.is_this_machine())
@@ -101,7 +101,7 @@ pub struct OriginPattern(Pattern);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Pattern {
     Any,
-    /// What is compared as it is, in small letters.
+    /// Another origin, in lower case, compared as a whole.
     Whole(Box<str>),
     /// Scheme and host are in small letters.
     One {
@@ -289,8 +289,8 @@ enum Host<'a> {
 }
 
 impl Host<'_> {
-    /// Does it name this machine in a way that no name server can bend? RFC 6761 6.3 gives `localhost` and all names
-    /// below it to the machine itself, and browsers ask no name server for them.
+    /// Returns true if it names this machine by a name that no name server resolves. RFC 6761 6.3 gives `localhost` and
+    /// all names below it to the machine itself, and browsers ask no name server for them.
     fn is_this_machine(&self) -> bool {
         match self {
             Host::V6(address) => {

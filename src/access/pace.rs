@@ -120,7 +120,7 @@ impl Meters {
         Ok(())
     }
 
-    /// Drops the meters that are as good as new ones. It has to be called long before the 24 days are over that a
+    /// Drops the meters that are equal to new ones. It has to be called long before the 24 days are over that a
     /// [`Moment`] spans: to one that is older it would look as if no time had passed.
     pub fn expire(&mut self, now: Moment) {
         self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);

@@ -141,7 +141,7 @@ pub enum ProxyHeader {
     },
     /// It is none: the connection begins with something else.
     Missing,
-    /// It is one of version 1, in text (2.1).
+    /// It is a header of version 1, which is text (2.1).
     Version1,
     /// It begins as one and is none.
     Bad,

@@ -72,7 +72,7 @@ impl Bucket {
         }
     }
 
-    /// Is it full at `now`? That brings it up to date.
+    /// Returns true if the bucket is full at `now`. Brings it up to date.
     pub fn is_full(&mut self, rate: Rate, now: Moment) -> bool {
         self.fill(rate, now);
         self.permits == rate.burst.get()

@@ -1,7 +1,7 @@
-//! Which refusals of web pages are logged: a few at once, then one every ten seconds.
+//! The rate limit of log lines about refused web pages: a few at once, then one every ten seconds.
 //!
-//! A page that is refused learns nothing: the browser shows close code 1006 or "Failed to fetch". So the operator has
-//! to be told, and must not be flooded: a page that is refused tries again, and anyone can send such requests.
+//! A page that is refused does not learn why: the browser shows close code 1006 or "Failed to fetch". So the log has to
+//! name the reason, at a bounded rate: pages try again, and any client can send such requests.
 
 use super::rate::{Bucket, Rate, Take};
 use crate::moment::Moment;

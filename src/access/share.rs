@@ -52,14 +52,14 @@ impl Shares {
         Ok(())
     }
 
-    /// Gives one back.
+    /// Releases one.
     pub fn give_back(&mut self, key: ShareKey) {
         let Some(held) = self.held.get_mut(&key) else { return };
         *held -= 1;
         if *held == 0 {
             self.held.remove(&key);
             if self.held.len() < self.held.capacity() / 8 {
-                // A crowd must not be paid for ever after.
+                // After many clients have left, the table must not keep the memory for them.
                 self.held.shrink_to(2 * self.held.len());
             }
         }

@@ -4,9 +4,9 @@
 //! logs and histories. So a page asks for a ticket, by a request that can carry its token, and opens the
 //! socket with that: it is good once, and for half a minute.
 //!
-//! An EventSource reconnects with the address that it has, and stops for ever at the first 401. So the ticket of an event
-//! stream stays bound to its stream, and works again, for the same channel, for a minute after that has ended; never
-//! for a second stream beside it.
+//! An EventSource reconnects with the address that it has, and stops for ever at the first 401. So the ticket of an
+//! event stream stays bound to its stream, and works again, for the same channel, for a minute after that has ended;
+//! never for a second stream at the same time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Write as _};
@@ -32,7 +32,7 @@ pub const TICKET_BYTES: usize = 16;
 /// Letters of a ticket: two for each byte.
 pub const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
 
-/// The tickets that are out: issued, and neither used nor expired nor revoked.
+/// The valid tickets: issued, and neither used nor expired nor revoked.
 pub struct Tickets {
     tickets_max: usize,
     tickets: HashMap<[u8; TICKET_BYTES], Ticket>,
@@ -43,7 +43,7 @@ pub struct Tickets {
     /// Used tickets of event streams: those that are open, and those that ended a short time ago.
     streams: HashMap<[u8; TICKET_BYTES], Stream>,
     by_slot: HashMap<SlotId, [u8; TICKET_BYTES]>,
-    /// Ended streams in the order in which they are forgotten.
+    /// Ended streams in the order in which their tickets expire.
     ended: VecDeque<(Moment, [u8; TICKET_BYTES])>,
 }
 
@@ -58,9 +58,9 @@ struct Stream {
 /// Why a ticket opens no event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoStream {
-    /// It is none, was used for something else, or has ended.
+    /// The ticket is unknown, was used for something else, or has expired.
     Bad,
-    /// Its stream is open, as far as is known: a cut may not have been noticed yet.
+    /// Its stream is open, as far as the server knows: a lost connection may not have been noticed yet.
     InUse,
 }
 
@@ -73,12 +73,12 @@ struct Ticket {
 /// Why no ticket is issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoTicket {
-    /// As many are out as can be.
+    /// There are as many tickets as the limit allows.
     TableFull {
         /// When the oldest expires.
         retry_ms: u32,
     },
-    /// The client has as many as it may have.
+    /// The client holds as many as its share allows.
     ShareFull {
         /// When the oldest of all clients expires: the client's own may be younger.
         retry_ms: u32,
@@ -86,7 +86,7 @@ pub enum NoTicket {
 }
 
 impl Tickets {
-    /// Room for so many tickets that are out, and for so many of them that one client holds.
+    /// An empty table of at most `tickets_max` tickets, and at most `tickets_per_client_max` for one client.
     pub fn new(tickets_max: usize, tickets_per_client_max: usize) -> Tickets {
         Tickets {
             tickets_max,
@@ -100,10 +100,10 @@ impl Tickets {
         }
     }
 
-    /// Hands out a ticket for a grant, made of bytes that nobody can guess, to the client at `address`.
+    /// Issues a ticket for a grant to the client at `address`. `chance` are random bytes that cannot be guessed.
     ///
     /// # Errors
-    /// As many are out as can be, or as many as this client may have.
+    /// The limit in total or that of the client is reached.
     pub fn issue(
         &mut self,
         chance: [u8; TICKET_BYTES],
@@ -165,7 +165,7 @@ impl Tickets {
         Ok(stream.grant.clone())
     }
 
-    /// A connection has ended. If it was an event stream's, its ticket works again for a while.
+    /// Records that a connection has ended. If it was an event stream, its ticket is valid again for a limited time.
     pub fn stream_ended(&mut self, slot: SlotId, now: Moment) {
         let Some(chance) = self.by_slot.remove(&slot) else { return };
         let Some(stream) = self.streams.get_mut(&chance) else { return };
@@ -191,7 +191,7 @@ impl Tickets {
         }
     }
 
-    /// Ends all tickets of a person, so that nobody comes back by one that was asked for before.
+    /// Revokes all tickets of a subject, so that an expelled client cannot reconnect with one that it requested before.
     pub fn revoke(&mut self, sub: &str) {
         let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
         let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
@@ -202,24 +202,24 @@ impl Tickets {
         self.streams.retain(|_, stream| stream.grant.sub.as_deref() != Some(sub));
     }
 
-    /// How many are out.
+    /// Returns the number of valid tickets.
     pub fn len(&self) -> usize {
         self.tickets.len()
     }
 
-    /// Is none out?
+    /// Returns true if there are no valid tickets.
     pub fn is_empty(&self) -> bool {
         self.tickets.is_empty()
     }
 
-    /// When the oldest expires. It has to be expired then: weeks later its moment would look like one in the future.
+    /// When the oldest expires. It has to be dropped then: weeks later its time would look like one in the future.
     pub fn next_expiry(&self) -> Option<Moment> {
         let unused = self.order.first_key_value().map(|(_, &(end, _))| end);
         let ended = self.ended.front().map(|&(until, _)| until);
         unused.into_iter().chain(ended).reduce(Moment::or_earlier)
     }
 
-    /// Drops what has expired.
+    /// Drops expired tickets.
     pub fn expire(&mut self, now: Moment) {
         while self.ended.front().is_some_and(|(until, _)| until.has_come(now)) {
             self.forget_oldest_stream();
@@ -236,7 +236,7 @@ impl Tickets {
         self.order.remove(&number);
         self.shares.give_back(holder);
         if self.tickets.is_empty() {
-            // A crowd's tickets must not be paid for ever after.
+            // After many tickets have expired, the tables must not keep the memory for them.
             self.tickets = HashMap::new();
         }
         Some(grant)
@@ -317,7 +317,7 @@ mod tests {
         assert_eq!(again(&mut tickets, "b", 2, now), Some(NoStream::Bad), "another channel");
         let late = now.after(STREAM_GRACE_MS - 1);
         assert_eq!(again(&mut tickets, "a", 2, late), None);
-        // Its first end is no longer of importance.
+        // Its first end no longer counts.
         let open = now.after(STREAM_GRACE_MS + 1);
         assert_eq!(again(&mut tickets, "a", 3, open), Some(NoStream::InUse));
         tickets.stream_ended(slot(2), open);

@@ -11,7 +11,7 @@
 //! {"sub": "alice", "exp": 1767225600, "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"]}}
 //! ```
 //!
-//! Subscribers are told the claims `sub` and `info` (any JSON, of at most 1 KiB) with each message of the bearer.
+//! Subscribers receive the claims `sub` and `info` (any JSON, of at most 1 KiB) with each message of the bearer.
 //!
 //! The claim `oyez` may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
 //! not known is refused: it may be a limit that a newer version keeps.
@@ -42,7 +42,7 @@ pub const LEEWAY_SECONDS: u64 = 30;
 /// The longest name of a person, in bytes.
 pub const SUB_BYTES_MAX: usize = 255;
 
-/// The longest claim `info`, in bytes of JSON: it goes out with each message of its bearer.
+/// The longest claim `info`, in bytes of JSON: it is sent with each message of its bearer.
 pub const INFO_BYTES_MAX: usize = 1024;
 
 /// Who makes tokens for this server.
@@ -137,9 +137,9 @@ impl Verifier {
     }
 }
 
-/// What subscribers are told of the bearer: its name, and the claim `info` as it stands in the token.
+/// The bearer as subscribers receive it: its `sub`, and the claim `info` as it is written in the token.
 fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
-    // By itself: RawValue cannot be read through `Claim`, which tries one type after the other.
+    // A separate type: RawValue cannot be read through `Claim`, which tries one type after the other.
     #[derive(Deserialize)]
     struct Info<'a> {
         #[serde(borrow)]
@@ -159,7 +159,7 @@ pub fn is_name(sub: &str) -> bool {
     (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
 }
 
-/// Does it move the cursor, end the line or turn the direction of the text?
+/// Returns true if the character moves the cursor, ends the line or changes the direction of the text.
 pub fn is_trick(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
@@ -189,7 +189,7 @@ pub fn show_claims(token: &[u8]) -> Option<String> {
 struct Parts<'a> {
     header: &'a [u8],
     claims: &'a [u8],
-    /// What is signed: header and claims with the dot between them.
+    /// The signing input: header and claims with the dot between them.
     message: &'a [u8],
     signature: &'a str,
 }
@@ -208,8 +208,8 @@ fn decode(part: &[u8]) -> Result<Vec<u8>, TokenFault> {
     BASE64URL_NOPAD.decode(part).map_err(|_| TokenFault::Malformed)
 }
 
-/// What of a header counts here (RFC 7515 4.1): the library's own type knows neither the algorithm `Ed25519` nor
-/// headers with members that it would read otherwise.
+/// The header members that are used here (RFC 7515 4.1): the library's own type knows neither the algorithm `Ed25519`
+/// nor headers with members that it would read otherwise.
 #[derive(Deserialize)]
 struct Header<'a> {
     #[serde(borrow)]
@@ -303,7 +303,7 @@ pub struct NewClaims {
     /// Whose it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
-    /// What subscribers are told of it, as JSON.
+    /// The user that subscribers receive, as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info: Option<serde_json::Value>,
     /// Whom it is for.

@@ -92,7 +92,7 @@ impl Common {
     }
 
     fn run(self, scenario: Scenario, traffic: Option<Traffic>) -> Result<(), Failure> {
-        // Before the run: what cannot be written should not be measured.
+        // Before the run, so that a report that cannot be written does not waste it.
         for path in [&self.json, &self.report].into_iter().flatten() {
             check_writable(path)?;
         }
@@ -188,7 +188,7 @@ impl Common {
     }
 
     fn report(&self, report: Report) -> Result<(), Failure> {
-        // What is asserted decides the exit status, whether somebody reads the text or not.
+        // Assertions decide the exit status, even if the text cannot be written.
         let printed = output::print(Text(&report));
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&report);
@@ -227,7 +227,7 @@ impl Common {
     }
 }
 
-/// Sees whether a file can be written, and leaves it as it is.
+/// Checks that a file can be written, and leaves it unchanged.
 fn check_writable(path: &Path) -> Result<(), Failure> {
     let is_new = !path.exists();
     let opened = OpenOptions::new().append(true).create(true).open(path);
@@ -251,7 +251,7 @@ fn made() -> Made {
     }
 }
 
-/// A word as a shell takes it.
+/// An argument, quoted for a shell.
 fn quote(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./:,@%+".contains(&byte);
     if !word.is_empty() && word.bytes().all(is_plain) {

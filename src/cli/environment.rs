@@ -1,7 +1,7 @@
-//! Flags from the environment: what counts as set, which variables are nobody's, and which of them an error is about.
+//! Flags from environment variables: empty and unknown variables, and errors that name the variable.
 //!
 //! - An empty variable is not set: that is how a service manager or a compose file leaves one out.
-//! - A variable `OYEZ_...` that no command knows is a warning, since it is most often a slip of the pen.
+//! - A variable `OYEZ_...` that no command knows is a warning, since it is most often a typo.
 //! - An error about a value names the variable that the value came from.
 
 use std::env;
@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "OYEZ_";
 
-/// How alike two names are at least before one is suggested for the other (0 to 1): as in clap.
+/// The minimum similarity of two names before one is suggested for the other (0 to 1): as in clap.
 const LIKENESS_MIN: f64 = 0.7;
 
 /// Makes a command and those below it read the environment as above. Switches take 1, yes, true, on and their opposites.
@@ -61,7 +61,7 @@ fn collect_names(command: &Command, names: &mut Vec<String>) {
     command.get_subcommands().for_each(|below| collect_names(below, names));
 }
 
-/// Names the variables that set the flags of which a text speaks.
+/// Lists the variables that set the flags that a text mentions.
 pub(super) fn name_sources(text: &str, command: &Command, arguments: &[OsString]) -> String {
     let is_given = |flag: &str| {
         let given = arguments.iter().filter_map(|argument| argument.to_str());
@@ -78,7 +78,7 @@ pub(super) fn name_sources(text: &str, command: &Command, arguments: &[OsString]
     if sources.is_empty() { text.to_owned() } else { format!("{text} ({})", sources.join(", ")) }
 }
 
-/// Returns true if the flag stands in the text, and not as the beginning of a longer one.
+/// Returns true if the text contains the flag, and not as the beginning of a longer one.
 fn speaks_of(text: &str, flag: &str) -> bool {
     text.match_indices(flag).any(|(at, _)| {
         let next = text[at + flag.len()..].chars().next();

@@ -81,8 +81,8 @@ impl GateFlags {
         Ok(keys.map(|keys| Verifier { keys, audiences: audiences.clone(), issuers: issuers.clone() }))
     }
 
-    /// The gate of a server that listens there, and what it comes to, for the log. Open without a word is only what
-    /// no other machine reaches.
+    /// The gate of a server that listens on this address, and a description for the log. Without a key or an explicit
+    /// `--anonymous`, only a server that no other machine reaches is open.
     pub(super) fn gate(&self, listen: SocketAddr) -> Result<(Gate, String), Failure> {
         let verifier = self.verifier()?;
         let is_local = listen.ip().to_canonical().is_loopback();

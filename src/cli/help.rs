@@ -1,7 +1,7 @@
 //! The order of `--help`: the heading of each flag of `oyez serve`, and the few flags that `-h` shows.
 //!
-//! It stands here and not with the flags, so that it can be read, and judged, as a whole. A flag without a heading
-//! fails a test.
+//! The order is defined here and not with the flags, so that it can be read as a whole. A flag without a heading fails
+//! a test.
 
 use clap::{Arg, Command};
 
@@ -138,7 +138,7 @@ pub(super) fn arrange(command: Command) -> Command {
 fn arrange_serve(serve: Command) -> Command {
     let serve = serve.after_help("These are the ten flags of most use; --help shows all of them.");
     let mut serve = serve.after_long_help("A flag wins over its environment variable.");
-    // clap shows headings in the order of the first flag of each; what is changed goes to the end of its list.
+    // clap shows headings in the order of the first flag of each; a changed flag moves to the end of its list.
     for (heading, names) in SERVE {
         for (order, name) in names.iter().enumerate() {
             let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(*name));

@@ -1,22 +1,22 @@
 //! The default of `--memory-max`: half of the memory that this process may use.
 //!
-//! In a container MemTotal is the host's memory, and a process that goes by it is killed at the container's limit. So
+//! In a container MemTotal is the host's memory, and a process that relies on it is killed at the container's limit. So
 //! every limit above the process counts: those of its own control group and of each ancestor (cgroup v2: `memory.max`
-//! and `memory.high`; v1: `memory.limit_in_bytes`), and MemTotal; the smallest applies. The budget is half of
-//! it, since the kernel charges socket buffers to the same control group, and an allocator keeps more pages than it has
-//! handed out bytes.
+//! and `memory.high`; v1: `memory.limit_in_bytes`), and MemTotal; the smallest applies. The budget is half of it, since
+//! the kernel charges socket buffers to the same control group, and an allocator keeps more pages than its allocations
+//! fill.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The smallest limit that applies to this process, and where it stands.
+/// The smallest limit that applies to this process, and its source.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MemoryLimit {
     pub(super) bytes: u64,
     pub(super) source: String,
 }
 
-/// The limit of this process; `None` where the system does not tell.
+/// The limit of this process; `None` if the system does not report one.
 pub(super) fn limit_of_process() -> Option<MemoryLimit> {
     smallest_limit(|path| fs::read_to_string(path).ok())
 }
@@ -37,14 +37,14 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
 }
 
-/// A limit as a control group's file has it; `max` is none. Version 1 writes "none" as the largest multiple of a page,
+/// A limit as in a control group's file; `max` means no limit. Version 1 writes that as the largest multiple of a page,
 /// which is more than any MemTotal.
 fn limit(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// The files in which a limit may stand: for each hierarchy that this process is in (cgroups(7)), its control group
-/// and all ancestors that are mounted.
+/// The files that may contain a limit: for each hierarchy that this process is in (cgroups(7)), its control group and
+/// all ancestors that are mounted.
 fn limit_files(cgroup: &str, mountinfo: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for line in cgroup.lines() {
@@ -60,8 +60,8 @@ fn limit_files(cgroup: &str, mountinfo: &str) -> Vec<PathBuf> {
         }
         let names: &[&str] = if is_v2 { &["memory.max", "memory.high"] } else { &["memory.limit_in_bytes"] };
         for mount in mountinfo.lines().filter_map(|line| mount(line, is_v2)) {
-            // In a container without a namespace of its own the path is the host's, and only what is below the
-            // mount's root can be seen.
+            // In a container without a namespace of its own the path is the host's, and only paths below the mount's
+            // root are visible.
             let below = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
             let group = mount.point.join(below);
             for folder in group.ancestors().take_while(|folder| folder.starts_with(&mount.point)) {

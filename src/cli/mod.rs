@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// The version, and what it was built from: see the build script.
+/// The version, the commit and the features: see the build script.
 const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
@@ -69,7 +69,7 @@ pub enum Failure {
     Failed(String),
     /// Messages are missing, and it was asked to end then: 3.
     Gap(String),
-    /// The reader of standard output has closed it (`| head -1`): 0, without a word.
+    /// The reader of standard output has closed it (`| head -1`): 0, without an error.
     ReaderGone,
 }
 
@@ -94,8 +94,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Does what the command line asks for, says in one line what went wrong, and returns the exit status.
-/// `allocated_bytes` counts what the program's allocator has handed out, for the server's memory budget.
+/// Runs the command that the command line names, prints an error as one line, and returns the exit status.
+/// `allocated_bytes` returns the bytes that the program's allocator has in use, for the server's memory budget.
 pub fn main(allocated_bytes: AllocatedBytes) -> ExitCode {
     let command = environment::prepare(help::arrange(Cli::command()));
     let arguments: Vec<OsString> = std::env::args_os().collect();
@@ -139,12 +139,12 @@ fn run(
     }
 }
 
-/// Logs to standard error as `RUST_LOG` says. The logger itself takes no notice of a write that fails.
+/// Logs to standard error as `RUST_LOG` sets it. The logger itself ignores a failed write.
 fn log_to_stderr() {
     const DEFAULT: &str = "info";
     let given = std::env::var("RUST_LOG").unwrap_or_default();
     let filters = if given.is_empty() { DEFAULT } else { &given };
-    // Checked before, since the logger would complain with a macro that panics when standard error is closed.
+    // Checked before, since the logger would report errors with a macro that panics when standard error is closed.
     let checked = env_filter::Builder::new().try_parse(filters).map(drop);
     env_logger::Builder::new()
         .parse_filters(if checked.is_ok() { filters } else { DEFAULT })

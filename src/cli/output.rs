@@ -4,9 +4,9 @@
 //! a terminal closes, a disk is full. With `panic = "abort"` such a command dies of SIGABRT, and its exit status is
 //! lost. Here a failed write is a value:
 //!
-//! - standard output is the result. A reader that is gone ends the command quietly with status 0, as in ripgrep: it
-//!   has got what it wanted. Any other failure, such as a full disk, is an error with status 1;
-//! - standard error is for a person who watches. If nobody can read it, the command goes on without it.
+//! - standard output is the result. A reader that exits ends the command quietly with status 0, as in ripgrep: it has
+//!   read enough. Any other failure, such as a full disk, is an error with status 1;
+//! - standard error is for the user at the terminal. If it cannot be written, the command continues without it.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -19,7 +19,7 @@ use mio::{Interest, Registry, Token};
 use super::Failure;
 use crate::access::token;
 
-/// Prints a result that is whole.
+/// Prints a complete result.
 pub(super) fn print(text: impl Display) -> Result<(), Failure> {
     let mut out = Stdout::lock();
     out.write(text.to_string().as_bytes())?;
@@ -31,7 +31,7 @@ pub(super) fn note(text: impl Display) {
     let _ = io::stderr().write_all(format!("oyez: {text}\n").as_bytes());
 }
 
-/// Returns true if a person reads standard error.
+/// Returns true if standard error is a terminal.
 pub(super) fn is_watched() -> bool {
     io::stderr().is_terminal()
 }
@@ -50,7 +50,8 @@ impl Stdout {
         self.0.get_ref().is_terminal()
     }
 
-    /// Has an error event raised when the reader goes. A file has no reader, and cannot be watched.
+    /// Registers for the error event that is raised when the reader exits. A file has no reader and cannot be
+    /// registered.
     pub(super) fn watch(&self, registry: &Registry, token: Token) {
         let _ = registry.register(&mut SourceFd(&self.as_raw_fd()), token, Interest::WRITABLE);
     }
@@ -70,8 +71,8 @@ impl AsRawFd for Stdout {
     }
 }
 
-/// Bytes for a terminal. What would move the cursor, change colours or turn the direction of the text is shown and not
-/// done, in the form of JSON, so that JSON stays JSON; so is what is not UTF-8. Line feeds and tabs stay.
+/// Escapes bytes for a terminal. Characters that would move the cursor, change colours or change the direction of the
+/// text are escaped as in JSON, so that JSON stays JSON; so are bytes that are not UTF-8. Line feeds and tabs stay.
 pub(super) fn visible(bytes: &[u8]) -> Cow<'_, str> {
     let is_plain = |letter: char| matches!(letter, '\n' | '\t') || !token::is_trick(letter);
     if let Ok(text) = str::from_utf8(bytes)

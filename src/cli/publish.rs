@@ -94,7 +94,7 @@ impl Publish {
     }
 }
 
-/// So many of something.
+/// A count and its noun.
 fn many(count: u64, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }

@@ -65,7 +65,7 @@ pub(super) fn publish(
         return serde_json::from_slice(body).map_err(|_| failed("the answer is not that of an Oyez server"));
     }
     Err(match serde_json::from_slice(body) {
-        // The server's words, on somebody's terminal.
+        // Text from the server, printed on a terminal.
         Ok(Refused { error: Reason { code, message } }) => {
             failed(&format!("{status} {}: {}", code.escape_debug(), message.escape_debug()))
         }

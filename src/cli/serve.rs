@@ -63,8 +63,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     history_age_seconds: u32,
 
-    /// Most bytes kept of all channels, and 640 for each; over it the largest channel loses its oldest messages [default: half of
-    /// --memory-max, at most 256MiB].
+    /// Maximum bytes kept of all channels, and 640 for each; over it the largest channel loses its oldest messages
+    /// [default: half of --memory-max, at most 256MiB].
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", value_parser = bytes)]
     history_total_bytes_max: Option<usize>,
 
@@ -97,8 +97,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_SYNC_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     history_sync_ms: u32,
 
-    /// Most memory that the server holds, in bytes; close to it, it refuses and closes in steps; 0 is no limit
-    /// [default: half of the control group's limit or of the machine's memory].
+    /// Maximum memory that the server holds, in bytes; close to it, the server refuses requests and closes connections
+    /// in steps; 0: no limit [default: half of the control group's limit or of the machine's memory].
     #[arg(long, env = "OYEZ_MEMORY_MAX", value_name = "BYTES", value_parser = memory_bytes_or_0)]
     memory_max: Option<u64>,
 
@@ -188,7 +188,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "2MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
-    /// Maximum time in which a connection takes none of the bytes that wait for it, or lags behind the pace of
+    /// Maximum time in which a connection takes none of the bytes that wait for it, or is late by the pace of
     /// --slow-bytes-per-second, in milliseconds; after it the connection is slow.
     #[arg(long, env = "OYEZ_SLOW_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     slow_timeout_ms: u32,
@@ -225,7 +225,7 @@ pub(super) struct Serve {
     reconnects_per_second: usize,
 
     /// Maximum log lines in a second of connections that were closed for one reason; the number of further ones is
-    /// logged in one line; 0 is no limit.
+    /// logged in one line; 0: no limit.
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 
@@ -241,7 +241,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_slot: usize,
 
-    /// Most bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more.
+    /// Maximum bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
     read_bytes_per_turn: usize,
 
@@ -297,7 +297,7 @@ impl Serve {
         let mut config = self.config();
         let memory = self.resolve_memory(&mut config.limits);
         config.limits.check().map_err(|why| match why.to_string() {
-            // Nobody gave the flag: it is named with what its value comes from.
+            // A default: the error names the limit that it was derived from.
             why if self.memory_max.is_none() && why.contains("--memory-max") => {
                 Failure::Usage(format!("{why}; {memory}"))
             }
@@ -433,8 +433,8 @@ impl Serve {
     }
 }
 
-/// Runs a server with one kind of entrance, until a signal ends it. The facts are logged once it listens: an error is
-/// not to be looked for among them.
+/// Runs a server with one kind of entrance, until a signal ends it. Limits and addresses are logged once it listens, so
+/// that an error at start is not hidden among them.
 fn serve<E: Entrance>(
     config: Config,
     guests: Guests,
@@ -455,7 +455,7 @@ fn serve<E: Entrance>(
         })?;
     facts.iter().for_each(|fact| info!("{fact}"));
     if let Some(address) = server.address() {
-        // A server serves whether somebody reads this or not, and with a full disk too.
+        // The server runs even if this line cannot be written, with a full disk too.
         if let Err(Failure::Failed(why)) = output::print(format_args!("{}\n", greeting(scheme, address))) {
             warn!("{why}");
         }

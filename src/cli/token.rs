@@ -236,7 +236,7 @@ impl Secret {
     }
 }
 
-/// Puts a token in a file, which whoever reads it meanwhile finds old or new, and never half.
+/// Writes a token to a file atomically: a concurrent reader gets the old or the new token, never a part.
 fn replace(path: &Path, token: &str) -> io::Result<()> {
     let mut name = path.file_name().ok_or(io::ErrorKind::IsADirectory)?.to_owned();
     name.push(format!(".{}.new", std::process::id()));
@@ -251,7 +251,7 @@ fn replace(path: &Path, token: &str) -> io::Result<()> {
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
-        // Half of it is of no use.
+        // A partial file is useless.
         let _ = std::fs::remove_file(path);
     })
 }

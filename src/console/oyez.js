@@ -445,7 +445,7 @@ export class Oyez extends EventTarget {
     if (!continues) this.#gap(channel, after, id, n > last ? n - last - 1 : null, 'hole');
 
     const own = this.#clients.has(from);
-    // The user is the server's word for who sent it, by the sender's token.
+    // The server vouches for the user: it is from the sender's token.
     const message = { channel: name, id, n, from, user: user ?? null, own, ...content(body) };
     for (const handler of [...channel.handlers]) {
       if (channel.handlers.has(handler) && (handler.echo || !own)) call(handler.onmessage, message);
@@ -509,8 +509,8 @@ function endpoint(text) {
   return url.href;
 }
 
-// The wall clock can be set back, and the monotonic one may stand still while a machine sleeps: the larger of the two
-// ages is never too small.
+// The wall clock can be set back, and the monotonic one may stop while a machine sleeps: the larger of the two ages is
+// never too small.
 function clocks() {
   return { wall: Date.now(), monotonic: globalThis.performance?.now() ?? 0 };
 }
@@ -522,7 +522,7 @@ function elapsed(since) {
   return Math.max(now.wall - since.wall, now.monotonic - since.monotonic);
 }
 
-// Keys have to differ, not to be secret, so where there is no `crypto` (Node 18) any randomness does.
+// Keys have to be unique, not secret, so without `crypto` (Node 18) any random numbers suffice.
 function randomHex(bytes, random) {
   const array = new Uint8Array(bytes);
   if (globalThis.crypto?.getRandomValues) globalThis.crypto.getRandomValues(array);

@@ -33,11 +33,11 @@ pub struct Channel {
     last: u64,
     /// A channel of this name had messages, and was removed with its history; how many is not known.
     pub(super) had_others: bool,
-    /// Its place in the group of batches that are being handed out, or [`NO_GROUP`].
+    /// Its index in the group of batches that are being fanned out, or [`NO_GROUP`].
     pub(super) group: u32,
     /// Where it stands among all channels by size.
     pub(super) rank: super::largest::Rank,
-    /// Who created it.
+    /// Its creator.
     pub(super) creator: super::creators::Creator,
     /// Where it stands in what is written down.
     pub(super) mark: super::journal::Mark,
@@ -144,7 +144,7 @@ impl Pieces {
         }
     }
 
-    /// Pieces from a list of them; `None` if there are none.
+    /// Pieces from a list; `None` if the list is empty.
     pub(super) fn from_list(mut list: Vec<Frames>) -> Option<Pieces> {
         match list.len() {
             0 => None,
@@ -206,13 +206,13 @@ impl Channel {
         self.messages
     }
 
-    /// How many of its messages are evicted, if there are any; `Some(None)` if that is not known.
+    /// Returns the number of its evicted messages, if there are any; `Some(None)` if the number is not known.
     pub(super) fn evicted(&self) -> Option<Option<u64>> {
         let evicted = self.first_number() - 1;
         (self.had_others || evicted > 0).then_some(Some(evicted).filter(|_| !self.had_others))
     }
 
-    /// What the API shows of it.
+    /// The channel as the API reports it.
     pub fn standing(&self) -> Standing {
         Standing {
             members: self.members(),
@@ -238,7 +238,7 @@ impl Channel {
     }
 
     pub(super) fn join(&mut self, form: Form, member: SlotId) -> u32 {
-        // It is not sent what was published before it came.
+        // It does not receive messages from before its subscription.
         self.batch.leave_out(form, member, 0..self.batch.entries.len());
         let members = &mut self.live[form.index()];
         members.push(member);
@@ -339,7 +339,7 @@ impl Channel {
         }
     }
 
-    /// Ends the batch, and keeps of it what the limits allow. It may be merged with others if `merges`.
+    /// Ends the batch, and keeps as much of it as the history's limits allow. It may be merged with others if `merges`.
     pub(super) fn seal(
         &mut self,
         epoch: u64,
@@ -420,8 +420,8 @@ impl Sealed {
         }
     }
 
-    /// What a subscriber gets: as a rule the whole batch; for one that does not get all of it what is left, and `None`
-    /// if that is nothing.
+    /// The portion of a subscriber: usually the whole batch. Without its skipped messages for a subscriber that has
+    /// some, and `None` if no message is left.
     pub fn portion(&self, form: Form, member: SlotId) -> Option<Portion> {
         let encoded = self.forms[form.index()].as_ref()?;
         if !encoded.is_cut || self.gets_all(member) {

@@ -1,15 +1,16 @@
-//! Who created which channels: one connection or publisher must not take all that there can be.
+//! Counts channels by the connection and the publisher that created them, so that no single one can use up
+//! `--channels-max`.
 //!
-//! A channel counts for the connection that created it while that connection does not subscribe to it (its subscriptions
-//! count by themselves), and for the publisher that created it by publishing, until the channel ends. Neither costs a
-//! connection anything that created none.
+//! A channel counts for the connection that created it while that connection does not subscribe to it (its
+//! subscriptions count by themselves), and for the publisher that created it by publishing, until the channel ends. A
+//! connection that created none costs nothing here.
 
 use std::collections::HashMap;
 
 use crate::access::share::{ShareKey, Shares};
 use crate::ids::SlotId;
 
-/// Who created a channel.
+/// The creator of a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Creator {
     /// The WebSocket on which it was created, by publishing or subscribing.
@@ -18,10 +19,10 @@ pub struct Creator {
     pub publisher: Option<ShareKey>,
 }
 
-/// How many channels that exist each of them created.
+/// The number of existing channels of each creator.
 #[derive(Debug)]
 pub(super) struct Creators {
-    /// Those that the connection does not subscribe to.
+    /// By connection, without those that it subscribes to.
     connections: HashMap<SlotId, u32>,
     pub(super) publishers: Shares,
 }
@@ -36,7 +37,7 @@ impl Creators {
         self.connections.get(&connection).copied().unwrap_or(0) as usize
     }
 
-    /// Somebody creates a channel, without subscribing to it. What a publisher's share allows is asked before.
+    /// Records a channel that was created without a subscription. The caller has checked the publisher's share.
     pub(super) fn created(&mut self, creator: Creator) -> Creator {
         let Creator { connection, publisher } = creator;
         if let Some(connection) = connection {
@@ -48,7 +49,7 @@ impl Creators {
         }
     }
 
-    /// A channel ends. It has no subscribers then.
+    /// Records that a channel is removed. It has no subscribers then.
     pub(super) fn ended(&mut self, creator: Creator) {
         let Creator { connection, publisher } = creator;
         if let Some(connection) = connection {
@@ -59,14 +60,14 @@ impl Creators {
         }
     }
 
-    /// A connection leaves a channel, or does not subscribe to one that it created.
+    /// Counts a channel that a connection created and does not, or no longer, subscribe to.
     pub(super) fn add(&mut self, connection: SlotId) {
         *self.connections.entry(connection).or_default() += 1;
     }
 
-    /// A connection subscribes to a channel that it created, or that channel ends.
+    /// Uncounts a channel to which its creator subscribes, or that is removed.
     pub(super) fn subtract(&mut self, connection: SlotId) {
-        // A connection that is gone counts no more.
+        // A connection that has closed is no longer counted.
         let Some(count) = self.connections.get_mut(&connection) else { return };
         *count -= 1;
         if *count == 0 {
@@ -74,12 +75,12 @@ impl Creators {
         }
     }
 
-    /// A connection is gone. Its channels stay until they end.
+    /// Forgets a connection that has closed. Its channels stay until they are removed.
     pub(super) fn forget(&mut self, connection: SlotId) {
         if self.connections.remove(&connection).is_some()
             && self.connections.len() < self.connections.capacity() / 8
         {
-            // A crowd must not be paid for ever after.
+            // After many connections have closed, the table must not keep the memory for them.
             self.connections.shrink_to(2 * self.connections.len());
         }
     }

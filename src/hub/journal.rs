@@ -60,7 +60,7 @@ impl Journal {
         }
     }
 
-    /// Gives memory back after a flood of channels.
+    /// Releases memory after a flood of channels.
     pub(super) fn shrink(&mut self) {
         if self.changed.is_empty() {
             self.changed = VecDeque::new();

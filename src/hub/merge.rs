@@ -1,4 +1,4 @@
-//! Batches of several channels, merged for subscribers that hear more than one of them.
+//! Batches of several channels, merged for subscribers of more than one of them.
 //!
 //! An `oyez.v1` connection gets the messages of all its channels in the order of the log. So where several of its
 //! channels have a batch in the same turn, it gets these as one, in that order. **Encode once**: a message is encoded
@@ -17,17 +17,17 @@ use super::seats::Seats;
 use crate::ids::{ChannelId, SlotId};
 use crate::wire::Form;
 
-/// Consecutive messages of one channel that have so many bytes are shared with that channel's batch, and fewer are copied
-/// into the merged one. A piece of its own takes about 130 bytes in each outbox, and a place in each write.
+/// Consecutive messages of one channel that have this many bytes are shared with that channel's batch; fewer are copied
+/// into the merged one. A separate piece takes about 130 bytes in each outbox, and an entry in each write.
 const SHARED_BYTES_MIN: usize = 4 << 10;
 
-/// The batches of one hand-out whose subscribers may hear several of them.
+/// The batches of one fan-out whose subscribers may receive several of them.
 #[derive(Debug, Default)]
 pub struct Group {
     batches: Vec<(ChannelId, Sealed)>,
     /// By the places of the batches in the group, in order.
     merged: HashMap<Box<[u32]>, Portion>,
-    /// Subscribers that were given a merged batch.
+    /// Subscribers that received a merged batch.
     done: HashSet<SlotId>,
     places: Vec<u32>,
 }
@@ -43,13 +43,13 @@ impl Group {
         self.batches.iter().map(|(channel, _)| *channel)
     }
 
-    /// Returns true if there is no batch.
+    /// Returns true if it has no batches.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }
 
-    /// What a subscriber gets when the batch at `place` is handed out: nothing if it has been given that with another
-    /// one.
+    /// Returns the portion of a subscriber when the batch at `place` is fanned out: nothing if the subscriber received
+    /// it merged with another one.
     pub fn portion(
         &mut self,
         hub: &Hub,
@@ -81,7 +81,8 @@ impl Group {
         Some(portion)
     }
 
-    /// Where a subscriber is to go on in each of its channels in the group, if it could not take its portion.
+    /// Returns the cursors from which a subscriber continues in each of its channels in the group, if its portion did
+    /// not fit.
     pub fn begins(&mut self, hub: &Hub, member: SlotId, seats: &Seats) -> Vec<(ChannelId, Before)> {
         self.find_places(hub, seats);
         let batches = self.places.iter().map(|&place| &self.batches[place as usize]);
@@ -111,7 +112,7 @@ impl Group {
             let messages = whole.into_iter().chain(heard).flatten();
             order.extend(messages.map(|message| (batch.seq(message), place, message as u32)));
         }
-        // Each batch is in order already, which this sort makes use of.
+        // Each batch is in order already, which makes this sort fast.
         order.sort();
         let mut pieces: Vec<Frames> = Vec::new();
         let mut copied = Vec::new();

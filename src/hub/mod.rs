@@ -58,7 +58,7 @@ pub struct Hub {
     names: BTreeMap<Rc<str>, ChannelId>,
     /// Channels in which something was published this turn.
     touched: Vec<ChannelId>,
-    /// Messages of open batches that were encoded for one subscriber alone since the last hand-out.
+    /// Messages of open batches that were encoded for one subscriber alone since the last fan-out.
     early: usize,
     channels_max: usize,
     history: HistoryLimits,
@@ -96,9 +96,9 @@ impl Kept {
     }
 }
 
-/// What a channel with history counts beside its messages: its entry, its name in two tables, its first allocations.
-/// Measured by the allocator's count: channels of one message of one byte take 595 bytes each, of which the message counts
-/// 67; of 4 such messages 763 (268), of 15 1,969 (1,005), of 48 3,343 (3,216).
+/// The cost of a channel with history in addition to its messages: its entry, its name in two tables, its first
+/// allocations. Measured by the allocator's count: channels of one message of one byte take 595 bytes each, of which
+/// the message counts 67; of 4 such messages 763 (268), of 15 1,969 (1,005), of 48 3,343 (3,216).
 pub const CHANNEL_BYTES: usize = 640;
 
 /// Where a member sits: the way back from a slot into the hub.
@@ -177,31 +177,31 @@ pub struct Published {
 pub enum Duplicate {
     /// With the same payload: the message is published already.
     Same(Published),
-    /// With another payload: the publisher has used the key twice, and the second message is none that is known.
+    /// With another payload: the publisher has used the key for two messages, and the second one is not published.
     OtherPayload,
 }
 
-/// What a subscriber has yet to be sent of open batches.
+/// The messages of open batches that a subscriber has yet to receive.
 #[must_use]
 #[derive(Debug)]
 pub enum Unsent {
     /// Nothing.
     Nothing,
-    /// That, for it alone.
+    /// This portion, encoded for it alone.
     Portion(Portion),
-    /// More than is encoded for one subscriber alone: the batches have to be handed out.
+    /// More than is encoded for one subscriber alone: the batches have to be fanned out.
     TooMuch,
 }
 
-/// The most that is encoded for one subscriber alone, in payloads and [`history::MESSAGE_BYTES`] for each message: as
-/// much work as some 200 deliveries, where a hand-out has one for each subscriber.
+/// Maximum bytes that are encoded for one subscriber alone, in payloads and [`history::MESSAGE_BYTES`] for each
+/// message: as much work as some 200 deliveries, where a fan-out has one for each subscriber.
 const UNSENT_BYTES_MAX: usize = 4 << 10;
 
-/// The most messages that are encoded for single subscribers between two hand-outs: a crowd that leaves in the same
-/// turn is less work as one hand-out.
+/// Maximum messages that are encoded for single subscribers between two fan-outs: if many subscribers leave in the same
+/// turn, one fan-out is less work.
 const UNSENT_MESSAGES_MAX: usize = 256;
 
-/// Places of the table of channels that are kept: some 400 KiB.
+/// Entries of the table of channels that are never released: some 400 KiB.
 const CHANNELS_KEPT: usize = 1_024;
 
 /// What is told of a channel.
@@ -298,7 +298,7 @@ impl Hub {
         self.open_as(name, Creator::default())
     }
 
-    /// The channel of that name; it is created for somebody if there is none.
+    /// Returns the channel of that name; creates it for `creator` if it does not exist.
     ///
     /// # Errors
     /// There is no room for another channel.
@@ -322,7 +322,7 @@ impl Hub {
         Ok(channel)
     }
 
-    /// Adds a member. It is not sent what is in a batch that the channel has begun, unless it asks for that.
+    /// Adds a member. It does not receive the messages of the channel's open batch, unless it asks for them.
     ///
     /// What it asks for and is kept comes by [`Hub::replay`]; if that is nothing, it is live at once.
     ///
@@ -377,7 +377,7 @@ impl Hub {
         };
         match since {
             Since::Now => (self.seq, None),
-            // What was evicted is as much of a loss to a client that asks for all as to one that was cut.
+            // Evicted messages are a loss to a client that asks for the whole history, as to one that was disconnected.
             Since::Earliest => {
                 let gap =
                     |missed| Gap { after: self.id(0), resume: self.id(floor), missed, why: GapWhy::Evicted };
@@ -391,8 +391,8 @@ impl Hub {
         }
     }
 
-    /// Takes a member out; a channel without members and history ends. What the member has yet to be sent of a batch
-    /// that the channel has begun it is not sent any more: see [`Hub::unsent`].
+    /// Takes a member out; a channel without members and history ends. It no longer receives the unsent messages of the
+    /// channel's open batch: see [`Hub::unsent`].
     ///
     /// The last member of its place moves into the position that came free, if that is another.
     pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
@@ -424,7 +424,7 @@ impl Hub {
     /// Remembers the last message of a channel that is removed, and forgets others if there are too many.
     fn remember_removed(&mut self, name: Rc<str>, last: u64, is_written: bool) {
         let Hub { removed, journal, .. } = self;
-        // One without a message of its own was as good as never there, unless it is in the file.
+        // A channel that never had a message needs no entry, unless it is in the file.
         let is_known = last <= removed.max_removed_seq();
         if !is_known {
             removed.insert(name.clone(), Removed { last, is_written });
@@ -451,30 +451,32 @@ impl Hub {
         self.channel(channel).is_some_and(|channel| channel.creator.connection == Some(connection))
     }
 
-    /// What channels that exist count for, by the publishers that created them.
+    /// The number of existing channels, by the publishers that created them.
     pub fn publishers(&self) -> &Shares {
         &self.creators.publishers
     }
 
-    /// A connection is gone, and has left its channels.
+    /// Records that a connection has closed, after it has left its channels.
     pub fn forget_creator(&mut self, connection: SlotId) {
         self.creators.forget(connection);
     }
 
-    /// How many removed channels are remembered, and their bytes.
+    /// Returns the number of remembered removed channels, and their bytes.
     pub fn removed_channels(&self) -> (usize, usize) {
         (self.removed.len(), self.removed.bytes())
     }
 
-    /// Has it live subscribers that may be in other channels too, and so get the messages of all in the log's order?
+    /// Returns true if it has live subscribers that may subscribe to other channels, and so receive the messages of all
+    /// of them in the log's order.
     fn is_in_order(&self, channel: ChannelId) -> bool {
         self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
     }
 
-    /// What a subscriber has yet to be sent of the open batches of its channels, in the log's order.
+    /// Returns the messages of the open batches of its channels that a subscriber has yet to receive, in the log's
+    /// order.
     ///
-    /// It has to be sent that before it leaves, and before a notice that has a cursor. It is encoded for that
-    /// subscriber alone, which is less work than to hand out the batches to all if it is little.
+    /// It has to receive them before it leaves, and before a notice that has a cursor. They are encoded for that
+    /// subscriber alone, which, for a few messages, is less work than a fan-out of the batches to all.
     pub fn unsent(&self, member: SlotId, seats: &[Seat]) -> Unsent {
         let mut order = Vec::new();
         let (mut bytes, mut form) = (0, Form::Envelope);
@@ -503,7 +505,7 @@ impl Hub {
         Unsent::Portion(Portion { frames: Pieces::Whole(Rc::new(piece)), messages: order.len() as u32 })
     }
 
-    /// A subscriber was sent what [`Hub::unsent`] has returned.
+    /// Records that a subscriber was sent the portion that [`Hub::unsent`] returned.
     pub fn mark_sent(&mut self, member: SlotId, seats: &[Seat], messages: u32) {
         self.early += messages as usize;
         for seat in seats {
@@ -535,7 +537,7 @@ impl Hub {
         Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }
     }
 
-    /// What was published under a key before, if it is known.
+    /// Finds the message that was published under a key before.
     pub fn find_duplicate(
         &mut self,
         key: IdempotencyKey<'_>,
@@ -564,7 +566,7 @@ impl Hub {
         self.repeats.keep(key, kind, payload, message.seq, now);
     }
 
-    /// Begins a hand-out: ends the batches whose subscribers may hear several of them, if there are two or more. The
+    /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
     /// others are found by [`Hub::next_touched`].
     pub fn seal_group(&mut self, now: Moment) -> Group {
         self.early = 0;
@@ -583,7 +585,7 @@ impl Hub {
         group
     }
 
-    /// Ends a hand-out: the channels of the group are as all others again.
+    /// Ends a fan-out: dissolves the group.
     pub fn end_group(&mut self, group: &Group) {
         for id in group.channels() {
             if let Some(channel) = self.channels.get_mut(id.0 as usize) {
@@ -627,8 +629,8 @@ impl Hub {
         }
     }
 
-    /// Evicts the oldest messages of the largest histories, until so many bytes or so many messages are gone; how many
-    /// messages were. No batch is open.
+    /// Evicts the oldest messages of the largest histories, up to a number of bytes or of messages. Returns the number
+    /// of evicted messages. No batch may be open.
     pub fn evict(&mut self, bytes: usize, messages_max: usize) -> usize {
         let before = self.kept;
         let enough = before.bytes.saturating_sub(bytes);
@@ -664,8 +666,8 @@ impl Hub {
         self.channels.capacity()
     }
 
-    /// Gives memory back when most channels have ended, as far as the highest key allows that is in use; the sweep walks
-    /// no further then. New channels take the lowest keys.
+    /// Releases memory when most channels are removed, as far as the highest key in use allows; the sweep then walks no
+    /// further. New channels take the lowest keys.
     pub fn shrink_at(&mut self, now: Moment) {
         let (len, capacity) = (self.channels.len(), self.channels.capacity());
         if self.shrink_trigger.is_due_at(len, capacity, now) {

@@ -4,7 +4,7 @@
 //! up a queue. So the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`]
 //! own no heap memory of their own, and the queue is allocated when the socket first refuses bytes.
 //!
-//! It reports ([`Enqueue`], [`Left`]); what becomes of a slow subscriber is the caller's decision.
+//! It only reports ([`Enqueue`], [`Left`]); the caller applies the policy for slow subscribers.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -35,8 +35,8 @@ const FLUSH_BYTES: usize = 256 << 10;
 /// smallest chunk that there is, and 8 for the place in the queue, which takes up to 24 while it doubles.
 pub const PIECE_BYTES: usize = 128;
 
-/// The cost above which a subscriber slows its publishers down: a quarter of the limit. Three are left for what is
-/// read already, which at the default limits is at most 1.3 of 2 MiB.
+/// The cost above which a subscriber slows its publishers down: a quarter of the limit. Three are left for messages
+/// that were read already, at most 1.3 of 2 MiB with the default limits.
 pub fn high_water(cost_max: usize) -> usize {
     cost_max / 4
 }
@@ -55,8 +55,8 @@ pub enum Outbox {
 
 /// A queue of frames. Never empty.
 ///
-/// After a large message every subscriber has a backlog, of that one piece: so the first stands apart, and the
-/// queue after it takes a word until there is one.
+/// After a large message every subscriber has a backlog of that one piece: so the first piece is a field, and the queue
+/// of further ones is allocated when there are some.
 #[derive(Debug)]
 pub struct Backlog {
     first: Frames,
@@ -79,9 +79,9 @@ pub struct Backlog {
 enum Pressure {
     /// It never did in this backlog.
     None,
-    /// It does, until it is empty or that moment has come.
+    /// It does, until it is empty or that time is over.
     Until(Moment),
-    /// It did, and does no more in this backlog.
+    /// It did, and does not again in this backlog.
     Spent,
 }
 
@@ -93,11 +93,11 @@ enum Progress {
     /// It took less than it was offered, and will raise an event when it takes more. It is at pace until `since`
     /// ([`Pace::credit`]).
     Blocked { since: Moment },
-    /// The event came, or a last write is due before the peer is judged; the next write will tell.
+    /// The socket is writable again, or a last write is due before the peer counts as stalled; the next write decides.
     Retry { since: Moment },
 }
 
-/// The pace at which a peer has to take what waits for it, or be called slow.
+/// The pace at which a peer has to take the bytes that wait for it, or count as slow.
 ///
 /// It is a leaky bucket: the peer is at pace until some moment, each byte that it takes moves that moment on by the
 /// time that the byte may take, but not past now, and it stalls when the moment is too long ago. So a peer has stalled
@@ -106,12 +106,12 @@ enum Progress {
 pub struct Pace {
     /// The slowest pace; 0: any byte will do.
     pub bytes_per_second: u32,
-    /// The longest time that a peer may lag behind it, in milliseconds.
+    /// The longest delay of a peer by that pace, in milliseconds.
     pub stall_ms_max: u32,
 }
 
 impl Pace {
-    /// For who does not judge its peer.
+    /// No pace: for callers that do not close slow peers.
     pub const ANY: Pace = Pace { bytes_per_second: 0, stall_ms_max: 0 };
 
     /// The pace that the limits ask for.
@@ -145,9 +145,9 @@ enum Intake {
 pub enum Enqueue {
     /// They were.
     Queued,
-    /// They were, and a backlog is over its high-water mark that has not pressed yet.
+    /// They were, and the backlog is over its high-water mark and has not pressed yet.
     HighWater,
-    /// They were not: more waits than may.
+    /// They were not, since they would exceed the limit.
     OverLimit,
 }
 
@@ -159,7 +159,7 @@ pub enum Left {
     Nothing,
     /// Something, and the socket will raise an event when it takes more.
     Blocked,
-    /// Something, since one flush writes only so many bytes. Flush again.
+    /// One flush has written its maximum. Flush again.
     More,
     /// The socket failed; nothing more can be written.
     Failed(io::Error),
@@ -227,7 +227,7 @@ impl Outbox {
         }
     }
 
-    /// Presses no more, until it has been empty.
+    /// Stops pressing, until it has been empty.
     pub fn stop_pressing(&mut self) {
         if let Outbox::Backlog(backlog) = self {
             backlog.pressure = Pressure::Spent;
@@ -282,10 +282,10 @@ impl Outbox {
         }
     }
 
-    /// What would be freed if this outbox were emptied: of a piece that others hold too, an equal part. Nothing, as long
-    /// as the socket has not refused a write: what is queued then goes out with the next.
+    /// Returns the bytes that would be freed if this outbox were emptied: of a piece that others hold too, an equal
+    /// part. 0 as long as the socket has not refused a write, since the queue is then written with the next flush.
     ///
-    /// Of a long queue only the beginning is looked at, and the rest taken to be like it.
+    /// Of a long queue only the beginning is counted, and the rest estimated from it.
     pub fn debt_bytes(&self) -> usize {
         match self {
             Outbox::Empty | Outbox::Fresh(_) => 0,
@@ -341,7 +341,7 @@ impl Outbox {
         }
     }
 
-    /// Writes until the socket refuses or `FLUSH_BYTES` are written; how many bytes it took.
+    /// Writes until the socket refuses or `FLUSH_BYTES` are written. Returns the number of bytes written.
     ///
     /// A write that was short has found the socket full, as one that would block has; in both cases an
     /// event will say when there is room (epoll(7), questions 9 and 12).
@@ -529,7 +529,7 @@ mod tests {
 
     const PACE: Pace = Pace { bytes_per_second: 1_000, stall_ms_max: 5_000 };
 
-    /// One flush, of which the socket takes so many bytes.
+    /// One flush, of which the socket takes this many bytes.
     fn flush(outbox: &mut Outbox, room: Option<usize>, now: u64) -> (usize, Left) {
         outbox.unblock();
         outbox.flush(&mut Pipe(vec![None, room], vec![]), PACE, at(now))

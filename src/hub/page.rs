@@ -85,7 +85,7 @@ impl Hub {
             }
         };
         if let Some(id) = id {
-            // What was too old may have been all that it had.
+            // All of its messages may have been too old.
             self.end_if_empty(id);
         }
         let floor = self.standing(name).floor;
@@ -134,7 +134,7 @@ impl Page {
         let here = MessageId { epoch, seq: self.cursor };
         let channel = hub.find(&self.channel).and_then(|id| hub.channel(id));
         let Some(channel) = channel.filter(|channel| channel.history.floor() <= self.cursor) else {
-            // What follows is no longer kept.
+            // The messages that follow are no longer kept.
             self.end(out, (self.cursor < self.upto).then_some(here));
             return false;
         };
@@ -206,7 +206,7 @@ mod tests {
         }
     }
 
-    /// All of a page, in slices of so many bytes; `between` is called after the first.
+    /// All of a page, in slices of this many bytes; `between` is called after the first.
     fn read(hub: &mut Hub, since: Since, bytes: usize, between: impl FnOnce(&mut Hub)) -> Value {
         let mut page = hub.page("a", since, 100, at(0));
         let (mut out, mut between) = (Vec::new(), Some(between));

@@ -96,7 +96,8 @@ impl Hub {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
         let mut channels: Vec<(Box<str>, Written)> = past.channels.into_iter().collect();
-        // If there is no room for all, the last ones stay. A removed channel has no messages and takes no room.
+        // If the limits do not allow all, the last ones stay. A removed channel has no messages and takes no memory
+        // here.
         channels.sort_unstable_by_key(|(_, written)| (!written.kept.is_empty(), written.last));
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());
@@ -154,7 +155,7 @@ impl Hub {
     fn note_difference(&mut self, name: Rc<str>, messages: usize) {
         let Hub { journal: Some(journal), names, channels, .. } = self else { return };
         match names.get(&name) {
-            // It is written as what it is already.
+            // The file has the same row already.
             None if messages == 0 && self.removed.get(&name).is_some() => {}
             None => journal.note_removed(name),
             Some(&id) if channels[id.0 as usize].history.len() != messages => journal.note(id),
@@ -321,10 +322,10 @@ mod tests {
         }
     }
 
-    /// A channel: its name, what is told of it, how many messages it had, and those that it keeps.
+    /// A channel: its name, its public state, how many messages it had, and those that it keeps.
     type Told = (String, Standing, u64, String);
 
-    /// All that can be told of a hub, also of channels that it does not have.
+    /// The whole observable state of a hub, also of channels that it does not have.
     fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<Told>, [u64; 6]) {
         let names: Vec<String> =
             hub.channels_from("", std::ops::Bound::Unbounded).map(|(name, _)| name.to_owned()).collect();

@@ -1,7 +1,7 @@
 //! Removed channels: the last message that each of them had.
 //!
 //! A channel is removed when it has neither subscribers nor history. A subscriber that comes back to it with an older
-//! cursor has missed messages, and has to be told; one that comes to a channel that never had a message has missed
+//! cursor has missed messages, and has to be notified; one that comes to a channel that never had a message has missed
 //! none. So the names are remembered, in bounded memory: the channel whose last message is the oldest is forgotten
 //! first, and from then on cursors before that message count as incomplete on every channel that is not known
 //! ([`RemovedChannels::max_removed_seq`]).
@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-/// What a removed channel takes in addition to its name: the header and rounding of the name's allocation, and its
+/// The memory of a removed channel in addition to its name: the header and rounding of the name's allocation, and its
 /// place in both tables, of which the hash table is up to half empty.
 pub(super) const REMOVED_CHANNEL_BYTES: usize = 160;
 
@@ -25,7 +25,7 @@ pub(super) struct RemovedChannels {
     max_removed_seq: u64,
 }
 
-/// One of them.
+/// A removed channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Removed {
     /// Its last message in the log.

@@ -1,8 +1,8 @@
 //! Messages that may come again: a publisher whose connection was cut before the answer cannot know
 //! whether it was heard, and sends the same again under the same key.
 //!
-//! What is kept is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message
-//! got the first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
+//! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
+//! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
 //! collides with that of another, and by chance none does. One such hash tells payloads apart: a publisher that could
 //! make two of them collide would lose a message of its own.
 
@@ -14,23 +14,23 @@ use crate::config::RepeatLimits;
 use crate::moment::Moment;
 use crate::wire::Kind;
 
-/// What names a message across retries.
+/// The key of a message across retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey<'a> {
     /// The channel's name.
     pub channel: &'a str,
     /// The publisher: two publishers may use the same key.
     pub owner: Identity<'a>,
-    /// The key that it gives.
+    /// The key that the publisher chose.
     pub key: &'a str,
 }
 
-/// What is known of a key.
+/// A message that was published under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// This message was published under it, with the same payload.
     Same(u64),
-    /// A message with another payload was.
+    /// A message with another payload was published under it.
     Other,
 }
 
@@ -40,7 +40,7 @@ struct Record {
     payload: u64,
 }
 
-/// When a key came, and whose it is.
+/// When a key was first used, and by which publisher.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     at: Moment,
@@ -51,8 +51,8 @@ struct Kept {
 /// The keys of the last minutes.
 #[derive(Debug)]
 ///
-/// When there is no room, the publisher that holds the most keys loses its oldest: however many keys one of them uses, it
-/// takes no room from publishers with fewer, and one that is alone has all of it.
+/// When the table is full, the publisher that holds the most keys loses its oldest: however many keys one of them uses,
+/// publishers with fewer keep theirs, and a single publisher can use the whole table.
 pub(super) struct Repeats {
     records: HashMap<u128, Record>,
     /// By their number, which is the order in which they came.
@@ -79,7 +79,7 @@ impl Repeats {
         }
     }
 
-    /// What was published under the key.
+    /// Finds the message that was published under the key.
     pub(super) fn find(
         &mut self,
         key: IdempotencyKey<'_>,

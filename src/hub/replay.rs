@@ -23,17 +23,17 @@ use crate::wire::{Form, Message};
 pub const REPLAY_BYTES: usize = 64 << 10;
 
 /// Messages that one slice of a replay passes over at most. A subscriber that does not receive its own messages may
-/// have a history of nothing else, and that is no work without a bound.
+/// have a history of nothing else, and that work must be bounded too.
 const REPLAY_MESSAGES: usize = 1_000;
 
-/// Bytes of the slices that are cached, the last that were made: 16 of full size, for as many cursors and channels
-/// that are replayed at the same time. The cache outlives the replays, so this is what it costs for good.
+/// Bytes of the slices that are cached, the last that were made: 16 of full size, for as many cursors and channels that
+/// are replayed at the same time. The cache outlives the replays, so this is its permanent cost.
 const CACHED_BYTES: usize = 1 << 20;
 
 /// Cached slices, small ones too: the cache is searched from end to end.
 const CACHED_SLICES: usize = 64;
 
-/// What an answer or a slice of a replay took, for the budget of the turn.
+/// The cost of a response or of a slice of a replay, for the budget of the turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
     /// Bytes encoded.
@@ -51,7 +51,7 @@ pub(crate) struct Replay {
     pub(super) cursor: u64,
     /// The number of the message that comes next, once that is known.
     pub(super) next_number: Option<u64>,
-    /// Why it misses what is evicted before it gets there.
+    /// The reason of the gap if messages are evicted before it reaches them.
     pub(super) why: GapWhy,
     /// It begins with what is kept, whatever that is, and has no word for what was evicted.
     pub(super) takes_what_is_kept: bool,
@@ -65,27 +65,27 @@ pub(crate) struct Replay {
 pub enum Step {
     /// A slice; more follows. It is empty if all of its messages were the subscriber's own.
     More {
-        /// To be sent.
+        /// The frames.
         frames: Frames,
-        /// How many messages that is.
+        /// The number of messages in it.
         messages: usize,
-        /// What it took.
+        /// Its cost.
         work: Work,
     },
-    /// The next message is large, and its encoding has no room beside those that others have yet to take.
+    /// The next message is large, and its encoding does not fit into the limit with those that others have yet to take.
     Wait {
         /// Since when.
         since: Moment,
     },
-    /// It has been overtaken by the history's end, and goes on behind the gap.
+    /// Messages that it had yet to receive were evicted; it continues after the gap.
     Gap(Gap),
-    /// There is no more: the member has become live.
+    /// The replay is complete: the member is live.
     Live {
-        /// Where it sits now.
+        /// Its new position.
         seat: Seat,
-        /// Who sits where it sat.
+        /// The subscriber that was moved to its old position.
         moved: Option<Moved>,
-        /// How far it is.
+        /// Its cursor.
         cursor: MessageId,
     },
 }
@@ -156,8 +156,8 @@ impl Replays {
         held.map(|large| large.bytes).sum()
     }
 
-    /// The encoding of a message that is larger than a slice, and what it took. `None` if there is no room for it now;
-    /// for one there is always, or a limit below the largest message would stop replays for good.
+    /// Returns the encoding of a message that is larger than a slice, and its cost. `None` if it exceeds the limit now;
+    /// a single one is always allowed, since otherwise a limit below the largest message would stop replays for good.
     fn large(&mut self, message: &Message<'_>, form: Form) -> Option<(Frames, usize)> {
         let key = (message.id.seq, form);
         let known = self.large.iter().find(|large| (large.seq, large.form) == key);

@@ -1,28 +1,28 @@
-//! When a slab is to give memory back after a flood.
+//! Decides when a slab releases memory after a flood.
 //!
-//! Shrinking walks the slab, and may come to nothing while its highest key is in use: so it is tried when most places are
-//! free, again when half of what was left then is gone, and once a second while most places stay free.
+//! Shrinking walks the slab, and may free nothing while its highest key is in use: so it is tried when most entries are
+//! free, again when half of the remaining ones are removed, and once a second while most entries stay free.
 
 use crate::moment::Moment;
 
-/// A slab shrinks when fewer than one in so many of its places are taken.
+/// A slab shrinks when fewer than one in this many of its entries are in use.
 const SHRINK_BELOW: usize = 4;
 
-/// A walk over a million places takes some milliseconds.
+/// A walk over a million entries takes some milliseconds.
 const RETRY_MS: u32 = 1_000;
 
 /// Decides when one slab shrinks.
 #[derive(Debug)]
 pub struct ShrinkTrigger {
-    /// Places that are kept in any case.
+    /// Entries that are never released.
     kept: usize,
     below: usize,
-    /// When it was tried for the sake of the time that has passed.
+    /// The last attempt that was made because a second had passed.
     tried: Option<Moment>,
 }
 
 impl ShrinkTrigger {
-    /// For a slab that keeps so many places.
+    /// For a slab that never releases this many entries.
     pub fn new(kept: usize) -> ShrinkTrigger {
         ShrinkTrigger { kept, below: usize::MAX, tried: None }
     }

@@ -19,7 +19,7 @@ use super::pin;
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(5);
 
-/// The flag of `oyez serve` that says who its parent is. It is not in `--help`.
+/// The flag of `oyez serve` with the process id of its parent. It is not in `--help`.
 pub const END_WITH_PARENT_FLAG: &str = "--end-with-parent";
 
 /// Ends this process with SIGTERM when `parent` ends: SIGKILL, a panic or a closed terminal give the parent no time to
@@ -30,7 +30,7 @@ pub const END_WITH_PARENT_FLAG: &str = "--end-with-parent";
 #[cfg(target_os = "linux")]
 pub fn end_with_parent(parent: u32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM))?;
-    // It may have ended before the call; then somebody else is the parent now, and no signal comes.
+    // It may have ended before the call; then another process is the parent now, and no signal arrives.
     let is_there = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
     if is_there { Ok(()) } else { Err(io::Error::other("the process that started it has ended")) }
 }
@@ -67,7 +67,7 @@ impl ChildServer {
         let own_pid = std::process::id().to_string();
         command.args(["serve", "--listen", "127.0.0.1:0", END_WITH_PARENT_FLAG, &own_pid]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        // What is set for the operator's own server is not what is to be measured.
+        // Variables for the operator's own server must not change the server that is measured.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OYEZ_"))
         {
             command.env_remove(name);

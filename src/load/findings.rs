@@ -31,7 +31,7 @@ pub struct Findings {
     pub ramp_seconds: f64,
     /// What the server used of the processors to open them.
     pub ramp_server: Option<Spent>,
-    /// Was the run ended before its time?
+    /// True if a signal ended the run early.
     pub interrupted: bool,
     /// Connections that were open at the end.
     pub open_at_end: usize,

@@ -212,7 +212,7 @@ impl<'a> Bench<'a> {
         is_signalled
     }
 
-    /// The first signal ends the run with a report of what was measured until then, the second without.
+    /// The first signal ends the run with a report of the measurements so far, the second without one.
     fn interrupt(&mut self) -> Result<(), String> {
         let Bench { crowd, ledger, script, clock, .. } = self;
         if script.found.interrupted {

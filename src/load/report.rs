@@ -12,7 +12,7 @@ pub struct Report {
     /// When, where and how it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<Made>,
-    /// Was it ended before its time? Then the figures are of what was measured until then.
+    /// True if a signal ended the run early. Then the figures are those measured until then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
     /// What was done.
@@ -48,7 +48,7 @@ pub struct Report {
     pub invalid: Vec<String>,
 }
 
-/// What a reader needs to judge a report, or to repeat the run.
+/// The circumstances of a run, which a reader needs to judge a report or to repeat it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Made {
     /// When the run ended (RFC 3339, UTC).

@@ -87,8 +87,8 @@ impl Script {
         }
     }
 
-    /// Ends the run before its time, with what was measured until now. What is in flight may still arrive; a stage
-    /// that waits for nothing ends at once.
+    /// Ends the run early, with the measurements so far. Messages in flight may still arrive; a stage that waits for
+    /// nothing ends at once.
     pub fn interrupt(&mut self, crowd: &mut Crowd, ledger: &mut Ledger, now: Time) {
         self.found.interrupted = true;
         match &mut self.stage {

@@ -11,8 +11,8 @@ use super::tls::{Tls, Trust};
 /// What stands in a URL's path for the channel's name.
 const PLACEHOLDER: &str = "{channel}";
 
-/// The most connections from one address, where there are others: less than half of the 28,232 ports that Linux
-/// gives out by default.
+/// The most connections from one address, where there are others: less than half of the 28,232 ports that Linux uses by
+/// default.
 const CONNECTIONS_PER_SOURCE_MAX: usize = 10_000;
 
 /// A server that broadcasts.

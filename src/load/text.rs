@@ -39,11 +39,11 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// The width of a terminal that nobody has made wider, and where the text begins in it.
+/// The default width of a terminal, and the column in which the text begins.
 const COLUMNS: usize = 80;
 const INDENT: usize = 14;
 
-/// A name and what there is to say about it, broken between words where a terminal ends.
+/// A name and a text, wrapped between words at the width of a terminal.
 fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     write!(f, "{name:<width$}", width = INDENT - 1)?;
     let mut column = INDENT - 1;
@@ -220,7 +220,7 @@ fn quantiles(quantiles: &Quantiles) -> String {
     )
 }
 
-/// Microseconds in the unit that suits them, at three digits.
+/// Microseconds in a readable unit, at three digits.
 pub fn micros(micros: f64) -> String {
     match micros {
         ..99.95 => format!("{micros:.1} us"),

@@ -12,7 +12,7 @@ const WAITED_SHARE_MAX: f64 = 0.1;
 /// How late messages of an open loop may be, at the 99th of a hundred, in microseconds.
 const LATENESS_US_MAX: f64 = 5_000.0;
 
-/// What a connection fails with for want of something on our side: ports, descriptors, memory.
+/// Connection errors that are caused by this side: no ports, descriptors or memory.
 const OWN_CAUSES: [&str; 6] = ["EADDRINUSE", "EADDRNOTAVAIL", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 
 /// Why the figures are the load generator's and not the server's.

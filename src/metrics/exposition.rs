@@ -36,7 +36,7 @@ pub struct Levels {
     pub history_messages: usize,
     /// Bytes in histories.
     pub history_bytes: usize,
-    /// One-time tickets that are out.
+    /// Valid one-time tickets.
     pub tickets: usize,
     /// Removed channels whose names are remembered.
     pub removed_channels: usize,
@@ -46,9 +46,9 @@ pub struct Levels {
     pub replay_encoded_bytes: usize,
     /// Replays that wait for that memory.
     pub replays_waiting: usize,
-    /// The memory budget; 0 is none.
+    /// The memory budget; 0: no budget.
     pub memory_max_bytes: u64,
-    /// What the allocator has handed out of it.
+    /// Bytes in use, by the allocator's count.
     pub memory_used_bytes: u64,
     /// The process, as far as the system tells.
     pub process: Process,

@@ -114,7 +114,7 @@ pub struct Metrics {
     pub messages_delivered: u64,
     /// Messages that a slow member did not get (`--on-slow skip`); one for each member.
     pub messages_skipped: u64,
-    /// How often a publisher was paused for subscribers to catch up.
+    /// Pauses of publishers for subscribers to catch up.
     pub publish_pauses: u64,
     /// Messages that came again under a key that was known, and were not published again.
     pub messages_repeated: u64,
@@ -130,11 +130,11 @@ pub struct Metrics {
     pub history_file_late: u64,
     /// 1 when it is written no more.
     pub history_file_errors: u64,
-    /// Reads that ended since a share or the turn's budget was used up.
+    /// Reads that ended because a share or the turn's budget was used up.
     pub reads_requeued: u64,
     /// How often each step against memory pressure began, in the order of [`MemoryStep::ALL`].
     pub memory_pressure: [u64; MemoryStep::COUNT],
-    /// Connections closed for what they held.
+    /// Connections closed for the memory that they held.
     pub memory_debtors_closed: u64,
     /// Messages evicted from histories before their time, for the memory that they took.
     pub memory_evicted: u64,

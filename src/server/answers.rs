@@ -10,11 +10,12 @@ use crate::hub::{Hub, Standing};
 use crate::ids::MessageId;
 use crate::session::query::Listing;
 
-/// Channels that one slice of a listing looks at. It is full with fewer, unless many of them may not be seen.
+/// Channels that one slice of a listing looks at. A slice is full with fewer, unless the client may not see many of
+/// them.
 const CHANNELS_PER_SLICE: usize = 1_000;
 
-/// Appends about `bytes_max` bytes of a listing of channels that the client may see, in the order of their names. Returns
-/// what that took, and true if it was the rest.
+/// Appends about `bytes_max` bytes of a listing of channels that the client may see, in the order of their names.
+/// Returns its cost, and true if the listing is complete.
 ///
 /// Names between two patterns are skipped, not looked at: how long it takes depends on the channels that are listed, not
 /// on all there are.
@@ -142,7 +143,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(String::from_utf8(parts).unwrap(), String::from_utf8(whole.clone()).unwrap());
-            // And it is what was asked for.
+            // The listing is the one that was requested.
             let mut expected: Vec<&String> = names
                 .iter()
                 .filter(|name| name.starts_with(&prefix) && visible.include_name(name))
@@ -165,7 +166,7 @@ mod tests {
         let mut hub = hub(&names);
         let (mut listing, mut out, visible) = (Listing::new(None, 1_000), Vec::new(), visible("*"));
         assert!(!append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
-        // All that was listed is gone, and what comes before the cursor is too late.
+        // All listed channels are removed, and new ones before the cursor come too late.
         hub.expire(0..hub.keys_end(), Moment::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);
         publish(&mut hub, "a00");
@@ -185,7 +186,7 @@ mod tests {
     fn slice_looks_at_a_bounded_number_of_channels_that_may_not_be_seen() {
         let names: Vec<String> = (0..1_500).map(|number| format!("a{number:04}")).collect();
         let hub = hub(&names);
-        // A pattern between any two, and one that is a channel's.
+        // A pattern between any two channels, and one that is the name of a channel.
         let rules: Vec<String> = names.iter().map(|name| format!("{name}x")).collect();
         let visible = visible(&(rules.join(",") + ",a1499"));
         let (mut listing, mut out, mut slices) = (Listing::new(None, 10), Vec::new(), 0);

@@ -172,8 +172,8 @@ fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
     }
 }
 
-/// Returns true if clients find, on a day on which it is valid, that it is not a server's own but that of an authority
-/// (RFC 5280 4.2.1.9).
+/// Returns true if clients reject it, even while it is valid, because it is the certificate of an authority and not of
+/// a server (RFC 5280 4.2.1.9).
 fn is_of_an_authority(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
     let day = match validity(certificate, now) {
         Some(CertificateError::ExpiredContext { not_after, .. }) => not_after,

@@ -28,7 +28,8 @@ use crate::session::intent::Intent;
 use crate::wire::notice::Notice;
 use crate::wire::{self, Form};
 
-/// Intents that the list keeps room for: a turn's as a rule, since they are applied before more of them have gathered.
+/// Capacity that the list of intents keeps: usually one turn's, since intents are applied before more of them are
+/// queued.
 const INTENTS_KEPT: usize = 1_024;
 
 impl<T: Transport> Engine<T> {
@@ -48,7 +49,7 @@ impl<T: Transport> Engine<T> {
             self.apply(id, intent, now);
         }
         debug_assert!(self.intents.is_empty());
-        // A turn in which many clients spoke must not be paid for ever after.
+        // After a turn in which many clients sent, the list must not keep the memory for it.
         intents.shrink_to(INTENTS_KEPT);
         self.intents = intents;
         self.send_gathered();
@@ -118,7 +119,7 @@ impl<T: Transport> Engine<T> {
 
     /// Gives all members what was published in this turn so far.
     pub(super) fn hand_out_all(&mut self, now: Moment) {
-        // Once, and not for each subscriber.
+        // Once here, and not for each subscriber.
         self.send_gathered();
         let group = self.hub.seal_group(now);
         if !group.is_empty() {
@@ -158,7 +159,7 @@ impl<T: Transport> Engine<T> {
         self.hub.end_if_empty(channel);
     }
 
-    /// Gives every member of several channels what was published there, each all of its channels in one.
+    /// Sends every subscriber of several channels the new messages of all of its channels as one portion.
     fn hand_out_group(&mut self, mut group: Group, now: Moment) {
         let Engine { slots, hub, metrics, limits, pressure, .. } = self;
         let mut full = Vec::new();
@@ -194,8 +195,8 @@ impl<T: Transport> Engine<T> {
         self.hub.end_group(&group);
     }
 
-    /// Decides about a slow member that could not take a batch. Returns true if it does not get that: it is closed, or
-    /// has no word for what it misses; false if it is to fall behind.
+    /// Applies `--on-slow` to a member whose outbox could not take a batch. Returns true if it does not receive the
+    /// batch: it is closed, or its protocol has no notice of a gap; false if it is to catch up from the history.
     fn is_skipped(&mut self, member: SlotId, form: Form, portion: &Portion, now: Moment) -> bool {
         match self.limits.on_slow {
             OnSlow::Close => self.close(member, Reason::Slow, now),
@@ -210,7 +211,8 @@ impl<T: Transport> Engine<T> {
         true
     }
 
-    /// Gives one member what it has yet to be sent of the open batches, before it leaves or is told of a cursor.
+    /// Sends one member the messages of the open batches that it has yet to receive, before it leaves or receives a
+    /// cursor.
     pub(super) fn deliver_unsent(&mut self, id: SlotId, now: Moment) {
         if self.slots.get(id).is_none_or(|slot| slot.seats.is_empty()) {
             return;
@@ -235,9 +237,10 @@ impl<T: Transport> Engine<T> {
         self.hand_out_all(now);
     }
 
-    /// Queues a portion that did not fit into the outbox, after a write has made room; false if it has not.
+    /// Queues a portion that did not fit into the outbox, after a write has made room. Returns false if it still does
+    /// not fit.
     ///
-    /// One turn may have more to say to a subscriber than its outbox holds, when it hears several channels or its
+    /// One turn may publish more to a subscriber than its outbox holds, when it subscribes to several channels or the
     /// messages are short. A subscriber is not slow because no write has been tried yet.
     fn enqueue_after_flush(&mut self, id: SlotId, portion: &Portion, now: Moment) -> bool {
         let Engine { slots, metrics, limits, pressure, .. } = self;
@@ -249,7 +252,7 @@ impl<T: Transport> Engine<T> {
             let (written, left) = slot.flush(Pace::of(limits), now);
             metrics.sent_bytes += written as u64;
             if matches!(left, Left::Failed(_)) {
-                // Nothing can be queued for it; the flush phase fails as well, and ends it.
+                // Nothing can be queued for it; its write fails in the flush phase too, and that closes it.
                 slots.mark_dirty(id);
                 return true;
             }

@@ -1,9 +1,9 @@
 //! The drain: after a signal every connection is closed, and their reconnects are spread.
 //!
-//! Clients that reconnect all at once keep a server that has just started busy with handshakes while nobody is
-//! served. So their reconnects are spread at `--reconnects-per-second`. A client of `oyez.v1` reads in its close frame
-//! when to reconnect, and is closed at once. Other clients do not read the reason (pusher-js reconnects 2 ms after a
-//! code of 4200 to 4299, EventSource after its `retry`), so their closes themselves are spread.
+//! Clients that reconnect all at once keep a server that has just started busy with handshakes, and no client is served
+//! meanwhile. So their reconnects are spread at `--reconnects-per-second`. A client of `oyez.v1` reads in its close
+//! frame when to reconnect, and is closed at once. Other clients do not read the reason (pusher-js reconnects 2 ms
+//! after a code of 4200 to 4299, EventSource after its `retry`), so their closes themselves are spread.
 
 use std::collections::VecDeque;
 
@@ -22,9 +22,9 @@ const SPREAD_MS_MIN: u32 = 300;
 /// A drain that has begun.
 #[derive(Debug)]
 pub(super) struct Drain {
-    /// When a client is to come back that is refused meanwhile.
+    /// When a client that is refused meanwhile is to reconnect.
     pub(super) retry_ms: u32,
-    /// Connections whose close is yet to come, in the order of their times.
+    /// Connections that are yet to be closed, in the order of their times.
     waiting: VecDeque<(Moment, SlotId)>,
 }
 
@@ -35,7 +35,7 @@ impl Drain {
     }
 }
 
-/// The time over which so many reconnects are spread.
+/// The time over which this many reconnects are spread.
 fn spread_ms(clients: usize, limits: &Limits) -> u32 {
     let needed_ms = clients as u64 * 1_000 / u64::from(limits.reconnects_per_second.max(1));
     needed_ms.clamp(u64::from(SPREAD_MS_MIN), u64::from(limits.drain_ms.max(SPREAD_MS_MIN))) as u32
@@ -44,8 +44,8 @@ fn spread_ms(clients: usize, limits: &Limits) -> u32 {
 impl<T: Transport> Engine<T> {
     /// Begins to close all connections with 4200.
     ///
-    /// Connections that wait for another request are left alone, so that whatever watches the server's health reads
-    /// that it is going away.
+    /// Connections that wait for another request are left alone, so that a health check reads that the server is
+    /// shutting down.
     pub fn drain(&mut self, now: Moment) {
         let (clients, others): (Vec<_>, Vec<_>) = self
             .slots
@@ -71,7 +71,7 @@ impl<T: Transport> Engine<T> {
         self.continue_drain(now);
     }
 
-    /// Closes the connections whose time has come.
+    /// Closes the connections that are due.
     pub(super) fn continue_drain(&mut self, now: Moment) {
         while let Some(drain) = &mut self.draining
             && drain.next().is_some_and(|at| at.has_come(now))
@@ -86,7 +86,7 @@ impl<T: Transport> Engine<T> {
         self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }
 
-    /// When a client that comes now is to come back, while the server drains.
+    /// When a client that connects now is to reconnect, while the server drains.
     pub(super) fn drain_retry_ms(&self) -> Option<u32> {
         self.draining.as_ref().map(|drain| drain.retry_ms)
     }

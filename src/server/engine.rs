@@ -28,8 +28,8 @@ use crate::moment::Moment;
 use crate::session::intent::Intent;
 use crate::session::{AfterFlush, Desk, Due, Ended, SMALL_BYTES, Site, State};
 
-/// Every deadline but those of pings is met within that time after the sweep has come to it, if all connections have
-/// one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
+/// Every deadline but those of pings is met within this time after the sweep has reached it, even if all connections
+/// have one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
 const DEADLINES_SPAN_MS: u32 = 500;
 
 /// All connections are pinged within that part of the ping interval, if all are to be pinged at once and turns are
@@ -72,7 +72,7 @@ pub struct Engine<T> {
     wishes: Vec<Intent>,
     /// The answers to one connection that are not in its outbox yet; empty between phases.
     pub(super) gathered: Gathered,
-    /// Who slows down whom.
+    /// Which subscribers pause which publishers.
     pub(super) pressure: Pressure,
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
@@ -83,7 +83,7 @@ pub struct Engine<T> {
     channel_sweeper: Sweeper,
     /// The log lines of closed connections, by [`Reason::index`].
     pub(super) close_lines: [LogLimit; Reason::COUNT],
-    /// When the tables of clients are swept next.
+    /// The next sweep of the tables of clients.
     pub(super) tables_at: Moment,
     /// Makes the names of clients differ from those of other processes.
     pub client_salt: u32,
@@ -91,13 +91,13 @@ pub struct Engine<T> {
     pub run: u32,
     /// `None` while the server serves.
     pub(super) draining: Option<Drain>,
-    /// Returns 503 from `/readyz`: new clients are still served, and a load balancer is to send no more of them.
+    /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
     pub is_leaving: bool,
     /// Slots that are being told that there is no room.
     pub(super) turned_away: usize,
-    /// How much the process may hold and holds, and which steps that asks for.
+    /// The memory budget, the bytes in use, and the steps in force.
     pub memory: MemoryBudget,
-    /// Not before that are debtors looked for again; `None` is at once.
+    /// When debtors are searched for again; `None`: at once.
     pub(super) debtors_wanted_at: Option<Moment>,
     /// Those who publish at the moment, where there is a limit to that.
     pub(super) meters: Meters,
@@ -146,9 +146,9 @@ impl<T: Transport> Engine<T> {
     /// **Drain or requeue**: a slot leaves this phase blocked (its last read said so, or was short) or
     /// back in a ready queue.
     ///
-    /// Newly ready slots are read first, followed by those that were requeued: beside a thousand clients that send as
-    /// fast as they can, a message from any other is read in the next turn. Neither queue starves. What a new slot
-    /// leaves unread is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself.
+    /// Newly ready slots are read first, followed by those that were requeued: while a thousand clients send as fast as
+    /// they can, a message from any other is read in the next turn. Neither queue starves. A new slot that is not read
+    /// to its end is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself.
     pub fn drive(&mut self, now: Moment) {
         let budget = self.limits.read_bytes_per_turn;
         // What the first pass requeues has had its share of this turn.
@@ -160,7 +160,7 @@ impl<T: Transport> Engine<T> {
         self.read_queue(ReadyQueue::Requeued, requeued, new, left + reserved, now);
     }
 
-    /// Reads up to `count` slots of a queue within a budget, and returns what is left of it.
+    /// Reads up to `count` slots of a queue within a budget, and returns the rest of the budget.
     ///
     /// A slot's share is what the budget has for each that is still to be read, `others` included: a publisher that is
     /// alone is read on, so that what it sends at once goes out at once.
@@ -275,8 +275,8 @@ impl<T: Transport> Engine<T> {
         cost
     }
 
-    /// Closes a WebSocket that has begun a large message and not finished it, though all that has arrived is read. What was
-    /// large before goes on: others pay for it first ([`Engine::relieve`]).
+    /// Closes a WebSocket that has begun a large message and not finished it, though all bytes that arrived are read. A
+    /// message that was large before continues: other connections are closed first ([`Engine::relieve`]).
     fn refuse_unfinished(&mut self, id: SlotId, held_before: usize, now: Moment) {
         let Some(slot) = self.slots.get(id) else { return };
         let has_grown_large = held_before <= SMALL_BYTES && slot.state.held_bytes() > SMALL_BYTES;
@@ -296,7 +296,7 @@ impl<T: Transport> Engine<T> {
         slots.mark_dirty(id);
     }
 
-    /// Writes what waits of every dirty slot, however many frames were queued: until its socket refuses, or the slot
+    /// Writes the outbox of every dirty slot, however many frames were queued: until its socket refuses, or the slot
     /// has had its share of the turn.
     pub fn flush(&mut self, now: Moment) {
         let dirty = self.slots.take_dirty();
@@ -370,9 +370,9 @@ impl<T: Transport> Engine<T> {
         self.after_session(id);
     }
 
-    /// Looks at a slice of the slab for deadlines that have come, until so many have as one turn meets.
+    /// Checks a slice of the slab for expired deadlines, up to the number that one turn handles.
     ///
-    /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of a crowd.
+    /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of many connections.
     pub fn sweep(&mut self, now: Moment) {
         self.continue_drain(now);
         self.sweep_tables(now);
@@ -405,7 +405,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Does what is due for one connection: pings only, or everything else. Returns true if something was.
+    /// Handles the expired deadlines of one connection: pings only, or all others. Returns true if there was one.
     fn sweep_slot(&mut self, id: SlotId, pings: bool, now: Moment) -> bool {
         if !pings && self.end_wait(id, now) {
             return true;
@@ -414,7 +414,7 @@ impl<T: Transport> Engine<T> {
             self.expire_pressure(id, now);
         }
         if self.slots.get(id).is_some_and(Slot::is_withheld) {
-            // Its time begins when it is answered.
+            // Its time begins when its request is answered.
             return false;
         }
         let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
@@ -434,7 +434,7 @@ impl<T: Transport> Engine<T> {
         if slot.state.is_ping_due(now) != pings {
             return has_stalled;
         }
-        // What it sent may wait in the kernel, where it is left until the peer has taken its answers.
+        // Its messages may wait in the kernel, where they stay until the peer has taken its answers.
         let unread = slot.is_ready() || (slot.is_held() && matches!(slot.state, State::Open(_)));
         let (Parts { state, .. }, mut desk) =
             desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
@@ -489,7 +489,7 @@ impl<T: Transport> Engine<T> {
         if !doomed.is_empty() {
             self.slots.shrink_at(now);
         }
-        // The last outbox that held an encoding may have gone, or been flushed.
+        // The last outbox that held an encoding may have been freed or flushed.
         self.wake_waiting();
         doomed.len()
     }
@@ -500,9 +500,9 @@ impl<T: Transport> Engine<T> {
         self.grant_wishes(id, now);
     }
 
-    /// The same for a session that has its turn in the drive phase: what it wishes is granted in its order.
+    /// The same for a session in the drive phase: its intents are applied in its order.
     fn begin_close(&mut self, id: SlotId, reason: Reason, now: Moment) {
-        // The session may have something to say at once, and what it was answered comes first.
+        // The session may send something at once, and the answers before that have to be queued first.
         self.send_gathered();
         let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
@@ -560,7 +560,7 @@ fn sub_field(ended: &Ended) -> String {
     }
 }
 
-/// What becomes of a slot that was read.
+/// The next state of a slot that was read.
 enum AfterRead {
     /// An event will say when there is more.
     Wait,
@@ -568,11 +568,11 @@ enum AfterRead {
     Hold,
     /// It has more, which has to wait for its next share.
     Requeue,
-    /// It begins to close.
+    /// The slot begins to close.
     Close(Reason),
 }
 
-/// Has the socket taken nothing, or too little, for too long?
+/// Returns true if the socket has taken nothing, or too little, for too long.
 fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
     outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
 }

@@ -37,7 +37,7 @@ pub trait Entrance {
     /// Reads its files again, for clients that connect from now on. Returns false if it has none.
     ///
     /// # Errors
-    /// What is wrong with them; then all stays as it is.
+    /// A file cannot be used; then nothing changes.
     fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
     /// What somebody is told, in one write and without a look at what it wants, when there is no room.

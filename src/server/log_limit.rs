@@ -1,13 +1,13 @@
-//! How many log lines of a kind are written: a flood of connections must not fill the disk.
+//! The rate limit of log lines about closed connections: a flood of them must not fill the disk.
 //!
-//! Lines of one kind, those of connections that were closed for one reason, are written up to a number in each second.
-//! What is above it is counted, and said in one line when the second is over.
+//! Lines with the same close reason are written up to a number in each second. Further ones are counted, and one line
+//! reports their number when the second is over.
 
 use crate::moment::Moment;
 
 const SECOND_MS: u32 = 1_000;
 
-/// The lines of one kind.
+/// The lines with one close reason.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LogLimit {
     second: Option<Moment>,
@@ -18,7 +18,7 @@ pub(super) struct LogLimit {
 impl LogLimit {
     pub(super) const NEW: LogLimit = LogLimit { second: None, written: 0, suppressed: 0 };
 
-    /// Returns true if one more line is to be written; 0 is no limit.
+    /// Returns true if one more line is to be written; 0: no limit.
     pub(super) fn admits(&mut self, per_second: u32, now: Moment) -> bool {
         self.second.get_or_insert(now);
         let admits = per_second == 0 || self.written < per_second;
@@ -32,7 +32,7 @@ impl LogLimit {
         self.second.map(|second| second.after(SECOND_MS))
     }
 
-    /// Begins anew when its second is over. Returns how many lines were not written, if any.
+    /// Resets the limit when its second is over. Returns the number of suppressed lines, if any.
     pub(super) fn end_second(&mut self, now: Moment) -> Option<u32> {
         if !self.ends_at()?.has_come(now) {
             return None;

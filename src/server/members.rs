@@ -79,9 +79,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Names the memory in which the server looks for a connection's idempotency keys: another process has another, and
-    /// so has another publisher. An anonymous client that comes back from another network (a phone that leaves the
-    /// Wi-Fi) is another publisher, and must not repeat what it sent before.
+    /// Names the memory in which the server looks for a connection's idempotency keys: it differs for another process,
+    /// and for another publisher. An anonymous client that reconnects from another network (a phone that leaves the
+    /// Wi-Fi) is another publisher, and must not repeat its earlier messages.
     fn key_memory(&self, id: SlotId, pass: &Pass) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         let mut hasher = DefaultHasher::new();
@@ -115,7 +115,7 @@ impl<T: Transport> Engine<T> {
             if slot.seats.find(channel).is_some() {
                 return Err(NoSeat::Taken);
             }
-            // One that it created has been counted.
+            // A channel that it created is already counted.
             channels = channels.saturating_sub(usize::from(self.hub.is_creator(channel, id)));
             if channels >= self.limits.channels_per_client_max {
                 self.metrics.limit(Limit::ChannelsPerClient);
@@ -125,10 +125,10 @@ impl<T: Transport> Engine<T> {
             self.metrics.limit(Limit::ChannelsPerClient);
             return Err(NoSeat::TooMany);
         }
-        // The cursor that it is told of must not be ahead of what it was sent of its other channels.
+        // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
         self.deliver_unsent(id, now);
         if self.slots.get(id).is_none_or(Slot::has_farewell) {
-            // That was too much for it.
+            // Its outbox could not take them.
             return Err(NoSeat::Gone);
         }
         let joined = self.hub.subscribe(name, id, wish, now).map_err(|_| NoSeat::ChannelsFull)?;
@@ -174,7 +174,8 @@ impl<T: Transport> Engine<T> {
                 self.say(id, &form.piece(|out| wire::append_cursor(out, cursor)));
             }
         }
-        // A raw WebSocket that asks for all that is kept gets that: it has no word for what was evicted but its close.
+        // A raw WebSocket that requests the whole history gets it without a notice of evicted messages: its protocol
+        // has no notice but a close.
         let is_told = wish.form != Form::Raw || wish.since != Since::Earliest;
         if let Some(gap) = gap.filter(|_| is_told) {
             self.announce(id, ch, wish.form, &gap, now);
@@ -266,7 +267,7 @@ impl<T: Transport> Engine<T> {
         self.moved(moved);
     }
 
-    /// Queues the next slice of a replay, of one channel. Returns what it cost.
+    /// Queues the next slice of a replay, of one channel. Returns its cost.
     pub(super) fn replay(&mut self, id: SlotId, now: Moment) -> Cost {
         let Engine { slots, hub, client_salt, limits, .. } = self;
         let Some(slot) = slots.get(id) else { return Cost::NONE };
@@ -363,8 +364,8 @@ impl<T: Transport> Engine<T> {
         is_over
     }
 
-    /// The socket of a connection has failed: it catches up no further. It stays a subscriber until what it sent
-    /// before that has been read, since a raw one publishes on the channel that it subscribes to.
+    /// Stops the replays of a connection whose socket has failed. It stays a subscriber until its last messages have
+    /// been read, since a raw WebSocket publishes on the channel that it subscribes to.
     pub(super) fn end_replays(&mut self, id: SlotId) {
         while let Some(seat) = self.slots.get(id).and_then(Slot::next_replay) {
             let (live, moved) = self.hub.end_replay(seat);
@@ -376,7 +377,8 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_replaying(id, false);
     }
 
-    /// Takes a member out of one channel, after it was given what was published so far. False if it was none.
+    /// Removes a member from one channel, after it was sent the messages published so far. Returns false if it was not
+    /// a member.
     pub(super) fn unsubscribe(&mut self, id: SlotId, channel: ChannelId, now: Moment) -> bool {
         if self.slots.get(id).is_none_or(|slot| slot.seats.find(channel).is_none()) {
             return false;
@@ -391,7 +393,7 @@ impl<T: Transport> Engine<T> {
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
         if is_replaying && seat.place == Place::Replaying {
-            // It was the one that waited for memory, perhaps.
+            // It may be the one that waited for memory.
             self.slots.mark_refill(id);
         }
         let moved = self.hub.leave(seat);

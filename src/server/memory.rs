@@ -1,9 +1,9 @@
-//! The memory budget: how much the process may hold, and the steps that are taken as it comes close.
+//! The memory budget of the process, and the steps that come into force as memory use approaches it.
 //!
-//! The budget is compared with the allocator's own count of bytes that are handed out, size classes included. A sum kept by
-//! hand would miss something and drift: outboxes share pieces with each other and with histories, buffers
-//! have capacity beyond their length, TLS keeps its state out of sight. [`MemoryBudget`] is pure: it is told the count,
-//! and says which steps are in force. The steps themselves are taken by [`super::relief`].
+//! The budget is compared with the allocator's own count of bytes in use, size classes included. A sum kept by the
+//! server would be incomplete and drift: outboxes share pieces with each other and with histories, buffers have
+//! capacity beyond their length, TLS does not report the size of its state. [`MemoryBudget`] is pure: it takes the
+//! count as an argument, and returns the steps in force. [`super::relief`] carries them out.
 //!
 //! # The allocator
 //!
@@ -19,16 +19,16 @@
 //! | processor time of a delivery in user space, 200 subscribers | 100 to 240 ns | 110 to 280 ns | not measured |
 //! | processor time that it adds to a build from scratch, of 83 s | | 73 s | 4 s |
 //!
-//! glibc returns what lies at the top of its heap, which is rarely what a flood leaves free, and `malloc_trim` is not to be had
-//! without `unsafe`. jemalloc returns pages that have been unused for 10 s, in a thread of its own that knows of nothing else
-//! (without it, only while something is allocated: 142 MB after 12 s). Its count takes 15 us, and a nanosecond between exact ones:
-//! see `src/allocator.rs`. mimalloc and glibc would have to be counted by a wrapper, without size classes.
+//! glibc returns memory at the top of its heap, which is rarely the memory that a flood frees, and `malloc_trim` needs
+//! `unsafe`. jemalloc returns pages that have been unused for 10 s, in a background thread that shares no data with the
+//! server (without it, only during allocations: 142 MB after 12 s). Its count takes 15 us, and a nanosecond between
+//! exact ones: see `src/allocator.rs`. mimalloc and glibc would have to be counted by a wrapper, without size classes.
 //!
 //! The count is read at most once a millisecond, which is as often as the loop's clock moves.
 
 use crate::metrics::MemoryStep;
 
-/// Reads how many bytes the allocator of this process has handed out and not got back.
+/// Returns the number of bytes that the allocator of this process has in use.
 ///
 /// It is a parameter since the allocator belongs to the binary, and so that tests can choose the count.
 pub type AllocatedBytes = fn() -> u64;
@@ -39,8 +39,8 @@ const HYSTERESIS_PERCENT: u64 = 5;
 
 /// Where a step begins, in percent of the budget.
 ///
-/// Below the first nothing is different. What is refused by it can still grow the process by what is already under way, and
-/// the tenth up to the second is room for that.
+/// Below the first step nothing changes. Requests that are under way when it begins still need memory, and the 10
+/// percent up to the second step are reserved for them.
 fn begins_at_percent(step: MemoryStep) -> u64 {
     match step {
         MemoryStep::RefuseLarge => 75,
@@ -53,29 +53,29 @@ fn begins_at_percent(step: MemoryStep) -> u64 {
 /// The budget, the last count, and the steps in force.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryBudget {
-    /// 0 is no budget.
+    /// 0: no budget.
     bytes_max: u64,
     used_bytes: u64,
     in_force: [bool; MemoryStep::COUNT],
 }
 
-/// What has changed about a step.
+/// A step that began or ended.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepChange {
     /// It is in force from now on.
     Began,
-    /// It is no longer.
+    /// It is no longer in force.
     Ended,
 }
 
 impl MemoryBudget {
-    /// A budget of so many bytes; 0 is none.
+    /// A budget in bytes; 0: no budget.
     pub fn new(bytes_max: u64) -> MemoryBudget {
         MemoryBudget { bytes_max, ..MemoryBudget::default() }
     }
 
-    /// The budget; 0 is none.
+    /// The budget; 0: no budget.
     pub fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
@@ -85,7 +85,7 @@ impl MemoryBudget {
         self.used_bytes
     }
 
-    /// Takes a new count: the steps that begin or end by it, in their order.
+    /// Takes a new count. Returns the steps that begin or end, in their order.
     pub fn observe(&mut self, used_bytes: u64) -> impl Iterator<Item = (MemoryStep, StepChange)> + use<> {
         self.used_bytes = used_bytes;
         let before = self.in_force;
@@ -114,7 +114,7 @@ impl MemoryBudget {
         self.in_force[step as usize]
     }
 
-    /// How many bytes have to be freed for the step to end, if so many are used.
+    /// Returns the number of bytes that have to be freed for the step to end.
     pub fn excess_bytes(&self, step: MemoryStep, used_bytes: u64) -> u64 {
         if !self.is_in_force(step) {
             return 0;
@@ -123,7 +123,7 @@ impl MemoryBudget {
     }
 }
 
-/// So many percent of the budget. A budget of less than 100 bytes is not one; none is over 2^57.
+/// A percentage of the budget. A budget is at least 100 bytes, and at most 2^57.
 fn share(bytes_max: u64, percent: u64) -> u64 {
     bytes_max / 100 * percent
 }

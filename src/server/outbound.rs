@@ -1,15 +1,15 @@
-//! What one connection is sent in addition to the batches of its channels: answers, notices, replays, close frames.
+//! Frames for a single connection, in addition to the batches of its channels: answers, notices, replays, close frames.
 //!
-//! Answers are gathered: all that one connection is answered in a row becomes one piece of its outbox. An answer has
-//! some 30 bytes, a piece costs [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES) in addition, and a turn can read
-//! thousands of commands of one connection.
+//! Answers are gathered: consecutive answers to one connection become one piece of its outbox. An answer has some 30
+//! bytes, a piece costs [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES) in addition, and a turn can read thousands of
+//! commands of one connection.
 //!
-//! **One order**: whatever enters an outbox passes [`Engine::enqueue`] or, for a batch, the hub's fan-out, and both send
-//! what was gathered first.
+//! **One order**: all frames enter an outbox through [`Engine::enqueue`] or, for a batch, the fan-out, and both send
+//! the gathered answers first.
 //!
-//! **Reads depend on writes**: answers are under no limit of their own, since a connection is not read on before it
-//! has taken them ([`Slot::has_unsent_answers`](super::slots::Slot::has_unsent_answers)). What they can amount to is
-//! what one turn reads of it.
+//! **Reads depend on writes**: answers have no separate limit, since a connection is not read again before it has taken
+//! them ([`Slot::has_unsent_answers`](super::slots::Slot::has_unsent_answers)). So their size is bounded by the bytes
+//! that one turn reads from it.
 
 use std::mem;
 use std::rc::Rc;
@@ -23,11 +23,12 @@ use crate::ids::SlotId;
 use crate::moment::Moment;
 use crate::wire::notice::Notice;
 
-/// Longer answers are a piece of their own, and are not copied: the
-/// [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES) around them are 3 % of that.
+/// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES)
+/// around them are 3 % of that.
 const GATHERED_ANSWER_BYTES_MAX: usize = 4 << 10;
 
-/// The buffer keeps that much between turns: the answers to 16 KiB of the shortest publications, which one read takes.
+/// The buffer keeps this capacity between turns: the answers to 16 KiB of the shortest publications, which one read
+/// takes.
 const GATHER_BUFFER_BYTES: usize = 64 << 10;
 
 /// The answers to one connection that are not in its outbox yet.
@@ -73,13 +74,13 @@ impl<T: Transport> Engine<T> {
         if slot.state.answered(&self.limits, now) {
             self.slots.mark_ready(id);
         } else if slot.state.has_query() {
-            // It has waited for the responses before it.
+            // It had to wait for the responses before it.
             self.slots.mark_refill(id);
         }
         self.slots.mark_dirty(id);
     }
 
-    /// Queues a piece for one connection, after all that it was answered before.
+    /// Queues a piece for one connection, after all earlier answers.
     pub(super) fn enqueue(&mut self, id: SlotId, frames: Frames) {
         self.send_gathered();
         if let Some(slot) = self.slots.get_mut(id) {
@@ -107,7 +108,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Makes the buffer that of this connection. False if it can be sent nothing more.
+    /// Assigns the buffer to this connection. Returns false if nothing more can be sent to it.
     fn gathers_for(&mut self, id: SlotId) -> bool {
         if self.slots.get(id).is_none_or(|slot| !slot.takes_words()) {
             return false;

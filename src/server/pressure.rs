@@ -1,18 +1,18 @@
-//! Back pressure: subscribers that fall behind slow down the publishers of their channels, for a bounded time.
+//! Back pressure: slow subscribers pause the publishers of their channels, for a bounded time.
 //!
-//! A channel goes at the pace of its publishers, and a publisher can outrun any subscriber for a moment. So a
-//! subscriber whose outbox passes its high-water mark (a quarter of `--outbox-bytes-max`) *presses* on its channels
-//! until its outbox is empty, but for at most `--publish-pause-ms` in one backlog. After that it presses no more until
-//! its outbox has been empty, and the ordinary limit closes it. While a channel is pressed on, what was already read is
-//! published, and whoever publishes there is paused: a WebSocket is not read on, and the answer to an HTTP request is
-//! withheld, in its order with the others, so that the next one is not read either. Their kernels hold the rest.
+//! A publisher can be faster than any subscriber for a moment. So a subscriber whose outbox passes its high-water mark
+//! (a quarter of `--outbox-bytes-max`) *presses* on its channels until its outbox is empty, but for at most
+//! `--publish-pause-ms` in one backlog. After that it does not press again until its outbox has been empty, and the
+//! outbox limit closes it. While a channel is under pressure, messages that were already read are published, and its
+//! publishers are paused: a WebSocket is not read, and the response to an HTTP request is withheld, in its order with
+//! the others, so that the next request is not read either. The kernel buffers the rest.
 //!
 //! **Bounded for the channel too**: many slow subscribers that press one after another must not stop a channel.
 //! A channel is paused for at most `--publish-pause-ms` for each quarter of `--outbox-bytes-max` that is published on
 //! it, so it is never slower than that.
 //!
 //! A subscriber that catches up does not press: it reads the history at its own pace. With `--on-slow skip` a
-//! subscriber presses before it is skipped. Nothing is paid for a delivery but one comparison.
+//! subscriber presses before it is skipped. The cost of a delivery is one comparison.
 
 use std::collections::HashMap;
 
@@ -26,34 +26,34 @@ use crate::ids::{ChannelId, SlotId};
 use crate::moment::Moment;
 use crate::wire::Form;
 
-/// While publishers are paused, the time of their channels is looked at that often. They are released at once when
-/// the subscribers have caught up.
+/// While publishers are paused, the time limits of their channels are checked at this interval. Publishers are released
+/// at once when the subscribers have caught up.
 const CHECK_MS: u32 = 50;
 
-/// Who presses on what, and who waits for that to end. Empty nearly always.
+/// Channels under pressure, and their paused publishers. Empty nearly always.
 #[derive(Debug)]
 pub(super) struct Pressure {
-    /// Channels that are pressed on, and those that were so not long ago.
+    /// Channels under pressure, and those that were until recently.
     channels: HashMap<ChannelId, Pressed>,
     /// Publishers that are paused, with the channel that they wait for.
     paused: Vec<(SlotId, ChannelId)>,
-    /// Subscribers whose outbox has passed its high-water mark in this turn. They are judged after the writes.
+    /// Subscribers whose outbox has passed its high-water mark in this turn. They are checked again after the writes.
     pub(super) high: Vec<SlotId>,
-    /// A subscriber has stopped pressing since the paused were looked at.
+    /// True if a subscriber has stopped pressing since paused publishers were last checked.
     has_eased: bool,
     next_check: Moment,
 }
 
-/// A channel that is pressed on.
+/// A channel under pressure.
 #[derive(Debug)]
 struct Pressed {
-    /// How many subscribers press.
+    /// Number of subscribers that press.
     pressers: u32,
-    /// When the first began; when the last stopped, if none presses.
+    /// When the first one began, or, if none presses, when the last one stopped.
     since: Moment,
-    /// How long its publishers may be paused.
+    /// The remaining time for which its publishers may be paused.
     credit_ms: u32,
-    /// What was published since that was counted.
+    /// Bytes published since that time was last extended.
     bytes: usize,
 }
 
@@ -74,7 +74,7 @@ impl Pressure {
         }
     }
 
-    /// Returns true if a channel is pressed on, or was so not long ago.
+    /// Returns true if a channel is under pressure, or was until recently.
     pub(super) fn is_felt(&self) -> bool {
         !self.channels.is_empty()
     }
@@ -84,7 +84,7 @@ impl Pressure {
         self.channels.get(&channel).is_some_and(|pressed| pressed.is_pausing(now))
     }
 
-    /// A subscriber begins to press on a channel.
+    /// Records that a subscriber begins to press on a channel.
     pub(super) fn press(&mut self, channel: ChannelId, limits: &Limits, now: Moment) {
         let most = limits.publish_pause_ms;
         let fresh = Pressed { pressers: 0, since: now, credit_ms: most, bytes: 0 };
@@ -99,7 +99,7 @@ impl Pressure {
         pressed.pressers += 1;
     }
 
-    /// A subscriber presses on a channel no more.
+    /// Records that a subscriber stops pressing on a channel.
     pub(super) fn ease(&mut self, channel: ChannelId, now: Moment) {
         let Some(pressed) = self.channels.get_mut(&channel) else { return };
         pressed.pressers -= 1;
@@ -110,7 +110,7 @@ impl Pressure {
         }
     }
 
-    /// A subscriber has caught up, or has pressed for as long as it may.
+    /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause-ms`.
     pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: Moment) {
         if slot.set_pressing(false) {
             slot.outbox.stop_pressing();
@@ -120,15 +120,15 @@ impl Pressure {
         }
     }
 
-    /// How many subscribers press on a channel; for checks.
+    /// Returns the number of subscribers that press on a channel; for checks.
     pub(super) fn pressers(&self) -> impl Iterator<Item = (ChannelId, u32)> {
         self.channels.iter().map(|(&channel, pressed)| (channel, pressed.pressers))
     }
 }
 
 impl<T: Transport> Engine<T> {
-    /// After the writes of a turn: has those press that are still over their high-water mark, and releases publishers
-    /// that have nobody left to wait for.
+    /// After the writes of a turn: lets subscribers press that are still over their high-water mark, and releases
+    /// publishers whose subscribers have caught up.
     pub(super) fn judge_pressure(&mut self, now: Moment) {
         while let Some(id) = self.pressure.high.pop() {
             self.begin_pressing(id, now);
@@ -140,7 +140,7 @@ impl<T: Transport> Engine<T> {
         let Engine { slots, limits, pressure, draining, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
-        // In a backlog it is asked once, whatever comes of it.
+        // Once in a backlog, whatever the result.
         let is_over = slot.outbox.begin_pressing(limits.outbox_bytes_max, until);
         if !is_over || limits.publish_pause_ms == 0 || draining.is_some() || slot.is_replaying() {
             return;
@@ -152,7 +152,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// A message was published on a channel: its publisher is paused while somebody presses on that.
+    /// Pauses the publisher of a message if its channel is under pressure.
     pub(super) fn feel_pressure(&mut self, id: SlotId, channel: ChannelId, bytes: usize, now: Moment) {
         let Some(pressed) = self.pressure.channels.get_mut(&channel) else { return };
         pressed.bytes += bytes;
@@ -161,7 +161,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Pauses a raw WebSocket before it is read: it can publish on no other channel than the one that is pressed on.
+    /// Pauses a raw WebSocket before it is read: it cannot publish on any other channel.
     pub(super) fn pause_raw_publisher(&mut self, id: SlotId, now: Moment) {
         let Some(&[seat]) = self.slots.get(id).map(|slot| slot.seats.as_slice()) else { return };
         let is_raw = seat.place == Place::Live(Form::Raw);
@@ -180,7 +180,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Releases the publishers whose channel is pressed on no more.
+    /// Releases the publishers whose channel is no longer under pressure.
     pub(super) fn release_publishers(&mut self, now: Moment) {
         let Engine { slots, pressure, limits, .. } = self;
         let is_time = !pressure.paused.is_empty() && pressure.next_check.has_come(now);
@@ -197,12 +197,12 @@ impl<T: Transport> Engine<T> {
             }
             is_pausing && slots.get(id).is_some_and(Slot::is_paused)
         });
-        // Whoever was behind has caught up by then, or is closed.
+        // Slow subscribers have caught up by then, or are closed.
         let forget_ms = limits.slow_timeout_ms;
         channels.retain(|_, pressed| pressed.pressers > 0 || now.millis_since(pressed.since) < forget_ms);
     }
 
-    /// Ends the pressure of one subscriber that has pressed for as long as it may. Part of the sweep.
+    /// Ends the pressure of one subscriber whose `--publish-pause-ms` is over. Part of the sweep.
     pub(super) fn expire_pressure(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, pressure, .. } = self;
         if let Some(slot) = slots.get_mut(id)
@@ -225,7 +225,7 @@ impl<T: Transport> Engine<T> {
         self.release_publishers(now);
     }
 
-    /// How many publishers are paused.
+    /// Returns the number of paused publishers.
     pub(super) fn paused_publishers(&self) -> usize {
         self.pressure.paused.iter().filter(|(id, _)| self.slots.get(*id).is_some_and(Slot::is_paused)).count()
     }

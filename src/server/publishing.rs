@@ -27,7 +27,7 @@ use crate::wire::notice::{Id, Notice};
 pub(super) enum NoPublication {
     /// There are as many channels as there may be.
     ChannelsFull,
-    /// It has created as many channels as it may, of those that exist.
+    /// The publisher has created the maximum number of existing channels.
     TooManyChannels(Limit),
     /// The server is going away.
     Drain { retry_ms: u32 },
@@ -39,11 +39,11 @@ pub(super) enum NoPublication {
     Gone,
 }
 
-/// A sentence for a publisher that has created too many channels.
+/// Error text for a publisher that has created too many channels.
 const TOO_MANY_CHANNELS: &str = "not published: this client has created as many channels as it may; channels end with \
                                  their last subscriber and message";
 
-/// A sentence for a publisher that gives two messages one key.
+/// Error text for a publisher that uses one key for two messages.
 const KEY_REUSED: &str = "not published: a message with another payload was published under this key";
 
 impl<T: Transport> Engine<T> {
@@ -179,7 +179,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Tells a publisher which id its message has, and how many subscribers the channel has if it may subscribe to it.
+    /// Sends a publisher the id of its message, and the number of the channel's subscribers if it may subscribe to it.
     fn confirm(
         &mut self,
         id: SlotId,
@@ -222,7 +222,7 @@ impl<T: Transport> Engine<T> {
             NoPublication::ChannelsFull => {
                 (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")
             }
-            // What draft-ietf-httpapi-idempotency-key-header-06 2.7 asks for.
+            // draft-ietf-httpapi-idempotency-key-header-06 2.7.
             NoPublication::KeyReused => {
                 (Refusal::new(422, "key_reused", KEY_REUSED), "key_reused", KEY_REUSED)
             }

@@ -26,20 +26,20 @@ use crate::wire::chunk::{self, LAST_CHUNK};
 /// (`TCP_NOTSENT_LOWAT`), so that one write takes a slice, and the next one is made when most of it is sent.
 const SLICE_BYTES: usize = 16 << 10;
 
-/// Responses that are the same for all who ask within one turn.
+/// Responses that are the same for all clients that request them in one turn.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     metrics: Option<String>,
 }
 
-/// The address of a connection that is gone; its answer reaches nobody.
+/// An address for a connection that has closed; its response is not sent.
 const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl<T: Transport> Engine<T> {
-    /// Encodes some of the response to the query that a connection waits for, as much as one slice. Returns what it cost.
+    /// Encodes one slice of the response to the query of a connection. Returns its cost.
     ///
-    /// What was published before the query is part of the response: a client that has read the response to its
-    /// publication finds the message in the history.
+    /// Messages that were published before the query are part of the response: a client that has read the response to
+    /// its publication finds the message in the history.
     pub(super) fn respond(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
         let Some(mut query) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
             return Cost::NONE;
@@ -94,11 +94,11 @@ impl<T: Transport> Engine<T> {
         cost
     }
 
-    /// Why a query that comes now is not answered, if it is not. The one place where one is refused for the sake of the
-    /// server.
+    /// Returns the error for a query that arrives now, if the server is to refuse it. The only place where a query is
+    /// refused because of the state of the server.
     fn refuse_query(&self, question: &Question) -> Option<Refusal> {
         match question {
-            // Whoever watches the server sees it until its end.
+            // Health checks and metrics are served until the end.
             Question::Metrics => None,
             Question::Ready if self.is_leaving => Some(Refusal::drain(self.limits.drain_delay_ms)),
             Question::Channels { .. } | Question::History { .. }
@@ -110,7 +110,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// The response to a query that is short, and what it cost.
+    /// The response to a short query, and its cost.
     fn respond_whole(
         &mut self,
         id: SlotId,
@@ -146,7 +146,7 @@ impl<T: Transport> Engine<T> {
         Some((response, Cost::SLICE))
     }
 
-    /// The next slice of a listing or of a page, what it took, and whether it is the last.
+    /// The next slice of a listing or of a page, its cost, and true if it is the last.
     fn slice(&mut self, query: &mut Query, now: Moment) -> (Vec<u8>, Work, bool) {
         let Query { question, progress, .. } = query;
         if !progress.has_begun() {

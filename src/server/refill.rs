@@ -1,9 +1,10 @@
-//! The last part of the deliver phase: the next slices of replays and of long answers, within a budget of the turn.
+//! The last part of the deliver phase: makes the next slices of replays and of long responses, within a budget per
+//! turn.
 //!
 //! A request of 45 bytes can ask for a listing that takes a millisecond, and thousands of clients can resume at once: a
-//! budget of bytes read bounds none of that. So what takes long is made a slice at a time, for a connection that has
-//! taken the slice before, and the connections take turns. What one turn has no time for stays on the refill list,
-//! which keeps the loop awake (`Slots::has_work`), and what is published meanwhile goes out between.
+//! budget of bytes read does not bound that. So long responses are made a slice at a time, for a connection that has
+//! taken the previous slice, and the connections take turns. Connections that exceed the budget of one turn stay on the
+//! refill list, which keeps the loop awake (`Slots::has_work`), and new messages are sent between slices.
 //!
 //! **One slice per connection**: the next one is made when the socket has taken the last.
 
@@ -17,22 +18,22 @@ use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::moment::Moment;
 
-/// What a slice costs, as an estimate of the time that it takes: a clock would be asked as often as a slice is made, and
-/// tests could not foresee a turn.
+/// The cost of a slice, as an estimate of the time that it takes: a clock would have to be read for each slice, and
+/// tests could not predict a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cost {
     nanos: u64,
 }
 
 impl Cost {
-    /// Nothing was done.
+    /// No work.
     pub(super) const NONE: Cost = Cost { nanos: 0 };
 
-    /// Any slice: its place on two lists, its allocation, and the call that writes it.
+    /// Fixed cost of a slice: its entries on two lists, its allocation, and the call that writes it.
     pub(super) const SLICE: Cost = Cost { nanos: 3_000 };
 
-    /// What was done, and the bytes that are to be written. A slice of 16 KiB of a history page takes 16 us of processor
-    /// time with its turn and its write, one of a listing 26 us, of which its 133 channels are the rest.
+    /// The cost of the work, and of the bytes that are to be written. A slice of 16 KiB of a history page takes 16 us
+    /// of processor time with its turn and its write; one of a listing 26 us, 10 of them for its 133 channels.
     pub(super) fn of(work: Work, queued: usize) -> Cost {
         let encoded = work.encoded as u64 / 2 + 100 * work.entries as u64;
         Cost { nanos: Cost::SLICE.nanos + encoded + queued as u64 / 4 }
@@ -40,8 +41,8 @@ impl Cost {
 }
 
 impl Cost {
-    /// The counters as text, 32 us, and a look at all slots for what waits in them: 14 us for 8,000. Sums that are kept up
-    /// to date would cost each write more than that saves.
+    /// The counters as text, 32 us, and a walk over all slots for the bytes in their outboxes: 14 us for 8,000. Sums
+    /// that are updated with each write would cost more than they save.
     pub(super) fn of_metrics(slots: usize) -> Cost {
         Cost { nanos: 35_000 + 2 * slots as u64 }
     }
@@ -68,7 +69,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn refill(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
-        // A flush will find it empty, and mark it again.
+        // A flush of the empty outbox marks it again.
         let can_send =
             |slot: &&Slot<T>| slot.takes_words() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
         let Some(slot) = self.slots.get(id).filter(can_send) else { return Cost::NONE };
@@ -81,7 +82,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Has the replays that wait for memory tried again, if some has been freed since one was refused.
+    /// Retries the replays that wait for memory, if some has been freed since one was refused.
     pub(super) fn wake_waiting(&mut self) {
         if self.slots.waiting_len() > 0 && self.hub.has_freed_replay_bytes() {
             self.slots.wake_waiting();

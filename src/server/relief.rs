@@ -1,12 +1,12 @@
-//! Relief of memory pressure: what is done, in order, as the process comes close to its budget.
+//! Relief of memory pressure: carries out the steps of [`super::memory`], in order.
 //!
-//! New large things are refused first, by the sessions themselves. Then the connections that hold most are closed, largest
-//! first; then history is evicted; last, new connections are refused. Each step is given the use that the
-//! one before it has left, so that history stays while debtors are there to be closed.
+//! Large requests are refused first, by the sessions themselves. Then the connections that hold most are closed,
+//! largest first; then history is evicted; last, new connections are refused. Each step works on the memory use that
+//! the previous one has left, so that history is kept while there are debtors to close.
 //!
-//! **Healthy subscribers never pay**: what a connection is charged is what it alone keeps the process from
-//! freeing (a piece of an outbox that others wait for too, or that a history keeps, in equal parts), and a connection
-//! that holds less than [`DEBT_BYTES_MIN`] is not closed, whatever the pressure.
+//! **Healthy subscribers never pay**: a connection is charged only the memory that its close would free (a piece of an
+//! outbox that others wait for too, or that a history keeps, in equal parts), and a connection that holds less than
+//! [`DEBT_BYTES_MIN`] is not closed, whatever the pressure.
 
 use std::cmp::Reverse;
 
@@ -21,12 +21,12 @@ use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::moment::Moment;
 
-/// A connection that holds less is not closed for it. A subscriber that reads holds a piece or two for the time of a write, an
-/// idle one nothing, and a request's head is up to twice that.
+/// Connections that hold less are never closed for memory. A subscriber that reads holds a piece or two for the time of
+/// a write, an idle one nothing, and a request's head is up to twice that.
 pub const DEBT_BYTES_MIN: usize = 4 << 10;
 
-/// After a look that found too little, so many milliseconds pass before the next. It takes some 10 ns a slot, and what is
-/// not there to be closed now is not there a millisecond later.
+/// Milliseconds from a search that found too little to the next. A search takes some 10 ns a slot, and debtors do not
+/// appear within a millisecond.
 const FRUITLESS_PAUSE_MS: u32 = 50;
 
 /// Messages of histories evicted in one turn, at about 100 ns each.
@@ -61,7 +61,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Closes those that hold most, largest first, until so many bytes are free; how many will be.
+    /// Closes the connections that hold most, largest first, to free a number of bytes. Returns the number that will be
+    /// freed.
     fn close_debtors(&mut self, excess: u64, now: Moment) -> u64 {
         let debts = self.slots.iter().map(|(id, slot)| (slot.debt_bytes(), id));
         let mut debtors: Vec<(usize, SlotId)> = debts.filter(|(debt, _)| *debt >= DEBT_BYTES_MIN).collect();
@@ -84,11 +85,11 @@ impl<T: Transport> Engine<T> {
     }
 }
 
-/// Returns true if a close frame or an error response would reach the peer, and leave less than what is held.
+/// Returns true if a close frame or an error response would reach the peer, and reduce the memory that is held.
 ///
-/// A close keeps the piece that is partly written, or the peer could not tell where the close frame begins; so it is only
-/// worth trying once. An HTTP client that does not take its response will not take another, and TLS keeps its buffers
-/// until the end.
+/// A close keeps the piece that is partly written, or the peer could not find the beginning of the close frame; so it
+/// is only worth trying once. An HTTP client that does not take its response will not take another, and TLS keeps its
+/// buffers until the end.
 fn can_be_told<T: Transport>(slot: &Slot<T>) -> bool {
     slot.state.listens()
         && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_open())

@@ -1,9 +1,9 @@
-//! The slab of connections, and the lists of those that need something.
+//! The slab of connections, and the lists of those with work to do.
 //!
-//! An event only marks its slot: it goes into one of the two *ready* queues when there may be something to read, and
-//! on the *dirty* list when there is something to write. The *doomed* list holds the dead. The *refill* list holds
-//! connections that have taken all that they were sent, and to which more is due: the next slice of a replay or of an
-//! answer. A slot knows which lists it is on, so it is on each of them once, however often it is marked.
+//! An event only marks its slot: it goes into one of the two *ready* queues when there may be something to read, and on
+//! the *dirty* list when there is something to write. The *doomed* list holds closed connections. The *refill* list
+//! holds connections whose outbox is empty and that are to be sent the next slice of a replay or of a response. A slot
+//! knows which lists it is on, so it is on each of them once, however often it is marked.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -67,15 +67,15 @@ impl Marks {
     const AWAITS_HEADER: u16 = 512;
     /// Its last read cost more than a sparse connection's does: its next event puts it into the second queue.
     const BUSY: u16 = 1024;
-    /// The next slice of a replay or of an answer is to be made for it.
+    /// The next slice of a replay or of a response is to be made for it.
     const REFILL: u16 = 2048;
     /// Its replay waits for the memory that the next message takes.
     const WAITS: u16 = 4096;
     /// Answers to it are in its outbox.
     const ANSWERED: u16 = 8192;
-    /// It slows down those who publish on its channels: see [`super::pressure`].
+    /// It pauses the publishers of its channels: see [`super::pressure`].
     const PRESSING: u16 = 16_384;
-    /// It has published on a channel that is pressed on.
+    /// It is a paused publisher: it has published on a channel under pressure.
     const PAUSED: u16 = 32_768;
 
     fn has(self, mark: u16) -> bool {
@@ -115,17 +115,17 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::HELD)
     }
 
-    /// Returns true if answers wait for it, which it has to take before it is read on.
+    /// Returns true if answers wait for it, which it has to take before it is read again.
     pub fn has_unsent_answers(&self) -> bool {
         self.marks.has(Marks::ANSWERED) && !self.is_flushed()
     }
 
-    /// Returns true if it slows down those who publish on its channels.
+    /// Returns true if it pauses the publishers of its channels.
     pub fn is_pressing(&self) -> bool {
         self.marks.has(Marks::PRESSING)
     }
 
-    /// Begins to press, or stops. Returns true if that is new.
+    /// Begins to press, or stops. Returns true if that is a change.
     pub(super) fn set_pressing(&mut self, is_pressing: bool) -> bool {
         let was_pressing = self.is_pressing();
         if is_pressing {
@@ -136,7 +136,7 @@ impl<T: Transport> Slot<T> {
         was_pressing != is_pressing
     }
 
-    /// Returns true if it is a publisher that waits for subscribers.
+    /// Returns true if it is a paused publisher.
     pub fn is_paused(&self) -> bool {
         self.marks.has(Marks::PAUSED)
     }
@@ -146,7 +146,7 @@ impl<T: Transport> Slot<T> {
         self.is_paused() && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
     }
 
-    /// An answer is in the outbox.
+    /// Records that an answer is in the outbox.
     pub(super) fn mark_answered(&mut self) {
         self.marks.set(Marks::ANSWERED);
     }
@@ -156,7 +156,7 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::REPLAYING)
     }
 
-    /// Does its replay wait for memory?
+    /// Returns true if its replay waits for memory.
     pub fn waits_for_memory(&self) -> bool {
         self.marks.has(Marks::WAITS)
     }
@@ -186,8 +186,8 @@ impl<T: Transport> Slot<T> {
         self.marks.has(Marks::READY)
     }
 
-    /// Is it to be sent what is published? A member is, until its close frame is queued (RFC 6455 5.5.1 forbids data
-    /// after it) or its socket has failed.
+    /// Returns true if published messages are sent to it. They are until its close frame is queued (RFC 6455 5.5.1
+    /// forbids data after it) or its socket has failed.
     pub fn takes_broadcast(&self) -> bool {
         !self.seats.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
     }
@@ -201,7 +201,7 @@ impl<T: Transport> Slot<T> {
         !self.is_withheld() && (has_news || self.transport.wants_write())
     }
 
-    /// Memory that would be freed with it: what waits for it alone, and what it has sent and not finished.
+    /// Memory that would be freed with it: its share of its outbox, and its incomplete message or request.
     pub fn debt_bytes(&self) -> usize {
         self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.held_bytes()
     }
@@ -211,7 +211,7 @@ impl<T: Transport> Slot<T> {
         engine::is_flushed(&self.outbox, &self.transport)
     }
 
-    /// Writes what the transport holds back, and what waits after it.
+    /// Writes the bytes that the transport holds back, followed by the outbox.
     pub fn flush(&mut self, pace: Pace, now: Moment) -> (usize, Left) {
         // Before there are keys the outbox is turned down, while the handshake goes on.
         if let Err(error) = self.transport.push() {
@@ -249,7 +249,7 @@ pub enum ReadyQueue {
     Requeued,
 }
 
-/// Places of the slab that are kept: 80 KiB.
+/// Entries of the slab that are never released: 80 KiB.
 const SLOTS_KEPT: usize = 1_024;
 
 /// All connections.
@@ -343,11 +343,11 @@ impl<T: Transport> Slots<T> {
         self.keys_end
     }
 
-    /// Gives memory back when most connections are gone, as far as the highest key allows that is in use; the sweep
-    /// walks no further then. New connections take the lowest keys.
+    /// Releases memory when most connections are closed, as far as the highest key in use allows; the sweep then walks
+    /// no further. New connections take the lowest keys.
     pub fn shrink_at(&mut self, now: Moment) {
         let (len, capacity) = (self.slab.len(), self.slab.capacity());
-        // When the last connection is gone the loop may sleep for long.
+        // After the last connection has closed the loop may sleep for long.
         let is_last_chance = len == 0 && capacity > SLOTS_KEPT;
         if is_last_chance || self.shrink_trigger.is_due_at(len, capacity, now) {
             self.slab.shrink_to_fit();
@@ -432,7 +432,7 @@ impl<T: Transport> Slots<T> {
         self.get_mut(id).is_some_and(|slot| slot.marks.set(Marks::PAUSED))
     }
 
-    /// Reads a publisher on, and sends what was withheld.
+    /// Resumes a publisher: it is read again, and withheld responses are sent.
     pub fn unpause(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.is_paused()
@@ -459,7 +459,7 @@ impl<T: Transport> Slots<T> {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.set(Marks::FAREWELL);
         }
-        // What it publishes from now on is not heard, and its end is to be read.
+        // Its further messages are not published, and its end of file has to be read.
         self.unpause(id);
     }
 
@@ -539,8 +539,8 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// The next slice of a replay or of an answer may be made for it. In a queue: each connection gets one slice, then the
-    /// next connection.
+    /// Queues a connection for the next slice of a replay or of a response. Each connection gets one slice, followed by
+    /// the next connection.
     pub fn mark_refill(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.clear(Marks::WAITS);
@@ -561,7 +561,7 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Its replay waits for memory.
+    /// Puts a connection on the list of replays that wait for memory.
     pub fn mark_waiting(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.marks.set(Marks::WAITS)
@@ -570,12 +570,12 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// How many entries the list of waiting replays has; some may have left.
+    /// Returns the number of entries in the list of waiting replays; some may have closed.
     pub fn waiting_len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Memory is free: the replays that wait for it are tried again, those that have waited longest first.
+    /// Retries the replays that wait for memory, those that have waited longest first.
     pub fn wake_waiting(&mut self) {
         for id in std::mem::take(&mut self.waiting) {
             if self.get(id).is_some_and(Slot::waits_for_memory) {

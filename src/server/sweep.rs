@@ -15,8 +15,8 @@ const ROUND_MS: u32 = 250;
 /// members takes. Smaller slices wake an idle server for fewer pings at a time, and a wake costs as much as one.
 const SLICE_SLOTS: usize = 16_384;
 
-/// The deadlines of a kind that are met in a turn, if it is short. A write takes some 5 us, and so what is broadcast
-/// meanwhile waits for a fraction of a millisecond, however many connections came together.
+/// The deadlines of a kind that are met in a turn, if it is short. A write takes some 5 us, so broadcasts wait for a
+/// fraction of a millisecond, however many connections were opened together.
 const DUE_PER_TURN_MIN: usize = 8;
 
 /// Where the sweep stands.
@@ -26,7 +26,7 @@ pub(super) struct Sweeper {
     /// Where the slice ends that a pause has cut short; `at` if none has.
     end: usize,
     next: Moment,
-    /// When a slice was cut short, if its rest is still to be looked at.
+    /// When a slice was cut short, if its rest is still to be checked.
     paused: Option<Moment>,
 }
 

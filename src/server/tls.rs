@@ -115,7 +115,7 @@ pub struct Secured<S> {
     is_blocked: bool,
     /// The beginning of a record, or records with the beginning of a handshake message.
     incoming: Vec<u8>,
-    /// Since when, as far as anybody has looked, that has been the beginning of the same.
+    /// Since when, as of the last check, that has been the beginning of the same record.
     record_since: Option<Moment>,
     /// What was decrypted and is yet to be taken by the reader.
     plaintext: Vec<u8>,
@@ -191,8 +191,8 @@ impl<S: Transport> Secured<S> {
 
     /// Reads the socket, and decrypts all that came.
     ///
-    /// If that says nothing to the reader, it is read once more: an end of file may have come with it, and no event
-    /// will say so again. After as much as one read takes the loop decides, since it has the budget.
+    /// If that yields no plaintext, it is read once more: an end of file may have arrived with it, and no further event
+    /// will announce it. After as much as one read takes the loop decides, since it has the budget.
     fn read(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         let mut total = 0;
         while total < READ_BYTES {

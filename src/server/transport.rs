@@ -53,13 +53,12 @@ pub trait Transport: Write {
         false
     }
 
-    /// Memory that it holds for what is incomplete or was not taken, in bytes.
+    /// Memory that it holds for incomplete records or for bytes that the peer has not taken.
     fn held_bytes(&self) -> usize {
         0
     }
 
-    /// Returns true if what it needs to make sense of the peer's bytes has been incomplete for so long. It is asked a few times
-    /// a second.
+    /// Returns true if a record has been incomplete for this long. Called a few times a second.
     fn is_record_late(&mut self, _now: Moment, _timeout_ms: u32) -> bool {
         false
     }
@@ -95,7 +94,7 @@ pub enum ReadOutcome {
         /// There may be more, and no event will say so.
         more: bool,
     },
-    /// Bytes of which none is for the reader. There may be more, or an end of file, and no event will say so.
+    /// Bytes without plaintext. There may be more, or an end of file, and no event will announce it.
     Silent,
     /// Nothing for now; an event will say when there is more.
     Blocked,

@@ -1,7 +1,7 @@
-//! Buffers of what has arrived in part: they cost what they hold.
+//! Buffers for incomplete messages and bodies, whose capacity stays close to their length.
 //!
 //! A `Vec` that is extended doubles, so that half of a message of 60 KiB took 126 KiB in its two buffers. Here a buffer
-//! grows by a quarter, and never beyond the length that was announced: at most 1.25 times of what arrived is held, and a
+//! grows by a quarter, and never beyond the announced length: it holds at most 1.25 times the bytes that arrived, and a
 //! MiB that arrives in reads of 16 KiB is copied five times in all, which is a fraction of what the kernel does.
 
 /// Appends bytes to a buffer of which `length_max` are expected in the end.

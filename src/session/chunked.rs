@@ -1,18 +1,18 @@
 //! A request body in chunked transfer coding (RFC 9112 7.1), decoded as it arrives.
 //!
-//! Many clients send nothing else: they do not know a body's length when they begin. The grammar is taken to the
-//! letter, since a proxy in front that reads a chunk's size in another way sees another request begin (request
-//! smuggling): sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and its line
-//! end. Chunk extensions and trailers are read past and bounded.
+//! Many clients send nothing else: they do not know a body's length when they begin. The grammar is applied strictly,
+//! since a proxy in front that parses a chunk's size differently would see another request begin (request smuggling):
+//! sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and its line end. Chunk
+//! extensions and trailers are read past and bounded.
 
 use super::buffer;
 use crate::config::Limits;
 
-/// Where in the coding the last byte was.
+/// The parser's position in the coding.
 #[derive(Debug)]
 pub(super) struct ChunkDecoder {
     stage: Stage,
-    /// What the chunk at hand has yet to bring.
+    /// Bytes that the current chunk has yet to deliver.
     left: usize,
     /// Bytes of all chunk extensions and trailers.
     extra_bytes: usize,
@@ -20,23 +20,23 @@ pub(super) struct ChunkDecoder {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// In a size, after so many digits.
+    /// In a size, after this many digits.
     Size {
         digits: u8,
     },
     Extension,
-    /// The CR of a size line was there.
+    /// After the CR of a size line.
     SizeEnd,
     Data,
-    /// All of a chunk's data were there.
+    /// After a chunk's data.
     DataEnd,
-    /// The CR after a chunk's data was there.
+    /// After the CR that follows a chunk's data.
     DataLineEnd,
-    /// In the trailer section; `is_empty`: no byte of the line at hand was there.
+    /// In the trailer section; `is_empty`: no byte of the current line has arrived.
     Trailer {
         is_empty: bool,
     },
-    /// The CR of a trailer line was there.
+    /// After the CR of a trailer line.
     TrailerEnd {
         is_empty: bool,
     },
@@ -117,7 +117,7 @@ impl ChunkDecoder {
     fn add_digit(&mut self, digit: u8, received: usize, limits: &Limits) -> Result<(), BadChunk> {
         let value = (digit as char).to_digit(16).unwrap_or(0) as usize;
         let size = self.left.checked_mul(16).map(|size| size + value);
-        // As soon as it can be: nobody waits for the data of a chunk that is too long.
+        // As early as possible: the data of a chunk that is too long are not waited for.
         let room = limits.body_bytes_max.saturating_sub(received);
         self.left = size.filter(|&size| size <= room).ok_or(BadChunk::TooBig)?;
         Ok(())

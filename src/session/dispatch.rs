@@ -63,7 +63,7 @@ fn dispatch(request: &Request<'_>, rest: &[u8], owed: u32, desk: &mut Desk<'_>) 
     let has_body = !matches!(request.body, Length::Unsaid | Length::Bytes(0));
     let route = match routes::find(request.path, &desk.site.assets) {
         Ok(route) => route,
-        // What asks about the whole server, as health checks of load balancers do (HAProxy: `option httpchk`).
+        // `OPTIONS *` is about the whole server; health checks of load balancers send it (HAProxy: `option httpchk`).
         Err(_) if request.method == "OPTIONS" && matches!(request.path, "*" | "/") && !has_body => {
             return preflight(request, "GET, HEAD, POST, DELETE, OPTIONS", manner, rest, owed, desk);
         }
@@ -293,8 +293,8 @@ fn stream_events(
     owed: u32,
     desk: &mut Desk<'_>,
 ) -> Outcome {
-    // A browser that reconnects sends the cursor that it has reached by itself, and a polyfill in the query; both
-    // are newer than the one in the URL that the page made. What it has not is an empty text.
+    // A browser that reconnects sends the cursor that it has reached by itself, and a polyfill in the query; both are
+    // newer than the one in the URL that the page made. A polyfill without a cursor sends an empty text.
     let cursor = match request.fields.one("last-event-id") {
         Ok(None | Some(b"")) => Ok(query.last_event_id.or(query.since)),
         Ok(Some(id)) => Since::parse(id).map(Some).map_err(|_| ()),
@@ -322,7 +322,7 @@ fn stream_events(
     Outcome::Become(State::Streaming(Box::new(Streaming { guest, heartbeat: Heartbeat::heard(desk), form })))
 }
 
-/// Is this a refusal for a time, of what an EventSource asks for?
+/// Returns true if this is a temporary error (429, 503) for a request of an EventSource.
 fn is_tried_again(request: &Request<'_>, refusal: &Refusal) -> bool {
     let is_stream = |one: &[u8]| {
         let essence = one.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii();
@@ -331,8 +331,8 @@ fn is_tried_again(request: &Request<'_>, refusal: &Refusal) -> bool {
     matches!(refusal.status(), 429 | 503) && request.fields.list("accept").any(is_stream)
 }
 
-/// Refuses an EventSource for a time. It stops for ever at any status but 200, so it gets a stream that says when to
-/// come back, and ends.
+/// Refuses an EventSource temporarily. It stops for ever at any status but 200, so it gets a stream that sets the time
+/// to reconnect, and ends.
 fn end_stream(
     request: &Request<'_>,
     refusal: &Refusal,
@@ -454,7 +454,7 @@ fn take_order(
     Body::begin(order, framing, owed, desk).serve(rest, desk)
 }
 
-/// What is taken in under memory pressure, though it is not complete: as much as a request's head is.
+/// Maximum bytes of an incomplete message or body that is accepted under memory pressure: as much as a request's head.
 pub const SMALL_BYTES: usize = 4 << 10;
 
 /// What a body of this media type is published as.

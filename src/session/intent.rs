@@ -110,7 +110,7 @@ pub enum Receipt {
 }
 
 impl Receipt {
-    /// For whom a trusted proxy sent it.
+    /// The client for which a trusted proxy sent it.
     pub fn client(&self) -> Option<IpAddr> {
         match self {
             Receipt::None | Receipt::Ack { .. } => None,
@@ -118,7 +118,7 @@ impl Receipt {
         }
     }
 
-    /// What names the message across retries.
+    /// The message's idempotency key.
     pub fn key(&self) -> Option<&str> {
         match self {
             Receipt::None => None,
@@ -149,7 +149,7 @@ pub enum Question {
     Ticket {
         /// The rights.
         grant: Rc<Grant>,
-        /// For whom a trusted proxy sent the request.
+        /// The client for which a trusted proxy sent the request.
         client: Option<IpAddr>,
     },
     /// One channel.

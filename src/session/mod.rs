@@ -136,7 +136,7 @@ pub enum Due {
     Doom(Reason),
 }
 
-/// How a client reconnects that the server has closed.
+/// How a client reconnects after the server has closed its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnects {
     /// When the close frame says (`retry_ms`): `oyez.v1`.
@@ -180,13 +180,13 @@ pub struct Desk<'a> {
     pub now: Moment,
     /// Spreads the pings of connections that came at once; any number that differs between slots.
     pub phase: u32,
-    /// The process is close to its memory budget, and takes nothing in that is large and not complete.
+    /// The process is close to its memory budget, and accepts no large message or body that is not complete.
     pub is_memory_short: bool,
     /// What waits to be written.
     pub outbox: &'a mut Outbox,
     /// What it wants from the server.
     pub intents: &'a mut Vec<Intent>,
-    /// Cost of what was received, in addition to its bytes, in bytes of the turn's budget.
+    /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
     pub cost: usize,
 }
 
@@ -206,12 +206,12 @@ impl State {
         }
     }
 
-    /// Is it an open WebSocket?
+    /// Returns true if it is an open WebSocket.
     pub fn is_open(&self) -> bool {
         matches!(self, State::Open(_))
     }
 
-    /// Memory that it takes for what has arrived in part, in bytes.
+    /// Memory that it takes for an incomplete message or request, in bytes.
     pub fn held_bytes(&self) -> usize {
         match self {
             State::Head(head) => head.held_bytes(),
@@ -227,11 +227,10 @@ impl State {
         !matches!(self, State::Draining(_) | State::Dead(_))
     }
 
-    /// Is it read? A client of HTTP has to take its answers before it is asked for more: what a connection
-    /// can make the server hold is bounded by that, and its own kernel holds the rest. So has a client of a WebSocket;
-    /// but what is published may wait for it, since a client that sends and listens need not wait for its own silence.
-    /// `is_flushed` says that its socket has taken all that there was, `is_paused` that answers wait, or that it has to
-    /// wait for subscribers.
+    /// Returns true if it is to be read. A client, of HTTP or a WebSocket, has to take its answers before it is read
+    /// again: that bounds the memory of a connection, and its own kernel buffers the rest. Published messages that wait
+    /// for a WebSocket do not stop its reads. `is_flushed` says that its socket has taken all that there was,
+    /// `is_paused` that answers wait, or that it has to wait for subscribers.
     pub fn takes_input(&self, is_flushed: bool, is_paused: bool) -> bool {
         match self {
             State::Head(_) | State::Body(_) => is_flushed && !is_paused,
@@ -279,8 +278,8 @@ impl State {
         }
     }
 
-    /// The end of the connection is the end of the response, as HTTP/1.0 has no other for one of unknown length
-    /// (RFC 9112 6.3).
+    /// The end of the connection is the end of the response: HTTP/1.0 has no other end for one of unknown length (RFC
+    /// 9112 6.3).
     pub fn close_after_response(&mut self) {
         if let State::Responding(responding) = self {
             responding.close_after(Reason::Served);
@@ -384,8 +383,8 @@ impl State {
             {
                 *self = Draining::begin(reason, Closing::Flushing, limits, now);
             }
-            // Within a response there is no room for another. A drain lets it be completed; what else ends the
-            // connection leaves it without its last chunk, and the client sees that it was cut (RFC 9112 8).
+            // An error response cannot follow within a response. A drain lets it be completed; any other close leaves
+            // it without its last chunk, and the client sees that it is incomplete (RFC 9112 8).
             State::Responding(responding) if responding.has_begun() => {
                 if !matches!(reason, Reason::Drain { .. }) {
                     desk.outbox.drop_unbegun();
@@ -415,8 +414,8 @@ impl State {
                     last.extend_from_slice(&streaming.form.piece(|out| wire::append_retry(out, retry_ms)));
                 }
                 if reason == Reason::Slow {
-                    // It would never get that far behind what it does not read, and what it misses makes the end a
-                    // cut: the body stays without its last chunk.
+                    // A slow client would not receive it after the queue that it does not read, and it misses events:
+                    // so the body stays without its last chunk, which means that it is incomplete.
                     desk.outbox.drop_unbegun();
                 } else if streaming.form.is_chunked() {
                     last.extend_from_slice(LAST_CHUNK);
@@ -467,7 +466,7 @@ impl State {
         }
     }
 
-    /// When a message that has begun has to be complete.
+    /// The deadline of an incomplete message.
     fn message_deadline(&self) -> Option<Moment> {
         match self {
             State::Open(open) => open.message_deadline(),
@@ -496,12 +495,12 @@ impl State {
         State::Dead(Box::new(Ended { reason, grant: None }))
     }
 
-    /// Ends it, wherever it stands.
+    /// Ends the connection, in any state.
     pub fn end(&mut self, reason: Reason) {
         self.become_next(State::dead(reason));
     }
 
-    /// Whose connection it is stays known until its end is logged.
+    /// Its rights are kept until its end is logged.
     fn become_next(&mut self, next: State) {
         let grant = match self {
             State::Draining(draining) => draining.grant.take(),
@@ -525,7 +524,7 @@ impl State {
         self.guest()?.grant()?.sub.as_deref()
     }
 
-    /// Returns true if the deadline that has come only asks for a ping, or for a comment in an event stream.
+    /// Returns true if the expired deadline only asks for a ping, or for a comment in an event stream.
     pub fn is_ping_due(&self, now: Moment) -> bool {
         let is_due = match self {
             State::Open(open) => {
@@ -550,7 +549,8 @@ impl State {
         if !self.deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
             return Due::Nothing;
         }
-        // The rest may be there, and not have been read; but a client that always has something unread is not waited for.
+        // The rest may have arrived and not been read; but a client that always has something unread gets only a
+        // limited extension.
         let patience_ms = if unread { UNREAD_MESSAGE_MS } else { 0 };
         if self.message_deadline().is_some_and(|deadline| deadline.after(patience_ms).has_come(desk.now)) {
             self.close(Reason::MessageTimeout, desk);
@@ -606,7 +606,7 @@ impl State {
     }
 }
 
-/// How long a message may be late whose rest may be among what has not been read: longer than any turn.
+/// The extension for a message whose rest may have arrived and not been read: longer than any turn.
 const UNREAD_MESSAGE_MS: u32 = 1_000;
 
 /// What a client of HTTP hears when its connection is closed.
@@ -616,7 +616,7 @@ fn farewell(reason: Reason, limits: &Limits) -> Refusal {
         Reason::BodyTimeout => Refusal::body_too_late(limits),
         Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
         Reason::RateLimited { retry_ms } => Refusal::rate_limited(retry_ms),
-        // Of those who speak HTTP, only a debtor is closed as slow.
+        // Of HTTP clients, only debtors are closed as slow.
         Reason::LowMemory | Reason::Slow => Refusal::low_memory(),
         Reason::TooManyConnections => Refusal::too_many_connections(TOO_MANY_RETRY_MS),
         _ => Refusal::no_room(),

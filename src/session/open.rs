@@ -72,12 +72,12 @@ impl Open {
         walker_of(self.more.take().and_then(|more| more.unfinished))
     }
 
-    /// When the message that has begun has to be complete.
+    /// The deadline of the incomplete message.
     pub(super) fn message_deadline(&self) -> Option<Moment> {
         Some(self.unfinished()?.deadline())
     }
 
-    /// Memory that the message takes that has begun.
+    /// Memory of the incomplete message.
     pub(super) fn held_bytes(&self) -> usize {
         self.unfinished().map_or(0, Unfinished::held_bytes)
     }
@@ -127,7 +127,7 @@ impl Open {
             (Heard::Open, Some(reason)) => Some(begin_close(reason, walker, desk)),
             (Heard::Open, None) => {
                 // Each ping has its pong (RFC 6455 5.5.2), in one order with the other answers. A peer that does not
-                // take them is not read on, so no more of them wait than one turn reads pings.
+                // take them is not read again, so no more of them wait than one turn reads pings.
                 if !replies.is_empty() {
                     desk.intents.push(Intent::Say(replies));
                 }

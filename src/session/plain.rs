@@ -65,7 +65,7 @@ pub struct Body {
 /// Where a body ends.
 #[derive(Debug)]
 pub(super) enum Framing {
-    /// After so many bytes.
+    /// After this many bytes.
     Length(usize),
     /// After its last chunk.
     Chunked(ChunkDecoder),
@@ -252,7 +252,7 @@ impl Body {
         self.received.capacity()
     }
 
-    /// Takes what has arrived. Returns how many bytes of `input` belong to the body, once it is whole.
+    /// Takes received bytes. Returns how many bytes of `input` belong to the body, once it is complete.
     fn take(&mut self, input: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
         match &mut self.framing {
             Framing::Length(length) => {
@@ -273,7 +273,7 @@ impl Body {
         }
     }
 
-    /// Takes what has arrived with the head, and publishes if that is all.
+    /// Takes the bytes that arrived with the head, and publishes if the body is complete.
     pub(super) fn serve(mut self, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
         match self.take(rest, desk.limits) {
             Ok(None) => Outcome::Become(State::Body(Box::new(self))),
@@ -282,7 +282,7 @@ impl Body {
         }
     }
 
-    /// The body is whole, with the last `consumed` bytes of what has arrived.
+    /// The body is complete. `consumed` bytes of the input belong to it.
     fn complete(&mut self, consumed: usize, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
         let order = Order {
             channel: self.order.channel.clone(),
@@ -363,7 +363,7 @@ impl Responding {
         self.query.as_ref().is_some_and(|query| query.progress.has_begun())
     }
 
-    /// The connection ends when all is answered.
+    /// The connection ends after the last response.
     pub(super) fn close_after(&mut self, reason: Reason) {
         self.rest = Vec::new();
         self.then = match self.then {

@@ -1,4 +1,4 @@
-//! A query to the server, and how far its response is.
+//! A query to the server, and the progress of its response.
 //!
 //! Most responses are short and whole. A listing or a history page may be long, and is encoded and sent in slices
 //! (chunks in HTTP/1.1): the connection waits in `Responding` meanwhile and is not read, and holds one slice.
@@ -10,18 +10,18 @@ use crate::hub::page::Page;
 /// A query whose response is not complete.
 #[derive(Debug)]
 pub struct Query {
-    /// What the client asks for.
+    /// The requested resource.
     pub question: Question,
     /// How the response is framed.
     pub manner: Manner,
-    /// How far the response is.
+    /// The progress of the response.
     pub progress: Progress,
 }
 
-/// How far a response is.
+/// The progress of a response.
 #[derive(Debug)]
 pub enum Progress {
-    /// Nothing of it is sent: it may yet be another one.
+    /// Nothing is sent yet: it may still become an error response.
     Pending,
     /// The head of a listing is sent, and its first slices.
     Listing(Listing),
@@ -36,8 +36,8 @@ impl Progress {
     }
 }
 
-/// How far a listing of channels is. Its cursor is a name: channels come and go between slices, and those that stay are
-/// listed once.
+/// The progress of a listing of channels. Its cursor is a name: channels come and go between slices, and those that
+/// stay are listed once.
 #[derive(Debug)]
 pub struct Listing {
     /// The last channel that was looked at.

@@ -84,9 +84,9 @@ impl Manner {
 
     /// The head of an event stream, which is the last response on its connection.
     ///
-    /// In HTTP/1.1 its body is chunked, so that a client can tell an end from a cut, and one that reads by chunks
-    /// gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the connection
-    /// (RFC 9112 6.3), and the head says so.
+    /// In HTTP/1.1 its body is chunked, so that a client can distinguish its end from a lost connection, and one that
+    /// reads by chunks gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the
+    /// connection (RFC 9112 6.3), and the head says so.
     ///
     /// `no-transform` (RFC 9111 5.2.2.6) keeps intermediaries from compressing it, which holds events back until
     /// a block of the compressor is full (`compression` of Express); `X-Accel-Buffering` keeps nginx from
@@ -184,7 +184,7 @@ impl Refusal {
             .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
-    /// 429: the client holds as much of something as it may.
+    /// 429: the client has used up its share of a resource.
     pub fn too_many(code: &'static str, message: &str, retry_ms: u32) -> Refusal {
         Refusal::new(429, code, message).with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }

@@ -127,7 +127,7 @@ pub struct Query {
     pub last_event_id: Option<Since>,
     /// Does it want to hear its own messages? 1 by default.
     pub echo: bool,
-    /// Is the data of an event the envelope of `oyez.v1`?
+    /// True if the data of each event is to be the envelope of `oyez.v1`.
     pub envelope: bool,
     /// So many at most.
     pub limit: Option<usize>,

@@ -17,7 +17,7 @@ pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &mut Desk<
         OriginVerdict::Absent | OriginVerdict::SameHost => Ok(()),
         OriginVerdict::Allowed | OriginVerdict::AnyPage => {
             let origin = request.fields.one("origin").ok().flatten();
-            // What no browser sends is repeated to nobody.
+            // Only an origin that a browser can send is repeated in a response.
             let is_printable =
                 |origin: &&str| !origin.is_empty() && origin.bytes().all(|byte| byte.is_ascii_graphic());
             let origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).filter(is_printable);
@@ -59,7 +59,8 @@ pub(super) fn forbidden_origin() -> Refusal {
     Refusal::new(403, "forbidden_origin", message)
 }
 
-/// The page itself learns nothing: its browser shows close code 1006, or that the fetch failed.
+/// Logs a refused origin, since the page cannot learn the reason: its browser shows close code 1006, or that the fetch
+/// failed.
 pub(super) fn warn_of_origin(request: &Request<'_>, desk: &mut Desk<'_>) {
     let sent = shown(request.fields.all("origin").next().unwrap_or_default());
     let why = match request.fields.one("origin") {
@@ -72,7 +73,7 @@ pub(super) fn warn_of_origin(request: &Request<'_>, desk: &mut Desk<'_>) {
     warn(request, &format!("origin={sent}"), &why, desk);
 }
 
-/// Its name is not one of this machine's.
+/// Logs a refused host, which is not a name of this machine.
 pub(super) fn warn_of_host(request: &Request<'_>, desk: &mut Desk<'_>) {
     let why = "this server is open to its own machine only, by the name localhost or its address: \
                --anonymous or a key lets it answer to other names";
@@ -100,7 +101,7 @@ fn shown(bytes: &[u8]) -> String {
     }
 }
 
-/// The longest list of header fields that is mirrored in a preflight's answer.
+/// The longest list of header fields that is mirrored in the response to a preflight request.
 const HEADERS_BYTES_MAX: usize = 1024;
 
 /// The fields that a page wants to send, if it may: they are mirrored, since a list of our own would have to know what
@@ -115,7 +116,7 @@ fn requested_headers<'a>(request: &Request<'a>) -> &'a str {
     }
 }
 
-/// What this server looks at.
+/// The fields that this server reads.
 const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
 
 pub(super) fn preflight(

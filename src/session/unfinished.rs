@@ -1,9 +1,9 @@
-//! A WebSocket message of which not all has arrived.
+//! An incomplete WebSocket message.
 //!
-//! It costs what has arrived of its payload, once, and lives in a box that only a connection in the middle of a message
-//! has. tungstenite would keep it twice, in a read buffer that holds the frame and in the message that it gathers from
-//! fragments, and neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without
-//! a payload take nothing. The rules of framing are the [`Walker`]'s; control frames are still tungstenite's, whole.
+//! It holds the received part of the payload once, in a box that exists only while a message is incomplete. tungstenite
+//! would hold it twice, in a read buffer with the frame and in the message that it assembles from fragments, and
+//! neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without a payload take
+//! nothing. The rules of framing are the [`Walker`]'s; control frames are still tungstenite's, whole.
 
 use std::mem;
 
@@ -21,29 +21,30 @@ use crate::wire::Kind;
 #[derive(Debug)]
 pub struct Unfinished {
     walker: Walker,
-    /// Of the message; known with its first frame.
+    /// The opcode of the message; known with its first frame.
     is_text: bool,
-    /// What has arrived of the message, unmasked.
+    /// The received part of the payload, unmasked.
     payload: Vec<u8>,
-    /// So much of a text is known to be UTF-8; what follows is the beginning of a character.
+    /// This many bytes of a text are valid UTF-8; the rest is the beginning of a character.
     checked: usize,
-    /// What has arrived of a control frame's payload, unmasked. It may stand between fragments (RFC 6455 5.4).
+    /// The received part of a control frame's payload, unmasked. Control frames may be sent between fragments (RFC 6455
+    /// 5.4).
     control: Vec<u8>,
     until: Moment,
 }
 
-/// How far a message has come.
+/// The progress of a message.
 pub(super) enum Completion {
-    /// All input is taken, and more is to come.
+    /// All input is taken, and the message is not complete.
     Incomplete,
     /// The bytes taken end on a message boundary.
     Complete,
-    /// The conversation is over.
+    /// The connection is to close.
     Ended(Heard),
 }
 
 impl Unfinished {
-    /// A message that begins, and has to be complete at some time.
+    /// A message that begins, with its deadline.
     pub(super) fn new(until: Moment) -> Unfinished {
         Unfinished {
             walker: Walker::new(),
@@ -55,12 +56,12 @@ impl Unfinished {
         }
     }
 
-    /// When it has to be complete.
+    /// The deadline of the message.
     pub(super) fn deadline(&self) -> Moment {
         self.until
     }
 
-    /// Memory that it takes, beside its box.
+    /// Memory that it takes, in addition to its box.
     pub(super) fn held_bytes(&self) -> usize {
         self.payload.capacity() + self.control.capacity()
     }
@@ -70,7 +71,7 @@ impl Unfinished {
         self.walker.take_frames()
     }
 
-    /// Where its bytes stand, for a close.
+    /// The position between frames, for a close.
     pub(super) fn into_walker(self) -> Walker {
         self.walker
     }
@@ -117,7 +118,7 @@ impl Unfinished {
     ) -> Heard {
         let length = self.payload.len() + bytes.len();
         let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
-        // The walker sees to each frame by itself.
+        // The walker checks each frame separately.
         if length_max > limits.message_bytes_max {
             return Heard::Broken(too_big(limits));
         }

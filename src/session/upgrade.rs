@@ -35,7 +35,7 @@ pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), 
             .with("Sec-WebSocket-Version", "13")
     };
     let fields = request.fields;
-    // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0, which is what nginx passes on unless told otherwise.
+    // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0, which nginx passes on unless configured otherwise.
     if request.minor_version == 0 && fields.lists("upgrade", "websocket") {
         return Err(upgrade_required(
             "a WebSocket takes HTTP/1.1, and this request came in HTTP/1.0: a proxy in front has to pass it as 1.1 \

@@ -82,7 +82,7 @@ impl Walker {
         (self.close_code_length == 2).then(|| u16::from_be_bytes(self.close_code))
     }
 
-    /// Has a message begun whose last fragment has not ended?
+    /// Returns true if a message is incomplete: its last fragment has not ended.
     pub(super) fn is_in_message(&self) -> bool {
         self.in_message
     }
@@ -92,7 +92,7 @@ impl Walker {
         self.follow(input, message_bytes_max, |_, _| {})
     }
 
-    /// What of `input` is whole messages, up to a close frame or a frame that breaks a rule.
+    /// Returns the complete messages at the beginning of `input`, up to a close frame or a frame that breaks a rule.
     pub(super) fn whole_messages(input: &[u8], message_bytes_max: usize) -> WholeMessages {
         let mut walker = Walker::new();
         let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
@@ -128,7 +128,7 @@ impl Walker {
         (at, Halt::EndOfInput)
     }
 
-    /// Follows one frame, as far as it is in `input`; how many bytes that is.
+    /// Follows one frame, as far as it is in `input`. Returns the number of its bytes.
     pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, Step) {
         let mut at = 0;
         let mut begins = false;
@@ -180,14 +180,14 @@ pub(super) struct WholeMessages {
     pub(super) close_code: Option<u16>,
 }
 
-/// What one step has found.
+/// The result of one step.
 #[derive(Debug)]
 pub(super) enum Step {
     /// The header is not complete.
     Header,
     /// A part of a payload, at the end of the bytes that were taken.
     Part(Part),
-    /// The frame breaks a rule, after so many bytes of its header.
+    /// The frame breaks a rule, after this many bytes of its header.
     Bad { halt: Halt, header_bytes: usize },
 }
 

@@ -36,8 +36,8 @@ const READ_BUFFER_BYTES: usize = 4096;
 /// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`. Also returns the
 /// number of frames that were completed, empty and control frames included.
 ///
-/// What arrives whole is given to tungstenite as it lies. What does not is kept as an `Unfinished` message, which
-/// is dropped when the bytes end on a message boundary: **asleep between messages**.
+/// Messages that arrive complete are passed to tungstenite without a copy. An incomplete one is kept as an `Unfinished`
+/// message, which is dropped when the bytes end on a message boundary: **asleep between messages**.
 pub fn receive(
     unfinished: &mut Option<Box<Unfinished>>,
     mut input: &[u8],
@@ -99,7 +99,7 @@ pub(super) fn receive_whole(
                     return Heard::PeerClosed;
                 }
                 _ => {
-                    // Says `ConnectionClosed`: the reply is in the port.
+                    // The result is `ConnectionClosed`: the reply is in the port.
                     let _ = context.flush(&mut port);
                     return Heard::PeerClosed;
                 }
@@ -113,8 +113,8 @@ pub(super) fn receive_whole(
 /// 1014 in IANA's registry of close codes: a gateway got an invalid response.
 const BAD_GATEWAY: u16 = 1014;
 
-/// May a peer send this status code? RFC 6455 7.4.1 reserves 1004, 1005, 1006 and 1015 and forbids the last three on
-/// the wire; 1012 to 1014 are in IANA's registry; 7.4.2 gives 3000 to 4999 to libraries and applications.
+/// Returns true if a peer may send this status code. RFC 6455 7.4.1 reserves 1004, 1005, 1006 and 1015 and forbids the
+/// last three on the wire; 1012 to 1014 are in IANA's registry; 7.4.2 gives 3000 to 4999 to libraries and applications.
 fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
@@ -141,14 +141,14 @@ pub(super) fn too_big(limits: &Limits) -> Reason {
     Reason::TooBig { message_bytes_max: limits.message_bytes_max.try_into().unwrap_or(u32::MAX) }
 }
 
-/// What tungstenite takes for its socket: all that has arrived it has already.
+/// The socket that tungstenite sees: a buffer with the received bytes.
 struct Port<'a> {
     replies: &'a mut Vec<u8>,
 }
 
 impl Read for Port<'_> {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        // 0 would mean the end of the connection; it is only the end of what has come so far.
+        // 0 would mean the end of the connection; this is only the end of the received bytes.
         Err(io::ErrorKind::WouldBlock.into())
     }
 }

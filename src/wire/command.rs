@@ -113,7 +113,7 @@ struct Fields<'a> {
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A field that is there and `null` is not the same as none: alone, `null` is a value to publish.
+/// A `null` field differs from an absent one: `data` alone with `null` publishes the value null.
 fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -126,8 +126,8 @@ struct Reference<'a> {
     reference: Option<&'a RawValue>,
 }
 
-/// Reads one request. A field that is `null` is absent, since programs write all fields that a type of theirs has;
-/// only `data` beside no other payload is then JSON's null.
+/// Reads one request. A field that is `null` is absent, since programs write all fields that a type of theirs has; only
+/// `data` without another payload is then JSON's null.
 pub fn parse(text: &str) -> Request<'_> {
     // A syntax error's own words repeat what was sent.
     let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {

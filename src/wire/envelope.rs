@@ -42,9 +42,9 @@ pub fn append_head(out: &mut Vec<u8>, message: &Message<'_>) {
     });
 }
 
-/// Appends a part of a payload as it stands in an envelope: from the byte `from` on, until the payload ends or
-/// about `bytes_max` bytes are appended (one part of `PART_BYTES_MIN` more at most). Returns where the next
-/// part begins. The parts together are the same bytes, wherever they are cut.
+/// Appends a part of a payload in the encoding of an envelope: from the byte `from` on, until the payload ends or about
+/// `bytes_max` bytes are appended (one part of `PART_BYTES_MIN` more at most). Returns where the next part begins. The
+/// parts together are the same bytes, wherever they are cut.
 pub fn append_payload(out: &mut Vec<u8>, kind: Kind, payload: &[u8], from: usize, bytes_max: usize) -> usize {
     let full = out.len().saturating_add(bytes_max);
     let mut at = from;
@@ -130,7 +130,7 @@ impl Formatter for Unquoted {
     }
 }
 
-/// Appends UTF-8 as it stands in a JSON string. What is not UTF-8 was refused at ingress.
+/// Appends UTF-8 text, escaped for a JSON string. Text that is not UTF-8 was rejected at ingress.
 fn append_escaped(out: &mut Vec<u8>, text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let _ = text.serialize(&mut Serializer::with_formatter(out, Unquoted));

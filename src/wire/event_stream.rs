@@ -22,7 +22,7 @@ pub(super) fn append_event(out: &mut Vec<u8>, message: &Message<'_>) {
     out.push(b'\n');
 }
 
-/// Appends `id:`, and the envelope of `oyez.v1` as data: channel, number, sender and user beside the payload.
+/// Appends `id:`, and the envelope of `oyez.v1` as data: channel, number, sender, user and payload.
 pub(super) fn append_envelope_event(out: &mut Vec<u8>, message: &Message<'_>) {
     let _ = writeln!(out, "id: {}", message.id);
     if message.kind == Kind::Data {
@@ -94,8 +94,8 @@ pub fn append_comment(out: &mut Vec<u8>) {
     out.extend_from_slice(b":\n\n");
 }
 
-/// How long a browser waits before it reconnects, in milliseconds: what Chromium takes by itself. A browser keeps
-/// the last value for life, so every stream begins with this one.
+/// How long a browser waits before it reconnects, in milliseconds: Chromium's own default. A browser keeps the last
+/// value for life, so every stream begins with this one.
 pub const RETRY_MS: u32 = 3_000;
 
 /// The shortest wait, in milliseconds. Browsers take the value literally: with 0 one was seen to reconnect 360

@@ -78,7 +78,7 @@ impl Form {
         }
     }
 
-    /// Returns true if the form stands in chunked transfer coding.
+    /// Returns true if the form uses chunked transfer coding.
     pub fn is_chunked(self) -> bool {
         matches!(self, Form::Event | Form::EnvelopeEvent)
     }
@@ -88,12 +88,12 @@ impl Form {
         self as usize
     }
 
-    /// A buffer for what [`Form::finish`] makes whole.
+    /// A buffer for [`Form::finish`], with room for a header.
     pub fn begin(self, capacity: usize) -> Vec<u8> {
         if self.is_chunked() { chunk::begin(capacity) } else { Vec::with_capacity(capacity) }
     }
 
-    /// What was appended to a buffer of [`Form::begin`], framed as a piece that may stand between any two others.
+    /// Completes a buffer of [`Form::begin`] as a piece that is framed separately from those before and after it.
     pub fn finish(self, out: Vec<u8>) -> Bytes {
         if self.is_chunked() { chunk::finish(out) } else { out.into() }
     }
@@ -115,7 +115,7 @@ pub struct Message<'a> {
     pub id: MessageId,
     /// Its number within its channel, from 1.
     pub number: u64,
-    /// Who sent it.
+    /// Its publisher.
     pub sender: &'a Sender,
     /// What its payload is.
     pub kind: Kind,
@@ -157,7 +157,7 @@ impl Message<'_> {
             out.shrink_to(out.len() + 2);
             return form.finish(out);
         }
-        // The header is as long as the text makes it, and stands before it.
+        // The length of the header depends on that of the text, which follows it.
         let mut out = vec![0; FRAME_HEADER_BYTES_MAX];
         append_envelope(&mut out, self);
         let mut header = Vec::with_capacity(FRAME_HEADER_BYTES_MAX);

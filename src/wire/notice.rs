@@ -13,13 +13,14 @@ use crate::ids::{Gap, MessageId};
 pub enum Notice<'a> {
     /// First of all: a cursor before any message.
     Hello {
-        /// From where a client that is cut now has to come back; `None` for a client that may not subscribe.
+        /// The cursor from which a client that is disconnected now has to resume; `None` for a client that may not
+        /// subscribe.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<Id>,
         /// Who the client is to others.
         client: String,
-        /// Where the server looks for the client's idempotency keys. If it is another than before, the keys of earlier
-        /// publishes are not found: the process or the publisher is another.
+        /// Identifies the memory of the client's idempotency keys. If it differs from that of the last connection, the
+        /// keys of earlier publishes are not found: the process or the publisher is another.
         run: String,
         /// How often the client should let itself be heard, in milliseconds; 0: it need not.
         ping_ms: u32,
@@ -103,7 +104,7 @@ impl Notice<'_> {
         frame
     }
 
-    /// Appends the frame that says it.
+    /// Appends its frame.
     pub fn append_frame(&self, out: &mut Vec<u8>) {
         // Strings and numbers only: nothing in it can fail.
         let text = serde_json::to_vec(self).unwrap_or_default();

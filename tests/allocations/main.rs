@@ -45,7 +45,7 @@ fn frames_that_are_received_allocate_nothing() {
         pid: None,
     };
     let (mut deliveries, mut allocated) = (0, AllocationInfo::default());
-    // A run on a slow machine is repeated for twice as long, until there are enough deliveries to tell.
+    // A run on a slow machine is repeated for twice as long, until there are enough deliveries.
     for seconds in [1, 2, 4, 8, 16, 32, 64] {
         allocated = allocation_counter::measure(|| {
             let found = load::run(plan(seconds), None, |standing| deliveries = standing.deliveries).unwrap();

@@ -208,7 +208,7 @@ fn event_source_reconnects_with_its_ticket_after_a_cut() {
     };
     let mut first = open();
     assert!(first.event().starts_with("id: "));
-    // The server cannot know of a cut yet: the browser is told to come back.
+    // The server cannot know of a lost connection yet: the browser is asked to reconnect.
     let mut early = open();
     assert_eq!(early.event_or_end(), None);
     assert!(early.stream_is_whole());

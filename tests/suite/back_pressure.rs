@@ -33,7 +33,7 @@ fn message(number: usize) -> String {
     format!("{number:>9000}")
 }
 
-/// What was heard, as numbers.
+/// The received messages, as numbers.
 fn numbers(rig: &mut Rig, id: SlotId) -> Vec<usize> {
     rig.texts(id).iter().map(|text| text.trim().parse().unwrap()).collect()
 }
@@ -52,7 +52,7 @@ fn publish_command(channel: &str, number: usize) -> Vec<u8> {
     frames::masked(TEXT, command.as_bytes())
 }
 
-/// A subscriber that takes nothing and presses on `main`, after so many messages.
+/// A subscriber that takes nothing and presses on `main`, after this many messages.
 fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
     let slow = rig.join("/ws?echo=0");
     rig.unstick(slow, Mood::Stuck);
@@ -275,7 +275,7 @@ fn many_slow_subscribers_do_not_stop_a_channel_one_after_another() {
     assert!(waited_ms < 4_500, "{waited_ms} ms for 12 messages");
 }
 
-/// Without an end to it, so much was read of this publisher that every subscriber was seconds behind.
+/// Without a limit, so much was read of this publisher that every subscriber was seconds late.
 #[test]
 fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
     const SUBSCRIBERS: usize = 50;

@@ -496,7 +496,7 @@ fn run_that_measures(name: &str) -> (Child, PathBuf, String) {
     let mut child = command.args(["--payload", "64", "--json"]).arg(&path).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("oyez: measuring: ")));
-    // Nobody waits for the rest, and nobody is held up by it.
+    // No client waits for the rest, and none is delayed by it.
     thread::spawn(move || lines.for_each(drop));
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
     (child, path, children.trim().to_owned())
@@ -513,7 +513,7 @@ fn a_run_that_is_interrupted_reports_what_was_measured_until_then() {
     assert!(stdout.contains("\nINTERRUPTED ") && stdout.contains("\nlatency "), "{stdout}");
     let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(report["interrupted"], true);
-    // What was in flight has arrived: the server is not of the group that was interrupted.
+    // Messages in flight have arrived: the server is not in the process group that was interrupted.
     assert_eq!(report["traffic"]["lost"], 0, "{stdout}");
     assert_eq!(report["unexpected_closes"], Value::Array(Vec::new()), "{stdout}");
     assert!(report["traffic"]["seconds"].as_f64().unwrap() < 60.0);
@@ -525,7 +525,7 @@ fn a_run_that_is_interrupted_reports_what_was_measured_until_then() {
 fn a_second_signal_ends_a_run_without_a_report() {
     let (mut child, path, server) = run_that_measures("twice.json");
     assert!(Command::new("kill").args(["-STOP", &server]).status().unwrap().success());
-    // The first one waits for what is in flight; one that comes too early to be the second is that one again.
+    // The first signal waits for messages in flight; one that arrives too early to be the second counts as the first.
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < PATIENCE);
@@ -572,7 +572,7 @@ fn files_that_cannot_be_written_are_refused_before_the_run() {
             "{said}"
         );
     }
-    // A run that is refused for another reason leaves no empty file, and what is there as it is.
+    // A run that is refused for another reason leaves no empty file, and existing files unchanged.
     let mut command = oyez(&["bench", "idle", "--connections=9000000", "--report"]);
     let output = command.arg(&new).arg("--json").arg(&kept).output().unwrap();
     assert!(output.status.code() == Some(2) && !new.exists(), "{output:?}");
@@ -584,7 +584,7 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// Waits until the process is gone, or only its parent has yet to hear of it.
+/// Waits until the process has ended, or is a zombie.
 fn ends(pid: &str) {
     let start = Instant::now();
     let is_there = || {

@@ -58,7 +58,7 @@ fn next_line(stream: &mut impl BufRead) -> String {
 }
 
 impl Subscriber {
-    /// Closes what it prints to, and waits for its end.
+    /// Closes its standard output, and waits for its end.
     fn loses_its_reader(&mut self) {
         drop(self.child.stdout.take());
         let start = Instant::now();
@@ -100,7 +100,7 @@ fn a_message_goes_from_one_terminal_to_the_other() {
 
 #[test]
 fn a_hundred_thousand_lines_arrive() {
-    // The member may fall behind by all of it: this is about the publisher.
+    // The member may lag by all of it: this test is about the publisher.
     let server = Server::start(&["--outbox-bytes-max=64MiB"]);
     let mut member = server.join("/ws/x");
     let lines: String = (0..100_000).map(|line| format!("{line}\n")).collect();
@@ -290,7 +290,7 @@ fn a_publisher_at_a_terminal_hears_what_became_of_its_message() {
     assert!(terminal.start(oyez(&["pub", "x", "hi", "--url", &url])).wait().unwrap().success());
     terminal.shows("oyez: published as ");
     terminal.shows(" to 1 subscriber\r\n");
-    // What is not a terminal gets nothing.
+    // A pipe or a file gets nothing.
     let output = publish(&server, &["x", "hi"], b"");
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     let mut command = oyez(&["pub", "x", "--url", &url]);
@@ -337,7 +337,7 @@ fn a_subscriber_of_a_quiet_channel_ends_with_its_reader() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["quiet"]);
     subscriber.loses_its_reader();
-    // And while there is no server.
+    // While the server is down, too.
     let mut subscriber = subscribe(&server, &["quiet"]);
     drop(server);
     assert!(next_line(&mut subscriber.stderr).contains("trying again"));
@@ -414,7 +414,7 @@ fn a_server_that_sends_away_is_not_stormed() {
         .lines()
         .filter_map(|line| line.split("trying again in ").nth(1)?.split(' ').next()?.parse().ok())
         .collect();
-    // The first comes back as it was told; the others make a pause of their own, up to 0.4, 0.8 and 1.6 s.
+    // The first reconnects after `retry_ms`; the others after random pauses of up to 0.4, 0.8 and 1.6 s.
     assert!(pauses.len() >= 4 && pauses[0] == 0 && pauses[1..4].iter().sum::<u64>() > 0, "{text}");
     assert!(!text.contains('\x1b'), "{text}");
 }

@@ -79,7 +79,7 @@ fn narrow() -> Limits {
     Limits { read_bytes_per_slot: 1_024, read_bytes_per_turn: 8_192, ..Limits::default() }
 }
 
-/// So many connections, each on a channel of its own.
+/// This many connections, each on a separate channel.
 fn join_many(rig: &mut Rig, count: usize) -> Vec<SlotId> {
     let ids: Vec<SlotId> = (0..count).map(|_| rig.connect(Mood::Kind)).collect();
     for (place, &id) in ids.iter().enumerate() {

@@ -167,7 +167,7 @@ fn deadlines_that_come_together_are_met_over_several_turns() {
     assert_ne!(rig.engine.next_sweep(rig.now), Some(rig.now), "and then there is peace");
 }
 
-/// A flood may make every turn take 45 ms: then so many deadlines are met in each as are due for that time. There are as
+/// A flood may make every turn take 45 ms: then each handles as many deadlines as are due in that time. There are as
 /// many pings a second here as 14,000 subscribers have with the default interval.
 #[test]
 fn deadlines_in_turns_of_45_ms_are_met_in_time() {

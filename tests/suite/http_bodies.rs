@@ -283,7 +283,7 @@ fn large_bodies_in_pieces() {
     assert_eq!(last(&server, post(PATH, "", "").replace("Length: 0", "Length: 1048577")).status, 413);
 }
 
-/// A text for a channel in chunks of so many bytes.
+/// A text for a channel in chunks of this many bytes.
 fn in_chunks(channel: &str, text: &str, size: usize) -> String {
     let chunks = text
         .as_bytes()

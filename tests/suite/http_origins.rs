@@ -128,7 +128,7 @@ fn preflights() {
         let answer = client.ask(request("OPTIONS", path, foreign));
         assert_eq!((answer.status, answer.field(ALLOW)), (400, None), "{path}");
     }
-    // What libraries and tracing add is not known here, and is mirrored; what is no list of fields is not.
+    // Fields that libraries and tracing add are mirrored; a value that is not a list of fields is not.
     for (asked, answered) in [
         ("authorization,content-type,x-request-id", "authorization,content-type,x-request-id"),
         ("traceparent, baggage", "traceparent, baggage"),

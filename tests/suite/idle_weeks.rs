@@ -15,7 +15,7 @@ use crate::support::rig::{Mood, Rig};
 
 const DAY_MS: u32 = 24 * 60 * 60 * 1_000;
 
-/// Between half of the clock's span and all of it, what is old looks as if it were to come.
+/// Between half of the clock's span and all of it, an old time looks like one in the future.
 const DAYS: [u32; 4] = [1, 26, 40, 49];
 
 /// Lets days pass, with no event but the engine's own deadlines.

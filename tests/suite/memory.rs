@@ -24,7 +24,7 @@ fn rig() -> Rig {
     Rig::new(Limits { memory_bytes_max: BUDGET, ..Limits::default() })
 }
 
-/// A message of so many bytes, of which the last is missing.
+/// A message of this many bytes, of which the last is missing.
 fn half_message(length: usize) -> Vec<u8> {
     let mut frame = frames::masked(BINARY, &vec![b'x'; length]);
     frame.pop();
@@ -37,7 +37,7 @@ fn half_body(channel: &str, length: usize) -> String {
     request
 }
 
-/// A subscriber of a channel of its own that has stopped reading, with so many messages of 50 KB waiting.
+/// A subscriber of a separate channel that has stopped reading, with this many messages of 50 KB waiting.
 fn debtor(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
     let (id, publisher) = (rig.join(&format!("/ws/{channel}")), rig.join(&format!("/ws/{channel}?echo=0")));
     rig.pipe(id).mood = Mood::Stuck;
@@ -50,7 +50,7 @@ fn debtor(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
     id
 }
 
-/// Without history, so that what waits is a subscriber's alone.
+/// Without history, so that waiting messages are held by a subscriber alone.
 fn rig_without_history() -> Rig {
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
     Rig::new(Limits { memory_bytes_max: BUDGET, publish_pause_ms: 0, history, ..Limits::default() })
@@ -76,7 +76,7 @@ fn large_unfinished_message_under_pressure_is_closed_1013() {
     rig.settle();
     let got = rig.frames(large);
     assert_eq!(got.last().unwrap().close_code(), (1013, "low_memory".into()));
-    // What is small, whole, or was begun before, is published.
+    // Messages that are small, complete, or were begun before, are published.
     rig.send(small, b"x");
     rig.send(early, b"x");
     rig.settle();
@@ -219,7 +219,7 @@ fn history_is_evicted_after_debtors_and_from_the_oldest_of_the_largest() {
     assert!(left >= half - 60_000 && left <= half, "{before} {left}");
     assert_eq!(rig.engine.hub.standing("small").messages, 20);
     assert_eq!(rig.engine.metrics.memory_evicted, 10);
-    // What is kept is the newest.
+    // The newest messages are kept.
     let floor = rig.engine.hub.standing("large").floor;
     assert!(floor > rig.engine.hub.head().seq / 3);
 }
@@ -454,7 +454,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
     let name = "n".repeat(200);
     let mut subscribers = Vec::new();
     let mut answer = None;
-    // Each of 128 subscriptions takes some 700 bytes, and nobody owes anything.
+    // Each of 128 subscriptions takes some 700 bytes, and no connection is a debtor.
     for client in 0..200 {
         let mut one = Client::new(healthy.server.connect());
         let offer = "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n";

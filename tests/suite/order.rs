@@ -16,7 +16,7 @@ const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
 /// A connection, and what the model says of it.
 struct Client {
     id: SlotId,
-    /// Its channels, and whether it hears its own messages there.
+    /// Its channels, and whether it receives its own messages there.
     channels: Vec<(&'static str, bool)>,
     expected: Vec<String>,
 }
@@ -33,8 +33,8 @@ fn seq(value: &Value) -> u64 {
     value["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap()
 }
 
-/// What a connection has received but acknowledgements, as the model writes it. No cursor that it was told is ahead of a
-/// message that it was sent later.
+/// What a connection has received but acknowledgements, as the model writes it. No cursor in a notice is ahead of a
+/// message that was sent later.
 fn received(rig: &mut Rig, id: SlotId) -> Vec<String> {
     let mut cursor = 0;
     let mut got = Vec::new();
@@ -118,7 +118,7 @@ fn commands_of_one_turn_are_heard_in_their_order() {
     }
 }
 
-/// The first place where two lists differ, and what is there.
+/// The first index at which two lists differ, and the items there.
 fn difference<'a>(got: &'a [String], expected: &'a [String]) -> (usize, Option<&'a str>, Option<&'a str>) {
     let place = got.iter().zip(expected).take_while(|(one, two)| one == two).count();
     let at = |list: &'a [String]| list.get(place).map(|text| &text[..text.len().min(30)]);
@@ -205,8 +205,8 @@ fn subscriptions_between_messages_leave_them_one_piece() {
     }
 }
 
-/// A subscriber that could not take a batch goes on from the history: from where it subscribed within the batch, and after
-/// what it was sent ahead of the others.
+/// A subscriber that could not take a batch goes on from the history: from where it subscribed within the batch, and
+/// after the messages that it was sent ahead of the others.
 #[test]
 fn subscriber_that_falls_behind_within_a_batch_gets_each_message_once() {
     let limits = Limits { on_slow: OnSlow::Skip, outbox_bytes_max: 70_000, ..Limits::default() };

@@ -1,5 +1,5 @@
-//! What a command does when nobody can read what it writes: each is run with standard output or standard error on a
-//! pipe whose reader is gone, or on a full disk, and ends with the status that it would have had anyway.
+//! Commands whose output cannot be written: each is run with standard output or standard error on a pipe whose reader
+//! is gone, or on a full disk, and ends with the status that it would have had anyway.
 
 use std::fs::OpenOptions;
 use std::net::{TcpListener, TcpStream};
@@ -61,7 +61,7 @@ fn a_command_whose_stdout_has_no_reader_ends_quietly_and_a_full_disk_is_an_error
         (&["--version"], 0, 1),
         (&token, 0, 1),
         (&bench, 0, 1),
-        // What is asserted counts, read or not.
+        // Assertions count, even if the output is not read.
         (&failing, 1, 1),
     ] {
         let output = oyez(arguments).stdout(gone()).output().unwrap();

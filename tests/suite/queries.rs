@@ -296,7 +296,7 @@ fn pages_of_a_large_message_that_are_not_read_take_little_memory() {
             client
         })
         .collect();
-    // Each has begun: the first byte of its response has come.
+    // Each has begun: the first byte of its response has arrived.
     for client in &clients {
         client.stream.peek(&mut [0]).unwrap();
     }

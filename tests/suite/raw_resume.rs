@@ -1,5 +1,5 @@
-//! Raw WebSockets that ask for what was published before they came (`?since=`), driven turn by turn. The engine checks
-//! its invariants after each turn.
+//! Raw WebSockets that request earlier messages (`?since=`), driven turn by turn. The engine checks its invariants
+//! after each turn.
 
 use std::rc::Rc;
 

@@ -129,7 +129,7 @@ fn answers_and_messages_keep_their_order() {
         })
         .collect();
     let expected = ["ack", "subscribed", "ack", "1", "2", "unsubscribed", "ack", "ack", "pong", "3"];
-    // A message is handed out at the latest before what comes after it in the channel's order.
+    // A message is fanned out before the next event in the channel's order, at the latest.
     let places = |what: &str| got.iter().position(|one| one == what).unwrap();
     assert_eq!(got.len(), expected.len(), "{got:?}");
     assert!(places("1") < places("2") && places("2") < places("unsubscribed"), "{got:?}");
@@ -184,15 +184,15 @@ fn paused_client_that_takes_nothing_is_slow_and_not_silent() {
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
 
-/// The pong is behind what the server does not read, so its deadline does not run, also when it took bytes again only
-/// in the last write before it would have been judged.
+/// The pong follows data that the server does not read, so its deadline does not run, also when it took bytes again
+/// only in the last write before it would have been judged.
 #[test]
 fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = join(&mut rig, "/ws");
     rig.unstick(id, Mood::Stuck);
-    // 53 KiB of answers to what one turn reads.
+    // 53 KiB of answers to the commands that one turn reads.
     rig.send(id, &frames::masked(TEXT, br#"{"type":"ping"}"#).repeat(4_096));
     rig.settle();
     rig.send(id, &frames::masked(PONG, b""));
@@ -214,7 +214,7 @@ fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
     assert!(rig.frames(id).iter().all(|frame| frame.opcode != CLOSE), "closed after {seconds} s");
 }
 
-/// Empty frames are no commands: each of 6 bytes is answered with an error of more than 100.
+/// Empty frames are not commands: each of 6 bytes is answered with an error of more than 100.
 #[test]
 fn one_client_that_is_answered_much_and_reads_all_of_it_is_bounded() {
     let mut rig = Rig::new(Limits::default());

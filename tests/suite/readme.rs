@@ -119,7 +119,7 @@ impl Drop for Running {
     }
 }
 
-/// The line with what is of this machine and this test in place of what is printed.
+/// The line, with paths and addresses replaced by those of this test.
 fn fit(line: &str, port: u16, server: Option<u32>) -> String {
     let pid = server.map_or(String::new(), |pid| pid.to_string());
     let mut line = line.to_owned();
@@ -181,7 +181,7 @@ fn run_block(workshop: &Workshop, language: &str, text: &str) {
         for printed in text.lines().filter(|line| !NOT_HERE.iter().any(|other| line.starts_with(other))) {
             let line = fit(printed, port, server);
             let mut command = workshop.command("bash", port);
-            // Of what goes on, the shell is to be the command itself.
+            // A command that keeps running replaces the shell.
             let goes_on = ["oyez serve", "oyez sub", "curl -N"].iter().any(|start| line.starts_with(start));
             command.args([
                 "-o",

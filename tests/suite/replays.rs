@@ -44,7 +44,7 @@ fn connect(rig: &mut Rig, request: &str, mood: Mood) -> SlotId {
     id
 }
 
-/// Reads on, and returns how many bytes have come.
+/// Reads again, and returns the number of received bytes.
 fn unstick(rig: &mut Rig, id: SlotId) -> usize {
     rig.unstick(id, Mood::Kind);
     rig.engine.slots.mark_writable(id);
@@ -247,7 +247,7 @@ fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
     assert_eq!(rig.texts(id), ["y"]);
 }
 
-/// The most memory that the server takes above what it took before, until all subscribers are there.
+/// The peak of the server's additional memory until all subscribers are live.
 fn growth(server: &Server, requests: &[(String, usize)], subscribers: usize) -> u64 {
     let before = server.resident_bytes();
     let mut most = 0;

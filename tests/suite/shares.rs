@@ -1,5 +1,5 @@
-//! Shares: one connection, person or address cannot take what is for all. Driven turn by turn; a share that was used up
-//! comes back when what was taken ends.
+//! Shares: one connection, person or address cannot use up a common resource. Driven turn by turn; a share that was
+//! used up comes back when what was taken ends.
 
 use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;

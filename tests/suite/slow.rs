@@ -171,7 +171,7 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
     let server = Server::start(&[
         "--outbox-bytes-max=512KiB",
         "--body-bytes-max=64KiB",
-        // What it gets after the others are served, it reads late.
+        // It reads its messages late, after the others are served.
         "--close-timeout-ms=600000",
         "--drain-seconds=600",
     ]);

@@ -658,7 +658,7 @@ fn epoch_of_new_log_differs_from_earlier_ones_whatever_the_clock_says() {
         drop(opened);
         await_unlocked(&folder.file());
     }
-    // Logs without a file, and in new files, under a clock that begins anew.
+    // Logs without a file, and in new files, under a clock that starts again.
     for _ in 0..1_000 {
         epochs.push(store::new_epoch());
     }

@@ -219,7 +219,7 @@ fn files_that_are_no_good_are_one_clear_line() {
     check(&certificate, &identity.file("nowhere"), &["--tls-key", "nowhere", "No such file"]);
     check(&key, &key, &["--tls-cert", "no certificate in it"]);
     check(&certificate, &certificate, &["--tls-key", "no private key in it"]);
-    // What an editor, another program or an old one writes is named as what it is.
+    // Files in formats that editors and other programs write are named as such in the error.
     let read = |path: &Path| std::fs::read(path).unwrap();
     let wrong = identity.file("wrong");
     let marked = [&b"\xef\xbb\xbf"[..], &read(&certificate)].concat();

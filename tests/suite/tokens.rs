@@ -259,7 +259,7 @@ fn the_header_cannot_bring_a_key_or_ask_for_more() {
     assert_eq!(judge(&token), Err(TokenFault::Malformed));
 }
 
-/// RFC 9864 2.2: `Ed25519` is `EdDSA` with its curve named. Both names stand for the same signature.
+/// RFC 9864 2.2: `Ed25519` is `EdDSA` with its curve named. Both names are of the same signature.
 #[test]
 fn ed25519_is_another_name_of_eddsa() {
     let private = EncodingKey::from_ed_der(&der_of_private(key_files::ED25519));

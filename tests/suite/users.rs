@@ -1,5 +1,5 @@
-//! Who speaks: a token's `sub` and `info` reach subscribers with each message of its bearer, as the server's word, on
-//! every way in and out. One server with keys, tokens made by hand, and the messages compared whole.
+//! Users: a token's `sub` and `info` reach subscribers with each message of its bearer, as vouched for by the server,
+//! on every transport. One server with keys, tokens made by hand, and the messages compared whole.
 
 use oyez::access::token::{INFO_BYTES_MAX, NewClaims};
 use serde_json::{Value, json};

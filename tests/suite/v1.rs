@@ -617,7 +617,7 @@ fn a_key_is_known_for_its_five_minutes() {
     assert!(again.0 != first.0 && again.1 != first.1, "{again:?}");
 }
 
-/// A phone that leaves the Wi-Fi: its keys are not found there, so it must not repeat what it sent before.
+/// A phone that leaves the Wi-Fi: its keys are not found there, so it must not repeat its messages.
 #[test]
 fn run_of_hello_changes_with_the_network_of_an_anonymous_client() {
     let mut rig = Rig::new(Limits::default());

@@ -88,10 +88,10 @@ fn hear(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Message> {
     std::iter::from_fn(|| context.read(&mut port).ok()).collect()
 }
 
-/// Messages, replies, and what became of the conversation.
+/// Messages, replies, and the end of the conversation.
 type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, Heard);
 
-/// The messages of a session that arrives in such pieces, and what is replied.
+/// The messages of a session that arrives in these pieces, and the replies.
 fn receive(pieces: &[&[u8]]) -> Outcome {
     let limits = Limits { message_bytes_max: 1 << 17, ..Limits::default() };
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);

@@ -81,7 +81,7 @@ pub struct Store {
     next_round_ms: u64,
     /// The oldest change of the round that is being written was there at this time.
     oldest_ms: u64,
-    /// The same for the changes that have come since it began.
+    /// The same for the changes since it began.
     waiting_since_ms: Option<u64>,
     is_late: bool,
 }
@@ -187,8 +187,8 @@ impl Store {
         }
     }
 
-    /// What is older than the interval and not on the disk would be lost by a kill: that is said, once until the disk has
-    /// caught up.
+    /// Messages that are older than the interval and not on the disk would be lost by a kill: that is logged once,
+    /// until the disk has caught up.
     fn warn_if_late(&mut self, metrics: &mut Metrics, now_ms: u64) {
         let writing_since_ms = (self.round != Round::Idle).then_some(self.oldest_ms);
         let oldest_ms = writing_since_ms.or(self.waiting_since_ms);

@@ -60,7 +60,7 @@ pub(super) fn start(
     thread::Builder::new().name("history-file".into()).spawn(move || writer.run(&orders, &reports))
 }
 
-/// Which file it is, whatever it is called: device and inode.
+/// The identity of the file, whatever its name: device and inode.
 pub(super) type Identity = (u64, u64);
 
 /// Which file has that name now.
@@ -68,10 +68,10 @@ pub(super) fn identity(path: &Path) -> io::Result<Identity> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Why nothing is written any more.
+/// Why the file is no longer written.
 enum Failure {
     Database(redb::Error),
-    /// The name is gone, or is that of another file.
+    /// The file was removed, or its name is now that of another file.
     Replaced,
 }
 
@@ -126,7 +126,7 @@ impl Writer {
         if syncs {
             self.unsynced = 0;
         }
-        // What was written to a file without a name is lost when it is closed, and no write fails for that.
+        // Data in a file without a name are lost when it is closed, and no write fails because of that.
         let file = fs::metadata(&self.path).map_err(|_| Failure::Replaced)?;
         if (file.dev(), file.ino()) != self.identity {
             return Err(Failure::Replaced);

@@ -198,7 +198,7 @@ impl Piped for Pipe {
 pub struct Rig<T = Pipe> {
     pub engine: Engine<T>,
     pub now: Moment,
-    /// What the process holds, as the engine is told.
+    /// The bytes in use that the engine is given.
     pub used_bytes: u64,
     enter: Box<dyn FnMut(Pipe) -> T>,
     reaped: Vec<(SlotId, Pipe)>,

@@ -14,7 +14,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::process::PATIENCE;
 
-/// A terminal, and what has been written to it.
+/// A pseudo-terminal, and its output.
 pub struct Terminal {
     screen: Arc<Mutex<Vec<u8>>>,
     inside: OwnedFd,
@@ -52,7 +52,7 @@ impl Terminal {
         self.inside.try_clone().unwrap()
     }
 
-    /// What has been written so far; lines end in CR LF.
+    /// The output so far; lines end in CR LF.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
     }
