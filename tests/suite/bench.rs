@@ -600,7 +600,10 @@ fn ends(pid: &str) {
 #[test]
 fn a_run_that_is_interrupted_takes_its_server_along() {
     for name in ["-TERM", "-INT", "-HUP"] {
-        let (mut child, server) = run_with_a_server(oyez(&[]));
+        // The tests may run under nohup themselves, and a signal that is ignored stays so in children.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(env!("CARGO_BIN_EXE_oyez"));
+        let (mut child, server) = run_with_a_server(command);
         signal(&child, name);
         assert_eq!(child.wait().unwrap().code(), Some(1), "{name}");
         ends(&server);
