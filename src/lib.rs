@@ -10,12 +10,13 @@
 //! | --- | --- |
 //! | wait | one poll, until the next deadline, or not at all when work was left over |
 //! | note | an event only *marks* its slot; nothing is done here |
+//! | relieve | compares the memory in use with the budget; close to it, closes debtors and evicts history |
 //! | accept | takes waiting sockets, up to a budget |
 //! | drive | reads every ready slot up to a budget, runs its session, gathers intents |
-//! | deliver | applies the intents to the hub; frames land in outboxes |
-//! | flush | one write for each dirty slot, however many frames were queued |
-//! | sweep | looks at a slice of the slab for deadlines that have come |
-//! | reap | the only place where a slot dies and its key is freed |
+//! | deliver | applies the intents to the hub; frames are queued in outboxes. At its end, *refill* makes the next slices of replays, listings and history pages, up to a budget |
+//! | flush | one write for each dirty slot, however many frames were queued; at its end, *pressure* pauses and releases publishers |
+//! | sweep | checks a slice of the slab for expired deadlines |
+//! | reap | the only place where a slot is freed and its key becomes available again |
 //!
 //! # Half an hour of reading
 //!
@@ -24,32 +25,40 @@
 //!    queues it, `flush` writes it.
 //! 3. [`session`]: the states of one connection, and what each does with bytes, an end of file, a
 //!    deadline.
-//! 4. [`session::walker`] and [`session::websocket`]: how a connection that is in the middle of nothing
-//!    comes to own no memory.
-//! 5. [`hub`]: channels, the turn's batch, and what is kept; [`hub::outbox`]: what waits for one socket.
+//! 4. [`session::walker`] and [`session::websocket`]: how a connection between messages comes to own no memory;
+//!    `session::unfinished` holds a message that has arrived in part.
+//! 5. [`hub`]: channels, the turn's batch, and history; [`hub::outbox`]: the queue of one socket, [`hub::replay`] and
+//!    [`hub::page`]: long responses in slices, [`hub::merge`]: one order over several channels.
 //! 6. [`server::slots`] and [`server::listener`]: generations, lists, and what happens when there is no
 //!    room.
+//! 7. [`server::memory`] and [`server::relief`]: the memory budget, and the steps close to it. `server::pressure`: slow
+//!    subscribers and fast publishers. `server::drain`: the end, with reconnects spread.
 //!
 //! # Contracts
 //!
 //! Each is named where it is kept:
 //!
-//! - **Drain or requeue**: events come once. A slot leaves `drive` blocked or back on the ready list.
+//! - **Drain or requeue**: events come once. A slot leaves `drive` blocked or back on one of the two ready queues.
 //! - **One writer**: tungstenite never sees the socket; all that goes out goes through the outbox.
 //! - **Encode once**: a message is framed once, whatever the number of members.
+//! - **Reads depend on writes**: a connection whose answers wait is not read, so one turn's reads bound its answers.
+//! - **One slice per connection**: of a replay or a long response, the next slice is made when the last one is taken.
 //! - **Asleep between messages**: an idle open slot owns no heap memory.
 //! - **One funeral**: anything may doom a slot, only `reap` frees it, and keys carry a generation.
 //! - **No loss unannounced**: a member gets every message of its channel, in order and once, or is told
 //!   what it missed, or is closed with a code that says why. `--on-slow skip` is the operator's choice
 //!   against it for raw WebSockets, which cannot be told; it is counted.
-//! - **A limit on everything**, each with a flag, a unit, a default and a test.
+//! - **Healthy subscribers never pay**: under memory pressure the connections that hold most are closed, and none that
+//!   holds less than 4 KiB.
+//! - **A limit on everything**, per connection and in total, each with a flag, a unit, a default and a test.
 //!
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
 //! clock. From the top: `cli`; [`load`], the load generator behind `oyez bench`, a second and smaller loop,
 //! and [`console`], the bytes of the web page; `server`; `session`; `hub`; `wire` and `access`; `metrics`;
-//! and the words `close`, `config`, `ids`, `moment`.
+//! and the words `close`, `config`, `ids`, `moment`. The allocator, whose count the memory budget needs, belongs to
+//! the binary: `src/main.rs` and `src/allocator.rs`.
 //!
 //! # Absent on purpose
 //!

@@ -71,7 +71,7 @@ impl fmt::Display for FileForm {
                 "it is PKCS#12 and not PEM: `openssl pkcs12 -in FILE -nokeys -out CERT` and `openssl pkcs12 -in FILE -nocerts -nodes -out KEY`"
             }
             FileForm::Encrypted => {
-                "the private key is encrypted, and nobody is there to type its passphrase: `openssl pkey -in FILE -out NEW` takes it off"
+                "the private key is encrypted, and the server cannot ask for its passphrase: `openssl pkey -in FILE -out NEW` removes it"
             }
             FileForm::OpenSsh => {
                 "it is a key of OpenSSH's own form: `ssh-keygen -p -m PKCS8 -f FILE` changes it in its place"

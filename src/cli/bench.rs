@@ -201,7 +201,7 @@ impl Common {
         let report = &run.report;
         if report.interrupted {
             return Err(Failure::Failed(
-                "interrupted: the report is of what was measured until then".to_owned(),
+                "interrupted: the report has the figures measured until then".to_owned(),
             ));
         }
         if report.connections.opened == 0 {

@@ -335,7 +335,7 @@ impl Serve {
                 Some(limit) => {
                     (limit.bytes / 2, format!("half of {} bytes in {}", limit.bytes, limit.source))
                 }
-                None => (0, "the system does not tell how much memory there is".to_owned()),
+                None => (0, "the system does not report the size of its memory".to_owned()),
             },
         };
         limits.memory_bytes_max = bytes_max;

@@ -13,7 +13,7 @@ impl fmt::Display for Text<'_> {
         let report = self.0;
         line(f, &report.setup.scenario, &setup(report))?;
         if report.interrupted {
-            line(f, "INTERRUPTED", "the figures are of what was measured until then")?;
+            line(f, "INTERRUPTED", "the figures are those measured until then")?;
         }
         connections(f, "connections", &report.connections)?;
         if let Some(guests) = &report.guests {

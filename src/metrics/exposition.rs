@@ -161,7 +161,7 @@ impl Collector for Snapshot {
         )?;
         page.counter(
             "oyez_log_lines_suppressed",
-            "Log lines of closed connections that were left out",
+            "Suppressed log lines of closed connections",
             metrics.log_lines_suppressed,
         )?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
@@ -178,16 +178,16 @@ impl Collector for Snapshot {
         )?;
         page.gauge(
             "oyez_publishers_paused",
-            "Publishers that are not read on while subscribers of their channel catch up",
+            "Publishers that are paused while subscribers of their channel catch up",
             levels.publishers_paused as u64,
         )?;
         page.counter(
             "oyez_publish_pauses",
-            "Times that a publisher was paused for subscribers to catch up",
+            "Pauses of publishers for subscribers to catch up",
             metrics.publish_pauses,
         )?;
         page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
-        page.gauge("oyez_tickets", "One-time tickets that are out", levels.tickets as u64)?;
+        page.gauge("oyez_tickets", "Valid one-time tickets", levels.tickets as u64)?;
         page.gauge(
             "oyez_removed_channels",
             "Removed channels whose names are remembered",
@@ -211,12 +211,12 @@ impl Collector for Snapshot {
         )?;
         page.gauge(
             "oyez_memory_max_bytes",
-            "Memory budget (--memory-max); 0 is none",
+            "Memory budget (--memory-max); 0: no budget",
             levels.memory_max_bytes,
         )?;
         page.gauge(
             "oyez_memory_used_bytes",
-            "Bytes that the allocator has handed out, which count against the memory budget",
+            "Bytes in use by the allocator's count, which count against the memory budget",
             levels.memory_used_bytes,
         )?;
         let steps = MemoryStep::ALL.into_iter().map(MemoryStep::word).zip(metrics.memory_pressure);
@@ -228,7 +228,7 @@ impl Collector for Snapshot {
         )?;
         page.counter(
             "oyez_memory_debtors_closed",
-            "Connections closed under memory pressure for what they held",
+            "Connections closed under memory pressure, since they held most",
             metrics.memory_debtors_closed,
         )?;
         page.counter(

@@ -1,17 +1,32 @@
-//! The loop.
+//! The event loop.
 //!
 //! A turn is a list of phases, and their order is the design:
 //!
-//! - **wait** first, since all else was done in the turn before;
-//! - **note** only marks, so that a batch of events is taken in whole before anything is done about it,
-//!   and an event for a slot that dies in this turn finds nobody;
-//! - **relieve** before what takes memory, with a fresh count of what is held, and before **flush**, which sends the closes;
-//! - **accept** before **drive**, so that newcomers are in the slab before their first bytes' event;
-//! - **drive** reads and gathers intents, and **deliver** applies them, so that all that was said in a
-//!   turn becomes one batch for each channel (a crowd's are applied in parts, and handed out together);
-//! - **flush** after all that, so that each slot gets one write, however much was queued;
-//! - **sweep** after **drive**, so that nobody is called silent whose bytes have just been read;
-//! - **reap** last, so that a key is not given out again while an id of this turn is still around.
+//! - **wait** first, since all other work was done in the turn before;
+//! - **note** only marks, so that a batch of events is read completely before any of them is handled, and an event for
+//!   a slot that is closed in this turn finds no slot;
+//! - **relieve** before the phases that allocate, with a fresh count of the memory in use, and before **flush**, which
+//!   sends its closes;
+//! - **accept** before **drive**, so that new connections are in the slab before the event of their first bytes;
+//! - **drive** reads and gathers intents, and **deliver** applies them, so that all messages of a turn become one batch
+//!   for each channel (the intents of many clients are applied in parts, and fanned out together). Its last part,
+//!   `refill`, makes the next slices of replays, listings and history pages, after the new messages;
+//! - **flush** after all that, so that each slot gets one write, however many frames are queued. It knows which
+//!   subscribers are behind, so `pressure` pauses and releases their publishers there;
+//! - **sweep** after **drive**, so that no client is closed as silent whose bytes have just been read;
+//! - **reap** last, so that a key is not used again while an id of this turn is still in use.
+//!
+//! # Modules
+//!
+//! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `sweep` the deadlines.
+//! - `deliver` applies intents: `members` subscriptions and replays, `publishing` messages, `questions` and `answers`
+//!   queries, `refill` the slices of long responses.
+//! - `outbound` gathers the answers to one connection, `pressure` is back pressure on publishers.
+//! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
+//! - `admission` admits connections or refuses them, `drain` closes all of them, `upkeep` sweeps the tables of clients,
+//!   `log_limit` bounds the log lines of closed connections.
+//! - [`listener`] accepts, [`transport`] is a socket, [`entrance`], [`tls`] and `certificate` are TLS over one.
+//! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
 mod answers;
@@ -92,7 +107,7 @@ pub struct Server<E: Entrance> {
     store: Option<Store>,
     connections_max: usize,
     clock: Clock,
-    /// When the process' memory was last counted.
+    /// When the memory in use was last counted.
     counted_at: Option<Moment>,
     stage: Stage,
 }
@@ -194,7 +209,7 @@ impl Clock {
     }
 }
 
-/// The time on the wall, and 1970 for a clock that stands before it.
+/// The wall-clock time, and 1970 for a clock that is set to an earlier time.
 fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -265,8 +280,8 @@ impl<E: Entrance> Server<E> {
         &self.engine.metrics
     }
 
-    /// Serves until a signal ends it. `keys` reads the keys anew, at each SIGHUP; `allocated_bytes` counts what is
-    /// compared with the memory budget.
+    /// Serves until a signal ends it. `keys` reads the key files again, at each SIGHUP; `allocated_bytes` returns the
+    /// bytes in use, which are compared with the memory budget.
     ///
     /// # Errors
     /// The poll failed; nothing can be served without it.
@@ -376,9 +391,7 @@ impl<E: Entrance> Server<E> {
         let certificate = self.entrance.reload(UnixTime::now());
         let verifier = keys();
         if matches!((&certificate, &verifier), (Ok(false), Ok(None))) {
-            info!(
-                "SIGHUP: nothing to reload: --tls-cert and files of keys are read again, and none is given"
-            );
+            info!("SIGHUP: nothing to reload: neither --tls-cert nor a key file is given");
         }
         match certificate {
             Ok(true) => info!("reloaded: the certificate"),
@@ -396,7 +409,7 @@ impl<E: Entrance> Server<E> {
         }
     }
 
-    /// Counts what the process holds, and acts on it; once in each millisecond of the clock.
+    /// Counts the memory in use, and acts on it; once in each millisecond of the clock.
     fn relieve(&mut self, allocated_bytes: AllocatedBytes, now: Moment) {
         if self.counted_at != Some(now) {
             self.counted_at = Some(now);

@@ -39,7 +39,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn sum_up_close_lines(&mut self, now: Moment) {
         for (word, lines) in Reason::WORDS.iter().zip(&mut self.close_lines) {
             if let Some(count) = lines.end_second(now) {
-                info!("close reason={word}: {count} more lines in this second were left out");
+                info!("close reason={word}: {count} more lines in this second were suppressed");
             }
         }
     }
