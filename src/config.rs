@@ -173,8 +173,8 @@ pub struct Limits {
     /// Tickets that one client holds at a time, a tenth of all: a page uses its ticket at once, and an address that brings
     /// many people (NAT) still opens a thousand pages in one moment.
     pub tickets_per_client_max: usize,
-    /// Log lines of connections that were closed for one reason, in a second; 0: no limit. A line has about 100 bytes,
-    /// so a flood of one kind writes 10 KB a second; further lines are counted.
+    /// Log lines of one kind, such as those of connections closed for one reason, in a second; 0: no limit. A line has
+    /// about 100 bytes, so a flood of one kind writes 10 KB a second; further lines are counted.
     pub log_lines_per_second: u32,
     /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
     /// 64 keep members waiting for little over a millisecond while a storm comes in.

@@ -224,8 +224,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_RECONNECTS_PER_SECOND", value_name = "N", default_value = "1000", value_parser = count)]
     reconnects_per_second: usize,
 
-    /// Maximum log lines in a second of connections that were closed for one reason; the number of further ones is
-    /// logged in one line; 0: no limit.
+    /// Maximum log lines of one kind in a second, such as those of connections closed for one reason; the number of
+    /// further ones is logged in one line; 0: no limit.
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 

@@ -159,11 +159,7 @@ impl Collector for Snapshot {
             "Reads that ended with more to read, since the connection had used its share of the turn",
             metrics.reads_requeued,
         )?;
-        page.counter(
-            "oyez_log_lines_suppressed",
-            "Suppressed log lines of closed connections",
-            metrics.log_lines_suppressed,
-        )?;
+        page.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
         page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
         page.gauge(

@@ -138,7 +138,7 @@ pub struct Metrics {
     pub memory_debtors_closed: u64,
     /// Messages evicted from histories before their time, for the memory that they took.
     pub memory_evicted: u64,
-    /// Log lines of closed connections that were left out.
+    /// Log lines that peers caused and that were left out.
     pub log_lines_suppressed: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,

@@ -2,8 +2,11 @@
 
 use std::io;
 
+use log::warn;
+
 use super::REFUSALS_MAX;
 use super::engine::Engine;
+use super::log_limit::LogLine;
 use super::transport::Transport;
 use crate::access::door::Over;
 use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
@@ -48,6 +51,22 @@ impl<T: Transport> Engine<T> {
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
         self.slots.mark_turned_away(id);
         id
+    }
+
+    /// No descriptor or no memory is left for a connection, and accepting is paused. `is_news` says that one was accepted
+    /// since the last time.
+    pub fn accept_exhausted(&mut self, error: &io::Error, is_news: bool, now: Moment) {
+        self.metrics.accept_failed(error);
+        if is_news && self.admits_line(LogLine::AcceptPaused, now) {
+            warn!("accept: {error}; {} connections are open, accept paused", self.slots.len());
+        }
+    }
+
+    /// A connection was accepted and closed again, since it cannot be watched or TLS cannot be set up for it.
+    pub fn not_served(&mut self, peer: Peer, error: &io::Error, now: Moment) {
+        if self.admits_line(LogLine::NotServed, now) {
+            warn!("cannot serve {peer}: {error}");
+        }
     }
 
     /// Connections that are served, or may be: all but those that are being turned away.

@@ -8,7 +8,7 @@ use std::mem;
 use log::{debug, info};
 
 use super::drain::Drain;
-use super::log_limit::LogLimit;
+use super::log_limit::{LogLimits, LogLine};
 use super::memory::MemoryBudget;
 use super::outbound::Gathered;
 use super::pressure::Pressure;
@@ -81,8 +81,8 @@ pub struct Engine<T> {
     ping_sweeper: Sweeper,
     /// The sweep of the channels, for what is kept too long.
     channel_sweeper: Sweeper,
-    /// The log lines of closed connections, by [`Reason::index`].
-    pub(super) close_lines: [LogLimit; Reason::COUNT],
+    /// The log lines that peers cause.
+    pub(super) log_lines: LogLimits,
     /// The next sweep of the tables of clients.
     pub(super) tables_at: Moment,
     /// Makes the names of clients differ from those of other processes.
@@ -121,7 +121,7 @@ impl<T: Transport> Engine<T> {
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
-            close_lines: [LogLimit::NEW; Reason::COUNT],
+            log_lines: LogLimits::NEW,
             tables_at: Moment::from_millis(0),
             client_salt: 0,
             run: 0,
@@ -376,7 +376,7 @@ impl<T: Transport> Engine<T> {
     pub fn sweep(&mut self, now: Moment) {
         self.continue_drain(now);
         self.sweep_tables(now);
-        self.sum_up_close_lines(now);
+        self.log_suppressed_lines(now);
         self.slots.shrink_at(now);
         self.hub.shrink_at(now);
         let (slots, connections) = (self.slots.keys_end(), self.slots.len());
@@ -475,8 +475,7 @@ impl<T: Transport> Engine<T> {
             if slot.is_turned_away() {
                 self.turned_away -= 1;
             }
-            if !self.close_lines[reason.index()].admits(self.limits.log_lines_per_second, now) {
-                self.metrics.log_lines_suppressed += 1;
+            if !self.admits_line(LogLine::Close(reason), now) {
                 continue;
             }
             match reason.code() {

@@ -438,13 +438,7 @@ impl<E: Entrance> Server<E> {
                     continue;
                 }
                 Accept::Exhausted { error, is_news } => {
-                    if is_news {
-                        warn!(
-                            "accept: {error}; {} connections are open, accepting rests",
-                            engine.slots.len()
-                        );
-                    }
-                    engine.metrics.accept_failed(&error);
+                    engine.accept_exhausted(&error, is_news, now);
                     break;
                 }
             };
@@ -458,7 +452,7 @@ impl<E: Entrance> Server<E> {
             let transport = match transport {
                 Ok(transport) => transport,
                 Err(error) => {
-                    warn!("cannot serve {peer}: {error}");
+                    engine.not_served(peer, &error, now);
                     continue;
                 }
             };

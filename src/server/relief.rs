@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use log::{info, warn};
 
 use super::engine::Engine;
+use super::log_limit::LogLine;
 use super::memory::StepChange;
 use super::slots::Slot;
 use super::transport::Transport;
@@ -37,9 +38,15 @@ impl<T: Transport> Engine<T> {
     pub fn relieve(&mut self, used_bytes: u64, now: Moment) {
         for (step, change) in self.memory.observe(used_bytes) {
             let (word, bytes_max) = (step.word(), self.memory.bytes_max());
+            if change == StepChange::Began {
+                self.metrics.memory_pressure[step as usize] += 1;
+            }
+            // Clients that allocate and free can make a step begin and end in each millisecond.
+            if !self.admits_line(LogLine::MemoryPressure, now) {
+                continue;
+            }
             match change {
                 StepChange::Began => {
-                    self.metrics.memory_pressure[step as usize] += 1;
                     warn!("memory pressure: {word} began used={used_bytes} memory_max={bytes_max}");
                 }
                 StepChange::Ended => {

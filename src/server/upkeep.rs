@@ -7,9 +7,8 @@
 use log::info;
 
 use super::engine::Engine;
-use super::log_limit::LogLimit;
+use super::log_limit::LogLine;
 use super::transport::Transport;
-use crate::close::Reason;
 use crate::moment::Moment;
 
 /// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`Moment`] spans are
@@ -31,22 +30,22 @@ impl<T: Transport> Engine<T> {
     /// When the tables are to be swept again, if they have entries.
     pub(super) fn next_table_sweep(&self, now: Moment) -> Option<Moment> {
         let tables = self.has_tables().then(|| self.next_tables(now));
-        let lines = self.next_close_lines();
+        let lines = self.log_lines.ends_at();
         [tables, lines, self.gate.tickets.next_expiry()].into_iter().flatten().reduce(Moment::or_earlier)
     }
 
-    /// Logs the number of suppressed lines with one close reason, when their second is over.
-    pub(super) fn sum_up_close_lines(&mut self, now: Moment) {
-        for (word, lines) in Reason::WORDS.iter().zip(&mut self.close_lines) {
-            if let Some(count) = lines.end_second(now) {
-                info!("close reason={word}: {count} more lines in this second were suppressed");
-            }
+    /// Logs the number of suppressed lines of each kind, when their second is over.
+    pub(super) fn log_suppressed_lines(&mut self, now: Moment) {
+        for (beginning, count) in self.log_lines.end_seconds(now) {
+            info!("{beginning}: {count} more lines in this second were suppressed");
         }
     }
 
-    /// When a line about suppressed lines is due.
-    pub(super) fn next_close_lines(&self) -> Option<Moment> {
-        self.close_lines.iter().filter_map(LogLimit::ends_at).reduce(Moment::or_earlier)
+    /// Returns true if one more line of a kind is to be written, and counts it otherwise.
+    pub(super) fn admits_line(&mut self, line: LogLine, now: Moment) -> bool {
+        let is_admitted = self.log_lines.admits(line, self.limits.log_lines_per_second, now);
+        self.metrics.log_lines_suppressed += u64::from(!is_admitted);
+        is_admitted
     }
 
     fn has_tables(&self) -> bool {

@@ -82,7 +82,10 @@ pub(super) fn warn_of_host(request: &Request<'_>, desk: &mut Desk<'_>) {
 }
 
 fn warn(request: &Request<'_>, origin: &str, why: &str, desk: &mut Desk<'_>) {
-    let Some(suppressed) = desk.gate.refusal_log.take(desk.now) else { return };
+    let Some(suppressed) = desk.gate.refusal_log.take(desk.now) else {
+        desk.metrics.log_lines_suppressed += 1;
+        return;
+    };
     let host = shown(request.host().ok().flatten().unwrap_or_default());
     // The query may hold a token.
     let path = shown(request.path.as_bytes());

@@ -1,11 +1,14 @@
 //! Shares: one connection, person or address cannot use up a common resource. Driven turn by turn; a share that was
 //! used up comes back when what was taken ends.
 
+use std::net::SocketAddr;
+
 use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
 use oyez::metrics::Limit;
 use serde_json::{Value, json};
 
+use crate::support::frames;
 use crate::support::http::post;
 use crate::support::rig::{Mood, Rig};
 use crate::v1::upgrade;
@@ -131,4 +134,36 @@ fn close_lines_of_a_flood_are_left_out_and_counted() {
     rig.pass(1_100);
     assert_eq!(rig.engine.next_sweep(rig.now), None);
     assert_eq!(flood(&mut rig), 250);
+}
+
+#[test]
+fn lines_about_accept_memory_and_origins_are_limited_too() {
+    let mut rig = Rig::new(Limits { log_lines_per_second: 100, memory_bytes_max: 1 << 20, ..limits() });
+    let suppressed = |rig: &Rig| rig.engine.metrics.log_lines_suppressed;
+    let (error, peer) = (std::io::Error::from_raw_os_error(24), SocketAddr::from(([192, 0, 2, 1], 1)).into());
+    for _ in 0..150 {
+        rig.engine.accept_exhausted(&error, false, rig.now);
+    }
+    assert_eq!(suppressed(&rig), 0, "only the first of a row is logged");
+    for _ in 0..150 {
+        rig.engine.accept_exhausted(&error, true, rig.now);
+    }
+    assert_eq!((suppressed(&rig), rig.engine.metrics.accept_errors["EMFILE"]), (50, 300));
+    for _ in 0..150 {
+        rig.engine.not_served(peer, &error, rig.now);
+    }
+    assert_eq!(suppressed(&rig), 100);
+    for _ in 0..75 {
+        // One step begins and ends.
+        rig.engine.relieve(800 << 10, rig.now);
+        rig.engine.relieve(0, rig.now);
+    }
+    assert_eq!((suppressed(&rig), rig.engine.metrics.memory_pressure[0]), (150, 75));
+    for _ in 0..20 {
+        let id = rig.connect(Mood::Kind);
+        let foreign = "\r\nOrigin: https://foreign.example\r\n\r\n";
+        rig.send(id, frames::upgrade("/ws").replace("\r\n\r\n", foreign).as_bytes());
+        rig.settle();
+    }
+    assert_eq!(suppressed(&rig), 165, "5 of the 20 at once");
 }
