@@ -86,12 +86,18 @@ impl Listener {
         })
     }
 
-    /// Takes connections from now on.
+    /// Calls `load`, and listens after that: the kernel refuses connections meanwhile. What `load` returns is returned.
     ///
     /// # Errors
-    /// Another socket listens on the address by now.
-    pub fn listen(&mut self, tcp: &Tcp) -> io::Result<()> {
-        SockRef::from(&self.socket).listen(tcp.backlog.try_into().unwrap_or(i32::MAX))
+    /// `load` failed, or another socket listens on the address by now.
+    pub fn listen_after<R, E: From<io::Error>>(
+        &mut self,
+        tcp: &Tcp,
+        load: impl FnOnce() -> Result<R, E>,
+    ) -> Result<R, E> {
+        let loaded = load()?;
+        SockRef::from(&self.socket).listen(tcp.backlog.try_into().unwrap_or(i32::MAX))?;
+        Ok(loaded)
     }
 
     /// The address that it really listens on.
@@ -199,11 +205,54 @@ mod tests {
     use super::*;
     use socket2::SockRef;
 
+    fn listen(listener: &mut Listener, tcp: &Tcp) {
+        listener.listen_after(tcp, || io::Result::Ok(())).unwrap();
+    }
+
+    fn bind(address: SocketAddr) -> io::Result<Listener> {
+        Listener::bind(address, &Tcp::default())
+    }
+
+    #[test]
+    fn connections_are_refused_until_all_is_loaded() {
+        let mut listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = listener.address().unwrap();
+        let connect = || std::net::TcpStream::connect(address).map_err(|error| error.kind());
+        let load = || -> io::Result<u32> {
+            assert_eq!(connect().unwrap_err(), io::ErrorKind::ConnectionRefused);
+            Ok(7)
+        };
+        assert_eq!(listener.listen_after(&Tcp::default(), load).unwrap(), 7);
+        let _client = connect().unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_not_listened_for() {
+        let mut listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let load = || io::Result::<()>::Err(io::ErrorKind::InvalidData.into());
+        assert_eq!(
+            listener.listen_after(&Tcp::default(), load).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        assert!(std::net::TcpStream::connect(listener.address().unwrap()).is_err());
+    }
+
+    #[test]
+    fn second_listener_fails_before_it_loads_or_after_if_both_load() {
+        let mut first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = first.address().unwrap();
+        let mut second = bind(address).unwrap();
+        listen(&mut first, &Tcp::default());
+        assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse, "while the first listens");
+        let late = second.listen_after(&Tcp::default(), || io::Result::Ok(()));
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::AddrInUse, "SO_REUSEADDR allows the bind");
+    }
+
     #[test]
     fn accepted_sockets_inherit_the_options() {
         let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
-        listener.listen(&tcp).unwrap();
+        listen(&mut listener, &tcp);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
         let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0), Vec::new) else {
@@ -220,7 +269,7 @@ mod tests {
     fn the_backlog_bounds_who_waits() {
         let tcp = Tcp { backlog: 2, ..Tcp::default() };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
-        listener.listen(&tcp).unwrap();
+        listen(&mut listener, &tcp);
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
@@ -232,7 +281,7 @@ mod tests {
     fn a_pause_ends_by_timer_or_by_room() {
         let tcp = crate::config::Tcp::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
-        listener.listen(&tcp).unwrap();
+        listen(&mut listener, &tcp);
         let now = Moment::from_millis(0);
         listener.pause(now);
         listener.mark_ready();

@@ -242,9 +242,13 @@ impl<E: Entrance> Server<E> {
         engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
         engine.client_salt = engine.run;
         let mut store = None;
-        if let Some(file) = &config.history_file {
-            let opened = store::open(file, &engine.limits, clock.times(), stamp);
-            let Opened { store: opened, hub, clients } = opened.map_err(StartError::HistoryFile)?;
+        let load = || match &config.history_file {
+            None => Ok(None),
+            Some(file) => store::open(file, &engine.limits, clock.times(), stamp)
+                .map(Some)
+                .map_err(StartError::HistoryFile),
+        };
+        if let Some(Opened { store: opened, hub, clients }) = listener.listen_after(&config.tcp, load)? {
             engine.hub = hub;
             engine.client_salt = clients.unwrap_or(engine.client_salt);
             store = Some(opened);
@@ -253,7 +257,6 @@ impl<E: Entrance> Server<E> {
         engine.site = Site { assets: config.assets, origins };
         engine.gate = gate;
         engine.door.trust(proxies);
-        listener.listen(&config.tcp)?;
         listener.register(poll.registry(), LISTENER)?;
         Ok(Server {
             poll,

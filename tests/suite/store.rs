@@ -495,6 +495,28 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
 }
 
 #[test]
+fn second_server_on_an_address_leaves_its_history_file_as_it_is() {
+    let folder = Folder::new();
+    let server = folder.serve(&[]);
+    publish(&server, "a", "x");
+    server.stop();
+    let before = fs::read(folder.file()).unwrap();
+    let first = Server::start(&[]);
+    let serve = |path: &Path| {
+        let address = first.address.to_string();
+        let arguments = ["serve", "--listen", &address, "--history-file", path.to_str().unwrap()];
+        let output = oyez(&arguments).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains("cannot listen"), "{text}");
+    };
+    serve(&folder.file());
+    assert_eq!(fs::read(folder.file()).unwrap(), before, "it still says that it was ended in order");
+    let new = folder.0.join("new");
+    serve(&new);
+    assert!(!new.exists());
+}
+
+#[test]
 fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
     let folder = Folder::new();
     let file = folder.file();
