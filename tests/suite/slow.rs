@@ -487,3 +487,121 @@ fn subscriber_of_two_channels_is_not_slow_because_one_turn_has_much_to_say() {
     assert_eq!(rig.texts(reader).len(), 4);
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
 }
+
+/// Pauses of publishers off and on.
+const PUBLISH_PAUSES_MS: [u32; 2] = [0, 500];
+
+/// Publishes ten messages of 10 KB, more than a stuck subscriber's outbox takes, however long publishers are paused.
+fn publish_ten(rig: &mut Rig, sender: SlotId) {
+    for number in 0..10 {
+        rig.send_text(sender, &format!("{number}{}", "x".repeat(9_999)));
+        rig.settle();
+        rig.pass(1_000);
+    }
+}
+
+#[test]
+fn raw_client_answered_while_skip_shuts_its_outbox_stays() {
+    for publish_pause_ms in PUBLISH_PAUSES_MS {
+        let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
+        let mut rig = Rig::new(limits);
+        let (slow, sender, other) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
+        rig.pipe(slow).mood = Mood::Stuck;
+        publish_ten(&mut rig, sender);
+        assert!(rig.engine.metrics.messages_skipped > 0, "its outbox is shut");
+        rig.send(slow, &frames::masked(frames::PING, b"still there?"));
+        rig.settle();
+        rig.send_text(slow, "said meanwhile");
+        rig.pass(6_000);
+        rig.unstick(slow, Mood::Kind);
+        rig.settle();
+        let received = rig.frames(slow);
+        assert!(received.iter().all(|frame| matches!(frame.opcode, TEXT | frames::PONG)), "{received:?}");
+        assert_eq!(received.iter().filter(|frame| frame.opcode == frames::PONG).count(), 1);
+        assert_eq!(received.last().unwrap().payload, b"said meanwhile", "read after the pong was taken");
+        assert_eq!(rig.texts(other).last().unwrap(), "said meanwhile");
+        rig.send_text(slow, "said afterwards");
+        rig.settle();
+        assert_eq!(rig.texts(other), ["said afterwards"]);
+        assert_eq!(rig.texts(slow), ["said afterwards"], "it catches up no longer");
+        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+    }
+}
+
+#[test]
+fn v1_client_answered_while_it_catches_up_after_skip_stays_and_misses_nothing() {
+    for publish_pause_ms in PUBLISH_PAUSES_MS {
+        let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
+        let mut rig = Rig::new(limits);
+        let sender = rig.join("/ws/a?echo=0");
+        let slow = rig.connect(Mood::Kind);
+        rig.send(slow, upgrade("/ws/a").as_bytes());
+        rig.settle();
+        rig.pipe(slow).outgoing.clear();
+        rig.pipe(slow).mood = Mood::Stuck;
+        publish_ten(&mut rig, sender);
+        // It takes what waits in sips, and says something after each of them.
+        let requests = [
+            json!({"type": "ping"}),
+            json!({"type": "publish", "ch": "b", "text": "x"}),
+            json!({"type": "subscribe", "ch": "c"}),
+            json!({"type": "unsubscribe", "ch": "none"}),
+            json!({"type": "no such type"}),
+            json!({"type": "publish", "ch": "a", "text": "last"}),
+        ];
+        for request in &requests {
+            rig.send_text(slow, &request.to_string());
+            rig.send(slow, &frames::masked(frames::PING, b""));
+            rig.unstick(slow, Mood::Sips(3_000));
+            rig.turn();
+            rig.turn();
+            rig.pipe(slow).mood = Mood::Stuck;
+            rig.settle();
+            rig.pass(1_000);
+        }
+        rig.unstick(slow, Mood::Kind);
+        rig.settle();
+        let received = rig.frames(slow);
+        assert!(received.iter().all(|frame| matches!(frame.opcode, TEXT | frames::PONG)), "{received:?}");
+        assert_eq!(received.iter().filter(|frame| frame.opcode == frames::PONG).count(), requests.len());
+        let texts = received.iter().filter(|frame| frame.opcode == TEXT);
+        let texts: Vec<serde_json::Value> =
+            texts.map(|frame| serde_json::from_slice(&frame.payload).unwrap()).collect();
+        let count = |kind: &str| texts.iter().filter(|text| text["type"] == kind).count();
+        let answers = [count("pong"), count("ack"), count("subscribed"), count("error"), count("gap")];
+        assert_eq!(answers, [1, 2, 1, 2, 0], "{texts:?}");
+        let messages = texts.iter().filter(|text| text["text"].is_string());
+        let beginnings: Vec<&str> = messages.map(|text| &text["text"].as_str().unwrap()[..1]).collect();
+        assert_eq!(beginnings.concat(), "0123456789l", "each once and in order");
+        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+    }
+}
+
+#[test]
+fn event_stream_that_is_due_a_comment_while_skip_shuts_its_outbox_stays() {
+    for publish_pause_ms in PUBLISH_PAUSES_MS {
+        let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 2_000, publish_pause_ms, ..limits() };
+        let mut rig = Rig::new(limits);
+        let slow = rig.connect(Mood::Kind);
+        rig.send(slow, get("/sse/a").as_bytes());
+        rig.settle();
+        rig.pipe(slow).outgoing.clear();
+        rig.pipe(slow).mood = Mood::Stuck;
+        let publisher = rig.connect(Mood::Kind);
+        for number in 0..10 {
+            rig.send(publisher, publish("a", &format!("{number}{}", "x".repeat(9_999))).as_bytes());
+            rig.settle();
+            rig.pass(1_000);
+        }
+        rig.unstick(slow, Mood::Kind);
+        rig.settle();
+        let stream = String::from_utf8(std::mem::take(&mut rig.pipe(slow).outgoing)).unwrap();
+        let messages: String = (0..10)
+            .filter(|number| stream.contains(&format!("{number}xxxx")))
+            .map(|number| number.to_string())
+            .collect();
+        assert_eq!(messages, "0123456789");
+        assert!(stream.matches("\n:").count() >= 3, "comments were queued while it was shut");
+        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+    }
+}
