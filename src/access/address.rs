@@ -17,7 +17,7 @@ use crate::moment::Moment;
 ///
 /// IPv4 has the numbers of the networks that begin with four zero bytes, which nobody is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Block(u64);
+pub(crate) struct Block(u64);
 
 impl From<IpAddr> for Block {
     fn from(address: IpAddr) -> Block {

@@ -270,7 +270,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
-    /// Most clients whose TLS handshake is answered in one turn of the loop.
+    /// Maximum clients whose TLS handshake is answered in one turn of the loop; while clients of several addresses wait,
+    /// each address has an equal part of them.
     #[arg(long, env = "OYEZ_TLS_HANDSHAKES_PER_TURN", value_name = "N", default_value = "8", value_parser = count)]
     tls_handshakes_per_turn: usize,
 

@@ -203,6 +203,7 @@ impl<T: Transport> Engine<T> {
         }
         let Engine { slots, limits, site, door, gate, metrics, memory, scratch, wishes, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
+        slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
         let is_paused = slot.has_unsent_answers() || slot.is_paused();
         // Then a short read does not end it: no event may follow the one that was the last.

@@ -35,6 +35,7 @@ mod deliver;
 mod drain;
 pub mod engine;
 pub mod entrance;
+mod fair_queue;
 pub mod listener;
 mod log_limit;
 mod members;
@@ -241,13 +242,13 @@ impl<E: Entrance> Server<E> {
         let mut engine = Engine::new(config.limits, store::new_epoch());
         engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
         engine.client_salt = engine.run;
-        let mut store = None;
         let load = || match &config.history_file {
             None => Ok(None),
             Some(file) => store::open(file, &engine.limits, clock.times(), stamp)
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
+        let mut store = None;
         if let Some(Opened { store: opened, hub, clients }) = listener.listen_after(&config.tcp, load)? {
             engine.hub = hub;
             engine.client_salt = clients.unwrap_or(engine.client_salt);

@@ -11,6 +11,7 @@ use mio::Token;
 use slab::Slab;
 
 use super::engine;
+use super::fair_queue::FairQueue;
 use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::outbox::{Left, Outbox, Pace};
@@ -266,7 +267,7 @@ pub struct Slots<T> {
     requeued: VecDeque<SlotId>,
     dirty: Vec<SlotId>,
     doomed: Vec<SlotId>,
-    refill: VecDeque<SlotId>,
+    refill: FairQueue,
     /// Replays that wait for memory, in the order in which they began to.
     waiting: VecDeque<SlotId>,
 }
@@ -283,7 +284,7 @@ impl<T: Transport> Slots<T> {
             requeued: VecDeque::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
-            refill: VecDeque::new(),
+            refill: FairQueue::default(),
             waiting: VecDeque::new(),
         }
     }
@@ -539,13 +540,14 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Queues a connection for the next slice of a replay or of a response. Each connection gets one slice, followed by
-    /// the next connection.
+    /// Queues a connection for the next slice of a replay or of a response. Addresses take turns, and so do the
+    /// connections of each: one slice, followed by the next connection.
     pub fn mark_refill(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.marks.clear(Marks::WAITS);
+            let ip = slot.peer.ip();
             if slot.marks.set(Marks::REFILL) {
-                self.refill.push_back(id);
+                self.refill.push(id, ip);
             }
         }
     }
@@ -553,7 +555,7 @@ impl<T: Transport> Slots<T> {
     /// Takes the next slot off the refill list.
     pub fn next_refill(&mut self) -> Option<SlotId> {
         loop {
-            let id = self.refill.pop_front()?;
+            let id = self.refill.pop()?;
             if let Some(slot) = self.get_mut(id) {
                 slot.marks.clear(Marks::REFILL);
                 return Some(id);

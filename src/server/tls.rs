@@ -16,6 +16,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, IoSlice, Write};
 use std::mem;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 use rustls::{Error, ServerConfig};
 
 use super::transport::{ReadOutcome, Transport};
+use crate::access::address::Block;
 use crate::close::TlsFault;
 use crate::moment::Moment;
 use crate::session::response::{Manner, Refusal};
@@ -58,12 +60,77 @@ pub struct Workbench {
     incoming: Cell<Vec<u8>>,
     plaintext: Cell<Vec<u8>>,
     outgoing: Cell<Vec<u8>>,
-    handshakes_per_turn: usize,
-    handshakes_left: Cell<usize>,
+    handshakes: Handshakes,
     /// The value of `Date` for a client that speaks plain HTTP.
     date: Cell<Rc<str>>,
     /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
     read_cost: Cell<usize>,
+}
+
+/// A turn's budget of handshakes, and who has used it.
+///
+/// **One address cannot hold it**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
+/// equal part of the budget, and at least one handshake. Which addresses wait is known from the turn before: so a client
+/// is answered in the turn after its first, beside as many flooding addresses as the budget has handshakes, less one.
+struct Handshakes {
+    per_turn: usize,
+    left: Cell<usize>,
+    /// What one address may have of this turn.
+    share: Cell<usize>,
+    /// The address of the connection that is read.
+    reader: Cell<Option<Block>>,
+    /// The addresses that had some in this turn, and how many.
+    used: Cell<Vec<(Block, usize)>>,
+    /// Addresses whose clients have to wait for the next turn, at most as many as there are handshakes in one.
+    waiting: Cell<Vec<Block>>,
+}
+
+impl Handshakes {
+    fn new(per_turn: usize) -> Handshakes {
+        Handshakes {
+            per_turn,
+            left: Cell::new(per_turn),
+            share: Cell::new(per_turn),
+            reader: Cell::default(),
+            used: Cell::default(),
+            waiting: Cell::default(),
+        }
+    }
+
+    fn begin_turn(&self) {
+        let (mut used, mut waiting) = (self.used.take(), self.waiting.take());
+        self.left.set(self.per_turn);
+        self.share.set((self.per_turn / waiting.len().max(1)).max(1));
+        used.clear();
+        waiting.clear();
+        self.used.set(used);
+        self.waiting.set(waiting);
+    }
+
+    /// Returns true if the client that is read may be answered its first message in this turn.
+    fn admits(&self) -> bool {
+        let Some(reader) = self.reader.get() else { return self.left.get() > 0 };
+        let (used, mut waiting) = (self.used.take(), self.waiting.take());
+        let count = used.iter().find(|(block, _)| *block == reader).map_or(0, |(_, count)| *count);
+        let is_admitted = self.left.get() > 0 && count < self.share.get();
+        if !is_admitted && waiting.len() < self.per_turn && !waiting.contains(&reader) {
+            waiting.push(reader);
+        }
+        self.used.set(used);
+        self.waiting.set(waiting);
+        is_admitted
+    }
+
+    fn spend(&self) {
+        self.left.set(self.left.get().saturating_sub(1));
+        let Some(reader) = self.reader.get() else { return };
+        let mut used = self.used.take();
+        match used.iter_mut().find(|(block, _)| *block == reader) {
+            Some((_, count)) => *count += 1,
+            None => used.push((reader, 1)),
+        }
+        self.used.set(used);
+    }
 }
 
 impl Workbench {
@@ -74,8 +141,7 @@ impl Workbench {
             incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
             plaintext: Cell::new(Vec::with_capacity(PLAINTEXT_BYTES_MAX)),
             outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
-            handshakes_per_turn,
-            handshakes_left: Cell::new(handshakes_per_turn),
+            handshakes: Handshakes::new(handshakes_per_turn),
             date: Cell::default(),
             read_cost: Cell::new(0),
         }
@@ -84,7 +150,7 @@ impl Workbench {
     /// A turn begins, with this value of `Date`.
     pub fn begin_turn(&self, date: Rc<str>) {
         self.date.set(date);
-        self.handshakes_left.set(self.handshakes_per_turn);
+        self.handshakes.begin_turn();
     }
 
     fn date(&self) -> Rc<str> {
@@ -92,15 +158,11 @@ impl Workbench {
         self.date.set(date.clone());
         date
     }
-
-    fn spend_handshake(&self) {
-        self.handshakes_left.set(self.handshakes_left.get().saturating_sub(1));
-    }
 }
 
 impl fmt::Debug for Workbench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workbench").field("handshakes_left", &self.handshakes_left).finish_non_exhaustive()
+        f.debug_struct("Workbench").field("handshakes_left", &self.handshakes.left).finish_non_exhaustive()
     }
 }
 
@@ -290,7 +352,7 @@ impl<S: Transport> Secured<S> {
             self.complain(fault, &mut ciphertext[consumed..]);
         }
         if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > said_before {
-            self.bench.spend_handshake();
+            self.bench.handshakes.spend();
         }
         (consumed, count, heard)
     }
@@ -400,10 +462,16 @@ fn count_records(mut bytes: &[u8]) -> usize {
 }
 
 impl<S: Transport> Transport for Secured<S> {
+    fn begin_read(&mut self, client: IpAddr) {
+        if self.session.is_handshaking() {
+            self.bench.handshakes.reader.set(Some(client.into()));
+        }
+    }
+
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         match self.inward {
             _ if !self.plaintext.is_empty() => self.take_plaintext(buffer),
-            Inward::Open if self.session.is_handshaking() && self.bench.handshakes_left.get() == 0 => {
+            Inward::Open if self.session.is_handshaking() && !self.bench.handshakes.admits() => {
                 ReadOutcome::Later
             }
             Inward::Open => self.read(buffer),

@@ -5,7 +5,7 @@
 //! plain connection pays nothing for TLS: neither bytes in its slot nor a question at each read.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 
 use crate::close::TlsFault;
 use crate::moment::Moment;
@@ -16,6 +16,9 @@ use crate::moment::Moment;
 /// tells of more. A write that took less than it was offered has found no room, and an event, or
 /// [`Transport::wants_write`], tells when it is worth another.
 pub trait Transport: Write {
+    /// The engine is about to read it, for a client at this address.
+    fn begin_read(&mut self, _client: IpAddr) {}
+
     /// Reads once.
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome;
 
@@ -127,6 +130,10 @@ impl Transport for mio::net::TcpStream {
 }
 
 impl<T: Transport> Transport for Box<T> {
+    fn begin_read(&mut self, client: IpAddr) {
+        (**self).begin_read(client);
+    }
+
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         (**self).receive(buffer)
     }

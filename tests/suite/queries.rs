@@ -268,6 +268,32 @@ fn queries_take_turns_and_a_short_one_does_not_wait_for_long_ones() {
 }
 
 #[test]
+fn one_address_with_hundreds_of_pages_does_not_hold_up_the_page_of_another() {
+    let mut rig = rig(Limits { work_micros_per_turn: 200, ..Limits::default() });
+    let ask_from = |rig: &mut Rig, address: &str| {
+        let id = rig.connect_from(address, Mood::Kind);
+        rig.send(id, get(PAGE).as_bytes());
+        id
+    };
+    let turns_until_done = |rig: &mut Rig, id: SlotId| {
+        let turns = (1..2_000).find(|_| {
+            rig.turn();
+            rig.pipe(id).outgoing.ends_with(b"0\r\n\r\n")
+        });
+        turns.expect("the page ends")
+    };
+    let alone = ask_from(&mut rig, "192.0.2.1");
+    let alone = turns_until_done(&mut rig, alone);
+    let flood: Vec<SlotId> =
+        (0..500).map(|number| ask_from(&mut rig, &format!("2001:db8::{number}"))).collect();
+    (0..5).for_each(|_| rig.turn());
+    let beside = ask_from(&mut rig, "192.0.2.1");
+    let beside = turns_until_done(&mut rig, beside);
+    assert!(alone > 20 && beside <= alone + 2, "{alone} turns alone, {beside} beside a flood");
+    assert!(flood.iter().all(|&id| !rig.pipe(id).outgoing.ends_with(b"0\r\n\r\n")), "the flood goes on");
+}
+
+#[test]
 fn metrics_are_made_once_for_all_who_ask_in_a_turn_and_fresh_in_the_next() {
     let mut rig = rig(Limits::default());
     let ids: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get("/metrics"), Mood::Kind)).collect();

@@ -56,7 +56,11 @@ impl Tls {
     }
 
     fn connect(&mut self, mood: Mood) -> Peer {
-        let id = self.rig.connect(mood);
+        self.connect_from("127.0.0.1", mood)
+    }
+
+    fn connect_from(&mut self, address: &str, mood: Mood) -> Peer {
+        let id = self.rig.connect_from(address, mood);
         let mut session =
             ClientConnection::new(self.client.clone(), "localhost".try_into().unwrap()).unwrap();
         session.set_buffer_limit(None);
@@ -385,6 +389,53 @@ fn a_turn_answers_only_so_many_hellos() {
         assert_eq!(member.frames().len(), 1, "messages are delivered in between");
     }
     assert_eq!(answered, [3, 6, 9, 10]);
+}
+
+#[test]
+fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let mut number = 0;
+    let hello = tls.connect(Mood::Kind).say();
+    let mut flood = |tls: &mut Tls, addresses: u32, count: usize| {
+        for _ in 0..count {
+            number += 1;
+            let address = format!("2001:db8:0:{:x}::{number:x}", number % addresses);
+            let id = tls.rig.connect_from(&address, Mood::Kind);
+            tls.rig.send(id, &hello);
+        }
+    };
+    // Seven addresses, and the client is the eighth. They flood on in each turn, with clients that are read first.
+    for (addresses, turns_max) in [(1, 2), (7, 2)] {
+        flood(&mut tls, addresses, 200);
+        tls.turn();
+        let peer = {
+            flood(&mut tls, addresses, 20);
+            let mut peer = tls.connect_from("192.0.2.1", Mood::Kind);
+            let hello = peer.say();
+            tls.rig.send(peer.id, &hello);
+            peer
+        };
+        let mut turns = 0;
+        while tls.rig.pipe(peer.id).outgoing.is_empty() {
+            tls.turn();
+            turns += 1;
+            assert!(turns <= turns_max, "it waits, beside {addresses} flooding addresses");
+            flood(&mut tls, addresses, 20);
+        }
+        tls.rig.finish(peer.id);
+        tls.turn();
+    }
+    // An address that is alone has the whole budget.
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let mut greet = |_| {
+        let mut peer = tls.connect(Mood::Kind);
+        let hello = peer.say();
+        tls.rig.send(peer.id, &hello);
+        peer.id
+    };
+    let ids: Vec<SlotId> = (0..24).map(&mut greet).collect();
+    (0..3).for_each(|_| tls.turn());
+    assert!(ids.iter().all(|&id| !tls.rig.pipe(id).outgoing.is_empty()));
 }
 
 #[test]
