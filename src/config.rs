@@ -96,7 +96,7 @@ pub struct Limits {
     /// half of the memory of the control group or the machine.
     pub memory_bytes_max: u64,
     /// Maximum bytes that wait for one connection, and 128 more for each piece that they are in. An empty outbox takes
-    /// a batch of any size.
+    /// a batch of any size, and a piece larger than the limit does not count.
     pub outbox_bytes_max: usize,
     /// The longest time in which a connection takes none of the bytes that wait for it, and the longest delay by the
     /// pace below.

@@ -169,14 +169,16 @@ impl Outbox {
     /// Queues frames, all or none, within a limit on [`Outbox::cost`].
     ///
     /// The limit holds from the first frames after the outbox was last empty, whatever the socket takes meanwhile. An
-    /// empty outbox takes any: a message that is larger than the limit can be delivered, and so can a batch in pieces.
+    /// empty outbox takes any: a message that is larger than the limit can be delivered, and so can a batch in pieces. While
+    /// a piece larger than the limit is being written, the limit is for the frames behind it: a subscriber that has had no
+    /// time to take a message of 6 MiB is not slow.
     pub fn enqueue(&mut self, pieces: &[Frames], cost_max: usize) -> Enqueue {
         match (&mut *self, pieces) {
             (Outbox::Empty, _) => {}
             (Outbox::Backlog(backlog), _) if backlog.intake == Intake::Shut => return Enqueue::OverLimit,
             (outbox, pieces) => {
                 let cost: usize = pieces.iter().map(|frames| frames.len() + PIECE_BYTES).sum();
-                if outbox.cost() + cost > cost_max {
+                if outbox.limited_cost(cost_max) + cost > cost_max {
                     return Enqueue::OverLimit;
                 }
             }
@@ -200,6 +202,18 @@ impl Outbox {
             Outbox::Empty => 0,
             Outbox::Fresh(frames) => frames.len() + PIECE_BYTES,
             Outbox::Backlog(backlog) => backlog.cost(),
+        }
+    }
+
+    /// The part of the cost that the limit counts.
+    fn limited_cost(&self, cost_max: usize) -> usize {
+        match self {
+            Outbox::Fresh(frames) if frames.len() > cost_max => 0,
+            Outbox::Backlog(backlog) if backlog.first.len() > cost_max => {
+                let first = backlog.first.len() - backlog.written as usize;
+                backlog.cost() - first - PIECE_BYTES
+            }
+            outbox => outbox.cost(),
         }
     }
 
@@ -547,6 +561,21 @@ mod tests {
         assert_eq!(outbox.enqueue(&[frames(room + 1)], 1_200), Enqueue::OverLimit);
         assert_eq!(outbox.enqueue(&[frames(room)], 1_200), Enqueue::HighWater, "over a quarter of it");
         assert_eq!((outbox.cost(), outbox.bytes()), (1_200, 50 + room));
+    }
+
+    #[test]
+    fn behind_a_piece_larger_than_the_limit_waits_what_the_limit_allows() {
+        let mut outbox = Outbox::default();
+        assert_ne!(outbox.enqueue(&[frames(5_000)], 1_200), Enqueue::OverLimit);
+        let fits = 1_200 - PIECE_BYTES;
+        assert_eq!(outbox.enqueue(&[frames(fits + 1)], 1_200), Enqueue::OverLimit, "no write has been tried");
+        let (written, left) = flush(&mut outbox, Some(4_500), 0);
+        assert!(written == 4_500 && matches!(left, Left::Blocked));
+        assert_eq!(outbox.enqueue(&[frames(fits - 500)], 1_200), Enqueue::HighWater);
+        assert_eq!(outbox.enqueue(&[frames(500)], 1_200), Enqueue::OverLimit, "with what waits already");
+        let _ = flush(&mut outbox, Some(600), 0);
+        assert_eq!(outbox.cost(), fits - 600 + PIECE_BYTES);
+        assert_eq!(outbox.enqueue(&[frames(601)], 1_200), Enqueue::OverLimit, "the large piece is gone");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use log::warn;
 
 use super::engine::Engine;
 use super::pressure::Pressure;
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::OnSlow;
@@ -198,7 +198,10 @@ impl<T: Transport> Engine<T> {
     /// Applies `--on-slow` to a member whose outbox could not take a batch. Returns true if it does not receive the
     /// batch: it is closed, or its protocol has no notice of a gap; false if it is to catch up from the history.
     fn is_skipped(&mut self, member: SlotId, form: Form, portion: &Portion, now: Moment) -> bool {
+        let is_replaying = self.slots.get(member).is_some_and(Slot::is_replaying);
         match self.limits.on_slow {
+            // A slice of its replay fills the outbox. Its other channels are replayed after that one.
+            _ if is_replaying => return false,
             OnSlow::Close => self.close(member, Reason::Slow, now),
             OnSlow::Skip if form == Form::Raw => {
                 self.metrics.messages_skipped += u64::from(portion.messages);

@@ -369,3 +369,45 @@ fn raw_subscriber_that_the_history_has_overtaken_is_answered_before_it_is_closed
     bytes.drain(..end);
     assert_eq!(rig.frames(id)[0].close_code(), (4102, "slow".into()));
 }
+
+/// What a client of `oyez.v1` was sent on a channel, as the beginnings of its texts.
+fn heard_on(rig: &mut Rig, id: SlotId, channel: &str) -> Vec<String> {
+    let texts = rig.texts(id).into_iter().filter(|text| text.contains(&format!("\"ch\":\"{channel}\"")));
+    let texts = texts.filter_map(|text| text.split("\"text\":\"").nth(1).map(|text| text[..3].to_owned()));
+    texts.collect()
+}
+
+#[test]
+fn subscriber_that_takes_a_large_message_is_not_slow_for_what_comes_meanwhile() {
+    // One is larger than an outbox may be, the other leaves little of that.
+    for (bytes, is_live) in [(100_000, true), (100_000, false), (45_000, false)] {
+        let mut rig = rig(16 << 20);
+        rig.engine.limits.outbox_bytes_max = 300_000;
+        if !is_live {
+            publish_on(&mut rig, "a", &expensive(bytes));
+        }
+        let id = connect(&mut rig, &upgrade("/ws/b"), Mood::Kind);
+        rig.settle();
+        let head = &mut rig.pipe(id).outgoing;
+        let end = head.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        head.drain(..end);
+        let since = if is_live { "" } else { r#","since":"earliest""# };
+        rig.send_text(id, &format!(r#"{{"type":"subscribe","ch":"a"{since}}}"#));
+        rig.unstick(id, Mood::Sips(1_000));
+        rig.turn();
+        let publishers = [(); 2].map(|()| rig.connect(Mood::Kind));
+        if is_live {
+            rig.send(publishers[1], publish("a", &expensive(bytes)).as_bytes());
+            (0..2).for_each(|_| rig.turn());
+        }
+        let expected: Vec<String> = (100..140).map(|number| number.to_string()).collect();
+        for number in &expected {
+            rig.send(publishers[0], publish("b", &number.repeat(2_000)).as_bytes());
+            rig.turn();
+        }
+        rig.pass(2_000);
+        rig.settle();
+        assert_eq!(heard_on(&mut rig, id, "b"), expected, "{bytes}, {is_live}");
+        assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
+    }
+}

@@ -141,8 +141,8 @@ impl Write for Pipe {
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
-        self.write(&all)
+        let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
+        self.write(&pieces.concat())
     }
 
     fn flush(&mut self) -> io::Result<()> {
