@@ -140,7 +140,7 @@ impl Tickets {
     /// Takes a ticket for an event stream of a channel, or takes it again after that stream has ended.
     ///
     /// # Errors
-    /// There is no such ticket, or its stream is open.
+    /// The ticket is unknown, or its stream is open.
     pub fn redeem_for_stream(
         &mut self,
         ticket: &[u8],
@@ -207,7 +207,7 @@ impl Tickets {
         self.tickets.len()
     }
 
-    /// Returns true if there are no valid tickets.
+    /// Returns true if it holds no valid tickets.
     pub fn is_empty(&self) -> bool {
         self.tickets.is_empty()
     }

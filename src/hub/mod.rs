@@ -293,7 +293,7 @@ impl Hub {
     /// The channel of that name; it is made if there is none.
     ///
     /// # Errors
-    /// There is no room for another channel.
+    /// `--channels-max` is reached.
     pub fn open(&mut self, name: &ChannelName) -> Result<ChannelId, ChannelsFull> {
         self.open_as(name, Creator::default())
     }
@@ -324,7 +324,7 @@ impl Hub {
 
     /// Adds a member. It does not receive the messages of the channel's open batch, unless it asks for them.
     ///
-    /// What it asks for and is kept comes by [`Hub::replay`]; if that is nothing, it is live at once.
+    /// It receives the requested history by [`Hub::replay`]; without any, it is live at once.
     ///
     /// # Errors
     /// The name is new and there is no room for another channel.

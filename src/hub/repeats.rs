@@ -1,5 +1,5 @@
-//! Messages that may come again: a publisher whose connection was cut before the answer cannot know
-//! whether it was heard, and sends the same again under the same key.
+//! Idempotency keys: a publisher that was disconnected before the answer cannot know whether its message was published,
+//! and sends it again under the same key.
 //!
 //! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
 //! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that

@@ -53,7 +53,7 @@ pub(crate) struct Replay {
     pub(super) next_number: Option<u64>,
     /// The reason of the gap if messages are evicted before it reaches them.
     pub(super) why: GapWhy,
-    /// It begins with what is kept, whatever that is, and has no word for what was evicted.
+    /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
     pub(super) takes_what_is_kept: bool,
     /// Since when it has waited for the memory that its next message takes.
     pub(super) waits_since: Option<Moment>,
@@ -194,7 +194,7 @@ impl Hub {
         channel.replaying.get(seat.position as usize)?.waits_since
     }
 
-    /// Returns true if there is nothing behind the last slice of a subscriber that is catching up: it is live with the next
+    /// Returns true if no message follows the last slice of a subscriber that is catching up: it is live with the next
     /// step.
     pub fn has_replayed_all(&self, seat: Seat) -> bool {
         let Some(channel) = self.channel(seat.channel).filter(|_| seat.place == Place::Replaying) else {

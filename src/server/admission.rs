@@ -42,7 +42,7 @@ impl<T: Transport> Engine<T> {
         id
     }
 
-    /// Takes in a connection that will not be served, to tell it so when it has sent a request.
+    /// Admits a connection that will not be served, to send it an error response when it has sent a request.
     pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
         self.metrics.connections_accepted += 1;
         self.turned_away += 1;

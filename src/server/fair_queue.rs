@@ -51,7 +51,7 @@ impl FairQueue {
         self.rotation.is_empty()
     }
 
-    /// Gives memory back that is above what so many connections need.
+    /// Releases memory beyond the need of this many connections.
     pub(super) fn shrink_to(&mut self, most: usize) {
         self.queues.shrink_to(most);
         self.queues.values_mut().for_each(|queue| queue.shrink_to(most));

@@ -148,7 +148,7 @@ impl Listener {
         }
     }
 
-    /// Takes one connection. `no_room` makes what a client is told for which there is no descriptor.
+    /// Takes one connection. `no_room` makes the response to a client for which there is no descriptor.
     pub fn accept(&mut self, now: Moment, no_room: impl FnOnce() -> Vec<u8>) -> Accept {
         if self.deadline().is_some_and(|deadline| deadline.has_come(now)) {
             self.state = Accepting::Ready;

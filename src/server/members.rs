@@ -299,7 +299,7 @@ impl<T: Transport> Engine<T> {
                 let name = self.hub.channel(seat.channel).map(|channel| channel.name().to_owned());
                 match form {
                     Form::Raw => {
-                        // The close drops what no write has been tried for, such as the response to the handshake.
+                        // The close drops frames that no write was tried for, such as the response to the handshake.
                         self.go_on(id, now);
                         self.close(id, Reason::Slow, now);
                     }
@@ -328,7 +328,7 @@ impl<T: Transport> Engine<T> {
         Cost::SLICE
     }
 
-    /// Returns true if a subscriber has been made the last slice, and its outbox has room for what comes next.
+    /// Returns true if a subscriber has been made the last slice, and its outbox has room for the next batch.
     ///
     /// On a busy channel every turn has a batch: a subscriber that became live only when it has taken its last slice
     /// would have another to take by then, for ever.

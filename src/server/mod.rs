@@ -18,7 +18,8 @@
 //!
 //! # Modules
 //!
-//! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `sweep` the deadlines.
+//! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `fair_queue` one in which addresses
+//!   take turns, `sweep` the deadlines.
 //! - `deliver` applies intents: `members` subscriptions and replays, `publishing` messages, `questions` and `answers`
 //!   queries, `refill` the slices of long responses.
 //! - `outbound` gathers the answers to one connection, `pressure` is back pressure on publishers.

@@ -67,7 +67,7 @@ pub struct Workbench {
     read_cost: Cell<usize>,
 }
 
-/// A turn's budget of handshakes, and who has used it.
+/// A turn's budget of handshakes, and its use by each address.
 ///
 /// **One address cannot hold it**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
 /// equal part of the budget, and at least one handshake. Which addresses wait is known from the turn before: so a client
@@ -75,7 +75,7 @@ pub struct Workbench {
 struct Handshakes {
     per_turn: usize,
     left: Cell<usize>,
-    /// What one address may have of this turn.
+    /// The share of one address in this turn.
     share: Cell<usize>,
     /// The address of the connection that is read.
     reader: Cell<Option<Block>>,

@@ -368,7 +368,7 @@ pub(super) fn refuse_connection(head: &[u8], reason: Reason, desk: &mut Desk<'_>
         Ok(request) => {
             let mut manner = Manner { after: After::Closed, date, ..request.manner() };
             let route = routes::find(request.path, &desk.site.assets).ok();
-            // A page of another origin cannot tell a response that it may not read from a failure.
+            // A page of another origin cannot distinguish a response that it may not read from a failure.
             let may_read =
                 route.as_ref().is_some_and(Route::is_shared) && share(&request, &mut manner, desk).is_ok();
             match route {

@@ -196,7 +196,7 @@ impl State {
         State::Head(Box::new(Head::fresh(limits, now)))
     }
 
-    /// Refuses a connection that was just accepted, or whose proxy has just said for whom it is.
+    /// Refuses a connection that was just accepted, or whose proxy has just sent the client's address.
     ///
     /// The refusal is held until the head of a request has arrived, or its time is up: an EventSource stops for ever
     /// at any status but 200, so how it is refused depends on what it asks for.

@@ -119,7 +119,7 @@ impl Head {
         Head { received: Vec::new(), stage: Stage::Fresh, until, owed: 0, refused: None }
     }
 
-    /// Not served, whatever it asks for. What it asks for decides how it is told.
+    /// Not served. The form of its error response depends on the request.
     pub(super) fn refuse(&mut self, reason: Reason) {
         self.refused = Some(reason);
     }

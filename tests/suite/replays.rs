@@ -99,8 +99,9 @@ fn replay_over_the_encoding_limit_waits_until_another_is_taken() {
     assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
 }
 
-#[test]
-fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
+/// Two replays of a large message each, with room for the encoding of one: that of the first connection, which does
+/// not read.
+fn one_replay_waits() -> (Rig, SlotId, SlotId) {
     let mut rig = rig(1 << 20);
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
@@ -109,6 +110,12 @@ fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
     rig.settle();
     let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
     rig.settle();
+    (rig, first, other)
+}
+
+#[test]
+fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
+    let (mut rig, first, other) = one_replay_waits();
     assert_eq!(replays_waiting(&rig), 1);
     rig.reset(first);
     rig.settle();
@@ -117,14 +124,7 @@ fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
 
 #[test]
 fn replay_that_waits_for_too_long_is_closed_4100() {
-    let mut rig = rig(1 << 20);
-    for channel in ["a", "b"] {
-        publish_on(&mut rig, channel, &expensive(100_000));
-    }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
-    rig.settle();
-    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
-    rig.settle();
+    let (mut rig, first, other) = one_replay_waits();
     rig.pass(29_500);
     rig.skip_head(other);
     assert!(rig.texts(other).iter().all(|text| text.contains("hello") || text.contains("subscribed")));
