@@ -23,10 +23,10 @@ pub const MESSAGE_BYTES: usize = 64;
 
 /// So many small messages that came alone move together: each has had an allocation of its own, and an
 /// owner; the last few stay as they are, in the outboxes of members too.
-const GATHERED: usize = 16;
+pub(super) const GATHERED: usize = 16;
 
 /// A message up to that size is small: a larger one pays for its owner.
-const SMALL_BYTES: usize = 1024;
+pub(super) const SMALL_BYTES: usize = 1024;
 
 /// One message's stretch of a batch, and what is told of it beside its payload.
 #[derive(Clone, Debug)]
@@ -119,6 +119,17 @@ impl History {
 
     /// Keeps what the limits allow of a batch.
     pub(super) fn keep(&mut self, batch: &Frames, entries: &[Entry], limits: &HistoryLimits, now: Moment) {
+        self.keep_published_at(batch, entries, limits, |_| now);
+    }
+
+    /// The same for messages that were published at times of their own.
+    pub(super) fn keep_published_at(
+        &mut self,
+        batch: &Frames,
+        entries: &[Entry],
+        limits: &HistoryLimits,
+        published_at: impl Fn(usize) -> Moment,
+    ) {
         let first = first_to_keep(entries, limits);
         if let Some(last_dropped) = first.checked_sub(1) {
             self.clear();
@@ -127,7 +138,7 @@ impl History {
         let start = first.checked_sub(1).map_or(0, |before| entries[before].end);
         let (batch, shift) = worth_sharing(batch, start);
         let mut start = start;
-        for entry in &entries[first..] {
+        for (index, entry) in entries.iter().enumerate().skip(first) {
             let Entry { end, seq, kind, ref sender } = *entry;
             if self.kept.len() == self.kept.capacity() {
                 // Doubling would leave up to half of it unused, for as long as the channel lives.
@@ -138,7 +149,7 @@ impl History {
                 start: start - shift,
                 end: end - shift,
                 seq,
-                at: now,
+                at: published_at(index),
                 kind,
                 sender: sender.clone(),
             };
@@ -153,6 +164,16 @@ impl History {
         if self.alone >= GATHERED {
             self.gather();
         }
+    }
+
+    /// Makes room for messages that are about to be kept.
+    pub(super) fn reserve(&mut self, messages: usize) {
+        self.kept.reserve_exact(messages);
+    }
+
+    /// Gives back the room that was made for messages that the limits did not let stay.
+    pub(super) fn shrink(&mut self) {
+        self.kept.shrink_to_fit();
     }
 
     /// Moves the small messages that came alone together.

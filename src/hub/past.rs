@@ -1,6 +1,6 @@
 //! The hub as it was written down: what its changes have come to, and a hub made of that.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -8,18 +8,24 @@ use bytes::Bytes;
 use super::Hub;
 use super::change::{BadChange, Figures, Message, Messages};
 use super::channel::Channel;
-use super::history::Entry;
+use super::history::{Entry, GATHERED, History, SMALL_BYTES};
 use super::journal::{Head, Hour, Mark};
-use crate::config::Limits;
+use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelName, Sender, User};
-use crate::wire::{self, Kind};
+use crate::moment::Moment;
+use crate::wire;
 
 /// What changes have come to, all in all.
-#[derive(Debug, Default)]
+///
+/// Each message is copied once, from the bytes it was written as into the history that it stays in: loading takes the memory
+/// of one history, and few allocations.
+#[derive(Debug)]
 pub struct Past {
+    limits: HistoryLimits,
+    hour: Hour,
     channels: HashMap<Box<str>, Written>,
-    /// Messages of one user share it again.
-    users: HashMap<Box<str>, User>,
+    users: Users,
+    batch: OpenBatch,
 }
 
 /// A channel.
@@ -28,17 +34,9 @@ struct Written {
     number: u64,
     last: u64,
     floor: u64,
-    kept: VecDeque<WrittenMessage>,
-}
-
-/// A message with bytes of its own, since those it was read from are about to go.
-#[derive(Debug)]
-struct WrittenMessage {
-    seq: u64,
-    at: u64,
-    kind: Kind,
-    sender: Sender,
-    payload: Box<[u8]>,
+    /// How many messages were written, of which today's limits may let fewer stay.
+    count: usize,
+    history: History,
 }
 
 /// What restoring has come to.
@@ -51,62 +49,124 @@ pub struct Restored {
 }
 
 impl Past {
+    /// Nothing so far. Of what is put in, as much is kept as the limits allow at this time.
+    pub fn new(limits: &HistoryLimits, hour: Hour) -> Past {
+        let (users, batch) = (Users::default(), OpenBatch::default());
+        Past { limits: *limits, hour, channels: HashMap::new(), users, batch }
+    }
+
     /// Takes in a channel by its newest figures, and by the messages of its changes in order.
     ///
     /// # Errors
-    /// No [`Hub::take_changes`] has told that.
+    /// No [`Hub::take_changes`] has told that. Nothing else may be put in then.
     pub fn put(&mut self, name: &str, figures: Figures, messages: &[u8]) -> Result<(), BadChange> {
+        let Past { limits, hour, users, batch, .. } = self;
         let Figures { number, last, floor } = figures;
-        let mut kept: VecDeque<WrittenMessage> = VecDeque::new();
+        let (mut count, mut before) = (0, floor);
+        let mut history = History::new(floor);
+        let messages_max = Messages(messages).map_while(Result::ok).count();
+        history.reserve(messages_max.min(limits.messages_max));
         for message in Messages(messages) {
-            let Message { seq, at, kind, client, user, payload } = message?;
-            if seq <= floor {
+            let message = message?;
+            if message.seq <= floor {
                 continue;
             }
-            if seq <= kept.back().map_or(floor, |before| before.seq) || seq > last {
+            if message.seq <= before || message.seq > last {
                 return Err(BadChange);
             }
-            let sender = Sender { client, user: user.map(|json| self.user(json)) };
-            kept.push_back(WrittenMessage { seq, at, kind, sender, payload: payload.into() });
+            (count, before) = (count + 1, message.seq);
+            if !batch.takes(&message) {
+                batch.flush(&mut history, limits);
+            }
+            // Older than it may be is old enough: a moment does not reach back further than weeks.
+            let age = hour.millis.saturating_sub(message.at).min(u64::from(limits.age_ms)) as u32;
+            batch.push(&message, message.user.map(|json| users.get(json)), hour.now.before(age));
         }
         // A channel keeps the last of its messages, so it has had as many.
-        if kept.len() as u64 > number {
+        if count as u64 > number {
             return Err(BadChange);
         }
-        self.channels.insert(name.into(), Written { number, last, floor, kept });
+        batch.flush(&mut history, limits);
+        history.expire(limits.age_ms, hour.now);
+        history.shrink();
+        self.channels.insert(name.into(), Written { number, last, floor, count, history });
         Ok(())
     }
 }
 
-impl Past {
-    fn user(&mut self, json: &str) -> User {
-        if let Some(user) = self.users.get(json) {
+/// Messages of one user share it again.
+#[derive(Debug, Default)]
+struct Users(HashMap<Box<str>, User>);
+
+impl Users {
+    fn get(&mut self, json: &str) -> User {
+        if let Some(user) = self.0.get(json) {
             return user.clone();
         }
         let user = User::from_json(json);
-        self.users.insert(json.into(), user.clone());
+        self.0.insert(json.into(), user.clone());
         user
+    }
+}
+
+/// Messages on their way into a history. Its memory is used for all channels.
+#[derive(Debug, Default)]
+struct OpenBatch {
+    frames: Vec<u8>,
+    entries: Vec<Entry>,
+    times: Vec<Moment>,
+    /// When the last message was published, by the log's time.
+    at: u64,
+}
+
+impl OpenBatch {
+    /// Returns true if the message goes into the same memory as those before it: they were published in one turn, or they
+    /// are as few and small as [`History`] gathers.
+    fn takes(&self, message: &Message<'_>) -> bool {
+        let Message { at, payload, .. } = *message;
+        let small_bytes = GATHERED * SMALL_BYTES;
+        let is_small = payload.len() <= SMALL_BYTES && self.frames.len() + payload.len() <= small_bytes;
+        at == self.at || is_small && self.entries.len() < GATHERED
+    }
+
+    fn push(&mut self, message: &Message<'_>, user: Option<User>, time: Moment) {
+        let Message { seq, at, kind, client, payload, .. } = *message;
+        wire::append_message(&mut self.frames, kind, payload);
+        let sender = Sender { client, user };
+        self.entries.push(Entry { end: self.frames.len() as u32, seq, kind, sender });
+        self.times.push(time);
+        self.at = at;
+    }
+
+    fn flush(&mut self, history: &mut History, limits: &HistoryLimits) {
+        if !self.entries.is_empty() {
+            let frames = Rc::new(Bytes::copy_from_slice(&self.frames));
+            history.keep_published_at(&frames, &self.entries, limits, |index| self.times[index]);
+        }
+        self.frames.clear();
+        self.entries.clear();
+        self.times.clear();
     }
 }
 
 impl Hub {
     /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
     /// have changed.
-    pub fn restore(limits: &Limits, head: Head, past: Past, hour: Hour) -> (Hub, Restored) {
+    pub fn restore(limits: &Limits, head: Head, past: Past) -> (Hub, Restored) {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
         let mut channels: Vec<(Box<str>, Written)> = past.channels.into_iter().collect();
         // If the limits do not allow all, the last ones stay. A removed channel has no messages and takes no memory
         // here.
-        channels.sort_unstable_by_key(|(_, written)| (!written.kept.is_empty(), written.last));
+        channels.sort_unstable_by_key(|(_, written)| (written.count > 0, written.last));
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());
         for (place, (name, channel)) in channels.into_iter().enumerate() {
             hub.seq = hub.seq.max(channel.last);
-            written.push((Rc::<str>::from(name), channel.kept.len()));
+            written.push((Rc::<str>::from(name), channel.count));
             let (name, _) = &written[place];
             match ChannelName::parse(name.as_bytes()) {
-                Ok(name) if place >= spare => hub.restore_channel(&name, channel, hour),
+                Ok(name) if place >= spare => hub.restore_channel(&name, channel),
                 _ => hub.remember_removed(written[place].0.clone(), channel.last, true),
             }
         }
@@ -120,33 +180,14 @@ impl Hub {
         (hub, restored)
     }
 
-    fn restore_channel(&mut self, name: &ChannelName, written: Written, hour: Hour) {
+    fn restore_channel(&mut self, name: &ChannelName, written: Written) {
         let Ok(id) = self.open(name) else { return };
         let before = super::Kept::default();
-        let limits = self.history;
         let channel = &mut self.channels[id.0 as usize];
-        let Written { number, last, floor, kept } = written;
+        let Written { number, last, floor, count: _, history } = written;
         *channel = Channel::restored(channel.shared_name(), number, last, floor);
         channel.mark = Mark { written: last, is_written: true };
-        let mut kept = kept.into_iter().peekable();
-        while let Some(first) = kept.next() {
-            let at = first.at;
-            let mut frames = Vec::new();
-            let mut entries = Vec::new();
-            let mut message = Some(first);
-            // What was published in one turn was one batch, and is one again.
-            while let Some(WrittenMessage { seq, kind, sender, payload, .. }) = message {
-                wire::append_message(&mut frames, kind, &payload);
-                entries.push(Entry { end: frames.len() as u32, seq, kind, sender });
-                message = kept.next_if(|next| next.at == at);
-            }
-            // Older than it may be is old enough: a moment does not reach back further than weeks.
-            let age = hour.millis.saturating_sub(at).min(u64::from(limits.age_ms)) as u32;
-            frames.shrink_to_fit();
-            let frames = Rc::new(Bytes::from(frames));
-            channel.history.keep(&frames, &entries, &limits, hour.now.before(age));
-        }
-        channel.history.expire(limits.age_ms, hour.now);
+        channel.history = history;
         self.account(id, before);
         self.end_if_empty(id);
     }
@@ -172,8 +213,7 @@ mod tests {
     use crate::hub::{Seat, Standing, Wish};
     use crate::ids::ClientId;
     use crate::ids::{Since, SlotId};
-    use crate::moment::Moment;
-    use crate::wire::Form;
+    use crate::wire::{Form, Kind};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -307,8 +347,8 @@ mod tests {
         }
 
         /// All that was taken.
-        fn past(&self) -> Past {
-            let mut past = Past::default();
+        fn past(&self, limits: &Limits) -> Past {
+            let mut past = Past::new(&limits.history, self.hour());
             for (name, (figures, rows)) in &self.written {
                 let messages: Vec<u8> = rows.values().flatten().copied().collect();
                 past.put(name, *figures, &messages).unwrap();
@@ -318,7 +358,7 @@ mod tests {
 
         /// The hub that it makes.
         fn restore(&self, limits: &Limits) -> (Hub, Restored) {
-            Hub::restore(limits, self.hub.journal_head(), self.past(), self.hour())
+            Hub::restore(limits, self.hub.journal_head(), self.past(limits))
         }
     }
 
@@ -457,7 +497,7 @@ mod tests {
         let behind = world.hub.journal_head();
         world.step(&Step::Publish { channel: 1, padding: 0, from: None });
         world.step(&Step::Write { most: 9, bytes: 9_999 });
-        let (restored, _) = Hub::restore(&limits, behind, world.past(), world.hour());
+        let (restored, _) = Hub::restore(&limits, behind, world.past(&limits));
         assert_eq!(restored.journal_head(), world.hub.journal_head());
     }
 
@@ -491,7 +531,8 @@ mod tests {
             crate::hub::change::put_message(&mut good, &message(seq));
         }
         let figures = Figures { number: 2, last: 4, floor: 2 };
-        let put = |figures, bytes: &[u8]| Past::default().put("a", figures, bytes);
+        let hour = Hour { now: Moment::from_millis(0), millis: 0 };
+        let put = |figures, bytes: &[u8]| Past::new(&LIMITS, hour).put("a", figures, bytes);
         assert_eq!(put(figures, &good), Ok(()));
         assert_eq!(
             put(Figures { floor: 3, number: 1, ..figures }, &good),

@@ -1,5 +1,5 @@
-//! What takes no memory: what the load generator receives, and who speaks beside others in the same turn. In a binary
-//! of its own: an allocator that counts is one for the whole process, and a run takes the process's signals for its own.
+//! What takes no memory: what the load generator receives, and who speaks beside others in the same turn. What takes
+//! little: a history that is restored. In a binary of its own: an allocator that counts is one for the whole process, and a run takes the process's signals for its own.
 
 #![allow(clippy::print_stderr, reason = "what a test prints is captured by its harness")]
 
@@ -11,11 +11,18 @@ use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
 use oyez::config::{HistoryLimits, Limits};
+use oyez::hub::Hub;
+use oyez::hub::change::Change;
+use oyez::hub::journal::Hour;
+use oyez::hub::past::Past;
+use oyez::ids::{ChannelName, Sender};
 use oyez::load;
 use oyez::load::plan::{Plan, Scenario, Speed, Traffic};
 use oyez::load::target::Target;
 use oyez::load::tls::Trust;
+use oyez::moment::Moment;
 use oyez::session::intent::Intent;
+use oyez::wire::Kind;
 
 use support::frames::{self, TEXT};
 use support::process::Server;
@@ -79,4 +86,43 @@ fn a_crowd_that_speaks_in_one_turn_does_not_have_its_wishes_kept() {
     let (peak, wishes) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
     assert!(peak < wishes / 2, "{peak} bytes; all wishes would take {wishes}");
     eprintln!("{peak} bytes; all wishes would take {wishes}");
+}
+
+/// Loading takes as long as its allocations and copies do, and a machine has memory for one history, not for two.
+#[test]
+fn history_is_restored_with_few_allocations_and_no_second_copy() {
+    const CHANNELS: usize = 100;
+    const EACH: usize = 100;
+    let limits = Limits::default();
+    let mut hub = Hub::new(&limits, 7);
+    hub.begin_journal();
+    for millis in 0..EACH as u64 {
+        for channel in 0..CHANNELS {
+            let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
+            let id = hub.open(&name).unwrap();
+            hub.publish(id, Kind::Text, &[b'x'; 100], Sender::default(), None);
+        }
+        while let Some(id) = hub.next_touched() {
+            let _ = hub.seal(id, Moment::from_millis(millis));
+        }
+    }
+    let hour = Hour { now: Moment::from_millis(EACH as u64), millis: EACH as u64 };
+    let changes = hub.take_changes(hour, usize::MAX, usize::MAX);
+    let (head, kept) = (hub.journal_head(), hub.kept());
+    let mut restored = None;
+    let allocated = allocation_counter::measure(|| {
+        let mut past = Past::new(&limits.history, hour);
+        for change in &changes {
+            let Change::Channel { name, figures, messages } = change else { panic!("{change:?}") };
+            past.put(name, *figures, messages).unwrap();
+        }
+        restored = Some(Hub::restore(&limits, head, past).0);
+    });
+    assert_eq!(restored.unwrap().kept(), kept);
+    let (allocations, peak) = (allocated.count_total, allocated.bytes_max);
+    let (messages, bytes) = (kept.messages as u64, kept.bytes as u64);
+    assert_eq!(messages, (CHANNELS * EACH) as u64);
+    eprintln!("{allocations} allocations for {messages} messages, at most {peak} bytes for {bytes}");
+    assert!(allocations < messages / 2, "{allocations} allocations for {messages} messages");
+    assert!(peak < bytes * 3 / 2, "{peak} bytes for a history that counts {bytes}");
 }

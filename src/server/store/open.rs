@@ -16,7 +16,7 @@ use super::{BATCHES_MAX, Round, Store, Times, writer};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
 use crate::hub::journal::{Head, Hour};
-use crate::hub::past::Restored;
+use crate::hub::past::{Past, Restored};
 
 /// A history file that is in use from now on, and what was in it.
 #[derive(Debug)]
@@ -89,7 +89,9 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
         .map_err(|error| fail(Problem::Io(error)))?;
     let tables = Tables::open(&file.path).map_err(fail)?;
-    let (hub, state) = match tables.read().map_err(fail)? {
+    let log_ms_at = |state: &State| state.log_ms + away_ms(state.stamp, stamp, limits.history.age_ms);
+    let begin = |state: &State| Past::new(&limits.history, Hour { now: times.now, millis: log_ms_at(state) });
+    let (hub, state) = match tables.read(begin).map_err(fail)? {
         None => {
             info!("history file {}: new", file.path.display());
             let mut hub = Hub::new(limits, new_epoch());
@@ -99,9 +101,8 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
         Some((state, past)) => {
             let State { head, is_clean, .. } = state;
             let epoch = if is_clean { head.epoch } else { new_epoch() };
-            let log_ms = state.log_ms + away_ms(state.stamp, stamp, limits.history.age_ms);
-            let hour = Hour { now: times.now, millis: log_ms };
-            let (hub, restored) = Hub::restore(limits, Head { epoch, ..head }, past, hour);
+            let log_ms = log_ms_at(&state);
+            let (hub, restored) = Hub::restore(limits, Head { epoch, ..head }, past);
             tell(&file.path, is_clean, restored, &hub);
             (hub, Some(State { log_ms, ..state }))
         }

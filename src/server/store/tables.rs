@@ -107,8 +107,8 @@ impl Tables {
         Ok(Tables { database: builder.create(path)? })
     }
 
-    /// What was written last; nothing if it is new.
-    pub(super) fn read(&self) -> Result<Option<(State, Past)>, Problem> {
+    /// What was written last; nothing if it is new. The state tells by which clock messages go into the past.
+    pub(super) fn read(&self, begin: impl FnOnce(&State) -> Past) -> Result<Option<(State, Past)>, Problem> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(STATE) {
             Err(TableError::TableDoesNotExist(_)) => {
@@ -123,7 +123,7 @@ impl Tables {
         let head = Head { epoch, seq, max_removed_seq };
         let state = State { head, log_ms, stamp: Stamp { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
-        let mut past = Past::default();
+        let mut past = begin(&state);
         let mut count = 0;
         let mut bytes = Vec::new();
         for row in channels.iter()? {
