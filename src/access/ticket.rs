@@ -331,6 +331,25 @@ mod tests {
     }
 
     #[test]
+    fn ended_streams_are_as_many_as_tickets_at_most() {
+        let (mut tickets, now) = (Tickets::new(2, 8), start());
+        let issued: Vec<String> = (0..3)
+            .map(|number| {
+                let ticket = tickets.issue(chance(number.into()), grant(), HERE, now).unwrap();
+                let slot = SlotId { key: number, generation: 0 };
+                assert!(tickets.redeem_for_stream(ticket.as_bytes(), "a", slot, now).is_ok());
+                tickets.stream_ended(slot, now);
+                ticket
+            })
+            .collect();
+        assert_eq!((tickets.streams.len(), tickets.ended.len()), (2, 2));
+        let slot = SlotId { key: 9, generation: 0 };
+        let again =
+            issued.iter().map(|one| tickets.redeem_for_stream(one.as_bytes(), "a", slot, now).is_ok());
+        assert_eq!(again.collect::<Vec<_>>(), [false, true, true], "the oldest is forgotten");
+    }
+
+    #[test]
     fn nothing_that_is_printed_shows_one() {
         let mut tickets = Tickets::new(8, 8);
         tickets.issue([171; TICKET_BYTES], grant(), HERE, start()).unwrap();

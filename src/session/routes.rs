@@ -309,7 +309,9 @@ mod tests {
 
     #[test]
     fn plus_in_a_query_is_a_space() {
-        for (text, expected) in [("a+b", "a b"), ("a%20b", "a b"), ("a%2Bb", "a+b"), ("+", " "), ("", "")] {
+        let pairs =
+            [("a+b", "a b"), ("a%20b", "a b"), ("a%2Bb", "a+b"), ("+%2B", " +"), ("+", " "), ("", "")];
+        for (text, expected) in pairs {
             assert_eq!(decode(text), expected.as_bytes(), "{text}");
         }
         assert_eq!(Query::parse("sub=alice+smith").unwrap().sub.as_deref(), Some("alice smith"));

@@ -8,7 +8,7 @@ use crate::support::guarded::{
 };
 use crate::support::http::{get, post, request};
 use crate::support::key_files;
-use crate::support::process::{Server, oyez};
+use crate::support::process::{Server, oyez, wait_until};
 use crate::support::tokens::{base64url, unsigned};
 
 /// Who may hear and publish on "a".
@@ -213,11 +213,22 @@ fn event_source_reconnects_with_its_ticket_after_a_cut() {
     assert_eq!(early.event_or_end(), None);
     assert!(early.stream_is_whole());
     first.reset();
-    while open().event_or_end().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    wait_until("the end of the first stream", || open().event_or_end().is_some());
     let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
     assert!(page.contains("ticket_in_use"), "{page}");
+}
+
+/// To come back would not help: it has to stop.
+#[test]
+fn event_source_without_rights_gets_the_status_of_its_refusal() {
+    let guarded = Guarded::start(&[]);
+    let status = |lines: &str| {
+        let lines = format!("{lines}Accept: text/event-stream\r\n");
+        Client::new(guarded.server.connect()).ask(request("GET", "/sse/a", &lines)).status
+    };
+    assert_eq!(status(""), 401);
+    assert_eq!(status(&bearer("no.token.atall")), 401);
+    assert_eq!(status(&bearer(&token("bob", &["b"], &[]))), 403);
 }
 
 /// The keys of one publisher are known on all of its connections, and are not those of another.

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::guarded::upgrade_with;
-use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::http::{Answer, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Dice, Mood, Rig};
 
@@ -381,6 +381,25 @@ fn every_answer_has_a_date() {
     }
     for bad in ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\n\n"] {
         assert!(Client::new(server.connect()).ask(bad).date.is_some(), "{bad:?}");
+    }
+    for asks in [get("/sse/a"), frames::upgrade("/ws")] {
+        let mut client = Client::new(server.connect());
+        client.send(asks.as_bytes());
+        let head = client.head();
+        assert!(without_date(&head).1.is_some(), "{head}");
+    }
+}
+
+/// Cookies of a site's other services come with every request, up to 4 KiB each (RFC 6265 6.1).
+#[test]
+fn head_with_three_large_cookies_is_within_the_default() {
+    let mut rig = Rig::new(Limits::default());
+    for (cookies, status) in [(3, 200), (4, 431)] {
+        let client = rig.connect(Mood::Kind);
+        let lines = format!("Cookie: a={}\r\n", "x".repeat(4_096)).repeat(cookies);
+        rig.send(client, request("GET", "/healthz", &lines).as_bytes());
+        rig.settle();
+        assert_eq!(rig.answers(client)[0].status, status, "{cookies}");
     }
 }
 
