@@ -143,7 +143,7 @@ impl<T: Transport> Engine<T> {
                 };
                 let Some(portion) = batch.portion(form, member) else { continue };
                 let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
-                if !record(enqueued, member, portion.messages, slots, metrics, pressure) {
+                if !record(enqueued, member, Some(channel), portion.messages, slots, metrics, pressure) {
                     full.push((member, form, portion));
                 }
             }
@@ -175,7 +175,7 @@ impl<T: Transport> Engine<T> {
                         continue;
                     };
                     let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
-                    if !record(enqueued, member, portion.messages, slots, metrics, pressure) {
+                    if !record(enqueued, member, Some(channel), portion.messages, slots, metrics, pressure) {
                         full.push((member, form, portion));
                     }
                 }
@@ -231,7 +231,7 @@ impl<T: Transport> Engine<T> {
                     hub.mark_sent(id, slot.seats.as_slice(), messages);
                 }
                 // If it is over the limit, the fan-out to all subscribers decides whether it is slow.
-                if record(enqueued, id, messages, slots, metrics, pressure) {
+                if record(enqueued, id, None, messages, slots, metrics, pressure) {
                     return;
                 }
             }
@@ -280,6 +280,7 @@ impl<T: Transport> Engine<T> {
 fn record<T: Transport>(
     enqueued: Enqueue,
     id: SlotId,
+    channel: Option<ChannelId>,
     messages: u32,
     slots: &mut Slots<T>,
     metrics: &mut Metrics,
@@ -291,7 +292,7 @@ fn record<T: Transport>(
     metrics.messages_delivered += u64::from(messages);
     slots.mark_dirty(id);
     if enqueued == Enqueue::HighWater {
-        pressure.high.push(id);
+        pressure.high.push((id, channel));
     }
     true
 }

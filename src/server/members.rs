@@ -136,7 +136,7 @@ impl<T: Transport> Engine<T> {
             if joined.seat.place == Place::Replaying {
                 self.pressure.end(slot, now);
             } else if slot.is_pressing() {
-                self.pressure.press(joined.seat.channel, &self.limits, now);
+                self.pressure.press(joined.seat.channel, false, &self.limits, now);
             }
             slot.seats.add(joined.seat);
         }

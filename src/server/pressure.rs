@@ -37,12 +37,17 @@ pub(super) struct Pressure {
     channels: HashMap<ChannelId, Pressed>,
     /// Publishers that are paused, with the channel that they wait for.
     paused: Vec<(SlotId, ChannelId)>,
-    /// Subscribers whose outbox has passed its high-water mark in this turn. They are checked again after the writes.
-    pub(super) high: Vec<SlotId>,
+    /// Subscribers whose outbox has passed its high-water mark in this turn, and the channel whose batch did that, if it
+    /// is known. They are checked again after the writes.
+    pub(super) high: Vec<(SlotId, Option<ChannelId>)>,
     /// True if a subscriber has stopped pressing since paused publishers were last checked.
     has_eased: bool,
     next_check: Moment,
 }
+
+/// The part of the high-water mark that a channel publishes before its publishers are paused for a backlog that another
+/// channel has caused: 8 KiB, so the 128 channels of a connection add 1 MiB to an outbox that has room for 1.5.
+const QUIET_SHARE: usize = 64;
 
 /// A channel under pressure.
 #[derive(Debug)]
@@ -55,11 +60,13 @@ struct Pressed {
     credit_ms: u32,
     /// Bytes published since that time was last extended.
     bytes: usize,
+    /// Its publishers are not paused before it has published so many.
+    bytes_min: usize,
 }
 
 impl Pressed {
     fn is_pausing(&self, now: Moment) -> bool {
-        self.pressers > 0 && now.millis_since(self.since) < self.credit_ms
+        self.pressers > 0 && self.bytes >= self.bytes_min && now.millis_since(self.since) < self.credit_ms
     }
 }
 
@@ -85,16 +92,24 @@ impl Pressure {
     }
 
     /// Records that a subscriber begins to press on a channel.
-    pub(super) fn press(&mut self, channel: ChannelId, limits: &Limits, now: Moment) {
+    ///
+    /// If the channel `is_cause`, its batch was too much for the subscriber, and its publishers are paused at once. The
+    /// other channels of the subscriber pause theirs after [`QUIET_SHARE`] of the high-water mark: otherwise a
+    /// subscriber could pause the publishers of all channels that it may subscribe to, by a backlog of its own making.
+    pub(super) fn press(&mut self, channel: ChannelId, is_cause: bool, limits: &Limits, now: Moment) {
         let most = limits.publish_pause_ms;
-        let fresh = Pressed { pressers: 0, since: now, credit_ms: most, bytes: 0 };
+        let bytes_min = high_water(limits.outbox_bytes_max) / QUIET_SHARE;
+        let fresh = Pressed { pressers: 0, since: now, credit_ms: most, bytes: 0, bytes_min };
         let pressed = self.channels.entry(channel).or_insert(fresh);
         if pressed.pressers == 0 {
             let quarter = high_water(limits.outbox_bytes_max).max(1) as u64;
             let earned = (pressed.bytes as u64).saturating_mul(u64::from(most)) / quarter;
             pressed.credit_ms =
                 earned.saturating_add(u64::from(pressed.credit_ms)).min(u64::from(most)) as u32;
-            (pressed.since, pressed.bytes) = (now, 0);
+            (pressed.since, pressed.bytes, pressed.bytes_min) = (now, 0, bytes_min);
+        }
+        if is_cause {
+            pressed.bytes_min = 0;
         }
         pressed.pressers += 1;
     }
@@ -130,13 +145,13 @@ impl<T: Transport> Engine<T> {
     /// After the writes of a turn: lets subscribers press that are still over their high-water mark, and releases
     /// publishers whose subscribers have caught up.
     pub(super) fn judge_pressure(&mut self, now: Moment) {
-        while let Some(id) = self.pressure.high.pop() {
-            self.begin_pressing(id, now);
+        while let Some((id, cause)) = self.pressure.high.pop() {
+            self.begin_pressing(id, cause, now);
         }
         self.release_publishers(now);
     }
 
-    fn begin_pressing(&mut self, id: SlotId, now: Moment) {
+    fn begin_pressing(&mut self, id: SlotId, cause: Option<ChannelId>, now: Moment) {
         let Engine { slots, limits, pressure, draining, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
@@ -147,7 +162,7 @@ impl<T: Transport> Engine<T> {
         }
         if slot.set_pressing(true) {
             for seat in slot.seats.as_slice() {
-                pressure.press(seat.channel, limits, now);
+                pressure.press(seat.channel, cause == Some(seat.channel), limits, now);
             }
         }
     }

@@ -415,3 +415,32 @@ fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
     rig.settle();
     assert_eq!(rig.frames(publisher).last().unwrap().close_code().1, "forbidden");
 }
+
+#[test]
+fn quiet_channel_of_a_subscriber_that_is_behind_on_another_is_not_paused() {
+    let mut rig = Rig::new(limits());
+    let publisher = rig.join("/ws/busy?echo=0");
+    let slow = join_v1(&mut rig, "/ws/busy");
+    rig.send_text(slow, r#"{"type":"subscribe","ch":"quiet"}"#);
+    rig.settle();
+    let later = rig.join("/ws/later?echo=0");
+    rig.unstick(slow, Mood::Stuck);
+    for number in 0..4 {
+        rig.send_text(publisher, &message(number));
+        rig.settle();
+    }
+    assert!(is_paused(&rig, publisher));
+    // Its answer waits, and it is not read again: this is the last that it asks for.
+    rig.send_text(slow, r#"{"type":"subscribe","ch":"later"}"#);
+    rig.settle();
+    let quiet = rig.connect(Mood::Kind);
+    rig.send(quiet, publish("quiet", "hello").as_bytes());
+    rig.send_text(later, "hello");
+    rig.settle();
+    assert_eq!(rig.answers(quiet).len(), 1);
+    assert!(!is_paused(&rig, quiet) && !is_paused(&rig, later));
+    // One that is as busy is paused like the first.
+    rig.send(quiet, publish("quiet", &message(0)).as_bytes());
+    rig.settle();
+    assert!(is_paused(&rig, quiet) && rig.answers(quiet).is_empty());
+}
