@@ -510,7 +510,7 @@ fn second_server_on_an_address_leaves_its_history_file_as_it_is() {
         assert!(output.status.code() == Some(1) && text.contains("cannot listen"), "{text}");
     };
     serve(&folder.file());
-    assert_eq!(fs::read(folder.file()).unwrap(), before, "it still says that it was ended in order");
+    assert!(fs::read(folder.file()).unwrap() == before, "it still says that it was ended in order");
     let new = folder.0.join("new");
     serve(&new);
     assert!(!new.exists());
