@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::frames::{TEXT, header};
-use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::process::{PATIENCE, Server, free_port, oyez};
 use crate::support::tls::Terminator;
 
 /// What a run left behind.
@@ -217,7 +217,7 @@ fn assertions_decide_the_exit_status() {
 
 #[test]
 fn a_dead_port_is_reported_and_fails() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let run = bench("dead", &["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
     assert_eq!(run.code, 1);
     assert!(run.stderr.ends_with("oyez: no connection was opened\n"), "{}", run.stderr);

@@ -2,7 +2,7 @@
 //! is gone, or on a full disk, and ends with the status that it would have had anyway.
 
 use std::fs::OpenOptions;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::thread;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::cut::Cut;
 use crate::support::guarded::{Folder, SECRET};
-use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::process::{PATIENCE, Server, free_port, oyez};
 
 /// A pipe whose reader is gone.
 fn gone() -> Stdio {
@@ -29,7 +29,7 @@ fn code(status: ExitStatus) -> i32 {
 
 #[test]
 fn a_command_whose_stderr_has_no_reader_ends_with_its_own_status() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let dead = format!("ws://127.0.0.1:{port}");
     let bench = ["bench", "idle", "--connections=3", "--hold=0.1"];
     let failing = [&bench[..], &["--assert=open=7"]].concat();
@@ -107,7 +107,7 @@ fn a_subscriber_whose_stderr_has_no_reader_reconnects_and_misses_nothing() {
 fn a_server_whose_output_nobody_can_read_serves() {
     for filters in ["info", "nonsense=nonsense=nonsense"] {
         for (stdout, stderr) in [(gone(), gone()), (full_disk(), full_disk())] {
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
             let mut command = oyez(&["serve", "--listen", &address.to_string()]);
             let mut child = command.env("RUST_LOG", filters).stdout(stdout).stderr(stderr).spawn().unwrap();
             let start = Instant::now();

@@ -3,14 +3,14 @@
 //! printed one), names of other machines, and sizes of load. The systemd unit is read, rated and reloaded.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::guarded::{Folder, SECRET};
-use crate::support::process::{PATIENCE, oyez};
+use crate::support::process::{PATIENCE, free_port, oyez};
 
 const README: &str = include_str!("../../README.md");
 
@@ -30,11 +30,6 @@ fn blocks(languages: &[&str]) -> Vec<(&'static str, &'static str)> {
         rest = &text[end + 3..];
     }
     found
-}
-
-/// A free port of the loopback address.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A folder with `oyez` in its path.

@@ -1,8 +1,9 @@
 //! The real binary.
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,21 @@ pub fn oyez(arguments: &[&str]) -> Command {
         command.envs(DEADLINES);
     }
     command
+}
+
+/// A port of the loopback address that nothing listens on. It is below the range from which the kernel gives ports to
+/// sockets that ask for any (32768 and up by default): there, another test could be given it before it is used.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id().wrapping_mul(97);
+        let port = (FIRST + next % PORTS) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until the condition holds; panics with `what` if that takes longer than [`PATIENCE`].
