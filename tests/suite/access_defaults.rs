@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish};
-use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 
 const OPEN: &str = "--anonymous=subscribe=* publish=*";
 
@@ -26,7 +26,7 @@ fn an_address_that_others_reach_needs_a_key_or_a_word() {
         let mut child = oyez(&["serve", "--listen", address]).spawn().unwrap();
         let start = Instant::now();
         while child.try_wait().unwrap().is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > TEST_TIMEOUT {
                 child.kill().unwrap();
             }
             thread::sleep(Duration::from_millis(5));

@@ -37,7 +37,7 @@ fn a_token_is_not_seen_again_on_any_path() {
             upgrade_with("/ws/b", &v1).replace("Version: 13", "Version: 8"),
             upgrade_with("/ws/b", &format!("{v1}Origin: https://evil.example\r\n")),
         ] {
-            seen += &server.ask_and_finish(asks);
+            seen += &server.request_then_eof(asks);
         }
         for (path, lines) in [
             ("/ws/b".to_owned(), bearer(token)),
@@ -46,7 +46,7 @@ fn a_token_is_not_seen_again_on_any_path() {
             (format!("/ws/b?token={token}"), String::new()),
         ] {
             let mut client = guarded.upgraded(&path, &lines);
-            client.finish();
+            client.send_eof();
             while let Some(frame) = client.frame_or_end() {
                 seen += &String::from_utf8_lossy(&frame.payload);
             }
@@ -60,7 +60,7 @@ fn a_token_is_not_seen_again_on_any_path() {
             ] {
                 let mut client = guarded.upgraded("/ws/b", lines);
                 client.send_text(&text);
-                client.finish();
+                client.send_eof();
                 while let Some(frame) = client.frame_or_end() {
                     seen += &String::from_utf8_lossy(&frame.payload);
                 }

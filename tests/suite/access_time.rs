@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::support::frames;
 use crate::support::guarded::{Guarded, bearer, claims, sign, unix_now, upgrade_with, verifier};
 use crate::support::http::request;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
 
@@ -31,9 +31,9 @@ fn ends_in(rig: &Rig, seconds: u64) -> String {
 }
 
 fn open(rig: &mut Rig, lines: &str) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade_with("/ws/a", lines).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let head = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     let end = head.find("\r\n\r\n").unwrap() + 4;
@@ -53,13 +53,13 @@ fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
     let mut rig = rig(Grant::default());
     for lines in ["", V1] {
         let (silent, shows) = (open(&mut rig, lines), open(&mut rig, lines));
-        rig.pass(9_500);
+        rig.advance_ms(9_500);
         assert_eq!(closed(&mut rig, silent), None);
         let token = ends_in(&rig, 3_600);
         rig.send_text(shows, &json!({"type": "auth", "token": token}).to_string());
-        rig.pass(1_000);
+        rig.advance_ms(1_000);
         assert_eq!(closed(&mut rig, silent), Some((4008, "auth_timeout".into())), "{lines}");
-        rig.pass(600_000);
+        rig.advance_ms(600_000);
         assert_eq!(closed(&mut rig, shows), None, "{lines}");
     }
 }
@@ -82,7 +82,7 @@ fn the_times_are_those_of_the_flags() {
 fn whoever_can_do_something_need_not() {
     let mut rig = rig(Grant::anonymous("subscribe=a").unwrap());
     let id = open(&mut rig, V1);
-    rig.pass(600_000);
+    rig.advance_ms(600_000);
     assert_eq!(closed(&mut rig, id), None);
 }
 
@@ -92,17 +92,17 @@ fn a_token_that_ended_closes_after_the_grace() {
     for lines in ["", V1] {
         let token = ends_in(&rig, 60);
         let id = open(&mut rig, &format!("{lines}{}", bearer(&token)));
-        rig.pass(60_000 + 24_000);
+        rig.advance_ms(60_000 + 24_000);
         assert_eq!(closed(&mut rig, id), None, "{lines}");
-        rig.pass(2_500);
+        rig.advance_ms(2_500);
         assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())), "{lines}");
     }
     let token = ends_in(&rig, 60);
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, request("GET", "/sse/a", &bearer(&token)).as_bytes());
-    rig.pass(84_000);
+    rig.advance_ms(84_000);
     assert!(!rig.pipe(id).outgoing_ended);
-    rig.pass(2_500);
+    rig.advance_ms(2_500);
     assert!(rig.pipe(id).outgoing_ended, "a stream of events too");
 }
 
@@ -113,13 +113,13 @@ fn a_renewal_within_the_grace_holds_it() {
         let token = ends_in(&rig, 60);
         let id = open(&mut rig, &format!("{lines}{}", bearer(&token)));
         for _ in 0..5 {
-            rig.pass(80_000);
+            rig.advance_ms(80_000);
             let next = ends_in(&rig, 60);
             rig.send_text(id, &json!({"type": "auth", "token": next}).to_string());
             rig.turn();
         }
         assert_eq!(closed(&mut rig, id), None, "{lines}");
-        rig.pass(90_000);
+        rig.advance_ms(90_000);
         assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())), "{lines}");
     }
 }
@@ -128,13 +128,13 @@ fn a_renewal_within_the_grace_holds_it() {
 #[test]
 fn a_token_of_a_clock_that_is_slow() {
     let mut rig = rig(Grant::default());
-    rig.pass(100_000);
+    rig.advance_ms(100_000);
     let mut claims = claims("alice", &["a"], &["a"], rig.unix_now());
     claims.exp = rig.unix_now() - 28;
     let id = open(&mut rig, &bearer(&sign(&claims)));
-    rig.pass(24_000);
+    rig.advance_ms(24_000);
     assert_eq!(closed(&mut rig, id), None);
-    rig.pass(2_000);
+    rig.advance_ms(2_000);
     assert_eq!(closed(&mut rig, id), Some((4201, "token_expired".into())));
 }
 
@@ -173,31 +173,31 @@ fn a_token_that_is_shown_too_soon_behind_others_is_not_looked_at() {
     for id in [v1, raw] {
         rig.send_text(id, &shows(&good));
         rig.send_text(id, &shows(&good));
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(rig.texts(v1).iter().filter(|text| text.contains("authenticated")).count(), 2);
     for token in [&of_nothing, "x"] {
         rig.send_text(v1, &shows(token));
-        rig.settle();
+        rig.run_until_idle();
         let said = rig.texts(v1).concat();
         assert!(said.contains("\"code\":\"rate_limited\"") && said.contains("\"ref\":7"), "{said}");
         assert!(said.contains("retry_ms=500\""), "{said}");
     }
     rig.send_text(v1, r#"{"type":"publish","ch":"a","text":"still its rights"}"#);
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.texts(v1).concat().contains("\"ack\""));
     assert_eq!(rig.texts(raw), ["still its rights"]);
     rig.send_text(raw, &shows("x"));
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(closed(&mut rig, raw), Some((4101, "rate_limited retry_ms=500".into())));
     assert_eq!(rig.engine.metrics.rate_limited[Limit::Auths as usize], 3);
-    rig.pass(500);
+    rig.advance_ms(500);
     rig.send_text(v1, &shows(&of_nothing));
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.texts(v1).concat().contains("authenticated"));
-    rig.finish(raw);
-    rig.finish(v1);
-    rig.settle();
+    rig.send_eof(raw);
+    rig.send_eof(v1);
+    rig.run_until_idle();
     assert!(rig.engine.gate.auths.is_empty(), "nothing is kept of who is gone");
 }
 
@@ -209,7 +209,7 @@ fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
     for id in members {
         let token = ends_in(&rig, 3_600);
         rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
-        rig.pass(100);
+        rig.advance_ms(100);
     }
     assert!(rig.engine.gate.auths.len() <= 64, "{}", rig.engine.gate.auths.len());
 }
@@ -222,18 +222,18 @@ fn a_ticket_ends_with_its_token() {
     let ticket = |rig: &mut Rig, exp: u64| {
         let mut claims = claims("alice", &["a"], &["a"], now);
         claims.exp = exp;
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         rig.send(id, request("POST", "/v1/tickets", &bearer(&sign(&claims))).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id)[0].json()["ticket"].as_str().unwrap().to_owned()
     };
     let (ended, ends, lasts) =
         (ticket(&mut rig, now - 25), ticket(&mut rig, now + 5), ticket(&mut rig, now + 60));
-    rig.pass(10_000);
+    rig.advance_ms(10_000);
     for (ticket, status) in [(ended, 401), (ends, 200), (lasts, 200)] {
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         rig.send(id, request("GET", &format!("/sse/a?ticket={ticket}"), "").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let said = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
         assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
     }

@@ -151,7 +151,7 @@ fn a_token_is_never_published() {
     assert_eq!(member.text(), long);
     other.send_text(&json!({"type": "auth", "token": "nonsense"}).to_string());
     assert_eq!(other.closed_politely().0, 4001);
-    member.hears_nothing();
+    member.receives_nothing();
 }
 
 #[test]

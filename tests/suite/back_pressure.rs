@@ -14,8 +14,8 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames::{self, TEXT};
 use crate::support::http::{post, publish};
-use crate::support::process::{PATIENCE, Server, counter};
-use crate::support::rig::{Mood, Rig};
+use crate::support::process::{Server, TEST_TIMEOUT, counter};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 /// An outbox presses over 20,000 bytes, which are three of the messages.
@@ -39,9 +39,9 @@ fn numbers(rig: &mut Rig, id: SlotId) -> Vec<usize> {
 }
 
 fn join_v1(rig: &mut Rig, path: &str) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade(path).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id
 }
@@ -55,10 +55,10 @@ fn publish_command(channel: &str, number: usize) -> Vec<u8> {
 /// A subscriber that takes nothing and presses on `main`, after this many messages.
 fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
     let slow = rig.join("/ws?echo=0");
-    rig.unstick(slow, Mood::Stuck);
+    rig.set_behavior(slow, Behavior::Stalled);
     for number in 0..messages {
         rig.send_text(publisher, &message(number));
-        rig.settle();
+        rig.run_until_idle();
     }
     slow
 }
@@ -76,12 +76,12 @@ fn raw_publisher_is_not_read_on_until_the_subscriber_has_caught_up() {
     for number in 3..8 {
         rig.send_text(publisher, &message(number));
     }
-    rig.settle();
+    rig.run_until_idle();
     assert!(is_paused(&rig, publisher));
     assert!(rig.pipe(publisher).incoming.len() > 45_000, "it waits in the kernel");
     assert!(numbers(&mut rig, reader).is_empty());
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert!(!is_paused(&rig, publisher));
     assert_eq!(numbers(&mut rig, reader), [3, 4, 5, 6, 7]);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6, 7]);
@@ -96,13 +96,13 @@ fn pause_is_bounded_and_then_the_slow_subscriber_is_cut() {
     for number in 3..20 {
         rig.send_text(publisher, &message(number));
     }
-    rig.pass(900);
+    rig.advance_ms(900);
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2]);
-    rig.pass(600);
-    rig.settle();
+    rig.advance_ms(600);
+    rig.run_until_idle();
     assert_eq!(numbers(&mut rig, reader), (3..20).collect::<Vec<_>>(), "once in a backlog");
     assert_eq!(rig.engine.metrics.publish_pauses, 1);
-    rig.pass(3_000);
+    rig.advance_ms(3_000);
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
 
@@ -122,14 +122,14 @@ fn v1_publisher_is_acknowledged_and_not_read_on() {
     let slow = pressed(&mut rig, raw, 3);
     let publisher = join_v1(&mut rig, "/ws");
     rig.send(publisher, &publish_command("main", 3));
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.texts(publisher)[0].contains("ack"), "what was read is published");
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
     rig.send(publisher, &publish_command("main", 4));
-    rig.settle();
+    rig.run_until_idle();
     assert!(is_paused(&rig, publisher) && !rig.pipe(publisher).incoming.is_empty());
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert!(rig.texts(publisher)[0].contains("ack"));
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4]);
 }
@@ -139,18 +139,18 @@ fn answers_to_http_publishers_are_withheld_in_their_order() {
     let mut rig = Rig::new(limits());
     let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let slow = pressed(&mut rig, raw, 3);
-    let (kept, last) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    let (kept, last) = (rig.connect(Behavior::Cooperative), rig.connect(Behavior::Cooperative));
     rig.send(kept, (publish("main", "3") + &publish("main", "4")).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.send(last, post("/v1/publish/main", "Connection: close\r\n", "5").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.send(kept, (publish("main", "6") + &publish("nobody", "x")).as_bytes());
     // Longer than a close handshake may take.
-    rig.pass(500);
+    rig.advance_ms(500);
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3, 4, 5]);
     assert!(rig.answers(kept).is_empty() && rig.answers(last).is_empty());
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.answers(kept).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 4]);
     assert_eq!(rig.answers(last)[0].status, 200);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6]);
@@ -162,12 +162,12 @@ fn withheld_answer_outlives_the_close_timeout() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 10_000, close_timeout_ms: 500, ..limits() });
     let raw = rig.join("/ws?echo=0");
     let slow = pressed(&mut rig, raw, 3);
-    let last = rig.connect(Mood::Kind);
+    let last = rig.connect(Behavior::Cooperative);
     rig.send(last, post("/v1/publish/main", "Connection: close\r\n", "5").as_bytes());
-    rig.pass(5_000);
+    rig.advance_ms(5_000);
     assert!(rig.is_alive(last));
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.answers(last)[0].status, 200);
 }
 
@@ -175,16 +175,16 @@ fn withheld_answer_outlives_the_close_timeout() {
 fn publisher_that_is_the_slow_subscriber_itself_goes_on() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws"), rig.join("/ws"));
-    rig.unstick(publisher, Mood::Stuck);
+    rig.set_behavior(publisher, Behavior::Stalled);
     for number in 0..6 {
         rig.send_text(publisher, &message(number));
-        rig.settle();
+        rig.run_until_idle();
     }
     assert!(is_paused(&rig, publisher));
     let before = numbers(&mut rig, reader).len();
     assert!(before < 6);
-    rig.unstick(publisher, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(publisher, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(numbers(&mut rig, publisher), [0, 1, 2, 3, 4, 5]);
     assert_eq!(before + numbers(&mut rig, reader).len(), 6);
 }
@@ -195,10 +195,10 @@ fn subscriber_that_leaves_or_dies_releases_its_publishers() {
         let mut rig = Rig::new(limits());
         let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
         let slow = join_v1(&mut rig, "/ws/main");
-        rig.unstick(slow, Mood::Stuck);
+        rig.set_behavior(slow, Behavior::Stalled);
         for number in 0..4 {
             rig.send_text(publisher, &message(number));
-            rig.settle();
+            rig.run_until_idle();
         }
         assert!(is_paused(&rig, publisher));
         if leaves {
@@ -206,7 +206,7 @@ fn subscriber_that_leaves_or_dies_releases_its_publishers() {
         } else {
             rig.reset(slow);
         }
-        rig.settle();
+        rig.run_until_idle();
         assert!(!is_paused(&rig, publisher));
         assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
     }
@@ -218,12 +218,12 @@ fn publisher_that_dies_while_it_is_paused_is_noticed() {
     let (publisher, closing) = (rig.join("/ws?echo=0"), join_v1(&mut rig, "/ws"));
     let slow = pressed(&mut rig, publisher, 4);
     rig.send(closing, &publish_command("main", 4));
-    rig.settle();
+    rig.run_until_idle();
     rig.send(closing, &frames::close(1000, ""));
     rig.reset(publisher);
-    rig.settle();
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.run_until_idle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert!(!rig.is_alive(publisher));
     assert_eq!(rig.frames(closing).last().unwrap().close_code().0, 1000);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 4], "the one that was reset had not been read");
@@ -234,13 +234,13 @@ fn drain_releases_all() {
     let mut rig = Rig::new(limits());
     let raw = rig.join("/ws?echo=0");
     pressed(&mut rig, raw, 4);
-    let http = rig.connect(Mood::Kind);
+    let http = rig.connect(Behavior::Cooperative);
     rig.send(http, publish("main", "4").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.answers(http).is_empty());
     let now = rig.now;
     rig.engine.drain(now);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(http)[0].status, 200);
     assert_eq!(rig.frames(raw).last().unwrap().close_code().0, 4200);
 }
@@ -253,9 +253,9 @@ fn many_slow_subscribers_do_not_stop_a_channel_one_after_another() {
     let small = "x".repeat(2_000);
     for _ in 0..8 {
         let slow = rig.join("/ws");
-        rig.unstick(slow, Mood::Stuck);
+        rig.set_behavior(slow, Behavior::Stalled);
         rig.send_text(publisher, &small);
-        rig.settle();
+        rig.run_until_idle();
     }
     rig.frames(reader);
     let (mut sent, mut heard, mut waited_ms) = (0, 0, 0);
@@ -265,7 +265,7 @@ fn many_slow_subscribers_do_not_stop_a_channel_one_after_another() {
             rig.send_text(publisher, &small);
             sent += 1;
         }
-        rig.pass(50);
+        rig.advance_ms(50);
         waited_ms += 50;
         heard += rig.frames(reader).len();
         assert!(waited_ms < 20_000, "{heard} heard");
@@ -288,10 +288,10 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
         .map(|_| {
             let id = join_v1(&mut rig, "/ws/a");
             rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
-            rig.settle();
+            rig.run_until_idle();
             rig.pipe(id).outgoing.clear();
             // In each turn it takes that much.
-            rig.unstick(id, Mood::Sips(10_000));
+            rig.set_behavior(id, Behavior::LimitedWrites(10_000));
             id
         })
         .collect();
@@ -302,7 +302,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
         rig.send_text(publisher, &command);
     }
     // It reads its acknowledgements late.
-    rig.unstick(publisher, Mood::Stuck);
+    rig.set_behavior(publisher, Behavior::Stalled);
     let mut turns = 0;
     loop {
         rig.turn();
@@ -313,7 +313,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
         }
         if turns == 20 {
             assert!(!rig.pipe(publisher).incoming.is_empty(), "it is not read on");
-            rig.unstick(publisher, Mood::Sips(50_000));
+            rig.set_behavior(publisher, Behavior::LimitedWrites(50_000));
         }
         let done = |rig: &mut Rig| rig.pipe(publisher).incoming.is_empty();
         if turns > 20
@@ -324,7 +324,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
         }
         assert!(turns < 20_000);
     }
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.frames(publisher).len(), MESSAGES, "each is acknowledged");
     for id in subscribers {
         let texts: Vec<usize> = rig
@@ -381,7 +381,7 @@ fn publisher_at_full_speed_cuts_none_of_a_thousand_subscribers_that_read() {
     let mut buffer = vec![0; 64 << 10];
     let mut left = SUBSCRIBERS;
     while left > 0 {
-        poll.poll(&mut events, Some(3 * PATIENCE)).unwrap();
+        poll.poll(&mut events, Some(3 * TEST_TIMEOUT)).unwrap();
         assert!(!events.is_empty(), "{left} subscribers wait for more");
         for event in &events {
             let (stream, got) = &mut subscribers[event.token().0];
@@ -412,7 +412,7 @@ fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
     assert!(is_paused(&rig, publisher));
     let now = rig.now;
     rig.engine.close(publisher, Reason::Forbidden, now);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.frames(publisher).last().unwrap().close_code().1, "forbidden");
 }
 
@@ -422,25 +422,25 @@ fn quiet_channel_of_a_subscriber_that_is_behind_on_another_is_not_paused() {
     let publisher = rig.join("/ws/busy?echo=0");
     let slow = join_v1(&mut rig, "/ws/busy");
     rig.send_text(slow, r#"{"type":"subscribe","ch":"quiet"}"#);
-    rig.settle();
+    rig.run_until_idle();
     let later = rig.join("/ws/later?echo=0");
-    rig.unstick(slow, Mood::Stuck);
+    rig.set_behavior(slow, Behavior::Stalled);
     for number in 0..4 {
         rig.send_text(publisher, &message(number));
-        rig.settle();
+        rig.run_until_idle();
     }
     assert!(is_paused(&rig, publisher));
     // Its answer waits, and it is not read again: this is the last that it asks for.
     rig.send_text(slow, r#"{"type":"subscribe","ch":"later"}"#);
-    rig.settle();
-    let quiet = rig.connect(Mood::Kind);
+    rig.run_until_idle();
+    let quiet = rig.connect(Behavior::Cooperative);
     rig.send(quiet, publish("quiet", "hello").as_bytes());
     rig.send_text(later, "hello");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(quiet).len(), 1);
     assert!(!is_paused(&rig, quiet) && !is_paused(&rig, later));
     // One that is as busy is paused like the first.
     rig.send(quiet, publish("quiet", &message(0)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert!(is_paused(&rig, quiet) && rig.answers(quiet).is_empty());
 }

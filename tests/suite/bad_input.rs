@@ -87,7 +87,7 @@ fn a_head_without_an_end_is_cut_off_at_the_limit() {
     assert_eq!(status(&server, &[b'A'; 1_024]), 431);
     let mut client = Client::new(server.connect());
     client.send(&[b'A'; 1_023]);
-    client.hears_nothing();
+    client.receives_nothing();
     client.send(b"A");
     assert!(client.head().starts_with("HTTP/1.1 431 "));
 }
@@ -199,16 +199,16 @@ fn close_codes_that_may_be_sent_are_echoed() {
         for cut in 0..frame.len() {
             let id = rig.join("/ws");
             rig.send(id, &frame[..cut]);
-            rig.settle();
+            rig.run_until_idle();
             rig.send(id, &frame[cut..]);
-            rig.settle();
+            rig.run_until_idle();
             assert_eq!(
                 frames::take(&mut rig.pipe(id).outgoing).unwrap().close_code().0,
                 code,
                 "cut at {cut}"
             );
-            rig.finish(id);
-            rig.settle();
+            rig.send_eof(id);
+            rig.run_until_idle();
         }
     }
     let closed = codes.len() * frames::close(1000, "why").len();

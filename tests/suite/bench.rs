@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::frames::{TEXT, header};
-use crate::support::process::{PATIENCE, Server, free_port, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::tls::Terminator;
 
 /// What a run left behind.
@@ -296,7 +296,7 @@ fn a_run_that_measured_the_load_generator_is_marked_invalid() {
     let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     let born = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        assert!(born.elapsed() < PATIENCE);
+        assert!(born.elapsed() < TEST_TIMEOUT);
         signal("-STOP");
         thread::sleep(Duration::from_millis(50));
         signal("-CONT");
@@ -477,7 +477,7 @@ fn run_with_a_server(mut command: Command) -> (Child, String) {
     // as to handle signals.
     let open = |pid: &str| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     loop {
-        assert!(start.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
+        assert!(start.elapsed() < TEST_TIMEOUT && child.try_wait().unwrap().is_none());
         if let Some(server) = children().filter(|server| open(server) > 12) {
             return (child, server);
         }
@@ -528,7 +528,7 @@ fn a_second_signal_ends_a_run_without_a_report() {
     // The first signal waits for messages in flight; one that arrives too early to be the second counts as the first.
     let start = Instant::now();
     while child.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TEST_TIMEOUT);
         signal(&child, "-INT");
         thread::sleep(Duration::from_millis(50));
         if start.elapsed() > Duration::from_millis(500) {
@@ -592,7 +592,7 @@ fn ends(pid: &str) {
         stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
     };
     while is_there() {
-        assert!(start.elapsed() < PATIENCE, "the server is still there");
+        assert!(start.elapsed() < TEST_TIMEOUT, "the server is still there");
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -4,7 +4,7 @@ use oyez::config::Limits;
 
 use crate::support::frames::{self, BINARY, PING, PONG, TEXT};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 #[test]
 fn every_member_gets_every_message_once_and_in_order() {
@@ -51,7 +51,7 @@ fn channels_are_apart_and_main_has_two_paths() {
     assert_eq!((main.text(), same.text()), ("to main".into(), "to main".into()));
     assert_eq!((other.text(), escaped.text()), ("to the room".into(), "to the room".into()));
     for member in [&mut main, &mut same, &mut other, &mut escaped] {
-        member.hears_nothing();
+        member.receives_nothing();
     }
 }
 
@@ -65,7 +65,7 @@ fn echo_is_on_unless_it_is_declined() {
     plain.send_text("two");
     assert_eq!(plain.text(), "two");
     assert_eq!(quiet.text(), "two");
-    quiet.hears_nothing();
+    quiet.receives_nothing();
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn digest(bytes: &[u8]) -> (usize, u64) {
 fn a_newcomer_hears_nothing_from_before_it_came() {
     let mut rig = Rig::new(Limits::default());
     let sender = rig.join("/ws");
-    let newcomer = rig.connect(Mood::Kind);
+    let newcomer = rig.connect(Behavior::Cooperative);
     rig.send_text(sender, "before");
     rig.send(newcomer, &[frames::upgrade("/ws").as_bytes(), &frames::masked(TEXT, b"after")].concat());
     rig.turn();

@@ -8,43 +8,43 @@ use crate::support::Done;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Dice, Rig};
+use crate::support::rig::{Rig, Rng};
 
 #[test]
 fn a_late_event_does_not_reach_the_next_tenant() {
     let mut rig = Rig::new(Limits::default());
     let old = rig.join("/ws/old");
-    rig.finish(old);
-    rig.settle();
+    rig.send_eof(old);
+    rig.run_until_idle();
     let new = rig.join("/ws/new");
     assert_eq!((old.key, old.generation == new.generation), (new.key, false));
     rig.engine.slots.mark_read_closed(old);
     rig.engine.slots.mark_ready(old);
     rig.engine.slots.mark_writable(old);
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.close(old, oyez::close::Reason::Slow, now);
-    rig.settle();
+    rig.run_until_idle();
     rig.send_text(new, "still here");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(new), ["still here"]);
 }
 
 #[test]
 fn seats_are_right_however_members_come_and_go() {
     let mut rig = Rig::new(Limits::default());
-    let mut dice = Dice::new(7);
+    let mut rng = Rng::new(7);
     let mut members = Vec::new();
     for round in 0..500 {
-        let channel = dice.roll(3);
+        let channel = rng.below(3);
         members.push((rig.join(&format!("/ws/c{channel}")), channel));
         if members.len() > 20 {
-            let (leaver, _) = members.swap_remove(dice.roll(20) as usize);
-            rig.finish(leaver);
+            let (leaver, _) = members.swap_remove(rng.below(20) as usize);
+            rig.send_eof(leaver);
         }
-        let (sender, channel) = members[dice.roll(members.len() as u64) as usize];
+        let (sender, channel) = members[rng.below(members.len() as u64) as usize];
         rig.send_text(sender, &round.to_string());
-        rig.settle();
+        rig.run_until_idle();
         for &(id, joined) in &members {
             let expected = if joined == channel { vec![round.to_string()] } else { vec![] };
             assert_eq!(rig.texts(id), expected, "round {round}");
@@ -66,7 +66,7 @@ fn a_broadcast_goes_on_while_others_come_and_go() {
                 while !done.load(Ordering::Relaxed) {
                     let mut guest = server.join("/ws");
                     match kind {
-                        0 => guest.finish(),
+                        0 => guest.send_eof(),
                         1 => guest.reset(),
                         _ => guest.send(&crate::support::frames::close(1000, "")),
                     }
@@ -89,8 +89,8 @@ fn a_channel_ends_with_its_last_member() {
     for n in 0..5 {
         let id = rig.join(&format!("/ws/{n}"));
         assert_eq!(rig.engine.hub.channels(), 1);
-        rig.finish(id);
-        rig.settle();
+        rig.send_eof(id);
+        rig.run_until_idle();
     }
     assert_eq!(rig.engine.hub.channels(), 0);
 }
@@ -114,6 +114,6 @@ fn who_leaves_gives_its_unheard_frame_to_nobody() {
     let (first, second, last) = (rig.join("/ws?echo=0"), rig.join("/ws"), rig.join("/ws"));
     rig.send_text(first, "mine");
     rig.send(second, &frames::close(1000, ""));
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(last), ["mine"]);
 }

@@ -9,7 +9,7 @@ use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
 use crate::support::http::get;
 use crate::support::process::{Server, counter, wait_until};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 #[test]
 fn the_peers_close_is_answered_with_its_code() {
@@ -38,11 +38,11 @@ fn messages_before_a_close_an_end_of_file_or_a_disconnect_are_published() {
     assert_eq!(member.text(), "closes");
     let mut finishes = server.join("/ws");
     finishes.send_text("finishes");
-    finishes.finish();
+    finishes.send_eof();
     assert_eq!(member.text(), "finishes");
     let mut all_at_once = Client::new(server.connect());
     all_at_once.send(&[frames::upgrade("/ws").as_bytes(), &frames::masked(TEXT, b"all at once")].concat());
-    all_at_once.finish();
+    all_at_once.send_eof();
     assert_eq!(member.text(), "all at once");
     let mut vanishes = server.join("/ws");
     vanishes.send_text("vanishes");
@@ -56,21 +56,21 @@ fn data_after_a_close_frame_is_ignored() {
     let (mut member, mut closes) = (server.join("/ws"), server.join("/ws"));
     closes.send(&[frames::close(1000, ""), frames::masked(TEXT, b"too late")].concat());
     assert_eq!(closes.closed_with().0, 1000);
-    member.hears_nothing();
+    member.receives_nothing();
 }
 
 #[test]
 fn each_end_has_its_reason() {
     let server = Server::start(&[]);
     let mut finishes = server.join("/ws");
-    finishes.finish();
+    finishes.send_eof();
     assert_eq!(finishes.frame_or_end(), None);
     let resets = server.join("/ws");
     resets.reset();
     let last = server.join("/ws");
     let mut half_a_head = Client::new(server.connect());
     half_a_head.send(b"GET /ws HT");
-    half_a_head.finish();
+    half_a_head.send_eof();
     assert_eq!(half_a_head.rest_as_text(), "");
     drop(last);
     let mut asks = Client::new(server.connect());
@@ -119,20 +119,20 @@ fn a_close_from_our_side_waits_for_the_answer() {
     let now = rig.now;
     rig.engine.close(answers, Reason::OverCapacity, now);
     rig.engine.close(silent, Reason::OverCapacity, now);
-    rig.settle();
+    rig.run_until_idle();
     for id in [answers, silent] {
         assert_eq!(rig.frames(id)[0].close_code(), (4100, "over_capacity".to_owned()));
         assert!(!rig.pipe(id).outgoing_ended);
     }
     rig.send(answers, &frames::close(4100, ""));
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(answers).outgoing_ended && rig.is_alive(answers));
-    rig.finish(answers);
-    rig.settle();
+    rig.send_eof(answers);
+    rig.run_until_idle();
     assert!(!rig.is_alive(answers) && rig.is_alive(silent));
-    rig.pass(1_900);
+    rig.advance_ms(1_900);
     assert!(rig.is_alive(silent));
-    rig.pass(400);
+    rig.advance_ms(400);
     assert!(!rig.is_alive(silent));
 }
 
@@ -142,11 +142,11 @@ fn a_close_in_the_middle_of_a_frame_finds_the_peers_answer_behind_it() {
     let id = rig.join("/ws");
     let frame = frames::masked(TEXT, &[b'x'; 1_000]);
     rig.send(id, &frame[..500]);
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.close(id, Reason::OverCapacity, now);
     rig.send(id, &[&frame[500..], &frames::close(1000, "")].concat());
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).outgoing_ended, "the peer's close was found behind the frame");
 }
 
@@ -156,7 +156,7 @@ fn a_closing_connection_gets_no_data_behind_its_close_frame() {
     let (closing, sender) = (rig.join("/ws"), rig.join("/ws"));
     rig.send(closing, &frames::close(1000, ""));
     rig.send_text(sender, "in the same turn");
-    rig.settle();
+    rig.run_until_idle();
     let got = rig.frames(closing);
     assert_eq!((got.len(), got[0].opcode), (1, CLOSE), "RFC 6455 5.5.1: {got:?}");
 }
@@ -165,9 +165,9 @@ fn a_closing_connection_gets_no_data_behind_its_close_frame() {
 fn who_closes_behind_what_is_refused_gets_one_close_frame() {
     let mut rig = Rig::new(Limits { channels_max: 1, ..Limits::default() });
     let _member = rig.join("/ws/a");
-    let refused = rig.connect(Mood::Kind);
+    let refused = rig.connect(Behavior::Cooperative);
     rig.send(refused, &[frames::upgrade("/ws/b").as_bytes(), &frames::close(1000, "")].concat());
-    rig.settle();
+    rig.run_until_idle();
     rig.skip_head(refused);
     let got = rig.frames(refused);
     assert_eq!((got.len(), got[0].close_code().0), (1, 4100), "RFC 6455 5.5.1: {got:?}");
@@ -177,10 +177,10 @@ fn who_closes_behind_what_is_refused_gets_one_close_frame() {
 fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(member).mood = Mood::Broken;
+    rig.pipe(member).behavior = Behavior::WriteError;
     rig.send_text(sender, "lost");
-    rig.settle();
-    rig.pass(1_000);
+    rig.run_until_idle();
+    rig.advance_ms(1_000);
     assert!(!rig.is_alive(member), "it lost a message and nobody told it");
 }
 
@@ -188,11 +188,11 @@ fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
 fn what_was_sent_before_a_write_failed_is_published() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (goes, other) = (rig.join("/ws"), rig.join("/ws"));
-    rig.pipe(goes).mood = Mood::Broken;
-    rig.send_unseen(goes, &frames::masked(TEXT, b"last words"));
+    rig.pipe(goes).behavior = Behavior::WriteError;
+    rig.send_without_event(goes, &frames::masked(TEXT, b"last words"));
     rig.pipe(goes).incoming_ends = true;
     rig.send_text(other, "x");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(other), ["x", "last words"]);
     assert!(!rig.is_alive(goes));
 }
@@ -203,21 +203,21 @@ fn a_close_waits_while_bytes_are_taken_but_not_for_ever() {
         Limits { close_timeout_ms: 1_000, drain_ms: 5_000, ping_interval_ms: 0, ..Limits::default() };
     for (patience, arrives) in [(4, true), (12, false)] {
         let mut rig = Rig::new(limits.clone());
-        let (sips, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-        rig.pipe(sips).mood = Mood::Stuck;
+        let (limited, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+        rig.pipe(limited).behavior = Behavior::Stalled;
         rig.send_text(sender, &"x".repeat(1_000));
         rig.turn();
-        rig.send(sips, &frames::close(1000, ""));
+        rig.send(limited, &frames::close(1000, ""));
         rig.turn();
         for _ in 0..patience {
-            rig.pass(800);
-            rig.unstick(sips, Mood::Sips(if arrives { 300 } else { 50 }));
+            rig.advance_ms(800);
+            rig.set_behavior(limited, Behavior::LimitedWrites(if arrives { 300 } else { 50 }));
             rig.turn();
-            rig.pipe(sips).mood = Mood::Stuck;
+            rig.pipe(limited).behavior = Behavior::Stalled;
         }
-        let closed = rig.frames(sips).last().is_some_and(|frame| frame.opcode == CLOSE);
+        let closed = rig.frames(limited).last().is_some_and(|frame| frame.opcode == CLOSE);
         assert_eq!(closed, arrives);
-        assert!(arrives || !rig.is_alive(sips), "drain_ms is the end of all patience");
+        assert!(arrives || !rig.is_alive(limited), "drain_ms is the end of all patience");
     }
 }
 
@@ -225,16 +225,16 @@ fn a_close_waits_while_bytes_are_taken_but_not_for_ever() {
 fn an_end_of_file_does_not_eat_what_is_queued_before_a_close() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(id).mood = Mood::Stuck;
+    rig.pipe(id).behavior = Behavior::Stalled;
     rig.send_text(sender, "x");
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.close(id, Reason::OverCapacity, now);
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(rig.is_alive(id));
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let got = rig.frames(id);
     assert_eq!(got.iter().map(|frame| frame.opcode).collect::<Vec<_>>(), [TEXT, CLOSE]);
     assert!(!rig.is_alive(id));
@@ -246,9 +246,9 @@ fn an_end_of_file_in_place_of_the_answer_ends_it_at_once() {
     let id = rig.join("/ws");
     let now = rig.now;
     rig.engine.close(id, Reason::OverCapacity, now);
-    rig.settle();
-    rig.finish(id);
-    rig.settle();
+    rig.run_until_idle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
 }
 
@@ -259,10 +259,10 @@ fn the_peers_answer_is_not_looked_for_inside_a_frame() {
     // The second half of the frame looks like the header of a frame that would swallow the close.
     let frame = [&[0x82, 0x80 | 8, 0, 0, 0, 0][..], &[0; 4], &[0x82, 0xfe, 0x20, 0]].concat();
     rig.send(id, &frame[..10]);
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.close(id, Reason::OverCapacity, now);
     rig.send(id, &[&frame[10..], &frames::close(1000, "")].concat());
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).outgoing_ended);
 }

@@ -9,7 +9,7 @@ use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 use crate::support::frames::{BINARY, TEXT};
 use crate::support::guarded::{Guarded, token};
-use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::terminal::Terminal;
 
 /// Runs to the end, with some standard input.
@@ -66,7 +66,7 @@ impl Subscriber {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(start.elapsed() < PATIENCE, "it goes on without a reader");
+            assert!(start.elapsed() < TEST_TIMEOUT, "it goes on without a reader");
             thread::sleep(Duration::from_millis(5));
         };
         assert!(status.success(), "{status}");
@@ -109,7 +109,7 @@ fn a_hundred_thousand_lines_arrive() {
         for line in expected.lines() {
             assert_eq!(member.text(), line);
         }
-        member.hears_nothing();
+        member.receives_nothing();
     });
     let output = publish(&server, &["x"], lines.as_bytes());
     assert!(output.status.success(), "{output:?}");
@@ -180,7 +180,7 @@ fn bad_input_is_refused_with_its_line_and_what_came_before_is_published() {
     let line = one_line(&output);
     assert!(line.contains("line 2") && line.contains("--binary") && line.contains("1 messages"), "{line}");
     assert_eq!(member.text(), "good");
-    member.hears_nothing();
+    member.receives_nothing();
     let output = publish(&server, &["x"], &b"y".repeat(70_000));
     assert_eq!(output.status.code(), Some(1));
     assert!(one_line(&output).contains("1009 too_big message_bytes_max=65536"), "{output:?}");
@@ -191,7 +191,7 @@ fn nothing_in_nothing_out() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/x");
     assert!(publish(&server, &["x"], b"").status.success());
-    member.hears_nothing();
+    member.receives_nothing();
     assert!(publish(&server, &["x"], b"\n\nlast without end").status.success());
     assert_eq!([member.text(), member.text(), member.text()], ["", "", "last without end"]);
 }
@@ -362,7 +362,7 @@ fn a_subscriber_comes_back_when_it_is_told() {
             break;
         }
         assert!(line.contains("trying again in "), "{line}");
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TEST_TIMEOUT);
     }
     assert!(publish(&again, &["x", "welcome back"], b"").status.success());
     assert_eq!(subscriber.end(), (0, b"welcome back\n".to_vec()));

@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 /// How a member hears.
@@ -247,8 +247,15 @@ fn malformed_cursors_are_refused_with_what_they_should_be() {
 }
 
 /// A member in memory, resumed from `since`, and the numbers that it has heard when all is quiet.
-fn resumed(rig: &mut Rig, way: Way, since: &str, turns: usize, mood: Mood, publisher: SlotId) -> Vec<String> {
-    let id = rig.connect(mood);
+fn resumed(
+    rig: &mut Rig,
+    way: Way,
+    since: &str,
+    turns: usize,
+    behavior: Behavior,
+    publisher: SlotId,
+) -> Vec<String> {
+    let id = rig.connect(behavior);
     rig.send(id, way.request("x", since).as_bytes());
     // What is published while the replay goes on.
     for turn in 0..turns {
@@ -257,7 +264,7 @@ fn resumed(rig: &mut Rig, way: Way, since: &str, turns: usize, mood: Mood, publi
         rig.send_text(publisher, &request.to_string());
         rig.turn();
     }
-    rig.settle();
+    rig.run_until_idle();
     let texts = way.texts(rig, id);
     rig.reset(id);
     rig.turn();
@@ -268,9 +275,9 @@ fn resumed(rig: &mut Rig, way: Way, since: &str, turns: usize, mood: Mood, publi
 fn at_every_point_of_a_stream_while_publishing_goes_on() {
     let history = HistoryLimits { messages_max: 1_000, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     rig.send(publisher, upgrade("/ws").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(publisher).outgoing.clear();
     // All that was published, and the cursor behind each.
     let mut texts: Vec<String> = Vec::new();
@@ -283,15 +290,15 @@ fn at_every_point_of_a_stream_while_publishing_goes_on() {
     for round in 0..6 {
         let text = format!("{round} {}", "x".repeat(700));
         rig.send_text(publisher, &json!({"type": "publish", "ch": "x", "text": text}).to_string());
-        rig.settle();
+        rig.run_until_idle();
         texts.push(text);
         cursors.extend(acknowledged(&mut rig));
         let way = Way::ALL[round % Way::ALL.len()];
         for place in 0..cursors.len() {
             let late = (round + place) % 4;
-            let mood = if place % 2 == 0 { Mood::Kind } else { Mood::Sips(900) };
+            let behavior = if place % 2 == 0 { Behavior::Cooperative } else { Behavior::LimitedWrites(900) };
             let since = cursors[place].clone();
-            let heard = resumed(&mut rig, way, &since, late, mood, publisher);
+            let heard = resumed(&mut rig, way, &since, late, behavior, publisher);
             texts.extend((0..late).map(|turn| format!("late {turn} {}", "y".repeat(300))));
             cursors.extend(acknowledged(&mut rig));
             assert_eq!(heard, texts[place + 1..], "{way:?} since {place} of {}", texts.len());
@@ -311,16 +318,16 @@ fn a_replay_that_is_larger_than_an_outbox_joins_what_goes_on() {
         for number in 0..200 {
             texts.push(format!("{number} {}", "x".repeat(10_000)));
             rig.send_text(sender, &texts[number]);
-            rig.settle();
+            rig.run_until_idle();
         }
-        let member = rig.connect(Mood::Sips(7_000));
+        let member = rig.connect(Behavior::LimitedWrites(7_000));
         rig.send(member, way.request("x", "earliest").as_bytes());
         for number in 0..400 {
             texts.push(format!("live {number}"));
             rig.send_text(sender, &texts[200 + number]);
             rig.turn();
         }
-        rig.settle();
+        rig.run_until_idle();
         assert!(rig.is_alive(member), "{way:?}");
         assert!(way.texts(&mut rig, member) == texts, "{way:?}: a hole, a double, or another order");
     }

@@ -6,7 +6,7 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 /// A session with everything in it.
 fn session() -> Vec<u8> {
@@ -49,17 +49,17 @@ impl Transcript {
     }
 }
 
-fn run(pieces: &[&[u8]], mood: Mood) -> Transcript {
+fn run(pieces: &[&[u8]], behavior: Behavior) -> Transcript {
     let mut rig = Rig::new(Limits::default());
-    let id: SlotId = rig.connect(mood);
+    let id: SlotId = rig.connect(behavior);
     for piece in pieces {
         rig.send(id, piece);
         rig.turn();
     }
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).outgoing_ended, "the close is followed by the end of file");
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     Transcript::read(std::mem::take(&mut rig.pipe(id).outgoing))
 }
@@ -67,22 +67,22 @@ fn run(pieces: &[&[u8]], mood: Mood) -> Transcript {
 #[test]
 fn in_two_pieces_at_every_byte() {
     let session = session();
-    let whole = run(&[&session], Mood::Kind);
+    let whole = run(&[&session], Behavior::Cooperative);
     assert_eq!((whole.data.len(), whole.control.len()), (3, 3), "{whole:?}");
     assert_eq!(whole.data[1].payload.len(), 203);
     for cut in 1..session.len() {
-        assert_eq!(run(&[&session[..cut], &session[cut..]], Mood::Kind), whole, "cut at {cut}");
+        assert_eq!(run(&[&session[..cut], &session[cut..]], Behavior::Cooperative), whole, "cut at {cut}");
     }
 }
 
 #[test]
 fn byte_by_byte() {
     let session = session();
-    let whole = run(&[&session], Mood::Kind);
+    let whole = run(&[&session], Behavior::Cooperative);
     let bytes: Vec<&[u8]> = session.chunks(1).collect();
-    assert_eq!(run(&bytes, Mood::Kind), whole);
+    assert_eq!(run(&bytes, Behavior::Cooperative), whole);
     for seed in 0..20 {
-        assert_eq!(run(&bytes, Mood::Mean(crate::support::rig::Dice::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&bytes, Behavior::Random(crate::support::rig::Rng::new(seed))), whole, "seed {seed}");
     }
 }
 
@@ -98,5 +98,5 @@ fn byte_by_byte_on_a_real_socket() {
     }
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(&mut client.stream, &mut bytes).unwrap();
-    assert_eq!(Transcript::read(bytes), run(&[&session], Mood::Kind));
+    assert_eq!(Transcript::read(bytes), run(&[&session], Behavior::Cooperative));
 }

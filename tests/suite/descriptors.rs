@@ -38,7 +38,7 @@ fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
         .collect();
     let mut waits = Client::new(server.connect());
     waits.send(frames::upgrade("/ws").as_bytes());
-    waits.hears_nothing();
+    waits.receives_nothing();
     let before = server.cpu_ticks();
     std::thread::sleep(Duration::from_millis(1_000));
     let used = server.cpu_ticks() - before;
@@ -139,7 +139,7 @@ fn room_is_used_at_once() {
         .map(|_| {
             let mut next = Client::new(server.connect());
             next.send(frames::upgrade("/ws").as_bytes());
-            next.hears_nothing();
+            next.receives_nothing();
             let start = Instant::now();
             drop(std::mem::replace(&mut member, Client::new(spacious.connect())));
             next.head();

@@ -11,7 +11,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::get;
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 fn retry_ms(reason: &str) -> u64 {
     reason.strip_prefix("drain retry_ms=").unwrap_or_else(|| panic!("{reason}")).parse().unwrap()
@@ -63,20 +63,20 @@ fn closes_of_raw_clients_and_event_streams_are_spread() {
         Limits { reconnects_per_second: 10, drain_ms: 10_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let mut ids: Vec<_> = (0..19).map(|_| rig.join("/ws")).collect();
-    let stream = rig.connect(Mood::Kind);
+    let stream = rig.connect(Behavior::Cooperative);
     rig.send(stream, get("/sse/a").as_bytes());
     ids.push(stream);
-    rig.settle();
+    rig.run_until_idle();
     rig.engine.drain(rig.now);
     let mut closed = Vec::new();
     for _ in 0..=2_000 {
-        rig.settle();
+        rig.run_until_idle();
         closed.push(
             ids.iter()
                 .filter(|&&id| rig.engine.slots.get(id).is_none_or(|slot| !slot.state.listens()))
                 .count(),
         );
-        rig.pass(1);
+        rig.advance_ms(1);
     }
     assert_eq!(closed[0], 1, "the first at once");
     for second_tenths in 0..20 {
@@ -97,10 +97,10 @@ fn raw_message_published_during_a_drain_closes_its_sender_with_the_reason() {
     let mut rig = Rig::new(limits);
     let (first, second) = (rig.join("/ws"), rig.join("/ws"));
     rig.engine.drain(rig.now);
-    rig.settle();
+    rig.run_until_idle();
     rig.frames(first);
     rig.send_text(second, "too late");
-    rig.settle();
+    rig.run_until_idle();
     let (code, reason) = rig.frames(second)[0].close_code();
     assert_eq!((code, retry_ms(&reason)), (4200, 2_500));
 }
@@ -145,7 +145,7 @@ fn who_does_not_answer_does_not_hold_the_server() {
     // Its first request is served, so the server has it before the signal comes.
     assert_eq!(asking.ask(get("/healthz")).status, 200);
     asking.send(b"GET /ws HTTP/1.1\r\n");
-    asking.hears_nothing();
+    asking.receives_nothing();
     let start = Instant::now();
     server.signal("TERM");
     assert!(asking.head().starts_with("HTTP/1.1 503 "));
@@ -225,7 +225,7 @@ fn a_drain_waits_for_the_answer() {
     let id = rig.join("/ws");
     let now = rig.now;
     rig.engine.drain(now);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.frames(id)[0].close_code().0, 4200);
     assert!(!rig.pipe(id).outgoing_ended);
 }

@@ -9,7 +9,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{Answer, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter, wait_until};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 /// One event, as a browser understands it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,9 +82,9 @@ fn events(rig: &mut Rig, id: SlotId) -> Vec<Event> {
 }
 
 fn open(rig: &mut Rig, asks: &str) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, asks.as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     id
 }
 
@@ -182,11 +182,11 @@ fn cursors() {
         history: HistoryLimits { messages_max: 3, ..HistoryLimits::default() },
         ..Limits::default()
     });
-    let sender = rig.connect(Mood::Kind);
+    let sender = rig.connect(Behavior::Cooperative);
     for text in ["one", "two", "three", "four", "five"] {
         rig.send(sender, publish("a", text).as_bytes());
     }
-    rig.settle();
+    rig.run_until_idle();
     let message =
         |seq: u64| Event::message(&format!("1000-{seq}"), ["three", "four", "five"][seq as usize - 3]);
     let kept = [message(3), message(4), message(5)];
@@ -241,7 +241,7 @@ fn cursors() {
     let whole = open(&mut rig, &get("/sse/b?since=earliest"));
     assert_eq!(events(&mut rig, whole), [Event::cursor("1000-5")], "nothing was evicted");
     rig.reset(whole);
-    rig.settle();
+    rig.run_until_idle();
     let id = open(&mut rig, &request("GET", "/sse/a", &header("1000-4").repeat(2)));
     assert_eq!(rig.answers(id)[0].status, 400);
     assert_eq!(rig.engine.hub.channels(), 1);
@@ -250,30 +250,30 @@ fn cursors() {
 #[test]
 fn the_request_cut_at_every_byte() {
     let asks = format!("{}{}", publish("a", "before"), request("GET", "/sse/a?since=earliest", "X: y\r\n"));
-    let run = |pieces: &[&[u8]], mood: Mood| {
+    let run = |pieces: &[&[u8]], behavior: Behavior| {
         let mut rig = Rig::new(Limits::default());
-        let id = rig.connect(mood);
+        let id = rig.connect(behavior);
         for piece in pieces {
             rig.send(id, piece);
             rig.turn();
         }
-        rig.settle();
+        rig.run_until_idle();
         let sender = rig.join("/ws/a?echo=0");
         rig.send_text(sender, "after");
-        rig.settle();
+        rig.run_until_idle();
         String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap()
     };
-    let whole = run(&[asks.as_bytes()], Mood::Kind);
+    let whole = run(&[asks.as_bytes()], Behavior::Cooperative);
     assert_eq!(whole.matches("HTTP/1.1 200 OK").count(), 2);
     let chunks = "19\r\nid: 1000-1\ndata: before\n\n\r\n18\r\nid: 1000-2\ndata: after\n\n\r\n";
     assert!(whole.ends_with(chunks), "{whole}");
     for cut in 1..asks.len() {
         let (first, second) = asks.as_bytes().split_at(cut);
-        assert_eq!(run(&[first, second], Mood::Kind), whole, "cut at {cut}");
+        assert_eq!(run(&[first, second], Behavior::Cooperative), whole, "cut at {cut}");
     }
     let bytes: Vec<&[u8]> = asks.as_bytes().chunks(1).collect();
     for seed in 0..10 {
-        assert_eq!(run(&bytes, Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&bytes, Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
     }
 }
 
@@ -283,11 +283,11 @@ fn a_comment_keeps_a_quiet_stream_alive() {
     let id = open(&mut rig, &get("/sse/a"));
     rig.pipe(id).outgoing.clear();
     // At a moment of its own, so that not all are due at once.
-    rig.pass(1_000);
+    rig.advance_ms(1_000);
     assert_eq!(rig.pipe(id).outgoing, b"");
-    rig.pass(3_300);
+    rig.advance_ms(3_300);
     assert!(std::mem::take(&mut rig.pipe(id).outgoing).starts_with(b"3\r\n:\n\n\r\n"));
-    rig.pass(400_000);
+    rig.advance_ms(400_000);
     let comments = rig.pipe(id).outgoing.len() / 8;
     assert!((99..=101).contains(&comments), "{comments}");
     assert_eq!(std::mem::take(&mut rig.pipe(id).outgoing), b"3\r\n:\n\n\r\n".repeat(comments));
@@ -295,7 +295,7 @@ fn a_comment_keeps_a_quiet_stream_alive() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let id = open(&mut rig, &get("/sse/a"));
     rig.pipe(id).outgoing.clear();
-    rig.pass(60_000);
+    rig.advance_ms(60_000);
     assert!(rig.is_alive(id) && rig.pipe(id).outgoing.is_empty());
 }
 
@@ -340,13 +340,13 @@ fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
     let mut rig = Rig::new(slow_limits(on_slow));
     let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
     rig.pipe(id).outgoing.clear();
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     for number in 0..20 {
         rig.send_text(sender, &format!("{number:02}{}", "x".repeat(9_998)));
-        rig.settle();
+        rig.run_until_idle();
     }
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let events = events(&mut rig, id);
     assert!(on_slow == OnSlow::Skip || rig.pipe(id).outgoing_ended);
     (rig, id, sender, events)
@@ -357,8 +357,8 @@ fn a_stream_that_is_not_read_ends() {
     let (mut rig, id, _, events) = overrun(OnSlow::Close);
     assert_eq!(events, [], "what was not begun is not sent");
     assert!(rig.pipe(id).outgoing_ended);
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
     // Its browser comes back with the cursor that it has reached, and is told what it missed.
     let again = open(&mut rig, &request("GET", "/sse/a", "Last-Event-ID: 1000-0\r\n"));
@@ -374,7 +374,7 @@ fn a_stream_that_is_not_read_skips_where_the_operator_wants_that() {
     assert_eq!(events[6].kind.as_deref(), Some("gap"));
     assert!(events[6].data.as_ref().unwrap().contains("\"missed\":9,\"why\":\"slow\""), "{:?}", events[6]);
     rig.send_text(sender, "live");
-    rig.settle();
+    rig.run_until_idle();
     let live = self::events(&mut rig, id);
     assert_eq!(live, [Event::message("1000-21", "live")]);
 }
@@ -383,13 +383,13 @@ fn a_stream_that_is_not_read_skips_where_the_operator_wants_that() {
 fn a_stream_without_progress_ends_in_its_time() {
     let mut rig = Rig::new(slow_limits(OnSlow::Close));
     let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     rig.send_text(sender, "x");
-    rig.pass(4_900);
+    rig.advance_ms(4_900);
     assert!(rig.engine.slots.get(id).unwrap().state.listens());
-    rig.pass(500);
+    rig.advance_ms(500);
     assert!(!rig.engine.slots.get(id).unwrap().state.listens());
-    rig.pass(2_500);
+    rig.advance_ms(2_500);
     assert!(!rig.is_alive(id));
     assert_eq!((rig.engine.metrics.closed(Reason::Slow), rig.engine.hub.seats()), (1, 1));
 }

@@ -11,7 +11,7 @@ use crate::support::Done;
 use crate::support::frames::{self, TEXT};
 use crate::support::http::get;
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 #[test]
 fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
@@ -27,7 +27,7 @@ fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
     assert_eq!(rig.texts(other), ["me too"]);
     let beside = rig.texts(flood).len();
     assert!((8..=32).contains(&beside), "beside another client it has the rest: {beside}");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(flood).len(), 1_000 - 32 - beside, "and nothing of the flood is lost");
 }
 
@@ -51,7 +51,7 @@ fn the_turns_budget_is_shared_in_turns() {
     for &flood in &floods {
         assert_eq!(rig.texts(flood).len(), 8, "two of six in a turn, so each once in three");
     }
-    rig.settle();
+    rig.run_until_idle();
     for (&flood, first) in floods.iter().zip(first) {
         assert_eq!(rig.texts(flood).len(), 72 - first);
     }
@@ -69,8 +69,8 @@ fn reads_are_bounded_too() {
     rig.turn();
     let got = rig.texts(id).len();
     assert!((1..40_000).contains(&got), "{got}");
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
 }
 
@@ -81,11 +81,11 @@ fn narrow() -> Limits {
 
 /// This many connections, each on a separate channel.
 fn join_many(rig: &mut Rig, count: usize) -> Vec<SlotId> {
-    let ids: Vec<SlotId> = (0..count).map(|_| rig.connect(Mood::Kind)).collect();
+    let ids: Vec<SlotId> = (0..count).map(|_| rig.connect(Behavior::Cooperative)).collect();
     for (place, &id) in ids.iter().enumerate() {
         rig.send(id, frames::upgrade(&format!("/ws/own.{place}")).as_bytes());
     }
-    rig.settle();
+    rig.run_until_idle();
     ids.iter().for_each(|&id| rig.pipe(id).outgoing.clear());
     ids
 }
@@ -125,7 +125,7 @@ fn flood_that_leaves_nothing_unread_is_not_taken_for_a_quiet_client() {
     let floods = join_many(&mut rig, 100);
     let flood = frames::masked(TEXT, &[b'x'; 250]).repeat(20);
     floods.iter().for_each(|&id| rig.send(id, &flood));
-    rig.settle();
+    rig.run_until_idle();
     for round in 0..20 {
         // Each has sent again what fits into one read, before the quiet client has sent anything.
         floods.iter().for_each(|&id| rig.send(id, &flood));
@@ -171,12 +171,12 @@ fn empty_frames_and_requests_count_in_the_turns_budget() {
     assert!(heard <= most, "{heard} of at most {most} frames in one turn");
 
     let mut rig = Rig::new(narrow());
-    let clients: Vec<SlotId> = (0..100).map(|_| rig.connect(Mood::Kind)).collect();
+    let clients: Vec<SlotId> = (0..100).map(|_| rig.connect(Behavior::Cooperative)).collect();
     clients.iter().for_each(|&id| rig.send(id, get("/healthz").as_bytes()));
     rig.turn();
     let answered: usize = clients.iter().map(|&id| rig.answers(id).len()).sum();
     assert!((1..=8).contains(&answered), "{answered} requests in one turn");
-    rig.settle();
+    rig.run_until_idle();
     let answered: usize = clients.iter().map(|&id| rig.answers(id).len()).sum();
     assert!(answered >= 92, "{answered}");
 }

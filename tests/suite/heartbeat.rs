@@ -9,29 +9,29 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};
 use crate::support::process::{Server, wait_until};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 #[test]
 fn a_head_that_drips_is_answered_with_408_however_slowly() {
     let mut rig = Rig::new(Limits { handshake_timeout_ms: 5_000, ..Limits::default() });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     for byte in b"GET /".chunks(1) {
         rig.send(id, byte);
-        rig.pass(900);
+        rig.advance_ms(900);
         assert_eq!(rig.pipe(id).outgoing, b"");
     }
-    rig.pass(1_000);
+    rig.advance_ms(1_000);
     assert!(rig.pipe(id).outgoing.starts_with(b"HTTP/1.1 408 "));
     assert!(rig.pipe(id).outgoing_ended);
-    rig.pass(2_500);
+    rig.advance_ms(2_500);
     assert!(!rig.is_alive(id));
 }
 
 #[test]
 fn who_says_nothing_is_told_nothing() {
     let mut rig = Rig::new(Limits::default());
-    let id = rig.connect(Mood::Kind);
-    rig.pass(5_300);
+    let id = rig.connect(Behavior::Cooperative);
+    rig.advance_ms(5_300);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.pipe(id).outgoing, b"");
 }
@@ -40,7 +40,7 @@ fn who_says_nothing_is_told_nothing() {
 fn silence_is_followed_by_a_ping_and_no_answer_by_a_close() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 25_000, pong_timeout_ms: 10_000, ..Limits::default() });
     let (silent, alive) = (rig.join("/ws"), rig.join("/ws"));
-    rig.pass(6_200);
+    rig.advance_ms(6_200);
     for id in [silent, alive] {
         assert!(rig.frames(id).is_empty(), "no ping before a quarter of the interval");
     }
@@ -62,10 +62,10 @@ fn whoever_speaks_is_not_pinged() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     for _ in 0..30 {
-        rig.pass(5_000);
+        rig.advance_ms(5_000);
         rig.send_text(id, "here");
     }
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(id).len(), 30);
 }
 
@@ -74,7 +74,7 @@ fn pings(rig: &mut Rig, ids: &[SlotId], seconds: u32) -> Vec<(SlotId, u32)> {
     let start = rig.now;
     let mut pinged = Vec::new();
     for _ in 0..seconds * 20 {
-        rig.pass(50);
+        rig.advance_ms(50);
         for &id in ids {
             for frame in rig.frames(id).iter().filter(|frame| frame.opcode != TEXT) {
                 assert_eq!(frame.opcode, PING, "{frame:?}");
@@ -113,7 +113,7 @@ fn pings_of_those_who_came_or_spoke_at_once_are_spread() {
         for &id in &ids {
             rig.send_text(id, "here");
         }
-        rig.settle();
+        rig.run_until_idle();
         // Pings that were under way are answered with that.
         ids.iter().for_each(|&id| drop(rig.frames(id)));
     }
@@ -121,12 +121,12 @@ fn pings_of_those_who_came_or_spoke_at_once_are_spread() {
 
 #[test]
 fn nobody_is_silent_for_longer_than_the_interval_unasked() {
-    let mut dice = Dice::new(1);
+    let mut rng = Rng::new(1);
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..50).map(|n| rig.join(&format!("/ws/{n}"))).collect();
     let mut heard = vec![rig.now; ids.len()];
     for _ in 0..4_000 {
-        rig.pass(50);
+        rig.advance_ms(50);
         // What the sweep has asked goes out in the next turn.
         rig.turn();
         for (&id, heard) in ids.iter().zip(&mut heard) {
@@ -136,7 +136,7 @@ fn nobody_is_silent_for_longer_than_the_interval_unasked() {
             assert!(silence < 20_600, "{silence} ms of silence");
             if is_pinged {
                 rig.send(id, &frames::masked(PONG, b""));
-            } else if dice.roll(200) == 0 {
+            } else if rng.below(200) == 0 {
                 rig.send_text(id, "here");
             } else {
                 continue;
@@ -152,7 +152,7 @@ fn deadlines_that_come_together_are_met_over_several_turns() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..100).map(|_| rig.join("/ws")).collect();
     // The sweep begins at the first of them again.
-    rig.pass(600);
+    rig.advance_ms(600);
     rig.now = rig.now.after(21_000);
     rig.turn();
     assert_eq!(rig.engine.next_sweep(rig.now), Some(rig.now), "the rest is due at once");
@@ -174,13 +174,13 @@ fn deadlines_in_turns_of_45_ms_are_met_in_time() {
     const INTERVAL_MS: u32 = 2_500;
     let limits = Limits { ping_interval_ms: INTERVAL_MS, handshake_timeout_ms: 5_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
-    let subscribers: Vec<SlotId> = (0..1_400).map(|_| rig.connect(Mood::Kind)).collect();
+    let subscribers: Vec<SlotId> = (0..1_400).map(|_| rig.connect(Behavior::Cooperative)).collect();
     for (n, &id) in subscribers.iter().enumerate() {
         rig.send(id, frames::upgrade(&format!("/ws/{n}")).as_bytes());
     }
-    rig.settle();
+    rig.run_until_idle();
     subscribers.iter().for_each(|&id| rig.pipe(id).outgoing.clear());
-    let silent: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Mood::Kind)).collect();
+    let silent: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Behavior::Cooperative)).collect();
     let start = rig.now;
     let mut heard = vec![start; subscribers.len()];
     let (mut pings, mut latest_ping, mut latest_close) = (0, 0, 0);
@@ -210,13 +210,13 @@ fn deadlines_in_turns_of_45_ms_are_met_in_time() {
 fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
     let (answers, silent) = (rig.join("/ws"), rig.join("/ws"));
-    rig.pass(1_200);
+    rig.advance_ms(1_200);
     // The pong is in the socket, and its event has not been fetched.
     let pong = frames::masked(PONG, b"");
     rig.pipe(answers).incoming.extend(pong);
     rig.now = rig.now.after(60_000);
     for _ in 0..5 {
-        rig.pass(300);
+        rig.advance_ms(300);
     }
     assert!(rig.frames(answers).iter().all(|frame| frame.opcode == PING));
     assert!(rig.frames(silent).iter().any(|frame| frame.opcode == CLOSE));
@@ -227,14 +227,14 @@ fn a_ping_that_waits_behind_a_backlog_is_not_late() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (reads_steadily, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(reads_steadily).mood = Mood::Stuck;
+    rig.pipe(reads_steadily).behavior = Behavior::Stalled;
     rig.send_text(sender, &"x".repeat(30_000));
     for _ in 0..60 {
-        rig.unstick(reads_steadily, Mood::Sips(700));
+        rig.set_behavior(reads_steadily, Behavior::LimitedWrites(700));
         rig.turn();
-        rig.pipe(reads_steadily).mood = Mood::Stuck;
+        rig.pipe(reads_steadily).behavior = Behavior::Stalled;
         rig.send_text(sender, "");
-        rig.pass(100);
+        rig.advance_ms(100);
         let got = rig.frames(reads_steadily);
         assert!(got.iter().all(|frame| frame.opcode != CLOSE), "{got:?}");
         if got.iter().any(|frame| frame.opcode == PING) {
@@ -332,12 +332,12 @@ impl Client {
 fn a_pong_whose_event_was_not_fetched_counts() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
     let id = rig.join("/ws");
-    rig.pass(1_200);
+    rig.advance_ms(1_200);
     assert_eq!(rig.frames(id)[0].opcode, PING);
-    rig.send_unseen(id, &frames::masked(PONG, b""));
+    rig.send_without_event(id, &frames::masked(PONG, b""));
     rig.now = rig.now.after(5_000);
     for _ in 0..3 {
-        rig.pass(300);
+        rig.advance_ms(300);
     }
     assert!(rig.frames(id).iter().all(|frame| frame.opcode == PING));
 }
@@ -354,13 +354,13 @@ fn a_pong_that_waits_for_the_turns_budget_counts() {
     let mut rig = Rig::new(limits);
     let id = rig.join("/ws/answers");
     let floods: Vec<_> = (0..20).map(|n| rig.join(&format!("/ws/{n}"))).collect();
-    rig.pass(1_200);
+    rig.advance_ms(1_200);
     for &flood in &floods {
         rig.send(flood, &frames::masked(TEXT, &[b'x'; 100]).repeat(500));
     }
     rig.send(id, &frames::masked(PONG, b""));
     rig.now = rig.now.after(5_000);
-    rig.pass(1_500);
+    rig.advance_ms(1_500);
     assert!(rig.frames(id).iter().all(|frame| frame.opcode == PING));
 }
 
@@ -370,10 +370,10 @@ fn a_head_that_came_in_time_is_served_however_late() {
     let mut rig = Rig::new(limits);
     let flood = rig.join("/ws/flood");
     rig.send(flood, &frames::masked(TEXT, &[b'x'; 100]).repeat(100));
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, frames::upgrade("/ws").as_bytes());
     rig.now = rig.now.after(5_100);
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).outgoing.starts_with(b"HTTP/1.1 101"));
 }
 

@@ -8,7 +8,7 @@ use crate::support::frames;
 use crate::support::guarded::upgrade_with;
 use crate::support::http::{Answer, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const BYTES: &str = "Content-Type: application/octet-stream\r\n";
@@ -185,25 +185,25 @@ fn session() -> Vec<u8> {
 const STATUSES: [u16; 15] = [200, 200, 200, 200, 200, 404, 200, 400, 200, 200, 204, 405, 200, 200, 200];
 
 /// The answers to a session, and what members heard.
-fn run(pieces: &[&[u8]], mood: Mood) -> (Vec<Answer>, Vec<frames::Frame>) {
+fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Answer>, Vec<frames::Frame>) {
     let mut rig = Rig::new(Limits::default());
     let member = rig.join("/ws/a");
-    let id = rig.connect(mood);
+    let id = rig.connect(behavior);
     for piece in pieces {
         rig.send(id, piece);
         rig.turn();
     }
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).outgoing_ended, "the last answer is followed by the end of file");
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     (rig.answers(id), rig.frames(member))
 }
 
 #[test]
 fn requests_that_are_pipelined_are_answered_in_their_order() {
-    let (answers, heard) = run(&[&session()], Mood::Kind);
+    let (answers, heard) = run(&[&session()], Behavior::Cooperative);
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), STATUSES);
     let ids: Vec<String> =
         answers.iter().filter(|one| one.body.starts_with("{\"id\"")).map(Answer::id).collect();
@@ -222,21 +222,21 @@ fn requests_that_are_pipelined_are_answered_in_their_order() {
 #[test]
 fn in_two_pieces_at_every_byte() {
     let session = session();
-    let whole = run(&[&session], Mood::Kind);
+    let whole = run(&[&session], Behavior::Cooperative);
     for cut in 1..session.len() {
-        assert_eq!(run(&[&session[..cut], &session[cut..]], Mood::Kind), whole, "cut at {cut}");
+        assert_eq!(run(&[&session[..cut], &session[cut..]], Behavior::Cooperative), whole, "cut at {cut}");
     }
 }
 
 #[test]
 fn byte_by_byte() {
     let session = session();
-    let whole = run(&[&session], Mood::Kind);
+    let whole = run(&[&session], Behavior::Cooperative);
     let bytes: Vec<&[u8]> = session.chunks(1).collect();
-    assert_eq!(run(&bytes, Mood::Kind), whole);
+    assert_eq!(run(&bytes, Behavior::Cooperative), whole);
     for seed in 0..10 {
-        assert_eq!(run(&bytes, Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
-        assert_eq!(run(&[&session], Mood::Mean(Dice::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&bytes, Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&[&session], Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
     }
 }
 
@@ -280,7 +280,7 @@ fn a_client_that_has_sent_its_end_of_file_gets_its_answers() {
     ] {
         let mut client = Client::new(server.connect());
         client.send(requests.as_bytes());
-        client.finish();
+        client.send_eof();
         let answers = Answer::take_all(&mut client.rest_as_text().into_bytes());
         assert_eq!(answers.len(), count, "{requests}");
         assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
@@ -395,10 +395,10 @@ fn every_answer_has_a_date() {
 fn head_with_three_large_cookies_is_within_the_default() {
     let mut rig = Rig::new(Limits::default());
     for (cookies, status) in [(3, 200), (4, 431)] {
-        let client = rig.connect(Mood::Kind);
+        let client = rig.connect(Behavior::Cooperative);
         let lines = format!("Cookie: a={}\r\n", "x".repeat(4_096)).repeat(cookies);
         rig.send(client, request("GET", "/healthz", &lines).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         assert_eq!(rig.answers(client)[0].status, status, "{cookies}");
     }
 }
@@ -447,13 +447,13 @@ fn http_1_0_upgrade_is_told_that_1_1_is_needed() {
 #[test]
 fn kept_connection_outlives_the_idle_time_of_proxies() {
     let mut rig = Rig::new(Limits::default());
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, get("/healthz").as_bytes());
-    rig.settle();
-    rig.pass(70_000);
+    rig.run_until_idle();
+    rig.advance_ms(70_000);
     assert!(rig.is_alive(id));
     rig.send(id, get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id).len(), 2);
 }
 

@@ -6,7 +6,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{Answer, get, post, publish, request};
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 const PATH: &str = "/v1/publish/a";
 
@@ -150,7 +150,7 @@ fn the_end_of_file_in_a_body_publishes_nothing() {
     let server = Server::start(&[]);
     let whole = publish("a", &"x".repeat(100));
     for cut in [whole.len() - 1, whole.len() - 99, whole.len() - 100] {
-        assert_eq!(server.ask_and_finish(&whole[..cut]), "", "{cut}");
+        assert_eq!(server.request_then_eof(&whole[..cut]), "", "{cut}");
     }
     let log = server.stop();
     assert_eq!((counter(&log, "published"), counter(&log, "closed_end_of_file")), (0, 3), "{log}");
@@ -167,20 +167,20 @@ fn a_client_that_asks_first_is_told_to_go_on() {
     for expect in [EXPECT, "expect: 100-Continue\r\n"] {
         client.send(head.replace(EXPECT, expect).as_bytes());
         assert_eq!(client.answer().head, "HTTP/1.1 100 Continue");
-        client.hears_nothing();
+        client.receives_nothing();
         assert_eq!(client.ask(body).status, 200);
     }
     // Not when the body, or some of it, is there already (RFC 9110 10.1.1), or when there is none.
     assert_eq!(client.ask(&whole).status, 200);
     client.send(&whole.as_bytes()[..whole.len() - 1]);
-    client.hears_nothing();
+    client.receives_nothing();
     assert_eq!(client.ask("y").status, 200);
     assert_eq!(client.ask(post(PATH, EXPECT, "")).status, 200);
     // Nor for HTTP/1.0, which does not know it: "a server MUST ignore that expectation".
     let old =
         head.replace("HTTP/1.1", "HTTP/1.0").replace(EXPECT, &format!("{EXPECT}Connection: keep-alive\r\n"));
     client.send(old.as_bytes());
-    client.hears_nothing();
+    client.receives_nothing();
     assert_eq!(client.ask(body).status, 200);
     // Nor before what is sure to be refused.
     assert_eq!(last(&server, post(PATH, EXPECT, &"x".repeat(101))).status, 413);
@@ -212,33 +212,33 @@ fn other_expectations_are_answered_with_417_wherever_the_segments_end() {
 fn a_body_that_hangs_is_answered_with_408_in_its_time() {
     let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
     let member = rig.join("/ws/a");
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     let whole = publish("a", "four");
     // However slowly the rest of it drips, the time runs from the head on.
     rig.send(id, &whole.as_bytes()[..whole.len() - 3]);
-    rig.pass(1_500);
+    rig.advance_ms(1_500);
     rig.send(id, b"o");
-    rig.pass(1_400);
+    rig.advance_ms(1_400);
     assert_eq!(rig.answers(id), []);
-    rig.pass(500);
+    rig.advance_ms(500);
     let answers = rig.answers(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "body_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
     // The rest is no request, and no message.
     rig.send(id, b"ur");
     rig.send(id, publish("a", "x").as_bytes());
-    rig.settle();
-    rig.finish(id);
-    rig.settle();
+    rig.run_until_idle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id) && rig.answers(id).is_empty() && rig.frames(member).is_empty());
     assert_eq!(rig.engine.metrics.messages_published(), 0);
     // In time is in time, as often as one likes.
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     for _ in 0..3 {
         rig.send(id, &whole.as_bytes()[..whole.len() - 1]);
-        rig.pass(2_900);
+        rig.advance_ms(2_900);
         rig.send(id, b"r");
-        rig.settle();
+        rig.run_until_idle();
         assert_eq!(rig.answers(id)[0].status, 200);
     }
 }
@@ -246,14 +246,14 @@ fn a_body_that_hangs_is_answered_with_408_in_its_time() {
 #[test]
 fn a_body_that_is_there_when_the_server_is_late_is_no_408() {
     let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     let whole = publish("a", &"x".repeat(200_000));
     rig.send(id, &whole.as_bytes()[..100]);
     rig.turn();
     rig.send(id, &whole.as_bytes()[100..]);
     // It takes many turns to read.
     rig.now = rig.now.after(10_000);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 200);
 }
 
@@ -264,9 +264,9 @@ fn large_bodies_in_pieces() {
     let body: String = (0..150_000).map(|number| char::from(b'a' + (number % 23) as u8)).collect();
     let requests = publish("a", &body).repeat(2) + &get("/healthz");
     for seed in 0..5 {
-        let id = rig.connect(Mood::Mean(Dice::new(seed)));
+        let id = rig.connect(Behavior::Random(Rng::new(seed)));
         rig.send(id, requests.as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let answers = rig.answers(id);
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
         assert!(rig.texts(member).iter().all(|text| *text == body));
@@ -303,10 +303,10 @@ fn chunked_body_is_published_at_every_cut() {
     for cut in 0..asks.len() {
         let mut rig = Rig::new(Limits::default());
         let member = rig.join("/ws/a");
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         for piece in [&asks.as_bytes()[..cut], &asks.as_bytes()[cut..]] {
             rig.send(id, piece);
-            rig.settle();
+            rig.run_until_idle();
         }
         let answers: Vec<(u16, String)> =
             rig.answers(id).into_iter().map(|answer| (answer.status, answer.body)).collect();

@@ -9,23 +9,23 @@ use oyez::ids::Peer;
 use crate::support::client::Client;
 use crate::support::http::{Answer, get, publish, request};
 use crate::support::process::{Server, counter, wait_until};
-use crate::support::rig::{Mood, Pipe, Rig};
+use crate::support::rig::{Behavior, Pipe, Rig};
 
 #[test]
 fn a_connection_without_a_request_is_kept_for_its_time() {
     let mut rig =
         Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     for _ in 0..3 {
         for asks in [get("/healthz"), publish("a", "x"), get("/nothing")] {
             rig.send(id, asks.as_bytes());
-            rig.settle();
+            rig.run_until_idle();
             assert_eq!(rig.answers(id).len(), 1);
-            rig.pass(19_900);
+            rig.advance_ms(19_900);
             assert!(rig.is_alive(id), "it may wait longer than a new connection");
         }
     }
-    rig.pass(500);
+    rig.advance_ms(500);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.answers(id), [], "nobody asked, so nobody is answered");
     assert_eq!(rig.engine.metrics.closed(Reason::Idle), 1);
@@ -35,45 +35,45 @@ fn a_connection_without_a_request_is_kept_for_its_time() {
 fn a_head_that_has_begun_has_the_time_of_a_head() {
     let mut rig =
         Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, (get("/healthz") + "GET ").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id).len(), 1);
-    rig.pass(1_500);
+    rig.advance_ms(1_500);
     rig.send(id, b"/healthz ");
-    rig.pass(400);
+    rig.advance_ms(400);
     assert_eq!(rig.answers(id), []);
-    rig.pass(500);
+    rig.advance_ms(500);
     let answers = rig.answers(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "handshake_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
     // Nothing at all on a new connection is no request.
-    let silent = rig.connect(Mood::Kind);
-    rig.pass(2_500);
+    let silent = rig.connect(Behavior::Cooperative);
+    rig.advance_ms(2_500);
     assert!(!rig.is_alive(silent) && rig.answers(silent).is_empty());
 }
 
 /// An answer that is larger than what a kernel takes.
 fn rig_with_history() -> Rig {
     let mut rig = Rig::new(Limits { slow_timeout_ms: 3_000, keep_alive_ms: 10_000, ..Limits::default() });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, publish("big", &"x".repeat(900_000)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig
 }
 
 #[test]
 fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
     let mut rig = rig_with_history();
-    let id = rig.connect(Mood::Stuck);
+    let id = rig.connect(Behavior::Stalled);
     rig.send(id, (get("/v1/channels/big/history") + &publish("a", "x")).repeat(100).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let waits = rig.engine.slots.get(id).unwrap().outbox.bytes();
     assert!((16_000..18_000).contains(&waits), "one slice of one answer: {waits}");
     assert_eq!(rig.engine.metrics.published_by_http, 1);
-    rig.pass(2_900);
+    rig.advance_ms(2_900);
     assert!(rig.is_alive(id));
-    rig.pass(500);
+    rig.advance_ms(500);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
@@ -81,17 +81,17 @@ fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
 #[test]
 fn who_takes_an_answer_slowly_gets_it_and_the_next() {
     let mut rig = rig_with_history();
-    let id = rig.connect(Mood::Sips(10_000));
+    let id = rig.connect(Behavior::LimitedWrites(10_000));
     let next = publish("a", "x");
     rig.send(id, (get("/v1/channels/big/history") + &next + &next[..20]).as_bytes());
     // In sips that take longer than a head may.
-    rig.pass(4_000);
-    rig.unstick(id, Mood::Stuck);
-    rig.pass(2_500);
-    rig.unstick(id, Mood::Kind);
-    rig.pass(1_000);
+    rig.advance_ms(4_000);
+    rig.set_behavior(id, Behavior::Stalled);
+    rig.advance_ms(2_500);
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.advance_ms(1_000);
     rig.send(id, &next.as_bytes()[20..]);
-    rig.settle();
+    rig.run_until_idle();
     let answers = rig.answers(id);
     assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
     assert_eq!(answers[0].json()["messages"].as_array().unwrap().len(), 1);
@@ -100,36 +100,36 @@ fn who_takes_an_answer_slowly_gets_it_and_the_next() {
 #[test]
 fn a_client_has_the_whole_time_after_it_has_taken_its_answer() {
     let mut rig = rig_with_history();
-    let id = rig.connect(Mood::Stuck);
+    let id = rig.connect(Behavior::Stalled);
     rig.send(id, get("/v1/channels/big/history").as_bytes());
     for _ in 0..8 {
-        rig.pass(2_000);
-        rig.unstick(id, Mood::Sips(40_000));
+        rig.advance_ms(2_000);
+        rig.set_behavior(id, Behavior::LimitedWrites(40_000));
         rig.turn();
         rig.turn();
-        rig.unstick(id, Mood::Stuck);
+        rig.set_behavior(id, Behavior::Stalled);
     }
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.answers(id).len(), 1, "16 s later");
-    rig.pass(9_000);
+    rig.advance_ms(9_000);
     rig.send(id, get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id).len(), 1, "the connection was kept");
 }
 
 #[test]
 fn a_body_has_its_whole_time_after_the_answers_before_it_are_taken() {
     let mut rig = Rig::new(Limits { slow_timeout_ms: 5_000, body_timeout_ms: 2_000, ..Limits::default() });
-    let id = rig.connect(Mood::Stuck);
+    let id = rig.connect(Behavior::Stalled);
     let whole = publish("a", "xy");
     let (begun, rest) = whole.split_at(whole.len() - 1);
     rig.send(id, format!("{whole}{begun}").as_bytes());
-    rig.pass(3_000);
-    rig.unstick(id, Mood::Kind);
-    rig.pass(1_500);
+    rig.advance_ms(3_000);
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.advance_ms(1_500);
     rig.send(id, rest.as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
 }
 
@@ -239,41 +239,45 @@ fn what_a_closing_connection_is_answered_is_counted() {
     let (timeout, body_timeout) = (limits.handshake_timeout_ms, limits.body_timeout_ms);
     let mut rig = Rig::new(limits);
     let whole = publish("a", "four");
-    let (head, body, silent) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    let (head, body, silent) = (
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+    );
     rig.send(head, &whole.as_bytes()[..10]);
     rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
-    rig.pass(timeout + 1_000);
+    rig.advance_ms(timeout + 1_000);
     let count = |rig: &Rig, code: &str| rig.engine.metrics.requests_rejected.get(code).copied().unwrap_or(0);
     assert_eq!(count(&rig, "handshake_timeout"), 1, "and not who has asked for nothing");
-    rig.pass(body_timeout);
+    rig.advance_ms(body_timeout);
     assert_eq!(count(&rig, "body_timeout"), 1);
     for id in [head, body, silent] {
-        rig.finish(id);
+        rig.send_eof(id);
     }
-    rig.settle();
-    let transport = Pipe::new(Mood::Kind);
+    rig.run_until_idle();
+    let transport = Pipe::new(Behavior::Cooperative);
     let peer = Peer::from("192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap());
     let refused = rig.engine.turn_away(transport, peer, Reason::NoRoom, rig.now);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(count(&rig, "over_capacity"), 0, "it has not asked yet");
     rig.send(refused, get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(count(&rig, "over_capacity"), 1);
     let mut kept = Vec::new();
     for _ in 0..7 {
-        kept.push(rig.connect_from("192.0.2.2", Mood::Kind));
+        kept.push(rig.connect_from("192.0.2.2", Behavior::Cooperative));
     }
     rig.send(kept[6], get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(count(&rig, "too_many_connections"), 1);
     rig.send(kept[0], get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.engine.drain(rig.now);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(count(&rig, "drain"), 5, "all who are not between two requests");
     for asks in [get("/readyz"), get("/v1/channels"), publish("a", "x")] {
         rig.send(kept[0], asks.as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(count(&rig, "drain"), 8);
     assert_eq!(rig.engine.metrics.requests_rejected.values().sum::<u64>(), 12);
@@ -283,38 +287,42 @@ fn what_a_closing_connection_is_answered_is_counted() {
 fn a_drain_answers_what_has_been_begun() {
     let mut rig = Rig::new(Limits::default());
     let whole = publish("a", "four");
-    let (head, body, silent) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    let (head, body, silent) = (
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+    );
     rig.send(head, &whole.as_bytes()[..10]);
     rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.drain(now);
-    rig.settle();
+    rig.run_until_idle();
     for id in [head, body, silent] {
         let answers = rig.answers(id);
         assert_eq!((answers[0].status, answers[0].is_last()), (503, true));
         assert!(retry_after(&answers[0]) <= 30);
     }
     assert!(!rig.engine.is_drained(), "their end of file has yet to come");
-    rig.finish(head);
-    rig.finish(body);
-    rig.finish(silent);
-    rig.settle();
+    rig.send_eof(head);
+    rig.send_eof(body);
+    rig.send_eof(silent);
+    rig.run_until_idle();
     assert!(rig.engine.is_drained());
 }
 
 #[test]
 fn a_drain_waits_for_answers_that_are_being_taken() {
     let mut rig = rig_with_history();
-    let id = rig.connect(Mood::Stuck);
+    let id = rig.connect(Behavior::Stalled);
     rig.send(id, get("/v1/channels/big/history").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let now = rig.now;
     rig.engine.drain(now);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.engine.is_drained(), "an answer is on its way");
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 200);
     assert!(rig.engine.is_drained());
 }

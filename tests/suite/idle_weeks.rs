@@ -11,7 +11,7 @@ use oyez::ids::SlotId;
 use crate::support::frames::{self, CLOSE};
 use crate::support::guarded::{claims, sign, verifier};
 use crate::support::http::{get, post};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 const DAY_MS: u32 = 24 * 60 * 60 * 1_000;
 
@@ -37,12 +37,12 @@ fn idle(rig: &mut Rig, days: u32) {
 }
 
 fn ask(rig: &mut Rig, request: &str) -> u16 {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, request.as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let status = rig.answers(id)[0].status;
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     status
 }
@@ -54,13 +54,13 @@ fn ticket_is_expired_after_weeks_without_requests() {
         let claims = claims("alice", &["a"], &["a"], rig.unix_now());
         let lines = format!("Authorization: Bearer {}\r\n", sign(&claims));
         rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: Rc::default(), ..Gate::open(10) };
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/tickets", &lines, "").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let answer = rig.answers(id).remove(0);
         let ticket = answer.json()["ticket"].as_str().unwrap().to_owned();
-        rig.finish(id);
-        rig.settle();
+        rig.send_eof(id);
+        rig.run_until_idle();
         idle(&mut rig, days);
         assert_eq!(rig.engine.gate.tickets.len(), 0, "it left the table by itself");
         assert_eq!(ask(&mut rig, &get(&format!("/sse/a?ticket={ticket}"))), 401, "{days} days later");
@@ -89,14 +89,14 @@ fn publisher_may_publish_again_after_weeks_of_silence() {
         rig.engine.gate.anonymous = Rc::new(Grant::everything());
         let id = rig.join("/ws/a?echo=0");
         rig.send(id, &frames::masked(frames::TEXT, b"x"));
-        rig.settle();
+        rig.run_until_idle();
         // With a connection the loop wakes a few times a second, for weeks: the turns of an hour are enough.
         for _ in 0..days * 24 {
             rig.now = rig.now.after(DAY_MS / 24);
             rig.turn();
         }
         rig.send(id, &frames::masked(frames::TEXT, b"x"));
-        rig.settle();
+        rig.run_until_idle();
         assert!(!is_closed(&mut rig, id), "{days} days later");
     }
 }

@@ -14,7 +14,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, post, publish};
 use crate::support::process::{Server, wait_until};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 /// A count of `oyez_rate_limited_total` as Prometheus reads it.
 fn limited(server: &Server, limit: &str) -> u64 {
@@ -80,9 +80,9 @@ fn the_limit_of_an_addresss_connections_is_answered_with_429() {
 fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let mut status = |address: &str| {
-        let id = rig.connect_from(address, Mood::Kind);
+        let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, get("/healthz").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id)[0].status
     };
     assert_eq!(status("192.0.2.1"), 200);
@@ -99,16 +99,16 @@ fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
 #[test]
 fn refused_connection_of_an_event_source_is_told_to_come_back() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
-    let _first = rig.connect_from("192.0.2.1", Mood::Kind);
+    let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     let event_source = crate::support::http::request("GET", "/sse/a", "Accept: text/event-stream\r\n");
     let refused = |rig: &mut Rig, request: &str| {
-        let id = rig.connect_from("192.0.2.1", Mood::Kind);
+        let id = rig.connect_from("192.0.2.1", Behavior::Cooperative);
         let (begin, rest) = request.as_bytes().split_at(30);
         rig.send(id, begin);
-        rig.settle();
+        rig.run_until_idle();
         assert!(rig.pipe(id).outgoing.is_empty(), "its head has not arrived");
         rig.send(id, rest);
-        rig.settle();
+        rig.run_until_idle();
         assert!(rig.pipe(id).outgoing_ended);
         String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap()
     };
@@ -131,7 +131,7 @@ fn refused_connection_of_an_event_source_is_told_to_come_back() {
     }
     let head = refused(&mut rig, &get("/sse/abcdefghijklmnop").replace("GET", "HEAD"));
     assert!(head.starts_with("HTTP/1.1 429 ") && head.ends_with("\r\n\r\n"), "{head}");
-    rig.pass(10_000);
+    rig.advance_ms(10_000);
     assert_eq!(rig.engine.turned_away(), 0);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 8);
 }
@@ -140,12 +140,12 @@ fn refused_connection_of_an_event_source_is_told_to_come_back() {
 fn refused_page_of_another_origin_may_read_that() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     rig.engine.site.origins = vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
-    let _first = rig.connect_from("192.0.2.1", Mood::Kind);
+    let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     for (accept, status) in [("text/event-stream", "200"), ("*/*", "429")] {
-        let id = rig.connect_from("192.0.2.1", Mood::Kind);
+        let id = rig.connect_from("192.0.2.1", Behavior::Cooperative);
         let lines = format!("Origin: https://a.example\r\nAccept: {accept}\r\n");
         rig.send(id, crate::support::http::request("GET", "/sse/a", &lines).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let answer = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
         assert!(answer.contains("\r\nAccess-Control-Allow-Origin: https://a.example\r\n"), "{answer}");
@@ -156,26 +156,28 @@ fn refused_page_of_another_origin_may_read_that() {
 fn refused_connection_that_is_silent_is_told_when_its_time_is_up() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let timeout_ms = rig.engine.limits.handshake_timeout_ms;
-    let first = rig.connect_from("192.0.2.1", Mood::Kind);
+    let first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send(first, frames::upgrade("/ws").as_bytes());
-    rig.settle();
-    let (silent, partial) =
-        (rig.connect_from("192.0.2.1", Mood::Kind), rig.connect_from("192.0.2.1", Mood::Kind));
+    rig.run_until_idle();
+    let (silent, partial) = (
+        rig.connect_from("192.0.2.1", Behavior::Cooperative),
+        rig.connect_from("192.0.2.1", Behavior::Cooperative),
+    );
     rig.send(partial, b"GET /");
-    rig.pass(timeout_ms - 1_000);
+    rig.advance_ms(timeout_ms - 1_000);
     for id in [silent, partial] {
         assert!(rig.pipe(id).outgoing.is_empty());
     }
     assert_eq!(rig.engine.turned_away(), 2);
-    rig.pass(2_000);
+    rig.advance_ms(2_000);
     for id in [silent, partial] {
         assert_eq!(rig.answers(id)[0].status, 429);
         assert!(rig.pipe(id).outgoing_ended);
     }
     // A peer that sends its end of file is no longer there to be told.
-    let gone = rig.connect_from("192.0.2.1", Mood::Kind);
-    rig.finish(gone);
-    rig.pass(10_000);
+    let gone = rig.connect_from("192.0.2.1", Behavior::Cooperative);
+    rig.send_eof(gone);
+    rig.advance_ms(10_000);
     assert!(!rig.is_alive(gone));
     assert_eq!(rig.engine.turned_away(), 0);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 3);
@@ -186,24 +188,24 @@ fn refused_connection_that_is_silent_is_told_when_its_time_is_up() {
 #[test]
 fn a_flood_from_one_address_keeps_nobody_out() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
-    let first = rig.connect_from("192.0.2.1", Mood::Stuck);
+    let first = rig.connect_from("192.0.2.1", Behavior::Stalled);
     for _ in 0..1_000 {
-        rig.connect_from("192.0.2.1", Mood::Stuck);
+        rig.connect_from("192.0.2.1", Behavior::Stalled);
     }
     rig.turn();
     assert_eq!(rig.engine.turned_away(), oyez::server::REFUSALS_MAX);
     assert_eq!(rig.engine.served(), 1);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
-    let other = rig.connect_from("192.0.2.2", Mood::Kind);
+    let other = rig.connect_from("192.0.2.2", Behavior::Cooperative);
     rig.send(other, get("/healthz").as_bytes());
     rig.turn();
     assert_eq!(rig.answers(other)[0].status, 200);
-    rig.pass(10_000);
+    rig.advance_ms(10_000);
     assert_eq!(rig.engine.turned_away(), 0);
     assert!(!rig.is_alive(first), "its time was up too");
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 1_000);
     // All are counted out, whatever they ended of.
-    let again = rig.connect_from("192.0.2.1", Mood::Kind);
+    let again = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send(again, get("/healthz").as_bytes());
     rig.turn();
     assert_eq!(rig.answers(again)[0].status, 200);
@@ -230,15 +232,15 @@ fn the_limit_of_an_addresss_handshakes_is_answered_with_429() {
 fn handshakes_come_back_with_time() {
     let mut rig = Rig::new(Limits { handshakes_per_second: 2, ..Limits::default() });
     let status = |rig: &mut Rig, address: &str| {
-        let id = rig.connect_from(address, Mood::Kind);
+        let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, get("/healthz").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id)[0].status
     };
     let statuses: Vec<u16> = (0..3).map(|_| status(&mut rig, "192.0.2.1")).collect();
     assert_eq!(statuses, [200, 200, 429]);
     assert_eq!(status(&mut rig, "192.0.2.2"), 200);
-    rig.pass(500);
+    rig.advance_ms(500);
     assert_eq!(status(&mut rig, "192.0.2.1"), 200);
     assert_eq!(status(&mut rig, "192.0.2.1"), 429);
     assert_eq!(counted(&rig, Limit::Handshakes), 2);
@@ -252,11 +254,11 @@ fn limits_of_addresses_behind_a_proxy() {
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
     rig.engine.door.trust(Proxies { networks, send_header: false });
     let ask = |rig: &mut Rig, path: &str, client: &str| {
-        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         let lines = format!("\r\nX-Forwarded-For: {client}\r\n\r\n");
         let request = if path == "/ws" { frames::upgrade(path) } else { get(path) };
         rig.send(id, request.replace("\r\n\r\n", &lines).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let head = String::from_utf8_lossy(&rig.pipe(id).outgoing).into_owned();
         (id, head[9..12].parse::<u16>().unwrap())
     };
@@ -267,10 +269,10 @@ fn limits_of_addresses_behind_a_proxy() {
     assert_eq!(rig.answers(refused)[0].field("Retry-After"), Some("10"));
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.1").1, 429);
     // An EventSource stops for ever at any status but 200.
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     let lines = "X-Forwarded-For: 203.0.113.1\r\nAccept: text/event-stream\r\n";
     rig.send(id, crate::support::http::request("GET", "/sse/a", lines).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let stream = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
     assert!(stream.starts_with("HTTP/1.1 200 "), "{stream}");
     assert!(stream.ends_with("\r\n\r\nd\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{stream}");
@@ -279,8 +281,8 @@ fn limits_of_addresses_behind_a_proxy() {
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.2").1, 200);
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.2").1, 429);
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 4);
-    rig.finish(first);
-    rig.settle();
+    rig.send_eof(first);
+    rig.run_until_idle();
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.1").1, 101);
 }
 
@@ -291,9 +293,9 @@ fn a_client_of_a_proxy_header_that_is_one_too_many_is_told() {
     rig.engine.door.trust(Proxies { networks, send_header: true });
     let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x09\x0a\0\0\x01\x12\x67\x1f\x90";
     let ask = |rig: &mut Rig| {
-        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         rig.send(id, &[&header[..], get("/healthz").as_bytes()].concat());
-        rig.settle();
+        rig.run_until_idle();
         (id, rig.answers(id)[0].clone())
     };
     let (first, answer) = ask(&mut rig);
@@ -304,11 +306,11 @@ fn a_client_of_a_proxy_header_that_is_one_too_many_is_told() {
         rig.pipe(second).incoming.is_empty(),
         "what it sent is read, so that no reset overtakes the answer"
     );
-    rig.finish(second);
-    rig.settle();
+    rig.send_eof(second);
+    rig.run_until_idle();
     assert_eq!(ask(&mut rig).1.status, 429, "it took nobody's place with it");
-    rig.finish(first);
-    rig.settle();
+    rig.send_eof(first);
+    rig.run_until_idle();
     assert_eq!(ask(&mut rig).1.status, 200);
 }
 
@@ -324,7 +326,7 @@ fn a_raw_web_socket_that_publishes_too_fast_is_closed_with_4101() {
     assert!((1..=334).contains(&retry_ms(&reason)), "{reason}");
     // What was within the limit has been published, and nothing behind it.
     (0..3).for_each(|_| assert_eq!(listener.text(), "x"));
-    listener.hears_nothing();
+    listener.receives_nothing();
     assert_eq!(limited(&server, "messages"), 1);
     let log = server.stop();
     assert!(log.contains("code=4101 reason=rate_limited retry_ms="), "{log}");
@@ -407,7 +409,7 @@ fn within_the_limits_nobody_notices_them() {
     let (member, other) = (rig.join("/ws"), rig.join("/ws"));
     for _ in 0..200 {
         rig.send_text(member, &"x".repeat(100));
-        rig.pass(100);
+        rig.advance_ms(100);
         assert_eq!(rig.texts(other).len(), 1);
         rig.texts(member);
     }
@@ -417,9 +419,9 @@ fn within_the_limits_nobody_notices_them() {
 #[test]
 fn who_is_too_fast_for_a_new_channel_leaves_none_behind() {
     let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
-    let client = rig.connect(Mood::Kind);
+    let client = rig.connect(Behavior::Cooperative);
     rig.send(client, (publish("a", "x") + &publish("b", "y")).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(client).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 429]);
     assert_eq!(rig.engine.hub.channels(), 1);
 }

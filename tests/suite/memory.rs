@@ -13,7 +13,7 @@ use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use crate::support::http::{get, post, publish};
 use crate::support::process::{Server, wait_until};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 const MIB: u64 = 1 << 20;
 
@@ -40,13 +40,13 @@ fn half_body(channel: &str, length: usize) -> String {
 /// A subscriber of a separate channel that has stopped reading, with this many messages of 50 KB waiting.
 fn debtor(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
     let (id, publisher) = (rig.join(&format!("/ws/{channel}")), rig.join(&format!("/ws/{channel}?echo=0")));
-    rig.pipe(id).mood = Mood::Stuck;
+    rig.pipe(id).behavior = Behavior::Stalled;
     for _ in 0..messages {
         rig.send(publisher, &frames::masked(BINARY, &[7; 50_000]));
-        rig.settle();
+        rig.run_until_idle();
     }
-    rig.finish(publisher);
-    rig.settle();
+    rig.send_eof(publisher);
+    rig.run_until_idle();
     id
 }
 
@@ -57,8 +57,8 @@ fn rig_without_history() -> Rig {
 }
 
 fn is_slow(rig: &mut Rig, id: SlotId) -> bool {
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     rig.frames(id).last().is_some_and(|frame| frame.opcode == CLOSE && frame.close_code().0 == 4102)
 }
 
@@ -73,13 +73,13 @@ fn large_unfinished_message_under_pressure_is_closed_1013() {
     rig.send(small, &half_message(3_000));
     rig.send(large, &half_message(30_000));
     rig.send(whole, &frames::masked(BINARY, &[7; 30_000]));
-    rig.settle();
+    rig.run_until_idle();
     let got = rig.frames(large);
     assert_eq!(got.last().unwrap().close_code(), (1013, "low_memory".into()));
     // Messages that are small, complete, or were begun before, are published.
     rig.send(small, b"x");
     rig.send(early, b"x");
-    rig.settle();
+    rig.run_until_idle();
     for id in [small, whole, early] {
         let lengths: Vec<usize> = rig.frames(id).iter().map(|frame| frame.payload.len()).collect();
         assert_eq!(lengths.iter().filter(|&&length| length == 30_000).count(), 2, "{lengths:?}");
@@ -88,9 +88,9 @@ fn large_unfinished_message_under_pressure_is_closed_1013() {
     rig.used_bytes = 70 * MIB;
     let later = rig.join("/ws/a");
     rig.send(later, &half_message(30_000));
-    rig.settle();
+    rig.run_until_idle();
     rig.send(later, b"x");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.frames(later).len(), 1, "the pressure is over");
 }
 
@@ -98,17 +98,21 @@ fn large_unfinished_message_under_pressure_is_closed_1013() {
 fn large_unfinished_body_under_pressure_gets_503() {
     let mut rig = rig();
     rig.used_bytes = 75 * MIB;
-    let (large, small, whole) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind), rig.connect(Mood::Kind));
+    let (large, small, whole) = (
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+        rig.connect(Behavior::Cooperative),
+    );
     rig.send(large, half_body("a", 10_000).as_bytes());
     rig.send(small, half_body("a", 1_000).as_bytes());
     rig.send(whole, publish("a", &"x".repeat(10_000)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let refused = rig.answers(large).remove(0);
     assert_eq!((refused.status, refused.code()), (503, "low_memory".into()));
     assert!(refused.field("Retry-After").is_some() && refused.is_last());
     assert_eq!(rig.engine.metrics.requests_rejected["low_memory"], 1);
     rig.send(small, b"x");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(small)[0].status, 200);
     assert_eq!(rig.answers(whole)[0].status, 200);
 }
@@ -116,11 +120,11 @@ fn large_unfinished_body_under_pressure_gets_503() {
 #[test]
 fn listing_and_page_under_pressure_get_503() {
     let mut rig = rig();
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     let mut ask = |used: u64, path: &str| {
         rig.used_bytes = used;
         rig.send(id, get(path).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id).remove(0)
     };
     for path in ["/v1/channels", "/v1/channels/a/history"] {
@@ -176,21 +180,21 @@ fn small_debts_are_never_called_in() {
     let mut rig = rig();
     let subscribers: Vec<SlotId> = (0..20).map(|_| rig.join("/ws/a")).collect();
     for &id in &subscribers {
-        rig.pipe(id).mood = Mood::Stuck;
+        rig.pipe(id).behavior = Behavior::Stalled;
     }
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     // One piece that all of them share, and one head that has begun.
     rig.send(publisher, publish("a", &"x".repeat(50_000)).as_bytes());
-    rig.settle();
-    let half_head = rig.connect(Mood::Kind);
+    rig.run_until_idle();
+    let half_head = rig.connect(Behavior::Cooperative);
     rig.send(half_head, &b"GET / HTTP/1.1\r\nX: "[..]);
     rig.used_bytes = 99 * MIB;
     rig.turn();
     rig.turn();
     assert_eq!(rig.engine.metrics.memory_debtors_closed, 0);
     for id in subscribers {
-        rig.unstick(id, Mood::Kind);
-        rig.settle();
+        rig.set_behavior(id, Behavior::Cooperative);
+        rig.run_until_idle();
         assert_eq!(rig.texts(id)[0].len(), 50_000);
     }
 }
@@ -198,12 +202,12 @@ fn small_debts_are_never_called_in() {
 #[test]
 fn history_is_evicted_after_debtors_and_from_the_oldest_of_the_largest() {
     let mut rig = rig();
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     for number in 0..20 {
         rig.send(publisher, publish("large", &format!("{number:02}{}", "x".repeat(50_000))).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.send(publisher, publish("small", "kept").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
     let bytes = |rig: &Rig| rig.engine.hub.standing("large").bytes as u64;
     let (before, half) = (bytes(&rig), bytes(&rig) / 2);
@@ -227,14 +231,14 @@ fn history_is_evicted_after_debtors_and_from_the_oldest_of_the_largest() {
 #[test]
 fn history_stays_while_debtors_can_be_closed() {
     let mut rig = Rig::new(Limits { memory_bytes_max: 10 * MIB, ..Limits::default() });
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     rig.send(publisher, publish("kept", &"x".repeat(50_000)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     for n in 0..4 {
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         rig.send(id, half_body(&n.to_string(), 500_000).as_bytes());
     }
-    rig.settle();
+    rig.run_until_idle();
     rig.used_bytes = 91 * MIB / 10;
     rig.turn();
     assert_eq!(rig.engine.metrics.memory_debtors_closed, 3, "3 of half a MB are what is over 80 percent");
@@ -244,13 +248,13 @@ fn history_stays_while_debtors_can_be_closed() {
 #[test]
 fn half_bodies_are_closed_with_503_and_half_messages_with_4102() {
     let mut rig = rig();
-    let (body, message) = (rig.connect(Mood::Kind), rig.join("/ws/a"));
+    let (body, message) = (rig.connect(Behavior::Cooperative), rig.join("/ws/a"));
     rig.send(body, half_body("a", 500_000).as_bytes());
     rig.send(message, &half_message(60_000));
-    rig.settle();
+    rig.run_until_idle();
     rig.used_bytes = 90 * MIB;
     rig.turn();
-    rig.settle();
+    rig.run_until_idle();
     let answer = rig.answers(body).remove(0);
     assert_eq!((answer.status, answer.code()), (503, "low_memory".into()));
     assert_eq!(rig.frames(message)[0].close_code(), (4102, "slow".into()));
@@ -286,19 +290,19 @@ fn idle_half_message_costs_what_arrived_once() {
     }
     rig.send(empty, &frames::fragment(BINARY, b""));
     rig.send(empty, &frames::fragment(CONTINUATION, b"").repeat(10_000));
-    rig.settle();
+    rig.run_until_idle();
     let held = |rig: &Rig, id: SlotId| rig.engine.slots.get(id).unwrap().debt_bytes();
     for id in [whole, pieces, fragments] {
         assert!((59_000..=75_000).contains(&held(&rig, id)), "{} for 60 KB", held(&rig, id));
     }
     assert_eq!(held(&rig, empty), 0);
-    let body = rig.connect(Mood::Kind);
+    let body = rig.connect(Behavior::Cooperative);
     rig.send(body, &half_body("a", 1_000_000).as_bytes()[..300_000]);
-    rig.settle();
+    rig.run_until_idle();
     assert!(held(&rig, body) <= 375_000, "{} for 300 KB", held(&rig, body));
-    let announced = rig.connect(Mood::Kind);
+    let announced = rig.connect(Behavior::Cooperative);
     rig.send(announced, half_body("a", 1_000_000).split_once('x').unwrap().0.as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert!(held(&rig, announced) < 100, "an announcement costs nothing");
 }
 
@@ -314,18 +318,18 @@ fn unfinished_message_is_closed_4104_at_its_deadline_however_it_drips() {
     for piece in message.chunks(10).take(49) {
         rig.send(dripping, piece);
         rig.send(begun, &frames::masked(PING, b"alive"));
-        rig.pass(100);
+        rig.advance_ms(100);
     }
     for id in [still, dripping, begun] {
         assert!(rig.frames(id).iter().all(|frame| frame.opcode == PONG), "not before its time");
     }
     rig.send(in_time, b"x");
-    rig.pass(1_000);
+    rig.advance_ms(1_000);
     for id in [still, dripping, begun] {
         assert_eq!(rig.frames(id)[0].close_code(), (4104, "message_timeout".into()));
     }
     assert_eq!(rig.frames(in_time).len(), 1);
-    rig.pass(60_000);
+    rig.advance_ms(60_000);
     assert!(rig.is_alive(in_time), "between messages nothing is late");
     assert_eq!(rig.engine.metrics.closed(Reason::MessageTimeout), 3);
 }

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use crate::support::chunked;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use crate::support::http::{Answer, get, post};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 const CHANNELS: usize = 2;
 
@@ -96,8 +96,8 @@ enum Ending {
 }
 
 impl Peer {
-    fn new(rig: &mut Rig, number: usize, channel: usize, way: Way, mood: Mood) -> Peer {
-        let id = rig.connect(mood);
+    fn new(rig: &mut Rig, number: usize, channel: usize, way: Way, behavior: Behavior) -> Peer {
+        let id = rig.connect(behavior);
         match way {
             Way::Socket { echo } => {
                 let path = format!("/ws/c{channel}?echo={}", u8::from(echo));
@@ -226,10 +226,10 @@ impl World {
         let mut rig = Rig::new(limits);
         let witnesses = (0..CHANNELS).map(|channel| {
             let way = Way::Socket { echo: true };
-            Peer::new(&mut rig, 1_000 + channel, channel, way, Mood::Kind)
+            Peer::new(&mut rig, 1_000 + channel, channel, way, Behavior::Cooperative)
         });
         let witnesses: Vec<Peer> = witnesses.collect();
-        rig.settle();
+        rig.run_until_idle();
         World { rig, witnesses, peers: vec![] }
     }
 
@@ -253,7 +253,7 @@ impl World {
         match *step {
             Step::Connect { channel, way, seed } => {
                 let number = self.peers.len();
-                let peer = Peer::new(&mut self.rig, number, channel, way, Mood::Mean(Dice::new(seed)));
+                let peer = Peer::new(&mut self.rig, number, channel, way, Behavior::Random(Rng::new(seed)));
                 self.peers.push(peer);
             }
             Step::Send { who, binary, padding } => {
@@ -312,7 +312,7 @@ impl World {
             Step::Finish { who } => {
                 if let Some((rig, peer)) = self.peer(who) {
                     peer.end = Some(Ending::Finish);
-                    rig.finish(peer.id);
+                    rig.send_eof(peer.id);
                 }
             }
             Step::Reset { who } => {
@@ -322,13 +322,13 @@ impl World {
                 }
             }
             Step::Turn => self.rig.turn(),
-            Step::Pass => self.rig.pass(1_000),
+            Step::Pass => self.rig.advance_ms(1_000),
         }
         self.look();
     }
 
     fn judge(&mut self) {
-        self.rig.settle();
+        self.rig.run_until_idle();
         self.look();
         for peer in &self.peers {
             let order = &self.witnesses[peer.channel].heard;

@@ -8,7 +8,7 @@ use oyez::ids::SlotId;
 use serde_json::{Value, json};
 
 use crate::support::frames::{self, TEXT};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 use crate::v1::upgrade;
 
 const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
@@ -22,9 +22,9 @@ struct Client {
 }
 
 fn connect(rig: &mut Rig) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade("/ws").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id
 }
@@ -61,22 +61,22 @@ fn received(rig: &mut Rig, id: SlotId) -> Vec<String> {
 #[test]
 fn commands_of_one_turn_are_heard_in_their_order() {
     for seed in 0..15 {
-        let mut dice = Dice::new(seed);
+        let mut rng = Rng::new(seed);
         let mut rig = Rig::new(Limits::default());
         let mut clients: Vec<Client> =
             (0..6).map(|_| Client { id: connect(&mut rig), channels: vec![], expected: vec![] }).collect();
         let mut published = 0;
         for _ in 0..12 {
-            let first = dice.roll(6) as usize;
+            let first = rng.below(6) as usize;
             for turn in 0..6 {
                 let who = (first + turn) % 6;
                 let mut bytes = Vec::new();
-                for _ in 0..dice.roll(12) {
-                    let ch = CHANNELS[dice.roll(4) as usize];
+                for _ in 0..rng.below(12) {
+                    let ch = CHANNELS[rng.below(4) as usize];
                     let place = clients[who].channels.iter().position(|one| one.0 == ch);
-                    let command = match (dice.roll(6), place) {
+                    let command = match (rng.below(6), place) {
                         (0 | 1, None) => {
-                            let echo = dice.roll(3) > 0;
+                            let echo = rng.below(3) > 0;
                             clients[who].channels.push((ch, echo));
                             clients[who].expected.push(format!("subscribed {ch}"));
                             json!({"type": "subscribe", "ch": ch, "echo": echo})
@@ -88,7 +88,7 @@ fn commands_of_one_turn_are_heard_in_their_order() {
                         }
                         _ => {
                             published += 1;
-                            let padding = if dice.roll(8) == 0 { 6_000 } else { 10 };
+                            let padding = if rng.below(8) == 0 { 6_000 } else { 10 };
                             let text = format!("{published} {}", "x".repeat(padding));
                             for (place, client) in clients.iter_mut().enumerate() {
                                 if client.channels.iter().any(|one| one.0 == ch && (one.1 || place != who)) {
@@ -105,7 +105,7 @@ fn commands_of_one_turn_are_heard_in_their_order() {
                 rig.engine.drive(rig.now);
             }
             rig.turn();
-            rig.settle();
+            rig.run_until_idle();
         }
         for (place, client) in clients.iter().enumerate() {
             let got = received(&mut rig, client.id);
@@ -135,7 +135,7 @@ fn messages_that_alternate_between_channels_are_one_write_of_one_piece() {
             rig.send_text(id, &json!({"type": "subscribe", "ch": ch}).to_string());
         }
     }
-    rig.settle();
+    rig.run_until_idle();
     subscribers.iter().for_each(|&id| rig.pipe(id).outgoing.clear());
     let mut bytes = Vec::new();
     for n in 0..64 {
@@ -150,7 +150,7 @@ fn messages_that_alternate_between_channels_are_one_write_of_one_piece() {
         let slot = rig.engine.slots.get(id).unwrap();
         assert!(matches!(slot.outbox, oyez::hub::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
     }
-    rig.settle();
+    rig.run_until_idle();
     for &id in &subscribers {
         let expected: Vec<String> = (0..64).map(|n| format!("{} {n}", CHANNELS[n % 2])).collect();
         assert_eq!(received(&mut rig, id), expected);
@@ -164,7 +164,7 @@ fn subscriptions_between_messages_leave_them_one_piece() {
         let mut rig = Rig::new(Limits::default());
         let (one, subscriber) = (connect(&mut rig), connect(&mut rig));
         rig.send_text(subscriber, &json!({"type": "subscribe", "ch": "a"}).to_string());
-        rig.settle();
+        rig.run_until_idle();
         rig.pipe(subscriber).outgoing.clear();
         let late: Vec<SlotId> = (0..20).map(|_| connect(&mut rig)).collect();
         let publish = |n: usize| json!({"type": "publish", "ch": "a", "text": n.to_string()}).to_string();
@@ -189,7 +189,7 @@ fn subscriptions_between_messages_leave_them_one_piece() {
         rig.engine.deliver(rig.now);
         let slot = rig.engine.slots.get(subscriber).unwrap();
         assert!(matches!(slot.outbox, oyez::hub::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
-        rig.settle();
+        rig.run_until_idle();
         let expected: Vec<String> = (0..20).map(|n| format!("a {n}")).collect();
         assert_eq!(received(&mut rig, subscriber), expected);
         for &id in &late {
@@ -216,10 +216,10 @@ fn subscriber_that_falls_behind_within_a_batch_gets_each_message_once() {
     rig.send_text(late, &json!({"type": "subscribe", "ch": "b"}).to_string());
     rig.send_text(early, &json!({"type": "subscribe", "ch": "b"}).to_string());
     rig.send_text(early, &json!({"type": "subscribe", "ch": "a"}).to_string());
-    rig.settle();
+    rig.run_until_idle();
     for id in [late, early] {
         rig.pipe(id).outgoing.clear();
-        rig.pipe(id).mood = Mood::Stuck;
+        rig.pipe(id).behavior = Behavior::Stalled;
     }
     let publish = |rig: &mut Rig, ch: &str, n: usize, padding: usize| {
         let text = format!("{n} {}", "x".repeat(padding));
@@ -227,7 +227,7 @@ fn subscriber_that_falls_behind_within_a_batch_gets_each_message_once() {
         rig.engine.drive(rig.now);
     };
     publish(&mut rig, "b", 1, 60_000);
-    rig.settle();
+    rig.run_until_idle();
     publish(&mut rig, "a", 2, 10);
     for (id, ch) in [(late, "a"), (early, "c")] {
         rig.send_text(id, &json!({"type": "subscribe", "ch": ch}).to_string());
@@ -237,10 +237,10 @@ fn subscriber_that_falls_behind_within_a_batch_gets_each_message_once() {
     publish(&mut rig, "b", 4, 10);
     rig.turn();
     for id in [late, early] {
-        rig.unstick(id, Mood::Kind);
+        rig.set_behavior(id, Behavior::Cooperative);
         rig.engine.slots.mark_writable(id);
     }
-    rig.settle();
+    rig.run_until_idle();
     let heard = |rig: &mut Rig, id: SlotId| -> Vec<String> {
         let texts = rig.texts(id).into_iter();
         let values = texts.map(|text| serde_json::from_str::<Value>(&text).unwrap());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::cut::Cut;
 use crate::support::guarded::{Folder, SECRET};
-use crate::support::process::{PATIENCE, Server, free_port, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 
 /// A pipe whose reader is gone.
 fn gone() -> Stdio {
@@ -90,7 +90,7 @@ fn a_subscriber_whose_stderr_has_no_reader_reconnects_and_misses_nothing() {
         said.contains("\"members\":1")
     };
     while !members() {
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TEST_TIMEOUT);
         thread::sleep(Duration::from_millis(5));
     }
     publish("one");
@@ -112,7 +112,7 @@ fn a_server_whose_output_nobody_can_read_serves() {
             let mut child = command.env("RUST_LOG", filters).stdout(stdout).stderr(stderr).spawn().unwrap();
             let start = Instant::now();
             while TcpStream::connect(address).is_err() {
-                assert!(start.elapsed() < PATIENCE && child.try_wait().unwrap().is_none());
+                assert!(start.elapsed() < TEST_TIMEOUT && child.try_wait().unwrap().is_none());
                 thread::sleep(Duration::from_millis(5));
             }
             // SIGHUP, and the end: each is logged.

@@ -14,7 +14,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish, request};
 use crate::support::process::{Server, oyez};
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 use crate::support::tls::Identity;
 
 /// A header for 203.0.113.9:4711, with additions behind the addresses as haproxy and load balancers make them.
@@ -45,10 +45,10 @@ fn a_header_is_taken_cut_at_every_byte() {
     let whole = [header(), get("/healthz").into_bytes()].concat();
     for cut in 0..=whole.len() {
         let mut rig = rig(Limits::default());
-        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         for part in [&whole[..cut], &whole[cut..]] {
             rig.send(id, part);
-            rig.settle();
+            rig.run_until_idle();
         }
         let answers = rig.answers(id);
         assert_eq!(answers.len(), 1, "cut at {cut}");
@@ -62,12 +62,12 @@ fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
     let whole = [header(), frames::upgrade("/ws").into_bytes()].concat();
     for seed in 0..50 {
         let mut rig = rig(Limits::default());
-        let id = rig.connect_from("10.0.0.1", Mood::Mean(Dice::new(seed)));
+        let id = rig.connect_from("10.0.0.1", Behavior::Random(Rng::new(seed)));
         for byte in &whole {
             rig.send(id, &[*byte]);
             rig.turn();
         }
-        rig.settle();
+        rig.run_until_idle();
         let head = String::from_utf8(rig.pipe(id).outgoing.clone()).unwrap();
         assert!(head.starts_with("HTTP/1.1 101 "), "seed {seed}: {head}");
         assert_eq!(peer_of(&rig, id), "203.0.113.9:4711");
@@ -78,13 +78,13 @@ fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
 fn a_flood_from_one_client_of_a_proxy_keeps_nobody_out() {
     let mut rig = rig(Limits { connections_per_address_max: 1, ..Limits::default() });
     for _ in 0..1_000 {
-        let id = rig.connect_from("10.0.0.1", Mood::Stuck);
+        let id = rig.connect_from("10.0.0.1", Behavior::Stalled);
         rig.send(id, &header());
         rig.turn();
     }
     assert_eq!((rig.engine.turned_away(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 999 - 16);
-    rig.pass(30_000);
+    rig.advance_ms(30_000);
     assert_eq!(rig.engine.turned_away(), 0);
 }
 
@@ -92,12 +92,12 @@ fn a_flood_from_one_client_of_a_proxy_keeps_nobody_out() {
 fn what_is_no_header_ends_the_connection_with_a_name() {
     let check = |bytes: &[u8], ends: bool, fault: ProxyFault| {
         let mut rig = rig(Limits::default());
-        let id = rig.connect_from("10.0.0.1", Mood::Kind);
+        let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         rig.send(id, bytes);
         if ends {
-            rig.finish(id);
+            rig.send_eof(id);
         }
-        rig.settle();
+        rig.run_until_idle();
         assert!(!rig.is_alive(id), "{fault:?}");
         assert!(rig.pipe(id).outgoing.is_empty(), "nothing is answered to {fault:?}");
         assert_eq!(rig.engine.metrics.closed(Reason::ProxyHeader { fault }), 1);
@@ -114,41 +114,41 @@ fn what_is_no_header_ends_the_connection_with_a_name() {
 #[test]
 fn half_a_header_has_no_more_time_than_a_head() {
     let mut rig = rig(Limits::default());
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &header()[..20]);
-    rig.pass(4_900);
+    rig.advance_ms(4_900);
     assert!(rig.is_alive(id));
-    rig.pass(600);
+    rig.advance_ms(600);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::HandshakeTimeout), 1);
     // Nor does the header give the head more: both have to come in the same time.
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
-    rig.pass(4_000);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
+    rig.advance_ms(4_000);
     rig.send(id, &header());
-    rig.pass(1_600);
+    rig.advance_ms(1_600);
     assert!(!rig.is_alive(id));
 }
 
 #[test]
 fn who_is_not_trusted_is_not_believed() {
     let mut rig = rig(Limits::default());
-    let id = rig.connect_from("203.0.113.66", Mood::Kind);
+    let id = rig.connect_from("203.0.113.66", Behavior::Cooperative);
     rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
     rig.turn();
     assert_eq!(peer_of(&rig, id), "203.0.113.66:1");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 400);
     // And needs none.
-    let id = rig.connect_from("203.0.113.66", Mood::Kind);
+    let id = rig.connect_from("203.0.113.66", Behavior::Cooperative);
     rig.send(id, get("/healthz").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 200);
 }
 
 #[test]
 fn one_header_is_enough() {
     let mut rig = rig(Limits::default());
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), header(), get("/healthz").into_bytes()].concat());
     rig.turn();
     assert_eq!(rig.answers(id)[0].status, 400);
@@ -157,9 +157,9 @@ fn one_header_is_enough() {
 #[test]
 fn a_health_check_speaks_for_the_proxy() {
     let mut rig = rig(Limits::default());
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[LOCAL, get("/readyz").as_bytes()].concat());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 200);
     assert_eq!(peer_of(&rig, id), "10.0.0.1:1");
 }
@@ -168,21 +168,21 @@ fn a_health_check_speaks_for_the_proxy() {
 #[test]
 fn ends_of_file_around_a_header() {
     let mut rig = rig(Limits::default());
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert_eq!(rig.answers(id)[0].status, 200);
     assert!(!rig.is_alive(id));
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     let before = rig.engine.metrics.closed(Reason::EndOfFile);
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), before + 1);
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.reset(id);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
 }
@@ -239,9 +239,9 @@ fn the_client_of_a_web_socket_and_of_a_stream_is_who_the_proxy_says() {
     let mut rig = Rig::new(Limits::default());
     trust(&mut rig, "10.0.0.0/8", false);
     let mut peer_after = |from: &str, request: String| {
-        let id = rig.connect_from(from, Mood::Kind);
+        let id = rig.connect_from(from, Behavior::Cooperative);
         rig.send(id, request.as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         peer_of(&rig, id)
     };
     let stream = |forwarded: &str| request("GET", "/sse/a", &format!("X-Forwarded-For: {forwarded}\r\n"));
@@ -266,13 +266,13 @@ fn the_client_of_a_web_socket_and_of_a_stream_is_who_the_proxy_says() {
 fn a_proxys_own_connection_stays_its_own() {
     let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
     trust(&mut rig, "10.0.0.0/8", false);
-    let id = rig.connect_from("10.0.0.1", Mood::Kind);
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     let publish_for = |client: &str| {
         publish("a", "x").replace("\r\nHost", &format!("\r\nX-Forwarded-For: {client}\r\nHost"))
     };
     let mut status = |client: &str| {
         rig.send(id, publish_for(client).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id)[0].status
     };
     assert_eq!(status("203.0.113.1"), 200);

@@ -13,39 +13,39 @@ use serde_json::Value;
 use crate::support::client::Client;
 use crate::support::http::{Answer, get, post, publish, request};
 use crate::support::process::Server;
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 const PAGE: &str = "/v1/channels/big/history";
 
 /// A channel `big`, whose page takes some 600 KB.
 fn rig(limits: Limits) -> Rig {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..limits });
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, publish("big", &"\u{1}\"ä".repeat(60_000)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig
 }
 
 /// Channels with a message each.
 fn publish_on_channels(rig: &mut Rig, count: usize) {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     for first in (0..count).step_by(50) {
         let requests: Vec<String> = (first..count.min(first + 50))
             .map(|number| publish(&format!("channel-{number:05}"), "x"))
             .collect();
         rig.send(id, requests.concat().as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
 }
 
-fn ask(rig: &mut Rig, request: &str, mood: Mood) -> SlotId {
-    let id = rig.connect(mood);
+fn ask(rig: &mut Rig, request: &str, behavior: Behavior) -> SlotId {
+    let id = rig.connect(behavior);
     rig.send(id, request.as_bytes());
     id
 }
 
-fn unstick(rig: &mut Rig, id: SlotId) {
-    rig.unstick(id, Mood::Kind);
+fn resume_reading(rig: &mut Rig, id: SlotId) {
+    rig.set_behavior(id, Behavior::Cooperative);
     rig.engine.slots.mark_writable(id);
 }
 
@@ -57,15 +57,20 @@ fn texts(page: &Answer) -> Vec<String> {
 #[test]
 fn large_page_is_the_same_whatever_the_peer_takes_at_once() {
     let mut rig = rig(Limits::default());
-    let whole = ask(&mut rig, &get(PAGE), Mood::Kind);
-    rig.settle();
+    let whole = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
+    rig.run_until_idle();
     let whole = rig.answers(whole).remove(0);
     assert_eq!(texts(&whole), ["\u{1}\"ä".repeat(60_000)]);
     assert_eq!((whole.status, whole.field("Transfer-Encoding")), (200, Some("chunked")));
-    let moods = [Mood::Sips(5_000), Mood::Sips(100_000), Mood::Mean(Dice::new(1)), Mood::Mean(Dice::new(2))];
-    for mood in moods {
-        let id = ask(&mut rig, &get(PAGE), mood);
-        rig.settle();
+    let behaviors = [
+        Behavior::LimitedWrites(5_000),
+        Behavior::LimitedWrites(100_000),
+        Behavior::Random(Rng::new(1)),
+        Behavior::Random(Rng::new(2)),
+    ];
+    for behavior in behaviors {
+        let id = ask(&mut rig, &get(PAGE), behavior);
+        rig.run_until_idle();
         assert_eq!(rig.answers(id), std::slice::from_ref(&whole));
     }
 }
@@ -74,12 +79,12 @@ fn large_page_is_the_same_whatever_the_peer_takes_at_once() {
 fn small_responses_have_a_length() {
     let mut rig = rig(Limits::default());
     for path in ["/v1/channels", "/v1/channels/big", "/v1/channels/none/history", "/metrics", "/readyz"] {
-        let id = ask(&mut rig, &get(path), Mood::Kind);
-        rig.settle();
+        let id = ask(&mut rig, &get(path), Behavior::Cooperative);
+        rig.run_until_idle();
         let answer = rig.answers(id).remove(0);
         assert_eq!(answer.field("Content-Length").unwrap().parse(), Ok(answer.body.len()), "{path}");
-        let id = ask(&mut rig, &request("HEAD", path, ""), Mood::Kind);
-        rig.settle();
+        let id = ask(&mut rig, &request("HEAD", path, ""), Behavior::Cooperative);
+        rig.run_until_idle();
         let head = Answer::take(&mut rig.pipe(id).outgoing, true).unwrap();
         assert!(head.field("Content-Length").is_some() && rig.pipe(id).outgoing.is_empty(), "{path}");
     }
@@ -88,8 +93,8 @@ fn small_responses_have_a_length() {
 #[test]
 fn head_of_a_large_page_has_no_body_and_the_connection_goes_on() {
     let mut rig = rig(Limits::default());
-    let id = ask(&mut rig, &(request("HEAD", PAGE, "") + &get("/healthz")), Mood::Kind);
-    rig.settle();
+    let id = ask(&mut rig, &(request("HEAD", PAGE, "") + &get("/healthz")), Behavior::Cooperative);
+    rig.run_until_idle();
     let head = Answer::take(&mut rig.pipe(id).outgoing, true).unwrap();
     assert_eq!((head.status, head.field("Transfer-Encoding")), (200, Some("chunked")));
     assert_eq!(rig.answers(id)[0].body, "ok\n");
@@ -99,9 +104,9 @@ fn head_of_a_large_page_has_no_body_and_the_connection_goes_on() {
 fn pipelined_request_after_a_large_page_is_answered_after_it() {
     let mut rig = rig(Limits::default());
     let requests = publish("a", "x") + &get(PAGE) + &publish("a", "y") + &get("/v1/channels/a/history");
-    for mood in [Mood::Kind, Mood::Sips(7_000), Mood::Mean(Dice::new(3))] {
-        let id = ask(&mut rig, &requests, mood);
-        rig.settle();
+    for behavior in [Behavior::Cooperative, Behavior::LimitedWrites(7_000), Behavior::Random(Rng::new(3))] {
+        let id = ask(&mut rig, &requests, behavior);
+        rig.run_until_idle();
         let answers = rig.answers(id);
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200; 4]);
         assert_eq!((texts(&answers[1]).len(), texts(&answers[3]).last().unwrap().as_str()), (1, "y"));
@@ -113,11 +118,11 @@ fn http_1_0_page_ends_with_the_connection() {
     let mut rig = rig(Limits::default());
     for (line, small_is_last) in [("", true), ("Connection: keep-alive\r\n", false)] {
         let ask_old = |rig: &mut Rig, path: &str| {
-            ask(rig, &format!("GET {path} HTTP/1.0\r\n{line}\r\n"), Mood::Sips(9_000))
+            ask(rig, &format!("GET {path} HTTP/1.0\r\n{line}\r\n"), Behavior::LimitedWrites(9_000))
         };
         let small = ask_old(&mut rig, "/v1/channels");
         let large = ask_old(&mut rig, PAGE);
-        rig.settle();
+        rig.run_until_idle();
         assert_eq!(
             (rig.answers(small)[0].is_last(), rig.pipe(small).outgoing_ended),
             (small_is_last, small_is_last)
@@ -127,8 +132,8 @@ fn http_1_0_page_ends_with_the_connection() {
         assert!(head.contains("\r\nConnection: close") && !head.contains("Transfer-Encoding"), "{head}");
         assert_eq!(serde_json::from_str::<Value>(body).unwrap()["messages"].as_array().unwrap().len(), 1);
         assert!(rig.pipe(large).outgoing_ended);
-        rig.finish(large);
-        rig.settle();
+        rig.send_eof(large);
+        rig.run_until_idle();
         assert!(!rig.is_alive(large));
     }
 }
@@ -136,10 +141,10 @@ fn http_1_0_page_ends_with_the_connection() {
 #[test]
 fn client_that_half_closes_receives_the_whole_page_and_the_end() {
     let mut rig = rig(Limits::default());
-    for mood in [Mood::Kind, Mood::Sips(20_000), Mood::Mean(Dice::new(4))] {
-        let id = ask(&mut rig, &get(PAGE), mood);
-        rig.finish(id);
-        rig.settle();
+    for behavior in [Behavior::Cooperative, Behavior::LimitedWrites(20_000), Behavior::Random(Rng::new(4))] {
+        let id = ask(&mut rig, &get(PAGE), behavior);
+        rig.send_eof(id);
+        rig.run_until_idle();
         assert_eq!(rig.answers(id)[0].status, 200);
         assert!(!rig.is_alive(id));
     }
@@ -148,21 +153,21 @@ fn client_that_half_closes_receives_the_whole_page_and_the_end() {
 #[test]
 fn client_that_resets_within_a_page_is_reaped() {
     let mut rig = rig(Limits::default());
-    let id = ask(&mut rig, &get(PAGE), Mood::Stuck);
-    rig.settle();
+    let id = ask(&mut rig, &get(PAGE), Behavior::Stalled);
+    rig.run_until_idle();
     rig.reset(id);
     rig.engine.slots.mark_writable(id);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
 }
 
 #[test]
 fn client_that_stops_reading_within_a_page_is_closed_without_the_last_chunk() {
     let mut rig = rig(Limits::default());
-    let id = ask(&mut rig, &get(PAGE), Mood::Sips(1_000));
+    let id = ask(&mut rig, &get(PAGE), Behavior::LimitedWrites(1_000));
     (0..40).for_each(|_| rig.turn());
-    rig.unstick(id, Mood::Stuck);
-    rig.pass(6_000);
+    rig.set_behavior(id, Behavior::Stalled);
+    rig.advance_ms(6_000);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
     assert_eq!(Answer::take(&mut rig.pipe(id).outgoing, false), None);
@@ -171,28 +176,28 @@ fn client_that_stops_reading_within_a_page_is_closed_without_the_last_chunk() {
 #[test]
 fn drain_within_a_page_lets_it_be_completed() {
     let mut rig = rig(Limits::default());
-    let begun = ask(&mut rig, &get(PAGE), Mood::Stuck);
-    rig.settle();
+    let begun = ask(&mut rig, &get(PAGE), Behavior::Stalled);
+    rig.run_until_idle();
     rig.engine.drain(rig.now);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.engine.is_drained());
-    unstick(&mut rig, begun);
-    rig.settle();
+    resume_reading(&mut rig, begun);
+    rig.run_until_idle();
     let answers = rig.answers(begun);
     assert_eq!((answers.len(), answers[0].status, texts(&answers[0]).len()), (1, 200, 1));
     assert!(rig.engine.is_drained());
-    let late = ask(&mut rig, &get(PAGE), Mood::Kind);
-    rig.settle();
+    let late = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!((rig.answers(late)[0].status, rig.engine.metrics.requests_rejected["drain"]), (503, 1));
 }
 
 #[test]
 fn query_that_waits_for_its_turn_when_the_server_drains_is_refused() {
     let mut rig = rig(Limits { work_micros_per_turn: 1, ..Limits::default() });
-    let ids = [(); 3].map(|()| ask(&mut rig, &get(PAGE), Mood::Kind));
+    let ids = [(); 3].map(|()| ask(&mut rig, &get(PAGE), Behavior::Cooperative));
     rig.turn();
     rig.engine.drain(rig.now);
-    rig.settle();
+    rig.run_until_idle();
     let statuses = ids.map(|id| rig.answers(id)[0].status);
     assert_eq!(statuses, [200, 503, 503], "the first had begun");
 }
@@ -200,9 +205,9 @@ fn query_that_waits_for_its_turn_when_the_server_drains_is_refused() {
 #[test]
 fn what_was_published_before_a_query_is_in_its_response() {
     let mut rig = rig(Limits { work_micros_per_turn: 1, ..Limits::default() });
-    let others: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get(PAGE), Mood::Kind)).collect();
-    let id = ask(&mut rig, &(publish("a", "x") + &get("/v1/channels/a/history")), Mood::Kind);
-    rig.settle();
+    let others: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get(PAGE), Behavior::Cooperative)).collect();
+    let id = ask(&mut rig, &(publish("a", "x") + &get("/v1/channels/a/history")), Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(texts(&rig.answers(id)[1]), ["x"]);
     assert!(others.iter().all(|&id| rig.answers(id)[0].status == 200));
 }
@@ -210,13 +215,13 @@ fn what_was_published_before_a_query_is_in_its_response() {
 #[test]
 fn each_connection_holds_one_slice_of_its_page() {
     let mut rig = rig(Limits { slow_timeout_ms: 1_000_000, ..Limits::default() });
-    let ids: Vec<SlotId> = (0..100).map(|_| ask(&mut rig, &get(PAGE), Mood::Stuck)).collect();
-    rig.settle();
+    let ids: Vec<SlotId> = (0..100).map(|_| ask(&mut rig, &get(PAGE), Behavior::Stalled)).collect();
+    rig.run_until_idle();
     let pending: usize = rig.engine.slots.iter().map(|(_, slot)| slot.outbox.bytes()).sum();
     assert!(pending < 100 * 17_500, "{pending}");
     for id in ids {
-        unstick(&mut rig, id);
-        rig.settle();
+        resume_reading(&mut rig, id);
+        rig.run_until_idle();
         assert_eq!(texts(&rig.answers(id)[0]).len(), 1);
     }
 }
@@ -226,7 +231,8 @@ fn flood_of_listings_is_spread_over_turns_and_broadcasts_go_out_between() {
     let mut rig = rig(Limits::default());
     publish_on_channels(&mut rig, 1_200);
     let (live, sender) = (rig.join("/ws/b"), rig.join("/ws/b?echo=0"));
-    let ids: Vec<SlotId> = (0..50).map(|_| ask(&mut rig, &get("/v1/channels"), Mood::Kind)).collect();
+    let ids: Vec<SlotId> =
+        (0..50).map(|_| ask(&mut rig, &get("/v1/channels"), Behavior::Cooperative)).collect();
     let (mut turns, mut heard) = (0, 0);
     let mut before = 0;
     while rig.engine.slots.has_work() {
@@ -255,9 +261,9 @@ fn flood_of_listings_is_spread_over_turns_and_broadcasts_go_out_between() {
 #[test]
 fn queries_take_turns_and_a_short_one_does_not_wait_for_long_ones() {
     let mut rig = rig(Limits { work_micros_per_turn: 100, ..Limits::default() });
-    let long: Vec<SlotId> = (0..10).map(|_| ask(&mut rig, &get(PAGE), Mood::Kind)).collect();
+    let long: Vec<SlotId> = (0..10).map(|_| ask(&mut rig, &get(PAGE), Behavior::Cooperative)).collect();
     rig.turn();
-    let short = ask(&mut rig, &get("/v1/channels/big"), Mood::Kind);
+    let short = ask(&mut rig, &get("/v1/channels/big"), Behavior::Cooperative);
     let mut turns = 0;
     while rig.pipe(short).outgoing.is_empty() {
         rig.turn();
@@ -271,7 +277,7 @@ fn queries_take_turns_and_a_short_one_does_not_wait_for_long_ones() {
 fn one_address_with_hundreds_of_pages_does_not_hold_up_the_page_of_another() {
     let mut rig = rig(Limits { work_micros_per_turn: 200, ..Limits::default() });
     let ask_from = |rig: &mut Rig, address: &str| {
-        let id = rig.connect_from(address, Mood::Kind);
+        let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, get(PAGE).as_bytes());
         id
     };
@@ -296,7 +302,7 @@ fn one_address_with_hundreds_of_pages_does_not_hold_up_the_page_of_another() {
 #[test]
 fn metrics_are_made_once_for_all_who_ask_in_a_turn_and_fresh_in_the_next() {
     let mut rig = rig(Limits::default());
-    let ids: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get("/metrics"), Mood::Kind)).collect();
+    let ids: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get("/metrics"), Behavior::Cooperative)).collect();
     rig.turn();
     let bodies: Vec<String> = ids.iter().map(|&id| rig.answers(id).remove(0).body).collect();
     // Responses that are queued meanwhile would show in oyez_pending_bytes.

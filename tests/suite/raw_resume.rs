@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::support::frames::{self, CLOSE};
 use crate::support::guarded::{claims, sign, verifier};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 /// No deadline sends anything meanwhile.
 fn limits() -> Limits {
@@ -23,7 +23,7 @@ fn publish_history(rig: &mut Rig) -> Vec<String> {
     let publisher = rig.join("/ws/a?echo=0");
     for text in &texts {
         rig.send_text(publisher, text);
-        rig.settle();
+        rig.run_until_idle();
     }
     texts
 }
@@ -39,11 +39,11 @@ fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
     let token = sign(&claims("alice", &["a"], &["a"], rig.unix_now()));
     let id = rig.join("/ws/a?since=earliest");
     rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(id).len(), expected.len(), "what was published before");
     rig.engine.gate.anonymous = Rc::new(Grant::everything());
     rig.send_text(publisher, "new");
-    rig.settle();
+    rig.run_until_idle();
     expected.push("new".into());
     assert_eq!(rig.texts(id), expected[5..], "what is published from then on");
 }
@@ -53,15 +53,15 @@ fn raw_subscriber_whose_socket_fails_within_its_replay_is_closed_and_its_last_me
     let mut rig = Rig::new(limits());
     publish_history(&mut rig);
     let witness = rig.join("/ws/a");
-    let id = rig.connect(Mood::Sips(1_000));
+    let id = rig.connect(Behavior::LimitedWrites(1_000));
     rig.send(id, frames::upgrade("/ws/a?since=earliest").as_bytes());
     rig.turn();
     assert!(rig.engine.slots.get(id).unwrap().is_replaying());
-    rig.pipe(id).mood = Mood::Broken;
-    rig.send_unseen(id, &frames::masked(frames::TEXT, b"last"));
+    rig.pipe(id).behavior = Behavior::WriteError;
+    rig.send_without_event(id, &frames::masked(frames::TEXT, b"last"));
     rig.pipe(id).incoming_ends = true;
     rig.turn();
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     let frames = rig.frames(witness);
     assert!(frames.iter().all(|frame| frame.opcode != CLOSE));

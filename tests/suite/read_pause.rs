@@ -11,13 +11,13 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 fn join(rig: &mut Rig, path: &str) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade(path).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id
 }
@@ -30,9 +30,9 @@ fn publish_command(channel: &str, text: &str) -> Vec<u8> {
 /// A client that has been answered and did not take it.
 fn paused(rig: &mut Rig) -> SlotId {
     let id = join(rig, "/ws");
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     rig.send(id, &publish_command("a", "first"));
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.pipe(id).incoming.is_empty(), "it was read before it was answered");
     id
 }
@@ -44,11 +44,11 @@ fn client_whose_answers_wait_is_read_on_when_it_has_taken_them() {
     let id = paused(&mut rig);
     let commands = (0..100).map(|n| publish_command("a", &n.to_string())).collect::<Vec<_>>().concat();
     rig.send(id, &commands);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.pipe(id).incoming.len(), commands.len(), "all of it waits in the kernel");
     assert_eq!(rig.texts(listener), ["first"]);
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.texts(listener), (0..100).map(|n| n.to_string()).collect::<Vec<_>>());
     let acks = rig.texts(id);
     assert_eq!(acks.len(), 101);
@@ -59,15 +59,15 @@ fn client_whose_answers_wait_is_read_on_when_it_has_taken_them() {
 fn client_whose_pongs_wait_is_not_read_on() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     for round in 0..50u8 {
         rig.send(id, &frames::masked(PING, &[round]));
         rig.turn();
     }
     let waiting = rig.engine.slots.get(id).unwrap().outbox.bytes();
     assert_eq!(waiting, 3, "one pong");
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let pongs: Vec<_> = rig.frames(id).into_iter().map(|frame| (frame.opcode, frame.payload[0])).collect();
     assert_eq!(pongs, (0..50).map(|round| (PONG, round)).collect::<Vec<_>>(), "each ping has its pong");
 }
@@ -76,10 +76,10 @@ fn client_whose_pongs_wait_is_not_read_on() {
 fn subscriber_whose_messages_wait_is_read_on() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (slow, listener) = (rig.join("/ws"), rig.join("/ws"));
-    rig.unstick(slow, Mood::Stuck);
+    rig.set_behavior(slow, Behavior::Stalled);
     for n in 0..50 {
         rig.send_text(slow, &n.to_string());
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(rig.texts(listener).len(), 50, "a case for the outbox limit");
 }
@@ -88,14 +88,14 @@ fn subscriber_whose_messages_wait_is_read_on() {
 fn answers_of_a_turn_are_one_piece_in_the_order_of_the_commands() {
     let mut rig = Rig::new(Limits::default());
     let id = join(&mut rig, "/ws");
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     let ping = frames::masked(TEXT, br#"{"type":"ping"}"#);
     rig.send(id, &[publish_command("a", "x"), ping.repeat(100), publish_command("a", "y")].concat());
     rig.turn();
     let outbox = &rig.engine.slots.get(id).unwrap().outbox;
     assert_eq!(outbox.cost() - outbox.bytes(), PIECE_BYTES);
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let kinds: Vec<bool> = rig.texts(id).iter().map(|text| text.contains("ack")).collect();
     assert_eq!(kinds, [vec![true], vec![false; 100], vec![true]].concat());
 }
@@ -116,7 +116,7 @@ fn answers_and_messages_keep_their_order() {
         publish_command("a", "3"),
     ];
     rig.send(id, &sent.concat());
-    rig.settle();
+    rig.run_until_idle();
     let got: Vec<String> = rig
         .frames(id)
         .into_iter()
@@ -142,11 +142,11 @@ fn data_and_end_of_file_of_a_paused_client_come_out_right() {
     let listener = rig.join("/ws/a?echo=0");
     let id = paused(&mut rig);
     rig.send(id, &publish_command("a", "last"));
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert!(rig.is_alive(id));
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.texts(listener), ["first", "last"]);
     assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), 1);
 }
@@ -157,7 +157,7 @@ fn reset_of_a_paused_client_is_noticed() {
     let id = paused(&mut rig);
     rig.send(id, &publish_command("a", "lost"));
     rig.reset(id);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
 }
@@ -167,9 +167,9 @@ fn close_of_a_paused_client_is_answered_after_its_answers() {
     let mut rig = Rig::new(Limits::default());
     let id = paused(&mut rig);
     rig.send(id, &[publish_command("a", "last"), frames::close(1000, "")].concat());
-    rig.settle();
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.run_until_idle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let got: Vec<u8> = rig.frames(id).iter().map(|frame| frame.opcode).collect();
     assert_eq!(got, [TEXT, TEXT, CLOSE]);
 }
@@ -179,7 +179,7 @@ fn paused_client_that_takes_nothing_is_slow_and_not_silent() {
     let limits = Limits { ping_interval_ms: 2_000, pong_timeout_ms: 2_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = paused(&mut rig);
-    rig.pass(10_000);
+    rig.advance_ms(10_000);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
@@ -191,26 +191,26 @@ fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = join(&mut rig, "/ws");
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     // 53 KiB of answers to the commands that one turn reads.
     rig.send(id, &frames::masked(TEXT, br#"{"type":"ping"}"#).repeat(4_096));
-    rig.settle();
+    rig.run_until_idle();
     rig.send(id, &frames::masked(PONG, b""));
-    rig.settle();
+    rig.run_until_idle();
     while !rig.engine.slots.has_work() {
-        rig.pass(50);
+        rig.advance_ms(50);
     }
     let mut seconds = 0;
     while rig.engine.slots.get(id).is_some_and(|slot| slot.outbox.bytes() > 6 << 10) {
-        rig.unstick(id, Mood::Sips(6 << 10));
+        rig.set_behavior(id, Behavior::LimitedWrites(6 << 10));
         rig.turn();
-        rig.unstick(id, Mood::Stuck);
-        rig.pass(1_000);
+        rig.set_behavior(id, Behavior::Stalled);
+        rig.advance_ms(1_000);
         seconds += 1;
     }
     assert!(seconds >= 5, "{seconds}");
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     assert!(rig.frames(id).iter().all(|frame| frame.opcode != CLOSE), "closed after {seconds} s");
 }
 
@@ -223,7 +223,7 @@ fn one_client_that_is_answered_much_and_reads_all_of_it_is_bounded() {
     let mut most = 0;
     for _ in 0..20 {
         rig.send(id, &empty);
-        rig.unstick(id, Mood::Sips(10_000));
+        rig.set_behavior(id, Behavior::LimitedWrites(10_000));
         rig.turn();
         most = most.max(rig.engine.slots.get(id).unwrap().outbox.cost());
         rig.pipe(id).outgoing.clear();

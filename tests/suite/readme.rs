@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::guarded::{Folder, SECRET};
-use crate::support::process::{PATIENCE, free_port, oyez};
+use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 
 const README: &str = include_str!("../../README.md");
 
@@ -91,7 +91,7 @@ impl Running {
         while !self.text().contains(text) {
             let ended = self.child.try_wait().unwrap();
             assert!(
-                ended.is_none() && start.elapsed() < PATIENCE,
+                ended.is_none() && start.elapsed() < TEST_TIMEOUT,
                 "{}: {ended:?} {}",
                 self.line,
                 self.text()

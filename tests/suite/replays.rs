@@ -12,7 +12,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, post, publish};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 /// A text that takes six times its length in JSON.
@@ -32,23 +32,23 @@ fn rig(replay_encoded_bytes_max: usize) -> Rig {
 }
 
 fn publish_on(rig: &mut Rig, channel: &str, text: &str) {
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     rig.send(publisher, publish(channel, text).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.answers(publisher)[0].status, 200);
 }
 
-fn connect(rig: &mut Rig, request: &str, mood: Mood) -> SlotId {
-    let id = rig.connect(mood);
+fn connect(rig: &mut Rig, request: &str, behavior: Behavior) -> SlotId {
+    let id = rig.connect(behavior);
     rig.send(id, request.as_bytes());
     id
 }
 
 /// Reads again, and returns the number of received bytes.
-fn unstick(rig: &mut Rig, id: SlotId) -> usize {
-    rig.unstick(id, Mood::Kind);
+fn resume_reading(rig: &mut Rig, id: SlotId) -> usize {
+    rig.set_behavior(id, Behavior::Cooperative);
     rig.engine.slots.mark_writable(id);
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(id).outgoing.len()
 }
 
@@ -64,14 +64,14 @@ fn large_message_replayed_by_many_is_encoded_once_per_format() {
     let envelopes = upgrade("/ws/a?since=earliest");
     let ids: Vec<SlotId> = [&envelopes, &get("/sse/a?since=earliest")]
         .into_iter()
-        .flat_map(|request| [(); 20].map(|()| connect(&mut rig, request, Mood::Stuck)))
+        .flat_map(|request| [(); 20].map(|()| connect(&mut rig, request, Behavior::Stalled)))
         .collect();
-    rig.settle();
+    rig.run_until_idle();
     // Of both formats the first message: 600 KB in JSON, 100 KB as an event.
     let held = rig.engine.hub.large_replay_bytes();
     assert!((700_000..702_000).contains(&held), "{held}");
     for (place, &id) in ids.iter().enumerate() {
-        let bytes = unstick(&mut rig, id);
+        let bytes = resume_reading(&mut rig, id);
         // 600 KB and 200 KB in JSON, 100 KB and 700 KB as events.
         assert!((800_000..802_000).contains(&bytes), "{place}: {bytes}");
     }
@@ -84,17 +84,17 @@ fn replay_over_the_encoding_limit_waits_until_another_is_taken() {
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
-    rig.settle();
-    let others = [(); 2].map(|()| connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind));
-    let same = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Kind);
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    rig.run_until_idle();
+    let others = [(); 2].map(|()| connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative));
+    let same = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Cooperative);
     // That it settles says that the loop would sleep.
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 2);
     assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() < 1_000));
     assert!(rig.pipe(same).outgoing.len() > 600_000, "what is encoded is shared, limit or not");
     assert!(rig.engine.hub.large_replay_bytes() < 1 << 20);
-    assert!(unstick(&mut rig, first) > 600_000);
+    assert!(resume_reading(&mut rig, first) > 600_000);
     assert_eq!(replays_waiting(&rig), 0);
     assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
 }
@@ -106,10 +106,10 @@ fn one_replay_waits() -> (Rig, SlotId, SlotId) {
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
-    rig.settle();
-    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
-    rig.settle();
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    rig.run_until_idle();
+    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
+    rig.run_until_idle();
     (rig, first, other)
 }
 
@@ -118,17 +118,17 @@ fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
     let (mut rig, first, other) = one_replay_waits();
     assert_eq!(replays_waiting(&rig), 1);
     rig.reset(first);
-    rig.settle();
+    rig.run_until_idle();
     assert!(!rig.is_alive(first) && rig.pipe(other).outgoing.len() > 600_000);
 }
 
 #[test]
 fn replay_that_waits_for_too_long_is_closed_4100() {
     let (mut rig, first, other) = one_replay_waits();
-    rig.pass(29_500);
+    rig.advance_ms(29_500);
     rig.skip_head(other);
     assert!(rig.texts(other).iter().all(|text| text.contains("hello") || text.contains("subscribed")));
-    rig.pass(1_000);
+    rig.advance_ms(1_000);
     assert_eq!(rig.frames(other)[0].close_code(), (4100, "over_capacity".into()));
     assert!(rig.is_alive(first));
 }
@@ -140,15 +140,15 @@ fn waiting_replay_that_is_unsubscribed_lets_the_next_one_go_on() {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
     publish_on(&mut rig, "c", "small");
-    connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Stuck);
-    rig.settle();
-    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Mood::Kind);
+    connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    rig.run_until_idle();
+    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
     rig.send_text(other, r#"{"type":"subscribe","ch":"c","since":"earliest"}"#);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 1);
     rig.pipe(other).outgoing.clear();
     rig.send_text(other, r#"{"type":"unsubscribe","ch":"b"}"#);
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 0);
     assert!(rig.texts(other).iter().any(|text| text.contains(r#""text":"small""#)));
 }
@@ -157,8 +157,8 @@ fn waiting_replay_that_is_unsubscribed_lets_the_next_one_go_on() {
 fn message_above_the_encoding_limit_is_replayed_alone() {
     let mut rig = rig(1_000);
     publish_on(&mut rig, "a", &expensive(100_000));
-    let ids = [(); 3].map(|()| connect(&mut rig, &upgrade("/ws/a?since=earliest"), Mood::Kind));
-    rig.settle();
+    let ids = [(); 3].map(|()| connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Cooperative));
+    rig.run_until_idle();
     assert!(ids.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
 }
 
@@ -166,13 +166,13 @@ fn message_above_the_encoding_limit_is_replayed_alone() {
 fn raw_subscriber_replays_large_messages_whole() {
     let mut rig = rig(1_000);
     let texts: Vec<String> = (0..4).map(|number| format!("{number}{}", expensive(70_000))).collect();
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     // All in one batch, so that each is a part of its memory.
     let requests: String = texts.iter().map(|text| publish("a", text)).collect();
     rig.send(publisher, requests.as_bytes());
-    rig.settle();
-    let id = connect(&mut rig, &frames::upgrade("/ws/a?since=earliest"), Mood::Sips(10_000));
-    rig.settle();
+    rig.run_until_idle();
+    let id = connect(&mut rig, &frames::upgrade("/ws/a?since=earliest"), Behavior::LimitedWrites(10_000));
+    rig.run_until_idle();
     rig.skip_head(id);
     assert_eq!(rig.texts(id), texts);
 }
@@ -185,12 +185,12 @@ fn resumption_of_many_is_spread_over_turns_and_broadcasts_go_out_between() {
     let publisher = rig.join("/ws/a?echo=0");
     for _ in 0..10 {
         rig.send_text(publisher, &"x".repeat(5_000));
-        rig.settle();
+        rig.run_until_idle();
     }
     let live = rig.join("/ws/b");
     let sender = rig.join("/ws/b?echo=0");
     let request = frames::upgrade("/ws/a?since=earliest");
-    let ids = [(); CLIENTS].map(|()| connect(&mut rig, &request, Mood::Kind));
+    let ids = [(); CLIENTS].map(|()| connect(&mut rig, &request, Behavior::Cooperative));
     let done = |rig: &mut Rig| ids.iter().filter(|&&id| rig.pipe(id).outgoing.len() > 50_000).count();
     let (mut turns, mut heard, mut before) = (0, 0, 0);
     while before < CLIENTS {
@@ -217,10 +217,10 @@ fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
     for _ in 0..4_500 {
         rig.send_text(id, "x");
     }
-    rig.settle();
+    rig.run_until_idle();
     let other = rig.join("/ws/a");
     rig.send_text(other, "y");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(id), ["y"]);
     // The client is the connection: a new one would not know its messages as its own.
     let (hub, slots) = (&mut rig.engine.hub, &mut rig.engine.slots);
@@ -333,7 +333,7 @@ fn subscriber_that_comes_back_to_a_channel_at_full_speed_catches_up() {
         let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
         let mut publishers = Publishers::new(&mut rig, "a", length);
         (0..3).for_each(|_| publishers.turn(&mut rig));
-        let id = connect(&mut rig, request, Mood::Kind);
+        let id = connect(&mut rig, request, Behavior::Cooperative);
         let is_live = |rig: &Rig| {
             let slot = rig.engine.slots.get(id).unwrap();
             !slot.seats.is_empty() && !slot.is_replaying()
@@ -356,12 +356,12 @@ fn raw_subscriber_that_the_history_has_overtaken_is_answered_before_it_is_closed
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let mut publishers = Publishers::new(&mut rig, "a", 50);
     publishers.turn(&mut rig);
-    let v1 = connect(&mut rig, &upgrade("/ws/a"), Mood::Kind);
+    let v1 = connect(&mut rig, &upgrade("/ws/a"), Behavior::Cooperative);
     publishers.turn(&mut rig);
     let text = String::from_utf8_lossy(&rig.pipe(v1).outgoing).into_owned();
     let cursor = text.rsplit("\"id\":\"").nth(10).unwrap().split('"').next().unwrap().to_owned();
     // Ten messages are there for it, and its turn has more than are kept.
-    let id = connect(&mut rig, &frames::upgrade(&format!("/ws/a?since={cursor}")), Mood::Kind);
+    let id = connect(&mut rig, &frames::upgrade(&format!("/ws/a?since={cursor}")), Behavior::Cooperative);
     publishers.turn(&mut rig);
     let bytes = &mut rig.pipe(id).outgoing;
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a response") + 4;
@@ -386,16 +386,16 @@ fn subscriber_that_takes_a_large_message_is_not_slow_for_what_comes_meanwhile() 
         if !is_live {
             publish_on(&mut rig, "a", &expensive(bytes));
         }
-        let id = connect(&mut rig, &upgrade("/ws/b"), Mood::Kind);
-        rig.settle();
+        let id = connect(&mut rig, &upgrade("/ws/b"), Behavior::Cooperative);
+        rig.run_until_idle();
         let head = &mut rig.pipe(id).outgoing;
         let end = head.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
         head.drain(..end);
         let since = if is_live { "" } else { r#","since":"earliest""# };
         rig.send_text(id, &format!(r#"{{"type":"subscribe","ch":"a"{since}}}"#));
-        rig.unstick(id, Mood::Sips(1_000));
+        rig.set_behavior(id, Behavior::LimitedWrites(1_000));
         rig.turn();
-        let publishers = [(); 2].map(|()| rig.connect(Mood::Kind));
+        let publishers = [(); 2].map(|()| rig.connect(Behavior::Cooperative));
         if is_live {
             rig.send(publishers[1], publish("a", &expensive(bytes)).as_bytes());
             (0..2).for_each(|_| rig.turn());
@@ -405,8 +405,8 @@ fn subscriber_that_takes_a_large_message_is_not_slow_for_what_comes_meanwhile() 
             rig.send(publishers[0], publish("b", &number.repeat(2_000)).as_bytes());
             rig.turn();
         }
-        rig.pass(2_000);
-        rig.settle();
+        rig.advance_ms(2_000);
+        rig.run_until_idle();
         assert_eq!(heard_on(&mut rig, id, "b"), expected, "{bytes}, {is_live}");
         assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
     }

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::frames;
-use crate::support::rig::{Dice, Mood, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 use crate::v1::upgrade;
 
 const CHANNELS: [&str; 2] = ["a", "b"];
@@ -68,7 +68,7 @@ struct Client {
     bytes: Vec<u8>,
     has_head: bool,
     /// It was slow by design, so that a close is no surprise.
-    was_stuck: bool,
+    was_stalled: bool,
     progress: HashMap<&'static str, Progress>,
 }
 
@@ -139,21 +139,21 @@ impl World {
                 self.publish(CHANNELS[channel], format!("{} {}", self.published, "x".repeat(padding)));
             }
             Step::Connect { client, seed, mean } => {
-                let mood = if mean { Mood::Mean(Dice::new(seed)) } else { Mood::Kind };
-                self.clients[client].connect(&mut self.rig, mood);
+                let behavior = if mean { Behavior::Random(Rng::new(seed)) } else { Behavior::Cooperative };
+                self.clients[client].connect(&mut self.rig, behavior);
             }
             Step::Cut { client } => self.clients[client].cut(&mut self.rig),
             Step::Stick { client } => {
                 if let Some(id) = self.clients[client].id.filter(|&id| self.rig.is_alive(id)) {
-                    self.clients[client].was_stuck = true;
-                    self.rig.unstick(id, Mood::Stuck);
+                    self.clients[client].was_stalled = true;
+                    self.rig.set_behavior(id, Behavior::Stalled);
                 }
             }
             Step::Turn => self.rig.turn(),
-            Step::Pass { millis } => self.rig.pass(millis),
+            Step::Pass { millis } => self.rig.advance_ms(millis),
             Step::Restart => {
                 // What was on its way to the server is published, what was on its way to clients is lost.
-                self.rig.settle();
+                self.rig.run_until_idle();
                 self.look();
                 self.epoch += 1;
                 self.rig = Rig::with_epoch(limits(self.on_slow), self.epoch);
@@ -192,24 +192,24 @@ impl World {
     fn judge(&mut self) {
         for client in &mut self.clients {
             if let Some(id) = client.id.filter(|&id| self.rig.is_alive(id)) {
-                self.rig.unstick(id, Mood::Kind);
+                self.rig.set_behavior(id, Behavior::Cooperative);
                 self.rig.engine.slots.mark_writable(id);
             }
         }
-        self.rig.settle();
+        self.rig.run_until_idle();
         // The time in which a close that nobody answers is over.
-        self.rig.pass(1_000);
+        self.rig.advance_ms(1_000);
         self.look();
         // Who was let go comes back, and must then be where the others are.
         for client in &mut self.clients {
-            client.connect(&mut self.rig, Mood::Kind);
+            client.connect(&mut self.rig, Behavior::Cooperative);
         }
-        self.rig.settle();
+        self.rig.run_until_idle();
         self.look();
         for channel in CHANNELS {
             self.publish(channel, "last".into());
         }
-        self.rig.settle();
+        self.rig.run_until_idle();
         self.look();
         for (place, client) in self.clients.iter().enumerate() {
             for channel in CHANNELS {
@@ -222,20 +222,20 @@ impl World {
 
 /// A kind member of no channel.
 fn open(rig: &mut Rig) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade("/ws").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.skip_head(id);
     id
 }
 
 impl Client {
-    fn connect(&mut self, rig: &mut Rig, mood: Mood) {
-        if self.id.is_some_and(|id| rig.is_alive(id) && !self.was_stuck) {
+    fn connect(&mut self, rig: &mut Rig, behavior: Behavior) {
+        if self.id.is_some_and(|id| rig.is_alive(id) && !self.was_stalled) {
             return;
         }
         self.cut(rig);
-        let id = rig.connect(mood);
+        let id = rig.connect(behavior);
         rig.send(id, upgrade("/ws").as_bytes());
         for channel in CHANNELS {
             let mut request = json!({"type": "subscribe", "ch": channel});
@@ -262,7 +262,7 @@ impl Client {
         self.id = None;
         self.bytes.clear();
         self.has_head = false;
-        self.was_stuck = false;
+        self.was_stalled = false;
         self.progress.values_mut().for_each(|progress| progress.is_member = false);
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::frames;
 use crate::support::http::post;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 const AGE_MS: u32 = 1_000;
@@ -22,9 +22,9 @@ fn limits() -> Limits {
 
 /// A client of `oyez.v1` that has been greeted.
 fn open(rig: &mut Rig) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade("/ws").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.skip_head(id);
     assert_eq!(rig.texts(id).len(), 1, "hello");
     id
@@ -33,7 +33,7 @@ fn open(rig: &mut Rig) -> SlotId {
 /// The type of the answer, or the code of an error.
 fn ask(rig: &mut Rig, id: SlotId, request: &Value) -> String {
     rig.send_text(id, &request.to_string());
-    rig.settle();
+    rig.run_until_idle();
     let texts = rig.texts(id);
     let answer: Value = serde_json::from_str(&texts[0]).unwrap();
     let word = if answer["type"] == "error" { &answer["code"] } else { &answer["type"] };
@@ -49,12 +49,12 @@ fn subscribe(rig: &mut Rig, id: SlotId, channel: &str) -> String {
 }
 
 fn post_from(rig: &mut Rig, address: &str, channel: &str) -> (u16, String) {
-    let id = rig.connect_from(address, Mood::Kind);
+    let id = rig.connect_from(address, Behavior::Cooperative);
     rig.send(id, post(&format!("/v1/publish/{channel}"), "", "x").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let answer = rig.answers(id).remove(0);
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     (answer.status, if answer.status == 200 { String::new() } else { answer.code() })
 }
 
@@ -74,14 +74,14 @@ fn channels_that_a_connection_created_count_until_they_end() {
     let other = open(&mut rig);
     assert_eq!(publish(&mut rig, other, "d"), "ack", "another connection has its own share");
     assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerClient as usize], 3);
-    rig.pass(2 * AGE_MS);
+    rig.advance_ms(2 * AGE_MS);
     assert_eq!(rig.engine.hub.channels(), 0);
     for channel in ["e", "f", "g"] {
         assert_eq!(subscribe(&mut rig, id, channel), "subscribed");
     }
     assert_eq!(publish(&mut rig, id, "h"), "too_many_channels", "subscriptions count too");
-    rig.finish(id);
-    rig.settle();
+    rig.send_eof(id);
+    rig.run_until_idle();
     assert_eq!(rig.engine.hub.channels_created_by(id), 0, "a connection that is gone leaves nothing");
 }
 
@@ -99,7 +99,7 @@ fn channels_of_one_publisher_leave_room_for_others_and_come_back() {
     assert_eq!(post_from(&mut rig, "2001:db8::2", "e"), fine);
     assert_eq!(post_from(&mut rig, "2001:db8::3", "f"), over, "one customer's network");
     assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerPublisher as usize], 2);
-    rig.pass(2 * AGE_MS);
+    rig.advance_ms(2 * AGE_MS);
     assert_eq!(rig.engine.hub.channels(), 0);
     assert!(rig.engine.hub.publishers().is_empty());
     assert_eq!(post_from(&mut rig, "192.0.2.1", "c"), fine);
@@ -111,8 +111,8 @@ fn publisher_that_reconnects_has_no_new_share() {
     let mut rig = Rig::new(limits);
     let first = open(&mut rig);
     assert_eq!((publish(&mut rig, first, "a"), publish(&mut rig, first, "b")), ("ack".into(), "ack".into()));
-    rig.finish(first);
-    rig.settle();
+    rig.send_eof(first);
+    rig.run_until_idle();
     let second = open(&mut rig);
     assert_eq!(publish(&mut rig, second, "c"), "ack");
     assert_eq!(publish(&mut rig, second, "d"), "too_many_channels");
@@ -122,16 +122,16 @@ fn publisher_that_reconnects_has_no_new_share() {
 fn close_lines_of_a_flood_are_left_out_and_counted() {
     let mut rig = Rig::new(Limits { log_lines_per_second: 100, ..limits() });
     let flood = |rig: &mut Rig| {
-        let ids: Vec<SlotId> = (0..150).map(|_| rig.connect(Mood::Kind)).collect();
+        let ids: Vec<SlotId> = (0..150).map(|_| rig.connect(Behavior::Cooperative)).collect();
         for id in ids {
             rig.reset(id);
         }
-        rig.settle();
+        rig.run_until_idle();
         rig.engine.metrics.log_lines_suppressed
     };
     assert_eq!((flood(&mut rig), flood(&mut rig)), (50, 200), "all within one second");
     assert!(rig.engine.next_sweep(rig.now).is_some(), "the loop wakes to sum up");
-    rig.pass(1_100);
+    rig.advance_ms(1_100);
     assert_eq!(rig.engine.next_sweep(rig.now), None);
     assert_eq!(flood(&mut rig), 250);
 }
@@ -160,10 +160,10 @@ fn lines_about_accept_memory_and_origins_are_limited_too() {
     }
     assert_eq!((suppressed(&rig), rig.engine.metrics.memory_pressure[0]), (150, 75));
     for _ in 0..20 {
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         let foreign = "\r\nOrigin: https://foreign.example\r\n\r\n";
         rig.send(id, frames::upgrade("/ws").replace("\r\n\r\n", foreign).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(suppressed(&rig), 165, "5 of the 20 at once");
 }

@@ -11,7 +11,7 @@ use crate::support::frames::{self, CLOSE, TEXT};
 use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
 fn limits() -> Limits {
@@ -22,15 +22,15 @@ fn limits() -> Limits {
 fn bytes_over_the_limit_close_with_4102() {
     let mut rig = Rig::new(limits());
     let (slow, sender, member) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     for round in 0..8 {
         rig.send_text(sender, &format!("{round}{}", "x".repeat(10_000)));
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(rig.frames(member).len(), 8, "the others are served");
     // What was begun is finished, the rest dropped, and the close frame finds its way.
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     let got = rig.frames(slow);
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()));
     assert_eq!(got.len(), 1, "nothing had been begun");
@@ -40,18 +40,18 @@ fn bytes_over_the_limit_close_with_4102() {
 fn what_was_begun_is_finished_before_the_close_frame() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Mean(crate::support::rig::Dice::new(3));
+    rig.pipe(slow).behavior = Behavior::Random(crate::support::rig::Rng::new(3));
     rig.send_text(sender, &"y".repeat(30_000));
     while rig.pipe(slow).outgoing.is_empty() {
         rig.turn();
     }
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     for _ in 0..8 {
         rig.send_text(sender, &"x".repeat(10_000));
-        rig.settle();
+        rig.run_until_idle();
     }
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     let got = rig.frames(slow);
     assert_eq!((got.len(), got[0].payload.len()), (2, 30_000));
     assert_eq!(got[1].close_code(), (4102, "slow".into()));
@@ -61,18 +61,18 @@ fn what_was_begun_is_finished_before_the_close_frame() {
 fn seconds_without_progress_close_with_4102() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     rig.send_text(sender, "x");
-    rig.settle();
-    rig.pass(4_900);
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.run_until_idle();
+    rig.advance_ms(4_900);
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.texts(slow), ["x"], "in time");
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     rig.send_text(sender, "y");
-    rig.pass(5_400);
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.advance_ms(5_400);
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.frames(slow).last().unwrap().close_code(), (4102, "slow".into()));
 }
 
@@ -80,11 +80,11 @@ fn seconds_without_progress_close_with_4102() {
 fn a_slow_peer_that_never_reads_is_let_go() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     rig.send_text(sender, "x");
-    rig.pass(5_500);
+    rig.advance_ms(5_500);
     assert!(rig.is_alive(slow));
-    rig.pass(2_300);
+    rig.advance_ms(2_300);
     assert!(!rig.is_alive(slow));
 }
 
@@ -92,22 +92,22 @@ fn a_slow_peer_that_never_reads_is_let_go() {
 fn skip_keeps_the_connection_and_counts_what_it_missed() {
     let mut rig = Rig::new(Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, ..limits() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     let numbered = |number: usize| format!("{number:02}{}", "x".repeat(9_998));
     for number in 0..10 {
         rig.send_text(sender, &numbered(number));
-        rig.settle();
+        rig.run_until_idle();
     }
     assert_eq!(rig.engine.metrics.messages_skipped, 4, "6 of 10,004 bytes are all that fit");
     // Time without progress has the same end.
-    rig.pass(5_400);
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.advance_ms(5_400);
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     let got = rig.texts(slow);
     assert_eq!(got.len(), 6);
     assert_eq!((&got[5][..2], rig.is_alive(slow)), ("05", true));
     rig.send_text(sender, "caught up");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(slow), ["caught up"]);
 }
 
@@ -123,7 +123,7 @@ fn one_write_for_each_slot_and_turn() {
     assert_eq!(rig.texts(member).len(), 100);
     assert_eq!(rig.pipe(member).writes - before, 1);
     // A socket that is full is not asked again until it says so.
-    rig.pipe(member).mood = Mood::Stuck;
+    rig.pipe(member).behavior = Behavior::Stalled;
     rig.send_text(sender, "first");
     rig.turn();
     let before = rig.pipe(member).writes;
@@ -197,7 +197,7 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
 fn hundreds_that_read_nothing_share_what_waits_for_them() {
     let server =
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--close-timeout-ms=500"]);
-    let stuck: Vec<_> = (0..300).map(|_| server.join("/ws")).collect();
+    let stalled: Vec<_> = (0..300).map(|_| server.join("/ws")).collect();
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     let payload = "x".repeat(60_000);
     let mut peak = 0;
@@ -208,7 +208,7 @@ fn hundreds_that_read_nothing_share_what_waits_for_them() {
     }
     // Each on its own would keep 150 MiB; a frame that waits 300 times is one frame.
     assert!(peak < 32 << 10, "{peak} KiB");
-    drop((stuck, sender, member));
+    drop((stalled, sender, member));
     assert_eq!(counter(&server.stop(), "closed_slow"), 300);
 }
 
@@ -235,15 +235,15 @@ fn on_real_sockets_skip_keeps_the_rest() {
 fn skipping_makes_one_hole_and_not_many() {
     let mut rig = Rig::new(Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, ..limits() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     for number in 0..10 {
         rig.send_text(sender, &format!("{number} large {}", "x".repeat(30_000)));
-        rig.settle();
+        rig.run_until_idle();
         rig.send_text(sender, &format!("{number} small"));
-        rig.settle();
+        rig.run_until_idle();
     }
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     let got: Vec<String> = rig.texts(slow).iter().map(|text| text[..7].to_owned()).collect();
     assert_eq!(got, ["0 large", "0 small", "1 large", "1 small"]);
     assert_eq!(rig.engine.metrics.messages_skipped, 16);
@@ -258,16 +258,16 @@ fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
         for _ in 0..count {
             rig.send_text(sender, &"x".repeat(10_000));
         }
-        rig.settle();
+        rig.run_until_idle();
     };
     publish(&mut rig, 20);
-    let slow = rig.connect(Mood::Stuck);
+    let slow = rig.connect(Behavior::Stalled);
     rig.send(slow, frames::upgrade("/ws?since=earliest").as_bytes());
     rig.turn();
     publish(&mut rig, 10);
-    rig.unstick(slow, Mood::Kind);
+    rig.set_behavior(slow, Behavior::Cooperative);
     rig.engine.slots.mark_writable(slow);
-    rig.settle();
+    rig.run_until_idle();
     rig.skip_head(slow);
     let got = rig.frames(slow);
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
@@ -278,22 +278,22 @@ fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
 fn subscriber_that_is_too_slow_for_the_batches_of_a_turn_leaves_all_its_channels() {
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..limits() });
-    let stuck = rig.connect(Mood::Kind);
-    rig.send(stuck, upgrade("/ws/a").as_bytes());
-    rig.settle();
-    rig.send_text(stuck, r#"{"type":"subscribe","ch":"b"}"#);
-    rig.settle();
-    rig.pipe(stuck).mood = Mood::Stuck;
-    let sender = rig.connect(Mood::Kind);
+    let stalled = rig.connect(Behavior::Cooperative);
+    rig.send(stalled, upgrade("/ws/a").as_bytes());
+    rig.run_until_idle();
+    rig.send_text(stalled, r#"{"type":"subscribe","ch":"b"}"#);
+    rig.run_until_idle();
+    rig.pipe(stalled).behavior = Behavior::Stalled;
+    let sender = rig.connect(Behavior::Cooperative);
     rig.send(sender, publish("a", &"x".repeat(60_000)).as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let both = publish("a", &"x".repeat(20_000)) + &publish("b", "y");
     rig.send(sender, both.as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     let answers = rig.answers(sender);
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 3]);
     assert_eq!(rig.engine.hub.channels(), 0, "it was the only subscriber of both");
-    rig.pass(10_000);
+    rig.advance_ms(10_000);
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
 
@@ -303,23 +303,23 @@ fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
     rig.engine.gate = Gate { verifier: Some(verifier()), ..Gate::open(10) };
     let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
     let lines = format!("Sec-WebSocket-Protocol: oyez.v1\r\n{}", bearer(&token(&rig, &["c", "d"])));
-    let (sender, stuck) = (rig.connect(Mood::Kind), rig.connect(Mood::Kind));
-    for (id, path) in [(sender, "/ws/d"), (stuck, "/ws/c")] {
+    let (sender, stalled) = (rig.connect(Behavior::Cooperative), rig.connect(Behavior::Cooperative));
+    for (id, path) in [(sender, "/ws/d"), (stalled, "/ws/c")] {
         rig.send(id, upgrade_with(path, &lines).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
     for _ in 0..10 {
         rig.send_text(sender, &json!({"type": "publish", "ch": "d", "text": "x".repeat(10_000)}).to_string());
-        rig.settle();
+        rig.run_until_idle();
     }
-    rig.pipe(stuck).mood = Mood::Stuck;
-    rig.send_text(stuck, r#"{"type":"subscribe","ch":"d","since":"earliest"}"#);
-    rig.settle();
+    rig.pipe(stalled).behavior = Behavior::Stalled;
+    rig.send_text(stalled, r#"{"type":"subscribe","ch":"d","since":"earliest"}"#);
+    rig.run_until_idle();
     let auth = json!({"type": "auth", "token": token(&rig, &["e"])});
-    rig.send_text(stuck, &json!({"type": "publish", "ch": "c", "text": "x".repeat(60_000)}).to_string());
-    rig.send_text(stuck, &auth.to_string());
-    rig.settle();
-    rig.pass(10_000);
+    rig.send_text(stalled, &json!({"type": "publish", "ch": "c", "text": "x".repeat(60_000)}).to_string());
+    rig.send_text(stalled, &auth.to_string());
+    rig.run_until_idle();
+    rig.advance_ms(10_000);
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
 }
 
@@ -327,13 +327,13 @@ fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
 fn small_frames_count_with_the_memory_around_them() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     for _ in 0..1_100 {
         rig.send_text(sender, "");
         rig.turn();
     }
-    rig.unstick(slow, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(slow, Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(rig.frames(slow).last().unwrap().close_code(), (4102, "slow".into()));
 }
 
@@ -341,17 +341,17 @@ fn small_frames_count_with_the_memory_around_them() {
 fn what_one_flush_does_not_write_is_work() {
     let mut rig = Rig::new(Limits::default());
     let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(id).mood = Mood::Stuck;
+    rig.pipe(id).behavior = Behavior::Stalled;
     for n in 0..100 {
         rig.send_text(sender, &format!("{n:>5000}"));
         rig.turn();
     }
-    rig.unstick(id, Mood::Kind);
+    rig.set_behavior(id, Behavior::Cooperative);
     rig.turn();
     let first = rig.texts(id).len();
     assert!((52..100).contains(&first), "256 KiB are 52 of these: {first}");
     assert!(rig.engine.slots.has_work(), "the rest waits, and no event will come");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(first + rig.texts(id).len(), 100);
 }
 
@@ -359,13 +359,13 @@ fn what_one_flush_does_not_write_is_work() {
 fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     rig.send_text(sender, "x");
-    rig.settle();
-    rig.unstick(slow, Mood::Kind);
+    rig.run_until_idle();
+    rig.set_behavior(slow, Behavior::Cooperative);
     rig.now = rig.now.after(6_000);
     rig.send_text(sender, "y");
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.frames(slow).iter().map(|f| f.opcode).collect::<Vec<_>>(), [TEXT, TEXT]);
 }
 
@@ -373,13 +373,13 @@ fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
 fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
     let limits = Limits { outbox_bytes_max: 20_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
-    let id = rig.connect(Mood::Kind);
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade("/ws/a").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     // Its outbox runs over in the turn in which all of this is read.
     let say = |text: &str| frames::masked(TEXT, text.as_bytes());
     let publish = |channel: &str| {
@@ -392,24 +392,24 @@ fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
         rig.turn();
     }
     assert_eq!(rig.engine.hub.seats(), 0);
-    rig.unstick(id, Mood::Kind);
-    rig.settle();
+    rig.set_behavior(id, Behavior::Cooperative);
+    rig.run_until_idle();
     let got = rig.frames(id);
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
 }
 
 /// A trickle: it takes a little in each second, and never nothing for as long as the timeout.
 fn sip_for_20_seconds(rig: &mut Rig, id: SlotId, bytes_per_second: usize) {
-    rig.unstick(id, Mood::Stuck);
+    rig.set_behavior(id, Behavior::Stalled);
     for _ in 0..20 {
-        rig.pass(1_000);
+        rig.advance_ms(1_000);
         if !rig.is_alive(id) {
             return;
         }
         let before = rig.pipe(id).outgoing.len();
-        rig.unstick(id, Mood::Sips(bytes_per_second));
+        rig.set_behavior(id, Behavior::LimitedWrites(bytes_per_second));
         rig.turn();
-        rig.unstick(id, Mood::Stuck);
+        rig.set_behavior(id, Behavior::Stalled);
         assert!(rig.pipe(id).outgoing.len() <= before + bytes_per_second);
     }
 }
@@ -420,18 +420,18 @@ fn subscriber_that_takes_less_than_the_pace_is_closed_4102() {
     let mut rig = Rig::new(limits);
     let (slow, steady, sender) = (rig.join("/ws"), rig.join("/ws"), rig.join("/ws?echo=0"));
     for id in [slow, steady] {
-        rig.unstick(id, Mood::Stuck);
+        rig.set_behavior(id, Behavior::Stalled);
     }
     (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
-    rig.settle();
+    rig.run_until_idle();
     sip_for_20_seconds(&mut rig, steady, 4 << 10);
     assert!(rig.is_alive(steady), "at the pace it may take for ever");
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1, "the other took nothing");
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.unstick(slow, Mood::Stuck);
+    rig.set_behavior(slow, Behavior::Stalled);
     (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
-    rig.settle();
+    rig.run_until_idle();
     sip_for_20_seconds(&mut rig, slow, 1 << 10);
     assert!(!rig.is_alive(slow), "a quarter of the pace");
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
@@ -440,19 +440,19 @@ fn subscriber_that_takes_less_than_the_pace_is_closed_4102() {
 #[test]
 fn event_stream_and_http_client_below_the_pace_are_let_go() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
-    let (stream, sender) = (rig.connect(Mood::Kind), rig.join("/ws?echo=0"));
+    let (stream, sender) = (rig.connect(Behavior::Cooperative), rig.join("/ws?echo=0"));
     rig.send(stream, get("/sse/main").as_bytes());
-    rig.settle();
-    rig.unstick(stream, Mood::Stuck);
+    rig.run_until_idle();
+    rig.set_behavior(stream, Behavior::Stalled);
     (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
-    rig.settle();
+    rig.run_until_idle();
     sip_for_20_seconds(&mut rig, stream, 1 << 10);
     assert!(!rig.is_alive(stream));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
-    let asks = rig.connect(Mood::Kind);
-    rig.unstick(asks, Mood::Stuck);
+    let asks = rig.connect(Behavior::Cooperative);
+    rig.set_behavior(asks, Behavior::Stalled);
     rig.send(asks, get("/v1/channels/main/history").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     sip_for_20_seconds(&mut rig, asks, 1 << 10);
     assert!(!rig.is_alive(asks));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 2);
@@ -463,9 +463,9 @@ fn without_a_pace_a_trickle_is_progress() {
     let limits = Limits { ping_interval_ms: 0, slow_bytes_per_second: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.unstick(slow, Mood::Stuck);
+    rig.set_behavior(slow, Behavior::Stalled);
     (0..20).for_each(|_| rig.send_text(sender, &"x".repeat(60_000)));
-    rig.settle();
+    rig.run_until_idle();
     sip_for_20_seconds(&mut rig, slow, 1);
     assert!(rig.is_alive(slow));
 }
@@ -474,16 +474,16 @@ fn without_a_pace_a_trickle_is_progress() {
 #[test]
 fn subscriber_of_two_channels_is_not_slow_because_one_turn_has_much_to_say() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
-    let reader = rig.connect(Mood::Kind);
+    let reader = rig.connect(Behavior::Cooperative);
     rig.send(reader, upgrade("/ws/a").as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     rig.send_text(reader, r#"{"type":"subscribe","ch":"b"}"#);
-    rig.settle();
+    rig.run_until_idle();
     rig.pipe(reader).outgoing.clear();
-    let sender = rig.connect(Mood::Kind);
+    let sender = rig.connect(Behavior::Cooperative);
     let requests = ["a", "b", "a", "b"].map(|channel| publish(channel, &"x".repeat(40_000)));
     rig.send(sender, requests.concat().as_bytes());
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(rig.texts(reader).len(), 4);
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
 }
@@ -491,12 +491,12 @@ fn subscriber_of_two_channels_is_not_slow_because_one_turn_has_much_to_say() {
 /// Pauses of publishers off and on.
 const PUBLISH_PAUSES_MS: [u32; 2] = [0, 500];
 
-/// Publishes ten messages of 10 KB, more than a stuck subscriber's outbox takes, however long publishers are paused.
+/// Publishes ten messages of 10 KB, more than a stalled subscriber's outbox takes, however long publishers are paused.
 fn publish_ten(rig: &mut Rig, sender: SlotId) {
     for number in 0..10 {
         rig.send_text(sender, &format!("{number}{}", "x".repeat(9_999)));
-        rig.settle();
-        rig.pass(1_000);
+        rig.run_until_idle();
+        rig.advance_ms(1_000);
     }
 }
 
@@ -506,22 +506,22 @@ fn raw_client_answered_while_skip_shuts_its_outbox_stays() {
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);
         let (slow, sender, other) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
-        rig.pipe(slow).mood = Mood::Stuck;
+        rig.pipe(slow).behavior = Behavior::Stalled;
         publish_ten(&mut rig, sender);
         assert!(rig.engine.metrics.messages_skipped > 0, "its outbox is shut");
         rig.send(slow, &frames::masked(frames::PING, b"still there?"));
-        rig.settle();
+        rig.run_until_idle();
         rig.send_text(slow, "said meanwhile");
-        rig.pass(6_000);
-        rig.unstick(slow, Mood::Kind);
-        rig.settle();
+        rig.advance_ms(6_000);
+        rig.set_behavior(slow, Behavior::Cooperative);
+        rig.run_until_idle();
         let received = rig.frames(slow);
         assert!(received.iter().all(|frame| matches!(frame.opcode, TEXT | frames::PONG)), "{received:?}");
         assert_eq!(received.iter().filter(|frame| frame.opcode == frames::PONG).count(), 1);
         assert_eq!(received.last().unwrap().payload, b"said meanwhile", "read after the pong was taken");
         assert_eq!(rig.texts(other).last().unwrap(), "said meanwhile");
         rig.send_text(slow, "said afterwards");
-        rig.settle();
+        rig.run_until_idle();
         assert_eq!(rig.texts(other), ["said afterwards"]);
         assert_eq!(rig.texts(slow), ["said afterwards"], "it catches up no longer");
         assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
@@ -534,11 +534,11 @@ fn v1_client_answered_while_it_catches_up_after_skip_stays_and_misses_nothing() 
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);
         let sender = rig.join("/ws/a?echo=0");
-        let slow = rig.connect(Mood::Kind);
+        let slow = rig.connect(Behavior::Cooperative);
         rig.send(slow, upgrade("/ws/a").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.pipe(slow).outgoing.clear();
-        rig.pipe(slow).mood = Mood::Stuck;
+        rig.pipe(slow).behavior = Behavior::Stalled;
         publish_ten(&mut rig, sender);
         // It takes what waits in sips, and says something after each of them.
         let requests = [
@@ -552,15 +552,15 @@ fn v1_client_answered_while_it_catches_up_after_skip_stays_and_misses_nothing() 
         for request in &requests {
             rig.send_text(slow, &request.to_string());
             rig.send(slow, &frames::masked(frames::PING, b""));
-            rig.unstick(slow, Mood::Sips(3_000));
+            rig.set_behavior(slow, Behavior::LimitedWrites(3_000));
             rig.turn();
             rig.turn();
-            rig.pipe(slow).mood = Mood::Stuck;
-            rig.settle();
-            rig.pass(1_000);
+            rig.pipe(slow).behavior = Behavior::Stalled;
+            rig.run_until_idle();
+            rig.advance_ms(1_000);
         }
-        rig.unstick(slow, Mood::Kind);
-        rig.settle();
+        rig.set_behavior(slow, Behavior::Cooperative);
+        rig.run_until_idle();
         let received = rig.frames(slow);
         assert!(received.iter().all(|frame| matches!(frame.opcode, TEXT | frames::PONG)), "{received:?}");
         assert_eq!(received.iter().filter(|frame| frame.opcode == frames::PONG).count(), requests.len());
@@ -582,19 +582,19 @@ fn event_stream_that_is_due_a_comment_while_skip_shuts_its_outbox_stays() {
     for publish_pause_ms in PUBLISH_PAUSES_MS {
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 2_000, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);
-        let slow = rig.connect(Mood::Kind);
+        let slow = rig.connect(Behavior::Cooperative);
         rig.send(slow, get("/sse/a").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.pipe(slow).outgoing.clear();
-        rig.pipe(slow).mood = Mood::Stuck;
-        let publisher = rig.connect(Mood::Kind);
+        rig.pipe(slow).behavior = Behavior::Stalled;
+        let publisher = rig.connect(Behavior::Cooperative);
         for number in 0..10 {
             rig.send(publisher, publish("a", &format!("{number}{}", "x".repeat(9_999))).as_bytes());
-            rig.settle();
-            rig.pass(1_000);
+            rig.run_until_idle();
+            rig.advance_ms(1_000);
         }
-        rig.unstick(slow, Mood::Kind);
-        rig.settle();
+        rig.set_behavior(slow, Behavior::Cooperative);
+        rig.run_until_idle();
         let stream = String::from_utf8(std::mem::take(&mut rig.pipe(slow).outgoing)).unwrap();
         let messages: String = (0..10)
             .filter(|number| stream.contains(&format!("{number}xxxx")))

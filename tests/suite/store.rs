@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::Answer;
-use crate::support::process::{PATIENCE, Server, oyez, wait_until};
-use crate::support::rig::Dice;
+use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
+use crate::support::rig::Rng;
 use crate::v1::upgrade;
 
 /// A folder that is gone when the test is.
@@ -252,18 +252,18 @@ fn who_publishes_is_not_taken_for_a_client_of_the_process_before() {
 
 /// Publishes by `oyez.v1` on two channels until the server is gone; each acknowledged id with its text and
 /// when that came.
-fn publish_until_killed(server: &Server, run: usize, dice: &mut Dice) -> Vec<(String, String, Instant)> {
+fn publish_until_killed(server: &Server, run: usize, rng: &mut Rng) -> Vec<(String, String, Instant)> {
     let mut member = Member::join(server);
-    let kill_at = Instant::now() + Duration::from_millis(50 + dice.roll(700));
+    let kill_at = Instant::now() + Duration::from_millis(50 + rng.below(700));
     let mut acknowledged = Vec::new();
     let mut number = 0;
     while Instant::now() < kill_at {
-        let burst = 1 + dice.roll(20);
+        let burst = 1 + rng.below(20);
         let mut sent = Vec::new();
         for _ in 0..burst {
             number += 1;
             // Large ones push each other out of the history and out of the file.
-            let (channel, padding) = if dice.roll(3) == 0 { ("large", 60_000) } else { ("small", 20) };
+            let (channel, padding) = if rng.below(3) == 0 { ("large", 60_000) } else { ("small", 20) };
             let text = format!("{channel} {run}.{number} {}", "x".repeat(padding));
             member.say(json!({"type": "publish", "ch": channel, "text": text}));
             sent.push(text);
@@ -273,8 +273,8 @@ fn publish_until_killed(server: &Server, run: usize, dice: &mut Dice) -> Vec<(St
             assert_eq!(ack["type"], "ack", "{ack}");
             acknowledged.push((ack["id"].as_str().unwrap().to_owned(), text, Instant::now()));
         }
-        if dice.roll(4) == 0 {
-            std::thread::sleep(Duration::from_millis(dice.roll(30)));
+        if rng.below(4) == 0 {
+            std::thread::sleep(Duration::from_millis(rng.below(30)));
         }
     }
     acknowledged
@@ -285,13 +285,13 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
     const SYNC_MS: u64 = 300;
     let folder = Folder::new();
     let flags = ["--history-sync-ms=300", "--history-messages-max=100000", "--history-bytes-max=2MiB"];
-    let mut dice = Dice::new(7);
+    let mut rng = Rng::new(7);
     let mut texts_of_ids: HashMap<String, String> = HashMap::new();
     let mut epochs = Vec::new();
     let (mut lost, mut late) = (0, 0);
     let mut server = folder.serve(&flags);
     for run in 0..12 {
-        let acknowledged = publish_until_killed(&server, run, &mut dice);
+        let acknowledged = publish_until_killed(&server, run, &mut rng);
         let killed = Instant::now();
         server.signal("KILL");
         let (_, log) = server.wait();
@@ -610,7 +610,7 @@ fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
     loop {
         match store::open(&file, &Limits::default(), times(0), stamp) {
             // A process that another test is about to start has our descriptors for a moment, and with them the lock.
-            Err(error) if error.to_string().contains("uses it") && start.elapsed() < PATIENCE => {
+            Err(error) if error.to_string().contains("uses it") && start.elapsed() < TEST_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             result => return result,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::process::{PATIENCE, Server, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::tls::{Identity, Tunnel};
 
 /// A request whose answer is the last.
@@ -351,7 +351,7 @@ fn reload(server: &Server, identity: &Identity) {
         if said.contains("HTTP/1.1 404") {
             return;
         }
-        assert!(start.elapsed() < PATIENCE, "{said}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "{said}");
     }
 }
 

@@ -13,7 +13,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, TEXT};
-use crate::support::rig::{Dice, Mood, Pipe, Piped, Rig};
+use crate::support::rig::{Behavior, Pipe, Piped, Rig, Rng};
 use crate::support::tls::Identity;
 
 impl Piped for Box<Secured<Pipe>> {
@@ -55,12 +55,12 @@ impl Tls {
         Tls { rig: Rig::over(limits, enter), bench, client }
     }
 
-    fn connect(&mut self, mood: Mood) -> Peer {
-        self.connect_from("127.0.0.1", mood)
+    fn connect(&mut self, behavior: Behavior) -> Peer {
+        self.connect_from("127.0.0.1", behavior)
     }
 
-    fn connect_from(&mut self, address: &str, mood: Mood) -> Peer {
-        let id = self.rig.connect_from(address, mood);
+    fn connect_from(&mut self, address: &str, behavior: Behavior) -> Peer {
+        let id = self.rig.connect_from(address, behavior);
         let mut session =
             ClientConnection::new(self.client.clone(), "localhost".try_into().unwrap()).unwrap();
         session.set_buffer_limit(None);
@@ -73,14 +73,14 @@ impl Tls {
     }
 
     /// Turns until neither side has anything to say.
-    fn settle(&mut self, peer: &mut Peer) {
+    fn run_until_idle(&mut self, peer: &mut Peer) {
         for _ in 0..10_000 {
             let said = peer.say();
             if !said.is_empty() {
                 self.rig.send(peer.id, &said);
             }
             self.bench.begin_turn(Rc::from(DATE));
-            self.rig.settle();
+            self.rig.run_until_idle();
             peer.hear(&mut self.rig);
             if !peer.session.wants_write() {
                 return;
@@ -91,9 +91,9 @@ impl Tls {
 
     /// A client that has joined a channel.
     fn join(&mut self, path: &str) -> Peer {
-        let mut peer = self.connect(Mood::Kind);
+        let mut peer = self.connect(Behavior::Cooperative);
         peer.write(frames::upgrade(path).as_bytes());
-        self.settle(&mut peer);
+        self.run_until_idle(&mut peer);
         let head = peer.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         peer
@@ -157,8 +157,8 @@ fn session() -> Vec<Vec<u8>> {
 }
 
 /// Runs a whole session, the client's bytes in pieces as `cut` makes them; what the client got.
-fn run(tls: &mut Tls, mood: Mood, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8> {
-    let mut peer = tls.connect(mood);
+fn run(tls: &mut Tls, behavior: Behavior, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8> {
+    let mut peer = tls.connect(behavior);
     let mut parts = session().into_iter();
     loop {
         let said = peer.say();
@@ -174,13 +174,13 @@ fn run(tls: &mut Tls, mood: Mood, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8
             tls.turn();
         }
         tls.bench.begin_turn(Rc::from(DATE));
-        tls.rig.settle();
+        tls.rig.run_until_idle();
         peer.hear(&mut tls.rig);
     }
     assert!(peer.has_closed, "a close_notify comes before the end of file");
     assert!(tls.rig.pipe(peer.id).outgoing_ended);
-    tls.rig.finish(peer.id);
-    tls.rig.settle();
+    tls.rig.send_eof(peer.id);
+    tls.rig.run_until_idle();
     assert!(!tls.rig.is_alive(peer.id));
     let mut plaintext = peer.plaintext;
     let end = plaintext.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
@@ -192,7 +192,7 @@ fn run(tls: &mut Tls, mood: Mood, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8
 fn in_two_pieces_at_every_byte() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
-        let whole = run(&mut tls, Mood::Kind, |bytes| vec![bytes.to_vec()]);
+        let whole = run(&mut tls, Behavior::Cooperative, |bytes| vec![bytes.to_vec()]);
         let mut copy = whole.clone();
         let frames: Vec<Frame> = std::iter::from_fn(|| frames::take(&mut copy)).collect();
         assert_eq!(frames.len(), 4, "text, pong, binary, close: {frames:?}");
@@ -203,7 +203,7 @@ fn in_two_pieces_at_every_byte() {
                 Some((first, second)) => vec![first.to_vec(), second.to_vec()],
                 None => vec![bytes.to_vec()],
             };
-            assert_eq!(run(&mut tls, Mood::Kind, cut), whole, "{version:?} cut at {at}");
+            assert_eq!(run(&mut tls, Behavior::Cooperative, cut), whole, "{version:?} cut at {at}");
         }
     }
 }
@@ -212,14 +212,18 @@ fn in_two_pieces_at_every_byte() {
 fn byte_by_byte_over_a_mean_transport() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 1);
-        let whole = run(&mut tls, Mood::Kind, |bytes| vec![bytes.to_vec()]);
+        let whole = run(&mut tls, Behavior::Cooperative, |bytes| vec![bytes.to_vec()]);
         let bytes = |bytes: &[u8]| bytes.chunks(1).map(<[u8]>::to_vec).collect();
-        assert_eq!(run(&mut tls, Mood::Kind, bytes), whole);
+        assert_eq!(run(&mut tls, Behavior::Cooperative, bytes), whole);
         for seed in 0..30 {
-            let mood = || Mood::Mean(Dice::new(seed));
-            assert_eq!(run(&mut tls, mood(), |bytes| vec![bytes.to_vec()]), whole, "seed {seed}");
-            assert_eq!(run(&mut tls, mood(), bytes), whole, "seed {seed}, byte by byte");
-            assert_eq!(run(&mut tls, Mood::Sips(1 + seed as usize), bytes), whole, "sips {seed}");
+            let behavior = || Behavior::Random(Rng::new(seed));
+            assert_eq!(run(&mut tls, behavior(), |bytes| vec![bytes.to_vec()]), whole, "seed {seed}");
+            assert_eq!(run(&mut tls, behavior(), bytes), whole, "seed {seed}, byte by byte");
+            assert_eq!(
+                run(&mut tls, Behavior::LimitedWrites(1 + seed as usize), bytes),
+                whole,
+                "limited writes {seed}"
+            );
         }
     }
 }
@@ -232,7 +236,7 @@ fn more_than_the_read_buffer_holds_needs_no_further_event() {
         let mut tls = Tls::new(version, limits.clone(), 8);
         let mut short = tls.join("/ws");
         short.write(&frames::masked(TEXT, &[b'x'; 2_000]));
-        tls.settle(&mut short);
+        tls.run_until_idle(&mut short);
         assert_eq!(short.frames()[0].payload.len(), 2_000);
         let mut peer = tls.join("/ws");
         let payload = vec![b'x'; 40_000];
@@ -242,10 +246,10 @@ fn more_than_the_read_buffer_holds_needs_no_further_event() {
         let mut other = tls.join("/ws");
         let said = peer.say();
         tls.rig.send(peer.id, &said);
-        tls.rig.settle();
+        tls.rig.run_until_idle();
         assert!(!tls.rig.is_alive(peer.id), "the close_notify is an end of file");
         assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
-        tls.settle(&mut other);
+        tls.run_until_idle(&mut other);
         assert_eq!(other.frames()[0].payload, payload);
     }
 }
@@ -260,11 +264,11 @@ fn a_truncation_is_an_end_of_file_too() {
     peer.write(&frames::masked(TEXT, b"half"));
     let half = peer.say();
     tls.rig.send(peer.id, &[&whole, &half[..half.len() / 2]].concat());
-    tls.rig.finish(peer.id);
-    tls.rig.settle();
+    tls.rig.send_eof(peer.id);
+    tls.rig.run_until_idle();
     assert!(!tls.rig.is_alive(peer.id));
     assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
-    tls.settle(&mut other);
+    tls.run_until_idle(&mut other);
     let texts: Vec<Vec<u8>> = other.frames().into_iter().map(|frame| frame.payload).collect();
     assert_eq!(texts, [b"whole"]);
 }
@@ -273,14 +277,14 @@ fn a_truncation_is_an_end_of_file_too() {
 fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
-        let mut peer = tls.connect(Mood::Kind);
+        let mut peer = tls.connect(Behavior::Cooperative);
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
-        tls.rig.settle();
+        tls.rig.run_until_idle();
         peer.hear(&mut tls.rig);
         let finished = peer.say();
         tls.rig.send(peer.id, &finished);
-        tls.rig.finish(peer.id);
+        tls.rig.send_eof(peer.id);
         // Both were there before they were looked at, so this is the only event.
         tls.rig.engine.drive(tls.rig.now);
         let state = tls.rig.engine.slots.get(peer.id).map(|slot| &slot.state);
@@ -288,7 +292,7 @@ fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
             matches!(state, Some(State::Dead(ended)) if ended.reason == Reason::EndOfFile),
             "{version:?}: {state:?}"
         );
-        tls.rig.settle();
+        tls.rig.run_until_idle();
         assert!(!tls.rig.is_alive(peer.id));
         assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
     }
@@ -306,7 +310,7 @@ fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
         said.extend(peer.say());
         *said.last_mut().unwrap() ^= 1;
         tls.rig.send(peer.id, &said);
-        tls.rig.settle();
+        tls.rig.run_until_idle();
         assert!(tls.rig.pipe(peer.id).outgoing_ended);
         let sent = std::mem::take(&mut tls.rig.pipe(peer.id).outgoing);
         let mut rest = &sent[..];
@@ -318,11 +322,11 @@ fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
             }
         };
         assert_eq!(error, rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
-        tls.rig.finish(peer.id);
-        tls.rig.settle();
+        tls.rig.send_eof(peer.id);
+        tls.rig.run_until_idle();
         let reason = Reason::TlsFailed { fault: TlsFault::BadRecord };
         assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
-        tls.settle(&mut other);
+        tls.run_until_idle(&mut other);
         assert_eq!(other.frames().len(), 1);
     }
 }
@@ -330,17 +334,17 @@ fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
 #[test]
 fn every_byte_of_a_hello_can_be_wrong() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
-    let hello = tls.connect(Mood::Kind).say();
+    let hello = tls.connect(Behavior::Cooperative).say();
     for at in 0..hello.len() {
         for bit in [0x01, 0x80] {
             let mut bad = hello.clone();
             bad[at] ^= bit;
-            let peer = tls.connect(Mood::Kind);
+            let peer = tls.connect(Behavior::Cooperative);
             tls.rig.send(peer.id, &bad);
-            tls.rig.finish(peer.id);
+            tls.rig.send_eof(peer.id);
             tls.turn();
             tls.bench.begin_turn(Rc::from(DATE));
-            tls.rig.settle();
+            tls.rig.run_until_idle();
             assert!(!tls.rig.is_alive(peer.id), "byte {at}");
         }
     }
@@ -351,7 +355,7 @@ fn every_byte_of_a_hello_can_be_wrong() {
 fn an_endless_hello_is_not_waited_for() {
     // A handshake message of 60 KiB, in records of 1 KiB.
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
-    let peer = tls.connect(Mood::Kind);
+    let peer = tls.connect(Behavior::Cooperative);
     let mut message = vec![1, 0, 0xea, 0x60];
     message.resize(60_004, 0);
     for piece in message.chunks(1_024) {
@@ -371,7 +375,7 @@ fn an_endless_hello_is_not_waited_for() {
 fn a_turn_answers_only_so_many_hellos() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 3);
     let mut member = tls.join("/ws");
-    let mut peers: Vec<Peer> = (0..10).map(|_| tls.connect(Mood::Kind)).collect();
+    let mut peers: Vec<Peer> = (0..10).map(|_| tls.connect(Behavior::Cooperative)).collect();
     for peer in &mut peers {
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
@@ -395,12 +399,12 @@ fn a_turn_answers_only_so_many_hellos() {
 fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut number = 0;
-    let hello = tls.connect(Mood::Kind).say();
+    let hello = tls.connect(Behavior::Cooperative).say();
     let mut flood = |tls: &mut Tls, addresses: u32, count: usize| {
         for _ in 0..count {
             number += 1;
             let address = format!("2001:db8:0:{:x}::{number:x}", number % addresses);
-            let id = tls.rig.connect_from(&address, Mood::Kind);
+            let id = tls.rig.connect_from(&address, Behavior::Cooperative);
             tls.rig.send(id, &hello);
         }
     };
@@ -410,7 +414,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
         tls.turn();
         let peer = {
             flood(&mut tls, addresses, 20);
-            let mut peer = tls.connect_from("192.0.2.1", Mood::Kind);
+            let mut peer = tls.connect_from("192.0.2.1", Behavior::Cooperative);
             let hello = peer.say();
             tls.rig.send(peer.id, &hello);
             peer
@@ -422,13 +426,13 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
             assert!(turns <= turns_max, "it waits, beside {addresses} flooding addresses");
             flood(&mut tls, addresses, 20);
         }
-        tls.rig.finish(peer.id);
+        tls.rig.send_eof(peer.id);
         tls.turn();
     }
     // An address that is alone has the whole budget.
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut greet = |_| {
-        let mut peer = tls.connect(Mood::Kind);
+        let mut peer = tls.connect(Behavior::Cooperative);
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
         peer.id
@@ -442,7 +446,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
 fn who_waits_for_the_budget_is_not_late() {
     let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 1);
-    let (mut first, mut second) = (tls.connect(Mood::Kind), tls.connect(Mood::Kind));
+    let (mut first, mut second) = (tls.connect(Behavior::Cooperative), tls.connect(Behavior::Cooperative));
     for peer in [&mut first, &mut second] {
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
@@ -450,7 +454,7 @@ fn who_waits_for_the_budget_is_not_late() {
     // A turn that is very long, as if by others' fault.
     tls.rig.now = tls.rig.now.after(2_000);
     tls.bench.begin_turn(Rc::from(DATE));
-    tls.rig.pass(300);
+    tls.rig.advance_ms(300);
     assert!(tls.rig.is_alive(second.id), "it has spoken, and it is we who are late");
     assert!(!tls.rig.is_alive(first.id), "it was read and the deadline is over");
 }
@@ -459,17 +463,17 @@ fn who_waits_for_the_budget_is_not_late() {
 fn the_deadline_is_one_for_tls_and_head() {
     let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 8);
-    let mut hello_only = tls.connect(Mood::Kind);
+    let mut hello_only = tls.connect(Behavior::Cooperative);
     let hello = hello_only.say();
     tls.rig.send(hello_only.id, &hello[..hello.len() / 2]);
-    let mut no_request = tls.connect(Mood::Kind);
-    let silent = tls.connect(Mood::Kind);
-    tls.rig.pass(600);
-    tls.settle(&mut no_request);
+    let mut no_request = tls.connect(Behavior::Cooperative);
+    let silent = tls.connect(Behavior::Cooperative);
+    tls.rig.advance_ms(600);
+    tls.run_until_idle(&mut no_request);
     assert!(!no_request.session.is_handshaking());
-    tls.rig.pass(300);
+    tls.rig.advance_ms(300);
     assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| tls.rig.is_alive(id)));
-    tls.rig.pass(400);
+    tls.rig.advance_ms(400);
     assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| !tls.rig.is_alive(id)));
     assert_eq!(tls.rig.engine.metrics.closed(Reason::HandshakeTimeout), 3);
 }
@@ -482,7 +486,7 @@ fn key_updates_are_followed_and_answered() {
         peer.session.refresh_traffic_keys().unwrap();
         let text = format!("round {round}");
         peer.write(&frames::masked(TEXT, text.as_bytes()));
-        tls.settle(&mut peer);
+        tls.run_until_idle(&mut peer);
         assert_eq!(peer.frames()[0].payload, text.as_bytes());
     }
 }
@@ -504,15 +508,15 @@ fn a_slow_reader_loses_no_byte_and_no_order() {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut slow = tls.join("/ws");
         let mut fast = tls.join("/ws");
-        tls.rig.pipe(slow.id).mood = Mood::Stuck;
+        tls.rig.pipe(slow.id).behavior = Behavior::Stalled;
         for number in 0..50 {
             fast.write(&frames::masked(TEXT, format!("{number} {}", "x".repeat(3_000)).as_bytes()));
-            tls.settle(&mut fast);
+            tls.run_until_idle(&mut fast);
         }
-        tls.rig.unstick(slow.id, Mood::Mean(Dice::new(7)));
-        // The event that the stuck pipe owes.
+        tls.rig.set_behavior(slow.id, Behavior::Random(Rng::new(7)));
+        // The event that the stalled pipe owes.
         tls.rig.engine.slots.mark_writable(slow.id);
-        tls.settle(&mut slow);
+        tls.run_until_idle(&mut slow);
         let numbers: Vec<String> = slow
             .frames()
             .into_iter()
@@ -530,19 +534,20 @@ fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
         for number in 0..50 {
             publisher.write(&frames::masked(TEXT, format!("{number} {}", "x".repeat(2_000)).as_bytes()));
         }
-        tls.settle(&mut publisher);
-        let mood = if seed % 2 == 0 { Mood::Sips(100) } else { Mood::Mean(Dice::new(seed)) };
-        let mut returns = tls.connect(mood.clone());
+        tls.run_until_idle(&mut publisher);
+        let behavior =
+            if seed % 2 == 0 { Behavior::LimitedWrites(100) } else { Behavior::Random(Rng::new(seed)) };
+        let mut returns = tls.connect(behavior.clone());
         returns.write(frames::upgrade("/ws/kept?since=earliest").as_bytes());
-        tls.settle(&mut returns);
+        tls.run_until_idle(&mut returns);
         returns.head();
         let frames = returns.frames();
         assert_eq!(frames.len(), 50, "seed {seed}");
         assert!(frames[49].payload.starts_with(b"49 "), "seed {seed}");
 
-        let mut asks = tls.connect(mood);
+        let mut asks = tls.connect(behavior);
         asks.write(&b"GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(4));
-        tls.settle(&mut asks);
+        tls.run_until_idle(&mut asks);
         let text = String::from_utf8(asks.plaintext).unwrap();
         assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 4, "seed {seed}");
     }
@@ -554,10 +559,10 @@ fn who_has_ended_its_side_gets_the_whole_answer() {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut publisher = tls.join("/ws/kept");
         publisher.write(&frames::masked(TEXT, &[b'x'; 10_000]));
-        tls.settle(&mut publisher);
+        tls.run_until_idle(&mut publisher);
         for field in ["", "Connection: close\r\n"] {
-            let mut asks = tls.connect(Mood::Sips(100));
-            tls.settle(&mut asks);
+            let mut asks = tls.connect(Behavior::LimitedWrites(100));
+            tls.run_until_idle(&mut asks);
             let request = format!("GET /v1/channels/kept/history HTTP/1.1\r\nHost: localhost\r\n{field}\r\n");
             asks.write(request.as_bytes());
             let said = asks.say();
@@ -566,8 +571,8 @@ fn who_has_ended_its_side_gets_the_whole_answer() {
             asks.session.send_close_notify();
             let said = asks.say();
             tls.rig.send(asks.id, &said);
-            tls.rig.finish(asks.id);
-            tls.rig.settle();
+            tls.rig.send_eof(asks.id);
+            tls.rig.run_until_idle();
             asks.hear(&mut tls.rig);
             assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
             assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?} {field}");
@@ -579,14 +584,14 @@ fn who_has_ended_its_side_gets_the_whole_answer() {
 fn what_waits_for_keys_goes_out_when_they_are_there() {
     // Without tickets the server has nothing to say when the handshake is over, and no event comes.
     let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
-    let mut late = tls.connect(Mood::Kind);
+    let mut late = tls.connect(Behavior::Cooperative);
     let hello = late.say();
     tls.rig.send(late.id, &hello);
     tls.turn();
     tls.rig.engine.drain(tls.rig.now);
     tls.turn();
     late.hear(&mut tls.rig);
-    tls.settle(&mut late);
+    tls.run_until_idle(&mut late);
     assert!(late.head().starts_with("HTTP/1.1 503 "));
     assert!(late.has_closed);
 }
@@ -623,7 +628,7 @@ fn key_update_flood_is_charged_to_the_turns_budget() {
     }
     assert!(turns >= 6, "{turns}");
     for peer in &mut floods {
-        tls.settle(peer);
+        tls.run_until_idle(peer);
         assert!(peer.frames().iter().all(|frame| frame.payload.len() == 80));
         assert!(tls.rig.is_alive(peer.id));
     }
@@ -643,18 +648,18 @@ fn record_that_is_not_complete_in_time_ends_the_connection_however_it_drips() {
     tls.rig.send(in_time.id, &whole[..50]);
     for at in 50..98 {
         tls.rig.send(late.id, &dripped[at..=at]);
-        tls.rig.pass(100);
+        tls.rig.advance_ms(100);
     }
     assert!(tls.rig.engine.slots.get(late.id).unwrap().state.is_open(), "not before its time");
     // Another one begins where the first ends, and has a time of its own.
     let next = record(&mut in_time);
     tls.rig.send(in_time.id, &[&whole[50..], &next[..20]].concat());
-    tls.rig.pass(1_000);
+    tls.rig.advance_ms(1_000);
     assert!(!tls.rig.engine.slots.get(late.id).is_some_and(|slot| slot.state.is_open()));
     assert!(tls.rig.engine.slots.get(in_time.id).unwrap().state.is_open());
     tls.rig.send(in_time.id, &next[20..]);
-    tls.rig.pass(60_000);
-    tls.settle(&mut in_time);
+    tls.rig.advance_ms(60_000);
+    tls.run_until_idle(&mut in_time);
     assert_eq!(in_time.frames().len(), 2);
     let reason = Reason::TlsFailed { fault: TlsFault::RecordTimeout };
     assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
@@ -663,7 +668,7 @@ fn record_that_is_not_complete_in_time_ends_the_connection_however_it_drips() {
 #[test]
 fn half_a_hello_costs_what_arrived() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
-    let mut peer = tls.connect(Mood::Kind);
+    let mut peer = tls.connect(Behavior::Cooperative);
     let hello = peer.say();
     tls.rig.send(peer.id, &hello[..150]);
     tls.turn();

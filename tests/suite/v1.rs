@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, TEXT};
 use crate::support::http::{get, post, publish};
 use crate::support::process::Server;
-use crate::support::rig::{Mood, Rig};
+use crate::support::rig::{Behavior, Rig};
 
 /// A request for a WebSocket that speaks `oyez.v1`.
 pub fn upgrade(path: &str) -> String {
@@ -233,12 +233,12 @@ fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
-fn join(rig: &mut Rig, path: &str, mood: Mood) -> SlotId {
-    let id = rig.connect(Mood::Kind);
+fn join(rig: &mut Rig, path: &str, behavior: Behavior) -> SlotId {
+    let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade(path).as_bytes());
     rig.turn();
     rig.skip_head(id);
-    rig.pipe(id).mood = mood;
+    rig.pipe(id).behavior = behavior;
     id
 }
 
@@ -267,12 +267,12 @@ fn a_session_cut_at_every_byte() {
     .concat();
     let run = |pieces: &[&[u8]]| {
         let mut rig = Rig::new(Limits::default());
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         for piece in pieces {
             rig.send(id, piece);
             rig.turn();
         }
-        rig.settle();
+        rig.run_until_idle();
         let mut bytes = std::mem::take(&mut rig.pipe(id).outgoing);
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
         bytes.drain(..end);
@@ -296,11 +296,11 @@ fn a_session_cut_at_every_byte() {
 #[test]
 fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
     let mut rig = Rig::new(Limits::default());
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for text in ["1", "2", "3"] {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
     }
-    rig.settle();
+    rig.run_until_idle();
     for (path, cursor) in [
         ("/ws", "1000-3"),
         ("/ws/a", "1000-3"),
@@ -310,8 +310,8 @@ fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
         // Whoever is cut before the gap is told comes back with the old one.
         ("/ws/a?since=1-1", "1-1"),
     ] {
-        let member = join(&mut rig, path, Mood::Kind);
-        rig.settle();
+        let member = join(&mut rig, path, Behavior::Cooperative);
+        rig.run_until_idle();
         let hello = heard(&mut rig, member).swap_remove(0);
         assert_eq!((&hello["type"], &hello["id"]), (&json!("hello"), &json!(cursor)), "{path}");
     }
@@ -320,21 +320,21 @@ fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
 #[test]
 fn whoever_is_live_has_the_logs_head_for_a_cursor() {
     let mut rig = Rig::new(Limits::default());
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for ch in ["a", "a", "b"] {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": ch}));
     }
-    rig.settle();
+    rig.run_until_idle();
     for (since, cursors) in [
         ("1000-1", &["1000-1", "1000-2", "1000-3"][..]),
         ("1000-2", &["1000-3", "1000-3"]),
         ("1000-3", &["1000-3", "1000-3"]),
     ] {
-        let member = join(&mut rig, "/ws", Mood::Kind);
-        rig.settle();
+        let member = join(&mut rig, "/ws", Behavior::Cooperative);
+        rig.run_until_idle();
         heard(&mut rig, member);
         say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": since}));
-        rig.settle();
+        rig.run_until_idle();
         let values = heard(&mut rig, member);
         let got: Vec<&str> = values.iter().map(|value| value["id"].as_str().unwrap()).collect();
         assert_eq!(got, cursors, "{since}");
@@ -344,13 +344,13 @@ fn whoever_is_live_has_the_logs_head_for_a_cursor() {
 #[test]
 fn a_message_that_is_larger_than_a_portion_is_replayed() {
     let mut rig = Rig::new(Limits::default());
-    let publisher = rig.connect(Mood::Kind);
+    let publisher = rig.connect(Behavior::Cooperative);
     for bytes in [1, 100_000, 100_000, 1] {
         rig.send(publisher, publish("a", &"x".repeat(bytes)).as_bytes());
-        rig.settle();
+        rig.run_until_idle();
     }
-    let member = join(&mut rig, "/ws/a?since=earliest", Mood::Kind);
-    rig.settle();
+    let member = join(&mut rig, "/ws/a?since=earliest", Behavior::Cooperative);
+    rig.run_until_idle();
     let numbers: Vec<u64> = heard(&mut rig, member).iter().filter_map(|value| value["n"].as_u64()).collect();
     assert_eq!(numbers, [1, 2, 3, 4]);
 }
@@ -358,12 +358,12 @@ fn a_message_that_is_larger_than_a_portion_is_replayed() {
 #[test]
 fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a", Mood::Kind);
+    let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for channel in ["b", "c"] {
         say(&mut rig, member, &json!({"type": "subscribe", "ch": channel}));
     }
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
-    rig.settle();
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
+    rig.run_until_idle();
     heard(&mut rig, member);
     for (number, channel) in "abcabbacacbbca".chars().enumerate() {
         say(
@@ -372,7 +372,7 @@ fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
             &json!({"type": "publish", "ch": channel.to_string(), "text": number.to_string()}),
         );
     }
-    rig.settle();
+    rig.run_until_idle();
     let numbers: Vec<String> = (0..14).map(|number| number.to_string()).collect();
     assert_eq!(words(&heard(&mut rig, member)), numbers, "all in one turn, and in order");
 }
@@ -380,18 +380,18 @@ fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
 #[test]
 fn somebody_who_joins_in_between_does_not_change_the_order() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a", Mood::Kind);
+    let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
     say(&mut rig, member, &json!({"type": "subscribe", "ch": "b"}));
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     let raw = rig.join("/ws/raw");
-    rig.settle();
+    rig.run_until_idle();
     heard(&mut rig, member);
     for (channel, text) in [("a", "0"), ("raw", "x")] {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": channel, "text": text}));
     }
     say(&mut rig, publisher, &json!({"type": "subscribe", "ch": "raw"}));
     say(&mut rig, publisher, &json!({"type": "publish", "ch": "b", "text": "1"}));
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(words(&heard(&mut rig, member)), ["0", "1"]);
     assert_eq!(rig.texts(raw), ["x"]);
 }
@@ -399,13 +399,13 @@ fn somebody_who_joins_in_between_does_not_change_the_order() {
 #[test]
 fn who_does_not_hear_itself_hears_the_others() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a?echo=0", Mood::Kind);
-    let other = join(&mut rig, "/ws/a", Mood::Kind);
+    let member = join(&mut rig, "/ws/a?echo=0", Behavior::Cooperative);
+    let other = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for text in ["one", "two"] {
         say(&mut rig, member, &json!({"type": "publish", "ch": "a", "text": text}));
         say(&mut rig, other, &json!({"type": "publish", "ch": "a", "text": format!("other {text}")}));
     }
-    rig.settle();
+    rig.run_until_idle();
     assert_eq!(
         words(&heard(&mut rig, member)),
         ["hello", "subscribed", "ack", "ack", "other one", "other two"]
@@ -416,16 +416,16 @@ fn who_does_not_hear_itself_hears_the_others() {
 #[test]
 fn who_does_not_hear_itself_is_not_replayed_its_own() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws", Mood::Kind);
-    let other = join(&mut rig, "/ws", Mood::Kind);
+    let member = join(&mut rig, "/ws", Behavior::Cooperative);
+    let other = join(&mut rig, "/ws", Behavior::Cooperative);
     let own = |ch: &str, text: &str| json!({"type": "publish", "ch": ch, "text": text});
     for ch in ["a", "b"] {
         say(&mut rig, member, &own(ch, "mine"));
         say(&mut rig, member, &own(ch, "mine too"));
     }
-    rig.settle();
+    rig.run_until_idle();
     say(&mut rig, other, &own("a", "another's"));
-    rig.settle();
+    rig.run_until_idle();
     let replayed = |rig: &mut Rig, id: SlotId, ch: &str, echo: bool| {
         heard(rig, id);
         for request in [
@@ -433,7 +433,7 @@ fn who_does_not_hear_itself_is_not_replayed_its_own() {
             json!({"type": "unsubscribe", "ch": ch}),
         ] {
             say(rig, id, &request);
-            rig.settle();
+            rig.run_until_idle();
         }
         words(&heard(rig, id))
     };
@@ -463,12 +463,12 @@ fn skipping(messages_max: usize) -> Limits {
 #[test]
 fn what_comes_again_leaves_no_channel_behind() {
     let mut rig = Rig::new(skipping(0));
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
-    rig.settle();
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
+    rig.run_until_idle();
     heard(&mut rig, publisher);
     for _ in 0..2 {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
-        rig.settle();
+        rig.run_until_idle();
         assert_eq!(heard(&mut rig, publisher)[0]["id"], "1000-1");
         assert_eq!(rig.engine.hub.channels(), 0);
     }
@@ -478,39 +478,39 @@ fn what_comes_again_leaves_no_channel_behind() {
 fn what_is_too_old_is_gone_before_the_sweep_gets_there() {
     let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for ch in ["a", "b"] {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": ch, "text": "x"}));
     }
-    rig.settle();
-    let asks = rig.connect(Mood::Kind);
+    rig.run_until_idle();
+    let asks = rig.connect(Behavior::Cooperative);
     rig.send(asks, get("/v1/channels/b/history?since=1000-0").as_bytes());
     rig.now = rig.now.after(1_000);
-    let member = join(&mut rig, "/ws/a?since=1000-0", Mood::Kind);
-    rig.settle();
+    let member = join(&mut rig, "/ws/a?since=1000-0", Behavior::Cooperative);
+    rig.run_until_idle();
     assert_eq!(words(&heard(&mut rig, member)), ["hello", "subscribed", "gap", "live"]);
     let page = rig.answers(asks)[0].json();
     assert_eq!((&page["messages"], &page["gap"]["why"]), (&json!([]), &json!("evicted")));
 }
 
-/// Publishes so many texts, one in each turn, to a member that is stuck after the first.
+/// Publishes so many texts, one in each turn, to a member that is stalled after the first.
 fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     let mut rig = Rig::new(limits);
-    let slow = join(&mut rig, "/ws/a", Mood::Kind);
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
-    rig.settle();
+    let slow = join(&mut rig, "/ws/a", Behavior::Cooperative);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
+    rig.run_until_idle();
     heard(&mut rig, slow);
-    rig.pipe(slow).mood = Mood::Stuck;
+    rig.pipe(slow).behavior = Behavior::Stalled;
     for number in 0..count {
         let text = format!("{number} {}", "x".repeat(500));
         say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
         rig.turn();
     }
-    rig.unstick(slow, Mood::Sips(1_500));
+    rig.set_behavior(slow, Behavior::LimitedWrites(1_500));
     rig.engine.slots.mark_writable(slow);
-    rig.settle();
+    rig.run_until_idle();
     say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "after"}));
-    rig.settle();
+    rig.run_until_idle();
     assert!(rig.is_alive(slow));
     heard(&mut rig, slow)
 }
@@ -540,34 +540,34 @@ fn what_the_history_no_longer_has_is_announced_in_its_place() {
 #[test]
 fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
     let mut rig = Rig::new(skipping(20));
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     let publish = |rig: &mut Rig, count: usize| {
         for _ in 0..count {
             let text = "x".repeat(10_000);
             say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": text}));
         }
-        rig.settle();
+        rig.run_until_idle();
     };
     publish(&mut rig, 20);
-    let members = [(); 2].map(|()| join(&mut rig, "/ws", Mood::Kind));
-    rig.settle();
+    let members = [(); 2].map(|()| join(&mut rig, "/ws", Behavior::Cooperative));
+    rig.run_until_idle();
     for member in members {
         heard(&mut rig, member);
         say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
-        rig.pipe(member).mood = Mood::Stuck;
+        rig.pipe(member).behavior = Behavior::Stalled;
     }
     // Both have been given a slice, one of them the other's; then both are at the gap; then they read on.
     for _ in 0..2 {
         rig.turn();
-        members.into_iter().for_each(|member| rig.pipe(member).mood = Mood::Stuck);
+        members.into_iter().for_each(|member| rig.pipe(member).behavior = Behavior::Stalled);
         rig.turn();
         publish(&mut rig, 10);
         for member in members {
-            rig.unstick(member, Mood::Kind);
+            rig.set_behavior(member, Behavior::Cooperative);
             rig.engine.slots.mark_writable(member);
         }
     }
-    rig.settle();
+    rig.run_until_idle();
     for member in members {
         let values = heard(&mut rig, member);
         let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
@@ -582,37 +582,37 @@ fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
 fn a_client_that_floods_and_never_reads_is_bounded() {
     let limits = Limits { outbox_bytes_max: 4_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
-    let flood = join(&mut rig, "/ws/a", Mood::Stuck);
+    let flood = join(&mut rig, "/ws/a", Behavior::Stalled);
     for _ in 0..50 {
         rig.send(flood, &frames::masked(TEXT, br#"{"type":"ping"}"#).repeat(100));
         rig.turn();
         let waiting = rig.engine.slots.get(flood).map_or(0, |slot| slot.outbox.bytes());
         assert!(waiting < 16_000, "{waiting} bytes wait");
     }
-    rig.pass(8_000);
+    rig.advance_ms(8_000);
     assert!(!rig.is_alive(flood), "5 s without progress, and 2 for the close handshake");
 }
 
 #[test]
 fn a_key_is_known_for_its_five_minutes() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
-    let publisher = join(&mut rig, "/ws", Mood::Kind);
+    let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     heard(&mut rig, publisher);
     let by_v1 = |rig: &mut Rig| {
         say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
-        rig.settle();
+        rig.run_until_idle();
         heard(rig, publisher)[0]["id"].as_str().unwrap().to_owned()
     };
     let by_http = |rig: &mut Rig| {
-        let id = rig.connect(Mood::Kind);
+        let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/publish/b", "Idempotency-Key: k\r\n", "x").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         rig.answers(id)[0].json()["id"].as_str().unwrap().to_owned()
     };
     let first = (by_v1(&mut rig), by_http(&mut rig));
-    rig.pass(299_900);
+    rig.advance_ms(299_900);
     assert_eq!((by_v1(&mut rig), by_http(&mut rig)), first);
-    rig.pass(200);
+    rig.advance_ms(200);
     let again = (by_v1(&mut rig), by_http(&mut rig));
     assert!(again.0 != first.0 && again.1 != first.1, "{again:?}");
 }
@@ -622,9 +622,9 @@ fn a_key_is_known_for_its_five_minutes() {
 fn run_of_hello_changes_with_the_network_of_an_anonymous_client() {
     let mut rig = Rig::new(Limits::default());
     let mut run = |address: &str| {
-        let id = rig.connect_from(address, Mood::Kind);
+        let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, upgrade("/ws").as_bytes());
-        rig.settle();
+        rig.run_until_idle();
         let out = std::mem::take(&mut rig.pipe(id).outgoing);
         let head = out.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
         let hello: serde_json::Value = serde_json::from_slice(&out[head + 4..]).unwrap();

@@ -203,7 +203,7 @@ impl Client {
     }
 
     /// Nothing comes for a while, but signs of life.
-    pub fn hears_nothing(&mut self) {
+    pub fn receives_nothing(&mut self) {
         let before = self.stream.read_timeout().unwrap();
         self.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut buffer = [0; 4_096];
@@ -233,7 +233,7 @@ impl Client {
     }
 
     /// Sends the end of file.
-    pub fn finish(&mut self) {
+    pub fn send_eof(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 

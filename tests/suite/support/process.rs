@@ -11,9 +11,9 @@ use super::client::Client;
 use super::tls::{self, Identity, Tunnel};
 
 /// How long a test waits for a condition before it fails: as long as a machine that is slow and busy may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Deadlines of servers under test, ten times [`PATIENCE`], so that a slow machine never breaks one that a test
+/// Deadlines of servers under test, ten times [`TEST_TIMEOUT`], so that a slow machine never breaks one that a test
 /// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
 /// a client that waits for its turn in a test would answer late.
 pub const DEADLINES: [(&str, &str); 9] = [
@@ -58,11 +58,11 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// Waits until the condition holds; panics with `what` if that takes longer than [`PATIENCE`].
+/// Waits until the condition holds; panics with `what` if that takes longer than [`TEST_TIMEOUT`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "in vain: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -121,8 +121,8 @@ impl Server {
     /// A TCP connection on which nothing has been said.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream
     }
 
@@ -141,10 +141,10 @@ impl Server {
     }
 
     /// The answer to a request with the end of file behind it.
-    pub fn ask_and_finish(&self, request: impl AsRef<[u8]>) -> String {
+    pub fn request_then_eof(&self, request: impl AsRef<[u8]>) -> String {
         let mut client = Client::new(self.connect());
         client.send(request.as_ref());
-        client.finish();
+        client.send_eof();
         client.rest_as_text()
     }
 
@@ -161,7 +161,7 @@ impl Server {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return (status, self.log.take().unwrap().join().unwrap());
             }
-            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            assert!(start.elapsed() < TEST_TIMEOUT, "the server does not end");
             thread::sleep(Duration::from_millis(5));
         }
     }

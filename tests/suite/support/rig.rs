@@ -15,41 +15,41 @@ use super::http::Answer;
 
 /// A small generator of numbers that look random; the seed tells all.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
-    pub fn new(seed: u64) -> Dice {
-        Dice(seed.wrapping_mul(2).wrapping_add(1))
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(2).wrapping_add(1))
     }
 
-    /// 0 to `sides` - 1.
-    pub fn roll(&mut self, sides: u64) -> u64 {
+    /// 0 to `bound` - 1.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        (self.0 >> 16) % sides
+        (self.0 >> 16) % bound
     }
 }
 
 /// How a pipe treats the engine.
 #[derive(Clone, Debug)]
-pub enum Mood {
+pub enum Behavior {
     /// Takes and gives everything at once.
-    Kind,
-    /// Splits, blocks and returns short, as the dice say.
-    Mean(Dice),
+    Cooperative,
+    /// Splits, blocks and returns short, as the rng say.
+    Random(Rng),
     /// Takes so many bytes in each call.
-    Sips(usize),
+    LimitedWrites(usize),
     /// Every write fails, though reads go on.
-    Broken,
+    WriteError,
     /// Takes nothing.
-    Stuck,
+    Stalled,
 }
 
 /// One end of a connection: what the peer has sent, what it has been sent.
 #[derive(Debug)]
 pub struct Pipe {
-    pub mood: Mood,
+    pub behavior: Behavior,
     /// What the peer has sent and the engine has not read.
     pub incoming: VecDeque<u8>,
     pub incoming_ends: bool,
@@ -59,36 +59,36 @@ pub struct Pipe {
     pub outgoing_ended: bool,
     pub writes: usize,
     /// A call said "would block", so an event is owed when that changes.
-    owes_readable: bool,
-    owes_writable: bool,
+    readable_pending: bool,
+    writable_pending: bool,
 }
 
 impl Pipe {
-    pub fn new(mood: Mood) -> Pipe {
+    pub fn new(behavior: Behavior) -> Pipe {
         Pipe {
-            mood,
+            behavior,
             incoming: VecDeque::new(),
             incoming_ends: false,
             is_reset: false,
             outgoing: Vec::new(),
             outgoing_ended: false,
             writes: 0,
-            owes_readable: false,
-            owes_writable: false,
+            readable_pending: false,
+            writable_pending: false,
         }
     }
 
     /// How many of `length` bytes move in this call; `None` would block.
     fn allow(&mut self, length: usize) -> Option<usize> {
-        match &mut self.mood {
-            Mood::Kind => Some(length),
-            Mood::Stuck | Mood::Broken => None,
-            Mood::Sips(most) => Some(length.min(*most)),
-            Mood::Mean(dice) => match dice.roll(4) {
+        match &mut self.behavior {
+            Behavior::Cooperative => Some(length),
+            Behavior::Stalled | Behavior::WriteError => None,
+            Behavior::LimitedWrites(most) => Some(length.min(*most)),
+            Behavior::Random(rng) => match rng.below(4) {
                 0 => None,
                 1 => Some(length),
                 2 => Some(length.min(1)),
-                _ => Some(1 + dice.roll(length as u64) as usize),
+                _ => Some(1 + rng.below(length as u64) as usize),
             },
         }
     }
@@ -103,23 +103,26 @@ impl Read for Pipe {
         if length == 0 && self.incoming_ends {
             return Ok(0);
         }
-        // A stuck peer does not read, but it can send.
+        // A stalled peer does not read, but it can send.
         let allowed = if length == 0 {
             None
-        } else if matches!(self.mood, Mood::Stuck | Mood::Broken | Mood::Sips(_)) {
+        } else if matches!(
+            self.behavior,
+            Behavior::Stalled | Behavior::WriteError | Behavior::LimitedWrites(_)
+        ) {
             Some(length)
         } else {
             self.allow(length)
         };
         let Some(count) = allowed else {
-            self.owes_readable = true;
+            self.readable_pending = true;
             return Err(ErrorKind::WouldBlock.into());
         };
         for (to, from) in buffer.iter_mut().zip(self.incoming.drain(..count)) {
             *to = from;
         }
         // A short read, though there is more: as if the rest had come a moment later.
-        self.owes_readable |= count < buffer.len();
+        self.readable_pending |= count < buffer.len();
         Ok(count)
     }
 }
@@ -128,14 +131,14 @@ impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         assert!(!self.outgoing_ended, "a write after the end of file");
         self.writes += 1;
-        if self.is_reset || matches!(self.mood, Mood::Broken) {
+        if self.is_reset || matches!(self.behavior, Behavior::WriteError) {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let Some(count) = self.allow(bytes.len()) else {
-            self.owes_writable = true;
+            self.writable_pending = true;
             return Err(ErrorKind::WouldBlock.into());
         };
-        self.owes_writable |= count < bytes.len();
+        self.writable_pending |= count < bytes.len();
         self.outgoing.extend_from_slice(&bytes[..count]);
         Ok(count)
     }
@@ -211,17 +214,17 @@ impl Rig {
 
     /// An engine whose log begins anew.
     pub fn with_epoch(limits: Limits, epoch: u64) -> Rig {
-        Rig::made_of(Engine::new(limits, epoch), |pipe| pipe)
+        Rig::with_engine(Engine::new(limits, epoch), |pipe| pipe)
     }
 }
 
 impl<T: Piped> Rig<T> {
     /// One whose connections are made of pipes.
     pub fn over(limits: Limits, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
-        Rig::made_of(Engine::new(limits, 1_000), enter)
+        Rig::with_engine(Engine::new(limits, 1_000), enter)
     }
 
-    fn made_of(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
+    fn with_engine(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
         Rig {
             engine,
             now: Moment::from_millis(1_000_000),
@@ -232,20 +235,20 @@ impl<T: Piped> Rig<T> {
     }
 
     /// A connection that has said nothing.
-    pub fn connect(&mut self, mood: Mood) -> SlotId {
-        self.connect_from("127.0.0.1", mood)
+    pub fn connect(&mut self, behavior: Behavior) -> SlotId {
+        self.connect_from("127.0.0.1", behavior)
     }
 
     /// A connection from somewhere.
-    pub fn connect_from(&mut self, address: &str, mood: Mood) -> SlotId {
+    pub fn connect_from(&mut self, address: &str, behavior: Behavior) -> SlotId {
         let peer = Peer::from(SocketAddr::new(address.parse().unwrap(), 1));
-        let transport = (self.enter)(Pipe::new(mood));
+        let transport = (self.enter)(Pipe::new(behavior));
         self.engine.admit(transport, peer, self.now)
     }
 
     /// A connection that has joined a channel.
     pub fn join(&mut self, path: &str) -> SlotId {
-        let id = self.connect(Mood::Kind);
+        let id = self.connect(Behavior::Cooperative);
         self.send(id, frames::upgrade(path).as_bytes());
         self.turn();
         let head = String::from_utf8(std::mem::take(&mut self.pipe(id).outgoing)).unwrap();
@@ -278,10 +281,10 @@ impl<T: Piped> Rig<T> {
     }
 
     /// The peer sends bytes, and their event has not been fetched.
-    pub fn send_unseen(&mut self, id: SlotId, bytes: &[u8]) {
+    pub fn send_without_event(&mut self, id: SlotId, bytes: &[u8]) {
         let pipe = self.pipe(id);
         pipe.incoming.extend(bytes);
-        pipe.owes_readable = false;
+        pipe.readable_pending = false;
     }
 
     pub fn send_text(&mut self, id: SlotId, text: &str) {
@@ -289,7 +292,7 @@ impl<T: Piped> Rig<T> {
     }
 
     /// The peer's end of file, behind what it has sent.
-    pub fn finish(&mut self, id: SlotId) {
+    pub fn send_eof(&mut self, id: SlotId) {
         self.pipe(id).incoming_ends = true;
         self.engine.slots.mark_read_closed(id);
         self.engine.slots.mark_ready(id);
@@ -303,14 +306,14 @@ impl<T: Piped> Rig<T> {
     }
 
     /// The peer reads again.
-    pub fn unstick(&mut self, id: SlotId, mood: Mood) {
-        self.pipe(id).mood = mood;
+    pub fn set_behavior(&mut self, id: SlotId, behavior: Behavior) {
+        self.pipe(id).behavior = behavior;
     }
 
     /// One turn, as the loop makes it.
     pub fn turn(&mut self) {
         self.engine.gate.unix_now = self.unix_now();
-        self.note();
+        self.deliver_events();
         self.engine.relieve(self.used_bytes, self.now);
         self.engine.drive(self.now);
         self.engine.deliver(self.now);
@@ -326,10 +329,10 @@ impl<T: Piped> Rig<T> {
     }
 
     /// Turns until nothing moves any more.
-    pub fn settle(&mut self) {
+    pub fn run_until_idle(&mut self) {
         for _ in 0..10_000 {
             self.turn();
-            if !self.engine.slots.has_work() && !self.owes_events() {
+            if !self.engine.slots.has_work() && !self.has_pending_events() {
                 return;
             }
         }
@@ -337,7 +340,7 @@ impl<T: Piped> Rig<T> {
     }
 
     /// Lets time pass, with a turn at each sweep.
-    pub fn pass(&mut self, millis: u32) {
+    pub fn advance_ms(&mut self, millis: u32) {
         let end = self.now.after(millis);
         while !end.has_come(self.now) {
             self.now = self.now.after(50).or_earlier(end);
@@ -346,14 +349,14 @@ impl<T: Piped> Rig<T> {
     }
 
     /// The events that pipes owe, one in the next turn for each call that said "would block".
-    fn note(&mut self) {
+    fn deliver_events(&mut self) {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
         for id in ids {
             let pipe = self.pipe(id);
-            let is_stuck = matches!(pipe.mood, Mood::Stuck) && !pipe.is_reset;
+            let is_stalled = matches!(pipe.behavior, Behavior::Stalled) && !pipe.is_reset;
             let has_news = !pipe.incoming.is_empty() || pipe.incoming_ends || pipe.is_reset;
-            let readable = has_news && std::mem::take(&mut pipe.owes_readable);
-            let writable = !is_stuck && std::mem::take(&mut pipe.owes_writable);
+            let readable = has_news && std::mem::take(&mut pipe.readable_pending);
+            let writable = !is_stalled && std::mem::take(&mut pipe.writable_pending);
             if readable {
                 self.engine.slots.mark_ready(id);
             }
@@ -363,19 +366,22 @@ impl<T: Piped> Rig<T> {
         }
     }
 
-    fn owes_events(&mut self) -> bool {
+    fn has_pending_events(&mut self) -> bool {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
         ids.into_iter().any(|id| {
             let pipe = self.pipe(id);
             let has_news = !pipe.incoming.is_empty() || pipe.incoming_ends || pipe.is_reset;
-            (pipe.owes_readable && has_news) || (pipe.owes_writable && !matches!(pipe.mood, Mood::Stuck))
+            (pipe.readable_pending && has_news)
+                || (pipe.writable_pending && !matches!(pipe.behavior, Behavior::Stalled))
         })
     }
 
     fn reap(&mut self) {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
-        let pipes: Vec<(SlotId, Pipe)> =
-            ids.into_iter().map(|id| (id, std::mem::replace(self.pipe(id), Pipe::new(Mood::Kind)))).collect();
+        let pipes: Vec<(SlotId, Pipe)> = ids
+            .into_iter()
+            .map(|id| (id, std::mem::replace(self.pipe(id), Pipe::new(Behavior::Cooperative))))
+            .collect();
         self.engine.reap(self.now);
         for (id, pipe) in pipes {
             match self.engine.slots.get_mut(id) {

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::process::PATIENCE;
+use super::process::TEST_TIMEOUT;
 
 /// A pseudo-terminal, and its output.
 pub struct Terminal {
@@ -61,7 +61,7 @@ impl Terminal {
     pub fn shows(&self, text: &str) {
         let start = Instant::now();
         while !self.text().contains(text) {
-            assert!(start.elapsed() < PATIENCE, "{text:?} is not in {:?}", self.text());
+            assert!(start.elapsed() < TEST_TIMEOUT, "{text:?} is not in {:?}", self.text());
             thread::sleep(std::time::Duration::from_millis(5));
         }
     }

@@ -16,7 +16,7 @@ use rustls::{
 };
 use rustls::{SideData, SupportedProtocolVersion};
 
-use super::process::PATIENCE;
+use super::process::TEST_TIMEOUT;
 
 /// A certificate for localhost and its address with its key, in files that are removed when this is dropped.
 pub struct Identity {
@@ -205,8 +205,8 @@ impl Tunnel {
     /// A connection on which nothing has been said.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
         stream
     }
 }
