@@ -320,7 +320,8 @@ impl<T: Transport> Engine<T> {
             pressure.end(slot, now);
         }
         if slot.outbox.is_empty() && slot.transport.holds_back() {
-            // It is on its way out, and the session's deadline stands.
+            // The last TLS record of a response: the session has its deadlines, and the peer has to take it.
+            self.judge_stall(id, now);
             return;
         }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
@@ -352,7 +353,7 @@ impl<T: Transport> Engine<T> {
     fn judge_stall(&mut self, id: SlotId, now: Moment) {
         let Engine { slots, limits, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        if !slot.state.listens() || !has_stalled(&slot.outbox, limits, now) {
+        if !slot.state.listens() || !has_stalled(slot, limits, now) {
             return;
         }
         match limits.on_slow {
@@ -424,7 +425,7 @@ impl<T: Transport> Engine<T> {
             self.close(id, Reason::TlsFailed { fault: TlsFault::RecordTimeout }, now);
             return true;
         }
-        let has_stalled = !pings && has_stalled(&slot.outbox, limits, now);
+        let has_stalled = !pings && has_stalled(slot, limits, now);
         if has_stalled {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
             // last write tells.
@@ -573,8 +574,11 @@ enum AfterRead {
 }
 
 /// Returns true if the socket has taken nothing, or too little, for too long.
-fn has_stalled(outbox: &Outbox, limits: &Limits, now: Moment) -> bool {
-    outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
+fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: Moment) -> bool {
+    if slot.outbox.is_empty() {
+        return slot.transport.is_write_late(now, limits.slow_timeout_ms);
+    }
+    slot.outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
 }
 
 /// Has the socket taken everything?

@@ -183,6 +183,8 @@ pub struct Secured<S> {
     plaintext: Vec<u8>,
     /// What was encrypted and is yet to be taken by the socket.
     outgoing: Vec<u8>,
+    /// Since when, as of the last check, the socket has taken nothing of `outgoing`.
+    write_since: Option<Moment>,
 }
 
 /// What becomes of what the peer sends.
@@ -231,6 +233,7 @@ impl<S: Transport> Secured<S> {
             record_since: None,
             plaintext: Vec::new(),
             outgoing: Vec::new(),
+            write_since: None,
         })
     }
 
@@ -428,6 +431,9 @@ impl<S: Transport> Secured<S> {
                 Err(error) => return Err(error),
             }
         };
+        if taken > 0 {
+            self.write_since = None;
+        }
         self.outgoing.extend_from_slice(&bytes[taken..]);
         self.is_blocked = taken < bytes.len();
         Ok(!self.is_blocked)
@@ -522,6 +528,15 @@ impl<S: Transport> Transport for Secured<S> {
             return false;
         }
         self.record_since.get_or_insert(now).after(timeout_ms).has_come(now)
+    }
+
+    fn is_write_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+        // A handshake has a deadline of its own.
+        if self.outgoing.is_empty() || self.session.is_handshaking() {
+            self.write_since = None;
+            return false;
+        }
+        self.write_since.get_or_insert(now).after(timeout_ms).has_come(now)
     }
 
     fn push(&mut self) -> io::Result<bool> {

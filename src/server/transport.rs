@@ -66,6 +66,11 @@ pub trait Transport: Write {
         false
     }
 
+    /// Returns true if the peer has taken nothing for this long of the bytes that are held back.
+    fn is_write_late(&mut self, _now: Moment, _timeout_ms: u32) -> bool {
+        false
+    }
+
     /// Sends what it holds back; `false` if the socket did not take all of it.
     ///
     /// # Errors
@@ -164,6 +169,10 @@ impl<T: Transport> Transport for Box<T> {
 
     fn is_record_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
         (**self).is_record_late(now, timeout_ms)
+    }
+
+    fn is_write_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+        (**self).is_write_late(now, timeout_ms)
     }
 
     fn push(&mut self) -> io::Result<bool> {
