@@ -532,26 +532,27 @@ fn peer_that_does_not_take_the_last_record_is_closed_slow() {
     for version in [&TLS12, &TLS13] {
         let limits = Limits { slow_timeout_ms: 2_000, keep_alive_ms: 60_000, ..Limits::default() };
         let mut tls = Tls::new(version, limits, 8);
-        let [mut takes_nothing, mut takes_a_little] = [tls.connect(Mood::Kind), tls.connect(Mood::Kind)];
+        let [mut takes_nothing, mut takes_a_little] =
+            [tls.connect(Behavior::Cooperative), tls.connect(Behavior::Cooperative)];
         for peer in [&mut takes_nothing, &mut takes_a_little] {
-            tls.settle(peer);
-            tls.rig.pipe(peer.id).mood = Mood::Stuck;
+            tls.run_until_idle(peer);
+            tls.rig.pipe(peer.id).behavior = Behavior::Stalled;
             peer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
             let request = peer.say();
             tls.rig.send(peer.id, &request);
             tls.turn();
         }
-        tls.rig.pass(1_500);
+        tls.rig.advance_ms(1_500);
         assert!(tls.rig.is_alive(takes_nothing.id));
-        tls.rig.unstick(takes_a_little.id, Mood::Sips(1));
+        tls.rig.set_behavior(takes_a_little.id, Behavior::LimitedWrites(1));
         tls.rig.engine.slots.mark_writable(takes_a_little.id);
         tls.turn();
-        tls.rig.unstick(takes_a_little.id, Mood::Stuck);
-        tls.rig.pass(1_000);
+        tls.rig.set_behavior(takes_a_little.id, Behavior::Stalled);
+        tls.rig.advance_ms(1_000);
         assert!(!tls.rig.is_alive(takes_nothing.id));
         assert!(tls.rig.is_alive(takes_a_little.id), "its time begins again");
         assert_eq!(tls.rig.engine.metrics.closed(Reason::Slow), 1);
-        tls.rig.pass(2_000);
+        tls.rig.advance_ms(2_000);
         assert!(!tls.rig.is_alive(takes_a_little.id));
     }
 }
