@@ -181,13 +181,13 @@ pub struct Limits {
     pub accepts_per_turn: usize,
     /// Reads from one slot in one turn. The first read of a quiet connection takes all there is; the
     /// second finds the end of file that came with it.
-    pub reads_per_slot: usize,
+    pub reads_per_connection: usize,
     /// Bytes read from one slot in one turn while others wait, counted as those of a turn are, and the size of the one scratch buffer. 16 KiB
     /// are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120 us: past that, the
     /// next slot has its turn. With 64 KiB for each, those who wait for many such publishers wait four times
     /// as long. What the turn has for each that is ready may be more: a publisher that is alone is read on,
     /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one.
-    pub read_bytes_per_slot: usize,
+    pub read_bytes_per_connection: usize,
     /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that
     /// a turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
     /// either way. It bounds what a turn publishes, and an outbox has to hold that in addition to the largest message,
@@ -317,8 +317,8 @@ impl Default for Limits {
             tickets_per_client_max: 1_000,
             log_lines_per_second: 100,
             accepts_per_turn: 64,
-            reads_per_slot: 4,
-            read_bytes_per_slot: 16 << 10,
+            reads_per_connection: 4,
+            read_bytes_per_connection: 16 << 10,
             read_bytes_per_turn: 256 << 10,
         }
     }
@@ -385,10 +385,10 @@ impl Limits {
                 self.outbox_bytes_max, self.read_bytes_per_turn
             ));
         }
-        if self.read_bytes_per_turn < self.read_bytes_per_slot {
+        if self.read_bytes_per_turn < self.read_bytes_per_connection {
             return refuse(format!(
-                "--read-bytes-per-turn {} is less than --read-bytes-per-slot {}: raise the first or lower the second",
-                self.read_bytes_per_turn, self.read_bytes_per_slot
+                "--read-bytes-per-turn {} is less than --read-bytes-per-connection {}: raise the first or lower the second",
+                self.read_bytes_per_turn, self.read_bytes_per_connection
             ));
         }
         let memory_bytes_min = self.outbox_bytes_max.max(largest) as u64 * Self::MEMORY_SHARES;
@@ -436,7 +436,7 @@ mod tests {
         check(
             Limits { read_bytes_per_turn: 4_096, ..limits() },
             "--read-bytes-per-turn",
-            "--read-bytes-per-slot",
+            "--read-bytes-per-connection",
         );
         check(Limits { drain_ms: 1_000, ..limits() }, "--drain-seconds", "--close-timeout-ms");
     }

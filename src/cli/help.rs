@@ -87,8 +87,8 @@ const SERVE: [(&str, &[&str]); 9] = [
         &[
             "log-lines-per-second",
             "accepts-per-turn",
-            "reads-per-slot",
-            "read-bytes-per-slot",
+            "reads-per-connection",
+            "read-bytes-per-connection",
             "read-bytes-per-turn",
             "work-micros-per-turn",
             "notsent-lowat-bytes",

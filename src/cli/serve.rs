@@ -234,12 +234,12 @@ pub(super) struct Serve {
     accepts_per_turn: usize,
 
     /// Most reads from one connection in one turn.
-    #[arg(long, env = "OYEZ_READS_PER_SLOT", value_name = "N", default_value = "4", value_parser = count)]
-    reads_per_slot: usize,
+    #[arg(long, env = "OYEZ_READS_PER_CONNECTION", value_name = "N", default_value = "4", value_parser = count)]
+    reads_per_connection: usize,
 
     /// Most bytes read from one connection in one turn while others wait; also the size of the shared read buffer.
-    #[arg(long, env = "OYEZ_READ_BYTES_PER_SLOT", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
-    read_bytes_per_slot: usize,
+    #[arg(long, env = "OYEZ_READ_BYTES_PER_CONNECTION", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
+    read_bytes_per_connection: usize,
 
     /// Maximum bytes read from all connections in one turn. A frame counts at least 64, an HTTP request 1,024 more.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_TURN", value_name = "BYTES", default_value = "256KiB", value_parser = bytes)]
@@ -406,8 +406,8 @@ impl Serve {
                 tickets_per_client_max: self.gate.tickets_per_client_max,
                 log_lines_per_second: self.log_lines_per_second,
                 accepts_per_turn: self.accepts_per_turn,
-                reads_per_slot: self.reads_per_slot,
-                read_bytes_per_slot: self.read_bytes_per_slot,
+                reads_per_connection: self.reads_per_connection,
+                read_bytes_per_connection: self.read_bytes_per_connection,
                 read_bytes_per_turn: self.read_bytes_per_turn,
             },
             tcp: Tcp {

@@ -117,7 +117,7 @@ impl<T: Transport> Engine<T> {
             wishes: Vec::new(),
             gathered: Gathered::default(),
             pressure: Pressure::new(),
-            scratch: vec![0; limits.read_bytes_per_slot],
+            scratch: vec![0; limits.read_bytes_per_connection],
             sweeper: Sweeper::new(),
             ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
@@ -177,7 +177,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
             let Some(id) = self.slots.next_ready(queue) else { break };
-            let share = (budget / (left + others)).max(self.limits.read_bytes_per_slot);
+            let share = (budget / (left + others)).max(self.limits.read_bytes_per_connection);
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read(id, share, now);
             if self.memory.is_in_force(MemoryStep::RefuseLarge) {
@@ -215,7 +215,7 @@ impl<T: Transport> Engine<T> {
             state.resume(&mut desk);
         }
         let mut after = AfterRead::Requeue;
-        for _ in 0..desk.limits.reads_per_slot {
+        for _ in 0..desk.limits.reads_per_connection {
             if !state.takes_input(is_flushed(desk.outbox, transport), is_paused) && !has_write_failed {
                 after = AfterRead::Hold;
                 break;

@@ -15,7 +15,7 @@ use crate::support::rig::{Behavior, Rig};
 
 #[test]
 fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
-    let limits = Limits { read_bytes_per_slot: 1_024, read_bytes_per_turn: 4_096, ..Limits::default() };
+    let limits = Limits { read_bytes_per_connection: 1_024, read_bytes_per_turn: 4_096, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (flood, other) = (rig.join("/ws/flood"), rig.join("/ws/other"));
     let frame = frames::masked(TEXT, &[b'x'; 122]);
@@ -33,7 +33,7 @@ fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
 
 #[test]
 fn the_turns_budget_is_shared_in_turns() {
-    let limits = Limits { read_bytes_per_slot: 1_024, read_bytes_per_turn: 2_048, ..Limits::default() };
+    let limits = Limits { read_bytes_per_connection: 1_024, read_bytes_per_turn: 2_048, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let floods: Vec<_> = (0..6).map(|place| rig.join(&format!("/ws/{place}"))).collect();
     let frame = frames::masked(TEXT, &[b'x'; 122]);
@@ -59,7 +59,7 @@ fn the_turns_budget_is_shared_in_turns() {
 
 #[test]
 fn reads_are_bounded_too() {
-    let limits = Limits { reads_per_slot: 2, ..Limits::default() };
+    let limits = Limits { reads_per_connection: 2, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = rig.join("/ws");
     // An event that says "no more will come" lets the engine read on after a short read.
@@ -76,7 +76,7 @@ fn reads_are_bounded_too() {
 
 /// A turn that reads at most eight times 1,024 bytes, or what costs as much.
 fn narrow() -> Limits {
-    Limits { read_bytes_per_slot: 1_024, read_bytes_per_turn: 8_192, ..Limits::default() }
+    Limits { read_bytes_per_connection: 1_024, read_bytes_per_turn: 8_192, ..Limits::default() }
 }
 
 /// This many connections, each on a separate channel.
@@ -119,8 +119,11 @@ fn quiet_pair_beside_a_thousand_floods_is_served_in_the_next_turn() {
 
 #[test]
 fn flood_that_leaves_nothing_unread_is_not_taken_for_a_quiet_client() {
-    let mut rig =
-        Rig::new(Limits { read_bytes_per_slot: 16_384, read_bytes_per_turn: 32_768, ..Limits::default() });
+    let mut rig = Rig::new(Limits {
+        read_bytes_per_connection: 16_384,
+        read_bytes_per_turn: 32_768,
+        ..Limits::default()
+    });
     let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
     let floods = join_many(&mut rig, 100);
     let flood = frames::masked(TEXT, &[b'x'; 250]).repeat(20);
@@ -166,7 +169,7 @@ fn empty_frames_and_requests_count_in_the_turns_budget() {
     floods.iter().for_each(|&id| rig.send(id, &empty.repeat(8_000)));
     rig.turn();
     let heard: usize = floods.iter().map(|&id| rig.texts(id).len()).sum();
-    let read = Limits::default().read_bytes_per_slot / empty.len();
+    let read = Limits::default().read_bytes_per_connection / empty.len();
     let most = Limits::default().read_bytes_per_turn / 64 + read;
     assert!(heard <= most, "{heard} of at most {most} frames in one turn");
 

@@ -222,8 +222,8 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--close-timeout-ms", "0"),
         ("--drain-seconds", "0"),
         ("--accepts-per-turn", "0"),
-        ("--reads-per-slot", "0"),
-        ("--read-bytes-per-slot", "0"),
+        ("--reads-per-connection", "0"),
+        ("--read-bytes-per-connection", "0"),
         ("--read-bytes-per-turn", "x"),
         ("--backlog", "0"),
         ("--notsent-lowat-bytes", "0"),
@@ -278,7 +278,7 @@ fn contradictions_are_refused_at_start() {
     check(&["--message-bytes-max=2MiB"], "--outbox-bytes-max");
     check(&["--body-bytes-max=2MiB"], "--outbox-bytes-max");
     check(&["--memory-max=8191KiB"], "--memory-max 8387584 is too small for --outbox-bytes-max 2097152");
-    check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-slot");
+    check(&["--read-bytes-per-turn=1KiB"], "--read-bytes-per-connection");
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
     check(&["--proxy-protocol"], "--trusted-proxy");

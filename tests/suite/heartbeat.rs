@@ -347,7 +347,7 @@ fn a_pong_that_waits_for_the_turns_budget_counts() {
     let limits = Limits {
         ping_interval_ms: 1_000,
         pong_timeout_ms: 1_000,
-        read_bytes_per_slot: 512,
+        read_bytes_per_connection: 512,
         read_bytes_per_turn: 512,
         ..Limits::default()
     };
@@ -366,7 +366,7 @@ fn a_pong_that_waits_for_the_turns_budget_counts() {
 
 #[test]
 fn a_head_that_came_in_time_is_served_however_late() {
-    let limits = Limits { read_bytes_per_slot: 512, read_bytes_per_turn: 512, ..Limits::default() };
+    let limits = Limits { read_bytes_per_connection: 512, read_bytes_per_turn: 512, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let flood = rig.join("/ws/flood");
     rig.send(flood, &frames::masked(TEXT, &[b'x'; 100]).repeat(100));

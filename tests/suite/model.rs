@@ -219,7 +219,7 @@ impl World {
             body_timeout_ms: 1_000_000,
             ping_interval_ms: 4_000,
             pong_timeout_ms: 1_000_000,
-            read_bytes_per_slot: 512,
+            read_bytes_per_connection: 512,
             read_bytes_per_turn: 2_048,
             ..Limits::default()
         };

@@ -108,7 +108,7 @@ fn limits(on_slow: OnSlow) -> Limits {
         close_timeout_ms: 500,
         drain_ms: 1_000,
         ping_interval_ms: 0,
-        read_bytes_per_slot: 512,
+        read_bytes_per_connection: 512,
         read_bytes_per_turn: 2_048,
         history: HistoryLimits { messages_max: 8, bytes_max: 3_000, age_ms: 2_000, total_bytes_max: 5_500 },
         ..Limits::default()

@@ -231,7 +231,7 @@ fn byte_by_byte_over_a_mean_transport() {
 #[test]
 fn more_than_the_read_buffer_holds_needs_no_further_event() {
     // One record of 16 KiB, and 512 bytes of room for it: the rest lies in no socket.
-    let limits = Limits { read_bytes_per_slot: 512, reads_per_slot: 1, ..Limits::default() };
+    let limits = Limits { read_bytes_per_connection: 512, reads_per_connection: 1, ..Limits::default() };
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, limits.clone(), 8);
         let mut short = tls.join("/ws");
