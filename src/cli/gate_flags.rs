@@ -8,7 +8,7 @@ use log::warn;
 
 use super::Failure;
 use super::key_files::KeyFiles;
-use super::serve::{count, millis, small_count_or_0};
+use super::values::{count, millis, small_count_or_0};
 use crate::access::gate::{DateCache, Gate};
 use crate::access::grant::Grant;
 use crate::access::pace::Meters;

@@ -2,7 +2,6 @@
 
 mod bench;
 mod bench_flags;
-mod client;
 mod environment;
 mod gate_flags;
 mod help;
@@ -10,14 +9,14 @@ mod input;
 mod key_files;
 mod memory;
 mod output;
+mod parent;
 mod progress;
 mod publish;
-mod request;
 mod serve;
-mod stream;
 mod subscribe;
 mod token;
 mod trust;
+mod values;
 
 use std::ffi::OsString;
 use std::fmt;

@@ -18,19 +18,21 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message};
 
 use super::Failure;
-use super::client::{Connection, Server, describe, would_block};
 use super::input::{self, Batch};
 use super::key_files::TokenFile;
 use super::output;
-use super::request;
 use super::trust::TrustFlags;
+use super::values::channel_name;
+use crate::client::endpoint::Endpoint;
+use crate::client::publish_request::{self, PublishResponse};
+use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
 
 /// The flags of `oyez pub`.
 #[derive(Debug, Args)]
 pub(super) struct Publish {
     /// The channel: 1 to 255 characters of A-Z a-z 0-9 _ . : -
-    #[arg(value_parser = super::subscribe::channel_name)]
+    #[arg(value_parser = channel_name)]
     channel: ChannelName,
 
     /// The message. Without it, or with "-", each line of standard input is a message.
@@ -41,8 +43,8 @@ pub(super) struct Publish {
     binary: bool,
 
     /// The server.
-    #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
-    url: Server,
+    #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Endpoint::parse)]
+    url: Endpoint,
 
     #[command(flatten)]
     trust: TrustFlags,
@@ -63,13 +65,15 @@ const READS_PER_TURN: usize = 256;
 impl Publish {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
-        let server = self.url.trusting(&self.trust)?;
+        let endpoint = self.trust.apply(self.url)?;
         let token = self.token.load()?;
         if let Some(text) = self.text.filter(|text| text != "-") {
-            let published = request::publish(&server, self.channel.as_str(), &text, token.as_deref())?;
+            let published =
+                publish_request::publish(&endpoint, self.channel.as_str(), &text, token.as_deref())
+                    .map_err(Failure::Failed)?;
             if output::is_watched() {
-                let request::Published { id, members } = published;
-                let subscribers = members.map(|members| format!(" to {}", many(members, "subscriber")));
+                let PublishResponse { id, subscribers } = published;
+                let subscribers = subscribers.map(|count| format!(" to {}", many(count, "subscriber")));
                 let subscribers = subscribers.unwrap_or_default();
                 output::note(format_args!("published as {}{subscribers}", id.escape_debug()));
             }
@@ -83,7 +87,7 @@ impl Publish {
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
         // A channel's name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
-        let connection = server.connect(&path, None, token.as_deref());
+        let connection = websocket::connect(&endpoint, &path, None, token.as_deref());
         let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         let descriptor = connection.get_ref().as_raw_fd();
@@ -215,7 +219,9 @@ impl Publisher {
                     Err(Failure::Failed(format!("{why}; {} messages before it were published", self.sent)))
                 }
             },
-            (_, Ok(frame)) => Err(self.lost(&format!("the server closed with {}", describe(frame.as_ref())))),
+            (_, Ok(frame)) => {
+                Err(self.lost(&format!("the server closed with {}", describe_close(frame.as_ref()))))
+            }
             (_, Err(error)) => Err(self.lost(&error.to_string())),
         }
     }

@@ -18,11 +18,13 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
 use super::Failure;
-use super::client::{Connection, NoConnection, Server, describe, would_block};
 use super::key_files::TokenFile;
 use super::output::{self, Stdout, visible};
 use super::trust::TrustFlags;
-use crate::ids::{ChannelName, Since};
+use super::values::{channel_name, cursor};
+use crate::client::endpoint::{ConnectError, Endpoint};
+use crate::client::websocket::{self, Connection, describe_close, would_block};
+use crate::ids::ChannelName;
 use crate::session::upgrade;
 
 /// The flags of `oyez sub`.
@@ -54,23 +56,14 @@ pub(super) struct Subscribe {
     count: Option<u64>,
 
     /// The server.
-    #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Server::parse)]
-    url: Server,
+    #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Endpoint::parse)]
+    url: Endpoint,
 
     #[command(flatten)]
     trust: TrustFlags,
 
     #[command(flatten)]
     token: TokenFile,
-}
-
-/// A channel's name on the command line.
-pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
-    ChannelName::parse(text.as_bytes()).map_err(|why| why.to_string())
-}
-
-fn cursor(text: &str) -> Result<String, String> {
-    Since::parse(text.as_bytes()).map(|_| text.to_owned()).map_err(|why| why.to_string())
 }
 
 /// The first pause after a lost connection, doubled by each further one, up to the last. The pause that
@@ -149,7 +142,7 @@ struct Heard<'a> {
 impl Subscribe {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::Failed(error.to_string());
-        let server = self.url.trusting(&self.trust)?;
+        let endpoint = self.trust.apply(self.url)?;
         let mut poll = Poll::new().map_err(failed)?;
         let mut events = Events::with_capacity(8);
         let out = Stdout::lock();
@@ -168,7 +161,7 @@ impl Subscribe {
             failures: 0,
         };
         loop {
-            line.connect(&server, &self.token, poll.registry())?;
+            line.connect(&endpoint, &self.token, poll.registry())?;
             let read = line.read(&mut output)?;
             output.out.flush()?;
             match read {
@@ -199,15 +192,20 @@ impl Line {
     }
 
     /// Connects, when the pause is over, and subscribes from where it was.
-    fn connect(&mut self, server: &Server, token: &TokenFile, registry: &Registry) -> Result<(), Failure> {
+    fn connect(
+        &mut self,
+        endpoint: &Endpoint,
+        token: &TokenFile,
+        registry: &Registry,
+    ) -> Result<(), Failure> {
         if self.waits_until().is_none_or(|until| until > Instant::now()) {
             return Ok(());
         }
         let token = token.load()?;
-        let mut connection = match server.connect("/ws", Some(upgrade::V1), token.as_deref()) {
+        let mut connection = match websocket::connect(endpoint, "/ws", Some(upgrade::V1), token.as_deref()) {
             Ok(connection) => connection,
-            Err(NoConnection::Refused(why)) => return Err(Failure::Failed(why)),
-            Err(NoConnection::Unreachable(why)) => return self.lost(&why, &Return::Backoff),
+            Err(ConnectError::Rejected(why)) => return Err(Failure::Failed(why)),
+            Err(ConnectError::Unreachable(why)) => return self.lost(&why, &Return::Backoff),
         };
         let descriptor = connection.get_ref().as_raw_fd();
         registry
@@ -247,7 +245,7 @@ impl Line {
                 }
                 Ok(Message::Close(frame)) => {
                     let _ = connection.flush();
-                    let why = format!("closed with {}", describe(frame.as_ref()));
+                    let why = format!("closed with {}", describe_close(frame.as_ref()));
                     return Ok(Read::Lost { why, comes_back: comes_back(frame.as_ref()) });
                 }
                 Ok(_) => {}

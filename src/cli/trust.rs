@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::load::tls::Trust;
+use super::Failure;
+use crate::client::endpoint::Endpoint;
+use crate::client::tls::Trust;
 
 /// Whom a client trusts, beside those that browsers trust.
 #[derive(Clone, Debug, Args)]
@@ -24,11 +26,19 @@ impl TrustFlags {
         self.tls_ca.is_some() || self.tls_insecure
     }
 
+    /// Configures the certificates that a client of this endpoint accepts.
+    pub(super) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, Failure> {
+        if self.is_given() && !endpoint.is_encrypted() {
+            return Err(Failure::Usage("--tls-ca and --tls-insecure need wss://".to_owned()));
+        }
+        endpoint.with_trust(&self.trust()).map_err(Failure::Failed)
+    }
+
     /// What they come to.
     pub(super) fn trust(&self) -> Trust {
         match &self.tls_ca {
-            _ if self.tls_insecure => Trust::Anybody,
-            Some(path) => Trust::And(path.clone()),
+            _ if self.tls_insecure => Trust::Any,
+            Some(path) => Trust::PublicAnd(path.clone()),
             None => Trust::Public,
         }
     }

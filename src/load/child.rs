@@ -10,8 +10,6 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-#[cfg(target_os = "linux")]
-use rustix::process::{getppid, set_parent_process_death_signal};
 
 use super::pin;
 
@@ -21,28 +19,6 @@ const END_POLL: Duration = Duration::from_millis(5);
 
 /// The flag of `oyez serve` with the process id of its parent. It is not in `--help`.
 pub const END_WITH_PARENT_FLAG: &str = "--end-with-parent";
-
-/// Ends this process with SIGTERM when `parent` ends: SIGKILL, a panic or a closed terminal give the parent no time to
-/// stop its child. To be called by the child, since the setting does not outlast an `exec` by the parent.
-///
-/// # Errors
-/// The parent is gone already, or the system has no such setting.
-#[cfg(target_os = "linux")]
-pub fn end_with_parent(parent: u32) -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::TERM))?;
-    // It may have ended before the call; then another process is the parent now, and no signal arrives.
-    let is_there = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
-    if is_there { Ok(()) } else { Err(io::Error::other("the process that started it has ended")) }
-}
-
-/// Elsewhere the parent stops its child if it can.
-///
-/// # Errors
-/// None.
-#[cfg(not(target_os = "linux"))]
-pub fn end_with_parent(_: u32) -> io::Result<()> {
-    Ok(())
-}
 
 /// A running `oyez serve`, stopped when it is dropped.
 #[derive(Debug)]

@@ -15,13 +15,14 @@ use slab::Slab;
 
 use super::attendance::{Attendance, Role};
 use super::clock::{Clock, Time};
-use super::handshake::Handshake;
 use super::ledger::Ledger;
 use super::member::{End, Member, Progress, State};
-use super::tally::{Cause, Phase, Tally};
+use super::tally::{Phase, Tally};
 use super::target::Target;
-use super::tls::Tls;
-use super::transport::Transport;
+use crate::client::cause::Cause;
+use crate::client::handshake::Handshake;
+use crate::client::tls::TlsConnector;
+use crate::client::transport::ClientTransport;
 use crate::hub::outbox::Left;
 use crate::ids::SlotId;
 use crate::server::slots::{id_of, token_of};
@@ -114,7 +115,7 @@ impl Crowd {
     ) -> bool {
         let number = self.tally.attempted;
         self.tally.attempted += 1;
-        let session = match self.target.tls.as_ref().map(Tls::session).transpose() {
+        let session = match self.target.tls.as_ref().map(TlsConnector::session).transpose() {
             Ok(session) => session,
             Err(failure) => {
                 *self.tally.refused.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
@@ -137,7 +138,7 @@ impl Crowd {
         let (request, handshake) = Handshake::request(&self.target.authority, &self.target.path(channel));
         let attendance = Attendance::new(role, channel);
         let mut member =
-            Member::new(Transport::new(stream, session), handshake, attendance, now, id.generation);
+            Member::new(ClientTransport::new(stream, session), handshake, attendance, now, id.generation);
         member.send(request.into());
         self.members.insert(member);
         self.next_generation = self.next_generation.wrapping_add(1);

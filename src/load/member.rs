@@ -9,18 +9,19 @@ use bytes::Bytes;
 
 use super::attendance::Attendance;
 use super::clock::Time;
-use super::frames::{self, Kind, Walker};
-use super::handshake::{Answer, Handshake};
 use super::ledger::Ledger;
-use super::tally::{Cause, Phase};
-use super::transport::{Input, Transport};
+use super::tally::Phase;
+use crate::client::cause::Cause;
+use crate::client::frames::{self, FrameKind, ServerFrameScanner};
+use crate::client::handshake::{Handshake, HandshakeResponse};
+use crate::client::transport::{ClientTransport, ReadResult};
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::moment::Moment;
 
 /// One connection.
 #[derive(Debug)]
 pub struct Member {
-    pub(super) transport: Transport,
+    pub(super) transport: ClientTransport,
     /// How far it has come.
     pub state: State,
     /// What it has yet to send.
@@ -50,11 +51,11 @@ pub enum State {
     /// The request is out, or on its way.
     Handshaking(Handshake),
     /// Frames are counted.
-    Open(Walker),
+    Open(ServerFrameScanner),
     /// Nothing is read any more.
-    Stalled(Walker),
+    Stalled(ServerFrameScanner),
     /// Our close frame is out, or on its way, and the server's is to come.
-    Leaving(Walker),
+    Leaving(ServerFrameScanner),
     /// It is over.
     Ended(End),
 }
@@ -80,7 +81,7 @@ pub enum Progress {
 impl Member {
     /// A connection that has been begun.
     pub(super) fn new(
-        transport: Transport,
+        transport: ClientTransport,
         handshake: Handshake,
         attendance: Attendance,
         since: Time,
@@ -114,7 +115,7 @@ impl Member {
     /// One write; with TLS, what it has to say comes with it.
     pub(super) fn flush(&mut self, now: Moment) -> Left {
         match self.outbox.flush(&mut self.transport, Pace::ANY, now).1 {
-            Left::Nothing => match self.transport.push() {
+            Left::Nothing => match self.transport.write_pending() {
                 Ok(true) => Left::Nothing,
                 Ok(false) => Left::Blocked,
                 Err(error) => Left::Failed(error),
@@ -141,18 +142,18 @@ impl Member {
             return (self.marks.read_closed, Progress::Same);
         }
         match self.transport.read(scratch) {
-            Input::Bytes { place, more } => {
-                let progress = if place.is_empty() {
+            ReadResult::Bytes { range, more } => {
+                let progress = if range.is_empty() {
                     // A session that said no before its handshake may say yes now.
                     self.outbox.unblock();
                     Progress::Same
                 } else {
-                    self.receive(&scratch[place], ledger, now())
+                    self.receive(&scratch[range], ledger, now())
                 };
                 (more || self.marks.read_closed, progress)
             }
-            Input::Nothing => (false, Progress::Same),
-            Input::End(cause) => {
+            ReadResult::WouldBlock => (false, Progress::Same),
+            ReadResult::Ended(cause) => {
                 self.end_of_file(cause);
                 (false, Progress::Same)
             }
@@ -183,14 +184,14 @@ impl Member {
             return Progress::Same;
         }
         let State::Handshaking(handshake) = &mut self.state else { return Progress::Same };
-        let kept = mem::take(&mut handshake.kept);
+        let kept = mem::take(&mut handshake.received);
         let joined = [&kept, bytes].concat();
-        match handshake.judge(&joined) {
-            Answer::Partial => handshake.kept = joined,
-            Answer::Status(status) => self.lose(Cause::Status(status)),
-            Answer::Bad(why) => self.lose(Cause::Broken(why)),
-            Answer::Open(head_bytes) => {
-                self.state = State::Open(Walker::new());
+        match handshake.parse_response(&joined) {
+            HandshakeResponse::Partial => handshake.received = joined,
+            HandshakeResponse::Status(status) => self.lose(Cause::Status(status)),
+            HandshakeResponse::Invalid(why) => self.lose(Cause::Invalid(why)),
+            HandshakeResponse::Open(head_bytes) => {
+                self.state = State::Open(ServerFrameScanner::new());
                 ledger.joined(&self.attendance);
                 self.count(&joined[head_bytes..], ledger, now);
                 return Progress::Opened;
@@ -204,23 +205,23 @@ impl Member {
         let Member { state, outbox, attendance, .. } = self;
         let (State::Open(walker) | State::Stalled(walker) | State::Leaving(walker)) = state else { return };
         let mut close = None;
-        let walked = walker.walk(bytes, |frame| match frame.kind {
-            Kind::Message => {
+        let walked = walker.scan(bytes, |frame| match frame.kind {
+            FrameKind::Message => {
                 ledger.receive(attendance, frame.start, now);
                 ControlFlow::Continue(())
             }
-            Kind::Ping => {
+            FrameKind::Ping => {
                 outbox.queue(Rc::new(frames::pong(frame.start)));
                 ControlFlow::Continue(())
             }
-            Kind::Continuation | Kind::Pong => ControlFlow::Continue(()),
-            Kind::Close => {
+            FrameKind::Continuation | FrameKind::Pong => ControlFlow::Continue(()),
+            FrameKind::Close => {
                 close = Some(frames::close_code(frame.start));
                 ControlFlow::Break(())
             }
         });
         if walked.is_err() {
-            self.lose(Cause::Broken("what came is no frame"));
+            self.lose(Cause::Invalid("what came is no frame"));
         } else if let Some(code) = close {
             self.closed(code);
         }
@@ -237,7 +238,7 @@ impl Member {
                 let _ = io::Write::write(&mut self.transport, &reply);
             }
         }
-        self.transport.goodbye();
+        self.transport.send_close_notify();
         let end = if is_answer { End::Left } else { End::Lost(Phase::Open, Cause::Code(code)) };
         self.state = State::Ended(end);
     }

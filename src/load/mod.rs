@@ -20,8 +20,6 @@ pub mod child;
 pub mod clock;
 pub mod crowd;
 pub mod findings;
-pub mod frames;
-pub mod handshake;
 pub mod ledger;
 pub mod member;
 pub mod order;
@@ -41,8 +39,6 @@ pub mod tally;
 pub mod target;
 pub mod text;
 mod timer;
-pub mod tls;
-pub mod transport;
 pub mod verdict;
 
 use std::io;

@@ -108,8 +108,8 @@ fn ports(range: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tls::Trust;
     use crate::load::target::Target;
-    use crate::load::tls::Trust;
     use std::time::Duration;
 
     fn plan(connections: usize, scenario: Scenario) -> Plan {

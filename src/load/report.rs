@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::tls::Certificates;
+use crate::client::tls::Certificates;
 
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]

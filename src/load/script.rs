@@ -14,13 +14,13 @@ use super::attendance::Role;
 use super::clock::Time;
 use super::crowd::Crowd;
 use super::findings::{Findings, Window};
-use super::frames;
 use super::ledger::Ledger;
 use super::pace::Pace;
 use super::plan::{Plan, Scenario, Speed, Traffic};
 use super::probe::Process;
 use super::ramp::{Next, Ramp};
 use super::storm::Storm;
+use crate::client::frames;
 use crate::ids::SlotId;
 
 /// How much longer is waited for the last messages than the ledger waits for any of them.

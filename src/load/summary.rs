@@ -9,8 +9,9 @@ use super::report::{
     Connections, Count, Generator, Memory, MemoryAt, Point, Quantiles, Report, Setup, Stalled, Storm,
     Traffic, Usage,
 };
-use super::tally::{Cause, Causes, Phase, Tally};
+use super::tally::{Causes, Phase, Tally};
 use super::verdict;
+use crate::client::cause::Cause;
 
 impl Report {
     /// Draws up the report of a run.

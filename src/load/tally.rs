@@ -1,12 +1,10 @@
 //! What became of connections: attempted, opened, refused and lost, each by phase and by cause.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io;
 
 use hdrhistogram::Histogram;
 
-use super::tls;
+use crate::client::cause::Cause;
 
 /// How far a connection had come when it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,25 +17,6 @@ pub enum Phase {
     Open,
 }
 
-/// Why it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cause {
-    /// A system call failed, with this `errno`.
-    Errno(i32),
-    /// The answer was no 101.
-    Status(u16),
-    /// The server closed with this code.
-    Code(u16),
-    /// The connection ended without a close frame.
-    EndOfFile,
-    /// Nothing came in time.
-    Timeout,
-    /// TLS failed.
-    Tls(tls::Failure),
-    /// What came is not allowed.
-    Broken(&'static str),
-}
-
 impl Phase {
     /// One word for reports.
     pub fn word(self) -> &'static str {
@@ -47,55 +26,6 @@ impl Phase {
             Phase::Open => "open",
         }
     }
-}
-
-impl From<&io::Error> for Cause {
-    fn from(error: &io::Error) -> Cause {
-        match error.raw_os_error() {
-            Some(errno) => Cause::Errno(errno),
-            None => Cause::EndOfFile,
-        }
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cause::Errno(errno) => match name(*errno) {
-                Some(name) => f.write_str(name),
-                None => write!(f, "errno {errno}"),
-            },
-            Cause::Status(status) => write!(f, "HTTP {status}"),
-            Cause::Code(1005) => write!(f, "close without a code"),
-            Cause::Code(code) => write!(f, "close {code}"),
-            Cause::EndOfFile => write!(f, "end of file"),
-            Cause::Timeout => write!(f, "timeout"),
-            Cause::Tls(failure) => failure.fmt(f),
-            Cause::Broken(why) => f.write_str(why),
-        }
-    }
-}
-
-/// The names of what `connect`, `read` and `write` fail with in practice.
-fn name(errno: i32) -> Option<&'static str> {
-    Some(match errno {
-        libc::EACCES => "EACCES",
-        libc::EADDRINUSE => "EADDRINUSE",
-        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
-        libc::ECONNABORTED => "ECONNABORTED",
-        libc::ECONNREFUSED => "ECONNREFUSED",
-        libc::ECONNRESET => "ECONNRESET",
-        libc::EHOSTUNREACH => "EHOSTUNREACH",
-        libc::EMFILE => "EMFILE",
-        libc::ENETUNREACH => "ENETUNREACH",
-        libc::ENFILE => "ENFILE",
-        libc::ENOBUFS => "ENOBUFS",
-        libc::ENOMEM => "ENOMEM",
-        libc::EPERM => "EPERM",
-        libc::EPIPE => "EPIPE",
-        libc::ETIMEDOUT => "ETIMEDOUT",
-        _ => return None,
-    })
 }
 
 /// How often each thing happened.

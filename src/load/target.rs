@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::tls::{Tls, Trust};
+use crate::client::tls::{TlsConnector, Trust};
 
 /// What stands in a URL's path for the channel's name.
 const PLACEHOLDER: &str = "{channel}";
@@ -27,7 +27,7 @@ pub struct Target {
     /// Addresses to connect from, in turn; the kernel chooses if there are none.
     pub sources: Vec<IpAddr>,
     /// TLS, if it is asked for.
-    pub tls: Option<Tls>,
+    pub tls: Option<TlsConnector>,
 }
 
 impl Target {
@@ -62,7 +62,7 @@ impl Target {
         let address = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
         // An address of version 6 has brackets in a URL, and none in a certificate.
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let tls = if is_secure { Some(Tls::new(host, trust)?) } else { None };
+        let tls = if is_secure { Some(TlsConnector::new(host, trust)?) } else { None };
         let (authority, path) = (authority.to_owned(), path.to_owned());
         Ok(Target { address, authority, path, sources: Vec::new(), tls })
     }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::report::{Connections, Count, Quantiles, Report, Usage};
-use super::tls::Certificates;
+use crate::client::tls::Certificates;
 
 /// A report that is printed.
 pub struct Text<'a>(pub &'a Report);

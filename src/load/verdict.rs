@@ -67,11 +67,11 @@ fn advice(cause: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tls::Trust;
     use crate::load::findings::Findings;
     use crate::load::plan::{Plan, Scenario};
     use crate::load::report::Usage;
     use crate::load::target::Target;
-    use crate::load::tls::Trust;
     use std::time::Duration;
 
     #[test]

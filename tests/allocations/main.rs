@@ -10,6 +10,7 @@ mod support;
 use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
+use oyez::client::tls::Trust;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::Hub;
 use oyez::hub::change::Change;
@@ -19,7 +20,6 @@ use oyez::ids::{ChannelName, Sender};
 use oyez::load;
 use oyez::load::plan::{Plan, Scenario, Speed, Traffic};
 use oyez::load::target::Target;
-use oyez::load::tls::Trust;
 use oyez::moment::Moment;
 use oyez::session::intent::Intent;
 use oyez::wire::Kind;

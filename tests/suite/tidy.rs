@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 9] = [
     &["close"],
     &["metrics"],
     &["wire", "access"],
-    &["hub"],
+    &["hub", "client"],
     &["session"],
     &["server"],
     &["load", "console"],

@@ -1,8 +1,8 @@
-//! Frames as a client sees and sends them.
+//! WebSocket frames on the client side: a scanner for received frames, and masked frames to send.
 //!
-//! A client that only counts needs no payloads: it walks from header to header (RFC 6455 5.2), looks at
-//! the first bytes of each payload, and allocates nothing. The server's [`crate::session::walker`] does
-//! the opposite work: it judges what a client may send, and never looks into it.
+//! A client that counts messages does not need their payloads. The scanner goes from header to header (RFC 6455 5.2),
+//! passes on the first bytes of each payload, and allocates nothing. The scanner of the server validates the frames that
+//! a client sends and ignores their payloads.
 
 use std::ops::ControlFlow;
 
@@ -10,86 +10,86 @@ use bytes::Bytes;
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// How much of each payload is shown: all of a control frame's (RFC 6455 5.5), so that a ping can be
-/// answered, and more of a message's than a stamp takes.
+/// Bytes of each payload that are passed on: all of a control frame (RFC 6455 5.5), so that a ping can be
+/// answered, and more of a message than the timestamp of the load generator takes.
 pub const START_BYTES_MAX: usize = 125;
 
-/// Two bytes and a 64-bit length; a server does not mask.
+/// Two bytes and a 64-bit length. A server does not mask.
 const HEADER_BYTES_MAX: usize = 10;
 
-/// The key of all masks. RFC 6455 5.3 wants a new one for each frame, against proxies that scripts in a
-/// browser might fool; there is neither here, and this way a message is masked with no thought.
+/// The masking key of all frames. RFC 6455 5.3 requires an unpredictable key per frame to protect proxies against
+/// scripts in a browser. There are no scripts here, and a constant key makes masking cheap.
 const MASK: [u8; 4] = [0x6f, 0x79, 0x65, 0x7a];
 
-/// A whole frame that went by.
+/// A complete frame.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it is.
-    pub kind: Kind,
-    /// How long its payload is, in bytes.
+    /// Its kind.
+    pub kind: FrameKind,
+    /// Length of the payload in bytes.
     pub payload_bytes: u64,
-    /// The payload's first [`START_BYTES_MAX`] bytes.
+    /// At most the first [`START_BYTES_MAX`] bytes of the payload.
     pub start: &'a [u8],
 }
 
-/// What a frame is, for somebody who counts.
+/// The kind of a frame, as far as a counting client distinguishes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FrameKind {
     /// A message, or the first fragment of one.
     Message,
-    /// A further fragment: the message is counted already.
+    /// A further fragment of a message that is already counted.
     Continuation,
-    /// To be answered.
+    /// A ping; the client must send a pong.
     Ping,
-    /// An answer.
+    /// A pong.
     Pong,
-    /// Nothing comes after it.
+    /// A close frame; no frame follows.
     Close,
 }
 
-/// The bytes are no frames of a server's.
+/// The bytes are not valid frames of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+pub struct InvalidFrame;
 
-/// Follows the headers of the frames that a server sends.
+/// Scans the headers of received frames.
 #[derive(Debug)]
-pub struct Walker {
-    /// The header and the payload's start, of a frame that came in pieces.
+pub struct ServerFrameScanner {
+    /// The header and the start of the payload, of a frame that arrived in pieces.
     kept: [u8; HEADER_BYTES_MAX + START_BYTES_MAX],
     kept_bytes: u8,
-    /// What is still to come of a frame whose kept part is complete.
+    /// Payload bytes still to arrive, of a frame whose kept part is complete.
     left: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Header {
-    kind: Kind,
+struct ParsedHeader {
+    kind: FrameKind,
     header_bytes: usize,
     payload_bytes: u64,
 }
 
-impl Header {
-    /// How much of the frame is shown, with its header.
+impl ParsedHeader {
+    /// Bytes of the header and of the start of the payload.
     fn shown_bytes(self) -> usize {
         self.header_bytes + self.payload_bytes.min(START_BYTES_MAX as u64) as usize
     }
 }
 
-impl Walker {
-    /// A walker before the first frame.
-    pub fn new() -> Walker {
-        Walker { kept: [0; HEADER_BYTES_MAX + START_BYTES_MAX], kept_bytes: 0, left: 0 }
+impl ServerFrameScanner {
+    /// A scanner before the first frame.
+    pub fn new() -> ServerFrameScanner {
+        ServerFrameScanner { kept: [0; HEADER_BYTES_MAX + START_BYTES_MAX], kept_bytes: 0, left: 0 }
     }
 
-    /// Shows every frame that ends in `input`, until `see` has seen enough.
+    /// Calls `visit` for every frame that ends in `input`, until it returns `Break`.
     ///
     /// # Errors
-    /// The bytes are no frames.
-    pub fn walk(
+    /// The bytes are not valid frames.
+    pub fn scan(
         &mut self,
         mut input: &[u8],
-        mut see: impl FnMut(&Frame<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Broken> {
+        mut visit: impl FnMut(&Frame<'_>) -> ControlFlow<()>,
+    ) -> Result<(), InvalidFrame> {
         while !input.is_empty() {
             if self.kept_bytes == 0
                 && let Some(header) = parse(input)?
@@ -97,7 +97,7 @@ impl Walker {
             {
                 let start = &input[header.header_bytes..header.shown_bytes()];
                 let frame = Frame { kind: header.kind, payload_bytes: header.payload_bytes, start };
-                if see(&frame).is_break() {
+                if visit(&frame).is_break() {
                     return Ok(());
                 }
                 input = &input[header.header_bytes + header.payload_bytes as usize..];
@@ -109,7 +109,7 @@ impl Walker {
                 let start = &self.kept[header.header_bytes..usize::from(self.kept_bytes)];
                 let frame = Frame { kind: header.kind, payload_bytes: header.payload_bytes, start };
                 self.kept_bytes = 0;
-                if see(&frame).is_break() {
+                if visit(&frame).is_break() {
                     return Ok(());
                 }
             }
@@ -117,8 +117,8 @@ impl Walker {
         Ok(())
     }
 
-    /// Takes what it can of a frame that comes in pieces; the header, if this was the last one.
-    fn piece(&mut self, input: &[u8]) -> Result<(usize, Option<Header>), Broken> {
+    /// Takes the next part of a frame that arrives in pieces. Returns its length, and the header after the last part.
+    fn piece(&mut self, input: &[u8]) -> Result<(usize, Option<ParsedHeader>), InvalidFrame> {
         let kept = usize::from(self.kept_bytes);
         if self.left > 0 {
             let step = self.left.min(input.len() as u64);
@@ -126,8 +126,8 @@ impl Walker {
             let complete = if self.left == 0 { parse(&self.kept[..kept])? } else { None };
             return Ok((step as usize, complete));
         }
-        // Byte by byte until the header is known, then all that is shown of the payload.
-        let wanted = parse(&self.kept[..kept])?.map_or(kept + 1, Header::shown_bytes);
+        // Byte by byte until the header is complete, then the start of the payload.
+        let wanted = parse(&self.kept[..kept])?.map_or(kept + 1, ParsedHeader::shown_bytes);
         let step = (wanted - kept).min(input.len());
         self.kept[kept..kept + step].copy_from_slice(&input[..step]);
         self.kept_bytes += step as u8;
@@ -142,26 +142,26 @@ impl Walker {
     }
 }
 
-impl Default for Walker {
-    fn default() -> Walker {
-        Walker::new()
+impl Default for ServerFrameScanner {
+    fn default() -> ServerFrameScanner {
+        ServerFrameScanner::new()
     }
 }
 
-/// Reads a header, if all of it is there.
-fn parse(bytes: &[u8]) -> Result<Option<Header>, Broken> {
+/// Parses a header; `None` if it is not complete.
+fn parse(bytes: &[u8]) -> Result<Option<ParsedHeader>, InvalidFrame> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
     // RFC 6455 5.1: a server MUST NOT mask. 5.2: no extension was negotiated, so no reserved bits.
     if second & 0x80 != 0 || first & 0x70 != 0 {
-        return Err(Broken);
+        return Err(InvalidFrame);
     }
     let kind = match first & 0xf {
-        0x0 => Kind::Continuation,
-        0x1 | 0x2 => Kind::Message,
-        0x8 => Kind::Close,
-        0x9 => Kind::Ping,
-        0xa => Kind::Pong,
-        _ => return Err(Broken),
+        0x0 => FrameKind::Continuation,
+        0x1 | 0x2 => FrameKind::Message,
+        0x8 => FrameKind::Close,
+        0x9 => FrameKind::Ping,
+        0xa => FrameKind::Pong,
+        _ => return Err(InvalidFrame),
     };
     let (length_bytes, payload_bytes) = match second {
         127 => match rest.first_chunk::<8>() {
@@ -177,22 +177,22 @@ fn parse(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     let is_control = first & 0x8 != 0;
     // 5.5: control frames carry at most 125 bytes. 5.2: the most significant bit MUST be 0.
     if (is_control && payload_bytes > 125) || payload_bytes >> 63 != 0 {
-        return Err(Broken);
+        return Err(InvalidFrame);
     }
-    Ok(Some(Header { kind, header_bytes: 2 + length_bytes, payload_bytes }))
+    Ok(Some(ParsedHeader { kind, header_bytes: 2 + length_bytes, payload_bytes }))
 }
 
-/// A whole message as a client sends it.
+/// A text or binary message in one masked frame.
 pub fn message(is_text: bool, payload: &[u8]) -> Bytes {
     masked(OpCode::Data(if is_text { Data::Text } else { Data::Binary }), payload)
 }
 
-/// The answer to a ping.
+/// The pong to a ping with this payload.
 pub fn pong(payload: &[u8]) -> Bytes {
     masked(OpCode::Control(Control::Pong), payload)
 }
 
-/// A close frame.
+/// A close frame with this code, or with an empty payload.
 pub fn close(code: Option<u16>) -> Bytes {
     let payload = code.map(u16::to_be_bytes);
     masked(OpCode::Control(Control::Close), payload.as_ref().map_or(&[], |code| &code[..]))
@@ -209,7 +209,7 @@ fn masked(opcode: OpCode, payload: &[u8]) -> Bytes {
     out.into()
 }
 
-/// RFC 6455 5.3, sixteen bytes at a time.
+/// Masks a payload (RFC 6455 5.3), sixteen bytes at a time.
 fn apply_mask(payload: &mut [u8]) {
     const LONG_MASK: u128 = u128::from_ne_bytes({
         let mut long = [0; 16];
@@ -229,7 +229,7 @@ fn apply_mask(payload: &mut [u8]) {
     }
 }
 
-/// The code in a close frame's payload; 1005 stands for none (RFC 6455 7.1.5).
+/// The code in the payload of a close frame; 1005 if it has no code (RFC 6455 7.1.5).
 pub fn close_code(payload: &[u8]) -> u16 {
     payload.first_chunk::<2>().map_or(1005, |&code| u16::from_be_bytes(code))
 }
@@ -240,12 +240,12 @@ mod tests {
     use crate::wire;
     use proptest::prelude::*;
 
-    /// What a walk shows: kinds, lengths and starts.
-    fn shown(pieces: &[&[u8]]) -> Result<Vec<(Kind, u64, Vec<u8>)>, Broken> {
-        let mut walker = Walker::new();
+    /// The kinds, lengths and starts that a scan visits.
+    fn shown(pieces: &[&[u8]]) -> Result<Vec<(FrameKind, u64, Vec<u8>)>, InvalidFrame> {
+        let mut scanner = ServerFrameScanner::new();
         let mut seen = Vec::new();
         for piece in pieces {
-            walker.walk(piece, |frame| {
+            scanner.scan(piece, |frame| {
                 seen.push((frame.kind, frame.payload_bytes, frame.start.to_vec()));
                 ControlFlow::Continue(())
             })?;
@@ -255,7 +255,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_are_seen_however_they_are_cut(
+        fn frame_is_visited_once_however_its_bytes_are_cut(
             lengths in proptest::collection::vec(
                 prop_oneof![0usize..130, Just(65_535usize), Just(65_536), Just(70_000)], 1..6),
             cuts in proptest::collection::vec(1usize..40_000, 0..40),
@@ -265,7 +265,7 @@ mod tests {
             for (number, &length) in lengths.iter().enumerate() {
                 let payload: Vec<u8> = (0..length).map(|place| (place + number) as u8).collect();
                 wire::append_message(&mut bytes, wire::Kind::Binary, &payload);
-                expected.push((Kind::Message, length as u64, payload[..length.min(START_BYTES_MAX)].to_vec()));
+                expected.push((FrameKind::Message, length as u64, payload[..length.min(START_BYTES_MAX)].to_vec()));
             }
             let mut pieces = Vec::new();
             let mut rest = &bytes[..];
@@ -282,17 +282,17 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_and_fragments() {
+    fn control_frames_and_fragments_are_distinguished() {
         let bytes = [&[0x89, 2, b'h', b'i'][..], &[0x01, 1, b'a'], &[0x80, 1, b'b'], &[0x88, 2, 0x10, 0x06]];
         let seen = shown(&bytes).unwrap();
-        let kinds: Vec<Kind> = seen.iter().map(|frame| frame.0).collect();
-        assert_eq!(kinds, [Kind::Ping, Kind::Message, Kind::Continuation, Kind::Close]);
+        let kinds: Vec<FrameKind> = seen.iter().map(|frame| frame.0).collect();
+        assert_eq!(kinds, [FrameKind::Ping, FrameKind::Message, FrameKind::Continuation, FrameKind::Close]);
         assert_eq!(seen[0].2, b"hi");
         assert_eq!((close_code(&seen[3].2), close_code(b"")), (4102, 1005));
     }
 
     #[test]
-    fn what_no_server_may_send() {
+    fn frame_that_a_server_may_not_send_is_invalid() {
         for bytes in [
             &[0x81, 0x80, 0, 0, 0, 0][..],
             &[0xc1, 0],
@@ -300,12 +300,12 @@ mod tests {
             &[0x89, 126, 0, 126],
             &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
         ] {
-            assert_eq!(shown(&[bytes]), Err(Broken), "{bytes:?}");
+            assert_eq!(shown(&[bytes]), Err(InvalidFrame), "{bytes:?}");
         }
     }
 
     #[test]
-    fn what_is_sent_is_masked() {
+    fn sent_frame_is_masked() {
         let text = b"hello, and a little more than sixteen bytes";
         let frame = message(true, text);
         assert_eq!(frame[..6], [0x81, 0x80 | text.len() as u8, 0x6f, 0x79, 0x65, 0x7a]);

@@ -1,0 +1,183 @@
+//! Parsers for the values of flags: numbers, sizes, times, addresses, channels, cursors. Each error names the valid range.
+
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+
+use crate::access::origin::OriginPattern;
+use crate::access::proxy::Network;
+use crate::ids::{ChannelName, Since};
+
+/// The largest size that a flag takes: 1 GiB. Sizes up to it can be added up without care.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// The largest memory budget that a flag takes: 64 TiB, as much as Linux maps with four levels of page tables.
+const MEMORY_BYTES_MAX: u64 = 1 << 46;
+
+/// The longest time that a flag takes: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
+const MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// Most header fields that can be asked for: the table for them is made for each request.
+const FIELDS_MAX: u64 = 1_024;
+
+fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    let value: u64 = text.parse().map_err(|_| "not a whole number".to_owned())?;
+    if (least..=most).contains(&value) { Ok(value) } else { Err(format!("not in {least} to {most}")) }
+}
+
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    small_count(text).map(|value| value as usize)
+}
+
+pub(super) fn small_count(text: &str) -> Result<u32, String> {
+    number(text, 1, i32::MAX as u64).map(|value| value as u32)
+}
+
+pub(super) fn count_or_0(text: &str) -> Result<usize, String> {
+    number(text, 0, i32::MAX as u64).map(|value| value as usize)
+}
+
+pub(super) fn small_count_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, i32::MAX as u64).map(|value| value as u32)
+}
+
+pub(super) fn bytes_or_0(text: &str) -> Result<u32, String> {
+    if text == "0" { Ok(0) } else { small_bytes(text) }
+}
+
+/// `127.0.0.1:9000`, `[::1]:9000`, `localhost:9000`, `:9000` or `9000`.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, port),
+        None => ("", text),
+    };
+    let bad = || "write ADDR:PORT, as 127.0.0.1:9000 or [::1]:9000, or a port alone".to_owned();
+    let port: u16 = port.parse().map_err(|_| bad())?;
+    if host.is_empty() {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    }
+    // An address of version 6 needs its brackets: without them its last part would be a port.
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(bad());
+    }
+    let found: Vec<SocketAddr> = (format!("{host}:{port}").to_socket_addrs())
+        .map_err(|error| format!("cannot find the address of {host}: {error}"))?
+        .collect();
+    let version_4 = found.iter().find(|address| address.is_ipv4());
+    version_4.or(found.first()).copied().ok_or_else(|| format!("{host} has no address"))
+}
+
+pub(super) fn network(text: &str) -> Result<Network, String> {
+    Network::parse(text.trim()).map_err(|why| why.to_string())
+}
+
+pub(super) fn origin(text: &str) -> Result<OriginPattern, String> {
+    OriginPattern::parse(text.trim()).map_err(|why| why.to_string())
+}
+
+pub(super) fn fields(text: &str) -> Result<usize, String> {
+    number(text, 1, FIELDS_MAX).map(|value| value as usize)
+}
+
+pub(super) fn millis(text: &str) -> Result<u32, String> {
+    number(text, 1, MILLIS_MAX).map(|value| value as u32)
+}
+
+pub(super) fn millis_or_0(text: &str) -> Result<u32, String> {
+    number(text, 0, MILLIS_MAX).map(|value| value as u32)
+}
+
+pub(super) fn seconds(text: &str) -> Result<u32, String> {
+    number(text, 1, MILLIS_MAX / 1_000).map(|value| value as u32)
+}
+
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        bytes @ 1..=BYTES_MAX => Ok(bytes as usize),
+        _ => Err("not in 1 to 1GiB".to_owned()),
+    }
+}
+
+pub(super) fn memory_bytes_or_0(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes @ 0..=MEMORY_BYTES_MAX => Ok(bytes),
+        _ => Err("not in 0 to 65536GiB".to_owned()),
+    }
+}
+
+/// A size with or without a unit; the largest number there is, if it is larger.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let scaled = units.iter().find_map(|&(unit, scale)| text.strip_suffix(unit).map(|rest| (rest, scale)));
+    let (digits, scale) = scaled.unwrap_or((text, 1));
+    let value =
+        digits.trim().parse::<u64>().map_err(|_| "not a size: write 65536, 64KiB or 1MiB".to_owned())?;
+    Ok(value.saturating_mul(scale))
+}
+
+pub(super) fn small_bytes(text: &str) -> Result<u32, String> {
+    bytes(text).map(|value| value as u32)
+}
+
+pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
+    ChannelName::parse(text.as_bytes()).map_err(|why| why.to_string())
+}
+
+pub(super) fn cursor(text: &str) -> Result<String, String> {
+    Since::parse(text.as_bytes()).map(|_| text.to_owned()).map_err(|why| why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_to_listen() {
+        for (text, address) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("0.0.0.0:1", "0.0.0.0:1"),
+            ("[::1]:9", "[::1]:9"),
+            ("9000", "127.0.0.1:9000"),
+            (":9000", "127.0.0.1:9000"),
+            ("localhost:9000", "127.0.0.1:9000"),
+            ("0", "127.0.0.1:0"),
+        ] {
+            assert_eq!(listen(text), Ok(address.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "",
+            ":",
+            "nonsense",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "localhost",
+            "::1",
+            "::1:9",
+            "65536",
+            "-1",
+            "[::1]",
+        ] {
+            assert!(listen(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, value) in
+            [("1", 1), ("65536", 65_536), ("64KiB", 65_536), ("1 MiB", 1 << 20), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(bytes(text), Ok(value), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "1.5MiB",
+            "64kb",
+            "KiB",
+            "1025MiB",
+            "99999999999999999999GiB",
+            "18014398509481985KiB",
+        ] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

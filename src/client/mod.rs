@@ -1,0 +1,20 @@
+//! The client side of a connection: URL, TCP, TLS, WebSocket, and a single HTTP request.
+//!
+//! `oyez pub`, `oyez sub` and the load generator share it, so that a URL, a certificate and a failure mean the same to
+//! each of them. Two ways of using a connection are offered, and both go through [`transport::Transport`]:
+//!
+//! - [`websocket::Connection`] is tungstenite over a [`byte_stream::ByteStream`]: for a command that has one connection
+//!   and wants whole messages;
+//! - [`handshake`] and [`frames`] parse bytes in place: for a loop with thousands of connections that counts messages and
+//!   allocates nothing for them.
+
+pub mod byte_stream;
+pub mod cause;
+pub mod endpoint;
+pub mod frames;
+pub mod handshake;
+pub mod publish_request;
+pub mod tls;
+pub mod tls_error;
+pub mod transport;
+pub mod websocket;

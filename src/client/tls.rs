@@ -1,0 +1,164 @@
+//! TLS to a server: which certificates to trust, and one configuration that all connections to the server share.
+//!
+//! Shared session tickets come with the shared configuration, so later handshakes are resumed as a browser's are.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use serde::{Deserialize, Serialize};
+
+use super::tls_error::TlsError;
+use crate::access::file_form::FileForm;
+
+/// Maximum plaintext that a session buffers before it is sent: four records.
+const SESSION_BYTES_MAX: usize = 64 << 10;
+
+/// Which certificates a client accepts.
+#[derive(Clone, Debug, Default)]
+pub enum Trust {
+    /// Those of the authorities that browsers trust.
+    #[default]
+    Public,
+    /// Those of the public authorities, and of the authorities in this PEM file.
+    PublicAnd(PathBuf),
+    /// Any certificate.
+    Any,
+}
+
+/// How a report describes the certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certificates {
+    /// Certificates were verified.
+    Checked,
+    /// Any certificate was accepted.
+    NotChecked,
+}
+
+/// The TLS configuration that all connections to one server share.
+#[derive(Clone, Debug)]
+pub struct TlsConnector {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    /// Whether certificates are verified.
+    pub certificates: Certificates,
+}
+
+impl TlsConnector {
+    /// A configuration for a host: a DNS name, which is sent to the server (SNI), or an IP address.
+    ///
+    /// # Errors
+    /// The host is neither a DNS name nor an IP address, or the certificate file cannot be used.
+    pub fn new(host: &str, trust: &Trust) -> Result<TlsConnector, String> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| format!("{host:?} is not a name that a certificate can have"))?;
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let mut config = match trust {
+            Trust::Any => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+                .with_no_client_auth(),
+            Trust::Public => builder.with_root_certificates(public_roots()).with_no_client_auth(),
+            Trust::PublicAnd(path) => builder.with_root_certificates(roots_and(path)?).with_no_client_auth(),
+        };
+        // RFC 6455 upgrades HTTP/1.1; without ALPN a server may choose HTTP/2.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let certificates = match trust {
+            Trust::Any => Certificates::NotChecked,
+            Trust::Public | Trust::PublicAnd(_) => Certificates::Checked,
+        };
+        Ok(TlsConnector { config: Arc::new(config), name, certificates })
+    }
+
+    /// The client's side of one connection.
+    ///
+    /// # Errors
+    /// The system returns no random bytes.
+    pub fn session(&self) -> Result<ClientConnection, TlsError> {
+        let mut session = ClientConnection::new(self.config.clone(), self.name.clone())
+            .map_err(|error| TlsError::from(&error))?;
+        session.set_buffer_limit(Some(SESSION_BYTES_MAX));
+        Ok(session)
+    }
+}
+
+fn public_roots() -> RootCertStore {
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
+}
+
+fn roots_and(path: &Path) -> Result<RootCertStore, String> {
+    let failed = |why: String| format!("--tls-ca {}: {why}", path.display());
+    let mut roots = public_roots();
+    let before = roots.len();
+    let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+    if let Some(form) = FileForm::of(&file) {
+        return Err(failed(form.to_string()));
+    }
+    for certificate in CertificateDer::pem_slice_iter(&file) {
+        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+    }
+    if roots.len() == before { Err(failed("no certificate in it".to_owned())) } else { Ok(roots) }
+}
+
+/// Accepts any certificate, but verifies that the server has its private key, so that a handshake costs the same as with
+/// a verified certificate.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_is_a_dns_name_or_an_address() {
+        for host in ["localhost", "example.org", "127.0.0.1", "::1"] {
+            assert!(TlsConnector::new(host, &Trust::Any).is_ok(), "{host}");
+        }
+        assert!(TlsConnector::new("a b", &Trust::Public).is_err());
+        assert!(TlsConnector::new("a", &Trust::PublicAnd("/nowhere/at/all".into())).is_err());
+    }
+}
