@@ -178,7 +178,8 @@ export class Oyez extends EventTarget {
   }
 
   /**
-   * Publishes a string as text, bytes (an ArrayBuffer or a view of one) as binary, anything else as JSON.
+   * Publishes a string as text, bytes (an ArrayBuffer or a view of one) as binary, anything else as JSON. A value whose
+   * JSON is null, or which has no JSON, is rejected (`bad_data`).
    *
    * @returns {Promise<string>} the message's id; rejected with an OyezError, which is logged if it is not handled
    */
@@ -197,7 +198,11 @@ export class Oyez extends EventTarget {
     });
     Promise.prototype.then.call(promise, undefined, (error) => {
       const isOwnClose = error.code === 'closed' && this.#state === 'closed';
-      if (!promise.isHandled && !isOwnClose) warn(`publish to ${name} failed: ${error.code}: ${error.message}`);
+      // `await` and Promise.all call `then` in a microtask of their own, which runs after this one if the promise is
+      // rejected already.
+      queueMicrotask(() => {
+        if (!promise.isHandled && !isOwnClose) warn(`publish to ${name} failed: ${error.code}: ${error.message}`);
+      });
     });
     return promise;
   }
@@ -552,7 +557,10 @@ function payload(value) {
   if (ArrayBuffer.isView(value)) {
     return { base64: toBase64(new Uint8Array(value.buffer, value.byteOffset, value.byteLength)) };
   }
-  if (JSON.stringify(value) === undefined) throw new OyezError('bad_data', 'this value has no JSON');
+  const json = JSON.stringify(value);
+  if (json === undefined) throw new OyezError('bad_data', `a value of type ${typeof value} has no JSON`);
+  // In `oyez.v1` null is an absent field. NaN and invalid dates are null in JSON too.
+  if (json === 'null') throw new OyezError('bad_data', 'null cannot be published: put it in an object or an array');
   return { data: value };
 }
 

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use data_encoding::BASE64;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Kind;
@@ -94,7 +94,7 @@ struct Fields<'a> {
     #[serde(borrow)]
     since: Option<Text<'a>>,
     echo: Option<bool>,
-    #[serde(borrow, default, deserialize_with = "even_null")]
+    #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(borrow)]
     text: Option<Text<'a>>,
@@ -113,11 +113,6 @@ struct Fields<'a> {
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A `null` field differs from an absent one: `data` alone with `null` publishes the value null.
-fn even_null<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
-}
-
 /// The `ref` of a request whose other fields cannot be used. They are skipped without a look at their types, or at the
 /// code points that their escapes make.
 #[derive(Deserialize)]
@@ -126,8 +121,8 @@ struct Reference<'a> {
     reference: Option<&'a RawValue>,
 }
 
-/// Reads one request. A field that is `null` is absent, since programs write all fields that a type of theirs has; only
-/// `data` without another payload is then JSON's null.
+/// Parses one request. A field that is `null` is absent, `data` too: serializers write null for each unset field of a
+/// type, so null in `data` cannot be told from no payload.
 pub fn parse(text: &str) -> Request<'_> {
     // A syntax error's own words repeat what was sent.
     let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
@@ -199,8 +194,6 @@ fn payload<'a>(
     text: Option<Text<'a>>,
     base64: Option<Text<'a>>,
 ) -> Result<(Kind, Cow<'a, [u8]>), BadCommand> {
-    let has_other = text.is_some() || base64.is_some();
-    let data = data.filter(|data| !has_other || data.get() != "null");
     match (data, text, base64) {
         (Some(data), None, None) => {
             check_depth(data.get().as_bytes()).map_err(|why| BadCommand::new("too_deep", why.to_string()))?;
@@ -212,7 +205,10 @@ fn payload<'a>(
             Ok(bytes) => Ok((Kind::Binary, Cow::Owned(bytes))),
             Err(_) => Err(BadCommand::new("bad_base64", "base64 is not base64 with padding (RFC 4648 4)")),
         },
-        _ => Err(BadCommand::new("bad_payload", "one of data, text and base64 is the payload")),
+        _ => Err(BadCommand::new(
+            "bad_payload",
+            "the payload is missing or ambiguous: set exactly one of data, text and base64; null is absent",
+        )),
     }
 }
 
@@ -333,7 +329,10 @@ mod tests {
             (&deep(DEPTH_MAX + 1), "too_deep"),
             (&deep(100_000), "too_deep"),
             (&deep(DEPTH_MAX), "good"),
-            (r#"{"type":"publish","ch":"a","data":null}"#, "good"),
+            (r#"{"type":"publish","ch":"a","data":null}"#, "bad_payload"),
+            (r#"{"type":"publish","ch":"a","data": null ,"text":null,"base64":null}"#, "bad_payload"),
+            (r#"{"type":"publish","ch":"a","data":[null]}"#, "good"),
+            (r#"{"type":"publish","ch":"a","data":"null"}"#, "good"),
             (r#"{"type":"publish","ch":"a","data":null,"base64":""}"#, "good"),
             (r#"{"type":"publish","ch":"a","data":{},"text":""}"#, "bad_payload"),
             (

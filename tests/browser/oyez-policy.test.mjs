@@ -343,12 +343,14 @@ describe('the console', () => {
       socket().hello();
       hub.subscribe('a', () => {});
       hub.publish('b', 1);
+      hub.publish('a', null);
       socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'permission denied' });
       socket().say({ type: 'error', ref: 1, code: 'forbidden', message: 'permission denied' });
       await settle();
     });
-    assert.deepEqual(warnings, [
+    assert.deepEqual(warnings.toSorted(), [
       'oyez: channel a: forbidden: permission denied',
+      'oyez: publish to a failed: bad_data: null cannot be published: put it in an object or an array',
       'oyez: publish to b failed: forbidden: permission denied',
     ]);
   });
@@ -364,6 +366,11 @@ describe('the console', () => {
       socket().say({ type: 'error', ch: 'a', code: 'forbidden', message: 'no' });
       for (const ref of [1, 2]) socket().say({ type: 'error', ref, code: 'forbidden', message: 'no' });
       await awaited;
+      // Rejected before the caller can attach a handler.
+      await assert.rejects(async () => await hub.publish('a b', 1), { code: 'bad_channel' });
+      await assert.rejects(hub.publish('a', null), { code: 'bad_data' });
+      const settled = await Promise.allSettled([hub.publish('a', undefined), hub.publish('a b', 1)]);
+      assert.deepEqual(settled.map(({ reason }) => reason.code), ['bad_data', 'bad_channel']);
       hub.addEventListener('error', () => {});
       hub.subscribe('d', () => {});
       socket().say({ type: 'error', ch: 'd', code: 'forbidden', message: 'no' });
@@ -501,7 +508,13 @@ describe('publishing', () => {
     await assert.rejects(hub.publish('a', 'x'.repeat(200)), { code: 'too_big' });
     await assert.rejects(hub.publish('a', '\u{1F600}'.repeat(40)), { code: 'too_big' });
     await assert.rejects(hub.publish('a b', 1), { code: 'bad_channel' });
-    await assert.rejects(hub.publish('a', undefined), { code: 'bad_data' });
+    for (const value of [undefined, () => {}, Symbol('a')]) {
+      await assert.rejects(hub.publish('a', value), { code: 'bad_data', message: /has no JSON/ });
+    }
+    // In JSON all of these are null, which is an absent field.
+    for (const value of [null, NaN, Infinity, new Date(NaN), { toJSON: () => null }]) {
+      await assert.rejects(hub.publish('a', value), { code: 'bad_data', message: /null cannot be published/ });
+    }
     assert.deepEqual(socket().sent, []);
     hub.publish('a', '\ufeffhalf \ud800');
     assert.equal(socket().sent[0].text, '\ufeffhalf \ufffd');

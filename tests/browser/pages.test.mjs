@@ -197,6 +197,10 @@ test('what one page publishes appears in the other', async (t) => {
   await one.press('#payload', 'Enter');
   assert.match(await one.textContent('#publish-result'), /^Not JSON/);
   assert.equal(await one.inputValue('#payload'), '{"lot": ');
+  await one.fill('#payload', 'null');
+  await one.press('#payload', 'Enter');
+  await until('null is refused', async () => /null cannot be published/.test(await one.textContent('#publish-result')));
+  assert.equal(await one.inputValue('#payload'), 'null', 'the text stays');
 });
 
 test('what peers send is shown as text, bounded', async (t) => {

@@ -41,6 +41,8 @@ fn a_body_is_published_as_what_its_type_says() {
     for json in ["application/json", "Application/JSON;charset=utf-8", "application/json ; x=\"a;b\""] {
         check(json, " {\"a\": [1, \"\\u00e9\"]}\r\n", frames::TEXT);
     }
+    // A JSON text may be null (RFC 8259 2): a body, unlike a field of `oyez.v1`, is there or not.
+    check("application/json", "null", frames::TEXT);
     for binary in ["application/octet-stream", "application/octet-stream;x=y"] {
         check(binary, "\0é", frames::BINARY);
     }

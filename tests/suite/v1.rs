@@ -91,12 +91,34 @@ fn a_session() {
     assert_eq!(one.hear()["base64"], "AP8=");
     one.say(json!({"type": "unsubscribe", "ch": "a"}));
     assert_eq!(one.hear(), json!({"type": "unsubscribed", "ch": "a"}));
-    one.say(json!({"type": "publish", "ch": "a", "data": null}));
+    one.say(json!({"type": "publish", "ch": "a", "data": [null]}));
     assert_eq!(one.hear()["type"], "ack", "one need not be a member to publish");
     one.say(json!({"type": "ping"}));
     assert_eq!(one.hear(), json!({"type": "pong"}));
     assert_eq!(two.hear()["base64"], "AP8=");
-    assert_eq!(two.hear()["data"], Value::Null);
+    assert_eq!(two.hear()["data"], json!([null]));
+}
+
+#[test]
+fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
+    let server = Server::start(&[]);
+    let (mut client, _) = Member::join(&server, "/ws/a");
+    client.hear();
+    for fields in [json!({"data": null}), json!({"data": null, "text": null, "base64": null}), json!({})] {
+        let mut command = json!({"type": "publish", "ch": "a", "ref": 7});
+        command.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        client.say(command);
+        let error = client.hear();
+        assert_eq!(
+            (&error["type"], &error["ref"], &error["code"]),
+            (&json!("error"), &json!(7), &json!("bad_payload"))
+        );
+    }
+    // Beside another payload it is absent.
+    client.say(json!({"type": "publish", "ch": "a", "ref": null, "data": null, "text": "x"}));
+    assert_eq!(client.hear()["type"], "ack");
+    let message = client.hear();
+    assert_eq!((&message["text"], &message["n"]), (&json!("x"), &json!(1)), "no earlier message");
 }
 
 #[test]
