@@ -137,9 +137,13 @@ pub struct Limits {
     /// shared by all that replay the message; 16 MiB are two of the largest (6 MiB, a body of control characters), and
     /// 15 of plain text. A replay that needs one more waits.
     pub replay_encoded_bytes_max: usize,
-    /// The longest time for which a replay waits for that. Six times as long as a client that reads nothing is kept, so
-    /// several such clients can be closed before a replay gives up.
+    /// The longest time for which a replay waits for that. Three times as long as a client has to take such a message,
+    /// so the clients that hold the memory are closed before a replay gives up.
     pub replay_wait_ms: u32,
+    /// The time in which a client takes a large message while other replays wait for memory, and for which its encoding
+    /// is shared. A message of 1 MiB in 10 s is 105 KB/s, less than HSPA gives; 6 MiB of control characters at the
+    /// minimum pace would take 26 minutes.
+    pub replay_take_ms: u32,
     /// The estimated time that one turn spends on replays, listings, history pages and metrics, in microseconds. A
     /// listing of 1,000 channels takes 206 us in 8 slices, a message of 1 MiB of control characters 7 ms in 385. A
     /// millisecond are 35 slices, and messages that are published meanwhile wait for no more than these, however many
@@ -304,6 +308,7 @@ impl Default for Limits {
             removed_channels_bytes_max: 4 << 20,
             replay_encoded_bytes_max: 16 << 20,
             replay_wait_ms: 30_000,
+            replay_take_ms: 10_000,
             work_micros_per_turn: 1_000,
             repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
             connections_per_address_max: 0,

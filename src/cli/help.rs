@@ -74,6 +74,7 @@ const SERVE: [(&str, &[&str]); 9] = [
             "pong-timeout-ms",
             "slow-timeout-ms",
             "replay-wait-ms",
+            "replay-take-ms",
             "publish-pause-ms",
             "user-timeout-ms",
             "close-timeout-ms",

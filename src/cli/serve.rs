@@ -85,6 +85,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_REPLAY_WAIT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     replay_wait_ms: u32,
 
+    /// Time in which a client takes a replayed message above 64 KiB while other replays wait for that memory, in
+    /// milliseconds; then its connection is cut.
+    #[arg(long, env = "OYEZ_REPLAY_TAKE_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
+    replay_take_ms: u32,
+
     /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
     idempotency_keys_max: usize,
@@ -394,6 +399,7 @@ impl Serve {
                 removed_channels_bytes_max: self.removed_channels_bytes_max,
                 replay_encoded_bytes_max: self.replay_encoded_bytes_max,
                 replay_wait_ms: self.replay_wait_ms,
+                replay_take_ms: self.replay_take_ms,
                 work_micros_per_turn: self.work_micros_per_turn,
                 repeats: RepeatLimits {
                     keys_max: self.idempotency_keys_max,

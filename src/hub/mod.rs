@@ -239,7 +239,7 @@ impl Hub {
             repeats: Repeats::new(limits.repeats),
             journal: None,
             seats: 0,
-            replays: Replays::new(limits.replay_encoded_bytes_max),
+            replays: Replays::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
         }
     }
 

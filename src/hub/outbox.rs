@@ -319,6 +319,15 @@ impl Outbox {
         }
     }
 
+    /// Returns true if a piece that waits for the socket meets a condition.
+    pub fn holds(&self, condition: impl Fn(&Frames) -> bool) -> bool {
+        match self {
+            Outbox::Empty => false,
+            Outbox::Fresh(frames) => condition(frames),
+            Outbox::Backlog(backlog) => backlog.pieces().any(condition),
+        }
+    }
+
     /// Would a write be wasted, since the socket said no and has not changed its mind?
     pub fn is_blocked(&self) -> bool {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.progress, Progress::Blocked { .. }))

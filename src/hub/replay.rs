@@ -6,6 +6,12 @@
 //! once, shared by all subscribers that replay it, and freed with the last outbox that holds it. **A limit on
 //! everything**: these large encodings have a maximum in total, and a replay that needs another one waits.
 //! Raw replays reference the frames that the history keeps.
+//!
+//! **A large encoding has an end**: otherwise a few clients that read at the minimum pace could hold all of that memory.
+//! It is shared for `--replay-take-ms` after it was made, so that newcomers do not prolong its life, and overdue after
+//! twice that: each client has at least `--replay-take-ms` to take it. While replays wait, the connections that hold an
+//! overdue encoding are closed. Sending a large message in fragments (RFC 6455 5.4) would need no such memory, but no
+//! other message, and so no answer and no message of another channel, could be sent between them.
 
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
@@ -98,6 +104,8 @@ pub(super) struct Replays {
     slices_bytes: usize,
     large: Vec<Large>,
     large_bytes_max: usize,
+    /// How long a large encoding is shared, and the least time in which a client takes it.
+    take_ms: u32,
     /// What the large encodings held when the last replay had to wait.
     held_at_wait: usize,
 }
@@ -118,16 +126,28 @@ struct Large {
     seq: u64,
     form: Form,
     bytes: usize,
+    made_at: Moment,
     encoding: Weak<Bytes>,
 }
 
+impl Large {
+    fn is_shareable(&self, take_ms: u32, now: Moment) -> bool {
+        now.millis_since(self.made_at) < take_ms
+    }
+
+    fn is_overdue(&self, take_ms: u32, now: Moment) -> bool {
+        self.made_at.after(take_ms.saturating_mul(2)).has_come(now)
+    }
+}
+
 impl Replays {
-    pub(super) fn new(large_bytes_max: usize) -> Replays {
+    pub(super) fn new(large_bytes_max: usize, take_ms: u32) -> Replays {
         Replays {
             slices: VecDeque::new(),
             slices_bytes: 0,
             large: Vec::new(),
             large_bytes_max,
+            take_ms,
             held_at_wait: 0,
         }
     }
@@ -158,9 +178,11 @@ impl Replays {
 
     /// Returns the encoding of a message that is larger than a slice, and its cost. `None` if it exceeds the limit now;
     /// a single one is always allowed, since otherwise a limit below the largest message would stop replays for good.
-    fn large(&mut self, message: &Message<'_>, form: Form) -> Option<(Frames, usize)> {
+    fn large(&mut self, message: &Message<'_>, form: Form, now: Moment) -> Option<(Frames, usize)> {
         let key = (message.id.seq, form);
-        let known = self.large.iter().find(|large| (large.seq, large.form) == key);
+        let take_ms = self.take_ms;
+        let is_known = |large: &&Large| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
+        let known = self.large.iter().find(is_known);
         if let Some(frames) = known.and_then(|large| large.encoding.upgrade()) {
             return Some((frames, 0));
         }
@@ -172,7 +194,7 @@ impl Replays {
         }
         let frames: Frames = Rc::new(message.encode(form));
         let (bytes, encoding) = (frames.len(), Rc::downgrade(&frames));
-        self.large.push(Large { seq: message.id.seq, form, bytes, encoding });
+        self.large.push(Large { seq: message.id.seq, form, bytes, made_at: now, encoding });
         Some((frames, bytes))
     }
 }
@@ -186,6 +208,14 @@ impl Hub {
     /// Returns true if large encodings have been freed since a replay had to wait.
     pub fn has_freed_replay_bytes(&self) -> bool {
         self.replays.large_bytes() < self.replays.held_at_wait
+    }
+
+    /// Returns true if a piece of an outbox is a large encoding that all clients should have taken by now.
+    pub fn is_overdue_encoding(&self, piece: &Frames, now: Moment) -> bool {
+        let Replays { large, take_ms, .. } = &self.replays;
+        let is_piece = |one: &Large| std::ptr::eq(one.encoding.as_ptr(), Rc::as_ptr(piece));
+        piece.len() > REPLAY_BYTES
+            && large.iter().any(|large| large.is_overdue(*take_ms, now) && is_piece(large))
     }
 
     /// Since when a replay has waited for memory, if it waits.
@@ -240,7 +270,7 @@ impl Hub {
         {
             let next_number = channel.first_number() + (index + messages) as u64;
             let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
+            (replay.cursor, replay.next_number) = (upto, Some(next_number));
             return Step::More { frames, messages, work: Work::default() };
         }
         let mut out = form.begin(0);
@@ -257,7 +287,7 @@ impl Hub {
                     }
                     large = match form {
                         Form::Raw => channel.history.frames(end).map(|frames| (frames, 0)),
-                        _ => replays.large(&message, form),
+                        _ => replays.large(&message, form, now),
                     };
                     waits = large.is_none();
                     if !waits {

@@ -41,11 +41,13 @@ pub enum Limit {
     ChannelsPerClient,
     /// Channels that one publisher created.
     ChannelsPerPublisher,
+    /// The time in which a client takes a large message while other replays wait for memory.
+    ReplayTake,
 }
 
 impl Limit {
     /// The words of all, in their order.
-    pub const WORDS: [&str; 8] = [
+    pub const WORDS: [&str; 9] = [
         "connections_per_address",
         "handshakes",
         "messages",
@@ -54,6 +56,7 @@ impl Limit {
         "tickets_per_client",
         "channels_per_client",
         "channels_per_publisher",
+        "replay_take",
     ];
 }
 

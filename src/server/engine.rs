@@ -409,7 +409,7 @@ impl<T: Transport> Engine<T> {
 
     /// Handles the expired deadlines of one connection: pings only, or all others. Returns true if there was one.
     fn sweep_slot(&mut self, id: SlotId, pings: bool, now: Moment) -> bool {
-        if !pings && self.end_wait(id, now) {
+        if !pings && (self.end_wait(id, now) || self.end_overdue(id, now)) {
             return true;
         }
         if self.pressure.is_felt() {

@@ -364,6 +364,24 @@ impl<T: Transport> Engine<T> {
         is_over
     }
 
+    /// Cuts a connection that holds an overdue encoding of a large message while other replays wait for that memory.
+    /// Returns true if it did.
+    ///
+    /// There is no close frame: it could not be sent before the rest of the message.
+    pub(super) fn end_overdue(&mut self, id: SlotId, now: Moment) -> bool {
+        if !self.slots.has_waiting() {
+            return false;
+        }
+        let Engine { slots, hub, metrics, .. } = self;
+        let Some(slot) = slots.get(id) else { return false };
+        let is_overdue = slot.outbox.holds(|piece| hub.is_overdue_encoding(piece, now));
+        if is_overdue {
+            metrics.limit(Limit::ReplayTake);
+            slots.doom(id, Reason::Slow);
+        }
+        is_overdue
+    }
+
     /// Stops the replays of a connection whose socket has failed. It stays a subscriber until its last messages have
     /// been read, since a raw WebSocket publishes on the channel that it subscribes to.
     pub(super) fn end_replays(&mut self, id: SlotId) {

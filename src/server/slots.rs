@@ -577,6 +577,17 @@ impl<T: Transport> Slots<T> {
         self.waiting.len()
     }
 
+    /// Returns true if a replay waits for memory.
+    pub fn has_waiting(&mut self) -> bool {
+        while let Some(&id) = self.waiting.front() {
+            if self.get(id).is_some_and(Slot::waits_for_memory) {
+                return true;
+            }
+            self.waiting.pop_front();
+        }
+        false
+    }
+
     /// Retries the replays that wait for memory, those that have waited longest first.
     pub fn wake_waiting(&mut self) {
         for id in std::mem::take(&mut self.waiting) {

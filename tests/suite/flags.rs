@@ -205,6 +205,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
         ("--history-sync-ms", "0"),
         ("--replay-encoded-bytes-max", "0"),
         ("--replay-wait-ms", "0"),
+        ("--replay-take-ms", "0"),
         ("--work-micros-per-turn", "0"),
         ("--head-bytes-max", "8kb"),
         ("--head-fields-max", "0"),

@@ -21,14 +21,18 @@ fn expensive(bytes: usize) -> String {
 }
 
 fn rig(replay_encoded_bytes_max: usize) -> Rig {
-    Rig::new(Limits {
+    Rig::new(limits(replay_encoded_bytes_max))
+}
+
+fn limits(replay_encoded_bytes_max: usize) -> Limits {
+    Limits {
         ping_interval_ms: 0,
         slow_timeout_ms: 1_000_000,
         replay_encoded_bytes_max,
         // All in one turn: before a flush finds that a peer takes nothing.
         work_micros_per_turn: 1_000_000,
         ..Limits::default()
-    })
+    }
 }
 
 fn publish_on(rig: &mut Rig, channel: &str, text: &str) {
@@ -101,8 +105,8 @@ fn replay_over_the_encoding_limit_waits_until_another_is_taken() {
 
 /// Two replays of a large message each, with room for the encoding of one: that of the first connection, which does
 /// not read.
-fn one_replay_waits() -> (Rig, SlotId, SlotId) {
-    let mut rig = rig(1 << 20);
+fn one_replay_waits(replay_take_ms: u32) -> (Rig, SlotId, SlotId) {
+    let mut rig = Rig::new(Limits { replay_take_ms, ..limits(1 << 20) });
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
@@ -115,7 +119,7 @@ fn one_replay_waits() -> (Rig, SlotId, SlotId) {
 
 #[test]
 fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
-    let (mut rig, first, other) = one_replay_waits();
+    let (mut rig, first, other) = one_replay_waits(10_000);
     assert_eq!(replays_waiting(&rig), 1);
     rig.reset(first);
     rig.run_until_idle();
@@ -124,13 +128,120 @@ fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
 
 #[test]
 fn replay_that_waits_for_too_long_is_closed_4100() {
-    let (mut rig, first, other) = one_replay_waits();
+    let (mut rig, first, other) = one_replay_waits(60_000);
     rig.advance_ms(29_500);
     rig.skip_head(other);
     assert!(rig.texts(other).iter().all(|text| text.contains("hello") || text.contains("subscribed")));
     rig.advance_ms(1_000);
     assert_eq!(rig.frames(other)[0].close_code(), (4100, "over_capacity".into()));
     assert!(rig.is_alive(first));
+}
+
+/// Reads so slowly that it is just at the minimum pace.
+const TRICKLE: Behavior = Behavior::LimitedWrites(300);
+
+#[test]
+fn reader_at_the_minimum_pace_is_cut_while_another_replay_waits_for_its_memory() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+    rig.advance_ms(25_000);
+    assert!(rig.is_alive(first), "it may hold memory that no other replay needs");
+    let other = connect(&mut rig, &get("/sse/b?since=earliest"), TRICKLE);
+    let last = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
+    rig.advance_ms(1_000);
+    assert!(!rig.is_alive(first));
+    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    // The event has 100 KB, so that both fit.
+    assert!(rig.is_alive(other) && rig.pipe(last).outgoing.len() > 600_000);
+    rig.advance_ms(25_000);
+    assert!(rig.is_alive(other), "no replay waits");
+}
+
+#[test]
+fn newcomers_do_not_prolong_the_life_of_a_large_encoding() {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let other = {
+        connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+        rig.advance_ms(1_000);
+        connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative)
+    };
+    let mut seconds = 1;
+    while rig.pipe(other).outgoing.len() < 600_000 {
+        assert!(rig.is_alive(other) && seconds < 30, "it waits for ever");
+        connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+        rig.advance_ms(1_000);
+        seconds += 1;
+    }
+    assert!(seconds > 19, "each reader has ten seconds, but after {seconds} memory was free");
+}
+
+/// Three replays with room for one: that of the first connection, which does not read, and two that wait in this order,
+/// on channels with two large messages each. After 15 s the first connection reads; the subscriber of "c" does not.
+fn replays_take_turns(channels: [&str; 2], meanwhile: impl FnOnce(&mut Rig)) -> (Rig, [SlotId; 2]) {
+    let mut rig = rig(1 << 20);
+    for channel in ["a", "b", "b", "c", "c"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    rig.run_until_idle();
+    let others = channels.map(|channel| {
+        let id = connect(&mut rig, &upgrade(&format!("/ws/{channel}?since=earliest")), Behavior::Cooperative);
+        rig.run_until_idle();
+        if channel == "c" {
+            rig.set_behavior(id, Behavior::Stalled);
+        }
+        id
+    });
+    assert_eq!(replays_waiting(&rig), 2);
+    rig.advance_ms(15_000);
+    meanwhile(&mut rig);
+    assert!(resume_reading(&mut rig, first) > 600_000);
+    assert_eq!(replays_waiting(&rig), 1);
+    (rig, others)
+}
+
+#[test]
+fn replay_that_is_retried_in_vain_has_waited_since_the_beginning() {
+    let (mut rig, [_, other]) = replays_take_turns(["c", "b"], |_| {});
+    rig.advance_ms(14_500);
+    rig.skip_head(other);
+    assert!(rig.texts(other).iter().all(|text| text.contains("hello") || text.contains("subscribed")));
+    rig.advance_ms(1_000);
+    assert_eq!(rig.frames(other)[0].close_code(), (4100, "over_capacity".into()));
+}
+
+#[test]
+fn replay_that_received_its_message_waits_for_the_next_one_from_then_on() {
+    let (mut rig, [other, _]) = replays_take_turns(["b", "c"], |_| {});
+    assert!((600_000..700_000).contains(&rig.pipe(other).outgoing.len()), "one of two");
+    rig.advance_ms(18_000);
+    assert_eq!(replays_waiting(&rig), 1);
+    rig.advance_ms(3_000);
+    assert!(rig.pipe(other).outgoing.len() > 1_200_000, "the other connection had its time");
+}
+
+#[test]
+fn replay_whose_message_is_evicted_waits_for_the_next_one_from_then_on() {
+    let (mut rig, [other, _]) = replays_take_turns(["b", "c"], |rig| {
+        // Of 100 messages that are kept, the oldest goes.
+        (0..99).for_each(|_| publish_on(rig, "b", "small"));
+    });
+    rig.skip_head(other);
+    let texts = rig.texts(other);
+    assert!(
+        texts.iter().any(|text| text.contains(r#""type":"gap""#))
+            && texts.iter().all(|text| text.len() < 1_000)
+    );
+    rig.advance_ms(18_000);
+    assert_eq!(replays_waiting(&rig), 1);
+    rig.advance_ms(3_000);
+    assert!(rig.pipe(other).outgoing.len() > 600_000);
 }
 
 #[test]
