@@ -55,7 +55,7 @@
 //! # Floors
 //!
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; [`load`], the load generator of `oyez bench`, a second and smaller loop,
+//! clock. From the top: `cli`; `load`, the load generator of `oyez bench`, a second and smaller loop,
 //! and [`console`], the bytes of the web page; `server`; [`client`], the client side of a connection; `session`; `hub`; `wire` and `access`; `metrics`;
 //! and the words `close`, `config`, `ids`, `moment`. The allocator, whose count the memory budget needs, belongs to
 //! the binary: `src/main.rs` and `src/allocator.rs`.
@@ -75,6 +75,7 @@ pub mod config;
 pub mod console;
 pub mod hub;
 pub mod ids;
+#[cfg(feature = "bench")]
 pub mod load;
 pub mod metrics;
 pub mod moment;

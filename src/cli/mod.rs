@@ -1,7 +1,11 @@
 //! The command line: raw flags and environment in, resolved values out.
 
+#[cfg(feature = "bench")]
 mod bench;
+#[cfg(feature = "bench")]
 mod bench_flags;
+#[cfg(not(feature = "bench"))]
+mod bench_missing;
 mod environment;
 mod gate_flags;
 mod help;
@@ -10,6 +14,7 @@ mod key_files;
 mod memory;
 mod output;
 mod parent;
+#[cfg(feature = "bench")]
 mod progress;
 mod publish;
 mod serve;
@@ -54,7 +59,11 @@ enum Command {
     /// Print what is published on channels.
     Sub(subscribe::Subscribe),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
+    #[cfg(feature = "bench")]
     Bench(Box<bench_flags::Bench>),
+    /// Not in this build: put load on a WebSocket server that broadcasts, and measure it.
+    #[cfg(not(feature = "bench"))]
+    Bench(bench_missing::Bench),
     /// Make tokens that let people in, look at them, and make secrets for them.
     Token(token::Token),
 }

@@ -15,6 +15,7 @@ mod access_time;
 mod access_ways;
 mod back_pressure;
 mod bad_input;
+#[cfg(feature = "bench")]
 mod bench;
 mod broadcast;
 mod churn;

@@ -157,12 +157,14 @@ fn params() -> CertificateParams {
 }
 
 /// TLS in front of a server that speaks none.
+#[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 pub struct Terminator {
     pub address: SocketAddr,
     certificate: PathBuf,
     _identity: Identity,
 }
 
+#[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 impl Terminator {
     /// Accepts TLS, and relays what is in it to a server.
     pub fn start(server: SocketAddr) -> Terminator {
