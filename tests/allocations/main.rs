@@ -29,7 +29,7 @@ use support::process::Server;
 use support::rig::Rig;
 
 #[test]
-fn frames_that_are_received_allocate_nothing() {
+fn received_frames_allocate_nothing() {
     const MEMBERS: usize = 200;
     let server = Server::start(&[]);
     let traffic = |seconds: u64| Traffic {
@@ -71,7 +71,7 @@ fn frames_that_are_received_allocate_nothing() {
 
 /// The list of what sessions ask for does not grow with those who speak in the same turn.
 #[test]
-fn a_crowd_that_speaks_in_one_turn_does_not_have_its_wishes_kept() {
+fn intents_of_a_busy_turn_are_not_retained() {
     const SPEAKERS: usize = 400;
     const EACH: usize = 64;
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };

@@ -12,7 +12,7 @@ fn closes(server: &Server, sub: &str, lines: &str) -> (u16, String) {
 }
 
 #[test]
-fn all_connections_of_a_person_and_of_nobody_else() {
+fn user_closed_by_admin_loses_all_connections_and_others_keep_theirs() {
     let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
     let server = &guarded.server;
     let alice = bearer(&token("alice", &["a"], &["a"]));

@@ -11,7 +11,7 @@ use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 const OPEN: &str = "--anonymous=subscribe=* publish=*";
 
 #[test]
-fn on_loopback_everything_is_open_and_the_log_says_so_in_one_line() {
+fn loopback_server_without_keys_is_open_and_logs_that_once() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let server = Server::start_command(oyez(&["serve", "--listen", address]));
         let log = server.stop();
@@ -21,7 +21,7 @@ fn on_loopback_everything_is_open_and_the_log_says_so_in_one_line() {
 }
 
 #[test]
-fn an_address_that_others_reach_needs_a_key_or_a_word() {
+fn public_address_without_key_or_anonymous_flag_is_refused_at_start() {
     for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"] {
         let mut child = oyez(&["serve", "--listen", address]).spawn().unwrap();
         let start = Instant::now();
@@ -58,7 +58,7 @@ fn statuses(server: &Server, host: &str) -> [u16; 3] {
 
 /// A page's own name, answered for a second time with 127.0.0.1, makes the page "the same host".
 #[test]
-fn an_open_server_answers_to_this_machines_names_only() {
+fn open_loopback_server_accepts_only_local_host_names() {
     let server = Server::start(&[]);
     for host in [
         "localhost",

@@ -26,7 +26,7 @@ fn becomes(server: &Server, secret: &str, expected: u16) {
 }
 
 #[test]
-fn a_new_key_takes_over_from_an_old_one() {
+fn new_key_added_at_sighup_replaces_the_old_one() {
     let folder = Folder::new();
     let (one, two) = (folder.file("one", SECRET), folder.file("two", SECRET));
     let flags = ["serve", "--listen=127.0.0.1:0", "--jwt-secret-file", &one, "--jwt-secret-file", &two];
@@ -67,7 +67,7 @@ fn log_of_a_reload(server: Server) -> String {
 }
 
 #[test]
-fn sighup_with_nothing_to_read_again_says_so() {
+fn sighup_without_files_logs_that_nothing_was_reloaded() {
     let plain = oyez(&["serve", "--listen=127.0.0.1:0"]);
     let log = log_of_a_reload(Server::start_command(plain));
     assert_eq!(log.matches("nothing to reload").count(), 1, "{log}");
@@ -75,7 +75,7 @@ fn sighup_with_nothing_to_read_again_says_so() {
 }
 
 #[test]
-fn sighup_names_what_was_read_again_and_nothing_else() {
+fn sighup_log_names_only_reloaded_files() {
     let folder = Folder::new();
     let secret = folder.file("secret", SECRET);
     let keys = oyez(&[
@@ -91,7 +91,7 @@ fn sighup_names_what_was_read_again_and_nothing_else() {
 }
 
 #[test]
-fn a_bad_file_is_refused_at_start() {
+fn invalid_key_file_is_refused_at_start() {
     let folder = Folder::new();
     let short = folder.file("short", "short");
     for flags in
@@ -103,7 +103,7 @@ fn a_bad_file_is_refused_at_start() {
 }
 
 #[test]
-fn whom_a_token_is_for_and_who_made_it_are_what_the_flags_say() {
+fn token_with_other_audience_or_issuer_is_rejected() {
     let folder = Folder::new();
     let secret = folder.file("secret", SECRET);
     let command = |flags: &[&str]| oyez(&[&["serve", "--listen=127.0.0.1:0"], flags].concat());
@@ -139,7 +139,7 @@ fn whom_a_token_is_for_and_who_made_it_are_what_the_flags_say() {
 
 /// A set of public keys, as those who make tokens hand it out.
 #[test]
-fn a_key_of_a_set_is_chosen_by_its_name_and_the_set_can_change() {
+fn key_set_selects_by_kid_and_is_reloaded_at_sighup() {
     let folder = Folder::new();
     let pair = |seed: u8| Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
     let jwk = |kid: &str, seed: u8| json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "use": "sig", "x": base64url(pair(seed).public_key().as_ref())});

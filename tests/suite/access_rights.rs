@@ -26,7 +26,7 @@ fn v1(guarded: &Guarded, path: &str, token: &str) -> Client {
 }
 
 #[test]
-fn over_a_raw_websocket() {
+fn raw_websocket_without_permission_is_refused() {
     let guarded = Guarded::start(&[]);
     let hears = token("alice", &["room.*"], &["other"]);
     let mut member = guarded.upgraded("/ws/room.7", &bearer(&hears));
@@ -48,7 +48,7 @@ fn over_a_raw_websocket() {
 
 /// `oyez pub` sends its messages and its close frame in one go, and takes the echo of 1000 for a receipt.
 #[test]
-fn who_closes_behind_what_is_refused_is_told() {
+fn raw_publisher_closing_after_refused_message_gets_the_reason() {
     let guarded = Guarded::start(&["--anonymous=subscribe=a"]);
     let close = frames::close(1000, "");
     let message = frames::masked(frames::TEXT, b"x");
@@ -74,7 +74,7 @@ fn who_closes_behind_what_is_refused_is_told() {
 }
 
 #[test]
-fn in_oyez_v1() {
+fn v1_request_without_permission_gets_an_error() {
     let guarded = Guarded::start(&[]);
     let mut client = v1(&guarded, "/ws", &token("alice", &["a", "b"], &["b", "c"]));
     let mut check = |request: Value, code: &str| {
@@ -107,7 +107,7 @@ fn in_oyez_v1() {
 }
 
 #[test]
-fn over_http() {
+fn http_request_without_permission_is_refused() {
     let guarded = Guarded::start(&[]);
     let server = &guarded.server;
     assert_eq!(ask(server, &post("/v1/publish/there", &bearer(&admin()), "x")).status, 200);
@@ -146,7 +146,7 @@ fn over_http() {
 }
 
 #[test]
-fn a_list_shows_only_what_may_be_heard() {
+fn channel_list_contains_only_subscribable_channels() {
     let guarded = Guarded::start(&[]);
     let mut client = Client::new(guarded.server.connect());
     let root = bearer(&admin());
@@ -173,7 +173,7 @@ fn a_list_shows_only_what_may_be_heard() {
 }
 
 #[test]
-fn everybody_may_do_what_the_rules_say_and_a_token_more() {
+fn anonymous_client_has_configured_rights_and_a_token_replaces_them() {
     let guarded = Guarded::start(&["--anonymous=subscribe=public.*,chat publish=chat"]);
     let mut client = guarded.upgraded("/ws/public.a", V1);
     assert_eq!(hear(&mut client)["type"], "hello");
@@ -203,7 +203,7 @@ fn everybody_may_do_what_the_rules_say_and_a_token_more() {
 }
 
 #[test]
-fn rights_that_are_renewed_are_looked_at_again() {
+fn renewed_token_rights_are_checked_again() {
     let guarded = Guarded::start(&[]);
     let mut client = v1(&guarded, "/ws/a", &token("alice", &["a", "b"], &["b"]));
     assert_eq!(hear(&mut client)["type"], "subscribed");
@@ -235,7 +235,7 @@ fn rights_that_are_renewed_are_looked_at_again() {
 }
 
 #[test]
-fn publisher_without_right_to_subscribe_learns_no_counts() {
+fn publisher_without_subscribe_right_gets_no_counts() {
     let guarded = Guarded::start(&[]);
     let greets = |subscribe: &[&str]| {
         let mut client = Client::new(guarded.server.connect());
@@ -254,7 +254,7 @@ fn publisher_without_right_to_subscribe_learns_no_counts() {
 
 /// A token may say how fast its bearer publishes, in place of what the server says for all.
 #[test]
-fn a_token_has_a_pace_of_its_own() {
+fn token_with_rate_limit_overrides_the_server_limit() {
     let guarded = Guarded::start(&["--messages-per-second=1"]);
     let fast = |messages: u32| {
         let mut claims = claims("alice", &["a"], &["*"], unix_now());

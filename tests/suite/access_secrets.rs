@@ -8,7 +8,7 @@ use crate::support::http::{get, post, request};
 use crate::support::process::oyez;
 
 #[test]
-fn a_token_is_not_seen_again_on_any_path() {
+fn token_on_any_path_appears_in_no_log_response_or_metric() {
     let guarded = Guarded::start_at(&["--tickets-max=2"], Some("trace"));
     let server = &guarded.server;
     let mut expired = claims("canary", &["*"], &["*"], unix_now());
@@ -89,7 +89,7 @@ fn a_token_is_not_seen_again_on_any_path() {
 
 /// The client has a token too, and a log.
 #[test]
-fn a_client_does_not_show_its_token_either() {
+fn command_line_client_with_token_logs_no_token() {
     let guarded = Guarded::start(&[]);
     let good = token("alice", &["a"], &["a"]);
     let url = guarded.server.url();

@@ -49,7 +49,7 @@ fn closed(rig: &mut Rig, id: SlotId) -> Option<(u16, String)> {
 }
 
 #[test]
-fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
+fn client_without_rights_and_token_is_closed_after_ten_seconds() {
     let mut rig = rig(Grant::default());
     for lines in ["", V1] {
         let (silent, shows) = (open(&mut rig, lines), open(&mut rig, lines));
@@ -65,7 +65,7 @@ fn whoever_can_do_nothing_has_ten_seconds_to_show_a_token() {
 }
 
 #[test]
-fn the_times_are_those_of_the_flags() {
+fn auth_timeout_and_token_grace_follow_their_flags() {
     let guarded = Guarded::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
     let start = Instant::now();
     assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
@@ -79,7 +79,7 @@ fn the_times_are_those_of_the_flags() {
 }
 
 #[test]
-fn whoever_can_do_something_need_not() {
+fn anonymous_client_with_rights_is_not_closed_without_token() {
     let mut rig = rig(Grant::anonymous("subscribe=a").unwrap());
     let id = open(&mut rig, V1);
     rig.advance_ms(600_000);
@@ -87,7 +87,7 @@ fn whoever_can_do_something_need_not() {
 }
 
 #[test]
-fn a_token_that_ended_closes_after_the_grace() {
+fn expired_token_closes_after_the_grace() {
     let mut rig = rig(Grant::default());
     for lines in ["", V1] {
         let token = ends_in(&rig, 60);
@@ -107,7 +107,7 @@ fn a_token_that_ended_closes_after_the_grace() {
 }
 
 #[test]
-fn a_renewal_within_the_grace_holds_it() {
+fn token_renewed_within_the_grace_keeps_the_connection() {
     let mut rig = rig(Grant::default());
     for lines in ["", V1] {
         let token = ends_in(&rig, 60);
@@ -126,7 +126,7 @@ fn a_renewal_within_the_grace_holds_it() {
 
 /// Accepted in the leeway, it has its grace, and is not sent away at once to come back with the same.
 #[test]
-fn a_token_of_a_clock_that_is_slow() {
+fn token_from_a_slow_clock_is_accepted_within_the_leeway() {
     let mut rig = rig(Grant::default());
     rig.advance_ms(100_000);
     let mut claims = claims("alice", &["a"], &["a"], rig.unix_now());
@@ -140,7 +140,7 @@ fn a_token_of_a_clock_that_is_slow() {
 
 /// A moment spans 24 days, and a token may be good for years.
 #[test]
-fn a_token_for_longer_than_a_moment_spans() {
+fn token_longer_than_the_clock_range_stays_valid() {
     let mut rig = rig(Grant::default());
     let day = 24 * 60 * 60;
     let token = ends_in(&rig, 40 * day);
@@ -164,7 +164,7 @@ fn a_token_for_longer_than_a_moment_spans() {
 
 /// A check of a signature costs as much as a hundred messages: what comes too soon is not checked, good or bad.
 #[test]
-fn a_token_that_is_shown_too_soon_behind_others_is_not_looked_at() {
+fn token_sent_too_soon_after_others_is_not_verified() {
     let mut rig = rig(Grant::default());
     rig.engine.limits.auths_per_second = 2;
     let shows = |token: &str| json!({"type": "auth", "token": token, "ref": 7}).to_string();
@@ -203,7 +203,7 @@ fn a_token_that_is_shown_too_soon_behind_others_is_not_looked_at() {
 
 /// The table of those who show tokens is as large as the number of those who do so at the moment.
 #[test]
-fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
+fn token_rate_entry_of_an_old_client_is_removed() {
     let mut rig = rig(Grant::default());
     let members: Vec<SlotId> = (0..200).map(|_| open(&mut rig, V1)).collect();
     for id in members {
@@ -216,7 +216,7 @@ fn who_has_shown_a_token_long_ago_is_not_counted_any_more() {
 
 /// Clocks may differ for a ticket as they may for its token, and no more.
 #[test]
-fn a_ticket_ends_with_its_token() {
+fn ticket_expires_with_its_token() {
     let mut rig = rig(Grant::default());
     let now = rig.unix_now();
     let ticket = |rig: &mut Rig, exp: u64| {

@@ -35,7 +35,7 @@ fn ticket(guarded: &Guarded, token: &str) -> String {
 }
 
 #[test]
-fn in_the_field_authorization() {
+fn token_in_authorization_header_is_accepted() {
     let guarded = Guarded::start(&[]);
     let mut raw = guarded.upgraded("/ws/a", &bearer(&alice()));
     raw.send_text("hear ye");
@@ -55,7 +55,7 @@ fn in_the_field_authorization() {
 }
 
 #[test]
-fn as_a_subprotocol_of_which_only_the_real_one_is_echoed() {
+fn token_in_subprotocol_is_accepted_and_not_echoed() {
     let guarded = Guarded::start(&[]);
     let mut client = Client::new(guarded.server.connect());
     client.send(upgrade_with("/ws/a", &v1(&alice())).as_bytes());
@@ -76,7 +76,7 @@ fn as_a_subprotocol_of_which_only_the_real_one_is_echoed() {
 }
 
 #[test]
-fn as_the_first_frame() {
+fn token_in_first_frame_is_accepted() {
     let guarded = Guarded::start(&[]);
     let mut client = guarded.upgraded("/ws/a", V1);
     assert_eq!(hear(&mut client)["type"], "hello");
@@ -110,7 +110,7 @@ fn as_the_first_frame() {
 }
 
 #[test]
-fn as_often_in_messages_as_the_flag_says() {
+fn token_in_messages_is_accepted_up_to_the_rate_limit() {
     let guarded = Guarded::start(&["--auths-per-second=1"]);
     let lines = format!("{V1}{}", bearer(&alice()));
     let shows = json!({"type": "auth", "token": alice()}).to_string();
@@ -133,7 +133,7 @@ fn as_often_in_messages_as_the_flag_says() {
 
 /// A client that shows its token where nobody waits for it would show it to all members.
 #[test]
-fn a_token_is_never_published() {
+fn token_frame_of_authenticated_client_is_not_published() {
     let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
     let mut member = guarded.upgraded("/ws/a", "");
     let mut other = guarded.upgraded("/ws/a?echo=0", "");
@@ -155,7 +155,7 @@ fn a_token_is_never_published() {
 }
 
 #[test]
-fn as_a_ticket_that_is_good_once() {
+fn ticket_is_accepted_once() {
     let guarded = Guarded::start(&["--tickets-max=3", "--tickets-per-client-max=2"]);
     let one = ticket(&guarded, &alice());
     let mut raw = guarded.upgraded(&format!("/ws/a?echo=1&ticket={one}"), "");
@@ -194,7 +194,7 @@ fn as_a_ticket_that_is_good_once() {
 
 /// An EventSource reconnects with the address that it has, and stops for ever at any status but 200.
 #[test]
-fn event_source_reconnects_with_its_ticket_after_a_cut() {
+fn event_source_after_lost_connection_reconnects_with_its_ticket() {
     let guarded = Guarded::start(&[]);
     let ticket = ticket(&guarded, &alice());
     let asks = request("GET", &format!("/sse/a?ticket={ticket}"), "Accept: text/event-stream\r\n");
@@ -220,7 +220,7 @@ fn event_source_reconnects_with_its_ticket_after_a_cut() {
 
 /// To come back would not help: it has to stop.
 #[test]
-fn event_source_without_rights_gets_the_status_of_its_refusal() {
+fn event_source_without_rights_gets_an_error_status() {
     let guarded = Guarded::start(&[]);
     let status = |lines: &str| {
         let lines = format!("{lines}Accept: text/event-stream\r\n");
@@ -249,7 +249,7 @@ fn idempotency_keys_of_two_subjects_do_not_collide() {
 }
 
 #[test]
-fn in_the_address_only_where_that_is_allowed() {
+fn token_in_url_is_accepted_only_with_its_flag() {
     let guarded = Guarded::start(&[]);
     let path = format!("/ws/a?token={}", alice());
     assert_eq!(guarded.closed(&path, ""), (4001, "bad_token why=token_in_address".into()));
@@ -267,7 +267,7 @@ fn in_the_address_only_where_that_is_allowed() {
 
 /// Every trick that is known for tokens, over each way in.
 #[test]
-fn bad_tokens() {
+fn invalid_token_is_rejected_on_every_transport() {
     let guarded = Guarded::start(&[]);
     let now = unix_now();
     let good = json!({"sub": "alice", "exp": now + 60, "oyez": {"subscribe": ["*"], "publish": ["*"]}});
@@ -341,7 +341,7 @@ fn bad_tokens() {
 
 /// The key has the algorithm, and what everybody has of it is no secret.
 #[test]
-fn a_public_key_is_no_secret() {
+fn public_key_used_as_secret_is_rejected() {
     let folder = crate::support::guarded::Folder::new();
     let public = folder.file("public.pem", key_files::RSA_PUBLIC);
     let command = oyez(&["serve", "--listen", "127.0.0.1:0", "--jwt-public-key", &public]);
@@ -359,7 +359,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn where_nobody_is_asked_for_a_token_none_is_looked_at() {
+fn token_sent_to_server_without_keys_is_ignored() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     assert_eq!(client.ask(post("/v1/publish/a", &bearer("nonsense"), "x")).status, 200);
@@ -384,7 +384,7 @@ fn leaves_nothing(guarded: &Guarded, client: &mut Client, round: impl Fn(&mut Cl
 
 /// Whoever has a key may make tokens for as many people as it likes.
 #[test]
-fn thousands_of_subjects_leave_nothing_behind() {
+fn memory_after_thousands_of_subjects_is_unchanged() {
     let guarded = Guarded::start(&["--tickets-max=100"]);
     let mut client = Client::new(guarded.server.connect());
     let round = |client: &mut Client, from: u32| {
@@ -401,7 +401,7 @@ fn thousands_of_subjects_leave_nothing_behind() {
 
 /// A client chooses the names of its channels.
 #[test]
-fn thousands_of_channels_leave_nothing_behind() {
+fn memory_after_thousands_of_channels_is_unchanged() {
     let guarded = Guarded::start(&["--history-messages-max=0", "--channels-max=100"]);
     let mut client = Client::new(guarded.server.connect());
     let lines = bearer(&admin());

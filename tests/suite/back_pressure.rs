@@ -68,7 +68,7 @@ fn is_paused(rig: &Rig, id: SlotId) -> bool {
 }
 
 #[test]
-fn raw_publisher_is_not_read_on_until_the_subscriber_has_caught_up() {
+fn raw_publisher_to_a_slow_subscriber_is_paused_until_it_caught_up() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let slow = pressed(&mut rig, publisher, 3);
@@ -89,7 +89,7 @@ fn raw_publisher_is_not_read_on_until_the_subscriber_has_caught_up() {
 }
 
 #[test]
-fn pause_is_bounded_and_then_the_slow_subscriber_is_cut() {
+fn pause_over_its_limit_ends_and_the_slow_subscriber_is_closed() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let _slow = pressed(&mut rig, publisher, 3);
@@ -107,7 +107,7 @@ fn pause_is_bounded_and_then_the_slow_subscriber_is_cut() {
 }
 
 #[test]
-fn without_a_pause_nobody_waits() {
+fn publisher_with_pause_disabled_is_read_at_once() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 0, ..limits() });
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let _slow = pressed(&mut rig, publisher, 20);
@@ -116,7 +116,7 @@ fn without_a_pause_nobody_waits() {
 }
 
 #[test]
-fn v1_publisher_is_acknowledged_and_not_read_on() {
+fn v1_publisher_to_a_slow_subscriber_is_acknowledged_and_paused() {
     let mut rig = Rig::new(limits());
     let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let slow = pressed(&mut rig, raw, 3);
@@ -135,7 +135,7 @@ fn v1_publisher_is_acknowledged_and_not_read_on() {
 }
 
 #[test]
-fn answers_to_http_publishers_are_withheld_in_their_order() {
+fn http_publisher_to_a_slow_subscriber_gets_delayed_responses_in_order() {
     let mut rig = Rig::new(limits());
     let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let slow = pressed(&mut rig, raw, 3);
@@ -158,7 +158,7 @@ fn answers_to_http_publishers_are_withheld_in_their_order() {
 
 /// A long pause does not use up the time in which a connection that is to be closed is answered.
 #[test]
-fn withheld_answer_outlives_the_close_timeout() {
+fn delayed_response_outlives_the_close_timeout() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 10_000, close_timeout_ms: 500, ..limits() });
     let raw = rig.join("/ws?echo=0");
     let slow = pressed(&mut rig, raw, 3);
@@ -172,7 +172,7 @@ fn withheld_answer_outlives_the_close_timeout() {
 }
 
 #[test]
-fn publisher_that_is_the_slow_subscriber_itself_goes_on() {
+fn publisher_that_is_the_slow_subscriber_is_not_paused() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws"), rig.join("/ws"));
     rig.set_behavior(publisher, Behavior::Stalled);
@@ -190,7 +190,7 @@ fn publisher_that_is_the_slow_subscriber_itself_goes_on() {
 }
 
 #[test]
-fn subscriber_that_leaves_or_dies_releases_its_publishers() {
+fn subscriber_that_leaves_or_fails_resumes_its_publishers() {
     for leaves in [true, false] {
         let mut rig = Rig::new(limits());
         let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
@@ -213,7 +213,7 @@ fn subscriber_that_leaves_or_dies_releases_its_publishers() {
 }
 
 #[test]
-fn publisher_that_dies_while_it_is_paused_is_noticed() {
+fn paused_publisher_that_resets_is_reaped() {
     let mut rig = Rig::new(limits());
     let (publisher, closing) = (rig.join("/ws?echo=0"), join_v1(&mut rig, "/ws"));
     let slow = pressed(&mut rig, publisher, 4);
@@ -230,7 +230,7 @@ fn publisher_that_dies_while_it_is_paused_is_noticed() {
 }
 
 #[test]
-fn drain_releases_all() {
+fn drain_resumes_all_paused_publishers() {
     let mut rig = Rig::new(limits());
     let raw = rig.join("/ws?echo=0");
     pressed(&mut rig, raw, 4);
@@ -247,7 +247,7 @@ fn drain_releases_all() {
 
 /// Subscribers that press one after another, each after one more message.
 #[test]
-fn many_slow_subscribers_do_not_stop_a_channel_one_after_another() {
+fn slow_subscribers_in_sequence_do_not_stop_a_channel() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let small = "x".repeat(2_000);
@@ -341,7 +341,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
 }
 
 #[test]
-fn publisher_at_full_speed_cuts_none_of_a_thousand_subscribers_that_read() {
+fn publisher_at_full_speed_closes_none_of_a_thousand_reading_subscribers() {
     const SUBSCRIBERS: usize = 1_000;
     const MESSAGES: usize = 1_000;
     let server = Server::start(&[
@@ -417,7 +417,7 @@ fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
 }
 
 #[test]
-fn quiet_channel_of_a_subscriber_that_is_behind_on_another_is_not_paused() {
+fn quiet_channel_of_a_subscriber_lagging_on_another_is_not_paused() {
     let mut rig = Rig::new(limits());
     let publisher = rig.join("/ws/busy?echo=0");
     let slow = join_v1(&mut rig, "/ws/busy");

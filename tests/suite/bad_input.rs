@@ -24,7 +24,7 @@ fn status(server: &Server, request: &[u8]) -> u16 {
 }
 
 #[test]
-fn requests_that_are_refused() {
+fn invalid_request_gets_its_exact_error() {
     let server = Server::start(&[]);
     let good = frames::upgrade("/ws");
     let check = |request: String, expected: u16| {
@@ -61,7 +61,7 @@ fn requests_that_are_refused() {
 }
 
 #[test]
-fn what_follows_a_request_that_is_not_understood_is_no_request() {
+fn bytes_after_invalid_request_are_not_parsed() {
     let server = Server::start(&[]);
     for first in [
         "POST /ws HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -82,7 +82,7 @@ fn what_follows_a_request_that_is_not_understood_is_no_request() {
 }
 
 #[test]
-fn a_head_without_an_end_is_cut_off_at_the_limit() {
+fn endless_request_head_is_refused_at_the_limit() {
     let server = Server::start(&["--head-bytes-max=1KiB"]);
     assert_eq!(status(&server, &[b'A'; 1_024]), 431);
     let mut client = Client::new(server.connect());
@@ -93,7 +93,7 @@ fn a_head_without_an_end_is_cut_off_at_the_limit() {
 }
 
 #[test]
-fn an_upgrade_says_what_version_is_spoken() {
+fn upgrade_with_another_version_gets_the_supported_version() {
     let server = Server::start(&[]);
     let answer = server.ask("GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(answer.contains("\r\nSec-WebSocket-Version: 13\r\n"), "{answer}");
@@ -103,7 +103,7 @@ fn an_upgrade_says_what_version_is_spoken() {
 }
 
 #[test]
-fn what_a_client_sends_is_not_repeated_and_not_logged() {
+fn client_input_is_neither_echoed_in_errors_nor_logged() {
     let mut command = oyez(&["serve", "--listen", "127.0.0.1:0"]);
     command.env("RUST_LOG", "trace");
     let server = Server::start_command(command);
@@ -141,7 +141,7 @@ fn closed(server: &Server, bytes: &[u8], code: u16, delivered: usize) {
 }
 
 #[test]
-fn frames_that_break_the_rules() {
+fn invalid_frame_is_closed_with_its_code() {
     let server = Server::start(&["--message-bytes-max=64KiB"]);
     let before = frames::masked(TEXT, b"before");
     let check = |bytes: &[u8], code| {
@@ -178,7 +178,7 @@ fn frames_that_break_the_rules() {
 }
 
 #[test]
-fn close_codes_that_may_not_be_sent_are_answered_with_1002() {
+fn close_with_invalid_code_is_answered_with_1002() {
     let server = Server::start(&[]);
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535] {
         let mut member = server.join("/ws");
@@ -191,7 +191,7 @@ fn close_codes_that_may_not_be_sent_are_answered_with_1002() {
 }
 
 #[test]
-fn close_codes_that_may_be_sent_are_echoed() {
+fn close_with_valid_code_is_echoed() {
     let mut rig = Rig::new(Limits::default());
     let codes: Vec<u16> = (1000..=1003).chain(1007..=1014).chain([3000, 3999, 4000, 4999]).collect();
     for &code in &codes {
@@ -216,7 +216,7 @@ fn close_codes_that_may_be_sent_are_echoed() {
 }
 
 #[test]
-fn endless_empty_fragments_cost_their_sender_only() {
+fn endless_empty_fragments_delay_only_their_sender() {
     let server = Server::start(&[]);
     let (mut endless, mut one, mut two) =
         (server.join("/ws/endless"), server.join("/ws"), server.join("/ws"));
@@ -246,7 +246,7 @@ fn endless_empty_fragments_cost_their_sender_only() {
 }
 
 #[test]
-fn a_peer_that_pings_and_never_reads_is_bounded() {
+fn peer_that_pings_and_never_reads_is_bounded() {
     let server =
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--slow-timeout-ms=1500"]);
     let mut flood = server.join("/ws/flood");
@@ -265,7 +265,7 @@ fn a_peer_that_pings_and_never_reads_is_bounded() {
 const UPGRADES: u64 = 20_000;
 
 #[test]
-fn nobody_is_hurt_by_upgrades_that_reset() {
+fn others_are_served_during_upgrades_that_reset() {
     let server = Server::start(&[]);
     for _ in 0..UPGRADES {
         let mut client = Client::new(server.connect());

@@ -68,7 +68,7 @@ impl Run {
 }
 
 #[test]
-fn a_closed_loop_reaches_everybody() {
+fn closed_loop_delivers_every_message() {
     let run =
         bench("closed", &["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
     run.all_in_order();
@@ -87,7 +87,7 @@ fn a_closed_loop_reaches_everybody() {
 }
 
 #[test]
-fn an_open_loop_keeps_its_rate_over_several_channels_and_publishers() {
+fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
     let run = bench(
         "open",
         &[
@@ -121,7 +121,7 @@ fn an_open_loop_keeps_its_rate_over_several_channels_and_publishers() {
 }
 
 #[test]
-fn idle_connections_are_held_and_weighed() {
+fn idle_run_holds_connections_and_measures_memory() {
     let run = bench("idle", &["idle", "--connections", "200", "--hold", "0.3", "--ramp", "0.2"]).succeeded();
     assert_eq!(run.number("/connections/opened"), 200.0);
     let points = run.json["memory"]["points"].as_array().unwrap();
@@ -135,7 +135,7 @@ fn idle_connections_are_held_and_weighed() {
 }
 
 #[test]
-fn guests_come_and_go() {
+fn churn_run_connects_and_disconnects_clients() {
     let run = bench(
         "churn",
         &[
@@ -162,7 +162,7 @@ fn guests_come_and_go() {
 }
 
 #[test]
-fn everybody_comes_back_after_a_storm() {
+fn reconnect_storm_brings_every_client_back() {
     let run = bench("storm", &["storm", "--connections", "300", "--within", "60"]).succeeded();
     assert_eq!(run.number("/storm/dropped"), 300.0);
     assert_eq!(run.number("/storm/returned"), 300.0);
@@ -170,7 +170,7 @@ fn everybody_comes_back_after_a_storm() {
 }
 
 #[test]
-fn members_that_stall_are_told_and_the_others_lose_nothing() {
+fn stalled_subscribers_are_reported_and_others_lose_nothing() {
     let run = bench(
         "slow",
         &[
@@ -201,7 +201,7 @@ fn members_that_stall_are_told_and_the_others_lose_nothing() {
 }
 
 #[test]
-fn assertions_decide_the_exit_status() {
+fn failed_assertion_sets_the_exit_status() {
     let short = ["idle", "--connections", "5", "--hold", "0.1", "--assert"];
     let check = |list: &str, code: i32, says: &str| {
         let run = bench("assert", &[&short[..], &[list]].concat());
@@ -216,7 +216,7 @@ fn assertions_decide_the_exit_status() {
 }
 
 #[test]
-fn a_dead_port_is_reported_and_fails() {
+fn closed_port_is_reported_and_fails() {
     let port = free_port();
     let run = bench("dead", &["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
     assert_eq!(run.code, 1);
@@ -227,7 +227,7 @@ fn a_dead_port_is_reported_and_fails() {
 }
 
 #[test]
-fn another_servers_answer_is_reported_by_its_status() {
+fn response_of_another_server_is_reported_by_its_status() {
     let server = Server::start(&["--connections-max", "4"]);
     let pid = server.pid().to_string();
     let url = format!("{}/ws/{{channel}}", server.url());
@@ -243,7 +243,7 @@ fn another_servers_answer_is_reported_by_its_status() {
 }
 
 #[test]
-fn connections_come_from_the_source_addresses_in_turn() {
+fn connections_use_source_addresses_in_rotation() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let peers = thread::spawn(move || {
@@ -271,7 +271,7 @@ fn connections_come_from_the_source_addresses_in_turn() {
 }
 
 #[test]
-fn what_a_run_is_doing_is_a_line_for_each_stage_where_nobody_watches() {
+fn progress_without_a_terminal_is_one_line_per_stage() {
     let run = bench("lines", &["fanout", "--connections", "5", "--warmup", "0.2", "--duration", "0.4"]);
     let words: Vec<&str> = run
         .stderr
@@ -285,7 +285,7 @@ fn what_a_run_is_doing_is_a_line_for_each_stage_where_nobody_watches() {
 
 /// Whoever is stopped a third of the time enters its messages late, and that is not the server's fault.
 #[test]
-fn a_run_that_measured_the_load_generator_is_marked_invalid() {
+fn run_limited_by_the_load_generator_is_marked_invalid() {
     let path = file("stopped.json");
     let flags =
         ["--connections", "5", "--rate", "100", "--warmup", "0", "--duration", "2", "--assert", "invalid=0"];
@@ -315,7 +315,7 @@ fn a_run_that_measured_the_load_generator_is_marked_invalid() {
 }
 
 #[test]
-fn usage_errors_are_one_line() {
+fn usage_error_is_one_line() {
     let check = |arguments: &[&str], says: &str| {
         let run = bench("usage", arguments);
         assert_eq!(run.code, 2, "{}", run.stderr);
@@ -336,7 +336,7 @@ fn usage_errors_are_one_line() {
 }
 
 #[test]
-fn a_run_whose_members_are_all_cut_ends_and_fails() {
+fn run_whose_subscribers_all_disconnect_ends_and_fails() {
     // It does not go on until those ten minutes are over.
     let args = ["fanout", "--connections", "5", "--payload", "4000", "--duration", "600"];
     let flags = ["--server-args", "--message-bytes-max 1000"];
@@ -349,7 +349,7 @@ fn a_run_whose_members_are_all_cut_ends_and_fails() {
 }
 
 #[test]
-fn several_runs_stand_on_one_page() {
+fn plot_of_several_runs_is_one_page() {
     let runs = [file("one.json"), file("two & <three>.json")];
     let page = file("page.html");
     for (run, own_page) in runs.iter().zip([None, Some(&page)]) {
@@ -435,7 +435,7 @@ fn relay(mut members: Vec<TcpStream>, messages: &Receiver<Vec<u8>>) {
 }
 
 #[test]
-fn a_server_that_loses_repeats_and_reorders_is_found_out() {
+fn server_that_loses_repeats_or_reorders_is_detected() {
     let url = bad_server();
     let run = bench(
         "bad",
@@ -503,7 +503,7 @@ fn run_that_measures(name: &str) -> (Child, PathBuf, String) {
 }
 
 #[test]
-fn a_run_that_is_interrupted_reports_what_was_measured_until_then() {
+fn interrupted_run_reports_its_measurements() {
     let (child, path, server) = run_that_measures("interrupted.json");
     let group = format!("-{}", child.id());
     assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
@@ -522,7 +522,7 @@ fn a_run_that_is_interrupted_reports_what_was_measured_until_then() {
 }
 
 #[test]
-fn a_second_signal_ends_a_run_without_a_report() {
+fn second_signal_ends_a_run_without_report() {
     let (mut child, path, server) = run_that_measures("twice.json");
     assert!(Command::new("kill").args(["-STOP", &server]).status().unwrap().success());
     // The first signal waits for messages in flight; one that arrives too early to be the second counts as the first.
@@ -542,7 +542,7 @@ fn a_second_signal_ends_a_run_without_a_report() {
 }
 
 #[test]
-fn a_run_in_which_nothing_is_delivered_fails_with_one_sentence() {
+fn run_without_deliveries_fails_with_one_sentence() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     thread::spawn(move || {
@@ -558,7 +558,7 @@ fn a_run_in_which_nothing_is_delivered_fails_with_one_sentence() {
 }
 
 #[test]
-fn files_that_cannot_be_written_are_refused_before_the_run() {
+fn unwritable_output_file_is_refused_before_the_run() {
     let kept = file("kept.json");
     fs::write(&kept, "kept").unwrap();
     let new = file("new.html");
@@ -598,7 +598,7 @@ fn ends(pid: &str) {
 }
 
 #[test]
-fn a_run_that_is_interrupted_takes_its_server_along() {
+fn interrupted_run_stops_its_server() {
     for name in ["-TERM", "-INT", "-HUP"] {
         // The tests may run under nohup themselves, and a signal that is ignored stays so in children.
         let mut command = Command::new("env");
@@ -611,7 +611,7 @@ fn a_run_that_is_interrupted_takes_its_server_along() {
 }
 
 #[test]
-fn a_run_that_is_killed_takes_its_server_along() {
+fn killed_run_stops_its_server() {
     for name in ["-KILL", "-ABRT"] {
         let (mut child, server) = run_with_a_server(oyez(&[]));
         signal(&child, name);
@@ -621,7 +621,7 @@ fn a_run_that_is_killed_takes_its_server_along() {
 }
 
 #[test]
-fn a_run_under_nohup_outlives_its_terminal() {
+fn run_under_nohup_outlives_its_terminal() {
     let mut command = Command::new("nohup");
     command.arg(env!("CARGO_BIN_EXE_oyez"));
     let (mut child, server) = run_with_a_server(command);
@@ -634,7 +634,7 @@ fn a_run_under_nohup_outlives_its_terminal() {
 }
 
 #[test]
-fn the_server_of_a_run_takes_no_flag_from_the_environment() {
+fn server_of_a_run_ignores_environment_flags() {
     let mut command = oyez(&[]);
     command.env("OYEZ_CONNECTIONS_MAX", "2").env("OYEZ_LISTEN", "nonsense");
     let (mut child, server) = run_with_a_server(command);
@@ -645,7 +645,7 @@ fn the_server_of_a_run_takes_no_flag_from_the_environment() {
 }
 
 #[test]
-fn a_broadcast_over_tls_loses_nothing() {
+fn broadcast_over_tls_loses_nothing() {
     let server = Server::start(&[]);
     let terminator = Terminator::start(server.address);
     let ca = terminator.certificate().to_str().unwrap();
@@ -666,7 +666,7 @@ fn a_broadcast_over_tls_loses_nothing() {
 }
 
 #[test]
-fn guests_and_storms_over_tls() {
+fn churn_and_storms_over_tls_lose_nothing() {
     let server = Server::start(&[]);
     let terminator = Terminator::start(server.address);
     let ca = terminator.certificate().to_str().unwrap();
@@ -683,7 +683,7 @@ fn guests_and_storms_over_tls() {
 }
 
 #[test]
-fn a_certificate_that_is_not_trusted_is_refused_unless_any_is_accepted() {
+fn untrusted_certificate_without_insecure_flag_is_refused() {
     let server = Server::start(&[]);
     let terminator = Terminator::start(server.address);
     let url = format!("wss://{}", terminator.address);

@@ -7,7 +7,7 @@ use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
 
 #[test]
-fn every_member_gets_every_message_once_and_in_order() {
+fn message_reaches_every_subscriber_once_and_in_order() {
     let server = Server::start(&[]);
     let mut members: Vec<_> = (0..50).map(|_| server.join("/ws")).collect();
     for round in 0..20 {
@@ -24,7 +24,7 @@ fn every_member_gets_every_message_once_and_in_order() {
 }
 
 #[test]
-fn text_stays_text_and_binary_stays_binary() {
+fn message_type_is_preserved() {
     let server = Server::start(&[]);
     let (mut one, mut two) = (server.join("/ws"), server.join("/ws"));
     one.send(&frames::masked(BINARY, &[0, 0xff, 0x80]));
@@ -40,7 +40,7 @@ fn text_stays_text_and_binary_stays_binary() {
 }
 
 #[test]
-fn channels_are_apart_and_main_has_two_paths() {
+fn message_reaches_only_its_channel_and_main_has_two_paths() {
     let server = Server::start(&[]);
     let mut main = server.join("/ws");
     let mut same = server.join("/ws/main");
@@ -56,7 +56,7 @@ fn channels_are_apart_and_main_has_two_paths() {
 }
 
 #[test]
-fn echo_is_on_unless_it_is_declined() {
+fn publisher_with_echo_disabled_does_not_receive_its_messages() {
     let server = Server::start(&[]);
     let mut quiet = server.join("/ws?echo=0");
     let mut plain = server.join("/ws?echo=1");
@@ -69,7 +69,7 @@ fn echo_is_on_unless_it_is_declined() {
 }
 
 #[test]
-fn a_frame_in_the_requests_segment_is_served() {
+fn frame_in_the_segment_of_the_request_is_published() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws");
     let mut eager = crate::support::client::Client::new(server.connect());
@@ -86,7 +86,7 @@ fn a_frame_in_the_requests_segment_is_served() {
 }
 
 #[test]
-fn fragments_are_joined_and_pings_between_them_are_answered() {
+fn fragmented_message_with_pings_between_is_joined() {
     let server = Server::start(&[]);
     let (mut sender, mut member) = (server.join("/ws"), server.join("/ws"));
     sender.send(&frames::fragment(TEXT, "zwei H".as_bytes()));
@@ -104,7 +104,7 @@ fn fragments_are_joined_and_pings_between_them_are_answered() {
 }
 
 #[test]
-fn large_messages_arrive_whole() {
+fn large_message_arrives_whole() {
     let server = Server::start(&["--message-bytes-max=16MiB", "--outbox-bytes-max=64MiB"]);
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     for length in [64 << 10, 16 << 20] {
@@ -138,7 +138,7 @@ fn digest(bytes: &[u8]) -> (usize, u64) {
 }
 
 #[test]
-fn a_newcomer_hears_nothing_from_before_it_came() {
+fn new_subscriber_gets_no_earlier_messages() {
     let mut rig = Rig::new(Limits::default());
     let sender = rig.join("/ws");
     let newcomer = rig.connect(Behavior::Cooperative);

@@ -11,7 +11,7 @@ use crate::support::process::{Server, counter};
 use crate::support::rig::{Rig, Rng};
 
 #[test]
-fn a_late_event_does_not_reach_the_next_tenant() {
+fn late_event_does_not_reach_the_next_connection_of_a_slot() {
     let mut rig = Rig::new(Limits::default());
     let old = rig.join("/ws/old");
     rig.send_eof(old);
@@ -31,7 +31,7 @@ fn a_late_event_does_not_reach_the_next_tenant() {
 }
 
 #[test]
-fn seats_are_right_however_members_come_and_go() {
+fn subscriptions_stay_consistent_under_churn() {
     let mut rig = Rig::new(Limits::default());
     let mut rng = Rng::new(7);
     let mut members = Vec::new();
@@ -54,7 +54,7 @@ fn seats_are_right_however_members_come_and_go() {
 }
 
 #[test]
-fn a_broadcast_goes_on_while_others_come_and_go() {
+fn broadcast_under_churn_loses_nothing() {
     let server = Server::start(&[]);
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
     let done = AtomicBool::new(false);
@@ -84,7 +84,7 @@ fn a_broadcast_goes_on_while_others_come_and_go() {
 }
 
 #[test]
-fn a_channel_ends_with_its_last_member() {
+fn channel_without_subscribers_is_removed() {
     let mut rig = Rig::new(Limits { channels_max: 2, ..Limits::default() });
     for n in 0..5 {
         let id = rig.join(&format!("/ws/{n}"));
@@ -96,7 +96,7 @@ fn a_channel_ends_with_its_last_member() {
 }
 
 #[test]
-fn who_has_spoken_sleeps_again() {
+fn connection_after_a_message_is_idle_again() {
     let server = Server::start(&[]);
     let mut members: Vec<Client> = (0..1_000).map(|n| server.join(&format!("/ws/{n}"))).collect();
     let before = server.rss_kib();
@@ -109,7 +109,7 @@ fn who_has_spoken_sleeps_again() {
 }
 
 #[test]
-fn who_leaves_gives_its_unheard_frame_to_nobody() {
+fn unsent_frame_of_a_closed_connection_reaches_no_other() {
     let mut rig = Rig::new(Limits::default());
     let (first, second, last) = (rig.join("/ws?echo=0"), rig.join("/ws"), rig.join("/ws"));
     rig.send_text(first, "mine");

@@ -12,7 +12,7 @@ use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Behavior, Rig};
 
 #[test]
-fn the_peers_close_is_answered_with_its_code() {
+fn close_from_peer_is_echoed_with_its_code() {
     let server = Server::start(&[]);
     for (code, reason) in [(1000, ""), (1001, "away"), (3000, "x"), (4999, "private")] {
         let mut member = server.join("/ws");
@@ -30,7 +30,7 @@ fn the_peers_close_is_answered_with_its_code() {
 }
 
 #[test]
-fn messages_before_a_close_an_end_of_file_or_a_disconnect_are_published() {
+fn messages_before_close_eof_or_reset_are_published() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws");
     let mut closes = server.join("/ws");
@@ -51,7 +51,7 @@ fn messages_before_a_close_an_end_of_file_or_a_disconnect_are_published() {
 }
 
 #[test]
-fn data_after_a_close_frame_is_ignored() {
+fn data_after_close_frame_is_ignored() {
     let server = Server::start(&[]);
     let (mut member, mut closes) = (server.join("/ws"), server.join("/ws"));
     closes.send(&[frames::close(1000, ""), frames::masked(TEXT, b"too late")].concat());
@@ -60,7 +60,7 @@ fn data_after_a_close_frame_is_ignored() {
 }
 
 #[test]
-fn each_end_has_its_reason() {
+fn connection_end_is_counted_by_its_reason() {
     let server = Server::start(&[]);
     let mut finishes = server.join("/ws");
     finishes.send_eof();
@@ -91,7 +91,7 @@ fn each_end_has_its_reason() {
 }
 
 #[test]
-fn a_peer_that_never_answers_a_close_is_let_go() {
+fn peer_that_never_answers_a_close_is_reaped_at_the_timeout() {
     let server = Server::start(&["--close-timeout-ms=300"]);
     let mut broken = server.join("/ws");
     let start = Instant::now();
@@ -112,7 +112,7 @@ fn server_connections(server: &Server) -> usize {
 }
 
 #[test]
-fn a_close_from_our_side_waits_for_the_answer() {
+fn close_from_server_waits_for_the_peers_close() {
     let limits = Limits { close_timeout_ms: 2_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (answers, silent) = (rig.join("/ws"), rig.join("/ws"));
@@ -137,7 +137,7 @@ fn a_close_from_our_side_waits_for_the_answer() {
 }
 
 #[test]
-fn a_close_in_the_middle_of_a_frame_finds_the_peers_answer_behind_it() {
+fn close_within_an_unfinished_frame_finds_the_peers_close_after_it() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     let frame = frames::masked(TEXT, &[b'x'; 1_000]);
@@ -151,7 +151,7 @@ fn a_close_in_the_middle_of_a_frame_finds_the_peers_answer_behind_it() {
 }
 
 #[test]
-fn a_closing_connection_gets_no_data_behind_its_close_frame() {
+fn closing_connection_gets_no_data_after_its_close_frame() {
     let mut rig = Rig::new(Limits::default());
     let (closing, sender) = (rig.join("/ws"), rig.join("/ws"));
     rig.send(closing, &frames::close(1000, ""));
@@ -162,7 +162,7 @@ fn a_closing_connection_gets_no_data_behind_its_close_frame() {
 }
 
 #[test]
-fn who_closes_behind_what_is_refused_gets_one_close_frame() {
+fn peer_that_closes_after_a_refused_frame_gets_one_close_frame() {
     let mut rig = Rig::new(Limits { channels_max: 1, ..Limits::default() });
     let _member = rig.join("/ws/a");
     let refused = rig.connect(Behavior::Cooperative);
@@ -174,7 +174,7 @@ fn who_closes_behind_what_is_refused_gets_one_close_frame() {
 }
 
 #[test]
-fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
+fn failed_write_without_readable_data_ends_the_connection() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(member).behavior = Behavior::WriteError;
@@ -185,7 +185,7 @@ fn a_failed_write_ends_the_connection_even_if_nothing_is_there_to_read() {
 }
 
 #[test]
-fn what_was_sent_before_a_write_failed_is_published() {
+fn messages_received_before_a_failed_write_are_published() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (goes, other) = (rig.join("/ws"), rig.join("/ws"));
     rig.pipe(goes).behavior = Behavior::WriteError;
@@ -198,7 +198,7 @@ fn what_was_sent_before_a_write_failed_is_published() {
 }
 
 #[test]
-fn a_close_waits_while_bytes_are_taken_but_not_for_ever() {
+fn close_waits_while_bytes_are_accepted_up_to_a_maximum() {
     let limits =
         Limits { close_timeout_ms: 1_000, drain_ms: 5_000, ping_interval_ms: 0, ..Limits::default() };
     for (patience, arrives) in [(4, true), (12, false)] {
@@ -222,7 +222,7 @@ fn a_close_waits_while_bytes_are_taken_but_not_for_ever() {
 }
 
 #[test]
-fn an_end_of_file_does_not_eat_what_is_queued_before_a_close() {
+fn eof_before_a_close_loses_no_queued_bytes() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(id).behavior = Behavior::Stalled;
@@ -241,7 +241,7 @@ fn an_end_of_file_does_not_eat_what_is_queued_before_a_close() {
 }
 
 #[test]
-fn an_end_of_file_in_place_of_the_answer_ends_it_at_once() {
+fn eof_instead_of_the_peers_close_ends_the_connection_at_once() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     let now = rig.now;
@@ -253,7 +253,7 @@ fn an_end_of_file_in_place_of_the_answer_ends_it_at_once() {
 }
 
 #[test]
-fn the_peers_answer_is_not_looked_for_inside_a_frame() {
+fn close_bytes_within_a_frame_are_not_taken_for_the_peers_close() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     // The second half of the frame looks like the header of a frame that would swallow the close.

@@ -84,7 +84,7 @@ fn publish(server: &Server, count: u64) -> String {
 }
 
 #[test]
-fn all_get_what_they_missed_and_nobody_waits_for_the_whole() {
+fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
     let server = Server::start(&["--history-messages-max=200"]);
     let first = publish(&server, 1 + KEPT);
     let before_kib = server.rss_kib();

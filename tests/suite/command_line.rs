@@ -87,7 +87,7 @@ impl Drop for Subscriber {
 }
 
 #[test]
-fn a_message_goes_from_one_terminal_to_the_other() {
+fn message_from_pub_reaches_sub() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["main", "--count=2"]);
     assert!(publish(&server, &["main", "hello"], b"").status.success());
@@ -99,7 +99,7 @@ fn a_message_goes_from_one_terminal_to_the_other() {
 }
 
 #[test]
-fn a_hundred_thousand_lines_arrive() {
+fn pub_of_a_hundred_thousand_lines_loses_none() {
     // The member may lag by all of it: this test is about the publisher.
     let server = Server::start(&["--outbox-bytes-max=64MiB"]);
     let mut member = server.join("/ws/x");
@@ -117,7 +117,7 @@ fn a_hundred_thousand_lines_arrive() {
 }
 
 #[test]
-fn memory_stays_bounded_while_the_server_does_not_read() {
+fn pub_memory_with_a_stalled_server_is_bounded() {
     let server = Server::start(&[]);
     let url = server.url();
     let mut child = oyez(&["pub", "x", "--url", &url]).stdin(Stdio::piped()).spawn().unwrap();
@@ -145,7 +145,7 @@ fn memory_stays_bounded_while_the_server_does_not_read() {
 }
 
 #[test]
-fn binary_input_is_one_message() {
+fn pub_of_binary_input_is_one_message() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/b");
     let blob = [0, 0xff, b'\n', 7].repeat(1_000);
@@ -159,7 +159,7 @@ fn binary_input_is_one_message() {
 }
 
 #[test]
-fn many_channels_in_one_terminal() {
+fn sub_of_several_channels_prints_all() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["a", "b", "--count=2"]);
     let mut stdout = BufReader::new(subscriber.child.stdout.take().unwrap());
@@ -172,7 +172,7 @@ fn many_channels_in_one_terminal() {
 }
 
 #[test]
-fn bad_input_is_refused_with_its_line_and_what_came_before_is_published() {
+fn invalid_line_is_refused_with_its_number_after_earlier_ones_were_published() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/x");
     let output = publish(&server, &["x"], b"good\n\xff\nafter\n");
@@ -187,7 +187,7 @@ fn bad_input_is_refused_with_its_line_and_what_came_before_is_published() {
 }
 
 #[test]
-fn nothing_in_nothing_out() {
+fn pub_of_empty_input_publishes_nothing() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/x");
     assert!(publish(&server, &["x"], b"").status.success());
@@ -197,7 +197,7 @@ fn nothing_in_nothing_out() {
 }
 
 #[test]
-fn exit_codes() {
+fn command_failure_sets_its_exit_code() {
     let check = |arguments: &[&str], code: i32, said: &str| {
         let output = run(oyez(arguments), b"");
         assert_eq!(output.status.code(), Some(code), "{arguments:?} {output:?}");
@@ -222,7 +222,7 @@ fn exit_codes() {
 }
 
 #[test]
-fn versions_of_all_commands_name_commit_and_features() {
+fn version_of_each_command_names_commit_and_features() {
     for arguments in
         [&["--version"][..], &["serve", "-V"], &["pub", "--version"], &["bench", "idle", "--version"]]
     {
@@ -240,7 +240,7 @@ fn versions_of_all_commands_name_commit_and_features() {
 }
 
 #[test]
-fn slips_of_the_pen_are_met_with_what_may_be_meant() {
+fn mistyped_argument_gets_a_suggestion() {
     let check = |arguments: &[&str], says: &str| {
         let output = run(oyez(arguments), b"");
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -276,7 +276,7 @@ fn bench_in_a_build_without_it_names_the_feature() {
 }
 
 #[test]
-fn a_server_is_named_by_what_a_browser_takes_too() {
+fn server_url_accepts_browser_forms() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/x");
     let port = server.address.port();
@@ -305,7 +305,7 @@ fn a_server_is_named_by_what_a_browser_takes_too() {
 }
 
 #[test]
-fn a_publisher_at_a_terminal_hears_what_became_of_its_message() {
+fn pub_at_a_terminal_reports_each_message() {
     let server = Server::start(&[]);
     let _member = server.join("/ws/x");
     let url = server.url();
@@ -330,7 +330,7 @@ fn a_publisher_at_a_terminal_hears_what_became_of_its_message() {
 }
 
 #[test]
-fn escapes_of_peers_are_shown_on_a_terminal_and_not_obeyed() {
+fn escape_sequences_from_peers_are_escaped_on_a_terminal() {
     let server = Server::start(&[]);
     let url = server.url();
     let evil = "\x1b]0;title\x07\u{202e}text";
@@ -356,7 +356,7 @@ fn escapes_of_peers_are_shown_on_a_terminal_and_not_obeyed() {
 }
 
 #[test]
-fn a_subscriber_of_a_quiet_channel_ends_with_its_reader() {
+fn sub_of_a_quiet_channel_ends_when_its_reader_closes() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["quiet"]);
     subscriber.loses_its_reader();
@@ -368,7 +368,7 @@ fn a_subscriber_of_a_quiet_channel_ends_with_its_reader() {
 }
 
 #[test]
-fn a_subscriber_comes_back_when_it_is_told() {
+fn sub_reconnects_when_the_server_requests_it() {
     let server = Server::start(&["--drain-seconds=2", "--close-timeout-ms=2000"]);
     let address = server.address.to_string();
     let mut subscriber = subscribe(&server, &["x", "--count=1"]);
@@ -392,7 +392,7 @@ fn a_subscriber_comes_back_when_it_is_told() {
 }
 
 #[test]
-fn a_reader_that_has_enough_and_a_full_disk() {
+fn sub_with_closed_output_or_full_disk_sets_its_exit_status() {
     let server = Server::start(&[]);
     let mut subscriber = subscribe(&server, &["x"]);
     drop(subscriber.child.stdout.take());
@@ -417,7 +417,7 @@ fn speak_v1(_: &Request, mut response: Response) -> Result<Response, ErrorRespon
 
 /// A server that sends everybody away at once, and says to come back at once.
 #[test]
-fn a_server_that_sends_away_is_not_stormed() {
+fn sub_of_a_rejecting_server_backs_off() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     let mut child = oyez(&["sub", "x", "--url", &url]).spawn().unwrap();
@@ -443,7 +443,7 @@ fn a_server_that_sends_away_is_not_stormed() {
 }
 
 #[test]
-fn a_subscriber_that_was_cut_gets_what_it_missed() {
+fn sub_after_lost_connection_gets_missed_messages() {
     let server = Server::start(&["--history-messages-max=1000"]);
     let proxy = crate::support::cut::Cut::start(server.address);
     let url = proxy.url();
@@ -476,7 +476,7 @@ fn a_subscriber_that_was_cut_gets_what_it_missed() {
 }
 
 #[test]
-fn a_subscriber_can_begin_in_the_past_and_end_at_a_gap() {
+fn sub_since_a_cursor_replays_and_can_end_at_a_gap() {
     let server = Server::start(&["--history-messages-max=3"]);
     assert!(publish(&server, &["x"], b"1\n2\n3\n4\n").status.success());
     let subscriber = subscribe(&server, &["x", "--since=earliest", "--count=3"]);
@@ -503,7 +503,7 @@ fn a_subscriber_can_begin_in_the_past_and_end_at_a_gap() {
 }
 
 #[test]
-fn json_of_many_lines_is_printed_as_one() {
+fn multi_line_json_is_printed_as_one_line() {
     let server = Server::start(&[]);
     let subscriber = subscribe(&server, &["x", "--json", "--count=1"]);
     let body = "{\n  \"a\": 1\r\n}";
@@ -516,7 +516,7 @@ fn json_of_many_lines_is_printed_as_one() {
 }
 
 #[test]
-fn a_token_comes_from_a_file() {
+fn token_file_authenticates_pub_and_sub() {
     let guarded = Guarded::start(&[]);
     let alice = guarded.folder.file("alice", &format!("{}\n", token("alice", &["main"], &["main"])));
     let server = &guarded.server;

@@ -127,7 +127,7 @@ fn page(server: &Server, since: &str) -> (u16, Value) {
 }
 
 #[test]
-fn whole_resumes() {
+fn cursor_within_the_history_resumes_without_gap() {
     let (server, ids) = server();
     for (since, expected) in
         [(&ids[5][..], &[][..]), (&ids[4], &["6"][..]), (&ids[2], &["4", "5", "6"]), ("latest", &["6"])]
@@ -173,7 +173,7 @@ fn earliest_of_removed_channel_begins_with_gap() {
 }
 
 #[test]
-fn the_latest_message_is_whole_where_it_is_the_only_one() {
+fn latest_message_that_is_the_only_one_is_replayed_without_gap() {
     let server = Server::start(&["--history-messages-max=1"]);
     for text in ["1", "2"] {
         Client::new(server.connect()).ask(publish("x", text));
@@ -185,7 +185,7 @@ fn the_latest_message_is_whole_where_it_is_the_only_one() {
 }
 
 #[test]
-fn old_future_and_foreign_cursors_are_told_of_a_gap() {
+fn old_future_or_foreign_cursor_gets_a_gap() {
     let (server, ids) = server();
     let (epoch, head) = ids[5].split_once('-').unwrap();
     let future = format!("{epoch}-{}", head.parse::<u64>().unwrap() + 1);
@@ -213,7 +213,7 @@ fn old_future_and_foreign_cursors_are_told_of_a_gap() {
 }
 
 #[test]
-fn without_a_history_old_cursors_are_told_of_a_gap() {
+fn old_cursor_without_history_gets_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
     // As long as it has a member, the channel goes on.
     let _member = server.join("/ws/x");
@@ -227,7 +227,7 @@ fn without_a_history_old_cursors_are_told_of_a_gap() {
 }
 
 #[test]
-fn malformed_cursors_are_refused_with_what_they_should_be() {
+fn malformed_cursor_is_refused_with_the_expected_form() {
     let (server, _) = server();
     let long = "1".repeat(64 << 10);
     let escaped = "1-1%0d%0aX: y";
@@ -272,7 +272,7 @@ fn resumed(
 }
 
 #[test]
-fn at_every_point_of_a_stream_while_publishing_goes_on() {
+fn resume_at_every_point_during_publishing_loses_nothing() {
     let history = HistoryLimits { messages_max: 1_000, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
     let publisher = rig.connect(Behavior::Cooperative);
@@ -308,7 +308,7 @@ fn at_every_point_of_a_stream_while_publishing_goes_on() {
 }
 
 #[test]
-fn a_replay_that_is_larger_than_an_outbox_joins_what_goes_on() {
+fn replay_larger_than_an_outbox_continues_with_live_messages() {
     let history = HistoryLimits { messages_max: 1_000, bytes_max: 4 << 20, ..HistoryLimits::default() };
     for way in Way::ALL {
         let limits = Limits { outbox_bytes_max: 70_000, publish_pause_ms: 0, history, ..Limits::default() };

@@ -65,7 +65,7 @@ fn run(pieces: &[&[u8]], behavior: Behavior) -> Transcript {
 }
 
 #[test]
-fn in_two_pieces_at_every_byte() {
+fn session_split_in_two_at_every_byte_has_the_same_transcript() {
     let session = session();
     let whole = run(&[&session], Behavior::Cooperative);
     assert_eq!((whole.data.len(), whole.control.len()), (3, 3), "{whole:?}");
@@ -76,7 +76,7 @@ fn in_two_pieces_at_every_byte() {
 }
 
 #[test]
-fn byte_by_byte() {
+fn session_sent_byte_by_byte_has_the_same_transcript() {
     let session = session();
     let whole = run(&[&session], Behavior::Cooperative);
     let bytes: Vec<&[u8]> = session.chunks(1).collect();
@@ -87,7 +87,7 @@ fn byte_by_byte() {
 }
 
 #[test]
-fn byte_by_byte_on_a_real_socket() {
+fn session_sent_byte_by_byte_over_a_socket_has_the_same_transcript() {
     let session = session();
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());

@@ -8,7 +8,7 @@ use crate::support::http::get;
 use crate::support::process::{DEADLINES, Server, counter, oyez, wait_until};
 
 #[test]
-fn over_the_limit_there_is_a_503_and_then_a_wait() {
+fn connection_over_the_limit_gets_503_then_waits() {
     let server = Server::start(&["--connections-max=3"]);
     let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
     let refused = server.ask(frames::upgrade("/ws"));
@@ -24,7 +24,7 @@ fn over_the_limit_there_is_a_503_and_then_a_wait() {
 }
 
 #[test]
-fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
+fn waiting_client_is_served_when_another_ends() {
     // 3 members and 16 who are being told fill the table; they keep their connections open.
     let server = Server::start(&["--connections-max=3", "--close-timeout-ms=60000", "--drain-seconds=60"]);
     let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
@@ -48,7 +48,7 @@ fn a_client_that_waits_is_served_when_another_ends_with_no_new_client_needed() {
 }
 
 #[test]
-fn with_256_descriptors_400_clients_are_served_told_or_wait() {
+fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
     let mut command = std::process::Command::new("sh");
     let program = oyez(&[]).get_program().to_string_lossy().into_owned();
     // Clients that keep a refused connection open are let go soon.
@@ -82,7 +82,7 @@ fn with_256_descriptors_400_clients_are_served_told_or_wait() {
 }
 
 #[test]
-fn when_descriptors_run_out_under_way_accepting_rests_and_goes_on() {
+fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let server = Server::start(&[]);
     let mut members: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
     // Fewer than are open, as if somebody else in the process had taken them.
@@ -122,7 +122,7 @@ impl Client {
 }
 
 #[test]
-fn room_is_used_at_once() {
+fn freed_slot_is_reused_at_once() {
     let server = Server::start(&["--connections-max=1", "--close-timeout-ms=60000", "--drain-seconds=60"]);
     let mut member = server.join("/ws");
     let _told: Vec<Client> = (0..16)

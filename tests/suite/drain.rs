@@ -18,7 +18,7 @@ fn retry_ms(reason: &str) -> u64 {
 }
 
 #[test]
-fn v1_clients_are_told_when_to_reconnect_evenly_spread() {
+fn v1_clients_get_evenly_spread_reconnect_delays() {
     for signal in ["TERM", "INT"] {
         let server = Server::start(&["--drain-seconds=600", "--reconnects-per-second=10"]);
         let address = server.address;
@@ -58,7 +58,7 @@ fn join_v1(server: &Server) -> Client {
 
 /// Clients that do not read the reason are closed over the same time instead: 20 at 10 a second in two seconds.
 #[test]
-fn closes_of_raw_clients_and_event_streams_are_spread() {
+fn raw_clients_and_event_streams_are_closed_spread_over_time() {
     let limits =
         Limits { reconnects_per_second: 10, drain_ms: 10_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
@@ -127,7 +127,7 @@ fn clients_are_served_during_the_drain_delay_while_readyz_returns_503() {
 }
 
 #[test]
-fn drain_begins_when_its_delay_is_over() {
+fn drain_begins_after_its_delay() {
     let server = Server::start(&["--drain-delay-ms=200", "--drain-seconds=5"]);
     let mut client = server.join("/ws");
     server.signal("TERM");
@@ -138,7 +138,7 @@ fn drain_begins_when_its_delay_is_over() {
 }
 
 #[test]
-fn who_does_not_answer_does_not_hold_the_server() {
+fn unresponsive_client_does_not_hold_up_the_drain() {
     let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=500"]);
     let _silent = server.join("/ws");
     let mut asking = Client::new(server.connect());
@@ -156,7 +156,7 @@ fn who_does_not_answer_does_not_hold_the_server() {
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
+fn second_signal_ends_the_server_at_once() {
     let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let mut silent = server.join("/ws");
     server.signal("TERM");
@@ -168,7 +168,7 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn what_was_published_before_the_drain_arrives_before_its_close() {
+fn message_published_before_a_drain_arrives_before_the_close() {
     let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let stop = AtomicBool::new(false);
     let mut members: Vec<Client> = (0..10).map(|_| server.join("/ws")).collect();
@@ -220,7 +220,7 @@ fn what_was_published_before_the_drain_arrives_before_its_close() {
 }
 
 #[test]
-fn a_drain_waits_for_the_answer() {
+fn drain_waits_for_the_peers_close() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     let now = rig.now;

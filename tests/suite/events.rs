@@ -89,7 +89,7 @@ fn open(rig: &mut Rig, asks: &str) -> SlotId {
 }
 
 #[test]
-fn the_head_of_a_stream() {
+fn event_stream_has_its_exact_head() {
     let server = Server::start(&[]);
     for asks in
         [get("/sse/a"), request("GET", "/sse/a", "Accept: text/event-stream\r\nConnection: keep-alive\r\n")]
@@ -142,7 +142,7 @@ fn killed_server_leaves_stream_without_last_chunk() {
 }
 
 #[test]
-fn each_kind_of_message() {
+fn event_of_each_message_type_has_its_exact_form() {
     let server = Server::start(&[]);
     let (mut client, first) = stream(&server, &get("/sse/a"));
     let epoch = first.id.clone().unwrap().strip_suffix("-0").unwrap().to_owned();
@@ -177,7 +177,7 @@ fn each_kind_of_message() {
 }
 
 #[test]
-fn cursors() {
+fn event_stream_resumes_at_its_cursor() {
     let mut rig = Rig::new(Limits {
         history: HistoryLimits { messages_max: 3, ..HistoryLimits::default() },
         ..Limits::default()
@@ -248,7 +248,7 @@ fn cursors() {
 }
 
 #[test]
-fn the_request_cut_at_every_byte() {
+fn event_stream_request_split_at_every_byte_is_served() {
     let asks = format!("{}{}", publish("a", "before"), request("GET", "/sse/a?since=earliest", "X: y\r\n"));
     let run = |pieces: &[&[u8]], behavior: Behavior| {
         let mut rig = Rig::new(Limits::default());
@@ -278,7 +278,7 @@ fn the_request_cut_at_every_byte() {
 }
 
 #[test]
-fn a_comment_keeps_a_quiet_stream_alive() {
+fn quiet_event_stream_gets_comments() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 4_000, ..Limits::default() });
     let id = open(&mut rig, &get("/sse/a"));
     rig.pipe(id).outgoing.clear();
@@ -300,7 +300,7 @@ fn a_comment_keeps_a_quiet_stream_alive() {
 }
 
 #[test]
-fn a_drain_says_when_to_come_back() {
+fn draining_event_stream_gets_a_retry_delay() {
     let server = Server::start(&["--drain-seconds=8"]);
     let mut streams: Vec<Client> = (0..8).map(|_| stream(&server, &get("/sse/a")).0).collect();
     let mut sender = server.join("/ws/a");
@@ -353,7 +353,7 @@ fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
 }
 
 #[test]
-fn a_stream_that_is_not_read_ends() {
+fn stalled_event_stream_is_closed() {
     let (mut rig, id, _, events) = overrun(OnSlow::Close);
     assert_eq!(events, [], "what was not begun is not sent");
     assert!(rig.pipe(id).outgoing_ended);
@@ -367,7 +367,7 @@ fn a_stream_that_is_not_read_ends() {
 }
 
 #[test]
-fn a_stream_that_is_not_read_skips_where_the_operator_wants_that() {
+fn stalled_event_stream_with_on_slow_skip_stays() {
     let (mut rig, id, sender, events) = overrun(OnSlow::Skip);
     let first: Vec<&str> = events.iter().map(|one| &one.data.as_deref().unwrap()[..2]).collect();
     assert_eq!(first, ["00", "01", "02", "03", "04", "05", "{\"", "15", "16", "17", "18", "19"]);
@@ -380,7 +380,7 @@ fn a_stream_that_is_not_read_skips_where_the_operator_wants_that() {
 }
 
 #[test]
-fn a_stream_without_progress_ends_in_its_time() {
+fn event_stream_without_progress_is_closed_at_the_timeout() {
     let mut rig = Rig::new(slow_limits(OnSlow::Close));
     let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
     rig.set_behavior(id, Behavior::Stalled);
@@ -395,7 +395,7 @@ fn a_stream_without_progress_ends_in_its_time() {
 }
 
 #[test]
-fn a_stream_takes_nothing_from_its_client_and_sees_it_go() {
+fn event_stream_ignores_input_and_ends_with_its_client() {
     let server = Server::start(&[]);
     let (mut client, _) = stream(&server, &get("/sse/a"));
     client.send(publish("a", "no request").as_bytes());
@@ -414,7 +414,7 @@ fn a_stream_takes_nothing_from_its_client_and_sees_it_go() {
 }
 
 #[test]
-fn without_room_for_its_channel_there_is_no_stream() {
+fn event_stream_beyond_the_channel_limit_is_refused() {
     let server = Server::start(&["--channels-max=1"]);
     let _member = server.join("/ws/a");
     let mut client = Client::new(server.connect());
@@ -431,7 +431,7 @@ fn without_room_for_its_channel_there_is_no_stream() {
 }
 
 #[test]
-fn many_streams_beside_raw_members_hear_one_order() {
+fn event_streams_and_raw_subscribers_get_the_same_order() {
     let server = Server::start(&[]);
     let mut streams: Vec<Client> = (0..40).map(|_| stream(&server, &get("/sse/a")).0).collect();
     let mut raw: Vec<Client> = (0..40).map(|_| server.join("/ws/a")).collect();

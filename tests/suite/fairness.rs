@@ -14,7 +14,7 @@ use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
 
 #[test]
-fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
+fn flood_is_read_in_slices_with_others_between() {
     let limits = Limits { read_bytes_per_connection: 1_024, read_bytes_per_turn: 4_096, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (flood, other) = (rig.join("/ws/flood"), rig.join("/ws/other"));
@@ -32,7 +32,7 @@ fn a_flood_is_read_in_slices_and_others_have_their_turn_between() {
 }
 
 #[test]
-fn the_turns_budget_is_shared_in_turns() {
+fn turn_budget_is_shared_in_rotation() {
     let limits = Limits { read_bytes_per_connection: 1_024, read_bytes_per_turn: 2_048, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let floods: Vec<_> = (0..6).map(|place| rig.join(&format!("/ws/{place}"))).collect();
@@ -58,7 +58,7 @@ fn the_turns_budget_is_shared_in_turns() {
 }
 
 #[test]
-fn reads_are_bounded_too() {
+fn reads_per_turn_are_bounded() {
     let limits = Limits { reads_per_connection: 2, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = rig.join("/ws");
@@ -91,7 +91,7 @@ fn join_many(rig: &mut Rig, count: usize) -> Vec<SlotId> {
 }
 
 #[test]
-fn quiet_pair_beside_a_thousand_floods_is_served_in_the_next_turn() {
+fn quiet_pair_among_a_thousand_floods_is_served_in_the_next_turn() {
     let mut rig = Rig::new(narrow());
     let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
     let floods = join_many(&mut rig, 1_000);
@@ -140,7 +140,7 @@ fn flood_that_leaves_nothing_unread_is_not_taken_for_a_quiet_client() {
 }
 
 #[test]
-fn requeued_flood_beside_many_quiet_clients_has_its_part_of_each_turn() {
+fn requeued_flood_among_quiet_clients_keeps_its_share() {
     let mut rig = Rig::new(narrow());
     let flood = rig.join("/ws/flood?echo=0");
     let quiet = join_many(&mut rig, 100);
@@ -162,7 +162,7 @@ fn requeued_flood_beside_many_quiet_clients_has_its_part_of_each_turn() {
 }
 
 #[test]
-fn empty_frames_and_requests_count_in_the_turns_budget() {
+fn empty_frames_and_requests_count_in_the_turn_budget() {
     let mut rig = Rig::new(Limits::default());
     let floods = join_many(&mut rig, 10);
     let empty = frames::masked(TEXT, b"");
@@ -198,7 +198,7 @@ fn lone_publisher_with_64_messages_in_flight_is_delivered_in_one_turn() {
 }
 
 #[test]
-fn accepts_are_bounded_and_nobody_is_forgotten() {
+fn accepts_per_turn_are_bounded_and_complete() {
     let server = Server::start(&["--accepts-per-turn=1"]);
     let streams: Vec<_> = (0..100).map(|_| server.connect()).collect();
     for stream in streams {
@@ -208,7 +208,7 @@ fn accepts_are_bounded_and_nobody_is_forgotten() {
 }
 
 #[test]
-fn members_of_another_channel_hardly_notice_a_flood() {
+fn subscribers_of_another_channel_are_served_during_a_flood() {
     let server = Server::start(&[]);
     let mut flood = server.join("/ws/flood?echo=0");
     let (mut one, mut two) = (server.join("/ws/calm"), server.join("/ws/calm"));

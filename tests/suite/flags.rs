@@ -56,7 +56,7 @@ fn headings(help: &str) -> Vec<(&str, Vec<&str>)> {
 }
 
 #[test]
-fn each_flag_of_serve_stands_under_a_heading() {
+fn serve_flag_in_help_has_a_heading() {
     let output = oyez(&["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let found = headings(&help);
@@ -82,7 +82,7 @@ fn each_flag_of_serve_stands_under_a_heading() {
 }
 
 #[test]
-fn short_help_shows_the_ten_flags_of_most_use() {
+fn short_help_shows_the_ten_most_used_flags() {
     for arguments in [&["serve"][..], &["bench", "fanout"]] {
         if arguments[0] == "bench" && cfg!(not(feature = "bench")) {
             continue;
@@ -102,7 +102,7 @@ fn short_help_shows_the_ten_flags_of_most_use() {
 }
 
 #[test]
-fn an_empty_variable_is_not_set() {
+fn empty_variable_is_ignored() {
     let mut command = oyez(&["serve"]);
     let help = String::from_utf8(oyez(&["serve", "--help"]).output().unwrap().stdout).unwrap();
     let names = help.split("[env: ").skip(1).filter_map(|rest| rest.split('=').next());
@@ -120,7 +120,7 @@ fn an_empty_variable_is_not_set() {
 }
 
 #[test]
-fn a_variable_that_no_command_knows_is_a_warning_with_what_may_be_meant() {
+fn unknown_variable_is_a_warning_with_a_suggestion() {
     let mut command = oyez(&["serve", "--listen=127.0.0.1:0"]);
     command
         .env("OYEZ_HISTROY_FILE", "x")
@@ -137,7 +137,7 @@ fn a_variable_that_no_command_knows_is_a_warning_with_what_may_be_meant() {
 }
 
 #[test]
-fn switches_take_the_words_for_yes_and_no() {
+fn boolean_variable_accepts_yes_and_no() {
     // Without --trusted-proxy the switch is refused; without the switch, the next contradiction is.
     let flags = ["serve", "--listen=127.0.0.1:0", "--connections-max=2000000000"];
     for yes in ["1", "yes", "true", "on", "YES"] {
@@ -155,7 +155,7 @@ fn switches_take_the_words_for_yes_and_no() {
 }
 
 #[test]
-fn an_error_names_the_variable_that_its_value_came_from() {
+fn invalid_value_error_names_its_variable() {
     let serve = ["serve", "--listen=127.0.0.1:0"];
     let check = |variable: &str, value: &str, flag: &str| {
         let line = fails(&serve, &[(variable, value)], 2);
@@ -174,7 +174,7 @@ fn an_error_names_the_variable_that_its_value_came_from() {
 }
 
 #[test]
-fn a_port_alone_is_one_of_this_machine() {
+fn listen_port_without_host_is_loopback() {
     for text in ["0", ":0", "localhost:0"] {
         let server = Server::start_command(oyez(&["serve", "--listen", text]));
         assert!(server.address.ip().is_loopback() && server.address.is_ipv4(), "{text}: {}", server.address);
@@ -183,7 +183,7 @@ fn a_port_alone_is_one_of_this_machine() {
 }
 
 #[test]
-fn the_readme_has_each_flag_with_its_default() {
+fn readme_has_each_flag_with_its_default() {
     let readme = include_str!("../../README.md");
     let output = oyez(&["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
@@ -199,7 +199,7 @@ fn the_readme_has_each_flag_with_its_default() {
 }
 
 #[test]
-fn bad_values_are_one_clear_line_and_status_2() {
+fn invalid_value_is_one_line_and_status_2() {
     for (flag, value) in [
         ("--listen", "nonsense"),
         ("--listen", "127.0.0.1"),
@@ -274,7 +274,7 @@ fn bad_values_are_one_clear_line_and_status_2() {
 }
 
 #[test]
-fn contradictions_are_refused_at_start() {
+fn contradicting_flags_are_refused_at_start() {
     let check = |flags: &[&str], says: &str| {
         let line = fails(&[&["serve", "--listen=127.0.0.1:0"], flags].concat(), &[], 2);
         assert!(line.contains(says), "{line}");
@@ -289,14 +289,14 @@ fn contradictions_are_refused_at_start() {
 }
 
 #[test]
-fn an_address_in_use_is_status_1() {
+fn address_in_use_is_status_1() {
     let server = Server::start(&[]);
     let line = fails(&["serve", "--listen", &server.address.to_string()], &[], 1);
     assert!(line.contains("in use") && line.contains("--listen"), "{line}");
 }
 
 #[test]
-fn a_flag_wins_over_its_variable() {
+fn flag_overrides_its_variable() {
     let mut command = oyez(&["serve", "--listen=127.0.0.1:0", "--message-bytes-max=10"]);
     command.env("OYEZ_MESSAGE_BYTES_MAX", "20").env("OYEZ_PING_INTERVAL_MS", "100");
     let server = Server::start_command(command);
@@ -307,7 +307,7 @@ fn a_flag_wins_over_its_variable() {
 }
 
 #[test]
-fn the_limit_of_channels_closes_with_4100() {
+fn channel_over_the_limit_is_closed_with_4100() {
     let server = Server::start(&["--channels-max=2"]);
     let (mut one, _two) = (server.join("/ws/one"), server.join("/ws/two"));
     let mut three = server.join("/ws/three");
@@ -324,7 +324,7 @@ fn kept(client: &mut Client, channel: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_limit_of_a_body_is_answered_with_413() {
+fn body_over_the_limit_gets_413() {
     let server = Server::start(&["--body-bytes-max=10", "--message-bytes-max=20"]);
     let mut client = Client::new(server.connect());
     assert_eq!(client.ask(publish("a", &"x".repeat(10))).status, 200);
@@ -336,7 +336,7 @@ fn the_limit_of_a_body_is_answered_with_413() {
 }
 
 #[test]
-fn the_time_of_a_body_is_answered_with_408() {
+fn body_over_its_deadline_gets_408() {
     let server = Server::start(&["--body-timeout-ms=300"]);
     let mut client = Client::new(server.connect());
     let start = Instant::now();
@@ -347,7 +347,7 @@ fn the_time_of_a_body_is_answered_with_408() {
 }
 
 #[test]
-fn the_limits_of_a_history() {
+fn history_over_its_limits_is_evicted() {
     let server = Server::start(&["--history-messages-max=3"]);
     let mut client = Client::new(server.connect());
     (0..5).for_each(|number| assert_eq!(client.ask(publish("a", &number.to_string())).status, 200));
@@ -361,7 +361,7 @@ fn the_limits_of_a_history() {
 }
 
 #[test]
-fn the_age_of_a_history() {
+fn history_over_its_age_is_evicted() {
     let server = Server::start(&["--history-age-seconds=1"]);
     let mut client = Client::new(server.connect());
     let start = Instant::now();
@@ -375,7 +375,7 @@ fn the_age_of_a_history() {
 }
 
 #[test]
-fn the_limit_of_all_histories_takes_from_the_largest() {
+fn history_over_the_total_limit_is_evicted_from_the_largest_channel() {
     let server = Server::start(&["--history-total-bytes-max=2280"]);
     let mut client = Client::new(server.connect());
     (0..8).for_each(|number| assert_eq!(client.ask(publish("large", &number.to_string())).status, 200));
@@ -394,7 +394,7 @@ fn the_limit_of_all_histories_takes_from_the_largest() {
 }
 
 #[test]
-fn without_the_console_only_the_client_module_is_left() {
+fn console_disabled_leaves_only_the_client_module() {
     let (whole, bare) = (Server::start(&[]), Server::start(&["--no-console"]));
     let status = |server: &Server, path: &str| Client::new(server.connect()).ask(get(path)).status;
     for path in ["/", "/console.js", "/console.css"] {

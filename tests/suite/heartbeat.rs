@@ -12,7 +12,7 @@ use crate::support::process::{Server, wait_until};
 use crate::support::rig::{Behavior, Rig, Rng};
 
 #[test]
-fn a_head_that_drips_is_answered_with_408_however_slowly() {
+fn dripping_head_over_its_deadline_gets_408() {
     let mut rig = Rig::new(Limits { handshake_timeout_ms: 5_000, ..Limits::default() });
     let id = rig.connect(Behavior::Cooperative);
     for byte in b"GET /".chunks(1) {
@@ -28,7 +28,7 @@ fn a_head_that_drips_is_answered_with_408_however_slowly() {
 }
 
 #[test]
-fn who_says_nothing_is_told_nothing() {
+fn silent_connection_gets_no_408() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.connect(Behavior::Cooperative);
     rig.advance_ms(5_300);
@@ -37,7 +37,7 @@ fn who_says_nothing_is_told_nothing() {
 }
 
 #[test]
-fn silence_is_followed_by_a_ping_and_no_answer_by_a_close() {
+fn silent_peer_is_pinged_then_closed() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 25_000, pong_timeout_ms: 10_000, ..Limits::default() });
     let (silent, alive) = (rig.join("/ws"), rig.join("/ws"));
     rig.advance_ms(6_200);
@@ -58,7 +58,7 @@ fn silence_is_followed_by_a_ping_and_no_answer_by_a_close() {
 }
 
 #[test]
-fn whoever_speaks_is_not_pinged() {
+fn active_peer_is_not_pinged() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     for _ in 0..30 {
@@ -94,7 +94,7 @@ fn per_second(pings: &[(SlotId, u32)], seconds: usize) -> Vec<usize> {
 }
 
 #[test]
-fn pings_of_those_who_came_or_spoke_at_once_are_spread() {
+fn pings_of_peers_active_at_once_are_spread() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..100).map(|n| rig.join(&format!("/ws/{n}"))).collect();
     for what in ["come", "spoken"] {
@@ -120,7 +120,7 @@ fn pings_of_those_who_came_or_spoke_at_once_are_spread() {
 }
 
 #[test]
-fn nobody_is_silent_for_longer_than_the_interval_unasked() {
+fn silent_peer_is_pinged_within_the_interval() {
     let mut rng = Rng::new(1);
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..50).map(|n| rig.join(&format!("/ws/{n}"))).collect();
@@ -148,7 +148,7 @@ fn nobody_is_silent_for_longer_than_the_interval_unasked() {
 
 /// What is broadcast meanwhile goes out between them.
 #[test]
-fn deadlines_that_come_together_are_met_over_several_turns() {
+fn deadlines_due_together_are_handled_over_several_turns() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..100).map(|_| rig.join("/ws")).collect();
     // The sweep begins at the first of them again.
@@ -170,7 +170,7 @@ fn deadlines_that_come_together_are_met_over_several_turns() {
 /// A flood may make every turn take 45 ms: then each handles as many deadlines as are due in that time. There are as
 /// many pings a second here as 14,000 subscribers have with the default interval.
 #[test]
-fn deadlines_in_turns_of_45_ms_are_met_in_time() {
+fn deadlines_in_turns_of_45_ms_are_handled_in_time() {
     const INTERVAL_MS: u32 = 2_500;
     let limits = Limits { ping_interval_ms: INTERVAL_MS, handshake_timeout_ms: 5_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
@@ -207,7 +207,7 @@ fn deadlines_in_turns_of_45_ms_are_met_in_time() {
 
 /// The loop may be late itself: stopped, or busy. What came meanwhile counts.
 #[test]
-fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
+fn pong_in_the_socket_is_read_before_its_deadline_expires() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
     let (answers, silent) = (rig.join("/ws"), rig.join("/ws"));
     rig.advance_ms(1_200);
@@ -223,7 +223,7 @@ fn a_pong_that_waits_in_the_socket_is_read_before_its_peer_is_judged() {
 }
 
 #[test]
-fn a_ping_that_waits_behind_a_backlog_is_not_late() {
+fn ping_queued_after_a_backlog_does_not_time_out() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (reads_steadily, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
@@ -245,7 +245,7 @@ fn a_ping_that_waits_behind_a_backlog_is_not_late() {
 }
 
 #[test]
-fn a_stopped_server_does_not_blame_its_clients() {
+fn stopped_server_closes_no_client_after_it_resumes() {
     let server = Server::start(&["--ping-interval-ms=200", "--pong-timeout-ms=400"]);
     // A machine that is slow itself may answer too late now and then; a server that blames its clients closes
     // each time, since it was stopped for longer than they had.
@@ -267,7 +267,7 @@ fn a_stopped_server_does_not_blame_its_clients() {
 }
 
 #[test]
-fn on_a_real_socket_too() {
+fn silent_peer_on_a_socket_is_pinged_then_closed() {
     let server = Server::start(&["--ping-interval-ms=300", "--pong-timeout-ms=300"]);
     let start = Instant::now();
     let mut silent = server.join("/ws");
@@ -285,7 +285,7 @@ fn on_a_real_socket_too() {
 }
 
 #[test]
-fn thousands_of_dripping_heads_keep_nobody_waiting() {
+fn dripping_heads_by_the_thousand_delay_no_other_client() {
     // A client that is answered late has time to read the answer.
     let server =
         Server::start(&["--handshake-timeout-ms=4000", "--close-timeout-ms=600000", "--drain-seconds=600"]);
@@ -329,7 +329,7 @@ impl Client {
 }
 
 #[test]
-fn a_pong_whose_event_was_not_fetched_counts() {
+fn pong_without_a_fetched_event_counts() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
     let id = rig.join("/ws");
     rig.advance_ms(1_200);
@@ -343,7 +343,7 @@ fn a_pong_whose_event_was_not_fetched_counts() {
 }
 
 #[test]
-fn a_pong_that_waits_for_the_turns_budget_counts() {
+fn pong_waiting_for_the_turn_budget_counts() {
     let limits = Limits {
         ping_interval_ms: 1_000,
         pong_timeout_ms: 1_000,
@@ -365,7 +365,7 @@ fn a_pong_that_waits_for_the_turns_budget_counts() {
 }
 
 #[test]
-fn a_head_that_came_in_time_is_served_however_late() {
+fn head_complete_in_time_is_served_after_its_deadline() {
     let limits = Limits { read_bytes_per_connection: 512, read_bytes_per_turn: 512, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let flood = rig.join("/ws/flood");
@@ -378,7 +378,7 @@ fn a_head_that_came_in_time_is_served_however_late() {
 }
 
 #[test]
-fn a_server_with_idle_members_sleeps() {
+fn server_with_idle_subscribers_sleeps() {
     let server = Server::start(&[]);
     let _members: Vec<Client> = (0..5).map(|_| server.join("/ws")).collect();
     let before = server.cpu_ticks();

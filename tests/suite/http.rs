@@ -14,7 +14,7 @@ const JSON: &str = "Content-Type: application/json\r\n";
 const BYTES: &str = "Content-Type: application/octet-stream\r\n";
 
 #[test]
-fn each_route_has_its_exact_answer() {
+fn route_has_its_exact_response() {
     let server = Server::start(&[]);
     let _member = server.join("/ws/a");
     let mut client = Client::new(server.connect());
@@ -75,7 +75,7 @@ fn each_route_has_its_exact_answer() {
 }
 
 #[test]
-fn methods_that_a_path_does_not_take() {
+fn method_not_allowed_on_a_path_gets_405() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     for (path, allowed) in [
@@ -104,7 +104,7 @@ fn methods_that_a_path_does_not_take() {
 }
 
 #[test]
-fn a_connection_is_kept_as_the_version_says() {
+fn connection_persistence_follows_the_version() {
     let server = Server::start(&[]);
     let old = |connection: &str| format!("GET /healthz HTTP/1.0\r\n{connection}\r\n");
     let mut client = Client::new(server.connect());
@@ -140,7 +140,7 @@ fn a_connection_is_kept_as_the_version_says() {
 }
 
 #[test]
-fn targets_in_absolute_form() {
+fn absolute_form_target_is_served() {
     let server = Server::start(&["--no-console"]);
     let mut client = Client::new(server.connect());
     let mut status = |target: &str| client.ask(get(target)).status;
@@ -202,7 +202,7 @@ fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Answer>, Vec<frames::Frame>
 }
 
 #[test]
-fn requests_that_are_pipelined_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_order() {
     let (answers, heard) = run(&[&session()], Behavior::Cooperative);
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), STATUSES);
     let ids: Vec<String> =
@@ -220,7 +220,7 @@ fn requests_that_are_pipelined_are_answered_in_their_order() {
 }
 
 #[test]
-fn in_two_pieces_at_every_byte() {
+fn session_split_in_two_at_every_byte_has_the_same_transcript() {
     let session = session();
     let whole = run(&[&session], Behavior::Cooperative);
     for cut in 1..session.len() {
@@ -229,7 +229,7 @@ fn in_two_pieces_at_every_byte() {
 }
 
 #[test]
-fn byte_by_byte() {
+fn session_sent_byte_by_byte_has_the_same_transcript() {
     let session = session();
     let whole = run(&[&session], Behavior::Cooperative);
     let bytes: Vec<&[u8]> = session.chunks(1).collect();
@@ -241,7 +241,7 @@ fn byte_by_byte() {
 }
 
 #[test]
-fn a_web_socket_waits_for_the_answers_before_it() {
+fn websocket_after_pipelined_requests_waits_for_their_responses() {
     let server = Server::start(&["--no-console"]);
     let upgrade = frames::upgrade("/ws/a");
     let frame = frames::masked(frames::TEXT, b"frame");
@@ -264,7 +264,7 @@ fn a_web_socket_waits_for_the_answers_before_it() {
 }
 
 #[test]
-fn a_client_that_has_sent_its_end_of_file_gets_its_answers() {
+fn client_after_eof_gets_its_responses() {
     let server = Server::start(&[]);
     for (requests, count) in [
         (get("/healthz"), 1),
@@ -288,7 +288,7 @@ fn a_client_that_has_sent_its_end_of_file_gets_its_answers() {
 }
 
 #[test]
-fn ten_thousand_requests_down_one_connection() {
+fn connection_serves_ten_thousand_requests() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     client.ask(get("/healthz"));
@@ -315,7 +315,7 @@ fn ten_thousand_requests_down_one_connection() {
 }
 
 #[test]
-fn all_ways_in_and_out_meet_in_one_order() {
+fn messages_of_all_transports_have_one_order() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let mut v1 = Client::new(server.connect());
@@ -357,7 +357,7 @@ fn all_ways_in_and_out_meet_in_one_order() {
 }
 
 #[test]
-fn every_answer_has_a_date() {
+fn every_response_has_a_date() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     for asks in [
@@ -404,7 +404,7 @@ fn head_with_three_large_cookies_is_within_the_default() {
 }
 
 #[test]
-fn options_of_every_path_and_of_the_server_are_answered() {
+fn options_request_for_paths_and_server_is_answered() {
     for server in [Server::start(&[]), Server::start(&["--no-console"])] {
         let mut client = Client::new(server.connect());
         for path in ["*", "/", "/healthz", "/readyz", "/metrics", "/v1/channels", "/ws/a", "/sse/a"] {
@@ -433,7 +433,7 @@ fn later_minor_version_is_answered_as_1_1() {
 }
 
 #[test]
-fn http_1_0_upgrade_is_told_that_1_1_is_needed() {
+fn http_1_0_upgrade_is_refused_with_1_1_required() {
     let server = Server::start(&[]);
     let answer = Client::new(server.connect()).ask(frames::upgrade("/ws").replace("HTTP/1.1", "HTTP/1.0"));
     assert_eq!(answer.status, 426);
@@ -445,7 +445,7 @@ fn http_1_0_upgrade_is_told_that_1_1_is_needed() {
 
 /// nginx' upstream connections and load balancers are idle for up to 60 s, and must not send into a closed one.
 #[test]
-fn kept_connection_outlives_the_idle_time_of_proxies() {
+fn kept_connection_outlives_proxy_idle_timeouts() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.connect(Behavior::Cooperative);
     rig.send(id, get("/healthz").as_bytes());

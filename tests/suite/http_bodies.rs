@@ -24,7 +24,7 @@ fn last(server: &Server, request: impl AsRef<[u8]>) -> Answer {
 }
 
 #[test]
-fn a_body_is_published_as_what_its_type_says() {
+fn body_is_published_by_its_content_type() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/a");
     let mut client = Client::new(server.connect());
@@ -56,7 +56,7 @@ fn a_body_is_published_as_what_its_type_says() {
 }
 
 #[test]
-fn a_body_that_is_not_what_its_type_says_is_answered_with_400() {
+fn body_not_matching_its_content_type_gets_400() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let mut check = |media_type: &str, body: &[u8], code: &str| {
@@ -80,7 +80,7 @@ fn a_body_that_is_not_what_its_type_says_is_answered_with_400() {
 }
 
 #[test]
-fn a_body_says_how_long_it_is() {
+fn body_without_valid_length_is_refused() {
     let server = Server::start(&["--body-bytes-max=100"]);
     let said = |lines: &str| request("POST", PATH, lines);
     for (lines, status) in [
@@ -122,7 +122,7 @@ fn a_body_says_how_long_it_is() {
 }
 
 #[test]
-fn what_comes_behind_a_body_is_the_next_request() {
+fn bytes_after_a_body_are_the_next_request() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/a");
     let mut client = Client::new(server.connect());
@@ -148,7 +148,7 @@ fn what_comes_behind_a_body_is_the_next_request() {
 }
 
 #[test]
-fn the_end_of_file_in_a_body_publishes_nothing() {
+fn eof_within_a_body_publishes_nothing() {
     let server = Server::start(&[]);
     let whole = publish("a", &"x".repeat(100));
     for cut in [whole.len() - 1, whole.len() - 99, whole.len() - 100] {
@@ -161,7 +161,7 @@ fn the_end_of_file_in_a_body_publishes_nothing() {
 const EXPECT: &str = "Expect: 100-continue\r\n";
 
 #[test]
-fn a_client_that_asks_first_is_told_to_go_on() {
+fn client_expecting_100_continue_gets_it() {
     let server = Server::start(&["--body-bytes-max=100"]);
     let mut client = Client::new(server.connect());
     let whole = post(PATH, EXPECT, "body");
@@ -199,7 +199,7 @@ fn a_client_that_asks_first_is_told_to_go_on() {
 }
 
 #[test]
-fn other_expectations_are_answered_with_417_wherever_the_segments_end() {
+fn unknown_expectation_gets_417_at_every_split() {
     let server = Server::start(&[]);
     for expect in ["Expect: 200-ok\r\n", "Expect:\r\n", &EXPECT.repeat(2), "Expect: 100-continue, x\r\n"] {
         let whole = post(PATH, expect, "body");
@@ -211,7 +211,7 @@ fn other_expectations_are_answered_with_417_wherever_the_segments_end() {
 }
 
 #[test]
-fn a_body_that_hangs_is_answered_with_408_in_its_time() {
+fn stalled_body_gets_408_at_its_deadline() {
     let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
     let member = rig.join("/ws/a");
     let id = rig.connect(Behavior::Cooperative);
@@ -246,7 +246,7 @@ fn a_body_that_hangs_is_answered_with_408_in_its_time() {
 }
 
 #[test]
-fn a_body_that_is_there_when_the_server_is_late_is_no_408() {
+fn body_complete_when_the_server_is_late_gets_no_408() {
     let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
     let id = rig.connect(Behavior::Cooperative);
     let whole = publish("a", &"x".repeat(200_000));
@@ -260,7 +260,7 @@ fn a_body_that_is_there_when_the_server_is_late_is_no_408() {
 }
 
 #[test]
-fn large_bodies_in_pieces() {
+fn large_body_in_pieces_is_published_whole() {
     let mut rig = Rig::new(Limits::default());
     let member = rig.join("/ws/a");
     let body: String = (0..150_000).map(|number| char::from(b'a' + (number % 23) as u8)).collect();
@@ -298,7 +298,7 @@ fn in_chunks(channel: &str, text: &str, size: usize) -> String {
 
 /// Many clients send nothing else: Go, OkHttp, .NET and the JDK when they do not know the length, `curl -T -`.
 #[test]
-fn chunked_body_is_published_at_every_cut() {
+fn chunked_body_is_published_at_every_split() {
     let text = "in three chunks";
     let asks = format!("{}{}{}", in_chunks("a", text, 6), in_chunks("a", "", 1), get("/healthz"));
     let mut whole = None;
@@ -320,7 +320,7 @@ fn chunked_body_is_published_at_every_cut() {
 }
 
 #[test]
-fn chunked_body_has_the_limits_of_any_other() {
+fn chunked_body_over_the_limit_is_refused() {
     let server = Server::start(&[
         "--body-bytes-max=1KiB",
         "--message-bytes-max=1KiB",

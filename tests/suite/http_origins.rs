@@ -29,7 +29,7 @@ fn may_not(server: &Server, host: &str, origin: &str) {
 }
 
 #[test]
-fn by_default_only_pages_of_the_same_host_and_port_may_publish() {
+fn foreign_page_by_default_may_not_publish() {
     let server = Server::start(&["--anonymous=subscribe=* publish=*"]);
     assert_eq!(publish_from(&server, "localhost:8080", "").status, 200, "this is no page");
     may(&server, "localhost:8080", "http://localhost:8080");
@@ -69,7 +69,7 @@ fn by_default_only_pages_of_the_same_host_and_port_may_publish() {
 }
 
 #[test]
-fn by_default_a_foreign_page_reads_nothing() {
+fn foreign_page_by_default_may_not_read() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let foreign = "Origin: https://evil.example\r\n";
@@ -86,7 +86,7 @@ fn by_default_a_foreign_page_reads_nothing() {
 }
 
 #[test]
-fn preflights() {
+fn preflight_is_answered_by_origin_and_method() {
     let server = Server::start(&[
         "--origin=https://app.example,https://*.wild.example",
         "--origin=http://localhost:5173",
@@ -154,7 +154,7 @@ fn preflights() {
 }
 
 #[test]
-fn what_an_allowed_page_may_read() {
+fn allowed_page_may_read_responses_and_exposed_headers() {
     let server = Server::start(&["--origin", "https://app.example"]);
     let mut client = Client::new(server.connect());
     let page = "Origin: https://app.example\r\n";
@@ -196,7 +196,7 @@ fn what_an_allowed_page_may_read() {
 }
 
 #[test]
-fn an_allowed_page_hears_that_it_was_too_slow() {
+fn allowed_page_may_read_its_408() {
     let server = Server::start(&["--origin", "https://app.example", "--body-timeout-ms=200"]);
     let whole = post("/v1/publish/a", "Origin: https://app.example\r\n", "xy");
     let mut client = Client::new(server.connect());
@@ -207,7 +207,7 @@ fn an_allowed_page_hears_that_it_was_too_slow() {
 }
 
 #[test]
-fn a_star_lets_all_pages_in() {
+fn origin_star_allows_all_pages() {
     let server = Server::start(&["--origin=*"]);
     for origin in
         ["https://any.example", "null", "chrome-extension://abc", "file://", "app://.", "https://a.example/"]
@@ -228,7 +228,7 @@ fn a_star_lets_all_pages_in() {
 }
 
 #[test]
-fn origins_without_a_host_can_be_listed() {
+fn origin_without_host_can_be_allowed() {
     let server = Server::start(&["--origin=null,file://,app://.", "--origin=capacitor://localhost"]);
     for origin in ["null", "file://", "APP://.", "capacitor://localhost/", "file:///"] {
         let answer = publish_from(&server, "localhost", &format!("Origin: {origin}\r\n"));
@@ -243,7 +243,7 @@ fn origins_without_a_host_can_be_listed() {
 
 /// A server that only its own machine reaches is open to the pages that its machine serves, at whatever port.
 #[test]
-fn pages_of_this_machine_may_ask_a_server_without_keys() {
+fn local_page_may_use_an_open_loopback_server() {
     let pages =
         ["http://localhost:5173", "http://127.0.0.1:3000", "https://app.localhost:8443", "http://[::1]:1"];
     let server = Server::start(&[]);
@@ -261,7 +261,7 @@ fn pages_of_this_machine_may_ask_a_server_without_keys() {
 }
 
 #[test]
-fn refused_pages_are_logged_with_what_to_do() {
+fn refused_page_is_logged_with_the_remedy() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let hostile = "Origin: https://app.example\u{1b}[31m\r\n";
@@ -285,7 +285,7 @@ fn refused_pages_are_logged_with_what_to_do() {
 }
 
 #[test]
-fn misdirected_request_is_logged_with_what_to_do() {
+fn misdirected_request_is_logged_with_the_remedy() {
     let server = Server::start(&[]);
     let misdirected = request("GET", "/v1/channels", "").replace("localhost", "evil.example");
     assert_eq!(Client::new(server.connect()).ask(misdirected).status, 421);
@@ -297,7 +297,7 @@ fn misdirected_request_is_logged_with_what_to_do() {
 
 /// No rule of a browser's stops a page from opening a WebSocket to another site, so the server does.
 #[test]
-fn a_foreign_page_gets_no_websocket() {
+fn foreign_page_gets_no_websocket() {
     let server = Server::start(&["--origin=https://*.app.example", "--anonymous=subscribe=* publish=*"]);
     let status = |lines: &str| {
         let mut client = Client::new(server.connect());

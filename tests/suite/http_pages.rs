@@ -14,7 +14,7 @@ fn names(page: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn pages_of_channels() {
+fn channel_list_is_paged() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     for name in ["b", "a:2", "a:1", "A", "a", "a:10", "z.z", "_", "a-"] {
@@ -57,7 +57,7 @@ fn pages_of_channels() {
 }
 
 #[test]
-fn a_channel_is_listed_while_it_has_members_or_messages() {
+fn channel_with_subscribers_or_messages_is_listed() {
     let server = Server::start(&["--history-messages-max=2"]);
     let mut client = Client::new(server.connect());
     let mut member = server.join("/ws/a");
@@ -90,7 +90,7 @@ fn texts(page: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn pages_of_a_history() {
+fn history_is_paged() {
     let server = Server::start(&["--history-messages-max=5"]);
     let mut client = Client::new(server.connect());
     // Other channels' messages are numbers in the same log.
@@ -134,7 +134,7 @@ fn pages_of_a_history() {
 }
 
 #[test]
-fn the_history_of_a_channel_that_has_ended_tells_of_a_gap() {
+fn history_of_a_removed_channel_reports_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
     let mut client = Client::new(server.connect());
     let ids: Vec<String> = (0..2).map(|_| client.ask(publish("a", "x")).id()).collect();
@@ -159,7 +159,7 @@ fn the_history_of_a_channel_that_has_ended_tells_of_a_gap() {
 }
 
 #[test]
-fn a_large_history_comes_in_pages() {
+fn large_history_is_returned_in_pages() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     // Each is 120 KB in JSON.
@@ -202,7 +202,7 @@ fn metrics(client: &mut Client) -> Answer {
 }
 
 #[test]
-fn metrics_count_what_happened() {
+fn metrics_count_each_event() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let (mut one, mut two) = (server.join("/ws/a"), server.join("/ws/a?echo=0"));
@@ -280,7 +280,7 @@ fn readme_table_has_each_metric_with_its_type_and_label() {
 }
 
 #[test]
-fn no_client_can_add_a_sample() {
+fn client_cannot_add_a_metric_sample() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let samples = |text: &str| -> BTreeSet<String> {

@@ -12,7 +12,7 @@ use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Behavior, Pipe, Rig};
 
 #[test]
-fn a_connection_without_a_request_is_kept_for_its_time() {
+fn connection_without_request_is_closed_after_keep_alive() {
     let mut rig =
         Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
     let id = rig.connect(Behavior::Cooperative);
@@ -32,7 +32,7 @@ fn a_connection_without_a_request_is_kept_for_its_time() {
 }
 
 #[test]
-fn a_head_that_has_begun_has_the_time_of_a_head() {
+fn started_head_has_the_handshake_timeout() {
     let mut rig =
         Rig::new(Limits { keep_alive_ms: 20_000, handshake_timeout_ms: 2_000, ..Limits::default() });
     let id = rig.connect(Behavior::Cooperative);
@@ -63,7 +63,7 @@ fn rig_with_history() -> Rig {
 }
 
 #[test]
-fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
+fn client_that_reads_no_response_is_paused_and_closed() {
     let mut rig = rig_with_history();
     let id = rig.connect(Behavior::Stalled);
     rig.send(id, (get("/v1/channels/big/history") + &publish("a", "x")).repeat(100).as_bytes());
@@ -79,7 +79,7 @@ fn who_does_not_take_an_answer_is_not_asked_for_more_and_let_go() {
 }
 
 #[test]
-fn who_takes_an_answer_slowly_gets_it_and_the_next() {
+fn slow_reader_of_a_response_gets_it_and_the_next() {
     let mut rig = rig_with_history();
     let id = rig.connect(Behavior::LimitedWrites(10_000));
     let next = publish("a", "x");
@@ -98,7 +98,7 @@ fn who_takes_an_answer_slowly_gets_it_and_the_next() {
 }
 
 #[test]
-fn a_client_has_the_whole_time_after_it_has_taken_its_answer() {
+fn keep_alive_starts_after_the_response_was_read() {
     let mut rig = rig_with_history();
     let id = rig.connect(Behavior::Stalled);
     rig.send(id, get("/v1/channels/big/history").as_bytes());
@@ -119,7 +119,7 @@ fn a_client_has_the_whole_time_after_it_has_taken_its_answer() {
 }
 
 #[test]
-fn a_body_has_its_whole_time_after_the_answers_before_it_are_taken() {
+fn body_timeout_starts_after_earlier_responses_were_read() {
     let mut rig = Rig::new(Limits { slow_timeout_ms: 5_000, body_timeout_ms: 2_000, ..Limits::default() });
     let id = rig.connect(Behavior::Stalled);
     let whole = publish("a", "xy");
@@ -144,7 +144,7 @@ fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
 }
 
 #[test]
-fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
+fn slow_readers_of_large_responses_use_little_memory_and_delay_no_other() {
     let (server, quiet) = (Server::start(&[]), Server::start(&[]));
     let mut client = Client::new(server.connect());
     client.ask(publish("big", &"x".repeat(900_000)));
@@ -172,7 +172,7 @@ fn slow_readers_of_large_answers_cost_little_and_delay_nobody() {
 }
 
 #[test]
-fn on_a_real_socket_a_slow_reader_is_let_go_and_the_others_are_answered() {
+fn slow_reader_on_a_socket_is_closed_and_others_are_served() {
     let server = Server::start(&["--slow-timeout-ms=500"]);
     let mut client = Client::new(server.connect());
     client.ask(publish("big", &"x".repeat(900_000)));
@@ -190,7 +190,7 @@ fn retry_after(answer: &Answer) -> u32 {
 }
 
 #[test]
-fn while_draining_kept_connections_hear_of_it() {
+fn kept_connection_during_a_drain_gets_connection_close() {
     let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let mut kept = Client::new(server.connect());
     let mut idle = Client::new(server.connect());
@@ -234,7 +234,7 @@ fn while_draining_kept_connections_hear_of_it() {
 }
 
 #[test]
-fn what_a_closing_connection_is_answered_is_counted() {
+fn response_to_a_closing_connection_is_counted() {
     let limits = Limits { connections_per_address_max: 6, ..Limits::default() };
     let (timeout, body_timeout) = (limits.handshake_timeout_ms, limits.body_timeout_ms);
     let mut rig = Rig::new(limits);
@@ -284,7 +284,7 @@ fn what_a_closing_connection_is_answered_is_counted() {
 }
 
 #[test]
-fn a_drain_answers_what_has_been_begun() {
+fn request_begun_before_a_drain_is_answered() {
     let mut rig = Rig::new(Limits::default());
     let whole = publish("a", "four");
     let (head, body, silent) = (
@@ -312,7 +312,7 @@ fn a_drain_answers_what_has_been_begun() {
 }
 
 #[test]
-fn a_drain_waits_for_answers_that_are_being_taken() {
+fn drain_waits_for_responses_being_read() {
     let mut rig = rig_with_history();
     let id = rig.connect(Behavior::Stalled);
     rig.send(id, get("/v1/channels/big/history").as_bytes());
@@ -328,7 +328,7 @@ fn a_drain_waits_for_answers_that_are_being_taken() {
 }
 
 #[test]
-fn a_kept_connection_takes_a_place_until_it_ends() {
+fn kept_connection_counts_until_it_ends() {
     let server = Server::start(&["--connections-max=1"]);
     let mut kept = Client::new(server.connect());
     assert_eq!(kept.ask(get("/healthz")).status, 200);

@@ -11,7 +11,7 @@ fn refused<T: std::fmt::Debug>(keys: Result<T, BadKey>) -> BadKey {
 }
 
 #[test]
-fn a_secret_is_the_files_text_without_its_line_end() {
+fn secret_file_is_read_without_its_line_end() {
     let secret = "s".repeat(SECRET_BYTES_MIN);
     for end in ["", "\n", "\r\n", "\n\n"] {
         let token = SigningKey::from_secret(format!("{secret}{end}").as_bytes()).unwrap();
@@ -36,7 +36,7 @@ fn a_secret_is_the_files_text_without_its_line_end() {
 }
 
 #[test]
-fn public_keys_in_pem() {
+fn public_key_pem_is_read() {
     let check = |text: &str, algorithms: &str| {
         assert_eq!(Keys::from_pem(text.as_bytes()).unwrap().describe(), algorithms);
     };
@@ -65,7 +65,7 @@ fn public_keys_in_pem() {
 
 /// Whatever is done to the bytes of a key, it is read, or refused, and nothing else.
 #[test]
-fn damaged_keys() {
+fn damaged_key_is_read_or_refused() {
     use rustls::pki_types::SubjectPublicKeyInfoDer;
     use rustls::pki_types::pem::PemObject;
     for text in [key_files::ED25519_PUBLIC, key_files::P256_PUBLIC, key_files::RSA_PUBLIC] {
@@ -86,7 +86,7 @@ fn damaged_keys() {
 }
 
 #[test]
-fn files_in_another_form_are_named() {
+fn file_in_another_format_is_refused_with_its_format() {
     let marked = |text: &[u8]| [b"\xef\xbb\xbf", text].concat();
     let check = |why: BadKey, says: &str| assert!(why.to_string().contains(says), "{why}");
     let secret = [b'x'; 40];
@@ -102,7 +102,7 @@ fn files_in_another_form_are_named() {
 }
 
 #[test]
-fn private_keys_in_pem() {
+fn private_key_pem_is_read() {
     for text in [key_files::ED25519, key_files::P256, key_files::RSA, key_files::RSA_PKCS1] {
         assert!(SigningKey::from_pem(text.as_bytes()).is_ok(), "{text}");
     }
@@ -116,7 +116,7 @@ fn private_keys_in_pem() {
 }
 
 #[test]
-fn a_key_set_is_read_key_by_key() {
+fn key_set_skips_unusable_keys() {
     let ed = json!({"kty": "OKP", "crv": "Ed25519", "kid": "k1", "x": base64url(&[7; 32])});
     let ec = json!({"kty": "EC", "crv": "P-256", "x": base64url(&[1; 32]), "y": base64url(&[2; 32])});
     let rsa = json!({"kty": "RSA", "n": base64url(&[0xff; 256]), "e": "AQAB", "use": "sig", "alg": "RS256"});

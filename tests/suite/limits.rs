@@ -45,7 +45,7 @@ fn retry_ms(reason: &str) -> u32 {
 }
 
 #[test]
-fn the_limit_of_an_addresss_connections_is_answered_with_429() {
+fn connection_over_the_address_limit_gets_429() {
     let server = Server::start(&["--connections-per-address-max=2"]);
     let (one, mut two) = (server.join("/ws"), server.join("/ws"));
     let mut three = Client::new(server.connect());
@@ -77,7 +77,7 @@ fn the_limit_of_an_addresss_connections_is_answered_with_429() {
 }
 
 #[test]
-fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
+fn address_limit_is_per_ipv4_address_and_ipv6_network() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let mut status = |address: &str| {
         let id = rig.connect_from(address, Behavior::Cooperative);
@@ -97,7 +97,7 @@ fn an_address_has_its_own_limit_and_a_network_of_ipv6_is_one() {
 
 /// How a connection is refused at accept depends on what it asks for, so the refusal is held until its head has arrived.
 #[test]
-fn refused_connection_of_an_event_source_is_told_to_come_back() {
+fn refused_event_source_gets_a_retry_delay() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     let event_source = crate::support::http::request("GET", "/sse/a", "Accept: text/event-stream\r\n");
@@ -137,7 +137,7 @@ fn refused_connection_of_an_event_source_is_told_to_come_back() {
 }
 
 #[test]
-fn refused_page_of_another_origin_may_read_that() {
+fn refused_page_of_another_origin_may_read_the_error() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     rig.engine.site.origins = vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
     let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
@@ -153,7 +153,7 @@ fn refused_page_of_another_origin_may_read_that() {
 }
 
 #[test]
-fn refused_connection_that_is_silent_is_told_when_its_time_is_up() {
+fn refused_silent_connection_gets_429_at_the_timeout() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let timeout_ms = rig.engine.limits.handshake_timeout_ms;
     let first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
@@ -186,7 +186,7 @@ fn refused_connection_that_is_silent_is_told_when_its_time_is_up() {
 /// Whoever floods the server from one address takes the place of nobody else, among those either who are told
 /// that there is no room.
 #[test]
-fn a_flood_from_one_address_keeps_nobody_out() {
+fn flood_from_one_address_refuses_no_other() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let first = rig.connect_from("192.0.2.1", Behavior::Stalled);
     for _ in 0..1_000 {
@@ -212,7 +212,7 @@ fn a_flood_from_one_address_keeps_nobody_out() {
 }
 
 #[test]
-fn the_limit_of_an_addresss_handshakes_is_answered_with_429() {
+fn handshake_over_the_address_rate_gets_429() {
     let server = Server::start(&["--handshakes-per-second=5"]);
     let start = Instant::now();
     let answers: Vec<_> = (0..8).map(|_| Client::new(server.connect()).ask(get("/healthz"))).collect();
@@ -229,7 +229,7 @@ fn the_limit_of_an_addresss_handshakes_is_answered_with_429() {
 }
 
 #[test]
-fn handshakes_come_back_with_time() {
+fn handshake_permits_refill_with_time() {
     let mut rig = Rig::new(Limits { handshakes_per_second: 2, ..Limits::default() });
     let status = |rig: &mut Rig, address: &str| {
         let id = rig.connect_from(address, Behavior::Cooperative);
@@ -249,7 +249,7 @@ fn handshakes_come_back_with_time() {
 /// Behind a proxy it is the client's address that counts, in WebSockets and streams; the proxy may come as often
 /// as it likes.
 #[test]
-fn limits_of_addresses_behind_a_proxy() {
+fn address_limits_with_a_proxy_apply_to_the_client() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
     rig.engine.door.trust(Proxies { networks, send_header: false });
@@ -287,7 +287,7 @@ fn limits_of_addresses_behind_a_proxy() {
 }
 
 #[test]
-fn a_client_of_a_proxy_header_that_is_one_too_many_is_told() {
+fn proxied_client_over_the_address_limit_gets_429() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
     rig.engine.door.trust(Proxies { networks, send_header: true });
@@ -315,7 +315,7 @@ fn a_client_of_a_proxy_header_that_is_one_too_many_is_told() {
 }
 
 #[test]
-fn a_raw_web_socket_that_publishes_too_fast_is_closed_with_4101() {
+fn raw_publisher_over_the_rate_is_closed_with_4101() {
     let server = Server::start(&["--messages-per-second=3"]);
     let mut listener = server.join("/ws");
     let mut member = server.join("/ws");
@@ -333,7 +333,7 @@ fn a_raw_web_socket_that_publishes_too_fast_is_closed_with_4101() {
 }
 
 #[test]
-fn a_client_of_oyez_v1_is_told_which_message_was_too_fast() {
+fn v1_publisher_over_the_rate_gets_an_error_for_the_message() {
     let server = Server::start(&["--messages-per-second=2"]);
     let mut client = v1(&server);
     let publication =
@@ -363,7 +363,7 @@ fn a_client_of_oyez_v1_is_told_which_message_was_too_fast() {
 }
 
 #[test]
-fn a_client_of_http_that_publishes_too_fast_gets_429() {
+fn http_publisher_over_the_rate_gets_429() {
     let server = Server::start(&["--messages-per-second=2"]);
     let mut client = Client::new(server.connect());
     client.send(publish("a", "x").repeat(3).as_bytes());
@@ -380,7 +380,7 @@ fn a_client_of_http_that_publishes_too_fast_gets_429() {
 }
 
 #[test]
-fn the_limit_of_bytes() {
+fn publisher_over_the_byte_rate_is_refused() {
     let server = Server::start(&["--bytes-per-second=1KiB"]);
     let mut member = server.join("/ws");
     // In one segment, so that no permits come back in between.
@@ -402,7 +402,7 @@ fn the_limit_of_bytes() {
 }
 
 #[test]
-fn within_the_limits_nobody_notices_them() {
+fn publisher_within_the_limits_is_not_refused() {
     let (messages_per_second, bytes_per_second) = (10, 1_000);
     let limits = Limits { messages_per_second, bytes_per_second, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
@@ -417,7 +417,7 @@ fn within_the_limits_nobody_notices_them() {
 }
 
 #[test]
-fn who_is_too_fast_for_a_new_channel_leaves_none_behind() {
+fn publisher_over_the_rate_creates_no_channel() {
     let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
     let client = rig.connect(Behavior::Cooperative);
     rig.send(client, (publish("a", "x") + &publish("b", "y")).as_bytes());

@@ -137,7 +137,7 @@ fn listing_and_page_under_pressure_get_503() {
 }
 
 #[test]
-fn all_debtors_are_closed_from_85_percent_if_needed_and_idle_subscribers_stay() {
+fn large_connections_are_closed_from_85_percent_and_idle_subscribers_stay() {
     let mut rig = rig_without_history();
     let sizes = [10, 30, 20, 25];
     let debtors: Vec<SlotId> =
@@ -157,7 +157,7 @@ fn all_debtors_are_closed_from_85_percent_if_needed_and_idle_subscribers_stay() 
 }
 
 #[test]
-fn largest_debtors_are_closed_first_and_no_more_than_needed() {
+fn largest_connections_are_closed_first_and_no_more_than_needed() {
     let mut rig = Rig::new(Limits {
         memory_bytes_max: 20 * MIB,
         publish_pause_ms: 0,
@@ -176,7 +176,7 @@ fn largest_debtors_are_closed_first_and_no_more_than_needed() {
 }
 
 #[test]
-fn small_debts_are_never_called_in() {
+fn small_connections_are_never_closed() {
     let mut rig = rig();
     let subscribers: Vec<SlotId> = (0..20).map(|_| rig.join("/ws/a")).collect();
     for &id in &subscribers {
@@ -200,7 +200,7 @@ fn small_debts_are_never_called_in() {
 }
 
 #[test]
-fn history_is_evicted_after_debtors_and_from_the_oldest_of_the_largest() {
+fn history_is_evicted_after_connections_and_oldest_of_the_largest_first() {
     let mut rig = rig();
     let publisher = rig.connect(Behavior::Cooperative);
     for number in 0..20 {
@@ -229,7 +229,7 @@ fn history_is_evicted_after_debtors_and_from_the_oldest_of_the_largest() {
 }
 
 #[test]
-fn history_stays_while_debtors_can_be_closed() {
+fn history_is_kept_while_connections_can_be_closed() {
     let mut rig = Rig::new(Limits { memory_bytes_max: 10 * MIB, ..Limits::default() });
     let publisher = rig.connect(Behavior::Cooperative);
     rig.send(publisher, publish("kept", &"x".repeat(50_000)).as_bytes());
@@ -246,7 +246,7 @@ fn history_stays_while_debtors_can_be_closed() {
 }
 
 #[test]
-fn half_bodies_are_closed_with_503_and_half_messages_with_4102() {
+fn unfinished_bodies_get_503_and_unfinished_messages_4102() {
     let mut rig = rig();
     let (body, message) = (rig.connect(Behavior::Cooperative), rig.join("/ws/a"));
     rig.send(body, half_body("a", 500_000).as_bytes());
@@ -261,7 +261,7 @@ fn half_bodies_are_closed_with_503_and_half_messages_with_4102() {
 }
 
 #[test]
-fn each_episode_of_a_step_is_counted_once() {
+fn pressure_step_is_counted_once_per_episode() {
     let mut rig = rig();
     for _ in 0..3 {
         for used in [96, 97, 91, 96, 50] {
@@ -274,7 +274,7 @@ fn each_episode_of_a_step_is_counted_once() {
 }
 
 #[test]
-fn idle_half_message_costs_what_arrived_once() {
+fn unfinished_idle_message_uses_only_its_received_bytes() {
     let mut rig = Rig::new(Limits::default());
     let (whole, pieces, fragments, empty) =
         (rig.join("/ws"), rig.join("/ws"), rig.join("/ws"), rig.join("/ws"));
@@ -307,7 +307,7 @@ fn idle_half_message_costs_what_arrived_once() {
 }
 
 #[test]
-fn unfinished_message_is_closed_4104_at_its_deadline_however_it_drips() {
+fn dripping_message_is_closed_4104_at_its_deadline() {
     let mut rig = Rig::new(Limits { message_timeout_ms: 5_000, ping_interval_ms: 0, ..Limits::default() });
     let (still, dripping, begun, in_time) =
         (rig.join("/ws/a"), rig.join("/ws/a"), rig.join("/ws/a"), rig.join("/ws/b"));
@@ -380,7 +380,7 @@ fn try_send(client: &mut Client, bytes: &[u8]) {
 }
 
 #[test]
-fn flood_of_half_messages_is_refused_and_spares_subscribers() {
+fn flood_of_unfinished_messages_is_refused_and_spares_subscribers() {
     let mut healthy = Healthy::start(&["--memory-max=16MiB"]);
     let half = half_message(60_000);
     let mut flood = Vec::new();
@@ -405,7 +405,7 @@ fn flood_of_half_messages_is_refused_and_spares_subscribers() {
 }
 
 #[test]
-fn flood_of_half_bodies_is_refused_and_spares_subscribers() {
+fn flood_of_unfinished_bodies_is_refused_and_spares_subscribers() {
     let mut healthy = Healthy::start(&["--memory-max=16MiB"]);
     let half = half_body("flood", 1_000_000);
     let mut flood = Vec::new();
@@ -429,7 +429,7 @@ fn flood_of_half_bodies_is_refused_and_spares_subscribers() {
 }
 
 #[test]
-fn flood_of_subscribers_that_do_not_read_closes_them_and_no_others() {
+fn flood_of_stalled_subscribers_closes_them_and_no_others() {
     let mut healthy = Healthy::start(&["--memory-max=16MiB", "--slow-timeout-ms=60000"]);
     let mut flood: Vec<Client> = (0..20).map(|n| healthy.server.join(&format!("/ws/flood-{n}"))).collect();
     let message = "x".repeat(200_000);

@@ -400,7 +400,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn everybody_gets_what_is_theirs(steps in prop::collection::vec(step(), 1..120)) {
+    fn subscribers_receive_what_the_model_predicts(steps in prop::collection::vec(step(), 1..120)) {
         let mut world = World::new();
         for step in &steps {
             world.step(step);

@@ -59,7 +59,7 @@ fn received(rig: &mut Rig, id: SlotId) -> Vec<String> {
 }
 
 #[test]
-fn commands_of_one_turn_are_heard_in_their_order() {
+fn commands_of_one_turn_are_delivered_in_order() {
     for seed in 0..15 {
         let mut rng = Rng::new(seed);
         let mut rig = Rig::new(Limits::default());
@@ -126,7 +126,7 @@ fn difference<'a>(got: &'a [String], expected: &'a [String]) -> (usize, Option<&
 }
 
 #[test]
-fn messages_that_alternate_between_channels_are_one_write_of_one_piece() {
+fn messages_alternating_between_channels_are_one_write() {
     let mut rig = Rig::new(Limits::default());
     let publisher = connect(&mut rig);
     let subscribers: Vec<SlotId> = (0..10).map(|_| connect(&mut rig)).collect();
@@ -159,7 +159,7 @@ fn messages_that_alternate_between_channels_are_one_write_of_one_piece() {
 
 /// A subscription costs no hand-out: all subscribers get the messages before and after it as one piece.
 #[test]
-fn subscriptions_between_messages_leave_them_one_piece() {
+fn subscription_between_messages_keeps_them_one_piece() {
     for since in [json!(null), json!("latest"), json!("earliest")] {
         let mut rig = Rig::new(Limits::default());
         let (one, subscriber) = (connect(&mut rig), connect(&mut rig));
@@ -208,7 +208,7 @@ fn subscriptions_between_messages_leave_them_one_piece() {
 /// A subscriber that could not take a batch goes on from the history: from where it subscribed within the batch, and
 /// after the messages that it was sent ahead of the others.
 #[test]
-fn subscriber_that_falls_behind_within_a_batch_gets_each_message_once() {
+fn subscriber_that_lags_within_a_batch_gets_each_message_once() {
     let limits = Limits { on_slow: OnSlow::Skip, outbox_bytes_max: 70_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let publisher = connect(&mut rig);

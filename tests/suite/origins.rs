@@ -51,7 +51,7 @@ fn verdict(origin: &str, host: &str, patterns: &[String]) -> OriginVerdict {
 
 proptest! {
     #[test]
-    fn patterns_and_hosts_are_compared_as_parts(
+    fn origin_matches_patterns_and_hosts_by_parts(
         origin in parts(),
         server in parts(),
         listed in prop::collection::vec((parts(), any::<bool>()), 0..4),
@@ -87,7 +87,7 @@ proptest! {
 
     /// Whatever is put in, before or behind a good origin makes another of it.
     #[test]
-    fn what_is_added_makes_another_origin(
+    fn origin_with_added_bytes_is_another(
         origin in parts(),
         at in any::<prop::sample::Index>(),
         added in "[a-z0-9@:/.?#\\\\ ,%\\[\\]*_-]{1,4}|\u{0}|\u{a0}|\u{430}",
@@ -109,7 +109,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(
+    fn random_bytes_never_panic(
         origin in prop::collection::vec(any::<u8>(), 0..40),
         host in prop::collection::vec(any::<u8>(), 0..40),
     ) {
@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_patterns_panic(text in "[a-z*:/.\\[\\]0-9é-]{0,20}") {
+    fn random_text_in_patterns_never_panics(text in "[a-z*:/.\\[\\]0-9é-]{0,20}") {
         if let Ok(pattern) = OriginPattern::parse(&text) {
             prop_assert_eq!(OriginPattern::parse(&pattern.to_string()), Ok(pattern));
         }

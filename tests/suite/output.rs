@@ -28,7 +28,7 @@ fn code(status: ExitStatus) -> i32 {
 }
 
 #[test]
-fn a_command_whose_stderr_has_no_reader_ends_with_its_own_status() {
+fn command_with_closed_stderr_keeps_its_status() {
     let port = free_port();
     let dead = format!("ws://127.0.0.1:{port}");
     let bench = ["bench", "idle", "--connections=3", "--hold=0.1"];
@@ -52,7 +52,7 @@ fn a_command_whose_stderr_has_no_reader_ends_with_its_own_status() {
 }
 
 #[test]
-fn a_command_whose_stdout_has_no_reader_ends_quietly_and_a_full_disk_is_an_error() {
+fn command_with_closed_stdout_ends_quietly_and_with_full_disk_fails() {
     let folder = Folder::new();
     let secret = folder.file("secret", SECRET);
     let token = ["token", "new", "--admin", "--jwt-secret-file", &secret];
@@ -82,7 +82,7 @@ fn a_command_whose_stdout_has_no_reader_ends_quietly_and_a_full_disk_is_an_error
 }
 
 #[test]
-fn a_subscriber_whose_stderr_has_no_reader_reconnects_and_misses_nothing() {
+fn sub_with_closed_stderr_reconnects_without_loss() {
     let server = Server::start(&[]);
     let proxy = Cut::start(server.address);
     let url = proxy.url();
@@ -110,7 +110,7 @@ fn a_subscriber_whose_stderr_has_no_reader_reconnects_and_misses_nothing() {
 }
 
 #[test]
-fn a_server_whose_output_nobody_can_read_serves() {
+fn server_with_closed_output_serves() {
     for filters in ["info", "nonsense=nonsense=nonsense"] {
         for (stdout, stderr) in [(gone(), gone()), (full_disk(), full_disk())] {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));

@@ -41,7 +41,7 @@ fn peer_of(rig: &Rig, id: SlotId) -> String {
 }
 
 #[test]
-fn a_header_is_taken_cut_at_every_byte() {
+fn proxy_header_split_at_every_byte_is_accepted() {
     let whole = [header(), get("/healthz").into_bytes()].concat();
     for cut in 0..=whole.len() {
         let mut rig = rig(Limits::default());
@@ -58,7 +58,7 @@ fn a_header_is_taken_cut_at_every_byte() {
 }
 
 #[test]
-fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
+fn proxy_header_sent_byte_by_byte_is_accepted() {
     let whole = [header(), frames::upgrade("/ws").into_bytes()].concat();
     for seed in 0..50 {
         let mut rig = rig(Limits::default());
@@ -75,7 +75,7 @@ fn a_header_comes_a_byte_at_a_time_and_splits_as_it_likes() {
 }
 
 #[test]
-fn a_flood_from_one_client_of_a_proxy_keeps_nobody_out() {
+fn flood_from_one_proxied_client_refuses_no_other() {
     let mut rig = rig(Limits { connections_per_address_max: 1, ..Limits::default() });
     for _ in 0..1_000 {
         let id = rig.connect_from("10.0.0.1", Behavior::Stalled);
@@ -89,7 +89,7 @@ fn a_flood_from_one_client_of_a_proxy_keeps_nobody_out() {
 }
 
 #[test]
-fn what_is_no_header_ends_the_connection_with_a_name() {
+fn invalid_proxy_header_ends_the_connection_with_its_reason() {
     let check = |bytes: &[u8], ends: bool, fault: ProxyFault| {
         let mut rig = rig(Limits::default());
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
@@ -112,7 +112,7 @@ fn what_is_no_header_ends_the_connection_with_a_name() {
 }
 
 #[test]
-fn half_a_header_has_no_more_time_than_a_head() {
+fn unfinished_proxy_header_has_the_handshake_timeout() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &header()[..20]);
@@ -130,7 +130,7 @@ fn half_a_header_has_no_more_time_than_a_head() {
 }
 
 #[test]
-fn who_is_not_trusted_is_not_believed() {
+fn untrusted_proxy_header_is_ignored() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("203.0.113.66", Behavior::Cooperative);
     rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
@@ -146,7 +146,7 @@ fn who_is_not_trusted_is_not_believed() {
 }
 
 #[test]
-fn one_header_is_enough() {
+fn second_proxy_header_is_refused() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), header(), get("/healthz").into_bytes()].concat());
@@ -155,7 +155,7 @@ fn one_header_is_enough() {
 }
 
 #[test]
-fn a_health_check_speaks_for_the_proxy() {
+fn proxy_health_check_has_the_proxys_address() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[LOCAL, get("/readyz").as_bytes()].concat());
@@ -166,7 +166,7 @@ fn a_health_check_speaks_for_the_proxy() {
 
 /// The end of file may come with the header, or before anything else does.
 #[test]
-fn ends_of_file_around_a_header() {
+fn eof_around_a_proxy_header_ends_the_connection() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
@@ -188,7 +188,7 @@ fn ends_of_file_around_a_header() {
 }
 
 #[test]
-fn the_log_names_the_client_of_a_header() {
+fn log_names_the_proxied_client() {
     // By itself, and not behind anything of the tests: the header has to be the first that comes.
     let flags = ["serve", "--listen=127.0.0.1:0", "--trusted-proxy=127.0.0.0/8", "--proxy-protocol"];
     let server = Server::start_command(oyez(&flags));
@@ -213,7 +213,7 @@ fn the_log_names_the_client_of_a_header() {
 }
 
 #[test]
-fn tls_begins_behind_the_header() {
+fn tls_after_the_proxy_header_is_accepted() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &["--trusted-proxy=127.0.0.1", "--proxy-protocol"]);
     let mut stream = server.connect();
@@ -235,7 +235,7 @@ fn upgrade_for(forwarded: &str) -> String {
 }
 
 #[test]
-fn the_client_of_a_web_socket_and_of_a_stream_is_who_the_proxy_says() {
+fn proxied_websocket_and_stream_have_the_forwarded_client() {
     let mut rig = Rig::new(Limits::default());
     trust(&mut rig, "10.0.0.0/8", false);
     let mut peer_after = |from: &str, request: String| {
@@ -263,7 +263,7 @@ fn the_client_of_a_web_socket_and_of_a_stream_is_who_the_proxy_says() {
 
 /// A proxy's connection carries requests of many: none of them makes it the connection of its client.
 #[test]
-fn a_proxys_own_connection_stays_its_own() {
+fn proxy_connection_keeps_the_proxys_address() {
     let mut rig = Rig::new(Limits { messages_per_second: 1, ..Limits::default() });
     trust(&mut rig, "10.0.0.0/8", false);
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);

@@ -55,7 +55,7 @@ fn texts(page: &Answer) -> Vec<String> {
 }
 
 #[test]
-fn large_page_is_the_same_whatever_the_peer_takes_at_once() {
+fn large_page_with_limited_reads_is_unchanged() {
     let mut rig = rig(Limits::default());
     let whole = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
     rig.run_until_idle();
@@ -192,7 +192,7 @@ fn drain_within_a_page_lets_it_be_completed() {
 }
 
 #[test]
-fn query_that_waits_for_its_turn_when_the_server_drains_is_refused() {
+fn queued_query_during_a_drain_is_refused() {
     let mut rig = rig(Limits { work_micros_per_turn: 1, ..Limits::default() });
     let ids = [(); 3].map(|()| ask(&mut rig, &get(PAGE), Behavior::Cooperative));
     rig.turn();
@@ -203,7 +203,7 @@ fn query_that_waits_for_its_turn_when_the_server_drains_is_refused() {
 }
 
 #[test]
-fn what_was_published_before_a_query_is_in_its_response() {
+fn message_published_before_a_query_is_in_its_response() {
     let mut rig = rig(Limits { work_micros_per_turn: 1, ..Limits::default() });
     let others: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get(PAGE), Behavior::Cooperative)).collect();
     let id = ask(&mut rig, &(publish("a", "x") + &get("/v1/channels/a/history")), Behavior::Cooperative);
@@ -300,7 +300,7 @@ fn one_address_with_hundreds_of_pages_does_not_hold_up_the_page_of_another() {
 }
 
 #[test]
-fn metrics_are_made_once_for_all_who_ask_in_a_turn_and_fresh_in_the_next() {
+fn metrics_requested_in_one_turn_are_rendered_once() {
     let mut rig = rig(Limits::default());
     let ids: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get("/metrics"), Behavior::Cooperative)).collect();
     rig.turn();

@@ -38,7 +38,7 @@ fn paused(rig: &mut Rig) -> SlotId {
 }
 
 #[test]
-fn client_whose_answers_wait_is_read_on_when_it_has_taken_them() {
+fn client_with_pending_responses_is_read_again_after_it_read_them() {
     let mut rig = Rig::new(Limits::default());
     let listener = rig.join("/ws/a?echo=0");
     let id = paused(&mut rig);
@@ -56,7 +56,7 @@ fn client_whose_answers_wait_is_read_on_when_it_has_taken_them() {
 }
 
 #[test]
-fn client_whose_pongs_wait_is_not_read_on() {
+fn client_with_pending_pongs_is_not_read() {
     let mut rig = Rig::new(Limits::default());
     let id = rig.join("/ws");
     rig.set_behavior(id, Behavior::Stalled);
@@ -73,7 +73,7 @@ fn client_whose_pongs_wait_is_not_read_on() {
 }
 
 #[test]
-fn subscriber_whose_messages_wait_is_read_on() {
+fn subscriber_with_pending_messages_is_read() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (slow, listener) = (rig.join("/ws"), rig.join("/ws"));
     rig.set_behavior(slow, Behavior::Stalled);
@@ -85,7 +85,7 @@ fn subscriber_whose_messages_wait_is_read_on() {
 }
 
 #[test]
-fn answers_of_a_turn_are_one_piece_in_the_order_of_the_commands() {
+fn responses_of_a_turn_are_one_piece_in_command_order() {
     let mut rig = Rig::new(Limits::default());
     let id = join(&mut rig, "/ws");
     rig.set_behavior(id, Behavior::Stalled);
@@ -101,7 +101,7 @@ fn answers_of_a_turn_are_one_piece_in_the_order_of_the_commands() {
 }
 
 #[test]
-fn answers_and_messages_keep_their_order() {
+fn responses_and_messages_keep_their_order() {
     let mut rig = Rig::new(Limits::default());
     let id = join(&mut rig, "/ws/a");
     let subscribe = frames::masked(TEXT, br#"{"type":"subscribe","ch":"b"}"#);
@@ -137,7 +137,7 @@ fn answers_and_messages_keep_their_order() {
 }
 
 #[test]
-fn data_and_end_of_file_of_a_paused_client_come_out_right() {
+fn paused_client_that_sends_data_and_eof_is_served_in_full() {
     let mut rig = Rig::new(Limits::default());
     let listener = rig.join("/ws/a?echo=0");
     let id = paused(&mut rig);
@@ -152,7 +152,7 @@ fn data_and_end_of_file_of_a_paused_client_come_out_right() {
 }
 
 #[test]
-fn reset_of_a_paused_client_is_noticed() {
+fn paused_client_that_resets_is_reaped() {
     let mut rig = Rig::new(Limits::default());
     let id = paused(&mut rig);
     rig.send(id, &publish_command("a", "lost"));
@@ -163,7 +163,7 @@ fn reset_of_a_paused_client_is_noticed() {
 }
 
 #[test]
-fn close_of_a_paused_client_is_answered_after_its_answers() {
+fn paused_client_that_closes_gets_its_responses_first() {
     let mut rig = Rig::new(Limits::default());
     let id = paused(&mut rig);
     rig.send(id, &[publish_command("a", "last"), frames::close(1000, "")].concat());
@@ -175,7 +175,7 @@ fn close_of_a_paused_client_is_answered_after_its_answers() {
 }
 
 #[test]
-fn paused_client_that_takes_nothing_is_slow_and_not_silent() {
+fn paused_client_that_reads_nothing_is_slow_and_not_silent() {
     let limits = Limits { ping_interval_ms: 2_000, pong_timeout_ms: 2_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = paused(&mut rig);
@@ -187,7 +187,7 @@ fn paused_client_that_takes_nothing_is_slow_and_not_silent() {
 /// The pong follows data that the server does not read, so its deadline does not run, also when it took bytes again
 /// only in the last write before it would have been judged.
 #[test]
-fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
+fn paused_client_that_reads_slowly_is_not_silent() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = join(&mut rig, "/ws");
@@ -216,7 +216,7 @@ fn paused_client_that_takes_its_answers_slowly_is_not_silent() {
 
 /// Empty frames are not commands: each of 6 bytes is answered with an error of more than 100.
 #[test]
-fn one_client_that_is_answered_much_and_reads_all_of_it_is_bounded() {
+fn client_with_large_responses_that_reads_all_is_bounded() {
     let mut rig = Rig::new(Limits::default());
     let id = join(&mut rig, "/ws");
     let empty = frames::masked(TEXT, b"").repeat(20_000);

@@ -83,7 +83,7 @@ fn large_message_replayed_by_many_is_encoded_once_per_format() {
 }
 
 #[test]
-fn replay_over_the_encoding_limit_waits_until_another_is_taken() {
+fn replay_over_the_encoding_limit_waits_until_another_is_read() {
     let mut rig = rig(1 << 20);
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
@@ -118,7 +118,7 @@ fn one_replay_waits(replay_take_ms: u32) -> (Rig, SlotId, SlotId) {
 }
 
 #[test]
-fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
+fn replay_over_the_encoding_limit_continues_when_another_connection_ends() {
     let (mut rig, first, other) = one_replay_waits(10_000);
     assert_eq!(replays_waiting(&rig), 1);
     rig.reset(first);
@@ -127,7 +127,7 @@ fn replay_over_the_encoding_limit_goes_on_when_another_connection_is_gone() {
 }
 
 #[test]
-fn replay_that_waits_for_too_long_is_closed_4100() {
+fn replay_waiting_over_its_timeout_is_closed_4100() {
     let (mut rig, first, other) = one_replay_waits(60_000);
     rig.advance_ms(29_500);
     rig.skip_head(other);
@@ -245,7 +245,7 @@ fn replay_whose_message_is_evicted_waits_for_the_next_one_from_then_on() {
 }
 
 #[test]
-fn waiting_replay_that_is_unsubscribed_lets_the_next_one_go_on() {
+fn waiting_replay_that_is_unsubscribed_admits_the_next() {
     let mut rig = rig(1 << 20);
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
@@ -432,7 +432,7 @@ impl Publishers {
 }
 
 #[test]
-fn subscriber_that_comes_back_to_a_channel_at_full_speed_catches_up() {
+fn subscriber_resuming_on_a_channel_at_full_speed_catches_up() {
     let requests = [
         upgrade("/ws/a?since=earliest"),
         frames::upgrade("/ws/a?since=earliest"),
@@ -463,7 +463,7 @@ fn subscriber_that_comes_back_to_a_channel_at_full_speed_catches_up() {
 }
 
 #[test]
-fn raw_subscriber_that_the_history_has_overtaken_is_answered_before_it_is_closed() {
+fn raw_subscriber_overtaken_by_the_history_gets_responses_before_its_close() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let mut publishers = Publishers::new(&mut rig, "a", 50);
     publishers.turn(&mut rig);
@@ -489,7 +489,7 @@ fn heard_on(rig: &mut Rig, id: SlotId, channel: &str) -> Vec<String> {
 }
 
 #[test]
-fn subscriber_that_takes_a_large_message_is_not_slow_for_what_comes_meanwhile() {
+fn subscriber_reading_a_large_message_is_not_slow_for_later_messages() {
     // One is larger than an outbox may be, the other leaves little of that.
     for (bytes, is_live) in [(100_000, true), (100_000, false), (45_000, false)] {
         let mut rig = rig(16 << 20);

@@ -341,7 +341,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_hole_is_announced_and_there_is_no_double(
+    fn resumed_clients_get_every_message_once_or_a_gap(
         steps in prop::collection::vec(step(), 1..150),
         skip in any::<bool>(),
     ) {

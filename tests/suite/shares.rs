@@ -59,7 +59,7 @@ fn post_from(rig: &mut Rig, address: &str, channel: &str) -> (u16, String) {
 }
 
 #[test]
-fn channels_that_a_connection_created_count_until_they_end() {
+fn created_channels_count_until_they_end() {
     let mut rig = Rig::new(Limits { channels_per_client_max: 3, ..limits() });
     let id = open(&mut rig);
     for channel in ["a", "b", "c"] {
@@ -86,7 +86,7 @@ fn channels_that_a_connection_created_count_until_they_end() {
 }
 
 #[test]
-fn channels_of_one_publisher_leave_room_for_others_and_come_back() {
+fn publisher_at_its_channel_share_leaves_room_for_others() {
     let mut rig = Rig::new(Limits { channels_per_publisher_max: 2, ..limits() });
     let over = (429, "too_many_channels".to_owned());
     let fine = (200, String::new());
@@ -119,7 +119,7 @@ fn publisher_that_reconnects_has_no_new_share() {
 }
 
 #[test]
-fn close_lines_of_a_flood_are_left_out_and_counted() {
+fn close_log_lines_of_a_flood_are_suppressed_and_counted() {
     let mut rig = Rig::new(Limits { log_lines_per_second: 100, ..limits() });
     let flood = |rig: &mut Rig| {
         let ids: Vec<SlotId> = (0..150).map(|_| rig.connect(Behavior::Cooperative)).collect();
@@ -137,7 +137,7 @@ fn close_lines_of_a_flood_are_left_out_and_counted() {
 }
 
 #[test]
-fn lines_about_accept_memory_and_origins_are_limited_too() {
+fn log_lines_about_accept_memory_and_origins_are_limited() {
     let mut rig = Rig::new(Limits { log_lines_per_second: 100, memory_bytes_max: 1 << 20, ..limits() });
     let suppressed = |rig: &Rig| rig.engine.metrics.log_lines_suppressed;
     let (error, peer) = (std::io::Error::from_raw_os_error(24), SocketAddr::from(([192, 0, 2, 1], 1)).into());

@@ -19,7 +19,7 @@ fn limits() -> Limits {
 }
 
 #[test]
-fn bytes_over_the_limit_close_with_4102() {
+fn outbox_over_the_limit_is_closed_with_4102() {
     let mut rig = Rig::new(limits());
     let (slow, sender, member) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -37,7 +37,7 @@ fn bytes_over_the_limit_close_with_4102() {
 }
 
 #[test]
-fn what_was_begun_is_finished_before_the_close_frame() {
+fn started_frame_is_finished_before_the_close_frame() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Random(crate::support::rig::Rng::new(3));
@@ -58,7 +58,7 @@ fn what_was_begun_is_finished_before_the_close_frame() {
 }
 
 #[test]
-fn seconds_without_progress_close_with_4102() {
+fn subscriber_without_progress_is_closed_with_4102() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -77,7 +77,7 @@ fn seconds_without_progress_close_with_4102() {
 }
 
 #[test]
-fn a_slow_peer_that_never_reads_is_let_go() {
+fn slow_peer_that_never_reads_is_reaped() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -89,7 +89,7 @@ fn a_slow_peer_that_never_reads_is_let_go() {
 }
 
 #[test]
-fn skip_keeps_the_connection_and_counts_what_it_missed() {
+fn skipping_subscriber_stays_and_its_missed_messages_are_counted() {
     let mut rig = Rig::new(Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, ..limits() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -112,7 +112,7 @@ fn skip_keeps_the_connection_and_counts_what_it_missed() {
 }
 
 #[test]
-fn one_write_for_each_slot_and_turn() {
+fn slot_has_one_write_per_turn() {
     let mut rig = Rig::new(Limits::default());
     let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     let before = rig.pipe(member).writes;
@@ -136,7 +136,7 @@ fn one_write_for_each_slot_and_turn() {
 
 /// What they say is more than is kept before it is published.
 #[test]
-fn one_write_too_when_a_crowd_speaks_in_one_turn() {
+fn slot_has_one_write_when_many_publish_in_one_turn() {
     let mut rig = Rig::new(Limits::default());
     let crowd: Vec<_> = (0..50).map(|_| rig.join("/ws")).collect();
     let before: Vec<_> = crowd.iter().map(|&id| rig.pipe(id).writes).collect();
@@ -167,7 +167,7 @@ fn overrun(server: &Server) -> (Client, Client) {
 }
 
 #[test]
-fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
+fn stalled_subscriber_on_a_socket_does_not_stop_others() {
     let server = Server::start(&[
         "--outbox-bytes-max=512KiB",
         "--body-bytes-max=64KiB",
@@ -194,7 +194,7 @@ fn on_real_sockets_the_others_are_served_while_one_does_not_read() {
 }
 
 #[test]
-fn hundreds_that_read_nothing_share_what_waits_for_them() {
+fn stalled_subscribers_by_the_hundred_share_pending_frames() {
     let server =
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--close-timeout-ms=500"]);
     let stalled: Vec<_> = (0..300).map(|_| server.join("/ws")).collect();
@@ -213,7 +213,7 @@ fn hundreds_that_read_nothing_share_what_waits_for_them() {
 }
 
 #[test]
-fn on_real_sockets_skip_keeps_the_rest() {
+fn skipping_subscriber_on_a_socket_gets_the_rest() {
     let server = Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--on-slow=skip"]);
     let mut slow = server.join("/ws");
     let (mut sender, member) = overrun(&server);
@@ -232,7 +232,7 @@ fn on_real_sockets_skip_keeps_the_rest() {
 }
 
 #[test]
-fn skipping_makes_one_hole_and_not_many() {
+fn skipping_subscriber_has_one_gap() {
     let mut rig = Rig::new(Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, ..limits() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -250,7 +250,7 @@ fn skipping_makes_one_hole_and_not_many() {
 }
 
 #[test]
-fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
+fn raw_subscriber_overtaken_during_replay_is_closed_4102() {
     let history = HistoryLimits { messages_max: 20, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, history, ..Limits::default() });
     let sender = rig.join("/ws?echo=0");
@@ -275,7 +275,7 @@ fn a_raw_member_that_is_overtaken_in_its_replay_is_closed() {
 }
 
 #[test]
-fn subscriber_that_is_too_slow_for_the_batches_of_a_turn_leaves_all_its_channels() {
+fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..limits() });
     let stalled = rig.connect(Behavior::Cooperative);
@@ -298,7 +298,7 @@ fn subscriber_that_is_too_slow_for_the_batches_of_a_turn_leaves_all_its_channels
 }
 
 #[test]
-fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
+fn subscriber_too_slow_before_its_rights_end_leaves() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
     rig.engine.gate = Gate { verifier: Some(verifier()), ..Gate::open(10) };
     let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
@@ -324,7 +324,7 @@ fn who_is_too_slow_for_what_comes_before_its_rights_end_just_leaves() {
 }
 
 #[test]
-fn small_frames_count_with_the_memory_around_them() {
+fn small_frames_count_with_their_overhead() {
     let mut rig = Rig::new(limits());
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -338,7 +338,7 @@ fn small_frames_count_with_the_memory_around_them() {
 }
 
 #[test]
-fn what_one_flush_does_not_write_is_work() {
+fn bytes_left_by_a_flush_are_pending_work() {
     let mut rig = Rig::new(Limits::default());
     let (id, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(id).behavior = Behavior::Stalled;
@@ -356,7 +356,7 @@ fn what_one_flush_does_not_write_is_work() {
 }
 
 #[test]
-fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
+fn subscriber_that_reads_while_the_server_is_stopped_is_not_slow() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.pipe(slow).behavior = Behavior::Stalled;
@@ -370,7 +370,7 @@ fn who_reads_again_while_the_server_is_stopped_is_not_slow() {
 }
 
 #[test]
-fn nothing_follows_the_close_frame_that_came_in_the_middle_of_what_was_asked() {
+fn close_frame_among_pipelined_commands_is_last() {
     let limits = Limits { outbox_bytes_max: 20_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = rig.connect(Behavior::Cooperative);
@@ -415,7 +415,7 @@ fn sip_for_20_seconds(rig: &mut Rig, id: SlotId, bytes_per_second: usize) {
 }
 
 #[test]
-fn subscriber_that_takes_less_than_the_pace_is_closed_4102() {
+fn subscriber_below_the_minimum_rate_is_closed_4102() {
     let limits = Limits { ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (slow, steady, sender) = (rig.join("/ws"), rig.join("/ws"), rig.join("/ws?echo=0"));
@@ -438,7 +438,7 @@ fn subscriber_that_takes_less_than_the_pace_is_closed_4102() {
 }
 
 #[test]
-fn event_stream_and_http_client_below_the_pace_are_let_go() {
+fn event_stream_and_http_client_below_the_minimum_rate_are_closed() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
     let (stream, sender) = (rig.connect(Behavior::Cooperative), rig.join("/ws?echo=0"));
     rig.send(stream, get("/sse/main").as_bytes());
@@ -459,7 +459,7 @@ fn event_stream_and_http_client_below_the_pace_are_let_go() {
 }
 
 #[test]
-fn without_a_pace_a_trickle_is_progress() {
+fn trickle_without_minimum_rate_is_progress() {
     let limits = Limits { ping_interval_ms: 0, slow_bytes_per_second: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
@@ -472,7 +472,7 @@ fn without_a_pace_a_trickle_is_progress() {
 
 /// A turn may have more to say than an outbox holds: a subscriber that reads is written to before it is judged.
 #[test]
-fn subscriber_of_two_channels_is_not_slow_because_one_turn_has_much_to_say() {
+fn subscriber_of_two_channels_with_a_large_turn_is_not_slow() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
     let reader = rig.connect(Behavior::Cooperative);
     rig.send(reader, upgrade("/ws/a").as_bytes());
@@ -501,7 +501,7 @@ fn publish_ten(rig: &mut Rig, sender: SlotId) {
 }
 
 #[test]
-fn raw_client_answered_while_skip_shuts_its_outbox_stays() {
+fn skipping_raw_client_that_gets_responses_stays() {
     for publish_pause_ms in PUBLISH_PAUSES_MS {
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);
@@ -529,7 +529,7 @@ fn raw_client_answered_while_skip_shuts_its_outbox_stays() {
 }
 
 #[test]
-fn v1_client_answered_while_it_catches_up_after_skip_stays_and_misses_nothing() {
+fn v1_client_answered_while_catching_up_after_skip_misses_nothing() {
     for publish_pause_ms in PUBLISH_PAUSES_MS {
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 0, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);
@@ -578,7 +578,7 @@ fn v1_client_answered_while_it_catches_up_after_skip_stays_and_misses_nothing() 
 }
 
 #[test]
-fn event_stream_that_is_due_a_comment_while_skip_shuts_its_outbox_stays() {
+fn skipping_event_stream_that_is_due_a_comment_stays() {
     for publish_pause_ms in PUBLISH_PAUSES_MS {
         let limits = Limits { on_slow: OnSlow::Skip, ping_interval_ms: 2_000, publish_pause_ms, ..limits() };
         let mut rig = Rig::new(limits);

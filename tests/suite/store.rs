@@ -132,7 +132,7 @@ impl Member {
 }
 
 #[test]
-fn after_sigterm_nothing_is_lost() {
+fn history_after_sigterm_is_complete() {
     let folder = Folder::new();
     // What SIGTERM finds unwritten would be for half a minute.
     let server = folder.serve(&["--history-sync-ms=60000"]);
@@ -183,7 +183,7 @@ fn after_sigterm_nothing_is_lost() {
 }
 
 #[test]
-fn clients_that_are_told_to_come_back_miss_nothing() {
+fn drained_clients_that_reconnect_miss_nothing() {
     let folder = Folder::new();
     let mut server = folder.serve(&[]);
     let mut seen = Vec::new();
@@ -220,7 +220,7 @@ fn clients_that_are_told_to_come_back_miss_nothing() {
 }
 
 #[test]
-fn a_server_that_goes_on_is_another_run() {
+fn restarted_server_has_a_new_run() {
     let folder = Folder::new();
     let run = || {
         let server = folder.serve(&[]);
@@ -236,7 +236,7 @@ fn a_server_that_goes_on_is_another_run() {
 }
 
 #[test]
-fn who_publishes_is_not_taken_for_a_client_of_the_process_before() {
+fn publisher_after_restart_is_not_taken_for_an_earlier_client() {
     let folder = Folder::new();
     let server = folder.serve(&[]);
     let mut sender = server.join("/ws/a");
@@ -281,7 +281,7 @@ fn publish_until_killed(server: &Server, run: usize, rng: &mut Rng) -> Vec<(Stri
 }
 
 #[test]
-fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice() {
+fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
     const SYNC_MS: u64 = 300;
     let folder = Folder::new();
     let flags = ["--history-sync-ms=300", "--history-messages-max=100000", "--history-bytes-max=2MiB"];
@@ -341,7 +341,7 @@ fn a_kill_at_any_moment_loses_no_more_than_the_interval_and_no_id_is_given_twice
 }
 
 #[test]
-fn after_a_kill_what_is_left_is_replayed_under_new_ids() {
+fn history_after_kill_is_replayed_under_new_ids() {
     let folder = Folder::new();
     let server = folder.serve(&["--history-sync-ms=100"]);
     let first = publish(&server, "a", "one");
@@ -371,7 +371,7 @@ fn after_a_kill_what_is_left_is_replayed_under_new_ids() {
 }
 
 #[test]
-fn the_file_does_not_grow_for_ever() {
+fn history_file_size_is_bounded() {
     let folder = Folder::new();
     let flags = ["--history-sync-ms=20", "--history-messages-max=20"];
     let server = folder.serve(&flags);
@@ -395,7 +395,7 @@ fn the_file_does_not_grow_for_ever() {
 }
 
 #[test]
-fn with_smaller_limits_the_last_messages_stay() {
+fn history_with_smaller_limits_keeps_the_last_messages() {
     let folder = Folder::new();
     let server = folder.serve(&[]);
     for number in 0..10 {
@@ -440,7 +440,7 @@ fn refuses(path: &Path, before: &str) -> String {
 }
 
 #[test]
-fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
+fn unusable_history_file_is_refused_and_unchanged() {
     let folder = Folder::new();
     let check = |name: &str, bytes: Option<&[u8]>, before: &str, says: &str| {
         let path = folder.0.join(name);
@@ -495,7 +495,7 @@ fn what_cannot_be_used_is_a_clear_error_and_stays_as_it_is() {
 }
 
 #[test]
-fn second_server_on_an_address_leaves_its_history_file_as_it_is() {
+fn second_server_on_an_address_leaves_the_history_file_unchanged() {
     let folder = Folder::new();
     let server = folder.serve(&[]);
     publish(&server, "a", "x");
@@ -517,7 +517,7 @@ fn second_server_on_an_address_leaves_its_history_file_as_it_is() {
 }
 
 #[test]
-fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
+fn full_disk_ends_the_history_file_and_not_the_server() {
     let folder = Folder::new();
     let file = folder.file();
     let serve = oyez(&[
@@ -562,7 +562,7 @@ fn a_disk_that_fills_up_ends_the_file_and_not_the_server() {
 }
 
 #[test]
-fn history_file_that_is_removed_or_replaced_is_noticed() {
+fn removed_or_replaced_history_file_is_reported() {
     for replaced in [false, true] {
         let folder = Folder::new();
         let server = folder.serve(&["--history-sync-ms=20"]);
@@ -641,7 +641,7 @@ fn finish(opened: Opened, millis: u64, stamp: Stamp) {
 }
 
 #[test]
-fn clocks_that_jump_neither_keep_messages_for_ever_nor_drop_them_all() {
+fn clock_jump_neither_keeps_nor_drops_all_messages() {
     const AGE: u64 = 300_000;
     // How much later the server comes back, and when a message goes that was 100 s old: in how many
     // milliseconds after that.
@@ -669,7 +669,7 @@ fn clocks_that_jump_neither_keep_messages_for_ever_nor_drop_them_all() {
 }
 
 #[test]
-fn epoch_of_new_log_differs_from_earlier_ones_whatever_the_clock_says() {
+fn epoch_of_a_new_log_differs_under_any_clock() {
     let folder = Folder::new();
     let mut epochs = Vec::new();
     for back in [0, 1, 1_000_000_000, 0] {
@@ -696,7 +696,7 @@ fn epoch_of_new_log_differs_from_earlier_ones_whatever_the_clock_says() {
 }
 
 #[test]
-fn a_run_that_wrote_nothing_and_was_killed_was_not_ended_in_order() {
+fn killed_run_without_writes_is_an_unclean_shutdown() {
     let folder = Folder::new();
     let opened = open(&folder.file(), NOON).unwrap();
     let epoch = opened.hub.head().epoch;
@@ -785,7 +785,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool,
 }
 
 #[test]
-fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
+fn damaged_file_is_refused_or_yields_only_true_messages() {
     for is_clean in [true, false] {
         let (bytes, texts, epoch) = sample(is_clean);
         assert!(judge(&bytes, &texts, epoch, is_clean, "whole"));
@@ -822,7 +822,7 @@ fn a_damaged_file_is_refused_or_what_it_gives_is_true() {
 }
 
 #[test]
-fn a_hundred_thousand_messages_in_a_thousand_channels() {
+fn history_of_a_hundred_thousand_messages_is_restored() {
     let folder = Folder::new();
     let mut opened = open(&folder.file(), NOON).unwrap();
     for number in 0..100_000 {

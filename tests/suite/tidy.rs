@@ -59,7 +59,7 @@ fn complain(complaints: &[String]) {
 }
 
 #[test]
-fn imports_do_not_climb() {
+fn module_imports_only_from_lower_layers() {
     let mut complaints = Vec::new();
     for (path, text) in sources() {
         let module = module_of(&path);
@@ -88,7 +88,7 @@ fn imports_do_not_climb() {
 }
 
 #[test]
-fn one_clock_no_leftovers() {
+fn source_has_one_clock_and_no_leftovers() {
     let mut complaints = Vec::new();
     for (path, text) in sources() {
         let module = module_of(&path);
@@ -130,7 +130,7 @@ fn one_clock_no_leftovers() {
 }
 
 #[test]
-fn the_loop_stays_one_screen() {
+fn loop_fits_on_one_screen() {
     let (_, text) = sources().into_iter().find(|(path, _)| path.ends_with("server/mod.rs")).unwrap();
     let start = text.find("pub fn run(").unwrap();
     let length = text[start..].lines().take_while(|line| *line != "    }").count();
@@ -138,7 +138,7 @@ fn the_loop_stays_one_screen() {
 }
 
 #[test]
-fn every_module_says_why_it_is_there() {
+fn every_module_has_a_doc_comment() {
     let silent: Vec<String> = sources()
         .into_iter()
         .filter(|(_, text)| !text.starts_with("//! "))

@@ -39,7 +39,7 @@ fn ask(server: &Server, identity: &Identity, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn the_two_good_versions_are_spoken_and_nothing_older() {
+fn tls_1_2_and_1_3_are_accepted_and_older_versions_refused() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     for (flag, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
@@ -67,7 +67,7 @@ fn the_two_good_versions_are_spoken_and_nothing_older() {
 }
 
 #[test]
-fn weak_suites_are_refused() {
+fn weak_cipher_suite_is_refused() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     for weak in ["aRSA+kRSA", "AESCCM", "SHA1", "ECDHE+AES+SHA256:!AESGCM", "NULL", "aNULL"] {
@@ -82,7 +82,7 @@ fn weak_suites_are_refused() {
 }
 
 #[test]
-fn http_1_1_is_what_is_agreed_on() {
+fn alpn_selects_http_1_1() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     let said = ask(&server, &identity, &["-alpn", "h2,http/1.1"]);
@@ -108,7 +108,7 @@ fn resumes(server: &Server, identity: &Identity, arguments: &[&str], session: &P
 }
 
 #[test]
-fn sessions_are_resumed_with_tickets_and_without() {
+fn session_is_resumed_with_and_without_tickets() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &["--tls-sessions-max=1"]);
     assert!(is_resumed(&server, &identity, &["-tls1_3"]));
@@ -154,7 +154,7 @@ fn renegotiation_is_refused() {
 }
 
 #[test]
-fn the_chain_is_sent_whole() {
+fn certificate_chain_is_sent_whole() {
     let identity = Identity::chained();
     let server = Server::start_tls(&identity, &[]);
     let root = identity.root();
@@ -165,7 +165,7 @@ fn the_chain_is_sent_whole() {
 }
 
 #[test]
-fn plain_http_is_told_what_is_spoken_here() {
+fn plain_http_on_a_tls_port_gets_an_error() {
     let server = Server::start_tls(&Identity::new(), &[]);
     let said = server.ask(LAST);
     assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("tls_expected"), "{said}");
@@ -192,7 +192,7 @@ fn tls_on_a_plain_port_is_refused_at_once() {
 }
 
 #[test]
-fn a_client_that_does_not_trust_us_is_named() {
+fn client_that_distrusts_the_certificate_is_logged() {
     let server = Server::start_tls(&Identity::new(), &[]);
     let stranger = Identity::new();
     let said = ask(&server, &stranger, &["-verify_return_error"]);
@@ -202,7 +202,7 @@ fn a_client_that_does_not_trust_us_is_named() {
 }
 
 #[test]
-fn files_that_are_no_good_are_one_clear_line() {
+fn invalid_certificate_file_is_one_error_line() {
     let check = |certificate: &Path, key: &Path, says: &[&str]| {
         let output = oyez(&["serve", "--listen=127.0.0.1:0", "--tls-cert"])
             .args([certificate.as_os_str(), "--tls-key".as_ref(), key.as_os_str()])
@@ -279,7 +279,7 @@ fn files_that_are_no_good_are_one_clear_line() {
 }
 
 #[test]
-fn an_authority_used_as_a_server_is_a_warning() {
+fn ca_certificate_used_as_server_certificate_is_a_warning() {
     let day = rcgen::date_time_ymd;
     for until in [(4096, 1, 1), (2020, 1, 1)] {
         let identity = Identity::with(|params| {
@@ -294,7 +294,7 @@ fn an_authority_used_as_a_server_is_a_warning() {
 }
 
 #[test]
-fn an_expired_certificate_is_served_with_a_warning() {
+fn expired_certificate_is_served_with_a_warning() {
     let day = rcgen::date_time_ymd;
     for (until, says) in [((2020, 1, 1), "it expired "), ((4096, 1, 1), "")] {
         let identity = Identity::with(|params| params.not_after = day(until.0, until.1, until.2));
@@ -309,7 +309,7 @@ fn an_expired_certificate_is_served_with_a_warning() {
 }
 
 #[test]
-fn sighup_takes_the_new_certificate_and_drops_nobody() {
+fn sighup_loads_the_new_certificate_and_keeps_connections() {
     let (identity, renewed) = (Identity::new(), Identity::new());
     let server = Server::start_tls(&identity, &[]);
     let old_trust = Tunnel::start(server.address, Identity::copy(&identity));
@@ -356,7 +356,7 @@ fn reload(server: &Server, identity: &Identity) {
 }
 
 #[test]
-fn without_a_descriptor_somebody_gets_an_alert() {
+fn connection_without_a_descriptor_gets_an_alert() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     // All that is left to the server is its reserve.
@@ -370,7 +370,7 @@ fn without_a_descriptor_somebody_gets_an_alert() {
 }
 
 #[test]
-fn an_idle_connection_keeps_no_buffer() {
+fn idle_connection_keeps_no_buffer() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &["--history-messages-max=0"]);
     let tunnel = Tunnel::start(server.address, Identity::copy(&identity));
@@ -395,7 +395,7 @@ fn an_idle_connection_keeps_no_buffer() {
 }
 
 #[test]
-fn pub_and_sub_speak_it_too() {
+fn pub_and_sub_connect_over_tls() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     let url = format!("wss://localhost:{}", server.address.port());

@@ -189,7 +189,7 @@ fn run(tls: &mut Tls, behavior: Behavior, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -
 }
 
 #[test]
-fn in_two_pieces_at_every_byte() {
+fn session_split_in_two_at_every_byte_has_the_same_transcript() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let whole = run(&mut tls, Behavior::Cooperative, |bytes| vec![bytes.to_vec()]);
@@ -209,7 +209,7 @@ fn in_two_pieces_at_every_byte() {
 }
 
 #[test]
-fn byte_by_byte_over_a_mean_transport() {
+fn session_over_a_random_transport_has_the_same_transcript() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 1);
         let whole = run(&mut tls, Behavior::Cooperative, |bytes| vec![bytes.to_vec()]);
@@ -229,7 +229,7 @@ fn byte_by_byte_over_a_mean_transport() {
 }
 
 #[test]
-fn more_than_the_read_buffer_holds_needs_no_further_event() {
+fn record_larger_than_the_read_buffer_needs_no_second_event() {
     // One record of 16 KiB, and 512 bytes of room for it: the rest lies in no socket.
     let limits = Limits { read_bytes_per_connection: 512, reads_per_connection: 1, ..Limits::default() };
     for version in [&TLS12, &TLS13] {
@@ -255,7 +255,7 @@ fn more_than_the_read_buffer_holds_needs_no_further_event() {
 }
 
 #[test]
-fn a_truncation_is_an_end_of_file_too() {
+fn truncation_is_handled_as_eof() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut other = tls.join("/ws");
     let mut peer = tls.join("/ws");
@@ -274,7 +274,7 @@ fn a_truncation_is_an_end_of_file_too() {
 }
 
 #[test]
-fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
+fn eof_after_an_empty_record_is_seen() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut peer = tls.connect(Behavior::Cooperative);
@@ -299,7 +299,7 @@ fn an_end_of_file_behind_a_record_that_says_nothing_is_seen() {
 }
 
 #[test]
-fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
+fn broken_record_gets_an_alert_after_earlier_messages_were_published() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut other = tls.join("/ws");
@@ -332,7 +332,7 @@ fn a_broken_record_gets_an_alert_and_what_came_before_is_published() {
 }
 
 #[test]
-fn every_byte_of_a_hello_can_be_wrong() {
+fn client_hello_with_any_wrong_byte_is_handled() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
     let hello = tls.connect(Behavior::Cooperative).say();
     for at in 0..hello.len() {
@@ -352,7 +352,7 @@ fn every_byte_of_a_hello_can_be_wrong() {
 }
 
 #[test]
-fn an_endless_hello_is_not_waited_for() {
+fn endless_client_hello_is_refused() {
     // A handshake message of 60 KiB, in records of 1 KiB.
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let peer = tls.connect(Behavior::Cooperative);
@@ -372,7 +372,7 @@ fn an_endless_hello_is_not_waited_for() {
 }
 
 #[test]
-fn a_turn_answers_only_so_many_hellos() {
+fn client_hellos_per_turn_are_bounded() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 3);
     let mut member = tls.join("/ws");
     let mut peers: Vec<Peer> = (0..10).map(|_| tls.connect(Behavior::Cooperative)).collect();
@@ -443,7 +443,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
 }
 
 #[test]
-fn who_waits_for_the_budget_is_not_late() {
+fn handshake_waiting_for_the_budget_does_not_time_out() {
     let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 1);
     let (mut first, mut second) = (tls.connect(Behavior::Cooperative), tls.connect(Behavior::Cooperative));
@@ -460,7 +460,7 @@ fn who_waits_for_the_budget_is_not_late() {
 }
 
 #[test]
-fn the_deadline_is_one_for_tls_and_head() {
+fn handshake_deadline_covers_tls_and_head() {
     let limits = Limits { handshake_timeout_ms: 1_000, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 8);
     let mut hello_only = tls.connect(Behavior::Cooperative);
@@ -479,7 +479,7 @@ fn the_deadline_is_one_for_tls_and_head() {
 }
 
 #[test]
-fn key_updates_are_followed_and_answered() {
+fn key_update_is_followed_and_answered() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut peer = tls.join("/ws");
     for round in 0..20 {
@@ -492,7 +492,7 @@ fn key_updates_are_followed_and_answered() {
 }
 
 #[test]
-fn a_session_is_resumed() {
+fn session_with_ticket_is_resumed() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let first = tls.join("/ws");
@@ -503,7 +503,7 @@ fn a_session_is_resumed() {
 }
 
 #[test]
-fn a_slow_reader_loses_no_byte_and_no_order() {
+fn slow_reader_loses_no_bytes() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut slow = tls.join("/ws");
@@ -558,7 +558,7 @@ fn peer_that_does_not_take_the_last_record_is_closed_slow() {
 }
 
 #[test]
-fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
+fn replay_and_pipelined_requests_wait_for_encrypted_bytes() {
     for seed in 0..20 {
         let mut tls = Tls::new(&TLS13, Limits::default(), 8);
         let mut publisher = tls.join("/ws/kept");
@@ -585,7 +585,7 @@ fn a_replay_and_pipelined_requests_wait_for_what_is_encrypted() {
 }
 
 #[test]
-fn who_has_ended_its_side_gets_the_whole_answer() {
+fn half_closed_client_gets_the_whole_response() {
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, Limits::default(), 8);
         let mut publisher = tls.join("/ws/kept");
@@ -612,7 +612,7 @@ fn who_has_ended_its_side_gets_the_whole_answer() {
 }
 
 #[test]
-fn what_waits_for_keys_goes_out_when_they_are_there() {
+fn bytes_queued_before_the_keys_are_sent_after_the_handshake() {
     // Without tickets the server has nothing to say when the handshake is over, and no event comes.
     let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
     let mut late = tls.connect(Behavior::Cooperative);
@@ -629,7 +629,7 @@ fn what_waits_for_keys_goes_out_when_they_are_there() {
 
 /// A KeyUpdate has 27 bytes and no plaintext; rustls accepts as many as come, if there is data after every 32.
 #[test]
-fn key_update_flood_is_charged_to_the_turns_budget() {
+fn key_update_flood_is_charged_to_the_turn_budget() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let mut floods: Vec<Peer> = (0..4).map(|_| tls.join("/ws")).collect();
     let message = frames::masked(TEXT, &[b'x'; 80]);
@@ -666,7 +666,7 @@ fn key_update_flood_is_charged_to_the_turns_budget() {
 }
 
 #[test]
-fn record_that_is_not_complete_in_time_ends_the_connection_however_it_drips() {
+fn dripping_record_ends_the_connection_at_its_deadline() {
     let limits = Limits { message_timeout_ms: 5_000, ping_interval_ms: 0, ..Limits::default() };
     let mut tls = Tls::new(&TLS13, limits, 1_000);
     let (mut late, mut in_time) = (tls.join("/ws/late"), tls.join("/ws/in-time"));
@@ -697,7 +697,7 @@ fn record_that_is_not_complete_in_time_ends_the_connection_however_it_drips() {
 }
 
 #[test]
-fn half_a_hello_costs_what_arrived() {
+fn unfinished_client_hello_uses_only_its_received_bytes() {
     let mut tls = Tls::new(&TLS13, Limits::default(), 1_000);
     let mut peer = tls.connect(Behavior::Cooperative);
     let hello = peer.say();

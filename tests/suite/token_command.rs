@@ -71,7 +71,7 @@ fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
 }
 
 #[test]
-fn a_token_in_a_file_is_its_owners_alone_and_replaces_the_last_one() {
+fn token_file_is_readable_by_its_owner_only_and_replaced() {
     let folder = Folder::new("token-out");
     let secret = folder.file("secret", &"s".repeat(40));
     let file = folder.file("alice.token", "the last one");
@@ -97,7 +97,7 @@ fn a_token_in_a_file_is_its_owners_alone_and_replaces_the_last_one() {
 }
 
 #[test]
-fn a_secret_a_token_and_a_look_at_it() {
+fn token_made_with_a_new_secret_is_verified() {
     let folder = Folder::new("secret");
     let file = folder.path("secret");
     let said = works(&["token", "secret", &file], "");
@@ -135,7 +135,7 @@ fn a_secret_a_token_and_a_look_at_it() {
 }
 
 #[test]
-fn the_secrets_file_can_stand_in_the_environment() {
+fn secret_file_in_the_environment_is_used() {
     let folder = Folder::new("environment");
     let file = folder.file("secret", &"s".repeat(32));
     let arguments = ["token", "new", "--admin", "--ttl=7d"];
@@ -148,7 +148,7 @@ fn the_secrets_file_can_stand_in_the_environment() {
 }
 
 #[test]
-fn private_keys_make_what_public_keys_check() {
+fn token_signed_by_a_private_key_is_verified_by_its_public_key() {
     let folder = Folder::new("private");
     for (name, private, public) in [
         ("ed", key_files::ED25519, key_files::ED25519_PUBLIC),
@@ -168,7 +168,7 @@ fn private_keys_make_what_public_keys_check() {
 }
 
 #[test]
-fn what_cannot_work_is_one_clear_line() {
+fn invalid_arguments_are_one_error_line() {
     let folder = Folder::new("usage");
     let secret = folder.file("secret", &"s".repeat(32));
     let short = folder.file("short", "hunter2hunter2");
@@ -199,7 +199,7 @@ fn what_cannot_work_is_one_clear_line() {
 }
 
 #[test]
-fn a_secret_that_everybody_can_read_is_a_warning() {
+fn world_readable_secret_is_a_warning() {
     let folder = Folder::new("readable");
     let secret = folder.file("secret", &"s".repeat(32));
     let flags = ["token", "new", "--publish=a", "--jwt-secret-file", &secret];
@@ -213,7 +213,7 @@ fn a_secret_that_everybody_can_read_is_a_warning() {
 
 /// What a stranger's token says goes to a terminal.
 #[test]
-fn a_token_that_is_looked_at_does_not_move_the_cursor() {
+fn escape_sequences_in_an_inspected_token_are_not_printed() {
     let folder = Folder::new("cursor");
     let secret = folder.file("secret", &"s".repeat(32));
     let claims = r#"{"exp":1,"x":"\u001b[31m \u009b31m \u202e \u2028 \u007f ä"}"#;

@@ -65,7 +65,7 @@ fn channel(name: &str) -> ChannelName {
 }
 
 #[test]
-fn a_token_gives_what_it_says() {
+fn token_grants_its_claims() {
     let token = hs256(&json!({
         "sub": "alice", "iat": NOW, "nbf": NOW, "exp": NOW + 60, "jti": "x", "https://example.com/x": [1],
         "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"], "admin": true,
@@ -83,7 +83,7 @@ fn a_token_gives_what_it_says() {
 }
 
 #[test]
-fn the_examples_of_the_rfcs() {
+fn rfc_examples_are_verified() {
     // RFC 7515 A.2 and A.3: tokens of joe's, which end at this time.
     const END: u64 = 1_300_819_380;
     const PAYLOAD: &str =
@@ -141,7 +141,7 @@ fn some_claims() -> NewClaims {
 }
 
 #[test]
-fn what_a_private_key_signs_its_public_key_takes() {
+fn token_signed_by_each_key_type_is_verified() {
     for (name, private, public) in key_pairs().into_iter().chain(other_key_pairs()) {
         let token = SigningKey::from_pem(&private).unwrap().sign(&some_claims(), None).unwrap();
         let keys = Keys::from_pem(&public).unwrap();
@@ -157,7 +157,7 @@ fn what_a_private_key_signs_its_public_key_takes() {
 }
 
 #[test]
-fn a_token_that_is_signed_by_nobody_is_not_taken() {
+fn unsigned_token_is_rejected() {
     let claims = json!({"exp": NOW + 60, "oyez": {"subscribe": ["*"]}}).to_string();
     for algorithm in ["none", "None", "nOnE", "NONE", "", "hs256", "HS256 "] {
         let token = unsigned(&json!({"alg": algorithm}).to_string(), &claims);
@@ -187,7 +187,7 @@ fn a_token_that_is_signed_by_nobody_is_not_taken() {
 }
 
 #[test]
-fn another_algorithm_of_the_secret_is_not_taken() {
+fn token_with_another_algorithm_is_rejected() {
     for (name, algorithm) in [("HS384", Algorithm::HS384), ("HS512", Algorithm::HS512)] {
         let token = unsigned(&json!({"alg": name}).to_string(), &json!({"exp": NOW + 60}).to_string());
         let hash =
@@ -199,7 +199,7 @@ fn another_algorithm_of_the_secret_is_not_taken() {
 
 /// Everybody has the public key: taken for a secret, it would let everybody make tokens.
 #[test]
-fn a_public_key_is_no_secret() {
+fn public_key_used_as_secret_is_rejected() {
     let claims = json!({"exp": NOW + 60, "oyez": {"subscribe": ["*"]}});
     for (_, _, public) in key_pairs() {
         let verifier = verifier(Keys::from_pem(&public).unwrap());
@@ -221,7 +221,7 @@ fn der_of(public: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_header_cannot_bring_a_key_or_ask_for_more() {
+fn token_header_with_a_key_or_extensions_is_rejected() {
     let attacker = EncodingKey::from_secret(OTHER_SECRET);
     let jwk = json!({"kty": "oct", "k": base64url(OTHER_SECRET), "alg": "HS256"});
     let claims = json!({"exp": NOW + 60, "oyez": {"subscribe": ["*"]}});
@@ -261,7 +261,7 @@ fn the_header_cannot_bring_a_key_or_ask_for_more() {
 
 /// RFC 9864 2.2: `Ed25519` is `EdDSA` with its curve named. Both names are of the same signature.
 #[test]
-fn ed25519_is_another_name_of_eddsa() {
+fn token_with_alg_ed25519_is_accepted_as_eddsa() {
     let private = EncodingKey::from_ed_der(&der_of_private(key_files::ED25519));
     let verifier = verifier(Keys::from_pem(key_files::ED25519_PUBLIC.as_bytes()).unwrap());
     let claims = json!({"exp": NOW + 60});
@@ -288,7 +288,7 @@ fn der_of_private(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_kid_only_chooses_among_the_keys_there_are() {
+fn kid_selects_among_known_keys_only() {
     let pairs = [key_pairs().remove(0), other_key_pairs().remove(0)];
     let jwk = |kid: &str, public: &[u8]| {
         let der = der_of(public);
@@ -310,7 +310,7 @@ fn a_kid_only_chooses_among_the_keys_there_are() {
 }
 
 #[test]
-fn two_secrets_stand_side_by_side_while_one_takes_over() {
+fn two_secrets_are_accepted_during_rotation() {
     let token = hs256(&json!({"exp": NOW + 60}));
     let both = Keys::from_secret(OTHER_SECRET).unwrap().and(Keys::from_secret(SECRET).unwrap()).unwrap();
     assert!(verifier(both).verify(token.as_bytes(), NOW).is_ok());
@@ -319,7 +319,7 @@ fn two_secrets_stand_side_by_side_while_one_takes_over() {
 }
 
 #[test]
-fn a_token_has_its_time() {
+fn token_outside_its_validity_is_rejected() {
     let check = |claims: Value, verdict: Result<(), TokenFault>| {
         assert_eq!(judge(&hs256(&claims)).map(|_| ()), verdict, "{claims}");
     };
@@ -344,7 +344,7 @@ fn a_token_has_its_time() {
 }
 
 #[test]
-fn a_token_is_for_us_and_from_whom_we_trust() {
+fn token_with_other_audience_or_issuer_is_rejected() {
     let mut verifier = by_secret();
     let check = |verifier: &Verifier, name: &str, value: Value, verdict: Result<(), TokenFault>| {
         let mut claims = json!({"exp": NOW + 60});
@@ -381,7 +381,7 @@ fn a_token_is_for_us_and_from_whom_we_trust() {
 }
 
 #[test]
-fn rights_of_a_wrong_type_are_refused() {
+fn rights_of_a_wrong_type_are_rejected() {
     let check = |oyez: Value, verdict: Result<(), TokenFault>| {
         let found = judge(&hs256(&json!({"exp": NOW + 60, "oyez": oyez}))).map(|_| ());
         assert_eq!(found, verdict, "{oyez}");
@@ -414,7 +414,7 @@ fn rights_of_a_wrong_type_are_refused() {
 }
 
 #[test]
-fn a_name_plays_no_tricks_on_those_who_read_it() {
+fn subject_with_control_characters_is_rejected() {
     let check = |sub: Value, good: bool| {
         let verdict = judge(&hs256(&json!({"exp": NOW + 60, "sub": sub})));
         match verdict {
@@ -450,7 +450,7 @@ fn a_name_plays_no_tricks_on_those_who_read_it() {
 }
 
 #[test]
-fn a_long_token_is_not_even_decoded() {
+fn oversized_token_is_rejected_before_decoding() {
     let long = hs256(&json!({"exp": NOW + 60, "x": "y".repeat(48 << 10)}));
     assert!(long.len() > 64 << 10);
     assert_eq!(judge(&long), Err(TokenFault::TooLong));
@@ -464,7 +464,7 @@ fn a_long_token_is_not_even_decoded() {
 
 /// What is deep enough ends a parser that calls itself; nobody has to sign for the header.
 #[test]
-fn a_deep_token_does_not_overflow_the_stack() {
+fn deeply_nested_token_does_not_overflow_the_stack() {
     let deep = format!("{}{}", "[".repeat(2_500), "]".repeat(2_500));
     let key = EncodingKey::from_secret(SECRET);
     let with = |header: &str, claims: &str| judge(&signed_text(header, claims, &key, Algorithm::HS256));
@@ -478,7 +478,7 @@ fn a_deep_token_does_not_overflow_the_stack() {
 }
 
 #[test]
-fn what_is_no_token() {
+fn malformed_token_is_rejected() {
     let good = hs256(&json!({"exp": NOW + 60}));
     assert!(judge(&good).is_ok());
     let parts: Vec<&str> = good.split('.').collect();
@@ -511,7 +511,7 @@ fn what_is_no_token() {
 
 /// The last letters of base64 have bits that say nothing; a token must not have two forms.
 #[test]
-fn no_other_form_of_a_good_token_is_taken() {
+fn reencoded_token_is_rejected() {
     let good = hs256(&json!({"exp": NOW + 60, "oyez": {"publish": ["a"]}}));
     for at in 0..good.len() {
         for letter in [b'A', b'B', b'_', b'.', b'=', 0xff] {
@@ -527,7 +527,7 @@ fn no_other_form_of_a_good_token_is_taken() {
 
 /// Nothing of a token may reach a log by way of an error.
 #[test]
-fn errors_say_nothing_of_the_token() {
+fn verification_error_does_not_contain_the_token() {
     const CANARY: &str = "canary7f3a";
     let key = EncodingKey::from_secret(SECRET);
     let mut tokens = vec![
@@ -570,12 +570,12 @@ fn errors_say_nothing_of_the_token() {
 
 proptest! {
     #[test]
-    fn no_bytes_are_a_token_but_by_the_key(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn random_bytes_are_never_a_valid_token(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(by_secret().verify(&bytes, NOW).is_err());
     }
 
     #[test]
-    fn rights_survive_the_way(
+    fn rights_round_trip_through_a_token(
         subscribe in proptest::collection::vec("[a-z.]{1,5}\\*?|\\*", 0..4),
         publish in proptest::collection::vec("[a-z.]{1,5}\\*?|\\*", 0..4),
         name in "[a-z.]{1,6}",

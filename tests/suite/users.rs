@@ -45,7 +45,7 @@ fn event_data(client: &mut Client) -> Value {
 }
 
 #[test]
-fn user_of_the_token_reaches_subscribers_however_it_publishes() {
+fn user_of_the_token_reaches_subscribers_on_every_transport() {
     let guarded = Guarded::start(&[]);
     let mut v1 = guarded.upgraded("/ws/a", &format!("{V1}{}", bearer(&token(Some("reader"), None))));
     let mut raw = guarded.upgraded("/ws/a", &bearer(&alice()));

@@ -51,7 +51,7 @@ fn plain(mut value: Value) -> Value {
 }
 
 #[test]
-fn hello_names_the_age_of_keys() {
+fn hello_has_the_idempotency_key_lifetime() {
     for (flags, age_ms) in [
         (["--idempotency-keys-max=0", "--idempotency-age-seconds=60"], 0),
         (["--idempotency-keys-max=9", "--idempotency-age-seconds=60"], 60_000),
@@ -61,7 +61,7 @@ fn hello_names_the_age_of_keys() {
 }
 
 #[test]
-fn a_session() {
+fn session_has_its_exact_transcript() {
     let server = Server::start(&["--ping-interval-ms=25000"]);
     let (mut one, hello) = Member::join(&server, "/ws");
     assert_eq!(hello["ping_ms"], 25_000);
@@ -122,7 +122,7 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
 }
 
 #[test]
-fn raw_and_envelopes_meet_on_a_channel() {
+fn raw_and_v1_clients_share_a_channel() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let (mut member, _) = Member::join(&server, "/ws/a");
@@ -141,7 +141,7 @@ fn raw_and_envelopes_meet_on_a_channel() {
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_said_and_the_conversation_goes_on() {
+fn invalid_request_gets_an_error_and_the_connection_stays() {
     let server = Server::start(&["--channels-per-client-max=2", "--channels-max=3"]);
     let (mut member, _) = Member::join(&server, "/ws/a");
     assert_eq!(member.hear()["type"], "subscribed");
@@ -189,7 +189,7 @@ fn what_is_wrong_with_a_request_is_said_and_the_conversation_goes_on() {
 }
 
 #[test]
-fn what_comes_again_under_its_key_is_published_once() {
+fn repeated_idempotency_key_is_published_once() {
     let server = Server::start(&["--idempotency-keys-max=2"]);
     let mut raw = server.join("/ws/a");
     let (mut one, _) = Member::join(&server, "/ws");
@@ -221,7 +221,7 @@ fn what_comes_again_under_its_key_is_published_once() {
 }
 
 #[test]
-fn another_body_under_the_same_key_is_refused() {
+fn different_body_under_the_same_key_is_refused() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let (mut one, _) = Member::join(&server, "/ws");
@@ -275,7 +275,7 @@ fn words(values: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn a_session_cut_at_every_byte() {
+fn session_split_at_every_byte_has_the_same_transcript() {
     let session = [
         upgrade("/ws/a?since=earliest").into_bytes(),
         frames::masked(TEXT, br#"{"type":"publish","ch":"a","text":"one","ref":1}"#),
@@ -316,7 +316,7 @@ fn a_session_cut_at_every_byte() {
 }
 
 #[test]
-fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
+fn hello_has_the_cursor_of_the_subscription() {
     let mut rig = Rig::new(Limits::default());
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for text in ["1", "2", "3"] {
@@ -340,7 +340,7 @@ fn hello_has_the_cursor_from_which_the_subscription_goes_on() {
 }
 
 #[test]
-fn whoever_is_live_has_the_logs_head_for_a_cursor() {
+fn live_subscriber_has_the_log_head_as_cursor() {
     let mut rig = Rig::new(Limits::default());
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     for ch in ["a", "a", "b"] {
@@ -364,7 +364,7 @@ fn whoever_is_live_has_the_logs_head_for_a_cursor() {
 }
 
 #[test]
-fn a_message_that_is_larger_than_a_portion_is_replayed() {
+fn message_larger_than_a_replay_slice_is_replayed() {
     let mut rig = Rig::new(Limits::default());
     let publisher = rig.connect(Behavior::Cooperative);
     for bytes in [1, 100_000, 100_000, 1] {
@@ -378,7 +378,7 @@ fn a_message_that_is_larger_than_a_portion_is_replayed() {
 }
 
 #[test]
-fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
+fn subscriber_of_several_channels_gets_log_order() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for channel in ["b", "c"] {
@@ -400,7 +400,7 @@ fn members_of_several_channels_hear_them_in_the_order_of_the_log() {
 }
 
 #[test]
-fn somebody_who_joins_in_between_does_not_change_the_order() {
+fn subscriber_that_joins_between_messages_does_not_change_the_order() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
     say(&mut rig, member, &json!({"type": "subscribe", "ch": "b"}));
@@ -419,7 +419,7 @@ fn somebody_who_joins_in_between_does_not_change_the_order() {
 }
 
 #[test]
-fn who_does_not_hear_itself_hears_the_others() {
+fn subscriber_without_echo_gets_messages_of_others() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws/a?echo=0", Behavior::Cooperative);
     let other = join(&mut rig, "/ws/a", Behavior::Cooperative);
@@ -436,7 +436,7 @@ fn who_does_not_hear_itself_hears_the_others() {
 }
 
 #[test]
-fn who_does_not_hear_itself_is_not_replayed_its_own() {
+fn subscriber_without_echo_gets_no_replay_of_its_own() {
     let mut rig = Rig::new(Limits::default());
     let member = join(&mut rig, "/ws", Behavior::Cooperative);
     let other = join(&mut rig, "/ws", Behavior::Cooperative);
@@ -483,7 +483,7 @@ fn skipping(messages_max: usize) -> Limits {
 }
 
 #[test]
-fn what_comes_again_leaves_no_channel_behind() {
+fn duplicate_publish_creates_no_channel() {
     let mut rig = Rig::new(skipping(0));
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     rig.run_until_idle();
@@ -497,7 +497,7 @@ fn what_comes_again_leaves_no_channel_behind() {
 }
 
 #[test]
-fn what_is_too_old_is_gone_before_the_sweep_gets_there() {
+fn message_over_its_age_is_not_replayed_before_the_sweep() {
     let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
@@ -538,7 +538,7 @@ fn overrun(limits: Limits, count: usize) -> Vec<Value> {
 }
 
 #[test]
-fn with_skip_a_slow_member_gets_from_the_history_what_it_did_not_take() {
+fn skipping_v1_subscriber_gets_missed_messages_from_the_history() {
     let values = overrun(skipping(100), 60);
     let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
     assert_eq!(numbers, (1..=61).collect::<Vec<u64>>(), "all of it, in order, once");
@@ -546,7 +546,7 @@ fn with_skip_a_slow_member_gets_from_the_history_what_it_did_not_take() {
 }
 
 #[test]
-fn what_the_history_no_longer_has_is_announced_in_its_place() {
+fn evicted_messages_are_announced_as_a_gap_in_place() {
     let values = overrun(skipping(20), 60);
     let gap = values.iter().position(|value| value["type"] == "gap").expect("a gap");
     let before = values[gap - 1]["n"].as_u64().unwrap();
@@ -560,7 +560,7 @@ fn what_the_history_no_longer_has_is_announced_in_its_place() {
 }
 
 #[test]
-fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
+fn subscriber_overtaken_after_a_slice_gets_the_missed_count() {
     let mut rig = Rig::new(skipping(20));
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     let publish = |rig: &mut Rig, count: usize| {
@@ -601,7 +601,7 @@ fn whoever_is_overtaken_behind_a_portion_is_told_how_much_it_missed() {
 }
 
 #[test]
-fn a_client_that_floods_and_never_reads_is_bounded() {
+fn client_that_floods_and_never_reads_is_bounded() {
     let limits = Limits { outbox_bytes_max: 4_000, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let flood = join(&mut rig, "/ws/a", Behavior::Stalled);
@@ -616,7 +616,7 @@ fn a_client_that_floods_and_never_reads_is_bounded() {
 }
 
 #[test]
-fn a_key_is_known_for_its_five_minutes() {
+fn idempotency_key_is_known_for_five_minutes() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     heard(&mut rig, publisher);

@@ -117,7 +117,7 @@ proptest! {
 
     /// Messages and pongs are tungstenite's, wherever the session is cut; texts that are cut within a character too.
     #[test]
-    fn messages_are_the_same_wherever_the_session_is_cut(
+    fn messages_are_the_same_at_every_split(
         session in prop::collection::vec(said(), 0..5),
         texts in prop::collection::vec("[a-zäß€𝄞]{0,12}", 0..4),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
@@ -153,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn a_boundary_is_where_a_new_context_can_go_on(session in prop::collection::vec(said(), 0..6)) {
+    fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
         let whole = hear(&mut context(), &bytes);
         let mut walker = Walker::new();
@@ -180,7 +180,7 @@ proptest! {
     /// What the walker passes, tungstenite takes; what it stops at, tungstenite would refuse as well, or
     /// RFC 6455 does.
     #[test]
-    fn junk_is_stopped_and_never_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
+    fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
         let mut at_once = Walker::new();
         let whole = at_once.walk(&junk, 1 << 16);
         let mut in_two = Walker::new();
@@ -209,7 +209,7 @@ proptest! {
 }
 
 #[test]
-fn unfinished_message_that_breaks_a_rule_is_refused_as_soon_as_that_shows() {
+fn unfinished_message_that_is_invalid_is_refused_early() {
     let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
     let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
         Heard::Broken(reason) => reason.word(),
