@@ -2,6 +2,8 @@
 //! a slab, drives tungstenite for each of them without ever blocking, and broadcasts by queuing one
 //! encoded frame into every member's outbox.
 //!
+//! [`manual`] has a page for each subject: how to run it, its protocol, its flags.
+//!
 //! # A turn
 //!
 //! The loop is [`server::Server::run`], a list of phases whose order is the design:
@@ -77,6 +79,7 @@ pub mod hub;
 pub mod ids;
 #[cfg(feature = "bench")]
 pub mod load;
+pub mod manual;
 pub mod metrics;
 pub mod moment;
 pub mod server;

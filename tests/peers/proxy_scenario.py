@@ -1,8 +1,8 @@
-"""Proxies that nobody here wrote, in front of the server: nginx, Caddy, HAProxy, with the configurations of the README.
+"""Proxies that nobody here wrote, in front of the server: nginx, Caddy, HAProxy, with the configurations of the manual.
 
     proxy_scenario.py path/to/oyez        with nginx, caddy, haproxy and openssl in PATH; see run
 
-The configurations are taken out of README.md as they stand there; only names, ports and certificates are put in.
+The configurations are read from src/manual/proxies.md; only names, ports and certificates are put in.
 Clients come from 127.0.0.2 and 127.0.0.3, the proxies from 127.0.0.1, which is all that the server trusts.
 """
 
@@ -28,15 +28,15 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from scenario import STEP_S, Verdict
 
-README = pathlib.Path(__file__).resolve().parents[2] / "README.md"
+MANUAL = pathlib.Path(__file__).resolve().parents[2] / "src/manual/proxies.md"
 CLIENT, OTHER = "127.0.0.2", "127.0.0.3"
 CONNECTIONS_MAX = 3
 PRINTING = threading.Lock()
 
 
 def configuration(language):
-    """The README's block in that language."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.S | re.M)
+    """The manual's block in that language."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", MANUAL.read_text(), re.S | re.M)
     assert len(blocks) == 1, f"{len(blocks)} blocks of {language}"
     return blocks[0]
 
@@ -93,7 +93,7 @@ class Place:
         return ["haproxy", "-db", "-f", self.write("haproxy.cfg", block)]
 
     def haproxy_forwardfor(self):
-        """As the README says under the configuration."""
+        """As the manual says under the configuration."""
         command = self.haproxy()
         path = self.folder / "haproxy.cfg"
         path.write_text(put(path.read_text(), (" send-proxy-v2", ""), ("    option http-server-close", "#"),

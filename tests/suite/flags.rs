@@ -183,8 +183,8 @@ fn listen_port_without_host_is_loopback() {
 }
 
 #[test]
-fn readme_has_each_flag_with_its_default() {
-    let readme = include_str!("../../README.md");
+fn manual_has_each_flag_with_its_default() {
+    let manual = include_str!("../../src/manual/flags.md");
     let output = oyez(&["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let mut count = 0;
@@ -192,10 +192,10 @@ fn readme_has_each_flag_with_its_default() {
         let name = entry.split([' ', '\n']).next().unwrap();
         let words = entry.split_whitespace().collect::<Vec<_>>().join(" ");
         let default = words.split("[default: ").nth(1).unwrap().split(']').next().unwrap();
-        assert!(readme.contains(&format!("| `--{name}` | {default} |")), "{name} {default}");
+        assert!(manual.contains(&format!("| `--{name}` | {default} |")), "{name} {default}");
         count += 1;
     }
-    assert_eq!(readme.matches("\n| `--").count(), count, "and no other");
+    assert_eq!(manual.matches("\n| `--").count(), count, "and no other");
 }
 
 #[test]

@@ -250,7 +250,7 @@ fn metrics_count_each_event() {
 }
 
 #[test]
-fn readme_table_has_each_metric_with_its_type_and_label() {
+fn manual_has_each_metric_with_its_type_and_label() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     client.ask(get("/nothing"));
@@ -259,8 +259,8 @@ fn readme_table_has_each_metric_with_its_type_and_label() {
     let mut exposed: BTreeMap<String, String> =
         types.map(|(name, kind)| (format!("oyez_{name}"), kind.to_owned())).collect();
     assert!(exposed.len() > 30, "{text}");
-    let readme = include_str!("../../README.md");
-    for row in readme.lines().filter(|line| line.starts_with("| `oyez_")) {
+    let manual = include_str!("../../src/manual/monitoring.md");
+    for row in manual.lines().filter(|line| line.starts_with("| `oyez_")) {
         let (family, rest) = row["| `".len()..].split_once("` | ").unwrap();
         let (name, label) = family.split_once('{').unwrap_or((family, ""));
         let kind = exposed.remove(name).unwrap_or_else(|| panic!("no such metric, or a second row: {row}"));
@@ -276,7 +276,7 @@ fn readme_table_has_each_metric_with_its_type_and_label() {
             assert!(!is_family || label.is_empty(), "{row}");
         }
     }
-    assert!(exposed.is_empty(), "not in the README: {exposed:?}");
+    assert!(exposed.is_empty(), "not in the manual: {exposed:?}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod guarded;
 pub mod http;
 pub mod key_files;
+pub mod manual;
 pub mod process;
 pub mod rig;
 pub mod terminal;

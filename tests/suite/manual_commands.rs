@@ -1,6 +1,8 @@
-//! The recipes of the README, run as they are printed: every block of shell and of Python, in its order and in one
-//! folder, so that a file that one block makes is there for the next. Changed are ports (another server may have the
-//! printed one), names of other machines, and sizes of load. The systemd unit is read, rated and reloaded.
+//! Runs the commands of the README and of the manual.
+//!
+//! Method: every block of shell and of Python runs, in the order of the pages and in one folder, so that a file that one
+//! block creates is there for the next. The tests replace ports (another server may use the printed one), host names, and
+//! sizes of load. The systemd unit is parsed, rated, started and reloaded.
 
 use std::fs;
 use std::net::TcpStream;
@@ -10,24 +12,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::guarded::{Folder, SECRET};
+use crate::support::manual::{page, pages};
 use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 
-const README: &str = include_str!("../../README.md");
-
-/// Commands that are run elsewhere, or change the machine.
+/// Commands that other tests run, or that change the machine.
 const NOT_HERE: [&str; 4] = ["cargo ", "tests/run", "sudo systemctl ", "sudo install "];
 
-/// The blocks in one of these languages.
-fn blocks(languages: &[&str]) -> Vec<(&'static str, &'static str)> {
+/// The blocks in one of these languages, of all pages.
+fn blocks(languages: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut rest = README;
-    while let Some(start) = rest.find("\n```") {
-        let (language, text) = rest[start + 4..].split_once('\n').unwrap();
-        let end = text.find("```").unwrap();
-        if languages.contains(&language) {
-            found.push((language, &text[..end]));
+    for (_, page) in pages() {
+        let mut rest = &page[..];
+        while let Some(start) = rest.find("\n```") {
+            let (language, text) = rest[start + 4..].split_once('\n').unwrap();
+            let end = text.find("```").unwrap();
+            if languages.contains(&language) {
+                found.push((language.to_owned(), text[..end].to_owned()));
+            }
+            rest = &text[end + 3..];
         }
-        rest = &text[end + 3..];
     }
     found
 }
@@ -196,6 +199,9 @@ fn run_block(workshop: &Workshop, language: &str, text: &str) {
             } else {
                 let output = command.output().unwrap();
                 assert!(output.status.success(), "{line}\n{output:?}");
+                // curl succeeds whatever the status of the response is.
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(!text.contains(r#"{"error":"#), "{line}\n{text}");
             }
             // What a reader gets from elsewhere: another run, and a certificate that browsers trust.
             for (made, other) in
@@ -210,7 +216,7 @@ fn run_block(workshop: &Workshop, language: &str, text: &str) {
 }
 
 #[test]
-fn blocks_of_the_readme_run_as_they_are_printed() {
+fn blocks_of_the_manual_run_as_printed() {
     let workshop = Workshop::new();
     let all = blocks(&["sh", "python"]);
     for words in
@@ -218,7 +224,7 @@ fn blocks_of_the_readme_run_as_they_are_printed() {
     {
         assert!(all.iter().any(|(_, text)| text.contains(words)), "{words}");
     }
-    for (language, text) in all {
+    for (language, text) in &all {
         if text.lines().all(|line| NOT_HERE.iter().any(|other| line.starts_with(other))) {
             continue;
         }
@@ -232,10 +238,11 @@ fn blocks_of_the_readme_run_as_they_are_printed() {
 }
 
 #[test]
-fn commands_within_sentences_of_the_readme_start() {
+fn commands_in_sentences_of_the_manual_start() {
     let workshop = Workshop::new();
+    let all: String = pages().into_iter().map(|(_, text)| text).collect();
     let lines: Vec<&str> =
-        README.split('`').filter(|span| span.starts_with("oyez serve -") && !span.contains('\n')).collect();
+        all.split('`').filter(|span| span.starts_with("oyez serve -") && !span.contains('\n')).collect();
     assert!(lines.len() >= 2, "{lines:?}");
     for line in lines {
         let port = free_port();
@@ -248,23 +255,23 @@ fn commands_within_sentences_of_the_readme_start() {
 }
 
 /// The unit as it would be installed, but for the places of the program and of its files.
-fn unit() -> &'static str {
-    let found: Vec<&str> = blocks(&["ini"]).into_iter().map(|(_, text)| text).collect();
-    found.into_iter().find(|text| text.contains("[Service]")).unwrap()
+fn unit() -> String {
+    blocks(&["ini"]).into_iter().map(|(_, text)| text).find(|text| text.contains("[Service]")).unwrap()
 }
 
-fn setting(name: &str) -> &'static str {
-    let line = unit().lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    line.unwrap_or_else(|| panic!("{name}"))
+fn setting(name: &str) -> String {
+    let unit = unit();
+    let line = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    line.unwrap_or_else(|| panic!("{name}")).to_owned()
 }
 
 #[test]
-fn the_unit_of_the_readme_starts_and_reloads() {
+fn unit_of_the_manual_starts_and_reloads() {
     let workshop = Workshop::new();
     let port = free_port();
     fs::create_dir_all(workshop.path.join("state").join(setting("StateDirectory"))).unwrap();
-    let credential = setting("LoadCredential").split(':').next().unwrap();
-    workshop.folder.file(credential, SECRET);
+    let credential = setting("LoadCredential");
+    workshop.folder.file(credential.split(':').next().unwrap(), SECRET);
     let line = setting("ExecStart")
         .replace("/usr/local/bin/", "")
         .replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
@@ -275,7 +282,7 @@ fn the_unit_of_the_readme_starts_and_reloads() {
     let mut started = Running::start(&workshop, command, &line);
     started.says("listening on ");
     let mut reload = Command::new("bash");
-    reload.args(["-ec", setting("ExecReload")]).env("MAINPID", started.child.id().to_string());
+    reload.args(["-ec", &setting("ExecReload")]).env("MAINPID", started.child.id().to_string());
     assert!(reload.status().unwrap().success());
     started.says("reloaded: tokens are checked by HS256");
     assert!(workshop.path.join("state/oyez/history").exists());
@@ -283,7 +290,7 @@ fn the_unit_of_the_readme_starts_and_reloads() {
 }
 
 #[test]
-fn the_unit_of_the_readme_is_hardened() {
+fn unit_of_the_manual_is_hardened() {
     let workshop = Workshop::new();
     let file = workshop
         .folder
@@ -296,9 +303,9 @@ fn the_unit_of_the_readme_is_hardened() {
         text
     };
     analyze(&["verify"]);
-    // In tenths: below 3.0. The README says how much.
+    // In tenths: below 3.0. The page has the exact level.
     let text = analyze(&["security", "--offline=true", "--threshold=29"]);
     let level = text.split("Overall exposure level for oyez.service: ").nth(1).unwrap();
     let level = level.split(' ').next().unwrap();
-    assert!(README.contains(&format!("rates it {level},")), "{level}");
+    assert!(page("service.md").contains(&format!("the unit file alone {level}:")), "{level}");
 }

@@ -1,0 +1,39 @@
+//! The manual: one page for each subject, as Markdown files that can also be read in the repository.
+//!
+//! - Tutorials: [`getting_started`].
+//! - For clients: [`protocol`], [`http_api`], [`client_library`], [`command_line`].
+//! - For operators: [`security`], [`flags`], [`limits`], [`monitoring`], [`history_file`], [`tls`], [`proxies`],
+//!   [`service`], [`benchmarking`].
+//! - For students of the source: [`event_loop`].
+//!
+//! Links between pages are references (`[text][label]`). Each file defines its labels as paths, for readers of the
+//! repository; the definitions here precede them, and therefore win in rustdoc, which checks their targets.
+
+macro_rules! pages {
+    ($($page:ident $file:literal)*) => {
+        $(
+            #[doc = include_str!("links.in")]
+            #[doc = ""]
+            #[doc = include_str!($file)]
+            pub mod $page {}
+        )*
+    };
+}
+
+pages! {
+    getting_started "getting_started.md"
+    protocol "protocol.md"
+    http_api "http_api.md"
+    client_library "client_library.md"
+    command_line "command_line.md"
+    security "security.md"
+    flags "flags.md"
+    limits "limits.md"
+    monitoring "monitoring.md"
+    history_file "history_file.md"
+    tls "tls.md"
+    proxies "proxies.md"
+    service "service.md"
+    benchmarking "benchmarking.md"
+    event_loop "event_loop.md"
+}
