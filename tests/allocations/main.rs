@@ -1,5 +1,8 @@
-//! What takes no memory: what the load generator receives, and who speaks beside others in the same turn. What takes
-//! little: a history that is restored. In a binary of its own: an allocator that counts is one for the whole process, and a run takes the process's signals for its own.
+//! Counts allocations: none for frames that the load generator receives or for intents of a busy turn, few for
+//! restoring a history.
+//!
+//! This is a separate binary because the counting allocator covers the whole process, and because a load run installs
+//! signal handlers for the process.
 
 #![allow(clippy::print_stderr, reason = "what a test prints is captured by its harness")]
 
@@ -63,13 +66,13 @@ fn received_frames_allocate_nothing() {
         }
     }
     assert!(deliveries > 100 * MEMBERS as u64, "{deliveries} deliveries tell nothing");
-    // Connections and messages do, each of which goes to all members.
+    // Connections and messages may allocate; each message goes to all subscribers.
     let allocations = allocated.count_total;
     assert!(allocations < deliveries / 20, "{allocations} allocations for {deliveries} deliveries");
     eprintln!("{allocations} allocations for {deliveries} deliveries");
 }
 
-/// The list of what sessions ask for does not grow with those who speak in the same turn.
+/// The list of session intents does not grow with the number of clients that publish in the same turn.
 #[test]
 fn intents_of_a_busy_turn_are_not_retained() {
     const SPEAKERS: usize = 400;

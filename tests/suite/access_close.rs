@@ -1,4 +1,5 @@
-//! An admin closes somebody's connections.
+//! Closing all connections of a user through the HTTP API. A real server with keys; the user is connected over every
+//! transport, other users stay connected.
 
 use crate::support::client::Client;
 use crate::support::guarded::{Guarded, admin, bearer, token};

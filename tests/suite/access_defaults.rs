@@ -1,4 +1,5 @@
-//! Safe by default: what a server does that was told nothing about who may come in.
+//! Safe defaults: access rights of a server that was started without keys or access flags. Real servers on loopback
+//! and public addresses; start errors, log lines and responses are compared.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ fn public_address_without_key_or_anonymous_flag_is_refused_at_start() {
     assert!(log.contains("WARN") && log.contains("subscribe to * and publish on *"), "{log}");
 }
 
-/// What a server says to requests by that name.
+/// Responses to requests with that host name.
 fn statuses(server: &Server, host: &str) -> [u16; 3] {
     let mut client = Client::new(server.connect());
     let named = |request: String| request.replace("Host: localhost", &format!("Host: {host}"));

@@ -1,4 +1,5 @@
-//! Keys are read again at SIGHUP: two stand side by side while one takes over, and a bad file changes nothing.
+//! Reloading keys at SIGHUP. Real servers whose key files are replaced: two keys are valid during a rotation, and an
+//! invalid file changes nothing.
 
 use std::time::Instant;
 
@@ -57,7 +58,7 @@ fn new_key_added_at_sighup_replaces_the_old_one() {
     assert!(!log.contains(SECRET) && !log.contains(OTHER_SECRET) && !log.contains("too short"), "{log}");
 }
 
-/// The log of a server that got SIGHUP, and was served after it: a message that was published later has arrived.
+/// The log of a server after SIGHUP; a message published after the signal has arrived.
 fn log_of_a_reload(server: Server) -> String {
     let mut client = server.join("/ws/a");
     server.signal("HUP");
@@ -137,7 +138,7 @@ fn token_with_other_audience_or_issuer_is_rejected() {
     assert_eq!((anonymous(&by_flags), anonymous(&by_variables)), (401, 200));
 }
 
-/// A set of public keys, as those who make tokens hand it out.
+/// A set of public keys, as an identity provider publishes it.
 #[test]
 fn key_set_selects_by_kid_and_is_reloaded_at_sighup() {
     let folder = Folder::new();
@@ -162,7 +163,7 @@ fn key_set_selects_by_kid_and_is_reloaded_at_sighup() {
         assert!(start.elapsed() < TEST_TIMEOUT);
     }
     assert_eq!((status("one", 1), status("two", 2)), (401, 200));
-    // A key that cannot be used hides none of the others, and keeps none trusted that is gone.
+    // An unusable key does not hide the others, and a removed key is not trusted any longer.
     let odd = json!({"kty": "RSA", "kid": "weak\u{1b}", "n": base64url(&[0xff; 128]), "e": "AQAB"});
     folder.file("set", &set(&[odd, json!({"kty": "AKP"}), jwk("three", 3)]));
     server.signal("HUP");

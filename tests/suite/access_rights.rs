@@ -1,5 +1,5 @@
-//! Rights, on every way in; and that an answer does not tell a channel that is not there from one that is
-//! somebody else's.
+//! Permissions on every transport. A real server with a key, and tokens with partial rights: each request without
+//! permission gets its exact error, which does not reveal whether a channel exists.
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn raw_websocket_without_permission_is_refused() {
     assert!(line.ends_with(" 5") || line.ends_with(" 6"), "{line}");
 }
 
-/// `oyez pub` sends its messages and its close frame in one go, and takes the echo of 1000 for a receipt.
+/// `oyez pub` sends its messages and its close frame together, and takes the echoed code 1000 as a receipt.
 #[test]
 fn raw_publisher_closing_after_refused_message_gets_the_reason() {
     let guarded = Guarded::start(&["--anonymous=subscribe=a"]);
@@ -86,7 +86,7 @@ fn v1_request_without_permission_gets_an_error() {
         );
         answer["message"].clone()
     };
-    // It is not said which of them are there.
+    // The response does not say which of the channels exist.
     guarded.upgraded("/ws/there", &bearer(&admin())).send_text("x");
     let there = check(json!({"type": "subscribe", "ch": "there", "ref": 7}), "forbidden");
     let absent = check(json!({"type": "subscribe", "ch": "absent", "since": "1-1", "ref": 7}), "forbidden");
@@ -135,11 +135,11 @@ fn http_request_without_permission_is_refused() {
     assert_eq!(ask(server, &post("/v1/publish/b", &alice, "x")).status, 200);
     assert_eq!(ask(server, &request("GET", "/v1/channels/a", &alice)).status, 200);
     assert_eq!(ask(server, &request("GET", "/v1/channels/b", &alice)).status, 403);
-    // What looks after the server asks nobody.
+    // Health checks and metrics need no token.
     for path in ["/healthz", "/readyz", "/metrics", "/", "/oyez.js"] {
         assert_eq!(ask(server, &get(path)).status, 200, "{path}");
     }
-    // A large body is not read before the rights are looked at.
+    // A large body is not read before the rights are checked.
     let announced = "POST /v1/publish/there HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
     let answer = server.ask(announced);
     assert!(answer.contains(" 401 ") && answer.contains("Connection: close"), "{answer}");
@@ -188,15 +188,15 @@ fn anonymous_client_has_configured_rights_and_a_token_replaces_them() {
     check(json!({"type": "publish", "ch": "chat", "data": 1}), "ack");
     check(json!({"type": "subscribe", "ch": "private"}), "forbidden");
     check(json!({"type": "auth", "token": token("alice", &["private"], &[])}), "authenticated");
-    // A token's rights are its own and no more: what was everybody's is gone.
+    // A token replaces the anonymous rights; it does not add to them.
     let lost = hear(&mut client);
     assert_eq!((&lost["code"], &lost["ch"]), (&json!("forbidden"), &json!("public.a")), "{lost}");
     client.send_text(r#"{"type":"subscribe","ch":"private"}"#);
     assert_eq!(hear(&mut client)["type"], "subscribed");
-    // A bad token is not the same as none.
+    // An invalid token is not treated as a missing one.
     let answer = ask(&guarded.server, &post("/v1/publish/chat", &bearer("x"), "x"));
     assert_eq!(answer.status, 401);
-    // Without any key a token does not help, and nobody is told to bring one.
+    // A server without keys ignores tokens and never requests one.
     let server = Server::start(&["--anonymous=subscribe=a"]);
     let answer = ask(&server, &post("/v1/publish/a", &bearer("x"), "x"));
     assert_eq!((answer.status, answer.field("WWW-Authenticate")), (403, None));
@@ -252,7 +252,7 @@ fn publisher_without_subscribe_right_gets_no_counts() {
     assert_eq!(publishes(&["b"])["members"], Value::Null);
 }
 
-/// A token may say how fast its bearer publishes, in place of what the server says for all.
+/// A token may carry a rate limit of its bearer, which replaces the server's limit.
 #[test]
 fn token_with_rate_limit_overrides_the_server_limit() {
     let guarded = Guarded::start(&["--messages-per-second=1"]);
@@ -275,7 +275,7 @@ fn token_with_rate_limit_overrides_the_server_limit() {
         1,
         "what was not published left no channel: {page}"
     );
-    // Who closes behind what was too fast hears of that.
+    // A publisher that closes right after exceeding its rate gets the reason.
     let mut client = guarded.upgraded("/ws/a?echo=0", &slow);
     let message = frames::masked(frames::TEXT, b"x");
     client.send(&[&message[..], &message, &frames::close(1000, "")].concat());

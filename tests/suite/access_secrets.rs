@@ -1,4 +1,5 @@
-//! What is secret comes out nowhere: not in a log at its most talkative, not in an answer, not in a metric.
+//! Secrets never appear in output. A real server at its most verbose log level gets tokens on every path; log,
+//! responses and metrics are searched for them.
 
 use serde_json::json;
 
@@ -67,7 +68,7 @@ fn token_on_any_path_appears_in_no_log_response_or_metric() {
             }
         }
     }
-    // The one secret that is shown is the ticket, to who asked for it; and it is nowhere else.
+    // Only the ticket is shown, in the response to its request, and nowhere else.
     let mut client = Client::new(server.connect());
     let full = client.ask(post("/v1/tickets", &bearer(&good), ""));
     let ticket = full.json()["ticket"].as_str().map(str::to_owned);
@@ -76,7 +77,7 @@ fn token_on_any_path_appears_in_no_log_response_or_metric() {
         guarded.closed(&format!("/ws/a?ticket={ticket}"), "");
     }
     seen += &client.ask(get("/metrics")).body;
-    // The name of its bearer is in the log of a connection that it opened; a refused token leaves none.
+    // The log names the bearer of a token that opened a connection; a rejected token leaves no name.
     seen += &server_log(guarded).replace(" sub=canary-subject ", " ");
     let parts = tokens.iter().flat_map(|token| token.split('.')).filter(|part| part.len() > 20);
     for secret in parts.chain(["CANARY", "canary", crate::support::guarded::SECRET]).chain(ticket.as_deref())
@@ -87,7 +88,7 @@ fn token_on_any_path_appears_in_no_log_response_or_metric() {
     }
 }
 
-/// The client has a token too, and a log.
+/// The command-line client has a token and a log too.
 #[test]
 fn command_line_client_with_token_logs_no_token() {
     let guarded = Guarded::start(&[]);

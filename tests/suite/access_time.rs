@@ -1,4 +1,5 @@
-//! Tokens end: on the wall's clock, which is in these tests' hands.
+//! Token expiry, in memory: tests set the wall clock and advance the loop time, so that deadlines, grace periods and
+//! leeways are exact.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -23,7 +24,7 @@ fn rig(anonymous: Grant) -> Rig {
     rig
 }
 
-/// A token that ends in so many seconds.
+/// A token that expires in this many seconds.
 fn ends_in(rig: &Rig, seconds: u64) -> String {
     let mut claims = claims("alice", &["a"], &["a"], rig.unix_now());
     claims.exp = rig.unix_now() + seconds;
@@ -42,7 +43,7 @@ fn open(rig: &mut Rig, lines: &str) -> SlotId {
     id
 }
 
-/// The close that it got, if it got one.
+/// The close frame that it received, if any.
 fn closed(rig: &mut Rig, id: SlotId) -> Option<(u16, String)> {
     let frames = rig.frames(id);
     frames.iter().find(|frame| frame.opcode == frames::CLOSE).map(|frame| frame.close_code())
@@ -70,7 +71,7 @@ fn auth_timeout_and_token_grace_follow_their_flags() {
     let start = Instant::now();
     assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
     assert!(start.elapsed().as_millis() >= 250, "{:?}", start.elapsed());
-    // Within the leeway of clocks it is taken, and has its grace.
+    // Within the leeway of clocks the token is accepted, and has its grace.
     let mut claims = claims("alice", &["a"], &["a"], unix_now());
     claims.exp = unix_now() - 1;
     let start = Instant::now();
@@ -124,7 +125,7 @@ fn token_renewed_within_the_grace_keeps_the_connection() {
     }
 }
 
-/// Accepted in the leeway, it has its grace, and is not sent away at once to come back with the same.
+/// Accepted within the leeway, it has its grace; it is not closed at once only to reconnect with the same token.
 #[test]
 fn token_from_a_slow_clock_is_accepted_within_the_leeway() {
     let mut rig = rig(Grant::default());
@@ -148,7 +149,7 @@ fn token_longer_than_the_clock_range_stays_valid() {
     let deadline = rig.engine.slots.get(id).unwrap().state.deadline().unwrap();
     assert!(!deadline.has_come(rig.now), "as 40 days ahead it would look long past");
     for _ in 0..39 {
-        // The peer gives signs of life, in long steps.
+        // The peer sends pongs, in long steps.
         rig.now = rig.now.after(day as u32 * 1_000);
         rig.engine.gate.unix_now += day;
         rig.send(id, &frames::masked(frames::PONG, b""));
@@ -162,7 +163,8 @@ fn token_longer_than_the_clock_range_stays_valid() {
     assert_eq!(closed(&mut rig, id), None);
 }
 
-/// A check of a signature costs as much as a hundred messages: what comes too soon is not checked, good or bad.
+/// Verifying a signature costs as much as a hundred messages. A token that arrives too soon is not verified, valid or
+/// not.
 #[test]
 fn token_sent_too_soon_after_others_is_not_verified() {
     let mut rig = rig(Grant::default());
@@ -201,7 +203,7 @@ fn token_sent_too_soon_after_others_is_not_verified() {
     assert!(rig.engine.gate.auths.is_empty(), "nothing is kept of who is gone");
 }
 
-/// The table of those who show tokens is as large as the number of those who do so at the moment.
+/// The table of clients that sent tokens is as large as the number that did so recently.
 #[test]
 fn token_rate_entry_of_an_old_client_is_removed() {
     let mut rig = rig(Grant::default());

@@ -1,4 +1,5 @@
-//! The ways in which a token comes, and what is told to who shows a bad one.
+//! Ways to present a token: header, subprotocol, first frame, message, ticket, URL. A real server with a key; each
+//! way is tried with valid tokens, and with invalid ones, whose exact errors are compared.
 
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ use crate::support::key_files;
 use crate::support::process::{Server, oyez, wait_until};
 use crate::support::tokens::{base64url, unsigned};
 
-/// Who may hear and publish on "a".
+/// A token that may subscribe to and publish on "a".
 fn alice() -> String {
     token("alice", &["a"], &["a"])
 }
@@ -131,7 +132,7 @@ fn token_in_messages_is_accepted_up_to_the_rate_limit() {
     }
 }
 
-/// A client that shows its token where nobody waits for it would show it to all members.
+/// A client that sends its token when none is expected would publish it to all subscribers.
 #[test]
 fn token_frame_of_authenticated_client_is_not_published() {
     let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
@@ -145,7 +146,7 @@ fn token_frame_of_authenticated_client_is_not_published() {
     }
     other.send_text("{\"type\":\"auth\"");
     assert_eq!(member.text(), "{\"type\":\"auth\"", "half of one shows nothing");
-    // So much is no token, and is not looked at as if it were one.
+    // Data of this size is not a token, and is not parsed as one.
     let long = json!({"type": "auth", "token": "x".repeat(16 << 10)}).to_string();
     other.send_text(&long);
     assert_eq!(member.text(), long);
@@ -172,11 +173,11 @@ fn ticket_is_accepted_once() {
     let other = Client::new(guarded.server.connect()).ask(get(&format!("/sse/b?ticket={two}")));
     assert_eq!((other.status, other.code()), (401, "bad_ticket".into()));
     assert_eq!(guarded.closed("/ws/a?ticket=", "").0, 4001);
-    // Where a token can be sent, a ticket is none.
+    // Tickets are not accepted where a token can be sent.
     let three = ticket(&guarded, &alice());
     let ask = |request: String| Client::new(guarded.server.connect()).ask(request);
     assert_eq!(ask(get(&format!("/v1/channels/a?ticket={three}"))).status, 401);
-    // Those that are not used are bounded, and a client's share of them.
+    // Unused tickets are bounded, in total and per client.
     let mine = ask(post("/v1/tickets", &bearer(&alice()), ""));
     assert_eq!(mine.status, 200);
     let over = ask(post("/v1/tickets", &bearer(&alice()), ""));
@@ -187,7 +188,7 @@ fn ticket_is_accepted_once() {
     let full = ask(post("/v1/tickets", &bob, ""));
     assert_eq!((full.status, full.code()), (503, "tickets_out".into()));
     assert!(full.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
-    // A ticket stands for a token, and who has none gets none.
+    // A ticket represents a token, so a request without a token gets no ticket.
     let refused = ask(post("/v1/tickets", "", ""));
     assert_eq!((refused.status, refused.field("Connection")), (401, Some("close")), "each one anew");
 }
@@ -218,7 +219,7 @@ fn event_source_after_lost_connection_reconnects_with_its_ticket() {
     assert!(page.contains("ticket_in_use"), "{page}");
 }
 
-/// To come back would not help: it has to stop.
+/// Reconnecting would not help: it has to stop.
 #[test]
 fn event_source_without_rights_gets_an_error_status() {
     let guarded = Guarded::start(&[]);
@@ -265,7 +266,7 @@ fn token_in_url_is_accepted_only_with_its_flag() {
     assert_eq!(client.ask(get(&format!("/v1/channels/a?token={}", alice()))).status, 200);
 }
 
-/// Every trick that is known for tokens, over each way in.
+/// Every known attack on tokens, over each way of presenting one.
 #[test]
 fn invalid_token_is_rejected_on_every_transport() {
     let guarded = Guarded::start(&[]);
@@ -339,7 +340,7 @@ fn invalid_token_is_rejected_on_every_transport() {
     assert!(page.contains("oyez_connections_closed_total{reason=\"bad_token\"}"), "{page}");
 }
 
-/// The key has the algorithm, and what everybody has of it is no secret.
+/// The algorithm belongs to the key, and a public key is not a secret.
 #[test]
 fn public_key_used_as_secret_is_rejected() {
     let folder = crate::support::guarded::Folder::new();
@@ -382,7 +383,7 @@ fn leaves_nothing(guarded: &Guarded, client: &mut Client, round: impl Fn(&mut Cl
     assert!(!page.contains(mark) && page.len() < 20_000, "{page}");
 }
 
-/// Whoever has a key may make tokens for as many people as it likes.
+/// The owner of a key may create tokens for any number of users.
 #[test]
 fn memory_after_thousands_of_subjects_is_unchanged() {
     let guarded = Guarded::start(&["--tickets-max=100"]);

@@ -1,8 +1,8 @@
-//! Publishers that outrun subscribers are paused for a bounded time.
+//! Back pressure: publishers that outrun subscribers are paused for a bounded time.
 //!
-//! In memory, a subscriber that takes nothing fills its outbox message by message, and what the engine has read of a
-//! publisher can be counted; time is moved by hand. On real sockets a publisher that writes as fast as it can meets
-//! a thousand subscribers that read, and every byte that they get is compared.
+//! In memory, a subscriber that reads nothing fills its outbox message by message, and the bytes that the engine has
+//! read of a publisher can be counted; tests advance the time. On real sockets a publisher that writes as fast as
+//! possible meets a thousand subscribers that read, and every byte that they receive is compared.
 
 use std::io::{Read, Write};
 
@@ -18,7 +18,7 @@ use crate::support::process::{Server, TEST_TIMEOUT, counter};
 use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
-/// An outbox presses over 20,000 bytes, which are three of the messages.
+/// Publishers are paused above 20,000 bytes in an outbox, which are three of the messages.
 fn limits() -> Limits {
     Limits {
         outbox_bytes_max: 80_000,
@@ -52,7 +52,7 @@ fn publish_command(channel: &str, number: usize) -> Vec<u8> {
     frames::masked(TEXT, command.as_bytes())
 }
 
-/// A subscriber that takes nothing and presses on `main`, after this many messages.
+/// A subscriber that reads nothing and pauses publishers on `main` after this many messages.
 fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
     let slow = rig.join("/ws?echo=0");
     rig.set_behavior(slow, Behavior::Stalled);
@@ -156,7 +156,7 @@ fn http_publisher_to_a_slow_subscriber_gets_delayed_responses_in_order() {
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6]);
 }
 
-/// A long pause does not use up the time in which a connection that is to be closed is answered.
+/// A long pause does not use up the close timeout of a connection.
 #[test]
 fn delayed_response_outlives_the_close_timeout() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 10_000, close_timeout_ms: 500, ..limits() });
@@ -245,7 +245,7 @@ fn drain_resumes_all_paused_publishers() {
     assert_eq!(rig.frames(raw).last().unwrap().close_code().0, 4200);
 }
 
-/// Subscribers that press one after another, each after one more message.
+/// Subscribers that pause publishers in sequence, each after one more message.
 #[test]
 fn slow_subscribers_in_sequence_do_not_stop_a_channel() {
     let mut rig = Rig::new(limits());
@@ -261,7 +261,7 @@ fn slow_subscribers_in_sequence_do_not_stop_a_channel() {
     let (mut sent, mut heard, mut waited_ms) = (0, 0, 0);
     while heard < 12 {
         if heard == sent {
-            // From the third on, each takes one more of them over a quarter.
+            // From the third on, each queues one more of them than the quarter.
             rig.send_text(publisher, &small);
             sent += 1;
         }
@@ -275,7 +275,7 @@ fn slow_subscribers_in_sequence_do_not_stop_a_channel() {
     assert!(waited_ms < 4_500, "{waited_ms} ms for 12 messages");
 }
 
-/// Without a limit, so much was read of this publisher that every subscriber was seconds late.
+/// Without a limit, the server would read so much of this publisher that every subscriber would lag by seconds.
 #[test]
 fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
     const SUBSCRIBERS: usize = 50;
@@ -290,7 +290,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
             rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
             rig.run_until_idle();
             rig.pipe(id).outgoing.clear();
-            // In each turn it takes that much.
+            // It reads that much in each turn.
             rig.set_behavior(id, Behavior::LimitedWrites(10_000));
             id
         })
@@ -430,7 +430,7 @@ fn quiet_channel_of_a_subscriber_lagging_on_another_is_not_paused() {
         rig.run_until_idle();
     }
     assert!(is_paused(&rig, publisher));
-    // Its answer waits, and it is not read again: this is the last that it asks for.
+    // Its response is pending, and it is not read again: this is its last request.
     rig.send_text(slow, r#"{"type":"subscribe","ch":"later"}"#);
     rig.run_until_idle();
     let quiet = rig.connect(Behavior::Cooperative);

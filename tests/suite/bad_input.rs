@@ -1,4 +1,5 @@
-//! Each bad input with its exact answer.
+//! Invalid input and its exact response. Each malformed request and frame is sent to a real server, byte for byte,
+//! and the whole response is compared.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::support::rig::Rig;
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
 
-/// The status of the answer; it has to be complete JSON, and the connection has to end in order.
+/// The status of the response, which must be complete JSON followed by an orderly end of the connection.
 fn status(server: &Server, request: &[u8]) -> u16 {
     let answer = server.ask(request);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
@@ -126,7 +127,8 @@ fn client_input_is_neither_echoed_in_errors_nor_logged() {
     }
 }
 
-/// Sends frames to a fresh member, and expects a close with this code behind what a second member gets.
+/// Sends frames as a new subscriber and expects a close with this code, after the messages that a second subscriber
+/// receives.
 fn closed(server: &Server, bytes: &[u8], code: u16, delivered: usize) {
     let (mut bad, mut good) = (server.join("/ws?echo=0"), server.join("/ws"));
     bad.send(bytes);
@@ -146,7 +148,7 @@ fn invalid_frame_is_closed_with_its_code() {
     let before = frames::masked(TEXT, b"before");
     let check = |bytes: &[u8], code| {
         closed(&server, bytes, code, 0);
-        // What came before it in the same segment is published all the same.
+        // Messages before it in the same segment are published.
         closed(&server, &[&before, bytes].concat(), code, 1);
     };
     let length_of = |first_byte, length| frames::header(first_byte, 0x80, length);

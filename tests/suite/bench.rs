@@ -1,4 +1,5 @@
-//! `oyez bench` against a good server, a bad one and none.
+//! `oyez bench` against a good server, against one that loses, repeats and reorders messages, and without a server.
+//! Short runs of the real binary; its report is read as JSON.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,16 +17,16 @@ use crate::support::frames::{TEXT, header};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::tls::Terminator;
 
-/// What a run left behind.
+/// The exit status, output and report of a run.
 struct Run {
     code: i32,
-    /// The report as JSON; null if there is none.
+    /// The report as JSON; null if it is missing.
     json: Value,
     stdout: String,
     stderr: String,
 }
 
-/// A file of one test's own.
+/// A file for one test.
 fn file(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("oyez-bench-{}-{name}", std::process::id()))
 }
@@ -77,7 +78,7 @@ fn closed_loop_delivers_every_message() {
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
     let (sent, deliveries) = (run.number("/traffic/sent"), run.number("/traffic/deliveries"));
     assert!(sent > 10.0 && (deliveries - sent * 50.0).abs() <= 100.0, "{sent} {deliveries}");
-    // The last member of a message is no earlier than its median member.
+    // The last subscriber gets a message no earlier than the median subscriber.
     assert!(run.number("/traffic/last_member_us/p50") >= run.number("/traffic/latency_us/p50"));
     if cfg!(target_os = "linux") {
         assert!(run.number("/server/ns_per_delivery") > 0.0);
@@ -115,7 +116,7 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
     let sent = run.number("/traffic/sent");
     assert!((30.0..=300.0).contains(&sent), "{sent}\n{}", run.stdout);
     assert_eq!(run.number("/connections/opened"), 36.0);
-    // Each message goes to the ten members of its channel; its two publishers are heard, and not timed.
+    // Each message goes to the ten subscribers of its channel. Its two publishers receive it too, and are not timed.
     assert_eq!(run.number("/traffic/latency_us/count"), sent * 10.0);
     assert_eq!(run.number("/traffic/last_member_us/count"), sent);
 }
@@ -179,7 +180,8 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
             "20",
             "--stalled",
             "3",
-            // Until they stall, members with receive buffers of 4 KiB have to keep up with it on any machine.
+            // Until they stall, subscribers with receive buffers of 4 KiB have to keep up with the rate on any
+            // machine.
             "--rate",
             "100",
             "--payload",
@@ -283,7 +285,7 @@ fn progress_without_a_terminal_is_one_line_per_stage() {
     assert!(!run.stderr.contains('\x1b') && !run.stderr.contains('\r'), "{:?}", run.stderr);
 }
 
-/// Whoever is stopped a third of the time enters its messages late, and that is not the server's fault.
+/// A load generator that is stopped a third of the time publishes late, which is not the server's fault.
 #[test]
 fn run_limited_by_the_load_generator_is_marked_invalid() {
     let path = file("stopped.json");
@@ -383,7 +385,7 @@ fn plot_of_several_runs_is_one_page() {
     runs.iter().chain([&page]).for_each(|path| fs::remove_file(path).unwrap());
 }
 
-/// Relays what it gets to three members, each in its own wrong way.
+/// Relays messages to three subscribers, each with a different fault.
 fn bad_server() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -473,8 +475,7 @@ fn run_with_a_server(mut command: Command) -> (Child, String) {
         let text = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();
         text.split_whitespace().next().map(str::to_owned)
     };
-    // Its connections are the descriptors beyond the first dozen; until then it may not have come so far
-    // as to handle signals.
+    // Its connections are the descriptors beyond the first dozen; with fewer it may not yet handle signals.
     let open = |pid: &str| fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
     loop {
         assert!(start.elapsed() < TEST_TIMEOUT && child.try_wait().unwrap().is_none());
@@ -699,7 +700,7 @@ fn untrusted_certificate_without_insecure_flag_is_refused() {
     assert_eq!(run.json["setup"]["tls"], "not_checked");
     let words = run.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("over TLS, certificates not checked"), "{words}");
-    // A server that speaks none says something else, and hears so.
+    // A server without TLS sends something other than TLS, and the error says so.
     let run = bench("tls-none", &["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
     assert_eq!(run.code, 1, "{}", run.stdout);
     let cause = run.json["connections"]["refused_by"][0]["cause"].as_str().unwrap().to_owned();

@@ -1,4 +1,5 @@
-//! Every frame to every member.
+//! Broadcasting: every message reaches every subscriber of its channel once and in order. Real servers and raw
+//! WebSockets; whole transcripts are compared.
 
 use oyez::config::Limits;
 
@@ -16,7 +17,7 @@ fn message_reaches_every_subscriber_once_and_in_order() {
             assert_eq!(member.text(), format!("message {round}"));
         }
     }
-    // Whatever had come twice would come before this.
+    // A duplicate would arrive before this message.
     members[0].send_text("last");
     for member in &mut members {
         assert_eq!(member.text(), "last");
@@ -91,7 +92,7 @@ fn fragmented_message_with_pings_between_is_joined() {
     let (mut sender, mut member) = (server.join("/ws"), server.join("/ws"));
     sender.send(&frames::fragment(TEXT, "zwei H".as_bytes()));
     sender.send(&frames::masked(PING, b"between"));
-    // The cut goes through a character.
+    // The fragment boundary splits a character.
     sender.send(&frames::fragment(frames::CONTINUATION, &"ä".as_bytes()[..1]));
     sender.send(&frames::fragment(frames::CONTINUATION, b""));
     sender.send(&frames::masked(

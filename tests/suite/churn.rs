@@ -1,4 +1,5 @@
-//! Keys are used again under churn, and nobody gets what was meant for the last tenant.
+//! Slot reuse under churn: connections come and go, and no connection receives data of the previous one in its slot.
+//! In memory, with random sequences and exact reuse of slots.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,4 +1,6 @@
-//! Disconnects in all their forms.
+//! Disconnects in every form: close frames, end of file, resets and failed writes, from either side and within
+//! unfinished frames. In memory, turn by turn, with exact transcripts; one test counts descriptors of the real
+//! server.
 
 use std::time::{Duration, Instant};
 
@@ -97,7 +99,7 @@ fn peer_that_never_answers_a_close_is_reaped_at_the_timeout() {
     let start = Instant::now();
     broken.send(&[0xff]);
     assert_eq!(broken.closed_with().0, 1002);
-    // It keeps its side open. The server waits for its end of file, but not for ever.
+    // It keeps its side open. The server waits for its end of file up to the timeout.
     wait_until("the server closes its socket", || server_connections(&server) == 0);
     assert!(start.elapsed() > Duration::from_millis(100), "the peer had no time to read");
 }

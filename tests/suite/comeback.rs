@@ -1,4 +1,5 @@
-//! Ten thousand clients come back at once, each with its cursor.
+//! Ten thousand clients resume at the same time, each with its cursor. They run against a real server; every client
+//! must get each missed message once, while the server's memory stays bounded.
 
 use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::v1::upgrade;
 const CLIENTS: usize = 10_000;
 const KEPT: u64 = 100;
 
-/// A client, and how far it is.
+/// A client and its cursor.
 struct Returning {
     stream: TcpStream,
     request: Vec<u8>,
@@ -25,7 +26,7 @@ struct Returning {
 }
 
 impl Returning {
-    /// Sends what is left of the request, and takes what has come. True once it is live.
+    /// Sends the rest of the request and reads the available bytes. Returns true once the client is live.
     fn go_on(&mut self) -> bool {
         while !self.request.is_empty() {
             match self.stream.write(&self.request) {
@@ -71,7 +72,7 @@ impl Returning {
     }
 }
 
-/// Publishes so many messages; the id of the first.
+/// Publishes this many messages and returns the id of the first.
 fn publish(server: &Server, count: u64) -> String {
     let request = format!(
         "POST /v1/publish/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 64\r\n\r\n{}",
@@ -110,7 +111,7 @@ fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
             let was_live = client.is_live;
             live += usize::from(client.go_on() && !was_live);
         }
-        // Others go on publishing meanwhile, and what they publish is neither lost nor doubled.
+        // Other publishers continue meanwhile; their messages are neither lost nor duplicated.
         if published_late < 20 && live > published_late * CLIENTS / 20 {
             publish(&server, 1);
             published_late += 1;

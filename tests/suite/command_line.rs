@@ -1,4 +1,5 @@
-//! `oyez pub` and `oyez sub` as a person uses them.
+//! `oyez pub` and `oyez sub`, run as a user runs them: the real binary with pipes, files and a pseudo-terminal;
+//! output, errors and exit codes are compared.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -100,7 +101,7 @@ fn message_from_pub_reaches_sub() {
 
 #[test]
 fn pub_of_a_hundred_thousand_lines_loses_none() {
-    // The member may lag by all of it: this test is about the publisher.
+    // The subscriber may lag by all of it: this test is about the publisher.
     let server = Server::start(&["--outbox-bytes-max=64MiB"]);
     let mut member = server.join("/ws/x");
     let lines: String = (0..100_000).map(|line| format!("{line}\n")).collect();
@@ -126,7 +127,7 @@ fn pub_memory_with_a_stalled_server_is_bounded() {
     server.signal("STOP");
     let writer = thread::spawn(move || {
         let line = [b"y".repeat(1_000), b"\n".to_vec()].concat().repeat(1_000);
-        // 200 MB, if anybody took them.
+        // 200 MB, more than the server reads.
         for _ in 0..200 {
             if stdin.write_all(&line).is_err() {
                 return;
@@ -415,7 +416,7 @@ fn speak_v1(_: &Request, mut response: Response) -> Result<Response, ErrorRespon
     Ok(response)
 }
 
-/// A server that sends everybody away at once, and says to come back at once.
+/// A server that closes every connection at once and requests an immediate reconnect.
 #[test]
 fn sub_of_a_rejecting_server_backs_off() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -451,7 +452,7 @@ fn sub_after_lost_connection_gets_missed_messages() {
         oyez(&["sub", "x", "--json", "--count=300", "--exit-on-gap", "--url", &url]).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     assert_eq!(next_line(&mut stderr), "oyez: x: connected\n");
-    // Somebody has to read what it says.
+    // A reader has to drain its standard error.
     let said = thread::spawn(move || stderr.lines().map_while(Result::ok).collect::<Vec<String>>());
     for round in 0..30 {
         let lines: String = (0..10).map(|line| format!("{}\n", round * 10 + line)).collect();
@@ -471,7 +472,7 @@ fn sub_after_lost_connection_gets_missed_messages() {
         })
         .collect();
     assert_eq!(texts, (0..300).map(|number| number.to_string()).collect::<Vec<_>>());
-    // A cut that comes while it waits to connect again is not its business.
+    // A connection that is lost while it waits to reconnect is ignored.
     assert!(said.iter().any(|line| line.ends_with("connected again")), "{said:?}");
 }
 

@@ -1,4 +1,5 @@
-//! Cursors of every kind, on every way in.
+//! Cursors of every kind on every transport: current, old, future, malformed and of another log. In memory and on
+//! real servers; each resumed subscriber must get every message once, or a gap in its place.
 
 use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
@@ -11,7 +12,7 @@ use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
-/// How a member hears.
+/// The transport of a subscriber.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Raw,
@@ -30,7 +31,7 @@ impl Way {
         }
     }
 
-    /// The texts of messages that a member has got, behind its head. Nothing may be missing.
+    /// The texts of messages after the response head. None may be missing.
     fn texts(self, rig: &mut Rig, id: SlotId) -> Vec<String> {
         rig.skip_head(id);
         match self {
@@ -53,7 +54,7 @@ impl Way {
     }
 }
 
-/// A server whose channel `x` has had six messages and keeps the last three; the ids of all.
+/// A server whose channel `x` had six messages and keeps the last three; returns the ids of all.
 fn server() -> (Server, Vec<String>) {
     let server = Server::start(&["--history-messages-max=3"]);
     let mut client = Client::new(server.connect());
@@ -65,7 +66,7 @@ fn server() -> (Server, Vec<String>) {
     (server, ids)
 }
 
-/// The texts that a raw member gets before the next one that is published, or its close.
+/// The texts that a raw subscriber gets before the next published one, or its close.
 fn raw(server: &Server, since: &str) -> Result<Vec<String>, (u16, String)> {
     let mut member = server.join(&format!("/ws/x?since={since}"));
     let mut sender = server.join("/ws/x?echo=0");
@@ -84,7 +85,7 @@ fn raw(server: &Server, since: &str) -> Result<Vec<String>, (u16, String)> {
     }
 }
 
-/// What a member by `oyez.v1` hears up to `live`: the numbers of messages, and words for the rest.
+/// The messages that an `oyez.v1` subscriber receives up to `live`, as numbers; notices as words.
 fn v1(server: &Server, since: &str) -> Vec<String> {
     let mut client = Client::new(server.connect());
     client.send(upgrade("/ws").as_bytes());
@@ -111,7 +112,7 @@ fn events(server: &Server, since: &str) -> String {
     if !head.starts_with("HTTP/1.1 200 ") {
         return head.split(' ').nth(1).unwrap().to_owned();
     }
-    // What is published now comes behind all that is replayed.
+    // New messages follow all replayed ones.
     Client::new(server.connect()).ask(publish("x", "end"));
     assert_eq!(client.event(), "retry: 3000\n\n");
     let mut text = String::new();
@@ -146,7 +147,7 @@ fn cursor_within_the_history_resumes_without_gap() {
     let (_, answer) = page(&server, "earliest&limit=1");
     let (_, next) = page(&server, answer["next"].as_str().unwrap());
     assert_eq!(next["gap"], Value::Null, "the first page has told of it");
-    // These publish, and so come last.
+    // These clients publish, so they run last.
     assert_eq!(raw(&server, "earliest").unwrap(), ["4", "5", "6"]);
     assert_eq!(raw(&server, &ids[3]).unwrap(), ["5", "6"]);
     assert!(events(&server, "latest").contains("data: end"));
@@ -202,7 +203,7 @@ fn old_future_or_foreign_cursor_gets_a_gap() {
         let (_, answer) = page(&server, since);
         assert_eq!((&answer["gap"]["why"], &answer["gap"]["after"]), (&json!(why), &json!(since)));
         assert_eq!(answer["messages"].as_array().unwrap().len(), 3, "{since}");
-        // A raw member has no words for it.
+        // The raw protocol has no notices.
         let mut member = server.join(&format!("/ws/x?since={since}"));
         assert_eq!(member.closed_with(), (4010, format!("gap why={why}")), "{since}");
     }
@@ -215,7 +216,7 @@ fn old_future_or_foreign_cursor_gets_a_gap() {
 #[test]
 fn old_cursor_without_history_gets_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
-    // As long as it has a member, the channel goes on.
+    // The channel exists as long as it has a subscriber.
     let _member = server.join("/ws/x");
     let ids = ["1", "2"].map(|text| Client::new(server.connect()).ask(publish("x", text)).id());
     for (since, heard, gap) in
@@ -246,7 +247,7 @@ fn malformed_cursor_is_refused_with_the_expected_form() {
     assert_eq!(page(&server, escaped).0, 400);
 }
 
-/// A member in memory, resumed from `since`, and the numbers that it has heard when all is quiet.
+/// Resumes a subscriber in memory from `since`; returns the numbers that it received when the engine is idle.
 fn resumed(
     rig: &mut Rig,
     way: Way,
@@ -257,7 +258,7 @@ fn resumed(
 ) -> Vec<String> {
     let id = rig.connect(behavior);
     rig.send(id, way.request("x", since).as_bytes());
-    // What is published while the replay goes on.
+    // Messages published during the replay.
     for turn in 0..turns {
         let text = format!("late {turn} {}", "y".repeat(300));
         let request = json!({"type": "publish", "ch": "x", "text": text});
@@ -279,7 +280,7 @@ fn resume_at_every_point_during_publishing_loses_nothing() {
     rig.send(publisher, upgrade("/ws").as_bytes());
     rig.run_until_idle();
     rig.pipe(publisher).outgoing.clear();
-    // All that was published, and the cursor behind each.
+    // All published messages, and the cursor after each.
     let mut texts: Vec<String> = Vec::new();
     let mut cursors: Vec<String> = Vec::new();
     let acknowledged = |rig: &mut Rig| -> Vec<String> {

@@ -1,4 +1,5 @@
-//! A session cut at every byte gives the same transcript.
+//! A raw session has the same transcript wherever its bytes are split: at every byte, byte by byte, in memory and
+//! over a socket.
 
 use oyez::config::Limits;
 use oyez::ids::SlotId;
@@ -25,8 +26,8 @@ fn session() -> Vec<u8> {
     .concat()
 }
 
-/// What the session gets: the head without its `Date`, data in order, control frames in order. A pong may stand before or
-/// behind a message, as the turns fall (RFC 6455 5.4); the close stands last.
+/// The transcript: the head without its `Date`, data in order, control frames in order. A pong may precede or follow
+/// a message, depending on the turns (RFC 6455 5.4); the close frame is last.
 #[derive(Debug, PartialEq)]
 struct Transcript {
     head: String,

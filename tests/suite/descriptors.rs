@@ -1,4 +1,6 @@
-//! A full table, and no more descriptors.
+//! Limits of connections and descriptors: when the slot table is full, and when the process runs out of descriptors.
+//! A real server with few descriptors and more clients; each is served, refused or waits, and freed capacity is used
+//! at once.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ fn connection_over_the_limit_gets_503_then_waits() {
 
 #[test]
 fn waiting_client_is_served_when_another_ends() {
-    // 3 members and 16 who are being told fill the table; they keep their connections open.
+    // Three subscribers and 16 clients that are being refused fill the table; they keep their connections open.
     let server = Server::start(&["--connections-max=3", "--close-timeout-ms=60000", "--drain-seconds=60"]);
     let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
     let _told: Vec<Client> = (0..16)
@@ -51,7 +53,7 @@ fn waiting_client_is_served_when_another_ends() {
 fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
     let mut command = std::process::Command::new("sh");
     let program = oyez(&[]).get_program().to_string_lossy().into_owned();
-    // Clients that keep a refused connection open are let go soon.
+    // Clients that keep a refused connection open are closed soon.
     let line = format!("ulimit -n 256; exec {program} serve --listen 127.0.0.1:0 --close-timeout-ms 100");
     command
         .args(["-c", &line])
@@ -85,7 +87,7 @@ fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
 fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let server = Server::start(&[]);
     let mut members: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
-    // Fewer than are open, as if somebody else in the process had taken them.
+    // Fewer than are open, as if other code in the process had used them.
     let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
     set_descriptor_limit(&server, in_use - 1);
     let mut waits = Client::new(server.connect());
@@ -133,7 +135,7 @@ fn freed_slot_is_reused_at_once() {
             c
         })
         .collect();
-    // The same without a wait for room: how fast this machine is.
+    // The same without waiting for capacity: the speed of this machine.
     let spacious = Server::start(&[]);
     let mut waits: Vec<(Duration, Duration)> = (0..20)
         .map(|_| {

@@ -1,4 +1,5 @@
-//! SIGTERM and SIGINT.
+//! Draining at SIGTERM and SIGINT. Real servers with clients of every transport; tests compare what they receive
+//! before the end, and in memory how closes and reconnect delays are spread.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! Server-sent events: the same channels and outboxes, in the words of WHATWG HTML 9.2.
+//! Server-sent events (WHATWG HTML 9.2). Streams are parsed as a browser parses them and compared with raw
+//! subscribers of the same channels; requests are split at every byte, clients stall, and the server drains.
 
 use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits, OnSlow};
@@ -57,7 +58,7 @@ impl Event {
     }
 }
 
-/// A stream on a real socket, behind its head and its first cursor.
+/// A stream on a real socket, after its head and its first cursor.
 fn stream(server: &Server, asks: &str) -> (Client, Event) {
     let mut client = Client::new(server.connect());
     client.send(asks.as_bytes());
@@ -67,7 +68,7 @@ fn stream(server: &Server, asks: &str) -> (Client, Event) {
     (client, first)
 }
 
-/// The events that a peer of the rig has got, behind the head if that is among it.
+/// The events that a peer of the rig received, after the head if that is included.
 fn events(rig: &mut Rig, id: SlotId) -> Vec<Event> {
     let mut bytes = std::mem::take(&mut rig.pipe(id).outgoing);
     let begins = bytes.starts_with(b"HTTP/");
@@ -282,7 +283,7 @@ fn quiet_event_stream_gets_comments() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 4_000, ..Limits::default() });
     let id = open(&mut rig, &get("/sse/a"));
     rig.pipe(id).outgoing.clear();
-    // At a moment of its own, so that not all are due at once.
+    // Each at a different time, so that not all are due at once.
     rig.advance_ms(1_000);
     assert_eq!(rig.pipe(id).outgoing, b"");
     rig.advance_ms(3_300);
@@ -335,7 +336,7 @@ fn slow_limits(on_slow: OnSlow) -> Limits {
     }
 }
 
-/// A stream that takes nothing while ten messages are published; then it reads on.
+/// A stream that reads nothing while ten messages are published, and then resumes.
 fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
     let mut rig = Rig::new(slow_limits(on_slow));
     let (id, sender) = (open(&mut rig, &get("/sse/a")), rig.join("/ws/a?echo=0"));
@@ -360,7 +361,7 @@ fn stalled_event_stream_is_closed() {
     rig.send_eof(id);
     rig.run_until_idle();
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
-    // Its browser comes back with the cursor that it has reached, and is told what it missed.
+    // Its browser reconnects with the cursor that it reached, and is sent the missed messages.
     let again = open(&mut rig, &request("GET", "/sse/a", "Last-Event-ID: 1000-0\r\n"));
     let events = self::events(&mut rig, again);
     assert_eq!((events[0].kind.as_deref(), events.len()), (Some("gap"), 6));

@@ -1,4 +1,5 @@
-//! One client that publishes as fast as it can does not keep the others waiting.
+//! Fairness: a client that publishes as fast as it can does not delay the others. In memory, where the bytes read in
+//! each turn can be counted; one test floods a real server.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};

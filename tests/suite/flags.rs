@@ -1,4 +1,5 @@
-//! Every flag has an environment variable, a unit and a default; a bad value is one clear line.
+//! Flags of `oyez serve` and their environment variables: help, defaults, precedence, invalid values, and each
+//! limit's effect on a real server.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ fn fails(arguments: &[&str], environment: &[(&str, &str)], code: i32) -> String 
     let output = oyez(arguments).envs(environment.iter().copied()).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?} {text}");
-    // An error is not to be looked for among lines that say how well things went.
+    // An error stands alone; it is not mixed with informational lines.
     let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" WARN ")).collect();
     assert_eq!(lines.len(), 1, "{text}");
     assert!(lines[0].starts_with("oyez: "), "{text}");
@@ -317,7 +318,7 @@ fn channel_over_the_limit_is_closed_with_4100() {
     assert_eq!(same.text(), "room");
 }
 
-/// The texts that are kept of a channel.
+/// The stored texts of a channel.
 fn kept(client: &mut Client, channel: &str) -> Vec<String> {
     let page = client.ask(get(&format!("/v1/channels/{channel}/history"))).json();
     page["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap().to_owned()).collect()
@@ -329,7 +330,7 @@ fn body_over_the_limit_gets_413() {
     let mut client = Client::new(server.connect());
     assert_eq!(client.ask(publish("a", &"x".repeat(10))).status, 200);
     assert_eq!(client.ask(publish("a", &"x".repeat(11))).status, 413);
-    // A message over a WebSocket has its own.
+    // A WebSocket message has a separate limit.
     let mut member = server.join("/ws");
     member.send_text(&"x".repeat(20));
     assert_eq!(member.text().len(), 20);

@@ -1,4 +1,6 @@
-//! Slow heads, silent peers: each deadline.
+//! Deadlines of slow request heads and silent peers. In memory, where tests advance the time in exact steps, pings
+//! are counted per second, and no deadline may expire for time that the server itself lost; the main cases are
+//! repeated on a real server.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -69,7 +71,8 @@ fn active_peer_is_not_pinged() {
     assert_eq!(rig.texts(id).len(), 30);
 }
 
-/// Passes so many seconds and answers all pings; who was pinged when, in milliseconds from now.
+/// Advances the time by this many seconds and answers all pings; returns which peer was pinged when, in milliseconds
+/// from now.
 fn pings(rig: &mut Rig, ids: &[SlotId], seconds: u32) -> Vec<(SlotId, u32)> {
     let start = rig.now;
     let mut pinged = Vec::new();
@@ -101,7 +104,7 @@ fn pings_of_peers_active_at_once_are_spread() {
         let counts = per_second(&pings(&mut rig, &ids, 20), 20);
         assert_eq!(counts[..5], [0; 5], "they have just {what}");
         assert!(counts[5..].iter().all(|&count| (3..=14).contains(&count)), "{what}: {counts:?}");
-        // Then each once an interval, at a moment of its own, to which the first ping may have been the way.
+        // Then each once an interval, at a separate time, which its first ping may have been shifted to.
         let pings = pings(&mut rig, &ids, 80);
         let counts = per_second(&pings, 80);
         assert!(counts.iter().all(|&count| (2..=10).contains(&count)), "{counts:?}");
@@ -127,7 +130,7 @@ fn silent_peer_is_pinged_within_the_interval() {
     let mut heard = vec![rig.now; ids.len()];
     for _ in 0..4_000 {
         rig.advance_ms(50);
-        // What the sweep has asked goes out in the next turn.
+        // The sweep's pings are written in the next turn.
         rig.turn();
         for (&id, heard) in ids.iter().zip(&mut heard) {
             let silence = rig.now.millis_since(*heard);
@@ -146,7 +149,7 @@ fn silent_peer_is_pinged_within_the_interval() {
     }
 }
 
-/// What is broadcast meanwhile goes out between them.
+/// Broadcasts meanwhile are sent between them.
 #[test]
 fn deadlines_due_together_are_handled_over_several_turns() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
@@ -205,7 +208,7 @@ fn deadlines_in_turns_of_45_ms_are_handled_in_time() {
     assert!(latest_close <= 6_000, "closed after {latest_close} ms");
 }
 
-/// The loop may be late itself: stopped, or busy. What came meanwhile counts.
+/// The loop itself may be late: stopped, or busy. Bytes that arrived meanwhile count.
 #[test]
 fn pong_in_the_socket_is_read_before_its_deadline_expires() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 1_000, pong_timeout_ms: 1_000, ..Limits::default() });
@@ -247,8 +250,8 @@ fn ping_queued_after_a_backlog_does_not_time_out() {
 #[test]
 fn stopped_server_closes_no_client_after_it_resumes() {
     let server = Server::start(&["--ping-interval-ms=200", "--pong-timeout-ms=400"]);
-    // A machine that is slow itself may answer too late now and then; a server that blames its clients closes
-    // each time, since it was stopped for longer than they had.
+    // On a slow machine a client may be late now and then; a server that counts its stopped time against clients
+    // closes each one, since it was stopped for longer than their timeout.
     wait_until("a client that answers while the server is stopped stays", || {
         let mut member = server.join("/ws");
         if member.raw_frame().opcode != PING {

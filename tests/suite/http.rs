@@ -1,4 +1,4 @@
-//! HTTP: each route with its exact answer, the life of a kept connection, requests that follow each other.
+//! HTTP: routes, persistence and pipelining. Each route's exact response, and whole sessions split at every byte.
 
 use oyez::config::Limits;
 use serde_json::json;
@@ -98,7 +98,7 @@ fn method_not_allowed_on_a_path_gets_405() {
             assert!(!answer.is_last(), "nothing is unread: {answer:?}");
         }
     }
-    // What has a body that is not read ends the connection.
+    // A request with an unread body ends the connection.
     assert!(client.ask(post("/healthz", "", "GET /healthz HTTP/1.1\r\n\r\n")).is_last());
     assert_eq!(client.answer_or_end(false), None);
 }
@@ -132,7 +132,7 @@ fn connection_persistence_follows_the_version() {
         request("GET", "/nothing", "Connection: close\r\n"),
     ] {
         let mut client = Client::new(server.connect());
-        // What follows is not looked at.
+        // Later requests are not parsed.
         client.send(format!("{last}{}", get("/healthz")).as_bytes());
         assert!(client.answer().is_last(), "{last}");
         assert_eq!(client.answer_or_end(false), None, "{last}");
@@ -184,7 +184,7 @@ fn session() -> Vec<u8> {
 
 const STATUSES: [u16; 15] = [200, 200, 200, 200, 200, 404, 200, 400, 200, 200, 204, 405, 200, 200, 200];
 
-/// The answers to a session, and what members heard.
+/// The responses of a session, and the messages that subscribers received.
 fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Answer>, Vec<frames::Frame>) {
     let mut rig = Rig::new(Limits::default());
     let member = rig.join("/ws/a");
@@ -272,7 +272,7 @@ fn client_after_eof_gets_its_responses() {
         (get("/v1/channels"), 1),
         (publish("a", "x").repeat(3), 3),
         ([publish("a", "x"), get("/healthz"), get("/metrics"), publish("a", "x")].concat(), 4),
-        // The last request is cut off: what came before it is answered.
+        // The last request is incomplete; all before it are answered.
         (publish("a", "x") + "GET /heal", 1),
         (get("/healthz") + "POST ", 1),
         (publish("a", "x") + &publish("a", "x").replace("Content-Length: 1", "Content-Length: 2"), 1),

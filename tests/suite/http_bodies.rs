@@ -1,4 +1,5 @@
-//! Bodies of requests: what is said about them, what comes of it, and where the next request begins.
+//! Request bodies: content types, lengths, chunked coding, `Expect`, and where the next request begins. In memory,
+//! with bodies split at every byte and deadlines advanced by hand; large bodies over a real socket.
 
 use oyez::config::Limits;
 
@@ -109,7 +110,7 @@ fn body_without_valid_length_is_refused() {
         ("Content-Length: 99999999999999999999999999999999\r\n", 413),
     ] {
         assert_eq!(last(&server, said(lines)).status, status, "{lines:?}");
-        // What follows is no request, whatever it looks like.
+        // The following bytes are not parsed as a request, whatever they look like.
         let smuggled = format!("{}0\r\n\r\n{}", said(lines), publish("smuggled", "x"));
         let answers = Answer::take_all(&mut server.ask(smuggled).into_bytes());
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [status], "{lines:?}");
@@ -126,18 +127,18 @@ fn bytes_after_a_body_are_the_next_request() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/a");
     let mut client = Client::new(server.connect());
-    // A body that looks like a request is none.
+    // A body that looks like a request is not parsed as one.
     let inner = publish("a", "inner");
     assert_eq!(client.ask(publish("a", &inner)).status, 200);
     assert_eq!(member.text(), inner);
-    // A body that is longer than said goes on as a request, which it is not.
+    // Bytes beyond the announced length are parsed as a request, which they are not.
     client.send(publish("a", "long").replace("Length: 4", "Length: 3").as_bytes());
     assert_eq!((client.answer().status, member.text().as_str()), (200, "lon"));
     client.send(b" is no method\r\n\r\n");
     let answer = client.answer();
     assert_eq!((answer.status, answer.is_last()), (400, true));
     assert_eq!(client.answer_or_end(false), None);
-    // A body that is shorter than said takes what comes next.
+    // A body shorter than its announced length includes the next request.
     let mut client = Client::new(server.connect());
     let next = get("/healthz");
     let length = format!("Length: {}", 1 + next.len());
@@ -172,7 +173,7 @@ fn client_expecting_100_continue_gets_it() {
         client.receives_nothing();
         assert_eq!(client.ask(body).status, 200);
     }
-    // Not when the body, or some of it, is there already (RFC 9110 10.1.1), or when there is none.
+    // No 100 when the body, or some of it, has arrived (RFC 9110 10.1.1), or when there is none to come.
     assert_eq!(client.ask(&whole).status, 200);
     client.send(&whole.as_bytes()[..whole.len() - 1]);
     client.receives_nothing();
@@ -184,14 +185,14 @@ fn client_expecting_100_continue_gets_it() {
     client.send(old.as_bytes());
     client.receives_nothing();
     assert_eq!(client.ask(body).status, 200);
-    // Nor before what is sure to be refused.
+    // Nor before a certain error.
     assert_eq!(last(&server, post(PATH, EXPECT, &"x".repeat(101))).status, 413);
     assert_eq!(last(&server, request("POST", PATH, EXPECT)).status, 411);
     assert_eq!(last(&server, post("/v1/publish/a%20b", EXPECT, "x")).status, 400);
     assert_eq!(last(&server, post("/nothing", EXPECT, "x")).status, 404);
     let foreign = format!("{EXPECT}Origin: https://evil.example\r\n");
     assert_eq!(last(&server, post(PATH, &foreign, "x")).status, 403);
-    // Answers before it come before it.
+    // Earlier responses are sent before it.
     let mut client = Client::new(server.connect());
     client.send(format!("{}{head}", publish("a", "first")).as_bytes());
     assert_eq!([client.answer().status, client.answer().status], [200, 100]);
@@ -226,7 +227,7 @@ fn stalled_body_gets_408_at_its_deadline() {
     let answers = rig.answers(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "body_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
-    // The rest is no request, and no message.
+    // The rest is neither a request nor a message.
     rig.send(id, b"ur");
     rig.send(id, publish("a", "x").as_bytes());
     rig.run_until_idle();
@@ -234,7 +235,7 @@ fn stalled_body_gets_408_at_its_deadline() {
     rig.run_until_idle();
     assert!(!rig.is_alive(id) && rig.answers(id).is_empty() && rig.frames(member).is_empty());
     assert_eq!(rig.engine.metrics.messages_published(), 0);
-    // In time is in time, as often as one likes.
+    // Bodies that are complete in time are accepted, any number of times.
     let id = rig.connect(Behavior::Cooperative);
     for _ in 0..3 {
         rig.send(id, &whole.as_bytes()[..whole.len() - 1]);

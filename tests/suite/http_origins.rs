@@ -1,4 +1,5 @@
-//! Which web pages may ask and publish: nothing but the server's own, unless `--origin` says so.
+//! Origins: which web pages may read and publish. Only the server's own by default, others with `--origin`. Real
+//! servers; preflights, CORS headers and refusals of each kind of page are compared.
 
 use crate::support::client::Client;
 use crate::support::guarded::upgrade_with;
@@ -13,13 +14,13 @@ fn publish_from(server: &Server, host: &str, origin: &str) -> Answer {
     Client::new(server.connect()).ask(request.replace("Host: localhost", &format!("Host: {host}")))
 }
 
-/// An origin that may, and is not told so: a page of the server's own host needs no word of it.
+/// An origin that is allowed without a CORS header: pages of the server's own host need none.
 fn may(server: &Server, host: &str, origin: &str) {
     let answer = publish_from(server, host, &format!("Origin: {origin}\r\n"));
     assert_eq!((answer.status, answer.field(ALLOW)), (200, None), "{origin} to {host}");
 }
 
-/// An origin that may not, and whose page is not shown the answer.
+/// An origin that is refused, and whose page cannot read the response.
 fn may_not(server: &Server, host: &str, origin: &str) {
     let answer = publish_from(server, host, &format!("Origin: {origin}\r\n"));
     assert_eq!(answer.status, 403, "{origin} to {host}");
@@ -117,7 +118,7 @@ fn preflight_is_answered_by_origin_and_method() {
     // Not a page: what the path takes, and no more.
     let answer = client.ask(request("OPTIONS", "/v1/channels", ""));
     assert_eq!(answer.head, "HTTP/1.1 204 No Content\r\nAllow: GET, HEAD, OPTIONS");
-    // A browser asks first here too, and without a good answer its page would not hear that the name is none.
+    // A browser sends a preflight here too; without a good response its page could not read that the name is invalid.
     for path in ["/v1/publish/a%20b", "/sse/a%20b", "/v1/channels/%00/history"] {
         let asks = "Origin: https://app.example\r\nAccess-Control-Request-Method: POST\r\n";
         let answer = client.ask(request("OPTIONS", path, asks));
@@ -147,7 +148,7 @@ fn preflight_is_answered_by_origin_and_method() {
         let answer = Client::new(server.connect()).ask(request("OPTIONS", "/v1/publish/a", &foreign));
         assert_eq!(answer.field("Access-Control-Allow-Headers"), None, "{asked}");
     }
-    // What is not shared has no preflight.
+    // Paths that are not shared have no preflight.
     let asks = "Origin: https://app.example\r\nAccess-Control-Request-Method: GET\r\n";
     let answer = client.ask(request("OPTIONS", "/metrics", asks));
     assert_eq!(answer.head, "HTTP/1.1 204 No Content\r\nAllow: GET, HEAD, OPTIONS");
@@ -219,7 +220,7 @@ fn origin_star_allows_all_pages() {
         client.send(upgrade_with("/ws", &format!("Origin: {origin}\r\n")).as_bytes());
         assert!(client.head().starts_with("HTTP/1.1 101 "), "{origin}");
     }
-    // What no browser sends is repeated to nobody.
+    // Values that no browser sends are not mirrored.
     for origin in ["", "https://a.example\u{b}", "a b", "\u{e9}"] {
         let answer = publish_from(&server, "localhost", &format!("Origin: {origin}\r\n"));
         assert!(matches!(answer.status, 200 | 400), "{answer:?}");
@@ -321,7 +322,7 @@ fn foreign_page_gets_no_websocket() {
         assert_eq!(status(&format!("Origin: {origin}\r\n")), 403, "{origin}");
     }
     assert_eq!(status("Origin: http://localhost\r\nOrigin: http://localhost\r\n"), 403);
-    // Cookies are taken for nothing: they neither let in nor keep out.
+    // Cookies have no effect: they neither grant nor deny access.
     assert_eq!(status("Cookie: session=1\r\nOrigin: https://evil.example\r\n"), 403);
     let mut client = Client::new(server.connect());
     client.send(upgrade_with("/ws", "Origin: https://evil.example\r\n").as_bytes());

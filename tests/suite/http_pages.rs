@@ -1,4 +1,5 @@
-//! What the server tells of itself: pages of channels, pages of histories, counters.
+//! Channel lists, history pages and metrics. Real servers whose channels, messages and counters are known; the
+//! responses are compared whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +77,7 @@ fn channel_with_subscribers_or_messages_is_listed() {
     assert_eq!(channel(&mut client)["members"], 0);
     assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["a"]);
     assert_eq!(client.ask(get("/v1/channels/..%2fa")).status, 400);
-    // Without a history a channel is its members.
+    // Without a history a channel consists of its subscribers.
     let server = Server::start(&["--history-messages-max=0"]);
     let mut client = Client::new(server.connect());
     client.ask(publish("a", "x"));

@@ -1,4 +1,5 @@
-//! HTTP and time: connections that wait, clients that do not take their answers, and the drain.
+//! HTTP deadlines: connections without a request, clients that do not read responses, and the drain. In memory, where
+//! tests advance the time and limit the bytes that a peer reads; two tests use real sockets.
 
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,7 @@ fn started_head_has_the_handshake_timeout() {
     let answers = rig.answers(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "handshake_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
-    // Nothing at all on a new connection is no request.
+    // A new connection without any bytes is not a request.
     let silent = rig.connect(Behavior::Cooperative);
     rig.advance_ms(2_500);
     assert!(!rig.is_alive(silent) && rig.answers(silent).is_empty());
@@ -84,7 +85,7 @@ fn slow_reader_of_a_response_gets_it_and_the_next() {
     let id = rig.connect(Behavior::LimitedWrites(10_000));
     let next = publish("a", "x");
     rig.send(id, (get("/v1/channels/big/history") + &next + &next[..20]).as_bytes());
-    // In sips that take longer than a head may.
+    // In small reads that take longer than the head's timeout.
     rig.advance_ms(4_000);
     rig.set_behavior(id, Behavior::Stalled);
     rig.advance_ms(2_500);
@@ -133,7 +134,7 @@ fn body_timeout_starts_after_earlier_responses_were_read() {
     assert_eq!(rig.answers(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
 }
 
-/// How long 300 messages take to a member and back.
+/// The time that 300 messages take to a subscriber and back.
 fn round_trips(one: &mut Client, two: &mut Client) -> Duration {
     let start = Instant::now();
     for round in 0..300 {
@@ -158,7 +159,7 @@ fn slow_readers_of_large_responses_use_little_memory_and_delay_no_other() {
         .collect();
     let pair = |server: &Server| (server.join("/ws?echo=0"), server.join("/ws"));
     let (mut beside, mut alone) = (pair(&server), pair(&quiet));
-    // Side by side, since others use this machine too: whoever is delayed is so in every round.
+    // Both servers run at the same time, since the machine is shared: a delay affects every round of both.
     let ratios = (0..10).map(|_| {
         let beside = round_trips(&mut beside.0, &mut beside.1);
         beside.as_secs_f64() / round_trips(&mut alone.0, &mut alone.1).as_secs_f64()
@@ -215,7 +216,7 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     }
     assert_eq!(kept.ask(get("/healthz")).body, "ok\n");
     assert!(kept.ask(get("/metrics")).body.contains("oyez_messages_published_total{source=\"http\"} 0\n"));
-    // New streams are told when to come back.
+    // New streams get a retry delay.
     let mut events = idle;
     events.send(get("/sse/a").as_bytes());
     assert!(events.head().starts_with("HTTP/1.1 200 "));

@@ -1,5 +1,5 @@
-//! A server that is idle for weeks: its clock of 32 bits of milliseconds wraps, and nothing that was remembered before may
-//! look as if it were new. The loop sleeps for as long as the engine allows, as the real one does.
+//! A server that is idle for weeks: its 32-bit clock of milliseconds wraps, and no state recorded before may look
+//! new. In memory; the loop sleeps for as long as the engine allows, as the real one does.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ const DAY_MS: u32 = 24 * 60 * 60 * 1_000;
 /// Between half of the clock's span and all of it, an old time looks like one in the future.
 const DAYS: [u32; 4] = [1, 26, 40, 49];
 
-/// Lets days pass, with no event but the engine's own deadlines.
+/// Advances the time by days, with no event but the engine's own deadlines.
 fn idle(rig: &mut Rig, days: u32) {
     let mut turns = 0;
     for _ in 0..days {

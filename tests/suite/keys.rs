@@ -1,4 +1,5 @@
-//! Key files: what is read, and what is said about the others.
+//! Key files: which formats are read, and which error names the others. Keys made by openssl, damaged at random
+//! bytes, converted and combined.
 
 use oyez::access::keys::{BadKey, Keys, SECRET_BYTES_MIN, SigningKey};
 use serde_json::{Value, json};
@@ -63,7 +64,7 @@ fn public_key_pem_is_read() {
     check(&ed.replace("-----END PUBLIC KEY-----", ""), BadKey::NoPem, "PEM");
 }
 
-/// Whatever is done to the bytes of a key, it is read, or refused, and nothing else.
+/// A damaged key is read or refused; parsing never panics.
 #[test]
 fn damaged_key_is_read_or_refused() {
     use rustls::pki_types::SubjectPublicKeyInfoDer;

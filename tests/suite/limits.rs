@@ -1,4 +1,5 @@
-//! Limits on people: connections and handshakes of an address, messages and bytes of a connection.
+//! Rate limits and connection limits: connections and handshakes per address, messages and bytes per connection. In
+//! memory, where tests advance the time and choose addresses; two floods run against a real server.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -174,7 +175,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
         assert_eq!(rig.answers(id)[0].status, 429);
         assert!(rig.pipe(id).outgoing_ended);
     }
-    // A peer that sends its end of file is no longer there to be told.
+    // A peer that sends its end of file cannot receive a response.
     let gone = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send_eof(gone);
     rig.advance_ms(10_000);
@@ -183,8 +184,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 3);
 }
 
-/// Whoever floods the server from one address takes the place of nobody else, among those either who are told
-/// that there is no room.
+/// A flood from one address takes no capacity from others, nor from the slots for refused clients.
 #[test]
 fn flood_from_one_address_refuses_no_other() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
@@ -204,7 +204,7 @@ fn flood_from_one_address_refuses_no_other() {
     assert_eq!(rig.engine.turned_away(), 0);
     assert!(!rig.is_alive(first), "its time was up too");
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 1_000);
-    // All are counted out, whatever they ended of.
+    // All are subtracted, whatever ended them.
     let again = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send(again, get("/healthz").as_bytes());
     rig.turn();
@@ -217,7 +217,7 @@ fn handshake_over_the_address_rate_gets_429() {
     let start = Instant::now();
     let answers: Vec<_> = (0..8).map(|_| Client::new(server.connect()).ask(get("/healthz"))).collect();
     let refused = answers.iter().filter(|answer| answer.status == 429).count();
-    // On a busy machine a permit may have come back meanwhile.
+    // On a busy machine a permit may have been refilled meanwhile.
     let came_back = start.elapsed().as_millis() as usize / 200;
     assert!((3 - came_back.min(3)..=3).contains(&refused), "{refused} after {:?}", start.elapsed());
     if let Some(answer) = answers.iter().find(|answer| answer.status == 429) {
@@ -246,8 +246,8 @@ fn handshake_permits_refill_with_time() {
     assert_eq!(counted(&rig, Limit::Handshakes), 2);
 }
 
-/// Behind a proxy it is the client's address that counts, in WebSockets and streams; the proxy may come as often
-/// as it likes.
+/// With a proxy the limit applies to the client's address, in WebSockets and streams; the proxy may connect any
+/// number of times.
 #[test]
 fn address_limits_with_a_proxy_apply_to_the_client() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
@@ -324,7 +324,7 @@ fn raw_publisher_over_the_rate_is_closed_with_4101() {
     let (code, reason) = member.closed_in_the_end_with();
     assert_eq!(code, 4101);
     assert!((1..=334).contains(&retry_ms(&reason)), "{reason}");
-    // What was within the limit has been published, and nothing behind it.
+    // Messages within the limit are published, and none after it.
     (0..3).for_each(|_| assert_eq!(listener.text(), "x"));
     listener.receives_nothing();
     assert_eq!(limited(&server, "messages"), 1);
@@ -352,7 +352,7 @@ fn v1_publisher_over_the_rate_gets_an_error_for_the_message() {
     let message = error["message"].as_str().unwrap();
     let wait: u64 = message.split("retry_ms=").nth(1).unwrap().parse().unwrap();
     assert!((1..=500).contains(&wait), "{message}");
-    // The conversation goes on, and after that time so does publishing.
+    // The connection stays open, and after that time publishing works again.
     client.send_text("{\"type\":\"ping\"}");
     assert_eq!(said(&mut client)["type"], "pong");
     thread::sleep(Duration::from_millis(wait + 5));
@@ -391,7 +391,7 @@ fn publisher_over_the_byte_rate_is_refused() {
     assert_eq!(code, 4101);
     assert!((1..=466).contains(&retry_ms(&reason)), "{reason}");
     assert_eq!(limited(&server, "bytes"), 1);
-    // A message of more than a second's worth waits for a full bucket, and not for ever.
+    // A message of more than a second's worth waits for a full bucket, not longer.
     let mut client = Client::new(server.connect());
     let large = "x".repeat(5_000);
     let publish_large = || post("/v1/publish/a", "", &large);

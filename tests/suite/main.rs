@@ -1,4 +1,4 @@
-//! The features of Oyez, tested through the real binary and through the library; one module a feature.
+//! Integration tests of Oyez through the real binary and through the library, one module per feature.
 
 // A test binary exports nothing; `pub` here means "to the other modules".
 #![allow(unreachable_pub)]

@@ -148,7 +148,7 @@ fn large_connections_are_closed_from_85_percent_and_idle_subscribers_stay() {
     assert_eq!(rig.engine.metrics.memory_debtors_closed, 0, "not before 85 percent");
     rig.used_bytes = 85 * MIB;
     rig.turn();
-    // 5 MiB are more than the 4.25 MB that all of them hold.
+    // 5 MiB are more than the 4.25 MB that all of them use together.
     assert_eq!(rig.engine.metrics.memory_debtors_closed, 4);
     for id in debtors {
         assert!(is_slow(&mut rig, id));
@@ -183,7 +183,7 @@ fn small_connections_are_never_closed() {
         rig.pipe(id).behavior = Behavior::Stalled;
     }
     let publisher = rig.connect(Behavior::Cooperative);
-    // One piece that all of them share, and one head that has begun.
+    // One piece that all of them share, and one started response head.
     rig.send(publisher, publish("a", &"x".repeat(50_000)).as_bytes());
     rig.run_until_idle();
     let half_head = rig.connect(Behavior::Cooperative);
@@ -487,7 +487,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
     }
     let answer = answer.expect("a refusal");
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
-    // Those who are there stay, and are served.
+    // Existing connections stay and are served.
     healthy.subscribers[0].send_text("still here");
     for one in &mut healthy.subscribers {
         assert_eq!(one.text(), "still here");

@@ -1,12 +1,11 @@
-//! The engine over mean transports, against a simple model of who must get what.
+//! The engine over random transports, against a model of which message each client must receive.
 //!
-//! The model: a witness on each channel, whose transport is kind, hears the one order of its messages.
-//! Every other member must hear a stretch of that order without a hole, less its own messages if it
-//! declined its echo; the stretch begins no later than the moment at which its handshake was answered,
-//! and ends no earlier than its own close.
+//! A cooperative witness on each channel receives the one order of its messages. Every other subscriber must receive
+//! a contiguous part of that order, without its own messages if it disabled echo; the part begins no later than the
+//! turn that answered its handshake, and ends no earlier than its close.
 //!
-//! Some members are streams of events, which say nothing; and some who publish are clients of HTTP, which
-//! hear nothing of it, but must be answered each request in its order.
+//! Some subscribers are event streams, which send nothing; some publishers are HTTP clients, which receive no
+//! messages, but must get each response in order.
 
 use data_encoding::BASE64;
 use oyez::config::Limits;
@@ -33,7 +32,7 @@ enum Step {
     Pass,
 }
 
-/// How a client comes in.
+/// The transport of a client.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Socket { echo: bool },
@@ -78,7 +77,7 @@ struct Peer {
     due: Vec<&'static str>,
     answered: Vec<&'static str>,
     end: Option<Ending>,
-    /// How much the witness had heard when the handshake's answer was seen.
+    /// The number of messages that the witness had received when the handshake's response was seen.
     joined_at: Option<usize>,
     bytes: Vec<u8>,
     /// What the chunks of an event stream hold.
@@ -125,7 +124,7 @@ impl Peer {
         }
     }
 
-    /// Looks at what has come.
+    /// Parses the received bytes.
     fn look(&mut self, rig: &mut Rig, witnessed: usize) {
         self.bytes.append(&mut rig.pipe(self.id).outgoing);
         if self.way == Way::Posts {
@@ -208,7 +207,7 @@ struct World {
 impl World {
     fn new() -> World {
         let limits = Limits {
-            // Of a few messages: publishers are paused for as long as it takes, and nobody is cut.
+            // A few messages: publishers are paused as long as needed, and no client is closed.
             outbox_bytes_max: 64 << 10,
             publish_pause_ms: 1_000_000,
             slow_timeout_ms: 1_000_000,

@@ -157,7 +157,7 @@ fn messages_alternating_between_channels_are_one_write() {
     }
 }
 
-/// A subscription costs no hand-out: all subscribers get the messages before and after it as one piece.
+/// A subscription does not split a batch: all subscribers get the messages before and after it as one piece.
 #[test]
 fn subscription_between_messages_keeps_them_one_piece() {
     for since in [json!(null), json!("latest"), json!("earliest")] {

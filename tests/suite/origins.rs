@@ -1,9 +1,10 @@
-//! Origins against a simple model: parts that are put together, and compared as parts.
+//! Origin matching against a model. Random origins are built from parts and compared part by part; random bytes must
+//! never panic.
 
 use oyez::access::origin::{OriginPattern, OriginVerdict, judge};
 use proptest::prelude::*;
 
-/// What an origin is made of. Few choices, so that equal ones meet.
+/// The parts of an origin; few choices, so that equal ones occur.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Parts {
     scheme: &'static str,
@@ -69,7 +70,7 @@ proptest! {
             };
             host && origin.scheme == parts.scheme && origin.real_port() == parts.real_port()
         });
-        // A Host without a port stands for the port of the scheme that the page has.
+        // A `Host` without a port has the default port of the page's scheme.
         let same_port = match server.port {
             None => origin.real_port() == if origin.scheme == "https" { 443 } else { 80 },
             Some(port) => origin.real_port() == port,
@@ -85,7 +86,7 @@ proptest! {
         prop_assert_eq!(verdict(&text, &server.with_port(&server.host()), &patterns), expected);
     }
 
-    /// Whatever is put in, before or behind a good origin makes another of it.
+    /// Any bytes added before or after a valid origin make it another origin.
     #[test]
     fn origin_with_added_bytes_is_another(
         origin in parts(),

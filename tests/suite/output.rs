@@ -1,5 +1,5 @@
-//! Commands whose output cannot be written: each is run with standard output or standard error on a pipe whose reader
-//! is gone, or on a full disk, and ends with the status that it would have had anyway.
+//! Commands whose output cannot be written. Each is run with standard output or standard error on a pipe without a
+//! reader, or on a full disk, and must end with its usual status.
 
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

@@ -1,4 +1,5 @@
-//! Who is behind a trusted proxy: the PROXY protocol, `X-Forwarded-For`, and those who only say so.
+//! Client addresses from trusted proxies: the PROXY protocol and `X-Forwarded-For`. In memory, with headers split at
+//! every byte and deadlines advanced by hand; a real server shows the addresses in its log.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::support::process::{Server, oyez};
 use crate::support::rig::{Behavior, Rig, Rng};
 use crate::support::tls::Identity;
 
-/// A header for 203.0.113.9:4711, with additions behind the addresses as haproxy and load balancers make them.
+/// A header for 203.0.113.9:4711, with extensions after the addresses as HAProxy and load balancers append them.
 fn header() -> Vec<u8> {
     let addresses = [203, 0, 113, 9, 10, 0, 0, 1, 0x12, 0x67, 0x1f, 0x90, 4, 0, 2, 7, 7];
     [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x11"[..], &addresses].concat()
@@ -121,7 +122,7 @@ fn unfinished_proxy_header_has_the_handshake_timeout() {
     rig.advance_ms(600);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::HandshakeTimeout), 1);
-    // Nor does the header give the head more: both have to come in the same time.
+    // The header does not extend the head's deadline: both have to arrive in the same time.
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.advance_ms(4_000);
     rig.send(id, &header());
@@ -189,7 +190,7 @@ fn eof_around_a_proxy_header_ends_the_connection() {
 
 #[test]
 fn log_names_the_proxied_client() {
-    // By itself, and not behind anything of the tests: the header has to be the first that comes.
+    // Connects without the test tunnel: the header has to be the first bytes.
     let flags = ["serve", "--listen=127.0.0.1:0", "--trusted-proxy=127.0.0.0/8", "--proxy-protocol"];
     let server = Server::start_command(oyez(&flags));
     let mut client = Client::new(server.connect());
@@ -205,7 +206,7 @@ fn log_names_the_proxied_client() {
     drop(client);
     let mut client = Client::new(server.connect());
     client.send(get("/healthz").as_bytes());
-    // Not even an answer; what was not read makes the end a reset.
+    // No response at all; unread bytes make the end a reset.
     assert!(matches!(client.stream.read(&mut [0; 64]), Ok(0) | Err(_)));
     let log = server.stop();
     assert!(log.contains("close peer=203.0.113.9:4711 reason=peer_closed"), "{log}");
@@ -247,16 +248,16 @@ fn proxied_websocket_and_stream_have_the_forwarded_client() {
     let stream = |forwarded: &str| request("GET", "/sse/a", &format!("X-Forwarded-For: {forwarded}\r\n"));
     assert_eq!(peer_after("10.0.0.1", upgrade_for("203.0.113.9")), "203.0.113.9");
     assert_eq!(peer_after("10.0.0.1", stream("203.0.113.9")), "203.0.113.9");
-    // What the client itself has written stands on the left.
+    // Values written by the client are on the left.
     assert_eq!(peer_after("10.0.0.1", upgrade_for("192.0.2.66, 203.0.113.9, 10.0.0.7")), "203.0.113.9");
     assert_eq!(
         peer_after("10.0.0.1", upgrade_for("192.0.2.66\r\nX-Forwarded-For: 203.0.113.9")),
         "203.0.113.9"
     );
-    // Nobody else is believed.
+    // Headers of other peers are ignored.
     assert_eq!(peer_after("203.0.113.66", upgrade_for("192.0.2.66")), "203.0.113.66:1");
     assert_eq!(peer_after("203.0.113.66", upgrade_for("10.0.0.1")), "203.0.113.66:1");
-    // A proxy without the line, or with a bad one, speaks for itself.
+    // A proxy that sends no line or an invalid one is identified by its address.
     assert_eq!(peer_after("10.0.0.1", frames::upgrade("/ws")), "10.0.0.1:1");
     assert_eq!(peer_after("10.0.0.1", upgrade_for("unknown")), "10.0.0.1:1");
 }

@@ -1,5 +1,5 @@
-//! Listings, history pages and metrics: responses in slices, one slice per connection, and a bounded amount of work in each
-//! turn. In memory, where turns can be counted and peers take as few bytes as they like; what memory a process takes is
+//! Listings, history pages and metrics: responses in slices, one slice per connection, with a bounded amount of work
+//! in each turn. In memory, where turns are counted and peers read as few bytes as needed; the memory of a process is
 //! measured with the real server.
 
 use std::io::Read;

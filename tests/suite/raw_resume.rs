@@ -12,7 +12,7 @@ use crate::support::frames::{self, CLOSE};
 use crate::support::guarded::{claims, sign, verifier};
 use crate::support::rig::{Behavior, Rig};
 
-/// No deadline sends anything meanwhile.
+/// No deadline expires during these tests.
 fn limits() -> Limits {
     Limits { ping_interval_ms: 0, ..Limits::default() }
 }

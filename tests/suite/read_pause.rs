@@ -1,7 +1,7 @@
-//! Reads depend on writes: a client whose answers wait is not read on before it has taken them.
+//! Reads depend on writes: a client with pending responses is not read until it has received them.
 //!
-//! In memory, with pipes that take nothing or little: what the engine has read of a pipe can be counted, and time is
-//! moved by hand. One test runs the attack for which the rule exists against the real server.
+//! In memory, with pipes that accept no or few bytes: the bytes that the engine has read can be counted, and tests
+//! advance the time. One test runs the attack that the rule prevents against the real server.
 
 use oyez::close::Reason;
 use oyez::config::Limits;
@@ -27,7 +27,7 @@ fn publish_command(channel: &str, text: &str) -> Vec<u8> {
     frames::masked(TEXT, command.as_bytes())
 }
 
-/// A client that has been answered and did not take it.
+/// A client that was answered and did not read the response.
 fn paused(rig: &mut Rig) -> SlotId {
     let id = join(rig, "/ws");
     rig.set_behavior(id, Behavior::Stalled);

@@ -1,6 +1,5 @@
-//! Replays of large messages and of many subscribers at once: each encoding is shared and bounded in total, and a turn's
-//! work is bounded. Most of it in memory, turn by turn, where turns can be counted; what memory a process takes is
-//! measured with the real server.
+//! Replays of large messages and of many subscribers at once: each encoding is shared and bounded in total, and a
+//! turn's work is bounded. Mostly in memory, turn by turn; the memory of a process is measured with the real server.
 
 use std::time::{Duration, Instant};
 
@@ -92,7 +91,7 @@ fn replay_over_the_encoding_limit_waits_until_another_is_read() {
     rig.run_until_idle();
     let others = [(); 2].map(|()| connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative));
     let same = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Cooperative);
-    // That it settles says that the loop would sleep.
+    // Reaching idle means that the loop would sleep.
     rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 2);
     assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() < 1_000));

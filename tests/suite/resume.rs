@@ -1,10 +1,10 @@
-//! **No loss unannounced**, against a simple model: what each channel was sent, and how far each client is.
+//! **No unannounced loss**, against a model of each channel's messages and each client's position.
 //!
-//! Clients of `oyez.v1` come with the cursors that they have reached, over mean transports, while others
-//! publish, histories run over and grow old, and the server begins a new log. Each must hear its channels'
-//! messages by number, without a hole and without a double, unless a gap says so in that very place; and
-//! in the end all must have come as far as the channel. **No false gap**: what a gap says was evicted was published, and
-//! a channel that never had a message has no gaps, whatever other channels end meanwhile.
+//! `oyez.v1` clients resume with their cursors over random transports, while others publish, histories overflow and
+//! expire, and the server starts a new log. Each client must receive its channels' messages by number without a hole
+//! and without a duplicate, unless a gap announces the loss in that place; in the end all must have reached the end
+//! of the channel. **No false gap**: messages reported as evicted were published, and a channel that never had a
+//! message has no gaps, whichever other channels end meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -50,14 +50,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// How far a client is in one channel.
+/// A client's position in one channel.
 #[derive(Clone, Debug, Default)]
 struct Progress {
-    /// The cursor that it would come back with.
+    /// The cursor with which it would resume.
     cursor: Option<String>,
-    /// The number of the last message, while what comes next is known to be the next number.
+    /// The number of the last message, while the next message must have the next number.
     number: Option<u64>,
-    /// A gap was announced, of so many messages if that is known.
+    /// A gap was announced, with the number of missed messages if known.
     gap: Option<Option<u64>>,
     is_member: bool,
 }
@@ -67,17 +67,17 @@ struct Client {
     id: Option<SlotId>,
     bytes: Vec<u8>,
     has_head: bool,
-    /// It was slow by design, so that a close is no surprise.
+    /// It was slow on purpose, so a close is expected.
     was_stalled: bool,
     progress: HashMap<&'static str, Progress>,
 }
 
-/// What was published since the log began.
+/// Messages published since the log began.
 #[derive(Default)]
 struct Log {
     /// How many messages each channel has had.
     counts: HashMap<&'static str, u64>,
-    /// By id: which message of its channel, and what it says.
+    /// By id: the number within its channel, and the text.
     messages: HashMap<String, (u64, String)>,
     /// By channel: the numbers of its messages in the log.
     seqs: HashMap<&'static str, Vec<u64>>,
@@ -92,7 +92,7 @@ struct World {
     epoch: u64,
     publisher: SlotId,
     clients: Vec<Client>,
-    /// What was published and not acknowledged.
+    /// Messages published and not acknowledged.
     pending: VecDeque<(&'static str, String)>,
     log: Log,
     published: usize,
@@ -152,7 +152,7 @@ impl World {
             Step::Turn => self.rig.turn(),
             Step::Pass { millis } => self.rig.advance_ms(millis),
             Step::Restart => {
-                // What was on its way to the server is published, what was on its way to clients is lost.
+                // Messages in flight to the server are published; messages in flight to clients are lost.
                 self.rig.run_until_idle();
                 self.look();
                 self.epoch += 1;
@@ -197,10 +197,10 @@ impl World {
             }
         }
         self.rig.run_until_idle();
-        // The time in which a close that nobody answers is over.
+        // The time after which an unanswered close ends.
         self.rig.advance_ms(1_000);
         self.look();
-        // Who was let go comes back, and must then be where the others are.
+        // Closed clients reconnect, and must then reach the same position as the others.
         for client in &mut self.clients {
             client.connect(&mut self.rig, Behavior::Cooperative);
         }
@@ -220,7 +220,7 @@ impl World {
     }
 }
 
-/// A kind member of no channel.
+/// A cooperative subscriber of no channel.
 fn open(rig: &mut Rig) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
     rig.send(id, upgrade("/ws").as_bytes());

@@ -1,5 +1,5 @@
-//! Shares: one connection, person or address cannot use up a common resource. Driven turn by turn; a share that was
-//! used up comes back when what was taken ends.
+//! Shares: one connection, user or address cannot exhaust a common resource. Driven turn by turn; an exhausted share
+//! is refilled when its resources are released.
 
 use std::net::SocketAddr;
 
@@ -30,7 +30,7 @@ fn open(rig: &mut Rig) -> SlotId {
     id
 }
 
-/// The type of the answer, or the code of an error.
+/// The type of the response, or the code of an error.
 fn ask(rig: &mut Rig, id: SlotId, request: &Value) -> String {
     rig.send_text(id, &request.to_string());
     rig.run_until_idle();

@@ -1,4 +1,6 @@
-//! Consumers that do not read, and the others, who are served.
+//! Slow consumers: subscribers that do not read, or read too slowly, are closed with 4102 or skip messages, and all
+//! others are served. In memory, where tests choose the bytes that a peer reads and advance the time; on real sockets
+//! for the kernel's buffers.
 
 use oyez::access::gate::Gate;
 use oyez::close::Reason;
@@ -28,7 +30,7 @@ fn outbox_over_the_limit_is_closed_with_4102() {
         rig.run_until_idle();
     }
     assert_eq!(rig.frames(member).len(), 8, "the others are served");
-    // What was begun is finished, the rest dropped, and the close frame finds its way.
+    // The started frame is finished, the rest is dropped, and the close frame is sent.
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
     let got = rig.frames(slow);
@@ -134,7 +136,7 @@ fn slot_has_one_write_per_turn() {
     assert_eq!(rig.pipe(member).writes - before, 0);
 }
 
-/// What they say is more than is kept before it is published.
+/// They publish more than is stored before it is fanned out.
 #[test]
 fn slot_has_one_write_when_many_publish_in_one_turn() {
     let mut rig = Rig::new(Limits::default());
@@ -206,7 +208,7 @@ fn stalled_subscribers_by_the_hundred_share_pending_frames() {
         assert!(member.text().starts_with(&format!("{round} ")));
         peak = peak.max(server.rss_kib());
     }
-    // Each on its own would keep 150 MiB; a frame that waits 300 times is one frame.
+    // Separate copies would take 150 MiB; a frame that is queued 300 times is one frame.
     assert!(peak < 32 << 10, "{peak} KiB");
     drop((stalled, sender, member));
     assert_eq!(counter(&server.stop(), "closed_slow"), 300);
@@ -219,7 +221,7 @@ fn skipping_subscriber_on_a_socket_gets_the_rest() {
     let (mut sender, member) = overrun(&server);
     let mut read = 0;
     loop {
-        // Skipped like all others, until what waits has been read.
+        // Skipped like all others, until the queued bytes have been read.
         sender.send_text("caught up");
         if slow.text() == "caught up" {
             break;
@@ -380,7 +382,7 @@ fn close_frame_among_pipelined_commands_is_last() {
     rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     rig.set_behavior(id, Behavior::Stalled);
-    // Its outbox runs over in the turn in which all of this is read.
+    // Its outbox overflows in the turn in which all of this is read.
     let say = |text: &str| frames::masked(TEXT, text.as_bytes());
     let publish = |channel: &str| {
         say(&json!({"type": "publish", "ch": channel, "text": "x".repeat(15_000)}).to_string())
@@ -398,7 +400,7 @@ fn close_frame_among_pipelined_commands_is_last() {
     assert_eq!(got.last().unwrap().close_code(), (4102, "slow".into()), "of {}", got.len());
 }
 
-/// A trickle: it takes a little in each second, and never nothing for as long as the timeout.
+/// A trickle: it reads a little in each second, never pausing as long as the timeout.
 fn sip_for_20_seconds(rig: &mut Rig, id: SlotId, bytes_per_second: usize) {
     rig.set_behavior(id, Behavior::Stalled);
     for _ in 0..20 {
@@ -470,7 +472,7 @@ fn trickle_without_minimum_rate_is_progress() {
     assert!(rig.is_alive(slow));
 }
 
-/// A turn may have more to say than an outbox holds: a subscriber that reads is written to before it is judged.
+/// A turn may queue more than an outbox holds: a subscriber that reads is written to before its limit is checked.
 #[test]
 fn subscriber_of_two_channels_with_a_large_turn_is_not_slow() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
@@ -540,7 +542,7 @@ fn v1_client_answered_while_catching_up_after_skip_misses_nothing() {
         rig.pipe(slow).outgoing.clear();
         rig.pipe(slow).behavior = Behavior::Stalled;
         publish_ten(&mut rig, sender);
-        // It takes what waits in sips, and says something after each of them.
+        // It reads its queue in small steps, and sends a request after each of them.
         let requests = [
             json!({"type": "ping"}),
             json!({"type": "publish", "ch": "b", "text": "x"}),

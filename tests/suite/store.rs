@@ -1,4 +1,6 @@
-//! The history that outlives the process: `--history-file`.
+//! `--history-file`: the history that survives the process. Real servers are stopped, killed and restarted, and their
+//! files damaged, moved and filled; through the library, clocks jump. Every acknowledged message must be there, or
+//! its loss be reported.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -27,7 +29,7 @@ use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
 use crate::support::rig::Rng;
 use crate::v1::upgrade;
 
-/// A folder that is gone when the test is.
+/// A folder that is removed when the test ends.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -96,7 +98,7 @@ fn all_of(server: &Server, channel: &str) -> Vec<Value> {
     loop {
         let since = messages.last().map_or("earliest", |last| last["id"].as_str().unwrap());
         let page = history(server, channel, &format!("{since}&limit=1000"));
-        // Of the first page, that messages were evicted before it.
+        // Asserts of the first page that messages before it were evicted.
         assert!(page["gap"].is_null() || since == "earliest" && page["gap"]["why"] == "evicted", "{page}");
         match page["messages"].as_array().unwrap() {
             more if more.is_empty() => return messages,
@@ -134,7 +136,7 @@ impl Member {
 #[test]
 fn history_after_sigterm_is_complete() {
     let folder = Folder::new();
-    // What SIGTERM finds unwritten would be for half a minute.
+    // Without SIGTERM, messages would stay unwritten for half a minute.
     let server = folder.serve(&["--history-sync-ms=60000"]);
     let mut member = Member::join(&server);
     member.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
@@ -200,7 +202,7 @@ fn drained_clients_that_reconnect_miss_nothing() {
         for number in 0..5 {
             publish(&server, "a", &format!("{round} {number}"));
         }
-        // Something is published that it has not heard when the connection ends.
+        // A message is published that it has not received when the connection ends.
         while seen.len() < round * 10 + 5 {
             let message = member.hear();
             assert_ne!(message["type"], "gap", "{message}");
@@ -245,13 +247,13 @@ fn publisher_after_restart_is_not_taken_for_an_earlier_client() {
     drop(sender);
     server.stop();
     let server = folder.serve(&[]);
-    // It is the first connection too, and does not hear itself.
+    // It is the first connection too, and does not receive its own messages.
     let mut member = server.join("/ws/a?echo=0&since=earliest");
     assert_eq!(member.text(), "from the first connection");
 }
 
-/// Publishes by `oyez.v1` on two channels until the server is gone; each acknowledged id with its text and
-/// when that came.
+/// Publishes over `oyez.v1` on two channels until the server is gone; returns each acknowledged id with its text and
+/// time.
 fn publish_until_killed(server: &Server, run: usize, rng: &mut Rng) -> Vec<(String, String, Instant)> {
     let mut member = Member::join(server);
     let kill_at = Instant::now() + Duration::from_millis(50 + rng.below(700));
@@ -421,7 +423,7 @@ fn history_with_smaller_limits_keeps_the_last_messages() {
     assert_eq!(id.split('-').nth(1), Some("21"));
 }
 
-/// What a server that does not start says.
+/// The error of a server that does not start.
 fn refuses(path: &Path, before: &str) -> String {
     let path = path.to_str().unwrap();
     let serve = oyez(&["serve", "--listen=127.0.0.1:0", "--history-file", path]);
@@ -609,7 +611,8 @@ fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
     let start = Instant::now();
     loop {
         match store::open(&file, &Limits::default(), times(0), stamp) {
-            // A process that another test is about to start has our descriptors for a moment, and with them the lock.
+            // A process that another test is about to start shares our descriptors for a short time, and with them
+            // the lock.
             Err(error) if error.to_string().contains("uses it") && start.elapsed() < TEST_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -703,7 +706,7 @@ fn killed_run_without_writes_is_an_unclean_shutdown() {
     finish(opened, 10, NOON);
     let opened = open(&folder.file(), NOON).unwrap();
     assert_eq!((opened.hub.head().epoch, opened.clients), (epoch, Some(77)), "all goes on");
-    // It may have given out ids that are not in the file.
+    // It may have assigned ids that are not in the file.
     drop(opened);
     await_unlocked(&folder.file());
     let opened = open(&folder.file(), NOON).unwrap();
@@ -749,7 +752,7 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
     (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts, epoch)
 }
 
-/// A damaged file is refused, or what it gives is true, and all; the damage is where nothing was.
+/// A damaged file is refused, or all messages that it yields are true; the damage was in unused bytes.
 fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
     let folder = Folder::new();
     fs::write(folder.file(), bytes).unwrap();
@@ -776,7 +779,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool,
     assert_eq!(count, texts.len(), "{what}: it was safe on the disk, and is missing");
     assert_eq!(hub.head().seq, texts.len() as u64, "{what}");
     assert_eq!(hub.head().epoch == epoch, is_clean, "{what}");
-    // What was written since stands where it can be read.
+    // Later writes are stored in a readable place.
     drop(store);
     await_unlocked(&folder.file());
     let again = open(&folder.file(), later(NOON, 250_000)).unwrap_or_else(|error| panic!("{what}: {error}"));

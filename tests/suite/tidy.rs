@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The floor of each module, lowest first; a module imports only from floors below its own.
 const FLOORS: [&[&str]; 9] = [
     &["config", "ids", "moment"],
-    // Words that are made of others: a close tells of a gap, and each close has a counter.
+    // Modules that combine others: a close reports a gap, and each close has a counter.
     &["close"],
     &["metrics"],
     &["wire", "access"],

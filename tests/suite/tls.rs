@@ -1,4 +1,5 @@
-//! TLS on the real server, seen by OpenSSL: what is spoken, what is refused, what the files are told.
+//! TLS on the real server, tested with OpenSSL: accepted versions and suites, certificate files, reload at SIGHUP,
+//! and memory of idle connections.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::support::frames;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::tls::{Identity, Tunnel};
 
-/// A request whose answer is the last.
+/// A request after which the server closes.
 const LAST: &str = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// What `openssl s_client` prints when it sends `input` and waits for the server's end.
@@ -53,7 +54,7 @@ fn tls_1_2_and_1_3_are_accepted_and_older_versions_refused() {
         let said = ask(&server, &identity, &[flag, "-cipher", "ALL:@SECLEVEL=0"]);
         assert!(said.contains(" alert ") && said.contains("Cipher is (NONE)"), "{said}");
     }
-    // SSL 3.0, which nobody has in a library any more.
+    // SSL 3.0, which current libraries do not implement.
     let mut hello = vec![22, 3, 0, 0, 45, 1, 0, 0, 41, 3, 0];
     hello.extend([7; 32]);
     hello.extend([0, 0, 2, 0, 5, 1, 0]);
@@ -93,7 +94,7 @@ fn alpn_selects_http_1_1() {
     assert!(said.contains("alert no application protocol"), "{said}");
 }
 
-/// Two connections, the second with the first's session; was it taken?
+/// Two connections, the second with the first's session; returns true if it was resumed.
 fn is_resumed(server: &Server, identity: &Identity, arguments: &[&str]) -> bool {
     let session = identity.file("session");
     let path = session.to_str().unwrap();
@@ -317,7 +318,7 @@ fn sighup_loads_the_new_certificate_and_keeps_connections() {
     stays.join("/ws");
     let old_certificate = std::fs::read_to_string(identity.certificate()).unwrap();
 
-    // Good files take effect for those who come; who is there stays.
+    // Valid files take effect for new connections; existing connections stay.
     identity.replace_with(&renewed);
     reload(&server, &renewed);
     stays.send_text("still here");
@@ -342,7 +343,7 @@ fn sighup_loads_the_new_certificate_and_keeps_connections() {
     assert!(!log.contains("tls_failed why=internal"), "{log}");
 }
 
-/// Sends SIGHUP, and waits until clients that trust only `identity` can come in.
+/// Sends SIGHUP, and waits until clients that trust only `identity` can connect.
 fn reload(server: &Server, identity: &Identity) {
     server.signal("HUP");
     let start = std::time::Instant::now();
@@ -375,7 +376,7 @@ fn idle_connection_keeps_no_buffer() {
     let server = Server::start_tls(&identity, &["--history-messages-max=0"]);
     let tunnel = Tunnel::start(server.address, Identity::copy(&identity));
     let payload = vec![b'x'; 60_000];
-    // The table and the buffers of the loop are not what is measured.
+    // The slot table and the loop's buffers are not measured.
     let mut clients = Vec::new();
     let mut grow = |count: usize| {
         for number in 0..count {
@@ -403,7 +404,7 @@ fn pub_and_sub_connect_over_tls() {
     let ca = identity.certificate();
     let ca = ca.to_str().unwrap();
     let mut sub = run(&["sub", "prices", "--count=1001", "--tls-ca", ca]).spawn().unwrap();
-    // Its first words come when it is connected.
+    // Its first output is written when it is connected.
     let mut first = [0; 1];
     sub.stderr.as_mut().unwrap().read_exact(&mut first).unwrap();
     let lines: Vec<String> = (0..1_000).map(|number| format!("{number} {}", "x".repeat(number))).collect();
@@ -419,7 +420,7 @@ fn pub_and_sub_connect_over_tls() {
         lines.iter().map(String::as_str).chain(["the last"]).collect::<Vec<_>>()
     );
 
-    // Nobody to trust is no reason to come back.
+    // An untrusted certificate is no reason to reconnect.
     for command in [&["pub", "prices", "x"][..], &["sub", "prices"]] {
         let output = run(command).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

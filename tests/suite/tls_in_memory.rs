@@ -1,4 +1,5 @@
-//! TLS over the mean little transport: cut at every byte, blocked at every byte, broken at every byte.
+//! TLS over transports in memory: ciphertext split, blocked and corrupted at every byte, and handshakes, key updates
+//! and floods counted turn by turn.
 
 use std::io::{Read, Write};
 use std::rc::Rc;
@@ -72,7 +73,7 @@ impl Tls {
         self.rig.turn();
     }
 
-    /// Turns until neither side has anything to say.
+    /// Runs turns until neither side has anything to send.
     fn run_until_idle(&mut self, peer: &mut Peer) {
         for _ in 0..10_000 {
             let said = peer.say();
@@ -113,7 +114,7 @@ impl Peer {
         self.session.writer().write_all(bytes).unwrap();
     }
 
-    /// What it sends, as ciphertext.
+    /// Its bytes as ciphertext.
     fn say(&mut self) -> Vec<u8> {
         let mut out = Vec::new();
         while self.session.wants_write() {
@@ -122,7 +123,7 @@ impl Peer {
         out
     }
 
-    /// Takes what it was sent.
+    /// Reads the ciphertext that it was sent.
     fn hear(&mut self, rig: &mut Rig<Box<Secured<Pipe>>>) {
         let sent = std::mem::take(&mut rig.pipe(self.id).outgoing);
         let mut rest = &sent[..];
@@ -156,7 +157,7 @@ fn session() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Runs a whole session, the client's bytes in pieces as `cut` makes them; what the client got.
+/// Runs a whole session, the client's bytes split by `cut`; returns the bytes that the client received.
 fn run(tls: &mut Tls, behavior: Behavior, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -> Vec<u8> {
     let mut peer = tls.connect(behavior);
     let mut parts = session().into_iter();
@@ -230,7 +231,7 @@ fn session_over_a_random_transport_has_the_same_transcript() {
 
 #[test]
 fn record_larger_than_the_read_buffer_needs_no_second_event() {
-    // One record of 16 KiB, and 512 bytes of room for it: the rest lies in no socket.
+    // One record of 16 KiB, and 512 bytes of space for it: the rest is in no socket.
     let limits = Limits { read_bytes_per_connection: 512, reads_per_connection: 1, ..Limits::default() };
     for version in [&TLS12, &TLS13] {
         let mut tls = Tls::new(version, limits.clone(), 8);
@@ -241,7 +242,7 @@ fn record_larger_than_the_read_buffer_needs_no_second_event() {
         let mut peer = tls.join("/ws");
         let payload = vec![b'x'; 40_000];
         peer.write(&frames::masked(TEXT, &payload));
-        // Its close_notify comes at once; no event tells of it either.
+        // Its close_notify arrives with it; no event reports that either.
         peer.session.send_close_notify();
         let mut other = tls.join("/ws");
         let said = peer.say();
@@ -451,7 +452,7 @@ fn handshake_waiting_for_the_budget_does_not_time_out() {
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
     }
-    // A turn that is very long, as if by others' fault.
+    // A very long turn, as if caused by others.
     tls.rig.now = tls.rig.now.after(2_000);
     tls.bench.begin_turn(Rc::from(DATE));
     tls.rig.advance_ms(300);
@@ -613,7 +614,7 @@ fn half_closed_client_gets_the_whole_response() {
 
 #[test]
 fn bytes_queued_before_the_keys_are_sent_after_the_handshake() {
-    // Without tickets the server has nothing to say when the handshake is over, and no event comes.
+    // Without tickets the server sends nothing when the handshake is complete, and no event arrives.
     let mut tls = Tls::with(&TLS13, Limits::default(), 8, |config| config.send_tls13_tickets = 0);
     let mut late = tls.connect(Behavior::Cooperative);
     let hello = late.say();

@@ -1,4 +1,5 @@
-//! `oyez token`: made, looked at, and the files around it.
+//! `oyez token`: creating, checking and printing tokens, and the files that it reads and writes. The real binary;
+//! output, exit status and file modes are compared.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +61,7 @@ fn fails(arguments: &[&str], status: i32) -> String {
     text
 }
 
-/// What `check` has to say: the claims, the line under them, what it says of why not, its status.
+/// The output of `check`: the claims, the line below them, the reason of a rejection, and its status.
 fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
     let output = run(&[&["token", "check"], flags].concat(), &format!("{token}\n"));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -211,7 +212,7 @@ fn world_readable_secret_is_a_warning() {
     assert!(!said.contains("ssss"), "{said}");
 }
 
-/// What a stranger's token says goes to a terminal.
+/// The claims of an untrusted token are printed on a terminal.
 #[test]
 fn escape_sequences_in_an_inspected_token_are_not_printed() {
     let folder = Folder::new("cursor");

@@ -1,4 +1,5 @@
-//! Tokens: what is taken, what is not, and every trick that is known.
+//! Token verification: valid tokens of every key type, each known attack, and random bytes. Tokens are written by
+//! hand or by jsonwebtoken, and verified through the library.
 
 use jsonwebtoken::{Algorithm, EncodingKey};
 use oyez::access::grant::Grant;
@@ -28,13 +29,13 @@ fn by_secret() -> Verifier {
     verifier(Keys::from_secret(SECRET).unwrap())
 }
 
-/// Signs whatever it is given.
+/// Signs any claims.
 fn signed(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algorithm) -> String {
     signed_text(&header.to_string(), &claims.to_string(), key, algorithm)
 }
 
 fn signed_text(header: &str, claims: &str, key: &EncodingKey, algorithm: Algorithm) -> String {
-    // Whoever makes keys installs the cryptography.
+    // Making a key installs the cryptography provider.
     Keys::from_secret(SECRET).unwrap();
     let message = unsigned(header, claims);
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), key, algorithm).unwrap();
@@ -54,8 +55,8 @@ fn judge(token: &str) -> Result<Grant, TokenFault> {
     by_secret().verify(token.as_bytes(), NOW)
 }
 
-/// Is the claim named? Where a list or an object stands in a claim that it knows, jsonwebtoken itself
-/// gives up.
+/// Returns true if the error names the claim. For a list or an object in a claim that it knows, jsonwebtoken itself
+/// fails.
 fn is_claim(why: TokenFault, name: ClaimName) -> bool {
     why == TokenFault::Claim(name) || why == TokenFault::Malformed
 }
@@ -121,7 +122,7 @@ fn key_pairs() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     .into()
 }
 
-/// Others, made anew.
+/// Newly generated keys.
 fn other_key_pairs() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let random = SystemRandom::new();
     let ed = Ed25519KeyPair::generate_pkcs8(&random).unwrap();
@@ -197,7 +198,7 @@ fn token_with_another_algorithm_is_rejected() {
     }
 }
 
-/// Everybody has the public key: taken for a secret, it would let everybody make tokens.
+/// The public key is public: if it were accepted as a secret, any client could create tokens.
 #[test]
 fn public_key_used_as_secret_is_rejected() {
     let claims = json!({"exp": NOW + 60, "oyez": {"subscribe": ["*"]}});
@@ -462,7 +463,7 @@ fn oversized_token_is_rejected_before_decoding() {
     assert!(judge(&fits).is_ok());
 }
 
-/// What is deep enough ends a parser that calls itself; nobody has to sign for the header.
+/// Deep nesting overflows a recursive parser, and the header needs no valid signature.
 #[test]
 fn deeply_nested_token_does_not_overflow_the_stack() {
     let deep = format!("{}{}", "[".repeat(2_500), "]".repeat(2_500));
@@ -509,7 +510,7 @@ fn malformed_token_is_rejected() {
     }
 }
 
-/// The last letters of base64 have bits that say nothing; a token must not have two forms.
+/// The last letters of base64 have unused bits; a token must not have two forms.
 #[test]
 fn reencoded_token_is_rejected() {
     let good = hs256(&json!({"exp": NOW + 60, "oyez": {"publish": ["a"]}}));
@@ -525,7 +526,7 @@ fn reencoded_token_is_rejected() {
     }
 }
 
-/// Nothing of a token may reach a log by way of an error.
+/// No part of a token may reach a log through an error.
 #[test]
 fn verification_error_does_not_contain_the_token() {
     const CANARY: &str = "canary7f3a";

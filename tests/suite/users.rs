@@ -1,5 +1,5 @@
-//! Users: a token's `sub` and `info` reach subscribers with each message of its bearer, as vouched for by the server,
-//! on every transport. One server with keys, tokens made by hand, and the messages compared whole.
+//! Users: the server attaches a token's `sub` and `info` to each message of its bearer, on every transport. One
+//! server with keys and tokens made by hand; the messages are compared whole.
 
 use oyez::access::token::{INFO_BYTES_MAX, NewClaims};
 use serde_json::{Value, json};
@@ -34,7 +34,7 @@ fn message(client: &mut Client) -> Value {
     }
 }
 
-/// The data of the next event that has some.
+/// The data of the next event that has data.
 fn event_data(client: &mut Client) -> Value {
     loop {
         let event = client.event();

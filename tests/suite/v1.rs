@@ -1,4 +1,5 @@
-//! `oyez.v1`: what is said, and what is answered.
+//! `oyez.v1`: requests, responses, notices and replays. Exact transcripts on real servers, and in memory turn by
+//! turn, where slow peers, evictions and interleavings are exact.
 
 use oyez::config::{HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
@@ -15,11 +16,11 @@ pub fn upgrade(path: &str) -> String {
     frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
 }
 
-/// A member on a real socket.
+/// A subscriber on a real socket.
 struct Member(Client);
 
 impl Member {
-    /// Connects, and takes hello.
+    /// Connects, and reads the hello message.
     fn join(server: &Server, path: &str) -> (Member, Value) {
         let mut client = Client::new(server.connect());
         client.send(upgrade(path).as_bytes());
@@ -250,7 +251,7 @@ fn different_body_under_the_same_key_is_refused() {
     assert_eq!(raw.text(), "end", "nothing else was published");
 }
 
-/// Everything that a member in memory has got, as JSON.
+/// All messages that a subscriber in memory has received, as JSON.
 fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
@@ -301,7 +302,7 @@ fn session_split_at_every_byte_has_the_same_transcript() {
         let frames: Vec<frames::Frame> = std::iter::from_fn(|| frames::take(&mut bytes)).collect();
         assert_eq!(frames.last().unwrap().close_code(), (1000, "bye".into()));
         let text = |frame: &frames::Frame| String::from_utf8(frame.payload.clone()).unwrap();
-        // A message may stand before or behind notices, as the turns fall.
+        // A message may precede or follow notices, depending on the turns.
         let (notices, messages): (Vec<String>, Vec<String>) =
             frames[..frames.len() - 1].iter().map(text).partition(|text| text.contains("\"type\""));
         (notices, messages)
@@ -329,7 +330,7 @@ fn hello_has_the_cursor_of_the_subscription() {
         ("/ws/a?since=1000-2", "1000-2"),
         ("/ws/a?since=latest", "1000-2"),
         ("/ws/a?since=earliest", "1000-0"),
-        // Whoever is cut before the gap is told comes back with the old one.
+        // A client that loses its connection before the gap notice resumes with its old cursor.
         ("/ws/a?since=1-1", "1-1"),
     ] {
         let member = join(&mut rig, path, Behavior::Cooperative);
@@ -461,7 +462,7 @@ fn subscriber_without_echo_gets_no_replay_of_its_own() {
     };
     let all = ["subscribed", "mine", "mine too", "another's", "live", "unsubscribed"];
     let others = ["subscribed", "another's", "live", "unsubscribed"];
-    // One cursor three times: nobody gets the portion that was made for somebody else.
+    // One cursor three times: no client gets a slice that was made for another.
     for (id, echo, expected) in
         [(member, false, &others[..]), (other, true, &all), (member, false, &others), (member, true, &all)]
     {
@@ -515,7 +516,7 @@ fn message_over_its_age_is_not_replayed_before_the_sweep() {
     assert_eq!((&page["messages"], &page["gap"]["why"]), (&json!([]), &json!("evicted")));
 }
 
-/// Publishes so many texts, one in each turn, to a member that is stalled after the first.
+/// Publishes this many texts, one in each turn, to a subscriber that stalls after the first.
 fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     let mut rig = Rig::new(limits);
     let slow = join(&mut rig, "/ws/a", Behavior::Cooperative);

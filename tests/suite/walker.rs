@@ -1,4 +1,4 @@
-//! The frame walker against tungstenite, for every split of random sessions.
+//! The frame scanner against tungstenite, for every split of random sessions.
 
 use std::io::{self, Read, Write};
 
@@ -35,7 +35,7 @@ fn said() -> impl Strategy<Value = Said> {
     ]
 }
 
-/// The bytes of a session, and the places where nothing is begun.
+/// The bytes of a session, and the offsets at which no frame or message is unfinished.
 fn encode(session: &[Said]) -> (Vec<u8>, Vec<usize>) {
     let (mut bytes, mut boundaries) = (Vec::new(), vec![0]);
     for said in session {
@@ -177,8 +177,8 @@ proptest! {
         prop_assert!(walker.at_boundary());
     }
 
-    /// What the walker passes, tungstenite takes; what it stops at, tungstenite would refuse as well, or
-    /// RFC 6455 does.
+    /// tungstenite accepts all that the scanner passes. Input at which the scanner stops is refused by tungstenite
+    /// too, or forbidden by RFC 6455.
     #[test]
     fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
         let mut at_once = Walker::new();
@@ -200,7 +200,7 @@ proptest! {
             match context.read(&mut port) {
                 Ok(_) => {}
                 Err(tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed | tungstenite::Error::Utf8(_)) => break,
-                // A close frame's payload is not the walker's business.
+                // The scanner does not check a close frame's payload.
                 Err(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::InvalidCloseSequence)) => break,
                 Err(error) => prop_assert!(false, "tungstenite refuses what the walker passed: {error}"),
             }

@@ -1,4 +1,4 @@
-//! A blocking client that sends exactly the bytes it is told to.
+//! A blocking client that sends exactly the given bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,11 +11,11 @@ use super::http::Answer;
 /// A comment of an event stream, which the server sends as a sign of life.
 const COMMENT: &str = ":\n\n";
 
-/// A connection, and what has come on it and was not looked at yet.
+/// A connection, and its received bytes that are not parsed yet.
 pub struct Client {
     pub stream: TcpStream,
     pub received: Vec<u8>,
-    /// What the chunks of an event stream hold, where it comes in chunks.
+    /// The content of the chunks of an event stream with chunked coding.
     stream_body: Option<StreamBody>,
 }
 
@@ -74,7 +74,7 @@ impl Client {
         self.answer_or_end(false).expect("an answer, but the end of file came")
     }
 
-    /// The next answer, or `None` at the end of file. To HEAD there is none but a head.
+    /// The next response, or `None` at the end of file. A response to HEAD has only a head.
     pub fn answer_or_end(&mut self, head_only: bool) -> Option<Answer> {
         loop {
             if let Some(answer) = Answer::take(&mut self.received, head_only) {
@@ -180,7 +180,7 @@ impl Client {
     /// The next frame is a close; it is answered, and the end of file follows.
     pub fn closed_politely(&mut self) -> (u16, String) {
         let (code, reason) = self.frame().close_code();
-        // A server that has waited for so long as it may does not read the answer, which makes its end a reset.
+        // A server whose close timeout has expired does not read the close frame, which makes its end a reset.
         let _ = self.stream.write_all(&frames::close(code, ""));
         match self.stream.read(&mut [0; 64]) {
             Ok(0) => {}
@@ -202,7 +202,7 @@ impl Client {
         }
     }
 
-    /// Nothing comes for a while, but signs of life.
+    /// Asserts that nothing arrives for a while but signs of life.
     pub fn receives_nothing(&mut self) {
         let before = self.stream.read_timeout().unwrap();
         self.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -248,7 +248,7 @@ impl Client {
         let mut buffer = [0; 65_536];
         let count = loop {
             match self.stream.read(&mut buffer) {
-                // A read with a timeout does not go on by itself when the machine, or somebody, has stopped us.
+                // A read with a timeout is not restarted after SIGSTOP and SIGCONT.
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 count => break count.unwrap(),
             }

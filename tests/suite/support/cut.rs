@@ -1,11 +1,11 @@
-//! A relay between client and server that fails when it is told to, as a network does.
+//! A relay between client and server that fails on command, as a network does.
 
 use std::io::copy;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// A relay on a port of its own.
+/// Starts a relay on a free port.
 pub struct Cut {
     address: SocketAddr,
     streams: Arc<Mutex<Vec<TcpStream>>>,

@@ -46,12 +46,12 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// What a server with [`SECRET`] judges tokens by.
+/// The verifier of a server with [`SECRET`].
 pub fn verifier() -> Verifier {
     Verifier { keys: Keys::from_secret(SECRET.as_bytes()).unwrap(), audiences: vec![], issuers: vec![] }
 }
 
-/// Claims of somebody, for an hour from then on.
+/// Claims of a user, valid for an hour from `now`.
 pub fn claims(sub: &str, subscribe: &[&str], publish: &[&str], now: u64) -> NewClaims {
     let list = |patterns: &[&str]| patterns.iter().map(|one| (*one).to_owned()).collect();
     let oyez = Rights { subscribe: list(subscribe), publish: list(publish), ..Rights::default() };
@@ -62,12 +62,12 @@ pub fn sign(claims: &NewClaims) -> String {
     SigningKey::from_secret(SECRET.as_bytes()).unwrap().sign(claims, None).unwrap()
 }
 
-/// A good token.
+/// A valid token.
 pub fn token(sub: &str, subscribe: &[&str], publish: &[&str]) -> String {
     sign(&claims(sub, subscribe, publish, unix_now()))
 }
 
-/// The token of somebody who may do everything, and close others' connections.
+/// The token of an admin with all rights.
 pub fn admin() -> String {
     let mut claims = claims("root", &["*"], &["*"], unix_now());
     claims.oyez.admin = true;
@@ -94,7 +94,7 @@ impl Guarded {
         Guarded::start_at(flags, None)
     }
 
-    /// With what is logged.
+    /// The same with a log level.
     pub fn start_at(flags: &[&str], level: Option<&str>) -> Guarded {
         let folder = Folder::new();
         let secret = folder.file("secret", SECRET);

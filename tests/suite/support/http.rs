@@ -1,4 +1,4 @@
-//! HTTP by hand: requests as text, and answers taken apart as a client has to.
+//! HTTP by hand: requests as text, and responses parsed as a client has to.
 
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ fn chunked_body(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
         at = start + size + 2;
         assert_eq!(bytes.get(at - 2..at)?, b"\r\n", "a chunk ends in a line end");
         if size == 0 {
-            // Only now: a body is looked at after each read, and copied once.
+            // Parsed only when complete: a body is checked after each read, and copied once.
             return Some((data.concat(), at));
         }
         data.push(&bytes[start..start + size]);
@@ -63,7 +63,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Takes the first whole answer off `bytes`. To HEAD there is none but a head.
+    /// Takes the first complete response off `bytes`. A response to HEAD has only a head.
     pub fn take(bytes: &mut Vec<u8>, head_only: bool) -> Option<Answer> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
         let head = String::from_utf8(bytes[..end - 4].to_vec()).unwrap();
@@ -107,7 +107,7 @@ impl Answer {
         first
     }
 
-    /// Does the server say that the connection ends?
+    /// Returns true if the server announces the end of the connection.
     pub fn is_last(&self) -> bool {
         self.field("Connection") == Some("close")
     }
@@ -116,7 +116,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The word for programs in an error.
+    /// The machine-readable code of an error.
     pub fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
     }

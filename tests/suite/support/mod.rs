@@ -1,4 +1,4 @@
-//! What the tests have in common: frames and requests by hand, a server process, a client, an engine in memory.
+//! Shared test helpers: frames and requests written by hand, a server process, a client, and an engine in memory.
 
 pub mod chunked;
 pub mod client;
@@ -14,7 +14,7 @@ pub mod terminal;
 pub mod tls;
 pub mod tokens;
 
-/// Tells the threads of a test to end when its scope does, by a failed assertion too.
+/// Makes the threads of a test stop when its scope ends, also after a failed assertion.
 pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
 
 impl Drop for Done<'_> {

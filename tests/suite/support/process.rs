@@ -1,4 +1,4 @@
-//! The real binary.
+//! Runs the real binary: the `oyez` command, servers under test with generous deadlines, and their logs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -32,7 +32,7 @@ pub const DEADLINES: [(&str, &str); 9] = [
 pub fn oyez(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oyez"));
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Flags of the machine's owner must not change what is tested.
+    // The environment of the machine must not change the test.
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OYEZ_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
@@ -71,7 +71,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
-    /// What stands between it and tests that know nothing of TLS.
+    /// The TLS tunnel for tests that use plain connections.
     tunnel: Option<Tunnel>,
     log: Option<thread::JoinHandle<String>>,
 }
@@ -118,7 +118,7 @@ impl Server {
         format!("ws://{}", self.address)
     }
 
-    /// A TCP connection on which nothing has been said.
+    /// A TCP connection without any bytes.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -133,14 +133,14 @@ impl Server {
         client
     }
 
-    /// The answer to a request, up to the end of file.
+    /// The response to a request, up to the end of file.
     pub fn ask(&self, request: impl AsRef<[u8]>) -> String {
         let mut client = Client::new(self.connect());
         client.send(request.as_ref());
         client.rest_as_text()
     }
 
-    /// The answer to a request with the end of file behind it.
+    /// The response to a request followed by the end of file.
     pub fn request_then_eof(&self, request: impl AsRef<[u8]>) -> String {
         let mut client = Client::new(self.connect());
         client.send(request.as_ref());

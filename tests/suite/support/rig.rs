@@ -1,4 +1,5 @@
-//! The engine over a mean little transport in memory, with time in our hands.
+//! The engine over transports in memory. Tests choose how each peer reads and writes, advance the time, and run
+//! single turns of the loop.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -13,7 +14,7 @@ use oyez::server::transport::{self, ReadOutcome, Transport};
 use super::frames::{self, Frame};
 use super::http::Answer;
 
-/// A small generator of numbers that look random; the seed tells all.
+/// A small pseudorandom generator; the seed determines the sequence.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -31,34 +32,34 @@ impl Rng {
     }
 }
 
-/// How a pipe treats the engine.
+/// How the peer of a pipe reads and writes.
 #[derive(Clone, Debug)]
 pub enum Behavior {
-    /// Takes and gives everything at once.
+    /// Moves all bytes at once.
     Cooperative,
-    /// Splits, blocks and returns short, as the rng say.
+    /// Splits, blocks and returns short, as the generator decides.
     Random(Rng),
-    /// Takes so many bytes in each call.
+    /// Accepts at most this many bytes per write.
     LimitedWrites(usize),
     /// Every write fails, though reads go on.
     WriteError,
-    /// Takes nothing.
+    /// Accepts no bytes; reads go on.
     Stalled,
 }
 
-/// One end of a connection: what the peer has sent, what it has been sent.
+/// One end of a connection: bytes sent by the peer, and bytes sent to it.
 #[derive(Debug)]
 pub struct Pipe {
     pub behavior: Behavior,
-    /// What the peer has sent and the engine has not read.
+    /// Bytes that the peer has sent and the engine has not read.
     pub incoming: VecDeque<u8>,
     pub incoming_ends: bool,
     pub is_reset: bool,
-    /// What the peer has got.
+    /// Bytes that the peer has received.
     pub outgoing: Vec<u8>,
     pub outgoing_ended: bool,
     pub writes: usize,
-    /// A call said "would block", so an event is owed when that changes.
+    /// A call returned "would block", so an event is due when that changes.
     readable_pending: bool,
     writable_pending: bool,
 }
@@ -186,7 +187,7 @@ impl Transport for Pipe {
     }
 }
 
-/// A transport that is a pipe, or stands on one.
+/// A transport that is a pipe, or wraps one.
 pub trait Piped: Transport {
     fn pipe(&mut self) -> &mut Pipe;
 }
@@ -197,7 +198,7 @@ impl Piped for Pipe {
     }
 }
 
-/// An engine, its time, and what its peers were sent before they were reaped.
+/// An engine, its time, and the pipes of reaped connections.
 pub struct Rig<T = Pipe> {
     pub engine: Engine<T>,
     pub now: Moment,
@@ -212,7 +213,7 @@ impl Rig {
         Rig::with_epoch(limits, 1_000)
     }
 
-    /// An engine whose log begins anew.
+    /// An engine whose log has this epoch.
     pub fn with_epoch(limits: Limits, epoch: u64) -> Rig {
         Rig::with_engine(Engine::new(limits, epoch), |pipe| pipe)
     }
@@ -234,12 +235,12 @@ impl<T: Piped> Rig<T> {
         }
     }
 
-    /// A connection that has said nothing.
+    /// A connection without any bytes.
     pub fn connect(&mut self, behavior: Behavior) -> SlotId {
         self.connect_from("127.0.0.1", behavior)
     }
 
-    /// A connection from somewhere.
+    /// A connection from an address.
     pub fn connect_from(&mut self, address: &str, behavior: Behavior) -> SlotId {
         let peer = Peer::from(SocketAddr::new(address.parse().unwrap(), 1));
         let transport = (self.enter)(Pipe::new(behavior));
@@ -291,21 +292,21 @@ impl<T: Piped> Rig<T> {
         self.send(id, &frames::masked(frames::TEXT, text.as_bytes()));
     }
 
-    /// The peer's end of file, behind what it has sent.
+    /// The peer sends an end of file after its bytes.
     pub fn send_eof(&mut self, id: SlotId) {
         self.pipe(id).incoming_ends = true;
         self.engine.slots.mark_read_closed(id);
         self.engine.slots.mark_ready(id);
     }
 
-    /// The peer's reset, in place of what it has sent.
+    /// The peer resets the connection; bytes that were not read are lost.
     pub fn reset(&mut self, id: SlotId) {
         self.pipe(id).is_reset = true;
         self.engine.slots.mark_read_closed(id);
         self.engine.slots.mark_ready(id);
     }
 
-    /// The peer reads again.
+    /// Changes how the peer reads and writes.
     pub fn set_behavior(&mut self, id: SlotId, behavior: Behavior) {
         self.pipe(id).behavior = behavior;
     }
@@ -323,12 +324,12 @@ impl<T: Piped> Rig<T> {
         self.engine.check();
     }
 
-    /// The time on the wall, which goes with the other.
+    /// The wall clock, which advances with the loop time.
     pub fn unix_now(&self) -> u64 {
         1_800_000_000 + u64::from(self.now.millis_since(Moment::from_millis(1_000_000))) / 1_000
     }
 
-    /// Turns until nothing moves any more.
+    /// Runs turns until the engine has no work and no event is due.
     pub fn run_until_idle(&mut self) {
         for _ in 0..10_000 {
             self.turn();
@@ -339,7 +340,7 @@ impl<T: Piped> Rig<T> {
         panic!("the engine does not come to rest");
     }
 
-    /// Lets time pass, with a turn at each sweep.
+    /// Advances the time, with a turn at each sweep.
     pub fn advance_ms(&mut self, millis: u32) {
         let end = self.now.after(millis);
         while !end.has_come(self.now) {
@@ -348,7 +349,7 @@ impl<T: Piped> Rig<T> {
         }
     }
 
-    /// The events that pipes owe, one in the next turn for each call that said "would block".
+    /// Delivers the due events of pipes, one per turn for each call that returned "would block".
     fn deliver_events(&mut self) {
         let ids: Vec<SlotId> = self.engine.slots.iter().map(|(id, _)| id).collect();
         for id in ids {
@@ -391,18 +392,18 @@ impl<T: Piped> Rig<T> {
         }
     }
 
-    /// The answers that a peer has got and nobody has looked at.
+    /// Takes the responses that a peer has received.
     pub fn answers(&mut self, id: SlotId) -> Vec<Answer> {
         Answer::take_all(&mut self.pipe(id).outgoing)
     }
 
-    /// The whole frames that a peer has got and nobody has looked at.
+    /// Takes the complete frames that a peer has received.
     pub fn frames(&mut self, id: SlotId) -> Vec<Frame> {
         let bytes = &mut self.pipe(id).outgoing;
         std::iter::from_fn(|| frames::take(bytes)).collect()
     }
 
-    /// The texts among them, which must be all.
+    /// Takes the texts that a peer has received; asserts that there are no other frames.
     pub fn texts(&mut self, id: SlotId) -> Vec<String> {
         self.frames(id)
             .into_iter()

@@ -1,4 +1,4 @@
-//! A terminal of 80 columns, on which a command runs as a person would see it.
+//! A pseudo-terminal of 80 columns, for commands that behave differently on a terminal.
 
 use std::fs::File;
 use std::io::Read;
@@ -30,7 +30,7 @@ impl Terminal {
         tcsetwinsize(&outside, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let screen = Arc::new(Mutex::new(Vec::new()));
         let shown = screen.clone();
-        // It ends when nothing has the terminal open any more.
+        // The thread ends when no process has the terminal open.
         thread::spawn(move || {
             let mut outside = File::from(outside);
             let mut bytes = [0; 4096];

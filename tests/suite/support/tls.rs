@@ -1,4 +1,4 @@
-//! TLS for tests: certificates, and the two relays between TLS and none.
+//! TLS for tests: certificates, and relays between TLS and plain connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -74,7 +74,7 @@ impl Identity {
         Identity { folder, leaf, key }
     }
 
-    /// The same, in files of its own.
+    /// The same certificate in separate files.
     pub fn copy(other: &Identity) -> Identity {
         let copy = Identity::in_folder(other.leaf.clone(), other.key.clone());
         copy.replace_with(other);
@@ -87,7 +87,7 @@ impl Identity {
         std::fs::write(self.key(), key).unwrap();
     }
 
-    /// Puts the files of another in place of its own.
+    /// Replaces its files with those of another.
     pub fn replace_with(&self, other: &Identity) {
         std::fs::copy(other.certificate(), self.certificate()).unwrap();
         std::fs::copy(other.key(), self.key()).unwrap();
@@ -108,12 +108,12 @@ impl Identity {
         self.folder.join("root.pem")
     }
 
-    /// A file beside the others, gone with them.
+    /// A file in the same folder, removed with it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// What makes `oyez serve` use it.
+    /// The flags that make `oyez serve` use it.
     pub fn flags(&self) -> Vec<String> {
         vec![
             format!("--tls-cert={}", self.certificate().display()),
@@ -132,7 +132,7 @@ impl Identity {
         config
     }
 
-    /// The configuration of a client that trusts it, and nobody else.
+    /// The configuration of a client that trusts only this certificate.
     pub fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.leaf.clone()).unwrap();
@@ -156,7 +156,7 @@ fn params() -> CertificateParams {
     params
 }
 
-/// TLS in front of a server that speaks none.
+/// TLS in front of a server without TLS.
 #[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 pub struct Terminator {
     pub address: SocketAddr,
@@ -166,7 +166,7 @@ pub struct Terminator {
 
 #[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 impl Terminator {
-    /// Accepts TLS, and relays what is in it to a server.
+    /// Accepts TLS, and relays its content to a server.
     pub fn start(server: SocketAddr) -> Terminator {
         let identity = Identity::new();
         let config = Arc::new(identity.server());
@@ -183,14 +183,14 @@ impl Terminator {
     }
 }
 
-/// None in front of a server that speaks TLS: so a test that knows nothing of TLS can try that server too.
+/// A plain port in front of a server with TLS, so that a test without TLS can run against that server too.
 pub struct Tunnel {
     pub address: SocketAddr,
     _identity: Identity,
 }
 
 impl Tunnel {
-    /// Accepts connections, and relays what is in them over TLS to a server.
+    /// Accepts plain connections, and relays their bytes over TLS to a server.
     pub fn start(server: SocketAddr, identity: Identity) -> Tunnel {
         let config = Arc::new(identity.client(rustls::ALL_VERSIONS));
         let address = listen(move |client| {
@@ -204,7 +204,7 @@ impl Tunnel {
 }
 
 impl Tunnel {
-    /// A connection on which nothing has been said.
+    /// A connection without any bytes.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
@@ -213,7 +213,7 @@ impl Tunnel {
     }
 }
 
-/// Is the suite to be run over TLS?
+/// Returns true if the suite runs over TLS.
 pub fn is_everywhere() -> bool {
     std::env::var_os("OYEZ_SUITE_TLS").is_some()
 }
@@ -282,7 +282,7 @@ where
             let mut session = session.lock().unwrap();
             let mut rest = &ciphertext[..came];
             loop {
-                // First of all what came with the handshake. "Would block" is the end of what there is.
+                // First the bytes that arrived with the handshake. "Would block" is the end of the available bytes.
                 let _ = session.reader().read_to_end(&mut plaintext);
                 if rest.is_empty() || has_ended {
                     break;

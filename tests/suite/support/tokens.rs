@@ -1,4 +1,4 @@
-//! Tokens and keys, written by hand: what no library would make too.
+//! Tokens and keys written by hand, including forms that no library would create.
 
 /// Base64 with the alphabet of URLs and no padding (RFC 4648 5).
 pub fn base64url(bytes: &[u8]) -> String {
