@@ -5,39 +5,41 @@ use std::path::Path;
 
 use rustix::system::uname;
 
-use super::bench_flags::{Bench, Common, Pin, SideBySide, What};
+use super::bench_flags::{BenchCommand, BenchScenario, CommonFlags, Pin, SideBySide};
 use super::output;
-use super::progress::Progress;
+use super::progress_display::ProgressDisplay;
 use super::{Failure, VERSION};
 use crate::load;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
-use crate::load::plan::{Plan, Scenario, Traffic};
-use crate::load::preflight::{Limits, Preflight};
-use crate::load::report::{Made, Report};
-use crate::load::target::Target;
-use crate::load::text::Text;
+use crate::load::plan::{Plan, Traffic, Workload};
+use crate::load::preflight::{HostLimits, Preflight};
+use crate::load::report::{Report, RunEnvironment};
+use crate::load::target::BenchTarget;
+use crate::load::text::TextReport;
 
 /// The largest size that a flag of `oyez serve` takes.
 const SERVER_BYTES_MAX: usize = 1 << 30;
 
-impl Bench {
+impl BenchCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let (common, scenario, broadcast) = match self.what {
-            What::Idle(idle) => (idle.common, Scenario::Idle { hold: idle.hold }, None),
-            What::Fanout(fanout) => (fanout.common, Scenario::Fanout, Some(fanout.broadcast)),
-            What::Churn(churn) => {
-                let scenario = Scenario::Churn { arrivals_per_second: churn.arrivals, stay: churn.stay };
-                (churn.common, scenario, Some(churn.broadcast))
+        let (common, workload, broadcast) = match self.scenario {
+            BenchScenario::Idle(idle) => (idle.common, Workload::Idle { hold: idle.hold }, None),
+            BenchScenario::Fanout(fanout) => (fanout.common, Workload::Fanout, Some(fanout.broadcast)),
+            BenchScenario::Churn(churn) => {
+                let workload = Workload::Churn { arrivals_per_second: churn.arrivals, stay: churn.stay };
+                (churn.common, workload, Some(churn.broadcast))
             }
-            What::Storm(storm) => (storm.common, Scenario::Storm { within: storm.within }, None),
-            What::Report(report) => return report.run(),
-            What::Slow(slow) => (slow.common, Scenario::Slow { stalled: slow.stalled }, Some(slow.broadcast)),
+            BenchScenario::Storm(storm) => (storm.common, Workload::Storm { within: storm.within }, None),
+            BenchScenario::Report(report) => return report.run(),
+            BenchScenario::Slow(slow) => {
+                (slow.common, Workload::Slow { stalled: slow.stalled }, Some(slow.broadcast))
+            }
         };
         let traffic = broadcast.map(|broadcast| broadcast.traffic());
-        common.check(scenario, traffic.as_ref())?;
-        common.run(scenario, traffic)
+        common.check(workload, traffic.as_ref())?;
+        common.run(workload, traffic)
     }
 }
 
@@ -56,9 +58,9 @@ impl SideBySide {
     }
 }
 
-impl Common {
+impl CommonFlags {
     /// Do the flags go together?
-    fn check(&self, scenario: Scenario, traffic: Option<&Traffic>) -> Result<(), Failure> {
+    fn check(&self, workload: Workload, traffic: Option<&Traffic>) -> Result<(), Failure> {
         let refuse = |text: String| Err(Failure::Usage(text));
         let is_secure = self.url.is_some() || self.server_args.contains("--tls-cert");
         if (self.tls || self.trust.is_given()) && !is_secure {
@@ -69,8 +71,8 @@ impl Common {
             return refuse(format!("--channels {} need at least as many --connections", self.channels));
         }
         let Some(traffic) = traffic else { return Ok(()) };
-        let stalled = match scenario {
-            Scenario::Slow { stalled } => stalled,
+        let stalled = match workload {
+            Workload::Slow { stalled } => stalled,
             _ => 0,
         };
         if stalled >= connections {
@@ -84,19 +86,19 @@ impl Common {
         }
         if !traffic.publishers_apart && publishers > connections - stalled {
             return refuse(format!(
-                "--publishers {publishers} are members, and --connections leaves only {}: raise it, or use --publishers-apart",
+                "--publishers {publishers} are clients, and --connections leaves only {}: raise it, or use --publishers-apart",
                 connections - stalled
             ));
         }
         Ok(())
     }
 
-    fn run(self, scenario: Scenario, traffic: Option<Traffic>) -> Result<(), Failure> {
+    fn run(self, workload: Workload, traffic: Option<Traffic>) -> Result<(), Failure> {
         // Before the run, so that a report that cannot be written does not waste it.
         for path in [&self.json, &self.report].into_iter().flatten() {
             check_writable(path)?;
         }
-        let limits = Limits::raise();
+        let limits = HostLimits::raise();
         let mut child = match &self.url {
             Some(_) => None,
             None => Some(self.start(traffic.as_ref())?),
@@ -106,25 +108,25 @@ impl Common {
             (None, Some(child)) => &child.url,
             (None, None) => return Err(Failure::Failed("there is no server".to_owned())),
         };
-        let plan = self.plan(url, scenario, traffic, child.as_ref().map(ChildServer::pid), limits)?;
-        let mut progress = Progress::new();
-        let found = load::run(plan.clone(), child.as_mut(), |standing| progress.show(standing))
+        let plan = self.plan(url, workload, traffic, child.as_ref().map(ChildServer::pid), limits)?;
+        let mut display = ProgressDisplay::new();
+        let measurements = load::run(plan.clone(), child.as_mut(), |progress| display.show(progress))
             .map_err(Failure::Failed)?;
-        drop(progress);
+        drop(display);
         let server_args = child.as_ref().map(|child| child.flags.clone());
         // Stopped before the report, so that nothing is left behind whatever becomes of it.
         drop(child);
-        self.report(Report { made: Some(made()), ..Report::of(&plan, &found, server_args) })
+        self.report(Report { made: Some(run_environment()), ..Report::of(&plan, &measurements, server_args) })
     }
 
     /// Makes the plan, and sees whether this machine can carry it out.
     fn plan(
         &self,
         url: &str,
-        scenario: Scenario,
+        workload: Workload,
         traffic: Option<Traffic>,
         child: Option<u32>,
-        limits: Limits,
+        limits: HostLimits,
     ) -> Result<Plan, Failure> {
         let mut target = self.target(url)?;
         if self.channels > 1 && !target.has_channels() {
@@ -136,8 +138,8 @@ impl Common {
         target.sources = self.source_ip.clone();
         let (connections, channels, ramp) = (self.connections, self.channels as u32, self.ramp);
         let pid = self.pid.or(child);
-        let mut plan = Plan { scenario, target, connections, channels, ramp, traffic, pid };
-        plan.target.spread(Limits::ports_needed(&plan), limits.ports, std::process::id());
+        let mut plan = Plan { workload, target, connections, channels, ramp, traffic, pid };
+        plan.target.spread(HostLimits::ports_needed(&plan), limits.ports, std::process::id());
         let preflight = limits.check(&plan);
         let Preflight { connections_max, raise, warning } = preflight;
         if connections > connections_max {
@@ -145,7 +147,7 @@ impl Common {
                 "--connections {connections} cannot be reached here: at most {connections_max}, by {raise}"
             )));
         }
-        output::note(format_args!("at most {connections_max} members can be reached here, by {raise}"));
+        output::note(format_args!("at most {connections_max} clients can be reached here, by {raise}"));
         if let Some(warning) = warning {
             output::note(warning);
         }
@@ -153,12 +155,12 @@ impl Common {
     }
 
     /// The server that a URL and the flags for TLS stand for.
-    fn target(&self, url: &str) -> Result<Target, Failure> {
+    fn target(&self, url: &str) -> Result<BenchTarget, Failure> {
         let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
         let rest = rest.or((!url.contains("://")).then_some(url));
         let secured = rest.filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
-        let target =
-            Target::parse(secured.as_deref().unwrap_or(url), &self.trust.trust()).map_err(Failure::Usage)?;
+        let target = BenchTarget::parse(secured.as_deref().unwrap_or(url), &self.trust.trust())
+            .map_err(Failure::Usage)?;
         if self.trust.is_given() && target.tls.is_none() {
             return Err(Failure::Usage("--tls-ca and --tls-insecure need wss:// or --tls".to_owned()));
         }
@@ -189,7 +191,7 @@ impl Common {
 
     fn report(&self, report: Report) -> Result<(), Failure> {
         // Assertions decide the exit status, even if the text cannot be written.
-        let printed = output::print(Text(&report));
+        let printed = output::print(TextReport(&report));
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&report);
             write(path, &(text.map_err(|error| Failure::Failed(error.to_string()))? + "\n"))?;
@@ -212,7 +214,7 @@ impl Common {
         }
         if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.deliveries == 0) {
             return Err(Failure::Failed(format!(
-                "nothing was delivered: {} messages were sent in the time that was measured, and no member got one",
+                "nothing was delivered: {} messages were sent in the time that was measured, and no client got one",
                 traffic.sent
             )));
         }
@@ -239,11 +241,11 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
 }
 
 /// When, where and how a run was made.
-fn made() -> Made {
+fn run_environment() -> RunEnvironment {
     let system = uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    Made {
+    RunEnvironment {
         date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         host: format!("{}, {} processors of {}", text(system.nodename()), processors, text(system.machine())),
         command_line: std::env::args().map(|word| quote(&word)).collect::<Vec<_>>().join(" "),

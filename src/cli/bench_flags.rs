@@ -9,26 +9,26 @@ use clap::{Args, Subcommand};
 use super::trust::TrustFlags;
 use crate::load::assertion::Assertion;
 use crate::load::plan::{Speed, Traffic};
-use crate::load::stamp::Stamp;
+use crate::load::send_timestamp::SendTimestamp;
 
 /// The flags of `oyez bench`.
 #[derive(Debug, Args)]
-pub(super) struct Bench {
+pub(super) struct BenchCommand {
     #[command(subcommand)]
-    pub(super) what: What,
+    pub(super) scenario: BenchScenario,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum What {
+pub(super) enum BenchScenario {
     /// Open connections, hold them, and see what they cost.
     Idle(Idle),
-    /// Broadcast to members, as fast as all of them get it or at a rate.
+    /// Broadcast to clients, as fast as all of them get it or at a rate.
     Fanout(Fanout),
     /// Broadcast while others come and go.
     Churn(Churn),
     /// Drop all connections at once, and bring all of them back.
-    Storm(Storm),
-    /// Broadcast while some members do not read.
+    Storm(StormFlags),
+    /// Broadcast while some clients do not read.
     Slow(Slow),
     /// Put several runs side by side on one page.
     Report(SideBySide),
@@ -36,7 +36,7 @@ pub(super) enum What {
 
 #[derive(Debug, Args)]
 pub(super) struct SideBySide {
-    /// What runs wrote with --json.
+    /// BenchScenario runs wrote with --json.
     #[arg(value_name = "FILE.json", required = true)]
     pub(super) runs: Vec<PathBuf>,
 
@@ -48,7 +48,7 @@ pub(super) struct SideBySide {
 #[derive(Debug, Args)]
 pub(super) struct Idle {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonFlags,
 
     /// How long to hold them, in seconds.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
@@ -58,19 +58,19 @@ pub(super) struct Idle {
 #[derive(Debug, Args)]
 pub(super) struct Fanout {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonFlags,
     #[command(flatten)]
-    pub(super) broadcast: Broadcast,
+    pub(super) broadcast: BroadcastFlags,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Churn {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonFlags,
     #[command(flatten)]
-    pub(super) broadcast: Broadcast,
+    pub(super) broadcast: BroadcastFlags,
 
-    /// Connections a second that come beside the members.
+    /// Connections a second that come beside the clients.
     #[arg(long, value_name = "N", default_value = "100", value_parser = rate)]
     pub(super) arrivals: f64,
 
@@ -80,9 +80,9 @@ pub(super) struct Churn {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Storm {
+pub(super) struct StormFlags {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonFlags,
 
     /// When those that are not back are given up, in seconds.
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
@@ -92,18 +92,18 @@ pub(super) struct Storm {
 #[derive(Debug, Args)]
 pub(super) struct Slow {
     #[command(flatten)]
-    pub(super) common: Common,
+    pub(super) common: CommonFlags,
     #[command(flatten)]
-    pub(super) broadcast: Broadcast,
+    pub(super) broadcast: BroadcastFlags,
 
     /// Members that do not read in the second half.
     #[arg(long, value_name = "N", default_value = "10", value_parser = count)]
     pub(super) stalled: usize,
 }
 
-/// What every scenario takes.
+/// BenchScenario every scenario takes.
 #[derive(Debug, Args)]
-pub(super) struct Common {
+pub(super) struct CommonFlags {
     /// The server: ws://host:port or wss://host:port, or with a path in which {channel} stands for the channel's name.
     /// Without it, a server of our own is started and stopped.
     #[arg(long, value_name = "URL", conflicts_with_all = ["server_args", "pin_server"])]
@@ -133,11 +133,11 @@ pub(super) struct Common {
     #[arg(long, value_name = "N", default_value = "1000", value_parser = count)]
     pub(super) connections: usize,
 
-    /// Channels that the members are spread over evenly.
+    /// Channels that the clients are spread over evenly.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) channels: usize,
 
-    /// The time over which the members come, in seconds; 0 is as fast as the server takes them.
+    /// The time over which the clients come, in seconds; 0 is as fast as the server takes them.
     #[arg(long, value_name = "S", default_value = "0", value_parser = seconds_or_0)]
     pub(super) ramp: Duration,
 
@@ -145,7 +145,7 @@ pub(super) struct Common {
     #[arg(long, value_name = "IP")]
     pub(super) source_ip: Vec<IpAddr>,
 
-    /// What the run has to keep to, or it fails: for instance "loss=0,p99<50ms".
+    /// BenchScenario the run has to keep to, or it fails: for instance "loss=0,p99<50ms".
     #[arg(long, value_name = "LIST", value_parser = Assertion::parse_all)]
     pub(super) assert: Option<std::vec::Vec<Assertion>>,
 
@@ -158,14 +158,14 @@ pub(super) struct Common {
     pub(super) report: Option<PathBuf>,
 }
 
-/// What every scenario with a broadcast takes.
+/// BenchScenario every scenario with a broadcast takes.
 #[derive(Debug, Args)]
-pub(super) struct Broadcast {
+pub(super) struct BroadcastFlags {
     /// Members that publish.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) publishers: usize,
 
-    /// Publish from connections of their own, beside the members.
+    /// Publish from connections of their own, beside the clients.
     #[arg(long)]
     pub(super) publishers_apart: bool,
 
@@ -181,7 +181,7 @@ pub(super) struct Broadcast {
     #[arg(long, value_name = "N", conflicts_with = "window", value_parser = rate)]
     pub(super) rate: Option<f64>,
 
-    /// Closed loop: messages of each publisher that have not reached all members.
+    /// Closed loop: messages of each publisher that have not reached all clients.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) window: usize,
 
@@ -193,14 +193,14 @@ pub(super) struct Broadcast {
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub(super) duration: Duration,
 
-    /// How long a message may take to reach all members before it is given up, in seconds: a server
+    /// How long a message may take to reach all clients before it is given up, in seconds: a server
     /// that is slow has lost nothing yet.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub(super) patience: Duration,
 }
 
-impl Broadcast {
-    /// What is to be published.
+impl BroadcastFlags {
+    /// BenchScenario is to be published.
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
             publishers: self.publishers,
@@ -251,8 +251,8 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn payload(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(bytes @ Stamp::BYTES..=PAYLOAD_BYTES_MAX) => Ok(bytes),
-        _ => Err(format!("not a whole number in {} to {PAYLOAD_BYTES_MAX}", Stamp::BYTES)),
+        Ok(bytes @ SendTimestamp::BYTES..=PAYLOAD_BYTES_MAX) => Ok(bytes),
+        _ => Err(format!("not a whole number in {} to {PAYLOAD_BYTES_MAX}", SendTimestamp::BYTES)),
     }
 }
 

@@ -8,12 +8,12 @@ use super::Failure;
 
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
-pub(super) struct Bench {
+pub(super) struct BenchCommand {
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     _arguments: Vec<OsString>,
 }
 
-impl Bench {
+impl BenchCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let text = "bench is not available in this build of oyez: build it with the feature bench, which is a default feature \
                     (cargo build --release --features bench)";

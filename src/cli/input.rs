@@ -22,7 +22,7 @@ const BATCHES_MAX: usize = 4;
 
 /// Some messages, and why there are no more.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct InputBatch {
     /// In the order of the input.
     pub(super) messages: Vec<Vec<u8>>,
     /// Set in the last batch.
@@ -30,36 +30,36 @@ pub(super) struct Batch {
 }
 
 /// Reads standard input: a message for each line, or the whole as one.
-pub(super) fn messages(whole: bool, waker: Arc<Waker>) -> Receiver<Batch> {
+pub(super) fn messages(whole: bool, waker: Arc<Waker>) -> Receiver<InputBatch> {
     let (sender, receiver) = sync_channel(BATCHES_MAX);
     // The thread ends with the input, with the receiver, or with the process.
     thread::spawn(move || {
-        let hand_over = |batch: Batch| hand_over(&sender, &waker, batch);
+        let hand_over = |batch: InputBatch| hand_over(&sender, &waker, batch);
         let end = if whole { read_whole(hand_over) } else { read_lines(hand_over) };
-        let _ = hand_over(Batch { messages: Vec::new(), end: Some(end) });
+        let _ = hand_over(InputBatch { messages: Vec::new(), end: Some(end) });
     });
     receiver
 }
 
-fn hand_over(sender: &SyncSender<Batch>, waker: &Waker, batch: Batch) -> Result<(), String> {
+fn hand_over(sender: &SyncSender<InputBatch>, waker: &Waker, batch: InputBatch) -> Result<(), String> {
     // Nobody receives any more: the connection has failed, and has said so.
     sender.send(batch).map_err(|_| String::new())?;
     waker.wake().map_err(|error| error.to_string())
 }
 
-fn read_whole(hand_over: impl Fn(Batch) -> Result<(), String>) -> Result<(), String> {
+fn read_whole(hand_over: impl Fn(InputBatch) -> Result<(), String>) -> Result<(), String> {
     let mut message = Vec::new();
     let mut input = io::stdin().lock().take(INPUT_BYTES_MAX + 1);
     input.read_to_end(&mut message).map_err(|error| format!("standard input: {error}"))?;
     if message.len() as u64 > INPUT_BYTES_MAX {
         return Err(format!("standard input is over {INPUT_BYTES_MAX} bytes"));
     }
-    hand_over(Batch { messages: vec![message], end: None })
+    hand_over(InputBatch { messages: vec![message], end: None })
 }
 
-fn read_lines(hand_over: impl Fn(Batch) -> Result<(), String>) -> Result<(), String> {
+fn read_lines(hand_over: impl Fn(InputBatch) -> Result<(), String>) -> Result<(), String> {
     let mut input = BufReader::with_capacity(BATCH_BYTES, io::stdin().lock());
-    let mut batch = Batch::default();
+    let mut batch = InputBatch::default();
     let mut bytes = 0;
     for number in 1u64.. {
         let mut line = Vec::new();

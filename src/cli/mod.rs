@@ -1,5 +1,6 @@
 //! The command line: raw flags and environment in, resolved values out.
 
+mod auth_flags;
 #[cfg(feature = "bench")]
 mod bench;
 #[cfg(feature = "bench")]
@@ -7,7 +8,6 @@ mod bench_flags;
 #[cfg(not(feature = "bench"))]
 mod bench_missing;
 mod environment;
-mod gate_flags;
 mod help;
 mod input;
 mod key_files;
@@ -15,7 +15,7 @@ mod memory;
 mod output;
 mod parent;
 #[cfg(feature = "bench")]
-mod progress;
+mod progress_display;
 mod publish;
 mod serve;
 mod subscribe;
@@ -55,17 +55,17 @@ enum Command {
     /// Run the server.
     Serve(Box<serve::Serve>),
     /// Publish messages: one given as an argument, or one for each line of standard input.
-    Pub(publish::Publish),
+    Pub(publish::PublishCommand),
     /// Print what is published on channels.
-    Sub(subscribe::Subscribe),
+    Sub(subscribe::SubscribeCommand),
     /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
     #[cfg(feature = "bench")]
-    Bench(Box<bench_flags::Bench>),
+    Bench(Box<bench_flags::BenchCommand>),
     /// Not in this build: put load on a WebSocket server that broadcasts, and measure it.
     #[cfg(not(feature = "bench"))]
-    Bench(bench_missing::Bench),
+    Bench(bench_missing::BenchCommand),
     /// Make tokens that let people in, look at them, and make secrets for them.
-    Token(token::Token),
+    Token(token::TokenCommand),
 }
 
 /// Why a command failed, and with which exit status.

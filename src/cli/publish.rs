@@ -18,7 +18,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message};
 
 use super::Failure;
-use super::input::{self, Batch};
+use super::input::{self, InputBatch};
 use super::key_files::TokenFile;
 use super::output;
 use super::trust::TrustFlags;
@@ -30,7 +30,7 @@ use crate::ids::ChannelName;
 
 /// The flags of `oyez pub`.
 #[derive(Debug, Args)]
-pub(super) struct Publish {
+pub(super) struct PublishCommand {
     /// The channel: 1 to 255 characters of A-Z a-z 0-9 _ . : -
     #[arg(value_parser = channel_name)]
     channel: ChannelName,
@@ -62,7 +62,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that the peer of a broadcast sends us, thrown away in one go before we send again.
 const READS_PER_TURN: usize = 256;
 
-impl Publish {
+impl PublishCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let endpoint = self.trust.apply(self.url)?;
@@ -94,7 +94,16 @@ impl Publish {
         poll.registry().register(&mut SourceFd(&descriptor), SOCKET, interest).map_err(failed)?;
         let batches = input::messages(self.binary, waker.clone());
         let binary = self.binary;
-        Publisher { poll, _waker: waker, connection, batches, binary, sent: 0, stage: Stage::Sending }.run()
+        PublishLoop {
+            poll,
+            _waker: waker,
+            connection,
+            batches,
+            binary,
+            sent: 0,
+            stage: PublishStage::Sending,
+        }
+        .run()
     }
 }
 
@@ -104,7 +113,7 @@ fn many(count: u64, word: &str) -> String {
 }
 
 /// How far it has come.
-enum Stage {
+enum PublishStage {
     Sending,
     /// The input has ended, with an error or without; the close frame is queued.
     Closing {
@@ -113,19 +122,19 @@ enum Stage {
     },
 }
 
-struct Publisher {
+struct PublishLoop {
     poll: Poll,
     /// Kept until the end: the last wake would be lost if the input's thread, ending, closed it.
     _waker: Arc<Waker>,
     connection: Connection,
     /// Standard input.
-    batches: Receiver<Batch>,
+    batches: Receiver<InputBatch>,
     binary: bool,
     sent: u64,
-    stage: Stage,
+    stage: PublishStage,
 }
 
-impl Publisher {
+impl PublishLoop {
     fn run(mut self) -> Result<(), Failure> {
         let mut events = Events::with_capacity(8);
         loop {
@@ -138,7 +147,7 @@ impl Publisher {
                 continue;
             }
             let timeout = match self.stage {
-                Stage::Closing { until: Some(until), .. } => {
+                PublishStage::Closing { until: Some(until), .. } => {
                     Some(until.saturating_duration_since(Instant::now()))
                 }
                 _ => None,
@@ -173,7 +182,7 @@ impl Publisher {
         if !flushed(self.connection.flush())? {
             return Ok(false);
         }
-        if let Stage::Closing { until, .. } = &mut self.stage {
+        if let PublishStage::Closing { until, .. } = &mut self.stage {
             until.get_or_insert_with(|| Instant::now() + ANSWER_TIMEOUT);
             return Ok(false);
         }
@@ -197,7 +206,7 @@ impl Publisher {
         if let Some(input) = end {
             let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
             flushed(self.connection.close(Some(frame)))?;
-            self.stage = Stage::Closing { input, until: None };
+            self.stage = PublishStage::Closing { input, until: None };
         }
         Ok(true)
     }
@@ -205,20 +214,22 @@ impl Publisher {
     /// The connection has ended.
     fn finish(self, end: Result<Option<CloseFrame>, Error>) -> Result<(), Failure> {
         match (&self.stage, end) {
-            (Stage::Closing { input, .. }, Ok(Some(frame))) if frame.code == CloseCode::Normal => match input
-            {
-                Ok(()) => {
-                    if self.sent == 0 {
-                        output::note("nothing was published: standard input is empty");
-                    } else if output::is_watched() {
-                        output::note(format_args!("published {}", many(self.sent, "message")));
+            (PublishStage::Closing { input, .. }, Ok(Some(frame))) if frame.code == CloseCode::Normal => {
+                match input {
+                    Ok(()) => {
+                        if self.sent == 0 {
+                            output::note("nothing was published: standard input is empty");
+                        } else if output::is_watched() {
+                            output::note(format_args!("published {}", many(self.sent, "message")));
+                        }
+                        Ok(())
                     }
-                    Ok(())
+                    Err(why) => Err(Failure::Failed(format!(
+                        "{why}; {} messages before it were published",
+                        self.sent
+                    ))),
                 }
-                Err(why) => {
-                    Err(Failure::Failed(format!("{why}; {} messages before it were published", self.sent)))
-                }
-            },
+            }
             (_, Ok(frame)) => {
                 Err(self.lost(&format!("the server closed with {}", describe_close(frame.as_ref()))))
             }

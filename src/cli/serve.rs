@@ -9,7 +9,7 @@ use log::{info, warn};
 use rustls::pki_types::UnixTime;
 
 use super::Failure;
-use super::gate_flags::GateFlags;
+use super::auth_flags::AuthFlags;
 use super::memory;
 use super::output;
 use super::parent;
@@ -179,7 +179,7 @@ pub(super) struct Serve {
     bytes_per_second: u32,
 
     #[command(flatten)]
-    gate: GateFlags,
+    auth: AuthFlags,
 
     /// Leave out the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
@@ -323,11 +323,11 @@ impl Serve {
                 "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
             return Err(Failure::Usage(why.into()));
         }
-        let (gate, who_may) = self.gate.gate(config.listen)?;
+        let (gate, who_may) = self.auth.gate(config.listen)?;
         let (connections_max, descriptors) = connections_max(config.connections_max)?;
         let facts = [who_may, descriptors, memory];
         let guests = Guests { origins: self.origins.clone(), proxies, gate };
-        let keys = || self.gate.verifier().map_err(|why| why.to_string());
+        let keys = || self.auth.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
             None => serve(config, guests, keys, connections_max, Plain, &facts, allocated_bytes),
             Some(files) => {
@@ -409,11 +409,11 @@ impl Serve {
                 handshakes_per_second: self.handshakes_per_second,
                 messages_per_second: self.messages_per_second,
                 bytes_per_second: self.bytes_per_second,
-                auth_timeout_ms: self.gate.auth_timeout_ms,
-                token_grace_ms: self.gate.token_grace_ms,
-                auths_per_second: self.gate.auths_per_second,
-                tickets_max: self.gate.tickets_max,
-                tickets_per_client_max: self.gate.tickets_per_client_max,
+                auth_timeout_ms: self.auth.auth_timeout_ms,
+                token_grace_ms: self.auth.token_grace_ms,
+                auths_per_second: self.auth.auths_per_second,
+                tickets_max: self.auth.tickets_max,
+                tickets_per_client_max: self.auth.tickets_per_client_max,
                 log_lines_per_second: self.log_lines_per_second,
                 accepts_per_turn: self.accepts_per_turn,
                 reads_per_connection: self.reads_per_connection,
@@ -545,14 +545,14 @@ mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
-    struct Line {
+    struct ServeLine {
         #[command(flatten)]
         serve: Serve,
     }
 
     #[test]
     fn the_flags_defaults_are_those_of_the_library() {
-        let line = Line::parse_from(["serve"]);
+        let line = ServeLine::parse_from(["serve"]);
         let config = Config { assets: Vec::new(), ..line.serve.config() };
         assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
     }

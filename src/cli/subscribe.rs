@@ -29,7 +29,7 @@ use crate::session::upgrade;
 
 /// The flags of `oyez sub`.
 #[derive(Debug, Args)]
-pub(super) struct Subscribe {
+pub(super) struct SubscribeCommand {
     /// The channels: each 1 to 255 characters of A-Z a-z 0-9 _ . : -
     #[arg(required = true, value_name = "CHANNEL", value_parser = channel_name)]
     channels: Vec<ChannelName>,
@@ -81,39 +81,39 @@ const SOCKET: Token = Token(0);
 const READER: Token = Token(1);
 
 /// One connection for all channels, again and again.
-struct Line {
-    channels: Vec<Progress>,
-    state: LineState,
+struct Subscriber {
+    channels: Vec<ChannelCursor>,
+    state: SubscriberState,
     /// Connections lost, or not made, since the last one that held.
     failures: u32,
 }
 
 /// How far it is in one channel.
-struct Progress {
+struct ChannelCursor {
     channel: ChannelName,
     /// From where it goes on; `None` before the first connection, if it was told nothing.
     cursor: Option<String>,
     /// Has it been a member before?
-    was_member: bool,
+    was_subscribed: bool,
 }
 
-enum LineState {
+enum SubscriberState {
     Open { connection: Box<Connection>, since: Instant },
     Waiting { until: Instant },
 }
 
 /// How some input was taken.
-enum Read {
+enum ReadOutcome {
     /// Nothing more for now.
     Blocked,
     /// As many messages as were asked for.
     Enough,
     /// The connection ended.
-    Lost { why: String, comes_back: Return },
+    Lost { why: String, policy: ReconnectPolicy },
 }
 
 /// What a close asks of the client, by the range of its code.
-enum Return {
+enum ReconnectPolicy {
     /// With a pause of our own choice.
     Backoff,
     /// After so many milliseconds.
@@ -124,7 +124,7 @@ enum Return {
 
 /// What the server says. Fields that are not of use here are skipped.
 #[derive(Deserialize)]
-struct Heard<'a> {
+struct ServerMessage<'a> {
     #[serde(rename = "type")]
     kind: Option<&'a str>,
     ch: Option<&'a str>,
@@ -139,7 +139,7 @@ struct Heard<'a> {
     message: Option<String>,
 }
 
-impl Subscribe {
+impl SubscribeCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::Failed(error.to_string());
         let endpoint = self.trust.apply(self.url)?;
@@ -154,22 +154,23 @@ impl Subscribe {
             json: self.json,
             exit_on_gap: self.exit_on_gap,
         };
-        let progress = |channel| Progress { channel, cursor: self.since.clone(), was_member: false };
-        let mut line = Line {
+        let progress = |channel| ChannelCursor { channel, cursor: self.since.clone(), was_subscribed: false };
+        let mut subscriber = Subscriber {
             channels: self.channels.into_iter().map(progress).collect(),
-            state: LineState::Waiting { until: Instant::now() },
+            state: SubscriberState::Waiting { until: Instant::now() },
             failures: 0,
         };
         loop {
-            line.connect(&endpoint, &self.token, poll.registry())?;
-            let read = line.read(&mut output)?;
+            subscriber.connect(&endpoint, &self.token, poll.registry())?;
+            let read = subscriber.read(&mut output)?;
             output.out.flush()?;
             match read {
-                Read::Blocked => {}
-                Read::Enough => return Ok(()),
-                Read::Lost { why, comes_back } => line.lost(&why, &comes_back)?,
+                ReadOutcome::Blocked => {}
+                ReadOutcome::Enough => return Ok(()),
+                ReadOutcome::Lost { why, policy } => subscriber.lost(&why, &policy)?,
             }
-            let timeout = line.waits_until().map(|until| until.saturating_duration_since(Instant::now()));
+            let timeout =
+                subscriber.waits_until().map(|until| until.saturating_duration_since(Instant::now()));
             match poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(failed(error)),
                 Err(_) => {}
@@ -183,11 +184,11 @@ impl Subscribe {
     }
 }
 
-impl Line {
+impl Subscriber {
     fn waits_until(&self) -> Option<Instant> {
         match self.state {
-            LineState::Open { .. } => None,
-            LineState::Waiting { until } => Some(until),
+            SubscriberState::Open { .. } => None,
+            SubscriberState::Waiting { until } => Some(until),
         }
     }
 
@@ -205,31 +206,36 @@ impl Line {
         let mut connection = match websocket::connect(endpoint, "/ws", Some(upgrade::V1), token.as_deref()) {
             Ok(connection) => connection,
             Err(ConnectError::Rejected(why)) => return Err(Failure::Failed(why)),
-            Err(ConnectError::Unreachable(why)) => return self.lost(&why, &Return::Backoff),
+            Err(ConnectError::Unreachable(why)) => return self.lost(&why, &ReconnectPolicy::Backoff),
         };
         let descriptor = connection.get_ref().as_raw_fd();
         registry
             .register(&mut SourceFd(&descriptor), SOCKET, Interest::READABLE | Interest::WRITABLE)
             .map_err(|error| Failure::Failed(error.to_string()))?;
-        for Progress { channel, cursor, .. } in &self.channels {
+        for ChannelCursor { channel, cursor, .. } in &self.channels {
             let mut request = serde_json::json!({"type": "subscribe", "ch": channel.as_str()});
             if let Some(cursor) = cursor {
                 request["since"] = cursor.as_str().into();
             }
             // What does not fit into the socket is kept, and goes out with the next flush.
             match connection.write(Message::text(request.to_string())) {
-                Err(error) if !would_block(&error) => return self.lost(&error.to_string(), &Return::Backoff),
+                Err(error) if !would_block(&error) => {
+                    return self.lost(&error.to_string(), &ReconnectPolicy::Backoff);
+                }
                 _ => {}
             }
         }
-        self.state = LineState::Open { connection: Box::new(connection), since: Instant::now() };
+        self.state = SubscriberState::Open { connection: Box::new(connection), since: Instant::now() };
         Ok(())
     }
 
     /// Prints all that has come.
-    fn read(&mut self, output: &mut Output) -> Result<Read, Failure> {
-        let LineState::Open { connection, .. } = &mut self.state else { return Ok(Read::Blocked) };
-        let lost = |error: Error| Read::Lost { why: error.to_string(), comes_back: Return::Backoff };
+    fn read(&mut self, output: &mut Output) -> Result<ReadOutcome, Failure> {
+        let SubscriberState::Open { connection, .. } = &mut self.state else {
+            return Ok(ReadOutcome::Blocked);
+        };
+        let lost =
+            |error: Error| ReadOutcome::Lost { why: error.to_string(), policy: ReconnectPolicy::Backoff };
         match connection.flush() {
             Err(error) if !would_block(&error) => return Ok(lost(error)),
             _ => {}
@@ -237,76 +243,76 @@ impl Line {
         loop {
             match connection.read() {
                 Ok(Message::Text(text)) => {
-                    if hear(&text, &mut self.channels, output)? {
+                    if handle_message(&text, &mut self.channels, output)? {
                         // The server is told, as far as it goes in one write; nothing depends on it.
                         let _ = connection.close(None);
-                        return Ok(Read::Enough);
+                        return Ok(ReadOutcome::Enough);
                     }
                 }
                 Ok(Message::Close(frame)) => {
                     let _ = connection.flush();
                     let why = format!("closed with {}", describe_close(frame.as_ref()));
-                    return Ok(Read::Lost { why, comes_back: comes_back(frame.as_ref()) });
+                    return Ok(ReadOutcome::Lost { why, policy: reconnect_policy(frame.as_ref()) });
                 }
                 Ok(_) => {}
-                Err(error) if would_block(&error) => return Ok(Read::Blocked),
+                Err(error) if would_block(&error) => return Ok(ReadOutcome::Blocked),
                 Err(error) => return Ok(lost(error)),
             }
         }
     }
 
     /// Plans the next try.
-    fn lost(&mut self, why: &str, comes_back: &Return) -> Result<(), Failure> {
-        if matches!(self.state, LineState::Open { since, .. } if since.elapsed() >= HELD) {
+    fn lost(&mut self, why: &str, policy: &ReconnectPolicy) -> Result<(), Failure> {
+        if matches!(self.state, SubscriberState::Open { since, .. } if since.elapsed() >= HELD) {
             self.failures = 0;
         }
         let ceiling = (BACKOFF_FIRST_MS << self.failures.min(20)).min(BACKOFF_LAST_MS);
         // The hasher's key is random in each process and each call.
         let backoff = RandomState::new().hash_one(self.failures) % ceiling;
-        let pause_ms = match *comes_back {
-            Return::Never => return Err(Failure::Failed(why.to_owned())),
+        let pause_ms = match *policy {
+            ReconnectPolicy::Never => return Err(Failure::Failed(why.to_owned())),
             // A server that sends everybody away at once and means it would be asked hundreds of times a second.
-            Return::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
-            Return::After(millis) => millis.min(RETRY_LAST_MS),
-            Return::Backoff => backoff,
+            ReconnectPolicy::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
+            ReconnectPolicy::After(millis) => millis.min(RETRY_LAST_MS),
+            ReconnectPolicy::Backoff => backoff,
         };
         self.failures += 1;
         output::note(format_args!("{why}; trying again in {pause_ms} ms"));
-        self.state = LineState::Waiting { until: Instant::now() + Duration::from_millis(pause_ms) };
+        self.state = SubscriberState::Waiting { until: Instant::now() + Duration::from_millis(pause_ms) };
         Ok(())
     }
 }
 
 /// Takes one text of the server's. True if it was the last message that was asked for.
-fn hear(text: &str, channels: &mut [Progress], output: &mut Output) -> Result<bool, Failure> {
+fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Output) -> Result<bool, Failure> {
     let not_understood = || Failure::Failed("the server says what oyez.v1 has no words for".to_owned());
-    let heard: Heard<'_> = serde_json::from_str(text).map_err(|_| not_understood())?;
-    let progress = channels.iter_mut().find(|progress| heard.ch == Some(progress.channel.as_str()));
+    let message: ServerMessage<'_> = serde_json::from_str(text).map_err(|_| not_understood())?;
+    let progress = channels.iter_mut().find(|progress| message.ch == Some(progress.channel.as_str()));
     let moved_to = |cursor: Option<&str>| cursor.map(str::to_owned).ok_or_else(not_understood).map(Some);
-    match (heard.kind, progress) {
+    match (message.kind, progress) {
         (None, Some(progress)) => {
-            progress.cursor = moved_to(heard.id)?;
-            output.print(text, &heard)
+            progress.cursor = moved_to(message.id)?;
+            output.print(text, &message)
         }
         (Some("subscribed"), Some(progress)) => {
-            let again = if progress.was_member { " again" } else { "" };
+            let again = if progress.was_subscribed { " again" } else { "" };
             output::note(format_args!("{}: connected{again}", progress.channel.as_str()));
-            progress.was_member = true;
-            progress.cursor = moved_to(heard.id)?;
+            progress.was_subscribed = true;
+            progress.cursor = moved_to(message.id)?;
             Ok(false)
         }
         (Some("live"), Some(progress)) => {
-            progress.cursor = moved_to(heard.id)?;
+            progress.cursor = moved_to(message.id)?;
             Ok(false)
         }
         (Some("gap"), Some(progress)) => {
-            progress.cursor = moved_to(heard.resume)?;
-            let missing = match heard.missed {
+            progress.cursor = moved_to(message.resume)?;
+            let missing = match message.missed {
                 Some(1) => "1 message is missing".to_owned(),
                 Some(missed) => format!("{missed} messages are missing"),
                 None => "messages may be missing".to_owned(),
             };
-            let why = heard.why.unwrap_or("unknown").escape_debug();
+            let why = message.why.unwrap_or("unknown").escape_debug();
             let said = format!("{}: gap: {missing} ({why})", progress.channel.as_str());
             output.print_gap(text)?;
             if output.exit_on_gap {
@@ -318,7 +324,7 @@ fn hear(text: &str, channels: &mut [Progress], output: &mut Output) -> Result<bo
         }
         (Some("error"), progress) => {
             // The server's words, on somebody's terminal.
-            let message = heard.message.unwrap_or_default();
+            let message = message.message.unwrap_or_default();
             let why = message.escape_debug();
             let channel =
                 progress.map_or_else(String::new, |progress| format!("{}: ", progress.channel.as_str()));
@@ -330,14 +336,14 @@ fn hear(text: &str, channels: &mut [Progress], output: &mut Output) -> Result<bo
 }
 
 /// Reads the close code's range, and `retry_ms=` in its reason.
-fn comes_back(frame: Option<&CloseFrame>) -> Return {
-    let Some(frame) = frame else { return Return::Backoff };
+fn reconnect_policy(frame: Option<&CloseFrame>) -> ReconnectPolicy {
+    let Some(frame) = frame else { return ReconnectPolicy::Backoff };
     let retry_ms =
         frame.reason.as_str().split(' ').find_map(|word| word.strip_prefix("retry_ms=")?.parse().ok());
     match (u16::from(frame.code), retry_ms) {
-        (4000..=4099, _) => Return::Never,
-        (4200..=4299, Some(millis)) => Return::After(millis),
-        _ => Return::Backoff,
+        (4000..=4099, _) => ReconnectPolicy::Never,
+        (4200..=4299, Some(millis)) => ReconnectPolicy::After(millis),
+        _ => ReconnectPolicy::Backoff,
     }
 }
 
@@ -354,17 +360,17 @@ struct Output {
 impl Output {
     /// Text and JSON end in a line feed; binary is printed as it is. True if it was the last that was asked
     /// for.
-    fn print(&mut self, line: &str, heard: &Heard<'_>) -> Result<bool, Failure> {
+    fn print(&mut self, line: &str, message: &ServerMessage<'_>) -> Result<bool, Failure> {
         if self.json {
             self.print_line(line)?;
-        } else if let Some(text) = &heard.text {
+        } else if let Some(text) = &message.text {
             self.write(text.as_bytes())?;
             self.out.write(b"\n")?;
-        } else if let Some(data) = heard.data {
+        } else if let Some(data) = message.data {
             self.write(data.get().as_bytes())?;
             self.out.write(b"\n")?;
         } else {
-            let base64 = heard.base64.unwrap_or_default();
+            let base64 = message.base64.unwrap_or_default();
             let bad = |_| Failure::Failed("the server sends bytes that are not base64".to_owned());
             let bytes = BASE64.decode(base64.as_bytes()).map_err(bad)?;
             self.write(&bytes)?;

@@ -23,13 +23,13 @@ use crate::access::token::{self, NewClaims, Rights, TOKEN_BYTES_MAX, Verifier};
 /// The flags of `oyez token`.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = false)]
-pub(super) struct Token {
+pub(super) struct TokenCommand {
     #[command(subcommand)]
-    command: Command,
+    command: TokenAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum TokenAction {
     /// Make a token and print it.
     New(New),
     /// Read a token from standard input; print what it says, and whether a server with these keys would take it
@@ -130,12 +130,12 @@ fn info(text: &str) -> Result<serde_json::Value, String> {
     Ok(info)
 }
 
-impl Token {
+impl TokenCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self.command {
-            Command::New(new) => new.run(),
-            Command::Check(check) => check.run(),
-            Command::Secret(secret) => secret.run(),
+            TokenAction::New(new) => new.run(),
+            TokenAction::Check(check) => check.run(),
+            TokenAction::Secret(secret) => secret.run(),
         }
     }
 }
@@ -173,12 +173,12 @@ impl New {
             )));
         }
         match self.out {
-            None => say(&token),
+            None => print_line(&token),
             Some(path) => {
                 let path_shown = path.display();
                 replace(&path, &token)
                     .map_err(|error| Failure::Failed(format!("--out {path_shown}: {error}")))?;
-                say(&format!("{path_shown} is written: show it with --token-file {path_shown}"))
+                print_line(&format!("{path_shown} is written: show it with --token-file {path_shown}"))
             }
         }
     }
@@ -202,12 +202,12 @@ impl Check {
         let verifier = Verifier { keys, audiences: self.aud, issuers: self.iss };
         let now = now();
         if let Some(claims) = token::show_claims(&token) {
-            say(&claims)?;
+            print_line(&claims)?;
         }
         match verifier.verify(&token, now) {
             Ok(grant) => {
                 let ends = grant.expires_at.unwrap_or(now);
-                say(&match ends.checked_sub(now) {
+                print_line(&match ends.checked_sub(now) {
                     Some(seconds) => format!("valid for another {seconds} s"),
                     None => format!("valid, but expired {} s ago: clocks differ", now - ends),
                 })
@@ -232,7 +232,7 @@ impl Secret {
             )),
             _ => Failure::Failed(format!("{path}: {error}")),
         })?;
-        say(&format!("{path} is written: start the server with --jwt-secret-file {path}"))
+        print_line(&format!("{path} is written: start the server with --jwt-secret-file {path}"))
     }
 }
 
@@ -265,7 +265,7 @@ fn read_token() -> Result<Vec<u8>, Failure> {
     Ok(bytes.trim_ascii().to_vec())
 }
 
-fn say(line: &str) -> Result<(), Failure> {
+fn print_line(line: &str) -> Result<(), Failure> {
     output::print(format_args!("{line}\n"))
 }
 

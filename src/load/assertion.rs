@@ -26,12 +26,12 @@ struct Figure {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Unit {
     /// Plain numbers.
-    Count,
+    CauseCount,
     /// Percent of one processor.
     Percent,
     /// Bytes; KiB and MiB are understood.
     Bytes,
-    /// Time, in microseconds; a unit has to be given.
+    /// RunTime, in microseconds; a unit has to be given.
     Time,
 }
 
@@ -47,7 +47,7 @@ enum Comparison {
 
 /// An assertion that does not hold.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Broken {
+pub struct FailedAssertion {
     text: String,
     found: Option<String>,
 }
@@ -91,7 +91,7 @@ const FIGURES: [Figure; 34] = [
 ];
 
 const fn count(name: &'static str, of: fn(&Report) -> Option<f64>) -> Figure {
-    Figure { name, unit: Unit::Count, of }
+    Figure { name, unit: Unit::CauseCount, of }
 }
 
 const fn time(name: &'static str, of: fn(&Report) -> Option<f64>) -> Figure {
@@ -148,7 +148,7 @@ impl Assertion {
     ///
     /// # Errors
     /// What was found instead.
-    pub fn check(&self, report: &Report) -> Result<(), Broken> {
+    pub fn check(&self, report: &Report) -> Result<(), FailedAssertion> {
         let found = (self.figure.of)(report);
         let value = self.value;
         let holds = found.is_some_and(|found| match self.comparison {
@@ -162,11 +162,14 @@ impl Assertion {
         if holds {
             return Ok(());
         }
-        Err(Broken { text: self.text.clone(), found: found.map(|found| self.figure.unit.show(found)) })
+        Err(FailedAssertion {
+            text: self.text.clone(),
+            found: found.map(|found| self.figure.unit.show(found)),
+        })
     }
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for FailedAssertion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.found {
             Some(found) => write!(f, "{} does not hold: it is {found}", self.text),
@@ -178,7 +181,7 @@ impl fmt::Display for Broken {
 impl Unit {
     fn parse(self, text: &str) -> Result<f64, String> {
         let scales: &[(&str, f64)] = match self {
-            Unit::Count => &[],
+            Unit::CauseCount => &[],
             Unit::Percent => &[("%", 1.0)],
             Unit::Bytes => &[("KiB", 1024.0), ("MiB", 1024.0 * 1024.0), ("B", 1.0)],
             Unit::Time => &[("ns", 1e-3), ("us", 1.0), ("ms", 1e3), ("s", 1e6)],
@@ -197,8 +200,8 @@ impl Unit {
 
     fn show(self, value: f64) -> String {
         match self {
-            Unit::Count if value.fract() == 0.0 => format!("{value}"),
-            Unit::Count => format!("{value:.1}"),
+            Unit::CauseCount if value.fract() == 0.0 => format!("{value}"),
+            Unit::CauseCount => format!("{value:.1}"),
             Unit::Percent => format!("{value:.1}%"),
             Unit::Bytes => format!("{value:.0}B"),
             Unit::Time => super::text::micros(value),

@@ -253,7 +253,7 @@ pub fn sample(style: usize) -> String {
     )
 }
 
-/// Text for a page.
+/// TextReport for a page.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

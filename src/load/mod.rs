@@ -6,40 +6,40 @@
 //! be told from the server's.
 //!
 //! - **wait** for events, or for the time at which the next message is due;
-//! - **note** marks members, and does nothing else;
+//! - **note** flags clients, and does nothing else;
 //! - **drive** reads: it asks the time after each read, since that is what is measured;
 //! - **reap** before **steer**, so that whoever has ended is not waited for;
 //! - **steer** opens connections and goes from stage to stage;
-//! - **publish** after both, since what members got may let a closed loop go on;
+//! - **publish** after both, since what clients got may let a closed loop go on;
 //! - **flush** writes; **sweep** looks for deadlines.
 
 pub mod assertion;
-pub mod attendance;
 pub mod chart;
 pub mod child;
+pub mod client;
+pub mod clients;
 pub mod clock;
-pub mod crowd;
-pub mod findings;
-pub mod ledger;
-pub mod member;
-pub mod order;
-pub mod pace;
+pub mod connection_stats;
+pub mod delivery_tracker;
+pub mod measurements;
 pub mod page;
 pub mod pin;
 pub mod plan;
 pub mod preflight;
 pub mod probe;
 pub mod ramp;
+pub mod received;
+pub mod recipient;
+pub mod reconnect_storm;
 pub mod report;
-pub mod script;
-pub mod stamp;
-pub mod storm;
+pub mod scenario;
+pub mod send_schedule;
+pub mod send_timestamp;
 mod summary;
-pub mod tally;
 pub mod target;
 pub mod text;
 mod timer;
-pub mod verdict;
+pub mod validity;
 
 use std::io;
 use std::time::Duration;
@@ -49,12 +49,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use child::ChildServer;
-use clock::{Clock, Time};
-use crowd::Crowd;
-use findings::Findings;
-use ledger::Ledger;
+use clients::Clients;
+use clock::{RunClock, RunTime};
+use delivery_tracker::DeliveryTracker;
+use measurements::Measurements;
 use plan::Plan;
-use script::Script;
+use scenario::Scenario;
 use timer::Timer;
 
 const SIGNALS: Token = Token(usize::MAX);
@@ -71,33 +71,33 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a run stands, for somebody who watches.
 #[derive(Clone, Copy, Debug)]
-pub struct Standing {
+pub struct RunProgress {
     /// What it is doing.
-    pub word: &'static str,
+    pub stage: &'static str,
     /// How far that has come, of `steps`.
     pub step: u64,
     /// How much there is of it.
     pub steps: u64,
     /// Members that are open.
     pub open: usize,
-    /// Messages that members got.
+    /// Messages that clients got.
     pub deliveries: u64,
-    /// Time since the run was born.
+    /// RunTime since the run was born.
     pub since_birth: Duration,
 }
 
-struct Bench<'a> {
+struct BenchLoop<'a> {
     poll: Poll,
     events: Events,
     signals: Signals,
     timer: Timer,
-    clock: Clock,
-    crowd: Crowd,
-    ledger: Ledger,
-    script: Script,
+    clock: RunClock,
+    clients: Clients,
+    tracker: DeliveryTracker,
+    scenario: Scenario,
     child: Option<&'a mut ChildServer>,
-    woke: Time,
-    next_watch: Time,
+    woke: RunTime,
+    next_watch: RunTime,
 }
 
 /// Does a run. The child, if there is one, is watched, so that its end is not taken for the clients'.
@@ -107,13 +107,13 @@ struct Bench<'a> {
 pub fn run(
     plan: Plan,
     child: Option<&mut ChildServer>,
-    mut watch: impl FnMut(Standing),
-) -> Result<Findings, String> {
-    let mut bench = Bench::new(plan, child).map_err(|error| error.to_string())?;
-    while !bench.script.is_done() {
+    mut watch: impl FnMut(RunProgress),
+) -> Result<Measurements, String> {
+    let mut bench = BenchLoop::new(plan, child).map_err(|error| error.to_string())?;
+    while !bench.scenario.is_done() {
         bench.turn(&mut watch)?;
     }
-    Ok(bench.script.found)
+    Ok(bench.scenario.measurements)
 }
 
 /// The signals that end a run. A terminal that closes sends SIGHUP, unless the run was started with `nohup`.
@@ -126,64 +126,64 @@ fn signals() -> Vec<i32> {
     [SIGTERM, SIGINT, SIGHUP].into_iter().filter(|signal| *signal != SIGHUP || !is_ignored(SIGHUP)).collect()
 }
 
-impl<'a> Bench<'a> {
-    fn new(plan: Plan, child: Option<&'a mut ChildServer>) -> io::Result<Bench<'a>> {
+impl<'a> BenchLoop<'a> {
+    fn new(plan: Plan, child: Option<&'a mut ChildServer>) -> io::Result<BenchLoop<'a>> {
         let poll = Poll::new()?;
         let mut signals = Signals::new(signals())?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let timer = Timer::new(poll.registry(), TIMER)?;
-        let clock = Clock::new();
+        let clock = RunClock::new();
         let now = clock.now();
-        let crowd = Crowd::new(plan.target.clone(), poll.registry().try_clone()?);
+        let clients = Clients::new(plan.target.clone(), poll.registry().try_clone()?);
         // Which run a message is of: process ids do not come again soon.
-        let mut ledger = Ledger::new(std::process::id() as u16, plan.channels);
+        let mut tracker = DeliveryTracker::new(std::process::id() as u16, plan.channels);
         if let Some(traffic) = plan.traffic {
-            ledger.patience = traffic.patience;
+            tracker.patience = traffic.patience;
         }
-        Ok(Bench {
+        Ok(BenchLoop {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
             timer,
             clock,
-            crowd,
-            ledger,
-            script: Script::new(plan, now),
+            clients,
+            tracker,
+            scenario: Scenario::new(plan, now),
             child,
             woke: now,
             next_watch: now,
         })
     }
 
-    fn turn(&mut self, watch: &mut impl FnMut(Standing)) -> Result<(), String> {
+    fn turn(&mut self, watch: &mut impl FnMut(RunProgress)) -> Result<(), String> {
         self.wait().map_err(|error| format!("the poll failed: {error}"))?;
         if self.note() {
             self.interrupt()?;
         }
-        let Bench { crowd, ledger, script, clock, .. } = self;
-        crowd.drive(ledger, clock);
-        crowd.reap(ledger);
+        let BenchLoop { clients, tracker, scenario, clock, .. } = self;
+        clients.drive(tracker, clock);
+        clients.reap(tracker);
         let now = clock.now();
-        script.steer(crowd, ledger, now)?;
-        script.publish(crowd, ledger, now);
-        crowd.flush(now);
-        crowd.sweep(now);
-        ledger.abandon(now);
+        scenario.steer(clients, tracker, now)?;
+        scenario.publish(clients, tracker, now);
+        clients.flush(now);
+        clients.sweep(now);
+        tracker.abandon(now);
         self.watch(watch, now)
     }
 
     fn wait(&mut self) -> io::Result<()> {
         let now = self.clock.now();
-        self.script.found.turned(now.nanos_since(self.woke));
+        self.scenario.measurements.turned(now.nanos_since(self.woke));
         let mut timeout = TICK;
-        if let Some(next) = self.script.next_send(&self.ledger, now) {
+        if let Some(next) = self.scenario.next_send(&self.tracker, now) {
             if next <= now {
                 timeout = Duration::ZERO;
             } else {
                 self.timer.arm(next, now)?;
             }
         }
-        if self.crowd.has_work() {
+        if self.clients.has_work() {
             timeout = Duration::ZERO;
         }
         match self.poll.poll(&mut self.events, Some(timeout)) {
@@ -202,7 +202,7 @@ impl<'a> Bench<'a> {
             match event.token() {
                 TIMER => {}
                 SIGNALS => is_signalled |= self.signals.pending().count() > 0,
-                _ => self.crowd.note(event),
+                _ => self.clients.note(event),
             }
         }
         is_signalled
@@ -210,26 +210,26 @@ impl<'a> Bench<'a> {
 
     /// The first signal ends the run with a report of the measurements so far, the second without one.
     fn interrupt(&mut self) -> Result<(), String> {
-        let Bench { crowd, ledger, script, clock, .. } = self;
-        if script.found.interrupted {
+        let BenchLoop { clients, tracker, scenario, clock, .. } = self;
+        if scenario.measurements.interrupted {
             return Err("interrupted twice".to_owned());
         }
-        script.interrupt(crowd, ledger, clock.now());
+        scenario.interrupt(clients, tracker, clock.now());
         Ok(())
     }
 
-    fn watch(&mut self, watch: &mut impl FnMut(Standing), now: Time) -> Result<(), String> {
+    fn watch(&mut self, watch: &mut impl FnMut(RunProgress), now: RunTime) -> Result<(), String> {
         if self.next_watch > now {
             return Ok(());
         }
         self.next_watch = now.after(WATCH_INTERVAL);
-        let (step, steps) = self.script.progress(&self.crowd, now);
-        watch(Standing {
-            word: self.script.word(),
+        let (step, steps) = self.scenario.progress(&self.clients, now);
+        watch(RunProgress {
+            stage: self.scenario.stage_name(),
             step,
             steps,
-            open: self.crowd.open(),
-            deliveries: self.ledger.counts.deliveries,
+            open: self.clients.open(),
+            deliveries: self.tracker.counts.deliveries,
             since_birth: Duration::from_nanos(now.nanos()),
         });
         match self.child.as_mut().and_then(|child| child.ended()) {

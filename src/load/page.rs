@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::chart::{self, Axis, Chart, Scale, Series, escape};
-use super::report::{Count, Quantiles, Report};
-use super::text::{Text, micros, setup};
+use super::report::{CauseCount, Quantiles, Report};
+use super::text::{TextReport, micros, setup};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -49,7 +49,7 @@ pub fn page(runs: &[Run]) -> Result<String, String> {
             page,
             "<details><summary>{}</summary><pre>{}</pre></details>",
             escape(&run.name),
-            escape(&Text(&run.report).to_string())
+            escape(&TextReport(&run.report).to_string())
         );
     }
     page.push_str("</main>\n</html>\n");
@@ -69,7 +69,7 @@ const ROWS: [Row; 25] = [
         let word = if report.invalid.is_empty() { "valid" } else { "INVALID" };
         Some(if report.interrupted { format!("{word}, interrupted") } else { word.to_owned() })
     }),
-    ("Connections open, of attempted", |report| {
+    ("ConnectionsReport open, of attempted", |report| {
         Some(format!("{} of {}", report.connections.opened, report.connections.attempted))
     }),
     ("Refused", |report| Some(list(&report.connections.refused_by))),
@@ -92,7 +92,7 @@ const ROWS: [Row; 25] = [
     ("Latency p99", |report| Some(micros(latency(report)?.p99))),
     ("Latency p99.9", |report| Some(micros(latency(report)?.p999))),
     ("Latency, longest", |report| Some(micros(latency(report)?.max))),
-    ("Last member p50, p99", |report| {
+    ("Last client p50, p99", |report| {
         let last = report.traffic.as_ref()?.last_member_us;
         Some(format!("{}, {}", micros(last.p50), micros(last.p99)))
     }),
@@ -108,7 +108,7 @@ const ROWS: [Row; 25] = [
         let memory = &report.memory;
         Some(format!("{:.0}, {:.0}", memory.rss_bytes_per_connection?, memory.pss_bytes_per_connection?))
     }),
-    ("Kernel, both ends: buffers, tables", |report| {
+    ("KernelMemory, both ends: buffers, tables", |report| {
         let memory = &report.memory;
         Some(format!(
             "{:.0}, {:.0}",
@@ -125,11 +125,11 @@ fn latency(report: &Report) -> Option<Quantiles> {
     report.traffic.as_ref().map(|traffic| traffic.latency_us).filter(|latency| latency.count > 0)
 }
 
-fn list(counts: &[Count]) -> String {
+fn list(counts: &[CauseCount]) -> String {
     if counts.is_empty() {
         return "none".to_owned();
     }
-    let one = |count: &Count| format!("{} {}", count.count, count.cause);
+    let one = |count: &CauseCount| format!("{} {}", count.count, count.cause);
     counts.iter().map(one).collect::<Vec<String>>().join(", ")
 }
 
@@ -157,7 +157,7 @@ fn table(runs: &[Run]) -> String {
 
 /// A panel for each run, all to one scale.
 fn latency_over_time(runs: &[Run]) -> Result<String, String> {
-    let points = |report: &Report, value: fn(&super::report::Point) -> f64| {
+    let points = |report: &Report, value: fn(&super::report::TimelinePoint) -> f64| {
         let reached = report.timeline.iter().filter(|point| point.max_us > 0.0);
         reached.map(|point| (point.seconds, value(point))).collect::<Vec<(f64, f64)>>()
     };
@@ -220,7 +220,7 @@ fn distribution(runs: &[Run]) -> Result<String, String> {
 
 fn memory(runs: &[Run]) -> Result<String, String> {
     let lines = lines(runs, |report| {
-        let bytes = |at: &super::report::MemoryAt| at.pss_bytes.or(at.rss_bytes);
+        let bytes = |at: &super::report::MemoryPoint| at.pss_bytes.or(at.rss_bytes);
         let points = report.memory.points.iter();
         points.filter_map(|at| Some((at.connections as f64, bytes(at)? as f64 / 1048576.0))).collect()
     });

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use super::target::Target;
+use super::target::BenchTarget;
 
 /// A run, in resolved values.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// What happens.
-    pub scenario: Scenario,
+    pub workload: Workload,
     /// To whom.
-    pub target: Target,
+    pub target: BenchTarget,
     /// Members.
     pub connections: usize,
-    /// Channels that the members are spread over.
+    /// Channels that the clients are spread over.
     pub channels: u32,
     /// The time over which they come; at once, but for the server's pace, if it is zero.
     pub ramp: Duration,
@@ -23,9 +23,9 @@ pub struct Plan {
     pub pid: Option<u32>,
 }
 
-/// What happens once all members are there.
+/// What happens once all clients are there.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Scenario {
+pub enum Workload {
     /// Nothing, for so long.
     Idle {
         /// How long.
@@ -45,7 +45,7 @@ pub enum Scenario {
         /// When those that are not back are given up.
         within: Duration,
     },
-    /// A broadcast; in its second half some members do not read.
+    /// A broadcast; in its second half some clients do not read.
     Slow {
         /// How many.
         stalled: usize,
@@ -57,11 +57,11 @@ pub enum Scenario {
 pub struct Traffic {
     /// Members that publish.
     pub publishers: usize,
-    /// Are they connections of their own, beside the members?
+    /// Are they connections of their own, beside the clients?
     pub publishers_apart: bool,
     /// The size of a message, in bytes.
     pub payload_bytes: usize,
-    /// Text, or binary.
+    /// TextReport, or binary.
     pub is_text: bool,
     /// How fast.
     pub speed: Speed,
@@ -69,7 +69,7 @@ pub struct Traffic {
     pub warmup: Duration,
     /// How long is measured.
     pub duration: Duration,
-    /// How long a message may take to reach all members before it is given up.
+    /// How long a message may take to reach all clients before it is given up.
     pub patience: Duration,
 }
 
@@ -82,22 +82,22 @@ pub enum Speed {
     Rate(f64),
 }
 
-impl Scenario {
+impl Workload {
     /// Its name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
-            Scenario::Idle { .. } => "idle",
-            Scenario::Fanout => "fanout",
-            Scenario::Churn { .. } => "churn",
-            Scenario::Storm { .. } => "storm",
-            Scenario::Slow { .. } => "slow",
+            Workload::Idle { .. } => "idle",
+            Workload::Fanout => "fanout",
+            Workload::Churn { .. } => "churn",
+            Workload::Storm { .. } => "storm",
+            Workload::Slow { .. } => "slow",
         }
     }
 }
 
 impl Traffic {
-    /// What may come to a member at once without the server being to blame: in a closed loop everything
-    /// that is in flight, twice, since a window opens before the last member has read.
+    /// What may come to a client at once without the server being to blame: in a closed loop everything
+    /// that is in flight, twice, since a window opens before the last client has read.
     pub fn burst_bytes(&self) -> usize {
         let messages = match self.speed {
             Speed::Window(window) => self.publishers.saturating_mul(window as usize),
@@ -109,16 +109,16 @@ impl Traffic {
 }
 
 impl Plan {
-    /// Connections of our own, but for guests.
+    /// ConnectionsReport of our own, but for guests.
     pub fn sockets(&self) -> usize {
         let apart = self.traffic.filter(|traffic| traffic.publishers_apart);
         self.connections + apart.map_or(0, |traffic| traffic.publishers)
     }
 
-    /// How many members are to stall; they are the last.
+    /// How many clients are to stall; they are the last.
     pub fn stalled(&self) -> usize {
-        match self.scenario {
-            Scenario::Slow { stalled } => stalled,
+        match self.workload {
+            Workload::Slow { stalled } => stalled,
             _ => 0,
         }
     }

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use super::plan::{Plan, Scenario};
+use super::plan::{Plan, Workload};
 use crate::server::DESCRIPTORS_RESERVED;
 
 /// How long a port stays taken after its connection (TIME_WAIT).
@@ -14,19 +14,19 @@ const GUEST_EXTRA_SECONDS: f64 = 2.0;
 
 /// What this machine allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct HostLimits {
     /// Descriptors of this process.
     pub descriptors: usize,
     /// Ports that the kernel gives out for one source address.
     pub ports: usize,
-    /// Connections that can wait to be accepted.
+    /// ConnectionsReport that can wait to be accepted.
     pub backlog: usize,
 }
 
 /// What was found before the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preflight {
-    /// The highest number of members that can be reached.
+    /// The highest number of clients that can be reached.
     pub connections_max: usize,
     /// What limits it, and the command that raises it.
     pub raise: String,
@@ -34,13 +34,13 @@ pub struct Preflight {
     pub warning: Option<String>,
 }
 
-impl Limits {
+impl HostLimits {
     /// Raises the descriptor limit as far as it goes, and reads the others.
-    pub fn raise() -> Limits {
+    pub fn raise() -> HostLimits {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
         let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap_or_default();
-        Limits {
+        HostLimits {
             descriptors: usize::try_from(descriptors).unwrap_or(usize::MAX),
             ports: ports(&range).unwrap_or(28_232),
             backlog: somaxconn.trim().parse().unwrap_or(4096),
@@ -50,10 +50,10 @@ impl Limits {
     /// Ports that a plan takes, those at rest after their connection included. With fewer it takes longer,
     /// for which the load generator will be blamed in the report.
     pub fn ports_needed(plan: &Plan) -> usize {
-        let others = match plan.scenario {
-            Scenario::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
+        let others = match plan.workload {
+            Workload::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
             // Those that were dropped, and as many for who has to try again.
-            Scenario::Storm { .. } => 2 * plan.connections,
+            Workload::Storm { .. } => 2 * plan.connections,
             _ => 0,
         };
         plan.sockets() + others
@@ -61,8 +61,8 @@ impl Limits {
 
     /// Looks at a plan whose sources are chosen.
     pub fn check(&self, plan: &Plan) -> Preflight {
-        let guests = match plan.scenario {
-            Scenario::Churn { arrivals_per_second, stay } => {
+        let guests = match plan.workload {
+            Workload::Churn { arrivals_per_second, stay } => {
                 (arrivals_per_second * (stay.as_secs_f64() + GUEST_EXTRA_SECONDS)) as usize
             }
             _ => 0,
@@ -87,7 +87,7 @@ impl Limits {
     }
 
     fn warn(&self, plan: &Plan) -> Option<String> {
-        let storm = matches!(plan.scenario, Scenario::Storm { .. });
+        let storm = matches!(plan.workload, Workload::Storm { .. });
         (storm && plan.connections > self.backlog).then(|| {
             format!(
                 "{} connections come at once and {} can wait: the kernel drops the others' first segment, and they \
@@ -109,22 +109,22 @@ fn ports(range: &str) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::client::tls::Trust;
-    use crate::load::target::Target;
+    use crate::load::target::BenchTarget;
     use std::time::Duration;
 
-    fn plan(connections: usize, scenario: Scenario) -> Plan {
-        let target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
-        Plan { scenario, target, connections, channels: 1, ramp: Duration::ZERO, traffic: None, pid: None }
+    fn plan(connections: usize, workload: Workload) -> Plan {
+        let target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
+        Plan { workload, target, connections, channels: 1, ramp: Duration::ZERO, traffic: None, pid: None }
     }
 
     #[test]
     fn what_limits_is_named_with_what_raises_it() {
-        let idle = Scenario::Idle { hold: Duration::from_secs(1) };
-        let limits = Limits { descriptors: 20_000, ports: 28_232, backlog: 4_096 };
+        let idle = Workload::Idle { hold: Duration::from_secs(1) };
+        let limits = HostLimits { descriptors: 20_000, ports: 28_232, backlog: 4_096 };
         let found = limits.check(&plan(100_000, idle));
         assert_eq!(found.connections_max, 20_000 - DESCRIPTORS_RESERVED);
         assert!(found.raise.contains("prlimit") && found.raise.contains("200000"), "{}", found.raise);
-        let limits = Limits { descriptors: 1_000_000, ..limits };
+        let limits = HostLimits { descriptors: 1_000_000, ..limits };
         let found = limits.check(&plan(100_000, idle));
         assert_eq!(found.connections_max, 28_232);
         assert!(found.raise.contains("ip_local_port_range"), "{}", found.raise);
@@ -135,17 +135,17 @@ mod tests {
 
     #[test]
     fn guests_take_descriptors_while_they_stay_and_ports_for_a_minute() {
-        let churn = Scenario::Churn { arrivals_per_second: 100.0, stay: Duration::from_secs(3) };
-        let limits = Limits { descriptors: 1_000 + DESCRIPTORS_RESERVED, ports: 7_000, backlog: 4_096 };
+        let churn = Workload::Churn { arrivals_per_second: 100.0, stay: Duration::from_secs(3) };
+        let limits = HostLimits { descriptors: 1_000 + DESCRIPTORS_RESERVED, ports: 7_000, backlog: 4_096 };
         assert_eq!(limits.check(&plan(10, churn)).connections_max, 500);
-        assert_eq!(Limits::ports_needed(&plan(10, churn)), 6_010);
+        assert_eq!(HostLimits::ports_needed(&plan(10, churn)), 6_010);
     }
 
     #[test]
     fn a_storm_over_the_backlog_is_warned_of() {
-        let storm = Scenario::Storm { within: Duration::from_secs(1) };
-        let limits = Limits { descriptors: 20_000, ports: 28_232, backlog: 128 };
-        assert_eq!(Limits::ports_needed(&plan(100, storm)), 300);
+        let storm = Workload::Storm { within: Duration::from_secs(1) };
+        let limits = HostLimits { descriptors: 20_000, ports: 28_232, backlog: 128 };
+        assert_eq!(HostLimits::ports_needed(&plan(100, storm)), 300);
         assert!(limits.check(&plan(129, storm)).warning.is_some());
         assert_eq!(limits.check(&plan(128, storm)).warning, None);
     }

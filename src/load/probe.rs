@@ -5,14 +5,14 @@ use std::io;
 
 /// A process on this machine.
 #[derive(Clone, Copy, Debug)]
-pub struct Process {
+pub struct ProcessProbe {
     /// Its id.
     pub pid: u32,
 }
 
 /// What a process had used of the processors at some point.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cpu {
+pub struct CpuCounters {
     user_ticks: u64,
     system_ticks: u64,
     ran_nanos: u64,
@@ -21,7 +21,7 @@ pub struct Cpu {
 
 /// What it used between two points.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Spent {
+pub struct CpuTime {
     /// Nanoseconds in the program.
     pub user_nanos: f64,
     /// Nanoseconds in the kernel on its behalf.
@@ -32,7 +32,7 @@ pub struct Spent {
 
 /// Bytes of memory that a process holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Memory {
+pub struct ProcessMemory {
     /// Resident.
     pub rss: u64,
     /// Resident, shared pages in proportion; only its owner may know.
@@ -41,7 +41,7 @@ pub struct Memory {
 
 /// Bytes that the kernel holds for everybody on this machine.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Kernel {
+pub struct KernelMemory {
     /// TCP's buffers.
     pub sockets: u64,
     /// All of its tables: sockets, descriptors, epoll's entries among them.
@@ -51,23 +51,24 @@ pub struct Kernel {
 /// A page, as `/proc/net/sockstat` counts them.
 const PAGE_BYTES: u64 = 4096;
 
-impl Process {
+impl ProcessProbe {
     /// This one.
-    pub fn own() -> Process {
-        Process { pid: std::process::id() }
+    pub fn own() -> ProcessProbe {
+        ProcessProbe { pid: std::process::id() }
     }
 
     /// What it has used of the processors so far, all its threads together.
     ///
     /// # Errors
     /// There is no such process.
-    pub fn cpu(self) -> io::Result<Cpu> {
+    pub fn cpu(self) -> io::Result<CpuCounters> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
         // The name in parentheses may hold anything; proc(5) counts from 1, and the name is field 2.
         let fields: Vec<&str> =
             stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
         let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let mut cpu = Cpu { user_ticks: field(14), system_ticks: field(15), ran_nanos: 0, waited_nanos: 0 };
+        let mut cpu =
+            CpuCounters { user_ticks: field(14), system_ticks: field(15), ran_nanos: 0, waited_nanos: 0 };
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
             // A thread that ended meanwhile.
             let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
@@ -82,24 +83,24 @@ impl Process {
     ///
     /// # Errors
     /// There is no such process.
-    pub fn memory(self) -> io::Result<Memory> {
+    pub fn memory(self) -> io::Result<ProcessMemory> {
         if let Ok(text) = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))
             && let Some(rss) = kilobytes(&text, "Rss:")
         {
-            return Ok(Memory { rss, pss: kilobytes(&text, "Pss:") });
+            return Ok(ProcessMemory { rss, pss: kilobytes(&text, "Pss:") });
         }
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let rss = kilobytes(&text, "VmRSS:").ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Memory { rss, pss: None })
+        Ok(ProcessMemory { rss, pss: None })
     }
 }
 
-impl Cpu {
+impl CpuCounters {
     /// What was used since `earlier`.
     ///
     /// The scheduler's own count is exact to the nanosecond; `stat` counts in hundredths of a second,
     /// and only divides it into user and system.
-    pub fn since(self, earlier: Cpu) -> Spent {
+    pub fn since(self, earlier: CpuCounters) -> CpuTime {
         let tick_nanos = 1e9 / rustix::param::clock_ticks_per_second() as f64;
         let user = self.user_ticks.saturating_sub(earlier.user_ticks) as f64 * tick_nanos;
         let system = self.system_ticks.saturating_sub(earlier.system_ticks) as f64 * tick_nanos;
@@ -112,23 +113,23 @@ impl Cpu {
             sum => (user * ran / sum, system * ran / sum),
         };
         let waited = self.waited_nanos.saturating_sub(earlier.waited_nanos) as f64;
-        Spent { user_nanos: user, system_nanos: system, waited_nanos: waited }
+        CpuTime { user_nanos: user, system_nanos: system, waited_nanos: waited }
     }
 }
 
-impl Spent {
+impl CpuTime {
     /// Nanoseconds on a processor.
     pub fn nanos(self) -> f64 {
         self.user_nanos + self.system_nanos
     }
 }
 
-impl Kernel {
+impl KernelMemory {
     /// What it holds now. What cannot be read is 0.
-    pub fn now() -> Kernel {
+    pub fn now() -> KernelMemory {
         let sockstat = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        Kernel {
+        KernelMemory {
             sockets: tcp_pages(&sockstat).unwrap_or(0) * PAGE_BYTES,
             slab: kilobytes(&meminfo, "Slab:").unwrap_or(0),
         }
@@ -162,16 +163,16 @@ mod tests {
 
     #[test]
     fn user_and_system_add_up_to_what_the_scheduler_counted() {
-        let earlier = Cpu { user_ticks: 10, system_ticks: 10, ran_nanos: 1_000, waited_nanos: 5 };
-        let later = Cpu { user_ticks: 40, system_ticks: 20, ran_nanos: 401_000, waited_nanos: 25 };
+        let earlier = CpuCounters { user_ticks: 10, system_ticks: 10, ran_nanos: 1_000, waited_nanos: 5 };
+        let later = CpuCounters { user_ticks: 40, system_ticks: 20, ran_nanos: 401_000, waited_nanos: 25 };
         let spent = later.since(earlier);
-        assert_eq!(spent, Spent { user_nanos: 300_000.0, system_nanos: 100_000.0, waited_nanos: 20.0 });
+        assert_eq!(spent, CpuTime { user_nanos: 300_000.0, system_nanos: 100_000.0, waited_nanos: 20.0 });
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn this_process_uses_something() {
-        let own = Process::own();
+        let own = ProcessProbe::own();
         assert!(own.memory().unwrap().rss > 0);
         own.cpu().unwrap();
     }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::clock::Time;
+use super::clock::RunTime;
 
 /// Steps, where there are connections enough.
 const STEPS: usize = 8;
@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_millis(100);
 /// meanwhile; a storm is a scenario of its own.
 const PENDING_MAX: usize = 128;
 
-/// Connections begun in one turn of the loop; each takes some 30 us.
+/// ConnectionsReport begun in one turn of the loop; each takes some 30 us.
 const BUDGET: usize = 32;
 
 /// Opens so many connections.
@@ -34,8 +34,8 @@ pub struct Ramp {
     per_second: Option<f64>,
     /// How long connections were opened, without the rests.
     active: Duration,
-    last: Time,
-    rests_until: Option<Time>,
+    last: RunTime,
+    rests_until: Option<RunTime>,
 }
 
 /// What to do next.
@@ -51,7 +51,7 @@ pub enum Next {
 
 impl Ramp {
     /// A ramp that takes `length`, or as long as the server does if that is zero.
-    pub fn new(total: usize, length: Duration, now: Time) -> Ramp {
+    pub fn new(total: usize, length: Duration, now: RunTime) -> Ramp {
         let per_second = (!length.is_zero()).then(|| total as f64 / length.as_secs_f64());
         let steps = (total / STEP_CONNECTIONS_MIN).clamp(1, STEPS);
         let active = Duration::ZERO;
@@ -69,7 +69,7 @@ impl Ramp {
     }
 
     /// What to do next, with so many handshakes under way.
-    pub fn next(&mut self, pending: usize, now: Time) -> Next {
+    pub fn next(&mut self, pending: usize, now: RunTime) -> Next {
         if self.step > self.steps {
             return Next::Complete;
         }
@@ -101,8 +101,8 @@ impl Ramp {
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> Time {
-        Time::from_nanos(millis * 1_000_000)
+    fn at(millis: u64) -> RunTime {
+        RunTime::from_nanos(millis * 1_000_000)
     }
 
     #[test]

@@ -11,46 +11,46 @@ pub struct Report {
     pub oyez_version: String,
     /// When, where and how it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub made: Option<Made>,
+    pub made: Option<RunEnvironment>,
     /// True if a signal ended the run early. Then the figures are those measured until then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
     /// What was done.
     pub setup: Setup,
-    /// What became of the members' connections.
-    pub connections: Connections,
+    /// What became of the clients' connections.
+    pub connections: ConnectionsReport,
     /// What became of guests', in a churn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guests: Option<Connections>,
+    pub guests: Option<ConnectionsReport>,
     /// What was published and delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub traffic: Option<Traffic>,
-    /// Connections that were still open at the end, guests included.
+    pub traffic: Option<TrafficReport>,
+    /// ConnectionsReport that were still open at the end, guests included.
     pub open_at_end: usize,
-    /// Connections that ended and were not meant to.
-    pub unexpected_closes: Vec<Count>,
+    /// ConnectionsReport that ended and were not meant to.
+    pub unexpected_closes: Vec<CauseCount>,
     /// How a storm went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub storm: Option<Storm>,
-    /// What became of members that stalled.
+    pub storm: Option<StormReport>,
+    /// What became of clients that stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<Stalled>,
     /// The server's process, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Usage>,
-    /// Memory against connections.
-    pub memory: Memory,
+    /// MemoryReport against connections.
+    pub memory: MemoryReport,
     /// The load generator itself.
     pub generator: Generator,
     /// Over the window.
-    pub timeline: Vec<Point>,
+    pub timeline: Vec<TimelinePoint>,
     /// Why the figures are the load generator's and not the server's; empty for a valid run.
     pub invalid: Vec<String>,
 }
 
 /// The circumstances of a run, which a reader needs to judge a report or to repeat it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Made {
+pub struct RunEnvironment {
     /// When the run ended (RFC 3339, UTC).
     pub date: String,
     /// The name of the machine, and its processors.
@@ -87,15 +87,15 @@ pub struct Setup {
 /// What became of connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Connections {
+pub struct ConnectionsReport {
     pub attempted: u64,
     pub opened: u64,
     /// All that never opened.
     pub refused: u64,
-    pub refused_by: Vec<Count>,
+    pub refused_by: Vec<CauseCount>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
-    /// Of the server's processor time; of the members' handshakes only, since guests come while there is
+    /// Of the server's processor time; of the clients' handshakes only, since guests come while there is
     /// a broadcast too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us_per_handshake: Option<f64>,
@@ -105,7 +105,7 @@ pub struct Connections {
 /// How often something happened, and how far the connection had come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Count {
+pub struct CauseCount {
     pub phase: String,
     pub cause: String,
     pub count: u64,
@@ -114,33 +114,33 @@ pub struct Count {
 /// What was published and delivered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Traffic {
+pub struct TrafficReport {
     /// The length of the window.
     pub seconds: f64,
     pub sent: u64,
     pub sent_per_second: f64,
     pub deliveries: u64,
     pub deliveries_per_second: f64,
-    /// From the intended time of sending to each member.
+    /// From the intended time of sending to each client.
     pub latency_us: Quantiles,
-    /// From the intended time of sending to each message's last member.
+    /// From the intended time of sending to each message's last client.
     pub last_member_us: Quantiles,
-    /// In a slow run: before members stalled.
+    /// In a slow run: before clients stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_before_us: Option<Quantiles>,
     /// Latency at quantiles that get ever closer to one: pairs of quantile and microseconds.
     pub distribution: Vec<(f64, f64)>,
-    /// Messages that members should have got and have not; whole run.
+    /// Messages that clients should have got and have not; whole run.
     pub lost: u64,
     pub duplicated: u64,
     pub out_of_order: u64,
     /// Messages on a channel that they were not published on.
     pub misdelivered: u64,
-    /// Messages in flight that members whose connections ended did not get.
+    /// Messages in flight that clients whose connections ended did not get.
     pub cut_off: u64,
     /// Messages that were not sent by this run.
     pub foreign: u64,
-    /// Messages that had not reached every member in time.
+    /// Messages that had not reached every client in time.
     pub abandoned: u64,
     /// Messages of an open loop that were due and not sent.
     pub unsent: u64,
@@ -164,22 +164,22 @@ pub struct Quantiles {
 /// How a storm went.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Storm {
+pub struct StormReport {
     pub dropped: usize,
     pub returned: usize,
     pub seconds_to_95_percent: Option<f64>,
     pub seconds_to_100_percent: Option<f64>,
     pub attempts: u64,
-    pub refused_by: Vec<Count>,
+    pub refused_by: Vec<CauseCount>,
     pub handshake_us: Quantiles,
 }
 
-/// What became of members that stalled.
+/// What became of clients that stalled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Stalled {
     pub members: usize,
-    pub ended: Vec<Count>,
+    pub ended: Vec<CauseCount>,
 }
 
 /// What a process used of the processors over the window.
@@ -200,24 +200,24 @@ pub struct Usage {
     pub system_ns_per_delivery: Option<f64>,
 }
 
-/// Memory against connections.
+/// MemoryReport against connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Memory {
-    pub points: Vec<MemoryAt>,
+pub struct MemoryReport {
+    pub points: Vec<MemoryPoint>,
     /// Slopes over the points: bytes that one connection more costs.
     pub rss_bytes_per_connection: Option<f64>,
     pub pss_bytes_per_connection: Option<f64>,
     /// TCP buffers of the whole machine: of both ends, if the server is on it.
     pub kernel_socket_bytes_per_connection: Option<f64>,
-    /// Kernel tables of the whole machine: sockets, descriptors, epoll's entries, of both ends.
+    /// KernelMemory tables of the whole machine: sockets, descriptors, epoll's entries, of both ends.
     pub kernel_slab_bytes_per_connection: Option<f64>,
 }
 
-/// Memory at one number of connections.
+/// MemoryReport at one number of connections.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct MemoryAt {
+pub struct MemoryPoint {
     pub connections: usize,
     pub rss_bytes: Option<u64>,
     pub pss_bytes: Option<u64>,
@@ -239,7 +239,7 @@ pub struct Generator {
 /// One interval of the timeline.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct Point {
+pub struct TimelinePoint {
     pub seconds: f64,
     pub open: usize,
     pub deliveries: u64,

@@ -1,66 +1,66 @@
-//! From what a run found to what its report says.
+//! From what a run measurements to what its report says.
 
 use hdrhistogram::Histogram;
 
-use super::findings::{self, Findings, MemoryPoint};
-use super::plan::{Plan, Scenario, Speed};
-use super::probe::Spent;
+use super::connection_stats::{Causes, ConnectionStats, Phase};
+use super::measurements::{IntervalSample, Measurements, MemorySample};
+use super::plan::{Plan, Speed, Workload};
+use super::probe::CpuTime;
 use super::report::{
-    Connections, Count, Generator, Memory, MemoryAt, Point, Quantiles, Report, Setup, Stalled, Storm,
-    Traffic, Usage,
+    CauseCount, ConnectionsReport, Generator, MemoryPoint, MemoryReport, Quantiles, Report, Setup, Stalled,
+    StormReport, TimelinePoint, TrafficReport, Usage,
 };
-use super::tally::{Causes, Phase, Tally};
-use super::verdict;
+use super::validity;
 use crate::client::cause::Cause;
 
 impl Report {
     /// Draws up the report of a run.
-    pub fn of(plan: &Plan, found: &Findings, server_args: Option<String>) -> Report {
-        let measured = found.measured;
+    pub fn of(plan: &Plan, measurements: &Measurements, server_args: Option<String>) -> Report {
+        let measured = measurements.measured;
         let deliveries = measured.map_or(0, |measured| measured.deliveries);
         let seconds = measured.map_or(0.0, |measured| measured.seconds);
-        let usage = |spent: Option<Spent>| spent.map(|spent| Usage::new(spent, seconds, deliveries));
+        let usage = |spent: Option<CpuTime>| spent.map(|spent| Usage::new(spent, seconds, deliveries));
         let server = usage(measured.and_then(|measured| measured.server));
         let own = usage(measured.and_then(|measured| measured.own));
         let mut report = Report {
             oyez_version: env!("CARGO_PKG_VERSION").to_owned(),
             made: None,
-            interrupted: found.interrupted,
+            interrupted: measurements.interrupted,
             setup: Setup::new(plan, server_args),
-            connections: Connections {
-                server_us_per_handshake: found
+            connections: ConnectionsReport {
+                server_us_per_handshake: measurements
                     .ramp_server
-                    .filter(|_| found.ramp.opened > 0)
-                    .map(|spent| spent.nanos() / 1e3 / found.ramp.opened as f64),
-                ..Connections::new(&found.ramp, found.ramp_seconds)
+                    .filter(|_| measurements.ramp.opened > 0)
+                    .map(|spent| spent.nanos() / 1e3 / measurements.ramp.opened as f64),
+                ..ConnectionsReport::new(&measurements.ramp, measurements.ramp_seconds)
             },
-            guests: matches!(plan.scenario, Scenario::Churn { .. })
-                .then(|| Connections::new(&found.after, seconds)),
-            traffic: plan.traffic.is_some().then(|| Traffic::new(found)),
-            open_at_end: found.open_at_end,
-            unexpected_closes: [counts(&found.ramp.lost), counts(&found.after.lost)].concat(),
-            storm: found.storm.map(|storm| Storm {
+            guests: matches!(plan.workload, Workload::Churn { .. })
+                .then(|| ConnectionsReport::new(&measurements.after, seconds)),
+            traffic: plan.traffic.is_some().then(|| TrafficReport::new(measurements)),
+            open_at_end: measurements.open_at_end,
+            unexpected_closes: [counts(&measurements.ramp.lost), counts(&measurements.after.lost)].concat(),
+            storm: measurements.storm.map(|storm| StormReport {
                 dropped: storm.dropped,
                 returned: storm.returned,
                 seconds_to_95_percent: storm.seconds_to_95,
                 seconds_to_100_percent: storm.seconds_to_100,
-                attempts: found.after.attempted,
-                refused_by: counts(&found.after.refused),
-                handshake_us: Quantiles::of(&found.after.handshakes),
+                attempts: measurements.after.attempted,
+                refused_by: counts(&measurements.after.refused),
+                handshake_us: Quantiles::of(&measurements.after.handshakes),
             }),
             stalled: (plan.stalled() > 0)
-                .then(|| Stalled { members: plan.stalled(), ended: counts(&found.after.stalled) }),
+                .then(|| Stalled { members: plan.stalled(), ended: counts(&measurements.after.stalled) }),
             server,
-            memory: Memory::new(&found.memory),
+            memory: MemoryReport::new(&measurements.memory),
             generator: Generator {
-                usage: own.unwrap_or(Usage::new(Spent::default(), 1.0, 0)),
-                loop_lag_us: Quantiles::of(&found.lag),
-                send_lateness_us: Quantiles::of(&found.lateness),
+                usage: own.unwrap_or(Usage::new(CpuTime::default(), 1.0, 0)),
+                loop_lag_us: Quantiles::of(&measurements.lag),
+                send_lateness_us: Quantiles::of(&measurements.lateness),
             },
-            timeline: found.timeline.iter().map(Point::new).collect(),
+            timeline: measurements.timeline.iter().map(TimelinePoint::new).collect(),
             invalid: Vec::new(),
         };
-        report.invalid = verdict::invalid(&report);
+        report.invalid = validity::invalid(&report);
         report
     }
 }
@@ -69,7 +69,7 @@ impl Setup {
     fn new(plan: &Plan, server_args: Option<String>) -> Setup {
         let speed = plan.traffic.map(|traffic| traffic.speed);
         Setup {
-            scenario: plan.scenario.name().to_owned(),
+            scenario: plan.workload.name().to_owned(),
             address: plan.target.authority.clone(),
             tls: plan.target.tls.as_ref().map(|tls| tls.certificates),
             connections: plan.connections,
@@ -90,45 +90,45 @@ impl Setup {
     }
 }
 
-impl Connections {
-    fn new(tally: &Tally, seconds: f64) -> Connections {
-        Connections {
-            attempted: tally.attempted,
-            opened: tally.opened,
-            refused: tally.refused(),
-            refused_by: counts(&tally.refused),
+impl ConnectionsReport {
+    fn new(stats: &ConnectionStats, seconds: f64) -> ConnectionsReport {
+        ConnectionsReport {
+            attempted: stats.attempted,
+            opened: stats.opened,
+            refused: stats.refused(),
+            refused_by: counts(&stats.refused),
             seconds,
-            handshakes_per_second: ratio(tally.opened as f64, seconds),
+            handshakes_per_second: ratio(stats.opened as f64, seconds),
             server_us_per_handshake: None,
-            handshake_us: Quantiles::of(&tally.handshakes),
+            handshake_us: Quantiles::of(&stats.handshakes),
         }
     }
 }
 
-impl Traffic {
-    fn new(found: &Findings) -> Traffic {
-        let (seconds, sent, deliveries) = found
+impl TrafficReport {
+    fn new(measurements: &Measurements) -> TrafficReport {
+        let (seconds, sent, deliveries) = measurements
             .measured
             .map_or((0.0, 0, 0), |measured| (measured.seconds, measured.sent, measured.deliveries));
-        let counts = found.counts;
-        Traffic {
+        let counts = measurements.counts;
+        TrafficReport {
             seconds,
             sent,
             sent_per_second: ratio(sent as f64, seconds),
             deliveries,
             deliveries_per_second: ratio(deliveries as f64, seconds),
-            latency_us: Quantiles::of(&found.latency),
-            last_member_us: Quantiles::of(&found.last_member),
-            latency_before_us: found.latency_before.as_ref().map(Quantiles::of),
-            distribution: distribution(&found.latency),
-            lost: found.lost,
+            latency_us: Quantiles::of(&measurements.latency),
+            last_member_us: Quantiles::of(&measurements.last_member),
+            latency_before_us: measurements.latency_before.as_ref().map(Quantiles::of),
+            distribution: distribution(&measurements.latency),
+            lost: measurements.lost,
             duplicated: counts.duplicated,
             out_of_order: counts.out_of_order,
             misdelivered: counts.misdelivered,
             cut_off: counts.cut_off,
             foreign: counts.foreign,
             abandoned: counts.abandoned,
-            unsent: found.unsent,
+            unsent: measurements.unsent,
         }
     }
 }
@@ -154,7 +154,7 @@ impl Quantiles {
 }
 
 impl Usage {
-    fn new(spent: Spent, seconds: f64, deliveries: u64) -> Usage {
+    fn new(spent: CpuTime, seconds: f64, deliveries: u64) -> Usage {
         let share = |nanos: f64| ratio(nanos, seconds * 1e9);
         let each = |nanos: f64| (deliveries > 0).then(|| nanos / deliveries as f64);
         Usage {
@@ -169,11 +169,11 @@ impl Usage {
     }
 }
 
-impl Memory {
-    fn new(points: &[MemoryPoint]) -> Memory {
-        let points: Vec<MemoryAt> = points
+impl MemoryReport {
+    fn new(points: &[MemorySample]) -> MemoryReport {
+        let points: Vec<MemoryPoint> = points
             .iter()
-            .map(|point| MemoryAt {
+            .map(|point| MemoryPoint {
                 connections: point.connections,
                 rss_bytes: point.server.map(|memory| memory.rss),
                 pss_bytes: point.server.and_then(|memory| memory.pss),
@@ -187,10 +187,10 @@ impl Memory {
         let rising = points.windows(2).take_while(|pair| pair[0].connections < pair[1].connections).count();
         let ramp = &points[..points.len().min(rising + 1)];
         let ramp = if ramp.len() > 3 { &ramp[1..] } else { ramp };
-        let over = |value: fn(&MemoryAt) -> Option<u64>| {
+        let over = |value: fn(&MemoryPoint) -> Option<u64>| {
             slope(ramp.iter().filter_map(|at| Some((at.connections as f64, value(at)? as f64))))
         };
-        Memory {
+        MemoryReport {
             rss_bytes_per_connection: over(|at| at.rss_bytes),
             pss_bytes_per_connection: over(|at| at.pss_bytes),
             kernel_socket_bytes_per_connection: over(|at| Some(at.kernel_socket_bytes)),
@@ -200,9 +200,9 @@ impl Memory {
     }
 }
 
-impl Point {
-    fn new(point: &findings::Point) -> Point {
-        Point {
+impl TimelinePoint {
+    fn new(point: &IntervalSample) -> TimelinePoint {
+        TimelinePoint {
             seconds: point.seconds,
             open: point.open,
             deliveries: point.deliveries,
@@ -235,9 +235,9 @@ fn distribution(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     steps.take_while(|&quantile| quantile < last).chain([last]).map(at).collect()
 }
 
-fn counts(causes: &Causes) -> Vec<Count> {
-    let count = |((phase, cause), count): (&(Phase, Cause), &u64)| Count {
-        phase: phase.word().to_owned(),
+fn counts(causes: &Causes) -> Vec<CauseCount> {
+    let count = |((phase, cause), count): (&(Phase, Cause), &u64)| CauseCount {
+        phase: phase.as_str().to_owned(),
         cause: cause.to_string(),
         count: *count,
     };

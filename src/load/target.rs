@@ -17,7 +17,7 @@ const CONNECTIONS_PER_SOURCE_MAX: usize = 10_000;
 
 /// A server that broadcasts.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct BenchTarget {
     /// Where it listens.
     pub address: SocketAddr,
     /// `host:port`, as the request's Host field says it.
@@ -30,13 +30,13 @@ pub struct Target {
     pub tls: Option<TlsConnector>,
 }
 
-impl Target {
+impl BenchTarget {
     /// Reads `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme. Without a path it
     /// is that of `oyez serve`, with a place for the channel.
     ///
     /// # Errors
     /// Says what is wrong with the URL or with the certificates, or that the host has no address.
-    pub fn parse(url: &str, trust: &Trust) -> Result<Target, String> {
+    pub fn parse(url: &str, trust: &Trust) -> Result<BenchTarget, String> {
         let bad = || format!("{url:?} is not a WebSocket URL: write ws://host:port, or wss://");
         let (rest, port, is_secure) = match url.split_once("://") {
             Some(("ws" | "http", rest)) => (rest, 80, false),
@@ -64,7 +64,7 @@ impl Target {
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let tls = if is_secure { Some(TlsConnector::new(host, trust)?) } else { None };
         let (authority, path) = (authority.to_owned(), path.to_owned());
-        Ok(Target { address, authority, path, sources: Vec::new(), tls })
+        Ok(BenchTarget { address, authority, path, sources: Vec::new(), tls })
     }
 
     /// Do different channels have different paths?
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn urls() {
         let check = |url: &str, address: &str, path: &str| {
-            let target = Target::parse(url, &Trust::Public).unwrap();
+            let target = BenchTarget::parse(url, &Trust::Public).unwrap();
             assert_eq!(
                 (target.address.to_string().as_str(), target.path(3).as_str()),
                 (address, path),
@@ -145,13 +145,13 @@ mod tests {
         check("127.0.0.1:80", "127.0.0.1:80", "/ws/bench-3");
         check("127.0.0.1:80/x", "127.0.0.1:80", "/x");
         for bad in ["", "ws://", "ws:///ws", "ftp://127.0.0.1", "wss://", "/x", "ws://127.0.0.1/a b"] {
-            assert!(Target::parse(bad, &Trust::Public).is_err(), "{bad}");
+            assert!(BenchTarget::parse(bad, &Trust::Public).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn sources_are_spread_where_one_has_too_few_ports() {
-        let mut target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
+        let mut target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         target.spread(10_000, 28_000, 1);
         assert_eq!(target.sources.len(), 0);
         for (connections, ports, sources) in

@@ -2,13 +2,13 @@
 
 use std::fmt::{self, Write};
 
-use super::report::{Connections, Count, Quantiles, Report, Usage};
+use super::report::{CauseCount, ConnectionsReport, Quantiles, Report, Usage};
 use crate::client::tls::Certificates;
 
 /// A report that is printed.
-pub struct Text<'a>(pub &'a Report);
+pub struct TextReport<'a>(pub &'a Report);
 
-impl fmt::Display for Text<'_> {
+impl fmt::Display for TextReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
         line(f, &report.setup.scenario, &setup(report))?;
@@ -63,8 +63,8 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
 /// What was done, in one line.
 pub fn setup(report: &Report) -> String {
     let setup = &report.setup;
-    let members = many(setup.connections, "member");
-    let mut text = format!("{members} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
+    let clients = many(setup.connections, "client");
+    let mut text = format!("{clients} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
     text.push_str(match setup.tls {
         Some(Certificates::Checked) => " over TLS",
         Some(Certificates::NotChecked) => " over TLS, certificates not checked",
@@ -81,8 +81,8 @@ pub fn setup(report: &Report) -> String {
     text
 }
 
-fn connections(f: &mut fmt::Formatter<'_>, name: &str, connections: &Connections) -> fmt::Result {
-    let Connections { attempted, opened, refused, seconds, handshakes_per_second, .. } = connections;
+fn connections(f: &mut fmt::Formatter<'_>, name: &str, connections: &ConnectionsReport) -> fmt::Result {
+    let ConnectionsReport { attempted, opened, refused, seconds, handshakes_per_second, .. } = connections;
     let mut text = format!(
         "attempted {attempted}, open {opened}, refused {refused}; {handshakes_per_second:.0} handshakes/s over {seconds:.2} s"
     );
@@ -145,13 +145,13 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         line(f, "before", &quantiles(before))?;
     }
     line(f, "latency", &quantiles(&traffic.latency_us))?;
-    line(f, "last member", &quantiles(&traffic.last_member_us))
+    line(f, "last client", &quantiles(&traffic.last_member_us))
 }
 
 fn stalled(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let Some(stalled) = &report.stalled else { return Ok(()) };
     let ended = if stalled.ended.is_empty() { "none ended".to_owned() } else { list(&stalled.ended) };
-    line(f, "stalled", &format!("{} members: {ended}", stalled.members))
+    line(f, "stalled", &format!("{} clients: {ended}", stalled.members))
 }
 
 fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
@@ -200,8 +200,8 @@ pub fn many(count: usize, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
-fn list(counts: &[Count]) -> String {
-    let one = |count: &Count| format!("{} {} {}", count.count, count.phase, count.cause);
+fn list(counts: &[CauseCount]) -> String {
+    let one = |count: &CauseCount| format!("{} {} {}", count.count, count.phase, count.cause);
     counts.iter().map(one).collect::<Vec<String>>().join(", ")
 }
 

@@ -9,14 +9,14 @@ use std::os::fd::AsRawFd;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use super::clock::Time;
+use super::clock::RunTime;
 
 /// Wakes the poll at a time.
 #[derive(Debug)]
 pub(super) struct Timer {
     #[cfg(target_os = "linux")]
     timer: rustix::fd::OwnedFd,
-    armed_for: Option<Time>,
+    armed_for: Option<RunTime>,
 }
 
 #[cfg(target_os = "linux")]
@@ -36,7 +36,7 @@ impl Timer {
     ///
     /// # Errors
     /// None that are known.
-    pub(super) fn arm(&mut self, time: Time, now: Time) -> io::Result<()> {
+    pub(super) fn arm(&mut self, time: RunTime, now: RunTime) -> io::Result<()> {
         use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
         if self.armed_for == Some(time) {
             return Ok(());
@@ -60,7 +60,7 @@ impl Timer {
         Ok(Timer { armed_for: None })
     }
 
-    pub(super) fn arm(&mut self, _: Time, _: Time) -> io::Result<()> {
+    pub(super) fn arm(&mut self, _: RunTime, _: RunTime) -> io::Result<()> {
         Ok(())
     }
 }

@@ -21,8 +21,8 @@ use oyez::hub::journal::Hour;
 use oyez::hub::past::Past;
 use oyez::ids::{ChannelName, Sender};
 use oyez::load;
-use oyez::load::plan::{Plan, Scenario, Speed, Traffic};
-use oyez::load::target::Target;
+use oyez::load::plan::{Plan, Speed, Traffic, Workload};
+use oyez::load::target::BenchTarget;
 use oyez::moment::Moment;
 use oyez::session::intent::Intent;
 use oyez::wire::Kind;
@@ -46,8 +46,8 @@ fn received_frames_allocate_nothing() {
         patience: Duration::from_secs(60),
     };
     let plan = |seconds: u64| Plan {
-        scenario: Scenario::Fanout,
-        target: Target::parse(&format!("{}/ws", server.url()), &Trust::Public).unwrap(),
+        workload: Workload::Fanout,
+        target: BenchTarget::parse(&format!("{}/ws", server.url()), &Trust::Public).unwrap(),
         connections: MEMBERS,
         channels: 1,
         ramp: Duration::ZERO,

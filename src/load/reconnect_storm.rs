@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::attendance::Role;
-use super::clock::Time;
-use super::crowd::Crowd;
+use super::clients::Clients;
+use super::clock::RunTime;
 use super::plan::Plan;
+use super::recipient::Role;
 
-/// Connections begun in one turn of the loop: many, since all come at once, and few enough for answers
+/// ConnectionsReport begun in one turn of the loop: many, since all come at once, and few enough for answers
 /// to be read between.
 const BUDGET: usize = 64;
 
@@ -17,20 +17,20 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// A storm under way.
 #[derive(Debug)]
-pub struct Storm {
+pub struct ReconnectStorm {
     total: usize,
     channels: u32,
-    began: Time,
-    until: Time,
+    began: RunTime,
+    until: RunTime,
     /// Of the first wave.
     begun: usize,
-    retry_at: Time,
-    figures: Figures,
+    retry_at: RunTime,
+    figures: StormFigures,
 }
 
 /// How it went.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Figures {
+pub struct StormFigures {
     /// Members that were dropped.
     pub dropped: usize,
     /// Members that came back.
@@ -41,25 +41,25 @@ pub struct Figures {
     pub seconds_to_100: Option<f64>,
 }
 
-impl Storm {
+impl ReconnectStorm {
     /// Drops everybody.
-    pub fn begin(plan: &Plan, crowd: &mut Crowd, within: Duration, now: Time) -> Storm {
-        let total = crowd.open();
-        crowd.drop_all();
-        Storm {
+    pub fn begin(plan: &Plan, clients: &mut Clients, within: Duration, now: RunTime) -> ReconnectStorm {
+        let total = clients.open();
+        clients.drop_all();
+        ReconnectStorm {
             total,
             channels: plan.channels,
             began: now,
             until: now.after(within),
             begun: 0,
             retry_at: now,
-            figures: Figures { dropped: total, ..Figures::default() },
+            figures: StormFigures { dropped: total, ..StormFigures::default() },
         }
     }
 
     /// Brings back whoever is not on the way; true when all are back, or the time is up.
-    pub fn steer(&mut self, crowd: &mut Crowd, now: Time) -> bool {
-        let back = crowd.open();
+    pub fn steer(&mut self, clients: &mut Clients, now: RunTime) -> bool {
+        let back = clients.open();
         let seconds = now.seconds_since(self.began);
         self.figures.returned = back;
         if back * 100 >= self.total * 95 {
@@ -69,7 +69,7 @@ impl Storm {
             self.figures.seconds_to_100.get_or_insert(seconds);
             return true;
         }
-        let missing = self.total.saturating_sub(back + crowd.pending());
+        let missing = self.total.saturating_sub(back + clients.pending());
         let first_wave = self.total - self.begun;
         let count = if first_wave > 0 {
             first_wave
@@ -81,19 +81,19 @@ impl Storm {
         };
         for place in 0..count.min(BUDGET) {
             let channel = ((self.begun + place) % self.channels as usize) as u32;
-            crowd.connect(Role::Regular, channel, None, now);
+            clients.connect(Role::Regular, channel, None, now);
         }
         self.begun = (self.begun + count.min(BUDGET)).min(self.total);
         self.until <= now
     }
 
     /// Those that are not back by now are given up.
-    pub fn give_up(&mut self, now: Time) {
+    pub fn give_up(&mut self, now: RunTime) {
         self.until = now;
     }
 
     /// How it went.
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> StormFigures {
         self.figures
     }
 }

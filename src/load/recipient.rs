@@ -1,8 +1,8 @@
-//! Who a member is, to those who count.
+//! Who a client is, to those who count.
 
-use super::order::Cursor;
+use super::received::ReceivedSequences;
 
-/// What a member is there for.
+/// What a client is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Gets every message from the first to the last, and answers for it.
@@ -19,32 +19,33 @@ pub enum Role {
 
 impl Role {
     /// Does it answer for every message?
-    pub(super) fn answers(self) -> bool {
+    pub(super) fn is_tracked(self) -> bool {
         matches!(self, Role::Regular | Role::Slow)
     }
 }
 
-/// A member, as the ledger knows it.
+/// A client, as the tracker knows it.
 #[derive(Debug)]
-pub struct Attendance {
+pub struct Recipient {
     /// What it is there for.
     pub role: Role,
     /// The channel that it is on.
     pub channel: u32,
-    /// One for each publisher of the channel, in the order of their numbers. Made at the first message.
-    cursors: Vec<Cursor>,
+    /// One for each publisher of the channel, in the order of their numbers. RunEnvironment at the first message.
+    cursors: Vec<ReceivedSequences>,
 }
 
-impl Attendance {
-    /// A member that has got nothing yet.
-    pub fn new(role: Role, channel: u32) -> Attendance {
-        Attendance { role, channel, cursors: Vec::new() }
+impl Recipient {
+    /// A client that has got nothing yet.
+    pub fn new(role: Role, channel: u32) -> Recipient {
+        Recipient { role, channel, cursors: Vec::new() }
     }
 
     /// What it got of the channel's publisher at a place.
-    pub(super) fn cursor(&mut self, place: usize) -> &mut Cursor {
+    pub(super) fn received_from(&mut self, place: usize) -> &mut ReceivedSequences {
         if place >= self.cursors.len() {
-            let fresh = if self.role.answers() { Cursor::at(0) } else { Cursor::joining() };
+            let fresh =
+                if self.role.is_tracked() { ReceivedSequences::at(0) } else { ReceivedSequences::joining() };
             self.cursors.resize(place + 1, fresh);
         }
         &mut self.cursors[place]

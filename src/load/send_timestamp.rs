@@ -3,11 +3,11 @@
 //! In hexadecimal, since a server may relay text only, and at a fixed width, since every received frame
 //! is read for it.
 
-use super::clock::Time;
+use super::clock::RunTime;
 
 /// What a message says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct SendTimestamp {
     /// Which run sent it. Others may use the same channel, or the server may replay an older run.
     pub run: u16,
     /// Which of the run's publishers.
@@ -15,10 +15,10 @@ pub struct Stamp {
     /// Its number among the publisher's messages, from 0.
     pub sequence: u32,
     /// When it was meant to be sent.
-    pub intended: Time,
+    pub intended: RunTime,
 }
 
-impl Stamp {
+impl SendTimestamp {
     /// How long a stamp is, and so the smallest payload.
     pub const BYTES: usize = 32;
 
@@ -32,15 +32,15 @@ impl Stamp {
     }
 
     /// Reads the stamp at the start of a payload, if there is one.
-    pub fn read(payload: &[u8]) -> Option<Stamp> {
+    pub fn read(payload: &[u8]) -> Option<SendTimestamp> {
         let digits = payload.first_chunk::<{ Self::BYTES }>()?;
         let high = number(digits[..16].try_into().ok()?)?;
         let low = number(digits[16..].try_into().ok()?)?;
-        Some(Stamp {
+        Some(SendTimestamp {
             run: (high >> 48) as u16,
             publisher: (high >> 32) as u16,
             sequence: high as u32,
-            intended: Time::from_nanos(low),
+            intended: RunTime::from_nanos(low),
         })
     }
 }
@@ -76,17 +76,22 @@ mod tests {
 
     #[test]
     fn a_stamp_is_read_as_it_was_written() {
-        let stamp = Stamp { run: 0xbeef, publisher: 7, sequence: u32::MAX, intended: Time::from_nanos(12) };
+        let stamp = SendTimestamp {
+            run: 0xbeef,
+            publisher: 7,
+            sequence: u32::MAX,
+            intended: RunTime::from_nanos(12),
+        };
         let mut payload = [b'x'; 40];
         stamp.write(&mut payload);
         assert_eq!(&payload, b"beef0007ffffffff000000000000000cxxxxxxxx");
-        assert_eq!(Stamp::read(&payload), Some(stamp));
+        assert_eq!(SendTimestamp::read(&payload), Some(stamp));
     }
 
     #[test]
     fn what_is_no_stamp_is_not_read_as_one() {
         for payload in [&b""[..], b"hello", &[b'0'; 31], b"beef0007fffffffF000000000000000c", &[0; 32]] {
-            assert_eq!(Stamp::read(payload), None, "{payload:?}");
+            assert_eq!(SendTimestamp::read(payload), None, "{payload:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::access::token::Verifier;
 
 /// Who may come in.
 #[derive(Clone, Debug, Args)]
-pub(super) struct GateFlags {
+pub(super) struct AuthFlags {
     #[command(flatten)]
     keys: KeyFiles,
 
@@ -67,7 +67,7 @@ fn rules(text: &str) -> Result<Grant, String> {
     Grant::anonymous(text).map_err(|why| why.to_string())
 }
 
-impl GateFlags {
+impl AuthFlags {
     /// The keys as they are in their files now; `None` if none is named.
     pub(super) fn verifier(&self) -> Result<Option<Verifier>, Failure> {
         let keys = self.keys.load()?;

@@ -19,7 +19,7 @@ pub enum Phase {
 
 impl Phase {
     /// One word for reports.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Phase::Connect => "connect",
             Phase::Handshake => "handshake",
@@ -33,8 +33,8 @@ pub type Causes = BTreeMap<(Phase, Cause), u64>;
 
 /// The counts of one run, or of one part of it.
 #[derive(Debug)]
-pub struct Tally {
-    /// Connections begun.
+pub struct ConnectionStats {
+    /// ConnectionsReport begun.
     pub attempted: u64,
     /// Handshakes completed.
     pub opened: u64,
@@ -48,10 +48,10 @@ pub struct Tally {
     pub handshakes: Histogram<u64>,
 }
 
-impl Tally {
+impl ConnectionStats {
     /// Nothing yet.
-    pub fn new() -> Tally {
-        Tally {
+    pub fn new() -> ConnectionStats {
+        ConnectionStats {
             attempted: 0,
             opened: 0,
             refused: Causes::new(),
@@ -67,9 +67,9 @@ impl Tally {
     }
 }
 
-impl Default for Tally {
-    fn default() -> Tally {
-        Tally::new()
+impl Default for ConnectionStats {
+    fn default() -> ConnectionStats {
+        ConnectionStats::new()
     }
 }
 

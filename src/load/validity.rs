@@ -1,6 +1,6 @@
 //! Was it the server that was measured, or the load generator?
 
-use super::report::{Count, Report};
+use super::report::{CauseCount, Report};
 
 /// A loop that is this busy may be what everything waits for.
 const BUSY_SHARE: f64 = 0.9;
@@ -37,7 +37,7 @@ pub fn invalid(report: &Report) -> Vec<String> {
     }
     let guests = report.guests.iter().flat_map(|guests| &guests.refused_by);
     let storm = report.storm.iter().flat_map(|storm| &storm.refused_by);
-    let refused: Vec<&Count> = report.connections.refused_by.iter().chain(guests).chain(storm).collect();
+    let refused: Vec<&CauseCount> = report.connections.refused_by.iter().chain(guests).chain(storm).collect();
     for cause in OWN_CAUSES {
         let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
         if count > 0 {
@@ -68,18 +68,18 @@ fn advice(cause: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::client::tls::Trust;
-    use crate::load::findings::Findings;
-    use crate::load::plan::{Plan, Scenario};
+    use crate::load::measurements::Measurements;
+    use crate::load::plan::{Plan, Workload};
     use crate::load::report::Usage;
-    use crate::load::target::Target;
+    use crate::load::target::BenchTarget;
     use std::time::Duration;
 
     #[test]
     fn who_was_the_bottleneck() {
-        let target = Target::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
-        let (scenario, ramp) = (Scenario::Fanout, Duration::ZERO);
-        let plan = Plan { scenario, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
-        let idle = Report::of(&plan, &Findings::new(None), None);
+        let target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
+        let (workload, ramp) = (Workload::Fanout, Duration::ZERO);
+        let plan = Plan { workload, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
+        let idle = Report::of(&plan, &Measurements::new(None), None);
         let busy = |own: f64, server: Option<f64>, waited: f64| {
             let mut report = idle.clone();
             let usage = |cpu_share| Usage { cpu_share, ..report.generator.usage };
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(invalid(&late).len(), 1);
         let refused = |cause: &str| {
             let mut report = idle.clone();
-            let count = Count { phase: "connect".to_owned(), cause: cause.to_owned(), count: 7 };
+            let count = CauseCount { phase: "connect".to_owned(), cause: cause.to_owned(), count: 7 };
             report.connections.refused_by.push(count);
             invalid(&report)
         };

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::clock::Time;
-use super::crowd::Crowd;
-use super::ledger::{Counts, Ledger};
-use super::probe::{Cpu, Kernel, Memory, Process, Spent};
-use super::storm;
-use super::tally::{Tally, histogram};
+use super::clients::Clients;
+use super::clock::RunTime;
+use super::connection_stats::{ConnectionStats, histogram};
+use super::delivery_tracker::{DeliveryCounts, DeliveryTracker};
+use super::probe::{CpuCounters, CpuTime, KernelMemory, ProcessMemory, ProcessProbe};
+use super::reconnect_storm::StormFigures;
 
 /// Points on the timeline, where the run is long enough.
 const TIMELINE_POINTS: u32 = 100;
@@ -21,33 +21,33 @@ const INTERVAL_MIN: Duration = Duration::from_millis(50);
 const STORM_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Everything that a report is made of.
-pub struct Findings {
-    server: Option<Process>,
+pub struct Measurements {
+    server: Option<ProcessProbe>,
     /// What the server had used before the first connection.
-    server_at_start: Option<Cpu>,
+    server_at_start: Option<CpuCounters>,
     /// What became of connections while they were opened.
-    pub ramp: Tally,
+    pub ramp: ConnectionStats,
     /// Seconds in which they were opened.
     pub ramp_seconds: f64,
     /// What the server used of the processors to open them.
-    pub ramp_server: Option<Spent>,
+    pub ramp_server: Option<CpuTime>,
     /// True if a signal ended the run early.
     pub interrupted: bool,
-    /// Connections that were open at the end.
+    /// ConnectionsReport that were open at the end.
     pub open_at_end: usize,
     /// What became of them afterwards, and of guests.
-    pub after: Tally,
-    /// Memory at several numbers of connections.
-    pub memory: Vec<MemoryPoint>,
+    pub after: ConnectionStats,
+    /// ProcessMemory at several numbers of connections.
+    pub memory: Vec<MemorySample>,
     /// Over the window that is measured.
-    pub timeline: Vec<Point>,
+    pub timeline: Vec<IntervalSample>,
     /// The window that is open.
     pub window: Option<Window>,
     /// The window that was measured.
     pub measured: Option<Measured>,
-    /// From the intended time to each member, in nanoseconds.
+    /// From the intended time to each client, in nanoseconds.
     pub latency: Histogram<u64>,
-    /// The same, before members stalled.
+    /// The same, before clients stalled.
     pub latency_before: Option<Histogram<u64>>,
     /// Messages that were due and never sent.
     pub unsent: u64,
@@ -56,34 +56,34 @@ pub struct Findings {
     /// How long the loop's turns took: an event may have waited so long.
     pub lag: Histogram<u64>,
     /// How a storm went.
-    pub storm: Option<storm::Figures>,
-    /// Messages that members should have got and have not.
+    pub storm: Option<StormFigures>,
+    /// Messages that clients should have got and have not.
     pub lost: u64,
     /// All other counts.
-    pub counts: Counts,
-    /// From the intended time to the last member, in nanoseconds.
+    pub counts: DeliveryCounts,
+    /// From the intended time to the last client, in nanoseconds.
     pub last_member: Histogram<u64>,
 }
 
-/// Memory at one number of connections.
+/// ProcessMemory at one number of connections.
 #[derive(Clone, Copy, Debug)]
-pub struct MemoryPoint {
+pub struct MemorySample {
     /// How many were open.
     pub connections: usize,
     /// The server's.
-    pub server: Option<Memory>,
+    pub server: Option<ProcessMemory>,
     /// The kernel's, for both ends if the server is on this machine.
-    pub kernel: Kernel,
+    pub kernel: KernelMemory,
 }
 
 /// One interval of the timeline.
 #[derive(Clone, Copy, Debug)]
-pub struct Point {
+pub struct IntervalSample {
     /// When it ended, in seconds from the start of the window.
     pub seconds: f64,
-    /// Messages that members got in it.
+    /// Messages that clients got in it.
     pub deliveries: u64,
-    /// Connections open at its end.
+    /// ConnectionsReport open at its end.
     pub open: usize,
     /// Latencies in nanoseconds: the median, the 99th of a hundred, and the longest.
     pub p50: u64,
@@ -97,12 +97,12 @@ pub struct Point {
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     /// When it began.
-    pub from: Time,
+    pub from: RunTime,
     interval: Duration,
-    next_point: Time,
-    counts: Counts,
-    server: Option<Cpu>,
-    own: Option<Cpu>,
+    next_point: RunTime,
+    counts: DeliveryCounts,
+    server: Option<CpuCounters>,
+    own: Option<CpuCounters>,
 }
 
 /// What was measured over a window.
@@ -110,28 +110,28 @@ pub struct Window {
 pub struct Measured {
     /// Its length.
     pub seconds: f64,
-    /// Messages that members got in it.
+    /// Messages that clients got in it.
     pub deliveries: u64,
     /// Messages sent in it.
     pub sent: u64,
     /// What the server used of the processors.
-    pub server: Option<Spent>,
+    pub server: Option<CpuTime>,
     /// What we used.
-    pub own: Option<Spent>,
+    pub own: Option<CpuTime>,
 }
 
-impl Findings {
+impl Measurements {
     /// Nothing yet, about a server whose process may be known.
-    pub fn new(server: Option<Process>) -> Findings {
-        Findings {
+    pub fn new(server: Option<ProcessProbe>) -> Measurements {
+        Measurements {
             server,
             server_at_start: server.and_then(|server| server.cpu().ok()),
-            ramp: Tally::new(),
+            ramp: ConnectionStats::new(),
             ramp_seconds: 0.0,
             ramp_server: None,
             interrupted: false,
             open_at_end: 0,
-            after: Tally::new(),
+            after: ConnectionStats::new(),
             memory: Vec::new(),
             timeline: Vec::new(),
             window: None,
@@ -143,7 +143,7 @@ impl Findings {
             lag: histogram(),
             storm: None,
             lost: 0,
-            counts: Counts::default(),
+            counts: DeliveryCounts::default(),
             last_member: histogram(),
         }
     }
@@ -151,35 +151,35 @@ impl Findings {
     /// Reads what memory is used with so many connections.
     pub fn measure_memory(&mut self, connections: usize) {
         let server = self.server.and_then(|server| server.memory().ok());
-        self.memory.push(MemoryPoint { connections, server, kernel: Kernel::now() });
+        self.memory.push(MemorySample { connections, server, kernel: KernelMemory::now() });
     }
 
     /// All connections have been tried.
-    pub fn opened(&mut self, crowd: &mut Crowd) {
-        self.ramp = std::mem::take(&mut crowd.tally);
+    pub fn opened(&mut self, clients: &mut Clients) {
+        self.ramp = std::mem::take(&mut clients.stats);
         self.ramp_server =
             self.server.and_then(|server| Some(server.cpu().ok()?.since(self.server_at_start?)));
     }
 
     /// The measuring begins, for so long, if that is known.
-    pub fn open_window(&mut self, length: Option<Duration>, ledger: &mut Ledger, now: Time) {
+    pub fn open_window(&mut self, length: Option<Duration>, tracker: &mut DeliveryTracker, now: RunTime) {
         let interval = length.map_or(STORM_INTERVAL, |length| (length / TIMELINE_POINTS).max(INTERVAL_MIN));
-        ledger.measured_from = Some(now);
-        ledger.interval.clear();
+        tracker.measured_from = Some(now);
+        tracker.interval.clear();
         self.lag.reset();
         self.lateness.reset();
         self.window = Some(Window {
             from: now,
             interval,
             next_point: now.after(interval),
-            counts: ledger.counts,
+            counts: tracker.counts,
             server: self.server.and_then(|server| server.cpu().ok()),
-            own: Process::own().cpu().ok(),
+            own: ProcessProbe::own().cpu().ok(),
         });
     }
 
     /// Takes a point of the timeline, if it is time.
-    pub fn tick(&mut self, open: usize, ledger: &mut Ledger, now: Time) {
+    pub fn tick(&mut self, open: usize, tracker: &mut DeliveryTracker, now: RunTime) {
         let Some(window) = &mut self.window else { return };
         if window.next_point > now {
             return;
@@ -188,30 +188,30 @@ impl Findings {
         let elapsed = Duration::from_nanos(now.nanos_since(window.from));
         window.next_point = now.after(window.interval.max(elapsed / TIMELINE_POINTS));
         let seconds = elapsed.as_secs_f64();
-        self.take_point(seconds, open, ledger);
+        self.take_point(seconds, open, tracker);
     }
 
-    fn take_point(&mut self, seconds: f64, open: usize, ledger: &mut Ledger) {
-        let latency = &ledger.interval.latency;
-        self.timeline.push(Point {
+    fn take_point(&mut self, seconds: f64, open: usize, tracker: &mut DeliveryTracker) {
+        let latency = &tracker.interval.latency;
+        self.timeline.push(IntervalSample {
             seconds,
-            deliveries: ledger.interval.deliveries,
+            deliveries: tracker.interval.deliveries,
             open,
             p50: latency.value_at_quantile(0.5),
             p99: latency.value_at_quantile(0.99),
             max: latency.max(),
         });
-        self.take_latency(ledger);
+        self.take_latency(tracker);
     }
 
-    fn take_latency(&mut self, ledger: &mut Ledger) {
-        self.latency.add(&ledger.interval.latency).expect("both have the same bounds");
-        ledger.interval.clear();
+    fn take_latency(&mut self, tracker: &mut DeliveryTracker) {
+        self.latency.add(&tracker.interval.latency).expect("both have the same bounds");
+        tracker.interval.clear();
     }
 
     /// Latencies from here on are kept apart from those before.
-    pub fn split_latency(&mut self, ledger: &mut Ledger) {
-        self.take_latency(ledger);
+    pub fn split_latency(&mut self, tracker: &mut DeliveryTracker) {
+        self.take_latency(tracker);
         self.latency_before = Some(std::mem::replace(&mut self.latency, histogram()));
     }
 
@@ -223,31 +223,32 @@ impl Findings {
     }
 
     /// The measuring ends. Latencies of what is still in flight are taken afterwards.
-    pub fn close_window(&mut self, open: usize, ledger: &mut Ledger, now: Time) {
+    pub fn close_window(&mut self, open: usize, tracker: &mut DeliveryTracker, now: RunTime) {
         let Some(window) = self.window.take() else { return };
-        self.take_point(now.seconds_since(window.from), open, ledger);
-        let spent =
-            |process: Option<Process>, earlier: Option<Cpu>| Some(process?.cpu().ok()?.since(earlier?));
+        self.take_point(now.seconds_since(window.from), open, tracker);
+        let spent = |process: Option<ProcessProbe>, earlier: Option<CpuCounters>| {
+            Some(process?.cpu().ok()?.since(earlier?))
+        };
         self.measured = Some(Measured {
             seconds: now.seconds_since(window.from),
-            deliveries: ledger.counts.deliveries - window.counts.deliveries,
-            sent: ledger.counts.sent - window.counts.sent,
+            deliveries: tracker.counts.deliveries - window.counts.deliveries,
+            sent: tracker.counts.sent - window.counts.sent,
             server: spent(self.server, window.server),
-            own: spent(Some(Process::own()), window.own),
+            own: spent(Some(ProcessProbe::own()), window.own),
         });
     }
 
     /// The run is over.
-    pub fn finish(&mut self, crowd: &mut Crowd, ledger: &mut Ledger) {
-        self.take_latency(ledger);
-        let behind: u64 = crowd
+    pub fn finish(&mut self, clients: &mut Clients, tracker: &mut DeliveryTracker) {
+        self.take_latency(tracker);
+        let behind: u64 = clients
             .iter_mut()
-            .filter(|(_, member)| member.is_open())
-            .map(|(_, member)| ledger.behind(&mut member.attendance))
+            .filter(|(_, client)| client.is_open())
+            .map(|(_, client)| tracker.behind(&mut client.recipient))
             .sum();
-        self.counts = ledger.counts;
-        self.lost = ledger.counts.missing + behind;
-        self.last_member = ledger.last_member.clone();
-        self.after = std::mem::take(&mut crowd.tally);
+        self.counts = tracker.counts;
+        self.lost = tracker.counts.missing + behind;
+        self.last_member = tracker.last_member.clone();
+        self.after = std::mem::take(&mut clients.stats);
     }
 }

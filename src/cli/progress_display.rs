@@ -5,50 +5,50 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output;
-use crate::load::Standing;
+use crate::load::RunProgress;
 
 /// Shows how a run stands. On standard error: standard output is the report's.
-pub(super) struct Progress {
+pub(super) struct ProgressDisplay {
     bar: Option<ProgressBar>,
-    word: &'static str,
-    last: Option<Standing>,
+    stage: &'static str,
+    last: Option<RunProgress>,
 }
 
-impl Progress {
+impl ProgressDisplay {
     /// Shows nothing yet.
-    pub(super) fn new() -> Progress {
+    pub(super) fn new() -> ProgressDisplay {
         let bar = output::is_watched().then(|| {
             let style = ProgressStyle::with_template("{prefix:<11} {wide_bar} {msg}");
             ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Progress { bar, word: "", last: None }
+        ProgressDisplay { bar, stage: "", last: None }
     }
 
     /// Shows how it stands now.
-    pub(super) fn show(&mut self, standing: Standing) {
-        let has_changed = self.word != standing.word;
-        self.word = standing.word;
+    pub(super) fn show(&mut self, progress: RunProgress) {
+        let has_changed = self.stage != progress.stage;
+        self.stage = progress.stage;
         match &self.bar {
             Some(bar) => {
-                bar.set_prefix(standing.word);
-                bar.set_length(standing.steps.max(1));
-                bar.set_position(standing.step);
-                bar.set_message(self.message(&standing));
+                bar.set_prefix(progress.stage);
+                bar.set_length(progress.steps.max(1));
+                bar.set_position(progress.step);
+                bar.set_message(self.message(&progress));
             }
             None if has_changed => {
-                let Standing { word, open, deliveries, .. } = standing;
-                output::note(format_args!("{word}: {open} open, {deliveries} delivered"));
+                let RunProgress { stage, open, deliveries, .. } = progress;
+                output::note(format_args!("{stage}: {open} open, {deliveries} delivered"));
             }
             None => {}
         }
-        self.last = Some(standing);
+        self.last = Some(progress);
     }
 
-    /// Counts and rates, since the last time.
-    fn message(&self, standing: &Standing) -> String {
-        let Standing { open, deliveries, .. } = standing;
+    /// DeliveryCounts and rates, since the last time.
+    fn message(&self, progress: &RunProgress) -> String {
+        let RunProgress { open, deliveries, .. } = progress;
         let Some(last) = &self.last else { return format!("{open} open") };
-        let span = standing.since_birth.saturating_sub(last.since_birth).max(Duration::from_millis(1));
+        let span = progress.since_birth.saturating_sub(last.since_birth).max(Duration::from_millis(1));
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / span.as_secs_f64();
         if *deliveries > 0 {
             let rate = rate(*deliveries, last.deliveries);
@@ -59,7 +59,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressDisplay {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

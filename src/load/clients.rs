@@ -1,7 +1,7 @@
-//! All members, and the lists of those that need something.
+//! All clients, and the lists of those that need something.
 //!
-//! As in the server, an event only marks its member; work is done at our pace, and only [`Crowd::reap`]
-//! takes a member out. Deadlines stand in queues instead of a swept table: each kind has one length, so
+//! As in the server, an event only flags its client; work is done at our pace, and only [`Clients::reap`]
+//! takes a client out. Deadlines stand in queues instead of a swept table: each kind has one length, so
 //! whoever comes first is due first.
 
 use std::collections::VecDeque;
@@ -13,12 +13,12 @@ use mio::event::Event;
 use mio::{Interest, Registry};
 use slab::Slab;
 
-use super::attendance::{Attendance, Role};
-use super::clock::{Clock, Time};
-use super::ledger::Ledger;
-use super::member::{End, Member, Progress, State};
-use super::tally::{Phase, Tally};
-use super::target::Target;
+use super::client::{Client, ClientEnd, ClientState, ReadProgress};
+use super::clock::{RunClock, RunTime};
+use super::connection_stats::{ConnectionStats, Phase};
+use super::delivery_tracker::DeliveryTracker;
+use super::recipient::{Recipient, Role};
+use super::target::BenchTarget;
 use crate::client::cause::Cause;
 use crate::client::handshake::Handshake;
 use crate::client::tls::TlsConnector;
@@ -38,10 +38,10 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const SCRATCH_BYTES: usize = 256 << 10;
 
 /// All connections.
-pub struct Crowd {
-    target: Target,
+pub struct Clients {
+    target: BenchTarget,
     registry: Registry,
-    members: Slab<Member>,
+    clients: Slab<Client>,
     next_generation: u32,
     ready: VecDeque<SlotId>,
     dirty: Vec<SlotId>,
@@ -49,25 +49,25 @@ pub struct Crowd {
     pending: usize,
     open: usize,
     /// When handshakes have to be complete.
-    handshakes: VecDeque<(Time, SlotId)>,
+    handshakes: VecDeque<(RunTime, SlotId)>,
     /// When guests go.
-    guests: VecDeque<(Time, SlotId)>,
+    guests: VecDeque<(RunTime, SlotId)>,
     /// When those that said goodbye are cut.
-    leaving: VecDeque<(Time, SlotId)>,
+    leaving: VecDeque<(RunTime, SlotId)>,
     scratch: Vec<u8>,
     /// What became of them.
-    pub tally: Tally,
+    pub stats: ConnectionStats,
     /// How long a guest stays.
     pub stay: Duration,
 }
 
-impl Crowd {
+impl Clients {
     /// Nobody yet.
-    pub fn new(target: Target, registry: Registry) -> Crowd {
-        Crowd {
+    pub fn new(target: BenchTarget, registry: Registry) -> Clients {
+        Clients {
             target,
             registry,
-            members: Slab::new(),
+            clients: Slab::new(),
             next_generation: 0,
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -78,7 +78,7 @@ impl Crowd {
             guests: VecDeque::new(),
             leaving: VecDeque::new(),
             scratch: vec![0; SCRATCH_BYTES],
-            tally: Tally::new(),
+            stats: ConnectionStats::new(),
             stay: Duration::ZERO,
         }
     }
@@ -93,16 +93,16 @@ impl Crowd {
         self.open
     }
 
-    /// A member.
-    pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Member> {
-        self.members.get_mut(id.key as usize).filter(|member| member.generation == id.generation)
+    /// A client.
+    pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Client> {
+        self.clients.get_mut(id.key as usize).filter(|client| client.generation == id.generation)
     }
 
-    /// All members.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut Member)> {
-        self.members
+    /// All clients.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut Client)> {
+        self.clients
             .iter_mut()
-            .map(|(key, member)| (SlotId { key: key as u32, generation: member.generation }, member))
+            .map(|(key, client)| (SlotId { key: key as u32, generation: client.generation }, client))
     }
 
     /// Begins a connection; false if that failed at once.
@@ -111,19 +111,19 @@ impl Crowd {
         role: Role,
         channel: u32,
         receive_buffer_bytes: Option<usize>,
-        now: Time,
+        now: RunTime,
     ) -> bool {
-        let number = self.tally.attempted;
-        self.tally.attempted += 1;
+        let number = self.stats.attempted;
+        self.stats.attempted += 1;
         let session = match self.target.tls.as_ref().map(TlsConnector::session).transpose() {
             Ok(session) => session,
             Err(failure) => {
-                *self.tally.refused.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
+                *self.stats.refused.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
                 return false;
             }
         };
         let begun = self.target.connect(number, receive_buffer_bytes).and_then(|mut stream| {
-            let id = SlotId { key: self.members.vacant_key() as u32, generation: self.next_generation };
+            let id = SlotId { key: self.clients.vacant_key() as u32, generation: self.next_generation };
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.registry.register(&mut stream, token_of(id), interest)?;
             Ok((stream, id))
@@ -131,32 +131,32 @@ impl Crowd {
         let (stream, id) = match begun {
             Ok(begun) => begun,
             Err(error) => {
-                *self.tally.refused.entry((Phase::Connect, Cause::from(&error))).or_default() += 1;
+                *self.stats.refused.entry((Phase::Connect, Cause::from(&error))).or_default() += 1;
                 return false;
             }
         };
         let (request, handshake) = Handshake::request(&self.target.authority, &self.target.path(channel));
-        let attendance = Attendance::new(role, channel);
-        let mut member =
-            Member::new(ClientTransport::new(stream, session), handshake, attendance, now, id.generation);
-        member.send(request.into());
-        self.members.insert(member);
+        let recipient = Recipient::new(role, channel);
+        let mut client =
+            Client::new(ClientTransport::new(stream, session), handshake, recipient, now, id.generation);
+        client.send(request.into());
+        self.clients.insert(client);
         self.next_generation = self.next_generation.wrapping_add(1);
         self.pending += 1;
         self.handshakes.push_back((now.after(HANDSHAKE_TIMEOUT), id));
         true
     }
 
-    /// Marks a member for what its event says.
+    /// ClientFlags a client for what its event says.
     pub fn note(&mut self, event: &Event) {
         let id = id_of(event.token());
-        let Some(member) = self.get_mut(id) else { return };
+        let Some(client) = self.get_mut(id) else { return };
         let is_closed = event.is_read_closed() || event.is_error();
-        member.marks.read_closed |= is_closed;
-        let is_stalled = matches!(member.state, State::Stalled(_));
-        let is_connecting = matches!(member.state, State::Connecting(_));
+        client.flags.read_closed |= is_closed;
+        let is_stalled = matches!(client.state, ClientState::Stalled(_));
+        let is_connecting = matches!(client.state, ClientState::Connecting(_));
         if event.is_writable() {
-            member.unblock();
+            client.unblock();
             self.mark_dirty(id);
         }
         if is_closed || is_connecting || (event.is_readable() && !is_stalled) {
@@ -165,35 +165,35 @@ impl Crowd {
     }
 
     fn mark_ready(&mut self, id: SlotId) {
-        if let Some(member) = self.get_mut(id)
-            && !std::mem::replace(&mut member.marks.ready, true)
+        if let Some(client) = self.get_mut(id)
+            && !std::mem::replace(&mut client.flags.ready, true)
         {
             self.ready.push_back(id);
         }
     }
 
     fn mark_dirty(&mut self, id: SlotId) {
-        if let Some(member) = self.get_mut(id)
-            && member.wants_write()
-            && !std::mem::replace(&mut member.marks.dirty, true)
+        if let Some(client) = self.get_mut(id)
+            && client.wants_write()
+            && !std::mem::replace(&mut client.flags.dirty, true)
         {
             self.dirty.push(id);
         }
     }
 
-    /// Reads every ready member once. **Drain or requeue**: whoever may have more is ready again.
-    pub fn drive(&mut self, ledger: &mut Ledger, clock: &Clock) {
+    /// Reads every ready client once. **Drain or requeue**: whoever may have more is ready again.
+    pub fn drive(&mut self, tracker: &mut DeliveryTracker, clock: &RunClock) {
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(member) =
-                self.members.get_mut(id.key as usize).filter(|member| member.generation == id.generation)
+            let Some(client) =
+                self.clients.get_mut(id.key as usize).filter(|client| client.generation == id.generation)
             else {
                 continue;
             };
-            member.marks.ready = false;
-            let (more, progress) = member.read(&mut self.scratch, ledger, || clock.now());
-            let has_ended = matches!(member.state, State::Ended(_));
-            if progress == Progress::Opened {
+            client.flags.ready = false;
+            let (more, progress) = client.read(&mut self.scratch, tracker, || clock.now());
+            let has_ended = matches!(client.state, ClientState::Ended(_));
+            if progress == ReadProgress::Opened {
                 self.opened(id, clock.now());
             }
             if has_ended {
@@ -208,45 +208,45 @@ impl Crowd {
         }
     }
 
-    fn opened(&mut self, id: SlotId, now: Time) {
+    fn opened(&mut self, id: SlotId, now: RunTime) {
         self.pending -= 1;
         self.open += 1;
-        self.tally.opened += 1;
+        self.stats.opened += 1;
         let leaves_at = now.after(self.stay);
-        let Some(member) = self.get_mut(id) else { return };
-        let nanos = now.nanos_since(member.since);
-        let is_guest = member.attendance.role == Role::Guest;
+        let Some(client) = self.get_mut(id) else { return };
+        let nanos = now.nanos_since(client.since);
+        let is_guest = client.recipient.role == Role::Guest;
         if is_guest {
             self.guests.push_back((leaves_at, id));
         }
-        self.tally.handshakes.saturating_record(nanos);
+        self.stats.handshakes.saturating_record(nanos);
     }
 
-    /// Queues a frame; false if the member is not open.
+    /// Queues a frame; false if the client is not open.
     pub fn send(&mut self, id: SlotId, frame: Bytes) -> bool {
-        let Some(member) = self.get_mut(id).filter(|member| member.is_open()) else { return false };
-        member.outbox.queue(Rc::new(frame));
+        let Some(client) = self.get_mut(id).filter(|client| client.is_open()) else { return false };
+        client.outbox.queue(Rc::new(frame));
         self.mark_dirty(id);
         true
     }
 
-    /// One write for each dirty member.
-    pub fn flush(&mut self, now: Time) {
+    /// One write for each dirty client.
+    pub fn flush(&mut self, now: RunTime) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for id in dirty.drain(..) {
-            let Some(member) = self.get_mut(id) else { continue };
-            member.marks.dirty = false;
+            let Some(client) = self.get_mut(id) else { continue };
+            client.flags.dirty = false;
             // Nothing can be written yet; the event that says so comes by itself.
-            if let State::Connecting(_) | State::Ended(_) = member.state {
+            if let ClientState::Connecting(_) | ClientState::Ended(_) = client.state {
                 continue;
             }
-            match member.flush(now.moment()) {
+            match client.flush(now.moment()) {
                 Left::Nothing | Left::Blocked => {}
                 Left::More => self.mark_dirty(id),
                 // The read side says how it ended.
                 Left::Failed(_) => {
-                    member.outbox = Default::default();
-                    member.marks.read_closed = true;
+                    client.outbox = Default::default();
+                    client.flags.read_closed = true;
                     self.mark_ready(id);
                 }
             }
@@ -256,10 +256,10 @@ impl Crowd {
     }
 
     /// Looks for deadlines that have come.
-    pub fn sweep(&mut self, now: Time) {
+    pub fn sweep(&mut self, now: RunTime) {
         while let Some(id) = next_due(&mut self.handshakes, now) {
-            if let Some(member) = self.get_mut(id).filter(|member| member.is_pending()) {
-                member.lose(Cause::Timeout);
+            if let Some(client) = self.get_mut(id).filter(|client| client.is_pending()) {
+                client.lose(Cause::Timeout);
                 self.ended.push(id);
             }
         }
@@ -267,41 +267,41 @@ impl Crowd {
             self.leave(id, now);
         }
         while let Some(id) = next_due(&mut self.leaving, now) {
-            if let Some(member) = self.get_mut(id)
-                && let State::Leaving(_) = member.state
+            if let Some(client) = self.get_mut(id)
+                && let ClientState::Leaving(_) = client.state
             {
                 // The server is late with its answer; that is its business.
-                member.state = State::Ended(End::Left);
+                client.state = ClientState::Ended(ClientEnd::Left);
                 self.ended.push(id);
             }
         }
     }
 
-    fn leave(&mut self, id: SlotId, now: Time) {
-        let Some(member) = self.get_mut(id).filter(|member| member.is_open()) else { return };
-        member.leave();
+    fn leave(&mut self, id: SlotId, now: RunTime) {
+        let Some(client) = self.get_mut(id).filter(|client| client.is_open()) else { return };
+        client.leave();
         self.leaving.push_back((now.after(LEAVE_TIMEOUT), id));
         self.mark_dirty(id);
     }
 
     /// Takes out whoever has ended.
-    pub fn reap(&mut self, ledger: &mut Ledger) {
+    pub fn reap(&mut self, tracker: &mut DeliveryTracker) {
         for id in std::mem::take(&mut self.ended) {
             if self.get_mut(id).is_none() {
                 continue;
             }
-            let mut member = self.members.remove(id.key as usize);
-            let State::Ended(end) = member.state else { continue };
-            if let End::Lost(phase @ (Phase::Connect | Phase::Handshake), cause) = end {
+            let mut client = self.clients.remove(id.key as usize);
+            let ClientState::Ended(end) = client.state else { continue };
+            if let ClientEnd::Lost(phase @ (Phase::Connect | Phase::Handshake), cause) = end {
                 self.pending -= 1;
-                *self.tally.refused.entry((phase, cause)).or_default() += 1;
+                *self.stats.refused.entry((phase, cause)).or_default() += 1;
                 continue;
             }
             self.open -= 1;
-            ledger.left(&mut member.attendance);
-            if let End::Lost(phase, cause) = end {
-                let is_stalled = member.attendance.role == Role::Stalled;
-                let causes = if is_stalled { &mut self.tally.stalled } else { &mut self.tally.lost };
+            tracker.left(&mut client.recipient);
+            if let ClientEnd::Lost(phase, cause) = end {
+                let is_stalled = client.recipient.role == Role::Stalled;
+                let causes = if is_stalled { &mut self.stats.stalled } else { &mut self.stats.lost };
                 *causes.entry((phase, cause)).or_default() += 1;
             }
         }
@@ -309,7 +309,7 @@ impl Crowd {
 
     /// Drops every connection at once, as a network that goes down does.
     pub fn drop_all(&mut self) {
-        self.members.clear();
+        self.clients.clear();
         self.ready.clear();
         self.dirty.clear();
         self.ended.clear();
@@ -320,7 +320,7 @@ impl Crowd {
     /// Whoever had stalled reads again.
     pub fn resume_stalled(&mut self) {
         let resumed: Vec<SlotId> =
-            self.iter_mut().filter_map(|(id, member)| member.resume().then_some(id)).collect();
+            self.iter_mut().filter_map(|(id, client)| client.resume().then_some(id)).collect();
         for id in resumed {
             self.mark_ready(id);
         }
@@ -333,7 +333,7 @@ impl Crowd {
 }
 
 /// Takes the first of a queue, if its time has come.
-fn next_due(queue: &mut VecDeque<(Time, SlotId)>, now: Time) -> Option<SlotId> {
+fn next_due(queue: &mut VecDeque<(RunTime, SlotId)>, now: RunTime) -> Option<SlotId> {
     queue.front().filter(|(due, _)| *due <= now)?;
     queue.pop_front().map(|(_, id)| id)
 }

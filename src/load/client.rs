@@ -7,10 +7,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::attendance::Attendance;
-use super::clock::Time;
-use super::ledger::Ledger;
-use super::tally::Phase;
+use super::clock::RunTime;
+use super::connection_stats::Phase;
+use super::delivery_tracker::DeliveryTracker;
+use super::recipient::Recipient;
 use crate::client::cause::Cause;
 use crate::client::frames::{self, FrameKind, ServerFrameScanner};
 use crate::client::handshake::{Handshake, HandshakeResponse};
@@ -20,23 +20,23 @@ use crate::moment::Moment;
 
 /// One connection.
 #[derive(Debug)]
-pub struct Member {
+pub struct Client {
     pub(super) transport: ClientTransport,
     /// How far it has come.
-    pub state: State,
+    pub state: ClientState,
     /// What it has yet to send.
     pub outbox: Outbox,
     /// What it is there for, and what it got.
-    pub attendance: Attendance,
+    pub recipient: Recipient,
     /// When the connection was begun.
-    pub since: Time,
+    pub since: RunTime,
     pub(super) generation: u32,
-    pub(super) marks: Marks,
+    pub(super) flags: ClientFlags,
 }
 
 /// Which lists it is on, and what the last event said.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(super) struct ClientFlags {
     pub(super) ready: bool,
     pub(super) dirty: bool,
     /// The last event said that the server sends no more: a short read is not the end of what there is.
@@ -45,7 +45,7 @@ pub(super) struct Marks {
 
 /// How far a connection has come.
 #[derive(Debug)]
-pub enum State {
+pub enum ClientState {
     /// `connect` is under way.
     Connecting(Handshake),
     /// The request is out, or on its way.
@@ -57,12 +57,12 @@ pub enum State {
     /// Our close frame is out, or on its way, and the server's is to come.
     Leaving(ServerFrameScanner),
     /// It is over.
-    Ended(End),
+    Ended(ClientEnd),
 }
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ClientEnd {
     /// As it was meant to.
     Left,
     /// Not so.
@@ -71,35 +71,35 @@ pub enum End {
 
 /// What came of some input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
+pub enum ReadProgress {
     /// Nothing that anybody waits for.
     Same,
     /// The handshake is complete.
     Opened,
 }
 
-impl Member {
+impl Client {
     /// A connection that has been begun.
     pub(super) fn new(
         transport: ClientTransport,
         handshake: Handshake,
-        attendance: Attendance,
-        since: Time,
+        recipient: Recipient,
+        since: RunTime,
         generation: u32,
-    ) -> Member {
-        let state = State::Connecting(handshake);
-        let marks = Marks::default();
-        Member { transport, state, outbox: Outbox::Empty, attendance, since, generation, marks }
+    ) -> Client {
+        let state = ClientState::Connecting(handshake);
+        let flags = ClientFlags::default();
+        Client { transport, state, outbox: Outbox::Empty, recipient, since, generation, flags }
     }
 
     /// Is the handshake still to be completed?
     pub fn is_pending(&self) -> bool {
-        matches!(self.state, State::Connecting(_) | State::Handshaking(_))
+        matches!(self.state, ClientState::Connecting(_) | ClientState::Handshaking(_))
     }
 
     /// Does it take part?
     pub fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(_))
+        matches!(self.state, ClientState::Open(_))
     }
 
     /// Queues a frame.
@@ -134,28 +134,28 @@ impl Member {
     pub fn read(
         &mut self,
         scratch: &mut [u8],
-        ledger: &mut Ledger,
-        now: impl FnOnce() -> Time,
-    ) -> (bool, Progress) {
-        if let State::Connecting(_) = self.state {
+        tracker: &mut DeliveryTracker,
+        now: impl FnOnce() -> RunTime,
+    ) -> (bool, ReadProgress) {
+        if let ClientState::Connecting(_) = self.state {
             self.connected();
-            return (self.marks.read_closed, Progress::Same);
+            return (self.flags.read_closed, ReadProgress::Same);
         }
         match self.transport.read(scratch) {
             ReadResult::Bytes { range, more } => {
                 let progress = if range.is_empty() {
                     // A session that said no before its handshake may say yes now.
                     self.outbox.unblock();
-                    Progress::Same
+                    ReadProgress::Same
                 } else {
-                    self.receive(&scratch[range], ledger, now())
+                    self.receive(&scratch[range], tracker, now())
                 };
-                (more || self.marks.read_closed, progress)
+                (more || self.flags.read_closed, progress)
             }
-            ReadResult::WouldBlock => (false, Progress::Same),
+            ReadResult::WouldBlock => (false, ReadProgress::Same),
             ReadResult::Ended(cause) => {
                 self.end_of_file(cause);
-                (false, Progress::Same)
+                (false, ReadProgress::Same)
             }
         }
     }
@@ -172,18 +172,20 @@ impl Member {
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
             Err(error) => return self.lose(Cause::from(&error)),
         }
-        if let State::Connecting(handshake) = mem::replace(&mut self.state, State::Ended(End::Left)) {
-            self.state = State::Handshaking(handshake);
+        if let ClientState::Connecting(handshake) =
+            mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left))
+        {
+            self.state = ClientState::Handshaking(handshake);
         }
     }
 
     /// Takes bytes from the server.
-    fn receive(&mut self, bytes: &[u8], ledger: &mut Ledger, now: Time) -> Progress {
-        if !matches!(self.state, State::Handshaking(_)) {
-            self.count(bytes, ledger, now);
-            return Progress::Same;
+    fn receive(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) -> ReadProgress {
+        if !matches!(self.state, ClientState::Handshaking(_)) {
+            self.count(bytes, tracker, now);
+            return ReadProgress::Same;
         }
-        let State::Handshaking(handshake) = &mut self.state else { return Progress::Same };
+        let ClientState::Handshaking(handshake) = &mut self.state else { return ReadProgress::Same };
         let kept = mem::take(&mut handshake.received);
         let joined = [&kept, bytes].concat();
         match handshake.parse_response(&joined) {
@@ -191,23 +193,26 @@ impl Member {
             HandshakeResponse::Status(status) => self.lose(Cause::Status(status)),
             HandshakeResponse::Invalid(why) => self.lose(Cause::Invalid(why)),
             HandshakeResponse::Open(head_bytes) => {
-                self.state = State::Open(ServerFrameScanner::new());
-                ledger.joined(&self.attendance);
-                self.count(&joined[head_bytes..], ledger, now);
-                return Progress::Opened;
+                self.state = ClientState::Open(ServerFrameScanner::new());
+                tracker.joined(&self.recipient);
+                self.count(&joined[head_bytes..], tracker, now);
+                return ReadProgress::Opened;
             }
         }
-        Progress::Same
+        ReadProgress::Same
     }
 
     /// Walks over frames.
-    fn count(&mut self, bytes: &[u8], ledger: &mut Ledger, now: Time) {
-        let Member { state, outbox, attendance, .. } = self;
-        let (State::Open(walker) | State::Stalled(walker) | State::Leaving(walker)) = state else { return };
+    fn count(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) {
+        let Client { state, outbox, recipient, .. } = self;
+        let (ClientState::Open(walker) | ClientState::Stalled(walker) | ClientState::Leaving(walker)) = state
+        else {
+            return;
+        };
         let mut close = None;
         let walked = walker.scan(bytes, |frame| match frame.kind {
             FrameKind::Message => {
-                ledger.receive(attendance, frame.start, now);
+                tracker.receive(recipient, frame.start, now);
                 ControlFlow::Continue(())
             }
             FrameKind::Ping => {
@@ -229,7 +234,7 @@ impl Member {
 
     /// The server's close frame came.
     fn closed(&mut self, code: u16) {
-        let is_answer = matches!(self.state, State::Leaving(_));
+        let is_answer = matches!(self.state, ClientState::Leaving(_));
         if !is_answer {
             // One try, since the connection is over with it (RFC 6455 5.5.1): it is small, and what the
             // server makes of it is the server's business.
@@ -239,14 +244,14 @@ impl Member {
             }
         }
         self.transport.send_close_notify();
-        let end = if is_answer { End::Left } else { End::Lost(Phase::Open, Cause::Code(code)) };
-        self.state = State::Ended(end);
+        let end = if is_answer { ClientEnd::Left } else { ClientEnd::Lost(Phase::Open, Cause::Code(code)) };
+        self.state = ClientState::Ended(end);
     }
 
     /// Nothing more comes.
     fn end_of_file(&mut self, cause: Cause) {
         match self.state {
-            State::Leaving(_) => self.state = State::Ended(End::Left),
+            ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::Left),
             _ => self.lose(cause),
         }
     }
@@ -254,28 +259,28 @@ impl Member {
     /// It ends, and was not meant to.
     pub fn lose(&mut self, cause: Cause) {
         let phase = match self.state {
-            State::Connecting(_) => Phase::Connect,
-            State::Handshaking(_) => Phase::Handshake,
+            ClientState::Connecting(_) => Phase::Connect,
+            ClientState::Handshaking(_) => Phase::Handshake,
             _ => Phase::Open,
         };
-        if !matches!(self.state, State::Ended(_)) {
-            self.state = State::Ended(End::Lost(phase, cause));
+        if !matches!(self.state, ClientState::Ended(_)) {
+            self.state = ClientState::Ended(ClientEnd::Lost(phase, cause));
         }
     }
 
     /// Reads no more.
     pub fn stall(&mut self) {
-        self.state = match mem::replace(&mut self.state, State::Ended(End::Left)) {
-            State::Open(walker) => State::Stalled(walker),
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+            ClientState::Open(walker) => ClientState::Stalled(walker),
             other => other,
         };
     }
 
     /// Reads again; false if it did not stall.
     pub fn resume(&mut self) -> bool {
-        match mem::replace(&mut self.state, State::Ended(End::Left)) {
-            State::Stalled(walker) => {
-                self.state = State::Open(walker);
+        match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+            ClientState::Stalled(walker) => {
+                self.state = ClientState::Open(walker);
                 true
             }
             other => {
@@ -287,10 +292,10 @@ impl Member {
 
     /// Says goodbye.
     pub fn leave(&mut self) {
-        self.state = match mem::replace(&mut self.state, State::Ended(End::Left)) {
-            State::Open(walker) => {
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+            ClientState::Open(walker) => {
                 self.outbox.queue(Rc::new(frames::close(Some(1000))));
-                State::Leaving(walker)
+                ClientState::Leaving(walker)
             }
             other => other,
         };

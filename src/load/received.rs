@@ -1,12 +1,12 @@
-//! Did a member get every message once and in order?
+//! Did a client get every message once and in order?
 //!
 //! Order is judged within what one publisher sent: that is what every broadcast server promises, with
 //! one thread or with many.
 
-/// What one member got of one publisher.
+/// What one client got of one publisher.
 #[derive(Clone, Debug)]
-pub struct Cursor {
-    /// The lowest sequence that the member is to get: it may have come later than the first.
+pub struct ReceivedSequences {
+    /// The lowest sequence that the client is to get: it may have come later than the first.
     from: Option<u32>,
     /// One more than the highest that it got.
     next: u32,
@@ -31,15 +31,15 @@ pub enum Arrival {
     Duplicate,
 }
 
-impl Cursor {
-    /// The cursor of a member that is there before the publisher's next message, number `next`.
-    pub fn at(next: u32) -> Cursor {
-        Cursor { from: Some(next), next, seen: 0 }
+impl ReceivedSequences {
+    /// The cursor of a client that is there before the publisher's next message, number `next`.
+    pub fn at(next: u32) -> ReceivedSequences {
+        ReceivedSequences { from: Some(next), next, seen: 0 }
     }
 
-    /// The cursor of a member that joins in the middle: whatever comes first is its first.
-    pub fn joining() -> Cursor {
-        Cursor { from: None, next: 0, seen: 0 }
+    /// The cursor of a client that joins in the middle: whatever comes first is its first.
+    pub fn joining() -> ReceivedSequences {
+        ReceivedSequences { from: None, next: 0, seen: 0 }
     }
 
     /// Takes note of a message.
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn once_and_in_order() {
-        let mut cursor = Cursor::at(5);
+        let mut cursor = ReceivedSequences::at(5);
         assert_eq!(cursor.take(5), Arrival::InOrder);
         assert_eq!(cursor.take(6), Arrival::InOrder);
         assert_eq!(cursor.behind(7), 0);
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_gap_a_late_one_and_one_that_comes_twice() {
-        let mut cursor = Cursor::at(0);
+        let mut cursor = ReceivedSequences::at(0);
         assert_eq!(cursor.take(0), Arrival::InOrder);
         assert_eq!(cursor.take(3), Arrival::Early { missing: 2 });
         assert!(!cursor.has_seen(1) && !cursor.has_seen(2) && cursor.has_seen(3) && !cursor.has_seen(4));
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_gap_wider_than_the_window() {
-        let mut cursor = Cursor::at(0);
+        let mut cursor = ReceivedSequences::at(0);
         assert_eq!(cursor.take(1_000), Arrival::Early { missing: 1_000 });
         assert_eq!(cursor.take(999), Arrival::Late);
         assert_eq!(cursor.take(1_001), Arrival::InOrder);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_newcomer_misses_nothing_before_its_first() {
-        let mut cursor = Cursor::joining();
+        let mut cursor = ReceivedSequences::joining();
         assert_eq!(cursor.behind(50), 0);
         assert_eq!(cursor.take(40), Arrival::InOrder);
         assert_eq!(cursor.take(42), Arrival::Early { missing: 1 });
