@@ -1,7 +1,7 @@
 //! Slot reuse under churn: connections come and go, and no connection receives data of the previous one in its slot.
 //! In memory, with random sequences and exact reuse of slots.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oyez::config::Limits;
 
@@ -58,9 +58,10 @@ fn subscriptions_stay_consistent_under_churn() {
 fn broadcast_under_churn_loses_nothing() {
     let server = Server::start(&[]);
     let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
-    let done = AtomicBool::new(false);
+    let (done, guests) = (AtomicBool::new(false), AtomicU32::new(0));
+    let mut rounds = 0;
     std::thread::scope(|scope| {
-        let (server, done) = (&server, &done);
+        let (server, done, guests) = (&server, &done, &guests);
         let _done = Done(done);
         for kind in 0..3 {
             scope.spawn(move || {
@@ -71,17 +72,20 @@ fn broadcast_under_churn_loses_nothing() {
                         1 => guest.reset(),
                         _ => guest.send(&crate::support::frames::close(1000, "")),
                     }
+                    guests.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        for round in 0..1_000 {
-            sender.send_text(&round.to_string());
-            assert_eq!(member.text(), round.to_string());
+        // How many come meanwhile depends on the machine.
+        while rounds < 1_000 || guests.load(Ordering::Relaxed) < 50 {
+            sender.send_text(&rounds.to_string());
+            assert_eq!(member.text(), rounds.to_string());
+            rounds += 1;
         }
     });
     let log = server.stop();
-    assert_eq!(counter(&log, "published"), 1_000, "{log}");
-    assert!(counter(&log, "accepted") > 50, "{log}");
+    assert_eq!(counter(&log, "published"), rounds, "{log}");
+    assert!(counter(&log, "accepted") >= 50, "{log}");
 }
 
 #[test]
@@ -105,7 +109,7 @@ fn connection_after_a_message_is_idle_again() {
         member.send_text("x");
         member.text();
     }
-    let grown = server.rss_kib() - before;
+    let grown = server.rss_kib().saturating_sub(before);
     assert!(grown < 1_024, "{grown} KiB for 1,000 connections between messages");
 }
 

@@ -10,7 +10,7 @@ use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 use crate::support::frames::{BINARY, TEXT};
 use crate::support::guarded::{Guarded, token};
-use crate::support::process::{Server, TEST_TIMEOUT, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::terminal::Terminal;
 
 /// Runs to the end, with some standard input.
@@ -123,7 +123,10 @@ fn pub_memory_with_a_stalled_server_is_bounded() {
     let url = server.url();
     let mut child = oyez(&["pub", "x", "--url", &url]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    thread::sleep(Duration::from_millis(200));
+    let mut member = server.join("/ws/x");
+    stdin.write_all(b"connected\n").unwrap();
+    assert_eq!(member.text(), "connected");
+    drop(member);
     server.signal("STOP");
     let writer = thread::spawn(move || {
         let line = [b"y".repeat(1_000), b"\n".to_vec()].concat().repeat(1_000);
@@ -370,8 +373,10 @@ fn sub_of_a_quiet_channel_ends_when_its_reader_closes() {
 
 #[test]
 fn sub_reconnects_when_the_server_requests_it() {
-    let server = Server::start(&["--drain-seconds=2", "--close-timeout-ms=2000"]);
-    let address = server.address.to_string();
+    // Not a port that the kernel could give to another test before it is used again.
+    let address = format!("127.0.0.1:{}", free_port());
+    let arguments = ["serve", "--listen", &address, "--drain-seconds=60", "--close-timeout-ms=60000"];
+    let server = Server::start_command(oyez(&arguments));
     let mut subscriber = subscribe(&server, &["x", "--count=1"]);
     server.stop();
     let line = next_line(&mut subscriber.stderr);

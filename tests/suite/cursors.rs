@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{get, publish};
-use crate::support::process::Server;
+use crate::support::process::{Server, wait_until};
 use crate::support::rig::{Behavior, Rig};
 use crate::v1::upgrade;
 
@@ -162,9 +162,7 @@ fn earliest_of_removed_channel_begins_with_gap() {
         let path = format!("/v1/channels/{channel}");
         Client::new(server.connect()).ask(get(&path)).json()["messages"] == 0
     };
-    while !removed("x") || !removed("other") {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    wait_until("both messages are too old", || removed("x") && removed("other"));
     let gap = |since: &str| page(&server, since).1["gap"].clone();
     let of_removed = gap("earliest");
     assert_eq!((&of_removed["why"], &of_removed["missed"]), (&json!("evicted"), &Value::Null));

@@ -41,10 +41,7 @@ fn waiting_client_is_served_when_another_ends() {
     let mut waits = Client::new(server.connect());
     waits.send(frames::upgrade("/ws").as_bytes());
     waits.receives_nothing();
-    let before = server.cpu_ticks();
-    std::thread::sleep(Duration::from_millis(1_000));
-    let used = server.cpu_ticks() - before;
-    assert!(used <= 5, "{used} ticks of 10 ms in a second of waiting");
+    server.sleeps();
     members.pop();
     assert!(waits.head().starts_with("HTTP/1.1 101 "), "those who are being told take nobody's place");
 }
@@ -97,10 +94,7 @@ fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     assert!(answer.contains("\r\nDate: "), "{answer}");
     members[0].send_text("served");
     assert_eq!(members[49].text(), "served");
-    let before = server.cpu_ticks();
-    std::thread::sleep(Duration::from_millis(1_000));
-    let used = server.cpu_ticks() - before;
-    assert!(used <= 5, "{used} ticks of 10 ms in a second of waiting");
+    server.sleeps();
     set_descriptor_limit(&server, 1_024);
     wait_until("there is room", || Client::try_join(&server).is_some());
     drop(members);
@@ -137,8 +131,10 @@ fn freed_slot_is_reused_at_once() {
         .collect();
     // The same without waiting for capacity: the speed of this machine.
     let spacious = Server::start(&[]);
-    let mut waits: Vec<(Duration, Duration)> = (0..20)
-        .map(|_| {
+    // With a timer of 100 ms alone, half of them wait for less than 50 ms, and 18 of 20 in one of 5,000 rounds. A machine
+    // that is busy may need more than one round.
+    wait_until("the end of a connection makes room, not a timer", || {
+        let at_once = (0..20).filter(|_| {
             let mut next = Client::new(server.connect());
             next.send(frames::upgrade("/ws").as_bytes());
             next.receives_nothing();
@@ -149,11 +145,8 @@ fn freed_slot_is_reused_at_once() {
             member = next;
             let start = Instant::now();
             drop(spacious.join("/ws"));
-            (waited, start.elapsed())
-        })
-        .collect();
-    // A timer of 100 ms makes one wait for 50 ms on average.
-    waits.sort();
-    let (waited, joined) = waits[5];
-    assert!(waited < Duration::from_millis(12) + 10 * joined, "{waited:?}: a timer, not the end, made room");
+            waited < Duration::from_millis(40) + 10 * start.elapsed()
+        });
+        at_once.count() >= 18
+    });
 }

@@ -129,12 +129,13 @@ fn clients_are_served_during_the_drain_delay_while_readyz_returns_503() {
 
 #[test]
 fn drain_begins_after_its_delay() {
-    let server = Server::start(&["--drain-delay-ms=200", "--drain-seconds=5"]);
+    let server = Server::start(&["--drain-delay-ms=200", "--drain-seconds=600", "--close-timeout-ms=600000"]);
     let mut client = server.join("/ws");
     server.signal("TERM");
     assert_eq!(client.frame().close_code().0, 4200);
     client.send(&frames::close(4200, ""));
     assert_eq!(client.frame_or_end(), None);
+    drop(client);
     assert_eq!(server.wait().0.code(), Some(0));
 }
 

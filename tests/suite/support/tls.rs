@@ -18,6 +18,9 @@ use rustls::{SideData, SupportedProtocolVersion};
 
 use super::process::TEST_TIMEOUT;
 
+/// The kernel's buffers of a relay: more than a segment of the loopback interface.
+const BUFFER_BYTES: usize = 128 << 10;
+
 /// A certificate for localhost and its address with its key, in files that are removed when this is dropped.
 pub struct Identity {
     folder: PathBuf,
@@ -70,6 +73,7 @@ impl Identity {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("oyez-tls-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         Identity { folder, leaf, key }
     }
@@ -233,6 +237,9 @@ where
 {
     secure.set_nodelay(true).unwrap();
     plain.set_nodelay(true).unwrap();
+    // A test whose client does not read is about the server's buffers: those on the way have to be small.
+    socket2::SockRef::from(&secure).set_recv_buffer_size(BUFFER_BYTES).unwrap();
+    socket2::SockRef::from(&plain).set_send_buffer_size(BUFFER_BYTES).unwrap();
     session.set_buffer_limit(None);
     thread::spawn(move || {
         // Before there are keys, an end of file could only be passed on as an alert in the clear.
