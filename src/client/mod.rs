@@ -1,7 +1,7 @@
 //! The client side of a connection: URL, TCP, TLS, WebSocket, and a single HTTP request.
 //!
 //! `oyez pub`, `oyez sub` and the load generator share it, so that a URL, a certificate and a failure mean the same to
-//! each of them. Two ways of using a connection are offered, and both go through [`transport::Transport`]:
+//! each of them. Two ways of using a connection are offered, and both go through [`transport::ClientTransport`]:
 //!
 //! - [`websocket::Connection`] is tungstenite over a [`byte_stream::ByteStream`]: for a command that has one connection
 //!   and wants whole messages;

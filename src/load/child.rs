@@ -1,7 +1,7 @@
 //! A server of our own, in a process of its own: within this one, its memory and time could not be told
 //! from the load generator's.
 //!
-//! It dies with its parent, however that ends: see [`end_with_parent`].
+//! It dies with its parent, however that ends: see [`END_WITH_PARENT_FLAG`].
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
