@@ -1,4 +1,4 @@
-//! `oyez bench`: flags to a plan, a plan to a report.
+//! `oyez bench`: turns flags into a plan, and the measurements into a report.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::load::report::{Report, RunEnvironment};
 use crate::load::target::BenchTarget;
 use crate::load::text::TextReport;
 
-/// The largest size that a flag of `oyez serve` takes.
+/// The largest size that a flag of `oyez serve` accepts.
 const SERVER_BYTES_MAX: usize = 1 << 30;
 
 impl BenchCommand {
@@ -59,7 +59,7 @@ impl SideBySide {
 }
 
 impl CommonFlags {
-    /// Do the flags go together?
+    /// Checks that the flags do not contradict each other.
     fn check(&self, workload: Workload, traffic: Option<&Traffic>) -> Result<(), Failure> {
         let refuse = |text: String| Err(Failure::Usage(text));
         let is_secure = self.url.is_some() || self.server_args.contains("--tls-cert");
@@ -77,7 +77,7 @@ impl CommonFlags {
         };
         if stalled >= connections {
             return refuse(format!(
-                "--stalled {stalled} of --connections {connections} leaves nobody to read"
+                "--stalled {stalled} of --connections {connections} leaves no client that reads"
             ));
         }
         let publishers = traffic.publishers;
@@ -86,7 +86,7 @@ impl CommonFlags {
         }
         if !traffic.publishers_apart && publishers > connections - stalled {
             return refuse(format!(
-                "--publishers {publishers} are clients, and --connections leaves only {}: raise it, or use --publishers-apart",
+                "--publishers {publishers} needs as many clients, and --connections leaves only {}: raise it, or use --publishers-apart",
                 connections - stalled
             ));
         }
@@ -94,7 +94,7 @@ impl CommonFlags {
     }
 
     fn run(self, workload: Workload, traffic: Option<Traffic>) -> Result<(), Failure> {
-        // Before the run, so that a report that cannot be written does not waste it.
+        // Before the run, so that an unwritable report file does not waste it.
         for path in [&self.json, &self.report].into_iter().flatten() {
             check_writable(path)?;
         }
@@ -106,7 +106,7 @@ impl CommonFlags {
         let url = match (&self.url, &child) {
             (Some(url), _) => url,
             (None, Some(child)) => &child.url,
-            (None, None) => return Err(Failure::Failed("there is no server".to_owned())),
+            (None, None) => return Err(Failure::Failed("no server".to_owned())),
         };
         let plan = self.plan(url, workload, traffic, child.as_ref().map(ChildServer::pid), limits)?;
         let mut display = ProgressDisplay::new();
@@ -114,12 +114,12 @@ impl CommonFlags {
             .map_err(Failure::Failed)?;
         drop(display);
         let server_args = child.as_ref().map(|child| child.flags.clone());
-        // Stopped before the report, so that nothing is left behind whatever becomes of it.
+        // Stopped before the report, so that no server is left running when the report fails.
         drop(child);
         self.report(Report { made: Some(run_environment()), ..Report::of(&plan, &measurements, server_args) })
     }
 
-    /// Makes the plan, and sees whether this machine can carry it out.
+    /// Builds the plan, and checks that this machine can run it.
     fn plan(
         &self,
         url: &str,
@@ -131,7 +131,7 @@ impl CommonFlags {
         let mut target = self.target(url)?;
         if self.channels > 1 && !target.has_channels() {
             return Err(Failure::Usage(format!(
-                "--channels {} need a place in the path of --url: write {{channel}}",
+                "--channels {} needs {{channel}} in the path of --url",
                 self.channels
             )));
         }
@@ -144,17 +144,17 @@ impl CommonFlags {
         let Preflight { connections_max, raise, warning } = preflight;
         if connections > connections_max {
             return Err(Failure::Usage(format!(
-                "--connections {connections} cannot be reached here: at most {connections_max}, by {raise}"
+                "--connections {connections} exceeds the limit of this machine: at most {connections_max}, by {raise}"
             )));
         }
-        output::note(format_args!("at most {connections_max} clients can be reached here, by {raise}"));
+        output::note(format_args!("at most {connections_max} clients on this machine, by {raise}"));
         if let Some(warning) = warning {
             output::note(warning);
         }
         Ok(plan)
     }
 
-    /// The server that a URL and the flags for TLS stand for.
+    /// Parses the URL, with the TLS flags applied to it.
     fn target(&self, url: &str) -> Result<BenchTarget, Failure> {
         let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
         let rest = rest.or((!url.contains("://")).then_some(url));
@@ -167,7 +167,7 @@ impl CommonFlags {
         Ok(target)
     }
 
-    /// Starts a server of our own that takes what we are going to send.
+    /// Starts a server with limits that fit the traffic of this run.
     fn start(&self, traffic: Option<&Traffic>) -> Result<ChildServer, Failure> {
         let mut arguments: Vec<String> = self.server_args.split_whitespace().map(str::to_owned).collect();
         let payload_bytes = traffic.map_or(0, |traffic| traffic.payload_bytes);
@@ -203,18 +203,18 @@ impl CommonFlags {
         let report = &run.report;
         if report.interrupted {
             return Err(Failure::Failed(
-                "interrupted: the report has the figures measured until then".to_owned(),
+                "interrupted: the report contains the figures measured until then".to_owned(),
             ));
         }
         if report.connections.opened == 0 {
             return Err(Failure::Failed("no connection was opened".to_owned()));
         }
         if report.open_at_end == 0 {
-            return Err(Failure::Failed("no connection was left at the end".to_owned()));
+            return Err(Failure::Failed("no connection was open at the end".to_owned()));
         }
         if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.deliveries == 0) {
             return Err(Failure::Failed(format!(
-                "nothing was delivered: {} messages were sent in the time that was measured, and no client got one",
+                "nothing was delivered: {} messages were sent during the measurement, and no client received one",
                 traffic.sent
             )));
         }
@@ -240,7 +240,7 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// When, where and how a run was made.
+/// Date, host, command line and versions of the run.
 fn run_environment() -> RunEnvironment {
     let system = uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! The flags of `oyez bench`: each scenario takes what it can use, and no more.
+//! The flags of `oyez bench`: each scenario accepts only the flags that apply to it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,27 +20,27 @@ pub(super) struct BenchCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BenchScenario {
-    /// Open connections, hold them, and see what they cost.
+    /// Open connections, hold them, and measure their cost.
     Idle(Idle),
-    /// Broadcast to clients, as fast as all of them get it or at a rate.
+    /// Broadcast to all clients, as fast as they receive it or at a fixed rate.
     Fanout(Fanout),
-    /// Broadcast while others come and go.
+    /// Broadcast while other clients connect and disconnect.
     Churn(Churn),
-    /// Drop all connections at once, and bring all of them back.
+    /// Drop all connections at once, and reconnect all of them.
     Storm(StormFlags),
     /// Broadcast while some clients do not read.
     Slow(Slow),
-    /// Put several runs side by side on one page.
+    /// Compare several runs on one page.
     Report(SideBySide),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct SideBySide {
-    /// BenchScenario runs wrote with --json.
+    /// Files written with --json.
     #[arg(value_name = "FILE.json", required = true)]
     pub(super) runs: Vec<PathBuf>,
 
-    /// The page.
+    /// The file to write.
     #[arg(long, value_name = "FILE.html")]
     pub(super) out: PathBuf,
 }
@@ -50,7 +50,7 @@ pub(super) struct Idle {
     #[command(flatten)]
     pub(super) common: CommonFlags,
 
-    /// How long to hold them, in seconds.
+    /// Time to hold the connections, in seconds.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub(super) hold: Duration,
 }
@@ -70,11 +70,11 @@ pub(super) struct Churn {
     #[command(flatten)]
     pub(super) broadcast: BroadcastFlags,
 
-    /// Connections a second that come beside the clients.
+    /// Connections per second in addition to the regular clients.
     #[arg(long, value_name = "N", default_value = "100", value_parser = rate)]
     pub(super) arrivals: f64,
 
-    /// How long each of them stays, in seconds.
+    /// Time that each of them stays connected, in seconds.
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub(super) stay: Duration,
 }
@@ -84,7 +84,7 @@ pub(super) struct StormFlags {
     #[command(flatten)]
     pub(super) common: CommonFlags,
 
-    /// When those that are not back are given up, in seconds.
+    /// Maximum time for all clients to reconnect, in seconds.
     #[arg(long, value_name = "S", default_value = "60", value_parser = seconds)]
     pub(super) within: Duration,
 }
@@ -96,56 +96,56 @@ pub(super) struct Slow {
     #[command(flatten)]
     pub(super) broadcast: BroadcastFlags,
 
-    /// Members that do not read in the second half.
+    /// Clients that stop reading in the second half.
     #[arg(long, value_name = "N", default_value = "10", value_parser = count)]
     pub(super) stalled: usize,
 }
 
-/// BenchScenario every scenario takes.
+/// The flags of every scenario.
 #[derive(Debug, Args)]
 pub(super) struct CommonFlags {
-    /// The server: ws://host:port or wss://host:port, or with a path in which {channel} stands for the channel's name.
-    /// Without it, a server of our own is started and stopped.
+    /// The server: ws://host:port or wss://host:port, or with a path in which {channel} is replaced by the channel's
+    /// name. Without it, bench starts a server and stops it afterwards.
     #[arg(long, value_name = "URL", conflicts_with_all = ["server_args", "pin_server"])]
     pub(super) url: Option<String>,
 
-    /// Speak TLS to a server at ws:// too, as if it were wss://.
+    /// Use TLS for a ws:// URL too, as if it were wss://.
     #[arg(long)]
     pub(super) tls: bool,
 
     #[command(flatten)]
     pub(super) trust: TrustFlags,
 
-    /// Flags for the server of our own.
+    /// Flags for the server that bench starts.
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, default_value = "")]
     pub(super) server_args: String,
 
-    /// The processor that the server of our own is to run on, while the load generator keeps to the
-    /// others, or "no" to leave it to the scheduler [default: the last, if there are several].
+    /// Processor for the server that bench starts, while the load generator uses the others; "no" leaves it to the
+    /// scheduler [default: the last, if there are several].
     #[arg(long, value_name = "CPU", value_parser = pin)]
     pub(super) pin_server: Option<Pin>,
 
-    /// The server's process, to read its memory and time; known of a server of our own.
+    /// Process id of the server, to read its memory and processor time; known for a server that bench starts.
     #[arg(long, conflicts_with_all = ["server_args", "pin_server"])]
     pub(super) pid: Option<u32>,
 
-    /// Members.
+    /// Number of clients.
     #[arg(long, value_name = "N", default_value = "1000", value_parser = count)]
     pub(super) connections: usize,
 
-    /// Channels that the clients are spread over evenly.
+    /// Number of channels; the clients are spread evenly over them.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) channels: usize,
 
-    /// The time over which the clients come, in seconds; 0 is as fast as the server takes them.
+    /// Time over which the clients connect, in seconds; 0: as fast as the server accepts them.
     #[arg(long, value_name = "S", default_value = "0", value_parser = seconds_or_0)]
     pub(super) ramp: Duration,
 
-    /// An address to connect from; can be given several times.
+    /// Source address of connections. May be repeated.
     #[arg(long, value_name = "IP")]
     pub(super) source_ip: Vec<IpAddr>,
 
-    /// BenchScenario the run has to keep to, or it fails: for instance "loss=0,p99<50ms".
+    /// Conditions that the report must meet, or the command fails: for instance "loss=0,p99<50ms".
     #[arg(long, value_name = "LIST", value_parser = Assertion::parse_all)]
     pub(super) assert: Option<std::vec::Vec<Assertion>>,
 
@@ -153,23 +153,23 @@ pub(super) struct CommonFlags {
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 
-    /// Write the report to a file, as a page with charts.
+    /// Write the report to a file, as an HTML page with charts.
     #[arg(long, value_name = "FILE.html")]
     pub(super) report: Option<PathBuf>,
 }
 
-/// BenchScenario every scenario with a broadcast takes.
+/// The flags of every scenario with a broadcast.
 #[derive(Debug, Args)]
 pub(super) struct BroadcastFlags {
-    /// Members that publish.
+    /// Number of clients that publish.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) publishers: usize,
 
-    /// Publish from connections of their own, beside the clients.
+    /// Publish from separate connections, not from the clients that are measured.
     #[arg(long)]
     pub(super) publishers_apart: bool,
 
-    /// The size of a message, in bytes; 32 at least.
+    /// Size of a message, in bytes; at least 32.
     #[arg(long, value_name = "BYTES", default_value = "64", value_parser = payload)]
     pub(super) payload: usize,
 
@@ -177,30 +177,31 @@ pub(super) struct BroadcastFlags {
     #[arg(long)]
     pub(super) binary: bool,
 
-    /// Open loop: messages a second, of all publishers together, whether the server keeps up or not.
+    /// Open loop: messages per second of all publishers together, whether the server keeps up or not.
     #[arg(long, value_name = "N", conflicts_with = "window", value_parser = rate)]
     pub(super) rate: Option<f64>,
 
-    /// Closed loop: messages of each publisher that have not reached all clients.
+    /// Closed loop: maximum messages in flight per publisher. A message is in flight until all clients have received
+    /// it.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     pub(super) window: usize,
 
-    /// How long to broadcast before the measuring begins, in seconds.
+    /// Time to broadcast before the measurement, in seconds.
     #[arg(long, value_name = "S", default_value = "0.5", value_parser = seconds_or_0)]
     pub(super) warmup: Duration,
 
-    /// How long to measure, in seconds.
+    /// Time to measure, in seconds.
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub(super) duration: Duration,
 
-    /// How long a message may take to reach all clients before it is given up, in seconds: a server
-    /// that is slow has lost nothing yet.
+    /// Maximum time for a message to reach all clients before it is abandoned, in seconds: a slow server has not lost
+    /// it yet.
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub(super) patience: Duration,
 }
 
 impl BroadcastFlags {
-    /// BenchScenario is to be published.
+    /// The traffic that these flags describe.
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
             publishers: self.publishers,
@@ -218,17 +219,16 @@ impl BroadcastFlags {
     }
 }
 
-/// The most of anything that can be counted here: well over the ports of all loopback addresses that are
-/// ever used.
+/// The largest count: well above the number of ports of all loopback addresses that are ever used.
 const COUNT_MAX: usize = 10_000_000;
 
-/// The longest time that a flag takes, in seconds: a day.
+/// The longest time that a flag accepts, in seconds: a day.
 const SECONDS_MAX: f64 = 86_400.0;
 
 /// The largest message, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
-/// Where a server of our own is to run.
+/// The processor for the server that bench starts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Pin {
     To(usize),
@@ -272,5 +272,5 @@ fn seconds_or_0(text: &str) -> Result<Duration, String> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let span = seconds_or_0(text)?;
-    if span.is_zero() { Err("0 is no time at all".to_owned()) } else { Ok(span) }
+    if span.is_zero() { Err("must be more than 0".to_owned()) } else { Ok(span) }
 }

@@ -12,10 +12,11 @@ use clap::{Arg, ArgAction, Command};
 
 const PREFIX: &str = "OYEZ_";
 
-/// The minimum similarity of two names before one is suggested for the other (0 to 1): as in clap.
+/// Minimum similarity of two names for a suggestion (0 to 1), as in clap.
 const LIKENESS_MIN: f64 = 0.7;
 
-/// Makes a command and those below it read the environment as above. Switches take 1, yes, true, on and their opposites.
+/// Makes a command and its subcommands read the environment as above. Switches accept 1, yes, true, on and their
+/// opposites.
 pub(super) fn prepare(command: Command) -> Command {
     command.mut_args(prepare_arg).mut_subcommands(prepare)
 }
@@ -32,7 +33,7 @@ fn prepare_arg(arg: Arg) -> Arg {
     }
 }
 
-/// A warning for each variable of ours that no command knows, if `command` is as it was declared.
+/// One warning for each `OYEZ_` variable that no command knows. `command` must be as declared, without [`prepare`].
 pub(super) fn unknown(command: &Command) -> Vec<String> {
     let mut known = Vec::new();
     collect_names(command, &mut known);
@@ -70,16 +71,14 @@ pub(super) fn name_sources(text: &str, command: &Command, arguments: &[OsString]
     let sources: Vec<String> = command
         .get_arguments()
         .filter_map(|arg| Some((format!("--{}", arg.get_long()?), arg.get_env()?)))
-        .filter(|(flag, variable)| {
-            speaks_of(text, flag) && env::var_os(variable).is_some() && !is_given(flag)
-        })
+        .filter(|(flag, variable)| mentions(text, flag) && env::var_os(variable).is_some() && !is_given(flag))
         .map(|(flag, variable)| format!("{flag} is set by {}", variable.display()))
         .collect();
     if sources.is_empty() { text.to_owned() } else { format!("{text} ({})", sources.join(", ")) }
 }
 
-/// Returns true if the text contains the flag, and not as the beginning of a longer one.
-fn speaks_of(text: &str, flag: &str) -> bool {
+/// Returns true if the text contains the flag, and not only as the beginning of a longer flag.
+fn mentions(text: &str, flag: &str) -> bool {
     text.match_indices(flag).any(|(at, _)| {
         let next = text[at + flag.len()..].chars().next();
         !next.is_some_and(|next| next.is_ascii_alphanumeric() || next == '-')
@@ -91,9 +90,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flag_is_not_the_beginning_of_another() {
-        assert!(speaks_of("invalid value for '--tls-key <FILE>'", "--tls-key"));
-        assert!(!speaks_of("--tls-key-file", "--tls-key"));
-        assert!(speaks_of("--tls-key-file and --tls-key", "--tls-key"));
+    fn flag_is_not_found_at_the_beginning_of_another() {
+        assert!(mentions("invalid value for '--tls-key <FILE>'", "--tls-key"));
+        assert!(!mentions("--tls-key-file", "--tls-key"));
+        assert!(mentions("--tls-key-file and --tls-key", "--tls-key"));
     }
 }

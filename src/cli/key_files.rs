@@ -1,4 +1,4 @@
-//! The files that keys are in: read, bounded, looked at for who else can read them.
+//! Key and token files: read with a size limit, with a warning if other users can read a secret.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,28 +11,28 @@ use log::warn;
 use super::Failure;
 use crate::access::keys::{BadKey, Keys, SigningKey};
 
-/// The largest file: sixteen keys take a hundredth of it.
+/// Maximum size of a file: sixteen keys take a hundredth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The flags for the keys that tokens are checked with. Each may come several times: a new key is given
-/// beside the old one until the last token of the old one has ended.
+/// Flags for the keys that verify tokens. Each may be repeated: during a key rotation the new key is added to the old
+/// one until the last token of the old key has expired.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct KeyFiles {
-    /// File with a secret that makes and checks tokens: HS256. Several while one takes over [default: none].
+    /// File with a secret that signs and verifies tokens (HS256). Several during a rotation [default: none].
     #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
     jwt_secret_file: Vec<PathBuf>,
 
-    /// PEM file with public keys that check tokens: EdDSA, ES256 or RS256, as the key is [default: none].
+    /// PEM file with public keys that verify tokens: EdDSA, ES256 or RS256, by the type of the key [default: none].
     #[arg(long, env = "OYEZ_JWT_PUBLIC_KEY", value_name = "FILE")]
     jwt_public_key: Vec<PathBuf>,
 
-    /// JWKS file with public keys that check tokens [default: none].
+    /// JWKS file with public keys that verify tokens [default: none].
     #[arg(long, env = "OYEZ_JWKS_FILE", value_name = "FILE")]
     jwks_file: Vec<PathBuf>,
 }
 
 impl KeyFiles {
-    /// Reads all files; `None` if none is named.
+    /// Reads all files; `None` if no file is given.
     pub(super) fn load(&self) -> Result<Option<Keys>, Failure> {
         let mut all: Option<Keys> = None;
         let mut add = |flag: &str, path: &Path, keys: Result<Keys, BadKey>| {
@@ -65,14 +65,14 @@ impl KeyFiles {
 const SECRET_FLAG: &str = "--jwt-secret-file";
 const PRIVATE_FLAG: &str = "--jwt-private-key";
 
-/// The flags for the key that a token is made with.
+/// Flags for the key that signs a token.
 #[derive(Clone, Debug, Args)]
 pub(super) struct SigningKeyFile {
-    /// File with the secret that the server has too: HS256. `oyez token secret` makes one.
+    /// File with the secret that the server uses too (HS256). `oyez token secret` creates one.
     #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// PEM file with a private key, in place of a secret: Ed25519, P-256 or RSA.
+    /// PEM file with a private key, instead of a secret: Ed25519, P-256 or RSA.
     #[arg(long, value_name = "FILE")]
     jwt_private_key: Option<PathBuf>,
 }
@@ -86,7 +86,7 @@ impl SigningKeyFile {
             }
             (None, None) => {
                 return Err(Failure::Usage(
-                    "no key is given: --jwt-secret-file FILE (make one with `oyez token secret FILE`), or --jwt-private-key FILE"
+                    "no key is given: --jwt-secret-file FILE (create one with `oyez token secret FILE`), or --jwt-private-key FILE"
                         .to_owned(),
                 ));
             }
@@ -99,22 +99,22 @@ fn bad_key(flag: &str, path: &Path, why: BadKey) -> Failure {
     Failure::Usage(format!("{flag} {}: {why}", path.display()))
 }
 
-/// The flag for the token that a client shows. The token itself is no flag's value: other users of the machine
-/// see those.
+/// The flag for a client's token. The token itself cannot be given as a flag's value, since other users of the machine
+/// can read command lines.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct TokenFile {
-    /// File with a token to show to the server.
+    /// File with the token to send to the server.
     #[arg(long, env = "OYEZ_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
 impl TokenFile {
-    /// The token as it is in the file now: who renews it writes the file anew.
+    /// Reads the token again on every call: a renewed token replaces the file.
     pub(super) fn load(&self) -> Result<Option<String>, Failure> {
         let Some(path) = &self.token_file else { return Ok(None) };
         let token = String::from_utf8(read_secret("--token-file", path)?).unwrap_or_default();
         let token = token.trim();
-        // It goes into a line of the request's head.
+        // The token becomes part of a header line.
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             let text =
                 format!("--token-file {}: no token in it: `oyez token new` prints one", path.display());
@@ -124,7 +124,7 @@ impl TokenFile {
     }
 }
 
-/// Reads a file that nobody else should read.
+/// Reads a file that only its owner should be able to read.
 fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let others = std::fs::metadata(path).is_ok_and(|of| of.is_file() && of.permissions().mode() & 0o007 != 0);
     if others {
@@ -138,7 +138,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        let text = format!("{flag} {}: over {FILE_BYTES_MAX} bytes; this is no key", path.display());
+        let text = format!("{flag} {}: larger than {FILE_BYTES_MAX} bytes; not a key file", path.display());
         return Err(Failure::Usage(text));
     }
     Ok(bytes)

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_cannot_be_read_are_passed_over() {
+    fn invalid_lines_are_skipped() {
         let files =
             [("/proc/self/cgroup", "\n4\n0:\n0::\n"), ("/proc/self/mountinfo", "35 31\n - cgroup2\n")];
         assert_eq!(with_meminfo(&files), (GIB, "MemTotal".into()));

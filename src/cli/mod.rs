@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// The version, the commit and the features: see the build script.
+/// Version, commit and features: see the build script.
 const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (",
@@ -42,7 +42,7 @@ const VERSION: &str = concat!(
 
 use crate::server::memory::AllocatedBytes;
 
-/// What the program was asked to do.
+/// The command line of `oyez`.
 #[derive(Debug, Parser)]
 #[command(name = "oyez", version = VERSION, propagate_version = true, about, max_term_width = 100)]
 struct Cli {
@@ -56,28 +56,28 @@ enum Command {
     Serve(Box<serve::Serve>),
     /// Publish messages: one given as an argument, or one for each line of standard input.
     Pub(publish::PublishCommand),
-    /// Print what is published on channels.
+    /// Subscribe to channels and print their messages.
     Sub(subscribe::SubscribeCommand),
-    /// Put load on a WebSocket server that broadcasts, this one or another, and measure it.
+    /// Generate load on a WebSocket broadcast server, Oyez or another, and measure it.
     #[cfg(feature = "bench")]
     Bench(Box<bench_flags::BenchCommand>),
-    /// Not in this build: put load on a WebSocket server that broadcasts, and measure it.
+    /// Not in this build: generate load on a WebSocket broadcast server, and measure it.
     #[cfg(not(feature = "bench"))]
     Bench(bench_missing::BenchCommand),
-    /// Make tokens that let people in, look at them, and make secrets for them.
+    /// Create tokens for clients, inspect them, and create signing secrets.
     Token(token::TokenCommand),
 }
 
-/// Why a command failed, and with which exit status.
+/// Why a command failed; decides the exit status.
 #[derive(Debug)]
 pub enum Failure {
-    /// It was called in a way that cannot work: 2.
+    /// The arguments cannot work: status 2.
     Usage(String),
-    /// It could not do what it was asked: 1.
+    /// The command failed: status 1.
     Failed(String),
-    /// Messages are missing, and it was asked to end then: 3.
+    /// Messages are missing, and --exit-on-gap is set: status 3.
     Gap(String),
-    /// The reader of standard output has closed it (`| head -1`): 0, without an error.
+    /// The reader of standard output has closed it (`| head -1`): status 0, without an error.
     ReaderGone,
 }
 
@@ -128,7 +128,7 @@ fn run(
     });
     let cli = match parsed {
         Ok(cli) => cli,
-        // --help and --version come as errors too; they go to standard output, with status 0.
+        // --help and --version arrive as errors too; they are printed on standard output, with status 0.
         Err(error) if !error.use_stderr() => {
             return output::print(format_args!("{}\n", error.render().to_string().trim_end()));
         }
@@ -152,15 +152,15 @@ fn log_to_stderr() {
     const DEFAULT: &str = "info";
     let given = std::env::var("RUST_LOG").unwrap_or_default();
     let filters = if given.is_empty() { DEFAULT } else { &given };
-    // Checked before, since the logger would report errors with a macro that panics when standard error is closed.
+    // Checked first, since the logger would report errors with a macro that panics when standard error is closed.
     let checked = env_filter::Builder::new().try_parse(filters).map(drop);
     env_logger::Builder::new()
         .parse_filters(if checked.is_ok() { filters } else { DEFAULT })
-        // It logs frames, and with them payloads and close reasons, whatever RUST_LOG says.
+        // tungstenite logs frames, and with them payloads and close reasons, whatever RUST_LOG is.
         .filter_module("tungstenite", log::LevelFilter::Warn)
         .init();
     if let Err(why) = checked {
-        log::warn!("RUST_LOG is not used: {why}");
+        log::warn!("RUST_LOG is ignored: {why}");
     }
 }
 
@@ -176,7 +176,7 @@ fn chosen<'a>(command: &'a clap::Command, arguments: &[OsString]) -> (&'a clap::
     (found, name)
 }
 
-/// What clap says at length, up to its hint at --help, in one line.
+/// clap's error message up to its hint at --help, in one line.
 fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -> String {
     let (chosen, name) = chosen(command, arguments);
     if let ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand = error.kind() {

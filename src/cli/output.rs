@@ -105,7 +105,7 @@ mod tests {
     use super::visible;
 
     #[test]
-    fn nothing_moves_the_cursor() {
+    fn control_characters_are_escaped() {
         for (bytes, shown) in [
             (&b"plain \t text\n"[..], "plain \t text\n"),
             ("gr\u{fc}\u{df} dich, \u{1f600}".as_bytes(), "gr\u{fc}\u{df} dich, \u{1f600}"),

@@ -1,4 +1,4 @@
-//! What a run is doing, for somebody who waits: a bar on a terminal, a line for each stage elsewhere.
+//! The progress of a bench run: a bar on a terminal, otherwise a line per stage.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::output;
 use crate::load::RunProgress;
 
-/// Shows how a run stands. On standard error: standard output is the report's.
+/// Prints progress on standard error, since standard output is for the report.
 pub(super) struct ProgressDisplay {
     bar: Option<ProgressBar>,
     stage: &'static str,
@@ -15,7 +15,7 @@ pub(super) struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    /// Shows nothing yet.
+    /// A display that has printed nothing.
     pub(super) fn new() -> ProgressDisplay {
         let bar = output::is_watched().then(|| {
             let style = ProgressStyle::with_template("{prefix:<11} {wide_bar} {msg}");
@@ -24,7 +24,7 @@ impl ProgressDisplay {
         ProgressDisplay { bar, stage: "", last: None }
     }
 
-    /// Shows how it stands now.
+    /// Shows the current progress.
     pub(super) fn show(&mut self, progress: RunProgress) {
         let has_changed = self.stage != progress.stage;
         self.stage = progress.stage;
@@ -44,11 +44,11 @@ impl ProgressDisplay {
         self.last = Some(progress);
     }
 
-    /// DeliveryCounts and rates, since the last time.
+    /// Counts, and rates since the last call.
     fn message(&self, progress: &RunProgress) -> String {
         let RunProgress { open, deliveries, .. } = progress;
         let Some(last) = &self.last else { return format!("{open} open") };
-        let span = progress.since_birth.saturating_sub(last.since_birth).max(Duration::from_millis(1));
+        let span = progress.since_start.saturating_sub(last.since_start).max(Duration::from_millis(1));
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / span.as_secs_f64();
         if *deliveries > 0 {
             let rate = rate(*deliveries, last.deliveries);

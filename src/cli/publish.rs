@@ -1,8 +1,8 @@
-//! `oyez pub`: messages in, all of them out, or a clear word on how many.
+//! `oyez pub`: publishes messages, and reports how many were published.
 //!
-//! A message that is given as an argument goes out as one request over HTTP, whose answer has its id. The lines of
-//! standard input, or all of it as one binary message, go over a WebSocket: they are known to be published when the
-//! server has answered the close frame that was sent after them, since it reads in order.
+//! A message that is given as an argument is sent as one HTTP request, whose response contains its id. The lines of
+//! standard input, or all of it as one binary message, are sent over a WebSocket. They are known to be published when
+//! the server has answered the close frame after them, since it reads in order.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
@@ -42,7 +42,7 @@ pub(super) struct PublishCommand {
     #[arg(long, conflicts_with = "text")]
     binary: bool,
 
-    /// The server.
+    /// URL of the server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Endpoint::parse)]
     url: Endpoint,
 
@@ -56,10 +56,10 @@ pub(super) struct PublishCommand {
 const SOCKET: Token = Token(0);
 const INPUT: Token = Token(1);
 
-/// How long the server may take to answer the close frame, once it is out.
+/// Maximum time from sending the close frame to the server's close frame.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes that the peer of a broadcast sends us, thrown away in one go before we send again.
+/// Maximum messages received and discarded before the next send.
 const READS_PER_TURN: usize = 256;
 
 impl PublishCommand {
@@ -85,7 +85,7 @@ impl PublishCommand {
         }
         let poll = Poll::new().map_err(failed)?;
         let waker = Arc::new(Waker::new(poll.registry(), INPUT).map_err(failed)?);
-        // A channel's name needs no escaping in a path.
+        // A channel name needs no escaping in a path.
         let path = format!("/ws/{}?echo=0", self.channel.as_str());
         let connection = websocket::connect(&endpoint, &path, None, token.as_deref());
         let connection = connection.map_err(|why| Failure::Failed(why.to_string()))?;
@@ -112,10 +112,10 @@ fn many(count: u64, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
-/// How far it has come.
+/// The state of the connection.
 enum PublishStage {
     Sending,
-    /// The input has ended, with an error or without; the close frame is queued.
+    /// The input has ended, with or without an error; the close frame is queued.
     Closing {
         input: Result<(), String>,
         until: Option<Instant>,
@@ -124,7 +124,7 @@ enum PublishStage {
 
 struct PublishLoop {
     poll: Poll,
-    /// Kept until the end: the last wake would be lost if the input's thread, ending, closed it.
+    /// Kept until the end: the input thread would close it on exit, and its last wake would be lost.
     _waker: Arc<Waker>,
     connection: Connection,
     /// Standard input.
@@ -164,7 +164,7 @@ impl PublishLoop {
         }
     }
 
-    /// Takes what the server sends: others' messages are not for us, pings are answered by the way.
+    /// Reads and discards messages of other publishers. tungstenite answers pings.
     fn receive(&mut self) -> Received {
         for _ in 0..READS_PER_TURN {
             match self.connection.read() {
@@ -177,7 +177,7 @@ impl PublishLoop {
         Received { more: true, end: None }
     }
 
-    /// Sends until the socket is full or the input is not there yet; true if there is more to do at once.
+    /// Sends until the socket is full or no input is available. Returns true if there is more to send at once.
     fn send(&mut self) -> Result<bool, Error> {
         if !flushed(self.connection.flush())? {
             return Ok(false);
@@ -194,7 +194,7 @@ impl PublishLoop {
                         Ok(text) => Message::binary(text.into_bytes()),
                         Err(error) => Message::binary(error.into_bytes()),
                     };
-                    // When the socket is full the frame is kept; a batch is the most that piles up.
+                    // When the socket is full, tungstenite buffers the frame; the buffer holds at most one batch.
                     flushed(self.connection.write(message))?;
                     self.sent += 1;
                 }
@@ -243,12 +243,12 @@ impl PublishLoop {
 }
 
 struct Received {
-    /// Is there more to read at once?
+    /// More messages can be read at once.
     more: bool,
     end: Option<Result<Option<CloseFrame>, Error>>,
 }
 
-/// False if the socket is full; what was written is kept and goes out with the next flush.
+/// Returns false if the socket is full; the next flush sends the rest.
 fn flushed(result: Result<(), Error>) -> Result<bool, Error> {
     match result {
         Ok(()) => Ok(true),

@@ -1,4 +1,4 @@
-//! `oyez serve`: flags to limits, limits to a running server.
+//! `oyez serve`: turns flags into a configuration, and runs the server.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,46 +29,46 @@ use crate::server::entrance::{Entrance, Plain, Tls};
 use crate::server::memory::AllocatedBytes;
 use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
 
-/// The flags of `oyez serve`. Each can also be set by its environment variable; a flag wins.
+/// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Address and port to listen on. A port alone (9000) is one of 127.0.0.1, which no other machine reaches; port 0
-    /// picks a free one.
+    /// Address and port to listen on. A port alone (9000) listens on 127.0.0.1, which other machines cannot reach;
+    /// port 0 chooses a free port.
     #[arg(long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = listen)]
     listen: SocketAddr,
 
-    /// Most connections; over it clients get 503, then wait in the backlog [default: the descriptor
-    /// limit less 32].
+    /// Maximum connections; above it clients get 503, then wait in the backlog [default: the descriptor limit less
+    /// 32].
     #[arg(long, env = "OYEZ_CONNECTIONS_MAX", value_name = "N", value_parser = count)]
     connections_max: Option<usize>,
 
-    /// Most channels with members or history; over it a connection is closed with 4100.
+    /// Maximum channels with subscribers or history; above it a connection is closed with 4100.
     #[arg(long, env = "OYEZ_CHANNELS_MAX", value_name = "N", default_value = "1000000", value_parser = count)]
     channels_max: usize,
 
-    /// Maximum channels that one connection subscribes to, and has created and that still exist (oyez.v1).
+    /// Maximum channels that one connection is subscribed to or has created, while they exist (oyez.v1).
     #[arg(long, env = "OYEZ_CHANNELS_PER_CLIENT_MAX", value_name = "N", default_value = "128", value_parser = count)]
     channels_per_client_max: usize,
 
-    /// Maximum channels that one publisher has created and that still exist: a person by its token's `sub`, else an
-    /// address or a /64 of IPv6; over it 429, or an error in oyez.v1.
+    /// Maximum channels that one publisher has created and that still exist: a user by the token's `sub`, else an
+    /// address or an IPv6 /64; above it 429, or an error in oyez.v1.
     #[arg(long, env = "OYEZ_CHANNELS_PER_PUBLISHER_MAX", value_name = "N", default_value = "10000", value_parser = count)]
     channels_per_publisher_max: usize,
 
-    /// Most messages kept of a channel for clients that come back; 0 keeps none.
+    /// Maximum messages in the history of a channel, for clients that reconnect; 0: no history.
     #[arg(long, env = "OYEZ_HISTORY_MESSAGES_MAX", value_name = "N", default_value = "100", value_parser = count_or_0)]
     history_messages_max: usize,
 
-    /// Most bytes kept of a channel, and 64 for each message.
+    /// Maximum bytes in the history of a channel, plus 64 for each message.
     #[arg(long, env = "OYEZ_HISTORY_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
     history_bytes_max: usize,
 
-    /// Longest time for which a message is kept, in seconds.
+    /// Maximum age of messages in the history, in seconds.
     #[arg(long, env = "OYEZ_HISTORY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     history_age_seconds: u32,
 
-    /// Maximum bytes kept of all channels, and 640 for each; over it the largest channel loses its oldest messages
-    /// [default: half of --memory-max, at most 256MiB].
+    /// Maximum bytes in the histories of all channels, plus 640 for each channel; above it the largest channel loses
+    /// its oldest messages [default: half of --memory-max, at most 256MiB].
     #[arg(long, env = "OYEZ_HISTORY_TOTAL_BYTES_MAX", value_name = "BYTES", value_parser = bytes)]
     history_total_bytes_max: Option<usize>,
 
@@ -81,7 +81,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_REPLAY_ENCODED_BYTES_MAX", value_name = "BYTES", default_value = "16MiB", value_parser = bytes)]
     replay_encoded_bytes_max: usize,
 
-    /// Longest time that a replay waits for that, in milliseconds; then its connection is closed with 4100.
+    /// Maximum time that a replay waits for that memory, in milliseconds; then its connection is closed with 4100.
     #[arg(long, env = "OYEZ_REPLAY_WAIT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     replay_wait_ms: u32,
 
@@ -90,19 +90,19 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_REPLAY_TAKE_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     replay_take_ms: u32,
 
-    /// Most keys of published messages that are known again (Idempotency-Key); 0 knows none.
+    /// Maximum idempotency keys that are remembered (Idempotency-Key); 0: none.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_KEYS_MAX", value_name = "N", default_value = "100000", value_parser = count_or_0)]
     idempotency_keys_max: usize,
 
-    /// Longest time for which such a key is known, in seconds.
+    /// Maximum age of an idempotency key, in seconds.
     #[arg(long, env = "OYEZ_IDEMPOTENCY_AGE_SECONDS", value_name = "S", default_value = "300", value_parser = seconds)]
     idempotency_age_seconds: u32,
 
-    /// File in which histories and ids outlive the process; made if it is not there [default: none].
+    /// File that keeps histories and ids across restarts; created if it does not exist [default: none].
     #[arg(long, env = "OYEZ_HISTORY_FILE", value_name = "PATH")]
     history_file: Option<PathBuf>,
 
-    /// What is older than that, in milliseconds, is in the history file when the process is killed.
+    /// Maximum age in milliseconds of messages not yet written to the history file; the most that a crash can lose.
     #[arg(long, env = "OYEZ_HISTORY_SYNC_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     history_sync_ms: u32,
 
@@ -111,125 +111,124 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_MEMORY_MAX", value_name = "BYTES", value_parser = memory_bytes_or_0)]
     memory_max: Option<u64>,
 
-    /// Longest request head, in bytes; over it 431.
+    /// Maximum length of a request head, in bytes; above it 431.
     #[arg(long, env = "OYEZ_HEAD_BYTES_MAX", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     head_bytes_max: usize,
 
-    /// Most header fields in a request; over it 431.
+    /// Maximum header fields of a request; above it 431.
     #[arg(long, env = "OYEZ_HEAD_FIELDS_MAX", value_name = "N", default_value = "64", value_parser = fields)]
     head_fields_max: usize,
 
-    /// Longest time from accept to the complete request head, in milliseconds; after it 408.
+    /// Maximum time from accept to the complete request head, in milliseconds; then 408.
     #[arg(long, env = "OYEZ_HANDSHAKE_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     handshake_timeout_ms: u32,
 
-    /// Largest message from a client, in bytes, fragments added up; over it a close with 1009.
+    /// Maximum size of a message from a client, in bytes, over all its fragments; above it a close with 1009.
     #[arg(long, env = "OYEZ_MESSAGE_BYTES_MAX", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
     message_bytes_max: usize,
 
-    /// Longest time from a message's first bytes to its last, in milliseconds; after it a close with 4104.
+    /// Maximum time from the first byte of a message to its last, in milliseconds; then a close with 4104.
     #[arg(long, env = "OYEZ_MESSAGE_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     message_timeout_ms: u32,
 
-    /// Largest body of a request, in bytes, and so the largest message published over HTTP; over it 413.
+    /// Maximum size of a request body, in bytes, and so of a message published over HTTP; above it 413.
     #[arg(long, env = "OYEZ_BODY_BYTES_MAX", value_name = "BYTES", default_value = "1MiB", value_parser = bytes)]
     body_bytes_max: usize,
 
-    /// Longest time from a request's head to its complete body, in milliseconds; after it 408.
+    /// Maximum time from the request head to the complete body, in milliseconds; then 408.
     #[arg(long, env = "OYEZ_BODY_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     body_timeout_ms: u32,
 
-    /// Longest time for which a connection is kept for another request, in milliseconds.
+    /// Maximum idle time of a connection between two requests, in milliseconds.
     #[arg(long, env = "OYEZ_KEEP_ALIVE_MS", value_name = "MS", default_value = "75000", value_parser = millis)]
     keep_alive_ms: u32,
 
-    // Not a doc comment: to those an origin is a link.
+    // Not a doc comment, since rustdoc reads an origin as a link.
     #[arg(
         long = "origin", env = "OYEZ_ORIGIN", value_name = "PATTERN", value_delimiter = ',', value_parser = origin,
-        help = "Origins whose pages may connect, ask and publish, beside those of the server's own host: repeat it, or \
+        help = "Origins whose pages may connect, query and publish, in addition to the server's own host: repeat it, or \
                 separate them by commas (https://app.example.com, https://*.example.com, or * for all) [default: none]"
     )]
     origins: Vec<OriginPattern>,
 
-    /// Networks of proxies that are believed when they say for whom they speak, in X-Forwarded-For or the
-    /// PROXY protocol: repeat it, or separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
+    /// Networks of proxies whose X-Forwarded-For or PROXY protocol header is trusted to name the client: repeat it, or
+    /// separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
     #[arg(long = "trusted-proxy", env = "OYEZ_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
     trusted_proxies: Vec<Network>,
 
-    /// Trusted proxies begin each connection with a header of the PROXY protocol, version 2 [default: off].
+    /// Trusted proxies begin each connection with a PROXY protocol header, version 2 [default: off].
     #[arg(long, env = "OYEZ_PROXY_PROTOCOL")]
     proxy_protocol: bool,
 
-    /// Most connections of one address, or of one /64 of IPv6; over it 429; 0 is no limit.
+    /// Maximum connections of one address, or of one IPv6 /64; above it 429; 0: no limit.
     #[arg(long, env = "OYEZ_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     connections_per_address_max: u32,
 
-    /// Most handshakes of such an address in a second, and as many at once; over it 429; 0 is no limit.
+    /// Maximum handshakes of one address per second, and at once; above it 429; 0: no limit.
     #[arg(long, env = "OYEZ_HANDSHAKES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     handshakes_per_second: u32,
 
-    /// Most messages that a connection publishes in a second, and as many at once; over it a close with 4101,
-    /// an error in oyez.v1, or 429; 0 is no limit.
+    /// Maximum messages that a connection publishes per second, and at once; above it a close with 4101, an error in
+    /// oyez.v1, or 429; 0: no limit.
     #[arg(long, env = "OYEZ_MESSAGES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     messages_per_second: u32,
 
-    /// Most bytes that a connection publishes in a second, and as many at once; over it the same; 0 is no
-    /// limit.
+    /// Maximum bytes that a connection publishes per second, and at once; above it the same; 0: no limit.
     #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
     bytes_per_second: u32,
 
     #[command(flatten)]
     auth: AuthFlags,
 
-    /// Leave out the console, the page at / [default: off].
+    /// Do not serve the console, the page at / [default: off].
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
     no_console: bool,
 
-    /// Longest silence before a ping, in milliseconds, and a quarter of it at least; 0 sends none.
+    /// Maximum silence before a ping, in milliseconds; at least a quarter of it; 0: no pings.
     #[arg(long, env = "OYEZ_PING_INTERVAL_MS", value_name = "MS", default_value = "25000", value_parser = millis_or_0)]
     ping_interval_ms: u32,
 
-    /// Longest time from a ping to a sign of life, in milliseconds; after it a close with 4103.
+    /// Maximum time from a ping to the next bytes of the client, in milliseconds; then a close with 4103.
     #[arg(long, env = "OYEZ_PONG_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     pong_timeout_ms: u32,
 
-    /// Maximum bytes that wait for one connection, and 128 for each piece of them; over it the connection is slow.
+    /// Maximum bytes queued for one connection, plus 128 for each queued frame; above it the connection is slow.
     #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "2MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
-    /// Maximum time in which a connection takes none of the bytes that wait for it, or is late by the pace of
-    /// --slow-bytes-per-second, in milliseconds; after it the connection is slow.
+    /// Maximum time in which a connection takes none of its queued bytes, or is behind the rate of
+    /// --slow-bytes-per-second, in milliseconds; then the connection is slow.
     #[arg(long, env = "OYEZ_SLOW_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     slow_timeout_ms: u32,
 
-    /// Slowest pace at which a connection takes the bytes that wait for it, in bytes per second; 0: any byte is
-    /// progress.
+    /// Minimum rate at which a connection must take its queued bytes, in bytes per second; 0: any byte is progress.
     #[arg(long, env = "OYEZ_SLOW_BYTES_PER_SECOND", value_name = "BYTES", default_value = "4KiB", value_parser = bytes_or_0)]
     slow_bytes_per_second: u32,
 
     /// Maximum time for which a subscriber whose outbox is a quarter full pauses the publishers of its channels, in
-    /// milliseconds; 0 pauses none.
+    /// milliseconds; 0: no pause.
     #[arg(long, env = "OYEZ_PUBLISH_PAUSE_MS", value_name = "MS", default_value = "1000", value_parser = millis_or_0)]
     publish_pause_ms: u32,
 
-    /// What becomes of a slow connection: closed with 4102, or not sent what is published until it has
-    /// caught up; then a raw one has missed that, and others get it from the history.
+    /// Policy for slow consumers: `close` (4102), or `skip`: drop messages until the queue has drained. A raw
+    /// connection has then lost them; others get them from the history.
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
     on_slow: WhenSlow,
 
-    /// Longest time for a close handshake without progress, in milliseconds.
+    /// Maximum time of a close handshake without progress, in milliseconds.
     #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
     close_timeout_ms: u32,
 
-    /// Longest time from SIGTERM or SIGINT (after --drain-delay-ms) to the end, in seconds.
+    /// Maximum time from SIGTERM or SIGINT (after --drain-delay-ms) to the exit, in seconds.
     #[arg(long, env = "OYEZ_DRAIN_SECONDS", value_name = "S", default_value = "30", value_parser = seconds)]
     drain_seconds: u32,
 
-    /// Time from SIGTERM or SIGINT to the drain, in milliseconds: /readyz returns 503, and new clients are still served.
+    /// Time from SIGTERM or SIGINT to the drain, in milliseconds: /readyz returns 503, and new clients are still
+    /// accepted.
     #[arg(long, env = "OYEZ_DRAIN_DELAY_MS", value_name = "MS", default_value = "0", value_parser = millis_or_0)]
     drain_delay_ms: u32,
 
-    /// Rate at which the clients of a server that drains are asked to reconnect.
+    /// Rate at which a draining server asks its clients to reconnect, in clients per second.
     #[arg(long, env = "OYEZ_RECONNECTS_PER_SECOND", value_name = "N", default_value = "1000", value_parser = count)]
     reconnects_per_second: usize,
 
@@ -238,15 +237,15 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 
-    /// Most connections accepted in one turn of the loop.
+    /// Maximum connections accepted in one turn of the loop.
     #[arg(long, env = "OYEZ_ACCEPTS_PER_TURN", value_name = "N", default_value = "64", value_parser = count)]
     accepts_per_turn: usize,
 
-    /// Most reads from one connection in one turn.
+    /// Maximum reads from one connection in one turn of the loop.
     #[arg(long, env = "OYEZ_READS_PER_CONNECTION", value_name = "N", default_value = "4", value_parser = count)]
     reads_per_connection: usize,
 
-    /// Most bytes read from one connection in one turn while others wait; also the size of the shared read buffer.
+    /// Maximum bytes read from one connection in one turn while others wait; also the size of the shared read buffer.
     #[arg(long, env = "OYEZ_READ_BYTES_PER_CONNECTION", value_name = "BYTES", default_value = "16KiB", value_parser = bytes)]
     read_bytes_per_connection: usize,
 
@@ -258,37 +257,37 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_WORK_MICROS_PER_TURN", value_name = "US", default_value = "1000", value_parser = small_count)]
     work_micros_per_turn: u32,
 
-    /// Most connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
+    /// Maximum connections that wait to be accepted; the kernel caps it at net.core.somaxconn.
     #[arg(long, env = "OYEZ_BACKLOG", value_name = "N", default_value = "4096", value_parser = small_count)]
     backlog: u32,
 
-    /// Unsent bytes that the kernel takes for a connection (TCP_NOTSENT_LOWAT).
+    /// Maximum unsent bytes that the kernel buffers for a connection (TCP_NOTSENT_LOWAT).
     #[arg(long, env = "OYEZ_NOTSENT_LOWAT_BYTES", value_name = "BYTES", default_value = "16KiB", value_parser = small_bytes)]
     notsent_lowat_bytes: u32,
 
-    /// Longest time that sent bytes stay unacknowledged, in milliseconds (TCP_USER_TIMEOUT).
+    /// Maximum time that sent bytes stay unacknowledged, in milliseconds (TCP_USER_TIMEOUT).
     #[arg(long, env = "OYEZ_USER_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     user_timeout_ms: u32,
 
-    /// A PEM file with the server's certificate and those that lead to its authority; with --tls-key. Then TLS is
-    /// spoken and nothing else. Read again at SIGHUP [default: no TLS].
+    /// PEM file with the server's certificate chain; with --tls-key. The server then accepts only TLS. Reloaded at
+    /// SIGHUP [default: no TLS].
     #[arg(long, env = "OYEZ_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
-    /// A PEM file with the certificate's private key [default: no TLS].
+    /// PEM file with the certificate's private key [default: no TLS].
     #[arg(long, env = "OYEZ_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
-    /// Maximum clients whose TLS handshake is answered in one turn of the loop; while clients of several addresses wait,
-    /// each address has an equal part of them.
+    /// Maximum clients whose TLS handshake is answered in one turn of the loop; while clients of several addresses
+    /// wait, each address gets an equal part of them.
     #[arg(long, env = "OYEZ_TLS_HANDSHAKES_PER_TURN", value_name = "N", default_value = "8", value_parser = count)]
     tls_handshakes_per_turn: usize,
 
-    /// Most TLS sessions that are remembered, for clients that keep no ticket; 0 remembers none.
+    /// Maximum TLS sessions that are remembered, for clients that keep no ticket; 0: none.
     #[arg(long, env = "OYEZ_TLS_SESSIONS_MAX", value_name = "N", default_value = "1024", value_parser = count_or_0)]
     tls_sessions_max: usize,
 
-    /// The process to end with: `oyez bench` starts a server of its own.
+    /// Process id of the parent to exit with; set by `oyez bench`.
     #[arg(long, value_name = "PID", hide = true)]
     end_with_parent: Option<u32>,
 }
@@ -314,13 +313,12 @@ impl Serve {
             why => Failure::Usage(why),
         })?;
         if let (Some(_), None) | (None, Some(_)) = (&self.tls_cert, &self.tls_key) {
-            let why = "--tls-cert and --tls-key belong together: a certificate, and its private key; one is missing";
+            let why = "--tls-cert and --tls-key must be given together: a certificate and its private key";
             return Err(Failure::Usage(why.into()));
         }
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
         if proxies.send_header && proxies.networks.is_empty() {
-            let why =
-                "--proxy-protocol believes only proxies that --trusted-proxy names: name their networks";
+            let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
             return Err(Failure::Usage(why.into()));
         }
         let (gate, who_may) = self.auth.gate(config.listen)?;
@@ -337,7 +335,7 @@ impl Serve {
         }
     }
 
-    /// Finds the memory budget, and what of it histories may take. Returns both as a line for the log.
+    /// Determines the memory budget and the part of it that histories may use. Returns both as a line for the log.
     fn resolve_memory(&self, limits: &mut Limits) -> String {
         let (bytes_max, source) = match self.memory_max {
             Some(bytes_max) => (bytes_max, "--memory-max".to_owned()),
@@ -444,8 +442,8 @@ impl Serve {
     }
 }
 
-/// Runs a server with one kind of entrance, until a signal ends it. Limits and addresses are logged once it listens, so
-/// that an error at start is not hidden among them.
+/// Runs a server with one kind of acceptor, until a signal ends it. Limits and addresses are logged once it listens,
+/// so that an error at start is not hidden among them.
 fn serve<E: Entrance>(
     config: Config,
     guests: Guests,
@@ -466,20 +464,21 @@ fn serve<E: Entrance>(
         })?;
     facts.iter().for_each(|fact| info!("{fact}"));
     if let Some(address) = server.address() {
-        // The server runs even if this line cannot be written, with a full disk too.
+        // The server runs even if this line cannot be written, for instance on a full disk.
         if let Err(Failure::Failed(why)) = output::print(format_args!("{}\n", greeting(scheme, address))) {
             warn!("{why}");
         }
     }
     match server.run(keys, allocated_bytes) {
         Ok(End::Drained) => Ok(()),
-        Ok(End::Unsaved) => Err(Failure::Failed("ended, but the history file is not complete".into())),
-        Ok(End::Cut) => Err(Failure::Failed("ended by a second signal before the drain was done".into())),
+        Ok(End::Unsaved) => Err(Failure::Failed("exited with an incomplete history file".into())),
+        Ok(End::Cut) => Err(Failure::Failed("a second signal ended the drain early".into())),
         Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
     }
 }
 
-/// Raises the descriptor limit as far as it goes, and finds how many connections fit into it; and says so for the log.
+/// Raises the descriptor limit as far as possible, and computes the maximum number of connections. Returns a line for
+/// the log with it.
 fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
     let failed = |error: io::Error| Failure::Failed(format!("cannot read the descriptor limit: {error}"));
     let (soft, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).map_err(failed)?;
@@ -497,7 +496,7 @@ fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
         Some(wanted) => wanted,
         None if room == 0 => {
             return Err(Failure::Failed(format!(
-                "the descriptor limit of {limit} leaves no room beside the {DESCRIPTORS_RESERVED} that the server needs: {advice}"
+                "the descriptor limit of {limit} leaves no connections after the {DESCRIPTORS_RESERVED} that the server reserves: {advice}"
             )));
         }
         None => room,
@@ -506,9 +505,9 @@ fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
     Ok((connections_max, fact))
 }
 
-/// The address, and what to do next.
+/// The listen address, and the commands to try next.
 fn greeting(scheme: &str, address: SocketAddr) -> String {
-    // An address that stands for all of them is no place to connect to.
+    // Clients cannot connect to an unspecified address.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -522,7 +521,7 @@ fn greeting(scheme: &str, address: SocketAddr) -> String {
     )
 }
 
-/// The files of the console, or what of them stays without it.
+/// The files of the console; without the console only the client module.
 fn served(no_console: bool) -> Vec<&'static Asset> {
     let console = if no_console { &[] } else { console::ASSETS };
     console.iter().chain([&console::CLIENT_MODULE]).collect()
@@ -531,9 +530,9 @@ fn served(no_console: bool) -> Vec<&'static Asset> {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            " (another server has it, or all ports are taken; choose another with --listen, port 0 picks a free one)"
+            " (another server uses it, or all ports are in use; choose another with --listen, port 0 picks a free one)"
         }
-        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
+        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has this address)",
         io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",
         _ => "",
     }
@@ -551,14 +550,14 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_defaults_are_those_of_the_library() {
+    fn defaults_of_flags_are_those_of_the_library() {
         let line = ServeLine::parse_from(["serve"]);
         let config = Config { assets: Vec::new(), ..line.serve.config() };
         assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
     }
 
     #[test]
-    fn the_greeting_can_be_typed_in() {
+    fn greeting_contains_commands_that_work() {
         let check = |scheme: &str, address: &str, url: &str| {
             let line = greeting(scheme, address.parse().unwrap());
             assert!(line.starts_with(&format!("listening on {scheme}://{address}/ws ")), "{line}");

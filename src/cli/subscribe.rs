@@ -1,7 +1,7 @@
-//! `oyez sub`: payloads to standard output, everything else to standard error.
+//! `oyez sub`: prints payloads on standard output, and everything else on standard error.
 //!
-//! It speaks `oyez.v1`, and so it knows how far it is in each channel: after a disconnect it comes back
-//! with that cursor, gets what was published meanwhile, and says so if there is a gap.
+//! It speaks `oyez.v1` and keeps a cursor per channel. After a disconnect it resumes from the cursors, receives the
+//! messages published meanwhile, and reports a gap if messages are missing.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -34,28 +34,28 @@ pub(super) struct SubscribeCommand {
     #[arg(required = true, value_name = "CHANNEL", value_parser = channel_name)]
     channels: Vec<ChannelName>,
 
-    /// Begin behind the message with this id, with all that is kept (earliest), or with the last message
-    /// (latest), instead of with what is published from now on.
+    /// Start after the message with this id, with the whole history (earliest), or with the last message (latest),
+    /// instead of with new messages only.
     #[arg(long, value_name = "ID", value_parser = cursor)]
     since: Option<String>,
 
-    /// Print each message as a line of JSON, with its channel, id and number; gaps too.
+    /// Print each message as a line of JSON, with its channel, id and number; print gaps too.
     #[arg(long)]
     json: bool,
 
-    /// Print payloads as they are on a terminal too, escape sequences and all.
+    /// Print payloads unescaped on a terminal too, including escape sequences.
     #[arg(long)]
     raw: bool,
 
-    /// End with status 3 when messages are missing, instead of saying so and going on.
+    /// Exit with status 3 when messages are missing, instead of reporting it and continuing.
     #[arg(long)]
     exit_on_gap: bool,
 
-    /// End after so many messages.
+    /// Exit after N messages.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
-    /// The server.
+    /// URL of the server.
     #[arg(long, env = "OYEZ_URL", value_name = "URL", default_value = "ws://127.0.0.1:8080", value_parser = Endpoint::parse)]
     url: Endpoint,
 
@@ -66,34 +66,34 @@ pub(super) struct SubscribeCommand {
     token: TokenFile,
 }
 
-/// The first pause after a lost connection, doubled by each further one, up to the last. The pause that
-/// is made is a random part of it, so that clients who were cut at once do not come back at once.
+/// Maximum delay before the first reconnect; it doubles with each failure, up to the last value. The delay is a random
+/// part of it, so that clients that were disconnected together do not reconnect together.
 const BACKOFF_FIRST_MS: u64 = 200;
 const BACKOFF_LAST_MS: u64 = 30_000;
 
-/// The longest pause that a server can ask for.
+/// The longest delay that a server can ask for.
 const RETRY_LAST_MS: u64 = 60 * 60 * 1_000;
 
-/// A connection that held for so long was no failure.
+/// A connection that lasted this long resets the delay.
 const HELD: Duration = Duration::from_secs(30);
 
 const SOCKET: Token = Token(0);
 const READER: Token = Token(1);
 
-/// One connection for all channels, again and again.
+/// A subscriber of all channels, over one connection that is reopened when it fails.
 struct Subscriber {
     channels: Vec<ChannelCursor>,
     state: SubscriberState,
-    /// Connections lost, or not made, since the last one that held.
+    /// Failed and lost connections since the last one that lasted.
     failures: u32,
 }
 
-/// How far it is in one channel.
+/// The cursor of one channel.
 struct ChannelCursor {
     channel: ChannelName,
-    /// From where it goes on; `None` before the first connection, if it was told nothing.
+    /// Where to resume; `None` before the first connection without --since.
     cursor: Option<String>,
-    /// Has it been a member before?
+    /// The channel has been subscribed to before.
     was_subscribed: bool,
 }
 
@@ -102,27 +102,27 @@ enum SubscriberState {
     Waiting { until: Instant },
 }
 
-/// How some input was taken.
+/// The result of reading.
 enum ReadOutcome {
-    /// Nothing more for now.
+    /// No further input for now.
     Blocked,
-    /// As many messages as were asked for.
+    /// The requested number of messages has been printed.
     Enough,
     /// The connection ended.
     Lost { why: String, policy: ReconnectPolicy },
 }
 
-/// What a close asks of the client, by the range of its code.
+/// How to reconnect, by the range of the close code.
 enum ReconnectPolicy {
-    /// With a pause of our own choice.
+    /// After a delay of the client's choice.
     Backoff,
-    /// After so many milliseconds.
+    /// After this many milliseconds.
     After(u64),
-    /// Not unchanged.
+    /// Not with the same request.
     Never,
 }
 
-/// What the server says. Fields that are not of use here are skipped.
+/// A message of the server. Unused fields are skipped.
 #[derive(Deserialize)]
 struct ServerMessage<'a> {
     #[serde(rename = "type")]
@@ -174,7 +174,7 @@ impl SubscribeCommand {
             match poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(failed(error)),
                 Err(_) => {}
-                // Noticed without a message to write: on a quiet channel that may be never.
+                // Detected without a write: on a quiet channel there may never be one.
                 Ok(()) if events.iter().any(|event| event.token() == READER && event.is_error()) => {
                     return Err(Failure::ReaderGone);
                 }
@@ -192,7 +192,7 @@ impl Subscriber {
         }
     }
 
-    /// Connects, when the pause is over, and subscribes from where it was.
+    /// Connects once the delay is over, and subscribes from the cursors.
     fn connect(
         &mut self,
         endpoint: &Endpoint,
@@ -217,7 +217,7 @@ impl Subscriber {
             if let Some(cursor) = cursor {
                 request["since"] = cursor.as_str().into();
             }
-            // What does not fit into the socket is kept, and goes out with the next flush.
+            // A request that does not fit into the socket is buffered until the next flush.
             match connection.write(Message::text(request.to_string())) {
                 Err(error) if !would_block(&error) => {
                     return self.lost(&error.to_string(), &ReconnectPolicy::Backoff);
@@ -229,7 +229,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Prints all that has come.
+    /// Prints all messages that have arrived.
     fn read(&mut self, output: &mut Output) -> Result<ReadOutcome, Failure> {
         let SubscriberState::Open { connection, .. } = &mut self.state else {
             return Ok(ReadOutcome::Blocked);
@@ -244,7 +244,7 @@ impl Subscriber {
             match connection.read() {
                 Ok(Message::Text(text)) => {
                     if handle_message(&text, &mut self.channels, output)? {
-                        // The server is told, as far as it goes in one write; nothing depends on it.
+                        // One attempt to send the close frame; nothing depends on it.
                         let _ = connection.close(None);
                         return Ok(ReadOutcome::Enough);
                     }
@@ -261,7 +261,7 @@ impl Subscriber {
         }
     }
 
-    /// Plans the next try.
+    /// Schedules the next connection attempt.
     fn lost(&mut self, why: &str, policy: &ReconnectPolicy) -> Result<(), Failure> {
         if matches!(self.state, SubscriberState::Open { since, .. } if since.elapsed() >= HELD) {
             self.failures = 0;
@@ -271,7 +271,8 @@ impl Subscriber {
         let backoff = RandomState::new().hash_one(self.failures) % ceiling;
         let pause_ms = match *policy {
             ReconnectPolicy::Never => return Err(Failure::Failed(why.to_owned())),
-            // A server that sends everybody away at once and means it would be asked hundreds of times a second.
+            // Without the backoff, a server that sends `retry_ms=0` to every client would get hundreds of attempts per
+            // second.
             ReconnectPolicy::After(millis) if self.failures > 0 => millis.clamp(backoff, RETRY_LAST_MS),
             ReconnectPolicy::After(millis) => millis.min(RETRY_LAST_MS),
             ReconnectPolicy::Backoff => backoff,
@@ -283,9 +284,9 @@ impl Subscriber {
     }
 }
 
-/// Takes one text of the server's. True if it was the last message that was asked for.
+/// Handles one text message of the server. Returns true after the last requested message.
 fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Output) -> Result<bool, Failure> {
-    let not_understood = || Failure::Failed("the server says what oyez.v1 has no words for".to_owned());
+    let not_understood = || Failure::Failed("the server sent a message that is not oyez.v1".to_owned());
     let message: ServerMessage<'_> = serde_json::from_str(text).map_err(|_| not_understood())?;
     let progress = channels.iter_mut().find(|progress| message.ch == Some(progress.channel.as_str()));
     let moved_to = |cursor: Option<&str>| cursor.map(str::to_owned).ok_or_else(not_understood).map(Some);
@@ -323,19 +324,19 @@ fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Outpu
             Ok(false)
         }
         (Some("error"), progress) => {
-            // The server's words, on somebody's terminal.
+            // Text of the server, printed on a terminal.
             let message = message.message.unwrap_or_default();
             let why = message.escape_debug();
             let channel =
                 progress.map_or_else(String::new, |progress| format!("{}: ", progress.channel.as_str()));
             Err(Failure::Failed(format!("{channel}{why}")))
         }
-        // Hello, and what newer servers may say.
+        // `hello`, and types of newer servers.
         _ => Ok(false),
     }
 }
 
-/// Reads the close code's range, and `retry_ms=` in its reason.
+/// Parses the range of the close code, and `retry_ms=` in the reason.
 fn reconnect_policy(frame: Option<&CloseFrame>) -> ReconnectPolicy {
     let Some(frame) = frame else { return ReconnectPolicy::Backoff };
     let retry_ms =
@@ -347,10 +348,10 @@ fn reconnect_policy(frame: Option<&CloseFrame>) -> ReconnectPolicy {
     }
 }
 
-/// Standard output, and how many messages it has yet to get.
+/// Standard output, and the number of messages that are still to be printed.
 struct Output {
     out: Stdout,
-    /// A person looks at it, and no payload is to move the cursor.
+    /// Standard output is a terminal, and payloads must not move the cursor.
     shows_escapes: bool,
     left: Option<u64>,
     json: bool,
@@ -358,8 +359,8 @@ struct Output {
 }
 
 impl Output {
-    /// Text and JSON end in a line feed; binary is printed as it is. True if it was the last that was asked
-    /// for.
+    /// Prints a message. Text and JSON end in a line feed; binary is printed unchanged. Returns true after the last
+    /// requested message.
     fn print(&mut self, line: &str, message: &ServerMessage<'_>) -> Result<bool, Failure> {
         if self.json {
             self.print_line(line)?;
@@ -371,7 +372,7 @@ impl Output {
             self.out.write(b"\n")?;
         } else {
             let base64 = message.base64.unwrap_or_default();
-            let bad = |_| Failure::Failed("the server sends bytes that are not base64".to_owned());
+            let bad = |_| Failure::Failed("the server sent invalid base64".to_owned());
             let bytes = BASE64.decode(base64.as_bytes()).map_err(bad)?;
             self.write(&bytes)?;
             if self.shows_escapes {
@@ -389,8 +390,7 @@ impl Output {
         Ok(())
     }
 
-    /// One line, however the payload's JSON is laid out: in JSON a line's end is white space, and never a
-    /// part of a string.
+    /// Prints JSON on one line, whatever its layout: a line break in JSON is white space, and never part of a string.
     fn print_line(&mut self, json: &str) -> Result<(), Failure> {
         let line = json.replace(['\r', '\n'], " ");
         self.write(line.as_bytes())?;

@@ -1,7 +1,7 @@
-//! `oyez token`: tokens made and looked at, and secrets to make them with.
+//! `oyez token`: creates and inspects tokens, and creates secrets that sign them.
 //!
-//! Keys come from files. What stands on a command line can be read by every user of the machine and ends
-//! up in a shell's history; so no argument takes a secret, and `check` reads the token from standard input.
+//! Keys come from files. Every user of the machine can read command lines, and shells keep them in their history; so
+//! no argument takes a secret, and `check` reads the token from standard input.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
@@ -30,18 +30,18 @@ pub(super) struct TokenCommand {
 
 #[derive(Debug, Subcommand)]
 enum TokenAction {
-    /// Make a token and print it.
+    /// Create a token and print it.
     New(New),
-    /// Read a token from standard input; print what it says, and whether a server with these keys would take it
-    /// now: status 0 if so, 1 if not.
+    /// Read a token from standard input; print its claims, and whether a server with these keys would accept it now:
+    /// status 0 if so, 1 if not.
     Check(Check),
-    /// Make a secret, and write it to a new file that only its owner can read.
+    /// Create a secret, and write it to a new file that only its owner can read.
     Secret(Secret),
 }
 
 #[derive(Debug, Args)]
 struct New {
-    /// Whose it is: the sender of what is published with it.
+    /// User of the token: the sender of messages that are published with it.
     #[arg(long, value_name = "NAME", value_parser = name)]
     sub: Option<String>,
 
@@ -49,44 +49,43 @@ struct New {
     #[arg(long, value_name = "JSON", value_parser = info, requires = "sub")]
     info: Option<serde_json::Value>,
 
-    /// Channel that may be heard: a name, or the beginning of names and a *. May come several times.
+    /// Channel to subscribe to: a name, or a prefix followed by *. May be repeated.
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     subscribe: Vec<String>,
 
-    /// Channel that may be published on. May come several times.
+    /// Channel to publish on. May be repeated.
     #[arg(long, value_name = "PATTERN", value_parser = pattern)]
     publish: Vec<String>,
 
-    /// Other people's connections may be closed.
+    /// Allow closing the connections of other users.
     #[arg(long)]
     admin: bool,
 
-    /// How long it is good: 90s, 15m, 1h, 7d.
+    /// Lifetime: 90s, 15m, 1h, 7d.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration)]
     ttl: u64,
 
-    /// Whom it is for; a server that is told who it is takes no token for others. May come several times.
+    /// Audience of the token; a server with --jwt-audience rejects tokens for others. May be repeated.
     #[arg(long, value_name = "AUDIENCE")]
     aud: Vec<String>,
 
-    /// Who makes it.
+    /// Issuer of the token.
     #[arg(long, value_name = "ISSUER")]
     iss: Option<String>,
 
-    /// The name of the key, where the server has several in a JWKS file.
+    /// Name of the key, if the server has several in a JWKS file.
     #[arg(long, value_name = "NAME")]
     kid: Option<String>,
 
-    /// Most messages a second from its bearer, where that is another number than the server's.
+    /// Maximum messages per second of the user, if it differs from the server's limit.
     #[arg(long, value_name = "N")]
     messages_per_second: Option<NonZeroU32>,
 
-    /// Most bytes a second from its bearer, where that is another number than the server's.
+    /// Maximum bytes per second of the user, if it differs from the server's limit.
     #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<NonZeroU32>,
 
-    /// Write the token to a file that only its owner can read, in place of the one that is there, instead of printing
-    /// it.
+    /// Write the token to a file that only its owner can read, replacing the file, instead of printing it.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
@@ -96,15 +95,15 @@ struct New {
 
 #[derive(Debug, Args)]
 struct Check {
-    /// "-", or nothing. A token that stands here is not looked at: every user of the machine can read it.
+    /// "-", or nothing. A token given here is ignored: every user of the machine can read it.
     #[arg(hide = true)]
     token: Option<String>,
 
-    /// Who we are: a token for one of these is taken. May come several times.
+    /// Name of this server: a token for one of these is accepted. May be repeated.
     #[arg(long, value_name = "AUDIENCE")]
     aud: Vec<String>,
 
-    /// Who is trusted. May come several times; without it, whoever has the key.
+    /// Trusted issuer. May be repeated; without it, every issuer that has the key.
     #[arg(long, value_name = "ISSUER")]
     iss: Vec<String>,
 
@@ -114,7 +113,7 @@ struct Check {
 
 #[derive(Debug, Args)]
 struct Secret {
-    /// The file. It must not exist.
+    /// The file to create. It must not exist.
     file: PathBuf,
 }
 
@@ -122,10 +121,7 @@ fn info(text: &str) -> Result<serde_json::Value, String> {
     let info: serde_json::Value = serde_json::from_str(text).map_err(|why| format!("not JSON: {why}"))?;
     let bytes = info.to_string().len();
     if bytes > token::INFO_BYTES_MAX {
-        return Err(format!(
-            "{bytes} bytes of JSON, and at most {} go with a message",
-            token::INFO_BYTES_MAX
-        ));
+        return Err(format!("{bytes} bytes of JSON; the maximum is {}", token::INFO_BYTES_MAX));
     }
     Ok(info)
 }
@@ -144,8 +140,7 @@ impl New {
     fn run(self) -> Result<(), Failure> {
         if self.subscribe.is_empty() && self.publish.is_empty() && !self.admin {
             return Err(Failure::Usage(
-                "such a token gives nothing: add --subscribe PATTERN, --publish PATTERN or --admin"
-                    .to_owned(),
+                "the token has no rights: add --subscribe PATTERN, --publish PATTERN or --admin".to_owned(),
             ));
         }
         let key = self.key.load()?;
@@ -168,7 +163,7 @@ impl New {
         let token = key.sign(&claims, self.kid.as_deref()).map_err(|why| Failure::Failed(why.to_string()))?;
         if token.len() > TOKEN_BYTES_MAX {
             return Err(Failure::Usage(format!(
-                "the token would be {} bytes long, and servers take {TOKEN_BYTES_MAX}: give fewer patterns",
+                "the token would be {} bytes long, and servers accept {TOKEN_BYTES_MAX}: use fewer patterns",
                 token.len()
             )));
         }
@@ -178,7 +173,7 @@ impl New {
                 let path_shown = path.display();
                 replace(&path, &token)
                     .map_err(|error| Failure::Failed(format!("--out {path_shown}: {error}")))?;
-                print_line(&format!("{path_shown} is written: show it with --token-file {path_shown}"))
+                print_line(&format!("{path_shown} is written: use it with --token-file {path_shown}"))
             }
         }
     }
@@ -188,13 +183,13 @@ impl Check {
     fn run(self) -> Result<(), Failure> {
         if self.token.is_some_and(|token| token != "-") {
             return Err(Failure::Usage(
-                "a token on the command line can be read by every user of this machine: give it on standard input, oyez token check < FILE"
+                "a token on the command line is visible to every user of this machine: pass it on standard input, oyez token check < FILE"
                     .to_owned(),
             ));
         }
         let Some(keys) = self.keys.load()? else {
             return Err(Failure::Usage(
-                "no key is given to check with: --jwt-secret-file, --jwt-public-key or --jwks-file FILE"
+                "no key is given that verifies the token: --jwt-secret-file, --jwt-public-key or --jwks-file FILE"
                     .to_owned(),
             ));
         };
@@ -223,12 +218,12 @@ impl Secret {
         let mut secret = [0; SECRET_BYTES_MIN];
         SystemRandom::new()
             .fill(&mut secret)
-            .map_err(|_| Failure::Failed("the system gives no random bytes".to_owned()))?;
+            .map_err(|_| Failure::Failed("the system returns no random bytes".to_owned()))?;
         let mut text: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         text.push('\n');
         write_private(&self.file, &text).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Failure::Failed(format!(
-                "{path} exists, and tokens may have been made with what is in it: choose another name, or remove it first"
+                "{path} exists, and tokens may have been signed with it: choose another name, or remove it first"
             )),
             _ => Failure::Failed(format!("{path}: {error}")),
         })?;
@@ -247,7 +242,7 @@ fn replace(path: &Path, token: &str) -> io::Result<()> {
     })
 }
 
-/// Writes to a file that is made for it, with the rights it is to have from the first moment on.
+/// Writes to a new file, which has its final permissions from the start.
 fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
@@ -278,11 +273,11 @@ fn pattern(text: &str) -> Result<String, String> {
 }
 
 fn name(text: &str) -> Result<String, String> {
-    let why = "a name has 1 to 255 bytes, and none that moves the cursor or turns the line";
+    let why = "a name has 1 to 255 bytes, without control and direction characters";
     if token::is_name(text) { Ok(text.to_owned()) } else { Err(why.to_owned()) }
 }
 
-/// The longest life that can be asked for: ten years.
+/// The longest lifetime: ten years.
 const SECONDS_MAX: u64 = 3_650 * 24 * 60 * 60;
 
 /// A number and a unit, in seconds.
@@ -302,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times() {
+    fn lifetime_is_parsed_within_its_range() {
         for (text, seconds) in
             [("90s", 90), ("15m", 900), ("1h", 3_600), ("7d", 604_800), ("3650d", SECONDS_MAX)]
         {

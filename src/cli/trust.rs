@@ -1,4 +1,4 @@
-//! The flags that say which certificates are good.
+//! The TLS flags of the clients: which certificates to accept.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,10 @@ use super::Failure;
 use crate::client::endpoint::Endpoint;
 use crate::client::tls::Trust;
 
-/// Whom a client trusts, beside those that browsers trust.
+/// The certificates that a client accepts, in addition to those of public authorities.
 #[derive(Clone, Debug, Args)]
 pub(super) struct TrustFlags {
-    /// A PEM file of certificates to trust, beside those that browsers trust.
+    /// PEM file with authorities to trust, in addition to those that browsers trust.
     #[arg(long, env = "OYEZ_TLS_CA", value_name = "FILE", conflicts_with = "tls_insecure")]
     tls_ca: Option<PathBuf>,
 
@@ -21,7 +21,7 @@ pub(super) struct TrustFlags {
 }
 
 impl TrustFlags {
-    /// Is anything said beside the default?
+    /// Returns true if a flag is given.
     pub(super) fn is_given(&self) -> bool {
         self.tls_ca.is_some() || self.tls_insecure
     }
@@ -34,7 +34,7 @@ impl TrustFlags {
         endpoint.with_trust(&self.trust()).map_err(Failure::Failed)
     }
 
-    /// What they come to.
+    /// The certificates to accept, by these flags.
     pub(super) fn trust(&self) -> Trust {
         match &self.tls_ca {
             _ if self.tls_insecure => Trust::Any,

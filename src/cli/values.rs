@@ -6,16 +6,16 @@ use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::ids::{ChannelName, Since};
 
-/// The largest size that a flag takes: 1 GiB. Sizes up to it can be added up without care.
+/// The largest size that a flag accepts: 1 GiB. Sums of such sizes cannot overflow.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// The largest memory budget that a flag takes: 64 TiB, as much as Linux maps with four levels of page tables.
+/// The largest memory budget that a flag accepts: 64 TiB, as much as Linux maps with four levels of page tables.
 const MEMORY_BYTES_MAX: u64 = 1 << 46;
 
-/// The longest time that a flag takes: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
+/// The longest time that a flag accepts: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
 const MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
 
-/// Most header fields that can be asked for: the table for them is made for each request.
+/// The maximum of --head-fields-max: the table of fields is allocated for each request.
 const FIELDS_MAX: u64 = 1_024;
 
 fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
@@ -54,7 +54,7 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
     if host.is_empty() {
         return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
     }
-    // An address of version 6 needs its brackets: without them its last part would be a port.
+    // An IPv6 address needs brackets: without them its last part would be a port.
     if host.contains(':') && !host.starts_with('[') {
         return Err(bad());
     }
@@ -103,7 +103,7 @@ pub(super) fn memory_bytes_or_0(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A size with or without a unit; the largest number there is, if it is larger.
+/// A size with or without a unit; u64::MAX if it is larger.
 fn size(text: &str) -> Result<u64, String> {
     let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
     let scaled = units.iter().find_map(|&(unit, scale)| text.strip_suffix(unit).map(|rest| (rest, scale)));
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_to_listen() {
+    fn listen_address_is_parsed() {
         for (text, address) in [
             ("127.0.0.1:8080", "127.0.0.1:8080"),
             ("0.0.0.0:1", "0.0.0.0:1"),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn size_with_or_without_unit_is_parsed() {
         for (text, value) in
             [("1", 1), ("65536", 65_536), ("64KiB", 65_536), ("1 MiB", 1 << 20), ("1GiB", 1 << 30)]
         {

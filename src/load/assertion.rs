@@ -1,4 +1,4 @@
-//! `--assert "loss=0,p99<50ms"`: what a run has to keep to.
+//! `--assert "loss=0,p99<50ms"`: conditions that a report must meet.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ pub struct Assertion {
     figure: Figure,
     comparison: Comparison,
     value: f64,
-    /// As it was written.
+    /// The condition as given on the command line.
     text: String,
 }
 
@@ -22,16 +22,16 @@ struct Figure {
     of: fn(&Report) -> Option<f64>,
 }
 
-/// What a figure counts; decides which suffixes its values may have.
+/// The unit of a figure; decides which suffixes its values may have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Unit {
     /// Plain numbers.
     CauseCount,
     /// Percent of one processor.
     Percent,
-    /// Bytes; KiB and MiB are understood.
+    /// Bytes; the suffixes KiB and MiB are accepted.
     Bytes,
-    /// RunTime, in microseconds; a unit has to be given.
+    /// Time in microseconds; a value needs a unit.
     Time,
 }
 
@@ -45,7 +45,7 @@ enum Comparison {
     Greater,
 }
 
-/// An assertion that does not hold.
+/// A condition that a report does not meet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailedAssertion {
     text: String,
@@ -98,7 +98,7 @@ const fn time(name: &'static str, of: fn(&Report) -> Option<f64>) -> Figure {
     Figure { name, unit: Unit::Time, of }
 }
 
-/// A distribution of nothing has no quantiles.
+/// An empty distribution has no quantiles.
 fn latency(report: &Report) -> Option<Quantiles> {
     report.traffic.as_ref().map(|traffic| traffic.latency_us).filter(|latency| latency.count > 0)
 }
@@ -113,10 +113,10 @@ fn refused(report: &Report) -> f64 {
 }
 
 impl Assertion {
-    /// Reads a list of them.
+    /// Parses a comma-separated list.
     ///
     /// # Errors
-    /// Says which one is not understood, and what would be.
+    /// The first invalid condition, and the valid forms.
     pub fn parse_all(text: &str) -> Result<Vec<Assertion>, String> {
         text.split(',').map(str::trim).map(Assertion::parse).collect()
     }
@@ -134,20 +134,20 @@ impl Assertion {
             text.split_once(sign).map(|(name, value)| (name.trim(), comparison, value.trim()))
         });
         let Some((name, comparison, value)) = split else {
-            return Err(format!("{text:?} compares nothing: write loss=0 or p99<50ms"));
+            return Err(format!("{text:?} has no comparison: write loss=0 or p99<50ms"));
         };
         let Some(&figure) = FIGURES.iter().find(|figure| figure.name == name) else {
             let names: Vec<&str> = FIGURES.iter().map(|figure| figure.name).collect();
-            return Err(format!("{name:?} is no figure; there are {}", names.join(" ")));
+            return Err(format!("{name:?} is not a figure; valid figures: {}", names.join(" ")));
         };
         let value = figure.unit.parse(value).map_err(|why| format!("{text:?}: {why}"))?;
         Ok(Assertion { figure, comparison, value, text: text.to_owned() })
     }
 
-    /// Does a report keep to it? A figure that it does not have keeps to nothing.
+    /// Checks the condition. A report without the figure does not meet it.
     ///
     /// # Errors
-    /// What was found instead.
+    /// The value in the report.
     pub fn check(&self, report: &Report) -> Result<(), FailedAssertion> {
         let found = (self.figure.of)(report);
         let value = self.value;
@@ -194,7 +194,7 @@ impl Unit {
         };
         match digits.trim().parse::<f64>() {
             Ok(value) if value.is_finite() => Ok(value * scale),
-            _ => Err(format!("{text:?} is no number")),
+            _ => Err(format!("{text:?} is not a number")),
         }
     }
 
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn assertions_are_read() {
+    fn assertion_is_parsed_with_its_unit() {
         let value = |text: &str| Assertion::parse(text).map(|assertion| assertion.value);
         assert_eq!(value("loss=0"), Ok(0.0));
         assert_eq!(value(" p99 <= 50ms "), Ok(50_000.0));

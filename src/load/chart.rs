@@ -1,8 +1,7 @@
-//! Line charts as SVG text that stands in a page.
+//! Line charts as SVG elements for an HTML page.
 //!
-//! plotters writes colours as numbers; a page that follows the reader's choice of light or dark needs
-//! names. So everything is drawn in colours that nobody would use, and these are replaced by CSS
-//! variables in the text that comes out.
+//! plotters writes colors as numbers, but a page that supports light and dark mode needs names. So everything is drawn
+//! in reserved colors, which are then replaced by CSS variables.
 
 use std::io;
 
@@ -14,7 +13,7 @@ use plotters::prelude::*;
 const WIDTH: u32 = 720;
 const HEIGHT: u32 = 340;
 
-/// Series that can be told apart by their colours alone; dashes tell them apart as well.
+/// The number of line styles. Colors alone distinguish them, and dashes do so as well.
 pub const COLOURS: usize = 6;
 
 const INK: RGBColor = RGBColor(1, 1, 1);
@@ -23,7 +22,7 @@ const GRID: RGBColor = RGBColor(2, 2, 2);
 /// A chart of lines over one pair of axes.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// What it shows, for readers who do not see it.
+    /// Description for screen readers.
     pub title: String,
     /// The horizontal axis.
     pub x: Axis,
@@ -36,33 +35,33 @@ pub struct Chart {
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// What it is called in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Which colour and which dashes it has.
+    /// Index of its color and dash pattern.
     pub style: usize,
-    /// Where it runs, from left to right.
+    /// The points, from left to right.
     pub points: Vec<(f64, f64)>,
 }
 
 /// An axis.
 #[derive(Clone, Debug)]
 pub struct Axis {
-    /// What it measures.
+    /// Name of the quantity.
     pub name: &'static str,
-    /// How its values are spread.
+    /// Scale of the values.
     pub scale: Scale,
-    /// Where it begins and ends.
+    /// First and last value.
     pub range: (f64, f64),
-    /// How a value is written.
+    /// Formats a value.
     pub label: fn(f64) -> String,
 }
 
-/// How values are spread over an axis.
+/// The mapping of values to positions on an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
     /// Evenly.
     Linear,
-    /// By their logarithm; labels stand at powers of ten.
+    /// By their logarithm, with labels at powers of ten.
     Logarithmic,
     /// By how close a quantile is to one, in powers of ten: 0.9 is 1, 0.99 is 2.
     Nines,
@@ -87,7 +86,7 @@ impl Scale {
 }
 
 impl Axis {
-    /// An axis over the values that are there; one that is not logarithmic begins at zero.
+    /// An axis that covers the values. All but logarithmic axes begin at zero.
     pub fn over(
         name: &'static str,
         scale: Scale,
@@ -100,7 +99,7 @@ impl Axis {
             high = high.max(value);
         }
         let range = match scale {
-            // No values: an axis all the same.
+            // Without values, a default range.
             Scale::Logarithmic if low > high => (1.0, 10.0),
             _ if low > high => (0.0, 0.99),
             // Whole powers of ten.
@@ -121,7 +120,7 @@ impl Axis {
     }
 }
 
-/// An axis as plotters knows one: over places, labelled with values.
+/// plotters' form of an axis: over positions, labelled with values.
 struct Coordinate {
     scale: Scale,
     low: f64,
@@ -211,7 +210,8 @@ impl Chart {
         Ok(())
     }
 
-    /// Names instead of colours, the page's size instead of ours, and words for who does not see.
+    /// Replaces reserved colors by CSS variables and the fixed size by the page's, and adds the title for screen
+    /// readers.
     fn fit_into_page(&self, text: &str) -> String {
         let mut text = text
             .replacen(
@@ -243,7 +243,7 @@ fn dashes(style: usize) -> Option<(u32, u32)> {
     }
 }
 
-/// A piece of a line, for a legend.
+/// A short line in this style, for a legend.
 pub fn sample(style: usize) -> String {
     let dashes = dashes(style).map_or("none".to_owned(), |(dash, gap)| format!("{dash} {gap}"));
     format!(
@@ -253,7 +253,7 @@ pub fn sample(style: usize) -> String {
     )
 }
 
-/// TextReport for a page.
+/// Escapes text for HTML.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chart_has_no_colour_of_its_own() {
+    fn chart_has_variables_in_place_of_colors() {
         let points = vec![(0.0, 10.0), (1.0, 2_000.0)];
         let series = vec![
             Series { name: "a".to_owned(), style: 0, points: points.clone() },
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn axes_without_values() {
+    fn axis_without_values_is_drawn() {
         let label: fn(f64) -> String = |value| format!("{value:.0}");
         for scale in [Scale::Linear, Scale::Logarithmic, Scale::Nines] {
             let axis = Axis::over("x", scale, label, std::iter::empty());

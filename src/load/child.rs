@@ -1,7 +1,7 @@
-//! A server of our own, in a process of its own: within this one, its memory and time could not be told
-//! from the load generator's.
+//! A server in a child process, started for one run. A separate process, so that its memory and processor time are not
+//! mixed with those of the load generator.
 //!
-//! It dies with its parent, however that ends: see [`END_WITH_PARENT_FLAG`].
+//! The kernel stops it when its parent ends: see [`END_WITH_PARENT_FLAG`].
 
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -13,46 +13,47 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::pin;
 
-/// From SIGTERM to SIGKILL. All connections are closed by then, so there is nothing to drain.
+/// Time from SIGTERM to SIGKILL. All connections are closed by then, so the server has nothing to drain.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_POLL: Duration = Duration::from_millis(5);
 
-/// The flag of `oyez serve` with the process id of its parent. It is not in `--help`.
+/// The hidden flag of `oyez serve` that takes the process id of its parent.
 pub const END_WITH_PARENT_FLAG: &str = "--end-with-parent";
 
 /// A running `oyez serve`, stopped when it is dropped.
 #[derive(Debug)]
 pub struct ChildServer {
     child: Child,
-    /// Kept, so that it never writes to a closed pipe.
+    /// Kept open, so that the server never writes to a closed pipe.
     _stdout: BufReader<std::process::ChildStdout>,
-    /// `ws://host:port`, or `wss://` if its flags say so.
+    /// `ws://host:port`, or `wss://` if its flags enable TLS.
     pub url: String,
     /// The flags that it was started with.
     pub flags: String,
 }
 
 impl ChildServer {
-    /// Starts one on a free port of the loopback address, and waits until it listens.
+    /// Starts a server on a free port of the loopback address, and waits until it listens.
     ///
     /// # Errors
-    /// It did not start; why, it says on standard error itself.
+    /// The server did not start; it has printed the reason on standard error.
     pub fn start(arguments: &[String], pin: Option<usize>) -> io::Result<ChildServer> {
         let program = std::env::current_exe()?;
         let mut command = Command::new(program);
         let own_pid = std::process::id().to_string();
         command.args(["serve", "--listen", "127.0.0.1:0", END_WITH_PARENT_FLAG, &own_pid]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        // Variables for the operator's own server must not change the server that is measured.
+        // Environment variables of the operator's own server must not configure the measured one.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"OYEZ_"))
         {
             command.env_remove(name);
         }
         if std::env::var_os("RUST_LOG").is_none() {
-            // A line for each close would be a load of its own.
+            // A log line for each close would add load.
             command.env("RUST_LOG", "error");
         }
-        // Ctrl-C goes to a whole group, and the server is to be there while the run's last messages arrive.
+        // Ctrl-C signals a whole process group, and the server must run until the last messages of the run have
+        // arrived.
         command.process_group(0);
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
@@ -80,7 +81,7 @@ impl ChildServer {
         self.child.id()
     }
 
-    /// Has it ended by itself?
+    /// The exit status, if the server has exited by itself.
     pub fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(Some(status)) => Some(format!("the server ended: {status}")),

@@ -1,4 +1,4 @@
-//! One client's connection: bytes in; frames for the server and an end out.
+//! A client of the load generator: the state of one connection, from connect to close.
 
 use std::io;
 use std::mem;
@@ -18,68 +18,68 @@ use crate::client::transport::{ClientTransport, ReadResult};
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::moment::Moment;
 
-/// One connection.
+/// A client and its connection.
 #[derive(Debug)]
 pub struct Client {
     pub(super) transport: ClientTransport,
-    /// How far it has come.
+    /// State of the connection.
     pub state: ClientState,
-    /// What it has yet to send.
+    /// Frames to send.
     pub outbox: Outbox,
-    /// What it is there for, and what it got.
+    /// What the delivery tracker knows about the client.
     pub recipient: Recipient,
-    /// When the connection was begun.
+    /// Time of the connect.
     pub since: RunTime,
     pub(super) generation: u32,
     pub(super) flags: ClientFlags,
 }
 
-/// Which lists it is on, and what the last event said.
+/// Queue memberships, and the last event.
 #[derive(Debug, Default)]
 pub(super) struct ClientFlags {
     pub(super) ready: bool,
     pub(super) dirty: bool,
-    /// The last event said that the server sends no more: a short read is not the end of what there is.
+    /// The last event announced that the server sends no more: after a short read there may be more to read.
     pub(super) read_closed: bool,
 }
 
-/// How far a connection has come.
+/// The state of a connection.
 #[derive(Debug)]
 pub enum ClientState {
-    /// `connect` is under way.
+    /// TCP connect in progress.
     Connecting(Handshake),
-    /// The request is out, or on its way.
+    /// The request is queued or sent.
     Handshaking(Handshake),
-    /// Frames are counted.
+    /// The WebSocket is open; messages are counted.
     Open(ServerFrameScanner),
-    /// Nothing is read any more.
+    /// Open, but deliberately not read.
     Stalled(ServerFrameScanner),
-    /// Our close frame is out, or on its way, and the server's is to come.
+    /// The client's close frame is queued or sent, and the server's is expected.
     Leaving(ServerFrameScanner),
-    /// It is over.
+    /// The connection has ended.
     Ended(ClientEnd),
 }
 
-/// How it ended.
+/// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientEnd {
-    /// As it was meant to.
+    /// The client closed it.
     Left,
-    /// Not so.
+    /// An unexpected end.
     Lost(Phase, Cause),
 }
 
-/// What came of some input.
+/// The effect of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadProgress {
-    /// Nothing that anybody waits for.
+    /// No change of state.
     Same,
     /// The handshake is complete.
     Opened,
 }
 
 impl Client {
-    /// A connection that has been begun.
+    /// A client whose TCP connect has been started.
     pub(super) fn new(
         transport: ClientTransport,
         handshake: Handshake,
@@ -92,12 +92,12 @@ impl Client {
         Client { transport, state, outbox: Outbox::Empty, recipient, since, generation, flags }
     }
 
-    /// Is the handshake still to be completed?
+    /// Returns true until the handshake is complete.
     pub fn is_pending(&self) -> bool {
         matches!(self.state, ClientState::Connecting(_) | ClientState::Handshaking(_))
     }
 
-    /// Does it take part?
+    /// Returns true if the client sends and receives messages.
     pub fn is_open(&self) -> bool {
         matches!(self.state, ClientState::Open(_))
     }
@@ -107,12 +107,12 @@ impl Client {
         self.outbox.queue(Rc::new(frame));
     }
 
-    /// Is there something to write, and may the socket take it?
+    /// Returns true if there are bytes to write and the socket is not known to be full.
     pub(super) fn wants_write(&self) -> bool {
         (!self.outbox.is_empty() && !self.outbox.is_blocked()) || self.transport.wants_write()
     }
 
-    /// One write; with TLS, what it has to say comes with it.
+    /// Writes once, followed by the pending TLS records.
     pub(super) fn flush(&mut self, now: Moment) -> Left {
         match self.outbox.flush(&mut self.transport, Pace::ANY, now).1 {
             Left::Nothing => match self.transport.write_pending() {
@@ -124,13 +124,13 @@ impl Client {
         }
     }
 
-    /// The socket takes bytes again.
+    /// The socket is writable again.
     pub(super) fn unblock(&mut self) {
         self.outbox.unblock();
         self.transport.unblock();
     }
 
-    /// Takes what one read found, at `now`; true if there may be more to read.
+    /// Processes one read, which took place at `now`. Returns true if there may be more to read.
     pub fn read(
         &mut self,
         scratch: &mut [u8],
@@ -144,7 +144,7 @@ impl Client {
         match self.transport.read(scratch) {
             ReadResult::Bytes { range, more } => {
                 let progress = if range.is_empty() {
-                    // A session that said no before its handshake may say yes now.
+                    // A TLS session that rejected bytes before its handshake was complete may accept them now.
                     self.outbox.unblock();
                     ReadProgress::Same
                 } else {
@@ -160,13 +160,13 @@ impl Client {
         }
     }
 
-    /// An event came for a connection that was being made: it is made, or it failed.
+    /// Handles the first event of a connecting socket: it has connected or failed.
     fn connected(&mut self) {
         match self.transport.stream().take_error() {
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => return self.lose(Cause::from(&error)),
         }
-        // mio: an event alone does not say that the connection is made; its address does.
+        // mio: an event alone does not show that the socket is connected; its peer address does.
         match self.transport.stream().peer_addr() {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
@@ -179,7 +179,7 @@ impl Client {
         }
     }
 
-    /// Takes bytes from the server.
+    /// Processes bytes from the server.
     fn receive(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) -> ReadProgress {
         if !matches!(self.state, ClientState::Handshaking(_)) {
             self.count(bytes, tracker, now);
@@ -194,7 +194,7 @@ impl Client {
             HandshakeResponse::Invalid(why) => self.lose(Cause::Invalid(why)),
             HandshakeResponse::Open(head_bytes) => {
                 self.state = ClientState::Open(ServerFrameScanner::new());
-                tracker.joined(&self.recipient);
+                tracker.add_client(&self.recipient);
                 self.count(&joined[head_bytes..], tracker, now);
                 return ReadProgress::Opened;
             }
@@ -202,7 +202,7 @@ impl Client {
         ReadProgress::Same
     }
 
-    /// Walks over frames.
+    /// Scans frames and counts messages.
     fn count(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) {
         let Client { state, outbox, recipient, .. } = self;
         let (ClientState::Open(walker) | ClientState::Stalled(walker) | ClientState::Leaving(walker)) = state
@@ -226,18 +226,18 @@ impl Client {
             }
         });
         if walked.is_err() {
-            self.lose(Cause::Invalid("what came is no frame"));
+            self.lose(Cause::Invalid("invalid frame"));
         } else if let Some(code) = close {
             self.closed(code);
         }
     }
 
-    /// The server's close frame came.
+    /// Handles the server's close frame.
     fn closed(&mut self, code: u16) {
         let is_answer = matches!(self.state, ClientState::Leaving(_));
         if !is_answer {
-            // One try, since the connection is over with it (RFC 6455 5.5.1): it is small, and what the
-            // server makes of it is the server's business.
+            // One attempt, since a received close frame ends the connection (RFC 6455 5.5.1). The reply is small, and
+            // the result does not matter.
             let reply = frames::close(Some(code).filter(|&code| code != 1005));
             if self.outbox.is_empty() {
                 let _ = io::Write::write(&mut self.transport, &reply);
@@ -248,7 +248,7 @@ impl Client {
         self.state = ClientState::Ended(end);
     }
 
-    /// Nothing more comes.
+    /// Handles the end of the byte stream.
     fn end_of_file(&mut self, cause: Cause) {
         match self.state {
             ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::Left),
@@ -256,7 +256,7 @@ impl Client {
         }
     }
 
-    /// It ends, and was not meant to.
+    /// Ends the connection unexpectedly.
     pub fn lose(&mut self, cause: Cause) {
         let phase = match self.state {
             ClientState::Connecting(_) => Phase::Connect,
@@ -268,7 +268,7 @@ impl Client {
         }
     }
 
-    /// Reads no more.
+    /// Stops reading.
     pub fn stall(&mut self) {
         self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
             ClientState::Open(walker) => ClientState::Stalled(walker),
@@ -276,7 +276,7 @@ impl Client {
         };
     }
 
-    /// Reads again; false if it did not stall.
+    /// Reads again. Returns false if the client was not stalled.
     pub fn resume(&mut self) -> bool {
         match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
             ClientState::Stalled(walker) => {
@@ -290,8 +290,8 @@ impl Client {
         }
     }
 
-    /// Says goodbye.
-    pub fn leave(&mut self) {
+    /// Queues a close frame.
+    pub fn begin_close(&mut self) {
         self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
             ClientState::Open(walker) => {
                 self.outbox.queue(Rc::new(frames::close(Some(1000))));

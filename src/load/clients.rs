@@ -1,8 +1,8 @@
-//! All clients, and the lists of those that need something.
+//! All clients of a run, with the queues of those that need work.
 //!
-//! As in the server, an event only flags its client; work is done at our pace, and only [`Clients::reap`]
-//! takes a client out. Deadlines stand in queues instead of a swept table: each kind has one length, so
-//! whoever comes first is due first.
+//! As in the server, an event only marks its client, work runs in the loop's own order, and only [`Clients::reap`]
+//! removes a client. Deadlines are in queues, not in a scanned slab: all deadlines of a kind have the same length, so
+//! the first in the queue expires first.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -27,15 +27,15 @@ use crate::hub::outbox::Left;
 use crate::ids::SlotId;
 use crate::server::slots::{id_of, token_of};
 
-/// From `connect` to the answer. Three SYNs are sent within it (at 0, 1 and 3 s), should a full backlog
-/// drop the first two.
+/// Maximum time from `connect` to the complete response. The kernel sends three SYNs within it (at 0, 1 and 3 s),
+/// should a full backlog drop the first two.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From our close frame to the server's.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum time from the client's close frame to the server's.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The one read buffer. It takes 3,000 small frames, so one read nearly always takes all there is.
-const SCRATCH_BYTES: usize = 256 << 10;
+/// Size of the shared read buffer. It holds 3,000 small frames, so one read nearly always takes all available bytes.
+const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// All connections.
 pub struct Clients {
@@ -48,21 +48,21 @@ pub struct Clients {
     ended: Vec<SlotId>,
     pending: usize,
     open: usize,
-    /// When handshakes have to be complete.
+    /// Deadlines of handshakes.
     handshakes: VecDeque<(RunTime, SlotId)>,
-    /// When guests go.
+    /// Times at which guests leave.
     guests: VecDeque<(RunTime, SlotId)>,
-    /// When those that said goodbye are cut.
+    /// Deadlines of close handshakes.
     leaving: VecDeque<(RunTime, SlotId)>,
     scratch: Vec<u8>,
-    /// What became of them.
+    /// Statistics of their connections.
     pub stats: ConnectionStats,
-    /// How long a guest stays.
+    /// Time that a guest stays connected.
     pub stay: Duration,
 }
 
 impl Clients {
-    /// Nobody yet.
+    /// No clients yet.
     pub fn new(target: BenchTarget, registry: Registry) -> Clients {
         Clients {
             target,
@@ -77,18 +77,18 @@ impl Clients {
             handshakes: VecDeque::new(),
             guests: VecDeque::new(),
             leaving: VecDeque::new(),
-            scratch: vec![0; SCRATCH_BYTES],
+            scratch: vec![0; READ_BUFFER_BYTES],
             stats: ConnectionStats::new(),
             stay: Duration::ZERO,
         }
     }
 
-    /// Handshakes under way.
+    /// Number of handshakes in progress.
     pub fn pending(&self) -> usize {
         self.pending
     }
 
-    /// Members that are open.
+    /// Number of open clients.
     pub fn open(&self) -> usize {
         self.open
     }
@@ -105,7 +105,7 @@ impl Clients {
             .map(|(key, client)| (SlotId { key: key as u32, generation: client.generation }, client))
     }
 
-    /// Begins a connection; false if that failed at once.
+    /// Starts a connection. Returns false if it fails at once.
     pub fn connect(
         &mut self,
         role: Role,
@@ -147,8 +147,8 @@ impl Clients {
         true
     }
 
-    /// ClientFlags a client for what its event says.
-    pub fn note(&mut self, event: &Event) {
+    /// Marks a client by its event.
+    pub fn mark(&mut self, event: &Event) {
         let id = id_of(event.token());
         let Some(client) = self.get_mut(id) else { return };
         let is_closed = event.is_read_closed() || event.is_error();
@@ -181,8 +181,8 @@ impl Clients {
         }
     }
 
-    /// Reads every ready client once. **Drain or requeue**: whoever may have more is ready again.
-    pub fn drive(&mut self, tracker: &mut DeliveryTracker, clock: &RunClock) {
+    /// Reads once from every ready client. **Drain or requeue**: a client that may have more to read is queued again.
+    pub fn read(&mut self, tracker: &mut DeliveryTracker, clock: &RunClock) {
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(client) =
@@ -236,14 +236,14 @@ impl Clients {
         for id in dirty.drain(..) {
             let Some(client) = self.get_mut(id) else { continue };
             client.flags.dirty = false;
-            // Nothing can be written yet; the event that says so comes by itself.
+            // An event follows when the socket becomes writable.
             if let ClientState::Connecting(_) | ClientState::Ended(_) = client.state {
                 continue;
             }
             match client.flush(now.moment()) {
                 Left::Nothing | Left::Blocked => {}
                 Left::More => self.mark_dirty(id),
-                // The read side says how it ended.
+                // The next read returns how the connection ended.
                 Left::Failed(_) => {
                     client.outbox = Default::default();
                     client.flags.read_closed = true;
@@ -255,8 +255,8 @@ impl Clients {
         self.dirty = dirty;
     }
 
-    /// Looks for deadlines that have come.
-    pub fn sweep(&mut self, now: RunTime) {
+    /// Handles expired deadlines.
+    pub fn expire(&mut self, now: RunTime) {
         while let Some(id) = next_due(&mut self.handshakes, now) {
             if let Some(client) = self.get_mut(id).filter(|client| client.is_pending()) {
                 client.lose(Cause::Timeout);
@@ -264,27 +264,27 @@ impl Clients {
             }
         }
         while let Some(id) = next_due(&mut self.guests, now) {
-            self.leave(id, now);
+            self.begin_close(id, now);
         }
         while let Some(id) = next_due(&mut self.leaving, now) {
             if let Some(client) = self.get_mut(id)
                 && let ClientState::Leaving(_) = client.state
             {
-                // The server is late with its answer; that is its business.
+                // The server is late with its close frame, which is not counted as an error.
                 client.state = ClientState::Ended(ClientEnd::Left);
                 self.ended.push(id);
             }
         }
     }
 
-    fn leave(&mut self, id: SlotId, now: RunTime) {
+    fn begin_close(&mut self, id: SlotId, now: RunTime) {
         let Some(client) = self.get_mut(id).filter(|client| client.is_open()) else { return };
-        client.leave();
-        self.leaving.push_back((now.after(LEAVE_TIMEOUT), id));
+        client.begin_close();
+        self.leaving.push_back((now.after(CLOSE_TIMEOUT), id));
         self.mark_dirty(id);
     }
 
-    /// Takes out whoever has ended.
+    /// Removes ended clients.
     pub fn reap(&mut self, tracker: &mut DeliveryTracker) {
         for id in std::mem::take(&mut self.ended) {
             if self.get_mut(id).is_none() {
@@ -298,7 +298,7 @@ impl Clients {
                 continue;
             }
             self.open -= 1;
-            tracker.left(&mut client.recipient);
+            tracker.remove_client(&mut client.recipient);
             if let ClientEnd::Lost(phase, cause) = end {
                 let is_stalled = client.recipient.role == Role::Stalled;
                 let causes = if is_stalled { &mut self.stats.stalled } else { &mut self.stats.lost };
@@ -307,7 +307,7 @@ impl Clients {
         }
     }
 
-    /// Drops every connection at once, as a network that goes down does.
+    /// Drops all connections at once, as a network failure does.
     pub fn drop_all(&mut self) {
         self.clients.clear();
         self.ready.clear();
@@ -317,7 +317,7 @@ impl Clients {
         self.open = 0;
     }
 
-    /// Whoever had stalled reads again.
+    /// Makes stalled clients read again.
     pub fn resume_stalled(&mut self) {
         let resumed: Vec<SlotId> =
             self.iter_mut().filter_map(|(id, client)| client.resume().then_some(id)).collect();
@@ -326,13 +326,13 @@ impl Clients {
         }
     }
 
-    /// Is there work that no event will announce?
+    /// Returns true if there is work that no event will announce.
     pub fn has_work(&self) -> bool {
         !self.ready.is_empty() || !self.dirty.is_empty() || !self.ended.is_empty()
     }
 }
 
-/// Takes the first of a queue, if its time has come.
+/// Takes the first entry of a queue if it is due.
 fn next_due(queue: &mut VecDeque<(RunTime, SlotId)>, now: RunTime) -> Option<SlotId> {
     queue.front().filter(|(due, _)| *due <= now)?;
     queue.pop_front().map(|(_, id)| id)

@@ -1,32 +1,32 @@
-//! The load generator's time: nanoseconds since the run was born.
+//! The load generator's clock: nanoseconds since the start of the run.
 //!
-//! Unlike the server's loop, which asks once a turn, this one asks after every read: a turn that reads
-//! a thousand clients takes a millisecond, and that is the size of what is measured here. A call costs
-//! some 25 ns. It is still the only place that asks.
+//! The server's loop reads the clock twice per turn. This one reads it after every read, since a turn that reads a
+//! thousand clients takes a millisecond, which is the magnitude that is measured here. A call costs about 25 ns. No
+//! other file of this folder reads a clock.
 
 use std::time::{Duration, Instant};
 
 use crate::moment::Moment;
 
-/// A point in time, in nanoseconds since the run was born.
+/// A point in time, in nanoseconds since the start of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RunTime(u64);
 
-/// Where time comes from.
+/// The clock of a run.
 #[derive(Debug)]
 pub struct RunClock {
-    birth: Instant,
+    start: Instant,
 }
 
 impl RunClock {
-    /// A clock that shows zero.
+    /// A clock that starts at zero.
     pub fn new() -> RunClock {
-        RunClock { birth: Instant::now() }
+        RunClock { start: Instant::now() }
     }
 
-    /// The time.
+    /// The current time.
     pub fn now(&self) -> RunTime {
-        RunTime(self.birth.elapsed().as_nanos() as u64)
+        RunTime(self.start.elapsed().as_nanos() as u64)
     }
 }
 
@@ -37,12 +37,12 @@ impl Default for RunClock {
 }
 
 impl RunTime {
-    /// The point so many nanoseconds after the run's birth.
+    /// The point `nanos` nanoseconds after the start of the run.
     pub fn from_nanos(nanos: u64) -> RunTime {
         RunTime(nanos)
     }
 
-    /// Nanoseconds since the run's birth.
+    /// Nanoseconds since the start of the run.
     pub fn nanos(self) -> u64 {
         self.0
     }
@@ -63,7 +63,7 @@ impl RunTime {
         self.nanos_since(earlier) as f64 / 1e9
     }
 
-    /// The same point in the unit that outboxes use.
+    /// The same point in the unit of the outboxes.
     pub fn moment(self) -> Moment {
         Moment::from_millis(self.0 / 1_000_000)
     }

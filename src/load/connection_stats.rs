@@ -1,4 +1,4 @@
-//! What became of connections: attempted, opened, refused and lost, each by phase and by cause.
+//! Statistics of connections: attempted, opened, refused and lost, by phase and cause.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +6,19 @@ use hdrhistogram::Histogram;
 
 use crate::client::cause::Cause;
 
-/// How far a connection had come when it ended.
+/// The phase of a connection in which it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// TCP.
+    /// TCP connect, and the TLS handshake.
     Connect,
-    /// The request is out.
+    /// The WebSocket handshake.
     Handshake,
-    /// It was open.
+    /// After the handshake.
     Open,
 }
 
 impl Phase {
-    /// One word for reports.
+    /// Name of the phase in reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Phase::Connect => "connect",
@@ -28,28 +28,28 @@ impl Phase {
     }
 }
 
-/// How often each thing happened.
+/// Counts by phase and cause.
 pub type Causes = BTreeMap<(Phase, Cause), u64>;
 
-/// The counts of one run, or of one part of it.
+/// Statistics of a run, or of a part of it.
 #[derive(Debug)]
 pub struct ConnectionStats {
-    /// ConnectionsReport begun.
+    /// Connections attempted.
     pub attempted: u64,
     /// Handshakes completed.
     pub opened: u64,
-    /// Those that never opened.
+    /// Connections that never opened.
     pub refused: Causes,
-    /// Those that were open and were not meant to end.
+    /// Open connections that ended unexpectedly.
     pub lost: Causes,
-    /// Those that were open and had stalled.
+    /// Stalled connections that ended.
     pub stalled: Causes,
-    /// From the call of `connect` to the answer's last byte, TLS included, in nanoseconds.
+    /// Time from `connect` to the last byte of the response, TLS included, in nanoseconds.
     pub handshakes: Histogram<u64>,
 }
 
 impl ConnectionStats {
-    /// Nothing yet.
+    /// Statistics without connections.
     pub fn new() -> ConnectionStats {
         ConnectionStats {
             attempted: 0,
@@ -61,7 +61,7 @@ impl ConnectionStats {
         }
     }
 
-    /// How many never opened.
+    /// Number of connections that never opened.
     pub fn refused(&self) -> u64 {
         self.refused.values().sum()
     }
@@ -73,10 +73,10 @@ impl Default for ConnectionStats {
     }
 }
 
-/// A minute in nanoseconds: what takes longer is recorded as that.
+/// A minute in nanoseconds; longer values are recorded as a minute.
 const NANOS_MAX: u64 = 60_000_000_000;
 
-/// A histogram of nanoseconds at three digits.
+/// A histogram of nanoseconds with three significant digits.
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, NANOS_MAX, 3).expect("the bounds are in order")
 }

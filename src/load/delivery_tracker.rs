@@ -1,8 +1,8 @@
-//! What was sent, who has it, and how long that took.
+//! Tracks the delivery of every message: which clients have received it, and how long that took.
 //!
-//! A message is *in flight* until every regular client of its channel has it; then the last one's
-//! latency is recorded, and in a closed loop its publisher may send the next. What has not reached
-//! everybody within our patience is given up, so that a server that loses messages is measured too.
+//! A message is *in flight* until every regular client of its channel has received it. Then the latency of the last
+//! client is recorded, and in a closed loop its publisher may send the next message. A message that has not reached
+//! all clients within a timeout is abandoned, so that a server that loses messages can be measured too.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,78 +16,78 @@ use super::recipient::{Recipient, Role};
 use super::send_timestamp::SendTimestamp;
 use crate::ids::SlotId;
 
-/// Ten times what any server that is not overloaded takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Ten times what any server needs that is not overloaded.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All messages of a run.
+/// The messages of a run.
 #[derive(Debug)]
 pub struct DeliveryTracker {
     run: u16,
     channels: u32,
-    books: Vec<PublisherLog>,
-    /// Regular clients of each channel.
+    logs: Vec<PublisherLog>,
+    /// Number of regular clients per channel.
     clients: Vec<u32>,
-    /// Publishers that may send one more, in a closed loop; a publisher stands here once for each.
+    /// Publishers that may send in a closed loop: one entry for each message that they may send.
     credits: VecDeque<u16>,
     in_flight: usize,
-    /// How long a message may take to reach everybody.
-    pub patience: Duration,
-    /// Latencies count for messages that were meant to be sent from here on.
+    /// Maximum time for a message to reach all clients.
+    pub delivery_timeout: Duration,
+    /// Latencies are recorded for messages with an intended time from here on.
     pub measured_from: Option<RunTime>,
-    /// What happened since the last interval was taken.
+    /// Measurements since the last point of the timeline.
     pub interval: Interval,
-    /// From the intended time to the last client, in nanoseconds.
+    /// Time from the intended time to the last client, in nanoseconds.
     pub last_member: Histogram<u64>,
-    /// What is counted over the whole run.
+    /// Counts over the whole run.
     pub counts: DeliveryCounts,
 }
 
-/// What is recorded between two points of the timeline.
+/// Measurements between two points of the timeline.
 #[derive(Debug)]
 pub struct Interval {
-    /// From the intended time to each client, in nanoseconds.
+    /// Time from the intended time to each client, in nanoseconds.
     pub latency: Histogram<u64>,
-    /// Messages that clients got.
+    /// Messages received by clients.
     pub deliveries: u64,
 }
 
-/// DeliveryCounts over the whole run.
+/// Counts over the whole run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeliveryCounts {
     /// Messages sent.
     pub sent: u64,
-    /// Messages that clients got; one for each client.
+    /// Messages received, counted once per client.
     pub deliveries: u64,
-    /// Holes that nothing has filled.
+    /// Messages missing between received ones.
     pub missing: u64,
-    /// Messages that came again.
+    /// Messages received again.
     pub duplicated: u64,
-    /// Messages that came after a later one of their publisher.
+    /// Messages received after a later message of the same publisher.
     pub out_of_order: u64,
-    /// Messages of another channel.
+    /// Messages received on a channel that they were not published on.
     pub misdelivered: u64,
-    /// Messages that are not of this run.
+    /// Messages of other publishers than this run's.
     pub foreign: u64,
-    /// Messages that had not reached every client in time.
+    /// Messages that did not reach all clients within the timeout.
     pub abandoned: u64,
-    /// Messages that clients that were lost will not get.
+    /// Messages that lost clients did not receive.
     pub cut_off: u64,
 }
 
-/// One publisher's messages.
+/// The messages of one publisher that are in flight.
 #[derive(Debug)]
 struct PublisherLog {
     publisher: SlotId,
-    /// The sequence of the first in `flying`.
+    /// Sequence of the first message in flight.
     base: u32,
-    flying: VecDeque<InFlight>,
+    in_flight: VecDeque<InFlight>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     intended: RunTime,
-    /// How many clients have yet to get it.
-    absent: u32,
+    /// Number of clients that have not received it.
+    pending: u32,
 }
 
 impl Interval {
@@ -95,7 +95,7 @@ impl Interval {
         Interval { latency: histogram(), deliveries: 0 }
     }
 
-    /// Begins the next.
+    /// Resets the interval.
     pub fn clear(&mut self) {
         self.latency.reset();
         self.deliveries = 0;
@@ -103,16 +103,16 @@ impl Interval {
 }
 
 impl DeliveryTracker {
-    /// An empty tracker; `run` flags its messages.
+    /// A tracker without messages; `run` identifies this run in its messages.
     pub fn new(run: u16, channels: u32) -> DeliveryTracker {
         DeliveryTracker {
             run,
             channels,
-            books: Vec::new(),
+            logs: Vec::new(),
             clients: vec![0; channels as usize],
             credits: VecDeque::new(),
             in_flight: 0,
-            patience: PATIENCE,
+            delivery_timeout: DELIVERY_TIMEOUT,
             measured_from: None,
             interval: Interval::new(),
             last_member: histogram(),
@@ -120,29 +120,29 @@ impl DeliveryTracker {
         }
     }
 
-    /// A regular client is open.
-    pub fn joined(&mut self, recipient: &Recipient) {
+    /// Adds an open client.
+    pub fn add_client(&mut self, recipient: &Recipient) {
         if recipient.role.is_tracked() {
             self.clients[recipient.channel as usize] += 1;
         }
     }
 
-    /// Adds a publisher, on the channel of its number modulo the channels; `window` messages of its may
-    /// be in flight in a closed loop.
+    /// Adds a publisher. Its channel is its number modulo the number of channels; in a closed loop it may have
+    /// `window` messages in flight.
     pub fn add_publisher(&mut self, publisher: SlotId, window: u32) {
-        let number = self.books.len() as u16;
-        self.books.push(PublisherLog { publisher, base: 0, flying: VecDeque::new() });
+        let number = self.logs.len() as u16;
+        self.logs.push(PublisherLog { publisher, base: 0, in_flight: VecDeque::new() });
         self.credits.extend((0..window).map(|_| number));
     }
 
-    /// How many publishers there are.
+    /// Number of publishers.
     pub fn publishers(&self) -> usize {
-        self.books.len()
+        self.logs.len()
     }
 
     /// The connection of a publisher.
     pub fn publisher(&self, number: u16) -> SlotId {
-        self.books[usize::from(number)].publisher
+        self.logs[usize::from(number)].publisher
     }
 
     /// Takes the next publisher that may send in a closed loop.
@@ -150,37 +150,38 @@ impl DeliveryTracker {
         self.credits.pop_front()
     }
 
-    /// May anybody send in a closed loop?
+    /// Returns true if a publisher may send in a closed loop.
     pub fn has_credit(&self) -> bool {
         !self.credits.is_empty()
     }
 
-    /// Messages that have yet to reach somebody.
+    /// Number of messages in flight.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Enters a message that is about to be sent.
+    /// Records a message that is about to be sent.
     pub fn send(&mut self, publisher: u16, intended: RunTime) -> SendTimestamp {
-        // If nobody is left, nobody will complete it: it is given up in its time.
-        let absent = self.clients[(u32::from(publisher) % self.channels) as usize].max(1);
-        let book = &mut self.books[usize::from(publisher)];
-        let sequence = book.base + book.flying.len() as u32;
-        book.flying.push_back(InFlight { intended, absent });
+        // Without clients no delivery completes the message, and it is abandoned at its timeout.
+        let pending = self.clients[(u32::from(publisher) % self.channels) as usize].max(1);
+        let log = &mut self.logs[usize::from(publisher)];
+        let sequence = log.base + log.in_flight.len() as u32;
+        log.in_flight.push_back(InFlight { intended, pending });
         self.in_flight += 1;
         self.counts.sent += 1;
         SendTimestamp { run: self.run, publisher, sequence, intended }
     }
 
-    /// A client got a message that starts with these bytes.
+    /// Records that a client received a message that starts with these bytes.
     pub fn receive(&mut self, client: &mut Recipient, start: &[u8], now: RunTime) {
-        let stamp = SendTimestamp::read(start)
-            .filter(|stamp| stamp.run == self.run && usize::from(stamp.publisher) < self.books.len());
-        let Some(stamp) = stamp else {
+        let timestamp = SendTimestamp::read(start).filter(|timestamp| {
+            timestamp.run == self.run && usize::from(timestamp.publisher) < self.logs.len()
+        });
+        let Some(timestamp) = timestamp else {
             self.counts.foreign += 1;
             return;
         };
-        if u32::from(stamp.publisher) % self.channels != client.channel {
+        if u32::from(timestamp.publisher) % self.channels != client.channel {
             self.counts.misdelivered += 1;
             return;
         }
@@ -189,8 +190,8 @@ impl DeliveryTracker {
         if matches!(client.role, Role::Apart | Role::Stalled) {
             return;
         }
-        let place = (u32::from(stamp.publisher) / self.channels) as usize;
-        match client.received_from(place).take(stamp.sequence) {
+        let place = (u32::from(timestamp.publisher) / self.channels) as usize;
+        match client.received_from(place).take(timestamp.sequence) {
             Arrival::InOrder => {}
             Arrival::Early { missing } => self.counts.missing += u64::from(missing),
             Arrival::Late => {
@@ -203,29 +204,29 @@ impl DeliveryTracker {
             }
         }
         if client.role.is_tracked() {
-            if self.measured_from.is_some_and(|from| stamp.intended >= from) {
-                self.interval.latency.saturating_record(now.nanos_since(stamp.intended));
+            if self.measured_from.is_some_and(|from| timestamp.intended >= from) {
+                self.interval.latency.saturating_record(now.nanos_since(timestamp.intended));
             }
-            self.arrived(stamp.publisher, stamp.sequence, Some(now));
+            self.complete_one(timestamp.publisher, timestamp.sequence, Some(now));
         }
     }
 
-    /// One client less has yet to get a message: it got it now, or never will.
-    fn arrived(&mut self, publisher: u16, sequence: u32, now: Option<RunTime>) {
-        let book = &mut self.books[usize::from(publisher)];
-        let Some(flying) =
-            sequence.checked_sub(book.base).and_then(|place| book.flying.get_mut(place as usize))
+    /// One client less is expected to receive the message: it has received it now, or never will.
+    fn complete_one(&mut self, publisher: u16, sequence: u32, now: Option<RunTime>) {
+        let log = &mut self.logs[usize::from(publisher)];
+        let Some(message) =
+            sequence.checked_sub(log.base).and_then(|place| log.in_flight.get_mut(place as usize))
         else {
             return;
         };
-        if flying.absent == 0 {
+        if message.pending == 0 {
             return;
         }
-        flying.absent -= 1;
-        if flying.absent > 0 {
+        message.pending -= 1;
+        if message.pending > 0 {
             return;
         }
-        let intended = flying.intended;
+        let intended = message.intended;
         if let Some(now) = now
             && self.measured_from.is_some_and(|from| intended >= from)
         {
@@ -233,73 +234,73 @@ impl DeliveryTracker {
         }
         self.credits.push_back(publisher);
         self.in_flight -= 1;
-        while book.flying.front().is_some_and(|flying| flying.absent == 0) {
-            book.flying.pop_front();
-            book.base += 1;
+        while log.in_flight.front().is_some_and(|message| message.pending == 0) {
+            log.in_flight.pop_front();
+            log.base += 1;
         }
     }
 
-    /// A client is gone, and what was in flight to it is cut off.
-    pub fn left(&mut self, client: &mut Recipient) {
-        self.counts.cut_off += self.waive(client);
+    /// Removes a client. Its messages in flight are counted as cut off.
+    pub fn remove_client(&mut self, client: &mut Recipient) {
+        self.counts.cut_off += self.release_pending(client);
     }
 
-    /// A client reads no more, since we want it so.
-    pub fn stalled(&mut self, client: &mut Recipient) {
-        self.waive(client);
+    /// Stops expecting messages for a client that stalls on purpose.
+    pub fn stop_expecting(&mut self, client: &mut Recipient) {
+        self.release_pending(client);
         client.role = Role::Stalled;
     }
 
-    /// Nobody waits for the client any longer; how many messages were on their way to it.
-    fn waive(&mut self, client: &mut Recipient) -> u64 {
+    /// Stops expecting messages for the client. Returns the number of messages that were in flight to it.
+    fn release_pending(&mut self, client: &mut Recipient) -> u64 {
         if !client.role.is_tracked() {
             return 0;
         }
-        let mut waived = 0;
+        let mut released = 0;
         self.clients[client.channel as usize] -= 1;
-        for number in (client.channel..self.books.len() as u32).step_by(self.channels as usize) {
+        for number in (client.channel..self.logs.len() as u32).step_by(self.channels as usize) {
             let cursor = client.received_from((number / self.channels) as usize).clone();
-            let PublisherLog { base, ref flying, .. } = self.books[number as usize];
-            for sequence in base..base + flying.len() as u32 {
+            let PublisherLog { base, ref in_flight, .. } = self.logs[number as usize];
+            for sequence in base..base + in_flight.len() as u32 {
                 if !cursor.has_seen(sequence) {
-                    // What lies before its last message is counted as missing already.
-                    waived += u64::from(cursor.behind(sequence + 1).min(1));
-                    self.arrived(number as u16, sequence, None);
+                    // Messages before the last received one are already counted as missing.
+                    released += u64::from(cursor.not_received(sequence + 1).min(1));
+                    self.complete_one(number as u16, sequence, None);
                 }
             }
         }
-        waived
+        released
     }
 
-    /// Gives up what has not reached everybody for too long, so that a closed loop goes on.
-    pub fn abandon(&mut self, now: RunTime) {
-        for (number, book) in self.books.iter_mut().enumerate() {
-            while let Some(flying) = book.flying.front()
-                && flying.intended.after(self.patience) < now
+    /// Abandons messages that exceeded the timeout, so that a closed loop continues.
+    pub fn abandon_overdue(&mut self, now: RunTime) {
+        for (number, log) in self.logs.iter_mut().enumerate() {
+            while let Some(message) = log.in_flight.front()
+                && message.intended.after(self.delivery_timeout) < now
             {
-                // A message behind it may be complete already; that one is not counted here.
-                if flying.absent > 0 {
+                // A later message may be complete already, and is not counted.
+                if message.pending > 0 {
                     self.counts.abandoned += 1;
                     self.in_flight -= 1;
                     self.credits.push_back(number as u16);
                 }
-                book.flying.pop_front();
-                book.base += 1;
+                log.in_flight.pop_front();
+                log.base += 1;
             }
         }
     }
 
-    /// At the end: how many messages the client should have and has not.
-    pub fn behind(&self, client: &mut Recipient) -> u64 {
+    /// At the end of a run: the number of messages that the client has not received.
+    pub fn not_received(&self, client: &mut Recipient) -> u64 {
         if !client.role.is_tracked() {
             return 0;
         }
-        let numbers = (client.channel..self.books.len() as u32).step_by(self.channels as usize);
+        let numbers = (client.channel..self.logs.len() as u32).step_by(self.channels as usize);
         numbers
             .map(|number| {
-                let book = &self.books[number as usize];
-                let end = book.base + book.flying.len() as u32;
-                u64::from(client.received_from((number / self.channels) as usize).behind(end))
+                let log = &self.logs[number as usize];
+                let end = log.base + log.in_flight.len() as u32;
+                u64::from(client.received_from((number / self.channels) as usize).not_received(end))
             })
             .sum()
     }
@@ -314,7 +315,7 @@ mod tests {
         let mut tracker = DeliveryTracker::new(7, 1);
         tracker.measured_from = Some(RunTime::from_nanos(0));
         let clients = [Recipient::new(Role::Regular, 0), Recipient::new(Role::Slow, 0)];
-        clients.iter().for_each(|client| tracker.joined(client));
+        clients.iter().for_each(|client| tracker.add_client(client));
         tracker.add_publisher(SlotId { key: 0, generation: 0 }, 2);
         (tracker, clients)
     }
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_all_have_gives_its_credit_back_and_counts_for_the_last() {
+    fn completed_message_returns_its_credit_and_records_the_last_client() {
         let (mut tracker, [mut one, mut two]) = tracker();
         let (first, second) = (send(&mut tracker, 100), send(&mut tracker, 200));
         assert!(!tracker.has_credit());
@@ -338,11 +339,11 @@ mod tests {
         assert!(tracker.has_credit() && tracker.in_flight() == 1);
         assert_eq!(tracker.last_member.max(), 2_000);
         assert_eq!((tracker.interval.latency.len(), tracker.counts.deliveries), (3, 3));
-        assert_eq!((tracker.behind(&mut one), tracker.behind(&mut two)), (0, 1));
+        assert_eq!((tracker.not_received(&mut one), tracker.not_received(&mut two)), (0, 1));
     }
 
     #[test]
-    fn what_comes_twice_late_or_from_elsewhere_is_told_apart() {
+    fn duplicate_late_and_foreign_messages_are_counted_apart() {
         let (mut tracker, [mut one, _]) = tracker();
         let (first, second) = (send(&mut tracker, 1), send(&mut tracker, 2));
         let now = RunTime::from_nanos(3);
@@ -356,28 +357,28 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_member_that_is_gone_or_stalls() {
+    fn removed_or_stalled_client_is_not_waited_for() {
         let (mut tracker, [mut one, mut two]) = tracker();
         let payload = send(&mut tracker, 1);
         tracker.receive(&mut one, &payload, RunTime::from_nanos(2));
-        tracker.stalled(&mut two);
+        tracker.stop_expecting(&mut two);
         assert_eq!((tracker.in_flight(), tracker.counts.cut_off), (0, 0));
         let payload = send(&mut tracker, 3);
-        tracker.left(&mut one);
+        tracker.remove_client(&mut one);
         assert_eq!((tracker.in_flight(), tracker.counts.cut_off), (0, 1));
         tracker.receive(&mut two, &payload, RunTime::from_nanos(4));
         assert_eq!(tracker.last_member.len(), 0);
     }
 
     #[test]
-    fn a_closed_loop_goes_on_after_a_loss() {
+    fn closed_loop_after_a_loss_continues() {
         let (mut tracker, [mut one, mut two]) = tracker();
         let lost = send(&mut tracker, 0);
         let next = send(&mut tracker, 6_000_000_000);
         tracker.receive(&mut one, &lost, RunTime::from_nanos(1));
-        tracker.abandon(RunTime::from_nanos(4_000_000_000));
+        tracker.abandon_overdue(RunTime::from_nanos(4_000_000_000));
         assert!(!tracker.has_credit());
-        tracker.abandon(RunTime::from_nanos(5_000_000_001));
+        tracker.abandon_overdue(RunTime::from_nanos(5_000_000_001));
         assert!(tracker.has_credit());
         assert_eq!((tracker.counts.abandoned, tracker.in_flight()), (1, 1));
         tracker.receive(&mut two, &next, RunTime::from_nanos(6_000_000_001));
@@ -385,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_answers_for_what_comes_after_its_first() {
+    fn guest_misses_only_messages_after_its_first() {
         let (mut tracker, _) = tracker();
         let mut guest = Recipient::new(Role::Guest, 0);
         let _ = send(&mut tracker, 1);
         let payload = send(&mut tracker, 2);
         tracker.receive(&mut guest, &payload, RunTime::from_nanos(3));
-        assert_eq!((tracker.counts.missing, tracker.behind(&mut guest)), (0, 0));
+        assert_eq!((tracker.counts.missing, tracker.not_received(&mut guest)), (0, 0));
         assert_eq!(tracker.interval.latency.len(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! What a run found out, gathered while it lasts.
+//! The measurements of a run, collected while it lasts.
 
 use std::time::Duration;
 
@@ -11,81 +11,81 @@ use super::delivery_tracker::{DeliveryCounts, DeliveryTracker};
 use super::probe::{CpuCounters, CpuTime, KernelMemory, ProcessMemory, ProcessProbe};
 use super::reconnect_storm::StormFigures;
 
-/// Points on the timeline, where the run is long enough.
+/// Number of points on the timeline of a sufficiently long run.
 const TIMELINE_POINTS: u32 = 100;
 
-/// The shortest interval that is known to be no accident: a server's turn takes some milliseconds.
+/// The shortest useful interval: a turn of a server takes some milliseconds.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// The same for a storm, which can be over in a tenth of a second.
+/// The interval of a storm, which can be over in a tenth of a second.
 const STORM_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Everything that a report is made of.
+/// All measurements that a report is made from.
 pub struct Measurements {
     server: Option<ProcessProbe>,
-    /// What the server had used before the first connection.
+    /// Processor time of the server before the first connection.
     server_at_start: Option<CpuCounters>,
-    /// What became of connections while they were opened.
+    /// Statistics of the connections that the ramp opened.
     pub ramp: ConnectionStats,
-    /// Seconds in which they were opened.
+    /// Seconds that the ramp took.
     pub ramp_seconds: f64,
-    /// What the server used of the processors to open them.
+    /// Processor time of the server during the ramp.
     pub ramp_server: Option<CpuTime>,
     /// True if a signal ended the run early.
     pub interrupted: bool,
-    /// ConnectionsReport that were open at the end.
+    /// Number of connections open at the end.
     pub open_at_end: usize,
-    /// What became of them afterwards, and of guests.
+    /// Statistics of connections after the ramp, guests included.
     pub after: ConnectionStats,
-    /// ProcessMemory at several numbers of connections.
+    /// Memory at several numbers of connections.
     pub memory: Vec<MemorySample>,
-    /// Over the window that is measured.
+    /// Points of the timeline, over the measured window.
     pub timeline: Vec<IntervalSample>,
-    /// The window that is open.
+    /// The window that is being measured.
     pub window: Option<Window>,
-    /// The window that was measured.
+    /// The window after its end.
     pub measured: Option<Measured>,
-    /// From the intended time to each client, in nanoseconds.
+    /// Time from the intended time to each client, in nanoseconds.
     pub latency: Histogram<u64>,
     /// The same, before clients stalled.
     pub latency_before: Option<Histogram<u64>>,
     /// Messages that were due and never sent.
     pub unsent: u64,
-    /// How late messages were entered for which there was room: our own fault.
+    /// Delay of messages that the publisher's outbox had room for: caused by the load generator.
     pub lateness: Histogram<u64>,
-    /// How long the loop's turns took: an event may have waited so long.
+    /// Time of the loop's turns: the maximum time that an event waited.
     pub lag: Histogram<u64>,
-    /// How a storm went.
+    /// Figures of a reconnect storm.
     pub storm: Option<StormFigures>,
-    /// Messages that clients should have got and have not.
+    /// Messages that clients did not receive.
     pub lost: u64,
     /// All other counts.
     pub counts: DeliveryCounts,
-    /// From the intended time to the last client, in nanoseconds.
+    /// Time from the intended time to the last client, in nanoseconds.
     pub last_member: Histogram<u64>,
 }
 
-/// ProcessMemory at one number of connections.
+/// Memory at one number of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySample {
-    /// How many were open.
+    /// Number of open connections.
     pub connections: usize,
-    /// The server's.
+    /// The server's memory.
     pub server: Option<ProcessMemory>,
-    /// The kernel's, for both ends if the server is on this machine.
+    /// The kernel's memory, for both ends if the server runs on this machine.
     pub kernel: KernelMemory,
 }
 
 /// One interval of the timeline.
 #[derive(Clone, Copy, Debug)]
 pub struct IntervalSample {
-    /// When it ended, in seconds from the start of the window.
+    /// End of the interval, in seconds since the start of the window.
     pub seconds: f64,
-    /// Messages that clients got in it.
+    /// Messages received in the interval.
     pub deliveries: u64,
-    /// ConnectionsReport open at its end.
+    /// Connections open at its end.
     pub open: usize,
-    /// Latencies in nanoseconds: the median, the 99th of a hundred, and the longest.
+    /// Latencies in nanoseconds: median, 99th percentile and maximum.
     pub p50: u64,
     /// See `p50`.
     pub p99: u64,
@@ -96,7 +96,7 @@ pub struct IntervalSample {
 /// The window that is being measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// When it began.
+    /// Start of the window.
     pub from: RunTime,
     interval: Duration,
     next_point: RunTime,
@@ -105,23 +105,23 @@ pub struct Window {
     own: Option<CpuCounters>,
 }
 
-/// What was measured over a window.
+/// The measurements over a window.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
-    /// Its length.
+    /// Length of the window.
     pub seconds: f64,
-    /// Messages that clients got in it.
+    /// Messages received in the window.
     pub deliveries: u64,
-    /// Messages sent in it.
+    /// Messages sent in the window.
     pub sent: u64,
-    /// What the server used of the processors.
+    /// Processor time of the server.
     pub server: Option<CpuTime>,
-    /// What we used.
+    /// Processor time of the load generator.
     pub own: Option<CpuTime>,
 }
 
 impl Measurements {
-    /// Nothing yet, about a server whose process may be known.
+    /// No measurements yet. `server` is the server's process, if it is known.
     pub fn new(server: Option<ProcessProbe>) -> Measurements {
         Measurements {
             server,
@@ -148,20 +148,20 @@ impl Measurements {
         }
     }
 
-    /// Reads what memory is used with so many connections.
+    /// Measures memory at this number of open connections.
     pub fn measure_memory(&mut self, connections: usize) {
         let server = self.server.and_then(|server| server.memory().ok());
         self.memory.push(MemorySample { connections, server, kernel: KernelMemory::now() });
     }
 
-    /// All connections have been tried.
+    /// Ends the ramp: all connections have been attempted.
     pub fn opened(&mut self, clients: &mut Clients) {
         self.ramp = std::mem::take(&mut clients.stats);
         self.ramp_server =
             self.server.and_then(|server| Some(server.cpu().ok()?.since(self.server_at_start?)));
     }
 
-    /// The measuring begins, for so long, if that is known.
+    /// Starts the window, with its length if that is known.
     pub fn open_window(&mut self, length: Option<Duration>, tracker: &mut DeliveryTracker, now: RunTime) {
         let interval = length.map_or(STORM_INTERVAL, |length| (length / TIMELINE_POINTS).max(INTERVAL_MIN));
         tracker.measured_from = Some(now);
@@ -178,13 +178,13 @@ impl Measurements {
         });
     }
 
-    /// Takes a point of the timeline, if it is time.
+    /// Adds a point to the timeline if it is due.
     pub fn tick(&mut self, open: usize, tracker: &mut DeliveryTracker, now: RunTime) {
         let Some(window) = &mut self.window else { return };
         if window.next_point > now {
             return;
         }
-        // Of a window whose length is not known, ever less is shown.
+        // In a window of unknown length the intervals grow.
         let elapsed = Duration::from_nanos(now.nanos_since(window.from));
         window.next_point = now.after(window.interval.max(elapsed / TIMELINE_POINTS));
         let seconds = elapsed.as_secs_f64();
@@ -209,20 +209,20 @@ impl Measurements {
         tracker.interval.clear();
     }
 
-    /// Latencies from here on are kept apart from those before.
+    /// Separates the latencies recorded so far from later ones.
     pub fn split_latency(&mut self, tracker: &mut DeliveryTracker) {
         self.take_latency(tracker);
         self.latency_before = Some(std::mem::replace(&mut self.latency, histogram()));
     }
 
-    /// A turn of the loop took so long.
+    /// Records the time of one turn of the loop.
     pub fn turned(&mut self, nanos: u64) {
         if self.window.is_some() {
             self.lag.saturating_record(nanos);
         }
     }
 
-    /// The measuring ends. Latencies of what is still in flight are taken afterwards.
+    /// Ends the window. Latencies of messages in flight are still added afterwards.
     pub fn close_window(&mut self, open: usize, tracker: &mut DeliveryTracker, now: RunTime) {
         let Some(window) = self.window.take() else { return };
         self.take_point(now.seconds_since(window.from), open, tracker);
@@ -238,16 +238,16 @@ impl Measurements {
         });
     }
 
-    /// The run is over.
+    /// Takes the final counts.
     pub fn finish(&mut self, clients: &mut Clients, tracker: &mut DeliveryTracker) {
         self.take_latency(tracker);
-        let behind: u64 = clients
+        let not_received: u64 = clients
             .iter_mut()
             .filter(|(_, client)| client.is_open())
-            .map(|(_, client)| tracker.behind(&mut client.recipient))
+            .map(|(_, client)| tracker.not_received(&mut client.recipient))
             .sum();
         self.counts = tracker.counts;
-        self.lost = tracker.counts.missing + behind;
+        self.lost = tracker.counts.missing + not_received;
         self.last_member = tracker.last_member.clone();
         self.after = std::mem::take(&mut clients.stats);
     }

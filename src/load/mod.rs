@@ -1,17 +1,16 @@
-//! The load generator behind `oyez bench`: a second, smaller loop.
+//! The load generator of `oyez bench`: a second, smaller event loop.
 //!
-//! It is built of the server's own parts (outboxes, ids, tokens) and by its habits: one thread, one slab,
-//! a turn of named phases. Members cost it a read and a walk over headers for each batch of frames, and
-//! no allocation; so that one thread can keep up with a server that has one too, and its own share can
-//! be told from the server's.
+//! It reuses parts of the server (outboxes, ids, tokens) and its structure: one thread, one slab, a turn of named phases.
+//! A batch of frames costs one read and a scan of the frame headers, without an allocation. So one thread can keep up with
+//! a server of one thread, and the report can separate the processor time of the two.
 //!
-//! - **wait** for events, or for the time at which the next message is due;
-//! - **note** flags clients, and does nothing else;
-//! - **drive** reads: it asks the time after each read, since that is what is measured;
-//! - **reap** before **steer**, so that whoever has ended is not waited for;
-//! - **steer** opens connections and goes from stage to stage;
-//! - **publish** after both, since what clients got may let a closed loop go on;
-//! - **flush** writes; **sweep** looks for deadlines.
+//! - **wait** for events, or until the next message is due;
+//! - **mark** marks clients by their events;
+//! - **read** reads ready clients. It reads the clock after each read, since that is the time that is measured;
+//! - **reap** removes ended clients, before **advance**, which would otherwise wait for them;
+//! - **advance** opens connections and goes from stage to stage;
+//! - **publish** follows both, since deliveries allow a closed loop to send;
+//! - **flush** writes; **expire** handles deadlines.
 
 pub mod assertion;
 pub mod chart;
@@ -60,30 +59,30 @@ use timer::Timer;
 const SIGNALS: Token = Token(usize::MAX);
 const TIMER: Token = Token(usize::MAX - 1);
 
-/// Events taken in one wait. Fewer than the server's: a message that is due waits for the turn's end.
+/// Maximum events per wait. Fewer than in the server, since a due message waits for the end of the turn.
 const EVENTS_PER_TURN: usize = 256;
 
-/// The longest wait. Stages end, and guests come and go, no more exactly than that.
+/// Maximum wait, and so the accuracy of stages and of guests.
 const TICK: Duration = Duration::from_millis(10);
 
-/// How often somebody who watches is told.
+/// Interval between two calls of the progress callback.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How a run stands, for somebody who watches.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct RunProgress {
-    /// What it is doing.
+    /// Name of the stage.
     pub stage: &'static str,
-    /// How far that has come, of `steps`.
+    /// Completed part of the stage, of `steps`.
     pub step: u64,
-    /// How much there is of it.
+    /// Length of the stage.
     pub steps: u64,
-    /// Members that are open.
+    /// Number of open clients.
     pub open: usize,
     /// Messages that clients got.
     pub deliveries: u64,
-    /// RunTime since the run was born.
-    pub since_birth: Duration,
+    /// Time since the start of the run.
+    pub since_start: Duration,
 }
 
 struct BenchLoop<'a> {
@@ -100,10 +99,11 @@ struct BenchLoop<'a> {
     next_watch: RunTime,
 }
 
-/// Does a run. The child, if there is one, is watched, so that its end is not taken for the clients'.
+/// Runs the plan. The child server, if there is one, is monitored, so that its exit is not reported as a failure of
+/// the clients.
 ///
 /// # Errors
-/// Says in one line why there is nothing to report.
+/// Why there is nothing to report, in one line.
 pub fn run(
     plan: Plan,
     child: Option<&mut ChildServer>,
@@ -116,7 +116,7 @@ pub fn run(
     Ok(bench.scenario.measurements)
 }
 
-/// The signals that end a run. A terminal that closes sends SIGHUP, unless the run was started with `nohup`.
+/// The signals that end a run. A closed terminal sends SIGHUP, unless the run was started with `nohup`.
 fn signals() -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -135,10 +135,10 @@ impl<'a> BenchLoop<'a> {
         let clock = RunClock::new();
         let now = clock.now();
         let clients = Clients::new(plan.target.clone(), poll.registry().try_clone()?);
-        // Which run a message is of: process ids do not come again soon.
+        // Identifies the messages of this run: process ids are not reused soon.
         let mut tracker = DeliveryTracker::new(std::process::id() as u16, plan.channels);
         if let Some(traffic) = plan.traffic {
-            tracker.patience = traffic.patience;
+            tracker.delivery_timeout = traffic.patience;
         }
         Ok(BenchLoop {
             poll,
@@ -157,18 +157,18 @@ impl<'a> BenchLoop<'a> {
 
     fn turn(&mut self, watch: &mut impl FnMut(RunProgress)) -> Result<(), String> {
         self.wait().map_err(|error| format!("the poll failed: {error}"))?;
-        if self.note() {
+        if self.mark() {
             self.interrupt()?;
         }
         let BenchLoop { clients, tracker, scenario, clock, .. } = self;
-        clients.drive(tracker, clock);
+        clients.read(tracker, clock);
         clients.reap(tracker);
         let now = clock.now();
-        scenario.steer(clients, tracker, now)?;
+        scenario.advance(clients, tracker, now)?;
         scenario.publish(clients, tracker, now);
         clients.flush(now);
-        clients.sweep(now);
-        tracker.abandon(now);
+        clients.expire(now);
+        tracker.abandon_overdue(now);
         self.watch(watch, now)
     }
 
@@ -195,14 +195,14 @@ impl<'a> BenchLoop<'a> {
         Ok(())
     }
 
-    /// Returns true if a signal came.
-    fn note(&mut self) -> bool {
+    /// Returns true if a signal arrived.
+    fn mark(&mut self) -> bool {
         let mut is_signalled = false;
         for event in &self.events {
             match event.token() {
                 TIMER => {}
                 SIGNALS => is_signalled |= self.signals.pending().count() > 0,
-                _ => self.clients.note(event),
+                _ => self.clients.mark(event),
             }
         }
         is_signalled
@@ -230,7 +230,7 @@ impl<'a> BenchLoop<'a> {
             steps,
             open: self.clients.open(),
             deliveries: self.tracker.counts.deliveries,
-            since_birth: Duration::from_nanos(now.nanos()),
+            since_start: Duration::from_nanos(now.nanos()),
         });
         match self.child.as_mut().and_then(|child| child.ended()) {
             Some(why) => Err(why),

@@ -1,4 +1,4 @@
-//! Runs on one page of HTML that needs nothing else: the figures side by side, then the charts.
+//! Reports as one self-contained HTML page: a table of figures, followed by charts.
 
 use std::fmt::Write;
 
@@ -8,15 +8,15 @@ use super::text::{TextReport, micros, setup};
 
 const STYLE: &str = include_str!("page.css");
 
-/// A run and what it is called.
+/// A report and its name.
 pub struct Run {
     /// The name, from the file or the scenario.
     pub name: String,
-    /// Its figures.
+    /// The report.
     pub report: Report,
 }
 
-/// The page about some runs.
+/// An HTML page that compares the reports.
 ///
 /// # Errors
 /// A chart cannot be drawn.
@@ -56,26 +56,26 @@ pub fn page(runs: &[Run]) -> Result<String, String> {
     Ok(page)
 }
 
-/// A figure's name, and how it reads in a report that has it.
+/// A figure's name, and its text for a report that contains it.
 type Row = (&'static str, fn(&Report) -> Option<String>);
 
 const ROWS: [Row; 25] = [
-    ("What was done", |report| Some(format!("{}: {}", report.setup.scenario, setup(report)))),
+    ("Configuration", |report| Some(format!("{}: {}", report.setup.scenario, setup(report)))),
     ("Date", |report| Some(report.made.as_ref()?.date.clone())),
     ("Host", |report| Some(report.made.as_ref()?.host.clone())),
     ("Command line", |report| Some(report.made.as_ref()?.command_line.clone())),
     ("Versions", |report| Some(report.made.as_ref()?.versions.clone())),
-    ("Verdict", |report| {
+    ("Validity", |report| {
         let word = if report.invalid.is_empty() { "valid" } else { "INVALID" };
         Some(if report.interrupted { format!("{word}, interrupted") } else { word.to_owned() })
     }),
-    ("ConnectionsReport open, of attempted", |report| {
+    ("Connections open, of attempted", |report| {
         Some(format!("{} of {}", report.connections.opened, report.connections.attempted))
     }),
     ("Refused", |report| Some(list(&report.connections.refused_by))),
     ("Unexpected closes", |report| Some(list(&report.unexpected_closes))),
     ("Handshakes a second", |report| Some(format!("{:.0}", report.connections.handshakes_per_second))),
-    ("Back after a storm: 95 %, all", |report| {
+    ("Reconnected after a storm: 95 %, all", |report| {
         let storm = report.storm.as_ref()?;
         let after =
             |seconds: Option<f64>| seconds.map_or("never".to_owned(), |after| format!("{after:.3} s"));
@@ -91,7 +91,7 @@ const ROWS: [Row; 25] = [
     ("Latency p95", |report| Some(micros(latency(report)?.p95))),
     ("Latency p99", |report| Some(micros(latency(report)?.p99))),
     ("Latency p99.9", |report| Some(micros(latency(report)?.p999))),
-    ("Latency, longest", |report| Some(micros(latency(report)?.max))),
+    ("Latency maximum", |report| Some(micros(latency(report)?.max))),
     ("Last client p50, p99", |report| {
         let last = report.traffic.as_ref()?.last_member_us;
         Some(format!("{}, {}", micros(last.p50), micros(last.p99)))
@@ -108,7 +108,7 @@ const ROWS: [Row; 25] = [
         let memory = &report.memory;
         Some(format!("{:.0}, {:.0}", memory.rss_bytes_per_connection?, memory.pss_bytes_per_connection?))
     }),
-    ("KernelMemory, both ends: buffers, tables", |report| {
+    ("Kernel, both ends: buffers, tables", |report| {
         let memory = &report.memory;
         Some(format!(
             "{:.0}, {:.0}",
@@ -133,7 +133,7 @@ fn list(counts: &[CauseCount]) -> String {
     counts.iter().map(one).collect::<Vec<String>>().join(", ")
 }
 
-/// A column for each run. Rows that no run has are left out.
+/// One column per report, without the rows that no report contains.
 fn table(runs: &[Run]) -> String {
     let mut table = String::from("<div class=\"wide\"><table>\n<thead><tr><th></th>");
     for run in runs {
@@ -155,7 +155,7 @@ fn table(runs: &[Run]) -> String {
     table
 }
 
-/// A panel for each run, all to one scale.
+/// One panel per report, all on the same scale.
 fn latency_over_time(runs: &[Run]) -> Result<String, String> {
     let points = |report: &Report, value: fn(&super::report::TimelinePoint) -> f64| {
         let reached = report.timeline.iter().filter(|point| point.max_us > 0.0);
@@ -170,7 +170,7 @@ fn latency_over_time(runs: &[Run]) -> Result<String, String> {
                 points: points(&run.report, value),
             };
             let lines = vec![
-                series("longest", 2, |point| point.max_us),
+                series("maximum", 2, |point| point.max_us),
                 series("p99", 1, |point| point.p99_us),
                 series("p50", 0, |point| point.p50_us),
             ];
@@ -188,7 +188,7 @@ fn latency_over_time(runs: &[Run]) -> Result<String, String> {
     })
 }
 
-/// Where connections came and went: storms and churns.
+/// Open connections in storms and churns.
 fn open_over_time(runs: &[Run]) -> Result<String, String> {
     let lines = lines(runs, |report| {
         let is_moving = report.storm.is_some() || report.guests.is_some();
@@ -231,7 +231,7 @@ fn memory(runs: &[Run]) -> Result<String, String> {
     })
 }
 
-/// One line for each run that has points, in the run's own style.
+/// One line per report that has points, in the style of that report.
 fn lines(runs: &[Run], points: fn(&Report) -> Vec<(f64, f64)>) -> Vec<Series> {
     runs.iter()
         .enumerate()
@@ -240,7 +240,7 @@ fn lines(runs: &[Run], points: fn(&Report) -> Vec<(f64, f64)>) -> Vec<Series> {
         .collect()
 }
 
-/// All values of some lines on one of the axes.
+/// All values of the lines on one axis.
 type Values = fn(&[Series], fn(&(f64, f64)) -> f64) -> std::vec::IntoIter<f64>;
 
 fn values(series: &[Series], value: fn(&(f64, f64)) -> f64) -> std::vec::IntoIter<f64> {
@@ -258,7 +258,7 @@ fn one_chart(
     section(title, panels, |_| (x.clone(), y.clone()))
 }
 
-/// A heading, a legend, and a chart for each panel; nothing if there is nothing to show.
+/// A heading, a legend and one chart per panel; empty without panels.
 fn section(
     title: &str,
     panels: Vec<(String, Vec<Series>)>,
@@ -283,7 +283,7 @@ fn section(
     Ok(out)
 }
 
-/// At most three digits after the point, and none that say nothing.
+/// At most three decimals, without trailing zeros.
 fn plain(value: f64) -> String {
     format!("{}", (value * 1e3).round() / 1e3)
 }

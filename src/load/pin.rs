@@ -1,13 +1,12 @@
-//! Who runs on which processor.
+//! Processor affinity: the server on one processor, the load generator on the others.
 //!
-//! A scheduler that wakes a reader likes to put it beside its writer: then the server and the load
-//! generator take turns on one processor while another is free, and each is measured waiting for the
-//! other.
+//! A scheduler tends to wake a reader on its writer's processor. Server and load generator then take turns on one
+//! processor while another is idle, and the measurements contain the time that each waits for the other.
 
 use std::io;
 
-/// The processor for a server, if there is another one for this process: the last, since systems are
-/// used to giving the first more to do.
+/// The processor for the server, if another one is left for this process: the last, since systems tend to give more
+/// work to the first.
 #[cfg(target_os = "linux")]
 pub fn choose() -> Option<usize> {
     use rustix::thread::{CpuSet, sched_getaffinity};
@@ -15,13 +14,13 @@ pub fn choose() -> Option<usize> {
     (0..CpuSet::MAX_CPU).rev().find(|&processor| allowed.is_set(processor))
 }
 
-/// Elsewhere the scheduler chooses.
+/// Other systems leave the choice to the scheduler.
 #[cfg(not(target_os = "linux"))]
 pub fn choose() -> Option<usize> {
     None
 }
 
-/// Puts a process on one processor and this one on the others, as far as it was allowed to use them.
+/// Pins a process to one processor, and this process to the others that it may use.
 ///
 /// # Errors
 /// There is no such processor, or the process may not use it.
@@ -30,7 +29,7 @@ pub fn apart(pid: u32, processor: usize) -> io::Result<()> {
     use rustix::process::Pid;
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     if processor >= CpuSet::MAX_CPU {
-        return Err(io::Error::other(format!("there is no processor {processor}")));
+        return Err(io::Error::other(format!("processor {processor} does not exist")));
     }
     let mut alone = CpuSet::new();
     alone.set(processor);
@@ -44,7 +43,7 @@ pub fn apart(pid: u32, processor: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Elsewhere there is no call for it.
+/// Pinning is not supported on other systems.
 ///
 /// # Errors
 /// Always.

@@ -1,4 +1,4 @@
-//! What a run is to do.
+//! The plan of a run: resolved values of the flags.
 
 use std::time::Duration;
 
@@ -7,78 +7,78 @@ use super::target::BenchTarget;
 /// A run, in resolved values.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What happens.
+    /// The kind of load.
     pub workload: Workload,
-    /// To whom.
+    /// The server.
     pub target: BenchTarget,
-    /// Members.
+    /// Number of clients.
     pub connections: usize,
-    /// Channels that the clients are spread over.
+    /// Number of channels; the clients are spread evenly over them.
     pub channels: u32,
-    /// The time over which they come; at once, but for the server's pace, if it is zero.
+    /// Time over which the clients connect; zero: as fast as the server accepts them.
     pub ramp: Duration,
-    /// What is published, where anything is.
+    /// The traffic, in scenarios with a broadcast.
     pub traffic: Option<Traffic>,
     /// The server's process, if it runs on this machine.
     pub pid: Option<u32>,
 }
 
-/// What happens once all clients are there.
+/// The load after all clients have connected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Workload {
-    /// Nothing, for so long.
+    /// Idle connections.
     Idle {
-        /// How long.
+        /// Time to hold the connections.
         hold: Duration,
     },
     /// A broadcast.
     Fanout,
-    /// A broadcast while others come and go.
+    /// A broadcast while other clients connect and disconnect.
     Churn {
-        /// How many come in a second.
+        /// Guests that connect per second.
         arrivals_per_second: f64,
-        /// How long each stays.
+        /// Time that each guest stays connected.
         stay: Duration,
     },
-    /// Everybody drops, and everybody comes back.
+    /// All connections are dropped at once, and all clients reconnect.
     Storm {
-        /// When those that are not back are given up.
+        /// Maximum time for all clients to reconnect.
         within: Duration,
     },
-    /// A broadcast; in its second half some clients do not read.
+    /// A broadcast; in its second half some clients stop reading.
     Slow {
-        /// How many.
+        /// Number of clients that stop reading.
         stalled: usize,
     },
 }
 
-/// What is published.
+/// The messages that are published.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
-    /// Members that publish.
+    /// Number of publishers.
     pub publishers: usize,
-    /// Are they connections of their own, beside the clients?
+    /// Publishers have separate connections, and are not measured clients.
     pub publishers_apart: bool,
     /// The size of a message, in bytes.
     pub payload_bytes: usize,
-    /// TextReport, or binary.
+    /// Text messages; binary otherwise.
     pub is_text: bool,
-    /// How fast.
+    /// The rate of publishing.
     pub speed: Speed,
-    /// How long before the measuring begins.
+    /// Time to publish before the measurement.
     pub warmup: Duration,
-    /// How long is measured.
+    /// Time to measure.
     pub duration: Duration,
-    /// How long a message may take to reach all clients before it is given up.
+    /// Maximum time for a message to reach all clients before it is abandoned.
     pub patience: Duration,
 }
 
-/// How fast is published.
+/// The rate of publishing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Speed {
-    /// A closed loop: messages of each publisher that have not reached everybody.
+    /// Closed loop: the maximum number of messages in flight per publisher.
     Window(u32),
-    /// An open loop: messages a second, of all publishers together.
+    /// Open loop: messages per second, of all publishers together.
     Rate(f64),
 }
 
@@ -96,26 +96,26 @@ impl Workload {
 }
 
 impl Traffic {
-    /// What may come to a client at once without the server being to blame: in a closed loop everything
-    /// that is in flight, twice, since a window opens before the last client has read.
+    /// Maximum bytes that a healthy server may have queued for one client. In a closed loop all messages in flight,
+    /// twice, since a window opens before the last client has read.
     pub fn burst_bytes(&self) -> usize {
         let messages = match self.speed {
             Speed::Window(window) => self.publishers.saturating_mul(window as usize),
             Speed::Rate(_) => 2,
         };
-        // RFC 6455 5.2: no header of a server's is longer.
+        // RFC 6455 5.2: the longest header of an unmasked frame.
         (self.payload_bytes + 10).saturating_mul(messages).saturating_mul(2)
     }
 }
 
 impl Plan {
-    /// ConnectionsReport of our own, but for guests.
+    /// Number of sockets of the load generator, without guests.
     pub fn sockets(&self) -> usize {
         let apart = self.traffic.filter(|traffic| traffic.publishers_apart);
         self.connections + apart.map_or(0, |traffic| traffic.publishers)
     }
 
-    /// How many clients are to stall; they are the last.
+    /// Number of clients that will stall: the last ones.
     pub fn stalled(&self) -> usize {
         match self.workload {
             Workload::Slow { stalled } => stalled,

@@ -1,41 +1,41 @@
-//! Can so many connections be had here at all? Asked before anything is opened, since what fails at
-//! connection 28,233 fails for reasons that have nothing to do with the server.
+//! Checks before a run whether this machine has the descriptors and ports for it. A run that fails at connection
+//! 28,233 fails for reasons that have nothing to do with the server.
 
 use std::fs;
 
 use super::plan::{Plan, Workload};
 use crate::server::DESCRIPTORS_RESERVED;
 
-/// How long a port stays taken after its connection (TIME_WAIT).
+/// Time that a port stays reserved after its connection (TIME_WAIT).
 const PORT_REST_SECONDS: f64 = 60.0;
 
-/// How much longer than it stays a guest takes, for its two handshakes.
+/// Time that a guest needs in addition to its stay, for its two handshakes.
 const GUEST_EXTRA_SECONDS: f64 = 2.0;
 
-/// What this machine allows.
+/// The limits of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostLimits {
-    /// Descriptors of this process.
+    /// Maximum descriptors of this process.
     pub descriptors: usize,
-    /// Ports that the kernel gives out for one source address.
+    /// Ephemeral ports per source address.
     pub ports: usize,
-    /// ConnectionsReport that can wait to be accepted.
+    /// Maximum connections in the accept backlog.
     pub backlog: usize,
 }
 
-/// What was found before the run.
+/// The result of the check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Preflight {
-    /// The highest number of clients that can be reached.
+    /// Maximum number of clients.
     pub connections_max: usize,
-    /// What limits it, and the command that raises it.
+    /// The limit that decides it, and the command that raises it.
     pub raise: String,
-    /// What does not prevent the run, but will show in it.
+    /// A problem that does not prevent the run, but affects the figures.
     pub warning: Option<String>,
 }
 
 impl HostLimits {
-    /// Raises the descriptor limit as far as it goes, and reads the others.
+    /// Raises the descriptor limit as far as possible, and reads the others.
     pub fn raise() -> HostLimits {
         let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -47,19 +47,19 @@ impl HostLimits {
         }
     }
 
-    /// Ports that a plan takes, those at rest after their connection included. With fewer it takes longer,
-    /// for which the load generator will be blamed in the report.
+    /// Number of ports that a plan needs, including those in TIME_WAIT. With fewer ports the run takes longer, and the
+    /// report would blame the load generator.
     pub fn ports_needed(plan: &Plan) -> usize {
         let others = match plan.workload {
             Workload::Churn { arrivals_per_second, .. } => (arrivals_per_second * PORT_REST_SECONDS) as usize,
-            // Those that were dropped, and as many for who has to try again.
+            // The ports of dropped connections, and as many for second attempts.
             Workload::Storm { .. } => 2 * plan.connections,
             _ => 0,
         };
         plan.sockets() + others
     }
 
-    /// Looks at a plan whose sources are chosen.
+    /// Checks a plan whose source addresses are chosen.
     pub fn check(&self, plan: &Plan) -> Preflight {
         let guests = match plan.workload {
             Workload::Churn { arrivals_per_second, stay } => {
@@ -90,15 +90,15 @@ impl HostLimits {
         let storm = matches!(plan.workload, Workload::Storm { .. });
         (storm && plan.connections > self.backlog).then(|| {
             format!(
-                "{} connections come at once and {} can wait: the kernel drops the others' first segment, and they \
-                 try again after a second (raise it: `sysctl -w net.core.somaxconn={}`, and the server's --backlog)",
+                "{} connections are opened at once, and the backlog holds {}: the kernel drops the first segment of the others, \
+                 which is sent again after a second (raise it: `sysctl -w net.core.somaxconn={}`, and the server's --backlog)",
                 plan.connections, self.backlog, plan.connections
             )
         })
     }
 }
 
-/// How many ports are in a range of the first and the last.
+/// Number of ports in the range.
 fn ports(range: &str) -> Option<usize> {
     let mut ends = range.split_whitespace().map(str::parse::<usize>);
     let (first, last) = (ends.next()?.ok()?, ends.next()?.ok()?);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_limits_is_named_with_what_raises_it() {
+    fn limit_is_named_with_the_command_that_raises_it() {
         let idle = Workload::Idle { hold: Duration::from_secs(1) };
         let limits = HostLimits { descriptors: 20_000, ports: 28_232, backlog: 4_096 };
         let found = limits.check(&plan(100_000, idle));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_take_descriptors_while_they_stay_and_ports_for_a_minute() {
+    fn guest_needs_a_descriptor_while_connected_and_a_port_for_a_minute() {
         let churn = Workload::Churn { arrivals_per_second: 100.0, stay: Duration::from_secs(3) };
         let limits = HostLimits { descriptors: 1_000 + DESCRIPTORS_RESERVED, ports: 7_000, backlog: 4_096 };
         assert_eq!(limits.check(&plan(10, churn)).connections_max, 500);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_over_the_backlog_is_warned_of() {
+    fn storm_above_the_backlog_has_a_warning() {
         let storm = Workload::Storm { within: Duration::from_secs(1) };
         let limits = HostLimits { descriptors: 20_000, ports: 28_232, backlog: 128 };
         assert_eq!(HostLimits::ports_needed(&plan(100, storm)), 300);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn port_ranges() {
+    fn port_range_is_counted() {
         assert_eq!(ports("32768\t60999\n"), Some(28_232));
         assert_eq!(ports(""), None);
     }

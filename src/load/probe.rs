@@ -1,4 +1,4 @@
-//! What a process and the kernel use, as `/proc` tells it.
+//! Processor time and memory of a process and of the kernel, read from `/proc`.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ pub struct ProcessProbe {
     pub pid: u32,
 }
 
-/// What a process had used of the processors at some point.
+/// Processor time of a process, as counted up to some point.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuCounters {
     user_ticks: u64,
@@ -19,45 +19,45 @@ pub struct CpuCounters {
     waited_nanos: u64,
 }
 
-/// What it used between two points.
+/// Processor time between two points.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CpuTime {
-    /// Nanoseconds in the program.
+    /// Nanoseconds in user mode.
     pub user_nanos: f64,
-    /// Nanoseconds in the kernel on its behalf.
+    /// Nanoseconds in the kernel.
     pub system_nanos: f64,
-    /// Nanoseconds in which it could have run and no processor was free.
+    /// Nanoseconds in which the process was runnable without a processor.
     pub waited_nanos: f64,
 }
 
-/// Bytes of memory that a process holds.
+/// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessMemory {
-    /// Resident.
+    /// Resident set size.
     pub rss: u64,
-    /// Resident, shared pages in proportion; only its owner may know.
+    /// Proportional set size; only the owner of the process may read it.
     pub pss: Option<u64>,
 }
 
-/// Bytes that the kernel holds for everybody on this machine.
+/// Memory of the kernel for all processes of this machine, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelMemory {
-    /// TCP's buffers.
+    /// TCP buffers.
     pub sockets: u64,
-    /// All of its tables: sockets, descriptors, epoll's entries among them.
+    /// Slab: sockets, descriptors, epoll entries and all other kernel objects.
     pub slab: u64,
 }
 
-/// A page, as `/proc/net/sockstat` counts them.
+/// The unit of `/proc/net/sockstat`.
 const PAGE_BYTES: u64 = 4096;
 
 impl ProcessProbe {
-    /// This one.
+    /// This process.
     pub fn own() -> ProcessProbe {
         ProcessProbe { pid: std::process::id() }
     }
 
-    /// What it has used of the processors so far, all its threads together.
+    /// The processor time so far, over all threads.
     ///
     /// # Errors
     /// There is no such process.
@@ -70,7 +70,7 @@ impl ProcessProbe {
         let mut cpu =
             CpuCounters { user_ticks: field(14), system_ticks: field(15), ran_nanos: 0, waited_nanos: 0 };
         for task in fs::read_dir(format!("/proc/{}/task", self.pid))? {
-            // A thread that ended meanwhile.
+            // The thread has ended meanwhile.
             let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
             let mut numbers = text.split_whitespace().map(|text| text.parse().unwrap_or(0u64));
             cpu.ran_nanos += numbers.next().unwrap_or(0);
@@ -79,7 +79,7 @@ impl ProcessProbe {
         Ok(cpu)
     }
 
-    /// What memory it holds.
+    /// The current memory.
     ///
     /// # Errors
     /// There is no such process.
@@ -96,19 +96,19 @@ impl ProcessProbe {
 }
 
 impl CpuCounters {
-    /// What was used since `earlier`.
+    /// The processor time since `earlier`.
     ///
-    /// The scheduler's own count is exact to the nanosecond; `stat` counts in hundredths of a second,
-    /// and only divides it into user and system.
+    /// The scheduler's count is exact to the nanosecond. `stat` counts in hundredths of a second, and only gives the
+    /// ratio of user to system time.
     pub fn since(self, earlier: CpuCounters) -> CpuTime {
         let tick_nanos = 1e9 / rustix::param::clock_ticks_per_second() as f64;
         let user = self.user_ticks.saturating_sub(earlier.user_ticks) as f64 * tick_nanos;
         let system = self.system_ticks.saturating_sub(earlier.system_ticks) as f64 * tick_nanos;
         let ran = self.ran_nanos.saturating_sub(earlier.ran_nanos) as f64;
         let (user, system) = match user + system {
-            // No kernel so configured, or another system's.
+            // The kernel has no scheduler statistics, or the system is not Linux.
             _ if ran == 0.0 => (user, system),
-            // Under a hundredth of a second: mostly that of calls.
+            // Less than a hundredth of a second: mostly system calls.
             0.0 => (0.0, ran),
             sum => (user * ran / sum, system * ran / sum),
         };
@@ -125,7 +125,7 @@ impl CpuTime {
 }
 
 impl KernelMemory {
-    /// What it holds now. What cannot be read is 0.
+    /// The current memory; 0 where a file cannot be read.
     pub fn now() -> KernelMemory {
         let sockstat = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proc_files() {
+    fn proc_files_are_parsed() {
         let sockstat = "sockets: used 19\nTCP: inuse 5 orphan 0 tw 24 alloc 5 mem 7\nUDP: inuse 0 mem 3\n";
         assert_eq!(tcp_pages(sockstat), Some(7));
         assert_eq!(tcp_pages("sockets: used 19\n"), None);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn user_and_system_add_up_to_what_the_scheduler_counted() {
+    fn user_and_system_time_add_up_to_the_time_of_the_scheduler() {
         let earlier = CpuCounters { user_ticks: 10, system_ticks: 10, ran_nanos: 1_000, waited_nanos: 5 };
         let later = CpuCounters { user_ticks: 40, system_ticks: 20, ran_nanos: 401_000, waited_nanos: 25 };
         let spent = later.since(earlier);
@@ -171,7 +171,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_process_uses_something() {
+    fn own_process_is_measured() {
         let own = ProcessProbe::own();
         assert!(own.memory().unwrap().rss > 0);
         own.cpu().unwrap();

@@ -1,56 +1,56 @@
-//! How connections are opened: in steps, with a rest after each to measure the server's memory.
+//! The ramp: opens connections in steps, with a pause after each step to measure the server's memory.
 //!
-//! The cost of a connection is the slope over the steps and not a division: what the server holds without
-//! any connection would otherwise count as the connections'.
+//! The cost of a connection is the slope over the steps. Dividing by the number of connections would add the memory
+//! that the server holds without any connection.
 
 use std::time::Duration;
 
 use super::clock::RunTime;
 
-/// Steps, where there are connections enough.
+/// Number of steps of a sufficiently large ramp.
 const STEPS: usize = 8;
 
-/// Fewer connections than this in a step say nothing: pages are 4 KiB.
+/// Minimum connections of a step: pages are 4 KiB, so fewer connections cannot be measured.
 const STEP_CONNECTIONS_MIN: usize = 50;
 
-/// How long a step's connections rest before the measuring: the server's last turns are over then.
+/// Pause after a step: the server's last turns are over then.
 const REST: Duration = Duration::from_millis(100);
 
-/// Handshakes under way at once. A server's backlog is 128 in the worst case, but it is also emptied
-/// meanwhile; a storm is a scenario of its own.
+/// Maximum handshakes in progress. The backlog of a server is 128 in the worst case, and the server accepts from it
+/// meanwhile; a storm is a separate scenario.
 const PENDING_MAX: usize = 128;
 
-/// ConnectionsReport begun in one turn of the loop; each takes some 30 us.
+/// Maximum connections started in one turn of the loop; each takes about 30 us.
 const BUDGET: usize = 32;
 
-/// Opens so many connections.
+/// Opens a number of connections.
 #[derive(Debug)]
 pub struct Ramp {
     total: usize,
     steps: usize,
-    /// The step that is under way, from 1.
+    /// The current step, from 1.
     step: usize,
     begun: usize,
     per_second: Option<f64>,
-    /// How long connections were opened, without the rests.
+    /// Time without the pauses.
     active: Duration,
     last: RunTime,
     rests_until: Option<RunTime>,
 }
 
-/// What to do next.
+/// The next action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Begin so many connections, perhaps none for now.
+    /// Start this many connections; 0 for now.
     Connect(usize),
-    /// Measure.
+    /// Measure memory.
     Measure,
-    /// All is open, or will never be.
+    /// All connections have been attempted.
     Complete,
 }
 
 impl Ramp {
-    /// A ramp that takes `length`, or as long as the server does if that is zero.
+    /// A ramp that takes `length`; zero: as long as the server takes.
     pub fn new(total: usize, length: Duration, now: RunTime) -> Ramp {
         let per_second = (!length.is_zero()).then(|| total as f64 / length.as_secs_f64());
         let steps = (total / STEP_CONNECTIONS_MIN).clamp(1, STEPS);
@@ -58,17 +58,17 @@ impl Ramp {
         Ramp { total, steps, step: 1, begun: 0, per_second, active, last: now, rests_until: None }
     }
 
-    /// Seconds in which connections were opened.
+    /// Seconds without the pauses.
     pub fn seconds(&self) -> f64 {
         self.active.as_secs_f64()
     }
 
-    /// How many have been begun.
+    /// Number of connections started.
     pub fn begun(&self) -> usize {
         self.begun
     }
 
-    /// What to do next, with so many handshakes under way.
+    /// The next action, with this many handshakes in progress.
     pub fn next(&mut self, pending: usize, now: RunTime) -> Next {
         if self.step > self.steps {
             return Next::Complete;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_rests_and_is_measured() {
+    fn step_is_measured_after_a_pause() {
         let mut ramp = Ramp::new(100, Duration::ZERO, at(0));
         let mut now = 0;
         let mut measured = Vec::new();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_kept_and_pending_handshakes_hold_it_up() {
+    fn ramp_keeps_its_length_and_waits_for_pending_handshakes() {
         let mut ramp = Ramp::new(10, Duration::from_secs(1), at(0));
         assert_eq!(ramp.next(0, at(0)), Next::Connect(1));
         assert_eq!(ramp.next(1, at(50)), Next::Connect(0));

@@ -1,48 +1,48 @@
-//! Did a client get every message once and in order?
+//! Order checking: detects lost, duplicate and reordered messages of one publisher.
 //!
-//! Order is judged within what one publisher sent: that is what every broadcast server promises, with
-//! one thread or with many.
+//! Only the order of messages of the same publisher is checked, since that is what every broadcast server promises,
+//! with one thread or with several.
 
-/// What one client got of one publisher.
+/// The messages of one publisher that one client has received.
 #[derive(Clone, Debug)]
 pub struct ReceivedSequences {
-    /// The lowest sequence that the client is to get: it may have come later than the first.
+    /// The first sequence that the client has to receive; `None` until a guest receives its first.
     from: Option<u32>,
-    /// One more than the highest that it got.
+    /// One more than the highest received sequence.
     next: u32,
-    /// Which of the 64 before `next` it got; bit 0 is `next - 1`. The replay window of IPsec
-    /// (RFC 4303 3.4.3), to tell what comes twice from what comes late.
+    /// Bit mask of the last 64 sequences before `next`; bit 0 is `next - 1`. It distinguishes duplicates from late
+    /// messages, as the replay window of IPsec does (RFC 4303 3.4.3).
     seen: u64,
 }
 
-/// How a message came.
+/// How a message fits into the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// After the one before it.
+    /// The next sequence.
     InOrder,
-    /// Before so many others, which may be lost or still come.
+    /// A later sequence: the skipped messages are lost or late.
     Early {
-        /// How many.
+        /// Number of skipped messages.
         missing: u32,
     },
-    /// After a later one.
+    /// A skipped sequence, after a later one.
     Late,
-    /// Again.
+    /// A sequence that was already received.
     Duplicate,
 }
 
 impl ReceivedSequences {
-    /// The cursor of a client that is there before the publisher's next message, number `next`.
+    /// For a client that subscribed before the message with sequence `next`.
     pub fn at(next: u32) -> ReceivedSequences {
         ReceivedSequences { from: Some(next), next, seen: 0 }
     }
 
-    /// The cursor of a client that joins in the middle: whatever comes first is its first.
+    /// For a client that joins later: the first received message is its first.
     pub fn joining() -> ReceivedSequences {
         ReceivedSequences { from: None, next: 0, seen: 0 }
     }
 
-    /// Takes note of a message.
+    /// Records a message.
     pub fn take(&mut self, sequence: u32) -> Arrival {
         if self.from.is_none() {
             self.from = Some(sequence);
@@ -63,7 +63,7 @@ impl ReceivedSequences {
         Arrival::Late
     }
 
-    /// Did the message come? Of what lies further back than the window, it is taken that it did.
+    /// Returns true if the message was received. Sequences before the window count as received.
     pub fn has_seen(&self, sequence: u32) -> bool {
         if sequence >= self.next {
             return false;
@@ -71,8 +71,8 @@ impl ReceivedSequences {
         self.bit(sequence).is_none_or(|bit| self.seen & bit != 0)
     }
 
-    /// How many of the messages up to `end` have not come, beside those that are missing in between.
-    pub fn behind(&self, end: u32) -> u32 {
+    /// Number of messages before `end` after the highest received one.
+    pub fn not_received(&self, end: u32) -> u32 {
         match self.from {
             Some(_) => end.saturating_sub(self.next),
             None => 0,
@@ -89,16 +89,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn once_and_in_order() {
+    fn messages_in_order_are_not_missing() {
         let mut cursor = ReceivedSequences::at(5);
         assert_eq!(cursor.take(5), Arrival::InOrder);
         assert_eq!(cursor.take(6), Arrival::InOrder);
-        assert_eq!(cursor.behind(7), 0);
-        assert_eq!(cursor.behind(9), 2);
+        assert_eq!(cursor.not_received(7), 0);
+        assert_eq!(cursor.not_received(9), 2);
     }
 
     #[test]
-    fn a_gap_a_late_one_and_one_that_comes_twice() {
+    fn early_late_and_duplicate_messages_are_distinguished() {
         let mut cursor = ReceivedSequences::at(0);
         assert_eq!(cursor.take(0), Arrival::InOrder);
         assert_eq!(cursor.take(3), Arrival::Early { missing: 2 });
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_wider_than_the_window() {
+    fn gap_wider_than_the_window_counts_old_messages_as_received() {
         let mut cursor = ReceivedSequences::at(0);
         assert_eq!(cursor.take(1_000), Arrival::Early { missing: 1_000 });
         assert_eq!(cursor.take(999), Arrival::Late);
@@ -120,11 +120,11 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_misses_nothing_before_its_first() {
+    fn joining_client_misses_no_message_before_its_first() {
         let mut cursor = ReceivedSequences::joining();
-        assert_eq!(cursor.behind(50), 0);
+        assert_eq!(cursor.not_received(50), 0);
         assert_eq!(cursor.take(40), Arrival::InOrder);
         assert_eq!(cursor.take(42), Arrival::Early { missing: 1 });
-        assert_eq!(cursor.behind(50), 7);
+        assert_eq!(cursor.not_received(50), 7);
     }
 }

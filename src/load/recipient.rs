@@ -1,47 +1,47 @@
-//! Who a client is, to those who count.
+//! A client as the delivery tracker knows it: its role, and the messages it has received.
 
 use super::received::ReceivedSequences;
 
-/// What a client is there for.
+/// The role of a client in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Gets every message from the first to the last, and answers for it.
+    /// Has to receive every message, from the first to the last.
     Regular,
     /// The same, until it stalls.
     Slow,
-    /// Reads no more: nobody waits for it.
+    /// Does not read; its messages are not waited for.
     Stalled,
-    /// Comes and goes: order is checked, loss at its ends cannot be.
+    /// Connects and disconnects: order is checked, but not the loss of its first and last messages.
     Guest,
-    /// Only publishes: what it gets is counted, and nobody waits for it.
+    /// Only publishes: messages to it are counted, but not waited for.
     Apart,
 }
 
 impl Role {
-    /// Does it answer for every message?
+    /// Returns true if the client has to receive every message.
     pub(super) fn is_tracked(self) -> bool {
         matches!(self, Role::Regular | Role::Slow)
     }
 }
 
-/// A client, as the tracker knows it.
+/// The role, channel and received messages of a client.
 #[derive(Debug)]
 pub struct Recipient {
-    /// What it is there for.
+    /// The role.
     pub role: Role,
-    /// The channel that it is on.
+    /// The channel.
     pub channel: u32,
-    /// One for each publisher of the channel, in the order of their numbers. RunEnvironment at the first message.
+    /// One entry for each publisher of the channel, in the order of their numbers. Allocated at the first message.
     cursors: Vec<ReceivedSequences>,
 }
 
 impl Recipient {
-    /// A client that has got nothing yet.
+    /// A client that has not received any message.
     pub fn new(role: Role, channel: u32) -> Recipient {
         Recipient { role, channel, cursors: Vec::new() }
     }
 
-    /// What it got of the channel's publisher at a place.
+    /// The received messages of a publisher, by its index among the channel's publishers.
     pub(super) fn received_from(&mut self, place: usize) -> &mut ReceivedSequences {
         if place >= self.cursors.len() {
             let fresh =

@@ -1,5 +1,5 @@
-//! Everybody drops, and everybody comes back: what a server meets after a network fails, or after its
-//! own restart.
+//! Reconnect storm: all connections are dropped, and all clients reconnect, as after a network failure or a restart of
+//! the server.
 
 use std::time::Duration;
 
@@ -8,41 +8,41 @@ use super::clock::RunTime;
 use super::plan::Plan;
 use super::recipient::Role;
 
-/// ConnectionsReport begun in one turn of the loop: many, since all come at once, and few enough for answers
-/// to be read between.
+/// Maximum connections started in one turn of the loop: many, since all clients reconnect at once, and few enough for
+/// responses to be read in between.
 const BUDGET: usize = 64;
 
-/// How long a client that was refused waits before it tries again.
+/// Delay before a refused client tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// A storm under way.
+/// A storm in progress.
 #[derive(Debug)]
 pub struct ReconnectStorm {
     total: usize,
     channels: u32,
     began: RunTime,
     until: RunTime,
-    /// Of the first wave.
+    /// Connections started in the first wave.
     begun: usize,
     retry_at: RunTime,
     figures: StormFigures,
 }
 
-/// How it went.
+/// Figures of a storm.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct StormFigures {
-    /// Members that were dropped.
+    /// Connections dropped.
     pub dropped: usize,
-    /// Members that came back.
+    /// Clients that reconnected.
     pub returned: usize,
-    /// Seconds from the drop until 95 % were back.
+    /// Seconds from the drop until 95 % had reconnected.
     pub seconds_to_95: Option<f64>,
-    /// Seconds from the drop until all were.
+    /// Seconds from the drop until all had reconnected.
     pub seconds_to_100: Option<f64>,
 }
 
 impl ReconnectStorm {
-    /// Drops everybody.
+    /// Drops all connections.
     pub fn begin(plan: &Plan, clients: &mut Clients, within: Duration, now: RunTime) -> ReconnectStorm {
         let total = clients.open();
         clients.drop_all();
@@ -57,8 +57,8 @@ impl ReconnectStorm {
         }
     }
 
-    /// Brings back whoever is not on the way; true when all are back, or the time is up.
-    pub fn steer(&mut self, clients: &mut Clients, now: RunTime) -> bool {
+    /// Reconnects clients that are not connecting. Returns true when all have reconnected, or at the deadline.
+    pub fn advance(&mut self, clients: &mut Clients, now: RunTime) -> bool {
         let back = clients.open();
         let seconds = now.seconds_since(self.began);
         self.figures.returned = back;
@@ -87,12 +87,12 @@ impl ReconnectStorm {
         self.until <= now
     }
 
-    /// Those that are not back by now are given up.
+    /// Ends the storm at `now`.
     pub fn give_up(&mut self, now: RunTime) {
         self.until = now;
     }
 
-    /// How it went.
+    /// The figures so far.
     pub fn figures(&self) -> StormFigures {
         self.figures
     }

@@ -1,54 +1,54 @@
-//! A run's figures, as they stand in its JSON file. Every name ends in its unit.
+//! The report of a run, as its JSON file contains it. Every name ends in its unit.
 
 use serde::{Deserialize, Serialize};
 
 use crate::client::tls::Certificates;
 
-/// A whole run.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The version that measured.
+    /// Version of the load generator.
     pub oyez_version: String,
-    /// When, where and how it was made.
+    /// Date, host, command line and versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made: Option<RunEnvironment>,
-    /// True if a signal ended the run early. Then the figures are those measured until then.
+    /// True if a signal ended the run early. The figures are those measured until then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
-    /// What was done.
+    /// The configuration of the run.
     pub setup: Setup,
-    /// What became of the clients' connections.
+    /// Statistics of the clients' connections.
     pub connections: ConnectionsReport,
-    /// What became of guests', in a churn.
+    /// Statistics of the guests' connections, in a churn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guests: Option<ConnectionsReport>,
-    /// What was published and delivered.
+    /// Messages published and delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficReport>,
-    /// ConnectionsReport that were still open at the end, guests included.
+    /// Number of connections open at the end, guests included.
     pub open_at_end: usize,
-    /// ConnectionsReport that ended and were not meant to.
+    /// Connections that ended unexpectedly.
     pub unexpected_closes: Vec<CauseCount>,
-    /// How a storm went.
+    /// Figures of a storm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storm: Option<StormReport>,
-    /// What became of clients that stalled.
+    /// Connections of stalled clients that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stalled: Option<Stalled>,
-    /// The server's process, if it is known.
+    /// Processor time of the server, if its process is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Usage>,
-    /// MemoryReport against connections.
+    /// Memory by number of connections.
     pub memory: MemoryReport,
-    /// The load generator itself.
+    /// Figures of the load generator itself.
     pub generator: Generator,
-    /// Over the window.
+    /// Points over the window.
     pub timeline: Vec<TimelinePoint>,
-    /// Why the figures are the load generator's and not the server's; empty for a valid run.
+    /// Why the figures describe the load generator and not the server; empty for a valid run.
     pub invalid: Vec<String>,
 }
 
-/// The circumstances of a run, which a reader needs to judge a report or to repeat it.
+/// The environment of a run, to judge a report or to repeat the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunEnvironment {
     /// When the run ended (RFC 3339, UTC).
@@ -57,17 +57,17 @@ pub struct RunEnvironment {
     pub host: String,
     /// The command line, quoted for a shell.
     pub command_line: String,
-    /// The load generator's, and the kernel's.
+    /// Versions of the load generator and of the kernel.
     pub versions: String,
 }
 
-/// What was done.
+/// The configuration of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Setup {
     pub scenario: String,
     pub address: String,
-    /// Over TLS: whether certificates were checked.
+    /// Over TLS: whether certificates were verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Certificates>,
     pub connections: usize,
@@ -79,30 +79,29 @@ pub struct Setup {
     pub window: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_per_second: Option<f64>,
-    /// What the server was started with, if it is our own.
+    /// Flags of a server that bench started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_args: Option<String>,
 }
 
-/// What became of connections.
+/// Statistics of connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ConnectionsReport {
     pub attempted: u64,
     pub opened: u64,
-    /// All that never opened.
+    /// Number of connections that never opened.
     pub refused: u64,
     pub refused_by: Vec<CauseCount>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
-    /// Of the server's processor time; of the clients' handshakes only, since guests come while there is
-    /// a broadcast too.
+    /// Processor time of the server per handshake; only in the ramp, since guests connect during a broadcast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us_per_handshake: Option<f64>,
     pub handshake_us: Quantiles,
 }
 
-/// How often something happened, and how far the connection had come.
+/// A count, by phase and cause.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct CauseCount {
@@ -111,7 +110,7 @@ pub struct CauseCount {
     pub count: u64,
 }
 
-/// What was published and delivered.
+/// Messages published and delivered.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct TrafficReport {
@@ -121,28 +120,28 @@ pub struct TrafficReport {
     pub sent_per_second: f64,
     pub deliveries: u64,
     pub deliveries_per_second: f64,
-    /// From the intended time of sending to each client.
+    /// Time from the intended time of sending to each client.
     pub latency_us: Quantiles,
-    /// From the intended time of sending to each message's last client.
+    /// Time from the intended time of sending to the last client of each message.
     pub last_member_us: Quantiles,
-    /// In a slow run: before clients stalled.
+    /// In a slow run: the latency before clients stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_before_us: Option<Quantiles>,
-    /// Latency at quantiles that get ever closer to one: pairs of quantile and microseconds.
+    /// Pairs of quantile and latency in microseconds, at quantiles that approach one.
     pub distribution: Vec<(f64, f64)>,
-    /// Messages that clients should have got and have not; whole run.
+    /// Messages that clients did not receive, over the whole run.
     pub lost: u64,
     pub duplicated: u64,
     pub out_of_order: u64,
-    /// Messages on a channel that they were not published on.
+    /// Messages received on a channel that they were not published on.
     pub misdelivered: u64,
-    /// Messages in flight that clients whose connections ended did not get.
+    /// Messages in flight to clients whose connections ended.
     pub cut_off: u64,
-    /// Messages that were not sent by this run.
+    /// Messages of other publishers than this run's.
     pub foreign: u64,
-    /// Messages that had not reached every client in time.
+    /// Messages that did not reach all clients within the timeout.
     pub abandoned: u64,
-    /// Messages of an open loop that were due and not sent.
+    /// Messages of an open loop that were due and never sent.
     pub unsent: u64,
 }
 
@@ -161,7 +160,7 @@ pub struct Quantiles {
     pub max: f64,
 }
 
-/// How a storm went.
+/// Figures of a storm.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct StormReport {
@@ -174,7 +173,7 @@ pub struct StormReport {
     pub handshake_us: Quantiles,
 }
 
-/// What became of clients that stalled.
+/// Connections of stalled clients that ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Stalled {
@@ -182,15 +181,15 @@ pub struct Stalled {
     pub ended: Vec<CauseCount>,
 }
 
-/// What a process used of the processors over the window.
+/// Processor time of a process over the window.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Usage {
-    /// Of one processor; several threads can use more than one.
+    /// Share of one processor; several threads can use more than one.
     pub cpu_share: f64,
     pub user_share: f64,
     pub system_share: f64,
-    /// It could have run, and no processor was free.
+    /// Time in which the process was runnable without a processor.
     pub waited_share: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_per_delivery: Option<f64>,
@@ -200,21 +199,21 @@ pub struct Usage {
     pub system_ns_per_delivery: Option<f64>,
 }
 
-/// MemoryReport against connections.
+/// Memory by number of connections.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct MemoryReport {
     pub points: Vec<MemoryPoint>,
-    /// Slopes over the points: bytes that one connection more costs.
+    /// Slopes over the points: the bytes that one more connection costs.
     pub rss_bytes_per_connection: Option<f64>,
     pub pss_bytes_per_connection: Option<f64>,
-    /// TCP buffers of the whole machine: of both ends, if the server is on it.
+    /// TCP buffers of the whole machine: of both ends, if the server runs on it.
     pub kernel_socket_bytes_per_connection: Option<f64>,
-    /// KernelMemory tables of the whole machine: sockets, descriptors, epoll's entries, of both ends.
+    /// Kernel slab of the whole machine: sockets, descriptors and epoll entries, of both ends.
     pub kernel_slab_bytes_per_connection: Option<f64>,
 }
 
-/// MemoryReport at one number of connections.
+/// Memory at one number of connections.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct MemoryPoint {
@@ -225,14 +224,14 @@ pub struct MemoryPoint {
     pub kernel_slab_bytes: u64,
 }
 
-/// The load generator itself.
+/// Figures of the load generator itself.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Generator {
     pub usage: Usage,
-    /// How long a turn of its loop took: so long an event may have waited.
+    /// Time of a turn of its loop: the maximum time that an event waited.
     pub loop_lag_us: Quantiles,
-    /// How late it was with messages of an open loop that could have been sent.
+    /// Delay of messages of an open loop that could have been sent in time.
     pub send_lateness_us: Quantiles,
 }
 
@@ -249,7 +248,7 @@ pub struct TimelinePoint {
 }
 
 impl Report {
-    /// Unexpected closes, all together.
+    /// Number of connections that ended unexpectedly.
     pub fn closes(&self) -> u64 {
         self.unexpected_closes.iter().map(|close| close.count).sum()
     }

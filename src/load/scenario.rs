@@ -23,38 +23,36 @@ use super::send_schedule::SendSchedule;
 use crate::client::frames;
 use crate::ids::SlotId;
 
-/// How much longer is waited for the last messages than the tracker waits for any of them.
+/// Time to wait for the last messages, in addition to the timeout of a message.
 const COLLECT_MARGIN: Duration = Duration::from_secs(1);
 
-/// How long clients that had stalled may take to read what waits for them.
+/// Maximum time for stalled clients to read their queued messages.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The receive buffer of a client that is to stall: the kernel makes at least this much of it, and it is
-/// soon full.
+/// Receive buffer of a client that will stall: the kernel allocates at least this much, and it fills soon.
 const STALLED_BUFFER_BYTES: usize = 4096;
 
-/// Messages entered in one turn of the loop; in an open loop that is far behind, clients have their turn
-/// between.
+/// Maximum messages sent in one turn of the loop. In an open loop that is late, clients are read in between.
 const SENDS_PER_TURN: usize = 1_024;
 
-/// The same in bytes: what comes back is read between, or a server that limits what waits for a client
-/// would take us for slow.
+/// The same in bytes. Messages are read in between, or a server that limits the queue of a client would treat the load
+/// generator as slow.
 const SEND_BYTES_PER_TURN: usize = 256 << 10;
 
-/// Bytes that wait to be sent by one publisher in an open loop before it takes no more messages.
+/// Maximum bytes in a publisher's outbox in an open loop before it takes no further messages.
 const BACKLOG_BYTES_MAX: usize = 1 << 20;
 
-/// A run's course.
+/// The stages of a run, and the current one.
 pub struct Scenario {
     plan: Plan,
     stage: ScenarioStage,
     schedule: Option<SendSchedule>,
     payload: Vec<u8>,
-    /// Is the next message due, and its publisher's socket full? An event will tell.
-    is_held_up: bool,
-    /// Guests begun.
+    /// The next message is due, but its publisher's socket is full; an event will announce room.
+    is_blocked: bool,
+    /// Number of guests connected so far.
     arrived: u64,
-    /// What was measurements so far.
+    /// The measurements so far.
     pub measurements: Measurements,
 }
 
@@ -69,7 +67,7 @@ enum ScenarioStage {
 }
 
 impl Scenario {
-    /// A run at its beginning.
+    /// A run before its first connection.
     pub fn new(plan: Plan, now: RunTime) -> Scenario {
         let server = plan.pid.map(|pid| ProcessProbe { pid });
         let ramp = Ramp::new(plan.sockets(), plan.ramp, now);
@@ -81,14 +79,14 @@ impl Scenario {
             stage: ScenarioStage::Ramping(ramp),
             schedule: None,
             payload,
-            is_held_up: false,
+            is_blocked: false,
             arrived: 0,
             measurements,
         }
     }
 
-    /// Ends the run early, with the measurements so far. Messages in flight may still arrive; a stage that waits for
-    /// nothing ends at once.
+    /// Ends the run early, with the measurements so far. Messages in flight may still arrive; other stages end at
+    /// once.
     pub fn interrupt(&mut self, clients: &mut Clients, tracker: &mut DeliveryTracker, now: RunTime) {
         self.measurements.interrupted = true;
         match &mut self.stage {
@@ -100,7 +98,7 @@ impl Scenario {
             ScenarioStage::Warming { .. } => {
                 self.schedule = None;
                 self.stage =
-                    ScenarioStage::Collecting { until: now.after(tracker.patience + COLLECT_MARGIN) };
+                    ScenarioStage::Collecting { until: now.after(tracker.delivery_timeout + COLLECT_MARGIN) };
             }
             ScenarioStage::Measuring { until, stall_at } => (*until, *stall_at) = (now, None),
             ScenarioStage::Holding { until } => *until = now,
@@ -109,22 +107,22 @@ impl Scenario {
         }
     }
 
-    /// Is it over?
+    /// Returns true after the last stage.
     pub fn is_done(&self) -> bool {
         matches!(self.stage, ScenarioStage::Done)
     }
 
-    /// When the next message is due, if no event announces it.
+    /// Time of the next message, if no event announces it.
     pub fn next_send(&self, tracker: &DeliveryTracker, now: RunTime) -> Option<RunTime> {
         match &self.schedule {
-            // What the turn's budget has left.
+            // Messages that exceeded the budget of the turn.
             Some(SendSchedule::Closed) => tracker.has_credit().then_some(now),
-            Some(schedule) if !self.is_held_up => schedule.next(),
+            Some(schedule) if !self.is_blocked => schedule.next(),
             _ => None,
         }
     }
 
-    /// What the run is doing, in one word.
+    /// Name of the stage, for the progress display.
     pub fn stage_name(&self) -> &'static str {
         match self.stage {
             ScenarioStage::Ramping(_) => "opening",
@@ -137,7 +135,7 @@ impl Scenario {
         }
     }
 
-    /// How far the stage has come: in connections, or in milliseconds.
+    /// Progress and length of the stage, in connections or in milliseconds.
     pub fn progress(&self, clients: &Clients, now: RunTime) -> (u64, u64) {
         let traffic =
             |length: fn(&Traffic) -> Duration| self.plan.traffic.as_ref().map_or(Duration::ZERO, length);
@@ -154,18 +152,18 @@ impl Scenario {
         (length.saturating_sub(left).as_millis() as u64, length.as_millis() as u64)
     }
 
-    /// Does what is due in the stage, and goes on to the next when its time has come.
+    /// Does the due work of the stage, and starts the next stage.
     ///
     /// # Errors
-    /// The run cannot go on.
-    pub fn steer(
+    /// The run cannot continue.
+    pub fn advance(
         &mut self,
         clients: &mut Clients,
         tracker: &mut DeliveryTracker,
         now: RunTime,
     ) -> Result<(), String> {
         self.measurements.tick(clients.open(), tracker, now);
-        if self.is_deserted(clients) {
+        if self.has_no_clients(clients) {
             self.finish(clients, tracker, now);
         }
         match &mut self.stage {
@@ -173,11 +171,11 @@ impl Scenario {
             ScenarioStage::Holding { until } if *until <= now => self.finish(clients, tracker, now),
             ScenarioStage::Warming { until } if *until <= now => self.measure(clients, tracker, now),
             ScenarioStage::Measuring { .. } => self.measuring(clients, tracker, now),
-            ScenarioStage::Collecting { until } if *until <= now || has_all(clients, tracker) => {
+            ScenarioStage::Collecting { until } if *until <= now || has_all_deliveries(clients, tracker) => {
                 self.finish(clients, tracker, now);
             }
             ScenarioStage::Returning(storm) => {
-                if storm.steer(clients, now) {
+                if storm.advance(clients, now) {
                     self.measurements.storm = Some(storm.figures());
                     self.measurements.close_window(clients.open(), tracker, now);
                     self.measurements.measure_memory(clients.open());
@@ -192,13 +190,13 @@ impl Scenario {
         Ok(())
     }
 
-    /// Is nobody left of those who were there?
-    fn is_deserted(&self, clients: &Clients) -> bool {
-        let has_members = !matches!(
+    /// Returns true if all clients are gone.
+    fn has_no_clients(&self, clients: &Clients) -> bool {
+        let expects_clients = !matches!(
             self.stage,
             ScenarioStage::Ramping(_) | ScenarioStage::Returning(_) | ScenarioStage::Done
         );
-        has_members && clients.open() + clients.pending() == 0
+        expects_clients && clients.open() + clients.pending() == 0
     }
 
     fn ramp(
@@ -212,7 +210,7 @@ impl Scenario {
         match ramp.next(clients.pending(), now) {
             Next::Connect(count) => {
                 for place in begun..begun + count {
-                    let (role, channel, buffer) = seat(&self.plan, place);
+                    let (role, channel, buffer) = assignment(&self.plan, place);
                     clients.connect(role, channel, buffer, now);
                 }
                 Ok(())
@@ -233,7 +231,7 @@ impl Scenario {
         }
     }
 
-    /// All are there.
+    /// Starts the load after the ramp.
     fn begin(
         &mut self,
         clients: &mut Clients,
@@ -251,7 +249,7 @@ impl Scenario {
                     ScenarioStage::Returning(ReconnectStorm::begin(&self.plan, clients, within, now));
             }
             (_, Some(traffic)) => {
-                self.appoint(&traffic, clients, tracker)?;
+                self.choose_publishers(&traffic, clients, tracker)?;
                 self.schedule = Some(match traffic.speed {
                     Speed::Window(_) => SendSchedule::closed(),
                     Speed::Rate(per_second) => SendSchedule::open(per_second, now),
@@ -266,8 +264,8 @@ impl Scenario {
         Ok(())
     }
 
-    /// Chooses the publishers among those that are open.
-    fn appoint(
+    /// Chooses the publishers among the open clients.
+    fn choose_publishers(
         &self,
         traffic: &Traffic,
         clients: &mut Clients,
@@ -295,23 +293,23 @@ impl Scenario {
         Ok(())
     }
 
-    /// Enters the messages that are due.
+    /// Sends the messages that are due.
     pub fn publish(&mut self, clients: &mut Clients, tracker: &mut DeliveryTracker, now: RunTime) {
         let Some(schedule) = &mut self.schedule else { return };
         let Some(traffic) = self.plan.traffic else { return };
-        self.is_held_up = false;
+        self.is_blocked = false;
         let sends = (SEND_BYTES_PER_TURN / traffic.payload_bytes.max(1)).clamp(1, SENDS_PER_TURN);
         for _ in 0..sends {
             let has_room = |id| {
                 let client = clients.get_mut(id);
                 let has_room = client.is_none_or(|client| client.outbox.bytes() < BACKLOG_BYTES_MAX);
-                self.is_held_up = !has_room;
+                self.is_blocked = !has_room;
                 has_room
             };
             let Some((publisher, intended)) = schedule.due(tracker, now, has_room) else { break };
             let id = tracker.publisher(publisher);
             let Some(client) = clients.get_mut(id).filter(|client| client.is_open()) else {
-                // The publisher is gone: its credit is void, its place in an open loop's round is not.
+                // The publisher is gone. Its credit is dropped; in an open loop its turn is counted as unsent.
                 self.measurements.unsent += u64::from(matches!(traffic.speed, Speed::Rate(_)));
                 continue;
             };
@@ -340,25 +338,25 @@ impl Scenario {
             self.stall(clients, tracker);
         }
         if now < until {
-            self.receive_guests(clients, now);
+            self.connect_guests(clients, now);
             return;
         }
-        // What was due since the last turn; what a server keeps us from sending stays unsent.
+        // Messages due since the last turn. Messages that the server's backpressure prevents stay unsent.
         self.publish(clients, tracker, RunTime::from_nanos(until.nanos() - 1));
         if let Some(schedule) = self.schedule.take() {
             self.measurements.unsent += schedule.backlog(until);
         }
         self.measurements.close_window(clients.open(), tracker, now);
         self.measurements.measure_memory(clients.open());
-        // They read again, to learn what they were told.
+        // Stalled clients read again, to receive their close frames.
         clients.resume_stalled();
         let timeout =
-            if self.plan.stalled() > 0 { RESUME_TIMEOUT } else { tracker.patience + COLLECT_MARGIN };
+            if self.plan.stalled() > 0 { RESUME_TIMEOUT } else { tracker.delivery_timeout + COLLECT_MARGIN };
         self.stage = ScenarioStage::Collecting { until: now.after(timeout) };
     }
 
-    /// Begins the guests' connections that are due.
-    fn receive_guests(&mut self, clients: &mut Clients, now: RunTime) {
+    /// Connects the guests that are due.
+    fn connect_guests(&mut self, clients: &mut Clients, now: RunTime) {
         let Workload::Churn { arrivals_per_second, .. } = self.plan.workload else { return };
         let Some(Window { from, .. }) = self.measurements.window else { return };
         let due = (now.seconds_since(from) * arrivals_per_second) as u64;
@@ -369,13 +367,13 @@ impl Scenario {
         }
     }
 
-    /// Some clients read no more. Nobody waits for them from here on.
+    /// Stalls the slow clients. Their messages are no longer waited for.
     fn stall(&mut self, clients: &mut Clients, tracker: &mut DeliveryTracker) {
         self.measurements.split_latency(tracker);
         for (_, client) in clients.iter_mut() {
             if client.is_open() && client.recipient.role == Role::Slow {
                 client.stall();
-                tracker.stalled(&mut client.recipient);
+                tracker.stop_expecting(&mut client.recipient);
             }
         }
     }
@@ -388,13 +386,13 @@ impl Scenario {
     }
 }
 
-/// Is there nothing more to wait for?
-fn has_all(clients: &mut Clients, tracker: &DeliveryTracker) -> bool {
+/// Returns true if there is nothing to wait for.
+fn has_all_deliveries(clients: &mut Clients, tracker: &DeliveryTracker) -> bool {
     tracker.in_flight() == 0 && clients.iter_mut().all(|(_, client)| client.recipient.role != Role::Stalled)
 }
 
-/// What the connection at a place is there for, its channel, and its receive buffer.
-fn seat(plan: &Plan, place: usize) -> (Role, u32, Option<usize>) {
+/// Role, channel and receive buffer of the connection with this number.
+fn assignment(plan: &Plan, place: usize) -> (Role, u32, Option<usize>) {
     let channel = |place: usize| (place % plan.channels as usize) as u32;
     if place >= plan.connections {
         return (Role::Apart, channel(place - plan.connections), None);

@@ -1,10 +1,9 @@
-//! When messages are sent.
+//! The times at which messages are sent.
 //!
-//! A *closed* loop sends the next message when one before it has reached everybody: it finds what the
-//! server can do at most, and its latencies are those of a server that is never behind. An *open* loop
-//! sends at its rate whether the server keeps up or not, and every latency counts from when the message
-//! was *meant* to be sent; otherwise a server that stalls would be asked less, and look the better for
-//! it (coordinated omission).
+//! A *closed* loop sends the next message when an earlier one has reached all clients. It finds the maximum throughput
+//! of the server, and its latencies are those of a server without a backlog. An *open* loop sends at its rate whether
+//! the server keeps up or not, and every latency is measured from the *intended* time of sending. Measured from the
+//! actual time, a server that stalls would get fewer messages and better figures (coordinated omission).
 
 use std::time::Duration;
 
@@ -15,31 +14,31 @@ use crate::ids::SlotId;
 /// When the next message is sent.
 #[derive(Debug)]
 pub enum SendSchedule {
-    /// When one before it has reached everybody.
+    /// When an earlier message has reached all clients.
     Closed,
-    /// At its time.
+    /// At fixed times.
     Open {
-        /// When the first was due.
+        /// Time of the first message.
         start: RunTime,
-        /// How far apart they are.
+        /// Time between two messages.
         period_nanos: f64,
-        /// How many were sent.
+        /// Number of messages sent.
         sent: u64,
     },
 }
 
 impl SendSchedule {
-    /// A closed loop; each publisher's window stands in the tracker.
+    /// A closed loop; the tracker holds the window of each publisher.
     pub fn closed() -> SendSchedule {
         SendSchedule::Closed
     }
 
-    /// An open loop of so many messages a second, over all publishers.
+    /// An open loop with this rate, over all publishers.
     pub fn open(per_second: f64, start: RunTime) -> SendSchedule {
         SendSchedule::Open { start, period_nanos: 1e9 / per_second, sent: 0 }
     }
 
-    /// When the next message is due; `None` where it depends on what comes back.
+    /// Time of the next message; `None` where it depends on deliveries.
     pub fn next(&self) -> Option<RunTime> {
         match *self {
             SendSchedule::Closed => None,
@@ -49,19 +48,19 @@ impl SendSchedule {
         }
     }
 
-    /// How many messages were due before `now` and are not sent.
+    /// Number of messages that were due before `now` and are not sent.
     pub fn backlog(&self, now: RunTime) -> u64 {
         match *self {
             SendSchedule::Closed => 0,
             SendSchedule::Open { start, period_nanos, sent } => {
-                // What is due at the very end belongs to what comes after it.
+                // A message due at exactly `now` belongs to the next window.
                 ((now.nanos_since(start) as f64 / period_nanos).ceil() as u64).saturating_sub(sent)
             }
         }
     }
 
-    /// The publisher of a message that is due, and when it was meant to be sent. In an open loop a
-    /// publisher without room holds up the others; what is due stays due, with its time.
+    /// The publisher of a due message, and the intended time. In an open loop a publisher without room delays the
+    /// others; its messages stay due with their intended times.
     pub fn due(
         &mut self,
         tracker: &mut DeliveryTracker,
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_open_loop_makes_up_for_lost_time_with_the_times_that_were_meant() {
+    fn late_open_loop_sends_with_the_intended_times() {
         let mut tracker = DeliveryTracker::new(1, 1);
         for key in 0..2 {
             tracker.add_publisher(SlotId { key, generation: 0 }, 0);

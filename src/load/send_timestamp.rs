@@ -1,28 +1,28 @@
-//! What stands in a message of ours: whose it is, which one, and when it was meant to be sent.
+//! The timestamp at the start of each message: run, publisher, sequence and intended time of sending.
 //!
-//! In hexadecimal, since a server may relay text only, and at a fixed width, since every received frame
-//! is read for it.
+//! It is hexadecimal, since a server may accept only text, and has a fixed width, since every received message is
+//! parsed for it.
 
 use super::clock::RunTime;
 
-/// What a message says of itself.
+/// Identity and intended time of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendTimestamp {
-    /// Which run sent it. Others may use the same channel, or the server may replay an older run.
+    /// The run. Other programs may use the same channel, and the server may replay messages of an older run.
     pub run: u16,
-    /// Which of the run's publishers.
+    /// Index of the publisher.
     pub publisher: u16,
-    /// Its number among the publisher's messages, from 0.
+    /// Index among the messages of the publisher, from 0.
     pub sequence: u32,
-    /// When it was meant to be sent.
+    /// Intended time of sending.
     pub intended: RunTime,
 }
 
 impl SendTimestamp {
-    /// How long a stamp is, and so the smallest payload.
+    /// Length of a timestamp in bytes, and so the minimum payload.
     pub const BYTES: usize = 32;
 
-    /// Writes the stamp at the start of a payload, which has room for it.
+    /// Writes the timestamp at the start of a payload, which must have room for it.
     pub fn write(self, payload: &mut [u8]) {
         let high = u64::from(self.run) << 48 | u64::from(self.publisher) << 32 | u64::from(self.sequence);
         let digits = u128::from(high) << 64 | u128::from(self.intended.nanos());
@@ -31,7 +31,7 @@ impl SendTimestamp {
         }
     }
 
-    /// Reads the stamp at the start of a payload, if there is one.
+    /// Parses the timestamp at the start of a payload.
     pub fn read(payload: &[u8]) -> Option<SendTimestamp> {
         let digits = payload.first_chunk::<{ Self::BYTES }>()?;
         let high = number(digits[..16].try_into().ok()?)?;
@@ -45,12 +45,12 @@ impl SendTimestamp {
     }
 }
 
-/// What is no digit; it spoils the sum of all that are combined with it.
-const NO_DIGIT: u8 = 0x80;
+/// The value of an invalid digit; it stays visible when values are combined.
+const INVALID_DIGIT: u8 = 0x80;
 
 /// The value of each lower case hexadecimal digit.
 const VALUES: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
+    let mut values = [INVALID_DIGIT; 256];
     let mut value = 0;
     while value < 16 {
         values[b"0123456789abcdef"[value] as usize] = value as u8;
@@ -67,7 +67,7 @@ fn number(digits: [u8; 16]) -> Option<u64> {
         all |= value;
         number = number << 4 | u64::from(value & 0xf);
     }
-    (all & NO_DIGIT == 0).then_some(number)
+    (all & INVALID_DIGIT == 0).then_some(number)
 }
 
 #[cfg(test)]
@@ -75,21 +75,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_read_as_it_was_written() {
-        let stamp = SendTimestamp {
+    fn written_timestamp_is_parsed() {
+        let timestamp = SendTimestamp {
             run: 0xbeef,
             publisher: 7,
             sequence: u32::MAX,
             intended: RunTime::from_nanos(12),
         };
         let mut payload = [b'x'; 40];
-        stamp.write(&mut payload);
+        timestamp.write(&mut payload);
         assert_eq!(&payload, b"beef0007ffffffff000000000000000cxxxxxxxx");
-        assert_eq!(SendTimestamp::read(&payload), Some(stamp));
+        assert_eq!(SendTimestamp::read(&payload), Some(timestamp));
     }
 
     #[test]
-    fn what_is_no_stamp_is_not_read_as_one() {
+    fn other_payload_has_no_timestamp() {
         for payload in [&b""[..], b"hello", &[b'0'; 31], b"beef0007fffffffF000000000000000c", &[0; 32]] {
             assert_eq!(SendTimestamp::read(payload), None, "{payload:?}");
         }

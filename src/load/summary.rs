@@ -1,4 +1,4 @@
-//! From what a run measurements to what its report says.
+//! Computes a report from the measurements of a run.
 
 use hdrhistogram::Histogram;
 
@@ -14,7 +14,7 @@ use super::validity;
 use crate::client::cause::Cause;
 
 impl Report {
-    /// Draws up the report of a run.
+    /// The report of a run.
     pub fn of(plan: &Plan, measurements: &Measurements, server_args: Option<String>) -> Report {
         let measured = measurements.measured;
         let deliveries = measured.map_or(0, |measured| measured.deliveries);
@@ -134,7 +134,7 @@ impl TrafficReport {
 }
 
 impl Quantiles {
-    /// The quantiles of nanoseconds, in microseconds.
+    /// Quantiles in microseconds, from nanoseconds.
     pub fn of(histogram: &Histogram<u64>) -> Quantiles {
         if histogram.is_empty() {
             return Quantiles::default();
@@ -181,9 +181,9 @@ impl MemoryReport {
                 kernel_slab_bytes: point.kernel.slab,
             })
             .collect();
-        // What is measured after a broadcast at the same number of connections holds the broadcast's
-        // buffers too; the slope is that of the ramp, and not of its first step, where a server sets up
-        // what it needs once.
+        // A point after a broadcast at the same number of connections includes the broadcast's buffers, so the slope
+        // is taken over the ramp only. It leaves out the first step, in which a server allocates its shared
+        // structures.
         let rising = points.windows(2).take_while(|pair| pair[0].connections < pair[1].connections).count();
         let ramp = &points[..points.len().min(rising + 1)];
         let ramp = if ramp.len() > 3 { &ramp[1..] } else { ramp };
@@ -213,7 +213,7 @@ impl TimelinePoint {
     }
 }
 
-/// The slope of the line that lies closest to the points (least squares).
+/// Slope of the linear regression (least squares).
 fn slope(points: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let points: Vec<(f64, f64)> = points.collect();
     let count = points.len() as f64;
@@ -224,7 +224,7 @@ fn slope(points: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     (spread > 0.0).then(|| common / spread)
 }
 
-/// From the median towards one, each step a part of what is left, as far as single deliveries.
+/// Quantiles from the median towards one, each step a part of the rest, up to single deliveries.
 fn distribution(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
     if histogram.is_empty() {
         return Vec::new();
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slopes() {
+    fn slope_of_points_is_that_of_their_line() {
         let line = |points: &[(f64, f64)]| slope(points.iter().copied());
         assert_eq!(line(&[(0.0, 5.0), (10.0, 25.0), (20.0, 45.0)]), Some(2.0));
         assert_eq!(line(&[(10.0, 5.0)]), None);

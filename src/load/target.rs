@@ -1,4 +1,4 @@
-//! Where to connect to, and from where.
+//! The server of a run: its address, the paths of channels, and the source addresses to connect from.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -8,34 +8,34 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::client::tls::{TlsConnector, Trust};
 
-/// What stands in a URL's path for the channel's name.
+/// The placeholder for the channel's name in the path of a URL.
 const PLACEHOLDER: &str = "{channel}";
 
-/// The most connections from one address, where there are others: less than half of the 28,232 ports that Linux uses by
+/// Maximum connections from one address if there are others: less than half of the 28,232 ports that Linux uses by
 /// default.
 const CONNECTIONS_PER_SOURCE_MAX: usize = 10_000;
 
-/// A server that broadcasts.
+/// A WebSocket server that broadcasts.
 #[derive(Clone, Debug)]
 pub struct BenchTarget {
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
-    /// `host:port`, as the request's Host field says it.
+    /// `host:port`, for the Host field of the request.
     pub authority: String,
-    /// The path, perhaps with a place for the channel.
+    /// The path, with or without the placeholder.
     path: String,
-    /// Addresses to connect from, in turn; the kernel chooses if there are none.
+    /// Source addresses, used in turn; if empty, the kernel chooses.
     pub sources: Vec<IpAddr>,
-    /// TLS, if it is asked for.
+    /// The TLS configuration, for `wss://`.
     pub tls: Option<TlsConnector>,
 }
 
 impl BenchTarget {
-    /// Reads `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme. Without a path it
-    /// is that of `oyez serve`, with a place for the channel.
+    /// Parses `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme. The default path
+    /// is that of `oyez serve`, with the placeholder.
     ///
     /// # Errors
-    /// Says what is wrong with the URL or with the certificates, or that the host has no address.
+    /// The URL is invalid, the host has no address, or the certificate file cannot be used.
     pub fn parse(url: &str, trust: &Trust) -> Result<BenchTarget, String> {
         let bad = || format!("{url:?} is not a WebSocket URL: write ws://host:port, or wss://");
         let (rest, port, is_secure) = match url.split_once("://") {
@@ -48,7 +48,7 @@ impl BenchTarget {
             Some(slash) => (&rest[..slash], &rest[slash..]),
             None => (rest, "/ws/{channel}"),
         };
-        // A path goes into the request as it is; nothing in it may end the line.
+        // The path becomes part of the request line, so it must not end the line.
         if authority.is_empty() || rest.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '#') {
             return Err(bad());
         }
@@ -60,14 +60,14 @@ impl BenchTarget {
         let mut addresses =
             with_port.to_socket_addrs().map_err(|error| format!("cannot find {authority}: {error}"))?;
         let address = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
-        // An address of version 6 has brackets in a URL, and none in a certificate.
+        // An IPv6 address has brackets in a URL, and none in a certificate.
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let tls = if is_secure { Some(TlsConnector::new(host, trust)?) } else { None };
         let (authority, path) = (authority.to_owned(), path.to_owned());
         Ok(BenchTarget { address, authority, path, sources: Vec::new(), tls })
     }
 
-    /// Do different channels have different paths?
+    /// Returns true if the path contains the placeholder.
     pub fn has_channels(&self) -> bool {
         self.path.contains(PLACEHOLDER)
     }
@@ -77,16 +77,16 @@ impl BenchTarget {
         self.path.replace(PLACEHOLDER, &format!("bench-{channel}"))
     }
 
-    /// Begins a connection, the `number`-th from us.
+    /// Starts a connection, the `number`-th of this run.
     ///
     /// # Errors
-    /// No port is left, or no descriptor, or the connection fails at once.
+    /// No port or no descriptor is left, or the connection fails at once.
     pub fn connect(&self, number: u64, receive_buffer_bytes: Option<usize>) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(self.address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         if let Some(bytes) = receive_buffer_bytes {
-            // Before the connection is made, since the window is announced in its first segment.
+            // Before connecting, since the first segment announces the window.
             socket.set_recv_buffer_size(bytes)?;
         }
         if !self.sources.is_empty() {
@@ -99,18 +99,17 @@ impl BenchTarget {
         }
     }
 
-    /// Chooses sources, if the connections would not all find a port with one: on a loopback address
-    /// the whole of 127.0.0.0/8 is ours. Each `run` gets addresses of its own, since the ports of the one
-    /// before rest for a minute (TIME_WAIT).
+    /// Chooses source addresses if one has too few ports for all connections: on loopback all of 127.0.0.0/8 can be
+    /// used. Each `run` uses different addresses, since the ports of the previous run are in TIME_WAIT for a minute.
     pub fn spread(&mut self, connections: usize, ports: usize, run: u32) {
         let is_ours = cfg!(target_os = "linux") && self.address.is_ipv4() && self.address.ip().is_loopback();
         if is_ours && self.sources.is_empty() {
-            // The kernel looks for a free port among every other one first. When those are taken, each
-            // search goes through all of them: 20,000 connections took 9.9 s from one source, 0.5 s from two.
+            // The kernel first searches every other port for a free one. When those are taken, each search visits all
+            // of them: 20,000 connections took 9.9 s from one source, and 0.5 s from two.
             let of_one = CONNECTIONS_PER_SOURCE_MAX.min(ports * 4 / 10);
             let sources = connections.div_ceil(of_one.max(1));
             if sources > 1 {
-                // 127.0.0.x is left to everybody else.
+                // 127.0.0.x is left to other programs.
                 let first = 0x7f00_0001 | (run % 0xffff + 1) << 8;
                 let source = |number: usize| IpAddr::from(Ipv4Addr::from(first + number as u32));
                 self.sources = (0..sources).map(source).collect();
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls() {
+    fn url_with_or_without_path_is_parsed() {
         let check = |url: &str, address: &str, path: &str| {
             let target = BenchTarget::parse(url, &Trust::Public).unwrap();
             assert_eq!(
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_spread_where_one_has_too_few_ports() {
+    fn sources_are_spread_when_one_has_too_few_ports() {
         let mut target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         target.spread(10_000, 28_000, 1);
         assert_eq!(target.sources.len(), 0);

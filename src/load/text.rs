@@ -1,11 +1,11 @@
-//! A report in lines of text.
+//! Formats a report as text.
 
 use std::fmt::{self, Write};
 
 use super::report::{CauseCount, ConnectionsReport, Quantiles, Report, Usage};
 use crate::client::tls::Certificates;
 
-/// A report that is printed.
+/// Displays a report as text.
 pub struct TextReport<'a>(pub &'a Report);
 
 impl fmt::Display for TextReport<'_> {
@@ -13,7 +13,7 @@ impl fmt::Display for TextReport<'_> {
         let report = self.0;
         line(f, &report.setup.scenario, &setup(report))?;
         if report.interrupted {
-            line(f, "INTERRUPTED", "the figures are those measured until then")?;
+            line(f, "INTERRUPTED", "the figures are those measured until the signal")?;
         }
         connections(f, "connections", &report.connections)?;
         if let Some(guests) = &report.guests {
@@ -39,11 +39,11 @@ impl fmt::Display for TextReport<'_> {
     }
 }
 
-/// The default width of a terminal, and the column in which the text begins.
+/// The default width of a terminal, and the column of the text.
 const COLUMNS: usize = 80;
 const INDENT: usize = 14;
 
-/// A name and a text, wrapped between words at the width of a terminal.
+/// A name followed by text, wrapped at the width of a terminal.
 fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     write!(f, "{name:<width$}", width = INDENT - 1)?;
     let mut column = INDENT - 1;
@@ -60,7 +60,7 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f)
 }
 
-/// What was done, in one line.
+/// The configuration of the run, in one line.
 pub fn setup(report: &Report) -> String {
     let setup = &report.setup;
     let clients = many(setup.connections, "client");
@@ -101,7 +101,7 @@ fn storm(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let after =
         |seconds: Option<f64>| seconds.map_or("never".to_owned(), |seconds| format!("{seconds:.3} s"));
     let text = format!(
-        "{} dropped, {} back; 95 % after {}, all after {}; {} attempts",
+        "{} dropped, {} reconnected; 95 % after {}, all after {}; {} attempts",
         storm.dropped,
         storm.returned,
         after(storm.seconds_to_95_percent),
@@ -134,8 +134,8 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         ("misdelivered", traffic.misdelivered),
         ("cut off", traffic.cut_off),
         ("foreign", traffic.foreign),
-        ("not with all in time", traffic.abandoned),
-        ("due and not sent", traffic.unsent),
+        ("abandoned", traffic.abandoned),
+        ("unsent", traffic.unsent),
     ];
     for (name, count) in rare.iter().filter(|(_, count)| *count > 0) {
         let _ = write!(text, ", {name} {count}");
@@ -195,7 +195,7 @@ fn usage(usage: Usage) -> String {
     text
 }
 
-/// So many of something.
+/// A count and its noun.
 pub fn many(count: usize, word: &str) -> String {
     format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
@@ -220,7 +220,7 @@ fn quantiles(quantiles: &Quantiles) -> String {
     )
 }
 
-/// Microseconds in a readable unit, at three digits.
+/// Microseconds in a readable unit, with three digits.
 pub fn micros(micros: f64) -> String {
     match micros {
         ..99.95 => format!("{micros:.1} us"),
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_three_digits_and_a_unit() {
+    fn time_has_three_digits_and_a_unit() {
         for (value, text) in [
             (0.0, "0.0 us"),
             (99.94, "99.9 us"),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_where_a_terminal_does() {
+    fn line_is_wrapped_at_the_width_of_a_terminal() {
         struct Line(String);
         impl fmt::Display for Line {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

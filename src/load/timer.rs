@@ -1,7 +1,7 @@
-//! A timer that is finer than the poll's milliseconds.
+//! A timer with a finer resolution than the poll's milliseconds.
 //!
-//! Messages of an open loop are due at points of their own; a poll that wakes up to a millisecond late
-//! would add that to every latency.
+//! Messages of an open loop are due at arbitrary times. A poll that wakes up to a millisecond late would add that to
+//! every latency.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use super::clock::RunTime;
 
-/// Wakes the poll at a time.
+/// Wakes the poll at a set time.
 #[derive(Debug)]
 pub(super) struct Timer {
     #[cfg(target_os = "linux")]
@@ -32,7 +32,7 @@ impl Timer {
         Ok(Timer { timer, armed_for: None })
     }
 
-    /// Wakes the poll at `time`, once. Setting it again also clears what it has raised.
+    /// Wakes the poll at `time`, once. Arming the timer again also clears its event.
     ///
     /// # Errors
     /// None that are known.
@@ -42,7 +42,7 @@ impl Timer {
             return Ok(());
         }
         self.armed_for = Some(time);
-        // Zero would disarm it.
+        // Zero would disarm the timer.
         let nanos = time.nanos_since(now).max(1);
         let value =
             Timespec { tv_sec: (nanos / 1_000_000_000) as i64, tv_nsec: (nanos % 1_000_000_000) as i64 };
@@ -53,7 +53,7 @@ impl Timer {
     }
 }
 
-/// Elsewhere the poll's milliseconds have to do; how late they make messages stands in the report.
+/// Other systems use the poll's milliseconds; the report contains the resulting delay of messages.
 #[cfg(not(target_os = "linux"))]
 impl Timer {
     pub(super) fn new(_: &Registry, _: Token) -> io::Result<Timer> {

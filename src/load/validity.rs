@@ -1,26 +1,26 @@
-//! Was it the server that was measured, or the load generator?
+//! Validity of a run: whether the figures describe the server, or the load generator itself.
 
 use super::report::{CauseCount, Report};
 
-/// A loop that is this busy may be what everything waits for.
+/// A loop that is busier than this may be the bottleneck.
 const BUSY_SHARE: f64 = 0.9;
 
-/// How much of the time the generator may wait for a processor: what is above it are other programs, or
-/// the server, on the same ones.
+/// Maximum share of time that the generator may wait for a processor. Above it, other programs or the server run on
+/// the same processors.
 const WAITED_SHARE_MAX: f64 = 0.1;
 
-/// How late messages of an open loop may be, at the 99th of a hundred, in microseconds.
+/// Maximum delay of messages of an open loop (99th percentile), in microseconds.
 const LATENESS_US_MAX: f64 = 5_000.0;
 
-/// Connection errors that are caused by this side: no ports, descriptors or memory.
+/// Connection errors that this machine causes: no ports, descriptors or memory.
 const OWN_CAUSES: [&str; 6] = ["EADDRINUSE", "EADDRNOTAVAIL", "EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"];
 
-/// Why the figures are the load generator's and not the server's.
+/// The reasons why the figures describe the load generator and not the server.
 pub fn invalid(report: &Report) -> Vec<String> {
     let mut why = Vec::new();
     let own = report.generator.usage;
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
-    // A server that is as busy is the bottleneck too, and its figures are its own.
+    // A server that is equally busy is the bottleneck too, and the figures describe it.
     let server_share = report.server.map_or(0.0, |server| server.cpu_share);
     if own.cpu_share >= BUSY_SHARE && server_share < BUSY_SHARE {
         why.push(format!(
@@ -31,7 +31,7 @@ pub fn invalid(report: &Report) -> Vec<String> {
     }
     if own.waited_share > WAITED_SHARE_MAX {
         why.push(format!(
-            "the load generator waited for a processor for {} of the time: other programs run here, or the server on the same one",
+            "the load generator waited for a processor for {} of the time: other programs or the server run on the same processors",
             percent(own.waited_share)
         ));
     }
@@ -42,23 +42,21 @@ pub fn invalid(report: &Report) -> Vec<String> {
         let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
         if count > 0 {
             why.push(format!(
-                "{count} connections failed here and not at the server, with {cause}{}",
+                "{count} connections failed on this machine and not at the server, with {cause}{}",
                 advice(cause)
             ));
         }
     }
     let lateness = report.generator.send_lateness_us;
     if report.setup.rate_per_second.is_some() && lateness.p99 > LATENESS_US_MAX {
-        why.push(format!("messages were entered up to {:.1} ms late (p99)", lateness.p99 / 1e3));
+        why.push(format!("messages were sent up to {:.1} ms late (p99)", lateness.p99 / 1e3));
     }
     why
 }
 
 fn advice(cause: &str) -> &'static str {
     match cause {
-        "EADDRNOTAVAIL" | "EADDRINUSE" => {
-            ": give more addresses to leave from (--source-ip), that are this machine's"
-        }
+        "EADDRNOTAVAIL" | "EADDRINUSE" => ": add source addresses of this machine (--source-ip)",
         "EMFILE" => ": raise the descriptor limit",
         _ => "",
     }
@@ -75,7 +73,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn who_was_the_bottleneck() {
+    fn busy_generator_is_invalid_unless_the_server_is_as_busy() {
         let target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
         let (workload, ramp) = (Workload::Fanout, Duration::ZERO);
         let plan = Plan { workload, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
@@ -88,13 +86,13 @@ mod tests {
             invalid(&report).len()
         };
         assert_eq!(busy(0.5, Some(0.99), 0.0), 0);
-        assert_eq!(busy(0.95, Some(0.95), 0.0), 0, "both are at their end");
+        assert_eq!(busy(0.95, Some(0.95), 0.0), 0, "both are saturated");
         assert_eq!(busy(0.95, Some(0.5), 0.0), 1);
         assert_eq!(busy(0.95, None, 0.0), 1);
         assert_eq!(busy(0.95, Some(0.5), 0.2), 2);
         let mut late = idle.clone();
         late.generator.send_lateness_us.p99 = 6_000.0;
-        assert_eq!(invalid(&late).len(), 0, "a closed loop has no times to keep");
+        assert_eq!(invalid(&late).len(), 0, "a closed loop has no intended times");
         late.setup.rate_per_second = Some(10.0);
         assert_eq!(invalid(&late).len(), 1);
         let refused = |cause: &str| {
@@ -105,8 +103,8 @@ mod tests {
         };
         for cause in OWN_CAUSES {
             let why = refused(cause).join("");
-            assert!(why.starts_with("7 connections failed here") && why.contains(cause), "{why}");
+            assert!(why.starts_with("7 connections failed on this machine") && why.contains(cause), "{why}");
         }
-        assert_eq!(refused("ECONNREFUSED").len(), 0, "that is the server's");
+        assert_eq!(refused("ECONNREFUSED").len(), 0, "the server refused them");
     }
 }

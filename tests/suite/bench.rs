@@ -214,7 +214,7 @@ fn failed_assertion_sets_the_exit_status() {
     check("open=5,refused=7", 1, "refused=7 does not hold: it is 0");
     check("loss=0", 1, "this run has no such figure");
     check("p99<50", 2, "a time needs a unit");
-    check("losses=0", 2, "no figure");
+    check("losses=0", 2, "not a figure");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn connections_use_source_addresses_in_rotation() {
     assert_eq!((run.code, run.number("/connections/opened")), (1, 0.0), "{}", run.stderr);
     assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "EADDRNOTAVAIL");
     let why = run.json["invalid"].to_string();
-    assert!(why.contains("6 connections failed here") && run.stdout.contains("INVALID"), "{why}");
+    assert!(why.contains("6 connections failed on this machine") && run.stdout.contains("INVALID"), "{why}");
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn run_limited_by_the_load_generator_is_marked_invalid() {
     assert!(stderr.contains("invalid=0 does not hold"), "{stderr}");
     let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let why = report["invalid"].to_string();
-    assert!(why.contains("messages were entered up to"), "{why}");
+    assert!(why.contains("messages were sent up to"), "{why}");
     let _ = fs::remove_file(&path);
 }
 
@@ -329,7 +329,7 @@ fn usage_error_is_one_line() {
     check(&["fanout", "--rate", "5", "--window", "5"], "cannot be used with");
     check(&["fanout", "--connections", "2", "--publishers", "3"], "--publishers-apart");
     check(&["fanout", "--payload", "8"], "32");
-    check(&["slow", "--connections", "5", "--stalled", "5"], "leaves nobody");
+    check(&["slow", "--connections", "5", "--stalled", "5"], "leaves no client that reads");
     check(&["idle", "--connections", "9000000"], "at most");
     check(&["idle", "--tls"], "--tls needs --url");
     check(&["idle", "--tls-insecure"], "--tls needs --url");

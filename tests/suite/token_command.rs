@@ -84,7 +84,7 @@ fn token_file_is_readable_by_its_owner_only_and_replaced() {
     let output = out(&file);
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(said, format!("{file} is written: show it with --token-file {file}\n"));
+    assert_eq!(said, format!("{file} is written: use it with --token-file {file}\n"));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let token = std::fs::read_to_string(&file).unwrap();
     assert!(token.ends_with('\n') && token.matches('.').count() == 2, "{token}");
@@ -185,11 +185,11 @@ fn invalid_arguments_are_one_error_line() {
     new(&[&["--publish=a/b"][..], &key].concat(), "A-Z");
     new(&[&["--publish=*a"][..], &key].concat(), "at the end");
     new(&[&["--publish=a", "--ttl=1w"][..], &key].concat(), "7d");
-    new(&[&["--publish=a", "--sub=a\u{1b}"][..], &key].concat(), "cursor");
+    new(&[&["--publish=a", "--sub=a\u{1b}"][..], &key].concat(), "control");
     new(&["--publish=a", "--jwt-secret-file", &short], "oyez token secret FILE");
     new(&["--publish=a", "--jwt-secret-file", &public], "no shared secret");
     new(&["--publish=a", "--jwt-secret-file", "/no/such/file"], "/no/such/file");
-    new(&["--publish=a", "--jwt-secret-file", "/dev/zero"], "this is no key");
+    new(&["--publish=a", "--jwt-secret-file", "/dev/zero"], "not a key file");
     new(&["--publish=a", "--jwt-private-key", &public], "BEGIN PRIVATE KEY");
     let long = format!("--publish={}", "a".repeat(250));
     new(&[&vec![long.as_str(); 30][..], &key].concat(), "fewer patterns");
