@@ -233,8 +233,9 @@ impl<E: Entrance> Server<E> {
         // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-        // The address is taken first, so that a second server fails before it marks the file, and listened on last: a
-        // client that connects is served at once, and a load balancer sees a server that is not there yet.
+        // The address is taken first and listened on when the history is loaded: a client that connects is served at
+        // once, and a load balancer sees a server that is not there yet. Only a server that listens marks the file as
+        // being in use: of two that load at once on one address the second ends here.
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
@@ -245,12 +246,14 @@ impl<E: Entrance> Server<E> {
         engine.client_salt = engine.run;
         let load = || match &config.history_file {
             None => Ok(None),
-            Some(file) => store::open(file, &engine.limits, clock.times(), stamp)
+            Some(file) => store::load(file, &engine.limits, clock.times(), stamp)
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
         let mut store = None;
-        if let Some(Opened { store: opened, hub, clients }) = listener.listen_after(&config.tcp, load)? {
+        if let Some(loaded) = listener.listen_after(&config.tcp, load)? {
+            let Opened { store: opened, hub, clients } =
+                loaded.mark_in_use().map_err(StartError::HistoryFile)?;
             engine.hub = hub;
             engine.client_salt = clients.unwrap_or(engine.client_salt);
             store = Some(opened);

@@ -17,7 +17,7 @@ use oyez::hub::Hub;
 use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
 use oyez::moment::Moment;
-use oyez::server::store::{self, Opened, Stamp, Times};
+use oyez::server::store::{self, Loaded, Opened, Stamp, Times};
 use oyez::wire::Kind;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -622,7 +622,7 @@ fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
     let file = HistoryFile { path: path.to_owned(), sync_ms: 2 };
     let start = Instant::now();
     loop {
-        match store::open(&file, &Limits::default(), times(0), stamp) {
+        match store::load(&file, &Limits::default(), times(0), stamp).and_then(Loaded::mark_in_use) {
             // A process that another test is about to start shares our descriptors for a short time, and with them
             // the lock.
             Err(error) if error.to_string().contains("uses it") && start.elapsed() < TEST_TIMEOUT => {

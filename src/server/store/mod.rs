@@ -31,7 +31,7 @@ use crate::moment::Moment;
 use tables::State;
 use writer::{Order, Report, Thread};
 
-pub use open::{OpenError, Opened, open};
+pub use open::{Loaded, OpenError, Opened, load};
 pub use stamp::{Stamp, new_epoch};
 
 /// Bytes of a batch, or one message more. It is about what a turn may read and publish, so a turn writes down

@@ -1,4 +1,6 @@
-//! What happens to a history file at start: it is locked, checked, read, and marked as being in use.
+//! Opening a history file at start: it is locked, checked and read, and then marked as being in use.
+//!
+//! These are two steps, since the server listens in between: a server that cannot listen leaves the file as it was.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -78,12 +80,23 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// Opens a history file, or makes one, and restores the hub under the limits of today. When this returns,
-/// the file says on the disk that it is in use.
+/// A history file that was read and is locked, but not marked as being in use.
+#[derive(Debug)]
+pub struct Loaded {
+    file: HistoryFile,
+    tables: Tables,
+    hub: Hub,
+    clients: Option<u32>,
+    log_ms: u64,
+    stamp: Stamp,
+    born_ms: u64,
+}
+
+/// Opens a history file, or makes one, and restores the hub under the limits of today.
 ///
 /// # Errors
 /// The file cannot be used, and what was in it still is.
-pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> Result<Opened, OpenError> {
+pub fn load(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> Result<Loaded, OpenError> {
     let fail = |problem| OpenError { path: file.path.clone(), problem };
     // Over the limit of a file's size a write fails like any other, instead of ending the process.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
@@ -109,29 +122,43 @@ pub fn open(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> 
     };
     let clients = state.map(|state| state.clients);
     let log_ms = state.map_or(0, |state| state.log_ms);
-    let mark =
-        State { head: hub.journal_head(), log_ms, stamp, clients: clients.unwrap_or(0), is_clean: false };
-    tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
-    let identity = writer::identity(&file.path).map_err(|error| fail(Problem::Io(error)))?;
-    let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
-    let (sent, reports) = mpsc::channel();
-    let thread = writer::start(file.path.clone(), identity, tables, received, sent)
-        .map_err(|error| fail(Problem::Io(error)))?;
-    let store = Store {
-        path: file.path.clone(),
-        sync_ms: u64::from(file.sync_ms),
-        born_ms: log_ms.saturating_sub(times.millis),
-        orders,
-        reports,
-        thread: Some(thread),
-        outstanding: 0,
-        round: Round::Idle,
-        next_round_ms: 0,
-        oldest_ms: 0,
-        waiting_since_ms: None,
-        is_late: false,
-    };
-    Ok(Opened { store, hub, clients })
+    let born_ms = log_ms.saturating_sub(times.millis);
+    Ok(Loaded { file: file.clone(), tables, hub, clients, log_ms, stamp, born_ms })
+}
+
+impl Loaded {
+    /// Marks the file as being in use. When this returns, the mark is safe on the disk.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn mark_in_use(self) -> Result<Opened, OpenError> {
+        let Loaded { file: HistoryFile { path, sync_ms }, tables, hub, clients, log_ms, stamp, born_ms } =
+            self;
+        let fail = |problem| OpenError { path: path.clone(), problem };
+        let clients_salt = clients.unwrap_or(0);
+        let mark = State { head: hub.journal_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
+        tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
+        let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
+        let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
+        let (sent, reports) = mpsc::channel();
+        let thread = writer::start(path.clone(), identity, tables, received, sent)
+            .map_err(|error| fail(Problem::Io(error)))?;
+        let store = Store {
+            path,
+            sync_ms: u64::from(sync_ms),
+            born_ms,
+            orders,
+            reports,
+            thread: Some(thread),
+            outstanding: 0,
+            round: Round::Idle,
+            next_round_ms: 0,
+            oldest_ms: 0,
+            waiting_since_ms: None,
+            is_late: false,
+        };
+        Ok(Opened { store, hub, clients })
+    }
 }
 
 fn tell(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
@@ -144,5 +171,56 @@ fn tell(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
         warn!(
             "history file {path}: {counts}; it was not ended in order, so a new epoch begins and clients are told of a gap"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::ids::{ChannelName, Sender};
+    use crate::metrics::Metrics;
+    use crate::moment::Moment;
+    use crate::wire::Kind;
+
+    const STAMP: Stamp = Stamp { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
+
+    #[test]
+    fn file_that_was_only_loaded_is_as_clean_as_before() {
+        let name = format!("oyez-loaded-{}", std::process::id());
+        let file = HistoryFile { path: std::env::temp_dir().join(name), sync_ms: 1_000 };
+        let (limits, times) = (Limits::default(), Times { now: Moment::from_millis(5), millis: 5 });
+        let load = || {
+            let start = Instant::now();
+            loop {
+                match load(&file, &limits, times, STAMP) {
+                    // The writer's thread ends after its store.
+                    Err(OpenError { problem: Problem::InUse, .. })
+                        if start.elapsed() < Duration::from_secs(60) =>
+                    {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    loaded => return loaded.unwrap(),
+                }
+            }
+        };
+        let Opened { store, mut hub, .. } = load().mark_in_use().unwrap();
+        let epoch = hub.head().epoch;
+        let channel = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
+        hub.publish(channel, Kind::Text, b"x", Sender::default(), None);
+        while let Some(channel) = hub.next_touched() {
+            let _ = hub.seal(channel, times.now);
+        }
+        let patience = Duration::from_secs(60);
+        assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times, STAMP, patience));
+        // A server that cannot listen, since another one listens on its address by now.
+        drop(load());
+        let again = load();
+        assert_eq!((again.hub.head().epoch, again.hub.kept().messages), (epoch, 1));
+        // One that is killed.
+        drop(again.mark_in_use().unwrap());
+        assert_ne!(load().hub.head().epoch, epoch);
+        std::fs::remove_file(&file.path).unwrap();
     }
 }
