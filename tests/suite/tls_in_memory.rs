@@ -8,6 +8,7 @@ use std::sync::Arc;
 use oyez::close::{Reason, TlsFault};
 use oyez::config::Limits;
 use oyez::ids::SlotId;
+use oyez::metrics::Limit;
 use oyez::server::tls::{Secured, Workbench};
 use oyez::session::State;
 use rustls::version::{TLS12, TLS13};
@@ -374,9 +375,15 @@ fn endless_client_hello_is_refused() {
 
 #[test]
 fn client_hellos_per_turn_are_bounded() {
+    answer_ten_hellos(|_| "127.0.0.1".to_owned());
+    answer_ten_hellos(|number| format!("192.0.2.{number}"));
+}
+
+fn answer_ten_hellos(address: impl Fn(usize) -> String) {
     let mut tls = Tls::new(&TLS13, Limits::default(), 3);
     let mut member = tls.join("/ws");
-    let mut peers: Vec<Peer> = (0..10).map(|_| tls.connect(Behavior::Cooperative)).collect();
+    let mut peers: Vec<Peer> =
+        (0..10).map(|number| tls.connect_from(&address(number), Behavior::Cooperative)).collect();
     for peer in &mut peers {
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
@@ -706,4 +713,62 @@ fn unfinished_client_hello_uses_only_its_received_bytes() {
     tls.turn();
     let debt = tls.rig.engine.slots.get(peer.id).unwrap().debt_bytes();
     assert!((150..=200).contains(&debt), "{debt}");
+}
+
+/// The beginning of a record of 16 KiB with a ClientHello that is as long.
+fn half_hello(length: usize) -> Vec<u8> {
+    let mut hello = vec![0; length];
+    hello[..9].copy_from_slice(&[22, 3, 1, 0x3f, 0xff, 1, 0, 0x3f, 0xfb]);
+    hello
+}
+
+#[test]
+fn half_open_handshakes_count_as_connections_of_their_address() {
+    let limits = Limits { connections_per_address_max: 3, handshake_timeout_ms: 1_000, ..Limits::default() };
+    let mut tls = Tls::new(&TLS13, limits, 1_000);
+    let flood = |tls: &mut Tls| -> Vec<SlotId> {
+        let ids = (0..100).map(|_| {
+            let id = tls.rig.connect_from("192.0.2.1", Behavior::Cooperative);
+            tls.rig.send(id, &half_hello(8_000));
+            id
+        });
+        let ids: Vec<SlotId> = ids.collect();
+        tls.turn();
+        ids.into_iter().filter(|&id| tls.rig.is_alive(id)).collect()
+    };
+    // And 16 that are told so, as far as they can be: they have to finish their handshake within the same time.
+    let held = flood(&mut tls);
+    assert_eq!(held.len(), 3 + 16);
+    let refused = |tls: &Tls| tls.rig.engine.metrics.rate_limited[Limit::ConnectionsPerAddress as usize];
+    assert_eq!(refused(&tls), 97);
+    let other = tls.connect_from("192.0.2.2", Behavior::Cooperative);
+    tls.rig.send(other.id, &half_hello(8_000));
+    tls.turn();
+    assert!(tls.rig.is_alive(other.id) && refused(&tls) == 97);
+    tls.rig.advance_ms(4_000);
+    assert!(held.into_iter().all(|id| !tls.rig.is_alive(id)), "nothing that arrives prolongs it");
+    assert_eq!(flood(&mut tls).len(), 3 + 16);
+}
+
+#[test]
+fn half_open_handshakes_are_debtors_under_memory_pressure() {
+    let mut tls = Tls::new(&TLS13, Limits { memory_bytes_max: 100 << 20, ..Limits::default() }, 1_000);
+    let mut subscriber = tls.join("/ws");
+    let mut connect = |length: usize| {
+        let id = tls.rig.connect(Behavior::Cooperative);
+        tls.rig.send(id, &half_hello(length));
+        id
+    };
+    let large: Vec<SlotId> = (0..20).map(|_| connect(8_000)).collect();
+    let small = connect(200);
+    tls.turn();
+    assert!(large.iter().all(|&id| tls.rig.is_alive(id)));
+    tls.rig.used_bytes = 85 << 20;
+    tls.turn();
+    assert!(large.iter().all(|&id| !tls.rig.is_alive(id)));
+    assert_eq!(tls.rig.engine.metrics.closed(Reason::Slow), 20);
+    assert!(tls.rig.is_alive(small) && tls.rig.is_alive(subscriber.id));
+    subscriber.write(&frames::masked(TEXT, b"still here"));
+    tls.run_until_idle(&mut subscriber);
+    assert_eq!(subscriber.frames()[0].payload, b"still here");
 }
