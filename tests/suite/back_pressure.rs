@@ -245,6 +245,23 @@ fn drain_resumes_all_paused_publishers() {
     assert_eq!(rig.frames(raw).last().unwrap().close_code().0, 4200);
 }
 
+#[test]
+fn subscriber_that_stays_slow_does_not_use_up_the_pause_for_later_ones() {
+    let mut rig = Rig::new(limits());
+    let publisher = rig.join("/ws?echo=0");
+    let first = pressed(&mut rig, publisher, 3);
+    rig.advance_ms(1_500);
+    assert!(!is_paused(&rig, publisher), "the time of the first is over");
+    let second = pressed(&mut rig, publisher, 3);
+    rig.send_text(publisher, &message(3));
+    rig.run_until_idle();
+    assert!(is_paused(&rig, publisher));
+    rig.set_behavior(second, Behavior::Cooperative);
+    rig.run_until_idle();
+    assert!(!is_paused(&rig, publisher) && rig.is_alive(first));
+    assert_eq!(numbers(&mut rig, second), [0, 1, 2, 3]);
+}
+
 /// Subscribers that pause publishers in sequence, each after one more message.
 #[test]
 fn slow_subscribers_in_sequence_do_not_stop_a_channel() {

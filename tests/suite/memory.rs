@@ -176,6 +176,34 @@ fn largest_connections_are_closed_first_and_no_more_than_needed() {
 }
 
 #[test]
+fn search_that_found_too_few_debtors_pauses() {
+    let mut rig = rig_without_history();
+    rig.used_bytes = 85 * MIB;
+    rig.turn();
+    debtor(&mut rig, "a", 10);
+    assert_eq!(rig.engine.metrics.memory_debtors_closed, 0, "each search walks over all connections");
+    rig.advance_ms(50);
+    assert_eq!(rig.engine.metrics.memory_debtors_closed, 1);
+}
+
+#[test]
+fn one_turn_evicts_a_bounded_number_of_messages() {
+    const MESSAGES: usize = 15_000;
+    let history = HistoryLimits { messages_max: MESSAGES, ..HistoryLimits::default() };
+    let mut rig = Rig::new(Limits { memory_bytes_max: BUDGET, history, ..Limits::default() });
+    let publisher = rig.join("/ws/a?echo=0");
+    rig.send(publisher, &frames::masked(TEXT, b"x").repeat(MESSAGES));
+    rig.run_until_idle();
+    assert_eq!(rig.engine.hub.kept().messages, MESSAGES);
+    rig.used_bytes = 94 * MIB;
+    let mut left = || {
+        rig.turn();
+        rig.engine.hub.kept().messages
+    };
+    assert_eq!((left(), left()), (5_000, 0));
+}
+
+#[test]
 fn small_connections_are_never_closed() {
     let mut rig = rig();
     let subscribers: Vec<SlotId> = (0..20).map(|_| rig.join("/ws/a")).collect();

@@ -180,6 +180,26 @@ fn newcomers_do_not_prolong_the_life_of_a_large_encoding() {
     assert!(seconds > 19, "each reader has ten seconds, but after {seconds} memory was free");
 }
 
+#[test]
+fn newcomer_has_its_whole_time_to_take_a_large_message() {
+    let mut rig = rig(1_300_000);
+    for channel in ["a", "b", "c"] {
+        publish_on(&mut rig, channel, &expensive(100_000));
+    }
+    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+    rig.advance_ms(15_000);
+    // 75 KB/s, which takes eight seconds.
+    let newcomer = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::LimitedWrites(3_750));
+    rig.turn();
+    for channel in ["b", "c"] {
+        connect(&mut rig, &upgrade(&format!("/ws/{channel}?since=earliest")), TRICKLE);
+    }
+    rig.advance_ms(6_000);
+    assert!(!rig.is_alive(first) && replays_waiting(&rig) == 1);
+    rig.advance_ms(3_500);
+    assert!(rig.pipe(newcomer).outgoing.len() > 600_000);
+}
+
 /// Three replays with room for one: that of the first connection, which does not read, and two that wait in this order,
 /// on channels with two large messages each. After 15 s the first connection reads; the subscriber of "c" does not.
 fn replays_take_turns(channels: [&str; 2], meanwhile: impl FnOnce(&mut Rig)) -> (Rig, [SlotId; 2]) {

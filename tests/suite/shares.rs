@@ -80,6 +80,9 @@ fn created_channels_count_until_they_end() {
         assert_eq!(subscribe(&mut rig, id, channel), "subscribed");
     }
     assert_eq!(publish(&mut rig, id, "h"), "too_many_channels", "subscriptions count too");
+    assert_eq!(ask(&mut rig, id, &json!({"type": "unsubscribe", "ch": "g"})), "unsubscribed");
+    assert_eq!(publish(&mut rig, id, "h"), "ack");
+    assert_eq!(rig.engine.hub.channels_created_by(id), 1);
     rig.send_eof(id);
     rig.run_until_idle();
     assert_eq!(rig.engine.hub.channels_created_by(id), 0, "a connection that is gone leaves nothing");
