@@ -201,7 +201,9 @@ fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -
 
 /// clap's hints, as the end of a line.
 fn reword(part: &str) -> String {
-    let Some(tip) = part.strip_prefix("tip: ") else { return part.to_owned() };
+    let Some(tip) = part.strip_prefix("tip: ") else {
+        return part.replace("value was not a boolean", "write 1, yes, true or on, or 0, no, false or off");
+    };
     match tip.split_once(": ") {
         Some((hint, names)) if hint.ends_with("exists") => format!("did you mean {names}?"),
         Some((hint, names)) if hint.ends_with("exist") => format!("did you mean one of {names}?"),

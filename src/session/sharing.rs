@@ -28,6 +28,8 @@ pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &mut Desk<
             Ok(())
         }
         OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
+            // The page's script gets a network error, or its EventSource fails, and cannot read the reason.
+            warn_of_origin(request, desk);
             // Which of two a browser has meant cannot be known.
             if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
         }

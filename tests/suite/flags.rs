@@ -152,6 +152,7 @@ fn boolean_variable_accepts_yes_and_no() {
     for variable in ["OYEZ_PROXY_PROTOCOL", "OYEZ_NO_CONSOLE", "OYEZ_ALLOW_QUERY_TOKEN"] {
         let line = fails(&flags, &[(variable, "maybe")], 2);
         assert!(line.contains(&format!("is set by {variable}")), "{line}");
+        assert!(line.contains("write 1, yes, true or on, or 0, no, false or off"), "{line}");
     }
 }
 
