@@ -265,3 +265,23 @@ fn quote(word: &str) -> String {
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     fs::write(path, text).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::quote;
+
+    #[test]
+    fn argument_that_a_shell_would_change_is_quoted() {
+        for (word, quoted) in [
+            ("--connections=10", "--connections=10"),
+            ("/usr/local/bin/oyez", "/usr/local/bin/oyez"),
+            ("ws://localhost:9000/ws/{channel}", "'ws://localhost:9000/ws/{channel}'"),
+            ("loss=0,p99<50ms", "'loss=0,p99<50ms'"),
+            ("a b", "'a b'"),
+            ("", "''"),
+            ("it's", r"'it'\''s'"),
+        ] {
+            assert_eq!(quote(word), quoted, "{word}");
+        }
+    }
+}

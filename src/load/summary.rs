@@ -263,4 +263,17 @@ mod tests {
         assert_eq!(line(&[(10.0, 5.0)]), None);
         assert_eq!(line(&[]), None);
     }
+
+    #[test]
+    fn quantiles_of_a_hundred_values_are_its_ranks() {
+        let mut nanos = Histogram::new(3).unwrap();
+        (1..=100).for_each(|rank| nanos.record(rank * 1_000).unwrap());
+        let Quantiles { count, p50, p90, p95, p99, p999, max, .. } = Quantiles::of(&nanos);
+        assert_eq!(count, 100);
+        // Three digits are kept.
+        for (value, rank) in [(p50, 50.0), (p90, 90.0), (p95, 95.0), (p99, 99.0), (p999, 100.0), (max, 100.0)]
+        {
+            assert!((value - rank).abs() < rank / 500.0, "{value} {rank}");
+        }
+    }
 }

@@ -253,6 +253,14 @@ mod tests {
     }
 
     #[test]
+    fn quantiles_are_named_with_their_values() {
+        let all =
+            Quantiles { count: 1, mean: 9.0, p50: 1.0, p90: 2.0, p95: 3.0, p99: 4.0, p999: 5.0, max: 6.0 };
+        let text = "p50 1.0 us, p95 3.0 us, p99 4.0 us, p99.9 5.0 us, max 6.0 us";
+        assert_eq!(quantiles(&all), text);
+    }
+
+    #[test]
     fn line_is_wrapped_at_the_width_of_a_terminal() {
         struct Line(String);
         impl fmt::Display for Line {
