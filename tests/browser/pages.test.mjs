@@ -15,7 +15,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 
-import { DEADLINES } from './support.mjs';
+import { DEADLINES, free_port } from './support.mjs';
 
 const { chromium } = createRequire(import.meta.url)('playwright-core');
 const OYEZ = process.env.OYEZ ?? 'oyez';
@@ -50,7 +50,8 @@ after(() => browser?.close());
 
 // The server.
 
-async function serve(t, { port = 0, flags = [] } = {}) {
+async function serve(t, { port, flags = [] } = {}) {
+  port ??= await free_port();
   const child = spawn(OYEZ, ['serve', '--listen', `127.0.0.1:${port}`, '--drain-seconds', '2', ...flags], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, ...DEADLINES },

@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 
 import { Oyez } from '../../src/console/oyez.js';
@@ -18,10 +19,27 @@ export const DEADLINES = {
   OYEZ_SLOW_TIMEOUT_MS: '600000',
 };
 
+/**
+ * A port that nothing listens on, below the range from which the kernel gives ports to clients (32768 and up by default):
+ * one of those could be taken by another test while the server is restarted.
+ */
+export async function free_port() {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 10_000);
+    const is_free = await new Promise((resolve) => {
+      const listener = createServer();
+      listener.once('error', () => resolve(false));
+      listener.listen({ port, host: '127.0.0.1', exclusive: true }, () => listener.close(() => resolve(true)));
+    });
+    if (is_free) return port;
+  }
+}
+
 /** Starts the server; the test ends it, however the test ends. */
-export async function serve(test, { port = 0, flags = [] } = {}) {
+export async function serve(test, { port, flags = [] } = {}) {
   const program = process.env.OYEZ;
   if (!program) throw new Error('OYEZ has to name the program');
+  port ??= await free_port();
   const child = spawn(program, ['serve', '--listen', `127.0.0.1:${port}`, ...flags], {
     stdio: ['ignore', 'pipe', 'ignore'],
     // A busy machine breaks none of these; a test that is about a deadline has a flag, which overrides the variable.

@@ -191,7 +191,8 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
             "--warmup",
             "0.1",
             "--server-args",
-            "--slow-timeout-ms 2000",
+            // By bytes, which do not depend on how long the load generator waits for a processor.
+            "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB",
         ],
     )
     .succeeded();
