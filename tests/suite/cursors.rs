@@ -203,7 +203,7 @@ fn old_future_or_foreign_cursor_gets_a_gap() {
         assert_eq!(answer["messages"].as_array().unwrap().len(), 3, "{since}");
         // The raw protocol has no notices.
         let mut member = server.join(&format!("/ws/x?since={since}"));
-        assert_eq!(member.closed_with(), (4010, format!("gap why={why}")), "{since}");
+        assert_eq!(member.closed_politely(), (4010, format!("gap why={why}")), "{since}");
     }
     let text = events(&server, "1-1");
     let gap = text.find("event: gap").expect("a gap");
