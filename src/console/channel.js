@@ -3,7 +3,7 @@
 // Messages are drawn many at a time, and only the last ROWS of them: a channel of ten
 // thousand messages a second costs this page no more than one of a hundred.
 
-import { at, bytes, clip, count, eachFrame, following, make, plural, rate } from './dom.js';
+import { byId, bytes, clip, count, eachFrame, following, element, plural, rate } from './dom.js';
 
 const NAME = /^[A-Za-z0-9_.:-]{1,255}$/;
 const ROWS = 200;
@@ -36,8 +36,8 @@ function depth(json) {
 }
 
 export class ChannelView {
-  constructor(line) {
-    this.line = line;
+  constructor(hub) {
+    this.hub = hub;
     this.channel = null;
     this.off = () => {};
     this.pending = [];
@@ -45,38 +45,38 @@ export class ChannelView {
     this.held = 0;
     this.seconds = new Array(RATE_WINDOW_S).fill(0);
     this.members = null;
-    this.follow = following(at('stream'));
+    this.follow = following(byId('stream'));
     this.draw = eachFrame(() => this.flush());
     this.listen();
   }
 
   listen() {
-    at('watch-form').addEventListener('submit', (event) => {
+    byId('watch-form').addEventListener('submit', (event) => {
       event.preventDefault();
-      const name = at('channel').value.trim();
+      const name = byId('channel').value.trim();
       const good = NAME.test(name);
-      at('watch-error').hidden = good;
-      at('channel').setAttribute('aria-invalid', String(!good));
-      at('watch-error').textContent = good ? '' : 'A channel is 1 to 255 of A-Z a-z 0-9 _ . : -';
+      byId('watch-error').hidden = good;
+      byId('channel').setAttribute('aria-invalid', String(!good));
+      byId('watch-error').textContent = good ? '' : 'A channel is 1 to 255 of A-Z a-z 0-9 _ . : -';
       if (good) location.hash = name;
     });
-    at('pause').addEventListener('click', () => {
+    byId('pause').addEventListener('click', () => {
       this.paused = !this.paused;
       if (!this.paused) this.held = 0;
       this.showPause();
       this.draw();
     });
-    at('clear').addEventListener('click', () => {
+    byId('clear').addEventListener('click', () => {
       this.pending = [];
       this.held = 0;
       this.showPause();
-      at('rows').replaceChildren();
+      byId('rows').replaceChildren();
     });
-    at('publish-form').addEventListener('submit', (event) => {
+    byId('publish-form').addEventListener('submit', (event) => {
       event.preventDefault();
       this.publish();
     });
-    at('payload').addEventListener('keydown', (event) => {
+    byId('payload').addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.publish();
@@ -86,34 +86,34 @@ export class ChannelView {
   open(channel) {
     this.off();
     this.restart();
-    at('publish-result').textContent = '';
+    byId('publish-result').textContent = '';
     this.channel = channel;
-    at('channel').value = channel;
-    at('watched').textContent = channel;
+    byId('channel').value = channel;
+    byId('watched').textContent = channel;
     this.setMembers(null);
     this.showElsewhere();
     this.showPause();
-    for (const chip of at('chips').children) mark(chip, channel);
+    for (const chip of byId('chips').children) mark(chip, channel);
     let live = false;
-    const hear = (message) => {
+    const onMessage = (message) => {
       if (live) this.seconds[0]++;
       this.push(message);
     };
-    this.off = this.line.subscribe(channel, hear, {
+    this.off = this.hub.subscribe(channel, onMessage, {
       onsubscribed: ({ members }) => {
         live = false;
         this.setMembers(members);
       },
       ongap: ({ missed, why }) => {
-        const what = Number.isFinite(missed) ? plural(missed, 'message') : 'messages, nobody knows how many,';
+        const what = Number.isFinite(missed) ? plural(missed, 'message') : 'an unknown number of messages';
         this.note(`gap: ${what} missing (${clip(String(why), 40)})`);
       },
       onlive: ({ replayed, again }) => {
         live = true;
-        if (again) this.note(replayed ? `back: ${plural(replayed, 'message')} replayed` : 'back: nothing was missed');
-        else if (replayed) this.note(`${plural(replayed, 'message')} from history; from here on live`);
+        if (again) this.note(replayed ? `reconnected: ${plural(replayed, 'message')} replayed` : 'reconnected: no messages missed');
+        else if (replayed) this.note(`${plural(replayed, 'message')} from history; live from here`);
       },
-      onagain: () => this.restart(),
+      onrestart: () => this.restart(),
       onerror: (error) => this.note(`refused: ${clip(error.message, 100)}`),
     });
   }
@@ -122,10 +122,10 @@ export class ChannelView {
     this.pending = [];
     this.held = 0;
     this.seconds.fill(0);
-    at('rows').replaceChildren();
+    byId('rows').replaceChildren();
   }
 
-  /** A line between the messages that tells what became of the connection. */
+  /** A line between the messages that reports a change of the connection. */
   note(text) {
     this.push({ note: text });
   }
@@ -141,7 +141,7 @@ export class ChannelView {
   }
 
   flush() {
-    const rows = at('rows');
+    const rows = byId('rows');
     if (!this.paused && this.pending.length) {
       rows.append(...this.pending.map(row));
       this.pending = [];
@@ -149,13 +149,13 @@ export class ChannelView {
       this.follow();
     }
     if (this.paused) this.showPause();
-    at('empty').hidden = rows.childElementCount > 0;
+    byId('empty').hidden = rows.childElementCount > 0;
   }
 
   showPause() {
-    at('pause').classList.toggle('on', this.paused);
-    at('pause').textContent = this.paused ? `Go on${this.held ? ` (${count(this.held)} new)` : ''}` : 'Pause';
-    at('empty').textContent = `Nothing on ${this.channel} yet. Publish the first message below.`;
+    byId('pause').classList.toggle('on', this.paused);
+    byId('pause').textContent = this.paused ? `Resume${this.held ? ` (${count(this.held)} new)` : ''}` : 'Pause';
+    byId('empty').textContent = `Nothing on ${this.channel} yet. Publish the first message below.`;
   }
 
   setMembers(n) {
@@ -166,17 +166,17 @@ export class ChannelView {
   showFacts() {
     const perSecond = this.seconds.reduce((sum, n) => sum + n, 0) / RATE_WINDOW_S;
     const parts = [`${rate(perSecond)} messages/s`];
-    if (this.members !== null) parts.unshift(plural(this.members, 'member'));
+    if (this.members !== null) parts.unshift(plural(this.members, 'subscriber'));
     if (this.kept) parts.push(this.kept);
-    at('facts').textContent = parts.join(' · ');
+    byId('facts').textContent = parts.join(' · ');
   }
 
-  /** Once a second, with what GET /v1/channels/{channel} said, or null. */
+  /** Called once a second with the response of GET /v1/channels/{channel}, or null. */
   tick(info) {
     this.kept = Number.isFinite(info?.messages) ? `${count(info.messages)} kept, ${bytes(info.bytes ?? 0)}` : '';
     if (Number.isFinite(info?.members)) {
       this.members = info.members;
-      for (const chip of at('chips').children)
+      for (const chip of byId('chips').children)
         if (chip.dataset.channel === info.channel) chip.lastChild.textContent = count(info.members);
     }
     this.showFacts();
@@ -187,31 +187,31 @@ export class ChannelView {
   /** What GET /v1/channels said: the suggestions of the field, and the largest as links. */
   list(channels) {
     const known = channels.filter(({ channel }) => NAME.test(channel));
-    at('channels').replaceChildren(...known.slice(0, 100).map(({ channel }) => make('option', { value: channel })));
+    byId('channels').replaceChildren(...known.slice(0, 100).map(({ channel }) => element('option', { value: channel })));
     const largest = known.sort((a, b) => b.members - a.members || (a.channel < b.channel ? -1 : 1)).slice(0, CHIPS);
     largest.sort((a, b) => (a.channel < b.channel ? -1 : 1));
-    const old = [...at('chips').children];
-    // Links are kept while they stand for the same channel: whoever has tabbed to one stays there.
+    const old = [...byId('chips').children];
+    // Links are kept while they point to the same channel, so that keyboard focus stays.
     const chips = largest.map(({ channel, members }) => {
       const chip =
         old.find((one) => one.dataset.channel === channel) ??
-        make('a', { href: `#${channel}`, 'data-channel': channel }, make('bdi', {}, channel), make('span', {}));
+        element('a', { href: `#${channel}`, 'data-channel': channel }, element('bdi', {}, channel), element('span', {}));
       chip.lastChild.textContent = count(members);
       chip.lastChild.title = plural(members, 'member');
       mark(chip, this.channel);
       return chip;
     });
-    if (chips.length !== old.length || chips.some((chip, i) => chip !== old[i])) at('chips').replaceChildren(...chips);
+    if (chips.length !== old.length || chips.some((chip, i) => chip !== old[i])) byId('chips').replaceChildren(...chips);
   }
 
   async publish() {
-    const text = at('payload').value;
-    const result = at('publish-result');
+    const text = byId('payload').value;
+    const result = byId('publish-result');
     const say = (words, bad = false) => {
       result.textContent = words;
       result.classList.toggle('error', bad);
     };
-    if (text === '') return say('There is nothing to publish.', true);
+    if (text === '') return say('The message is empty.', true);
     let value = text;
     if (document.querySelector('input[name=kind]:checked').value === 'json') {
       try {
@@ -219,17 +219,17 @@ export class ChannelView {
         // A string is published as text, and this one is JSON.
         if (typeof value === 'string') value = Object(value);
       } catch (error) {
-        return say(`Not JSON: ${clip(error.message, 120)}`, true);
+        return say(`Invalid JSON: ${clip(error.message, 120)}`, true);
       }
     }
     say('on its way');
-    at('payload').value = '';
+    byId('payload').value = '';
     try {
-      const id = await this.line.publish(this.channel, value);
+      const id = await this.hub.publish(this.channel, value);
       say(`published as ${id}`);
     } catch (error) {
-      // Nothing is lost that somebody wrote, unless they have gone on writing.
-      if (at('payload').value === '') at('payload').value = text;
+      // Restores the text, unless the user has typed a new one.
+      if (byId('payload').value === '') byId('payload').value = text;
       say(`Not published: ${clip(String(error?.message ?? error), 200)}`, true);
     }
   }
@@ -237,7 +237,7 @@ export class ChannelView {
   showElsewhere() {
     const { origin } = location;
     const ws = origin.replace(/^http/, 'ws');
-    at('elsewhere').textContent = [
+    byId('elsewhere').textContent = [
       `oyez pub ${this.channel} 'hear ye' --url ${ws}`,
       `curl ${origin}/v1/publish/${this.channel} --data 'hear ye'`,
       `curl -N ${origin}/sse/${this.channel}`,
@@ -255,16 +255,16 @@ function mark(chip, channel) {
 }
 
 function row(item) {
-  if (item.note) return make('li', { class: 'note' }, make('span', {}, item.note));
+  if (item.note) return element('li', { class: 'note' }, element('span', {}, item.note));
   const { label, body } = readable(item);
   const from = item.own ? 'you' : item.from ? clip(String(item.from), 16) : 'HTTP';
-  return make(
+  return element(
     'li',
     item.own ? { class: 'own' } : {},
-    make('span', { class: 'row-n', title: 'number in this channel' }, String(item.n)),
-    make('bdi', { class: 'row-from' }, from),
-    make('div', { class: 'row-body', dir: 'auto' }, body),
-    make('span', { class: 'row-kind' }, label),
-    make('span', { class: 'row-id', title: 'id: the cursor after this message' }, String(item.id)),
+    element('span', { class: 'row-n', title: 'number in this channel' }, String(item.n)),
+    element('bdi', { class: 'row-from' }, from),
+    element('div', { class: 'row-body', dir: 'auto' }, body),
+    element('span', { class: 'row-kind' }, label),
+    element('span', { class: 'row-id', title: 'id: the cursor after this message' }, String(item.id)),
   );
 }

@@ -1,9 +1,9 @@
 // Line charts of the last minute, and sparklines: one SVG path for each line, redrawn once a second.
 //
-// The lines differ by dash and are named with their value beside a piece of themselves, so that nobody has
-// to tell colours apart. The SVG is stretched to its box, strokes are not; numbers are HTML around it.
+// The lines differ by dash pattern and are labeled with their value and a sample of the line, so that color is not
+// needed to distinguish them. The SVG is stretched to its box, strokes are not; numbers are HTML around it.
 
-import { make } from './dom.js';
+import { element } from './dom.js';
 
 const SECONDS = 60;
 const W = 300;
@@ -22,7 +22,7 @@ export const linear = (least) => (max) => {
   return { marks: [0, top / 2, top], part: (value) => value / top };
 };
 
-/** By powers of ten, from `low`: for what is mostly small, and now and then a thousand times as much. */
+/** By powers of ten, from `low`: for values that are mostly small, with peaks a thousand times as large. */
 export const logarithmic = (low, least) => (max) => {
   const decades = Math.max(1, Math.ceil(Math.log10(Math.max(least, max) / low) - 1e-9));
   const marks = Array.from({ length: decades + 1 }, (_, i) => low * 10 ** i);
@@ -48,22 +48,22 @@ function path(values, x, y) {
 
 export class Chart {
   /**
-   * `lines`: [{ name, kind }] where kind is a class of the style sheet; `format`: value -> text; `scale`: what
-   * makes, of the greatest value, where others stand.
+   * `lines`: [{ name, kind }] where kind is a class of the style sheet; `format`: value -> text; `scale`:
+   * returns, for the greatest value, the function that positions the others.
    */
   constructor(figure, { title, lines, format, scale }) {
     this.format = format;
     this.scale = scale;
     this.samples = [];
     this.picked = null;
-    this.max = make('span', { class: 'chart-max', 'aria-hidden': 'true' });
-    this.min = make('span', { class: 'chart-min', 'aria-hidden': 'true' });
-    this.when = make('span', { class: 'chart-when' }, 'now');
-    this.paths = lines.map(({ kind }) => make('path', { class: kind, 'vector-effect': 'non-scaling-stroke' }));
-    this.values = lines.map(() => make('b', {}, '–'));
-    this.cross = make('path', { class: 'cross', 'vector-effect': 'non-scaling-stroke' });
-    this.grid = make('path', { class: 'grid', 'vector-effect': 'non-scaling-stroke' });
-    this.svg = make(
+    this.max = element('span', { class: 'chart-max', 'aria-hidden': 'true' });
+    this.min = element('span', { class: 'chart-min', 'aria-hidden': 'true' });
+    this.when = element('span', { class: 'chart-when' }, 'now');
+    this.paths = lines.map(({ kind }) => element('path', { class: kind, 'vector-effect': 'non-scaling-stroke' }));
+    this.values = lines.map(() => element('b', {}, '–'));
+    this.cross = element('path', { class: 'cross', 'vector-effect': 'non-scaling-stroke' });
+    this.grid = element('path', { class: 'grid', 'vector-effect': 'non-scaling-stroke' });
+    this.svg = element(
       'svg',
       { viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': title },
       this.grid,
@@ -71,18 +71,18 @@ export class Chart {
       ...this.paths,
     );
     const keys = lines.map(({ name, kind }, i) =>
-      make(
+      element(
         'span',
         { class: 'key' },
-        make('svg', { viewBox: '0 0 20 8', 'aria-hidden': 'true' }, make('path', { class: kind, d: 'M0 4H20' })),
+        element('svg', { viewBox: '0 0 20 8', 'aria-hidden': 'true' }, element('path', { class: kind, d: 'M0 4H20' })),
         name,
         this.values[i],
       ),
     );
     figure.append(
-      make('figcaption', {}, make('span', { class: 'chart-title' }, title), make('span', { class: 'keys' }, ...keys)),
-      make('div', { class: 'plot' }, this.max, this.min, this.svg),
-      make('div', { class: 'axis' }, make('span', { 'aria-hidden': 'true' }, '60 s ago'), this.when),
+      element('figcaption', {}, element('span', { class: 'chart-title' }, title), element('span', { class: 'keys' }, ...keys)),
+      element('div', { class: 'plot' }, this.max, this.min, this.svg),
+      element('div', { class: 'axis' }, element('span', { 'aria-hidden': 'true' }, '60 s ago'), this.when),
     );
     this.svg.addEventListener('pointermove', (event) => {
       const box = this.svg.getBoundingClientRect();
@@ -95,7 +95,7 @@ export class Chart {
     });
   }
 
-  /** Adds what each line is now; null where it is not known. */
+  /** Adds the current value of each line; null if it is unknown. */
   add(sample) {
     this.samples.push(sample);
     if (this.samples.length > SECONDS) this.samples.shift();
@@ -135,9 +135,9 @@ export class Chart {
 export class Spark {
   constructor(points) {
     this.points = points;
-    this.line = make('path', { 'vector-effect': 'non-scaling-stroke' });
-    this.grid = make('path', { class: 'grid', 'vector-effect': 'non-scaling-stroke' });
-    this.svg = make(
+    this.line = element('path', { 'vector-effect': 'non-scaling-stroke' });
+    this.grid = element('path', { class: 'grid', 'vector-effect': 'non-scaling-stroke' });
+    this.svg = element(
       'svg',
       { class: 'spark', viewBox: '0 0 100 24', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
       this.line,

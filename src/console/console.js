@@ -1,18 +1,18 @@
 // The console: one page, one connection, four views of it.
 //
-// This module owns the connection and what is around the views: the tabs, the address, the connection's
-// panel, the token, and the clock that asks the server once a second while somebody looks. The views know
-// only their Line, which outlives the hub.
+// This module owns the connection and everything around the views: the tabs, the address, the connection's panel, the
+// token, and the clock that polls the server once a second while the page is visible. The views know only the
+// SharedHub, which outlives a connection.
 
 import { Oyez } from './oyez.js';
 import { ChannelView } from './channel.js';
 import { Chart, linear, logarithmic } from './chart.js';
 import { Chat } from './chat.js';
-import { at, clip, count, duration, eachFrame, plural, rate } from './dom.js';
-import { Line } from './line.js';
+import { byId, clip, count, duration, eachFrame, plural, rate } from './dom.js';
+import { SharedHub } from './shared-hub.js';
 import { growth, mean, parse, quantile } from './scrape.js';
 import { Ticker } from './ticker.js';
-import { Write } from './write.js';
+import { SharedTextView } from './shared-text-view.js';
 
 const FIRST_CHANNEL = 'main';
 // Long enough to see what the page does without a connection.
@@ -28,36 +28,36 @@ let token = '';
 let back = null;
 const totals = { returns: 0, replayed: 0, gaps: 0, missed: 0, unknown: false };
 
-const line = new Line({
+const sharedHub = new SharedHub({
   cursor(id) {
     cursor = clip(String(id), 48);
     drawCursor();
   },
   replayed(n) {
     totals.replayed += n;
-    at('replayed').textContent = plural(totals.replayed, 'message');
+    byId('replayed').textContent = plural(totals.replayed, 'message');
   },
   gap({ missed }) {
     totals.gaps++;
     if (Number.isFinite(missed)) totals.missed += missed;
     else totals.unknown = true;
     const known = totals.missed ? `, ${totals.unknown ? 'at least ' : ''}${plural(totals.missed, 'message')}` : '';
-    at('gaps').textContent = `${count(totals.gaps)}${known}`;
-    at('gaps').classList.add('warn');
+    byId('gaps').textContent = `${count(totals.gaps)}${known}`;
+    byId('gaps').classList.add('warn');
   },
   refused(channel, error) {
     notice(`The server refused the channel ${channel}: ${clip(error.message, 200)}`);
   },
 });
-const channelView = new ChannelView(line);
-const views = { channel: channelView, ticker: new Ticker(line), chat: new Chat(line), text: new Write(line) };
+const channelView = new ChannelView(sharedHub);
+const views = { channel: channelView, ticker: new Ticker(sharedHub), chat: new Chat(sharedHub), text: new SharedTextView(sharedHub) };
 
 // The connection.
 
 function connect() {
   const mine = new Oyez(new URL('.', document.baseURI).href, {
     ...(token ? { token } : {}),
-    // A hub that another one has taken the place of is not heard any more.
+    // States of a replaced hub are ignored.
     onstate: (next, detail) => {
       if (hub === mine) showState(next, detail);
     },
@@ -65,7 +65,7 @@ function connect() {
   const old = hub;
   hub = mine;
   old?.close();
-  line.use(hub);
+  sharedHub.use(hub);
   views.text.reconnect();
 }
 
@@ -76,17 +76,17 @@ let cutting = false;
 function showState(next, detail) {
   const was = state;
   state = next;
-  at('state').dataset.state = next;
-  at('state-word').textContent = next;
-  // Not disabled, which would take the focus away from whoever has just pressed it.
-  at('cut').setAttribute('aria-disabled', String(next !== 'open' && next !== 'closed'));
-  at('cut').firstChild.textContent = next === 'closed' ? 'Open ' : 'Cut ';
+  byId('state').dataset.state = next;
+  byId('state-word').textContent = next;
+  // Not `disabled`, which would remove the keyboard focus from the button just pressed.
+  byId('cut').setAttribute('aria-disabled', String(next !== 'open' && next !== 'closed'));
+  byId('cut').firstChild.textContent = next === 'closed' ? 'Open ' : 'Cut ';
   back = next === 'waiting' && Number.isFinite(detail?.retry_ms) ? Date.now() + detail.retry_ms : null;
   showCountdown();
   if (next === 'open') {
     if (lostAt !== null) {
       totals.returns++;
-      at('returns').textContent =
+      byId('returns').textContent =
         `${totals.returns === 1 ? 'once' : `${count(totals.returns)} times`}, last after ${duration((Date.now() - lostAt) / 1000)}`;
       lostAt = null;
     }
@@ -100,47 +100,47 @@ function showState(next, detail) {
   if (next === 'closed') {
     const why = [detail?.code, detail?.reason].filter(Boolean).join(' ');
     const refused = detail?.code === 4001 || detail?.code === 4003;
-    if (refused) at('access').open = true;
+    if (refused) byId('access').open = true;
     notice(
-      `The server ${refused ? 'refused' : 'closed'} the connection${why ? `: ${clip(why, 120)}` : ''}.${refused ? ' It may want another access token.' : ''}`,
+      `The server ${refused ? 'refused' : 'closed'} the connection${why ? `: ${clip(why, 120)}` : ''}.${refused ? ' It may require another access token.' : ''}`,
     );
   }
 }
 
 function showCountdown() {
   const ms = back === null ? 0 : back - Date.now();
-  at('countdown').textContent = ms > 0 ? `${(ms / 1000).toFixed(1)} s` : '';
+  byId('countdown').textContent = ms > 0 ? `${(ms / 1000).toFixed(1)} s` : '';
   if (ms > 0) setTimeout(showCountdown, 100);
 }
 
 let cursor = '';
 const drawCursor = eachFrame(() => {
-  at('cursor').textContent = cursor;
+  byId('cursor').textContent = cursor;
 });
 
 function notice(text) {
-  at('notice').textContent = text;
-  at('notice').hidden = text === '';
+  byId('notice').textContent = text;
+  byId('notice').hidden = text === '';
 }
 
-at('cut').addEventListener('click', () => {
+byId('cut').addEventListener('click', () => {
   if (state === 'closed') connect();
   else if (state === 'open') {
     cutting = true;
     hub.cut(CUT_MS);
   }
 });
-at('token-form').addEventListener('submit', (event) => {
+byId('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  const typed = at('token').value.trim();
+  const typed = byId('token').value.trim();
   // It travels as a subprotocol's name, for which a browser takes no other characters (RFC 9110 5.6.2).
   if (!/^[\w!#$%&'*+.^`|~-]*$/.test(typed)) {
-    at('token-hint').textContent = 'A token has letters, digits and . - _ ~ only.';
+    byId('token-hint').textContent = 'A token has letters, digits and . - _ ~ only.';
     return;
   }
   token = typed;
-  at('token').value = '';
-  at('token-hint').textContent = token ? "In use. It is kept in this page's memory only." : 'No token is in use.';
+  byId('token').value = '';
+  byId('token-hint').textContent = token ? "In use. It is kept in this page's memory only." : 'No token is in use.';
   notice('');
   connect();
 });
@@ -154,7 +154,7 @@ function select(name) {
     const on = tab.id === `tab-${name}`;
     tab.setAttribute('aria-selected', String(on));
     tab.tabIndex = on ? 0 : -1;
-    at(tab.getAttribute('aria-controls')).hidden = !on;
+    byId(tab.getAttribute('aria-controls')).hidden = !on;
   }
   views[name].show?.();
 }
@@ -189,13 +189,13 @@ function followAddress() {
 
 // What the server says of itself.
 
-const deliveries = new Chart(at('chart-deliveries'), {
+const deliveries = new Chart(byId('chart-deliveries'), {
   title: 'Deliveries per second',
   lines: [{ name: '', kind: 'line-a' }],
   format: rate,
   scale: linear(10),
 });
-const turns = new Chart(at('chart-turn'), {
+const turns = new Chart(byId('chart-turn'), {
   title: 'Turn time',
   lines: [
     { name: 'mean', kind: 'line-a' },
@@ -222,13 +222,13 @@ const askJson = async (path) => (await ask(path)).json();
 async function scrape() {
   const scraped = parse(await (await ask('metrics')).text());
   const when = performance.now();
-  at('f-connections').textContent = count(scraped.sums.get('oyez_connections') ?? 0);
-  at('f-channels').textContent = count(scraped.sums.get('oyez_channels') ?? 0);
+  byId('f-connections').textContent = count(scraped.sums.get('oyez_connections') ?? 0);
+  byId('f-channels').textContent = count(scraped.sums.get('oyez_channels') ?? 0);
   if (last && when - last.when < SCRAPE_GAP_MS) {
     const seconds = (when - last.when) / 1000;
     const delivered = growth(last.scraped, scraped, 'oyez_messages_delivered_total') / seconds;
-    at('f-delivered').textContent = rate(delivered);
-    at('f-published').textContent = rate(growth(last.scraped, scraped, 'oyez_messages_published_total') / seconds);
+    byId('f-delivered').textContent = rate(delivered);
+    byId('f-published').textContent = rate(growth(last.scraped, scraped, 'oyez_messages_published_total') / seconds);
     deliveries.add([delivered]);
     turns.add([
       mean(last.scraped, scraped, 'oyez_turn_seconds'),
@@ -246,7 +246,7 @@ async function poll() {
   if (document.visibilityState !== 'visible' || (unreachable && n % LOST_EVERY_POLLS !== 0)) return;
   const channel = channelView.channel ?? FIRST_CHANNEL;
   const listed = n % LIST_EVERY_POLLS === 0;
-  // One after the other: three at once would hold three connections of the server.
+  // Sequentially: three requests at once would hold three connections of the server.
   const [metrics] = await Promise.allSettled([scrape()]);
   const [info] = await Promise.allSettled([askJson(`v1/channels/${channel}`)]);
   const [list] = await Promise.allSettled([listed ? askJson('v1/channels?limit=100') : null]);
@@ -254,19 +254,19 @@ async function poll() {
   channelView.tick(info.status === 'fulfilled' ? info.value : null);
   if (listed && list.status === 'fulfilled' && Array.isArray(list.value?.channels))
     channelView.list(list.value.channels);
-  at('server-state').textContent = metrics.status === 'fulfilled' ? '' : refusal('its figures', metrics.reason);
+  byId('server-state').textContent = metrics.status === 'fulfilled' ? '' : refusal('metrics', metrics.reason);
   const refused = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
-  // A server that lets nobody in without a token greets all the same, and waits for it.
+  // A server that requires a token sends its hello anyway, and waits for the token.
   if (refused && (state !== 'open' || token === '')) {
-    at('access').open = true;
-    notice(`The server wants an access token (${refused.reason.status}).`);
+    byId('access').open = true;
+    notice(`The server requires an access token (${refused.reason.status}).`);
   }
 }
 
 function refusal(what, error) {
   if (error.status === 401 || error.status === 403)
-    return `The server does not show ${what} without a token that allows it (${error.status}).`;
-  return error.status ? `The server does not show ${what} (${error.status}).` : 'The server cannot be reached now.';
+    return `Permission denied for ${what} (${error.status}): a token with more rights is required.`;
+  return error.status ? `The server returned ${error.status} for ${what}.` : 'The server is unreachable.';
 }
 
 // A poll that takes long delays the next one; they never pile up.

@@ -1,14 +1,14 @@
-// The few helpers that every part of the page shares.
+// DOM helpers that every part of the page shares.
 //
-// What a peer sends is untrusted. It becomes text nodes and nothing else, and never more than `clip` lets
-// through: there is no innerHTML on this page.
+// Data from peers is untrusted. It becomes text nodes only, and never more than `clip` allows: this page does not use
+// innerHTML.
 
-export const at = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 const SVG = new Set(['svg', 'path', 'line', 'circle']);
 
 /** An element with attributes and children; a child that is a string becomes text. */
-export function make(tag, attributes = {}, ...children) {
+export function element(tag, attributes = {}, ...children) {
   const node = SVG.has(tag) ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);

@@ -1,43 +1,43 @@
-// One text, edited on many pages at once, over a channel that does nothing but give all messages one order.
+// The document model of the shared text: one text, edited on many pages at once, over a channel that only orders messages.
 //
 // There is no authority: every page applies the same rules to the same messages in the same order, and so has the same
-// document. What a page's user has typed and the channel has not yet confirmed stands behind the document, and is
-// rewritten whenever somebody else's edit arrives first (operation.js). One edit is under way at a time; what is typed
-// meanwhile waits and becomes the next one.
+// document. Edits that the channel has not yet confirmed are kept separately from the document, and are transformed
+// whenever another page's edit arrives first (operation.js). One edit is in flight at a time; later typing is merged
+// into the next one.
 //
 // The model is pure: no channel, no page, no clock. Messages go in (`receive`) and come out (`next`, `ask`, `answer`,
-// `begin`); shared-text.js connects it to oyez.js, and says when. What pages say to each other:
+// `begin`); shared-text.js connects it to oyez.js and decides when. The messages between pages:
 //
 //     {edit: {page, number, base, operation}}    made for the document as the message `base` left it
-//     {ask: page}                                I have no document: who has?
-//     {state: {...document}, at, for: [...]}     this is what it was behind the message `at`; answers those questions
-//     {start: {...document}, for}                nobody has answered my question, so this is it from now on
+//     {ask: page}                                this page has no document and requests it
+//     {state: {...document}, at, for: [...]}     the document after the message `at`; answers those questions
+//     {start: {...document}, for}                the question was not answered: this is the document from now on
 //
 // Four rules make that safe:
-// - **An edit counts once.** The document knows the last number of each page, and an edit that is not newer is nothing.
-//   So anybody may send an edit again at any time, as oyez.js and this model do.
+// - **An edit counts once.** The document has the last number of each page, and an edit that is not newer is ignored.
+//   So an edit may be sent again at any time, as oyez.js and this model do.
 // - **An edit counts on all pages or on none.** Whether it is well-formed, fits its base, and its base is still known
 //   is decided from the document alone, and the document is the same everywhere.
-// - **A start counts only while its question is open**, and it closes all others. A page that has a document takes it
-//   too: it answered too late, and what counts is the order of the channel.
-// - **A loss ends the document.** Whoever has missed a message, or cannot know, asks as a newcomer does, and rebases
-//   what is pending over the difference.
+// - **A start counts only while its question is open**, and it closes all others. A page that has a document accepts it
+//   too: its answer was too late, and the order of the channel decides.
+// - **A loss ends the document.** A page that has missed a message, or may have, asks as a new page does, and rebases
+//   its pending edits over the difference.
 //
-// Pages trust each other: one that answers with another text than the document's deceives the one that asked.
+// Pages trust each other: a page that answers with another text than the document's deceives the one that asked.
 
 import { AFTER, BEFORE } from './operation.js';
 import { apply, compose, difference, isShape, isText, measure, parseOperation, shapeOf, transform } from './operation.js';
 
 // A state has to fit into one message of 64 KiB, however its text is escaped: at most 6 bytes for each unit.
 export const TEXT_UNITS_MAX = 8192;
-// An edit finds its base among the last so many. One more than that while it is under way, and it is sent again.
+// An edit is rebased on one of this many last edits. If more arrive while it is in flight, it is sent again.
 const EDITS_MAX = 64;
 // The spans of all of them together, for the same limit of a message.
 const SPANS_MAX = 512;
 // As many pages as edits: whose last edit is not among the last 64 has no base for a double of it either.
 const PAGES_MAX = EDITS_MAX;
 const QUESTIONS_MAX = 16;
-// What is heard while there is no document. The answer to a question comes within a second or two.
+// Messages received without a document. The answer to a question arrives within a second or two.
 const HEARD_MAX = 1000;
 const NAME_UNITS_MAX = 64;
 
@@ -45,25 +45,25 @@ const isName = (value) => isText(value) && value.length > 0 && value.length <= N
 const isNumber = (value) => Number.isSafeInteger(value) && value > 0;
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 
-/** What all pages have in common: the text, and what is needed to judge and to place the next message. */
+/** The state that all pages share: the text, and the data to validate and rebase the next message. */
 class Document {
   text = '';
-  /** The message behind which `edits` begin. */
+  /** The id of the message after which `edits` begin. */
   origin = '';
   /** The last edits: [message id, shape]. */
   edits = [];
   /** The number of the last edit of each page that has made one lately. */
   numbers = new Map();
-  /** Questions that nobody has answered, by their messages' ids. */
+  /** Unanswered questions, by their messages' ids. */
   questions = [];
-  /** Is it known? Otherwise text, edits and numbers are what they were when it was. */
+  /** False after a loss: then text, edits and numbers are the last known ones. */
   isKnown = false;
 
-  /** Reads what another page has sent; null if it is nothing that a page would send. */
+  /** Parses a document that another page has sent; null if it is invalid. */
   static parse(value) {
     if (!isObject(value)) return null;
     const { text, origin, edits, numbers, questions } = value;
-    const isList = (list, length_max, isGood) => Array.isArray(list) && list.length <= length_max && list.every(isGood);
+    const isList = (list, lengthMax, isGood) => Array.isArray(list) && list.length <= lengthMax && list.every(isGood);
     const isPair = (pair) => Array.isArray(pair) && pair.length === 2 && isName(pair[0]);
     if (!isText(text) || text.length > TEXT_UNITS_MAX || typeof origin !== 'string') return null;
     if (!isName(origin) && origin !== '') return null;
@@ -76,7 +76,7 @@ class Document {
       length -= growth;
       if (reach > length) return null;
     }
-    // Copies: what was said may be read once more, and has to be as it was.
+    // Copies, since the message may be read again and has to be unchanged.
     const own = { edits: [...edits], numbers: new Map(numbers), questions: [...questions] };
     return Object.assign(new Document(), { text, origin, ...own, isKnown: true });
   }
@@ -86,12 +86,12 @@ class Document {
     return { text, origin, edits: [...edits], numbers: [...numbers], questions: [...questions] };
   }
 
-  /** The message that an edit made now is made behind. */
+  /** The id of the message that a new edit is based on. */
   get base() {
     return this.edits.at(-1)?.[0] ?? this.origin;
   }
 
-  /** Applies an edit: the operation as it fits the text, or a word that says why it does not count. */
+  /** Applies an edit. Returns the rebased operation, or the reason why the edit does not count. */
   edit(id, edit) {
     if (!isObject(edit) || !isName(edit.page) || !isNumber(edit.number)) return 'malformed';
     const { page, number, base } = edit;
@@ -136,7 +136,7 @@ class Document {
   /** Takes a start's document for its own, if the start counts. */
   start(id, question, document) {
     if (!this.questions.includes(question)) {
-      // To those who know more questions it may have counted, and closed what is open here.
+      // For pages that know more questions it may have counted, and closed the questions that are open here.
       if (!this.isKnown) this.questions = [];
       return false;
     }
@@ -149,23 +149,23 @@ class Document {
 
 /** One page's view of the document. */
 export class Editor {
-  /** What the page shows: the document with all that is pending. */
+  /** The text that the page shows: the document with all pending edits. */
   text = '';
-  /** What was shown before the document was replaced by one that does not come from it; null if that never happened. */
+  /** The text shown before an unrelated document replaced it; null if that never happened. */
   replaced = null;
 
   #page;
   #document = new Document();
   /** The edit under way, rebased to the document: {number, operation}. */
   #sent = null;
-  #is_due = false;
-  /** What has been typed since, behind that edit. */
+  #isDue = false;
+  /** Edits typed after that edit was sent. */
   #unsent = [];
   #number = 0;
   /** The last message: its id, and its number in the channel. */
   #last = { id: null, n: null };
-  /** Messages since the loss, for as long as there is no document. */
-  #heard = [];
+  /** Messages since the loss, until there is a document. */
+  #received = [];
   #question = null;
 
   /** @param {string} page a name that no other page has, of at most 48 characters */
@@ -173,12 +173,12 @@ export class Editor {
     this.#page = page;
   }
 
-  /** Is there a document? The user may type before that, too. */
+  /** True if there is a document. The user may type before that, too. */
   get isReady() {
     return this.#document.isKnown;
   }
 
-  /** Is there something that the channel has not confirmed? */
+  /** True if there are edits that the channel has not confirmed. */
   get isPending() {
     return this.#sent !== null || this.#unsent.length > 0;
   }
@@ -207,10 +207,10 @@ export class Editor {
     if (!this.#sent && this.#unsent.length > 0) {
       this.#sent = { number: ++this.#number, operation: this.#compact(this.#unsent) };
       this.#unsent = [];
-      this.#is_due = true;
+      this.#isDue = true;
     }
-    if (!this.#is_due) return null;
-    this.#is_due = false;
+    if (!this.#isDue) return null;
+    this.#isDue = false;
     return { edit: { page: this.#page, base: this.#document.base, ...this.#sent } };
   }
 
@@ -223,7 +223,7 @@ export class Editor {
 
   /** The edit under way could not be published: `next` gives it again. */
   retry() {
-    this.#is_due = this.#sent !== null;
+    this.#isDue = this.#sent !== null;
   }
 
   /** The question of a page that has no document. */
@@ -231,14 +231,14 @@ export class Editor {
     return { ask: this.#page };
   }
 
-  /** The answer to whoever has asked, or null if nobody waits for one. */
+  /** The answer to the open questions, or null without any. */
   answer() {
     const { isKnown, questions } = this.#document;
     if (!isKnown || questions.length === 0) return null;
     return { state: this.#document.toJSON(), at: this.#last.id, for: [...questions] };
   }
 
-  /** The start of a document, from what this page last knew of it; null if its question is not open (any more). */
+  /** The start of a document, from the last state known to this page; null if its question is no longer open. */
   begin() {
     if (this.isReady || !this.#document.questions.includes(this.#question)) return null;
     return { start: { ...this.#document.toJSON(), questions: [] }, for: this.#question };
@@ -248,7 +248,7 @@ export class Editor {
   lose() {
     this.#document.isKnown = false;
     this.#document.questions = [];
-    this.#heard = [];
+    this.#received = [];
     this.#question = null;
     this.#last = { id: null, n: null };
   }
@@ -264,8 +264,8 @@ export class Editor {
     this.#last = { id, n };
     const said = isObject(data) ? data : {};
     if (!this.isReady) {
-      this.#heard.push({ id, said });
-      if (this.#heard.length > HEARD_MAX) this.#heard.shift();
+      this.#received.push({ id, said });
+      if (this.#received.length > HEARD_MAX) this.#received.shift();
     }
     return this.#fold(id, said);
   }
@@ -294,13 +294,13 @@ export class Editor {
     if (!isOwn) return [];
     switch (operation) {
       case 'double':
-        // Somebody else has our name.
+        // Another page has the same name.
         this.#page += '+';
         this.#number = this.#sent.number = 1;
-        this.#is_due = true;
+        this.#isDue = true;
         return [];
       case 'stale':
-        this.#is_due = true;
+        this.#isDue = true;
         return [];
       default:
         // It will never count.
@@ -308,15 +308,15 @@ export class Editor {
     }
   }
 
-  /** Our edit has got its place. As a rule it is there what we think it is; not if it is an earlier copy of it. */
+  /** This page's edit was ordered. It has the expected effect, unless it is an earlier copy of the edit. */
   #confirm(before, operation) {
     const expected = apply(before, this.#sent.operation);
     this.#sent = null;
-    this.#is_due = false;
+    this.#isDue = false;
     return this.#rebase(difference(expected, this.#document.text));
   }
 
-  /** Puts an operation on the document before what is pending. */
+  /** Applies another page's operation before the pending edits. */
   #rebase(operation) {
     if (this.#sent) {
       const { operation: sent } = this.#sent;
@@ -333,7 +333,7 @@ export class Editor {
   #forget() {
     const operation = difference(this.text, this.#document.text);
     this.#sent = null;
-    this.#is_due = false;
+    this.#isDue = false;
     this.#unsent = [];
     this.text = this.#document.text;
     return operation;
@@ -343,29 +343,29 @@ export class Editor {
     const document = Document.parse(state);
     if (!document || !Array.isArray(questions)) return [];
     this.#document.answered(questions);
-    const index = this.#heard.findIndex(({ id }) => id === at);
+    const index = this.#received.findIndex(({ id }) => id === at);
     if (this.isReady || index === -1) return [];
 
     const before = this.#document.text;
-    const since = this.#heard.slice(index + 1);
+    const since = this.#received.slice(index + 1);
     this.#document = document;
     let change = this.#adopt(before, document.text, false);
     for (const { id, said } of since) change = compose(change, this.#fold(id, said));
     return change;
   }
 
-  /** Goes over to another document. */
-  #adopt(before, after, is_start) {
+  /** Switches to another document. */
+  #adopt(before, after, isStart) {
     const { numbers } = this.#document;
-    this.#heard = [];
+    this.#received = [];
     this.#question = null;
-    if (is_start && before !== after && before !== '') this.replaced = this.text;
+    if (isStart && before !== after && before !== '') this.replaced = this.text;
     this.#number = Math.max(this.#number, numbers.get(this.#page) ?? 0);
     if (this.#sent && this.#sent.number <= (numbers.get(this.#page) ?? 0)) {
       before = apply(before, this.#sent.operation);
       this.#sent = null;
     }
-    this.#is_due = this.#sent !== null;
+    this.#isDue = this.#sent !== null;
     return this.#rebase(difference(before, after));
   }
 }

@@ -35,12 +35,12 @@ pub static ASSETS: &[Asset] = &[
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
     script("/editor.js", include_bytes!("editor.js")),
-    script("/line.js", include_bytes!("line.js")),
     script("/operation.js", include_bytes!("operation.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
+    script("/shared-hub.js", include_bytes!("shared-hub.js")),
+    script("/shared-text-view.js", include_bytes!("shared-text-view.js")),
     script("/shared-text.js", include_bytes!("shared-text.js")),
     script("/ticker.js", include_bytes!("ticker.js")),
-    script("/write.js", include_bytes!("write.js")),
 ];
 
 const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {

@@ -1,22 +1,22 @@
-// Edits of a text, and how they pass each other: the algebra under editor.js.
+// Operational transformation of text edits: the algebra under editor.js.
 //
-// An operation walks over a text from its beginning. It is an array of spans: a number above zero keeps so many units
-// (UTF-16 code units, as in all of JavaScript), a number below zero deletes so many, and a string is inserted. What is
-// behind the last span is kept. `[3, 'x', -2]` on 'abcdef' is 'abcxf'. Every function here returns operations in one
-// form (neighbours merged, insertions before deletions, nothing kept at the end), so that equal ones look equal.
+// An operation traverses a text from its beginning. It is an array of spans: a positive number keeps that many units
+// (UTF-16 code units, as in all of JavaScript), a negative number deletes that many, and a string is inserted. Text
+// after the last span is kept. `[3, 'x', -2]` on 'abcdef' is 'abcxf'. Every function here returns operations in
+// canonical form (neighbours merged, insertions before deletions, no kept span at the end), so that equal ones look equal.
 //
-// Where two edits meet that do not know of each other, `transform` rewrites each so that it fits behind the other:
+// Given two concurrent edits, `transform` rewrites each so that it applies after the other:
 //
 //     apply(apply(text, a), transform(b, a, AFTER)) === apply(apply(text, b), transform(a, b, BEFORE))
 //
-// This is the property called TP1, and it is all that is needed here. (TP2, which says the same of three edits, and
-// which most published transforms break, is needed where edits may arrive in different orders. Behind a server that
-// gives all of them one order, nobody ever transforms along two different ways.)
+// This property is called TP1, and it is sufficient here. (TP2, the same for three edits, which most published
+// transforms violate, is needed only where edits may arrive in different orders. The server gives all edits one order,
+// so no page ever transforms along two different paths.)
 //
-// A shape is an operation whose insertions have lost their text: `[3, [1], -2]`. To be transformed against an edit,
-// one needs to know no more of it than that.
+// A shape is an operation without the text of its insertions: `[3, [1], -2]`. Transforming against an edit needs only
+// its shape.
 
-/** How two insertions at one place stand: the one that the server put first in its order stays in front. */
+/** The order of two insertions at one position: the one that the server ordered first comes first. */
 export const BEFORE = true;
 export const AFTER = false;
 
@@ -67,7 +67,7 @@ class Reader {
     return this.#spans[this.#at];
   }
 
-  /** 'insert', 'delete' or 'keep'; behind the last span everything is kept. */
+  /** 'insert', 'delete' or 'keep'; after the last span everything is kept. */
   get kind() {
     if (this.isAtEnd) return 'keep';
     if (isDeleted(this.#span)) return 'delete';
@@ -128,7 +128,7 @@ export function apply(text, operation) {
   return result + text.slice(at);
 }
 
-/** One operation that does what `first` and then `second` do. */
+/** One operation with the effect of `first` followed by `second`. */
 export function compose(first, second) {
   const [a, b, out] = [new Reader(first), new Reader(second), new Builder()];
   while (!a.isAtEnd || !b.isAtEnd) {
@@ -148,7 +148,7 @@ export function compose(first, second) {
   return out.end();
 }
 
-/** `operation`, rewritten to fit behind `other` (which may be a shape), while both were made for one text. */
+/** Rewrites `operation` to apply after `other` (which may be a shape); both were made for the same text. */
 export function transform(operation, other, order) {
   const [a, b, out] = [new Reader(operation), new Reader(other), new Builder()];
   while (!a.isAtEnd) {
@@ -168,7 +168,7 @@ export function transform(operation, other, order) {
   return out.end();
 }
 
-/** Where a caret stands after an edit by somebody else. What is inserted right at it goes behind it. */
+/** The position of a caret after another user's edit. Text inserted right at the caret goes after it. */
 export function moveCaret(caret, operation) {
   let at = 0;
   for (const span of operation) {
@@ -181,16 +181,16 @@ export function moveCaret(caret, operation) {
 }
 
 /**
- * The smallest single edit that leads from one text to another: what both begin and end with is kept. Never parts a
- * surrogate pair. Where the same edit could have been made in several places ('aa' to 'aaa'), the caret behind it, if
+* The smallest single edit that leads from one text to another: the common prefix and suffix are kept. Never splits a
+ * surrogate pair. Where the same edit could have been made in several places ('aa' to 'aaa'), the caret after it, if
  * given, says where.
  */
 export function difference(before, after, caret = after.length) {
   const shorter = Math.min(before.length, after.length);
-  // What is behind the caret has not been typed just now.
-  const suffix_max = Math.min(shorter, Math.max(0, after.length - caret));
+  // Text after the caret has not just been typed.
+  const suffixMax = Math.min(shorter, Math.max(0, after.length - caret));
   let suffix = 0;
-  while (suffix < suffix_max && before.at(-1 - suffix) === after.at(-1 - suffix)) suffix++;
+  while (suffix < suffixMax && before.at(-1 - suffix) === after.at(-1 - suffix)) suffix++;
   let prefix = 0;
   while (prefix < shorter - suffix && before[prefix] === after[prefix]) prefix++;
   while (suffix < shorter - prefix && before.at(-1 - suffix) === after.at(-1 - suffix)) suffix++;
@@ -211,9 +211,9 @@ export function shapeOf(operation) {
   return operation.map((span) => (typeof span === 'string' ? [span.length] : span));
 }
 
-/** Is it an operation, as somebody else may have sent it? The same in the one form, or null. */
-export function parseOperation(value, spans_max) {
-  if (!Array.isArray(value) || value.length > spans_max) return null;
+/** Validates an untrusted operation. Returns it in canonical form, or null. */
+export function parseOperation(value, spansMax) {
+  if (!Array.isArray(value) || value.length > spansMax) return null;
   const out = new Builder();
   for (const span of value) {
     if (isText(span) && span.length > 0) out.insert(span);
@@ -224,14 +224,14 @@ export function parseOperation(value, spans_max) {
   return out.end();
 }
 
-/** Is it a shape? */
-export function isShape(value, spans_max) {
+/** Returns true if the value is a shape. */
+export function isShape(value, spansMax) {
   const isInserted = (span) => Array.isArray(span) && span.length === 1 && isCount(span[0]);
   const isSpan = (span) => (typeof span === 'number' ? isCount(Math.abs(span)) : isInserted(span));
-  return Array.isArray(value) && value.length <= spans_max && value.every(isSpan);
+  return Array.isArray(value) && value.length <= spansMax && value.every(isSpan);
 }
 
-/** Is it a text, with no surrogate that has lost its other half? */
+/** Returns true if the value is a string without unpaired surrogates. */
 export function isText(value) {
   return typeof value === 'string' && !/\p{Surrogate}/u.test(value);
 }

@@ -1,18 +1,18 @@
 // A client for Oyez in one file, for browsers and Node.
 //
-// A WebSocket alone loses whatever is said while it is away. This one keeps three promises across any number of
-// lost connections:
+// A plain WebSocket loses the messages that are published while it is disconnected. This client guarantees three
+// properties across any number of lost connections:
 //
-// - **No loss unannounced.** Each channel has a cursor: the id of the last message that it handed over. A new
-//   connection continues from there, nothing is handed over twice, and what cannot be had any more is told to `ongap`.
-// - **Published once.** A publish that was not acknowledged is sent again, under the same key, for as long as the
+// - **No unannounced loss.** Each channel has a cursor: the id of the last delivered message. A new connection resumes
+//   there, no message is delivered twice, and messages that are no longer available are reported to `ongap`.
+// - **Published once.** An unacknowledged publish is sent again with the same idempotency key for as long as the
 //   server remembers keys (`key_age_ms` of its hello). After that, or when the server was restarted, it could be
 //   published twice, so the promise is rejected instead (`unknown`).
-// - **A calm return.** Pauses are random and grow, so that a restarted server is not overrun; the server's own word
-//   (`retry_ms`) goes first; and a refusal that would only be repeated (4000-4099) ends it.
+// - **Reconnects with backoff.** Pauses are random and grow, so that a restarted server is not overloaded; the server's
+//   own `retry_ms` has priority; and a refusal that would only be repeated (4000-4099) ends the client.
 //
-// Absent on purpose: `echo: false` on the wire. A message that is not sent leaves a hole in the channel's count, and
-// the count is how a loss is noticed; so one's own messages are left out here.
+// The client deliberately does not send `echo: false`. A message that is not received leaves a hole in the channel's
+// count, and the count is how a loss is detected; so the client's own messages are filtered out here.
 
 const PROTOCOL = 'oyez.v1';
 
@@ -39,13 +39,13 @@ const HINT_AFTER_FAILURES = 3;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 // What a resumed channel could send twice: a little more than a server keeps by default.
 const RECENT_IDS_MAX = 128;
-// Clients that this one has been; what they published may still come back in a replay.
+// Earlier client ids of this object; messages that it published under them may still be replayed.
 const CLIENTS_MAX = 64;
 
 // ignoreBOM: to leave it in place.
 const TEXT = new TextDecoder('utf-8', { ignoreBOM: true });
 
-/** A refusal, or a publish that came to nothing; `code` is a word for programs. */
+/** A refusal or a failed publish; `code` is machine-readable. */
 export class OyezError extends Error {
   constructor(code, message) {
     super(message ?? code);
@@ -80,24 +80,24 @@ export class Oyez extends EventTarget {
   #client = null;
   #run = null;
   #clients = new Set();
-  #message_bytes_max = Infinity;
-  #key_age_ms = 0;
+  #messageBytesMax = Infinity;
+  #keyAgeMs = 0;
   #greetings = 0;
   #hinted = false;
-  #hears_errors = false;
-  #renew_timer = null;
-  #open_since = null;
+  #hasErrorListener = false;
+  #renewTimer = null;
+  #openSince = null;
   #failures = 0;
-  #told_to_wait = false;
-  #heard = false;
-  #ping_ms = PING_MS;
-  #retry_timer = null;
-  #life_timer = null;
+  #serverRequestedWait = false;
+  #hasReceived = false;
+  #pingMs = PING_MS;
+  #retryTimer = null;
+  #lifeTimer = null;
   #attempt = 0;
   #channels = new Map();
-  // Every publish without an answer, sent or not, in the order in which it was asked for.
+  // Every unanswered publish, sent or not, in the order of the calls.
   #publishes = new Map();
-  #next_ref = 1;
+  #nextRef = 1;
   #key;
 
   /**
@@ -125,12 +125,12 @@ export class Oyez extends EventTarget {
     if (!this.#options.WebSocket) throw new TypeError('there is no WebSocket here: pass one as options.WebSocket');
     this.#key = randomHex(12, this.#options.random);
     globalThis.addEventListener?.('online', this.#online);
-    // The caller has the object before it hears of its first state.
+    // The caller has the object before its first state event.
     queueMicrotask(() => this.#state === 'connecting' && this.#connect());
   }
 
   addEventListener(type, ...rest) {
-    if (type === 'error') this.#hears_errors = true;
+    if (type === 'error') this.#hasErrorListener = true;
     super.addEventListener(type, ...rest);
   }
 
@@ -190,7 +190,7 @@ export class Oyez extends EventTarget {
       if (this.#publishes.size >= this.#options.publishes_max) {
         throw new OyezError('queue_full', `${this.#options.publishes_max} publishes wait for an answer`);
       }
-      const ref = this.#next_ref++;
+      const ref = this.#nextRef++;
       const frame = JSON.stringify({ type: 'publish', ch: name, ...payload(value), ref, key: `${this.#key}-${ref}` });
       const publish = { ref, frame, sent: null, resolve, reject };
       this.#publishes.set(ref, publish);
@@ -213,7 +213,7 @@ export class Oyez extends EventTarget {
     this.#lost(1006, retry_ms === undefined ? 'cut' : `cut retry_ms=${retry_ms}`);
   }
 
-  /** Ends it for good. Nothing is left behind: no timer, no listener, no promise. */
+  /** Closes the client for good. No timer, listener or promise remains. */
   close() {
     if (this.#state === 'closed') return;
     const socket = this.#release();
@@ -226,7 +226,7 @@ export class Oyez extends EventTarget {
   async #connect() {
     this.#enter('connecting', {});
     const attempt = ++this.#attempt;
-    this.#life_timer = setTimeout(() => this.#lost(1006, 'no hello'), HELLO_TIMEOUT_MS);
+    this.#lifeTimer = setTimeout(() => this.#lost(1006, 'no hello'), HELLO_TIMEOUT_MS);
     const { token, WebSocket } = this.#options;
     let socket;
     try {
@@ -249,9 +249,9 @@ export class Oyez extends EventTarget {
   /** Takes the socket and its timers out of service. */
   #release() {
     const socket = this.#socket;
-    clearTimeout(this.#life_timer);
-    clearTimeout(this.#retry_timer);
-    clearTimeout(this.#renew_timer);
+    clearTimeout(this.#lifeTimer);
+    clearTimeout(this.#retryTimer);
+    clearTimeout(this.#renewTimer);
     this.#attempt++;
     this.#socket = null;
     this.#client = null;
@@ -280,14 +280,14 @@ export class Oyez extends EventTarget {
           'the log of the server names the reason.',
       );
     }
-    if (this.#open_since !== null && Date.now() - this.#open_since >= GOOD_AFTER_MS) this.#failures = 0;
-    this.#open_since = null;
+    if (this.#openSince !== null && Date.now() - this.#openSince >= GOOD_AFTER_MS) this.#failures = 0;
+    this.#openSince = null;
 
     const told = /\bretry_ms=(\d+)/.exec(reason);
-    const ceiling_ms = Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** this.#failures++);
-    const retry_ms = Math.floor(told ? Math.min(Number(told[1]), TIMER_MAX_MS) : this.#options.random() * ceiling_ms);
-    this.#told_to_wait = told !== null;
-    this.#retry_timer = setTimeout(() => this.#connect(), retry_ms);
+    const ceilingMs = Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** this.#failures++);
+    const retry_ms = Math.floor(told ? Math.min(Number(told[1]), TIMER_MAX_MS) : this.#options.random() * ceilingMs);
+    this.#serverRequestedWait = told !== null;
+    this.#retryTimer = setTimeout(() => this.#connect(), retry_ms);
     this.#enter('waiting', { retry_ms, code, reason });
   }
 
@@ -300,8 +300,8 @@ export class Oyez extends EventTarget {
 
   /** The network is back: a pause of our own making has lost its reason, and an open connection may be a dead one. */
   #online = () => {
-    if (this.#state === 'waiting' && !this.#told_to_wait) {
-      clearTimeout(this.#retry_timer);
+    if (this.#state === 'waiting' && !this.#serverRequestedWait) {
+      clearTimeout(this.#retryTimer);
       this.#connect();
     } else if (this.#state === 'open') {
       this.#ping();
@@ -321,16 +321,16 @@ export class Oyez extends EventTarget {
   // A connection is alive as long as anything comes, so pings are for silence only.
 
   #listen() {
-    this.#heard = false;
-    this.#life_timer = setTimeout(() => (this.#heard ? this.#listen() : this.#ping()), this.#ping_ms);
+    this.#hasReceived = false;
+    this.#lifeTimer = setTimeout(() => (this.#hasReceived ? this.#listen() : this.#ping()), this.#pingMs);
   }
 
   #ping() {
-    clearTimeout(this.#life_timer);
-    this.#heard = false;
+    clearTimeout(this.#lifeTimer);
+    this.#hasReceived = false;
     this.#send({ type: 'ping' });
-    this.#life_timer = setTimeout(() => {
-      if (this.#heard) this.#listen();
+    this.#lifeTimer = setTimeout(() => {
+      if (this.#hasReceived) this.#listen();
       else this.#lost(1006, 'no pong');
     }, this.#options.pong_timeout_ms);
   }
@@ -338,7 +338,7 @@ export class Oyez extends EventTarget {
   // What the server says
 
   #receive(text) {
-    this.#heard = true;
+    this.#hasReceived = true;
     let said;
     try {
       said = JSON.parse(text);
@@ -358,11 +358,11 @@ export class Oyez extends EventTarget {
       case 'live':
         if (channel?.stage !== 'joined') return;
         channel.cursor = said.id;
-        return tell(channel, 'onlive', { channel: channel.name, id: said.id });
+        return notify(channel, 'onlive', { channel: channel.name, id: said.id });
       case 'gap':
         if (channel?.stage !== 'joined') return;
         channel.cursor = said.resume;
-        // The count goes on somewhere behind the gap.
+        // The channel's count continues somewhere after the gap.
         channel.n = null;
         // Another log is another server, which may have given our old names to others.
         if (said.why === 'epoch') this.#clients = new Set([this.#client]);
@@ -378,20 +378,20 @@ export class Oyez extends EventTarget {
   }
 
   #greeted({ client, run, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
-    clearTimeout(this.#life_timer);
+    clearTimeout(this.#lifeTimer);
     // Another process remembers no key of before, and neither does this one for a client from another network.
     if (this.#run !== null && run !== this.#run) {
       for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }
     this.#run = run;
     this.#greetings++;
-    this.#key_age_ms = key_age_ms ?? 0;
+    this.#keyAgeMs = key_age_ms ?? 0;
     this.#renewLater(expires_ms);
     this.#client = client;
     keepNewest(this.#clients, client, CLIENTS_MAX);
-    this.#message_bytes_max = message_bytes_max ?? Infinity;
-    this.#open_since = Date.now();
-    this.#ping_ms = ping_ms || PING_MS;
+    this.#messageBytesMax = message_bytes_max ?? Infinity;
+    this.#openSince = Date.now();
+    this.#pingMs = ping_ms || PING_MS;
     this.#listen();
     for (const channel of this.#channels.values()) this.#join(channel);
     for (const publish of this.#publishes.values()) this.#sendPublish(publish);
@@ -400,10 +400,10 @@ export class Oyez extends EventTarget {
 
   /** The rights of the connection end with its token, so the next token is shown before that. */
   #renewLater(expires_ms) {
-    clearTimeout(this.#renew_timer);
+    clearTimeout(this.#renewTimer);
     if (typeof this.#options.token !== 'function' || !(expires_ms > 0)) return;
-    const wait_ms = expires_ms - Math.min(RENEW_BEFORE_MAX_MS, expires_ms / 5);
-    this.#renew_timer = setTimeout(() => this.#renew(), Math.min(wait_ms, TIMER_MAX_MS));
+    const waitMs = expires_ms - Math.min(RENEW_BEFORE_MAX_MS, expires_ms / 5);
+    this.#renewTimer = setTimeout(() => this.#renew(), Math.min(waitMs, TIMER_MAX_MS));
   }
 
   async #renew() {
@@ -414,7 +414,7 @@ export class Oyez extends EventTarget {
     } catch (error) {
       if (attempt !== this.#attempt) return;
       warn(`the token function failed: ${error?.message ?? error}`);
-      this.#renew_timer = setTimeout(() => this.#renew(), RENEW_RETRY_MS);
+      this.#renewTimer = setTimeout(() => this.#renew(), RENEW_RETRY_MS);
     }
   }
 
@@ -429,10 +429,10 @@ export class Oyez extends EventTarget {
     channel.stage = 'joined';
     channel.cursor = id;
     channel.resumed = true;
-    tell(channel, 'onsubscribed', { channel: channel.name, id, members });
+    notify(channel, 'onsubscribed', { channel: channel.name, id, members });
   }
 
-  /** A channel that was left and wanted again in between is subscribed to anew: what was under way was not meant for it. */
+  /** Subscribes again to a channel that was left and rejoined meanwhile: messages in flight were not for the new handlers. */
   #left(channel) {
     if (channel?.stage !== 'leaving') return;
     channel.stage = 'away';
@@ -443,7 +443,7 @@ export class Oyez extends EventTarget {
   #hand(channel, { id, n, from, user, ...body }) {
     if (channel?.stage !== 'joined' || channel.recent.has(id)) return;
     const { name, cursor: after, n: last, resumed } = channel;
-    // A channel that nobody needed for a while is forgotten by the server, and its count begins again.
+    // The server removes an unused channel after a while, and its count starts again.
     const continues = last === null || n === last + 1 || (resumed && n === 1);
     Object.assign(channel, { cursor: id, n, resumed: false });
     keepNewest(channel.recent, id, RECENT_IDS_MAX);
@@ -458,7 +458,7 @@ export class Oyez extends EventTarget {
   }
 
   #gap({ name, handlers }, after, resume, missed, why) {
-    tell({ handlers }, 'ongap', { channel: name, after, resume, missed, why });
+    notify({ handlers }, 'ongap', { channel: name, after, resume, missed, why });
   }
 
   #refused(channel, { ref, code, message }) {
@@ -471,11 +471,11 @@ export class Oyez extends EventTarget {
     }
     // The subscription that was to be ended had been refused.
     if (code === 'not_subscribed') this.#left(channel);
-    const isHandled = this.#hears_errors || (channel && [...channel.handlers].some(({ onerror }) => onerror));
+    const isHandled = this.#hasErrorListener || (channel && [...channel.handlers].some(({ onerror }) => onerror));
     if (!isHandled) warn(`${channel ? `channel ${channel.name}: ` : ''}${code}: ${message}`);
     if (channel?.stage === 'joining') {
       channel.stage = 'away';
-      tell(channel, 'onerror', error);
+      notify(channel, 'onerror', error);
       if (channel.handlers.size === 0) this.#channels.delete(channel.name);
     }
     this.dispatchEvent(event('error', error));
@@ -490,12 +490,12 @@ export class Oyez extends EventTarget {
   #sendPublish(publish) {
     const { ref, frame, sent, reject } = publish;
     const refuse = (code, why) => this.#answered(ref, () => reject(new OyezError(code, why)));
-    const usable_ms = this.#key_age_ms - Math.min(KEY_MARGIN_MAX_MS, this.#key_age_ms / 10);
-    if (sent !== null && elapsed(sent) >= usable_ms) {
+    const usableMs = this.#keyAgeMs - Math.min(KEY_MARGIN_MAX_MS, this.#keyAgeMs / 10);
+    if (sent !== null && elapsed(sent) >= usableMs) {
       refuse('unknown', 'it was sent, its answer was lost, and the server no longer remembers its key');
-    } else if (isLonger(frame, this.#message_bytes_max)) {
+    } else if (isLonger(frame, this.#messageBytesMax)) {
       // The server would close the connection, and again at each return.
-      refuse('too_big', `with all around it, a message may have ${this.#message_bytes_max} bytes`);
+      refuse('too_big', `with all around it, a message may have ${this.#messageBytesMax} bytes`);
     } else {
       publish.sent ??= clocks();
       this.#socket.send(frame);
@@ -551,7 +551,7 @@ function checkName(name) {
 }
 
 function payload(value) {
-  // As WebSocket.send() does it: half a surrogate pair is no text, and goes as U+FFFD.
+  // Like WebSocket.send(): an unpaired surrogate is sent as U+FFFD.
   if (typeof value === 'string') return { text: TEXT.decode(new TextEncoder().encode(value)) };
   if (value instanceof ArrayBuffer) return { base64: toBase64(new Uint8Array(value)) };
   if (ArrayBuffer.isView(value)) {
@@ -576,19 +576,19 @@ function toBase64(bytes) {
   return btoa(characters);
 }
 
-/** Is the text, in UTF-8, longer? A UTF-16 unit makes at most three bytes, so most texts need not be encoded. */
-function isLonger(text, bytes_max) {
-  return text.length * 3 > bytes_max && new TextEncoder().encode(text).length > bytes_max;
+/** Returns true if the text is longer in UTF-8. A UTF-16 unit makes at most three bytes, so most texts need not be encoded. */
+function isLonger(text, bytesMax) {
+  return text.length * 3 > bytesMax && new TextEncoder().encode(text).length > bytesMax;
 }
 
-function keepNewest(set, value, values_max) {
+function keepNewest(set, value, valuesMax) {
   set.delete(value);
   set.add(value);
-  if (set.size > values_max) set.delete(set.values().next().value);
+  if (set.size > valuesMax) set.delete(set.values().next().value);
 }
 
-function tell({ handlers }, what, detail) {
-  for (const handler of [...handlers]) call(handler[what], detail);
+function notify({ handlers }, event, detail) {
+  for (const handler of [...handlers]) call(handler[event], detail);
 }
 
 /** A handler that fails is the page's matter: it is reported as any uncaught error, and the others are still called. */

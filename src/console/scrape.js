@@ -29,7 +29,7 @@ export function growth(before, after, name) {
   return now < then ? now : now - then;
 }
 
-/** The mean of what a histogram saw between two scrapes, or null if it saw nothing. */
+/** The mean of a histogram's samples between two scrapes, or null without samples. */
 export function mean(before, after, name) {
   const n = growth(before, after, `${name}_count`);
   return n > 0 ? growth(before, after, `${name}_sum`) / n : null;

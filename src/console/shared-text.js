@@ -1,25 +1,26 @@
-// An editor (editor.js) on a channel (oyez.js): when to ask for the document, when to answer, when to begin one.
+// Connects an editor (editor.js) to a channel (oyez.js): when to ask for the document, when to answer, when to start
+// one.
 //
-// The times are guesses about people and networks, and none of them is needed for pages to agree; they only decide
-// how often a page asks twice, two answer at once, or a text is begun anew although somebody still had it.
+// The timeouts are guesses about people and networks. Pages converge with any values; these only decide how often a
+// page asks twice, two pages answer at once, or a text is started again although another page still had it.
 
 // Longer than a question and its answer take, even to a page in the background, whose timers fire once a second.
-const PATIENCE_MS = 2500;
-// Who still has a text asks for less long, and so is the first to begin after all have lost the document at once.
-const PATIENCE_WITH_TEXT_MS = 1000;
-// One answer is enough: who sees that of another in the meantime gives none.
+const ANSWER_TIMEOUT_MS = 2500;
+// A page with a text waits less, so that it starts the document first after all pages have lost it at once.
+const ANSWER_TIMEOUT_WITH_TEXT_MS = 1000;
+// One answer is enough: a page that receives another's answer meanwhile sends none.
 const ANSWER_WITHIN_MS = 200;
-const AGAIN_MS = 1000;
+const RETRY_MS = 1000;
 
 /**
- * Connects the editor to the channel. `onchange(operation)` follows each message that may have changed what is to be
- * shown: the operation is what `editor.text` has undergone.
+ * Connects the editor to the channel. `onchange(operation)` follows each message that may have changed the text to
+ * show: the operation is the change of `editor.text`.
  *
  * @returns {{edit: (operation) => boolean, stop: () => void}} `edit` takes the user's edits, as `editor.edit` does
  */
 export function share(hub, channel, editor, onchange = () => {}) {
   const timers = new Set();
-  let [is_stopped, is_seeking, is_answering, has_received] = [false, false, false, false];
+  let [isStopped, isSeeking, isAnswering, hasReceived] = [false, false, false, false];
 
   function after(ms, then) {
     const timer = setTimeout(() => {
@@ -43,67 +44,67 @@ export function share(hub, channel, editor, onchange = () => {}) {
   }
 
   async function flush() {
-    const message = is_stopped ? null : editor.next();
-    if (!message || (await publish(message)) || is_stopped) return;
-    after(AGAIN_MS, () => {
+    const message = isStopped ? null : editor.next();
+    if (!message || (await publish(message)) || isStopped) return;
+    after(RETRY_MS, () => {
       editor.retry();
       flush();
     });
   }
 
   async function seek() {
-    if (is_seeking) return;
-    is_seeking = true;
-    while (!editor.isReady && !is_stopped) {
-      const is_asked = await publish(editor.ask());
-      await pause(editor.confirmed === '' ? PATIENCE_MS : PATIENCE_WITH_TEXT_MS);
-      const start = is_asked ? editor.begin() : null;
-      if (start && !is_stopped && (await publish(start))) await pause(AGAIN_MS);
+    if (isSeeking) return;
+    isSeeking = true;
+    while (!editor.isReady && !isStopped) {
+      const isAsked = await publish(editor.ask());
+      await pause(editor.confirmed === '' ? ANSWER_TIMEOUT_MS : ANSWER_TIMEOUT_WITH_TEXT_MS);
+      const start = isAsked ? editor.begin() : null;
+      if (start && !isStopped && (await publish(start))) await pause(RETRY_MS);
     }
-    is_seeking = false;
+    isSeeking = false;
   }
 
   function answer() {
-    if (is_answering || !editor.answer()) return;
-    is_answering = true;
+    if (isAnswering || !editor.answer()) return;
+    isAnswering = true;
     after(Math.random() * ANSWER_WITHIN_MS, () => {
-      is_answering = false;
+      isAnswering = false;
       const message = editor.answer();
       if (message) publish(message);
     });
   }
 
   function receive(message) {
-    has_received = true;
-    const was_ready = editor.isReady;
+    hasReceived = true;
+    const wasReady = editor.isReady;
     onchange(editor.receive(message));
-    if (was_ready && !editor.isReady) seek();
+    if (wasReady && !editor.isReady) seek();
     answer();
     flush();
   }
 
   // The history has lost its beginning before anything of it arrived: there is nothing to lose, and its end is near.
   function lose() {
-    if (!has_received) return;
+    if (!hasReceived) return;
     editor.lose();
     onchange([]);
     seek();
   }
 
   function stop() {
-    is_stopped = true;
+    isStopped = true;
     off();
     for (const timer of timers) clearTimeout(timer);
     timers.clear();
   }
 
-  // The history may have the document: only who is still without one at its end asks.
+  // The history may contain the document: a page without one at the end of the replay asks for it.
   const off = hub.subscribe(channel, receive, { since: 'earliest', ongap: lose, onlive: seek });
   return {
     edit(operation) {
-      const is_done = editor.edit(operation);
+      const isDone = editor.edit(operation);
       flush();
-      return is_done;
+      return isDone;
     },
     stop,
   };

@@ -1,6 +1,6 @@
-// A ticker of prices. Whoever starts it publishes random walks; all pages show what they hear.
+// A ticker of prices. One page publishes random walks; all pages show the prices that they receive.
 
-import { at, make } from './dom.js';
+import { byId, element } from './dom.js';
 import { Spark } from './chart.js';
 
 export const CHANNEL = 'demo.prices';
@@ -10,30 +10,30 @@ const PERIOD_MS = 250;
 const QUIET_AFTER_MS = 3000;
 
 export class Ticker {
-  constructor(line) {
-    this.line = line;
+  constructor(hub) {
+    this.hub = hub;
     this.rows = new Map();
     this.timer = null;
-    this.heard = 0;
-    this.foreign = 0;
+    this.receivedAt = 0;
+    this.foreignAt = 0;
     for (const name of Object.keys(GOODS)) this.addRow(name);
-    at('ticker-start').addEventListener('click', () => (this.timer ? this.stop() : this.start()));
+    byId('ticker-start').addEventListener('click', () => (this.timer ? this.stop() : this.start()));
     this.showState();
   }
 
   addRow(name) {
     const spark = new Spark(POINTS);
-    const price = make('td', { class: 'num price' }, '–');
-    const change = make('td', { class: 'num change' }, '');
-    const line = make(
+    const price = element('td', { class: 'num price' }, '–');
+    const change = element('td', { class: 'num change' }, '');
+    const line = element(
       'tr',
       {},
-      make('th', { scope: 'row' }, name),
-      make('td', { class: 'spark-cell' }, spark.svg),
+      element('th', { scope: 'row' }, name),
+      element('td', { class: 'spark-cell' }, spark.svg),
       price,
       change,
     );
-    at('ticker-rows').append(line);
+    byId('ticker-rows').append(line);
     this.rows.set(name, { spark, price, change, line, values: [] });
   }
 
@@ -46,24 +46,24 @@ export class Ticker {
 
   subscribe() {
     let live = false;
-    const hear = (message) => {
+    const onMessage = (message) => {
       const { good, price } = message.data ?? {};
       const row = this.rows.get(good);
       if (!row || typeof price !== 'number' || !(price > 0 && price < 1e6)) return;
       if (live) {
-        this.heard = Date.now();
-        if (!message.own) this.foreign = Date.now();
+        this.receivedAt = Date.now();
+        if (!message.own) this.foreignAt = Date.now();
       }
       this.take(row, price);
     };
-    this.line.subscribe(CHANNEL, hear, {
+    this.hub.subscribe(CHANNEL, onMessage, {
       onsubscribed: () => {
         live = false;
       },
       onlive: () => {
         live = true;
       },
-      onagain: () => {
+      onrestart: () => {
         for (const row of this.rows.values()) row.values = [];
       },
     });
@@ -98,28 +98,28 @@ export class Ticker {
   }
 
   publish() {
-    if (this.line.state !== 'open') return;
+    if (this.hub.state !== 'open') return;
     const names = Object.keys(GOODS);
     for (const good of names.filter(() => Math.random() < 0.4)) {
       const last = this.rows.get(good).values.at(-1) ?? GOODS[good];
       // A walk that is drawn back to where it began, so that no price runs away overnight.
       const next = last * (1 + (Math.random() - 0.5) * 0.012) + (GOODS[good] - last) * 0.01;
-      // A price that is not heard is stale a moment later: nobody waits for it.
-      this.line.publish(CHANNEL, { good, price: Math.round(next * 100) / 100 }).catch(() => {});
+      // A lost price is outdated a moment later, so it is not sent again.
+      this.hub.publish(CHANNEL, { good, price: Math.round(next * 100) / 100 }).catch(() => {});
     }
   }
 
   showState() {
     const now = Date.now();
     const state = this.timer
-      ? now - this.foreign < QUIET_AFTER_MS
+      ? now - this.foreignAt < QUIET_AFTER_MS
         ? 'This page publishes prices, and so does another.'
         : 'This page publishes the prices.'
-      : now - this.heard < QUIET_AFTER_MS
+      : now - this.receivedAt < QUIET_AFTER_MS
         ? 'Another page publishes the prices.'
-        : 'Nobody publishes prices now.';
-    at('ticker-start').textContent = this.timer ? 'Stop the prices' : 'Start the prices';
-    at('ticker-start').classList.toggle('on', this.timer !== null);
-    if (at('ticker-state').textContent !== state) at('ticker-state').textContent = state;
+        : 'No page publishes prices now.';
+    byId('ticker-start').textContent = this.timer ? 'Stop the prices' : 'Start the prices';
+    byId('ticker-start').classList.toggle('on', this.timer !== null);
+    if (byId('ticker-state').textContent !== state) byId('ticker-state').textContent = state;
   }
 }

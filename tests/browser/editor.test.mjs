@@ -165,7 +165,7 @@ class World {
   publish(data, key) {
     if (this.knows_keys && this.keys.has(key)) return;
     this.keys.set(key, true);
-    // As the wire does it: nobody shares an object with anybody.
+    // Copies the message as the wire does: no object is shared.
     const message = { id: `${this.epoch}-${this.log.length + 1}`, n: this.log.length + 1, data: JSON.stringify(data) };
     this.log.push(message);
     this.floor = Math.max(this.floor, this.log.length - this.kept);
@@ -216,7 +216,7 @@ class Page {
     const is_gap = epoch !== null && (epoch !== world.epoch || n < world.floor);
     const from = epoch === world.epoch ? Math.max(n, world.floor) : world.floor;
     const cursor = { epoch: world.epoch, n: from };
-    // A page that is cut before it has heard of the gap asks from where it was, and hears of it then.
+    // A page that loses its connection before the gap arrives resumes at its old cursor, and then gets the gap.
     this.#travel('down', (is_now) => {
       if (!is_now || !this.#is_connected) return;
       this.#cursor = cursor;
@@ -230,7 +230,7 @@ class Page {
   cut(is_lost = false) {
     if (!this.#is_connected) return;
     this.#is_connected = false;
-    // What is under way to the server may or may not still get there.
+    // Messages in flight to the server may or may not arrive.
     if (is_lost || this.world.chance.is(0.5)) this.#connection++;
     this.world.after(this.world.chance.below(3000), () => this.connect());
   }
@@ -324,7 +324,7 @@ class Page {
   }
 }
 
-/** What nobody who means well would say. */
+/** Messages that no correct page sends. */
 function junk(chance, world) {
   const base = chance.of([...world.log.map(({ id }) => id), '', 'x', null, 7]);
   const page = chance.of(['p0', 'p1', 'p2', 'x', '', null, {}, 'p'.repeat(100)]);
@@ -411,7 +411,7 @@ describe('pages converge', () => {
       if (chance.is(0.03)) chance.of(world.pages).loseNext();
     };
     live(world, chance, { steps: 80, calamity });
-    // That the last message was lost, only another one can tell.
+    // The loss of the last message is only visible by another one.
     world.run(10_000);
     world.pages.forEach((page) => page.loseNext(false));
     world.pages[0].write(['.']);
@@ -525,7 +525,7 @@ describe('one page', () => {
     say(one, answer);
     assert.deepEqual(say(one, start), []);
     assert.equal(one.text, 'abc');
-    // Without one it counts, also for whoever has a text, which is not thrown away unsaid.
+    // Without a document it counts, also for a page with a text, which is not dropped silently.
     say(one, { ask: 'you' });
     assert.deepEqual(say(one, { ...start, for: `1-${n}` }), [-3]);
     assert.deepEqual([one.text, one.replaced], ['', 'abc']);

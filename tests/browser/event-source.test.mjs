@@ -26,7 +26,7 @@ before(async () => {
 });
 after(() => browser?.close());
 
-/** A proxy in front of a port. It keeps the heads of the requests for event streams, and what was answered. */
+/** A proxy in front of a port. It records the heads of requests for event streams, and their responses. */
 async function proxy(t, port) {
   const pairs = new Set();
   const streams = [];
@@ -95,8 +95,8 @@ async function publish(server, text, headers = {}) {
   return (await answer.json()).id;
 }
 
-/** A page of the server, behind the proxy, that listens by `make`, an expression. */
-async function listenInPage(t, front, make, script) {
+/** A page of the server, loaded through the proxy, that subscribes by the expression `subscribe`. */
+async function listenInPage(t, front, subscribe, script) {
   // The console's policy forbids scripts of others; this page is only an origin.
   const context = await browser.newContext({ bypassCSP: true });
   t.after(() => context.close());
@@ -110,12 +110,12 @@ async function listenInPage(t, front, make, script) {
     if (what === 'open') client.opens++;
     if (what === 'closed') client.failed = true;
   });
-  await page.evaluate(async (make) => {
-    const source = await (0, eval)(`(async () => ${make})()`);
+  await page.evaluate(async (subscribe) => {
+    const source = await (0, eval)(`(async () => ${subscribe})()`);
     source.onmessage = ({ data }) => report('message', data);
     source.onopen = () => report('open');
     source.onerror = () => source.readyState === 2 && report('closed');
-  }, make);
+  }, subscribe);
   return client;
 }
 

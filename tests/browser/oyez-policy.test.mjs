@@ -525,7 +525,7 @@ describe('hearing', () => {
   const envelope = (n, fields = {}) => ({ ch: 'a', id: `1-${n}`, n, data: n, ...fields });
   const subscribed = (id) => ({ type: 'subscribed', ch: 'a', id, members: 1 });
 
-  /** What handlers heard, in one list. */
+  /** The events of all handlers, in one list. */
   function listen(hub, options = {}) {
     const heard = [];
     hub.subscribe('a', ({ data }) => heard.push(data), {
@@ -592,7 +592,7 @@ describe('hearing', () => {
     socket().say(subscribed('1-3'), envelope(4, { from: 'me' }));
     assert.deepEqual(own, [[1, true], [2, false], [3, false], [4, true]]);
     assert.deepEqual(others, [2, 3]);
-    // Another log: whoever is called so now is somebody else.
+    // Another log: the client that is named so now is a different one.
     comeBack();
     socket().say(subscribed('2-0'), { type: 'gap', ch: 'a', after: '1-4', resume: '2-0', missed: null, why: 'epoch' });
     socket().say(envelope(1, { id: '2-1', from: 'me' }));

@@ -9,7 +9,7 @@ import { test } from 'node:test';
 import { randomOf } from './random.mjs';
 import { open, serve, sleep, until } from './support.mjs';
 
-/** Subscribes, and gathers all that it is told. */
+/** Subscribes, and collects all events. */
 function listen(hub, channel, options = {}) {
   const heard = { messages: [], gaps: [], lives: 0, subscribed: 0 };
   heard.off = hub.subscribe(channel, (message) => heard.messages.push(message), {
@@ -108,7 +108,7 @@ test('states, and the return when the server is started again on the same port',
   await until('the return', () => heard.subscribed === 2);
   assert.deepEqual([...states.slice(0, 4), states.at(-1)], ['connecting', 'open', 'waiting', 'connecting', 'open']);
   assert.match(await early, /./);
-  // A new server is a new log: what was said between cannot be known.
+  // A new server has a new log: messages published in between are unknown.
   await until('the message', () => heard.messages.length === 1);
   assert.deepEqual(heard.gaps.map(({ why }) => why), ['epoch']);
   hub.close();

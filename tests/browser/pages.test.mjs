@@ -1,10 +1,10 @@
 // The console in a real browser, against a real server; each test starts its own.
 //
-//   OYEZ=path/to/oyez OYEZ_ARTEFACTS=folder node --test pages.test.mjs
+//     OYEZ=path/to/oyez OYEZ_ARTEFACTS=folder node --test pages.test.mjs
 //
-// Wants playwright-core (found beside this file, or through NODE_PATH) and Chromium. Screenshots go to
-// OYEZ_ARTEFACTS. Every page is watched while it is open: an error on its console, a violation of the
-// content security policy, or a request to anywhere but its own server fails the test it was opened in.
+// Requires playwright-core (in node_modules, or through NODE_PATH) and Chromium. Screenshots go to OYEZ_ARTEFACTS.
+// Every page is watched while it is open: an error on its console, a violation of the content security policy, or a
+// request to another server fails its test.
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
@@ -157,8 +157,8 @@ async function until(what, truth, limit = PATIENCE_MS) {
 }
 
 async function live(page) {
-  // The facts name members only when the server has answered the subscription.
-  await until('the channel is watched', async () => /member/.test(await page.textContent('#facts')));
+  // The facts name subscribers only when the server has answered the subscription.
+  await until('the channel is watched', async () => /subscriber/.test(await page.textContent('#facts')));
 }
 
 async function publish(page, text, kind = 'text') {
@@ -196,7 +196,7 @@ test('what one page publishes appears in the other', async (t) => {
 
   await one.fill('#payload', '{"lot": ');
   await one.press('#payload', 'Enter');
-  assert.match(await one.textContent('#publish-result'), /^Not JSON/);
+  assert.match(await one.textContent('#publish-result'), /^Invalid JSON/);
   assert.equal(await one.inputValue('#payload'), '{"lot": ');
   await one.fill('#payload', 'null');
   await one.press('#payload', 'Enter');
@@ -235,7 +235,7 @@ test('a pause holds messages back and loses none', async (t) => {
   await live(page);
   await page.click('#pause');
   for (const text of ['a', 'b', 'c']) await server.post('square', text);
-  await until('they are counted', async () => (await page.textContent('#pause')) === 'Go on (3 new)');
+  await until('they are counted', async () => (await page.textContent('#pause')) === 'Resume (3 new)');
   assert.deepEqual(await bodies(page), []);
   await page.click('#pause');
   await until('they are shown', async () => (await bodies(page)).join('') === 'abc');
@@ -272,7 +272,7 @@ test("the server's figures move", async (t) => {
   );
   assert.match(await page.textContent('#chart-turn'), /mean[\d.]+ (µs|ms).*p99[\d.]+ (µs|ms)/);
   assert.equal((await page.textContent('#f-connections')) !== '–', true);
-  assert.match(await page.textContent('#facts'), /^1 member · [\d.]+ messages\/s · \d+ kept/);
+  assert.match(await page.textContent('#facts'), /^1 subscriber · [\d.]+ messages\/s · \d+ kept/);
 });
 
 // The connection.
@@ -304,7 +304,7 @@ test('cut, it waits, comes back, and nothing is lost', async (t) => {
   assert.match(await page.textContent('#returns'), /^once, last after/);
   assert.equal(await page.textContent('#gaps'), 'none');
   const notes = await page.locator('#rows .note').allTextContents();
-  assert.match(notes.join(), /connection cut.*back: /);
+  assert.match(notes.join(), /connection cut.*reconnected: /);
 });
 
 test('what was missed beyond history is told as a gap', async (t) => {
@@ -337,7 +337,7 @@ test('a page outlives its server and goes on with the next by itself', async (t)
   await page.waitForSelector('#state[data-state=open]', { timeout: 90_000 });
   await second.post('square', 'after');
   await until('it hears the second server', async () => (await bodies(page)).at(-1) === 'after');
-  // Another server, another log: what was missed cannot be known, and that is said.
+  // A new server has a new log: the number of missed messages is unknown, and the page shows that.
   assert.match((await page.locator('#rows .note').allTextContents()).join(), /gap/);
 });
 
@@ -381,7 +381,7 @@ test('two pages chat', async (t) => {
   await until('a newcomer reads it all', async () => (await late.locator('#said li').count()) === 2);
   assert.equal(await late.locator('#said li.own').count(), 0);
 
-  // Two views of one page hear the same channel, and neither finds less for it.
+  // Two views of one page subscribe to the same channel, and each gets all of its messages.
   await late.click('#panel-chat a');
   await until('the channel view has both', async () => (await bodies(late)).length === 2);
   await late.click('#tab-chat');
@@ -411,7 +411,7 @@ test('prices move on every page, whoever started them', async (t) => {
   await one.click('#ticker-start');
   await until(
     'it is noticed that they stopped',
-    async () => (await other.textContent('#ticker-state')) === 'Nobody publishes prices now.',
+    async () => (await other.textContent('#ticker-state')) === 'No page publishes prices now.',
   );
 });
 
@@ -467,7 +467,7 @@ test('an input method is not disturbed by what others write', async (t) => {
   assert.equal(await one.evaluate(() => document.getElementById('text').selectionStart), 4);
 });
 
-// For everybody.
+// For all pages.
 
 test('the keyboard is enough to publish', async (t) => {
   const server = await serve(t);
@@ -665,7 +665,7 @@ test('a server that wants a token refuses, and takes the one that is typed in', 
     await page.press('#token', 'Enter');
   };
   await page.waitForSelector('#access[open]');
-  await page.waitForSelector('#notice:has-text("wants an access token")');
+  await page.waitForSelector('#notice:has-text("requires an access token")');
   await show('a.b.c');
   await page.waitForSelector('#notice:has-text("bad_token why=token_malformed")');
   await show(token(['--subscribe', 'room', '--publish', 'room']));
@@ -718,7 +718,7 @@ test('an EventSource hears what is published', async (t) => {
   );
 });
 
-// The arithmetic behind the charts needs no browser.
+// The arithmetic of the charts needs no browser.
 
 describe('two scrapes', async () => {
   const { growth, mean, parse, quantile } = await import(new URL('scrape.js', CONSOLE));

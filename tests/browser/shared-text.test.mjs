@@ -42,7 +42,7 @@ test('pages write one text while their connections are cut', async (t) => {
     const page = pages[i % pages.length];
     const at = Math.floor(random() * (page.shown.length + 1));
     page.type(`${page.shown.slice(0, at)}${String.fromCharCode(0x4e00 + written++)}${page.shown.slice(at)}`);
-    // The first one stays, so that there is always somebody who has the document.
+    // The first page stays, so that there is always one with the document.
     if (random() < 0.1) pages[1 + (i % 2)].hub.cut();
     await sleep(random() * 8);
   }

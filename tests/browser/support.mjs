@@ -65,7 +65,7 @@ export function open(test, server, options = {}) {
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Waits until `is()` is true; says what it waited for if that does not come. */
+/** Waits until `is()` is true; names the condition if the time runs out. */
 export async function until(what, is, limit_ms = 60_000) {
   const end = Date.now() + limit_ms;
   while (!is()) {

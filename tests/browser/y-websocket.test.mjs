@@ -1,7 +1,8 @@
-// Yjs through the server, with y-websocket's own client as it is: a raw channel carries what its own server would.
+// Yjs through the server, with y-websocket's unmodified client: a raw channel carries the messages that its own
+// server would relay.
 //
-// Nobody keeps the document but its readers, so whoever comes later asks them again now and then (resyncInterval).
-// disableBc: documents in one process would otherwise find each other without a server.
+// Only the readers keep the document, so a later reader asks for it periodically (resyncInterval). disableBc:
+// documents in one process would otherwise connect without a server.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -39,7 +40,7 @@ test("y-websocket's documents converge", async (t) => {
     return a === b && a.includes('a49 ') && a.includes('b49 ');
   });
 
-  // Who comes later gets what is there, and a cut is made good.
+  // A later page gets the document, and a lost connection is recovered.
   const three = join(t, server, 'room');
   await until('the third has all', () => three.text.toString() === one.text.toString());
   two.provider.ws.terminate();
@@ -49,7 +50,7 @@ test("y-websocket's documents converge", async (t) => {
   assert.ok(three.text.toString().includes('while two was away '));
   assert.ok(three.text.toString().includes('while it was away, two '));
 
-  // Who is there is told as well.
+  // Awareness of the connected pages is shared as well.
   one.provider.awareness.setLocalStateField('name', 'one');
   await until('two sees one', () => [...two.provider.awareness.getStates().values()].some(({ name }) => name === 'one'));
 });

@@ -25,7 +25,7 @@ const commands = {
     }));
     socket.on('pong', (data) => tell(client, 'pong', { hex: data.toString('hex') }));
     socket.on('close', (code, reason) => tell(client, 'close', { code, reason: reason.toString() }));
-    // A close event follows each error, so this one is for whoever reads the output.
+    // A close event follows each error, so this handler only logs.
     socket.on('error', (error) => console.error(`node ${client}: ${error.message}`));
   },
   send({ client, kind, parts }) {

@@ -200,7 +200,7 @@ def listing(heard):
 
 def is_merge(whole, a, b):
     """Whether `whole` is `a` and `b` interleaved, each in its own order."""
-    # Prefixes of a (by length) that, merged with the rest from b, make up what has been read of whole.
+    # Prefixes of a (by length) which, merged with the rest from b, form the bytes of `whole` that have been read.
     lengths = {0}
     for read, heard in enumerate(whole):
         lengths = ({i + 1 for i in lengths if i < len(a) and a[i] == heard}
@@ -245,7 +245,7 @@ class Scenario:
         for hearer, sender in itertools.product(peers, peers):
             for one in expected[sender]:
                 times = heard[hearer].count(one)
-                # Of an empty message nobody can say whose it is, so both kinds of peer must be heard.
+                # An empty message does not show its sender, so each kind of peer has to receive it.
                 wanted = sum(part.count(one) for part in expected.values())
                 self.state(f"{hearer.name} hears {sender.name}'s {one}", times == wanted, f"{times} of {wanted}")
         for hearer in peers:
@@ -314,7 +314,7 @@ class Scenario:
         self.state("who is left hears on", heard == [message("text", b"alone")], listing(heard))
 
     async def limit(self):
-        # One byte too many, and so many that the close is on its way while the peer still sends.
+        # One byte too many, and enough that the server sends its close while the peer still sends.
         for excess in 1, 1 << 20:
             peers = await self.pair("limit")
             witness = PythonPeer("python")

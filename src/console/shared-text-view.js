@@ -1,10 +1,11 @@
-// The shared text: a textarea over the model of editor.js, which decides what everybody's text is.
+// The shared text: a textarea over the model of editor.js, which decides the text that all pages show.
 //
-// The user's edits are found by comparing the field with what it was; others' edits are put in around the caret.
-// While an input method is composing a character the field is left alone, since a write to it would end that: what
-// comes meanwhile is held back, and what was composed passes it afterwards (operation.js).
+// The user's edits are found by comparing the field with its previous text; edits of others are inserted around the
+// caret. While an input method is composing a character the field is left unchanged, since a write would end the
+// composition: edits that arrive meanwhile are held back, and the composed text is transformed past them afterwards
+// (operation.js).
 
-import { at, clip, count, plural } from './dom.js';
+import { byId, clip, count, plural } from './dom.js';
 import { Editor, TEXT_UNITS_MAX } from './editor.js';
 import { AFTER, BEFORE, compose, difference, moveCaret, transform } from './operation.js';
 import { share } from './shared-text.js';
@@ -12,18 +13,18 @@ import { share } from './shared-text.js';
 export const CHANNEL = 'demo.text';
 const WRITES_NOW_MS = 4000;
 
-export class Write {
-  constructor(line) {
-    this.line = line;
-    this.area = at('text');
+export class SharedTextView {
+  constructor(hub) {
+    this.hub = hub;
+    this.area = byId('text');
     const bytes = crypto.getRandomValues(new Uint8Array(12));
     this.editor = new Editor(Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(''));
     this.shared = null;
-    /** What the field held when it and the editor last agreed. */
+    /** The field's text when it and the editor were last equal. */
     this.agreed = '';
     /** Others' edits since an input method began to compose; null while none does. */
     this.held = null;
-    /** Who else has written, and when. */
+    /** Other pages that edited lately, with the time. */
     this.others = new Map();
     this.full = false;
     this.area.addEventListener('compositionstart', () => (this.held = []));
@@ -38,7 +39,7 @@ export class Write {
     setInterval(() => this.showState(), 500);
   }
 
-  /** There is another hub: whatever was under way on the one before it is over. */
+  /** Another hub is in use: requests in flight on the previous one are lost. */
   reconnect() {
     if (!this.shared) return;
     this.shared.stop();
@@ -47,11 +48,11 @@ export class Write {
   }
 
   join() {
-    const { line } = this;
+    const sharedHub = this.hub;
     const hub = {
-      publish: (channel, value) => line.publish(channel, value),
+      publish: (channel, value) => sharedHub.publish(channel, value),
       subscribe: (channel, receive, options) =>
-        line.subscribe(
+        sharedHub.subscribe(
           channel,
           (message) => {
             if (!message.own && message.data?.edit) this.others.set(message.from, Date.now());
@@ -106,18 +107,18 @@ export class Write {
     const now = Date.now();
     for (const [who, when] of this.others) if (now - when > WRITES_NOW_MS) this.others.delete(who);
     const words = [plural(editor.text.length, 'character')];
-    if (!editor.isReady) words.push('looking for the text that others have');
+    if (!editor.isReady) words.push('loading the text from other pages');
     else if (editor.isPending)
-      words.push(this.line.state === 'open' ? 'on its way' : 'kept until the connection is back');
+      words.push(this.hub.state === 'open' ? 'sending' : 'waiting for the connection');
     else words.push('confirmed');
     if (this.others.size > 0)
       words.push(`${plural(this.others.size, 'other')} ${this.others.size === 1 ? 'writes' : 'write'} now`);
-    if (this.full) words.push(`it cannot be longer than ${count(TEXT_UNITS_MAX)}`);
+    if (this.full) words.push(`maximum length ${count(TEXT_UNITS_MAX)} reached`);
     const text = words.join(' · ');
-    if (at('text-state').textContent !== text) at('text-state').textContent = text;
+    if (byId('text-state').textContent !== text) byId('text-state').textContent = text;
     if (editor.replaced !== null) {
-      at('text-replaced').hidden = false;
-      at('text-replaced').lastElementChild.textContent = clip(editor.replaced, TEXT_UNITS_MAX);
+      byId('text-replaced').hidden = false;
+      byId('text-replaced').lastElementChild.textContent = clip(editor.replaced, TEXT_UNITS_MAX);
     }
   }
 }
