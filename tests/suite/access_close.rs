@@ -1,8 +1,8 @@
 //! Closing all connections of a user through the HTTP API. A real server with keys; the user is connected over every
 //! transport, other users stay connected.
 
+use crate::support::auth_server::{AuthServer, admin, bearer, token};
 use crate::support::client::Client;
-use crate::support::guarded::{Guarded, admin, bearer, token};
 use crate::support::http::{post, request};
 use crate::support::process::Server;
 
@@ -14,7 +14,7 @@ fn closes(server: &Server, sub: &str, lines: &str) -> (u16, String) {
 
 #[test]
 fn user_closed_by_admin_loses_all_connections_and_others_keep_theirs() {
-    let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
+    let guarded = AuthServer::start(&["--anonymous=subscribe=a publish=a"]);
     let server = &guarded.server;
     let alice = bearer(&token("alice", &["a"], &["a"]));
     let mut raw = guarded.upgraded("/ws/a", &alice);
@@ -42,8 +42,8 @@ fn user_closed_by_admin_loses_all_connections_and_others_keep_theirs() {
     assert_eq!(closes(server, "alice", "").0, 401);
     assert_eq!(closes(server, "alice", &alice).0, 403, "not even one's own");
     assert_eq!(closes(server, "alice", &bearer(&admin())), (200, "{\"closed\":3}\n".into()));
-    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
-    assert_eq!(v1.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(raw.closed_and_ended(), (4003, "forbidden".into()));
+    assert_eq!(v1.closed_and_ended(), (4003, "forbidden".into()));
     assert_eq!(events.event_or_end(), None);
     assert!(events.stream_is_whole());
     assert_eq!(guarded.closed(&alices, ""), (4001, "bad_token why=bad_ticket".into()));
@@ -55,13 +55,13 @@ fn user_closed_by_admin_loses_all_connections_and_others_keep_theirs() {
     for written in ["alice+smith", "alice%20smith"] {
         let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice smith", &["a"], &["a"])));
         assert_eq!(closes(server, written, &bearer(&admin())), (200, "{\"closed\":1}\n".into()), "{written}");
-        assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+        assert_eq!(raw.closed_and_ended(), (4003, "forbidden".into()));
     }
     for bad in ["", "%0d%0a", "%ff", "%1b", "%e2%80%ae"] {
         assert_eq!(closes(server, bad, &bearer(&admin())).0, 400, "{bad}");
     }
     let answer = Client::new(server.connect()).ask(request("DELETE", "/v1/connections", &bearer(&admin())));
-    assert_eq!(answer.status, 400, "nobody is not everybody");
+    assert_eq!(answer.status, 400, "an empty user is invalid");
     let foreign = format!("{}Origin: https://evil.example\r\n", bearer(&admin()));
     assert_eq!(closes(server, "alicia", &foreign).0, 403);
 }

@@ -7,8 +7,8 @@ use oyez::access::keys::SigningKey;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
+use crate::support::auth_server::{Folder, OTHER_SECRET, SECRET, bearer, claims, unix_now};
 use crate::support::client::Client;
-use crate::support::guarded::{Folder, OTHER_SECRET, SECRET, bearer, claims, unix_now};
 use crate::support::http::post;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::tokens::{base64url, unsigned};
@@ -34,9 +34,9 @@ fn new_key_added_at_sighup_replaces_the_old_one() {
     let server = Server::start_command(oyez(&flags));
     let key = SigningKey::from_secret(SECRET.as_bytes()).unwrap();
     let token = key.sign(&claims("alice", &["a"], &["a"], unix_now()), None).unwrap();
-    let mut member = Client::new(server.connect());
-    member.send(crate::support::guarded::upgrade_with("/ws/a", &bearer(&token)).as_bytes());
-    member.head();
+    let mut subscriber = Client::new(server.connect());
+    subscriber.send(crate::support::auth_server::upgrade_with("/ws/a", &bearer(&token)).as_bytes());
+    subscriber.head();
     assert_eq!((status(&server, SECRET), status(&server, OTHER_SECRET)), (200, 401));
     folder.file("two", OTHER_SECRET);
     server.signal("HUP");
@@ -51,8 +51,8 @@ fn new_key_added_at_sighup_replaces_the_old_one() {
     folder.file("two", "-----BEGIN PUBLIC KEY-----");
     server.signal("HUP");
     assert_eq!(status(&server, OTHER_SECRET), 200);
-    member.send_text("still here");
-    while member.text() != "still here" {}
+    subscriber.send_text("still here");
+    while subscriber.text() != "still here" {}
     let log = server.stop();
     assert!(log.contains("ERROR") && log.contains("not reloaded, the keys stay as they were"), "{log}");
     assert!(!log.contains(SECRET) && !log.contains(OTHER_SECRET) && !log.contains("too short"), "{log}");

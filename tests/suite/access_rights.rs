@@ -3,38 +3,38 @@
 
 use serde_json::{Value, json};
 
+use crate::support::auth_server::{AuthServer, admin, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::guarded::{Guarded, admin, bearer, claims, sign, token, unix_now, upgrade_with};
-use crate::support::http::{Answer, get, post, request};
+use crate::support::http::{Response, get, post, request};
 use crate::support::process::Server;
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
 
-fn hear(client: &mut Client) -> Value {
+fn receive(client: &mut Client) -> Value {
     serde_json::from_str(&client.text()).unwrap()
 }
 
-fn ask(server: &Server, request: &str) -> Answer {
+fn ask(server: &Server, request: &str) -> Response {
     Client::new(server.connect()).ask(request)
 }
 
-fn v1(guarded: &Guarded, path: &str, token: &str) -> Client {
+fn v1(guarded: &AuthServer, path: &str, token: &str) -> Client {
     let mut client = guarded.upgraded(path, &format!("{V1}{}", bearer(token)));
-    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "hello");
     client
 }
 
 #[test]
 fn raw_websocket_without_permission_is_refused() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let hears = token("alice", &["room.*"], &["other"]);
-    let mut member = guarded.upgraded("/ws/room.7", &bearer(&hears));
+    let mut subscriber = guarded.upgraded("/ws/room.7", &bearer(&hears));
     let writer = bearer(&token("bob", &["room.7"], &["room.*"]));
     guarded.upgraded("/ws/room.7?echo=0", &writer).send_text("hear ye");
-    assert_eq!(member.text(), "hear ye");
-    member.send_text("may I?");
-    assert_eq!(member.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(subscriber.text(), "hear ye");
+    subscriber.send_text("may I?");
+    assert_eq!(subscriber.closed_and_ended(), (4003, "forbidden".into()));
     for path in ["/ws/room", "/ws", "/ws/secret?since=earliest", "/ws/secret?since=1-1"] {
         assert_eq!(guarded.closed(path, &bearer(&hears)), (4003, "forbidden".into()), "{path}");
     }
@@ -49,14 +49,14 @@ fn raw_websocket_without_permission_is_refused() {
 /// `oyez pub` sends its messages and its close frame together, and takes the echoed code 1000 as a receipt.
 #[test]
 fn raw_publisher_closing_after_refused_message_gets_the_reason() {
-    let guarded = Guarded::start(&["--anonymous=subscribe=a"]);
+    let guarded = AuthServer::start(&["--anonymous=subscribe=a"]);
     let close = frames::close(1000, "");
     let message = frames::masked(frames::TEXT, b"x");
     let behind = |path: &str, lines: &str| {
         let mut client = Client::new(guarded.server.connect());
         client.send(&[upgrade_with(path, lines).as_bytes(), &message, &close].concat());
         client.head();
-        client.closed_in_the_end_with()
+        client.closed_after_data_with()
     };
     let hears = bearer(&token("alice", &["a"], &[]));
     assert_eq!(behind("/ws/a", ""), (4003, "forbidden".into()));
@@ -67,7 +67,7 @@ fn raw_publisher_closing_after_refused_message_gets_the_reason() {
     let mut client = guarded.upgraded("/ws/a", &hears);
     client.send(&[&message[..], &close].concat());
     assert_eq!(client.closed_with(), (4003, "forbidden".into()));
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = guarded.upgraded("/ws/a", "");
     client.send(&[&message[..], &close].concat());
     assert_eq!(client.closed_with(), (4001, "bad_token why=token_missing".into()));
@@ -75,11 +75,11 @@ fn raw_publisher_closing_after_refused_message_gets_the_reason() {
 
 #[test]
 fn v1_request_without_permission_gets_an_error() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = v1(&guarded, "/ws", &token("alice", &["a", "b"], &["b", "c"]));
     let mut check = |request: Value, code: &str| {
         client.send_text(&request.to_string());
-        let answer = hear(&mut client);
+        let answer = receive(&mut client);
         assert_eq!(
             (&answer["code"], &answer["ref"], &answer["ch"]),
             (&json!(code), &json!(7), &request["ch"])
@@ -96,19 +96,19 @@ fn v1_request_without_permission_gets_an_error() {
     }
     check(json!({"type": "unsubscribe", "ch": "there", "ref": 7}), "not_subscribed");
     client.send_text(r#"{"type":"publish","ch":"c","data":1}"#);
-    assert_eq!(hear(&mut client)["type"], "ack");
+    assert_eq!(receive(&mut client)["type"], "ack");
     client.send_text(r#"{"type":"subscribe","ch":"b","since":"earliest"}"#);
-    assert_eq!(hear(&mut client)["type"], "subscribed");
+    assert_eq!(receive(&mut client)["type"], "subscribed");
     let mut client = v1(&guarded, "/ws/there?since=earliest", &token("alice", &["a"], &[]));
-    let answer = hear(&mut client);
+    let answer = receive(&mut client);
     assert_eq!((&answer["code"], &answer["ch"]), (&json!("forbidden"), &json!("there")));
     client.send_text(r#"{"type":"ping"}"#);
-    assert_eq!(hear(&mut client)["type"], "pong", "the connection stays");
+    assert_eq!(receive(&mut client)["type"], "pong", "the connection stays");
 }
 
 #[test]
 fn http_request_without_permission_is_refused() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let server = &guarded.server;
     assert_eq!(ask(server, &post("/v1/publish/there", &bearer(&admin()), "x")).status, 200);
     let alice = bearer(&token("alice", &["a"], &["b"]));
@@ -147,7 +147,7 @@ fn http_request_without_permission_is_refused() {
 
 #[test]
 fn channel_list_contains_only_subscribable_channels() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = Client::new(guarded.server.connect());
     let root = bearer(&admin());
     for channel in ["a", "ab", "b.1", "b.2", "b.3", "c", "room", "room.1", "z"] {
@@ -174,14 +174,14 @@ fn channel_list_contains_only_subscribable_channels() {
 
 #[test]
 fn anonymous_client_has_configured_rights_and_a_token_replaces_them() {
-    let guarded = Guarded::start(&["--anonymous=subscribe=public.*,chat publish=chat"]);
+    let guarded = AuthServer::start(&["--anonymous=subscribe=public.*,chat publish=chat"]);
     let mut client = guarded.upgraded("/ws/public.a", V1);
-    assert_eq!(hear(&mut client)["type"], "hello");
-    assert_eq!(hear(&mut client)["type"], "subscribed", "no token is waited for");
+    assert_eq!(receive(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "subscribed", "no token is waited for");
     assert_eq!(guarded.closed("/ws/private", ""), (4003, "forbidden".into()));
     let mut check = |request: Value, what: &str| {
         client.send_text(&request.to_string());
-        let answer = hear(&mut client);
+        let answer = receive(&mut client);
         assert!(answer["type"] == what || answer["code"] == what, "{request}: {answer}");
     };
     check(json!({"type": "publish", "ch": "public.a", "data": 1}), "forbidden");
@@ -189,10 +189,10 @@ fn anonymous_client_has_configured_rights_and_a_token_replaces_them() {
     check(json!({"type": "subscribe", "ch": "private"}), "forbidden");
     check(json!({"type": "auth", "token": token("alice", &["private"], &[])}), "authenticated");
     // A token replaces the anonymous rights; it does not add to them.
-    let lost = hear(&mut client);
+    let lost = receive(&mut client);
     assert_eq!((&lost["code"], &lost["ch"]), (&json!("forbidden"), &json!("public.a")), "{lost}");
     client.send_text(r#"{"type":"subscribe","ch":"private"}"#);
-    assert_eq!(hear(&mut client)["type"], "subscribed");
+    assert_eq!(receive(&mut client)["type"], "subscribed");
     // An invalid token is not treated as a missing one.
     let answer = ask(&guarded.server, &post("/v1/publish/chat", &bearer("x"), "x"));
     assert_eq!(answer.status, 401);
@@ -204,45 +204,45 @@ fn anonymous_client_has_configured_rights_and_a_token_replaces_them() {
 
 #[test]
 fn renewed_token_rights_are_checked_again() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = v1(&guarded, "/ws/a", &token("alice", &["a", "b"], &["b"]));
-    assert_eq!(hear(&mut client)["type"], "subscribed");
+    assert_eq!(receive(&mut client)["type"], "subscribed");
     client.send_text(r#"{"type":"subscribe","ch":"b"}"#);
-    assert_eq!(hear(&mut client)["type"], "subscribed");
+    assert_eq!(receive(&mut client)["type"], "subscribed");
     client.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &[])}).to_string());
-    assert_eq!(hear(&mut client)["type"], "authenticated");
-    let lost = hear(&mut client);
+    assert_eq!(receive(&mut client)["type"], "authenticated");
+    let lost = receive(&mut client);
     assert_eq!(
         (&lost["type"], &lost["code"], &lost["ch"]),
         (&json!("error"), &json!("forbidden"), &json!("a"))
     );
     client.send_text(r#"{"type":"publish","ch":"b","data":1}"#);
-    assert_eq!(hear(&mut client)["code"], "forbidden");
+    assert_eq!(receive(&mut client)["code"], "forbidden");
     for (channel, text) in [("a", "not for it"), ("b", "for it")] {
         assert_eq!(
             ask(&guarded.server, &post(&format!("/v1/publish/{channel}"), &bearer(&admin()), text)).status,
             200
         );
     }
-    assert_eq!(hear(&mut client)["text"], "for it");
+    assert_eq!(receive(&mut client)["text"], "for it");
     let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
     raw.send_text(&json!({"type": "auth", "token": token("alice", &["a"], &[])}).to_string());
     raw.send_text("x");
-    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(raw.closed_and_ended(), (4003, "forbidden".into()));
     let mut raw = guarded.upgraded("/ws/a", &bearer(&token("alice", &["a"], &["a"])));
     raw.send_text(&json!({"type": "auth", "token": token("alice", &["b"], &["a"])}).to_string());
-    assert_eq!(raw.closed_politely(), (4003, "forbidden".into()));
+    assert_eq!(raw.closed_and_ended(), (4003, "forbidden".into()));
 }
 
 #[test]
 fn publisher_without_subscribe_right_gets_no_counts() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let greets = |subscribe: &[&str]| {
         let mut client = Client::new(guarded.server.connect());
         let lines = format!("{V1}{}", bearer(&token("alice", subscribe, &["a"])));
         client.send(upgrade_with("/ws", &lines).as_bytes());
         assert!(client.head().starts_with("HTTP/1.1 101 "));
-        hear(&mut client)
+        receive(&mut client)
     };
     assert_eq!((greets(&["b"])["id"].is_string(), greets(&[]).get("id")), (true, None));
     let publishes = |subscribe: &[&str]| {
@@ -255,7 +255,7 @@ fn publisher_without_subscribe_right_gets_no_counts() {
 /// A token may carry a rate limit of its bearer, which replaces the server's limit.
 #[test]
 fn token_with_rate_limit_overrides_the_server_limit() {
-    let guarded = Guarded::start(&["--messages-per-second=1"]);
+    let guarded = AuthServer::start(&["--messages-per-second=1"]);
     let fast = |messages: u32| {
         let mut claims = claims("alice", &["a"], &["*"], unix_now());
         claims.oyez.messages_per_second = messages.try_into().ok();
@@ -279,6 +279,6 @@ fn token_with_rate_limit_overrides_the_server_limit() {
     let mut client = guarded.upgraded("/ws/a?echo=0", &slow);
     let message = frames::masked(frames::TEXT, b"x");
     client.send(&[&message[..], &message, &frames::close(1000, "")].concat());
-    let (code, reason) = client.closed_in_the_end_with();
+    let (code, reason) = client.closed_after_data_with();
     assert_eq!((code, reason.starts_with("rate_limited retry_ms=")), (4101, true), "{reason}");
 }

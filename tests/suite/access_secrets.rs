@@ -3,14 +3,14 @@
 
 use serde_json::json;
 
+use crate::support::auth_server::{AuthServer, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::client::Client;
-use crate::support::guarded::{Guarded, bearer, claims, sign, token, unix_now, upgrade_with};
 use crate::support::http::{get, post, request};
 use crate::support::process::oyez;
 
 #[test]
 fn token_on_any_path_appears_in_no_log_response_or_metric() {
-    let guarded = Guarded::start_at(&["--tickets-max=2"], Some("trace"));
+    let guarded = AuthServer::start_at(&["--tickets-max=2"], Some("trace"));
     let server = &guarded.server;
     let mut expired = claims("canary", &["*"], &["*"], unix_now());
     expired.exp = unix_now() - 100;
@@ -80,7 +80,8 @@ fn token_on_any_path_appears_in_no_log_response_or_metric() {
     // The log names the bearer of a token that opened a connection; a rejected token leaves no name.
     seen += &server_log(guarded).replace(" sub=canary-subject ", " ");
     let parts = tokens.iter().flat_map(|token| token.split('.')).filter(|part| part.len() > 20);
-    for secret in parts.chain(["CANARY", "canary", crate::support::guarded::SECRET]).chain(ticket.as_deref())
+    for secret in
+        parts.chain(["CANARY", "canary", crate::support::auth_server::SECRET]).chain(ticket.as_deref())
     {
         if let Some(at) = seen.find(secret) {
             panic!("{secret}: {}", &seen[at.saturating_sub(200)..(at + 200).min(seen.len())]);
@@ -91,7 +92,7 @@ fn token_on_any_path_appears_in_no_log_response_or_metric() {
 /// The command-line client has a token and a log too.
 #[test]
 fn command_line_client_with_token_logs_no_token() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let good = token("alice", &["a"], &["a"]);
     let url = guarded.server.url();
     for (name, text) in [("good", &good[..]), ("bad", "CANARYtoken"), ("none", "two CANARY words")] {
@@ -112,8 +113,8 @@ fn command_line_client_with_token_logs_no_token() {
     }
 }
 
-fn server_log(guarded: Guarded) -> String {
-    let Guarded { server, folder } = guarded;
+fn server_log(guarded: AuthServer) -> String {
+    let AuthServer { server, folder } = guarded;
     let log = server.stop();
     drop(folder);
     assert!(log.contains("TRACE") || log.contains("DEBUG"), "it is at its most talkative: {log}");

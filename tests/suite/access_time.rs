@@ -11,8 +11,8 @@ use oyez::ids::SlotId;
 use oyez::metrics::Limit;
 use serde_json::json;
 
+use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now, upgrade_with, verifier};
 use crate::support::frames;
-use crate::support::guarded::{Guarded, bearer, claims, sign, unix_now, upgrade_with, verifier};
 use crate::support::http::request;
 use crate::support::rig::{Behavior, Rig};
 
@@ -67,7 +67,7 @@ fn client_without_rights_and_token_is_closed_after_ten_seconds() {
 
 #[test]
 fn auth_timeout_and_token_grace_follow_their_flags() {
-    let guarded = Guarded::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
+    let guarded = AuthServer::start(&["--auth-timeout-ms=300", "--token-grace-ms=200"]);
     let start = Instant::now();
     assert_eq!(guarded.closed("/ws/a", ""), (4008, "auth_timeout".into()));
     assert!(start.elapsed().as_millis() >= 250, "{:?}", start.elapsed());
@@ -207,8 +207,8 @@ fn token_sent_too_soon_after_others_is_not_verified() {
 #[test]
 fn token_rate_entry_of_an_old_client_is_removed() {
     let mut rig = rig(Grant::default());
-    let members: Vec<SlotId> = (0..200).map(|_| open(&mut rig, V1)).collect();
-    for id in members {
+    let subscribers: Vec<SlotId> = (0..200).map(|_| open(&mut rig, V1)).collect();
+    for id in subscribers {
         let token = ends_in(&rig, 3_600);
         rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
         rig.advance_ms(100);
@@ -227,7 +227,7 @@ fn ticket_expires_with_its_token() {
         let id = rig.connect(Behavior::Cooperative);
         rig.send(id, request("POST", "/v1/tickets", &bearer(&sign(&claims))).as_bytes());
         rig.run_until_idle();
-        rig.answers(id)[0].json()["ticket"].as_str().unwrap().to_owned()
+        rig.responses(id)[0].json()["ticket"].as_str().unwrap().to_owned()
     };
     let (ended, ends, lasts) =
         (ticket(&mut rig, now - 25), ticket(&mut rig, now + 5), ticket(&mut rig, now + 60));

@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::client::Client;
-use crate::support::guarded::{
-    Guarded, OTHER_SECRET, SECRET, admin, bearer, claims, sign, token, unix_now, upgrade_with,
+use crate::support::auth_server::{
+    AuthServer, OTHER_SECRET, SECRET, admin, bearer, claims, sign, token, unix_now, upgrade_with,
 };
+use crate::support::client::Client;
 use crate::support::http::{get, post, request};
 use crate::support::key_files;
 use crate::support::process::{Server, oyez, wait_until};
@@ -23,11 +23,11 @@ fn v1(token: &str) -> String {
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
 
-fn hear(client: &mut Client) -> Value {
+fn receive(client: &mut Client) -> Value {
     serde_json::from_str(&client.text()).unwrap()
 }
 
-fn ticket(guarded: &Guarded, token: &str) -> String {
+fn ticket(guarded: &AuthServer, token: &str) -> String {
     let mut client = Client::new(guarded.server.connect());
     let answer = client.ask(post("/v1/tickets", &bearer(token), ""));
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -37,7 +37,7 @@ fn ticket(guarded: &Guarded, token: &str) -> String {
 
 #[test]
 fn token_in_authorization_header_is_accepted() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut raw = guarded.upgraded("/ws/a", &bearer(&alice()));
     raw.send_text("hear ye");
     assert_eq!(raw.text(), "hear ye");
@@ -57,15 +57,15 @@ fn token_in_authorization_header_is_accepted() {
 
 #[test]
 fn token_in_subprotocol_is_accepted_and_not_echoed() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = Client::new(guarded.server.connect());
     client.send(upgrade_with("/ws/a", &v1(&alice())).as_bytes());
     let head = client.head();
     assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
-    let hello = hear(&mut client);
+    let hello = receive(&mut client);
     assert_eq!(hello["type"], "hello");
     assert!((3_500_000..=3_600_000).contains(&hello["expires_ms"].as_u64().unwrap()), "{hello}");
-    assert_eq!(hear(&mut client)["type"], "subscribed");
+    assert_eq!(receive(&mut client)["type"], "subscribed");
     let mut raw = Client::new(guarded.server.connect());
     let line = format!("Sec-WebSocket-Protocol: oyez.token.{}\r\n", alice());
     raw.send(upgrade_with("/ws/a", &line).as_bytes());
@@ -78,65 +78,65 @@ fn token_in_subprotocol_is_accepted_and_not_echoed() {
 
 #[test]
 fn token_in_first_frame_is_accepted() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut client = guarded.upgraded("/ws/a", V1);
-    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "hello");
     client.send_text(r#"{"type":"subscribe","ch":"a","ref":1}"#);
-    let answer = hear(&mut client);
+    let answer = receive(&mut client);
     assert_eq!(
         (&answer["code"], &answer["ref"], &answer["ch"]),
         (&json!("forbidden"), &json!(1), &json!("a"))
     );
     client.send_text(&json!({"type": "auth", "token": alice(), "ref": "x"}).to_string());
-    let answer = hear(&mut client);
+    let answer = receive(&mut client);
     assert_eq!((&answer["type"], &answer["ref"]), (&json!("authenticated"), &json!("x")));
     assert!((3_590_000..=3_600_000).contains(&answer["expires_ms"].as_u64().unwrap()), "{answer}");
-    assert_eq!(hear(&mut client)["type"], "subscribed", "what the request asked for");
+    assert_eq!(receive(&mut client)["type"], "subscribed", "what the request asked for");
     let mut raw = guarded.upgraded("/ws/a?since=earliest", "");
     raw.send_text(&json!({"token": alice(), "type": "auth"}).to_string());
-    raw.send_text("behind it");
-    assert_eq!(raw.text(), "behind it");
-    assert_eq!(hear(&mut client)["text"], "behind it", "and the token was not published");
+    raw.send_text("after it");
+    assert_eq!(raw.text(), "after it");
+    assert_eq!(receive(&mut client)["text"], "after it", "the token was not published");
     let mut raw = guarded.upgraded("/ws/a", "");
     raw.send_text("hello");
-    assert_eq!(raw.closed_politely(), (4001, "bad_token why=token_missing".into()));
+    assert_eq!(raw.closed_and_ended(), (4001, "bad_token why=token_missing".into()));
     for lines in ["", V1] {
         let mut client = guarded.upgraded("/ws", lines);
         if lines == V1 {
             client.text();
         }
         client.send_text(r#"{"type":"auth","token":"x.y.z"}"#);
-        assert_eq!(client.closed_politely(), (4001, "bad_token why=token_malformed".into()));
+        assert_eq!(client.closed_and_ended(), (4001, "bad_token why=token_malformed".into()));
     }
 }
 
 #[test]
 fn token_in_messages_is_accepted_up_to_the_rate_limit() {
-    let guarded = Guarded::start(&["--auths-per-second=1"]);
+    let guarded = AuthServer::start(&["--auths-per-second=1"]);
     let lines = format!("{V1}{}", bearer(&alice()));
     let shows = json!({"type": "auth", "token": alice()}).to_string();
     let mut client = guarded.upgraded("/ws", &lines);
-    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "hello");
     client.send_text(&shows);
     client.send_text(&shows);
-    assert_eq!(hear(&mut client)["type"], "authenticated");
-    assert_eq!(hear(&mut client)["code"], "rate_limited");
+    assert_eq!(receive(&mut client)["type"], "authenticated");
+    assert_eq!(receive(&mut client)["code"], "rate_limited");
     let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
     assert!(page.contains("oyez_rate_limited_total{limit=\"auths\"} 1\n"), "{page}");
-    let guarded = Guarded::start(&["--auths-per-second=0"]);
+    let guarded = AuthServer::start(&["--auths-per-second=0"]);
     let mut client = guarded.upgraded("/ws", &lines);
-    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "hello");
     for _ in 0..50 {
         client.send_text(&shows);
-        assert_eq!(hear(&mut client)["type"], "authenticated");
+        assert_eq!(receive(&mut client)["type"], "authenticated");
     }
 }
 
 /// A client that sends its token when none is expected would publish it to all subscribers.
 #[test]
 fn token_frame_of_authenticated_client_is_not_published() {
-    let guarded = Guarded::start(&["--anonymous=subscribe=a publish=a"]);
-    let mut member = guarded.upgraded("/ws/a", "");
+    let guarded = AuthServer::start(&["--anonymous=subscribe=a publish=a"]);
+    let mut subscriber = guarded.upgraded("/ws/a", "");
     let mut other = guarded.upgraded("/ws/a?echo=0", "");
     for text in [
         json!({"type": "auth", "token": alice()}).to_string(),
@@ -145,19 +145,19 @@ fn token_frame_of_authenticated_client_is_not_published() {
         other.send_text(&text);
     }
     other.send_text("{\"type\":\"auth\"");
-    assert_eq!(member.text(), "{\"type\":\"auth\"", "half of one shows nothing");
+    assert_eq!(subscriber.text(), "{\"type\":\"auth\"", "half of one shows nothing");
     // Data of this size is not a token, and is not parsed as one.
     let long = json!({"type": "auth", "token": "x".repeat(16 << 10)}).to_string();
     other.send_text(&long);
-    assert_eq!(member.text(), long);
+    assert_eq!(subscriber.text(), long);
     other.send_text(&json!({"type": "auth", "token": "nonsense"}).to_string());
-    assert_eq!(other.closed_politely().0, 4001);
-    member.receives_nothing();
+    assert_eq!(other.closed_and_ended().0, 4001);
+    subscriber.receives_nothing();
 }
 
 #[test]
 fn ticket_is_accepted_once() {
-    let guarded = Guarded::start(&["--tickets-max=3", "--tickets-per-client-max=2"]);
+    let guarded = AuthServer::start(&["--tickets-max=3", "--tickets-per-client-max=2"]);
     let one = ticket(&guarded, &alice());
     let mut raw = guarded.upgraded(&format!("/ws/a?echo=1&ticket={one}"), "");
     raw.send_text("x");
@@ -190,13 +190,17 @@ fn ticket_is_accepted_once() {
     assert!(full.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
     // A ticket represents a token, so a request without a token gets no ticket.
     let refused = ask(post("/v1/tickets", "", ""));
-    assert_eq!((refused.status, refused.field("Connection")), (401, Some("close")), "each one anew");
+    assert_eq!(
+        (refused.status, refused.field("Connection")),
+        (401, Some("close")),
+        "each request creates a ticket"
+    );
 }
 
 /// An EventSource reconnects with the address that it has, and stops for ever at any status but 200.
 #[test]
 fn event_source_after_lost_connection_reconnects_with_its_ticket() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let ticket = ticket(&guarded, &alice());
     let asks = request("GET", &format!("/sse/a?ticket={ticket}"), "Accept: text/event-stream\r\n");
     let open = || {
@@ -222,7 +226,7 @@ fn event_source_after_lost_connection_reconnects_with_its_ticket() {
 /// Reconnecting would not help: it has to stop.
 #[test]
 fn event_source_without_rights_gets_an_error_status() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let status = |lines: &str| {
         let lines = format!("{lines}Accept: text/event-stream\r\n");
         Client::new(guarded.server.connect()).ask(request("GET", "/sse/a", &lines)).status
@@ -235,7 +239,7 @@ fn event_source_without_rights_gets_an_error_status() {
 /// The keys of one publisher are known on all of its connections, and are not those of another.
 #[test]
 fn idempotency_keys_of_two_subjects_do_not_collide() {
-    let guarded = Guarded::start(&["--anonymous=publish=a"]);
+    let guarded = AuthServer::start(&["--anonymous=publish=a"]);
     let publish = |lines: &str, text: &str| {
         let lines = format!("{lines}Idempotency-Key: 1\r\n");
         Client::new(guarded.server.connect()).ask(post("/v1/publish/a", &lines, text))
@@ -251,13 +255,13 @@ fn idempotency_keys_of_two_subjects_do_not_collide() {
 
 #[test]
 fn token_in_url_is_accepted_only_with_its_flag() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let path = format!("/ws/a?token={}", alice());
     assert_eq!(guarded.closed(&path, ""), (4001, "bad_token why=token_in_address".into()));
     let mut client = Client::new(guarded.server.connect());
     let answer = client.ask(get(&format!("/v1/channels/a?token={}", alice())));
     assert_eq!((answer.status, answer.code()), (401, "token_in_address".into()));
-    let guarded = Guarded::start(&["--allow-query-token"]);
+    let guarded = AuthServer::start(&["--allow-query-token"]);
     let mut raw = guarded.upgraded(&path, "");
     raw.send_text("x");
     assert_eq!(raw.text(), "x");
@@ -269,7 +273,7 @@ fn token_in_url_is_accepted_only_with_its_flag() {
 /// Every known attack on tokens, over each way of presenting one.
 #[test]
 fn invalid_token_is_rejected_on_every_transport() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let now = unix_now();
     let good = json!({"sub": "alice", "exp": now + 60, "oyez": {"subscribe": ["*"], "publish": ["*"]}});
     let made = |header: &str, secret: &[u8]| {
@@ -324,14 +328,14 @@ fn invalid_token_is_rejected_on_every_transport() {
         }
         let mut raw = guarded.upgraded("/ws/a", "");
         raw.send_text(&json!({"type": "auth", "token": token}).to_string());
-        assert_eq!(raw.closed_politely(), (4001, reason), "{token}");
+        assert_eq!(raw.closed_and_ended(), (4001, reason), "{token}");
     }
     // 64 KB do not fit into a head, and a frame is as long as a message may be.
     let long = "x".repeat(64 << 10);
     assert!(guarded.server.ask(post("/v1/publish/a", &bearer(&long), "x")).contains(" 431 "));
     let mut raw = guarded.upgraded("/ws/a", "");
     raw.send_text(&json!({"type": "auth", "token": long[..60_000]}).to_string());
-    assert_eq!(raw.closed_politely().0, 4001);
+    assert_eq!(raw.closed_and_ended().0, 4001);
     let mut client = Client::new(guarded.server.connect());
     let twice = format!("{}{}", bearer(&alice()), bearer(&alice()));
     assert_eq!(client.ask(post("/v1/publish/a", &twice, "x")).code(), "token_unclear");
@@ -343,7 +347,7 @@ fn invalid_token_is_rejected_on_every_transport() {
 /// The algorithm belongs to the key, and a public key is not a secret.
 #[test]
 fn public_key_used_as_secret_is_rejected() {
-    let folder = crate::support::guarded::Folder::new();
+    let folder = crate::support::auth_server::Folder::new();
     let public = folder.file("public.pem", key_files::RSA_PUBLIC);
     let command = oyez(&["serve", "--listen", "127.0.0.1:0", "--jwt-public-key", &public]);
     let server = Server::start_command(command);
@@ -367,13 +371,13 @@ fn token_sent_to_server_without_keys_is_ignored() {
     let mut client = Client::new(server.connect());
     client.send(upgrade_with("/ws/a?token=x&ticket=y", &v1("nonsense")).as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 101 "));
-    assert_eq!(hear(&mut client)["type"], "hello");
+    assert_eq!(receive(&mut client)["type"], "hello");
     let mut client = Client::new(server.connect());
     assert_eq!(client.ask(post("/v1/tickets", "", "")).status, 200, "so that a page need not know");
 }
 
 /// A thousand more of what a client names take no memory, and have no line in the metrics.
-fn leaves_nothing(guarded: &Guarded, client: &mut Client, round: impl Fn(&mut Client, u32), mark: &str) {
+fn leaves_nothing(guarded: &AuthServer, client: &mut Client, round: impl Fn(&mut Client, u32), mark: &str) {
     round(client, 0);
     let before = guarded.server.resident_bytes();
     round(client, 1_000);
@@ -386,7 +390,7 @@ fn leaves_nothing(guarded: &Guarded, client: &mut Client, round: impl Fn(&mut Cl
 /// The owner of a key may create tokens for any number of users.
 #[test]
 fn memory_after_thousands_of_subjects_is_unchanged() {
-    let guarded = Guarded::start(&["--tickets-max=100"]);
+    let guarded = AuthServer::start(&["--tickets-max=100"]);
     let mut client = Client::new(guarded.server.connect());
     let round = |client: &mut Client, from: u32| {
         for number in from..from + 1_000 {
@@ -403,7 +407,7 @@ fn memory_after_thousands_of_subjects_is_unchanged() {
 /// A client chooses the names of its channels.
 #[test]
 fn memory_after_thousands_of_channels_is_unchanged() {
-    let guarded = Guarded::start(&["--history-messages-max=0", "--channels-max=100"]);
+    let guarded = AuthServer::start(&["--history-messages-max=0", "--channels-max=100"]);
     let mut client = Client::new(guarded.server.connect());
     let lines = bearer(&admin());
     let round = |client: &mut Client, from: u32| {

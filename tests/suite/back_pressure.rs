@@ -123,7 +123,7 @@ fn v1_publisher_to_a_slow_subscriber_is_acknowledged_and_paused() {
     let publisher = join_v1(&mut rig, "/ws");
     rig.send(publisher, &publish_command("main", 3));
     rig.run_until_idle();
-    assert!(rig.texts(publisher)[0].contains("ack"), "what was read is published");
+    assert!(rig.texts(publisher)[0].contains("ack"), "a received message is published");
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
     rig.send(publisher, &publish_command("main", 4));
     rig.run_until_idle();
@@ -148,11 +148,11 @@ fn http_publisher_to_a_slow_subscriber_gets_delayed_responses_in_order() {
     // Longer than a close handshake may take.
     rig.advance_ms(500);
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3, 4, 5]);
-    assert!(rig.answers(kept).is_empty() && rig.answers(last).is_empty());
+    assert!(rig.responses(kept).is_empty() && rig.responses(last).is_empty());
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(rig.answers(kept).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 4]);
-    assert_eq!(rig.answers(last)[0].status, 200);
+    assert_eq!(rig.responses(kept).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 4]);
+    assert_eq!(rig.responses(last)[0].status, 200);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6]);
 }
 
@@ -168,7 +168,7 @@ fn delayed_response_outlives_the_close_timeout() {
     assert!(rig.is_alive(last));
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(rig.answers(last)[0].status, 200);
+    assert_eq!(rig.responses(last)[0].status, 200);
 }
 
 #[test]
@@ -237,11 +237,11 @@ fn drain_resumes_all_paused_publishers() {
     let http = rig.connect(Behavior::Cooperative);
     rig.send(http, publish("main", "4").as_bytes());
     rig.run_until_idle();
-    assert!(rig.answers(http).is_empty());
+    assert!(rig.responses(http).is_empty());
     let now = rig.now;
     rig.engine.drain(now);
     rig.run_until_idle();
-    assert_eq!(rig.answers(http)[0].status, 200);
+    assert_eq!(rig.responses(http)[0].status, 200);
     assert_eq!(rig.frames(raw).last().unwrap().close_code().0, 4200);
 }
 
@@ -285,7 +285,7 @@ fn slow_subscribers_in_sequence_do_not_stop_a_channel() {
         rig.advance_ms(50);
         waited_ms += 50;
         heard += rig.frames(reader).len();
-        assert!(waited_ms < 20_000, "{heard} heard");
+        assert!(waited_ms < 20_000, "{heard} received");
     }
     assert!(waited_ms >= 1_000, "{waited_ms} ms");
     // A second for the first quarter, a tenth of one for each message after it, and the sweep's rounds.
@@ -325,7 +325,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
         rig.turn();
         turns += 1;
         for id in [publisher].into_iter().chain(subscribers.iter().copied()) {
-            let cost = rig.engine.slots.get(id).expect("nobody is cut").outbox.cost();
+            let cost = rig.engine.slots.get(id).expect("no client is closed").outbox.cost();
             assert!(cost <= most, "{cost} bytes wait in turn {turns}");
         }
         if turns == 20 {
@@ -454,10 +454,10 @@ fn quiet_channel_of_a_subscriber_lagging_on_another_is_not_paused() {
     rig.send(quiet, publish("quiet", "hello").as_bytes());
     rig.send_text(later, "hello");
     rig.run_until_idle();
-    assert_eq!(rig.answers(quiet).len(), 1);
+    assert_eq!(rig.responses(quiet).len(), 1);
     assert!(!is_paused(&rig, quiet) && !is_paused(&rig, later));
     // One that is as busy is paused like the first.
     rig.send(quiet, publish("quiet", &message(0)).as_bytes());
     rig.run_until_idle();
-    assert!(is_paused(&rig, quiet) && rig.answers(quiet).is_empty());
+    assert!(is_paused(&rig, quiet) && rig.responses(quiet).is_empty());
 }

@@ -115,12 +115,12 @@ fn client_input_is_neither_echoed_in_errors_nor_logged() {
         server.ask(frames::upgrade("/ws").replace("Host: localhost", &format!("Host: {canary}"))),
         server.ask(format!("GET /ws HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {canary}\r\n\r\n")),
     ];
-    let mut member = server.join("/ws");
-    member.send_text(canary);
-    member.text();
-    member.send(&frames::close(1000, canary));
-    assert_eq!(member.closed_with(), (1000, canary.into()));
-    drop(member);
+    let mut subscriber = server.join("/ws");
+    subscriber.send_text(canary);
+    subscriber.text();
+    subscriber.send(&frames::close(1000, canary));
+    assert_eq!(subscriber.closed_with(), (1000, canary.into()));
+    drop(subscriber);
     let log = server.stop();
     for text in answers.iter().chain([&log]) {
         assert!(!text.contains("canary") && !text.contains('\x1b'), "{text}");
@@ -183,9 +183,9 @@ fn invalid_frame_is_closed_with_its_code() {
 fn close_with_invalid_code_is_answered_with_1002() {
     let server = Server::start(&[]);
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_535] {
-        let mut member = server.join("/ws");
-        member.send(&frames::close(code, ""));
-        assert_eq!(member.closed_with(), (1002, "protocol".into()), "{code}");
+        let mut subscriber = server.join("/ws");
+        subscriber.send(&frames::close(code, ""));
+        assert_eq!(subscriber.closed_with(), (1002, "protocol".into()), "{code}");
     }
     let page = Client::new(server.connect()).ask(get("/metrics")).body;
     assert!(page.contains("oyez_connections_closed_total{reason=\"protocol\"} 10\n"), "{page}");
@@ -230,7 +230,7 @@ fn endless_empty_fragments_delay_only_their_sender() {
         }
         endless
     });
-    let before = server.rss_kib();
+    let before = server.resident_kib();
     for round in 0..50 {
         one.send_text(&round.to_string());
         assert_eq!(two.text(), round.to_string());
@@ -243,7 +243,7 @@ fn endless_empty_fragments_delay_only_their_sender() {
     endless.send(&frames::fragment(TEXT, b""));
     endless.send(&frames::fragment(CONTINUATION, b"x").repeat(65_537));
     assert_eq!(endless.closed_with().0, 1009);
-    let grown = server.rss_kib().saturating_sub(before);
+    let grown = server.resident_kib().saturating_sub(before);
     assert!(grown < 2_048, "{grown} KiB for nothing");
 }
 
@@ -253,11 +253,11 @@ fn peer_that_pings_and_never_reads_is_bounded() {
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--slow-timeout-ms=1500"]);
     let mut flood = server.join("/ws/flood");
     flood.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let before = server.rss_kib();
+    let before = server.resident_kib();
     let pings = frames::masked(PING, &[b'x'; 125]).repeat(500);
     let sent =
         (0..1_000).take_while(|_| std::io::Write::write_all(&mut flood.stream, &pings).is_ok()).count();
-    let grown = server.rss_kib().saturating_sub(before);
+    let grown = server.resident_kib().saturating_sub(before);
     assert!(grown < 4_096, "{grown} KiB after {sent} floods");
     drop(flood);
     let log = server.stop();
@@ -274,10 +274,10 @@ fn others_are_served_during_upgrades_that_reset() {
         client.send(frames::upgrade("/ws").as_bytes());
         client.reset();
     }
-    let mut member = server.join("/ws");
-    member.send_text("well");
-    assert_eq!(member.text(), "well");
-    drop(member);
+    let mut subscriber = server.join("/ws");
+    subscriber.send_text("well");
+    assert_eq!(subscriber.text(), "well");
+    drop(subscriber);
     let log = server.stop();
     // One whose reset came before the accept may never have been seen.
     let accepted = counter(&log, "accepted");

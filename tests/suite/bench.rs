@@ -393,31 +393,31 @@ fn bad_server() -> String {
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     thread::spawn(move || {
         let (sender, messages) = channel();
-        let members: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
-        relay(members, &messages);
+        let subscribers: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
+        relay(subscribers, &messages);
     });
     url
 }
 
 fn accept(listener: &TcpListener, messages: Sender<Vec<u8>>) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
-    let member = stream.try_clone().unwrap();
+    let subscriber = stream.try_clone().unwrap();
     let mut socket = tungstenite::accept(stream).unwrap();
     thread::spawn(move || {
         while let Ok(message) = socket.read() {
             let _ = messages.send(message.into_data().to_vec());
         }
     });
-    member
+    subscriber
 }
 
-fn relay(mut members: Vec<TcpStream>, messages: &Receiver<Vec<u8>>) {
+fn relay(mut subscribers: Vec<TcpStream>, messages: &Receiver<Vec<u8>>) {
     let mut held = None;
     for (number, payload) in messages.iter().enumerate() {
         let frame = [header(0x80 | TEXT, 0, payload.len() as u64), payload].concat();
-        let mut send = |member: usize, frame: &[u8]| drop(members[member].write_all(frame));
+        let mut send = |subscriber: usize, frame: &[u8]| drop(subscribers[subscriber].write_all(frame));
         match number % 10 {
-            // The first member loses one,
+            // The first subscriber loses one,
             3 => {}
             _ => send(0, &frame),
         }

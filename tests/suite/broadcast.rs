@@ -10,17 +10,17 @@ use crate::support::rig::{Behavior, Rig};
 #[test]
 fn message_reaches_every_subscriber_once_and_in_order() {
     let server = Server::start(&[]);
-    let mut members: Vec<_> = (0..50).map(|_| server.join("/ws")).collect();
+    let mut subscribers: Vec<_> = (0..50).map(|_| server.join("/ws")).collect();
     for round in 0..20 {
-        members[round * 7 % 50].send_text(&format!("message {round}"));
-        for member in &mut members {
-            assert_eq!(member.text(), format!("message {round}"));
+        subscribers[round * 7 % 50].send_text(&format!("message {round}"));
+        for subscriber in &mut subscribers {
+            assert_eq!(subscriber.text(), format!("message {round}"));
         }
     }
     // A duplicate would arrive before this message.
-    members[0].send_text("last");
-    for member in &mut members {
-        assert_eq!(member.text(), "last");
+    subscribers[0].send_text("last");
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.text(), "last");
     }
 }
 
@@ -31,8 +31,9 @@ fn message_type_is_preserved() {
     one.send(&frames::masked(BINARY, &[0, 0xff, 0x80]));
     one.send(&frames::masked(TEXT, "grüß 🌍".as_bytes()));
     one.send(&frames::masked(TEXT, b""));
-    for member in [&mut one, &mut two] {
-        let got = [member.frame(), member.frame(), member.frame()].map(|frame| (frame.opcode, frame.payload));
+    for subscriber in [&mut one, &mut two] {
+        let got = [subscriber.frame(), subscriber.frame(), subscriber.frame()]
+            .map(|frame| (frame.opcode, frame.payload));
         assert_eq!(
             got,
             [(BINARY, vec![0, 0xff, 0x80]), (TEXT, "grüß 🌍".as_bytes().to_vec()), (TEXT, vec![])]
@@ -51,8 +52,8 @@ fn message_reaches_only_its_channel_and_main_has_two_paths() {
     other.send_text("to the room");
     assert_eq!((main.text(), same.text()), ("to main".into(), "to main".into()));
     assert_eq!((other.text(), escaped.text()), ("to the room".into(), "to the room".into()));
-    for member in [&mut main, &mut same, &mut other, &mut escaped] {
-        member.receives_nothing();
+    for subscriber in [&mut main, &mut same, &mut other, &mut escaped] {
+        subscriber.receives_nothing();
     }
 }
 
@@ -72,14 +73,14 @@ fn publisher_with_echo_disabled_does_not_receive_its_messages() {
 #[test]
 fn frame_in_the_segment_of_the_request_is_published() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     let mut eager = crate::support::client::Client::new(server.connect());
     let mut all = frames::upgrade("/ws").into_bytes();
     all.extend(frames::masked(TEXT, b"eager"));
     all.extend(frames::masked(PING, b"p"));
     eager.send(&all);
     assert!(eager.head().starts_with("HTTP/1.1 101 "));
-    assert_eq!(member.text(), "eager");
+    assert_eq!(subscriber.text(), "eager");
     let mut got = [eager.frame(), eager.frame()];
     got.sort_by_key(|frame| frame.opcode);
     assert_eq!((got[0].opcode, &got[0].payload[..]), (TEXT, &b"eager"[..]));
@@ -89,7 +90,7 @@ fn frame_in_the_segment_of_the_request_is_published() {
 #[test]
 fn fragmented_message_with_pings_between_is_joined() {
     let server = Server::start(&[]);
-    let (mut sender, mut member) = (server.join("/ws"), server.join("/ws"));
+    let (mut sender, mut subscriber) = (server.join("/ws"), server.join("/ws"));
     sender.send(&frames::fragment(TEXT, "zwei H".as_bytes()));
     sender.send(&frames::masked(PING, b"between"));
     // The fragment boundary splits a character.
@@ -101,18 +102,18 @@ fn fragmented_message_with_pings_between_is_joined() {
     ));
     let pong = sender.frame();
     assert_eq!((pong.opcode, &pong.payload[..]), (PONG, &b"between"[..]));
-    assert_eq!((sender.text(), member.text()), ("zwei Hälften".into(), "zwei Hälften".into()));
+    assert_eq!((sender.text(), subscriber.text()), ("zwei Hälften".into(), "zwei Hälften".into()));
 }
 
 #[test]
 fn large_message_arrives_whole() {
     let server = Server::start(&["--message-bytes-max=16MiB", "--outbox-bytes-max=64MiB"]);
-    let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut sender, mut subscriber) = (server.join("/ws?echo=0"), server.join("/ws"));
     for length in [64 << 10, 16 << 20] {
         let payload: Vec<u8> =
             (0..length as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         sender.send(&frames::masked(BINARY, &payload));
-        let frame = member.frame();
+        let frame = subscriber.frame();
         assert_eq!((frame.opcode, frame.payload.len()), (BINARY, length));
         assert!(digest(&frame.payload) == digest(&payload), "{length} bytes arrived changed");
         // The same in fragments of 60,000 bytes.
@@ -124,7 +125,7 @@ fn large_message_arrives_whole() {
             opcode = frames::CONTINUATION;
         }
         assert!(
-            digest(&member.frame().payload) == digest(&payload),
+            digest(&subscriber.frame().payload) == digest(&payload),
             "{length} bytes in fragments arrived changed"
         );
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oyez::config::Limits;
 
-use crate::support::Done;
+use crate::support::StopOnDrop;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::process::{Server, counter};
@@ -35,18 +35,18 @@ fn late_event_does_not_reach_the_next_connection_of_a_slot() {
 fn subscriptions_stay_consistent_under_churn() {
     let mut rig = Rig::new(Limits::default());
     let mut rng = Rng::new(7);
-    let mut members = Vec::new();
+    let mut subscribers = Vec::new();
     for round in 0..500 {
         let channel = rng.below(3);
-        members.push((rig.join(&format!("/ws/c{channel}")), channel));
-        if members.len() > 20 {
-            let (leaver, _) = members.swap_remove(rng.below(20) as usize);
+        subscribers.push((rig.join(&format!("/ws/c{channel}")), channel));
+        if subscribers.len() > 20 {
+            let (leaver, _) = subscribers.swap_remove(rng.below(20) as usize);
             rig.send_eof(leaver);
         }
-        let (sender, channel) = members[rng.below(members.len() as u64) as usize];
+        let (sender, channel) = subscribers[rng.below(subscribers.len() as u64) as usize];
         rig.send_text(sender, &round.to_string());
         rig.run_until_idle();
-        for &(id, joined) in &members {
+        for &(id, joined) in &subscribers {
             let expected = if joined == channel { vec![round.to_string()] } else { vec![] };
             assert_eq!(rig.texts(id), expected, "round {round}");
         }
@@ -57,12 +57,12 @@ fn subscriptions_stay_consistent_under_churn() {
 #[test]
 fn broadcast_under_churn_loses_nothing() {
     let server = Server::start(&[]);
-    let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut sender, mut subscriber) = (server.join("/ws?echo=0"), server.join("/ws"));
     let (done, guests) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut rounds = 0;
     std::thread::scope(|scope| {
         let (server, done, guests) = (&server, &done, &guests);
-        let _done = Done(done);
+        let _stop = StopOnDrop(done);
         for kind in 0..3 {
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
@@ -79,7 +79,7 @@ fn broadcast_under_churn_loses_nothing() {
         // How many come meanwhile depends on the machine.
         while rounds < 1_000 || guests.load(Ordering::Relaxed) < 50 {
             sender.send_text(&rounds.to_string());
-            assert_eq!(member.text(), rounds.to_string());
+            assert_eq!(subscriber.text(), rounds.to_string());
             rounds += 1;
         }
     });
@@ -103,13 +103,13 @@ fn channel_without_subscribers_is_removed() {
 #[test]
 fn connection_after_a_message_is_idle_again() {
     let server = Server::start(&[]);
-    let mut members: Vec<Client> = (0..1_000).map(|n| server.join(&format!("/ws/{n}"))).collect();
-    let before = server.rss_kib();
-    for member in &mut members {
-        member.send_text("x");
-        member.text();
+    let mut subscribers: Vec<Client> = (0..1_000).map(|n| server.join(&format!("/ws/{n}"))).collect();
+    let before = server.resident_kib();
+    for subscriber in &mut subscribers {
+        subscriber.send_text("x");
+        subscriber.text();
     }
-    let grown = server.rss_kib().saturating_sub(before);
+    let grown = server.resident_kib().saturating_sub(before);
     assert!(grown < 1_024, "{grown} KiB for 1,000 connections between messages");
 }
 

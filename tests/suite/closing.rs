@@ -17,16 +17,16 @@ use crate::support::rig::{Behavior, Rig};
 fn close_from_peer_is_echoed_with_its_code() {
     let server = Server::start(&[]);
     for (code, reason) in [(1000, ""), (1001, "away"), (3000, "x"), (4999, "private")] {
-        let mut member = server.join("/ws");
-        member.send(&frames::close(code, reason));
-        assert_eq!(member.closed_with(), (code, reason.to_owned()));
+        let mut subscriber = server.join("/ws");
+        subscriber.send(&frames::close(code, reason));
+        assert_eq!(subscriber.closed_with(), (code, reason.to_owned()));
     }
     // RFC 6455 5.5.1: a close without a code is answered with one without a code.
-    let mut member = server.join("/ws");
-    member.send(&frames::masked(CLOSE, b""));
-    assert_eq!(member.frame().payload, b"");
-    assert_eq!(member.frame_or_end(), None);
-    drop(member);
+    let mut subscriber = server.join("/ws");
+    subscriber.send(&frames::masked(CLOSE, b""));
+    assert_eq!(subscriber.frame().payload, b"");
+    assert_eq!(subscriber.frame_or_end(), None);
+    drop(subscriber);
     let log = server.stop();
     assert_eq!(counter(&log, "closed_peer_closed"), 5, "{log}");
 }
@@ -34,31 +34,31 @@ fn close_from_peer_is_echoed_with_its_code() {
 #[test]
 fn messages_before_close_eof_or_reset_are_published() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     let mut closes = server.join("/ws");
     closes.send(&[frames::masked(TEXT, b"closes"), frames::close(1000, "")].concat());
-    assert_eq!(member.text(), "closes");
+    assert_eq!(subscriber.text(), "closes");
     let mut finishes = server.join("/ws");
     finishes.send_text("finishes");
     finishes.send_eof();
-    assert_eq!(member.text(), "finishes");
+    assert_eq!(subscriber.text(), "finishes");
     let mut all_at_once = Client::new(server.connect());
     all_at_once.send(&[frames::upgrade("/ws").as_bytes(), &frames::masked(TEXT, b"all at once")].concat());
     all_at_once.send_eof();
-    assert_eq!(member.text(), "all at once");
+    assert_eq!(subscriber.text(), "all at once");
     let mut vanishes = server.join("/ws");
     vanishes.send_text("vanishes");
     drop(vanishes);
-    assert_eq!(member.text(), "vanishes");
+    assert_eq!(subscriber.text(), "vanishes");
 }
 
 #[test]
 fn data_after_close_frame_is_ignored() {
     let server = Server::start(&[]);
-    let (mut member, mut closes) = (server.join("/ws"), server.join("/ws"));
+    let (mut subscriber, mut closes) = (server.join("/ws"), server.join("/ws"));
     closes.send(&[frames::close(1000, ""), frames::masked(TEXT, b"too late")].concat());
     assert_eq!(closes.closed_with().0, 1000);
-    member.receives_nothing();
+    subscriber.receives_nothing();
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn close_within_an_unfinished_frame_finds_the_peers_close_after_it() {
     rig.engine.close(id, Reason::OverCapacity, now);
     rig.send(id, &[&frame[500..], &frames::close(1000, "")].concat());
     rig.run_until_idle();
-    assert!(rig.pipe(id).outgoing_ended, "the peer's close was found behind the frame");
+    assert!(rig.pipe(id).outgoing_ended, "the peer's close was found after the frame");
 }
 
 #[test]
@@ -178,12 +178,12 @@ fn peer_that_closes_after_a_refused_frame_gets_one_close_frame() {
 #[test]
 fn failed_write_without_readable_data_ends_the_connection() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
-    let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    rig.pipe(member).behavior = Behavior::WriteError;
+    let (subscriber, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    rig.pipe(subscriber).behavior = Behavior::WriteError;
     rig.send_text(sender, "lost");
     rig.run_until_idle();
     rig.advance_ms(1_000);
-    assert!(!rig.is_alive(member), "it lost a message and nobody told it");
+    assert!(!rig.is_alive(subscriber), "it lost a message without a notice");
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn close_waits_while_bytes_are_accepted_up_to_a_maximum() {
         }
         let closed = rig.frames(limited).last().is_some_and(|frame| frame.opcode == CLOSE);
         assert_eq!(closed, arrives);
-        assert!(arrives || !rig.is_alive(limited), "drain_ms is the end of all patience");
+        assert!(arrives || !rig.is_alive(limited), "drain_ms is the maximum wait");
     }
 }
 

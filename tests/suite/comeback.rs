@@ -88,7 +88,7 @@ fn publish(server: &Server, count: u64) -> String {
 fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
     let server = Server::start(&["--history-messages-max=200"]);
     let first = publish(&server, 1 + KEPT);
-    let before_kib = server.rss_kib();
+    let before_kib = server.resident_kib();
     let mut poll = Poll::new().unwrap();
     let request = upgrade(&format!("/ws/x?since={first}")).into_bytes();
     let mut clients: Vec<Returning> = (0..CLIENTS)
@@ -119,7 +119,7 @@ fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
         assert!(start.elapsed() < Duration::from_secs(240), "{live} of {CLIENTS} are live");
     }
     let seconds = start.elapsed().as_secs_f64();
-    let grown_kib = server.rss_kib().saturating_sub(before_kib);
+    let grown_kib = server.resident_kib().saturating_sub(before_kib);
     publish(&server, 1);
     let head = 1 + KEPT + published_late as u64 + 1;
     while clients.iter().any(|client| client.last < head) {

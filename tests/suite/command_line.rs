@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
+use crate::support::auth_server::{AuthServer, token};
 use crate::support::frames::{BINARY, TEXT};
-use crate::support::guarded::{Guarded, token};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::terminal::Terminal;
 
@@ -315,17 +315,17 @@ fn pub_at_a_terminal_reports_each_message() {
     let url = server.url();
     let terminal = Terminal::new();
     assert!(terminal.start(oyez(&["pub", "x", "hi", "--url", &url])).wait().unwrap().success());
-    terminal.shows("oyez: published as ");
-    terminal.shows(" to 1 subscriber\r\n");
+    terminal.wait_for("oyez: published as ");
+    terminal.wait_for(" to 1 subscriber\r\n");
     // A pipe or a file gets nothing.
     let output = publish(&server, &["x", "hi"], b"");
     assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     let mut command = oyez(&["pub", "x", "--url", &url]);
     command.stderr(terminal.stream());
     assert!(run(command, b"1\n2\n").status.success());
-    terminal.shows("oyez: published 2 messages\r\n");
+    terminal.wait_for("oyez: published 2 messages\r\n");
     let mut typing = terminal.start(oyez(&["pub", "x", "--url", &url]));
-    terminal.shows("each line is a message; Ctrl-D ends it\r\n");
+    terminal.wait_for("each line is a message; Ctrl-D ends it\r\n");
     typing.kill().unwrap();
     typing.wait().unwrap();
     let output = publish(&server, &["x"], b"");
@@ -341,17 +341,17 @@ fn escape_sequences_from_peers_are_escaped_on_a_terminal() {
     let start = |flags: &[&str]| {
         let terminal = Terminal::new();
         let child = terminal.start(oyez(&[&["sub", "x", "--count=2", "--url", &url], flags].concat()));
-        terminal.shows("connected");
+        terminal.wait_for("connected");
         (terminal, child)
     };
     let (shown, raw, json) = (start(&[]), start(&["--raw"]), start(&["--json"]));
     let subscriber = subscribe(&server, &["x", "--count=2"]);
     assert!(publish(&server, &["x", evil], b"").status.success());
     assert!(publish(&server, &["x", "--binary"], b"\xff\x1b[31m").status.success());
-    shown.0.shows("\\u001b]0;title\\u0007\\u202etext\r\n\\xff\\u001b[31m\r\n");
+    shown.0.wait_for("\\u001b]0;title\\u0007\\u202etext\r\n\\xff\\u001b[31m\r\n");
     assert!(!shown.0.text().contains('\x1b'), "{:?}", shown.0.text());
-    raw.0.shows(evil);
-    json.0.shows("\"text\":\"\\u001b]0;title\\u0007\\u202etext\"");
+    raw.0.wait_for(evil);
+    json.0.wait_for("\"text\":\"\\u001b]0;title\\u0007\\u202etext\"");
     // Through a pipe everything is as it came.
     assert_eq!(subscriber.end().1, [evil.as_bytes(), b"\n\xff\x1b[31m"].concat());
     for (_, mut child) in [shown, raw, json] {
@@ -451,7 +451,7 @@ fn sub_of_a_rejecting_server_backs_off() {
 #[test]
 fn sub_after_lost_connection_gets_missed_messages() {
     let server = Server::start(&["--history-messages-max=1000"]);
-    let proxy = crate::support::cut::Cut::start(server.address);
+    let proxy = crate::support::relay::Relay::start(server.address);
     let url = proxy.url();
     let mut child =
         oyez(&["sub", "x", "--json", "--count=300", "--exit-on-gap", "--url", &url]).spawn().unwrap();
@@ -463,7 +463,7 @@ fn sub_after_lost_connection_gets_missed_messages() {
         let lines: String = (0..10).map(|line| format!("{}\n", round * 10 + line)).collect();
         assert!(publish(&server, &["x"], lines.as_bytes()).status.success());
         if round % 10 == 5 {
-            proxy.cut();
+            proxy.disconnect_all();
         }
     }
     let output = child.wait_with_output().unwrap();
@@ -523,7 +523,7 @@ fn multi_line_json_is_printed_as_one_line() {
 
 #[test]
 fn token_file_authenticates_pub_and_sub() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let alice = guarded.folder.file("alice", &format!("{}\n", token("alice", &["main"], &["main"])));
     let server = &guarded.server;
     let flag = format!("--token-file={alice}");

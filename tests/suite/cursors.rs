@@ -68,12 +68,12 @@ fn server() -> (Server, Vec<String>) {
 
 /// The texts that a raw subscriber gets before the next published one, or its close.
 fn raw(server: &Server, since: &str) -> Result<Vec<String>, (u16, String)> {
-    let mut member = server.join(&format!("/ws/x?since={since}"));
+    let mut subscriber = server.join(&format!("/ws/x?since={since}"));
     let mut sender = server.join("/ws/x?echo=0");
     sender.send_text("end");
     let mut texts = Vec::new();
     loop {
-        let frame = member.frame();
+        let frame = subscriber.frame();
         if frame.opcode == frames::CLOSE {
             return Err(frame.close_code());
         }
@@ -91,15 +91,15 @@ fn v1(server: &Server, since: &str) -> Vec<String> {
     client.send(upgrade("/ws").as_bytes());
     client.head();
     client.send_text(&json!({"type": "subscribe", "ch": "x", "since": since}).to_string());
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     loop {
         let value: Value = serde_json::from_str(&client.text()).unwrap();
         match value["type"].as_str() {
             Some("hello" | "subscribed") => {}
-            Some("live") => return heard,
-            Some("gap") => heard.push(format!("gap {}", value["why"].as_str().unwrap())),
+            Some("live") => return received,
+            Some("gap") => received.push(format!("gap {}", value["why"].as_str().unwrap())),
             Some("error") => return vec![value["code"].as_str().unwrap().to_owned()],
-            _ => heard.push(value["text"].as_str().unwrap().to_owned()),
+            _ => received.push(value["text"].as_str().unwrap().to_owned()),
         }
     }
 }
@@ -146,7 +146,7 @@ fn cursor_within_the_history_resumes_without_gap() {
     assert_eq!((&answer["messages"][0]["text"], &answer["gap"]), (&json!("4"), &gap));
     let (_, answer) = page(&server, "earliest&limit=1");
     let (_, next) = page(&server, answer["next"].as_str().unwrap());
-    assert_eq!(next["gap"], Value::Null, "the first page has told of it");
+    assert_eq!(next["gap"], Value::Null, "the first page reported it");
     // These clients publish, so they run last.
     assert_eq!(raw(&server, "earliest").unwrap(), ["4", "5", "6"]);
     assert_eq!(raw(&server, &ids[3]).unwrap(), ["5", "6"]);
@@ -202,13 +202,13 @@ fn old_future_or_foreign_cursor_gets_a_gap() {
         assert_eq!((&answer["gap"]["why"], &answer["gap"]["after"]), (&json!(why), &json!(since)));
         assert_eq!(answer["messages"].as_array().unwrap().len(), 3, "{since}");
         // The raw protocol has no notices.
-        let mut member = server.join(&format!("/ws/x?since={since}"));
-        assert_eq!(member.closed_politely(), (4010, format!("gap why={why}")), "{since}");
+        let mut subscriber = server.join(&format!("/ws/x?since={since}"));
+        assert_eq!(subscriber.closed_and_ended(), (4010, format!("gap why={why}")), "{since}");
     }
     let text = events(&server, "1-1");
     let gap = text.find("event: gap").expect("a gap");
     assert!(gap < text.find("data: 4\n").unwrap(), "{text}");
-    assert!(!text[..gap].contains("\n\n"), "the cursor does not move before the gap is told: {text}");
+    assert!(!text[..gap].contains("\n\n"), "the cursor does not move before the gap is sent: {text}");
 }
 
 #[test]
@@ -217,10 +217,10 @@ fn old_cursor_without_history_gets_a_gap() {
     // The channel exists as long as it has a subscriber.
     let _member = server.join("/ws/x");
     let ids = ["1", "2"].map(|text| Client::new(server.connect()).ask(publish("x", text)).id());
-    for (since, heard, gap) in
+    for (since, received, gap) in
         [(&ids[0], &["gap evicted"][..], &json!("evicted")), (&ids[1], &[], &Value::Null)]
     {
-        assert_eq!(v1(&server, since), heard, "{since}");
+        assert_eq!(v1(&server, since), received, "{since}");
         assert_eq!(&page(&server, since).1["gap"]["why"], gap, "{since}");
     }
 }
@@ -297,10 +297,10 @@ fn resume_at_every_point_during_publishing_loses_nothing() {
             let late = (round + place) % 4;
             let behavior = if place % 2 == 0 { Behavior::Cooperative } else { Behavior::LimitedWrites(900) };
             let since = cursors[place].clone();
-            let heard = resumed(&mut rig, way, &since, late, behavior, publisher);
+            let received = resumed(&mut rig, way, &since, late, behavior, publisher);
             texts.extend((0..late).map(|turn| format!("late {turn} {}", "y".repeat(300))));
             cursors.extend(acknowledged(&mut rig));
-            assert_eq!(heard, texts[place + 1..], "{way:?} since {place} of {}", texts.len());
+            assert_eq!(received, texts[place + 1..], "{way:?} since {place} of {}", texts.len());
         }
     }
     assert!(texts.len() == cursors.len() && texts.len() > 200, "{} of {}", cursors.len(), texts.len());
@@ -319,15 +319,15 @@ fn replay_larger_than_an_outbox_continues_with_live_messages() {
             rig.send_text(sender, &texts[number]);
             rig.run_until_idle();
         }
-        let member = rig.connect(Behavior::LimitedWrites(7_000));
-        rig.send(member, way.request("x", "earliest").as_bytes());
+        let subscriber = rig.connect(Behavior::LimitedWrites(7_000));
+        rig.send(subscriber, way.request("x", "earliest").as_bytes());
         for number in 0..400 {
             texts.push(format!("live {number}"));
             rig.send_text(sender, &texts[200 + number]);
             rig.turn();
         }
         rig.run_until_idle();
-        assert!(rig.is_alive(member), "{way:?}");
-        assert!(way.texts(&mut rig, member) == texts, "{way:?}: a hole, a double, or another order");
+        assert!(rig.is_alive(subscriber), "{way:?}");
+        assert!(way.texts(&mut rig, subscriber) == texts, "{way:?}: a hole, a double, or another order");
     }
 }

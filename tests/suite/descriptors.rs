@@ -12,24 +12,24 @@ use crate::support::process::{DEADLINES, Server, counter, oyez, wait_until};
 #[test]
 fn connection_over_the_limit_gets_503_then_waits() {
     let server = Server::start(&["--connections-max=3"]);
-    let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
+    let mut subscribers: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
     let refused = server.ask(frames::upgrade("/ws"));
     assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     assert!(refused.contains("\r\nRetry-After: 1\r\n") && refused.contains("over_capacity"), "{refused}");
     let lines = "Accept: text/event-stream\r\n";
     let stream = server.ask(crate::support::http::request("GET", "/sse/a", lines));
     assert!(stream.starts_with("HTTP/1.1 200 ") && stream.contains("retry: 3000\n\n"), "{stream}");
-    members[0].send_text("served");
-    assert_eq!(members[2].text(), "served");
-    drop(members.pop());
-    wait_until("there is room", || Client::try_join(&server).is_some());
+    subscribers[0].send_text("served");
+    assert_eq!(subscribers[2].text(), "served");
+    drop(subscribers.pop());
+    wait_until("a slot is free", || Client::try_join(&server).is_some());
 }
 
 #[test]
 fn waiting_client_is_served_when_another_ends() {
     // Three subscribers and 16 clients that are being refused fill the table; they keep their connections open.
     let server = Server::start(&["--connections-max=3", "--close-timeout-ms=60000", "--drain-seconds=60"]);
-    let mut members: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
+    let mut subscribers: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
     let _told: Vec<Client> = (0..16)
         .map(|_| {
             let mut client = Client::new(server.connect());
@@ -42,8 +42,8 @@ fn waiting_client_is_served_when_another_ends() {
     waits.send(frames::upgrade("/ws").as_bytes());
     waits.receives_nothing();
     server.sleeps();
-    members.pop();
-    assert!(waits.head().starts_with("HTTP/1.1 101 "), "those who are being told take nobody's place");
+    subscribers.pop();
+    assert!(waits.head().starts_with("HTTP/1.1 101 "), "clients being refused use no slot of others");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
     let last = answers.iter().rposition(|head| head.starts_with("HTTP/1.1 101 ")).unwrap();
     assert_eq!(clients[last].text(), "still alive");
     drop(clients);
-    wait_until("there is room", || Client::try_join(&server).is_some());
+    wait_until("a slot is free", || Client::try_join(&server).is_some());
     let log = server.stop();
     assert!(log.contains("hard=256 now=256, connections_max=224"), "{log}");
     assert_eq!(counter(&log, "accept_errors"), 0, "{log}");
@@ -83,7 +83,7 @@ fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
 #[test]
 fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let server = Server::start(&[]);
-    let mut members: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
+    let mut subscribers: Vec<Client> = (0..50).map(|_| server.join("/ws")).collect();
     // Fewer than are open, as if other code in the process had used them.
     let in_use = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
     set_descriptor_limit(&server, in_use - 1);
@@ -92,12 +92,12 @@ fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     let answer = waits.head();
     assert!(answer.starts_with("HTTP/1.1 503 "), "the reserve descriptor serves to tell: {answer}");
     assert!(answer.contains("\r\nDate: "), "{answer}");
-    members[0].send_text("served");
-    assert_eq!(members[49].text(), "served");
+    subscribers[0].send_text("served");
+    assert_eq!(subscribers[49].text(), "served");
     server.sleeps();
     set_descriptor_limit(&server, 1_024);
-    wait_until("there is room", || Client::try_join(&server).is_some());
-    drop(members);
+    wait_until("a slot is free", || Client::try_join(&server).is_some());
+    drop(subscribers);
     let log = server.stop();
     assert!(counter(&log, "accept_errors") > 0, "{log}");
 }
@@ -120,7 +120,7 @@ impl Client {
 #[test]
 fn freed_slot_is_reused_at_once() {
     let server = Server::start(&["--connections-max=1", "--close-timeout-ms=60000", "--drain-seconds=60"]);
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     let _told: Vec<Client> = (0..16)
         .map(|_| {
             let mut c = Client::new(server.connect());
@@ -139,10 +139,10 @@ fn freed_slot_is_reused_at_once() {
             next.send(frames::upgrade("/ws").as_bytes());
             next.receives_nothing();
             let start = Instant::now();
-            drop(std::mem::replace(&mut member, Client::new(spacious.connect())));
+            drop(std::mem::replace(&mut subscriber, Client::new(spacious.connect())));
             next.head();
             let waited = start.elapsed();
-            member = next;
+            subscriber = next;
             let start = Instant::now();
             drop(spacious.join("/ws"));
             waited < Duration::from_millis(40) + 10 * start.elapsed()

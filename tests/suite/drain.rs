@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use oyez::config::Limits;
 
-use crate::support::Done;
+use crate::support::StopOnDrop;
 use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::get;
@@ -173,11 +173,11 @@ fn second_signal_ends_the_server_at_once() {
 fn message_published_before_a_drain_arrives_before_the_close() {
     let server = Server::start(&["--drain-seconds=600", "--close-timeout-ms=600000"]);
     let stop = AtomicBool::new(false);
-    let mut members: Vec<Client> = (0..10).map(|_| server.join("/ws")).collect();
+    let mut subscribers: Vec<Client> = (0..10).map(|_| server.join("/ws")).collect();
     let mut sender = server.join("/ws?echo=0");
     std::thread::scope(|scope| {
         let stop = &stop;
-        let _done = Done(stop);
+        let _stop = StopOnDrop(stop);
         scope.spawn(move || {
             let mut sent = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -192,21 +192,21 @@ fn message_published_before_a_drain_arrives_before_the_close() {
             }
         });
         for expected in 0..200 {
-            assert_eq!(members[0].text(), expected.to_string());
+            assert_eq!(subscribers[0].text(), expected.to_string());
         }
         server.signal("TERM");
-        let mut read = vec![0; members.len()];
+        let mut read = vec![0; subscribers.len()];
         read[0] = 200;
-        let counts: Vec<usize> = members
+        let counts: Vec<usize> = subscribers
             .iter_mut()
             .zip(read)
-            .map(|(member, read)| {
+            .map(|(subscriber, read)| {
                 for expected in read.. {
-                    let frame = member.frame();
+                    let frame = subscriber.frame();
                     if frame.opcode == frames::CLOSE {
                         assert_eq!(frame.close_code().0, 4200);
-                        member.send(&frames::close(4200, ""));
-                        assert_eq!(member.frame_or_end(), None);
+                        subscriber.send(&frames::close(4200, ""));
+                        assert_eq!(subscriber.frame_or_end(), None);
                         return expected;
                     }
                     assert_eq!(frame.payload, expected.to_string().into_bytes());
@@ -214,9 +214,12 @@ fn message_published_before_a_drain_arrives_before_the_close() {
                 0
             })
             .collect();
-        assert!(counts.iter().all(|&count| count == counts[0]), "all were told in the same turn: {counts:?}");
+        assert!(
+            counts.iter().all(|&count| count == counts[0]),
+            "all were notified in the same turn: {counts:?}"
+        );
     });
-    drop(members);
+    drop(subscribers);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
 }

@@ -8,7 +8,7 @@ use oyez::ids::SlotId;
 use crate::support::chunked;
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::{Answer, get, post, publish, request, without_date};
+use crate::support::http::{Response, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Behavior, Rig, Rng};
 
@@ -235,7 +235,7 @@ fn event_stream_resumes_at_its_cursor() {
             request("GET", "/sse/a", &header(bad)),
         ] {
             let id = open(&mut rig, &asks);
-            let answers = rig.answers(id);
+            let answers = rig.responses(id);
             assert_eq!((answers[0].status, answers[0].code().as_str()), (400, "bad_cursor"), "{asks}");
         }
     }
@@ -244,7 +244,7 @@ fn event_stream_resumes_at_its_cursor() {
     rig.reset(whole);
     rig.run_until_idle();
     let id = open(&mut rig, &request("GET", "/sse/a", &header("1000-4").repeat(2)));
-    assert_eq!(rig.answers(id)[0].status, 400);
+    assert_eq!(rig.responses(id)[0].status, 400);
     assert_eq!(rig.engine.hub.channels(), 1);
 }
 
@@ -356,7 +356,7 @@ fn overrun(on_slow: OnSlow) -> (Rig, SlotId, SlotId, Vec<Event>) {
 #[test]
 fn stalled_event_stream_is_closed() {
     let (mut rig, id, _, events) = overrun(OnSlow::Close);
-    assert_eq!(events, [], "what was not begun is not sent");
+    assert_eq!(events, [], "unstarted events are not sent");
     assert!(rig.pipe(id).outgoing_ended);
     rig.send_eof(id);
     rig.run_until_idle();
@@ -406,12 +406,12 @@ fn event_stream_ignores_input_and_ends_with_its_client() {
     assert_eq!(Event::parse(&client.event()).data.as_deref(), Some("x"));
     assert_eq!(sender.text(), "x");
     let mut asks = Client::new(server.connect());
-    let mut members = || asks.ask(get("/v1/channels/a")).json()["members"].as_u64().unwrap();
-    assert_eq!(members(), 2);
+    let mut subscribers = || asks.ask(get("/v1/channels/a")).json()["members"].as_u64().unwrap();
+    assert_eq!(subscribers(), 2);
     drop(client);
     let (quits, _) = stream(&server, &get("/sse/a"));
     quits.reset();
-    wait_until("the server sees the reset", || members() == 1);
+    wait_until("the server sees the reset", || subscribers() == 1);
 }
 
 #[test]
@@ -444,8 +444,8 @@ fn event_streams_and_raw_subscribers_get_the_same_order() {
         posts.send(publish("a", &format!("post {round}")).as_bytes());
     }
     let order: Vec<String> = (0..300).map(|_| raw[0].text()).collect();
-    for member in &mut raw[1..] {
-        assert!(order.iter().all(|text| *text == member.text()));
+    for subscriber in &mut raw[1..] {
+        assert!(order.iter().all(|text| *text == subscriber.text()));
     }
     for client in &mut streams {
         let events: Vec<Event> = (0..300).map(|_| Event::parse(&client.event())).collect();
@@ -458,7 +458,7 @@ fn event_streams_and_raw_subscribers_get_the_same_order() {
     }
     let others: Vec<&String> = order.iter().filter(|text| !text.starts_with("own")).collect();
     assert!(others.iter().all(|text| **text == silent.text()));
-    let mut answers: Vec<Answer> = (0..100).map(|_| posts.answer()).collect();
+    let mut answers: Vec<Response> = (0..100).map(|_| posts.response()).collect();
     answers.retain(|answer| answer.json()["members"] == 81);
     assert_eq!(answers.len(), 100);
 }

@@ -8,7 +8,7 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 use oyez::server::slots::ReadyQueue;
 
-use crate::support::Done;
+use crate::support::StopOnDrop;
 use crate::support::frames::{self, TEXT};
 use crate::support::http::get;
 use crate::support::process::Server;
@@ -27,7 +27,7 @@ fn flood_is_read_in_slices_with_others_between() {
     rig.turn();
     assert_eq!(rig.texts(other), ["me too"]);
     let beside = rig.texts(flood).len();
-    assert!((8..=32).contains(&beside), "beside another client it has the rest: {beside}");
+    assert!((8..=32).contains(&beside), "with another client it has the rest: {beside}");
     rig.run_until_idle();
     assert_eq!(rig.texts(flood).len(), 1_000 - 32 - beside, "and nothing of the flood is lost");
 }
@@ -169,32 +169,32 @@ fn empty_frames_and_requests_count_in_the_turn_budget() {
     let empty = frames::masked(TEXT, b"");
     floods.iter().for_each(|&id| rig.send(id, &empty.repeat(8_000)));
     rig.turn();
-    let heard: usize = floods.iter().map(|&id| rig.texts(id).len()).sum();
+    let received: usize = floods.iter().map(|&id| rig.texts(id).len()).sum();
     let read = Limits::default().read_bytes_per_connection / empty.len();
     let most = Limits::default().read_bytes_per_turn / 64 + read;
-    assert!(heard <= most, "{heard} of at most {most} frames in one turn");
+    assert!(received <= most, "{received} of at most {most} frames in one turn");
 
     let mut rig = Rig::new(narrow());
     let clients: Vec<SlotId> = (0..100).map(|_| rig.connect(Behavior::Cooperative)).collect();
     clients.iter().for_each(|&id| rig.send(id, get("/healthz").as_bytes()));
     rig.turn();
-    let answered: usize = clients.iter().map(|&id| rig.answers(id).len()).sum();
+    let answered: usize = clients.iter().map(|&id| rig.responses(id).len()).sum();
     assert!((1..=8).contains(&answered), "{answered} requests in one turn");
     rig.run_until_idle();
-    let answered: usize = clients.iter().map(|&id| rig.answers(id).len()).sum();
+    let answered: usize = clients.iter().map(|&id| rig.responses(id).len()).sum();
     assert!(answered >= 92, "{answered}");
 }
 
 #[test]
 fn lone_publisher_with_64_messages_in_flight_is_delivered_in_one_turn() {
     let mut rig = Rig::new(Limits::default());
-    let (sender, member) = (rig.join("/ws?echo=0"), rig.join("/ws"));
+    let (sender, subscriber) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     for _ in 0..3 {
         rig.send(sender, &frames::masked(TEXT, &[b'x'; 512]).repeat(64));
-        let writes = rig.pipe(member).writes;
+        let writes = rig.pipe(subscriber).writes;
         rig.turn();
-        assert_eq!(rig.texts(member).len(), 64);
-        assert_eq!(rig.pipe(member).writes - writes, 1);
+        assert_eq!(rig.texts(subscriber).len(), 64);
+        assert_eq!(rig.pipe(subscriber).writes - writes, 1);
     }
 }
 
@@ -216,7 +216,7 @@ fn subscribers_of_another_channel_are_served_during_a_flood() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let done = &done;
-        let _done = Done(done);
+        let _stop = StopOnDrop(done);
         scope.spawn(move || {
             let frames = frames::masked(TEXT, &[b'x'; 60]).repeat(1_000);
             while !done.load(Ordering::Relaxed) {

@@ -302,10 +302,10 @@ fn flag_overrides_its_variable() {
     let mut command = oyez(&["serve", "--listen=127.0.0.1:0", "--message-bytes-max=10"]);
     command.env("OYEZ_MESSAGE_BYTES_MAX", "20").env("OYEZ_PING_INTERVAL_MS", "100");
     let server = Server::start_command(command);
-    let mut member = server.join("/ws");
-    assert_eq!(member.raw_frame().opcode, crate::support::frames::PING);
-    member.send_text(&"x".repeat(11));
-    assert_eq!(member.closed_in_the_end_with(), (1009, "too_big message_bytes_max=10".into()));
+    let mut subscriber = server.join("/ws");
+    assert_eq!(subscriber.raw_frame().opcode, crate::support::frames::PING);
+    subscriber.send_text(&"x".repeat(11));
+    assert_eq!(subscriber.closed_after_data_with(), (1009, "too_big message_bytes_max=10".into()));
 }
 
 #[test]
@@ -332,9 +332,9 @@ fn body_over_the_limit_gets_413() {
     assert_eq!(client.ask(publish("a", &"x".repeat(10))).status, 200);
     assert_eq!(client.ask(publish("a", &"x".repeat(11))).status, 413);
     // A WebSocket message has a separate limit.
-    let mut member = server.join("/ws");
-    member.send_text(&"x".repeat(20));
-    assert_eq!(member.text().len(), 20);
+    let mut subscriber = server.join("/ws");
+    subscriber.send_text(&"x".repeat(20));
+    assert_eq!(subscriber.text().len(), 20);
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn body_over_its_deadline_gets_408() {
     let start = Instant::now();
     let whole = publish("a", "xy");
     client.send(&whole.as_bytes()[..whole.len() - 1]);
-    assert_eq!(client.answer().code(), "body_timeout");
+    assert_eq!(client.response().code(), "body_timeout");
     assert!(start.elapsed() > Duration::from_millis(250));
 }
 

@@ -127,13 +127,13 @@ fn silent_peer_is_pinged_within_the_interval() {
     let mut rng = Rng::new(1);
     let mut rig = Rig::new(Limits { ping_interval_ms: 20_000, ..Limits::default() });
     let ids: Vec<_> = (0..50).map(|n| rig.join(&format!("/ws/{n}"))).collect();
-    let mut heard = vec![rig.now; ids.len()];
+    let mut received = vec![rig.now; ids.len()];
     for _ in 0..4_000 {
         rig.advance_ms(50);
         // The sweep's pings are written in the next turn.
         rig.turn();
-        for (&id, heard) in ids.iter().zip(&mut heard) {
-            let silence = rig.now.millis_since(*heard);
+        for (&id, received) in ids.iter().zip(&mut received) {
+            let silence = rig.now.millis_since(*received);
             let is_pinged = rig.frames(id).iter().any(|frame| frame.opcode == PING);
             assert!(!is_pinged || silence > 5_000, "asked after {silence} ms");
             assert!(silence < 20_600, "{silence} ms of silence");
@@ -144,7 +144,7 @@ fn silent_peer_is_pinged_within_the_interval() {
             } else {
                 continue;
             }
-            *heard = rig.now;
+            *received = rig.now;
         }
     }
 }
@@ -185,17 +185,17 @@ fn deadlines_in_turns_of_45_ms_are_handled_in_time() {
     subscribers.iter().for_each(|&id| rig.pipe(id).outgoing.clear());
     let silent: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Behavior::Cooperative)).collect();
     let start = rig.now;
-    let mut heard = vec![start; subscribers.len()];
+    let mut received = vec![start; subscribers.len()];
     let (mut pings, mut latest_ping, mut latest_close) = (0, 0, 0);
     while rig.now.millis_since(start) < 8_000 {
         rig.now = rig.now.after(45);
         rig.turn();
-        for (&id, heard) in subscribers.iter().zip(&mut heard) {
-            let silence = rig.now.millis_since(*heard);
+        for (&id, received) in subscribers.iter().zip(&mut received) {
+            let silence = rig.now.millis_since(*received);
             latest_ping = latest_ping.max(silence);
             if rig.frames(id).iter().any(|frame| frame.opcode == PING) {
                 rig.send(id, &frames::masked(PONG, b""));
-                *heard = rig.now;
+                *received = rig.now;
                 pings += 1;
             }
         }

@@ -3,10 +3,10 @@
 use oyez::config::Limits;
 use serde_json::json;
 
+use crate::support::auth_server::upgrade_with;
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::guarded::upgrade_with;
-use crate::support::http::{Answer, get, post, publish, request, without_date};
+use crate::support::http::{Response, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig, Rng};
 
@@ -29,7 +29,7 @@ fn route_has_its_exact_response() {
         // HEAD has the same head.
         if request.starts_with("GET ") {
             client.send(request.replacen("GET", "HEAD", 1).as_bytes());
-            assert_eq!(client.answer_or_end(true).unwrap().head, answer.head);
+            assert_eq!(client.response_or_end(true).unwrap().head, answer.head);
         }
     };
     let json = "HTTP/1.1 200 OK\nCache-Control: no-store\nContent-Type: application/json";
@@ -93,14 +93,14 @@ fn method_not_allowed_on_a_path_gets_405() {
                 continue;
             }
             client.send(request(method, path, "Content-Length: 0\r\n").as_bytes());
-            let answer = client.answer_or_end(method == "HEAD").unwrap();
+            let answer = client.response_or_end(method == "HEAD").unwrap();
             assert_eq!((answer.status, answer.field("Allow")), (405, Some(allowed)), "{method} {path}");
             assert!(!answer.is_last(), "nothing is unread: {answer:?}");
         }
     }
     // A request with an unread body ends the connection.
     assert!(client.ask(post("/healthz", "", "GET /healthz HTTP/1.1\r\n\r\n")).is_last());
-    assert_eq!(client.answer_or_end(false), None);
+    assert_eq!(client.response_or_end(false), None);
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn connection_persistence_follows_the_version() {
         let mut client = Client::new(server.connect());
         // Later requests are not parsed.
         client.send(format!("{last}{}", get("/healthz")).as_bytes());
-        assert!(client.answer().is_last(), "{last}");
-        assert_eq!(client.answer_or_end(false), None, "{last}");
+        assert!(client.response().is_last(), "{last}");
+        assert_eq!(client.response_or_end(false), None, "{last}");
     }
 }
 
@@ -153,10 +153,10 @@ fn absolute_form_target_is_served() {
     {
         assert_eq!(status(nowhere), 404, "{nowhere}");
     }
-    let mut member = Client::new(server.connect());
-    member.join("http://localhost/ws/a");
+    let mut subscriber = Client::new(server.connect());
+    subscriber.join("http://localhost/ws/a");
     assert_eq!(client.ask(publish("a", "x")).status, 200);
-    assert_eq!(member.text(), "x");
+    assert_eq!(subscriber.text(), "x");
 }
 
 /// Requests of all kinds that may follow each other on one connection.
@@ -185,9 +185,9 @@ fn session() -> Vec<u8> {
 const STATUSES: [u16; 15] = [200, 200, 200, 200, 200, 404, 200, 400, 200, 200, 204, 405, 200, 200, 200];
 
 /// The responses of a session, and the messages that subscribers received.
-fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Answer>, Vec<frames::Frame>) {
+fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Response>, Vec<frames::Frame>) {
     let mut rig = Rig::new(Limits::default());
-    let member = rig.join("/ws/a");
+    let subscriber = rig.join("/ws/a");
     let id = rig.connect(behavior);
     for piece in pieces {
         rig.send(id, piece);
@@ -198,15 +198,15 @@ fn run(pieces: &[&[u8]], behavior: Behavior) -> (Vec<Answer>, Vec<frames::Frame>
     rig.send_eof(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id));
-    (rig.answers(id), rig.frames(member))
+    (rig.responses(id), rig.frames(subscriber))
 }
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let (answers, heard) = run(&[&session()], Behavior::Cooperative);
+    let (answers, received) = run(&[&session()], Behavior::Cooperative);
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), STATUSES);
     let ids: Vec<String> =
-        answers.iter().filter(|one| one.body.starts_with("{\"id\"")).map(Answer::id).collect();
+        answers.iter().filter(|one| one.body.starts_with("{\"id\"")).map(Response::id).collect();
     assert_eq!(ids, (1..=7).map(|seq| format!("1000-{seq}")).collect::<Vec<_>>());
     let history = answers[6].json();
     let kept: Vec<_> = history["messages"].as_array().unwrap().iter().map(|one| &one["id"]).collect();
@@ -215,8 +215,9 @@ fn pipelined_requests_are_answered_in_order() {
         [&json!("1000-1"), &json!("1000-3"), &json!("1000-4")],
         "what was acknowledged is there"
     );
-    let heard: Vec<_> = heard.iter().map(|frame| std::str::from_utf8(&frame.payload).unwrap()).collect();
-    assert_eq!(heard, ["one", "{\"two\":[2]}", "thrée", "four", "six"]);
+    let received: Vec<_> =
+        received.iter().map(|frame| std::str::from_utf8(&frame.payload).unwrap()).collect();
+    assert_eq!(received, ["one", "{\"two\":[2]}", "thrée", "four", "six"]);
 }
 
 #[test]
@@ -254,7 +255,7 @@ fn websocket_after_pipelined_requests_waits_for_their_responses() {
         let mut client = Client::new(server.connect());
         client.send(&[before.as_bytes(), upgrade.as_bytes(), &frame].concat());
         for status in statuses {
-            assert_eq!(client.answer().status, *status, "{before}");
+            assert_eq!(client.response().status, *status, "{before}");
         }
         assert!(client.head().starts_with("HTTP/1.1 101 "));
         assert_eq!(client.text(), "frame");
@@ -281,7 +282,7 @@ fn client_after_eof_gets_its_responses() {
         let mut client = Client::new(server.connect());
         client.send(requests.as_bytes());
         client.send_eof();
-        let answers = Answer::take_all(&mut client.rest_as_text().into_bytes());
+        let answers = Response::take_all(&mut client.rest_as_text().into_bytes());
         assert_eq!(answers.len(), count, "{requests}");
         assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
     }
@@ -292,7 +293,7 @@ fn connection_serves_ten_thousand_requests() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     client.ask(get("/healthz"));
-    let before = server.rss_kib();
+    let before = server.resident_kib();
     for round in 0..5_000 {
         let answer = if round % 2 == 0 { client.ask(publish("a", "x")) } else { client.ask(get("/healthz")) };
         assert_eq!(answer.status, 200);
@@ -303,11 +304,11 @@ fn connection_serves_ten_thousand_requests() {
             let mut sender = client.stream.try_clone().unwrap();
             scope.spawn(move || std::io::Write::write_all(&mut sender, requests.as_bytes()).unwrap());
             for _ in 0..10_000 {
-                assert_eq!(client.answer().status, 200);
+                assert_eq!(client.response().status, 200);
             }
         });
     }
-    let grown = server.rss_kib().saturating_sub(before);
+    let grown = server.resident_kib().saturating_sub(before);
     assert!(grown < 4_096, "{grown} KiB");
     drop(client);
     let log = server.stop();
@@ -349,10 +350,10 @@ fn messages_of_all_transports_have_one_order() {
     }
     assert_eq!(order, enveloped);
     assert_eq!(order, streamed);
-    let heard: Vec<String> = (0..count - 200).map(|_| sender.text()).collect();
+    let received: Vec<String> = (0..count - 200).map(|_| sender.text()).collect();
     assert_eq!(
         order.iter().filter(|text| !text.starts_with("socket")).collect::<Vec<_>>(),
-        heard.iter().collect::<Vec<_>>()
+        received.iter().collect::<Vec<_>>()
     );
 }
 
@@ -399,7 +400,7 @@ fn head_with_three_large_cookies_is_within_the_default() {
         let lines = format!("Cookie: a={}\r\n", "x".repeat(4_096)).repeat(cookies);
         rig.send(client, request("GET", "/healthz", &lines).as_bytes());
         rig.run_until_idle();
-        assert_eq!(rig.answers(client)[0].status, status, "{cookies}");
+        assert_eq!(rig.responses(client)[0].status, status, "{cookies}");
     }
 }
 
@@ -454,7 +455,7 @@ fn kept_connection_outlives_proxy_idle_timeouts() {
     assert!(rig.is_alive(id));
     rig.send(id, get("/healthz").as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id).len(), 2);
+    assert_eq!(rig.responses(id).len(), 2);
 }
 
 #[test]

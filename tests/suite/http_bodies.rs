@@ -5,7 +5,7 @@ use oyez::config::Limits;
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::http::{Response, get, post, publish, request};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig, Rng};
 
@@ -16,22 +16,22 @@ fn typed(media_type: &str, body: &str) -> String {
 }
 
 /// The answer to a request that ends its connection.
-fn last(server: &Server, request: impl AsRef<[u8]>) -> Answer {
+fn last(server: &Server, request: impl AsRef<[u8]>) -> Response {
     let mut client = Client::new(server.connect());
     let answer = client.ask(request);
     assert!(answer.is_last(), "{answer:?}");
-    assert_eq!(client.answer_or_end(false), None);
+    assert_eq!(client.response_or_end(false), None);
     answer
 }
 
 #[test]
 fn body_is_published_by_its_content_type() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     let mut client = Client::new(server.connect());
     let mut check = |media_type: &str, body: &str, opcode: u8| {
         assert_eq!(client.ask(typed(media_type, body)).status, 200, "{media_type}");
-        let frame = member.frame();
+        let frame = subscriber.frame();
         assert_eq!((frame.opcode, &frame.payload[..]), (opcode, body.as_bytes()), "{media_type}");
     };
     for text in
@@ -51,7 +51,7 @@ fn body_is_published_by_its_content_type() {
     check("text/plain", "", frames::TEXT);
     check("application/octet-stream", "", frames::BINARY);
     assert_eq!(client.ask(publish("a", "no type")).status, 200);
-    assert_eq!(member.text(), "no type");
+    assert_eq!(subscriber.text(), "no type");
     let twice = "Content-Type: text/plain\r\nContent-Type: application/json\r\n";
     assert_eq!(last(&server, post(PATH, twice, "1")).status, 400);
 }
@@ -112,7 +112,7 @@ fn body_without_valid_length_is_refused() {
         assert_eq!(last(&server, said(lines)).status, status, "{lines:?}");
         // The following bytes are not parsed as a request, whatever they look like.
         let smuggled = format!("{}0\r\n\r\n{}", said(lines), publish("smuggled", "x"));
-        let answers = Answer::take_all(&mut server.ask(smuggled).into_bytes());
+        let answers = Response::take_all(&mut server.ask(smuggled).into_bytes());
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [status], "{lines:?}");
     }
     let mut client = Client::new(server.connect());
@@ -125,26 +125,26 @@ fn body_without_valid_length_is_refused() {
 #[test]
 fn bytes_after_a_body_are_the_next_request() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     let mut client = Client::new(server.connect());
     // A body that looks like a request is not parsed as one.
     let inner = publish("a", "inner");
     assert_eq!(client.ask(publish("a", &inner)).status, 200);
-    assert_eq!(member.text(), inner);
+    assert_eq!(subscriber.text(), inner);
     // Bytes beyond the announced length are parsed as a request, which they are not.
     client.send(publish("a", "long").replace("Length: 4", "Length: 3").as_bytes());
-    assert_eq!((client.answer().status, member.text().as_str()), (200, "lon"));
+    assert_eq!((client.response().status, subscriber.text().as_str()), (200, "lon"));
     client.send(b" is no method\r\n\r\n");
-    let answer = client.answer();
+    let answer = client.response();
     assert_eq!((answer.status, answer.is_last()), (400, true));
-    assert_eq!(client.answer_or_end(false), None);
+    assert_eq!(client.response_or_end(false), None);
     // A body shorter than its announced length includes the next request.
     let mut client = Client::new(server.connect());
     let next = get("/healthz");
     let length = format!("Length: {}", 1 + next.len());
     client.send(publish("a", "x").replace("Length: 1", &length).as_bytes());
     assert_eq!(client.ask(&next).status, 200);
-    assert_eq!(member.text(), format!("x{next}"));
+    assert_eq!(subscriber.text(), format!("x{next}"));
     assert_eq!(client.ask(&next).body, "ok\n");
 }
 
@@ -169,7 +169,7 @@ fn client_expecting_100_continue_gets_it() {
     let (head, body) = whole.split_at(whole.len() - 4);
     for expect in [EXPECT, "expect: 100-Continue\r\n"] {
         client.send(head.replace(EXPECT, expect).as_bytes());
-        assert_eq!(client.answer().head, "HTTP/1.1 100 Continue");
+        assert_eq!(client.response().head, "HTTP/1.1 100 Continue");
         client.receives_nothing();
         assert_eq!(client.ask(body).status, 200);
     }
@@ -195,7 +195,7 @@ fn client_expecting_100_continue_gets_it() {
     // Earlier responses are sent before it.
     let mut client = Client::new(server.connect());
     client.send(format!("{}{head}", publish("a", "first")).as_bytes());
-    assert_eq!([client.answer().status, client.answer().status], [200, 100]);
+    assert_eq!([client.response().status, client.response().status], [200, 100]);
     assert_eq!(client.ask(body).status, 200);
 }
 
@@ -214,7 +214,7 @@ fn unknown_expectation_gets_417_at_every_split() {
 #[test]
 fn stalled_body_gets_408_at_its_deadline() {
     let mut rig = Rig::new(Limits { body_timeout_ms: 3_000, ..Limits::default() });
-    let member = rig.join("/ws/a");
+    let subscriber = rig.join("/ws/a");
     let id = rig.connect(Behavior::Cooperative);
     let whole = publish("a", "four");
     // However slowly the rest of it drips, the time runs from the head on.
@@ -222,9 +222,9 @@ fn stalled_body_gets_408_at_its_deadline() {
     rig.advance_ms(1_500);
     rig.send(id, b"o");
     rig.advance_ms(1_400);
-    assert_eq!(rig.answers(id), []);
+    assert_eq!(rig.responses(id), []);
     rig.advance_ms(500);
-    let answers = rig.answers(id);
+    let answers = rig.responses(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "body_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
     // The rest is neither a request nor a message.
@@ -233,7 +233,7 @@ fn stalled_body_gets_408_at_its_deadline() {
     rig.run_until_idle();
     rig.send_eof(id);
     rig.run_until_idle();
-    assert!(!rig.is_alive(id) && rig.answers(id).is_empty() && rig.frames(member).is_empty());
+    assert!(!rig.is_alive(id) && rig.responses(id).is_empty() && rig.frames(subscriber).is_empty());
     assert_eq!(rig.engine.metrics.messages_published(), 0);
     // Bodies that are complete in time are accepted, any number of times.
     let id = rig.connect(Behavior::Cooperative);
@@ -242,7 +242,7 @@ fn stalled_body_gets_408_at_its_deadline() {
         rig.advance_ms(2_900);
         rig.send(id, b"r");
         rig.run_until_idle();
-        assert_eq!(rig.answers(id)[0].status, 200);
+        assert_eq!(rig.responses(id)[0].status, 200);
     }
 }
 
@@ -257,30 +257,30 @@ fn body_complete_when_the_server_is_late_gets_no_408() {
     // It takes many turns to read.
     rig.now = rig.now.after(10_000);
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(rig.responses(id)[0].status, 200);
 }
 
 #[test]
 fn large_body_in_pieces_is_published_whole() {
     let mut rig = Rig::new(Limits::default());
-    let member = rig.join("/ws/a");
+    let subscriber = rig.join("/ws/a");
     let body: String = (0..150_000).map(|number| char::from(b'a' + (number % 23) as u8)).collect();
     let requests = publish("a", &body).repeat(2) + &get("/healthz");
     for seed in 0..5 {
         let id = rig.connect(Behavior::Random(Rng::new(seed)));
         rig.send(id, requests.as_bytes());
         rig.run_until_idle();
-        let answers = rig.answers(id);
+        let answers = rig.responses(id);
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
-        assert!(rig.texts(member).iter().all(|text| *text == body));
+        assert!(rig.texts(subscriber).iter().all(|text| *text == body));
     }
     // The limit's size, over a real socket.
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     let mut client = Client::new(server.connect());
     let body = "x".repeat(1 << 20);
     std::thread::scope(|scope| {
-        scope.spawn(|| assert_eq!(member.text().len(), 1 << 20));
+        scope.spawn(|| assert_eq!(subscriber.text().len(), 1 << 20));
         assert_eq!(client.ask(publish("a", &body)).status, 200);
     });
     assert_eq!(last(&server, post(PATH, "", "").replace("Length: 0", "Length: 1048577")).status, 413);
@@ -305,15 +305,15 @@ fn chunked_body_is_published_at_every_split() {
     let mut whole = None;
     for cut in 0..asks.len() {
         let mut rig = Rig::new(Limits::default());
-        let member = rig.join("/ws/a");
+        let subscriber = rig.join("/ws/a");
         let id = rig.connect(Behavior::Cooperative);
         for piece in [&asks.as_bytes()[..cut], &asks.as_bytes()[cut..]] {
             rig.send(id, piece);
             rig.run_until_idle();
         }
         let answers: Vec<(u16, String)> =
-            rig.answers(id).into_iter().map(|answer| (answer.status, answer.body)).collect();
-        assert_eq!(rig.texts(member), [text, ""], "cut at {cut}");
+            rig.responses(id).into_iter().map(|answer| (answer.status, answer.body)).collect();
+        assert_eq!(rig.texts(subscriber), [text, ""], "cut at {cut}");
         assert_eq!(*whole.get_or_insert(answers.clone()), answers, "cut at {cut}");
     }
     let statuses: Vec<u16> = whole.unwrap().iter().map(|(status, _)| *status).collect();
@@ -331,7 +331,7 @@ fn chunked_body_over_the_limit_is_refused() {
     let ask = |request: &str| {
         let mut client = Client::new(server.connect());
         client.send(request.as_bytes());
-        let answer = client.answer();
+        let answer = client.response();
         assert_eq!(answer.is_last(), answer.status != 200, "{answer:?}");
         (answer.status, if answer.status == 200 { String::new() } else { answer.code() })
     };
@@ -362,7 +362,7 @@ fn chunked_body_waits_for_100_continue() {
     client.send(request("POST", "/v1/publish/a", lines).as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 100 "));
     client.send(b"1\r\nx\r\n0\r\n\r\n");
-    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.response().status, 200);
 }
 
 /// It would be published as it is, and subscribers do not know of the coding.

@@ -1,15 +1,15 @@
 //! Origins: which web pages may read and publish. Only the server's own by default, others with `--origin`. Real
 //! servers; preflights, CORS headers and refusals of each kind of page are compared.
 
+use crate::support::auth_server::upgrade_with;
 use crate::support::client::Client;
-use crate::support::guarded::upgrade_with;
-use crate::support::http::{Answer, post, request};
+use crate::support::http::{Response, post, request};
 use crate::support::process::{Server, counter};
 
 const ALLOW: &str = "Access-Control-Allow-Origin";
 
 /// The answer to a page of this origin that publishes, to this `Host`.
-fn publish_from(server: &Server, host: &str, origin: &str) -> Answer {
+fn publish_from(server: &Server, host: &str, origin: &str) -> Response {
     let request = post("/v1/publish/a", &format!("{origin}Connection: close\r\n"), "x");
     Client::new(server.connect()).ask(request.replace("Host: localhost", &format!("Host: {host}")))
 }
@@ -212,7 +212,7 @@ fn allowed_page_may_read_its_408() {
     let whole = post("/v1/publish/a", "Origin: https://app.example\r\n", "xy");
     let mut client = Client::new(server.connect());
     client.send(&whole.as_bytes()[..whole.len() - 1]);
-    let answer = client.answer();
+    let answer = client.response();
     assert_eq!((answer.status, answer.field(ALLOW)), (408, Some("https://app.example")));
     assert!(answer.is_last());
 }
@@ -278,7 +278,7 @@ fn refused_page_is_logged_with_the_remedy() {
     let hostile = "Origin: https://app.example\u{1b}[31m\r\n";
     for lines in ["Origin: https://app.example\r\n", hostile] {
         client.send(upgrade_with("/ws/news?ticket=secret", lines).as_bytes());
-        client.answer();
+        client.response();
         client = Client::new(server.connect());
     }
     for _ in 0..50 {
@@ -336,7 +336,7 @@ fn foreign_page_gets_no_websocket() {
     assert_eq!(status("Cookie: session=1\r\nOrigin: https://evil.example\r\n"), 403);
     let mut client = Client::new(server.connect());
     client.send(upgrade_with("/ws", "Origin: https://evil.example\r\n").as_bytes());
-    let answer = client.answer();
+    let answer = client.response();
     assert_eq!(answer.code(), "forbidden_origin");
     assert!(answer.is_last());
 }

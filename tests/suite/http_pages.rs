@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::{Answer, get, publish};
+use crate::support::http::{Response, get, publish};
 use crate::support::process::Server;
 
 fn names(page: &Value) -> Vec<&str> {
@@ -54,14 +54,14 @@ fn channel_list_is_paged() {
     let mut raw = |query: &str| client.ask(get(&format!("/v1/channels?{query}"))).status;
     assert_eq!(raw(&format!("prefix={}", "a".repeat(256))), 400);
     assert_eq!(raw(&format!("prefix={}", "a".repeat(7_000))), 400);
-    assert_eq!(raw("unknown=%ff&&=&prefix=a"), 200, "what is not known is somebody else's");
+    assert_eq!(raw("unknown=%ff&&=&prefix=a"), 200, "unknown parameters are ignored");
 }
 
 #[test]
 fn channel_with_subscribers_or_messages_is_listed() {
     let server = Server::start(&["--history-messages-max=2"]);
     let mut client = Client::new(server.connect());
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     let channel = |client: &mut Client| client.ask(get("/v1/channels/a")).json();
     let fresh = channel(&mut client);
     assert_eq!((&fresh["members"], &fresh["head"], &fresh["messages"]), (&json!(1), &Value::Null, &json!(0)));
@@ -71,9 +71,9 @@ fn channel_with_subscribers_or_messages_is_listed() {
         (&busy["head"], &busy["floor"], &busy["messages"]),
         (&json!(ids[2]), &json!(ids[0]), &json!(2))
     );
-    member.send(&frames::close(1000, ""));
-    (0..3).for_each(|_| assert_eq!(member.text(), "x"));
-    member.closed_with();
+    subscriber.send(&frames::close(1000, ""));
+    (0..3).for_each(|_| assert_eq!(subscriber.text(), "x"));
+    subscriber.closed_with();
     assert_eq!(channel(&mut client)["members"], 0);
     assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["a"]);
     assert_eq!(client.ask(get("/v1/channels/..%2fa")).status, 400);
@@ -139,7 +139,7 @@ fn history_of_a_removed_channel_reports_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
     let mut client = Client::new(server.connect());
     let ids: Vec<String> = (0..2).map(|_| client.ask(publish("a", "x")).id()).collect();
-    // A log that goes on, in a channel that has a member.
+    // A log that goes on, in a channel that has a subscriber.
     let _member = server.join("/ws/b");
     let head = client.ask(publish("b", "x")).id();
     let (epoch, _) = head.split_once('-').unwrap();
@@ -191,7 +191,7 @@ fn sample(text: &str, name: &str) -> f64 {
     value.parse().unwrap()
 }
 
-fn metrics(client: &mut Client) -> Answer {
+fn metrics(client: &mut Client) -> Response {
     let answer = client.ask(get("/metrics"));
     assert_eq!(answer.status, 200);
     assert!(

@@ -8,7 +8,7 @@ use oyez::config::Limits;
 use oyez::ids::{Peer, SlotId};
 
 use crate::support::client::Client;
-use crate::support::http::{Answer, get, publish, request};
+use crate::support::http::{Response, get, publish, request};
 use crate::support::process::{Server, counter, wait_until};
 use crate::support::rig::{Behavior, Pipe, Rig};
 
@@ -21,14 +21,14 @@ fn connection_without_request_is_closed_after_keep_alive() {
         for asks in [get("/healthz"), publish("a", "x"), get("/nothing")] {
             rig.send(id, asks.as_bytes());
             rig.run_until_idle();
-            assert_eq!(rig.answers(id).len(), 1);
+            assert_eq!(rig.responses(id).len(), 1);
             rig.advance_ms(19_900);
             assert!(rig.is_alive(id), "it may wait longer than a new connection");
         }
     }
     rig.advance_ms(500);
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.answers(id), [], "nobody asked, so nobody is answered");
+    assert_eq!(rig.responses(id), [], "without a request there is no response");
     assert_eq!(rig.engine.metrics.closed(Reason::Idle), 1);
 }
 
@@ -39,19 +39,19 @@ fn started_head_has_the_handshake_timeout() {
     let id = rig.connect(Behavior::Cooperative);
     rig.send(id, (get("/healthz") + "GET ").as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id).len(), 1);
+    assert_eq!(rig.responses(id).len(), 1);
     rig.advance_ms(1_500);
     rig.send(id, b"/healthz ");
     rig.advance_ms(400);
-    assert_eq!(rig.answers(id), []);
+    assert_eq!(rig.responses(id), []);
     rig.advance_ms(500);
-    let answers = rig.answers(id);
+    let answers = rig.responses(id);
     assert_eq!((answers[0].status, answers[0].code().as_str()), (408, "handshake_timeout"));
     assert!(answers[0].is_last() && rig.pipe(id).outgoing_ended);
     // A new connection without any bytes is not a request.
     let silent = rig.connect(Behavior::Cooperative);
     rig.advance_ms(2_500);
-    assert!(!rig.is_alive(silent) && rig.answers(silent).is_empty());
+    assert!(!rig.is_alive(silent) && rig.responses(silent).is_empty());
 }
 
 /// An answer that is larger than what a kernel takes.
@@ -93,7 +93,7 @@ fn slow_reader_of_a_response_gets_it_and_the_next() {
     rig.advance_ms(1_000);
     rig.send(id, &next.as_bytes()[20..]);
     rig.run_until_idle();
-    let answers = rig.answers(id);
+    let answers = rig.responses(id);
     assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200, 200]);
     assert_eq!(answers[0].json()["messages"].as_array().unwrap().len(), 1);
 }
@@ -112,11 +112,11 @@ fn keep_alive_starts_after_the_response_was_read() {
     }
     rig.set_behavior(id, Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(rig.answers(id).len(), 1, "16 s later");
+    assert_eq!(rig.responses(id).len(), 1, "16 s later");
     rig.advance_ms(9_000);
     rig.send(id, get("/healthz").as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id).len(), 1, "the connection was kept");
+    assert_eq!(rig.responses(id).len(), 1, "the connection was kept");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn body_timeout_starts_after_earlier_responses_were_read() {
     rig.advance_ms(1_500);
     rig.send(id, rest.as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
+    assert_eq!(rig.responses(id).iter().map(|one| one.status).collect::<Vec<_>>(), [200, 200]);
 }
 
 /// Slow readers that have asked for 200 pages each cost nothing between two messages: the engine is at rest, and a message
@@ -165,7 +165,7 @@ fn slow_readers_of_large_responses_use_little_memory() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     client.ask(publish("big", &"x".repeat(900_000)));
-    let before = server.rss_kib();
+    let before = server.resident_kib();
     let slow: Vec<Client> = (0..20)
         .map(|_| {
             let mut client = Client::new(server.connect());
@@ -179,7 +179,7 @@ fn slow_readers_of_large_responses_use_little_memory() {
         one.send_text(&round.to_string());
         assert_eq!(two.text(), round.to_string());
     }
-    let grown = server.rss_kib().saturating_sub(before);
+    let grown = server.resident_kib().saturating_sub(before);
     // 20 answers of 900 KB, of 4,000 that were asked for.
     assert!(grown < 30 << 10, "{grown} KiB");
     drop(slow);
@@ -199,7 +199,7 @@ fn slow_reader_on_a_socket_is_closed_and_others_are_served() {
     server.stop();
 }
 
-fn retry_after(answer: &Answer) -> u32 {
+fn retry_after(answer: &Response) -> u32 {
     answer.field("Retry-After").unwrap_or_else(|| panic!("{answer:?}")).parse().unwrap()
 }
 
@@ -244,7 +244,7 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     drop(member);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
-    assert_eq!(kept.answer_or_end(false), None);
+    assert_eq!(kept.response_or_end(false), None);
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn request_begun_before_a_drain_is_answered() {
     rig.engine.drain(now);
     rig.run_until_idle();
     for id in [head, body, silent] {
-        let answers = rig.answers(id);
+        let answers = rig.responses(id);
         assert_eq!((answers[0].status, answers[0].is_last()), (503, true));
         assert!(retry_after(&answers[0]) <= 30);
     }
@@ -337,7 +337,7 @@ fn drain_waits_for_responses_being_read() {
     assert!(!rig.engine.is_drained(), "an answer is on its way");
     rig.set_behavior(id, Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(rig.responses(id)[0].status, 200);
     assert!(rig.engine.is_drained());
 }
 
@@ -346,7 +346,7 @@ fn kept_connection_counts_until_it_ends() {
     let server = Server::start(&["--connections-max=1"]);
     let mut kept = Client::new(server.connect());
     assert_eq!(kept.ask(get("/healthz")).status, 200);
-    let refused = Answer::take_all(&mut server.ask(get("/healthz")).into_bytes());
+    let refused = Response::take_all(&mut server.ask(get("/healthz")).into_bytes());
     assert_eq!((refused[0].status, refused[0].code().as_str()), (503, "over_capacity"));
     assert_eq!((retry_after(&refused[0]), refused[0].is_last()), (1, true));
     drop((kept, server));
@@ -354,7 +354,7 @@ fn kept_connection_counts_until_it_ends() {
     let mut kept = Client::new(server.connect());
     let start = Instant::now();
     assert_eq!(kept.ask(get("/healthz")).status, 200);
-    assert_eq!(kept.answer_or_end(false), None);
+    assert_eq!(kept.response_or_end(false), None);
     assert!(start.elapsed() > Duration::from_millis(500));
     let answer = Client::new(server.connect()).ask(request("GET", "/healthz", "Connection: close\r\n"));
     assert_eq!(answer.status, 200);

@@ -8,8 +8,8 @@ use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
 
+use crate::support::auth_server::{claims, sign, verifier};
 use crate::support::frames::{self, CLOSE};
-use crate::support::guarded::{claims, sign, verifier};
 use crate::support::http::{get, post};
 use crate::support::rig::{Behavior, Rig};
 
@@ -40,7 +40,7 @@ fn ask(rig: &mut Rig, request: &str) -> u16 {
     let id = rig.connect(Behavior::Cooperative);
     rig.send(id, request.as_bytes());
     rig.run_until_idle();
-    let status = rig.answers(id)[0].status;
+    let status = rig.responses(id)[0].status;
     rig.send_eof(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id));
@@ -57,7 +57,7 @@ fn ticket_is_expired_after_weeks_without_requests() {
         let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/tickets", &lines, "").as_bytes());
         rig.run_until_idle();
-        let answer = rig.answers(id).remove(0);
+        let answer = rig.responses(id).remove(0);
         let ticket = answer.json()["ticket"].as_str().unwrap().to_owned();
         rig.send_eof(id);
         rig.run_until_idle();

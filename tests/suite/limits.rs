@@ -56,7 +56,7 @@ fn connection_over_the_address_limit_gets_429() {
     assert!(answer.is_last());
     drop((one, three));
     let mut again = Client::new(server.connect());
-    wait_until("there is room, since a connection of the address has ended", || {
+    wait_until("a slot is free, since a connection of the address has ended", || {
         again = Client::new(server.connect());
         again.send(frames::upgrade("/ws").as_bytes());
         again.head().starts_with("HTTP/1.1 101 ")
@@ -66,7 +66,7 @@ fn connection_over_the_address_limit_gets_429() {
     drop((two, again));
     let mut counts = String::new();
     // The request needs a connection too.
-    wait_until("there is room for a request", || {
+    wait_until("a slot is free for a request", || {
         let answer = Client::new(server.connect()).ask(get("/metrics"));
         counts = answer.body;
         answer.status == 200
@@ -84,7 +84,7 @@ fn address_limit_is_per_ipv4_address_and_ipv6_network() {
         let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, get("/healthz").as_bytes());
         rig.run_until_idle();
-        rig.answers(id)[0].status
+        rig.responses(id)[0].status
     };
     assert_eq!(status("192.0.2.1"), 200);
     assert_eq!(status("192.0.2.1"), 429);
@@ -172,7 +172,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     assert_eq!(rig.engine.turned_away(), 2);
     rig.advance_ms(2_000);
     for id in [silent, partial] {
-        assert_eq!(rig.answers(id)[0].status, 429);
+        assert_eq!(rig.responses(id)[0].status, 429);
         assert!(rig.pipe(id).outgoing_ended);
     }
     // A peer that sends its end of file cannot receive a response.
@@ -199,7 +199,7 @@ fn flood_from_one_address_refuses_no_other() {
     let other = rig.connect_from("192.0.2.2", Behavior::Cooperative);
     rig.send(other, get("/healthz").as_bytes());
     rig.turn();
-    assert_eq!(rig.answers(other)[0].status, 200);
+    assert_eq!(rig.responses(other)[0].status, 200);
     rig.advance_ms(10_000);
     assert_eq!(rig.engine.turned_away(), 0);
     assert!(!rig.is_alive(first), "its time was up too");
@@ -208,7 +208,7 @@ fn flood_from_one_address_refuses_no_other() {
     let again = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send(again, get("/healthz").as_bytes());
     rig.turn();
-    assert_eq!(rig.answers(again)[0].status, 200);
+    assert_eq!(rig.responses(again)[0].status, 200);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn handshake_permits_refill_with_time() {
         let id = rig.connect_from(address, Behavior::Cooperative);
         rig.send(id, get("/healthz").as_bytes());
         rig.run_until_idle();
-        rig.answers(id)[0].status
+        rig.responses(id)[0].status
     };
     let statuses: Vec<u16> = (0..3).map(|_| status(&mut rig, "192.0.2.1")).collect();
     assert_eq!(statuses, [200, 200, 429]);
@@ -266,7 +266,7 @@ fn address_limits_with_a_proxy_apply_to_the_client() {
     assert_eq!(status, 101);
     let (refused, status) = ask(&mut rig, "/ws", "203.0.113.1");
     assert_eq!(status, 429);
-    assert_eq!(rig.answers(refused)[0].field("Retry-After"), Some("10"));
+    assert_eq!(rig.responses(refused)[0].field("Retry-After"), Some("10"));
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.1").1, 429);
     // An EventSource stops for ever at any status but 200.
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
@@ -277,7 +277,7 @@ fn address_limits_with_a_proxy_apply_to_the_client() {
     assert!(stream.starts_with("HTTP/1.1 200 "), "{stream}");
     assert!(stream.ends_with("\r\n\r\nd\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{stream}");
     assert!(rig.pipe(id).outgoing_ended);
-    assert_eq!(ask(&mut rig, "/healthz", "203.0.113.1").1, 200, "a proxy's connection is nobody's");
+    assert_eq!(ask(&mut rig, "/healthz", "203.0.113.1").1, 200, "a proxy's connection counts for no client");
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.2").1, 200);
     assert_eq!(ask(&mut rig, "/ws", "203.0.113.2").1, 429);
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 4);
@@ -296,7 +296,7 @@ fn proxied_client_over_the_address_limit_gets_429() {
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         rig.send(id, &[&header[..], get("/healthz").as_bytes()].concat());
         rig.run_until_idle();
-        (id, rig.answers(id)[0].clone())
+        (id, rig.responses(id)[0].clone())
     };
     let (first, answer) = ask(&mut rig);
     assert_eq!(answer.status, 200);
@@ -308,7 +308,7 @@ fn proxied_client_over_the_address_limit_gets_429() {
     );
     rig.send_eof(second);
     rig.run_until_idle();
-    assert_eq!(ask(&mut rig).1.status, 429, "it took nobody's place with it");
+    assert_eq!(ask(&mut rig).1.status, 429, "it used no other client's slot");
     rig.send_eof(first);
     rig.run_until_idle();
     assert_eq!(ask(&mut rig).1.status, 200);
@@ -318,10 +318,10 @@ fn proxied_client_over_the_address_limit_gets_429() {
 fn raw_publisher_over_the_rate_is_closed_with_4101() {
     let server = Server::start(&["--messages-per-second=3"]);
     let mut listener = server.join("/ws");
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     let frame = frames::masked(frames::TEXT, b"x");
-    member.send(&frame.repeat(9));
-    let (code, reason) = member.closed_in_the_end_with();
+    subscriber.send(&frame.repeat(9));
+    let (code, reason) = subscriber.closed_after_data_with();
     assert_eq!(code, 4101);
     assert!((1..=334).contains(&retry_ms(&reason)), "{reason}");
     // Messages within the limit are published, and none after it.
@@ -367,7 +367,7 @@ fn http_publisher_over_the_rate_gets_429() {
     let server = Server::start(&["--messages-per-second=2"]);
     let mut client = Client::new(server.connect());
     client.send(publish("a", "x").repeat(3).as_bytes());
-    let answers: Vec<_> = (0..3).map(|_| client.answer()).collect();
+    let answers: Vec<_> = (0..3).map(|_| client.response()).collect();
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 429]);
     assert_eq!(answers[2].code(), "rate_limited");
     assert_eq!(answers[2].field("Retry-After"), Some("1"));
@@ -382,12 +382,12 @@ fn http_publisher_over_the_rate_gets_429() {
 #[test]
 fn publisher_over_the_byte_rate_is_refused() {
     let server = Server::start(&["--bytes-per-second=1KiB"]);
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     // In one segment, so that no permits come back in between.
     let frame = |length: usize| frames::masked(frames::TEXT, &vec![b'x'; length]);
-    member.send(&[frame(1_000), frame(500)].concat());
-    assert_eq!(member.text().len(), 1_000);
-    let (code, reason) = member.closed_with();
+    subscriber.send(&[frame(1_000), frame(500)].concat());
+    assert_eq!(subscriber.text().len(), 1_000);
+    let (code, reason) = subscriber.closed_with();
     assert_eq!(code, 4101);
     assert!((1..=466).contains(&retry_ms(&reason)), "{reason}");
     assert_eq!(limited(&server, "bytes"), 1);
@@ -396,7 +396,7 @@ fn publisher_over_the_byte_rate_is_refused() {
     let large = "x".repeat(5_000);
     let publish_large = || post("/v1/publish/a", "", &large);
     client.send(publish_large().repeat(2).as_bytes());
-    assert_eq!([client.answer().status, client.answer().status], [200, 429]);
+    assert_eq!([client.response().status, client.response().status], [200, 429]);
     thread::sleep(Duration::from_millis(1_050));
     assert_eq!(client.ask(publish_large()).status, 200);
 }
@@ -406,12 +406,12 @@ fn publisher_within_the_limits_is_not_refused() {
     let (messages_per_second, bytes_per_second) = (10, 1_000);
     let limits = Limits { messages_per_second, bytes_per_second, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
-    let (member, other) = (rig.join("/ws"), rig.join("/ws"));
+    let (subscriber, other) = (rig.join("/ws"), rig.join("/ws"));
     for _ in 0..200 {
-        rig.send_text(member, &"x".repeat(100));
+        rig.send_text(subscriber, &"x".repeat(100));
         rig.advance_ms(100);
         assert_eq!(rig.texts(other).len(), 1);
-        rig.texts(member);
+        rig.texts(subscriber);
     }
     assert_eq!(rig.engine.metrics.rate_limited, [0; Limit::WORDS.len()]);
 }
@@ -422,6 +422,6 @@ fn publisher_over_the_rate_creates_no_channel() {
     let client = rig.connect(Behavior::Cooperative);
     rig.send(client, (publish("a", "x") + &publish("b", "y")).as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(client).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 429]);
+    assert_eq!(rig.responses(client).iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 429]);
     assert_eq!(rig.engine.hub.channels(), 1);
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::guarded::{Folder, SECRET};
+use crate::support::auth_server::{Folder, SECRET};
 use crate::support::manual::{page, pages};
 use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 

@@ -107,14 +107,14 @@ fn large_unfinished_body_under_pressure_gets_503() {
     rig.send(small, half_body("a", 1_000).as_bytes());
     rig.send(whole, publish("a", &"x".repeat(10_000)).as_bytes());
     rig.run_until_idle();
-    let refused = rig.answers(large).remove(0);
+    let refused = rig.responses(large).remove(0);
     assert_eq!((refused.status, refused.code()), (503, "low_memory".into()));
     assert!(refused.field("Retry-After").is_some() && refused.is_last());
     assert_eq!(rig.engine.metrics.requests_rejected["low_memory"], 1);
     rig.send(small, b"x");
     rig.run_until_idle();
-    assert_eq!(rig.answers(small)[0].status, 200);
-    assert_eq!(rig.answers(whole)[0].status, 200);
+    assert_eq!(rig.responses(small)[0].status, 200);
+    assert_eq!(rig.responses(whole)[0].status, 200);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn listing_and_page_under_pressure_get_503() {
         rig.used_bytes = used;
         rig.send(id, get(path).as_bytes());
         rig.run_until_idle();
-        rig.answers(id).remove(0)
+        rig.responses(id).remove(0)
     };
     for path in ["/v1/channels", "/v1/channels/a/history"] {
         let refused = ask(75 * MIB, path);
@@ -269,7 +269,7 @@ fn history_is_kept_while_connections_can_be_closed() {
     rig.run_until_idle();
     rig.used_bytes = 91 * MIB / 10;
     rig.turn();
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 3, "3 of half a MB are what is over 80 percent");
+    assert_eq!(rig.engine.metrics.memory_debtors_closed, 3, "3 of half a MB are over 80 percent");
     assert_eq!((rig.engine.metrics.memory_evicted, rig.engine.hub.kept().messages), (0, 1));
 }
 
@@ -283,7 +283,7 @@ fn unfinished_bodies_get_503_and_unfinished_messages_4102() {
     rig.used_bytes = 90 * MIB;
     rig.turn();
     rig.run_until_idle();
-    let answer = rig.answers(body).remove(0);
+    let answer = rig.responses(body).remove(0);
     assert_eq!((answer.status, answer.code()), (503, "low_memory".into()));
     assert_eq!(rig.frames(message)[0].close_code(), (4102, "slow".into()));
 }
@@ -397,7 +397,7 @@ impl Healthy {
     /// The flood is over, and its memory goes back to the system.
     fn recovers(&mut self) {
         let bound = self.resident_before * 3 / 2 + 10_000_000;
-        wait_until("the memory goes back", || self.server.resident_bytes() <= bound);
+        wait_until("the memory is released", || self.server.resident_bytes() <= bound);
         self.publish();
     }
 }
@@ -423,7 +423,7 @@ fn flood_of_unfinished_messages_is_refused_and_spares_subscribers() {
     // 18 MB were sent, and three quarters of 16 MiB are the most that is taken in.
     assert!(healthy.metric("oyez_memory_used_bytes") < 14 * MIB);
     assert!(healthy.metric("oyez_memory_pressure_total{step=\"refuse_large\"}") >= 1);
-    let refused = flood.last_mut().unwrap().closed_in_the_end_with();
+    let refused = flood.last_mut().unwrap().closed_after_data_with();
     assert_eq!(refused, (1013, "low_memory".into()));
     drop(flood);
     healthy.recovers();
@@ -448,7 +448,7 @@ fn flood_of_unfinished_bodies_is_refused_and_spares_subscribers() {
     });
     let mut late = Client::new(healthy.server.connect());
     try_send(&mut late, half.split_once('x').unwrap().0.as_bytes());
-    let answer = late.answer();
+    let answer = late.response();
     assert_eq!((answer.status, answer.code()), (503, "low_memory".into()));
     assert_eq!(answer.field("Retry-After"), Some("5"));
     assert!(healthy.metric("oyez_memory_used_bytes") < 16 * MIB);

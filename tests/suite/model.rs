@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use crate::support::chunked;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
-use crate::support::http::{Answer, get, post};
+use crate::support::http::{Response, get, post};
 use crate::support::rig::{Behavior, Rig, Rng};
 
 const CHANNELS: usize = 2;
@@ -82,7 +82,7 @@ struct Peer {
     bytes: Vec<u8>,
     /// What the chunks of an event stream hold.
     stream: Vec<u8>,
-    heard: Vec<String>,
+    received: Vec<String>,
     pongs: usize,
     closed: bool,
 }
@@ -118,7 +118,7 @@ impl Peer {
             joined_at: None,
             bytes: vec![],
             stream: vec![],
-            heard: vec![],
+            received: vec![],
             pongs: 0,
             closed: false,
         }
@@ -145,7 +145,7 @@ impl Peer {
             match frame.opcode {
                 TEXT | BINARY => {
                     let name = frame.payload.split(|&byte| byte == b' ').next().unwrap();
-                    self.heard.push(String::from_utf8(name.to_vec()).unwrap());
+                    self.received.push(String::from_utf8(name.to_vec()).unwrap());
                 }
                 PONG => self.pongs += 1,
                 PING => {}
@@ -156,7 +156,7 @@ impl Peer {
     }
 
     fn look_at_answers(&mut self) {
-        while let Some(answer) = Answer::take(&mut self.bytes, false) {
+        while let Some(answer) = Response::take(&mut self.bytes, false) {
             assert_eq!(answer.status, 200, "{answer:?}");
             self.answered.push(if answer.body == "ok\n" { "ok" } else { "id" });
         }
@@ -172,7 +172,7 @@ impl Peer {
             if field("event: ").as_deref() == Some("binary") {
                 data = String::from_utf8(BASE64.decode(data.as_bytes()).unwrap()).unwrap();
             }
-            self.heard.push(data.split(' ').next().unwrap().to_owned());
+            self.received.push(data.split(' ').next().unwrap().to_owned());
         }
     }
 
@@ -237,7 +237,7 @@ impl World {
             witness.look(&mut self.rig, 0);
         }
         for peer in &mut self.peers {
-            peer.look(&mut self.rig, self.witnesses[peer.channel].heard.len());
+            peer.look(&mut self.rig, self.witnesses[peer.channel].received.len());
         }
     }
 
@@ -330,7 +330,7 @@ impl World {
         self.rig.run_until_idle();
         self.look();
         for peer in &self.peers {
-            let order = &self.witnesses[peer.channel].heard;
+            let order = &self.witnesses[peer.channel].received;
             let published: Vec<&String> =
                 order.iter().filter(|name| name.starts_with(&format!("{}.", peer.number))).collect();
             if peer.end == Some(Ending::Reset) {
@@ -363,17 +363,17 @@ impl World {
             let must: Vec<&String> = order[from..].iter().filter(due).collect();
             let may: Vec<&String> = order.iter().filter(due).collect();
             // A stretch without a hole that ends where it has to.
-            let heard: Vec<&String> = peer.heard.iter().collect();
+            let received: Vec<&String> = peer.received.iter().collect();
             let start =
-                heard.first().and_then(|first| may.iter().position(|name| name == first)).unwrap_or(0);
-            let stretch: Vec<&String> = may[start..].iter().copied().take(heard.len()).collect();
-            assert_eq!(heard, stretch, "peer {} has a hole", peer.number);
+                received.first().and_then(|first| may.iter().position(|name| name == first)).unwrap_or(0);
+            let stretch: Vec<&String> = may[start..].iter().copied().take(received.len()).collect();
+            assert_eq!(received, stretch, "peer {} has a hole", peer.number);
             match peer.end {
                 None => {
-                    assert!(heard.len() >= must.len(), "peer {} misses the beginning", peer.number);
+                    assert!(received.len() >= must.len(), "peer {} misses the beginning", peer.number);
                     assert_eq!(
-                        start + heard.len(),
-                        if heard.is_empty() { 0 } else { may.len() },
+                        start + received.len(),
+                        if received.is_empty() { 0 } else { may.len() },
                         "or the end"
                     );
                     assert_eq!(peer.pongs, peer.pings, "each ping of peer {} has its pong", peer.number);
@@ -382,10 +382,10 @@ impl World {
                 Some(Ending::Close) => {
                     assert!(peer.closed, "the close of peer {} is answered", peer.number);
                     let own_count = if echo { peer.sent.len() } else { 0 };
-                    let own_heard = heard.iter().filter(|name| name.starts_with(&own)).count();
+                    let own_heard = received.iter().filter(|name| name.starts_with(&own)).count();
                     assert_eq!(
                         own_heard, own_count,
-                        "peer {} hears what it sent before its close",
+                        "peer {} receives its messages before its close",
                         peer.number
                     );
                 }

@@ -8,9 +8,9 @@ use std::process::{ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::cut::Cut;
-use crate::support::guarded::{Folder, SECRET};
+use crate::support::auth_server::{Folder, SECRET};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
+use crate::support::relay::Relay;
 
 /// A pipe whose reader is gone.
 fn gone() -> Stdio {
@@ -84,23 +84,23 @@ fn command_with_closed_stdout_ends_quietly_and_with_full_disk_fails() {
 #[test]
 fn sub_with_closed_stderr_reconnects_without_loss() {
     let server = Server::start(&[]);
-    let proxy = Cut::start(server.address);
+    let proxy = Relay::start(server.address);
     let url = proxy.url();
     let mut child = oyez(&["sub", "x", "--count=2", "--url", &url]).stderr(gone()).spawn().unwrap();
     let publish = |text: &str| {
         assert!(oyez(&["pub", "x", text, "--url", &server.url()]).status().unwrap().success());
     };
     let start = Instant::now();
-    let members = || {
+    let subscribers = || {
         let said = server.ask("GET /v1/channels/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         said.contains("\"members\":1")
     };
-    while !members() {
+    while !subscribers() {
         assert!(start.elapsed() < TEST_TIMEOUT);
         thread::sleep(Duration::from_millis(5));
     }
     publish("one");
-    proxy.cut();
+    proxy.disconnect_all();
     publish("two");
     let status = child.wait().unwrap();
     assert_eq!(code(status), 0);

@@ -51,7 +51,7 @@ fn proxy_header_split_at_every_byte_is_accepted() {
             rig.send(id, part);
             rig.run_until_idle();
         }
-        let answers = rig.answers(id);
+        let answers = rig.responses(id);
         assert_eq!(answers.len(), 1, "cut at {cut}");
         assert_eq!(answers[0].status, 200, "cut at {cut}");
         assert_eq!(peer_of(&rig, id), "203.0.113.9:4711", "cut at {cut}");
@@ -138,12 +138,12 @@ fn untrusted_proxy_header_is_ignored() {
     rig.turn();
     assert_eq!(peer_of(&rig, id), "203.0.113.66:1");
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 400);
+    assert_eq!(rig.responses(id)[0].status, 400);
     // And needs none.
     let id = rig.connect_from("203.0.113.66", Behavior::Cooperative);
     rig.send(id, get("/healthz").as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(rig.responses(id)[0].status, 200);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn second_proxy_header_is_refused() {
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), header(), get("/healthz").into_bytes()].concat());
     rig.turn();
-    assert_eq!(rig.answers(id)[0].status, 400);
+    assert_eq!(rig.responses(id)[0].status, 400);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn proxy_health_check_has_the_proxys_address() {
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[LOCAL, get("/readyz").as_bytes()].concat());
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(rig.responses(id)[0].status, 200);
     assert_eq!(peer_of(&rig, id), "10.0.0.1:1");
 }
 
@@ -173,7 +173,7 @@ fn eof_around_a_proxy_header_ends_the_connection() {
     rig.send(id, &[header(), get("/healthz").into_bytes()].concat());
     rig.send_eof(id);
     rig.run_until_idle();
-    assert_eq!(rig.answers(id)[0].status, 200);
+    assert_eq!(rig.responses(id)[0].status, 200);
     assert!(!rig.is_alive(id));
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     let before = rig.engine.metrics.closed(Reason::EndOfFile);
@@ -274,7 +274,7 @@ fn proxy_connection_keeps_the_proxys_address() {
     let mut status = |client: &str| {
         rig.send(id, publish_for(client).as_bytes());
         rig.run_until_idle();
-        rig.answers(id)[0].status
+        rig.responses(id)[0].status
     };
     assert_eq!(status("203.0.113.1"), 200);
     assert_eq!(status("203.0.113.1"), 429, "too fast");

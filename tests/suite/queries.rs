@@ -10,7 +10,7 @@ use oyez::ids::SlotId;
 use serde_json::Value;
 
 use crate::support::client::Client;
-use crate::support::http::{Answer, get, post, publish, request};
+use crate::support::http::{Response, get, post, publish, request};
 use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig, Rng};
 
@@ -48,7 +48,7 @@ fn resume_reading(rig: &mut Rig, id: SlotId) {
     rig.engine.slots.mark_writable(id);
 }
 
-fn texts(page: &Answer) -> Vec<String> {
+fn texts(page: &Response) -> Vec<String> {
     let page = page.json();
     page["messages"].as_array().unwrap().iter().map(|one| one["text"].as_str().unwrap().to_owned()).collect()
 }
@@ -58,7 +58,7 @@ fn large_page_with_limited_reads_is_unchanged() {
     let mut rig = rig(Limits::default());
     let whole = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
     rig.run_until_idle();
-    let whole = rig.answers(whole).remove(0);
+    let whole = rig.responses(whole).remove(0);
     assert_eq!(texts(&whole), ["\u{1}\"ä".repeat(60_000)]);
     assert_eq!((whole.status, whole.field("Transfer-Encoding")), (200, Some("chunked")));
     let behaviors = [
@@ -70,7 +70,7 @@ fn large_page_with_limited_reads_is_unchanged() {
     for behavior in behaviors {
         let id = ask(&mut rig, &get(PAGE), behavior);
         rig.run_until_idle();
-        assert_eq!(rig.answers(id), std::slice::from_ref(&whole));
+        assert_eq!(rig.responses(id), std::slice::from_ref(&whole));
     }
 }
 
@@ -80,11 +80,11 @@ fn small_responses_have_a_length() {
     for path in ["/v1/channels", "/v1/channels/big", "/v1/channels/none/history", "/metrics", "/readyz"] {
         let id = ask(&mut rig, &get(path), Behavior::Cooperative);
         rig.run_until_idle();
-        let answer = rig.answers(id).remove(0);
+        let answer = rig.responses(id).remove(0);
         assert_eq!(answer.field("Content-Length").unwrap().parse(), Ok(answer.body.len()), "{path}");
         let id = ask(&mut rig, &request("HEAD", path, ""), Behavior::Cooperative);
         rig.run_until_idle();
-        let head = Answer::take(&mut rig.pipe(id).outgoing, true).unwrap();
+        let head = Response::take(&mut rig.pipe(id).outgoing, true).unwrap();
         assert!(head.field("Content-Length").is_some() && rig.pipe(id).outgoing.is_empty(), "{path}");
     }
 }
@@ -94,9 +94,9 @@ fn head_of_a_large_page_has_no_body_and_the_connection_goes_on() {
     let mut rig = rig(Limits::default());
     let id = ask(&mut rig, &(request("HEAD", PAGE, "") + &get("/healthz")), Behavior::Cooperative);
     rig.run_until_idle();
-    let head = Answer::take(&mut rig.pipe(id).outgoing, true).unwrap();
+    let head = Response::take(&mut rig.pipe(id).outgoing, true).unwrap();
     assert_eq!((head.status, head.field("Transfer-Encoding")), (200, Some("chunked")));
-    assert_eq!(rig.answers(id)[0].body, "ok\n");
+    assert_eq!(rig.responses(id)[0].body, "ok\n");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn pipelined_request_after_a_large_page_is_answered_after_it() {
     for behavior in [Behavior::Cooperative, Behavior::LimitedWrites(7_000), Behavior::Random(Rng::new(3))] {
         let id = ask(&mut rig, &requests, behavior);
         rig.run_until_idle();
-        let answers = rig.answers(id);
+        let answers = rig.responses(id);
         assert_eq!(answers.iter().map(|one| one.status).collect::<Vec<_>>(), [200; 4]);
         assert_eq!((texts(&answers[1]).len(), texts(&answers[3]).last().unwrap().as_str()), (1, "y"));
     }
@@ -123,7 +123,7 @@ fn http_1_0_page_ends_with_the_connection() {
         let large = ask_old(&mut rig, PAGE);
         rig.run_until_idle();
         assert_eq!(
-            (rig.answers(small)[0].is_last(), rig.pipe(small).outgoing_ended),
+            (rig.responses(small)[0].is_last(), rig.pipe(small).outgoing_ended),
             (small_is_last, small_is_last)
         );
         let text = String::from_utf8(rig.pipe(large).outgoing.clone()).unwrap();
@@ -144,7 +144,7 @@ fn client_that_half_closes_receives_the_whole_page_and_the_end() {
         let id = ask(&mut rig, &get(PAGE), behavior);
         rig.send_eof(id);
         rig.run_until_idle();
-        assert_eq!(rig.answers(id)[0].status, 200);
+        assert_eq!(rig.responses(id)[0].status, 200);
         assert!(!rig.is_alive(id));
     }
 }
@@ -169,7 +169,7 @@ fn client_that_stops_reading_within_a_page_is_closed_without_the_last_chunk() {
     rig.advance_ms(6_000);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
-    assert_eq!(Answer::take(&mut rig.pipe(id).outgoing, false), None);
+    assert_eq!(Response::take(&mut rig.pipe(id).outgoing, false), None);
 }
 
 #[test]
@@ -182,12 +182,12 @@ fn drain_within_a_page_lets_it_be_completed() {
     assert!(!rig.engine.is_drained());
     resume_reading(&mut rig, begun);
     rig.run_until_idle();
-    let answers = rig.answers(begun);
+    let answers = rig.responses(begun);
     assert_eq!((answers.len(), answers[0].status, texts(&answers[0]).len()), (1, 200, 1));
     assert!(rig.engine.is_drained());
     let late = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!((rig.answers(late)[0].status, rig.engine.metrics.requests_rejected["drain"]), (503, 1));
+    assert_eq!((rig.responses(late)[0].status, rig.engine.metrics.requests_rejected["drain"]), (503, 1));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn queued_query_during_a_drain_is_refused() {
     rig.turn();
     rig.engine.drain(rig.now);
     rig.run_until_idle();
-    let statuses = ids.map(|id| rig.answers(id)[0].status);
+    let statuses = ids.map(|id| rig.responses(id)[0].status);
     assert_eq!(statuses, [200, 503, 503], "the first had begun");
 }
 
@@ -207,8 +207,8 @@ fn message_published_before_a_query_is_in_its_response() {
     let others: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get(PAGE), Behavior::Cooperative)).collect();
     let id = ask(&mut rig, &(publish("a", "x") + &get("/v1/channels/a/history")), Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(texts(&rig.answers(id)[1]), ["x"]);
-    assert!(others.iter().all(|&id| rig.answers(id)[0].status == 200));
+    assert_eq!(texts(&rig.responses(id)[1]), ["x"]);
+    assert!(others.iter().all(|&id| rig.responses(id)[0].status == 200));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn each_connection_holds_one_slice_of_its_page() {
     for id in ids {
         resume_reading(&mut rig, id);
         rig.run_until_idle();
-        assert_eq!(texts(&rig.answers(id)[0]).len(), 1);
+        assert_eq!(texts(&rig.responses(id)[0]).len(), 1);
     }
 }
 
@@ -249,9 +249,9 @@ fn flood_of_listings_is_spread_over_turns_and_broadcasts_go_out_between() {
         assert!(turns < 1_000, "it goes on");
     }
     assert!(turns > 8, "{turns}");
-    assert_eq!(heard, turns, "in each turn what was published in it");
+    assert_eq!(heard, turns, "each turn delivers the messages published in it");
     for id in ids {
-        let listing = rig.answers(id)[0].json();
+        let listing = rig.responses(id)[0].json();
         assert_eq!(listing["channels"].as_array().unwrap().len(), 1_000);
         assert_eq!(listing["next"], "channel-00997", "after `b` and `big`");
     }
@@ -303,13 +303,13 @@ fn metrics_requested_in_one_turn_are_rendered_once() {
     let mut rig = rig(Limits::default());
     let ids: Vec<SlotId> = (0..20).map(|_| ask(&mut rig, &get("/metrics"), Behavior::Cooperative)).collect();
     rig.turn();
-    let bodies: Vec<String> = ids.iter().map(|&id| rig.answers(id).remove(0).body).collect();
+    let bodies: Vec<String> = ids.iter().map(|&id| rig.responses(id).remove(0).body).collect();
     // Responses that are queued meanwhile would show in oyez_pending_bytes.
     assert!(bodies.iter().all(|body| *body == bodies[0]));
     rig.send(ids[0], publish("a", "x").as_bytes());
     rig.send(ids[1], get("/metrics").as_bytes());
     rig.turn();
-    let fresh = rig.answers(ids[1]).remove(0).body;
+    let fresh = rig.responses(ids[1]).remove(0).body;
     assert!(fresh.contains("oyez_messages_published_total{source=\"http\"} 2\n"), "{fresh}");
 }
 

@@ -8,8 +8,8 @@ use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use serde_json::json;
 
+use crate::support::auth_server::{claims, sign, verifier};
 use crate::support::frames::{self, CLOSE};
-use crate::support::guarded::{claims, sign, verifier};
 use crate::support::rig::{Behavior, Rig};
 
 /// No deadline expires during these tests.
@@ -40,12 +40,12 @@ fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
     let id = rig.join("/ws/a?since=earliest");
     rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
     rig.run_until_idle();
-    assert_eq!(rig.texts(id).len(), expected.len(), "what was published before");
+    assert_eq!(rig.texts(id).len(), expected.len(), "messages published before");
     rig.engine.gate.anonymous = Rc::new(Grant::everything());
     rig.send_text(publisher, "new");
     rig.run_until_idle();
     expected.push("new".into());
-    assert_eq!(rig.texts(id), expected[5..], "what is published from then on");
+    assert_eq!(rig.texts(id), expected[5..], "messages published from then on");
 }
 
 #[test]

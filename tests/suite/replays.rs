@@ -38,7 +38,7 @@ fn publish_on(rig: &mut Rig, channel: &str, text: &str) {
     let publisher = rig.connect(Behavior::Cooperative);
     rig.send(publisher, publish(channel, text).as_bytes());
     rig.run_until_idle();
-    assert_eq!(rig.answers(publisher)[0].status, 200);
+    assert_eq!(rig.responses(publisher)[0].status, 200);
 }
 
 fn connect(rig: &mut Rig, request: &str, behavior: Behavior) -> SlotId {
@@ -95,7 +95,7 @@ fn replay_over_the_encoding_limit_waits_until_another_is_read() {
     rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 2);
     assert!(others.iter().all(|&id| rig.pipe(id).outgoing.len() < 1_000));
-    assert!(rig.pipe(same).outgoing.len() > 600_000, "what is encoded is shared, limit or not");
+    assert!(rig.pipe(same).outgoing.len() > 600_000, "an encoding is shared, with or without the limit");
     assert!(rig.engine.hub.large_replay_bytes() < 1 << 20);
     assert!(resume_reading(&mut rig, first) > 600_000);
     assert_eq!(replays_waiting(&rig), 0);
@@ -322,12 +322,12 @@ fn resumption_of_many_is_spread_over_turns_and_broadcasts_go_out_between() {
     let request = frames::upgrade("/ws/a?since=earliest");
     let ids = [(); CLIENTS].map(|()| connect(&mut rig, &request, Behavior::Cooperative));
     let done = |rig: &mut Rig| ids.iter().filter(|&&id| rig.pipe(id).outgoing.len() > 50_000).count();
-    let (mut turns, mut heard, mut before) = (0, 0, 0);
+    let (mut turns, mut received, mut before) = (0, 0, 0);
     while before < CLIENTS {
         rig.send_text(sender, "news");
         rig.turn();
         turns += 1;
-        heard += rig.texts(live).len();
+        received += rig.texts(live).len();
         let now = done(&mut rig);
         // A slice is estimated at 15.7 us, of which one turn makes those of a millisecond.
         assert!(now - before <= 70, "{now} after {before}");
@@ -335,7 +335,7 @@ fn resumption_of_many_is_spread_over_turns_and_broadcasts_go_out_between() {
         assert!(turns < 100, "it goes on");
     }
     assert!(turns >= 5, "{turns}");
-    assert_eq!(heard, turns, "in each turn what was published in it");
+    assert_eq!(received, turns, "each turn delivers the messages published in it");
 }
 
 #[test]

@@ -281,11 +281,11 @@ impl Client {
                 continue;
             }
             let value: Value = serde_json::from_slice(&frame.payload).unwrap();
-            self.hear(&value, log);
+            self.receive(&value, log);
         }
     }
 
-    fn hear(&mut self, value: &Value, log: &Log) {
+    fn receive(&mut self, value: &Value, log: &Log) {
         if value["ch"] == QUIET {
             let is_gap = value["type"] == "gap";
             assert!(!is_gap || value["why"] == "epoch", "nothing was published there: {value}");

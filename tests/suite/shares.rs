@@ -52,7 +52,7 @@ fn post_from(rig: &mut Rig, address: &str, channel: &str) -> (u16, String) {
     let id = rig.connect_from(address, Behavior::Cooperative);
     rig.send(id, post(&format!("/v1/publish/{channel}"), "", "x").as_bytes());
     rig.run_until_idle();
-    let answer = rig.answers(id).remove(0);
+    let answer = rig.responses(id).remove(0);
     rig.send_eof(id);
     rig.run_until_idle();
     (answer.status, if answer.status == 200 { String::new() } else { answer.code() })

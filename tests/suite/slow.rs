@@ -8,9 +8,9 @@ use oyez::config::{HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
 use serde_json::json;
 
+use crate::support::auth_server::{bearer, claims, sign, upgrade_with, verifier};
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, TEXT};
-use crate::support::guarded::{bearer, claims, sign, upgrade_with, verifier};
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig};
@@ -23,13 +23,13 @@ fn limits() -> Limits {
 #[test]
 fn outbox_over_the_limit_is_closed_with_4102() {
     let mut rig = Rig::new(limits());
-    let (slow, sender, member) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
+    let (slow, sender, subscriber) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
     rig.pipe(slow).behavior = Behavior::Stalled;
     for round in 0..8 {
         rig.send_text(sender, &format!("{round}{}", "x".repeat(10_000)));
         rig.run_until_idle();
     }
-    assert_eq!(rig.frames(member).len(), 8, "the others are served");
+    assert_eq!(rig.frames(subscriber).len(), 8, "the others are served");
     // The started frame is finished, the rest is dropped, and the close frame is sent.
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
@@ -116,24 +116,24 @@ fn skipping_subscriber_stays_and_its_missed_messages_are_counted() {
 #[test]
 fn slot_has_one_write_per_turn() {
     let mut rig = Rig::new(Limits::default());
-    let (member, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
-    let before = rig.pipe(member).writes;
+    let (subscriber, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
+    let before = rig.pipe(subscriber).writes;
     for number in 0..100 {
         rig.send_text(sender, &number.to_string());
     }
     rig.turn();
-    assert_eq!(rig.texts(member).len(), 100);
-    assert_eq!(rig.pipe(member).writes - before, 1);
+    assert_eq!(rig.texts(subscriber).len(), 100);
+    assert_eq!(rig.pipe(subscriber).writes - before, 1);
     // A socket that is full is not asked again until it says so.
-    rig.pipe(member).behavior = Behavior::Stalled;
+    rig.pipe(subscriber).behavior = Behavior::Stalled;
     rig.send_text(sender, "first");
     rig.turn();
-    let before = rig.pipe(member).writes;
+    let before = rig.pipe(subscriber).writes;
     for number in 0..100 {
         rig.send_text(sender, &number.to_string());
         rig.turn();
     }
-    assert_eq!(rig.pipe(member).writes - before, 0);
+    assert_eq!(rig.pipe(subscriber).writes - before, 0);
 }
 
 /// They publish more than is stored before it is fanned out.
@@ -170,13 +170,13 @@ const OVERRUN: usize = 80;
 /// Publishes until the buffers of a subscriber that does not read are full, and well beyond; one that reads gets
 /// everything.
 fn overrun(server: &Server) -> (Client, Client) {
-    let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut sender, mut subscriber) = (server.join("/ws?echo=0"), server.join("/ws"));
     let payload = "x".repeat(60_000);
     for round in 0..OVERRUN {
         sender.send_text(&format!("{round} {payload}"));
-        assert!(member.text().starts_with(&format!("{round} ")));
+        assert!(subscriber.text().starts_with(&format!("{round} ")));
     }
-    (sender, member)
+    (sender, subscriber)
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn stalled_subscriber_on_a_socket_does_not_stop_others() {
         "--drain-seconds=600",
     ]);
     let mut slow = join_slow(&server);
-    let (sender, member) = overrun(&server);
+    let (sender, subscriber) = overrun(&server);
     let (mut number, mut close) = (0, None);
     while let Some(frame) = slow.frame_or_end() {
         if frame.opcode == CLOSE {
@@ -202,7 +202,7 @@ fn stalled_subscriber_on_a_socket_does_not_stop_others() {
     }
     assert_eq!(close, Some((4102, "slow".into())), "after {number} messages");
     assert!(number < OVERRUN);
-    drop((slow, sender, member));
+    drop((slow, sender, subscriber));
     assert_eq!(counter(&server.stop(), "closed_slow"), 1);
 }
 
@@ -211,17 +211,17 @@ fn stalled_subscribers_by_the_hundred_share_pending_frames() {
     let server =
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--close-timeout-ms=500"]);
     let stalled: Vec<_> = (0..300).map(|_| join_slow(&server)).collect();
-    let (mut sender, mut member) = (server.join("/ws?echo=0"), server.join("/ws"));
+    let (mut sender, mut subscriber) = (server.join("/ws?echo=0"), server.join("/ws"));
     let payload = "x".repeat(60_000);
     let mut peak = 0;
     for round in 0..OVERRUN {
         sender.send_text(&format!("{round} {payload}"));
-        assert!(member.text().starts_with(&format!("{round} ")));
-        peak = peak.max(server.rss_kib());
+        assert!(subscriber.text().starts_with(&format!("{round} ")));
+        peak = peak.max(server.resident_kib());
     }
     // Separate copies would take 150 MiB; a frame that is queued 300 times is one frame.
     assert!(peak < 32 << 10, "{peak} KiB");
-    drop((stalled, sender, member));
+    drop((stalled, sender, subscriber));
     assert_eq!(counter(&server.stop(), "closed_slow"), 300);
 }
 
@@ -229,7 +229,7 @@ fn stalled_subscribers_by_the_hundred_share_pending_frames() {
 fn skipping_subscriber_on_a_socket_gets_the_rest() {
     let server = Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--on-slow=skip"]);
     let mut slow = join_slow(&server);
-    let (mut sender, member) = overrun(&server);
+    let (mut sender, subscriber) = overrun(&server);
     let mut read = 0;
     loop {
         // Skipped like all others, until the queued bytes have been read.
@@ -240,7 +240,7 @@ fn skipping_subscriber_on_a_socket_gets_the_rest() {
         read += 1;
     }
     assert!((1..OVERRUN).contains(&read), "{read}");
-    drop((sender, member, slow));
+    drop((sender, subscriber, slow));
     assert!(counter(&server.stop(), "skipped") > 0);
 }
 
@@ -303,7 +303,7 @@ fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
     let both = publish("a", &"x".repeat(20_000)) + &publish("b", "y");
     rig.send(sender, both.as_bytes());
     rig.run_until_idle();
-    let answers = rig.answers(sender);
+    let answers = rig.responses(sender);
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 3]);
     assert_eq!(rig.engine.hub.channels(), 0, "it was the only subscriber of both");
     rig.advance_ms(10_000);

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::frames;
-use crate::support::http::Answer;
+use crate::support::http::Response;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
 use crate::support::rig::Rng;
 use crate::v1::upgrade;
@@ -62,7 +62,7 @@ impl Drop for Folder {
 /// The JSON of an answer over HTTP.
 fn ask(server: &Server, request: &str) -> Value {
     let text = server.ask(format!("{request}\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
-    let answer = Answer::take(&mut text.into_bytes(), false).expect("a whole answer");
+    let answer = Response::take(&mut text.into_bytes(), false).expect("a whole answer");
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
 }
@@ -113,7 +113,7 @@ fn epoch(id: &str) -> u64 {
     id.split('-').next().unwrap().parse().unwrap()
 }
 
-/// A member by `oyez.v1`.
+/// A subscriber by `oyez.v1`.
 struct Member(Client);
 
 impl Member {
@@ -121,16 +121,16 @@ impl Member {
         let mut client = Client::new(server.connect());
         client.send(upgrade("/ws").as_bytes());
         client.head();
-        let mut member = Member(client);
-        assert_eq!(member.hear()["type"], "hello");
-        member
+        let mut subscriber = Member(client);
+        assert_eq!(subscriber.receive()["type"], "hello");
+        subscriber
     }
 
     fn say(&mut self, request: Value) {
         self.0.send_text(&request.to_string());
     }
 
-    fn hear(&mut self) -> Value {
+    fn receive(&mut self) -> Value {
         serde_json::from_str(&self.0.text()).unwrap()
     }
 }
@@ -140,11 +140,11 @@ fn history_after_sigterm_is_complete() {
     let folder = Folder::new();
     // Without SIGTERM, messages would stay unwritten for half a minute.
     let server = folder.serve(&["--history-sync-ms=60000"]);
-    let mut member = Member::join(&server);
-    member.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
-    let first = member.hear()["id"].as_str().unwrap().to_owned();
-    member.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
-    member.hear();
+    let mut subscriber = Member::join(&server);
+    subscriber.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
+    let first = subscriber.receive()["id"].as_str().unwrap().to_owned();
+    subscriber.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    subscriber.receive();
     let before = history(&server, "a", "earliest");
     let last = publish(&server, "a", "three");
     publish(&server, "b", "elsewhere");
@@ -160,15 +160,15 @@ fn history_after_sigterm_is_complete() {
     events
         .send(format!("GET /sse/a HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {first}\r\n\r\n").as_bytes());
     events.head();
-    let mut member = Member::join(&server);
-    member.say(json!({"type": "subscribe", "ch": "a", "since": first}));
-    let heard: Vec<Value> = (0..4).map(|_| member.hear()).collect();
+    let mut subscriber = Member::join(&server);
+    subscriber.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let heard: Vec<Value> = (0..4).map(|_| subscriber.receive()).collect();
     assert_eq!((&heard[0]["type"], &heard[3]["type"]), (&json!("subscribed"), &json!("live")));
     assert_eq!(json!(heard[1..3]), json!(whole["messages"].as_array().unwrap()[1..]));
     // It goes on where it was.
     let next = publish(&server, "a", "four");
     assert_eq!(epoch(&next), epoch(&last));
-    let message = member.hear();
+    let message = subscriber.receive();
     assert_eq!((&message["n"], &message["text"]), (&json!(4), &json!("four")));
     assert_eq!(raw.text(), "four");
     while !std::str::from_utf8(&events.received).is_ok_and(|text| text.contains("four")) {
@@ -178,9 +178,9 @@ fn history_after_sigterm_is_complete() {
     let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     assert_eq!(data, ["AP8=", "three", "four"], "{text}");
     assert!(!text.contains("gap"), "{text}");
-    drop((raw, events, member));
+    drop((raw, events, subscriber));
     let mode = fs::metadata(folder.file()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600, "what a channel has kept is not for everybody on the machine");
+    assert_eq!(mode & 0o777, 0o600, "other users of the machine cannot read the history");
     let log = server.stop();
     let warning = log.lines().find(|line| line.contains("history file") && line.contains("WARN"));
     assert!(log.contains("history file") && warning.is_none(), "{log}");
@@ -193,27 +193,27 @@ fn drained_clients_that_reconnect_miss_nothing() {
     let mut seen = Vec::new();
     let mut cursor: Option<String> = None;
     for round in 0..3 {
-        let mut member = Member::join(&server);
+        let mut subscriber = Member::join(&server);
         let since = cursor.clone().map_or(Value::Null, Value::from);
-        member.say(if round == 0 {
+        subscriber.say(if round == 0 {
             json!({"type": "subscribe", "ch": "a"})
         } else {
             json!({"type": "subscribe", "ch": "a", "since": since})
         });
-        assert_eq!(member.hear()["type"], "subscribed");
+        assert_eq!(subscriber.receive()["type"], "subscribed");
         for number in 0..5 {
             publish(&server, "a", &format!("{round} {number}"));
         }
         // A message is published that it has not received when the connection ends.
         while seen.len() < round * 10 + 5 {
-            let message = member.hear();
+            let message = subscriber.receive();
             assert_ne!(message["type"], "gap", "{message}");
             if let Some(number) = message["n"].as_u64() {
                 seen.push(number);
                 cursor = message["id"].as_str().map(str::to_owned);
             }
         }
-        drop(member);
+        drop(subscriber);
         for number in 5..10 {
             publish(&server, "a", &format!("{round} {number}"));
         }
@@ -250,8 +250,8 @@ fn publisher_after_restart_is_not_taken_for_an_earlier_client() {
     server.stop();
     let server = folder.serve(&[]);
     // It is the first connection too, and does not receive its own messages.
-    let mut member = server.join("/ws/a?echo=0&since=earliest");
-    assert_eq!(member.text(), "from the first connection");
+    let mut subscriber = server.join("/ws/a?echo=0&since=earliest");
+    assert_eq!(subscriber.text(), "from the first connection");
 }
 
 /// Publishes over `oyez.v1` on two channels for up to `millis_max`; returns each acknowledged id with its text and time,
@@ -262,7 +262,7 @@ fn publish_for_a_while(
     rng: &mut Rng,
     millis_max: u64,
 ) -> (Vec<(String, String, Instant)>, Instant) {
-    let mut member = Member::join(server);
+    let mut subscriber = Member::join(server);
     let mut last_turn = Instant::now();
     let kill_at = last_turn + Duration::from_millis(50 + rng.below(millis_max));
     let mut acknowledged = Vec::new();
@@ -276,11 +276,11 @@ fn publish_for_a_while(
             // Large ones push each other out of the history and out of the file.
             let (channel, padding) = if rng.below(3) == 0 { ("large", 60_000) } else { ("small", 20) };
             let text = format!("{channel} {run}.{number} {}", "x".repeat(padding));
-            member.say(json!({"type": "publish", "ch": channel, "text": text}));
+            subscriber.say(json!({"type": "publish", "ch": channel, "text": text}));
             sent.push(text);
         }
         for text in sent {
-            let ack = member.hear();
+            let ack = subscriber.receive();
             assert_eq!(ack["type"], "ack", "{ack}");
             acknowledged.push((ack["id"].as_str().unwrap().to_owned(), text, Instant::now()));
         }
@@ -324,7 +324,10 @@ fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
         for channel in ["small", "large"] {
             let messages = all_of(&server, channel);
             let numbers: Vec<u64> = messages.iter().map(|message| message["n"].as_u64().unwrap()).collect();
-            assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "no hole in what is left");
+            assert!(
+                numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+                "no hole in the remaining messages"
+            );
             for message in &messages {
                 let (id, text) = (message["id"].as_str().unwrap(), message["text"].as_str().unwrap());
                 let was = texts_of_ids.insert(id.to_owned(), text.to_owned());
@@ -343,7 +346,7 @@ fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
         }
         if let Some((id, ..)) = acknowledged.last() {
             let gap = &history(&server, "small", id)["gap"];
-            assert_eq!(gap["why"], "epoch", "every client is told: {gap}");
+            assert_eq!(gap["why"], "epoch", "every client is notified: {gap}");
         }
     }
     println!("{} messages, {lost} lost, the disk was late in {late} runs", texts_of_ids.len());
@@ -371,9 +374,9 @@ fn history_after_kill_is_replayed_under_new_ids() {
     server.signal("KILL");
     server.wait();
     let server = folder.serve(&[]);
-    let mut member = Member::join(&server);
-    member.say(json!({"type": "subscribe", "ch": "a", "since": first}));
-    let heard: Vec<Value> = (0..5).map(|_| member.hear()).collect();
+    let mut subscriber = Member::join(&server);
+    subscriber.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let heard: Vec<Value> = (0..5).map(|_| subscriber.receive()).collect();
     assert_eq!((&heard[1]["type"], &heard[1]["why"]), (&json!("gap"), &json!("epoch")), "{heard:?}");
     assert_eq!((&heard[2]["text"], &heard[3]["text"]), (&json!("one"), &json!("two")));
     assert_ne!(epoch(heard[2]["id"].as_str().unwrap()), epoch(&first));
@@ -389,11 +392,12 @@ fn history_file_size_is_bounded() {
     let folder = Folder::new();
     let flags = ["--history-sync-ms=20", "--history-messages-max=20"];
     let server = folder.serve(&flags);
-    let mut member = Member::join(&server);
+    let mut subscriber = Member::join(&server);
     let mut largest = 0;
     for number in 0..1_000 {
-        member.say(json!({"type": "publish", "ch": "a", "text": format!("{number} {}", "x".repeat(60_000))}));
-        member.hear();
+        subscriber
+            .say(json!({"type": "publish", "ch": "a", "text": format!("{number} {}", "x".repeat(60_000))}));
+        subscriber.receive();
         largest = largest.max(fs::metadata(folder.file()).unwrap().len());
     }
     let written = metric(&server, "oyez_history_file_written_bytes_total");
@@ -426,8 +430,8 @@ fn history_with_smaller_limits_keeps_the_last_messages() {
     assert_eq!(history(&server, "a", old)["gap"]["why"], "evicted");
     server.stop();
     let server = folder.serve(&["--channels-max=1"]);
-    assert_eq!(texts(&history(&server, "b", "earliest")), ["7", "8", "9"], "what was let go is gone");
-    assert_eq!(history(&server, "a", old)["gap"]["why"], "evicted", "and nobody is told that it never was");
+    assert_eq!(texts(&history(&server, "b", "earliest")), ["7", "8", "9"], "evicted messages are gone");
+    assert_eq!(history(&server, "a", old)["gap"]["why"], "evicted", "and the gap reports the eviction");
     server.stop();
     let server = folder.serve(&["--history-age-seconds=1"]);
     wait_until("the messages are too old", || texts(&history(&server, "b", "earliest")).is_empty());
@@ -553,16 +557,16 @@ fn full_disk_ends_the_history_file_and_not_the_server() {
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
     let server = Server::start_command(command);
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     let mut last = String::new();
     for number in 0..200 {
         last = publish(&server, "a", &format!("{number} {}", "x".repeat(5_000)));
-        assert!(member.text().starts_with(&format!("{number} ")), "the server serves on");
+        assert!(subscriber.text().starts_with(&format!("{number} ")), "the server serves on");
     }
     wait_until("the error is counted", || metric(&server, "oyez_history_file_errors_total") > 0);
     publish(&server, "a", "afterwards");
-    member.text();
-    drop(member);
+    subscriber.text();
+    drop(subscriber);
     server.signal("TERM");
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(1), "{log}");

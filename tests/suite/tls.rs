@@ -387,7 +387,7 @@ fn idle_connection_keeps_no_buffer() {
             assert_eq!(client.frame().payload.len(), payload.len(), "{number}");
             clients.push(client);
         }
-        server.rss_kib()
+        server.resident_kib()
     };
     let before = grow(100);
     let after = grow(300);

@@ -83,7 +83,7 @@ impl Tls {
             }
             self.bench.begin_turn(Rc::from(DATE));
             self.rig.run_until_idle();
-            peer.hear(&mut self.rig);
+            peer.receive(&mut self.rig);
             if !peer.session.wants_write() {
                 return;
             }
@@ -125,7 +125,7 @@ impl Peer {
     }
 
     /// Reads the ciphertext that it was sent.
-    fn hear(&mut self, rig: &mut Rig<Box<Secured<Pipe>>>) {
+    fn receive(&mut self, rig: &mut Rig<Box<Secured<Pipe>>>) {
         let sent = std::mem::take(&mut rig.pipe(self.id).outgoing);
         let mut rest = &sent[..];
         while !rest.is_empty() && !self.has_closed {
@@ -177,7 +177,7 @@ fn run(tls: &mut Tls, behavior: Behavior, cut: impl Fn(&[u8]) -> Vec<Vec<u8>>) -
         }
         tls.bench.begin_turn(Rc::from(DATE));
         tls.rig.run_until_idle();
-        peer.hear(&mut tls.rig);
+        peer.receive(&mut tls.rig);
     }
     assert!(peer.has_closed, "a close_notify comes before the end of file");
     assert!(tls.rig.pipe(peer.id).outgoing_ended);
@@ -283,7 +283,7 @@ fn eof_after_an_empty_record_is_seen() {
         let hello = peer.say();
         tls.rig.send(peer.id, &hello);
         tls.rig.run_until_idle();
-        peer.hear(&mut tls.rig);
+        peer.receive(&mut tls.rig);
         let finished = peer.say();
         tls.rig.send(peer.id, &finished);
         tls.rig.send_eof(peer.id);
@@ -397,7 +397,7 @@ fn answer_ten_hellos(address: impl Fn(usize) -> String) {
         tls.turn();
         let has_answer = |peer: &&Peer| !tls.rig.pipe(peer.id).outgoing.is_empty();
         answered.push(peers.iter().filter(has_answer).count());
-        member.hear(&mut tls.rig);
+        member.receive(&mut tls.rig);
         assert_eq!(member.frames().len(), 1, "messages are delivered in between");
     }
     assert_eq!(answered, [3, 6, 9, 10]);
@@ -431,7 +431,7 @@ fn one_address_with_thousands_of_hellos_does_not_hold_up_the_hello_of_another() 
         while tls.rig.pipe(peer.id).outgoing.is_empty() {
             tls.turn();
             turns += 1;
-            assert!(turns <= turns_max, "it waits, beside {addresses} flooding addresses");
+            assert!(turns <= turns_max, "it waits, with {addresses} flooding addresses");
             flood(&mut tls, addresses, 20);
         }
         tls.rig.send_eof(peer.id);
@@ -612,7 +612,7 @@ fn half_closed_client_gets_the_whole_response() {
             tls.rig.send(asks.id, &said);
             tls.rig.send_eof(asks.id);
             tls.rig.run_until_idle();
-            asks.hear(&mut tls.rig);
+            asks.receive(&mut tls.rig);
             assert!(asks.head().starts_with("HTTP/1.1 200 "), "{version:?}");
             assert!(asks.plaintext.len() > 10_000 && asks.plaintext.ends_with(b"}\n"), "{version:?} {field}");
         }
@@ -629,7 +629,7 @@ fn bytes_queued_before_the_keys_are_sent_after_the_handshake() {
     tls.turn();
     tls.rig.engine.drain(tls.rig.now);
     tls.turn();
-    late.hear(&mut tls.rig);
+    late.receive(&mut tls.rig);
     tls.run_until_idle(&mut late);
     assert!(late.head().starts_with("HTTP/1.1 503 "));
     assert!(late.has_closed);

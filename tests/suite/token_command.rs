@@ -3,42 +3,13 @@
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
+use crate::support::auth_server::Folder;
 use crate::support::key_files;
 use crate::support::process::oyez;
-
-/// A folder that is removed when this is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("oyez-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.path(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn run(arguments: &[&str], input: &str) -> Output {
     let mut child = oyez(arguments).stdin(Stdio::piped()).spawn().unwrap();
@@ -74,7 +45,7 @@ fn check(token: &str, flags: &[&str]) -> (Value, String, String, i32) {
 
 #[test]
 fn token_file_is_readable_by_its_owner_only_and_replaced() {
-    let folder = Folder::new("token-out");
+    let folder = Folder::new();
     let secret = folder.file("secret", &"s".repeat(40));
     let file = folder.file("alice.token", "the last one");
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
@@ -90,7 +61,7 @@ fn token_file_is_readable_by_its_owner_only_and_replaced() {
     assert!(token.ends_with('\n') && token.matches('.').count() == 2, "{token}");
     assert!(!said.contains(token.trim()));
     let parent = std::path::Path::new(&file).parent().unwrap();
-    assert_eq!(std::fs::read_dir(parent).unwrap().count(), 2, "nothing else is left behind");
+    assert_eq!(std::fs::read_dir(parent).unwrap().count(), 2, "no other file remains");
     for bad in ["/nonexistent/alice.token", parent.to_str().unwrap()] {
         let output = out(bad);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -100,7 +71,7 @@ fn token_file_is_readable_by_its_owner_only_and_replaced() {
 
 #[test]
 fn token_made_with_a_new_secret_is_verified() {
-    let folder = Folder::new("secret");
+    let folder = Folder::new();
     let file = folder.path("secret");
     let said = works(&["token", "secret", &file], "");
     assert!(said.contains("--jwt-secret-file"), "{said}");
@@ -138,7 +109,7 @@ fn token_made_with_a_new_secret_is_verified() {
 
 #[test]
 fn secret_file_in_the_environment_is_used() {
-    let folder = Folder::new("environment");
+    let folder = Folder::new();
     let file = folder.file("secret", &"s".repeat(32));
     let arguments = ["token", "new", "--admin", "--ttl=7d"];
     let output = oyez(&arguments).env("OYEZ_JWT_SECRET_FILE", &file).output().unwrap();
@@ -151,7 +122,7 @@ fn secret_file_in_the_environment_is_used() {
 
 #[test]
 fn token_signed_by_a_private_key_is_verified_by_its_public_key() {
-    let folder = Folder::new("private");
+    let folder = Folder::new();
     for (name, private, public) in [
         ("ed", key_files::ED25519, key_files::ED25519_PUBLIC),
         ("ec", key_files::P256, key_files::P256_PUBLIC),
@@ -171,7 +142,7 @@ fn token_signed_by_a_private_key_is_verified_by_its_public_key() {
 
 #[test]
 fn invalid_arguments_are_one_error_line() {
-    let folder = Folder::new("usage");
+    let folder = Folder::new();
     let secret = folder.file("secret", &"s".repeat(32));
     let short = folder.file("short", "hunter2hunter2");
     let public = folder.file("public", key_files::RSA_PUBLIC);
@@ -202,7 +173,7 @@ fn invalid_arguments_are_one_error_line() {
 
 #[test]
 fn world_readable_secret_is_a_warning() {
-    let folder = Folder::new("readable");
+    let folder = Folder::new();
     let secret = folder.file("secret", &"s".repeat(32));
     let flags = ["token", "new", "--publish=a", "--jwt-secret-file", &secret];
     works(&flags, "");
@@ -216,7 +187,7 @@ fn world_readable_secret_is_a_warning() {
 /// The claims of an untrusted token are printed on a terminal.
 #[test]
 fn escape_sequences_in_an_inspected_token_are_not_printed() {
-    let folder = Folder::new("cursor");
+    let folder = Folder::new();
     let secret = folder.file("secret", &"s".repeat(32));
     let claims = r#"{"exp":1,"x":"\u001b[31m \u009b31m \u202e \u2028 \u007f ä"}"#;
     let token = format!("{}.AAAA", crate::support::tokens::unsigned(r#"{"alg":"HS256"}"#, claims));

@@ -4,8 +4,8 @@
 use oyez::access::token::{INFO_BYTES_MAX, NewClaims};
 use serde_json::{Value, json};
 
+use crate::support::auth_server::{AuthServer, Folder, bearer, claims, sign, unix_now};
 use crate::support::client::Client;
-use crate::support::guarded::{Folder, Guarded, bearer, claims, sign, unix_now};
 use crate::support::http::{post, request};
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
@@ -46,7 +46,7 @@ fn event_data(client: &mut Client) -> Value {
 
 #[test]
 fn user_of_the_token_reaches_subscribers_on_every_transport() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut v1 = guarded.upgraded("/ws/a", &format!("{V1}{}", bearer(&token(Some("reader"), None))));
     let mut raw = guarded.upgraded("/ws/a", &bearer(&alice()));
     assert_eq!(serde_json::from_str::<Value>(&v1.text()).unwrap()["type"], "hello");
@@ -55,22 +55,22 @@ fn user_of_the_token_reaches_subscribers_on_every_transport() {
     events.send(request("GET", "/sse/a?envelope=1", &bearer(&alice())).as_bytes());
     events.head();
 
-    let mut heard = |v1: &mut Client| {
+    let mut received = |v1: &mut Client| {
         let (one, other) = (message(v1), event_data(&mut events));
         assert_eq!(one, other, "an event with an envelope is the message of oyez.v1");
         one
     };
     raw.send_text("from a raw WebSocket");
-    let one = heard(&mut v1);
+    let one = received(&mut v1);
     assert_eq!((&one["user"], &one["text"]), (&alice_as_user(), &json!("from a raw WebSocket")));
     assert!(one["from"].is_string());
 
     v1.send_text(r#"{"type":"publish","ch":"a","data":1}"#);
-    assert_eq!(heard(&mut v1)["user"], json!({"id": "reader"}), "without info, its name alone");
+    assert_eq!(received(&mut v1)["user"], json!({"id": "reader"}), "without info, its name alone");
 
     let mut http = Client::new(guarded.server.connect());
     assert_eq!(http.ask(post("/v1/publish/a", &bearer(&alice()), "by HTTP")).status, 200);
-    let one = heard(&mut v1);
+    let one = received(&mut v1);
     assert_eq!((&one["user"], one.get("from")), (&alice_as_user(), None));
 
     let history = http.ask(request("GET", "/v1/channels/a/history", &bearer(&alice()))).json();
@@ -83,7 +83,7 @@ fn user_of_the_token_reaches_subscribers_on_every_transport() {
 
 #[test]
 fn token_without_a_name_and_anonymous_clients_have_no_user() {
-    let guarded = Guarded::start(&["--anonymous=subscribe=* publish=*"]);
+    let guarded = AuthServer::start(&["--anonymous=subscribe=* publish=*"]);
     let mut v1 = guarded.upgraded("/ws/a", V1);
     v1.send_text(r#"{"type":"publish","ch":"a","text":"x","user":{"id":"mallory"}}"#);
     assert_eq!(message(&mut v1).get("user"), None, "what a client claims of itself is not taken");
@@ -95,7 +95,7 @@ fn token_without_a_name_and_anonymous_clients_have_no_user() {
 
 #[test]
 fn user_changes_with_the_token_of_a_connection() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let mut v1 = guarded.upgraded("/ws/a", &format!("{V1}{}", bearer(&alice())));
     let bob = token(Some("bob"), None);
     v1.send_text(&json!({"type": "auth", "token": bob}).to_string());
@@ -105,7 +105,7 @@ fn user_changes_with_the_token_of_a_connection() {
 
 #[test]
 fn info_is_bounded() {
-    let guarded = Guarded::start(&[]);
+    let guarded = AuthServer::start(&[]);
     let info = |bytes: usize| Some(json!("x".repeat(bytes - 2)));
     let mut http = Client::new(guarded.server.connect());
     let longest = token(Some("a"), info(INFO_BYTES_MAX));
@@ -120,14 +120,14 @@ fn history_file_keeps_users() {
     let folder = Folder::new();
     let file = folder.file("unused", "").replace("unused", "history");
     let flags = ["--history-file", &file, "--drain-seconds=2"];
-    let guarded = Guarded::start(&flags);
+    let guarded = AuthServer::start(&flags);
     let mut http = Client::new(guarded.server.connect());
     for text in ["one", "two"] {
         assert_eq!(http.ask(post("/v1/publish/a", &bearer(&alice()), text)).status, 200);
     }
     drop(http);
     guarded.server.stop();
-    let guarded = Guarded::start(&flags);
+    let guarded = AuthServer::start(&flags);
     let mut http = Client::new(guarded.server.connect());
     let history = http.ask(request("GET", "/v1/channels/a/history", &bearer(&alice()))).json();
     for one in history["messages"].as_array().unwrap() {
@@ -138,7 +138,7 @@ fn history_file_keeps_users() {
 
 #[test]
 fn close_lines_name_the_user() {
-    let guarded = Guarded::start_at(&[], Some("info"));
+    let guarded = AuthServer::start_at(&[], Some("info"));
     let closed = guarded.upgraded("/ws/a", &bearer(&token(Some("alice"), None)));
     drop(closed);
     let mut polite = guarded.upgraded("/ws/a", &format!("{V1}{}", bearer(&token(Some("Bob \"B\""), None))));

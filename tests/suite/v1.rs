@@ -26,17 +26,17 @@ impl Member {
         client.send(upgrade(path).as_bytes());
         let head = client.head();
         assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
-        let mut member = Member(client);
-        let hello = member.hear();
+        let mut subscriber = Member(client);
+        let hello = subscriber.receive();
         assert_eq!(hello["type"], "hello", "{hello}");
-        (member, hello)
+        (subscriber, hello)
     }
 
     fn say(&mut self, request: Value) {
         self.0.send_text(&request.to_string());
     }
 
-    fn hear(&mut self) -> Value {
+    fn receive(&mut self) -> Value {
         serde_json::from_str(&self.0.text()).unwrap()
     }
 }
@@ -70,46 +70,46 @@ fn session_has_its_exact_transcript() {
     assert_eq!((&hello["key_age_ms"], hello.get("expires_ms")), (&json!(300_000), None));
     let (mut two, other) = Member::join(&server, "/ws/a");
     assert_ne!(hello["client"], other["client"]);
-    assert_eq!(plain(two.hear()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 1}));
+    assert_eq!(plain(two.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 1}));
     one.say(json!({"type": "subscribe", "ch": "a", "future_field": [1, {"x": 2}]}));
-    assert_eq!(plain(one.hear()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 2}));
+    assert_eq!(plain(one.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 2}));
     one.say(json!({"type": "publish", "ch": "a", "data": {"x": [1, 2.5, null]}, "ref": 7}));
-    let ack = one.hear();
+    let ack = one.receive();
     assert_eq!(plain(ack.clone()), json!({"type": "ack", "ref": 7, "id": "-"}));
     let message =
         json!({"ch": "a", "id": ack["id"], "n": 1, "from": hello["client"], "data": {"x": [1, 2.5, null]}});
-    assert_eq!(one.hear(), message, "the sender is a member like others");
-    assert_eq!(two.hear(), message);
+    assert_eq!(one.receive(), message, "the sender is a member like others");
+    assert_eq!(two.receive(), message);
     two.say(json!({"type": "publish", "ch": "a", "text": "häh\n\"\u{2028}", "ref": "r"}));
-    assert_eq!(two.hear()["ref"], "r");
+    assert_eq!(two.receive()["ref"], "r");
     assert_eq!(
-        plain(one.hear()),
+        plain(one.receive()),
         json!({"ch": "a", "id": "-", "n": 2, "from": "-", "text": "häh\n\"\u{2028}"})
     );
-    two.hear();
+    two.receive();
     one.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
-    assert_eq!(plain(one.hear()), json!({"type": "ack", "id": "-"}));
-    assert_eq!(one.hear()["base64"], "AP8=");
+    assert_eq!(plain(one.receive()), json!({"type": "ack", "id": "-"}));
+    assert_eq!(one.receive()["base64"], "AP8=");
     one.say(json!({"type": "unsubscribe", "ch": "a"}));
-    assert_eq!(one.hear(), json!({"type": "unsubscribed", "ch": "a"}));
+    assert_eq!(one.receive(), json!({"type": "unsubscribed", "ch": "a"}));
     one.say(json!({"type": "publish", "ch": "a", "data": [null]}));
-    assert_eq!(one.hear()["type"], "ack", "one need not be a member to publish");
+    assert_eq!(one.receive()["type"], "ack", "one need not be a member to publish");
     one.say(json!({"type": "ping"}));
-    assert_eq!(one.hear(), json!({"type": "pong"}));
-    assert_eq!(two.hear()["base64"], "AP8=");
-    assert_eq!(two.hear()["data"], json!([null]));
+    assert_eq!(one.receive(), json!({"type": "pong"}));
+    assert_eq!(two.receive()["base64"], "AP8=");
+    assert_eq!(two.receive()["data"], json!([null]));
 }
 
 #[test]
 fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
     let server = Server::start(&[]);
     let (mut client, _) = Member::join(&server, "/ws/a");
-    client.hear();
+    client.receive();
     for fields in [json!({"data": null}), json!({"data": null, "text": null, "base64": null}), json!({})] {
         let mut command = json!({"type": "publish", "ch": "a", "ref": 7});
         command.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         client.say(command);
-        let error = client.hear();
+        let error = client.receive();
         assert_eq!(
             (&error["type"], &error["ref"], &error["code"]),
             (&json!("error"), &json!(7), &json!("bad_payload"))
@@ -117,8 +117,8 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
     }
     // Beside another payload it is absent.
     client.say(json!({"type": "publish", "ch": "a", "ref": null, "data": null, "text": "x"}));
-    assert_eq!(client.hear()["type"], "ack");
-    let message = client.hear();
+    assert_eq!(client.receive()["type"], "ack");
+    let message = client.receive();
     assert_eq!((&message["text"], &message["n"]), (&json!("x"), &json!(1)), "no earlier message");
 }
 
@@ -126,31 +126,31 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
 fn raw_and_v1_clients_share_a_channel() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
-    let (mut member, _) = Member::join(&server, "/ws/a");
-    assert_eq!(member.hear()["members"], 2);
+    let (mut subscriber, _) = Member::join(&server, "/ws/a");
+    assert_eq!(subscriber.receive()["members"], 2);
     raw.send_text("from raw");
     assert_eq!(raw.text(), "from raw");
-    assert_eq!(member.hear()["text"], "from raw");
+    assert_eq!(subscriber.receive()["text"], "from raw");
     raw.send(&frames::masked(BINARY, &[0, 255]));
     assert_eq!(raw.frame().payload, [0, 255]);
-    assert_eq!(member.hear()["base64"], "AP8=");
-    member.say(json!({"type": "publish", "ch": "a", "data": [1, 2]}));
+    assert_eq!(subscriber.receive()["base64"], "AP8=");
+    subscriber.say(json!({"type": "publish", "ch": "a", "data": [1, 2]}));
     let frame = raw.frame();
     assert_eq!((frame.opcode, &frame.payload[..]), (TEXT, &b"[1,2]"[..]));
-    member.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    subscriber.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
     assert_eq!(raw.frame().opcode, BINARY);
 }
 
 #[test]
 fn invalid_request_gets_an_error_and_the_connection_stays() {
     let server = Server::start(&["--channels-per-client-max=2", "--channels-max=3"]);
-    let (mut member, _) = Member::join(&server, "/ws/a");
-    assert_eq!(member.hear()["type"], "subscribed");
+    let (mut subscriber, _) = Member::join(&server, "/ws/a");
+    assert_eq!(subscriber.receive()["type"], "subscribed");
     let mut check = |request: Value, code: &str| {
         let mut request = request;
         request["ref"] = json!(code);
-        member.say(request.clone());
-        let answer = member.hear();
+        subscriber.say(request.clone());
+        let answer = subscriber.receive();
         assert_eq!(
             (&answer["type"], &answer["code"]),
             (&json!("error"), &json!(code)),
@@ -169,24 +169,24 @@ fn invalid_request_gets_an_error_and_the_connection_stays() {
     check(json!({"type": "unsubscribe", "ch": "b"}), "not_subscribed");
     check(json!({"type": "publish", "ch": "a"}), "bad_payload");
     check(json!({"type": "auth", "token": "x"}), "no_auth");
-    member.say(json!({"type": "subscribe", "ch": "b"}));
-    assert_eq!(member.hear()["type"], "subscribed");
+    subscriber.say(json!({"type": "subscribe", "ch": "b"}));
+    assert_eq!(subscriber.receive()["type"], "subscribed");
     let mut check = |request: Value, code: &str| {
-        member.say(request);
-        assert_eq!(member.hear()["code"], code);
+        subscriber.say(request);
+        assert_eq!(subscriber.receive()["code"], code);
     };
     check(json!({"type": "subscribe", "ch": "c"}), "too_many_channels");
     check(json!({"type": "publish", "ch": "d", "data": 1, "ref": {}}), "bad_ref");
     check(json!({"type": "publish", "ch": "d", "data": 1}), "too_many_channels");
     let (mut other, _) = Member::join(&server, "/ws");
     other.say(json!({"type": "publish", "ch": "d", "data": 1}));
-    assert_eq!(other.hear()["type"], "ack", "the third channel, kept for its history");
+    assert_eq!(other.receive()["type"], "ack", "the third channel, kept for its history");
     other.say(json!({"type": "publish", "ch": "e", "data": 1}));
-    assert_eq!(other.hear()["code"], "over_capacity");
-    member.0.send_text("{\"type\":");
-    assert_eq!(member.hear()["code"], "bad_json");
-    member.0.send(&frames::masked(BINARY, b"{}"));
-    assert_eq!(member.0.closed_with(), (1003, "unsupported".into()));
+    assert_eq!(other.receive()["code"], "over_capacity");
+    subscriber.0.send_text("{\"type\":");
+    assert_eq!(subscriber.receive()["code"], "bad_json");
+    subscriber.0.send(&frames::masked(BINARY, b"{}"));
+    assert_eq!(subscriber.0.closed_with(), (1003, "unsupported".into()));
 }
 
 #[test]
@@ -197,11 +197,11 @@ fn repeated_idempotency_key_is_published_once() {
     let publish =
         |key: &str, text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": key, "ref": 1});
     one.say(publish("k", "once"));
-    let first = one.hear();
+    let first = one.receive();
     // As after a cut: another connection, the same key.
     let (mut again, _) = Member::join(&server, "/ws");
     again.say(publish("k", "once"));
-    assert_eq!(again.hear(), first);
+    assert_eq!(again.receive(), first);
     let post = "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
     let answer = server.ask(post);
     assert!(answer.contains(&format!("{{\"id\":{},\"members\":1}}", first["id"])), "{answer}");
@@ -213,11 +213,11 @@ fn repeated_idempotency_key_is_published_once() {
     assert_eq!(raw.text(), "once");
     for key in ["l", "m"] {
         one.say(publish(key, key));
-        one.hear();
+        one.receive();
         assert_eq!(raw.text(), key);
     }
     one.say(publish("k", "the key is forgotten"));
-    assert_ne!(one.hear()["id"], first["id"]);
+    assert_ne!(one.receive()["id"], first["id"]);
     assert_eq!(raw.text(), "the key is forgotten");
 }
 
@@ -228,12 +228,12 @@ fn different_body_under_the_same_key_is_refused() {
     let (mut one, _) = Member::join(&server, "/ws");
     let publish = |text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": "k", "ref": 1});
     one.say(publish("one"));
-    let first = one.hear();
+    let first = one.receive();
     for (field, value) in [("text", "two"), ("data", "one")] {
         let mut other = json!({"type": "publish", "ch": "a", "key": "k", "ref": 2});
         other[field] = json!(value);
         one.say(other);
-        let error = one.hear();
+        let error = one.receive();
         assert_eq!((&error["code"], &error["ref"]), (&json!("key_reused"), &json!(2)), "{error}");
     }
     let mut client = Client::new(server.connect());
@@ -252,7 +252,7 @@ fn different_body_under_the_same_key_is_refused() {
 }
 
 /// All messages that a subscriber in memory has received, as JSON.
-fn heard(rig: &mut Rig, id: SlotId) -> Vec<Value> {
+fn received(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
@@ -333,9 +333,9 @@ fn hello_has_the_cursor_of_the_subscription() {
         // A client that loses its connection before the gap notice resumes with its old cursor.
         ("/ws/a?since=1-1", "1-1"),
     ] {
-        let member = join(&mut rig, path, Behavior::Cooperative);
+        let subscriber = join(&mut rig, path, Behavior::Cooperative);
         rig.run_until_idle();
-        let hello = heard(&mut rig, member).swap_remove(0);
+        let hello = received(&mut rig, subscriber).swap_remove(0);
         assert_eq!((&hello["type"], &hello["id"]), (&json!("hello"), &json!(cursor)), "{path}");
     }
 }
@@ -353,12 +353,12 @@ fn live_subscriber_has_the_log_head_as_cursor() {
         ("1000-2", &["1000-3", "1000-3"]),
         ("1000-3", &["1000-3", "1000-3"]),
     ] {
-        let member = join(&mut rig, "/ws", Behavior::Cooperative);
+        let subscriber = join(&mut rig, "/ws", Behavior::Cooperative);
         rig.run_until_idle();
-        heard(&mut rig, member);
-        say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": since}));
+        received(&mut rig, subscriber);
+        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": since}));
         rig.run_until_idle();
-        let values = heard(&mut rig, member);
+        let values = received(&mut rig, subscriber);
         let got: Vec<&str> = values.iter().map(|value| value["id"].as_str().unwrap()).collect();
         assert_eq!(got, cursors, "{since}");
     }
@@ -372,22 +372,23 @@ fn message_larger_than_a_replay_slice_is_replayed() {
         rig.send(publisher, publish("a", &"x".repeat(bytes)).as_bytes());
         rig.run_until_idle();
     }
-    let member = join(&mut rig, "/ws/a?since=earliest", Behavior::Cooperative);
+    let subscriber = join(&mut rig, "/ws/a?since=earliest", Behavior::Cooperative);
     rig.run_until_idle();
-    let numbers: Vec<u64> = heard(&mut rig, member).iter().filter_map(|value| value["n"].as_u64()).collect();
+    let numbers: Vec<u64> =
+        received(&mut rig, subscriber).iter().filter_map(|value| value["n"].as_u64()).collect();
     assert_eq!(numbers, [1, 2, 3, 4]);
 }
 
 #[test]
 fn subscriber_of_several_channels_gets_log_order() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
+    let subscriber = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for channel in ["b", "c"] {
-        say(&mut rig, member, &json!({"type": "subscribe", "ch": channel}));
+        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": channel}));
     }
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     rig.run_until_idle();
-    heard(&mut rig, member);
+    received(&mut rig, subscriber);
     for (number, channel) in "abcabbacacbbca".chars().enumerate() {
         say(
             &mut rig,
@@ -397,60 +398,60 @@ fn subscriber_of_several_channels_gets_log_order() {
     }
     rig.run_until_idle();
     let numbers: Vec<String> = (0..14).map(|number| number.to_string()).collect();
-    assert_eq!(words(&heard(&mut rig, member)), numbers, "all in one turn, and in order");
+    assert_eq!(words(&received(&mut rig, subscriber)), numbers, "all in one turn, and in order");
 }
 
 #[test]
 fn subscriber_that_joins_between_messages_does_not_change_the_order() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a", Behavior::Cooperative);
-    say(&mut rig, member, &json!({"type": "subscribe", "ch": "b"}));
+    let subscriber = join(&mut rig, "/ws/a", Behavior::Cooperative);
+    say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "b"}));
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     let raw = rig.join("/ws/raw");
     rig.run_until_idle();
-    heard(&mut rig, member);
+    received(&mut rig, subscriber);
     for (channel, text) in [("a", "0"), ("raw", "x")] {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": channel, "text": text}));
     }
     say(&mut rig, publisher, &json!({"type": "subscribe", "ch": "raw"}));
     say(&mut rig, publisher, &json!({"type": "publish", "ch": "b", "text": "1"}));
     rig.run_until_idle();
-    assert_eq!(words(&heard(&mut rig, member)), ["0", "1"]);
+    assert_eq!(words(&received(&mut rig, subscriber)), ["0", "1"]);
     assert_eq!(rig.texts(raw), ["x"]);
 }
 
 #[test]
 fn subscriber_without_echo_gets_messages_of_others() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws/a?echo=0", Behavior::Cooperative);
+    let subscriber = join(&mut rig, "/ws/a?echo=0", Behavior::Cooperative);
     let other = join(&mut rig, "/ws/a", Behavior::Cooperative);
     for text in ["one", "two"] {
-        say(&mut rig, member, &json!({"type": "publish", "ch": "a", "text": text}));
+        say(&mut rig, subscriber, &json!({"type": "publish", "ch": "a", "text": text}));
         say(&mut rig, other, &json!({"type": "publish", "ch": "a", "text": format!("other {text}")}));
     }
     rig.run_until_idle();
     assert_eq!(
-        words(&heard(&mut rig, member)),
+        words(&received(&mut rig, subscriber)),
         ["hello", "subscribed", "ack", "ack", "other one", "other two"]
     );
-    assert_eq!(words(&heard(&mut rig, other)).iter().filter(|word| word.ends_with("one")).count(), 2);
+    assert_eq!(words(&received(&mut rig, other)).iter().filter(|word| word.ends_with("one")).count(), 2);
 }
 
 #[test]
 fn subscriber_without_echo_gets_no_replay_of_its_own() {
     let mut rig = Rig::new(Limits::default());
-    let member = join(&mut rig, "/ws", Behavior::Cooperative);
+    let subscriber = join(&mut rig, "/ws", Behavior::Cooperative);
     let other = join(&mut rig, "/ws", Behavior::Cooperative);
     let own = |ch: &str, text: &str| json!({"type": "publish", "ch": ch, "text": text});
     for ch in ["a", "b"] {
-        say(&mut rig, member, &own(ch, "mine"));
-        say(&mut rig, member, &own(ch, "mine too"));
+        say(&mut rig, subscriber, &own(ch, "mine"));
+        say(&mut rig, subscriber, &own(ch, "mine too"));
     }
     rig.run_until_idle();
     say(&mut rig, other, &own("a", "another's"));
     rig.run_until_idle();
     let replayed = |rig: &mut Rig, id: SlotId, ch: &str, echo: bool| {
-        heard(rig, id);
+        received(rig, id);
         for request in [
             json!({"type": "subscribe", "ch": ch, "since": "earliest", "echo": echo}),
             json!({"type": "unsubscribe", "ch": ch}),
@@ -458,17 +459,20 @@ fn subscriber_without_echo_gets_no_replay_of_its_own() {
             say(rig, id, &request);
             rig.run_until_idle();
         }
-        words(&heard(rig, id))
+        words(&received(rig, id))
     };
     let all = ["subscribed", "mine", "mine too", "another's", "live", "unsubscribed"];
     let others = ["subscribed", "another's", "live", "unsubscribed"];
     // One cursor three times: no client gets a slice that was made for another.
-    for (id, echo, expected) in
-        [(member, false, &others[..]), (other, true, &all), (member, false, &others), (member, true, &all)]
-    {
+    for (id, echo, expected) in [
+        (subscriber, false, &others[..]),
+        (other, true, &all),
+        (subscriber, false, &others),
+        (subscriber, true, &all),
+    ] {
         assert_eq!(replayed(&mut rig, id, "a", echo), expected, "{id:?} {echo}");
     }
-    assert_eq!(replayed(&mut rig, member, "b", false), ["subscribed", "live", "unsubscribed"]);
+    assert_eq!(replayed(&mut rig, subscriber, "b", false), ["subscribed", "live", "unsubscribed"]);
 }
 
 fn skipping(messages_max: usize) -> Limits {
@@ -488,11 +492,11 @@ fn duplicate_publish_creates_no_channel() {
     let mut rig = Rig::new(skipping(0));
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     rig.run_until_idle();
-    heard(&mut rig, publisher);
+    received(&mut rig, publisher);
     for _ in 0..2 {
         say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
         rig.run_until_idle();
-        assert_eq!(heard(&mut rig, publisher)[0]["id"], "1000-1");
+        assert_eq!(received(&mut rig, publisher)[0]["id"], "1000-1");
         assert_eq!(rig.engine.hub.channels(), 0);
     }
 }
@@ -509,10 +513,10 @@ fn message_over_its_age_is_not_replayed_before_the_sweep() {
     let asks = rig.connect(Behavior::Cooperative);
     rig.send(asks, get("/v1/channels/b/history?since=1000-0").as_bytes());
     rig.now = rig.now.after(1_000);
-    let member = join(&mut rig, "/ws/a?since=1000-0", Behavior::Cooperative);
+    let subscriber = join(&mut rig, "/ws/a?since=1000-0", Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!(words(&heard(&mut rig, member)), ["hello", "subscribed", "gap", "live"]);
-    let page = rig.answers(asks)[0].json();
+    assert_eq!(words(&received(&mut rig, subscriber)), ["hello", "subscribed", "gap", "live"]);
+    let page = rig.responses(asks)[0].json();
     assert_eq!((&page["messages"], &page["gap"]["why"]), (&json!([]), &json!("evicted")));
 }
 
@@ -522,7 +526,7 @@ fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     let slow = join(&mut rig, "/ws/a", Behavior::Cooperative);
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
     rig.run_until_idle();
-    heard(&mut rig, slow);
+    received(&mut rig, slow);
     rig.pipe(slow).behavior = Behavior::Stalled;
     for number in 0..count {
         let text = format!("{number} {}", "x".repeat(500));
@@ -535,7 +539,7 @@ fn overrun(limits: Limits, count: usize) -> Vec<Value> {
     say(&mut rig, publisher, &json!({"type": "publish", "ch": "a", "text": "after"}));
     rig.run_until_idle();
     assert!(rig.is_alive(slow));
-    heard(&mut rig, slow)
+    received(&mut rig, slow)
 }
 
 #[test]
@@ -572,27 +576,27 @@ fn subscriber_overtaken_after_a_slice_gets_the_missed_count() {
         rig.run_until_idle();
     };
     publish(&mut rig, 20);
-    let members = [(); 2].map(|()| join(&mut rig, "/ws", Behavior::Cooperative));
+    let subscribers = [(); 2].map(|()| join(&mut rig, "/ws", Behavior::Cooperative));
     rig.run_until_idle();
-    for member in members {
-        heard(&mut rig, member);
-        say(&mut rig, member, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
-        rig.pipe(member).behavior = Behavior::Stalled;
+    for subscriber in subscribers {
+        received(&mut rig, subscriber);
+        say(&mut rig, subscriber, &json!({"type": "subscribe", "ch": "a", "since": "earliest"}));
+        rig.pipe(subscriber).behavior = Behavior::Stalled;
     }
     // Both have been given a slice, one of them the other's; then both are at the gap; then they read on.
     for _ in 0..2 {
         rig.turn();
-        members.into_iter().for_each(|member| rig.pipe(member).behavior = Behavior::Stalled);
+        subscribers.into_iter().for_each(|subscriber| rig.pipe(subscriber).behavior = Behavior::Stalled);
         rig.turn();
         publish(&mut rig, 10);
-        for member in members {
-            rig.set_behavior(member, Behavior::Cooperative);
-            rig.engine.slots.mark_writable(member);
+        for subscriber in subscribers {
+            rig.set_behavior(subscriber, Behavior::Cooperative);
+            rig.engine.slots.mark_writable(subscriber);
         }
     }
     rig.run_until_idle();
-    for member in members {
-        let values = heard(&mut rig, member);
+    for subscriber in subscribers {
+        let values = received(&mut rig, subscriber);
         let numbers: Vec<u64> = values.iter().filter_map(|value| value["n"].as_u64()).collect();
         assert_eq!(numbers, (1..=6).chain(21..=40).collect::<Vec<u64>>());
         let missed: Vec<&Value> = values.iter().filter_map(|value| value.get("missed")).collect();
@@ -620,17 +624,17 @@ fn client_that_floods_and_never_reads_is_bounded() {
 fn idempotency_key_is_known_for_five_minutes() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let publisher = join(&mut rig, "/ws", Behavior::Cooperative);
-    heard(&mut rig, publisher);
+    received(&mut rig, publisher);
     let by_v1 = |rig: &mut Rig| {
         say(rig, publisher, &json!({"type": "publish", "ch": "a", "text": "x", "key": "k"}));
         rig.run_until_idle();
-        heard(rig, publisher)[0]["id"].as_str().unwrap().to_owned()
+        received(rig, publisher)[0]["id"].as_str().unwrap().to_owned()
     };
     let by_http = |rig: &mut Rig| {
         let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/publish/b", "Idempotency-Key: k\r\n", "x").as_bytes());
         rig.run_until_idle();
-        rig.answers(id)[0].json()["id"].as_str().unwrap().to_owned()
+        rig.responses(id)[0].json()["id"].as_str().unwrap().to_owned()
     };
     let first = (by_v1(&mut rig), by_http(&mut rig));
     rig.advance_ms(299_900);

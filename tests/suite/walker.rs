@@ -83,7 +83,7 @@ fn context() -> WebSocketContext {
     WebSocketContext::new(Role::Server, Some(WebSocketConfig::default().read_buffer_size(4096)))
 }
 
-fn hear(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Message> {
+fn accepted_messages(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Message> {
     let mut port = Port(bytes);
     std::iter::from_fn(|| context.read(&mut port).ok()).collect()
 }
@@ -128,7 +128,7 @@ proptest! {
             bytes.extend(frames::fragment(TEXT, first));
             bytes.extend(frames::fragment(0x80 | CONTINUATION, rest));
         }
-        let expected: Vec<(Kind, Vec<u8>)> = hear(&mut context(), &bytes)
+        let expected: Vec<(Kind, Vec<u8>)> = accepted_messages(&mut context(), &bytes)
             .into_iter()
             .filter_map(|message| match message {
                 Message::Text(text) => Some((Kind::Text, text.as_bytes().to_vec())),
@@ -155,15 +155,15 @@ proptest! {
     #[test]
     fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
-        let whole = hear(&mut context(), &bytes);
+        let whole = accepted_messages(&mut context(), &bytes);
         let mut walker = Walker::new();
         // Every split, but for the inner bytes of large payloads.
         for cut in 0..=bytes.len() {
             let is_boundary = boundaries.contains(&cut);
             prop_assert_eq!(walker.at_boundary(), is_boundary, "cut at {}", cut);
             if is_boundary {
-                let first = hear(&mut context(), &bytes[..cut]);
-                let rest = hear(&mut context(), &bytes[cut..]);
+                let first = accepted_messages(&mut context(), &bytes[..cut]);
+                let rest = accepted_messages(&mut context(), &bytes[cut..]);
                 prop_assert_eq!([first, rest].concat(), whole.clone(), "cut at {}", cut);
             }
             if cut < bytes.len() {

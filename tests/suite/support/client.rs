@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::chunked;
 use super::frames::{self, Frame};
-use super::http::Answer;
+use super::http::Response;
 
 /// A comment of an event stream, which the server sends as a sign of life.
 const COMMENT: &str = ":\n\n";
@@ -79,14 +79,14 @@ impl Client {
     }
 
     /// The next answer to a request.
-    pub fn answer(&mut self) -> Answer {
-        self.answer_or_end(false).expect("an answer, but the end of file came")
+    pub fn response(&mut self) -> Response {
+        self.response_or_end(false).expect("an answer, but the end of file came")
     }
 
     /// The next response, or `None` at the end of file. A response to HEAD has only a head.
-    pub fn answer_or_end(&mut self, head_only: bool) -> Option<Answer> {
+    pub fn response_or_end(&mut self, head_only: bool) -> Option<Response> {
         loop {
-            if let Some(answer) = Answer::take(&mut self.received, head_only) {
+            if let Some(answer) = Response::take(&mut self.received, head_only) {
                 return Some(answer);
             }
             if !self.fill() {
@@ -97,9 +97,9 @@ impl Client {
     }
 
     /// Sends a request, and takes the answer.
-    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
         self.send(request.as_ref());
-        self.answer()
+        self.response()
     }
 
     /// The next event of a stream, up to its empty line. Comments, which are signs of life, are skipped.
@@ -187,7 +187,7 @@ impl Client {
     }
 
     /// The next frame is a close; it is answered, and the end of file follows.
-    pub fn closed_politely(&mut self) -> (u16, String) {
+    pub fn closed_and_ended(&mut self) -> (u16, String) {
         let (code, reason) = self.frame().close_code();
         // A server whose close timeout has expired does not read the close frame, which makes its end a reset.
         let _ = self.stream.write_all(&frames::close(code, ""));
@@ -204,7 +204,7 @@ impl Client {
     }
 
     /// Skips data up to the close frame; then the end of file has to follow.
-    pub fn closed_in_the_end_with(&mut self) -> (u16, String) {
+    pub fn closed_after_data_with(&mut self) -> (u16, String) {
         loop {
             let frame = self.frame();
             if frame.opcode == frames::CLOSE {

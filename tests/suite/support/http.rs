@@ -53,7 +53,7 @@ pub fn without_date(head: &str) -> (String, Option<String>) {
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     /// Status line and fields, without `Date` and the empty line.
     pub head: String,
@@ -62,14 +62,14 @@ pub struct Answer {
     pub body: String,
 }
 
-impl Answer {
+impl Response {
     /// Takes the first complete response off `bytes`. A response to HEAD has only a head.
-    pub fn take(bytes: &mut Vec<u8>, head_only: bool) -> Option<Answer> {
+    pub fn take(bytes: &mut Vec<u8>, head_only: bool) -> Option<Response> {
         let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
         let head = String::from_utf8(bytes[..end - 4].to_vec()).unwrap();
         let status: u16 = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
         let (head, date) = without_date(&head);
-        let mut answer = Answer { status, head, date, body: String::new() };
+        let mut answer = Response { status, head, date, body: String::new() };
         if answer.field("Transfer-Encoding") == Some("chunked") {
             assert_eq!(answer.field("Content-Length"), None, "RFC 9112 6.2: {}", answer.head);
             let (body, length) = if head_only { (Vec::new(), 0) } else { chunked_body(&bytes[end..])? };
@@ -92,8 +92,8 @@ impl Answer {
     }
 
     /// All answers in `bytes`, which must hold nothing else.
-    pub fn take_all(bytes: &mut Vec<u8>) -> Vec<Answer> {
-        let answers = std::iter::from_fn(|| Answer::take(bytes, false)).collect();
+    pub fn take_all(bytes: &mut Vec<u8>) -> Vec<Response> {
+        let answers = std::iter::from_fn(|| Response::take(bytes, false)).collect();
         assert!(bytes.is_empty(), "half an answer: {}", String::from_utf8_lossy(bytes));
         answers
     }

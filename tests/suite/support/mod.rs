@@ -1,23 +1,23 @@
 //! Shared test helpers: frames and requests written by hand, a server process, a client, and an engine in memory.
 
+pub mod auth_server;
 pub mod chunked;
 pub mod client;
-pub mod cut;
 pub mod frames;
-pub mod guarded;
 pub mod http;
 pub mod key_files;
 pub mod manual;
 pub mod process;
+pub mod relay;
 pub mod rig;
 pub mod terminal;
 pub mod tls;
 pub mod tokens;
 
 /// Makes the threads of a test stop when its scope ends, also after a failed assertion.
-pub struct Done<'a>(pub &'a std::sync::atomic::AtomicBool);
+pub struct StopOnDrop<'a>(pub &'a std::sync::atomic::AtomicBool);
 
-impl Drop for Done<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }

@@ -62,7 +62,7 @@ pub fn free_port() -> u16 {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < TEST_TIMEOUT, "in vain: {what}");
+        assert!(start.elapsed() < TEST_TIMEOUT, "timed out: {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -79,7 +79,7 @@ pub struct Server {
 impl Server {
     /// Starts `oyez serve` on a free port, with further flags.
     pub fn start(flags: &[&str]) -> Server {
-        if tls::is_everywhere() {
+        if tls::is_enabled_for_suite() {
             let identity = Identity::new();
             let mut server = Server::start_tls(&identity, flags);
             let tunnel = Tunnel::start(server.address, identity);
@@ -176,7 +176,7 @@ impl Server {
 
     /// Resident memory without pages of the program's file, which come in as its code is first run.
     pub fn resident_bytes(&self) -> u64 {
-        self.rss_kib() * 1_024
+        self.resident_kib() * 1_024
     }
 
     /// CPU time used so far, in clock ticks of 10 ms.
@@ -199,7 +199,7 @@ impl Server {
     }
 
     /// The same as [`Server::resident_bytes`], in KiB.
-    pub fn rss_kib(&self) -> u64 {
+    pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()

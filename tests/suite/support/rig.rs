@@ -12,7 +12,7 @@ use oyez::server::engine::Engine;
 use oyez::server::transport::{self, ReadOutcome, Transport};
 
 use super::frames::{self, Frame};
-use super::http::Answer;
+use super::http::Response;
 
 /// A small pseudorandom generator; the seed determines the sequence.
 #[derive(Clone, Debug)]
@@ -337,7 +337,7 @@ impl<T: Piped> Rig<T> {
                 return;
             }
         }
-        panic!("the engine does not come to rest");
+        panic!("the engine does not become idle");
     }
 
     /// Advances the time, with a turn at each sweep.
@@ -393,8 +393,8 @@ impl<T: Piped> Rig<T> {
     }
 
     /// Takes the responses that a peer has received.
-    pub fn answers(&mut self, id: SlotId) -> Vec<Answer> {
-        Answer::take_all(&mut self.pipe(id).outgoing)
+    pub fn responses(&mut self, id: SlotId) -> Vec<Response> {
+        Response::take_all(&mut self.pipe(id).outgoing)
     }
 
     /// Takes the complete frames that a peer has received.

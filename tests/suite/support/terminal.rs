@@ -58,7 +58,7 @@ impl Terminal {
     }
 
     /// Waits until something has been written.
-    pub fn shows(&self, text: &str) {
+    pub fn wait_for(&self, text: &str) {
         let start = Instant::now();
         while !self.text().contains(text) {
             assert!(start.elapsed() < TEST_TIMEOUT, "{text:?} is not in {:?}", self.text());

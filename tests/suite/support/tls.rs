@@ -218,7 +218,7 @@ impl Tunnel {
 }
 
 /// Returns true if the suite runs over TLS.
-pub fn is_everywhere() -> bool {
+pub fn is_enabled_for_suite() -> bool {
     std::env::var_os("OYEZ_SUITE_TLS").is_some()
 }
 

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// Starts a relay on a free port.
-pub struct Cut {
+pub struct Relay {
     address: SocketAddr,
     streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
-impl Cut {
-    pub fn start(server: SocketAddr) -> Cut {
+impl Relay {
+    pub fn start(server: SocketAddr) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let streams = Arc::new(Mutex::new(Vec::new()));
@@ -25,7 +25,7 @@ impl Cut {
                 relay(server, client);
             }
         });
-        Cut { address, streams }
+        Relay { address, streams }
     }
 
     pub fn url(&self) -> String {
@@ -33,7 +33,7 @@ impl Cut {
     }
 
     /// Ends all connections, with whatever was on its way.
-    pub fn cut(&self) {
+    pub fn disconnect_all(&self) {
         for stream in self.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }

@@ -25,16 +25,21 @@ impl Folder {
         let path = std::env::temp_dir().join(format!("oyez-test-{}-{number}", std::process::id()));
         // A run that was killed may have had the same process id.
         let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
         Folder(path)
     }
 
-    /// Writes a file that only its owner can read; its path.
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes a file that only its owner can read, and returns its path.
     pub fn file(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
+        let path = self.path(name);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        path.to_str().unwrap().to_owned()
+        path
     }
 }
 
@@ -86,18 +91,18 @@ pub fn upgrade_with(path: &str, lines: &str) -> String {
 }
 
 /// A real server with a key.
-pub struct Guarded {
+pub struct AuthServer {
     pub server: Server,
     pub folder: Folder,
 }
 
-impl Guarded {
-    pub fn start(flags: &[&str]) -> Guarded {
-        Guarded::start_at(flags, None)
+impl AuthServer {
+    pub fn start(flags: &[&str]) -> AuthServer {
+        AuthServer::start_at(flags, None)
     }
 
     /// The same with a log level.
-    pub fn start_at(flags: &[&str], level: Option<&str>) -> Guarded {
+    pub fn start_at(flags: &[&str], level: Option<&str>) -> AuthServer {
         let folder = Folder::new();
         let secret = folder.file("secret", SECRET);
         let serve = ["serve", "--listen", "127.0.0.1:0", "--jwt-secret-file", &secret];
@@ -105,7 +110,7 @@ impl Guarded {
         if let Some(level) = level {
             command.env("RUST_LOG", level);
         }
-        Guarded { server: Server::start_command(command), folder }
+        AuthServer { server: Server::start_command(command), folder }
     }
 
     /// A client that has made the upgrade.
@@ -119,6 +124,6 @@ impl Guarded {
 
     /// The close that follows the upgrade at once.
     pub fn closed(&self, path: &str, lines: &str) -> (u16, String) {
-        self.upgraded(path, lines).closed_politely()
+        self.upgraded(path, lines).closed_and_ended()
     }
 }
