@@ -6,7 +6,7 @@ use std::rc::Rc;
 use clap::Args;
 use log::warn;
 
-use super::Failure;
+use super::failure::Failure;
 use super::key_files::KeyFiles;
 use super::values::{count, millis, small_count_or_0};
 use crate::access::gate::{DateCache, Gate};

@@ -6,9 +6,10 @@ use std::path::Path;
 use rustix::system::uname;
 
 use super::bench_flags::{BenchCommand, BenchScenario, CommonFlags, Pin, SideBySide};
+use super::failure::Failure;
 use super::output;
 use super::progress_display::ProgressDisplay;
-use super::{Failure, VERSION};
+use super::version::VERSION;
 use crate::load;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use log::warn;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::access::keys::{BadKey, Keys, SigningKey};
 
 /// Maximum size of a file: sixteen keys take a hundredth of it.

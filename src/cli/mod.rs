@@ -8,6 +8,7 @@ mod bench_flags;
 #[cfg(not(feature = "bench"))]
 mod bench_missing;
 mod environment;
+mod failure;
 mod help;
 mod input;
 mod key_files;
@@ -22,25 +23,17 @@ mod subscribe;
 mod token;
 mod trust;
 mod values;
+mod version;
 
 use std::ffi::OsString;
-use std::fmt;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Version, commit and features: see the build script.
-const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (",
-    env!("OYEZ_BUILD_COMMIT"),
-    ", features: ",
-    env!("OYEZ_BUILD_FEATURES"),
-    ")"
-);
-
 use crate::server::memory::AllocatedBytes;
+use failure::Failure;
+use version::VERSION;
 
 /// The command line of `oyez`.
 #[derive(Debug, Parser)]
@@ -66,40 +59,6 @@ enum Command {
     Bench(bench_missing::BenchCommand),
     /// Create tokens for clients, inspect them, and create signing secrets.
     Token(token::TokenCommand),
-}
-
-/// Why a command failed; decides the exit status.
-#[derive(Debug)]
-pub enum Failure {
-    /// The arguments cannot work: status 2.
-    Usage(String),
-    /// The command failed: status 1.
-    Failed(String),
-    /// Messages are missing, and --exit-on-gap is set: status 3.
-    Gap(String),
-    /// The reader of standard output has closed it (`| head -1`): status 0, without an error.
-    ReaderGone,
-}
-
-impl Failure {
-    /// The exit status.
-    pub fn status(&self) -> u8 {
-        match self {
-            Failure::ReaderGone => 0,
-            Failure::Failed(_) => 1,
-            Failure::Usage(_) => 2,
-            Failure::Gap(_) => 3,
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Failure::Usage(text) | Failure::Failed(text) | Failure::Gap(text) => f.write_str(text),
-            Failure::ReaderGone => f.write_str("the reader of standard output is gone"),
-        }
-    }
 }
 
 /// Runs the command that the command line names, prints an error as one line, and returns the exit status.

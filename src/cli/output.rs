@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use super::Failure;
+use super::failure::Failure;
 use crate::access::token;
 
 /// Prints a complete result.

@@ -17,7 +17,7 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message};
 
-use super::Failure;
+use super::failure::Failure;
 use super::input::{self, InputBatch};
 use super::key_files::TokenFile;
 use super::output;

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use log::{info, warn};
 use rustls::pki_types::UnixTime;
 
-use super::Failure;
 use super::auth_flags::AuthFlags;
+use super::failure::Failure;
 use super::memory;
 use super::output;
 use super::parent;
@@ -196,7 +196,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_OUTBOX_BYTES_MAX", value_name = "BYTES", default_value = "2MiB", value_parser = bytes)]
     outbox_bytes_max: usize,
 
-    /// Maximum time in which a connection takes none of its queued bytes, or is behind the rate of
+    /// Maximum time in which a connection takes none of its queued bytes, or is slower than the rate of
     /// --slow-bytes-per-second, in milliseconds; then the connection is slow.
     #[arg(long, env = "OYEZ_SLOW_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     slow_timeout_ms: u32,

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tungstenite::protocol::CloseFrame;
 use tungstenite::{Error, Message};
 
-use super::Failure;
+use super::failure::Failure;
 use super::key_files::TokenFile;
 use super::output::{self, Stdout, visible};
 use super::trust::TrustFlags;

@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::Failure;
+use super::failure::Failure;
 use super::key_files::{KeyFiles, SigningKeyFile};
 use super::output;
 use crate::access::grant::Patterns;

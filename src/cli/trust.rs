@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::client::endpoint::Endpoint;
 use crate::client::tls::Trust;
 

@@ -41,7 +41,7 @@ enum Security {
     Tls(TlsConnector),
 }
 
-/// Why there is no connection.
+/// Why a connection attempt failed.
 #[derive(Debug)]
 pub enum ConnectError {
     /// A permanent failure: the same request would be rejected again.

@@ -18,7 +18,7 @@ pub const START_BYTES_MAX: usize = 125;
 const HEADER_BYTES_MAX: usize = 10;
 
 /// The masking key of all frames. RFC 6455 5.3 requires an unpredictable key per frame to protect proxies against
-/// scripts in a browser. There are no scripts here, and a constant key makes masking cheap.
+/// scripts in a browser. No scripts run here, and a constant key makes masking cheap.
 const MASK: [u8; 4] = [0x6f, 0x79, 0x65, 0x7a];
 
 /// A complete frame.

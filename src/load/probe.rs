@@ -60,7 +60,7 @@ impl ProcessProbe {
     /// The processor time so far, over all threads.
     ///
     /// # Errors
-    /// There is no such process.
+    /// The process does not exist.
     pub fn cpu(self) -> io::Result<CpuCounters> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
         // The name in parentheses may hold anything; proc(5) counts from 1, and the name is field 2.
@@ -82,7 +82,7 @@ impl ProcessProbe {
     /// The current memory.
     ///
     /// # Errors
-    /// There is no such process.
+    /// The process does not exist.
     pub fn memory(self) -> io::Result<ProcessMemory> {
         if let Ok(text) = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))
             && let Some(rss) = kilobytes(&text, "Rss:")

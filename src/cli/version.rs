@@ -1,0 +1,11 @@
+//! The version that `--version` and reports print.
+
+/// Version, commit and features: see the build script.
+pub(super) const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("OYEZ_BUILD_COMMIT"),
+    ", features: ",
+    env!("OYEZ_BUILD_FEATURES"),
+    ")"
+);
