@@ -15,6 +15,7 @@
 
 pub mod change;
 pub mod channel;
+pub mod chunked_slab;
 pub mod creators;
 pub mod history;
 pub mod journal;

@@ -8,12 +8,12 @@
 use std::collections::{HashSet, VecDeque};
 
 use mio::Token;
-use slab::Slab;
 
 use super::engine;
 use super::fair_queue::FairQueue;
 use super::transport::Transport;
 use crate::close::Reason;
+use crate::hub::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::hub::seats::Seats;
 use crate::hub::shrink::ShrinkTrigger;
@@ -250,13 +250,13 @@ pub enum ReadyQueue {
     Requeued,
 }
 
-/// Entries of the slab that are never released: 80 KiB.
-const SLOTS_KEPT: usize = 1_024;
+/// Entries of the slab that are never released: its first chunk of 80 KiB.
+const SLOTS_KEPT: usize = CHUNK_ENTRIES;
 
 /// All connections.
 #[derive(Debug)]
 pub struct Slots<T> {
-    slab: Slab<Slot<T>>,
+    slab: ChunkedSlab<Slot<T>>,
     /// One more than the highest key that was ever given out.
     keys_end: usize,
     shrink_trigger: ShrinkTrigger,
@@ -276,7 +276,7 @@ impl<T: Transport> Slots<T> {
     /// An empty slab.
     pub fn new() -> Slots<T> {
         Slots {
-            slab: Slab::new(),
+            slab: ChunkedSlab::new(),
             keys_end: 0,
             shrink_trigger: ShrinkTrigger::new(SLOTS_KEPT),
             next_generation: 0,
@@ -326,7 +326,7 @@ impl<T: Transport> Slots<T> {
     /// Takes a slot out; what is left of its marks on lists is void with its generation.
     pub fn remove(&mut self, id: SlotId) -> Option<Slot<T>> {
         self.get(id)?;
-        Some(self.slab.remove(id.key as usize))
+        self.slab.remove(id.key as usize)
     }
 
     /// How many there are.
@@ -344,15 +344,15 @@ impl<T: Transport> Slots<T> {
         self.keys_end
     }
 
-    /// Releases memory when most connections are closed, as far as the highest key in use allows; the sweep then walks
-    /// no further. New connections take the lowest keys.
+    /// Releases memory when most connections are closed, and the keys above the last chunk in use; the sweep then walks
+    /// no further. New connections go into the lowest chunk that has room.
     pub fn shrink_at(&mut self, now: Moment) {
-        let (len, capacity) = (self.slab.len(), self.slab.capacity());
+        let (len, capacity) = (self.slab.len(), self.slab.keys_end());
         // After the last connection has closed the loop may sleep for long.
         let is_last_chance = len == 0 && capacity > SLOTS_KEPT;
         if is_last_chance || self.shrink_trigger.is_due_at(len, capacity, now) {
-            self.slab.shrink_to_fit();
-            self.keys_end = self.keys_end.min(self.slab.capacity());
+            self.slab.release_empty();
+            self.keys_end = self.keys_end.min(self.slab.keys_end());
             let most = 2 * self.slab.len();
             self.ready.shrink_to(most);
             self.requeued.shrink_to(most);
@@ -499,6 +499,12 @@ impl<T: Transport> Slots<T> {
             && slot.wants_flush()
             && slot.marks.set(Marks::DIRTY)
         {
+            // A broadcast to many puts all of them on the list in one turn. Doubling would leave as many pages of
+            // earlier copies; pages of a larger list that are not written to take no memory.
+            if self.dirty.len() == self.dirty.capacity() && self.dirty.len() >= CHUNK_ENTRIES {
+                let places = self.slab.keys_end();
+                self.dirty.reserve_exact(places.saturating_sub(self.dirty.len()).max(CHUNK_ENTRIES));
+            }
             self.dirty.push(id);
         }
     }
@@ -755,7 +761,7 @@ mod tests {
         slots.shrink_at(Moment::from_millis(0));
         assert!(slots.keys_end() <= SLOTS_KEPT, "{}", slots.keys_end());
         assert!(slots.get(ids[7]).is_some());
-        assert!(insert(&mut slots).key < 16, "low keys are used first");
+        assert!((insert(&mut slots).key as usize) < SLOTS_KEPT, "low keys are used first");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Counts allocations: none for frames that the load generator receives or for intents of a busy turn, few for
-//! restoring a history.
+//! restoring a history, and few bytes for connections that arrive.
 //!
 //! This is a separate binary because the counting allocator covers the whole process, and because a load run installs
 //! signal handlers for the process.
@@ -10,22 +10,28 @@
 #[allow(dead_code, unreachable_pub, reason = "it is the suite's, which uses all of it")]
 mod support;
 
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
 use oyez::client::tls::Trust;
 use oyez::config::{HistoryLimits, Limits};
-use oyez::hub::Hub;
 use oyez::hub::change::Change;
 use oyez::hub::journal::Hour;
+use oyez::hub::outbox::Outbox;
 use oyez::hub::past::Past;
-use oyez::ids::{ChannelName, Sender};
+use oyez::hub::{Hub, Wish};
+use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
 use oyez::load;
 use oyez::load::plan::{Plan, Speed, Traffic, Workload};
 use oyez::load::target::BenchTarget;
 use oyez::moment::Moment;
+use oyez::server::slots::{Slot, Slots};
+use oyez::server::transport::{ReadOutcome, Transport};
+use oyez::session::State;
 use oyez::session::intent::Intent;
-use oyez::wire::Kind;
+use oyez::wire::{Form, Kind};
 
 use support::frames::{self, TEXT};
 use support::process::Server;
@@ -89,6 +95,59 @@ fn intents_of_a_busy_turn_are_not_retained() {
     let (peak, wishes) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
     assert!(peak < wishes / 2, "{peak} bytes; all wishes would take {wishes}");
     eprintln!("{peak} bytes; all wishes would take {wishes}");
+}
+
+/// A transport of the size of a socket, with no peer.
+#[derive(Debug)]
+struct Unconnected(#[expect(dead_code, reason = "it has the size of a descriptor")] i32);
+
+impl Write for Unconnected {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Unconnected {
+    fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
+        ReadOutcome::Blocked
+    }
+
+    fn shut_down_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A table that doubles holds an old and a new copy while it grows, and the pages of both stay resident for a while:
+/// 226 bytes for each connection in place of 80.
+#[test]
+fn arriving_connections_allocate_little_more_than_their_slots() {
+    // The worst case for a table that doubles: it has just grown.
+    const CONNECTIONS: usize = 16_384 + 1_024;
+    let limits = Limits::default();
+    let now = Moment::from_millis(0);
+    let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+    let wish = Wish { form: Form::Raw, since: Since::Now, echo: true };
+    let (mut slots, mut hub) = (Slots::new(), Hub::new(&limits, 7));
+    let allocated = allocation_counter::measure(|| {
+        for number in 0..CONNECTIONS {
+            let transport = Unconnected(number as i32);
+            let id = slots.insert(transport, peer, State::accepted(&limits, now), Outbox::Empty);
+            let joined = hub.subscribe(&ChannelName::main(), id, wish, now).unwrap();
+            slots.get_mut(id).unwrap().seats.add(joined.seat);
+        }
+    });
+    assert_eq!((slots.len(), hub.standing("main").members), (CONNECTIONS, CONNECTIONS));
+    // A request head is on its way; its state is freed when the WebSocket is open.
+    let head = allocation_counter::measure(|| drop(State::accepted(&limits, now))).bytes_max as usize;
+    let (peak, slot) = (allocated.bytes_max as usize / CONNECTIONS, size_of::<Slot<Unconnected>>());
+    eprintln!("{peak} bytes for each connection: {slot} its slot, {head} its request");
+    // The channel's list of subscribers does double: at most 3 ids for each of them.
+    let most = slot + head + 3 * size_of::<SlotId>() + slot / 20;
+    assert!(peak <= most, "{peak} bytes for each connection, more than {most}");
 }
 
 /// Loading takes as long as its allocations and copies do, and a machine has memory for one history, not for two.
