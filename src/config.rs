@@ -190,7 +190,8 @@ pub struct Limits {
     /// are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120 us: past that, the
     /// next slot has its turn. With 64 KiB for each, those who wait for many such publishers wait four times
     /// as long. What the turn has for each that is ready may be more: a publisher that is alone is read on,
-    /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one.
+    /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one. Of many that begin to
+    /// send at once, each has a smaller share of its first turn.
     pub read_bytes_per_connection: usize,
     /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that
     /// a turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds

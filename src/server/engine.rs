@@ -44,6 +44,22 @@ const REQUEUED_SHARE: usize = 4;
 /// not put before the others when its next bytes arrive, however soon its socket is empty.
 const SPARSE_COST_BYTES_MAX: usize = 4 << 10;
 
+/// The share of a newly ready slot while many are: 16 of the cheapest frames, or the largest message of most chats. A
+/// thousand floods that begin at once are then requeued after a few turns. With 16 KiB for each, a message of another
+/// client waited for 500 turns and 2.3 s.
+const NEW_SHARE_BYTES_MIN: usize = 1 << 10;
+
+/// The first step of a WebSocket ([`Share::next_read`]): 42 empty frames, which take 15 us, or one small message.
+const FRAMES_STEP_BYTES: usize = 256;
+
+/// A requeued slot that is read in steps may cost this many shares: 16 KiB of frames of 32 bytes, which cost 27 KiB, are
+/// then still read in one visit, and of empty frames no more than a quarter of a turn.
+const REQUEUED_STEP_SHARES: usize = 4;
+
+/// The first step of HTTP: the head of a request, of which browsers send 400 to 500 bytes. Further requests in it wait
+/// when the share is used up.
+const REQUESTS_STEP_BYTES: usize = 512;
+
 /// So many intents are applied before another slot is read, and do not wait until all are. What they publish is
 /// handed out with the rest of the turn all the same; but their list does not grow with those who speak at once, and
 /// is still in the cache.
@@ -148,7 +164,9 @@ impl<T: Transport> Engine<T> {
     ///
     /// Newly ready slots are read first, followed by those that were requeued: while a thousand clients send as fast as
     /// they can, a message from any other is read in the next turn. Neither queue starves. A new slot that is not read
-    /// to its end is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself.
+    /// to its end is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself. As in fq_codel (RFC
+    /// 8290 4.1), a slot's share of one visit is small while many are new: of those that begin to send at the same time,
+    /// floods do not keep the others waiting.
     pub fn drive(&mut self, now: Moment) {
         let budget = self.limits.read_bytes_per_turn;
         // What the first pass requeues has had its share of this turn.
@@ -163,7 +181,9 @@ impl<T: Transport> Engine<T> {
     /// Reads up to `count` slots of a queue within a budget, and returns the rest of the budget.
     ///
     /// A slot's share is what the budget has for each that is still to be read, `others` included: a publisher that is
-    /// alone is read on, so that what it sends at once goes out at once.
+    /// alone is read on, so that what it sends at once goes out at once. It is at least what one read takes; for a new
+    /// slot, as much of that as the budget has for each of the new ones, so that a large message of a client that sends
+    /// little is read at once while a thousand floods are requeued.
     fn read_queue(
         &mut self,
         queue: ReadyQueue,
@@ -177,7 +197,18 @@ impl<T: Transport> Engine<T> {
                 break;
             }
             let Some(id) = self.slots.next_ready(queue) else { break };
-            let share = (budget / (left + others)).max(self.limits.read_bytes_per_connection);
+            let read_bytes = self.limits.read_bytes_per_connection;
+            let equal = budget / (left + others);
+            let least = match queue {
+                ReadyQueue::New => (budget / left).clamp(NEW_SHARE_BYTES_MIN.min(read_bytes), read_bytes),
+                ReadyQueue::Requeued => read_bytes,
+            };
+            let cost = equal.max(least);
+            let cost_max = match queue {
+                ReadyQueue::New => cost,
+                ReadyQueue::Requeued => cost * REQUEUED_STEP_SHARES,
+            };
+            let share = Share { cost, cost_max, is_in_steps: equal < read_bytes };
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read(id, share, now);
             if self.memory.is_in_force(MemoryStep::RefuseLarge) {
@@ -194,7 +225,7 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot, its share and no more. Returns what that cost: its bytes, and what the session charges for
     /// frames and requests.
-    fn read(&mut self, id: SlotId, share: usize, now: Moment) -> usize {
+    fn read(&mut self, id: SlotId, share: Share, now: Moment) -> usize {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
@@ -210,6 +241,7 @@ impl<T: Transport> Engine<T> {
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (Parts { transport, state }, mut desk) =
             desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
+        desk.cost_max = share.cost;
         let mut bytes = 0;
         if state.takes_input(is_flushed(desk.outbox, transport), is_paused) {
             state.resume(&mut desk);
@@ -220,19 +252,21 @@ impl<T: Transport> Engine<T> {
                 after = AfterRead::Hold;
                 break;
             }
-            let outcome = transport.receive(scratch);
+            let step = share.next_read(state.is_open(), bytes, desk.cost, scratch.len());
+            let outcome = transport.receive(&mut scratch[..step]);
             desk.cost += transport.take_read_cost();
             match outcome {
-                ReadOutcome::Silent if bytes + desk.cost >= share => break,
+                ReadOutcome::Silent if bytes + desk.cost >= share.cost => break,
                 ReadOutcome::Silent => {}
                 ReadOutcome::Bytes { count, more } => {
                     bytes += count;
+                    desk.cost_max = share.cost.saturating_sub(bytes);
                     state.receive(&scratch[..count], &mut desk);
                     if !more && !reads_on {
                         after = AfterRead::Wait;
                         break;
                     }
-                    if bytes + desk.cost >= share {
+                    if bytes + desk.cost >= share.cost {
                         break;
                     }
                 }
@@ -262,8 +296,9 @@ impl<T: Transport> Engine<T> {
             }
         }
         let cost = bytes + desk.cost;
+        let is_busy = cost > SPARSE_COST_BYTES_MAX || state.has_waiting_requests();
         metrics.received_bytes += bytes as u64;
-        slots.set_busy(id, cost > SPARSE_COST_BYTES_MAX);
+        slots.set_busy(id, is_busy);
         match after {
             AfterRead::Wait => {}
             AfterRead::Hold => slots.mark_held(id),
@@ -561,6 +596,37 @@ fn sub_field(ended: &Ended) -> String {
     }
 }
 
+/// A slot's share of a turn.
+#[derive(Clone, Copy)]
+struct Share {
+    /// The cost after which the slot is read no further.
+    cost: usize,
+    /// The most that the next step may cost, and those before it.
+    cost_max: usize,
+    /// The slot is read in steps, since the turn's budget does not have a large read for each that is ready.
+    is_in_steps: bool,
+}
+
+impl Share {
+    /// Returns the size of the next read.
+    ///
+    /// A session handles all frames of a read, and 16 KiB of empty ones cost 170 KiB. In steps, the first read is small,
+    /// and the next as large as `cost_max` allows if the bytes to come cost as much as those before them. So the cost is
+    /// bounded, and a small message takes at most one read more.
+    fn next_read(self, is_open: bool, bytes: usize, extra_cost: usize, size_max: usize) -> usize {
+        let first = if is_open { FRAMES_STEP_BYTES } else { REQUESTS_STEP_BYTES };
+        let cost = bytes + extra_cost;
+        match bytes {
+            _ if !self.is_in_steps => size_max,
+            0 => first.min(size_max),
+            _ => {
+                let affordable = self.cost_max.saturating_sub(cost) * bytes / cost;
+                affordable.max(first).min(size_max.saturating_sub(bytes)).max(1)
+            }
+        }
+    }
+}
+
 /// The next state of a slot that was read.
 enum AfterRead {
     /// An event will say when there is more.
@@ -626,6 +692,7 @@ fn desk<'a, T: Transport>(
         outbox,
         intents,
         cost: 0,
+        cost_max: usize::MAX,
     };
     (Parts { transport, state }, desk)
 }

@@ -42,6 +42,11 @@ const PLAINTEXT_BYTES_MAX: usize = 16 << 10;
 /// connection at a time.
 const READ_BYTES: usize = 16 << 10;
 
+/// Ciphertext taken in one read of a reader with less room. The plaintext for which it has no room is kept, so a read of
+/// 16 KiB would keep that much for each of thousands of connections that are read in small steps; a read of less than
+/// this would cut most records in two.
+const READ_BYTES_MIN: usize = 2 << 10;
+
 /// The record of an alert has 7 bytes in the clear, 24 to 31 encrypted.
 const ALERT_BYTES_MAX: usize = 64;
 
@@ -273,7 +278,8 @@ impl<S: Transport> Secured<S> {
         let mut room = self.bench.incoming.take();
         let held = self.incoming.len();
         room[..held].copy_from_slice(&self.incoming);
-        let outcome = match self.socket.receive(&mut room[held..][..READ_BYTES]) {
+        let most = READ_BYTES.min(buffer.len().max(READ_BYTES_MIN));
+        let outcome = match self.socket.receive(&mut room[held..][..most]) {
             ReadOutcome::Bytes { count: came, more } => {
                 *total += came;
                 let ciphertext = &mut room[..held + came];

@@ -188,6 +188,9 @@ pub struct Desk<'a> {
     pub intents: &'a mut Vec<Intent>,
     /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
     pub cost: usize,
+    /// The rest of the connection's share, in the same unit: at this cost, further pipelined requests have to wait for
+    /// the responses to those before them.
+    pub cost_max: usize,
 }
 
 impl State {
@@ -261,6 +264,11 @@ impl State {
     /// earlier requests come first.
     pub fn has_query(&self) -> bool {
         matches!(self, State::Responding(responding) if responding.has_query())
+    }
+
+    /// Returns true if requests were received that have to wait for the responses to those before them.
+    pub fn has_waiting_requests(&self) -> bool {
+        matches!(self, State::Responding(responding) if responding.has_rest())
     }
 
     /// Takes the query of [`State::has_query`], to encode some of its response.

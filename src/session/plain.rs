@@ -1,8 +1,8 @@
 //! Plain HTTP/1.1: requests in, intents and answers out, in order, on a connection that is kept.
 //!
 //! Publishing is what programs do many times a second, so its requests may follow each other without
-//! waiting (pipelining): each answer is short and is said in the order of the intents. Every other
-//! request is waited for: its answer may be large, and the next one is not looked at until the client has
+//! waiting (pipelining), up to the connection's share of the turn: each answer is short and is said in the order of the
+//! intents. Every other request is waited for: its answer may be large, and the next one is not looked at until the client has
 //! taken it. **A limit on everything**: what a connection can make the server hold is one answer and one
 //! read.
 
@@ -353,6 +353,11 @@ impl Responding {
         self.rest.capacity()
     }
 
+    /// Returns true if bytes arrived after the request.
+    pub(super) fn has_rest(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
     /// Returns true if the response to its query is next.
     pub(super) fn has_query(&self) -> bool {
         self.owed == 1 && self.query.is_some()
@@ -481,6 +486,9 @@ pub(super) fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: 
     desk.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, pass });
     match after {
         After::Closed => respond(after, Reason::Served, rest, owed),
+        After::Kept | After::KeptAloud if desk.cost >= desk.cost_max && !rest.is_empty() => {
+            respond(after, Reason::Served, rest, owed)
+        }
         After::Kept | After::KeptAloud => Outcome::Next { consumed },
     }
 }

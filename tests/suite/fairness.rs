@@ -118,6 +118,120 @@ fn quiet_pair_among_a_thousand_floods_is_served_in_the_next_turn() {
     }
 }
 
+/// Requests that publish an empty message, pipelined.
+fn pipelined_requests(count: usize) -> Vec<u8> {
+    b"POST /v1/publish/tiny HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".repeat(count)
+}
+
+/// Turns until a message is delivered that a client sends in the same moment in which a thousand connections begin to
+/// send more than a turn's budget each, after all of them; and how many bytes of the floods were read.
+fn turns_beside_new_floods(upgrade: impl Fn(usize) -> String, flood: &[u8]) -> (usize, usize) {
+    let mut rig = Rig::new(Limits::default());
+    let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
+    let floods: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Behavior::Cooperative)).collect();
+    for (place, &id) in floods.iter().enumerate() {
+        rig.send(id, upgrade(place).as_bytes());
+    }
+    rig.run_until_idle();
+    floods.iter().for_each(|&id| rig.send(id, flood));
+    rig.send_text(two, "among them");
+    for turn in 1..=100 {
+        rig.turn();
+        if rig.texts(one) == ["among them"] {
+            let read: usize = floods.iter().map(|&id| flood.len() - rig.pipe(id).incoming.len()).sum();
+            return (turn, read);
+        }
+    }
+    panic!("a message waits for more than 100 turns");
+}
+
+#[test]
+fn message_beside_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
+    let raw = |place: usize| frames::upgrade(&format!("/ws/own.{place}?echo=0"));
+    let v1 = |_: usize| crate::v1::upgrade("/ws");
+    let nothing = |_: usize| String::new();
+    let empty = frames::masked(TEXT, b"").repeat(1_000);
+    let small = frames::masked(TEXT, &[b'x'; 32]).repeat(200);
+    let large = frames::masked(TEXT, &[b'x'; 1_000]).repeat(20);
+    let publish = frames::masked(TEXT, br#"{"type":"publish","ch":"own","text":"x"}"#).repeat(200);
+    // A visit costs at most the share of 1,024 bytes, or what the first step has: 42 empty frames, 2,688. A turn has
+    // three quarters of 262,144 for the new ones: 14 turns.
+    for (turns, read) in [
+        turns_beside_new_floods(v1, &empty),
+        turns_beside_new_floods(v1, &publish),
+        turns_beside_new_floods(raw, &empty),
+        turns_beside_new_floods(raw, &small),
+        turns_beside_new_floods(raw, &large),
+        turns_beside_new_floods(nothing, &pipelined_requests(100)),
+    ] {
+        assert!(turns <= 16, "{turns} turns");
+        assert!(read <= 2_000 * 1_024, "{read} bytes of the floods come first");
+    }
+}
+
+#[test]
+fn crowd_that_begins_to_send_little_at_once_is_served_as_fast_as_the_budget_allows() {
+    let mut rig = Rig::new(Limits::default());
+    let crowd = join_many(&mut rig, 1_000);
+    for (bytes, turns) in [(60, 1), (500, 3), (900, 4)] {
+        let message = frames::masked(TEXT, &vec![b'x'; bytes]);
+        crowd.iter().for_each(|&id| rig.send(id, &message));
+        (0..turns).for_each(|_| rig.turn());
+        let waiting = crowd.iter().filter(|&&id| rig.texts(id).is_empty()).count();
+        assert_eq!(waiting, 0, "a thousand messages of {bytes} bytes in {turns} turns");
+        assert_eq!(rig.engine.slots.ready_len(ReadyQueue::Requeued), 0);
+    }
+}
+
+#[test]
+fn large_message_in_a_crowd_is_read_in_steps_and_complete() {
+    let mut rig = Rig::new(Limits::default());
+    let crowd = join_many(&mut rig, 100);
+    for (place, &id) in crowd.iter().enumerate() {
+        rig.send(id, &frames::masked(TEXT, &vec![b'x'; 300 * place]));
+        rig.send_text(id, &place.to_string());
+    }
+    rig.run_until_idle();
+    for (place, &id) in crowd.iter().enumerate() {
+        assert_eq!(rig.texts(id), ["x".repeat(300 * place), place.to_string()]);
+    }
+}
+
+#[test]
+fn pipelined_requests_in_a_crowd_are_answered_one_share_in_each_turn() {
+    let mut rig = Rig::new(Limits::default());
+    let crowd: Vec<SlotId> = (0..200).map(|_| rig.connect(Behavior::Cooperative)).collect();
+    crowd.iter().for_each(|&id| rig.send(id, &pipelined_requests(50)));
+    rig.turn();
+    let most = crowd.iter().map(|&id| rig.responses(id).len()).max();
+    assert_eq!(most, Some(1), "each takes 1,024 of a share of 1,280");
+    rig.run_until_idle();
+    crowd.iter().for_each(|&id| rig.send_eof(id));
+    rig.run_until_idle();
+    for &id in &crowd {
+        assert!((49..=50).contains(&rig.responses(id).len()));
+        assert!(!rig.is_alive(id));
+    }
+}
+
+#[test]
+fn lone_client_that_pipelines_requests_has_no_more_than_the_turns_budget() {
+    let mut rig = Rig::new(narrow());
+    let client = rig.connect(Behavior::Cooperative);
+    rig.send(client, &pipelined_requests(100));
+    let mut answered = 0;
+    while answered < 100 {
+        rig.turn();
+        let responses = rig.responses(client).len();
+        // Another client's message can arrive between two turns.
+        assert!(
+            (1..=8).contains(&responses),
+            "{responses} requests of 1,024 bytes or more in a turn of 8,192"
+        );
+        answered += responses;
+    }
+}
+
 #[test]
 fn flood_that_leaves_nothing_unread_is_not_taken_for_a_quiet_client() {
     let mut rig = Rig::new(Limits {

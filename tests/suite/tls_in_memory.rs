@@ -10,6 +10,7 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 use oyez::metrics::Limit;
 use oyez::server::tls::{Secured, Workbench};
+use oyez::server::transport::Transport;
 use oyez::session::State;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
@@ -771,4 +772,33 @@ fn half_open_handshakes_are_debtors_under_memory_pressure() {
     subscriber.write(&frames::masked(TEXT, b"still here"));
     tls.run_until_idle(&mut subscriber);
     assert_eq!(subscriber.frames()[0].payload, b"still here");
+}
+
+/// Connections that are read in small steps (more are ready than a turn has large reads for) leave plaintext for which
+/// the reader has no room.
+#[test]
+fn connection_read_in_steps_holds_little_plaintext_and_loses_none() {
+    let limits = Limits { read_bytes_per_turn: 64 << 10, ..Limits::default() };
+    let mut tls = Tls::new(&TLS13, limits, 100);
+    let mut peers: Vec<Peer> = (0..20).map(|place| tls.join(&format!("/ws/own.{place}"))).collect();
+    for peer in &mut peers {
+        for number in 0..200 {
+            peer.write(&frames::masked(TEXT, format!("{number:0100}").as_bytes()));
+            let record = peer.say();
+            tls.rig.send(peer.id, &record);
+        }
+    }
+    let mut held_max = 0;
+    while tls.rig.engine.slots.has_work() {
+        tls.turn();
+        let held = peers.iter().map(|peer| tls.rig.engine.slots.get(peer.id).unwrap().transport.held_bytes());
+        held_max = held_max.max(held.max().unwrap());
+    }
+    assert!((1..=4 << 10).contains(&held_max), "{held_max} bytes held for one connection");
+    for peer in &mut peers {
+        tls.run_until_idle(peer);
+        let texts: Vec<Vec<u8>> = peer.frames().into_iter().map(|frame| frame.payload).collect();
+        let all: Vec<Vec<u8>> = (0..200).map(|number| format!("{number:0100}").into_bytes()).collect();
+        assert_eq!(texts, all);
+    }
 }
