@@ -571,7 +571,10 @@ fn full_disk_ends_the_history_file_and_not_the_server() {
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(1), "{log}");
     assert_eq!(log.matches(" ERROR ").count(), 1, "said once: {log}");
-    assert!(log.contains("does not outlive this process") && log.contains("not complete"), "{log}");
+    assert!(
+        log.contains("does not outlive this process") && log.contains("incomplete history file"),
+        "{log}"
+    );
     let server = folder.serve(&[]);
     let page = history(&server, "a", &last);
     assert_eq!(page["gap"]["why"], "epoch", "{page}");
