@@ -10,17 +10,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use oyez::config::{HistoryLimits, Limits};
-use oyez::hub::journal::Hour;
+use oyez::hub::dirty_channels::LogTime;
 use oyez::hub::outbox::{Outbox, Pace};
-use oyez::hub::{Hub, Wish};
+use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
-use oyez::moment::Moment;
 use oyez::server::engine::Engine;
 use oyez::server::transport::{ReadOutcome, Transport};
+use oyez::session::frame_scanner::FrameScanner;
 use oyez::session::http::{self, FieldRoom};
 use oyez::session::upgrade;
-use oyez::session::walker::Walker;
 use oyez::session::websocket;
+use oyez::time::LoopTime;
 use oyez::wire::{self, Form, Kind};
 
 fn id(key: u32) -> SlotId {
@@ -51,16 +51,16 @@ fn frame(bench: &mut Criterion) {
 
 fn hub(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("hub_publish_and_queue");
-    let now = Moment::from_millis(0);
+    let now = LoopTime::from_millis(0);
     for (keeps, messages_max) in [("history", 100), ("journal", 100), ("no_history", 0)] {
         for members in [1u32, 1_000, 100_000] {
             let history = HistoryLimits { messages_max, ..HistoryLimits::default() };
             let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
             if keeps == "journal" {
-                hub.begin_journal();
+                hub.begin_tracking_changes();
             }
             let name = ChannelName::main();
-            let wish = Wish { form: Form::Raw, since: Since::Now, echo: true };
+            let wish = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
             for key in 0..members {
                 hub.subscribe(&name, id(key), wish, now).expect("there is room for one channel");
             }
@@ -70,10 +70,10 @@ fn hub(bench: &mut Criterion) {
             group.bench_function(BenchmarkId::new(keeps, members), |bench| {
                 bench.iter(|| {
                     hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), Sender::default(), None);
-                    while let Some(channel) = hub.next_touched() {
-                        let Some((members, batch)) = hub.seal(channel, now) else { continue };
+                    while let Some(channel) = hub.next_open_batch() {
+                        let Some((members, batch)) = hub.finish_batch(channel, now) else { continue };
                         for &member in members.live(Form::Raw) {
-                            if let Some(portion) = batch.portion(Form::Raw, member) {
+                            if let Some(portion) = batch.delivery(Form::Raw, member) {
                                 let _ = outboxes[member.key as usize]
                                     .enqueue(portion.frames.as_slice(), usize::MAX);
                             }
@@ -89,11 +89,11 @@ fn hub(bench: &mut Criterion) {
 /// What the loop does for one batch of the history file: 256 KiB of messages, of few channels and of many.
 fn journal(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("journal_batch");
-    let now = Moment::from_millis(0);
-    let hour = Hour { now, millis: 0 };
+    let now = LoopTime::from_millis(0);
+    let hour = LogTime { now, millis: 0 };
     for (channels, messages) in [(20u32, 100), (2_000, 1)] {
         let mut hub = Hub::new(&Limits::default(), 1);
-        hub.begin_journal();
+        hub.begin_tracking_changes();
         let names = (0..channels).map(|number| ChannelName::parse(format!("room.{number}").as_bytes()));
         let ids: Vec<_> = names
             .map(|name| hub.open(&name.expect("a name")).expect("there is room for some channels"))
@@ -106,7 +106,7 @@ fn journal(bench: &mut Criterion) {
                         for _ in 0..messages {
                             hub.publish(id, Kind::Text, &[b'x'; 64], Sender::default(), None);
                         }
-                        let _ = hub.seal(id, now);
+                        let _ = hub.finish_batch(id, now);
                     }
                     let start = Instant::now();
                     black_box(hub.take_changes(hour, 512, 256 << 10));
@@ -141,7 +141,7 @@ impl Write for Counting {
 }
 
 fn outbox(bench: &mut Criterion) {
-    let now = Moment::from_millis(0);
+    let now = LoopTime::from_millis(0);
     let frames = Rc::new(Bytes::from(vec![7; 66]));
     let mut group = bench.benchmark_group("outbox_queue_and_flush");
     for (name, pieces, room) in
@@ -188,7 +188,7 @@ fn walker(bench: &mut Criterion) {
         let session = masked_frame(length).repeat(1_000);
         group.throughput(Throughput::Elements(1_000));
         group.bench_function(BenchmarkId::from_parameter(length), |bench| {
-            bench.iter(|| Walker::new().walk(black_box(&session), 1 << 16));
+            bench.iter(|| FrameScanner::new().scan(black_box(&session), 1 << 16));
         });
     }
 }
@@ -208,7 +208,7 @@ fn wake(bench: &mut Criterion) {
                         &mut sleeper,
                         black_box(&input),
                         &limits,
-                        Moment::from_millis(0),
+                        LoopTime::from_millis(0),
                         &mut Vec::new(),
                         |kind, payload| {
                             heard.push((kind, payload));
@@ -249,7 +249,7 @@ impl Transport for Silent {
 fn sweep(bench: &mut Criterion) {
     let slots = 16_384u32;
     let mut engine = Engine::new(Limits { handshake_timeout_ms: 1 << 30, ..Limits::default() }, 1);
-    let start = Moment::from_millis(0);
+    let start = LoopTime::from_millis(0);
     let mut now = start;
     for _ in 0..slots {
         engine.admit(Silent, Peer::from(SocketAddr::from(([127, 0, 0, 1], 1))), now);
@@ -262,7 +262,7 @@ fn sweep(bench: &mut Criterion) {
             if now.millis_since(start) > 1 << 29 {
                 now = start;
             }
-            engine.sweep(now);
+            engine.expire(now);
         });
     });
 }
@@ -321,14 +321,14 @@ fn turn(bench: &mut Criterion) {
     for name in ["one_channel", "alternating", "subscriptions_last", "subscription_behind_each"] {
         let limits = Limits { ping_interval_ms: 0, ..Limits::default() };
         let mut engine = Engine::new(limits, 1);
-        let now = Moment::from_millis(0);
+        let now = LoopTime::from_millis(0);
         let send = |engine: &mut Engine<Sending>, id: SlotId, bytes: Vec<u8>| {
             engine.slots.get_mut(id).expect("it is open").transport = Sending(Some(Rc::new(bytes)), 0);
             engine.slots.mark_ready(id);
         };
         let run = |engine: &mut Engine<Sending>| {
             while engine.slots.has_work() {
-                engine.drive(now);
+                engine.read(now);
                 engine.deliver(now);
                 engine.flush(now);
             }
@@ -361,7 +361,7 @@ fn turn(bench: &mut Criterion) {
         if name == "subscriptions_last" {
             bytes.extend([subscribe(), unsubscribe()].concat().repeat(64));
         }
-        assert_eq!(engine.hub.seats(), 2_000, "all have subscribed");
+        assert_eq!(engine.hub.subscriptions(), 2_000, "all have subscribed");
         let bytes = Rc::new(bytes);
         let (published, delivered) =
             (engine.metrics.published_by_websocket, engine.metrics.messages_delivered);

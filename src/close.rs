@@ -150,7 +150,7 @@ pub enum ProxyFault {
 
 impl ProxyFault {
     /// One word for the log.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             ProxyFault::Missing => "missing",
             ProxyFault::Version1 => "version_1_expected_2",
@@ -241,7 +241,7 @@ impl fmt::Display for ClaimName {
 
 impl TokenFault {
     /// One word, for logs, metrics and clients.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             TokenFault::TooLong => "token_too_long",
             TokenFault::Malformed => "token_malformed",
@@ -368,7 +368,7 @@ impl Reason {
     ];
 
     /// One word for logs, metrics and the close frame's reason.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         Reason::WORDS[self.index()]
     }
 
@@ -430,17 +430,17 @@ impl Reason {
 /// (RFC 6455 5.5).
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())?;
+        f.write_str(self.as_str())?;
         match self {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms } | Reason::RateLimited { retry_ms } => {
                 write!(f, " retry_ms={retry_ms}")
             }
-            Reason::Gap { why } => write!(f, " why={}", why.word()),
+            Reason::Gap { why } => write!(f, " why={}", why.as_str()),
             Reason::TlsFailed { fault } => write!(f, " why={fault}"),
-            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.word()),
-            Reason::BadToken { why } => write!(f, " why={}", why.word()),
+            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.as_str()),
+            Reason::BadToken { why } => write!(f, " why={}", why.as_str()),
             _ => Ok(()),
         }
     }
@@ -498,7 +498,7 @@ mod tests {
             assert_eq!(reason.index(), line, "{reason:?}");
             assert_eq!(reason.code(), code, "{reason:?}");
             assert_eq!(reason.to_string(), text);
-            assert!(text.starts_with(reason.word()));
+            assert!(text.starts_with(reason.as_str()));
             assert!(text.len() <= 123, "RFC 6455 5.5 leaves 123 bytes: {text}");
         }
         let mut words = Reason::WORDS.to_vec();
@@ -530,7 +530,7 @@ mod tests {
         ];
         for (place, one) in faults.iter().enumerate() {
             for other in &faults[..place] {
-                assert_ne!(one.word(), other.word());
+                assert_ne!(one.as_str(), other.as_str());
                 assert_ne!(one.to_string(), other.to_string());
             }
             // It stands in JSON as it is.

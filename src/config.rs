@@ -150,7 +150,7 @@ pub struct Limits {
     /// clients send queries.
     pub work_micros_per_turn: u32,
     /// What is kept of publishers who may send the same again.
-    pub repeats: RepeatLimits,
+    pub idempotency: IdempotencyLimits,
     /// The most connections of one address, or of one /64 of IPv6; 0 is no limit. There is none unless the
     /// operator asks for it: an office, a school or a mobile carrier's NAT brings thousands of people
     /// from one address, and a proxy that is not trusted brings all of them.
@@ -216,14 +216,14 @@ pub struct HistoryLimits {
 
 /// How many keys of messages are known again (`Idempotency-Key`), and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RepeatLimits {
+pub struct IdempotencyLimits {
     /// Keys of all channels, about 150 bytes each; the oldest of the publisher with most keys goes first.
     pub keys_max: usize,
     /// How long a key is known. A publisher that tries again for longer than 5 minutes has a person looking.
     pub age_ms: u32,
 }
 
-impl RepeatLimits {
+impl IdempotencyLimits {
     /// How long a publisher can rely on its key, in milliseconds; 0 if no keys are kept.
     pub fn usable_ms(&self) -> u32 {
         if self.keys_max == 0 { 0 } else { self.age_ms }
@@ -311,7 +311,7 @@ impl Default for Limits {
             replay_wait_ms: 30_000,
             replay_take_ms: 10_000,
             work_micros_per_turn: 1_000,
-            repeats: RepeatLimits { keys_max: 100_000, age_ms: 300_000 },
+            idempotency: IdempotencyLimits { keys_max: 100_000, age_ms: 300_000 },
             connections_per_address_max: 0,
             handshakes_per_second: 0,
             messages_per_second: 0,

@@ -157,7 +157,7 @@ pub enum GapWhy {
 
 impl GapWhy {
     /// One word for clients and the log.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             GapWhy::Evicted => "evicted",
             GapWhy::Epoch => "epoch",

@@ -27,7 +27,7 @@
 //!    queues it, `flush` writes it.
 //! 3. [`session`]: the states of one connection, and what each does with bytes, an end of file, a
 //!    deadline.
-//! 4. [`session::walker`] and [`session::websocket`]: how a connection between messages comes to own no memory;
+//! 4. [`session::frame_scanner`] and [`session::websocket`]: how a connection between messages comes to own no memory;
 //!    `session::unfinished` holds a message that has arrived in part.
 //! 5. [`hub`]: channels, the turn's batch, and history; [`hub::outbox`]: the queue of one socket, [`hub::replay`] and
 //!    [`hub::page`]: long responses in slices, [`hub::merge`]: one order over several channels.
@@ -59,7 +59,7 @@
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
 //! clock. From the top: `cli`; `load`, the load generator of `oyez bench`, a second and smaller loop,
 //! and [`console`], the bytes of the web page; `server`; [`client`], the client side of a connection; `session`; `hub`; `wire` and `access`; `metrics`;
-//! and the words `close`, `config`, `ids`, `moment`. The allocator, whose count the memory budget needs, belongs to
+//! and the words `close`, `config`, `ids`, `time`. The allocator, whose count the memory budget needs, belongs to
 //! the binary: `src/main.rs` and `src/allocator.rs`.
 //!
 //! # Absent on purpose
@@ -81,7 +81,7 @@ pub mod ids;
 pub mod load;
 pub mod manual;
 pub mod metrics;
-pub mod moment;
 pub mod server;
 pub mod session;
+pub mod time;
 pub mod wire;

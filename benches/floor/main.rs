@@ -53,7 +53,7 @@ enum Mode {
 
 struct Connection {
     stream: TcpStream,
-    is_open: bool,
+    is_web_socket: bool,
     /// Bytes that wait for their rest, or for room. Nearly always there are none.
     leftover: Option<Box<Leftover>>,
 }
@@ -165,7 +165,7 @@ impl Floor {
             let entry = self.connections.vacant_entry();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, Token(entry.key()), interest)?;
-            entry.insert(Connection { stream, is_open: false, leftover: None });
+            entry.insert(Connection { stream, is_web_socket: false, leftover: None });
         }
     }
 
@@ -207,13 +207,13 @@ impl Floor {
 
     /// Takes in what has come on a connection: its head, then frames.
     fn hear(&mut self, key: usize, mut input: &[u8]) -> Heard {
-        if !self.connections[key].is_open {
+        if !self.connections[key].is_web_socket {
             let Some(head_bytes) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
                 return self.keep(key, input);
             };
             let Some(answer) = answer(&input[..head_bytes]) else { return Heard::Gone };
             let connection = &mut self.connections[key];
-            connection.is_open = true;
+            connection.is_web_socket = true;
             if connection.send(answer.as_bytes()).is_err() {
                 return Heard::Gone;
             }
@@ -247,7 +247,7 @@ impl Floor {
             return;
         }
         for (key, connection) in &mut self.connections {
-            if connection.is_open && connection.send(&self.batch).is_err() {
+            if connection.is_web_socket && connection.send(&self.batch).is_err() {
                 self.gone.push(key);
             }
         }

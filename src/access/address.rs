@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
 use super::rate::{Bucket, Rate, Take};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// An IPv4 address or the /64 of an IPv6 address, in eight bytes.
 ///
@@ -90,7 +90,7 @@ impl Addresses {
     }
 
     /// Somebody wants to come in.
-    pub fn enter(&mut self, address: IpAddr, now: Moment) -> Admission {
+    pub fn enter(&mut self, address: IpAddr, now: LoopTime) -> Admission {
         let AddressLimits { connections_max, handshakes } = self.limits;
         if connections_max.is_none() && handshakes.is_none() {
             return Admission::Admitted;
@@ -128,9 +128,9 @@ impl Addresses {
     }
 
     /// Drops the addresses without connections whose handshakes count no more, and brings the others up to date. It has
-    /// to be called long before the 24 days are over that a [`Moment`] spans: to a bucket that is older it would look as
+    /// to be called long before the 24 days are over that a [`LoopTime`] spans: to a bucket that is older it would look as
     /// if no time had passed.
-    pub fn expire(&mut self, now: Moment) {
+    pub fn expire(&mut self, now: LoopTime) {
         let rate = self.limits.handshakes;
         self.entries.retain(|_, entry| {
             let is_full = match (rate, &mut entry.handshakes) {
@@ -183,8 +183,8 @@ mod tests {
         AddressLimits { connections_max, handshakes }
     }
 
-    fn now() -> Moment {
-        Moment::from_millis(0)
+    fn now() -> LoopTime {
+        LoopTime::from_millis(0)
     }
 
     fn v4(number: u32) -> IpAddr {

@@ -4,17 +4,17 @@
 //! file is read and no clock asked, so each rule can be tried against every trick that is known for it.
 
 pub mod address;
+pub mod authenticator;
+pub mod connection_limiter;
 mod crypto;
-pub mod door;
 pub mod file_form;
-pub mod gate;
 pub mod grant;
 pub mod identity;
 pub mod keys;
 pub mod origin;
-pub mod pace;
 pub mod proxy;
 pub mod rate;
+pub mod rate_limiter;
 pub mod refusals;
 pub mod share;
 pub mod ticket;

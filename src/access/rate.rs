@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// So many a second, and so many at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,18 +45,18 @@ pub struct Bucket {
     permits: u32,
     /// Thousandths of a permit: what flows in during a millisecond is no whole number.
     thousandths: u16,
-    at: Moment,
+    at: LoopTime,
 }
 
 impl Bucket {
     /// A full one.
-    pub fn full(rate: Rate, now: Moment) -> Bucket {
+    pub fn full(rate: Rate, now: LoopTime) -> Bucket {
         Bucket { permits: rate.burst.get(), thousandths: 0, at: now }
     }
 
     /// Takes so many permits, or none. What costs more than the burst costs the burst: it has to wait for
     /// a full bucket, and not for ever.
-    pub fn take(&mut self, rate: Rate, cost: u32, now: Moment) -> Take {
+    pub fn take(&mut self, rate: Rate, cost: u32, now: LoopTime) -> Take {
         self.fill(rate, now);
         let cost = cost.min(rate.burst.get());
         match self.permits.checked_sub(cost) {
@@ -73,12 +73,12 @@ impl Bucket {
     }
 
     /// Returns true if the bucket is full at `now`. Brings it up to date.
-    pub fn is_full(&mut self, rate: Rate, now: Moment) -> bool {
+    pub fn is_full(&mut self, rate: Rate, now: LoopTime) -> bool {
         self.fill(rate, now);
         self.permits == rate.burst.get()
     }
 
-    fn fill(&mut self, rate: Rate, now: Moment) {
+    fn fill(&mut self, rate: Rate, now: LoopTime) {
         let millis = u64::from(now.millis_since(self.at));
         let flown_in = millis * u64::from(rate.per_second.get()) + u64::from(self.thousandths);
         let permits = u64::from(self.permits) + flown_in / 1_000;
@@ -98,8 +98,8 @@ mod tests {
         Rate { per_second: NonZeroU32::new(per_second).unwrap(), burst: NonZeroU32::new(burst).unwrap() }
     }
 
-    fn start() -> Moment {
-        Moment::from_millis(u64::from(u32::MAX) - 500)
+    fn start() -> LoopTime {
+        LoopTime::from_millis(u64::from(u32::MAX) - 500)
     }
 
     #[test]

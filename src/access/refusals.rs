@@ -4,7 +4,7 @@
 //! name the reason, at a bounded rate: pages try again, and any client can send such requests.
 
 use super::rate::{Bucket, Rate, Take};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Lines at once: a few pages of a few origins, found in one look at the log.
 const LINES_AT_ONCE: u32 = 5;
@@ -21,7 +21,7 @@ pub struct RefusalLog {
 
 impl RefusalLog {
     /// Returns how many refusals were not logged since the last line, if this one is to be logged.
-    pub fn take(&mut self, now: Moment) -> Option<u64> {
+    pub fn take(&mut self, now: LoopTime) -> Option<u64> {
         let rate = Rate { per_second: std::num::NonZeroU32::MIN, burst: BURST };
         let bucket = self.bucket.get_or_insert_with(|| Bucket::full(rate, now));
         match bucket.take(rate, SECONDS_PER_LINE, now) {
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn refusals_are_logged_at_a_bounded_rate_and_the_rest_is_counted() {
         let mut log = RefusalLog::default();
-        let start = Moment::from_millis(7);
+        let start = LoopTime::from_millis(7);
         let lines = (0..1_000).filter_map(|_| log.take(start)).collect::<Vec<_>>();
         assert_eq!(lines, [0; LINES_AT_ONCE as usize]);
         assert_eq!(log.take(start.after(SECONDS_PER_LINE * 1_000 - 1)), None);

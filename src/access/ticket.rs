@@ -17,7 +17,7 @@ use super::grant::Grant;
 use super::identity::Identity;
 use super::share::{ShareKey, Shares};
 use crate::ids::SlotId;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// How long a ticket is good: a page that asks for one uses it at once.
 pub const TICKET_LIFE_MS: u32 = 30_000;
@@ -37,14 +37,14 @@ pub struct Tickets {
     tickets_max: usize,
     tickets: HashMap<[u8; TICKET_BYTES], Ticket>,
     /// The same in the order in which they were issued, which is that in which they expire.
-    order: BTreeMap<u64, (Moment, [u8; TICKET_BYTES])>,
+    order: BTreeMap<u64, (LoopTime, [u8; TICKET_BYTES])>,
     issued: u64,
     shares: Shares,
     /// Used tickets of event streams: those that are open, and those that ended a short time ago.
     streams: HashMap<[u8; TICKET_BYTES], Stream>,
     by_slot: HashMap<SlotId, [u8; TICKET_BYTES]>,
     /// Ended streams in the order in which their tickets expire.
-    ended: VecDeque<(Moment, [u8; TICKET_BYTES])>,
+    ended: VecDeque<(LoopTime, [u8; TICKET_BYTES])>,
 }
 
 /// What a used ticket is bound to.
@@ -52,7 +52,7 @@ struct Stream {
     grant: Rc<Grant>,
     channel: Box<str>,
     /// `None` while it is open.
-    until: Option<Moment>,
+    until: Option<LoopTime>,
 }
 
 /// Why a ticket opens no event stream.
@@ -109,7 +109,7 @@ impl Tickets {
         chance: [u8; TICKET_BYTES],
         grant: Rc<Grant>,
         address: IpAddr,
-        now: Moment,
+        now: LoopTime,
     ) -> Result<String, NoTicket> {
         self.expire(now);
         let retry_ms = self.next_expiry().map_or(0, |end| end.millis_since(now));
@@ -132,7 +132,7 @@ impl Tickets {
     }
 
     /// Takes a ticket: what it grants, and never again. `None` if it is none, was used, or has ended.
-    pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Option<Rc<Grant>> {
+    pub fn redeem(&mut self, ticket: &[u8], now: LoopTime) -> Option<Rc<Grant>> {
         self.expire(now);
         self.remove(&parse(ticket)?)
     }
@@ -146,7 +146,7 @@ impl Tickets {
         ticket: &[u8],
         channel: &str,
         slot: SlotId,
-        now: Moment,
+        now: LoopTime,
     ) -> Result<Rc<Grant>, NoStream> {
         self.expire(now);
         let chance = parse(ticket).ok_or(NoStream::Bad)?;
@@ -166,7 +166,7 @@ impl Tickets {
     }
 
     /// Records that a connection has ended. If it was an event stream, its ticket is valid again for a limited time.
-    pub fn stream_ended(&mut self, slot: SlotId, now: Moment) {
+    pub fn stream_ended(&mut self, slot: SlotId, now: LoopTime) {
         let Some(chance) = self.by_slot.remove(&slot) else { return };
         let Some(stream) = self.streams.get_mut(&chance) else { return };
         let until = now.after(STREAM_GRACE_MS);
@@ -213,19 +213,19 @@ impl Tickets {
     }
 
     /// When the oldest expires. It has to be dropped then: weeks later its time would look like one in the future.
-    pub fn next_expiry(&self) -> Option<Moment> {
+    pub fn next_expiry(&self) -> Option<LoopTime> {
         let unused = self.order.first_key_value().map(|(_, &(end, _))| end);
         let ended = self.ended.front().map(|&(until, _)| until);
-        unused.into_iter().chain(ended).reduce(Moment::or_earlier)
+        unused.into_iter().chain(ended).reduce(LoopTime::min)
     }
 
     /// Drops expired tickets.
-    pub fn expire(&mut self, now: Moment) {
-        while self.ended.front().is_some_and(|(until, _)| until.has_come(now)) {
+    pub fn expire(&mut self, now: LoopTime) {
+        while self.ended.front().is_some_and(|(until, _)| until.is_due(now)) {
             self.forget_oldest_stream();
         }
         while let Some((_, &(end, chance))) = self.order.first_key_value()
-            && end.has_come(now)
+            && end.is_due(now)
         {
             self.remove(&chance);
         }
@@ -274,8 +274,8 @@ mod tests {
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    fn start() -> Moment {
-        Moment::from_millis(u64::from(u32::MAX) - 1_000)
+    fn start() -> LoopTime {
+        LoopTime::from_millis(u64::from(u32::MAX) - 1_000)
     }
 
     fn grant() -> Rc<Grant> {

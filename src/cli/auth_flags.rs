@@ -9,9 +9,9 @@ use log::warn;
 use super::failure::Failure;
 use super::key_files::KeyFiles;
 use super::values::{count, millis, small_count_or_0};
-use crate::access::gate::{DateCache, Gate};
+use crate::access::authenticator::{Authenticator, DateCache};
 use crate::access::grant::Grant;
-use crate::access::pace::Meters;
+use crate::access::rate_limiter::RateLimiter;
 use crate::access::refusals::RefusalLog;
 use crate::access::ticket::Tickets;
 use crate::access::token::Verifier;
@@ -83,7 +83,7 @@ impl AuthFlags {
 
     /// The authenticator of a server that listens on this address, and a description for the log. Without a key or an
     /// explicit `--anonymous`, only a server on a loopback address accepts clients.
-    pub(super) fn gate(&self, listen: SocketAddr) -> Result<(Gate, String), Failure> {
+    pub(super) fn authenticator(&self, listen: SocketAddr) -> Result<(Authenticator, String), Failure> {
         let verifier = self.verifier()?;
         let is_local = listen.ip().to_canonical().is_loopback();
         let mut facts = Vec::new();
@@ -111,18 +111,18 @@ impl AuthFlags {
                 )));
             }
         };
-        let gate = Gate {
+        let authenticator = Authenticator {
             refusal_log: RefusalLog::default(),
             only_this_machine: verifier.is_none() && self.anonymous.is_none(),
             verifier,
             anonymous: Rc::new(anonymous),
             allow_query_token: self.allow_query_token,
             tickets: Tickets::new(self.tickets_max, self.tickets_per_client_max),
-            auths: Meters::new(),
+            auths: RateLimiter::new(),
             unix_now: 0,
             date: DateCache::default(),
         };
-        Ok((gate, facts.join("; ")))
+        Ok((authenticator, facts.join("; ")))
     }
 }
 

@@ -17,17 +17,17 @@ use super::values::{
     bytes, bytes_or_0, count, count_or_0, fields, listen, memory_bytes_or_0, millis, millis_or_0, network,
     origin, seconds, small_bytes, small_count, small_count_or_0,
 };
-use crate::access::door::Proxies;
+use crate::access::connection_limiter::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::access::token::Verifier;
 use crate::config::{
-    self, Asset, Config, HistoryFile, HistoryLimits, Limits, OnSlow, RepeatLimits, Tcp, TlsFiles,
+    self, Asset, Config, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow, Tcp, TlsFiles,
 };
 use crate::console;
-use crate::server::entrance::{Entrance, Plain, Tls};
+use crate::server::acceptor::{Acceptor, Plain, Tls};
 use crate::server::memory::AllocatedBytes;
-use crate::server::{DESCRIPTORS_RESERVED, End, Guests, Server, StartError};
+use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, End, Server, StartError};
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
 #[derive(Debug, Args)]
@@ -321,16 +321,16 @@ impl Serve {
             let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
             return Err(Failure::Usage(why.into()));
         }
-        let (gate, who_may) = self.auth.gate(config.listen)?;
+        let (authenticator, who_may) = self.auth.authenticator(config.listen)?;
         let (connections_max, descriptors) = connections_max(config.connections_max)?;
         let facts = [who_may, descriptors, memory];
-        let guests = Guests { origins: self.origins.clone(), proxies, gate };
+        let access_config = AccessConfig { origins: self.origins.clone(), proxies, authenticator };
         let keys = || self.auth.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
-            None => serve(config, guests, keys, connections_max, Plain, &facts, allocated_bytes),
+            None => serve(config, access_config, keys, connections_max, Plain, &facts, allocated_bytes),
             Some(files) => {
                 let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
-                serve(config, guests, keys, connections_max, tls, &facts, allocated_bytes)
+                serve(config, access_config, keys, connections_max, tls, &facts, allocated_bytes)
             }
         }
     }
@@ -399,7 +399,7 @@ impl Serve {
                 replay_wait_ms: self.replay_wait_ms,
                 replay_take_ms: self.replay_take_ms,
                 work_micros_per_turn: self.work_micros_per_turn,
-                repeats: RepeatLimits {
+                idempotency: IdempotencyLimits {
                     keys_max: self.idempotency_keys_max,
                     age_ms: self.idempotency_age_seconds * 1_000,
                 },
@@ -444,19 +444,19 @@ impl Serve {
 
 /// Runs a server with one kind of acceptor, until a signal ends it. Limits and addresses are logged once it listens,
 /// so that an error at start is not hidden among them.
-fn serve<E: Entrance>(
+fn serve<E: Acceptor>(
     config: Config,
-    guests: Guests,
+    access_config: AccessConfig,
     keys: impl FnMut() -> Result<Option<Verifier>, String>,
     connections_max: usize,
-    entrance: E,
+    acceptor: E,
     facts: &[String],
     allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
     let listen = config.listen;
     let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
     let mut server =
-        Server::bind(config, guests, connections_max, entrance).map_err(|error| match error {
+        Server::bind(config, access_config, connections_max, acceptor).map_err(|error| match error {
             StartError::Listen(error) => {
                 Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
             }

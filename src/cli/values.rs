@@ -12,7 +12,7 @@ const BYTES_MAX: u64 = 1 << 30;
 /// The largest memory budget that a flag accepts: 64 TiB, as much as Linux maps with four levels of page tables.
 const MEMORY_BYTES_MAX: u64 = 1 << 46;
 
-/// The longest time that a flag accepts: a day, far below the 24 days that a [`crate::moment::Moment`] spans.
+/// The longest time that a flag accepts: a day, far below the 24 days that a [`crate::time::LoopTime`] spans.
 const MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
 
 /// The maximum of --head-fields-max: the table of fields is allocated for each request.

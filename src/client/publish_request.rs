@@ -18,7 +18,6 @@ pub struct PublishResponse {
     /// The id of the message.
     pub id: String,
     /// Number of subscribers that the message was queued for; null without the right to subscribe to the channel.
-    #[serde(alias = "members")]
     pub subscribers: Option<u64>,
 }
 

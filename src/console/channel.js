@@ -44,7 +44,7 @@ export class ChannelView {
     this.paused = false;
     this.held = 0;
     this.seconds = new Array(RATE_WINDOW_S).fill(0);
-    this.members = null;
+    this.subscribers = null;
     this.follow = following(byId('stream'));
     this.draw = eachFrame(() => this.flush());
     this.listen();
@@ -100,9 +100,9 @@ export class ChannelView {
       this.push(message);
     };
     this.off = this.hub.subscribe(channel, onMessage, {
-      onsubscribed: ({ members }) => {
+      onsubscribed: ({ subscribers }) => {
         live = false;
-        this.setMembers(members);
+        this.setMembers(subscribers);
       },
       ongap: ({ missed, why }) => {
         const what = Number.isFinite(missed) ? plural(missed, 'message') : 'an unknown number of messages';
@@ -159,14 +159,14 @@ export class ChannelView {
   }
 
   setMembers(n) {
-    this.members = n;
+    this.subscribers = n;
     this.showFacts();
   }
 
   showFacts() {
     const perSecond = this.seconds.reduce((sum, n) => sum + n, 0) / RATE_WINDOW_S;
     const parts = [`${rate(perSecond)} messages/s`];
-    if (this.members !== null) parts.unshift(plural(this.members, 'subscriber'));
+    if (this.subscribers !== null) parts.unshift(plural(this.subscribers, 'subscriber'));
     if (this.kept) parts.push(this.kept);
     byId('facts').textContent = parts.join(' · ');
   }
@@ -174,10 +174,10 @@ export class ChannelView {
   /** Called once a second with the response of GET /v1/channels/{channel}, or null. */
   tick(info) {
     this.kept = Number.isFinite(info?.messages) ? `${count(info.messages)} kept, ${bytes(info.bytes ?? 0)}` : '';
-    if (Number.isFinite(info?.members)) {
-      this.members = info.members;
+    if (Number.isFinite(info?.subscribers)) {
+      this.subscribers = info.subscribers;
       for (const chip of byId('chips').children)
-        if (chip.dataset.channel === info.channel) chip.lastChild.textContent = count(info.members);
+        if (chip.dataset.channel === info.channel) chip.lastChild.textContent = count(info.subscribers);
     }
     this.showFacts();
     this.seconds.pop();
@@ -188,16 +188,16 @@ export class ChannelView {
   list(channels) {
     const known = channels.filter(({ channel }) => NAME.test(channel));
     byId('channels').replaceChildren(...known.slice(0, 100).map(({ channel }) => element('option', { value: channel })));
-    const largest = known.sort((a, b) => b.members - a.members || (a.channel < b.channel ? -1 : 1)).slice(0, CHIPS);
+    const largest = known.sort((a, b) => b.subscribers - a.subscribers || (a.channel < b.channel ? -1 : 1)).slice(0, CHIPS);
     largest.sort((a, b) => (a.channel < b.channel ? -1 : 1));
     const old = [...byId('chips').children];
     // Links are kept while they point to the same channel, so that keyboard focus stays.
-    const chips = largest.map(({ channel, members }) => {
+    const chips = largest.map(({ channel, subscribers }) => {
       const chip =
         old.find((one) => one.dataset.channel === channel) ??
         element('a', { href: `#${channel}`, 'data-channel': channel }, element('bdi', {}, channel), element('span', {}));
-      chip.lastChild.textContent = count(members);
-      chip.lastChild.title = plural(members, 'member');
+      chip.lastChild.textContent = count(subscribers);
+      chip.lastChild.title = plural(subscribers, 'member');
       mark(chip, this.channel);
       return chip;
     });

@@ -424,12 +424,12 @@ export class Oyez extends EventTarget {
     this.#send({ type: 'subscribe', ch: channel.name, since });
   }
 
-  #joined(channel, { id, members }) {
+  #joined(channel, { id, subscribers }) {
     if (channel?.stage !== 'joining') return;
     channel.stage = 'joined';
     channel.cursor = id;
     channel.resumed = true;
-    notify(channel, 'onsubscribed', { channel: channel.name, id, members });
+    notify(channel, 'onsubscribed', { channel: channel.name, id, subscribers });
   }
 
   /** Subscribes again to a channel that was left and rejoined meanwhile: messages in flight were not for the new handlers. */

@@ -1,6 +1,6 @@
 //! One change of a channel, as it is written down.
 //!
-//! A change says how far a channel is ([`Figures`]), and has the messages since its last one, each as bytes of
+//! A change says how far a channel is ([`ChannelPosition`]), and has the messages since its last one, each as bytes of
 //! its own. **Newer ones win**: a floor lets go of the messages before it, so whoever has taken a channel's
 //! changes in order ends up with what was kept when the last of them was made.
 //!
@@ -24,7 +24,7 @@ pub enum Change {
         /// Its name.
         name: Box<str>,
         /// How far.
-        figures: Figures,
+        figures: ChannelPosition,
         /// What it keeps since its last change; in order, and perhaps nothing.
         messages: Vec<u8>,
     },
@@ -40,19 +40,19 @@ impl Change {
     pub fn bytes(&self) -> usize {
         let (Change::Channel { name, .. } | Change::Ended { name }) = self;
         let messages = if let Change::Channel { messages, .. } = self { messages.len() } else { 0 };
-        name.len() + size_of::<Figures>() + messages
+        name.len() + size_of::<ChannelPosition>() + messages
     }
 }
 
 /// How far a channel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct ChannelPosition {
     /// The number of its last message.
     pub number: u64,
     /// Its last message in the log.
     pub last: u64,
     /// The last message that is not kept.
-    pub floor: u64,
+    pub evicted_through: u64,
 }
 
 /// A message of a change.

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use super::history::{Entry, History};
 use super::outbox::Frames;
 use super::replay::Replay;
-use super::{Moved, Place, Seat, Standing};
+use super::{ChannelInfo, Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
 use crate::ids::{ChannelId, MessageId, Sender, SlotId};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::{self, Form, Kind, Message};
 
 /// See [`Channel::group`].
@@ -36,11 +36,11 @@ pub struct Channel {
     /// Its index in the group of batches that are being fanned out, or [`NO_GROUP`].
     pub(super) group: u32,
     /// Where it stands among all channels by size.
-    pub(super) rank: super::largest::Rank,
+    pub(super) rank: super::eviction::SizeRank,
     /// Its creator.
     pub(super) creator: super::creators::Creator,
     /// Where it stands in what is written down.
-    pub(super) mark: super::journal::Mark,
+    pub(super) mark: super::dirty_channels::PersistState,
 }
 
 /// The messages that were published since the last seal, framed, end to end.
@@ -48,18 +48,18 @@ pub struct Channel {
 struct Batch {
     frames: Vec<u8>,
     entries: Vec<Entry>,
-    unheard: Vec<Unheard>,
+    echo_excluded: Vec<EchoExcluded>,
 }
 
 impl Batch {
     /// Records messages that a subscriber is not sent.
-    fn leave_out(&mut self, form: Form, member: SlotId, messages: Range<usize>) {
+    fn leave_out(&mut self, form: Form, subscriber: SlotId, messages: Range<usize>) {
         let (first, end) = (messages.start as u32, messages.end as u32);
-        match self.unheard.last_mut() {
-            Some(last) if last.member == member && last.first <= first && first <= last.end => {
+        match self.echo_excluded.last_mut() {
+            Some(last) if last.subscriber == subscriber && last.first <= first && first <= last.end => {
                 last.end = last.end.max(end);
             }
-            _ if first < end => self.unheard.push(Unheard { form, member, first, end }),
+            _ if first < end => self.echo_excluded.push(EchoExcluded { form, subscriber, first, end }),
             _ => {}
         }
     }
@@ -70,22 +70,22 @@ impl Batch {
 ///
 /// The subscriber is named by its slot: it may have another position by the time the batch is sealed, or none.
 #[derive(Clone, Copy, Debug)]
-struct Unheard {
+struct EchoExcluded {
     form: Form,
-    member: SlotId,
+    subscriber: SlotId,
     first: u32,
     end: u32,
 }
 
-impl Unheard {
+impl EchoExcluded {
     fn key(&self) -> (u32, u32) {
-        (self.member.key, self.member.generation)
+        (self.subscriber.key, self.subscriber.generation)
     }
 }
 
 /// A batch that is complete.
 #[derive(Debug)]
-pub struct Sealed {
+pub struct FinishedBatch {
     forms: [Option<Encoded>; Form::COUNT],
     name: Rc<str>,
     epoch: u64,
@@ -95,12 +95,12 @@ pub struct Sealed {
     raw: Frames,
     entries: Vec<Entry>,
     /// By subscriber, and for each in the order of the messages.
-    unheard: Vec<Unheard>,
+    echo_excluded: Vec<EchoExcluded>,
 }
 
 /// Where a batch begins.
 #[derive(Clone, Copy, Debug)]
-pub struct Before {
+pub struct BatchStart {
     /// Just before its first message in the log.
     pub(super) seq: u64,
     /// The number of its first message in the channel.
@@ -119,62 +119,62 @@ struct Encoded {
 
 /// What one member gets of a batch.
 #[derive(Clone, Debug)]
-pub struct Portion {
+pub struct Delivery {
     /// The frames.
-    pub frames: Pieces,
+    pub frames: Slices,
     /// How many messages they hold.
     pub messages: u32,
 }
 
 /// The frames of a portion.
 #[derive(Clone, Debug)]
-pub enum Pieces {
+pub enum Slices {
     /// One piece.
     Whole(Frames),
     /// Several, in order.
-    Stretches(Rc<[Frames]>),
+    Ranges(Rc<[Frames]>),
 }
 
-impl Pieces {
+impl Slices {
     /// The pieces in order.
     pub fn as_slice(&self) -> &[Frames] {
         match self {
-            Pieces::Whole(frames) => std::slice::from_ref(frames),
-            Pieces::Stretches(stretches) => stretches,
+            Slices::Whole(frames) => std::slice::from_ref(frames),
+            Slices::Ranges(stretches) => stretches,
         }
     }
 
     /// Pieces from a list; `None` if the list is empty.
-    pub(super) fn from_list(mut list: Vec<Frames>) -> Option<Pieces> {
+    pub(super) fn from_list(mut list: Vec<Frames>) -> Option<Slices> {
         match list.len() {
             0 => None,
-            1 => list.pop().map(Pieces::Whole),
-            _ => Some(Pieces::Stretches(list.into())),
+            1 => list.pop().map(Slices::Whole),
+            _ => Some(Slices::Ranges(list.into())),
         }
     }
 }
 
 impl Channel {
-    pub(super) fn new(name: Rc<str>, floor: u64) -> Channel {
+    pub(super) fn new(name: Rc<str>, evicted_through: u64) -> Channel {
         Channel {
             name,
             live: Default::default(),
             replaying: Vec::new(),
             batch: Batch::default(),
-            history: History::new(floor),
+            history: History::new(evicted_through),
             messages: 0,
-            last: floor,
+            last: evicted_through,
             had_others: false,
             group: NO_GROUP,
-            rank: super::largest::Rank::default(),
+            rank: super::eviction::SizeRank::default(),
             creator: super::creators::Creator::default(),
-            mark: super::journal::Mark::default(),
+            mark: super::dirty_channels::PersistState::default(),
         }
     }
 
-    /// One that was written down, without its history, which begins at `floor`.
-    pub(super) fn restored(name: Rc<str>, messages: u64, last: u64, floor: u64) -> Channel {
-        Channel { messages, last, ..Channel::new(name, floor) }
+    /// One that was written down, without its history, which begins at `evicted_through`.
+    pub(super) fn restored(name: Rc<str>, messages: u64, last: u64, evicted_through: u64) -> Channel {
+        Channel { messages, last, ..Channel::new(name, evicted_through) }
     }
 
     pub(super) fn shared_name(&self) -> Rc<str> {
@@ -192,7 +192,7 @@ impl Channel {
     }
 
     /// How many members it has.
-    pub fn members(&self) -> usize {
+    pub fn subscribers(&self) -> usize {
         self.live.iter().map(Vec::len).sum::<usize>() + self.replaying.len()
     }
 
@@ -213,11 +213,11 @@ impl Channel {
     }
 
     /// The channel as the API reports it.
-    pub fn standing(&self) -> Standing {
-        Standing {
-            members: self.members(),
+    pub fn info(&self) -> ChannelInfo {
+        ChannelInfo {
+            subscribers: self.subscribers(),
             head: (self.messages > 0).then_some(self.last),
-            floor: self.history.floor(),
+            evicted_through: self.history.evicted_through(),
             messages: self.history.len(),
             bytes: self.history.bytes(),
         }
@@ -230,42 +230,48 @@ impl Channel {
 
     /// Is there no reason for it to exist?
     pub(super) fn has_ended(&self) -> bool {
-        self.members() == 0 && self.history.len() == 0 && self.batch.entries.is_empty()
+        self.subscribers() == 0 && self.history.len() == 0 && self.batch.entries.is_empty()
     }
 
     pub(super) fn has_batch(&self) -> bool {
         !self.batch.entries.is_empty()
     }
 
-    pub(super) fn join(&mut self, form: Form, member: SlotId) -> u32 {
+    pub(super) fn join(&mut self, form: Form, subscriber: SlotId) -> u32 {
         // It does not receive messages from before its subscription.
-        self.batch.leave_out(form, member, 0..self.batch.entries.len());
-        let members = &mut self.live[form.index()];
-        members.push(member);
-        (members.len() - 1) as u32
+        self.batch.leave_out(form, subscriber, 0..self.batch.entries.len());
+        let subscribers = &mut self.live[form.index()];
+        subscribers.push(subscriber);
+        (subscribers.len() - 1) as u32
     }
 
-    pub(super) fn leave(&mut self, seat: Seat) -> Option<Moved> {
-        let position = seat.position as usize;
-        let moved = match seat.place {
-            Place::Live(form) => {
-                let members = &mut self.live[form.index()];
-                members.swap_remove(position);
-                members.get(position).copied()
+    pub(super) fn leave(&mut self, subscription: Subscription) -> Option<Moved> {
+        let position = subscription.position as usize;
+        let moved = match subscription.place {
+            SubscriptionState::Live(form) => {
+                let subscribers = &mut self.live[form.index()];
+                subscribers.swap_remove(position);
+                subscribers.get(position).copied()
             }
-            Place::Replaying => {
+            SubscriptionState::CatchingUp => {
                 self.replaying.swap_remove(position);
-                self.replaying.get(position).map(|replay| replay.member)
+                self.replaying.get(position).map(|replay| replay.subscriber)
             }
         };
-        moved.map(|member| Moved { member, channel: seat.channel, position: seat.position })
+        moved.map(|subscriber| Moved {
+            subscriber,
+            channel: subscription.channel,
+            position: subscription.position,
+        })
     }
 
     /// Who sits there.
-    pub(super) fn member_at(&self, place: Place, position: u32) -> Option<SlotId> {
+    pub(super) fn subscriber_at(&self, place: SubscriptionState, position: u32) -> Option<SlotId> {
         match place {
-            Place::Live(form) => self.live[form.index()].get(position as usize).copied(),
-            Place::Replaying => self.replaying.get(position as usize).map(|replay| replay.member),
+            SubscriptionState::Live(form) => self.live[form.index()].get(position as usize).copied(),
+            SubscriptionState::CatchingUp => {
+                self.replaying.get(position as usize).map(|replay| replay.subscriber)
+            }
         }
     }
 
@@ -276,13 +282,14 @@ impl Channel {
         kind: Kind,
         payload: &[u8],
         sender: Sender,
-        unheard_by: Option<Seat>,
+        echo_excluded_by: Option<Subscription>,
     ) -> bool {
-        if let Some(Seat { place: place @ Place::Live(form), position, .. }) = unheard_by
-            && let Some(member) = self.member_at(place, position)
+        if let Some(Subscription { place: place @ SubscriptionState::Live(form), position, .. }) =
+            echo_excluded_by
+            && let Some(subscriber) = self.subscriber_at(place, position)
         {
             let message = self.batch.entries.len();
-            self.batch.leave_out(form, member, message..message + 1);
+            self.batch.leave_out(form, subscriber, message..message + 1);
         }
         let Batch { frames, entries, .. } = &mut self.batch;
         wire::append_message(frames, kind, payload);
@@ -293,8 +300,8 @@ impl Channel {
     }
 
     /// The messages of the open batch that a live subscriber has yet to be sent.
-    pub(super) fn unsent(&self, member: SlotId) -> impl Iterator<Item = usize> {
-        let own = self.batch.unheard.iter().filter(move |one| one.member == member);
+    pub(super) fn unsent(&self, subscriber: SlotId) -> impl Iterator<Item = usize> {
+        let own = self.batch.echo_excluded.iter().filter(move |one| one.subscriber == subscriber);
         let mut skipped: Vec<(u32, u32)> = own.map(|one| (one.first, one.end)).collect();
         skipped.sort_unstable();
         let mut at = 0;
@@ -307,8 +314,8 @@ impl Channel {
     }
 
     /// A live subscriber was sent all of the open batch that it is to be sent.
-    pub(super) fn mark_sent(&mut self, form: Form, member: SlotId) {
-        self.batch.leave_out(form, member, 0..self.batch.entries.len());
+    pub(super) fn mark_sent(&mut self, form: Form, subscriber: SlotId) {
+        self.batch.leave_out(form, subscriber, 0..self.batch.entries.len());
     }
 
     /// A message of the open batch.
@@ -340,17 +347,17 @@ impl Channel {
     }
 
     /// Ends the batch, and keeps as much of it as the history's limits allow. It may be merged with others if `merges`.
-    pub(super) fn seal(
+    pub(super) fn finish_batch(
         &mut self,
         epoch: u64,
         limits: &HistoryLimits,
         merges: bool,
-        now: Moment,
-    ) -> Option<Sealed> {
+        now: LoopTime,
+    ) -> Option<FinishedBatch> {
         if !self.has_batch() {
             return None;
         }
-        let Batch { mut frames, entries, mut unheard } = std::mem::take(&mut self.batch);
+        let Batch { mut frames, entries, mut echo_excluded } = std::mem::take(&mut self.batch);
         let keeps = limits.messages_max > 0;
         if keeps {
             // What a growing batch has to spare would be kept with it.
@@ -358,14 +365,15 @@ impl Channel {
         }
         let raw: Frames = Rc::new(Bytes::from(frames));
         let number = self.messages + 1 - entries.len() as u64;
-        unheard.sort_by_key(|one| (one.key(), one.first));
+        echo_excluded.sort_by_key(|one| (one.key(), one.first));
         if keeps {
             self.history.keep(&raw, &entries, limits, now);
         } else {
             self.history = History::new(self.last);
         }
         let name = self.name.clone();
-        let mut sealed = Sealed { forms: Default::default(), name, epoch, number, raw, entries, unheard };
+        let mut sealed =
+            FinishedBatch { forms: Default::default(), name, epoch, number, raw, entries, echo_excluded };
         for form in Form::ALL {
             if !self.live[form.index()].is_empty() {
                 sealed.forms[form.index()] = Some(sealed.encode(form, merges));
@@ -388,9 +396,9 @@ impl Channel {
     }
 }
 
-impl Sealed {
+impl FinishedBatch {
     fn encode(&self, form: Form, merges: bool) -> Encoded {
-        let is_cut = self.unheard.iter().any(|one| one.form == form);
+        let is_cut = self.echo_excluded.iter().any(|one| one.form == form);
         let wants_ends = is_cut || (merges && form == Form::Envelope);
         if form == Form::Raw {
             let ends = if wants_ends { self.entries.iter().map(|entry| entry.end).collect() } else { vec![] };
@@ -422,35 +430,35 @@ impl Sealed {
 
     /// The portion of a subscriber: usually the whole batch. Without its skipped messages for a subscriber that has
     /// some, and `None` if no message is left.
-    pub fn portion(&self, form: Form, member: SlotId) -> Option<Portion> {
+    pub fn delivery(&self, form: Form, subscriber: SlotId) -> Option<Delivery> {
         let encoded = self.forms[form.index()].as_ref()?;
-        if !encoded.is_cut || self.gets_all(member) {
+        if !encoded.is_cut || self.gets_all(subscriber) {
             let messages = self.entries.len() as u32;
-            return Some(Portion { frames: Pieces::Whole(encoded.frames.clone()), messages });
+            return Some(Delivery { frames: Slices::Whole(encoded.frames.clone()), messages });
         }
-        let heard = self.heard(member);
+        let heard = self.heard(subscriber);
         let messages = heard.iter().map(|range| range.len() as u32).sum();
         let frames = match form {
             Form::Raw | Form::Envelope => {
                 let stretches = heard.into_iter().map(|range| encoded.stretch(range)).collect();
-                Pieces::from_list(stretches)?
+                Slices::from_list(stretches)?
             }
             // A chunk of the transfer coding cannot be cut.
             Form::Event | Form::EventUntilClose | Form::EnvelopeEvent | Form::EnvelopeEventUntilClose => {
                 let mut messages = heard.into_iter().flatten().peekable();
                 messages.peek()?;
                 let piece = form.piece(|out| messages.for_each(|one| self.message(one).append_as(form, out)));
-                Pieces::Whole(Rc::new(piece))
+                Slices::Whole(Rc::new(piece))
             }
         };
-        Some(Portion { frames, messages })
+        Some(Delivery { frames, messages })
     }
 
     /// The messages that a subscriber gets, as ranges.
-    pub(super) fn heard(&self, member: SlotId) -> Vec<Range<usize>> {
+    pub(super) fn heard(&self, subscriber: SlotId) -> Vec<Range<usize>> {
         let mut heard = Vec::new();
         let mut from = 0;
-        for one in self.unheard_by(member) {
+        for one in self.echo_excluded_by(subscriber) {
             if from < one.first {
                 heard.push(from as usize..one.first as usize);
             }
@@ -462,25 +470,25 @@ impl Sealed {
         heard
     }
 
-    fn unheard_by(&self, member: SlotId) -> impl Iterator<Item = &Unheard> {
-        let key = (member.key, member.generation);
-        let first = self.unheard.partition_point(|one| one.key() < key);
-        self.unheard[first..].iter().take_while(move |one| one.key() == key)
+    fn echo_excluded_by(&self, subscriber: SlotId) -> impl Iterator<Item = &EchoExcluded> {
+        let key = (subscriber.key, subscriber.generation);
+        let first = self.echo_excluded.partition_point(|one| one.key() < key);
+        self.echo_excluded[first..].iter().take_while(move |one| one.key() == key)
     }
 
     /// Returns true if the subscriber gets the whole batch.
-    pub(super) fn gets_all(&self, member: SlotId) -> bool {
-        self.unheard_by(member).next().is_none()
+    pub(super) fn gets_all(&self, subscriber: SlotId) -> bool {
+        self.echo_excluded_by(subscriber).next().is_none()
     }
 
     /// The message before the first that a subscriber has yet to be sent, for one that could not take it.
-    pub fn before(&self, member: SlotId) -> Before {
-        let first = self.heard(member).first().map_or(self.entries.len(), |range| range.start);
+    pub fn before(&self, subscriber: SlotId) -> BatchStart {
+        let first = self.heard(subscriber).first().map_or(self.entries.len(), |range| range.start);
         let seq = match first.checked_sub(1) {
             Some(before) => self.entries[before].seq,
             None => self.entries[0].seq - 1,
         };
-        Before { seq, number: self.number + first as u64 }
+        BatchStart { seq, number: self.number + first as u64 }
     }
 
     /// Returns the number of its messages.
@@ -511,8 +519,8 @@ impl Encoded {
 }
 
 /// A seat of a live member.
-pub(super) fn seat(channel: ChannelId, form: Form, position: u32, echo: bool) -> Seat {
-    Seat { channel, position, place: Place::Live(form), echo }
+pub(super) fn subscription(channel: ChannelId, form: Form, position: u32, echo: bool) -> Subscription {
+    Subscription { channel, position, place: SubscriptionState::Live(form), echo }
 }
 
 #[cfg(test)]
@@ -522,28 +530,29 @@ mod tests {
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 0, bytes_max: 1, age_ms: 1, total_bytes_max: 1 };
 
-    fn member(key: u32) -> SlotId {
+    fn subscriber(key: u32) -> SlotId {
         SlotId { key, generation: 0 }
     }
 
-    fn channel_of(members: u32) -> Channel {
+    fn channel_of(subscribers: u32) -> Channel {
         let mut channel = Channel::new("x".into(), 0);
-        for key in 0..members {
-            assert_eq!(channel.join(Form::Raw, member(key)), key);
+        for key in 0..subscribers {
+            assert_eq!(channel.join(Form::Raw, subscriber(key)), key);
         }
         channel
     }
 
-    fn publish(channel: &mut Channel, payload: &[u8], unheard_by: Option<u32>) -> bool {
-        let seat = unheard_by.map(|position| seat(ChannelId(0), Form::Raw, position, false));
-        channel.publish(channel.last + 1, Kind::Text, payload, Sender::default(), seat)
+    fn publish(channel: &mut Channel, payload: &[u8], echo_excluded_by: Option<u32>) -> bool {
+        let subscription =
+            echo_excluded_by.map(|position| subscription(ChannelId(0), Form::Raw, position, false));
+        channel.publish(channel.last + 1, Kind::Text, payload, Sender::default(), subscription)
     }
 
-    fn seal(channel: &mut Channel) -> Option<Sealed> {
-        channel.seal(7, &LIMITS, false, Moment::from_millis(0))
+    fn finish_batch(channel: &mut Channel) -> Option<FinishedBatch> {
+        channel.finish_batch(7, &LIMITS, false, LoopTime::from_millis(0))
     }
 
-    fn text(portion: Option<Portion>) -> Option<(Vec<u8>, u32)> {
+    fn text(portion: Option<Delivery>) -> Option<(Vec<u8>, u32)> {
         portion.map(|portion| {
             let bytes: Vec<&[u8]> = portion.frames.as_slice().iter().map(|frames| &frames[..]).collect();
             (bytes.concat(), portion.messages)
@@ -555,39 +564,41 @@ mod tests {
         let mut channel = channel_of(2);
         assert!(publish(&mut channel, b"a", None));
         assert!(!publish(&mut channel, b"b", None));
-        let sealed = seal(&mut channel).unwrap();
-        let (one, two) =
-            (sealed.portion(Form::Raw, member(0)).unwrap(), sealed.portion(Form::Raw, member(1)).unwrap());
-        let (Pieces::Whole(one), Pieces::Whole(two)) = (one.frames, two.frames) else {
+        let sealed = finish_batch(&mut channel).unwrap();
+        let (one, two) = (
+            sealed.delivery(Form::Raw, subscriber(0)).unwrap(),
+            sealed.delivery(Form::Raw, subscriber(1)).unwrap(),
+        );
+        let (Slices::Whole(one), Slices::Whole(two)) = (one.frames, two.frames) else {
             panic!("both get all")
         };
         assert!(Rc::ptr_eq(&one, &two));
         assert_eq!(one[..], [0x81, 1, b'a', 0x81, 1, b'b']);
-        assert!(seal(&mut channel).is_none());
+        assert!(finish_batch(&mut channel).is_none());
     }
 
     #[test]
     fn a_form_is_made_when_somebody_wants_it() {
         let mut channel = channel_of(1);
         publish(&mut channel, b"a", None);
-        let sealed = seal(&mut channel).unwrap();
+        let sealed = finish_batch(&mut channel).unwrap();
         assert!(
-            sealed.portion(Form::Envelope, member(9)).is_none()
-                && sealed.portion(Form::Event, member(8)).is_none()
+            sealed.delivery(Form::Envelope, subscriber(9)).is_none()
+                && sealed.delivery(Form::Event, subscriber(8)).is_none()
         );
-        channel.join(Form::Envelope, member(9));
-        channel.join(Form::Event, member(8));
+        channel.join(Form::Envelope, subscriber(9));
+        channel.join(Form::Event, subscriber(8));
         publish(&mut channel, b"b", None);
         publish(&mut channel, b"c", None);
-        let sealed = seal(&mut channel).unwrap();
-        let (events, messages) = text(sealed.portion(Form::Event, member(8))).unwrap();
+        let sealed = finish_batch(&mut channel).unwrap();
+        let (events, messages) = text(sealed.delivery(Form::Event, subscriber(8))).unwrap();
         assert_eq!(
             String::from_utf8(events).unwrap(),
             "22\r\nid: 7-2\ndata: b\n\nid: 7-3\ndata: c\n\n\r\n",
             "one chunk for the batch"
         );
         assert_eq!(messages, 2);
-        let (frames, _) = text(sealed.portion(Form::Envelope, member(9))).unwrap();
+        let (frames, _) = text(sealed.delivery(Form::Envelope, subscriber(9))).unwrap();
         let expected = [&b"\x81\x29"[..], br#"{"ch":"x","id":"7-2","n":2,"text":"b"}"#].concat();
         assert_eq!(frames[2..2 + expected.len() - 2], expected[2..]);
     }
@@ -599,20 +610,20 @@ mod tests {
         publish(&mut channel, b"b", Some(0));
         publish(&mut channel, b"c", Some(2));
         publish(&mut channel, b"d", None);
-        let sealed = seal(&mut channel).unwrap();
-        let portion = |key| text(sealed.portion(Form::Raw, member(key)));
+        let sealed = finish_batch(&mut channel).unwrap();
+        let portion = |key| text(sealed.delivery(Form::Raw, subscriber(key)));
         assert_eq!(portion(0), Some((b"\x81\x01a\x81\x01c\x81\x01d".to_vec(), 3)));
         assert_eq!(portion(1).unwrap().1, 4);
         assert_eq!(portion(2), Some((b"\x81\x01b\x81\x01d".to_vec(), 2)));
-        let Pieces::Whole(batch) = sealed.portion(Form::Raw, member(1)).unwrap().frames else {
+        let Slices::Whole(batch) = sealed.delivery(Form::Raw, subscriber(1)).unwrap().frames else {
             panic!("all of it")
         };
         let batch = batch.as_ptr_range();
-        for piece in sealed.portion(Form::Raw, member(2)).unwrap().frames.as_slice() {
+        for piece in sealed.delivery(Form::Raw, subscriber(2)).unwrap().frames.as_slice() {
             assert!(batch.contains(&piece.as_ptr()), "a stretch is a slice, not a copy");
         }
         publish(&mut channel, b"alone", Some(1));
-        assert!(seal(&mut channel).unwrap().portion(Form::Raw, member(1)).is_none());
+        assert!(finish_batch(&mut channel).unwrap().delivery(Form::Raw, subscriber(1)).is_none());
     }
 
     #[test]
@@ -620,16 +631,16 @@ mod tests {
         for form in Form::ALL {
             let mut channel = channel_of(1);
             publish(&mut channel, b"a", None);
-            channel.join(form, member(7));
+            channel.join(form, subscriber(7));
             publish(&mut channel, b"b", None);
             publish(&mut channel, b"c", None);
-            let late = seal(&mut channel).unwrap().portion(form, member(7)).unwrap();
+            let late = finish_batch(&mut channel).unwrap().delivery(form, subscriber(7)).unwrap();
             let mut alone = channel_of(0);
             (alone.messages, alone.last) = (1, 1);
-            alone.join(form, member(7));
+            alone.join(form, subscriber(7));
             publish(&mut alone, b"b", None);
             publish(&mut alone, b"c", None);
-            let alone = seal(&mut alone).unwrap().portion(form, member(7));
+            let alone = finish_batch(&mut alone).unwrap().delivery(form, subscriber(7));
             assert_eq!(text(Some(late)), text(alone), "{form:?}");
         }
     }
@@ -639,29 +650,30 @@ mod tests {
         let mut channel = channel_of(3);
         publish(&mut channel, b"a", Some(1));
         publish(&mut channel, b"b", None);
-        assert_eq!(channel.unsent(member(0)).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(channel.unsent(member(1)).collect::<Vec<_>>(), [1]);
-        channel.mark_sent(Form::Raw, member(1));
-        channel.mark_sent(Form::Raw, member(2));
+        assert_eq!(channel.unsent(subscriber(0)).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(channel.unsent(subscriber(1)).collect::<Vec<_>>(), [1]);
+        channel.mark_sent(Form::Raw, subscriber(1));
+        channel.mark_sent(Form::Raw, subscriber(2));
         publish(&mut channel, b"c", Some(1));
         publish(&mut channel, b"d", None);
-        assert_eq!(channel.unsent(member(1)).collect::<Vec<_>>(), [3]);
+        assert_eq!(channel.unsent(subscriber(1)).collect::<Vec<_>>(), [3]);
         // Position 1 is taken over by the last one.
-        let _ = channel.leave(seat(ChannelId(0), Form::Raw, 1, false));
-        let sealed = seal(&mut channel).unwrap();
-        let portion = |key| text(sealed.portion(Form::Raw, member(key))).unwrap().1;
+        let _ = channel.leave(subscription(ChannelId(0), Form::Raw, 1, false));
+        let sealed = finish_batch(&mut channel).unwrap();
+        let portion = |key| text(sealed.delivery(Form::Raw, subscriber(key))).unwrap().1;
         assert_eq!((portion(0), portion(2)), (4, 2));
-        let before = [0, 2].map(|key| sealed.before(member(key)));
+        let before = [0, 2].map(|key| sealed.before(subscriber(key)));
         assert_eq!(before.map(|before| (before.seq, before.number)), [(0, 1), (2, 3)]);
     }
 
     #[test]
     fn the_last_member_moves_into_the_free_place() {
         let mut channel = channel_of(3);
-        let at = |position| seat(ChannelId(4), Form::Raw, position, true);
-        let moved = Moved { member: SlotId { key: 2, generation: 0 }, channel: ChannelId(4), position: 0 };
+        let at = |position| subscription(ChannelId(4), Form::Raw, position, true);
+        let moved =
+            Moved { subscriber: SlotId { key: 2, generation: 0 }, channel: ChannelId(4), position: 0 };
         assert_eq!(channel.leave(at(0)), Some(moved));
         assert_eq!(channel.leave(at(1)), None);
-        assert_eq!(channel.members(), 1);
+        assert_eq!(channel.subscribers(), 1);
     }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::outbox::Frames;
 use crate::config::HistoryLimits;
 use crate::ids::{Sender, User};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::{self, Kind};
 
 /// What a kept message counts beside its bytes: a message of one byte takes that much memory around it.
@@ -41,28 +41,28 @@ pub(super) struct Entry {
 /// The last messages of one channel.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    kept: VecDeque<Kept>,
+    kept: VecDeque<StoredMessage>,
     /// Frames and [`MESSAGE_BYTES`] for each.
     bytes: usize,
     /// The last message that is kept no more; a cursor before it misses something.
-    floor: u64,
+    evicted_through: u64,
     /// So many of the last ones are small and came alone.
     alone: usize,
 }
 
 /// One message.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct StoredMessage {
     batch: Frames,
     start: u32,
     end: u32,
     pub(super) seq: u64,
-    pub(super) at: Moment,
+    pub(super) at: LoopTime,
     pub(super) kind: Kind,
     pub(super) sender: Sender,
 }
 
-impl Kept {
+impl StoredMessage {
     fn frame(&self) -> &[u8] {
         &self.batch[self.start as usize..self.end as usize]
     }
@@ -83,9 +83,9 @@ fn cost(frame_bytes: u32, sender: &Sender) -> usize {
 }
 
 impl History {
-    /// An empty one; what was before `floor` is not kept.
-    pub(super) fn new(floor: u64) -> History {
-        History { floor, ..History::default() }
+    /// An empty one; what was before `evicted_through` is not kept.
+    pub(super) fn new(evicted_through: u64) -> History {
+        History { evicted_through, ..History::default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -96,17 +96,17 @@ impl History {
         self.bytes
     }
 
-    pub(super) fn floor(&self) -> u64 {
-        self.floor
+    pub(super) fn evicted_through(&self) -> u64 {
+        self.evicted_through
     }
 
-    pub(super) fn get(&self, index: usize) -> Option<&Kept> {
+    pub(super) fn get(&self, index: usize) -> Option<&StoredMessage> {
         self.kept.get(index)
     }
 
     /// The raw frame of a message: the memory that it is kept in, not a copy.
     pub(super) fn frames(&self, index: usize) -> Option<Frames> {
-        let Kept { batch, start, end, .. } = self.kept.get(index)?;
+        let StoredMessage { batch, start, end, .. } = self.kept.get(index)?;
         let (start, end) = (*start as usize, *end as usize);
         let is_all = (start, end) == (0, batch.len());
         Some(if is_all { batch.clone() } else { Rc::new(batch.slice(start..end)) })
@@ -118,7 +118,7 @@ impl History {
     }
 
     /// Keeps what the limits allow of a batch.
-    pub(super) fn keep(&mut self, batch: &Frames, entries: &[Entry], limits: &HistoryLimits, now: Moment) {
+    pub(super) fn keep(&mut self, batch: &Frames, entries: &[Entry], limits: &HistoryLimits, now: LoopTime) {
         self.keep_published_at(batch, entries, limits, |_| now);
     }
 
@@ -128,12 +128,12 @@ impl History {
         batch: &Frames,
         entries: &[Entry],
         limits: &HistoryLimits,
-        published_at: impl Fn(usize) -> Moment,
+        published_at: impl Fn(usize) -> LoopTime,
     ) {
         let first = first_to_keep(entries, limits);
         if let Some(last_dropped) = first.checked_sub(1) {
             self.clear();
-            self.floor = entries[last_dropped].seq;
+            self.evicted_through = entries[last_dropped].seq;
         }
         let start = first.checked_sub(1).map_or(0, |before| entries[before].end);
         let (batch, shift) = worth_sharing(batch, start);
@@ -144,7 +144,7 @@ impl History {
                 // Doubling would leave up to half of it unused, for as long as the channel lives.
                 self.kept.reserve_exact((self.kept.len() / 4).max(4));
             }
-            let kept = Kept {
+            let kept = StoredMessage {
                 batch: batch.clone(),
                 start: start - shift,
                 end: end - shift,
@@ -195,7 +195,7 @@ impl History {
     pub(super) fn evict_oldest(&mut self) {
         if let Some(kept) = self.kept.pop_front() {
             self.bytes -= kept.cost();
-            self.floor = kept.seq;
+            self.evicted_through = kept.seq;
         }
         if self.kept.is_empty() {
             self.kept = VecDeque::new();
@@ -203,8 +203,8 @@ impl History {
     }
 
     /// Drops what is older than `age_ms`.
-    pub(super) fn expire(&mut self, age_ms: u32, now: Moment) {
-        while self.kept.front().is_some_and(|kept| kept.at.after(age_ms).has_come(now)) {
+    pub(super) fn expire(&mut self, age_ms: u32, now: LoopTime) {
+        while self.kept.front().is_some_and(|kept| kept.at.after(age_ms).is_due(now)) {
             self.evict_oldest();
         }
     }
@@ -252,8 +252,8 @@ mod tests {
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 3, bytes_max: 1_000, age_ms: 500, total_bytes_max: usize::MAX };
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(millis)
+    fn at(millis: u64) -> LoopTime {
+        LoopTime::from_millis(millis)
     }
 
     /// Keeps a batch of texts whose numbers begin with `seq`.
@@ -284,15 +284,15 @@ mod tests {
     #[test]
     fn the_last_ones_stay() {
         let mut history = History::new(9);
-        assert_eq!(history.floor(), 9);
+        assert_eq!(history.evicted_through(), 9);
         keep(&mut history, &["a", "b"], 10, 0);
         keep(&mut history, &["c", "d"], 20, 0);
         assert_eq!(texts(&history), [(11, "b".into()), (20, "c".into()), (21, "d".into())]);
-        assert_eq!((history.floor(), history.bytes()), (10, 3 * (3 + MESSAGE_BYTES)));
+        assert_eq!((history.evicted_through(), history.bytes()), (10, 3 * (3 + MESSAGE_BYTES)));
         assert_eq!([10, 11, 15, 21].map(|seq| history.index_after(seq)), [0, 1, 1, 3]);
         keep(&mut history, &["e", "f", "g", "h", "i"], 30, 0);
         assert_eq!(texts(&history), [(32, "g".into()), (33, "h".into()), (34, "i".into())]);
-        assert_eq!(history.floor(), 31);
+        assert_eq!(history.evicted_through(), 31);
     }
 
     #[test]
@@ -306,9 +306,9 @@ mod tests {
         history.expire(LIMITS.age_ms, at(499));
         assert_eq!(history.len(), 2);
         history.expire(LIMITS.age_ms, at(500));
-        assert_eq!((history.len(), history.floor()), (1, 2));
+        assert_eq!((history.len(), history.evicted_through()), (1, 2));
         keep(&mut history, &["larger than all that is kept", &"y".repeat(1_000)], 4, 400);
-        assert_eq!((history.len(), history.bytes(), history.floor()), (0, 0, 5));
+        assert_eq!((history.len(), history.bytes(), history.evicted_through()), (0, 0, 5));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Hub;
-use super::channel::{Before, NO_GROUP, Pieces, Portion, Sealed};
+use super::channel::{BatchStart, Delivery, FinishedBatch, NO_GROUP, Slices};
 use super::outbox::Frames;
-use super::seats::Seats;
+use super::subscriptions::Subscriptions;
 use crate::ids::{ChannelId, SlotId};
 use crate::wire::Form;
 
@@ -24,16 +24,16 @@ const SHARED_BYTES_MIN: usize = 4 << 10;
 /// The batches of one fan-out whose subscribers may receive several of them.
 #[derive(Debug, Default)]
 pub struct Group {
-    batches: Vec<(ChannelId, Sealed)>,
+    batches: Vec<(ChannelId, FinishedBatch)>,
     /// By the places of the batches in the group, in order.
-    merged: HashMap<Box<[u32]>, Portion>,
+    merged: HashMap<Box<[u32]>, Delivery>,
     /// Subscribers that received a merged batch.
     done: HashSet<SlotId>,
     places: Vec<u32>,
 }
 
 impl Group {
-    pub(super) fn push(&mut self, channel: ChannelId, batch: Sealed) -> u32 {
+    pub(super) fn push(&mut self, channel: ChannelId, batch: FinishedBatch) -> u32 {
         self.batches.push((channel, batch));
         (self.batches.len() - 1) as u32
     }
@@ -50,28 +50,28 @@ impl Group {
 
     /// Returns the portion of a subscriber when the batch at `place` is fanned out: nothing if the subscriber received
     /// it merged with another one.
-    pub fn portion(
+    pub fn delivery(
         &mut self,
         hub: &Hub,
         place: usize,
         form: Form,
-        member: SlotId,
-        seats: &Seats,
-    ) -> Option<Portion> {
-        if !matches!(seats, Seats::Several(_)) {
-            return self.batches[place].1.portion(form, member);
+        subscriber: SlotId,
+        subscriptions: &Subscriptions,
+    ) -> Option<Delivery> {
+        if !matches!(subscriptions, Subscriptions::Several(_)) {
+            return self.batches[place].1.delivery(form, subscriber);
         }
-        if self.done.contains(&member) {
+        if self.done.contains(&subscriber) {
             return None;
         }
-        self.find_places(hub, seats);
+        self.find_places(hub, subscriptions);
         if self.places.len() < 2 {
-            return self.batches[place].1.portion(form, member);
+            return self.batches[place].1.delivery(form, subscriber);
         }
-        self.done.insert(member);
-        let gets_all = self.places.iter().all(|&place| self.batches[place as usize].1.gets_all(member));
+        self.done.insert(subscriber);
+        let gets_all = self.places.iter().all(|&place| self.batches[place as usize].1.gets_all(subscriber));
         if !gets_all {
-            return self.merge(Some(member));
+            return self.merge(Some(subscriber));
         }
         if let Some(portion) = self.merged.get(&self.places[..]) {
             return Some(portion.clone());
@@ -83,17 +83,22 @@ impl Group {
 
     /// Returns the cursors from which a subscriber continues in each of its channels in the group, if its portion did
     /// not fit.
-    pub fn begins(&mut self, hub: &Hub, member: SlotId, seats: &Seats) -> Vec<(ChannelId, Before)> {
-        self.find_places(hub, seats);
+    pub fn begins(
+        &mut self,
+        hub: &Hub,
+        subscriber: SlotId,
+        subscriptions: &Subscriptions,
+    ) -> Vec<(ChannelId, BatchStart)> {
+        self.find_places(hub, subscriptions);
         let batches = self.places.iter().map(|&place| &self.batches[place as usize]);
-        batches.map(|(channel, batch)| (*channel, batch.before(member))).collect()
+        batches.map(|(channel, batch)| (*channel, batch.before(subscriber))).collect()
     }
 
     /// Finds the batches of a subscriber's channels.
-    fn find_places(&mut self, hub: &Hub, seats: &Seats) {
-        let places = seats.as_slice().iter().filter_map(|seat| {
-            let channel = hub.channel(seat.channel)?;
-            (matches!(seat.place, super::Place::Live(_)) && channel.group != NO_GROUP)
+    fn find_places(&mut self, hub: &Hub, subscriptions: &Subscriptions) {
+        let places = subscriptions.as_slice().iter().filter_map(|subscription| {
+            let channel = hub.channel(subscription.channel)?;
+            (matches!(subscription.place, super::SubscriptionState::Live(_)) && channel.group != NO_GROUP)
                 .then_some(channel.group)
         });
         self.places.clear();
@@ -102,13 +107,13 @@ impl Group {
     }
 
     /// Merges the batches in `places`, for one subscriber or for all that get the whole of each.
-    fn merge(&self, member: Option<SlotId>) -> Option<Portion> {
+    fn merge(&self, subscriber: Option<SlotId>) -> Option<Delivery> {
         let mut order: Vec<(u64, u32, u32)> = Vec::new();
         for &place in &self.places {
             let batch = &self.batches[place as usize].1;
             // All of it, if it is for more than one subscriber.
-            let whole = member.is_none().then_some(0..batch.len());
-            let heard = member.map(|member| batch.heard(member)).unwrap_or_default();
+            let whole = subscriber.is_none().then_some(0..batch.len());
+            let heard = subscriber.map(|subscriber| batch.heard(subscriber)).unwrap_or_default();
             let messages = whole.into_iter().chain(heard).flatten();
             order.extend(messages.map(|message| (batch.seq(message), place, message as u32)));
         }
@@ -132,8 +137,8 @@ impl Group {
         if !copied.is_empty() {
             pieces.push(Rc::new(Bytes::from(copied)));
         }
-        let frames = Pieces::from_list(pieces)?;
-        Some(Portion { frames, messages: order.len() as u32 })
+        let frames = Slices::from_list(pieces)?;
+        Some(Delivery { frames, messages: order.len() as u32 })
     }
 }
 
@@ -141,29 +146,30 @@ impl Group {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::hub::{Place, Unsent, Wish};
+    use crate::hub::{SubscribeOptions, SubscriptionState, Unsent};
     use crate::ids::{ChannelName, Sender, Since};
-    use crate::moment::Moment;
+    use crate::time::LoopTime;
     use crate::wire::Kind;
 
-    fn now() -> Moment {
-        Moment::from_millis(0)
+    fn now() -> LoopTime {
+        LoopTime::from_millis(0)
     }
 
     /// A hub with channels `0`, `1` and `2`, and subscribers of some of them.
-    fn hub(subscriptions: &[&[usize]]) -> (Hub, Vec<ChannelId>, Vec<(SlotId, Seats)>) {
+    fn hub(subscriptions: &[&[usize]]) -> (Hub, Vec<ChannelId>, Vec<(SlotId, Subscriptions)>) {
         let mut hub = Hub::new(&Limits::default(), 7);
         let names = ["0", "1", "2"].map(|name| ChannelName::parse(name.as_bytes()).unwrap());
         let channels = names.iter().map(|name| hub.open(name).unwrap()).collect();
-        let wish = Wish { form: Form::Envelope, since: Since::Now, echo: true };
+        let options = SubscribeOptions { form: Form::Envelope, since: Since::Now, echo: true };
         let mut subscribers = Vec::new();
         for (key, subscription) in subscriptions.iter().enumerate() {
-            let member = SlotId { key: key as u32, generation: 0 };
-            let mut seats = Seats::None;
+            let subscriber = SlotId { key: key as u32, generation: 0 };
+            let mut subscriptions = Subscriptions::None;
             for &channel in *subscription {
-                seats.add(hub.subscribe(&names[channel], member, wish, now()).unwrap().seat);
+                subscriptions
+                    .add(hub.subscribe(&names[channel], subscriber, options, now()).unwrap().subscription);
             }
-            subscribers.push((member, seats));
+            subscribers.push((subscriber, subscriptions));
         }
         (hub, channels, subscribers)
     }
@@ -175,25 +181,31 @@ mod tests {
     }
 
     /// What each subscriber gets, as pieces.
-    fn hand_out(hub: &mut Hub, subscribers: &[(SlotId, Seats)]) -> Vec<Vec<Portion>> {
-        let mut group = hub.seal_group(now());
+    fn fan_out(hub: &mut Hub, subscribers: &[(SlotId, Subscriptions)]) -> Vec<Vec<Delivery>> {
+        let mut group = hub.finish_group(now());
         let channels: Vec<ChannelId> = group.channels().collect();
         let mut got = vec![vec![]; subscribers.len()];
         for (place, &channel) in channels.iter().enumerate() {
-            for &member in hub.channel(channel).unwrap().live(Form::Envelope) {
-                let seats = &subscribers[member.key as usize].1;
-                got[member.key as usize].extend(group.portion(hub, place, Form::Envelope, member, seats));
+            for &subscriber in hub.channel(channel).unwrap().live(Form::Envelope) {
+                let subscriptions = &subscribers[subscriber.key as usize].1;
+                got[subscriber.key as usize].extend(group.delivery(
+                    hub,
+                    place,
+                    Form::Envelope,
+                    subscriber,
+                    subscriptions,
+                ));
             }
         }
         hub.end_group(&group);
-        hub.touched.clear();
+        hub.open_batches.clear();
         (0..3).for_each(|key| hub.end_if_empty(ChannelId(key)));
         hub.check();
         got
     }
 
     /// The numbers in the log of the messages in a portion.
-    fn seqs(portion: &Portion) -> Vec<u64> {
+    fn seqs(portion: &Delivery) -> Vec<u64> {
         let bytes: Vec<u8> = portion.frames.as_slice().iter().flat_map(|frames| frames.to_vec()).collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let ids = text.split("\"id\":\"7-").skip(1);
@@ -204,8 +216,8 @@ mod tests {
     fn subscribers_of_several_channels_get_one_piece_in_the_logs_order() {
         let (mut hub, channels, subscribers) = hub(&[&[0, 1], &[1, 0], &[0], &[1, 2], &[0, 1, 2]]);
         publish(&mut hub, &channels, &[0, 1, 0, 2, 1, 0, 0, 1], 10);
-        let got = hand_out(&mut hub, &subscribers);
-        let got: Vec<&Portion> = got
+        let got = fan_out(&mut hub, &subscribers);
+        let got: Vec<&Delivery> = got
             .iter()
             .map(|portions| match &portions[..] {
                 [portion] => portion,
@@ -233,7 +245,7 @@ mod tests {
     fn large_messages_of_merged_batches_are_shared_and_not_copied() {
         let (mut hub, channels, subscribers) = hub(&[&[0, 1], &[0, 1, 2], &[0]]);
         publish(&mut hub, &channels, &[0, 1, 0, 2], 10_000);
-        let got = hand_out(&mut hub, &subscribers);
+        let got = fan_out(&mut hub, &subscribers);
         let batch = got[2][0].frames.as_slice()[0].as_ptr_range();
         for (subscriber, pieces) in [(0, 3), (1, 4)] {
             let frames = got[subscriber][0].frames.as_slice();
@@ -246,19 +258,21 @@ mod tests {
     fn late_subscriber_and_one_that_was_sent_part_get_the_rest_of_all_channels() {
         let (mut hub, channels, mut subscribers) = hub(&[&[0, 1], &[0, 1], &[0]]);
         publish(&mut hub, &channels, &[0, 1], 10);
-        let (member, seats) = &subscribers[1];
-        let Unsent::Portion(early) = hub.unsent(*member, seats.as_slice()) else { panic!("two messages") };
+        let (subscriber, subscriptions) = &subscribers[1];
+        let Unsent::Delivery(early) = hub.unsent(*subscriber, subscriptions.as_slice()) else {
+            panic!("two messages")
+        };
         assert_eq!(seqs(&early), [1, 2]);
-        hub.mark_sent(*member, seats.as_slice(), early.messages);
-        assert!(matches!(hub.unsent(*member, seats.as_slice()), Unsent::Nothing));
+        hub.mark_sent(*subscriber, subscriptions.as_slice(), early.messages);
+        assert!(matches!(hub.unsent(*subscriber, subscriptions.as_slice()), Unsent::Nothing));
         publish(&mut hub, &channels, &[1, 0], 10);
-        let wish = Wish { form: Form::Envelope, since: Since::Now, echo: true };
+        let options = SubscribeOptions { form: Form::Envelope, since: Since::Now, echo: true };
         let joined =
-            hub.subscribe(&ChannelName::parse(b"1").unwrap(), subscribers[2].0, wish, now()).unwrap();
+            hub.subscribe(&ChannelName::parse(b"1").unwrap(), subscribers[2].0, options, now()).unwrap();
         assert_eq!(joined.cursor.seq, 4);
-        subscribers[2].1.add(joined.seat);
+        subscribers[2].1.add(joined.subscription);
         publish(&mut hub, &channels, &[1, 0], 10);
-        let got = hand_out(&mut hub, &subscribers);
+        let got = fan_out(&mut hub, &subscribers);
         let got: Vec<Vec<u64>> =
             got.iter().map(|portions| portions.iter().flat_map(seqs).collect()).collect();
         assert_eq!(got, [vec![1, 2, 3, 4, 5, 6], vec![3, 4, 5, 6], vec![1, 4, 5, 6]]);
@@ -267,22 +281,27 @@ mod tests {
     #[test]
     fn much_that_is_unsent_is_handed_out_to_all() {
         let (mut hub, channels, subscribers) = hub(&[&[0, 1]]);
-        let (member, seats) = &subscribers[0];
+        let (subscriber, subscriptions) = &subscribers[0];
         publish(&mut hub, &channels, &[0, 1], 5_000);
-        assert!(matches!(hub.unsent(*member, seats.as_slice()), Unsent::TooMuch));
-        hand_out(&mut hub, &subscribers);
+        assert!(matches!(hub.unsent(*subscriber, subscriptions.as_slice()), Unsent::TooMuch));
+        fan_out(&mut hub, &subscribers);
         for _ in 0..256 {
             publish(&mut hub, &channels, &[0], 1);
-            let Unsent::Portion(portion) = hub.unsent(*member, seats.as_slice()) else {
+            let Unsent::Delivery(portion) = hub.unsent(*subscriber, subscriptions.as_slice()) else {
                 panic!("one message")
             };
-            hub.mark_sent(*member, seats.as_slice(), portion.messages);
+            hub.mark_sent(*subscriber, subscriptions.as_slice(), portion.messages);
         }
         publish(&mut hub, &channels, &[0], 1);
         assert!(
-            matches!(hub.unsent(*member, seats.as_slice()), Unsent::TooMuch),
+            matches!(hub.unsent(*subscriber, subscriptions.as_slice()), Unsent::TooMuch),
             "as many as that in one turn"
         );
-        assert!(seats.as_slice().iter().all(|seat| matches!(seat.place, Place::Live(_))));
+        assert!(
+            subscriptions
+                .as_slice()
+                .iter()
+                .all(|subscription| matches!(subscription.place, SubscriptionState::Live(_)))
+        );
     }
 }

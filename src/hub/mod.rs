@@ -17,18 +17,18 @@ pub mod change;
 pub mod channel;
 pub mod chunked_slab;
 pub mod creators;
+pub mod dirty_channels;
+mod eviction;
 pub mod history;
-pub mod journal;
-mod largest;
+pub mod idempotency;
 pub mod merge;
 pub mod outbox;
 pub mod page;
-pub mod past;
 mod removed;
-pub mod repeats;
 pub mod replay;
-pub mod seats;
 pub mod shrink;
+pub mod snapshot;
+pub mod subscriptions;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -39,15 +39,15 @@ use slab::Slab;
 use crate::access::share::Shares;
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::{Form, Kind};
-use channel::{Before, Channel, Pieces, Portion, Sealed};
+use channel::{BatchStart, Channel, Delivery, FinishedBatch, Slices};
 use creators::{Creator, Creators};
-use journal::{Journal, Mark};
-use largest::{Classes, Shifted};
+use dirty_channels::{DirtyChannels, PersistState};
+use eviction::{Shifted, SizeClasses};
+use idempotency::{IdempotencyCache, IdempotencyKey, Known};
 use merge::Group;
 use removed::{Removed, RemovedChannels};
-use repeats::{IdempotencyKey, Known, Repeats};
 use replay::{Replay, Replays};
 use shrink::ShrinkTrigger;
 
@@ -58,7 +58,7 @@ pub struct Hub {
     /// In order, so that a list of them can be read a page at a time.
     names: BTreeMap<Rc<str>, ChannelId>,
     /// Channels in which something was published this turn.
-    touched: Vec<ChannelId>,
+    open_batches: Vec<ChannelId>,
     /// Messages of open batches that were encoded for one subscriber alone since the last fan-out.
     early: usize,
     channels_max: usize,
@@ -70,30 +70,30 @@ pub struct Hub {
     removed: RemovedChannels,
     creators: Creators,
     shrink_trigger: ShrinkTrigger,
-    classes: Classes,
-    kept: Kept,
-    repeats: Repeats,
+    classes: SizeClasses,
+    kept: HistoryUsage,
+    idempotency: IdempotencyCache,
     /// What has to be written down, if anything is.
-    journal: Option<Journal>,
+    dirty_channels: Option<DirtyChannels>,
     /// Members of all channels.
-    seats: usize,
+    subscriptions: usize,
     replays: Replays,
 }
 
 /// What all histories hold together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct HistoryUsage {
     /// Messages.
     pub messages: usize,
     /// Their frames' bytes, [`history::MESSAGE_BYTES`] for each, and [`CHANNEL_BYTES`] for each of their channels.
     pub bytes: usize,
 }
 
-impl Kept {
-    fn of(channel: &Channel) -> Kept {
+impl HistoryUsage {
+    fn of(channel: &Channel) -> HistoryUsage {
         let messages = channel.history.len();
         let channel_bytes = if messages > 0 { CHANNEL_BYTES } else { 0 };
-        Kept { messages, bytes: channel.history.bytes() + channel_bytes }
+        HistoryUsage { messages, bytes: channel.history.bytes() + channel_bytes }
     }
 }
 
@@ -104,24 +104,24 @@ pub const CHANNEL_BYTES: usize = 640;
 
 /// Where a member sits: the way back from a slot into the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub struct Subscription {
     /// Its channel.
     pub channel: ChannelId,
     /// Its position in its place.
     pub position: u32,
     /// Among whom.
-    pub place: Place,
+    pub place: SubscriptionState,
     /// Does it hear what it publishes itself?
     pub echo: bool,
 }
 
 /// The lists of a channel's members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum SubscriptionState {
     /// Those who get each batch, in one form.
     Live(Form),
     /// Those who are still getting what was kept.
-    Replaying,
+    CatchingUp,
 }
 
 /// The member that moved into a position that was left; its seat has to be told.
@@ -129,7 +129,7 @@ pub enum Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// Who moved.
-    pub member: SlotId,
+    pub subscriber: SlotId,
     /// In which channel.
     pub channel: ChannelId,
     /// Its new position.
@@ -142,7 +142,7 @@ pub struct ChannelsFull;
 
 /// What somebody wants who becomes a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wish {
+pub struct SubscribeOptions {
     /// How it wants its messages.
     pub form: Form,
     /// From where.
@@ -155,11 +155,11 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug)]
 pub struct Joined {
     /// Where it sits.
-    pub seat: Seat,
+    pub subscription: Subscription,
     /// What it gets continues from here; if there is a gap, that comes first.
     pub cursor: MessageId,
     /// How many members there are.
-    pub members: usize,
+    pub subscribers: usize,
     /// What it asked for and will not get.
     pub gap: Option<Gap>,
 }
@@ -170,7 +170,7 @@ pub struct Published {
     /// Its id.
     pub id: MessageId,
     /// How many members the channel has.
-    pub members: usize,
+    pub subscribers: usize,
 }
 
 /// A key has arrived again.
@@ -189,7 +189,7 @@ pub enum Unsent {
     /// Nothing.
     Nothing,
     /// This portion, encoded for it alone.
-    Portion(Portion),
+    Delivery(Delivery),
     /// More than is encoded for one subscriber alone: the batches have to be fanned out.
     TooMuch,
 }
@@ -207,13 +207,13 @@ const CHANNELS_KEPT: usize = 1_024;
 
 /// What is told of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ChannelInfo {
     /// How many members it has.
-    pub members: usize,
+    pub subscribers: usize,
     /// Its last message in the log; `None` if it has had none.
     pub head: Option<u64>,
     /// The last message that is not kept.
-    pub floor: u64,
+    pub evicted_through: u64,
     /// How many messages are kept.
     pub messages: usize,
     /// Their bytes.
@@ -226,7 +226,7 @@ impl Hub {
         Hub {
             channels: Slab::new(),
             names: BTreeMap::new(),
-            touched: Vec::new(),
+            open_batches: Vec::new(),
             early: 0,
             channels_max: limits.channels_max,
             history: limits.history,
@@ -235,11 +235,11 @@ impl Hub {
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             creators: Creators::new(limits.channels_per_publisher_max),
             shrink_trigger: ShrinkTrigger::new(CHANNELS_KEPT),
-            classes: Classes::new(),
-            kept: Kept::default(),
-            repeats: Repeats::new(limits.repeats),
-            journal: None,
-            seats: 0,
+            classes: SizeClasses::new(),
+            kept: HistoryUsage::default(),
+            idempotency: IdempotencyCache::new(limits.idempotency),
+            dirty_channels: None,
+            subscriptions: 0,
             replays: Replays::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
         }
     }
@@ -260,12 +260,12 @@ impl Hub {
     }
 
     /// How many members all channels have together.
-    pub fn seats(&self) -> usize {
-        self.seats
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions
     }
 
     /// What all histories hold.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> HistoryUsage {
         self.kept
     }
 
@@ -279,15 +279,17 @@ impl Hub {
     }
 
     /// Who sits there, as the channel sees it; for checks.
-    pub fn member_at(&self, seat: Seat) -> Option<SlotId> {
-        self.channel(seat.channel)?.member_at(seat.place, seat.position)
+    pub fn subscriber_at(&self, subscription: Subscription) -> Option<SlotId> {
+        self.channel(subscription.channel)?.subscriber_at(subscription.place, subscription.position)
     }
 
     /// The form in which a member gets its messages.
-    pub fn form_of(&self, seat: Seat) -> Form {
-        match seat.place {
-            Place::Live(form) => form,
-            Place::Replaying => self.channels[seat.channel.0 as usize].replaying[seat.position as usize].form,
+    pub fn form_of(&self, subscription: Subscription) -> Form {
+        match subscription.place {
+            SubscriptionState::Live(form) => form,
+            SubscriptionState::CatchingUp => {
+                self.channels[subscription.channel.0 as usize].replaying[subscription.position as usize].form
+            }
         }
     }
 
@@ -311,10 +313,10 @@ impl Hub {
             return Err(ChannelsFull);
         }
         let name: Rc<str> = name.as_str().into();
-        let floor = self.removed.last(&name);
-        let mut channel = Channel::new(name.clone(), floor);
+        let evicted_through = self.removed.last(&name);
+        let mut channel = Channel::new(name.clone(), evicted_through);
         if let Some(Removed { is_written, .. }) = self.removed.remove(&name) {
-            channel.mark = Mark { written: floor, is_written };
+            channel.mark = PersistState { written: evicted_through, is_written };
             channel.had_others = true;
         }
         channel.creator = self.creators.created(creator);
@@ -332,62 +334,77 @@ impl Hub {
     pub fn subscribe(
         &mut self,
         name: &ChannelName,
-        member: SlotId,
-        wish: Wish,
-        now: Moment,
+        subscriber: SlotId,
+        options: SubscribeOptions,
+        now: LoopTime,
     ) -> Result<Joined, ChannelsFull> {
-        let id = self.open_as(name, Creator { connection: Some(member), publisher: None })?;
-        if self.channels[id.0 as usize].creator.connection == Some(member) {
+        let id = self.open_as(name, Creator { connection: Some(subscriber), publisher: None })?;
+        if self.channels[id.0 as usize].creator.connection == Some(subscriber) {
             // It counts as a subscription.
-            self.creators.subtract(member);
+            self.creators.subtract(subscriber);
         }
         self.expire_channel(id, now);
-        let (from, gap) = self.resume(id, wish.since);
+        let (from, gap) = self.resume(id, options.since);
         let (now_at, head) = (self.id(from), self.head());
         let channel = &mut self.channels[id.0 as usize];
-        let (seat, cursor) = if from < channel.last() {
+        let (subscription, cursor) = if from < channel.last() {
             let replay = Replay {
-                member,
-                form: wish.form,
+                subscriber,
+                form: options.form,
                 cursor: from,
                 next_number: None,
                 why: GapWhy::Slow,
-                takes_what_is_kept: wish.form == Form::Raw && !matches!(wish.since, Since::After(_)),
+                takes_what_is_kept: options.form == Form::Raw && !matches!(options.since, Since::After(_)),
                 waits_since: None,
             };
             channel.replaying.push(replay);
             let position = (channel.replaying.len() - 1) as u32;
-            (Seat { channel: id, position, place: Place::Replaying, echo: wish.echo }, now_at)
+            (
+                Subscription {
+                    channel: id,
+                    position,
+                    place: SubscriptionState::CatchingUp,
+                    echo: options.echo,
+                },
+                now_at,
+            )
         } else {
-            (channel::seat(id, wish.form, channel.join(wish.form, member), wish.echo), head)
+            (
+                channel::subscription(id, options.form, channel.join(options.form, subscriber), options.echo),
+                head,
+            )
         };
-        let members = channel.members();
+        let subscribers = channel.subscribers();
         // Whoever is cut before the gap is told has to come back with the old cursor, and be told again.
         let cursor = gap.map_or(cursor, |gap| gap.after);
-        self.seats += 1;
-        Ok(Joined { seat, cursor, members, gap })
+        self.subscriptions += 1;
+        Ok(Joined { subscription, cursor, subscribers, gap })
     }
 
     /// Where in the log somebody begins who asks for `since`, and what is missing there.
     fn resume(&self, id: ChannelId, since: Since) -> (u64, Option<Gap>) {
         let channel = &self.channels[id.0 as usize];
-        let floor = channel.history.floor();
+        let evicted_through = channel.history.evicted_through();
         let gap = |after: MessageId, why| {
-            let gap = Gap { after, resume: self.id(floor), missed: None, why };
-            (floor, Some(gap))
+            let gap = Gap { after, resume: self.id(evicted_through), missed: None, why };
+            (evicted_through, Some(gap))
         };
         match since {
             Since::Now => (self.seq, None),
             // Evicted messages are a loss to a client that asks for the whole history, as to one that was disconnected.
             Since::Earliest => {
-                let gap =
-                    |missed| Gap { after: self.id(0), resume: self.id(floor), missed, why: GapWhy::Evicted };
-                (floor, channel.evicted().map(gap))
+                let gap = |missed| Gap {
+                    after: self.id(0),
+                    resume: self.id(evicted_through),
+                    missed,
+                    why: GapWhy::Evicted,
+                };
+                (evicted_through, channel.evicted().map(gap))
             }
-            Since::Latest => (channel.before_last_unsealed().unwrap_or(floor), None),
+            Since::Latest => (channel.before_last_unsealed().unwrap_or(evicted_through), None),
             Since::After(id) if id.epoch != self.epoch => gap(id, GapWhy::Epoch),
             Since::After(id) if id.seq > self.seq => gap(id, GapWhy::Future),
-            Since::After(id) if id.seq < floor => gap(id, GapWhy::Evicted),
+            Since::After(id) if id.seq < evicted_through => gap(id, GapWhy::Evicted),
             Since::After(id) => (id.seq, None),
         }
     }
@@ -396,16 +413,16 @@ impl Hub {
     /// channel's open batch: see [`Hub::unsent`].
     ///
     /// The last member of its place moves into the position that came free, if that is another.
-    pub fn leave(&mut self, seat: Seat) -> Option<Moved> {
-        let creator = self.channels[seat.channel.0 as usize].creator.connection;
+    pub fn leave(&mut self, subscription: Subscription) -> Option<Moved> {
+        let creator = self.channels[subscription.channel.0 as usize].creator.connection;
         if let Some(connection) = creator
-            && self.member_at(seat) == creator
+            && self.subscriber_at(subscription) == creator
         {
             self.creators.add(connection);
         }
-        let moved = self.channels[seat.channel.0 as usize].leave(seat);
-        self.seats -= 1;
-        self.end_if_empty(seat.channel);
+        let moved = self.channels[subscription.channel.0 as usize].leave(subscription);
+        self.subscriptions -= 1;
+        self.end_if_empty(subscription.channel);
         moved
     }
 
@@ -424,20 +441,20 @@ impl Hub {
 
     /// Remembers the last message of a channel that is removed, and forgets others if there are too many.
     fn remember_removed(&mut self, name: Rc<str>, last: u64, is_written: bool) {
-        let Hub { removed, journal, .. } = self;
+        let Hub { removed, dirty_channels, .. } = self;
         // A channel that never had a message needs no entry, unless it is in the file.
         let is_known = last <= removed.max_removed_seq();
         if !is_known {
             removed.insert(name.clone(), Removed { last, is_written });
         }
-        if let Some(journal) = journal
+        if let Some(dirty_channels) = dirty_channels
             && (is_written || !is_known)
         {
-            journal.note_removed(name);
+            dirty_channels.note_removed(name);
         }
         while let Some((name, Removed { is_written, .. })) = removed.forget_over_limit() {
-            if let Some(journal) = journal {
-                journal.note_forgotten(name, is_written);
+            if let Some(dirty_channels) = dirty_channels {
+                dirty_channels.note_forgotten(name, is_written);
             }
         }
     }
@@ -478,18 +495,20 @@ impl Hub {
     ///
     /// It has to receive them before it leaves, and before a notice that has a cursor. They are encoded for that
     /// subscriber alone, which, for a few messages, is less work than a fan-out of the batches to all.
-    pub fn unsent(&self, member: SlotId, seats: &[Seat]) -> Unsent {
+    pub fn unsent(&self, subscriber: SlotId, subscriptions: &[Subscription]) -> Unsent {
         let mut order = Vec::new();
         let (mut bytes, mut form) = (0, Form::Envelope);
-        for seat in seats {
-            let (Some(channel), Place::Live(live)) = (self.channel(seat.channel), seat.place) else {
+        for subscription in subscriptions {
+            let (Some(channel), SubscriptionState::Live(live)) =
+                (self.channel(subscription.channel), subscription.place)
+            else {
                 continue;
             };
             if !channel.has_batch() {
                 continue;
             }
             form = live;
-            for index in channel.unsent(member) {
+            for index in channel.unsent(subscriber) {
                 let message = channel.open_message(self.epoch, index);
                 bytes += message.payload.len() + history::MESSAGE_BYTES;
                 if bytes > UNSENT_BYTES_MAX || self.early + order.len() >= UNSENT_MESSAGES_MAX {
@@ -503,39 +522,39 @@ impl Hub {
         }
         order.sort_unstable_by_key(|(seq, _)| *seq);
         let piece = form.piece(|out| order.iter().for_each(|(_, message)| message.append_as(form, out)));
-        Unsent::Portion(Portion { frames: Pieces::Whole(Rc::new(piece)), messages: order.len() as u32 })
+        Unsent::Delivery(Delivery { frames: Slices::Whole(Rc::new(piece)), messages: order.len() as u32 })
     }
 
     /// Records that a subscriber was sent the portion that [`Hub::unsent`] returned.
-    pub fn mark_sent(&mut self, member: SlotId, seats: &[Seat], messages: u32) {
+    pub fn mark_sent(&mut self, subscriber: SlotId, subscriptions: &[Subscription], messages: u32) {
         self.early += messages as usize;
-        for seat in seats {
-            if let (Some(channel), Place::Live(form)) =
-                (self.channels.get_mut(seat.channel.0 as usize), seat.place)
+        for subscription in subscriptions {
+            if let (Some(channel), SubscriptionState::Live(form)) =
+                (self.channels.get_mut(subscription.channel.0 as usize), subscription.place)
             {
-                channel.mark_sent(form, member);
+                channel.mark_sent(form, subscriber);
             }
         }
     }
 
     /// Frames a message into its channel's batch.
     ///
-    /// `seat` is the sender's, where it is a member of the channel.
+    /// `subscription` is the sender's, where it is a member of the channel.
     pub fn publish(
         &mut self,
         id: ChannelId,
         kind: Kind,
         payload: &[u8],
         sender: Sender,
-        seat: Option<Seat>,
+        subscription: Option<Subscription>,
     ) -> Published {
         self.seq += 1;
-        let unheard_by = seat.filter(|seat| !seat.echo);
+        let echo_excluded_by = subscription.filter(|subscription| !subscription.echo);
         let channel = &mut self.channels[id.0 as usize];
-        if channel.publish(self.seq, kind, payload, sender, unheard_by) {
-            self.touched.push(id);
+        if channel.publish(self.seq, kind, payload, sender, echo_excluded_by) {
+            self.open_batches.push(id);
         }
-        Published { id: self.id(self.seq), members: self.channels[id.0 as usize].members() }
+        Published { id: self.id(self.seq), subscribers: self.channels[id.0 as usize].subscribers() }
     }
 
     /// Finds the message that was published under a key before.
@@ -544,12 +563,12 @@ impl Hub {
         key: IdempotencyKey<'_>,
         kind: Kind,
         payload: &[u8],
-        now: Moment,
+        now: LoopTime,
     ) -> Option<Duplicate> {
-        Some(match self.repeats.find(key, kind, payload, now)? {
+        Some(match self.idempotency.find(key, kind, payload, now)? {
             Known::Same(seq) => {
-                let members = self.standing(key.channel).members;
-                Duplicate::Same(Published { id: self.id(seq), members })
+                let subscribers = self.info(key.channel).subscribers;
+                Duplicate::Same(Published { id: self.id(seq), subscribers })
             }
             Known::Other => Duplicate::OtherPayload,
         })
@@ -562,24 +581,24 @@ impl Hub {
         kind: Kind,
         payload: &[u8],
         message: MessageId,
-        now: Moment,
+        now: LoopTime,
     ) {
-        self.repeats.keep(key, kind, payload, message.seq, now);
+        self.idempotency.keep(key, kind, payload, message.seq, now);
     }
 
     /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
-    /// others are found by [`Hub::next_touched`].
-    pub fn seal_group(&mut self, now: Moment) -> Group {
+    /// others are found by [`Hub::next_open_batch`].
+    pub fn finish_group(&mut self, now: LoopTime) -> Group {
         self.early = 0;
         let mut group = Group::default();
-        let in_order = self.touched.iter().filter(|&&id| self.is_in_order(id));
-        if in_order.take(2).count() < 2 {
+        let ordered_batch = self.open_batches.iter().filter(|&&id| self.is_in_order(id));
+        if ordered_batch.take(2).count() < 2 {
             return group;
         }
-        for id in std::mem::take(&mut self.touched) {
+        for id in std::mem::take(&mut self.open_batches) {
             if !self.is_in_order(id) {
-                self.touched.push(id);
-            } else if let Some((_, batch)) = self.seal_as(id, true, now) {
+                self.open_batches.push(id);
+            } else if let Some((_, batch)) = self.finish_batch_as(id, true, now) {
                 self.channels[id.0 as usize].group = group.push(id, batch);
             }
         }
@@ -597,22 +616,27 @@ impl Hub {
     }
 
     /// One channel in which something was published this turn and not yet handed out.
-    pub fn next_touched(&mut self) -> Option<ChannelId> {
-        self.touched.pop()
+    pub fn next_open_batch(&mut self) -> Option<ChannelId> {
+        self.open_batches.pop()
     }
 
     /// Ends the channel's batch: who gets it, and what it is. `None` if there is nothing in it.
-    pub fn seal(&mut self, id: ChannelId, now: Moment) -> Option<(&Channel, Sealed)> {
-        self.seal_as(id, false, now)
+    pub fn finish_batch(&mut self, id: ChannelId, now: LoopTime) -> Option<(&Channel, FinishedBatch)> {
+        self.finish_batch_as(id, false, now)
     }
 
-    fn seal_as(&mut self, id: ChannelId, merges: bool, now: Moment) -> Option<(&Channel, Sealed)> {
+    fn finish_batch_as(
+        &mut self,
+        id: ChannelId,
+        merges: bool,
+        now: LoopTime,
+    ) -> Option<(&Channel, FinishedBatch)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
-        let before = Kept::of(channel);
-        let sealed = channel.seal(self.epoch, &self.history, merges, now)?;
+        let before = HistoryUsage::of(channel);
+        let sealed = channel.finish_batch(self.epoch, &self.history, merges, now)?;
         self.account(id, before);
-        if let Some(journal) = &mut self.journal {
-            journal.note(id);
+        if let Some(dirty_channels) = &mut self.dirty_channels {
+            dirty_channels.note(id);
         }
         self.keep_to_total(Some(id));
         Some((&self.channels[id.0 as usize], sealed))
@@ -647,12 +671,12 @@ impl Hub {
 
     /// Is there anything that will be too old at some time?
     pub fn grows_old(&self) -> bool {
-        self.kept.messages > 0 || !self.repeats.is_empty()
+        self.kept.messages > 0 || !self.idempotency.is_empty()
     }
 
     /// Lets go of what is older than it may be, in some of the channels.
-    pub fn expire(&mut self, keys: Range<usize>, now: Moment) {
-        self.repeats.expire(now);
+    pub fn expire(&mut self, keys: Range<usize>, now: LoopTime) {
+        self.idempotency.expire(now);
         for key in keys {
             if self.channels.contains(key) {
                 let id = ChannelId(key as u32);
@@ -669,7 +693,7 @@ impl Hub {
 
     /// Releases memory when most channels are removed, as far as the highest key in use allows; the sweep then walks no
     /// further. New channels take the lowest keys.
-    pub fn shrink_at(&mut self, now: Moment) {
+    pub fn shrink_at(&mut self, now: LoopTime) {
         let (len, capacity) = (self.channels.len(), self.channels.capacity());
         if self.shrink_trigger.is_due_at(len, capacity, now) {
             self.shrink();
@@ -678,36 +702,36 @@ impl Hub {
 
     fn shrink(&mut self) {
         self.channels.shrink_to_fit();
-        self.touched.shrink_to(self.channels.len());
-        if let Some(journal) = &mut self.journal {
-            journal.shrink();
+        self.open_batches.shrink_to(self.channels.len());
+        if let Some(dirty_channels) = &mut self.dirty_channels {
+            dirty_channels.shrink();
         }
     }
 
-    fn expire_channel(&mut self, id: ChannelId, now: Moment) {
+    fn expire_channel(&mut self, id: ChannelId, now: LoopTime) {
         let age_ms = self.history.age_ms;
         self.change_history(id, |channel| channel.history.expire(age_ms, now));
     }
 
     fn change_history(&mut self, id: ChannelId, change: impl FnOnce(&mut Channel)) {
         let channel = &mut self.channels[id.0 as usize];
-        let before = Kept::of(channel);
+        let before = HistoryUsage::of(channel);
         change(channel);
-        if let Some(journal) = &mut self.journal
+        if let Some(dirty_channels) = &mut self.dirty_channels
             && channel.history.len() != before.messages
         {
-            journal.note(id);
+            dirty_channels.note(id);
         }
         self.account(id, before);
     }
 
     /// Brings the totals and the classes up to date after a history has changed.
-    fn account(&mut self, id: ChannelId, before: Kept) {
+    fn account(&mut self, id: ChannelId, before: HistoryUsage) {
         let channel = &mut self.channels[id.0 as usize];
-        let (after, bytes) = (Kept::of(channel), channel.history.bytes());
+        let (after, bytes) = (HistoryUsage::of(channel), channel.history.bytes());
         self.kept.messages = self.kept.messages + after.messages - before.messages;
         self.kept.bytes = self.kept.bytes + after.bytes - before.bytes;
-        if Classes::is_due(channel.rank, bytes) {
+        if SizeClasses::is_due(channel.rank, bytes) {
             let (rank, shifted) = self.classes.rank(id, channel.rank, bytes);
             channel.rank = rank;
             if let Some(Shifted { channel, rank }) = shifted {
@@ -718,12 +742,17 @@ impl Hub {
 
     /// A member could not take a batch. It gets it, and what follows, from the history when it takes
     /// bytes again. The batch is sealed, and no other is open.
-    pub fn fall_behind(&mut self, member: SlotId, seat: Seat, before: Before) -> (Seat, Option<Moved>) {
-        let Place::Live(form) = seat.place else { return (seat, None) };
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        let moved = channel.leave(seat);
+    pub fn start_catching_up(
+        &mut self,
+        subscriber: SlotId,
+        subscription: Subscription,
+        before: BatchStart,
+    ) -> (Subscription, Option<Moved>) {
+        let SubscriptionState::Live(form) = subscription.place else { return (subscription, None) };
+        let channel = &mut self.channels[subscription.channel.0 as usize];
+        let moved = channel.leave(subscription);
         let replay = Replay {
-            member,
+            subscriber,
             form,
             cursor: before.seq,
             next_number: Some(before.number),
@@ -733,14 +762,14 @@ impl Hub {
         };
         channel.replaying.push(replay);
         let position = (channel.replaying.len() - 1) as u32;
-        (Seat { position, place: Place::Replaying, ..seat }, moved)
+        (Subscription { position, place: SubscriptionState::CatchingUp, ..subscription }, moved)
     }
 
     /// What is told of a channel; of one that is not there, that it is empty.
-    pub fn standing(&self, name: &str) -> Standing {
-        let empty = Standing { floor: self.removed.last(name), ..Standing::default() };
+    pub fn info(&self, name: &str) -> ChannelInfo {
+        let empty = ChannelInfo { evicted_through: self.removed.last(name), ..ChannelInfo::default() };
         let channel = self.find(name).and_then(|id| self.channel(id));
-        channel.map_or(empty, Channel::standing)
+        channel.map_or(empty, Channel::info)
     }
 
     /// The channels whose names begin with `prefix`, in the order of their names, from some name on.
@@ -762,17 +791,20 @@ impl Hub {
 
     /// Panics if the parts contradict each other; for debug builds and tests.
     pub fn check(&self) {
-        let mut kept = Kept::default();
+        let mut kept = HistoryUsage::default();
         for (_, channel) in &self.channels {
             assert!(!channel.has_batch(), "{} was not handed out", channel.name());
             assert_eq!(channel.group, channel::NO_GROUP, "{} is in no hand-out", channel.name());
             assert!(!channel.has_ended(), "{} is over", channel.name());
-            let one = Kept::of(channel);
+            let one = HistoryUsage::of(channel);
             kept.messages += one.messages;
             kept.bytes += one.bytes;
         }
         assert_eq!(kept, self.kept);
-        assert_eq!(self.channels.iter().map(|(_, channel)| channel.members()).sum::<usize>(), self.seats);
+        assert_eq!(
+            self.channels.iter().map(|(_, channel)| channel.subscribers()).sum::<usize>(),
+            self.subscriptions
+        );
         assert_eq!(self.names.len(), self.channels.len());
         self.removed.check();
     }

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::config::Limits;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Whole frames, end to end, shared by every outbox that holds them.
 ///
@@ -80,7 +80,7 @@ enum Pressure {
     /// It never did in this backlog.
     None,
     /// It does, until it is empty or that time is over.
-    Until(Moment),
+    Until(LoopTime),
     /// It did, and does not again in this backlog.
     Spent,
 }
@@ -92,9 +92,9 @@ enum Progress {
     Moving,
     /// It took less than it was offered, and will raise an event when it takes more. It is at pace until `since`
     /// ([`Pace::credit`]).
-    Blocked { since: Moment },
+    Blocked { since: LoopTime },
     /// The socket is writable again, or a last write is due before the peer counts as stalled; the next write decides.
-    Retry { since: Moment },
+    Retry { since: LoopTime },
 }
 
 /// The pace at which a peer has to take the bytes that wait for it, or count as slow.
@@ -120,7 +120,7 @@ impl Pace {
     }
 
     /// Until when a peer is at pace that was so until `since` and has now taken `written` bytes.
-    fn credit(self, since: Moment, written: usize, now: Moment) -> Moment {
+    fn credit(self, since: LoopTime, written: usize, now: LoopTime) -> LoopTime {
         if written == 0 {
             return since;
         }
@@ -218,7 +218,7 @@ impl Outbox {
     }
 
     /// Begins to press, once in a backlog, if it is over its high-water mark. Returns true if it does.
-    pub fn begin_pressing(&mut self, cost_max: usize, until: Moment) -> bool {
+    pub fn begin_pressing(&mut self, cost_max: usize, until: LoopTime) -> bool {
         match self {
             Outbox::Backlog(backlog)
                 if backlog.pressure == Pressure::None && backlog.cost() > high_water(cost_max) =>
@@ -231,7 +231,7 @@ impl Outbox {
     }
 
     /// Until when it presses.
-    pub fn presses_until(&self) -> Option<Moment> {
+    pub fn presses_until(&self) -> Option<LoopTime> {
         match self {
             Outbox::Backlog(backlog) => match backlog.pressure {
                 Pressure::Until(until) => Some(until),
@@ -334,7 +334,7 @@ impl Outbox {
     }
 
     /// When the peer will have stalled unless it takes more, or `None` while the socket has refused nothing.
-    pub fn stalls_at(&self, pace: Pace) -> Option<Moment> {
+    pub fn stalls_at(&self, pace: Pace) -> Option<LoopTime> {
         match self {
             Outbox::Backlog(backlog) => {
                 backlog.progress.at_pace_until().map(|since| since.after(pace.stall_ms_max))
@@ -368,7 +368,7 @@ impl Outbox {
     ///
     /// A write that was short has found the socket full, as one that would block has; in both cases an
     /// event will say when there is room (epoll(7), questions 9 and 12).
-    pub fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: Moment) -> (usize, Left) {
+    pub fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: LoopTime) -> (usize, Left) {
         match self {
             Outbox::Empty => (0, Left::Nothing),
             Outbox::Fresh(frames) => match taken(|| socket.write(frames)) {
@@ -426,7 +426,7 @@ impl Backlog {
         self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
-    fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: Moment) -> (usize, Left) {
+    fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: LoopTime) -> (usize, Left) {
         let mut total = 0;
         let left = loop {
             let (written, left) = self.write(socket);
@@ -489,7 +489,7 @@ fn debt_of(frames: &Frames) -> usize {
 }
 
 impl Progress {
-    fn at_pace_until(self) -> Option<Moment> {
+    fn at_pace_until(self) -> Option<LoopTime> {
         match self {
             Progress::Moving => None,
             Progress::Blocked { since } | Progress::Retry { since } => Some(since),
@@ -515,8 +515,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(millis)
+    fn at(millis: u64) -> LoopTime {
+        LoopTime::from_millis(millis)
     }
 
     fn frames(length: usize) -> Frames {

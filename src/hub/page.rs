@@ -12,7 +12,7 @@ use super::Hub;
 use super::outbox::Frames;
 use super::replay::Work;
 use crate::ids::{Gap, GapWhy, MessageId, Since};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::notice::gap_json;
 use crate::wire::{self, Kind};
 
@@ -37,7 +37,7 @@ pub struct Page {
     message: Option<Begun>,
     gap: Option<Gap>,
     head: MessageId,
-    floor: u64,
+    evicted_through: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ struct Begun {
 
 impl Hub {
     /// A page of a channel's history, from a cursor on and with at most `limit` messages, of which nothing is encoded.
-    pub fn page(&mut self, name: &str, since: Since, limit: usize, now: Moment) -> Page {
+    pub fn page(&mut self, name: &str, since: Since, limit: usize, now: LoopTime) -> Page {
         let head = self.head();
         let id = self.find(name);
         let (cursor, upto, gap) = match id {
@@ -70,27 +70,42 @@ impl Hub {
                 (from, self.channels[id.0 as usize].last(), gap)
             }
             None => {
-                let floor = self.standing(name).floor;
+                let evicted_through = self.info(name).evicted_through;
                 let why = match since {
                     Since::After(after) if after.epoch != head.epoch => Some((after, GapWhy::Epoch)),
                     Since::After(after) if after.seq > head.seq => Some((after, GapWhy::Future)),
-                    Since::After(after) if after.seq < floor => Some((after, GapWhy::Evicted)),
+                    Since::After(after) if after.seq < evicted_through => Some((after, GapWhy::Evicted)),
                     Since::Now | Since::Earliest if self.removed.get(name).is_some() => {
                         Some((MessageId { seq: 0, ..head }, GapWhy::Evicted))
                     }
                     _ => None,
                 };
-                let resume = MessageId { seq: floor, ..head };
-                (floor, floor, why.map(|(after, why)| Gap { after, resume, missed: None, why }))
+                let resume = MessageId { seq: evicted_through, ..head };
+                (
+                    evicted_through,
+                    evicted_through,
+                    why.map(|(after, why)| Gap { after, resume, missed: None, why }),
+                )
             }
         };
         if let Some(id) = id {
             // All of its messages may have been too old.
             self.end_if_empty(id);
         }
-        let floor = self.standing(name).floor;
+        let evicted_through = self.info(name).evicted_through;
         let (channel, stage) = (name.into(), Stage::Begin);
-        Page { channel, stage, cursor, upto, left: limit, bytes: 0, message: None, gap, head, floor }
+        Page {
+            channel,
+            stage,
+            cursor,
+            upto,
+            left: limit,
+            bytes: 0,
+            message: None,
+            gap,
+            head,
+            evicted_through,
+        }
     }
 }
 
@@ -133,7 +148,7 @@ impl Page {
         let epoch = self.head.epoch;
         let here = MessageId { epoch, seq: self.cursor };
         let channel = hub.find(&self.channel).and_then(|id| hub.channel(id));
-        let Some(channel) = channel.filter(|channel| channel.history.floor() <= self.cursor) else {
+        let Some(channel) = channel.filter(|channel| channel.history.evicted_through() <= self.cursor) else {
             // The messages that follow are no longer kept.
             self.end(out, (self.cursor < self.upto).then_some(here));
             return false;
@@ -171,10 +186,13 @@ impl Page {
     fn end(&self, out: &mut Vec<u8>, next: Option<MessageId>) {
         let next = next.map_or("null".to_owned(), |next| format!("\"{next}\""));
         let gap = self.gap.as_ref().map_or("null".to_owned(), |gap| gap_json(&self.channel, gap));
-        let floor = MessageId { seq: self.floor, ..self.head };
+        let evicted_through = MessageId { seq: self.evicted_through, ..self.head };
         let head = self.head;
         // A Vec takes every write.
-        let _ = writeln!(out, "],\"next\":{next},\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{floor}\"}}");
+        let _ = writeln!(
+            out,
+            "],\"next\":{next},\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{evicted_through}\"}}"
+        );
     }
 }
 
@@ -190,8 +208,8 @@ mod tests {
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 5, bytes_max: 1 << 20, age_ms: 1_000, total_bytes_max: 1 << 30 };
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(millis)
+    fn at(millis: u64) -> LoopTime {
+        LoopTime::from_millis(millis)
     }
 
     fn hub() -> Hub {
@@ -201,8 +219,8 @@ mod tests {
     fn publish(hub: &mut Hub, kind: Kind, payload: &[u8]) {
         let id = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
         hub.publish(id, kind, payload, Sender::default(), None);
-        while let Some(id) = hub.next_touched() {
-            let _ = hub.seal(id, at(0));
+        while let Some(id) = hub.next_open_batch() {
+            let _ = hub.finish_batch(id, at(0));
         }
     }
 
@@ -317,9 +335,9 @@ mod tests {
     #[test]
     fn channel_with_a_subscriber_and_no_history_has_an_empty_page() {
         let mut hub = hub();
-        let wish = crate::hub::Wish { form: Form::Raw, since: Since::Now, echo: true };
+        let options = crate::hub::SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
         let name = ChannelName::parse(b"a").unwrap();
-        hub.subscribe(&name, SlotId { key: 0, generation: 0 }, wish, at(0)).unwrap();
+        hub.subscribe(&name, SlotId { key: 0, generation: 0 }, options, at(0)).unwrap();
         let page = read(&mut hub, Since::Earliest, 1, |_| {});
         assert_eq!((texts(&page).len(), &page["next"], &page["gap"]), (0, &Value::Null, &Value::Null));
     }

@@ -19,9 +19,9 @@ use std::rc::{Rc, Weak};
 use bytes::Bytes;
 
 use super::outbox::Frames;
-use super::{Hub, Moved, Place, Seat, channel};
+use super::{Hub, Moved, Subscription, SubscriptionState, channel};
 use crate::ids::{ClientId, Gap, GapWhy, MessageId, SlotId};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::{Form, Message};
 
 /// Bytes of one slice of a replay, and so what a replay holds of a connection's outbox. A message whose payload takes
@@ -51,7 +51,7 @@ pub struct Work {
 /// A subscriber that is catching up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Replay {
-    pub(super) member: SlotId,
+    pub(super) subscriber: SlotId,
     pub(super) form: Form,
     /// The last message in the log that it has, or that was before its time.
     pub(super) cursor: u64,
@@ -62,15 +62,15 @@ pub(crate) struct Replay {
     /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
     pub(super) takes_what_is_kept: bool,
     /// Since when it has waited for the memory that its next message takes.
-    pub(super) waits_since: Option<Moment>,
+    pub(super) waits_since: Option<LoopTime>,
 }
 
 /// The next slice of a replay.
 #[must_use]
 #[derive(Debug)]
-pub enum Step {
+pub enum ReplayStep {
     /// A slice; more follows. It is empty if all of its messages were the subscriber's own.
-    More {
+    Slice {
         /// The frames.
         frames: Frames,
         /// The number of messages in it.
@@ -81,14 +81,14 @@ pub enum Step {
     /// The next message is large, and its encoding does not fit into the limit with those that others have yet to take.
     Wait {
         /// Since when.
-        since: Moment,
+        since: LoopTime,
     },
     /// Messages that it had yet to receive were evicted; it continues after the gap.
     Gap(Gap),
     /// The replay is complete: the member is live.
-    Live {
+    CaughtUp {
         /// Its new position.
-        seat: Seat,
+        subscription: Subscription,
         /// The subscriber that was moved to its old position.
         moved: Option<Moved>,
         /// Its cursor.
@@ -126,17 +126,17 @@ struct Large {
     seq: u64,
     form: Form,
     bytes: usize,
-    made_at: Moment,
+    made_at: LoopTime,
     encoding: Weak<Bytes>,
 }
 
 impl Large {
-    fn is_shareable(&self, take_ms: u32, now: Moment) -> bool {
+    fn is_shareable(&self, take_ms: u32, now: LoopTime) -> bool {
         now.millis_since(self.made_at) < take_ms
     }
 
-    fn is_overdue(&self, take_ms: u32, now: Moment) -> bool {
-        self.made_at.after(take_ms.saturating_mul(2)).has_come(now)
+    fn is_overdue(&self, take_ms: u32, now: LoopTime) -> bool {
+        self.made_at.after(take_ms.saturating_mul(2)).is_due(now)
     }
 }
 
@@ -178,7 +178,7 @@ impl Replays {
 
     /// Returns the encoding of a message that is larger than a slice, and its cost. `None` if it exceeds the limit now;
     /// a single one is always allowed, since otherwise a limit below the largest message would stop replays for good.
-    fn large(&mut self, message: &Message<'_>, form: Form, now: Moment) -> Option<(Frames, usize)> {
+    fn large(&mut self, message: &Message<'_>, form: Form, now: LoopTime) -> Option<(Frames, usize)> {
         let key = (message.id.seq, form);
         let take_ms = self.take_ms;
         let is_known = |large: &&Large| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
@@ -211,7 +211,7 @@ impl Hub {
     }
 
     /// Returns true if a piece of an outbox is a large encoding that all clients should have taken by now.
-    pub fn is_overdue_encoding(&self, piece: &Frames, now: Moment) -> bool {
+    pub fn is_overdue_encoding(&self, piece: &Frames, now: LoopTime) -> bool {
         let Replays { large, take_ms, .. } = &self.replays;
         let is_piece = |one: &Large| std::ptr::eq(one.encoding.as_ptr(), Rc::as_ptr(piece));
         piece.len() > REPLAY_BYTES
@@ -219,59 +219,70 @@ impl Hub {
     }
 
     /// Since when a replay has waited for memory, if it waits.
-    pub fn waits_since(&self, seat: Seat) -> Option<Moment> {
-        let channel = self.channel(seat.channel).filter(|_| seat.place == Place::Replaying)?;
-        channel.replaying.get(seat.position as usize)?.waits_since
+    pub fn waits_since(&self, subscription: Subscription) -> Option<LoopTime> {
+        let channel = self
+            .channel(subscription.channel)
+            .filter(|_| subscription.place == SubscriptionState::CatchingUp)?;
+        channel.replaying.get(subscription.position as usize)?.waits_since
     }
 
     /// Returns true if no message follows the last slice of a subscriber that is catching up: it is live with the next
     /// step.
-    pub fn has_replayed_all(&self, seat: Seat) -> bool {
-        let Some(channel) = self.channel(seat.channel).filter(|_| seat.place == Place::Replaying) else {
+    pub fn has_replayed_all(&self, subscription: Subscription) -> bool {
+        let Some(channel) = self
+            .channel(subscription.channel)
+            .filter(|_| subscription.place == SubscriptionState::CatchingUp)
+        else {
             return false;
         };
-        let replay = channel.replaying.get(seat.position as usize);
+        let replay = channel.replaying.get(subscription.position as usize);
         replay.is_some_and(|replay| replay.cursor >= channel.last())
     }
 
     /// The next slice for a subscriber that is catching up. No batch of its channel is open.
     ///
     /// `client` is the subscriber itself, if it does not want its own messages.
-    pub fn replay(&mut self, seat: Seat, client: Option<ClientId>, now: Moment) -> Step {
+    pub fn replay(
+        &mut self,
+        subscription: Subscription,
+        client: Option<ClientId>,
+        now: LoopTime,
+    ) -> ReplayStep {
         let (epoch, head) = (self.epoch, self.head());
         let Hub { channels, replays, .. } = self;
-        let channel = &mut channels[seat.channel.0 as usize];
+        let channel = &mut channels[subscription.channel.0 as usize];
         debug_assert!(!channel.has_batch());
-        let Replay { member, form, mut cursor, next_number, why, takes_what_is_kept, waits_since } =
-            channel.replaying[seat.position as usize];
-        let floor = channel.history.floor();
+        let Replay { subscriber, form, mut cursor, next_number, why, takes_what_is_kept, waits_since } =
+            channel.replaying[subscription.position as usize];
+        let evicted_through = channel.history.evicted_through();
         if takes_what_is_kept && next_number.is_none() {
             // The turn in which it subscribed may have evicted some.
-            cursor = cursor.max(floor);
+            cursor = cursor.max(evicted_through);
         }
-        if cursor < floor {
-            let resume = MessageId { epoch, seq: floor };
+        if cursor < evicted_through {
+            let resume = MessageId { epoch, seq: evicted_through };
             let first_kept = channel.first_number();
             let missed = next_number.map(|next| first_kept.saturating_sub(next));
-            let replay = &mut channel.replaying[seat.position as usize];
-            (replay.cursor, replay.next_number, replay.waits_since) = (floor, Some(first_kept), None);
-            return Step::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
+            let replay = &mut channel.replaying[subscription.position as usize];
+            (replay.cursor, replay.next_number, replay.waits_since) =
+                (evicted_through, Some(first_kept), None);
+            return ReplayStep::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
         }
         let index = channel.history.index_after(cursor);
         if index == channel.history.len() {
-            let moved = channel.leave(seat);
-            let position = channel.join(form, member);
-            let seat = channel::seat(seat.channel, form, position, seat.echo);
-            return Step::Live { seat, moved, cursor: head };
+            let moved = channel.leave(subscription);
+            let position = channel.join(form, subscriber);
+            let subscription = channel::subscription(subscription.channel, form, position, subscription.echo);
+            return ReplayStep::CaughtUp { subscription, moved, cursor: head };
         }
         let first = channel.history.get(index).map_or(cursor, |message| message.seq);
         if client.is_none()
             && let Some(Slice { upto, messages, frames, .. }) = replays.slice(form, first)
         {
             let next_number = channel.first_number() + (index + messages) as u64;
-            let replay = &mut channel.replaying[seat.position as usize];
+            let replay = &mut channel.replaying[subscription.position as usize];
             (replay.cursor, replay.next_number) = (upto, Some(next_number));
-            return Step::More { frames, messages, work: Work::default() };
+            return ReplayStep::Slice { frames, messages, work: Work::default() };
         }
         let mut out = form.begin(0);
         let mut large = None;
@@ -304,32 +315,32 @@ impl Hub {
             (upto, end) = (message.id.seq, end + 1);
         }
         let next_number = channel.first_number() + end as u64;
-        let replay = &mut channel.replaying[seat.position as usize];
+        let replay = &mut channel.replaying[subscription.position as usize];
         (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
         if waits {
             let since = waits_since.unwrap_or(now);
             replay.waits_since = Some(since);
-            return Step::Wait { since };
+            return ReplayStep::Wait { since };
         }
         let entries = end - index;
         if let Some((frames, encoded)) = large {
-            return Step::More { frames, messages, work: Work { encoded, entries } };
+            return ReplayStep::Slice { frames, messages, work: Work { encoded, entries } };
         }
         let encoded = out.len();
         let frames: Frames = Rc::new(form.finish(out));
         if client.is_none() {
             replays.cache(Slice { form, first, upto, messages, frames: frames.clone() });
         }
-        Step::More { frames, messages, work: Work { encoded, entries } }
+        ReplayStep::Slice { frames, messages, work: Work { encoded, entries } }
     }
 
     /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
-    pub fn end_replay(&mut self, seat: Seat) -> (Seat, Option<Moved>) {
-        let channel = &mut self.channels[seat.channel.0 as usize];
-        let Replay { member, form, .. } = channel.replaying[seat.position as usize];
-        let moved = channel.leave(seat);
-        let position = channel.join(form, member);
-        (Seat { position, place: Place::Live(form), ..seat }, moved)
+    pub fn end_replay(&mut self, subscription: Subscription) -> (Subscription, Option<Moved>) {
+        let channel = &mut self.channels[subscription.channel.0 as usize];
+        let Replay { subscriber, form, .. } = channel.replaying[subscription.position as usize];
+        let moved = channel.leave(subscription);
+        let position = channel.join(form, subscriber);
+        (Subscription { position, place: SubscriptionState::Live(form), ..subscription }, moved)
     }
 }
 
@@ -337,7 +348,7 @@ impl Hub {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::hub::Wish;
+    use crate::hub::SubscribeOptions;
     use crate::ids::{ChannelName, Since};
     use crate::wire::Kind;
 
@@ -353,18 +364,21 @@ mod tests {
             for _ in 0..3 {
                 hub.publish(id, Kind::Binary, &[b'x'; 30_000], crate::ids::Sender::default(), None);
             }
-            let _ = hub.seal(id, Moment::from_millis(0));
+            let _ = hub.finish_batch(id, LoopTime::from_millis(0));
         }
-        while hub.next_touched().is_some() {}
+        while hub.next_open_batch().is_some() {}
         hub
     }
 
-    fn slice(hub: &mut Hub, channel: usize, since: Since, member: u32) -> (Frames, usize) {
-        let member = SlotId { key: member, generation: 0 };
-        let wish = Wish { form: Form::Raw, since, echo: true };
-        let seat = hub.subscribe(&name(channel), member, wish, Moment::from_millis(0)).unwrap().seat;
-        match hub.replay(seat, None, Moment::from_millis(0)) {
-            Step::More { frames, work, .. } => (frames, work.encoded),
+    fn slice(hub: &mut Hub, channel: usize, since: Since, subscriber: u32) -> (Frames, usize) {
+        let subscriber = SlotId { key: subscriber, generation: 0 };
+        let options = SubscribeOptions { form: Form::Raw, since, echo: true };
+        let subscription = hub
+            .subscribe(&name(channel), subscriber, options, LoopTime::from_millis(0))
+            .unwrap()
+            .subscription;
+        match hub.replay(subscription, None, LoopTime::from_millis(0)) {
+            ReplayStep::Slice { frames, work, .. } => (frames, work.encoded),
             other => panic!("{other:?}"),
         }
     }
@@ -373,10 +387,10 @@ mod tests {
     fn replays_of_several_channels_and_cursors_share_slices_while_they_advance_in_turn() {
         let mut hub = hub(8);
         let later = Since::After(MessageId { epoch: 7, seq: 1 });
-        let mut members = 0..;
+        let mut subscribers = 0..;
         let mut round = |hub: &mut Hub| -> Vec<(Frames, usize)> {
             let pairs = (0..8).map(|channel| (channel, Since::Earliest)).chain([(0, later)]);
-            pairs.map(|(channel, since)| slice(hub, channel, since, members.next().unwrap())).collect()
+            pairs.map(|(channel, since)| slice(hub, channel, since, subscribers.next().unwrap())).collect()
         };
         let (first, second) = (round(&mut hub), round(&mut hub));
         for ((one, encoded), (other, again)) in first.iter().zip(&second) {
@@ -390,14 +404,15 @@ mod tests {
         let mut hub = hub(1);
         let (old, _) = slice(&mut hub, 0, Since::Earliest, 0);
         let place = hub.find("c0").unwrap();
-        let seat = Seat { channel: place, position: 0, place: Place::Replaying, echo: true };
-        assert_eq!(hub.leave(seat), None);
-        hub.expire(0..hub.keys_end(), Moment::from_millis(u64::from(Limits::default().history.age_ms)));
+        let subscription =
+            Subscription { channel: place, position: 0, place: SubscriptionState::CatchingUp, echo: true };
+        assert_eq!(hub.leave(subscription), None);
+        hub.expire(0..hub.keys_end(), LoopTime::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);
         let new = hub.open(&name(1)).unwrap();
         assert_eq!(new, place);
         hub.publish(new, Kind::Binary, b"y", crate::ids::Sender::default(), None);
-        let _ = hub.seal(new, Moment::from_millis(400_000));
+        let _ = hub.finish_batch(new, LoopTime::from_millis(400_000));
         let (frames, _) = slice(&mut hub, 1, Since::Earliest, 0);
         assert!(!Rc::ptr_eq(&frames, &old) && frames.ends_with(b"y"), "{} bytes", frames.len());
     }

@@ -3,7 +3,7 @@
 //! Shrinking walks the slab, and may free nothing while its highest key is in use: so it is tried when most entries are
 //! free, again when half of the remaining ones are removed, and once a second while most entries stay free.
 
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// A slab shrinks when fewer than one in this many of its entries are in use.
 const SHRINK_BELOW: usize = 4;
@@ -18,7 +18,7 @@ pub struct ShrinkTrigger {
     kept: usize,
     below: usize,
     /// The last attempt that was made because a second had passed.
-    tried: Option<Moment>,
+    tried: Option<LoopTime>,
 }
 
 impl ShrinkTrigger {
@@ -36,9 +36,9 @@ impl ShrinkTrigger {
     }
 
     /// Returns true if a slab of this many entries and places is to be shrunk at a certain time.
-    pub fn is_due_at(&mut self, len: usize, capacity: usize, now: Moment) -> bool {
-        let is_due = self.is_sparse(len, capacity)
-            && self.tried.is_none_or(|tried| tried.after(RETRY_MS).has_come(now));
+    pub fn is_due_at(&mut self, len: usize, capacity: usize, now: LoopTime) -> bool {
+        let is_due =
+            self.is_sparse(len, capacity) && self.tried.is_none_or(|tried| tried.after(RETRY_MS).is_due(now));
         if is_due {
             self.tried = Some(now);
         }
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(tries, 18, "log2 of a quarter of a million");
         assert!(!trigger.is_due(0, 100), "so much is kept");
         assert!(!trigger.is_due(500, 1_000) && trigger.is_due(249, 1_000), "it has grown meanwhile");
-        let start = Moment::from_millis(0);
+        let start = LoopTime::from_millis(0);
         let tries = (0..3_000).filter(|&millis| trigger.is_due_at(9, 1_000, start.after(millis))).count();
         assert_eq!(tries, 3, "once a second, since the highest key may be free by now");
     }
@@ -79,13 +79,13 @@ mod tests {
     fn sweep_of_channels_walks_few_places_after_a_flood() {
         let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
         let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
-        hub.begin_journal();
-        let mut now = Moment::from_millis(0);
+        hub.begin_tracking_changes();
+        let mut now = LoopTime::from_millis(0);
         let publish = |hub: &mut Hub, name: &str, now| {
             let id = hub.open(&ChannelName::parse(name.as_bytes()).unwrap()).unwrap();
             hub.publish(id, Kind::Text, b"x", Sender::default(), None);
-            while let Some(id) = hub.next_touched() {
-                let _ = hub.seal(id, now);
+            while let Some(id) = hub.next_open_batch() {
+                let _ = hub.finish_batch(id, now);
             }
         };
         for number in 0..50_000 {

@@ -16,7 +16,7 @@ use crate::client::frames::{self, FrameKind, ServerFrameScanner};
 use crate::client::handshake::{Handshake, HandshakeResponse};
 use crate::client::transport::{ClientTransport, ReadResult};
 use crate::hub::outbox::{Left, Outbox, Pace};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// A client and its connection.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ impl Client {
     }
 
     /// Writes once, followed by the pending TLS records.
-    pub(super) fn flush(&mut self, now: Moment) -> Left {
+    pub(super) fn flush(&mut self, now: LoopTime) -> Left {
         match self.outbox.flush(&mut self.transport, Pace::ANY, now).1 {
             Left::Nothing => match self.transport.write_pending() {
                 Ok(true) => Left::Nothing,

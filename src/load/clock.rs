@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// A point in time, in nanoseconds since the start of the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ impl RunTime {
     }
 
     /// The same point in the unit of the outboxes.
-    pub fn moment(self) -> Moment {
-        Moment::from_millis(self.0 / 1_000_000)
+    pub fn moment(self) -> LoopTime {
+        LoopTime::from_millis(self.0 / 1_000_000)
     }
 }

@@ -102,9 +102,9 @@ impl Collector for Snapshot {
         page.counters("oyez_connections_closed", "Connections that ended, by reason", "reason", closes)?;
         let rejected = metrics.requests_rejected.iter().map(|(code, count)| (*code, *count));
         page.counters(
-            "oyez_handshakes_rejected",
+            "oyez_http_requests_rejected",
             "Requests that were refused, by the answer's code",
-            "reason",
+            "code",
             rejected,
         )?;
         let limited = Limit::WORDS.iter().copied().zip(metrics.rate_limited);
@@ -215,7 +215,7 @@ impl Collector for Snapshot {
             "Bytes in use by the allocator's count, which count against the memory budget",
             levels.memory_used_bytes,
         )?;
-        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::word).zip(metrics.memory_pressure);
+        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::as_str).zip(metrics.memory_pressure);
         page.counters(
             "oyez_memory_pressure",
             "Times when a step against memory pressure began",

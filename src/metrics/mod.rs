@@ -86,7 +86,7 @@ impl MemoryStep {
     ];
 
     /// One word for logs and metrics.
-    pub fn word(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             MemoryStep::RefuseLarge => "refuse_large",
             MemoryStep::CloseDebtors => "close_debtors",

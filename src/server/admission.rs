@@ -8,20 +8,20 @@ use super::REFUSALS_MAX;
 use super::engine::Engine;
 use super::log_limit::LogLine;
 use super::transport::Transport;
-use crate::access::door::Over;
+use crate::access::connection_limiter::LimitExceeded;
 use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
 use crate::close::{ProxyFault, Reason};
 use crate::hub::outbox::Outbox;
 use crate::ids::{Peer, SlotId};
-use crate::moment::Moment;
 use crate::session::State;
+use crate::time::LoopTime;
 
 impl<T: Transport> Engine<T> {
     /// Takes in a connection that will be served, unless its address has as much as it may have.
-    pub fn admit(&mut self, transport: T, mut peer: Peer, now: Moment) -> SlotId {
-        let awaits_header = self.door.awaits_header(peer.ip());
-        if !awaits_header && let Err(over) = self.door.enter(&mut peer, now) {
-            return self.keep_out(transport, peer, over, now);
+    pub fn admit(&mut self, transport: T, mut peer: Peer, now: LoopTime) -> SlotId {
+        let awaits_header = self.limiter.awaits_header(peer.ip());
+        if !awaits_header && let Err(over) = self.limiter.enter(&mut peer, now) {
+            return self.reject_over_limit(transport, peer, over, now);
         }
         self.metrics.connections_accepted += 1;
         let state = State::accepted(&self.limits, now);
@@ -32,30 +32,30 @@ impl<T: Transport> Engine<T> {
 
     /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
     /// once not all are told: what one address does must not keep the others from coming in.
-    fn keep_out(&mut self, transport: T, peer: Peer, over: Over, now: Moment) -> SlotId {
+    fn reject_over_limit(&mut self, transport: T, peer: Peer, over: LimitExceeded, now: LoopTime) -> SlotId {
         self.metrics.limit(over.limit);
-        let is_told = self.turned_away < REFUSALS_MAX;
-        let id = self.turn_away(transport, peer, over.reason(), now);
+        let is_told = self.rejected < REFUSALS_MAX;
+        let id = self.reject(transport, peer, over.reason(), now);
         if !is_told {
-            self.slots.doom(id, over.reason());
+            self.slots.schedule_close(id, over.reason());
         }
         id
     }
 
     /// Admits a connection that will not be served, to send it an error response when it has sent a request.
-    pub fn turn_away(&mut self, transport: T, peer: Peer, reason: Reason, now: Moment) -> SlotId {
+    pub fn reject(&mut self, transport: T, peer: Peer, reason: Reason, now: LoopTime) -> SlotId {
         self.metrics.connections_accepted += 1;
-        self.turned_away += 1;
+        self.rejected += 1;
         let mut state = State::accepted(&self.limits, now);
         state.refuse(reason);
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
-        self.slots.mark_turned_away(id);
+        self.slots.mark_rejected(id);
         id
     }
 
     /// No descriptor or no memory is left for a connection, and accepting is paused. `is_news` says that one was accepted
     /// since the last time.
-    pub fn accept_exhausted(&mut self, error: &io::Error, is_news: bool, now: Moment) {
+    pub fn accept_exhausted(&mut self, error: &io::Error, is_news: bool, now: LoopTime) {
         self.metrics.accept_failed(error);
         if is_news && self.admits_line(LogLine::AcceptPaused, now) {
             warn!("accept: {error}; {} connections are open, accept paused", self.slots.len());
@@ -63,7 +63,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// A connection was accepted and closed again, since it cannot be watched or TLS cannot be set up for it.
-    pub fn not_served(&mut self, peer: Peer, error: &io::Error, now: Moment) {
+    pub fn not_served(&mut self, peer: Peer, error: &io::Error, now: LoopTime) {
         if self.admits_line(LogLine::NotServed, now) {
             warn!("cannot serve {peer}: {error}");
         }
@@ -71,19 +71,19 @@ impl<T: Transport> Engine<T> {
 
     /// Connections that are served, or may be: all but those that are being turned away.
     pub fn served(&self) -> usize {
-        self.slots.len() - self.turned_away
+        self.slots.len() - self.rejected
     }
 
     /// Connections that are being told that there is no room for them.
-    pub fn turned_away(&self) -> usize {
-        self.turned_away
+    pub fn rejected(&self) -> usize {
+        self.rejected
     }
 
     /// Looks whether a proxy has said for whom it speaks; true if the slot can be read on.
     ///
     /// The header is looked at where it lies, in the kernel, and taken when it is whole: so nothing has to
     /// be kept of it, and what follows it is untouched, whether that is a request or TLS.
-    pub(super) fn take_proxy_header(&mut self, id: SlotId, now: Moment) -> bool {
+    pub(super) fn take_proxy_header(&mut self, id: SlotId, now: LoopTime) -> bool {
         let Some(slot) = self.slots.get_mut(id) else { return false };
         let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
         let looked = slot.transport.peek(&mut buffer);
@@ -94,15 +94,15 @@ impl<T: Transport> Engine<T> {
                     return self.end(id, Reason::Reset);
                 }
                 slot.peer = client.map_or(slot.peer, Peer::from);
-                let entered = self.door.enter(&mut slot.peer, now);
+                let entered = self.limiter.enter(&mut slot.peer, now);
                 self.slots.mark_awaiting_header(id, false);
                 if let Err(over) = entered {
                     self.metrics.limit(over.limit);
-                    if self.turned_away >= REFUSALS_MAX {
+                    if self.rejected >= REFUSALS_MAX {
                         return self.end(id, over.reason());
                     }
-                    self.turned_away += 1;
-                    self.slots.mark_turned_away(id);
+                    self.rejected += 1;
+                    self.slots.mark_rejected(id);
                     if let Some(slot) = self.slots.get_mut(id) {
                         slot.state.refuse(over.reason());
                     }
@@ -122,7 +122,7 @@ impl<T: Transport> Engine<T> {
 
     /// Ends a connection to which nothing is to be said. False, since it is not read on.
     fn end(&mut self, id: SlotId, reason: Reason) -> bool {
-        self.slots.doom(id, reason);
+        self.slots.schedule_close(id, reason);
         false
     }
 }

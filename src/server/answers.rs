@@ -6,7 +6,7 @@ use std::ops::Bound;
 use crate::access::grant::Patterns;
 use crate::hub::channel::Channel;
 use crate::hub::replay::Work;
-use crate::hub::{Hub, Standing};
+use crate::hub::{ChannelInfo, Hub};
 use crate::ids::MessageId;
 use crate::session::query::Listing;
 
@@ -58,7 +58,7 @@ pub(super) fn append_channels(
         if last.is_some() || listing.last.is_some() {
             out.push(b',');
         }
-        append_channel(out, hub, name, hub.channel(id).map(Channel::standing).unwrap_or_default());
+        append_channel(out, hub, name, hub.channel(id).map(Channel::info).unwrap_or_default());
         listing.left -= 1;
         last = Some(name);
     };
@@ -73,21 +73,21 @@ pub(super) fn append_channels(
 /// One channel. Of one that is not there is told that it is empty: it exists when somebody comes.
 pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    append_channel(&mut out, hub, name, hub.standing(name));
+    append_channel(&mut out, hub, name, hub.info(name));
     out.push(b'\n');
     out
 }
 
-fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, standing: Standing) {
-    let Standing { members, head, floor, messages, bytes } = standing;
+fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, standing: ChannelInfo) {
+    let ChannelInfo { subscribers, head, evicted_through, messages, bytes } = standing;
     let id = |seq| MessageId { epoch: hub.head().epoch, seq };
-    let _ = write!(out, "{{\"channel\":\"{name}\",\"members\":{members},\"head\":");
+    let _ = write!(out, "{{\"channel\":\"{name}\",\"subscribers\":{subscribers},\"head\":");
     let _ = match head {
         Some(head) => write!(out, "\"{}\"", id(head)),
         None => write!(out, "null"),
     };
-    let floor = id(floor);
-    let _ = write!(out, ",\"floor\":\"{floor}\",\"messages\":{messages},\"bytes\":{bytes}}}");
+    let evicted_through = id(evicted_through);
+    let _ = write!(out, ",\"floor\":\"{evicted_through}\",\"messages\":{messages},\"bytes\":{bytes}}}");
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use crate::config::Limits;
     use crate::ids::{ChannelName, Sender};
-    use crate::moment::Moment;
+    use crate::time::LoopTime;
     use crate::wire::Kind;
     use proptest::prelude::*;
 
@@ -110,8 +110,8 @@ mod tests {
     fn publish(hub: &mut Hub, name: &str) {
         let id = hub.open(&ChannelName::parse(name.as_bytes()).unwrap()).unwrap();
         hub.publish(id, Kind::Text, b"x", Sender::default(), None);
-        while let Some(id) = hub.next_touched() {
-            let _ = hub.seal(id, Moment::from_millis(0));
+        while let Some(id) = hub.next_open_batch() {
+            let _ = hub.finish_batch(id, LoopTime::from_millis(0));
         }
     }
 
@@ -167,7 +167,7 @@ mod tests {
         let (mut listing, mut out, visible) = (Listing::new(None, 1_000), Vec::new(), visible("*"));
         assert!(!append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
         // All listed channels are removed, and new ones before the cursor come too late.
-        hub.expire(0..hub.keys_end(), Moment::from_millis(u64::from(Limits::default().history.age_ms)));
+        hub.expire(0..hub.keys_end(), LoopTime::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);
         publish(&mut hub, "a00");
         publish(&mut hub, "b");

@@ -2,7 +2,7 @@
 //!
 //! Subscribing, publishing, fanning out, catching up and leaving each happen at one point of the log's one order. The
 //! batches of all channels are open for the whole turn: a subscriber that joins does not receive the messages that are
-//! in them already, and one that leaves receives them first. The modules that do the work are [`super::members`],
+//! in them already, and one that leaves receives them first. The modules that do the work are [`super::subscribe`],
 //! [`super::publishing`] and [`super::questions`]; after them [`super::refill`] makes the next slices of long responses.
 
 use std::mem;
@@ -18,13 +18,13 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::Unsent;
-use crate::hub::channel::Portion;
+use crate::hub::channel::Delivery;
 use crate::hub::merge::Group;
 use crate::hub::outbox::{Enqueue, Left, Pace};
 use crate::ids::{ChannelId, SlotId};
 use crate::metrics::Metrics;
-use crate::moment::Moment;
 use crate::session::intent::Intent;
+use crate::time::LoopTime;
 use crate::wire::notice::Notice;
 use crate::wire::{self, Form};
 
@@ -34,16 +34,16 @@ const INTENTS_KEPT: usize = 1_024;
 
 impl<T: Transport> Engine<T> {
     /// Applies intents to the hub; frames land in outboxes.
-    pub fn deliver(&mut self, now: Moment) {
+    pub fn deliver(&mut self, now: LoopTime) {
         self.apply_all(now);
-        self.hand_out_all(now);
+        self.fan_out_all(now);
         self.refill_all(now);
         // Closes of slow members may have made wishes; they were granted where they were made.
         debug_assert!(self.intents.is_empty());
     }
 
     /// Applies what was asked for.
-    pub(super) fn apply_all(&mut self, now: Moment) {
+    pub(super) fn apply_all(&mut self, now: LoopTime) {
         let mut intents = mem::take(&mut self.intents);
         for (id, intent) in intents.drain(..) {
             self.apply(id, intent, now);
@@ -55,14 +55,14 @@ impl<T: Transport> Engine<T> {
         self.send_gathered();
     }
 
-    pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: Moment) {
+    pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
         match intent {
-            Intent::Greet { subscription, pass } => self.greet(id, subscription, &pass, now),
-            Intent::Subscribe { channel, wish, pass, reference } => {
+            Intent::SendHello { subscription, rights } => self.send_hello(id, subscription, &rights, now),
+            Intent::Subscribe { channel, options, rights, reference } => {
                 let reference = reference.as_deref();
-                match self.subscribe(id, &channel, wish, &pass, now) {
-                    Ok(joined) => self.welcome(id, &channel, wish, &joined, now),
-                    Err(no) => self.refuse_subscription(id, channel.as_str(), wish, no, reference, now),
+                match self.subscribe(id, &channel, options, &rights, now) {
+                    Ok(joined) => self.send_subscribed(id, &channel, options, &joined, now),
+                    Err(no) => self.refuse_subscription(id, channel.as_str(), options, no, reference, now),
                 }
             }
             Intent::Unsubscribe { channel, reference } => {
@@ -71,124 +71,133 @@ impl<T: Transport> Engine<T> {
                 let reference = reference.as_deref();
                 let message = "there is no subscription to this channel";
                 let no = Notice::Error { reference, ch: Some(ch), code: "not_subscribed", message };
-                self.tell(id, &if left { Notice::Unsubscribed { ch } } else { no });
+                self.send_notice(id, &if left { Notice::Unsubscribed { ch } } else { no });
             }
-            Intent::Publish { channel, kind, payload, receipt, pass } => {
+            Intent::Publish { channel, kind, payload, receipt, rights } => {
                 // Before a channel is made for it.
-                if let Err(too_fast) = self.pace(id, &pass, payload.len(), &receipt, now) {
-                    return self.refuse_haste(id, too_fast, &receipt, now);
+                if let Err(too_fast) = self.pace(id, &rights, payload.len(), &receipt, now) {
+                    return self.reject_rate_limited(id, too_fast, &receipt, now);
                 }
-                match self.channel_to_publish_on(id, channel.as_ref(), &receipt, &pass) {
+                match self.channel_to_publish_on(id, channel.as_ref(), &receipt, &rights) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
-                        self.publish(id, channel_id, name, kind, &payload, receipt, &pass, now);
+                        self.publish(id, channel_id, name, kind, &payload, receipt, &rights, now);
                     }
                     Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
                 }
             }
-            Intent::Review { pass } => self.review(id, &pass, now),
-            Intent::Expel { sub, manner } => self.expel(id, &sub, &manner, now),
-            Intent::Ask => self.slots.mark_refill(id),
+            Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
+            Intent::DisconnectUser { sub, manner } => self.disconnect_user(id, &sub, &manner, now),
+            Intent::Query => self.slots.mark_refill(id),
             Intent::Answer(response) => self.answer(id, response, now),
-            Intent::Say(bytes) => self.say(id, &bytes),
+            Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
-            Intent::Leave { farewell } => self.bid_farewell(id, farewell, now),
+            Intent::BeginClose { farewell } => self.queue_close_frame(id, farewell, now),
         }
     }
 
     /// Closes a connection that has no words for a refusal, even if its own close frame came right behind what is
     /// refused.
-    pub(super) fn turn_out(&mut self, id: SlotId, reason: Reason, now: Moment) {
+    pub(super) fn close_with(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         self.close(id, reason, now);
-        let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.has_farewell()) else { return };
+        let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.is_close_queued()) else { return };
         if slot.state.overrule(reason) {
-            self.bid_farewell(id, wire::close(reason), now);
+            self.queue_close_frame(id, wire::close(reason), now);
         }
     }
 
     /// Ends memberships in order: first what was published so far, then the close frame.
-    fn bid_farewell(&mut self, id: SlotId, farewell: Option<Bytes>, now: Moment) {
+    fn queue_close_frame(&mut self, id: SlotId, farewell: Option<Bytes>, now: LoopTime) {
         self.leave(id, now);
         // The first close frame is the last (RFC 6455 5.5.1).
-        let had_one = self.slots.get(id).is_some_and(|slot| slot.has_farewell());
-        self.slots.mark_farewell(id);
+        let had_one = self.slots.get(id).is_some_and(|slot| slot.is_close_queued());
+        self.slots.mark_close_queued(id);
         if let Some(farewell) = farewell.filter(|_| !had_one) {
             self.enqueue(id, Rc::new(farewell));
         }
     }
 
     /// Gives all members what was published in this turn so far.
-    pub(super) fn hand_out_all(&mut self, now: Moment) {
+    pub(super) fn fan_out_all(&mut self, now: LoopTime) {
         // Once here, and not for each subscriber.
         self.send_gathered();
-        let group = self.hub.seal_group(now);
+        let group = self.hub.finish_group(now);
         if !group.is_empty() {
-            self.hand_out_group(group, now);
+            self.fan_out_group(group, now);
         }
-        while let Some(channel) = self.hub.next_touched() {
-            self.hand_out(channel, now);
+        while let Some(channel) = self.hub.next_open_batch() {
+            self.fan_out(channel, now);
         }
     }
 
     /// Gives every member of a channel what was published there since the last time.
-    fn hand_out(&mut self, channel: ChannelId, now: Moment) {
+    fn fan_out(&mut self, channel: ChannelId, now: LoopTime) {
         self.send_gathered();
         let Engine { slots, hub, metrics, limits, pressure, .. } = self;
-        let Some((members, batch)) = hub.seal(channel, now) else { return };
+        let Some((subscribers, batch)) = hub.finish_batch(channel, now) else { return };
         let mut full = Vec::new();
         for form in Form::ALL {
-            for &member in members.live(form) {
-                let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
+            for &subscriber in subscribers.live(form) {
+                let Some(slot) = slots.get_mut(subscriber).filter(|slot| slot.takes_broadcast()) else {
                     continue;
                 };
-                let Some(portion) = batch.portion(form, member) else { continue };
-                let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
-                if !record(enqueued, member, Some(channel), portion.messages, slots, metrics, pressure) {
-                    full.push((member, form, portion));
+                let Some(delivery) = batch.delivery(form, subscriber) else { continue };
+                let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
+                if !record(enqueued, subscriber, Some(channel), delivery.messages, slots, metrics, pressure) {
+                    full.push((subscriber, form, delivery));
                 }
             }
         }
-        for (member, form, portion) in full {
-            if self.enqueue_after_flush(member, &portion, now) {
+        for (subscriber, form, delivery) in full {
+            if self.enqueue_after_flush(subscriber, &delivery, now) {
                 continue;
             }
-            if !self.is_skipped(member, form, &portion, now) {
-                self.fall_behind(member, channel, batch.before(member), now);
+            if !self.is_skipped(subscriber, form, &delivery, now) {
+                self.start_catching_up(subscriber, channel, batch.before(subscriber), now);
             }
         }
         self.hub.end_if_empty(channel);
     }
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one portion.
-    fn hand_out_group(&mut self, mut group: Group, now: Moment) {
+    fn fan_out_group(&mut self, mut group: Group, now: LoopTime) {
         let Engine { slots, hub, metrics, limits, pressure, .. } = self;
         let mut full = Vec::new();
         let channels: Vec<ChannelId> = group.channels().collect();
         for (place, &channel) in channels.iter().enumerate() {
-            let Some(members) = hub.channel(channel) else { continue };
+            let Some(subscribers) = hub.channel(channel) else { continue };
             for form in Form::ALL {
-                for &member in members.live(form) {
-                    let Some(slot) = slots.get_mut(member).filter(|slot| slot.takes_broadcast()) else {
+                for &subscriber in subscribers.live(form) {
+                    let Some(slot) = slots.get_mut(subscriber).filter(|slot| slot.takes_broadcast()) else {
                         continue;
                     };
-                    let Some(portion) = group.portion(hub, place, form, member, &slot.seats) else {
+                    let Some(delivery) = group.delivery(hub, place, form, subscriber, &slot.subscriptions)
+                    else {
                         continue;
                     };
-                    let enqueued = slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max);
-                    if !record(enqueued, member, Some(channel), portion.messages, slots, metrics, pressure) {
-                        full.push((member, form, portion));
+                    let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
+                    if !record(
+                        enqueued,
+                        subscriber,
+                        Some(channel),
+                        delivery.messages,
+                        slots,
+                        metrics,
+                        pressure,
+                    ) {
+                        full.push((subscriber, form, delivery));
                     }
                 }
             }
         }
-        for (member, form, portion) in full {
-            if self.enqueue_after_flush(member, &portion, now) {
+        for (subscriber, form, delivery) in full {
+            if self.enqueue_after_flush(subscriber, &delivery, now) {
                 continue;
             }
-            if !self.is_skipped(member, form, &portion, now) {
-                let Some(slot) = self.slots.get(member) else { continue };
-                for (channel, before) in group.begins(&self.hub, member, &slot.seats) {
-                    self.fall_behind(member, channel, before, now);
+            if !self.is_skipped(subscriber, form, &delivery, now) {
+                let Some(slot) = self.slots.get(subscriber) else { continue };
+                for (channel, before) in group.begins(&self.hub, subscriber, &slot.subscriptions) {
+                    self.start_catching_up(subscriber, channel, before, now);
                 }
             }
         }
@@ -197,15 +206,15 @@ impl<T: Transport> Engine<T> {
 
     /// Applies `--on-slow` to a member whose outbox could not take a batch. Returns true if it does not receive the
     /// batch: it is closed, or its protocol has no notice of a gap; false if it is to catch up from the history.
-    fn is_skipped(&mut self, member: SlotId, form: Form, portion: &Portion, now: Moment) -> bool {
-        let is_replaying = self.slots.get(member).is_some_and(Slot::is_replaying);
+    fn is_skipped(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
+        let is_replaying = self.slots.get(subscriber).is_some_and(Slot::is_replaying);
         match self.limits.on_slow {
             // A slice of its replay fills the outbox. Its other channels are replayed after that one.
             _ if is_replaying => return false,
-            OnSlow::Close => self.close(member, Reason::Slow, now),
+            OnSlow::Close => self.close(subscriber, Reason::Slow, now),
             OnSlow::Skip if form == Form::Raw => {
-                self.metrics.messages_skipped += u64::from(portion.messages);
-                if let Some(slot) = self.slots.get_mut(member) {
+                self.metrics.messages_skipped += u64::from(delivery.messages);
+                if let Some(slot) = self.slots.get_mut(subscriber) {
                     slot.outbox.shut_until_empty();
                 }
             }
@@ -216,19 +225,19 @@ impl<T: Transport> Engine<T> {
 
     /// Sends one member the messages of the open batches that it has yet to receive, before it leaves or receives a
     /// cursor.
-    pub(super) fn deliver_unsent(&mut self, id: SlotId, now: Moment) {
-        if self.slots.get(id).is_none_or(|slot| slot.seats.is_empty()) {
+    pub(super) fn deliver_unsent(&mut self, id: SlotId, now: LoopTime) {
+        if self.slots.get(id).is_none_or(|slot| slot.subscriptions.is_empty()) {
             return;
         }
         self.send_gathered();
         let Engine { slots, hub, metrics, limits, pressure, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
-        match hub.unsent(id, slot.seats.as_slice()) {
+        match hub.unsent(id, slot.subscriptions.as_slice()) {
             Unsent::Nothing => return,
-            Unsent::Portion(Portion { frames, messages }) => {
+            Unsent::Delivery(Delivery { frames, messages }) => {
                 let enqueued = slot.outbox.enqueue(frames.as_slice(), limits.outbox_bytes_max);
                 if enqueued != Enqueue::OverLimit {
-                    hub.mark_sent(id, slot.seats.as_slice(), messages);
+                    hub.mark_sent(id, slot.subscriptions.as_slice(), messages);
                 }
                 // If it is over the limit, the fan-out to all subscribers decides whether it is slow.
                 if record(enqueued, id, None, messages, slots, metrics, pressure) {
@@ -237,7 +246,7 @@ impl<T: Transport> Engine<T> {
             }
             Unsent::TooMuch => {}
         }
-        self.hand_out_all(now);
+        self.fan_out_all(now);
     }
 
     /// Queues a portion that did not fit into the outbox, after a write has made room. Returns false if it still does
@@ -245,7 +254,7 @@ impl<T: Transport> Engine<T> {
     ///
     /// One turn may publish more to a subscriber than its outbox holds, when it subscribes to several channels or the
     /// messages are short. A subscriber is not slow because no write has been tried yet.
-    fn enqueue_after_flush(&mut self, id: SlotId, portion: &Portion, now: Moment) -> bool {
+    fn enqueue_after_flush(&mut self, id: SlotId, delivery: &Delivery, now: LoopTime) -> bool {
         let Engine { slots, metrics, limits, pressure, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return true };
         if slot.outbox.is_blocked() {
@@ -262,9 +271,9 @@ impl<T: Transport> Engine<T> {
             if slot.is_pressing() && slot.outbox.is_empty() {
                 pressure.end(slot, now);
             }
-            match slot.outbox.enqueue(portion.frames.as_slice(), limits.outbox_bytes_max) {
+            match slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max) {
                 Enqueue::Queued | Enqueue::HighWater => {
-                    metrics.messages_delivered += u64::from(portion.messages);
+                    metrics.messages_delivered += u64::from(delivery.messages);
                     slots.mark_dirty(id);
                     return true;
                 }

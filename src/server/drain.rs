@@ -12,8 +12,8 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::SlotId;
-use crate::moment::Moment;
 use crate::session::Reconnects;
+use crate::time::LoopTime;
 use crate::wire::RETRY_MS_MIN;
 
 /// The reconnects of few clients are spread over this time.
@@ -25,12 +25,12 @@ pub(super) struct Drain {
     /// When a client that is refused meanwhile is to reconnect.
     pub(super) retry_ms: u32,
     /// Connections that are yet to be closed, in the order of their times.
-    waiting: VecDeque<(Moment, SlotId)>,
+    waiting: VecDeque<(LoopTime, SlotId)>,
 }
 
 impl Drain {
     /// When the next connection is to be closed.
-    pub(super) fn next(&self) -> Option<Moment> {
+    pub(super) fn next(&self) -> Option<LoopTime> {
         self.waiting.front().map(|&(at, _)| at)
     }
 }
@@ -46,7 +46,7 @@ impl<T: Transport> Engine<T> {
     ///
     /// Connections that wait for another request are left alone, so that a health check reads that the server is
     /// shutting down.
-    pub fn drain(&mut self, now: Moment) {
+    pub fn drain(&mut self, now: LoopTime) {
         let (clients, others): (Vec<_>, Vec<_>) = self
             .slots
             .iter()
@@ -72,9 +72,9 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Closes the connections that are due.
-    pub(super) fn continue_drain(&mut self, now: Moment) {
+    pub(super) fn continue_drain(&mut self, now: LoopTime) {
         while let Some(drain) = &mut self.draining
-            && drain.next().is_some_and(|at| at.has_come(now))
+            && drain.next().is_some_and(|at| at.is_due(now))
             && let Some((_, id)) = drain.waiting.pop_front()
         {
             self.close(id, Reason::Drain { retry_ms: RETRY_MS_MIN }, now);

@@ -15,18 +15,18 @@ use super::pressure::Pressure;
 use super::slots::{ReadyQueue, Slot, Slots};
 use super::sweep::Sweeper;
 use super::transport::{ReadOutcome, Transport};
-use crate::access::door::Door;
-use crate::access::gate::Gate;
-use crate::access::pace::Meters;
+use crate::access::authenticator::Authenticator;
+use crate::access::connection_limiter::ConnectionLimiter;
+use crate::access::rate_limiter::RateLimiter;
 use crate::close::{Reason, TlsFault};
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::ids::SlotId;
 use crate::metrics::{MemoryStep, Metrics};
-use crate::moment::Moment;
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Desk, Due, Ended, SMALL_BYTES, Site, State};
+use crate::session::{AfterFlush, Due, Ended, HttpConfig, SMALL_BYTES, SessionContext, State};
+use crate::time::LoopTime;
 
 /// Every deadline but those of pings is met within this time after the sweep has reached it, even if all connections
 /// have one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
@@ -75,17 +75,17 @@ pub struct Engine<T> {
     /// The channels.
     pub hub: Hub,
     /// What is served beside channels.
-    pub site: Site,
+    pub http_config: HttpConfig,
     /// Who comes from where.
-    pub door: Door,
+    pub limiter: ConnectionLimiter,
     /// Who may come in.
-    pub gate: Gate,
+    pub authenticator: Authenticator,
     /// The counters.
     pub metrics: Metrics,
     /// What the sessions have asked for and not been given yet, in the order in which they asked.
     pub(super) intents: Vec<(SlotId, Intent)>,
     /// The intents of the session that has its turn; empty between sessions.
-    wishes: Vec<Intent>,
+    session_intents: Vec<Intent>,
     /// The answers to one connection that are not in its outbox yet; empty between phases.
     pub(super) gathered: Gathered,
     /// Which subscribers pause which publishers.
@@ -100,7 +100,7 @@ pub struct Engine<T> {
     /// The log lines that peers cause.
     pub(super) log_lines: LogLimits,
     /// The next sweep of the tables of clients.
-    pub(super) tables_at: Moment,
+    pub(super) tables_at: LoopTime,
     /// Makes the names of clients differ from those of other processes.
     pub client_salt: u32,
     /// Differs from that of other processes, also of those that wrote the same history.
@@ -110,13 +110,13 @@ pub struct Engine<T> {
     /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
     pub is_leaving: bool,
     /// Slots that are being told that there is no room.
-    pub(super) turned_away: usize,
+    pub(super) rejected: usize,
     /// The memory budget, the bytes in use, and the steps in force.
     pub memory: MemoryBudget,
     /// When debtors are searched for again; `None`: at once.
-    pub(super) debtors_wanted_at: Option<Moment>,
+    pub(super) debtors_wanted_at: Option<LoopTime>,
     /// Those who publish at the moment, where there is a limit to that.
-    pub(super) meters: Meters,
+    pub(super) meters: RateLimiter,
 }
 
 impl<T: Transport> Engine<T> {
@@ -125,12 +125,12 @@ impl<T: Transport> Engine<T> {
         Engine {
             hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
-            site: Site::default(),
-            door: Door::new(&limits),
-            gate: Gate::open(limits.tickets_max),
+            http_config: HttpConfig::default(),
+            limiter: ConnectionLimiter::new(&limits),
+            authenticator: Authenticator::open(limits.tickets_max),
             metrics: Metrics::default(),
             intents: Vec::new(),
-            wishes: Vec::new(),
+            session_intents: Vec::new(),
             gathered: Gathered::default(),
             pressure: Pressure::new(),
             scratch: vec![0; limits.read_bytes_per_connection],
@@ -138,15 +138,15 @@ impl<T: Transport> Engine<T> {
             ping_sweeper: Sweeper::new(),
             channel_sweeper: Sweeper::new(),
             log_lines: LogLimits::NEW,
-            tables_at: Moment::from_millis(0),
+            tables_at: LoopTime::from_millis(0),
             client_salt: 0,
             run: 0,
             draining: None,
             is_leaving: false,
-            turned_away: 0,
+            rejected: 0,
             memory: MemoryBudget::new(limits.memory_bytes_max),
             debtors_wanted_at: None,
-            meters: Meters::new(),
+            meters: RateLimiter::new(),
             limits,
         }
     }
@@ -167,7 +167,7 @@ impl<T: Transport> Engine<T> {
     /// to its end is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself. As in fq_codel (RFC
     /// 8290 4.1), a slot's share of one visit is small while many are new: of those that begin to send at the same time,
     /// floods do not keep the others waiting.
-    pub fn drive(&mut self, now: Moment) {
+    pub fn read(&mut self, now: LoopTime) {
         let budget = self.limits.read_bytes_per_turn;
         // What the first pass requeues has had its share of this turn.
         let requeued = self.slots.ready_len(ReadyQueue::Requeued);
@@ -190,7 +190,7 @@ impl<T: Transport> Engine<T> {
         count: usize,
         others: usize,
         mut budget: usize,
-        now: Moment,
+        now: LoopTime,
     ) -> usize {
         for left in (1..=count).rev() {
             if budget == 0 {
@@ -210,7 +210,7 @@ impl<T: Transport> Engine<T> {
             };
             let share = Share { cost, cost_max, is_in_steps: equal < read_bytes };
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
-            let cost = self.read(id, share, now);
+            let cost = self.read_slot(id, share, now);
             if self.memory.is_in_force(MemoryStep::RefuseLarge) {
                 self.refuse_unfinished(id, held_before, now);
             }
@@ -225,34 +225,57 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot, its share and no more. Returns what that cost: its bytes, and what the session charges for
     /// frames and requests.
-    fn read(&mut self, id: SlotId, share: Share, now: Moment) -> usize {
+    fn read_slot(&mut self, id: SlotId, share: Share, now: LoopTime) -> usize {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
         if self.pressure.is_felt() {
             self.pause_raw_publisher(id, now);
         }
-        let Engine { slots, limits, site, door, gate, metrics, memory, scratch, wishes, .. } = self;
+        let Engine {
+            slots,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            scratch,
+            session_intents,
+            ..
+        } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
-        let is_paused = slot.has_unsent_answers() || slot.is_paused();
+        let is_publishing_paused = slot.has_unsent_answers() || slot.is_publishing_paused();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state }, mut desk) =
-            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
+        let (Parts { transport, state }, mut desk) = desk(
+            id,
+            slot,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            session_intents,
+            now,
+        );
         desk.cost_max = share.cost;
         let mut bytes = 0;
-        if state.takes_input(is_flushed(desk.outbox, transport), is_paused) {
+        if state.takes_input(is_flushed(desk.outbox, transport), is_publishing_paused) {
             state.resume(&mut desk);
         }
         let mut after = AfterRead::Requeue;
         for _ in 0..desk.limits.reads_per_connection {
-            if !state.takes_input(is_flushed(desk.outbox, transport), is_paused) && !has_write_failed {
-                after = AfterRead::Hold;
+            if !state.takes_input(is_flushed(desk.outbox, transport), is_publishing_paused)
+                && !has_write_failed
+            {
+                after = AfterRead::PauseReading;
                 break;
             }
-            let step = share.next_read(state.is_open(), bytes, desk.cost, scratch.len());
+            let step = share.next_read(state.is_web_socket(), bytes, desk.cost, scratch.len());
             let outcome = transport.receive(&mut scratch[..step]);
             desk.cost += transport.take_read_cost();
             match outcome {
@@ -275,7 +298,7 @@ impl<T: Transport> Engine<T> {
                     break;
                 }
                 ReadOutcome::Later if !has_write_failed => break,
-                ReadOutcome::Insecure(fault) if state.listens() => {
+                ReadOutcome::Insecure(fault) if state.is_open() => {
                     after = AfterRead::Close(Reason::TlsFailed { fault });
                     break;
                 }
@@ -301,7 +324,7 @@ impl<T: Transport> Engine<T> {
         slots.set_busy(id, is_busy);
         match after {
             AfterRead::Wait => {}
-            AfterRead::Hold => slots.mark_held(id),
+            AfterRead::PauseReading => slots.pause_reading(id),
             AfterRead::Close(reason) => self.close(id, reason, now),
             AfterRead::Requeue => {
                 metrics.reads_requeued += 1;
@@ -313,37 +336,37 @@ impl<T: Transport> Engine<T> {
 
     /// Closes a WebSocket that has begun a large message and not finished it, though all bytes that arrived are read. A
     /// message that was large before continues: other connections are closed first ([`Engine::relieve`]).
-    fn refuse_unfinished(&mut self, id: SlotId, held_before: usize, now: Moment) {
+    fn refuse_unfinished(&mut self, id: SlotId, held_before: usize, now: LoopTime) {
         let Some(slot) = self.slots.get(id) else { return };
         let has_grown_large = held_before <= SMALL_BYTES && slot.state.held_bytes() > SMALL_BYTES;
-        if slot.state.is_open() && has_grown_large && !slot.is_ready() {
+        if slot.state.is_web_socket() && has_grown_large && !slot.is_ready() {
             self.begin_close(id, Reason::LowMemory, now);
         }
     }
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
     fn after_session(&mut self, id: SlotId) {
-        let Engine { slots, intents, wishes, .. } = self;
-        intents.extend(wishes.drain(..).map(|wish| (id, wish)));
+        let Engine { slots, intents, session_intents, .. } = self;
+        intents.extend(session_intents.drain(..).map(|options| (id, options)));
         if let Some(Slot { state: State::Dead(ended), .. }) = slots.get(id) {
             let reason = ended.reason;
-            slots.doom(id, reason);
+            slots.schedule_close(id, reason);
         }
         slots.mark_dirty(id);
     }
 
     /// Writes the outbox of every dirty slot, however many frames were queued: until its socket refuses, or the slot
     /// has had its share of the turn.
-    pub fn flush(&mut self, now: Moment) {
+    pub fn flush(&mut self, now: LoopTime) {
         let dirty = self.slots.take_dirty();
         for &id in &dirty {
             self.flush_slot(id, now);
         }
         self.slots.give_back_dirty(dirty);
-        self.judge_pressure(now);
+        self.check_pressure(now);
     }
 
-    fn flush_slot(&mut self, id: SlotId, now: Moment) {
+    fn flush_slot(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, limits, metrics, pressure, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
         if slot.is_withheld() {
@@ -356,44 +379,44 @@ impl<T: Transport> Engine<T> {
         }
         if slot.outbox.is_empty() && slot.transport.holds_back() {
             // The last TLS record of a response: the session has its deadlines, and the peer has to take it.
-            self.judge_stall(id, now);
+            self.check_stall(id, now);
             return;
         }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
-            (Left::Failed(_), _) if slot.state.listens() => {
+            (Left::Failed(_), _) if slot.state.is_open() => {
                 slots.mark_write_failed(id);
                 self.end_replays(id);
             }
             (Left::Failed(_), _) => self.fail(id),
-            (_, AfterFlush::Doom(reason)) => slots.doom(id, reason),
+            (_, AfterFlush::Close(reason)) => slots.schedule_close(id, reason),
             (_, AfterFlush::ShutDownWrite) => {
                 if slot.transport.shut_down_write().is_err() {
                     self.fail(id);
                 }
                 // The peer's end of file may have come while it was held, and no event will say so again.
-                self.slots.release(id);
+                self.slots.resume_reading(id);
             }
             (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
-            (Left::Blocked, AfterFlush::Nothing) => self.judge_stall(id, now),
+            (Left::Blocked, AfterFlush::Nothing) => self.check_stall(id, now),
             (Left::Nothing, AfterFlush::Nothing) => {
                 if (slot.is_replaying() && !slot.waits_for_memory()) || slot.state.has_query() {
                     slots.mark_refill(id);
                 }
-                slots.release(id);
+                slots.resume_reading(id);
             }
         }
     }
 
     /// A write has just found the socket full. Has it been for too long?
-    fn judge_stall(&mut self, id: SlotId, now: Moment) {
+    fn check_stall(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, limits, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        if !slot.state.listens() || !has_stalled(slot, limits, now) {
+        if !slot.state.is_open() || !has_stalled(slot, limits, now) {
             return;
         }
         match limits.on_slow {
             // It has no words for a close, and stands in the way of none.
-            _ if !slot.takes_broadcast() => slots.doom(id, Reason::Slow),
+            _ if !slot.takes_broadcast() => slots.schedule_close(id, Reason::Slow),
             OnSlow::Close => self.close(id, Reason::Slow, now),
             OnSlow::Skip => slot.outbox.shut_until_empty(),
         }
@@ -410,9 +433,9 @@ impl<T: Transport> Engine<T> {
     /// Checks a slice of the slab for expired deadlines, up to the number that one turn handles.
     ///
     /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of many connections.
-    pub fn sweep(&mut self, now: Moment) {
+    pub fn expire(&mut self, now: LoopTime) {
         self.continue_drain(now);
-        self.sweep_tables(now);
+        self.expire_tables(now);
         self.log_suppressed_lines(now);
         self.slots.shrink_at(now);
         self.hub.shrink_at(now);
@@ -420,7 +443,7 @@ impl<T: Transport> Engine<T> {
         let mut budget = self.sweeper.take_budget(connections, DEADLINES_SPAN_MS, now);
         let slice = self.sweeper.slice(slots, now);
         for key in slice.clone() {
-            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, false, now)));
+            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.expire_slot(id, false, now)));
             if budget == 0 && key + 1 < slice.end {
                 self.sweeper.pause(key + 1, now);
                 break;
@@ -430,7 +453,7 @@ impl<T: Transport> Engine<T> {
         let mut budget = self.ping_sweeper.take_budget(connections, span_ms, now);
         let slice = self.ping_sweeper.slice(slots, now);
         for key in slice.clone() {
-            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.sweep_slot(id, true, now)));
+            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.expire_slot(id, true, now)));
             if budget == 0 && key + 1 < slice.end {
                 self.ping_sweeper.pause(key + 1, now);
                 break;
@@ -443,7 +466,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Handles the expired deadlines of one connection: pings only, or all others. Returns true if there was one.
-    fn sweep_slot(&mut self, id: SlotId, pings: bool, now: Moment) -> bool {
+    fn expire_slot(&mut self, id: SlotId, pings: bool, now: LoopTime) -> bool {
         if !pings && (self.end_wait(id, now) || self.end_overdue(id, now)) {
             return true;
         }
@@ -454,9 +477,19 @@ impl<T: Transport> Engine<T> {
             // Its time begins when its request is answered.
             return false;
         }
-        let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
+        let Engine {
+            slots,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            session_intents,
+            ..
+        } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
-        if !pings && slot.state.listens() && slot.transport.is_record_late(now, limits.message_timeout_ms) {
+        if !pings && slot.state.is_open() && slot.transport.is_record_late(now, limits.message_timeout_ms) {
             self.close(id, Reason::TlsFailed { fault: TlsFault::RecordTimeout }, now);
             return true;
         }
@@ -472,45 +505,55 @@ impl<T: Transport> Engine<T> {
             return has_stalled;
         }
         // Its messages may wait in the kernel, where they stay until the peer has taken its answers.
-        let unread = slot.is_ready() || (slot.is_held() && matches!(slot.state, State::Open(_)));
-        let (Parts { state, .. }, mut desk) =
-            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
+        let unread = slot.is_ready() || (slot.is_read_paused() && matches!(slot.state, State::Open(_)));
+        let (Parts { state, .. }, mut desk) = desk(
+            id,
+            slot,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            session_intents,
+            now,
+        );
         match state.expire(unread, &mut desk) {
             Due::Nothing => return has_stalled,
-            Due::Flush => self.grant_wishes(id, now),
+            Due::Flush => self.apply_session_intents(id, now),
             Due::Read => slots.mark_ready(id),
-            Due::Doom(reason) => slots.doom(id, reason),
+            Due::Close(reason) => slots.schedule_close(id, reason),
         }
         true
     }
 
     /// When the sweep wants to be called again, if there is anything to sweep.
-    pub fn next_sweep(&self, now: Moment) -> Option<Moment> {
-        let next = || self.sweeper.next(now).or_earlier(self.ping_sweeper.next(now));
+    pub fn next_expiry(&self, now: LoopTime) -> Option<LoopTime> {
+        let next = || self.sweeper.next(now).min(self.ping_sweeper.next(now));
         let slots = (!self.slots.is_empty()).then(next);
         let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
         let drain = self.draining.as_ref().and_then(Drain::next);
-        let tables = self.next_table_sweep(now);
-        [slots, channels, drain, tables].into_iter().flatten().reduce(Moment::or_earlier)
+        let tables = self.next_table_expiry(now);
+        [slots, channels, drain, tables].into_iter().flatten().reduce(LoopTime::min)
     }
 
     /// The only place where a slot dies and its key is freed; how many did.
-    pub fn reap(&mut self, now: Moment) -> usize {
-        let doomed = self.slots.take_doomed();
-        for &id in &doomed {
+    pub fn reap(&mut self, now: LoopTime) -> usize {
+        let to_reap = self.slots.take_to_reap();
+        for &id in &to_reap {
             self.leave(id, now);
             let Some(mut slot) = self.slots.remove(id) else { continue };
-            slot.transport.farewell();
+            slot.transport.send_close_notify();
             let State::Dead(ended) = &slot.state else { continue };
             let reason = ended.reason;
             self.metrics.connections_closed[reason.index()] += 1;
-            self.door.leave(slot.peer);
+            self.limiter.leave(slot.peer);
             self.meters.forget(id);
             self.hub.forget_creator(id);
-            self.gate.auths.forget(id);
-            self.gate.tickets.stream_ended(id, now);
-            if slot.is_turned_away() {
-                self.turned_away -= 1;
+            self.authenticator.auths.forget(id);
+            self.authenticator.tickets.stream_ended(id, now);
+            if slot.is_rejected() {
+                self.rejected -= 1;
             }
             if !self.admits_line(LogLine::Close(reason), now) {
                 continue;
@@ -522,36 +565,56 @@ impl<T: Transport> Engine<T> {
                 None => info!("close peer={}{} reason={reason}", slot.peer, sub_field(ended)),
             }
         }
-        if !doomed.is_empty() {
+        if !to_reap.is_empty() {
             self.slots.shrink_at(now);
         }
         // The last outbox that held an encoding may have been freed or flushed.
         self.wake_waiting();
-        doomed.len()
+        to_reap.len()
     }
 
     /// Begins to close a connection, for the first reason that is given.
-    pub fn close(&mut self, id: SlotId, reason: Reason, now: Moment) {
+    pub fn close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         self.begin_close(id, reason, now);
-        self.grant_wishes(id, now);
+        self.apply_session_intents(id, now);
     }
 
     /// The same for a session in the drive phase: its intents are applied in its order.
-    fn begin_close(&mut self, id: SlotId, reason: Reason, now: Moment) {
+    fn begin_close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         // The session may send something at once, and the answers before that have to be queued first.
         self.send_gathered();
-        let Engine { slots, limits, site, door, gate, metrics, memory, wishes, .. } = self;
+        let Engine {
+            slots,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            session_intents,
+            ..
+        } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, .. }, mut desk) =
-            desk(id, slot, limits, site, door, gate, metrics, memory, wishes, now);
+        let (Parts { state, .. }, mut desk) = desk(
+            id,
+            slot,
+            limits,
+            http_config,
+            limiter,
+            authenticator,
+            metrics,
+            memory,
+            session_intents,
+            now,
+        );
         debug!("closing peer={} reason={reason}", desk.peer);
         state.close(reason, &mut desk);
     }
 
     /// Grants the wishes of a session that was called outside the drive phase, at once.
-    fn grant_wishes(&mut self, id: SlotId, now: Moment) {
-        for wish in mem::take(&mut self.wishes) {
-            self.apply(id, wish, now);
+    fn apply_session_intents(&mut self, id: SlotId, now: LoopTime) {
+        for options in mem::take(&mut self.session_intents) {
+            self.apply(id, options, now);
         }
         self.send_gathered();
         self.after_session(id);
@@ -561,26 +624,30 @@ impl<T: Transport> Engine<T> {
     pub fn cut(&mut self) {
         let everybody: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
         for id in everybody {
-            self.slots.doom(id, Reason::Cut);
+            self.slots.schedule_close(id, Reason::Cut);
         }
     }
 
     /// Panics if slots and hub contradict each other; for debug builds and tests.
     pub fn check(&self) {
         self.slots.check();
-        assert!(self.intents.is_empty() && self.wishes.is_empty(), "all intents were applied");
+        assert!(self.intents.is_empty() && self.session_intents.is_empty(), "all intents were applied");
         assert!(self.gathered.is_empty(), "all answers were queued");
         self.hub.check();
-        let mut seats = 0;
+        let mut subscriptions = 0;
         for (id, slot) in self.slots.iter() {
-            for &seat in slot.seats.as_slice() {
-                assert_eq!(self.hub.member_at(seat), Some(id), "the seat of {id:?}: {seat:?}");
-                seats += 1;
+            for &subscription in slot.subscriptions.as_slice() {
+                assert_eq!(
+                    self.hub.subscriber_at(subscription),
+                    Some(id),
+                    "the seat of {id:?}: {subscription:?}"
+                );
+                subscriptions += 1;
             }
         }
-        assert_eq!(seats, self.hub.seats(), "every member has a slot");
+        assert_eq!(subscriptions, self.hub.subscriptions(), "every member has a slot");
         for (channel, pressers) in self.pressure.pressers() {
-            let presses = |slot: &Slot<T>| slot.is_pressing() && slot.seats.find(channel).is_some();
+            let presses = |slot: &Slot<T>| slot.is_pressing() && slot.subscriptions.find(channel).is_some();
             let count = self.slots.iter().filter(|(_, slot)| presses(slot)).count();
             assert_eq!(count, pressers as usize, "who presses on {channel:?}");
         }
@@ -613,8 +680,8 @@ impl Share {
     /// A session handles all frames of a read, and 16 KiB of empty ones cost 170 KiB. In steps, the first read is small,
     /// and the next as large as `cost_max` allows if the bytes to come cost as much as those before them. So the cost is
     /// bounded, and a small message takes at most one read more.
-    fn next_read(self, is_open: bool, bytes: usize, extra_cost: usize, size_max: usize) -> usize {
-        let first = if is_open { FRAMES_STEP_BYTES } else { REQUESTS_STEP_BYTES };
+    fn next_read(self, is_web_socket: bool, bytes: usize, extra_cost: usize, size_max: usize) -> usize {
+        let first = if is_web_socket { FRAMES_STEP_BYTES } else { REQUESTS_STEP_BYTES };
         let cost = bytes + extra_cost;
         match bytes {
             _ if !self.is_in_steps => size_max,
@@ -632,7 +699,7 @@ enum AfterRead {
     /// An event will say when there is more.
     Wait,
     /// It is read on when its outbox is empty.
-    Hold,
+    PauseReading,
     /// It has more, which has to wait for its next share.
     Requeue,
     /// The slot begins to close.
@@ -640,11 +707,11 @@ enum AfterRead {
 }
 
 /// Returns true if the socket has taken nothing, or too little, for too long.
-fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: Moment) -> bool {
+fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: LoopTime) -> bool {
     if slot.outbox.is_empty() {
         return slot.transport.is_write_late(now, limits.slow_timeout_ms);
     }
-    slot.outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.has_come(now))
+    slot.outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.is_due(now))
 }
 
 /// Has the socket taken everything?
@@ -667,27 +734,27 @@ fn desk<'a, T: Transport>(
     id: SlotId,
     slot: &'a mut Slot<T>,
     limits: &'a Limits,
-    site: &'a Site,
-    door: &'a mut Door,
-    gate: &'a mut Gate,
+    http_config: &'a HttpConfig,
+    limiter: &'a mut ConnectionLimiter,
+    authenticator: &'a mut Authenticator,
     metrics: &'a mut Metrics,
     memory: &MemoryBudget,
     intents: &'a mut Vec<Intent>,
-    now: Moment,
-) -> (Parts<'a, T>, Desk<'a>) {
-    let phase = slot.phase();
+    now: LoopTime,
+) -> (Parts<'a, T>, SessionContext<'a>) {
+    let ping_offset = slot.ping_offset();
     let is_memory_short = memory.is_in_force(MemoryStep::RefuseLarge);
     let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = Desk {
+    let desk = SessionContext {
         limits,
-        site,
-        door,
-        gate,
+        http_config,
+        limiter,
+        authenticator,
         id,
         peer,
         metrics,
         now,
-        phase,
+        ping_offset,
         is_memory_short,
         outbox,
         intents,

@@ -15,7 +15,7 @@ use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Tcp;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
 /// connections wake it earlier; the timer is for descriptors that others in the process give back.
@@ -40,7 +40,7 @@ enum Accepting {
     /// Somebody may be.
     Ready,
     /// Somebody may be, and there is no room.
-    Paused { until: Moment },
+    Paused { until: LoopTime },
 }
 
 /// What one accept found.
@@ -131,7 +131,7 @@ impl Listener {
     }
 
     /// There is no room.
-    pub fn pause(&mut self, now: Moment) {
+    pub fn pause(&mut self, now: LoopTime) {
         self.state = Accepting::Paused { until: now.after(PAUSE_MS) };
     }
 
@@ -141,7 +141,7 @@ impl Listener {
     }
 
     /// When a pause ends by itself.
-    pub fn deadline(&self) -> Option<Moment> {
+    pub fn deadline(&self) -> Option<LoopTime> {
         match self.state {
             Accepting::Paused { until } => Some(until),
             Accepting::Idle | Accepting::Ready => None,
@@ -149,8 +149,8 @@ impl Listener {
     }
 
     /// Takes one connection. `no_room` makes the response to a client for which there is no descriptor.
-    pub fn accept(&mut self, now: Moment, no_room: impl FnOnce() -> Vec<u8>) -> Accept {
-        if self.deadline().is_some_and(|deadline| deadline.has_come(now)) {
+    pub fn accept(&mut self, now: LoopTime, no_room: impl FnOnce() -> Vec<u8>) -> Accept {
+        if self.deadline().is_some_and(|deadline| deadline.is_due(now)) {
             self.state = Accepting::Ready;
         }
         if self.state != Accepting::Ready {
@@ -255,14 +255,14 @@ mod tests {
         listen(&mut listener, &tcp);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
-        let Accept::Connection(stream, _) = listener.accept(Moment::from_millis(0), Vec::new) else {
+        let Accept::Connection(stream, _) = listener.accept(LoopTime::from_millis(0), Vec::new) else {
             panic!("nobody")
         };
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 4_096);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(1_234)));
-        assert!(matches!(listener.accept(Moment::from_millis(0), Vec::new), Accept::Nobody));
+        assert!(matches!(listener.accept(LoopTime::from_millis(0), Vec::new), Accept::Nobody));
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
         let tcp = crate::config::Tcp::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
-        let now = Moment::from_millis(0);
+        let now = LoopTime::from_millis(0);
         listener.pause(now);
         listener.mark_ready();
         assert!(!listener.has_work(), "a new client does not end it");

@@ -4,7 +4,7 @@
 //! second. Further ones are counted, and one line reports their number when the second is over.
 
 use crate::close::Reason;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 const SECOND_MS: u32 = 1_000;
 
@@ -51,17 +51,17 @@ impl LogLimits {
     pub(super) const NEW: LogLimits = LogLimits([LogLimit::NEW; LogLine::COUNT]);
 
     /// Returns true if one more line of a kind is to be written; 0: no limit.
-    pub(super) fn admits(&mut self, line: LogLine, per_second: u32, now: Moment) -> bool {
+    pub(super) fn admits(&mut self, line: LogLine, per_second: u32, now: LoopTime) -> bool {
         self.0[line.index()].admits(per_second, now)
     }
 
     /// When a line about suppressed lines may be due.
-    pub(super) fn ends_at(&self) -> Option<Moment> {
-        self.0.iter().filter_map(LogLimit::ends_at).reduce(Moment::or_earlier)
+    pub(super) fn ends_at(&self) -> Option<LoopTime> {
+        self.0.iter().filter_map(LogLimit::ends_at).reduce(LoopTime::min)
     }
 
     /// Returns the beginning and the number of suppressed lines, for each kind whose second is over.
-    pub(super) fn end_seconds(&mut self, now: Moment) -> impl Iterator<Item = (String, u32)> {
+    pub(super) fn end_seconds(&mut self, now: LoopTime) -> impl Iterator<Item = (String, u32)> {
         let suppressed = move |(index, lines): (usize, &mut LogLimit)| {
             lines.end_second(now).map(|count| (LogLine::beginning(index), count))
         };
@@ -72,7 +72,7 @@ impl LogLimits {
 /// The lines of one kind.
 #[derive(Clone, Copy, Debug)]
 struct LogLimit {
-    second: Option<Moment>,
+    second: Option<LoopTime>,
     written: u32,
     suppressed: u32,
 }
@@ -81,7 +81,7 @@ impl LogLimit {
     const NEW: LogLimit = LogLimit { second: None, written: 0, suppressed: 0 };
 
     /// Returns true if one more line is to be written; 0: no limit.
-    fn admits(&mut self, per_second: u32, now: Moment) -> bool {
+    fn admits(&mut self, per_second: u32, now: LoopTime) -> bool {
         self.second.get_or_insert(now);
         let admits = per_second == 0 || self.written < per_second;
         let count = if admits { &mut self.written } else { &mut self.suppressed };
@@ -90,13 +90,13 @@ impl LogLimit {
     }
 
     /// When its second is over, if one has begun.
-    fn ends_at(&self) -> Option<Moment> {
+    fn ends_at(&self) -> Option<LoopTime> {
         self.second.map(|second| second.after(SECOND_MS))
     }
 
     /// Resets the limit when its second is over. Returns the number of suppressed lines, if any.
-    fn end_second(&mut self, now: Moment) -> Option<u32> {
-        if !self.ends_at()?.has_come(now) {
+    fn end_second(&mut self, now: LoopTime) -> Option<u32> {
+        if !self.ends_at()?.is_due(now) {
             return None;
         }
         let suppressed = self.suppressed;
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn lines_over_the_limit_are_counted_and_said_when_the_second_is_over() {
-        let (mut limit, start) = (LogLimit::NEW, Moment::from_millis(u64::from(u32::MAX) - 10));
+        let (mut limit, start) = (LogLimit::NEW, LoopTime::from_millis(u64::from(u32::MAX) - 10));
         assert_eq!(limit.ends_at(), None);
         let written = (0..1_000).filter(|&millis| limit.admits(3, start.after(millis))).count();
         assert_eq!((written, limit.ends_at()), (3, Some(start.after(1_000))));
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn lines_of_each_kind_have_a_limit_of_their_own() {
-        let (mut limits, start) = (LogLimits::NEW, Moment::from_millis(5));
+        let (mut limits, start) = (LogLimits::NEW, LoopTime::from_millis(5));
         let kinds = [
             LogLine::Close(Reason::EndOfFile),
             LogLine::Close(Reason::Reset),

@@ -20,26 +20,25 @@
 //!
 //! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `fair_queue` one in which addresses
 //!   take turns, `sweep` the deadlines.
-//! - `deliver` applies intents: `members` subscriptions and replays, `publishing` messages, `questions` and `answers`
+//! - `deliver` applies intents: `subscribe` subscriptions and replays, `publishing` messages, `questions` and `answers`
 //!   queries, `refill` the slices of long responses.
 //! - `outbound` gathers the answers to one connection, `pressure` is back pressure on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
 //! - `admission` admits connections or refuses them, `drain` closes all of them, `upkeep` sweeps the tables of clients,
 //!   `log_limit` bounds the log lines of closed connections.
-//! - [`listener`] accepts, [`transport`] is a socket, [`entrance`], [`tls`] and `certificate` are TLS over one.
+//! - [`listener`] accepts, [`transport`] is a socket, [`acceptor`], [`tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
+pub mod acceptor;
 mod admission;
 mod answers;
 mod certificate;
 mod deliver;
 mod drain;
 pub mod engine;
-pub mod entrance;
 mod fair_queue;
 pub mod listener;
 mod log_limit;
-mod members;
 pub mod memory;
 mod outbound;
 mod pressure;
@@ -50,6 +49,7 @@ mod refill;
 pub mod relief;
 pub mod slots;
 pub mod store;
+mod subscribe;
 mod sweep;
 pub mod tls;
 pub mod transport;
@@ -67,21 +67,23 @@ use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::access::door::Proxies;
-use crate::access::gate::Gate;
+use crate::access::authenticator::Authenticator;
+use crate::access::connection_limiter::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::{MemoryStep, Metrics};
-use crate::moment::Moment;
-use crate::session::Site;
+use crate::session::HttpConfig;
+use crate::time::LoopTime;
+use acceptor::Acceptor;
 use engine::Engine;
-use entrance::Entrance;
 use listener::{Accept, Listener};
 use memory::AllocatedBytes;
-use store::{OpenError, Opened, PATIENCE, PATIENCE_CUT, Stamp, Store, Times};
+use store::{
+    ClockSnapshot, FORCED_SHUTDOWN_WRITE_TIMEOUT, LogTime, OpenError, Opened, SHUTDOWN_WRITE_TIMEOUT, Store,
+};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -97,32 +99,32 @@ pub const REFUSALS_MAX: usize = 16;
 pub const DESCRIPTORS_RESERVED: usize = 16 + REFUSALS_MAX;
 
 /// The server: its parts, and the loop over them.
-pub struct Server<E: Entrance> {
+pub struct Server<E: Acceptor> {
     poll: Poll,
     events: Events,
     signals: Signals,
     /// `None` while draining.
     listener: Option<Listener>,
-    entrance: E,
+    acceptor: E,
     engine: Engine<E::Transport>,
     /// `None` without a history file, and when it is complete.
     store: Option<Store>,
     connections_max: usize,
     clock: Clock,
     /// When the memory in use was last counted.
-    counted_at: Option<Moment>,
+    counted_at: Option<LoopTime>,
     stage: Stage,
 }
 
 /// Who may come, from where, and with what.
 #[derive(Debug)]
-pub struct Guests {
+pub struct AccessConfig {
     /// Origins whose pages may connect, beside those of the server's own host.
     pub origins: Vec<OriginPattern>,
     /// Proxies that are believed.
     pub proxies: Proxies,
     /// Keys that tokens are checked with, and what everybody may do.
-    pub gate: Gate,
+    pub authenticator: Authenticator,
 }
 
 /// How a server's life ends.
@@ -131,11 +133,11 @@ enum Stage {
     Serving,
     /// The first signal came, and `--drain-delay-ms` runs: new clients are still served.
     Leaving {
-        until: Moment,
+        until: LoopTime,
     },
     /// Connections are being closed.
     Draining {
-        until: Moment,
+        until: LoopTime,
     },
     /// The second signal came.
     Cut,
@@ -188,22 +190,22 @@ struct Clock {
 }
 
 impl Clock {
-    fn now(&self) -> Moment {
-        Moment::from_millis(self.millis())
+    fn now(&self) -> LoopTime {
+        LoopTime::from_millis(self.millis())
     }
 
     fn millis(&self) -> u64 {
         self.woke.duration_since(self.birth).as_millis() as u64
     }
 
-    fn times(&self) -> Times {
-        Times { now: self.now(), millis: self.millis() }
+    fn times(&self) -> LogTime {
+        LogTime { now: self.now(), millis: self.millis() }
     }
 
     /// What other clocks say, for those who come after this process.
-    fn stamp(&self) -> Stamp {
+    fn stamp(&self) -> ClockSnapshot {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Stamp {
+        ClockSnapshot {
             unix_ms: unix_now().as_millis() as u64,
             boot_ms: boot.tv_sec as u64 * 1_000 + boot.tv_nsec as u64 / 1_000_000,
             boot: self.boot,
@@ -216,7 +218,7 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-impl<E: Entrance> Server<E> {
+impl<E: Acceptor> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
     /// While the history file is read, connections are refused.
@@ -225,9 +227,9 @@ impl<E: Entrance> Server<E> {
     /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
     pub fn bind(
         config: Config,
-        guests: Guests,
+        access_config: AccessConfig,
         connections_max: usize,
-        entrance: E,
+        acceptor: E,
     ) -> Result<Server<E>, StartError> {
         let poll = Poll::new()?;
         // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
@@ -258,17 +260,17 @@ impl<E: Entrance> Server<E> {
             engine.client_salt = clients.unwrap_or(engine.client_salt);
             store = Some(opened);
         }
-        let Guests { origins, proxies, gate } = guests;
-        engine.site = Site { assets: config.assets, origins };
-        engine.gate = gate;
-        engine.door.trust(proxies);
+        let AccessConfig { origins, proxies, authenticator } = access_config;
+        engine.http_config = HttpConfig { assets: config.assets, origins };
+        engine.authenticator = authenticator;
+        engine.limiter.trust(proxies);
         listener.register(poll.registry(), LISTENER)?;
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
             listener: Some(listener),
-            entrance,
+            acceptor,
             engine,
             store,
             connections_max,
@@ -307,10 +309,10 @@ impl<E: Entrance> Server<E> {
             }
             self.relieve(allocated_bytes, now);
             self.accept(now);
-            self.engine.drive(now);
+            self.engine.read(now);
             self.engine.deliver(now);
             self.engine.flush(now);
-            self.sweep(now);
+            self.expire(now);
             self.reap(now);
             if let Some(end) = self.end() {
                 return Ok(end);
@@ -319,7 +321,7 @@ impl<E: Entrance> Server<E> {
     }
 
     /// One poll: until the next deadline, or not at all when work was left over.
-    fn wait(&mut self) -> io::Result<Moment> {
+    fn wait(&mut self) -> io::Result<LoopTime> {
         if cfg!(debug_assertions) {
             self.engine.check();
         }
@@ -334,7 +336,7 @@ impl<E: Entrance> Server<E> {
             Err(error) => return Err(error),
         }
         self.clock.woke = Instant::now();
-        self.engine.gate.unix_now = unix_now().as_secs();
+        self.engine.authenticator.unix_now = unix_now().as_secs();
         Ok(self.clock.now())
     }
 
@@ -350,15 +352,15 @@ impl<E: Entrance> Server<E> {
             Stage::Serving | Stage::Cut => None,
         };
         let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
-        let next = [pause, drain, store, self.engine.next_sweep(now)]
+        let next = [pause, drain, store, self.engine.next_expiry(now)]
             .into_iter()
             .flatten()
-            .reduce(Moment::or_earlier)?;
+            .reduce(LoopTime::min)?;
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
     /// An event only marks; nothing is done here. True if SIGHUP came, which asks for files to be read again.
-    fn note(&mut self, now: Moment) -> bool {
+    fn note(&mut self, now: LoopTime) -> bool {
         let Server { events, engine, listener, .. } = self;
         engine.metrics.turn_events.observe(events.iter().count() as f64);
         let mut signalled = false;
@@ -396,7 +398,7 @@ impl<E: Entrance> Server<E> {
     /// Reads the certificate and the keys again, for clients that connect from now on. No connection closes, and a
     /// file that cannot be used changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
-        let certificate = self.entrance.reload(UnixTime::now());
+        let certificate = self.acceptor.reload(UnixTime::now());
         let verifier = keys();
         if matches!((&certificate, &verifier), (Ok(false), Ok(None))) {
             info!("SIGHUP: nothing to reload: neither --tls-cert nor a key file is given");
@@ -411,14 +413,14 @@ impl<E: Entrance> Server<E> {
                 if let Some(verifier) = &verifier {
                     info!("reloaded: tokens are checked by {}", verifier.keys.describe());
                 }
-                self.engine.gate.verifier = verifier;
+                self.engine.authenticator.verifier = verifier;
             }
             Err(why) => error!("not reloaded, the keys stay as they were: {why}"),
         }
     }
 
     /// Counts the memory in use, and acts on it; once in each millisecond of the clock.
-    fn relieve(&mut self, allocated_bytes: AllocatedBytes, now: Moment) {
+    fn relieve(&mut self, allocated_bytes: AllocatedBytes, now: LoopTime) {
         if self.counted_at != Some(now) {
             self.counted_at = Some(now);
             self.engine.relieve(allocated_bytes(), now);
@@ -426,35 +428,35 @@ impl<E: Entrance> Server<E> {
     }
 
     /// Takes waiting sockets, up to a budget.
-    fn accept(&mut self, now: Moment) {
-        let Server { poll, listener, entrance, engine, connections_max, .. } = self;
-        entrance.begin_turn(engine.gate.http_date());
+    fn accept(&mut self, now: LoopTime) {
+        let Server { poll, listener, acceptor, engine, connections_max, .. } = self;
+        acceptor.begin_turn(engine.authenticator.http_date());
         let Some(listener) = listener else { return };
         let lacks_memory = engine.memory.is_in_force(MemoryStep::RefuseConnections);
         for _ in 0..engine.limits.accepts_per_turn {
             let is_full = engine.served() >= *connections_max || lacks_memory;
-            if is_full && engine.turned_away() >= REFUSALS_MAX {
+            if is_full && engine.rejected() >= REFUSALS_MAX {
                 listener.pause(now);
             }
-            let (mut stream, peer) = match listener.accept(now, || entrance.no_room(engine.gate.http_date()))
-            {
-                Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
-                Accept::Nobody => break,
-                Accept::Gone(error) => {
-                    engine.metrics.accept_failed(&error);
-                    debug!("accept: {error}");
-                    continue;
-                }
-                Accept::Exhausted { error, is_news } => {
-                    engine.accept_exhausted(&error, is_news, now);
-                    break;
-                }
-            };
+            let (mut stream, peer) =
+                match listener.accept(now, || acceptor.overload_response(engine.authenticator.http_date())) {
+                    Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
+                    Accept::Nobody => break,
+                    Accept::Gone(error) => {
+                        engine.metrics.accept_failed(&error);
+                        debug!("accept: {error}");
+                        continue;
+                    }
+                    Accept::Exhausted { error, is_news } => {
+                        engine.accept_exhausted(&error, is_news, now);
+                        break;
+                    }
+                };
             let token = slots::token_of(engine.slots.next_id());
             // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
             let interest = Interest::READABLE | Interest::WRITABLE;
             let transport = match poll.registry().register(&mut stream, token, interest) {
-                Ok(()) => entrance.enter(stream),
+                Ok(()) => acceptor.accept(stream),
                 Err(error) => Err(error),
             };
             let transport = match transport {
@@ -469,14 +471,14 @@ impl<E: Entrance> Server<E> {
                 engine.admit(transport, peer, now);
             } else {
                 let reason = if lacks_memory { Reason::LowMemory } else { Reason::NoRoom };
-                engine.turn_away(transport, peer, reason, now);
+                engine.reject(transport, peer, reason, now);
             }
         }
     }
 
     /// Looks for deadlines that have come, and hands to the disk what has changed.
-    fn sweep(&mut self, now: Moment) {
-        self.engine.sweep(now);
+    fn expire(&mut self, now: LoopTime) {
+        self.engine.expire(now);
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
         if let Some(store) = store {
@@ -493,7 +495,7 @@ impl<E: Entrance> Server<E> {
             .is_none_or(|store| store.finish(hub, metrics, clients, clock.times(), clock.stamp(), patience))
     }
 
-    fn reap(&mut self, now: Moment) {
+    fn reap(&mut self, now: LoopTime) {
         if self.engine.reap(now) > 0
             && let Some(listener) = &mut self.listener
         {
@@ -501,7 +503,7 @@ impl<E: Entrance> Server<E> {
         }
     }
 
-    fn signalled(&mut self, now: Moment) {
+    fn signalled(&mut self, now: LoopTime) {
         match self.stage {
             Stage::Serving => {
                 let delay_ms = self.engine.limits.drain_delay_ms;
@@ -519,7 +521,7 @@ impl<E: Entrance> Server<E> {
         }
     }
 
-    fn begin_drain(&mut self, now: Moment) {
+    fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
         self.listener = None;
         self.stage = Stage::Draining { until: now.after(self.engine.limits.drain_ms) };
@@ -530,14 +532,14 @@ impl<E: Entrance> Server<E> {
     fn end(&mut self) -> Option<End> {
         let now = self.clock.now();
         if let Stage::Leaving { until } = self.stage
-            && until.has_come(now)
+            && until.is_due(now)
         {
             self.begin_drain(now);
         }
         let end = match self.stage {
             Stage::Serving | Stage::Leaving { .. } => return None,
             Stage::Draining { .. } if self.engine.is_drained() => End::Drained,
-            Stage::Draining { until } if until.has_come(now) => {
+            Stage::Draining { until } if until.is_due(now) => {
                 warn!("the drain's time is up: cutting {} connections", self.engine.slots.len());
                 End::Drained
             }
@@ -546,7 +548,7 @@ impl<E: Entrance> Server<E> {
         };
         self.engine.cut();
         self.engine.reap(now);
-        let patience = if end == End::Cut { PATIENCE_CUT } else { PATIENCE };
+        let patience = if end == End::Cut { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
         let end = if self.save(patience) { end } else { End::Unsaved };
         info!("ended {}", self.engine.metrics);
         Some(end)

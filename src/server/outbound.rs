@@ -20,7 +20,7 @@ use super::engine::Engine;
 use super::transport::Transport;
 use crate::hub::outbox::Frames;
 use crate::ids::SlotId;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::notice::Notice;
 
 /// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES)
@@ -47,21 +47,21 @@ impl Gathered {
 
 impl<T: Transport> Engine<T> {
     /// Sends one notice in `oyez.v1`.
-    pub(super) fn tell(&mut self, id: SlotId, notice: &Notice<'_>) {
+    pub(super) fn send_notice(&mut self, id: SlotId, notice: &Notice<'_>) {
         if self.gathers_for(id) {
             notice.append_frame(&mut self.gathered.frames);
         }
     }
 
     /// Sends frames to one connection, as an answer or a notice.
-    pub(super) fn say(&mut self, id: SlotId, frames: &[u8]) {
+    pub(super) fn send(&mut self, id: SlotId, frames: &[u8]) {
         if self.gathers_for(id) {
             self.gathered.frames.extend_from_slice(frames);
         }
     }
 
     /// Sends the response to a request.
-    pub(super) fn answer(&mut self, id: SlotId, response: Bytes, now: Moment) {
+    pub(super) fn answer(&mut self, id: SlotId, response: Bytes, now: LoopTime) {
         if !self.gathers_for(id) {
             return;
         }
@@ -110,7 +110,7 @@ impl<T: Transport> Engine<T> {
 
     /// Assigns the buffer to this connection. Returns false if nothing more can be sent to it.
     fn gathers_for(&mut self, id: SlotId) -> bool {
-        if self.slots.get(id).is_none_or(|slot| !slot.takes_words()) {
+        if self.slots.get(id).is_none_or(|slot| !slot.can_send()) {
             return false;
         }
         if self.gathered.to != Some(id) {

@@ -2,13 +2,13 @@
 //!
 //! A publisher can be faster than any subscriber for a moment. So a subscriber whose outbox passes its high-water mark
 //! (a quarter of `--outbox-bytes-max`) *presses* on its channels until its outbox is empty, but for at most
-//! `--publish-pause-ms` in one backlog. After that it does not press again until its outbox has been empty, and the
+//! `--publish-pause_publishing-ms` in one backlog. After that it does not press again until its outbox has been empty, and the
 //! outbox limit closes it. While a channel is under pressure, messages that were already read are published, and its
 //! publishers are paused: a WebSocket is not read, and the response to an HTTP request is withheld, in its order with
 //! the others, so that the next request is not read either. The kernel buffers the rest.
 //!
 //! **Bounded for the channel too**: many slow subscribers that press one after another must not stop a channel.
-//! A channel is paused for at most `--publish-pause-ms` for each quarter of `--outbox-bytes-max` that is published on
+//! A channel is paused for at most `--publish-pause_publishing-ms` for each quarter of `--outbox-bytes-max` that is published on
 //! it, so it is never slower than that.
 //!
 //! A subscriber that catches up does not press: it reads the history at its own pace. With `--on-slow skip` a
@@ -20,10 +20,10 @@ use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
 use crate::config::Limits;
-use crate::hub::Place;
+use crate::hub::SubscriptionState;
 use crate::hub::outbox::high_water;
 use crate::ids::{ChannelId, SlotId};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::Form;
 
 /// While publishers are paused, the time limits of their channels are checked at this interval. Publishers are released
@@ -42,7 +42,7 @@ pub(super) struct Pressure {
     pub(super) high: Vec<(SlotId, Option<ChannelId>)>,
     /// True if a subscriber has stopped pressing since paused publishers were last checked.
     has_eased: bool,
-    next_check: Moment,
+    next_check: LoopTime,
 }
 
 /// The part of the high-water mark that a channel publishes before its publishers are paused for a backlog that another
@@ -55,7 +55,7 @@ struct Pressed {
     /// Number of subscribers that press.
     pressers: u32,
     /// When the first one began, or, if none presses, when the last one stopped.
-    since: Moment,
+    since: LoopTime,
     /// The remaining time for which its publishers may be paused.
     credit_ms: u32,
     /// Bytes published since that time was last extended.
@@ -65,7 +65,7 @@ struct Pressed {
 }
 
 impl Pressed {
-    fn is_pausing(&self, now: Moment) -> bool {
+    fn is_pausing(&self, now: LoopTime) -> bool {
         self.pressers > 0 && self.bytes >= self.bytes_min && now.millis_since(self.since) < self.credit_ms
     }
 }
@@ -77,7 +77,7 @@ impl Pressure {
             paused: Vec::new(),
             high: Vec::new(),
             has_eased: false,
-            next_check: Moment::from_millis(0),
+            next_check: LoopTime::from_millis(0),
         }
     }
 
@@ -87,7 +87,7 @@ impl Pressure {
     }
 
     /// Returns true if the publishers of a channel are to be paused.
-    pub(super) fn is_pausing(&self, channel: ChannelId, now: Moment) -> bool {
+    pub(super) fn is_pausing(&self, channel: ChannelId, now: LoopTime) -> bool {
         self.channels.get(&channel).is_some_and(|pressed| pressed.is_pausing(now))
     }
 
@@ -96,7 +96,7 @@ impl Pressure {
     /// If the channel `is_cause`, its batch was too much for the subscriber, and its publishers are paused at once. The
     /// other channels of the subscriber pause theirs after [`QUIET_SHARE`] of the high-water mark: otherwise a
     /// subscriber could pause the publishers of all channels that it may subscribe to, by a backlog of its own making.
-    pub(super) fn press(&mut self, channel: ChannelId, is_cause: bool, limits: &Limits, now: Moment) {
+    pub(super) fn press(&mut self, channel: ChannelId, is_cause: bool, limits: &Limits, now: LoopTime) {
         let most = limits.publish_pause_ms;
         let bytes_min = high_water(limits.outbox_bytes_max) / QUIET_SHARE;
         let fresh = Pressed { pressers: 0, since: now, credit_ms: most, bytes: 0, bytes_min };
@@ -115,7 +115,7 @@ impl Pressure {
     }
 
     /// Records that a subscriber stops pressing on a channel.
-    pub(super) fn ease(&mut self, channel: ChannelId, now: Moment) {
+    pub(super) fn ease(&mut self, channel: ChannelId, now: LoopTime) {
         let Some(pressed) = self.channels.get_mut(&channel) else { return };
         pressed.pressers -= 1;
         if pressed.pressers == 0 {
@@ -125,12 +125,12 @@ impl Pressure {
         }
     }
 
-    /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause-ms`.
-    pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: Moment) {
+    /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause_publishing-ms`.
+    pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: LoopTime) {
         if slot.set_pressing(false) {
             slot.outbox.stop_pressing();
-            for seat in slot.seats.as_slice() {
-                self.ease(seat.channel, now);
+            for subscription in slot.subscriptions.as_slice() {
+                self.ease(subscription.channel, now);
             }
         }
     }
@@ -144,14 +144,14 @@ impl Pressure {
 impl<T: Transport> Engine<T> {
     /// After the writes of a turn: lets subscribers press that are still over their high-water mark, and releases
     /// publishers whose subscribers have caught up.
-    pub(super) fn judge_pressure(&mut self, now: Moment) {
+    pub(super) fn check_pressure(&mut self, now: LoopTime) {
         while let Some((id, cause)) = self.pressure.high.pop() {
             self.begin_pressing(id, cause, now);
         }
         self.release_publishers(now);
     }
 
-    fn begin_pressing(&mut self, id: SlotId, cause: Option<ChannelId>, now: Moment) {
+    fn begin_pressing(&mut self, id: SlotId, cause: Option<ChannelId>, now: LoopTime) {
         let Engine { slots, limits, pressure, draining, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
@@ -161,14 +161,14 @@ impl<T: Transport> Engine<T> {
             return;
         }
         if slot.set_pressing(true) {
-            for seat in slot.seats.as_slice() {
-                pressure.press(seat.channel, cause == Some(seat.channel), limits, now);
+            for subscription in slot.subscriptions.as_slice() {
+                pressure.press(subscription.channel, cause == Some(subscription.channel), limits, now);
             }
         }
     }
 
     /// Pauses the publisher of a message if its channel is under pressure.
-    pub(super) fn feel_pressure(&mut self, id: SlotId, channel: ChannelId, bytes: usize, now: Moment) {
+    pub(super) fn feel_pressure(&mut self, id: SlotId, channel: ChannelId, bytes: usize, now: LoopTime) {
         let Some(pressed) = self.pressure.channels.get_mut(&channel) else { return };
         pressed.bytes += bytes;
         if pressed.is_pausing(now) {
@@ -177,16 +177,18 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Pauses a raw WebSocket before it is read: it cannot publish on any other channel.
-    pub(super) fn pause_raw_publisher(&mut self, id: SlotId, now: Moment) {
-        let Some(&[seat]) = self.slots.get(id).map(|slot| slot.seats.as_slice()) else { return };
-        let is_raw = seat.place == Place::Live(Form::Raw);
-        if is_raw && self.pressure.is_pausing(seat.channel, now) {
-            self.pause_publisher(id, seat.channel, now);
+    pub(super) fn pause_raw_publisher(&mut self, id: SlotId, now: LoopTime) {
+        let Some(&[subscription]) = self.slots.get(id).map(|slot| slot.subscriptions.as_slice()) else {
+            return;
+        };
+        let is_raw = subscription.place == SubscriptionState::Live(Form::Raw);
+        if is_raw && self.pressure.is_pausing(subscription.channel, now) {
+            self.pause_publisher(id, subscription.channel, now);
         }
     }
 
-    fn pause_publisher(&mut self, id: SlotId, channel: ChannelId, now: Moment) {
-        if self.slots.pause(id) {
+    fn pause_publisher(&mut self, id: SlotId, channel: ChannelId, now: LoopTime) {
+        if self.slots.pause_publishing(id) {
             self.metrics.publish_pauses += 1;
             if self.pressure.paused.is_empty() {
                 self.pressure.next_check = now.after(CHECK_MS);
@@ -196,9 +198,9 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Releases the publishers whose channel is no longer under pressure.
-    pub(super) fn release_publishers(&mut self, now: Moment) {
+    pub(super) fn release_publishers(&mut self, now: LoopTime) {
         let Engine { slots, pressure, limits, .. } = self;
-        let is_time = !pressure.paused.is_empty() && pressure.next_check.has_come(now);
+        let is_time = !pressure.paused.is_empty() && pressure.next_check.is_due(now);
         if !pressure.has_eased && !is_time {
             return;
         }
@@ -208,28 +210,28 @@ impl<T: Transport> Engine<T> {
         paused.retain(|&(id, channel)| {
             let is_pausing = channels.get(&channel).is_some_and(|pressed| pressed.is_pausing(now));
             if !is_pausing {
-                slots.unpause(id);
+                slots.resume_publishing(id);
             }
-            is_pausing && slots.get(id).is_some_and(Slot::is_paused)
+            is_pausing && slots.get(id).is_some_and(Slot::is_publishing_paused)
         });
         // Slow subscribers have caught up by then, or are closed.
         let forget_ms = limits.slow_timeout_ms;
         channels.retain(|_, pressed| pressed.pressers > 0 || now.millis_since(pressed.since) < forget_ms);
     }
 
-    /// Ends the pressure of one subscriber whose `--publish-pause-ms` is over. Part of the sweep.
-    pub(super) fn expire_pressure(&mut self, id: SlotId, now: Moment) {
+    /// Ends the pressure of one subscriber whose `--publish-pause_publishing-ms` is over. Part of the sweep.
+    pub(super) fn expire_pressure(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, pressure, .. } = self;
         if let Some(slot) = slots.get_mut(id)
             && slot.is_pressing()
-            && slot.outbox.presses_until().is_none_or(|until| until.has_come(now))
+            && slot.outbox.presses_until().is_none_or(|until| until.is_due(now))
         {
             pressure.end(slot, now);
         }
     }
 
     /// Ends all pressure: the server drains, and every publisher is to be read and answered.
-    pub(super) fn end_pressure(&mut self, now: Moment) {
+    pub(super) fn end_pressure(&mut self, now: LoopTime) {
         let pressing: Vec<SlotId> =
             self.slots.iter().filter(|(_, slot)| slot.is_pressing()).map(|(id, _)| id).collect();
         for id in pressing {
@@ -242,6 +244,10 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the number of paused publishers.
     pub(super) fn paused_publishers(&self) -> usize {
-        self.pressure.paused.iter().filter(|(id, _)| self.slots.get(*id).is_some_and(Slot::is_paused)).count()
+        self.pressure
+            .paused
+            .iter()
+            .filter(|(id, _)| self.slots.get(*id).is_some_and(Slot::is_publishing_paused))
+            .count()
     }
 }

@@ -5,20 +5,20 @@ use std::net::IpAddr;
 use super::engine::Engine;
 use super::slots::Slot;
 use super::transport::Transport;
-use crate::access::door::TOO_MANY_RETRY_MS;
-use crate::access::gate::Pass;
+use crate::access::authenticator::Rights;
+use crate::access::connection_limiter::TOO_MANY_RETRY_MS;
 use crate::access::identity::Identity;
-use crate::access::pace::{Pace, Publisher, TooFast};
+use crate::access::rate_limiter::{Pace, RateKey, RateLimited};
 use crate::close::Reason;
 use crate::hub::creators::Creator;
-use crate::hub::repeats::IdempotencyKey;
+use crate::hub::idempotency::IdempotencyKey;
 use crate::hub::{Duplicate, Published};
 use crate::ids::{ChannelId, ChannelName, ClientId, Sender, SlotId};
 use crate::metrics::Limit;
-use crate::moment::Moment;
-use crate::session::guest::FORBIDDEN;
+use crate::session::auth_state::FORBIDDEN;
 use crate::session::intent::Receipt;
-use crate::session::response::Refusal;
+use crate::session::response::HttpError;
+use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
 
@@ -53,17 +53,17 @@ impl<T: Transport> Engine<T> {
         id: SlotId,
         name: Option<&ChannelName>,
         receipt: &Receipt,
-        pass: &Pass,
+        rights: &Rights,
     ) -> Result<ChannelId, NoPublication> {
-        let grant = self.gate.grant(pass);
+        let grant = self.authenticator.grant(rights);
         let Some(name) = name else {
-            let seats = self.slots.get(id).map_or(&[][..], |slot| slot.seats.as_slice());
-            let &[seat, ..] = seats else { return Err(NoPublication::Gone) };
-            let name = self.hub.channel(seat.channel).map_or("", |channel| channel.name());
+            let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
+            let &[subscription, ..] = subscriptions else { return Err(NoPublication::Gone) };
+            let name = self.hub.channel(subscription.channel).map_or("", |channel| channel.name());
             return match self.drain_retry_ms() {
                 _ if !grant.publish.include_name(name) => Err(NoPublication::Forbidden),
                 Some(retry_ms) => Err(NoPublication::Drain { retry_ms }),
-                None => Ok(seat.channel),
+                None => Ok(subscription.channel),
             };
         };
         if !grant.may_publish(name) {
@@ -82,7 +82,7 @@ impl<T: Transport> Engine<T> {
             return Err(NoPublication::TooManyChannels(Limit::ChannelsPerPublisher));
         }
         let is_web_socket = !matches!(receipt, Receipt::Response { .. });
-        let of_connection = slot.seats.as_slice().len() + self.hub.channels_created_by(id);
+        let of_connection = slot.subscriptions.as_slice().len() + self.hub.channels_created_by(id);
         if is_web_socket && of_connection >= self.limits.channels_per_client_max {
             return Err(NoPublication::TooManyChannels(Limit::ChannelsPerClient));
         }
@@ -99,12 +99,12 @@ impl<T: Transport> Engine<T> {
         kind: Kind,
         payload: &[u8],
         receipt: Receipt,
-        pass: &Pass,
-        now: Moment,
+        rights: &Rights,
+        now: LoopTime,
     ) {
         let Some(slot) = self.slots.get(id) else { return };
-        let owner = identity(pass, receipt.client().unwrap_or(slot.peer.ip()));
-        let sees_members = name.is_some_and(|name| self.gate.grant(pass).may_subscribe(name));
+        let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
+        let sees_members = name.is_some_and(|name| self.authenticator.grant(rights).may_subscribe(name));
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
@@ -119,7 +119,7 @@ impl<T: Transport> Engine<T> {
             }
             None => {}
         }
-        let seat = slot.seats.find(channel);
+        let subscription = slot.subscriptions.find(channel);
         let (client, count) = match receipt {
             Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
@@ -127,8 +127,8 @@ impl<T: Transport> Engine<T> {
             }
         };
         *count += 1;
-        let user = pass.as_ref().and_then(|grant| grant.user.clone());
-        let published = self.hub.publish(channel, kind, payload, Sender { client, user }, seat);
+        let user = rights.as_ref().and_then(|grant| grant.user.clone());
+        let published = self.hub.publish(channel, kind, payload, Sender { client, user }, subscription);
         if self.pressure.is_felt() {
             self.feel_pressure(id, channel, payload.len(), now);
         }
@@ -142,37 +142,43 @@ impl<T: Transport> Engine<T> {
     pub(super) fn pace(
         &mut self,
         id: SlotId,
-        pass: &Pass,
+        rights: &Rights,
         bytes: usize,
         receipt: &Receipt,
-        now: Moment,
-    ) -> Result<(), TooFast> {
+        now: LoopTime,
+    ) -> Result<(), RateLimited> {
         // Nor what comes behind a close.
-        let is_closing = self.slots.get(id).is_none_or(Slot::has_farewell);
+        let is_closing = self.slots.get(id).is_none_or(Slot::is_close_queued);
         if is_closing {
             return Ok(());
         }
         let who = match receipt {
-            Receipt::Response { client: Some(client), .. } => Publisher::Behind(*client),
-            _ => Publisher::Connection(id),
+            Receipt::Response { client: Some(client), .. } => RateKey::ClientIp(*client),
+            _ => RateKey::Connection(id),
         };
-        self.meters.take(who, Pace::of(&self.limits, pass.as_deref()), bytes, now)
+        self.meters.take(who, Pace::of(&self.limits, rights.as_deref()), bytes, now)
     }
 
     /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
     /// that, and is closed.
-    pub(super) fn refuse_haste(&mut self, id: SlotId, too_fast: TooFast, receipt: &Receipt, now: Moment) {
-        let TooFast { limit, retry_ms } = too_fast;
+    pub(super) fn reject_rate_limited(
+        &mut self,
+        id: SlotId,
+        too_fast: RateLimited,
+        receipt: &Receipt,
+        now: LoopTime,
+    ) {
+        let RateLimited { limit, retry_ms } = too_fast;
         self.metrics.limit(limit);
         match receipt {
-            Receipt::None => self.turn_out(id, Reason::RateLimited { retry_ms }, now),
+            Receipt::None => self.close_with(id, Reason::RateLimited { retry_ms }, now),
             Receipt::Ack { reference, .. } => {
                 let reference = reference.as_deref();
                 let message = &format!("not published: this is too fast, retry_ms={retry_ms}");
-                self.tell(id, &Notice::Error { reference, ch: None, code: "rate_limited", message });
+                self.send_notice(id, &Notice::Error { reference, ch: None, code: "rate_limited", message });
             }
             Receipt::Response { manner, .. } => {
-                let refusal = Refusal::rate_limited(retry_ms);
+                let refusal = HttpError::rate_limited(retry_ms);
                 self.metrics.reject(refusal.code());
                 self.answer(id, refusal.respond(manner).into(), now);
             }
@@ -186,17 +192,17 @@ impl<T: Transport> Engine<T> {
         published: Published,
         receipt: Receipt,
         sees_members: bool,
-        now: Moment,
+        now: LoopTime,
     ) {
-        let Published { id: message, members } = published;
+        let Published { id: message, subscribers } = published;
         match receipt {
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
-                self.tell(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) });
+                self.send_notice(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) });
             }
             Receipt::Response { manner, .. } => {
-                let members = if sees_members { members.to_string() } else { "null".to_owned() };
-                let body = format!("{{\"id\":\"{message}\",\"members\":{members}}}\n");
+                let subscribers = if sees_members { subscribers.to_string() } else { "null".to_owned() };
+                let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
                 self.answer(id, manner.json(200, &body).into(), now);
             }
         }
@@ -208,37 +214,37 @@ impl<T: Transport> Engine<T> {
         no: NoPublication,
         name: Option<&ChannelName>,
         receipt: &Receipt,
-        now: Moment,
+        now: LoopTime,
     ) {
         let (refusal, code, message) = match no {
             NoPublication::Drain { retry_ms } => {
-                (Refusal::drain(retry_ms), "drain", "the server is going away")
+                (HttpError::drain(retry_ms), "drain", "the server is going away")
             }
             NoPublication::TooManyChannels(limit) => {
                 self.metrics.limit(limit);
-                let refusal = Refusal::too_many("too_many_channels", TOO_MANY_CHANNELS, TOO_MANY_RETRY_MS);
+                let refusal = HttpError::too_many("too_many_channels", TOO_MANY_CHANNELS, TOO_MANY_RETRY_MS);
                 (refusal, "too_many_channels", TOO_MANY_CHANNELS)
             }
             NoPublication::ChannelsFull => {
-                (Refusal::no_channel(), "over_capacity", "the server has as many channels as it takes")
+                (HttpError::no_channel(), "over_capacity", "the server has as many channels as it takes")
             }
             // draft-ietf-httpapi-idempotency-key-header-06 2.7.
             NoPublication::KeyReused => {
-                (Refusal::new(422, "key_reused", KEY_REUSED), "key_reused", KEY_REUSED)
+                (HttpError::new(422, "key_reused", KEY_REUSED), "key_reused", KEY_REUSED)
             }
-            NoPublication::Forbidden => (Refusal::new(403, "forbidden", FORBIDDEN), "forbidden", FORBIDDEN),
+            NoPublication::Forbidden => (HttpError::new(403, "forbidden", FORBIDDEN), "forbidden", FORBIDDEN),
             NoPublication::Gone => return,
         };
         match receipt {
-            Receipt::None if no == NoPublication::Forbidden => self.turn_out(id, Reason::Forbidden, now),
+            Receipt::None if no == NoPublication::Forbidden => self.close_with(id, Reason::Forbidden, now),
             Receipt::None if let NoPublication::Drain { retry_ms } = no => {
-                self.turn_out(id, Reason::Drain { retry_ms }, now);
+                self.close_with(id, Reason::Drain { retry_ms }, now);
             }
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
                 let (reference, ch) = (reference.as_deref(), name.map(ChannelName::as_str));
                 let ch = ch.filter(|_| no == NoPublication::Forbidden);
-                self.tell(id, &Notice::Error { reference, ch, code, message });
+                self.send_notice(id, &Notice::Error { reference, ch, code, message });
             }
             Receipt::Response { manner, .. } => {
                 self.metrics.reject(code);
@@ -249,6 +255,6 @@ impl<T: Transport> Engine<T> {
 }
 
 /// The client with these rights, at this address.
-pub(super) fn identity(pass: &Pass, address: IpAddr) -> Identity<'_> {
-    Identity::of(pass.as_ref().and_then(|grant| grant.sub.as_deref()), address)
+pub(super) fn identity(rights: &Rights, address: IpAddr) -> Identity<'_> {
+    Identity::of(rights.as_ref().and_then(|grant| grant.sub.as_deref()), address)
 }

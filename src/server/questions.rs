@@ -16,10 +16,10 @@ use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::metrics::exposition::{self, Levels};
 use crate::metrics::{Limit, MemoryStep};
-use crate::moment::Moment;
 use crate::session::intent::Question;
 use crate::session::query::{Listing, Progress, Query};
-use crate::session::response::{Manner, Refusal, retry_after_seconds};
+use crate::session::response::{HttpError, ResponseOptions, retry_after_seconds};
+use crate::time::LoopTime;
 use crate::wire::chunk::{self, LAST_CHUNK};
 
 /// Bytes of one slice of a listing or a history page: what the kernel takes of a connection before it has sent them
@@ -40,7 +40,7 @@ impl<T: Transport> Engine<T> {
     ///
     /// Messages that were published before the query are part of the response: a client that has read the response to
     /// its publication finds the message in the history.
-    pub(super) fn respond(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
+    pub(super) fn respond(&mut self, id: SlotId, shared: &mut Shared, now: LoopTime) -> Cost {
         let Some(mut query) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
             return Cost::NONE;
         };
@@ -96,17 +96,17 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the error for a query that arrives now, if the server is to refuse it. The only place where a query is
     /// refused because of the state of the server.
-    fn refuse_query(&self, question: &Question) -> Option<Refusal> {
+    fn refuse_query(&self, question: &Question) -> Option<HttpError> {
         match question {
             // Health checks and metrics are served until the end.
             Question::Metrics => None,
-            Question::Ready if self.is_leaving => Some(Refusal::drain(self.limits.drain_delay_ms)),
+            Question::Ready if self.is_leaving => Some(HttpError::drain(self.limits.drain_delay_ms)),
             Question::Channels { .. } | Question::History { .. }
                 if self.memory.is_in_force(MemoryStep::RefuseLarge) =>
             {
-                Some(Refusal::low_memory())
+                Some(HttpError::low_memory())
             }
-            _ => self.drain_retry_ms().map(Refusal::drain),
+            _ => self.drain_retry_ms().map(HttpError::drain),
         }
     }
 
@@ -116,7 +116,7 @@ impl<T: Transport> Engine<T> {
         id: SlotId,
         query: &Query,
         shared: &mut Shared,
-        now: Moment,
+        now: LoopTime,
     ) -> Option<(Vec<u8>, Cost)> {
         let Query { question, manner, .. } = query;
         let no_store = [("Cache-Control", "no-store")];
@@ -147,7 +147,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// The next slice of a listing or of a page, its cost, and true if it is the last.
-    fn slice(&mut self, query: &mut Query, now: Moment) -> (Vec<u8>, Work, bool) {
+    fn slice(&mut self, query: &mut Query, now: LoopTime) -> (Vec<u8>, Work, bool) {
         let Query { question, progress, .. } = query;
         if !progress.has_begun() {
             *progress = match question {
@@ -163,8 +163,8 @@ impl<T: Transport> Engine<T> {
         let mut body = Vec::with_capacity(SLICE_BYTES);
         let (work, is_over) = match (progress, question) {
             (Progress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
-            (Progress::Listing(listing), Question::Channels { prefix, pass, .. }) => {
-                let visible = &self.gate.grant(pass).subscribe;
+            (Progress::Listing(listing), Question::Channels { prefix, rights, .. }) => {
+                let visible = &self.authenticator.grant(rights).subscribe;
                 answers::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
             }
             _ => (Work::default(), true),
@@ -176,13 +176,13 @@ impl<T: Transport> Engine<T> {
         let mut levels = Levels {
             connections: self.slots.len(),
             channels: self.hub.channels(),
-            subscriptions: self.hub.seats(),
+            subscriptions: self.hub.subscriptions(),
             history_messages: self.hub.kept().messages,
             history_bytes: self.hub.kept().bytes,
             removed_channels: self.hub.removed_channels().0,
             removed_channels_bytes: self.hub.removed_channels().1,
             replay_encoded_bytes: self.hub.large_replay_bytes(),
-            tickets: self.gate.tickets.len(),
+            tickets: self.authenticator.tickets.len(),
             memory_max_bytes: self.memory.bytes_max(),
             memory_used_bytes: self.memory.used_bytes(),
             publishers_paused: self.paused_publishers(),
@@ -198,14 +198,20 @@ impl<T: Transport> Engine<T> {
     }
 
     /// A ticket, made of bytes that nobody can guess.
-    fn issue_ticket(&mut self, grant: Rc<Grant>, address: IpAddr, manner: &Manner, now: Moment) -> Vec<u8> {
+    fn issue_ticket(
+        &mut self,
+        grant: Rc<Grant>,
+        address: IpAddr,
+        manner: &ResponseOptions,
+        now: LoopTime,
+    ) -> Vec<u8> {
         let mut chance = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut chance).is_err() {
-            let refusal = Refusal::new(500, "internal", "the system gives no random bytes");
+            let refusal = HttpError::new(500, "internal", "the system gives no random bytes");
             self.metrics.reject(refusal.code());
             return refusal.respond(manner);
         }
-        match self.gate.tickets.issue(chance, grant, address, now) {
+        match self.authenticator.tickets.issue(chance, grant, address, now) {
             Ok(ticket) => {
                 let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
                 manner.json(200, &body)
@@ -214,12 +220,12 @@ impl<T: Transport> Engine<T> {
                 let refusal = match no {
                     NoTicket::TableFull { retry_ms } => {
                         let message = "as many tickets are out as can be";
-                        Refusal::unavailable("tickets_out", message, retry_after_seconds(retry_ms))
+                        HttpError::unavailable("tickets_out", message, retry_after_seconds(retry_ms))
                     }
                     NoTicket::ShareFull { retry_ms } => {
                         self.metrics.limit(Limit::TicketsPerClient);
                         let message = "this client has as many unused tickets as it may have";
-                        Refusal::too_many("too_many_tickets", message, retry_ms)
+                        HttpError::too_many("too_many_tickets", message, retry_ms)
                     }
                 };
                 self.metrics.reject(refusal.code());
@@ -230,8 +236,8 @@ impl<T: Transport> Engine<T> {
 
     /// Closes all connections of a person, and ends the tickets that it has not used. Its tokens are as good as
     /// before.
-    pub(super) fn expel(&mut self, id: SlotId, sub: &str, manner: &Manner, now: Moment) {
-        self.gate.tickets.revoke(sub);
+    pub(super) fn disconnect_user(&mut self, id: SlotId, sub: &str, manner: &ResponseOptions, now: LoopTime) {
+        self.authenticator.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
         let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
         for &one in &theirs {

@@ -19,7 +19,7 @@ use super::slots::Slot;
 use super::transport::Transport;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// The cost of a slice, as an estimate of the time that it takes: a clock would have to be read for each slice, and
 /// tests could not predict a turn.
@@ -59,7 +59,7 @@ impl AddAssign for Cost {
 
 impl<T: Transport> Engine<T> {
     /// Makes slices until the turn's budget is used, each connection one at a time.
-    pub(super) fn refill_all(&mut self, now: Moment) {
+    pub(super) fn refill_all(&mut self, now: LoopTime) {
         let most = u64::from(self.limits.work_micros_per_turn) * 1_000;
         let mut spent = Cost::NONE;
         let mut shared = Shared::default();
@@ -71,10 +71,10 @@ impl<T: Transport> Engine<T> {
         self.send_gathered();
     }
 
-    fn refill(&mut self, id: SlotId, shared: &mut Shared, now: Moment) -> Cost {
+    fn refill(&mut self, id: SlotId, shared: &mut Shared, now: LoopTime) -> Cost {
         // A flush of the empty outbox marks it again.
         let can_send =
-            |slot: &&Slot<T>| slot.takes_words() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
+            |slot: &&Slot<T>| slot.can_send() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
         let Some(slot) = self.slots.get(id).filter(can_send) else { return Cost::NONE };
         if slot.is_replaying() {
             self.replay(id, now)

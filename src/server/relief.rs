@@ -20,7 +20,7 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Connections that hold less are never closed for memory. A subscriber that reads holds a piece or two for the time of
 /// a write, an idle one nothing, and a request's head is up to twice that.
@@ -35,9 +35,9 @@ const EVICTIONS_PER_TURN: usize = 10_000;
 
 impl<T: Transport> Engine<T> {
     /// Takes a new count of the bytes that the process holds, and the steps that follow from it.
-    pub fn relieve(&mut self, used_bytes: u64, now: Moment) {
+    pub fn relieve(&mut self, used_bytes: u64, now: LoopTime) {
         for (step, change) in self.memory.observe(used_bytes) {
-            let (word, bytes_max) = (step.word(), self.memory.bytes_max());
+            let (word, bytes_max) = (step.as_str(), self.memory.bytes_max());
             if change == StepChange::Began {
                 self.metrics.memory_pressure[step as usize] += 1;
             }
@@ -56,7 +56,7 @@ impl<T: Transport> Engine<T> {
         }
         let mut used_bytes = used_bytes;
         let excess = self.memory.excess_bytes(MemoryStep::CloseDebtors, used_bytes);
-        if excess > 0 && self.debtors_wanted_at.is_none_or(|at| at.has_come(now)) {
+        if excess > 0 && self.debtors_wanted_at.is_none_or(|at| at.is_due(now)) {
             let freed = self.close_debtors(excess, now);
             self.debtors_wanted_at = (freed < excess).then(|| now.after(FRUITLESS_PAUSE_MS));
             used_bytes = used_bytes.saturating_sub(freed);
@@ -70,7 +70,7 @@ impl<T: Transport> Engine<T> {
 
     /// Closes the connections that hold most, largest first, to free a number of bytes. Returns the number that will be
     /// freed.
-    fn close_debtors(&mut self, excess: u64, now: Moment) -> u64 {
+    fn close_debtors(&mut self, excess: u64, now: LoopTime) -> u64 {
         let debts = self.slots.iter().map(|(id, slot)| (slot.debt_bytes(), id));
         let mut debtors: Vec<(usize, SlotId)> = debts.filter(|(debt, _)| *debt >= DEBT_BYTES_MIN).collect();
         debtors.sort_unstable_by_key(|(debt, _)| Reverse(*debt));
@@ -86,9 +86,13 @@ impl<T: Transport> Engine<T> {
         freed
     }
 
-    fn close_debtor(&mut self, id: SlotId, now: Moment) {
+    fn close_debtor(&mut self, id: SlotId, now: LoopTime) {
         let Some(slot) = self.slots.get(id) else { return };
-        if can_be_told(slot) { self.close(id, Reason::Slow, now) } else { self.slots.doom(id, Reason::Slow) }
+        if can_be_told(slot) {
+            self.close(id, Reason::Slow, now)
+        } else {
+            self.slots.schedule_close(id, Reason::Slow)
+        }
     }
 }
 
@@ -98,7 +102,7 @@ impl<T: Transport> Engine<T> {
 /// is only worth trying once. An HTTP client that does not take its response will not take another, and TLS keeps its
 /// buffers until the end.
 fn can_be_told<T: Transport>(slot: &Slot<T>) -> bool {
-    slot.state.listens()
-        && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_open())
+    slot.state.is_open()
+        && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_web_socket())
         && slot.transport.held_bytes() < DEBT_BYTES_MIN
 }

@@ -15,12 +15,12 @@ use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
 use crate::hub::outbox::{Left, Outbox, Pace};
-use crate::hub::seats::Seats;
 use crate::hub::shrink::ShrinkTrigger;
-use crate::hub::{Place, Seat};
+use crate::hub::subscriptions::Subscriptions;
+use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
-use crate::moment::Moment;
 use crate::session::State;
+use crate::time::LoopTime;
 
 /// One connection.
 ///
@@ -36,34 +36,34 @@ pub struct Slot<T> {
     /// What it has yet to be sent.
     pub outbox: Outbox,
     /// Where it sits in the hub.
-    pub seats: Seats,
+    pub subscriptions: Subscriptions,
     /// Who is at the other end.
     pub peer: Peer,
     generation: u32,
-    marks: Marks,
+    flags: SlotFlags,
 }
 
 /// Which lists a slot is on, and what the last event said.
 #[derive(Clone, Copy, Debug, Default)]
-struct Marks(u16);
+struct SlotFlags(u16);
 
-impl Marks {
+impl SlotFlags {
     const READY: u16 = 1;
     const DIRTY: u16 = 2;
-    const DOOMED: u16 = 4;
+    const TO_REAP: u16 = 4;
     /// A write failed and its frames are gone: what there is to read is read, and then it is over.
     const WRITE_FAILED: u16 = 16;
     /// There is no room for it, and it is being told so.
-    const TURNED_AWAY: u16 = 32;
+    const REJECTED: u16 = 32;
     /// An event said that the peer sends no more. It may have come with the last bytes, and then no
     /// other event follows: a short read is not the end of what there is.
     const READ_CLOSED: u16 = 8;
     /// It is not read until it has taken what it was answered.
-    const HELD: u16 = 64;
+    const READ_PAUSED: u16 = 64;
     /// It is getting what was kept of a channel, a portion whenever it has taken the one before.
     const REPLAYING: u16 = 128;
     /// Its close frame is queued: nothing may follow it.
-    const FAREWELL: u16 = 256;
+    const CLOSE_QUEUED: u16 = 256;
     /// A proxy has yet to say for whom it speaks.
     const AWAITS_HEADER: u16 = 512;
     /// Its last read cost more than a sparse connection's does: its next event puts it into the second queue.
@@ -77,7 +77,7 @@ impl Marks {
     /// It pauses the publishers of its channels: see [`super::pressure`].
     const PRESSING: u16 = 16_384;
     /// It is a paused publisher: it has published on a channel under pressure.
-    const PAUSED: u16 = 32_768;
+    const PUBLISHING_PAUSED: u16 = 32_768;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -98,99 +98,104 @@ impl Marks {
 impl<T: Transport> Slot<T> {
     /// Has an event said that the peer sends no more?
     pub fn is_read_closed(&self) -> bool {
-        self.marks.has(Marks::READ_CLOSED)
+        self.flags.has(SlotFlags::READ_CLOSED)
     }
 
     /// Is it being told that there is no room for it?
-    pub fn is_turned_away(&self) -> bool {
-        self.marks.has(Marks::TURNED_AWAY)
+    pub fn is_rejected(&self) -> bool {
+        self.flags.has(SlotFlags::REJECTED)
     }
 
     /// Has a write failed?
     pub fn has_write_failed(&self) -> bool {
-        self.marks.has(Marks::WRITE_FAILED)
+        self.flags.has(SlotFlags::WRITE_FAILED)
     }
 
     /// Is it not read until its outbox is empty?
-    pub fn is_held(&self) -> bool {
-        self.marks.has(Marks::HELD)
+    pub fn is_read_paused(&self) -> bool {
+        self.flags.has(SlotFlags::READ_PAUSED)
     }
 
     /// Returns true if answers wait for it, which it has to take before it is read again.
     pub fn has_unsent_answers(&self) -> bool {
-        self.marks.has(Marks::ANSWERED) && !self.is_flushed()
+        self.flags.has(SlotFlags::ANSWERED) && !self.is_flushed()
     }
 
     /// Returns true if it pauses the publishers of its channels.
     pub fn is_pressing(&self) -> bool {
-        self.marks.has(Marks::PRESSING)
+        self.flags.has(SlotFlags::PRESSING)
     }
 
     /// Begins to press, or stops. Returns true if that is a change.
     pub(super) fn set_pressing(&mut self, is_pressing: bool) -> bool {
         let was_pressing = self.is_pressing();
         if is_pressing {
-            self.marks.set(Marks::PRESSING);
+            self.flags.set(SlotFlags::PRESSING);
         } else {
-            self.marks.clear(Marks::PRESSING);
+            self.flags.clear(SlotFlags::PRESSING);
         }
         was_pressing != is_pressing
     }
 
     /// Returns true if it is a paused publisher.
-    pub fn is_paused(&self) -> bool {
-        self.marks.has(Marks::PAUSED)
+    pub fn is_publishing_paused(&self) -> bool {
+        self.flags.has(SlotFlags::PUBLISHING_PAUSED)
     }
 
     /// Returns true if the answers in its outbox are not to be sent yet: it is a paused publisher by HTTP.
     pub fn is_withheld(&self) -> bool {
-        self.is_paused() && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
+        self.is_publishing_paused()
+            && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
     }
 
     /// Records that an answer is in the outbox.
     pub(super) fn mark_answered(&mut self) {
-        self.marks.set(Marks::ANSWERED);
+        self.flags.set(SlotFlags::ANSWERED);
     }
 
     /// Is it getting what was kept of a channel?
     pub fn is_replaying(&self) -> bool {
-        self.marks.has(Marks::REPLAYING)
+        self.flags.has(SlotFlags::REPLAYING)
     }
 
     /// Returns true if its replay waits for memory.
     pub fn waits_for_memory(&self) -> bool {
-        self.marks.has(Marks::WAITS)
+        self.flags.has(SlotFlags::WAITS)
     }
 
     /// A subscription that is catching up, if there is one.
-    pub fn next_replay(&self) -> Option<Seat> {
-        self.seats.as_slice().iter().find(|seat| seat.place == Place::Replaying).copied()
+    pub fn next_replay(&self) -> Option<Subscription> {
+        self.subscriptions
+            .as_slice()
+            .iter()
+            .find(|subscription| subscription.place == SubscriptionState::CatchingUp)
+            .copied()
     }
 
     /// Is its close frame queued, or would be, if there were one?
-    pub fn has_farewell(&self) -> bool {
-        self.marks.has(Marks::FAREWELL)
+    pub fn is_close_queued(&self) -> bool {
+        self.flags.has(SlotFlags::CLOSE_QUEUED)
     }
 
     /// Has a proxy yet to say for whom it speaks?
     pub fn awaits_header(&self) -> bool {
-        self.marks.has(Marks::AWAITS_HEADER)
+        self.flags.has(SlotFlags::AWAITS_HEADER)
     }
 
     /// May anything more be queued for it? Not behind its close frame (RFC 6455 5.5.1).
-    pub fn takes_words(&self) -> bool {
-        !self.has_farewell() && !matches!(self.state, State::Dead(_))
+    pub fn can_send(&self) -> bool {
+        !self.is_close_queued() && !matches!(self.state, State::Dead(_))
     }
 
     /// Is it on the ready list?
     pub fn is_ready(&self) -> bool {
-        self.marks.has(Marks::READY)
+        self.flags.has(SlotFlags::READY)
     }
 
     /// Returns true if published messages are sent to it. They are until its close frame is queued (RFC 6455 5.5.1
     /// forbids data after it) or its socket has failed.
     pub fn takes_broadcast(&self) -> bool {
-        !self.seats.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
+        !self.subscriptions.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
     }
 
     /// Would a flush come to anything?
@@ -213,7 +218,7 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Writes the bytes that the transport holds back, followed by the outbox.
-    pub fn flush(&mut self, pace: Pace, now: Moment) -> (usize, Left) {
+    pub fn flush(&mut self, pace: Pace, now: LoopTime) -> (usize, Left) {
         // Before there are keys the outbox is turned down, while the handshake goes on.
         if let Err(error) = self.transport.push() {
             return (0, Left::Failed(error));
@@ -221,7 +226,7 @@ impl<T: Transport> Slot<T> {
         match self.outbox.flush(&mut self.transport, pace, now) {
             (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
             (written, Left::Nothing) => {
-                self.marks.clear(Marks::ANSWERED);
+                self.flags.clear(SlotFlags::ANSWERED);
                 (written, Left::Nothing)
             }
             flushed => flushed,
@@ -235,7 +240,7 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
-    pub fn phase(&self) -> u32 {
+    pub fn ping_offset(&self) -> u32 {
         self.generation.wrapping_mul(0x9e37_79b1) >> 8
     }
 }
@@ -266,7 +271,7 @@ pub struct Slots<T> {
     /// Slots whose share or turn was used up, and those with a new event whose last read was not cheap.
     requeued: VecDeque<SlotId>,
     dirty: Vec<SlotId>,
-    doomed: Vec<SlotId>,
+    to_reap: Vec<SlotId>,
     refill: FairQueue,
     /// Replays that wait for memory, in the order in which they began to.
     waiting: VecDeque<SlotId>,
@@ -283,7 +288,7 @@ impl<T: Transport> Slots<T> {
             ready: VecDeque::new(),
             requeued: VecDeque::new(),
             dirty: Vec::new(),
-            doomed: Vec::new(),
+            to_reap: Vec::new(),
             refill: FairQueue::default(),
             waiting: VecDeque::new(),
         }
@@ -298,8 +303,15 @@ impl<T: Transport> Slots<T> {
     pub fn insert(&mut self, transport: T, peer: Peer, state: State, outbox: Outbox) -> SlotId {
         let id = self.next_id();
         let generation = id.generation;
-        let slot =
-            Slot { transport, state, outbox, seats: Seats::None, peer, generation, marks: Marks::default() };
+        let slot = Slot {
+            transport,
+            state,
+            outbox,
+            subscriptions: Subscriptions::None,
+            peer,
+            generation,
+            flags: SlotFlags::default(),
+        };
         self.slab.insert(slot);
         // A key's generations have to differ for as long as an id may be around, which is one turn.
         self.next_generation = self.next_generation.wrapping_add(1);
@@ -346,7 +358,7 @@ impl<T: Transport> Slots<T> {
 
     /// Releases memory when most connections are closed, and the keys above the last chunk in use; the sweep then walks
     /// no further. New connections go into the lowest chunk that has room.
-    pub fn shrink_at(&mut self, now: Moment) {
+    pub fn shrink_at(&mut self, now: LoopTime) {
         let (len, capacity) = (self.slab.len(), self.slab.keys_end());
         // After the last connection has closed the loop may sleep for long.
         let is_last_chance = len == 0 && capacity > SLOTS_KEPT;
@@ -358,7 +370,7 @@ impl<T: Transport> Slots<T> {
             self.requeued.shrink_to(most);
             self.refill.shrink_to(most);
             self.dirty.shrink_to(most);
-            self.doomed.shrink_to(most);
+            self.to_reap.shrink_to(most);
         }
     }
 
@@ -370,9 +382,9 @@ impl<T: Transport> Slots<T> {
     /// There may be something to read.
     pub fn mark_ready(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && slot.marks.set(Marks::READY)
+            && slot.flags.set(SlotFlags::READY)
         {
-            match slot.marks.has(Marks::BUSY) {
+            match slot.flags.has(SlotFlags::BUSY) {
                 false => self.ready.push_back(id),
                 true => self.requeued.push_back(id),
             }
@@ -389,9 +401,9 @@ impl<T: Transport> Slots<T> {
     pub fn set_busy(&mut self, id: SlotId, is_busy: bool) {
         if let Some(slot) = self.get_mut(id) {
             if is_busy {
-                slot.marks.set(Marks::BUSY);
+                slot.flags.set(SlotFlags::BUSY);
             } else {
-                slot.marks.clear(Marks::BUSY);
+                slot.flags.clear(SlotFlags::BUSY);
             }
         }
     }
@@ -399,7 +411,7 @@ impl<T: Transport> Slots<T> {
     /// The peer sends no more than what there is to read.
     pub fn mark_read_closed(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.marks.set(Marks::READ_CLOSED);
+            slot.flags.set(SlotFlags::READ_CLOSED);
         }
     }
 
@@ -412,34 +424,34 @@ impl<T: Transport> Slots<T> {
     }
 
     /// It is not to be read until its outbox is empty.
-    pub fn mark_held(&mut self, id: SlotId) {
+    pub fn pause_reading(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.marks.set(Marks::HELD);
+            slot.flags.set(SlotFlags::READ_PAUSED);
         }
     }
 
     /// Its outbox is empty: if it was held, there may be something to read.
-    pub fn release(&mut self, id: SlotId) {
+    pub fn resume_reading(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && slot.is_held()
+            && slot.is_read_paused()
         {
-            slot.marks.clear(Marks::HELD);
+            slot.flags.clear(SlotFlags::READ_PAUSED);
             self.mark_ready(id);
         }
     }
 
     /// Pauses a publisher. Returns true if it was not paused.
-    pub fn pause(&mut self, id: SlotId) -> bool {
-        self.get_mut(id).is_some_and(|slot| slot.marks.set(Marks::PAUSED))
+    pub fn pause_publishing(&mut self, id: SlotId) -> bool {
+        self.get_mut(id).is_some_and(|slot| slot.flags.set(SlotFlags::PUBLISHING_PAUSED))
     }
 
     /// Resumes a publisher: it is read again, and withheld responses are sent.
-    pub fn unpause(&mut self, id: SlotId) {
+    pub fn resume_publishing(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && slot.is_paused()
+            && slot.is_publishing_paused()
         {
-            slot.marks.clear(Marks::PAUSED);
-            self.release(id);
+            slot.flags.clear(SlotFlags::PUBLISHING_PAUSED);
+            self.resume_reading(id);
             self.mark_dirty(id);
         }
     }
@@ -448,37 +460,37 @@ impl<T: Transport> Slots<T> {
     pub fn mark_replaying(&mut self, id: SlotId, is_replaying: bool) {
         if let Some(slot) = self.get_mut(id) {
             if is_replaying {
-                slot.marks.set(Marks::REPLAYING);
+                slot.flags.set(SlotFlags::REPLAYING);
             } else {
-                slot.marks.clear(Marks::REPLAYING);
+                slot.flags.clear(SlotFlags::REPLAYING);
             }
         }
     }
 
     /// Its close frame is queued, or there is none.
-    pub fn mark_farewell(&mut self, id: SlotId) {
+    pub fn mark_close_queued(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.marks.set(Marks::FAREWELL);
+            slot.flags.set(SlotFlags::CLOSE_QUEUED);
         }
         // Its further messages are not published, and its end of file has to be read.
-        self.unpause(id);
+        self.resume_publishing(id);
     }
 
     /// A proxy has yet to say for whom it speaks, or has said so.
     pub fn mark_awaiting_header(&mut self, id: SlotId, awaits_header: bool) {
         if let Some(slot) = self.get_mut(id) {
             if awaits_header {
-                slot.marks.set(Marks::AWAITS_HEADER);
+                slot.flags.set(SlotFlags::AWAITS_HEADER);
             } else {
-                slot.marks.clear(Marks::AWAITS_HEADER);
+                slot.flags.clear(SlotFlags::AWAITS_HEADER);
             }
         }
     }
 
     /// There is no room for it.
-    pub fn mark_turned_away(&mut self, id: SlotId) {
+    pub fn mark_rejected(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.marks.set(Marks::TURNED_AWAY);
+            slot.flags.set(SlotFlags::REJECTED);
         }
     }
 
@@ -486,9 +498,9 @@ impl<T: Transport> Slots<T> {
     pub fn mark_write_failed(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.outbox = Outbox::Empty;
-            slot.marks.set(Marks::WRITE_FAILED);
+            slot.flags.set(SlotFlags::WRITE_FAILED);
             // There is no answer left to take.
-            slot.marks.clear(Marks::HELD);
+            slot.flags.clear(SlotFlags::READ_PAUSED);
             self.mark_ready(id);
         }
     }
@@ -497,7 +509,7 @@ impl<T: Transport> Slots<T> {
     pub fn mark_dirty(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.wants_flush()
-            && slot.marks.set(Marks::DIRTY)
+            && slot.flags.set(SlotFlags::DIRTY)
         {
             // A broadcast to many puts all of them on the list in one turn. Doubling would leave as many pages of
             // earlier copies; pages of a larger list that are not written to take no memory.
@@ -511,12 +523,12 @@ impl<T: Transport> Slots<T> {
 
     /// The slot is over. Anything may say so, as often as it likes; only the reap phase acts on it
     /// (**one funeral**), and the first reason stays.
-    pub fn doom(&mut self, id: SlotId, reason: Reason) {
+    pub fn schedule_close(&mut self, id: SlotId, reason: Reason) {
         if let Some(slot) = self.get_mut(id)
-            && slot.marks.set(Marks::DOOMED)
+            && slot.flags.set(SlotFlags::TO_REAP)
         {
             slot.state.end(reason);
-            self.doomed.push(id);
+            self.to_reap.push(id);
         }
     }
 
@@ -525,7 +537,7 @@ impl<T: Transport> Slots<T> {
         loop {
             let id = self.queue_mut(queue).pop_front()?;
             if let Some(slot) = self.get_mut(id) {
-                slot.marks.clear(Marks::READY);
+                slot.flags.clear(SlotFlags::READY);
                 return Some(id);
             }
         }
@@ -550,9 +562,9 @@ impl<T: Transport> Slots<T> {
     /// connections of each: one slice, followed by the next connection.
     pub fn mark_refill(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.marks.clear(Marks::WAITS);
+            slot.flags.clear(SlotFlags::WAITS);
             let ip = slot.peer.ip();
-            if slot.marks.set(Marks::REFILL) {
+            if slot.flags.set(SlotFlags::REFILL) {
                 self.refill.push(id, ip);
             }
         }
@@ -563,7 +575,7 @@ impl<T: Transport> Slots<T> {
         loop {
             let id = self.refill.pop()?;
             if let Some(slot) = self.get_mut(id) {
-                slot.marks.clear(Marks::REFILL);
+                slot.flags.clear(SlotFlags::REFILL);
                 return Some(id);
             }
         }
@@ -572,7 +584,7 @@ impl<T: Transport> Slots<T> {
     /// Puts a connection on the list of replays that wait for memory.
     pub fn mark_waiting(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && slot.marks.set(Marks::WAITS)
+            && slot.flags.set(SlotFlags::WAITS)
         {
             self.waiting.push_back(id);
         }
@@ -612,7 +624,7 @@ impl<T: Transport> Slots<T> {
     /// A slot of the list that was taken; from here on it can be marked anew.
     pub fn flushing(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
         let slot = self.get_mut(id)?;
-        slot.marks.clear(Marks::DIRTY);
+        slot.flags.clear(SlotFlags::DIRTY);
         Some(slot)
     }
 
@@ -624,19 +636,19 @@ impl<T: Transport> Slots<T> {
     }
 
     /// Takes the doomed.
-    pub fn take_doomed(&mut self) -> Vec<SlotId> {
-        std::mem::take(&mut self.doomed)
+    pub fn take_to_reap(&mut self) -> Vec<SlotId> {
+        std::mem::take(&mut self.to_reap)
     }
 
     /// Is there work that no event will announce?
     pub fn has_work(&self) -> bool {
         let is_ready = !self.ready.is_empty() || !self.requeued.is_empty();
-        is_ready || !self.dirty.is_empty() || !self.doomed.is_empty() || !self.refill.is_empty()
+        is_ready || !self.dirty.is_empty() || !self.to_reap.is_empty() || !self.refill.is_empty()
     }
 
     /// Panics if the lists and the marks contradict each other; for debug builds and tests.
     pub fn check(&self) {
-        assert!(self.doomed.is_empty(), "the doomed are reaped in their own turn");
+        assert!(self.to_reap.is_empty(), "the doomed are reaped in their own turn");
         // Entries of connections that were freed may remain until they are popped.
         let ready: HashSet<SlotId> = self.ready.iter().copied().collect();
         let requeued: HashSet<SlotId> = self.requeued.iter().copied().collect();
@@ -646,18 +658,22 @@ impl<T: Transport> Slots<T> {
             assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not doomed");
             slot.outbox.check();
             let is_queued = ready.contains(&id) || requeued.contains(&id);
-            assert_eq!(slot.marks.has(Marks::READY), is_queued, "{id:?} and the ready queues");
-            assert_eq!(slot.marks.has(Marks::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
-            assert!(!slot.wants_flush() || slot.marks.has(Marks::DIRTY), "nobody flushes {id:?}");
-            assert!(slot.seats.is_empty() || slot.state.listens(), "{id:?} is a member, and closing");
-            let refills = slot.marks.has(Marks::REFILL);
+            assert_eq!(slot.flags.has(SlotFlags::READY), is_queued, "{id:?} and the ready queues");
+            assert_eq!(slot.flags.has(SlotFlags::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
+            assert!(!slot.wants_flush() || slot.flags.has(SlotFlags::DIRTY), "nobody flushes {id:?}");
+            assert!(slot.subscriptions.is_empty() || slot.state.is_open(), "{id:?} is a member, and closing");
+            let refills = slot.flags.has(SlotFlags::REFILL);
             assert!(
-                !slot.is_held() || !slot.is_flushed() || refills || slot.is_paused(),
+                !slot.is_read_paused() || !slot.is_flushed() || refills || slot.is_publishing_paused(),
                 "nobody releases {id:?}"
             );
             let is_due = slot.state.has_query() && !slot.has_write_failed();
             assert!(!is_due || !slot.is_flushed() || refills, "nobody responds to {id:?}");
-            let replays = slot.seats.as_slice().iter().any(|seat| seat.place == Place::Replaying);
+            let replays = slot
+                .subscriptions
+                .as_slice()
+                .iter()
+                .any(|subscription| subscription.place == SubscriptionState::CatchingUp);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
             let is_listed = refills || slot.waits_for_memory();
             assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} stands still");
@@ -717,7 +733,7 @@ mod tests {
 
     fn insert(slots: &mut Slots<Nobody>) -> SlotId {
         let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
-        let state = State::accepted(&Limits::default(), Moment::from_millis(0));
+        let state = State::accepted(&Limits::default(), LoopTime::from_millis(0));
         slots.insert(Nobody, peer, state, Outbox::Empty)
     }
 
@@ -738,9 +754,9 @@ mod tests {
         let new = insert(&mut slots);
         assert_eq!((old.key, id_of(token_of(new))), (new.key, new));
         slots.mark_ready(old);
-        slots.doom(old, Reason::Reset);
+        slots.schedule_close(old, Reason::Reset);
         assert_eq!(slots.next_ready(ReadyQueue::New), None);
-        assert!(slots.get(old).is_none() && slots.take_doomed().is_empty());
+        assert!(slots.get(old).is_none() && slots.take_to_reap().is_empty());
         assert!(matches!(slots.get(new).unwrap().state, State::Head(_)));
     }
 
@@ -750,15 +766,15 @@ mod tests {
         let ids: Vec<SlotId> = (0..20_000).map(|_| insert(&mut slots)).collect();
         for &id in &ids {
             slots.mark_ready(id);
-            slots.doom(id, Reason::Reset);
+            slots.schedule_close(id, Reason::Reset);
         }
-        for id in slots.take_doomed() {
+        for id in slots.take_to_reap() {
             if id != ids[7] {
                 slots.remove(id);
             }
         }
         while slots.next_ready(ReadyQueue::New).is_some() {}
-        slots.shrink_at(Moment::from_millis(0));
+        slots.shrink_at(LoopTime::from_millis(0));
         assert!(slots.keys_end() <= SLOTS_KEPT, "{}", slots.keys_end());
         assert!(slots.get(ids[7]).is_some());
         assert!((insert(&mut slots).key as usize) < SLOTS_KEPT, "low keys are used first");
@@ -770,11 +786,11 @@ mod tests {
         let id = insert(&mut slots);
         slots.mark_ready(id);
         slots.mark_ready(id);
-        slots.doom(id, Reason::Slow);
-        slots.doom(id, Reason::Reset);
+        slots.schedule_close(id, Reason::Slow);
+        slots.schedule_close(id, Reason::Reset);
         slots.requeue(id);
         assert_eq!((slots.ready_len(ReadyQueue::New), slots.ready_len(ReadyQueue::Requeued)), (1, 0));
-        assert_eq!(slots.take_doomed(), [id]);
+        assert_eq!(slots.take_to_reap(), [id]);
         assert!(matches!(&slots.get(id).unwrap().state, State::Dead(ended) if ended.reason == Reason::Slow));
     }
 }

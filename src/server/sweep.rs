@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Every slot is looked at once in that time; while the slab grows, one may wait for two rounds.
 const ROUND_MS: u32 = 250;
@@ -25,29 +25,29 @@ pub(super) struct Sweeper {
     at: usize,
     /// Where the slice ends that a pause has cut short; `at` if none has.
     end: usize,
-    next: Moment,
+    next: LoopTime,
     /// When a slice was cut short, if its rest is still to be checked.
-    paused: Option<Moment>,
+    paused: Option<LoopTime>,
 }
 
 impl Sweeper {
     /// A sweep that begins at once.
     pub(super) fn new() -> Sweeper {
-        Sweeper { at: 0, end: 0, next: Moment::from_millis(0), paused: None }
+        Sweeper { at: 0, end: 0, next: LoopTime::from_millis(0), paused: None }
     }
 
     /// When the next slice is due.
     ///
     /// While there is nothing to sweep nobody asks, and a moment that is weeks old would look like one in
     /// the future: whatever is further away than a round is due at once.
-    pub(super) fn next(&self, now: Moment) -> Moment {
+    pub(super) fn next(&self, now: LoopTime) -> LoopTime {
         let is_due = self.at < self.end || self.next.millis_since(now) > ROUND_MS;
         if is_due { now } else { self.next }
     }
 
     /// The slice of a slab of `slots` places that is due now; empty if none is.
-    pub(super) fn slice(&mut self, slots: usize, now: Moment) -> Range<usize> {
-        if !self.next(now).has_come(now) {
+    pub(super) fn slice(&mut self, slots: usize, now: LoopTime) -> Range<usize> {
+        if !self.next(now).is_due(now) {
             return 0..0;
         }
         if self.at >= self.end {
@@ -66,14 +66,14 @@ impl Sweeper {
     }
 
     /// Leaves what is left of the slice, from `at` on, to the next turn.
-    pub(super) fn pause(&mut self, at: usize, now: Moment) {
+    pub(super) fn pause(&mut self, at: usize, now: LoopTime) {
         self.at = at;
         self.paused = Some(now);
     }
 
     /// Returns how many deadlines may be met now, where `per_span` of them are to be met within `span_ms`, however
     /// long the turns are. Time counts while some are left over: then nothing is waited for between turns.
-    pub(super) fn take_budget(&mut self, per_span: usize, span_ms: u32, now: Moment) -> usize {
+    pub(super) fn take_budget(&mut self, per_span: usize, span_ms: u32, now: LoopTime) -> usize {
         let late_ms = self.paused.take().map_or(0, |since| now.millis_since(since)).min(ROUND_MS);
         let due = per_span as u64 * u64::from(late_ms) / u64::from(span_ms.max(1));
         DUE_PER_TURN_MIN.max(due as usize)
@@ -95,7 +95,7 @@ mod tests {
         for slots in [0, 1, SLICE_SLOTS, SLICE_SLOTS + 1, 10 * SLICE_SLOTS + 17] {
             let mut sweeper = Sweeper::new();
             let mut met = vec![0; slots];
-            let mut now = Moment::from_millis(0);
+            let mut now = LoopTime::from_millis(0);
             let slices = slots.div_ceil(SLICE_SLOTS).max(1);
             for _ in 0..slices {
                 for key in sweeper.slice(slots, now) {
@@ -104,14 +104,14 @@ mod tests {
                 now = sweeper.next(now);
             }
             assert!(met.iter().all(|&times| times == 1), "{slots} slots");
-            assert!(now.millis_since(Moment::from_millis(0)) <= ROUND_MS, "{slots} slots");
+            assert!(now.millis_since(LoopTime::from_millis(0)) <= ROUND_MS, "{slots} slots");
         }
     }
 
     #[test]
     fn a_pause_leaves_the_rest_to_the_next_turn() {
         let mut sweeper = Sweeper::new();
-        let start = Moment::from_millis(0);
+        let start = LoopTime::from_millis(0);
         let slots = SLICE_SLOTS + 100;
         assert_eq!(sweeper.slice(slots, start), 0..SLICE_SLOTS);
         sweeper.pause(10, start);
@@ -132,9 +132,9 @@ mod tests {
         let slots = 20 * SLICE_SLOTS;
         let mut sweeper = Sweeper::new();
         let mut met = vec![0; slots];
-        let mut now = Moment::from_millis(0);
+        let mut now = LoopTime::from_millis(0);
         // The first slices are due together, since nothing was swept before.
-        while now.millis_since(Moment::from_millis(0)) < 4 * ROUND_MS {
+        while now.millis_since(LoopTime::from_millis(0)) < 4 * ROUND_MS {
             now = now.after(45);
             sweeper.slice(slots, now).for_each(|key| met[key] += 1);
         }
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn budget_grows_with_the_time_that_passes_while_deadlines_are_left_over() {
         let mut sweeper = Sweeper::new();
-        let start = Moment::from_millis(0);
+        let start = LoopTime::from_millis(0);
         assert_eq!(sweeper.take_budget(14_000, 500, start), DUE_PER_TURN_MIN);
         assert_eq!(
             sweeper.take_budget(14_000, 500, start.after(200)),
@@ -166,11 +166,11 @@ mod tests {
     fn after_weeks_without_connections_the_sweep_goes_on() {
         let mut sweeper = Sweeper::new();
         let day = 24 * 60 * 60 * 1_000;
-        let mut now = Moment::from_millis(0);
+        let mut now = LoopTime::from_millis(0);
         assert_eq!(sweeper.slice(10, now), 0..10);
         for _ in 0..50 {
             now = now.after(day);
-            assert!(sweeper.next(now).has_come(now));
+            assert!(sweeper.next(now).is_due(now));
             assert_eq!(sweeper.clone().slice(10, now), 0..10);
         }
     }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn between_slices_nothing_is_looked_at() {
         let mut sweeper = Sweeper::new();
-        let start = Moment::from_millis(0);
+        let start = LoopTime::from_millis(0);
         assert_eq!(sweeper.slice(10, start), 0..10);
         assert_eq!(sweeper.slice(10, start.after(ROUND_MS - 1)), 0..0);
         assert_eq!(sweeper.slice(10, start.after(ROUND_MS)), 0..10);

@@ -1,7 +1,7 @@
 //! TLS on one connection, driven by hand.
 //!
 //! rustls does no I/O here and owns no buffer: its unbuffered form decrypts in place what the loop has
-//! read, and encrypts into what the loop is about to write. Both places are on a [`Workbench`] that all
+//! read, and encrypts into what the loop is about to write. Both places are on a [`TlsBuffers`] that all
 //! connections share, as they share the loop's read buffer. What a connection keeps for itself is its keys,
 //! and, only while it is in the middle of something (**asleep between messages**):
 //!
@@ -27,8 +27,8 @@ use rustls::{Error, ServerConfig};
 use super::transport::{ReadOutcome, Transport};
 use crate::access::address::Block;
 use crate::close::TlsFault;
-use crate::moment::Moment;
-use crate::session::response::{Manner, Refusal};
+use crate::session::response::{HttpError, ResponseOptions};
+use crate::time::LoopTime;
 
 /// The longest record on the wire: 16 KiB, what encryption may add to it, and its header (RFC 5246 6.2.3;
 /// RFC 8446 5.2 allows less). The first message of a client has to fit as well: with the key shares that
@@ -61,7 +61,7 @@ const SILENT_RECORD_COST_BYTES: usize = 512;
 const RECORD_HEADER_BYTES: usize = 5;
 
 /// What all connections of a loop share: room to work in, and a turn's budget of handshakes.
-pub struct Workbench {
+pub struct TlsBuffers {
     incoming: Cell<Vec<u8>>,
     plaintext: Cell<Vec<u8>>,
     outgoing: Cell<Vec<u8>>,
@@ -138,11 +138,11 @@ impl Handshakes {
     }
 }
 
-impl Workbench {
+impl TlsBuffers {
     /// A workbench with a budget: so many clients are answered their first message in one turn. That costs
     /// as much as a hundred deliveries, and whoever waits for a message would wait for all who come at once.
-    pub fn new(handshakes_per_turn: usize) -> Workbench {
-        Workbench {
+    pub fn new(handshakes_per_turn: usize) -> TlsBuffers {
+        TlsBuffers {
             incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
             plaintext: Cell::new(Vec::with_capacity(PLAINTEXT_BYTES_MAX)),
             outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
@@ -165,17 +165,17 @@ impl Workbench {
     }
 }
 
-impl fmt::Debug for Workbench {
+impl fmt::Debug for TlsBuffers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Workbench").field("handshakes_left", &self.handshakes.left).finish_non_exhaustive()
     }
 }
 
 /// A connection within TLS.
-pub struct Secured<S> {
+pub struct TlsStream<S> {
     socket: S,
     session: UnbufferedServerConnection,
-    bench: Rc<Workbench>,
+    buffers: Rc<TlsBuffers>,
     inward: Inward,
     outward: Outward,
     /// The socket took less than it was offered, and will raise an event.
@@ -183,13 +183,13 @@ pub struct Secured<S> {
     /// The beginning of a record, or records with the beginning of a handshake message.
     incoming: Vec<u8>,
     /// Since when, as of the last check, that has been the beginning of the same record.
-    record_since: Option<Moment>,
+    record_since: Option<LoopTime>,
     /// What was decrypted and is yet to be taken by the reader.
     plaintext: Vec<u8>,
     /// What was encrypted and is yet to be taken by the socket.
     outgoing: Vec<u8>,
     /// Since when, as of the last check, the socket has taken nothing of `outgoing`.
-    write_since: Option<Moment>,
+    write_since: Option<LoopTime>,
 }
 
 /// What becomes of what the peer sends.
@@ -203,7 +203,7 @@ enum Inward {
     Broken(TlsFault),
     /// The reader has been told. What still comes is read, so that closing sends no reset that would
     /// overtake the alert, and nobody understands it.
-    Deaf,
+    Discarding,
 }
 
 /// What becomes of what is to be sent.
@@ -214,23 +214,27 @@ enum Outward {
     /// The same, and something was turned down for want of them.
     Waiting,
     /// After an alert it is thrown away.
-    Mute,
+    AlertSent,
     /// An end of file is to follow what was encrypted.
     Ending,
     /// It has.
     Ended,
 }
 
-impl<S: Transport> Secured<S> {
+impl<S: Transport> TlsStream<S> {
     /// The server's side of a connection on which nothing has been said.
     ///
     /// # Errors
     /// The configuration contradicts itself.
-    pub fn accept(socket: S, config: Arc<ServerConfig>, bench: Rc<Workbench>) -> Result<Secured<S>, Error> {
-        Ok(Secured {
+    pub fn accept(
+        socket: S,
+        config: Arc<ServerConfig>,
+        buffers: Rc<TlsBuffers>,
+    ) -> Result<TlsStream<S>, Error> {
+        Ok(TlsStream {
             socket,
             session: UnbufferedServerConnection::new(config)?,
-            bench,
+            buffers,
             inward: Inward::Open,
             outward: Outward::Open,
             is_blocked: false,
@@ -275,7 +279,7 @@ impl<S: Transport> Secured<S> {
     }
 
     fn read_once(&mut self, buffer: &mut [u8], total: &mut usize) -> ReadOutcome {
-        let mut room = self.bench.incoming.take();
+        let mut room = self.buffers.incoming.take();
         let held = self.incoming.len();
         room[..held].copy_from_slice(&self.incoming);
         let most = READ_BYTES.min(buffer.len().max(READ_BYTES_MIN));
@@ -291,7 +295,7 @@ impl<S: Transport> Secured<S> {
                 self.hold(&ciphertext[consumed..]);
                 let silent = records.saturating_sub(heard) * SILENT_RECORD_COST_BYTES;
                 let overhead = came.saturating_sub(count + self.plaintext.len());
-                self.bench.read_cost.set(self.bench.read_cost.get() + silent + overhead);
+                self.buffers.read_cost.set(self.buffers.read_cost.get() + silent + overhead);
                 match (count, self.inward) {
                     (0, Inward::Open) => ReadOutcome::Bytes { count, more },
                     (0, _) => self.end(),
@@ -304,7 +308,7 @@ impl<S: Transport> Secured<S> {
             // An end of file without a close_notify is one all the same: RFC 6455 has its own farewell.
             other => other,
         };
-        self.bench.incoming.set(room);
+        self.buffers.incoming.set(room);
         outcome
     }
 
@@ -312,10 +316,10 @@ impl<S: Transport> Secured<S> {
     fn end(&mut self) -> ReadOutcome {
         match self.inward {
             Inward::Broken(fault) => {
-                self.inward = Inward::Deaf;
+                self.inward = Inward::Discarding;
                 ReadOutcome::Insecure(fault)
             }
-            Inward::Open | Inward::Ended | Inward::Deaf => ReadOutcome::EndOfFile,
+            Inward::Open | Inward::Ended | Inward::Discarding => ReadOutcome::EndOfFile,
         }
     }
 
@@ -358,10 +362,10 @@ impl<S: Transport> Secured<S> {
             consumed += discard;
         }
         if let Inward::Broken(fault) = self.inward {
-            self.complain(fault, &mut ciphertext[consumed..]);
+            self.queue_alert(fault, &mut ciphertext[consumed..]);
         }
         if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > said_before {
-            self.bench.handshakes.spend();
+            self.buffers.handshakes.spend();
         }
         (consumed, count, heard)
     }
@@ -376,16 +380,17 @@ impl<S: Transport> Secured<S> {
             self.incoming.extend_from_slice(rest);
         } else {
             self.inward = Inward::Broken(TlsFault::Protocol);
-            self.complain(TlsFault::Protocol, &mut []);
+            self.queue_alert(TlsFault::Protocol, &mut []);
         }
     }
 
     /// The last word: the alert that rustls has made, or one in words that the other side understands.
-    fn complain(&mut self, fault: TlsFault, rest: &mut [u8]) {
-        self.outward = Outward::Mute;
+    fn queue_alert(&mut self, fault: TlsFault, rest: &mut [u8]) {
+        self.outward = Outward::AlertSent;
         if fault == TlsFault::PlainHttp {
-            let refusal = Refusal::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
-            self.outgoing = refusal.respond(&Manner::last(self.bench.date()));
+            let refusal =
+                HttpError::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
+            self.outgoing = refusal.respond(&ResponseOptions::last(self.buffers.date()));
             return;
         }
         let said_before = self.outgoing.len();
@@ -403,12 +408,12 @@ impl<S: Transport> Secured<S> {
 
     /// Encrypts one record's worth, and sends it as far as the socket takes it; `false` if not all of it.
     fn write_record(&mut self, plaintext: &[u8]) -> io::Result<bool> {
-        let mut room = self.bench.outgoing.take();
+        let mut room = self.buffers.outgoing.take();
         let sent = match self.encrypt(plaintext, &mut room) {
             Ok(length) => self.send(&room[..length]),
             Err(error) => Err(io::Error::other(error)),
         };
-        self.bench.outgoing.set(room);
+        self.buffers.outgoing.set(room);
         sent
     }
 
@@ -446,7 +451,7 @@ impl<S: Transport> Secured<S> {
     }
 
     /// Says that nothing more comes (RFC 8446 6.1), if the two can talk at all.
-    fn say_close_notify(&mut self) {
+    fn queue_close_notify(&mut self) {
         let can_talk = matches!(self.outward, Outward::Open | Outward::Waiting);
         if !can_talk || self.session.is_handshaking() {
             return;
@@ -473,22 +478,22 @@ fn count_records(mut bytes: &[u8]) -> usize {
     count
 }
 
-impl<S: Transport> Transport for Secured<S> {
+impl<S: Transport> Transport for TlsStream<S> {
     fn begin_read(&mut self, client: IpAddr) {
         if self.session.is_handshaking() {
-            self.bench.handshakes.reader.set(Some(client.into()));
+            self.buffers.handshakes.reader.set(Some(client.into()));
         }
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         match self.inward {
             _ if !self.plaintext.is_empty() => self.take_plaintext(buffer),
-            Inward::Open if self.session.is_handshaking() && !self.bench.handshakes.admits() => {
+            Inward::Open if self.session.is_handshaking() && !self.buffers.handshakes.admits() => {
                 ReadOutcome::Later
             }
             Inward::Open => self.read(buffer),
             Inward::Ended | Inward::Broken(_) => self.end(),
-            Inward::Deaf => self.socket.receive(buffer),
+            Inward::Discarding => self.socket.receive(buffer),
         }
     }
 
@@ -503,13 +508,13 @@ impl<S: Transport> Transport for Secured<S> {
 
     /// A close_notify and an end of file, behind what is still to be sent.
     fn shut_down_write(&mut self) -> io::Result<()> {
-        self.say_close_notify();
+        self.queue_close_notify();
         self.outward = Outward::Ending;
         self.push().map(|_| ())
     }
 
     fn take_read_cost(&mut self) -> usize {
-        self.bench.read_cost.take()
+        self.buffers.read_cost.take()
     }
 
     fn wants_write(&self) -> bool {
@@ -527,22 +532,22 @@ impl<S: Transport> Transport for Secured<S> {
         self.incoming.capacity() + self.plaintext.capacity() + self.outgoing.capacity()
     }
 
-    fn is_record_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+    fn is_record_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
         // A handshake has a deadline of its own.
         if self.incoming.is_empty() || self.session.is_handshaking() {
             self.record_since = None;
             return false;
         }
-        self.record_since.get_or_insert(now).after(timeout_ms).has_come(now)
+        self.record_since.get_or_insert(now).after(timeout_ms).is_due(now)
     }
 
-    fn is_write_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+    fn is_write_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
         // A handshake has a deadline of its own.
         if self.outgoing.is_empty() || self.session.is_handshaking() {
             self.write_since = None;
             return false;
         }
-        self.write_since.get_or_insert(now).after(timeout_ms).has_come(now)
+        self.write_since.get_or_insert(now).after(timeout_ms).is_due(now)
     }
 
     fn push(&mut self) -> io::Result<bool> {
@@ -566,22 +571,22 @@ impl<S: Transport> Transport for Secured<S> {
     }
 
     /// A close_notify, if the socket takes it.
-    fn farewell(&mut self) {
-        self.say_close_notify();
+    fn send_close_notify(&mut self) {
+        self.queue_close_notify();
         let _ = self.push();
     }
 }
 
 /// Bytes count as taken when they are encrypted: from then on they cannot be taken back. So at most one
 /// record is taken that the socket has no room for.
-impl<S: Transport> Write for Secured<S> {
+impl<S: Transport> Write for TlsStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.outward {
-            Outward::Mute => return Ok(pieces.iter().map(|piece| piece.len()).sum()),
+            Outward::AlertSent => return Ok(pieces.iter().map(|piece| piece.len()).sum()),
             Outward::Ending | Outward::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
             Outward::Open | Outward::Waiting if self.session.is_handshaking() => {
                 self.outward = Outward::Waiting;
@@ -593,7 +598,7 @@ impl<S: Transport> Write for Secured<S> {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // Small pieces share a record, which costs one seal and 22 bytes instead of one for each.
-        let mut gathered = self.bench.plaintext.take();
+        let mut gathered = self.buffers.plaintext.take();
         let mut taken = 0;
         let mut result = Ok(());
         let mut pieces = pieces.iter().map(|piece| &piece[..]);
@@ -627,7 +632,7 @@ impl<S: Transport> Write for Secured<S> {
                 }
             }
         }
-        self.bench.plaintext.set(gathered);
+        self.buffers.plaintext.set(gathered);
         result.map(|()| taken)
     }
 
@@ -636,7 +641,7 @@ impl<S: Transport> Write for Secured<S> {
     }
 }
 
-impl<S: fmt::Debug> fmt::Debug for Secured<S> {
+impl<S: fmt::Debug> fmt::Debug for TlsStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secured")
             .field("socket", &self.socket)

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
 
 use crate::close::TlsFault;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// A non-blocking byte stream in both directions.
 ///
@@ -62,12 +62,12 @@ pub trait Transport: Write {
     }
 
     /// Returns true if a record has been incomplete for this long. Called a few times a second.
-    fn is_record_late(&mut self, _now: Moment, _timeout_ms: u32) -> bool {
+    fn is_record_late(&mut self, _now: LoopTime, _timeout_ms: u32) -> bool {
         false
     }
 
     /// Returns true if the peer has taken nothing for this long of the bytes that are held back.
-    fn is_write_late(&mut self, _now: Moment, _timeout_ms: u32) -> bool {
+    fn is_write_late(&mut self, _now: LoopTime, _timeout_ms: u32) -> bool {
         false
     }
 
@@ -89,7 +89,7 @@ pub trait Transport: Write {
     fn unblock(&mut self) {}
 
     /// The connection is over. A last word, if it goes out at once.
-    fn farewell(&mut self) {}
+    fn send_close_notify(&mut self) {}
 }
 
 /// What one read found.
@@ -167,11 +167,11 @@ impl<T: Transport> Transport for Box<T> {
         (**self).held_bytes()
     }
 
-    fn is_record_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+    fn is_record_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
         (**self).is_record_late(now, timeout_ms)
     }
 
-    fn is_write_late(&mut self, now: Moment, timeout_ms: u32) -> bool {
+    fn is_write_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
         (**self).is_write_late(now, timeout_ms)
     }
 
@@ -187,8 +187,8 @@ impl<T: Transport> Transport for Box<T> {
         (**self).unblock();
     }
 
-    fn farewell(&mut self) {
-        (**self).farewell();
+    fn send_close_notify(&mut self) {
+        (**self).send_close_notify();
     }
 }
 

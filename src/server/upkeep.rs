@@ -9,51 +9,51 @@ use log::info;
 use super::engine::Engine;
 use super::log_limit::LogLine;
 use super::transport::Transport;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
-/// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`Moment`] spans are
+/// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`LoopTime`] spans are
 /// hundreds of sweeps.
 const TABLES_MS: u32 = 60 * 60 * 1_000;
 
 impl<T: Transport> Engine<T> {
     /// Drops expired tickets, and at intervals the expired entries of the other tables.
-    pub(super) fn sweep_tables(&mut self, now: Moment) {
-        self.gate.tickets.expire(now);
-        if self.has_tables() && self.next_tables(now).has_come(now) {
+    pub(super) fn expire_tables(&mut self, now: LoopTime) {
+        self.authenticator.tickets.expire(now);
+        if self.has_tables() && self.next_tables(now).is_due(now) {
             self.tables_at = now.after(TABLES_MS);
             self.meters.expire(now);
-            self.gate.auths.expire(now);
-            self.door.expire(now);
+            self.authenticator.auths.expire(now);
+            self.limiter.expire(now);
         }
     }
 
     /// When the tables are to be swept again, if they have entries.
-    pub(super) fn next_table_sweep(&self, now: Moment) -> Option<Moment> {
+    pub(super) fn next_table_expiry(&self, now: LoopTime) -> Option<LoopTime> {
         let tables = self.has_tables().then(|| self.next_tables(now));
         let lines = self.log_lines.ends_at();
-        [tables, lines, self.gate.tickets.next_expiry()].into_iter().flatten().reduce(Moment::or_earlier)
+        [tables, lines, self.authenticator.tickets.next_expiry()].into_iter().flatten().reduce(LoopTime::min)
     }
 
     /// Logs the number of suppressed lines of each kind, when their second is over.
-    pub(super) fn log_suppressed_lines(&mut self, now: Moment) {
+    pub(super) fn log_suppressed_lines(&mut self, now: LoopTime) {
         for (beginning, count) in self.log_lines.end_seconds(now) {
             info!("{beginning}: {count} more lines in this second were suppressed");
         }
     }
 
     /// Returns true if one more line of a kind is to be written, and counts it otherwise.
-    pub(super) fn admits_line(&mut self, line: LogLine, now: Moment) -> bool {
+    pub(super) fn admits_line(&mut self, line: LogLine, now: LoopTime) -> bool {
         let is_admitted = self.log_lines.admits(line, self.limits.log_lines_per_second, now);
         self.metrics.log_lines_suppressed += u64::from(!is_admitted);
         is_admitted
     }
 
     fn has_tables(&self) -> bool {
-        !self.meters.is_empty() || !self.gate.auths.is_empty() || self.door.addresses() > 0
+        !self.meters.is_empty() || !self.authenticator.auths.is_empty() || self.limiter.addresses() > 0
     }
 
     /// While the tables are empty the loop does not check, and a time of weeks ago would look like one in the future.
-    fn next_tables(&self, now: Moment) -> Moment {
+    fn next_tables(&self, now: LoopTime) -> LoopTime {
         if self.tables_at.millis_since(now) > TABLES_MS { now } else { self.tables_at }
     }
 }

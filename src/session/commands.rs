@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::Desk;
-use super::guest::{self, Guest};
+use super::SessionContext;
+use super::auth_state::{self, AuthState};
 use super::intent::{Intent, Receipt};
-use crate::access::pace::{Pace, Publisher, TooFast};
+use crate::access::rate_limiter::{Pace, RateKey, RateLimited};
 use crate::access::token::TOKEN_BYTES_MAX;
 use crate::close::{Reason, TokenFault};
-use crate::hub::Wish;
+use crate::hub::SubscribeOptions;
 use crate::metrics::Limit;
 use crate::wire::command::{self, Command, Request};
 use crate::wire::notice::Notice;
@@ -19,15 +19,19 @@ use crate::wire::{Form, Kind};
 
 /// Takes one text message. What is wrong with it is answered, and the conversation goes on; but for a bad
 /// token, which ends it.
-pub(super) fn receive(text: &str, guest: &mut Option<Guest>, desk: &mut Desk<'_>) -> Option<Reason> {
+pub(super) fn receive(
+    text: &str,
+    auth: &mut Option<AuthState>,
+    ctx: &mut SessionContext<'_>,
+) -> Option<Reason> {
     let Request { reference, command } = command::parse(text);
     let owned = |reference: Option<&RawValue>| reference.map(RawValue::to_owned);
-    let pass = || guest::pass(guest.as_ref());
+    let rights = || auth_state::rights(auth.as_ref());
     let intent = match command {
         Ok(Command::Subscribe { channel, since, echo }) => Intent::Subscribe {
             channel,
-            wish: Wish { form: Form::Envelope, since, echo },
-            pass: pass(),
+            options: SubscribeOptions { form: Form::Envelope, since, echo },
+            rights: rights(),
             reference: owned(reference),
         },
         Ok(Command::Unsubscribe { channel }) => Intent::Unsubscribe { channel, reference: owned(reference) },
@@ -36,22 +40,22 @@ pub(super) fn receive(text: &str, guest: &mut Option<Guest>, desk: &mut Desk<'_>
             kind,
             payload: Bytes::from(payload.into_owned()),
             receipt: Receipt::Ack { reference: owned(reference), key: key.map(|key| Box::from(&*key)) },
-            pass: pass(),
+            rights: rights(),
         },
-        Ok(Command::Ping) => Intent::Say(Notice::Pong.to_frame().into()),
-        Ok(Command::Auth { token }) if desk.gate.verifier.is_some() => {
-            return authenticate(&token, Form::Envelope, reference, guest, desk);
+        Ok(Command::Ping) => Intent::Send(Notice::Pong.to_frame().into()),
+        Ok(Command::Auth { token }) if ctx.authenticator.verifier.is_some() => {
+            return authenticate(&token, Form::Envelope, reference, auth, ctx);
         }
         Ok(Command::Auth { .. }) => {
             let message = "this server asks nobody for a token";
-            Intent::Say(Notice::Error { reference, ch: None, code: "no_auth", message }.to_frame().into())
+            Intent::Send(Notice::Error { reference, ch: None, code: "no_auth", message }.to_frame().into())
         }
         Err(why) => {
             let notice = Notice::Error { reference, ch: None, code: why.code, message: &why.message };
-            Intent::Say(notice.to_frame().into())
+            Intent::Send(notice.to_frame().into())
         }
     };
-    desk.intents.push(intent);
+    ctx.intents.push(intent);
     None
 }
 
@@ -62,19 +66,19 @@ pub(super) fn receive(text: &str, guest: &mut Option<Guest>, desk: &mut Desk<'_>
 pub(super) fn receive_raw(
     kind: Kind,
     payload: Bytes,
-    guest: &mut Option<Guest>,
-    desk: &mut Desk<'_>,
+    auth: &mut Option<AuthState>,
+    ctx: &mut SessionContext<'_>,
 ) -> Option<Reason> {
-    if desk.gate.verifier.is_some()
+    if ctx.authenticator.verifier.is_some()
         && let Some(token) = shown_token(kind, &payload)
     {
-        return authenticate(&token, Form::Raw, None, guest, desk);
+        return authenticate(&token, Form::Raw, None, auth, ctx);
     }
-    if let Some(Guest::Expected { .. }) = guest {
-        return Some(bad_token(TokenFault::Missing, desk));
+    if let Some(AuthState::Expected { .. }) = auth {
+        return Some(bad_token(TokenFault::Missing, ctx));
     }
-    let pass = guest::pass(guest.as_ref());
-    desk.intents.push(Intent::Publish { channel: None, kind, payload, receipt: Receipt::None, pass });
+    let rights = auth_state::rights(auth.as_ref());
+    ctx.intents.push(Intent::Publish { channel: None, kind, payload, receipt: Receipt::None, rights });
     None
 }
 
@@ -101,42 +105,42 @@ fn authenticate(
     token: &str,
     form: Form,
     reference: Option<&RawValue>,
-    guest: &mut Option<Guest>,
-    desk: &mut Desk<'_>,
+    auth: &mut Option<AuthState>,
+    ctx: &mut SessionContext<'_>,
 ) -> Option<Reason> {
-    let (who, pace) = (Publisher::Connection(desk.id), Pace::of_auths(desk.limits));
-    if let Err(TooFast { retry_ms, .. }) = desk.gate.auths.take(who, pace, 0, desk.now) {
-        desk.metrics.limit(Limit::Auths);
+    let (who, pace) = (RateKey::Connection(ctx.id), Pace::of_auths(ctx.limits));
+    if let Err(RateLimited { retry_ms, .. }) = ctx.authenticator.auths.take(who, pace, 0, ctx.now) {
+        ctx.metrics.limit(Limit::Auths);
         if form == Form::Raw {
             return Some(Reason::RateLimited { retry_ms });
         }
         let message = &format!("not looked at: this is too fast, retry_ms={retry_ms}");
         let notice = Notice::Error { reference, ch: None, code: "rate_limited", message };
-        desk.intents.push(Intent::Say(notice.to_frame().into()));
+        ctx.intents.push(Intent::Send(notice.to_frame().into()));
         return None;
     }
-    let grant = match desk.gate.verify(token.as_bytes()) {
-        Ok(pass) => pass?,
-        Err(why) => return Some(bad_token(why, desk)),
+    let grant = match ctx.authenticator.verify(token.as_bytes()) {
+        Ok(rights) => rights?,
+        Err(why) => return Some(bad_token(why, ctx)),
     };
-    let pass = Some(grant.clone());
-    let expires_ms = grant.expires_in_ms(desk.gate.unix_now).unwrap_or(0);
+    let rights = Some(grant.clone());
+    let expires_ms = grant.expires_in_ms(ctx.authenticator.unix_now).unwrap_or(0);
     if form == Form::Envelope {
         let notice = Notice::Authenticated { reference, expires_ms };
-        desk.intents.push(Intent::Say(notice.to_frame().into()));
+        ctx.intents.push(Intent::Send(notice.to_frame().into()));
     }
-    let before = guest.replace(Guest::known(grant, desk));
-    desk.intents.push(match before {
-        Some(Guest::Expected { then: Some(subscription), .. }) => {
-            let (channel, wish) = *subscription;
-            Intent::Subscribe { channel, wish, pass, reference: None }
+    let before = auth.replace(AuthState::known(grant, ctx));
+    ctx.intents.push(match before {
+        Some(AuthState::Expected { then: Some(subscription), .. }) => {
+            let (channel, options) = *subscription;
+            Intent::Subscribe { channel, options, rights, reference: None }
         }
-        _ => Intent::Review { pass },
+        _ => Intent::Reauthorize { rights },
     });
     None
 }
 
-fn bad_token(why: TokenFault, desk: &mut Desk<'_>) -> Reason {
-    desk.metrics.reject(why.word());
+fn bad_token(why: TokenFault, ctx: &mut SessionContext<'_>) -> Reason {
+    ctx.metrics.reject(why.as_str());
     Reason::BadToken { why }
 }

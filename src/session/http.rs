@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use httparse::Header;
 
-use super::response::{After, Manner, Refusal};
+use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use crate::config::Limits;
 
 /// How far a head has come.
@@ -115,22 +115,22 @@ pub fn parse<'room, 'head: 'room>(
     head: &'head [u8],
     room: &'room mut FieldRoom<'head>,
     limits: &Limits,
-) -> Result<Request<'room>, Refusal> {
+) -> Result<Request<'room>, HttpError> {
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, room.as_mut_slice(limits)) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => {
-            return Err(Refusal::bad("the request head ends before it is complete"));
+            return Err(HttpError::bad("the request head ends before it is complete"));
         }
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::head_too_large(limits)),
+        Err(httparse::Error::TooManyHeaders) => return Err(HttpError::head_too_large(limits)),
         Err(httparse::Error::Version) => {
-            return Err(Refusal::bad("the protocol is neither HTTP/1.1 nor HTTP/1.0"));
+            return Err(HttpError::bad("the protocol is neither HTTP/1.1 nor HTTP/1.0"));
         }
-        Err(_) => return Err(Refusal::bad("the request head is not HTTP")),
+        Err(_) => return Err(HttpError::bad("the request head is not HTTP")),
     }
     let (Some(method), Some(target), Some(minor_version)) = (request.method, request.path, request.version)
     else {
-        return Err(Refusal::bad("the request head ends before it is complete"));
+        return Err(HttpError::bad("the request head ends before it is complete"));
     };
     let fields = Fields(request.headers);
     fields.check_host(minor_version)?;
@@ -147,7 +147,7 @@ struct Target<'a> {
 }
 
 /// Takes a target in origin form or absolute form apart (RFC 9112 3.2).
-fn split_target(target: &str) -> Result<Target<'_>, Refusal> {
+fn split_target(target: &str) -> Result<Target<'_>, HttpError> {
     let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
     // Nearly all begin with a slash, and need no search.
     let scheme = if target.starts_with('/') { None } else { target.split_once("://") };
@@ -156,14 +156,14 @@ fn split_target(target: &str) -> Result<Target<'_>, Refusal> {
             let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
             // RFC 9110 4.2.1: a URI with an empty host is invalid.
             if authority.is_empty() || !is_authority(authority.as_bytes()) {
-                return Err(Refusal::bad("the request target names no host"));
+                return Err(HttpError::bad("the request target names no host"));
             }
             (Some(authority), target)
         }
         _ => (None, target),
     };
     if target.contains('#') || !target.is_ascii() {
-        return Err(Refusal::bad("the request target is not a URI"));
+        return Err(HttpError::bad("the request target is not a URI"));
     }
     Ok(match target.split_once('?').unwrap_or((target, "")) {
         // RFC 9110 4.2.3: after a host an empty path is "/".
@@ -188,15 +188,21 @@ impl<'a> Request<'a> {
     /// How it wants to be answered, apart from who may read that.
     ///
     /// RFC 9112 9.3: HTTP/1.1 keeps the connection unless told not to, HTTP/1.0 only when asked.
-    pub fn manner(&self) -> Manner {
+    pub fn manner(&self) -> ResponseOptions {
         let after = match self.minor_version {
-            _ if self.fields.lists("connection", "close") => After::Closed,
-            0 if self.fields.lists("connection", "keep-alive") => After::KeptAloud,
-            0 => After::Closed,
-            _ => After::Kept,
+            _ if self.fields.lists("connection", "close") => ConnectionHeader::Close,
+            0 if self.fields.lists("connection", "keep-alive") => ConnectionHeader::KeepAliveHeader,
+            0 => ConnectionHeader::Close,
+            _ => ConnectionHeader::KeepAlive,
         };
         let is_chunked = self.minor_version > 0;
-        Manner { after, head_only: self.method == "HEAD", is_chunked, share: None, date: Rc::default() }
+        ResponseOptions {
+            after,
+            head_only: self.method == "HEAD",
+            is_chunked,
+            share: None,
+            date: Rc::default(),
+        }
     }
 }
 
@@ -235,45 +241,47 @@ impl<'a> Fields<'a> {
     }
 
     /// RFC 9112 6.1: chunked has to be the last coding, and to be applied once; of others none is known here.
-    fn transfer_coding(&self) -> Result<Body, Refusal> {
+    fn transfer_coding(&self) -> Result<Body, HttpError> {
         let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
         let chunked = self.list("transfer-encoding").filter(is_chunked).count();
         match (chunked, self.list("transfer-encoding").count()) {
             (1, 1) => Ok(Body::Chunked),
             (1, _) if self.list("transfer-encoding").last().as_ref().is_some_and(is_chunked) => {
                 let message = "of transfer codings only chunked is known";
-                Err(Refusal::new(501, "transfer_coding", message))
+                Err(HttpError::new(501, "transfer_coding", message))
             }
-            _ => Err(Refusal::bad(
+            _ => Err(HttpError::bad(
                 "the end of the body cannot be found: chunked has to be the last coding, once",
             )),
         }
     }
 
     /// RFC 9112 3.2: a request without Host, with two, or with a bad one is answered with 400.
-    fn check_host(&self, minor_version: u8) -> Result<(), Refusal> {
+    fn check_host(&self, minor_version: u8) -> Result<(), HttpError> {
         match self.one("host") {
             Ok(None) if minor_version == 0 => Ok(()),
             Ok(Some(host)) if is_authority(host) => Ok(()),
-            _ => Err(Refusal::bad("Host has to come once and name a host")),
+            _ => Err(HttpError::bad("Host has to come once and name a host")),
         }
     }
 
     /// A head that says in two ways how long its body is is an attempt at smuggling (RFC 9112 6.1).
-    fn body(&self, minor_version: u8) -> Result<Body, Refusal> {
+    fn body(&self, minor_version: u8) -> Result<Body, HttpError> {
         let has_coding = self.all("transfer-encoding").next().is_some();
         match (has_coding, self.one("content-length")) {
             // RFC 9112 6.1: its framing is faulty, even if some server before this one took it.
-            (true, Ok(None)) if minor_version == 0 => Err(Refusal::bad("HTTP/1.0 has no Transfer-Encoding")),
+            (true, Ok(None)) if minor_version == 0 => {
+                Err(HttpError::bad("HTTP/1.0 has no Transfer-Encoding"))
+            }
             (true, Ok(None)) => self.transfer_coding(),
-            (true, _) => Err(Refusal::bad("a body has a Transfer-Encoding or a Content-Length, not both")),
+            (true, _) => Err(HttpError::bad("a body has a Transfer-Encoding or a Content-Length, not both")),
             (false, Ok(None)) => Ok(Body::Unsaid),
             (false, Ok(Some(digits))) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
                 let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
                 // More than 2^64 is as far out of reach as that.
                 Ok(Body::Bytes(bytes.unwrap_or(u64::MAX)))
             }
-            (false, _) => Err(Refusal::bad("Content-Length has to come once, and is a whole number")),
+            (false, _) => Err(HttpError::bad("Content-Length has to come once, and is a whole number")),
         }
     }
 }
@@ -306,7 +314,7 @@ fn is_authority(value: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn check(head: &str, look: impl FnOnce(Result<Request<'_>, Refusal>)) {
+    fn check(head: &str, look: impl FnOnce(Result<Request<'_>, HttpError>)) {
         let limits = Limits::default();
         let mut room = FieldRoom::new(&limits);
         look(parse(head.as_bytes(), &mut room, &limits));
@@ -411,11 +419,11 @@ mod tests {
         let after = |head: &str, expected| {
             check(head, |request| assert_eq!(request.unwrap().manner().after, expected))
         };
-        after(&with(""), After::Kept);
-        after(&with("Connection: close\r\n"), After::Closed);
-        after(&with("Connection: x\r\nConnection: y, Close\r\n"), After::Closed);
-        after("GET / HTTP/1.0\r\n\r\n", After::Closed);
-        after("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", After::KeptAloud);
+        after(&with(""), ConnectionHeader::KeepAlive);
+        after(&with("Connection: close\r\n"), ConnectionHeader::Close);
+        after(&with("Connection: x\r\nConnection: y, Close\r\n"), ConnectionHeader::Close);
+        after("GET / HTTP/1.0\r\n\r\n", ConnectionHeader::Close);
+        after("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", ConnectionHeader::KeepAliveHeader);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::response::Manner;
-use crate::access::gate::Pass;
+use super::response::ResponseOptions;
+use crate::access::authenticator::Rights;
 use crate::access::grant::Grant;
-use crate::hub::Wish;
+use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, Since};
 use crate::wire::Kind;
 
@@ -21,20 +21,20 @@ use crate::wire::Kind;
 #[derive(Debug)]
 pub enum Intent {
     /// Say hello in `oyez.v1`, and become a member of the channel that the request named.
-    Greet {
+    SendHello {
         /// The channel, if there was one.
-        subscription: Option<(ChannelName, Wish)>,
+        subscription: Option<(ChannelName, SubscribeOptions)>,
         /// With whose rights.
-        pass: Pass,
+        rights: Rights,
     },
     /// Become a member.
     Subscribe {
         /// Of which channel.
         channel: ChannelName,
         /// How, and from where.
-        wish: Wish,
+        options: SubscribeOptions,
         /// With whose rights.
-        pass: Pass,
+        rights: Rights,
         /// What the client calls the request.
         reference: Option<Box<RawValue>>,
     },
@@ -56,31 +56,31 @@ pub enum Intent {
         /// Who waits for the answer.
         receipt: Receipt,
         /// With whose rights.
-        pass: Pass,
+        rights: Rights,
     },
     /// Its rights are others now: what it is a member of is looked at again.
-    Review {
+    Reauthorize {
         /// With whose rights.
-        pass: Pass,
+        rights: Rights,
     },
     /// Close all connections of a person.
-    Expel {
+    DisconnectUser {
         /// Whose.
         sub: Box<str>,
         /// How the request is answered.
-        manner: Manner,
+        manner: ResponseOptions,
     },
     /// Respond to the query that the session waits for, which only the server can.
-    Ask,
+    Query,
     /// Answer a request with this.
     Answer(Bytes),
     /// Send this, behind all that was said before.
-    Say(Bytes),
+    Send(Bytes),
     /// Warn the operator, in a line of the log.
     Warn(Box<str>),
     /// Be a member no more: a close has begun, and nothing may follow its frame (RFC 6455 5.5.1). What
     /// the session published before, and what others did, is still handed out to it first.
-    Leave {
+    BeginClose {
         /// The close frame, if one goes out.
         farewell: Option<Bytes>,
     },
@@ -101,7 +101,7 @@ pub enum Receipt {
     /// A client of HTTP.
     Response {
         /// How it is answered.
-        manner: Manner,
+        manner: ResponseOptions,
         /// Names the message across retries (`Idempotency-Key`).
         key: Option<Box<str>>,
         /// For whom a trusted proxy sent it, on a connection that carries requests of others too.
@@ -143,7 +143,7 @@ pub enum Question {
         /// So many at most.
         limit: usize,
         /// Whoever asks sees what it may subscribe to.
-        pass: Pass,
+        rights: Rights,
     },
     /// A ticket for these rights.
     Ticket {

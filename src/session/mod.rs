@@ -13,12 +13,13 @@
 //!    `--- refusal ---------------------------'
 //! ```
 
+pub mod auth_state;
 mod buffer;
 mod chunked;
+mod closing;
 mod commands;
 mod dispatch;
-mod draining;
-pub mod guest;
+pub mod frame_scanner;
 mod heartbeat;
 pub mod http;
 pub mod intent;
@@ -30,15 +31,14 @@ pub mod routes;
 mod sharing;
 mod unfinished;
 pub mod upgrade;
-pub mod walker;
 pub mod websocket;
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::access::door::{Door, TOO_MANY_RETRY_MS};
-use crate::access::gate::Gate;
+use crate::access::authenticator::Authenticator;
+use crate::access::connection_limiter::{ConnectionLimiter, TOO_MANY_RETRY_MS};
 use crate::access::grant::Grant;
 use crate::access::origin::OriginPattern;
 use crate::close::Reason;
@@ -46,19 +46,19 @@ use crate::config::{Asset, Limits};
 use crate::hub::outbox::Outbox;
 use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::{self, Form};
-use draining::Closing;
-use guest::Guest;
+use auth_state::AuthState;
+use closing::CloseStep;
+use frame_scanner::FrameScanner;
 use heartbeat::Heartbeat;
 use intent::Intent;
 use query::Query;
-use response::{Manner, Refusal};
-use walker::Walker;
+use response::{HttpError, ResponseOptions};
 
+pub use closing::Closing;
 pub use dispatch::SMALL_BYTES;
-pub use draining::Draining;
 pub use open::Open;
 pub use plain::{Body, Head, Responding};
 
@@ -87,7 +87,7 @@ pub enum State {
     /// Server-sent events.
     Streaming(Box<Streaming>),
     /// Saying goodbye.
-    Draining(Box<Draining>),
+    Closing(Box<Closing>),
     /// Over; the slot waits to be reaped.
     Dead(Box<Ended>),
 }
@@ -107,7 +107,7 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Streaming {
     /// `None` for everybody.
-    guest: Option<Box<Guest>>,
+    auth: Option<Box<AuthState>>,
     heartbeat: Heartbeat,
     /// How its events are framed.
     form: Form,
@@ -115,7 +115,7 @@ pub struct Streaming {
 
 /// What all sessions serve, beside channels.
 #[derive(Debug, Default)]
-pub struct Site {
+pub struct HttpConfig {
     /// Files in the program.
     pub assets: Vec<&'static Asset>,
     /// Origins whose pages may ask and publish, beside those of the server's own host.
@@ -133,7 +133,7 @@ pub enum Due {
     /// The slot must be read before it can be judged.
     Read,
     /// It is over.
-    Doom(Reason),
+    Close(Reason),
 }
 
 /// How a client reconnects after the server has closed its connection.
@@ -156,30 +156,30 @@ pub enum AfterFlush {
     /// An end of file for the peer.
     ShutDownWrite,
     /// It is over.
-    Doom(Reason),
+    Close(Reason),
 }
 
 /// What a session works with while it has its turn.
 #[derive(Debug)]
-pub struct Desk<'a> {
+pub struct SessionContext<'a> {
     /// The limits of all.
     pub limits: &'a Limits,
     /// What is served beside channels.
-    pub site: &'a Site,
+    pub http_config: &'a HttpConfig,
     /// Who comes from where.
-    pub door: &'a mut Door,
+    pub limiter: &'a mut ConnectionLimiter,
     /// Which connection it is.
     pub id: SlotId,
     /// Who is at the other end.
     pub peer: &'a mut Peer,
     /// Who may come in.
-    pub gate: &'a mut Gate,
+    pub authenticator: &'a mut Authenticator,
     /// The counters.
     pub metrics: &'a mut Metrics,
     /// The time of this turn.
-    pub now: Moment,
+    pub now: LoopTime,
     /// Spreads the pings of connections that came at once; any number that differs between slots.
-    pub phase: u32,
+    pub ping_offset: u32,
     /// The process is close to its memory budget, and accepts no large message or body that is not complete.
     pub is_memory_short: bool,
     /// What waits to be written.
@@ -195,7 +195,7 @@ pub struct Desk<'a> {
 
 impl State {
     /// A connection that was just accepted.
-    pub fn accepted(limits: &Limits, now: Moment) -> State {
+    pub fn accepted(limits: &Limits, now: LoopTime) -> State {
         State::Head(Box::new(Head::fresh(limits, now)))
     }
 
@@ -210,7 +210,7 @@ impl State {
     }
 
     /// Returns true if it is an open WebSocket.
-    pub fn is_open(&self) -> bool {
+    pub fn is_web_socket(&self) -> bool {
         matches!(self, State::Open(_))
     }
 
@@ -221,13 +221,13 @@ impl State {
             State::Body(body) => body.held_bytes(),
             State::Responding(responding) => responding.held_bytes(),
             State::Open(open) => open.held_bytes(),
-            State::Streaming(_) | State::Draining(_) | State::Dead(_) => 0,
+            State::Streaming(_) | State::Closing(_) | State::Dead(_) => 0,
         }
     }
 
     /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
-    pub fn listens(&self) -> bool {
-        !matches!(self, State::Draining(_) | State::Dead(_))
+    pub fn is_open(&self) -> bool {
+        !matches!(self, State::Closing(_) | State::Dead(_))
     }
 
     /// Returns true if it is to be read. A client, of HTTP or a WebSocket, has to take its answers before it is read
@@ -239,7 +239,7 @@ impl State {
             State::Head(_) | State::Body(_) => is_flushed && !is_paused,
             State::Responding(_) => false,
             State::Open(_) => !is_paused,
-            State::Streaming(_) | State::Draining(_) | State::Dead(_) => true,
+            State::Streaming(_) | State::Closing(_) | State::Dead(_) => true,
         }
     }
 
@@ -254,7 +254,7 @@ impl State {
             State::Open(open) if open.is_raw() => Reconnects::AtOnce,
             State::Open(_) => Reconnects::AsTold,
             State::Streaming(_) => Reconnects::AtOnce,
-            State::Head(_) | State::Body(_) | State::Responding(_) | State::Draining(_) | State::Dead(_) => {
+            State::Head(_) | State::Body(_) | State::Responding(_) | State::Closing(_) | State::Dead(_) => {
                 Reconnects::No
             }
         }
@@ -297,32 +297,32 @@ impl State {
     /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
     /// or the end is left to come.
     pub fn ends_with_flush(&self) -> bool {
-        matches!(self, State::Draining(draining) if matches!(draining.closing, Closing::Flushing | Closing::HalfClosed))
+        matches!(self, State::Closing(draining) if matches!(draining.closing, CloseStep::Flushing | CloseStep::HalfClosed))
     }
 
     /// Looks at what came behind the last request, if it was not looked at then.
-    pub fn resume(&mut self, desk: &mut Desk<'_>) {
+    pub fn resume(&mut self, ctx: &mut SessionContext<'_>) {
         if let State::Head(head) = self {
             let rest = head.take_rest();
             if !rest.is_empty() {
-                self.receive(&rest, desk);
+                self.receive(&rest, ctx);
             }
         }
     }
 
     /// Takes bytes from the peer.
-    pub fn receive(&mut self, mut input: &[u8], desk: &mut Desk<'_>) {
+    pub fn receive(&mut self, mut input: &[u8], ctx: &mut SessionContext<'_>) {
         while !input.is_empty() {
             let (taken, next) = match self {
-                State::Head(head) => head.receive(input, desk),
-                State::Body(body) => body.receive(input, desk),
+                State::Head(head) => head.receive(input, ctx),
+                State::Body(body) => body.receive(input, ctx),
                 State::Responding(responding) => {
                     responding.receive(input);
                     return;
                 }
-                State::Open(open) => (input.len(), open.receive(input, desk)),
-                State::Draining(draining) => {
-                    draining.receive(input, desk);
+                State::Open(open) => (input.len(), open.receive(input, ctx)),
+                State::Closing(draining) => {
+                    draining.receive(input, ctx);
                     return;
                 }
                 State::Streaming(_) | State::Dead(_) => return,
@@ -342,7 +342,7 @@ impl State {
             State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
             State::Open(_) | State::Streaming(_) => self.become_next(State::dead(Reason::EndOfFile)),
-            State::Draining(draining) => {
+            State::Closing(draining) => {
                 if draining.end_of_file() {
                     let reason = draining.reason;
                     self.become_next(State::dead(reason));
@@ -356,7 +356,7 @@ impl State {
     pub fn fail(&mut self) {
         match self {
             // The close was on its way, and its reason says more than how it ended.
-            State::Draining(draining) => {
+            State::Closing(draining) => {
                 let reason = draining.reason;
                 self.become_next(State::dead(reason));
             }
@@ -366,7 +366,7 @@ impl State {
     }
 
     /// An answer that was asked for has been queued. Says whether there is more to look at.
-    pub fn answered(&mut self, limits: &Limits, now: Moment) -> bool {
+    pub fn answered(&mut self, limits: &Limits, now: LoopTime) -> bool {
         match self {
             State::Head(head) => head.answered(),
             State::Body(body) => body.answered(),
@@ -376,45 +376,45 @@ impl State {
                     return true;
                 }
             }
-            State::Open(_) | State::Streaming(_) | State::Draining(_) | State::Dead(_) => {}
+            State::Open(_) | State::Streaming(_) | State::Closing(_) | State::Dead(_) => {}
         }
         false
     }
 
     /// Begins to close, from our side. Does nothing if a close has begun.
-    pub fn close(&mut self, reason: Reason, desk: &mut Desk<'_>) {
-        let Desk { limits, now, .. } = *desk;
+    pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
+        let SessionContext { limits, now, .. } = *ctx;
         match self {
             // There are no words that it would understand.
             State::Head(_) | State::Body(_) | State::Responding(_)
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
-                *self = Draining::begin(reason, Closing::Flushing, limits, now);
+                *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
             }
             // An error response cannot follow within a response. A drain lets it be completed; any other close leaves
             // it without its last chunk, and the client sees that it is incomplete (RFC 9112 8).
             State::Responding(responding) if responding.has_begun() => {
                 if !matches!(reason, Reason::Drain { .. }) {
-                    desk.outbox.drop_unbegun();
-                    *self = Draining::begin(reason, Closing::Flushing, limits, now);
+                    ctx.outbox.drop_unbegun();
+                    *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
                 }
             }
             State::Head(_) | State::Responding(_) => {
                 *self = answer(
                     reason,
-                    &Manner::last(desk.gate.http_date()),
+                    &ResponseOptions::last(ctx.authenticator.http_date()),
                     limits,
-                    desk.metrics,
+                    ctx.metrics,
                     now,
-                    desk.outbox,
+                    ctx.outbox,
                 );
             }
             State::Body(body) => {
-                *self = answer(reason, &body.last_manner(), limits, desk.metrics, now, desk.outbox);
+                *self = answer(reason, &body.last_manner(), limits, ctx.metrics, now, ctx.outbox);
             }
             State::Open(open) => {
-                let grant = open.guest().and_then(Guest::grant).cloned();
-                *self = begin_close(reason, open.take_walker(), desk).with_grant(grant);
+                let grant = open.auth().and_then(AuthState::grant).cloned();
+                *self = begin_close(reason, open.take_scanner(), ctx).with_grant(grant);
             }
             State::Streaming(streaming) => {
                 let mut last = Vec::new();
@@ -424,14 +424,14 @@ impl State {
                 if reason == Reason::Slow {
                     // A slow client would not receive it after the queue that it does not read, and it misses events:
                     // so the body stays without its last chunk, which means that it is incomplete.
-                    desk.outbox.drop_unbegun();
+                    ctx.outbox.drop_unbegun();
                 } else if streaming.form.is_chunked() {
                     last.extend_from_slice(LAST_CHUNK);
                 }
-                desk.intents.push(Intent::Leave { farewell: Some(last.into()) });
-                self.become_next(Draining::begin(reason, Closing::Flushing, limits, now));
+                ctx.intents.push(Intent::BeginClose { farewell: Some(last.into()) });
+                self.become_next(Closing::begin(reason, CloseStep::Flushing, limits, now));
             }
-            State::Draining(_) | State::Dead(_) => {}
+            State::Closing(_) | State::Dead(_) => {}
         }
     }
 
@@ -439,7 +439,7 @@ impl State {
     /// echo of its own code, which it takes for a receipt. False if it is not closing.
     pub fn overrule(&mut self, reason: Reason) -> bool {
         match self {
-            State::Draining(draining) => {
+            State::Closing(draining) => {
                 draining.reason = reason;
                 true
             }
@@ -448,25 +448,21 @@ impl State {
     }
 
     /// The moment at which [`State::expire`] has something to do.
-    pub fn deadline(&self) -> Option<Moment> {
+    pub fn deadline(&self) -> Option<LoopTime> {
         match self {
             State::Head(head) => Some(head.deadline()),
             State::Body(body) => Some(body.deadline()),
             State::Open(_) | State::Streaming(_) => {
-                let leaves = self.guest().map(Guest::deadline);
-                self.asks_at()
-                    .into_iter()
-                    .chain(leaves)
-                    .chain(self.message_deadline())
-                    .reduce(Moment::or_earlier)
+                let leaves = self.auth().map(AuthState::deadline);
+                self.asks_at().into_iter().chain(leaves).chain(self.message_deadline()).reduce(LoopTime::min)
             }
-            State::Draining(draining) => Some(draining.until),
+            State::Closing(draining) => Some(draining.until),
             State::Responding(_) | State::Dead(_) => None,
         }
     }
 
     /// When an open connection wants to ask for a sign of life, or for the answer.
-    fn asks_at(&self) -> Option<Moment> {
+    fn asks_at(&self) -> Option<LoopTime> {
         match self {
             State::Open(open) => open.heartbeat.deadline(),
             State::Streaming(streaming) => streaming.heartbeat.deadline(),
@@ -475,25 +471,25 @@ impl State {
     }
 
     /// The deadline of an incomplete message.
-    fn message_deadline(&self) -> Option<Moment> {
+    fn message_deadline(&self) -> Option<LoopTime> {
         match self {
             State::Open(open) => open.message_deadline(),
             _ => None,
         }
     }
 
-    fn guest(&self) -> Option<&Guest> {
+    fn auth(&self) -> Option<&AuthState> {
         match self {
-            State::Open(open) => open.guest(),
-            State::Streaming(streaming) => streaming.guest.as_deref(),
+            State::Open(open) => open.auth(),
+            State::Streaming(streaming) => streaming.auth.as_deref(),
             _ => None,
         }
     }
 
-    fn guest_mut(&mut self) -> Option<&mut Guest> {
+    fn auth_mut(&mut self) -> Option<&mut AuthState> {
         match self {
-            State::Open(open) => open.guest_mut(),
-            State::Streaming(streaming) => streaming.guest.as_deref_mut(),
+            State::Open(open) => open.auth_mut(),
+            State::Streaming(streaming) => streaming.auth.as_deref_mut(),
             _ => None,
         }
     }
@@ -511,16 +507,16 @@ impl State {
     /// Its rights are kept until its end is logged.
     fn become_next(&mut self, next: State) {
         let grant = match self {
-            State::Draining(draining) => draining.grant.take(),
+            State::Closing(draining) => draining.grant.take(),
             State::Dead(ended) => ended.grant.take(),
-            _ => self.guest().and_then(Guest::grant).cloned(),
+            _ => self.auth().and_then(AuthState::grant).cloned(),
         };
         *self = next.with_grant(grant);
     }
 
     fn with_grant(mut self, grant: Option<Rc<Grant>>) -> State {
         match &mut self {
-            State::Draining(draining) => draining.grant = grant,
+            State::Closing(draining) => draining.grant = grant,
             State::Dead(ended) => ended.grant = grant,
             _ => {}
         }
@@ -529,78 +525,78 @@ impl State {
 
     /// Whose connection it is, if that was shown.
     pub fn sub(&self) -> Option<&str> {
-        self.guest()?.grant()?.sub.as_deref()
+        self.auth()?.grant()?.sub.as_deref()
     }
 
     /// Returns true if the expired deadline only asks for a ping, or for a comment in an event stream.
-    pub fn is_ping_due(&self, now: Moment) -> bool {
+    pub fn is_ping_due(&self, now: LoopTime) -> bool {
         let is_due = match self {
             State::Open(open) => {
-                matches!(open.heartbeat, Heartbeat::Quiet { ping_at } if ping_at.has_come(now))
+                matches!(open.heartbeat, Heartbeat::Quiet { ping_at } if ping_at.is_due(now))
             }
-            State::Streaming(streaming) => streaming.heartbeat.deadline().is_some_and(|at| at.has_come(now)),
+            State::Streaming(streaming) => streaming.heartbeat.deadline().is_some_and(|at| at.is_due(now)),
             _ => false,
         };
-        is_due && !self.guest().is_some_and(|guest| guest.deadline().has_come(now))
+        is_due && !self.auth().is_some_and(|auth| auth.deadline().is_due(now))
     }
 
     /// Does what the deadline asks for, when it has come. `unread` says that the slot is yet to be read
     /// this turn.
-    pub fn expire(&mut self, unread: bool, desk: &mut Desk<'_>) -> Due {
+    pub fn expire(&mut self, unread: bool, ctx: &mut SessionContext<'_>) -> Due {
         if let State::Open(open) = self
             && open.heartbeat == Heartbeat::Overdue
             && !unread
         {
-            self.close(Reason::NoPong, desk);
+            self.close(Reason::NoPong, ctx);
             return Due::Flush;
         }
-        if !self.deadline().is_some_and(|deadline| deadline.has_come(desk.now)) {
+        if !self.deadline().is_some_and(|deadline| deadline.is_due(ctx.now)) {
             return Due::Nothing;
         }
         // The rest may have arrived and not been read; but a client that always has something unread gets only a
         // limited extension.
         let patience_ms = if unread { UNREAD_MESSAGE_MS } else { 0 };
-        if self.message_deadline().is_some_and(|deadline| deadline.after(patience_ms).has_come(desk.now)) {
-            self.close(Reason::MessageTimeout, desk);
+        if self.message_deadline().is_some_and(|deadline| deadline.after(patience_ms).is_due(ctx.now)) {
+            self.close(Reason::MessageTimeout, ctx);
             return Due::Flush;
         }
-        if let Some(reason) = self.guest_mut().and_then(|guest| guest.expire(desk)) {
-            self.close(reason, desk);
+        if let Some(reason) = self.auth_mut().and_then(|auth| auth.expire(ctx)) {
+            self.close(reason, ctx);
             return Due::Flush;
         }
-        let is_asked = self.asks_at().is_some_and(|at| at.has_come(desk.now));
+        let is_asked = self.asks_at().is_some_and(|at| at.is_due(ctx.now));
         match self {
             // The deadline was the guest's, or the message's.
             State::Open(_) | State::Streaming(_) if !is_asked => Due::Nothing,
             // It may be there, behind the turn's budget, or behind an answer that is not taken; whether it is
             // taken fast enough is another question.
-            State::Head(_) | State::Body(_) if unread || !desk.outbox.is_empty() => Due::Nothing,
+            State::Head(_) | State::Body(_) if unread || !ctx.outbox.is_empty() => Due::Nothing,
             // Nothing was asked, so nothing is answered: browsers open connections that they may need.
-            State::Head(head) if head.is_silent() && head.refused().is_none() => Due::Doom(head.late()),
+            State::Head(head) if head.is_silent() && head.refused().is_none() => Due::Close(head.late()),
             State::Head(head) => {
                 let reason = head.refused().unwrap_or(head.late());
-                self.close(reason, desk);
+                self.close(reason, ctx);
                 Due::Flush
             }
             State::Body(_) => {
-                self.close(Reason::BodyTimeout, desk);
+                self.close(Reason::BodyTimeout, ctx);
                 Due::Flush
             }
-            State::Open(open) => open.ask(desk),
+            State::Open(open) => open.ask(ctx),
             State::Streaming(streaming) => {
-                desk.outbox.queue(Rc::new(streaming.form.piece(wire::append_comment)));
-                streaming.heartbeat = Heartbeat::heard(desk);
+                ctx.outbox.queue(Rc::new(streaming.form.piece(wire::append_comment)));
+                streaming.heartbeat = Heartbeat::heard(ctx);
                 Due::Flush
             }
-            State::Draining(draining) => Due::Doom(draining.reason),
+            State::Closing(draining) => Due::Close(draining.reason),
             State::Responding(_) | State::Dead(_) => Due::Nothing,
         }
     }
 
     /// Takes note of what a flush did.
-    pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: Moment) -> AfterFlush {
+    pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: LoopTime) -> AfterFlush {
         match self {
-            State::Draining(draining) => draining.flushed(written, outbox, limits, now),
+            State::Closing(draining) => draining.flushed(written, outbox, limits, now),
             State::Head(head) if written > 0 && outbox.is_empty() => {
                 head.taken(limits, now);
                 AfterFlush::Nothing
@@ -618,26 +614,26 @@ impl State {
 const UNREAD_MESSAGE_MS: u32 = 1_000;
 
 /// What a client of HTTP hears when its connection is closed.
-fn farewell(reason: Reason, limits: &Limits) -> Refusal {
+fn farewell(reason: Reason, limits: &Limits) -> HttpError {
     match reason {
-        Reason::HandshakeTimeout => Refusal::head_too_late(limits),
-        Reason::BodyTimeout => Refusal::body_too_late(limits),
-        Reason::Drain { retry_ms } => Refusal::drain(retry_ms),
-        Reason::RateLimited { retry_ms } => Refusal::rate_limited(retry_ms),
+        Reason::HandshakeTimeout => HttpError::head_too_late(limits),
+        Reason::BodyTimeout => HttpError::body_too_late(limits),
+        Reason::Drain { retry_ms } => HttpError::drain(retry_ms),
+        Reason::RateLimited { retry_ms } => HttpError::rate_limited(retry_ms),
         // Of HTTP clients, only debtors are closed as slow.
-        Reason::LowMemory | Reason::Slow => Refusal::low_memory(),
-        Reason::TooManyConnections => Refusal::too_many_connections(TOO_MANY_RETRY_MS),
-        _ => Refusal::no_room(),
+        Reason::LowMemory | Reason::Slow => HttpError::low_memory(),
+        Reason::TooManyConnections => HttpError::too_many_connections(TOO_MANY_RETRY_MS),
+        _ => HttpError::no_room(),
     }
 }
 
 /// Answers a client of HTTP whose connection is closed, and says goodbye.
 fn answer(
     reason: Reason,
-    manner: &Manner,
+    manner: &ResponseOptions,
     limits: &Limits,
     metrics: &mut Metrics,
-    now: Moment,
+    now: LoopTime,
     outbox: &mut Outbox,
 ) -> State {
     let refusal = farewell(reason, limits);
@@ -648,25 +644,26 @@ fn answer(
 /// Queues the last response, which is that of a refusal.
 fn say_last(
     reason: Reason,
-    refusal: &Refusal,
+    refusal: &HttpError,
     response: Vec<u8>,
     limits: &Limits,
     metrics: &mut Metrics,
-    now: Moment,
+    now: LoopTime,
     outbox: &mut Outbox,
 ) -> State {
     metrics.reject(refusal.code());
     outbox.queue(Rc::new(Bytes::from(response)));
-    Draining::begin(reason, Closing::Flushing, limits, now)
+    Closing::begin(reason, CloseStep::Flushing, limits, now)
 }
 
 /// Ends an open conversation from our side: the close frame is the last that is queued.
-fn begin_close(reason: Reason, walker: Walker, desk: &mut Desk<'_>) -> State {
+fn begin_close(reason: Reason, scanner: FrameScanner, ctx: &mut SessionContext<'_>) -> State {
     if reason == Reason::Slow {
         // It would never get to the close frame behind all that.
-        desk.outbox.drop_unbegun();
+        ctx.outbox.drop_unbegun();
     }
-    desk.intents.push(Intent::Leave { farewell: wire::close(reason) });
-    let closing = if reason.awaits_peers_close() { Closing::AwaitClose(walker) } else { Closing::Flushing };
-    Draining::begin(reason, closing, desk.limits, desk.now)
+    ctx.intents.push(Intent::BeginClose { farewell: wire::close(reason) });
+    let closing =
+        if reason.awaits_peers_close() { CloseStep::AwaitClose(scanner) } else { CloseStep::Flushing };
+    Closing::begin(reason, closing, ctx.limits, ctx.now)
 }

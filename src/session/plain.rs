@@ -12,18 +12,18 @@ use bytes::Bytes;
 
 use super::buffer;
 use super::chunked::{BadChunk, ChunkDecoder};
+use super::closing::{CloseStep, Closing};
 use super::dispatch::{refuse_connection, serve};
-use super::draining::{Closing, Draining};
 use super::http::{self, HeadEnd};
 use super::intent::{Intent, Question, Receipt};
 use super::query::{Progress, Query};
-use super::response::{After, Manner, Refusal};
-use super::{Desk, State};
-use crate::access::gate::Pass;
+use super::response::{ConnectionHeader, HttpError, ResponseOptions};
+use super::{SessionContext, State};
+use crate::access::authenticator::Rights;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::ChannelName;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::command::check_json;
 
@@ -32,9 +32,9 @@ use crate::wire::command::check_json;
 pub struct Head {
     received: Vec<u8>,
     stage: Stage,
-    until: Moment,
+    until: LoopTime,
     /// Answers that have not been said.
-    owed: u32,
+    pending_responses: u32,
     /// Why the connection is not served, if it is not: its first request gets that for a response.
     refused: Option<Reason>,
 }
@@ -55,11 +55,11 @@ enum Stage {
 /// In a request's body.
 #[derive(Debug)]
 pub struct Body {
-    order: Order,
+    order: PublishRequest,
     framing: Framing,
     received: Vec<u8>,
-    until: Moment,
-    owed: u32,
+    until: LoopTime,
+    pending_responses: u32,
 }
 
 /// Where a body ends.
@@ -73,13 +73,13 @@ pub(super) enum Framing {
 
 /// What is to be done with a body.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct PublishRequest {
     pub(super) channel: ChannelName,
     pub(super) kind: Kind,
-    pub(super) manner: Manner,
+    pub(super) manner: ResponseOptions,
     pub(super) key: Option<Box<str>>,
     pub(super) client: Option<IpAddr>,
-    pub(super) pass: Pass,
+    pub(super) rights: Rights,
 }
 
 /// A request has come whole, and its answer is waited for.
@@ -87,8 +87,8 @@ pub(super) struct Order {
 pub struct Responding {
     /// What came behind it.
     rest: Vec<u8>,
-    owed: u32,
-    then: Then,
+    pending_responses: u32,
+    then: AfterResponses,
     /// A query, if the request is one, until its response is complete. It is the last request: those before it were to
     /// publish.
     pub(super) query: Option<Box<Query>>,
@@ -96,7 +96,7 @@ pub struct Responding {
 
 /// What becomes of the connection when all is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
+enum AfterResponses {
     Next,
     Close(Reason),
     /// The peer has sent its end of file, and reads on.
@@ -114,9 +114,9 @@ pub(super) enum Outcome {
 }
 
 impl Head {
-    pub(super) fn fresh(limits: &Limits, now: Moment) -> Head {
+    pub(super) fn fresh(limits: &Limits, now: LoopTime) -> Head {
         let until = now.after(limits.handshake_timeout_ms);
-        Head { received: Vec::new(), stage: Stage::Fresh, until, owed: 0, refused: None }
+        Head { received: Vec::new(), stage: Stage::Fresh, until, pending_responses: 0, refused: None }
     }
 
     /// Not served. The form of its error response depends on the request.
@@ -129,12 +129,18 @@ impl Head {
         self.refused
     }
 
-    fn next(rest: Vec<u8>, limits: &Limits, now: Moment) -> Head {
+    fn next(rest: Vec<u8>, limits: &Limits, now: LoopTime) -> Head {
         let stage = if rest.is_empty() { Stage::Idle } else { Stage::Rest };
-        Head { received: rest, stage, until: now.after(limits.keep_alive_ms), owed: 0, refused: None }
+        Head {
+            received: rest,
+            stage,
+            until: now.after(limits.keep_alive_ms),
+            pending_responses: 0,
+            refused: None,
+        }
     }
 
-    pub(super) fn deadline(&self) -> Moment {
+    pub(super) fn deadline(&self) -> LoopTime {
         self.until
     }
 
@@ -167,8 +173,8 @@ impl Head {
     }
 
     /// How much of `input` was taken, and the next state, if it is another.
-    pub(super) fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> (usize, Option<State>) {
-        let limits = desk.limits;
+    pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> (usize, Option<State>) {
+        let limits = ctx.limits;
         let before = self.received.len();
         // A head nearly always comes in one piece; then it is judged where it lies.
         let bytes = if before == 0 {
@@ -179,34 +185,36 @@ impl Head {
         };
         let end = match http::find_head_end(bytes, before) {
             HeadEnd::At(end) if end <= limits.head_bytes_max => Ok(end),
-            HeadEnd::BareLf => Err(Refusal::bad("a line ends in LF without CR")),
-            HeadEnd::Tls => Err(Refusal::bad("TLS is not spoken on this port: write http:// or ws://")),
+            HeadEnd::BareLf => Err(HttpError::bad("a line ends in LF without CR")),
+            HeadEnd::Tls => Err(HttpError::bad("TLS is not spoken on this port: write http:// or ws://")),
             HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
                 if before == 0 {
                     buffer::append(&mut self.received, input, limits.head_bytes_max);
                 }
                 if self.stage == Stage::Idle {
-                    self.until = desk.now.after(limits.handshake_timeout_ms);
+                    self.until = ctx.now.after(limits.handshake_timeout_ms);
                 }
                 self.stage = Stage::Partial;
                 return (input.len(), None);
             }
-            HeadEnd::At(_) | HeadEnd::Missing => Err(Refusal::head_too_large(limits)),
+            HeadEnd::At(_) | HeadEnd::Missing => Err(HttpError::head_too_large(limits)),
         };
         if let Some(reason) = self.refused {
             let head = end.map_or(&[][..], |end| &bytes[..end]);
-            return (input.len(), Some(refuse_connection(head, reason, desk)));
+            return (input.len(), Some(refuse_connection(head, reason, ctx)));
         }
         let (taken, outcome) = match end {
-            Ok(end) => (end - before, serve(&bytes[..end], &input[end - before..], self.owed, desk)),
-            Err(refusal) => (input.len(), hang_up(&refusal, self.owed, desk)),
+            Ok(end) => {
+                (end - before, serve(&bytes[..end], &input[end - before..], self.pending_responses, ctx))
+            }
+            Err(refusal) => (input.len(), reject_and_close(&refusal, self.pending_responses, ctx)),
         };
         match outcome {
             Outcome::Next { consumed } => {
                 self.received = Vec::new();
                 self.stage = Stage::Idle;
-                self.until = desk.now.after(limits.keep_alive_ms);
-                self.owed += 1;
+                self.until = ctx.now.after(limits.keep_alive_ms);
+                self.pending_responses += 1;
                 (taken + consumed, None)
             }
             Outcome::Become(state) => (input.len(), Some(state)),
@@ -218,16 +226,16 @@ impl Head {
     pub(super) fn end_of_file(&self) -> State {
         match self.refused {
             Some(reason) => State::dead(reason),
-            None => half_close(self.owed),
+            None => half_close(self.pending_responses),
         }
     }
 
     pub(super) fn answered(&mut self) {
-        self.owed = self.owed.saturating_sub(1);
+        self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
     /// The client has taken its answers. It was not read before, and its time begins now.
-    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+    pub(super) fn taken(&mut self, limits: &Limits, now: LoopTime) {
         self.until = now.after(match self.stage {
             Stage::Idle | Stage::Rest => limits.keep_alive_ms,
             Stage::Fresh | Stage::Partial => limits.handshake_timeout_ms,
@@ -237,14 +245,19 @@ impl Head {
 
 impl Body {
     /// A body of which nothing has arrived.
-    pub(super) fn begin(order: Order, framing: Framing, owed: u32, desk: &Desk<'_>) -> Body {
+    pub(super) fn begin(
+        order: PublishRequest,
+        framing: Framing,
+        pending_responses: u32,
+        ctx: &SessionContext<'_>,
+    ) -> Body {
         // Not all of it at once: a head that announces much is cheap to send.
         Body {
             order,
             framing,
             received: Vec::new(),
-            until: desk.now.after(desk.limits.body_timeout_ms),
-            owed,
+            until: ctx.now.after(ctx.limits.body_timeout_ms),
+            pending_responses,
         }
     }
 
@@ -253,7 +266,7 @@ impl Body {
     }
 
     /// Takes received bytes. Returns how many bytes of `input` belong to the body, once it is complete.
-    fn take(&mut self, input: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+    fn take(&mut self, input: &[u8], limits: &Limits) -> Result<Option<usize>, HttpError> {
         match &mut self.framing {
             Framing::Length(length) => {
                 let missing = *length - self.received.len();
@@ -263,10 +276,10 @@ impl Body {
             }
             Framing::Chunked(decoder) => {
                 decoder.decode(input, &mut self.received, limits).map_err(|why| match why {
-                    BadChunk::Malformed => Refusal::bad("the body is not in chunks as RFC 9112 has them"),
-                    BadChunk::TooBig => Refusal::body_too_large(limits),
+                    BadChunk::Malformed => HttpError::bad("the body is not in chunks as RFC 9112 has them"),
+                    BadChunk::TooBig => HttpError::body_too_large(limits),
                     BadChunk::TooMuchExtra => {
-                        Refusal::bad("chunk extensions and trailers are longer than a request head may be")
+                        HttpError::bad("chunk extensions and trailers are longer than a request head may be")
                     }
                 })
             }
@@ -274,45 +287,45 @@ impl Body {
     }
 
     /// Takes the bytes that arrived with the head, and publishes if the body is complete.
-    pub(super) fn serve(mut self, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
-        match self.take(rest, desk.limits) {
+    pub(super) fn serve(mut self, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
+        match self.take(rest, ctx.limits) {
             Ok(None) => Outcome::Become(State::Body(Box::new(self))),
-            Ok(Some(consumed)) => self.complete(consumed, &rest[consumed..], desk),
-            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.owed, desk),
+            Ok(Some(consumed)) => self.complete(consumed, &rest[consumed..], ctx),
+            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.pending_responses, ctx),
         }
     }
 
     /// The body is complete. `consumed` bytes of the input belong to it.
-    fn complete(&mut self, consumed: usize, rest: &[u8], desk: &mut Desk<'_>) -> Outcome {
-        let order = Order {
+    fn complete(&mut self, consumed: usize, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
+        let order = PublishRequest {
             channel: self.order.channel.clone(),
             kind: self.order.kind,
             manner: std::mem::take(&mut self.order.manner),
             key: self.order.key.take(),
             client: self.order.client,
-            pass: self.order.pass.take(),
+            rights: self.order.rights.take(),
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
-        match place(order, payload, rest, self.owed, desk) {
+        match submit_publish(order, payload, rest, self.pending_responses, ctx) {
             Outcome::Next { .. } => Outcome::Next { consumed },
             other => other,
         }
     }
 
-    pub(super) fn deadline(&self) -> Moment {
+    pub(super) fn deadline(&self) -> LoopTime {
         self.until
     }
 
-    pub(super) fn receive(&mut self, input: &[u8], desk: &mut Desk<'_>) -> (usize, Option<State>) {
-        let outcome = match self.take(input, desk.limits) {
+    pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> (usize, Option<State>) {
+        let outcome = match self.take(input, ctx.limits) {
             Ok(None) => return (input.len(), None),
-            Ok(Some(consumed)) => self.complete(consumed, &input[consumed..], desk),
-            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.owed, desk),
+            Ok(Some(consumed)) => self.complete(consumed, &input[consumed..], ctx),
+            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.pending_responses, ctx),
         };
         match outcome {
             Outcome::Next { consumed } => {
-                let mut head = Head::next(Vec::new(), desk.limits, desk.now);
-                head.owed = self.owed + 1;
+                let mut head = Head::next(Vec::new(), ctx.limits, ctx.now);
+                head.pending_responses = self.pending_responses + 1;
                 (consumed, Some(State::Head(Box::new(head))))
             }
             Outcome::Become(state) | Outcome::Upgraded(state) => (input.len(), Some(state)),
@@ -321,31 +334,31 @@ impl Body {
 
     /// The peer sends no more, and this request will never be; the next state.
     pub(super) fn end_of_file(&self) -> State {
-        half_close(self.owed)
+        half_close(self.pending_responses)
     }
 
     pub(super) fn answered(&mut self) {
-        self.owed = self.owed.saturating_sub(1);
+        self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
     /// How it is answered when its connection is closed: to the page that sent it, if one did.
-    pub(super) fn last_manner(&self) -> Manner {
-        Manner { after: After::Closed, ..self.order.manner.clone() }
+    pub(super) fn last_manner(&self) -> ResponseOptions {
+        ResponseOptions { after: ConnectionHeader::Close, ..self.order.manner.clone() }
     }
 
     /// The client has taken the answers before this request. Its time begins now.
-    pub(super) fn taken(&mut self, limits: &Limits, now: Moment) {
+    pub(super) fn taken(&mut self, limits: &Limits, now: LoopTime) {
         self.until = now.after(limits.body_timeout_ms);
     }
 }
 
 /// The peer's end of file has come; the state in which it gets what it is owed.
-fn half_close(owed: u32) -> State {
-    if owed == 0 {
+fn half_close(pending_responses: u32) -> State {
+    if pending_responses == 0 {
         return State::dead(Reason::EndOfFile);
     }
-    let then = Then::HalfClosed(Reason::Served);
-    State::Responding(Box::new(Responding { rest: Vec::new(), owed, then, query: None }))
+    let then = AfterResponses::HalfClosed(Reason::Served);
+    State::Responding(Box::new(Responding { rest: Vec::new(), pending_responses, then, query: None }))
 }
 
 impl Responding {
@@ -360,7 +373,7 @@ impl Responding {
 
     /// Returns true if the response to its query is next.
     pub(super) fn has_query(&self) -> bool {
-        self.owed == 1 && self.query.is_some()
+        self.pending_responses == 1 && self.query.is_some()
     }
 
     /// Returns true if the response to its query has begun and is not complete.
@@ -372,14 +385,14 @@ impl Responding {
     pub(super) fn close_after(&mut self, reason: Reason) {
         self.rest = Vec::new();
         self.then = match self.then {
-            Then::HalfClosed(_) => Then::HalfClosed(reason),
-            Then::Next | Then::Close(_) => Then::Close(reason),
+            AfterResponses::HalfClosed(_) => AfterResponses::HalfClosed(reason),
+            AfterResponses::Next | AfterResponses::Close(_) => AfterResponses::Close(reason),
         };
     }
 
     /// More came behind the request. It is looked at when that is answered.
     pub(super) fn receive(&mut self, input: &[u8]) {
-        if self.then == Then::Next {
+        if self.then == AfterResponses::Next {
             self.rest.extend_from_slice(input);
         }
     }
@@ -387,108 +400,147 @@ impl Responding {
     pub(super) fn end_of_file(&mut self) {
         self.then = match self.then {
             // What came behind it has come whole, but for a request that will never be.
-            Then::Next => Then::HalfClosed(Reason::Served),
-            Then::Close(reason) | Then::HalfClosed(reason) => Then::HalfClosed(reason),
+            AfterResponses::Next => AfterResponses::HalfClosed(Reason::Served),
+            AfterResponses::Close(reason) | AfterResponses::HalfClosed(reason) => {
+                AfterResponses::HalfClosed(reason)
+            }
         };
     }
 
     /// One more answer has been queued; the next state, if that was the last that is owed.
-    pub(super) fn answered(&mut self, limits: &Limits, now: Moment) -> Option<State> {
-        self.owed = self.owed.saturating_sub(1);
-        if self.owed > 0 {
+    pub(super) fn answered(&mut self, limits: &Limits, now: LoopTime) -> Option<State> {
+        self.pending_responses = self.pending_responses.saturating_sub(1);
+        if self.pending_responses > 0 {
             return None;
         }
         Some(match self.then {
-            Then::Next => State::Head(Box::new(Head::next(std::mem::take(&mut self.rest), limits, now))),
-            Then::Close(reason) => Draining::begin(reason, Closing::Flushing, limits, now),
-            Then::HalfClosed(reason) => Draining::begin(reason, Closing::HalfClosed, limits, now),
+            AfterResponses::Next => {
+                State::Head(Box::new(Head::next(std::mem::take(&mut self.rest), limits, now)))
+            }
+            AfterResponses::Close(reason) => Closing::begin(reason, CloseStep::Flushing, limits, now),
+            AfterResponses::HalfClosed(reason) => Closing::begin(reason, CloseStep::HalfClosed, limits, now),
         })
     }
 }
 
 /// Waits for the answers that are owed, and looks at `rest` then.
-pub(super) fn wait(rest: Vec<u8>, owed: u32) -> Outcome {
-    Outcome::Become(State::Responding(Box::new(Responding { rest, owed, then: Then::Next, query: None })))
+pub(super) fn wait(rest: Vec<u8>, pending_responses: u32) -> Outcome {
+    Outcome::Become(State::Responding(Box::new(Responding {
+        rest,
+        pending_responses,
+        then: AfterResponses::Next,
+        query: None,
+    })))
 }
 
 /// Waits for an answer that an intent has just asked for.
-pub(super) fn respond(after: After, reason: Reason, rest: &[u8], owed: u32) -> Outcome {
-    wait_for(None, after, reason, rest, owed)
+pub(super) fn respond(
+    after: ConnectionHeader,
+    reason: Reason,
+    rest: &[u8],
+    pending_responses: u32,
+) -> Outcome {
+    wait_for(None, after, reason, rest, pending_responses)
 }
 
-fn wait_for(query: Option<Box<Query>>, after: After, reason: Reason, rest: &[u8], owed: u32) -> Outcome {
+fn wait_for(
+    query: Option<Box<Query>>,
+    after: ConnectionHeader,
+    reason: Reason,
+    rest: &[u8],
+    pending_responses: u32,
+) -> Outcome {
     let (rest, then) = match after {
-        After::Closed => (Vec::new(), Then::Close(reason)),
-        After::Kept | After::KeptAloud => (rest.to_vec(), Then::Next),
+        ConnectionHeader::Close => (Vec::new(), AfterResponses::Close(reason)),
+        ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader => {
+            (rest.to_vec(), AfterResponses::Next)
+        }
     };
-    Outcome::Become(State::Responding(Box::new(Responding { rest, owed: owed + 1, then, query })))
+    Outcome::Become(State::Responding(Box::new(Responding {
+        rest,
+        pending_responses: pending_responses + 1,
+        then,
+        query,
+    })))
 }
 
 /// Says no, and ends the connection: nobody can tell where the next request begins, or it is not worth
 /// reading what comes before that.
-pub(super) fn hang_up(refusal: &Refusal, owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    refuse(refusal, Manner::last(desk.gate.http_date()), &[], owed, desk)
+pub(super) fn reject_and_close(
+    refusal: &HttpError,
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
+) -> Outcome {
+    refuse(refusal, ResponseOptions::last(ctx.authenticator.http_date()), &[], pending_responses, ctx)
 }
 
 /// Says no.
 pub(super) fn refuse(
-    refusal: &Refusal,
-    manner: Manner,
+    refusal: &HttpError,
+    manner: ResponseOptions,
     rest: &[u8],
-    owed: u32,
-    desk: &mut Desk<'_>,
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    desk.metrics.reject(refusal.code());
-    desk.intents.push(Intent::Answer(Bytes::from(refusal.respond(&manner))));
-    respond(manner.after, Reason::Refused { status: refusal.status() }, rest, owed)
+    ctx.metrics.reject(refusal.code());
+    ctx.intents.push(Intent::Answer(Bytes::from(refusal.respond(&manner))));
+    respond(manner.after, Reason::Refused { status: refusal.status() }, rest, pending_responses)
 }
 
 pub(super) fn ask(
     question: Question,
-    manner: Manner,
+    manner: ResponseOptions,
     rest: &[u8],
-    owed: u32,
-    desk: &mut Desk<'_>,
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
 ) -> Outcome {
     let after = manner.after;
-    desk.intents.push(Intent::Ask);
+    ctx.intents.push(Intent::Query);
     let query = Query { question, manner, progress: Progress::Pending };
-    wait_for(Some(Box::new(query)), after, Reason::Served, rest, owed)
+    wait_for(Some(Box::new(query)), after, Reason::Served, rest, pending_responses)
 }
 
 pub(super) fn answer(
     response: Vec<u8>,
-    manner: &Manner,
+    manner: &ResponseOptions,
     rest: &[u8],
-    owed: u32,
-    desk: &mut Desk<'_>,
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    desk.intents.push(Intent::Answer(Bytes::from(response)));
-    respond(manner.after, Reason::Served, rest, owed)
+    ctx.intents.push(Intent::Answer(Bytes::from(response)));
+    respond(manner.after, Reason::Served, rest, pending_responses)
 }
 
 /// The body is complete: publish it.
-pub(super) fn place(order: Order, payload: Bytes, rest: &[u8], owed: u32, desk: &mut Desk<'_>) -> Outcome {
-    let Order { channel, kind, manner, key, client, pass } = order;
+pub(super) fn submit_publish(
+    order: PublishRequest,
+    payload: Bytes,
+    rest: &[u8],
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
+) -> Outcome {
+    let PublishRequest { channel, kind, manner, key, client, rights } = order;
     let bad = match kind {
         Kind::Binary => None,
         Kind::Text => std::str::from_utf8(&payload).is_err().then(|| {
             let message = "the body is not UTF-8; application/octet-stream takes any bytes";
-            Refusal::new(400, "not_utf8", message)
+            HttpError::new(400, "not_utf8", message)
         }),
-        Kind::Data => check_json(&payload).err().map(|why| Refusal::new(400, why.code, why.message)),
+        Kind::Data => check_json(&payload).err().map(|why| HttpError::new(400, why.code, why.message)),
     };
     if let Some(refusal) = bad {
-        return refuse(&refusal, manner, rest, owed, desk);
+        return refuse(&refusal, manner, rest, pending_responses, ctx);
     }
     let (after, consumed) = (manner.after, payload.len());
     let receipt = Receipt::Response { manner, key, client };
-    desk.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, pass });
+    ctx.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, rights });
     match after {
-        After::Closed => respond(after, Reason::Served, rest, owed),
-        After::Kept | After::KeptAloud if desk.cost >= desk.cost_max && !rest.is_empty() => {
-            respond(after, Reason::Served, rest, owed)
+        ConnectionHeader::Close => respond(after, Reason::Served, rest, pending_responses),
+        ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader
+            if ctx.cost >= ctx.cost_max && !rest.is_empty() =>
+        {
+            respond(after, Reason::Served, rest, pending_responses)
         }
-        After::Kept | After::KeptAloud => Outcome::Next { consumed },
+        ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader => Outcome::Next { consumed },
     }
 }

@@ -4,7 +4,7 @@
 //! (chunks in HTTP/1.1): the connection waits in `Responding` meanwhile and is not read, and holds one slice.
 
 use super::intent::Question;
-use super::response::Manner;
+use super::response::ResponseOptions;
 use crate::hub::page::Page;
 
 /// A query whose response is not complete.
@@ -13,7 +13,7 @@ pub struct Query {
     /// The requested resource.
     pub question: Question,
     /// How the response is framed.
-    pub manner: Manner,
+    pub manner: ResponseOptions,
     /// The progress of the response.
     pub progress: Progress,
 }

@@ -10,9 +10,9 @@ use crate::config::Limits;
 
 /// How a request wants to be answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manner {
+pub struct ResponseOptions {
     /// What becomes of the connection.
-    pub after: After,
+    pub after: ConnectionHeader,
     /// HEAD: the head of the answer, without its body.
     pub head_only: bool,
     /// HTTP/1.1: a body of unknown length is sent in chunks. In HTTP/1.0 it ends with the connection.
@@ -34,20 +34,20 @@ pub struct Share {
 
 /// What becomes of the connection when the request is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum After {
+pub enum ConnectionHeader {
     /// It waits for the next request, as HTTP/1.1 does by itself.
     #[default]
-    Kept,
+    KeepAlive,
     /// It waits, and an HTTP/1.0 client has to be told so.
-    KeptAloud,
+    KeepAliveHeader,
     /// It ends.
-    Closed,
+    Close,
 }
 
-impl Manner {
+impl ResponseOptions {
     /// An answer and then the end.
-    pub fn last(date: Rc<str>) -> Manner {
-        Manner { after: After::Closed, date, ..Manner::default() }
+    pub fn last(date: Rc<str>) -> ResponseOptions {
+        ResponseOptions { after: ConnectionHeader::Close, date, ..ResponseOptions::default() }
     }
 
     /// A whole answer.
@@ -76,7 +76,7 @@ impl Manner {
             fields.push(("Transfer-Encoding", "chunked"));
             self.head(200, &fields)
         } else {
-            Manner { after: After::Closed, ..self.clone() }.head(200, &fields)
+            ResponseOptions { after: ConnectionHeader::Close, ..self.clone() }.head(200, &fields)
         };
         out.push_str("Content-Type: application/json\r\n\r\n");
         out.into_bytes()
@@ -92,7 +92,7 @@ impl Manner {
     /// a block of the compressor is full (`compression` of Express); `X-Accel-Buffering` keeps nginx from
     /// collecting them.
     pub fn event_stream(&self, is_chunked: bool) -> Vec<u8> {
-        let last = Manner { after: After::Closed, ..self.clone() };
+        let last = ResponseOptions { after: ConnectionHeader::Close, ..self.clone() };
         let mut fields = vec![("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no")];
         if is_chunked {
             fields.push(("Transfer-Encoding", "chunked"));
@@ -122,15 +122,15 @@ impl Manner {
             out.push_str("Access-Control-Expose-Headers: Retry-After\r\n");
         }
         match self.after {
-            After::Kept => {}
-            After::KeptAloud => out.push_str("Connection: keep-alive\r\n"),
-            After::Closed => out.push_str("Connection: close\r\n"),
+            ConnectionHeader::KeepAlive => {}
+            ConnectionHeader::KeepAliveHeader => out.push_str("Connection: keep-alive\r\n"),
+            ConnectionHeader::Close => out.push_str("Connection: close\r\n"),
         }
         out
     }
 }
 
-/// The value of `Retry-After` for a time in milliseconds. Never 0: clients take that for at once, and all come back
+/// The value of `Retry-ConnectionHeader` for a time in milliseconds. Never 0: clients take that for at once, and all come back
 /// together.
 pub fn retry_after_seconds(retry_ms: u32) -> u32 {
     retry_ms.div_ceil(1_000).max(1)
@@ -138,95 +138,95 @@ pub fn retry_after_seconds(retry_ms: u32) -> u32 {
 
 /// A request that is answered with an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct HttpError {
     status: u16,
     code: &'static str,
     message: String,
     fields: Vec<(&'static str, String)>,
 }
 
-impl Refusal {
+impl HttpError {
     /// A refusal with a status, a word for programs and a sentence for people. The sentence must not
     /// hold a quote, a backslash or a control character.
-    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { status, code, message: message.into(), fields: Vec::new() }
+    pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> HttpError {
+        HttpError { status, code, message: message.into(), fields: Vec::new() }
     }
 
     /// 503: there is no room, or no time left.
-    pub fn unavailable(code: &'static str, message: &str, retry_after_seconds: u32) -> Refusal {
-        Refusal::new(503, code, message).with("Retry-After", retry_after_seconds.to_string())
+    pub fn unavailable(code: &'static str, message: &str, retry_after_seconds: u32) -> HttpError {
+        HttpError::new(503, code, message).with("Retry-After", retry_after_seconds.to_string())
     }
 
     /// 503: the table of connections is full.
-    pub fn no_room() -> Refusal {
-        Refusal::unavailable("over_capacity", "the server has as many connections as it takes", 1)
+    pub fn no_room() -> HttpError {
+        HttpError::unavailable("over_capacity", "the server has as many connections as it takes", 1)
     }
 
     /// 503: the table of channels is full.
-    pub fn no_channel() -> Refusal {
-        Refusal::unavailable("over_capacity", "the server has as many channels as it takes", 1)
+    pub fn no_channel() -> HttpError {
+        HttpError::unavailable("over_capacity", "the server has as many channels as it takes", 1)
     }
 
     /// 503: the process is close to its memory budget. Unfinished messages leave it within their deadline of 30 s, and
     /// closes of debtors earlier.
-    pub fn low_memory() -> Refusal {
-        Refusal::unavailable("low_memory", "the server is short of memory", 5)
+    pub fn low_memory() -> HttpError {
+        HttpError::unavailable("low_memory", "the server is short of memory", 5)
     }
 
     /// 503: the server is on its way out.
-    pub fn drain(retry_ms: u32) -> Refusal {
-        Refusal::unavailable("drain", "the server is going away", retry_after_seconds(retry_ms))
+    pub fn drain(retry_ms: u32) -> HttpError {
+        HttpError::unavailable("drain", "the server is going away", retry_after_seconds(retry_ms))
     }
 
     /// 429: somebody does it too often.
-    pub fn rate_limited(retry_ms: u32) -> Refusal {
-        Refusal::new(429, "rate_limited", "this comes more often than it may; Retry-After says when it may")
+    pub fn rate_limited(retry_ms: u32) -> HttpError {
+        HttpError::new(429, "rate_limited", "this comes more often than it may; Retry-After says when it may")
             .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// 429: the client has used up its share of a resource.
-    pub fn too_many(code: &'static str, message: &str, retry_ms: u32) -> Refusal {
-        Refusal::new(429, code, message).with("Retry-After", retry_after_seconds(retry_ms).to_string())
+    pub fn too_many(code: &'static str, message: &str, retry_ms: u32) -> HttpError {
+        HttpError::new(429, code, message).with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// 429: the address has as many connections as it may.
-    pub fn too_many_connections(retry_ms: u32) -> Refusal {
-        Refusal::new(429, "too_many_connections", "this address has as many connections as it may")
+    pub fn too_many_connections(retry_ms: u32) -> HttpError {
+        HttpError::new(429, "too_many_connections", "this address has as many connections as it may")
             .with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// 408: the head did not come in time.
-    pub fn head_too_late(limits: &Limits) -> Refusal {
+    pub fn head_too_late(limits: &Limits) -> HttpError {
         let message = format!("the request head was not complete after {} ms", limits.handshake_timeout_ms);
-        Refusal::new(408, "handshake_timeout", message)
+        HttpError::new(408, "handshake_timeout", message)
     }
 
     /// 408: the body did not come in time.
-    pub fn body_too_late(limits: &Limits) -> Refusal {
+    pub fn body_too_late(limits: &Limits) -> HttpError {
         let message = format!("the request body was not complete after {} ms", limits.body_timeout_ms);
-        Refusal::new(408, "body_timeout", message)
+        HttpError::new(408, "body_timeout", message)
     }
 
     /// 413: the body is over the limit.
-    pub fn body_too_large(limits: &Limits) -> Refusal {
-        Refusal::new(413, "too_big", format!("the body is over {} bytes", limits.body_bytes_max))
+    pub fn body_too_large(limits: &Limits) -> HttpError {
+        HttpError::new(413, "too_big", format!("the body is over {} bytes", limits.body_bytes_max))
     }
 
     /// 431: the head is over a limit.
-    pub fn head_too_large(limits: &Limits) -> Refusal {
+    pub fn head_too_large(limits: &Limits) -> HttpError {
         let Limits { head_bytes_max, head_fields_max, .. } = limits;
         let message = format!("the request head is over {head_bytes_max} bytes or {head_fields_max} fields");
-        Refusal::new(431, "head_too_large", message)
+        HttpError::new(431, "head_too_large", message)
     }
 
     /// 400.
-    pub fn bad(message: &str) -> Refusal {
-        Refusal::new(400, "bad_request", message)
+    pub fn bad(message: &str) -> HttpError {
+        HttpError::new(400, "bad_request", message)
     }
 
     /// Adds a field to the answer's head.
     #[must_use]
-    pub fn with(mut self, field: &'static str, value: impl Into<String>) -> Refusal {
+    pub fn with(mut self, field: &'static str, value: impl Into<String>) -> HttpError {
         self.fields.push((field, value.into()));
         self
     }
@@ -242,8 +242,8 @@ impl Refusal {
     }
 
     /// The answer on the wire.
-    pub fn respond(&self, manner: &Manner) -> Vec<u8> {
-        let Refusal { status, code, message, fields } = self;
+    pub fn respond(&self, manner: &ResponseOptions) -> Vec<u8> {
+        let HttpError { status, code, message, fields } = self;
         let body = format!("{{\"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}\n");
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(field, value)| (*field, value.as_str())).collect();
@@ -261,8 +261,8 @@ mod tests {
 
     #[test]
     fn refusals_say_what_they_are() {
-        let refusal = Refusal::unavailable("full", "no room", 1);
-        let answer = text(refusal.respond(&Manner::last(Rc::default())));
+        let refusal = HttpError::unavailable("full", "no room", 1);
+        let answer = text(refusal.respond(&ResponseOptions::last(Rc::default())));
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{answer}");
         let (fields, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
@@ -274,11 +274,11 @@ mod tests {
     fn retry_after_is_never_zero() {
         for (retry_ms, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2")] {
             for refusal in [
-                Refusal::drain(retry_ms),
-                Refusal::rate_limited(retry_ms),
-                Refusal::too_many_connections(retry_ms),
+                HttpError::drain(retry_ms),
+                HttpError::rate_limited(retry_ms),
+                HttpError::too_many_connections(retry_ms),
             ] {
-                let answer = text(refusal.respond(&Manner::last(Rc::default())));
+                let answer = text(refusal.respond(&ResponseOptions::last(Rc::default())));
                 assert!(answer.contains(&format!("\r\nRetry-After: {seconds}\r\n")), "{answer}");
             }
         }
@@ -287,23 +287,28 @@ mod tests {
     #[test]
     fn manners() {
         let share = Some(Share { origin: "https://a.example".into(), credentials: true });
-        let manner = Manner { head_only: true, share, ..Manner::default() };
+        let manner = ResponseOptions { head_only: true, share, ..ResponseOptions::default() };
         assert_eq!(
             text(manner.json(200, "{}")),
             "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: https://a.example\r\n\
              Vary: Origin\r\nAccess-Control-Allow-Credentials: true\r\nAccess-Control-Expose-Headers: Retry-After\r\n\
              Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
         );
-        let manner = Manner { after: After::KeptAloud, ..Manner::default() };
+        let manner =
+            ResponseOptions { after: ConnectionHeader::KeepAliveHeader, ..ResponseOptions::default() };
         assert_eq!(
             text(manner.respond(200, "text/plain", &[], b"ok\n")),
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
         );
-        let dated = Manner { date: "Sun, 06 Nov 1994 08:49:37 GMT".into(), ..Manner::default() };
+        let dated =
+            ResponseOptions { date: "Sun, 06 Nov 1994 08:49:37 GMT".into(), ..ResponseOptions::default() };
         assert_eq!(
             text(dated.respond(200, "text/plain", &[], b"")),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
         );
-        assert_eq!(text(Manner::default().respond(204, "", &[], b"")), "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(
+            text(ResponseOptions::default().respond(204, "", &[], b"")),
+            "HTTP/1.1 204 No Content\r\n\r\n"
+        );
     }
 }

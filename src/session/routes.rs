@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use super::response::Refusal;
+use super::response::HttpError;
 use crate::access::token::is_name;
 use crate::config::Asset;
 use crate::ids::{ChannelName, Since};
@@ -81,7 +81,7 @@ impl Route {
 ///
 /// # Errors
 /// 404 where there is nothing, 400 where a part does not parse.
-pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, Refusal> {
+pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, HttpError> {
     let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
     let route = match (parts.next().unwrap_or(""), parts.next(), parts.next(), parts.next(), parts.next()) {
         ("ws", None, ..) => Route::WebSocket { channel: None },
@@ -106,15 +106,15 @@ pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, Refusal> {
     if path.starts_with('/') { Ok(route) } else { Err(not_found()) }
 }
 
-fn not_found() -> Refusal {
+fn not_found() -> HttpError {
     let message = "there is nothing here; WebSockets connect to /ws or /ws/{channel}";
-    Refusal::new(404, "not_found", message)
+    HttpError::new(404, "not_found", message)
 }
 
 /// A segment of a path as a channel's name. A '/' in it would come as %2F, and is in no name.
-fn channel(segment: &str) -> Result<ChannelName, Refusal> {
+fn channel(segment: &str) -> Result<ChannelName, HttpError> {
     let name: Cow<'_, [u8]> = percent_decode_str(segment).into();
-    ChannelName::parse(&name).map_err(|why| Refusal::new(400, "bad_channel", why.to_string()))
+    ChannelName::parse(&name).map_err(|why| HttpError::new(400, "bad_channel", why.to_string()))
 }
 
 /// What a request's query says. Names that are not known are somebody else's business.
@@ -147,8 +147,8 @@ impl Query {
     ///
     /// # Errors
     /// 400 if a value does not parse.
-    pub fn parse(query: &str) -> Result<Query, Refusal> {
-        let bad = |message: &str| Refusal::new(400, "bad_query", message);
+    pub fn parse(query: &str) -> Result<Query, HttpError> {
+        let bad = |message: &str| HttpError::new(400, "bad_query", message);
         let mut read = Query::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -172,14 +172,14 @@ impl Query {
             match name {
                 "since" => {
                     let since = Since::parse(&value)
-                        .map_err(|why| Refusal::new(400, "bad_cursor", why.to_string()))?;
+                        .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
                     read.since = Some(since);
                 }
                 // Empty before the first event, as in the header field.
                 "lastEventId" if value.is_empty() => {}
                 "lastEventId" => {
                     let cursor = Since::parse(&value)
-                        .map_err(|why| Refusal::new(400, "bad_cursor", why.to_string()))?;
+                        .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
                     read.last_event_id = Some(cursor);
                 }
                 "echo" | "envelope" => {

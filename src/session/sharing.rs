@@ -1,18 +1,22 @@
 //! Web pages of other origins: which may ask here, and which may read the answer (Fetch, CORS protocol).
 
-use super::Desk;
+use super::SessionContext;
 use super::http::Request;
 use super::intent::Intent;
 use super::plain::{Outcome, answer};
-use super::response::{Manner, Refusal, Share};
+use super::response::{HttpError, ResponseOptions, Share};
 use crate::access::origin::{self, OriginVerdict};
 
 /// May the page that sends this request do so, and may it read the answer (Fetch, CORS protocol)?
 ///
 /// A browser lets any page send a simple POST, and only hides the answer: so a page that is not allowed
 /// to read may not publish either.
-pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &mut Desk<'_>) -> Result<(), Refusal> {
-    let verdict = judge(request, desk);
+pub(super) fn share(
+    request: &Request<'_>,
+    manner: &mut ResponseOptions,
+    ctx: &mut SessionContext<'_>,
+) -> Result<(), HttpError> {
+    let verdict = judge(request, ctx);
     match verdict {
         OriginVerdict::Absent | OriginVerdict::SameHost => Ok(()),
         OriginVerdict::Allowed | OriginVerdict::AnyPage => {
@@ -29,24 +33,24 @@ pub(super) fn share(request: &Request<'_>, manner: &mut Manner, desk: &mut Desk<
         }
         OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
             // The page's script gets a network error, or its EventSource fails, and cannot read the reason.
-            warn_of_origin(request, desk);
+            warn_of_origin(request, ctx);
             // Which of two a browser has meant cannot be known.
             if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
         }
         OriginVerdict::Foreign => {
-            warn_of_origin(request, desk);
+            warn_of_origin(request, ctx);
             Err(forbidden_origin())
         }
     }
 }
 
 /// What the page of a request is to this server.
-pub(super) fn judge(request: &Request<'_>, desk: &Desk<'_>) -> OriginVerdict {
+pub(super) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
     match (request.fields.one("origin"), request.host()) {
-        (Ok(origin), Ok(host)) => match origin::judge(origin, host, &desk.site.origins) {
+        (Ok(origin), Ok(host)) => match origin::judge(origin, host, &ctx.http_config.origins) {
             // A server that is open to its own machine is open to the pages that this machine serves.
             OriginVerdict::Foreign
-                if desk.gate.only_this_machine && origin.is_some_and(origin::is_of_this_machine) =>
+                if ctx.authenticator.only_this_machine && origin.is_some_and(origin::is_of_this_machine) =>
             {
                 OriginVerdict::Allowed
             }
@@ -56,14 +60,14 @@ pub(super) fn judge(request: &Request<'_>, desk: &Desk<'_>) -> OriginVerdict {
     }
 }
 
-pub(super) fn forbidden_origin() -> Refusal {
+pub(super) fn forbidden_origin() -> HttpError {
     let message = "pages of this origin may not ask here; --origin allows them";
-    Refusal::new(403, "forbidden_origin", message)
+    HttpError::new(403, "forbidden_origin", message)
 }
 
 /// Logs a refused origin, since the page cannot learn the reason: its browser shows close code 1006, or that the fetch
 /// failed.
-pub(super) fn warn_of_origin(request: &Request<'_>, desk: &mut Desk<'_>) {
+pub(super) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let sent = shown(request.fields.all("origin").next().unwrap_or_default());
     let why = match request.fields.one("origin") {
         Ok(_) => format!(
@@ -72,20 +76,20 @@ pub(super) fn warn_of_origin(request: &Request<'_>, desk: &mut Desk<'_>) {
         ),
         Err(_) => "Origin comes more than once".to_owned(),
     };
-    warn(request, &format!("origin={sent}"), &why, desk);
+    warn(request, &format!("origin={sent}"), &why, ctx);
 }
 
 /// Logs a refused host, which is not a name of this machine.
-pub(super) fn warn_of_host(request: &Request<'_>, desk: &mut Desk<'_>) {
+pub(super) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let why = "this server is open to its own machine only, by the name localhost or its address: \
                --anonymous or a key lets it answer to other names";
     let origin = shown(request.fields.all("origin").next().unwrap_or(b"none"));
-    warn(request, &format!("origin={origin}"), why, desk);
+    warn(request, &format!("origin={origin}"), why, ctx);
 }
 
-fn warn(request: &Request<'_>, origin: &str, why: &str, desk: &mut Desk<'_>) {
-    let Some(suppressed) = desk.gate.refusal_log.take(desk.now) else {
-        desk.metrics.log_lines_suppressed += 1;
+fn warn(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext<'_>) {
+    let Some(suppressed) = ctx.authenticator.refusal_log.take(ctx.now) else {
+        ctx.metrics.log_lines_suppressed += 1;
         return;
     };
     let host = shown(request.host().ok().flatten().unwrap_or_default());
@@ -94,7 +98,7 @@ fn warn(request: &Request<'_>, origin: &str, why: &str, desk: &mut Desk<'_>) {
     let more =
         if suppressed > 0 { format!(" ({suppressed} more since the last such line)") } else { String::new() };
     let line = format!("refused {origin} host={host} path={path}: {why}{more}");
-    desk.intents.push(Intent::Warn(line.into()));
+    ctx.intents.push(Intent::Warn(line.into()));
 }
 
 /// Bytes that a client sent, for the log: printable, and not many.
@@ -127,10 +131,10 @@ const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-
 pub(super) fn preflight(
     request: &Request<'_>,
     methods: &'static str,
-    manner: Manner,
+    manner: ResponseOptions,
     rest: &[u8],
-    owed: u32,
-    desk: &mut Desk<'_>,
+    pending_responses: u32,
+    ctx: &mut SessionContext<'_>,
 ) -> Outcome {
     let mut fields = vec![("Allow", methods)];
     if manner.share.is_some() {
@@ -139,7 +143,7 @@ pub(super) fn preflight(
         // Browsers ask again after ten minutes at the latest (Chromium) or at the earliest (others: a day).
         fields.push(("Access-Control-Max-Age", "600"));
     }
-    answer(manner.respond(204, "", &fields, b""), &manner, rest, owed, desk)
+    answer(manner.respond(204, "", &fields, b""), &manner, rest, pending_responses, ctx)
 }
 
 #[cfg(test)]

@@ -3,24 +3,24 @@
 //! It holds the received part of the payload once, in a box that exists only while a message is incomplete. tungstenite
 //! would hold it twice, in a read buffer with the frame and in the message that it assembles from fragments, and
 //! neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without a payload take
-//! nothing. The rules of framing are the [`Walker`]'s; control frames are still tungstenite's, whole.
+//! nothing. The rules of framing are the [`FrameScanner`]'s; control frames are still tungstenite's, whole.
 
 use std::mem;
 
 use bytes::Bytes;
 
 use super::buffer;
-use super::walker::{CONTINUATION, Halt, Part, Step, TEXT, Walker};
-use super::websocket::{Heard, receive_whole, too_big};
+use super::frame_scanner::{CONTINUATION, FrameScanner, Part, ScanStop, Step, TEXT};
+use super::websocket::{Received, receive_whole, too_big};
 use crate::close::Reason;
 use crate::config::Limits;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::Kind;
 
 /// The beginning of a message.
 #[derive(Debug)]
 pub struct Unfinished {
-    walker: Walker,
+    scanner: FrameScanner,
     /// The opcode of the message; known with its first frame.
     is_text: bool,
     /// The received part of the payload, unmasked.
@@ -30,7 +30,7 @@ pub struct Unfinished {
     /// The received part of a control frame's payload, unmasked. Control frames may be sent between fragments (RFC 6455
     /// 5.4).
     control: Vec<u8>,
-    until: Moment,
+    until: LoopTime,
 }
 
 /// The progress of a message.
@@ -40,14 +40,14 @@ pub(super) enum Completion {
     /// The bytes taken end on a message boundary.
     Complete,
     /// The connection is to close.
-    Ended(Heard),
+    Ended(Received),
 }
 
 impl Unfinished {
     /// A message that begins, with its deadline.
-    pub(super) fn new(until: Moment) -> Unfinished {
+    pub(super) fn new(until: LoopTime) -> Unfinished {
         Unfinished {
-            walker: Walker::new(),
+            scanner: FrameScanner::new(),
             is_text: false,
             payload: Vec::new(),
             checked: 0,
@@ -57,7 +57,7 @@ impl Unfinished {
     }
 
     /// The deadline of the message.
-    pub(super) fn deadline(&self) -> Moment {
+    pub(super) fn deadline(&self) -> LoopTime {
         self.until
     }
 
@@ -68,12 +68,12 @@ impl Unfinished {
 
     /// Returns the number of frames that were completed since the last call.
     pub(super) fn take_frames(&mut self) -> usize {
-        self.walker.take_frames()
+        self.scanner.take_frames()
     }
 
     /// The position between frames, for a close.
-    pub(super) fn into_walker(self) -> Walker {
-        self.walker
+    pub(super) fn into_scanner(self) -> FrameScanner {
+        self.scanner
     }
 
     /// Takes input up to the message's end.
@@ -85,12 +85,12 @@ impl Unfinished {
         hear: &mut impl FnMut(Kind, Bytes),
     ) -> Completion {
         while !input.is_empty() {
-            let (taken, step) = self.walker.step(input, limits.message_bytes_max);
+            let (taken, step) = self.scanner.step(input, limits.message_bytes_max);
             let (bytes, rest) = input.split_at(taken);
             *input = rest;
             let part = match step {
                 Step::Header => break,
-                Step::Bad { halt: Halt::TooBig, .. } => return broken(too_big(limits)),
+                Step::Bad { halt: ScanStop::TooBig, .. } => return broken(too_big(limits)),
                 Step::Bad { .. } => return broken(Reason::Protocol),
                 Step::Part(part) => part,
             };
@@ -101,8 +101,10 @@ impl Unfinished {
                 self.take_data(&part, payload, limits, hear)
             };
             match heard {
-                Heard::Open if part.is_end && !self.walker.is_in_message() => return Completion::Complete,
-                Heard::Open => {}
+                Received::Open if part.is_end && !self.scanner.is_in_message() => {
+                    return Completion::Complete;
+                }
+                Received::Open => {}
                 heard => return Completion::Ended(heard),
             }
         }
@@ -115,12 +117,12 @@ impl Unfinished {
         bytes: &[u8],
         limits: &Limits,
         hear: &mut impl FnMut(Kind, Bytes),
-    ) -> Heard {
+    ) -> Received {
         let length = self.payload.len() + bytes.len();
         let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
         // The walker checks each frame separately.
         if length_max > limits.message_bytes_max {
-            return Heard::Broken(too_big(limits));
+            return Received::Broken(too_big(limits));
         }
         if part.begins && part.opcode() != CONTINUATION {
             self.is_text = part.opcode() == TEXT;
@@ -130,13 +132,13 @@ impl Unfinished {
         unmask(&mut self.payload[begin..], part.mask);
         let is_whole = part.is_end && part.is_final();
         if self.is_text && !self.is_utf8(is_whole) {
-            return Heard::Broken(Reason::NotUtf8);
+            return Received::Broken(Reason::NotUtf8);
         }
         if is_whole {
             let kind = if self.is_text { Kind::Text } else { Kind::Binary };
             hear(kind, mem::take(&mut self.payload).into());
         }
-        Heard::Open
+        Received::Open
     }
 
     /// RFC 6455 8.1: a text that is not UTF-8 fails the connection; at the first byte that cannot be, as a message may be long.
@@ -156,17 +158,17 @@ impl Unfinished {
         limits: &Limits,
         replies: &mut Vec<u8>,
         hear: &mut impl FnMut(Kind, Bytes),
-    ) -> Heard {
+    ) -> Received {
         let begin = self.control.len();
         self.control.extend_from_slice(bytes);
         unmask(&mut self.control[begin..], part.mask);
         if !part.is_end {
-            return Heard::Open;
+            return Received::Open;
         }
         // As it arrived, but for a mask that changes nothing. It has at most 125 bytes (RFC 6455 5.5).
         let control = mem::take(&mut self.control);
         let header = [part.first_byte, 0x80 | control.len() as u8, 0, 0, 0, 0];
-        receive_whole([&header[..], &control].concat(), self.walker.close_code(), limits, replies, hear)
+        receive_whole([&header[..], &control].concat(), self.scanner.close_code(), limits, replies, hear)
     }
 }
 
@@ -183,5 +185,5 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 }
 
 fn broken(reason: Reason) -> Completion {
-    Completion::Ended(Heard::Broken(reason))
+    Completion::Ended(Received::Broken(reason))
 }

@@ -6,7 +6,7 @@
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::Request;
-use super::response::Refusal;
+use super::response::HttpError;
 
 /// What is spoken in the WebSocket's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub const V1: &str = "oyez.v1";
 ///
 /// # Errors
 /// RFC 6455 4.2.1: the request does not ask for a WebSocket, or asks in a way that is not allowed.
-pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), Refusal> {
+pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), HttpError> {
     let upgrade_required = |message: &str| {
-        Refusal::new(426, "upgrade_required", message)
+        HttpError::new(426, "upgrade_required", message)
             .with("Upgrade", "websocket")
             .with("Sec-WebSocket-Version", "13")
     };
@@ -51,11 +51,11 @@ pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), 
     match fields.one("sec-websocket-version") {
         Ok(Some(b"13")) => {}
         Ok(_) => return Err(upgrade_required("this server speaks Sec-WebSocket-Version 13 (RFC 6455)")),
-        Err(_) => return Err(Refusal::bad("Sec-WebSocket-Version comes more than once")),
+        Err(_) => return Err(HttpError::bad("Sec-WebSocket-Version comes more than once")),
     }
     let key = match fields.one("sec-websocket-key") {
         Ok(Some(key)) if is_key(key) => key,
-        _ => return Err(Refusal::bad("Sec-WebSocket-Key has to come once and hold 16 bytes in base64")),
+        _ => return Err(HttpError::bad("Sec-WebSocket-Key has to come once and hold 16 bytes in base64")),
     };
     // RFC 6455 4.2.2: of what the client offers one or none; who offers nothing we know gets none.
     let protocol =

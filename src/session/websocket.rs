@@ -11,16 +11,16 @@ use tungstenite::error::CapacityError;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
 
+use super::frame_scanner::FrameScanner;
 use super::unfinished::{Completion, Unfinished};
-use super::walker::Walker;
 use crate::close::Reason;
 use crate::config::Limits;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire::{self, Kind};
 
 /// What came of some input.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Received {
     /// The conversation goes on.
     Open,
     /// The peer closed; the reply is among the replies.
@@ -42,10 +42,10 @@ pub fn receive(
     unfinished: &mut Option<Box<Unfinished>>,
     mut input: &[u8],
     limits: &Limits,
-    now: Moment,
+    now: LoopTime,
     replies: &mut Vec<u8>,
     mut hear: impl FnMut(Kind, Bytes),
-) -> (Heard, usize) {
+) -> (Received, usize) {
     let mut frames = 0;
     while !input.is_empty() {
         if let Some(message) = unfinished {
@@ -58,7 +58,7 @@ pub fn receive(
             }
             continue;
         }
-        let whole = Walker::whole_messages(input, limits.message_bytes_max);
+        let whole = FrameScanner::whole_messages(input, limits.message_bytes_max);
         if whole.bytes == 0 {
             *unfinished = Some(Box::new(Unfinished::new(now.after(limits.message_timeout_ms))));
             continue;
@@ -67,11 +67,11 @@ pub fn receive(
         input = rest;
         frames += whole.frames;
         match receive_whole(now_whole.to_vec(), whole.close_code, limits, replies, &mut hear) {
-            Heard::Open => {}
+            Received::Open => {}
             heard => return (heard, frames),
         }
     }
-    (Heard::Open, frames)
+    (Received::Open, frames)
 }
 
 /// Gives whole messages to a context that lives no longer than they do. `close_code` is that of the close frame among
@@ -82,9 +82,9 @@ pub(super) fn receive_whole(
     limits: &Limits,
     replies: &mut Vec<u8>,
     hear: &mut impl FnMut(Kind, Bytes),
-) -> Heard {
+) -> Received {
     let mut context = WebSocketContext::from_partially_read(frames, Role::Server, Some(config(limits)));
-    let mut port = Port { replies };
+    let mut port = MemoryStream { replies };
     loop {
         match context.read(&mut port) {
             Ok(Message::Text(text)) => hear(Kind::Text, text.into()),
@@ -92,20 +92,20 @@ pub(super) fn receive_whole(
             // The pong is on its way by the next read; a pong of the peer's is only a sign of life.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
             Ok(Message::Close(_)) => match close_code {
-                Some(code) if !may_be_sent(code) => return Heard::Broken(Reason::Protocol),
+                Some(code) if !may_be_sent(code) => return Received::Broken(Reason::Protocol),
                 // tungstenite takes it for reserved, and would reply with 1002.
                 Some(BAD_GATEWAY) => {
                     port.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
-                    return Heard::PeerClosed;
+                    return Received::PeerClosed;
                 }
                 _ => {
                     // The result is `ConnectionClosed`: the reply is in the port.
                     let _ = context.flush(&mut port);
-                    return Heard::PeerClosed;
+                    return Received::PeerClosed;
                 }
             },
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Heard::Open,
-            Err(error) => return Heard::Broken(broken_rule(&error, limits)),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Received::Open,
+            Err(error) => return Received::Broken(broken_rule(&error, limits)),
         }
     }
 }
@@ -142,18 +142,18 @@ pub(super) fn too_big(limits: &Limits) -> Reason {
 }
 
 /// The socket that tungstenite sees: a buffer with the received bytes.
-struct Port<'a> {
+struct MemoryStream<'a> {
     replies: &'a mut Vec<u8>,
 }
 
-impl Read for Port<'_> {
+impl Read for MemoryStream<'_> {
     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
         // 0 would mean the end of the connection; this is only the end of the received bytes.
         Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
-impl Write for Port<'_> {
+impl Write for MemoryStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.replies.write(bytes)
     }

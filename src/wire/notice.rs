@@ -39,7 +39,7 @@ pub enum Notice<'a> {
         /// What follows continues from here.
         id: Id,
         /// How many members there are, itself included.
-        members: usize,
+        subscribers: usize,
     },
     /// It is a member no more.
     Unsubscribed {
@@ -119,7 +119,7 @@ pub fn gap_json(channel: &str, gap: &Gap) -> String {
     let missed = missed.map_or("null".to_owned(), |missed| missed.to_string());
     format!(
         "{{\"type\":\"gap\",\"ch\":\"{channel}\",\"after\":\"{after}\",\"resume\":\"{resume}\",\"missed\":{missed},\"why\":\"{}\"}}",
-        why.word()
+        why.as_str()
     )
 }
 
@@ -155,8 +155,8 @@ mod tests {
             r#"{"type":"hello","id":"7-8","client":"c","run":"r","ping_ms":25000,"message_bytes_max":9,"key_age_ms":5}"#,
         );
         check(
-            Notice::Subscribed { ch: "a", id, members: 3 },
-            r#"{"type":"subscribed","ch":"a","id":"7-8","members":3}"#,
+            Notice::Subscribed { ch: "a", id, subscribers: 3 },
+            r#"{"type":"subscribed","ch":"a","id":"7-8","subscribers":3}"#,
         );
         check(Notice::Unsubscribed { ch: "a" }, r#"{"type":"unsubscribed","ch":"a"}"#);
         let reference: Box<RawValue> = serde_json::from_str("7").unwrap();

@@ -18,19 +18,19 @@ use allocation_counter::AllocationInfo;
 use oyez::client::tls::Trust;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::change::Change;
-use oyez::hub::journal::Hour;
+use oyez::hub::dirty_channels::LogTime;
 use oyez::hub::outbox::Outbox;
-use oyez::hub::past::Past;
-use oyez::hub::{Hub, Wish};
+use oyez::hub::snapshot::Snapshot;
+use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
 use oyez::load;
 use oyez::load::plan::{Plan, Speed, Traffic, Workload};
 use oyez::load::target::BenchTarget;
-use oyez::moment::Moment;
 use oyez::server::slots::{Slot, Slots};
 use oyez::server::transport::{ReadOutcome, Transport};
 use oyez::session::State;
 use oyez::session::intent::Intent;
+use oyez::time::LoopTime;
 use oyez::wire::{Form, Kind};
 
 use support::frames::{self, TEXT};
@@ -128,19 +128,19 @@ fn arriving_connections_allocate_little_more_than_their_slots() {
     // The worst case for a table that doubles: it has just grown.
     const CONNECTIONS: usize = 16_384 + 1_024;
     let limits = Limits::default();
-    let now = Moment::from_millis(0);
+    let now = LoopTime::from_millis(0);
     let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-    let wish = Wish { form: Form::Raw, since: Since::Now, echo: true };
+    let wish = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
     let (mut slots, mut hub) = (Slots::new(), Hub::new(&limits, 7));
     let allocated = allocation_counter::measure(|| {
         for number in 0..CONNECTIONS {
             let transport = Unconnected(number as i32);
             let id = slots.insert(transport, peer, State::accepted(&limits, now), Outbox::Empty);
             let joined = hub.subscribe(&ChannelName::main(), id, wish, now).unwrap();
-            slots.get_mut(id).unwrap().seats.add(joined.seat);
+            slots.get_mut(id).unwrap().subscriptions.add(joined.subscription);
         }
     });
-    assert_eq!((slots.len(), hub.standing("main").members), (CONNECTIONS, CONNECTIONS));
+    assert_eq!((slots.len(), hub.info("main").subscribers), (CONNECTIONS, CONNECTIONS));
     // A request head is on its way; its state is freed when the WebSocket is open.
     let head = allocation_counter::measure(|| drop(State::accepted(&limits, now))).bytes_max as usize;
     let (peak, slot) = (allocated.bytes_max as usize / CONNECTIONS, size_of::<Slot<Unconnected>>());
@@ -157,23 +157,23 @@ fn history_is_restored_with_few_allocations_and_no_second_copy() {
     const EACH: usize = 100;
     let limits = Limits::default();
     let mut hub = Hub::new(&limits, 7);
-    hub.begin_journal();
+    hub.begin_tracking_changes();
     for millis in 0..EACH as u64 {
         for channel in 0..CHANNELS {
             let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
             let id = hub.open(&name).unwrap();
             hub.publish(id, Kind::Text, &[b'x'; 100], Sender::default(), None);
         }
-        while let Some(id) = hub.next_touched() {
-            let _ = hub.seal(id, Moment::from_millis(millis));
+        while let Some(id) = hub.next_open_batch() {
+            let _ = hub.finish_batch(id, LoopTime::from_millis(millis));
         }
     }
-    let hour = Hour { now: Moment::from_millis(EACH as u64), millis: EACH as u64 };
+    let hour = LogTime { now: LoopTime::from_millis(EACH as u64), millis: EACH as u64 };
     let changes = hub.take_changes(hour, usize::MAX, usize::MAX);
-    let (head, kept) = (hub.journal_head(), hub.kept());
+    let (head, kept) = (hub.changes_head(), hub.kept());
     let mut restored = None;
     let allocated = allocation_counter::measure(|| {
-        let mut past = Past::new(&limits.history, hour);
+        let mut past = Snapshot::new(&limits.history, hour);
         for change in &changes {
             let Change::Channel { name, figures, messages } = change else { panic!("{change:?}") };
             past.put(name, *figures, messages).unwrap();

@@ -523,7 +523,7 @@ describe('publishing', () => {
 
 describe('hearing', () => {
   const envelope = (n, fields = {}) => ({ ch: 'a', id: `1-${n}`, n, data: n, ...fields });
-  const subscribed = (id) => ({ type: 'subscribed', ch: 'a', id, members: 1 });
+  const subscribed = (id) => ({ type: 'subscribed', ch: 'a', id, subscribers: 1 });
 
   /** The events of all handlers, in one list. */
   function listen(hub, options = {}) {

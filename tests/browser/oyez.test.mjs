@@ -62,18 +62,18 @@ test('many handlers, one subscription; off, and on again', async (t) => {
   const hub = open(t, server);
   const [one, two] = [listen(hub, 'a'), listen(hub, 'a', { echo: false })];
   await until('the subscription', () => one.subscribed && two.subscribed);
-  const members = async () => (await (await fetch(`${server.url}/v1/channels/a`)).json()).members;
-  assert.equal(await members(), 1);
+  const subscribers = async () => (await (await fetch(`${server.url}/v1/channels/a`)).json()).subscribers;
+  assert.equal(await subscribers(), 1);
   await hub.publish('a', 1);
   await until('it', () => one.messages.length === 1);
   assert.deepEqual(values(two), []);
   one.off();
-  assert.equal(await members(), 1);
+  assert.equal(await subscribers(), 1);
   two.off();
   await hub.publish('a', 2);
   const three = listen(hub, 'a', { since: 'latest' });
   await until('the new one', () => three.lives === 1);
-  assert.equal(await members(), 1);
+  assert.equal(await subscribers(), 1);
   assert.deepEqual([values(one), values(three)], [[1], [2]]);
 });
 

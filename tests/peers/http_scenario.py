@@ -22,7 +22,7 @@ from scenario import STEP_S, Verdict
 
 # Names as the parser gives them: counters without _total.
 FAMILIES = """
-    oyez_connections oyez_connections_accepted oyez_connections_closed oyez_handshakes_rejected
+    oyez_connections oyez_connections_accepted oyez_connections_closed oyez_http_requests_rejected
     oyez_rate_limited oyez_accept_errors oyez_channels oyez_subscriptions oyez_messages_published oyez_messages_delivered
     oyez_received_bytes oyez_sent_bytes oyez_pending_bytes oyez_slow_connections oyez_messages_skipped
     oyez_resumes oyez_history_bytes oyez_turn_seconds oyez_turn_events oyez_ping_rtt_seconds oyez_build_info

@@ -223,7 +223,7 @@ class Scenario:
         self.numbers = itertools.count(1)
 
     async def pair(self, channel, query=""):
-        """One peer of each kind, both members of the channel."""
+        """One peer of each kind, both subscribers of the channel."""
         number = next(self.numbers)
         peers = [PythonPeer(f"python{number}"), NodePeer(f"node{number}", self.node)]
         for peer in peers:
@@ -276,7 +276,7 @@ class Scenario:
     async def channels(self):
         here, there = await self.pair("here"), await self.pair("there")
         for sender in here:
-            await sender.send("text", b"for the members of one channel")
+            await sender.send("text", b"for the subscribers of one channel")
         for peer in here:
             self.state(f"{peer.name} hears its channel", len(await peer.hear(2)) == 2)
         await there[0].send("text", b"first")

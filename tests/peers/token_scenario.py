@@ -33,10 +33,10 @@ def claims(sub):
 class PyJwtKey:
     """A key of cryptography's, written and used by PyJWT."""
 
-    def __init__(self, kid, algorithm, key, **members):
+    def __init__(self, kid, algorithm, key, **subscribers):
         self.kid, self.algorithm, self.key = kid, algorithm, key
         kind = {"R": RSAAlgorithm, "E": ECAlgorithm}[algorithm[0]] if algorithm != "EdDSA" else OKPAlgorithm
-        self.jwk = {**json.loads(kind.to_jwk(key.public_key())), "kid": kid, **members}
+        self.jwk = {**json.loads(kind.to_jwk(key.public_key())), "kid": kid, **subscribers}
 
     def token(self, sub="alice"):
         return jwt.encode(claims(sub), self.key, algorithm=self.algorithm, headers={"kid": self.kid})

@@ -248,8 +248,8 @@ fn publisher_without_subscribe_right_gets_no_counts() {
     let publishes = |subscribe: &[&str]| {
         ask(&guarded.server, &post("/v1/publish/a", &bearer(&token("alice", subscribe, &["a"])), "x")).json()
     };
-    assert_eq!(publishes(&["a"])["members"], 0);
-    assert_eq!(publishes(&["b"])["members"], Value::Null);
+    assert_eq!(publishes(&["a"])["subscribers"], 0);
+    assert_eq!(publishes(&["b"])["subscribers"], Value::Null);
 }
 
 /// A token may carry a rate limit of its bearer, which replaces the server's limit.

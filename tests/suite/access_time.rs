@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use oyez::access::gate::Gate;
+use oyez::access::authenticator::Authenticator;
 use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
@@ -20,7 +20,11 @@ const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
 
 fn rig(anonymous: Grant) -> Rig {
     let mut rig = Rig::new(Limits { pong_timeout_ms: 24 * 60 * 60 * 1_000, ..Limits::default() });
-    rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: Rc::new(anonymous), ..Gate::open(10) };
+    rig.engine.authenticator = Authenticator {
+        verifier: Some(verifier()),
+        anonymous: Rc::new(anonymous),
+        ..Authenticator::open(10)
+    };
     rig
 }
 
@@ -147,17 +151,17 @@ fn token_longer_than_the_clock_range_stays_valid() {
     let token = ends_in(&rig, 40 * day);
     let id = open(&mut rig, &bearer(&token));
     let deadline = rig.engine.slots.get(id).unwrap().state.deadline().unwrap();
-    assert!(!deadline.has_come(rig.now), "as 40 days ahead it would look long past");
+    assert!(!deadline.is_due(rig.now), "as 40 days ahead it would look long past");
     for _ in 0..39 {
         // The peer sends pongs, in long steps.
         rig.now = rig.now.after(day as u32 * 1_000);
-        rig.engine.gate.unix_now += day;
+        rig.engine.authenticator.unix_now += day;
         rig.send(id, &frames::masked(frames::PONG, b""));
-        let unix_now = rig.engine.gate.unix_now;
-        rig.engine.drive(rig.now);
+        let unix_now = rig.engine.authenticator.unix_now;
+        rig.engine.read(rig.now);
         rig.engine.deliver(rig.now);
-        rig.engine.sweep(rig.now);
-        assert_eq!(unix_now, rig.engine.gate.unix_now);
+        rig.engine.expire(rig.now);
+        assert_eq!(unix_now, rig.engine.authenticator.unix_now);
         assert!(rig.is_alive(id));
     }
     assert_eq!(closed(&mut rig, id), None);
@@ -200,7 +204,7 @@ fn token_sent_too_soon_after_others_is_not_verified() {
     rig.send_eof(raw);
     rig.send_eof(v1);
     rig.run_until_idle();
-    assert!(rig.engine.gate.auths.is_empty(), "nothing is kept of who is gone");
+    assert!(rig.engine.authenticator.auths.is_empty(), "nothing is kept of who is gone");
 }
 
 /// The table of clients that sent tokens is as large as the number that did so recently.
@@ -213,7 +217,7 @@ fn token_rate_entry_of_an_old_client_is_removed() {
         rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
         rig.advance_ms(100);
     }
-    assert!(rig.engine.gate.auths.len() <= 64, "{}", rig.engine.gate.auths.len());
+    assert!(rig.engine.authenticator.auths.len() <= 64, "{}", rig.engine.authenticator.auths.len());
 }
 
 /// Clocks may differ for a ticket as they may for its token, and no more.

@@ -340,7 +340,7 @@ fn invalid_token_is_rejected_on_every_transport() {
     let twice = format!("{}{}", bearer(&alice()), bearer(&alice()));
     assert_eq!(client.ask(post("/v1/publish/a", &twice, "x")).code(), "token_unclear");
     let page = Client::new(guarded.server.connect()).ask(get("/metrics")).body;
-    assert!(page.contains("oyez_handshakes_rejected_total{reason=\"token_signature\"}"), "{page}");
+    assert!(page.contains("oyez_http_requests_rejected_total{code=\"token_signature\"}"), "{page}");
     assert!(page.contains("oyez_connections_closed_total{reason=\"bad_token\"}"), "{page}");
 }
 

@@ -63,8 +63,8 @@ fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
     slow
 }
 
-fn is_paused(rig: &Rig, id: SlotId) -> bool {
-    rig.engine.slots.get(id).unwrap().is_paused()
+fn is_publishing_paused(rig: &Rig, id: SlotId) -> bool {
+    rig.engine.slots.get(id).unwrap().is_publishing_paused()
 }
 
 #[test]
@@ -77,12 +77,12 @@ fn raw_publisher_to_a_slow_subscriber_is_paused_until_it_caught_up() {
         rig.send_text(publisher, &message(number));
     }
     rig.run_until_idle();
-    assert!(is_paused(&rig, publisher));
+    assert!(is_publishing_paused(&rig, publisher));
     assert!(rig.pipe(publisher).incoming.len() > 45_000, "it waits in the kernel");
     assert!(numbers(&mut rig, reader).is_empty());
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
-    assert!(!is_paused(&rig, publisher));
+    assert!(!is_publishing_paused(&rig, publisher));
     assert_eq!(numbers(&mut rig, reader), [3, 4, 5, 6, 7]);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(rig.engine.metrics.publish_pauses, 1);
@@ -127,7 +127,7 @@ fn v1_publisher_to_a_slow_subscriber_is_acknowledged_and_paused() {
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
     rig.send(publisher, &publish_command("main", 4));
     rig.run_until_idle();
-    assert!(is_paused(&rig, publisher) && !rig.pipe(publisher).incoming.is_empty());
+    assert!(is_publishing_paused(&rig, publisher) && !rig.pipe(publisher).incoming.is_empty());
     rig.set_behavior(slow, Behavior::Cooperative);
     rig.run_until_idle();
     assert!(rig.texts(publisher)[0].contains("ack"));
@@ -180,7 +180,7 @@ fn publisher_that_is_the_slow_subscriber_is_not_paused() {
         rig.send_text(publisher, &message(number));
         rig.run_until_idle();
     }
-    assert!(is_paused(&rig, publisher));
+    assert!(is_publishing_paused(&rig, publisher));
     let before = numbers(&mut rig, reader).len();
     assert!(before < 6);
     rig.set_behavior(publisher, Behavior::Cooperative);
@@ -200,14 +200,14 @@ fn subscriber_that_leaves_or_fails_resumes_its_publishers() {
             rig.send_text(publisher, &message(number));
             rig.run_until_idle();
         }
-        assert!(is_paused(&rig, publisher));
+        assert!(is_publishing_paused(&rig, publisher));
         if leaves {
             rig.send_text(slow, r#"{"type":"unsubscribe","ch":"main"}"#);
         } else {
             rig.reset(slow);
         }
         rig.run_until_idle();
-        assert!(!is_paused(&rig, publisher));
+        assert!(!is_publishing_paused(&rig, publisher));
         assert_eq!(numbers(&mut rig, reader), [0, 1, 2, 3]);
     }
 }
@@ -251,14 +251,14 @@ fn subscriber_that_stays_slow_does_not_use_up_the_pause_for_later_ones() {
     let publisher = rig.join("/ws?echo=0");
     let first = pressed(&mut rig, publisher, 3);
     rig.advance_ms(1_500);
-    assert!(!is_paused(&rig, publisher), "the time of the first is over");
+    assert!(!is_publishing_paused(&rig, publisher), "the time of the first is over");
     let second = pressed(&mut rig, publisher, 3);
     rig.send_text(publisher, &message(3));
     rig.run_until_idle();
-    assert!(is_paused(&rig, publisher));
+    assert!(is_publishing_paused(&rig, publisher));
     rig.set_behavior(second, Behavior::Cooperative);
     rig.run_until_idle();
-    assert!(!is_paused(&rig, publisher) && rig.is_alive(first));
+    assert!(!is_publishing_paused(&rig, publisher) && rig.is_alive(first));
     assert_eq!(numbers(&mut rig, second), [0, 1, 2, 3]);
 }
 
@@ -426,7 +426,7 @@ fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
     let mut rig = Rig::new(limits());
     let publisher = rig.join("/ws?echo=0");
     pressed(&mut rig, publisher, 4);
-    assert!(is_paused(&rig, publisher));
+    assert!(is_publishing_paused(&rig, publisher));
     let now = rig.now;
     rig.engine.close(publisher, Reason::Forbidden, now);
     rig.run_until_idle();
@@ -446,7 +446,7 @@ fn quiet_channel_of_a_subscriber_lagging_on_another_is_not_paused() {
         rig.send_text(publisher, &message(number));
         rig.run_until_idle();
     }
-    assert!(is_paused(&rig, publisher));
+    assert!(is_publishing_paused(&rig, publisher));
     // Its response is pending, and it is not read again: this is its last request.
     rig.send_text(slow, r#"{"type":"subscribe","ch":"later"}"#);
     rig.run_until_idle();
@@ -455,9 +455,9 @@ fn quiet_channel_of_a_subscriber_lagging_on_another_is_not_paused() {
     rig.send_text(later, "hello");
     rig.run_until_idle();
     assert_eq!(rig.responses(quiet).len(), 1);
-    assert!(!is_paused(&rig, quiet) && !is_paused(&rig, later));
+    assert!(!is_publishing_paused(&rig, quiet) && !is_publishing_paused(&rig, later));
     // One that is as busy is paused like the first.
     rig.send(quiet, publish("quiet", &message(0)).as_bytes());
     rig.run_until_idle();
-    assert!(is_paused(&rig, quiet) && rig.responses(quiet).is_empty());
+    assert!(is_publishing_paused(&rig, quiet) && rig.responses(quiet).is_empty());
 }

@@ -58,10 +58,10 @@ fn subscriptions_stay_consistent_under_churn() {
 fn broadcast_under_churn_loses_nothing() {
     let server = Server::start(&[]);
     let (mut sender, mut subscriber) = (server.join("/ws?echo=0"), server.join("/ws"));
-    let (done, guests) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (done, access_config) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut rounds = 0;
     std::thread::scope(|scope| {
-        let (server, done, guests) = (&server, &done, &guests);
+        let (server, done, access_config) = (&server, &done, &access_config);
         let _stop = StopOnDrop(done);
         for kind in 0..3 {
             scope.spawn(move || {
@@ -72,12 +72,12 @@ fn broadcast_under_churn_loses_nothing() {
                         1 => guest.reset(),
                         _ => guest.send(&crate::support::frames::close(1000, "")),
                     }
-                    guests.fetch_add(1, Ordering::Relaxed);
+                    access_config.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         // How many come meanwhile depends on the machine.
-        while rounds < 1_000 || guests.load(Ordering::Relaxed) < 50 {
+        while rounds < 1_000 || access_config.load(Ordering::Relaxed) < 50 {
             sender.send_text(&rounds.to_string());
             assert_eq!(subscriber.text(), rounds.to_string());
             rounds += 1;

@@ -74,7 +74,7 @@ fn raw_clients_and_event_streams_are_closed_spread_over_time() {
         rig.run_until_idle();
         closed.push(
             ids.iter()
-                .filter(|&&id| rig.engine.slots.get(id).is_none_or(|slot| !slot.state.listens()))
+                .filter(|&&id| rig.engine.slots.get(id).is_none_or(|slot| !slot.state.is_open()))
                 .count(),
         );
         rig.advance_ms(1);

@@ -387,12 +387,12 @@ fn event_stream_without_progress_is_closed_at_the_timeout() {
     rig.set_behavior(id, Behavior::Stalled);
     rig.send_text(sender, "x");
     rig.advance_ms(4_900);
-    assert!(rig.engine.slots.get(id).unwrap().state.listens());
+    assert!(rig.engine.slots.get(id).unwrap().state.is_open());
     rig.advance_ms(500);
-    assert!(!rig.engine.slots.get(id).unwrap().state.listens());
+    assert!(!rig.engine.slots.get(id).unwrap().state.is_open());
     rig.advance_ms(2_500);
     assert!(!rig.is_alive(id));
-    assert_eq!((rig.engine.metrics.closed(Reason::Slow), rig.engine.hub.seats()), (1, 1));
+    assert_eq!((rig.engine.metrics.closed(Reason::Slow), rig.engine.hub.subscriptions()), (1, 1));
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn event_stream_ignores_input_and_ends_with_its_client() {
     assert_eq!(Event::parse(&client.event()).data.as_deref(), Some("x"));
     assert_eq!(sender.text(), "x");
     let mut asks = Client::new(server.connect());
-    let mut subscribers = || asks.ask(get("/v1/channels/a")).json()["members"].as_u64().unwrap();
+    let mut subscribers = || asks.ask(get("/v1/channels/a")).json()["subscribers"].as_u64().unwrap();
     assert_eq!(subscribers(), 2);
     drop(client);
     let (quits, _) = stream(&server, &get("/sse/a"));
@@ -459,6 +459,6 @@ fn event_streams_and_raw_subscribers_get_the_same_order() {
     let others: Vec<&String> = order.iter().filter(|text| !text.starts_with("own")).collect();
     assert!(others.iter().all(|text| **text == silent.text()));
     let mut answers: Vec<Response> = (0..100).map(|_| posts.response()).collect();
-    answers.retain(|answer| answer.json()["members"] == 81);
+    answers.retain(|answer| answer.json()["subscribers"] == 81);
     assert_eq!(answers.len(), 100);
 }

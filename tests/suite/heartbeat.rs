@@ -158,7 +158,7 @@ fn deadlines_due_together_are_handled_over_several_turns() {
     rig.advance_ms(600);
     rig.now = rig.now.after(21_000);
     rig.turn();
-    assert_eq!(rig.engine.next_sweep(rig.now), Some(rig.now), "the rest is due at once");
+    assert_eq!(rig.engine.next_expiry(rig.now), Some(rig.now), "the rest is due at once");
     let mut pinged = 0;
     for turn in 1..=20 {
         rig.turn();
@@ -167,7 +167,7 @@ fn deadlines_due_together_are_handled_over_several_turns() {
         pinged += writes;
     }
     assert_eq!(pinged, 100);
-    assert_ne!(rig.engine.next_sweep(rig.now), Some(rig.now), "and then there is peace");
+    assert_ne!(rig.engine.next_expiry(rig.now), Some(rig.now), "and then there is peace");
 }
 
 /// A flood may make every turn take 45 ms: then each handles as many deadlines as are due in that time. There are as

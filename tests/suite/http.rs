@@ -34,14 +34,14 @@ fn route_has_its_exact_response() {
     };
     let json = "HTTP/1.1 200 OK\nCache-Control: no-store\nContent-Type: application/json";
     let text = "HTTP/1.1 200 OK\nCache-Control: no-store\nContent-Type: text/plain";
-    check(post("/v1/publish/a", JSON, "[1]"), json, "{\"id\":\"E-2\",\"members\":1}\n");
-    check(post("/v1/publish/b", BYTES, "\0"), json, "{\"id\":\"E-3\",\"members\":0}\n");
-    let a = r#"{"channel":"a","members":1,"head":"E-2","floor":"E-0","messages":2,"bytes":136}"#;
-    let b = r#"{"channel":"b","members":0,"head":"E-3","floor":"E-0","messages":1,"bytes":67}"#;
+    check(post("/v1/publish/a", JSON, "[1]"), json, "{\"id\":\"E-2\",\"subscribers\":1}\n");
+    check(post("/v1/publish/b", BYTES, "\0"), json, "{\"id\":\"E-3\",\"subscribers\":0}\n");
+    let a = r#"{"channel":"a","subscribers":1,"head":"E-2","floor":"E-0","messages":2,"bytes":136}"#;
+    let b = r#"{"channel":"b","subscribers":0,"head":"E-3","floor":"E-0","messages":1,"bytes":67}"#;
     check(get("/v1/channels"), json, &format!("{{\"channels\":[{a},{b}],\"next\":null}}\n"));
     check(get("/v1/channels?limit=1"), json, &format!("{{\"channels\":[{a}],\"next\":\"a\"}}\n"));
     check(get("/v1/channels/b"), json, &format!("{b}\n"));
-    let none = r#"{"channel":"no","members":0,"head":null,"floor":"E-0","messages":0,"bytes":0}"#;
+    let none = r#"{"channel":"no","subscribers":0,"head":null,"floor":"E-0","messages":0,"bytes":0}"#;
     check(get("/v1/channels/no"), json, &format!("{none}\n"));
     check(
         get("/v1/channels/a/history"),

@@ -64,7 +64,10 @@ fn channel_with_subscribers_or_messages_is_listed() {
     let mut subscriber = server.join("/ws/a");
     let channel = |client: &mut Client| client.ask(get("/v1/channels/a")).json();
     let fresh = channel(&mut client);
-    assert_eq!((&fresh["members"], &fresh["head"], &fresh["messages"]), (&json!(1), &Value::Null, &json!(0)));
+    assert_eq!(
+        (&fresh["subscribers"], &fresh["head"], &fresh["messages"]),
+        (&json!(1), &Value::Null, &json!(0))
+    );
     let ids: Vec<String> = (0..3).map(|_| client.ask(publish("a", "x")).id()).collect();
     let busy = channel(&mut client);
     assert_eq!(
@@ -74,7 +77,7 @@ fn channel_with_subscribers_or_messages_is_listed() {
     subscriber.send(&frames::close(1000, ""));
     (0..3).for_each(|_| assert_eq!(subscriber.text(), "x"));
     subscriber.closed_with();
-    assert_eq!(channel(&mut client)["members"], 0);
+    assert_eq!(channel(&mut client)["subscribers"], 0);
     assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["a"]);
     assert_eq!(client.ask(get("/v1/channels/..%2fa")).status, 400);
     // Without a history a channel consists of its subscribers.
@@ -227,8 +230,8 @@ fn metrics_count_each_event() {
         ("oyez_connections_accepted_total", 5.0),
         ("oyez_connections_closed_total{reason=\"refused\"}", 1.0),
         ("oyez_connections_closed_total{reason=\"slow\"}", 0.0),
-        ("oyez_handshakes_rejected_total{reason=\"not_found\"}", 1.0),
-        ("oyez_handshakes_rejected_total{reason=\"bad_request\"}", 1.0),
+        ("oyez_http_requests_rejected_total{code=\"not_found\"}", 1.0),
+        ("oyez_http_requests_rejected_total{code=\"bad_request\"}", 1.0),
         ("oyez_channels", 1.0),
         ("oyez_subscriptions", 2.0),
         ("oyez_messages_published_total{source=\"websocket\"}", 3.0),

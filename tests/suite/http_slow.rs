@@ -271,7 +271,7 @@ fn response_to_a_closing_connection_is_counted() {
     rig.run_until_idle();
     let transport = Pipe::new(Behavior::Cooperative);
     let peer = Peer::from("192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap());
-    let refused = rig.engine.turn_away(transport, peer, Reason::NoRoom, rig.now);
+    let refused = rig.engine.reject(transport, peer, Reason::NoRoom, rig.now);
     rig.run_until_idle();
     assert_eq!(count(&rig, "over_capacity"), 0, "it has not asked yet");
     rig.send(refused, get("/healthz").as_bytes());

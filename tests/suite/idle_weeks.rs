@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use oyez::access::gate::Gate;
+use oyez::access::authenticator::Authenticator;
 use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
@@ -24,8 +24,8 @@ fn idle(rig: &mut Rig, days: u32) {
     for _ in 0..days {
         let day = rig.now.after(DAY_MS);
         // A wake for each turn that the engine asks for, and at most a day of sleep, so that the test sees days pass.
-        while let Some(next) = rig.engine.next_sweep(rig.now)
-            && !day.has_come(next)
+        while let Some(next) = rig.engine.next_expiry(rig.now)
+            && !day.is_due(next)
         {
             rig.now = if next == rig.now { next.after(1) } else { next };
             rig.turn();
@@ -53,7 +53,8 @@ fn ticket_is_expired_after_weeks_without_requests() {
         let mut rig = Rig::new(Limits::default());
         let claims = claims("alice", &["a"], &["a"], rig.unix_now());
         let lines = format!("Authorization: Bearer {}\r\n", sign(&claims));
-        rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: Rc::default(), ..Gate::open(10) };
+        rig.engine.authenticator =
+            Authenticator { verifier: Some(verifier()), anonymous: Rc::default(), ..Authenticator::open(10) };
         let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/tickets", &lines, "").as_bytes());
         rig.run_until_idle();
@@ -62,7 +63,7 @@ fn ticket_is_expired_after_weeks_without_requests() {
         rig.send_eof(id);
         rig.run_until_idle();
         idle(&mut rig, days);
-        assert_eq!(rig.engine.gate.tickets.len(), 0, "it left the table by itself");
+        assert_eq!(rig.engine.authenticator.tickets.len(), 0, "it left the table by itself");
         assert_eq!(ask(&mut rig, &get(&format!("/sse/a?ticket={ticket}"))), 401, "{days} days later");
     }
 }
@@ -86,7 +87,7 @@ fn publisher_may_publish_again_after_weeks_of_silence() {
     for days in DAYS {
         let limits = Limits { messages_per_second: 1, ping_interval_ms: 0, ..Limits::default() };
         let mut rig = Rig::new(limits);
-        rig.engine.gate.anonymous = Rc::new(Grant::everything());
+        rig.engine.authenticator.anonymous = Rc::new(Grant::everything());
         let id = rig.join("/ws/a?echo=0");
         rig.send(id, &frames::masked(frames::TEXT, b"x"));
         rig.run_until_idle();

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oyez::access::door::Proxies;
+use oyez::access::connection_limiter::Proxies;
 use oyez::access::proxy::Network;
 use oyez::close::Reason;
 use oyez::config::Limits;
@@ -133,14 +133,15 @@ fn refused_event_source_gets_a_retry_delay() {
     let head = refused(&mut rig, &get("/sse/abcdefghijklmnop").replace("GET", "HEAD"));
     assert!(head.starts_with("HTTP/1.1 429 ") && head.ends_with("\r\n\r\n"), "{head}");
     rig.advance_ms(10_000);
-    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.rejected(), 0);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 8);
 }
 
 #[test]
 fn refused_page_of_another_origin_may_read_the_error() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
-    rig.engine.site.origins = vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
+    rig.engine.http_config.origins =
+        vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
     let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     for (accept, status) in [("text/event-stream", "200"), ("*/*", "429")] {
         let id = rig.connect_from("192.0.2.1", Behavior::Cooperative);
@@ -169,7 +170,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     for id in [silent, partial] {
         assert!(rig.pipe(id).outgoing.is_empty());
     }
-    assert_eq!(rig.engine.turned_away(), 2);
+    assert_eq!(rig.engine.rejected(), 2);
     rig.advance_ms(2_000);
     for id in [silent, partial] {
         assert_eq!(rig.responses(id)[0].status, 429);
@@ -180,7 +181,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     rig.send_eof(gone);
     rig.advance_ms(10_000);
     assert!(!rig.is_alive(gone));
-    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.rejected(), 0);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 3);
 }
 
@@ -193,7 +194,7 @@ fn flood_from_one_address_refuses_no_other() {
         rig.connect_from("192.0.2.1", Behavior::Stalled);
     }
     rig.turn();
-    assert_eq!(rig.engine.turned_away(), oyez::server::REFUSALS_MAX);
+    assert_eq!(rig.engine.rejected(), oyez::server::REFUSALS_MAX);
     assert_eq!(rig.engine.served(), 1);
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
     let other = rig.connect_from("192.0.2.2", Behavior::Cooperative);
@@ -201,7 +202,7 @@ fn flood_from_one_address_refuses_no_other() {
     rig.turn();
     assert_eq!(rig.responses(other)[0].status, 200);
     rig.advance_ms(10_000);
-    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.rejected(), 0);
     assert!(!rig.is_alive(first), "its time was up too");
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 1_000);
     // All are subtracted, whatever ended them.
@@ -252,7 +253,7 @@ fn handshake_permits_refill_with_time() {
 fn address_limits_with_a_proxy_apply_to_the_client() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
-    rig.engine.door.trust(Proxies { networks, send_header: false });
+    rig.engine.limiter.trust(Proxies { networks, send_header: false });
     let ask = |rig: &mut Rig, path: &str, client: &str| {
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         let lines = format!("\r\nX-Forwarded-For: {client}\r\n\r\n");
@@ -290,7 +291,7 @@ fn address_limits_with_a_proxy_apply_to_the_client() {
 fn proxied_client_over_the_address_limit_gets_429() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
-    rig.engine.door.trust(Proxies { networks, send_header: true });
+    rig.engine.limiter.trust(Proxies { networks, send_header: true });
     let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x09\x0a\0\0\x01\x12\x67\x1f\x90";
     let ask = |rig: &mut Rig| {
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);

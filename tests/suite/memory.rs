@@ -153,7 +153,9 @@ fn large_connections_are_closed_from_85_percent_and_idle_subscribers_stay() {
     for id in debtors {
         assert!(is_slow(&mut rig, id));
     }
-    assert!(idle.iter().all(|&id| rig.is_alive(id) && rig.engine.slots.get(id).unwrap().state.is_open()));
+    assert!(
+        idle.iter().all(|&id| rig.is_alive(id) && rig.engine.slots.get(id).unwrap().state.is_web_socket())
+    );
 }
 
 #[test]
@@ -237,7 +239,7 @@ fn history_is_evicted_after_connections_and_oldest_of_the_largest_first() {
         rig.send(publisher, publish("small", "kept").as_bytes());
         rig.run_until_idle();
     }
-    let bytes = |rig: &Rig| rig.engine.hub.standing("large").bytes as u64;
+    let bytes = |rig: &Rig| rig.engine.hub.info("large").bytes as u64;
     let (before, half) = (bytes(&rig), bytes(&rig) / 2);
     rig.used_bytes = 89 * MIB;
     rig.turn();
@@ -249,10 +251,10 @@ fn history_is_evicted_after_connections_and_oldest_of_the_largest_first() {
     rig.turn();
     let left = bytes(&rig);
     assert!(left >= half - 60_000 && left <= half, "{before} {left}");
-    assert_eq!(rig.engine.hub.standing("small").messages, 20);
+    assert_eq!(rig.engine.hub.info("small").messages, 20);
     assert_eq!(rig.engine.metrics.memory_evicted, 10);
     // The newest messages are kept.
-    let floor = rig.engine.hub.standing("large").floor;
+    let floor = rig.engine.hub.info("large").evicted_through;
     assert!(floor > rig.engine.hub.head().seq / 3);
 }
 

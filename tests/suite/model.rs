@@ -20,7 +20,7 @@ use crate::support::rig::{Behavior, Rig, Rng};
 const CHANNELS: usize = 2;
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ReplayStep {
     Connect { channel: usize, way: Way, seed: u64 },
     Send { who: usize, binary: bool, padding: usize },
     SendFragments { who: usize, ping: bool },
@@ -48,20 +48,20 @@ fn way() -> impl Strategy<Value = Way> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = ReplayStep> {
     let who = 0usize..12;
     prop_oneof![
         3 => (0..CHANNELS, way(), any::<u64>())
-            .prop_map(|(channel, way, seed)| Step::Connect { channel, way, seed }),
+            .prop_map(|(channel, way, seed)| ReplayStep::Connect { channel, way, seed }),
         8 => (who.clone(), any::<bool>(), prop_oneof![0usize..50, 3_000usize..5_000])
-            .prop_map(|(who, binary, padding)| Step::Send { who, binary, padding }),
-        2 => (who.clone(), any::<bool>()).prop_map(|(who, ping)| Step::SendFragments { who, ping }),
-        2 => who.clone().prop_map(|who| Step::Ping { who }),
-        1 => who.clone().prop_map(|who| Step::Close { who }),
-        1 => who.clone().prop_map(|who| Step::Finish { who }),
-        1 => who.prop_map(|who| Step::Reset { who }),
-        8 => Just(Step::Turn),
-        1 => Just(Step::Pass),
+            .prop_map(|(who, binary, padding)| ReplayStep::Send { who, binary, padding }),
+        2 => (who.clone(), any::<bool>()).prop_map(|(who, ping)| ReplayStep::SendFragments { who, ping }),
+        2 => who.clone().prop_map(|who| ReplayStep::Ping { who }),
+        1 => who.clone().prop_map(|who| ReplayStep::Close { who }),
+        1 => who.clone().prop_map(|who| ReplayStep::Finish { who }),
+        1 => who.prop_map(|who| ReplayStep::Reset { who }),
+        8 => Just(ReplayStep::Turn),
+        1 => Just(ReplayStep::Pass),
     ]
 }
 
@@ -248,14 +248,14 @@ impl World {
         Some((&mut self.rig, peer))
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &ReplayStep) {
         match *step {
-            Step::Connect { channel, way, seed } => {
+            ReplayStep::Connect { channel, way, seed } => {
                 let number = self.peers.len();
                 let peer = Peer::new(&mut self.rig, number, channel, way, Behavior::Random(Rng::new(seed)));
                 self.peers.push(peer);
             }
-            Step::Send { who, binary, padding } => {
+            ReplayStep::Send { who, binary, padding } => {
                 if let Some((rig, peer)) = self.peer(who) {
                     match peer.way {
                         Way::Socket { .. } => {}
@@ -269,7 +269,7 @@ impl World {
                     );
                 }
             }
-            Step::SendFragments { who, ping } => {
+            ReplayStep::SendFragments { who, ping } => {
                 if let Some((rig, peer)) = self.peer(who) {
                     match peer.way {
                         Way::Socket { .. } => {}
@@ -292,7 +292,7 @@ impl World {
                     rig.send(peer.id, &frames::masked(CONTINUATION, rest));
                 }
             }
-            Step::Ping { who } => match self.peer(who) {
+            ReplayStep::Ping { who } => match self.peer(who) {
                 Some((rig, peer)) if matches!(peer.way, Way::Socket { .. }) => {
                     peer.pings += 1;
                     rig.send(peer.id, &frames::masked(PING, b""));
@@ -300,7 +300,7 @@ impl World {
                 Some((rig, peer)) if peer.way == Way::Posts => peer.ask(rig),
                 _ => {}
             },
-            Step::Close { who } => {
+            ReplayStep::Close { who } => {
                 if let Some((rig, peer)) = self.peer(who)
                     && matches!(peer.way, Way::Socket { .. })
                 {
@@ -308,20 +308,20 @@ impl World {
                     rig.send(peer.id, &frames::close(1000, ""));
                 }
             }
-            Step::Finish { who } => {
+            ReplayStep::Finish { who } => {
                 if let Some((rig, peer)) = self.peer(who) {
                     peer.end = Some(Ending::Finish);
                     rig.send_eof(peer.id);
                 }
             }
-            Step::Reset { who } => {
+            ReplayStep::Reset { who } => {
                 if let Some((rig, peer)) = self.peer(who) {
                     peer.end = Some(Ending::Reset);
                     rig.reset(peer.id);
                 }
             }
-            Step::Turn => self.rig.turn(),
-            Step::Pass => self.rig.advance_ms(1_000),
+            ReplayStep::Turn => self.rig.turn(),
+            ReplayStep::Pass => self.rig.advance_ms(1_000),
         }
         self.look();
     }

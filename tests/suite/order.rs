@@ -102,7 +102,7 @@ fn commands_of_one_turn_are_delivered_in_order() {
                 }
                 rig.send(clients[who].id, &bytes);
                 // In the same turn, but in this order.
-                rig.engine.drive(rig.now);
+                rig.engine.read(rig.now);
             }
             rig.turn();
             rig.run_until_idle();
@@ -144,7 +144,7 @@ fn messages_alternating_between_channels_are_one_write() {
         bytes.extend(frames::masked(TEXT, publish.to_string().as_bytes()));
     }
     rig.send(publisher, &bytes);
-    rig.engine.drive(rig.now);
+    rig.engine.read(rig.now);
     rig.engine.deliver(rig.now);
     for &id in &subscribers {
         let slot = rig.engine.slots.get(id).unwrap();
@@ -185,7 +185,7 @@ fn subscription_between_messages_keeps_them_one_piece() {
         for &id in &late {
             rig.send_text(id, &subscribe);
         }
-        rig.engine.drive(rig.now);
+        rig.engine.read(rig.now);
         rig.engine.deliver(rig.now);
         let slot = rig.engine.slots.get(subscriber).unwrap();
         assert!(matches!(slot.outbox, oyez::hub::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
@@ -224,14 +224,14 @@ fn subscriber_that_lags_within_a_batch_gets_each_message_once() {
     let publish = |rig: &mut Rig, ch: &str, n: usize, padding: usize| {
         let text = format!("{n} {}", "x".repeat(padding));
         rig.send_text(publisher, &json!({"type": "publish", "ch": ch, "text": text}).to_string());
-        rig.engine.drive(rig.now);
+        rig.engine.read(rig.now);
     };
     publish(&mut rig, "b", 1, 60_000);
     rig.run_until_idle();
     publish(&mut rig, "a", 2, 10);
     for (id, ch) in [(late, "a"), (early, "c")] {
         rig.send_text(id, &json!({"type": "subscribe", "ch": ch}).to_string());
-        rig.engine.drive(rig.now);
+        rig.engine.read(rig.now);
     }
     publish(&mut rig, "a", 3, 30_000);
     publish(&mut rig, "b", 4, 10);

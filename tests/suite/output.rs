@@ -93,7 +93,7 @@ fn sub_with_closed_stderr_reconnects_without_loss() {
     let start = Instant::now();
     let subscribers = || {
         let said = server.ask("GET /v1/channels/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        said.contains("\"members\":1")
+        said.contains("\"subscribers\":1")
     };
     while !subscribers() {
         assert!(start.elapsed() < TEST_TIMEOUT);

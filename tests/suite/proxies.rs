@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use oyez::access::door::Proxies;
+use oyez::access::connection_limiter::Proxies;
 use oyez::access::proxy::Network;
 use oyez::close::{ProxyFault, Reason};
 use oyez::config::Limits;
@@ -34,7 +34,7 @@ fn rig(limits: Limits) -> Rig {
 }
 
 fn trust(rig: &mut Rig, network: &str, send_header: bool) {
-    rig.engine.door.trust(Proxies { networks: vec![Network::parse(network).unwrap()], send_header });
+    rig.engine.limiter.trust(Proxies { networks: vec![Network::parse(network).unwrap()], send_header });
 }
 
 fn peer_of(rig: &Rig, id: SlotId) -> String {
@@ -83,10 +83,10 @@ fn flood_from_one_proxied_client_refuses_no_other() {
         rig.send(id, &header());
         rig.turn();
     }
-    assert_eq!((rig.engine.turned_away(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
+    assert_eq!((rig.engine.rejected(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
     assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 999 - 16);
     rig.advance_ms(30_000);
-    assert_eq!(rig.engine.turned_away(), 0);
+    assert_eq!(rig.engine.rejected(), 0);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn invalid_proxy_header_ends_the_connection_with_its_reason() {
     };
     check(get("/healthz").as_bytes(), false, ProxyFault::Missing);
     check(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 8080\r\n", false, ProxyFault::Version1);
-    assert_eq!(ProxyFault::Version1.word(), "version_1_expected_2");
+    assert_eq!(ProxyFault::Version1.as_str(), "version_1_expected_2");
     check(b"\x16\x03\x01", false, ProxyFault::Missing);
     check(b"\r\n\r\n\0\r\nQUIT\n\x11\x11\0\x0c............", false, ProxyFault::Bad);
     check(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff", false, ProxyFault::Bad);

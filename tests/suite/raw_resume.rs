@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use oyez::access::gate::Gate;
+use oyez::access::authenticator::Authenticator;
 use oyez::access::grant::Grant;
 use oyez::config::Limits;
 use serde_json::json;
@@ -32,16 +32,17 @@ fn publish_history(rig: &mut Rig) -> Vec<String> {
 fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
     let mut rig = Rig::new(limits());
     let everything = Rc::new(Grant::everything());
-    rig.engine.gate = Gate { verifier: Some(verifier()), anonymous: everything, ..Gate::open(10) };
+    rig.engine.authenticator =
+        Authenticator { verifier: Some(verifier()), anonymous: everything, ..Authenticator::open(10) };
     let mut expected = publish_history(&mut rig);
     let publisher = rig.join("/ws/a?echo=0");
-    rig.engine.gate.anonymous = Rc::new(Grant::default());
+    rig.engine.authenticator.anonymous = Rc::new(Grant::default());
     let token = sign(&claims("alice", &["a"], &["a"], rig.unix_now()));
     let id = rig.join("/ws/a?since=earliest");
     rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
     rig.run_until_idle();
     assert_eq!(rig.texts(id).len(), expected.len(), "messages published before");
-    rig.engine.gate.anonymous = Rc::new(Grant::everything());
+    rig.engine.authenticator.anonymous = Rc::new(Grant::everything());
     rig.send_text(publisher, "new");
     rig.run_until_idle();
     expected.push("new".into());

@@ -354,17 +354,21 @@ fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
     assert_eq!(rig.texts(id), ["y"]);
     // The client is the connection: a new one would not know its messages as its own.
     let (hub, slots) = (&mut rig.engine.hub, &mut rig.engine.slots);
-    let seat = slots.get(id).unwrap().seats.as_slice()[0];
-    let moved = hub.leave(seat);
-    let wish =
-        oyez::hub::Wish { form: oyez::wire::Form::Raw, since: oyez::ids::Since::Earliest, echo: false };
+    let subscription = slots.get(id).unwrap().subscriptions.as_slice()[0];
+    let moved = hub.leave(subscription);
+    let wish = oyez::hub::SubscribeOptions {
+        form: oyez::wire::Form::Raw,
+        since: oyez::ids::Since::Earliest,
+        echo: false,
+    };
     let name = oyez::ids::ChannelName::parse(b"a").unwrap();
     let joined = hub.subscribe(&name, id, wish, rig.now).unwrap();
     let slot = slots.get_mut(id).unwrap();
-    slot.seats.remove(seat.channel);
-    slot.seats.add(joined.seat);
+    slot.subscriptions.remove(subscription.channel);
+    slot.subscriptions.add(joined.subscription);
     if let Some(moved) = moved {
-        slots.get_mut(moved.member).unwrap().seats.find_mut(moved.channel).unwrap().position = moved.position;
+        slots.get_mut(moved.subscriber).unwrap().subscriptions.find_mut(moved.channel).unwrap().position =
+            moved.position;
     }
     slots.mark_replaying(id, true);
     slots.mark_refill(id);
@@ -467,7 +471,7 @@ fn subscriber_resuming_on_a_channel_at_full_speed_catches_up() {
         let id = connect(&mut rig, request, Behavior::Cooperative);
         let is_live = |rig: &Rig| {
             let slot = rig.engine.slots.get(id).unwrap();
-            !slot.seats.is_empty() && !slot.is_replaying()
+            !slot.subscriptions.is_empty() && !slot.is_replaying()
         };
         for turn in 0.. {
             assert!(turn < 10, "it never catches up with messages of {length} bytes: {request}");

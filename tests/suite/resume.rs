@@ -25,7 +25,7 @@ const QUIET: &str = "quiet";
 const CLIENTS: usize = 3;
 
 #[derive(Clone, Debug)]
-enum Step {
+enum ReplayStep {
     Publish { channel: usize, padding: usize },
     Connect { client: usize, seed: u64, mean: bool },
     Cut { client: usize },
@@ -35,18 +35,18 @@ enum Step {
     Restart,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = ReplayStep> {
     let client = 0usize..CLIENTS;
     prop_oneof![
         12 => (0usize..2, prop_oneof![0usize..40, 300usize..700])
-            .prop_map(|(channel, padding)| Step::Publish { channel, padding }),
+            .prop_map(|(channel, padding)| ReplayStep::Publish { channel, padding }),
         4 => (client.clone(), any::<u64>(), any::<bool>())
-            .prop_map(|(client, seed, mean)| Step::Connect { client, seed, mean }),
-        2 => client.clone().prop_map(|client| Step::Cut { client }),
-        1 => client.prop_map(|client| Step::Stick { client }),
-        6 => Just(Step::Turn),
-        1 => (1u32..1_500).prop_map(|millis| Step::Pass { millis }),
-        1 => Just(Step::Restart),
+            .prop_map(|(client, seed, mean)| ReplayStep::Connect { client, seed, mean }),
+        2 => client.clone().prop_map(|client| ReplayStep::Cut { client }),
+        1 => client.prop_map(|client| ReplayStep::Stick { client }),
+        6 => Just(ReplayStep::Turn),
+        1 => (1u32..1_500).prop_map(|millis| ReplayStep::Pass { millis }),
+        1 => Just(ReplayStep::Restart),
     ]
 }
 
@@ -132,26 +132,26 @@ impl World {
         }
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &ReplayStep) {
         match *step {
-            Step::Publish { channel, padding } => {
+            ReplayStep::Publish { channel, padding } => {
                 self.published += 1;
                 self.publish(CHANNELS[channel], format!("{} {}", self.published, "x".repeat(padding)));
             }
-            Step::Connect { client, seed, mean } => {
+            ReplayStep::Connect { client, seed, mean } => {
                 let behavior = if mean { Behavior::Random(Rng::new(seed)) } else { Behavior::Cooperative };
                 self.clients[client].connect(&mut self.rig, behavior);
             }
-            Step::Cut { client } => self.clients[client].cut(&mut self.rig),
-            Step::Stick { client } => {
+            ReplayStep::Cut { client } => self.clients[client].cut(&mut self.rig),
+            ReplayStep::Stick { client } => {
                 if let Some(id) = self.clients[client].id.filter(|&id| self.rig.is_alive(id)) {
                     self.clients[client].was_stalled = true;
                     self.rig.set_behavior(id, Behavior::Stalled);
                 }
             }
-            Step::Turn => self.rig.turn(),
-            Step::Pass { millis } => self.rig.advance_ms(millis),
-            Step::Restart => {
+            ReplayStep::Turn => self.rig.turn(),
+            ReplayStep::Pass { millis } => self.rig.advance_ms(millis),
+            ReplayStep::Restart => {
                 // Messages in flight to the server are published; messages in flight to clients are lost.
                 self.rig.run_until_idle();
                 self.look();

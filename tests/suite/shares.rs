@@ -133,9 +133,9 @@ fn close_log_lines_of_a_flood_are_suppressed_and_counted() {
         rig.engine.metrics.log_lines_suppressed
     };
     assert_eq!((flood(&mut rig), flood(&mut rig)), (50, 200), "all within one second");
-    assert!(rig.engine.next_sweep(rig.now).is_some(), "the loop wakes to sum up");
+    assert!(rig.engine.next_expiry(rig.now).is_some(), "the loop wakes to sum up");
     rig.advance_ms(1_100);
-    assert_eq!(rig.engine.next_sweep(rig.now), None);
+    assert_eq!(rig.engine.next_expiry(rig.now), None);
     assert_eq!(flood(&mut rig), 250);
 }
 

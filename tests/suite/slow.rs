@@ -2,7 +2,7 @@
 //! others are served. In memory, where tests choose the bytes that a peer reads and advance the time; on real sockets
 //! for the kernel's buffers.
 
-use oyez::access::gate::Gate;
+use oyez::access::authenticator::Authenticator;
 use oyez::close::Reason;
 use oyez::config::{HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
@@ -313,7 +313,7 @@ fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
 #[test]
 fn subscriber_too_slow_before_its_rights_end_leaves() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
-    rig.engine.gate = Gate { verifier: Some(verifier()), ..Gate::open(10) };
+    rig.engine.authenticator = Authenticator { verifier: Some(verifier()), ..Authenticator::open(10) };
     let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
     let lines = format!("Sec-WebSocket-Protocol: oyez.v1\r\n{}", bearer(&token(&rig, &["c", "d"])));
     let (sender, stalled) = (rig.connect(Behavior::Cooperative), rig.connect(Behavior::Cooperative));
@@ -404,7 +404,7 @@ fn close_frame_among_pipelined_commands_is_last() {
     while !rig.pipe(id).incoming.is_empty() {
         rig.turn();
     }
-    assert_eq!(rig.engine.hub.seats(), 0);
+    assert_eq!(rig.engine.hub.subscriptions(), 0);
     rig.set_behavior(id, Behavior::Cooperative);
     rig.run_until_idle();
     let got = rig.frames(id);

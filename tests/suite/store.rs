@@ -16,8 +16,8 @@ use oyez::config::{HistoryFile, Limits};
 use oyez::hub::Hub;
 use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
-use oyez::moment::Moment;
-use oyez::server::store::{self, Loaded, Opened, Stamp, Times};
+use oyez::server::store::{self, ClockSnapshot, Loaded, LogTime, Opened};
+use oyez::time::LoopTime;
 use oyez::wire::Kind;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -615,17 +615,17 @@ fn removed_or_replaced_history_file_is_reported() {
 
 // From here on through the library, with clocks in our hands.
 
-const NOON: Stamp = Stamp { unix_ms: 1_800_000_000_000, boot_ms: 5_000_000, boot: 1 };
+const NOON: ClockSnapshot = ClockSnapshot { unix_ms: 1_800_000_000_000, boot_ms: 5_000_000, boot: 1 };
 
-fn later(stamp: Stamp, millis: u64) -> Stamp {
-    Stamp { unix_ms: stamp.unix_ms + millis, boot_ms: stamp.boot_ms + millis, ..stamp }
+fn later(stamp: ClockSnapshot, millis: u64) -> ClockSnapshot {
+    ClockSnapshot { unix_ms: stamp.unix_ms + millis, boot_ms: stamp.boot_ms + millis, ..stamp }
 }
 
-fn times(millis: u64) -> Times {
-    Times { now: Moment::from_millis(millis), millis }
+fn times(millis: u64) -> LogTime {
+    LogTime { now: LoopTime::from_millis(millis), millis }
 }
 
-fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
+fn open(path: &Path, stamp: ClockSnapshot) -> Result<Opened, store::OpenError> {
     let file = HistoryFile { path: path.to_owned(), sync_ms: 2 };
     let start = Instant::now();
     loop {
@@ -643,13 +643,13 @@ fn open(path: &Path, stamp: Stamp) -> Result<Opened, store::OpenError> {
 fn put(hub: &mut Hub, channel: &str, text: &str, millis: u64) {
     let id = hub.open(&ChannelName::parse(channel.as_bytes()).unwrap()).unwrap();
     hub.publish(id, Kind::Text, text.as_bytes(), Sender::default(), None);
-    while let Some(id) = hub.next_touched() {
-        let _ = hub.seal(id, Moment::from_millis(millis));
+    while let Some(id) = hub.next_open_batch() {
+        let _ = hub.finish_batch(id, LoopTime::from_millis(millis));
     }
 }
 
 fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
-    let mut page = hub.page(channel, Since::Earliest, usize::MAX, Moment::from_millis(millis));
+    let mut page = hub.page(channel, Since::Earliest, usize::MAX, LoopTime::from_millis(millis));
     let mut json = Vec::new();
     assert!(page.append(hub, &mut json, usize::MAX).1);
     let mut page: Value = serde_json::from_slice(&json).unwrap();
@@ -657,9 +657,16 @@ fn page(hub: &mut Hub, channel: &str, millis: u64) -> Vec<Value> {
 }
 
 /// Ends a run in order.
-fn finish(opened: Opened, millis: u64, stamp: Stamp) {
+fn finish(opened: Opened, millis: u64, stamp: ClockSnapshot) {
     let Opened { store, mut hub, .. } = opened;
-    assert!(store.finish(&mut hub, &mut Metrics::default(), 77, times(millis), stamp, store::PATIENCE));
+    assert!(store.finish(
+        &mut hub,
+        &mut Metrics::default(),
+        77,
+        times(millis),
+        stamp,
+        store::SHUTDOWN_WRITE_TIMEOUT
+    ));
 }
 
 #[test]
@@ -667,7 +674,7 @@ fn clock_jump_neither_keeps_nor_drops_all_messages() {
     const AGE: u64 = 300_000;
     // How much later the server comes back, and when a message goes that was 100 s old: in how many
     // milliseconds after that.
-    let check = |back: Stamp, left: u64, what: &str| {
+    let check = |back: ClockSnapshot, left: u64, what: &str| {
         let folder = Folder::new();
         let mut opened = open(&folder.file(), NOON).unwrap();
         put(&mut opened.hub, "a", "x", 0);
@@ -682,9 +689,17 @@ fn clock_jump_neither_keeps_nor_drops_all_messages() {
     check(later(end, 50_000), AGE - 150_000, "nothing jumps");
     check(later(end, AGE), 0, "a long pause");
     let year = 365 * 24 * 3_600_000;
-    check(Stamp { unix_ms: NOON.unix_ms - year, ..later(end, 50_000) }, AGE - 150_000, "unix time back");
-    check(Stamp { unix_ms: NOON.unix_ms + year, ..later(end, 50_000) }, AGE - 150_000, "unix time ahead");
-    let rebooted = |unix_ms| Stamp { unix_ms, boot_ms: 10_000, boot: 2 };
+    check(
+        ClockSnapshot { unix_ms: NOON.unix_ms - year, ..later(end, 50_000) },
+        AGE - 150_000,
+        "unix time back",
+    );
+    check(
+        ClockSnapshot { unix_ms: NOON.unix_ms + year, ..later(end, 50_000) },
+        AGE - 150_000,
+        "unix time ahead",
+    );
+    let rebooted = |unix_ms| ClockSnapshot { unix_ms, boot_ms: 10_000, boot: 2 };
     check(rebooted(end.unix_ms + 50_000), AGE - 150_000, "another start of the machine");
     check(rebooted(end.unix_ms - year), AGE - 100_000, "and its clock went back");
     check(rebooted(end.unix_ms + year), AGE - 100_000 - AGE / 2, "and its clock went ahead");
@@ -695,7 +710,7 @@ fn epoch_of_a_new_log_differs_under_any_clock() {
     let folder = Folder::new();
     let mut epochs = Vec::new();
     for back in [0, 1, 1_000_000_000, 0] {
-        let stamp = Stamp { unix_ms: NOON.unix_ms - back, ..NOON };
+        let stamp = ClockSnapshot { unix_ms: NOON.unix_ms - back, ..NOON };
         // Dropped without an end in order.
         let opened = open(&folder.file(), stamp).unwrap();
         epochs.push(opened.hub.head().epoch);

@@ -9,7 +9,7 @@ use oyez::close::{Reason, TlsFault};
 use oyez::config::Limits;
 use oyez::ids::SlotId;
 use oyez::metrics::Limit;
-use oyez::server::tls::{Secured, Workbench};
+use oyez::server::tls::{TlsBuffers, TlsStream};
 use oyez::server::transport::Transport;
 use oyez::session::State;
 use rustls::version::{TLS12, TLS13};
@@ -19,7 +19,7 @@ use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, TEX
 use crate::support::rig::{Behavior, Pipe, Piped, Rig, Rng};
 use crate::support::tls::Identity;
 
-impl Piped for Box<Secured<Pipe>> {
+impl Piped for Box<TlsStream<Pipe>> {
     fn pipe(&mut self) -> &mut Pipe {
         self.socket_mut()
     }
@@ -27,8 +27,8 @@ impl Piped for Box<Secured<Pipe>> {
 
 /// An engine within TLS, and what its clients need.
 struct Tls {
-    rig: Rig<Box<Secured<Pipe>>>,
-    bench: Rc<Workbench>,
+    rig: Rig<Box<TlsStream<Pipe>>>,
+    bench: Rc<TlsBuffers>,
     client: Arc<ClientConfig>,
 }
 
@@ -51,9 +51,9 @@ impl Tls {
         config.ticketer = rustls::crypto::ring::Ticketer::new().unwrap();
         change(&mut config);
         let config = Arc::new(config);
-        let bench = Rc::new(Workbench::new(handshakes_per_turn));
+        let bench = Rc::new(TlsBuffers::new(handshakes_per_turn));
         let shared = bench.clone();
-        let enter = move |pipe| Box::new(Secured::accept(pipe, config.clone(), shared.clone()).unwrap());
+        let enter = move |pipe| Box::new(TlsStream::accept(pipe, config.clone(), shared.clone()).unwrap());
         let client = Arc::new(identity.client(&[version]));
         Tls { rig: Rig::over(limits, enter), bench, client }
     }
@@ -126,7 +126,7 @@ impl Peer {
     }
 
     /// Reads the ciphertext that it was sent.
-    fn receive(&mut self, rig: &mut Rig<Box<Secured<Pipe>>>) {
+    fn receive(&mut self, rig: &mut Rig<Box<TlsStream<Pipe>>>) {
         let sent = std::mem::take(&mut rig.pipe(self.id).outgoing);
         let mut rest = &sent[..];
         while !rest.is_empty() && !self.has_closed {
@@ -289,7 +289,7 @@ fn eof_after_an_empty_record_is_seen() {
         tls.rig.send(peer.id, &finished);
         tls.rig.send_eof(peer.id);
         // Both were there before they were looked at, so this is the only event.
-        tls.rig.engine.drive(tls.rig.now);
+        tls.rig.engine.read(tls.rig.now);
         let state = tls.rig.engine.slots.get(peer.id).map(|slot| &slot.state);
         assert!(
             matches!(state, Some(State::Dead(ended)) if ended.reason == Reason::EndOfFile),
@@ -690,13 +690,13 @@ fn dripping_record_ends_the_connection_at_its_deadline() {
         tls.rig.send(late.id, &dripped[at..=at]);
         tls.rig.advance_ms(100);
     }
-    assert!(tls.rig.engine.slots.get(late.id).unwrap().state.is_open(), "not before its time");
+    assert!(tls.rig.engine.slots.get(late.id).unwrap().state.is_web_socket(), "not before its time");
     // Another one begins where the first ends, and has a time of its own.
     let next = record(&mut in_time);
     tls.rig.send(in_time.id, &[&whole[50..], &next[..20]].concat());
     tls.rig.advance_ms(1_000);
-    assert!(!tls.rig.engine.slots.get(late.id).is_some_and(|slot| slot.state.is_open()));
-    assert!(tls.rig.engine.slots.get(in_time.id).unwrap().state.is_open());
+    assert!(!tls.rig.engine.slots.get(late.id).is_some_and(|slot| slot.state.is_web_socket()));
+    assert!(tls.rig.engine.slots.get(in_time.id).unwrap().state.is_web_socket());
     tls.rig.send(in_time.id, &next[20..]);
     tls.rig.advance_ms(60_000);
     tls.run_until_idle(&mut in_time);

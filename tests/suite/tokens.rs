@@ -558,7 +558,8 @@ fn verification_error_does_not_contain_the_token() {
     tokens.push(hs256(&json!({"exp": NOW + 60, "sub": format!("{CANARY}\n")})));
     for token in tokens {
         let why = judge(&token).unwrap_err();
-        let text = format!("{why} {why:?} {} {:?}", why.word(), std::error::Error::source(&why).map(|_| ()));
+        let text =
+            format!("{why} {why:?} {} {:?}", why.as_str(), std::error::Error::source(&why).map(|_| ()));
         assert!(!text.contains("canary"), "{text}");
     }
     let verifier =

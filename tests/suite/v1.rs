@@ -70,9 +70,9 @@ fn session_has_its_exact_transcript() {
     assert_eq!((&hello["key_age_ms"], hello.get("expires_ms")), (&json!(300_000), None));
     let (mut two, other) = Member::join(&server, "/ws/a");
     assert_ne!(hello["client"], other["client"]);
-    assert_eq!(plain(two.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 1}));
+    assert_eq!(plain(two.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "subscribers": 1}));
     one.say(json!({"type": "subscribe", "ch": "a", "future_field": [1, {"x": 2}]}));
-    assert_eq!(plain(one.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "members": 2}));
+    assert_eq!(plain(one.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "subscribers": 2}));
     one.say(json!({"type": "publish", "ch": "a", "data": {"x": [1, 2.5, null]}, "ref": 7}));
     let ack = one.receive();
     assert_eq!(plain(ack.clone()), json!({"type": "ack", "ref": 7, "id": "-"}));
@@ -127,7 +127,7 @@ fn raw_and_v1_clients_share_a_channel() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let (mut subscriber, _) = Member::join(&server, "/ws/a");
-    assert_eq!(subscriber.receive()["members"], 2);
+    assert_eq!(subscriber.receive()["subscribers"], 2);
     raw.send_text("from raw");
     assert_eq!(raw.text(), "from raw");
     assert_eq!(subscriber.receive()["text"], "from raw");
@@ -204,7 +204,7 @@ fn repeated_idempotency_key_is_published_once() {
     assert_eq!(again.receive(), first);
     let post = "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
     let answer = server.ask(post);
-    assert!(answer.contains(&format!("{{\"id\":{},\"members\":1}}", first["id"])), "{answer}");
+    assert!(answer.contains(&format!("{{\"id\":{},\"subscribers\":1}}", first["id"])), "{answer}");
     assert!(
         server
             .ask(post.replace("Idempotency-Key: k", &format!("Idempotency-Key: {}", "k".repeat(129))))

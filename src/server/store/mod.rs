@@ -13,8 +13,8 @@
 //!
 //! What the file is made of, and how damage is found, stands in `tables`.
 
+mod clock_snapshot;
 mod open;
-mod stamp;
 mod tables;
 mod writer;
 
@@ -25,14 +25,14 @@ use std::time::Duration;
 use log::{error, warn};
 
 use crate::hub::Hub;
-use crate::hub::journal::Hour;
+pub use crate::hub::dirty_channels::LogTime;
 use crate::metrics::Metrics;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use tables::State;
-use writer::{Order, Report, Thread};
+use writer::{Thread, WriteBatch, WriteResult};
 
+pub use clock_snapshot::{ClockSnapshot, new_epoch};
 pub use open::{Loaded, OpenError, Opened, load};
-pub use stamp::{Stamp, new_epoch};
 
 /// Bytes of a batch, or one message more. It is about what a turn may read and publish, so a turn writes down
 /// as much as a turn can bring; copying it takes some 50 us. The database gives each channel's part a power of two,
@@ -50,19 +50,10 @@ const BATCHES_MAX: usize = 4;
 const LOOK_MS: u32 = 10;
 
 /// How long the end waits for the disk without hearing from it. A supervisor is seldom more patient.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same, when it is to be quick.
-pub const PATIENCE_CUT: Duration = Duration::from_secs(2);
-
-/// The time, as the store needs it.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// The loop's.
-    pub now: Moment,
-    /// The same since the loop's birth; never wraps.
-    pub millis: u64,
-}
+pub const FORCED_SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The loop's end of the history file.
 #[derive(Debug)]
@@ -71,12 +62,12 @@ pub struct Store {
     sync_ms: u64,
     /// The log's time when the loop was born.
     born_ms: u64,
-    orders: SyncSender<Order>,
-    reports: Receiver<Report>,
+    orders: SyncSender<WriteBatch>,
+    reports: Receiver<WriteResult>,
     thread: Option<Thread>,
     /// Orders without a report.
     outstanding: usize,
-    round: Round,
+    round: FlushCycle,
     /// Not before that the next round begins.
     next_round_ms: u64,
     /// The oldest change of the round that is being written was there at this time.
@@ -88,7 +79,7 @@ pub struct Store {
 
 /// All that has changed is written in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Round {
+enum FlushCycle {
     Idle,
     /// So many changes are to be handed over.
     Writing {
@@ -102,13 +93,13 @@ enum Round {
 
 impl Store {
     /// When it wants to be called again.
-    pub fn next(&self, hub: &Hub, times: Times) -> Option<Moment> {
+    pub fn next(&self, hub: &Hub, times: LogTime) -> Option<LoopTime> {
         let wait_ms = match self.round {
-            Round::Failed => return None,
-            Round::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
-            Round::Writing { .. } | Round::Syncing => LOOK_MS,
-            Round::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
-            Round::Idle => return None,
+            FlushCycle::Failed => return None,
+            FlushCycle::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
+            FlushCycle::Writing { .. } | FlushCycle::Syncing => LOOK_MS,
+            FlushCycle::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
+            FlushCycle::Idle => return None,
         };
         Some(times.now.after(wait_ms))
     }
@@ -122,40 +113,40 @@ impl Store {
         hub: &mut Hub,
         metrics: &mut Metrics,
         clients: u32,
-        times: Times,
-        stamp: impl FnOnce() -> Stamp,
+        times: LogTime,
+        stamp: impl FnOnce() -> ClockSnapshot,
     ) {
-        if self.round == Round::Failed {
+        if self.round == FlushCycle::Failed {
             return;
         }
         self.take_reports(hub, metrics);
         self.note_oldest(hub, times.millis);
         self.warn_if_late(metrics, times.millis);
-        if self.round == Round::Idle && hub.changes() > 0 && times.millis >= self.next_round_ms {
+        if self.round == FlushCycle::Idle && hub.changes() > 0 && times.millis >= self.next_round_ms {
             self.next_round_ms = times.millis + (self.sync_ms / 2).max(1);
             self.oldest_ms = self.waiting_since_ms.take().unwrap_or(times.millis);
-            self.round = Round::Writing { left: hub.changes() };
+            self.round = FlushCycle::Writing { left: hub.changes() };
         }
-        if self.outstanding < BATCHES_MAX && matches!(self.round, Round::Writing { .. }) {
+        if self.outstanding < BATCHES_MAX && matches!(self.round, FlushCycle::Writing { .. }) {
             self.hand_over(hub, clients, times, stamp());
         }
     }
 
-    fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: Times, stamp: Stamp) {
-        let Round::Writing { left } = self.round else { return };
+    fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: LogTime, stamp: ClockSnapshot) {
+        let FlushCycle::Writing { left } = self.round else { return };
         let log_ms = self.born_ms + times.millis;
-        let hour = Hour { now: times.now, millis: log_ms };
+        let hour = LogTime { now: times.now, millis: log_ms };
         let before = hub.changes();
         let changes = hub.take_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES);
         let left = left.saturating_sub(before - hub.changes());
-        self.round = if left == 0 { Round::Syncing } else { Round::Writing { left } };
-        let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: false };
-        self.send(Order { state, changes, syncs: left == 0 });
+        self.round = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
+        let state = State { head: hub.changes_head(), log_ms, stamp, clients, is_clean: false };
+        self.send(WriteBatch { state, changes, syncs: left == 0 });
     }
 
     /// There is room: the channel holds as many as are ever outstanding. If there is no thread any more, its
     /// last report says so.
-    fn send(&mut self, order: Order) -> bool {
+    fn send(&mut self, order: WriteBatch) -> bool {
         let is_sent = self.orders.try_send(order).is_ok();
         self.outstanding += 1;
         is_sent
@@ -167,19 +158,19 @@ impl Store {
                 Ok(report) => self.reported(report, hub, metrics),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    self.reported(Report::Failed, hub, metrics);
+                    self.reported(WriteResult::Failed, hub, metrics);
                     break;
                 }
             }
         }
-        if self.outstanding == 0 && matches!(self.round, Round::Syncing) {
-            self.round = Round::Idle;
+        if self.outstanding == 0 && matches!(self.round, FlushCycle::Syncing) {
+            self.round = FlushCycle::Idle;
         }
     }
 
     /// The loop looks here in each turn, so a change is noted in the turn in which it is made.
     fn note_oldest(&mut self, hub: &Hub, now_ms: u64) {
-        let of_this_round = if let Round::Writing { left } = self.round { left } else { 0 };
+        let of_this_round = if let FlushCycle::Writing { left } = self.round { left } else { 0 };
         if hub.changes() > of_this_round {
             self.waiting_since_ms.get_or_insert(now_ms);
         } else {
@@ -190,7 +181,7 @@ impl Store {
     /// Messages that are older than the interval and not on the disk would be lost by a kill: that is logged once,
     /// until the disk has caught up.
     fn warn_if_late(&mut self, metrics: &mut Metrics, now_ms: u64) {
-        let writing_since_ms = (self.round != Round::Idle).then_some(self.oldest_ms);
+        let writing_since_ms = (self.round != FlushCycle::Idle).then_some(self.oldest_ms);
         let oldest_ms = writing_since_ms.or(self.waiting_since_ms);
         let is_late = oldest_ms.is_some_and(|oldest_ms| now_ms.saturating_sub(oldest_ms) > self.sync_ms);
         if is_late && !self.is_late {
@@ -205,18 +196,18 @@ impl Store {
         self.is_late = is_late;
     }
 
-    fn reported(&mut self, report: Report, hub: &mut Hub, metrics: &mut Metrics) {
+    fn reported(&mut self, report: WriteResult, hub: &mut Hub, metrics: &mut Metrics) {
         self.outstanding = self.outstanding.saturating_sub(1);
         match report {
-            Report::Written { bytes, file_bytes } => {
+            WriteResult::Written { bytes, file_bytes } => {
                 metrics.history_file_bytes_written += bytes;
                 metrics.history_file_bytes = file_bytes;
             }
-            Report::Failed if self.round == Round::Failed => {}
-            Report::Failed => {
-                self.round = Round::Failed;
+            WriteResult::Failed if self.round == FlushCycle::Failed => {}
+            WriteResult::Failed => {
+                self.round = FlushCycle::Failed;
                 metrics.history_file_errors += 1;
-                hub.end_journal();
+                hub.end_tracking_changes();
             }
         }
     }
@@ -230,18 +221,18 @@ impl Store {
         hub: &mut Hub,
         metrics: &mut Metrics,
         clients: u32,
-        times: Times,
-        stamp: Stamp,
+        times: LogTime,
+        stamp: ClockSnapshot,
         patience: Duration,
     ) -> bool {
         self.take_reports(hub, metrics);
         while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, patience, hub, metrics) {
-            self.round = Round::Writing { left: hub.changes() };
+            self.round = FlushCycle::Writing { left: hub.changes() };
             self.hand_over(hub, clients, times, stamp);
         }
         let log_ms = self.born_ms + times.millis;
-        let state = State { head: hub.journal_head(), log_ms, stamp, clients, is_clean: true };
-        let order = Order { state, changes: Vec::new(), syncs: true };
+        let state = State { head: hub.changes_head(), log_ms, stamp, clients, is_clean: true };
+        let order = WriteBatch { state, changes: Vec::new(), syncs: true };
         let is_done = self.wait(BATCHES_MAX - 1, patience, hub, metrics)
             && self.send(order)
             && self.wait(0, patience, hub, metrics);
@@ -253,20 +244,20 @@ impl Store {
 
     /// Waits until no more than so many orders are outstanding.
     fn wait(&mut self, most: usize, patience: Duration, hub: &mut Hub, metrics: &mut Metrics) -> bool {
-        while self.outstanding > most && self.round != Round::Failed {
+        while self.outstanding > most && self.round != FlushCycle::Failed {
             match self.reports.recv_timeout(patience) {
                 Ok(report) => self.reported(report, hub, metrics),
-                Err(RecvTimeoutError::Disconnected) => self.reported(Report::Failed, hub, metrics),
+                Err(RecvTimeoutError::Disconnected) => self.reported(WriteResult::Failed, hub, metrics),
                 Err(RecvTimeoutError::Timeout) => {
                     let (path, seconds) = (self.path.display(), patience.as_secs());
                     error!(
                         "history file {path}: the disk has not answered for {seconds} s; the file is not complete"
                     );
-                    self.round = Round::Failed;
+                    self.round = FlushCycle::Failed;
                 }
             }
         }
-        self.round != Round::Failed
+        self.round != FlushCycle::Failed
     }
 }
 
@@ -285,8 +276,8 @@ mod tests {
         store: Store,
         hub: Hub,
         metrics: Metrics,
-        disk: Receiver<Order>,
-        reports: Sender<Report>,
+        disk: Receiver<WriteBatch>,
+        reports: Sender<WriteResult>,
     }
 
     impl Rig {
@@ -294,7 +285,7 @@ mod tests {
             let (orders, disk) = sync_channel(BATCHES_MAX);
             let (sender, reports) = channel();
             let mut hub = Hub::new(&Limits::default(), 1);
-            hub.begin_journal();
+            hub.begin_tracking_changes();
             let store = Store {
                 path: PathBuf::from("nowhere"),
                 sync_ms: 1_000,
@@ -303,7 +294,7 @@ mod tests {
                 reports,
                 thread: None,
                 outstanding: 0,
-                round: Round::Idle,
+                round: FlushCycle::Idle,
                 next_round_ms: 0,
                 oldest_ms: 0,
                 waiting_since_ms: None,
@@ -316,31 +307,31 @@ mod tests {
             let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
             let id = self.hub.open(&name).unwrap();
             self.hub.publish(id, Kind::Binary, &vec![7; bytes], crate::ids::Sender::default(), None);
-            while let Some(id) = self.hub.next_touched() {
-                let _ = self.hub.seal(id, Moment::from_millis(0));
+            while let Some(id) = self.hub.next_open_batch() {
+                let _ = self.hub.finish_batch(id, LoopTime::from_millis(0));
             }
         }
 
         fn sweep(&mut self, millis: u64) {
             let Rig { store, hub, metrics, .. } = self;
-            store.sweep(hub, metrics, 0, times(millis), Stamp::default);
+            store.sweep(hub, metrics, 0, times(millis), ClockSnapshot::default);
         }
 
         fn next(&self, millis: u64) -> Option<u32> {
             let next = self.store.next(&self.hub, times(millis))?;
-            Some(next.millis_since(Moment::from_millis(millis)))
+            Some(next.millis_since(LoopTime::from_millis(millis)))
         }
 
         /// The disk takes one batch.
-        fn take(&mut self) -> Order {
+        fn take(&mut self) -> WriteBatch {
             let order = self.disk.try_recv().unwrap();
-            let _ = self.reports.send(Report::Written { bytes: 1, file_bytes: 1 });
+            let _ = self.reports.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
             order
         }
     }
 
-    fn times(millis: u64) -> Times {
-        Times { now: Moment::from_millis(millis), millis }
+    fn times(millis: u64) -> LogTime {
+        LogTime { now: LoopTime::from_millis(millis), millis }
     }
 
     #[test]
@@ -358,7 +349,7 @@ mod tests {
         assert_eq!(rig.next(2_000), Some(LOOK_MS));
         let mut bytes = 0;
         let mut batches = 0;
-        while rig.hub.changes() > 0 || rig.store.round != Round::Idle {
+        while rig.hub.changes() > 0 || rig.store.round != FlushCycle::Idle {
             let batch: usize = rig.take().changes.iter().map(Change::bytes).sum();
             assert!(batch < BATCH_BYTES + 21_000, "a batch is bounded");
             bytes += batch;
@@ -373,7 +364,7 @@ mod tests {
         rig.sweep(10_000);
         rig.take();
         rig.sweep(10_010);
-        assert!(!rig.store.is_late && rig.store.round == Round::Idle);
+        assert!(!rig.store.is_late && rig.store.round == FlushCycle::Idle);
         assert_eq!(rig.next(10_010), None, "with nothing to write nobody wakes the loop");
     }
 
@@ -412,7 +403,7 @@ mod tests {
         rig.sweep(1_011);
         rig.sweep(1_200);
         assert_eq!(rig.metrics.history_file_late, 1, "since what it holds is 1,001 ms old");
-        let _ = rig.reports.send(Report::Written { bytes: 1, file_bytes: 1 });
+        let _ = rig.reports.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
         rig.sweep(1_201);
         assert!(!rig.store.is_late);
     }
@@ -452,7 +443,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.publish(0, 1);
         rig.sweep(0);
-        let _ = rig.reports.send(Report::Failed);
+        let _ = rig.reports.send(WriteResult::Failed);
         rig.publish(1, 1);
         rig.sweep(1);
         rig.publish(2, 1);
@@ -460,13 +451,27 @@ mod tests {
         assert_eq!((rig.hub.changes(), rig.metrics.history_file_errors), (0, 1));
         assert_eq!(rig.next(1_000), None);
         let Rig { store, mut hub, mut metrics, .. } = rig;
-        assert!(!store.finish(&mut hub, &mut metrics, 0, times(2_000), Stamp::default(), PATIENCE));
+        assert!(!store.finish(
+            &mut hub,
+            &mut metrics,
+            0,
+            times(2_000),
+            ClockSnapshot::default(),
+            SHUTDOWN_WRITE_TIMEOUT
+        ));
     }
 
     #[test]
     fn a_thread_that_is_gone_is_an_error() {
         let Rig { store, mut hub, mut metrics, disk, reports } = Rig::new();
         drop((disk, reports));
-        assert!(!store.finish(&mut hub, &mut metrics, 0, times(0), Stamp::default(), PATIENCE));
+        assert!(!store.finish(
+            &mut hub,
+            &mut metrics,
+            0,
+            times(0),
+            ClockSnapshot::default(),
+            SHUTDOWN_WRITE_TIMEOUT
+        ));
     }
 }

@@ -12,13 +12,13 @@ use std::sync::mpsc;
 use log::{info, warn};
 use signal_hook::consts::SIGXFSZ;
 
-use super::stamp::{Stamp, away_ms, new_epoch};
+use super::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
 use super::tables::{Problem, State, Tables};
-use super::{BATCHES_MAX, Round, Store, Times, writer};
+use super::{BATCHES_MAX, FlushCycle, LogTime, Store, writer};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
-use crate::hub::journal::{Head, Hour};
-use crate::hub::past::{Past, Restored};
+use crate::hub::dirty_channels::Head;
+use crate::hub::snapshot::{Restored, Snapshot};
 
 /// A history file that is in use from now on, and what was in it.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub struct Loaded {
     hub: Hub,
     clients: Option<u32>,
     log_ms: u64,
-    stamp: Stamp,
+    stamp: ClockSnapshot,
     born_ms: u64,
 }
 
@@ -96,19 +96,25 @@ pub struct Loaded {
 ///
 /// # Errors
 /// The file cannot be used, and what was in it still is.
-pub fn load(file: &HistoryFile, limits: &Limits, times: Times, stamp: Stamp) -> Result<Loaded, OpenError> {
+pub fn load(
+    file: &HistoryFile,
+    limits: &Limits,
+    times: LogTime,
+    stamp: ClockSnapshot,
+) -> Result<Loaded, OpenError> {
     let fail = |problem| OpenError { path: file.path.clone(), problem };
     // Over the limit of a file's size a write fails like any other, instead of ending the process.
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
         .map_err(|error| fail(Problem::Io(error)))?;
     let tables = Tables::open(&file.path).map_err(fail)?;
-    let log_ms_at = |state: &State| state.log_ms + away_ms(state.stamp, stamp, limits.history.age_ms);
-    let begin = |state: &State| Past::new(&limits.history, Hour { now: times.now, millis: log_ms_at(state) });
+    let log_ms_at = |state: &State| state.log_ms + downtime_ms(state.stamp, stamp, limits.history.age_ms);
+    let begin =
+        |state: &State| Snapshot::new(&limits.history, LogTime { now: times.now, millis: log_ms_at(state) });
     let (hub, state) = match tables.read(begin).map_err(fail)? {
         None => {
             info!("history file {}: new", file.path.display());
             let mut hub = Hub::new(limits, new_epoch());
-            hub.begin_journal();
+            hub.begin_tracking_changes();
             (hub, None)
         }
         Some((state, past)) => {
@@ -136,7 +142,7 @@ impl Loaded {
             self;
         let fail = |problem| OpenError { path: path.clone(), problem };
         let clients_salt = clients.unwrap_or(0);
-        let mark = State { head: hub.journal_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
+        let mark = State { head: hub.changes_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
         tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
         let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
         let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
@@ -151,7 +157,7 @@ impl Loaded {
             reports,
             thread: Some(thread),
             outstanding: 0,
-            round: Round::Idle,
+            round: FlushCycle::Idle,
             next_round_ms: 0,
             oldest_ms: 0,
             waiting_since_ms: None,
@@ -181,16 +187,16 @@ mod tests {
     use super::*;
     use crate::ids::{ChannelName, Sender};
     use crate::metrics::Metrics;
-    use crate::moment::Moment;
+    use crate::time::LoopTime;
     use crate::wire::Kind;
 
-    const STAMP: Stamp = Stamp { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
+    const STAMP: ClockSnapshot = ClockSnapshot { unix_ms: 1_000, boot_ms: 1_000, boot: 1 };
 
     #[test]
     fn file_that_was_only_loaded_is_as_clean_as_before() {
         let name = format!("oyez-loaded-{}", std::process::id());
         let file = HistoryFile { path: std::env::temp_dir().join(name), sync_ms: 1_000 };
-        let (limits, times) = (Limits::default(), Times { now: Moment::from_millis(5), millis: 5 });
+        let (limits, times) = (Limits::default(), LogTime { now: LoopTime::from_millis(5), millis: 5 });
         let load = || {
             let start = Instant::now();
             loop {
@@ -209,8 +215,8 @@ mod tests {
         let epoch = hub.head().epoch;
         let channel = hub.open(&ChannelName::parse(b"a").unwrap()).unwrap();
         hub.publish(channel, Kind::Text, b"x", Sender::default(), None);
-        while let Some(channel) = hub.next_touched() {
-            let _ = hub.seal(channel, times.now);
+        while let Some(channel) = hub.next_open_batch() {
+            let _ = hub.finish_batch(channel, times.now);
         }
         let patience = Duration::from_secs(60);
         assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times, STAMP, patience));

@@ -15,10 +15,10 @@ use redb::{
     TableError,
 };
 
-use super::stamp::Stamp;
-use crate::hub::change::{Change, Figures};
-use crate::hub::journal::Head;
-use crate::hub::past::Past;
+use super::clock_snapshot::ClockSnapshot;
+use crate::hub::change::{Change, ChannelPosition};
+use crate::hub::dirty_channels::Head;
+use crate::hub::snapshot::Snapshot;
 
 /// Pages that the database keeps in memory; what is written is new, and seldom looked at again.
 const CACHE_BYTES: usize = 4 << 20;
@@ -42,7 +42,7 @@ pub(super) struct State {
     pub(super) head: Head,
     /// The log's time, in milliseconds.
     pub(super) log_ms: u64,
-    pub(super) stamp: Stamp,
+    pub(super) stamp: ClockSnapshot,
     /// What makes the names of clients differ, over restarts too.
     pub(super) clients: u32,
     /// The process has ended in order, and all is written.
@@ -108,7 +108,10 @@ impl Tables {
     }
 
     /// What was written last; nothing if it is new. The state tells by which clock messages go into the past.
-    pub(super) fn read(&self, begin: impl FnOnce(&State) -> Past) -> Result<Option<(State, Past)>, Problem> {
+    pub(super) fn read(
+        &self,
+        begin: impl FnOnce(&State) -> Snapshot,
+    ) -> Result<Option<(State, Snapshot)>, Problem> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(STATE) {
             Err(TableError::TableDoesNotExist(_)) => {
@@ -121,20 +124,21 @@ impl Tables {
         let Some(row) = table.get(())? else { return Ok(None) };
         let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
         let head = Head { epoch, seq, max_removed_seq };
-        let state = State { head, log_ms, stamp: Stamp { unix_ms, boot_ms, boot }, clients, is_clean };
+        let state =
+            State { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
         let mut past = begin(&state);
         let mut count = 0;
         let mut bytes = Vec::new();
         for row in channels.iter()? {
             let (name, figures) = row?;
-            let (name, (number, last, floor)) = (name.value(), figures.value());
+            let (name, (number, last, evicted_through)) = (name.value(), figures.value());
             bytes.clear();
             for row in messages.range((name, 0)..=(name, u64::MAX))? {
                 bytes.extend_from_slice(row?.1.value());
                 count += 1;
             }
-            past.put(name, Figures { number, last, floor }, &bytes)
+            past.put(name, ChannelPosition { number, last, evicted_through }, &bytes)
                 .map_err(|_| Problem::Damaged(format!("channel {name} contradicts itself")))?;
         }
         if count != messages.len()? {
@@ -172,9 +176,9 @@ impl Tables {
                         rows.retain_in((&**name, 0)..=(&**name, u64::MAX), |_, _| false)?;
                     }
                     Change::Channel { name, figures, messages } => {
-                        let Figures { number, last, floor } = *figures;
-                        channels.insert(&**name, (number, last, floor))?;
-                        rows.retain_in((&**name, 0)..=(&**name, floor), |_, _| false)?;
+                        let ChannelPosition { number, last, evicted_through } = *figures;
+                        channels.insert(&**name, (number, last, evicted_through))?;
+                        rows.retain_in((&**name, 0)..=(&**name, evicted_through), |_, _| false)?;
                         if !messages.is_empty() {
                             rows.insert((&**name, last), messages.as_slice())?;
                         }

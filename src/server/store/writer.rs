@@ -19,14 +19,14 @@ const UNSYNCED_MAX: usize = 8 << 20;
 
 /// A batch to be written.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct WriteBatch {
     pub(super) state: State,
     pub(super) changes: Vec<Change>,
     /// It has to be safe on the disk at once.
     pub(super) syncs: bool,
 }
 
-impl Order {
+impl WriteBatch {
     fn bytes(&self) -> usize {
         self.changes.iter().map(Change::bytes).sum()
     }
@@ -34,7 +34,7 @@ impl Order {
 
 /// What has become of an order.
 #[derive(Debug)]
-pub(super) enum Report {
+pub(super) enum WriteResult {
     Written {
         /// What it had.
         bytes: u64,
@@ -53,8 +53,8 @@ pub(super) fn start(
     path: PathBuf,
     identity: Identity,
     tables: Tables,
-    orders: Receiver<Order>,
-    reports: Sender<Report>,
+    orders: Receiver<WriteBatch>,
+    reports: Sender<WriteResult>,
 ) -> io::Result<Thread> {
     let writer = Writer { path, identity, tables, unsynced: 0 };
     thread::Builder::new().name("history-file".into()).spawn(move || writer.run(&orders, &reports))
@@ -98,7 +98,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, orders: &Receiver<Order>, reports: &Sender<Report>) {
+    fn run(mut self, orders: &Receiver<WriteBatch>, reports: &Sender<WriteResult>) {
         for order in orders {
             let is_last = order.state.is_clean;
             let report = self.write(&order).unwrap_or_else(|failure| {
@@ -107,9 +107,9 @@ impl Writer {
                      outlive this process, and after a restart clients are told that something is missing",
                     self.path.display()
                 );
-                Report::Failed
+                WriteResult::Failed
             });
-            let has_failed = matches!(report, Report::Failed);
+            let has_failed = matches!(report, WriteResult::Failed);
             // If nobody listens any more, the channel of orders says so as well.
             let _ = reports.send(report);
             if is_last || has_failed {
@@ -118,7 +118,7 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, order: &Order) -> Result<Report, Failure> {
+    fn write(&mut self, order: &WriteBatch) -> Result<WriteResult, Failure> {
         let bytes = order.bytes();
         self.unsynced += bytes;
         let syncs = order.syncs || self.unsynced > UNSYNCED_MAX;
@@ -132,6 +132,6 @@ impl Writer {
             return Err(Failure::Replaced);
         }
         let file_bytes = file.len();
-        Ok(Report::Written { bytes: bytes as u64, file_bytes })
+        Ok(WriteResult::Written { bytes: bytes as u64, file_bytes })
     }
 }

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 
 use oyez::config::Limits;
 use oyez::ids::{Peer, SlotId};
-use oyez::moment::Moment;
 use oyez::server::engine::Engine;
 use oyez::server::transport::{self, ReadOutcome, Transport};
+use oyez::time::LoopTime;
 
 use super::frames::{self, Frame};
 use super::http::Response;
@@ -201,7 +201,7 @@ impl Piped for Pipe {
 /// An engine, its time, and the pipes of reaped connections.
 pub struct Rig<T = Pipe> {
     pub engine: Engine<T>,
-    pub now: Moment,
+    pub now: LoopTime,
     /// The bytes in use that the engine is given.
     pub used_bytes: u64,
     enter: Box<dyn FnMut(Pipe) -> T>,
@@ -228,7 +228,7 @@ impl<T: Piped> Rig<T> {
     fn with_engine(engine: Engine<T>, enter: impl FnMut(Pipe) -> T + 'static) -> Rig<T> {
         Rig {
             engine,
-            now: Moment::from_millis(1_000_000),
+            now: LoopTime::from_millis(1_000_000),
             used_bytes: 0,
             enter: Box::new(enter),
             reaped: Vec::new(),
@@ -313,20 +313,20 @@ impl<T: Piped> Rig<T> {
 
     /// One turn, as the loop makes it.
     pub fn turn(&mut self) {
-        self.engine.gate.unix_now = self.unix_now();
+        self.engine.authenticator.unix_now = self.unix_now();
         self.deliver_events();
         self.engine.relieve(self.used_bytes, self.now);
-        self.engine.drive(self.now);
+        self.engine.read(self.now);
         self.engine.deliver(self.now);
         self.engine.flush(self.now);
-        self.engine.sweep(self.now);
+        self.engine.expire(self.now);
         self.reap();
         self.engine.check();
     }
 
     /// The wall clock, which advances with the loop time.
     pub fn unix_now(&self) -> u64 {
-        1_800_000_000 + u64::from(self.now.millis_since(Moment::from_millis(1_000_000))) / 1_000
+        1_800_000_000 + u64::from(self.now.millis_since(LoopTime::from_millis(1_000_000))) / 1_000
     }
 
     /// Runs turns until the engine has no work and no event is due.
@@ -343,8 +343,8 @@ impl<T: Piped> Rig<T> {
     /// Advances the time, with a turn at each sweep.
     pub fn advance_ms(&mut self, millis: u32) {
         let end = self.now.after(millis);
-        while !end.has_come(self.now) {
-            self.now = self.now.after(50).or_earlier(end);
+        while !end.is_due(self.now) {
+            self.now = self.now.after(50).min(end);
             self.turn();
         }
     }

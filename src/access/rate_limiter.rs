@@ -13,7 +13,7 @@ use super::rate::{Bucket, Rate, Take};
 use crate::config::Limits;
 use crate::ids::SlotId;
 use crate::metrics::Limit;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// The limits of one publisher; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,16 +48,16 @@ impl Pace {
 
 /// Who publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Publisher {
+pub enum RateKey {
     /// A connection.
     Connection(SlotId),
     /// A client of a trusted proxy, whose connections carry requests of many.
-    Behind(IpAddr),
+    ClientIp(IpAddr),
 }
 
 /// Too fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooFast {
+pub struct RateLimited {
     /// Which limit it is over.
     pub limit: Limit,
     /// So many milliseconds later it is not.
@@ -66,17 +66,17 @@ pub struct TooFast {
 
 /// The meters of those who publish at the moment.
 #[derive(Debug)]
-pub struct Meters {
-    meters: HashMap<Publisher, Meter>,
+pub struct RateLimiter {
+    meters: HashMap<RateKey, PublisherRates>,
     /// The table is looked through for full ones when it has so many.
     crowded: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Meter {
+struct PublisherRates {
     messages: Option<Bucket>,
     bytes: Option<Bucket>,
-    used: Moment,
+    used: LoopTime,
 }
 
 /// After that time without a publication a meter is as good as a new one.
@@ -85,24 +85,24 @@ const FULL_AFTER_MS: u32 = 1_000;
 /// Fewer meters are not worth looking through.
 const CROWDED_AT_LEAST: usize = 64;
 
-impl Meters {
+impl RateLimiter {
     /// An empty table.
-    pub fn new() -> Meters {
-        Meters { meters: HashMap::new(), crowded: CROWDED_AT_LEAST }
+    pub fn new() -> RateLimiter {
+        RateLimiter { meters: HashMap::new(), crowded: CROWDED_AT_LEAST }
     }
 
     /// Somebody publishes so many bytes. What is refused costs nothing.
     ///
     /// # Errors
     /// That is too fast.
-    pub fn take(&mut self, who: Publisher, pace: Pace, bytes: usize, now: Moment) -> Result<(), TooFast> {
+    pub fn take(&mut self, who: RateKey, pace: Pace, bytes: usize, now: LoopTime) -> Result<(), RateLimited> {
         if pace.is_unlimited() {
             return Ok(());
         }
         if self.meters.len() >= self.crowded && !self.meters.contains_key(&who) {
             self.expire(now);
         }
-        let new = Meter { messages: None, bytes: None, used: now };
+        let new = PublisherRates { messages: None, bytes: None, used: now };
         let meter = self.meters.entry(who).or_insert(new);
         let mut after = *meter;
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -113,16 +113,16 @@ impl Meters {
             let Some(rate) = rate else { continue };
             let bucket = bucket.get_or_insert(Bucket::full(rate, now));
             if let Take::Wait { millis: retry_ms } = bucket.take(rate, cost, now) {
-                return Err(TooFast { limit, retry_ms });
+                return Err(RateLimited { limit, retry_ms });
             }
         }
-        *meter = Meter { used: now, ..after };
+        *meter = PublisherRates { used: now, ..after };
         Ok(())
     }
 
     /// Drops the meters that are equal to new ones. It has to be called long before the 24 days are over that a
-    /// [`Moment`] spans: to one that is older it would look as if no time had passed.
-    pub fn expire(&mut self, now: Moment) {
+    /// [`LoopTime`] spans: to one that is older it would look as if no time had passed.
+    pub fn expire(&mut self, now: LoopTime) {
         self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);
         // Twice what is left: each newcomer pays for two that are looked at.
         self.crowded = (2 * self.meters.len()).max(CROWDED_AT_LEAST);
@@ -131,7 +131,7 @@ impl Meters {
 
     /// A connection is gone.
     pub fn forget(&mut self, id: SlotId) {
-        self.meters.remove(&Publisher::Connection(id));
+        self.meters.remove(&RateKey::Connection(id));
     }
 
     /// How many there are.
@@ -145,9 +145,9 @@ impl Meters {
     }
 }
 
-impl Default for Meters {
-    fn default() -> Meters {
-        Meters::new()
+impl Default for RateLimiter {
+    fn default() -> RateLimiter {
+        RateLimiter::new()
     }
 }
 
@@ -155,8 +155,8 @@ impl Default for Meters {
 mod tests {
     use super::*;
 
-    fn connection(key: u32) -> Publisher {
-        Publisher::Connection(SlotId { key, generation: key })
+    fn connection(key: u32) -> RateKey {
+        RateKey::Connection(SlotId { key, generation: key })
     }
 
     fn pace(messages: u32, bytes: u32) -> Pace {
@@ -165,23 +165,26 @@ mod tests {
 
     #[test]
     fn messages_and_bytes_each_have_their_limit() {
-        let (mut meters, now) = (Meters::new(), Moment::from_millis(0));
+        let (mut meters, now) = (RateLimiter::new(), LoopTime::from_millis(0));
         let (pace, who) = (pace(2, 100), connection(1));
         assert_eq!(meters.take(who, pace, 60, now), Ok(()));
         assert_eq!(
             meters.take(who, pace, 60, now),
-            Err(TooFast { limit: Limit::Bytes, retry_ms: 200 }),
+            Err(RateLimited { limit: Limit::Bytes, retry_ms: 200 }),
             "and no message is taken for it"
         );
         assert_eq!(meters.take(who, pace, 40, now), Ok(()));
-        assert_eq!(meters.take(who, pace, 0, now), Err(TooFast { limit: Limit::Messages, retry_ms: 500 }));
+        assert_eq!(
+            meters.take(who, pace, 0, now),
+            Err(RateLimited { limit: Limit::Messages, retry_ms: 500 })
+        );
         assert_eq!(meters.take(connection(2), pace, 60, now), Ok(()), "each has its own");
         assert_eq!(meters.take(who, pace, 50, now.after(500)), Ok(()));
     }
 
     #[test]
     fn without_a_limit_nothing_is_kept() {
-        let (mut meters, now) = (Meters::new(), Moment::from_millis(0));
+        let (mut meters, now) = (RateLimiter::new(), LoopTime::from_millis(0));
         for key in 0..100 {
             assert_eq!(meters.take(connection(key), Pace::default(), usize::MAX, now), Ok(()));
         }
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn who_is_silent_is_forgotten_and_who_is_not_is_not() {
-        let (mut meters, start, pace) = (Meters::new(), Moment::from_millis(0), pace(1, 0));
+        let (mut meters, start, pace) = (RateLimiter::new(), LoopTime::from_millis(0), pace(1, 0));
         for key in 0..100_000u32 {
             // A thousand new ones each second, and one that keeps at it.
             let now = start.after(key);

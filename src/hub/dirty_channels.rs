@@ -5,7 +5,7 @@
 //! that comes and goes between two writings costs nothing, and a disk that is slow makes nothing grow: what
 //! waits for it is the history itself, which has its limits.
 //!
-//! [`Hub::take_changes`] tells some of that; [`super::past`] makes a hub of it again. Neither knows where it is
+//! [`Hub::take_changes`] tells some of that; [`super::snapshot`] makes a hub of it again. Neither knows where it is
 //! kept meanwhile, nor what time it is.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -13,16 +13,16 @@ use std::mem;
 use std::rc::Rc;
 
 use super::Hub;
-use super::change::{self, Change, Figures};
+use super::change::{self, Change, ChannelPosition};
 use super::channel::Channel;
-use super::history::Kept;
+use super::history::StoredMessage;
 use super::removed::Removed;
 use crate::ids::{ChannelId, User};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Which channels have changed since they were written.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(super) struct DirtyChannels {
     /// No longer than there are keys: a channel that ends stays on it, and stands for the next of its key.
     changed: VecDeque<ChannelId>,
     /// Who is on it, by key.
@@ -34,14 +34,14 @@ pub(super) struct Journal {
 
 /// Where a channel stands in the journal.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Mark {
+pub(super) struct PersistState {
     /// Its messages up to here are written.
     pub(super) written: u64,
     /// It is written down.
     pub(super) is_written: bool,
 }
 
-impl Journal {
+impl DirtyChannels {
     /// A channel's history has changed.
     pub(super) fn note(&mut self, id: ChannelId) {
         let key = id.0 as usize;
@@ -96,43 +96,45 @@ pub struct Head {
 
 /// A time that goes on from one process to the next, in milliseconds, and what it is on the loop's clock.
 #[derive(Clone, Copy, Debug)]
-pub struct Hour {
+pub struct LogTime {
     /// The loop's clock.
-    pub now: Moment,
+    pub now: LoopTime,
     /// The log's.
     pub millis: u64,
 }
 
 impl Hub {
     /// From now on, what changes is listed.
-    pub fn begin_journal(&mut self) {
-        self.journal.get_or_insert_default();
+    pub fn begin_tracking_changes(&mut self) {
+        self.dirty_channels.get_or_insert_default();
     }
 
     /// Nothing is listed any more.
-    pub fn end_journal(&mut self) {
-        self.journal = None;
+    pub fn end_tracking_changes(&mut self) {
+        self.dirty_channels = None;
     }
 
     /// How many channels wait to be written.
     pub fn changes(&self) -> usize {
-        self.journal.as_ref().map_or(0, |journal| journal.changed.len() + journal.removed.len())
+        self.dirty_channels
+            .as_ref()
+            .map_or(0, |dirty_channels| dirty_channels.changed.len() + dirty_channels.removed.len())
     }
 
     /// What is told of the hub itself.
-    pub fn journal_head(&self) -> Head {
+    pub fn changes_head(&self) -> Head {
         Head { epoch: self.epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
     }
 
     /// Up to `most` changes, until they have `bytes` or a message more.
-    pub fn take_changes(&mut self, hour: Hour, most: usize, bytes: usize) -> Vec<Change> {
-        let Some(journal) = &mut self.journal else { return Vec::new() };
+    pub fn take_changes(&mut self, hour: LogTime, most: usize, bytes: usize) -> Vec<Change> {
+        let Some(dirty_channels) = &mut self.dirty_channels else { return Vec::new() };
         let mut taken = Vec::new();
         let mut room = bytes;
         // First of all: a channel of the same name may have come since.
         while taken.len() < most
             && room > 0
-            && let Some(name) = journal.removed.pop_first()
+            && let Some(name) = dirty_channels.removed.pop_first()
         {
             room = room.saturating_sub(name.len());
             let remembered = self.removed.get(&name).filter(|_| !self.names.contains_key(&name));
@@ -141,14 +143,14 @@ impl Hub {
                 // A channel without messages.
                 Some(Removed { last, .. }) => Change::Channel {
                     name: (*name).into(),
-                    figures: Figures { number: 0, last, floor: last },
+                    figures: ChannelPosition { number: 0, last, evicted_through: last },
                     messages: Vec::new(),
                 },
                 None => Change::Ended { name: (*name).into() },
             });
         }
         for _ in taken.len()..most {
-            let Some(&ChannelId(key)) = journal.changed.front().filter(|_| room > 0) else { break };
+            let Some(&ChannelId(key)) = dirty_channels.changed.front().filter(|_| room > 0) else { break };
             // One that has ended has nothing to tell.
             if let Some(channel) = self.channels.get_mut(key as usize) {
                 let (change, is_all) = take_change(channel, hour, room);
@@ -158,14 +160,14 @@ impl Hub {
                     break;
                 }
             }
-            journal.strike();
+            dirty_channels.strike();
         }
         taken
     }
 }
 
 /// What has changed of a channel, or the first `bytes` of it, and whether that is all.
-fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> (Change, bool) {
+fn take_change(channel: &mut Channel, hour: LogTime, bytes: usize) -> (Change, bool) {
     let history = &channel.history;
     // From behind: what is new is the last of it, and what is not need not be touched.
     let is_new = |index: &usize| history.get(*index).is_some_and(|kept| kept.seq > channel.mark.written);
@@ -177,7 +179,7 @@ fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> (Change, bool
         && let Some(kept) = history.get(end)
     {
         let at = hour.millis.saturating_sub(u64::from(hour.now.millis_since(kept.at)));
-        let Kept { seq, kind, ref sender, .. } = *kept;
+        let StoredMessage { seq, kind, ref sender, .. } = *kept;
         let (client, user) = (sender.client, sender.user.as_ref().map(User::as_json));
         let message = change::Message { seq, at, kind, client, user, payload: kept.payload() };
         change::put_message(&mut messages, &message);
@@ -189,7 +191,7 @@ fn take_change(channel: &mut Channel, hour: Hour, bytes: usize) -> (Change, bool
         Some(kept) if !is_all => (channel.first_number() + end as u64 - 1, kept.seq),
         _ => (channel.messages(), channel.last()),
     };
-    let figures = Figures { number, last, floor: history.floor() };
-    channel.mark = Mark { written: last, is_written: true };
+    let figures = ChannelPosition { number, last, evicted_through: history.evicted_through() };
+    channel.mark = PersistState { written: last, is_written: true };
     (Change::Channel { name: channel.name().into(), figures, messages }, is_all)
 }

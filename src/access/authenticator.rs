@@ -8,20 +8,20 @@ use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::grant::Grant;
-use super::pace::Meters;
+use super::rate_limiter::RateLimiter;
 use super::refusals::RefusalLog;
 use super::ticket::{NoStream, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
 use crate::ids::SlotId;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Whose rights something is done with: those of a token, or with `None` those of everybody.
-pub type Pass = Option<Rc<Grant>>;
+pub type Rights = Option<Rc<Grant>>;
 
 /// The rules at the way in, and the tickets that are out.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Authenticator {
     /// Who judges tokens; with none nobody is asked for one, and one that is shown is not looked at.
     pub verifier: Option<Verifier>,
     /// What everybody may do.
@@ -36,7 +36,7 @@ pub struct Gate {
     /// The tickets that are out.
     pub tickets: Tickets,
     /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
-    pub auths: Meters,
+    pub auths: RateLimiter,
     /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
     /// The same time as an HTTP date, for the second in which it was last needed.
@@ -60,17 +60,17 @@ impl DateCache {
     }
 }
 
-impl Gate {
+impl Authenticator {
     /// Everybody may do everything.
-    pub fn open(tickets_max: usize) -> Gate {
-        Gate {
+    pub fn open(tickets_max: usize) -> Authenticator {
+        Authenticator {
             verifier: None,
             anonymous: Rc::new(Grant::everything()),
             allow_query_token: false,
             only_this_machine: false,
             refusal_log: RefusalLog::default(),
             tickets: Tickets::new(tickets_max, tickets_max),
-            auths: Meters::new(),
+            auths: RateLimiter::new(),
             unix_now: 0,
             date: DateCache::default(),
         }
@@ -82,8 +82,8 @@ impl Gate {
     }
 
     /// The rights that a pass gives.
-    pub fn grant<'a>(&'a self, pass: &'a Pass) -> &'a Grant {
-        pass.as_deref().unwrap_or(&self.anonymous)
+    pub fn grant<'a>(&'a self, rights: &'a Rights) -> &'a Grant {
+        rights.as_deref().unwrap_or(&self.anonymous)
     }
 
     /// Is nothing open to who has not shown a token?
@@ -97,7 +97,7 @@ impl Gate {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn verify(&self, token: &[u8]) -> Result<Pass, TokenFault> {
+    pub fn verify(&self, token: &[u8]) -> Result<Rights, TokenFault> {
         let Some(verifier) = &self.verifier else { return Ok(None) };
         verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant)))
     }
@@ -106,7 +106,7 @@ impl Gate {
     ///
     /// # Errors
     /// It is none, was used, or has ended, or its token has.
-    pub fn redeem(&mut self, ticket: &[u8], now: Moment) -> Result<Pass, TokenFault> {
+    pub fn redeem(&mut self, ticket: &[u8], now: LoopTime) -> Result<Rights, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }
@@ -125,8 +125,8 @@ impl Gate {
         ticket: &[u8],
         channel: &str,
         slot: SlotId,
-        now: Moment,
-    ) -> Result<Pass, TokenFault> {
+        now: LoopTime,
+    ) -> Result<Rights, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }

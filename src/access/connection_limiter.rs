@@ -17,7 +17,7 @@ use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::Peer;
 use crate::metrics::Limit;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// Addresses without connections that are remembered for the sake of their handshakes: about 4 MiB. An
 /// attacker needs more than that many to have one forgotten, and then has no need of it.
@@ -34,14 +34,14 @@ pub struct Proxies {
 
 /// An address has as much as it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Over {
+pub struct LimitExceeded {
     /// Which limit it is over.
     pub limit: Limit,
     /// When to come back, in milliseconds.
     pub retry_ms: u32,
 }
 
-impl Over {
+impl LimitExceeded {
     /// Why the connection ends.
     pub fn reason(self) -> Reason {
         match self.limit {
@@ -57,20 +57,20 @@ pub const TOO_MANY_RETRY_MS: u32 = 10_000;
 
 /// Finds out who comes, and counts.
 #[derive(Debug)]
-pub struct Door {
+pub struct ConnectionLimiter {
     proxies: Proxies,
     addresses: Addresses,
 }
 
-impl Door {
+impl ConnectionLimiter {
     /// A door to which no proxy leads.
-    pub fn new(limits: &Limits) -> Door {
+    pub fn new(limits: &Limits) -> ConnectionLimiter {
         let most = limits.connections_per_address_max;
         let limits = AddressLimits {
             connections_max: (most > 0).then_some(most),
             handshakes: Rate::each_second(limits.handshakes_per_second),
         };
-        Door { proxies: Proxies::default(), addresses: Addresses::new(limits, SPARE_ADDRESSES) }
+        ConnectionLimiter { proxies: Proxies::default(), addresses: Addresses::new(limits, SPARE_ADDRESSES) }
     }
 
     /// Believes these proxies from now on.
@@ -99,12 +99,12 @@ impl Door {
         is_proxy.then(|| proxy::forwarded_client(peer.ip(), lines, &self.proxies.networks))
     }
 
-    /// Somebody comes with a connection of its own, and is counted until [`Door::leave`]. A trusted proxy is
+    /// Somebody comes with a connection of its own, and is counted until [`ConnectionLimiter::leave`]. A trusted proxy is
     /// not: it speaks for others.
     ///
     /// # Errors
     /// Its address has as much as it may have.
-    pub fn enter(&mut self, peer: &mut Peer, now: Moment) -> Result<(), Over> {
+    pub fn enter(&mut self, peer: &mut Peer, now: LoopTime) -> Result<(), LimitExceeded> {
         if self.trusts(peer.ip()) {
             return Ok(());
         }
@@ -114,9 +114,9 @@ impl Door {
                 Ok(())
             }
             Admission::TooMany => {
-                Err(Over { limit: Limit::ConnectionsPerAddress, retry_ms: TOO_MANY_RETRY_MS })
+                Err(LimitExceeded { limit: Limit::ConnectionsPerAddress, retry_ms: TOO_MANY_RETRY_MS })
             }
-            Admission::TooOften { retry_ms } => Err(Over { limit: Limit::Handshakes, retry_ms }),
+            Admission::TooOften { retry_ms } => Err(LimitExceeded { limit: Limit::Handshakes, retry_ms }),
         }
     }
 
@@ -128,7 +128,7 @@ impl Door {
     }
 
     /// Drops addresses whose connections and handshakes no longer count.
-    pub fn expire(&mut self, now: Moment) {
+    pub fn expire(&mut self, now: LoopTime) {
         self.addresses.expire(now);
     }
 
@@ -147,15 +147,15 @@ mod tests {
         Peer::from(text.parse::<SocketAddr>().unwrap())
     }
 
-    fn door(connections_per_address_max: u32) -> Door {
-        let mut door = Door::new(&Limits { connections_per_address_max, ..Limits::default() });
+    fn door(connections_per_address_max: u32) -> ConnectionLimiter {
+        let mut door = ConnectionLimiter::new(&Limits { connections_per_address_max, ..Limits::default() });
         door.trust(Proxies { networks: vec![Network::parse("10.0.0.0/8").unwrap()], send_header: true });
         door
     }
 
     #[test]
     fn a_proxy_speaks_for_others_and_is_not_counted() {
-        let (mut door, now) = (door(1), Moment::from_millis(0));
+        let (mut door, now) = (door(1), LoopTime::from_millis(0));
         for _ in 0..3 {
             let mut proxy = peer("10.0.0.1:1");
             assert_eq!(door.enter(&mut proxy, now), Ok(()));
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn who_was_counted_is_counted_out_once() {
-        let (mut door, now) = (door(1), Moment::from_millis(0));
+        let (mut door, now) = (door(1), LoopTime::from_millis(0));
         let (mut one, mut two) = (peer("203.0.113.7:1"), peer("203.0.113.7:2"));
         assert_eq!(door.enter(&mut one, now), Ok(()));
         let over = door.enter(&mut two, now).unwrap_err();

@@ -11,13 +11,13 @@
 
 /// Follows the headers of the frames that a client sends.
 #[derive(Debug)]
-pub struct Walker {
+pub struct FrameScanner {
     place: Place,
     /// Has a message begun whose last fragment has not?
     in_message: bool,
     close_code: [u8; 2],
     close_code_length: u8,
-    /// Frames that were complete since [`Walker::take_frames`] was last called.
+    /// Frames that were complete since [`FrameScanner::take_frames`] was last called.
     frames: usize,
 }
 
@@ -49,7 +49,7 @@ const PONG: u8 = 0xa;
 
 /// Why the walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Halt {
+pub enum ScanStop {
     /// The input did.
     EndOfInput,
     /// A close frame did; RFC 6455 5.5.1 allows nothing after it.
@@ -60,11 +60,11 @@ pub enum Halt {
     TooBig,
 }
 
-impl Walker {
+impl FrameScanner {
     /// A walker before the first frame.
-    pub fn new() -> Walker {
+    pub fn new() -> FrameScanner {
         let place = Place::between_frames();
-        Walker { place, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
+        FrameScanner { place, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
     }
 
     /// Returns the number of frames that were completed since the last call.
@@ -88,18 +88,18 @@ impl Walker {
     }
 
     /// Follows `input` and tells how many of its bytes are good, and why it went no further.
-    pub fn walk(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, Halt) {
+    pub fn scan(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, ScanStop) {
         self.follow(input, message_bytes_max, |_, _| {})
     }
 
     /// Returns the complete messages at the beginning of `input`, up to a close frame or a frame that breaks a rule.
     pub(super) fn whole_messages(input: &[u8], message_bytes_max: usize) -> WholeMessages {
-        let mut walker = Walker::new();
+        let mut scanner = FrameScanner::new();
         let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
-        let _ = walker.follow(input, message_bytes_max, |bytes, frames| {
+        let _ = scanner.follow(input, message_bytes_max, |bytes, frames| {
             (whole.bytes, whole.frames) = (bytes, frames);
         });
-        WholeMessages { close_code: walker.close_code(), ..whole }
+        WholeMessages { close_code: scanner.close_code(), ..whole }
     }
 
     fn follow(
@@ -107,7 +107,7 @@ impl Walker {
         input: &[u8],
         message_bytes_max: usize,
         mut at_boundary: impl FnMut(usize, usize),
-    ) -> (usize, Halt) {
+    ) -> (usize, ScanStop) {
         let mut at = 0;
         while at < input.len() {
             let (taken, step) = self.step(&input[at..], message_bytes_max);
@@ -120,12 +120,12 @@ impl Walker {
                         at_boundary(at, self.frames);
                     }
                     if part.is_end && part.opcode() == CLOSE {
-                        return (at, Halt::CloseFrame);
+                        return (at, ScanStop::CloseFrame);
                     }
                 }
             }
         }
-        (at, Halt::EndOfInput)
+        (at, ScanStop::EndOfInput)
     }
 
     /// Follows one frame, as far as it is in `input`. Returns the number of its bytes.
@@ -188,7 +188,7 @@ pub(super) enum Step {
     /// A part of a payload, at the end of the bytes that were taken.
     Part(Part),
     /// The frame breaks a rule, after this many bytes of its header.
-    Bad { halt: Halt, header_bytes: usize },
+    Bad { halt: ScanStop, header_bytes: usize },
 }
 
 /// A part of a frame's payload, maybe all of it, maybe nothing.
@@ -220,9 +220,9 @@ impl Part {
     }
 }
 
-impl Default for Walker {
-    fn default() -> Walker {
-        Walker::new()
+impl Default for FrameScanner {
+    fn default() -> FrameScanner {
+        FrameScanner::new()
     }
 }
 
@@ -236,7 +236,7 @@ impl Place {
 enum Judgement {
     Partial,
     Whole { left: u64, first_byte: u8, mask: [u8; 4] },
-    Bad(Halt),
+    Bad(ScanStop),
 }
 
 fn is_final(first_byte: u8) -> bool {
@@ -257,7 +257,7 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
         // 5.5: control frames MUST NOT be fragmented.
         let fragmented_control = is_control && !is_final(first);
         if reserved_bits || reserved_opcode || out_of_turn || fragmented_control {
-            return Judgement::Bad(Halt::Protocol);
+            return Judgement::Bad(ScanStop::Protocol);
         }
         return Judgement::Partial;
     }
@@ -266,7 +266,7 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
         // 5.1: a client MUST mask. 5.5: control frames carry at most 125 bytes.
         let unmasked = header[1] & 0x80 == 0;
         if unmasked || (is_control && short_length > 125) {
-            return Judgement::Bad(Halt::Protocol);
+            return Judgement::Bad(ScanStop::Protocol);
         }
     }
     let length_bytes = match short_length {
@@ -290,10 +290,10 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
             _ => true,
         };
         if !minimal {
-            return Judgement::Bad(Halt::Protocol);
+            return Judgement::Bad(ScanStop::Protocol);
         }
         if !is_control && left > message_bytes_max as u64 {
-            return Judgement::Bad(Halt::TooBig);
+            return Judgement::Bad(ScanStop::TooBig);
         }
     }
     match header[length_end..].first_chunk() {

@@ -4,9 +4,9 @@ use std::io::{self, Read, Write};
 
 use oyez::close::Reason;
 use oyez::config::Limits;
-use oyez::moment::Moment;
-use oyez::session::walker::{Halt, Walker};
-use oyez::session::websocket::{self, Heard};
+use oyez::session::frame_scanner::{FrameScanner, ScanStop};
+use oyez::session::websocket::{self, Received};
+use oyez::time::LoopTime;
 use oyez::wire::Kind;
 use proptest::prelude::*;
 use tungstenite::Message;
@@ -89,7 +89,7 @@ fn accepted_messages(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Messag
 }
 
 /// Messages, replies, and the end of the conversation.
-type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, Heard);
+type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, Received);
 
 /// The messages of a session that arrives in these pieces, and the replies.
 fn receive(pieces: &[&[u8]]) -> Outcome {
@@ -100,16 +100,16 @@ fn receive(pieces: &[&[u8]]) -> Outcome {
             &mut unfinished,
             piece,
             &limits,
-            Moment::from_millis(0),
+            LoopTime::from_millis(0),
             &mut replies,
             |kind, payload| messages.push((kind, payload.to_vec())),
         );
-        if heard != Heard::Open {
+        if heard != Received::Open {
             return (messages, replies, heard);
         }
     }
     assert!(unfinished.is_none(), "the session ends on a boundary");
-    (messages, replies, Heard::Open)
+    (messages, replies, Received::Open)
 }
 
 proptest! {
@@ -137,7 +137,7 @@ proptest! {
             })
             .collect();
         let whole = receive(&[&bytes]);
-        prop_assert!(whole.0 == expected && whole.2 == Heard::Open);
+        prop_assert!(whole.0 == expected && whole.2 == Received::Open);
         let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
         at.sort_unstable();
         let mut rest = &bytes[..];
@@ -156,7 +156,7 @@ proptest! {
     fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
         let whole = accepted_messages(&mut context(), &bytes);
-        let mut walker = Walker::new();
+        let mut walker = FrameScanner::new();
         // Every split, but for the inner bytes of large payloads.
         for cut in 0..=bytes.len() {
             let is_boundary = boundaries.contains(&cut);
@@ -167,13 +167,13 @@ proptest! {
                 prop_assert_eq!([first, rest].concat(), whole.clone(), "cut at {}", cut);
             }
             if cut < bytes.len() {
-                let step = walker.walk(&bytes[cut..=cut], 1 << 20);
-                prop_assert_eq!(step, (1, Halt::EndOfInput));
+                let step = walker.scan(&bytes[cut..=cut], 1 << 20);
+                prop_assert_eq!(step, (1, ScanStop::EndOfInput));
             }
         }
         // The same in one go.
-        let mut walker = Walker::new();
-        prop_assert_eq!(walker.walk(&bytes, 1 << 20), (bytes.len(), Halt::EndOfInput));
+        let mut walker = FrameScanner::new();
+        prop_assert_eq!(walker.scan(&bytes, 1 << 20), (bytes.len(), ScanStop::EndOfInput));
         prop_assert!(walker.at_boundary());
     }
 
@@ -181,13 +181,13 @@ proptest! {
     /// too, or forbidden by RFC 6455.
     #[test]
     fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
-        let mut at_once = Walker::new();
-        let whole = at_once.walk(&junk, 1 << 16);
-        let mut in_two = Walker::new();
+        let mut at_once = FrameScanner::new();
+        let whole = at_once.scan(&junk, 1 << 16);
+        let mut in_two = FrameScanner::new();
         let cut = cut.min(junk.len());
-        let (first, halt) = in_two.walk(&junk[..cut], 1 << 16);
-        if halt == Halt::EndOfInput {
-            let (second, halt) = in_two.walk(&junk[cut..], 1 << 16);
+        let (first, halt) = in_two.scan(&junk[..cut], 1 << 16);
+        if halt == ScanStop::EndOfInput {
+            let (second, halt) = in_two.scan(&junk[cut..], 1 << 16);
             // A header that began before the cut is good as far as it went, and bad as a whole.
             prop_assert_eq!(halt, whole.1);
             prop_assert!(first + second >= whole.0);
@@ -212,7 +212,7 @@ proptest! {
 fn unfinished_message_that_is_invalid_is_refused_early() {
     let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
     let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
-        Heard::Broken(reason) => reason.word(),
+        Received::Broken(reason) => reason.as_str(),
         heard => panic!("{heard:?}"),
     };
     let large = vec![b'x'; 1 << 16];
@@ -233,11 +233,11 @@ fn control_frames_within_an_unfinished_message_are_answered_at_once() {
     let ping = frames::masked(PING, b"between");
     let (first, last) = (frames::fragment(TEXT, b"one "), frames::fragment(0x80 | CONTINUATION, b"two"));
     let (messages, replies, heard) = receive(&[&first, &ping[..3], &ping[3..], &last]);
-    assert_eq!((messages, heard), (vec![(Kind::Text, b"one two".to_vec())], Heard::Open));
+    assert_eq!((messages, heard), (vec![(Kind::Text, b"one two".to_vec())], Received::Open));
     assert_eq!(replies, [&[0x8a, 7][..], b"between"].concat());
     let (messages, replies, heard) = receive(&[&first, &frames::close(1000, "bye")]);
-    assert_eq!((messages, heard), (vec![], Heard::PeerClosed));
+    assert_eq!((messages, heard), (vec![], Received::PeerClosed));
     assert_eq!(replies, [&[0x88, 5, 0x03, 0xe8][..], b"bye"].concat());
     let reserved = receive(&[&first, &frames::close(1005, "")]).2;
-    assert_eq!(reserved, Heard::Broken(Reason::Protocol));
+    assert_eq!(reserved, Received::Broken(Reason::Protocol));
 }

@@ -3,32 +3,32 @@
 use std::rc::Rc;
 
 use super::State;
-use super::walker::{Halt, Walker};
-use super::{AfterFlush, Desk};
+use super::frame_scanner::{FrameScanner, ScanStop};
+use super::{AfterFlush, SessionContext};
 use crate::access::grant::Grant;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::hub::outbox::Outbox;
-use crate::moment::Moment;
+use crate::time::LoopTime;
 
 /// What is known of the close.
 #[derive(Debug)]
-pub struct Draining {
+pub struct Closing {
     pub(super) reason: Reason,
-    pub(super) closing: Closing,
+    pub(super) closing: CloseStep,
     /// The end of patience; moved on when the peer takes bytes.
-    pub(super) until: Moment,
+    pub(super) until: LoopTime,
     /// The end of patience with a peer that takes a byte at a time.
-    until_at_most: Moment,
+    until_at_most: LoopTime,
     /// The rights that it had by a token.
     pub(super) grant: Option<Rc<Grant>>,
 }
 
 /// How far a close has come.
 #[derive(Debug)]
-pub(super) enum Closing {
+pub(super) enum CloseStep {
     /// Our close frame is queued or out; the peer's is to come.
-    AwaitClose(Walker),
+    AwaitClose(FrameScanner),
     /// All has been said; what is queued has yet to go out, and then our end of file.
     Flushing,
     /// The peer's end of file came first; what is queued has yet to go out.
@@ -38,9 +38,9 @@ pub(super) enum Closing {
     AwaitEndOfFile,
 }
 
-impl Draining {
-    pub(super) fn begin(reason: Reason, closing: Closing, limits: &Limits, now: Moment) -> State {
-        State::Draining(Box::new(Draining {
+impl Closing {
+    pub(super) fn begin(reason: Reason, closing: CloseStep, limits: &Limits, now: LoopTime) -> State {
+        State::Closing(Box::new(Closing {
             reason,
             closing,
             until: now.after(limits.close_timeout_ms),
@@ -50,20 +50,22 @@ impl Draining {
     }
 
     /// Nothing that comes now is wanted, but for the peer's close frame.
-    pub(super) fn receive(&mut self, input: &[u8], desk: &Desk<'_>) {
-        if let Closing::AwaitClose(walker) = &mut self.closing {
-            match walker.walk(input, desk.limits.message_bytes_max) {
-                (_, Halt::EndOfInput) => {}
-                (_, Halt::CloseFrame | Halt::Protocol | Halt::TooBig) => self.closing = Closing::Flushing,
+    pub(super) fn receive(&mut self, input: &[u8], ctx: &SessionContext<'_>) {
+        if let CloseStep::AwaitClose(scanner) = &mut self.closing {
+            match scanner.scan(input, ctx.limits.message_bytes_max) {
+                (_, ScanStop::EndOfInput) => {}
+                (_, ScanStop::CloseFrame | ScanStop::Protocol | ScanStop::TooBig) => {
+                    self.closing = CloseStep::Flushing
+                }
             }
         }
     }
 
     /// Takes the peer's end of file; true if that was all that was missing.
     pub(super) fn end_of_file(&mut self) -> bool {
-        let is_over = matches!(self.closing, Closing::AwaitEndOfFile);
+        let is_over = matches!(self.closing, CloseStep::AwaitEndOfFile);
         if !is_over {
-            self.closing = Closing::HalfClosed;
+            self.closing = CloseStep::HalfClosed;
         }
         is_over
     }
@@ -73,19 +75,19 @@ impl Draining {
         written: usize,
         outbox: &Outbox,
         limits: &Limits,
-        now: Moment,
+        now: LoopTime,
     ) -> AfterFlush {
         if written > 0 {
-            self.until = now.after(limits.close_timeout_ms).or_earlier(self.until_at_most);
+            self.until = now.after(limits.close_timeout_ms).min(self.until_at_most);
         }
         match self.closing {
             _ if !outbox.is_empty() => AfterFlush::Nothing,
-            Closing::Flushing => {
-                self.closing = Closing::AwaitEndOfFile;
+            CloseStep::Flushing => {
+                self.closing = CloseStep::AwaitEndOfFile;
                 AfterFlush::ShutDownWrite
             }
-            Closing::HalfClosed => AfterFlush::Doom(self.reason),
-            Closing::AwaitClose(_) | Closing::AwaitEndOfFile => AfterFlush::Nothing,
+            CloseStep::HalfClosed => AfterFlush::Close(self.reason),
+            CloseStep::AwaitClose(_) | CloseStep::AwaitEndOfFile => AfterFlush::Nothing,
         }
     }
 }

@@ -12,16 +12,16 @@ use rustls::ServerConfig;
 use rustls::pki_types::UnixTime;
 
 use super::certificate;
-use super::tls::{Secured, Workbench};
+use super::tls::{TlsBuffers, TlsStream};
 use super::transport::Transport;
 use crate::config;
-use crate::session::response::{Manner, Refusal};
+use crate::session::response::{HttpError, ResponseOptions};
 
 /// A fatal internal_error in the clear (RFC 8446 6): there is no time for a handshake.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
 /// The way in.
-pub trait Entrance {
+pub trait Acceptor {
     /// What comes out of it.
     type Transport: Transport;
 
@@ -32,7 +32,7 @@ pub trait Entrance {
     ///
     /// # Errors
     /// It cannot be made into what it is to be.
-    fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
+    fn accept(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
 
     /// Reads its files again, for clients that connect from now on. Returns false if it has none.
     ///
@@ -41,17 +41,17 @@ pub trait Entrance {
     fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
     /// What somebody is told, in one write and without a look at what it wants, when there is no room.
-    fn no_room(&self, date: Rc<str>) -> Vec<u8>;
+    fn overload_response(&self, date: Rc<str>) -> Vec<u8>;
 }
 
 /// Sockets as they are.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 
-impl Entrance for Plain {
+impl Acceptor for Plain {
     type Transport = TcpStream;
 
-    fn enter(&mut self, socket: TcpStream) -> io::Result<TcpStream> {
+    fn accept(&mut self, socket: TcpStream) -> io::Result<TcpStream> {
         Ok(socket)
     }
 
@@ -59,8 +59,8 @@ impl Entrance for Plain {
         Ok(false)
     }
 
-    fn no_room(&self, date: Rc<str>) -> Vec<u8> {
-        Refusal::no_room().respond(&Manner::last(date))
+    fn overload_response(&self, date: Rc<str>) -> Vec<u8> {
+        HttpError::no_room().respond(&ResponseOptions::last(date))
     }
 }
 
@@ -69,7 +69,7 @@ impl Entrance for Plain {
 pub struct Tls {
     files: config::TlsFiles,
     config: Arc<ServerConfig>,
-    bench: Rc<Workbench>,
+    buffers: Rc<TlsBuffers>,
 }
 
 impl Tls {
@@ -79,21 +79,21 @@ impl Tls {
     /// Says which file cannot be used, and why.
     pub fn load(files: config::TlsFiles, limits: &config::Tls, now: UnixTime) -> Result<Tls, String> {
         let config = certificate::load(&files, certificate::Resumption::New(limits), now)?;
-        let bench = Rc::new(Workbench::new(limits.handshakes_per_turn));
-        Ok(Tls { files, config: Arc::new(config), bench })
+        let buffers = Rc::new(TlsBuffers::new(limits.handshakes_per_turn));
+        Ok(Tls { files, config: Arc::new(config), buffers })
     }
 }
 
-impl Entrance for Tls {
+impl Acceptor for Tls {
     /// In a box, since keys are large, and slots move when the slab grows.
-    type Transport = Box<Secured<TcpStream>>;
+    type Transport = Box<TlsStream<TcpStream>>;
 
     fn begin_turn(&mut self, date: Rc<str>) {
-        self.bench.begin_turn(date);
+        self.buffers.begin_turn(date);
     }
 
-    fn enter(&mut self, socket: TcpStream) -> io::Result<Self::Transport> {
-        Secured::accept(socket, self.config.clone(), self.bench.clone())
+    fn accept(&mut self, socket: TcpStream) -> io::Result<Self::Transport> {
+        TlsStream::accept(socket, self.config.clone(), self.buffers.clone())
             .map(Box::new)
             .map_err(io::Error::other)
     }
@@ -104,7 +104,7 @@ impl Entrance for Tls {
         Ok(true)
     }
 
-    fn no_room(&self, _: Rc<str>) -> Vec<u8> {
+    fn overload_response(&self, _: Rc<str>) -> Vec<u8> {
         INTERNAL_ERROR.to_vec()
     }
 }

@@ -1,6 +1,6 @@
 //! A point in time in four bytes.
 //!
-//! `Instant` takes sixteen, and every slot holds a deadline. A [`Moment`] counts milliseconds since the
+//! `Instant` takes sixteen, and every slot holds a deadline. A [`LoopTime`] counts milliseconds since the
 //! loop was born, modulo 2^32, and is compared the way TCP compares sequence numbers (RFC 1323 4.2.1):
 //! of two moments the later one is less than 2^31 ms (24.8 days) ahead. It therefore never runs out, as
 //! long as no deadline lies further away than that; every flag that holds a time is at most a day.
@@ -14,12 +14,12 @@ use std::fmt;
 /// Kept as bytes, which may stand anywhere: a state that holds a moment beside a byte or two wastes no
 /// room on alignment, and there is one such state in every slot.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Moment([u8; 4]);
+pub struct LoopTime([u8; 4]);
 
-impl Moment {
+impl LoopTime {
     /// The moment so many milliseconds after the loop's birth; wraps after 49.7 days.
-    pub fn from_millis(millis_since_birth: u64) -> Moment {
-        Moment((millis_since_birth as u32).to_ne_bytes())
+    pub fn from_millis(millis_since_birth: u64) -> LoopTime {
+        LoopTime((millis_since_birth as u32).to_ne_bytes())
     }
 
     fn millis(self) -> u32 {
@@ -28,24 +28,24 @@ impl Moment {
 
     /// The moment `millis` later.
     #[must_use]
-    pub fn after(self, millis: u32) -> Moment {
-        Moment(self.millis().wrapping_add(millis).to_ne_bytes())
+    pub fn after(self, millis: u32) -> LoopTime {
+        LoopTime(self.millis().wrapping_add(millis).to_ne_bytes())
     }
 
     /// The moment `millis` earlier.
     #[must_use]
-    pub fn before(self, millis: u32) -> Moment {
+    pub fn before(self, millis: u32) -> LoopTime {
         self.after(millis.wrapping_neg())
     }
 
     /// Has this moment come at `now`?
-    pub fn has_come(self, now: Moment) -> bool {
+    pub fn is_due(self, now: LoopTime) -> bool {
         now.millis().wrapping_sub(self.millis()) < 1 << 31
     }
 
     /// Milliseconds from `earlier` to this moment; 0 when `earlier` is the later one.
-    pub fn millis_since(self, earlier: Moment) -> u32 {
-        if earlier.has_come(self) { self.millis().wrapping_sub(earlier.millis()) } else { 0 }
+    pub fn millis_since(self, earlier: LoopTime) -> u32 {
+        if earlier.is_due(self) { self.millis().wrapping_sub(earlier.millis()) } else { 0 }
     }
 
     /// Milliseconds since the last of the moments that recur with this period; where the count wraps, one comes
@@ -56,12 +56,12 @@ impl Moment {
 
     /// The earlier of two moments.
     #[must_use]
-    pub fn or_earlier(self, other: Moment) -> Moment {
-        if self.has_come(other) { self } else { other }
+    pub fn min(self, other: LoopTime) -> LoopTime {
+        if self.is_due(other) { self } else { other }
     }
 }
 
-impl fmt::Debug for Moment {
+impl fmt::Debug for LoopTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ms", self.millis())
     }
@@ -69,19 +69,19 @@ impl fmt::Debug for Moment {
 
 #[cfg(test)]
 mod tests {
-    use super::Moment;
+    use super::LoopTime;
 
     #[test]
     fn a_deadline_across_the_wrap_is_still_ahead() {
-        let now = Moment::from_millis(u64::from(u32::MAX) - 10);
+        let now = LoopTime::from_millis(u64::from(u32::MAX) - 10);
         let deadline = now.after(5_000);
-        assert!(!deadline.has_come(now));
-        assert!(!deadline.has_come(now.after(4_999)));
-        assert!(deadline.has_come(now.after(5_000)));
+        assert!(!deadline.is_due(now));
+        assert!(!deadline.is_due(now.after(4_999)));
+        assert!(deadline.is_due(now.after(5_000)));
         assert_eq!(deadline.millis_since(now), 5_000);
         assert_eq!(now.millis_since(deadline), 0);
-        assert_eq!(deadline.or_earlier(now), now);
-        assert_eq!(now.or_earlier(deadline), now);
+        assert_eq!(deadline.min(now), now);
+        assert_eq!(now.min(deadline), now);
         assert_eq!(deadline.before(5_000), now);
     }
 }

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Hub;
-use super::change::{BadChange, Figures, Message, Messages};
+use super::change::{BadChange, ChannelPosition, Message, Messages};
 use super::channel::Channel;
+use super::dirty_channels::{Head, LogTime, PersistState};
 use super::history::{Entry, GATHERED, History, SMALL_BYTES};
-use super::journal::{Head, Hour, Mark};
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelName, Sender, User};
-use crate::moment::Moment;
+use crate::time::LoopTime;
 use crate::wire;
 
 /// What changes have come to, all in all.
@@ -20,20 +20,20 @@ use crate::wire;
 /// Each message is copied once, from the bytes it was written as into the history that it stays in: loading takes the memory
 /// of one history, and few allocations.
 #[derive(Debug)]
-pub struct Past {
+pub struct Snapshot {
     limits: HistoryLimits,
-    hour: Hour,
-    channels: HashMap<Box<str>, Written>,
+    hour: LogTime,
+    channels: HashMap<Box<str>, StoredChannel>,
     users: Users,
     batch: OpenBatch,
 }
 
 /// A channel.
 #[derive(Debug)]
-struct Written {
+struct StoredChannel {
     number: u64,
     last: u64,
-    floor: u64,
+    evicted_through: u64,
     /// How many messages were written, of which today's limits may let fewer stay.
     count: usize,
     history: History,
@@ -48,27 +48,27 @@ pub struct Restored {
     pub dropped: usize,
 }
 
-impl Past {
+impl Snapshot {
     /// Nothing so far. Of what is put in, as much is kept as the limits allow at this time.
-    pub fn new(limits: &HistoryLimits, hour: Hour) -> Past {
+    pub fn new(limits: &HistoryLimits, hour: LogTime) -> Snapshot {
         let (users, batch) = (Users::default(), OpenBatch::default());
-        Past { limits: *limits, hour, channels: HashMap::new(), users, batch }
+        Snapshot { limits: *limits, hour, channels: HashMap::new(), users, batch }
     }
 
     /// Takes in a channel by its newest figures, and by the messages of its changes in order.
     ///
     /// # Errors
     /// No [`Hub::take_changes`] has told that. Nothing else may be put in then.
-    pub fn put(&mut self, name: &str, figures: Figures, messages: &[u8]) -> Result<(), BadChange> {
-        let Past { limits, hour, users, batch, .. } = self;
-        let Figures { number, last, floor } = figures;
-        let (mut count, mut before) = (0, floor);
-        let mut history = History::new(floor);
+    pub fn put(&mut self, name: &str, figures: ChannelPosition, messages: &[u8]) -> Result<(), BadChange> {
+        let Snapshot { limits, hour, users, batch, .. } = self;
+        let ChannelPosition { number, last, evicted_through } = figures;
+        let (mut count, mut before) = (0, evicted_through);
+        let mut history = History::new(evicted_through);
         let messages_max = Messages(messages).map_while(Result::ok).count();
         history.reserve(messages_max.min(limits.messages_max));
         for message in Messages(messages) {
             let message = message?;
-            if message.seq <= floor {
+            if message.seq <= evicted_through {
                 continue;
             }
             if message.seq <= before || message.seq > last {
@@ -89,7 +89,7 @@ impl Past {
         batch.flush(&mut history, limits);
         history.expire(limits.age_ms, hour.now);
         history.shrink();
-        self.channels.insert(name.into(), Written { number, last, floor, count, history });
+        self.channels.insert(name.into(), StoredChannel { number, last, evicted_through, count, history });
         Ok(())
     }
 }
@@ -114,7 +114,7 @@ impl Users {
 struct OpenBatch {
     frames: Vec<u8>,
     entries: Vec<Entry>,
-    times: Vec<Moment>,
+    times: Vec<LoopTime>,
     /// When the last message was published, by the log's time.
     at: u64,
 }
@@ -129,7 +129,7 @@ impl OpenBatch {
         at == self.at || is_small && self.entries.len() < GATHERED
     }
 
-    fn push(&mut self, message: &Message<'_>, user: Option<User>, time: Moment) {
+    fn push(&mut self, message: &Message<'_>, user: Option<User>, time: LoopTime) {
         let Message { seq, at, kind, client, payload, .. } = *message;
         wire::append_message(&mut self.frames, kind, payload);
         let sender = Sender { client, user };
@@ -152,10 +152,10 @@ impl OpenBatch {
 impl Hub {
     /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
     /// have changed.
-    pub fn restore(limits: &Limits, head: Head, past: Past) -> (Hub, Restored) {
+    pub fn restore(limits: &Limits, head: Head, past: Snapshot) -> (Hub, Restored) {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
-        let mut channels: Vec<(Box<str>, Written)> = past.channels.into_iter().collect();
+        let mut channels: Vec<(Box<str>, StoredChannel)> = past.channels.into_iter().collect();
         // If the limits do not allow all, the last ones stay. A removed channel has no messages and takes no memory
         // here.
         channels.sort_unstable_by_key(|(_, written)| (written.count > 0, written.last));
@@ -173,20 +173,20 @@ impl Hub {
         hub.keep_to_total(None);
         let count = |written: &[(Rc<str>, usize)]| written.iter().map(|(_, count)| count).sum::<usize>();
         let restored = Restored { messages: hub.kept.messages, dropped: count(&written) - hub.kept.messages };
-        hub.begin_journal();
+        hub.begin_tracking_changes();
         for (name, count) in written {
             hub.note_difference(name, count);
         }
         (hub, restored)
     }
 
-    fn restore_channel(&mut self, name: &ChannelName, written: Written) {
+    fn restore_channel(&mut self, name: &ChannelName, written: StoredChannel) {
         let Ok(id) = self.open(name) else { return };
-        let before = super::Kept::default();
+        let before = super::HistoryUsage::default();
         let channel = &mut self.channels[id.0 as usize];
-        let Written { number, last, floor, count: _, history } = written;
-        *channel = Channel::restored(channel.shared_name(), number, last, floor);
-        channel.mark = Mark { written: last, is_written: true };
+        let StoredChannel { number, last, evicted_through, count: _, history } = written;
+        *channel = Channel::restored(channel.shared_name(), number, last, evicted_through);
+        channel.mark = PersistState { written: last, is_written: true };
         channel.history = history;
         self.account(id, before);
         self.end_if_empty(id);
@@ -194,12 +194,12 @@ impl Hub {
 
     /// Puts a channel into the journal if it is not as it was written.
     fn note_difference(&mut self, name: Rc<str>, messages: usize) {
-        let Hub { journal: Some(journal), names, channels, .. } = self else { return };
+        let Hub { dirty_channels: Some(dirty_channels), names, channels, .. } = self else { return };
         match names.get(&name) {
             // The file has the same row already.
             None if messages == 0 && self.removed.get(&name).is_some() => {}
-            None => journal.note_removed(name),
-            Some(&id) if channels[id.0 as usize].history.len() != messages => journal.note(id),
+            None => dirty_channels.note_removed(name),
+            Some(&id) if channels[id.0 as usize].history.len() != messages => dirty_channels.note(id),
             Some(_) => {}
         }
     }
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
     use crate::config::HistoryLimits;
     use crate::hub::change::Change;
-    use crate::hub::{Seat, Standing, Wish};
+    use crate::hub::{ChannelInfo, SubscribeOptions, Subscription};
     use crate::ids::ClientId;
     use crate::ids::{Since, SlotId};
     use crate::wire::{Form, Kind};
@@ -260,24 +260,24 @@ mod tests {
     struct World {
         hub: Hub,
         millis: u64,
-        members: Vec<Seat>,
-        written: BTreeMap<Box<str>, (Figures, Rows)>,
+        subscribers: Vec<Subscription>,
+        written: BTreeMap<Box<str>, (ChannelPosition, Rows)>,
     }
 
     impl World {
         fn new(limits: &Limits) -> World {
             let mut hub = Hub::new(limits, 7);
-            hub.begin_journal();
-            World { hub, millis: 10_000, members: Vec::new(), written: BTreeMap::new() }
+            hub.begin_tracking_changes();
+            World { hub, millis: 10_000, subscribers: Vec::new(), written: BTreeMap::new() }
         }
 
-        fn hour(&self) -> Hour {
-            Hour { now: Moment::from_millis(self.millis), millis: self.millis + 5_000_000 }
+        fn hour(&self) -> LogTime {
+            LogTime { now: LoopTime::from_millis(self.millis), millis: self.millis + 5_000_000 }
         }
 
-        fn seal(&mut self) {
-            while let Some(id) = self.hub.next_touched() {
-                let _ = self.hub.seal(id, Moment::from_millis(self.millis));
+        fn finish_batch(&mut self) {
+            while let Some(id) = self.hub.next_open_batch() {
+                let _ = self.hub.finish_batch(id, LoopTime::from_millis(self.millis));
                 self.hub.end_if_empty(id);
             }
         }
@@ -299,7 +299,7 @@ mod tests {
                         if !messages.is_empty() {
                             rows.insert(figures.last, messages);
                         }
-                        rows.retain(|&last, _| last > figures.floor);
+                        rows.retain(|&last, _| last > figures.evicted_through);
                     }
                 }
             }
@@ -310,45 +310,49 @@ mod tests {
                 Step::Publish { channel, padding, from } => {
                     let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
                     let id = self.hub.open(&name).unwrap();
-                    let text = format!("{} {}", self.hub.journal_head().seq, "x".repeat(padding));
+                    let text = format!("{} {}", self.hub.changes_head().seq, "x".repeat(padding));
                     let user =
                         (padding % 3 == 0).then(|| User::new(&format!("user{}", padding % 2), Some("[1]")));
                     let sender = Sender { client: from.map(ClientId::from_bits), user };
                     self.hub.publish(id, Kind::Text, text.as_bytes(), sender, None);
                 }
-                Step::Seal => self.seal(),
+                Step::Seal => self.finish_batch(),
                 Step::Join { channel } => {
-                    self.seal();
+                    self.finish_batch();
                     let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
-                    let wish = Wish { form: Form::Event, since: Since::Now, echo: true };
-                    let member = SlotId { key: self.members.len() as u32, generation: 0 };
-                    let now = Moment::from_millis(self.millis);
-                    if self.members.iter().all(|seat| Some(seat.channel) != self.hub.find(name.as_str())) {
-                        let joined = self.hub.subscribe(&name, member, wish, now).unwrap();
-                        self.members.push(joined.seat);
+                    let options = SubscribeOptions { form: Form::Event, since: Since::Now, echo: true };
+                    let subscriber = SlotId { key: self.subscribers.len() as u32, generation: 0 };
+                    let now = LoopTime::from_millis(self.millis);
+                    if self
+                        .subscribers
+                        .iter()
+                        .all(|subscription| Some(subscription.channel) != self.hub.find(name.as_str()))
+                    {
+                        let joined = self.hub.subscribe(&name, subscriber, options, now).unwrap();
+                        self.subscribers.push(joined.subscription);
                     }
                 }
                 Step::Leave => {
-                    self.seal();
-                    if let Some(seat) = self.members.pop() {
-                        assert_eq!(self.hub.leave(seat), None);
+                    self.finish_batch();
+                    if let Some(subscription) = self.subscribers.pop() {
+                        assert_eq!(self.hub.leave(subscription), None);
                     }
                 }
                 Step::Pass { millis } => {
-                    self.seal();
+                    self.finish_batch();
                     self.millis += millis;
-                    self.hub.expire(0..self.hub.keys_end(), Moment::from_millis(self.millis));
+                    self.hub.expire(0..self.hub.keys_end(), LoopTime::from_millis(self.millis));
                 }
                 Step::Write { most, bytes } => {
-                    self.seal();
+                    self.finish_batch();
                     self.write(most, bytes);
                 }
             }
         }
 
         /// All that was taken.
-        fn past(&self, limits: &Limits) -> Past {
-            let mut past = Past::new(&limits.history, self.hour());
+        fn past(&self, limits: &Limits) -> Snapshot {
+            let mut past = Snapshot::new(&limits.history, self.hour());
             for (name, (figures, rows)) in &self.written {
                 let messages: Vec<u8> = rows.values().flatten().copied().collect();
                 past.put(name, *figures, &messages).unwrap();
@@ -358,15 +362,15 @@ mod tests {
 
         /// The hub that it makes.
         fn restore(&self, limits: &Limits) -> (Hub, Restored) {
-            Hub::restore(limits, self.hub.journal_head(), self.past(limits))
+            Hub::restore(limits, self.hub.changes_head(), self.past(limits))
         }
     }
 
     /// A channel: its name, its public state, how many messages it had, and those that it keeps.
-    type Told = (String, Standing, u64, String);
+    type Told = (String, ChannelInfo, u64, String);
 
     /// The whole observable state of a hub, also of channels that it does not have.
-    fn told(hub: &mut Hub, now: Moment) -> (Head, Vec<Told>, [u64; 6]) {
+    fn told(hub: &mut Hub, now: LoopTime) -> (Head, Vec<Told>, [u64; 6]) {
         let names: Vec<String> =
             hub.channels_from("", std::ops::Bound::Unbounded).map(|(name, _)| name.to_owned()).collect();
         let channels = names.into_iter().map(|name| {
@@ -377,11 +381,11 @@ mod tests {
             let envelopes =
                 json.strip_prefix("{\"messages\":[").unwrap().split("],\"next\":").next().unwrap();
             let number = hub.channel(hub.find(&name).unwrap()).unwrap().messages();
-            (name.clone(), hub.standing(&name), number, envelopes.to_owned())
+            (name.clone(), hub.info(&name), number, envelopes.to_owned())
         });
         let channels = channels.collect();
-        let floors = ["c0", "c1", "c2", "c3", "c4", "never"].map(|name| hub.standing(name).floor);
-        (hub.journal_head(), channels, floors)
+        let floors = ["c0", "c1", "c2", "c3", "c4", "never"].map(|name| hub.info(name).evicted_through);
+        (hub.changes_head(), channels, floors)
     }
 
     proptest! {
@@ -398,15 +402,15 @@ mod tests {
             for step in &steps {
                 world.step(step);
             }
-            world.seal();
-            while let Some(seat) = world.members.pop() {
-                assert_eq!(world.hub.leave(seat), None);
+            world.finish_batch();
+            while let Some(subscription) = world.subscribers.pop() {
+                assert_eq!(world.hub.leave(subscription), None);
             }
             world.hub.check();
             while world.hub.changes() > 0 {
                 world.write(3, 500);
             }
-            let now = Moment::from_millis(world.millis);
+            let now = LoopTime::from_millis(world.millis);
             world.hub.expire(0..world.hub.keys_end(), now);
             let (mut restored, _) = world.restore(&limits);
             restored.check();
@@ -429,12 +433,12 @@ mod tests {
             }
             let (mut restored, _) = world.restore(&limits);
             restored.check();
-            let now = Moment::from_millis(world.millis);
+            let now = LoopTime::from_millis(world.millis);
             for (_, standing, number, envelopes) in told(&mut restored, now).1 {
                 let page: Vec<serde_json::Value> = serde_json::from_str(&format!("[{envelopes}]")).unwrap();
                 for (message, n) in page.iter().rev().zip((1..=number).rev()) {
                     let seq: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
-                    prop_assert!(seq > standing.floor && Some(seq) <= standing.head);
+                    prop_assert!(seq > standing.evicted_through && Some(seq) <= standing.head);
                     prop_assert_eq!(message["n"].as_u64(), Some(n));
                     let text = message["text"].as_str().unwrap();
                     prop_assert!(text.starts_with(&format!("{} ", seq - 1)), "{} {}", seq, text);
@@ -462,7 +466,7 @@ mod tests {
             hub.check();
             assert_eq!(restored.messages + restored.dropped, 40);
             assert_eq!(hub.changes() > 0, restored.dropped > 0, "what was dropped is news for the journal");
-            let now = Moment::from_millis(world.millis);
+            let now = LoopTime::from_millis(world.millis);
             told(&mut hub, now)
         };
         let (head, channels, _) = restore(wide.history, 100);
@@ -471,7 +475,7 @@ mod tests {
         for (name, standing, number, envelopes) in few {
             let (_, before, all, whole) = channels.iter().find(|one| one.0 == name).unwrap();
             assert_eq!((standing.messages, number, standing.head), (3, *all, before.head));
-            assert!(whole.ends_with(&envelopes) && standing.floor > before.floor);
+            assert!(whole.ends_with(&envelopes) && standing.evicted_through > before.evicted_through);
         }
         let (_, young, _) = restore(HistoryLimits { age_ms: 1_000, ..wide.history }, 100);
         assert_eq!(young.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 19);
@@ -482,7 +486,7 @@ mod tests {
         assert_eq!(two.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["c2", "c3"]);
         assert_eq!(
             (narrow.seq, floors),
-            (head.seq, [37, 38, two[0].1.floor, two[1].1.floor, 0, 0]),
+            (head.seq, [37, 38, two[0].1.evicted_through, two[1].1.evicted_through, 0, 0]),
             "the last messages of c0 and c1"
         );
         let (none, nothing, floors) = restore(HistoryLimits { messages_max: 0, ..wide.history }, 100);
@@ -494,11 +498,11 @@ mod tests {
         let limits = Limits { history: LIMITS, ..Limits::default() };
         let mut world = World::new(&limits);
         world.step(&Step::Publish { channel: 0, padding: 0, from: None });
-        let behind = world.hub.journal_head();
+        let behind = world.hub.changes_head();
         world.step(&Step::Publish { channel: 1, padding: 0, from: None });
         world.step(&Step::Write { most: 9, bytes: 9_999 });
         let (restored, _) = Hub::restore(&limits, behind, world.past(&limits));
-        assert_eq!(restored.journal_head(), world.hub.journal_head());
+        assert_eq!(restored.changes_head(), world.hub.changes_head());
     }
 
     #[test]
@@ -520,7 +524,11 @@ mod tests {
         }
         world.write(99, 9_999);
         assert_eq!((world.written.len(), world.hub.changes()), (3, 0), "what was forgotten left the file");
-        assert_eq!(world.hub.standing("never").floor, 1_997, "the last message of those that were forgotten");
+        assert_eq!(
+            world.hub.info("never").evicted_through,
+            1_997,
+            "the last message of those that were forgotten"
+        );
     }
 
     #[test]
@@ -530,22 +538,26 @@ mod tests {
         for seq in [3, 4] {
             crate::hub::change::put_message(&mut good, &message(seq));
         }
-        let figures = Figures { number: 2, last: 4, floor: 2 };
-        let hour = Hour { now: Moment::from_millis(0), millis: 0 };
-        let put = |figures, bytes: &[u8]| Past::new(&LIMITS, hour).put("a", figures, bytes);
+        let figures = ChannelPosition { number: 2, last: 4, evicted_through: 2 };
+        let hour = LogTime { now: LoopTime::from_millis(0), millis: 0 };
+        let put = |figures, bytes: &[u8]| Snapshot::new(&LIMITS, hour).put("a", figures, bytes);
         assert_eq!(put(figures, &good), Ok(()));
         assert_eq!(
-            put(Figures { floor: 3, number: 1, ..figures }, &good),
+            put(ChannelPosition { evicted_through: 3, number: 1, ..figures }, &good),
             Ok(()),
             "one is not kept any more"
         );
         for bytes in 1..good.len() {
             assert_eq!(put(figures, &good[..bytes]).is_ok(), bytes == good.len() / 2, "{bytes}");
         }
-        assert_eq!(put(Figures { number: 1, ..figures }, &good), Err(BadChange), "more than there were");
-        assert_eq!(put(Figures { last: 3, ..figures }, &good), Err(BadChange), "later than the last");
+        assert_eq!(
+            put(ChannelPosition { number: 1, ..figures }, &good),
+            Err(BadChange),
+            "more than there were"
+        );
+        assert_eq!(put(ChannelPosition { last: 3, ..figures }, &good), Err(BadChange), "later than the last");
         let twice = good.repeat(2);
-        assert_eq!(put(Figures { number: 9, ..figures }, &twice), Err(BadChange), "out of order");
+        assert_eq!(put(ChannelPosition { number: 9, ..figures }, &twice), Err(BadChange), "out of order");
         good[16] = 3;
         assert_eq!(put(figures, &good), Err(BadChange), "of no kind");
     }

@@ -13,14 +13,14 @@ const CLASSES: usize = 33;
 
 /// Where a channel stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Rank {
+pub(super) struct SizeRank {
     class: u8,
     position: u32,
 }
 
 /// All channels that keep something, by class.
 #[derive(Debug)]
-pub(super) struct Classes {
+pub(super) struct SizeClasses {
     classes: [Vec<ChannelId>; CLASSES],
 }
 
@@ -29,21 +29,26 @@ pub(super) struct Classes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shifted {
     pub(super) channel: ChannelId,
-    pub(super) rank: Rank,
+    pub(super) rank: SizeRank,
 }
 
-impl Classes {
-    pub(super) fn new() -> Classes {
-        Classes { classes: [const { Vec::new() }; CLASSES] }
+impl SizeClasses {
+    pub(super) fn new() -> SizeClasses {
+        SizeClasses { classes: [const { Vec::new() }; CLASSES] }
     }
 
     /// Has a channel of this rank to move when it keeps so many bytes?
-    pub(super) fn is_due(rank: Rank, bytes: usize) -> bool {
+    pub(super) fn is_due(rank: SizeRank, bytes: usize) -> bool {
         rank.class != class_of(bytes)
     }
 
     /// Moves a channel to the class of its bytes.
-    pub(super) fn rank(&mut self, channel: ChannelId, old: Rank, bytes: usize) -> (Rank, Option<Shifted>) {
+    pub(super) fn rank(
+        &mut self,
+        channel: ChannelId,
+        old: SizeRank,
+        bytes: usize,
+    ) -> (SizeRank, Option<Shifted>) {
         let mut shifted = None;
         if old.class > 0 {
             let class = &mut self.classes[usize::from(old.class)];
@@ -52,7 +57,7 @@ impl Classes {
         }
         let class = class_of(bytes);
         let list = &mut self.classes[usize::from(class)];
-        let rank = Rank { class, position: list.len() as u32 };
+        let rank = SizeRank { class, position: list.len() as u32 };
         if class > 0 {
             list.push(channel);
         }
@@ -78,12 +83,12 @@ mod tests {
     proptest! {
         #[test]
         fn the_largest_is_within_a_factor_of_two(sizes in prop::collection::vec((0u32..20, 0usize..100_000), 1..200)) {
-            let mut classes = Classes::new();
-            let mut model = [(0, Rank::default()); 20];
+            let mut classes = SizeClasses::new();
+            let mut model = [(0, SizeRank::default()); 20];
             for (key, bytes) in sizes {
                 let (size, rank) = &mut model[key as usize];
                 *size = bytes;
-                if Classes::is_due(*rank, bytes) {
+                if SizeClasses::is_due(*rank, bytes) {
                     let (new, shifted) = classes.rank(ChannelId(key), *rank, bytes);
                     *rank = new;
                     if let Some(Shifted { channel, rank }) = shifted {

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 
 /// What clocks said when something was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stamp {
+pub struct ClockSnapshot {
     /// Unix time in milliseconds; may jump.
     pub unix_ms: u64,
     /// Milliseconds since the machine was started, suspended or not; never jumps.
@@ -27,7 +27,7 @@ pub fn new_epoch() -> u64 {
 /// can set. Otherwise only unix time is left, and it may have been wrong then or be wrong now. If it went
 /// back, no time has passed. If it went ahead, that counts for at most half of what a message is kept, so
 /// that a clock that was put right does not let go of everything at once; what is kept so goes on to age.
-pub(super) fn away_ms(then: Stamp, now: Stamp, age_ms: u32) -> u64 {
+pub(super) fn downtime_ms(then: ClockSnapshot, now: ClockSnapshot, age_ms: u32) -> u64 {
     if then.boot == now.boot && then.boot != 0 && now.boot_ms >= then.boot_ms {
         now.boot_ms - then.boot_ms
     } else {

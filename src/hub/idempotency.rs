@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use crate::access::identity::Identity;
-use crate::config::RepeatLimits;
-use crate::moment::Moment;
+use crate::config::IdempotencyLimits;
+use crate::time::LoopTime;
 use crate::wire::Kind;
 
 /// The key of a message across retries.
@@ -42,8 +42,8 @@ struct Record {
 
 /// When a key was first used, and by which publisher.
 #[derive(Clone, Copy, Debug)]
-struct Kept {
-    at: Moment,
+struct Entry {
+    at: LoopTime,
     fingerprint: u128,
     owner: u64,
 }
@@ -53,22 +53,22 @@ struct Kept {
 ///
 /// When the table is full, the publisher that holds the most keys loses its oldest: however many keys one of them uses,
 /// publishers with fewer keep theirs, and a single publisher can use the whole table.
-pub(super) struct Repeats {
+pub(super) struct IdempotencyCache {
     records: HashMap<u128, Record>,
     /// By their number, which is the order in which they came.
-    order: BTreeMap<u64, Kept>,
+    order: BTreeMap<u64, Entry>,
     next: u64,
     /// The numbers of each publisher's keys, the oldest in front.
     owners: HashMap<u64, VecDeque<u64>>,
     /// How many keys each publisher holds.
     counts: BTreeSet<(usize, u64)>,
     hashers: [RandomState; 2],
-    limits: RepeatLimits,
+    limits: IdempotencyLimits,
 }
 
-impl Repeats {
-    pub(super) fn new(limits: RepeatLimits) -> Repeats {
-        Repeats {
+impl IdempotencyCache {
+    pub(super) fn new(limits: IdempotencyLimits) -> IdempotencyCache {
+        IdempotencyCache {
             records: HashMap::new(),
             order: BTreeMap::new(),
             next: 0,
@@ -85,7 +85,7 @@ impl Repeats {
         key: IdempotencyKey<'_>,
         kind: Kind,
         payload: &[u8],
-        now: Moment,
+        now: LoopTime,
     ) -> Option<Known> {
         self.expire(now);
         let Record { seq, payload: first } = *self.records.get(&self.fingerprint(key))?;
@@ -99,7 +99,7 @@ impl Repeats {
         kind: Kind,
         payload: &[u8],
         seq: u64,
-        now: Moment,
+        now: LoopTime,
     ) {
         if self.limits.keys_max == 0 {
             return;
@@ -116,7 +116,7 @@ impl Repeats {
         let owner = self.hashers[1].hash_one(key.owner);
         let number = self.next;
         self.next += 1;
-        self.order.insert(number, Kept { at: now, fingerprint, owner });
+        self.order.insert(number, Entry { at: now, fingerprint, owner });
         let numbers = self.owners.entry(owner).or_default();
         self.counts.remove(&(numbers.len(), owner));
         numbers.push_back(number);
@@ -124,9 +124,9 @@ impl Repeats {
     }
 
     /// Lets go of what is too old.
-    pub(super) fn expire(&mut self, now: Moment) {
+    pub(super) fn expire(&mut self, now: LoopTime) {
         while let Some((&number, kept)) = self.order.first_key_value()
-            && kept.at.after(self.limits.age_ms).has_come(now)
+            && kept.at.after(self.limits.age_ms).is_due(now)
         {
             self.forget(number);
         }
@@ -138,7 +138,7 @@ impl Repeats {
 
     /// Forgets a key that is the oldest of its publisher.
     fn forget(&mut self, number: u64) {
-        let Some(Kept { fingerprint, owner, .. }) = self.order.remove(&number) else { return };
+        let Some(Entry { fingerprint, owner, .. }) = self.order.remove(&number) else { return };
         self.records.remove(&fingerprint);
         if let Some(numbers) = self.owners.get_mut(&owner) {
             self.counts.remove(&(numbers.len(), owner));
@@ -171,98 +171,103 @@ impl Repeats {
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_millis(millis)
+    fn at(millis: u64) -> LoopTime {
+        LoopTime::from_millis(millis)
     }
 
     fn of<'a>(channel: &'a str, key: &'a str) -> IdempotencyKey<'a> {
         IdempotencyKey { channel, owner: Identity::Subject("alice"), key }
     }
 
-    fn find(repeats: &mut Repeats, key: IdempotencyKey<'_>, now: Moment) -> Option<u64> {
-        match repeats.find(key, Kind::Text, b"x", now)? {
+    fn find(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, now: LoopTime) -> Option<u64> {
+        match idempotency.find(key, Kind::Text, b"x", now)? {
             Known::Same(seq) => Some(seq),
             Known::Other => panic!("the payload is the same"),
         }
     }
 
-    fn keep(repeats: &mut Repeats, key: IdempotencyKey<'_>, seq: u64, now: Moment) {
-        repeats.keep(key, Kind::Text, b"x", seq, now);
+    fn keep(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, seq: u64, now: LoopTime) {
+        idempotency.keep(key, Kind::Text, b"x", seq, now);
     }
 
     #[test]
     fn a_key_is_known_in_its_channel_for_its_time() {
-        let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
-        assert_eq!(find(&mut repeats, of("a", "k"), at(0)), None);
-        keep(&mut repeats, of("a", "k"), 7, at(0));
-        keep(&mut repeats, of("b", "k"), 8, at(200));
-        assert_eq!(find(&mut repeats, of("a", "k"), at(299)), Some(7));
-        assert_eq!(find(&mut repeats, of("ak", ""), at(299)), None);
-        assert_eq!(find(&mut repeats, of("a", "k"), at(300)), None);
-        assert_eq!(find(&mut repeats, of("b", "k"), at(300)), Some(8));
-        assert_eq!(find(&mut repeats, of("b", "k"), at(500)), None);
-        assert!(repeats.is_empty() && repeats.records.capacity() == 0);
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
+        assert_eq!(find(&mut idempotency, of("a", "k"), at(0)), None);
+        keep(&mut idempotency, of("a", "k"), 7, at(0));
+        keep(&mut idempotency, of("b", "k"), 8, at(200));
+        assert_eq!(find(&mut idempotency, of("a", "k"), at(299)), Some(7));
+        assert_eq!(find(&mut idempotency, of("ak", ""), at(299)), None);
+        assert_eq!(find(&mut idempotency, of("a", "k"), at(300)), None);
+        assert_eq!(find(&mut idempotency, of("b", "k"), at(300)), Some(8));
+        assert_eq!(find(&mut idempotency, of("b", "k"), at(500)), None);
+        assert!(idempotency.is_empty() && idempotency.records.capacity() == 0);
     }
 
     #[test]
     fn keys_of_other_publishers_do_not_collide() {
-        let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
         let owners =
             [Identity::Subject("a"), Identity::Subject("b"), Identity::Network(1), Identity::Network(2)];
         for (owner, seq) in owners.into_iter().zip(1..) {
             let key = IdempotencyKey { owner, ..of("a", "k") };
-            assert_eq!(find(&mut repeats, key, at(0)), None);
-            keep(&mut repeats, key, seq, at(0));
+            assert_eq!(find(&mut idempotency, key, at(0)), None);
+            keep(&mut idempotency, key, seq, at(0));
         }
         for (owner, seq) in owners.into_iter().zip(1..) {
-            assert_eq!(find(&mut repeats, IdempotencyKey { owner, ..of("a", "k") }, at(0)), Some(seq));
+            assert_eq!(find(&mut idempotency, IdempotencyKey { owner, ..of("a", "k") }, at(0)), Some(seq));
         }
     }
 
     #[test]
     fn another_payload_under_the_same_key_is_known_as_that() {
-        let mut repeats = Repeats::new(RepeatLimits { keys_max: 10, age_ms: 300 });
-        repeats.keep(of("a", "k"), Kind::Text, b"1", 7, at(0));
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
+        idempotency.keep(of("a", "k"), Kind::Text, b"1", 7, at(0));
         for (kind, payload, known) in [
             (Kind::Text, &b"1"[..], Known::Same(7)),
             (Kind::Text, b"2", Known::Other),
             (Kind::Text, b"", Known::Other),
             (Kind::Data, b"1", Known::Other),
         ] {
-            assert_eq!(repeats.find(of("a", "k"), kind, payload, at(1)), Some(known), "{kind:?} {payload:?}");
+            assert_eq!(
+                idempotency.find(of("a", "k"), kind, payload, at(1)),
+                Some(known),
+                "{kind:?} {payload:?}"
+            );
         }
     }
 
     #[test]
     fn publisher_with_most_keys_takes_no_room_from_others() {
-        let mut repeats = Repeats::new(RepeatLimits { keys_max: 6, age_ms: 300 });
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 6, age_ms: 300 });
         fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
             IdempotencyKey { owner: Identity::Network(number), ..of("a", key) }
         }
-        keep(&mut repeats, of_owner(1, "first"), 1, at(0));
-        keep(&mut repeats, of_owner(2, "first"), 2, at(0));
+        keep(&mut idempotency, of_owner(1, "first"), 1, at(0));
+        keep(&mut idempotency, of_owner(2, "first"), 2, at(0));
         for seq in 3..103 {
             let key = seq.to_string();
-            keep(&mut repeats, of_owner(9, &key), seq, at(1));
+            keep(&mut idempotency, of_owner(9, &key), seq, at(1));
         }
-        assert_eq!(find(&mut repeats, of_owner(1, "first"), at(2)), Some(1));
-        assert_eq!(find(&mut repeats, of_owner(2, "first"), at(2)), Some(2));
-        let known = (3..103).filter(|seq| find(&mut repeats, of_owner(9, &seq.to_string()), at(2)).is_some());
+        assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(2)), Some(1));
+        assert_eq!(find(&mut idempotency, of_owner(2, "first"), at(2)), Some(2));
+        let known =
+            (3..103).filter(|seq| find(&mut idempotency, of_owner(9, &seq.to_string()), at(2)).is_some());
         assert_eq!(known.collect::<Vec<u64>>(), [99, 100, 101, 102], "its own newest");
-        assert_eq!(find(&mut repeats, of_owner(1, "first"), at(301)), None);
-        assert!(repeats.is_empty() && repeats.owners.is_empty() && repeats.counts.is_empty());
+        assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(301)), None);
+        assert!(idempotency.is_empty() && idempotency.owners.is_empty() && idempotency.counts.is_empty());
     }
 
     #[test]
     fn memory_is_bounded_by_forgetting_the_oldest() {
-        let mut repeats = Repeats::new(RepeatLimits { keys_max: 3, age_ms: 300 });
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 3, age_ms: 300 });
         for seq in 0..5 {
-            keep(&mut repeats, of("a", &seq.to_string()), seq, at(0));
+            keep(&mut idempotency, of("a", &seq.to_string()), seq, at(0));
         }
         let known: Vec<u64> =
-            (0..5).filter_map(|seq| find(&mut repeats, of("a", &seq.to_string()), at(1))).collect();
+            (0..5).filter_map(|seq| find(&mut idempotency, of("a", &seq.to_string()), at(1))).collect();
         assert_eq!(known, [2, 3, 4]);
-        let mut none = Repeats::new(RepeatLimits { keys_max: 0, age_ms: 300 });
+        let mut none = IdempotencyCache::new(IdempotencyLimits { keys_max: 0, age_ms: 300 });
         keep(&mut none, of("a", "k"), 1, at(0));
         assert_eq!(find(&mut none, of("a", "k"), at(0)), None);
     }
