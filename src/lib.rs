@@ -81,6 +81,7 @@ pub mod ids;
 pub mod load;
 pub mod manual;
 pub mod metrics;
+pub mod net;
 pub mod server;
 pub mod session;
 pub mod time;

@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use super::address::{AddressLimits, Addresses, Admission};
 use super::proxy::{self, Network};
 use super::rate::Rate;
+use crate::access::limit::Limit;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::Peer;
-use crate::metrics::Limit;
 use crate::time::LoopTime;
 
 /// Addresses without connections that are remembered for the sake of their handshakes: about 4 MiB. An

@@ -11,6 +11,7 @@ pub mod file_form;
 pub mod grant;
 pub mod identity;
 pub mod keys;
+pub mod limit;
 pub mod origin;
 pub mod proxy;
 pub mod rate;

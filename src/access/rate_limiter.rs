@@ -10,9 +10,9 @@ use std::num::NonZeroU32;
 
 use super::grant::Grant;
 use super::rate::{Bucket, Rate, Take};
+use crate::access::limit::Limit;
 use crate::config::Limits;
 use crate::ids::SlotId;
-use crate::metrics::Limit;
 use crate::time::LoopTime;
 
 /// The limits of one publisher; `None` is no limit.

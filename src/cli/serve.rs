@@ -25,9 +25,10 @@ use crate::config::{
     self, Asset, Config, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow, Tcp, TlsFiles,
 };
 use crate::console;
-use crate::server::acceptor::{Acceptor, Plain, Tls};
+use crate::net::acceptor::{Acceptor, Plain, Tls};
 use crate::server::memory::AllocatedBytes;
 use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, End, Server, StartError};
+use crate::session::response::HttpError;
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
 #[derive(Debug, Args)]
@@ -329,7 +330,8 @@ impl Serve {
         match config.tls.files.clone() {
             None => serve(config, access_config, keys, connections_max, Plain, &facts, allocated_bytes),
             Some(files) => {
-                let tls = Tls::load(files, &config.tls, UnixTime::now()).map_err(Failure::Failed)?;
+                let tls = Tls::load(files, &config.tls, HttpError::tls_expected, UnixTime::now())
+                    .map_err(Failure::Failed)?;
                 serve(config, access_config, keys, connections_max, tls, &facts, allocated_bytes)
             }
         }

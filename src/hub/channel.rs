@@ -6,12 +6,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::history::{Entry, History};
-use super::outbox::Frames;
 use super::replay::Replay;
 use super::{ChannelInfo, Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
 use crate::ids::{ChannelId, MessageId, Sender, SlotId};
 use crate::time::LoopTime;
+use crate::wire::Frames;
 use crate::wire::{self, Form, Kind, Message};
 
 /// See [`Channel::group`].

@@ -12,10 +12,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::outbox::Frames;
 use crate::config::HistoryLimits;
 use crate::ids::{Sender, User};
 use crate::time::LoopTime;
+use crate::wire::Frames;
 use crate::wire::{self, Kind};
 
 /// What a kept message counts beside its bytes: a message of one byte takes that much memory around it.

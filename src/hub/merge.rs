@@ -12,10 +12,10 @@ use bytes::Bytes;
 
 use super::Hub;
 use super::channel::{BatchStart, Delivery, FinishedBatch, NO_GROUP, Slices};
-use super::outbox::Frames;
 use super::subscriptions::Subscriptions;
 use crate::ids::{ChannelId, SlotId};
 use crate::wire::Form;
+use crate::wire::Frames;
 
 /// Consecutive messages of one channel that have this many bytes are shared with that channel's batch; fewer are copied
 /// into the merged one. A separate piece takes about 130 bytes in each outbox, and an entry in each write.

@@ -22,7 +22,6 @@ mod eviction;
 pub mod history;
 pub mod idempotency;
 pub mod merge;
-pub mod outbox;
 pub mod page;
 mod removed;
 pub mod replay;

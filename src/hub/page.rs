@@ -9,10 +9,10 @@
 use std::io::Write;
 
 use super::Hub;
-use super::outbox::Frames;
 use super::replay::Work;
 use crate::ids::{Gap, GapWhy, MessageId, Since};
 use crate::time::LoopTime;
+use crate::wire::Frames;
 use crate::wire::notice::gap_json;
 use crate::wire::{self, Kind};
 

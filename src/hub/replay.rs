@@ -18,10 +18,10 @@ use std::rc::{Rc, Weak};
 
 use bytes::Bytes;
 
-use super::outbox::Frames;
 use super::{Hub, Moved, Subscription, SubscriptionState, channel};
 use crate::ids::{ClientId, Gap, GapWhy, MessageId, SlotId};
 use crate::time::LoopTime;
+use crate::wire::Frames;
 use crate::wire::{Form, Message};
 
 /// Bytes of one slice of a replay, and so what a replay holds of a connection's outbox. A message whose payload takes

@@ -15,7 +15,7 @@ use crate::client::cause::Cause;
 use crate::client::frames::{self, FrameKind, ServerFrameScanner};
 use crate::client::handshake::{Handshake, HandshakeResponse};
 use crate::client::transport::{ClientTransport, ReadResult};
-use crate::hub::outbox::{Left, Outbox, Pace};
+use crate::net::outbox::{Left, Outbox, Pace};
 use crate::time::LoopTime;
 
 /// A client and its connection.

@@ -23,8 +23,8 @@ use crate::client::cause::Cause;
 use crate::client::handshake::Handshake;
 use crate::client::tls::TlsConnector;
 use crate::client::transport::ClientTransport;
-use crate::hub::outbox::Left;
 use crate::ids::SlotId;
+use crate::net::outbox::Left;
 use crate::server::slots::{id_of, token_of};
 
 /// Maximum time from `connect` to the complete response. The kernel sends three SYNs within it (at 0, 1 and 3 s),

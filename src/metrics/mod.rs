@@ -9,6 +9,7 @@ mod histogram;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::access::limit::Limit;
 use crate::close::Reason;
 pub use histogram::Histogram;
 
@@ -21,44 +22,6 @@ const TURN_EVENTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0
 
 /// From a neighbour in the rack to a telephone in a tunnel.
 const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-
-/// A limit on people that somebody was over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// Connections of one address.
-    ConnectionsPerAddress,
-    /// Handshakes of one address.
-    Handshakes,
-    /// Messages of one connection.
-    Messages,
-    /// Bytes of one connection.
-    Bytes,
-    /// Tokens that one connection shows in its messages.
-    Auths,
-    /// Tickets that one client holds.
-    TicketsPerClient,
-    /// Channels that one connection subscribes to or created.
-    ChannelsPerClient,
-    /// Channels that one publisher created.
-    ChannelsPerPublisher,
-    /// The time in which a client takes a large message while other replays wait for memory.
-    ReplayTake,
-}
-
-impl Limit {
-    /// The words of all, in their order.
-    pub const WORDS: [&str; 9] = [
-        "connections_per_address",
-        "handshakes",
-        "messages",
-        "bytes",
-        "auths",
-        "tickets_per_client",
-        "channels_per_client",
-        "channels_per_publisher",
-        "replay_take",
-    ];
-}
 
 /// A step that is taken when the process comes close to its memory budget, in the order in which they begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

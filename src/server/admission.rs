@@ -7,12 +7,12 @@ use log::warn;
 use super::REFUSALS_MAX;
 use super::engine::Engine;
 use super::log_limit::LogLine;
-use super::transport::Transport;
 use crate::access::connection_limiter::LimitExceeded;
 use crate::access::proxy::{PROXY_HEADER_BYTES_MAX, ProxyHeader, parse_proxy_header};
 use crate::close::{ProxyFault, Reason};
-use crate::hub::outbox::Outbox;
 use crate::ids::{Peer, SlotId};
+use crate::net::outbox::Outbox;
+use crate::net::transport::Transport;
 use crate::session::State;
 use crate::time::LoopTime;
 

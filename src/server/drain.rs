@@ -8,10 +8,10 @@
 use std::collections::VecDeque;
 
 use super::engine::Engine;
-use super::transport::Transport;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::SlotId;
+use crate::net::transport::Transport;
 use crate::session::Reconnects;
 use crate::time::LoopTime;
 use crate::wire::RETRY_MS_MIN;

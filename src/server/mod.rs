@@ -29,15 +29,12 @@
 //! - [`listener`] accepts, [`transport`] is a socket, [`acceptor`], [`tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
-pub mod acceptor;
 mod admission;
 mod answers;
-mod certificate;
 mod deliver;
 mod drain;
 pub mod engine;
 mod fair_queue;
-pub mod listener;
 mod log_limit;
 pub mod memory;
 mod outbound;
@@ -51,14 +48,13 @@ pub mod slots;
 pub mod store;
 mod subscribe;
 mod sweep;
-pub mod tls;
-pub mod transport;
 mod upkeep;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, error, info, warn};
@@ -75,11 +71,12 @@ use crate::close::Reason;
 use crate::config::Config;
 use crate::ids::Peer;
 use crate::metrics::{MemoryStep, Metrics};
+use crate::net::acceptor::Acceptor;
+use crate::net::listener::{Accept, Listener};
 use crate::session::HttpConfig;
+use crate::session::response::{HttpError, ResponseOptions};
 use crate::time::LoopTime;
-use acceptor::Acceptor;
 use engine::Engine;
-use listener::{Accept, Listener};
 use memory::AllocatedBytes;
 use store::{
     ClockSnapshot, FORCED_SHUTDOWN_WRITE_TIMEOUT, LogTime, OpenError, Opened, SHUTDOWN_WRITE_TIMEOUT, Store,
@@ -438,20 +435,21 @@ impl<E: Acceptor> Server<E> {
             if is_full && engine.rejected() >= REFUSALS_MAX {
                 listener.pause(now);
             }
-            let (mut stream, peer) =
-                match listener.accept(now, || acceptor.overload_response(engine.authenticator.http_date())) {
-                    Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
-                    Accept::Nobody => break,
-                    Accept::Gone(error) => {
-                        engine.metrics.accept_failed(&error);
-                        debug!("accept: {error}");
-                        continue;
-                    }
-                    Accept::Exhausted { error, is_news } => {
-                        engine.accept_exhausted(&error, is_news, now);
-                        break;
-                    }
-                };
+            let (mut stream, peer) = match listener.accept(now, || {
+                acceptor.overload_response(|| overload_response(engine.authenticator.http_date()))
+            }) {
+                Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
+                Accept::Nobody => break,
+                Accept::Gone(error) => {
+                    engine.metrics.accept_failed(&error);
+                    debug!("accept: {error}");
+                    continue;
+                }
+                Accept::Exhausted { error, is_news } => {
+                    engine.accept_exhausted(&error, is_news, now);
+                    break;
+                }
+            };
             let token = slots::token_of(engine.slots.next_id());
             // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
             let interest = Interest::READABLE | Interest::WRITABLE;
@@ -553,4 +551,9 @@ impl<E: Acceptor> Server<E> {
         info!("ended {}", self.engine.metrics);
         Some(end)
     }
+}
+
+/// The response to a client for which there is no connection.
+fn overload_response(date: Rc<str>) -> Vec<u8> {
+    HttpError::no_room().respond(&ResponseOptions::last(date))
 }

@@ -17,10 +17,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::engine::Engine;
-use super::transport::Transport;
-use crate::hub::outbox::Frames;
 use crate::ids::SlotId;
+use crate::net::transport::Transport;
 use crate::time::LoopTime;
+use crate::wire::Frames;
 use crate::wire::notice::Notice;
 
 /// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES)

@@ -18,11 +18,11 @@ use std::collections::HashMap;
 
 use super::engine::Engine;
 use super::slots::Slot;
-use super::transport::Transport;
 use crate::config::Limits;
 use crate::hub::SubscriptionState;
-use crate::hub::outbox::high_water;
 use crate::ids::{ChannelId, SlotId};
+use crate::net::outbox::high_water;
+use crate::net::transport::Transport;
 use crate::time::LoopTime;
 use crate::wire::Form;
 

@@ -16,9 +16,9 @@ use std::ops::AddAssign;
 use super::engine::Engine;
 use super::questions::Shared;
 use super::slots::Slot;
-use super::transport::Transport;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
+use crate::net::transport::Transport;
 use crate::time::LoopTime;
 
 /// The cost of a slice, as an estimate of the time that it takes: a clock would have to be read for each slice, and

@@ -16,10 +16,10 @@ use super::engine::Engine;
 use super::log_limit::LogLine;
 use super::memory::StepChange;
 use super::slots::Slot;
-use super::transport::Transport;
 use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
+use crate::net::transport::Transport;
 use crate::time::LoopTime;
 
 /// Connections that hold less are never closed for memory. A subscriber that reads holds a piece or two for the time of

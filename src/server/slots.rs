@@ -11,14 +11,14 @@ use mio::Token;
 
 use super::engine;
 use super::fair_queue::FairQueue;
-use super::transport::Transport;
 use crate::close::Reason;
 use crate::hub::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
-use crate::hub::outbox::{Left, Outbox, Pace};
 use crate::hub::shrink::ShrinkTrigger;
 use crate::hub::subscriptions::Subscriptions;
 use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
+use crate::net::outbox::{Left, Outbox, Pace};
+use crate::net::transport::Transport;
 use crate::session::State;
 use crate::time::LoopTime;
 
@@ -704,7 +704,7 @@ pub fn id_of(token: Token) -> SlotId {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::server::transport::ReadOutcome;
+    use crate::net::transport::ReadOutcome;
     use std::io;
 
     /// A connection with nobody at the other end.

@@ -8,7 +8,7 @@ use log::info;
 
 use super::engine::Engine;
 use super::log_limit::LogLine;
-use super::transport::Transport;
+use crate::net::transport::Transport;
 use crate::time::LoopTime;
 
 /// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`LoopTime`] spans are

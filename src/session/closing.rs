@@ -8,7 +8,7 @@ use super::{AfterFlush, SessionContext};
 use crate::access::grant::Grant;
 use crate::close::Reason;
 use crate::config::Limits;
-use crate::hub::outbox::Outbox;
+use crate::net::outbox::Outbox;
 use crate::time::LoopTime;
 
 /// What is known of the close.

@@ -17,7 +17,7 @@ use super::upgrade::Protocol;
 use super::websocket::{self, Received};
 use super::{Due, FRAME_COST_BYTES_MIN, SessionContext, State, begin_close, commands};
 use crate::close::Reason;
-use crate::hub::outbox::Pace;
+use crate::net::outbox::Pace;
 use crate::time::LoopTime;
 use crate::wire::{self, Kind};
 

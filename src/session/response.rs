@@ -162,6 +162,12 @@ impl HttpError {
         HttpError::unavailable("over_capacity", "the server has as many connections as it takes", 1)
     }
 
+    /// The response to a client that speaks plain HTTP where TLS is expected.
+    pub fn tls_expected(date: Rc<str>) -> Vec<u8> {
+        let error = HttpError::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
+        error.respond(&ResponseOptions::last(date))
+    }
+
     /// 503: the table of channels is full.
     pub fn no_channel() -> HttpError {
         HttpError::unavailable("over_capacity", "the server has as many channels as it takes", 1)

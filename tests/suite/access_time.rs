@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use oyez::access::authenticator::Authenticator;
 use oyez::access::grant::Grant;
+use oyez::access::limit::Limit;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
-use oyez::metrics::Limit;
 use serde_json::json;
 
 use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now, upgrade_with, verifier};

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use oyez::access::connection_limiter::Proxies;
+use oyez::access::limit::Limit;
 use oyez::access::proxy::Network;
 use oyez::close::Reason;
 use oyez::config::Limits;
-use oyez::metrics::Limit;
 use serde_json::Value;
 
 use crate::support::client::Client;

@@ -148,7 +148,7 @@ fn messages_alternating_between_channels_are_one_write() {
     rig.engine.deliver(rig.now);
     for &id in &subscribers {
         let slot = rig.engine.slots.get(id).unwrap();
-        assert!(matches!(slot.outbox, oyez::hub::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
+        assert!(matches!(slot.outbox, oyez::net::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
     }
     rig.run_until_idle();
     for &id in &subscribers {
@@ -188,7 +188,7 @@ fn subscription_between_messages_keeps_them_one_piece() {
         rig.engine.read(rig.now);
         rig.engine.deliver(rig.now);
         let slot = rig.engine.slots.get(subscriber).unwrap();
-        assert!(matches!(slot.outbox, oyez::hub::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
+        assert!(matches!(slot.outbox, oyez::net::outbox::Outbox::Fresh(_)), "one piece: {:?}", slot.outbox);
         rig.run_until_idle();
         let expected: Vec<String> = (0..20).map(|n| format!("a {n}")).collect();
         assert_eq!(received(&mut rig, subscriber), expected);

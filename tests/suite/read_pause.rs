@@ -5,8 +5,8 @@
 
 use oyez::close::Reason;
 use oyez::config::Limits;
-use oyez::hub::outbox::PIECE_BYTES;
 use oyez::ids::SlotId;
+use oyez::net::outbox::PIECE_BYTES;
 
 use crate::support::client::Client;
 use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};

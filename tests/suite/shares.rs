@@ -3,9 +3,9 @@
 
 use std::net::SocketAddr;
 
+use oyez::access::limit::Limit;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
-use oyez::metrics::Limit;
 use serde_json::{Value, json};
 
 use crate::support::frames;

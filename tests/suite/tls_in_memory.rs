@@ -5,13 +5,14 @@ use std::io::{Read, Write};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use oyez::access::limit::Limit;
 use oyez::close::{Reason, TlsFault};
 use oyez::config::Limits;
 use oyez::ids::SlotId;
-use oyez::metrics::Limit;
-use oyez::server::tls::{TlsBuffers, TlsStream};
-use oyez::server::transport::Transport;
+use oyez::net::tls::{TlsBuffers, TlsStream};
+use oyez::net::transport::Transport;
 use oyez::session::State;
+use oyez::session::response::HttpError;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 
@@ -51,7 +52,7 @@ impl Tls {
         config.ticketer = rustls::crypto::ring::Ticketer::new().unwrap();
         change(&mut config);
         let config = Arc::new(config);
-        let bench = Rc::new(TlsBuffers::new(handshakes_per_turn));
+        let bench = Rc::new(TlsBuffers::new(handshakes_per_turn, HttpError::tls_expected));
         let shared = bench.clone();
         let enter = move |pipe| Box::new(TlsStream::accept(pipe, config.clone(), shared.clone()).unwrap());
         let client = Arc::new(identity.client(&[version]));

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 
 use oyez::config::Limits;
 use oyez::ids::{Peer, SlotId};
+use oyez::net::transport::{self, ReadOutcome, Transport};
 use oyez::server::engine::Engine;
-use oyez::server::transport::{self, ReadOutcome, Transport};
 use oyez::time::LoopTime;
 
 use super::frames::{self, Frame};

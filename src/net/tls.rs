@@ -27,7 +27,6 @@ use rustls::{Error, ServerConfig};
 use super::transport::{ReadOutcome, Transport};
 use crate::access::address::Block;
 use crate::close::TlsFault;
-use crate::session::response::{HttpError, ResponseOptions};
 use crate::time::LoopTime;
 
 /// The longest record on the wire: 16 KiB, what encryption may add to it, and its header (RFC 5246 6.2.3;
@@ -68,6 +67,8 @@ pub struct TlsBuffers {
     handshakes: Handshakes,
     /// The value of `Date` for a client that speaks plain HTTP.
     date: Cell<Rc<str>>,
+    /// Makes the response to a client that speaks plain HTTP.
+    plain_http_response: fn(Rc<str>) -> Vec<u8>,
     /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
     read_cost: Cell<usize>,
 }
@@ -141,13 +142,14 @@ impl Handshakes {
 impl TlsBuffers {
     /// A workbench with a budget: so many clients are answered their first message in one turn. That costs
     /// as much as a hundred deliveries, and whoever waits for a message would wait for all who come at once.
-    pub fn new(handshakes_per_turn: usize) -> TlsBuffers {
+    pub fn new(handshakes_per_turn: usize, plain_http_response: fn(Rc<str>) -> Vec<u8>) -> TlsBuffers {
         TlsBuffers {
             incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
             plaintext: Cell::new(Vec::with_capacity(PLAINTEXT_BYTES_MAX)),
             outgoing: Cell::new(vec![0; RECORD_BYTES_MAX]),
             handshakes: Handshakes::new(handshakes_per_turn),
             date: Cell::default(),
+            plain_http_response,
             read_cost: Cell::new(0),
         }
     }
@@ -167,7 +169,7 @@ impl TlsBuffers {
 
 impl fmt::Debug for TlsBuffers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workbench").field("handshakes_left", &self.handshakes.left).finish_non_exhaustive()
+        f.debug_struct("TlsBuffers").field("handshakes_left", &self.handshakes.left).finish_non_exhaustive()
     }
 }
 
@@ -388,9 +390,7 @@ impl<S: Transport> TlsStream<S> {
     fn queue_alert(&mut self, fault: TlsFault, rest: &mut [u8]) {
         self.outward = Outward::AlertSent;
         if fault == TlsFault::PlainHttp {
-            let refusal =
-                HttpError::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
-            self.outgoing = refusal.respond(&ResponseOptions::last(self.buffers.date()));
+            self.outgoing = (self.buffers.plain_http_response)(self.buffers.date());
             return;
         }
         let said_before = self.outgoing.len();

@@ -31,7 +31,7 @@ const NOTICE_SECONDS: u64 = 14 * DAY_SECONDS;
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// Where the memory of earlier sessions comes from.
-pub(super) enum Resumption<'a> {
+pub enum Resumption<'a> {
     /// There is none yet.
     New(&'a config::Tls),
     /// What was issued under the last certificate stays good.
@@ -39,7 +39,7 @@ pub(super) enum Resumption<'a> {
 }
 
 /// Reads both files, and sees whether they go together.
-pub(super) fn load(
+pub fn load(
     files: &config::TlsFiles,
     resumption: Resumption<'_>,
     now: UnixTime,

@@ -15,7 +15,6 @@ use super::certificate;
 use super::tls::{TlsBuffers, TlsStream};
 use super::transport::Transport;
 use crate::config;
-use crate::session::response::{HttpError, ResponseOptions};
 
 /// A fatal internal_error in the clear (RFC 8446 6): there is no time for a handshake.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
@@ -41,7 +40,7 @@ pub trait Acceptor {
     fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
     /// What somebody is told, in one write and without a look at what it wants, when there is no room.
-    fn overload_response(&self, date: Rc<str>) -> Vec<u8>;
+    fn overload_response(&self, http_response: impl FnOnce() -> Vec<u8>) -> Vec<u8>;
 }
 
 /// Sockets as they are.
@@ -59,8 +58,8 @@ impl Acceptor for Plain {
         Ok(false)
     }
 
-    fn overload_response(&self, date: Rc<str>) -> Vec<u8> {
-        HttpError::no_room().respond(&ResponseOptions::last(date))
+    fn overload_response(&self, http_response: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
+        http_response()
     }
 }
 
@@ -77,9 +76,14 @@ impl Tls {
     ///
     /// # Errors
     /// Says which file cannot be used, and why.
-    pub fn load(files: config::TlsFiles, limits: &config::Tls, now: UnixTime) -> Result<Tls, String> {
+    pub fn load(
+        files: config::TlsFiles,
+        limits: &config::Tls,
+        plain_http_response: fn(Rc<str>) -> Vec<u8>,
+        now: UnixTime,
+    ) -> Result<Tls, String> {
         let config = certificate::load(&files, certificate::Resumption::New(limits), now)?;
-        let buffers = Rc::new(TlsBuffers::new(limits.handshakes_per_turn));
+        let buffers = Rc::new(TlsBuffers::new(limits.handshakes_per_turn, plain_http_response));
         Ok(Tls { files, config: Arc::new(config), buffers })
     }
 }
@@ -104,7 +108,7 @@ impl Acceptor for Tls {
         Ok(true)
     }
 
-    fn overload_response(&self, _: Rc<str>) -> Vec<u8> {
+    fn overload_response(&self, _: impl FnOnce() -> Vec<u8>) -> Vec<u8> {
         INTERNAL_ERROR.to_vec()
     }
 }

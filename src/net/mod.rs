@@ -1,0 +1,10 @@
+//! Sockets and bytes: listening, accepting, TLS, and the queue of bytes that wait to be written to a connection.
+//!
+//! Nothing here knows channels or sessions, so each part can be tested alone, and the engine runs over any [`transport`].
+
+pub mod acceptor;
+pub mod certificate;
+pub mod listener;
+pub mod outbox;
+pub mod tls;
+pub mod transport;
