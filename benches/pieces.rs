@@ -17,8 +17,8 @@ use oyez::net::outbox::{Outbox, Pace};
 use oyez::net::transport::{ReadOutcome, Transport};
 use oyez::server::engine::Engine;
 use oyez::session::frame_scanner::FrameScanner;
-use oyez::session::http::{self, FieldRoom};
-use oyez::session::upgrade;
+use oyez::session::http::request::{self, FieldRoom};
+use oyez::session::http::upgrade;
 use oyez::session::websocket;
 use oyez::time::LoopTime;
 use oyez::wire::{self, Form, Kind};
@@ -174,9 +174,9 @@ fn head(bench: &mut Criterion) {
     let limits = Limits::default();
     bench.bench_function("request_head", |bench| {
         bench.iter(|| {
-            let end = http::find_head_end(black_box(head), 0);
+            let end = request::find_head_end(black_box(head), 0);
             let mut room = FieldRoom::new(&limits);
-            let request = http::parse(black_box(head), &mut room, &limits).expect("it is well formed");
+            let request = request::parse(black_box(head), &mut room, &limits).expect("it is well formed");
             (end, upgrade::accept(&request, "Sun, 06 Nov 1994 08:49:37 GMT").is_ok())
         });
     });

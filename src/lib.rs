@@ -29,9 +29,9 @@
 //!    deadline.
 //! 4. [`session::frame_scanner`] and [`session::websocket`]: how a connection between messages comes to own no memory;
 //!    `session::unfinished` holds a message that has arrived in part.
-//! 5. [`hub`]: channels, the turn's batch, and history; [`hub::outbox`]: the queue of one socket, [`hub::replay`] and
+//! 5. [`hub`]: channels, the turn's batch, and history; [`net::outbox`]: the queue of one socket, [`hub::replay`] and
 //!    [`hub::page`]: long responses in slices, [`hub::merge`]: one order over several channels.
-//! 6. [`server::slots`] and [`server::listener`]: generations, lists, and what happens when there is no
+//! 6. [`server::slots`] and [`net::listener`]: generations, lists, and what happens when there is no
 //!    room.
 //! 7. [`server::memory`] and [`server::relief`]: the memory budget, and the steps close to it. `server::pressure`: slow
 //!    subscribers and fast publishers. `server::drain`: the end, with reconnects spread.

@@ -28,7 +28,7 @@ use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
 use crate::server::memory::AllocatedBytes;
 use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, End, Server, StartError};
-use crate::session::response::HttpError;
+use crate::session::http::response::HttpError;
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
 #[derive(Debug, Args)]

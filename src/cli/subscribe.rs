@@ -25,7 +25,7 @@ use super::values::{channel_name, cursor};
 use crate::client::endpoint::{ConnectError, Endpoint};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
-use crate::session::upgrade;
+use crate::session::http::upgrade;
 
 /// The flags of `oyez sub`.
 #[derive(Debug, Args)]

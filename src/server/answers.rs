@@ -8,7 +8,7 @@ use crate::hub::channel::Channel;
 use crate::hub::replay::Work;
 use crate::hub::{ChannelInfo, Hub};
 use crate::ids::MessageId;
-use crate::session::query::Listing;
+use crate::session::http::query::Listing;
 
 /// Channels that one slice of a listing looks at. A slice is full with fewer, unless the client may not see many of
 /// them.

@@ -26,7 +26,7 @@
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
 //! - `admission` admits connections or refuses them, `drain` closes all of them, `upkeep` sweeps the tables of clients,
 //!   `log_limit` bounds the log lines of closed connections.
-//! - [`listener`] accepts, [`transport`] is a socket, [`acceptor`], [`tls`] and `certificate` are TLS over one.
+//! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`], [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
@@ -74,7 +74,7 @@ use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
 use crate::net::listener::{Accept, Listener};
 use crate::session::HttpConfig;
-use crate::session::response::{HttpError, ResponseOptions};
+use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::time::LoopTime;
 use engine::Engine;
 use memory::AllocatedBytes;

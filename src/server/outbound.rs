@@ -1,7 +1,7 @@
 //! Frames for a single connection, in addition to the batches of its channels: answers, notices, replays, close frames.
 //!
 //! Answers are gathered: consecutive answers to one connection become one piece of its outbox. An answer has some 30
-//! bytes, a piece costs [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES) in addition, and a turn can read thousands of
+//! bytes, a piece costs [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES) in addition, and a turn can read thousands of
 //! commands of one connection.
 //!
 //! **One order**: all frames enter an outbox through [`Engine::enqueue`] or, for a batch, the fan-out, and both send
@@ -23,7 +23,7 @@ use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::notice::Notice;
 
-/// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::hub::outbox::PIECE_BYTES)
+/// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES)
 /// around them are 3 % of that.
 const GATHERED_ANSWER_BYTES_MAX: usize = 4 << 10;
 

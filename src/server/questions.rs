@@ -17,9 +17,9 @@ use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::metrics::exposition::{self, Levels};
 use crate::net::transport::Transport;
+use crate::session::http::query::{Listing, Progress, Query};
+use crate::session::http::response::{HttpError, ResponseOptions, retry_after_seconds};
 use crate::session::intent::Question;
-use crate::session::query::{Listing, Progress, Query};
-use crate::session::response::{HttpError, ResponseOptions, retry_after_seconds};
 use crate::time::LoopTime;
 use crate::wire::chunk::{self, LAST_CHUNK};
 

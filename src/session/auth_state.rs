@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use super::SessionContext;
-use super::http::Request;
-use super::response::HttpError;
-use super::routes;
-use super::upgrade;
+use super::http::request::Request;
+use super::http::response::HttpError;
+use super::http::routes;
+use super::http::upgrade;
 use crate::access::authenticator::{Authenticator, Rights};
 use crate::access::grant::Grant;
 use crate::close::{Reason, TokenFault};

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::response::ResponseOptions;
+use super::http::response::ResponseOptions;
 use crate::access::authenticator::Rights;
 use crate::access::grant::Grant;
 use crate::hub::SubscribeOptions;

@@ -15,22 +15,14 @@
 
 pub mod auth_state;
 mod buffer;
-mod chunked;
 mod closing;
 mod commands;
-mod dispatch;
 pub mod frame_scanner;
 mod heartbeat;
 pub mod http;
 pub mod intent;
 mod open;
-mod plain;
-pub mod query;
-pub mod response;
-pub mod routes;
-mod sharing;
 mod unfinished;
-pub mod upgrade;
 pub mod websocket;
 
 use std::rc::Rc;
@@ -53,14 +45,14 @@ use auth_state::AuthState;
 use closing::CloseStep;
 use frame_scanner::FrameScanner;
 use heartbeat::Heartbeat;
+use http::query::Query;
+use http::response::{HttpError, ResponseOptions};
 use intent::Intent;
-use query::Query;
-use response::{HttpError, ResponseOptions};
 
 pub use closing::Closing;
-pub use dispatch::SMALL_BYTES;
+pub use http::connection::{Body, Head, Responding};
+pub use http::dispatch::SMALL_BYTES;
 pub use open::Open;
-pub use plain::{Body, Head, Responding};
 
 /// Minimum cost of one WebSocket frame in a turn's budget. A frame of 64 bytes takes hardly longer than an empty one:
 /// 43,690 empty frames, which have 256 KiB, took 20 to 45 ms in one turn.

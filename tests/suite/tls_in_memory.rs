@@ -12,7 +12,7 @@ use oyez::ids::SlotId;
 use oyez::net::tls::{TlsBuffers, TlsStream};
 use oyez::net::transport::Transport;
 use oyez::session::State;
-use oyez::session::response::HttpError;
+use oyez::session::http::response::HttpError;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
 

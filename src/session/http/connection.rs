@@ -10,19 +10,19 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
-use super::buffer;
 use super::chunked::{BadChunk, ChunkDecoder};
-use super::closing::{CloseStep, Closing};
 use super::dispatch::{refuse_connection, serve};
-use super::http::{self, HeadEnd};
-use super::intent::{Intent, Question, Receipt};
 use super::query::{Progress, Query};
+use super::request::{self, HeadEnd};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
-use super::{SessionContext, State};
 use crate::access::authenticator::Rights;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::ids::ChannelName;
+use crate::session::buffer;
+use crate::session::closing::{CloseStep, Closing};
+use crate::session::intent::{Intent, Question, Receipt};
+use crate::session::{SessionContext, State};
 use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::command::check_json;
@@ -64,7 +64,7 @@ pub struct Body {
 
 /// Where a body ends.
 #[derive(Debug)]
-pub(super) enum Framing {
+pub(in crate::session) enum Framing {
     /// After this many bytes.
     Length(usize),
     /// After its last chunk.
@@ -73,13 +73,13 @@ pub(super) enum Framing {
 
 /// What is to be done with a body.
 #[derive(Debug)]
-pub(super) struct PublishRequest {
-    pub(super) channel: ChannelName,
-    pub(super) kind: Kind,
-    pub(super) manner: ResponseOptions,
-    pub(super) key: Option<Box<str>>,
-    pub(super) client: Option<IpAddr>,
-    pub(super) rights: Rights,
+pub(in crate::session) struct PublishRequest {
+    pub(in crate::session) channel: ChannelName,
+    pub(in crate::session) kind: Kind,
+    pub(in crate::session) manner: ResponseOptions,
+    pub(in crate::session) key: Option<Box<str>>,
+    pub(in crate::session) client: Option<IpAddr>,
+    pub(in crate::session) rights: Rights,
 }
 
 /// A request has come whole, and its answer is waited for.
@@ -91,7 +91,7 @@ pub struct Responding {
     then: AfterResponses,
     /// A query, if the request is one, until its response is complete. It is the last request: those before it were to
     /// publish.
-    pub(super) query: Option<Box<Query>>,
+    pub(in crate::session) query: Option<Box<Query>>,
 }
 
 /// What becomes of the connection when all is answered.
@@ -104,7 +104,7 @@ enum AfterResponses {
 }
 
 /// What a request comes to.
-pub(super) enum Outcome {
+pub(in crate::session) enum Outcome {
     /// The next one begins behind so many bytes.
     Next { consumed: usize },
     /// All that came is taken.
@@ -114,18 +114,18 @@ pub(super) enum Outcome {
 }
 
 impl Head {
-    pub(super) fn fresh(limits: &Limits, now: LoopTime) -> Head {
+    pub(in crate::session) fn fresh(limits: &Limits, now: LoopTime) -> Head {
         let until = now.after(limits.handshake_timeout_ms);
         Head { received: Vec::new(), stage: Stage::Fresh, until, pending_responses: 0, refused: None }
     }
 
     /// Not served. The form of its error response depends on the request.
-    pub(super) fn refuse(&mut self, reason: Reason) {
+    pub(in crate::session) fn refuse(&mut self, reason: Reason) {
         self.refused = Some(reason);
     }
 
     /// Why the connection is not served, if it is not.
-    pub(super) fn refused(&self) -> Option<Reason> {
+    pub(in crate::session) fn refused(&self) -> Option<Reason> {
         self.refused
     }
 
@@ -140,31 +140,31 @@ impl Head {
         }
     }
 
-    pub(super) fn deadline(&self) -> LoopTime {
+    pub(in crate::session) fn deadline(&self) -> LoopTime {
         self.until
     }
 
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(in crate::session) fn held_bytes(&self) -> usize {
         self.received.capacity()
     }
 
     /// Has nothing come that has yet to be answered?
-    pub(super) fn is_silent(&self) -> bool {
+    pub(in crate::session) fn is_silent(&self) -> bool {
         matches!(self.stage, Stage::Fresh | Stage::Idle)
     }
 
     /// Does it wait for another request, after one that was answered?
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::session) fn is_idle(&self) -> bool {
         self.stage == Stage::Idle
     }
 
     /// Why the connection ends if nothing more comes.
-    pub(super) fn late(&self) -> Reason {
+    pub(in crate::session) fn late(&self) -> Reason {
         if self.is_idle() { Reason::Idle } else { Reason::HandshakeTimeout }
     }
 
     /// What came behind the last request and has not been looked at.
-    pub(super) fn take_rest(&mut self) -> Vec<u8> {
+    pub(in crate::session) fn take_rest(&mut self) -> Vec<u8> {
         if self.stage != Stage::Rest {
             return Vec::new();
         }
@@ -173,7 +173,11 @@ impl Head {
     }
 
     /// How much of `input` was taken, and the next state, if it is another.
-    pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> (usize, Option<State>) {
+    pub(in crate::session) fn receive(
+        &mut self,
+        input: &[u8],
+        ctx: &mut SessionContext<'_>,
+    ) -> (usize, Option<State>) {
         let limits = ctx.limits;
         let before = self.received.len();
         // A head nearly always comes in one piece; then it is judged where it lies.
@@ -183,7 +187,7 @@ impl Head {
             buffer::append(&mut self.received, input, limits.head_bytes_max);
             &self.received[..]
         };
-        let end = match http::find_head_end(bytes, before) {
+        let end = match request::find_head_end(bytes, before) {
             HeadEnd::At(end) if end <= limits.head_bytes_max => Ok(end),
             HeadEnd::BareLf => Err(HttpError::bad("a line ends in LF without CR")),
             HeadEnd::Tls => Err(HttpError::bad("TLS is not spoken on this port: write http:// or ws://")),
@@ -223,19 +227,19 @@ impl Head {
     }
 
     /// The peer sends no more; the next state.
-    pub(super) fn end_of_file(&self) -> State {
+    pub(in crate::session) fn end_of_file(&self) -> State {
         match self.refused {
             Some(reason) => State::dead(reason),
             None => half_close(self.pending_responses),
         }
     }
 
-    pub(super) fn answered(&mut self) {
+    pub(in crate::session) fn answered(&mut self) {
         self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
     /// The client has taken its answers. It was not read before, and its time begins now.
-    pub(super) fn taken(&mut self, limits: &Limits, now: LoopTime) {
+    pub(in crate::session) fn taken(&mut self, limits: &Limits, now: LoopTime) {
         self.until = now.after(match self.stage {
             Stage::Idle | Stage::Rest => limits.keep_alive_ms,
             Stage::Fresh | Stage::Partial => limits.handshake_timeout_ms,
@@ -245,7 +249,7 @@ impl Head {
 
 impl Body {
     /// A body of which nothing has arrived.
-    pub(super) fn begin(
+    pub(in crate::session) fn begin(
         order: PublishRequest,
         framing: Framing,
         pending_responses: u32,
@@ -261,7 +265,7 @@ impl Body {
         }
     }
 
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(in crate::session) fn held_bytes(&self) -> usize {
         self.received.capacity()
     }
 
@@ -287,7 +291,7 @@ impl Body {
     }
 
     /// Takes the bytes that arrived with the head, and publishes if the body is complete.
-    pub(super) fn serve(mut self, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
+    pub(in crate::session) fn serve(mut self, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
         match self.take(rest, ctx.limits) {
             Ok(None) => Outcome::Become(State::Body(Box::new(self))),
             Ok(Some(consumed)) => self.complete(consumed, &rest[consumed..], ctx),
@@ -312,11 +316,15 @@ impl Body {
         }
     }
 
-    pub(super) fn deadline(&self) -> LoopTime {
+    pub(in crate::session) fn deadline(&self) -> LoopTime {
         self.until
     }
 
-    pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> (usize, Option<State>) {
+    pub(in crate::session) fn receive(
+        &mut self,
+        input: &[u8],
+        ctx: &mut SessionContext<'_>,
+    ) -> (usize, Option<State>) {
         let outcome = match self.take(input, ctx.limits) {
             Ok(None) => return (input.len(), None),
             Ok(Some(consumed)) => self.complete(consumed, &input[consumed..], ctx),
@@ -333,21 +341,21 @@ impl Body {
     }
 
     /// The peer sends no more, and this request will never be; the next state.
-    pub(super) fn end_of_file(&self) -> State {
+    pub(in crate::session) fn end_of_file(&self) -> State {
         half_close(self.pending_responses)
     }
 
-    pub(super) fn answered(&mut self) {
+    pub(in crate::session) fn answered(&mut self) {
         self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
     /// How it is answered when its connection is closed: to the page that sent it, if one did.
-    pub(super) fn last_manner(&self) -> ResponseOptions {
+    pub(in crate::session) fn last_manner(&self) -> ResponseOptions {
         ResponseOptions { after: ConnectionHeader::Close, ..self.order.manner.clone() }
     }
 
     /// The client has taken the answers before this request. Its time begins now.
-    pub(super) fn taken(&mut self, limits: &Limits, now: LoopTime) {
+    pub(in crate::session) fn taken(&mut self, limits: &Limits, now: LoopTime) {
         self.until = now.after(limits.body_timeout_ms);
     }
 }
@@ -362,27 +370,27 @@ fn half_close(pending_responses: u32) -> State {
 }
 
 impl Responding {
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(in crate::session) fn held_bytes(&self) -> usize {
         self.rest.capacity()
     }
 
     /// Returns true if bytes arrived after the request.
-    pub(super) fn has_rest(&self) -> bool {
+    pub(in crate::session) fn has_rest(&self) -> bool {
         !self.rest.is_empty()
     }
 
     /// Returns true if the response to its query is next.
-    pub(super) fn has_query(&self) -> bool {
+    pub(in crate::session) fn has_query(&self) -> bool {
         self.pending_responses == 1 && self.query.is_some()
     }
 
     /// Returns true if the response to its query has begun and is not complete.
-    pub(super) fn has_begun(&self) -> bool {
+    pub(in crate::session) fn has_begun(&self) -> bool {
         self.query.as_ref().is_some_and(|query| query.progress.has_begun())
     }
 
     /// The connection ends after the last response.
-    pub(super) fn close_after(&mut self, reason: Reason) {
+    pub(in crate::session) fn close_after(&mut self, reason: Reason) {
         self.rest = Vec::new();
         self.then = match self.then {
             AfterResponses::HalfClosed(_) => AfterResponses::HalfClosed(reason),
@@ -391,13 +399,13 @@ impl Responding {
     }
 
     /// More came behind the request. It is looked at when that is answered.
-    pub(super) fn receive(&mut self, input: &[u8]) {
+    pub(in crate::session) fn receive(&mut self, input: &[u8]) {
         if self.then == AfterResponses::Next {
             self.rest.extend_from_slice(input);
         }
     }
 
-    pub(super) fn end_of_file(&mut self) {
+    pub(in crate::session) fn end_of_file(&mut self) {
         self.then = match self.then {
             // What came behind it has come whole, but for a request that will never be.
             AfterResponses::Next => AfterResponses::HalfClosed(Reason::Served),
@@ -408,7 +416,7 @@ impl Responding {
     }
 
     /// One more answer has been queued; the next state, if that was the last that is owed.
-    pub(super) fn answered(&mut self, limits: &Limits, now: LoopTime) -> Option<State> {
+    pub(in crate::session) fn answered(&mut self, limits: &Limits, now: LoopTime) -> Option<State> {
         self.pending_responses = self.pending_responses.saturating_sub(1);
         if self.pending_responses > 0 {
             return None;
@@ -424,7 +432,7 @@ impl Responding {
 }
 
 /// Waits for the answers that are owed, and looks at `rest` then.
-pub(super) fn wait(rest: Vec<u8>, pending_responses: u32) -> Outcome {
+pub(in crate::session) fn wait(rest: Vec<u8>, pending_responses: u32) -> Outcome {
     Outcome::Become(State::Responding(Box::new(Responding {
         rest,
         pending_responses,
@@ -434,7 +442,7 @@ pub(super) fn wait(rest: Vec<u8>, pending_responses: u32) -> Outcome {
 }
 
 /// Waits for an answer that an intent has just asked for.
-pub(super) fn respond(
+pub(in crate::session) fn respond(
     after: ConnectionHeader,
     reason: Reason,
     rest: &[u8],
@@ -466,7 +474,7 @@ fn wait_for(
 
 /// Says no, and ends the connection: nobody can tell where the next request begins, or it is not worth
 /// reading what comes before that.
-pub(super) fn reject_and_close(
+pub(in crate::session) fn reject_and_close(
     refusal: &HttpError,
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
@@ -475,7 +483,7 @@ pub(super) fn reject_and_close(
 }
 
 /// Says no.
-pub(super) fn refuse(
+pub(in crate::session) fn refuse(
     refusal: &HttpError,
     manner: ResponseOptions,
     rest: &[u8],
@@ -487,7 +495,7 @@ pub(super) fn refuse(
     respond(manner.after, Reason::Refused { status: refusal.status() }, rest, pending_responses)
 }
 
-pub(super) fn ask(
+pub(in crate::session) fn ask(
     question: Question,
     manner: ResponseOptions,
     rest: &[u8],
@@ -500,7 +508,7 @@ pub(super) fn ask(
     wait_for(Some(Box::new(query)), after, Reason::Served, rest, pending_responses)
 }
 
-pub(super) fn answer(
+pub(in crate::session) fn answer(
     response: Vec<u8>,
     manner: &ResponseOptions,
     rest: &[u8],
@@ -512,7 +520,7 @@ pub(super) fn answer(
 }
 
 /// The body is complete: publish it.
-pub(super) fn submit_publish(
+pub(in crate::session) fn submit_publish(
     order: PublishRequest,
     payload: Bytes,
     rest: &[u8],

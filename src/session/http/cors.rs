@@ -1,17 +1,17 @@
 //! Web pages of other origins: which may ask here, and which may read the answer (Fetch, CORS protocol).
 
-use super::SessionContext;
-use super::http::Request;
-use super::intent::Intent;
-use super::plain::{Outcome, answer};
+use super::connection::{Outcome, answer};
+use super::request::Request;
 use super::response::{HttpError, ResponseOptions, Share};
 use crate::access::origin::{self, OriginVerdict};
+use crate::session::SessionContext;
+use crate::session::intent::Intent;
 
 /// May the page that sends this request do so, and may it read the answer (Fetch, CORS protocol)?
 ///
 /// A browser lets any page send a simple POST, and only hides the answer: so a page that is not allowed
 /// to read may not publish either.
-pub(super) fn share(
+pub(in crate::session) fn share(
     request: &Request<'_>,
     manner: &mut ResponseOptions,
     ctx: &mut SessionContext<'_>,
@@ -45,7 +45,7 @@ pub(super) fn share(
 }
 
 /// What the page of a request is to this server.
-pub(super) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
+pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
     match (request.fields.one("origin"), request.host()) {
         (Ok(origin), Ok(host)) => match origin::judge(origin, host, &ctx.http_config.origins) {
             // A server that is open to its own machine is open to the pages that this machine serves.
@@ -60,14 +60,14 @@ pub(super) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVe
     }
 }
 
-pub(super) fn forbidden_origin() -> HttpError {
+pub(in crate::session) fn forbidden_origin() -> HttpError {
     let message = "pages of this origin may not ask here; --origin allows them";
     HttpError::new(403, "forbidden_origin", message)
 }
 
 /// Logs a refused origin, since the page cannot learn the reason: its browser shows close code 1006, or that the fetch
 /// failed.
-pub(super) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
+pub(in crate::session) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let sent = shown(request.fields.all("origin").next().unwrap_or_default());
     let why = match request.fields.one("origin") {
         Ok(_) => format!(
@@ -80,7 +80,7 @@ pub(super) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>
 }
 
 /// Logs a refused host, which is not a name of this machine.
-pub(super) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
+pub(in crate::session) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let why = "this server is open to its own machine only, by the name localhost or its address: \
                --anonymous or a key lets it answer to other names";
     let origin = shown(request.fields.all("origin").next().unwrap_or(b"none"));
@@ -128,7 +128,7 @@ fn requested_headers<'a>(request: &Request<'a>) -> &'a str {
 /// The fields that this server reads.
 const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
 
-pub(super) fn preflight(
+pub(in crate::session) fn preflight(
     request: &Request<'_>,
     methods: &'static str,
     manner: ResponseOptions,

@@ -5,7 +5,7 @@
 
 use tungstenite::handshake::derive_accept_key;
 
-use super::http::Request;
+use super::request::Request;
 use super::response::HttpError;
 
 /// What is spoken in the WebSocket's messages.
@@ -18,7 +18,7 @@ pub enum Protocol {
 }
 
 /// The field in which subprotocols are offered.
-pub(super) const PROTOCOLS: &str = "sec-websocket-protocol";
+pub(in crate::session) const PROTOCOLS: &str = "sec-websocket-protocol";
 
 /// The subprotocol's name (RFC 6455 1.9).
 pub const V1: &str = "oyez.v1";
@@ -85,9 +85,9 @@ fn is_key(key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::{FieldRoom, parse};
     use super::*;
     use crate::config::Limits;
+    use crate::session::http::request::{FieldRoom, parse};
 
     const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 

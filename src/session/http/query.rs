@@ -3,9 +3,9 @@
 //! Most responses are short and whole. A listing or a history page may be long, and is encoded and sent in slices
 //! (chunks in HTTP/1.1): the connection waits in `Responding` meanwhile and is not read, and holds one slice.
 
-use super::intent::Question;
 use super::response::ResponseOptions;
 use crate::hub::page::Page;
+use crate::session::intent::Question;
 
 /// A query whose response is not complete.
 #[derive(Debug)]

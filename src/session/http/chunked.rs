@@ -5,12 +5,12 @@
 //! sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and its line end. Chunk
 //! extensions and trailers are read past and bounded.
 
-use super::buffer;
 use crate::config::Limits;
+use crate::session::buffer;
 
 /// The parser's position in the coding.
 #[derive(Debug)]
-pub(super) struct ChunkDecoder {
+pub(in crate::session) struct ChunkDecoder {
     stage: Stage,
     /// Bytes that the current chunk has yet to deliver.
     left: usize,
@@ -44,7 +44,7 @@ enum Stage {
 
 /// Why a body cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadChunk {
+pub(in crate::session) enum BadChunk {
     /// It breaks the grammar.
     Malformed,
     /// A chunk ends beyond the longest body.
@@ -57,7 +57,7 @@ pub(super) enum BadChunk {
 const DIGITS_MAX: u8 = 16;
 
 impl ChunkDecoder {
-    pub(super) fn new() -> ChunkDecoder {
+    pub(in crate::session) fn new() -> ChunkDecoder {
         ChunkDecoder { stage: Stage::Size { digits: 0 }, left: 0, extra_bytes: 0 }
     }
 
@@ -65,7 +65,7 @@ impl ChunkDecoder {
     ///
     /// # Errors
     /// Nothing that follows can be read.
-    pub(super) fn decode(
+    pub(in crate::session) fn decode(
         &mut self,
         input: &[u8],
         body: &mut Vec<u8>,

@@ -227,7 +227,7 @@ impl Default for Query {
 }
 
 /// A secret of the query. It is no part of a [`Query`], which may be shown.
-pub(super) fn secret<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+pub(in crate::session) fn secret<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find(|(one, _)| *one == name).map(|(_, value)| decode(value))
 }

@@ -8,47 +8,47 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::REQUEST_COST_BYTES;
-use super::auth_state::{self, AuthState, CredentialSources};
 use super::chunked::ChunkDecoder;
-use super::frame_scanner::FrameScanner;
-use super::heartbeat::Heartbeat;
-use super::http::{self, Body as Length, FieldRoom, Request};
-use super::intent::{Intent, Question};
-use super::plain::{
+use super::connection::{
     self, Body, Framing, Outcome, PublishRequest, answer, ask, refuse, reject_and_close, respond,
     submit_publish,
 };
+use super::cors::{forbidden_origin, judge, preflight, share, warn_of_host, warn_of_origin};
+use super::request::{self, Body as Length, FieldRoom, Request};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use super::routes::{self, LIMIT_MAX, Query, Route};
-use super::sharing::{forbidden_origin, judge, preflight, share, warn_of_host, warn_of_origin};
 use super::upgrade::{self, Protocol};
-use super::{Open, SessionContext, State, Streaming};
 use crate::access::authenticator::Rights;
 use crate::access::origin::{self, OriginVerdict};
 use crate::close::Reason;
 use crate::config::Asset;
 use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, Peer, Since};
+use crate::session::REQUEST_COST_BYTES;
+use crate::session::auth_state::{self, AuthState, CredentialSources};
+use crate::session::frame_scanner::FrameScanner;
+use crate::session::heartbeat::Heartbeat;
+use crate::session::intent::{Intent, Question};
+use crate::session::{Open, SessionContext, State, Streaming};
 use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::command::KEY_BYTES_MAX;
 use crate::wire::{self, Form, Kind};
 
 /// Serves a request whose head is complete; `rest` is what came behind it.
-pub(super) fn serve(
+pub(in crate::session) fn serve(
     head: &[u8],
     rest: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
     ctx.cost += REQUEST_COST_BYTES;
-    let later = http::of_known_version(head);
+    let later = request::of_known_version(head);
     let head = later.as_deref().unwrap_or(head);
     let mut room = FieldRoom::new(ctx.limits);
-    match http::parse(head, &mut room, ctx.limits) {
+    match request::parse(head, &mut room, ctx.limits) {
         // Its frames may be answered at once, so the answers before it have to be out.
         Ok(request) if pending_responses > 0 && request.fields.lists("upgrade", "websocket") => {
-            plain::wait([head, rest].concat(), pending_responses)
+            connection::wait([head, rest].concat(), pending_responses)
         }
         Ok(request) => dispatch(&request, rest, pending_responses, ctx),
         Err(refusal) => reject_and_close(&refusal, pending_responses, ctx),
@@ -254,7 +254,7 @@ fn come_in(request: &Request<'_>, ctx: &mut SessionContext<'_>) -> Result<(), Ht
     }
     ctx.limiter.enter(ctx.peer, ctx.now).map_err(|over| {
         ctx.metrics.limit(over.limit);
-        super::farewell(over.reason(), ctx.limits)
+        crate::session::farewell(over.reason(), ctx.limits)
     })
 }
 
@@ -283,7 +283,7 @@ fn open_web_socket(
         Ok(rights) => rights,
         Err(why) => {
             let reason = Reason::BadToken { why };
-            return Outcome::Upgraded(super::begin_close(reason, FrameScanner::new(), ctx));
+            return Outcome::Upgraded(crate::session::begin_close(reason, FrameScanner::new(), ctx));
         }
     };
     let form = if protocol == Protocol::Raw { Form::Raw } else { Form::Envelope };
@@ -385,12 +385,16 @@ fn ended_stream(request: &Request<'_>, manner: &ResponseOptions) -> Vec<u8> {
 
 /// Responds to the first request of a connection that is not served, and closes it. The request is parsed only to
 /// find out whether an EventSource sent it, and from which page. An empty head is one that cannot be read.
-pub(super) fn refuse_connection(head: &[u8], reason: Reason, ctx: &mut SessionContext<'_>) -> State {
-    let refusal = super::farewell(reason, ctx.limits);
+pub(in crate::session) fn refuse_connection(
+    head: &[u8],
+    reason: Reason,
+    ctx: &mut SessionContext<'_>,
+) -> State {
+    let refusal = crate::session::farewell(reason, ctx.limits);
     let date = ctx.authenticator.http_date();
-    let later = http::of_known_version(head);
+    let later = request::of_known_version(head);
     let mut room = FieldRoom::new(ctx.limits);
-    let response = match http::parse(later.as_deref().unwrap_or(head), &mut room, ctx.limits) {
+    let response = match request::parse(later.as_deref().unwrap_or(head), &mut room, ctx.limits) {
         Ok(request) => {
             let mut manner = ResponseOptions { after: ConnectionHeader::Close, date, ..request.manner() };
             let route = routes::find(request.path, &ctx.http_config.assets).ok();
@@ -406,7 +410,7 @@ pub(super) fn refuse_connection(head: &[u8], reason: Reason, ctx: &mut SessionCo
         }
         Err(_) => refusal.respond(&ResponseOptions::last(date)),
     };
-    super::say_last(reason, &refusal, response, ctx.limits, ctx.metrics, ctx.now, ctx.outbox)
+    crate::session::say_last(reason, &refusal, response, ctx.limits, ctx.metrics, ctx.now, ctx.outbox)
 }
 
 /// A request to publish: its head is judged before its body is read.
