@@ -6,7 +6,7 @@
 //! collides with that of another, and by chance none does. One such hash tells payloads apart: a publisher that could
 //! make two of them collide would lose a message of its own.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use crate::access::identity::Identity;
@@ -40,26 +40,26 @@ struct Record {
     payload: u64,
 }
 
-/// When a key was first used, and by which publisher.
+/// A key of one publisher, without the publisher.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    fingerprint: [u64; 2],
+    /// When the key was first used.
     at: LoopTime,
-    fingerprint: u128,
-    owner: u64,
 }
 
 /// The keys of the last minutes.
-#[derive(Debug)]
 ///
 /// When the table is full, the publisher that holds the most keys loses its oldest: however many keys one of them uses,
 /// publishers with fewer keep theirs, and a single publisher can use the whole table.
+#[derive(Debug)]
 pub(super) struct IdempotencyCache {
-    records: HashMap<u128, Record>,
-    /// By their number, which is the order in which they came.
-    order: BTreeMap<u64, Entry>,
-    next: u64,
-    /// The numbers of each publisher's keys, the oldest in front.
-    owners: HashMap<u64, VecDeque<u64>>,
+    records: HashMap<[u64; 2], Record>,
+    /// The keys of each publisher, the oldest in front. There is no list of all keys in their order: with 100,000 keys
+    /// of one publisher it took 8 MB of 13.
+    owners: HashMap<u64, VecDeque<Entry>>,
+    /// The message of the oldest key of each publisher: messages are numbered in the order of their keys.
+    oldest: BTreeSet<(u64, u64)>,
     /// How many keys each publisher holds.
     counts: BTreeSet<(usize, u64)>,
     hashers: [RandomState; 2],
@@ -70,9 +70,8 @@ impl IdempotencyCache {
     pub(super) fn new(limits: IdempotencyLimits) -> IdempotencyCache {
         IdempotencyCache {
             records: HashMap::new(),
-            order: BTreeMap::new(),
-            next: 0,
             owners: HashMap::new(),
+            oldest: BTreeSet::new(),
             counts: BTreeSet::new(),
             hashers: [RandomState::new(), RandomState::new()],
             limits,
@@ -104,62 +103,66 @@ impl IdempotencyCache {
         if self.limits.keys_max == 0 {
             return;
         }
-        if self.order.len() >= self.limits.keys_max {
-            let largest = self.counts.last().and_then(|(_, owner)| self.owners.get(owner)?.front().copied());
-            if let Some(number) = largest {
-                self.forget(number);
-            }
+        if self.records.len() >= self.limits.keys_max
+            && let Some(&(_, owner)) = self.counts.last()
+        {
+            self.forget_oldest_of(owner);
         }
         let fingerprint = self.fingerprint(key);
         let record = Record { seq, payload: self.payload_hash(kind, payload) };
-        self.records.insert(fingerprint, record);
+        let replaced = self.records.insert(fingerprint, record);
+        debug_assert!(replaced.is_none(), "a known key is not kept again");
         let owner = self.hashers[1].hash_one(key.owner);
-        let number = self.next;
-        self.next += 1;
-        self.order.insert(number, Entry { at: now, fingerprint, owner });
-        let numbers = self.owners.entry(owner).or_default();
-        self.counts.remove(&(numbers.len(), owner));
-        numbers.push_back(number);
-        self.counts.insert((numbers.len(), owner));
+        let entries = self.owners.entry(owner).or_default();
+        self.counts.remove(&(entries.len(), owner));
+        if entries.is_empty() {
+            self.oldest.insert((seq, owner));
+        }
+        entries.push_back(Entry { fingerprint, at: now });
+        self.counts.insert((entries.len(), owner));
     }
 
-    /// Lets go of what is too old.
+    /// Forgets expired keys.
     pub(super) fn expire(&mut self, now: LoopTime) {
-        while let Some((&number, kept)) = self.order.first_key_value()
-            && kept.at.after(self.limits.age_ms).is_due(now)
+        while let Some(&(_, owner)) = self.oldest.first()
+            && let Some(oldest) = self.owners.get(&owner).and_then(VecDeque::front)
+            && oldest.at.after(self.limits.age_ms).is_due(now)
         {
-            self.forget(number);
+            self.forget_oldest_of(owner);
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.order.is_empty()
+        self.records.is_empty()
     }
 
-    /// Forgets a key that is the oldest of its publisher.
-    fn forget(&mut self, number: u64) {
-        let Some(Entry { fingerprint, owner, .. }) = self.order.remove(&number) else { return };
-        self.records.remove(&fingerprint);
-        if let Some(numbers) = self.owners.get_mut(&owner) {
-            self.counts.remove(&(numbers.len(), owner));
-            let oldest = numbers.pop_front();
-            debug_assert_eq!(oldest, Some(number));
-            if numbers.is_empty() {
+    fn forget_oldest_of(&mut self, owner: u64) {
+        let Some(entries) = self.owners.get_mut(&owner) else { return };
+        self.counts.remove(&(entries.len(), owner));
+        let Some(Record { seq, .. }) =
+            entries.pop_front().and_then(|entry| self.records.remove(&entry.fingerprint))
+        else {
+            return;
+        };
+        self.oldest.remove(&(seq, owner));
+        match entries.front().and_then(|next| self.records.get(&next.fingerprint)) {
+            Some(next) => {
+                self.oldest.insert((next.seq, owner));
+                self.counts.insert((entries.len(), owner));
+            }
+            None => {
                 self.owners.remove(&owner);
-            } else {
-                self.counts.insert((numbers.len(), owner));
             }
         }
-        if self.order.is_empty() {
-            // A burst of keys must not be paid for ever after.
+        if self.records.is_empty() {
+            // The capacity of a burst is not kept.
             self.records = HashMap::new();
             self.owners = HashMap::new();
         }
     }
 
-    fn fingerprint(&self, key: IdempotencyKey<'_>) -> u128 {
-        let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one(key)));
-        high << 64 | low
+    fn fingerprint(&self, key: IdempotencyKey<'_>) -> [u64; 2] {
+        self.hashers.each_ref().map(|hasher| hasher.hash_one(key))
     }
 
     fn payload_hash(&self, kind: Kind, payload: &[u8]) -> u64 {
@@ -170,6 +173,8 @@ impl IdempotencyCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     fn at(millis: u64) -> LoopTime {
         LoopTime::from_millis(millis)
@@ -256,6 +261,7 @@ mod tests {
         assert_eq!(known.collect::<Vec<u64>>(), [99, 100, 101, 102], "its own newest");
         assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(301)), None);
         assert!(idempotency.is_empty() && idempotency.owners.is_empty() && idempotency.counts.is_empty());
+        assert!(idempotency.oldest.is_empty());
     }
 
     #[test]
@@ -270,5 +276,61 @@ mod tests {
         let mut none = IdempotencyCache::new(IdempotencyLimits { keys_max: 0, age_ms: 300 });
         keep(&mut none, of("a", "k"), 1, at(0));
         assert_eq!(find(&mut none, of("a", "k"), at(0)), None);
+    }
+
+    #[test]
+    fn entry_of_a_key_has_24_bytes() {
+        assert_eq!((size_of::<Entry>(), size_of::<([u64; 2], Record)>()), (24, 32));
+    }
+
+    proptest! {
+        /// Against a list of all keys in their order.
+        #[test]
+        fn cache_equals_a_list(
+            steps in vec((0u64..4, 0u32..120, 0u64..3), 1..200),
+            keys_max in 1usize..12,
+        ) {
+            const AGE_MS: u32 = 300;
+            let mut cache = IdempotencyCache::new(IdempotencyLimits { keys_max, age_ms: AGE_MS });
+            let mut list: Vec<(u64, u64, u64)> = Vec::new();
+            let mut millis = 0;
+            for (seq, (owner, key, wait)) in (0u64..).zip(steps) {
+                millis += wait * 40;
+                let now = at(millis);
+                let name = key.to_string();
+                let of_owner = IdempotencyKey { owner: Identity::Network(owner), ..of("a", &name) };
+                list.retain(|&(_, _, since)| millis - since < u64::from(AGE_MS));
+                // The key of a message, by its number.
+                let known = list.iter().find(|one| (one.0, one.1) == (owner, u64::from(key)));
+                let found = find(&mut cache, of_owner, now);
+                prop_assert_eq!(found.is_some(), known.is_some());
+                if known.is_none() {
+                    if list.len() >= keys_max {
+                        let held = |owner| list.iter().filter(|one| one.0 == owner).count();
+                        let most = list.iter().map(|one| held(one.0)).max().unwrap();
+                        // Of publishers with as many keys, any may lose one: the model follows the cache.
+                        let mut oldest: Vec<usize> = (0..4)
+                            .filter(|&owner| held(owner) == most)
+                            .filter_map(|owner| list.iter().position(|one| one.0 == owner))
+                            .collect();
+                        cache.keep(of_owner, Kind::Text, b"x", seq, now);
+                        oldest.retain(|&index| {
+                            let (owner, key, _) = list[index];
+                            let name = key.to_string();
+                            let key = IdempotencyKey { owner: Identity::Network(owner), ..of("a", &name) };
+                            cache.find(key, Kind::Text, b"x", now).is_none()
+                        });
+                        prop_assert_eq!(oldest.len(), 1, "one publisher with the most keys loses its oldest");
+                        list.remove(oldest[0]);
+                    } else {
+                        cache.keep(of_owner, Kind::Text, b"x", seq, now);
+                    }
+                    list.push((owner, u64::from(key), millis));
+                }
+                prop_assert_eq!(cache.records.len(), list.len());
+                prop_assert_eq!(cache.oldest.len(), cache.owners.len());
+                prop_assert_eq!(cache.counts.len(), cache.owners.len());
+            }
+        }
     }
 }
