@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use oyez::config::{HistoryLimits, Limits};
-use oyez::hub::dirty_channels::LogTime;
+use oyez::hub::persist::LogTime;
 use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
 use oyez::net::outbox::{Outbox, Pace};

@@ -59,6 +59,7 @@
 //! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
 //! clock. From the top: `cli`; `load`, the load generator of `oyez bench`, a second and smaller loop,
 //! and [`console`], the bytes of the web page; `server`; [`client`], the client side of a connection; `session`; `hub`; `wire` and `access`; `metrics`;
+//! `tables`;
 //! and the words `close`, `config`, `ids`, `time`. The allocator, whose count the memory budget needs, belongs to
 //! the binary: `src/main.rs` and `src/allocator.rs`.
 //!
@@ -84,5 +85,6 @@ pub mod metrics;
 pub mod net;
 pub mod server;
 pub mod session;
+pub mod tables;
 pub mod time;
 pub mod wire;

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::identity::Identity;
+use crate::tables::shrink::shrink_sparse;
 
 /// A client, as a hash under random keys: no client can choose a name that collides with that of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,10 +59,7 @@ impl Shares {
         *held -= 1;
         if *held == 0 {
             self.held.remove(&key);
-            if self.held.len() < self.held.capacity() / 8 {
-                // After many clients have left, the table must not keep the memory for them.
-                self.held.shrink_to(2 * self.held.len());
-            }
+            shrink_sparse(&mut self.held);
         }
     }
 

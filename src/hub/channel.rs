@@ -5,11 +5,12 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::creators::Creator;
+use super::eviction::SizeRank;
 use super::history::{Entry, History};
-use super::replay::Replay;
-use super::{ChannelInfo, Moved, Subscription, SubscriptionState};
+use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
-use crate::ids::{ChannelId, MessageId, Sender, SlotId};
+use crate::ids::{GapWhy, MessageId, Sender, SlotId};
 use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::{self, Form, Kind, Message};
@@ -36,11 +37,52 @@ pub struct Channel {
     /// Its index in the group of batches that are being fanned out, or [`NO_GROUP`].
     pub(super) group: u32,
     /// Where it stands among all channels by size.
-    pub(super) rank: super::eviction::SizeRank,
+    pub(super) rank: SizeRank,
     /// Its creator.
-    pub(super) creator: super::creators::Creator,
+    pub(super) creator: Creator,
     /// Where it stands in what is written down.
-    pub(super) mark: super::dirty_channels::PersistState,
+    pub(super) mark: PersistState,
+}
+
+/// Where a channel stands in the journal.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PersistState {
+    /// Its messages up to here are written.
+    pub(super) written: u64,
+    /// It is written down.
+    pub(super) is_written: bool,
+}
+
+/// A subscriber that is catching up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Replay {
+    pub(super) subscriber: SlotId,
+    pub(super) form: Form,
+    /// The last message in the log that it has, or that was before its time.
+    pub(super) cursor: u64,
+    /// The number of the message that comes next, once that is known.
+    pub(super) next_number: Option<u64>,
+    /// The reason of the gap if messages are evicted before it reaches them.
+    pub(super) why: GapWhy,
+    /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
+    pub(super) takes_what_is_kept: bool,
+    /// Since when it has waited for the memory that its next message takes.
+    pub(super) waits_since: Option<LoopTime>,
+}
+
+/// What is told of a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// How many members it has.
+    pub subscribers: usize,
+    /// Its last message in the log; `None` if it has had none.
+    pub head: Option<u64>,
+    /// The last message that is not kept.
+    pub evicted_through: u64,
+    /// How many messages are kept.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
 }
 
 /// The messages that were published since the last seal, framed, end to end.
@@ -166,9 +208,9 @@ impl Channel {
             last: evicted_through,
             had_others: false,
             group: NO_GROUP,
-            rank: super::eviction::SizeRank::default(),
-            creator: super::creators::Creator::default(),
-            mark: super::dirty_channels::PersistState::default(),
+            rank: SizeRank::default(),
+            creator: Creator::default(),
+            mark: PersistState::default(),
         }
     }
 
@@ -518,14 +560,10 @@ impl Encoded {
     }
 }
 
-/// A seat of a live member.
-pub(super) fn subscription(channel: ChannelId, form: Form, position: u32, echo: bool) -> Subscription {
-    Subscription { channel, position, place: SubscriptionState::Live(form), echo }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::ChannelId;
 
     const LIMITS: HistoryLimits =
         HistoryLimits { messages_max: 0, bytes_max: 1, age_ms: 1, total_bytes_max: 1 };
@@ -544,7 +582,7 @@ mod tests {
 
     fn publish(channel: &mut Channel, payload: &[u8], echo_excluded_by: Option<u32>) -> bool {
         let subscription =
-            echo_excluded_by.map(|position| subscription(ChannelId(0), Form::Raw, position, false));
+            echo_excluded_by.map(|position| Subscription::live(ChannelId(0), Form::Raw, position, false));
         channel.publish(channel.last + 1, Kind::Text, payload, Sender::default(), subscription)
     }
 
@@ -658,7 +696,7 @@ mod tests {
         publish(&mut channel, b"d", None);
         assert_eq!(channel.unsent(subscriber(1)).collect::<Vec<_>>(), [3]);
         // Position 1 is taken over by the last one.
-        let _ = channel.leave(subscription(ChannelId(0), Form::Raw, 1, false));
+        let _ = channel.leave(Subscription::live(ChannelId(0), Form::Raw, 1, false));
         let sealed = finish_batch(&mut channel).unwrap();
         let portion = |key| text(sealed.delivery(Form::Raw, subscriber(key))).unwrap().1;
         assert_eq!((portion(0), portion(2)), (4, 2));
@@ -669,7 +707,7 @@ mod tests {
     #[test]
     fn the_last_member_moves_into_the_free_place() {
         let mut channel = channel_of(3);
-        let at = |position| subscription(ChannelId(4), Form::Raw, position, true);
+        let at = |position| Subscription::live(ChannelId(4), Form::Raw, position, true);
         let moved =
             Moved { subscriber: SlotId { key: 2, generation: 0 }, channel: ChannelId(4), position: 0 };
         assert_eq!(channel.leave(at(0)), Some(moved));

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use crate::access::share::{ShareKey, Shares};
 use crate::ids::SlotId;
+use crate::tables::shrink::shrink_sparse;
 
 /// The creator of a channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,11 +78,8 @@ impl Creators {
 
     /// Forgets a connection that has closed. Its channels stay until they are removed.
     pub(super) fn forget(&mut self, connection: SlotId) {
-        if self.connections.remove(&connection).is_some()
-            && self.connections.len() < self.connections.capacity() / 8
-        {
-            // After many connections have closed, the table must not keep the memory for them.
-            self.connections.shrink_to(2 * self.connections.len());
+        if self.connections.remove(&connection).is_some() {
+            shrink_sparse(&mut self.connections);
         }
     }
 }

@@ -12,10 +12,10 @@ use bytes::Bytes;
 
 use super::Hub;
 use super::channel::{BatchStart, Delivery, FinishedBatch, NO_GROUP, Slices};
-use super::subscriptions::Subscriptions;
+use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::ids::{ChannelId, SlotId};
-use crate::wire::Form;
-use crate::wire::Frames;
+use crate::time::LoopTime;
+use crate::wire::{Form, Frames};
 
 /// Consecutive messages of one channel that have this many bytes are shared with that channel's batch; fewer are copied
 /// into the merged one. A separate piece takes about 130 bytes in each outbox, and an entry in each write.
@@ -30,6 +30,37 @@ pub struct Group {
     /// Subscribers that received a merged batch.
     done: HashSet<SlotId>,
     places: Vec<u32>,
+}
+
+impl Hub {
+    /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
+    /// others are found by [`Hub::next_open_batch`].
+    pub fn finish_group(&mut self, now: LoopTime) -> Group {
+        self.early = 0;
+        let mut group = Group::default();
+        let ordered_batch = self.open_batches.iter().filter(|&&id| self.is_in_order(id));
+        if ordered_batch.take(2).count() < 2 {
+            return group;
+        }
+        for id in std::mem::take(&mut self.open_batches) {
+            if !self.is_in_order(id) {
+                self.open_batches.push(id);
+            } else if let Some((_, batch)) = self.finish_batch_as(id, true, now) {
+                self.channels[id.0 as usize].group = group.push(id, batch);
+            }
+        }
+        group
+    }
+
+    /// Ends a fan-out: dissolves the group.
+    pub fn end_group(&mut self, group: &Group) {
+        for id in group.channels() {
+            if let Some(channel) = self.channels.get_mut(id.0 as usize) {
+                channel.group = NO_GROUP;
+            }
+            self.end_if_empty(id);
+        }
+    }
 }
 
 impl Group {
@@ -98,7 +129,7 @@ impl Group {
     fn find_places(&mut self, hub: &Hub, subscriptions: &Subscriptions) {
         let places = subscriptions.as_slice().iter().filter_map(|subscription| {
             let channel = hub.channel(subscription.channel)?;
-            (matches!(subscription.place, super::SubscriptionState::Live(_)) && channel.group != NO_GROUP)
+            (matches!(subscription.place, SubscriptionState::Live(_)) && channel.group != NO_GROUP)
                 .then_some(channel.group)
         });
         self.places.clear();
@@ -146,9 +177,8 @@ impl Group {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::hub::{SubscribeOptions, SubscriptionState, Unsent};
+    use crate::hub::{SubscribeOptions, Unsent};
     use crate::ids::{ChannelName, Sender, Since};
-    use crate::time::LoopTime;
     use crate::wire::Kind;
 
     fn now() -> LoopTime {

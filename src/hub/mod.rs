@@ -15,17 +15,17 @@
 
 pub mod change;
 pub mod channel;
-pub mod chunked_slab;
 pub mod creators;
-pub mod dirty_channels;
+mod dirty_channels;
 mod eviction;
 pub mod history;
 pub mod idempotency;
 pub mod merge;
 pub mod page;
+pub mod persist;
 mod removed;
 pub mod replay;
-pub mod shrink;
+mod replay_cache;
 pub mod snapshot;
 pub mod subscriptions;
 
@@ -38,17 +38,18 @@ use slab::Slab;
 use crate::access::share::Shares;
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
+use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
 use crate::wire::{Form, Kind};
-use channel::{BatchStart, Channel, Delivery, FinishedBatch, Slices};
+pub use channel::ChannelInfo;
+use channel::{BatchStart, Channel, Delivery, FinishedBatch, PersistState, Replay, Slices};
 use creators::{Creator, Creators};
-use dirty_channels::{DirtyChannels, PersistState};
+use dirty_channels::DirtyChannels;
 use eviction::{Shifted, SizeClasses};
 use idempotency::{IdempotencyCache, IdempotencyKey, Known};
-use merge::Group;
 use removed::{Removed, RemovedChannels};
-use replay::{Replay, Replays};
-use shrink::ShrinkTrigger;
+use replay_cache::ReplayCache;
+pub use subscriptions::{Moved, Subscription, SubscriptionState};
 
 /// All channels.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ pub struct Hub {
     dirty_channels: Option<DirtyChannels>,
     /// Members of all channels.
     subscriptions: usize,
-    replays: Replays,
+    replays: ReplayCache,
 }
 
 /// What all histories hold together.
@@ -100,40 +101,6 @@ impl HistoryUsage {
 /// allocations. Measured by the allocator's count: channels of one message of one byte take 595 bytes each, of which
 /// the message counts 67; of 4 such messages 763 (268), of 15 1,969 (1,005), of 48 3,343 (3,216).
 pub const CHANNEL_BYTES: usize = 640;
-
-/// Where a member sits: the way back from a slot into the hub.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subscription {
-    /// Its channel.
-    pub channel: ChannelId,
-    /// Its position in its place.
-    pub position: u32,
-    /// Among whom.
-    pub place: SubscriptionState,
-    /// Does it hear what it publishes itself?
-    pub echo: bool,
-}
-
-/// The lists of a channel's members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubscriptionState {
-    /// Those who get each batch, in one form.
-    Live(Form),
-    /// Those who are still getting what was kept.
-    CatchingUp,
-}
-
-/// The member that moved into a position that was left; its seat has to be told.
-#[must_use]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moved {
-    /// Who moved.
-    pub subscriber: SlotId,
-    /// In which channel.
-    pub channel: ChannelId,
-    /// Its new position.
-    pub position: u32,
-}
 
 /// There are as many channels as there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,21 +171,6 @@ const UNSENT_MESSAGES_MAX: usize = 256;
 /// Entries of the table of channels that are never released: some 400 KiB.
 const CHANNELS_KEPT: usize = 1_024;
 
-/// What is told of a channel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChannelInfo {
-    /// How many members it has.
-    pub subscribers: usize,
-    /// Its last message in the log; `None` if it has had none.
-    pub head: Option<u64>,
-    /// The last message that is not kept.
-    pub evicted_through: u64,
-    /// How many messages are kept.
-    pub messages: usize,
-    /// Their bytes.
-    pub bytes: usize,
-}
-
 impl Hub {
     /// A hub without channels, for a log that was born at `epoch`.
     pub fn new(limits: &Limits, epoch: u64) -> Hub {
@@ -239,7 +191,7 @@ impl Hub {
             idempotency: IdempotencyCache::new(limits.idempotency),
             dirty_channels: None,
             subscriptions: 0,
-            replays: Replays::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
+            replays: ReplayCache::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
         }
     }
 
@@ -368,10 +320,7 @@ impl Hub {
                 now_at,
             )
         } else {
-            (
-                channel::subscription(id, options.form, channel.join(options.form, subscriber), options.echo),
-                head,
-            )
+            (Subscription::live(id, options.form, channel.join(options.form, subscriber), options.echo), head)
         };
         let subscribers = channel.subscribers();
         // Whoever is cut before the gap is told has to come back with the old cursor, and be told again.
@@ -585,35 +534,6 @@ impl Hub {
         self.idempotency.keep(key, kind, payload, message.seq, now);
     }
 
-    /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
-    /// others are found by [`Hub::next_open_batch`].
-    pub fn finish_group(&mut self, now: LoopTime) -> Group {
-        self.early = 0;
-        let mut group = Group::default();
-        let ordered_batch = self.open_batches.iter().filter(|&&id| self.is_in_order(id));
-        if ordered_batch.take(2).count() < 2 {
-            return group;
-        }
-        for id in std::mem::take(&mut self.open_batches) {
-            if !self.is_in_order(id) {
-                self.open_batches.push(id);
-            } else if let Some((_, batch)) = self.finish_batch_as(id, true, now) {
-                self.channels[id.0 as usize].group = group.push(id, batch);
-            }
-        }
-        group
-    }
-
-    /// Ends a fan-out: dissolves the group.
-    pub fn end_group(&mut self, group: &Group) {
-        for id in group.channels() {
-            if let Some(channel) = self.channels.get_mut(id.0 as usize) {
-                channel.group = channel::NO_GROUP;
-            }
-            self.end_if_empty(id);
-        }
-    }
-
     /// One channel in which something was published this turn and not yet handed out.
     pub fn next_open_batch(&mut self) -> Option<ChannelId> {
         self.open_batches.pop()
@@ -806,5 +726,38 @@ impl Hub {
         );
         assert_eq!(self.names.len(), self.channels.len());
         self.removed.check();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sweep_of_channels_walks_few_places_after_a_flood() {
+        let history = HistoryLimits { age_ms: 1_000, ..HistoryLimits::default() };
+        let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
+        hub.begin_tracking_changes();
+        let mut now = LoopTime::from_millis(0);
+        let publish = |hub: &mut Hub, name: &str, now| {
+            let id = hub.open(&ChannelName::parse(name.as_bytes()).unwrap()).unwrap();
+            hub.publish(id, Kind::Text, b"x", Sender::default(), None);
+            while let Some(id) = hub.next_open_batch() {
+                let _ = hub.finish_batch(id, now);
+            }
+        };
+        for number in 0..50_000 {
+            publish(&mut hub, &format!("flood-{number}"), now);
+        }
+        assert!(hub.keys_end() >= 50_000);
+        now = now.after(600);
+        publish(&mut hub, "flood-0", now);
+        now = now.after(600);
+        hub.expire(0..hub.keys_end(), now);
+        assert_eq!(hub.channels(), 1);
+        assert!(hub.keys_end() <= 1_024, "{}", hub.keys_end());
+        publish(&mut hub, "next", now);
+        assert!(hub.find("next").is_some_and(|id| id.0 < 16), "low keys are used first");
+        hub.check();
     }
 }

@@ -13,16 +13,15 @@
 //! overdue encoding are closed. Sending a large message in fragments (RFC 6455 5.4) would need no such memory, but no
 //! other message, and so no answer and no message of another channel, could be sent between them.
 
-use std::collections::VecDeque;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
-use bytes::Bytes;
-
-use super::{Hub, Moved, Subscription, SubscriptionState, channel};
-use crate::ids::{ClientId, Gap, GapWhy, MessageId, SlotId};
+use super::Hub;
+use super::channel::Replay;
+use super::replay_cache::Slice;
+use super::subscriptions::{Moved, Subscription, SubscriptionState};
+use crate::ids::{ClientId, Gap, MessageId};
 use crate::time::LoopTime;
-use crate::wire::Frames;
-use crate::wire::{Form, Message};
+use crate::wire::{Form, Frames};
 
 /// Bytes of one slice of a replay, and so what a replay holds of a connection's outbox. A message whose payload takes
 /// more in the subscriber's form is a slice by itself.
@@ -32,13 +31,6 @@ pub const REPLAY_BYTES: usize = 64 << 10;
 /// have a history of nothing else, and that work must be bounded too.
 const REPLAY_MESSAGES: usize = 1_000;
 
-/// Bytes of the slices that are cached, the last that were made: 16 of full size, for as many cursors and channels that
-/// are replayed at the same time. The cache outlives the replays, so this is its permanent cost.
-const CACHED_BYTES: usize = 1 << 20;
-
-/// Cached slices, small ones too: the cache is searched from end to end.
-const CACHED_SLICES: usize = 64;
-
 /// The cost of a response or of a slice of a replay, for the budget of the turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
@@ -46,23 +38,6 @@ pub struct Work {
     pub encoded: usize,
     /// Messages or channels looked at.
     pub entries: usize,
-}
-
-/// A subscriber that is catching up.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Replay {
-    pub(super) subscriber: SlotId,
-    pub(super) form: Form,
-    /// The last message in the log that it has, or that was before its time.
-    pub(super) cursor: u64,
-    /// The number of the message that comes next, once that is known.
-    pub(super) next_number: Option<u64>,
-    /// The reason of the gap if messages are evicted before it reaches them.
-    pub(super) why: GapWhy,
-    /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
-    pub(super) takes_what_is_kept: bool,
-    /// Since when it has waited for the memory that its next message takes.
-    pub(super) waits_since: Option<LoopTime>,
 }
 
 /// The next slice of a replay.
@@ -96,109 +71,6 @@ pub enum ReplayStep {
     },
 }
 
-/// Encodings that several replays share.
-#[derive(Debug)]
-pub(super) struct Replays {
-    /// The last slices, the most recently used at the end.
-    slices: VecDeque<Slice>,
-    slices_bytes: usize,
-    large: Vec<Large>,
-    large_bytes_max: usize,
-    /// How long a large encoding is shared, and the least time in which a client takes it.
-    take_ms: u32,
-    /// What the large encodings held when the last replay had to wait.
-    held_at_wait: usize,
-}
-
-/// Messages of one channel that follow each other. The number of the first in the log is the channel's alone.
-#[derive(Clone, Debug)]
-struct Slice {
-    form: Form,
-    first: u64,
-    upto: u64,
-    messages: usize,
-    frames: Frames,
-}
-
-/// One message that is larger than a slice; freed when no outbox holds it.
-#[derive(Debug)]
-struct Large {
-    seq: u64,
-    form: Form,
-    bytes: usize,
-    made_at: LoopTime,
-    encoding: Weak<Bytes>,
-}
-
-impl Large {
-    fn is_shareable(&self, take_ms: u32, now: LoopTime) -> bool {
-        now.millis_since(self.made_at) < take_ms
-    }
-
-    fn is_overdue(&self, take_ms: u32, now: LoopTime) -> bool {
-        self.made_at.after(take_ms.saturating_mul(2)).is_due(now)
-    }
-}
-
-impl Replays {
-    pub(super) fn new(large_bytes_max: usize, take_ms: u32) -> Replays {
-        Replays {
-            slices: VecDeque::new(),
-            slices_bytes: 0,
-            large: Vec::new(),
-            large_bytes_max,
-            take_ms,
-            held_at_wait: 0,
-        }
-    }
-
-    /// The slice that begins with that message, for another subscriber that comes to it.
-    fn slice(&mut self, form: Form, first: u64) -> Option<Slice> {
-        let key = (form, first);
-        let index = self.slices.iter().rposition(|slice| (slice.form, slice.first) == key)?;
-        let slice = self.slices.remove(index)?;
-        self.slices.push_back(slice.clone());
-        Some(slice)
-    }
-
-    fn cache(&mut self, slice: Slice) {
-        self.slices_bytes += slice.frames.len();
-        self.slices.push_back(slice);
-        while self.slices.len() > CACHED_SLICES || self.slices_bytes > CACHED_BYTES {
-            let Some(oldest) = self.slices.pop_front() else { break };
-            self.slices_bytes -= oldest.frames.len();
-        }
-    }
-
-    /// Bytes of the large encodings that an outbox holds.
-    fn large_bytes(&self) -> usize {
-        let held = self.large.iter().filter(|large| large.encoding.strong_count() > 0);
-        held.map(|large| large.bytes).sum()
-    }
-
-    /// Returns the encoding of a message that is larger than a slice, and its cost. `None` if it exceeds the limit now;
-    /// a single one is always allowed, since otherwise a limit below the largest message would stop replays for good.
-    fn large(&mut self, message: &Message<'_>, form: Form, now: LoopTime) -> Option<(Frames, usize)> {
-        let key = (message.id.seq, form);
-        let take_ms = self.take_ms;
-        let is_known = |large: &&Large| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
-        let known = self.large.iter().find(is_known);
-        if let Some(frames) = known.and_then(|large| large.encoding.upgrade()) {
-            return Some((frames, 0));
-        }
-        self.large.retain(|large| large.encoding.strong_count() > 0);
-        let held = self.large_bytes();
-        if held > 0 && held + message.payload_bytes_max(form) > self.large_bytes_max {
-            self.held_at_wait = held;
-            return None;
-        }
-        let frames: Frames = Rc::new(message.encode(form));
-        let (bytes, encoding) = (frames.len(), Rc::downgrade(&frames));
-        self.large.push(Large { seq: message.id.seq, form, bytes, made_at: now, encoding });
-        Some((frames, bytes))
-    }
-}
-
 impl Hub {
     /// Bytes of the large encodings that replays have yet to take.
     pub fn large_replay_bytes(&self) -> usize {
@@ -207,15 +79,12 @@ impl Hub {
 
     /// Returns true if large encodings have been freed since a replay had to wait.
     pub fn has_freed_replay_bytes(&self) -> bool {
-        self.replays.large_bytes() < self.replays.held_at_wait
+        self.replays.has_freed_large()
     }
 
     /// Returns true if a piece of an outbox is a large encoding that all clients should have taken by now.
     pub fn is_overdue_encoding(&self, piece: &Frames, now: LoopTime) -> bool {
-        let Replays { large, take_ms, .. } = &self.replays;
-        let is_piece = |one: &Large| std::ptr::eq(one.encoding.as_ptr(), Rc::as_ptr(piece));
-        piece.len() > REPLAY_BYTES
-            && large.iter().any(|large| large.is_overdue(*take_ms, now) && is_piece(large))
+        piece.len() > REPLAY_BYTES && self.replays.is_overdue(piece, now)
     }
 
     /// Since when a replay has waited for memory, if it waits.
@@ -272,7 +141,7 @@ impl Hub {
         if index == channel.history.len() {
             let moved = channel.leave(subscription);
             let position = channel.join(form, subscriber);
-            let subscription = channel::subscription(subscription.channel, form, position, subscription.echo);
+            let subscription = Subscription::live(subscription.channel, form, position, subscription.echo);
             return ReplayStep::CaughtUp { subscription, moved, cursor: head };
         }
         let first = channel.history.get(index).map_or(cursor, |message| message.seq);
@@ -346,10 +215,11 @@ impl Hub {
 
 #[cfg(test)]
 mod tests {
+    use super::super::replay_cache::CACHED_BYTES;
     use super::*;
     use crate::config::Limits;
     use crate::hub::SubscribeOptions;
-    use crate::ids::{ChannelName, Since};
+    use crate::ids::{ChannelName, Since, SlotId};
     use crate::wire::Kind;
 
     fn name(index: usize) -> ChannelName {
@@ -422,11 +292,8 @@ mod tests {
         let mut hub = hub(100);
         for channel in 0..100 {
             slice(&mut hub, channel, Since::Earliest, channel as u32);
-            let replays = &hub.replays;
-            let bytes: usize = replays.slices.iter().map(|slice| slice.frames.len()).sum();
-            assert_eq!(bytes, replays.slices_bytes);
-            assert!(bytes <= CACHED_BYTES && replays.slices.len() <= CACHED_SLICES);
+            hub.replays.check();
         }
-        assert!(hub.replays.slices_bytes > CACHED_BYTES / 2);
+        assert!(hub.replays.cached_bytes() > CACHED_BYTES / 2);
     }
 }

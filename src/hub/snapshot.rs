@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use super::Hub;
 use super::change::{BadChange, ChannelPosition, Message, Messages};
-use super::channel::Channel;
-use super::dirty_channels::{Head, LogTime, PersistState};
+use super::channel::{Channel, PersistState};
 use super::history::{Entry, GATHERED, History, SMALL_BYTES};
+use super::persist::{LogHead, LogTime};
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelName, Sender, User};
 use crate::time::LoopTime;
@@ -152,7 +152,7 @@ impl OpenBatch {
 impl Hub {
     /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
     /// have changed.
-    pub fn restore(limits: &Limits, head: Head, past: Snapshot) -> (Hub, Restored) {
+    pub fn restore(limits: &Limits, head: LogHead, past: Snapshot) -> (Hub, Restored) {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
         let mut channels: Vec<(Box<str>, StoredChannel)> = past.channels.into_iter().collect();
@@ -370,7 +370,7 @@ mod tests {
     type Told = (String, ChannelInfo, u64, String);
 
     /// The whole observable state of a hub, also of channels that it does not have.
-    fn told(hub: &mut Hub, now: LoopTime) -> (Head, Vec<Told>, [u64; 6]) {
+    fn told(hub: &mut Hub, now: LoopTime) -> (LogHead, Vec<Told>, [u64; 6]) {
         let names: Vec<String> =
             hub.channels_from("", std::ops::Bound::Unbounded).map(|(name, _)| name.to_owned()).collect();
         let channels = names.into_iter().map(|name| {

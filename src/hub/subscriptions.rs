@@ -3,8 +3,49 @@
 //! Nearly all connections that there are sit in one channel, and their slot has room for that seat itself;
 //! only who sits in several owns a list (**asleep between messages**).
 
-use super::Subscription;
-use crate::ids::ChannelId;
+use crate::ids::{ChannelId, SlotId};
+use crate::wire::Form;
+
+/// Where a member sits: the way back from a slot into the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its channel.
+    pub channel: ChannelId,
+    /// Its position in its place.
+    pub position: u32,
+    /// Among whom.
+    pub place: SubscriptionState,
+    /// Does it hear what it publishes itself?
+    pub echo: bool,
+}
+
+/// The lists of a channel's members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriptionState {
+    /// Those who get each batch, in one form.
+    Live(Form),
+    /// Those who are still getting what was kept.
+    CatchingUp,
+}
+
+/// The member that moved into a position that was left; its seat has to be told.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Who moved.
+    pub subscriber: SlotId,
+    /// In which channel.
+    pub channel: ChannelId,
+    /// Its new position.
+    pub position: u32,
+}
+
+impl Subscription {
+    /// That of a live subscriber.
+    pub(super) fn live(channel: ChannelId, form: Form, position: u32, echo: bool) -> Subscription {
+        Subscription { channel, position, place: SubscriptionState::Live(form), echo }
+    }
+}
 
 /// The seats of one connection.
 #[derive(Debug, Default)]
@@ -85,9 +126,7 @@ impl Subscriptions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SubscriptionState;
     use super::*;
-    use crate::wire::Form;
 
     #[test]
     fn one_seat_fits_into_the_slot() {

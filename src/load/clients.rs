@@ -25,7 +25,7 @@ use crate::client::tls::TlsConnector;
 use crate::client::transport::ClientTransport;
 use crate::ids::SlotId;
 use crate::net::outbox::Left;
-use crate::server::slots::{id_of, token_of};
+use crate::net::token::{id_of, token_of};
 
 /// Maximum time from `connect` to the complete response. The kernel sends three SYNs within it (at 0, 1 and 3 s),
 /// should a full backlog drop the first two.

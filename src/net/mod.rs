@@ -7,4 +7,5 @@ pub mod certificate;
 pub mod listener;
 pub mod outbox;
 pub mod tls;
+pub mod token;
 pub mod transport;

@@ -25,7 +25,7 @@
 //! exact ones: see `src/allocator.rs`. mimalloc and glibc would have to be counted by a wrapper, without size classes.
 //!
 //! Until they are returned, freed pages are resident: tables that grow with the connections are therefore not copied
-//! as they grow, see [`crate::hub::chunked_slab`]. glibc moves large ones with `mremap`.
+//! as they grow, see [`crate::tables::chunked_slab`]. glibc moves large ones with `mremap`.
 //!
 //! The count is read at most once a millisecond, which is as often as the loop's clock moves.
 

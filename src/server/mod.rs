@@ -73,6 +73,7 @@ use crate::ids::Peer;
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
 use crate::net::listener::{Accept, Listener};
+use crate::net::token::{id_of, token_of};
 use crate::session::HttpConfig;
 use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::time::LoopTime;
@@ -366,7 +367,7 @@ impl<E: Acceptor> Server<E> {
                 LISTENER => listener.iter_mut().for_each(Listener::mark_ready),
                 SIGNALS => signalled = true,
                 token => {
-                    let id = slots::id_of(token);
+                    let id = id_of(token);
                     if event.is_read_closed() || event.is_error() {
                         engine.slots.mark_read_closed(id);
                         engine.slots.mark_ready(id);
@@ -450,7 +451,7 @@ impl<E: Acceptor> Server<E> {
                     break;
                 }
             };
-            let token = slots::token_of(engine.slots.next_id());
+            let token = token_of(engine.slots.next_id());
             // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
             let interest = Interest::READABLE | Interest::WRITABLE;
             let transport = match poll.registry().register(&mut stream, token, interest) {

@@ -7,19 +7,17 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use mio::Token;
-
 use super::engine;
 use super::fair_queue::FairQueue;
 use crate::close::Reason;
-use crate::hub::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
-use crate::hub::shrink::ShrinkTrigger;
 use crate::hub::subscriptions::Subscriptions;
 use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
 use crate::net::outbox::{Left, Outbox, Pace};
 use crate::net::transport::Transport;
 use crate::session::State;
+use crate::tables::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
+use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
 
 /// One connection.
@@ -687,19 +685,6 @@ impl<T: Transport> Default for Slots<T> {
     }
 }
 
-// A token holds a key and a generation of 32 bits each.
-const _: () = assert!(usize::BITS >= 64, "Oyez wants a 64-bit machine");
-
-/// Packs an id into what epoll carries for us.
-pub fn token_of(id: SlotId) -> Token {
-    Token((id.generation as usize) << 32 | id.key as usize)
-}
-
-/// The one place where tokens are decoded.
-pub fn id_of(token: Token) -> SlotId {
-    SlotId { key: token.0 as u32, generation: (token.0 >> 32) as u32 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -752,7 +737,7 @@ mod tests {
         slots.mark_ready(old);
         slots.remove(old).unwrap();
         let new = insert(&mut slots);
-        assert_eq!((old.key, id_of(token_of(new))), (new.key, new));
+        assert_eq!(old.key, new.key);
         slots.mark_ready(old);
         slots.schedule_close(old, Reason::Reset);
         assert_eq!(slots.next_ready(ReadyQueue::New), None);

@@ -18,7 +18,7 @@ use allocation_counter::AllocationInfo;
 use oyez::client::tls::Trust;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::change::Change;
-use oyez::hub::dirty_channels::LogTime;
+use oyez::hub::persist::LogTime;
 use oyez::hub::snapshot::Snapshot;
 use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};

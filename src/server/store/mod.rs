@@ -25,7 +25,7 @@ use std::time::Duration;
 use log::{error, warn};
 
 use crate::hub::Hub;
-pub use crate::hub::dirty_channels::LogTime;
+pub use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
 use tables::State;

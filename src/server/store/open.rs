@@ -17,7 +17,7 @@ use super::tables::{Problem, State, Tables};
 use super::{BATCHES_MAX, FlushCycle, LogTime, Store, writer};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
-use crate::hub::dirty_channels::Head;
+use crate::hub::persist::LogHead;
 use crate::hub::snapshot::{Restored, Snapshot};
 
 /// A history file that is in use from now on, and what was in it.
@@ -121,7 +121,7 @@ pub fn load(
             let State { head, is_clean, .. } = state;
             let epoch = if is_clean { head.epoch } else { new_epoch() };
             let log_ms = log_ms_at(&state);
-            let (hub, restored) = Hub::restore(limits, Head { epoch, ..head }, past);
+            let (hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, past);
             tell(&file.path, is_clean, restored, &hub);
             (hub, Some(State { log_ms, ..state }))
         }

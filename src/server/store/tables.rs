@@ -17,7 +17,7 @@ use redb::{
 
 use super::clock_snapshot::ClockSnapshot;
 use crate::hub::change::{Change, ChannelPosition};
-use crate::hub::dirty_channels::Head;
+use crate::hub::persist::LogHead;
 use crate::hub::snapshot::Snapshot;
 
 /// Pages that the database keeps in memory; what is written is new, and seldom looked at again.
@@ -39,7 +39,7 @@ const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("
 /// What is written of the hub and its times with each batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {
-    pub(super) head: Head,
+    pub(super) head: LogHead,
     /// The log's time, in milliseconds.
     pub(super) log_ms: u64,
     pub(super) stamp: ClockSnapshot,
@@ -123,7 +123,7 @@ impl Tables {
         };
         let Some(row) = table.get(())? else { return Ok(None) };
         let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
-        let head = Head { epoch, seq, max_removed_seq };
+        let head = LogHead { epoch, seq, max_removed_seq };
         let state =
             State { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);

@@ -1,0 +1,4 @@
+//! Tables that release their memory after a flood of entries, for the layers above.
+
+pub mod chunked_slab;
+pub mod shrink;
