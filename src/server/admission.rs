@@ -19,12 +19,12 @@ use crate::time::LoopTime;
 impl<T: Transport> Engine<T> {
     /// Takes in a connection that will be served, unless its address has as much as it may have.
     pub fn admit(&mut self, transport: T, mut peer: Peer, now: LoopTime) -> SlotId {
-        let awaits_header = self.limiter.awaits_header(peer.ip());
-        if !awaits_header && let Err(over) = self.limiter.enter(&mut peer, now) {
+        let awaits_header = self.shared.limiter.awaits_header(peer.ip());
+        if !awaits_header && let Err(over) = self.shared.limiter.enter(&mut peer, now) {
             return self.reject_over_limit(transport, peer, over, now);
         }
-        self.metrics.connections_accepted += 1;
-        let state = State::accepted(&self.limits, now);
+        self.shared.metrics.connections_accepted += 1;
+        let state = State::accepted(&self.shared.limits, now);
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
         self.slots.mark_awaiting_header(id, awaits_header);
         id
@@ -33,7 +33,7 @@ impl<T: Transport> Engine<T> {
     /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
     /// once not all are told: what one address does must not keep the others from coming in.
     fn reject_over_limit(&mut self, transport: T, peer: Peer, over: LimitExceeded, now: LoopTime) -> SlotId {
-        self.metrics.limit(over.limit);
+        self.shared.metrics.limit(over.limit);
         let is_told = self.rejected < REFUSALS_MAX;
         let id = self.reject(transport, peer, over.reason(), now);
         if !is_told {
@@ -44,9 +44,9 @@ impl<T: Transport> Engine<T> {
 
     /// Admits a connection that will not be served, to send it an error response when it has sent a request.
     pub fn reject(&mut self, transport: T, peer: Peer, reason: Reason, now: LoopTime) -> SlotId {
-        self.metrics.connections_accepted += 1;
+        self.shared.metrics.connections_accepted += 1;
         self.rejected += 1;
-        let mut state = State::accepted(&self.limits, now);
+        let mut state = State::accepted(&self.shared.limits, now);
         state.refuse(reason);
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
         self.slots.mark_rejected(id);
@@ -56,7 +56,7 @@ impl<T: Transport> Engine<T> {
     /// No descriptor or no memory is left for a connection, and accepting is paused. `is_news` says that one was accepted
     /// since the last time.
     pub fn accept_exhausted(&mut self, error: &io::Error, is_news: bool, now: LoopTime) {
-        self.metrics.accept_failed(error);
+        self.shared.metrics.accept_failed(error);
         if is_news && self.admits_line(LogLine::AcceptPaused, now) {
             warn!("accept: {error}; {} connections are open, accept paused", self.slots.len());
         }
@@ -94,10 +94,10 @@ impl<T: Transport> Engine<T> {
                     return self.end(id, Reason::Reset);
                 }
                 slot.peer = client.map_or(slot.peer, Peer::from);
-                let entered = self.limiter.enter(&mut slot.peer, now);
+                let entered = self.shared.limiter.enter(&mut slot.peer, now);
                 self.slots.mark_awaiting_header(id, false);
                 if let Err(over) = entered {
-                    self.metrics.limit(over.limit);
+                    self.shared.metrics.limit(over.limit);
                     if self.rejected >= REFUSALS_MAX {
                         return self.end(id, over.reason());
                     }

@@ -3,7 +3,7 @@
 //! Subscribing, publishing, fanning out, catching up and leaving each happen at one point of the log's one order. The
 //! batches of all channels are open for the whole turn: a subscriber that joins does not receive the messages that are
 //! in them already, and one that leaves receives them first. The modules that do the work are [`super::subscribe`],
-//! [`super::publishing`] and [`super::questions`]; after them [`super::refill`] makes the next slices of long responses.
+//! [`super::publish`] and [`super::query`]; after them [`super::refill`] makes the next slices of long responses.
 
 use std::mem;
 use std::rc::Rc;
@@ -13,6 +13,7 @@ use log::warn;
 
 use super::engine::Engine;
 use super::pressure::Pressure;
+use super::shared::Shared;
 use super::slots::{Slot, Slots};
 use crate::close::Reason;
 use crate::config::OnSlow;
@@ -133,7 +134,7 @@ impl<T: Transport> Engine<T> {
     /// Gives every member of a channel what was published there since the last time.
     fn fan_out(&mut self, channel: ChannelId, now: LoopTime) {
         self.send_gathered();
-        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
+        let Engine { slots, hub, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some((subscribers, batch)) = hub.finish_batch(channel, now) else { return };
         let mut full = Vec::new();
         for form in Form::ALL {
@@ -161,7 +162,7 @@ impl<T: Transport> Engine<T> {
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one portion.
     fn fan_out_group(&mut self, mut group: Group, now: LoopTime) {
-        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
+        let Engine { slots, hub, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
         let mut full = Vec::new();
         let channels: Vec<ChannelId> = group.channels().collect();
         for (place, &channel) in channels.iter().enumerate() {
@@ -208,12 +209,12 @@ impl<T: Transport> Engine<T> {
     /// batch: it is closed, or its protocol has no notice of a gap; false if it is to catch up from the history.
     fn is_skipped(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
         let is_replaying = self.slots.get(subscriber).is_some_and(Slot::is_replaying);
-        match self.limits.on_slow {
+        match self.shared.limits.on_slow {
             // A slice of its replay fills the outbox. Its other channels are replayed after that one.
             _ if is_replaying => return false,
             OnSlow::Close => self.close(subscriber, Reason::Slow, now),
             OnSlow::Skip if form == Form::Raw => {
-                self.metrics.messages_skipped += u64::from(delivery.messages);
+                self.shared.metrics.messages_skipped += u64::from(delivery.messages);
                 if let Some(slot) = self.slots.get_mut(subscriber) {
                     slot.outbox.shut_until_empty();
                 }
@@ -230,7 +231,7 @@ impl<T: Transport> Engine<T> {
             return;
         }
         self.send_gathered();
-        let Engine { slots, hub, metrics, limits, pressure, .. } = self;
+        let Engine { slots, hub, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
         match hub.unsent(id, slot.subscriptions.as_slice()) {
             Unsent::Nothing => return,
@@ -255,7 +256,7 @@ impl<T: Transport> Engine<T> {
     /// One turn may publish more to a subscriber than its outbox holds, when it subscribes to several channels or the
     /// messages are short. A subscriber is not slow because no write has been tried yet.
     fn enqueue_after_flush(&mut self, id: SlotId, delivery: &Delivery, now: LoopTime) -> bool {
-        let Engine { slots, metrics, limits, pressure, .. } = self;
+        let Engine { slots, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return true };
         if slot.outbox.is_blocked() {
             return false;

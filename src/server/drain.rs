@@ -53,7 +53,7 @@ impl<T: Transport> Engine<T> {
             .filter(|(_, slot)| !slot.state.is_idle_request())
             .map(|(id, slot)| (id, slot.state.reconnects()))
             .partition(|(_, reconnects)| *reconnects != Reconnects::No);
-        let spread_ms = spread_ms(clients.len(), &self.limits);
+        let spread_ms = spread_ms(clients.len(), &self.shared.limits);
         let offset_ms = |place: usize| (u64::from(spread_ms) * place as u64 / clients.len() as u64) as u32;
         let mut waiting = VecDeque::new();
         let mut closing: Vec<_> = others.into_iter().map(|(id, _)| (id, RETRY_MS_MIN)).collect();

@@ -9,23 +9,21 @@ use log::{debug, info};
 
 use super::drain::Drain;
 use super::log_limit::{LogLimits, LogLine};
-use super::memory::MemoryBudget;
-use super::outbound::Gathered;
 use super::pressure::Pressure;
-use super::slots::{ReadyQueue, Slot, Slots};
-use super::sweep::Sweeper;
-use crate::access::authenticator::Authenticator;
-use crate::access::connection_limiter::ConnectionLimiter;
+use super::shared::Shared;
+use super::slots::{ReadyQueue, Slot, Slots, is_flushed};
+use super::sweeper::Sweeper;
+use super::unicast::Gathered;
 use crate::access::rate_limiter::RateLimiter;
 use crate::close::{Reason, TlsFault};
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::ids::SlotId;
-use crate::metrics::{MemoryStep, Metrics};
-use crate::net::outbox::{Left, Outbox, Pace};
+use crate::metrics::MemoryStep;
+use crate::net::outbox::{Left, Pace};
 use crate::net::transport::{ReadOutcome, Transport};
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Due, Ended, HttpConfig, SMALL_BYTES, SessionContext, State};
+use crate::session::{AfterFlush, Due, Ended, SMALL_BYTES, State};
 use crate::time::LoopTime;
 
 /// Every deadline but those of pings is met within this time after the sweep has reached it, even if all connections
@@ -68,24 +66,14 @@ const INTENTS_AT_ONCE: usize = 256;
 /// Slots, hub, and what the phases need between them.
 #[derive(Debug)]
 pub struct Engine<T> {
-    /// The limits of all.
-    pub limits: Limits,
     /// The connections.
     pub slots: Slots<T>,
     /// The channels.
     pub hub: Hub,
-    /// What is served beside channels.
-    pub http_config: HttpConfig,
-    /// Who comes from where.
-    pub limiter: ConnectionLimiter,
-    /// Who may come in.
-    pub authenticator: Authenticator,
-    /// The counters.
-    pub metrics: Metrics,
-    /// What the sessions have asked for and not been given yet, in the order in which they asked.
+    /// Limits, configuration and counters that sessions use.
+    pub shared: Shared,
+    /// Intents that are not applied yet, in the order in which sessions emitted them.
     pub(super) intents: Vec<(SlotId, Intent)>,
-    /// The intents of the session that has its turn; empty between sessions.
-    session_intents: Vec<Intent>,
     /// The answers to one connection that are not in its outbox yet; empty between phases.
     pub(super) gathered: Gathered,
     /// Which subscribers pause which publishers.
@@ -111,12 +99,10 @@ pub struct Engine<T> {
     pub is_leaving: bool,
     /// Slots that are being told that there is no room.
     pub(super) rejected: usize,
-    /// The memory budget, the bytes in use, and the steps in force.
-    pub memory: MemoryBudget,
     /// When debtors are searched for again; `None`: at once.
     pub(super) debtors_wanted_at: Option<LoopTime>,
     /// Those who publish at the moment, where there is a limit to that.
-    pub(super) meters: RateLimiter,
+    pub(super) rate_limiter: RateLimiter,
 }
 
 impl<T: Transport> Engine<T> {
@@ -125,12 +111,7 @@ impl<T: Transport> Engine<T> {
         Engine {
             hub: Hub::new(&limits, epoch),
             slots: Slots::new(),
-            http_config: HttpConfig::default(),
-            limiter: ConnectionLimiter::new(&limits),
-            authenticator: Authenticator::open(limits.tickets_max),
-            metrics: Metrics::default(),
             intents: Vec::new(),
-            session_intents: Vec::new(),
             gathered: Gathered::default(),
             pressure: Pressure::new(),
             scratch: vec![0; limits.read_bytes_per_connection],
@@ -144,10 +125,9 @@ impl<T: Transport> Engine<T> {
             draining: None,
             is_leaving: false,
             rejected: 0,
-            memory: MemoryBudget::new(limits.memory_bytes_max),
             debtors_wanted_at: None,
-            meters: RateLimiter::new(),
-            limits,
+            rate_limiter: RateLimiter::new(),
+            shared: Shared::new(limits),
         }
     }
 
@@ -168,7 +148,7 @@ impl<T: Transport> Engine<T> {
     /// 8290 4.1), a slot's share of one visit is small while many are new: of those that begin to send at the same time,
     /// floods do not keep the others waiting.
     pub fn read(&mut self, now: LoopTime) {
-        let budget = self.limits.read_bytes_per_turn;
+        let budget = self.shared.limits.read_bytes_per_turn;
         // What the first pass requeues has had its share of this turn.
         let requeued = self.slots.ready_len(ReadyQueue::Requeued);
         let reserved = if requeued > 0 { budget / REQUEUED_SHARE } else { 0 };
@@ -197,7 +177,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
             let Some(id) = self.slots.next_ready(queue) else { break };
-            let read_bytes = self.limits.read_bytes_per_connection;
+            let read_bytes = self.shared.limits.read_bytes_per_connection;
             let equal = budget / (left + others);
             let least = match queue {
                 ReadyQueue::New => (budget / left).clamp(NEW_SHARE_BYTES_MIN.min(read_bytes), read_bytes),
@@ -211,7 +191,7 @@ impl<T: Transport> Engine<T> {
             let share = Share { cost, cost_max, is_in_steps: equal < read_bytes };
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read_slot(id, share, now);
-            if self.memory.is_in_force(MemoryStep::RefuseLarge) {
+            if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) {
                 self.refuse_unfinished(id, held_before, now);
             }
             budget = budget.saturating_sub(cost);
@@ -232,64 +212,42 @@ impl<T: Transport> Engine<T> {
         if self.pressure.is_felt() {
             self.pause_raw_publisher(id, now);
         }
-        let Engine {
-            slots,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            scratch,
-            session_intents,
-            ..
-        } = self;
+        let Engine { slots, scratch, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
         let is_publishing_paused = slot.has_unsent_answers() || slot.is_publishing_paused();
         // Then a short read does not end it: no event may follow the one that was the last.
         let reads_on = slot.is_read_closed() || has_write_failed;
-        let (Parts { transport, state }, mut desk) = desk(
-            id,
-            slot,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            session_intents,
-            now,
-        );
-        desk.cost_max = share.cost;
+        let (transport, state, mut ctx) = shared.session_context(id, slot, now);
+        ctx.cost_max = share.cost;
         let mut bytes = 0;
-        if state.takes_input(is_flushed(desk.outbox, transport), is_publishing_paused) {
-            state.resume(&mut desk);
+        if state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused) {
+            state.resume(&mut ctx);
         }
         let mut after = AfterRead::Requeue;
-        for _ in 0..desk.limits.reads_per_connection {
-            if !state.takes_input(is_flushed(desk.outbox, transport), is_publishing_paused)
+        for _ in 0..ctx.limits.reads_per_connection {
+            if !state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused)
                 && !has_write_failed
             {
                 after = AfterRead::PauseReading;
                 break;
             }
-            let step = share.next_read(state.is_web_socket(), bytes, desk.cost, scratch.len());
+            let step = share.next_read(state.is_web_socket(), bytes, ctx.cost, scratch.len());
             let outcome = transport.receive(&mut scratch[..step]);
-            desk.cost += transport.take_read_cost();
+            ctx.cost += transport.take_read_cost();
             match outcome {
-                ReadOutcome::Silent if bytes + desk.cost >= share.cost => break,
+                ReadOutcome::Silent if bytes + ctx.cost >= share.cost => break,
                 ReadOutcome::Silent => {}
                 ReadOutcome::Bytes { count, more } => {
                     bytes += count;
-                    desk.cost_max = share.cost.saturating_sub(bytes);
-                    state.receive(&scratch[..count], &mut desk);
+                    ctx.cost_max = share.cost.saturating_sub(bytes);
+                    state.receive(&scratch[..count], &mut ctx);
                     if !more && !reads_on {
                         after = AfterRead::Wait;
                         break;
                     }
-                    if bytes + desk.cost >= share.cost {
+                    if bytes + ctx.cost >= share.cost {
                         break;
                     }
                 }
@@ -318,16 +276,16 @@ impl<T: Transport> Engine<T> {
                 }
             }
         }
-        let cost = bytes + desk.cost;
+        let cost = bytes + ctx.cost;
         let is_busy = cost > SPARSE_COST_BYTES_MAX || state.has_waiting_requests();
-        metrics.received_bytes += bytes as u64;
+        ctx.metrics.received_bytes += bytes as u64;
         slots.set_busy(id, is_busy);
         match after {
             AfterRead::Wait => {}
             AfterRead::PauseReading => slots.pause_reading(id),
             AfterRead::Close(reason) => self.close(id, reason, now),
             AfterRead::Requeue => {
-                metrics.reads_requeued += 1;
+                shared.metrics.reads_requeued += 1;
                 slots.requeue(id);
             }
         }
@@ -346,7 +304,7 @@ impl<T: Transport> Engine<T> {
 
     /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
     fn after_session(&mut self, id: SlotId) {
-        let Engine { slots, intents, session_intents, .. } = self;
+        let Engine { slots, intents, shared: Shared { session_intents, .. }, .. } = self;
         intents.extend(session_intents.drain(..).map(|options| (id, options)));
         if let Some(Slot { state: State::Dead(ended), .. }) = slots.get(id) {
             let reason = ended.reason;
@@ -367,7 +325,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn flush_slot(&mut self, id: SlotId, now: LoopTime) {
-        let Engine { slots, limits, metrics, pressure, .. } = self;
+        let Engine { slots, pressure, shared: Shared { limits, metrics, .. }, .. } = self;
         let Some(slot) = slots.flushing(id) else { return };
         if slot.is_withheld() {
             return;
@@ -409,7 +367,7 @@ impl<T: Transport> Engine<T> {
 
     /// A write has just found the socket full. Has it been for too long?
     fn check_stall(&mut self, id: SlotId, now: LoopTime) {
-        let Engine { slots, limits, .. } = self;
+        let Engine { slots, shared: Shared { limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if !slot.state.is_open() || !has_stalled(slot, limits, now) {
             return;
@@ -449,7 +407,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
         }
-        let span_ms = self.limits.ping_interval_ms / PINGS_SPAN;
+        let span_ms = self.shared.limits.ping_interval_ms / PINGS_SPAN;
         let mut budget = self.ping_sweeper.take_budget(connections, span_ms, now);
         let slice = self.ping_sweeper.slice(slots, now);
         for key in slice.clone() {
@@ -477,23 +435,16 @@ impl<T: Transport> Engine<T> {
             // Its time begins when its request is answered.
             return false;
         }
-        let Engine {
-            slots,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            session_intents,
-            ..
-        } = self;
+        let Engine { slots, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return false };
-        if !pings && slot.state.is_open() && slot.transport.is_record_late(now, limits.message_timeout_ms) {
+        if !pings
+            && slot.state.is_open()
+            && slot.transport.is_record_late(now, shared.limits.message_timeout_ms)
+        {
             self.close(id, Reason::TlsFailed { fault: TlsFault::RecordTimeout }, now);
             return true;
         }
-        let has_stalled = !pings && has_stalled(slot, limits, now);
+        let has_stalled = !pings && has_stalled(slot, &shared.limits, now);
         if has_stalled {
             // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
             // last write tells.
@@ -506,19 +457,8 @@ impl<T: Transport> Engine<T> {
         }
         // Its messages may wait in the kernel, where they stay until the peer has taken its answers.
         let unread = slot.is_ready() || (slot.is_read_paused() && matches!(slot.state, State::Open(_)));
-        let (Parts { state, .. }, mut desk) = desk(
-            id,
-            slot,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            session_intents,
-            now,
-        );
-        match state.expire(unread, &mut desk) {
+        let (_, state, mut ctx) = shared.session_context(id, slot, now);
+        match state.expire(unread, &mut ctx) {
             Due::Nothing => return has_stalled,
             Due::Flush => self.apply_session_intents(id, now),
             Due::Read => slots.mark_ready(id),
@@ -546,12 +486,12 @@ impl<T: Transport> Engine<T> {
             slot.transport.send_close_notify();
             let State::Dead(ended) = &slot.state else { continue };
             let reason = ended.reason;
-            self.metrics.connections_closed[reason.index()] += 1;
-            self.limiter.leave(slot.peer);
-            self.meters.forget(id);
+            self.shared.metrics.connections_closed[reason.index()] += 1;
+            self.shared.limiter.leave(slot.peer);
+            self.rate_limiter.forget(id);
             self.hub.forget_creator(id);
-            self.authenticator.auths.forget(id);
-            self.authenticator.tickets.stream_ended(id, now);
+            self.shared.authenticator.auths.forget(id);
+            self.shared.authenticator.tickets.stream_ended(id, now);
             if slot.is_rejected() {
                 self.rejected -= 1;
             }
@@ -583,37 +523,16 @@ impl<T: Transport> Engine<T> {
     fn begin_close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         // The session may send something at once, and the answers before that have to be queued first.
         self.send_gathered();
-        let Engine {
-            slots,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            session_intents,
-            ..
-        } = self;
+        let Engine { slots, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        let (Parts { state, .. }, mut desk) = desk(
-            id,
-            slot,
-            limits,
-            http_config,
-            limiter,
-            authenticator,
-            metrics,
-            memory,
-            session_intents,
-            now,
-        );
-        debug!("closing peer={} reason={reason}", desk.peer);
-        state.close(reason, &mut desk);
+        let (_, state, mut ctx) = shared.session_context(id, slot, now);
+        debug!("closing peer={} reason={reason}", ctx.peer);
+        state.close(reason, &mut ctx);
     }
 
     /// Grants the wishes of a session that was called outside the drive phase, at once.
     fn apply_session_intents(&mut self, id: SlotId, now: LoopTime) {
-        for options in mem::take(&mut self.session_intents) {
+        for options in mem::take(&mut self.shared.session_intents) {
             self.apply(id, options, now);
         }
         self.send_gathered();
@@ -631,7 +550,10 @@ impl<T: Transport> Engine<T> {
     /// Panics if slots and hub contradict each other; for debug builds and tests.
     pub fn check(&self) {
         self.slots.check();
-        assert!(self.intents.is_empty() && self.session_intents.is_empty(), "all intents were applied");
+        assert!(
+            self.intents.is_empty() && self.shared.session_intents.is_empty(),
+            "all intents were applied"
+        );
         assert!(self.gathered.is_empty(), "all answers were queued");
         self.hub.check();
         let mut subscriptions = 0;
@@ -712,54 +634,4 @@ fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: LoopTime)
         return slot.transport.is_write_late(now, limits.slow_timeout_ms);
     }
     slot.outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.is_due(now))
-}
-
-/// Has the socket taken everything?
-pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
-    outbox.is_empty() && !transport.holds_back()
-}
-
-/// What the engine needs of a slot whose session has its turn.
-struct Parts<'a, T> {
-    transport: &'a mut T,
-    state: &'a mut State,
-}
-
-/// Splits a slot into what the engine needs of it and the desk that its session works at.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the parts of an engine that a session may touch, each by itself"
-)]
-fn desk<'a, T: Transport>(
-    id: SlotId,
-    slot: &'a mut Slot<T>,
-    limits: &'a Limits,
-    http_config: &'a HttpConfig,
-    limiter: &'a mut ConnectionLimiter,
-    authenticator: &'a mut Authenticator,
-    metrics: &'a mut Metrics,
-    memory: &MemoryBudget,
-    intents: &'a mut Vec<Intent>,
-    now: LoopTime,
-) -> (Parts<'a, T>, SessionContext<'a>) {
-    let ping_offset = slot.ping_offset();
-    let is_memory_short = memory.is_in_force(MemoryStep::RefuseLarge);
-    let Slot { transport, state, outbox, peer, .. } = slot;
-    let desk = SessionContext {
-        limits,
-        http_config,
-        limiter,
-        authenticator,
-        id,
-        peer,
-        metrics,
-        now,
-        ping_offset,
-        is_memory_short,
-        outbox,
-        intents,
-        cost: 0,
-        cost_max: usize::MAX,
-    };
-    (Parts { transport, state }, desk)
 }

@@ -20,39 +20,41 @@
 //!
 //! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `fair_queue` one in which addresses
 //!   take turns, `sweep` the deadlines.
-//! - `deliver` applies intents: `subscribe` subscriptions and replays, `publishing` messages, `questions` and `answers`
+//! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and `channel_listing`
 //!   queries, `refill` the slices of long responses.
-//! - `outbound` gathers the answers to one connection, `pressure` is back pressure on publishers.
+//! - `unicast` gathers the answers to one connection, `pressure` is back pressure on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
-//! - `admission` admits connections or refuses them, `drain` closes all of them, `upkeep` sweeps the tables of clients,
+//! - `admission` admits connections or refuses them, `drain` closes all of them, `client_tables` sweeps the tables of clients,
 //!   `log_limit` bounds the log lines of closed connections.
 //! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`], [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
-mod answers;
+mod channel_listing;
+mod client_tables;
 mod deliver;
 mod drain;
 pub mod engine;
 mod fair_queue;
 mod log_limit;
 pub mod memory;
-mod outbound;
 mod pressure;
 mod process;
-mod publishing;
-mod questions;
+mod publish;
+mod query;
 mod refill;
 pub mod relief;
+pub mod shared;
 pub mod slots;
 pub mod store;
 mod subscribe;
-mod sweep;
-mod upkeep;
+mod sweeper;
+mod unicast;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -101,6 +103,8 @@ pub struct Server<E: Acceptor> {
     poll: Poll,
     events: Events,
     signals: Signals,
+    /// True if signals are pending.
+    has_signals: bool,
     /// `None` while draining.
     listener: Option<Listener>,
     acceptor: E,
@@ -246,7 +250,7 @@ impl<E: Acceptor> Server<E> {
         engine.client_salt = engine.run;
         let load = || match &config.history_file {
             None => Ok(None),
-            Some(file) => store::load(file, &engine.limits, clock.times(), stamp)
+            Some(file) => store::load(file, &engine.shared.limits, clock.times(), stamp)
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
@@ -259,14 +263,15 @@ impl<E: Acceptor> Server<E> {
             store = Some(opened);
         }
         let AccessConfig { origins, proxies, authenticator } = access_config;
-        engine.http_config = HttpConfig { assets: config.assets, origins };
-        engine.authenticator = authenticator;
-        engine.limiter.trust(proxies);
+        engine.shared.http_config = HttpConfig { assets: config.assets, origins };
+        engine.shared.authenticator = authenticator;
+        engine.shared.limiter.trust(proxies);
         listener.register(poll.registry(), LISTENER)?;
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
+            has_signals: false,
             listener: Some(listener),
             acceptor,
             engine,
@@ -285,7 +290,7 @@ impl<E: Acceptor> Server<E> {
 
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
-        &self.engine.metrics
+        &self.engine.shared.metrics
     }
 
     /// Serves until a signal ends it. `keys` reads the key files again, at each SIGHUP; `allocated_bytes` returns the
@@ -302,9 +307,8 @@ impl<E: Acceptor> Server<E> {
         self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
-            if self.note(now) {
-                self.reload(&mut keys);
-            }
+            self.mark();
+            self.handle_signals(&mut keys, now);
             self.relieve(allocated_bytes, now);
             self.accept(now);
             self.engine.read(now);
@@ -325,7 +329,7 @@ impl<E: Acceptor> Server<E> {
         }
         let before = Instant::now();
         let turn_micros = before.duration_since(self.clock.woke).as_micros() as u64;
-        self.engine.metrics.observe_turn(turn_micros);
+        self.engine.shared.metrics.observe_turn(turn_micros);
         let timeout = self.timeout();
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
@@ -334,7 +338,7 @@ impl<E: Acceptor> Server<E> {
             Err(error) => return Err(error),
         }
         self.clock.woke = Instant::now();
-        self.engine.authenticator.unix_now = unix_now().as_secs();
+        self.engine.shared.authenticator.unix_now = unix_now().as_secs();
         Ok(self.clock.now())
     }
 
@@ -357,15 +361,14 @@ impl<E: Acceptor> Server<E> {
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
-    /// An event only marks; nothing is done here. True if SIGHUP came, which asks for files to be read again.
-    fn note(&mut self, now: LoopTime) -> bool {
-        let Server { events, engine, listener, .. } = self;
-        engine.metrics.turn_events.observe(events.iter().count() as f64);
-        let mut signalled = false;
+    /// Marks the listener, the signals and the slots that have an event. No handler runs here.
+    fn mark(&mut self) {
+        let Server { events, engine, listener, has_signals, .. } = self;
+        engine.shared.metrics.turn_events.observe(events.iter().count() as f64);
         for event in events.iter() {
             match event.token() {
                 LISTENER => listener.iter_mut().for_each(Listener::mark_ready),
-                SIGNALS => signalled = true,
+                SIGNALS => *has_signals = true,
                 token => {
                     let id = id_of(token);
                     if event.is_read_closed() || event.is_error() {
@@ -380,17 +383,22 @@ impl<E: Acceptor> Server<E> {
                 }
             }
         }
-        let mut reloads = false;
-        if signalled {
-            let signals: Vec<i32> = self.signals.pending().collect();
-            for signal in signals {
-                match signal {
-                    SIGHUP => reloads = true,
-                    _ => self.signalled(now),
-                }
+    }
+
+    /// Handles pending signals: SIGHUP reloads files, SIGTERM and SIGINT begin the shutdown or end it at once.
+    fn handle_signals(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>, now: LoopTime) {
+        if !mem::take(&mut self.has_signals) {
+            return;
+        }
+        let signals: Vec<i32> = self.signals.pending().collect();
+        for &signal in &signals {
+            if signal != SIGHUP {
+                self.shut_down(now);
             }
         }
-        reloads
+        if signals.contains(&SIGHUP) {
+            self.reload(keys);
+        }
     }
 
     /// Reads the certificate and the keys again, for clients that connect from now on. No connection closes, and a
@@ -411,7 +419,7 @@ impl<E: Acceptor> Server<E> {
                 if let Some(verifier) = &verifier {
                     info!("reloaded: tokens are checked by {}", verifier.keys.describe());
                 }
-                self.engine.authenticator.verifier = verifier;
+                self.engine.shared.authenticator.verifier = verifier;
             }
             Err(why) => error!("not reloaded, the keys stay as they were: {why}"),
         }
@@ -428,21 +436,22 @@ impl<E: Acceptor> Server<E> {
     /// Takes waiting sockets, up to a budget.
     fn accept(&mut self, now: LoopTime) {
         let Server { poll, listener, acceptor, engine, connections_max, .. } = self;
-        acceptor.begin_turn(engine.authenticator.http_date());
+        acceptor.begin_turn(engine.shared.authenticator.http_date());
         let Some(listener) = listener else { return };
-        let lacks_memory = engine.memory.is_in_force(MemoryStep::RefuseConnections);
-        for _ in 0..engine.limits.accepts_per_turn {
+        let lacks_memory = engine.shared.memory.is_in_force(MemoryStep::RefuseConnections);
+        for _ in 0..engine.shared.limits.accepts_per_turn {
             let is_full = engine.served() >= *connections_max || lacks_memory;
             if is_full && engine.rejected() >= REFUSALS_MAX {
                 listener.pause(now);
+                break;
             }
             let (mut stream, peer) = match listener.accept(now, || {
-                acceptor.overload_response(|| overload_response(engine.authenticator.http_date()))
+                acceptor.overload_response(|| overload_response(engine.shared.authenticator.http_date()))
             }) {
                 Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
                 Accept::Nobody => break,
                 Accept::Gone(error) => {
-                    engine.metrics.accept_failed(&error);
+                    engine.shared.metrics.accept_failed(&error);
                     debug!("accept: {error}");
                     continue;
                 }
@@ -479,19 +488,19 @@ impl<E: Acceptor> Server<E> {
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
         let clients = self.engine.next_client();
-        let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
+        let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
-            store.sweep(hub, metrics, clients, clock.times(), || clock.stamp());
+            store.sweep(hub, &mut shared.metrics, clients, clock.times(), || clock.stamp());
         }
     }
 
     /// Completes the history file, when nobody is left. False if it cannot be.
     fn save(&mut self, patience: Duration) -> bool {
         let clients = self.engine.next_client();
-        let Server { engine: Engine { hub, metrics, .. }, store, clock, .. } = self;
-        store
-            .take()
-            .is_none_or(|store| store.finish(hub, metrics, clients, clock.times(), clock.stamp(), patience))
+        let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
+        store.take().is_none_or(|store| {
+            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), patience)
+        })
     }
 
     fn reap(&mut self, now: LoopTime) {
@@ -502,10 +511,11 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    fn signalled(&mut self, now: LoopTime) {
+    /// Begins the shutdown at the first signal, and ends it at once at the second.
+    fn shut_down(&mut self, now: LoopTime) {
         match self.stage {
             Stage::Serving => {
-                let delay_ms = self.engine.limits.drain_delay_ms;
+                let delay_ms = self.engine.shared.limits.drain_delay_ms;
                 if delay_ms > 0 {
                     info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
                 }
@@ -523,7 +533,7 @@ impl<E: Acceptor> Server<E> {
     fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
         self.listener = None;
-        self.stage = Stage::Draining { until: now.after(self.engine.limits.drain_ms) };
+        self.stage = Stage::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
     }
 
@@ -549,7 +559,7 @@ impl<E: Acceptor> Server<E> {
         self.engine.reap(now);
         let patience = if end == End::Cut { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
         let end = if self.save(patience) { end } else { End::Unsaved };
-        info!("ended {}", self.engine.metrics);
+        info!("ended {}", self.engine.shared.metrics);
         Some(end)
     }
 }

@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 
 use super::engine::Engine;
+use super::shared::Shared;
 use super::slots::Slot;
 use crate::config::Limits;
 use crate::hub::SubscriptionState;
@@ -152,7 +153,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn begin_pressing(&mut self, id: SlotId, cause: Option<ChannelId>, now: LoopTime) {
-        let Engine { slots, limits, pressure, draining, .. } = self;
+        let Engine { slots, pressure, draining, shared: Shared { limits, .. }, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
         // Once in a backlog, whatever the result.
@@ -189,7 +190,7 @@ impl<T: Transport> Engine<T> {
 
     fn pause_publisher(&mut self, id: SlotId, channel: ChannelId, now: LoopTime) {
         if self.slots.pause_publishing(id) {
-            self.metrics.publish_pauses += 1;
+            self.shared.metrics.publish_pauses += 1;
             if self.pressure.paused.is_empty() {
                 self.pressure.next_check = now.after(CHECK_MS);
             }
@@ -199,7 +200,7 @@ impl<T: Transport> Engine<T> {
 
     /// Releases the publishers whose channel is no longer under pressure.
     pub(super) fn release_publishers(&mut self, now: LoopTime) {
-        let Engine { slots, pressure, limits, .. } = self;
+        let Engine { slots, pressure, shared: Shared { limits, .. }, .. } = self;
         let is_time = !pressure.paused.is_empty() && pressure.next_check.is_due(now);
         if !pressure.has_eased && !is_time {
             return;

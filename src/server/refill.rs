@@ -14,7 +14,7 @@
 use std::ops::AddAssign;
 
 use super::engine::Engine;
-use super::questions::Shared;
+use super::query::TurnCache;
 use super::slots::Slot;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
@@ -60,18 +60,18 @@ impl AddAssign for Cost {
 impl<T: Transport> Engine<T> {
     /// Makes slices until the turn's budget is used, each connection one at a time.
     pub(super) fn refill_all(&mut self, now: LoopTime) {
-        let most = u64::from(self.limits.work_micros_per_turn) * 1_000;
+        let most = u64::from(self.shared.limits.work_micros_per_turn) * 1_000;
         let mut spent = Cost::NONE;
-        let mut shared = Shared::default();
+        let mut cache = TurnCache::default();
         while spent.nanos < most
             && let Some(id) = self.slots.next_refill()
         {
-            spent += self.refill(id, &mut shared, now);
+            spent += self.refill(id, &mut cache, now);
         }
         self.send_gathered();
     }
 
-    fn refill(&mut self, id: SlotId, shared: &mut Shared, now: LoopTime) -> Cost {
+    fn refill(&mut self, id: SlotId, cache: &mut TurnCache, now: LoopTime) -> Cost {
         // A flush of the empty outbox marks it again.
         let can_send =
             |slot: &&Slot<T>| slot.can_send() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
@@ -79,7 +79,7 @@ impl<T: Transport> Engine<T> {
         if slot.is_replaying() {
             self.replay(id, now)
         } else if slot.state.has_query() {
-            self.respond(id, shared, now)
+            self.respond(id, cache, now)
         } else {
             Cost::NONE
         }

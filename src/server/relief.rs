@@ -36,10 +36,10 @@ const EVICTIONS_PER_TURN: usize = 10_000;
 impl<T: Transport> Engine<T> {
     /// Takes a new count of the bytes that the process holds, and the steps that follow from it.
     pub fn relieve(&mut self, used_bytes: u64, now: LoopTime) {
-        for (step, change) in self.memory.observe(used_bytes) {
-            let (word, bytes_max) = (step.as_str(), self.memory.bytes_max());
+        for (step, change) in self.shared.memory.observe(used_bytes) {
+            let (word, bytes_max) = (step.as_str(), self.shared.memory.bytes_max());
             if change == StepChange::Began {
-                self.metrics.memory_pressure[step as usize] += 1;
+                self.shared.metrics.memory_pressure[step as usize] += 1;
             }
             // Clients that allocate and free can make a step begin and end in each millisecond.
             if !self.admits_line(LogLine::MemoryPressure, now) {
@@ -55,16 +55,16 @@ impl<T: Transport> Engine<T> {
             }
         }
         let mut used_bytes = used_bytes;
-        let excess = self.memory.excess_bytes(MemoryStep::CloseDebtors, used_bytes);
+        let excess = self.shared.memory.excess_bytes(MemoryStep::CloseDebtors, used_bytes);
         if excess > 0 && self.debtors_wanted_at.is_none_or(|at| at.is_due(now)) {
             let freed = self.close_debtors(excess, now);
             self.debtors_wanted_at = (freed < excess).then(|| now.after(FRUITLESS_PAUSE_MS));
             used_bytes = used_bytes.saturating_sub(freed);
         }
-        let excess = self.memory.excess_bytes(MemoryStep::EvictHistory, used_bytes);
+        let excess = self.shared.memory.excess_bytes(MemoryStep::EvictHistory, used_bytes);
         if excess > 0 {
             let bytes = usize::try_from(excess).unwrap_or(usize::MAX);
-            self.metrics.memory_evicted += self.hub.evict(bytes, EVICTIONS_PER_TURN) as u64;
+            self.shared.metrics.memory_evicted += self.hub.evict(bytes, EVICTIONS_PER_TURN) as u64;
         }
     }
 
@@ -80,7 +80,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
             self.close_debtor(id, now);
-            self.metrics.memory_debtors_closed += 1;
+            self.shared.metrics.memory_debtors_closed += 1;
             freed += debt as u64;
         }
         freed

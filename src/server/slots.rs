@@ -7,7 +7,6 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::engine;
 use super::fair_queue::FairQueue;
 use crate::close::Reason;
 use crate::hub::subscriptions::Subscriptions;
@@ -212,7 +211,7 @@ impl<T: Transport> Slot<T> {
 
     /// Has the socket taken everything?
     pub fn is_flushed(&self) -> bool {
-        engine::is_flushed(&self.outbox, &self.transport)
+        is_flushed(&self.outbox, &self.transport)
     }
 
     /// Writes the bytes that the transport holds back, followed by the outbox.
@@ -241,6 +240,11 @@ impl<T: Transport> Slot<T> {
     pub fn ping_offset(&self) -> u32 {
         self.generation.wrapping_mul(0x9e37_79b1) >> 8
     }
+}
+
+/// Returns true if the socket has taken all bytes of an outbox and its transport.
+pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
+    outbox.is_empty() && !transport.holds_back()
 }
 
 /// The queues of slots that are to be read, as in fq_codel (RFC 8290 4.2): a sparse flow does not wait for the bulk

@@ -8,8 +8,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::value::RawValue;
 
 use super::engine::Engine;
-use super::publishing::identity;
+use super::publish::identity;
 use super::refill::Cost;
+use super::shared::Shared;
 use super::slots::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::limit::Limit;
@@ -59,15 +60,17 @@ impl<T: Transport> Engine<T> {
             _ => self.hub.head(),
         };
         // A cursor counts the messages of all channels: it is for clients that can use one.
-        let can_subscribe = self.authenticator.grant(rights).subscribe.iter().next().is_some();
+        let can_subscribe = self.shared.authenticator.grant(rights).subscribe.iter().next().is_some();
         let hello = Notice::Hello {
             id: can_subscribe.then_some(Id(cursor)),
             client: ClientId::of(id, self.client_salt).to_string(),
             run: self.key_memory(id, rights),
-            ping_ms: self.limits.ping_interval_ms,
-            message_bytes_max: self.limits.message_bytes_max,
-            key_age_ms: self.limits.idempotency.usable_ms(),
-            expires_ms: rights.as_ref().and_then(|grant| grant.expires_in_ms(self.authenticator.unix_now)),
+            ping_ms: self.shared.limits.ping_interval_ms,
+            message_bytes_max: self.shared.limits.message_bytes_max,
+            key_age_ms: self.shared.limits.idempotency.usable_ms(),
+            expires_ms: rights
+                .as_ref()
+                .and_then(|grant| grant.expires_in_ms(self.shared.authenticator.unix_now)),
         };
         self.send_notice(id, &hello);
         match joined {
@@ -99,7 +102,7 @@ impl<T: Transport> Engine<T> {
         now: LoopTime,
     ) -> Result<Joined, NotSubscribed> {
         // Before anything is looked for: the answer is the same for a channel that is not there.
-        if !self.authenticator.grant(rights).may_subscribe(name) {
+        if !self.shared.authenticator.grant(rights).may_subscribe(name) {
             return Err(NotSubscribed::Forbidden);
         }
         if let Some(retry_ms) = self.drain_retry_ms() {
@@ -117,12 +120,12 @@ impl<T: Transport> Engine<T> {
             }
             // A channel that it created is already counted.
             channels = channels.saturating_sub(usize::from(self.hub.is_creator(channel, id)));
-            if channels >= self.limits.channels_per_client_max {
-                self.metrics.limit(Limit::ChannelsPerClient);
+            if channels >= self.shared.limits.channels_per_client_max {
+                self.shared.metrics.limit(Limit::ChannelsPerClient);
                 return Err(NotSubscribed::TooMany);
             }
-        } else if channels >= self.limits.channels_per_client_max {
-            self.metrics.limit(Limit::ChannelsPerClient);
+        } else if channels >= self.shared.limits.channels_per_client_max {
+            self.shared.metrics.limit(Limit::ChannelsPerClient);
             return Err(NotSubscribed::TooMany);
         }
         // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
@@ -136,7 +139,7 @@ impl<T: Transport> Engine<T> {
             if joined.subscription.place == SubscriptionState::CatchingUp {
                 self.pressure.end(slot, now);
             } else if slot.is_pressing() {
-                self.pressure.press(joined.subscription.channel, false, &self.limits, now);
+                self.pressure.press(joined.subscription.channel, false, &self.shared.limits, now);
             }
             slot.subscriptions.add(joined.subscription);
         }
@@ -146,9 +149,9 @@ impl<T: Transport> Engine<T> {
         }
         if matches!(options.since, Since::After(_)) {
             let count = if joined.gap.is_some() {
-                &mut self.metrics.resumes_gap
+                &mut self.shared.metrics.resumes_gap
             } else {
-                &mut self.metrics.resumes_whole
+                &mut self.shared.metrics.resumes_whole
             };
             *count += 1;
         }
@@ -247,7 +250,7 @@ impl<T: Transport> Engine<T> {
             let Some(name) = self.hub.channel(channel).map(|channel| channel.name().to_owned()) else {
                 continue;
             };
-            if self.authenticator.grant(rights).subscribe.include_name(&name) {
+            if self.shared.authenticator.grant(rights).subscribe.include_name(&name) {
                 continue;
             }
             if self.hub.form_of(subscription) == Form::Raw {
@@ -284,7 +287,7 @@ impl<T: Transport> Engine<T> {
 
     /// Queues the next slice of a replay, of one channel. Returns its cost.
     pub(super) fn replay(&mut self, id: SlotId, now: LoopTime) -> Cost {
-        let Engine { slots, hub, client_salt, limits, .. } = self;
+        let Engine { slots, hub, client_salt, shared: Shared { limits, .. }, .. } = self;
         let Some(slot) = slots.get(id) else { return Cost::NONE };
         let Some(subscription) = slot.next_replay() else {
             slots.mark_replaying(id, false);
@@ -296,7 +299,7 @@ impl<T: Transport> Engine<T> {
         match step {
             ReplayStep::Slice { frames, messages, work } => {
                 let mut cost = Cost::of(work, frames.len());
-                self.metrics.messages_delivered += messages as u64;
+                self.shared.metrics.messages_delivered += messages as u64;
                 self.enqueue(id, frames);
                 if self.can_go_live(id, subscription) {
                     cost += self.replay(id, now);
@@ -310,7 +313,7 @@ impl<T: Transport> Engine<T> {
             }
             ReplayStep::Wait { .. } => slots.mark_waiting(id),
             ReplayStep::Gap(gap) => {
-                self.metrics.messages_skipped += gap.missed.unwrap_or(0);
+                self.shared.metrics.messages_skipped += gap.missed.unwrap_or(0);
                 let name = self.hub.channel(subscription.channel).map(|channel| channel.name().to_owned());
                 match form {
                     Form::Raw => {
@@ -348,14 +351,14 @@ impl<T: Transport> Engine<T> {
     /// On a busy channel every turn has a batch: a subscriber that became live only when it has taken its last slice
     /// would have another to take by then, for ever.
     fn can_go_live(&self, id: SlotId, subscription: Subscription) -> bool {
-        let has_room = |slot: &Slot<T>| slot.outbox.cost() <= high_water(self.limits.outbox_bytes_max);
+        let has_room = |slot: &Slot<T>| slot.outbox.cost() <= high_water(self.shared.limits.outbox_bytes_max);
         self.slots.get(id).is_some_and(has_room) && self.hub.has_replayed_all(subscription)
     }
 
     /// Writes what a connection that catches up was just sent, and has it sent more in the same turn if the socket has
     /// taken that: otherwise a channel whose publishers fill each turn would be faster than any replay.
     fn go_on(&mut self, id: SlotId, now: LoopTime) {
-        let Engine { slots, metrics, limits, .. } = self;
+        let Engine { slots, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.is_replaying()) else { return };
         let (written, left) = slot.flush(Pace::of(limits), now);
         metrics.sent_bytes += written as u64;
@@ -372,7 +375,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn end_wait(&mut self, id: SlotId, now: LoopTime) -> bool {
         let Some(slot) = self.slots.get(id).filter(|slot| slot.waits_for_memory()) else { return false };
         let since = slot.next_replay().and_then(|subscription| self.hub.waits_since(subscription));
-        let is_over = since.is_some_and(|since| since.after(self.limits.replay_wait_ms).is_due(now));
+        let is_over = since.is_some_and(|since| since.after(self.shared.limits.replay_wait_ms).is_due(now));
         if is_over {
             self.close(id, Reason::OverCapacity, now);
         }
@@ -387,7 +390,7 @@ impl<T: Transport> Engine<T> {
         if !self.slots.has_waiting() {
             return false;
         }
-        let Engine { slots, hub, metrics, .. } = self;
+        let Engine { slots, hub, shared: Shared { metrics, .. }, .. } = self;
         let Some(slot) = slots.get(id) else { return false };
         let is_overdue = slot.outbox.holds(|piece| hub.is_overdue_encoding(piece, now));
         if is_overdue {

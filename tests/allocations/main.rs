@@ -91,7 +91,11 @@ fn intents_of_a_busy_turn_are_not_retained() {
         rig.send(id, &frames::masked(TEXT, b"x").repeat(EACH));
     }
     let allocated = allocation_counter::measure(|| rig.turn());
-    assert_eq!(rig.engine.metrics.published_by_websocket, (SPEAKERS * EACH) as u64, "all in that turn");
+    assert_eq!(
+        rig.engine.shared.metrics.published_by_websocket,
+        (SPEAKERS * EACH) as u64,
+        "all in that turn"
+    );
     let (peak, wishes) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
     assert!(peak < wishes / 2, "{peak} bytes; all wishes would take {wishes}");
     eprintln!("{peak} bytes; all wishes would take {wishes}");

@@ -20,7 +20,7 @@ const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
 
 fn rig(anonymous: Grant) -> Rig {
     let mut rig = Rig::new(Limits { pong_timeout_ms: 24 * 60 * 60 * 1_000, ..Limits::default() });
-    rig.engine.authenticator = Authenticator {
+    rig.engine.shared.authenticator = Authenticator {
         verifier: Some(verifier()),
         anonymous: Rc::new(anonymous),
         ..Authenticator::open(10)
@@ -155,13 +155,13 @@ fn token_longer_than_the_clock_range_stays_valid() {
     for _ in 0..39 {
         // The peer sends pongs, in long steps.
         rig.now = rig.now.after(day as u32 * 1_000);
-        rig.engine.authenticator.unix_now += day;
+        rig.engine.shared.authenticator.unix_now += day;
         rig.send(id, &frames::masked(frames::PONG, b""));
-        let unix_now = rig.engine.authenticator.unix_now;
+        let unix_now = rig.engine.shared.authenticator.unix_now;
         rig.engine.read(rig.now);
         rig.engine.deliver(rig.now);
         rig.engine.expire(rig.now);
-        assert_eq!(unix_now, rig.engine.authenticator.unix_now);
+        assert_eq!(unix_now, rig.engine.shared.authenticator.unix_now);
         assert!(rig.is_alive(id));
     }
     assert_eq!(closed(&mut rig, id), None);
@@ -172,7 +172,7 @@ fn token_longer_than_the_clock_range_stays_valid() {
 #[test]
 fn token_sent_too_soon_after_others_is_not_verified() {
     let mut rig = rig(Grant::default());
-    rig.engine.limits.auths_per_second = 2;
+    rig.engine.shared.limits.auths_per_second = 2;
     let shows = |token: &str| json!({"type": "auth", "token": token, "ref": 7}).to_string();
     let (v1, raw) = (open(&mut rig, V1), open(&mut rig, ""));
     let (good, of_nothing) = (ends_in(&rig, 3_600), sign(&claims("alice", &[], &[], rig.unix_now())));
@@ -196,7 +196,7 @@ fn token_sent_too_soon_after_others_is_not_verified() {
     rig.send_text(raw, &shows("x"));
     rig.run_until_idle();
     assert_eq!(closed(&mut rig, raw), Some((4101, "rate_limited retry_ms=500".into())));
-    assert_eq!(rig.engine.metrics.rate_limited[Limit::Auths as usize], 3);
+    assert_eq!(rig.engine.shared.metrics.rate_limited[Limit::Auths as usize], 3);
     rig.advance_ms(500);
     rig.send_text(v1, &shows(&of_nothing));
     rig.run_until_idle();
@@ -204,7 +204,7 @@ fn token_sent_too_soon_after_others_is_not_verified() {
     rig.send_eof(raw);
     rig.send_eof(v1);
     rig.run_until_idle();
-    assert!(rig.engine.authenticator.auths.is_empty(), "nothing is kept of who is gone");
+    assert!(rig.engine.shared.authenticator.auths.is_empty(), "nothing is kept of who is gone");
 }
 
 /// The table of clients that sent tokens is as large as the number that did so recently.
@@ -217,7 +217,11 @@ fn token_rate_entry_of_an_old_client_is_removed() {
         rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
         rig.advance_ms(100);
     }
-    assert!(rig.engine.authenticator.auths.len() <= 64, "{}", rig.engine.authenticator.auths.len());
+    assert!(
+        rig.engine.shared.authenticator.auths.len() <= 64,
+        "{}",
+        rig.engine.shared.authenticator.auths.len()
+    );
 }
 
 /// Clocks may differ for a ticket as they may for its token, and no more.

@@ -85,7 +85,7 @@ fn raw_publisher_to_a_slow_subscriber_is_paused_until_it_caught_up() {
     assert!(!is_publishing_paused(&rig, publisher));
     assert_eq!(numbers(&mut rig, reader), [3, 4, 5, 6, 7]);
     assert_eq!(numbers(&mut rig, slow), [0, 1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(rig.engine.metrics.publish_pauses, 1);
+    assert_eq!(rig.engine.shared.metrics.publish_pauses, 1);
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn pause_over_its_limit_ends_and_the_slow_subscriber_is_closed() {
     rig.advance_ms(600);
     rig.run_until_idle();
     assert_eq!(numbers(&mut rig, reader), (3..20).collect::<Vec<_>>(), "once in a backlog");
-    assert_eq!(rig.engine.metrics.publish_pauses, 1);
+    assert_eq!(rig.engine.shared.metrics.publish_pauses, 1);
     rig.advance_ms(3_000);
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn publisher_with_pause_disabled_is_read_at_once() {
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let _slow = pressed(&mut rig, publisher, 20);
     assert_eq!(numbers(&mut rig, reader).len(), 20);
-    assert_eq!(rig.engine.metrics.publish_pauses, 0);
+    assert_eq!(rig.engine.shared.metrics.publish_pauses, 0);
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn subscribers_of_two_channels_with_an_alternating_publisher_stay_bounded() {
             .collect();
         assert_eq!(texts, (0..MESSAGES).collect::<Vec<_>>());
     }
-    assert!(rig.engine.metrics.publish_pauses > 0);
+    assert!(rig.engine.shared.metrics.publish_pauses > 0);
 }
 
 #[test]

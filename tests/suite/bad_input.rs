@@ -214,7 +214,7 @@ fn close_with_valid_code_is_echoed() {
         }
     }
     let closed = codes.len() * frames::close(1000, "why").len();
-    assert_eq!(rig.engine.metrics.closed(Reason::PeerClosed), closed as u64);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::PeerClosed), closed as u64);
 }
 
 #[test]

@@ -360,7 +360,7 @@ fn stalled_event_stream_is_closed() {
     assert!(rig.pipe(id).outgoing_ended);
     rig.send_eof(id);
     rig.run_until_idle();
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
     // Its browser reconnects with the cursor that it reached, and is sent the missed messages.
     let again = open(&mut rig, &request("GET", "/sse/a", "Last-Event-ID: 1000-0\r\n"));
     let events = self::events(&mut rig, again);
@@ -392,7 +392,7 @@ fn event_stream_without_progress_is_closed_at_the_timeout() {
     assert!(!rig.engine.slots.get(id).unwrap().state.is_open());
     rig.advance_ms(2_500);
     assert!(!rig.is_alive(id));
-    assert_eq!((rig.engine.metrics.closed(Reason::Slow), rig.engine.hub.subscriptions()), (1, 1));
+    assert_eq!((rig.engine.shared.metrics.closed(Reason::Slow), rig.engine.hub.subscriptions()), (1, 1));
 }
 
 #[test]

@@ -105,11 +105,11 @@ fn quiet_pair_among_a_thousand_floods_is_served_in_the_next_turn() {
     }
     let lefts: Vec<usize> = floods.iter().map(|&id| rig.pipe(id).incoming.len()).collect();
     for round in 0..20 {
-        let before = rig.engine.metrics.received_bytes;
+        let before = rig.engine.shared.metrics.received_bytes;
         rig.send_text(two, &round.to_string());
         rig.turn();
         assert_eq!(rig.texts(one), [round.to_string()], "read and delivered in the next turn");
-        let read = rig.engine.metrics.received_bytes - before;
+        let read = rig.engine.shared.metrics.received_bytes - before;
         assert!(read >= 4 * 1_024, "and the floods are read on: {read}");
     }
     for (&id, before) in floods.iter().zip(lefts) {

@@ -234,7 +234,7 @@ fn stalled_body_gets_408_at_its_deadline() {
     rig.send_eof(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id) && rig.responses(id).is_empty() && rig.frames(subscriber).is_empty());
-    assert_eq!(rig.engine.metrics.messages_published(), 0);
+    assert_eq!(rig.engine.shared.metrics.messages_published(), 0);
     // Bodies that are complete in time are accepted, any number of times.
     let id = rig.connect(Behavior::Cooperative);
     for _ in 0..3 {

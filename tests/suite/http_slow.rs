@@ -29,7 +29,7 @@ fn connection_without_request_is_closed_after_keep_alive() {
     rig.advance_ms(500);
     assert!(!rig.is_alive(id));
     assert_eq!(rig.responses(id), [], "without a request there is no response");
-    assert_eq!(rig.engine.metrics.closed(Reason::Idle), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Idle), 1);
 }
 
 #[test]
@@ -71,12 +71,12 @@ fn client_that_reads_no_response_is_paused_and_closed() {
     rig.run_until_idle();
     let waits = rig.engine.slots.get(id).unwrap().outbox.bytes();
     assert!((16_000..18_000).contains(&waits), "one slice of one answer: {waits}");
-    assert_eq!(rig.engine.metrics.published_by_http, 1);
+    assert_eq!(rig.engine.shared.metrics.published_by_http, 1);
     rig.advance_ms(2_900);
     assert!(rig.is_alive(id));
     rig.advance_ms(500);
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]
@@ -261,7 +261,8 @@ fn response_to_a_closing_connection_is_counted() {
     rig.send(head, &whole.as_bytes()[..10]);
     rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
     rig.advance_ms(timeout + 1_000);
-    let count = |rig: &Rig, code: &str| rig.engine.metrics.requests_rejected.get(code).copied().unwrap_or(0);
+    let count =
+        |rig: &Rig, code: &str| rig.engine.shared.metrics.requests_rejected.get(code).copied().unwrap_or(0);
     assert_eq!(count(&rig, "handshake_timeout"), 1, "and not who has asked for nothing");
     rig.advance_ms(body_timeout);
     assert_eq!(count(&rig, "body_timeout"), 1);
@@ -294,7 +295,7 @@ fn response_to_a_closing_connection_is_counted() {
         rig.run_until_idle();
     }
     assert_eq!(count(&rig, "drain"), 8);
-    assert_eq!(rig.engine.metrics.requests_rejected.values().sum::<u64>(), 12);
+    assert_eq!(rig.engine.shared.metrics.requests_rejected.values().sum::<u64>(), 12);
 }
 
 #[test]

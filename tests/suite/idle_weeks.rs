@@ -53,7 +53,7 @@ fn ticket_is_expired_after_weeks_without_requests() {
         let mut rig = Rig::new(Limits::default());
         let claims = claims("alice", &["a"], &["a"], rig.unix_now());
         let lines = format!("Authorization: Bearer {}\r\n", sign(&claims));
-        rig.engine.authenticator =
+        rig.engine.shared.authenticator =
             Authenticator { verifier: Some(verifier()), anonymous: Rc::default(), ..Authenticator::open(10) };
         let id = rig.connect(Behavior::Cooperative);
         rig.send(id, post("/v1/tickets", &lines, "").as_bytes());
@@ -63,7 +63,7 @@ fn ticket_is_expired_after_weeks_without_requests() {
         rig.send_eof(id);
         rig.run_until_idle();
         idle(&mut rig, days);
-        assert_eq!(rig.engine.authenticator.tickets.len(), 0, "it left the table by itself");
+        assert_eq!(rig.engine.shared.authenticator.tickets.len(), 0, "it left the table by itself");
         assert_eq!(ask(&mut rig, &get(&format!("/sse/a?ticket={ticket}"))), 401, "{days} days later");
     }
 }
@@ -87,7 +87,7 @@ fn publisher_may_publish_again_after_weeks_of_silence() {
     for days in DAYS {
         let limits = Limits { messages_per_second: 1, ping_interval_ms: 0, ..Limits::default() };
         let mut rig = Rig::new(limits);
-        rig.engine.authenticator.anonymous = Rc::new(Grant::everything());
+        rig.engine.shared.authenticator.anonymous = Rc::new(Grant::everything());
         let id = rig.join("/ws/a?echo=0");
         rig.send(id, &frames::masked(frames::TEXT, b"x"));
         rig.run_until_idle();

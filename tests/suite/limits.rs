@@ -25,7 +25,7 @@ fn limited(server: &Server, limit: &str) -> u64 {
 }
 
 fn counted(rig: &Rig, limit: Limit) -> u64 {
-    rig.engine.metrics.rate_limited[limit as usize]
+    rig.engine.shared.metrics.rate_limited[limit as usize]
 }
 
 fn v1(server: &Server) -> Client {
@@ -134,13 +134,13 @@ fn refused_event_source_gets_a_retry_delay() {
     assert!(head.starts_with("HTTP/1.1 429 ") && head.ends_with("\r\n\r\n"), "{head}");
     rig.advance_ms(10_000);
     assert_eq!(rig.engine.rejected(), 0);
-    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 8);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 8);
 }
 
 #[test]
 fn refused_page_of_another_origin_may_read_the_error() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
-    rig.engine.http_config.origins =
+    rig.engine.shared.http_config.origins =
         vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
     let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     for (accept, status) in [("text/event-stream", "200"), ("*/*", "429")] {
@@ -157,7 +157,7 @@ fn refused_page_of_another_origin_may_read_the_error() {
 #[test]
 fn refused_silent_connection_gets_429_at_the_timeout() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
-    let timeout_ms = rig.engine.limits.handshake_timeout_ms;
+    let timeout_ms = rig.engine.shared.limits.handshake_timeout_ms;
     let first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     rig.send(first, frames::upgrade("/ws").as_bytes());
     rig.run_until_idle();
@@ -182,7 +182,7 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     rig.advance_ms(10_000);
     assert!(!rig.is_alive(gone));
     assert_eq!(rig.engine.rejected(), 0);
-    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 3);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 3);
 }
 
 /// A flood from one address takes no capacity from others, nor from the slots for refused clients.
@@ -196,7 +196,7 @@ fn flood_from_one_address_refuses_no_other() {
     rig.turn();
     assert_eq!(rig.engine.rejected(), oyez::server::REFUSALS_MAX);
     assert_eq!(rig.engine.served(), 1);
-    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
     let other = rig.connect_from("192.0.2.2", Behavior::Cooperative);
     rig.send(other, get("/healthz").as_bytes());
     rig.turn();
@@ -253,7 +253,7 @@ fn handshake_permits_refill_with_time() {
 fn address_limits_with_a_proxy_apply_to_the_client() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
-    rig.engine.limiter.trust(Proxies { networks, send_header: false });
+    rig.engine.shared.limiter.trust(Proxies { networks, send_header: false });
     let ask = |rig: &mut Rig, path: &str, client: &str| {
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
         let lines = format!("\r\nX-Forwarded-For: {client}\r\n\r\n");
@@ -291,7 +291,7 @@ fn address_limits_with_a_proxy_apply_to_the_client() {
 fn proxied_client_over_the_address_limit_gets_429() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let networks = vec![Network::parse("10.0.0.0/8").unwrap()];
-    rig.engine.limiter.trust(Proxies { networks, send_header: true });
+    rig.engine.shared.limiter.trust(Proxies { networks, send_header: true });
     let header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x09\x0a\0\0\x01\x12\x67\x1f\x90";
     let ask = |rig: &mut Rig| {
         let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
@@ -414,7 +414,7 @@ fn publisher_within_the_limits_is_not_refused() {
         assert_eq!(rig.texts(other).len(), 1);
         rig.texts(subscriber);
     }
-    assert_eq!(rig.engine.metrics.rate_limited, [0; Limit::WORDS.len()]);
+    assert_eq!(rig.engine.shared.metrics.rate_limited, [0; Limit::WORDS.len()]);
 }
 
 #[test]

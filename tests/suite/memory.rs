@@ -110,7 +110,7 @@ fn large_unfinished_body_under_pressure_gets_503() {
     let refused = rig.responses(large).remove(0);
     assert_eq!((refused.status, refused.code()), (503, "low_memory".into()));
     assert!(refused.field("Retry-After").is_some() && refused.is_last());
-    assert_eq!(rig.engine.metrics.requests_rejected["low_memory"], 1);
+    assert_eq!(rig.engine.shared.metrics.requests_rejected["low_memory"], 1);
     rig.send(small, b"x");
     rig.run_until_idle();
     assert_eq!(rig.responses(small)[0].status, 200);
@@ -145,11 +145,11 @@ fn large_connections_are_closed_from_85_percent_and_idle_subscribers_stay() {
     let idle: Vec<SlotId> = (0..5).map(|n| rig.join(&format!("/ws/{n}"))).collect();
     rig.used_bytes = 84 * MIB;
     rig.turn();
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 0, "not before 85 percent");
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0, "not before 85 percent");
     rig.used_bytes = 85 * MIB;
     rig.turn();
     // 5 MiB are more than the 4.25 MB that all of them use together.
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 4);
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 4);
     for id in debtors {
         assert!(is_slow(&mut rig, id));
     }
@@ -183,9 +183,9 @@ fn search_that_found_too_few_debtors_pauses() {
     rig.used_bytes = 85 * MIB;
     rig.turn();
     debtor(&mut rig, "a", 10);
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 0, "each search walks over all connections");
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0, "each search walks over all connections");
     rig.advance_ms(50);
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 1);
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 1);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn small_connections_are_never_closed() {
     rig.used_bytes = 99 * MIB;
     rig.turn();
     rig.turn();
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 0);
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0);
     for id in subscribers {
         rig.set_behavior(id, Behavior::Cooperative);
         rig.run_until_idle();
@@ -245,14 +245,14 @@ fn history_is_evicted_after_connections_and_oldest_of_the_largest_first() {
     rig.turn();
     assert_eq!(bytes(&rig), before, "not before 90 percent");
     let mut waiting = Rig::new(Limits { memory_bytes_max: 20 * half, ..Limits::default() });
-    std::mem::swap(&mut rig.engine.memory, &mut waiting.engine.memory);
+    std::mem::swap(&mut rig.engine.shared.memory, &mut waiting.engine.shared.memory);
     // Of 90 percent, 5 have to be freed, and that is half of the large one.
     rig.used_bytes = 18 * half;
     rig.turn();
     let left = bytes(&rig);
     assert!(left >= half - 60_000 && left <= half, "{before} {left}");
     assert_eq!(rig.engine.hub.info("small").messages, 20);
-    assert_eq!(rig.engine.metrics.memory_evicted, 10);
+    assert_eq!(rig.engine.shared.metrics.memory_evicted, 10);
     // The newest messages are kept.
     let floor = rig.engine.hub.info("large").evicted_through;
     assert!(floor > rig.engine.hub.head().seq / 3);
@@ -271,8 +271,8 @@ fn history_is_kept_while_connections_can_be_closed() {
     rig.run_until_idle();
     rig.used_bytes = 91 * MIB / 10;
     rig.turn();
-    assert_eq!(rig.engine.metrics.memory_debtors_closed, 3, "3 of half a MB are over 80 percent");
-    assert_eq!((rig.engine.metrics.memory_evicted, rig.engine.hub.kept().messages), (0, 1));
+    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 3, "3 of half a MB are over 80 percent");
+    assert_eq!((rig.engine.shared.metrics.memory_evicted, rig.engine.hub.kept().messages), (0, 1));
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn pressure_step_is_counted_once_per_episode() {
             rig.turn();
         }
     }
-    assert_eq!(rig.engine.metrics.memory_pressure, [3; MemoryStep::COUNT]);
+    assert_eq!(rig.engine.shared.metrics.memory_pressure, [3; MemoryStep::COUNT]);
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn dripping_message_is_closed_4104_at_its_deadline() {
     assert_eq!(rig.frames(in_time).len(), 1);
     rig.advance_ms(60_000);
     assert!(rig.is_alive(in_time), "between messages nothing is late");
-    assert_eq!(rig.engine.metrics.closed(Reason::MessageTimeout), 3);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::MessageTimeout), 3);
 }
 
 /// A server with a small budget, and 20 subscribers that read.

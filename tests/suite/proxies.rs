@@ -34,7 +34,10 @@ fn rig(limits: Limits) -> Rig {
 }
 
 fn trust(rig: &mut Rig, network: &str, send_header: bool) {
-    rig.engine.limiter.trust(Proxies { networks: vec![Network::parse(network).unwrap()], send_header });
+    rig.engine
+        .shared
+        .limiter
+        .trust(Proxies { networks: vec![Network::parse(network).unwrap()], send_header });
 }
 
 fn peer_of(rig: &Rig, id: SlotId) -> String {
@@ -84,7 +87,7 @@ fn flood_from_one_proxied_client_refuses_no_other() {
         rig.turn();
     }
     assert_eq!((rig.engine.rejected(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
-    assert_eq!(rig.engine.metrics.closed(Reason::TooManyConnections), 999 - 16);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 999 - 16);
     rig.advance_ms(30_000);
     assert_eq!(rig.engine.rejected(), 0);
 }
@@ -101,7 +104,7 @@ fn invalid_proxy_header_ends_the_connection_with_its_reason() {
         rig.run_until_idle();
         assert!(!rig.is_alive(id), "{fault:?}");
         assert!(rig.pipe(id).outgoing.is_empty(), "nothing is answered to {fault:?}");
-        assert_eq!(rig.engine.metrics.closed(Reason::ProxyHeader { fault }), 1);
+        assert_eq!(rig.engine.shared.metrics.closed(Reason::ProxyHeader { fault }), 1);
     };
     check(get("/healthz").as_bytes(), false, ProxyFault::Missing);
     check(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711 8080\r\n", false, ProxyFault::Version1);
@@ -121,7 +124,7 @@ fn unfinished_proxy_header_has_the_handshake_timeout() {
     assert!(rig.is_alive(id));
     rig.advance_ms(600);
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::HandshakeTimeout), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::HandshakeTimeout), 1);
     // The header does not extend the head's deadline: both have to arrive in the same time.
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.advance_ms(4_000);
@@ -176,16 +179,16 @@ fn eof_around_a_proxy_header_ends_the_connection() {
     assert_eq!(rig.responses(id)[0].status, 200);
     assert!(!rig.is_alive(id));
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
-    let before = rig.engine.metrics.closed(Reason::EndOfFile);
+    let before = rig.engine.shared.metrics.closed(Reason::EndOfFile);
     rig.send_eof(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), before + 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::EndOfFile), before + 1);
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.reset(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Reset), 1);
 }
 
 #[test]

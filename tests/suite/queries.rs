@@ -168,7 +168,7 @@ fn client_that_stops_reading_within_a_page_is_closed_without_the_last_chunk() {
     rig.set_behavior(id, Behavior::Stalled);
     rig.advance_ms(6_000);
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
     assert_eq!(Response::take(&mut rig.pipe(id).outgoing, false), None);
 }
 
@@ -187,7 +187,10 @@ fn drain_within_a_page_lets_it_be_completed() {
     assert!(rig.engine.is_drained());
     let late = ask(&mut rig, &get(PAGE), Behavior::Cooperative);
     rig.run_until_idle();
-    assert_eq!((rig.responses(late)[0].status, rig.engine.metrics.requests_rejected["drain"]), (503, 1));
+    assert_eq!(
+        (rig.responses(late)[0].status, rig.engine.shared.metrics.requests_rejected["drain"]),
+        (503, 1)
+    );
 }
 
 #[test]

@@ -32,17 +32,17 @@ fn publish_history(rig: &mut Rig) -> Vec<String> {
 fn raw_subscriber_with_token_in_first_message_catches_up_and_goes_live() {
     let mut rig = Rig::new(limits());
     let everything = Rc::new(Grant::everything());
-    rig.engine.authenticator =
+    rig.engine.shared.authenticator =
         Authenticator { verifier: Some(verifier()), anonymous: everything, ..Authenticator::open(10) };
     let mut expected = publish_history(&mut rig);
     let publisher = rig.join("/ws/a?echo=0");
-    rig.engine.authenticator.anonymous = Rc::new(Grant::default());
+    rig.engine.shared.authenticator.anonymous = Rc::new(Grant::default());
     let token = sign(&claims("alice", &["a"], &["a"], rig.unix_now()));
     let id = rig.join("/ws/a?since=earliest");
     rig.send_text(id, &json!({"type": "auth", "token": token}).to_string());
     rig.run_until_idle();
     assert_eq!(rig.texts(id).len(), expected.len(), "messages published before");
-    rig.engine.authenticator.anonymous = Rc::new(Grant::everything());
+    rig.engine.shared.authenticator.anonymous = Rc::new(Grant::everything());
     rig.send_text(publisher, "new");
     rig.run_until_idle();
     expected.push("new".into());

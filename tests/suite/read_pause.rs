@@ -148,7 +148,7 @@ fn paused_client_that_sends_data_and_eof_is_served_in_full() {
     rig.set_behavior(id, Behavior::Cooperative);
     rig.run_until_idle();
     assert_eq!(rig.texts(listener), ["first", "last"]);
-    assert_eq!(rig.engine.metrics.closed(Reason::EndOfFile), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::EndOfFile), 1);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn paused_client_that_resets_is_reaped() {
     rig.reset(id);
     rig.run_until_idle();
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::Reset), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Reset), 1);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn paused_client_that_reads_nothing_is_slow_and_not_silent() {
     let id = paused(&mut rig);
     rig.advance_ms(10_000);
     assert!(!rig.is_alive(id));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 /// The pong follows data that the server does not read, so its deadline does not run, also when it took bytes again

@@ -152,7 +152,7 @@ fn reader_at_the_minimum_pace_is_cut_while_another_replay_waits_for_its_memory()
     let last = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
     rig.advance_ms(1_000);
     assert!(!rig.is_alive(first));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
     // The event has 100 KB, so that both fit.
     assert!(rig.is_alive(other) && rig.pipe(last).outgoing.len() > 600_000);
     rig.advance_ms(25_000);
@@ -482,7 +482,7 @@ fn subscriber_resuming_on_a_channel_at_full_speed_catches_up() {
         }
         (0..20).for_each(|_| publishers.turn(&mut rig));
         assert!(is_live(&rig));
-        assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
+        assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 0);
     }
 }
 
@@ -517,7 +517,7 @@ fn subscriber_reading_a_large_message_is_not_slow_for_later_messages() {
     // One is larger than an outbox may be, the other leaves little of that.
     for (bytes, is_live) in [(100_000, true), (100_000, false), (45_000, false)] {
         let mut rig = rig(16 << 20);
-        rig.engine.limits.outbox_bytes_max = 300_000;
+        rig.engine.shared.limits.outbox_bytes_max = 300_000;
         if !is_live {
             publish_on(&mut rig, "a", &expensive(bytes));
         }
@@ -543,6 +543,6 @@ fn subscriber_reading_a_large_message_is_not_slow_for_later_messages() {
         rig.advance_ms(2_000);
         rig.run_until_idle();
         assert_eq!(heard_on(&mut rig, id, "b"), expected, "{bytes}, {is_live}");
-        assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
+        assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 0);
     }
 }

@@ -73,7 +73,7 @@ fn created_channels_count_until_they_end() {
     assert_eq!(publish(&mut rig, id, "d"), "too_many_channels", "the channel is still there");
     let other = open(&mut rig);
     assert_eq!(publish(&mut rig, other, "d"), "ack", "another connection has its own share");
-    assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerClient as usize], 3);
+    assert_eq!(rig.engine.shared.metrics.rate_limited[Limit::ChannelsPerClient as usize], 3);
     rig.advance_ms(2 * AGE_MS);
     assert_eq!(rig.engine.hub.channels(), 0);
     for channel in ["e", "f", "g"] {
@@ -101,7 +101,7 @@ fn publisher_at_its_channel_share_leaves_room_for_others() {
     assert_eq!(post_from(&mut rig, "2001:db8::1", "d"), fine);
     assert_eq!(post_from(&mut rig, "2001:db8::2", "e"), fine);
     assert_eq!(post_from(&mut rig, "2001:db8::3", "f"), over, "one customer's network");
-    assert_eq!(rig.engine.metrics.rate_limited[Limit::ChannelsPerPublisher as usize], 2);
+    assert_eq!(rig.engine.shared.metrics.rate_limited[Limit::ChannelsPerPublisher as usize], 2);
     rig.advance_ms(2 * AGE_MS);
     assert_eq!(rig.engine.hub.channels(), 0);
     assert!(rig.engine.hub.publishers().is_empty());
@@ -130,7 +130,7 @@ fn close_log_lines_of_a_flood_are_suppressed_and_counted() {
             rig.reset(id);
         }
         rig.run_until_idle();
-        rig.engine.metrics.log_lines_suppressed
+        rig.engine.shared.metrics.log_lines_suppressed
     };
     assert_eq!((flood(&mut rig), flood(&mut rig)), (50, 200), "all within one second");
     assert!(rig.engine.next_expiry(rig.now).is_some(), "the loop wakes to sum up");
@@ -142,7 +142,7 @@ fn close_log_lines_of_a_flood_are_suppressed_and_counted() {
 #[test]
 fn log_lines_about_accept_memory_and_origins_are_limited() {
     let mut rig = Rig::new(Limits { log_lines_per_second: 100, memory_bytes_max: 1 << 20, ..limits() });
-    let suppressed = |rig: &Rig| rig.engine.metrics.log_lines_suppressed;
+    let suppressed = |rig: &Rig| rig.engine.shared.metrics.log_lines_suppressed;
     let (error, peer) = (std::io::Error::from_raw_os_error(24), SocketAddr::from(([192, 0, 2, 1], 1)).into());
     for _ in 0..150 {
         rig.engine.accept_exhausted(&error, false, rig.now);
@@ -151,7 +151,7 @@ fn log_lines_about_accept_memory_and_origins_are_limited() {
     for _ in 0..150 {
         rig.engine.accept_exhausted(&error, true, rig.now);
     }
-    assert_eq!((suppressed(&rig), rig.engine.metrics.accept_errors["EMFILE"]), (50, 300));
+    assert_eq!((suppressed(&rig), rig.engine.shared.metrics.accept_errors["EMFILE"]), (50, 300));
     for _ in 0..150 {
         rig.engine.not_served(peer, &error, rig.now);
     }
@@ -161,7 +161,7 @@ fn log_lines_about_accept_memory_and_origins_are_limited() {
         rig.engine.relieve(800 << 10, rig.now);
         rig.engine.relieve(0, rig.now);
     }
-    assert_eq!((suppressed(&rig), rig.engine.metrics.memory_pressure[0]), (150, 75));
+    assert_eq!((suppressed(&rig), rig.engine.shared.metrics.memory_pressure[0]), (150, 75));
     for _ in 0..20 {
         let id = rig.connect(Behavior::Cooperative);
         let foreign = "\r\nOrigin: https://foreign.example\r\n\r\n";

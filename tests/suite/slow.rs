@@ -100,7 +100,7 @@ fn skipping_subscriber_stays_and_its_missed_messages_are_counted() {
         rig.send_text(sender, &numbered(number));
         rig.run_until_idle();
     }
-    assert_eq!(rig.engine.metrics.messages_skipped, 4, "6 of 10,004 bytes are all that fit");
+    assert_eq!(rig.engine.shared.metrics.messages_skipped, 4, "6 of 10,004 bytes are all that fit");
     // Time without progress has the same end.
     rig.advance_ms(5_400);
     rig.set_behavior(slow, Behavior::Cooperative);
@@ -259,7 +259,7 @@ fn skipping_subscriber_has_one_gap() {
     rig.run_until_idle();
     let got: Vec<String> = rig.texts(slow).iter().map(|text| text[..7].to_owned()).collect();
     assert_eq!(got, ["0 large", "0 small", "1 large", "1 small"]);
-    assert_eq!(rig.engine.metrics.messages_skipped, 16);
+    assert_eq!(rig.engine.shared.metrics.messages_skipped, 16);
 }
 
 #[test]
@@ -307,13 +307,13 @@ fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
     assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200; 3]);
     assert_eq!(rig.engine.hub.channels(), 0, "it was the only subscriber of both");
     rig.advance_ms(10_000);
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]
 fn subscriber_too_slow_before_its_rights_end_leaves() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
-    rig.engine.authenticator = Authenticator { verifier: Some(verifier()), ..Authenticator::open(10) };
+    rig.engine.shared.authenticator = Authenticator { verifier: Some(verifier()), ..Authenticator::open(10) };
     let token = |rig: &Rig, channels: &[&str]| sign(&claims("alice", channels, channels, rig.unix_now()));
     let lines = format!("Sec-WebSocket-Protocol: oyez.v1\r\n{}", bearer(&token(&rig, &["c", "d"])));
     let (sender, stalled) = (rig.connect(Behavior::Cooperative), rig.connect(Behavior::Cooperative));
@@ -333,7 +333,7 @@ fn subscriber_too_slow_before_its_rights_end_leaves() {
     rig.send_text(stalled, &auth.to_string());
     rig.run_until_idle();
     rig.advance_ms(10_000);
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn subscriber_below_the_minimum_rate_is_closed_4102() {
     rig.run_until_idle();
     sip_for_20_seconds(&mut rig, steady, 4 << 10);
     assert!(rig.is_alive(steady), "at the pace it may take for ever");
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1, "the other took nothing");
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1, "the other took nothing");
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, close_timeout_ms: 500, ..Limits::default() });
     let (slow, sender) = (rig.join("/ws"), rig.join("/ws?echo=0"));
     rig.set_behavior(slow, Behavior::Stalled);
@@ -447,7 +447,7 @@ fn subscriber_below_the_minimum_rate_is_closed_4102() {
     rig.run_until_idle();
     sip_for_20_seconds(&mut rig, slow, 1 << 10);
     assert!(!rig.is_alive(slow), "a quarter of the pace");
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
 }
 
 #[test]
@@ -461,14 +461,14 @@ fn event_stream_and_http_client_below_the_minimum_rate_are_closed() {
     rig.run_until_idle();
     sip_for_20_seconds(&mut rig, stream, 1 << 10);
     assert!(!rig.is_alive(stream));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 1);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
     let asks = rig.connect(Behavior::Cooperative);
     rig.set_behavior(asks, Behavior::Stalled);
     rig.send(asks, get("/v1/channels/main/history").as_bytes());
     rig.run_until_idle();
     sip_for_20_seconds(&mut rig, asks, 1 << 10);
     assert!(!rig.is_alive(asks));
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 2);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 2);
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn subscriber_of_two_channels_with_a_large_turn_is_not_slow() {
     rig.send(sender, requests.concat().as_bytes());
     rig.run_until_idle();
     assert_eq!(rig.texts(reader).len(), 4);
-    assert_eq!(rig.engine.metrics.closed(Reason::Slow), 0);
+    assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 0);
 }
 
 /// Pauses of publishers off and on.
@@ -521,7 +521,7 @@ fn skipping_raw_client_that_gets_responses_stays() {
         let (slow, sender, other) = (rig.join("/ws"), rig.join("/ws?echo=0"), rig.join("/ws"));
         rig.pipe(slow).behavior = Behavior::Stalled;
         publish_ten(&mut rig, sender);
-        assert!(rig.engine.metrics.messages_skipped > 0, "its outbox is shut");
+        assert!(rig.engine.shared.metrics.messages_skipped > 0, "its outbox is shut");
         rig.send(slow, &frames::masked(frames::PING, b"still there?"));
         rig.run_until_idle();
         rig.send_text(slow, "said meanwhile");
@@ -537,7 +537,7 @@ fn skipping_raw_client_that_gets_responses_stays() {
         rig.run_until_idle();
         assert_eq!(rig.texts(other), ["said afterwards"]);
         assert_eq!(rig.texts(slow), ["said afterwards"], "it catches up no longer");
-        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+        assert!(rig.is_alive(slow) && rig.engine.shared.metrics.closed(Reason::Slow) == 0);
     }
 }
 
@@ -586,7 +586,7 @@ fn v1_client_answered_while_catching_up_after_skip_misses_nothing() {
         let messages = texts.iter().filter(|text| text["text"].is_string());
         let beginnings: Vec<&str> = messages.map(|text| &text["text"].as_str().unwrap()[..1]).collect();
         assert_eq!(beginnings.concat(), "0123456789l", "each once and in order");
-        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+        assert!(rig.is_alive(slow) && rig.engine.shared.metrics.closed(Reason::Slow) == 0);
     }
 }
 
@@ -615,6 +615,6 @@ fn skipping_event_stream_that_is_due_a_comment_stays() {
             .collect();
         assert_eq!(messages, "0123456789");
         assert!(stream.matches("\n:").count() >= 3, "comments were queued while it was shut");
-        assert!(rig.is_alive(slow) && rig.engine.metrics.closed(Reason::Slow) == 0);
+        assert!(rig.is_alive(slow) && rig.engine.shared.metrics.closed(Reason::Slow) == 0);
     }
 }

@@ -252,7 +252,7 @@ fn record_larger_than_the_read_buffer_needs_no_second_event() {
         tls.rig.send(peer.id, &said);
         tls.rig.run_until_idle();
         assert!(!tls.rig.is_alive(peer.id), "the close_notify is an end of file");
-        assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+        assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::EndOfFile), 1);
         tls.run_until_idle(&mut other);
         assert_eq!(other.frames()[0].payload, payload);
     }
@@ -271,7 +271,7 @@ fn truncation_is_handled_as_eof() {
     tls.rig.send_eof(peer.id);
     tls.rig.run_until_idle();
     assert!(!tls.rig.is_alive(peer.id));
-    assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+    assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::EndOfFile), 1);
     tls.run_until_idle(&mut other);
     let texts: Vec<Vec<u8>> = other.frames().into_iter().map(|frame| frame.payload).collect();
     assert_eq!(texts, [b"whole"]);
@@ -298,7 +298,7 @@ fn eof_after_an_empty_record_is_seen() {
         );
         tls.rig.run_until_idle();
         assert!(!tls.rig.is_alive(peer.id));
-        assert_eq!(tls.rig.engine.metrics.closed(Reason::EndOfFile), 1);
+        assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::EndOfFile), 1);
     }
 }
 
@@ -329,7 +329,7 @@ fn broken_record_gets_an_alert_after_earlier_messages_were_published() {
         tls.rig.send_eof(peer.id);
         tls.rig.run_until_idle();
         let reason = Reason::TlsFailed { fault: TlsFault::BadRecord };
-        assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
+        assert_eq!(tls.rig.engine.shared.metrics.closed(reason), 1);
         tls.run_until_idle(&mut other);
         assert_eq!(other.frames().len(), 1);
     }
@@ -352,7 +352,7 @@ fn client_hello_with_any_wrong_byte_is_handled() {
             assert!(!tls.rig.is_alive(peer.id), "byte {at}");
         }
     }
-    assert!(tls.rig.engine.metrics.requests_rejected.is_empty(), "no HTTP was refused");
+    assert!(tls.rig.engine.shared.metrics.requests_rejected.is_empty(), "no HTTP was refused");
 }
 
 #[test]
@@ -485,7 +485,7 @@ fn handshake_deadline_covers_tls_and_head() {
     assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| tls.rig.is_alive(id)));
     tls.rig.advance_ms(400);
     assert!([hello_only.id, no_request.id, silent.id].iter().all(|&id| !tls.rig.is_alive(id)));
-    assert_eq!(tls.rig.engine.metrics.closed(Reason::HandshakeTimeout), 3);
+    assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::HandshakeTimeout), 3);
 }
 
 #[test]
@@ -561,7 +561,7 @@ fn peer_that_does_not_take_the_last_record_is_closed_slow() {
         tls.rig.advance_ms(1_000);
         assert!(!tls.rig.is_alive(takes_nothing.id));
         assert!(tls.rig.is_alive(takes_a_little.id), "its time begins again");
-        assert_eq!(tls.rig.engine.metrics.closed(Reason::Slow), 1);
+        assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::Slow), 1);
         tls.rig.advance_ms(2_000);
         assert!(!tls.rig.is_alive(takes_a_little.id));
     }
@@ -703,7 +703,7 @@ fn dripping_record_ends_the_connection_at_its_deadline() {
     tls.run_until_idle(&mut in_time);
     assert_eq!(in_time.frames().len(), 2);
     let reason = Reason::TlsFailed { fault: TlsFault::RecordTimeout };
-    assert_eq!(tls.rig.engine.metrics.closed(reason), 1);
+    assert_eq!(tls.rig.engine.shared.metrics.closed(reason), 1);
 }
 
 #[test]
@@ -741,7 +741,8 @@ fn half_open_handshakes_count_as_connections_of_their_address() {
     // And 16 that are told so, as far as they can be: they have to finish their handshake within the same time.
     let held = flood(&mut tls);
     assert_eq!(held.len(), 3 + 16);
-    let refused = |tls: &Tls| tls.rig.engine.metrics.rate_limited[Limit::ConnectionsPerAddress as usize];
+    let refused =
+        |tls: &Tls| tls.rig.engine.shared.metrics.rate_limited[Limit::ConnectionsPerAddress as usize];
     assert_eq!(refused(&tls), 97);
     let other = tls.connect_from("192.0.2.2", Behavior::Cooperative);
     tls.rig.send(other.id, &half_hello(8_000));
@@ -768,7 +769,7 @@ fn half_open_handshakes_are_debtors_under_memory_pressure() {
     tls.rig.used_bytes = 85 << 20;
     tls.turn();
     assert!(large.iter().all(|&id| !tls.rig.is_alive(id)));
-    assert_eq!(tls.rig.engine.metrics.closed(Reason::Slow), 20);
+    assert_eq!(tls.rig.engine.shared.metrics.closed(Reason::Slow), 20);
     assert!(tls.rig.is_alive(small) && tls.rig.is_alive(subscriber.id));
     subscriber.write(&frames::masked(TEXT, b"still here"));
     tls.run_until_idle(&mut subscriber);

@@ -602,7 +602,7 @@ fn subscriber_overtaken_after_a_slice_gets_the_missed_count() {
         let missed: Vec<&Value> = values.iter().filter_map(|value| value.get("missed")).collect();
         assert_eq!(missed, [&json!(4), &json!(10)]);
     }
-    assert_eq!(rig.engine.metrics.messages_skipped, 2 * 14);
+    assert_eq!(rig.engine.shared.metrics.messages_skipped, 2 * 14);
 }
 
 #[test]

@@ -313,7 +313,7 @@ impl<T: Piped> Rig<T> {
 
     /// One turn, as the loop makes it.
     pub fn turn(&mut self) {
-        self.engine.authenticator.unix_now = self.unix_now();
+        self.engine.shared.authenticator.unix_now = self.unix_now();
         self.deliver_events();
         self.engine.relieve(self.used_bytes, self.now);
         self.engine.read(self.now);

@@ -18,12 +18,12 @@ const TABLES_MS: u32 = 60 * 60 * 1_000;
 impl<T: Transport> Engine<T> {
     /// Drops expired tickets, and at intervals the expired entries of the other tables.
     pub(super) fn expire_tables(&mut self, now: LoopTime) {
-        self.authenticator.tickets.expire(now);
+        self.shared.authenticator.tickets.expire(now);
         if self.has_tables() && self.next_tables(now).is_due(now) {
             self.tables_at = now.after(TABLES_MS);
-            self.meters.expire(now);
-            self.authenticator.auths.expire(now);
-            self.limiter.expire(now);
+            self.rate_limiter.expire(now);
+            self.shared.authenticator.auths.expire(now);
+            self.shared.limiter.expire(now);
         }
     }
 
@@ -31,7 +31,10 @@ impl<T: Transport> Engine<T> {
     pub(super) fn next_table_expiry(&self, now: LoopTime) -> Option<LoopTime> {
         let tables = self.has_tables().then(|| self.next_tables(now));
         let lines = self.log_lines.ends_at();
-        [tables, lines, self.authenticator.tickets.next_expiry()].into_iter().flatten().reduce(LoopTime::min)
+        [tables, lines, self.shared.authenticator.tickets.next_expiry()]
+            .into_iter()
+            .flatten()
+            .reduce(LoopTime::min)
     }
 
     /// Logs the number of suppressed lines of each kind, when their second is over.
@@ -43,13 +46,15 @@ impl<T: Transport> Engine<T> {
 
     /// Returns true if one more line of a kind is to be written, and counts it otherwise.
     pub(super) fn admits_line(&mut self, line: LogLine, now: LoopTime) -> bool {
-        let is_admitted = self.log_lines.admits(line, self.limits.log_lines_per_second, now);
-        self.metrics.log_lines_suppressed += u64::from(!is_admitted);
+        let is_admitted = self.log_lines.admits(line, self.shared.limits.log_lines_per_second, now);
+        self.shared.metrics.log_lines_suppressed += u64::from(!is_admitted);
         is_admitted
     }
 
     fn has_tables(&self) -> bool {
-        !self.meters.is_empty() || !self.authenticator.auths.is_empty() || self.limiter.addresses() > 0
+        !self.rate_limiter.is_empty()
+            || !self.shared.authenticator.auths.is_empty()
+            || self.shared.limiter.addresses() > 0
     }
 
     /// While the tables are empty the loop does not check, and a time of weeks ago would look like one in the future.

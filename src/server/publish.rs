@@ -55,7 +55,7 @@ impl<T: Transport> Engine<T> {
         receipt: &Receipt,
         rights: &Rights,
     ) -> Result<ChannelId, NoPublication> {
-        let grant = self.authenticator.grant(rights);
+        let grant = self.shared.authenticator.grant(rights);
         let Some(name) = name else {
             let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
             let &[subscription, ..] = subscriptions else { return Err(NoPublication::Gone) };
@@ -83,7 +83,7 @@ impl<T: Transport> Engine<T> {
         }
         let is_web_socket = !matches!(receipt, Receipt::Response { .. });
         let of_connection = slot.subscriptions.as_slice().len() + self.hub.channels_created_by(id);
-        if is_web_socket && of_connection >= self.limits.channels_per_client_max {
+        if is_web_socket && of_connection >= self.shared.limits.channels_per_client_max {
             return Err(NoPublication::TooManyChannels(Limit::ChannelsPerClient));
         }
         let creator = Creator { connection: is_web_socket.then_some(id), publisher: Some(publisher) };
@@ -104,12 +104,13 @@ impl<T: Transport> Engine<T> {
     ) {
         let Some(slot) = self.slots.get(id) else { return };
         let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
-        let sees_members = name.is_some_and(|name| self.authenticator.grant(rights).may_subscribe(name));
+        let sees_members =
+            name.is_some_and(|name| self.shared.authenticator.grant(rights).may_subscribe(name));
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
             Some(Duplicate::Same(published)) => {
-                self.metrics.messages_repeated += 1;
+                self.shared.metrics.messages_repeated += 1;
                 self.hub.end_if_empty(channel);
                 return self.confirm(id, published, receipt, sees_members, now);
             }
@@ -121,9 +122,9 @@ impl<T: Transport> Engine<T> {
         }
         let subscription = slot.subscriptions.find(channel);
         let (client, count) = match receipt {
-            Receipt::Response { .. } => (None, &mut self.metrics.published_by_http),
+            Receipt::Response { .. } => (None, &mut self.shared.metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
-                (Some(ClientId::of(id, self.client_salt)), &mut self.metrics.published_by_websocket)
+                (Some(ClientId::of(id, self.client_salt)), &mut self.shared.metrics.published_by_websocket)
             }
         };
         *count += 1;
@@ -156,7 +157,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { client: Some(client), .. } => RateKey::ClientIp(*client),
             _ => RateKey::Connection(id),
         };
-        self.meters.take(who, Pace::of(&self.limits, rights.as_deref()), bytes, now)
+        self.rate_limiter.take(who, Pace::of(&self.shared.limits, rights.as_deref()), bytes, now)
     }
 
     /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
@@ -169,7 +170,7 @@ impl<T: Transport> Engine<T> {
         now: LoopTime,
     ) {
         let RateLimited { limit, retry_ms } = too_fast;
-        self.metrics.limit(limit);
+        self.shared.metrics.limit(limit);
         match receipt {
             Receipt::None => self.close_with(id, Reason::RateLimited { retry_ms }, now),
             Receipt::Ack { reference, .. } => {
@@ -179,7 +180,7 @@ impl<T: Transport> Engine<T> {
             }
             Receipt::Response { manner, .. } => {
                 let refusal = HttpError::rate_limited(retry_ms);
-                self.metrics.reject(refusal.code());
+                self.shared.metrics.reject(refusal.code());
                 self.answer(id, refusal.respond(manner).into(), now);
             }
         }
@@ -221,7 +222,7 @@ impl<T: Transport> Engine<T> {
                 (HttpError::drain(retry_ms), "drain", "the server is going away")
             }
             NoPublication::TooManyChannels(limit) => {
-                self.metrics.limit(limit);
+                self.shared.metrics.limit(limit);
                 let refusal = HttpError::too_many("too_many_channels", TOO_MANY_CHANNELS, TOO_MANY_RETRY_MS);
                 (refusal, "too_many_channels", TOO_MANY_CHANNELS)
             }
@@ -247,7 +248,7 @@ impl<T: Transport> Engine<T> {
                 self.send_notice(id, &Notice::Error { reference, ch, code, message });
             }
             Receipt::Response { manner, .. } => {
-                self.metrics.reject(code);
+                self.shared.metrics.reject(code);
                 self.answer(id, refusal.respond(manner).into(), now);
             }
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::answers;
+use super::channel_listing;
 use super::engine::Engine;
 use super::refill::Cost;
 use crate::access::grant::Grant;
@@ -29,7 +29,7 @@ const SLICE_BYTES: usize = 16 << 10;
 
 /// Responses that are the same for all clients that request them in one turn.
 #[derive(Debug, Default)]
-pub(super) struct Shared {
+pub(super) struct TurnCache {
     metrics: Option<String>,
 }
 
@@ -41,17 +41,17 @@ impl<T: Transport> Engine<T> {
     ///
     /// Messages that were published before the query are part of the response: a client that has read the response to
     /// its publication finds the message in the history.
-    pub(super) fn respond(&mut self, id: SlotId, shared: &mut Shared, now: LoopTime) -> Cost {
+    pub(super) fn respond(&mut self, id: SlotId, cache: &mut TurnCache, now: LoopTime) -> Cost {
         let Some(mut query) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
             return Cost::NONE;
         };
         let is_new = !query.progress.has_begun();
         if is_new && let Some(refusal) = self.refuse_query(&query.question) {
-            self.metrics.reject(refusal.code());
+            self.shared.metrics.reject(refusal.code());
             self.answer(id, refusal.respond(&query.manner).into(), now);
             return Cost::SLICE;
         }
-        if is_new && let Some((response, cost)) = self.respond_whole(id, &query, shared, now) {
+        if is_new && let Some((response, cost)) = self.respond_whole(id, &query, cache, now) {
             self.answer(id, response.into(), now);
             return cost;
         }
@@ -101,9 +101,9 @@ impl<T: Transport> Engine<T> {
         match question {
             // Health checks and metrics are served until the end.
             Question::Metrics => None,
-            Question::Ready if self.is_leaving => Some(HttpError::drain(self.limits.drain_delay_ms)),
+            Question::Ready if self.is_leaving => Some(HttpError::drain(self.shared.limits.drain_delay_ms)),
             Question::Channels { .. } | Question::History { .. }
-                if self.memory.is_in_force(MemoryStep::RefuseLarge) =>
+                if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) =>
             {
                 Some(HttpError::low_memory())
             }
@@ -116,16 +116,17 @@ impl<T: Transport> Engine<T> {
         &mut self,
         id: SlotId,
         query: &Query,
-        shared: &mut Shared,
+        cache: &mut TurnCache,
         now: LoopTime,
     ) -> Option<(Vec<u8>, Cost)> {
         let Query { question, manner, .. } = query;
         let no_store = [("Cache-Control", "no-store")];
         let response = match question {
             Question::Metrics => {
-                let is_first = shared.metrics.is_none();
-                let text =
-                    shared.metrics.get_or_insert_with(|| exposition::text(&self.metrics, self.levels()));
+                let is_first = cache.metrics.is_none();
+                let text = cache
+                    .metrics
+                    .get_or_insert_with(|| exposition::text(&self.shared.metrics, self.levels()));
                 let response = manner.respond(200, exposition::CONTENT_TYPE, &no_store, text.as_bytes());
                 let mut cost = Cost::of(Work::default(), response.len());
                 if is_first {
@@ -139,7 +140,7 @@ impl<T: Transport> Engine<T> {
                 self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), manner, now)
             }
             Question::Channel { channel } => {
-                let body = answers::channel(&self.hub, channel.as_str());
+                let body = channel_listing::channel(&self.hub, channel.as_str());
                 manner.respond(200, "application/json", &no_store, &body)
             }
             Question::Channels { .. } | Question::History { .. } => return None,
@@ -165,8 +166,8 @@ impl<T: Transport> Engine<T> {
         let (work, is_over) = match (progress, question) {
             (Progress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
             (Progress::Listing(listing), Question::Channels { prefix, rights, .. }) => {
-                let visible = &self.authenticator.grant(rights).subscribe;
-                answers::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
+                let visible = &self.shared.authenticator.grant(rights).subscribe;
+                channel_listing::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
             }
             _ => (Work::default(), true),
         };
@@ -183,9 +184,9 @@ impl<T: Transport> Engine<T> {
             removed_channels: self.hub.removed_channels().0,
             removed_channels_bytes: self.hub.removed_channels().1,
             replay_encoded_bytes: self.hub.large_replay_bytes(),
-            tickets: self.authenticator.tickets.len(),
-            memory_max_bytes: self.memory.bytes_max(),
-            memory_used_bytes: self.memory.used_bytes(),
+            tickets: self.shared.authenticator.tickets.len(),
+            memory_max_bytes: self.shared.memory.bytes_max(),
+            memory_used_bytes: self.shared.memory.used_bytes(),
             publishers_paused: self.paused_publishers(),
             process: super::process::read(),
             ..Levels::default()
@@ -209,10 +210,10 @@ impl<T: Transport> Engine<T> {
         let mut chance = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut chance).is_err() {
             let refusal = HttpError::new(500, "internal", "the system gives no random bytes");
-            self.metrics.reject(refusal.code());
+            self.shared.metrics.reject(refusal.code());
             return refusal.respond(manner);
         }
-        match self.authenticator.tickets.issue(chance, grant, address, now) {
+        match self.shared.authenticator.tickets.issue(chance, grant, address, now) {
             Ok(ticket) => {
                 let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
                 manner.json(200, &body)
@@ -224,12 +225,12 @@ impl<T: Transport> Engine<T> {
                         HttpError::unavailable("tickets_out", message, retry_after_seconds(retry_ms))
                     }
                     NoTicket::ShareFull { retry_ms } => {
-                        self.metrics.limit(Limit::TicketsPerClient);
+                        self.shared.metrics.limit(Limit::TicketsPerClient);
                         let message = "this client has as many unused tickets as it may have";
                         HttpError::too_many("too_many_tickets", message, retry_ms)
                     }
                 };
-                self.metrics.reject(refusal.code());
+                self.shared.metrics.reject(refusal.code());
                 refusal.respond(manner)
             }
         }
@@ -238,7 +239,7 @@ impl<T: Transport> Engine<T> {
     /// Closes all connections of a person, and ends the tickets that it has not used. Its tokens are as good as
     /// before.
     pub(super) fn disconnect_user(&mut self, id: SlotId, sub: &str, manner: &ResponseOptions, now: LoopTime) {
-        self.authenticator.tickets.revoke(sub);
+        self.shared.authenticator.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
         let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
         for &one in &theirs {

@@ -1,0 +1,77 @@
+//! The state that all sessions share, and the one method that lends it to a session as its [`SessionContext`].
+//!
+//! It is separate from the slots, so that a slot and the shared state can be borrowed at the same time.
+
+use super::memory::MemoryBudget;
+use super::slots::Slot;
+use crate::access::authenticator::Authenticator;
+use crate::access::connection_limiter::ConnectionLimiter;
+use crate::config::Limits;
+use crate::ids::SlotId;
+use crate::metrics::{MemoryStep, Metrics};
+use crate::net::transport::Transport;
+use crate::session::intent::Intent;
+use crate::session::{HttpConfig, SessionContext, State};
+use crate::time::LoopTime;
+
+/// Limits, configuration and counters that every session uses.
+#[derive(Debug)]
+pub struct Shared {
+    /// Limits of connections, messages and time.
+    pub limits: Limits,
+    /// Assets and allowed origins.
+    pub http_config: HttpConfig,
+    /// Connections and handshakes per address.
+    pub limiter: ConnectionLimiter,
+    /// Verifies tokens and tickets.
+    pub authenticator: Authenticator,
+    /// Counters for `/metrics`.
+    pub metrics: Metrics,
+    /// The memory budget, the bytes in use, and the steps in force.
+    pub memory: MemoryBudget,
+    /// Intents of the session that is called; empty between sessions.
+    pub(super) session_intents: Vec<Intent>,
+}
+
+impl Shared {
+    /// Shared state without proxies and origins, in which anonymous clients have all rights.
+    pub(super) fn new(limits: Limits) -> Shared {
+        Shared {
+            http_config: HttpConfig::default(),
+            limiter: ConnectionLimiter::new(&limits),
+            authenticator: Authenticator::open(limits.tickets_max),
+            metrics: Metrics::default(),
+            memory: MemoryBudget::new(limits.memory_bytes_max),
+            session_intents: Vec::new(),
+            limits,
+        }
+    }
+
+    /// Splits a slot into its transport, its session, and the context for a call of that session.
+    pub(super) fn session_context<'a, T: Transport>(
+        &'a mut self,
+        id: SlotId,
+        slot: &'a mut Slot<T>,
+        now: LoopTime,
+    ) -> (&'a mut T, &'a mut State, SessionContext<'a>) {
+        let ping_offset = slot.ping_offset();
+        let Slot { transport, state, outbox, peer, .. } = slot;
+        let ctx = SessionContext {
+            limits: &self.limits,
+            http_config: &self.http_config,
+            limiter: &mut self.limiter,
+            authenticator: &mut self.authenticator,
+            id,
+            peer,
+            metrics: &mut self.metrics,
+            now,
+            ping_offset,
+            is_memory_short: self.memory.is_in_force(MemoryStep::RefuseLarge),
+            outbox,
+            intents: &mut self.session_intents,
+            cost: 0,
+            cost_max: usize::MAX,
+        };
+        (transport, state, ctx)
+    }
+}
