@@ -13,8 +13,12 @@ use oyez::net::tls::{TlsBuffers, TlsStream};
 use oyez::net::transport::Transport;
 use oyez::session::State;
 use oyez::session::http::response::HttpError;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, HandshakeKind, ServerConfig,
+    SupportedProtocolVersion,
+};
 
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, TEXT};
 use crate::support::rig::{Behavior, Pipe, Piped, Rig, Rng};
@@ -673,6 +677,67 @@ fn key_update_flood_is_charged_to_the_turn_budget() {
         assert!(peer.frames().iter().all(|frame| frame.payload.len() == 80));
         assert!(tls.rig.is_alive(peer.id));
     }
+}
+
+/// Encrypts records that rustls does not send: with padding, and without plaintext.
+struct RecordSender {
+    key: LessSafeKey,
+    iv: [u8; 12],
+    sequence: u64,
+}
+
+impl RecordSender {
+    /// Takes the keys of a client after its handshake, which then receives no more.
+    fn new(session: ClientConnection) -> RecordSender {
+        let (sequence, secrets) = session.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else {
+            panic!("not the default cipher suite")
+        };
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.as_ref()).unwrap());
+        RecordSender { key, iv: iv.as_ref().try_into().unwrap(), sequence }
+    }
+
+    /// A record of application data with so many bytes of padding (RFC 8446 5.2 to 5.4).
+    fn record(&mut self, plaintext: &[u8], padding: usize) -> Vec<u8> {
+        const APPLICATION_DATA: u8 = 23;
+        let mut inner = [plaintext, &[APPLICATION_DATA], &vec![0; padding]].concat();
+        let length = (inner.len() + AES_256_GCM.tag_len()) as u16;
+        let header = [APPLICATION_DATA, 3, 3, (length >> 8) as u8, length as u8];
+        let mut nonce = self.iv;
+        nonce[4..].iter_mut().zip(self.sequence.to_be_bytes()).for_each(|(byte, other)| *byte ^= other);
+        self.sequence += 1;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key.seal_in_place_append_tag(nonce, Aad::from(header), &mut inner).unwrap();
+        [&header[..], &inner].concat()
+    }
+}
+
+/// rustls accepts 32 empty records in a row, each with up to 16 KiB of padding.
+#[test]
+fn records_without_plaintext_are_read_sixteen_kib_at_a_time() {
+    let mut tls = Tls::new(&TLS13, Limits { reads_per_connection: 1, ..Limits::default() }, 8);
+    Arc::get_mut(&mut tls.client).unwrap().enable_secret_extraction = true;
+    let mut subscriber = tls.join("/ws/x");
+    let Peer { id, session, .. } = tls.join("/ws/x");
+    let mut sender = RecordSender::new(session);
+    let mut unread = 0;
+    for _ in 0..32 {
+        let record = sender.record(b"", (16 << 10) - 1);
+        unread += record.len();
+        tls.rig.send(id, &record);
+    }
+    assert!(unread > 512 << 10);
+    let message = sender.record(&frames::masked(TEXT, b"after the padding"), 0);
+    unread += message.len();
+    tls.rig.send(id, &message);
+    while unread > 0 {
+        tls.turn();
+        let left = tls.rig.pipe(id).incoming.len();
+        assert_eq!(unread - left, unread.min(16 << 10), "one read of a turn");
+        unread = left;
+    }
+    tls.run_until_idle(&mut subscriber);
+    assert_eq!(subscriber.frames()[0].payload, b"after the padding");
 }
 
 #[test]
