@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use crate::ids::GapWhy;
+use crate::ids::GapReason;
 
 /// Why a connection ended, or is ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub enum Reason {
     /// The cursor asks for more than is kept, and a raw WebSocket has no words for that.
     Gap {
         /// Why it is not kept.
-        why: GapWhy,
+        why: GapReason,
     },
     /// What came was no good TLS; the peer got an alert.
     TlsFailed {
@@ -107,7 +107,7 @@ pub enum TlsFault {
     /// It was no TLS.
     NotTls,
     /// No version, cipher suite or protocol in common.
-    NothingInCommon,
+    NoCommonParameters,
     /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
     Alert(u8),
     /// It broke the protocol.
@@ -125,7 +125,7 @@ impl fmt::Display for TlsFault {
         match self {
             TlsFault::PlainHttp => f.write_str("plain_http"),
             TlsFault::NotTls => f.write_str("not_tls"),
-            TlsFault::NothingInCommon => f.write_str("nothing_in_common"),
+            TlsFault::NoCommonParameters => f.write_str("nothing_in_common"),
             TlsFault::Alert(code) => write!(f, "alert_{code}"),
             TlsFault::Protocol => f.write_str("protocol"),
             TlsFault::BadRecord => f.write_str("bad_record"),
@@ -476,7 +476,7 @@ mod tests {
             (Reason::Idle, None, "idle"),
             (Reason::BodyTimeout, None, "body_timeout"),
             (Reason::Unsupported, Some(1003), "unsupported"),
-            (Reason::Gap { why: GapWhy::Evicted }, Some(4010), "gap why=evicted"),
+            (Reason::Gap { why: GapReason::Evicted }, Some(4010), "gap why=evicted"),
             (Reason::TlsFailed { fault: TlsFault::Alert(48) }, None, "tls_failed why=alert_48"),
             (Reason::RateLimited { retry_ms: u32::MAX }, Some(4101), "rate_limited retry_ms=4294967295"),
             (Reason::TooManyConnections, None, "too_many_connections"),

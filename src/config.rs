@@ -17,9 +17,9 @@ pub struct Config {
     /// The limits that each part is handed.
     pub limits: Limits,
     /// Options of the listening socket, which every accepted socket inherits.
-    pub tcp: Tcp,
+    pub tcp: TcpConfig,
     /// Encryption.
-    pub tls: Tls,
+    pub tls: TlsConfig,
     /// Where histories outlive the process, if they do.
     pub history_file: Option<HistoryFile>,
     /// Files that are served as they are.
@@ -233,7 +233,7 @@ impl IdempotencyLimits {
 /// Options of the listening socket. Linux copies each of them to the sockets it accepts, which saves
 /// three calls a connection.
 #[derive(Clone, Debug)]
-pub struct Tcp {
+pub struct TcpConfig {
     /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
     pub backlog: u32,
     /// Unsent bytes that the kernel holds for a connection before it takes no more
@@ -245,7 +245,7 @@ pub struct Tcp {
 
 /// TLS on every connection, or on none.
 #[derive(Clone, Debug)]
-pub struct Tls {
+pub struct TlsConfig {
     /// Certificate and key; without them connections are plain.
     pub files: Option<TlsFiles>,
     /// Clients whose first message is answered in one turn. An answer takes 0.2 to 0.3 ms with a P-256 key, so 8
@@ -271,10 +271,10 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             connections_max: None,
             limits: Limits::default(),
-            tcp: Tcp::default(),
+            tcp: TcpConfig::default(),
             history_file: None,
             assets: Vec::new(),
-            tls: Tls::default(),
+            tls: TlsConfig::default(),
         }
     }
 }
@@ -336,29 +336,29 @@ impl Default for HistoryLimits {
     }
 }
 
-impl Default for Tcp {
-    fn default() -> Tcp {
-        Tcp { backlog: 4096, notsent_lowat_bytes: 16 << 10, user_timeout_ms: 30_000 }
+impl Default for TcpConfig {
+    fn default() -> TcpConfig {
+        TcpConfig { backlog: 4096, notsent_lowat_bytes: 16 << 10, user_timeout_ms: 30_000 }
     }
 }
 
-impl Default for Tls {
-    fn default() -> Tls {
-        Tls { files: None, handshakes_per_turn: 8, sessions_max: 1024 }
+impl Default for TlsConfig {
+    fn default() -> TlsConfig {
+        TlsConfig { files: None, handshakes_per_turn: 8, sessions_max: 1024 }
     }
 }
 
 /// Two limits that cannot both hold, in words for the person who set them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Contradiction(String);
+pub struct ConflictingLimits(String);
 
-impl fmt::Display for Contradiction {
+impl fmt::Display for ConflictingLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Contradiction {}
+impl std::error::Error for ConflictingLimits {}
 
 impl Limits {
     /// The longest header that a frame of ours has (RFC 6455 5.2: two bytes and a 64-bit length).
@@ -372,8 +372,8 @@ impl Limits {
     ///
     /// # Errors
     /// Names the two that do not, and what to do.
-    pub fn check(&self) -> Result<(), Contradiction> {
-        let refuse = |text: String| Err(Contradiction(text));
+    pub fn check(&self) -> Result<(), ConflictingLimits> {
+        let refuse = |text: String| Err(ConflictingLimits(text));
         let (largest, flag) = if self.message_bytes_max >= self.body_bytes_max {
             (self.message_bytes_max, "--message-bytes-max")
         } else {

@@ -144,7 +144,7 @@ impl fmt::Display for BadCursor {
 
 /// Why somebody does not get all that a cursor asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GapWhy {
+pub enum GapReason {
     /// The history keeps no more than its limits allow.
     Evicted,
     /// The cursor is of another log: the server has begun a new one since.
@@ -155,14 +155,14 @@ pub enum GapWhy {
     Future,
 }
 
-impl GapWhy {
+impl GapReason {
     /// One word for clients and the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            GapWhy::Evicted => "evicted",
-            GapWhy::Epoch => "epoch",
-            GapWhy::Slow => "slow",
-            GapWhy::Future => "future",
+            GapReason::Evicted => "evicted",
+            GapReason::Epoch => "epoch",
+            GapReason::Slow => "slow",
+            GapReason::Future => "future",
         }
     }
 }
@@ -177,7 +177,7 @@ pub struct Gap {
     /// How many they are, where that is known.
     pub missed: Option<u64>,
     /// Why they are not there.
-    pub why: GapWhy,
+    pub why: GapReason,
 }
 
 /// A client, as others see it: the sender of messages on one connection.

@@ -1,74 +1,96 @@
-//! Oyez (*"hear ye"*) is a WebSocket broadcast server in one thread. One poll loop accepts sockets into
-//! a slab, drives tungstenite for each of them without ever blocking, and broadcasts by queuing one
-//! encoded frame into every member's outbox.
+//! Oyez (*"hear ye"*) is a WebSocket broadcast server in one thread. One mio poll loop accepts sockets into a slab,
+//! drives tungstenite for each of them without blocking, and broadcasts by queuing one encoded frame into every
+//! subscriber's outbox.
 //!
-//! [`manual`] has a page for each subject: how to run it, its protocol, its flags.
+//! This page is the guided tour of the source. [`manual`] is the reference for users: how to run the server, its
+//! protocol, its flags.
 //!
 //! # A turn
 //!
-//! The loop is [`server::Server::run`], a list of phases whose order is the design:
+//! A *turn* is one iteration of the event loop, [`server::Server::run`]: one poll, followed by a fixed list of phases.
+//! The order of the phases is the design:
 //!
-//! | phase | what it does |
+//! | phase | what happens |
 //! | --- | --- |
-//! | wait | one poll, until the next deadline, or not at all when work was left over |
-//! | note | an event only *marks* its slot; nothing is done here |
-//! | relieve | compares the memory in use with the budget; close to it, closes debtors and evicts history |
-//! | accept | takes waiting sockets, up to a budget |
-//! | drive | reads every ready slot up to a budget, runs its session, gathers intents |
-//! | deliver | applies the intents to the hub; frames are queued in outboxes. At its end, *refill* makes the next slices of replays, listings and history pages, up to a budget |
-//! | flush | one write for each dirty slot, however many frames were queued; at its end, *pressure* pauses and releases publishers |
-//! | sweep | checks a slice of the slab for expired deadlines |
+//! | wait | one poll; the timeout is the next deadline, or zero when work is left over |
+//! | mark | an event only *marks* its slot as readable or writable; no handler runs here |
+//! | relieve | compares the memory in use with the budget; near the budget, closes the connections that hold most and evicts history |
+//! | accept | accepts waiting sockets, up to a budget per turn |
+//! | read | reads every ready slot up to a budget and runs its session, which emits intents |
+//! | deliver | applies the intents to the hub: subscribe, publish, unsubscribe. Frames are queued in outboxes. Its last part, *refill*, makes the next slices of replays, listings and history pages, up to a budget |
+//! | flush | one write for each dirty slot, however many frames are queued. Its last part, *pressure*, pauses and resumes publishers |
+//! | expire | closes or pings the slots whose deadline has expired, in a bounded slice of the slab |
 //! | reap | the only place where a slot is freed and its key becomes available again |
 //!
-//! # Half an hour of reading
+//! # Where to start reading
+//!
+//! About half an hour, in this order:
 //!
 //! 1. [`server`]: the loop, and the reason for the order of its phases.
-//! 2. [`server::engine`]: the phases that touch slots. Follow one message: `drive` reads it, `deliver`
-//!    queues it, `flush` writes it.
-//! 3. [`session`]: the states of one connection, and what each does with bytes, an end of file, a
-//!    deadline.
-//! 4. [`session::frame_scanner`] and [`session::websocket`]: how a connection between messages comes to own no memory;
-//!    `session::unfinished` holds a message that has arrived in part.
-//! 5. [`hub`]: channels, the turn's batch, and history; [`net::outbox`]: the queue of one socket, [`hub::replay`] and
-//!    [`hub::page`]: long responses in slices, [`hub::merge`]: one order over several channels.
-//! 6. [`server::slots`] and [`net::listener`]: generations, lists, and what happens when there is no
-//!    room.
-//! 7. [`server::memory`] and [`server::relief`]: the memory budget, and the steps close to it. `server::pressure`: slow
-//!    subscribers and fast publishers. `server::drain`: the end, with reconnects spread.
+//! 2. [`server::engine`]: the phases that touch slots. Follow one message: `read` receives it, `deliver` queues it,
+//!    `flush` writes it.
+//! 3. [`session`]: the states of one connection, and how each of them handles bytes, EOF and an expired deadline.
+//! 4. [`session::frame_scanner`] and [`session::websocket`]: why an idle connection owns no heap memory.
+//!    `session::unfinished` holds an incomplete message.
+//! 5. [`hub`]: channels, the batch of each turn, and history. [`net::outbox`]: the outbound queue of one connection.
+//!    [`hub::replay`] and [`hub::page`]: long responses in slices. [`hub::merge`]: one order over several channels.
+//! 6. [`server::slots`] and [`net::listener`]: generations, queues, and accepting when file descriptors run out.
+//! 7. [`server::memory`] and [`server::relief`]: the memory budget, and the steps taken near it. `server::pressure`:
+//!    slow subscribers pause fast publishers. `server::drain`: graceful shutdown with spread reconnects.
 //!
 //! # Contracts
 //!
-//! Each is named where it is kept:
+//! Each has a name, and is documented where it is kept:
 //!
-//! - **Drain or requeue**: events come once. A slot leaves `drive` blocked or back on one of the two ready queues.
-//! - **One writer**: tungstenite never sees the socket; all that goes out goes through the outbox.
-//! - **Encode once**: a message is framed once, whatever the number of members.
-//! - **Reads depend on writes**: a connection whose answers wait is not read, so one turn's reads bound its answers.
-//! - **One slice per connection**: of a replay or a long response, the next slice is made when the last one is taken.
+//! - **Drain or requeue**: events are edge-triggered. A slot leaves `read` either blocked or back in one of the two
+//!   ready queues.
+//! - **One writer**: tungstenite never sees the socket. All outbound bytes pass through the outbox, so they have one
+//!   order and one limit.
+//! - **Encode once**: a message is framed once per wire format, whatever the number of subscribers.
+//! - **Reads depend on writes**: a connection with pending responses is not read, so the reads of one turn bound its
+//!   responses.
+//! - **One slice per connection**: the next slice of a replay or of a long response is made when the socket has taken
+//!   the last one.
 //! - **Asleep between messages**: an idle open slot owns no heap memory.
-//! - **One funeral**: anything may doom a slot, only `reap` frees it, and keys carry a generation.
-//! - **No loss unannounced**: a member gets every message of its channel, in order and once, or is told
-//!   what it missed, or is closed with a code that says why. `--on-slow skip` is the operator's choice
-//!   against it for raw WebSockets, which cannot be told; it is counted.
+//! - **Deferred free**: any phase may schedule a close, with a named reason; only `reap` frees the slot. Keys carry a
+//!   generation, so a late event never reaches the wrong connection.
+//! - **No silent loss**: a subscriber receives every message of its channel, in order and exactly once, or a notice of
+//!   the messages that it missed, or a close with a code that says why. The exception is `--on-slow skip` on a raw
+//!   WebSocket, whose protocol has no such notice: the operator chooses it, and skipped messages are counted.
 //! - **Healthy subscribers never pay**: under memory pressure the connections that hold most are closed, and none that
 //!   holds less than 4 KiB.
 //! - **A limit on everything**, per connection and in total, each with a flag, a unit, a default and a test.
 //!
-//! # Floors
+//! # Layers
 //!
-//! A module imports only from floors below its own, and everything below `server` is pure: no I/O, no
-//! clock. From the top: `cli`; `load`, the load generator of `oyez bench`, a second and smaller loop,
-//! and [`console`], the bytes of the web page; `server`; [`client`], the client side of a connection; `session`; `hub`; `wire` and `access`; `metrics`;
-//! `tables`;
-//! and the words `close`, `config`, `ids`, `time`. The allocator, whose count the memory budget needs, belongs to
-//! the binary: `src/main.rs` and `src/allocator.rs`.
+//! A module imports only from the layers below its own. `session`, `hub`, `wire` and `access` are pure: no I/O, no
+//! clock, so a test or a fuzzer calls them without any setup. From the top:
+//!
+//! - `cli` parses flags into resolved values.
+//! - `load` is the load generator of `oyez bench`, a second and smaller loop; [`console`] holds the files of the web
+//!   page.
+//! - `server` is the loop.
+//! - `session` is the conversation of one connection: bytes in; outbox bytes and intents out.
+//! - `hub` is the channels: subscriptions, batches, history.
+//! - `net` is sockets and bytes: listener, transport, TLS, outbox. [`client`] is the client side of a connection.
+//! - `metrics` counts.
+//! - `wire` encodes messages and decodes commands; `access` checks tokens, origins and rate limits.
+//! - `tables` is tables that release their memory after a flood of entries.
+//! - `close` names each reason for a close; `config`, `ids` and `time` are the vocabulary of all layers.
+//!
+//! The allocator, whose byte count the memory budget needs, belongs to the binary: `src/main.rs` and
+//! `src/allocator.rs`.
 //!
 //! # Absent on purpose
 //!
-//! No async runtime: the order of the phases is the point, and a scheduler would hide it. No second
-//! thread that knows of clients or channels, so no locks and no atomics: `server::store` has one that writes
-//! a file, and gets what is to be written through a channel. No timer heap: deadlines are looked for, see
-//! `server::sweep`. No compression: one frame for all members is worth more here.
+//! - **No async runtime**: the order of the phases is the design, and a scheduler would hide it.
+//! - **No second thread that knows clients or channels**, so no locks and no atomics. `server::store` has a thread that
+//!   writes the history file, and receives its data over a channel.
+//! - **No timer heap**: deadlines are found by scanning the slab (`server::sweep`), since each is a few bytes in its
+//!   slot and may be a fraction of a second late.
+//! - **No compression**: one frame shared by all subscribers saves more here.
+//! - **No tungstenite handshake and no tungstenite write path**: requests are parsed with `httparse`, and frames are
+//!   encoded once for all subscribers.
 
 pub mod access;
 pub mod cli;

@@ -10,25 +10,25 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
-use super::rate::{Bucket, Rate, Take};
+use super::rate::{Rate, Take, TokenBucket};
 use crate::time::LoopTime;
 
 /// An IPv4 address or the /64 of an IPv6 address, in eight bytes.
 ///
 /// IPv4 has the numbers of the networks that begin with four zero bytes, which nobody is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Block(u64);
+pub(crate) struct AddressBlock(u64);
 
-impl From<IpAddr> for Block {
-    fn from(address: IpAddr) -> Block {
+impl From<IpAddr> for AddressBlock {
+    fn from(address: IpAddr) -> AddressBlock {
         match address.to_canonical() {
-            IpAddr::V4(address) => Block(u64::from(u32::from(address))),
-            IpAddr::V6(address) => Block((u128::from(address) >> 64) as u64),
+            IpAddr::V4(address) => AddressBlock(u64::from(u32::from(address))),
+            IpAddr::V6(address) => AddressBlock((u128::from(address) >> 64) as u64),
         }
     }
 }
 
-impl Block {
+impl AddressBlock {
     pub(super) fn number(self) -> u64 {
         self.0
     }
@@ -50,9 +50,9 @@ pub enum Admission {
     /// Yes, and is counted until [`Addresses::leave`].
     Admitted,
     /// The address has as many connections as it may.
-    TooMany,
+    TooManyConnections,
     /// The address comes too often.
-    TooOften {
+    RateLimited {
         /// When to come back.
         retry_ms: u32,
     },
@@ -64,17 +64,17 @@ pub struct Addresses {
     limits: AddressLimits,
     /// Addresses without connections that are remembered at least.
     spare: usize,
-    entries: HashMap<Block, Entry>,
+    entries: HashMap<AddressBlock, AddressEntry>,
     /// Each address once; the next to be forgotten in front.
-    queue: VecDeque<Block>,
+    queue: VecDeque<AddressBlock>,
     /// Entries that have connections.
     occupied: usize,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct AddressEntry {
     connections: u32,
-    handshakes: Option<Bucket>,
+    handshakes: Option<TokenBucket>,
 }
 
 impl Addresses {
@@ -90,27 +90,27 @@ impl Addresses {
     }
 
     /// Somebody wants to come in.
-    pub fn enter(&mut self, address: IpAddr, now: LoopTime) -> Admission {
+    pub fn admit(&mut self, address: IpAddr, now: LoopTime) -> Admission {
         let AddressLimits { connections_max, handshakes } = self.limits;
         if connections_max.is_none() && handshakes.is_none() {
             return Admission::Admitted;
         }
-        let block = Block::from(address);
+        let block = AddressBlock::from(address);
         if !self.entries.contains_key(&block) {
             self.forget();
             self.queue.push_back(block);
         }
-        let entry = self
-            .entries
-            .entry(block)
-            .or_insert(Entry { connections: 0, handshakes: handshakes.map(|rate| Bucket::full(rate, now)) });
+        let entry = self.entries.entry(block).or_insert(AddressEntry {
+            connections: 0,
+            handshakes: handshakes.map(|rate| TokenBucket::full(rate, now)),
+        });
         if let (Some(rate), Some(bucket)) = (handshakes, &mut entry.handshakes)
-            && let Take::Wait { millis } = bucket.take(rate, 1, now)
+            && let Take::Denied { retry_ms } = bucket.take(rate, 1, now)
         {
-            return Admission::TooOften { retry_ms: millis };
+            return Admission::RateLimited { retry_ms };
         }
         if connections_max.is_some_and(|most| entry.connections >= most) {
-            return Admission::TooMany;
+            return Admission::TooManyConnections;
         }
         entry.connections += 1;
         self.occupied += usize::from(entry.connections == 1);
@@ -118,8 +118,8 @@ impl Addresses {
     }
 
     /// Somebody who was admitted has gone.
-    pub fn leave(&mut self, address: IpAddr) {
-        if let Some(entry) = self.entries.get_mut(&Block::from(address))
+    pub fn release(&mut self, address: IpAddr) {
+        if let Some(entry) = self.entries.get_mut(&AddressBlock::from(address))
             && entry.connections > 0
         {
             entry.connections -= 1;
@@ -194,44 +194,44 @@ mod tests {
     #[test]
     fn connections_are_counted() {
         let mut addresses = Addresses::new(limits(Some(2), None), 8);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
-        assert_eq!(addresses.enter(v4(2), now()), Admission::Admitted);
-        addresses.leave(v4(1));
-        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
-        addresses.leave(v4(9));
+        assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::TooManyConnections);
+        assert_eq!(addresses.admit(v4(2), now()), Admission::Admitted);
+        addresses.release(v4(1));
+        assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::TooManyConnections);
+        addresses.release(v4(9));
     }
 
     #[test]
     fn handshakes_are_counted_bad_ones_too() {
         let mut addresses = Addresses::new(limits(Some(1), Some(2)), 8);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::TooMany);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::TooOften { retry_ms: 500 });
-        addresses.leave(v4(1));
-        assert_eq!(addresses.enter(v4(1), now().after(499)), Admission::TooOften { retry_ms: 1 });
-        assert_eq!(addresses.enter(v4(1), now().after(500)), Admission::Admitted);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::TooManyConnections);
+        assert_eq!(addresses.admit(v4(1), now()), Admission::RateLimited { retry_ms: 500 });
+        addresses.release(v4(1));
+        assert_eq!(addresses.admit(v4(1), now().after(499)), Admission::RateLimited { retry_ms: 1 });
+        assert_eq!(addresses.admit(v4(1), now().after(500)), Admission::Admitted);
     }
 
     #[test]
     fn a_provider_gives_a_customer_a_64() {
         let address = |text: &str| -> IpAddr { text.parse().unwrap() };
         let mut addresses = Addresses::new(limits(Some(1), None), 8);
-        assert_eq!(addresses.enter(address("2001:db8::1"), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(address("2001:db8::ffff:1:2:3"), now()), Admission::TooMany);
-        assert_eq!(addresses.enter(address("2001:db8:0:1::1"), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(address("192.0.2.1"), now()), Admission::Admitted);
-        assert_eq!(addresses.enter(address("::ffff:192.0.2.1"), now()), Admission::TooMany);
-        assert_eq!(addresses.enter(address("192.0.2.2"), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(address("2001:db8::1"), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(address("2001:db8::ffff:1:2:3"), now()), Admission::TooManyConnections);
+        assert_eq!(addresses.admit(address("2001:db8:0:1::1"), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(address("192.0.2.1"), now()), Admission::Admitted);
+        assert_eq!(addresses.admit(address("::ffff:192.0.2.1"), now()), Admission::TooManyConnections);
+        assert_eq!(addresses.admit(address("192.0.2.2"), now()), Admission::Admitted);
     }
 
     #[test]
     fn without_limits_nothing_is_kept() {
         let mut addresses = Addresses::new(AddressLimits::default(), 8);
-        assert_eq!(addresses.enter(v4(1), now()), Admission::Admitted);
-        addresses.leave(v4(1));
+        assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
+        addresses.release(v4(1));
         assert!(addresses.is_empty());
     }
 
@@ -240,17 +240,17 @@ mod tests {
     fn the_table_is_bounded() {
         let mut addresses = Addresses::new(limits(Some(1), Some(1)), 100);
         for number in 0..50 {
-            assert_eq!(addresses.enter(v4(number), now()), Admission::Admitted);
+            assert_eq!(addresses.admit(v4(number), now()), Admission::Admitted);
         }
         for number in 1_000_u128..100_000 {
             let address = IpAddr::V6(Ipv6Addr::from(number << 64));
-            assert_eq!(addresses.enter(address, now()), Admission::Admitted);
-            addresses.leave(address);
+            assert_eq!(addresses.admit(address, now()), Admission::Admitted);
+            addresses.release(address);
             assert!(addresses.len() <= 150 && addresses.queue.len() == addresses.len());
         }
         for number in 0..50 {
-            assert_eq!(addresses.enter(v4(number), now().after(5_000)), Admission::TooMany);
-            addresses.leave(v4(number));
+            assert_eq!(addresses.admit(v4(number), now().after(5_000)), Admission::TooManyConnections);
+            addresses.release(v4(number));
         }
         assert_eq!(addresses.occupied, 0);
     }
@@ -261,9 +261,9 @@ mod tests {
         let mut addresses = Addresses::new(limits(None, Some(3)), 4);
         let mut admitted = 0;
         for _ in 0..1_000 {
-            if addresses.enter(v4(7), now()) == Admission::Admitted {
+            if addresses.admit(v4(7), now()) == Admission::Admitted {
                 admitted += 1;
-                addresses.leave(v4(7));
+                addresses.release(v4(7));
             }
         }
         assert_eq!(admitted, 3);

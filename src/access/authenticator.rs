@@ -9,8 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::grant::Grant;
 use super::rate_limiter::RateLimiter;
-use super::refusals::RefusalLog;
-use super::ticket::{NoStream, Tickets};
+use super::rejection_log::RejectionLog;
+use super::ticket::{StreamTicketError, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
 use crate::ids::SlotId;
@@ -30,9 +30,9 @@ pub struct Authenticator {
     pub allow_query_token: bool,
     /// Is everything open only because nobody reaches it from elsewhere? Then requests have to be sent to
     /// this machine by its own names, or any page could come in by bending a name of its own (DNS rebinding).
-    pub only_this_machine: bool,
+    pub loopback_only: bool,
     /// The rate limit of log lines about refused pages.
-    pub refusal_log: RefusalLog,
+    pub rejection_log: RejectionLog,
     /// The tickets that are out.
     pub tickets: Tickets,
     /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
@@ -67,8 +67,8 @@ impl Authenticator {
             verifier: None,
             anonymous: Rc::new(Grant::everything()),
             allow_query_token: false,
-            only_this_machine: false,
-            refusal_log: RefusalLog::default(),
+            loopback_only: false,
+            rejection_log: RejectionLog::default(),
             tickets: Tickets::new(tickets_max, tickets_max),
             auths: RateLimiter::new(),
             unix_now: 0,
@@ -87,7 +87,7 @@ impl Authenticator {
     }
 
     /// Is nothing open to who has not shown a token?
-    pub fn is_shut(&self) -> bool {
+    pub fn requires_token(&self) -> bool {
         let has_any = |patterns: &super::grant::Patterns| patterns.iter().next().is_some();
         let Grant { subscribe, publish, .. } = &*self.anonymous;
         self.verifier.is_some() && !has_any(subscribe) && !has_any(publish)
@@ -134,8 +134,8 @@ impl Authenticator {
         match self.tickets.redeem_for_stream(ticket, channel, slot, now) {
             Ok(grant) if grant.has_expired(clock) => Err(TokenFault::Ticket),
             Ok(grant) => Ok(Some(grant)),
-            Err(NoStream::Bad) => Err(TokenFault::Ticket),
-            Err(NoStream::InUse) => Err(TokenFault::TicketInUse),
+            Err(StreamTicketError::Bad) => Err(TokenFault::Ticket),
+            Err(StreamTicketError::InUse) => Err(TokenFault::TicketInUse),
         }
     }
 }

@@ -90,7 +90,7 @@ impl ConnectionLimiter {
     }
 
     /// For whom the peer speaks in a request with these `X-Forwarded-For` lines; `None` for itself.
-    pub fn client_behind<'a>(
+    pub fn forwarded_client<'a>(
         &self,
         peer: Peer,
         lines: impl DoubleEndedIterator<Item = &'a [u8]>,
@@ -104,26 +104,26 @@ impl ConnectionLimiter {
     ///
     /// # Errors
     /// Its address has as much as it may have.
-    pub fn enter(&mut self, peer: &mut Peer, now: LoopTime) -> Result<(), LimitExceeded> {
+    pub fn admit(&mut self, peer: &mut Peer, now: LoopTime) -> Result<(), LimitExceeded> {
         if self.trusts(peer.ip()) {
             return Ok(());
         }
-        match self.addresses.enter(peer.ip(), now) {
+        match self.addresses.admit(peer.ip(), now) {
             Admission::Admitted => {
                 peer.is_counted = true;
                 Ok(())
             }
-            Admission::TooMany => {
+            Admission::TooManyConnections => {
                 Err(LimitExceeded { limit: Limit::ConnectionsPerAddress, retry_ms: TOO_MANY_RETRY_MS })
             }
-            Admission::TooOften { retry_ms } => Err(LimitExceeded { limit: Limit::Handshakes, retry_ms }),
+            Admission::RateLimited { retry_ms } => Err(LimitExceeded { limit: Limit::Handshakes, retry_ms }),
         }
     }
 
     /// A connection is gone.
-    pub fn leave(&mut self, peer: Peer) {
+    pub fn release(&mut self, peer: Peer) {
         if peer.is_counted {
-            self.addresses.leave(peer.ip());
+            self.addresses.release(peer.ip());
         }
     }
 
@@ -147,39 +147,43 @@ mod tests {
         Peer::from(text.parse::<SocketAddr>().unwrap())
     }
 
-    fn door(connections_per_address_max: u32) -> ConnectionLimiter {
-        let mut door = ConnectionLimiter::new(&Limits { connections_per_address_max, ..Limits::default() });
-        door.trust(Proxies { networks: vec![Network::parse("10.0.0.0/8").unwrap()], send_header: true });
-        door
+    fn limiter(connections_per_address_max: u32) -> ConnectionLimiter {
+        let mut limiter =
+            ConnectionLimiter::new(&Limits { connections_per_address_max, ..Limits::default() });
+        limiter.trust(Proxies { networks: vec![Network::parse("10.0.0.0/8").unwrap()], send_header: true });
+        limiter
     }
 
     #[test]
     fn a_proxy_speaks_for_others_and_is_not_counted() {
-        let (mut door, now) = (door(1), LoopTime::from_millis(0));
+        let (mut limiter, now) = (limiter(1), LoopTime::from_millis(0));
         for _ in 0..3 {
             let mut proxy = peer("10.0.0.1:1");
-            assert_eq!(door.enter(&mut proxy, now), Ok(()));
+            assert_eq!(limiter.admit(&mut proxy, now), Ok(()));
             assert!(!proxy.is_counted);
         }
-        assert_eq!(door.addresses(), 0);
+        assert_eq!(limiter.addresses(), 0);
         let lines = || [&b"192.0.2.66, 203.0.113.9"[..]].into_iter();
-        assert_eq!(door.client_behind(peer("10.0.0.1:1"), lines()), Some("203.0.113.9".parse().unwrap()));
-        assert_eq!(door.client_behind(peer("203.0.113.7:1"), lines()), None);
-        assert!(door.awaits_header("10.0.0.1".parse().unwrap()));
-        assert!(!door.awaits_header("203.0.113.7".parse().unwrap()));
+        assert_eq!(
+            limiter.forwarded_client(peer("10.0.0.1:1"), lines()),
+            Some("203.0.113.9".parse().unwrap())
+        );
+        assert_eq!(limiter.forwarded_client(peer("203.0.113.7:1"), lines()), None);
+        assert!(limiter.awaits_header("10.0.0.1".parse().unwrap()));
+        assert!(!limiter.awaits_header("203.0.113.7".parse().unwrap()));
     }
 
     #[test]
     fn who_was_counted_is_counted_out_once() {
-        let (mut door, now) = (door(1), LoopTime::from_millis(0));
+        let (mut limiter, now) = (limiter(1), LoopTime::from_millis(0));
         let (mut one, mut two) = (peer("203.0.113.7:1"), peer("203.0.113.7:2"));
-        assert_eq!(door.enter(&mut one, now), Ok(()));
-        let over = door.enter(&mut two, now).unwrap_err();
+        assert_eq!(limiter.admit(&mut one, now), Ok(()));
+        let over = limiter.admit(&mut two, now).unwrap_err();
         assert_eq!((over.limit, over.reason()), (Limit::ConnectionsPerAddress, Reason::TooManyConnections));
         // Who was turned away takes nobody's place with it when it goes.
-        door.leave(two);
-        assert!(door.enter(&mut two, now).is_err());
-        door.leave(one);
-        assert_eq!(door.enter(&mut two, now), Ok(()));
+        limiter.release(two);
+        assert!(limiter.admit(&mut two, now).is_err());
+        limiter.release(one);
+        assert_eq!(limiter.admit(&mut two, now), Ok(()));
     }
 }

@@ -132,19 +132,19 @@ impl Grant {
             let (list, patterns) = match word.split_once('=') {
                 Some(("subscribe", patterns)) => (&mut subscribe, patterns),
                 Some(("publish", patterns)) => (&mut publish, patterns),
-                Some(("admin", _)) => return Err(bad(WhyBad::Admin)),
-                _ => return Err(bad(WhyBad::NoRule)),
+                Some(("admin", _)) => return Err(bad(RuleFault::Admin)),
+                _ => return Err(bad(RuleFault::NoRule)),
             };
             for pattern in patterns.split(',') {
-                check(pattern).map_err(|why| bad(WhyBad::Pattern(why)))?;
+                check(pattern).map_err(|why| bad(RuleFault::Pattern(why)))?;
                 list.push(pattern);
             }
         }
         let bad = |why| BadRules { word: rules.to_owned(), why };
         if subscribe.is_empty() && publish.is_empty() {
-            return Err(bad(WhyBad::Nothing));
+            return Err(bad(RuleFault::Nothing));
         }
-        let parse = |list| Patterns::parse(list).map_err(|why| bad(WhyBad::Pattern(why)));
+        let parse = |list| Patterns::parse(list).map_err(|why| bad(RuleFault::Pattern(why)));
         Ok(Grant { subscribe: parse(subscribe)?, publish: parse(publish)?, ..Grant::default() })
     }
 
@@ -173,11 +173,11 @@ impl Grant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRules {
     word: String,
-    why: WhyBad,
+    why: RuleFault,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WhyBad {
+enum RuleFault {
     Admin,
     NoRule,
     Nothing,
@@ -189,12 +189,12 @@ impl fmt::Display for BadRules {
         let word = &self.word;
         let example = "subscribe=public.* publish=chat,room.*";
         match self.why {
-            WhyBad::Admin => write!(f, "{word:?}: only a token makes somebody an admin"),
-            WhyBad::NoRule => write!(f, "{word:?} is no rule: write {example}"),
-            WhyBad::Nothing => {
+            RuleFault::Admin => write!(f, "{word:?}: only a token makes somebody an admin"),
+            RuleFault::NoRule => write!(f, "{word:?} is no rule: write {example}"),
+            RuleFault::Nothing => {
                 write!(f, "no rights are named: write {example}, or subscribe=* publish=* for all channels")
             }
-            WhyBad::Pattern(why) => write!(f, "{word:?}: {why}"),
+            RuleFault::Pattern(why) => write!(f, "{word:?}: {why}"),
         }
     }
 }

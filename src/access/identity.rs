@@ -2,26 +2,26 @@
 
 use std::net::IpAddr;
 
-use super::address::Block;
+use super::address::AddressBlock;
 
 /// A client: the subject of its token, or the network that an anonymous client connects from.
 ///
 /// It is not the connection, since a client that reconnects must not get new limits, and retries on another
 /// connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Identity<'a> {
+pub enum ClientIdentity<'a> {
     /// The `sub` of a token.
     Subject(&'a str),
     /// An IPv4 address or the /64 of an IPv6 address.
     Network(u64),
 }
 
-impl<'a> Identity<'a> {
+impl<'a> ClientIdentity<'a> {
     /// The client with this `sub`, if its token has one, at this address.
-    pub fn of(sub: Option<&'a str>, address: IpAddr) -> Identity<'a> {
+    pub fn of(sub: Option<&'a str>, address: IpAddr) -> ClientIdentity<'a> {
         match sub {
-            Some(sub) => Identity::Subject(sub),
-            None => Identity::Network(Block::from(address).number()),
+            Some(sub) => ClientIdentity::Subject(sub),
+            None => ClientIdentity::Network(AddressBlock::from(address).number()),
         }
     }
 }

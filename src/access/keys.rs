@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::crypto;
-use super::file_form::{BIT_STRING, FileForm, INTEGER, SEQUENCE, bits, element};
+use super::file_format::{BIT_STRING, INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
 
 /// The shortest secret, in bytes (RFC 7518 3.2: as long as the hash).
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -85,7 +85,7 @@ impl Keys {
         struct KeySet {
             keys: Vec<Value>,
         }
-        if let Some(form) = FileForm::of_text(file) {
+        if let Some(form) = UnsupportedFormat::of_text(file) {
             return Err(BadKey::Form(form));
         }
         let set: KeySet = serde_json::from_slice(file).map_err(|_| BadKey::NoJwks)?;
@@ -202,7 +202,7 @@ impl fmt::Debug for SigningKey {
 
 fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
     // A secret may be any bytes, but with a byte order mark it differs from the secret that token issuers use.
-    if let Some(form) = FileForm::of_text(file).filter(|_| str::from_utf8(file).is_ok()) {
+    if let Some(form) = UnsupportedFormat::of_text(file).filter(|_| str::from_utf8(file).is_ok()) {
         return Err(BadKey::Form(form));
     }
     let end = file.iter().rposition(|byte| !b"\r\n".contains(byte)).map_or(0, |last| last + 1);
@@ -214,7 +214,7 @@ fn secret(file: &[u8]) -> Result<&[u8], BadKey> {
 }
 
 fn sections(file: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, BadKey> {
-    if let Some(form) = FileForm::of(file) {
+    if let Some(form) = UnsupportedFormat::of(file) {
         return Err(BadKey::Form(form));
     }
     <(SectionKind, Vec<u8>)>::pem_slice_iter(file).collect::<Result<_, _>>().map_err(|_| BadKey::NoPem)
@@ -398,7 +398,7 @@ pub enum BadKey {
     /// A key in PEM where a secret belongs. Everybody has a public key: as a secret it is worth nothing.
     SecretIsPem,
     /// A file format that is not supported.
-    Form(FileForm),
+    Form(UnsupportedFormat),
     /// Not PEM, or not what it says.
     NoPem,
     /// PEM without a public key.

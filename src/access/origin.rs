@@ -68,9 +68,9 @@ fn without_slash(origin: &str) -> &str {
 
 /// Returns true if this is the origin of a page that this machine serves, at any port, such as a development server.
 /// Only programs of this machine can serve one, since no name server resolves its name.
-pub fn is_of_this_machine(origin: &[u8]) -> bool {
+pub fn is_loopback_origin(origin: &[u8]) -> bool {
     let parsed = std::str::from_utf8(origin).ok().map(without_slash).and_then(Origin::parse);
-    parsed.is_some_and(|origin| default_port(origin.scheme).is_some() && origin.host.is_this_machine())
+    parsed.is_some_and(|origin| default_port(origin.scheme).is_some() && origin.host.is_loopback_name())
 }
 
 /// Does `Host` name this machine in a way that no name server can bend: `localhost` or a loopback
@@ -79,11 +79,11 @@ pub fn is_of_this_machine(origin: &[u8]) -> bool {
 /// A server that is open because only this machine reaches it is still reached by every page that the
 /// user opens: the page's own name, answered for a second time with 127.0.0.1 (DNS rebinding), makes it
 /// the same host. Such a server has to take only requests that are sent to this machine by its own names.
-pub fn names_this_machine(host: &[u8]) -> bool {
+pub fn is_loopback_host(host: &[u8]) -> bool {
     let Some((host, _)) = std::str::from_utf8(host).ok().and_then(split_port) else {
         return false;
     };
-    host.is_this_machine()
+    host.is_loopback_name()
 }
 
 /// Pages that the operator lets in.
@@ -291,7 +291,7 @@ enum Host<'a> {
 impl Host<'_> {
     /// Returns true if it names this machine by a name that no name server resolves. RFC 6761 6.3 gives `localhost` and
     /// all names below it to the machine itself, and browsers ask no name server for them.
-    fn is_this_machine(&self) -> bool {
+    fn is_loopback_name(&self) -> bool {
         match self {
             Host::V6(address) => {
                 address.is_loopback() || address.to_ipv4_mapped().is_some_and(|address| address.is_loopback())
@@ -564,7 +564,7 @@ mod tests {
             "http://LocalHost.:80/",
             "http://[::ffff:127.0.0.1]:9",
         ] {
-            assert!(is_of_this_machine(origin.as_bytes()), "{origin}");
+            assert!(is_loopback_origin(origin.as_bytes()), "{origin}");
         }
         for origin in [
             "",
@@ -580,7 +580,7 @@ mod tests {
             "http://localhost@evil.test",
             "http://evil.test/localhost",
         ] {
-            assert!(!is_of_this_machine(origin.as_bytes()), "{origin}");
+            assert!(!is_loopback_origin(origin.as_bytes()), "{origin}");
         }
     }
 
@@ -647,7 +647,7 @@ mod tests {
             "[::ffff:127.0.0.1]",
             "[::ffff:7f00:1]:80",
         ] {
-            assert!(names_this_machine(host.as_bytes()), "{host}");
+            assert!(is_loopback_host(host.as_bytes()), "{host}");
         }
         for host in [
             "",
@@ -664,7 +664,7 @@ mod tests {
             "[::127.0.0.1]",
             "localhost:",
         ] {
-            assert!(!names_this_machine(host.as_bytes()), "{host}");
+            assert!(!is_loopback_host(host.as_bytes()), "{host}");
         }
     }
 }

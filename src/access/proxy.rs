@@ -21,7 +21,7 @@ pub enum BadNetwork {
     /// Not an address, or not a length after it.
     Form,
     /// Bits are set behind the length: this is the network that is meant.
-    ClientIp(Network),
+    HostBits(Network),
 }
 
 impl Network {
@@ -47,7 +47,7 @@ impl Network {
             return Err(BadNetwork::Form);
         }
         let network = Network { address: beginning(address, length), length };
-        if network.address == address { Ok(network) } else { Err(BadNetwork::ClientIp(network)) }
+        if network.address == address { Ok(network) } else { Err(BadNetwork::HostBits(network)) }
     }
 
     /// Is the address in it? An IPv4 address that comes as an IPv6 one is IPv4.
@@ -80,7 +80,7 @@ impl fmt::Display for BadNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BadNetwork::Form => f.write_str("not a network: write 10.0.0.0/8, 2001:db8::/32 or an address"),
-            BadNetwork::ClientIp(network) => {
+            BadNetwork::HostBits(network) => {
                 write!(f, "bits are set behind the /{}: write {network}", network.length)
             }
         }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use super::grant::Grant;
-use super::rate::{Bucket, Rate, Take};
+use super::rate::{Rate, Take, TokenBucket};
 use crate::access::limit::Limit;
 use crate::config::Limits;
 use crate::ids::SlotId;
@@ -17,18 +17,18 @@ use crate::time::LoopTime;
 
 /// The limits of one publisher; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pace {
+pub struct RateLimits {
     /// Messages.
     pub messages: Option<Rate>,
     /// Bytes of their payloads.
     pub bytes: Option<Rate>,
 }
 
-impl Pace {
+impl RateLimits {
     /// What the server allows, or, where the grant has a number of its own, what that allows.
-    pub fn of(limits: &Limits, grant: Option<&Grant>) -> Pace {
+    pub fn of(limits: &Limits, grant: Option<&Grant>) -> RateLimits {
         let own = |number: fn(&Grant) -> Option<NonZeroU32>| grant.and_then(number).map(NonZeroU32::get);
-        Pace {
+        RateLimits {
             messages: Rate::each_second(
                 own(|grant| grant.messages_per_second).unwrap_or(limits.messages_per_second),
             ),
@@ -37,12 +37,12 @@ impl Pace {
     }
 
     /// How often a connection may show a token in a message: each is a message with a pace of its own.
-    pub fn of_auths(limits: &Limits) -> Pace {
-        Pace { messages: Rate::each_second(limits.auths_per_second), bytes: None }
+    pub fn for_auths(limits: &Limits) -> RateLimits {
+        RateLimits { messages: Rate::each_second(limits.auths_per_second), bytes: None }
     }
 
     fn is_unlimited(self) -> bool {
-        self == Pace::default()
+        self == RateLimits::default()
     }
 }
 
@@ -67,15 +67,15 @@ pub struct RateLimited {
 /// The meters of those who publish at the moment.
 #[derive(Debug)]
 pub struct RateLimiter {
-    meters: HashMap<RateKey, PublisherRates>,
+    buckets: HashMap<RateKey, PublisherBuckets>,
     /// The table is looked through for full ones when it has so many.
-    crowded: usize,
+    expire_len: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct PublisherRates {
-    messages: Option<Bucket>,
-    bytes: Option<Bucket>,
+struct PublisherBuckets {
+    messages: Option<TokenBucket>,
+    bytes: Option<TokenBucket>,
     used: LoopTime,
 }
 
@@ -83,65 +83,71 @@ struct PublisherRates {
 const FULL_AFTER_MS: u32 = 1_000;
 
 /// Fewer meters are not worth looking through.
-const CROWDED_AT_LEAST: usize = 64;
+const EXPIRE_LEN_MIN: usize = 64;
 
 impl RateLimiter {
     /// An empty table.
     pub fn new() -> RateLimiter {
-        RateLimiter { meters: HashMap::new(), crowded: CROWDED_AT_LEAST }
+        RateLimiter { buckets: HashMap::new(), expire_len: EXPIRE_LEN_MIN }
     }
 
     /// Somebody publishes so many bytes. What is refused costs nothing.
     ///
     /// # Errors
     /// That is too fast.
-    pub fn take(&mut self, who: RateKey, pace: Pace, bytes: usize, now: LoopTime) -> Result<(), RateLimited> {
-        if pace.is_unlimited() {
+    pub fn take(
+        &mut self,
+        key: RateKey,
+        limits: RateLimits,
+        bytes: usize,
+        now: LoopTime,
+    ) -> Result<(), RateLimited> {
+        if limits.is_unlimited() {
             return Ok(());
         }
-        if self.meters.len() >= self.crowded && !self.meters.contains_key(&who) {
+        if self.buckets.len() >= self.expire_len && !self.buckets.contains_key(&key) {
             self.expire(now);
         }
-        let new = PublisherRates { messages: None, bytes: None, used: now };
-        let meter = self.meters.entry(who).or_insert(new);
-        let mut after = *meter;
+        let new = PublisherBuckets { messages: None, bytes: None, used: now };
+        let entry = self.buckets.entry(key).or_insert(new);
+        let mut after = *entry;
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         for (limit, rate, bucket, cost) in [
-            (Limit::Messages, pace.messages, &mut after.messages, 1),
-            (Limit::Bytes, pace.bytes, &mut after.bytes, bytes),
+            (Limit::Messages, limits.messages, &mut after.messages, 1),
+            (Limit::Bytes, limits.bytes, &mut after.bytes, bytes),
         ] {
             let Some(rate) = rate else { continue };
-            let bucket = bucket.get_or_insert(Bucket::full(rate, now));
-            if let Take::Wait { millis: retry_ms } = bucket.take(rate, cost, now) {
+            let bucket = bucket.get_or_insert(TokenBucket::full(rate, now));
+            if let Take::Denied { retry_ms } = bucket.take(rate, cost, now) {
                 return Err(RateLimited { limit, retry_ms });
             }
         }
-        *meter = PublisherRates { used: now, ..after };
+        *entry = PublisherBuckets { used: now, ..after };
         Ok(())
     }
 
     /// Drops the meters that are equal to new ones. It has to be called long before the 24 days are over that a
     /// [`LoopTime`] spans: to one that is older it would look as if no time had passed.
     pub fn expire(&mut self, now: LoopTime) {
-        self.meters.retain(|_, meter| now.millis_since(meter.used) < FULL_AFTER_MS);
+        self.buckets.retain(|_, entry| now.millis_since(entry.used) < FULL_AFTER_MS);
         // Twice what is left: each newcomer pays for two that are looked at.
-        self.crowded = (2 * self.meters.len()).max(CROWDED_AT_LEAST);
-        self.meters.shrink_to(self.crowded);
+        self.expire_len = (2 * self.buckets.len()).max(EXPIRE_LEN_MIN);
+        self.buckets.shrink_to(self.expire_len);
     }
 
     /// A connection is gone.
     pub fn forget(&mut self, id: SlotId) {
-        self.meters.remove(&RateKey::Connection(id));
+        self.buckets.remove(&RateKey::Connection(id));
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.meters.len()
+        self.buckets.len()
     }
 
     /// Are there none?
     pub fn is_empty(&self) -> bool {
-        self.meters.is_empty()
+        self.buckets.is_empty()
     }
 }
 
@@ -159,61 +165,61 @@ mod tests {
         RateKey::Connection(SlotId { key, generation: key })
     }
 
-    fn pace(messages: u32, bytes: u32) -> Pace {
-        Pace { messages: Rate::each_second(messages), bytes: Rate::each_second(bytes) }
+    fn rate_limits(messages: u32, bytes: u32) -> RateLimits {
+        RateLimits { messages: Rate::each_second(messages), bytes: Rate::each_second(bytes) }
     }
 
     #[test]
     fn messages_and_bytes_each_have_their_limit() {
-        let (mut meters, now) = (RateLimiter::new(), LoopTime::from_millis(0));
-        let (pace, who) = (pace(2, 100), connection(1));
-        assert_eq!(meters.take(who, pace, 60, now), Ok(()));
+        let (mut limiter, now) = (RateLimiter::new(), LoopTime::from_millis(0));
+        let (limits, key) = (rate_limits(2, 100), connection(1));
+        assert_eq!(limiter.take(key, limits, 60, now), Ok(()));
         assert_eq!(
-            meters.take(who, pace, 60, now),
+            limiter.take(key, limits, 60, now),
             Err(RateLimited { limit: Limit::Bytes, retry_ms: 200 }),
             "and no message is taken for it"
         );
-        assert_eq!(meters.take(who, pace, 40, now), Ok(()));
+        assert_eq!(limiter.take(key, limits, 40, now), Ok(()));
         assert_eq!(
-            meters.take(who, pace, 0, now),
+            limiter.take(key, limits, 0, now),
             Err(RateLimited { limit: Limit::Messages, retry_ms: 500 })
         );
-        assert_eq!(meters.take(connection(2), pace, 60, now), Ok(()), "each has its own");
-        assert_eq!(meters.take(who, pace, 50, now.after(500)), Ok(()));
+        assert_eq!(limiter.take(connection(2), limits, 60, now), Ok(()), "each has its own");
+        assert_eq!(limiter.take(key, limits, 50, now.after(500)), Ok(()));
     }
 
     #[test]
     fn without_a_limit_nothing_is_kept() {
-        let (mut meters, now) = (RateLimiter::new(), LoopTime::from_millis(0));
+        let (mut limiter, now) = (RateLimiter::new(), LoopTime::from_millis(0));
         for key in 0..100 {
-            assert_eq!(meters.take(connection(key), Pace::default(), usize::MAX, now), Ok(()));
+            assert_eq!(limiter.take(connection(key), RateLimits::default(), usize::MAX, now), Ok(()));
         }
-        assert!(meters.is_empty() && meters.meters.capacity() == 0);
+        assert!(limiter.is_empty() && limiter.buckets.capacity() == 0);
     }
 
     #[test]
     fn who_is_silent_is_forgotten_and_who_is_not_is_not() {
-        let (mut meters, start, pace) = (RateLimiter::new(), LoopTime::from_millis(0), pace(1, 0));
+        let (mut limiter, start, limits) = (RateLimiter::new(), LoopTime::from_millis(0), rate_limits(1, 0));
         for key in 0..100_000u32 {
             // A thousand new ones each second, and one that keeps at it.
             let now = start.after(key);
-            assert_eq!(meters.take(connection(key + 1), pace, 1, now), Ok(()));
-            let again = meters.take(connection(0), pace, 1, now);
+            assert_eq!(limiter.take(connection(key + 1), limits, 1, now), Ok(()));
+            let again = limiter.take(connection(0), limits, 1, now);
             assert_eq!(again.is_ok(), key % 1_000 == 0, "{key}");
-            assert!(meters.len() <= 2_100, "{}", meters.len());
+            assert!(limiter.len() <= 2_100, "{}", limiter.len());
         }
-        assert!(meters.meters.capacity() <= 8_192, "{}", meters.meters.capacity());
+        assert!(limiter.buckets.capacity() <= 8_192, "{}", limiter.buckets.capacity());
     }
 
     #[test]
     fn a_grant_has_its_own_numbers() {
         let limits = Limits { messages_per_second: 5, bytes_per_second: 6, ..Limits::default() };
-        assert_eq!(Pace::of(&limits, None), pace(5, 6));
-        assert_eq!(Pace::of(&limits, Some(&Grant::default())), pace(5, 6));
+        assert_eq!(RateLimits::of(&limits, None), rate_limits(5, 6));
+        assert_eq!(RateLimits::of(&limits, Some(&Grant::default())), rate_limits(5, 6));
         let grant = Grant { messages_per_second: NonZeroU32::new(50), ..Grant::default() };
-        assert_eq!(Pace::of(&limits, Some(&grant)), pace(50, 6));
-        assert_eq!(Pace::of(&Limits::default(), Some(&grant)), pace(50, 0));
+        assert_eq!(RateLimits::of(&limits, Some(&grant)), rate_limits(50, 6));
+        assert_eq!(RateLimits::of(&Limits::default(), Some(&grant)), rate_limits(50, 0));
         let grant = Grant { bytes_per_second: NonZeroU32::new(60), ..Grant::default() };
-        assert_eq!(Pace::of(&limits, Some(&grant)), pace(5, 60));
+        assert_eq!(RateLimits::of(&limits, Some(&grant)), rate_limits(5, 60));
     }
 }

@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::grant::Grant;
-use super::identity::Identity;
-use super::share::{ShareKey, Shares};
+use super::identity::ClientIdentity;
+use super::quota::{QuotaKey, Quotas};
 use crate::ids::SlotId;
 use crate::time::LoopTime;
 
@@ -39,7 +39,7 @@ pub struct Tickets {
     /// The same in the order in which they were issued, which is that in which they expire.
     order: BTreeMap<u64, (LoopTime, [u8; TICKET_BYTES])>,
     issued: u64,
-    shares: Shares,
+    quotas: Quotas,
     /// Used tickets of event streams: those that are open, and those that ended a short time ago.
     streams: HashMap<[u8; TICKET_BYTES], Stream>,
     by_slot: HashMap<SlotId, [u8; TICKET_BYTES]>,
@@ -57,7 +57,7 @@ struct Stream {
 
 /// Why a ticket opens no event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoStream {
+pub enum StreamTicketError {
     /// The ticket is unknown, was used for something else, or has expired.
     Bad,
     /// Its stream is open, as far as the server knows: a lost connection may not have been noticed yet.
@@ -67,19 +67,19 @@ pub enum NoStream {
 struct Ticket {
     grant: Rc<Grant>,
     number: u64,
-    holder: ShareKey,
+    holder: QuotaKey,
 }
 
 /// Why no ticket is issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoTicket {
+pub enum TicketError {
     /// There are as many tickets as the limit allows.
     TableFull {
         /// When the oldest expires.
         retry_ms: u32,
     },
     /// The client holds as many as its share allows.
-    ShareFull {
+    QuotaExceeded {
         /// When the oldest of all clients expires: the client's own may be younger.
         retry_ms: u32,
     },
@@ -93,7 +93,7 @@ impl Tickets {
             tickets: HashMap::new(),
             order: BTreeMap::new(),
             issued: 0,
-            shares: Shares::new(tickets_per_client_max),
+            quotas: Quotas::new(tickets_per_client_max),
             streams: HashMap::new(),
             by_slot: HashMap::new(),
             ended: VecDeque::new(),
@@ -106,26 +106,26 @@ impl Tickets {
     /// The limit in total or that of the client is reached.
     pub fn issue(
         &mut self,
-        chance: [u8; TICKET_BYTES],
+        secret: [u8; TICKET_BYTES],
         grant: Rc<Grant>,
         address: IpAddr,
         now: LoopTime,
-    ) -> Result<String, NoTicket> {
+    ) -> Result<String, TicketError> {
         self.expire(now);
         let retry_ms = self.next_expiry().map_or(0, |end| end.millis_since(now));
-        let holder = self.shares.key(Identity::of(grant.sub.as_deref(), address));
+        let holder = self.quotas.key(ClientIdentity::of(grant.sub.as_deref(), address));
         if self.tickets.len() >= self.tickets_max {
-            return Err(NoTicket::TableFull { retry_ms });
+            return Err(TicketError::TableFull { retry_ms });
         }
-        if self.shares.take(holder).is_err() {
-            return Err(NoTicket::ShareFull { retry_ms });
+        if self.quotas.take(holder).is_err() {
+            return Err(TicketError::QuotaExceeded { retry_ms });
         }
         let number = self.issued;
         self.issued += 1;
-        self.tickets.insert(chance, Ticket { grant, number, holder });
-        self.order.insert(number, (now.after(TICKET_LIFE_MS), chance));
+        self.tickets.insert(secret, Ticket { grant, number, holder });
+        self.order.insert(number, (now.after(TICKET_LIFE_MS), secret));
         let mut text = String::with_capacity(TICKET_LETTERS);
-        for byte in chance {
+        for byte in secret {
             let _ = write!(text, "{byte:02x}");
         }
         Ok(text)
@@ -147,31 +147,31 @@ impl Tickets {
         channel: &str,
         slot: SlotId,
         now: LoopTime,
-    ) -> Result<Rc<Grant>, NoStream> {
+    ) -> Result<Rc<Grant>, StreamTicketError> {
         self.expire(now);
-        let chance = parse(ticket).ok_or(NoStream::Bad)?;
-        if let Some(grant) = self.remove(&chance) {
+        let secret = parse(ticket).ok_or(StreamTicketError::Bad)?;
+        if let Some(grant) = self.remove(&secret) {
             let stream = Stream { grant: grant.clone(), channel: channel.into(), until: None };
-            self.streams.insert(chance, stream);
-            self.by_slot.insert(slot, chance);
+            self.streams.insert(secret, stream);
+            self.by_slot.insert(slot, secret);
             return Ok(grant);
         }
-        let stream = self.streams.get_mut(&chance).filter(|stream| *stream.channel == *channel);
-        let stream = stream.ok_or(NoStream::Bad)?;
+        let stream = self.streams.get_mut(&secret).filter(|stream| *stream.channel == *channel);
+        let stream = stream.ok_or(StreamTicketError::Bad)?;
         if stream.until.take().is_none() {
-            return Err(NoStream::InUse);
+            return Err(StreamTicketError::InUse);
         }
-        self.by_slot.insert(slot, chance);
+        self.by_slot.insert(slot, secret);
         Ok(stream.grant.clone())
     }
 
     /// Records that a connection has ended. If it was an event stream, its ticket is valid again for a limited time.
     pub fn stream_ended(&mut self, slot: SlotId, now: LoopTime) {
-        let Some(chance) = self.by_slot.remove(&slot) else { return };
-        let Some(stream) = self.streams.get_mut(&chance) else { return };
+        let Some(secret) = self.by_slot.remove(&slot) else { return };
+        let Some(stream) = self.streams.get_mut(&secret) else { return };
         let until = now.after(STREAM_GRACE_MS);
         stream.until = Some(until);
-        self.ended.push_back((until, chance));
+        self.ended.push_back((until, secret));
         if self.ended.len() > self.tickets_max {
             self.forget_oldest_stream();
         }
@@ -179,10 +179,10 @@ impl Tickets {
 
     fn forget_oldest_stream(&mut self) {
         // It may be open again, or have ended again since.
-        if let Some((until, chance)) = self.ended.pop_front()
-            && self.streams.get(&chance).is_some_and(|stream| stream.until == Some(until))
+        if let Some((until, secret)) = self.ended.pop_front()
+            && self.streams.get(&secret).is_some_and(|stream| stream.until == Some(until))
         {
-            self.streams.remove(&chance);
+            self.streams.remove(&secret);
         }
         if self.streams.is_empty() {
             self.streams = HashMap::new();
@@ -195,9 +195,9 @@ impl Tickets {
     pub fn revoke(&mut self, sub: &str) {
         let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
         let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
-        let revoked: Vec<[u8; TICKET_BYTES]> = revoked.map(|(chance, _)| *chance).collect();
-        for chance in revoked {
-            self.remove(&chance);
+        let revoked: Vec<[u8; TICKET_BYTES]> = revoked.map(|(secret, _)| *secret).collect();
+        for secret in revoked {
+            self.remove(&secret);
         }
         self.streams.retain(|_, stream| stream.grant.sub.as_deref() != Some(sub));
     }
@@ -224,17 +224,17 @@ impl Tickets {
         while self.ended.front().is_some_and(|(until, _)| until.is_due(now)) {
             self.forget_oldest_stream();
         }
-        while let Some((_, &(end, chance))) = self.order.first_key_value()
+        while let Some((_, &(end, secret))) = self.order.first_key_value()
             && end.is_due(now)
         {
-            self.remove(&chance);
+            self.remove(&secret);
         }
     }
 
-    fn remove(&mut self, chance: &[u8; TICKET_BYTES]) -> Option<Rc<Grant>> {
-        let Ticket { grant, number, holder } = self.tickets.remove(chance)?;
+    fn remove(&mut self, secret: &[u8; TICKET_BYTES]) -> Option<Rc<Grant>> {
+        let Ticket { grant, number, holder } = self.tickets.remove(secret)?;
         self.order.remove(&number);
-        self.shares.give_back(holder);
+        self.quotas.release(holder);
         if self.tickets.is_empty() {
             // After many tickets have expired, the tables must not keep the memory for them.
             self.tickets = HashMap::new();
@@ -268,7 +268,7 @@ fn parse(ticket: &[u8]) -> Option<[u8; TICKET_BYTES]> {
 mod tests {
     use super::*;
 
-    fn chance(number: u128) -> [u8; TICKET_BYTES] {
+    fn secret(number: u128) -> [u8; TICKET_BYTES] {
         number.to_be_bytes()
     }
 
@@ -286,7 +286,7 @@ mod tests {
     fn the_tickets_of_a_person_end_with_its_connections() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let of = |sub: Option<&str>| Rc::new(Grant { sub: sub.map(Into::into), ..Grant::default() });
-        let mut issue = |number, sub| tickets.issue(chance(number), of(sub), HERE, now).unwrap();
+        let mut issue = |number, sub| tickets.issue(secret(number), of(sub), HERE, now).unwrap();
         let (alice, again) = (issue(1, Some("alice")), issue(2, Some("alice")));
         let others = [issue(3, Some("alicia")), issue(4, None)];
         tickets.revoke("alice");
@@ -296,34 +296,38 @@ mod tests {
         for one in others {
             assert!(tickets.redeem(one.as_bytes(), now).is_some());
         }
-        assert!(tickets.is_empty() && tickets.shares.is_empty());
+        assert!(tickets.is_empty() && tickets.quotas.is_empty());
     }
 
     #[test]
     fn ticket_of_a_stream_works_again_after_its_end_and_never_beside_it() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let slot = |key| SlotId { key, generation: 0 };
-        let ticket = tickets.issue(chance(1), grant(), HERE, now).unwrap();
+        let ticket = tickets.issue(secret(1), grant(), HERE, now).unwrap();
         let ticket = ticket.as_bytes();
         assert!(tickets.redeem_for_stream(ticket, "a", slot(1), now).is_ok());
         let again = |tickets: &mut Tickets, channel: &str, key, now| {
             tickets.redeem_for_stream(ticket, channel, slot(key), now).err()
         };
-        assert_eq!(again(&mut tickets, "a", 2, now), Some(NoStream::InUse));
+        assert_eq!(again(&mut tickets, "a", 2, now), Some(StreamTicketError::InUse));
         assert_eq!(tickets.redeem(ticket, now), None, "for a WebSocket it is used");
         tickets.stream_ended(slot(2), now);
-        assert_eq!(again(&mut tickets, "a", 2, now), Some(NoStream::InUse), "another connection has ended");
+        assert_eq!(
+            again(&mut tickets, "a", 2, now),
+            Some(StreamTicketError::InUse),
+            "another connection has ended"
+        );
         tickets.stream_ended(slot(1), now);
-        assert_eq!(again(&mut tickets, "b", 2, now), Some(NoStream::Bad), "another channel");
+        assert_eq!(again(&mut tickets, "b", 2, now), Some(StreamTicketError::Bad), "another channel");
         let late = now.after(STREAM_GRACE_MS - 1);
         assert_eq!(again(&mut tickets, "a", 2, late), None);
         // Its first end no longer counts.
         let open = now.after(STREAM_GRACE_MS + 1);
-        assert_eq!(again(&mut tickets, "a", 3, open), Some(NoStream::InUse));
+        assert_eq!(again(&mut tickets, "a", 3, open), Some(StreamTicketError::InUse));
         tickets.stream_ended(slot(2), open);
-        assert_eq!(again(&mut tickets, "a", 3, open.after(STREAM_GRACE_MS)), Some(NoStream::Bad));
+        assert_eq!(again(&mut tickets, "a", 3, open.after(STREAM_GRACE_MS)), Some(StreamTicketError::Bad));
         assert!(tickets.streams.is_empty() && tickets.by_slot.is_empty() && tickets.next_expiry().is_none());
-        let ticket = tickets.issue(chance(2), grant(), HERE, now).unwrap();
+        let ticket = tickets.issue(secret(2), grant(), HERE, now).unwrap();
         assert!(tickets.redeem_for_stream(ticket.as_bytes(), "a", slot(4), now).is_ok());
         tickets.stream_ended(slot(4), now);
         tickets.revoke("alice");
@@ -335,7 +339,7 @@ mod tests {
         let (mut tickets, now) = (Tickets::new(2, 8), start());
         let issued: Vec<String> = (0..3)
             .map(|number| {
-                let ticket = tickets.issue(chance(number.into()), grant(), HERE, now).unwrap();
+                let ticket = tickets.issue(secret(number.into()), grant(), HERE, now).unwrap();
                 let slot = SlotId { key: number, generation: 0 };
                 assert!(tickets.redeem_for_stream(ticket.as_bytes(), "a", slot, now).is_ok());
                 tickets.stream_ended(slot, now);
@@ -360,7 +364,7 @@ mod tests {
     #[test]
     fn a_ticket_is_good_once() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
-        let ticket = tickets.issue(chance(0xabc << 100 | 7), grant(), HERE, now).unwrap();
+        let ticket = tickets.issue(secret(0xabc << 100 | 7), grant(), HERE, now).unwrap();
         assert_eq!(ticket.len(), TICKET_LETTERS);
         for bad in [
             "",
@@ -380,8 +384,8 @@ mod tests {
     #[test]
     fn a_ticket_ends() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
-        let one = tickets.issue(chance(1), grant(), HERE, now).unwrap();
-        let two = tickets.issue(chance(2), grant(), HERE, now.after(1)).unwrap();
+        let one = tickets.issue(secret(1), grant(), HERE, now).unwrap();
+        let two = tickets.issue(secret(2), grant(), HERE, now.after(1)).unwrap();
         assert!(tickets.redeem(one.as_bytes(), now.after(TICKET_LIFE_MS)).is_none());
         assert!(tickets.redeem(two.as_bytes(), now.after(TICKET_LIFE_MS)).is_some());
         assert!(tickets.redeem(two.as_bytes(), now.after(TICKET_LIFE_MS + 1)).is_none());
@@ -392,19 +396,19 @@ mod tests {
     fn store_is_bounded_and_used_tickets_leave_it_at_once() {
         let (mut tickets, now) = (Tickets::new(3, 3), start());
         for number in 0..4 {
-            let ticket = tickets.issue(chance(number), grant(), HERE, now.after(number as u32 * 10)).unwrap();
+            let ticket = tickets.issue(secret(number), grant(), HERE, now.after(number as u32 * 10)).unwrap();
             if number == 1 {
                 assert!(tickets.redeem(ticket.as_bytes(), now.after(10)).is_some());
             }
         }
-        let full = tickets.issue(chance(9), grant(), HERE, now.after(100));
-        assert_eq!(full, Err(NoTicket::TableFull { retry_ms: TICKET_LIFE_MS - 100 }));
+        let full = tickets.issue(secret(9), grant(), HERE, now.after(100));
+        assert_eq!(full, Err(TicketError::TableFull { retry_ms: TICKET_LIFE_MS - 100 }));
         let later = now.after(TICKET_LIFE_MS);
-        assert!(tickets.issue(chance(9), grant(), HERE, later).is_ok());
-        assert!(tickets.issue(chance(10), grant(), HERE, later).is_err());
+        assert!(tickets.issue(secret(9), grant(), HERE, later).is_ok());
+        assert!(tickets.issue(secret(10), grant(), HERE, later).is_err());
         assert_eq!((tickets.len(), tickets.order.len()), (3, 3));
-        let none = Tickets::new(0, 1).issue(chance(1), grant(), HERE, now);
-        assert_eq!(none, Err(NoTicket::TableFull { retry_ms: 0 }));
+        let none = Tickets::new(0, 1).issue(secret(1), grant(), HERE, now);
+        assert_eq!(none, Err(TicketError::TableFull { retry_ms: 0 }));
     }
 
     #[test]
@@ -412,13 +416,13 @@ mod tests {
         let (mut tickets, now) = (Tickets::new(100, 10), start());
         let of = |sub: &str| Rc::new(Grant { sub: Some(sub.into()), ..Grant::default() });
         for number in 0..10 {
-            assert!(tickets.issue(chance(number), of("mallory"), HERE, now).is_ok());
+            assert!(tickets.issue(secret(number), of("mallory"), HERE, now).is_ok());
         }
-        let more = tickets.issue(chance(10), of("mallory"), HERE, now.after(1));
-        assert_eq!(more, Err(NoTicket::ShareFull { retry_ms: TICKET_LIFE_MS - 1 }));
-        assert!(tickets.issue(chance(11), of("alice"), HERE, now).is_ok());
-        assert!(tickets.issue(chance(12), Rc::default(), HERE, now).is_ok(), "no person: by address");
+        let more = tickets.issue(secret(10), of("mallory"), HERE, now.after(1));
+        assert_eq!(more, Err(TicketError::QuotaExceeded { retry_ms: TICKET_LIFE_MS - 1 }));
+        assert!(tickets.issue(secret(11), of("alice"), HERE, now).is_ok());
+        assert!(tickets.issue(secret(12), Rc::default(), HERE, now).is_ok(), "no person: by address");
         tickets.expire(now.after(TICKET_LIFE_MS));
-        assert!(tickets.issue(chance(13), of("mallory"), HERE, now.after(TICKET_LIFE_MS)).is_ok());
+        assert!(tickets.issue(secret(13), of("mallory"), HERE, now.after(TICKET_LIFE_MS)).is_ok());
     }
 }

@@ -66,10 +66,10 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenFault::TooLong);
         }
-        let Parts { header, claims, message, signature } =
-            Parts::split(token).ok_or(TokenFault::Malformed)?;
+        let TokenParts { header, claims, message, signature } =
+            TokenParts::split(token).ok_or(TokenFault::Malformed)?;
         let header = decode(header)?;
-        let header: Header<'_> = serde_json::from_slice(&header).map_err(|_| TokenFault::Header)?;
+        let header: JoseHeader<'_> = serde_json::from_slice(&header).map_err(|_| TokenFault::Header)?;
         let algorithm = header.algorithm().ok_or(TokenFault::Header)?;
         if header.crit.is_some() || header.enc.is_some() || header.zip.is_some() {
             return Err(TokenFault::Critical);
@@ -186,7 +186,7 @@ pub fn show_claims(token: &[u8]) -> Option<String> {
 }
 
 /// A token's parts (RFC 7515 7.1), as they are encoded.
-struct Parts<'a> {
+struct TokenParts<'a> {
     header: &'a [u8],
     claims: &'a [u8],
     /// The signing input: header and claims with the dot between them.
@@ -194,13 +194,13 @@ struct Parts<'a> {
     signature: &'a str,
 }
 
-impl Parts<'_> {
-    fn split(token: &[u8]) -> Option<Parts<'_>> {
+impl TokenParts<'_> {
+    fn split(token: &[u8]) -> Option<TokenParts<'_>> {
         let second = memchr::memrchr(b'.', token)?;
         let (message, signature) = (&token[..second], &token[second + 1..]);
         let first = memchr::memchr(b'.', message)?;
         let (header, claims) = (&message[..first], &message[first + 1..]);
-        Some(Parts { header, claims, message, signature: str::from_utf8(signature).ok()? })
+        Some(TokenParts { header, claims, message, signature: str::from_utf8(signature).ok()? })
     }
 }
 
@@ -211,7 +211,7 @@ fn decode(part: &[u8]) -> Result<Vec<u8>, TokenFault> {
 /// The header members that are used here (RFC 7515 4.1): the library's own type knows neither the algorithm `Ed25519`
 /// nor headers with members that it would read otherwise.
 #[derive(Deserialize)]
-struct Header<'a> {
+struct JoseHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     #[serde(borrow)]
@@ -221,7 +221,7 @@ struct Header<'a> {
     zip: Option<IgnoredAny>,
 }
 
-impl Header<'_> {
+impl JoseHeader<'_> {
     /// `None` for an algorithm without a name here, `none` among them.
     fn algorithm(&self) -> Option<Algorithm> {
         match self.alg.as_ref() {
@@ -240,7 +240,7 @@ struct Claims {
     aud: Option<Claim<OneOrMore>>,
     iss: Option<Claim<String>>,
     sub: Option<Claim<String>>,
-    oyez: Option<Claim<Rights>>,
+    oyez: Option<Claim<OyezClaim>>,
 }
 
 /// A claim of the right type or of another: so that an error can name it without what it says.
@@ -281,7 +281,7 @@ enum OneOrMore {
 /// The claim `oyez`: what the bearer may do. Made with `oyez token new`, and by whoever has the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Rights {
+pub struct OyezClaim {
     /// Patterns of channels that may be heard.
     pub subscribe: Vec<String>,
     /// Patterns of channels that may be published on.
@@ -317,7 +317,7 @@ pub struct NewClaims {
     /// When it ends.
     pub exp: u64,
     /// What it gives.
-    pub oyez: Rights,
+    pub oyez: OyezClaim,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::values::{count, millis, small_count_or_0};
 use crate::access::authenticator::{Authenticator, DateCache};
 use crate::access::grant::Grant;
 use crate::access::rate_limiter::RateLimiter;
-use crate::access::refusals::RefusalLog;
+use crate::access::rejection_log::RejectionLog;
 use crate::access::ticket::Tickets;
 use crate::access::token::Verifier;
 
@@ -112,8 +112,8 @@ impl AuthFlags {
             }
         };
         let authenticator = Authenticator {
-            refusal_log: RefusalLog::default(),
-            only_this_machine: verifier.is_none() && self.anonymous.is_none(),
+            rejection_log: RejectionLog::default(),
+            loopback_only: verifier.is_none() && self.anonymous.is_none(),
             verifier,
             anonymous: Rc::new(anonymous),
             allow_query_token: self.allow_query_token,

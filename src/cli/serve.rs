@@ -22,7 +22,7 @@ use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::access::token::Verifier;
 use crate::config::{
-    self, Asset, Config, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow, Tcp, TlsFiles,
+    self, Asset, Config, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow, TcpConfig, TlsFiles,
 };
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
@@ -420,7 +420,7 @@ impl Serve {
                 read_bytes_per_connection: self.read_bytes_per_connection,
                 read_bytes_per_turn: self.read_bytes_per_turn,
             },
-            tcp: Tcp {
+            tcp: TcpConfig {
                 backlog: self.backlog,
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
@@ -430,7 +430,7 @@ impl Serve {
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
             assets: served(self.no_console),
-            tls: config::Tls {
+            tls: config::TlsConfig {
                 files: match (&self.tls_cert, &self.tls_key) {
                     (Some(certificate), Some(key)) => {
                         Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })

@@ -18,7 +18,7 @@ use super::key_files::{KeyFiles, SigningKeyFile};
 use super::output;
 use crate::access::grant::Patterns;
 use crate::access::keys::SECRET_BYTES_MIN;
-use crate::access::token::{self, NewClaims, Rights, TOKEN_BYTES_MAX, Verifier};
+use crate::access::token::{self, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier};
 
 /// The flags of `oyez token`.
 #[derive(Debug, Args)]
@@ -152,7 +152,7 @@ impl New {
             iss: self.iss,
             iat: now,
             exp: now + self.ttl,
-            oyez: Rights {
+            oyez: OyezClaim {
                 subscribe: self.subscribe,
                 publish: self.publish,
                 admin: self.admin,

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootC
 use serde::{Deserialize, Serialize};
 
 use super::tls_error::TlsError;
-use crate::access::file_form::FileForm;
+use crate::access::file_format::UnsupportedFormat;
 
 /// Maximum plaintext that a session buffers before it is sent: four records.
 const SESSION_BYTES_MAX: usize = 64 << 10;
@@ -99,7 +99,7 @@ fn roots_and(path: &Path) -> Result<RootCertStore, String> {
     let mut roots = public_roots();
     let before = roots.len();
     let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
-    if let Some(form) = FileForm::of(&file) {
+    if let Some(form) = UnsupportedFormat::of(&file) {
         return Err(failed(form.to_string()));
     }
     for certificate in CertificateDer::pem_slice_iter(&file) {

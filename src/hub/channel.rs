@@ -10,7 +10,7 @@ use super::eviction::SizeRank;
 use super::history::{Entry, History};
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
-use crate::ids::{GapWhy, MessageId, Sender, SlotId};
+use crate::ids::{GapReason, MessageId, Sender, SlotId};
 use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::{self, Form, Kind, Message};
@@ -63,7 +63,7 @@ pub(crate) struct Replay {
     /// The number of the message that comes next, once that is known.
     pub(super) next_number: Option<u64>,
     /// The reason of the gap if messages are evicted before it reaches them.
-    pub(super) why: GapWhy,
+    pub(super) why: GapReason,
     /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
     pub(super) takes_what_is_kept: bool,
     /// Since when it has waited for the memory that its next message takes.

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use crate::access::share::{ShareKey, Shares};
+use crate::access::quota::{QuotaKey, Quotas};
 use crate::ids::SlotId;
 use crate::tables::shrink::shrink_sparse;
 
@@ -17,7 +17,7 @@ pub struct Creator {
     /// The WebSocket on which it was created, by publishing or subscribing.
     pub connection: Option<SlotId>,
     /// The person or address that created it by publishing.
-    pub publisher: Option<ShareKey>,
+    pub publisher: Option<QuotaKey>,
 }
 
 /// The number of existing channels of each creator.
@@ -25,12 +25,12 @@ pub struct Creator {
 pub(super) struct Creators {
     /// By connection, without those that it subscribes to.
     connections: HashMap<SlotId, u32>,
-    pub(super) publishers: Shares,
+    pub(super) publishers: Quotas,
 }
 
 impl Creators {
     pub(super) fn new(channels_per_publisher_max: usize) -> Creators {
-        Creators { connections: HashMap::new(), publishers: Shares::new(channels_per_publisher_max) }
+        Creators { connections: HashMap::new(), publishers: Quotas::new(channels_per_publisher_max) }
     }
 
     /// Channels that the connection created and does not subscribe to.
@@ -57,7 +57,7 @@ impl Creators {
             self.subtract(connection);
         }
         if let Some(publisher) = publisher {
-            self.publishers.give_back(publisher);
+            self.publishers.release(publisher);
         }
     }
 

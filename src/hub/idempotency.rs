@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
-use crate::access::identity::Identity;
+use crate::access::identity::ClientIdentity;
 use crate::config::IdempotencyLimits;
 use crate::time::LoopTime;
 use crate::wire::Kind;
@@ -20,7 +20,7 @@ pub struct IdempotencyKey<'a> {
     /// The channel's name.
     pub channel: &'a str,
     /// The publisher: two publishers may use the same key.
-    pub owner: Identity<'a>,
+    pub owner: ClientIdentity<'a>,
     /// The key that the publisher chose.
     pub key: &'a str,
 }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn of<'a>(channel: &'a str, key: &'a str) -> IdempotencyKey<'a> {
-        IdempotencyKey { channel, owner: Identity::Subject("alice"), key }
+        IdempotencyKey { channel, owner: ClientIdentity::Subject("alice"), key }
     }
 
     fn find(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, now: LoopTime) -> Option<u64> {
@@ -212,8 +212,12 @@ mod tests {
     #[test]
     fn keys_of_other_publishers_do_not_collide() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
-        let owners =
-            [Identity::Subject("a"), Identity::Subject("b"), Identity::Network(1), Identity::Network(2)];
+        let owners = [
+            ClientIdentity::Subject("a"),
+            ClientIdentity::Subject("b"),
+            ClientIdentity::Network(1),
+            ClientIdentity::Network(2),
+        ];
         for (owner, seq) in owners.into_iter().zip(1..) {
             let key = IdempotencyKey { owner, ..of("a", "k") };
             assert_eq!(find(&mut idempotency, key, at(0)), None);
@@ -246,7 +250,7 @@ mod tests {
     fn publisher_with_most_keys_takes_no_room_from_others() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 6, age_ms: 300 });
         fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
-            IdempotencyKey { owner: Identity::Network(number), ..of("a", key) }
+            IdempotencyKey { owner: ClientIdentity::Network(number), ..of("a", key) }
         }
         keep(&mut idempotency, of_owner(1, "first"), 1, at(0));
         keep(&mut idempotency, of_owner(2, "first"), 2, at(0));
@@ -298,7 +302,7 @@ mod tests {
                 millis += wait * 40;
                 let now = at(millis);
                 let name = key.to_string();
-                let of_owner = IdempotencyKey { owner: Identity::Network(owner), ..of("a", &name) };
+                let of_owner = IdempotencyKey { owner: ClientIdentity::Network(owner), ..of("a", &name) };
                 list.retain(|&(_, _, since)| millis - since < u64::from(AGE_MS));
                 // The key of a message, by its number.
                 let known = list.iter().find(|one| (one.0, one.1) == (owner, u64::from(key)));
@@ -317,7 +321,7 @@ mod tests {
                         oldest.retain(|&index| {
                             let (owner, key, _) = list[index];
                             let name = key.to_string();
-                            let key = IdempotencyKey { owner: Identity::Network(owner), ..of("a", &name) };
+                            let key = IdempotencyKey { owner: ClientIdentity::Network(owner), ..of("a", &name) };
                             cache.find(key, Kind::Text, b"x", now).is_none()
                         });
                         prop_assert_eq!(oldest.len(), 1, "one publisher with the most keys loses its oldest");

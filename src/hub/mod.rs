@@ -35,9 +35,9 @@ use std::rc::Rc;
 
 use slab::Slab;
 
-use crate::access::share::Shares;
+use crate::access::quota::Quotas;
 use crate::config::{HistoryLimits, Limits};
-use crate::ids::{ChannelId, ChannelName, Gap, GapWhy, MessageId, Sender, Since, SlotId};
+use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Sender, Since, SlotId};
 use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
 use crate::wire::{Form, Kind};
@@ -304,7 +304,7 @@ impl Hub {
                 form: options.form,
                 cursor: from,
                 next_number: None,
-                why: GapWhy::Slow,
+                why: GapReason::Slow,
                 takes_what_is_kept: options.form == Form::Raw && !matches!(options.since, Since::After(_)),
                 waits_since: None,
             };
@@ -345,14 +345,14 @@ impl Hub {
                     after: self.id(0),
                     resume: self.id(evicted_through),
                     missed,
-                    why: GapWhy::Evicted,
+                    why: GapReason::Evicted,
                 };
                 (evicted_through, channel.evicted().map(gap))
             }
             Since::Latest => (channel.before_last_unsealed().unwrap_or(evicted_through), None),
-            Since::After(id) if id.epoch != self.epoch => gap(id, GapWhy::Epoch),
-            Since::After(id) if id.seq > self.seq => gap(id, GapWhy::Future),
-            Since::After(id) if id.seq < evicted_through => gap(id, GapWhy::Evicted),
+            Since::After(id) if id.epoch != self.epoch => gap(id, GapReason::Epoch),
+            Since::After(id) if id.seq > self.seq => gap(id, GapReason::Future),
+            Since::After(id) if id.seq < evicted_through => gap(id, GapReason::Evicted),
             Since::After(id) => (id.seq, None),
         }
     }
@@ -418,7 +418,7 @@ impl Hub {
     }
 
     /// The number of existing channels, by the publishers that created them.
-    pub fn publishers(&self) -> &Shares {
+    pub fn publishers(&self) -> &Quotas {
         &self.creators.publishers
     }
 
@@ -675,7 +675,7 @@ impl Hub {
             form,
             cursor: before.seq,
             next_number: Some(before.number),
-            why: GapWhy::Slow,
+            why: GapReason::Slow,
             takes_what_is_kept: false,
             waits_since: None,
         };

@@ -10,7 +10,7 @@ use std::io::Write;
 
 use super::Hub;
 use super::replay::Work;
-use crate::ids::{Gap, GapWhy, MessageId, Since};
+use crate::ids::{Gap, GapReason, MessageId, Since};
 use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::notice::gap_json;
@@ -72,11 +72,11 @@ impl Hub {
             None => {
                 let evicted_through = self.info(name).evicted_through;
                 let why = match since {
-                    Since::After(after) if after.epoch != head.epoch => Some((after, GapWhy::Epoch)),
-                    Since::After(after) if after.seq > head.seq => Some((after, GapWhy::Future)),
-                    Since::After(after) if after.seq < evicted_through => Some((after, GapWhy::Evicted)),
+                    Since::After(after) if after.epoch != head.epoch => Some((after, GapReason::Epoch)),
+                    Since::After(after) if after.seq > head.seq => Some((after, GapReason::Future)),
+                    Since::After(after) if after.seq < evicted_through => Some((after, GapReason::Evicted)),
                     Since::Now | Since::Earliest if self.removed.get(name).is_some() => {
-                        Some((MessageId { seq: 0, ..head }, GapWhy::Evicted))
+                        Some((MessageId { seq: 0, ..head }, GapReason::Evicted))
                     }
                     _ => None,
                 };

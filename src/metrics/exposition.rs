@@ -74,7 +74,7 @@ pub struct Process {
 /// The whole text.
 pub fn text(metrics: &Metrics, levels: Levels) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot { metrics: metrics.clone(), levels }));
+    registry.register_collector(Box::new(MetricsCollector { metrics: metrics.clone(), levels }));
     let mut out = String::new();
     // Writing to a String does not fail.
     let _ = prometheus_client::encoding::prometheus_text::encode(&mut out, &registry);
@@ -82,15 +82,15 @@ pub fn text(metrics: &Metrics, levels: Levels) -> String {
 }
 
 #[derive(Debug)]
-struct Snapshot {
+struct MetricsCollector {
     metrics: Metrics,
     levels: Levels,
 }
 
-impl Collector for Snapshot {
+impl Collector for MetricsCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Snapshot { metrics, levels } = self;
-        let mut page = Page(encoder);
+        let MetricsCollector { metrics, levels } = self;
+        let mut page = ExpositionWriter(encoder);
         page.info("oyez_build", "Which Oyez this is", [("version", env!("CARGO_PKG_VERSION"))])?;
         page.gauge("oyez_connections", "Connections that are open", levels.connections as u64)?;
         page.counter(
@@ -240,9 +240,9 @@ impl Collector for Snapshot {
 }
 
 /// The text in the making.
-struct Page<'a>(DescriptorEncoder<'a>);
+struct ExpositionWriter<'a>(DescriptorEncoder<'a>);
 
-impl Page<'_> {
+impl ExpositionWriter<'_> {
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
     }

@@ -78,7 +78,7 @@ impl Tls {
     /// Says which file cannot be used, and why.
     pub fn load(
         files: config::TlsFiles,
-        limits: &config::Tls,
+        limits: &config::TlsConfig,
         plain_http_response: fn(Rc<str>) -> Vec<u8>,
         now: UnixTime,
     ) -> Result<Tls, String> {

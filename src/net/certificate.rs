@@ -18,7 +18,7 @@ use rustls::server::{NoServerSessionStorage, ParsedCertificate, ServerSessionMem
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore, ServerConfig};
 
-use crate::access::file_form::{FileForm, describe_key};
+use crate::access::file_format::{UnsupportedFormat, describe_key};
 use crate::config;
 
 /// Tickets for each handshake of TLS 1.3. A client uses each once, and gets another with each connection;
@@ -33,7 +33,7 @@ const DAY_SECONDS: u64 = 24 * 60 * 60;
 /// Where the memory of earlier sessions comes from.
 pub enum Resumption<'a> {
     /// There is none yet.
-    New(&'a config::Tls),
+    New(&'a config::TlsConfig),
     /// What was issued under the last certificate stays good.
     Of(&'a ServerConfig),
 }
@@ -138,7 +138,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
         .map_err(|error| error.to_string())?;
-    match FileForm::of(&bytes) {
+    match UnsupportedFormat::of(&bytes) {
         Some(form) => Err(form.to_string()),
         None => Ok(bytes),
     }

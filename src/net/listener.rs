@@ -14,7 +14,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::Tcp;
+use crate::config::TcpConfig;
 use crate::time::LoopTime;
 
 /// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
@@ -66,7 +66,7 @@ impl Listener {
     ///
     /// # Errors
     /// The address is in use or not ours, or an option is not taken.
-    pub fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Listener> {
+    pub fn bind(address: SocketAddr, tcp: &TcpConfig) -> io::Result<Listener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last server's connections to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
@@ -92,7 +92,7 @@ impl Listener {
     /// `load` failed, or another socket listens on the address by now.
     pub fn listen_after<R, E: From<io::Error>>(
         &mut self,
-        tcp: &Tcp,
+        tcp: &TcpConfig,
         load: impl FnOnce() -> Result<R, E>,
     ) -> Result<R, E> {
         let loaded = load()?;
@@ -205,12 +205,12 @@ mod tests {
     use super::*;
     use socket2::SockRef;
 
-    fn listen(listener: &mut Listener, tcp: &Tcp) {
+    fn listen(listener: &mut Listener, tcp: &TcpConfig) {
         listener.listen_after(tcp, || io::Result::Ok(())).unwrap();
     }
 
     fn bind(address: SocketAddr) -> io::Result<Listener> {
-        Listener::bind(address, &Tcp::default())
+        Listener::bind(address, &TcpConfig::default())
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
             assert_eq!(connect().unwrap_err(), io::ErrorKind::ConnectionRefused);
             Ok(7)
         };
-        assert_eq!(listener.listen_after(&Tcp::default(), load).unwrap(), 7);
+        assert_eq!(listener.listen_after(&TcpConfig::default(), load).unwrap(), 7);
         let _client = connect().unwrap();
     }
 
@@ -231,7 +231,7 @@ mod tests {
         let mut listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let load = || io::Result::<()>::Err(io::ErrorKind::InvalidData.into());
         assert_eq!(
-            listener.listen_after(&Tcp::default(), load).unwrap_err().kind(),
+            listener.listen_after(&TcpConfig::default(), load).unwrap_err().kind(),
             io::ErrorKind::InvalidData
         );
         assert!(std::net::TcpStream::connect(listener.address().unwrap()).is_err());
@@ -242,15 +242,15 @@ mod tests {
         let mut first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = first.address().unwrap();
         let mut second = bind(address).unwrap();
-        listen(&mut first, &Tcp::default());
+        listen(&mut first, &TcpConfig::default());
         assert_eq!(bind(address).unwrap_err().kind(), io::ErrorKind::AddrInUse, "while the first listens");
-        let late = second.listen_after(&Tcp::default(), || io::Result::Ok(()));
+        let late = second.listen_after(&TcpConfig::default(), || io::Result::Ok(()));
         assert_eq!(late.unwrap_err().kind(), io::ErrorKind::AddrInUse, "SO_REUSEADDR allows the bind");
     }
 
     #[test]
     fn accepted_sockets_inherit_the_options() {
-        let tcp = Tcp { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
+        let tcp = TcpConfig { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_backlog_bounds_who_waits() {
-        let tcp = Tcp { backlog: 2, ..Tcp::default() };
+        let tcp = TcpConfig { backlog: 2, ..TcpConfig::default() };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
         let address = listener.address().unwrap();
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_pause_ends_by_timer_or_by_room() {
-        let tcp = crate::config::Tcp::default();
+        let tcp = crate::config::TcpConfig::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
         let now = LoopTime::from_millis(0);

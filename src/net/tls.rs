@@ -25,7 +25,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 use rustls::{Error, ServerConfig};
 
 use super::transport::{ReadOutcome, Transport};
-use crate::access::address::Block;
+use crate::access::address::AddressBlock;
 use crate::close::TlsFault;
 use crate::time::LoopTime;
 
@@ -84,11 +84,11 @@ struct Handshakes {
     /// The share of one address in this turn.
     share: Cell<usize>,
     /// The address of the connection that is read.
-    reader: Cell<Option<Block>>,
+    reader: Cell<Option<AddressBlock>>,
     /// The addresses that had some in this turn, and how many.
-    used: Cell<Vec<(Block, usize)>>,
+    used: Cell<Vec<(AddressBlock, usize)>>,
     /// Addresses whose clients have to wait for the next turn, at most as many as there are handshakes in one.
-    waiting: Cell<Vec<Block>>,
+    waiting: Cell<Vec<AddressBlock>>,
 }
 
 impl Handshakes {
@@ -668,7 +668,7 @@ fn fault(error: &Error, first: Option<u8>) -> TlsFault {
         }
         Error::InvalidMessage(_) if first.is_some() => TlsFault::NotTls,
         Error::AlertReceived(alert) => TlsFault::Alert(u8::from(*alert)),
-        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => TlsFault::NothingInCommon,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => TlsFault::NoCommonParameters,
         Error::DecryptError => TlsFault::BadRecord,
         Error::InvalidMessage(_)
         | Error::InappropriateMessage { .. }

@@ -20,7 +20,7 @@ impl<T: Transport> Engine<T> {
     /// Takes in a connection that will be served, unless its address has as much as it may have.
     pub fn admit(&mut self, transport: T, mut peer: Peer, now: LoopTime) -> SlotId {
         let awaits_header = self.shared.limiter.awaits_header(peer.ip());
-        if !awaits_header && let Err(over) = self.shared.limiter.enter(&mut peer, now) {
+        if !awaits_header && let Err(over) = self.shared.limiter.admit(&mut peer, now) {
             return self.reject_over_limit(transport, peer, over, now);
         }
         self.shared.metrics.connections_accepted += 1;
@@ -94,7 +94,7 @@ impl<T: Transport> Engine<T> {
                     return self.end(id, Reason::Reset);
                 }
                 slot.peer = client.map_or(slot.peer, Peer::from);
-                let entered = self.shared.limiter.enter(&mut slot.peer, now);
+                let entered = self.shared.limiter.admit(&mut slot.peer, now);
                 self.slots.mark_awaiting_header(id, false);
                 if let Err(over) = entered {
                     self.shared.metrics.limit(over.limit);

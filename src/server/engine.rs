@@ -487,7 +487,7 @@ impl<T: Transport> Engine<T> {
             let State::Dead(ended) = &slot.state else { continue };
             let reason = ended.reason;
             self.shared.metrics.connections_closed[reason.index()] += 1;
-            self.shared.limiter.leave(slot.peer);
+            self.shared.limiter.release(slot.peer);
             self.rate_limiter.forget(id);
             self.hub.forget_creator(id);
             self.shared.authenticator.auths.forget(id);

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
-use crate::access::address::Block;
+use crate::access::address::AddressBlock;
 use crate::ids::SlotId;
 
 /// See the module.
@@ -18,15 +18,15 @@ use crate::ids::SlotId;
 pub(super) struct FairQueue {
     /// The waiting connections of each address, none of them empty. Its keys are hashed with random seeds, since clients
     /// choose among addresses.
-    queues: HashMap<Block, VecDeque<SlotId>>,
+    queues: HashMap<AddressBlock, VecDeque<SlotId>>,
     /// The addresses that have a queue, each once; the next to be served in front.
-    rotation: VecDeque<Block>,
+    rotation: VecDeque<AddressBlock>,
 }
 
 impl FairQueue {
     /// Appends a connection to the queue of its address.
     pub(super) fn push(&mut self, id: SlotId, ip: IpAddr) {
-        let block = Block::from(ip);
+        let block = AddressBlock::from(ip);
         let queue = self.queues.entry(block).or_default();
         if queue.is_empty() {
             self.rotation.push_back(block);

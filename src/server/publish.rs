@@ -6,9 +6,9 @@ use super::engine::Engine;
 use super::slots::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::connection_limiter::TOO_MANY_RETRY_MS;
-use crate::access::identity::Identity;
+use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;
-use crate::access::rate_limiter::{Pace, RateKey, RateLimited};
+use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
 use crate::close::Reason;
 use crate::hub::creators::Creator;
 use crate::hub::idempotency::IdempotencyKey;
@@ -77,7 +77,7 @@ impl<T: Transport> Engine<T> {
             return Ok(channel);
         }
         let address = receipt.client().unwrap_or(slot.peer.ip());
-        let publisher = self.hub.publishers().key(Identity::of(grant.sub.as_deref(), address));
+        let publisher = self.hub.publishers().key(ClientIdentity::of(grant.sub.as_deref(), address));
         if self.hub.publishers().is_full(publisher) {
             return Err(NoPublication::TooManyChannels(Limit::ChannelsPerPublisher));
         }
@@ -157,7 +157,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { client: Some(client), .. } => RateKey::ClientIp(*client),
             _ => RateKey::Connection(id),
         };
-        self.rate_limiter.take(who, Pace::of(&self.shared.limits, rights.as_deref()), bytes, now)
+        self.rate_limiter.take(who, RateLimits::of(&self.shared.limits, rights.as_deref()), bytes, now)
     }
 
     /// Tells a publisher that it is too fast. What it sent is not published. A raw WebSocket has no words for
@@ -256,6 +256,6 @@ impl<T: Transport> Engine<T> {
 }
 
 /// The client with these rights, at this address.
-pub(super) fn identity(rights: &Rights, address: IpAddr) -> Identity<'_> {
-    Identity::of(rights.as_ref().and_then(|grant| grant.sub.as_deref()), address)
+pub(super) fn identity(rights: &Rights, address: IpAddr) -> ClientIdentity<'_> {
+    ClientIdentity::of(rights.as_ref().and_then(|grant| grant.sub.as_deref()), address)
 }

@@ -10,7 +10,7 @@ use super::engine::Engine;
 use super::refill::Cost;
 use crate::access::grant::Grant;
 use crate::access::limit::Limit;
-use crate::access::ticket::{NoTicket, TICKET_BYTES, TICKET_LIFE_MS};
+use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketError};
 use crate::close::Reason;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
@@ -220,11 +220,11 @@ impl<T: Transport> Engine<T> {
             }
             Err(no) => {
                 let refusal = match no {
-                    NoTicket::TableFull { retry_ms } => {
+                    TicketError::TableFull { retry_ms } => {
                         let message = "as many tickets are out as can be";
                         HttpError::unavailable("tickets_out", message, retry_after_seconds(retry_ms))
                     }
-                    NoTicket::ShareFull { retry_ms } => {
+                    TicketError::QuotaExceeded { retry_ms } => {
                         self.shared.metrics.limit(Limit::TicketsPerClient);
                         let message = "this client has as many unused tickets as it may have";
                         HttpError::too_many("too_many_tickets", message, retry_ms)

@@ -9,11 +9,11 @@ use super::SessionContext;
 use super::auth_state::{self, AuthState};
 use super::intent::{Intent, Receipt};
 use crate::access::limit::Limit;
-use crate::access::rate_limiter::{Pace, RateKey, RateLimited};
+use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
 use crate::access::token::TOKEN_BYTES_MAX;
 use crate::close::{Reason, TokenFault};
 use crate::hub::SubscribeOptions;
-use crate::wire::command::{self, Command, Request};
+use crate::wire::command::{self, ClientCommand, ClientRequest};
 use crate::wire::notice::Notice;
 use crate::wire::{Form, Kind};
 
@@ -24,29 +24,31 @@ pub(super) fn receive(
     auth: &mut Option<AuthState>,
     ctx: &mut SessionContext<'_>,
 ) -> Option<Reason> {
-    let Request { reference, command } = command::parse(text);
+    let ClientRequest { reference, command } = command::parse(text);
     let owned = |reference: Option<&RawValue>| reference.map(RawValue::to_owned);
     let rights = || auth_state::rights(auth.as_ref());
     let intent = match command {
-        Ok(Command::Subscribe { channel, since, echo }) => Intent::Subscribe {
+        Ok(ClientCommand::Subscribe { channel, since, echo }) => Intent::Subscribe {
             channel,
             options: SubscribeOptions { form: Form::Envelope, since, echo },
             rights: rights(),
             reference: owned(reference),
         },
-        Ok(Command::Unsubscribe { channel }) => Intent::Unsubscribe { channel, reference: owned(reference) },
-        Ok(Command::Publish { channel, kind, payload, key }) => Intent::Publish {
+        Ok(ClientCommand::Unsubscribe { channel }) => {
+            Intent::Unsubscribe { channel, reference: owned(reference) }
+        }
+        Ok(ClientCommand::Publish { channel, kind, payload, key }) => Intent::Publish {
             channel: Some(channel),
             kind,
             payload: Bytes::from(payload.into_owned()),
             receipt: Receipt::Ack { reference: owned(reference), key: key.map(|key| Box::from(&*key)) },
             rights: rights(),
         },
-        Ok(Command::Ping) => Intent::Send(Notice::Pong.to_frame().into()),
-        Ok(Command::Auth { token }) if ctx.authenticator.verifier.is_some() => {
+        Ok(ClientCommand::Ping) => Intent::Send(Notice::Pong.to_frame().into()),
+        Ok(ClientCommand::Auth { token }) if ctx.authenticator.verifier.is_some() => {
             return authenticate(&token, Form::Envelope, reference, auth, ctx);
         }
-        Ok(Command::Auth { .. }) => {
+        Ok(ClientCommand::Auth { .. }) => {
             let message = "this server asks nobody for a token";
             Intent::Send(Notice::Error { reference, ch: None, code: "no_auth", message }.to_frame().into())
         }
@@ -94,7 +96,7 @@ fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     }
     let text = std::str::from_utf8(payload).ok().filter(|text| text.contains("\"auth\""))?;
     match command::parse(text).command {
-        Ok(Command::Auth { token }) => Some(token),
+        Ok(ClientCommand::Auth { token }) => Some(token),
         _ => None,
     }
 }
@@ -108,7 +110,7 @@ fn authenticate(
     auth: &mut Option<AuthState>,
     ctx: &mut SessionContext<'_>,
 ) -> Option<Reason> {
-    let (who, pace) = (RateKey::Connection(ctx.id), Pace::of_auths(ctx.limits));
+    let (who, pace) = (RateKey::Connection(ctx.id), RateLimits::for_auths(ctx.limits));
     if let Err(RateLimited { retry_ms, .. }) = ctx.authenticator.auths.take(who, pace, 0, ctx.now) {
         ctx.metrics.limit(Limit::Auths);
         if form == Form::Raw {

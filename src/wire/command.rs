@@ -26,7 +26,7 @@ pub const KEY_BYTES_MAX: usize = 128;
 
 /// One request of a client.
 #[derive(Debug)]
-pub enum Command<'a> {
+pub enum ClientCommand<'a> {
     /// Become a member.
     Subscribe {
         /// Of that channel.
@@ -63,11 +63,11 @@ pub enum Command<'a> {
 
 /// A request with what the client calls it.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct ClientRequest<'a> {
     /// Comes back in the answer.
     pub reference: Option<&'a RawValue>,
     /// What it asks for, or why that cannot be told.
-    pub command: Result<Command<'a>, BadCommand>,
+    pub command: Result<ClientCommand<'a>, BadCommand>,
 }
 
 /// Why a text is no request.
@@ -86,32 +86,32 @@ impl BadCommand {
 }
 
 #[derive(Deserialize)]
-struct Fields<'a> {
+struct RequestFields<'a> {
     #[serde(rename = "type", borrow)]
-    kind: Option<Text<'a>>,
+    kind: Option<BorrowedText<'a>>,
     #[serde(borrow)]
-    ch: Option<Text<'a>>,
+    ch: Option<BorrowedText<'a>>,
     #[serde(borrow)]
-    since: Option<Text<'a>>,
+    since: Option<BorrowedText<'a>>,
     echo: Option<bool>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
     #[serde(borrow)]
-    text: Option<Text<'a>>,
+    text: Option<BorrowedText<'a>>,
     #[serde(borrow)]
-    base64: Option<Text<'a>>,
+    base64: Option<BorrowedText<'a>>,
     #[serde(rename = "ref", borrow)]
     reference: Option<&'a RawValue>,
     #[serde(borrow)]
-    key: Option<Text<'a>>,
+    key: Option<BorrowedText<'a>>,
     #[serde(borrow)]
-    token: Option<Text<'a>>,
+    token: Option<BorrowedText<'a>>,
 }
 
 /// serde borrows a `Cow` of its own accord only where it is the whole field.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+struct BorrowedText<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The `ref` of a request whose other fields cannot be used. They are skipped without a look at their types, or at the
 /// code points that their escapes make.
@@ -123,14 +123,14 @@ struct Reference<'a> {
 
 /// Parses one request. A field that is `null` is absent, `data` too: serializers write null for each unset field of a
 /// type, so null in `data` cannot be told from no payload.
-pub fn parse(text: &str) -> Request<'_> {
+pub fn parse(text: &str) -> ClientRequest<'_> {
     // A syntax error's own words repeat what was sent.
-    let Ok(fields) = serde_json::from_str::<Fields<'_>>(text) else {
+    let Ok(fields) = serde_json::from_str::<RequestFields<'_>>(text) else {
         // A client that waits for the answer to its ref would wait for ever.
         let reference = serde_json::from_str::<Reference<'_>>(text).ok().and_then(|only| only.reference);
         let why =
             BadCommand::new("bad_json", "a request is one JSON object with fields of the documented types");
-        return Request {
+        return ClientRequest {
             reference: reference.filter(|reference| is_reference(reference.get())),
             command: Err(why),
         };
@@ -138,9 +138,9 @@ pub fn parse(text: &str) -> Request<'_> {
     let reference = fields.reference.filter(|reference| is_reference(reference.get()));
     if fields.reference.is_some() && reference.is_none() {
         let why = format!("ref is a number or a string of at most {REF_BYTES_MAX} bytes");
-        return Request { reference: None, command: Err(BadCommand::new("bad_ref", why)) };
+        return ClientRequest { reference: None, command: Err(BadCommand::new("bad_ref", why)) };
     }
-    Request { reference, command: command(fields) }
+    ClientRequest { reference, command: command(fields) }
 }
 
 fn is_reference(json: &str) -> bool {
@@ -148,36 +148,37 @@ fn is_reference(json: &str) -> bool {
     is_simple && json.len() <= REF_BYTES_MAX
 }
 
-fn command(fields: Fields<'_>) -> Result<Command<'_>, BadCommand> {
-    let Fields { kind, ch, since, echo, data, text, base64, key, token, .. } = fields;
+fn command(fields: RequestFields<'_>) -> Result<ClientCommand<'_>, BadCommand> {
+    let RequestFields { kind, ch, since, echo, data, text, base64, key, token, .. } = fields;
     let channel = || {
-        let Text(name) =
+        let BorrowedText(name) =
             ch.as_ref().ok_or_else(|| BadCommand::new("bad_channel", "ch is missing: the channel's name"))?;
         ChannelName::parse(name.as_bytes()).map_err(|why| BadCommand::new("bad_channel", why.to_string()))
     };
-    match kind.as_ref().map(|Text(word)| &word[..]) {
+    match kind.as_ref().map(|BorrowedText(word)| &word[..]) {
         Some("subscribe") => {
             let since = match &since {
                 None => Since::Now,
-                Some(Text(text)) => Since::parse(text.as_bytes())
+                Some(BorrowedText(text)) => Since::parse(text.as_bytes())
                     .map_err(|why| BadCommand::new("bad_cursor", why.to_string()))?,
             };
-            Ok(Command::Subscribe { channel: channel()?, since, echo: echo.unwrap_or(true) })
+            Ok(ClientCommand::Subscribe { channel: channel()?, since, echo: echo.unwrap_or(true) })
         }
-        Some("unsubscribe") => Ok(Command::Unsubscribe { channel: channel()? }),
+        Some("unsubscribe") => Ok(ClientCommand::Unsubscribe { channel: channel()? }),
         Some("publish") => {
             let channel = channel()?;
             let (kind, payload) = payload(data, text, base64)?;
-            let key = key.map(|Text(key)| key);
+            let key = key.map(|BorrowedText(key)| key);
             if key.as_ref().is_some_and(|key| key.is_empty() || key.len() > KEY_BYTES_MAX) {
                 return Err(BadCommand::new("bad_key", format!("key has 1 to {KEY_BYTES_MAX} bytes")));
             }
-            Ok(Command::Publish { channel, kind, payload, key })
+            Ok(ClientCommand::Publish { channel, kind, payload, key })
         }
-        Some("ping") => Ok(Command::Ping),
+        Some("ping") => Ok(ClientCommand::Ping),
         Some("auth") => {
-            let Text(token) = token.ok_or_else(|| BadCommand::new("bad_token", "token is missing"))?;
-            Ok(Command::Auth { token })
+            let BorrowedText(token) =
+                token.ok_or_else(|| BadCommand::new("bad_token", "token is missing"))?;
+            Ok(ClientCommand::Auth { token })
         }
         Some(_) => {
             Err(BadCommand::new("unknown_type", "type is subscribe, unsubscribe, publish, auth or ping"))
@@ -191,17 +192,19 @@ fn command(fields: Fields<'_>) -> Result<Command<'_>, BadCommand> {
 
 fn payload<'a>(
     data: Option<&'a RawValue>,
-    text: Option<Text<'a>>,
-    base64: Option<Text<'a>>,
+    text: Option<BorrowedText<'a>>,
+    base64: Option<BorrowedText<'a>>,
 ) -> Result<(Kind, Cow<'a, [u8]>), BadCommand> {
     match (data, text, base64) {
         (Some(data), None, None) => {
             check_depth(data.get().as_bytes()).map_err(|why| BadCommand::new("too_deep", why.to_string()))?;
             Ok((Kind::Data, Cow::Borrowed(data.get().as_bytes())))
         }
-        (None, Some(Text(Cow::Borrowed(text))), None) => Ok((Kind::Text, Cow::Borrowed(text.as_bytes()))),
-        (None, Some(Text(Cow::Owned(text))), None) => Ok((Kind::Text, Cow::Owned(text.into_bytes()))),
-        (None, None, Some(Text(base64))) => match BASE64.decode(base64.as_bytes()) {
+        (None, Some(BorrowedText(Cow::Borrowed(text))), None) => {
+            Ok((Kind::Text, Cow::Borrowed(text.as_bytes())))
+        }
+        (None, Some(BorrowedText(Cow::Owned(text))), None) => Ok((Kind::Text, Cow::Owned(text.into_bytes()))),
+        (None, None, Some(BorrowedText(base64))) => match BASE64.decode(base64.as_bytes()) {
             Ok(bytes) => Ok((Kind::Binary, Cow::Owned(bytes))),
             Err(_) => Err(BadCommand::new("bad_base64", "base64 is not base64 with padding (RFC 4648 4)")),
         },
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn good_requests() {
-        let Ok(Command::Subscribe { channel, since, echo }) =
+        let Ok(ClientCommand::Subscribe { channel, since, echo }) =
             parse(r#"{"type":"subscribe","ch":"a","since":"5-6","unknown":{"x":[1]}}"#).command
         else {
             panic!("a subscribe")
@@ -278,7 +281,8 @@ mod tests {
             ("a", Since::After(MessageId { epoch: 5, seq: 6 }), true)
         );
         let text = r#"{"ref": 7, "type":"publish","ch":"a","data": {"x": [1, 2.50]} }"#;
-        let Request { reference, command: Ok(Command::Publish { kind, payload, key, .. }) } = parse(text)
+        let ClientRequest { reference, command: Ok(ClientCommand::Publish { kind, payload, key, .. }) } =
+            parse(text)
         else {
             panic!("a publish")
         };
@@ -288,20 +292,22 @@ mod tests {
         );
         assert!(matches!(payload, Cow::Borrowed(_)), "nothing is copied");
         let escaped = parse(r#"{"type":"publish","ch":"a","text":"a\nb","key":"k"}"#);
-        let Ok(Command::Publish { kind, payload, key, .. }) = escaped.command else { panic!("a publish") };
+        let Ok(ClientCommand::Publish { kind, payload, key, .. }) = escaped.command else {
+            panic!("a publish")
+        };
         assert_eq!((kind, &payload[..], key.as_deref()), (Kind::Text, &b"a\nb"[..], Some("k")));
-        let Ok(Command::Publish { kind, payload, .. }) =
+        let Ok(ClientCommand::Publish { kind, payload, .. }) =
             parse(r#"{"type":"publish","ch":"a","base64":"AP8="}"#).command
         else {
             panic!("a publish")
         };
         assert_eq!((kind, &payload[..]), (Kind::Binary, &[0, 255][..]));
-        assert!(matches!(parse(r#"{"type":"ping"}"#).command, Ok(Command::Ping)));
+        assert!(matches!(parse(r#"{"type":"ping"}"#).command, Ok(ClientCommand::Ping)));
         assert!(matches!(
             parse(r#"{"type":"unsubscribe","ch":"a"}"#).command,
-            Ok(Command::Unsubscribe { .. })
+            Ok(ClientCommand::Unsubscribe { .. })
         ));
-        assert!(matches!(parse(r#"{"type":"auth","token":"x"}"#).command, Ok(Command::Auth { .. })));
+        assert!(matches!(parse(r#"{"type":"auth","token":"x"}"#).command, Ok(ClientCommand::Auth { .. })));
     }
 
     #[test]
@@ -358,7 +364,7 @@ mod tests {
             r#"{"type":"publish","ch":"a","text":"x","key":"\udfff\ud800","ref":5}"#,
             r#"{"type":"publish","type":"publish","ref":5}"#,
         ] {
-            let Request { reference, command } = parse(text);
+            let ClientRequest { reference, command } = parse(text);
             assert_eq!(command.unwrap_err().code, "bad_json", "{text}");
             assert_eq!(reference.map(RawValue::get), Some("5"), "{text}");
         }

@@ -133,7 +133,7 @@ pub fn gap_frame(channel: &str, gap: &Gap) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::GapWhy;
+    use crate::ids::GapReason;
 
     #[test]
     fn notices_read_as_documented() {
@@ -176,7 +176,7 @@ mod tests {
             after: MessageId { epoch: 7, seq: 1 },
             resume: MessageId { epoch: 7, seq: 4 },
             missed: Some(3),
-            why: GapWhy::Slow,
+            why: GapReason::Slow,
         };
         let expected = r#"{"type":"gap","ch":"a","after":"7-1","resume":"7-4","missed":3,"why":"slow"}"#;
         assert_eq!(gap_json("a", &gap), expected);

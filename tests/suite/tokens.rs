@@ -4,7 +4,7 @@
 use jsonwebtoken::{Algorithm, EncodingKey};
 use oyez::access::grant::Grant;
 use oyez::access::keys::{BadKey, Keys, SigningKey};
-use oyez::access::token::{LEEWAY_SECONDS, NewClaims, Rights, TOKEN_BYTES_MAX, Verifier};
+use oyez::access::token::{LEEWAY_SECONDS, NewClaims, OyezClaim, TOKEN_BYTES_MAX, Verifier};
 use oyez::close::{ClaimName, TokenFault};
 use oyez::ids::ChannelName;
 use proptest::prelude::*;
@@ -137,7 +137,7 @@ fn other_key_pairs() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
 }
 
 fn some_claims() -> NewClaims {
-    let oyez = Rights { subscribe: vec!["a".to_owned()], ..Rights::default() };
+    let oyez = OyezClaim { subscribe: vec!["a".to_owned()], ..OyezClaim::default() };
     NewClaims { sub: Some("alice".to_owned()), exp: NOW + 60, oyez, ..NewClaims::default() }
 }
 
@@ -582,7 +582,7 @@ proptest! {
         publish in proptest::collection::vec("[a-z.]{1,5}\\*?|\\*", 0..4),
         name in "[a-z.]{1,6}",
     ) {
-        let rights = Rights { subscribe: subscribe.clone(), publish: publish.clone(), ..Rights::default() };
+        let rights = OyezClaim { subscribe: subscribe.clone(), publish: publish.clone(), ..OyezClaim::default() };
         let claims = NewClaims { exp: NOW + 60, oyez: rights, ..NewClaims::default() };
         let token = SigningKey::from_secret(SECRET).unwrap().sign(&claims, None).unwrap();
         let grant = judge(&token).unwrap();

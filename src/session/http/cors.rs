@@ -50,7 +50,7 @@ pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>)
         (Ok(origin), Ok(host)) => match origin::judge(origin, host, &ctx.http_config.origins) {
             // A server that is open to its own machine is open to the pages that this machine serves.
             OriginVerdict::Foreign
-                if ctx.authenticator.only_this_machine && origin.is_some_and(origin::is_of_this_machine) =>
+                if ctx.authenticator.loopback_only && origin.is_some_and(origin::is_loopback_origin) =>
             {
                 OriginVerdict::Allowed
             }
@@ -88,7 +88,7 @@ pub(in crate::session) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionC
 }
 
 fn warn(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext<'_>) {
-    let Some(suppressed) = ctx.authenticator.refusal_log.take(ctx.now) else {
+    let Some(suppressed) = ctx.authenticator.rejection_log.take(ctx.now) else {
         ctx.metrics.log_lines_suppressed += 1;
         return;
     };

@@ -64,9 +64,9 @@ fn dispatch(
     let mut manner = request.manner();
     manner.date = ctx.authenticator.http_date();
     // A program that names no host at all is no browser.
-    if ctx.authenticator.only_this_machine
+    if ctx.authenticator.loopback_only
         && let Ok(Some(host)) = request.host()
-        && !origin::names_this_machine(host)
+        && !origin::is_loopback_host(host)
     {
         let message = "this server is open to its own machine only, by the name localhost or its address; \
                        --anonymous or a key lets it answer to other names";
@@ -219,7 +219,7 @@ fn enter(request: &Request<'_>, route: &Route, ctx: &mut SessionContext<'_>) -> 
         Route::Connections => grant.admin,
         // A ticket stands for a token.
         Route::Tickets => rights.is_some() || ctx.authenticator.verifier.is_none(),
-        Route::Channels => !ctx.authenticator.is_shut() || rights.is_some(),
+        Route::Channels => !ctx.authenticator.requires_token() || rights.is_some(),
         _ => true,
     };
     if may { Ok(rights) } else { Err(auth_state::forbidden(&rights, ctx.authenticator)) }
@@ -242,7 +242,7 @@ fn asset_response(asset: &Asset, manner: &ResponseOptions) -> Vec<u8> {
 
 /// The client that a request is of, if a trusted proxy sent it for somebody.
 fn client_of(request: &Request<'_>, ctx: &SessionContext<'_>) -> Option<IpAddr> {
-    ctx.limiter.client_behind(*ctx.peer, request.fields.all("x-forwarded-for"))
+    ctx.limiter.forwarded_client(*ctx.peer, request.fields.all("x-forwarded-for"))
 }
 
 /// A connection becomes one client's, for as long as it lasts. If it came from that client itself, it has been
@@ -252,7 +252,7 @@ fn come_in(request: &Request<'_>, ctx: &mut SessionContext<'_>) -> Result<(), Ht
     if client != ctx.peer.ip().to_canonical() {
         *ctx.peer = Peer::from(client);
     }
-    ctx.limiter.enter(ctx.peer, ctx.now).map_err(|over| {
+    ctx.limiter.admit(ctx.peer, ctx.now).map_err(|over| {
         ctx.metrics.limit(over.limit);
         crate::session::farewell(over.reason(), ctx.limits)
     })
@@ -293,7 +293,7 @@ fn open_web_socket(
         Protocol::V1 => channel,
     };
     let mut subscription = channel.map(|channel| (channel, options));
-    let auth = if rights.is_none() && ctx.authenticator.is_shut() {
+    let auth = if rights.is_none() && ctx.authenticator.requires_token() {
         Some(AuthState::expected(subscription.take(), ctx))
     } else {
         AuthState::of(rights.clone(), ctx)

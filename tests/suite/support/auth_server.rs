@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oyez::access::keys::{Keys, SigningKey};
-use oyez::access::token::{NewClaims, Rights, Verifier};
+use oyez::access::token::{NewClaims, OyezClaim, Verifier};
 
 use super::client::Client;
 use super::frames;
@@ -61,7 +61,7 @@ pub fn verifier() -> Verifier {
 /// Claims of a user, valid for an hour from `now`.
 pub fn claims(sub: &str, subscribe: &[&str], publish: &[&str], now: u64) -> NewClaims {
     let list = |patterns: &[&str]| patterns.iter().map(|one| (*one).to_owned()).collect();
-    let oyez = Rights { subscribe: list(subscribe), publish: list(publish), ..Rights::default() };
+    let oyez = OyezClaim { subscribe: list(subscribe), publish: list(publish), ..OyezClaim::default() };
     NewClaims { sub: Some(sub.to_owned()), iat: now, exp: now + 3_600, oyez, ..NewClaims::default() }
 }
 

@@ -10,7 +10,7 @@ use rustls::pki_types::alg_id;
 
 /// A file format that is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileForm {
+pub enum UnsupportedFormat {
     /// UTF-8 with a byte order mark, as editors on Windows write it.
     ByteOrderMark,
     /// UTF-16, with a byte order mark.
@@ -25,55 +25,55 @@ pub enum FileForm {
     OpenSsh,
 }
 
-impl FileForm {
+impl UnsupportedFormat {
     /// Recognizes a file that is to be PEM.
-    pub fn of(file: &[u8]) -> Option<FileForm> {
+    pub fn of(file: &[u8]) -> Option<UnsupportedFormat> {
         let has = |words: &[u8]| memchr::memmem::find(file, words).is_some();
-        if let Some(form) = FileForm::of_text(file) {
+        if let Some(form) = UnsupportedFormat::of_text(file) {
             return Some(form);
         }
         match file {
             // RFC 7292 4: a sequence that begins with its version, 3.
-            [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x80, 2, 1, 3, ..] => Some(FileForm::Pkcs12),
+            [0x30, 0x82, _, _, 2, 1, 3, ..] | [0x30, 0x80, 2, 1, 3, ..] => Some(UnsupportedFormat::Pkcs12),
             [0x30, length @ (0x20..=0x7f), ..] if file.len() == 2 + usize::from(*length) => {
-                Some(FileForm::Der)
+                Some(UnsupportedFormat::Der)
             }
-            [0x30, 0x81 | 0x82, ..] => Some(FileForm::Der),
+            [0x30, 0x81 | 0x82, ..] => Some(UnsupportedFormat::Der),
             _ if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"\nProc-Type: 4,ENCRYPTED") => {
-                Some(FileForm::Encrypted)
+                Some(UnsupportedFormat::Encrypted)
             }
-            _ if has(b"-----BEGIN OPENSSH PRIVATE KEY-----") => Some(FileForm::OpenSsh),
+            _ if has(b"-----BEGIN OPENSSH PRIVATE KEY-----") => Some(UnsupportedFormat::OpenSsh),
             _ => None,
         }
     }
 
     /// Recognizes a file that is to be text.
-    pub fn of_text(file: &[u8]) -> Option<FileForm> {
+    pub fn of_text(file: &[u8]) -> Option<UnsupportedFormat> {
         match file {
-            [0xef, 0xbb, 0xbf, ..] => Some(FileForm::ByteOrderMark),
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(FileForm::Utf16),
+            [0xef, 0xbb, 0xbf, ..] => Some(UnsupportedFormat::ByteOrderMark),
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some(UnsupportedFormat::Utf16),
             _ => None,
         }
     }
 }
 
-impl fmt::Display for FileForm {
+impl fmt::Display for UnsupportedFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            FileForm::ByteOrderMark => {
+            UnsupportedFormat::ByteOrderMark => {
                 "it begins with a byte order mark, which hides its first line; take it off: `sed -i '1s/^\\xef\\xbb\\xbf//' FILE`"
             }
-            FileForm::Utf16 => "it is UTF-16; make it ASCII: `iconv -f UTF-16 -t ASCII FILE > NEW`",
-            FileForm::Der => {
+            UnsupportedFormat::Utf16 => "it is UTF-16; make it ASCII: `iconv -f UTF-16 -t ASCII FILE > NEW`",
+            UnsupportedFormat::Der => {
                 "it is binary (DER) and not PEM: `openssl x509 -inform der -in FILE -out NEW` for a certificate, `openssl pkey -inform der -in FILE -out NEW` for a key"
             }
-            FileForm::Pkcs12 => {
+            UnsupportedFormat::Pkcs12 => {
                 "it is PKCS#12 and not PEM: `openssl pkcs12 -in FILE -nokeys -out CERT` and `openssl pkcs12 -in FILE -nocerts -nodes -out KEY`"
             }
-            FileForm::Encrypted => {
+            UnsupportedFormat::Encrypted => {
                 "the private key is encrypted, and the server cannot ask for its passphrase: `openssl pkey -in FILE -out NEW` removes it"
             }
-            FileForm::OpenSsh => {
+            UnsupportedFormat::OpenSsh => {
                 "it is a key of OpenSSH's own form: `ssh-keygen -p -m PKCS8 -f FILE` changes it in its place"
             }
         })
@@ -85,36 +85,36 @@ pub fn describe_key(der: &[u8]) -> String {
     const NEW: &str =
         "make a new one with `openssl ecparam -name prime256v1 -genkey -noout`, and have it certified";
     match key_kind(der) {
-        Some(Kind::Rsa(bits)) if !(2_048..=8_192).contains(&bits) => {
+        Some(KeyKind::Rsa(bits)) if !(2_048..=8_192).contains(&bits) => {
             format!("an RSA key of {bits} bits; it takes 2048 to 8192: {NEW}")
         }
-        Some(Kind::Rsa(_)) => "an RSA key that cannot be used".to_owned(),
-        Some(Kind::Other(oid)) => {
+        Some(KeyKind::Rsa(_)) => "an RSA key that cannot be used".to_owned(),
+        Some(KeyKind::Other(oid)) => {
             format!("a key of the kind {}; P-256, P-384, Ed25519 and RSA are: {NEW}", name(&oid))
         }
         None => "not a private key, or damaged".to_owned(),
     }
 }
 
-enum Kind {
+enum KeyKind {
     Rsa(usize),
     /// A curve, or an algorithm that has only one: its object identifier.
     Other(Vec<u8>),
 }
 
-fn key_kind(der: &[u8]) -> Option<Kind> {
+fn key_kind(der: &[u8]) -> Option<KeyKind> {
     let (content, _) = element(der, SEQUENCE)?;
     let (version, rest) = element(content, INTEGER)?;
     if let Some((_, rest)) = element(rest, OCTET_STRING) {
         // RFC 5915 3: version 1, the key, and its curve.
         let (parameters, _) = element(rest, 0xa0)?;
-        return Some(Kind::Other(element(parameters, OID)?.0.to_vec()));
+        return Some(KeyKind::Other(element(parameters, OID)?.0.to_vec()));
     }
     if version == [0]
         && let Some((modulus, _)) = element(rest, INTEGER)
     {
         // RFC 8017 A.1.2.
-        return Some(Kind::Rsa(bits(modulus)));
+        return Some(KeyKind::Rsa(bits(modulus)));
     }
     // RFC 5958 2: version, algorithm, key.
     let (algorithm, rest) = element(rest, SEQUENCE)?;
@@ -123,7 +123,7 @@ fn key_kind(der: &[u8]) -> Option<Kind> {
         return key_kind(key);
     }
     let (oid, parameters) = element(algorithm, OID)?;
-    Some(Kind::Other(element(parameters, OID).map_or(oid, |(curve, _)| curve).to_vec()))
+    Some(KeyKind::Other(element(parameters, OID).map_or(oid, |(curve, _)| curve).to_vec()))
 }
 
 /// The name that openssl has for an object identifier.

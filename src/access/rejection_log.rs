@@ -3,7 +3,7 @@
 //! A page that is refused does not learn why: the browser shows close code 1006 or "Failed to fetch". So the log has to
 //! name the reason, at a bounded rate: pages try again, and any client can send such requests.
 
-use super::rate::{Bucket, Rate, Take};
+use super::rate::{Rate, Take, TokenBucket};
 use crate::time::LoopTime;
 
 /// Lines at once: a few pages of a few origins, found in one look at the log.
@@ -14,19 +14,19 @@ const SECONDS_PER_LINE: u32 = 10;
 
 /// The limit on the lines that refusals leave in the log.
 #[derive(Debug, Default)]
-pub struct RefusalLog {
-    bucket: Option<Bucket>,
+pub struct RejectionLog {
+    bucket: Option<TokenBucket>,
     suppressed: u64,
 }
 
-impl RefusalLog {
+impl RejectionLog {
     /// Returns how many refusals were not logged since the last line, if this one is to be logged.
     pub fn take(&mut self, now: LoopTime) -> Option<u64> {
         let rate = Rate { per_second: std::num::NonZeroU32::MIN, burst: BURST };
-        let bucket = self.bucket.get_or_insert_with(|| Bucket::full(rate, now));
+        let bucket = self.bucket.get_or_insert_with(|| TokenBucket::full(rate, now));
         match bucket.take(rate, SECONDS_PER_LINE, now) {
             Take::Granted => Some(std::mem::take(&mut self.suppressed)),
-            Take::Wait { .. } => {
+            Take::Denied { .. } => {
                 self.suppressed += 1;
                 None
             }
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn refusals_are_logged_at_a_bounded_rate_and_the_rest_is_counted() {
-        let mut log = RefusalLog::default();
+        let mut log = RejectionLog::default();
         let start = LoopTime::from_millis(7);
         let lines = (0..1_000).filter_map(|_| log.take(start)).collect::<Vec<_>>();
         assert_eq!(lines, [0; LINES_AT_ONCE as usize]);
