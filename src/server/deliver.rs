@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::net::outbox::{Enqueue, Left, Pace};
 use crate::net::transport::Transport;
 use crate::session::intent::Intent;
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::notice::Notice;
 use crate::wire::{self, Form};
@@ -63,28 +64,31 @@ impl<T: Transport> Engine<T> {
                 let reference = reference.as_deref();
                 match self.subscribe(id, &channel, options, &rights, now) {
                     Ok(joined) => self.send_subscribed(id, &channel, options, &joined, now),
-                    Err(no) => self.refuse_subscription(id, channel.as_str(), options, no, reference, now),
+                    Err(rejection) => {
+                        self.reject_subscription(id, channel.as_str(), options, rejection, reference, now);
+                    }
                 }
             }
             Intent::Unsubscribe { channel, reference } => {
                 let ch = channel.as_str();
                 let left = self.hub.find(ch).is_some_and(|channel| self.unsubscribe(id, channel, now));
-                let reference = reference.as_deref();
-                let message = "there is no subscription to this channel";
-                let no = Notice::Error { reference, ch: Some(ch), code: "not_subscribed", message };
-                self.send_notice(id, &if left { Notice::Unsubscribed { ch } } else { no });
+                if left {
+                    self.send_notice(id, &Notice::Unsubscribed { ch });
+                } else if let Some(frame) = Rejection::NotSubscribed.v1(reference.as_deref(), Some(ch)) {
+                    self.send(id, &frame);
+                }
             }
             Intent::Publish { channel, kind, payload, receipt, rights } => {
                 // Before a channel is made for it.
-                if let Err(too_fast) = self.pace(id, &rights, payload.len(), &receipt, now) {
-                    return self.reject_rate_limited(id, too_fast, &receipt, now);
+                if let Err(rejection) = self.pace(id, &rights, payload.len(), &receipt, now) {
+                    return self.reject_publication(id, rejection, channel.as_ref(), &receipt, now);
                 }
                 match self.channel_to_publish_on(id, channel.as_ref(), &receipt, &rights) {
                     Ok(channel_id) => {
                         let name = channel.as_ref();
                         self.publish(id, channel_id, name, kind, &payload, receipt, &rights, now);
                     }
-                    Err(no) => self.refuse_publication(id, no, channel.as_ref(), &receipt, now),
+                    Err(rejection) => self.reject_publication(id, rejection, channel.as_ref(), &receipt, now),
                 }
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),

@@ -77,7 +77,8 @@ use crate::net::acceptor::Acceptor;
 use crate::net::listener::{Accept, Listener};
 use crate::net::token::{id_of, token_of};
 use crate::session::HttpConfig;
-use crate::session::http::response::{HttpError, ResponseOptions};
+use crate::session::http::response::ResponseOptions;
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use engine::Engine;
 use memory::AllocatedBytes;
@@ -566,5 +567,5 @@ impl<E: Acceptor> Server<E> {
 
 /// The response to a client for which there is no connection.
 fn overload_response(date: Rc<str>) -> Vec<u8> {
-    HttpError::no_room().respond(&ResponseOptions::last(date))
+    Rejection::ConnectionTableFull.http().respond(&ResponseOptions::last(date))
 }

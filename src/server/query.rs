@@ -18,8 +18,9 @@ use crate::metrics::MemoryStep;
 use crate::metrics::exposition::{self, Levels};
 use crate::net::transport::Transport;
 use crate::session::http::query::{Listing, Progress, Query};
-use crate::session::http::response::{HttpError, ResponseOptions, retry_after_seconds};
+use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::session::intent::Question;
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::chunk::{self, LAST_CHUNK};
 
@@ -48,7 +49,7 @@ impl<T: Transport> Engine<T> {
         let is_new = !query.progress.has_begun();
         if is_new && let Some(refusal) = self.refuse_query(&query.question) {
             self.shared.metrics.reject(refusal.code());
-            self.answer(id, refusal.respond(&query.manner).into(), now);
+            self.answer(id, refusal.http().respond(&query.manner).into(), now);
             return Cost::SLICE;
         }
         if is_new && let Some((response, cost)) = self.respond_whole(id, &query, cache, now) {
@@ -97,17 +98,19 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the error for a query that arrives now, if the server is to refuse it. The only place where a query is
     /// refused because of the state of the server.
-    fn refuse_query(&self, question: &Question) -> Option<HttpError> {
+    fn refuse_query(&self, question: &Question) -> Option<Rejection> {
         match question {
             // Health checks and metrics are served until the end.
             Question::Metrics => None,
-            Question::Ready if self.is_leaving => Some(HttpError::drain(self.shared.limits.drain_delay_ms)),
+            Question::Ready if self.is_leaving => {
+                Some(Rejection::Draining { retry_ms: self.shared.limits.drain_delay_ms })
+            }
             Question::Channels { .. } | Question::History { .. }
                 if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) =>
             {
-                Some(HttpError::low_memory())
+                Some(Rejection::LowMemory)
             }
-            _ => self.drain_retry_ms().map(HttpError::drain),
+            _ => self.drain_retry_ms().map(|retry_ms| Rejection::Draining { retry_ms }),
         }
     }
 
@@ -222,12 +225,12 @@ impl<T: Transport> Engine<T> {
                 let refusal = match no {
                     TicketError::TableFull { retry_ms } => {
                         let message = "as many tickets are out as can be";
-                        HttpError::unavailable("tickets_out", message, retry_after_seconds(retry_ms))
+                        HttpError::new(503, "tickets_out", message).retry_after(retry_ms)
                     }
                     TicketError::QuotaExceeded { retry_ms } => {
                         self.shared.metrics.limit(Limit::TicketsPerClient);
                         let message = "this client has as many unused tickets as it may have";
-                        HttpError::too_many("too_many_tickets", message, retry_ms)
+                        HttpError::new(429, "too_many_tickets", message).retry_after(retry_ms)
                     }
                 };
                 self.shared.metrics.reject(refusal.code());

@@ -21,25 +21,10 @@ use crate::hub::{Joined, Moved, SubscribeOptions, Subscription, SubscriptionStat
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
 use crate::net::outbox::{Left, Pace, high_water};
 use crate::net::transport::Transport;
-use crate::session::auth_state::FORBIDDEN;
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::notice::{self, Id, Notice};
 use crate::wire::{self, Form};
-
-/// Why somebody does not become a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotSubscribed {
-    /// It is one.
-    Taken,
-    /// It is a member of as many channels as it may be.
-    TooMany,
-    /// There are as many channels as there may be.
-    ChannelsFull,
-    /// It has no right to that.
-    Forbidden,
-    /// The connection is closing.
-    Gone,
-}
 
 impl<T: Transport> Engine<T> {
     /// Says hello in `oyez.v1`. Its cursor is that from which the subscription continues, if there is one: a
@@ -75,8 +60,8 @@ impl<T: Transport> Engine<T> {
         self.send_notice(id, &hello);
         match joined {
             Some((channel, options, Ok(joined))) => self.send_subscribed(id, &channel, options, &joined, now),
-            Some((channel, options, Err(no))) => {
-                self.refuse_subscription(id, channel.as_str(), options, no, None, now);
+            Some((channel, options, Err(rejection))) => {
+                self.reject_subscription(id, channel.as_str(), options, rejection, None, now);
             }
             None => {}
         }
@@ -100,41 +85,41 @@ impl<T: Transport> Engine<T> {
         options: SubscribeOptions,
         rights: &Rights,
         now: LoopTime,
-    ) -> Result<Joined, NotSubscribed> {
+    ) -> Result<Joined, Rejection> {
         // Before anything is looked for: the answer is the same for a channel that is not there.
         if !self.shared.authenticator.grant(rights).may_subscribe(name) {
-            return Err(NotSubscribed::Forbidden);
+            return Err(Rejection::PermissionDenied);
         }
         if let Some(retry_ms) = self.drain_retry_ms() {
             self.close(id, Reason::Drain { retry_ms }, now);
-            return Err(NotSubscribed::Gone);
+            return Err(Rejection::ConnectionClosing);
         }
         // One that is dead already may have published something first.
         let Some(slot) = self.slots.get(id).filter(|slot| !slot.is_close_queued()) else {
-            return Err(NotSubscribed::Gone);
+            return Err(Rejection::ConnectionClosing);
         };
         let mut channels = slot.subscriptions.as_slice().len() + self.hub.channels_created_by(id);
         if let Some(channel) = self.hub.find(name.as_str()) {
             if slot.subscriptions.find(channel).is_some() {
-                return Err(NotSubscribed::Taken);
+                return Err(Rejection::AlreadySubscribed);
             }
             // A channel that it created is already counted.
             channels = channels.saturating_sub(usize::from(self.hub.is_creator(channel, id)));
             if channels >= self.shared.limits.channels_per_client_max {
                 self.shared.metrics.limit(Limit::ChannelsPerClient);
-                return Err(NotSubscribed::TooMany);
+                return Err(Rejection::TooManyChannels(Limit::ChannelsPerClient));
             }
         } else if channels >= self.shared.limits.channels_per_client_max {
             self.shared.metrics.limit(Limit::ChannelsPerClient);
-            return Err(NotSubscribed::TooMany);
+            return Err(Rejection::TooManyChannels(Limit::ChannelsPerClient));
         }
         // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
         self.deliver_unsent(id, now);
         if self.slots.get(id).is_none_or(Slot::is_close_queued) {
             // Its outbox could not take them.
-            return Err(NotSubscribed::Gone);
+            return Err(Rejection::ConnectionClosing);
         }
-        let joined = self.hub.subscribe(name, id, options, now).map_err(|_| NotSubscribed::ChannelsFull)?;
+        let joined = self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
         if let Some(slot) = self.slots.get_mut(id) {
             if joined.subscription.place == SubscriptionState::CatchingUp {
                 self.pressure.end(slot, now);
@@ -207,33 +192,24 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    pub(super) fn refuse_subscription(
+    /// Reports to a client that it is not subscribed. A raw WebSocket and an event stream have no error messages and
+    /// are closed.
+    pub(super) fn reject_subscription(
         &mut self,
         id: SlotId,
         ch: &str,
         options: SubscribeOptions,
-        no: NotSubscribed,
+        rejection: Rejection,
         reference: Option<&RawValue>,
         now: LoopTime,
     ) {
         if options.form != Form::Envelope {
-            match no {
-                NotSubscribed::ChannelsFull => self.close_with(id, Reason::OverCapacity, now),
-                NotSubscribed::Forbidden => self.close_with(id, Reason::Forbidden, now),
-                NotSubscribed::Taken | NotSubscribed::TooMany | NotSubscribed::Gone => {}
+            if let Some(reason) = rejection.close() {
+                self.close_with(id, reason, now);
             }
-            return;
+        } else if let Some(frame) = rejection.v1(reference, Some(ch)) {
+            self.send(id, &frame);
         }
-        let (code, message) = match no {
-            NotSubscribed::Taken => ("already_subscribed", "there is a subscription to this channel already"),
-            NotSubscribed::TooMany => {
-                ("too_many_channels", "this connection has as many channels as it may have")
-            }
-            NotSubscribed::ChannelsFull => ("over_capacity", "the server has as many channels as it takes"),
-            NotSubscribed::Forbidden => ("forbidden", FORBIDDEN),
-            NotSubscribed::Gone => return,
-        };
-        self.send_notice(id, &Notice::Error { reference, ch: Some(ch), code, message });
     }
 
     /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
@@ -257,8 +233,9 @@ impl<T: Transport> Engine<T> {
                 return self.close(id, Reason::Forbidden, now);
             }
             self.unsubscribe(id, channel, now);
-            let (ch, code, message) = (Some(&name[..]), "forbidden", FORBIDDEN);
-            self.send_notice(id, &Notice::Error { reference: None, ch, code, message });
+            if let Some(frame) = Rejection::PermissionDenied.v1(None, Some(&name)) {
+                self.send(id, &frame);
+            }
         }
     }
 

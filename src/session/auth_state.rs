@@ -7,6 +7,7 @@ use super::http::request::Request;
 use super::http::response::HttpError;
 use super::http::routes;
 use super::http::upgrade;
+use super::rejection::Rejection;
 use crate::access::authenticator::{Authenticator, Rights};
 use crate::access::grant::Grant;
 use crate::close::{Reason, TokenFault};
@@ -175,7 +176,7 @@ fn bearer(field: &[u8]) -> Option<&[u8]> {
 /// 401: what it shows is not taken. It is not told that to another in place of this one.
 pub(super) fn unauthorized(fault: TokenFault) -> HttpError {
     if fault == TokenFault::TicketInUse {
-        return HttpError::unavailable(fault.as_str(), &fault.to_string(), 1);
+        return HttpError::new(503, fault.as_str(), fault.to_string()).retry_after(1_000);
     }
     // RFC 6750 3.1: no error code for who has shown nothing.
     let challenge = if fault == TokenFault::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
@@ -188,8 +189,5 @@ pub(super) fn forbidden(rights: &Rights, authenticator: &Authenticator) -> HttpE
     if rights.is_none() && authenticator.verifier.is_some() {
         return unauthorized(TokenFault::Missing);
     }
-    HttpError::new(403, "forbidden", FORBIDDEN)
+    Rejection::PermissionDenied.http()
 }
-
-/// A sentence for who lacks a right.
-pub const FORBIDDEN: &str = "your rights do not reach that far";

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use super::SessionContext;
 use super::auth_state::{self, AuthState};
 use super::intent::{Intent, Receipt};
+use super::rejection::Rejection;
 use crate::access::limit::Limit;
 use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
 use crate::access::token::TOKEN_BYTES_MAX;
@@ -116,9 +117,8 @@ fn authenticate(
         if form == Form::Raw {
             return Some(Reason::RateLimited { retry_ms });
         }
-        let message = &format!("not looked at: this is too fast, retry_ms={retry_ms}");
-        let notice = Notice::Error { reference, ch: None, code: "rate_limited", message };
-        ctx.intents.push(Intent::Send(notice.to_frame().into()));
+        let error = Rejection::RateLimited { retry_ms }.v1(reference, None);
+        ctx.intents.extend(error.map(|frame| Intent::Send(frame.into())));
         return None;
     }
     let grant = match ctx.authenticator.verify(token.as_bytes()) {

@@ -22,6 +22,7 @@ mod heartbeat;
 pub mod http;
 pub mod intent;
 mod open;
+pub mod rejection;
 mod unfinished;
 pub mod websocket;
 
@@ -30,7 +31,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::access::authenticator::Authenticator;
-use crate::access::connection_limiter::{ConnectionLimiter, TOO_MANY_RETRY_MS};
+use crate::access::connection_limiter::ConnectionLimiter;
 use crate::access::grant::Grant;
 use crate::access::origin::OriginPattern;
 use crate::close::Reason;
@@ -48,6 +49,7 @@ use heartbeat::Heartbeat;
 use http::query::Query;
 use http::response::{HttpError, ResponseOptions};
 use intent::Intent;
+use rejection::Rejection;
 
 pub use closing::Closing;
 pub use http::connection::{Body, Head, Responding};
@@ -605,20 +607,6 @@ impl State {
 /// The extension for a message whose rest may have arrived and not been read: longer than any turn.
 const UNREAD_MESSAGE_MS: u32 = 1_000;
 
-/// What a client of HTTP hears when its connection is closed.
-fn farewell(reason: Reason, limits: &Limits) -> HttpError {
-    match reason {
-        Reason::HandshakeTimeout => HttpError::head_too_late(limits),
-        Reason::BodyTimeout => HttpError::body_too_late(limits),
-        Reason::Drain { retry_ms } => HttpError::drain(retry_ms),
-        Reason::RateLimited { retry_ms } => HttpError::rate_limited(retry_ms),
-        // Of HTTP clients, only debtors are closed as slow.
-        Reason::LowMemory | Reason::Slow => HttpError::low_memory(),
-        Reason::TooManyConnections => HttpError::too_many_connections(TOO_MANY_RETRY_MS),
-        _ => HttpError::no_room(),
-    }
-}
-
 /// Answers a client of HTTP whose connection is closed, and says goodbye.
 fn answer(
     reason: Reason,
@@ -628,7 +616,7 @@ fn answer(
     now: LoopTime,
     outbox: &mut Outbox,
 ) -> State {
-    let refusal = farewell(reason, limits);
+    let refusal = Rejection::of_close(reason, limits).http();
     let response = refusal.respond(manner);
     say_last(reason, &refusal, response, limits, metrics, now, outbox)
 }

@@ -29,6 +29,7 @@ use crate::session::auth_state::{self, AuthState, CredentialSources};
 use crate::session::frame_scanner::FrameScanner;
 use crate::session::heartbeat::Heartbeat;
 use crate::session::intent::{Intent, Question};
+use crate::session::rejection::Rejection;
 use crate::session::{Open, SessionContext, State, Streaming};
 use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::command::KEY_BYTES_MAX;
@@ -254,7 +255,7 @@ fn come_in(request: &Request<'_>, ctx: &mut SessionContext<'_>) -> Result<(), Ht
     }
     ctx.limiter.admit(ctx.peer, ctx.now).map_err(|over| {
         ctx.metrics.limit(over.limit);
-        crate::session::farewell(over.reason(), ctx.limits)
+        Rejection::of_close(over.reason(), ctx.limits).http()
     })
 }
 
@@ -390,7 +391,7 @@ pub(in crate::session) fn refuse_connection(
     reason: Reason,
     ctx: &mut SessionContext<'_>,
 ) -> State {
-    let refusal = crate::session::farewell(reason, ctx.limits);
+    let refusal = Rejection::of_close(reason, ctx.limits).http();
     let date = ctx.authenticator.http_date();
     let later = request::of_known_version(head);
     let mut room = FieldRoom::new(ctx.limits);
@@ -487,7 +488,7 @@ fn begin_publish(
     }
     // A body in chunks has no length that is known to be small.
     if ctx.is_memory_short && !matches!(framing, Framing::Length(..=SMALL_BYTES)) {
-        return refuse(&HttpError::low_memory(), unread, rest, pending_responses, ctx);
+        return refuse(&Rejection::LowMemory.http(), unread, rest, pending_responses, ctx);
     }
     // Nor when a part of the body is there already.
     if asks_first && rest.is_empty() {

@@ -130,9 +130,8 @@ impl ResponseOptions {
     }
 }
 
-/// The value of `Retry-ConnectionHeader` for a time in milliseconds. Never 0: clients take that for at once, and all come back
-/// together.
-pub fn retry_after_seconds(retry_ms: u32) -> u32 {
+/// The value of `Retry-After` for a time in milliseconds. Never 0: clients would retry at once, all at the same time.
+fn retry_after_seconds(retry_ms: u32) -> u32 {
     retry_ms.div_ceil(1_000).max(1)
 }
 
@@ -152,65 +151,16 @@ impl HttpError {
         HttpError { status, code, message: message.into(), fields: Vec::new() }
     }
 
-    /// 503: there is no room, or no time left.
-    pub fn unavailable(code: &'static str, message: &str, retry_after_seconds: u32) -> HttpError {
-        HttpError::new(503, code, message).with("Retry-After", retry_after_seconds.to_string())
-    }
-
-    /// 503: the table of connections is full.
-    pub fn no_room() -> HttpError {
-        HttpError::unavailable("over_capacity", "the server has as many connections as it takes", 1)
+    /// Adds `Retry-After`.
+    #[must_use]
+    pub fn retry_after(self, retry_ms: u32) -> HttpError {
+        self.with("Retry-After", retry_after_seconds(retry_ms).to_string())
     }
 
     /// The response to a client that speaks plain HTTP where TLS is expected.
     pub fn tls_expected(date: Rc<str>) -> Vec<u8> {
         let error = HttpError::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
         error.respond(&ResponseOptions::last(date))
-    }
-
-    /// 503: the table of channels is full.
-    pub fn no_channel() -> HttpError {
-        HttpError::unavailable("over_capacity", "the server has as many channels as it takes", 1)
-    }
-
-    /// 503: the process is close to its memory budget. Unfinished messages leave it within their deadline of 30 s, and
-    /// closes of debtors earlier.
-    pub fn low_memory() -> HttpError {
-        HttpError::unavailable("low_memory", "the server is short of memory", 5)
-    }
-
-    /// 503: the server is on its way out.
-    pub fn drain(retry_ms: u32) -> HttpError {
-        HttpError::unavailable("drain", "the server is going away", retry_after_seconds(retry_ms))
-    }
-
-    /// 429: somebody does it too often.
-    pub fn rate_limited(retry_ms: u32) -> HttpError {
-        HttpError::new(429, "rate_limited", "this comes more often than it may; Retry-After says when it may")
-            .with("Retry-After", retry_after_seconds(retry_ms).to_string())
-    }
-
-    /// 429: the client has used up its share of a resource.
-    pub fn too_many(code: &'static str, message: &str, retry_ms: u32) -> HttpError {
-        HttpError::new(429, code, message).with("Retry-After", retry_after_seconds(retry_ms).to_string())
-    }
-
-    /// 429: the address has as many connections as it may.
-    pub fn too_many_connections(retry_ms: u32) -> HttpError {
-        HttpError::new(429, "too_many_connections", "this address has as many connections as it may")
-            .with("Retry-After", retry_after_seconds(retry_ms).to_string())
-    }
-
-    /// 408: the head did not come in time.
-    pub fn head_too_late(limits: &Limits) -> HttpError {
-        let message = format!("the request head was not complete after {} ms", limits.handshake_timeout_ms);
-        HttpError::new(408, "handshake_timeout", message)
-    }
-
-    /// 408: the body did not come in time.
-    pub fn body_too_late(limits: &Limits) -> HttpError {
-        let message = format!("the request body was not complete after {} ms", limits.body_timeout_ms);
-        HttpError::new(408, "body_timeout", message)
     }
 
     /// 413: the body is over the limit.
@@ -267,27 +217,13 @@ mod tests {
 
     #[test]
     fn refusals_say_what_they_are() {
-        let refusal = HttpError::unavailable("full", "no room", 1);
+        let refusal = HttpError::new(503, "full", "no room").retry_after(1_000);
         let answer = text(refusal.respond(&ResponseOptions::last(Rc::default())));
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{answer}");
         let (fields, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
         assert!(fields.contains("\r\nConnection: close\r\n"), "{answer}");
         assert_eq!(body, "{\"error\":{\"code\":\"full\",\"message\":\"no room\"}}\n");
-    }
-
-    #[test]
-    fn retry_after_is_never_zero() {
-        for (retry_ms, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2")] {
-            for refusal in [
-                HttpError::drain(retry_ms),
-                HttpError::rate_limited(retry_ms),
-                HttpError::too_many_connections(retry_ms),
-            ] {
-                let answer = text(refusal.respond(&ResponseOptions::last(Rc::default())));
-                assert!(answer.contains(&format!("\r\nRetry-After: {seconds}\r\n")), "{answer}");
-            }
-        }
     }
 
     #[test]
