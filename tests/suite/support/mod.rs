@@ -10,6 +10,7 @@ pub mod manual;
 pub mod process;
 pub mod relay;
 pub mod rig;
+pub mod source;
 pub mod terminal;
 pub mod tls;
 pub mod tokens;
