@@ -145,7 +145,7 @@ export class Oyez extends EventTarget {
   }
 
   /**
-   * Hears a channel. Handlers of one channel share one subscription, and `since` counts for the first of them.
+   * Subscribes to a channel. Handlers of one channel share one subscription, and `since` counts for the first of them.
    *
    * @param {string} name
    * @param {(message: {channel, id, n, from, user, own, kind, data}) => void} onmessage
@@ -283,10 +283,10 @@ export class Oyez extends EventTarget {
     if (this.#openSince !== null && Date.now() - this.#openSince >= GOOD_AFTER_MS) this.#failures = 0;
     this.#openSince = null;
 
-    const told = /\bretry_ms=(\d+)/.exec(reason);
+    const requested = /\bretry_ms=(\d+)/.exec(reason);
     const ceilingMs = Math.min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** this.#failures++);
-    const retry_ms = Math.floor(told ? Math.min(Number(told[1]), TIMER_MAX_MS) : this.#options.random() * ceilingMs);
-    this.#serverRequestedWait = told !== null;
+    const retry_ms = Math.floor(requested ? Math.min(Number(requested[1]), TIMER_MAX_MS) : this.#options.random() * ceilingMs);
+    this.#serverRequestedWait = requested !== null;
     this.#retryTimer = setTimeout(() => this.#connect(), retry_ms);
     this.#enter('waiting', { retry_ms, code, reason });
   }

@@ -124,7 +124,8 @@ impl SourceFile {
                 ('r', '"' | '#') if letter(at + 1) == '"' || letter(at + 2) == '"' => {
                     let hashes = usize::from(letter(at + 1) == '#');
                     at += hashes + 2;
-                    while at < letters.len() && (letter(at) != '"' || (hashes == 1 && letter(at + 1) != '#')) {
+                    while at < letters.len() && (letter(at) != '"' || (hashes == 1 && letter(at + 1) != '#'))
+                    {
                         at += 1;
                     }
                     let text = letters[start + hashes + 2..at].iter().collect();
