@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use super::client::Client;
 use super::tls::{self, Identity, Tunnel};
 
-/// How long a test waits for a condition before it fails: as long as a machine that is slow and busy may take.
-pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a test waits for a condition before it fails: longer than a machine that is slow, busy, or paused for
+/// minutes may take. A test that passes never waits for it.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Deadlines of servers under test, ten times [`TEST_TIMEOUT`], so that a slow machine never breaks one that a test
+/// Deadlines of servers under test, twice [`TEST_TIMEOUT`], so that a slow machine never breaks one that a test
 /// is not about. A test that is about a deadline sets its flag, which overrides the variable. No pings either:
 /// a client that waits for its turn in a test would answer late.
 pub const DEADLINES: [(&str, &str); 9] = [
