@@ -1,4 +1,4 @@
-//! The pieces of a delivery, each by itself: `cargo bench`, or `cargo bench -- frame` for one.
+//! Micro-benchmarks of the parts of a delivery: `cargo bench`, or `cargo bench -- frame` for one.
 #![allow(missing_docs, reason = "criterion's macros make items without docs")]
 
 use std::hint::black_box;
@@ -53,28 +53,28 @@ fn hub(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("hub_publish_and_queue");
     let now = LoopTime::from_millis(0);
     for (keeps, messages_max) in [("history", 100), ("journal", 100), ("no_history", 0)] {
-        for members in [1u32, 1_000, 100_000] {
+        for subscribers in [1u32, 1_000, 100_000] {
             let history = HistoryLimits { messages_max, ..HistoryLimits::default() };
             let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
             if keeps == "journal" {
                 hub.begin_tracking_changes();
             }
             let name = ChannelName::main();
-            let wish = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
-            for key in 0..members {
-                hub.subscribe(&name, id(key), wish, now).expect("there is room for one channel");
+            let options = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
+            for key in 0..subscribers {
+                hub.subscribe(&name, id(key), options, now).expect("there is room for one channel");
             }
             let channel = hub.open(&name).expect("it is there");
-            let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::Empty).collect();
-            group.throughput(Throughput::Elements(u64::from(members)));
-            group.bench_function(BenchmarkId::new(keeps, members), |bench| {
+            let mut outboxes: Vec<Outbox> = (0..subscribers).map(|_| Outbox::Empty).collect();
+            group.throughput(Throughput::Elements(u64::from(subscribers)));
+            group.bench_function(BenchmarkId::new(keeps, subscribers), |bench| {
                 bench.iter(|| {
                     hub.publish(channel, Kind::Text, black_box(&[b'x'; 64]), Sender::default(), None);
                     while let Some(channel) = hub.next_open_batch() {
-                        let Some((members, batch)) = hub.finish_batch(channel, now) else { continue };
-                        for &member in members.live(Form::Raw) {
-                            if let Some(portion) = batch.delivery(Form::Raw, member) {
-                                let _ = outboxes[member.key as usize]
+                        let Some((subscribers, batch)) = hub.finish_batch(channel, now) else { continue };
+                        for &subscriber in subscribers.live(Form::Raw) {
+                            if let Some(portion) = batch.delivery(Form::Raw, subscriber) {
+                                let _ = outboxes[subscriber.key as usize]
                                     .enqueue(portion.frames.as_slice(), usize::MAX);
                             }
                         }
@@ -118,7 +118,7 @@ fn journal(bench: &mut Criterion) {
     }
 }
 
-/// Counts bytes, and takes as many as it is told to.
+/// A writer that counts bytes and accepts at most a given number per write.
 struct Counting(usize, usize);
 
 impl Write for Counting {
@@ -195,14 +195,14 @@ fn walker(bench: &mut Criterion) {
 
 fn wake(bench: &mut Criterion) {
     let limits = Limits::default();
-    let mut group = bench.benchmark_group("wake_hear_sleep");
+    let mut group = bench.benchmark_group("wake_receive_sleep");
     for frames in [1, 64] {
         let input = masked_frame(64).repeat(frames);
         group.throughput(Throughput::Elements(frames as u64));
         group.bench_function(BenchmarkId::from_parameter(frames), |bench| {
             bench.iter_batched_ref(
                 Vec::new,
-                |heard| {
+                |received| {
                     let mut sleeper = None;
                     websocket::receive(
                         &mut sleeper,
@@ -211,7 +211,7 @@ fn wake(bench: &mut Criterion) {
                         LoopTime::from_millis(0),
                         &mut Vec::new(),
                         |kind, payload| {
-                            heard.push((kind, payload));
+                            received.push((kind, payload));
                         },
                     );
                     assert!(sleeper.is_none());
@@ -222,7 +222,7 @@ fn wake(bench: &mut Criterion) {
     }
 }
 
-/// A connection on which nothing happens.
+/// An idle connection.
 struct Silent;
 
 impl Write for Silent {

@@ -1,4 +1,4 @@
-"""The attacks: what each does, with how many connections, and which bars hold beside it."""
+"""The attacks: the traffic and number of connections of each, and the bars that hold during it."""
 
 from dataclasses import dataclass, field
 from typing import Callable
@@ -170,7 +170,7 @@ ALL = [
            prepare=publish("hist", *[b"h" * 1024] * 100)),
     Attack("flood-metrics", "3,000 connections ask for `/metrics`", 3_000,
            [part(lambda n: Plan(n, request("GET", "/metrics"), asks=True), 10)], kind="flood"),
-    Attack("flood-deadlines", "14,000 subscribers and connections that send nothing, beside 500 that ask for `/v1/channels`",
+    Attack("flood-deadlines", "14,000 subscribers and connections that send nothing, with 500 that request `/v1/channels`",
            14_000, [idle_subscribers, lambda port, count: Swarm(port).add(
                Plan(min(500, count), request("GET", "/v1/channels"), asks=True)).run(70, 200).report()],
            kind="flood", prepare=many_channels, check=deadlines_kept),

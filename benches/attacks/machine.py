@@ -1,4 +1,4 @@
-"""The server in a process and a memory cgroup of its own, and what it holds."""
+"""The server in a separate process and memory cgroup, and its memory use."""
 
 import os
 import re
@@ -58,7 +58,7 @@ class Cgroup:
     def enter(self):
         """Called in the server's process before it begins."""
         try:
-            # Before whatever else runs here, after the healthy clients.
+            # A higher priority than other programs, a lower one than the healthy clients.
             os.nice(-5)
         except OSError:
             pass
@@ -90,7 +90,7 @@ class Cgroup:
 
 
 class Server:
-    """A server that was started, with everything at its default but `flags`."""
+    """A running server with all flags at their defaults except `flags`."""
 
     def __init__(self, program, flags, cgroup):
         self.cgroup = cgroup

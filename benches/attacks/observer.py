@@ -1,7 +1,7 @@
-"""Healthy clients: subscribers of one channel with a steady publisher, in a process of their own.
+"""Healthy clients: subscribers of one channel with a steady publisher, in a separate process.
 
 The publisher is an open loop: a message carries the time at which it was due, so a server that reads late is measured
-late. What has not arrived when a phase ends counts with the time that it has waited so far.
+late. A message that has not arrived when a phase ends counts with its waiting time so far.
 """
 
 import collections
@@ -47,7 +47,7 @@ class Client:
             self.ended = self.ended or type(error).__name__
 
     def read(self):
-        """Reads all there is, and returns the texts."""
+        """Reads all available bytes, and returns the texts."""
         try:
             while True:
                 data = self.socket.recv(65536)
@@ -72,7 +72,7 @@ class Client:
 
 
 class Observer:
-    """What the healthy clients' process does. Times are nanoseconds of the monotonic clock."""
+    """The main function of the healthy clients' process. Times are nanoseconds of the monotonic clock."""
 
     def __init__(self, port, tls, count, interval_ms, channel):
         self.interval = interval_ms * 1_000_000
@@ -104,7 +104,7 @@ class Observer:
             self.selector.unregister(client.socket)
 
     def phase(self, now):
-        """Ends a phase: what was measured in it."""
+        """Ends a phase; returns its measurements."""
         for client in self.subscribers:
             if client.ended is None:
                 begun = client.next if client.next is not None else self.first

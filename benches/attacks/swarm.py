@@ -1,4 +1,4 @@
-"""The attacker: thousands of connections in one process and one epoll loop, with bytes that were made beforehand."""
+"""The attacker: thousands of connections in one process and one epoll loop, with bytes that are prepared in advance."""
 
 import collections
 import errno
@@ -21,7 +21,7 @@ CHUNKED, LAST_CHUNK = -1, b"\r\n0\r\n\r\n"
 
 
 class Plan:
-    """What connections of one kind do.
+    """The behavior of one kind of connection.
 
     `first` is sent when they are open (bytes, or a function of their number), then what the iterator `feed` yields
     (made by a function of their number), then `repeat` without end. With `asks`, `first` is one request, which is
@@ -44,7 +44,7 @@ class Peer:
 
 
 class Swarm:
-    # The most seconds that an attack holds what it has; --hold sets it.
+    # Maximum seconds for which an attack keeps its connections; --hold sets it.
     hold_max = 600
 
     def __init__(self, port):
@@ -62,7 +62,7 @@ class Swarm:
     # The loop.
 
     def run(self, seconds, limit=600):
-        """Opens all, then goes on for so many seconds after the last is open and has sent what is to be sent once."""
+        """Opens all connections, then runs for `hold` seconds after the last has opened and sent its first bytes."""
         begun, held_since = time.monotonic(), None
         seconds = min(seconds, self.hold_max)
         while True:
@@ -71,7 +71,7 @@ class Swarm:
                 held_since = now
             if (held_since is not None and now >= held_since + seconds) or now >= begun + limit:
                 break
-            # All have ended, and the server takes no more: there is nothing left to attack.
+            # All connections have ended, and the server accepts no more.
             if held_since is not None and not self.peers:
                 break
             while self.queue and self.opening < OPENING_MAX:
@@ -89,7 +89,7 @@ class Swarm:
     has_feeds = False
 
     def settle(self, now):
-        """Counts what is still open, and what it has waited for."""
+        """Counts the connections that are still open, and the answers they wait for."""
         for peer in list(self.peers.values()):
             # A close that has arrived on a connection that does not read.
             if peer.state == "open" and not peer.plan.reads:
@@ -184,7 +184,7 @@ class Swarm:
 
     def write(self, peer):
         plan = peer.plan
-        # This much for each turn, so that every connection has a share.
+        # Bounded per turn, so that every connection gets a share.
         for _ in range(8):
             if not peer.out:
                 if peer.feed is not None:
@@ -288,7 +288,7 @@ class Swarm:
 
 
 def body_bytes(head):
-    """The length of the body that follows this head; CHUNKED if its chunks say."""
+    """The length of the body that follows this head; CHUNKED if it is chunked."""
     low = head.lower()
     if b"transfer-encoding: chunked" in low:
         return CHUNKED

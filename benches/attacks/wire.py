@@ -1,7 +1,7 @@
-"""Bytes that attackers and healthy clients send, and what they read of the answers.
+"""Bytes that attackers and healthy clients send, and parsers for the answers.
 
 Frames are masked with a key of zeros (RFC 6455 5.3 asks for an unpredictable one, which protects proxies and costs
-the attacker time), so a payload stands in its frame as it is and can be repeated by the megabyte.
+the attacker time), so a payload is unchanged in its frame and can be repeated by the megabyte.
 """
 
 import base64
@@ -48,7 +48,7 @@ def command(**fields):
 
 
 def take_frame(buffer):
-    """The opcode and payload of the first whole frame, which is removed from the bytearray; None if there is none."""
+    """The opcode and payload of the first whole frame, which is removed from the bytearray; None if it is incomplete."""
     if len(buffer) < 2:
         return None
     length, start = buffer[1] & 0x7F, 2

@@ -1,29 +1,29 @@
-//! The floor: as little as a process can do to relay WebSocket messages to all who are connected.
+//! The baseline server: the minimum work that relays WebSocket messages to all connected clients.
 //!
 //! ```text
 //! cargo run --release --example floor -- [--mode turn|message] [--port N]
 //! ```
 //!
-//! It is no server to use but a ruler: what it needs for a delivery is what the kernel needs, and the
-//! other servers' figures are given as multiples of it. It has two modes, and the difference between them
-//! is what there is to gain from coalescing:
+//! It is a reference for measurements, not a server to use: its cost of a delivery is nearly that of the kernel,
+//! and the other servers' figures are given as multiples of it. It has two modes; the difference between them is
+//! the gain from coalescing writes:
 //!
-//! - `turn`: one `write` per member per turn of the loop, with all of the turn's messages in one buffer;
-//! - `message`: one `write` per member per message.
+//! - `turn`: one `write` per subscriber per turn of the loop, with all of the turn's messages in one buffer;
+//! - `message`: one `write` per subscriber per message.
 //!
-//! In both, a message is framed once, and every member is handed the same bytes.
+//! In both, a message is framed once, and all subscribers receive the same bytes.
 //!
-//! What it leaves out, so that nothing but the relaying is left:
+//! It omits, so that only the relaying is measured:
 //!
-//! - **Checks.** The upgrade looks for the end of the head and for the key, and for nothing else. Frames
-//!   are believed: masks, reserved bits, control frames and UTF-8 are not looked at.
-//! - **Answers.** A ping gets no pong, and a close frame no close frame; the socket is closed. A fragment
-//!   is passed on as it came, so two members that send fragments at once are mixed up.
-//! - **Limits.** No longest message, no deadline, no outbox limit: whoever stops reading fills the memory.
+//! - **Validation.** The upgrade only searches for the end of the head and for the key. Masks, reserved bits,
+//!   control frames and UTF-8 are not validated.
+//! - **Control frames.** A ping gets no pong; on a close frame the socket is closed without a reply. Fragments are
+//!   relayed unchanged, so the fragments of two clients that send at the same time are interleaved.
+//! - **Limits.** There is no maximum message size, no deadline and no outbox limit: a client that stops reading
+//!   fills the memory.
 //! - **Everything around it**: channels, history, metrics, a log, a drain, an end.
 //!
-//! What it keeps, since the figures would be wrong without it: a socket that takes only a part gets the
-//! rest later, and a head or frame that comes in pieces is put together.
+//! It keeps partial writes and reassembles partial heads and frames, since the figures would be wrong without both.
 
 use std::env;
 use std::error::Error;
@@ -41,10 +41,10 @@ const LISTENER: Token = Token(usize::MAX);
 const EVENTS_PER_TURN: usize = 1024;
 const BACKLOG: i32 = 4096;
 
-/// As much as the real server reads in one turn of one connection.
+/// The bytes that Oyez reads from one connection in one turn.
 const SCRATCH_BYTES: usize = 64 << 10;
 
-/// When the members are written to.
+/// When messages are written to the subscribers.
 #[derive(Clone, Copy, PartialEq)]
 enum Mode {
     Turn,
@@ -54,35 +54,35 @@ enum Mode {
 struct Connection {
     stream: TcpStream,
     is_web_socket: bool,
-    /// Bytes that wait for their rest, or for room. Nearly always there are none.
+    /// Incomplete input and unwritten output; almost always absent.
     leftover: Option<Box<Leftover>>,
 }
 
 #[derive(Default)]
 struct Leftover {
-    /// Read, and not yet a whole head or frame.
+    /// An incomplete head or frame.
     input: Vec<u8>,
-    /// To be written when the socket takes bytes again.
+    /// Bytes to write when the socket is writable again.
     output: Vec<u8>,
 }
 
-/// What one connection's bytes led to.
-enum Heard {
-    /// Nothing that is over.
-    All,
-    /// A close frame, the end of the stream, or an error.
-    Gone,
+/// The state of a connection after its input has been handled.
+enum InputState {
+    /// All input was handled or kept.
+    Open,
+    /// The peer sent a close frame or an invalid head, or a write failed.
+    Closed,
 }
 
-struct Floor {
+struct Baseline {
     mode: Mode,
     poll: Poll,
     listener: TcpListener,
     connections: Slab<Connection>,
-    /// Messages that have been read and not been written, framed, end to end.
+    /// Framed messages that have been read and not yet written, concatenated.
     batch: Vec<u8>,
     scratch: Vec<u8>,
-    gone: Vec<usize>,
+    closed: Vec<usize>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -97,33 +97,33 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let mut floor = Floor::bind(mode, port)?;
-    #[allow(clippy::print_stdout, reason = "whoever starts it waits for this line")]
-    let () = println!("listening on ws://{}/ws", floor.listener.local_addr()?);
-    floor.run()?;
+    let mut baseline = Baseline::bind(mode, port)?;
+    #[allow(clippy::print_stdout, reason = "the benchmark scripts wait for this line")]
+    let () = println!("listening on ws://{}/ws", baseline.listener.local_addr()?);
+    baseline.run()?;
     Ok(())
 }
 
-impl Floor {
-    fn bind(mode: Mode, port: u16) -> io::Result<Floor> {
+impl Baseline {
+    fn bind(mode: Mode, port: u16) -> io::Result<Baseline> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
-        // Accepted sockets inherit it: a call less for each.
+        // Accepted sockets inherit it, which saves one call for each.
         socket.set_tcp_nodelay(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
         socket.listen(BACKLOG)?;
         let poll = Poll::new()?;
         let mut listener = TcpListener::from_std(socket.into());
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        Ok(Floor {
+        Ok(Baseline {
             mode,
             poll,
             listener,
             connections: Slab::new(),
             batch: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
-            gone: Vec::new(),
+            closed: Vec::new(),
         })
     }
 
@@ -149,7 +149,7 @@ impl Floor {
                 }
             }
             self.relay();
-            for key in self.gone.drain(..) {
+            for key in self.closed.drain(..) {
                 self.connections.try_remove(key);
             }
         }
@@ -169,33 +169,33 @@ impl Floor {
         }
     }
 
-    /// Reads a connection until a short read says that there is no more for now.
+    /// Reads a connection until a short read, which means that the socket is empty for now.
     fn read(&mut self, key: usize, is_read_closed: bool) {
         let mut scratch = mem::take(&mut self.scratch);
         while let Some(connection) = self.connections.get_mut(key) {
             let count = match connection.stream.read(&mut scratch) {
                 Ok(0) => {
-                    self.gone.push(key);
+                    self.closed.push(key);
                     break;
                 }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(_) => {
-                    self.gone.push(key);
+                    self.closed.push(key);
                     break;
                 }
             };
-            let heard = match connection.leftover.as_mut().filter(|leftover| !leftover.input.is_empty()) {
-                None => self.hear(key, &scratch[..count]),
+            let state = match connection.leftover.as_mut().filter(|leftover| !leftover.input.is_empty()) {
+                None => self.handle_input(key, &scratch[..count]),
                 Some(leftover) => {
                     let mut input = mem::take(&mut leftover.input);
                     input.extend_from_slice(&scratch[..count]);
-                    self.hear(key, &input)
+                    self.handle_input(key, &input)
                 }
             };
-            if let Heard::Gone = heard {
-                self.gone.push(key);
+            if let InputState::Closed = state {
+                self.closed.push(key);
                 break;
             }
             if count < scratch.len() && !is_read_closed {
@@ -205,17 +205,17 @@ impl Floor {
         self.scratch = scratch;
     }
 
-    /// Takes in what has come on a connection: its head, then frames.
-    fn hear(&mut self, key: usize, mut input: &[u8]) -> Heard {
+    /// Handles a connection's input: the request head, then frames.
+    fn handle_input(&mut self, key: usize, mut input: &[u8]) -> InputState {
         if !self.connections[key].is_web_socket {
             let Some(head_bytes) = input.windows(4).position(|window| window == b"\r\n\r\n") else {
                 return self.keep(key, input);
             };
-            let Some(answer) = answer(&input[..head_bytes]) else { return Heard::Gone };
+            let Some(answer) = answer(&input[..head_bytes]) else { return InputState::Closed };
             let connection = &mut self.connections[key];
             connection.is_web_socket = true;
             if connection.send(answer.as_bytes()).is_err() {
-                return Heard::Gone;
+                return InputState::Closed;
             }
             input = &input[head_bytes + 4..];
         }
@@ -228,27 +228,27 @@ impl Floor {
                         self.relay();
                     }
                 }
-                8 => return Heard::Gone,
+                8 => return InputState::Closed,
                 _ => {}
             }
             input = &input[frame.bytes..];
         }
-        Heard::All
+        InputState::Open
     }
 
-    fn keep(&mut self, key: usize, input: &[u8]) -> Heard {
+    fn keep(&mut self, key: usize, input: &[u8]) -> InputState {
         self.connections[key].leftover.get_or_insert_default().input = input.to_vec();
-        Heard::All
+        InputState::Open
     }
 
-    /// One `write` for each member.
+    /// One `write` per subscriber.
     fn relay(&mut self) {
         if self.batch.is_empty() {
             return;
         }
         for (key, connection) in &mut self.connections {
             if connection.is_web_socket && connection.send(&self.batch).is_err() {
-                self.gone.push(key);
+                self.closed.push(key);
             }
         }
         self.batch.clear();
@@ -265,13 +265,13 @@ impl Floor {
             connection.leftover = None;
         }
         if connection.send(&output).is_err() {
-            self.gone.push(key);
+            self.closed.push(key);
         }
     }
 }
 
 impl Connection {
-    /// Writes once; what the socket does not take waits.
+    /// Writes once; the bytes that the socket does not accept are kept.
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Some(leftover) = &mut self.leftover
             && !leftover.output.is_empty()
@@ -291,7 +291,7 @@ impl Connection {
     }
 }
 
-/// A frame from a client (RFC 6455 5.2), with its payload as it came.
+/// A frame from a client (RFC 6455 5.2), with its payload still masked.
 struct Frame<'a> {
     first: u8,
     mask: [u8; 4],
@@ -301,7 +301,7 @@ struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The frame that the input begins with, if all of it is there.
+    /// The first frame of the input, if it is complete.
     fn parse(input: &'a [u8]) -> Option<Frame<'a>> {
         let (length, mask_at) = match input.get(1)? & 0x7f {
             126 => (u16::from_be_bytes(input.get(2..4)?.try_into().ok()?).into(), 4),
@@ -336,7 +336,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The answer to a request that has a key.
+/// The response to an upgrade request that has a key.
 fn answer(head: &[u8]) -> Option<String> {
     let key = head.split(|&byte| byte == b'\n').find_map(|line| {
         let colon = line.iter().position(|&byte| byte == b':')?;

@@ -1,4 +1,4 @@
-"""What is measured, with `oyez bench`, and what is made of its reports."""
+"""The scenarios, run with `oyez bench`, and the figures taken from its reports."""
 
 import json
 import resource
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from servers import target
 
-# Beside the connections, a server has some descriptors of its own.
+# Descriptors that a server needs in addition to its connections.
 DESCRIPTORS_RESERVED = 100
 IDLE_CONNECTIONS = 18_000
 IDLE_HOLD_S = 0.5
 WARMUP_S = 0.5
 
-# 64 messages to 10,000 members take a peer that writes each by itself 6 s; it has lost nothing for that.
+# A server that writes each message separately takes 6 s for 64 messages to 10,000 subscribers, and loses none.
 PATIENCE_S = 30
 
-# A run's ramp, its rests, and the wait for the last messages, over the time that is asked for.
+# The ramp, the pauses and the wait for the last messages, in addition to the measured time.
 RUN_LIMIT_S = 120
 
-# What a member may not have, each a number in the report.
+# Counts in the report that must be zero.
 FAULTS = ("lost", "duplicated", "out_of_order", "misdelivered", "cut_off", "foreign", "abandoned")
 
 
@@ -35,7 +35,7 @@ class Scenario:
     flags: tuple
 
     def run(self, running, processor):
-        """Runs it against a server; the report, or why there is none."""
+        """Runs it against a server; returns the report, or the failure."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "report.json"
             command = ["taskset", "-c", str(processor), str(target() / "oyez"), "bench", *self.flags,
@@ -44,21 +44,21 @@ class Scenario:
                 done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                       stderr=subprocess.PIPE, text=True, timeout=RUN_LIMIT_S)
             except subprocess.TimeoutExpired:
-                return {"failed": f"not over in {RUN_LIMIT_S} s"}
+                return {"failed": f"not finished in {RUN_LIMIT_S} s"}
             if done.returncode != 0 or not file.exists():
                 return {"failed": done.stderr.strip() or f"exit code {done.returncode}"}
             report = json.loads(file.read_text())
-        # Long, and of no use here.
+        # Long, and not used here.
         report.pop("timeline", None)
         report.get("traffic", {}).pop("distribution", None)
         return report
 
 
-def fanout(members, window, payload, seconds):
+def fanout(subscribers, window, payload, seconds):
     return Scenario(
-        f"fanout-{members}-{window}-{payload}",
-        f"{members:,} members, {window} in flight, {payload} B",
-        ("fanout", "--connections", str(members), "--window", str(window), "--payload", str(payload),
+        f"fanout-{subscribers}-{window}-{payload}",
+        f"{subscribers:,} subscribers, {window} in flight, {payload} B",
+        ("fanout", "--connections", str(subscribers), "--window", str(window), "--payload", str(payload),
          "--warmup", str(WARMUP_S), "--duration", str(seconds), "--patience", str(PATIENCE_S)))
 
 
@@ -71,13 +71,13 @@ def idle():
 
 
 def scenarios(seconds):
-    """All of them, in the order of the table."""
-    sizes = [(members, window, payload) for members in (1_000, 10_000) for window in (1, 64) for payload in (64, 512)]
+    """Returns all scenarios, in the order of the table."""
+    sizes = [(subscribers, window, payload) for subscribers in (1_000, 10_000) for window in (1, 64) for payload in (64, 512)]
     return [*(fanout(*size, seconds) for size in sizes), idle()]
 
 
 def faults(report):
-    """What the server did wrong, in words; none for a clean run."""
+    """Describes the faults of the server; empty for a clean run."""
     if "failed" in report:
         return [report["failed"]]
     traffic = report.get("traffic", {})
@@ -90,8 +90,8 @@ def faults(report):
 
 
 def is_bounded_by_load(report):
-    """Was it the load generator that everything waited for? The server's time for a delivery stands, its rate
-    does not."""
+    """Returns True if the load generator was the bottleneck. The server's time per delivery is valid then, its rate
+    is not."""
     return bool(report.get("invalid"))
 
 
@@ -103,8 +103,8 @@ def bytes_per_idle_connection(report):
     return report["memory"]["rss_bytes_per_connection"]
 
 
-def bytes_per_member_after(report):
-    """Everything over what the empty server had."""
+def bytes_per_subscriber_after(report):
+    """Resident memory above that of the empty server, per connection."""
     points = report["memory"]["points"]
     return (points[-1]["rss_bytes"] - points[0]["rss_bytes"]) / report["setup"]["connections"]
 

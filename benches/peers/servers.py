@@ -1,7 +1,7 @@
-"""The servers: what each needs, how it is built, how it is started and stopped.
+"""The servers: their packages, and how each is built, started and stopped.
 
-All are started by the same hand: pinned to one processor, with as many descriptors as there may be, told by
-nothing but their own line `listening on ws://...` to be ready.
+All are started in the same way: pinned to one processor, with the maximum number of descriptors. A server is ready
+when it prints its line `listening on ws://...`.
 """
 
 import json
@@ -25,16 +25,16 @@ BUILD_LIMIT_S = 1200
 
 
 class Missing(Exception):
-    """A peer cannot be had on this machine."""
+    """A server is not available on this machine."""
 
 
 @dataclass
 class Running:
-    """A server that was started."""
+    """A running server."""
 
     process: subprocess.Popen
     url: str
-    # Whose processor time and memory count: nginx does its work in a child.
+    # The process whose time and memory are measured: nginx works in a child process.
     pid: int
 
     def stop(self):
@@ -49,9 +49,9 @@ class Running:
 
 
 class Server:
-    """One server. `name` is what --only takes, `label` what the table says."""
+    """One server. `name` is its name for --only, `label` the heading of its column."""
 
-    # Debian packages, and what shows that they are there.
+    # Debian packages, and the paths that exist once they are installed.
     packages = ()
     needs = ()
 
@@ -59,7 +59,7 @@ class Server:
         self.name, self.label = name, label
 
     def build(self):
-        """Builds it; says in what version."""
+        """Builds the server; returns its version."""
         raise NotImplementedError
 
     def command(self):
@@ -81,7 +81,7 @@ class Server:
         return running
 
     def wait(self, running):
-        """Waits for its line on standard output; the URL in it."""
+        """Waits for the line on standard output; returns the URL in it."""
         stdout = running.process.stdout
         deadline = time.monotonic() + START_LIMIT_S
         line = b""
@@ -95,7 +95,7 @@ class Server:
 
 
 class Oyez(Server):
-    """The server that all this is about, with everything at its default."""
+    """Oyez with all flags at their defaults."""
 
     def build(self):
         build(["cargo", "build", "--release", "--locked", "--bin", "oyez", "--example", "floor"], ROOT)
@@ -105,12 +105,12 @@ class Oyez(Server):
         return [target() / "oyez", "serve", "--listen", "127.0.0.1:0"]
 
     def environment(self):
-        # A line in the log for each close would be a load of its own.
+        # One log line per close would be an additional load.
         return {**os.environ, "RUST_LOG": "error"}
 
 
-class Floor(Server):
-    """The bare server, in one of its modes. It is built together with oyez."""
+class Baseline(Server):
+    """The baseline server, in one of its modes. It is built together with oyez."""
 
     def __init__(self, name, label, mode):
         super().__init__(name, label)
@@ -159,7 +159,7 @@ class Nchan(Server):
     packages = ("nginx-light", "libnginx-mod-nchan")
     module = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
     needs = ("/usr/sbin/nginx", module)
-    # Its table of connections is allocated at the start, so it is as large as is needed and no larger.
+    # The connection table is allocated at the start, so its size is just what the scenarios need.
     descriptors = 20_000
 
     def build(self):
@@ -179,7 +179,7 @@ class Nchan(Server):
         return ["/usr/sbin/nginx", "-p", CACHE / "nchan", "-c", CACHE / "nchan" / "nginx.conf", "-e", "stderr"]
 
     def wait(self, running):
-        """It says nothing when it is ready: somebody has to knock."""
+        """nginx prints nothing when it is ready, so connect until it accepts."""
         master = running.process.pid
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline and running.process.poll() is None:
@@ -209,8 +209,8 @@ class Gorilla(Server):
 
 
 ALL = [
-    Floor("floor-message", "floor, a write per message", "message"),
-    Floor("floor-turn", "floor, a write per turn", "turn"),
+    Baseline("baseline-message", "baseline, a write per message", "message"),
+    Baseline("baseline-turn", "baseline, a write per turn", "turn"),
     Oyez("oyez", "oyez"),
     Crate("tokio-tungstenite", "tokio-tungstenite"),
     Crate("fastwebsockets", "fastwebsockets"),
@@ -221,7 +221,7 @@ ALL = [
 
 
 def prepare(servers, say):
-    """Installs and builds; the versions of those that can be had, by name."""
+    """Installs and builds; returns the versions of the available servers by name."""
     install(servers, say)
     versions = {}
     for server in servers:
@@ -239,7 +239,7 @@ def install(servers, say):
     if not packages or os.geteuid() != 0 or not shutil.which("apt-get"):
         return
     say(f"installing {' '.join(packages)}")
-    # Packages are not to start services of their own.
+    # Packages must not start services.
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     subprocess.run(["apt-get", "-q", "update"], env=environment, stdout=subprocess.DEVNULL)
     subprocess.run(["apt-get", "-q", "install", "-y", "--no-install-recommends", *packages],
@@ -260,5 +260,5 @@ def output(command):
 
 
 def target():
-    """Where cargo puts oyez and the floor."""
+    """The folder in which cargo puts oyez and the baseline server."""
     return Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target") / "release"

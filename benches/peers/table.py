@@ -6,12 +6,12 @@ from statistics import median
 import scenarios
 from scenarios import faults, is_bounded_by_load
 
-BASE = "floor-turn"
+BASE = "baseline-turn"
 
 LEGEND = """\
-Cells: the median of the rounds, the range in brackets, and the median of the rounds' ratios to the floor's
+Cells: the median of the rounds, the range in brackets, and the median of the rounds' ratios to the baseline's
 turn mode in the same round. `*`: in most rounds the load generator was the bottleneck, or had to wait for a
-processor; the server's time for a delivery stands, and how it would fare with more load is not known.
+processor; the server's time per delivery is valid, its behavior under more load is not known.
 `!k`: in k rounds the server lost messages, closed connections or failed; these are left out of the figures."""
 
 
@@ -22,7 +22,7 @@ class Row:
     label: str
     scenario: str
     figure: object
-    # A few bytes over a few bytes say nothing.
+    # A ratio of a few bytes to a few bytes means nothing.
     has_ratio: bool
 
 
@@ -34,14 +34,14 @@ def rows(all_scenarios):
         else:
             lines.append(Row(f"CPU ns per delivery: {scenario.label}", scenario.name, scenarios.ns_per_delivery, True))
     for payload in (64, 512):
-        lines.append(Row(f"whole RSS / members after bursts of 64 × {payload} B, 10,000 members",
-                         f"fanout-10000-64-{payload}", scenarios.bytes_per_member_after, False))
+        lines.append(Row(f"whole RSS / subscribers after bursts of 64 × {payload} B, 10,000 subscribers",
+                         f"fanout-10000-64-{payload}", scenarios.bytes_per_subscriber_after, False))
     lines.append(Row("CPU µs per handshake", "idle", scenarios.us_per_handshake, True))
     return lines
 
 
 def table(servers, all_scenarios, runs):
-    """The runs as one Markdown table."""
+    """Formats the runs as one Markdown table."""
     head = ["", *(server.label for server in servers)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows(all_scenarios):
@@ -67,8 +67,8 @@ def cell(row, server, runs):
 
 
 def ratio_to_base(row, server, runs):
-    """The median of the rounds' ratios. The two runs of a round are minutes apart at most, so what slows the
-    whole machine for a while slows both."""
+    """The median of the rounds' ratios. The two runs of a round are minutes apart at most, so a temporary
+    slowdown of the machine affects both."""
     figures = {}
     for run in runs:
         if run["scenario"] == row.scenario and not faults(run["report"]):

@@ -1,8 +1,8 @@
 //! A peer for the side-by-side benchmark: fastwebsockets, every message to every connection.
 //!
 //! Lean and idiomatic: one thread, hyper for the upgrade, a task for each connection with a reading and
-//! a writing half, a broadcast channel between the tasks. The library writes each frame when it is given
-//! one; there is nothing in it to gather several.
+//! a writing half, a broadcast channel between the tasks. The library writes each frame at once and cannot
+//! coalesce several.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::Sender;
 
-/// Messages that a connection may be behind before it is dropped.
+/// Maximum number of unread messages of a connection; above it the connection is dropped.
 const CHANNEL_MESSAGES: usize = 1024;
 
 #[derive(Clone)]
@@ -55,10 +55,10 @@ async fn answer(
 }
 
 async fn serve(upgraded: UpgradeFut, messages: Sender<Message>) -> Result<(), WebSocketError> {
-    let mut heard = messages.subscribe();
+    let mut received = messages.subscribe();
     let (reading, mut writing) = upgraded.await?.split(tokio::io::split);
     let mut reading = FragmentCollectorRead::new(reading);
-    // Pongs would have to be handed to the other half; the load sends no pings.
+    // A pong would have to be passed to the other half; the load generator sends no pings.
     let mut no_answers = |_| async { Ok::<(), Infallible>(()) };
     let read = async {
         loop {
@@ -75,7 +75,7 @@ async fn serve(upgraded: UpgradeFut, messages: Sender<Message>) -> Result<(), We
         }
     };
     let write = async {
-        while let Ok(Message { opcode, payload }) = heard.recv().await {
+        while let Ok(Message { opcode, payload }) = received.recv().await {
             writing.write_frame(Frame::new(true, opcode, None, Payload::Borrowed(&payload))).await?;
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! A peer for the side-by-side benchmark: tokio-tungstenite, every message to every connection.
 //!
 //! Lean and idiomatic: one thread, a task for each connection, a broadcast channel between them. Read
-//! buffers are 4 KiB, as the library advises for many connections. What waits in the channel is fed
-//! to the socket together and flushed once.
+//! buffers are 4 KiB, as the library advises for many connections. All messages in the channel are
+//! fed to the socket together and flushed once.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ use tokio_tungstenite::accept_async_with_config;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// Messages that a connection may be behind before it is dropped.
+/// Maximum number of unread messages of a connection; above it the connection is dropped.
 const CHANNEL_MESSAGES: usize = 1024;
 const READ_BUFFER_BYTES: usize = 4 << 10;
 
@@ -32,7 +32,7 @@ async fn main() -> std::io::Result<()> {
 
 async fn serve(stream: TcpStream, messages: Sender<Message>) -> Result<(), Error> {
     let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES);
-    let mut heard: Receiver<Message> = messages.subscribe();
+    let mut received: Receiver<Message> = messages.subscribe();
     let mut socket = accept_async_with_config(stream, Some(config)).await?;
     loop {
         tokio::select! {
@@ -45,7 +45,7 @@ async fn serve(stream: TcpStream, messages: Sender<Message>) -> Result<(), Error
                 Some(Err(error)) => return Err(error),
                 None => return Ok(()),
             },
-            message = heard.recv() => {
+            message = received.recv() => {
                 let mut next = match message {
                     Ok(message) => Ok(message),
                     Err(RecvError::Closed | RecvError::Lagged(_)) => return Ok(()),
@@ -56,7 +56,7 @@ async fn serve(stream: TcpStream, messages: Sender<Message>) -> Result<(), Error
                         Err(TryRecvError::Empty) => break,
                         Err(TryRecvError::Closed | TryRecvError::Lagged(_)) => return Ok(()),
                     }
-                    next = heard.try_recv();
+                    next = received.try_recv();
                 }
                 socket.flush().await?;
             }
