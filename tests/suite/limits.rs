@@ -317,7 +317,7 @@ fn proxied_client_over_the_address_limit_gets_429() {
 
 #[test]
 fn raw_publisher_over_the_rate_is_closed_with_4101() {
-    let server = Server::start(&["--messages-per-second=3"]);
+    let server = Server::start(&["--messages-per-second=3", "--close-timeout-ms=100"]);
     let mut listener = server.join("/ws");
     let mut subscriber = server.join("/ws");
     let frame = frames::masked(frames::TEXT, b"x");
@@ -388,7 +388,7 @@ fn publisher_over_the_byte_rate_is_refused() {
     let frame = |length: usize| frames::masked(frames::TEXT, &vec![b'x'; length]);
     subscriber.send(&[frame(1_000), frame(500)].concat());
     assert_eq!(subscriber.text().len(), 1_000);
-    let (code, reason) = subscriber.closed_with();
+    let (code, reason) = subscriber.closed_and_ended();
     assert_eq!(code, 4101);
     assert!((1..=466).contains(&retry_ms(&reason)), "{reason}");
     assert_eq!(limited(&server, "bytes"), 1);
