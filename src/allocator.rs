@@ -3,9 +3,9 @@
 //! Why jemalloc, with figures: `src/server/memory.rs`.
 //!
 //! The exact count takes 15 us, since jemalloc gathers it from all its arenas. The calling thread's own counters take a
-//! nanosecond, and the server is one thread: so its changes are added to the last exact count. What another
-//! thread frees of it (the one that writes the history file) is missed in between; so the exact count is
-//! taken again when much has changed, and now and then.
+//! nanosecond, and the server is one thread: so their change is added to the last exact count. Memory that another
+//! thread frees (the one that writes the history file) is missed in between, so the exact count is taken again after
+//! a large change, and after a number of calls.
 
 use std::cell::Cell;
 
@@ -16,8 +16,8 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// The exact count is taken again when this thread holds this many bytes more or less: half a percent of the smallest
-/// budget is 40 KiB, and a flood brings a MiB in some milliseconds.
+/// The exact count is taken again when this thread holds this many bytes more or less than at the last one. A flood
+/// allocates a MiB in some milliseconds.
 const EXACT_AFTER_BYTES: u64 = 1 << 20;
 
 /// Or after this many calls. The server counts at most once a millisecond.
@@ -27,7 +27,7 @@ thread_local! {
     static COUNT: Cell<Option<Count>> = const { Cell::new(None) };
 }
 
-/// A count that was exact, and this thread's own since then.
+/// The last exact count, and this thread's own counters.
 #[derive(Clone, Copy)]
 struct Count {
     allocated: ThreadLocal<u64>,
@@ -38,8 +38,8 @@ struct Count {
 }
 
 impl Count {
-    /// Begins to count, and has jemalloc return unused pages in a thread of its own: otherwise it does so only when the
-    /// program allocates, and a server that is idle after a flood would keep its pages.
+    /// Starts the count, and jemalloc's background thread, which returns unused pages to the system. Without the thread
+    /// jemalloc returns them only when the program allocates, and a server that is idle after a flood keeps its pages.
     fn start() -> Option<Count> {
         // Where it is not supported (musl), pages return with the next allocations.
         let _ = max_background_threads::write(1).and_then(|()| background_thread::write(true));
@@ -47,7 +47,7 @@ impl Count {
         Some(Count { allocated, freed, exact: 0, own_then: 0, calls: EXACT_AFTER_CALLS })
     }
 
-    /// Bytes that this thread has allocated less those that it has freed; another thread's may be among the latter.
+    /// Bytes that this thread has allocated less those that it has freed, including those that another thread allocated.
     fn own(&self) -> u64 {
         self.allocated.get().wrapping_sub(self.freed.get())
     }

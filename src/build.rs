@@ -29,7 +29,7 @@ fn commit() -> String {
     name.map_or_else(|| "unknown commit".to_owned(), |name| format!("commit {name}"))
 }
 
-/// `cargo package` writes `{"git":{"sha1":"…"},…}`.
+/// The commit in the file that `cargo package` writes: `{"git":{"sha1":"…"},…}`.
 fn packed() -> Option<String> {
     let text = fs::read_to_string(".cargo_vcs_info.json").ok()?;
     let rest = text.split("\"sha1\"").nth(1)?;

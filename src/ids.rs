@@ -1,25 +1,25 @@
-//! Names for things: slots, channels, messages, clients, peers.
+//! Identifiers: slots, channels, messages, cursors, clients, users and peers.
 //!
-//! A bare `usize` never leaves the module that made it: a [`SlotId`] cannot be mistaken for a
-//! [`ChannelId`], and neither can be added up.
+//! Each is a newtype, and a bare `usize` never leaves the module that made it: a [`SlotId`] cannot be passed as a
+//! [`ChannelId`], and arithmetic on either does not compile.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-/// One life of one slot.
+/// A connection: the key of its slot, and a generation.
 ///
-/// The slab gives a key out again as soon as its slot is reaped. The generation tells the new tenant
-/// from the old, so an event or an intent that comes late never reaches the wrong connection.
+/// The slab reuses a key as soon as its slot is reaped. The generation distinguishes the connections that had the same
+/// key, so a late event or intent never reaches the wrong one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SlotId {
-    /// The place in the slab.
+    /// The index in the slab.
     pub key: u32,
-    /// Which tenant of that place.
+    /// The number of the connection among all that were accepted.
     pub generation: u32,
 }
 
-/// A channel's place in the hub, good for as long as the channel has members or history.
+/// A channel's index in the hub, valid while the channel has subscribers or history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelId(pub(crate) u32);
 
@@ -29,30 +29,30 @@ pub struct ChannelId(pub(crate) u32);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChannelName(Box<str>);
 
-/// Why a text is no channel name.
+/// The error of [`ChannelName::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadChannelName {
-    /// It has no bytes.
+    /// An empty name.
     Empty,
-    /// It has more than [`ChannelName::BYTES_MAX`].
+    /// More than [`ChannelName::BYTES_MAX`] bytes.
     TooLong,
-    /// It has a byte outside the alphabet.
+    /// A byte outside the alphabet.
     BadByte,
 }
 
 impl ChannelName {
-    /// The longest name, in bytes.
+    /// Maximum length of a name, in bytes.
     pub const BYTES_MAX: usize = 255;
 
-    /// The channel of a client that names none.
+    /// The channel of a client that connects without naming one.
     pub fn main() -> ChannelName {
         ChannelName("main".into())
     }
 
-    /// Checks a name.
+    /// Validates a name.
     ///
     /// # Errors
-    /// Says which of the three rules the name breaks.
+    /// The rule that the name breaks.
     pub fn parse(name: &[u8]) -> Result<ChannelName, BadChannelName> {
         if name.is_empty() {
             return Err(BadChannelName::Empty);
@@ -67,29 +67,29 @@ impl ChannelName {
         }
     }
 
-    /// The name as text.
+    /// The name as a string slice.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A message's id: which log it stands in, and where.
+/// A message's id: its log, and its sequence number in the log.
 ///
-/// One counter numbers the messages of all channels, so one id is a cursor for any set of them. On the
-/// wire it is `<epoch>-<seq>`, and opaque to clients.
+/// One counter numbers the messages of all channels, so one id is a cursor for any set of channels. On the wire it is
+/// `<epoch>-<seq>`, and opaque to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageId {
-    /// Which log: a random number, another for each log.
+    /// Identifies the log: a random number, different for each log.
     pub epoch: u64,
-    /// Its number in the log; the first message has 1.
+    /// The message's number in the log, from 1.
     pub seq: u64,
 }
 
 impl MessageId {
-    /// The longest id in bytes: two numbers of 64 bits and a hyphen.
+    /// Maximum length of an id in bytes: two numbers of 64 bits and a hyphen.
     pub const BYTES_MAX: usize = 41;
 
-    /// Reads an id as it stands on the wire, digits and one hyphen.
+    /// Parses an id in its wire form, digits and one hyphen.
     pub fn parse(text: &[u8]) -> Option<MessageId> {
         if text.len() > Self::BYTES_MAX || !text.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
             return None;
@@ -105,28 +105,28 @@ impl fmt::Display for MessageId {
     }
 }
 
-/// From where somebody wants to hear a channel.
+/// The cursor of a subscription: the position in the log from which it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// What is published from now on.
+    /// New messages only.
     Now,
-    /// The last message, then what is published from now on.
+    /// The last message, followed by new messages.
     Latest,
-    /// All that is kept, and so on.
+    /// The whole retained history, followed by new messages.
     Earliest,
-    /// All that follows the message with this id, and so on.
+    /// All messages after the one with this id.
     After(MessageId),
 }
 
-/// A text is no cursor.
+/// The error of [`Since::parse`]: not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadCursor;
 
 impl Since {
-    /// Reads `latest`, `earliest` or an id.
+    /// Parses `latest`, `earliest` or an id.
     ///
     /// # Errors
-    /// It is none of them.
+    /// The text is something else.
     pub fn parse(text: &[u8]) -> Result<Since, BadCursor> {
         match text {
             b"latest" => Ok(Since::Latest),
@@ -138,16 +138,16 @@ impl Since {
 
 impl fmt::Display for BadCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("since is an id as a message carries it, or latest, or earliest")
+        f.write_str("since must be the id of a message, latest, or earliest")
     }
 }
 
-/// Why somebody does not get all that a cursor asks for.
+/// The reason of a [`Gap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GapReason {
-    /// The history keeps no more than its limits allow.
+    /// The messages were evicted from the history by its limits.
     Evicted,
-    /// The cursor is of another log: the server has begun a new one since.
+    /// The cursor belongs to another log: the server has started a new one since.
     Epoch,
     /// The connection did not read fast enough.
     Slow,
@@ -156,7 +156,7 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    /// One word for clients and the log.
+    /// One word for clients and the server's log.
     pub fn as_str(self) -> &'static str {
         match self {
             GapReason::Evicted => "evicted",
@@ -167,50 +167,50 @@ impl GapReason {
     }
 }
 
-/// Messages of one channel that somebody will not get.
+/// Messages of one channel that a subscriber does not receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The last message before them, as far as the client knows.
+    /// The client's cursor: the last message before the gap.
     pub after: MessageId,
-    /// The last of them, or a message before which nothing is kept: what follows it comes next.
+    /// The cursor after the gap: the last missed message, or a later one before which no message is retained.
     pub resume: MessageId,
-    /// How many they are, where that is known.
+    /// The number of missed messages, if it is known.
     pub missed: Option<u64>,
-    /// Why they are not there.
+    /// The reason.
     pub why: GapReason,
 }
 
-/// A client, as others see it: the sender of messages on one connection.
+/// A client's public id: identifies the connection that a message was published on.
 ///
-/// It is the slot's generation stirred with a salt of the process, so that nobody takes it for a count of
-/// connections, and nobody for somebody else who came before the server was started again.
+/// It is the slot's generation, scrambled with a salt of the process. So it does not reveal the number of connections,
+/// and does not identify another client after a restart of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientId(u32);
 
 impl ClientId {
-    /// The client behind a slot.
+    /// The client that a slot belongs to.
     pub fn of(slot: SlotId, salt: u32) -> ClientId {
-        // Adding, multiplying by an odd number and xoring a right shift can all be undone: no two of a process
-        // are the same.
-        let stirred = slot.generation.wrapping_add(salt).wrapping_mul(0x9e37_79b1);
-        ClientId((stirred ^ stirred >> 15).wrapping_mul(0x85eb_ca6b))
+        // An addition, a multiplication by an odd number and an xor with a right shift are all bijective: two
+        // generations never have the same id.
+        let mixed = slot.generation.wrapping_add(salt).wrapping_mul(0x9e37_79b1);
+        ClientId((mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b))
     }
 
-    /// The client as a number, to be written down.
+    /// The id as a number, for the history file.
     pub(crate) fn to_bits(self) -> u32 {
         self.0
     }
 
-    /// The client that was written down as a number.
+    /// The inverse of [`ClientId::to_bits`].
     pub(crate) fn from_bits(bits: u32) -> ClientId {
         ClientId(bits)
     }
 }
 
-/// A user, as the server vouches for it: what the token of a publisher says in `sub` and `info`.
+/// An authenticated user: the claims `sub` and `info` of a publisher's token.
 ///
-/// It is kept as the JSON that subscribers are sent, and shared by all messages that are published with one token. In an
-/// `Arc`, since a grant holds it and grants are values of flags, which may cross threads.
+/// Stored as the JSON that subscribers receive, and shared by all messages that are published with one token. In an
+/// `Arc`, since a grant holds it, and grants are values of flags, which may cross threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User(Arc<Box<str>>);
 
@@ -218,13 +218,13 @@ impl User {
     /// A user by its id and, as JSON, the claim `info`.
     pub fn new(id: &str, info: Option<&str>) -> User {
         let id = serde_json::Value::from(id);
-        // In JSON a line end is white space: one within a string is escaped. An event stream would end a field there.
+        // In JSON a line end is white space, since one within a string is escaped. In an event stream it ends a field.
         let info =
             info.map_or(String::new(), |info| format!(",\"info\":{}", info.replace(['\r', '\n'], " ")));
         User::from_json(&format!("{{\"id\":{id}{info}}}"))
     }
 
-    /// A user as it was stored, in JSON.
+    /// A user from the JSON of [`User::as_json`].
     pub(crate) fn from_json(json: &str) -> User {
         User(Arc::new(json.into()))
     }
@@ -238,9 +238,9 @@ impl User {
 /// The publisher of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sender {
-    /// The connection, where it was a WebSocket.
+    /// The connection, if it is a WebSocket.
     pub client: Option<ClientId>,
-    /// The user of its token, where it had one with a `sub`.
+    /// The user, if the publisher's token has a `sub`.
     pub user: Option<User>,
 }
 
@@ -254,27 +254,29 @@ impl fmt::Display for BadChannelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BadChannelName::Empty => write!(f, "the channel name is empty"),
-            BadChannelName::TooLong => write!(f, "the channel name is over {} bytes", ChannelName::BYTES_MAX),
-            BadChannelName::BadByte => write!(f, "a channel name is made of A-Z a-z 0-9 _ . : -"),
+            BadChannelName::TooLong => {
+                write!(f, "the channel name is longer than {} bytes", ChannelName::BYTES_MAX)
+            }
+            BadChannelName::BadByte => write!(f, "a channel name may contain A-Z a-z 0-9 _ . : - only"),
         }
     }
 }
 
-/// Who is at the other end: 20 bytes in a slot where `SocketAddr` takes 32.
+/// The address of a connection's peer: 20 bytes in a slot where `SocketAddr` takes 32.
 ///
-/// Kept because the kernel forgets it: `getpeername` on a connection that was reset fails, and that is
-/// when an operator wants to read it in the log. And it never knew whom a proxy speaks for.
+/// Stored, since `getpeername` fails on a connection that was reset, which is when an operator needs the address in the
+/// log, and since the kernel does not know the client of a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     ip: IpAddr,
-    /// 0 where only the address is known: a proxy does not name the port.
+    /// 0 if only the address is known: `X-Forwarded-For` has no port.
     port: u16,
-    /// Is it among the connections of its address, and to be taken off them when it goes?
+    /// True if the connection counts against the limit of its address, until it is released.
     pub is_counted: bool,
 }
 
 impl Peer {
-    /// Its address.
+    /// The IP address.
     pub fn ip(self) -> IpAddr {
         self.ip
     }
@@ -306,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_read_as_they_are_written() {
+    fn cursor_is_parsed_only_in_its_displayed_form() {
         let longest = MessageId { epoch: u64::MAX, seq: u64::MAX };
         assert_eq!(longest.to_string().len(), MessageId::BYTES_MAX);
         for id in [longest, MessageId { epoch: 1_790_000_000_000, seq: 0 }] {
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_differ() {
+    fn client_ids_of_different_generations_differ() {
         let client = |generation| ClientId::of(SlotId { key: 0, generation }, 7).to_string();
         let mut ids: Vec<String> = (0..10_000).map(client).collect();
         ids.sort_unstable();
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn channel_names() {
+    fn channel_name_with_a_byte_outside_the_alphabet_is_rejected() {
         let longest = [b'a'; 255];
         for good in [&b"main"[..], b"a", b"room.7:x_y-Z", &longest] {
             assert!(ChannelName::parse(good).is_ok(), "{good:?}");

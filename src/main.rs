@@ -1,4 +1,4 @@
-//! Parse, run, exit code.
+//! The `oyez` binary: installs the allocator, and runs the command line.
 
 mod allocator;
 

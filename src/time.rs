@@ -1,60 +1,60 @@
-//! A point in time in four bytes.
+//! The loop's time: milliseconds in four bytes, with wraparound.
 //!
-//! `Instant` takes sixteen, and every slot holds a deadline. A [`LoopTime`] counts milliseconds since the
-//! loop was born, modulo 2^32, and is compared the way TCP compares sequence numbers (RFC 1323 4.2.1):
-//! of two moments the later one is less than 2^31 ms (24.8 days) ahead. It therefore never runs out, as
-//! long as no deadline lies further away than that; every flag that holds a time is at most a day.
+//! `Instant` takes sixteen bytes, and every slot holds a deadline. A [`LoopTime`] counts milliseconds since the start
+//! of the loop, modulo 2^32, and is compared the way TCP compares sequence numbers (RFC 1323 4.2.1): of two times the
+//! later one is less than 2^31 ms (24.8 days) ahead. Comparisons are therefore right for ever, as long as no deadline
+//! is further away than that; every flag that holds a time is at most a day.
 //!
-//! Only the loop asks the clock, once a turn. Everything else is handed `now`.
+//! Only the loop reads the clock, before and after each wait. Everything else is passed `now`.
 
 use std::fmt;
 
-/// Milliseconds since the loop was born, modulo 2^32.
+/// Milliseconds since the start of the loop, modulo 2^32.
 ///
-/// Kept as bytes, which may stand anywhere: a state that holds a moment beside a byte or two wastes no
-/// room on alignment, and there is one such state in every slot.
+/// Stored as bytes, which have an alignment of one: a state that holds a time and a byte or two needs no padding, and
+/// every slot has such a state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct LoopTime([u8; 4]);
 
 impl LoopTime {
-    /// The moment so many milliseconds after the loop's birth; wraps after 49.7 days.
-    pub fn from_millis(millis_since_birth: u64) -> LoopTime {
-        LoopTime((millis_since_birth as u32).to_ne_bytes())
+    /// The time that is this many milliseconds after the start of the loop; wraps after 49.7 days.
+    pub fn from_millis(millis_since_start: u64) -> LoopTime {
+        LoopTime((millis_since_start as u32).to_ne_bytes())
     }
 
     fn millis(self) -> u32 {
         u32::from_ne_bytes(self.0)
     }
 
-    /// The moment `millis` later.
+    /// The time `millis` milliseconds later.
     #[must_use]
     pub fn after(self, millis: u32) -> LoopTime {
         LoopTime(self.millis().wrapping_add(millis).to_ne_bytes())
     }
 
-    /// The moment `millis` earlier.
+    /// The time `millis` milliseconds earlier.
     #[must_use]
     pub fn before(self, millis: u32) -> LoopTime {
         self.after(millis.wrapping_neg())
     }
 
-    /// Has this moment come at `now`?
+    /// Returns true if this time is not after `now`.
     pub fn is_due(self, now: LoopTime) -> bool {
         now.millis().wrapping_sub(self.millis()) < 1 << 31
     }
 
-    /// Milliseconds from `earlier` to this moment; 0 when `earlier` is the later one.
+    /// Milliseconds from `earlier` to this time; 0 if `earlier` is the later one.
     pub fn millis_since(self, earlier: LoopTime) -> u32 {
         if earlier.is_due(self) { self.millis().wrapping_sub(earlier.millis()) } else { 0 }
     }
 
-    /// Milliseconds since the last of the moments that recur with this period; where the count wraps, one comes
-    /// early.
+    /// Milliseconds since the last multiple of `period`, counted from the start of the loop. One period is cut short
+    /// when the count wraps.
     pub fn millis_into(self, period: u32) -> u32 {
         self.millis() % period
     }
 
-    /// The earlier of two moments.
+    /// The earlier of two times.
     #[must_use]
     pub fn min(self, other: LoopTime) -> LoopTime {
         if self.is_due(other) { self } else { other }

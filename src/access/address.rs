@@ -1,11 +1,11 @@
-//! How much may come from one address.
+//! Limits per IP address: concurrent connections, and handshakes per second.
 //!
-//! A table counts the connections and the handshakes of each address; of IPv6, of each /64, since that is
-//! what one customer of a provider is given and can walk through at will.
+//! A table counts the connections and the handshakes of each address. IPv6 addresses are counted by /64, since a
+//! provider assigns at least a /64 to each customer, who can use any address in it.
 //!
-//! The table is bounded by forgetting. Addresses with connections are at most as many as connections;
-//! those without are kept for their handshakes' sake, up to a number, and then the oldest goes. Whoever
-//! commands more addresses than that is not stopped by a limit per address in any case.
+//! The table is bounded. It has at most as many addresses with connections as there are connections. Addresses without
+//! connections are retained for their handshake rate, up to a maximum, and the oldest is evicted first. An attacker
+//! with more addresses than that is not stopped by a limit per address in any case.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::time::LoopTime;
 
 /// An IPv4 address or the /64 of an IPv6 address, in eight bytes.
 ///
-/// IPv4 has the numbers of the networks that begin with four zero bytes, which nobody is given.
+/// IPv4 addresses take the numbers of the IPv6 networks that begin with four zero bytes, which are not assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AddressBlock(u64);
 
@@ -37,35 +37,35 @@ impl AddressBlock {
 /// The limits of one address; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressLimits {
-    /// Connections at a time.
+    /// Maximum concurrent connections.
     pub connections_max: Option<u32>,
-    /// Handshakes, good and bad.
+    /// Rate of handshakes, including failed ones.
     pub handshakes: Option<Rate>,
 }
 
-/// May somebody come in?
+/// The result of [`Addresses::admit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Admission {
-    /// Yes, and is counted until [`Addresses::leave`].
+    /// The connection is within the limits, and counts until [`Addresses::release`].
     Admitted,
-    /// The address has as many connections as it may.
+    /// The address has the maximum number of connections.
     TooManyConnections,
-    /// The address comes too often.
+    /// The address exceeds its rate of handshakes.
     RateLimited {
-        /// When to come back.
+        /// Milliseconds until the next handshake is admitted.
         retry_ms: u32,
     },
 }
 
-/// Who is here, by address.
+/// The connections and handshake rates of all addresses.
 #[derive(Debug)]
 pub struct Addresses {
     limits: AddressLimits,
-    /// Addresses without connections that are remembered at least.
+    /// Maximum addresses without connections.
     spare: usize,
     entries: HashMap<AddressBlock, AddressEntry>,
-    /// Each address once; the next to be forgotten in front.
+    /// Each address once; the next candidate for eviction is at the front.
     queue: VecDeque<AddressBlock>,
     /// Entries that have connections.
     occupied: usize,
@@ -78,7 +78,7 @@ struct AddressEntry {
 }
 
 impl Addresses {
-    /// An empty table, which remembers so many addresses that have no connections.
+    /// An empty table that retains up to `spare` addresses without connections.
     pub fn new(limits: AddressLimits, spare: usize) -> Addresses {
         Addresses {
             limits,
@@ -89,7 +89,7 @@ impl Addresses {
         }
     }
 
-    /// Somebody wants to come in.
+    /// Admits a connection if its address is within the limits.
     pub fn admit(&mut self, address: IpAddr, now: LoopTime) -> Admission {
         let AddressLimits { connections_max, handshakes } = self.limits;
         if connections_max.is_none() && handshakes.is_none() {
@@ -97,7 +97,7 @@ impl Addresses {
         }
         let block = AddressBlock::from(address);
         if !self.entries.contains_key(&block) {
-            self.forget();
+            self.evict();
             self.queue.push_back(block);
         }
         let entry = self.entries.entry(block).or_insert(AddressEntry {
@@ -117,7 +117,7 @@ impl Addresses {
         Admission::Admitted
     }
 
-    /// Somebody who was admitted has gone.
+    /// Releases a connection that was admitted.
     pub fn release(&mut self, address: IpAddr) {
         if let Some(entry) = self.entries.get_mut(&AddressBlock::from(address))
             && entry.connections > 0
@@ -127,9 +127,8 @@ impl Addresses {
         }
     }
 
-    /// Drops the addresses without connections whose handshakes count no more, and brings the others up to date. It has
-    /// to be called long before the 24 days are over that a [`LoopTime`] spans: to a bucket that is older it would look as
-    /// if no time had passed.
+    /// Drops the addresses that have no connections and a full bucket, and refills the other buckets. It must be called
+    /// well within the 24 days that a [`LoopTime`] spans, since the age of an older bucket would appear to be zero.
     pub fn expire(&mut self, now: LoopTime) {
         let rate = self.limits.handshakes;
         self.entries.retain(|_, entry| {
@@ -144,19 +143,19 @@ impl Addresses {
         self.queue.shrink_to(2 * self.queue.len());
     }
 
-    /// How many addresses are known.
+    /// The number of addresses in the table.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Is none known?
+    /// Returns true if the table is empty.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Makes room for one more. Addresses with connections that come to the front go to the back, so that
-    /// a pass over them is paid for by as many newcomers as are spare.
-    fn forget(&mut self) {
+    /// Evicts addresses without connections, until there is room for one more. Addresses with connections move from the
+    /// front to the back of the queue, so the cost of a pass over them is shared by `spare` new addresses.
+    fn evict(&mut self) {
         while self.entries.len() - self.occupied >= self.spare {
             let Some(block) = self.queue.pop_front() else {
                 return;
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_counted() {
+    fn connection_above_the_limit_of_its_address_is_rejected() {
         let mut addresses = Addresses::new(limits(Some(2), None), 8);
         assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
         assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_are_counted_bad_ones_too() {
+    fn rejected_handshake_counts_against_the_rate() {
         let mut addresses = Addresses::new(limits(Some(1), Some(2)), 8);
         assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
         assert_eq!(addresses.admit(v4(1), now()), Admission::TooManyConnections);
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_gives_a_customer_a_64() {
+    fn ipv6_addresses_of_one_64_share_their_limits() {
         let address = |text: &str| -> IpAddr { text.parse().unwrap() };
         let mut addresses = Addresses::new(limits(Some(1), None), 8);
         assert_eq!(addresses.admit(address("2001:db8::1"), now()), Admission::Admitted);
@@ -228,16 +227,16 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nothing_is_kept() {
+    fn table_without_limits_stays_empty() {
         let mut addresses = Addresses::new(AddressLimits::default(), 8);
         assert_eq!(addresses.admit(v4(1), now()), Admission::Admitted);
         addresses.release(v4(1));
         assert!(addresses.is_empty());
     }
 
-    /// A hundred thousand addresses leave no more behind than was said, and those who are here stay counted.
+    /// A hundred thousand addresses leave at most `spare` entries, and open connections remain counted.
     #[test]
-    fn the_table_is_bounded() {
+    fn table_is_bounded_and_keeps_addresses_with_connections() {
         let mut addresses = Addresses::new(limits(Some(1), Some(1)), 100);
         for number in 0..50 {
             assert_eq!(addresses.admit(v4(number), now()), Admission::Admitted);
@@ -255,9 +254,9 @@ mod tests {
         assert_eq!(addresses.occupied, 0);
     }
 
-    /// An address that comes and goes is not forgotten sooner for it.
+    /// An address that reconnects often is not evicted earlier.
     #[test]
-    fn coming_and_going_does_not_wash_off_the_count() {
+    fn reconnecting_does_not_reset_the_rate() {
         let mut addresses = Addresses::new(limits(None, Some(3)), 4);
         let mut admitted = 0;
         for _ in 0..1_000 {

@@ -1,8 +1,8 @@
-//! The gate: who may come in, and as whom.
+//! Authentication: tokens and tickets, and the rights of clients without either.
 //!
-//! A client shows a token, a ticket, or nothing. Who shows nothing has the rights that the operator gives to
-//! everybody, and those may be none. Who shows something bad has no rights at all, not even those: a program
-//! whose token has ended is to hear of it, and not to find fewer channels than yesterday.
+//! A client without credentials has the rights that the operator grants to anonymous clients, which may be none. A
+//! client with an invalid token or ticket is rejected and does not become anonymous: a program whose token has expired
+//! must receive an error, not fewer channels.
 
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,34 +16,36 @@ use crate::close::TokenFault;
 use crate::ids::SlotId;
 use crate::time::LoopTime;
 
-/// Whose rights something is done with: those of a token, or with `None` those of everybody.
+/// The rights of a client: the grant of its token, or `None` for the rights of anonymous clients.
+///
+/// The `Option` costs no memory, and an anonymous connection holds no reference count.
 pub type Rights = Option<Rc<Grant>>;
 
-/// The rules at the way in, and the tickets that are out.
+/// The rules of authentication, and the tickets.
 #[derive(Debug)]
 pub struct Authenticator {
-    /// Who judges tokens; with none nobody is asked for one, and one that is shown is not looked at.
+    /// Verifies tokens; without a verifier tokens are neither required nor checked.
     pub verifier: Option<Verifier>,
-    /// What everybody may do.
+    /// The rights of anonymous clients.
     pub anonymous: Rc<Grant>,
-    /// May a token stand in the address, where logs and histories see it?
+    /// True if a token is accepted in the URL's query, which proxies write to their logs.
     pub allow_query_token: bool,
-    /// Is everything open only because nobody reaches it from elsewhere? Then requests have to be sent to
-    /// this machine by its own names, or any page could come in by bending a name of its own (DNS rebinding).
+    /// True if access is open only because the server listens on a loopback address. `Host` must then be a loopback
+    /// name, or any page could gain access by DNS rebinding.
     pub loopback_only: bool,
-    /// The rate limit of log lines about refused pages.
+    /// The rate limit of log lines about rejected pages.
     pub rejection_log: RejectionLog,
-    /// The tickets that are out.
+    /// The valid tickets.
     pub tickets: Tickets,
-    /// Those who show tokens in their messages at the moment: a check costs more than any other message does.
+    /// The rate limiter of `auth` messages, each of which costs more than any other message.
     pub auths: RateLimiter,
-    /// The time on the wall, in seconds since 1970; the loop sets it once a turn.
+    /// The wall-clock time, in seconds since 1970; the loop sets it once a turn.
     pub unix_now: u64,
-    /// The same time as an HTTP date, for the second in which it was last needed.
+    /// The `Date` header of the current second.
     pub date: DateCache,
 }
 
-/// The value of `Date`, made once for all answers of a second.
+/// The value of the `Date` header, formatted once a second.
 #[derive(Debug, Default)]
 pub struct DateCache {
     unix_seconds: u64,
@@ -61,7 +63,7 @@ impl DateCache {
 }
 
 impl Authenticator {
-    /// Everybody may do everything.
+    /// An authenticator that grants every right to every client.
     pub fn open(tickets_max: usize) -> Authenticator {
         Authenticator {
             verifier: None,
@@ -76,47 +78,47 @@ impl Authenticator {
         }
     }
 
-    /// The value of `Date` (RFC 9110 6.6.1).
+    /// The value of the `Date` header (RFC 9110 6.6.1).
     pub fn http_date(&mut self) -> Rc<str> {
         self.date.at(self.unix_now)
     }
 
-    /// The rights that a pass gives.
+    /// The grant of these rights.
     pub fn grant<'a>(&'a self, rights: &'a Rights) -> &'a Grant {
         rights.as_deref().unwrap_or(&self.anonymous)
     }
 
-    /// Is nothing open to who has not shown a token?
+    /// Returns true if anonymous clients have no rights.
     pub fn requires_token(&self) -> bool {
         let has_any = |patterns: &super::grant::Patterns| patterns.iter().next().is_some();
         let Grant { subscribe, publish, .. } = &*self.anonymous;
         self.verifier.is_some() && !has_any(subscribe) && !has_any(publish)
     }
 
-    /// Judges a token. Without a verifier it is not looked at, and gives nothing.
+    /// Verifies a token. Without a verifier it is ignored, and the client is anonymous.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// The token is invalid.
     pub fn verify(&self, token: &[u8]) -> Result<Rights, TokenFault> {
         let Some(verifier) = &self.verifier else { return Ok(None) };
         verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant)))
     }
 
-    /// Takes a ticket. Without a verifier it is not looked at, and gives nothing.
+    /// Redeems a ticket. Without a verifier it is ignored, and the client is anonymous.
     ///
     /// # Errors
-    /// It is none, was used, or has ended, or its token has.
+    /// The ticket is unknown, was used or has expired, or its token has expired.
     pub fn redeem(&mut self, ticket: &[u8], now: LoopTime) -> Result<Rights, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }
-        // It is good for no longer than the token that it stands for.
+        // A ticket is not valid for longer than the token that it was issued for.
         let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
         let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
         grant.map(Some).ok_or(TokenFault::Ticket)
     }
 
-    /// Takes a ticket for an event stream: see [`Tickets::redeem_for_stream`].
+    /// Redeems a ticket for an event stream: see [`Tickets::redeem_for_stream`].
     ///
     /// # Errors
     /// The ticket is unknown, was used for something else or has expired, its token has expired, or its stream is open.
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn date_is_made_once_a_second() {
+    fn date_is_formatted_once_a_second() {
         let mut date = DateCache::default();
         let first = date.at(784_111_777);
         assert_eq!(&*first, "Sun, 06 Nov 1994 08:49:37 GMT");

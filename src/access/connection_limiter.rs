@@ -1,12 +1,11 @@
-//! Who comes in, and from where.
+//! Determines the address of a client, and enforces the limits per address.
 //!
-//! Whoever connects is the client, unless it is a proxy that the operator trusts: that one says for whom
-//! it speaks, in the PROXY protocol for a whole connection, in `X-Forwarded-For` for one request. The
-//! address found so is what logs name and what limits per address count.
+//! The peer of a connection is the client, unless it is a trusted proxy. A trusted proxy names the client: in the PROXY
+//! protocol for a whole connection, in `X-Forwarded-For` for one request. This address is logged, and limits per address
+//! apply to it.
 //!
-//! What is counted is a connection that one client has to itself: one that came from no proxy, and a
-//! WebSocket or an event stream that came through one. A proxy's own connections carry requests of many
-//! clients, and are nobody's.
+//! A connection counts against the limit if it belongs to one client: every direct connection, and a WebSocket or an
+//! event stream through a proxy. The other connections of a proxy carry requests of many clients, and do not count.
 
 use std::net::IpAddr;
 
@@ -19,30 +18,30 @@ use crate::config::Limits;
 use crate::ids::Peer;
 use crate::time::LoopTime;
 
-/// Addresses without connections that are remembered for the sake of their handshakes: about 4 MiB. An
-/// attacker needs more than that many to have one forgotten, and then has no need of it.
+/// Maximum addresses without connections whose handshake rates are retained: about 4 MiB. An attacker needs more
+/// addresses than that to have one evicted, and then gains nothing from it.
 const SPARE_ADDRESSES: usize = 65_536;
 
 /// Proxies that the operator trusts.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
-    /// Where they are.
+    /// Their addresses.
     pub networks: Vec<Network>,
-    /// Do they begin each connection with a header of the PROXY protocol?
+    /// True if they send a PROXY protocol header at the start of each connection.
     pub send_header: bool,
 }
 
-/// An address has as much as it may have.
+/// The error of [`ConnectionLimiter::admit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitExceeded {
-    /// Which limit it is over.
+    /// The limit.
     pub limit: Limit,
-    /// When to come back, in milliseconds.
+    /// Milliseconds after which the client may retry.
     pub retry_ms: u32,
 }
 
 impl LimitExceeded {
-    /// Why the connection ends.
+    /// The reason to close the connection with.
     pub fn reason(self) -> Reason {
         match self.limit {
             Limit::ConnectionsPerAddress => Reason::TooManyConnections,
@@ -51,11 +50,11 @@ impl LimitExceeded {
     }
 }
 
-/// How long somebody whose address has too many connections should stay away: nobody knows when one of
-/// them ends.
+/// The retry delay of a client whose address has too many connections. It is a guess, since the time at which one of
+/// them closes is not known.
 pub const TOO_MANY_RETRY_MS: u32 = 10_000;
 
-/// Finds out who comes, and counts.
+/// The trusted proxies, and the connections and handshake rates of all addresses.
 #[derive(Debug)]
 pub struct ConnectionLimiter {
     proxies: Proxies,
@@ -63,7 +62,7 @@ pub struct ConnectionLimiter {
 }
 
 impl ConnectionLimiter {
-    /// A door to which no proxy leads.
+    /// A limiter without trusted proxies.
     pub fn new(limits: &Limits) -> ConnectionLimiter {
         let most = limits.connections_per_address_max;
         let limits = AddressLimits {
@@ -73,23 +72,23 @@ impl ConnectionLimiter {
         ConnectionLimiter { proxies: Proxies::default(), addresses: Addresses::new(limits, SPARE_ADDRESSES) }
     }
 
-    /// Believes these proxies from now on.
+    /// Replaces the trusted proxies.
     pub fn trust(&mut self, proxies: Proxies) {
         self.proxies = proxies;
     }
 
-    /// Is this a proxy that the operator trusts?
+    /// Returns true if the address is that of a trusted proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         proxy::is_trusted(address, &self.proxies.networks)
     }
 
-    /// Does a connection from there begin with a header of the PROXY protocol? From anybody else it is
-    /// what it looks like: no request.
+    /// Returns true if a connection from this address must start with a PROXY protocol header. From any other address
+    /// such a header is a malformed request.
     pub fn awaits_header(&self, address: IpAddr) -> bool {
         self.proxies.send_header && self.trusts(address)
     }
 
-    /// For whom the peer speaks in a request with these `X-Forwarded-For` lines; `None` for itself.
+    /// The client of a request with these `X-Forwarded-For` lines, or `None` if the peer is the client.
     pub fn forwarded_client<'a>(
         &self,
         peer: Peer,
@@ -99,11 +98,11 @@ impl ConnectionLimiter {
         is_proxy.then(|| proxy::forwarded_client(peer.ip(), lines, &self.proxies.networks))
     }
 
-    /// Somebody comes with a connection of its own, and is counted until [`ConnectionLimiter::leave`]. A trusted proxy is
-    /// not: it speaks for others.
+    /// Admits a connection and counts it until [`ConnectionLimiter::release`]. Connections of a trusted proxy are not
+    /// counted.
     ///
     /// # Errors
-    /// Its address has as much as it may have.
+    /// A limit of the address is exceeded.
     pub fn admit(&mut self, peer: &mut Peer, now: LoopTime) -> Result<(), LimitExceeded> {
         if self.trusts(peer.ip()) {
             return Ok(());
@@ -120,19 +119,19 @@ impl ConnectionLimiter {
         }
     }
 
-    /// A connection is gone.
+    /// Releases a connection that was admitted.
     pub fn release(&mut self, peer: Peer) {
         if peer.is_counted {
             self.addresses.release(peer.ip());
         }
     }
 
-    /// Drops addresses whose connections and handshakes no longer count.
+    /// Drops the addresses that no longer count: see [`Addresses::expire`].
     pub fn expire(&mut self, now: LoopTime) {
         self.addresses.expire(now);
     }
 
-    /// How many addresses are known.
+    /// The number of addresses in the table.
     pub fn addresses(&self) -> usize {
         self.addresses.len()
     }
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_speaks_for_others_and_is_not_counted() {
+    fn trusted_proxy_names_the_client_and_is_not_counted() {
         let (mut limiter, now) = (limiter(1), LoopTime::from_millis(0));
         for _ in 0..3 {
             let mut proxy = peer("10.0.0.1:1");
@@ -174,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn who_was_counted_is_counted_out_once() {
+    fn rejected_connection_does_not_release_that_of_another() {
         let (mut limiter, now) = (limiter(1), LoopTime::from_millis(0));
         let (mut one, mut two) = (peer("203.0.113.7:1"), peer("203.0.113.7:2"));
         assert_eq!(limiter.admit(&mut one, now), Ok(()));
         let over = limiter.admit(&mut two, now).unwrap_err();
         assert_eq!((over.limit, over.reason()), (Limit::ConnectionsPerAddress, Reason::TooManyConnections));
-        // Who was turned away takes nobody's place with it when it goes.
+        // The release of a rejected connection does not change the count.
         limiter.release(two);
         assert!(limiter.admit(&mut two, now).is_err());
         limiter.release(one);

@@ -1,7 +1,7 @@
-//! The four signatures that tokens may bear, made and checked by ring.
+//! The four signature algorithms of tokens (HS256, EdDSA, ES256, RS256), implemented with ring.
 //!
-//! `jsonwebtoken` leaves the cryptography to a provider. Those that come with it bring a second library of
-//! ciphers; TLS has ring in the program already, and this page is all that it takes to use it.
+//! `jsonwebtoken` leaves the cryptography to a provider. Its own providers add a second crypto library; TLS already
+//! links ring, so this module adapts ring to its interface.
 
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::errors::{Error, ErrorKind};
@@ -14,13 +14,12 @@ use ring::signature::{
 };
 use ring::{error, hmac};
 
-/// Makes ring the provider of this process. A program that uses this one as a library may have chosen
-/// another before; then that one is used.
+/// Makes ring the provider of this process, unless the program that uses this crate as a library has installed another.
 pub(super) fn install() {
     static PROVIDER: CryptoProvider = CryptoProvider {
         signer_factory: |algorithm, key| Ok(Box::new(Signing::new(*algorithm, key)?)),
         verifier_factory: |algorithm, key| Ok(Box::new(Verifying::new(*algorithm, key)?)),
-        // They make public keys of private ones, which nobody here asks for.
+        // They derive public keys from private ones, which is not needed here.
         key_utils: KeyUtils::new_unimplemented(),
     };
     let _ = PROVIDER.install_default();
@@ -34,7 +33,7 @@ struct Verifying {
 
 impl Verifying {
     fn new(algorithm: Algorithm, key: &DecodingKey) -> Result<Verifying, Error> {
-        // A public key, which everybody has, is not to be taken for a shared secret.
+        // A public key, which any client may have, must not be used as a shared secret.
         if algorithm.family() != key.family() {
             return Err(ErrorKind::InvalidAlgorithm.into());
         }
@@ -93,7 +92,7 @@ impl Signing {
         let bad = |_| Error::from(ErrorKind::InvalidKeyFormat);
         match algorithm {
             Algorithm::HS256 => Ok(Signing::Hs256(hmac::Key::new(hmac::HMAC_SHA256, bytes))),
-            // openssl leaves the public half out of the file.
+            // openssl omits the public key from the file.
             Algorithm::EdDSA => {
                 Ed25519KeyPair::from_pkcs8_maybe_unchecked(bytes).map(Signing::EdDsa).map_err(bad)
             }
@@ -140,7 +139,7 @@ impl JwtSigner for Signing {
     }
 }
 
-/// Can this key sign with this algorithm?
+/// Returns true if this key can sign with this algorithm.
 pub(super) fn can_sign(algorithm: Algorithm, key: &EncodingKey) -> bool {
     Signing::new(algorithm, key).is_ok()
 }
@@ -149,9 +148,9 @@ pub(super) fn can_sign(algorithm: Algorithm, key: &EncodingKey) -> bool {
 mod tests {
     use super::*;
 
-    /// [`super::super::token`] asks no key for another algorithm than its own; this is the second lock.
+    /// [`super::super::token`] checks the algorithm of the key too; this is the second check.
     #[test]
-    fn a_key_is_for_its_own_family() {
+    fn key_of_another_algorithm_is_rejected() {
         let keys = [
             (Algorithm::HS256, DecodingKey::from_secret(&[1; 32]), EncodingKey::from_secret(&[1; 32])),
             (Algorithm::EdDSA, DecodingKey::from_ed_der(&[1; 32]), EncodingKey::from_ed_der(&[1; 32])),

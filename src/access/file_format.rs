@@ -15,18 +15,18 @@ pub enum UnsupportedFormat {
     ByteOrderMark,
     /// UTF-16, with a byte order mark.
     Utf16,
-    /// The binary form of what PEM has in Base64.
+    /// DER, the binary encoding that PEM has in Base64.
     Der,
-    /// Key and certificates in one binary file: `.p12`, `.pfx`.
+    /// PKCS #12, key and certificates in one binary file: `.p12`, `.pfx`.
     Pkcs12,
     /// A private key with a passphrase.
     Encrypted,
-    /// A private key in the form of `ssh-keygen`.
+    /// A private key in the format of `ssh-keygen`.
     OpenSsh,
 }
 
 impl UnsupportedFormat {
-    /// Recognizes a file that is to be PEM.
+    /// Recognizes the format of a file that should be PEM.
     pub fn of(file: &[u8]) -> Option<UnsupportedFormat> {
         let has = |words: &[u8]| memchr::memmem::find(file, words).is_some();
         if let Some(form) = UnsupportedFormat::of_text(file) {
@@ -47,7 +47,7 @@ impl UnsupportedFormat {
         }
     }
 
-    /// Recognizes a file that is to be text.
+    /// Recognizes the format of a file that should be text.
     pub fn of_text(file: &[u8]) -> Option<UnsupportedFormat> {
         match file {
             [0xef, 0xbb, 0xbf, ..] => Some(UnsupportedFormat::ByteOrderMark),
@@ -80,7 +80,7 @@ impl fmt::Display for UnsupportedFormat {
     }
 }
 
-/// Names a private key in DER that rustls does not sign with, and says which would do.
+/// Describes a private key in DER that rustls does not support, and names the supported ones.
 pub fn describe_key(der: &[u8]) -> String {
     const NEW: &str =
         "make a new one with `openssl ecparam -name prime256v1 -genkey -noout`, and have it certified";

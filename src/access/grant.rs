@@ -1,31 +1,30 @@
-//! What somebody may do.
+//! Grants: the channels that a client may subscribe to and publish on.
 //!
 //! Rights are lists of patterns for channel names. A pattern is
 //!
-//! - a channel name, which means this channel and no other, or
-//! - the beginning of channel names, perhaps an empty one, and a `*` at its end: every channel that begins
-//!   so. `room.*` is `room.7` and `room.7.typing`, not `room` and not `rooms`; `*` is every channel.
+//! - a channel name, which matches this channel only, or
+//! - a prefix, possibly empty, followed by `*`, which matches every channel with this prefix. `room.*` matches `room.7`
+//!   and `room.7.typing`, but neither `room` nor `rooms`; `*` matches every channel.
 //!
-//! There is no other wildcard, and no pattern takes a right away: what a grant does not name, it does
-//! not give.
+//! There is no other wildcard, and no pattern revokes a right: a channel that no pattern matches is not granted.
 
 use std::fmt;
 use std::num::NonZeroU32;
 
 use crate::ids::{BadChannelName, ChannelName, User};
 
-/// Patterns for channel names, in one piece of memory.
+/// Patterns for channel names, in one allocation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns(
-    /// With a space between each two. No name has one.
+    /// Separated by spaces, which no name contains.
     Box<str>,
 );
 
 impl Patterns {
-    /// Checks and keeps patterns.
+    /// Validates and stores patterns.
     ///
     /// # Errors
-    /// Says what is wrong with the first that is none.
+    /// The error of the first invalid pattern.
     pub fn parse<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Patterns, BadPattern> {
         let mut kept = String::new();
         for pattern in patterns {
@@ -38,12 +37,12 @@ impl Patterns {
         Ok(Patterns(kept.into()))
     }
 
-    /// Does one of the patterns mean this channel?
+    /// Returns true if one of the patterns matches this channel.
     pub fn include(&self, channel: &ChannelName) -> bool {
         self.include_name(channel.as_str())
     }
 
-    /// The same for the name of a channel that is there.
+    /// The same as [`Patterns::include`] for the name of an existing channel, which is valid.
     pub fn include_name(&self, name: &str) -> bool {
         self.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
@@ -51,7 +50,7 @@ impl Patterns {
         })
     }
 
-    /// Each pattern as it was written.
+    /// The patterns in their written form.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.split_ascii_whitespace()
     }
@@ -70,19 +69,19 @@ fn check(pattern: &str) -> Result<(), BadPattern> {
     }
 }
 
-/// Why a text is no pattern for channel names.
+/// The error of [`Patterns::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadPattern {
-    /// A star where none can be.
+    /// A `*` before the end.
     Star,
-    /// What is written is no channel name, nor the beginning of one.
+    /// Neither a channel name nor the prefix of one.
     Name(BadChannelName),
 }
 
 impl fmt::Display for BadPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadPattern::Star => f.write_str("a * comes once, at the end: room.*"),
+            BadPattern::Star => f.write_str("a * may appear once, at the end: room.*"),
             BadPattern::Name(why) => why.fmt(f),
         }
     }
@@ -90,41 +89,42 @@ impl fmt::Display for BadPattern {
 
 impl std::error::Error for BadPattern {}
 
-/// The rights of one person, or of everybody who shows no token.
+/// The rights of the bearer of a token, or of anonymous clients.
 ///
-/// It is shared and never changes: a connection holds a count on it, and one that shows no token nothing.
+/// It is immutable and shared: a connection with a token holds a reference count (`authenticator::Rights`), and an
+/// anonymous connection holds nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// The channels that may be heard.
+    /// Channels that the client may subscribe to, including their history.
     pub subscribe: Patterns,
-    /// The channels that may be published on.
+    /// Channels that the client may publish on.
     pub publish: Patterns,
-    /// Who it is, if the token says so.
+    /// The subject of the token, if it has one.
     pub sub: Option<Box<str>>,
-    /// The user that subscribers receive with its messages, if it has a `sub`.
+    /// The user that subscribers receive with the client's messages, if the token has a `sub`.
     pub user: Option<User>,
-    /// When it ends, in seconds since 1970; a grant that needs no token never ends.
+    /// The expiry of the token, in seconds since 1970; `None` for the grant of anonymous clients.
     pub expires_at: Option<u64>,
-    /// May other people's connections be closed?
+    /// True if the client may close the connections of other users.
     pub admin: bool,
-    /// The most messages a second from a connection, where that is another number than the server's.
+    /// Maximum messages per second of a connection, if it differs from the server's limit.
     pub messages_per_second: Option<NonZeroU32>,
-    /// The most bytes a second from a connection, where that is another number than the server's.
+    /// Maximum bytes per second of a connection, if it differs from the server's limit.
     pub bytes_per_second: Option<NonZeroU32>,
 }
 
 impl Grant {
-    /// Every right on every channel, without end: what a server gives that only its own machine reaches.
+    /// Every right on every channel, without expiry: the rights on a server that only listens on a loopback address.
     pub fn everything() -> Grant {
         let all = Patterns("*".into());
         Grant { subscribe: all.clone(), publish: all, admin: true, ..Grant::default() }
     }
 
-    /// Reads the rights of those who show no token, as the operator writes them:
-    /// `subscribe=public.*,news publish=chat`. Words of one kind add up.
+    /// Parses the rights of anonymous clients in the operator's syntax: `subscribe=public.*,news publish=chat`. Rules of
+    /// one kind add up.
     ///
     /// # Errors
-    /// Says which word is wrong and what to write.
+    /// Names the invalid rule and the correct syntax.
     pub fn anonymous(rules: &str) -> Result<Grant, BadRules> {
         let (mut subscribe, mut publish) = (Vec::new(), Vec::new());
         for word in rules.split_whitespace() {
@@ -148,28 +148,28 @@ impl Grant {
         Ok(Grant { subscribe: parse(subscribe)?, publish: parse(publish)?, ..Grant::default() })
     }
 
-    /// May this channel be heard, its history too?
+    /// Returns true if the client may subscribe to this channel and read its history.
     pub fn may_subscribe(&self, channel: &ChannelName) -> bool {
         self.subscribe.include(channel)
     }
 
-    /// May this channel be published on?
+    /// Returns true if the client may publish on this channel.
     pub fn may_publish(&self, channel: &ChannelName) -> bool {
         self.publish.include(channel)
     }
 
-    /// Has it ended at `now`, in seconds since 1970?
+    /// Returns true if it has expired at `now`, in seconds since 1970.
     pub fn has_expired(&self, now: u64) -> bool {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
-    /// The time until it expires, in milliseconds from `now`, which is in seconds since 1970; `None` if it never does.
+    /// Milliseconds from `now`, in seconds since 1970, until it expires; `None` if it does not expire.
     pub fn expires_in_ms(&self, now: u64) -> Option<u64> {
         self.expires_at.map(|end| end.saturating_sub(now).saturating_mul(1_000))
     }
 }
 
-/// Why a text gives no rights to those who show no token.
+/// The error of [`Grant::anonymous`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRules {
     word: String,
@@ -189,10 +189,10 @@ impl fmt::Display for BadRules {
         let word = &self.word;
         let example = "subscribe=public.* publish=chat,room.*";
         match self.why {
-            RuleFault::Admin => write!(f, "{word:?}: only a token makes somebody an admin"),
-            RuleFault::NoRule => write!(f, "{word:?} is no rule: write {example}"),
+            RuleFault::Admin => write!(f, "{word:?}: only a token can grant admin rights"),
+            RuleFault::NoRule => write!(f, "{word:?} is not a rule: write {example}"),
             RuleFault::Nothing => {
-                write!(f, "no rights are named: write {example}, or subscribe=* publish=* for all channels")
+                write!(f, "no rules: write {example}, or subscribe=* publish=* for all channels")
             }
             RuleFault::Pattern(why) => write!(f, "{word:?}: {why}"),
         }
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_means_what_is_written_and_no_more() {
+    fn pattern_matches_its_name_or_prefix_only() {
         let check = |pattern: &str, channel: &str, included: bool| {
             let patterns = Patterns::parse([pattern]).unwrap();
             assert_eq!(patterns.include(&name(channel)), included, "{channel} by {pattern}");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pattern_means_no_channel() {
+    fn grant_without_patterns_matches_no_channel() {
         assert!(!Patterns::default().include(&name("main")));
         assert!(!Patterns::parse([]).unwrap().include(&name("main")));
         let grant = Grant { subscribe: Patterns::parse(["a"]).unwrap(), ..Grant::default() };
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern() {
+    fn malformed_pattern_is_rejected() {
         for bad in ["**", "*.room", "r*m", "room.*.x", "room.**"] {
             assert_eq!(Patterns::parse(["a", bad]), Err(BadPattern::Star), "{bad}");
         }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_for_those_who_show_no_token() {
+    fn rules_of_anonymous_clients_are_parsed() {
         let grant = Grant::anonymous("  subscribe=public.*,news publish=chat\tsubscribe=chat ").unwrap();
         assert_eq!(grant.subscribe.iter().collect::<Vec<_>>(), ["public.*", "news", "chat"]);
         assert_eq!(grant.publish.iter().collect::<Vec<_>>(), ["chat"]);
@@ -266,9 +266,9 @@ mod tests {
             assert!(text.contains(says), "{rules}: {text}");
         };
         check("", "subscribe=* publish=*");
-        check("public.*", "\"public.*\" is no rule");
-        check("subscribe", "\"subscribe\" is no rule");
-        check("Subscribe=a", "\"Subscribe=a\" is no rule");
+        check("public.*", "\"public.*\" is not a rule");
+        check("subscribe", "\"subscribe\" is not a rule");
+        check("Subscribe=a", "\"Subscribe=a\" is not a rule");
         check("subscribe=a admin=true", "only a token");
         check("subscribe=", "empty");
         check("subscribe=a,", "empty");

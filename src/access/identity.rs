@@ -1,4 +1,4 @@
-//! Who a client is, for limits and keys that outlive its connection.
+//! The identity of a client, for quotas and idempotency keys that outlive its connection.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use super::address::AddressBlock;
 
 /// A client: the subject of its token, or the network that an anonymous client connects from.
 ///
-/// It is not the connection, since a client that reconnects must not get new limits, and retries on another
+/// It is not the connection, since a client that reconnects must not get a new quota, and retries a publish on another
 /// connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientIdentity<'a> {
@@ -17,7 +17,7 @@ pub enum ClientIdentity<'a> {
 }
 
 impl<'a> ClientIdentity<'a> {
-    /// The client with this `sub`, if its token has one, at this address.
+    /// The identity of a client at this address whose token has this `sub`, if any.
     pub fn of(sub: Option<&'a str>, address: IpAddr) -> ClientIdentity<'a> {
         match sub {
             Some(sub) => ClientIdentity::Subject(sub),

@@ -1,25 +1,25 @@
-//! The limits on clients, by the names that metrics have for them.
+//! The limits on clients, and their metric labels.
 
 /// A limit that a client has exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// Connections of one address.
     ConnectionsPerAddress,
-    /// Handshakes of one address.
+    /// Handshakes per second of one address.
     Handshakes,
-    /// Messages of one connection.
+    /// Messages per second of one publisher.
     Messages,
-    /// Bytes of one connection.
+    /// Bytes per second of one publisher.
     Bytes,
-    /// Tokens that one connection shows in its messages.
+    /// `auth` messages per second of one connection.
     Auths,
-    /// Tickets that one client holds.
+    /// Valid tickets of one client.
     TicketsPerClient,
     /// Channels that one connection subscribes to or created.
     ChannelsPerClient,
     /// Channels that one publisher created.
     ChannelsPerPublisher,
-    /// The time in which a client takes a large message while other replays wait for memory.
+    /// The time in which a client must take a large message while other replays wait for memory.
     ReplayTake,
 }
 

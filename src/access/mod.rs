@@ -1,7 +1,7 @@
-//! Who may come in, and what they may do there.
+//! Access control: tokens and their grants, tickets, origins, proxies, rate limits and quotas.
 //!
-//! Everything here decides and does nothing: bytes, a time and the operator's rules in, a verdict out. No
-//! file is read and no clock asked, so each rule can be tried against every trick that is known for it.
+//! Everything here is pure: bytes, a time and the operator's rules in; a decision out. It reads no file and no clock,
+//! so each rule is tested against every attack that is known for it.
 
 pub mod address;
 pub mod authenticator;

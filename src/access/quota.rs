@@ -1,6 +1,6 @@
-//! Shares: the part of a common resource that one client may hold.
+//! Quotas: the maximum number of units of a shared resource, such as tickets, that one client may hold.
 //!
-//! A table counts how much each client ([`ClientIdentity`]) holds now, so a client that holds nothing costs nothing.
+//! A table counts the units of each client ([`ClientIdentity`]). A client that holds none takes no memory.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -12,11 +12,11 @@ use crate::tables::shrink::shrink_sparse;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QuotaKey(u64);
 
-/// The client holds as much as it may.
+/// The error of [`Quotas::take`]: the client holds the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaExceeded;
 
-/// What each client holds.
+/// The units that each client holds.
 #[derive(Debug)]
 pub struct Quotas {
     hasher: RandomState,
@@ -25,7 +25,7 @@ pub struct Quotas {
 }
 
 impl Quotas {
-    /// An empty table; each client may hold `most`.
+    /// An empty table; each client may hold up to `most` units.
     pub fn new(most: usize) -> Quotas {
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         Quotas { hasher: RandomState::new(), held: HashMap::new(), most }
@@ -36,15 +36,15 @@ impl Quotas {
         QuotaKey(self.hasher.hash_one(client))
     }
 
-    /// Returns true if the client holds as much as it may.
+    /// Returns true if the client holds the maximum.
     pub fn is_full(&self, key: QuotaKey) -> bool {
         self.held.get(&key).copied().unwrap_or(0) >= self.most
     }
 
-    /// Takes one more.
+    /// Takes one unit.
     ///
     /// # Errors
-    /// The client holds as much as it may.
+    /// The client holds the maximum.
     pub fn take(&mut self, key: QuotaKey) -> Result<(), QuotaExceeded> {
         if self.is_full(key) {
             return Err(QuotaExceeded);
@@ -53,7 +53,7 @@ impl Quotas {
         Ok(())
     }
 
-    /// Releases one.
+    /// Releases one unit.
     pub fn release(&mut self, key: QuotaKey) {
         let Some(held) = self.held.get_mut(&key) else { return };
         *held -= 1;
@@ -63,12 +63,12 @@ impl Quotas {
         }
     }
 
-    /// How many clients hold something.
+    /// The number of clients that hold a unit.
     pub fn len(&self) -> usize {
         self.held.len()
     }
 
-    /// Returns true if no client holds anything.
+    /// Returns true if no client holds a unit.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
@@ -81,28 +81,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn share_is_per_person_or_address_and_comes_back() {
+    fn quota_is_per_subject_or_network_and_is_released() {
         let mut quotas = Quotas::new(2);
         let key = |quotas: &Quotas, sub, address: &str| {
             quotas.key(ClientIdentity::of(sub, address.parse::<IpAddr>().unwrap()))
         };
-        let person = key(&quotas, Some("alice"), "192.0.2.1");
-        assert_eq!(person, key(&quotas, Some("alice"), "192.0.2.2"), "a person is the same everywhere");
-        let keys = [key(&quotas, None, "192.0.2.1"), key(&quotas, None, "192.0.2.2"), person];
+        let subject = key(&quotas, Some("alice"), "192.0.2.1");
+        assert_eq!(
+            subject,
+            key(&quotas, Some("alice"), "192.0.2.2"),
+            "a subject has one quota at all addresses"
+        );
+        let keys = [key(&quotas, None, "192.0.2.1"), key(&quotas, None, "192.0.2.2"), subject];
         for key in keys {
             assert_eq!(
                 (quotas.take(key), quotas.take(key), quotas.take(key)),
                 (Ok(()), Ok(()), Err(QuotaExceeded))
             );
         }
-        quotas.release(person);
-        assert_eq!((quotas.take(person), quotas.take(keys[0])), (Ok(()), Err(QuotaExceeded)));
+        quotas.release(subject);
+        assert_eq!((quotas.take(subject), quotas.take(keys[0])), (Ok(()), Err(QuotaExceeded)));
         let networks = ["2001:db8::1", "2001:db8::2"].map(|address| key(&quotas, None, address));
         assert_eq!(networks[0], networks[1], "one customer's network");
     }
 
     #[test]
-    fn shares_of_a_crowd_leave_no_memory() {
+    fn released_quotas_of_many_clients_leave_no_memory() {
         let mut quotas = Quotas::new(1);
         let key = |quotas: &Quotas, number: u32| {
             quotas.key(ClientIdentity::of(None, std::net::Ipv4Addr::from(number).into()))

@@ -1,8 +1,8 @@
-//! How fast somebody may publish.
+//! Rate limits of publishers: messages and bytes per second.
 //!
-//! A meter is kept only for who has published within the last second: a second fills any bucket
-//! ([`Rate::each_second`]), and one that is full is as good as a new one. So a connection that listens
-//! costs nothing, and the table is as large as the number of those who publish at the moment.
+//! Buckets are kept only for publishers of the last second: one second fills any bucket ([`Rate::each_second`]), and a
+//! full bucket is equal to a new one. So a connection that only subscribes takes no memory here, and the size of the
+//! table is the number of currently active publishers.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,14 +18,14 @@ use crate::time::LoopTime;
 /// The limits of one publisher; `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateLimits {
-    /// Messages.
+    /// Rate of messages.
     pub messages: Option<Rate>,
-    /// Bytes of their payloads.
+    /// Rate of payload bytes.
     pub bytes: Option<Rate>,
 }
 
 impl RateLimits {
-    /// What the server allows, or, where the grant has a number of its own, what that allows.
+    /// The limits of the server, overridden by those of the grant.
     pub fn of(limits: &Limits, grant: Option<&Grant>) -> RateLimits {
         let own = |number: fn(&Grant) -> Option<NonZeroU32>| grant.and_then(number).map(NonZeroU32::get);
         RateLimits {
@@ -36,7 +36,7 @@ impl RateLimits {
         }
     }
 
-    /// How often a connection may show a token in a message: each is a message with a pace of its own.
+    /// The limit on `auth` messages, which is separate from that on publishes.
     pub fn for_auths(limits: &Limits) -> RateLimits {
         RateLimits { messages: Rate::each_second(limits.auths_per_second), bytes: None }
     }
@@ -46,29 +46,29 @@ impl RateLimits {
     }
 }
 
-/// Who publishes.
+/// The key of a publisher's buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RateKey {
     /// A connection.
     Connection(SlotId),
-    /// A client of a trusted proxy, whose connections carry requests of many.
+    /// A client of a trusted proxy, whose connections carry requests of many clients.
     ClientIp(IpAddr),
 }
 
-/// Too fast.
+/// The error of [`RateLimiter::take`]: rate limit exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimited {
-    /// Which limit it is over.
+    /// The limit.
     pub limit: Limit,
-    /// So many milliseconds later it is not.
+    /// Milliseconds after which the client may retry.
     pub retry_ms: u32,
 }
 
-/// The meters of those who publish at the moment.
+/// The buckets of the active publishers.
 #[derive(Debug)]
 pub struct RateLimiter {
     buckets: HashMap<RateKey, PublisherBuckets>,
-    /// The table is looked through for full ones when it has so many.
+    /// Full buckets are dropped when the table has this many entries.
     expire_len: usize,
 }
 
@@ -79,10 +79,10 @@ struct PublisherBuckets {
     used: LoopTime,
 }
 
-/// After that time without a publication a meter is as good as a new one.
+/// Time after which every bucket is full.
 const FULL_AFTER_MS: u32 = 1_000;
 
-/// Fewer meters are not worth looking through.
+/// Below this many entries the table is not scanned.
 const EXPIRE_LEN_MIN: usize = 64;
 
 impl RateLimiter {
@@ -91,10 +91,10 @@ impl RateLimiter {
         RateLimiter { buckets: HashMap::new(), expire_len: EXPIRE_LEN_MIN }
     }
 
-    /// Somebody publishes so many bytes. What is refused costs nothing.
+    /// Takes a message of this many bytes from the publisher's buckets. If a limit is exceeded, nothing is taken.
     ///
     /// # Errors
-    /// That is too fast.
+    /// The rate limit is exceeded.
     pub fn take(
         &mut self,
         key: RateKey,
@@ -126,26 +126,26 @@ impl RateLimiter {
         Ok(())
     }
 
-    /// Drops the meters that are equal to new ones. It has to be called long before the 24 days are over that a
-    /// [`LoopTime`] spans: to one that is older it would look as if no time had passed.
+    /// Drops the full buckets. It must be called well within the 24 days that a [`LoopTime`] spans, since the age of an
+    /// older bucket would appear to be zero.
     pub fn expire(&mut self, now: LoopTime) {
         self.buckets.retain(|_, entry| now.millis_since(entry.used) < FULL_AFTER_MS);
-        // Twice what is left: each newcomer pays for two that are looked at.
+        // Twice the entries that remain: a scan costs two entries for each new publisher.
         self.expire_len = (2 * self.buckets.len()).max(EXPIRE_LEN_MIN);
         self.buckets.shrink_to(self.expire_len);
     }
 
-    /// A connection is gone.
+    /// Drops the buckets of a closed connection.
     pub fn forget(&mut self, id: SlotId) {
         self.buckets.remove(&RateKey::Connection(id));
     }
 
-    /// How many there are.
+    /// The number of active publishers.
     pub fn len(&self) -> usize {
         self.buckets.len()
     }
 
-    /// Are there none?
+    /// Returns true if there are no active publishers.
     pub fn is_empty(&self) -> bool {
         self.buckets.is_empty()
     }
@@ -170,14 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn messages_and_bytes_each_have_their_limit() {
+    fn message_over_the_byte_limit_takes_no_message_token() {
         let (mut limiter, now) = (RateLimiter::new(), LoopTime::from_millis(0));
         let (limits, key) = (rate_limits(2, 100), connection(1));
         assert_eq!(limiter.take(key, limits, 60, now), Ok(()));
         assert_eq!(
             limiter.take(key, limits, 60, now),
             Err(RateLimited { limit: Limit::Bytes, retry_ms: 200 }),
-            "and no message is taken for it"
+            "and no message token is taken"
         );
         assert_eq!(limiter.take(key, limits, 40, now), Ok(()));
         assert_eq!(
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_nothing_is_kept() {
+    fn table_without_limits_stays_empty() {
         let (mut limiter, now) = (RateLimiter::new(), LoopTime::from_millis(0));
         for key in 0..100 {
             assert_eq!(limiter.take(connection(key), RateLimits::default(), usize::MAX, now), Ok(()));
@@ -198,10 +198,10 @@ mod tests {
     }
 
     #[test]
-    fn who_is_silent_is_forgotten_and_who_is_not_is_not() {
+    fn idle_publisher_is_dropped_and_active_one_is_kept() {
         let (mut limiter, start, limits) = (RateLimiter::new(), LoopTime::from_millis(0), rate_limits(1, 0));
         for key in 0..100_000u32 {
-            // A thousand new ones each second, and one that keeps at it.
+            // A thousand new publishers each second, and one that publishes all the time.
             let now = start.after(key);
             assert_eq!(limiter.take(connection(key + 1), limits, 1, now), Ok(()));
             let again = limiter.take(connection(0), limits, 1, now);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_has_its_own_numbers() {
+    fn limits_of_a_grant_override_those_of_the_server() {
         let limits = Limits { messages_per_second: 5, bytes_per_second: 6, ..Limits::default() };
         assert_eq!(RateLimits::of(&limits, None), rate_limits(5, 6));
         assert_eq!(RateLimits::of(&limits, Some(&Grant::default())), rate_limits(5, 6));

@@ -1,18 +1,18 @@
-//! The rate limit of log lines about refused web pages: a few at once, then one every ten seconds.
+//! The rate limit of log lines about rejected web pages: a burst of five, then one every ten seconds.
 //!
-//! A page that is refused does not learn why: the browser shows close code 1006 or "Failed to fetch". So the log has to
+//! A rejected page does not learn the reason: the browser shows close code 1006 or "Failed to fetch". So the log has to
 //! name the reason, at a bounded rate: pages try again, and any client can send such requests.
 
 use super::rate::{Rate, Take, TokenBucket};
 use crate::time::LoopTime;
 
-/// Lines at once: a few pages of a few origins, found in one look at the log.
+/// The burst, in lines: one for each of a few pages, close together in the log.
 const LINES_AT_ONCE: u32 = 5;
 
-/// Seconds for each further line: 8,640 lines of about 200 bytes a day at most.
+/// Seconds for each further line: at most 8,640 lines of about 200 bytes a day.
 const SECONDS_PER_LINE: u32 = 10;
 
-/// The limit on the lines that refusals leave in the log.
+/// Decides which rejections are logged, and counts the others.
 #[derive(Debug, Default)]
 pub struct RejectionLog {
     bucket: Option<TokenBucket>,
@@ -20,7 +20,7 @@ pub struct RejectionLog {
 }
 
 impl RejectionLog {
-    /// Returns how many refusals were not logged since the last line, if this one is to be logged.
+    /// Returns the number of suppressed lines since the last one if this rejection is to be logged, or `None`.
     pub fn take(&mut self, now: LoopTime) -> Option<u64> {
         let rate = Rate { per_second: std::num::NonZeroU32::MIN, burst: BURST };
         let bucket = self.bucket.get_or_insert_with(|| TokenBucket::full(rate, now));
@@ -34,7 +34,7 @@ impl RejectionLog {
     }
 }
 
-/// In permits, of which one flows in each second.
+/// In tokens, of which the bucket gains one a second.
 const BURST: std::num::NonZeroU32 = std::num::NonZeroU32::new(LINES_AT_ONCE * SECONDS_PER_LINE).unwrap();
 
 #[cfg(test)]
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_logged_at_a_bounded_rate_and_the_rest_is_counted() {
+    fn rejections_are_logged_at_a_bounded_rate_and_the_rest_is_counted() {
         let mut log = RejectionLog::default();
         let start = LoopTime::from_millis(7);
         let lines = (0..1_000).filter_map(|_| log.take(start)).collect::<Vec<_>>();

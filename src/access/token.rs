@@ -1,11 +1,11 @@
-//! A token in, a grant out: JWT (RFC 7519) under the advice of RFC 8725.
+//! Verification of tokens: JWT (RFC 7519), following RFC 8725. Returns the grant of a valid token.
 //!
-//! The order is the guard: the size before any decoding; the algorithm by the key and never by the token;
-//! the signature before any claim is believed. What the header says about keys (`jwk`, `jku`, `x5u`,
-//! `x5c`) is never looked at, `kid` only chooses among the keys that the operator gave, and a header that
-//! names something critical is refused, since nothing critical is understood here.
+//! The order of the checks is the protection: the size before any decoding; the algorithm from the key and never from
+//! the token; the signature before any claim. Header members that name keys (`jwk`, `jku`, `x5u`, `x5c`) are ignored,
+//! `kid` only selects one of the operator's keys, and a header with `crit` is rejected, since no extension is
+//! supported.
 //!
-//! Rights are in the claim `oyez`, and a token without it has none:
+//! Rights are in the claim `oyez`; a token without it grants nothing:
 //!
 //! ```json
 //! {"sub": "alice", "exp": 1767225600, "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"]}}
@@ -13,10 +13,10 @@
 //!
 //! Subscribers receive the claims `sub` and `info` (any JSON, of at most 1 KiB) with each message of the bearer.
 //!
-//! The claim `oyez` may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. A word in it that is
-//! not known is refused: it may be a limit that a newer version keeps.
+//! The claim `oyez` may also have `"admin": true`, `"messages_per_second"` and `"bytes_per_second"`. An unknown member
+//! is rejected: it may be a limit that a newer version enforces.
 //!
-//! Nothing of a token comes out again, in an error neither: [`TokenFault`] holds no text.
+//! No part of a token appears in an error: [`TokenFault`] holds no text.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -33,35 +33,35 @@ use super::keys::{Key, Keys};
 use crate::close::{ClaimName, TokenFault};
 use crate::ids::User;
 
-/// The longest token, in bytes: what a request head holds.
+/// Maximum length of a token, in bytes: it must fit in a request head.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 
-/// How far the clock of the one who made a token may be from ours, in seconds.
+/// Maximum difference between the clocks of the issuer and the server, in seconds.
 pub const LEEWAY_SECONDS: u64 = 30;
 
-/// The longest name of a person, in bytes.
+/// Maximum length of the claim `sub`, in bytes.
 pub const SUB_BYTES_MAX: usize = 255;
 
-/// The longest claim `info`, in bytes of JSON: it is sent with each message of its bearer.
+/// Maximum length of the claim `info`, in bytes of JSON: it is sent with each message of its bearer.
 pub const INFO_BYTES_MAX: usize = 1024;
 
-/// Who makes tokens for this server.
+/// The keys, audiences and issuers of valid tokens.
 #[derive(Clone, Debug)]
 pub struct Verifier {
-    /// The keys that they are signed with.
+    /// The keys that verify signatures.
     pub keys: Keys,
-    /// The audiences that this server is; with none, a token that is made for one is refused (RFC 7519
-    /// 4.1.3), since the same maker may serve others.
+    /// The audiences that this server accepts. If empty, a token with an audience is rejected (RFC 7519 4.1.3), since
+    /// the issuer may serve other servers.
     pub audiences: Vec<String>,
-    /// The makers who are trusted; with none, every one who has the key.
+    /// The trusted issuers. If empty, every issuer with a key is trusted.
     pub issuers: Vec<String>,
 }
 
 impl Verifier {
-    /// Judges a token at `now`, in seconds since 1970.
+    /// Verifies a token at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// Says which rule it breaks, and nothing of what it holds.
+    /// The rule that the token breaks, without any of its content.
     pub fn verify(&self, token: &[u8], now: u64) -> Result<Grant, TokenFault> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenFault::TooLong);
@@ -85,7 +85,7 @@ impl Verifier {
                 Ok(true) => {
                     let text = decode(claims)?;
                     let claims = serde_json::from_slice(&text).map_err(|_| TokenFault::Malformed)?;
-                    let grant = self.judge(claims, now)?;
+                    let grant = self.check_claims(claims, now)?;
                     let user = user(grant.sub.as_deref(), &text)?;
                     return Ok(Grant { user, ..grant });
                 }
@@ -96,7 +96,7 @@ impl Verifier {
         Err(verdict)
     }
 
-    fn judge(&self, claims: Claims, now: u64) -> Result<Grant, TokenFault> {
+    fn check_claims(&self, claims: Claims, now: u64) -> Result<Grant, TokenFault> {
         let Seconds(exp) = good(claims.exp, ClaimName::Exp)?.ok_or(TokenFault::NoExpiry)?;
         if exp.saturating_add(LEEWAY_SECONDS) <= now {
             return Err(TokenFault::Expired);
@@ -137,7 +137,7 @@ impl Verifier {
     }
 }
 
-/// The bearer as subscribers receive it: its `sub`, and the claim `info` as it is written in the token.
+/// The bearer as subscribers receive it: the claim `sub`, and the claim `info` unchanged.
 fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
     // A separate type: RawValue cannot be read through `Claim`, which tries one type after the other.
     #[derive(Deserialize)]
@@ -153,8 +153,8 @@ fn user(sub: Option<&str>, claims: &[u8]) -> Result<Option<User>, TokenFault> {
     Ok(sub.map(|sub| User::new(sub, info)))
 }
 
-/// Is it fit to stand in a log, and beside a message as its sender? Letters of any script are; what moves
-/// the cursor, ends the line or turns its direction is not.
+/// Returns true if the text may be a `sub`, which appears in logs and in messages. Letters of any script are allowed;
+/// characters that move the cursor, end the line or change the direction of the text are not.
 pub fn is_name(sub: &str) -> bool {
     (1..=SUB_BYTES_MAX).contains(&sub.len()) && !sub.contains(is_trick)
 }
@@ -166,8 +166,8 @@ pub fn is_trick(letter: char) -> bool {
         || matches!(letter, '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// What a token says, true or not, for a person at a terminal to read: JSON in lines, in which nothing
-/// moves the cursor. `None` if it is no token, or a longer one than is taken.
+/// The unverified claims of a token, for display in a terminal: JSON in lines, with control characters escaped. `None`
+/// if it is not a JWT or longer than [`TOKEN_BYTES_MAX`].
 pub fn show_claims(token: &[u8]) -> Option<String> {
     if token.len() > TOKEN_BYTES_MAX {
         return None;
@@ -185,7 +185,7 @@ pub fn show_claims(token: &[u8]) -> Option<String> {
     Some(out)
 }
 
-/// A token's parts (RFC 7515 7.1), as they are encoded.
+/// The parts of a token (RFC 7515 7.1), still encoded.
 struct TokenParts<'a> {
     header: &'a [u8],
     claims: &'a [u8],
@@ -208,8 +208,8 @@ fn decode(part: &[u8]) -> Result<Vec<u8>, TokenFault> {
     BASE64URL_NOPAD.decode(part).map_err(|_| TokenFault::Malformed)
 }
 
-/// The header members that are used here (RFC 7515 4.1): the library's own type knows neither the algorithm `Ed25519`
-/// nor headers with members that it would read otherwise.
+/// The header members that are used here (RFC 7515 4.1). The library's own type supports neither the algorithm `Ed25519`
+/// nor headers whose other members have unexpected types.
 #[derive(Deserialize)]
 struct JoseHeader<'a> {
     #[serde(borrow)]
@@ -222,17 +222,17 @@ struct JoseHeader<'a> {
 }
 
 impl JoseHeader<'_> {
-    /// `None` for an algorithm without a name here, `none` among them.
+    /// `None` for an unsupported algorithm, including `none`.
     fn algorithm(&self) -> Option<Algorithm> {
         match self.alg.as_ref() {
-            // RFC 9864 2.2: EdDSA with its curve named.
+            // RFC 9864 2.2: EdDSA, with the curve in the name.
             "Ed25519" => Some(Algorithm::EdDSA),
             name => name.parse().ok(),
         }
     }
 }
 
-/// The claims of a token; what else stands in it is nobody's business here.
+/// The claims that are used here; others are ignored.
 #[derive(Deserialize)]
 struct Claims {
     exp: Option<Claim<Seconds>>,
@@ -243,7 +243,7 @@ struct Claims {
     oyez: Option<Claim<OyezClaim>>,
 }
 
-/// A claim of the right type or of another: so that an error can name it without what it says.
+/// A claim of the right type or of another, so that an error can name the claim without its value.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Claim<T> {
@@ -265,7 +265,7 @@ struct Seconds(u64);
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
         let number = f64::deserialize(deserializer)?;
-        // Up to here f64 tells each second from the next; 285 million years.
+        // Up to 2^53 f64 represents each second; 285 million years.
         let exact = 0.0..=9_007_199_254_740_992.0;
         if exact.contains(&number) { Ok(Seconds(number as u64)) } else { Err(D::Error::custom("")) }
     }
@@ -278,45 +278,45 @@ enum OneOrMore {
     More(Vec<String>),
 }
 
-/// The claim `oyez`: what the bearer may do. Made with `oyez token new`, and by whoever has the key.
+/// The claim `oyez`: the rights of the bearer. Issued by `oyez token new`, or by any program with the key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OyezClaim {
-    /// Patterns of channels that may be heard.
+    /// Patterns of channels that the bearer may subscribe to.
     pub subscribe: Vec<String>,
-    /// Patterns of channels that may be published on.
+    /// Patterns of channels that the bearer may publish on.
     pub publish: Vec<String>,
-    /// May other people's connections be closed?
+    /// True if the bearer may close the connections of other users.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub admin: bool,
-    /// The most messages a second, where that is another number than the server's.
+    /// Maximum messages per second, if it differs from the server's limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages_per_second: Option<NonZeroU32>,
-    /// The most bytes a second, where that is another number than the server's.
+    /// Maximum bytes per second, if it differs from the server's limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_per_second: Option<NonZeroU32>,
 }
 
-/// The claims of a token that is about to be made.
+/// The claims of a token that is to be issued.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NewClaims {
-    /// Whose it is.
+    /// The subject.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
-    /// The user that subscribers receive, as JSON.
+    /// The public information about the user that subscribers receive, as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub info: Option<serde_json::Value>,
-    /// Whom it is for.
+    /// The audiences.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub aud: Vec<String>,
-    /// Who makes it.
+    /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
-    /// When it was made, in seconds since 1970.
+    /// The time of issue, in seconds since 1970.
     pub iat: u64,
-    /// When it ends.
+    /// The expiry, in seconds since 1970.
     pub exp: u64,
-    /// What it gives.
+    /// The rights.
     pub oyez: OyezClaim,
 }
 

@@ -1,27 +1,26 @@
-//! The console: one web page on which a channel can be watched, and the client module.
+//! The files of the web console, a page for watching and publishing on channels, and of the JavaScript client module.
 //!
-//! The files are part of the binary, so that a server is one file to copy and its page always fits its
-//! wire; and they are served as they are written. There is no build step, nothing is fetched from
-//! elsewhere, and no script or style stands inside the page, so that the strictest content security
-//! policy holds: a payload that was made to be run has nothing to run in. Paths are flat, since the page
-//! names its files relative to itself and so works below any prefix that a proxy puts in front of it.
+//! The files are embedded in the binary, so that a server is one file to copy and its page always matches its protocol.
+//! They are served unchanged. There is no build step, nothing is loaded from other hosts, and the page has no inline
+//! script or style, so that the strictest content security policy applies: an injected payload cannot run. Paths are
+//! flat, since the page names its files relative to itself and so works below any prefix that a proxy adds.
 //!
-//! The page is a client like any other. It speaks `oyez.v1` through the same `/oyez.js` that it offers to
-//! everybody, and asks `/v1/channels` and `/metrics` with the token that its reader typed in. What it
-//! shows is what any client with that token may learn.
+//! The page is an ordinary client. It speaks `oyez.v1` through the public `/oyez.js`, and requests `/v1/channels` and
+//! `/metrics` with the token that the user enters. It shows nothing that another client with that token could not
+//! request.
 //!
-//! This floor only holds bytes: the server is handed the tables through its config, and never looks here.
+//! This module only holds bytes: the server receives the tables through its configuration, and does not import it.
 
 use crate::config::Asset;
 
-/// What the content type of every script says. Browsers run a module only with a JavaScript type.
+/// The content type of scripts. Browsers run a module only with a JavaScript type.
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// The client module. It stays with `--no-console`: other people's pages import it.
+/// The client module. It is served with `--no-console` too, since applications import it.
 pub static CLIENT_MODULE: Asset =
     Asset { path: "/oyez.js", content_type: SCRIPT, bytes: include_bytes!("oyez.js") };
 
-/// The page and all that it names, except for [`CLIENT_MODULE`].
+/// The page and the files that it refers to, except for [`CLIENT_MODULE`].
 pub static ASSETS: &[Asset] = &[
     Asset { path: "/", content_type: "text/html; charset=utf-8", bytes: include_bytes!("index.html") },
     Asset {
@@ -51,7 +50,7 @@ const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
 mod tests {
     use super::*;
 
-    /// What a file names in its own folder: imports, and what the page loads.
+    /// The files that a file refers to: imports, scripts and style sheets.
     fn named(text: &str) -> impl Iterator<Item = &str> {
         [" from './", "<script type=\"module\" src=\"", "<link rel=\"stylesheet\" href=\""]
             .into_iter()
@@ -60,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_the_page_names_is_served() {
+    fn every_file_that_the_page_refers_to_is_served() {
         let served: Vec<_> = ASSETS.iter().chain([&CLIENT_MODULE]).collect();
         let mut names = 0;
         for asset in &served {

@@ -65,7 +65,7 @@ fn route_has_its_exact_response() {
     check(
         get("/v1/channels/a%20b"),
         &error("400 Bad Request"),
-        "{\"error\":{\"code\":\"bad_channel\",\"message\":\"a channel name is made of A-Z a-z 0-9 _ . : -\"}}\n",
+        "{\"error\":{\"code\":\"bad_channel\",\"message\":\"a channel name may contain A-Z a-z 0-9 _ . : - only\"}}\n",
     );
     check(
         request("DELETE", "/v1/channels", ""),
