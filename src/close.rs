@@ -1,122 +1,120 @@
-//! Every close has a name.
+//! Close reasons: every close has a name, which determines its close code, log word and metric label.
 //!
-//! One table gives each reason its close code, the word that stands in the log, in the metric's label
-//! and in the close frame, and what a client should do. Private codes follow the ranges that Pusher's
-//! protocol made common: 4000-4099 do not come back unchanged, 4100-4199 come back later, 4200-4299 come
-//! back as told.
+//! The close frame carries the word too. Private codes follow the ranges that Pusher's protocol made common: 4000-4099
+//! do not retry unchanged, 4100-4199 back off and retry, 4200-4299 reconnect as the reason says.
 
 use std::fmt;
 
 use crate::ids::GapReason;
 
-/// Why a connection ended, or is ending.
+/// The reason of a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The peer began the close handshake (RFC 6455 7.1.4).
     PeerClosed,
-    /// The peer's end of file came without a close handshake.
+    /// The peer sent EOF without a close handshake.
     EndOfFile,
-    /// The socket failed: a reset, a broken pipe, a TCP timeout.
+    /// A socket error: a reset, a broken pipe, a TCP timeout.
     Reset,
-    /// The request was answered with an HTTP error; which one is in the log.
+    /// The request was rejected with an HTTP error, whose code is in the log.
     Refused {
-        /// The status of the answer.
+        /// The status of the response.
         status: u16,
     },
-    /// The table of connections is full; answered with 503.
+    /// The maximum number of connections is reached; the response is 503.
     NoRoom,
-    /// The request head was not complete in time.
+    /// The request head was incomplete at its deadline.
     HandshakeTimeout,
-    /// The peer broke RFC 6455.
+    /// The peer violated RFC 6455.
     Protocol,
     /// A text message was not UTF-8 (RFC 6455 8.1).
     NotUtf8,
-    /// A message was over the limit.
+    /// A message exceeded the limit.
     TooBig {
-        /// The limit that it broke, in bytes.
+        /// The limit, in bytes.
         message_bytes_max: u32,
     },
-    /// Something that should not happen.
+    /// An internal error.
     Internal,
-    /// The table of channels is full.
+    /// The maximum number of channels is reached.
     OverCapacity,
-    /// The peer did not read what was sent to it.
+    /// A slow consumer: the peer did not read its messages fast enough.
     Slow,
-    /// No sign of life after a ping.
+    /// The peer sent nothing after a ping.
     NoPong,
-    /// The server is going away.
+    /// The server is shutting down.
     Drain {
-        /// When to come back, in milliseconds: spread, so that not everybody comes at once.
+        /// Milliseconds after which the client should reconnect. Spread, so that clients do not reconnect all at once.
         retry_ms: u32,
     },
-    /// The server had to go before the close was complete.
+    /// The server ended before the close was complete.
     Cut,
-    /// The request was answered, and the client asked for no other.
+    /// The response was sent, and the connection is not kept alive.
     Served,
-    /// A connection kept for further requests saw none for too long.
+    /// A keep-alive connection received no further request in time.
     Idle,
-    /// A request's body was not complete in time; answered with 408.
+    /// A request's body was incomplete at its deadline; the response is 408.
     BodyTimeout,
-    /// A binary message where the subprotocol has only text.
+    /// A binary message on a subprotocol that only has text messages.
     Unsupported,
-    /// The cursor asks for more than is kept, and a raw WebSocket has no words for that.
+    /// Messages after the cursor are no longer retained, and a raw WebSocket has no notice for that.
     Gap {
-        /// Why it is not kept.
+        /// The reason of the gap.
         why: GapReason,
     },
-    /// What came was no good TLS; the peer got an alert.
+    /// TLS failed; the peer received an alert.
     TlsFailed {
-        /// What was wrong.
+        /// The cause.
         fault: TlsFault,
     },
-    /// The peer came or published faster than it may.
+    /// A rate limit of handshakes or messages was exceeded.
     RateLimited {
-        /// When to come back, in milliseconds.
+        /// Milliseconds after which the client may retry.
         retry_ms: u32,
     },
-    /// The peer's address has as many connections as it may; answered with 429.
+    /// The peer's address has the maximum number of connections; the response is 429.
     TooManyConnections,
-    /// A trusted proxy did not say for whom it speaks.
+    /// A trusted proxy did not send a valid PROXY protocol header.
     ProxyHeader {
-        /// What came in place of a header of the PROXY protocol.
+        /// The cause.
         fault: ProxyFault,
     },
-    /// A token, or what was shown in its place, is not taken. A browser cannot see the status of a handshake,
-    /// so it is told behind the upgrade.
+    /// A token or ticket was rejected. A browser cannot see the status of a handshake, so it receives this close after
+    /// the upgrade.
     BadToken {
-        /// What is wrong with it.
+        /// The cause.
         why: TokenFault,
     },
-    /// Its token does not give it that, or its rights were taken away.
+    /// Permission denied: the token does not grant the right, or the client's rights were revoked.
     Forbidden,
-    /// It was to show a token, and has not in time.
+    /// The client had to authenticate, and did not in time.
     AuthTimeout,
-    /// Its token has ended, and no new one came.
+    /// The token expired, and the client did not send a new one.
     TokenExpired,
-    /// A message was not complete in time.
+    /// A message was incomplete at its deadline.
     MessageTimeout,
-    /// The process is close to its memory budget, and accepts no large message that is not complete.
+    /// The process is near its memory budget, and rejects large incomplete messages.
     LowMemory,
 }
 
-/// What was wrong with the peer's TLS.
+/// The cause of a TLS failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsFault {
-    /// It was a request in plain HTTP, and was answered with 400.
+    /// A plain HTTP request; the response is 400.
     PlainHttp,
-    /// It was no TLS.
+    /// Neither TLS nor HTTP.
     NotTls,
     /// No version, cipher suite or protocol in common.
     NoCommonParameters,
-    /// The peer sent an alert: it does not like our certificate, or does not know who signed it.
+    /// The peer sent an alert: it rejects the certificate, or does not trust its issuer.
     Alert(u8),
-    /// It broke the protocol.
+    /// A protocol violation.
     Protocol,
     /// A record could not be decrypted.
     BadRecord,
-    /// A record was not complete in time.
+    /// A record was incomplete at its deadline.
     RecordTimeout,
-    /// Something that should not happen.
+    /// An internal error.
     Internal,
 }
 
@@ -135,16 +133,16 @@ impl fmt::Display for TlsFault {
     }
 }
 
-/// What is wrong with the beginning of a proxy's connection.
+/// The error in a PROXY protocol header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyFault {
-    /// It is no header of the PROXY protocol, version 2.
+    /// The connection does not start with a header of version 2.
     Missing,
-    /// It is a header of version 1: the proxy has to be configured to send version 2.
+    /// A header of version 1: the proxy must be configured to send version 2.
     Version1,
-    /// It begins as one and is none.
+    /// A malformed header.
     Bad,
-    /// It ended before it was whole.
+    /// The peer sent EOF within the header.
     Incomplete,
 }
 
@@ -160,66 +158,66 @@ impl ProxyFault {
     }
 }
 
-/// What is wrong with a token, or with what is shown in its place. It says nothing of what was shown, so a log, a
-/// metric and a client can all be told; and it takes one byte of a [`Reason`], which every slot holds.
+/// The error in a token or ticket. It holds no part of the token, so it can appear in logs, metrics and responses; and
+/// it takes one byte of a [`Reason`], which every slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFault {
-    /// It is longer than any token that is taken.
+    /// The token is longer than the maximum.
     TooLong,
-    /// Not three parts in base64url, or its claims are not an object in JSON (RFC 7519 7.2).
+    /// Not three parts in base64url, or the claims are not a JSON object (RFC 7519 7.2).
     Malformed,
-    /// Its header is not one: no algorithm, `none`, or one that does not exist.
+    /// An invalid header: the algorithm is missing, `none` or unknown.
     Header,
-    /// Its header asks for something that is not understood here (RFC 7515 4.1.11).
+    /// The header requires an extension that is not supported (RFC 7515 4.1.11).
     Critical,
-    /// No key is for its algorithm and its `kid`.
+    /// No key matches the algorithm and the `kid`.
     NoKey,
-    /// No key has made its signature.
+    /// No key verifies the signature.
     Signature,
-    /// It has no end.
+    /// The claim `exp` is missing.
     NoExpiry,
-    /// It has ended.
+    /// The token has expired.
     Expired,
-    /// It has not begun.
+    /// The token is not valid yet.
     NotYet,
-    /// It is for somebody else.
+    /// The token is for another audience.
     Audience,
-    /// It is from somebody else.
+    /// The token is from another issuer.
     Issuer,
-    /// This claim is of a wrong type, or says what it cannot say.
+    /// A claim of a wrong type or with an invalid value.
     Claim(ClaimName),
-    /// It is a ticket that is none, was used, or has ended.
+    /// The ticket is unknown, was used or has expired.
     Ticket,
-    /// It is the ticket of an event stream that is still open.
+    /// The event stream of the ticket is still open.
     TicketInUse,
-    /// It stands in the address, and that is not allowed here.
+    /// A token in the URL, which the server does not accept.
     InAddress,
-    /// It comes twice, or in a way that cannot be read.
+    /// More than one token, or a malformed `Authorization` header.
     Unclear,
-    /// It is not there, where it has to be.
+    /// The required token is missing.
     Missing,
 }
 
-/// A claim that a token's rights depend on (RFC 7519 4.1), or a part of the claim `oyez`.
+/// A claim that is validated (RFC 7519 4.1), or a member of the claim `oyez`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimName {
-    /// Its end.
+    /// The expiry.
     Exp,
-    /// Its beginning.
+    /// The time before which the token is not valid.
     Nbf,
-    /// Whom it is for.
+    /// The audience.
     Aud,
-    /// Who has made it.
+    /// The issuer.
     Iss,
-    /// Whose it is.
+    /// The subject.
     Sub,
-    /// The user (`sub` and `info`).
+    /// The public information about the user.
     Info,
-    /// The rights that it gives.
+    /// The rights.
     Oyez,
-    /// The channels that may be heard.
+    /// The channels that the bearer may subscribe to.
     OyezSubscribe,
-    /// The channels that may be published on.
+    /// The channels that the bearer may publish on.
     OyezPublish,
 }
 
@@ -264,29 +262,29 @@ impl TokenFault {
     }
 }
 
-/// A sentence for people.
+/// The error message for clients.
 impl fmt::Display for TokenFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            TokenFault::TooLong => "the token is over 8 KiB",
-            TokenFault::Malformed => "not a JWT",
-            TokenFault::Header => "the token's header names no algorithm that is taken",
-            TokenFault::Critical => "the token's header asks for what is not understood",
-            TokenFault::NoKey => "there is no key for the token's algorithm and kid",
-            TokenFault::Signature => "the token's signature is not by a key that is known",
-            TokenFault::NoExpiry => "the token has no exp, and one without an end is not taken",
+            TokenFault::TooLong => "the token is longer than 8 KiB",
+            TokenFault::Malformed => "the token is not a JWT",
+            TokenFault::Header => "the algorithm in the token's header is missing or not supported",
+            TokenFault::Critical => "the token's header requires an extension that is not supported (crit)",
+            TokenFault::NoKey => "no key for the token's algorithm and kid",
+            TokenFault::Signature => "invalid signature: no key of the server verifies the token",
+            TokenFault::NoExpiry => "the token has no expiry (exp), which is required",
             TokenFault::Expired => "the token has expired",
             TokenFault::NotYet => "the token is not valid yet (nbf)",
             TokenFault::Audience => "the token is for another audience (aud)",
             TokenFault::Issuer => "the token is from another issuer (iss)",
-            TokenFault::Claim(name) => return write!(f, "the token's claim {name} is not what it has to be"),
-            TokenFault::Ticket => "the ticket is none, was used, or has ended",
+            TokenFault::Claim(name) => return write!(f, "the token's claim {name} is invalid"),
+            TokenFault::Ticket => "the ticket is unknown, was used or has expired",
             TokenFault::TicketInUse => "the event stream of this ticket is still open; try again",
             TokenFault::InAddress => {
-                "a token in the address is not taken here: ask for a ticket, POST /v1/tickets"
+                "a token in the URL is not accepted: request a ticket with POST /v1/tickets"
             }
-            TokenFault::Unclear => "a token or a ticket comes once, as Authorization: Bearer TOKEN",
-            TokenFault::Missing => "this takes a token: Authorization: Bearer TOKEN",
+            TokenFault::Unclear => "send one token or ticket, as Authorization: Bearer TOKEN",
+            TokenFault::Missing => "a token is required: Authorization: Bearer TOKEN",
         })
     }
 }
@@ -294,10 +292,10 @@ impl fmt::Display for TokenFault {
 impl std::error::Error for TokenFault {}
 
 impl Reason {
-    /// How many reasons there are: the length of a table that has a line for each.
+    /// The number of reasons.
     pub const COUNT: usize = 30;
 
-    /// This reason's line in such a table.
+    /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
         match self {
             Reason::PeerClosed => 0,
@@ -372,14 +370,14 @@ impl Reason {
         Reason::WORDS[self.index()]
     }
 
-    /// The code of the close frame that we send for this reason, or `None` where we send none of our
-    /// own: the peer's is echoed, or there is nobody left to tell.
+    /// The code of the close frame for this reason, or `None` if the server does not initiate the close handshake: it
+    /// echoes the peer's code, or there is no open WebSocket.
     pub fn code(self) -> Option<u16> {
         match self {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
             Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
-            // Nothing that we send would be understood.
+            // No WebSocket yet.
             Reason::TlsFailed { .. } => None,
             Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
@@ -403,9 +401,10 @@ impl Reason {
         }
     }
 
-    /// May the frames that the peer sends after our close frame be trusted to end in its own?
+    /// Returns true if the server waits for the peer's close frame after it has sent its own.
     ///
-    /// Not after it broke the framing; then we hang up as soon as our close frame is out.
+    /// It does not after a framing error, since the peer's further frames cannot be parsed: it closes the connection as
+    /// soon as its close frame is written.
     pub fn awaits_peers_close(self) -> bool {
         matches!(
             self,
@@ -450,7 +449,7 @@ impl fmt::Display for Reason {
 mod tests {
     use super::*;
 
-    /// Every reason, each with the code that a client sees.
+    /// Every reason, with its close code and the text of the close frame.
     fn table() -> Vec<(Reason, Option<u16>, &'static str)> {
         vec![
             (Reason::PeerClosed, None, "peer_closed"),
@@ -491,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_has_a_code_a_word_and_a_line_of_its_own() {
+    fn each_reason_has_its_code_word_and_index() {
         let table = table();
         assert_eq!(table.len(), Reason::COUNT);
         for (line, (reason, code, text)) in table.into_iter().enumerate() {
@@ -508,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_of_a_token_has_a_word_and_a_sentence_of_its_own() {
+    fn each_token_fault_has_its_word_and_message() {
         let faults = [
             TokenFault::TooLong,
             TokenFault::Malformed,
@@ -533,7 +532,7 @@ mod tests {
                 assert_ne!(one.as_str(), other.as_str());
                 assert_ne!(one.to_string(), other.to_string());
             }
-            // It stands in JSON as it is.
+            // It is inserted in JSON without escaping.
             assert!(!one.to_string().contains(['"', '\\']), "{one}");
         }
         assert_eq!(size_of::<TokenFault>(), 1);

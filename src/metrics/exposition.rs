@@ -1,7 +1,7 @@
-//! The counters as Prometheus reads them: text, version 0.0.4.
+//! The Prometheus exposition format of the metrics (`GET /metrics`).
 //!
-//! The official client writes the text, from a copy of the counters that is made when somebody asks: its
-//! own counters are atomic, and live in locks.
+//! The official client library encodes the text, from a copy of the counters that is made for each scrape: the
+//! library's own counters are atomic and guarded by locks, which one thread does not need.
 
 use std::fmt;
 
@@ -17,20 +17,20 @@ use crate::close::Reason;
 
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
-/// What stands at the moment, as against what has been counted.
+/// The values of gauges: current levels, in addition to the counters of [`Metrics`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Levels {
-    /// Connections that are open.
+    /// Open connections.
     pub connections: usize,
-    /// Channels that have members or history.
+    /// Channels with subscribers or history.
     pub channels: usize,
-    /// Memberships.
+    /// Subscriptions of all channels.
     pub subscriptions: usize,
-    /// Bytes that wait in outboxes.
+    /// Bytes queued in outboxes.
     pub pending_bytes: usize,
-    /// Connections that do not take what waits for them.
+    /// Connections whose outbox is blocked.
     pub slow_connections: usize,
-    /// Publishers that wait for subscribers.
+    /// Publishers that are paused for slow subscribers.
     pub publishers_paused: usize,
     /// Messages in histories.
     pub history_messages: usize,
@@ -40,7 +40,7 @@ pub struct Levels {
     pub tickets: usize,
     /// Removed channels whose names are remembered.
     pub removed_channels: usize,
-    /// Bytes that they take.
+    /// Bytes of these names.
     pub removed_channels_bytes: usize,
     /// Bytes of large messages that are encoded for replays.
     pub replay_encoded_bytes: usize,
@@ -50,28 +50,28 @@ pub struct Levels {
     pub memory_max_bytes: u64,
     /// Bytes in use, by the allocator's count.
     pub memory_used_bytes: u64,
-    /// The process, as far as the system tells.
+    /// Resource use of the process.
     pub process: Process,
 }
 
-/// What the system tells of the process.
+/// Resource use of the process, as far as the system reports it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Process {
     /// Processor time, in seconds.
     pub cpu_seconds: Option<f64>,
-    /// Memory that is resident, in bytes.
+    /// Resident memory, in bytes.
     pub resident_bytes: Option<u64>,
     /// Address space, in bytes.
     pub virtual_bytes: Option<u64>,
-    /// Descriptors that are open.
+    /// Open file descriptors.
     pub open_fds: Option<u64>,
-    /// Descriptors that may be.
+    /// Maximum file descriptors.
     pub max_fds: Option<u64>,
-    /// When it began, in seconds of unix time.
+    /// Start time, in seconds since 1970.
     pub start_time_seconds: Option<f64>,
 }
 
-/// The whole text.
+/// Encodes all metrics.
 pub fn text(metrics: &Metrics, levels: Levels) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(MetricsCollector { metrics: metrics.clone(), levels }));
@@ -91,57 +91,57 @@ impl Collector for MetricsCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let MetricsCollector { metrics, levels } = self;
         let mut page = ExpositionWriter(encoder);
-        page.info("oyez_build", "Which Oyez this is", [("version", env!("CARGO_PKG_VERSION"))])?;
-        page.gauge("oyez_connections", "Connections that are open", levels.connections as u64)?;
-        page.counter(
-            "oyez_connections_accepted",
-            "Connections taken from the listener",
-            metrics.connections_accepted,
-        )?;
+        page.info("oyez_build", "Version of the server", [("version", env!("CARGO_PKG_VERSION"))])?;
+        page.gauge("oyez_connections", "Open connections", levels.connections as u64)?;
+        page.counter("oyez_connections_accepted", "Accepted connections", metrics.connections_accepted)?;
         let closes = Reason::WORDS.iter().copied().zip(metrics.connections_closed);
-        page.counters("oyez_connections_closed", "Connections that ended, by reason", "reason", closes)?;
+        page.counters("oyez_connections_closed", "Closed connections, by reason", "reason", closes)?;
         let rejected = metrics.requests_rejected.iter().map(|(code, count)| (*code, *count));
         page.counters(
             "oyez_http_requests_rejected",
-            "Requests that were refused, by the answer's code",
+            "Requests that were rejected, by error code",
             "code",
             rejected,
         )?;
         let limited = Limit::WORDS.iter().copied().zip(metrics.rate_limited);
         page.counters(
             "oyez_rate_limited",
-            "Connections, handshakes and publications that were over a limit on people",
+            "Connections, handshakes and publishes that exceeded a limit per client",
             "limit",
             limited,
         )?;
         let errors = metrics.accept_errors.iter().map(|(name, count)| (*name, *count));
-        page.counters("oyez_accept_errors", "Calls of accept that failed", "errno", errors)?;
-        page.gauge("oyez_channels", "Channels with members or history", levels.channels as u64)?;
-        page.gauge("oyez_subscriptions", "Memberships of all channels", levels.subscriptions as u64)?;
+        page.counters("oyez_accept_errors", "Failed calls of accept, by error", "errno", errors)?;
+        page.gauge("oyez_channels", "Channels with subscribers or history", levels.channels as u64)?;
+        page.gauge("oyez_subscriptions", "Subscriptions of all channels", levels.subscriptions as u64)?;
         let sources = [("websocket", metrics.published_by_websocket), ("http", metrics.published_by_http)];
-        page.counters(
-            "oyez_messages_published",
-            "Messages taken in for their channel",
-            "source",
-            sources.into_iter(),
+        page.counters("oyez_messages_published", "Published messages", "source", sources.into_iter())?;
+        page.counter(
+            "oyez_messages_delivered",
+            "Messages queued to subscribers, counted for each subscriber",
+            metrics.messages_delivered,
         )?;
-        page.counter("oyez_messages_delivered", "Messages queued to members", metrics.messages_delivered)?;
         page.counter(
             "oyez_messages_skipped",
-            "Messages that slow members did not get",
+            "Messages that slow subscribers missed (--on-slow skip)",
             metrics.messages_skipped,
         )?;
         page.counter(
             "oyez_messages_repeated",
-            "Messages that came again under a known key and were not published again",
+            "Duplicate publishes, found by their idempotency key and not published again",
             metrics.messages_repeated,
         )?;
         let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
-        page.counters("oyez_resumes", "Cursors that clients came back with", "result", resumes.into_iter())?;
+        page.counters(
+            "oyez_resumes",
+            "Subscriptions that resumed from a cursor, without (whole) or with a gap",
+            "result",
+            resumes.into_iter(),
+        )?;
         page.gauge("oyez_history_file_bytes", "Size of the history file", metrics.history_file_bytes)?;
         page.counter(
             "oyez_history_file_written_bytes",
-            "Bytes of messages and of what is known of their channels that were written to the history file",
+            "Bytes of messages and channel records written to the history file",
             metrics.history_file_bytes_written,
         )?;
         page.counter(
@@ -151,7 +151,7 @@ impl Collector for MetricsCollector {
         )?;
         page.counter(
             "oyez_history_file_errors",
-            "Errors of the history file; after one it is written no more",
+            "Errors of the history file; after one it is no longer written",
             metrics.history_file_errors,
         )?;
         page.counter(
@@ -162,14 +162,10 @@ impl Collector for MetricsCollector {
         page.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
         page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
-        page.gauge(
-            "oyez_pending_bytes",
-            "Bytes that wait for connections to take them",
-            levels.pending_bytes as u64,
-        )?;
+        page.gauge("oyez_pending_bytes", "Bytes queued in outboxes", levels.pending_bytes as u64)?;
         page.gauge(
             "oyez_slow_connections",
-            "Connections that take nothing of what waits",
+            "Connections whose socket does not take the queued bytes",
             levels.slow_connections as u64,
         )?;
         page.gauge(
@@ -239,7 +235,7 @@ impl Collector for MetricsCollector {
     }
 }
 
-/// The text in the making.
+/// Writes metric families.
 struct ExpositionWriter<'a>(DescriptorEncoder<'a>);
 
 impl ExpositionWriter<'_> {
@@ -275,7 +271,7 @@ impl ExpositionWriter<'_> {
         encoder.encode_histogram::<NoLabelSet>(values.sum(), values.count(), &buckets, None)
     }
 
-    /// The names that Prometheus' clients have agreed on.
+    /// Writes the metrics of the process, under the standard names of Prometheus' client libraries.
     fn process(&mut self, process: &Process) -> fmt::Result {
         if let Some(seconds) = process.cpu_seconds {
             let help = "Processor time of user and system";

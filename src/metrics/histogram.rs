@@ -1,8 +1,8 @@
-//! How a quantity is spread, in a handful of counters.
+//! Histograms with fixed buckets.
 
 /// Counts of observations by upper bound.
 ///
-/// `N` bounds are given, and one more counter takes what is above all of them.
+/// There are `N` bounds, and one more counter for observations above all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram<const N: usize> {
     bounds: &'static [f64; N],
@@ -12,29 +12,29 @@ pub struct Histogram<const N: usize> {
 }
 
 impl<const N: usize> Histogram<N> {
-    /// Without observations. The bounds ascend.
+    /// A histogram without observations. The bounds must ascend.
     pub fn new(bounds: &'static [f64; N]) -> Histogram<N> {
         Histogram { bounds, counts: [0; N], above: 0, sum: 0.0 }
     }
 
-    /// Counts one.
+    /// Adds an observation.
     pub fn observe(&mut self, value: f64) {
         let at = self.bounds.iter().position(|&bound| value <= bound);
         *at.map_or(&mut self.above, |at| &mut self.counts[at]) += 1;
         self.sum += value;
     }
 
-    /// Their sum.
+    /// The sum of all observations.
     pub fn sum(&self) -> f64 {
         self.sum
     }
 
-    /// How many there were.
+    /// The number of observations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum::<u64>() + self.above
     }
 
-    /// Each upper bound and how many lie between it and the one before; the last has none.
+    /// Each upper bound, and the number of observations between it and the previous one; the last bound is infinite.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
         self.bounds.iter().copied().zip(self.counts).chain([(f64::INFINITY, self.above)])
     }

@@ -1,7 +1,7 @@
-//! What happened, counted.
+//! Counters and histograms of the server.
 //!
-//! Plain integers: one thread needs no atomics, and a counter costs what an addition costs. They become
-//! text when somebody asks for them ([`exposition`]).
+//! They are plain integers: one thread needs no atomics, so an increment costs one addition. [`exposition`] encodes
+//! them for Prometheus on request.
 
 pub mod exposition;
 mod histogram;
@@ -17,10 +17,10 @@ pub use histogram::Histogram;
 const TURN_SECONDS: [f64; 15] =
     [1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 1.0];
 
-/// Up to all that one wait can bring.
+/// Up to the maximum number of events that one wait returns.
 const TURN_EVENTS: [f64; 12] = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
-/// From a neighbour in the rack to a telephone in a tunnel.
+/// From a client in the same rack to a phone with a poor mobile connection.
 const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// A step that is taken when the process comes close to its memory budget, in the order in which they begin.
@@ -66,35 +66,35 @@ pub struct Metrics {
     pub connections_accepted: u64,
     /// Slots reaped, by [`Reason::index`].
     pub connections_closed: [u64; Reason::COUNT],
-    /// Requests that were refused, by the code of the answer.
+    /// Rejected HTTP requests, by error code.
     pub requests_rejected: BTreeMap<&'static str, u64>,
-    /// What was refused for the sake of a limit on people, in the order of [`Limit::WORDS`].
+    /// Requests, connections and messages that exceeded a limit per client, in the order of [`Limit::WORDS`].
     pub rate_limited: [u64; Limit::WORDS.len()],
     /// `accept` calls that failed, by the name of the error.
     pub accept_errors: BTreeMap<&'static str, u64>,
-    /// Messages taken in from WebSockets.
+    /// Messages published over WebSockets.
     pub published_by_websocket: u64,
-    /// Messages taken in over HTTP.
+    /// Messages published over HTTP.
     pub published_by_http: u64,
-    /// Messages put into a member's outbox; one for each member.
+    /// Messages queued in outboxes, counted for each subscriber.
     pub messages_delivered: u64,
-    /// Messages that a slow member did not get (`--on-slow skip`); one for each member.
+    /// Messages that slow subscribers missed (`--on-slow skip`), counted for each subscriber.
     pub messages_skipped: u64,
     /// Pauses of publishers for subscribers to catch up.
     pub publish_pauses: u64,
-    /// Messages that came again under a key that was known, and were not published again.
+    /// Duplicate publishes, found by their idempotency key and not published again.
     pub messages_repeated: u64,
-    /// Cursors that were kept from their message on.
+    /// Subscriptions that resumed from a cursor without a gap.
     pub resumes_whole: u64,
-    /// Cursors behind which something was missing.
+    /// Subscriptions that resumed from a cursor with a gap.
     pub resumes_gap: u64,
-    /// Bytes of messages, and of what is known of their channels, that were written to the history file.
+    /// Bytes of messages and channel records written to the history file.
     pub history_file_bytes_written: u64,
-    /// How large it is.
+    /// Size of the history file.
     pub history_file_bytes: u64,
-    /// How often the disk has begun to take longer than it may.
+    /// Times when a write began to take longer than the sync interval.
     pub history_file_late: u64,
-    /// 1 when it is written no more.
+    /// 1 if the history file is no longer written.
     pub history_file_errors: u64,
     /// Reads that ended because a share or the turn's budget was used up.
     pub reads_requeued: u64,
@@ -156,39 +156,39 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// How many connections ended with this reason.
+    /// The number of connections that were closed with this reason.
     pub fn closed(&self, reason: Reason) -> u64 {
         self.connections_closed[reason.index()]
     }
 
-    /// Messages taken in.
+    /// Published messages.
     pub fn messages_published(&self) -> u64 {
         self.published_by_websocket + self.published_by_http
     }
 
-    /// A request was refused.
+    /// Counts a rejected request.
     pub fn reject(&mut self, code: &'static str) {
         *self.requests_rejected.entry(code).or_default() += 1;
     }
 
-    /// Somebody was over a limit on people.
+    /// Counts an exceeded limit.
     pub fn limit(&mut self, limit: Limit) {
         self.rate_limited[limit as usize] += 1;
     }
 
-    /// A call of `accept` failed.
+    /// Counts a failed call of `accept`.
     pub fn accept_failed(&mut self, error: &std::io::Error) {
         *self.accept_errors.entry(errno_name(error.raw_os_error())).or_default() += 1;
     }
 
-    /// A turn has ended.
+    /// Records the duration of a turn.
     pub fn observe_turn(&mut self, micros: u64) {
         self.turn_micros_max = self.turn_micros_max.max(micros);
         self.turn_seconds.observe(micros as f64 / 1e6);
     }
 }
 
-/// What accept(2) fails with; nothing that a client chooses.
+/// The name of an errno of accept(2). Other errors share one label, so that the number of labels is bounded.
 fn errno_name(errno: Option<i32>) -> &'static str {
     match errno {
         Some(libc::EMFILE) => "EMFILE",

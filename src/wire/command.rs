@@ -1,9 +1,8 @@
-//! What a client says in `oyez.v1`: one JSON object in each text frame.
+//! Commands of `oyez.v1` clients: one JSON object in each text frame, decoded without copying.
 //!
-//! Nothing is copied that need not be: strings are borrowed where they have no escapes, and the JSON of a
-//! published value is taken as it stands. Fields that are not known are skipped, so that a newer client
-//! can talk to an older server; a type that is not known is an error that names it so, since something
-//! was asked for that will not happen.
+//! Strings without escapes are borrowed, and the JSON of a published value is kept unchanged. Unknown fields are
+//! ignored, so that a newer client can talk to an older server. An unknown type is an error, since the request cannot
+//! be carried out.
 
 use std::borrow::Cow;
 
@@ -14,68 +13,68 @@ use serde_json::value::RawValue;
 use super::Kind;
 use crate::ids::{ChannelName, Since};
 
-/// How deep the JSON of a published value may be nested. People write a dozen levels; parsers of clients
-/// fail at some hundreds to thousands, and some of them by crashing.
+/// Maximum nesting depth of a published JSON value. Applications use a dozen levels; parsers of clients fail at some
+/// hundreds to thousands, and some of them crash.
 pub const DEPTH_MAX: usize = 64;
 
-/// The longest `ref`, in bytes of JSON: it is kept until the answer, and repeated in it.
+/// Maximum length of `ref`, in bytes of JSON: it is stored until the response, which repeats it.
 pub const REF_BYTES_MAX: usize = 64;
 
-/// The longest `key`, in bytes.
+/// Maximum length of `key`, in bytes.
 pub const KEY_BYTES_MAX: usize = 128;
 
-/// One request of a client.
+/// A command of a client.
 #[derive(Debug)]
 pub enum ClientCommand<'a> {
-    /// Become a member.
+    /// Subscribe to a channel.
     Subscribe {
-        /// Of that channel.
+        /// The channel.
         channel: ChannelName,
-        /// From where.
+        /// The cursor.
         since: Since,
-        /// Does it want to hear its own messages?
+        /// True if the client receives the messages that it publishes itself.
         echo: bool,
     },
-    /// Be a member no more.
+    /// Unsubscribe from a channel.
     Unsubscribe {
-        /// Of that channel.
+        /// The channel.
         channel: ChannelName,
     },
-    /// Send a message to all members of a channel.
+    /// Publish a message.
     Publish {
         /// The channel.
         channel: ChannelName,
-        /// What the payload is.
+        /// The kind of the payload.
         kind: Kind,
         /// The payload.
         payload: Cow<'a, [u8]>,
-        /// Names the message across retries, so that it is published once.
+        /// The idempotency key, under which a retry is published once.
         key: Option<Cow<'a, str>>,
     },
-    /// Answer, as a sign of life.
+    /// Request a pong.
     Ping,
-    /// Show who it is.
+    /// Authenticate.
     Auth {
-        /// What shows it.
+        /// The token.
         token: Cow<'a, str>,
     },
 }
 
-/// A request with what the client calls it.
+/// A command and its `ref`.
 #[derive(Debug)]
 pub struct ClientRequest<'a> {
-    /// Comes back in the answer.
+    /// The client's `ref`, which the response repeats.
     pub reference: Option<&'a RawValue>,
-    /// What it asks for, or why that cannot be told.
+    /// The command, or its error.
     pub command: Result<ClientCommand<'a>, BadCommand>,
 }
 
-/// Why a text is no request.
+/// An invalid command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadCommand {
-    /// A word for programs.
+    /// The error code, for programs.
     pub code: &'static str,
-    /// A sentence for people; it repeats nothing of what was sent.
+    /// The error message, which contains no part of the client's input.
     pub message: String,
 }
 
@@ -108,13 +107,14 @@ struct RequestFields<'a> {
     token: Option<BorrowedText<'a>>,
 }
 
-/// serde borrows a `Cow` of its own accord only where it is the whole field.
+/// A string that is borrowed if it has no escapes. serde borrows a `Cow` only if it is the type of the whole field, so
+/// an `Option` of one needs this newtype.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct BorrowedText<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The `ref` of a request whose other fields cannot be used. They are skipped without a look at their types, or at the
-/// code points that their escapes make.
+/// The `ref` of a request with another invalid field. The other fields are skipped without checks of their types and
+/// escapes.
 #[derive(Deserialize)]
 struct Reference<'a> {
     #[serde(rename = "ref", borrow)]
@@ -124,12 +124,14 @@ struct Reference<'a> {
 /// Parses one request. A field that is `null` is absent, `data` too: serializers write null for each unset field of a
 /// type, so null in `data` cannot be told from no payload.
 pub fn parse(text: &str) -> ClientRequest<'_> {
-    // A syntax error's own words repeat what was sent.
+    // The message of a syntax error would contain the client's input.
     let Ok(fields) = serde_json::from_str::<RequestFields<'_>>(text) else {
-        // A client that waits for the answer to its ref would wait for ever.
+        // Without the ref a client could not match this error to its request, and would wait for ever.
         let reference = serde_json::from_str::<Reference<'_>>(text).ok().and_then(|only| only.reference);
-        let why =
-            BadCommand::new("bad_json", "a request is one JSON object with fields of the documented types");
+        let why = BadCommand::new(
+            "bad_json",
+            "a request must be one JSON object with fields of the documented types",
+        );
         return ClientRequest {
             reference: reference.filter(|reference| is_reference(reference.get())),
             command: Err(why),
@@ -137,7 +139,7 @@ pub fn parse(text: &str) -> ClientRequest<'_> {
     };
     let reference = fields.reference.filter(|reference| is_reference(reference.get()));
     if fields.reference.is_some() && reference.is_none() {
-        let why = format!("ref is a number or a string of at most {REF_BYTES_MAX} bytes");
+        let why = format!("ref must be a number or a string of at most {REF_BYTES_MAX} bytes");
         return ClientRequest { reference: None, command: Err(BadCommand::new("bad_ref", why)) };
     }
     ClientRequest { reference, command: command(fields) }
@@ -215,7 +217,7 @@ fn payload<'a>(
     }
 }
 
-/// JSON is nested deeper than [`DEPTH_MAX`].
+/// The error of [`check_depth`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooDeep;
 
@@ -225,10 +227,10 @@ impl std::fmt::Display for TooDeep {
     }
 }
 
-/// Checks how deep JSON, whose syntax is known to be good, is nested.
+/// Checks the nesting depth of valid JSON.
 ///
 /// # Errors
-/// It is nested deeper than [`DEPTH_MAX`].
+/// The JSON is nested deeper than [`DEPTH_MAX`].
 pub fn check_depth(json: &[u8]) -> Result<(), TooDeep> {
     let (mut depth, mut in_string, mut escaped) = (0, false, false);
     for byte in json {
@@ -249,10 +251,10 @@ pub fn check_depth(json: &[u8]) -> Result<(), TooDeep> {
     Ok(())
 }
 
-/// Is it one JSON value, and not nested too deep?
+/// Checks that the bytes are one JSON value, nested at most [`DEPTH_MAX`] deep.
 ///
 /// # Errors
-/// Says which of the two it is not.
+/// Invalid JSON, or too deep.
 pub fn check_json(json: &[u8]) -> Result<(), BadCommand> {
     let bad = || BadCommand::new("bad_json", "the body is not one JSON value");
     let text = std::str::from_utf8(json).map_err(|_| bad())?;

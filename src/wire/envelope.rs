@@ -1,7 +1,7 @@
-//! A message as a JSON object: `oyez.v1`, and the answers about a channel's history.
+//! The JSON envelope of a message, in `oyez.v1` and in responses about a channel's history.
 //!
-//! The payload of a JSON message stands in the object as it came: it was checked once, at ingress, and is
-//! never parsed and written anew.
+//! The payload of a JSON message is copied into the envelope unchanged: it was validated once, at ingress, and is never
+//! parsed and serialized again.
 
 use std::io::{self, Write};
 

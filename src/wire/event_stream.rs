@@ -1,4 +1,4 @@
-//! A message as a server-sent event (WHATWG HTML 9.2).
+//! Server-sent events (WHATWG HTML 9.2): the encoding of messages, gaps and cursors.
 //!
 //! The `id:` field is the cursor that a browser sends back by itself, as `Last-Event-ID`.
 
@@ -77,19 +77,18 @@ fn append_lines(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// Appends an event without data: it reaches no handler, and sets the cursor that the browser comes back
-/// with.
+/// Appends an event without data: the browser dispatches no event, and stores the cursor for its next reconnect.
 pub fn append_cursor(out: &mut Vec<u8>, id: MessageId) {
     let _ = write!(out, "id: {id}\n\n");
 }
 
-/// Appends `event: gap` with the gap as JSON, and the cursor behind it.
+/// Appends `event: gap` with the gap as JSON, and the cursor after it.
 pub fn append_gap(out: &mut Vec<u8>, channel: &str, gap: &Gap) {
     let json = super::notice::gap_json(channel, gap);
     let _ = write!(out, "id: {}\nevent: gap\ndata: {json}\n\n", gap.resume);
 }
 
-/// Appends a comment line, which a reader skips: a sign of life for proxies between.
+/// Appends a comment line, which clients ignore: a keep-alive for proxies.
 pub fn append_comment(out: &mut Vec<u8>) {
     out.extend_from_slice(b":\n\n");
 }

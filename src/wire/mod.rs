@@ -1,10 +1,9 @@
-//! A message and its encoded forms; what clients and server say to each other in `oyez.v1`.
+//! Wire formats: a message as a WebSocket frame, an `oyez.v1` envelope or a server-sent event; commands and notices.
 //!
-//! Frames go out by our own hand and not through tungstenite's writer, since one encoded frame serves
-//! every member: the server does not mask (RFC 6455 5.1), so the bytes are the same for all.
+//! Frames are encoded here and not by tungstenite's writer, since one encoded frame is shared by all subscribers: a
+//! server does not mask (RFC 6455 5.1), so the bytes are the same for each of them.
 //!
-//! The raw frame is the form in which a message is taken in and kept; the others are made from it, for
-//! channels that have members who want them.
+//! The history stores the raw frame. The other forms are encoded from it, for channels with subscribers that use them.
 
 pub mod chunk;
 pub mod command;
@@ -31,18 +30,18 @@ pub type Frames = std::rc::Rc<bytes::Bytes>;
 /// The longest header of an unmasked frame (RFC 6455 5.2: two bytes and a 64-bit length).
 const FRAME_HEADER_BYTES_MAX: usize = 10;
 
-/// What a message's payload is.
+/// The kind of a message's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// UTF-8, checked before it gets here.
+    /// UTF-8, validated at ingress.
     Text,
     /// Any bytes.
     Binary,
-    /// One JSON value, checked before it gets here; a text to who knows only the two kinds of RFC 6455 5.6.
+    /// One JSON value, validated at ingress; raw WebSockets receive it as text (RFC 6455 5.6).
     Data,
 }
 
-/// How a member wants its messages.
+/// The wire format in which a subscriber receives messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// WebSocket frames of the payloads as they are.
@@ -89,7 +88,7 @@ impl Form {
         matches!(self, Form::Event | Form::EnvelopeEvent)
     }
 
-    /// This form's line in a table that has one for each.
+    /// The index of this form in a table of all forms.
     pub fn index(self) -> usize {
         self as usize
     }
@@ -104,7 +103,7 @@ impl Form {
         if self.is_chunked() { chunk::finish(out) } else { out.into() }
     }
 
-    /// One piece.
+    /// Encodes one piece.
     pub fn piece(self, append: impl FnOnce(&mut Vec<u8>)) -> Bytes {
         let mut out = self.begin(64);
         append(&mut out);
@@ -112,7 +111,7 @@ impl Form {
     }
 }
 
-/// A message with all that its forms tell of it.
+/// A message, with all fields that its forms contain.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     /// The name of its channel.
@@ -123,7 +122,7 @@ pub struct Message<'a> {
     pub number: u64,
     /// Its publisher.
     pub sender: &'a Sender,
-    /// What its payload is.
+    /// The kind of its payload.
     pub kind: Kind,
     /// Its payload.
     pub payload: &'a [u8],
@@ -217,14 +216,14 @@ pub fn payload_of(frame: &[u8]) -> &[u8] {
     &frame[header..]
 }
 
-/// A ping without payload: what comes back matters, not what it says.
+/// A ping without payload: any answer is a sign of life.
 pub fn ping() -> Bytes {
     let mut out = Vec::with_capacity(2);
     append_frame(&mut out, OpCode::Control(Control::Ping), &[]);
     out.into()
 }
 
-/// The close frame that goes with a reason (RFC 6455 5.5.1), or `None` where we send none of our own.
+/// The close frame of a reason (RFC 6455 5.5.1), or `None` if it has none: see [`Reason::code`].
 pub fn close(reason: Reason) -> Option<Bytes> {
     Some(close_frame(reason.code()?, &reason.to_string()))
 }

@@ -1,4 +1,4 @@
-//! What the server says in `oyez.v1` beside the messages.
+//! Notices of `oyez.v1`: all frames that the server sends except for messages.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -11,82 +11,82 @@ use crate::ids::{Gap, MessageId};
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Notice<'a> {
-    /// First of all: a cursor before any message.
+    /// The first notice of a connection.
     Hello {
         /// The cursor from which a client that is disconnected now has to resume; `None` for a client that may not
         /// subscribe.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<Id>,
-        /// Who the client is to others.
+        /// The client's public id.
         client: String,
         /// Identifies the memory of the client's idempotency keys. If it differs from that of the last connection, the
         /// keys of earlier publishes are not found: the process or the publisher is another.
         run: String,
-        /// How often the client should let itself be heard, in milliseconds; 0: it need not.
+        /// Maximum interval between two frames of the client, in milliseconds; 0: no maximum.
         ping_ms: u32,
-        /// The largest message that it may send, in bytes.
+        /// Maximum size of a message that the client sends, in bytes.
         message_bytes_max: usize,
-        /// How long a publish can be repeated under its key, in milliseconds; 0: the server keeps no keys.
+        /// How long a publish can be retried under its idempotency key, in milliseconds; 0: the server keeps no keys.
         key_age_ms: u32,
-        /// When the rights of its token end, in milliseconds from now; absent without a token.
+        /// Milliseconds until the client's token expires; absent without a token.
         #[serde(skip_serializing_if = "Option::is_none")]
         expires_ms: Option<u64>,
     },
-    /// It is a member.
+    /// The client is subscribed.
     Subscribed {
-        /// Of that channel.
+        /// The channel.
         ch: &'a str,
-        /// What follows continues from here.
+        /// The cursor after which messages follow.
         id: Id,
-        /// How many members there are, itself included.
+        /// The number of subscribers, including this one.
         subscribers: usize,
     },
-    /// It is a member no more.
+    /// The client is no longer subscribed.
     Unsubscribed {
-        /// Of that channel.
+        /// The channel.
         ch: &'a str,
     },
-    /// Its message is published.
+    /// The client's message is published.
     Ack {
-        /// What it called the request.
+        /// The `ref` of the request.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
         reference: Option<&'a RawValue>,
         /// The message's id.
         id: Id,
     },
-    /// The answer to its ping.
+    /// The response to a ping.
     Pong,
-    /// Its token is taken.
+    /// The client's token is valid.
     Authenticated {
-        /// What it called the request.
+        /// The `ref` of the request.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
         reference: Option<&'a RawValue>,
-        /// When that ends, in milliseconds from now.
+        /// Milliseconds until the token expires.
         expires_ms: u64,
     },
-    /// The replay is over; what follows is new.
+    /// The replay is complete; new messages follow.
     Live {
-        /// In that channel.
+        /// The channel.
         ch: &'a str,
-        /// The cursor that it has reached.
+        /// The cursor at the end of the replay.
         id: Id,
     },
-    /// Its request is not granted.
+    /// A request failed.
     Error {
-        /// What it called the request.
+        /// The `ref` of the request.
         #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
         reference: Option<&'a RawValue>,
         /// The channel that the request named.
         #[serde(skip_serializing_if = "Option::is_none")]
         ch: Option<&'a str>,
-        /// A word for programs.
+        /// The error code, for programs.
         code: &'static str,
-        /// A sentence for people.
+        /// The error message.
         message: &'a str,
     },
 }
 
-/// A message's id as its text.
+/// A message's id, serialized as a string.
 #[derive(Clone, Copy, Debug)]
 pub struct Id(pub MessageId);
 
@@ -97,7 +97,7 @@ impl Serialize for Id {
 }
 
 impl Notice<'_> {
-    /// The frame that says it.
+    /// Encodes the notice as a frame.
     pub fn to_frame(&self) -> Vec<u8> {
         let mut frame = Vec::new();
         self.append_frame(&mut frame);
@@ -106,7 +106,7 @@ impl Notice<'_> {
 
     /// Appends its frame.
     pub fn append_frame(&self, out: &mut Vec<u8>) {
-        // Strings and numbers only: nothing in it can fail.
+        // Strings and numbers only, whose serialization cannot fail.
         let text = serde_json::to_vec(self).unwrap_or_default();
         out.reserve(text.len() + Limits::FRAME_HEADER_BYTES_MAX);
         append_text(out, &text);
