@@ -1,49 +1,49 @@
-//! Every limit, with its unit last, its default, and the evidence for it.
+//! Configuration: every limit with its unit, its default, and the evidence for it.
 //!
-//! The command line turns flags and environment into a [`Config`]; nothing below it reads either. A
-//! limit that contradicts another is refused here, at start, not met in production.
+//! The command line resolves flags and environment variables to a [`Config`]; no other module reads them. Limits that
+//! conflict with each other are rejected at start ([`Limits::check`]), and not noticed in production.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-/// What `oyez serve` runs with.
+/// The configuration of `oyez serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// The most connections, or `None` for what the descriptor limit allows.
+    /// Maximum connections; `None` for as many as the file descriptor limit allows.
     pub connections_max: Option<usize>,
-    /// The limits that each part is handed.
+    /// Limits, timeouts and budgets.
     pub limits: Limits,
     /// Options of the listening socket, which every accepted socket inherits.
     pub tcp: TcpConfig,
-    /// Encryption.
+    /// TLS.
     pub tls: TlsConfig,
-    /// Where histories outlive the process, if they do.
+    /// The history file; `None` to keep histories in memory only.
     pub history_file: Option<HistoryFile>,
-    /// Files that are served as they are.
+    /// Static files.
     pub assets: Vec<&'static Asset>,
 }
 
 /// The file that histories are written to, and read from at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryFile {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// What is older than that survives a kill. A second is what people lose without a word, and two writes
-    /// a second wear no disk out.
+    /// Maximum age in milliseconds of messages not yet written to the file; the most that a crash can lose. Users accept
+    /// the loss of a second, and two writes a second do not wear out a disk.
     pub sync_ms: u32,
 }
 
-/// A file in the program, served at its path.
+/// A file that is embedded in the binary and served at its path.
 #[derive(PartialEq, Eq)]
 pub struct Asset {
     /// The path of the request, with its leading `/`.
     pub path: &'static str,
     /// The media type.
     pub content_type: &'static str,
-    /// What is sent.
+    /// The content.
     pub bytes: &'static [u8],
 }
 
@@ -53,35 +53,35 @@ impl fmt::Debug for Asset {
     }
 }
 
-/// What becomes of a member whose outbox is full or does not move.
+/// The policy for slow consumers: subscribers whose outbox is full or makes no progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnSlow {
-    /// It is closed with 4102, and knows that it missed something.
+    /// Close the connection with 4102: the client knows that it missed messages.
     Close,
-    /// It stays. If it is raw it misses what is published until it has caught up, which is counted; others get
-    /// that from the history, or are told of a gap.
+    /// Keep the connection. A raw subscriber misses messages until its queue has drained, and these are counted; other
+    /// subscribers receive them from the history, or a gap notice.
     Skip,
 }
 
-/// The bounds on what one connection, one turn and the whole server may use.
+/// The limits of one connection, of one turn and of the whole server.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The longest request head, from the request line to the empty line. A browser sends 1 to 4 KiB, and with the
-    /// cookies of a single sign-on over 8 KiB, which is where Apache and Node's 16 KiB differ.
+    /// Maximum bytes of a request head, from the request line to the empty line. A browser sends 1 to 4 KiB, and with
+    /// the cookies of a single sign-on over 8 KiB, the limit of Apache; Node's is 16 KiB.
     pub head_bytes_max: usize,
-    /// The most header fields in a head. Browsers send 12 to 25.
+    /// Maximum header fields in a head. Browsers send 12 to 25.
     pub head_fields_max: usize,
-    /// From accept to the complete head, however slowly its bytes drip.
+    /// Maximum time from accept to the complete head, however slowly its bytes arrive.
     pub handshake_timeout_ms: u32,
-    /// The largest message that a client may send, fragments added up.
+    /// Maximum bytes of a message that a client sends, all fragments together.
     pub message_bytes_max: usize,
-    /// From a message's first bytes to its last, however slowly they drip. As long as a request's body has: 64 KiB in 30 s
-    /// are 2.2 KB/s, less than GPRS gives (30 kbit/s).
+    /// Maximum time from the first bytes of a message to its last, however slowly they arrive. The same as for a request
+    /// body: 64 KiB in 30 s are 2.2 KB/s, less than GPRS provides (30 kbit/s).
     pub message_timeout_ms: u32,
-    /// The largest body of a request, and so the largest message that is published over HTTP.
+    /// Maximum bytes of a request body, and so of a message that is published over HTTP.
     pub body_bytes_max: usize,
-    /// From the head to the complete body, however slowly it drips. 30 s for 1 MiB are 35 KB/s, which
-    /// the slowest mobile networks in use give.
+    /// Maximum time from the head to the complete body, however slowly it arrives. 1 MiB in 30 s is 35 KB/s, which the
+    /// slowest mobile networks in use provide.
     pub body_timeout_ms: u32,
     /// How long a connection without a request is kept for the next. nginx' upstream connections and the load
     /// balancers of AWS are idle for up to 60 s: a server that closes first resets the request that is on its way.
@@ -90,7 +90,7 @@ pub struct Limits {
     /// Longest silence before a ping is sent; 0 sends none. 25 s is under the 30 s after which mobile
     /// carriers' NATs and many proxies forget a connection.
     pub ping_interval_ms: u32,
-    /// From the ping to the close when nothing comes back.
+    /// Maximum time from a ping to the next bytes of the peer.
     pub pong_timeout_ms: u32,
     /// The memory budget of the process, in bytes by its allocator's count; 0: no budget. The command line's default is
     /// half of the memory of the control group or the machine.
@@ -109,7 +109,7 @@ pub struct Limits {
     /// longer than a garbage collection, a page's long task or a few lost packets take, and shorter than publishers
     /// wait for an answer.
     pub publish_pause_ms: u32,
-    /// What becomes of one that breaks either.
+    /// The policy for a connection that exceeds one of these limits.
     pub on_slow: OnSlow,
     /// The longest time for a close handshake without progress, and for the end of file after it.
     pub close_timeout_ms: u32,
@@ -121,14 +121,14 @@ pub struct Limits {
     /// Clients that are asked to reconnect within a second of a drain. A handshake takes some 0.1 ms of the server and
     /// 0.3 ms with TLS, so 1,000 leave most of each second for messages.
     pub reconnects_per_second: u32,
-    /// The most channels with members or history.
+    /// Maximum channels, each with subscribers or history.
     pub channels_max: usize,
     /// Maximum channels that one connection subscribes to or has created, of those that exist.
     pub channels_per_client_max: usize,
-    /// Maximum channels that exist and that one publisher, a person by its token's `sub` or an address, has created by
-    /// publishing: a hundredth of all. A backend that publishes on a channel for each of more users raises it.
+    /// Maximum existing channels that one publisher, identified by its token's `sub` or its address, has created by
+    /// publishing: a hundredth of all. A backend with a channel for each of more users needs a higher limit.
     pub channels_per_publisher_max: usize,
-    /// What is kept of each channel, and of all.
+    /// Limits on the history of each channel, and of all channels.
     pub history: HistoryLimits,
     /// Bytes of the names of removed channels, so that a subscriber that comes back to one learns of a gap and one that
     /// comes to a channel that never had a message does not. 4 MiB are the names of 22,000 channels of 30 letters.
@@ -149,82 +149,82 @@ pub struct Limits {
     /// millisecond are 35 slices, and messages that are published meanwhile wait for no more than these, however many
     /// clients send queries.
     pub work_micros_per_turn: u32,
-    /// What is kept of publishers who may send the same again.
+    /// Limits on the idempotency keys.
     pub idempotency: IdempotencyLimits,
-    /// The most connections of one address, or of one /64 of IPv6; 0 is no limit. There is none unless the
-    /// operator asks for it: an office, a school or a mobile carrier's NAT brings thousands of people
-    /// from one address, and a proxy that is not trusted brings all of them.
+    /// Maximum connections of one IPv4 address or of one IPv6 /64; 0 is no limit. The default is no limit, since the NAT
+    /// of an office, a school or a mobile carrier has thousands of users at one address, and a proxy that is not trusted
+    /// has all of them.
     pub connections_per_address_max: u32,
-    /// The most handshakes of such an address in a second, and as many at once; 0 is no limit.
+    /// Maximum handshakes of such an address per second, with a burst of as many; 0 is no limit.
     pub handshakes_per_second: u32,
-    /// The most messages that a connection publishes in a second, and as many at once; 0 is no limit.
+    /// Maximum messages that a connection publishes per second, with a burst of as many; 0 is no limit.
     pub messages_per_second: u32,
-    /// The most bytes that a connection publishes in a second, and as many at once; 0 is no limit.
+    /// Maximum bytes that a connection publishes per second, with a burst of as many; 0 is no limit.
     pub bytes_per_second: u32,
-    /// From the upgrade to the token of who has no rights without one. 10 s let a page fetch one from a
-    /// service of its own that is slow.
+    /// Maximum time from the upgrade to the token of a client that has no rights without one. In 10 s a page can fetch a
+    /// token from a slow service of its application.
     pub auth_timeout_ms: u32,
-    /// From a token's end to the close of who has shown no new one: a ping's interval, so that a client that
-    /// renews when it hears of the end is in time.
+    /// Time from the expiry of a token to the close of a client that has not sent a new one. It is a ping interval, so
+    /// that a client that renews its token when it is notified of the expiry is in time.
     pub token_grace_ms: u32,
-    /// The most tokens that a connection shows in its messages (`auth`) in a second, and as many at once; 0 is no
-    /// limit. A check takes 2.5 us with a shared secret and 43 (RS256) to 144 us (EdDSA) with a public key, for each
-    /// key that may have signed: 5 are less than a thousandth of the loop's second, and a program renews once in a
-    /// token's life.
+    /// Maximum `auth` messages of a connection per second, with a burst of as many; 0 is no limit. A verification takes
+    /// 2.5 us with a shared secret and 43 (RS256) to 144 us (EdDSA) with a public key, for each key that matches: 5 are
+    /// less than a thousandth of the loop's second, and a client renews its token once in its lifetime.
     pub auths_per_second: u32,
-    /// Tickets that are out, about 100 bytes each and the rights that they carry.
+    /// Maximum valid tickets, about 100 bytes each plus their grants.
     pub tickets_max: usize,
-    /// Tickets that one client holds at a time, a tenth of all: a page uses its ticket at once, and an address that brings
-    /// many people (NAT) still opens a thousand pages in one moment.
+    /// Maximum valid tickets of one client, a tenth of all: a page uses its ticket at once, and an address with many
+    /// users (NAT) can still open a thousand pages at the same time.
     pub tickets_per_client_max: usize,
-    /// Log lines of one kind, such as those of connections closed for one reason, in a second; 0: no limit. A line has
-    /// about 100 bytes, so a flood of one kind writes 10 KB a second; further lines are counted.
+    /// Maximum log lines of one kind, such as those of connections closed for one reason, per second; 0: no limit. A line
+    /// has about 100 bytes, so a flood of one kind writes 10 KB a second; suppressed lines are counted.
     pub log_lines_per_second: u32,
-    /// Sockets taken from the listener in one turn. An accept costs about 20 us with its handshake, so
-    /// 64 keep members waiting for little over a millisecond while a storm comes in.
+    /// Maximum sockets accepted in one turn. An accept costs about 20 us with its handshake, so 64 delay subscribers by
+    /// little over a millisecond while many clients reconnect.
     pub accepts_per_turn: usize,
-    /// Reads from one slot in one turn. The first read of a quiet connection takes all there is; the
-    /// second finds the end of file that came with it.
+    /// Maximum reads from one connection in one turn. The first read of a quiet connection usually returns all bytes; the
+    /// second finds the EOF that arrived with them.
     pub reads_per_connection: usize,
     /// Bytes read from one slot in one turn while others wait, counted as those of a turn are, and the size of the one scratch buffer. 16 KiB
     /// are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120 us: past that, the
-    /// next slot has its turn. With 64 KiB for each, those who wait for many such publishers wait four times
-    /// as long. What the turn has for each that is ready may be more: a publisher that is alone is read on,
-    /// since its 64 messages of 512 bytes in three turns cost twice what they cost in one. Of many that begin to
-    /// send at once, each has a smaller share of its first turn.
+    /// next slot is read. With 64 KiB for each, clients that wait for many such publishers wait four times as long.
+    /// The share of a ready slot may be larger: the only publisher of a turn may use the whole budget, since 64 messages
+    /// of 512 bytes in three turns cost twice as much as in one. If many start to send at once, each has a smaller share
+    /// of the first turn.
     pub read_bytes_per_connection: usize,
     /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that
     /// a turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
     /// either way. It bounds what a turn publishes, and an outbox has to hold that in addition to the largest message,
-    /// so that one turn's burst never makes a member slow; as JSON a message may be longer, up to six times if it is of
-    /// nothing but control characters.
+    /// so that the burst of one turn never makes a subscriber slow. As JSON a message may be longer, up to six times if
+    /// it consists of control characters.
     pub read_bytes_per_turn: usize,
 }
 
-/// How much of what was published is kept, so that clients can come back to it.
+/// The limits of the message history, from which clients resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryLimits {
-    /// Messages of one channel; 0 keeps nothing. 100 are what a chat room shows to a newcomer.
+    /// Maximum messages of one channel; 0: no history. 100 are the messages that a chat room shows to a new user.
     pub messages_max: usize,
-    /// Bytes of one channel's messages.
+    /// Maximum bytes of one channel's messages.
     pub bytes_max: usize,
-    /// How long a message is kept. 300 s are a lift, a tunnel, a restart of a phone.
+    /// Maximum age of a message. 300 s cover a lift, a tunnel, a restart of a phone.
     pub age_ms: u32,
-    /// Bytes of all channels' messages, and 640 for each channel that has some; over it the largest channel loses its oldest.
+    /// Maximum bytes of all channels' messages, and 640 for each channel with history; above it the oldest messages of
+    /// the largest channel are evicted.
     pub total_bytes_max: usize,
 }
 
-/// How many keys of messages are known again (`Idempotency-Key`), and for how long.
+/// The limits of the idempotency keys (`Idempotency-Key`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdempotencyLimits {
-    /// Keys of all channels, about 150 bytes each; the oldest of the publisher with most keys goes first.
+    /// Maximum keys of all channels, about 150 bytes each; the oldest of the publisher with most keys is evicted first.
     pub keys_max: usize,
-    /// How long a key is known. A publisher that tries again for longer than 5 minutes has a person looking.
+    /// Lifetime of a key. A publisher that retries for longer than 5 minutes has the attention of its operator.
     pub age_ms: u32,
 }
 
 impl IdempotencyLimits {
-    /// How long a publisher can rely on its key, in milliseconds; 0 if no keys are kept.
+    /// Time for which a publisher can retry under its key, in milliseconds; 0 if no keys are kept.
     pub fn usable_ms(&self) -> u32 {
         if self.keys_max == 0 { 0 } else { self.age_ms }
     }
@@ -234,34 +234,35 @@ impl IdempotencyLimits {
 /// three calls a connection.
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
-    /// Connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+    /// Maximum connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
     pub backlog: u32,
-    /// Unsent bytes that the kernel holds for a connection before it takes no more
-    /// (`TCP_NOTSENT_LOWAT`). What is not in the kernel can still be skipped, or dropped for a close.
+    /// Maximum unsent bytes that the kernel buffers for a connection (`TCP_NOTSENT_LOWAT`). Bytes that are not yet in the
+    /// kernel can still be skipped, or dropped for a close.
     pub notsent_lowat_bytes: u32,
-    /// How long sent bytes may stay unacknowledged before the kernel gives up (`TCP_USER_TIMEOUT`).
+    /// Maximum time for which sent bytes may be unacknowledged before the kernel closes the connection
+    /// (`TCP_USER_TIMEOUT`).
     pub user_timeout_ms: u32,
 }
 
-/// TLS on every connection, or on none.
+/// TLS, on all connections or on none.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
     /// Certificate and key; without them connections are plain.
     pub files: Option<TlsFiles>,
-    /// Clients whose first message is answered in one turn. An answer takes 0.2 to 0.3 ms with a P-256 key, so 8
-    /// keep members waiting for 2 ms: while hundreds of clients at a time said hello, nine in ten broadcasts
-    /// were with all members in 0.09x the time that they took without a budget, and as many were answered.
+    /// Maximum ClientHello messages answered in one turn. An answer takes 0.2 to 0.3 ms with a P-256 key, so 8 delay
+    /// subscribers by 2 ms: while hundreds of clients connected at a time, nine in ten broadcasts reached all subscribers
+    /// in 0.09x the time that they took without a budget, and as many handshakes were completed.
     pub handshakes_per_turn: usize,
-    /// Sessions remembered for clients that keep no ticket. Each takes under half a KiB.
+    /// Maximum sessions stored for clients without session tickets. Each takes less than half a KiB.
     pub sessions_max: usize,
 }
 
 /// Two PEM files.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The certificate, and after it those that lead to its authority.
+    /// The certificate, followed by its chain.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// The private key.
     pub key: PathBuf,
 }
 
@@ -348,7 +349,7 @@ impl Default for TlsConfig {
     }
 }
 
-/// Two limits that cannot both hold, in words for the person who set them.
+/// The error of [`Limits::check`]: two limits that conflict, and how to fix them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConflictingLimits(String);
 
@@ -361,17 +362,17 @@ impl fmt::Display for ConflictingLimits {
 impl std::error::Error for ConflictingLimits {}
 
 impl Limits {
-    /// The longest header that a frame of ours has (RFC 6455 5.2: two bytes and a 64-bit length).
+    /// Maximum length of the header of an unmasked frame (RFC 6455 5.2: two bytes and a 64-bit length).
     pub const FRAME_HEADER_BYTES_MAX: usize = 10;
 
     /// The memory budget is at least this multiple of the memory that one connection may hold, so that one connection
     /// alone does not bring the process from no pressure to the last step.
     pub const MEMORY_SHARES: u64 = 4;
 
-    /// Do the limits go together?
+    /// Checks that the limits are compatible.
     ///
     /// # Errors
-    /// Names the two that do not, and what to do.
+    /// The two that conflict, and how to fix them.
     pub fn check(&self) -> Result<(), ConflictingLimits> {
         let refuse = |text: String| Err(ConflictingLimits(text));
         let (largest, flag) = if self.message_bytes_max >= self.body_bytes_max {
@@ -381,8 +382,8 @@ impl Limits {
         };
         let mut turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
         if self.publish_pause_ms > 0 {
-            // A subscriber pauses its publishers at a quarter, and then has to hold the messages that were read
-            // already.
+            // A subscriber pauses its publishers when its outbox is a quarter full, and must then still hold the messages
+            // that were already read.
             turn_bytes += turn_bytes.div_ceil(3);
         }
         if self.outbox_bytes_max < turn_bytes {
@@ -420,12 +421,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_go_together() {
+    fn defaults_are_compatible() {
         Limits::default().check().unwrap();
     }
 
     #[test]
-    fn contradictions_name_both_flags() {
+    fn conflicting_limits_name_both_flags() {
         let check = |limits: Limits, first: &str, second: &str| {
             let text = limits.check().unwrap_err().to_string();
             assert!(text.contains(first) && text.contains(second), "{text}");

@@ -1,11 +1,11 @@
-//! The keys that tokens are made and checked with, from the bytes of their files.
+//! Keys that sign and verify tokens, parsed from the bytes of their files.
 //!
-//! A key comes with its algorithm, and a token has no say in it: a shared secret is HS256, an Ed25519 key
-//! EdDSA, a key on P-256 ES256, an RSA key RS256. Tokens that are signed with a public key as if it were
-//! a secret, or not at all, fail because there is no key for them.
+//! The key determines the algorithm, and the token cannot choose it: a shared secret is HS256, an Ed25519 key EdDSA, a
+//! P-256 key ES256, an RSA key RS256. Unsigned tokens, and tokens signed with a public key as if it were a secret, fail
+//! because no key matches them.
 //!
-//! Several keys can stand side by side, so that a new one is known before the first token of it comes, and
-//! the old one until its last token has ended.
+//! A server has several keys at a time, so that keys can be rotated: the new one is added before the first token that
+//! it signs, and the old one is removed after its last token has expired.
 
 use std::fmt;
 
@@ -18,23 +18,23 @@ use serde_json::Value;
 use super::crypto;
 use super::file_format::{BIT_STRING, INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
 
-/// The shortest secret, in bytes (RFC 7518 3.2: as long as the hash).
+/// Minimum length of a secret, in bytes (RFC 7518 3.2: the length of the hash).
 pub const SECRET_BYTES_MIN: usize = 32;
 
-/// The most keys: a token that fits none of them costs one check for each.
+/// Maximum number of keys: an invalid token costs one verification for each.
 const KEYS_MAX: usize = 16;
 
 /// The smallest RSA key, in bits, and the largest, which costs the most time (RFC 7518 3.3; ring).
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
 
-/// The keys that tokens are checked with.
+/// The keys that verify tokens.
 #[derive(Clone)]
 pub struct Keys(Vec<Key>);
 
 #[derive(Clone)]
 pub(super) struct Key {
     pub(super) algorithm: Algorithm,
-    /// The name that a JWKS file gives it.
+    /// The key id in a JWKS file.
     pub(super) kid: Option<Box<str>>,
     pub(super) key: DecodingKey,
 }
@@ -47,20 +47,19 @@ impl Key {
 }
 
 impl Keys {
-    /// A secret that is shared with those who make tokens: HS256. Line ends at the end of the file are no
-    /// part of it.
+    /// A secret that is shared with the issuers of tokens: HS256. Line ends at the end of the file are not part of it.
     ///
     /// # Errors
-    /// If it is shorter than [`SECRET_BYTES_MIN`], or no secret at all.
+    /// The secret is shorter than [`SECRET_BYTES_MIN`], or the file is not a secret.
     pub fn from_secret(file: &[u8]) -> Result<Keys, BadKey> {
         let key = DecodingKey::from_secret(secret(file)?);
         Ok(Keys(vec![Key::new(Algorithm::HS256, None, key)]))
     }
 
-    /// Public keys in PEM (`BEGIN PUBLIC KEY`), one or several: EdDSA, ES256 or RS256 by the kind of key.
+    /// One or more public keys in PEM (`BEGIN PUBLIC KEY`): EdDSA, ES256 or RS256 by the type of the key.
     ///
     /// # Errors
-    /// If there is none, or something else, or one that these algorithms cannot use.
+    /// The file has no public key, or contains something else, or a key of an unsupported type.
     pub fn from_pem(file: &[u8]) -> Result<Keys, BadKey> {
         let keys = sections(file)?
             .into_iter()
@@ -111,16 +110,16 @@ impl Keys {
         Ok((Keys(keys).bounded()?, skipped))
     }
 
-    /// These keys and others.
+    /// Adds other keys.
     ///
     /// # Errors
-    /// If they are too many.
+    /// There are more keys than the maximum.
     pub fn and(mut self, others: Keys) -> Result<Keys, BadKey> {
         self.0.extend(others.0);
         self.bounded()
     }
 
-    /// The algorithm of each key, and its name where it has one: for the log.
+    /// The algorithm of each key and its `kid`, if it has one, for the log.
     pub fn describe(&self) -> String {
         let words = self.0.iter().map(|key| match &key.kid {
             Some(kid) => format!("{:?}({})", key.algorithm, kid.escape_debug()),
@@ -138,14 +137,14 @@ impl Keys {
     }
 }
 
-/// Nothing of the keys but what they are for.
+/// Shows algorithms and key ids only.
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keys({})", self.describe())
     }
 }
 
-/// The key that a token is made with.
+/// A key that signs tokens.
 pub struct SigningKey {
     algorithm: Algorithm,
     key: EncodingKey,
@@ -155,7 +154,7 @@ impl SigningKey {
     /// A shared secret, as in [`Keys::from_secret`].
     ///
     /// # Errors
-    /// If it is shorter than [`SECRET_BYTES_MIN`], or no secret at all.
+    /// The secret is shorter than [`SECRET_BYTES_MIN`], or the file is not a secret.
     pub fn from_secret(file: &[u8]) -> Result<SigningKey, BadKey> {
         crypto::install();
         Ok(SigningKey { algorithm: Algorithm::HS256, key: EncodingKey::from_secret(secret(file)?) })
@@ -164,7 +163,7 @@ impl SigningKey {
     /// A private key in PEM: Ed25519, P-256 or RSA.
     ///
     /// # Errors
-    /// If there is none, or one that these algorithms cannot use.
+    /// The file has no private key, or one of an unsupported type.
     pub fn from_pem(file: &[u8]) -> Result<SigningKey, BadKey> {
         crypto::install();
         let sections = sections(file)?;
@@ -183,10 +182,10 @@ impl SigningKey {
         .ok_or(BadKey::UnknownKind)
     }
 
-    /// Makes a token of the claims.
+    /// Issues a token with these claims.
     ///
     /// # Errors
-    /// If the key cannot sign.
+    /// The key cannot sign.
     pub fn sign(&self, claims: &impl Serialize, kid: Option<&str>) -> Result<String, BadKey> {
         let mut header = Header::new(self.algorithm);
         header.kid = kid.map(str::to_owned);
@@ -224,13 +223,13 @@ fn is_private(kind: SectionKind) -> bool {
     matches!(kind, SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey)
 }
 
-/// A SubjectPublicKeyInfo (RFC 5280 4.1.2.7): what the key is for, and the key in that kind's own form.
+/// Parses a SubjectPublicKeyInfo (RFC 5280 4.1.2.7): the algorithm, and the key in the format of that algorithm.
 fn public_key(info: &[u8]) -> Result<Key, BadKey> {
     let parts = || {
         let (info, rest) = element(info, SEQUENCE)?;
         let (kind, bits) = element(info, SEQUENCE)?;
         let (bits, end) = element(bits, BIT_STRING)?;
-        // The first byte says how many bits at the end are unused.
+        // The first byte is the number of unused bits at the end.
         (rest.is_empty() && end.is_empty()).then_some((kind, bits.strip_prefix(&[0])?))
     };
     let (kind, key) = parts().ok_or(BadKey::NoPem)?;
@@ -311,7 +310,7 @@ fn jwks_key(value: &Value) -> Result<Key, SkipReason> {
     if fits { Ok(Key::new(algorithm, jwk.kid, key)) } else { Err(SkipReason::Malformed) }
 }
 
-/// The longest text of a file that an error repeats.
+/// Maximum length of a text from a file that an error quotes.
 const QUOTE_CHARS_MAX: usize = 64;
 
 fn shorten(text: &str) -> Box<str> {
@@ -321,15 +320,15 @@ fn shorten(text: &str) -> Box<str> {
 /// A key of a JWKS that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedKey {
-    /// Its place in the list, from 0.
+    /// Its index in the list, from 0.
     pub index: usize,
-    /// Its name as it is in the file, if it has one.
+    /// Its key id in the file, if it has one.
     pub kid: Option<Box<str>>,
-    /// Why it cannot be used.
+    /// The reason.
     pub why: SkipReason,
 }
 
-/// Why a key of a JWKS cannot be used.
+/// The reason why a key of a JWKS is skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SkipReason {
     /// A key for another use, such as encryption: any key set may have some.
@@ -390,38 +389,38 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Why bytes are no key. It never shows them.
+/// An error in a key file. It does not contain the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadKey {
-    /// A secret of so many bytes.
+    /// A secret of this many bytes.
     SecretTooShort(usize),
-    /// A key in PEM where a secret belongs. Everybody has a public key: as a secret it is worth nothing.
+    /// A PEM key in place of a secret. A public key is not secret: any client could sign tokens with it.
     SecretIsPem,
     /// A file format that is not supported.
     Form(UnsupportedFormat),
-    /// Not PEM, or not what it says.
+    /// Not PEM, or malformed content.
     NoPem,
     /// PEM without a public key.
     NoPublicKey,
     /// PEM without a private key.
     NoPrivateKey,
-    /// A private key where the public one belongs.
+    /// A private key in place of the public one.
     PrivateKey,
-    /// A certificate where a public key belongs.
+    /// A certificate in place of a public key.
     Certificate,
-    /// A private key in a form that is not read.
+    /// A private key in SEC 1 format, which is not supported.
     Sec1,
-    /// A kind of key that no algorithm here uses.
+    /// A key of an unsupported type.
     UnknownKind,
-    /// An RSA key of so many bits.
+    /// An RSA key of this many bits.
     RsaBits(usize),
     /// Not a JWKS.
     NoJwks,
     /// A JWKS without a key.
     EmptyJwks,
-    /// A JWKS in which no key can be used; the first of them.
+    /// A JWKS without a usable key; the first skipped one.
     NoUsableKey(Box<SkippedKey>),
-    /// More keys than are tried.
+    /// More keys than the maximum.
     TooMany,
 }
 

@@ -1,39 +1,38 @@
-//! Which web pages may talk to the server.
+//! Origin checks: which web pages may connect (RFC 6454 7, RFC 6455 10.2).
 //!
-//! A browser sends a page's cookies and reaches a user's own network from any page that the user opens;
-//! no rule of its own stops a page from opening a WebSocket to another site. What it does is to say, in
-//! `Origin`, where the page came from (RFC 6454 7, RFC 6455 10.2), and the server has to judge that.
+//! Any page that a user opens can open a WebSocket to any site, and to hosts of the user's own network; browsers do not
+//! apply the same-origin policy to WebSockets. They send the origin of the page in `Origin`, and the server must check
+//! it.
 //!
-//! The page's own site is let in, and so is what the operator lists. A request without `Origin` does not
-//! come from a page and is not judged here.
+//! Pages of the server's own host are allowed, and so are the origins that the operator lists. A request without
+//! `Origin` does not come from a page and is not checked here.
 //!
-//! An origin of the web is compared in parts, since text is what every trick plays with:
+//! A web origin is parsed and compared in parts, since attacks exploit comparisons of text:
 //! `https://example.com.evil.test`, `https://example.com@evil.test`, `https://evilexample.com`. Other origins (`null`,
-//! `file://`, `app://.`) have no parts and are compared as a whole. Case does not count, nor does one slash at the end,
+//! `file://`, `app://.`) have no parts and are compared as a whole. Comparisons ignore case, and one slash at the end,
 //! which some programs add.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
-/// What the `Origin` of a request says about it.
+/// The result of [`judge`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginVerdict {
-    /// There is none: this is no web page.
+    /// No `Origin` field: the client is not a web page.
     Absent,
-    /// A page of the site that the request was sent to.
+    /// A page of the host that the request was sent to.
     SameHost,
     /// A page that the operator lists.
     Allowed,
-    /// Any page, since the operator allows all origins.
+    /// Another page; the operator allows all origins.
     AnyPage,
-    /// Another page, or something that no browser sends.
+    /// Another page, or a malformed origin.
     Foreign,
 }
 
-/// Judges one `Origin` field by the `Host` field beside it and by the operator's patterns.
+/// Checks an `Origin` field against the `Host` field of the request and the operator's patterns.
 ///
-/// A request in which either field comes twice is to be refused before it gets here: which of the two a
-/// proxy in front has looked at cannot be known.
+/// A request with two fields of either name must be rejected earlier, since a proxy may have checked the other one.
 ///
 /// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page is `https`
 /// and the request that arrives here is not. `null`, which sandboxed pages and local files send, is not a host; only
@@ -73,12 +72,11 @@ pub fn is_loopback_origin(origin: &[u8]) -> bool {
     parsed.is_some_and(|origin| default_port(origin.scheme).is_some() && origin.host.is_loopback_name())
 }
 
-/// Does `Host` name this machine in a way that no name server can bend: `localhost` or a loopback
-/// address?
+/// Returns true if `Host` is a loopback address or `localhost`, which no name server resolves.
 ///
-/// A server that is open because only this machine reaches it is still reached by every page that the
-/// user opens: the page's own name, answered for a second time with 127.0.0.1 (DNS rebinding), makes it
-/// the same host. Such a server has to take only requests that are sent to this machine by its own names.
+/// A server without access rules that listens on a loopback address can still be reached by every page that the user
+/// opens: if the page's own name resolves to 127.0.0.1 the second time (DNS rebinding), the page has the same host as
+/// the server. Such a server must only accept requests whose `Host` is a loopback name.
 pub fn is_loopback_host(host: &[u8]) -> bool {
     let Some((host, _)) = std::str::from_utf8(host).ok().and_then(split_port) else {
         return false;
@@ -86,15 +84,14 @@ pub fn is_loopback_host(host: &[u8]) -> bool {
     host.is_loopback_name()
 }
 
-/// Pages that the operator lets in.
+/// A pattern for the origins that the operator allows.
 ///
 /// One of
-/// - `https://app.example.com`, `http://localhost:5173`: this origin and no other. Without a port, the
-///   scheme's own.
-/// - `https://*.example.com`: every host below `example.com`, however deep; not `example.com` itself.
-/// - `null`, `file://`, `app://.`, `capacitor://localhost`: what sandboxed pages, local files and programs with pages of
-///   their own send, as it is.
-/// - `*`: every page, whatever it sends.
+/// - `https://app.example.com`, `http://localhost:5173`: this origin only. The default port is that of the scheme.
+/// - `https://*.example.com`: every host below `example.com`, at any depth; not `example.com` itself.
+/// - `null`, `file://`, `app://.`, `capacitor://localhost`: the origins of sandboxed pages, local files and programs with
+///   embedded pages, compared as a whole.
+/// - `*`: every page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern(Pattern);
 
@@ -103,7 +100,7 @@ enum Pattern {
     Any,
     /// Another origin, in lower case, compared as a whole.
     Whole(Box<str>),
-    /// Scheme and host are in small letters.
+    /// Scheme and host are in lower case.
     One {
         scheme: Box<str>,
         host: HostPattern,
@@ -114,16 +111,16 @@ enum Pattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum HostPattern {
     Name(Box<str>),
-    /// What stands behind the star, its dot included.
+    /// The text after the `*`, including its dot.
     Below(Box<str>),
     V6(Ipv6Addr),
 }
 
 impl OriginPattern {
-    /// Reads a pattern as the operator writes it.
+    /// Parses a pattern in the operator's syntax.
     ///
     /// # Errors
-    /// Says what is wrong with it and what to write.
+    /// The mistake, and the correct syntax.
     pub fn parse(text: &str) -> Result<OriginPattern, BadOriginPattern> {
         if text == "*" {
             return Ok(OriginPattern(Pattern::Any));
@@ -181,7 +178,7 @@ impl OriginPattern {
         let Pattern::One { scheme, host, port } = &self.0 else { return false };
         let same_host = match (host, &origin.host) {
             (HostPattern::Name(name), Host::Name(other)) => name.eq_ignore_ascii_case(other),
-            // A name does not begin with a dot: something stands before the ending.
+            // A name does not begin with a dot, so at least one label precedes the ending.
             (HostPattern::Below(ending), Host::Name(other)) => other
                 .len()
                 .checked_sub(ending.len())
@@ -212,18 +209,18 @@ impl fmt::Display for OriginPattern {
     }
 }
 
-/// Why a text is no pattern for origins.
+/// The error of [`OriginPattern::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadOriginPattern {
-    /// It is a bare host.
+    /// A bare host without a scheme.
     NoScheme,
-    /// It is the address of the socket and not that of the page; the page has this scheme.
+    /// The URL of the socket in place of the page's; the page has this scheme.
     SocketScheme(&'static str),
-    /// It has letters that browsers send in another form.
+    /// A host that browsers send in its ASCII form.
     NotAscii,
-    /// Something comes after the host and the port.
+    /// A path, query or fragment after the host and port.
     Path,
-    /// A star where none can be.
+    /// A `*` in a wrong place.
     Star,
     /// Anything else.
     NotAnOrigin,
@@ -236,14 +233,14 @@ impl fmt::Display for BadOriginPattern {
                 "an origin starts with a scheme: write https://app.example.com, or * for all pages",
             ),
             BadOriginPattern::SocketScheme(scheme) => {
-                write!(f, "an origin is where the page comes from, not the socket: write {scheme}://")
+                write!(f, "an origin is the URL of the page, not of the socket: write {scheme}://")
             }
             BadOriginPattern::NotAscii => {
                 f.write_str("browsers send such a host in its ASCII form: write xn--…")
             }
             BadOriginPattern::Path => f.write_str("an origin ends after host and port: leave out the path"),
             BadOriginPattern::Star => {
-                f.write_str("a * stands alone, or first in the host name: https://*.example.com")
+                f.write_str("a * must be alone, or first in the host name: https://*.example.com")
             }
             BadOriginPattern::NotAnOrigin => {
                 f.write_str("not an origin: write https://host, https://host:port, https://*.host or *")
@@ -258,7 +255,7 @@ impl std::error::Error for BadOriginPattern {}
 struct Origin<'a> {
     scheme: &'a str,
     host: Host<'a>,
-    /// The scheme's own, if none is written; `None` for schemes that have none.
+    /// The default port of the scheme if none is written; `None` for schemes without one.
     port: Option<u16>,
 }
 
@@ -270,8 +267,8 @@ impl<'a> Origin<'a> {
         is_scheme(scheme).then_some(Origin { scheme, host, port })
     }
 
-    /// Is this the host and port of a `Host` field? One without a port means the scheme's own, as the
-    /// browser that sent both has left it out in both.
+    /// Returns true if this is the host and port of a `Host` field. A missing port is the default port of the origin's
+    /// scheme, since a browser omits it in both fields.
     fn is_at(&self, host: Option<&[u8]>) -> bool {
         let web = default_port(self.scheme);
         let named = host.and_then(|field| std::str::from_utf8(field).ok()).and_then(split_port);
@@ -289,8 +286,8 @@ enum Host<'a> {
 }
 
 impl Host<'_> {
-    /// Returns true if it names this machine by a name that no name server resolves. RFC 6761 6.3 gives `localhost` and
-    /// all names below it to the machine itself, and browsers ask no name server for them.
+    /// Returns true if it is a loopback address or a name that no name server resolves. RFC 6761 6.3 reserves `localhost`
+    /// and all names below it for loopback addresses, and browsers resolve them themselves.
     fn is_loopback_name(&self) -> bool {
         match self {
             Host::V6(address) => {
@@ -315,10 +312,10 @@ impl PartialEq for Host<'_> {
     }
 }
 
-/// The longest host name (RFC 1035 2.3.4).
+/// Maximum length of a host name (RFC 1035 2.3.4).
 const NAME_BYTES_MAX: usize = 255;
 
-/// Takes `host` or `host:port` apart; `None` if it is neither.
+/// Splits `host` or `host:port`; `None` if the text is neither.
 fn split_port(text: &str) -> Option<(Host<'_>, Option<u16>)> {
     let (host, rest) = match text.strip_prefix('[') {
         Some(bracketed) => {
@@ -336,7 +333,8 @@ fn split_port(text: &str) -> Option<(Host<'_>, Option<u16>)> {
     }
 }
 
-/// Labels of letters, digits, `-` and `_`, with dots between them; one at the end makes another name.
+/// Returns true for labels of letters, digits, `-` and `_`, separated by dots. A name with a dot at its end is another
+/// name.
 fn is_name(name: &str) -> bool {
     let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let labels = name.strip_suffix('.').unwrap_or(name);
@@ -347,7 +345,7 @@ fn is_name(name: &str) -> bool {
             .all(|label| !label.is_empty() && label.iter().copied().all(in_alphabet))
 }
 
-/// A port as browsers write it: no sign and no zeros before it.
+/// Parses a port in the form that browsers send: without a sign or leading zeros.
 fn parse_port(text: &str) -> Option<u16> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     (digits && !text.starts_with('0')).then(|| text.parse().ok())?
@@ -359,8 +357,8 @@ fn is_scheme(scheme: &str) -> bool {
         && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
-/// The port that is left out; only pages have one. Programs that show pages of their own
-/// (`capacitor://localhost`, `chrome-extension://…`) have none.
+/// The default port of a web scheme. Schemes of programs with embedded pages (`capacitor://localhost`,
+/// `chrome-extension://…`) have none.
 fn default_port(scheme: &str) -> Option<u16> {
     let is = |name: &str| scheme.eq_ignore_ascii_case(name);
     if is("https") {

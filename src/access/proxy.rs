@@ -1,34 +1,34 @@
-//! Who is behind a proxy.
+//! The address of a client that connects through a proxy: `X-Forwarded-For` and the PROXY protocol.
 //!
-//! A proxy in front of the server is the peer of every connection; whom it speaks for it says in
-//! `X-Forwarded-For` or in the PROXY protocol. Anybody can say so: only what proxies say that the operator
-//! trusts is believed, and of a list of hops only the part that they have written.
+//! A proxy is the peer of all its connections, and names the client in `X-Forwarded-For` or in the PROXY protocol. Any
+//! client can forge these, so only trusted proxies are believed, and only the hops that trusted proxies have added to
+//! the list.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Addresses with a common beginning: `10.0.0.0/8`, `2001:db8::/32`, `127.0.0.1`.
+/// A network in CIDR notation: `10.0.0.0/8`, `2001:db8::/32`, `127.0.0.1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     address: IpAddr,
-    /// Bits of the beginning.
+    /// Length of the prefix, in bits.
     length: u8,
 }
 
-/// Why a text is no network.
+/// The error of [`Network::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadNetwork {
-    /// Not an address, or not a length after it.
+    /// An invalid address or prefix length.
     Form,
-    /// Bits are set behind the length: this is the network that is meant.
+    /// Host bits are set; the network without them.
     HostBits(Network),
 }
 
 impl Network {
-    /// Reads a network as the operator writes it.
+    /// Parses a network in CIDR notation, or an address.
     ///
     /// # Errors
-    /// Says what to write.
+    /// The mistake, and the correct syntax.
     pub fn parse(text: &str) -> Result<Network, BadNetwork> {
         let (address, length) = match text.split_once('/') {
             Some((address, length)) => (address, Some(length)),
@@ -50,7 +50,7 @@ impl Network {
         if network.address == address { Ok(network) } else { Err(BadNetwork::HostBits(network)) }
     }
 
-    /// Is the address in it? An IPv4 address that comes as an IPv6 one is IPv4.
+    /// Returns true if the address is in the network. An IPv4-mapped IPv6 address is IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_ipv4() == self.address.is_ipv4() && beginning(address, self.length) == self.address
@@ -81,7 +81,7 @@ impl fmt::Display for BadNetwork {
         match self {
             BadNetwork::Form => f.write_str("not a network: write 10.0.0.0/8, 2001:db8::/32 or an address"),
             BadNetwork::HostBits(network) => {
-                write!(f, "bits are set behind the /{}: write {network}", network.length)
+                write!(f, "host bits are set after the /{}: write {network}", network.length)
             }
         }
     }
@@ -89,17 +89,16 @@ impl fmt::Display for BadNetwork {
 
 impl std::error::Error for BadNetwork {}
 
-/// Is the address a proxy's that the operator trusts?
+/// Returns true if the address is that of a trusted proxy.
 pub fn is_trusted(address: IpAddr, proxies: &[Network]) -> bool {
     proxies.iter().any(|network| network.contains(address))
 }
 
-/// The client of a request that came from `peer` with these `X-Forwarded-For` lines, in their order.
+/// The client of a request from `peer` with these `X-Forwarded-For` lines, in their order.
 ///
-/// Each proxy adds the address that it was called from at the right. So the list is walked from there:
-/// what a trusted proxy has added is believed; the first address that is no trusted proxy's is the client,
-/// and what stands to the left of it is what the client says. Where something is no address, the
-/// proxy that added it is the last that is known.
+/// Each proxy appends the address of its peer. So the list is read from the right: addresses that trusted proxies have
+/// appended are believed, the first one that is not a trusted proxy is the client, and the addresses to the left of it
+/// may be forged by the client. If an entry is not an address, the proxy that appended it is the last known hop.
 pub fn forwarded_client<'a>(
     peer: IpAddr,
     lines: impl DoubleEndedIterator<Item = &'a [u8]>,
@@ -127,23 +126,23 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
         .map(|ip| ip.to_canonical())
 }
 
-/// What stands at the beginning of a connection in version 2 of the PROXY protocol.
+/// The result of [`parse_proxy_header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyHeader {
-    /// More bytes are needed to say.
+    /// More bytes are needed.
     Incomplete,
-    /// It is whole.
+    /// A complete header.
     Whole {
-        /// The bytes that it takes; what follows is the connection's own.
+        /// The length of the header, after which the connection's data begins.
         bytes: usize,
-        /// Whom the proxy speaks for; `None` if for itself (a health check) or for no internet address.
+        /// The client; `None` for a connection of the proxy itself (a health check), or from a socket without an IP address.
         client: Option<SocketAddr>,
     },
-    /// It is none: the connection begins with something else.
+    /// Not a header.
     Missing,
-    /// It is a header of version 1, which is text (2.1).
+    /// A header of version 1, which is text (2.1).
     Version1,
-    /// It begins as one and is none.
+    /// A malformed header.
     Bad,
 }
 
@@ -156,11 +155,11 @@ const SIGNATURE_1: &[u8] = b"PROXY ";
 /// Signature, version and command, family, length.
 const FIXED_BYTES: usize = 16;
 
-/// The longest header: addresses, and what a proxy may add of the TLS that it ends. The protocol knows no
-/// limit but that of its length field, and sends all of it in one segment.
+/// Maximum length of a header: the addresses, and the TLV fields with which a proxy describes its TLS connection. The
+/// protocol has no other limit than its length field, and sends the header in one segment.
 pub const PROXY_HEADER_BYTES_MAX: usize = 4 << 10;
 
-/// Reads the header of the PROXY protocol, version 2
+/// Parses the header of the PROXY protocol, version 2
 /// (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>, 2.2).
 pub fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
     let known = bytes.len().min(SIGNATURE.len());
@@ -180,9 +179,9 @@ pub fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
         return ProxyHeader::Incomplete;
     };
     let client = match (version_and_command, family) {
-        // LOCAL: the proxy speaks for itself, and the rest is to be skipped.
+        // LOCAL: a connection of the proxy itself; the rest is skipped.
         (0x20, _) => Some(None),
-        // PROXY over TCP and IPv4, over TCP and IPv6, and from where there are no internet addresses.
+        // PROXY over TCP and IPv4, over TCP and IPv6, of an unspecified family, and over a Unix socket.
         (0x21, 0x11) => tcp4(content),
         (0x21, 0x21) => tcp6(content),
         (0x21, 0x00) => Some(None),
@@ -195,7 +194,7 @@ pub fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
     }
 }
 
-/// Source and destination address, source and destination port, additions.
+/// Source and destination address, source and destination port, TLV fields.
 fn tcp4(content: &[u8]) -> Option<Option<SocketAddr>> {
     let (source, rest) = content.split_first_chunk::<4>()?;
     let (_, rest) = rest.split_first_chunk::<4>()?;
@@ -209,8 +208,7 @@ fn tcp6(content: &[u8]) -> Option<Option<SocketAddr>> {
     port(rest).map(|port| Some(SocketAddr::new(address, port)))
 }
 
-/// The source's port, if the rest is as it has to be: two ports, then additions of a type, a length, and
-/// so many bytes each.
+/// The source port, if the rest is well-formed: two ports, followed by TLV fields of a type, a length and a value.
 fn port(rest: &[u8]) -> Option<u16> {
     let (ports, mut additions) = rest.split_first_chunk::<4>()?;
     while let Some((head, after)) = additions.split_first_chunk::<3>() {
@@ -261,7 +259,7 @@ mod tests {
             assert_eq!(Network::parse(bad), Err(BadNetwork::Form), "{bad}");
         }
         let why = Network::parse("10.1.2.3/8").unwrap_err();
-        assert_eq!(why.to_string(), "bits are set behind the /8: write 10.0.0.0/8");
+        assert_eq!(why.to_string(), "host bits are set after the /8: write 10.0.0.0/8");
         assert!(Network::parse("2001:db8::1/64").unwrap_err().to_string().contains("2001:db8::/64"));
     }
 
@@ -359,7 +357,7 @@ mod tests {
             check(header(0x21, 0x11, &[&V4[..], bad].concat()));
         }
         check(header(0x20, 0x00, &[0; PROXY_HEADER_BYTES_MAX - FIXED_BYTES + 1]));
-        // It is refused before the bytes that it announces are waited for.
+        // The announced length is rejected before its bytes arrive.
         check([&SIGNATURE[..], &[0x21, 0x11, 0xff, 0xff]].concat());
     }
 }

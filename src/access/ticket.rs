@@ -1,12 +1,12 @@
-//! Tickets: a token that may be seen.
+//! Tickets: one-time credentials for browsers, which can be sent in a URL.
 //!
-//! A browser cannot send a token with a WebSocket's request but in the address, and addresses end up in
-//! logs and histories. So a page asks for a ticket, by a request that can carry its token, and opens the
-//! socket with that: it is good once, and for half a minute.
+//! A browser can only send the credentials of a WebSocket request in the URL, and URLs end up in logs and histories. So
+//! a page requests a ticket, with a request that carries its token in a header, and opens the socket with the ticket. A
+//! ticket is valid once, and for half a minute.
 //!
-//! An EventSource reconnects with the address that it has, and stops for ever at the first 401. So the ticket of an
-//! event stream stays bound to its stream, and works again, for the same channel, for a minute after that has ended;
-//! never for a second stream at the same time.
+//! An EventSource reconnects with the same URL, and stops for ever at the first 401. So the ticket of an event stream
+//! remains bound to its channel, and is valid again for a minute after the stream has ended; never for a second stream
+//! at the same time.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt::{self, Write as _};
@@ -19,17 +19,17 @@ use super::quota::{QuotaKey, Quotas};
 use crate::ids::SlotId;
 use crate::time::LoopTime;
 
-/// How long a ticket is good: a page that asks for one uses it at once.
+/// Lifetime of a ticket, in milliseconds: a page uses it at once.
 pub const TICKET_LIFE_MS: u32 = 30_000;
 
-/// For how long a ticket works again after its event stream has ended, in milliseconds: several attempts of a browser,
-/// which reconnects every 3 to 5 s, and a restart of its Wi-Fi.
+/// Time for which a ticket is valid again after its event stream has ended, in milliseconds: several attempts of a
+/// browser, which reconnects every 3 to 5 s, and a restart of its Wi-Fi.
 pub const STREAM_GRACE_MS: u32 = 60_000;
 
-/// Bytes of chance in a ticket: nobody guesses 128 bits in half a minute.
+/// Random bytes in a ticket: 128 bits cannot be guessed in half a minute.
 pub const TICKET_BYTES: usize = 16;
 
-/// Letters of a ticket: two for each byte.
+/// Hexadecimal digits of a ticket.
 pub const TICKET_LETTERS: usize = 2 * TICKET_BYTES;
 
 /// The valid tickets: issued, and neither used nor expired nor revoked.
@@ -47,7 +47,7 @@ pub struct Tickets {
     ended: VecDeque<(LoopTime, [u8; TICKET_BYTES])>,
 }
 
-/// What a used ticket is bound to.
+/// The event stream that a used ticket is bound to.
 struct Stream {
     grant: Rc<Grant>,
     channel: Box<str>,
@@ -55,7 +55,7 @@ struct Stream {
     until: Option<LoopTime>,
 }
 
-/// Why a ticket opens no event stream.
+/// The error of [`Tickets::redeem_for_stream`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamTicketError {
     /// The ticket is unknown, was used for something else, or has expired.
@@ -70,17 +70,17 @@ struct Ticket {
     holder: QuotaKey,
 }
 
-/// Why no ticket is issued.
+/// The error of [`Tickets::issue`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TicketError {
-    /// There are as many tickets as the limit allows.
+    /// The maximum number of tickets is reached.
     TableFull {
-        /// When the oldest expires.
+        /// Milliseconds until the oldest expires.
         retry_ms: u32,
     },
-    /// The client holds as many as its share allows.
+    /// The client holds its maximum number of tickets.
     QuotaExceeded {
-        /// When the oldest of all clients expires: the client's own may be younger.
+        /// Milliseconds until the oldest ticket of all clients expires: the client's own may be younger.
         retry_ms: u32,
     },
 }
@@ -100,7 +100,7 @@ impl Tickets {
         }
     }
 
-    /// Issues a ticket for a grant to the client at `address`. `chance` are random bytes that cannot be guessed.
+    /// Issues a ticket for a grant to the client at `address`. `secret` are random bytes.
     ///
     /// # Errors
     /// The limit in total or that of the client is reached.
@@ -131,13 +131,13 @@ impl Tickets {
         Ok(text)
     }
 
-    /// Takes a ticket: what it grants, and never again. `None` if it is none, was used, or has ended.
+    /// Redeems a ticket: returns its grant, once. `None` if it is unknown, was used or has expired.
     pub fn redeem(&mut self, ticket: &[u8], now: LoopTime) -> Option<Rc<Grant>> {
         self.expire(now);
         self.remove(&parse(ticket)?)
     }
 
-    /// Takes a ticket for an event stream of a channel, or takes it again after that stream has ended.
+    /// Redeems a ticket for an event stream of a channel, also again after that stream has ended.
     ///
     /// # Errors
     /// The ticket is unknown, or its stream is open.
@@ -212,7 +212,8 @@ impl Tickets {
         self.tickets.is_empty()
     }
 
-    /// When the oldest expires. It has to be dropped then: weeks later its time would look like one in the future.
+    /// The time at which the next ticket expires. It must be dropped soon after: weeks later its time would appear to be
+    /// in the future.
     pub fn next_expiry(&self) -> Option<LoopTime> {
         let unused = self.order.first_key_value().map(|(_, &(end, _))| end);
         let ended = self.ended.front().map(|&(until, _)| until);
@@ -243,7 +244,7 @@ impl Tickets {
     }
 }
 
-/// A ticket that is out opens a connection: none is shown.
+/// Shows no ticket, since a valid one opens a connection.
 impl fmt::Debug for Tickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tickets({} of {})", self.tickets.len(), self.tickets_max)
