@@ -13,7 +13,7 @@ use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::persist::LogTime;
 use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
-use oyez::net::outbox::{Outbox, Pace};
+use oyez::net::outbox::{Outbox, SlowConsumerLimits};
 use oyez::net::transport::{ReadOutcome, Transport};
 use oyez::server::engine::Engine;
 use oyez::session::frame_scanner::FrameScanner;
@@ -90,7 +90,7 @@ fn hub(bench: &mut Criterion) {
 fn journal(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("journal_batch");
     let now = LoopTime::from_millis(0);
-    let hour = LogTime { now, millis: 0 };
+    let log_time = LogTime { now, millis: 0 };
     for (channels, messages) in [(20u32, 100), (2_000, 1)] {
         let mut hub = Hub::new(&Limits::default(), 1);
         hub.begin_tracking_changes();
@@ -109,7 +109,7 @@ fn journal(bench: &mut Criterion) {
                         let _ = hub.finish_batch(id, now);
                     }
                     let start = Instant::now();
-                    black_box(hub.take_changes(hour, 512, 256 << 10));
+                    black_box(hub.take_changes(log_time, 512, 256 << 10));
                     took += start.elapsed();
                 }
                 took
@@ -157,7 +157,7 @@ fn outbox(bench: &mut Criterion) {
                 }
                 while !outbox.is_empty() {
                     outbox.unblock();
-                    let _ = black_box(outbox.flush(&mut socket, Pace::ANY, now));
+                    let _ = black_box(outbox.flush(&mut socket, SlowConsumerLimits::NONE, now));
                 }
             });
         });

@@ -1,11 +1,10 @@
-//! One change of a channel, as it is written down.
+//! One change of a channel, as it is encoded for the history file.
 //!
-//! A change says how far a channel is ([`ChannelPosition`]), and has the messages since its last one, each as bytes of
-//! its own. **Newer ones win**: a floor lets go of the messages before it, so whoever has taken a channel's
-//! changes in order ends up with what was kept when the last of them was made.
+//! A change has the channel's position ([`ChannelPosition`]) and its messages since the last change, encoded one after
+//! the other. **The latest wins**: `evicted_through` drops the messages up to it, so a reader that has applied a
+//! channel's changes in order has the history as it was when the last of them was made.
 //!
-//! Numbers are little-endian and of fixed width; that the bytes come back as they were is the business of
-//! whoever keeps them.
+//! Numbers are little-endian and of fixed width. The storage has to detect corruption.
 
 use crate::ids::ClientId;
 use crate::wire::Kind;
@@ -16,48 +15,48 @@ const HAS_SENDER: u8 = 0x80;
 /// Another: its sender has a user.
 const HAS_USER: u8 = 0x40;
 
-/// What has become of a channel.
+/// A change of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It has come so far.
+    /// The channel exists.
     Channel {
         /// Its name.
         name: Box<str>,
-        /// How far.
-        figures: ChannelPosition,
-        /// What it keeps since its last change; in order, and perhaps nothing.
+        /// Its position in the log.
+        position: ChannelPosition,
+        /// Its encoded messages since the last change, in order; may be empty.
         messages: Vec<u8>,
     },
-    /// It is no more, and neither is what it kept.
-    Ended {
+    /// The channel was removed, with its history.
+    Removed {
         /// Its name.
         name: Box<str>,
     },
 }
 
 impl Change {
-    /// About how much is to be written.
+    /// Its approximate size in bytes.
     pub fn bytes(&self) -> usize {
-        let (Change::Channel { name, .. } | Change::Ended { name }) = self;
+        let (Change::Channel { name, .. } | Change::Removed { name }) = self;
         let messages = if let Change::Channel { messages, .. } = self { messages.len() } else { 0 };
         name.len() + size_of::<ChannelPosition>() + messages
     }
 }
 
-/// How far a channel is.
+/// A channel's position in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelPosition {
     /// The number of its last message.
     pub number: u64,
     /// Its last message in the log.
     pub last: u64,
-    /// The last message that is not kept.
+    /// The last evicted message.
     pub evicted_through: u64,
 }
 
 /// A message of a change.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message<'a> {
+pub(super) struct ChangeMessage<'a> {
     pub(super) seq: u64,
     /// When it was published, by the log's time in milliseconds.
     pub(super) at: u64,
@@ -68,12 +67,12 @@ pub(super) struct Message<'a> {
     pub(super) payload: &'a [u8],
 }
 
-/// What no change is made of.
+/// Bytes that are not a valid change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadChange;
+pub struct InvalidChange;
 
-pub(super) fn put_message(out: &mut Vec<u8>, message: &Message<'_>) {
-    let Message { seq, at, kind, client, user, payload } = *message;
+pub(super) fn put_message(out: &mut Vec<u8>, message: &ChangeMessage<'_>) {
+    let ChangeMessage { seq, at, kind, client, user, payload } = *message;
     let kind = match kind {
         Kind::Text => 0,
         Kind::Binary => 1,
@@ -95,20 +94,20 @@ pub(super) fn put_message(out: &mut Vec<u8>, message: &Message<'_>) {
     out.extend_from_slice(payload);
 }
 
-/// Takes messages off the front of bytes.
+/// Decodes messages from the front of bytes.
 #[derive(Debug)]
-pub(super) struct Messages<'a>(pub(super) &'a [u8]);
+pub(super) struct ChangeMessages<'a>(pub(super) &'a [u8]);
 
-impl<'a> Iterator for Messages<'a> {
-    type Item = Result<Message<'a>, BadChange>;
+impl<'a> Iterator for ChangeMessages<'a> {
+    type Item = Result<ChangeMessage<'a>, InvalidChange>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        (!self.0.is_empty()).then(|| self.message().ok_or(BadChange))
+        (!self.0.is_empty()).then(|| self.message().ok_or(InvalidChange))
     }
 }
 
-impl<'a> Messages<'a> {
-    fn message(&mut self) -> Option<Message<'a>> {
+impl<'a> ChangeMessages<'a> {
+    fn message(&mut self) -> Option<ChangeMessage<'a>> {
         let seq = u64::from_le_bytes(self.array()?);
         let at = u64::from_le_bytes(self.array()?);
         let [kind] = self.array()?;
@@ -125,10 +124,10 @@ impl<'a> Messages<'a> {
             _ => return None,
         };
         let payload = self.bytes()?;
-        Some(Message { seq, at, kind, client, user, payload })
+        Some(ChangeMessage { seq, at, kind, client, user, payload })
     }
 
-    /// Bytes after their count.
+    /// Length-prefixed bytes.
     fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = u32::from_le_bytes(self.array()?);
         let (bytes, rest) = self.0.split_at_checked(length as usize)?;

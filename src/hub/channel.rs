@@ -1,4 +1,4 @@
-//! One channel: its members, the turn's batch, and what is kept.
+//! One channel: its subscribers, the message batch of the turn, and its history.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::creators::Creator;
 use super::eviction::SizeRank;
-use super::history::{Entry, History};
+use super::history::{BatchEntry, History};
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
 use crate::ids::{GapReason, MessageId, Sender, SlotId};
@@ -18,38 +18,38 @@ use crate::wire::{self, Form, Kind, Message};
 /// See [`Channel::group`].
 pub(super) const NO_GROUP: u32 = u32::MAX;
 
-/// A channel that has members or history.
+/// A channel, which has subscribers or history.
 #[derive(Debug)]
 pub struct Channel {
     name: Rc<str>,
-    /// Who gets each batch as it is sealed, by form.
+    /// The live subscribers by form, which are sent each finished batch.
     live: [Vec<SlotId>; Form::COUNT],
-    /// Who is still getting what was kept.
-    pub(super) replaying: Vec<Replay>,
+    /// The subscribers that are sent the history.
+    pub(super) catching_up: Vec<Replay>,
     batch: Batch,
     pub(super) history: History,
     /// The number of its last message; they are counted from 1.
     messages: u64,
     /// Its last message in the log.
     last: u64,
-    /// A channel of this name had messages, and was removed with its history; how many is not known.
-    pub(super) had_others: bool,
+    /// A channel of this name had messages and was removed; their number is not known.
+    pub(super) had_predecessor: bool,
     /// Its index in the group of batches that are being fanned out, or [`NO_GROUP`].
     pub(super) group: u32,
-    /// Where it stands among all channels by size.
+    /// Its class by the size of its history.
     pub(super) rank: SizeRank,
     /// Its creator.
     pub(super) creator: Creator,
-    /// Where it stands in what is written down.
-    pub(super) mark: PersistState,
+    /// How much of it is in the history file.
+    pub(super) persisted: PersistState,
 }
 
-/// Where a channel stands in the journal.
+/// How much of a channel is in the history file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct PersistState {
-    /// Its messages up to here are written.
+    /// The last written message.
     pub(super) written: u64,
-    /// It is written down.
+    /// The file has a row of this channel.
     pub(super) is_written: bool,
 }
 
@@ -58,44 +58,44 @@ pub(super) struct PersistState {
 pub(crate) struct Replay {
     pub(super) subscriber: SlotId,
     pub(super) form: Form,
-    /// The last message in the log that it has, or that was before its time.
+    /// The last message in the log that it was sent, or that precedes its subscription.
     pub(super) cursor: u64,
-    /// The number of the message that comes next, once that is known.
+    /// The number of the next message, once that is known.
     pub(super) next_number: Option<u64>,
     /// The reason of the gap if messages are evicted before it reaches them.
     pub(super) why: GapReason,
-    /// It begins with the oldest kept message, and its protocol has no notice for evicted ones.
-    pub(super) takes_what_is_kept: bool,
-    /// Since when it has waited for the memory that its next message takes.
+    /// It begins with the oldest stored message, and its protocol has no notice for evicted ones.
+    pub(super) ignores_evicted: bool,
+    /// When it began to wait for the memory of its next message.
     pub(super) waits_since: Option<LoopTime>,
 }
 
-/// What is told of a channel.
+/// The public state of a channel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelInfo {
-    /// How many members it has.
+    /// The number of its subscribers.
     pub subscribers: usize,
-    /// Its last message in the log; `None` if it has had none.
+    /// Its last message in the log; `None` before its first.
     pub head: Option<u64>,
-    /// The last message that is not kept.
+    /// The last evicted message.
     pub evicted_through: u64,
-    /// How many messages are kept.
+    /// The number of stored messages.
     pub messages: usize,
     /// Their bytes.
     pub bytes: usize,
 }
 
-/// The messages that were published since the last seal, framed, end to end.
+/// The messages that were published since the last batch was finished, as frames one after the other.
 #[derive(Debug, Default)]
 struct Batch {
     frames: Vec<u8>,
-    entries: Vec<Entry>,
+    entries: Vec<BatchEntry>,
     echo_excluded: Vec<EchoExcluded>,
 }
 
 impl Batch {
     /// Records messages that a subscriber is not sent.
-    fn leave_out(&mut self, form: Form, subscriber: SlotId, messages: Range<usize>) {
+    fn exclude(&mut self, form: Form, subscriber: SlotId, messages: Range<usize>) {
         let (first, end) = (messages.start as u32, messages.end as u32);
         match self.echo_excluded.last_mut() {
             Some(last) if last.subscriber == subscriber && last.first <= first && first <= last.end => {
@@ -110,7 +110,7 @@ impl Batch {
 /// Messages of a batch that a subscriber is not sent: its own (`?echo=0`), those from before it subscribed, and those
 /// that it was sent before the others.
 ///
-/// The subscriber is named by its slot: it may have another position by the time the batch is sealed, or none.
+/// The subscriber is identified by its slot: when the batch is finished, it may have another position, or none.
 #[derive(Clone, Copy, Debug)]
 struct EchoExcluded {
     form: Form,
@@ -135,40 +135,40 @@ pub struct FinishedBatch {
     number: u64,
     /// Its messages as raw frames.
     raw: Frames,
-    entries: Vec<Entry>,
+    entries: Vec<BatchEntry>,
     /// By subscriber, and for each in the order of the messages.
     echo_excluded: Vec<EchoExcluded>,
 }
 
-/// Where a batch begins.
+/// The position at which a subscriber's part of a batch begins.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchStart {
-    /// Just before its first message in the log.
+    /// The number in the log before its first message.
     pub(super) seq: u64,
     /// The number of its first message in the channel.
     pub(super) number: u64,
 }
 
-/// A batch in one form, shared by all who get it.
+/// A batch in one form, shared by all its subscribers.
 #[derive(Debug)]
 struct Encoded {
     frames: Frames,
-    /// The ends of its messages; empty where all subscribers get the whole.
+    /// The ends of its messages; empty if all subscribers are sent the whole batch.
     ends: Vec<u32>,
-    /// Some subscriber does not get all of it.
+    /// Some subscriber is not sent all of it.
     is_cut: bool,
 }
 
-/// What one member gets of a batch.
+/// The messages of a batch for one subscriber.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// The frames.
     pub frames: Slices,
-    /// How many messages they hold.
+    /// The number of messages in them.
     pub messages: u32,
 }
 
-/// The frames of a portion.
+/// The frames of a delivery.
 #[derive(Clone, Debug)]
 pub enum Slices {
     /// One piece.
@@ -182,7 +182,7 @@ impl Slices {
     pub fn as_slice(&self) -> &[Frames] {
         match self {
             Slices::Whole(frames) => std::slice::from_ref(frames),
-            Slices::Ranges(stretches) => stretches,
+            Slices::Ranges(ranges) => ranges,
         }
     }
 
@@ -201,20 +201,20 @@ impl Channel {
         Channel {
             name,
             live: Default::default(),
-            replaying: Vec::new(),
+            catching_up: Vec::new(),
             batch: Batch::default(),
             history: History::new(evicted_through),
             messages: 0,
             last: evicted_through,
-            had_others: false,
+            had_predecessor: false,
             group: NO_GROUP,
             rank: SizeRank::default(),
             creator: Creator::default(),
-            mark: PersistState::default(),
+            persisted: PersistState::default(),
         }
     }
 
-    /// One that was written down, without its history, which begins at `evicted_through`.
+    /// A channel of the history file, without its history, which begins after `evicted_through`.
     pub(super) fn restored(name: Rc<str>, messages: u64, last: u64, evicted_through: u64) -> Channel {
         Channel { messages, last, ..Channel::new(name, evicted_through) }
     }
@@ -228,22 +228,22 @@ impl Channel {
         &self.name
     }
 
-    /// Who gets what is published as it comes, in one form.
+    /// The live subscribers of one form.
     pub fn live(&self, form: Form) -> &[SlotId] {
         &self.live[form.index()]
     }
 
-    /// How many members it has.
+    /// The number of its subscribers.
     pub fn subscribers(&self) -> usize {
-        self.live.iter().map(Vec::len).sum::<usize>() + self.replaying.len()
+        self.live.iter().map(Vec::len).sum::<usize>() + self.catching_up.len()
     }
 
-    /// The number in the log of its last message, or of its floor if it has none.
+    /// The number in the log of its last message, or `evicted_through` before its first.
     pub fn last(&self) -> u64 {
         self.last
     }
 
-    /// How many messages it has had.
+    /// The number of messages that were published in it.
     pub fn messages(&self) -> u64 {
         self.messages
     }
@@ -251,7 +251,7 @@ impl Channel {
     /// Returns the number of its evicted messages, if there are any; `Some(None)` if the number is not known.
     pub(super) fn evicted(&self) -> Option<Option<u64>> {
         let evicted = self.first_number() - 1;
-        (self.had_others || evicted > 0).then_some(Some(evicted).filter(|_| !self.had_others))
+        (self.had_predecessor || evicted > 0).then_some(Some(evicted).filter(|_| !self.had_predecessor))
     }
 
     /// The channel as the API reports it.
@@ -265,13 +265,13 @@ impl Channel {
         }
     }
 
-    /// The number of the first message that is kept, or would be.
+    /// The number of the first stored message; of the next message if none is stored.
     pub(super) fn first_number(&self) -> u64 {
         self.messages + 1 - (self.history.len() + self.batch.entries.len()) as u64
     }
 
-    /// Is there no reason for it to exist?
-    pub(super) fn has_ended(&self) -> bool {
+    /// Returns true if it has no subscribers, no history and no open batch.
+    pub(super) fn is_unused(&self) -> bool {
         self.subscribers() == 0 && self.history.len() == 0 && self.batch.entries.is_empty()
     }
 
@@ -279,25 +279,25 @@ impl Channel {
         !self.batch.entries.is_empty()
     }
 
-    pub(super) fn join(&mut self, form: Form, subscriber: SlotId) -> u32 {
+    pub(super) fn add_live(&mut self, form: Form, subscriber: SlotId) -> u32 {
         // It does not receive messages from before its subscription.
-        self.batch.leave_out(form, subscriber, 0..self.batch.entries.len());
+        self.batch.exclude(form, subscriber, 0..self.batch.entries.len());
         let subscribers = &mut self.live[form.index()];
         subscribers.push(subscriber);
         (subscribers.len() - 1) as u32
     }
 
-    pub(super) fn leave(&mut self, subscription: Subscription) -> Option<Moved> {
+    pub(super) fn remove_subscriber(&mut self, subscription: Subscription) -> Option<Moved> {
         let position = subscription.position as usize;
-        let moved = match subscription.place {
+        let moved = match subscription.state {
             SubscriptionState::Live(form) => {
                 let subscribers = &mut self.live[form.index()];
                 subscribers.swap_remove(position);
                 subscribers.get(position).copied()
             }
             SubscriptionState::CatchingUp => {
-                self.replaying.swap_remove(position);
-                self.replaying.get(position).map(|replay| replay.subscriber)
+                self.catching_up.swap_remove(position);
+                self.catching_up.get(position).map(|replay| replay.subscriber)
             }
         };
         moved.map(|subscriber| Moved {
@@ -307,17 +307,17 @@ impl Channel {
         })
     }
 
-    /// Who sits there.
-    pub(super) fn subscriber_at(&self, place: SubscriptionState, position: u32) -> Option<SlotId> {
-        match place {
+    /// The subscriber at a position.
+    pub(super) fn subscriber_at(&self, state: SubscriptionState, position: u32) -> Option<SlotId> {
+        match state {
             SubscriptionState::Live(form) => self.live[form.index()].get(position as usize).copied(),
             SubscriptionState::CatchingUp => {
-                self.replaying.get(position as usize).map(|replay| replay.subscriber)
+                self.catching_up.get(position as usize).map(|replay| replay.subscriber)
             }
         }
     }
 
-    /// Frames one message; true if it is the first of its batch.
+    /// Frames one message; returns true if it is the first of its batch.
     pub(super) fn publish(
         &mut self,
         seq: u64,
@@ -326,16 +326,16 @@ impl Channel {
         sender: Sender,
         echo_excluded_by: Option<Subscription>,
     ) -> bool {
-        if let Some(Subscription { place: place @ SubscriptionState::Live(form), position, .. }) =
+        if let Some(Subscription { state: state @ SubscriptionState::Live(form), position, .. }) =
             echo_excluded_by
-            && let Some(subscriber) = self.subscriber_at(place, position)
+            && let Some(subscriber) = self.subscriber_at(state, position)
         {
             let message = self.batch.entries.len();
-            self.batch.leave_out(form, subscriber, message..message + 1);
+            self.batch.exclude(form, subscriber, message..message + 1);
         }
         let Batch { frames, entries, .. } = &mut self.batch;
         wire::append_message(frames, kind, payload);
-        entries.push(Entry { end: frames.len() as u32, seq, kind, sender });
+        entries.push(BatchEntry { end: frames.len() as u32, seq, kind, sender });
         self.messages += 1;
         self.last = seq;
         entries.len() == 1
@@ -357,13 +357,13 @@ impl Channel {
 
     /// A live subscriber was sent all of the open batch that it is to be sent.
     pub(super) fn mark_sent(&mut self, form: Form, subscriber: SlotId) {
-        self.batch.leave_out(form, subscriber, 0..self.batch.entries.len());
+        self.batch.exclude(form, subscriber, 0..self.batch.entries.len());
     }
 
     /// A message of the open batch.
     pub(super) fn open_message(&self, epoch: u64, index: usize) -> Message<'_> {
         let Batch { frames, entries, .. } = &self.batch;
-        let Entry { end, seq, kind, ref sender } = entries[index];
+        let BatchEntry { end, seq, kind, ref sender } = entries[index];
         let start = index.checked_sub(1).map_or(0, |before| entries[before].end);
         Message {
             channel: &self.name,
@@ -376,19 +376,20 @@ impl Channel {
     }
 
     /// The last message before the last one of the open batch, if that has one.
-    pub(super) fn before_last_unsealed(&self) -> Option<u64> {
-        let kept = |from_last: usize| {
+    pub(super) fn before_last(&self) -> Option<u64> {
+        let stored = |from_last: usize| {
             let index = self.history.len().checked_sub(from_last)?;
-            self.history.get(index).map(|kept| kept.seq)
+            self.history.get(index).map(|stored| stored.seq)
         };
         match self.batch.entries.as_slice() {
-            [] => kept(2),
-            [_] => kept(1),
+            [] => stored(2),
+            [_] => stored(1),
             [.., before, _] => Some(before.seq),
         }
     }
 
-    /// Ends the batch, and keeps as much of it as the history's limits allow. It may be merged with others if `merges`.
+    /// Finishes the batch, and stores as much of it as the history's limits allow. It may be merged with others if
+    /// `merges`.
     pub(super) fn finish_batch(
         &mut self,
         epoch: u64,
@@ -400,40 +401,40 @@ impl Channel {
             return None;
         }
         let Batch { mut frames, entries, mut echo_excluded } = std::mem::take(&mut self.batch);
-        let keeps = limits.messages_max > 0;
-        if keeps {
-            // What a growing batch has to spare would be kept with it.
+        let stores = limits.messages_max > 0;
+        if stores {
+            // The spare capacity of the batch would be stored with it.
             frames.shrink_to_fit();
         }
         let raw: Frames = Rc::new(Bytes::from(frames));
         let number = self.messages + 1 - entries.len() as u64;
         echo_excluded.sort_by_key(|one| (one.key(), one.first));
-        if keeps {
-            self.history.keep(&raw, &entries, limits, now);
+        if stores {
+            self.history.append(&raw, &entries, limits, now);
         } else {
             self.history = History::new(self.last);
         }
         let name = self.name.clone();
-        let mut sealed =
+        let mut finished =
             FinishedBatch { forms: Default::default(), name, epoch, number, raw, entries, echo_excluded };
         for form in Form::ALL {
             if !self.live[form.index()].is_empty() {
-                sealed.forms[form.index()] = Some(sealed.encode(form, merges));
+                finished.forms[form.index()] = Some(finished.encode(form, merges));
             }
         }
-        Some(sealed)
+        Some(finished)
     }
 
-    /// A kept message, with all that is told of it.
+    /// A stored message with its metadata.
     pub(super) fn message(&self, epoch: u64, index: usize) -> Option<Message<'_>> {
-        let kept = self.history.get(index)?;
+        let stored = self.history.get(index)?;
         Some(Message {
             channel: &self.name,
-            id: MessageId { epoch, seq: kept.seq },
+            id: MessageId { epoch, seq: stored.seq },
             number: self.first_number() + index as u64,
-            sender: &kept.sender,
-            kind: kept.kind,
-            payload: kept.payload(),
+            sender: &stored.sender,
+            kind: stored.kind,
+            payload: stored.payload(),
         })
     }
 }
@@ -458,7 +459,7 @@ impl FinishedBatch {
     }
 
     fn message(&self, index: usize) -> Message<'_> {
-        let Entry { end, seq, kind, ref sender } = self.entries[index];
+        let BatchEntry { end, seq, kind, ref sender } = self.entries[index];
         let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
         Message {
             channel: &self.name,
@@ -470,24 +471,24 @@ impl FinishedBatch {
         }
     }
 
-    /// The portion of a subscriber: usually the whole batch. Without its skipped messages for a subscriber that has
-    /// some, and `None` if no message is left.
+    /// The messages for a subscriber: usually the whole batch, without those that the subscriber skips. `None` if no
+    /// message is left.
     pub fn delivery(&self, form: Form, subscriber: SlotId) -> Option<Delivery> {
         let encoded = self.forms[form.index()].as_ref()?;
         if !encoded.is_cut || self.gets_all(subscriber) {
             let messages = self.entries.len() as u32;
             return Some(Delivery { frames: Slices::Whole(encoded.frames.clone()), messages });
         }
-        let heard = self.heard(subscriber);
-        let messages = heard.iter().map(|range| range.len() as u32).sum();
+        let received = self.received_ranges(subscriber);
+        let messages = received.iter().map(|range| range.len() as u32).sum();
         let frames = match form {
             Form::Raw | Form::Envelope => {
-                let stretches = heard.into_iter().map(|range| encoded.stretch(range)).collect();
-                Slices::from_list(stretches)?
+                let ranges = received.into_iter().map(|range| encoded.slice(range)).collect();
+                Slices::from_list(ranges)?
             }
             // A chunk of the transfer coding cannot be cut.
             Form::Event | Form::EventUntilClose | Form::EnvelopeEvent | Form::EnvelopeEventUntilClose => {
-                let mut messages = heard.into_iter().flatten().peekable();
+                let mut messages = received.into_iter().flatten().peekable();
                 messages.peek()?;
                 let piece = form.piece(|out| messages.for_each(|one| self.message(one).append_as(form, out)));
                 Slices::Whole(Rc::new(piece))
@@ -496,20 +497,20 @@ impl FinishedBatch {
         Some(Delivery { frames, messages })
     }
 
-    /// The messages that a subscriber gets, as ranges.
-    pub(super) fn heard(&self, subscriber: SlotId) -> Vec<Range<usize>> {
-        let mut heard = Vec::new();
+    /// The messages that a subscriber is sent, as ranges.
+    pub(super) fn received_ranges(&self, subscriber: SlotId) -> Vec<Range<usize>> {
+        let mut received = Vec::new();
         let mut from = 0;
         for one in self.echo_excluded_by(subscriber) {
             if from < one.first {
-                heard.push(from as usize..one.first as usize);
+                received.push(from as usize..one.first as usize);
             }
             from = from.max(one.end);
         }
         if (from as usize) < self.entries.len() {
-            heard.push(from as usize..self.entries.len());
+            received.push(from as usize..self.entries.len());
         }
-        heard
+        received
     }
 
     fn echo_excluded_by(&self, subscriber: SlotId) -> impl Iterator<Item = &EchoExcluded> {
@@ -518,14 +519,14 @@ impl FinishedBatch {
         self.echo_excluded[first..].iter().take_while(move |one| one.key() == key)
     }
 
-    /// Returns true if the subscriber gets the whole batch.
+    /// Returns true if the subscriber is sent the whole batch.
     pub(super) fn gets_all(&self, subscriber: SlotId) -> bool {
         self.echo_excluded_by(subscriber).next().is_none()
     }
 
-    /// The message before the first that a subscriber has yet to be sent, for one that could not take it.
-    pub fn before(&self, subscriber: SlotId) -> BatchStart {
-        let first = self.heard(subscriber).first().map_or(self.entries.len(), |range| range.start);
+    /// The position before the first message for a subscriber, for one whose outbox had no room.
+    pub fn start_for(&self, subscriber: SlotId) -> BatchStart {
+        let first = self.received_ranges(subscriber).first().map_or(self.entries.len(), |range| range.start);
         let seq = match first.checked_sub(1) {
             Some(before) => self.entries[before].seq,
             None => self.entries[0].seq - 1,
@@ -542,15 +543,15 @@ impl FinishedBatch {
         self.entries[message].seq
     }
 
-    /// Some messages in the form of `oyez.v1`, of a batch that was sealed to be merged.
+    /// A range of messages in the form of `oyez.v1`, of a batch that was finished to be merged.
     pub(super) fn envelopes(&self, messages: Range<usize>) -> Option<Frames> {
         let encoded = self.forms[Form::Envelope.index()].as_ref()?;
-        Some(encoded.stretch(messages))
+        Some(encoded.slice(messages))
     }
 }
 
 impl Encoded {
-    fn stretch(&self, messages: Range<usize>) -> Frames {
+    fn slice(&self, messages: Range<usize>) -> Frames {
         if messages.len() == self.ends.len() {
             return self.frames.clone();
         }
@@ -575,7 +576,7 @@ mod tests {
     fn channel_of(subscribers: u32) -> Channel {
         let mut channel = Channel::new("x".into(), 0);
         for key in 0..subscribers {
-            assert_eq!(channel.join(Form::Raw, subscriber(key)), key);
+            assert_eq!(channel.add_live(Form::Raw, subscriber(key)), key);
         }
         channel
     }
@@ -590,25 +591,25 @@ mod tests {
         channel.finish_batch(7, &LIMITS, false, LoopTime::from_millis(0))
     }
 
-    fn text(portion: Option<Delivery>) -> Option<(Vec<u8>, u32)> {
-        portion.map(|portion| {
-            let bytes: Vec<&[u8]> = portion.frames.as_slice().iter().map(|frames| &frames[..]).collect();
-            (bytes.concat(), portion.messages)
+    fn text(delivery: Option<Delivery>) -> Option<(Vec<u8>, u32)> {
+        delivery.map(|delivery| {
+            let bytes: Vec<&[u8]> = delivery.frames.as_slice().iter().map(|frames| &frames[..]).collect();
+            (bytes.concat(), delivery.messages)
         })
     }
 
     #[test]
-    fn a_batch_is_one_piece_of_memory_for_all() {
+    fn batch_memory_is_shared_by_all_subscribers() {
         let mut channel = channel_of(2);
         assert!(publish(&mut channel, b"a", None));
         assert!(!publish(&mut channel, b"b", None));
-        let sealed = finish_batch(&mut channel).unwrap();
+        let finished = finish_batch(&mut channel).unwrap();
         let (one, two) = (
-            sealed.delivery(Form::Raw, subscriber(0)).unwrap(),
-            sealed.delivery(Form::Raw, subscriber(1)).unwrap(),
+            finished.delivery(Form::Raw, subscriber(0)).unwrap(),
+            finished.delivery(Form::Raw, subscriber(1)).unwrap(),
         );
         let (Slices::Whole(one), Slices::Whole(two)) = (one.frames, two.frames) else {
-            panic!("both get all")
+            panic!("both are sent the whole batch")
         };
         assert!(Rc::ptr_eq(&one, &two));
         assert_eq!(one[..], [0x81, 1, b'a', 0x81, 1, b'b']);
@@ -616,49 +617,49 @@ mod tests {
     }
 
     #[test]
-    fn a_form_is_made_when_somebody_wants_it() {
+    fn batch_is_encoded_only_in_forms_with_subscribers() {
         let mut channel = channel_of(1);
         publish(&mut channel, b"a", None);
-        let sealed = finish_batch(&mut channel).unwrap();
+        let finished = finish_batch(&mut channel).unwrap();
         assert!(
-            sealed.delivery(Form::Envelope, subscriber(9)).is_none()
-                && sealed.delivery(Form::Event, subscriber(8)).is_none()
+            finished.delivery(Form::Envelope, subscriber(9)).is_none()
+                && finished.delivery(Form::Event, subscriber(8)).is_none()
         );
-        channel.join(Form::Envelope, subscriber(9));
-        channel.join(Form::Event, subscriber(8));
+        channel.add_live(Form::Envelope, subscriber(9));
+        channel.add_live(Form::Event, subscriber(8));
         publish(&mut channel, b"b", None);
         publish(&mut channel, b"c", None);
-        let sealed = finish_batch(&mut channel).unwrap();
-        let (events, messages) = text(sealed.delivery(Form::Event, subscriber(8))).unwrap();
+        let finished = finish_batch(&mut channel).unwrap();
+        let (events, messages) = text(finished.delivery(Form::Event, subscriber(8))).unwrap();
         assert_eq!(
             String::from_utf8(events).unwrap(),
             "22\r\nid: 7-2\ndata: b\n\nid: 7-3\ndata: c\n\n\r\n",
             "one chunk for the batch"
         );
         assert_eq!(messages, 2);
-        let (frames, _) = text(sealed.delivery(Form::Envelope, subscriber(9))).unwrap();
+        let (frames, _) = text(finished.delivery(Form::Envelope, subscriber(9))).unwrap();
         let expected = [&b"\x81\x29"[..], br#"{"ch":"x","id":"7-2","n":2,"text":"b"}"#].concat();
         assert_eq!(frames[2..2 + expected.len() - 2], expected[2..]);
     }
 
     #[test]
-    fn who_asks_not_to_hear_itself_does_not() {
+    fn subscriber_without_echo_is_not_sent_its_own_messages() {
         let mut channel = channel_of(3);
         publish(&mut channel, b"a", Some(2));
         publish(&mut channel, b"b", Some(0));
         publish(&mut channel, b"c", Some(2));
         publish(&mut channel, b"d", None);
-        let sealed = finish_batch(&mut channel).unwrap();
-        let portion = |key| text(sealed.delivery(Form::Raw, subscriber(key)));
-        assert_eq!(portion(0), Some((b"\x81\x01a\x81\x01c\x81\x01d".to_vec(), 3)));
-        assert_eq!(portion(1).unwrap().1, 4);
-        assert_eq!(portion(2), Some((b"\x81\x01b\x81\x01d".to_vec(), 2)));
-        let Slices::Whole(batch) = sealed.delivery(Form::Raw, subscriber(1)).unwrap().frames else {
+        let finished = finish_batch(&mut channel).unwrap();
+        let delivery = |key| text(finished.delivery(Form::Raw, subscriber(key)));
+        assert_eq!(delivery(0), Some((b"\x81\x01a\x81\x01c\x81\x01d".to_vec(), 3)));
+        assert_eq!(delivery(1).unwrap().1, 4);
+        assert_eq!(delivery(2), Some((b"\x81\x01b\x81\x01d".to_vec(), 2)));
+        let Slices::Whole(batch) = finished.delivery(Form::Raw, subscriber(1)).unwrap().frames else {
             panic!("all of it")
         };
         let batch = batch.as_ptr_range();
-        for piece in sealed.delivery(Form::Raw, subscriber(2)).unwrap().frames.as_slice() {
-            assert!(batch.contains(&piece.as_ptr()), "a stretch is a slice, not a copy");
+        for piece in finished.delivery(Form::Raw, subscriber(2)).unwrap().frames.as_slice() {
+            assert!(batch.contains(&piece.as_ptr()), "a range shares the batch, and is not a copy");
         }
         publish(&mut channel, b"alone", Some(1));
         assert!(finish_batch(&mut channel).unwrap().delivery(Form::Raw, subscriber(1)).is_none());
@@ -669,13 +670,13 @@ mod tests {
         for form in Form::ALL {
             let mut channel = channel_of(1);
             publish(&mut channel, b"a", None);
-            channel.join(form, subscriber(7));
+            channel.add_live(form, subscriber(7));
             publish(&mut channel, b"b", None);
             publish(&mut channel, b"c", None);
             let late = finish_batch(&mut channel).unwrap().delivery(form, subscriber(7)).unwrap();
             let mut alone = channel_of(0);
             (alone.messages, alone.last) = (1, 1);
-            alone.join(form, subscriber(7));
+            alone.add_live(form, subscriber(7));
             publish(&mut alone, b"b", None);
             publish(&mut alone, b"c", None);
             let alone = finish_batch(&mut alone).unwrap().delivery(form, subscriber(7));
@@ -684,7 +685,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_subscriber_was_sent_before_the_others_is_not_sent_again() {
+    fn messages_sent_early_to_a_subscriber_are_not_sent_again() {
         let mut channel = channel_of(3);
         publish(&mut channel, b"a", Some(1));
         publish(&mut channel, b"b", None);
@@ -696,22 +697,22 @@ mod tests {
         publish(&mut channel, b"d", None);
         assert_eq!(channel.unsent(subscriber(1)).collect::<Vec<_>>(), [3]);
         // Position 1 is taken over by the last one.
-        let _ = channel.leave(Subscription::live(ChannelId(0), Form::Raw, 1, false));
-        let sealed = finish_batch(&mut channel).unwrap();
-        let portion = |key| text(sealed.delivery(Form::Raw, subscriber(key))).unwrap().1;
-        assert_eq!((portion(0), portion(2)), (4, 2));
-        let before = [0, 2].map(|key| sealed.before(subscriber(key)));
+        let _ = channel.remove_subscriber(Subscription::live(ChannelId(0), Form::Raw, 1, false));
+        let finished = finish_batch(&mut channel).unwrap();
+        let delivery = |key| text(finished.delivery(Form::Raw, subscriber(key))).unwrap().1;
+        assert_eq!((delivery(0), delivery(2)), (4, 2));
+        let before = [0, 2].map(|key| finished.start_for(subscriber(key)));
         assert_eq!(before.map(|before| (before.seq, before.number)), [(0, 1), (2, 3)]);
     }
 
     #[test]
-    fn the_last_member_moves_into_the_free_place() {
+    fn last_subscriber_moves_into_the_freed_position() {
         let mut channel = channel_of(3);
         let at = |position| Subscription::live(ChannelId(4), Form::Raw, position, true);
         let moved =
             Moved { subscriber: SlotId { key: 2, generation: 0 }, channel: ChannelId(4), position: 0 };
-        assert_eq!(channel.leave(at(0)), Some(moved));
-        assert_eq!(channel.leave(at(1)), None);
+        assert_eq!(channel.remove_subscriber(at(0)), Some(moved));
+        assert_eq!(channel.remove_subscriber(at(1)), None);
         assert_eq!(channel.subscribers(), 1);
     }
 }

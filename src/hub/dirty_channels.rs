@@ -6,21 +6,21 @@ use std::rc::Rc;
 
 use crate::ids::ChannelId;
 
-/// Which channels have changed since they were written.
+/// The channels that have changed since they were written.
 #[derive(Debug, Default)]
 pub(super) struct DirtyChannels {
-    /// No longer than there are keys: a channel that ends stays on it, and stands for the next of its key.
+    /// At most one entry per key: the entry of a removed channel stays, and serves the next channel with its key.
     pub(super) changed: VecDeque<ChannelId>,
-    /// Who is on it, by key.
+    /// The listed keys.
     is_listed: Vec<bool>,
-    /// Names of channels that were removed, or were forgotten after that. They are written before any other, and each
-    /// is remembered or has a row in the file: so there are no more of them than the limits of both allow.
+    /// Names of channels that were removed, or forgotten after that. They are written before all others. Each is
+    /// remembered or has a row in the file, so the limits of both bound their number.
     pub(super) removed: BTreeSet<Rc<str>>,
 }
 
 impl DirtyChannels {
-    /// A channel's history has changed.
-    pub(super) fn note(&mut self, id: ChannelId) {
+    /// Lists a channel whose history has changed.
+    pub(super) fn mark(&mut self, id: ChannelId) {
         let key = id.0 as usize;
         if key >= self.is_listed.len() {
             self.is_listed.resize(key + 1, false);
@@ -30,8 +30,8 @@ impl DirtyChannels {
         }
     }
 
-    /// The first of the list is done with.
-    pub(super) fn strike(&mut self) {
+    /// Removes the first of the list, which is written.
+    pub(super) fn remove_first(&mut self) {
         if let Some(ChannelId(key)) = self.changed.pop_front() {
             self.is_listed[key as usize] = false;
         }
@@ -45,13 +45,13 @@ impl DirtyChannels {
         }
     }
 
-    /// A channel was removed.
-    pub(super) fn note_removed(&mut self, name: Rc<str>) {
+    /// Lists a removed channel.
+    pub(super) fn mark_removed(&mut self, name: Rc<str>) {
         self.removed.insert(name);
     }
 
-    /// A removed channel is no longer remembered. One that the file does not have leaves nothing to write.
-    pub(super) fn note_forgotten(&mut self, name: Rc<str>, is_written: bool) {
+    /// Lists a removed channel that is no longer remembered. If the file does not have it, there is nothing to write.
+    pub(super) fn mark_forgotten(&mut self, name: Rc<str>, is_written: bool) {
         if is_written {
             self.removed.insert(name);
         } else {

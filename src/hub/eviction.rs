@@ -1,30 +1,28 @@
-//! Which channel keeps most?
+//! Finds the channel with the largest history, for eviction under the limit of all histories together.
 //!
-//! When all channels together keep too much, the oldest message of the largest has to go, and finding it
-//! must not cost a look at a million channels. They stand in classes by powers of two of their bytes, and
-//! a channel moves to another class only when its size has doubled or halved. One of the highest class
-//! there is is the largest, but for a factor of two.
+//! The oldest message of the largest history is evicted first, and finding it must not cost a scan of a million
+//! channels. So channels are listed in classes by powers of two of their bytes, and a channel moves to another class
+//! only when its size has doubled or halved. Any channel of the highest class is the largest within a factor of two.
 
 use crate::ids::ChannelId;
 
-/// Class `n` holds the channels of 2^(n-1) up to 2^n bytes; class 0 those that keep nothing, which are
-/// not listed.
+/// Class `n` holds the channels of 2^(n-1) up to 2^n bytes; class 0 those without history, which are not listed.
 const CLASSES: usize = 33;
 
-/// Where a channel stands.
+/// A channel's class, and its position in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SizeRank {
     class: u8,
     position: u32,
 }
 
-/// All channels that keep something, by class.
+/// All channels with history, by class.
 #[derive(Debug)]
 pub(super) struct SizeClasses {
     classes: [Vec<ChannelId>; CLASSES],
 }
 
-/// The channel that moved into a place that came free.
+/// A channel that moved into a freed position.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shifted {
@@ -37,13 +35,13 @@ impl SizeClasses {
         SizeClasses { classes: [const { Vec::new() }; CLASSES] }
     }
 
-    /// Has a channel of this rank to move when it keeps so many bytes?
-    pub(super) fn is_due(rank: SizeRank, bytes: usize) -> bool {
+    /// Returns true if a channel of this rank must move when its history has this many bytes.
+    pub(super) fn must_move(rank: SizeRank, bytes: usize) -> bool {
         rank.class != class_of(bytes)
     }
 
     /// Moves a channel to the class of its bytes.
-    pub(super) fn rank(
+    pub(super) fn move_channel(
         &mut self,
         channel: ChannelId,
         old: SizeRank,
@@ -88,8 +86,8 @@ mod tests {
             for (key, bytes) in sizes {
                 let (size, rank) = &mut model[key as usize];
                 *size = bytes;
-                if SizeClasses::is_due(*rank, bytes) {
-                    let (new, shifted) = classes.rank(ChannelId(key), *rank, bytes);
+                if SizeClasses::must_move(*rank, bytes) {
+                    let (new, shifted) = classes.move_channel(ChannelId(key), *rank, bytes);
                     *rank = new;
                     if let Some(Shifted { channel, rank }) = shifted {
                         model[channel.0 as usize].1 = rank;

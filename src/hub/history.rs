@@ -1,11 +1,11 @@
-//! What is kept of a channel, so that who comes back, or comes late, can have it.
+//! The message history of one channel, for resuming and late subscribers.
 //!
-//! A kept message is a stretch of the batch that its members were sent: the same memory, not a copy. It
-//! lies there as a raw frame, and is encoded anew for who wants another form. Since messages leave only
-//! at the front, the ones that are kept are the channel's last, and one number tells where it begins.
+//! A stored message is a range of the batch that the subscribers were sent: the same memory, not a copy, as a raw frame.
+//! It is encoded again for subscribers of another form. Messages are evicted only at the front, so the stored ones are
+//! the channel's last, and one number (`evicted_through`) says where they begin.
 //!
-//! Memory that is shared has to be owned, and for a small message that came alone the owner is larger than
-//! what it owns. So when some of these have gathered, they move together.
+//! Shared memory needs an owner, which for a small message that was published alone is larger than the message. So
+//! once [`COALESCED_MESSAGES`] of these are stored, they are copied into one batch.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -18,19 +18,19 @@ use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::{self, Kind};
 
-/// What a kept message counts beside its bytes: a message of one byte takes that much memory around it.
+/// Cost of a stored message in addition to its bytes: the memory around a message of one byte.
 pub const MESSAGE_BYTES: usize = 64;
 
-/// So many small messages that came alone move together: each has had an allocation of its own, and an
-/// owner; the last few stay as they are, in the outboxes of members too.
-pub(super) const GATHERED: usize = 16;
+/// Small messages that were published alone are coalesced at this number. Until then each has its own allocation and
+/// owner, which it shares with the outboxes of subscribers.
+pub(super) const COALESCED_MESSAGES: usize = 16;
 
-/// A message up to that size is small: a larger one pays for its owner.
+/// Maximum size of a small message; for a larger one the owner is a small part of the cost.
 pub(super) const SMALL_BYTES: usize = 1024;
 
-/// One message's stretch of a batch, and what is told of it beside its payload.
+/// One message's range of a batch, and its metadata.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct BatchEntry {
     /// The end of its frame; it begins where the one before it ends.
     pub(super) end: u32,
     pub(super) seq: u64,
@@ -41,13 +41,13 @@ pub(super) struct Entry {
 /// The last messages of one channel.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    kept: VecDeque<StoredMessage>,
+    messages: VecDeque<StoredMessage>,
     /// Frames and [`MESSAGE_BYTES`] for each.
     bytes: usize,
-    /// The last message that is kept no more; a cursor before it misses something.
+    /// The last evicted message; a cursor before it is incomplete.
     evicted_through: u64,
-    /// So many of the last ones are small and came alone.
-    alone: usize,
+    /// How many of the last messages are small and were published alone.
+    single: usize,
 }
 
 /// One message.
@@ -76,20 +76,20 @@ impl StoredMessage {
     }
 }
 
-/// What a message counts. A user counts with each message, though all that one token publishes share it: how long it
-/// is shared is up to the publisher.
+/// The cost of a message. A user counts with each message, although all messages published with one token share it: for
+/// how long it is shared is up to the publisher.
 fn cost(frame_bytes: u32, sender: &Sender) -> usize {
     frame_bytes as usize + MESSAGE_BYTES + sender.user.as_ref().map_or(0, |user| User::as_json(user).len())
 }
 
 impl History {
-    /// An empty one; what was before `evicted_through` is not kept.
+    /// An empty history that begins after `evicted_through`.
     pub(super) fn new(evicted_through: u64) -> History {
         History { evicted_through, ..History::default() }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.kept.len()
+        self.messages.len()
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -101,50 +101,56 @@ impl History {
     }
 
     pub(super) fn get(&self, index: usize) -> Option<&StoredMessage> {
-        self.kept.get(index)
+        self.messages.get(index)
     }
 
-    /// The raw frame of a message: the memory that it is kept in, not a copy.
+    /// The raw frame of a message: the stored memory, not a copy.
     pub(super) fn frames(&self, index: usize) -> Option<Frames> {
-        let StoredMessage { batch, start, end, .. } = self.kept.get(index)?;
+        let StoredMessage { batch, start, end, .. } = self.messages.get(index)?;
         let (start, end) = (*start as usize, *end as usize);
         let is_all = (start, end) == (0, batch.len());
         Some(if is_all { batch.clone() } else { Rc::new(batch.slice(start..end)) })
     }
 
-    /// The first message that follows this number in the log.
+    /// The index of the first message after this number in the log.
     pub(super) fn index_after(&self, seq: u64) -> usize {
-        self.kept.partition_point(|kept| kept.seq <= seq)
+        self.messages.partition_point(|message| message.seq <= seq)
     }
 
-    /// Keeps what the limits allow of a batch.
-    pub(super) fn keep(&mut self, batch: &Frames, entries: &[Entry], limits: &HistoryLimits, now: LoopTime) {
-        self.keep_published_at(batch, entries, limits, |_| now);
-    }
-
-    /// The same for messages that were published at times of their own.
-    pub(super) fn keep_published_at(
+    /// Stores a batch, as far as the limits allow.
+    pub(super) fn append(
         &mut self,
         batch: &Frames,
-        entries: &[Entry],
+        entries: &[BatchEntry],
+        limits: &HistoryLimits,
+        now: LoopTime,
+    ) {
+        self.append_published_at(batch, entries, limits, |_| now);
+    }
+
+    /// Stores messages that were published at different times.
+    pub(super) fn append_published_at(
+        &mut self,
+        batch: &Frames,
+        entries: &[BatchEntry],
         limits: &HistoryLimits,
         published_at: impl Fn(usize) -> LoopTime,
     ) {
-        let first = first_to_keep(entries, limits);
+        let first = first_to_store(entries, limits);
         if let Some(last_dropped) = first.checked_sub(1) {
             self.clear();
             self.evicted_through = entries[last_dropped].seq;
         }
         let start = first.checked_sub(1).map_or(0, |before| entries[before].end);
-        let (batch, shift) = worth_sharing(batch, start);
+        let (batch, shift) = share_or_copy(batch, start);
         let mut start = start;
         for (index, entry) in entries.iter().enumerate().skip(first) {
-            let Entry { end, seq, kind, ref sender } = *entry;
-            if self.kept.len() == self.kept.capacity() {
+            let BatchEntry { end, seq, kind, ref sender } = *entry;
+            if self.messages.len() == self.messages.capacity() {
                 // Doubling would leave up to half of it unused, for as long as the channel lives.
-                self.kept.reserve_exact((self.kept.len() / 4).max(4));
+                self.messages.reserve_exact((self.messages.len() / 4).max(4));
             }
-            let kept = StoredMessage {
+            let message = StoredMessage {
                 batch: batch.clone(),
                 start: start - shift,
                 end: end - shift,
@@ -153,71 +159,72 @@ impl History {
                 kind,
                 sender: sender.clone(),
             };
-            self.bytes += kept.cost();
-            self.kept.push_back(kept);
+            self.bytes += message.cost();
+            self.messages.push_back(message);
             start = end;
         }
-        self.alone = if entries.len() == 1 && batch.len() <= SMALL_BYTES { self.alone + 1 } else { 0 };
-        while self.kept.len() > limits.messages_max || self.bytes > limits.bytes_max {
+        self.single = if entries.len() == 1 && batch.len() <= SMALL_BYTES { self.single + 1 } else { 0 };
+        while self.messages.len() > limits.messages_max || self.bytes > limits.bytes_max {
             self.evict_oldest();
         }
-        if self.alone >= GATHERED {
-            self.gather();
+        if self.single >= COALESCED_MESSAGES {
+            self.coalesce();
         }
     }
 
-    /// Makes room for messages that are about to be kept.
+    /// Reserves capacity for messages that are about to be stored.
     pub(super) fn reserve(&mut self, messages: usize) {
-        self.kept.reserve_exact(messages);
+        self.messages.reserve_exact(messages);
     }
 
-    /// Gives back the room that was made for messages that the limits did not let stay.
+    /// Releases the capacity that was reserved for messages over the limits.
     pub(super) fn shrink(&mut self) {
-        self.kept.shrink_to_fit();
+        self.messages.shrink_to_fit();
     }
 
-    /// Moves the small messages that came alone together.
-    fn gather(&mut self) {
-        let first = self.kept.len().saturating_sub(self.alone);
-        let mut together = Vec::with_capacity(self.kept.range(first..).map(|kept| kept.frame().len()).sum());
-        self.kept.range(first..).for_each(|kept| together.extend_from_slice(kept.frame()));
+    /// Copies the small messages that were published alone into one batch.
+    fn coalesce(&mut self) {
+        let first = self.messages.len().saturating_sub(self.single);
+        let mut together =
+            Vec::with_capacity(self.messages.range(first..).map(|message| message.frame().len()).sum());
+        self.messages.range(first..).for_each(|message| together.extend_from_slice(message.frame()));
         let batch: Frames = Rc::new(Bytes::from(together));
         let mut start = 0;
-        for kept in self.kept.range_mut(first..) {
-            let end = start + (kept.end - kept.start);
-            (kept.batch, kept.start, kept.end) = (batch.clone(), start, end);
+        for message in self.messages.range_mut(first..) {
+            let end = start + (message.end - message.start);
+            (message.batch, message.start, message.end) = (batch.clone(), start, end);
             start = end;
         }
-        self.alone = 0;
+        self.single = 0;
     }
 
     /// Drops the oldest message.
     pub(super) fn evict_oldest(&mut self) {
-        if let Some(kept) = self.kept.pop_front() {
-            self.bytes -= kept.cost();
-            self.evicted_through = kept.seq;
+        if let Some(message) = self.messages.pop_front() {
+            self.bytes -= message.cost();
+            self.evicted_through = message.seq;
         }
-        if self.kept.is_empty() {
-            self.kept = VecDeque::new();
+        if self.messages.is_empty() {
+            self.messages = VecDeque::new();
         }
     }
 
-    /// Drops what is older than `age_ms`.
+    /// Drops messages older than `age_ms`.
     pub(super) fn expire(&mut self, age_ms: u32, now: LoopTime) {
-        while self.kept.front().is_some_and(|kept| kept.at.after(age_ms).is_due(now)) {
+        while self.messages.front().is_some_and(|message| message.at.after(age_ms).is_due(now)) {
             self.evict_oldest();
         }
     }
 
     fn clear(&mut self) {
-        while !self.kept.is_empty() {
+        while !self.messages.is_empty() {
             self.evict_oldest();
         }
     }
 }
 
-/// The first of the entries that the limits let stay when all of them have come.
-fn first_to_keep(entries: &[Entry], limits: &HistoryLimits) -> usize {
+/// The first of the entries that the limits allow to store.
+fn first_to_store(entries: &[BatchEntry], limits: &HistoryLimits) -> usize {
     let mut bytes = 0;
     let mut first = entries.len();
     while first > 0 && entries.len() - first < limits.messages_max {
@@ -232,11 +239,11 @@ fn first_to_keep(entries: &[Entry], limits: &HistoryLimits) -> usize {
     first
 }
 
-/// The memory that the messages from `start` on are kept in, and how far they lie further left there.
+/// The memory for the messages from `start` on, and the offset to subtract from their positions.
 ///
-/// A batch is freed with its last message. A large one of which little is kept would be held by that
-/// little, so it is copied then.
-fn worth_sharing(batch: &Frames, start: u32) -> (Frames, u32) {
+/// A batch is freed with its last message. If less than half of it is stored, that part is copied, so that it does not
+/// keep the whole batch in memory.
+fn share_or_copy(batch: &Frames, start: u32) -> (Frames, u32) {
     let kept_bytes = batch.len() - start as usize;
     if kept_bytes * 2 >= batch.len() {
         (batch.clone(), 0)
@@ -256,88 +263,89 @@ mod tests {
         LoopTime::from_millis(millis)
     }
 
-    /// Keeps a batch of texts whose numbers begin with `seq`.
-    fn keep(history: &mut History, texts: &[&str], seq: u64, now: u64) -> Frames {
+    /// Stores a batch of texts whose numbers begin with `seq`.
+    fn append(history: &mut History, texts: &[&str], seq: u64, now: u64) -> Frames {
         let mut frames = Vec::new();
-        let entries: Vec<Entry> = texts
+        let entries: Vec<BatchEntry> = texts
             .iter()
             .zip(seq..)
             .map(|(text, seq)| {
                 wire::append_message(&mut frames, Kind::Text, text.as_bytes());
-                Entry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() }
+                BatchEntry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() }
             })
             .collect();
         let batch = Rc::new(Bytes::from(frames));
-        history.keep(&batch, &entries, &LIMITS, at(now));
+        history.append(&batch, &entries, &LIMITS, at(now));
         batch
     }
 
     fn texts(history: &History) -> Vec<(u64, String)> {
         (0..history.len())
             .map(|index| {
-                let kept = history.get(index).unwrap();
-                (kept.seq, String::from_utf8(kept.payload().to_vec()).unwrap())
+                let message = history.get(index).unwrap();
+                (message.seq, String::from_utf8(message.payload().to_vec()).unwrap())
             })
             .collect()
     }
 
     #[test]
-    fn the_last_ones_stay() {
+    fn last_messages_are_stored() {
         let mut history = History::new(9);
         assert_eq!(history.evicted_through(), 9);
-        keep(&mut history, &["a", "b"], 10, 0);
-        keep(&mut history, &["c", "d"], 20, 0);
+        append(&mut history, &["a", "b"], 10, 0);
+        append(&mut history, &["c", "d"], 20, 0);
         assert_eq!(texts(&history), [(11, "b".into()), (20, "c".into()), (21, "d".into())]);
         assert_eq!((history.evicted_through(), history.bytes()), (10, 3 * (3 + MESSAGE_BYTES)));
         assert_eq!([10, 11, 15, 21].map(|seq| history.index_after(seq)), [0, 1, 1, 3]);
-        keep(&mut history, &["e", "f", "g", "h", "i"], 30, 0);
+        append(&mut history, &["e", "f", "g", "h", "i"], 30, 0);
         assert_eq!(texts(&history), [(32, "g".into()), (33, "h".into()), (34, "i".into())]);
         assert_eq!(history.evicted_through(), 31);
     }
 
     #[test]
-    fn bytes_and_age_bound_it() {
+    fn history_is_bounded_by_bytes_and_age() {
         let mut history = History::new(0);
         let long = "x".repeat(450);
-        keep(&mut history, &[&long, "b"], 1, 0);
+        append(&mut history, &[&long, "b"], 1, 0);
         assert_eq!(history.len(), 2);
-        keep(&mut history, &[&long], 3, 400);
+        append(&mut history, &[&long], 3, 400);
         assert_eq!(texts(&history).iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), [2, 3]);
         history.expire(LIMITS.age_ms, at(499));
         assert_eq!(history.len(), 2);
         history.expire(LIMITS.age_ms, at(500));
         assert_eq!((history.len(), history.evicted_through()), (1, 2));
-        keep(&mut history, &["larger than all that is kept", &"y".repeat(1_000)], 4, 400);
+        append(&mut history, &["larger than the whole history", &"y".repeat(1_000)], 4, 400);
         assert_eq!((history.len(), history.bytes(), history.evicted_through()), (0, 0, 5));
     }
 
     #[test]
-    fn small_ones_that_came_alone_move_together() {
+    fn small_messages_published_alone_are_coalesced() {
         let limits = HistoryLimits { messages_max: 30, bytes_max: 1 << 20, ..LIMITS };
         let mut history = History::new(0);
         for seq in 1..=40 {
             let mut frames = Vec::new();
             wire::append_message(&mut frames, Kind::Text, seq.to_string().as_bytes());
-            let entry = Entry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() };
-            history.keep(&Rc::new(Bytes::from(frames)), &[entry], &limits, at(0));
+            let entry =
+                BatchEntry { end: frames.len() as u32, seq, kind: Kind::Text, sender: Sender::default() };
+            history.append(&Rc::new(Bytes::from(frames)), &[entry], &limits, at(0));
             let expected: Vec<(u64, String)> =
                 (seq.saturating_sub(29).max(1)..=seq).map(|seq| (seq, seq.to_string())).collect();
             assert_eq!(texts(&history), expected);
         }
-        let owners = |history: &History, index: usize| Rc::strong_count(&history.kept[index].batch);
-        assert_eq!((owners(&history, 10), owners(&history, 29)), (GATHERED, 1));
-        keep(&mut history, &["x", "y"], 50, 0);
-        assert_eq!(history.alone, 0, "who came in company stays there");
+        let owners = |history: &History, index: usize| Rc::strong_count(&history.messages[index].batch);
+        assert_eq!((owners(&history, 10), owners(&history, 29)), (COALESCED_MESSAGES, 1));
+        append(&mut history, &["x", "y"], 50, 0);
+        assert_eq!(history.single, 0, "published in one batch, they share its owner already");
     }
 
     #[test]
-    fn memory_is_shared_unless_little_of_it_is_kept() {
+    fn memory_is_shared_unless_less_than_half_is_stored() {
         let mut history = History::new(0);
-        let batch = keep(&mut history, &["a", "b", "c", "d"], 1, 0);
-        assert_eq!(Rc::strong_count(&batch), 4, "three kept messages share the batch");
+        let batch = append(&mut history, &["a", "b", "c", "d"], 1, 0);
+        assert_eq!(Rc::strong_count(&batch), 4, "three stored messages share the batch");
         let padding = "x".repeat(400);
-        let batch = keep(&mut history, &[&padding, "b", "c", "d"], 10, 0);
-        assert_eq!(Rc::strong_count(&batch), 1, "the padding is not held by three letters");
+        let batch = append(&mut history, &[&padding, "b", "c", "d"], 10, 0);
+        assert_eq!(Rc::strong_count(&batch), 1, "three letters do not hold the padding");
         assert_eq!(texts(&history), [(11, "b".into()), (12, "c".into()), (13, "d".into())]);
     }
 }

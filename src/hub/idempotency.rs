@@ -3,7 +3,7 @@
 //!
 //! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
 //! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
-//! collides with that of another, and by chance none does. One such hash tells payloads apart: a publisher that could
+//! collides with that of another, and by chance none does. One such hash distinguishes payloads: a publisher that could
 //! make two of them collide would lose a message of its own.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -42,7 +42,7 @@ struct Record {
 
 /// A key of one publisher, without the publisher.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct KeyEntry {
     fingerprint: [u64; 2],
     /// When the key was first used.
     at: LoopTime,
@@ -57,7 +57,7 @@ pub(super) struct IdempotencyCache {
     records: HashMap<[u64; 2], Record>,
     /// The keys of each publisher, the oldest in front. There is no list of all keys in their order: with 100,000 keys
     /// of one publisher it took 8 MB of 13.
-    owners: HashMap<u64, VecDeque<Entry>>,
+    owners: HashMap<u64, VecDeque<KeyEntry>>,
     /// The message of the oldest key of each publisher: messages are numbered in the order of their keys.
     oldest: BTreeSet<(u64, u64)>,
     /// How many keys each publisher holds.
@@ -91,8 +91,8 @@ impl IdempotencyCache {
         Some(if first == self.payload_hash(kind, payload) { Known::Same(seq) } else { Known::Other })
     }
 
-    /// Keeps the key of a message that was published.
-    pub(super) fn keep(
+    /// Records the key of a published message.
+    pub(super) fn record(
         &mut self,
         key: IdempotencyKey<'_>,
         kind: Kind,
@@ -118,7 +118,7 @@ impl IdempotencyCache {
         if entries.is_empty() {
             self.oldest.insert((seq, owner));
         }
-        entries.push_back(Entry { fingerprint, at: now });
+        entries.push_back(KeyEntry { fingerprint, at: now });
         self.counts.insert((entries.len(), owner));
     }
 
@@ -191,16 +191,16 @@ mod tests {
         }
     }
 
-    fn keep(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, seq: u64, now: LoopTime) {
-        idempotency.keep(key, Kind::Text, b"x", seq, now);
+    fn record(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, seq: u64, now: LoopTime) {
+        idempotency.record(key, Kind::Text, b"x", seq, now);
     }
 
     #[test]
     fn a_key_is_known_in_its_channel_for_its_time() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
         assert_eq!(find(&mut idempotency, of("a", "k"), at(0)), None);
-        keep(&mut idempotency, of("a", "k"), 7, at(0));
-        keep(&mut idempotency, of("b", "k"), 8, at(200));
+        record(&mut idempotency, of("a", "k"), 7, at(0));
+        record(&mut idempotency, of("b", "k"), 8, at(200));
         assert_eq!(find(&mut idempotency, of("a", "k"), at(299)), Some(7));
         assert_eq!(find(&mut idempotency, of("ak", ""), at(299)), None);
         assert_eq!(find(&mut idempotency, of("a", "k"), at(300)), None);
@@ -221,7 +221,7 @@ mod tests {
         for (owner, seq) in owners.into_iter().zip(1..) {
             let key = IdempotencyKey { owner, ..of("a", "k") };
             assert_eq!(find(&mut idempotency, key, at(0)), None);
-            keep(&mut idempotency, key, seq, at(0));
+            record(&mut idempotency, key, seq, at(0));
         }
         for (owner, seq) in owners.into_iter().zip(1..) {
             assert_eq!(find(&mut idempotency, IdempotencyKey { owner, ..of("a", "k") }, at(0)), Some(seq));
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn another_payload_under_the_same_key_is_known_as_that() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
-        idempotency.keep(of("a", "k"), Kind::Text, b"1", 7, at(0));
+        idempotency.record(of("a", "k"), Kind::Text, b"1", 7, at(0));
         for (kind, payload, known) in [
             (Kind::Text, &b"1"[..], Known::Same(7)),
             (Kind::Text, b"2", Known::Other),
@@ -252,11 +252,11 @@ mod tests {
         fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
             IdempotencyKey { owner: ClientIdentity::Network(number), ..of("a", key) }
         }
-        keep(&mut idempotency, of_owner(1, "first"), 1, at(0));
-        keep(&mut idempotency, of_owner(2, "first"), 2, at(0));
+        record(&mut idempotency, of_owner(1, "first"), 1, at(0));
+        record(&mut idempotency, of_owner(2, "first"), 2, at(0));
         for seq in 3..103 {
             let key = seq.to_string();
-            keep(&mut idempotency, of_owner(9, &key), seq, at(1));
+            record(&mut idempotency, of_owner(9, &key), seq, at(1));
         }
         assert_eq!(find(&mut idempotency, of_owner(1, "first"), at(2)), Some(1));
         assert_eq!(find(&mut idempotency, of_owner(2, "first"), at(2)), Some(2));
@@ -272,19 +272,19 @@ mod tests {
     fn memory_is_bounded_by_forgetting_the_oldest() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 3, age_ms: 300 });
         for seq in 0..5 {
-            keep(&mut idempotency, of("a", &seq.to_string()), seq, at(0));
+            record(&mut idempotency, of("a", &seq.to_string()), seq, at(0));
         }
         let known: Vec<u64> =
             (0..5).filter_map(|seq| find(&mut idempotency, of("a", &seq.to_string()), at(1))).collect();
         assert_eq!(known, [2, 3, 4]);
         let mut none = IdempotencyCache::new(IdempotencyLimits { keys_max: 0, age_ms: 300 });
-        keep(&mut none, of("a", "k"), 1, at(0));
+        record(&mut none, of("a", "k"), 1, at(0));
         assert_eq!(find(&mut none, of("a", "k"), at(0)), None);
     }
 
     #[test]
     fn entry_of_a_key_has_24_bytes() {
-        assert_eq!((size_of::<Entry>(), size_of::<([u64; 2], Record)>()), (24, 32));
+        assert_eq!((size_of::<KeyEntry>(), size_of::<([u64; 2], Record)>()), (24, 32));
     }
 
     proptest! {
@@ -317,7 +317,7 @@ mod tests {
                             .filter(|&owner| held(owner) == most)
                             .filter_map(|owner| list.iter().position(|one| one.0 == owner))
                             .collect();
-                        cache.keep(of_owner, Kind::Text, b"x", seq, now);
+                        cache.record(of_owner, Kind::Text, b"x", seq, now);
                         oldest.retain(|&index| {
                             let (owner, key, _) = list[index];
                             let name = key.to_string();
@@ -327,7 +327,7 @@ mod tests {
                         prop_assert_eq!(oldest.len(), 1, "one publisher with the most keys loses its oldest");
                         list.remove(oldest[0]);
                     } else {
-                        cache.keep(of_owner, Kind::Text, b"x", seq, now);
+                        cache.record(of_owner, Kind::Text, b"x", seq, now);
                     }
                     list.push((owner, u64::from(key), millis));
                 }

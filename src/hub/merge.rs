@@ -1,7 +1,7 @@
 //! Batches of several channels, merged for subscribers of more than one of them.
 //!
-//! An `oyez.v1` connection gets the messages of all its channels in the order of the log. So where several of its
-//! channels have a batch in the same turn, it gets these as one, in that order. **Encode once**: a message is encoded
+//! An `oyez.v1` connection has one cursor for all its channels, so it must receive their messages in the order of the
+//! log. If several of its channels have a batch in the same turn, it is sent these as one, in that order. **Encode once**: a message is encoded
 //! once for its channel, and its batches are merged once for each set of channels, however many subscribers have that
 //! set.
 
@@ -25,25 +25,25 @@ const SHARED_BYTES_MIN: usize = 4 << 10;
 #[derive(Debug, Default)]
 pub struct Group {
     batches: Vec<(ChannelId, FinishedBatch)>,
-    /// By the places of the batches in the group, in order.
+    /// By the indexes of the batches in the group, in order.
     merged: HashMap<Box<[u32]>, Delivery>,
     /// Subscribers that received a merged batch.
     done: HashSet<SlotId>,
-    places: Vec<u32>,
+    indexes: Vec<u32>,
 }
 
 impl Hub {
     /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
     /// others are found by [`Hub::next_open_batch`].
     pub fn finish_group(&mut self, now: LoopTime) -> Group {
-        self.early = 0;
+        self.sent_early = 0;
         let mut group = Group::default();
-        let ordered_batch = self.open_batches.iter().filter(|&&id| self.is_in_order(id));
+        let ordered_batch = self.open_batches.iter().filter(|&&id| self.needs_log_order(id));
         if ordered_batch.take(2).count() < 2 {
             return group;
         }
         for id in std::mem::take(&mut self.open_batches) {
-            if !self.is_in_order(id) {
+            if !self.needs_log_order(id) {
                 self.open_batches.push(id);
             } else if let Some((_, batch)) = self.finish_batch_as(id, true, now) {
                 self.channels[id.0 as usize].group = group.push(id, batch);
@@ -58,7 +58,7 @@ impl Hub {
             if let Some(channel) = self.channels.get_mut(id.0 as usize) {
                 channel.group = NO_GROUP;
             }
-            self.end_if_empty(id);
+            self.remove_if_unused(id);
         }
     }
 }
@@ -79,83 +79,83 @@ impl Group {
         self.batches.is_empty()
     }
 
-    /// Returns the portion of a subscriber when the batch at `place` is fanned out: nothing if the subscriber received
-    /// it merged with another one.
+    /// Returns the messages for a subscriber when the batch at `index` is fanned out: nothing if the subscriber received
+    /// that batch merged with another one.
     pub fn delivery(
         &mut self,
         hub: &Hub,
-        place: usize,
+        index: usize,
         form: Form,
         subscriber: SlotId,
         subscriptions: &Subscriptions,
     ) -> Option<Delivery> {
         if !matches!(subscriptions, Subscriptions::Several(_)) {
-            return self.batches[place].1.delivery(form, subscriber);
+            return self.batches[index].1.delivery(form, subscriber);
         }
         if self.done.contains(&subscriber) {
             return None;
         }
-        self.find_places(hub, subscriptions);
-        if self.places.len() < 2 {
-            return self.batches[place].1.delivery(form, subscriber);
+        self.find_indexes(hub, subscriptions);
+        if self.indexes.len() < 2 {
+            return self.batches[index].1.delivery(form, subscriber);
         }
         self.done.insert(subscriber);
-        let gets_all = self.places.iter().all(|&place| self.batches[place as usize].1.gets_all(subscriber));
+        let gets_all = self.indexes.iter().all(|&index| self.batches[index as usize].1.gets_all(subscriber));
         if !gets_all {
             return self.merge(Some(subscriber));
         }
-        if let Some(portion) = self.merged.get(&self.places[..]) {
-            return Some(portion.clone());
+        if let Some(delivery) = self.merged.get(&self.indexes[..]) {
+            return Some(delivery.clone());
         }
-        let portion = self.merge(None)?;
-        self.merged.insert(self.places.as_slice().into(), portion.clone());
-        Some(portion)
+        let delivery = self.merge(None)?;
+        self.merged.insert(self.indexes.as_slice().into(), delivery.clone());
+        Some(delivery)
     }
 
-    /// Returns the cursors from which a subscriber continues in each of its channels in the group, if its portion did
+    /// Returns the cursors from which a subscriber continues in each of its channels in the group, if its messages did
     /// not fit.
-    pub fn begins(
+    pub fn batch_starts(
         &mut self,
         hub: &Hub,
         subscriber: SlotId,
         subscriptions: &Subscriptions,
     ) -> Vec<(ChannelId, BatchStart)> {
-        self.find_places(hub, subscriptions);
-        let batches = self.places.iter().map(|&place| &self.batches[place as usize]);
-        batches.map(|(channel, batch)| (*channel, batch.before(subscriber))).collect()
+        self.find_indexes(hub, subscriptions);
+        let batches = self.indexes.iter().map(|&index| &self.batches[index as usize]);
+        batches.map(|(channel, batch)| (*channel, batch.start_for(subscriber))).collect()
     }
 
     /// Finds the batches of a subscriber's channels.
-    fn find_places(&mut self, hub: &Hub, subscriptions: &Subscriptions) {
-        let places = subscriptions.as_slice().iter().filter_map(|subscription| {
+    fn find_indexes(&mut self, hub: &Hub, subscriptions: &Subscriptions) {
+        let indexes = subscriptions.as_slice().iter().filter_map(|subscription| {
             let channel = hub.channel(subscription.channel)?;
-            (matches!(subscription.place, SubscriptionState::Live(_)) && channel.group != NO_GROUP)
+            (matches!(subscription.state, SubscriptionState::Live(_)) && channel.group != NO_GROUP)
                 .then_some(channel.group)
         });
-        self.places.clear();
-        self.places.extend(places);
-        self.places.sort_unstable();
+        self.indexes.clear();
+        self.indexes.extend(indexes);
+        self.indexes.sort_unstable();
     }
 
-    /// Merges the batches in `places`, for one subscriber or for all that get the whole of each.
+    /// Merges the batches in `indexes`, for one subscriber or for all that are sent the whole of each.
     fn merge(&self, subscriber: Option<SlotId>) -> Option<Delivery> {
         let mut order: Vec<(u64, u32, u32)> = Vec::new();
-        for &place in &self.places {
-            let batch = &self.batches[place as usize].1;
+        for &index in &self.indexes {
+            let batch = &self.batches[index as usize].1;
             // All of it, if it is for more than one subscriber.
             let whole = subscriber.is_none().then_some(0..batch.len());
-            let heard = subscriber.map(|subscriber| batch.heard(subscriber)).unwrap_or_default();
-            let messages = whole.into_iter().chain(heard).flatten();
-            order.extend(messages.map(|message| (batch.seq(message), place, message as u32)));
+            let received = subscriber.map(|subscriber| batch.received_ranges(subscriber)).unwrap_or_default();
+            let messages = whole.into_iter().chain(received).flatten();
+            order.extend(messages.map(|message| (batch.seq(message), index, message as u32)));
         }
         // Each batch is in order already, which makes this sort fast.
         order.sort();
         let mut pieces: Vec<Frames> = Vec::new();
         let mut copied = Vec::new();
         for run in order.chunk_by(|one, next| one.1 == next.1 && one.2 + 1 == next.2) {
-            let &[(_, place, first), ..] = run else { continue };
+            let &[(_, index, first), ..] = run else { continue };
             let messages = first as usize..first as usize + run.len();
-            let frames = self.batches[place as usize].1.envelopes(messages)?;
+            let frames = self.batches[index as usize].1.envelopes(messages)?;
             if frames.len() < SHARED_BYTES_MIN {
                 copied.extend_from_slice(&frames);
             } else {
@@ -210,17 +210,17 @@ mod tests {
         }
     }
 
-    /// What each subscriber gets, as pieces.
+    /// The deliveries of each subscriber.
     fn fan_out(hub: &mut Hub, subscribers: &[(SlotId, Subscriptions)]) -> Vec<Vec<Delivery>> {
         let mut group = hub.finish_group(now());
         let channels: Vec<ChannelId> = group.channels().collect();
         let mut got = vec![vec![]; subscribers.len()];
-        for (place, &channel) in channels.iter().enumerate() {
+        for (index, &channel) in channels.iter().enumerate() {
             for &subscriber in hub.channel(channel).unwrap().live(Form::Envelope) {
                 let subscriptions = &subscribers[subscriber.key as usize].1;
                 got[subscriber.key as usize].extend(group.delivery(
                     hub,
-                    place,
+                    index,
                     Form::Envelope,
                     subscriber,
                     subscriptions,
@@ -229,28 +229,28 @@ mod tests {
         }
         hub.end_group(&group);
         hub.open_batches.clear();
-        (0..3).for_each(|key| hub.end_if_empty(ChannelId(key)));
+        (0..3).for_each(|key| hub.remove_if_unused(ChannelId(key)));
         hub.check();
         got
     }
 
-    /// The numbers in the log of the messages in a portion.
-    fn seqs(portion: &Delivery) -> Vec<u64> {
-        let bytes: Vec<u8> = portion.frames.as_slice().iter().flat_map(|frames| frames.to_vec()).collect();
+    /// The numbers in the log of the messages in a delivery.
+    fn seqs(delivery: &Delivery) -> Vec<u64> {
+        let bytes: Vec<u8> = delivery.frames.as_slice().iter().flat_map(|frames| frames.to_vec()).collect();
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let ids = text.split("\"id\":\"7-").skip(1);
         ids.map(|rest| rest.split('"').next().unwrap().parse().unwrap()).collect()
     }
 
     #[test]
-    fn subscribers_of_several_channels_get_one_piece_in_the_logs_order() {
+    fn subscribers_of_several_channels_are_sent_one_piece_in_log_order() {
         let (mut hub, channels, subscribers) = hub(&[&[0, 1], &[1, 0], &[0], &[1, 2], &[0, 1, 2]]);
         publish(&mut hub, &channels, &[0, 1, 0, 2, 1, 0, 0, 1], 10);
         let got = fan_out(&mut hub, &subscribers);
         let got: Vec<&Delivery> = got
             .iter()
-            .map(|portions| match &portions[..] {
-                [portion] => portion,
+            .map(|deliveries| match &deliveries[..] {
+                [delivery] => delivery,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -261,10 +261,10 @@ mod tests {
             &[2, 4, 5, 8],
             &[1, 2, 3, 4, 5, 6, 7, 8],
         ];
-        for (portion, expected) in got.iter().zip(expected) {
-            assert_eq!(seqs(portion), expected);
-            assert_eq!(portion.messages as usize, expected.len());
-            assert_eq!(portion.frames.as_slice().len(), 1, "small messages are one piece");
+        for (delivery, expected) in got.iter().zip(expected) {
+            assert_eq!(seqs(delivery), expected);
+            assert_eq!(delivery.messages as usize, expected.len());
+            assert_eq!(delivery.frames.as_slice().len(), 1, "small messages are one piece");
         }
         let piece = |subscriber: usize| &got[subscriber].frames.as_slice()[0];
         assert!(Rc::ptr_eq(piece(0), piece(1)), "merged once for each set of channels, in whatever order");
@@ -297,19 +297,19 @@ mod tests {
         assert!(matches!(hub.unsent(*subscriber, subscriptions.as_slice()), Unsent::Nothing));
         publish(&mut hub, &channels, &[1, 0], 10);
         let options = SubscribeOptions { form: Form::Envelope, since: Since::Now, echo: true };
-        let joined =
+        let subscribed =
             hub.subscribe(&ChannelName::parse(b"1").unwrap(), subscribers[2].0, options, now()).unwrap();
-        assert_eq!(joined.cursor.seq, 4);
-        subscribers[2].1.add(joined.subscription);
+        assert_eq!(subscribed.cursor.seq, 4);
+        subscribers[2].1.add(subscribed.subscription);
         publish(&mut hub, &channels, &[1, 0], 10);
         let got = fan_out(&mut hub, &subscribers);
         let got: Vec<Vec<u64>> =
-            got.iter().map(|portions| portions.iter().flat_map(seqs).collect()).collect();
+            got.iter().map(|deliveries| deliveries.iter().flat_map(seqs).collect()).collect();
         assert_eq!(got, [vec![1, 2, 3, 4, 5, 6], vec![3, 4, 5, 6], vec![1, 4, 5, 6]]);
     }
 
     #[test]
-    fn much_that_is_unsent_is_handed_out_to_all() {
+    fn many_unsent_messages_require_a_fan_out_to_all() {
         let (mut hub, channels, subscribers) = hub(&[&[0, 1]]);
         let (subscriber, subscriptions) = &subscribers[0];
         publish(&mut hub, &channels, &[0, 1], 5_000);
@@ -317,10 +317,10 @@ mod tests {
         fan_out(&mut hub, &subscribers);
         for _ in 0..256 {
             publish(&mut hub, &channels, &[0], 1);
-            let Unsent::Delivery(portion) = hub.unsent(*subscriber, subscriptions.as_slice()) else {
+            let Unsent::Delivery(delivery) = hub.unsent(*subscriber, subscriptions.as_slice()) else {
                 panic!("one message")
             };
-            hub.mark_sent(*subscriber, subscriptions.as_slice(), portion.messages);
+            hub.mark_sent(*subscriber, subscriptions.as_slice(), delivery.messages);
         }
         publish(&mut hub, &channels, &[0], 1);
         assert!(
@@ -331,7 +331,7 @@ mod tests {
             subscriptions
                 .as_slice()
                 .iter()
-                .all(|subscription| matches!(subscription.place, SubscriptionState::Live(_)))
+                .all(|subscription| matches!(subscription.state, SubscriptionState::Live(_)))
         );
     }
 }

@@ -1,17 +1,17 @@
-//! Who hears what.
+//! Channels: subscriptions, the message batches of a turn, history, and resuming.
 //!
-//! The hub has never heard of sockets. It keeps the members of each channel, the batch of frames that
-//! the current turn publishes there, and the last of what was published before; it answers with frames
-//! and members, and the server does the rest.
+//! The hub does no I/O. It has the subscribers of each channel, the batch of messages published there in the current
+//! turn, and the history; it returns encoded frames and subscribers, and the server queues the frames in outboxes.
 //!
-//! **Encode once**: a message is framed when it is published, into its channel's batch. At the end of the
-//! deliver phase the batch is sealed, and every member gets a reference to the same bytes, in the form
-//! that it wants.
+//! **Encode once**: a message is framed when it is published, into its channel's batch. At the end of the deliver phase
+//! the batch is finished, and every subscriber is sent a reference to the same bytes, in the form it subscribed with.
 //!
-//! **No loss unannounced**: a member is either *live*, and gets each batch, or *replaying*, and gets what
-//! is kept, a portion at a time, as fast as its socket takes it. It becomes live in the same step in which
-//! its last portion is made, while no batch is open, so that no message can fall between the two. If the
-//! history moves past it, it is told what it missed.
+//! **No silent loss**: a subscriber is either *live*, and is sent each batch, or *catching up*, and is sent the history
+//! one slice at a time. The replay is driven by its outbox: the server makes the next slice ([`Hub::replay`]) when the
+//! outbox has run empty, so a slice advances as fast as the socket accepts the one before, and a slow subscriber holds
+//! one slice and no more. The subscriber becomes live in the step that finds no further message, while no batch is
+//! open, so no message can fall between history and live delivery. If messages are evicted before the replay reaches
+//! them, the step returns the gap, and the subscriber is notified.
 
 pub mod change;
 pub mod channel;
@@ -55,12 +55,12 @@ pub use subscriptions::{Moved, Subscription, SubscriptionState};
 #[derive(Debug)]
 pub struct Hub {
     channels: Slab<Channel>,
-    /// In order, so that a list of them can be read a page at a time.
+    /// Ordered by name, so that they can be listed a page at a time.
     names: BTreeMap<Rc<str>, ChannelId>,
-    /// Channels in which something was published this turn.
+    /// Channels with messages published in this turn.
     open_batches: Vec<ChannelId>,
     /// Messages of open batches that were encoded for one subscriber alone since the last fan-out.
-    early: usize,
+    sent_early: usize,
     channels_max: usize,
     history: HistoryLimits,
     epoch: u64,
@@ -71,21 +71,21 @@ pub struct Hub {
     creators: Creators,
     shrink_trigger: ShrinkTrigger,
     classes: SizeClasses,
-    kept: HistoryUsage,
+    usage: HistoryUsage,
     idempotency: IdempotencyCache,
-    /// What has to be written down, if anything is.
+    /// Changes for the history file, if there is one.
     dirty_channels: Option<DirtyChannels>,
-    /// Members of all channels.
+    /// The number of subscriptions to all channels.
     subscriptions: usize,
     replays: ReplayCache,
 }
 
-/// What all histories hold together.
+/// The messages and bytes of all histories together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HistoryUsage {
     /// Messages.
     pub messages: usize,
-    /// Their frames' bytes, [`history::MESSAGE_BYTES`] for each, and [`CHANNEL_BYTES`] for each of their channels.
+    /// Bytes of their frames, with [`history::MESSAGE_BYTES`] for each and [`CHANNEL_BYTES`] for each of their channels.
     pub bytes: usize,
 }
 
@@ -102,44 +102,44 @@ impl HistoryUsage {
 /// the message counts 67; of 4 such messages 763 (268), of 15 1,969 (1,005), of 48 3,343 (3,216).
 pub const CHANNEL_BYTES: usize = 640;
 
-/// There are as many channels as there may be.
+/// `--channels-max` is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelsFull;
 
-/// What somebody wants who becomes a member.
+/// The options of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// How it wants its messages.
+    /// The form of its messages.
     pub form: Form,
-    /// From where.
+    /// The message after which it begins.
     pub since: Since,
-    /// Does it want to hear its own?
+    /// Returns the subscriber's own messages to it.
     pub echo: bool,
 }
 
-/// Somebody has become a member.
+/// A new subscription.
 #[derive(Clone, Copy, Debug)]
-pub struct Joined {
-    /// Where it sits.
+pub struct Subscribed {
+    /// The subscription.
     pub subscription: Subscription,
-    /// What it gets continues from here; if there is a gap, that comes first.
+    /// Its messages continue after this one; if there is a gap, its notice is sent first.
     pub cursor: MessageId,
-    /// How many members there are.
+    /// The channel's number of subscribers.
     pub subscribers: usize,
-    /// What it asked for and will not get.
+    /// The requested messages that are not available.
     pub gap: Option<Gap>,
 }
 
-/// A message has been put into its channel's batch.
+/// A message that was added to its channel's batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
     /// Its id.
     pub id: MessageId,
-    /// How many members the channel has.
+    /// The channel's number of subscribers.
     pub subscribers: usize,
 }
 
-/// A key has arrived again.
+/// An idempotency key that was used before.
 #[derive(Clone, Copy, Debug)]
 pub enum Duplicate {
     /// With the same payload: the message is published already.
@@ -154,7 +154,7 @@ pub enum Duplicate {
 pub enum Unsent {
     /// Nothing.
     Nothing,
-    /// This portion, encoded for it alone.
+    /// These messages, encoded for it alone.
     Delivery(Delivery),
     /// More than is encoded for one subscriber alone: the batches have to be fanned out.
     TooMuch,
@@ -169,25 +169,25 @@ const UNSENT_BYTES_MAX: usize = 4 << 10;
 const UNSENT_MESSAGES_MAX: usize = 256;
 
 /// Entries of the table of channels that are never released: some 400 KiB.
-const CHANNELS_KEPT: usize = 1_024;
+const CHANNELS_RETAINED: usize = 1_024;
 
 impl Hub {
-    /// A hub without channels, for a log that was born at `epoch`.
+    /// A hub without channels, for the log `epoch`.
     pub fn new(limits: &Limits, epoch: u64) -> Hub {
         Hub {
             channels: Slab::new(),
             names: BTreeMap::new(),
             open_batches: Vec::new(),
-            early: 0,
+            sent_early: 0,
             channels_max: limits.channels_max,
             history: limits.history,
             epoch,
             seq: 0,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             creators: Creators::new(limits.channels_per_publisher_max),
-            shrink_trigger: ShrinkTrigger::new(CHANNELS_KEPT),
+            shrink_trigger: ShrinkTrigger::new(CHANNELS_RETAINED),
             classes: SizeClasses::new(),
-            kept: HistoryUsage::default(),
+            usage: HistoryUsage::default(),
             idempotency: IdempotencyCache::new(limits.idempotency),
             dirty_channels: None,
             subscriptions: 0,
@@ -195,7 +195,7 @@ impl Hub {
         }
     }
 
-    /// The channel of that name, if it has members or history.
+    /// The channel of that name, if it has subscribers or history.
     pub fn find(&self, name: &str) -> Option<ChannelId> {
         self.names.get(name).copied()
     }
@@ -205,22 +205,22 @@ impl Hub {
         self.channels.get(channel.0 as usize)
     }
 
-    /// How many channels there are.
+    /// The number of channels.
     pub fn channels(&self) -> usize {
         self.channels.len()
     }
 
-    /// How many members all channels have together.
+    /// The number of subscriptions to all channels.
     pub fn subscriptions(&self) -> usize {
         self.subscriptions
     }
 
-    /// What all histories hold.
-    pub fn kept(&self) -> HistoryUsage {
-        self.kept
+    /// The messages and bytes of all histories.
+    pub fn history_usage(&self) -> HistoryUsage {
+        self.usage
     }
 
-    /// The log's last message: a cursor behind which everything is new.
+    /// The log's last message, as a cursor: all later messages are new.
     pub fn head(&self) -> MessageId {
         self.id(self.seq)
     }
@@ -229,22 +229,23 @@ impl Hub {
         MessageId { epoch: self.epoch, seq }
     }
 
-    /// Who sits there, as the channel sees it; for checks.
+    /// The subscriber at the position of a subscription; for checks.
     pub fn subscriber_at(&self, subscription: Subscription) -> Option<SlotId> {
-        self.channel(subscription.channel)?.subscriber_at(subscription.place, subscription.position)
+        self.channel(subscription.channel)?.subscriber_at(subscription.state, subscription.position)
     }
 
-    /// The form in which a member gets its messages.
+    /// The form of a subscriber's messages.
     pub fn form_of(&self, subscription: Subscription) -> Form {
-        match subscription.place {
+        match subscription.state {
             SubscriptionState::Live(form) => form,
             SubscriptionState::CatchingUp => {
-                self.channels[subscription.channel.0 as usize].replaying[subscription.position as usize].form
+                self.channels[subscription.channel.0 as usize].catching_up[subscription.position as usize]
+                    .form
             }
         }
     }
 
-    /// The channel of that name; it is made if there is none.
+    /// Returns the channel of that name; creates it if it does not exist.
     ///
     /// # Errors
     /// `--channels-max` is reached.
@@ -255,7 +256,7 @@ impl Hub {
     /// Returns the channel of that name; creates it for `creator` if it does not exist.
     ///
     /// # Errors
-    /// There is no room for another channel.
+    /// `--channels-max` is reached.
     pub fn open_as(&mut self, name: &ChannelName, creator: Creator) -> Result<ChannelId, ChannelsFull> {
         if let Some(channel) = self.find(name.as_str()) {
             return Ok(channel);
@@ -267,8 +268,8 @@ impl Hub {
         let evicted_through = self.removed.last(&name);
         let mut channel = Channel::new(name.clone(), evicted_through);
         if let Some(Removed { is_written, .. }) = self.removed.remove(&name) {
-            channel.mark = PersistState { written: evicted_through, is_written };
-            channel.had_others = true;
+            channel.persisted = PersistState { written: evicted_through, is_written };
+            channel.had_predecessor = true;
         }
         channel.creator = self.creators.created(creator);
         let channel = ChannelId(self.channels.insert(channel) as u32);
@@ -276,22 +277,22 @@ impl Hub {
         Ok(channel)
     }
 
-    /// Adds a member. It does not receive the messages of the channel's open batch, unless it asks for them.
+    /// Adds a subscriber. It does not receive the messages of the channel's open batch, unless it requests them.
     ///
     /// It receives the requested history by [`Hub::replay`]; without any, it is live at once.
     ///
     /// # Errors
-    /// The name is new and there is no room for another channel.
+    /// The name is new and `--channels-max` is reached.
     pub fn subscribe(
         &mut self,
         name: &ChannelName,
         subscriber: SlotId,
         options: SubscribeOptions,
         now: LoopTime,
-    ) -> Result<Joined, ChannelsFull> {
+    ) -> Result<Subscribed, ChannelsFull> {
         let id = self.open_as(name, Creator { connection: Some(subscriber), publisher: None })?;
         if self.channels[id.0 as usize].creator.connection == Some(subscriber) {
-            // It counts as a subscription.
+            // It counts as a subscription now.
             self.creators.subtract(subscriber);
         }
         self.expire_channel(id, now);
@@ -305,31 +306,40 @@ impl Hub {
                 cursor: from,
                 next_number: None,
                 why: GapReason::Slow,
-                takes_what_is_kept: options.form == Form::Raw && !matches!(options.since, Since::After(_)),
+                ignores_evicted: options.form == Form::Raw && !matches!(options.since, Since::After(_)),
                 waits_since: None,
             };
-            channel.replaying.push(replay);
-            let position = (channel.replaying.len() - 1) as u32;
+            channel.catching_up.push(replay);
+            let position = (channel.catching_up.len() - 1) as u32;
             (
                 Subscription {
                     channel: id,
                     position,
-                    place: SubscriptionState::CatchingUp,
+                    state: SubscriptionState::CatchingUp,
                     echo: options.echo,
                 },
                 now_at,
             )
         } else {
-            (Subscription::live(id, options.form, channel.join(options.form, subscriber), options.echo), head)
+            (
+                Subscription::live(
+                    id,
+                    options.form,
+                    channel.add_live(options.form, subscriber),
+                    options.echo,
+                ),
+                head,
+            )
         };
         let subscribers = channel.subscribers();
-        // Whoever is cut before the gap is told has to come back with the old cursor, and be told again.
+        // A client that is disconnected before the notice of the gap arrives must resume with the old cursor, and be
+        // notified again.
         let cursor = gap.map_or(cursor, |gap| gap.after);
         self.subscriptions += 1;
-        Ok(Joined { subscription, cursor, subscribers, gap })
+        Ok(Subscribed { subscription, cursor, subscribers, gap })
     }
 
-    /// Where in the log somebody begins who asks for `since`, and what is missing there.
+    /// The position in the log at which a subscription with `since` begins, and the gap before it.
     fn resume(&self, id: ChannelId, since: Since) -> (u64, Option<Gap>) {
         let channel = &self.channels[id.0 as usize];
         let evicted_through = channel.history.evicted_through();
@@ -349,7 +359,7 @@ impl Hub {
                 };
                 (evicted_through, channel.evicted().map(gap))
             }
-            Since::Latest => (channel.before_last_unsealed().unwrap_or(evicted_through), None),
+            Since::Latest => (channel.before_last().unwrap_or(evicted_through), None),
             Since::After(id) if id.epoch != self.epoch => gap(id, GapReason::Epoch),
             Since::After(id) if id.seq > self.seq => gap(id, GapReason::Future),
             Since::After(id) if id.seq < evicted_through => gap(id, GapReason::Evicted),
@@ -357,30 +367,30 @@ impl Hub {
         }
     }
 
-    /// Takes a member out; a channel without members and history ends. It no longer receives the unsent messages of the
-    /// channel's open batch: see [`Hub::unsent`].
+    /// Removes a subscriber; a channel without subscribers and history is removed. The subscriber no longer receives the
+    /// unsent messages of the channel's open batch: see [`Hub::unsent`].
     ///
-    /// The last member of its place moves into the position that came free, if that is another.
-    pub fn leave(&mut self, subscription: Subscription) -> Option<Moved> {
+    /// The last subscriber of the same list moves into the freed position, unless it was the one removed.
+    pub fn unsubscribe(&mut self, subscription: Subscription) -> Option<Moved> {
         let creator = self.channels[subscription.channel.0 as usize].creator.connection;
         if let Some(connection) = creator
             && self.subscriber_at(subscription) == creator
         {
             self.creators.add(connection);
         }
-        let moved = self.channels[subscription.channel.0 as usize].leave(subscription);
+        let moved = self.channels[subscription.channel.0 as usize].remove_subscriber(subscription);
         self.subscriptions -= 1;
-        self.end_if_empty(subscription.channel);
+        self.remove_if_unused(subscription.channel);
         moved
     }
 
-    /// Ends a channel for which there is no reason any more.
-    pub fn end_if_empty(&mut self, id: ChannelId) {
-        if self.channel(id).is_some_and(Channel::has_ended) {
+    /// Removes a channel without subscribers, history and open batch.
+    pub fn remove_if_unused(&mut self, id: ChannelId) {
+        if self.channel(id).is_some_and(Channel::is_unused) {
             let channel = self.channels.remove(id.0 as usize);
             self.names.remove(channel.name());
             self.creators.ended(channel.creator);
-            self.remember_removed(channel.shared_name(), channel.last(), channel.mark.is_written);
+            self.remember_removed(channel.shared_name(), channel.last(), channel.persisted.is_written);
             if self.shrink_trigger.is_due(self.channels.len(), self.channels.capacity()) {
                 self.shrink();
             }
@@ -398,11 +408,11 @@ impl Hub {
         if let Some(dirty_channels) = dirty_channels
             && (is_written || !is_known)
         {
-            dirty_channels.note_removed(name);
+            dirty_channels.mark_removed(name);
         }
         while let Some((name, Removed { is_written, .. })) = removed.forget_over_limit() {
             if let Some(dirty_channels) = dirty_channels {
-                dirty_channels.note_forgotten(name, is_written);
+                dirty_channels.mark_forgotten(name, is_written);
             }
         }
     }
@@ -434,7 +444,7 @@ impl Hub {
 
     /// Returns true if it has live subscribers that may subscribe to other channels, and so receive the messages of all
     /// of them in the log's order.
-    fn is_in_order(&self, channel: ChannelId) -> bool {
+    fn needs_log_order(&self, channel: ChannelId) -> bool {
         self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
     }
 
@@ -448,7 +458,7 @@ impl Hub {
         let (mut bytes, mut form) = (0, Form::Envelope);
         for subscription in subscriptions {
             let (Some(channel), SubscriptionState::Live(live)) =
-                (self.channel(subscription.channel), subscription.place)
+                (self.channel(subscription.channel), subscription.state)
             else {
                 continue;
             };
@@ -459,7 +469,7 @@ impl Hub {
             for index in channel.unsent(subscriber) {
                 let message = channel.open_message(self.epoch, index);
                 bytes += message.payload.len() + history::MESSAGE_BYTES;
-                if bytes > UNSENT_BYTES_MAX || self.early + order.len() >= UNSENT_MESSAGES_MAX {
+                if bytes > UNSENT_BYTES_MAX || self.sent_early + order.len() >= UNSENT_MESSAGES_MAX {
                     return Unsent::TooMuch;
                 }
                 order.push((message.id.seq, message));
@@ -473,12 +483,12 @@ impl Hub {
         Unsent::Delivery(Delivery { frames: Slices::Whole(Rc::new(piece)), messages: order.len() as u32 })
     }
 
-    /// Records that a subscriber was sent the portion that [`Hub::unsent`] returned.
+    /// Records that a subscriber was sent the messages that [`Hub::unsent`] returned.
     pub fn mark_sent(&mut self, subscriber: SlotId, subscriptions: &[Subscription], messages: u32) {
-        self.early += messages as usize;
+        self.sent_early += messages as usize;
         for subscription in subscriptions {
             if let (Some(channel), SubscriptionState::Live(form)) =
-                (self.channels.get_mut(subscription.channel.0 as usize), subscription.place)
+                (self.channels.get_mut(subscription.channel.0 as usize), subscription.state)
             {
                 channel.mark_sent(form, subscriber);
             }
@@ -487,7 +497,7 @@ impl Hub {
 
     /// Frames a message into its channel's batch.
     ///
-    /// `subscription` is the sender's, where it is a member of the channel.
+    /// `subscription` is the sender's, if it subscribes to the channel.
     pub fn publish(
         &mut self,
         id: ChannelId,
@@ -522,7 +532,7 @@ impl Hub {
         })
     }
 
-    /// A message was published under a key.
+    /// Records the key of a published message.
     pub fn record_key(
         &mut self,
         key: IdempotencyKey<'_>,
@@ -531,15 +541,16 @@ impl Hub {
         message: MessageId,
         now: LoopTime,
     ) {
-        self.idempotency.keep(key, kind, payload, message.seq, now);
+        self.idempotency.record(key, kind, payload, message.seq, now);
     }
 
-    /// One channel in which something was published this turn and not yet handed out.
+    /// Removes one channel from the list of those with an open batch.
     pub fn next_open_batch(&mut self) -> Option<ChannelId> {
         self.open_batches.pop()
     }
 
-    /// Ends the channel's batch: who gets it, and what it is. `None` if there is nothing in it.
+    /// Finishes the channel's batch, and returns it with the channel, whose subscribers are to receive it. `None` if the
+    /// batch is empty.
     pub fn finish_batch(&mut self, id: ChannelId, now: LoopTime) -> Option<(&Channel, FinishedBatch)> {
         self.finish_batch_as(id, false, now)
     }
@@ -552,23 +563,24 @@ impl Hub {
     ) -> Option<(&Channel, FinishedBatch)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = HistoryUsage::of(channel);
-        let sealed = channel.finish_batch(self.epoch, &self.history, merges, now)?;
+        let finished = channel.finish_batch(self.epoch, &self.history, merges, now)?;
         self.account(id, before);
         if let Some(dirty_channels) = &mut self.dirty_channels {
-            dirty_channels.note(id);
+            dirty_channels.mark(id);
         }
-        self.keep_to_total(Some(id));
-        Some((&self.channels[id.0 as usize], sealed))
+        self.evict_to_total_max(Some(id));
+        Some((&self.channels[id.0 as usize], finished))
     }
 
-    /// Lets go of what is too much for all channels together; one of them stays, with or without history.
-    fn keep_to_total(&mut self, spared: Option<ChannelId>) {
-        while self.kept.bytes > self.history.total_bytes_max
+    /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel
+    /// `spared` is not removed, even without history.
+    fn evict_to_total_max(&mut self, spared: Option<ChannelId>) {
+        while self.usage.bytes > self.history.total_bytes_max
             && let Some(largest) = self.classes.largest()
         {
             self.change_history(largest, |channel| channel.history.evict_oldest());
             if Some(largest) != spared {
-                self.end_if_empty(largest);
+                self.remove_if_unused(largest);
             }
         }
     }
@@ -576,36 +588,36 @@ impl Hub {
     /// Evicts the oldest messages of the largest histories, up to a number of bytes or of messages. Returns the number
     /// of evicted messages. No batch may be open.
     pub fn evict(&mut self, bytes: usize, messages_max: usize) -> usize {
-        let before = self.kept;
+        let before = self.usage;
         let enough = before.bytes.saturating_sub(bytes);
-        while self.kept.bytes > enough
-            && before.messages - self.kept.messages < messages_max
+        while self.usage.bytes > enough
+            && before.messages - self.usage.messages < messages_max
             && let Some(largest) = self.classes.largest()
         {
             self.change_history(largest, |channel| channel.history.evict_oldest());
-            self.end_if_empty(largest);
+            self.remove_if_unused(largest);
         }
-        before.messages - self.kept.messages
+        before.messages - self.usage.messages
     }
 
-    /// Is there anything that will be too old at some time?
-    pub fn grows_old(&self) -> bool {
-        self.kept.messages > 0 || !self.idempotency.is_empty()
+    /// Returns true if there are messages or idempotency keys, which expire.
+    pub fn has_expiring_data(&self) -> bool {
+        self.usage.messages > 0 || !self.idempotency.is_empty()
     }
 
-    /// Lets go of what is older than it may be, in some of the channels.
+    /// Evicts expired messages of the channels with these keys, and expired idempotency keys.
     pub fn expire(&mut self, keys: Range<usize>, now: LoopTime) {
         self.idempotency.expire(now);
         for key in keys {
             if self.channels.contains(key) {
                 let id = ChannelId(key as u32);
                 self.expire_channel(id, now);
-                self.end_if_empty(id);
+                self.remove_if_unused(id);
             }
         }
     }
 
-    /// One more than the highest place that a channel has in the table.
+    /// One more than the highest key of a channel in the table.
     pub fn keys_end(&self) -> usize {
         self.channels.capacity()
     }
@@ -639,7 +651,7 @@ impl Hub {
         if let Some(dirty_channels) = &mut self.dirty_channels
             && channel.history.len() != before.messages
         {
-            dirty_channels.note(id);
+            dirty_channels.mark(id);
         }
         self.account(id, before);
     }
@@ -648,10 +660,10 @@ impl Hub {
     fn account(&mut self, id: ChannelId, before: HistoryUsage) {
         let channel = &mut self.channels[id.0 as usize];
         let (after, bytes) = (HistoryUsage::of(channel), channel.history.bytes());
-        self.kept.messages = self.kept.messages + after.messages - before.messages;
-        self.kept.bytes = self.kept.bytes + after.bytes - before.bytes;
-        if SizeClasses::is_due(channel.rank, bytes) {
-            let (rank, shifted) = self.classes.rank(id, channel.rank, bytes);
+        self.usage.messages = self.usage.messages + after.messages - before.messages;
+        self.usage.bytes = self.usage.bytes + after.bytes - before.bytes;
+        if SizeClasses::must_move(channel.rank, bytes) {
+            let (rank, shifted) = self.classes.move_channel(id, channel.rank, bytes);
             channel.rank = rank;
             if let Some(Shifted { channel, rank }) = shifted {
                 self.channels[channel.0 as usize].rank = rank;
@@ -659,39 +671,40 @@ impl Hub {
         }
     }
 
-    /// A member could not take a batch. It gets it, and what follows, from the history when it takes
-    /// bytes again. The batch is sealed, and no other is open.
+    /// Makes a live subscriber catch up, since a batch did not fit into its outbox. It receives that batch and the
+    /// messages after it from the history, when its socket accepts bytes again. The batch is finished, and the channel has
+    /// no other.
     pub fn start_catching_up(
         &mut self,
         subscriber: SlotId,
         subscription: Subscription,
-        before: BatchStart,
+        start: BatchStart,
     ) -> (Subscription, Option<Moved>) {
-        let SubscriptionState::Live(form) = subscription.place else { return (subscription, None) };
+        let SubscriptionState::Live(form) = subscription.state else { return (subscription, None) };
         let channel = &mut self.channels[subscription.channel.0 as usize];
-        let moved = channel.leave(subscription);
+        let moved = channel.remove_subscriber(subscription);
         let replay = Replay {
             subscriber,
             form,
-            cursor: before.seq,
-            next_number: Some(before.number),
+            cursor: start.seq,
+            next_number: Some(start.number),
             why: GapReason::Slow,
-            takes_what_is_kept: false,
+            ignores_evicted: false,
             waits_since: None,
         };
-        channel.replaying.push(replay);
-        let position = (channel.replaying.len() - 1) as u32;
-        (Subscription { position, place: SubscriptionState::CatchingUp, ..subscription }, moved)
+        channel.catching_up.push(replay);
+        let position = (channel.catching_up.len() - 1) as u32;
+        (Subscription { position, state: SubscriptionState::CatchingUp, ..subscription }, moved)
     }
 
-    /// What is told of a channel; of one that is not there, that it is empty.
+    /// The public state of a channel; that of an empty one if it does not exist.
     pub fn info(&self, name: &str) -> ChannelInfo {
         let empty = ChannelInfo { evicted_through: self.removed.last(name), ..ChannelInfo::default() };
         let channel = self.find(name).and_then(|id| self.channel(id));
         channel.map_or(empty, Channel::info)
     }
 
-    /// The channels whose names begin with `prefix`, in the order of their names, from some name on.
+    /// The channels whose names begin with `prefix`, in the order of their names, from a bound on.
     pub fn channels_from<'a>(
         &'a self,
         prefix: &'a str,
@@ -710,16 +723,16 @@ impl Hub {
 
     /// Panics if the parts contradict each other; for debug builds and tests.
     pub fn check(&self) {
-        let mut kept = HistoryUsage::default();
+        let mut usage = HistoryUsage::default();
         for (_, channel) in &self.channels {
-            assert!(!channel.has_batch(), "{} was not handed out", channel.name());
-            assert_eq!(channel.group, channel::NO_GROUP, "{} is in no hand-out", channel.name());
-            assert!(!channel.has_ended(), "{} is over", channel.name());
+            assert!(!channel.has_batch(), "{} has an open batch", channel.name());
+            assert_eq!(channel.group, channel::NO_GROUP, "{} is in a group", channel.name());
+            assert!(!channel.is_unused(), "{} is unused", channel.name());
             let one = HistoryUsage::of(channel);
-            kept.messages += one.messages;
-            kept.bytes += one.bytes;
+            usage.messages += one.messages;
+            usage.bytes += one.bytes;
         }
-        assert_eq!(kept, self.kept);
+        assert_eq!(usage, self.usage);
         assert_eq!(
             self.channels.iter().map(|(_, channel)| channel.subscribers()).sum::<usize>(),
             self.subscriptions

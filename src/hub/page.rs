@@ -1,8 +1,7 @@
 //! A page of a channel's history as JSON, encoded in slices.
 //!
-//! A page is what the history was when it was asked for, up to the channel's last message at that time. Between two
-//! slices the history goes on: later messages are not part of the page, and when messages that are still to come are
-//! evicted, or the channel is removed, the page ends there with `next`, and the page after it begins with the gap. The
+//! A page has the history at the time of the request, up to the channel's last message then. Between two slices the
+//! history changes: later messages are not part of the page, and when messages that have yet to be encoded are evicted, or the channel is removed, the page ends there with `next`, and the page after it begins with the gap. The
 //! JSON is well-formed in any case: a message that has been begun is completed, from the memory that the history kept
 //! it in, which the page holds until then.
 
@@ -16,20 +15,20 @@ use crate::wire::Frames;
 use crate::wire::notice::gap_json;
 use crate::wire::{self, Kind};
 
-/// A page ends with the message that takes its messages over that size. A megabyte of control characters is six in JSON:
-/// a hundred clients that ask for it and do not read held 580 MiB, and the loop for a second.
+/// A page ends with the message that exceeds this size. A megabyte of control characters is six in JSON:
+/// a hundred clients that requested it and did not read held 580 MiB, and blocked the loop for a second.
 const PAGE_BYTES: usize = 128 << 10;
 
 /// A page, and how far it is encoded.
 #[derive(Debug)]
 pub struct Page {
     channel: Box<str>,
-    stage: Stage,
-    /// The last message that was encoded; before the first, where the page begins.
+    stage: PageStage,
+    /// The last encoded message; before the first, the cursor from which the page begins.
     cursor: u64,
     /// The channel's last message when the page was asked for.
     upto: u64,
-    /// How many messages it may yet have.
+    /// The number of messages that it may still have.
     left: usize,
     /// Bytes of its messages so far.
     bytes: usize,
@@ -41,7 +40,7 @@ pub struct Page {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum PageStage {
     Begin,
     /// Before its first message.
     First,
@@ -54,7 +53,7 @@ enum Stage {
 struct Begun {
     frame: Frames,
     kind: Kind,
-    /// How much of the payload is.
+    /// The encoded bytes of the payload.
     encoded: usize,
 }
 
@@ -90,10 +89,10 @@ impl Hub {
         };
         if let Some(id) = id {
             // All of its messages may have been too old.
-            self.end_if_empty(id);
+            self.remove_if_unused(id);
         }
         let evicted_through = self.info(name).evicted_through;
-        let (channel, stage) = (name.into(), Stage::Begin);
+        let (channel, stage) = (name.into(), PageStage::Begin);
         Page {
             channel,
             stage,
@@ -115,9 +114,9 @@ impl Page {
         let start = out.len();
         let full = start.saturating_add(bytes_max);
         let mut entries = 0;
-        if self.stage == Stage::Begin {
+        if self.stage == PageStage::Begin {
             out.extend_from_slice(b"{\"messages\":[");
-            self.stage = Stage::First;
+            self.stage = PageStage::First;
         }
         let is_over = loop {
             if out.len() >= full {
@@ -164,7 +163,7 @@ impl Page {
             return false;
         }
         let before = out.len();
-        if self.stage == Stage::Later {
+        if self.stage == PageStage::Later {
             out.push(b',');
         }
         wire::append_head(out, &message);
@@ -179,7 +178,7 @@ impl Page {
         self.bytes += out.len() - before;
         self.cursor = message.id.seq;
         self.left -= 1;
-        self.stage = Stage::Later;
+        self.stage = PageStage::Later;
         true
     }
 
@@ -188,7 +187,7 @@ impl Page {
         let gap = self.gap.as_ref().map_or("null".to_owned(), |gap| gap_json(&self.channel, gap));
         let evicted_through = MessageId { seq: self.evicted_through, ..self.head };
         let head = self.head;
-        // A Vec takes every write.
+        // Writing to a Vec does not fail.
         let _ = writeln!(
             out,
             "],\"next\":{next},\"gap\":{gap},\"head\":\"{head}\",\"floor\":\"{evicted_through}\"}}"

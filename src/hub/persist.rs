@@ -1,12 +1,12 @@
-//! What of the hub has to be written down, so that it outlives the process.
+//! The changes of a hub for the history file.
 //!
-//! The journal is no second copy of what was published: it is a list of the channels whose history has
-//! changed since they were last written. What is written of a channel is what it keeps then, so a message
-//! that comes and goes between two writings costs nothing, and a disk that is slow makes nothing grow: what
-//! waits for it is the history itself, which has its limits.
+//! No second copy of the messages is kept: the hub lists the channels whose history has changed since they were last
+//! written ([`super::dirty_channels`]), and a change is encoded from the history when it is taken. So a message that is
+//! published and evicted between two writes costs nothing, and a slow disk makes nothing grow: the data that waits for
+//! it is the history itself, which has its limits.
 //!
-//! [`Hub::take_changes`] tells some of that; [`super::snapshot`] makes a hub of it again. Neither knows where it is
-//! kept meanwhile, nor what time it is.
+//! [`Hub::take_changes`] encodes some of the changes; [`super::snapshot`] restores a hub from them. Neither does I/O nor
+//! reads a clock.
 
 use super::Hub;
 use super::change::{self, Change, ChannelPosition};
@@ -16,10 +16,10 @@ use super::removed::Removed;
 use crate::ids::{ChannelId, User};
 use crate::time::LoopTime;
 
-/// The hub's own state beside its channels.
+/// The state of the log in addition to the channels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogHead {
-    /// The log's birth.
+    /// The number that identifies the log.
     pub epoch: u64,
     /// The number of its last message.
     pub seq: u64,
@@ -27,44 +27,44 @@ pub struct LogHead {
     pub max_removed_seq: u64,
 }
 
-/// A time that goes on from one process to the next, in milliseconds, and what it is on the loop's clock.
+/// The log's time, which continues across restarts, in milliseconds, and the same time on the loop's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct LogTime {
     /// The loop's clock.
     pub now: LoopTime,
-    /// The log's.
+    /// The log's time.
     pub millis: u64,
 }
 
 impl Hub {
-    /// From now on, what changes is listed.
+    /// Lists changed channels from now on.
     pub fn begin_tracking_changes(&mut self) {
         self.dirty_channels.get_or_insert_default();
     }
 
-    /// Nothing is listed any more.
+    /// Stops listing changed channels.
     pub fn end_tracking_changes(&mut self) {
         self.dirty_channels = None;
     }
 
-    /// How many channels wait to be written.
+    /// The number of channels that have yet to be written.
     pub fn changes(&self) -> usize {
         self.dirty_channels
             .as_ref()
             .map_or(0, |dirty_channels| dirty_channels.changed.len() + dirty_channels.removed.len())
     }
 
-    /// What is told of the hub itself.
-    pub fn changes_head(&self) -> LogHead {
+    /// The state of the log.
+    pub fn log_head(&self) -> LogHead {
         LogHead { epoch: self.epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
     }
 
-    /// Up to `most` changes, until they have `bytes` or a message more.
-    pub fn take_changes(&mut self, hour: LogTime, most: usize, bytes: usize) -> Vec<Change> {
+    /// Takes up to `most` changes; stops with the message that takes them over `bytes`.
+    pub fn take_changes(&mut self, log_time: LogTime, most: usize, bytes: usize) -> Vec<Change> {
         let Some(dirty_channels) = &mut self.dirty_channels else { return Vec::new() };
         let mut taken = Vec::new();
         let mut room = bytes;
-        // First of all: a channel of the same name may have come since.
+        // Removals first: a channel of the same name may have been created since.
         while taken.len() < most
             && room > 0
             && let Some(name) = dirty_channels.removed.pop_first()
@@ -76,55 +76,56 @@ impl Hub {
                 // A channel without messages.
                 Some(Removed { last, .. }) => Change::Channel {
                     name: (*name).into(),
-                    figures: ChannelPosition { number: 0, last, evicted_through: last },
+                    position: ChannelPosition { number: 0, last, evicted_through: last },
                     messages: Vec::new(),
                 },
-                None => Change::Ended { name: (*name).into() },
+                None => Change::Removed { name: (*name).into() },
             });
         }
         for _ in taken.len()..most {
             let Some(&ChannelId(key)) = dirty_channels.changed.front().filter(|_| room > 0) else { break };
-            // One that has ended has nothing to tell.
+            // A removed channel is in `removed`.
             if let Some(channel) = self.channels.get_mut(key as usize) {
-                let (change, is_all) = take_change(channel, hour, room);
+                let (change, is_all) = take_change(channel, log_time, room);
                 room = room.saturating_sub(change.bytes());
                 taken.push(change);
                 if !is_all {
                     break;
                 }
             }
-            dirty_channels.strike();
+            dirty_channels.remove_first();
         }
         taken
     }
 }
 
-/// What has changed of a channel, or the first `bytes` of it, and whether that is all.
-fn take_change(channel: &mut Channel, hour: LogTime, bytes: usize) -> (Change, bool) {
+/// Encodes the new messages of a channel, up to `bytes`. Returns true with it if that is all.
+fn take_change(channel: &mut Channel, log_time: LogTime, bytes: usize) -> (Change, bool) {
     let history = &channel.history;
-    // From behind: what is new is the last of it, and what is not need not be touched.
-    let is_new = |index: &usize| history.get(*index).is_some_and(|kept| kept.seq > channel.mark.written);
+    // Searched from the end: the new messages are the last ones, and older ones need not be touched.
+    let is_new =
+        |index: &usize| history.get(*index).is_some_and(|message| message.seq > channel.persisted.written);
     let first = (0..history.len()).rev().take_while(is_new).last().unwrap_or(history.len());
     let mut messages = Vec::new();
     let mut end = first;
-    // One at least, or a channel that is in the middle of something would tell that it is done.
+    // At least one message: a change without messages means that the channel has no new ones.
     while (end == first || messages.len() < bytes)
-        && let Some(kept) = history.get(end)
+        && let Some(message) = history.get(end)
     {
-        let at = hour.millis.saturating_sub(u64::from(hour.now.millis_since(kept.at)));
-        let StoredMessage { seq, kind, ref sender, .. } = *kept;
+        let at = log_time.millis.saturating_sub(u64::from(log_time.now.millis_since(message.at)));
+        let StoredMessage { seq, kind, ref sender, .. } = *message;
         let (client, user) = (sender.client, sender.user.as_ref().map(User::as_json));
-        let message = change::Message { seq, at, kind, client, user, payload: kept.payload() };
+        let message = change::ChangeMessage { seq, at, kind, client, user, payload: message.payload() };
         change::put_message(&mut messages, &message);
         end += 1;
     }
     let is_all = end == history.len();
-    // A change is true by itself: of a channel that is told in parts it says only how far it has come.
+    // Each change is consistent by itself: if a channel is written in parts, the position is that of the part.
     let (number, last) = match end.checked_sub(1).and_then(|index| history.get(index)) {
-        Some(kept) if !is_all => (channel.first_number() + end as u64 - 1, kept.seq),
+        Some(message) if !is_all => (channel.first_number() + end as u64 - 1, message.seq),
         _ => (channel.messages(), channel.last()),
     };
-    let figures = ChannelPosition { number, last, evicted_through: history.evicted_through() };
-    channel.mark = PersistState { written: last, is_written: true };
-    (Change::Channel { name: channel.name().into(), figures, messages }, is_all)
+    let position = ChannelPosition { number, last, evicted_through: history.evicted_through() };
+    channel.persisted = PersistState { written: last, is_written: true };
+    (Change::Channel { name: channel.name().into(), position, messages }, is_all)
 }

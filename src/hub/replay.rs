@@ -1,15 +1,18 @@
 //! Replays: the history of a channel, sent to a subscriber that resumes, a slice at a time.
 //!
-//! Clients that were cut together come back together, with few different cursors, and their replays advance in
+//! A replay is driven by the outbox running empty: the server makes the next slice ([`Hub::replay`]) when all bytes of
+//! the last one are written. So a connection holds one slice, and the pace of the peer is the pace of its replay.
+//!
+//! Clients that were disconnected together reconnect together, with few different cursors, and their replays advance in
 //! turn. So the last slices are cached and shared. A message whose encoding is larger than a slice cannot be cut: it
 //! is one WebSocket frame, or one event. A megabyte of control characters is six in JSON, and its encoding is made
 //! once, shared by all subscribers that replay it, and freed with the last outbox that holds it. **A limit on
 //! everything**: these large encodings have a maximum in total, and a replay that needs another one waits.
-//! Raw replays reference the frames that the history keeps.
+//! Raw replays reference the frames of the history.
 //!
 //! **A large encoding has an end**: otherwise a few clients that read at the minimum pace could hold all of that memory.
-//! It is shared for `--replay-take-ms` after it was made, so that newcomers do not prolong its life, and overdue after
-//! twice that: each client has at least `--replay-take-ms` to take it. While replays wait, the connections that hold an
+//! It is shared for `--replay-take-ms` after it was made, so that later subscribers do not extend its life, and overdue after
+//! twice that: each client has at least `--replay-take-ms` to read it. While replays wait, the connections that hold an
 //! overdue encoding are closed. Sending a large message in fragments (RFC 6455 5.4) would need no such memory, but no
 //! other message, and so no answer and no message of another channel, could be sent between them.
 
@@ -17,7 +20,7 @@ use std::rc::Rc;
 
 use super::Hub;
 use super::channel::Replay;
-use super::replay_cache::Slice;
+use super::replay_cache::CachedSlice;
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::ids::{ClientId, Gap, MessageId};
 use crate::time::LoopTime;
@@ -53,14 +56,14 @@ pub enum ReplayStep {
         /// Its cost.
         work: Work,
     },
-    /// The next message is large, and its encoding does not fit into the limit with those that others have yet to take.
+    /// The next message is large, and its encoding does not fit into the limit with those that other clients have yet to read.
     Wait {
         /// Since when.
         since: LoopTime,
     },
     /// Messages that it had yet to receive were evicted; it continues after the gap.
     Gap(Gap),
-    /// The replay is complete: the member is live.
+    /// The replay is complete: the subscriber is live.
     CaughtUp {
         /// Its new position.
         subscription: Subscription,
@@ -72,7 +75,7 @@ pub enum ReplayStep {
 }
 
 impl Hub {
-    /// Bytes of the large encodings that replays have yet to take.
+    /// Bytes of the large encodings that clients have yet to read.
     pub fn large_replay_bytes(&self) -> usize {
         self.replays.large_bytes()
     }
@@ -82,7 +85,7 @@ impl Hub {
         self.replays.has_freed_large()
     }
 
-    /// Returns true if a piece of an outbox is a large encoding that all clients should have taken by now.
+    /// Returns true if a piece of an outbox is a large encoding that all clients should have read by now.
     pub fn is_overdue_encoding(&self, piece: &Frames, now: LoopTime) -> bool {
         piece.len() > REPLAY_BYTES && self.replays.is_overdue(piece, now)
     }
@@ -91,8 +94,8 @@ impl Hub {
     pub fn waits_since(&self, subscription: Subscription) -> Option<LoopTime> {
         let channel = self
             .channel(subscription.channel)
-            .filter(|_| subscription.place == SubscriptionState::CatchingUp)?;
-        channel.replaying.get(subscription.position as usize)?.waits_since
+            .filter(|_| subscription.state == SubscriptionState::CatchingUp)?;
+        channel.catching_up.get(subscription.position as usize)?.waits_since
     }
 
     /// Returns true if no message follows the last slice of a subscriber that is catching up: it is live with the next
@@ -100,11 +103,11 @@ impl Hub {
     pub fn has_replayed_all(&self, subscription: Subscription) -> bool {
         let Some(channel) = self
             .channel(subscription.channel)
-            .filter(|_| subscription.place == SubscriptionState::CatchingUp)
+            .filter(|_| subscription.state == SubscriptionState::CatchingUp)
         else {
             return false;
         };
-        let replay = channel.replaying.get(subscription.position as usize);
+        let replay = channel.catching_up.get(subscription.position as usize);
         replay.is_some_and(|replay| replay.cursor >= channel.last())
     }
 
@@ -121,10 +124,10 @@ impl Hub {
         let Hub { channels, replays, .. } = self;
         let channel = &mut channels[subscription.channel.0 as usize];
         debug_assert!(!channel.has_batch());
-        let Replay { subscriber, form, mut cursor, next_number, why, takes_what_is_kept, waits_since } =
-            channel.replaying[subscription.position as usize];
+        let Replay { subscriber, form, mut cursor, next_number, why, ignores_evicted, waits_since } =
+            channel.catching_up[subscription.position as usize];
         let evicted_through = channel.history.evicted_through();
-        if takes_what_is_kept && next_number.is_none() {
+        if ignores_evicted && next_number.is_none() {
             // The turn in which it subscribed may have evicted some.
             cursor = cursor.max(evicted_through);
         }
@@ -132,24 +135,24 @@ impl Hub {
             let resume = MessageId { epoch, seq: evicted_through };
             let first_kept = channel.first_number();
             let missed = next_number.map(|next| first_kept.saturating_sub(next));
-            let replay = &mut channel.replaying[subscription.position as usize];
+            let replay = &mut channel.catching_up[subscription.position as usize];
             (replay.cursor, replay.next_number, replay.waits_since) =
                 (evicted_through, Some(first_kept), None);
             return ReplayStep::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
         }
         let index = channel.history.index_after(cursor);
         if index == channel.history.len() {
-            let moved = channel.leave(subscription);
-            let position = channel.join(form, subscriber);
+            let moved = channel.remove_subscriber(subscription);
+            let position = channel.add_live(form, subscriber);
             let subscription = Subscription::live(subscription.channel, form, position, subscription.echo);
             return ReplayStep::CaughtUp { subscription, moved, cursor: head };
         }
         let first = channel.history.get(index).map_or(cursor, |message| message.seq);
         if client.is_none()
-            && let Some(Slice { upto, messages, frames, .. }) = replays.slice(form, first)
+            && let Some(CachedSlice { upto, messages, frames, .. }) = replays.slice(form, first)
         {
             let next_number = channel.first_number() + (index + messages) as u64;
-            let replay = &mut channel.replaying[subscription.position as usize];
+            let replay = &mut channel.catching_up[subscription.position as usize];
             (replay.cursor, replay.next_number) = (upto, Some(next_number));
             return ReplayStep::Slice { frames, messages, work: Work::default() };
         }
@@ -184,7 +187,7 @@ impl Hub {
             (upto, end) = (message.id.seq, end + 1);
         }
         let next_number = channel.first_number() + end as u64;
-        let replay = &mut channel.replaying[subscription.position as usize];
+        let replay = &mut channel.catching_up[subscription.position as usize];
         (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
         if waits {
             let since = waits_since.unwrap_or(now);
@@ -198,7 +201,7 @@ impl Hub {
         let encoded = out.len();
         let frames: Frames = Rc::new(form.finish(out));
         if client.is_none() {
-            replays.cache(Slice { form, first, upto, messages, frames: frames.clone() });
+            replays.cache(CachedSlice { form, first, upto, messages, frames: frames.clone() });
         }
         ReplayStep::Slice { frames, messages, work: Work { encoded, entries } }
     }
@@ -206,10 +209,10 @@ impl Hub {
     /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
     pub fn end_replay(&mut self, subscription: Subscription) -> (Subscription, Option<Moved>) {
         let channel = &mut self.channels[subscription.channel.0 as usize];
-        let Replay { subscriber, form, .. } = channel.replaying[subscription.position as usize];
-        let moved = channel.leave(subscription);
-        let position = channel.join(form, subscriber);
-        (Subscription { position, place: SubscriptionState::Live(form), ..subscription }, moved)
+        let Replay { subscriber, form, .. } = channel.catching_up[subscription.position as usize];
+        let moved = channel.remove_subscriber(subscription);
+        let position = channel.add_live(form, subscriber);
+        (Subscription { position, state: SubscriptionState::Live(form), ..subscription }, moved)
     }
 }
 
@@ -273,14 +276,14 @@ mod tests {
     fn slice_of_a_removed_channel_is_not_replayed_in_the_channel_that_takes_its_place() {
         let mut hub = hub(1);
         let (old, _) = slice(&mut hub, 0, Since::Earliest, 0);
-        let place = hub.find("c0").unwrap();
+        let id = hub.find("c0").unwrap();
         let subscription =
-            Subscription { channel: place, position: 0, place: SubscriptionState::CatchingUp, echo: true };
-        assert_eq!(hub.leave(subscription), None);
+            Subscription { channel: id, position: 0, state: SubscriptionState::CatchingUp, echo: true };
+        assert_eq!(hub.unsubscribe(subscription), None);
         hub.expire(0..hub.keys_end(), LoopTime::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);
         let new = hub.open(&name(1)).unwrap();
-        assert_eq!(new, place);
+        assert_eq!(new, id);
         hub.publish(new, Kind::Binary, b"y", crate::ids::Sender::default(), None);
         let _ = hub.finish_batch(new, LoopTime::from_millis(400_000));
         let (frames, _) = slice(&mut hub, 1, Since::Earliest, 0);

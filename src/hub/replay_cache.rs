@@ -1,4 +1,4 @@
-//! Encodings that several replays share.
+//! Encodings that several replays share: a cache of the last slices, and the large messages that outboxes still hold.
 
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
@@ -15,15 +15,15 @@ pub(super) const CACHED_BYTES: usize = 1 << 20;
 /// Cached slices, small ones too: the cache is searched from end to end.
 const CACHED_SLICES: usize = 64;
 
-/// Encodings that several replays share.
+/// The shared encodings.
 #[derive(Debug)]
 pub(super) struct ReplayCache {
     /// The last slices, the most recently used at the end.
-    slices: VecDeque<Slice>,
+    slices: VecDeque<CachedSlice>,
     slices_bytes: usize,
-    large: Vec<Large>,
+    large: Vec<LargeEncoding>,
     large_bytes_max: usize,
-    /// How long a large encoding is shared, and the least time in which a client takes it.
+    /// How long a large encoding is shared, and the minimum time that a client has to read it.
     take_ms: u32,
     /// What the large encodings held when the last replay had to wait.
     held_at_wait: usize,
@@ -31,7 +31,7 @@ pub(super) struct ReplayCache {
 
 /// Messages of one channel that follow each other. The number of the first in the log is the channel's alone.
 #[derive(Clone, Debug)]
-pub(super) struct Slice {
+pub(super) struct CachedSlice {
     pub(super) form: Form,
     pub(super) first: u64,
     pub(super) upto: u64,
@@ -41,7 +41,7 @@ pub(super) struct Slice {
 
 /// One message that is larger than a slice; freed when no outbox holds it.
 #[derive(Debug)]
-struct Large {
+struct LargeEncoding {
     seq: u64,
     form: Form,
     bytes: usize,
@@ -49,7 +49,7 @@ struct Large {
     encoding: Weak<Bytes>,
 }
 
-impl Large {
+impl LargeEncoding {
     fn is_shareable(&self, take_ms: u32, now: LoopTime) -> bool {
         now.millis_since(self.made_at) < take_ms
     }
@@ -71,8 +71,8 @@ impl ReplayCache {
         }
     }
 
-    /// The slice that begins with that message, for another subscriber that comes to it.
-    pub(super) fn slice(&mut self, form: Form, first: u64) -> Option<Slice> {
+    /// The slice that begins with that message, for another subscriber that reaches it.
+    pub(super) fn slice(&mut self, form: Form, first: u64) -> Option<CachedSlice> {
         let key = (form, first);
         let index = self.slices.iter().rposition(|slice| (slice.form, slice.first) == key)?;
         let slice = self.slices.remove(index)?;
@@ -80,7 +80,7 @@ impl ReplayCache {
         Some(slice)
     }
 
-    pub(super) fn cache(&mut self, slice: Slice) {
+    pub(super) fn cache(&mut self, slice: CachedSlice) {
         self.slices_bytes += slice.frames.len();
         self.slices.push_back(slice);
         while self.slices.len() > CACHED_SLICES || self.slices_bytes > CACHED_BYTES {
@@ -105,7 +105,8 @@ impl ReplayCache {
     ) -> Option<(Frames, usize)> {
         let key = (message.id.seq, form);
         let take_ms = self.take_ms;
-        let is_known = |large: &&Large| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
+        let is_known =
+            |large: &&LargeEncoding| (large.seq, large.form) == key && large.is_shareable(take_ms, now);
         let known = self.large.iter().find(is_known);
         if let Some(frames) = known.and_then(|large| large.encoding.upgrade()) {
             return Some((frames, 0));
@@ -118,7 +119,7 @@ impl ReplayCache {
         }
         let frames: Frames = Rc::new(message.encode(form));
         let (bytes, encoding) = (frames.len(), Rc::downgrade(&frames));
-        self.large.push(Large { seq: message.id.seq, form, bytes, made_at: now, encoding });
+        self.large.push(LargeEncoding { seq: message.id.seq, form, bytes, made_at: now, encoding });
         Some((frames, bytes))
     }
 
@@ -127,9 +128,9 @@ impl ReplayCache {
         self.large_bytes() < self.held_at_wait
     }
 
-    /// Returns true if a piece of an outbox is a large encoding that all clients should have taken by now.
+    /// Returns true if a piece of an outbox is a large encoding that all clients should have read by now.
     pub(super) fn is_overdue(&self, piece: &Frames, now: LoopTime) -> bool {
-        let is_piece = |large: &Large| std::ptr::eq(large.encoding.as_ptr(), Rc::as_ptr(piece));
+        let is_piece = |large: &LargeEncoding| std::ptr::eq(large.encoding.as_ptr(), Rc::as_ptr(piece));
         self.large.iter().any(|large| large.is_overdue(self.take_ms, now) && is_piece(large))
     }
 

@@ -1,4 +1,4 @@
-//! The hub as it was written down: what its changes have come to, and a hub made of that.
+//! Restores a hub from the changes in the history file.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -6,95 +6,100 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Hub;
-use super::change::{BadChange, ChannelPosition, Message, Messages};
+use super::change::{ChangeMessage, ChangeMessages, ChannelPosition, InvalidChange};
 use super::channel::{Channel, PersistState};
-use super::history::{Entry, GATHERED, History, SMALL_BYTES};
+use super::history::{BatchEntry, COALESCED_MESSAGES, History, SMALL_BYTES};
 use super::persist::{LogHead, LogTime};
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelName, Sender, User};
 use crate::time::LoopTime;
 use crate::wire;
 
-/// What changes have come to, all in all.
+/// The channels that the changes add up to.
 ///
-/// Each message is copied once, from the bytes it was written as into the history that it stays in: loading takes the memory
-/// of one history, and few allocations.
+/// Each message is copied once, from its encoded bytes into the history: loading takes the memory of one history, and
+/// few allocations.
 #[derive(Debug)]
 pub struct Snapshot {
     limits: HistoryLimits,
-    hour: LogTime,
+    log_time: LogTime,
     channels: HashMap<Box<str>, StoredChannel>,
     users: Users,
-    batch: OpenBatch,
+    batch: RestoreBatch,
 }
 
-/// A channel.
+/// A channel of the file.
 #[derive(Debug)]
 struct StoredChannel {
     number: u64,
     last: u64,
     evicted_through: u64,
-    /// How many messages were written, of which today's limits may let fewer stay.
+    /// The number of written messages, of which the present limits may allow fewer.
     count: usize,
     history: History,
 }
 
-/// What restoring has come to.
+/// The result of restoring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Messages that are kept again.
+    /// Restored messages.
     pub messages: usize,
-    /// Messages that were written and are over today's limits, or too old.
+    /// Written messages that exceed the present limits or have expired.
     pub dropped: usize,
 }
 
 impl Snapshot {
-    /// Nothing so far. Of what is put in, as much is kept as the limits allow at this time.
-    pub fn new(limits: &HistoryLimits, hour: LogTime) -> Snapshot {
-        let (users, batch) = (Users::default(), OpenBatch::default());
-        Snapshot { limits: *limits, hour, channels: HashMap::new(), users, batch }
+    /// An empty snapshot, which stores as much as the limits allow at this time.
+    pub fn new(limits: &HistoryLimits, log_time: LogTime) -> Snapshot {
+        let (users, batch) = (Users::default(), RestoreBatch::default());
+        Snapshot { limits: *limits, log_time, channels: HashMap::new(), users, batch }
     }
 
-    /// Takes in a channel by its newest figures, and by the messages of its changes in order.
+    /// Adds a channel: its latest position, and the messages of its changes in order.
     ///
     /// # Errors
-    /// No [`Hub::take_changes`] has told that. Nothing else may be put in then.
-    pub fn put(&mut self, name: &str, figures: ChannelPosition, messages: &[u8]) -> Result<(), BadChange> {
-        let Snapshot { limits, hour, users, batch, .. } = self;
-        let ChannelPosition { number, last, evicted_through } = figures;
+    /// The bytes are not what [`Hub::take_changes`] encodes. The snapshot must not be used then.
+    pub fn put(
+        &mut self,
+        name: &str,
+        position: ChannelPosition,
+        messages: &[u8],
+    ) -> Result<(), InvalidChange> {
+        let Snapshot { limits, log_time, users, batch, .. } = self;
+        let ChannelPosition { number, last, evicted_through } = position;
         let (mut count, mut before) = (0, evicted_through);
         let mut history = History::new(evicted_through);
-        let messages_max = Messages(messages).map_while(Result::ok).count();
+        let messages_max = ChangeMessages(messages).map_while(Result::ok).count();
         history.reserve(messages_max.min(limits.messages_max));
-        for message in Messages(messages) {
+        for message in ChangeMessages(messages) {
             let message = message?;
             if message.seq <= evicted_through {
                 continue;
             }
             if message.seq <= before || message.seq > last {
-                return Err(BadChange);
+                return Err(InvalidChange);
             }
             (count, before) = (count + 1, message.seq);
-            if !batch.takes(&message) {
+            if !batch.accepts(&message) {
                 batch.flush(&mut history, limits);
             }
-            // Older than it may be is old enough: a moment does not reach back further than weeks.
-            let age = hour.millis.saturating_sub(message.at).min(u64::from(limits.age_ms)) as u32;
-            batch.push(&message, message.user.map(|json| users.get(json)), hour.now.before(age));
+            // Clamped to the maximum age, since a `LoopTime` spans only weeks.
+            let age = log_time.millis.saturating_sub(message.at).min(u64::from(limits.age_ms)) as u32;
+            batch.push(&message, message.user.map(|json| users.get(json)), log_time.now.before(age));
         }
-        // A channel keeps the last of its messages, so it has had as many.
+        // A channel stores its last messages, so it has had at least as many.
         if count as u64 > number {
-            return Err(BadChange);
+            return Err(InvalidChange);
         }
         batch.flush(&mut history, limits);
-        history.expire(limits.age_ms, hour.now);
+        history.expire(limits.age_ms, log_time.now);
         history.shrink();
         self.channels.insert(name.into(), StoredChannel { number, last, evicted_through, count, history });
         Ok(())
     }
 }
 
-/// Messages of one user share it again.
+/// Quotas each user between its messages.
 #[derive(Debug, Default)]
 struct Users(HashMap<Box<str>, User>);
 
@@ -109,31 +114,31 @@ impl Users {
     }
 }
 
-/// Messages on their way into a history. Its memory is used for all channels.
+/// A batch of messages on their way into a history; its memory is reused for all channels.
 #[derive(Debug, Default)]
-struct OpenBatch {
+struct RestoreBatch {
     frames: Vec<u8>,
-    entries: Vec<Entry>,
+    entries: Vec<BatchEntry>,
     times: Vec<LoopTime>,
     /// When the last message was published, by the log's time.
     at: u64,
 }
 
-impl OpenBatch {
-    /// Returns true if the message goes into the same memory as those before it: they were published in one turn, or they
-    /// are as few and small as [`History`] gathers.
-    fn takes(&self, message: &Message<'_>) -> bool {
-        let Message { at, payload, .. } = *message;
-        let small_bytes = GATHERED * SMALL_BYTES;
+impl RestoreBatch {
+    /// Returns true if the message shares the memory of those before it: they were published in one turn, or they are as
+    /// few and small as [`History`] coalesces.
+    fn accepts(&self, message: &ChangeMessage<'_>) -> bool {
+        let ChangeMessage { at, payload, .. } = *message;
+        let small_bytes = COALESCED_MESSAGES * SMALL_BYTES;
         let is_small = payload.len() <= SMALL_BYTES && self.frames.len() + payload.len() <= small_bytes;
-        at == self.at || is_small && self.entries.len() < GATHERED
+        at == self.at || is_small && self.entries.len() < COALESCED_MESSAGES
     }
 
-    fn push(&mut self, message: &Message<'_>, user: Option<User>, time: LoopTime) {
-        let Message { seq, at, kind, client, payload, .. } = *message;
+    fn push(&mut self, message: &ChangeMessage<'_>, user: Option<User>, time: LoopTime) {
+        let ChangeMessage { seq, at, kind, client, payload, .. } = *message;
         wire::append_message(&mut self.frames, kind, payload);
         let sender = Sender { client, user };
-        self.entries.push(Entry { end: self.frames.len() as u32, seq, kind, sender });
+        self.entries.push(BatchEntry { end: self.frames.len() as u32, seq, kind, sender });
         self.times.push(time);
         self.at = at;
     }
@@ -141,7 +146,7 @@ impl OpenBatch {
     fn flush(&mut self, history: &mut History, limits: &HistoryLimits) {
         if !self.entries.is_empty() {
             let frames = Rc::new(Bytes::copy_from_slice(&self.frames));
-            history.keep_published_at(&frames, &self.entries, limits, |index| self.times[index]);
+            history.append_published_at(&frames, &self.entries, limits, |index| self.times[index]);
         }
         self.frames.clear();
         self.entries.clear();
@@ -150,14 +155,13 @@ impl OpenBatch {
 }
 
 impl Hub {
-    /// The hub that was written down, under the limits of today. It has a journal, in which stands what they
-    /// have changed.
-    pub fn restore(limits: &Limits, head: LogHead, past: Snapshot) -> (Hub, Restored) {
+    /// Restores a hub under the present limits. It tracks changes; channels that the limits have changed are listed.
+    pub fn restore(limits: &Limits, head: LogHead, snapshot: Snapshot) -> (Hub, Restored) {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
-        let mut channels: Vec<(Box<str>, StoredChannel)> = past.channels.into_iter().collect();
-        // If the limits do not allow all, the last ones stay. A removed channel has no messages and takes no memory
-        // here.
+        let mut channels: Vec<(Box<str>, StoredChannel)> = snapshot.channels.into_iter().collect();
+        // If the limits do not allow all channels, those with the latest messages are restored. A removed channel has no
+        // messages and takes no memory here.
         channels.sort_unstable_by_key(|(_, written)| (written.count > 0, written.last));
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());
@@ -170,12 +174,13 @@ impl Hub {
                 _ => hub.remember_removed(written[place].0.clone(), channel.last, true),
             }
         }
-        hub.keep_to_total(None);
+        hub.evict_to_total_max(None);
         let count = |written: &[(Rc<str>, usize)]| written.iter().map(|(_, count)| count).sum::<usize>();
-        let restored = Restored { messages: hub.kept.messages, dropped: count(&written) - hub.kept.messages };
+        let restored =
+            Restored { messages: hub.usage.messages, dropped: count(&written) - hub.usage.messages };
         hub.begin_tracking_changes();
         for (name, count) in written {
-            hub.note_difference(name, count);
+            hub.mark_if_different(name, count);
         }
         (hub, restored)
     }
@@ -186,20 +191,20 @@ impl Hub {
         let channel = &mut self.channels[id.0 as usize];
         let StoredChannel { number, last, evicted_through, count: _, history } = written;
         *channel = Channel::restored(channel.shared_name(), number, last, evicted_through);
-        channel.mark = PersistState { written: last, is_written: true };
+        channel.persisted = PersistState { written: last, is_written: true };
         channel.history = history;
         self.account(id, before);
-        self.end_if_empty(id);
+        self.remove_if_unused(id);
     }
 
-    /// Puts a channel into the journal if it is not as it was written.
-    fn note_difference(&mut self, name: Rc<str>, messages: usize) {
+    /// Lists a channel as changed if it differs from the file.
+    fn mark_if_different(&mut self, name: Rc<str>, messages: usize) {
         let Hub { dirty_channels: Some(dirty_channels), names, channels, .. } = self else { return };
         match names.get(&name) {
             // The file has the same row already.
             None if messages == 0 && self.removed.get(&name).is_some() => {}
-            None => dirty_channels.note_removed(name),
-            Some(&id) if channels[id.0 as usize].history.len() != messages => dirty_channels.note(id),
+            None => dirty_channels.mark_removed(name),
+            Some(&id) if channels[id.0 as usize].history.len() != messages => dirty_channels.mark(id),
             Some(_) => {}
         }
     }
@@ -227,12 +232,12 @@ mod tests {
             padding: usize,
             from: Option<u32>,
         },
-        Seal,
-        Join {
+        FinishBatch,
+        Subscribe {
             channel: usize,
         },
-        Leave,
-        Pass {
+        Unsubscribe,
+        Advance {
             millis: u64,
         },
         /// Takes some of the changes.
@@ -246,15 +251,15 @@ mod tests {
         prop_oneof![
             10 => (0usize..5, prop_oneof![0usize..40, 200usize..900], any::<Option<u32>>())
                 .prop_map(|(channel, padding, from)| Step::Publish { channel, padding, from }),
-            6 => Just(Step::Seal),
-            1 => (0usize..5).prop_map(|channel| Step::Join { channel }),
-            1 => Just(Step::Leave),
-            2 => (1u64..700).prop_map(|millis| Step::Pass { millis }),
+            6 => Just(Step::FinishBatch),
+            1 => (0usize..5).prop_map(|channel| Step::Subscribe { channel }),
+            1 => Just(Step::Unsubscribe),
+            2 => (1u64..700).prop_map(|millis| Step::Advance { millis }),
             5 => (1usize..4, 1usize..900).prop_map(|(most, bytes)| Step::Write { most, bytes }),
         ]
     }
 
-    /// Messages that were told together, under the last of them.
+    /// Messages that were taken together, under the last of them.
     type Rows = BTreeMap<u64, Vec<u8>>;
 
     struct World {
@@ -271,35 +276,35 @@ mod tests {
             World { hub, millis: 10_000, subscribers: Vec::new(), written: BTreeMap::new() }
         }
 
-        fn hour(&self) -> LogTime {
+        fn log_time(&self) -> LogTime {
             LogTime { now: LoopTime::from_millis(self.millis), millis: self.millis + 5_000_000 }
         }
 
         fn finish_batch(&mut self) {
             while let Some(id) = self.hub.next_open_batch() {
                 let _ = self.hub.finish_batch(id, LoopTime::from_millis(self.millis));
-                self.hub.end_if_empty(id);
+                self.hub.remove_if_unused(id);
             }
         }
 
         fn write(&mut self, most: usize, bytes: usize) {
             let before = self.hub.changes();
-            let hour = self.hour();
-            let changes = self.hub.take_changes(hour, most, bytes);
+            let log_time = self.log_time();
+            let changes = self.hub.take_changes(log_time, most, bytes);
             assert!(changes.len() <= most && self.hub.changes() <= before);
             assert!(changes.iter().map(Change::bytes).sum::<usize>() < bytes + 1_000, "bounded");
             for change in changes {
                 match change {
-                    Change::Ended { name } => {
+                    Change::Removed { name } => {
                         self.written.remove(&name);
                     }
-                    Change::Channel { name, figures, messages } => {
+                    Change::Channel { name, position, messages } => {
                         let (newest, rows) = self.written.entry(name).or_default();
-                        *newest = figures;
+                        *newest = position;
                         if !messages.is_empty() {
-                            rows.insert(figures.last, messages);
+                            rows.insert(position.last, messages);
                         }
-                        rows.retain(|&last, _| last > figures.evicted_through);
+                        rows.retain(|&last, _| last > position.evicted_through);
                     }
                 }
             }
@@ -310,14 +315,14 @@ mod tests {
                 Step::Publish { channel, padding, from } => {
                     let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
                     let id = self.hub.open(&name).unwrap();
-                    let text = format!("{} {}", self.hub.changes_head().seq, "x".repeat(padding));
+                    let text = format!("{} {}", self.hub.log_head().seq, "x".repeat(padding));
                     let user =
                         (padding % 3 == 0).then(|| User::new(&format!("user{}", padding % 2), Some("[1]")));
                     let sender = Sender { client: from.map(ClientId::from_bits), user };
                     self.hub.publish(id, Kind::Text, text.as_bytes(), sender, None);
                 }
-                Step::Seal => self.finish_batch(),
-                Step::Join { channel } => {
+                Step::FinishBatch => self.finish_batch(),
+                Step::Subscribe { channel } => {
                     self.finish_batch();
                     let name = ChannelName::parse(format!("c{channel}").as_bytes()).unwrap();
                     let options = SubscribeOptions { form: Form::Event, since: Since::Now, echo: true };
@@ -328,17 +333,17 @@ mod tests {
                         .iter()
                         .all(|subscription| Some(subscription.channel) != self.hub.find(name.as_str()))
                     {
-                        let joined = self.hub.subscribe(&name, subscriber, options, now).unwrap();
-                        self.subscribers.push(joined.subscription);
+                        let subscribed = self.hub.subscribe(&name, subscriber, options, now).unwrap();
+                        self.subscribers.push(subscribed.subscription);
                     }
                 }
-                Step::Leave => {
+                Step::Unsubscribe => {
                     self.finish_batch();
                     if let Some(subscription) = self.subscribers.pop() {
-                        assert_eq!(self.hub.leave(subscription), None);
+                        assert_eq!(self.hub.unsubscribe(subscription), None);
                     }
                 }
-                Step::Pass { millis } => {
+                Step::Advance { millis } => {
                     self.finish_batch();
                     self.millis += millis;
                     self.hub.expire(0..self.hub.keys_end(), LoopTime::from_millis(self.millis));
@@ -350,27 +355,27 @@ mod tests {
             }
         }
 
-        /// All that was taken.
-        fn past(&self, limits: &Limits) -> Snapshot {
-            let mut past = Snapshot::new(&limits.history, self.hour());
-            for (name, (figures, rows)) in &self.written {
+        /// A snapshot of all changes taken.
+        fn snapshot(&self, limits: &Limits) -> Snapshot {
+            let mut snapshot = Snapshot::new(&limits.history, self.log_time());
+            for (name, (position, rows)) in &self.written {
                 let messages: Vec<u8> = rows.values().flatten().copied().collect();
-                past.put(name, *figures, &messages).unwrap();
+                snapshot.put(name, *position, &messages).unwrap();
             }
-            past
+            snapshot
         }
 
         /// The hub that it makes.
         fn restore(&self, limits: &Limits) -> (Hub, Restored) {
-            Hub::restore(limits, self.hub.changes_head(), self.past(limits))
+            Hub::restore(limits, self.hub.log_head(), self.snapshot(limits))
         }
     }
 
-    /// A channel: its name, its public state, how many messages it had, and those that it keeps.
-    type Told = (String, ChannelInfo, u64, String);
+    /// A channel: its name, its public state, how many messages it had, and the stored ones.
+    type ObservedChannel = (String, ChannelInfo, u64, String);
 
     /// The whole observable state of a hub, also of channels that it does not have.
-    fn told(hub: &mut Hub, now: LoopTime) -> (LogHead, Vec<Told>, [u64; 6]) {
+    fn observe(hub: &mut Hub, now: LoopTime) -> (LogHead, Vec<ObservedChannel>, [u64; 6]) {
         let names: Vec<String> =
             hub.channels_from("", std::ops::Bound::Unbounded).map(|(name, _)| name.to_owned()).collect();
         let channels = names.into_iter().map(|name| {
@@ -385,14 +390,14 @@ mod tests {
         });
         let channels = channels.collect();
         let floors = ["c0", "c1", "c2", "c3", "c4", "never"].map(|name| hub.info(name).evicted_through);
-        (hub.changes_head(), channels, floors)
+        (hub.log_head(), channels, floors)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_hub_that_was_written_down_is_the_hub(
+        fn restored_hub_equals_the_written_hub(
             steps in prop::collection::vec(step(), 1..150),
             names in 1usize..6,
         ) {
@@ -404,7 +409,7 @@ mod tests {
             }
             world.finish_batch();
             while let Some(subscription) = world.subscribers.pop() {
-                assert_eq!(world.hub.leave(subscription), None);
+                assert_eq!(world.hub.unsubscribe(subscription), None);
             }
             world.hub.check();
             while world.hub.changes() > 0 {
@@ -414,18 +419,18 @@ mod tests {
             world.hub.expire(0..world.hub.keys_end(), now);
             let (mut restored, _) = world.restore(&limits);
             restored.check();
-            prop_assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+            prop_assert_eq!(observe(&mut restored, now), observe(&mut world.hub, now));
             // Ages too: what is old goes at the same time.
             for millis in [200, 500, 999] {
                 let now = now.after(millis);
                 restored.expire(0..restored.keys_end(), now);
                 world.hub.expire(0..world.hub.keys_end(), now);
-                prop_assert_eq!(told(&mut restored, now), told(&mut world.hub, now));
+                prop_assert_eq!(observe(&mut restored, now), observe(&mut world.hub, now));
             }
         }
 
         #[test]
-        fn in_the_middle_of_it_what_was_written_is_true(steps in prop::collection::vec(step(), 1..150)) {
+        fn partly_written_hub_restores_consistent_channels(steps in prop::collection::vec(step(), 1..150)) {
             let limits = Limits { history: LIMITS, ..Limits::default() };
             let mut world = World::new(&limits);
             for step in &steps {
@@ -434,11 +439,11 @@ mod tests {
             let (mut restored, _) = world.restore(&limits);
             restored.check();
             let now = LoopTime::from_millis(world.millis);
-            for (_, standing, number, envelopes) in told(&mut restored, now).1 {
+            for (_, info, number, envelopes) in observe(&mut restored, now).1 {
                 let page: Vec<serde_json::Value> = serde_json::from_str(&format!("[{envelopes}]")).unwrap();
                 for (message, n) in page.iter().rev().zip((1..=number).rev()) {
                     let seq: u64 = message["id"].as_str().unwrap().split_once('-').unwrap().1.parse().unwrap();
-                    prop_assert!(seq > standing.evicted_through && Some(seq) <= standing.head);
+                    prop_assert!(seq > info.evicted_through && Some(seq) <= info.head);
                     prop_assert_eq!(message["n"].as_u64(), Some(n));
                     let text = message["text"].as_str().unwrap();
                     prop_assert!(text.starts_with(&format!("{} ", seq - 1)), "{} {}", seq, text);
@@ -448,14 +453,14 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_today_hold() {
+    fn restored_hub_respects_the_present_limits() {
         let wide = HistoryLimits { messages_max: 100, bytes_max: 1 << 20, age_ms: 60_000, ..LIMITS };
         let wide =
             Limits { history: HistoryLimits { total_bytes_max: 1 << 30, ..wide }, ..Limits::default() };
         let mut world = World::new(&wide);
         for number in 0..40 {
             world.step(&Step::Publish { channel: number % 4, padding: 100, from: None });
-            world.step(&Step::Pass { millis: 50 });
+            world.step(&Step::Advance { millis: 50 });
         }
         while world.hub.changes() > 0 {
             world.write(3, 500);
@@ -465,22 +470,22 @@ mod tests {
             let (mut hub, restored) = world.restore(&limits);
             hub.check();
             assert_eq!(restored.messages + restored.dropped, 40);
-            assert_eq!(hub.changes() > 0, restored.dropped > 0, "what was dropped is news for the journal");
+            assert_eq!(hub.changes() > 0, restored.dropped > 0, "dropped messages are changes for the file");
             let now = LoopTime::from_millis(world.millis);
-            told(&mut hub, now)
+            observe(&mut hub, now)
         };
         let (head, channels, _) = restore(wide.history, 100);
-        assert_eq!(channels.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 40);
+        assert_eq!(channels.iter().map(|(_, info, ..)| info.messages).sum::<usize>(), 40);
         let (_, few, _) = restore(HistoryLimits { messages_max: 3, ..wide.history }, 100);
-        for (name, standing, number, envelopes) in few {
+        for (name, info, number, envelopes) in few {
             let (_, before, all, whole) = channels.iter().find(|one| one.0 == name).unwrap();
-            assert_eq!((standing.messages, number, standing.head), (3, *all, before.head));
-            assert!(whole.ends_with(&envelopes) && standing.evicted_through > before.evicted_through);
+            assert_eq!((info.messages, number, info.head), (3, *all, before.head));
+            assert!(whole.ends_with(&envelopes) && info.evicted_through > before.evicted_through);
         }
         let (_, young, _) = restore(HistoryLimits { age_ms: 1_000, ..wide.history }, 100);
-        assert_eq!(young.iter().map(|(_, standing, ..)| standing.messages).sum::<usize>(), 19);
+        assert_eq!(young.iter().map(|(_, info, ..)| info.messages).sum::<usize>(), 19);
         let (_, small, _) = restore(HistoryLimits { total_bytes_max: 2_500, ..wide.history }, 100);
-        let counted = small.iter().map(|(_, standing, ..)| standing.bytes + super::super::CHANNEL_BYTES);
+        let counted = small.iter().map(|(_, info, ..)| info.bytes + super::super::CHANNEL_BYTES);
         assert!((2_000..=2_500).contains(&counted.sum::<usize>()));
         let (narrow, two, floors) = restore(wide.history, 2);
         assert_eq!(two.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["c2", "c3"]);
@@ -494,15 +499,15 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_behind_its_channels_gives_no_number_twice() {
+    fn head_older_than_its_channels_assigns_no_number_twice() {
         let limits = Limits { history: LIMITS, ..Limits::default() };
         let mut world = World::new(&limits);
         world.step(&Step::Publish { channel: 0, padding: 0, from: None });
-        let behind = world.hub.changes_head();
+        let behind = world.hub.log_head();
         world.step(&Step::Publish { channel: 1, padding: 0, from: None });
         world.step(&Step::Write { most: 9, bytes: 9_999 });
-        let (restored, _) = Hub::restore(&limits, behind, world.past(&limits));
-        assert_eq!(restored.changes_head(), world.hub.changes_head());
+        let (restored, _) = Hub::restore(&limits, behind, world.snapshot(&limits));
+        assert_eq!(restored.log_head(), world.hub.log_head());
     }
 
     #[test]
@@ -513,17 +518,21 @@ mod tests {
         let mut world = World::new(&Limits { history, removed_channels_bytes_max, ..Limits::default() });
         for channel in 0..1_000 {
             world.step(&Step::Publish { channel: channel % 10, padding: 0, from: None });
-            world.step(&Step::Seal);
+            world.step(&Step::FinishBatch);
         }
         assert_eq!((world.hub.channels(), world.hub.changes()), (0, 1 + 3));
         world.write(9, 9_999);
         assert_eq!((world.written.len(), world.hub.changes()), (3, 0));
         for channel in 0..1_000 {
             world.step(&Step::Publish { channel: channel % 10, padding: 0, from: None });
-            world.step(&Step::Seal);
+            world.step(&Step::FinishBatch);
         }
         world.write(99, 9_999);
-        assert_eq!((world.written.len(), world.hub.changes()), (3, 0), "what was forgotten left the file");
+        assert_eq!(
+            (world.written.len(), world.hub.changes()),
+            (3, 0),
+            "forgotten channels were removed from the file"
+        );
         assert_eq!(
             world.hub.info("never").evicted_through,
             1_997,
@@ -532,33 +541,42 @@ mod tests {
     }
 
     #[test]
-    fn what_no_journal_has_told_is_refused() {
+    fn invalid_changes_are_rejected() {
         let mut good = Vec::new();
-        let message = |seq| Message { seq, at: 0, kind: Kind::Text, client: None, user: None, payload: b"x" };
+        let message =
+            |seq| ChangeMessage { seq, at: 0, kind: Kind::Text, client: None, user: None, payload: b"x" };
         for seq in [3, 4] {
             crate::hub::change::put_message(&mut good, &message(seq));
         }
-        let figures = ChannelPosition { number: 2, last: 4, evicted_through: 2 };
-        let hour = LogTime { now: LoopTime::from_millis(0), millis: 0 };
-        let put = |figures, bytes: &[u8]| Snapshot::new(&LIMITS, hour).put("a", figures, bytes);
-        assert_eq!(put(figures, &good), Ok(()));
+        let position = ChannelPosition { number: 2, last: 4, evicted_through: 2 };
+        let log_time = LogTime { now: LoopTime::from_millis(0), millis: 0 };
+        let put = |position, bytes: &[u8]| Snapshot::new(&LIMITS, log_time).put("a", position, bytes);
+        assert_eq!(put(position, &good), Ok(()));
         assert_eq!(
-            put(ChannelPosition { evicted_through: 3, number: 1, ..figures }, &good),
+            put(ChannelPosition { evicted_through: 3, number: 1, ..position }, &good),
             Ok(()),
-            "one is not kept any more"
+            "one is evicted"
         );
         for bytes in 1..good.len() {
-            assert_eq!(put(figures, &good[..bytes]).is_ok(), bytes == good.len() / 2, "{bytes}");
+            assert_eq!(put(position, &good[..bytes]).is_ok(), bytes == good.len() / 2, "{bytes}");
         }
         assert_eq!(
-            put(ChannelPosition { number: 1, ..figures }, &good),
-            Err(BadChange),
+            put(ChannelPosition { number: 1, ..position }, &good),
+            Err(InvalidChange),
             "more than there were"
         );
-        assert_eq!(put(ChannelPosition { last: 3, ..figures }, &good), Err(BadChange), "later than the last");
+        assert_eq!(
+            put(ChannelPosition { last: 3, ..position }, &good),
+            Err(InvalidChange),
+            "later than the last"
+        );
         let twice = good.repeat(2);
-        assert_eq!(put(ChannelPosition { number: 9, ..figures }, &twice), Err(BadChange), "out of order");
+        assert_eq!(
+            put(ChannelPosition { number: 9, ..position }, &twice),
+            Err(InvalidChange),
+            "out of order"
+        );
         good[16] = 3;
-        assert_eq!(put(figures, &good), Err(BadChange), "of no kind");
+        assert_eq!(put(position, &good), Err(InvalidChange), "of no kind");
     }
 }

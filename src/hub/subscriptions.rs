@@ -1,53 +1,53 @@
-//! Where one connection sits: nowhere, in one channel, or in several.
+//! The subscriptions of one connection: none, one, or several.
 //!
-//! Nearly all connections that there are sit in one channel, and their slot has room for that seat itself;
-//! only who sits in several owns a list (**asleep between messages**).
+//! Nearly all connections subscribe to one channel, and the slot has room for that subscription itself; only a
+//! connection with several owns a list (**asleep between messages**).
 
 use crate::ids::{ChannelId, SlotId};
 use crate::wire::Form;
 
-/// Where a member sits: the way back from a slot into the hub.
+/// A subscriber's position in a channel: the way from a slot to its entry in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// Its channel.
     pub channel: ChannelId,
-    /// Its position in its place.
+    /// Its position in the list of its state.
     pub position: u32,
-    /// Among whom.
-    pub place: SubscriptionState,
-    /// Does it hear what it publishes itself?
+    /// The list that it is in.
+    pub state: SubscriptionState,
+    /// It receives its own messages.
     pub echo: bool,
 }
 
-/// The lists of a channel's members.
+/// The lists of a channel's subscribers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubscriptionState {
-    /// Those who get each batch, in one form.
+    /// It is sent each batch, in this form.
     Live(Form),
-    /// Those who are still getting what was kept.
+    /// It is sent the history.
     CatchingUp,
 }
 
-/// The member that moved into a position that was left; its seat has to be told.
+/// The subscriber that moved into a freed position; its subscription must be updated.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
-    /// Who moved.
+    /// The subscriber.
     pub subscriber: SlotId,
-    /// In which channel.
+    /// The channel.
     pub channel: ChannelId,
     /// Its new position.
     pub position: u32,
 }
 
 impl Subscription {
-    /// That of a live subscriber.
+    /// The subscription of a live subscriber.
     pub(super) fn live(channel: ChannelId, form: Form, position: u32, echo: bool) -> Subscription {
-        Subscription { channel, position, place: SubscriptionState::Live(form), echo }
+        Subscription { channel, position, state: SubscriptionState::Live(form), echo }
     }
 }
 
-/// The seats of one connection.
+/// The subscriptions of one connection.
 #[derive(Debug, Default)]
 pub enum Subscriptions {
     /// None: it is not a WebSocket, or has not subscribed.
@@ -80,22 +80,22 @@ impl Subscriptions {
         }
     }
 
-    /// The seat in a channel.
+    /// The subscription to a channel.
     pub fn find(&self, channel: ChannelId) -> Option<Subscription> {
         self.as_slice().iter().find(|subscription| subscription.channel == channel).copied()
     }
 
-    /// The seat in a channel.
+    /// The subscription to a channel.
     pub fn find_mut(&mut self, channel: ChannelId) -> Option<&mut Subscription> {
         self.as_mut_slice().iter_mut().find(|subscription| subscription.channel == channel)
     }
 
-    /// Are there none?
+    /// Returns true if there are no subscriptions.
     pub fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
     }
 
-    /// Adds one, in a channel in which there was none.
+    /// Adds a subscription to another channel.
     pub fn add(&mut self, subscription: Subscription) {
         *self = match std::mem::take(self) {
             Subscriptions::None => Subscriptions::One(subscription),
@@ -107,7 +107,7 @@ impl Subscriptions {
         };
     }
 
-    /// Takes out the one in a channel.
+    /// Removes the subscription to a channel.
     pub fn remove(&mut self, channel: ChannelId) -> Option<Subscription> {
         let subscription = self.find(channel)?;
         *self = match std::mem::take(self) {
@@ -129,16 +129,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_seat_fits_into_the_slot() {
+    fn one_subscription_fits_into_the_slot() {
         assert_eq!(size_of::<Subscriptions>(), 16);
     }
 
     #[test]
-    fn seats_come_and_go() {
+    fn added_subscriptions_are_found_until_removed() {
         let subscription = |channel| Subscription {
             channel: ChannelId(channel),
             position: channel * 10,
-            place: SubscriptionState::Live(Form::Envelope),
+            state: SubscriptionState::Live(Form::Envelope),
             echo: true,
         };
         let mut subscriptions = Subscriptions::default();

@@ -15,7 +15,7 @@ use crate::client::cause::Cause;
 use crate::client::frames::{self, FrameKind, ServerFrameScanner};
 use crate::client::handshake::{Handshake, HandshakeResponse};
 use crate::client::transport::{ClientTransport, ReadResult};
-use crate::net::outbox::{Left, Outbox, Pace};
+use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
 use crate::time::LoopTime;
 
 /// A client and its connection.
@@ -64,7 +64,7 @@ pub enum ClientState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientEnd {
     /// The client closed it.
-    Left,
+    FlushOutcome,
     /// An unexpected end.
     Lost(Phase, Cause),
 }
@@ -113,12 +113,12 @@ impl Client {
     }
 
     /// Writes once, followed by the pending TLS records.
-    pub(super) fn flush(&mut self, now: LoopTime) -> Left {
-        match self.outbox.flush(&mut self.transport, Pace::ANY, now).1 {
-            Left::Nothing => match self.transport.write_pending() {
-                Ok(true) => Left::Nothing,
-                Ok(false) => Left::Blocked,
-                Err(error) => Left::Failed(error),
+    pub(super) fn flush(&mut self, now: LoopTime) -> FlushOutcome {
+        match self.outbox.flush(&mut self.transport, SlowConsumerLimits::NONE, now).1 {
+            FlushOutcome::Drained => match self.transport.write_pending() {
+                Ok(true) => FlushOutcome::Drained,
+                Ok(false) => FlushOutcome::Blocked,
+                Err(error) => FlushOutcome::Failed(error),
             },
             left => left,
         }
@@ -173,7 +173,7 @@ impl Client {
             Err(error) => return self.lose(Cause::from(&error)),
         }
         if let ClientState::Connecting(handshake) =
-            mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left))
+            mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome))
         {
             self.state = ClientState::Handshaking(handshake);
         }
@@ -244,14 +244,15 @@ impl Client {
             }
         }
         self.transport.send_close_notify();
-        let end = if is_answer { ClientEnd::Left } else { ClientEnd::Lost(Phase::Open, Cause::Code(code)) };
+        let end =
+            if is_answer { ClientEnd::FlushOutcome } else { ClientEnd::Lost(Phase::Open, Cause::Code(code)) };
         self.state = ClientState::Ended(end);
     }
 
     /// Handles the end of the byte stream.
     fn end_of_file(&mut self, cause: Cause) {
         match self.state {
-            ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::Left),
+            ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::FlushOutcome),
             _ => self.lose(cause),
         }
     }
@@ -270,7 +271,7 @@ impl Client {
 
     /// Stops reading.
     pub fn stall(&mut self) {
-        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
             ClientState::Open(walker) => ClientState::Stalled(walker),
             other => other,
         };
@@ -278,7 +279,7 @@ impl Client {
 
     /// Reads again. Returns false if the client was not stalled.
     pub fn resume(&mut self) -> bool {
-        match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+        match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
             ClientState::Stalled(walker) => {
                 self.state = ClientState::Open(walker);
                 true
@@ -292,7 +293,7 @@ impl Client {
 
     /// Queues a close frame.
     pub fn begin_close(&mut self) {
-        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Left)) {
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
             ClientState::Open(walker) => {
                 self.outbox.queue(Rc::new(frames::close(Some(1000))));
                 ClientState::Leaving(walker)

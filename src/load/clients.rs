@@ -24,7 +24,7 @@ use crate::client::handshake::Handshake;
 use crate::client::tls::TlsConnector;
 use crate::client::transport::ClientTransport;
 use crate::ids::SlotId;
-use crate::net::outbox::Left;
+use crate::net::outbox::FlushOutcome;
 use crate::net::token::{id_of, token_of};
 
 /// Maximum time from `connect` to the complete response. The kernel sends three SYNs within it (at 0, 1 and 3 s),
@@ -241,10 +241,10 @@ impl Clients {
                 continue;
             }
             match client.flush(now.moment()) {
-                Left::Nothing | Left::Blocked => {}
-                Left::More => self.mark_dirty(id),
+                FlushOutcome::Drained | FlushOutcome::Blocked => {}
+                FlushOutcome::More => self.mark_dirty(id),
                 // The next read returns how the connection ended.
-                Left::Failed(_) => {
+                FlushOutcome::Failed(_) => {
                     client.outbox = Default::default();
                     client.flags.read_closed = true;
                     self.mark_ready(id);
@@ -271,7 +271,7 @@ impl Clients {
                 && let ClientState::Leaving(_) = client.state
             {
                 // The server is late with its close frame, which is not counted as an error.
-                client.state = ClientState::Ended(ClientEnd::Left);
+                client.state = ClientState::Ended(ClientEnd::FlushOutcome);
                 self.ended.push(id);
             }
         }

@@ -1,7 +1,7 @@
-//! What becomes of an accepted socket before it is a connection: nothing, or TLS.
+//! Turns an accepted socket into a connection's transport: plain TCP, or TLS.
 //!
-//! A server has one entrance, and its kind is known when the server is compiled for it, not asked at every
-//! read: the slots of a plain server hold sockets and nothing else.
+//! A server has one kind of transport, chosen at compile time by a type parameter and not at each read: the slots of a
+//! plain server hold sockets and nothing else.
 
 use std::io;
 use std::rc::Rc;
@@ -16,34 +16,34 @@ use super::tls::{TlsBuffers, TlsStream};
 use super::transport::Transport;
 use crate::config;
 
-/// A fatal internal_error in the clear (RFC 8446 6): there is no time for a handshake.
+/// A fatal internal_error alert in the clear (RFC 8446 6): overload leaves no time for a handshake.
 const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-/// The way in.
+/// Makes transports of accepted sockets.
 pub trait Acceptor {
-    /// What comes out of it.
+    /// The transport of its connections.
     type Transport: Transport;
 
-    /// A turn begins, with this value of `Date`.
+    /// Begins a turn, with the value of the `Date` header.
     fn begin_turn(&mut self, _date: Rc<str>) {}
 
-    /// Takes a socket in.
+    /// Makes a transport of a socket.
     ///
     /// # Errors
-    /// It cannot be made into what it is to be.
+    /// The TLS configuration is invalid.
     fn accept(&mut self, socket: TcpStream) -> io::Result<Self::Transport>;
 
-    /// Reads its files again, for clients that connect from now on. Returns false if it has none.
+    /// Reloads its files, for clients that connect from now on. Returns false if it has none.
     ///
     /// # Errors
-    /// A file cannot be used; then nothing changes.
+    /// A file is invalid; the configuration stays as it was.
     fn reload(&mut self, now: UnixTime) -> Result<bool, String>;
 
-    /// What somebody is told, in one write and without a look at what it wants, when there is no room.
+    /// The response to a client over the connection limit, sent in one write without reading its request.
     fn overload_response(&self, http_response: impl FnOnce() -> Vec<u8>) -> Vec<u8>;
 }
 
-/// Sockets as they are.
+/// Plain TCP.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plain;
 
@@ -63,7 +63,7 @@ impl Acceptor for Plain {
     }
 }
 
-/// TLS, with the certificate of the day.
+/// TLS, with a certificate that can be reloaded.
 #[derive(Debug)]
 pub struct Tls {
     files: config::TlsFiles,
@@ -72,10 +72,10 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads certificate and key.
+    /// Loads certificate and key.
     ///
     /// # Errors
-    /// Says which file cannot be used, and why.
+    /// Names the invalid file and the reason.
     pub fn load(
         files: config::TlsFiles,
         limits: &config::TlsConfig,
@@ -89,7 +89,7 @@ impl Tls {
 }
 
 impl Acceptor for Tls {
-    /// In a box, since keys are large, and slots move when the slab grows.
+    /// Boxed, since the keys of a session would make every slot large.
     type Transport = Box<TlsStream<TcpStream>>;
 
     fn begin_turn(&mut self, date: Rc<str>) {
@@ -103,7 +103,7 @@ impl Acceptor for Tls {
     }
 
     fn reload(&mut self, now: UnixTime) -> Result<bool, String> {
-        let config = certificate::load(&self.files, certificate::Resumption::Of(&self.config), now)?;
+        let config = certificate::load(&self.files, certificate::Resumption::Keep(&self.config), now)?;
         self.config = Arc::new(config);
         Ok(true)
     }

@@ -1,7 +1,7 @@
-//! Certificate and key, from their files to what all TLS connections share.
+//! Loads the server's certificate and key from their files into the configuration that all TLS connections share.
 //!
-//! Which versions and cipher suites are spoken is not a setting: TLS 1.2 and 1.3 with forward secrecy and
-//! sealed records, and nothing older is even compiled in.
+//! Versions and cipher suites are not configurable: TLS 1.2 and 1.3 with forward secrecy and authenticated encryption.
+//! Nothing older is compiled in.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -25,45 +25,44 @@ use crate::config;
 /// more than one is for browsers that open several at a time to load a page.
 const TICKETS: usize = 1;
 
-/// How long before a certificate's end the log begins to say so. Those who renew by themselves do it a month
-/// before.
+/// How long before its expiry a certificate is warned about in the log. Automatic renewal happens about 30 days before.
 const NOTICE_SECONDS: u64 = 14 * DAY_SECONDS;
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
-/// Where the memory of earlier sessions comes from.
+/// The source of the state for session resumption.
 pub enum Resumption<'a> {
-    /// There is none yet.
+    /// New state.
     New(&'a config::TlsConfig),
-    /// What was issued under the last certificate stays good.
-    Of(&'a ServerConfig),
+    /// That of the last configuration: tickets issued before a reload stay valid.
+    Keep(&'a ServerConfig),
 }
 
-/// Reads both files, and sees whether they go together.
+/// Reads both files and checks that they belong together.
 pub fn load(
     files: &config::TlsFiles,
     resumption: Resumption<'_>,
     now: UnixTime,
 ) -> Result<ServerConfig, String> {
     let config::TlsFiles { certificate, key } = files;
-    let chain = certificates(certificate).map_err(|why| about("--tls-cert", certificate, why))?;
-    let secret = private_key(key).map_err(|why| about("--tls-key", key, why))?;
+    let chain = certificates(certificate).map_err(|why| file_error("--tls-cert", certificate, why))?;
+    let secret = private_key(key).map_err(|why| file_error("--tls-key", key, why))?;
     let signing = ring::default_provider().key_provider.load_private_key(secret.clone_key());
-    let signing = signing.map_err(|_| about("--tls-key", key, describe_key(secret.secret_der())))?;
+    let signing = signing.map_err(|_| file_error("--tls-key", key, describe_key(secret.secret_der())))?;
     let place = |certificate: &CertificateDer<'_>| {
         CertifiedKey::new(vec![certificate.clone().into_owned()], signing.clone()).keys_match().is_ok()
     };
     if let Some(number) = chain.iter().position(place).filter(|number| *number > 0) {
         let why = format!(
-            "wrong order: the certificate of the key in --tls-key is number {} of {}; it comes first, and then each time the one that signed the one before",
+            "wrong order: the certificate of the key in --tls-key is number {} of {}; it must be first, followed by each issuer in turn",
             number + 1,
             chain.len()
         );
-        return Err(about("--tls-cert", certificate, why));
+        return Err(file_error("--tls-cert", certificate, why));
     }
     if let Some(why) = expiry(&chain[0], now) {
-        warn!("{}", about("--tls-cert", certificate, why));
+        warn!("{}", file_error("--tls-cert", certificate, why));
     }
-    let of_an_authority = is_of_an_authority(&chain[0], now);
+    let is_ca = is_ca_certificate(&chain[0], now);
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -71,31 +70,31 @@ pub fn load(
         .with_single_cert(chain, secret)
         .map_err(|error| match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                let which = if of_an_authority { " (this one is a certificate authority's)" } else { "" };
-                let pair = about("--tls-cert", certificate, "another certificate's key is in --tls-key");
+                let which = if is_ca { " (this is a certificate authority's certificate)" } else { "" };
+                let pair = file_error("--tls-cert", certificate, "it does not match the key in --tls-key");
                 format!("{pair} {}{which}", key.display())
             }
-            Error::InvalidCertificate(_) => about("--tls-cert", certificate, error),
-            _ => about("--tls-key", key, error),
+            Error::InvalidCertificate(_) => file_error("--tls-cert", certificate, error),
+            _ => file_error("--tls-key", key, error),
         })?;
-    if of_an_authority {
-        let why = "it is a certificate authority's (CA:TRUE), and many clients take it for no server's; `openssl req -x509` \
-                   makes a server's with `-addext basicConstraints=critical,CA:FALSE`";
-        warn!("{}", about("--tls-cert", certificate, why));
+    if is_ca {
+        let why = "it is a certificate authority's (CA:TRUE), which many clients reject for a server; `openssl req -x509` \
+                   creates a server certificate with `-addext basicConstraints=critical,CA:FALSE`";
+        warn!("{}", file_error("--tls-cert", certificate, why));
     }
-    // RFC 6455 is an upgrade of HTTP/1.1. A client that speaks only HTTP/2 is told so in the handshake.
+    // RFC 6455 upgrades HTTP/1.1. The handshake with a client that offers only HTTP/2 fails with an alert.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = TICKETS;
     match resumption {
         Resumption::New(limits) => {
             config.ticketer = ring::Ticketer::new().map_err(|error| error.to_string())?;
-            // For clients of TLS 1.2 without tickets; all others keep their session themselves.
+            // For TLS 1.2 clients without tickets; all others store their session themselves.
             config.session_storage = match limits.sessions_max {
                 0 => Arc::new(NoServerSessionStorage {}),
                 max => ServerSessionMemoryCache::new(max),
             };
         }
-        Resumption::Of(last) => {
+        Resumption::Keep(last) => {
             config.ticketer = last.ticketer.clone();
             config.session_storage = last.session_storage.clone();
         }
@@ -103,7 +102,7 @@ pub fn load(
     Ok(config)
 }
 
-fn about(flag: &str, path: &Path, why: impl Display) -> String {
+fn file_error(flag: &str, path: &Path, why: impl Display) -> String {
     format!("{flag} {}: {why}", path.display())
 }
 
@@ -111,26 +110,26 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let file = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file).collect();
     match found {
-        Ok(chain) if chain.is_empty() => Err(
-            "no certificate in it: one is between -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----"
-                .to_owned(),
-        ),
+        Ok(chain) if chain.is_empty() => {
+            Err("no certificate found: expected -----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----"
+                .to_owned())
+        }
         Ok(chain) => Ok(chain),
-        Err(error) => Err(complaint(&error)),
+        Err(error) => Err(pem_error(&error)),
     }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
         pem::Error::NoItemsFound => {
-            "no private key in it: one is between -----BEGIN PRIVATE KEY----- and -----END PRIVATE KEY-----"
+            "no private key found: expected -----BEGIN PRIVATE KEY----- and -----END PRIVATE KEY-----"
                 .to_owned()
         }
-        error => complaint(&error),
+        error => pem_error(&error),
     })
 }
 
-/// The largest file: a chain takes a hundredth of it.
+/// Maximum size of a file; a certificate chain takes about a hundredth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -144,16 +143,16 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// In words of our own: rustls would quote from the file, and keys are no matter for a log.
-fn complaint(error: &pem::Error) -> String {
+/// Describes the error without quoting the file, as rustls would: keys must not reach a log.
+fn pem_error(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),
-        pem::Error::NoItemsFound => "nothing of use in it".to_owned(),
-        _ => "not PEM, or cut off".to_owned(),
+        pem::Error::NoItemsFound => "no PEM section found".to_owned(),
+        _ => "invalid or truncated PEM".to_owned(),
     }
 }
 
-/// Is the certificate good today, and for some time?
+/// Describes a certificate that is expired, not yet valid, or about to expire.
 fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
     let days = |seconds: u64| seconds.div_ceil(DAY_SECONDS);
     let soon = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() + NOTICE_SECONDS));
@@ -163,7 +162,7 @@ fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
         }
         (Some(CertificateError::NotValidYetContext { not_before, .. }), _) => {
             let wait = days(not_before.as_secs().saturating_sub(now.as_secs()));
-            Some(format!("it is not valid before {wait} days have passed"))
+            Some(format!("it is not valid yet, for {wait} days"))
         }
         (_, Some(CertificateError::ExpiredContext { not_after, .. })) => {
             Some(format!("it expires in {} days", days(not_after.as_secs().saturating_sub(now.as_secs()))))
@@ -174,18 +173,17 @@ fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
 
 /// Returns true if clients reject it, even while it is valid, because it is the certificate of an authority and not of
 /// a server (RFC 5280 4.2.1.9).
-fn is_of_an_authority(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
+fn is_ca_certificate(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
     let day = match validity(certificate, now) {
         Some(CertificateError::ExpiredContext { not_after, .. }) => not_after,
         Some(CertificateError::NotValidYetContext { not_before, .. }) => not_before,
         _ => now,
     };
-    // webpki's name for it, which rustls passes on.
+    // webpki's name for it, in the error that rustls wraps.
     matches!(validity(certificate, day), Some(CertificateError::Other(why)) if why.to_string().contains("CaUsedAsEndEntity"))
 }
 
-/// What a client would find, if it looked at nothing but the dates: they are looked at first, and nobody
-/// is trusted here.
+/// The first error of a verification against no trust anchors: the dates are checked first.
 fn validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<CertificateError> {
     let parsed = ParsedCertificate::try_from(certificate).ok()?;
     let algorithms = ring::default_provider().signature_verification_algorithms.all;

@@ -1,9 +1,9 @@
-//! Bind, and accept with a budget; what to do when there is no room or no descriptor.
+//! The listening socket: bind, accept with a budget, and pause at the connection limit or without file descriptors.
 //!
-//! The listener is edge-triggered like every socket: an event says once that somebody waits. So it
-//! remembers (**drain or requeue**): as long as `accept` has not said "nobody", it is `Ready`, and the loop
-//! comes back. While it is `Paused`, whoever waits stays in the kernel's backlog and costs nothing; it
-//! goes on when a connection ends, or by timer, with no need for a new client to raise an event.
+//! The listener is edge-triggered like every socket: an event announces once that clients wait. So it keeps a state
+//! (**drain or requeue**): until `accept` returns WouldBlock it is `Ready`, and the loop calls it again. While it is
+//! `Paused`, clients wait in the kernel's backlog, at no cost to the process. Accepting resumes when a connection
+//! closes, or by timer, without an event from a new client.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,8 +17,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::config::TcpConfig;
 use crate::time::LoopTime;
 
-/// How long accepting rests when there is no room or no descriptor, in milliseconds. Ends of
-/// connections wake it earlier; the timer is for descriptors that others in the process give back.
+/// How long accepting pauses at the connection limit or without descriptors, in milliseconds. A connection that closes ends the
+/// pause earlier; the timer is for descriptors that other parts of the process close.
 const PAUSE_MS: u32 = 100;
 
 /// A listening socket.
@@ -26,46 +26,46 @@ const PAUSE_MS: u32 = 100;
 pub struct Listener {
     socket: TcpListener,
     state: Accepting,
-    /// A descriptor to give up when none is left, so that one client can be taken in and told.
+    /// A spare descriptor, closed when no other is left, so that one client can be accepted and get a response.
     reserve: Option<File>,
-    /// Did the last accept find no descriptor? It will ten times a second, and is worth one line in the log.
+    /// The last accept failed for want of a descriptor. It does so ten times a second, and is logged once.
     is_exhausted: bool,
 }
 
-/// Is somebody waiting?
+/// Whether clients wait to be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accepting {
-    /// Nobody; an event will say.
+    /// No client waits; an event announces the next.
     Idle,
-    /// Somebody may be.
+    /// Clients may wait.
     Ready,
-    /// Somebody may be, and there is no room.
+    /// Clients may wait, and must do so until there is room.
     Paused { until: LoopTime },
 }
 
-/// What one accept found.
+/// The result of one accept.
 #[derive(Debug)]
 pub enum Accept {
     /// A connection.
     Connection(TcpStream, SocketAddr),
-    /// Nobody waits, or accepting rests.
-    Nobody,
-    /// A client that is gone already: accept(2) passes on what happened to it. The next may be well.
-    Gone(io::Error),
-    /// No descriptor or no memory is left, and accepting rests; somebody may have been told.
+    /// No client waits, or accepting is paused.
+    Idle,
+    /// A client that has disconnected already: accept(2) returns the error of its connection. The next accept may succeed.
+    Aborted(io::Error),
+    /// No descriptor or no memory is left, and accepting is paused; one client may have been sent a response.
     Exhausted {
-        /// Which of them.
+        /// The error of accept(2).
         error: io::Error,
-        /// Is it the first time since somebody was taken?
-        is_news: bool,
+        /// It is the first since a client was accepted.
+        is_first: bool,
     },
 }
 
 impl Listener {
-    /// Binds, and does not listen yet.
+    /// Binds without listening.
     ///
     /// # Errors
-    /// The address is in use or not ours, or an option is not taken.
+    /// The address is in use or not available, or a socket option is rejected.
     pub fn bind(address: SocketAddr, tcp: &TcpConfig) -> io::Result<Listener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last server's connections to leave TIME_WAIT.
@@ -86,10 +86,10 @@ impl Listener {
         })
     }
 
-    /// Calls `load`, and listens after that: the kernel refuses connections meanwhile. What `load` returns is returned.
+    /// Calls `load`, then listens, and returns the result of `load`. The kernel refuses connections until then.
     ///
     /// # Errors
-    /// `load` failed, or another socket listens on the address by now.
+    /// `load` failed, or another socket listens on the address.
     pub fn listen_after<R, E: From<io::Error>>(
         &mut self,
         tcp: &TcpConfig,
@@ -100,47 +100,47 @@ impl Listener {
         Ok(loaded)
     }
 
-    /// The address that it really listens on.
+    /// The local address, with the port that the kernel chose for port 0.
     ///
     /// # Errors
-    /// The kernel does not say.
+    /// getsockname(2) failed.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Has the poll watch it.
+    /// Registers the socket with the poll.
     ///
     /// # Errors
-    /// The poll does not take it.
+    /// The registration failed.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.socket, token, Interest::READABLE)
     }
 
-    /// An event said that somebody waits. It does not end a pause.
+    /// Records an event: clients wait. It does not end a pause.
     pub fn mark_ready(&mut self) {
         if self.state == Accepting::Idle {
             self.state = Accepting::Ready;
         }
     }
 
-    /// A connection ended, so there may be room.
+    /// Ends a pause: a connection has closed, so there may be room.
     pub fn resume(&mut self) {
         if matches!(self.state, Accepting::Paused { .. }) {
             self.state = Accepting::Ready;
         }
     }
 
-    /// There is no room.
+    /// Pauses accepting, for lack of room or descriptors.
     pub fn pause(&mut self, now: LoopTime) {
         self.state = Accepting::Paused { until: now.after(PAUSE_MS) };
     }
 
-    /// May somebody be taken in without waiting for an event?
+    /// Returns true if clients may wait that no further event will announce.
     pub fn has_work(&self) -> bool {
         self.state == Accepting::Ready
     }
 
-    /// When a pause ends by itself.
+    /// When a pause ends by timer.
     pub fn deadline(&self) -> Option<LoopTime> {
         match self.state {
             Accepting::Paused { until } => Some(until),
@@ -148,13 +148,13 @@ impl Listener {
         }
     }
 
-    /// Takes one connection. `no_room` makes the response to a client for which there is no descriptor.
-    pub fn accept(&mut self, now: LoopTime, no_room: impl FnOnce() -> Vec<u8>) -> Accept {
+    /// Accepts one connection. `overload_response` is sent to one client if descriptors run out.
+    pub fn accept(&mut self, now: LoopTime, overload_response: impl FnOnce() -> Vec<u8>) -> Accept {
         if self.deadline().is_some_and(|deadline| deadline.is_due(now)) {
             self.state = Accepting::Ready;
         }
         if self.state != Accepting::Ready {
-            return Accept::Nobody;
+            return Accept::Idle;
         }
         if self.reserve.is_none() {
             self.reserve = reserve();
@@ -166,25 +166,25 @@ impl Listener {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.state = Accepting::Idle;
-                Accept::Nobody
+                Accept::Idle
             }
             Err(error) if is_exhausted(&error) => {
                 self.pause(now);
-                self.tell_one(no_room);
-                Accept::Exhausted { error, is_news: !std::mem::replace(&mut self.is_exhausted, true) }
+                self.reject_one(overload_response);
+                Accept::Exhausted { error, is_first: !std::mem::replace(&mut self.is_exhausted, true) }
             }
-            Err(error) => Accept::Gone(error),
+            Err(error) => Accept::Aborted(error),
         }
     }
 
-    /// Gives up the reserve descriptor for as long as it takes to tell one client that there is no room.
-    fn tell_one(&mut self, no_room: impl FnOnce() -> Vec<u8>) {
+    /// Closes the spare descriptor for as long as it takes to send one client the overload response.
+    fn reject_one(&mut self, overload_response: impl FnOnce() -> Vec<u8>) {
         self.reserve = None;
         if let Ok((mut stream, _)) = self.socket.accept() {
-            // Best effort, in one go: what has come is read, so that closing sends no reset that would
-            // overtake the answer.
+            // Best effort, without waiting: bytes that have arrived are read, since closing with unread bytes sends a
+            // reset, which would overtake the response.
             let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write(&no_room());
+            let _ = stream.write(&overload_response());
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
         self.reserve = reserve();
@@ -195,7 +195,7 @@ fn reserve() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-/// Is it us who have run out, rather than the client who has gone?
+/// Returns true if the server is out of descriptors or memory; other errors are those of the client's connection.
 fn is_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_refused_until_all_is_loaded() {
+    fn connections_are_refused_until_load_returns() {
         let mut listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect(address).map_err(|error| error.kind());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_loaded_is_not_listened_for() {
+    fn failed_load_does_not_listen() {
         let mut listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let load = || io::Result::<()>::Err(io::ErrorKind::InvalidData.into());
         assert_eq!(
@@ -256,24 +256,24 @@ mod tests {
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
         listener.mark_ready();
         let Accept::Connection(stream, _) = listener.accept(LoopTime::from_millis(0), Vec::new) else {
-            panic!("nobody")
+            panic!("no connection")
         };
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert_eq!(socket.tcp_notsent_lowat().unwrap(), 4_096);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_millis(1_234)));
-        assert!(matches!(listener.accept(LoopTime::from_millis(0), Vec::new), Accept::Nobody));
+        assert!(matches!(listener.accept(LoopTime::from_millis(0), Vec::new), Accept::Idle));
     }
 
     #[test]
-    fn the_backlog_bounds_who_waits() {
+    fn backlog_bounds_waiting_clients() {
         let tcp = TcpConfig { backlog: 2, ..TcpConfig::default() };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
         let address = listener.address().unwrap();
         let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
         let waiting: Vec<_> = (0..8).map_while(|_| connect().ok()).collect();
-        // listen(2) on Linux takes one more than it is told.
+        // listen(2) on Linux accepts one more than the backlog.
         assert_eq!(waiting.len(), 3);
     }
 
@@ -291,7 +291,7 @@ mod tests {
         assert!(listener.has_work());
         listener.pause(now);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();
-        assert!(matches!(listener.accept(now, Vec::new), Accept::Nobody));
+        assert!(matches!(listener.accept(now, Vec::new), Accept::Idle));
         assert!(matches!(listener.accept(now.after(PAUSE_MS), Vec::new), Accept::Connection(..)));
     }
 }

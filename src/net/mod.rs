@@ -1,6 +1,7 @@
-//! Sockets and bytes: listening, accepting, TLS, and the queue of bytes that wait to be written to a connection.
+//! Sockets and bytes: listening, accepting, TLS, and the queue of bytes to be written to a connection.
 //!
-//! Nothing here knows channels or sessions, so each part can be tested alone, and the engine runs over any [`transport`].
+//! Nothing here depends on channels or sessions, so each part can be tested alone, and the engine runs over any
+//! [`transport`].
 
 pub mod acceptor;
 pub mod certificate;

@@ -1,10 +1,18 @@
-//! The outbound queue of one connection.
+//! The outbound queue of one connection, and the measurement of slow consumers.
 //!
-//! Nearly always it is empty, for a moment it holds one shared batch, and only for a peer that does not keep
-//! up a queue. So the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`]
-//! own no heap memory of their own, and the queue is allocated when the socket first refuses bytes.
+//! It is usually empty, for short times it holds one shared batch, and only for a peer that does not keep up a queue. So
+//! the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`] own no heap memory, and the
+//! queue is allocated when the socket first refuses bytes.
 //!
-//! It only reports ([`Enqueue`], [`Left`]); the caller applies the policy for slow subscribers.
+//! **A slow consumer** is one for which either of two limits is exceeded:
+//!
+//! - *time*: the socket has refused bytes, and the peer has made no progress for `--slow-timeout-ms`, or has read less
+//!   than `--slow-bytes-per-second` for so long that it lags by that time ([`SlowConsumerLimits`],
+//!   [`Outbox::stalls_at`]). The sweep of deadlines checks it.
+//! - *memory*: further frames would take the queue over `--outbox-bytes-max` ([`Outbox::enqueue`] returns
+//!   [`Enqueue::OverLimit`]). Delivery checks it, with each batch.
+//!
+//! The outbox only reports; the server applies the policy `--on-slow` in both cases, after one last write.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -14,18 +22,18 @@ use crate::config::Limits;
 use crate::time::LoopTime;
 use crate::wire::Frames;
 
-/// Most pieces in one vectored write. On loopback 16 pieces of 66 bytes take 1.9 us in one such write, 1.7 us
+/// Maximum pieces in one vectored write. On loopback 16 pieces of 66 bytes take 1.9 us in one such write, 1.7 us
 /// copied together first, 25 us in 16 writes; vectored, large pieces are not copied. 64 take 1 KiB of stack.
 const PIECES_PER_WRITE: usize = 64;
 
-/// The most bytes that one flush writes before it leaves the rest to the next turn; the last write may exceed it by
-/// its own length. As much as one turn reads from all connections (`--read-bytes-per-turn`): a peer that drains a
+/// Maximum bytes that one flush writes before it leaves the rest to the next turn; the last write may exceed it by its
+/// own length. As much as one turn reads from all connections (`--read-bytes-per-turn`): a peer that drains a
 /// large backlog does not delay the others longer than the publishers do.
 const FLUSH_BYTES: usize = 256 << 10;
 
-/// What a piece counts in addition to its bytes: the memory around them. 1.5 million pongs of 2 bytes in one queue took
+/// The cost of a piece in addition to its bytes: the memory around them. 1.5 million pongs of 2 bytes in one queue took
 /// 104 bytes each with glibc: 64 for the `Rc` with its counts and the `Bytes` in it (48), 32 for the buffer, the
-/// smallest chunk that there is, and 8 for the place in the queue, which takes up to 24 while it doubles.
+/// smallest chunk of the allocator, and 8 for the entry in the queue, which takes up to 24 while it doubles.
 pub const PIECE_BYTES: usize = 128;
 
 /// The cost above which a subscriber slows its publishers down: a quarter of the limit. Three are left for messages
@@ -34,15 +42,15 @@ pub fn high_water(cost_max: usize) -> usize {
     cost_max / 4
 }
 
-/// The frames that one connection has yet to take.
+/// The frames that have yet to be written to one connection.
 #[derive(Debug, Default)]
 pub enum Outbox {
-    /// Nothing waits.
+    /// No frames.
     #[default]
     Empty,
-    /// One batch that no write has been tried for.
+    /// One batch, before the first write.
     Fresh(Frames),
-    /// Several batches, or one that the socket took only in part.
+    /// Several batches, or one that was written in part.
     Backlog(Box<Backlog>),
 }
 
@@ -53,66 +61,66 @@ pub enum Outbox {
 #[derive(Debug)]
 pub struct Backlog {
     first: Frames,
-    #[expect(
-        clippy::box_collection,
-        reason = "after a large message there are as many as there are members"
-    )]
+    #[expect(clippy::box_collection, reason = "after a large message there is one for each subscriber")]
     rest: Option<Box<VecDeque<Frames>>>,
-    /// How much of the first is written. A batch has less than 4 GiB.
+    /// The written bytes of the first. A batch has less than 4 GiB.
     written: u32,
-    /// How much of all is not.
+    /// The unwritten bytes of all.
     bytes: usize,
-    progress: Progress,
+    socket_state: SocketState,
     intake: Intake,
-    pressure: Pressure,
+    throttle: Throttle,
 }
 
-/// Whether the subscriber slows its publishers down.
+/// Whether the subscriber throttles its publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pressure {
-    /// It never did in this backlog.
-    None,
-    /// It does, until it is empty or that time is over.
+enum Throttle {
+    /// It has not done so in this backlog.
+    NotYet,
+    /// It does, until the backlog is empty or this time.
     Until(LoopTime),
-    /// It did, and does not again in this backlog.
-    Spent,
+    /// It has done so, and does not again in this backlog.
+    Done,
 }
 
-/// How the socket took the last write.
+/// The result of the last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// It has refused nothing yet.
-    Moving,
-    /// It took less than it was offered, and will raise an event when it takes more. It is at pace until `since`
-    /// ([`Pace::credit`]).
+enum SocketState {
+    /// The socket has not refused bytes yet.
+    Writable,
+    /// The write was short, and an event announces when the socket is writable. The peer is on pace until `since`
+    /// ([`SlowConsumerLimits::credit`]).
     Blocked { since: LoopTime },
-    /// The socket is writable again, or a last write is due before the peer counts as stalled; the next write decides.
+    /// The socket is writable again, or the last write before the peer counts as stalled is due.
     Retry { since: LoopTime },
 }
 
-/// The pace at which a peer has to take the bytes that wait for it, or count as slow.
+/// The minimum pace at which a peer has to read queued bytes, and the time that it may lag.
 ///
-/// It is a leaky bucket: the peer is at pace until some moment, each byte that it takes moves that moment on by the
-/// time that the byte may take, but not past now, and it stalls when the moment is too long ago. So a peer has stalled
-/// that takes nothing for `stall_ms_max`, as has one that takes less than `bytes_per_second` for long.
+/// This is a leaky bucket: the peer is on pace until some time, and each byte written moves that time forward by the
+/// duration of a byte at the minimum pace, but not past now. The peer has stalled when that time is `timeout_ms` ago. So a
+/// peer stalls that reads nothing for `timeout_ms`, and so does one that reads less than `bytes_per_second` for long.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// The slowest pace; 0: any byte will do.
+pub struct SlowConsumerLimits {
+    /// The minimum pace; 0: any byte is progress.
     pub bytes_per_second: u32,
-    /// The longest delay of a peer by that pace, in milliseconds.
-    pub stall_ms_max: u32,
+    /// The maximum lag in milliseconds.
+    pub timeout_ms: u32,
 }
 
-impl Pace {
-    /// No pace: for callers that do not close slow peers.
-    pub const ANY: Pace = Pace { bytes_per_second: 0, stall_ms_max: 0 };
+impl SlowConsumerLimits {
+    /// No limits: for callers that do not close slow peers.
+    pub const NONE: SlowConsumerLimits = SlowConsumerLimits { bytes_per_second: 0, timeout_ms: 0 };
 
-    /// The pace that the limits ask for.
-    pub fn of(limits: &Limits) -> Pace {
-        Pace { bytes_per_second: limits.slow_bytes_per_second, stall_ms_max: limits.slow_timeout_ms }
+    /// The limits of the configuration.
+    pub fn of(limits: &Limits) -> SlowConsumerLimits {
+        SlowConsumerLimits {
+            bytes_per_second: limits.slow_bytes_per_second,
+            timeout_ms: limits.slow_timeout_ms,
+        }
     }
 
-    /// Until when a peer is at pace that was so until `since` and has now taken `written` bytes.
+    /// Returns the time until which a peer is on pace that was so until `since`, after `written` bytes.
     fn credit(self, since: LoopTime, written: usize, now: LoopTime) -> LoopTime {
         if written == 0 {
             return since;
@@ -123,36 +131,36 @@ impl Pace {
     }
 }
 
-/// What becomes of further frames.
+/// Whether further frames are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Intake {
-    /// They are queued, within the limit.
+    /// They are queued, up to the limit.
     Open,
-    /// They are not, until the queue is empty: one hole is easier to bear than many.
-    Shut,
+    /// They are rejected until the queue is empty, so that the subscriber has one gap and not many.
+    Closed,
 }
 
 /// Whether frames were queued.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enqueue {
-    /// They were.
+    /// They were queued.
     Queued,
-    /// They were, and the backlog is over its high-water mark and has not pressed yet.
+    /// They were queued, and the backlog is over its high-water mark and has not throttled publishers yet.
     HighWater,
-    /// They were not, since they would exceed the limit.
+    /// They were rejected, since they would exceed the limit.
     OverLimit,
 }
 
-/// What a flush left behind.
+/// The result of a flush.
 #[must_use]
 #[derive(Debug)]
-pub enum Left {
-    /// Nothing.
-    Nothing,
-    /// Something, and the socket will raise an event when it takes more.
+pub enum FlushOutcome {
+    /// The outbox is empty.
+    Drained,
+    /// The socket is full, and an event will announce when it is writable.
     Blocked,
-    /// One flush has written its maximum. Flush again.
+    /// The flush has written its maximum and must be repeated in the next turn.
     More,
     /// The socket failed; nothing more can be written.
     Failed(io::Error),
@@ -161,14 +169,13 @@ pub enum Left {
 impl Outbox {
     /// Queues frames, all or none, within a limit on [`Outbox::cost`].
     ///
-    /// The limit holds from the first frames after the outbox was last empty, whatever the socket takes meanwhile. An
-    /// empty outbox takes any: a message that is larger than the limit can be delivered, and so can a batch in pieces. While
-    /// a piece larger than the limit is being written, the limit is for the frames behind it: a subscriber that has had no
-    /// time to take a message of 6 MiB is not slow.
+    /// An empty outbox accepts any frames: a message larger than the limit can be delivered, and so can a batch in pieces.
+    /// While a piece larger than the limit is being written, the limit applies to the frames after it: a subscriber that
+    /// has had no time to read a message of 6 MiB is not slow.
     pub fn enqueue(&mut self, pieces: &[Frames], cost_max: usize) -> Enqueue {
         match (&mut *self, pieces) {
             (Outbox::Empty, _) => {}
-            (Outbox::Backlog(backlog), _) if backlog.intake == Intake::Shut => return Enqueue::OverLimit,
+            (Outbox::Backlog(backlog), _) if backlog.intake == Intake::Closed => return Enqueue::OverLimit,
             (outbox, pieces) => {
                 let cost: usize = pieces.iter().map(|frames| frames.len() + PIECE_BYTES).sum();
                 if outbox.limited_cost(cost_max) + cost > cost_max {
@@ -181,7 +188,7 @@ impl Outbox {
         }
         match self {
             Outbox::Backlog(backlog)
-                if backlog.pressure == Pressure::None && backlog.cost() > high_water(cost_max) =>
+                if backlog.throttle == Throttle::NotYet && backlog.cost() > high_water(cost_max) =>
             {
                 Enqueue::HighWater
             }
@@ -189,7 +196,7 @@ impl Outbox {
         }
     }
 
-    /// The memory that it holds: the bytes that wait, and [`PIECE_BYTES`] for each piece that they are in.
+    /// The memory of the queue: its bytes, and [`PIECE_BYTES`] for each piece.
     pub fn cost(&self) -> usize {
         match self {
             Outbox::Empty => 0,
@@ -198,7 +205,7 @@ impl Outbox {
         }
     }
 
-    /// The part of the cost that the limit counts.
+    /// The part of the cost that counts for the limit.
     fn limited_cost(&self, cost_max: usize) -> usize {
         match self {
             Outbox::Fresh(frames) if frames.len() > cost_max => 0,
@@ -210,45 +217,45 @@ impl Outbox {
         }
     }
 
-    /// Begins to press, once in a backlog, if it is over its high-water mark. Returns true if it does.
-    pub fn begin_pressing(&mut self, cost_max: usize, until: LoopTime) -> bool {
+    /// Begins to throttle publishers, once in a backlog, if it is over its high-water mark. Returns true if it does.
+    pub fn begin_throttling(&mut self, cost_max: usize, until: LoopTime) -> bool {
         match self {
             Outbox::Backlog(backlog)
-                if backlog.pressure == Pressure::None && backlog.cost() > high_water(cost_max) =>
+                if backlog.throttle == Throttle::NotYet && backlog.cost() > high_water(cost_max) =>
             {
-                backlog.pressure = Pressure::Until(until);
+                backlog.throttle = Throttle::Until(until);
                 true
             }
             _ => false,
         }
     }
 
-    /// Until when it presses.
-    pub fn presses_until(&self) -> Option<LoopTime> {
+    /// Until when it throttles publishers.
+    pub fn throttles_until(&self) -> Option<LoopTime> {
         match self {
-            Outbox::Backlog(backlog) => match backlog.pressure {
-                Pressure::Until(until) => Some(until),
-                Pressure::None | Pressure::Spent => None,
+            Outbox::Backlog(backlog) => match backlog.throttle {
+                Throttle::Until(until) => Some(until),
+                Throttle::NotYet | Throttle::Done => None,
             },
             _ => None,
         }
     }
 
-    /// Stops pressing, until it has been empty.
-    pub fn stop_pressing(&mut self) {
+    /// Stops throttling publishers, until the outbox has been empty.
+    pub fn stop_throttling(&mut self) {
         if let Outbox::Backlog(backlog) = self {
-            backlog.pressure = Pressure::Spent;
+            backlog.throttle = Throttle::Done;
         }
     }
 
-    /// Takes no further frames until the queue is empty.
-    pub fn shut_until_empty(&mut self) {
+    /// Rejects further frames until the queue is empty.
+    pub fn reject_until_empty(&mut self) {
         if let Outbox::Backlog(backlog) = self {
-            backlog.intake = Intake::Shut;
+            backlog.intake = Intake::Closed;
         }
     }
 
-    /// Queues frames whatever the limit: for a close frame, which has to find room.
+    /// Queues frames regardless of the limit: for a close frame, which must always find room.
     pub fn queue(&mut self, frames: Frames) {
         if frames.is_empty() {
             return;
@@ -262,9 +269,9 @@ impl Outbox {
                     rest: Some(Box::new(VecDeque::from([frames]))),
                     written: 0,
                     bytes,
-                    progress: Progress::Moving,
+                    socket_state: SocketState::Writable,
                     intake: Intake::Open,
-                    pressure: Pressure::None,
+                    throttle: Throttle::NotYet,
                 }));
             }
             Outbox::Backlog(mut backlog) => {
@@ -275,12 +282,12 @@ impl Outbox {
         }
     }
 
-    /// Does nothing wait?
+    /// Returns true if the queue is empty.
     pub fn is_empty(&self) -> bool {
         matches!(self, Outbox::Empty)
     }
 
-    /// Bytes that wait.
+    /// The number of unwritten bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Outbox::Empty => 0,
@@ -289,20 +296,20 @@ impl Outbox {
         }
     }
 
-    /// Returns the bytes that would be freed if this outbox were emptied: of a piece that others hold too, an equal
+    /// Returns the bytes that would be freed if this outbox were emptied: of a piece that other outboxes share, an equal
     /// part. 0 as long as the socket has not refused a write, since the queue is then written with the next flush.
     ///
     /// Of a long queue only the beginning is counted, and the rest estimated from it.
     pub fn debt_bytes(&self) -> usize {
         match self {
             Outbox::Empty | Outbox::Fresh(_) => 0,
-            Outbox::Backlog(backlog) if backlog.progress == Progress::Moving => 0,
+            Outbox::Backlog(backlog) if backlog.socket_state == SocketState::Writable => 0,
             Outbox::Backlog(backlog) => {
                 let (sampled, bytes, debt) =
                     backlog.pieces().take(PIECES_PER_WRITE).fold((0, 0, 0), |(count, bytes, debt), piece| {
                         (count + 1, bytes + piece.len(), debt + debt_of(piece))
                     });
-                let pieces = 1 + backlog.behind();
+                let pieces = 1 + backlog.queued_after_first();
                 if sampled == pieces {
                     return debt;
                 }
@@ -312,7 +319,7 @@ impl Outbox {
         }
     }
 
-    /// Returns true if a piece that waits for the socket meets a condition.
+    /// Returns true if a queued piece meets a condition.
     pub fn holds(&self, condition: impl Fn(&Frames) -> bool) -> bool {
         match self {
             Outbox::Empty => false,
@@ -321,33 +328,32 @@ impl Outbox {
         }
     }
 
-    /// Would a write be wasted, since the socket said no and has not changed its mind?
+    /// Returns true if the socket has refused bytes and no event has announced that it is writable again.
     pub fn is_blocked(&self) -> bool {
-        matches!(self, Outbox::Backlog(backlog) if matches!(backlog.progress, Progress::Blocked { .. }))
+        matches!(self, Outbox::Backlog(backlog) if matches!(backlog.socket_state, SocketState::Blocked { .. }))
     }
 
-    /// When the peer will have stalled unless it takes more, or `None` while the socket has refused nothing.
-    pub fn stalls_at(&self, pace: Pace) -> Option<LoopTime> {
+    /// The time at which the peer will have stalled unless it reads more, or `None` while the socket has refused nothing.
+    pub fn stalls_at(&self, slow_limits: SlowConsumerLimits) -> Option<LoopTime> {
         match self {
             Outbox::Backlog(backlog) => {
-                backlog.progress.at_pace_until().map(|since| since.after(pace.stall_ms_max))
+                backlog.socket_state.on_pace_until().map(|since| since.after(slow_limits.timeout_ms))
             }
             _ => None,
         }
     }
 
-    /// The socket says that it takes bytes again, or is to be asked.
+    /// The socket is writable again, or the next write is to find out.
     pub fn unblock(&mut self) {
         if let Outbox::Backlog(backlog) = self
-            && let Progress::Blocked { since } = backlog.progress
+            && let SocketState::Blocked { since } = backlog.socket_state
         {
-            backlog.progress = Progress::Retry { since };
+            backlog.socket_state = SocketState::Retry { since };
         }
     }
 
-    /// Drops all frames but those that are partly written, so that what follows starts on a frame's
-    /// boundary.
-    pub fn drop_unbegun(&mut self) {
+    /// Drops all frames but those that are partly written, so that the next bytes begin on a frame boundary.
+    pub fn drop_unstarted(&mut self) {
         match self {
             Outbox::Backlog(backlog) if backlog.written > 0 => {
                 backlog.rest = None;
@@ -359,15 +365,20 @@ impl Outbox {
 
     /// Writes until the socket refuses or `FLUSH_BYTES` are written. Returns the number of bytes written.
     ///
-    /// A write that was short has found the socket full, as one that would block has; in both cases an
-    /// event will say when there is room (epoll(7), questions 9 and 12).
-    pub fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: LoopTime) -> (usize, Left) {
+    /// A short write has filled the socket, as has one that would block; in both cases an event announces when it is
+    /// writable (epoll(7), questions 9 and 12).
+    pub fn flush(
+        &mut self,
+        socket: &mut impl Write,
+        slow_limits: SlowConsumerLimits,
+        now: LoopTime,
+    ) -> (usize, FlushOutcome) {
         match self {
-            Outbox::Empty => (0, Left::Nothing),
-            Outbox::Fresh(frames) => match taken(|| socket.write(frames)) {
+            Outbox::Empty => (0, FlushOutcome::Drained),
+            Outbox::Fresh(frames) => match write_retrying(|| socket.write(frames)) {
                 Ok(written) if written == frames.len() => {
                     *self = Outbox::Empty;
-                    (written, Left::Nothing)
+                    (written, FlushOutcome::Drained)
                 }
                 Ok(written) => {
                     let backlog = Backlog {
@@ -375,19 +386,19 @@ impl Outbox {
                         first: frames.clone(),
                         rest: None,
                         written: written as u32,
-                        progress: Progress::Blocked { since: now },
+                        socket_state: SocketState::Blocked { since: now },
                         intake: Intake::Open,
-                        pressure: Pressure::None,
+                        throttle: Throttle::NotYet,
                     };
                     *self = Outbox::Backlog(Box::new(backlog));
-                    (written, Left::Blocked)
+                    (written, FlushOutcome::Blocked)
                 }
-                Err(error) => (0, Left::Failed(error)),
+                Err(error) => (0, FlushOutcome::Failed(error)),
             },
-            Outbox::Backlog(backlog) => match backlog.flush(socket, pace, now) {
-                (written, Left::Nothing) => {
+            Outbox::Backlog(backlog) => match backlog.flush(socket, slow_limits, now) {
+                (written, FlushOutcome::Drained) => {
                     *self = Outbox::Empty;
-                    (written, Left::Nothing)
+                    (written, FlushOutcome::Drained)
                 }
                 left => left,
             },
@@ -399,8 +410,8 @@ impl Outbox {
         if let Outbox::Backlog(backlog) = self {
             let total: usize = backlog.pieces().map(|frames| frames.len()).sum();
             assert_eq!(total, backlog.written as usize + backlog.bytes);
-            assert!(backlog.bytes > 0, "a backlog has something to write");
-            assert!((backlog.written as usize) < backlog.first.len(), "what is written is dropped");
+            assert!(backlog.bytes > 0, "a backlog has unwritten bytes");
+            assert!((backlog.written as usize) < backlog.first.len(), "written frames are dropped");
         }
     }
 }
@@ -411,58 +422,63 @@ impl Backlog {
     }
 
     fn cost(&self) -> usize {
-        self.bytes + PIECE_BYTES * (1 + self.behind())
+        self.bytes + PIECE_BYTES * (1 + self.queued_after_first())
     }
 
-    /// Pieces behind the first.
-    fn behind(&self) -> usize {
+    /// The number of pieces after the first.
+    fn queued_after_first(&self) -> usize {
         self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
-    fn flush(&mut self, socket: &mut impl Write, pace: Pace, now: LoopTime) -> (usize, Left) {
+    fn flush(
+        &mut self,
+        socket: &mut impl Write,
+        slow_limits: SlowConsumerLimits,
+        now: LoopTime,
+    ) -> (usize, FlushOutcome) {
         let mut total = 0;
         let left = loop {
             let (written, left) = self.write(socket);
             total += written;
             match left {
-                Left::More if total < FLUSH_BYTES => {}
+                FlushOutcome::More if total < FLUSH_BYTES => {}
                 left => break left,
             }
         };
-        let until = self.progress.at_pace_until().map(|since| pace.credit(since, total, now));
-        self.progress = match (&left, until) {
-            (Left::Blocked, until) => Progress::Blocked { since: until.unwrap_or(now) },
-            (_, Some(since)) => Progress::Retry { since },
-            (_, None) => Progress::Moving,
+        let until = self.socket_state.on_pace_until().map(|since| slow_limits.credit(since, total, now));
+        self.socket_state = match (&left, until) {
+            (FlushOutcome::Blocked, until) => SocketState::Blocked { since: until.unwrap_or(now) },
+            (_, Some(since)) => SocketState::Retry { since },
+            (_, None) => SocketState::Writable,
         };
         (total, left)
     }
 
     /// One write, of as many pieces as fit into it.
-    fn write(&mut self, socket: &mut impl Write) -> (usize, Left) {
+    fn write(&mut self, socket: &mut impl Write) -> (usize, FlushOutcome) {
         let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
         let mut offered = 0;
         let mut skip = self.written as usize;
-        let count = (1 + self.behind()).min(PIECES_PER_WRITE);
+        let count = (1 + self.queued_after_first()).min(PIECES_PER_WRITE);
         for (piece, frames) in pieces.iter_mut().zip(self.pieces()) {
             *piece = IoSlice::new(&frames[skip..]);
             offered += piece.len();
             skip = 0;
         }
-        let written = match taken(|| socket.write_vectored(&pieces[..count])) {
+        let written = match write_retrying(|| socket.write_vectored(&pieces[..count])) {
             Ok(written) => written,
-            Err(error) => return (0, Left::Failed(error)),
+            Err(error) => return (0, FlushOutcome::Failed(error)),
         };
         let is_over = self.advance(written);
         let left = match (written == offered, is_over) {
-            (true, true) => Left::Nothing,
-            (true, false) => Left::More,
-            (false, _) => Left::Blocked,
+            (true, true) => FlushOutcome::Drained,
+            (true, false) => FlushOutcome::More,
+            (false, _) => FlushOutcome::Blocked,
         };
         (written, left)
     }
 
-    /// True if nothing is left; it is good for nothing then.
+    /// Removes written bytes. Returns true if none are left; the backlog must not be used then.
     fn advance(&mut self, taken: usize) -> bool {
         self.bytes -= taken;
         let mut written = self.written as usize + taken;
@@ -481,20 +497,21 @@ fn debt_of(frames: &Frames) -> usize {
     frames.len() / Rc::strong_count(frames) + PIECE_BYTES
 }
 
-impl Progress {
-    fn at_pace_until(self) -> Option<LoopTime> {
+impl SocketState {
+    fn on_pace_until(self) -> Option<LoopTime> {
         match self {
-            Progress::Moving => None,
-            Progress::Blocked { since } | Progress::Retry { since } => Some(since),
+            SocketState::Writable => None,
+            SocketState::Blocked { since } | SocketState::Retry { since } => Some(since),
         }
     }
 }
 
-/// Makes the write, again if a signal came between; how many bytes were taken, with "would block" as none.
-fn taken(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+/// Writes, and again if a signal interrupts. Returns the number of written bytes, 0 if the write would block.
+fn write_retrying(mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match write() {
-            // Some writers say 0 for "closed"; read as "full" it would wait for an event that never comes.
+            // Some writers return 0 for "closed"; taken for "full", the connection would wait for an event that never
+            // arrives.
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -517,7 +534,7 @@ mod tests {
         Rc::new(Bytes::from(vec![7; length]))
     }
 
-    /// Takes so many bytes a write; `None` would block.
+    /// Accepts this many bytes for each write; `None` would block.
     struct Pipe(Vec<Option<usize>>, Vec<u8>);
 
     impl Write for Pipe {
@@ -544,21 +561,21 @@ mod tests {
         assert_eq!(size_of::<Backlog>(), 40, "and what a large message leaves in it is five");
     }
 
-    const PACE: Pace = Pace { bytes_per_second: 1_000, stall_ms_max: 5_000 };
+    const PACE: SlowConsumerLimits = SlowConsumerLimits { bytes_per_second: 1_000, timeout_ms: 5_000 };
 
-    /// One flush, of which the socket takes this many bytes.
-    fn flush(outbox: &mut Outbox, room: Option<usize>, now: u64) -> (usize, Left) {
+    /// One flush, of which the socket accepts this many bytes.
+    fn flush(outbox: &mut Outbox, room: Option<usize>, now: u64) -> (usize, FlushOutcome) {
         outbox.unblock();
         outbox.flush(&mut Pipe(vec![None, room], vec![]), PACE, at(now))
     }
 
     #[test]
-    fn an_empty_outbox_takes_a_batch_larger_than_the_limit_and_then_nothing() {
+    fn empty_outbox_accepts_a_batch_larger_than_the_limit_and_then_nothing() {
         let mut outbox = Outbox::default();
         assert_ne!(outbox.enqueue(&[frames(1_000), frames(1_000)], 1_200), Enqueue::OverLimit);
         assert_eq!(outbox.enqueue(&[frames(1)], 1_200), Enqueue::OverLimit, "no write has been tried");
         let (written, left) = flush(&mut outbox, Some(1_950), 0);
-        assert!(written == 1_950 && matches!(left, Left::Blocked));
+        assert!(written == 1_950 && matches!(left, FlushOutcome::Blocked));
         assert_eq!(outbox.cost(), 50 + PIECE_BYTES);
         let room = 1_200 - 50 - 2 * PIECE_BYTES;
         assert_eq!(outbox.enqueue(&[frames(room + 1)], 1_200), Enqueue::OverLimit);
@@ -567,13 +584,13 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_piece_larger_than_the_limit_waits_what_the_limit_allows() {
+    fn frames_after_a_piece_larger_than_the_limit_are_queued_up_to_the_limit() {
         let mut outbox = Outbox::default();
         assert_ne!(outbox.enqueue(&[frames(5_000)], 1_200), Enqueue::OverLimit);
         let fits = 1_200 - PIECE_BYTES;
         assert_eq!(outbox.enqueue(&[frames(fits + 1)], 1_200), Enqueue::OverLimit, "no write has been tried");
         let (written, left) = flush(&mut outbox, Some(4_500), 0);
-        assert!(written == 4_500 && matches!(left, Left::Blocked));
+        assert!(written == 4_500 && matches!(left, FlushOutcome::Blocked));
         assert_eq!(outbox.enqueue(&[frames(fits - 500)], 1_200), Enqueue::HighWater);
         assert_eq!(outbox.enqueue(&[frames(500)], 1_200), Enqueue::OverLimit, "with what waits already");
         let _ = flush(&mut outbox, Some(600), 0);
@@ -582,27 +599,27 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_presses_once_until_it_has_been_empty() {
+    fn backlog_throttles_once_until_it_has_been_empty() {
         let mut outbox = Outbox::default();
         assert_eq!(outbox.enqueue(&[frames(1_000)], 1_200), Enqueue::Queued, "no write has been tried");
-        assert!(!outbox.begin_pressing(1_200, at(9)), "nor has it refused any");
+        assert!(!outbox.begin_throttling(1_200, at(9)), "nor has it refused any");
         let _ = flush(&mut outbox, Some(10), 0);
-        assert!(outbox.begin_pressing(1_200, at(9)) && !outbox.begin_pressing(1_200, at(9)));
-        assert_eq!(outbox.presses_until(), Some(at(9)));
+        assert!(outbox.begin_throttling(1_200, at(9)) && !outbox.begin_throttling(1_200, at(9)));
+        assert_eq!(outbox.throttles_until(), Some(at(9)));
         assert_eq!(outbox.enqueue(&[frames(1)], 2_000), Enqueue::Queued, "it presses already");
-        outbox.stop_pressing();
-        assert!(outbox.presses_until().is_none() && !outbox.begin_pressing(1_200, at(9)));
+        outbox.stop_throttling();
+        assert!(outbox.throttles_until().is_none() && !outbox.begin_throttling(1_200, at(9)));
         let _ = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
         outbox.unblock();
         let _ = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
         assert!(outbox.is_empty());
         outbox.queue(frames(1_000));
         let _ = flush(&mut outbox, Some(10), 0);
-        assert!(outbox.begin_pressing(1_200, at(20)));
+        assert!(outbox.begin_throttling(1_200, at(20)));
     }
 
     #[test]
-    fn progress_does_not_lift_the_limit() {
+    fn progress_does_not_raise_the_limit() {
         let mut outbox = Outbox::default();
         let mut queued = 0;
         for round in 0..1_000 {
@@ -620,46 +637,46 @@ mod tests {
         let mut outbox = Outbox::default();
         (0..1_000).for_each(|_| outbox.queue(frames(100)));
         let (written, left) = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
-        assert!(written == 100_000 && matches!(left, Left::Nothing), "all pieces, in several writes");
+        assert!(written == 100_000 && matches!(left, FlushOutcome::Drained), "all pieces, in several writes");
         (0..10_000).for_each(|_| outbox.queue(frames(100)));
         let (written, left) = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
-        assert!(matches!(left, Left::More), "an event would never come");
+        assert!(matches!(left, FlushOutcome::More), "an event would never come");
         assert!((FLUSH_BYTES..FLUSH_BYTES + PIECES_PER_WRITE * 100).contains(&written), "{written}");
         let (written, left) = outbox.flush(&mut Pipe(vec![Some(10), None], vec![]), PACE, at(0));
-        assert!(written == 0 && matches!(left, Left::Blocked));
+        assert!(written == 0 && matches!(left, FlushOutcome::Blocked));
         outbox.unblock();
         let (written, left) = outbox.flush(&mut Pipe(vec![Some(10), Some(6_400)], vec![]), PACE, at(0));
-        assert!(written == 6_410 && matches!(left, Left::Blocked), "the second write was short");
+        assert!(written == 6_410 && matches!(left, FlushOutcome::Blocked), "the second write was short");
     }
 
     #[test]
-    fn what_is_shut_opens_when_it_is_empty() {
+    fn rejecting_outbox_accepts_again_when_empty() {
         let mut outbox = Outbox::default();
-        outbox.shut_until_empty();
+        outbox.reject_until_empty();
         assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::Queued, "empty as it was");
         let _ = flush(&mut outbox, Some(1), 0);
-        outbox.shut_until_empty();
+        outbox.reject_until_empty();
         assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::OverLimit);
         let _ = flush(&mut outbox, Some(9), 0);
         assert_eq!(outbox.enqueue(&[frames(10)], 1_000), Enqueue::Queued);
     }
 
     #[test]
-    fn a_peer_stalls_that_takes_nothing() {
+    fn peer_that_reads_nothing_stalls() {
         let mut outbox = Outbox::default();
         outbox.queue(frames(10_000));
-        assert!(matches!(flush(&mut outbox, None, 100), (0, Left::Blocked)));
+        assert!(matches!(flush(&mut outbox, None, 100), (0, FlushOutcome::Blocked)));
         assert!(outbox.is_blocked());
         outbox.unblock();
         assert!(!outbox.is_blocked());
-        assert!(matches!(flush(&mut outbox, None, 3_000), (0, Left::Blocked)));
+        assert!(matches!(flush(&mut outbox, None, 3_000), (0, FlushOutcome::Blocked)));
         assert_eq!(outbox.stalls_at(PACE), Some(at(5_100)));
-        assert!(matches!(flush(&mut outbox, Some(9_000), 5_050), (9_000, Left::Blocked)));
+        assert!(matches!(flush(&mut outbox, Some(9_000), 5_050), (9_000, FlushOutcome::Blocked)));
         assert_eq!(outbox.stalls_at(PACE), Some(at(10_050)), "what it took at once is not saved up");
     }
 
     #[test]
-    fn a_peer_stalls_that_takes_less_than_the_pace() {
+    fn peer_below_the_minimum_pace_stalls() {
         let mut outbox = Outbox::default();
         outbox.queue(frames(100_000));
         let _ = flush(&mut outbox, None, 0);
@@ -678,18 +695,18 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pace_one_byte_is_progress() {
-        let pace = Pace { bytes_per_second: 0, ..PACE };
+    fn without_a_minimum_pace_one_byte_is_progress() {
+        let slow_limits = SlowConsumerLimits { bytes_per_second: 0, ..PACE };
         let mut outbox = Outbox::default();
         outbox.queue(frames(100));
         let _ = flush(&mut outbox, None, 0);
         outbox.unblock();
-        let _ = outbox.flush(&mut Pipe(vec![None, Some(1)], vec![]), pace, at(4_000));
-        assert_eq!(outbox.stalls_at(pace), Some(at(9_000)));
+        let _ = outbox.flush(&mut Pipe(vec![None, Some(1)], vec![]), slow_limits, at(4_000));
+        assert_eq!(outbox.stalls_at(slow_limits), Some(at(9_000)));
     }
 
     #[test]
-    fn debt_is_what_emptying_would_free() {
+    fn debt_counts_the_bytes_that_emptying_would_free() {
         let refuse = |outbox: &mut Outbox| {
             let _ = outbox.flush(&mut Pipe(vec![None], vec![]), PACE, at(0));
         };
@@ -713,22 +730,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_ends_on_a_frames_boundary() {
+    fn dropping_unstarted_frames_ends_on_a_frame_boundary() {
         let mut outbox = Outbox::default();
         outbox.queue(frames(10));
         outbox.queue(frames(20));
-        outbox.drop_unbegun();
+        outbox.drop_unstarted();
         assert!(outbox.is_empty());
         outbox.queue(frames(10));
         outbox.queue(frames(20));
         let _ = flush(&mut outbox, Some(4), 0);
-        outbox.drop_unbegun();
+        outbox.drop_unstarted();
         outbox.check();
         assert_eq!(outbox.bytes(), 6);
     }
 
     #[test]
-    fn a_writer_that_takes_nothing_has_failed() {
+    fn writer_that_accepts_nothing_has_failed() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -740,7 +757,7 @@ mod tests {
         }
         let mut outbox = Outbox::default();
         outbox.queue(frames(1));
-        assert!(matches!(outbox.flush(&mut Closed, PACE, at(0)), (0, Left::Failed(_))));
+        assert!(matches!(outbox.flush(&mut Closed, PACE, at(0)), (0, FlushOutcome::Failed(_))));
     }
 
     /// What a test does with an outbox.
@@ -762,10 +779,10 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model: a list of pieces that wait, a count of what the socket took, and the moment until which
-        /// the peer is at pace. However the socket takes them, the bytes come out in order, once, and none is left.
+        /// Against a model: a list of queued pieces, a count of written bytes, and the time until which the
+        /// peer is on pace. However the socket accepts them, the bytes are written in order, once, and none are left.
         #[test]
-        fn an_outbox_does_what_its_model_does(ops in prop::collection::vec(op(), 0..200)) {
+        fn outbox_equals_its_model(ops in prop::collection::vec(op(), 0..200)) {
             const COST_MAX: usize = 2_000;
             let mut outbox = Outbox::default();
             let (mut pieces, mut taken) = (VecDeque::<usize>::new(), 0);
@@ -807,7 +824,7 @@ mod tests {
                             taken -= pieces.pop_front().unwrap();
                         }
                         let is_blocked = had && !pieces.is_empty();
-                        prop_assert_eq!(matches!(left, Left::Blocked), is_blocked);
+                        prop_assert_eq!(matches!(left, FlushOutcome::Blocked), is_blocked);
                         let lag = until.map(|until: u64| (until + written as u64).min(now));
                         until = is_blocked.then_some(lag.unwrap_or(now));
                     }

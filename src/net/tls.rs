@@ -1,16 +1,15 @@
-//! TLS on one connection, driven by hand.
+//! TLS of one connection, over rustls' unbuffered interface.
 //!
-//! rustls does no I/O here and owns no buffer: its unbuffered form decrypts in place what the loop has
-//! read, and encrypts into what the loop is about to write. Both places are on a [`TlsBuffers`] that all
-//! connections share, as they share the loop's read buffer. What a connection keeps for itself is its keys,
-//! and, only while it is in the middle of something (**asleep between messages**):
+//! rustls does no I/O here and owns no buffer: it decrypts in place the bytes that the loop has read, and encrypts into
+//! the bytes that the loop is about to write. Both are in [`TlsBuffers`], which all connections share, as they share the
+//! loop's read buffer. A connection owns its keys, and, only while it needs them (**asleep between messages**):
 //!
-//! - the beginning of a record whose end has not come,
+//! - the beginning of an incomplete record,
 //! - decrypted bytes for which the reader had no room,
-//! - encrypted bytes for which the socket had none.
+//! - encrypted bytes that the socket did not accept.
 //!
-//! No event tells of what lies there. So a read says that there is more (**drain or requeue**), and a
-//! connection has been flushed when its outbox is empty *and* nothing encrypted is left.
+//! No event announces these bytes. So a read reports that there is more (**drain or requeue**), and a connection is
+//! flushed when its outbox is empty *and* no encrypted bytes are left.
 
 use std::cell::Cell;
 use std::fmt;
@@ -29,27 +28,26 @@ use crate::access::address::AddressBlock;
 use crate::close::TlsFault;
 use crate::time::LoopTime;
 
-/// The longest record on the wire: 16 KiB, what encryption may add to it, and its header (RFC 5246 6.2.3;
-/// RFC 8446 5.2 allows less). The first message of a client has to fit as well: with the key shares that
-/// browsers send it has 2 KiB.
+/// Maximum record on the wire: 16 KiB, the expansion by encryption, and the header (RFC 5246 6.2.3; RFC 8446 5.2 allows
+/// less). A ClientHello must fit as well: with the key shares that browsers send it has 2 KiB.
 const RECORD_BYTES_MAX: usize = (16 << 10) + 2048 + 5;
 
-/// The most plaintext in one record (RFC 8446 5.1).
+/// Maximum plaintext of one record (RFC 8446 5.1).
 const PLAINTEXT_BYTES_MAX: usize = 16 << 10;
 
-/// Ciphertext taken in one read, behind what is held of a record: as much as the loop reads of a plain
-/// connection at a time.
+/// Ciphertext of one read, after the stored beginning of a record: as much as the loop reads of a plain connection at a
+/// time.
 const READ_BYTES: usize = 16 << 10;
 
-/// Ciphertext taken in one read of a reader with less room. The plaintext for which it has no room is kept, so a read of
-/// 16 KiB would keep that much for each of thousands of connections that are read in small steps; a read of less than
-/// this would cut most records in two.
+/// Ciphertext of one read for a reader with less room. Plaintext without room in the reader's buffer is stored, so a read
+/// of 16 KiB would store that much for each of thousands of connections that are read in small steps; a smaller read
+/// would split most records.
 const READ_BYTES_MIN: usize = 2 << 10;
 
 /// The record of an alert has 7 bytes in the clear, 24 to 31 encrypted.
 const ALERT_BYTES_MAX: usize = 64;
 
-/// A fatal decode_error in the clear (RFC 8446 6), for what rustls is not given to look at.
+/// A fatal decode_error in the clear (RFC 8446 6), for errors before rustls has processed the bytes.
 const DECODE_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 50];
 
 /// Cost of a record without plaintext in a turn's budget, in addition to its bytes. A KeyUpdate has 27 and derives up
@@ -59,7 +57,7 @@ const SILENT_RECORD_COST_BYTES: usize = 512;
 /// The header of a record (RFC 8446 5.1).
 const RECORD_HEADER_BYTES: usize = 5;
 
-/// What all connections of a loop share: room to work in, and a turn's budget of handshakes.
+/// Shared by all connections of a loop: buffers, and a turn's budget of handshakes.
 pub struct TlsBuffers {
     incoming: Cell<Vec<u8>>,
     plaintext: Cell<Vec<u8>>,
@@ -75,17 +73,17 @@ pub struct TlsBuffers {
 
 /// A turn's budget of handshakes, and its use by each address.
 ///
-/// **One address cannot hold it**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
+/// **Fair between addresses**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
 /// equal part of the budget, and at least one handshake. Which addresses wait is known from the turn before: so a client
-/// is answered in the turn after its first, beside as many flooding addresses as the budget has handshakes, less one.
+/// is answered in the turn after its first, while up to one address less than the budget has handshakes floods the server.
 struct Handshakes {
     per_turn: usize,
     left: Cell<usize>,
     /// The share of one address in this turn.
     share: Cell<usize>,
-    /// The address of the connection that is read.
+    /// The address of the connection being read.
     reader: Cell<Option<AddressBlock>>,
-    /// The addresses that had some in this turn, and how many.
+    /// The handshakes of each address in this turn.
     used: Cell<Vec<(AddressBlock, usize)>>,
     /// Addresses whose clients have to wait for the next turn, at most as many as there are handshakes in one.
     waiting: Cell<Vec<AddressBlock>>,
@@ -113,7 +111,7 @@ impl Handshakes {
         self.waiting.set(waiting);
     }
 
-    /// Returns true if the client that is read may be answered its first message in this turn.
+    /// Returns true if the ClientHello of the connection being read may be answered in this turn.
     fn admits(&self) -> bool {
         let Some(reader) = self.reader.get() else { return self.left.get() > 0 };
         let (used, mut waiting) = (self.used.take(), self.waiting.take());
@@ -140,8 +138,8 @@ impl Handshakes {
 }
 
 impl TlsBuffers {
-    /// A workbench with a budget: so many clients are answered their first message in one turn. That costs
-    /// as much as a hundred deliveries, and whoever waits for a message would wait for all who come at once.
+    /// Buffers with a maximum of handshakes per turn. One handshake costs as much as a hundred deliveries, and without a
+    /// maximum all subscribers would wait for all clients that connect at once.
     pub fn new(handshakes_per_turn: usize, plain_http_response: fn(Rc<str>) -> Vec<u8>) -> TlsBuffers {
         TlsBuffers {
             incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
@@ -154,7 +152,7 @@ impl TlsBuffers {
         }
     }
 
-    /// A turn begins, with this value of `Date`.
+    /// Begins a turn, with the value of the `Date` header.
     pub fn begin_turn(&self, date: Rc<str>) {
         self.date.set(date);
         self.handshakes.begin_turn();
@@ -173,61 +171,61 @@ impl fmt::Debug for TlsBuffers {
     }
 }
 
-/// A connection within TLS.
+/// A connection over TLS.
 pub struct TlsStream<S> {
     socket: S,
     session: UnbufferedServerConnection,
     buffers: Rc<TlsBuffers>,
-    inward: Inward,
-    outward: Outward,
-    /// The socket took less than it was offered, and will raise an event.
+    inbound: Inbound,
+    outbound: Outbound,
+    /// The last write was short, and an event announces when the socket is writable.
     is_blocked: bool,
     /// The beginning of a record, or records with the beginning of a handshake message.
     incoming: Vec<u8>,
     /// Since when, as of the last check, that has been the beginning of the same record.
     record_since: Option<LoopTime>,
-    /// What was decrypted and is yet to be taken by the reader.
+    /// Decrypted bytes that have yet to be read.
     plaintext: Vec<u8>,
-    /// What was encrypted and is yet to be taken by the socket.
+    /// Encrypted bytes that have yet to be written to the socket.
     outgoing: Vec<u8>,
-    /// Since when, as of the last check, the socket has taken nothing of `outgoing`.
+    /// Since when, as of the last check, the socket has accepted nothing of `outgoing`.
     write_since: Option<LoopTime>,
 }
 
-/// What becomes of what the peer sends.
+/// The state of the receiving side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inward {
-    /// It is decrypted.
+enum Inbound {
+    /// Bytes are decrypted.
     Open,
-    /// The peer's close_notify has come.
+    /// The peer has sent close_notify.
     Ended,
-    /// It is no good TLS, and the reader has yet to be told.
+    /// The peer violated TLS, which the next read reports.
     Broken(TlsFault),
-    /// The reader has been told. What still comes is read, so that closing sends no reset that would
-    /// overtake the alert, and nobody understands it.
+    /// The violation was reported. Further bytes are read and discarded, since closing with unread bytes sends a reset,
+    /// which would overtake the alert.
     Discarding,
 }
 
-/// What becomes of what is to be sent.
+/// The state of the sending side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outward {
-    /// It is encrypted, as soon as there are keys.
+enum Outbound {
+    /// Bytes are encrypted, once there are keys.
     Open,
-    /// The same, and something was turned down for want of them.
+    /// The same, and a write was rejected for want of keys.
     Waiting,
-    /// After an alert it is thrown away.
+    /// An alert was sent; further bytes are discarded.
     AlertSent,
-    /// An end of file is to follow what was encrypted.
+    /// An end of file follows the encrypted bytes.
     Ending,
-    /// It has.
+    /// The end of file was sent.
     Ended,
 }
 
 impl<S: Transport> TlsStream<S> {
-    /// The server's side of a connection on which nothing has been said.
+    /// The server side of a new connection.
     ///
     /// # Errors
-    /// The configuration contradicts itself.
+    /// The configuration is inconsistent.
     pub fn accept(
         socket: S,
         config: Arc<ServerConfig>,
@@ -237,8 +235,8 @@ impl<S: Transport> TlsStream<S> {
             socket,
             session: UnbufferedServerConnection::new(config)?,
             buffers,
-            inward: Inward::Open,
-            outward: Outward::Open,
+            inbound: Inbound::Open,
+            outbound: Outbound::Open,
             is_blocked: false,
             incoming: Vec::new(),
             record_since: None,
@@ -248,12 +246,12 @@ impl<S: Transport> TlsStream<S> {
         })
     }
 
-    /// What it stands on.
+    /// The transport below TLS.
     pub fn socket_mut(&mut self) -> &mut S {
         &mut self.socket
     }
 
-    /// Takes what was decrypted before.
+    /// Reads bytes that were decrypted before.
     fn take_plaintext(&mut self, buffer: &mut [u8]) -> ReadOutcome {
         let count = self.plaintext.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.plaintext[..count]);
@@ -261,11 +259,11 @@ impl<S: Transport> TlsStream<S> {
         if self.plaintext.is_empty() {
             self.plaintext = Vec::new();
         }
-        // What the socket holds behind it, only a read can tell.
+        // Only a read can find whether the socket has more.
         ReadOutcome::Bytes { count, more: true }
     }
 
-    /// Reads the socket, and decrypts all that came.
+    /// Reads the socket, and decrypts all that arrived.
     ///
     /// If that yields no plaintext, it is read once more: an end of file may have arrived with it, and no further event
     /// will announce it. After as much as one read takes the loop decides, since it has the budget.
@@ -277,7 +275,7 @@ impl<S: Transport> TlsStream<S> {
                 outcome => return outcome,
             }
         }
-        ReadOutcome::Silent
+        ReadOutcome::NoPlaintext
     }
 
     fn read_once(&mut self, buffer: &mut [u8], total: &mut usize) -> ReadOutcome {
@@ -290,55 +288,55 @@ impl<S: Transport> TlsStream<S> {
                 *total += came;
                 let ciphertext = &mut room[..held + came];
                 let records = count_records(ciphertext);
-                let (consumed, count, heard) = self.hear(ciphertext, buffer);
+                let (consumed, count, with_plaintext) = self.decrypt(ciphertext, buffer);
                 if consumed > 0 {
                     self.record_since = None;
                 }
-                self.hold(&ciphertext[consumed..]);
-                let silent = records.saturating_sub(heard) * SILENT_RECORD_COST_BYTES;
+                self.store_incomplete(&ciphertext[consumed..]);
+                let silent = records.saturating_sub(with_plaintext) * SILENT_RECORD_COST_BYTES;
                 let overhead = came.saturating_sub(count + self.plaintext.len());
                 self.buffers.read_cost.set(self.buffers.read_cost.get() + silent + overhead);
-                match (count, self.inward) {
-                    (0, Inward::Open) => ReadOutcome::Bytes { count, more },
+                match (count, self.inbound) {
+                    (0, Inbound::Open) => ReadOutcome::Bytes { count, more },
                     (0, _) => self.end(),
-                    (_, inward) => {
-                        let more = more || !self.plaintext.is_empty() || inward != Inward::Open;
+                    (_, inbound) => {
+                        let more = more || !self.plaintext.is_empty() || inbound != Inbound::Open;
                         ReadOutcome::Bytes { count, more }
                     }
                 }
             }
-            // An end of file without a close_notify is one all the same: RFC 6455 has its own farewell.
+            // An end of file without a close_notify is accepted: RFC 6455 has its own close handshake.
             other => other,
         };
         self.buffers.incoming.set(room);
         outcome
     }
 
-    /// Nothing more can be understood.
+    /// The result of a read after the last decrypted byte.
     fn end(&mut self) -> ReadOutcome {
-        match self.inward {
-            Inward::Broken(fault) => {
-                self.inward = Inward::Discarding;
-                ReadOutcome::Insecure(fault)
+        match self.inbound {
+            Inbound::Broken(fault) => {
+                self.inbound = Inbound::Discarding;
+                ReadOutcome::TlsFailed(fault)
             }
-            Inward::Open | Inward::Ended | Inward::Discarding => ReadOutcome::EndOfFile,
+            Inbound::Open | Inbound::Ended | Inbound::Discarding => ReadOutcome::EndOfFile,
         }
     }
 
-    /// Decrypts, and gathers what TLS itself has to say: its part of the handshake, alerts. How many bytes
-    /// of the ciphertext are done with, how many there are in the reader's buffer, and of how many records.
-    fn hear(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize, usize) {
-        let (mut consumed, mut count, mut heard) = (0, 0, 0);
+    /// Decrypts, and encodes the messages of TLS itself: handshake and alerts. Returns the number of processed bytes of
+    /// ciphertext, of plaintext bytes in the reader's buffer, and of records with plaintext.
+    fn decrypt(&mut self, ciphertext: &mut [u8], buffer: &mut [u8]) -> (usize, usize, usize) {
+        let (mut consumed, mut count, mut with_plaintext) = (0, 0, 0);
         let was_handshaking = self.session.is_handshaking();
-        let said_before = self.outgoing.len();
-        while self.inward == Inward::Open {
+        let sent_before = self.outgoing.len();
+        while self.inbound == Inbound::Open {
             let UnbufferedStatus { mut discard, state } =
                 self.session.process_tls_records(&mut ciphertext[consumed..]);
             match state {
                 Ok(ConnectionState::ReadTraffic(mut records)) => {
                     while let Some(Ok(record)) = records.next_record() {
                         discard += record.discard;
-                        heard += usize::from(!record.payload.is_empty());
+                        with_plaintext += usize::from(!record.payload.is_empty());
                         let room = record.payload.len().min(buffer.len() - count);
                         let (now, later) = record.payload.split_at(room);
                         buffer[count..][..room].copy_from_slice(now);
@@ -347,66 +345,66 @@ impl<S: Transport> TlsStream<S> {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(record)) => append(record, &mut self.outgoing),
-                // It is ours from here on.
+                // The bytes are in `outgoing`, which is written later.
                 Ok(ConnectionState::TransmitTlsData(sent)) => sent.done(),
                 Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => {
                     consumed += discard;
                     break;
                 }
-                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.inward = Inward::Ended,
+                Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => self.inbound = Inbound::Ended,
                 // Early data is not offered.
-                Ok(_) => self.inward = Inward::Broken(TlsFault::Internal),
+                Ok(_) => self.inbound = Inbound::Broken(TlsFault::Internal),
                 Err(error) => {
                     let first = ciphertext.get(consumed + discard).filter(|_| was_handshaking);
-                    self.inward = Inward::Broken(fault(&error, first.copied()));
+                    self.inbound = Inbound::Broken(fault(&error, first.copied()));
                 }
             }
             consumed += discard;
         }
-        if let Inward::Broken(fault) = self.inward {
+        if let Inbound::Broken(fault) = self.inbound {
             self.queue_alert(fault, &mut ciphertext[consumed..]);
         }
-        if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > said_before {
+        if was_handshaking && self.session.is_handshaking() && self.outgoing.len() > sent_before {
             self.buffers.handshakes.spend();
         }
-        (consumed, count, heard)
+        (consumed, count, with_plaintext)
     }
 
-    /// Keeps what has no end yet.
-    fn hold(&mut self, rest: &[u8]) {
+    /// Stores an incomplete record.
+    fn store_incomplete(&mut self, rest: &[u8]) {
         self.incoming = Vec::new();
-        if self.inward != Inward::Open {
+        if self.inbound != Inbound::Open {
             return;
         }
         if rest.len() <= RECORD_BYTES_MAX {
             self.incoming.extend_from_slice(rest);
         } else {
-            self.inward = Inward::Broken(TlsFault::Protocol);
+            self.inbound = Inbound::Broken(TlsFault::Protocol);
             self.queue_alert(TlsFault::Protocol, &mut []);
         }
     }
 
-    /// The last word: the alert that rustls has made, or one in words that the other side understands.
+    /// Queues the alert that rustls has encoded, or an HTTP response for a client that speaks plain HTTP.
     fn queue_alert(&mut self, fault: TlsFault, rest: &mut [u8]) {
-        self.outward = Outward::AlertSent;
+        self.outbound = Outbound::AlertSent;
         if fault == TlsFault::PlainHttp {
             self.outgoing = (self.buffers.plain_http_response)(self.buffers.date());
             return;
         }
-        let said_before = self.outgoing.len();
-        // With the same bytes as before: it may hold their places.
+        let sent_before = self.outgoing.len();
+        // With the same bytes as before, since rustls may refer to positions in them.
         while self.session.wants_write() {
             match self.session.process_tls_records(rest).state {
                 Ok(ConnectionState::EncodeTlsData(record)) => append(record, &mut self.outgoing),
                 _ => break,
             }
         }
-        if self.outgoing.len() == said_before && self.session.protocol_version().is_none() {
+        if self.outgoing.len() == sent_before && self.session.protocol_version().is_none() {
             self.outgoing.extend_from_slice(&DECODE_ERROR);
         }
     }
 
-    /// Encrypts one record's worth, and sends it as far as the socket takes it; `false` if not all of it.
+    /// Encrypts one record and writes it; returns false if the socket did not accept all of it.
     fn write_record(&mut self, plaintext: &[u8]) -> io::Result<bool> {
         let mut room = self.buffers.outgoing.take();
         let sent = match self.encrypt(plaintext, &mut room) {
@@ -419,7 +417,7 @@ impl<S: Transport> TlsStream<S> {
 
     fn encrypt(&mut self, plaintext: &[u8], room: &mut Vec<u8>) -> Result<usize, EncryptError> {
         let mut state = self.session.process_tls_records(&mut self.incoming).state;
-        // All that came has been looked at when it came, so this is where the session stands.
+        // All received bytes were processed by the read, so the session returns its present state.
         let Ok(ConnectionState::WriteTraffic(traffic)) = &mut state else {
             return Err(EncryptError::EncryptExhausted);
         };
@@ -431,7 +429,7 @@ impl<S: Transport> TlsStream<S> {
         }
     }
 
-    /// One write; what the socket does not take is kept.
+    /// Writes once; bytes that the socket does not accept are stored.
     fn send(&mut self, bytes: &[u8]) -> io::Result<bool> {
         let taken = loop {
             match self.socket.write(bytes) {
@@ -450,10 +448,10 @@ impl<S: Transport> TlsStream<S> {
         Ok(!self.is_blocked)
     }
 
-    /// Says that nothing more comes (RFC 8446 6.1), if the two can talk at all.
+    /// Queues a close_notify (RFC 8446 6.1), if the handshake is complete.
     fn queue_close_notify(&mut self) {
-        let can_talk = matches!(self.outward, Outward::Open | Outward::Waiting);
-        if !can_talk || self.session.is_handshaking() {
+        let is_writable = matches!(self.outbound, Outbound::Open | Outbound::Waiting);
+        if !is_writable || self.session.is_handshaking() {
             return;
         }
         let mut record = [0; ALERT_BYTES_MAX];
@@ -486,18 +484,18 @@ impl<S: Transport> Transport for TlsStream<S> {
     }
 
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome {
-        match self.inward {
+        match self.inbound {
             _ if !self.plaintext.is_empty() => self.take_plaintext(buffer),
-            Inward::Open if self.session.is_handshaking() && !self.buffers.handshakes.admits() => {
-                ReadOutcome::Later
+            Inbound::Open if self.session.is_handshaking() && !self.buffers.handshakes.admits() => {
+                ReadOutcome::Deferred
             }
-            Inward::Open => self.read(buffer),
-            Inward::Ended | Inward::Broken(_) => self.end(),
-            Inward::Discarding => self.socket.receive(buffer),
+            Inbound::Open => self.read(buffer),
+            Inbound::Ended | Inbound::Broken(_) => self.end(),
+            Inbound::Discarding => self.socket.receive(buffer),
         }
     }
 
-    // What comes before TLS, from a proxy, is in the clear.
+    // The header of a proxy precedes TLS and is in the clear.
     fn peek(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.socket.peek(buffer)
     }
@@ -506,11 +504,11 @@ impl<S: Transport> Transport for TlsStream<S> {
         self.socket.skip(count)
     }
 
-    /// A close_notify and an end of file, behind what is still to be sent.
+    /// Sends a close_notify and an end of file, after the bytes that have yet to be written.
     fn shut_down_write(&mut self) -> io::Result<()> {
         self.queue_close_notify();
-        self.outward = Outward::Ending;
-        self.push().map(|_| ())
+        self.outbound = Outbound::Ending;
+        self.write_pending().map(|_| ())
     }
 
     fn take_read_cost(&mut self) -> usize {
@@ -518,22 +516,22 @@ impl<S: Transport> Transport for TlsStream<S> {
     }
 
     fn wants_write(&self) -> bool {
-        match self.outward {
-            Outward::Waiting if !self.session.is_handshaking() => !self.is_blocked,
+        match self.outbound {
+            Outbound::Waiting if !self.session.is_handshaking() => !self.is_blocked,
             _ => !self.outgoing.is_empty() && !self.is_blocked,
         }
     }
 
-    fn holds_back(&self) -> bool {
+    fn has_pending_write(&self) -> bool {
         !self.outgoing.is_empty()
     }
 
-    fn held_bytes(&self) -> usize {
+    fn buffered_bytes(&self) -> usize {
         self.incoming.capacity() + self.plaintext.capacity() + self.outgoing.capacity()
     }
 
     fn is_record_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
-        // A handshake has a deadline of its own.
+        // A handshake has its own deadline.
         if self.incoming.is_empty() || self.session.is_handshaking() {
             self.record_since = None;
             return false;
@@ -542,7 +540,7 @@ impl<S: Transport> Transport for TlsStream<S> {
     }
 
     fn is_write_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
-        // A handshake has a deadline of its own.
+        // A handshake has its own deadline.
         if self.outgoing.is_empty() || self.session.is_handshaking() {
             self.write_since = None;
             return false;
@@ -550,17 +548,17 @@ impl<S: Transport> Transport for TlsStream<S> {
         self.write_since.get_or_insert(now).after(timeout_ms).is_due(now)
     }
 
-    fn push(&mut self) -> io::Result<bool> {
+    fn write_pending(&mut self) -> io::Result<bool> {
         if self.is_blocked {
             return Ok(false);
         }
-        if self.outward == Outward::Waiting && !self.session.is_handshaking() {
-            self.outward = Outward::Open;
+        if self.outbound == Outbound::Waiting && !self.session.is_handshaking() {
+            self.outbound = Outbound::Open;
         }
         let bytes = mem::take(&mut self.outgoing);
         let is_sent = bytes.is_empty() || self.send(&bytes)?;
-        if is_sent && self.outward == Outward::Ending {
-            self.outward = Outward::Ended;
+        if is_sent && self.outbound == Outbound::Ending {
+            self.outbound = Outbound::Ended;
             self.socket.shut_down_write()?;
         }
         Ok(is_sent)
@@ -570,34 +568,34 @@ impl<S: Transport> Transport for TlsStream<S> {
         self.is_blocked = false;
     }
 
-    /// A close_notify, if the socket takes it.
+    /// Sends a close_notify, if the socket accepts it.
     fn send_close_notify(&mut self) {
         self.queue_close_notify();
-        let _ = self.push();
+        let _ = self.write_pending();
     }
 }
 
-/// Bytes count as taken when they are encrypted: from then on they cannot be taken back. So at most one
-/// record is taken that the socket has no room for.
+/// Bytes count as written when they are encrypted, since encryption cannot be undone. So at most one record is accepted
+/// that the socket has no room for.
 impl<S: Transport> Write for TlsStream<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self.outward {
-            Outward::AlertSent => return Ok(pieces.iter().map(|piece| piece.len()).sum()),
-            Outward::Ending | Outward::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
-            Outward::Open | Outward::Waiting if self.session.is_handshaking() => {
-                self.outward = Outward::Waiting;
+        match self.outbound {
+            Outbound::AlertSent => return Ok(pieces.iter().map(|piece| piece.len()).sum()),
+            Outbound::Ending | Outbound::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
+            Outbound::Open | Outbound::Waiting if self.session.is_handshaking() => {
+                self.outbound = Outbound::Waiting;
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            Outward::Open | Outward::Waiting => self.outward = Outward::Open,
+            Outbound::Open | Outbound::Waiting => self.outbound = Outbound::Open,
         }
-        if !self.push()? {
+        if !self.write_pending()? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        // Small pieces share a record, which costs one seal and 22 bytes instead of one for each.
+        // Small pieces share a record, which costs one encryption and 22 bytes instead of as much for each.
         let mut gathered = self.buffers.plaintext.take();
         let mut taken = 0;
         let mut result = Ok(());
@@ -643,15 +641,15 @@ impl<S: Transport> Write for TlsStream<S> {
 
 impl<S: fmt::Debug> fmt::Debug for TlsStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secured")
+        f.debug_struct("TlsStream")
             .field("socket", &self.socket)
-            .field("inward", &self.inward)
-            .field("outward", &self.outward)
+            .field("inward", &self.inbound)
+            .field("outward", &self.outbound)
             .finish_non_exhaustive()
     }
 }
 
-/// Appends a record that rustls has made.
+/// Appends a record that rustls has encoded.
 fn append(mut record: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>) {
     let end = out.len();
     while let Err(EncodeError::InsufficientSize(short)) = record.encode(&mut out[end..]) {
@@ -659,10 +657,10 @@ fn append(mut record: EncodeTlsData<'_, ServerConnectionData>, out: &mut Vec<u8>
     }
 }
 
-/// A name for what is wrong. `first` is the first byte of what came, if the handshake is not over.
+/// Classifies an error. `first` is the first received byte, if the handshake is not complete.
 fn fault(error: &Error, first: Option<u8>) -> TlsFault {
     match error {
-        // No record's type is a letter, and a request begins with its method (RFC 9110 9.1).
+        // No record type is a letter, and an HTTP request begins with its method (RFC 9110 9.1).
         Error::InvalidMessage(_) if first.is_some_and(|byte| byte.is_ascii_uppercase()) => {
             TlsFault::PlainHttp
         }

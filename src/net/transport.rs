@@ -1,8 +1,8 @@
-//! What a slot reads from and writes to.
+//! The byte stream of a connection, which a slot reads from and writes to.
 //!
-//! The engine is generic over it: it is a socket, or TLS over one ([`super::tls`]), or, in the tests, a
-//! transport in memory that splits, blocks and fails as they please. A server has one kind only, so a
-//! plain connection pays nothing for TLS: neither bytes in its slot nor a question at each read.
+//! The engine is generic over it: a socket, TLS over a socket ([`super::tls`]), or, in the tests, a transport in memory
+//! that splits, blocks and fails on command. A server has one kind only, so a plain connection pays nothing for TLS:
+//! neither bytes in its slot nor a branch at each read.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
@@ -12,32 +12,31 @@ use crate::time::LoopTime;
 
 /// A non-blocking byte stream in both directions.
 ///
-/// Its contract with **drain or requeue**: a read that has taken all there is says so, and then an event
-/// tells of more. A write that took less than it was offered has found no room, and an event, or
-/// [`Transport::wants_write`], tells when it is worth another.
+/// Its part of **drain or requeue**: a read reports whether it has drained the socket, in which case an event announces
+/// more. A short write has filled the socket's buffer, and an event, or [`Transport::wants_write`], announces when to
+/// write again.
 pub trait Transport: Write {
-    /// The engine is about to read it, for a client at this address.
+    /// Called before a read, with the client's address.
     fn begin_read(&mut self, _client: IpAddr) {}
 
     /// Reads once.
     fn receive(&mut self, buffer: &mut [u8]) -> ReadOutcome;
 
-    /// Sends an end of file after what was written.
+    /// Half-closes the connection after the bytes written before.
     ///
     /// # Errors
-    /// The connection is gone already.
+    /// The connection is closed.
     fn shut_down_write(&mut self) -> io::Result<()>;
 
-    /// Looks at what has come on the socket itself, from its first byte that was not read, and takes
-    /// nothing. It is asked before anything is read.
+    /// Peeks at the unread bytes of the socket itself, below TLS, before anything is read.
     ///
     /// # Errors
-    /// As of a read. A transport that cannot look says so.
+    /// As of a read; `Unsupported` for a transport that cannot peek.
     fn peek(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Takes so many bytes off the socket, which have been looked at.
+    /// Discards this many bytes of the socket, which were peeked at before.
     ///
     /// # Errors
     /// As of a read.
@@ -45,19 +44,19 @@ pub trait Transport: Write {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Has it something to send that is in no outbox, or can it take what it has turned down? TLS has its
-    /// own things to say, and they may come of a read.
+    /// Returns true if it has bytes to send that are in no outbox, or accepts a write that it rejected before. TLS sends
+    /// handshake messages and alerts, which may result from a read.
     fn wants_write(&self) -> bool {
         false
     }
 
-    /// Does it hold back what the socket has not taken?
-    fn holds_back(&self) -> bool {
+    /// Returns true if it buffers bytes that the socket has not accepted.
+    fn has_pending_write(&self) -> bool {
         false
     }
 
-    /// Memory that it holds for incomplete records or for bytes that the peer has not taken.
-    fn held_bytes(&self) -> usize {
+    /// Memory of its buffers for incomplete records and for bytes that the socket has not accepted.
+    fn buffered_bytes(&self) -> usize {
         0
     }
 
@@ -66,54 +65,54 @@ pub trait Transport: Write {
         false
     }
 
-    /// Returns true if the peer has taken nothing for this long of the bytes that are held back.
+    /// Returns true if the socket has accepted none of the buffered bytes for this long.
     fn is_write_late(&mut self, _now: LoopTime, _timeout_ms: u32) -> bool {
         false
     }
 
-    /// Sends what it holds back; `false` if the socket did not take all of it.
+    /// Writes the buffered bytes; returns false if the socket did not accept all of them.
     ///
     /// # Errors
-    /// The connection is gone.
-    fn push(&mut self) -> io::Result<bool> {
+    /// The connection is closed.
+    fn write_pending(&mut self) -> io::Result<bool> {
         Ok(true)
     }
 
-    /// Returns what reads have cost since the last call in addition to the bytes they returned, in bytes of the turn's
+    /// Returns the cost of the reads since the last call in addition to the bytes they returned, in bytes of the turn's
     /// budget.
     fn take_read_cost(&mut self) -> usize {
         0
     }
 
-    /// The socket takes bytes again, or is to be asked.
+    /// The socket is writable again, or the next write is to find out.
     fn unblock(&mut self) {}
 
-    /// The connection is over. A last word, if it goes out at once.
+    /// Sends a close_notify alert as the connection closes, if the socket accepts it at once.
     fn send_close_notify(&mut self) {}
 }
 
-/// What one read found.
+/// The result of one read.
 #[derive(Debug)]
 pub enum ReadOutcome {
     /// Bytes.
     Bytes {
-        /// How many.
+        /// Their number.
         count: usize,
-        /// There may be more, and no event will say so.
+        /// There may be more, which no event will announce.
         more: bool,
     },
     /// Bytes without plaintext. There may be more, or an end of file, and no event will announce it.
-    Silent,
-    /// Nothing for now; an event will say when there is more.
+    NoPlaintext,
+    /// No bytes; an event will announce more.
     Blocked,
-    /// Nothing yet, and no event will say when: it has to be read again in a later turn.
-    Later,
-    /// Nothing ever again.
+    /// No bytes yet, and no event will announce them: it must be read again in a later turn.
+    Deferred,
+    /// The peer has sent an end of file.
     EndOfFile,
-    /// The connection is gone.
+    /// The connection has failed.
     Failed,
-    /// What came is no good TLS; why, the peer will be told.
-    Insecure(TlsFault),
+    /// The peer violated TLS; an alert will be sent.
+    TlsFailed(TlsFault),
 }
 
 impl Transport for mio::net::TcpStream {
@@ -159,12 +158,12 @@ impl<T: Transport> Transport for Box<T> {
         (**self).wants_write()
     }
 
-    fn holds_back(&self) -> bool {
-        (**self).holds_back()
+    fn has_pending_write(&self) -> bool {
+        (**self).has_pending_write()
     }
 
-    fn held_bytes(&self) -> usize {
-        (**self).held_bytes()
+    fn buffered_bytes(&self) -> usize {
+        (**self).buffered_bytes()
     }
 
     fn is_record_late(&mut self, now: LoopTime, timeout_ms: u32) -> bool {
@@ -175,8 +174,8 @@ impl<T: Transport> Transport for Box<T> {
         (**self).is_write_late(now, timeout_ms)
     }
 
-    fn push(&mut self) -> io::Result<bool> {
-        (**self).push()
+    fn write_pending(&mut self) -> io::Result<bool> {
+        (**self).write_pending()
     }
 
     fn take_read_cost(&mut self) -> usize {
@@ -192,7 +191,7 @@ impl<T: Transport> Transport for Box<T> {
     }
 }
 
-/// Reads once, again if a signal came between. A short read has taken all there was.
+/// Reads once, and again if a signal interrupts. A short read has drained the socket.
 pub fn read(stream: &mut impl Read, buffer: &mut [u8]) -> ReadOutcome {
     loop {
         return match stream.read(buffer) {

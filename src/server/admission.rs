@@ -53,11 +53,11 @@ impl<T: Transport> Engine<T> {
         id
     }
 
-    /// No descriptor or no memory is left for a connection, and accepting is paused. `is_news` says that one was accepted
+    /// No descriptor or no memory is left for a connection, and accepting is paused. `is_first` says that one was accepted
     /// since the last time.
-    pub fn accept_exhausted(&mut self, error: &io::Error, is_news: bool, now: LoopTime) {
+    pub fn accept_exhausted(&mut self, error: &io::Error, is_first: bool, now: LoopTime) {
         self.shared.metrics.accept_failed(error);
-        if is_news && self.admits_line(LogLine::AcceptPaused, now) {
+        if is_first && self.admits_line(LogLine::AcceptPaused, now) {
             warn!("accept: {error}; {} connections are open, accept paused", self.slots.len());
         }
     }

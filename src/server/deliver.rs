@@ -22,7 +22,7 @@ use crate::hub::channel::Delivery;
 use crate::hub::merge::Group;
 use crate::ids::{ChannelId, SlotId};
 use crate::metrics::Metrics;
-use crate::net::outbox::{Enqueue, Left, Pace};
+use crate::net::outbox::{Enqueue, FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::Transport;
 use crate::session::intent::Intent;
 use crate::session::rejection::Rejection;
@@ -158,10 +158,10 @@ impl<T: Transport> Engine<T> {
                 continue;
             }
             if !self.is_skipped(subscriber, form, &delivery, now) {
-                self.start_catching_up(subscriber, channel, batch.before(subscriber), now);
+                self.start_catching_up(subscriber, channel, batch.start_for(subscriber), now);
             }
         }
-        self.hub.end_if_empty(channel);
+        self.hub.remove_if_unused(channel);
     }
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one portion.
@@ -201,7 +201,7 @@ impl<T: Transport> Engine<T> {
             }
             if !self.is_skipped(subscriber, form, &delivery, now) {
                 let Some(slot) = self.slots.get(subscriber) else { continue };
-                for (channel, before) in group.begins(&self.hub, subscriber, &slot.subscriptions) {
+                for (channel, before) in group.batch_starts(&self.hub, subscriber, &slot.subscriptions) {
                     self.start_catching_up(subscriber, channel, before, now);
                 }
             }
@@ -220,7 +220,7 @@ impl<T: Transport> Engine<T> {
             OnSlow::Skip if form == Form::Raw => {
                 self.shared.metrics.messages_skipped += u64::from(delivery.messages);
                 if let Some(slot) = self.slots.get_mut(subscriber) {
-                    slot.outbox.shut_until_empty();
+                    slot.outbox.reject_until_empty();
                 }
             }
             OnSlow::Skip => return false,
@@ -266,9 +266,9 @@ impl<T: Transport> Engine<T> {
             return false;
         }
         loop {
-            let (written, left) = slot.flush(Pace::of(limits), now);
+            let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
             metrics.sent_bytes += written as u64;
-            if matches!(left, Left::Failed(_)) {
+            if matches!(left, FlushOutcome::Failed(_)) {
                 // Nothing can be queued for it; its write fails in the flush phase too, and that closes it.
                 slots.mark_dirty(id);
                 return true;
@@ -282,7 +282,7 @@ impl<T: Transport> Engine<T> {
                     slots.mark_dirty(id);
                     return true;
                 }
-                Enqueue::OverLimit if matches!(left, Left::More) => {}
+                Enqueue::OverLimit if matches!(left, FlushOutcome::More) => {}
                 Enqueue::OverLimit => return false,
             }
         }

@@ -20,7 +20,7 @@ use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
-use crate::net::outbox::{Left, Pace};
+use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::{ReadOutcome, Transport};
 use crate::session::intent::Intent;
 use crate::session::{AfterFlush, Due, Ended, SMALL_BYTES, State};
@@ -237,8 +237,8 @@ impl<T: Transport> Engine<T> {
             let outcome = transport.receive(&mut scratch[..step]);
             ctx.cost += transport.take_read_cost();
             match outcome {
-                ReadOutcome::Silent if bytes + ctx.cost >= share.cost => break,
-                ReadOutcome::Silent => {}
+                ReadOutcome::NoPlaintext if bytes + ctx.cost >= share.cost => break,
+                ReadOutcome::NoPlaintext => {}
                 ReadOutcome::Bytes { count, more } => {
                     bytes += count;
                     ctx.cost_max = share.cost.saturating_sub(bytes);
@@ -255,8 +255,8 @@ impl<T: Transport> Engine<T> {
                     after = AfterRead::Wait;
                     break;
                 }
-                ReadOutcome::Later if !has_write_failed => break,
-                ReadOutcome::Insecure(fault) if state.is_open() => {
+                ReadOutcome::Deferred if !has_write_failed => break,
+                ReadOutcome::TlsFailed(fault) if state.is_open() => {
                     after = AfterRead::Close(Reason::TlsFailed { fault });
                     break;
                 }
@@ -267,9 +267,9 @@ impl<T: Transport> Engine<T> {
                 }
                 ReadOutcome::Failed
                 | ReadOutcome::Blocked
-                | ReadOutcome::Later
+                | ReadOutcome::Deferred
                 | ReadOutcome::EndOfFile
-                | ReadOutcome::Insecure(_) => {
+                | ReadOutcome::TlsFailed(_) => {
                     state.fail();
                     after = AfterRead::Wait;
                     break;
@@ -330,22 +330,22 @@ impl<T: Transport> Engine<T> {
         if slot.is_withheld() {
             return;
         }
-        let (written, left) = slot.flush(Pace::of(limits), now);
+        let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
         if slot.is_pressing() && slot.outbox.is_empty() {
             pressure.end(slot, now);
         }
-        if slot.outbox.is_empty() && slot.transport.holds_back() {
+        if slot.outbox.is_empty() && slot.transport.has_pending_write() {
             // The last TLS record of a response: the session has its deadlines, and the peer has to take it.
             self.check_stall(id, now);
             return;
         }
         match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
-            (Left::Failed(_), _) if slot.state.is_open() => {
+            (FlushOutcome::Failed(_), _) if slot.state.is_open() => {
                 slots.mark_write_failed(id);
                 self.end_replays(id);
             }
-            (Left::Failed(_), _) => self.fail(id),
+            (FlushOutcome::Failed(_), _) => self.fail(id),
             (_, AfterFlush::Close(reason)) => slots.schedule_close(id, reason),
             (_, AfterFlush::ShutDownWrite) => {
                 if slot.transport.shut_down_write().is_err() {
@@ -354,9 +354,9 @@ impl<T: Transport> Engine<T> {
                 // The peer's end of file may have come while it was held, and no event will say so again.
                 self.slots.resume_reading(id);
             }
-            (Left::More, AfterFlush::Nothing) => slots.mark_dirty(id),
-            (Left::Blocked, AfterFlush::Nothing) => self.check_stall(id, now),
-            (Left::Nothing, AfterFlush::Nothing) => {
+            (FlushOutcome::More, AfterFlush::Nothing) => slots.mark_dirty(id),
+            (FlushOutcome::Blocked, AfterFlush::Nothing) => self.check_stall(id, now),
+            (FlushOutcome::Drained, AfterFlush::Nothing) => {
                 if (slot.is_replaying() && !slot.waits_for_memory()) || slot.state.has_query() {
                     slots.mark_refill(id);
                 }
@@ -376,7 +376,7 @@ impl<T: Transport> Engine<T> {
             // It has no words for a close, and stands in the way of none.
             _ if !slot.takes_broadcast() => slots.schedule_close(id, Reason::Slow),
             OnSlow::Close => self.close(id, Reason::Slow, now),
-            OnSlow::Skip => slot.outbox.shut_until_empty(),
+            OnSlow::Skip => slot.outbox.reject_until_empty(),
         }
     }
 
@@ -417,7 +417,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
         }
-        if self.hub.grows_old() {
+        if self.hub.has_expiring_data() {
             let slice = self.channel_sweeper.slice(self.hub.keys_end(), now);
             self.hub.expire(slice, now);
         }
@@ -471,7 +471,7 @@ impl<T: Transport> Engine<T> {
     pub fn next_expiry(&self, now: LoopTime) -> Option<LoopTime> {
         let next = || self.sweeper.next(now).min(self.ping_sweeper.next(now));
         let slots = (!self.slots.is_empty()).then(next);
-        let channels = self.hub.grows_old().then(|| self.channel_sweeper.next(now));
+        let channels = self.hub.has_expiring_data().then(|| self.channel_sweeper.next(now));
         let drain = self.draining.as_ref().and_then(Drain::next);
         let tables = self.next_table_expiry(now);
         [slots, channels, drain, tables].into_iter().flatten().reduce(LoopTime::min)
@@ -633,5 +633,5 @@ fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: LoopTime)
     if slot.outbox.is_empty() {
         return slot.transport.is_write_late(now, limits.slow_timeout_ms);
     }
-    slot.outbox.stalls_at(Pace::of(limits)).is_some_and(|moment| moment.is_due(now))
+    slot.outbox.stalls_at(SlowConsumerLimits::of(limits)).is_some_and(|moment| moment.is_due(now))
 }

@@ -450,14 +450,14 @@ impl<E: Acceptor> Server<E> {
                 acceptor.overload_response(|| overload_response(engine.shared.authenticator.http_date()))
             }) {
                 Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
-                Accept::Nobody => break,
-                Accept::Gone(error) => {
+                Accept::Idle => break,
+                Accept::Aborted(error) => {
                     engine.shared.metrics.accept_failed(&error);
                     debug!("accept: {error}");
                     continue;
                 }
-                Accept::Exhausted { error, is_news } => {
-                    engine.accept_exhausted(&error, is_news, now);
+                Accept::Exhausted { error, is_first } => {
+                    engine.accept_exhausted(&error, is_first, now);
                     break;
                 }
             };

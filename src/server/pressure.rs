@@ -129,7 +129,7 @@ impl Pressure {
     /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause_publishing-ms`.
     pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: LoopTime) {
         if slot.set_pressing(false) {
-            slot.outbox.stop_pressing();
+            slot.outbox.stop_throttling();
             for subscription in slot.subscriptions.as_slice() {
                 self.ease(subscription.channel, now);
             }
@@ -147,17 +147,17 @@ impl<T: Transport> Engine<T> {
     /// publishers whose subscribers have caught up.
     pub(super) fn check_pressure(&mut self, now: LoopTime) {
         while let Some((id, cause)) = self.pressure.high.pop() {
-            self.begin_pressing(id, cause, now);
+            self.begin_throttling(id, cause, now);
         }
         self.release_publishers(now);
     }
 
-    fn begin_pressing(&mut self, id: SlotId, cause: Option<ChannelId>, now: LoopTime) {
+    fn begin_throttling(&mut self, id: SlotId, cause: Option<ChannelId>, now: LoopTime) {
         let Engine { slots, pressure, draining, shared: Shared { limits, .. }, .. } = self;
         let until = now.after(limits.publish_pause_ms);
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return };
         // Once in a backlog, whatever the result.
-        let is_over = slot.outbox.begin_pressing(limits.outbox_bytes_max, until);
+        let is_over = slot.outbox.begin_throttling(limits.outbox_bytes_max, until);
         if !is_over || limits.publish_pause_ms == 0 || draining.is_some() || slot.is_replaying() {
             return;
         }
@@ -182,7 +182,7 @@ impl<T: Transport> Engine<T> {
         let Some(&[subscription]) = self.slots.get(id).map(|slot| slot.subscriptions.as_slice()) else {
             return;
         };
-        let is_raw = subscription.place == SubscriptionState::Live(Form::Raw);
+        let is_raw = subscription.state == SubscriptionState::Live(Form::Raw);
         if is_raw && self.pressure.is_pausing(subscription.channel, now) {
             self.pause_publisher(id, subscription.channel, now);
         }
@@ -225,7 +225,7 @@ impl<T: Transport> Engine<T> {
         let Engine { slots, pressure, .. } = self;
         if let Some(slot) = slots.get_mut(id)
             && slot.is_pressing()
-            && slot.outbox.presses_until().is_none_or(|until| until.is_due(now))
+            && slot.outbox.throttles_until().is_none_or(|until| until.is_due(now))
         {
             pressure.end(slot, now);
         }

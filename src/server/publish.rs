@@ -84,11 +84,11 @@ impl<T: Transport> Engine<T> {
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
             Some(Duplicate::Same(published)) => {
                 self.shared.metrics.messages_repeated += 1;
-                self.hub.end_if_empty(channel);
+                self.hub.remove_if_unused(channel);
                 return self.confirm(id, published, receipt, sees_members, now);
             }
             Some(Duplicate::OtherPayload) => {
-                self.hub.end_if_empty(channel);
+                self.hub.remove_if_unused(channel);
                 return self.reject_publication(id, Rejection::KeyReused, name, &receipt, now);
             }
             None => {}

@@ -73,8 +73,9 @@ impl<T: Transport> Engine<T> {
 
     fn refill(&mut self, id: SlotId, cache: &mut TurnCache, now: LoopTime) -> Cost {
         // A flush of the empty outbox marks it again.
-        let can_send =
-            |slot: &&Slot<T>| slot.can_send() && !slot.outbox.is_blocked() && !slot.transport.holds_back();
+        let can_send = |slot: &&Slot<T>| {
+            slot.can_send() && !slot.outbox.is_blocked() && !slot.transport.has_pending_write()
+        };
         let Some(slot) = self.slots.get(id).filter(can_send) else { return Cost::NONE };
         if slot.is_replaying() {
             self.replay(id, now)

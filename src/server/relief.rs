@@ -104,5 +104,5 @@ impl<T: Transport> Engine<T> {
 fn can_be_told<T: Transport>(slot: &Slot<T>) -> bool {
     slot.state.is_open()
         && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_web_socket())
-        && slot.transport.held_bytes() < DEBT_BYTES_MIN
+        && slot.transport.buffered_bytes() < DEBT_BYTES_MIN
 }

@@ -12,7 +12,7 @@ use crate::close::Reason;
 use crate::hub::subscriptions::Subscriptions;
 use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
-use crate::net::outbox::{Left, Outbox, Pace};
+use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
 use crate::net::transport::Transport;
 use crate::session::State;
 use crate::tables::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
@@ -165,7 +165,7 @@ impl<T: Transport> Slot<T> {
         self.subscriptions
             .as_slice()
             .iter()
-            .find(|subscription| subscription.place == SubscriptionState::CatchingUp)
+            .find(|subscription| subscription.state == SubscriptionState::CatchingUp)
             .copied()
     }
 
@@ -206,7 +206,7 @@ impl<T: Transport> Slot<T> {
 
     /// Memory that would be freed with it: its share of its outbox, and its incomplete message or request.
     pub fn debt_bytes(&self) -> usize {
-        self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.held_bytes()
+        self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.buffered_bytes()
     }
 
     /// Has the socket taken everything?
@@ -215,16 +215,18 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Writes the bytes that the transport holds back, followed by the outbox.
-    pub fn flush(&mut self, pace: Pace, now: LoopTime) -> (usize, Left) {
+    pub fn flush(&mut self, slow_limits: SlowConsumerLimits, now: LoopTime) -> (usize, FlushOutcome) {
         // Before there are keys the outbox is turned down, while the handshake goes on.
-        if let Err(error) = self.transport.push() {
-            return (0, Left::Failed(error));
+        if let Err(error) = self.transport.write_pending() {
+            return (0, FlushOutcome::Failed(error));
         }
-        match self.outbox.flush(&mut self.transport, pace, now) {
-            (written, Left::Nothing) if self.transport.holds_back() => (written, Left::Blocked),
-            (written, Left::Nothing) => {
+        match self.outbox.flush(&mut self.transport, slow_limits, now) {
+            (written, FlushOutcome::Drained) if self.transport.has_pending_write() => {
+                (written, FlushOutcome::Blocked)
+            }
+            (written, FlushOutcome::Drained) => {
                 self.flags.clear(SlotFlags::ANSWERED);
-                (written, Left::Nothing)
+                (written, FlushOutcome::Drained)
             }
             flushed => flushed,
         }
@@ -244,7 +246,7 @@ impl<T: Transport> Slot<T> {
 
 /// Returns true if the socket has taken all bytes of an outbox and its transport.
 pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
-    outbox.is_empty() && !transport.holds_back()
+    outbox.is_empty() && !transport.has_pending_write()
 }
 
 /// The queues of slots that are to be read, as in fq_codel (RFC 8290 4.2): a sparse flow does not wait for the bulk
@@ -675,7 +677,7 @@ impl<T: Transport> Slots<T> {
                 .subscriptions
                 .as_slice()
                 .iter()
-                .any(|subscription| subscription.place == SubscriptionState::CatchingUp);
+                .any(|subscription| subscription.state == SubscriptionState::CatchingUp);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
             let is_listed = refills || slot.waits_for_memory();
             assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} stands still");

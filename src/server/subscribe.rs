@@ -17,9 +17,9 @@ use crate::access::limit::Limit;
 use crate::close::Reason;
 use crate::hub::channel::BatchStart;
 use crate::hub::replay::ReplayStep;
-use crate::hub::{Joined, Moved, SubscribeOptions, Subscription, SubscriptionState};
+use crate::hub::{Moved, SubscribeOptions, Subscribed, Subscription, SubscriptionState};
 use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
-use crate::net::outbox::{Left, Pace, high_water};
+use crate::net::outbox::{FlushOutcome, SlowConsumerLimits, high_water};
 use crate::net::transport::Transport;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
@@ -36,12 +36,12 @@ impl<T: Transport> Engine<T> {
         rights: &Rights,
         now: LoopTime,
     ) {
-        let joined = subscription.map(|(channel, options)| {
-            let joined = self.subscribe(id, &channel, options, rights, now);
-            (channel, options, joined)
+        let subscribed = subscription.map(|(channel, options)| {
+            let subscribed = self.subscribe(id, &channel, options, rights, now);
+            (channel, options, subscribed)
         });
-        let cursor = match &joined {
-            Some((_, _, Ok(joined))) => joined.cursor,
+        let cursor = match &subscribed {
+            Some((_, _, Ok(subscribed))) => subscribed.cursor,
             _ => self.hub.head(),
         };
         // A cursor counts the messages of all channels: it is for clients that can use one.
@@ -58,8 +58,10 @@ impl<T: Transport> Engine<T> {
                 .and_then(|grant| grant.expires_in_ms(self.shared.authenticator.unix_now)),
         };
         self.send_notice(id, &hello);
-        match joined {
-            Some((channel, options, Ok(joined))) => self.send_subscribed(id, &channel, options, &joined, now),
+        match subscribed {
+            Some((channel, options, Ok(subscribed))) => {
+                self.send_subscribed(id, &channel, options, &subscribed, now)
+            }
             Some((channel, options, Err(rejection))) => {
                 self.reject_subscription(id, channel.as_str(), options, rejection, None, now);
             }
@@ -85,7 +87,7 @@ impl<T: Transport> Engine<T> {
         options: SubscribeOptions,
         rights: &Rights,
         now: LoopTime,
-    ) -> Result<Joined, Rejection> {
+    ) -> Result<Subscribed, Rejection> {
         // Before anything is looked for: the answer is the same for a channel that is not there.
         if !self.shared.authenticator.grant(rights).may_subscribe(name) {
             return Err(Rejection::PermissionDenied);
@@ -119,28 +121,29 @@ impl<T: Transport> Engine<T> {
             // Its outbox could not take them.
             return Err(Rejection::ConnectionClosing);
         }
-        let joined = self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
+        let subscribed =
+            self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
         if let Some(slot) = self.slots.get_mut(id) {
-            if joined.subscription.place == SubscriptionState::CatchingUp {
+            if subscribed.subscription.state == SubscriptionState::CatchingUp {
                 self.pressure.end(slot, now);
             } else if slot.is_pressing() {
-                self.pressure.press(joined.subscription.channel, false, &self.shared.limits, now);
+                self.pressure.press(subscribed.subscription.channel, false, &self.shared.limits, now);
             }
-            slot.subscriptions.add(joined.subscription);
+            slot.subscriptions.add(subscribed.subscription);
         }
-        if joined.subscription.place == SubscriptionState::CatchingUp {
+        if subscribed.subscription.state == SubscriptionState::CatchingUp {
             self.slots.mark_replaying(id, true);
             self.slots.mark_refill(id);
         }
         if matches!(options.since, Since::After(_)) {
-            let count = if joined.gap.is_some() {
+            let count = if subscribed.gap.is_some() {
                 &mut self.shared.metrics.resumes_gap
             } else {
                 &mut self.shared.metrics.resumes_whole
             };
             *count += 1;
         }
-        Ok(joined)
+        Ok(subscribed)
     }
 
     /// Tells a new member where it stands, in the words of its form.
@@ -149,10 +152,10 @@ impl<T: Transport> Engine<T> {
         id: SlotId,
         name: &ChannelName,
         options: SubscribeOptions,
-        joined: &Joined,
+        subscribed: &Subscribed,
         now: LoopTime,
     ) {
-        let Joined { cursor, subscribers, gap, subscription } = *joined;
+        let Subscribed { cursor, subscribers, gap, subscription } = *subscribed;
         let ch = name.as_str();
         match options.form {
             Form::Raw => {}
@@ -169,7 +172,7 @@ impl<T: Transport> Engine<T> {
             self.send_gap(id, ch, options.form, &gap, now);
         }
         // Who asked for a replay hears where it ends, even if there was nothing in it.
-        if options.since != Since::Now && subscription.place != SubscriptionState::CatchingUp {
+        if options.since != Since::Now && subscription.state != SubscriptionState::CatchingUp {
             self.send_live(id, ch, options.form, self.hub.head());
         }
     }
@@ -337,13 +340,13 @@ impl<T: Transport> Engine<T> {
     fn go_on(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.is_replaying()) else { return };
-        let (written, left) = slot.flush(Pace::of(limits), now);
+        let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
         match left {
-            Left::Nothing => slots.mark_refill(id),
+            FlushOutcome::Drained => slots.mark_refill(id),
             // The flush phase sees to it.
-            Left::More | Left::Failed(_) => slots.mark_dirty(id),
-            Left::Blocked => {}
+            FlushOutcome::More | FlushOutcome::Failed(_) => slots.mark_dirty(id),
+            FlushOutcome::Blocked => {}
         }
     }
 
@@ -407,11 +410,11 @@ impl<T: Transport> Engine<T> {
         }
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
-        if is_replaying && subscription.place == SubscriptionState::CatchingUp {
+        if is_replaying && subscription.state == SubscriptionState::CatchingUp {
             // It may be the one that waited for memory.
             self.slots.mark_refill(id);
         }
-        let moved = self.hub.leave(subscription);
+        let moved = self.hub.unsubscribe(subscription);
         self.moved(moved);
         true
     }

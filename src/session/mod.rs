@@ -389,7 +389,7 @@ impl State {
             // it without its last chunk, and the client sees that it is incomplete (RFC 9112 8).
             State::Responding(responding) if responding.has_begun() => {
                 if !matches!(reason, Reason::Drain { .. }) {
-                    ctx.outbox.drop_unbegun();
+                    ctx.outbox.drop_unstarted();
                     *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
                 }
             }
@@ -418,7 +418,7 @@ impl State {
                 if reason == Reason::Slow {
                     // A slow client would not receive it after the queue that it does not read, and it misses events:
                     // so the body stays without its last chunk, which means that it is incomplete.
-                    ctx.outbox.drop_unbegun();
+                    ctx.outbox.drop_unstarted();
                 } else if streaming.form.is_chunked() {
                     last.extend_from_slice(LAST_CHUNK);
                 }
@@ -640,7 +640,7 @@ fn say_last(
 fn begin_close(reason: Reason, scanner: FrameScanner, ctx: &mut SessionContext<'_>) -> State {
     if reason == Reason::Slow {
         // It would never get to the close frame behind all that.
-        ctx.outbox.drop_unbegun();
+        ctx.outbox.drop_unstarted();
     }
     ctx.intents.push(Intent::BeginClose { farewell: wire::close(reason) });
     let closing =

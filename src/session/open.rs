@@ -17,7 +17,7 @@ use super::unfinished::Unfinished;
 use super::websocket::{self, Received};
 use super::{Due, FRAME_COST_BYTES_MIN, SessionContext, State, begin_close, commands};
 use crate::close::Reason;
-use crate::net::outbox::Pace;
+use crate::net::outbox::SlowConsumerLimits;
 use crate::time::LoopTime;
 use crate::wire::{self, Kind};
 
@@ -176,7 +176,8 @@ fn scanner_of(unfinished: Option<Box<Unfinished>>) -> FrameScanner {
 /// Does something wait for the peer that it has not stopped taking?
 fn is_taking(ctx: &SessionContext<'_>) -> bool {
     let has_stalled = |moment: LoopTime| moment.is_due(ctx.now);
-    !ctx.outbox.is_empty() && !ctx.outbox.stalls_at(Pace::of(ctx.limits)).is_some_and(has_stalled)
+    !ctx.outbox.is_empty()
+        && !ctx.outbox.stalls_at(SlowConsumerLimits::of(ctx.limits)).is_some_and(has_stalled)
 }
 
 /// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until

@@ -11,7 +11,7 @@ use crate::time::LoopTime;
 /// A slab shrinks when fewer than one in this many of its entries are in use.
 const SHRINK_BELOW: usize = 4;
 
-/// A walk over a million entries takes some milliseconds.
+/// A scan of a million entries takes some milliseconds.
 const RETRY_MS: u32 = 1_000;
 
 /// Releases the memory of a hash table of which less than an eighth is in use. Call it after removing an entry: each
@@ -26,7 +26,7 @@ pub(crate) fn shrink_sparse<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
 #[derive(Debug)]
 pub struct ShrinkTrigger {
     /// Entries that are never released.
-    kept: usize,
+    retained: usize,
     below: usize,
     /// The last attempt that was made because a second had passed.
     tried: Option<LoopTime>,
@@ -34,8 +34,8 @@ pub struct ShrinkTrigger {
 
 impl ShrinkTrigger {
     /// For a slab that never releases this many entries.
-    pub fn new(kept: usize) -> ShrinkTrigger {
-        ShrinkTrigger { kept, below: usize::MAX, tried: None }
+    pub fn new(retained: usize) -> ShrinkTrigger {
+        ShrinkTrigger { retained, below: usize::MAX, tried: None }
     }
 
     fn is_sparse(&mut self, len: usize, capacity: usize) -> bool {
@@ -43,7 +43,7 @@ impl ShrinkTrigger {
             self.below = usize::MAX;
             self.tried = None;
         }
-        len < capacity / SHRINK_BELOW && capacity > self.kept
+        len < capacity / SHRINK_BELOW && capacity > self.retained
     }
 
     /// Returns true if a slab of this many entries and places is to be shrunk at a certain time.
@@ -75,7 +75,7 @@ mod tests {
         let mut trigger = ShrinkTrigger::new(100);
         let tries = (0..250_000).rev().filter(|&len| trigger.is_due(len, 1_000_000)).count();
         assert_eq!(tries, 18, "log2 of a quarter of a million");
-        assert!(!trigger.is_due(0, 100), "so much is kept");
+        assert!(!trigger.is_due(0, 100), "that capacity is retained");
         assert!(!trigger.is_due(500, 1_000) && trigger.is_due(249, 1_000), "it has grown meanwhile");
         let start = LoopTime::from_millis(0);
         let tries = (0..3_000).filter(|&millis| trigger.is_due_at(9, 1_000, start.after(millis))).count();

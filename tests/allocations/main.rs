@@ -172,19 +172,19 @@ fn history_is_restored_with_few_allocations_and_no_second_copy() {
             let _ = hub.finish_batch(id, LoopTime::from_millis(millis));
         }
     }
-    let hour = LogTime { now: LoopTime::from_millis(EACH as u64), millis: EACH as u64 };
-    let changes = hub.take_changes(hour, usize::MAX, usize::MAX);
-    let (head, kept) = (hub.changes_head(), hub.kept());
+    let log_time = LogTime { now: LoopTime::from_millis(EACH as u64), millis: EACH as u64 };
+    let changes = hub.take_changes(log_time, usize::MAX, usize::MAX);
+    let (head, kept) = (hub.log_head(), hub.history_usage());
     let mut restored = None;
     let allocated = allocation_counter::measure(|| {
-        let mut past = Snapshot::new(&limits.history, hour);
+        let mut past = Snapshot::new(&limits.history, log_time);
         for change in &changes {
-            let Change::Channel { name, figures, messages } = change else { panic!("{change:?}") };
-            past.put(name, *figures, messages).unwrap();
+            let Change::Channel { name, position, messages } = change else { panic!("{change:?}") };
+            past.put(name, *position, messages).unwrap();
         }
         restored = Some(Hub::restore(&limits, head, past).0);
     });
-    assert_eq!(restored.unwrap().kept(), kept);
+    assert_eq!(restored.unwrap().history_usage(), kept);
     let (allocations, peak) = (allocated.count_total, allocated.bytes_max);
     let (messages, bytes) = (kept.messages as u64, kept.bytes as u64);
     assert_eq!(messages, (CHANNELS * EACH) as u64);

@@ -196,11 +196,11 @@ fn one_turn_evicts_a_bounded_number_of_messages() {
     let publisher = rig.join("/ws/a?echo=0");
     rig.send(publisher, &frames::masked(TEXT, b"x").repeat(MESSAGES));
     rig.run_until_idle();
-    assert_eq!(rig.engine.hub.kept().messages, MESSAGES);
+    assert_eq!(rig.engine.hub.history_usage().messages, MESSAGES);
     rig.used_bytes = 94 * MIB;
     let mut left = || {
         rig.turn();
-        rig.engine.hub.kept().messages
+        rig.engine.hub.history_usage().messages
     };
     assert_eq!((left(), left()), (5_000, 0));
 }
@@ -272,7 +272,7 @@ fn history_is_kept_while_connections_can_be_closed() {
     rig.used_bytes = 91 * MIB / 10;
     rig.turn();
     assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 3, "3 of half a MB are over 80 percent");
-    assert_eq!((rig.engine.shared.metrics.memory_evicted, rig.engine.hub.kept().messages), (0, 1));
+    assert_eq!((rig.engine.shared.metrics.memory_evicted, rig.engine.hub.history_usage().messages), (0, 1));
 }
 
 #[test]

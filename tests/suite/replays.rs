@@ -355,7 +355,7 @@ fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
     // The client is the connection: a new one would not know its messages as its own.
     let (hub, slots) = (&mut rig.engine.hub, &mut rig.engine.slots);
     let subscription = slots.get(id).unwrap().subscriptions.as_slice()[0];
-    let moved = hub.leave(subscription);
+    let moved = hub.unsubscribe(subscription);
     let wish = oyez::hub::SubscribeOptions {
         form: oyez::wire::Form::Raw,
         since: oyez::ids::Since::Earliest,

@@ -817,7 +817,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool,
     drop(store);
     await_unlocked(&folder.file());
     let again = open(&folder.file(), later(NOON, 250_000)).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(again.hub.kept().messages, count, "{what}: read twice");
+    assert_eq!(again.hub.history_usage().messages, count, "{what}: read twice");
     true
 }
 
@@ -871,7 +871,7 @@ fn history_of_a_hundred_thousand_messages_is_restored() {
     let mut hub = open(&folder.file(), NOON).unwrap().hub;
     println!("{size} bytes, opened in {:?}", start.elapsed());
     assert!(size < 100_000 * 200, "{size}");
-    assert_eq!((hub.kept().messages, hub.channels(), hub.head().seq), (100_000, 1_000, 100_000));
+    assert_eq!((hub.history_usage().messages, hub.channels(), hub.head().seq), (100_000, 1_000, 100_000));
     assert_eq!(page(&mut hub, "room.999", 0).last().unwrap()["n"], 100);
     let _ = std::io::stdout().flush();
 }

@@ -218,8 +218,8 @@ fn invalid_certificate_file_is_one_error_line() {
     let (certificate, key) = (identity.certificate(), identity.key());
     check(&identity.file("nowhere"), &key, &["--tls-cert", "nowhere", "No such file"]);
     check(&certificate, &identity.file("nowhere"), &["--tls-key", "nowhere", "No such file"]);
-    check(&key, &key, &["--tls-cert", "no certificate in it"]);
-    check(&certificate, &certificate, &["--tls-key", "no private key in it"]);
+    check(&key, &key, &["--tls-cert", "no certificate found"]);
+    check(&certificate, &certificate, &["--tls-key", "no private key found"]);
     // Files in formats that editors and other programs write are named as such in the error.
     let read = |path: &Path| std::fs::read(path).unwrap();
     let wrong = identity.file("wrong");
@@ -258,7 +258,7 @@ fn invalid_certificate_file_is_one_error_line() {
         openssl(arguments);
         check(&certificate, &wrong, &["--tls-key", name, "openssl ecparam -name prime256v1"]);
     }
-    check(&certificate, &other.key(), &["another certificate's key", "--tls-key"]);
+    check(&certificate, &other.key(), &["it does not match the key in --tls-key"]);
     let bad = identity.file("bad");
     std::fs::write(&bad, "-----BEGIN CERTIFICATE-----\nsecret!\n-----END CERTIFICATE-----\n").unwrap();
     check(&bad, &key, &["--tls-cert", "not PEM"]);
@@ -272,7 +272,7 @@ fn invalid_certificate_file_is_one_error_line() {
     std::fs::write(&bad, format!("{issuer}{leaf}")).unwrap();
     check(&bad, &chained.key(), &["--tls-cert", "wrong order", "number 2 of 2"]);
     std::fs::write(&bad, issuer).unwrap();
-    check(&bad, &chained.key(), &["another certificate's key", "a certificate authority's"]);
+    check(&bad, &chained.key(), &["it does not match the key", "a certificate authority's"]);
     for one in ["--tls-cert=x", "--tls-key=x"] {
         let output = oyez(&["serve", one]).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "both or neither");
@@ -306,7 +306,7 @@ fn expired_certificate_is_served_with_a_warning() {
         assert!(log.contains(says), "{log}");
     }
     let identity = Identity::with(|params| params.not_before = day(4000, 1, 1));
-    assert!(Server::start_tls(&identity, &[]).stop().contains("it is not valid before"));
+    assert!(Server::start_tls(&identity, &[]).stop().contains("it is not valid yet"));
 }
 
 #[test]

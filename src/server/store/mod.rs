@@ -140,7 +140,7 @@ impl Store {
         let changes = hub.take_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES);
         let left = left.saturating_sub(before - hub.changes());
         self.round = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
-        let state = State { head: hub.changes_head(), log_ms, stamp, clients, is_clean: false };
+        let state = State { head: hub.log_head(), log_ms, stamp, clients, is_clean: false };
         self.send(WriteBatch { state, changes, syncs: left == 0 });
     }
 
@@ -231,7 +231,7 @@ impl Store {
             self.hand_over(hub, clients, times, stamp);
         }
         let log_ms = self.born_ms + times.millis;
-        let state = State { head: hub.changes_head(), log_ms, stamp, clients, is_clean: true };
+        let state = State { head: hub.log_head(), log_ms, stamp, clients, is_clean: true };
         let order = WriteBatch { state, changes: Vec::new(), syncs: true };
         let is_done = self.wait(BATCHES_MAX - 1, patience, hub, metrics)
             && self.send(order)
@@ -357,7 +357,7 @@ mod tests {
             rig.sweep(5_000);
         }
         assert!(
-            batches > 4 && bytes < 3 * rig.hub.kept().bytes,
+            batches > 4 && bytes < 3 * rig.hub.history_usage().bytes,
             "it gets what is kept, and not all that was"
         );
         rig.publish(0, 1);

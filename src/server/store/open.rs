@@ -142,7 +142,7 @@ impl Loaded {
             self;
         let fail = |problem| OpenError { path: path.clone(), problem };
         let clients_salt = clients.unwrap_or(0);
-        let mark = State { head: hub.changes_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
+        let mark = State { head: hub.log_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
         tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
         let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
         let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
@@ -223,7 +223,7 @@ mod tests {
         // A server that cannot listen, since another one listens on its address by now.
         drop(load());
         let again = load();
-        assert_eq!((again.hub.head().epoch, again.hub.kept().messages), (epoch, 1));
+        assert_eq!((again.hub.head().epoch, again.hub.history_usage().messages), (epoch, 1));
         // One that is killed.
         drop(again.mark_in_use().unwrap());
         assert_ne!(load().hub.head().epoch, epoch);

@@ -131,8 +131,8 @@ impl Tables {
         let mut count = 0;
         let mut bytes = Vec::new();
         for row in channels.iter()? {
-            let (name, figures) = row?;
-            let (name, (number, last, evicted_through)) = (name.value(), figures.value());
+            let (name, position) = row?;
+            let (name, (number, last, evicted_through)) = (name.value(), position.value());
             bytes.clear();
             for row in messages.range((name, 0)..=(name, u64::MAX))? {
                 bytes.extend_from_slice(row?.1.value());
@@ -171,12 +171,12 @@ impl Tables {
             let mut rows = transaction.open_table(MESSAGES)?;
             for change in changes {
                 match change {
-                    Change::Ended { name } => {
+                    Change::Removed { name } => {
                         channels.remove(&**name)?;
                         rows.retain_in((&**name, 0)..=(&**name, u64::MAX), |_, _| false)?;
                     }
-                    Change::Channel { name, figures, messages } => {
-                        let ChannelPosition { number, last, evicted_through } = *figures;
+                    Change::Channel { name, position, messages } => {
+                        let ChannelPosition { number, last, evicted_through } = *position;
                         channels.insert(&**name, (number, last, evicted_through))?;
                         rows.retain_in((&**name, 0)..=(&**name, evicted_through), |_, _| false)?;
                         if !messages.is_empty() {
