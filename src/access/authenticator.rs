@@ -1,8 +1,8 @@
 //! Authentication: tokens and tickets, and the rights of clients without either.
 //!
-//! A client without credentials has the rights that the operator grants to anonymous clients, which may be none. A
-//! client with an invalid token or ticket is rejected and does not become anonymous: a program whose token has expired
-//! must receive an error, not fewer channels.
+//! A client without credentials has the rights that the operator grants to anonymous clients, if any. A client with an
+//! invalid token or ticket is rejected and does not become anonymous: a program whose token has expired must receive an
+//! error, not fewer channels.
 
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,6 +1,6 @@
 //! Recognizes key and certificate files in formats that are not supported: UTF-16, DER, PKCS #12, encrypted keys.
 //!
-//! A reader of PEM skips what it does not know. A file that begins with a byte order mark would lose its first block
+//! A PEM parser skips unknown lines. A file that begins with a byte order mark would lose its first block
 //! silently, and an encrypted or binary file looks empty. So the error names the format, and the command that converts
 //! the file.
 

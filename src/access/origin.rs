@@ -421,7 +421,7 @@ mod tests {
         assert_eq!(judge(Some(b"https://example.com"), None, &[]), OriginVerdict::Foreign);
     }
 
-    /// What no browser sends is foreign, even where it begins or ends like what is allowed.
+    /// A malformed origin is foreign, even if it begins or ends like an allowed one.
     const NO_ORIGINS: [&str; 34] = [
         "",
         "example.com",
@@ -548,7 +548,7 @@ mod tests {
             assert_eq!(judge(Some(origin), Some(b"server.test"), &any), OriginVerdict::AnyPage, "{origin:?}");
         }
         let named = judge(Some(b"https://app.example.com"), Some(b"server.test"), &any);
-        assert_eq!(named, OriginVerdict::Allowed, "what is named is told apart");
+        assert_eq!(named, OriginVerdict::Allowed, "a listed origin is distinguished from any page");
     }
 
     #[test]

@@ -122,7 +122,7 @@ struct Reference<'a> {
 }
 
 /// Parses one request. A field that is `null` is absent, `data` too: serializers write null for each unset field of a
-/// type, so null in `data` cannot be told from no payload.
+/// type, so null in `data` cannot be distinguished from a missing payload.
 pub fn parse(text: &str) -> ClientRequest<'_> {
     // The message of a syntax error would contain the client's input.
     let Ok(fields) = serde_json::from_str::<RequestFields<'_>>(text) else {

@@ -154,9 +154,9 @@ mod tests {
     fn each_kind() {
         let client = ClientId::of(SlotId { key: 1, generation: 1 }, 0);
         let sender = Sender { client: Some(client), user: None };
-        let nobody = Sender::default();
+        let anonymous = Sender::default();
         assert_eq!(
-            envelope(Kind::Data, b"{\"x\": [1, 2.50]}", &nobody),
+            envelope(Kind::Data, b"{\"x\": [1, 2.50]}", &anonymous),
             r#"{"ch":"a.b","id":"7-8","n":9,"data":{"x": [1, 2.50]}}"#
         );
         assert_eq!(
@@ -166,7 +166,7 @@ mod tests {
             )
         );
         assert_eq!(
-            envelope(Kind::Binary, &[0, 255, 1], &nobody),
+            envelope(Kind::Binary, &[0, 255, 1], &anonymous),
             r#"{"ch":"a.b","id":"7-8","n":9,"base64":"AP8B"}"#
         );
         let user = Some(User::new("al\"ice", Some(r#"{"name": "Alice"}"#)));
