@@ -86,7 +86,7 @@
 //! - **No async runtime**: the order of the phases is the design, and a scheduler would hide it.
 //! - **No second thread that knows clients or channels**, so no locks and no atomics. `server::store` has a thread that
 //!   writes the history file, and receives its data over a channel.
-//! - **No timer heap**: deadlines are found by scanning the slab (`server::sweep`), since each is a few bytes in its
+//! - **No timer heap**: deadlines are found by scanning the slab (`server::sweeper`), since each is a few bytes in its
 //!   slot and may be a fraction of a second late.
 //! - **No compression**: one frame shared by all subscribers saves more here.
 //! - **No tungstenite handshake and no tungstenite write path**: requests are parsed with `httparse`, and frames are

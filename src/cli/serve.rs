@@ -27,7 +27,7 @@ use crate::config::{
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
 use crate::server::memory::AllocatedBytes;
-use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, End, Server, StartError};
+use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, Server, ServerExit, StartError};
 use crate::session::http::response::HttpError;
 
 /// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
@@ -472,9 +472,11 @@ fn serve<E: Acceptor>(
         }
     }
     match server.run(keys, allocated_bytes) {
-        Ok(End::Drained) => Ok(()),
-        Ok(End::Unsaved) => Err(Failure::Failed("exited with an incomplete history file".into())),
-        Ok(End::Cut) => Err(Failure::Failed("a second signal ended the drain early".into())),
+        Ok(ServerExit::Drained) => Ok(()),
+        Ok(ServerExit::HistoryIncomplete) => {
+            Err(Failure::Failed("exited with an incomplete history file".into()))
+        }
+        Ok(ServerExit::Forced) => Err(Failure::Failed("a second signal ended the drain early".into())),
         Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
     }
 }

@@ -253,6 +253,11 @@ impl Hub {
         self.open_as(name, Creator::default())
     }
 
+    /// Returns true if `--channels-max` is reached.
+    pub fn is_full(&self) -> bool {
+        self.channels.len() >= self.channels_max
+    }
+
     /// Returns the channel of that name; creates it for `creator` if it does not exist.
     ///
     /// # Errors
@@ -261,7 +266,7 @@ impl Hub {
         if let Some(channel) = self.find(name.as_str()) {
             return Ok(channel);
         }
-        if self.channels.len() >= self.channels_max {
+        if self.is_full() {
             return Err(ChannelsFull);
         }
         let name: Rc<str> = name.as_str().into();

@@ -1,4 +1,5 @@
-//! Who comes in: counted by the address that it comes from, or that a proxy names, served or turned away.
+//! Admission of connections: counted by the address that they come from, or that a proxy names; then served or
+//! rejected.
 
 use std::io;
 
@@ -17,7 +18,7 @@ use crate::session::State;
 use crate::time::LoopTime;
 
 impl<T: Transport> Engine<T> {
-    /// Takes in a connection that will be served, unless its address has as much as it may have.
+    /// Admits a connection, unless its address has reached a limit.
     pub fn admit(&mut self, transport: T, mut peer: Peer, now: LoopTime) -> SlotId {
         let awaits_header = self.shared.limiter.awaits_header(peer.ip());
         if !awaits_header && let Err(over) = self.shared.limiter.admit(&mut peer, now) {
@@ -30,13 +31,14 @@ impl<T: Transport> Engine<T> {
         id
     }
 
-    /// Takes in a connection whose address has as much as it may have, to tell it so. Of many who come at
-    /// once not all are told: what one address does must not keep the others from coming in.
+    /// Admits a connection whose address has reached a limit, to send it an error response. At most [`REFUSALS_MAX`]
+    /// connections receive one at a time, and the others are closed at once: one address must not keep clients of other
+    /// addresses waiting.
     fn reject_over_limit(&mut self, transport: T, peer: Peer, over: LimitExceeded, now: LoopTime) -> SlotId {
         self.shared.metrics.limit(over.limit);
-        let is_told = self.rejected < REFUSALS_MAX;
+        let is_answered = self.rejected < REFUSALS_MAX;
         let id = self.reject(transport, peer, over.reason(), now);
-        if !is_told {
+        if !is_answered {
             self.slots.schedule_close(id, over.reason());
         }
         id
@@ -53,8 +55,8 @@ impl<T: Transport> Engine<T> {
         id
     }
 
-    /// No descriptor or no memory is left for a connection, and accepting is paused. `is_first` says that one was accepted
-    /// since the last time.
+    /// Records that the process has too many open files, or no memory for another connection, and that accept is
+    /// paused. `is_first` is true if a connection was accepted since the last time.
     pub fn accept_exhausted(&mut self, error: &io::Error, is_first: bool, now: LoopTime) {
         self.shared.metrics.accept_failed(error);
         if is_first && self.admits_line(LogLine::AcceptPaused, now) {
@@ -62,27 +64,28 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// A connection was accepted and closed again, since it cannot be watched or TLS cannot be set up for it.
+    /// Logs that a connection was closed right after it was accepted, since it cannot be registered or TLS cannot be
+    /// set up.
     pub fn not_served(&mut self, peer: Peer, error: &io::Error, now: LoopTime) {
         if self.admits_line(LogLine::NotServed, now) {
             warn!("cannot serve {peer}: {error}");
         }
     }
 
-    /// Connections that are served, or may be: all but those that are being turned away.
+    /// Returns the number of connections that are served: all but the rejected ones.
     pub fn served(&self) -> usize {
         self.slots.len() - self.rejected
     }
 
-    /// Connections that are being told that there is no room for them.
+    /// Returns the number of rejected connections that are still open.
     pub fn rejected(&self) -> usize {
         self.rejected
     }
 
-    /// Looks whether a proxy has said for whom it speaks; true if the slot can be read on.
+    /// Reads the PROXY protocol header of a connection. Returns true if the slot can be read on.
     ///
-    /// The header is looked at where it lies, in the kernel, and taken when it is whole: so nothing has to
-    /// be kept of it, and what follows it is untouched, whether that is a request or TLS.
+    /// The header is peeked at in the kernel and taken when it is complete, so no part of it is stored, and the bytes
+    /// after it are untouched, whether they are a request or TLS.
     pub(super) fn take_proxy_header(&mut self, id: SlotId, now: LoopTime) -> bool {
         let Some(slot) = self.slots.get_mut(id) else { return false };
         let mut buffer = [0; PROXY_HEADER_BYTES_MAX];
@@ -120,7 +123,7 @@ impl<T: Transport> Engine<T> {
         self.end(id, Reason::ProxyHeader { fault })
     }
 
-    /// Ends a connection to which nothing is to be said. False, since it is not read on.
+    /// Closes a connection without a response. Returns false, since it is not read on.
     fn end(&mut self, id: SlotId, reason: Reason) -> bool {
         self.slots.schedule_close(id, reason);
         false

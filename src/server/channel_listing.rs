@@ -1,4 +1,4 @@
-//! What the server knows and a client of HTTP asks for, as JSON.
+//! Channels as JSON, for `GET /v1/channels` and `GET /v1/channels/{channel}`.
 
 use std::io::Write;
 use std::ops::Bound;
@@ -10,15 +10,14 @@ use crate::hub::{ChannelInfo, Hub};
 use crate::ids::MessageId;
 use crate::session::http::query::Listing;
 
-/// Channels that one slice of a listing looks at. A slice is full with fewer, unless the client may not see many of
-/// them.
+/// Maximum number of channels that one slice of a listing checks. A slice is full with fewer, unless the client may not
+/// access many of them.
 const CHANNELS_PER_SLICE: usize = 1_000;
 
-/// Appends about `bytes_max` bytes of a listing of channels that the client may see, in the order of their names.
-/// Returns its cost, and true if the listing is complete.
+/// Appends about `bytes_max` bytes of a listing of the channels that the client may access, in the order of their
+/// names. Returns its cost, and true if the listing is complete.
 ///
-/// Names between two patterns are skipped, not looked at: how long it takes depends on the channels that are listed, not
-/// on all there are.
+/// Names between two patterns are skipped: the time depends on the number of listed channels, not of all channels.
 pub(super) fn append_channels(
     hub: &Hub,
     visible: &Patterns,
@@ -62,7 +61,7 @@ pub(super) fn append_channels(
         listing.left -= 1;
         last = Some(name);
     };
-    // A Vec takes every write.
+    // Writes to a Vec do not fail.
     let _ = match next {
         Some(last) => writeln!(out, "],\"next\":\"{last}\"}}"),
         None => writeln!(out, "],\"next\":null}}"),
@@ -70,7 +69,8 @@ pub(super) fn append_channels(
     (Work { encoded: out.len() - start, entries }, true)
 }
 
-/// One channel. Of one that is not there is told that it is empty: it exists when somebody comes.
+/// Returns the information on one channel. A channel that does not exist is reported as empty: the first subscriber or
+/// publisher creates it.
 pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
     let mut out = Vec::new();
     append_channel(&mut out, hub, name, hub.info(name));

@@ -1,4 +1,4 @@
-//! The sweep of the tables of clients: tickets, rate limits of publishers, handshakes of addresses.
+//! Expiry of the tables of clients: tickets, rate limits of publishers, handshakes of addresses.
 //!
 //! Each of them drops expired entries when it is used. But the clock has 32 bits of milliseconds, and an entry of weeks
 //! ago would look like one in the future: so all of them are swept long before that, and the loop wakes for it as long

@@ -1,9 +1,14 @@
 //! The deliver phase: applies the intents of sessions, in the order in which they were emitted.
 //!
-//! Subscribing, publishing, fanning out, catching up and leaving each happen at one point of the log's one order. The
-//! batches of all channels are open for the whole turn: a subscriber that joins does not receive the messages that are
-//! in them already, and one that leaves receives them first. The modules that do the work are [`super::subscribe`],
-//! [`super::publish`] and [`super::query`]; after them [`super::refill`] makes the next slices of long responses.
+//! Subscribing, publishing, fan-out, catching up and unsubscribing each happen at one point of the one order of the
+//! log. The batches of all channels are open for the whole turn: a subscriber that joins does not receive the messages
+//! that are in them already, and one that leaves receives them first. The modules that do the work are
+//! [`super::subscribe`], [`super::publish`] and [`super::query`]; after them [`super::refill`] makes the next slices of
+//! long responses.
+//!
+//! **Intents are also applied outside of this phase**: within *read* when 256 are queued, so that their list stays
+//! small, and at once for a session that is closed or whose deadline has expired. Batches stay open, so their messages
+//! are fanned out with the rest of the turn.
 
 use std::mem;
 use std::rc::Rc;
@@ -13,12 +18,13 @@ use log::warn;
 
 use super::engine::Engine;
 use super::pressure::Pressure;
+use super::publish::Publication;
 use super::shared::Shared;
 use super::slots::{Slot, Slots};
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::Unsent;
-use crate::hub::channel::Delivery;
+use crate::hub::channel::{Channel, Delivery};
 use crate::hub::merge::Group;
 use crate::ids::{ChannelId, SlotId};
 use crate::metrics::Metrics;
@@ -35,16 +41,16 @@ use crate::wire::{self, Form};
 const INTENTS_KEPT: usize = 1_024;
 
 impl<T: Transport> Engine<T> {
-    /// Applies intents to the hub; frames land in outboxes.
+    /// Applies intents to the hub, sends the batches of the turn, and makes slices of long responses.
     pub fn deliver(&mut self, now: LoopTime) {
         self.apply_all(now);
         self.fan_out_all(now);
         self.refill_all(now);
-        // Closes of slow members may have made wishes; they were granted where they were made.
+        // Closing slow subscribers may emit intents; they were applied at once.
         debug_assert!(self.intents.is_empty());
     }
 
-    /// Applies what was asked for.
+    /// Applies all queued intents.
     pub(super) fn apply_all(&mut self, now: LoopTime) {
         let mut intents = mem::take(&mut self.intents);
         for (id, intent) in intents.drain(..) {
@@ -63,7 +69,7 @@ impl<T: Transport> Engine<T> {
             Intent::Subscribe { channel, options, rights, reference } => {
                 let reference = reference.as_deref();
                 match self.subscribe(id, &channel, options, &rights, now) {
-                    Ok(joined) => self.send_subscribed(id, &channel, options, &joined, now),
+                    Ok(subscribed) => self.send_subscribed(id, &channel, options, &subscribed, now),
                     Err(rejection) => {
                         self.reject_subscription(id, channel.as_str(), options, rejection, reference, now);
                     }
@@ -71,25 +77,16 @@ impl<T: Transport> Engine<T> {
             }
             Intent::Unsubscribe { channel, reference } => {
                 let ch = channel.as_str();
-                let left = self.hub.find(ch).is_some_and(|channel| self.unsubscribe(id, channel, now));
-                if left {
+                let was_subscribed =
+                    self.hub.find(ch).is_some_and(|channel| self.unsubscribe(id, channel, now));
+                if was_subscribed {
                     self.send_notice(id, &Notice::Unsubscribed { ch });
                 } else if let Some(frame) = Rejection::NotSubscribed.v1(reference.as_deref(), Some(ch)) {
                     self.send(id, &frame);
                 }
             }
             Intent::Publish { channel, kind, payload, receipt, rights } => {
-                // Before a channel is made for it.
-                if let Err(rejection) = self.pace(id, &rights, payload.len(), &receipt, now) {
-                    return self.reject_publication(id, rejection, channel.as_ref(), &receipt, now);
-                }
-                match self.channel_to_publish_on(id, channel.as_ref(), &receipt, &rights) {
-                    Ok(channel_id) => {
-                        let name = channel.as_ref();
-                        self.publish(id, channel_id, name, kind, &payload, receipt, &rights, now);
-                    }
-                    Err(rejection) => self.reject_publication(id, rejection, channel.as_ref(), &receipt, now),
-                }
+                self.publish(id, &Publication { channel, kind, payload, receipt, rights }, now);
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, manner } => self.disconnect_user(id, &sub, &manner, now),
@@ -97,12 +94,12 @@ impl<T: Transport> Engine<T> {
             Intent::Answer(response) => self.answer(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
-            Intent::BeginClose { farewell } => self.queue_close_frame(id, farewell, now),
+            Intent::BeginClose { farewell: close_frame } => self.queue_close_frame(id, close_frame, now),
         }
     }
 
-    /// Closes a connection that has no words for a refusal, even if its own close frame came right behind what is
-    /// refused.
+    /// Closes a connection whose protocol has no error messages, even if its own close frame followed the rejected
+    /// message.
     pub(super) fn close_with(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         self.close(id, reason, now);
         let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.is_close_queued()) else { return };
@@ -111,18 +108,19 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Ends memberships in order: first what was published so far, then the close frame.
-    fn queue_close_frame(&mut self, id: SlotId, farewell: Option<Bytes>, now: LoopTime) {
+    /// Ends the subscriptions of a connection, then queues its close frame: messages that were published earlier in the
+    /// turn are sent before it.
+    fn queue_close_frame(&mut self, id: SlotId, close_frame: Option<Bytes>, now: LoopTime) {
         self.leave(id, now);
         // The first close frame is the last (RFC 6455 5.5.1).
         let had_one = self.slots.get(id).is_some_and(|slot| slot.is_close_queued());
         self.slots.mark_close_queued(id);
-        if let Some(farewell) = farewell.filter(|_| !had_one) {
-            self.enqueue(id, Rc::new(farewell));
+        if let Some(close_frame) = close_frame.filter(|_| !had_one) {
+            self.enqueue(id, Rc::new(close_frame));
         }
     }
 
-    /// Gives all members what was published in this turn so far.
+    /// Sends all batches of this turn to their subscribers.
     pub(super) fn fan_out_all(&mut self, now: LoopTime) {
         // Once here, and not for each subscriber.
         self.send_gathered();
@@ -135,71 +133,35 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Gives every member of a channel what was published there since the last time.
+    /// Sends the open batch of a channel to all of its subscribers.
     fn fan_out(&mut self, channel: ChannelId, now: LoopTime) {
         self.send_gathered();
-        let Engine { slots, hub, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
+        let Engine { slots, hub, pressure, shared, .. } = self;
         let Some((subscribers, batch)) = hub.finish_batch(channel, now) else { return };
-        let mut full = Vec::new();
-        for form in Form::ALL {
-            for &subscriber in subscribers.live(form) {
-                let Some(slot) = slots.get_mut(subscriber).filter(|slot| slot.takes_broadcast()) else {
-                    continue;
-                };
-                let Some(delivery) = batch.delivery(form, subscriber) else { continue };
-                let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
-                if !record(enqueued, subscriber, Some(channel), delivery.messages, slots, metrics, pressure) {
-                    full.push((subscriber, form, delivery));
-                }
-            }
-        }
-        for (subscriber, form, delivery) in full {
-            if self.enqueue_after_flush(subscriber, &delivery, now) {
-                continue;
-            }
-            if !self.is_skipped(subscriber, form, &delivery, now) {
+        let mut over_limit = Vec::new();
+        let delivery_of = |form, id, _: &Slot<T>| batch.delivery(form, id);
+        queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
+        for (subscriber, form, delivery) in over_limit {
+            if !self.retry_or_skip(subscriber, form, &delivery, now) {
                 self.start_catching_up(subscriber, channel, batch.start_for(subscriber), now);
             }
         }
         self.hub.remove_if_unused(channel);
     }
 
-    /// Sends every subscriber of several channels the new messages of all of its channels as one portion.
+    /// Sends every subscriber of several channels the new messages of all of its channels as one delivery.
     fn fan_out_group(&mut self, mut group: Group, now: LoopTime) {
-        let Engine { slots, hub, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
-        let mut full = Vec::new();
+        let Engine { slots, hub, pressure, shared, .. } = self;
+        let mut over_limit = Vec::new();
         let channels: Vec<ChannelId> = group.channels().collect();
-        for (place, &channel) in channels.iter().enumerate() {
+        for (index, &channel) in channels.iter().enumerate() {
             let Some(subscribers) = hub.channel(channel) else { continue };
-            for form in Form::ALL {
-                for &subscriber in subscribers.live(form) {
-                    let Some(slot) = slots.get_mut(subscriber).filter(|slot| slot.takes_broadcast()) else {
-                        continue;
-                    };
-                    let Some(delivery) = group.delivery(hub, place, form, subscriber, &slot.subscriptions)
-                    else {
-                        continue;
-                    };
-                    let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
-                    if !record(
-                        enqueued,
-                        subscriber,
-                        Some(channel),
-                        delivery.messages,
-                        slots,
-                        metrics,
-                        pressure,
-                    ) {
-                        full.push((subscriber, form, delivery));
-                    }
-                }
-            }
+            let delivery_of =
+                |form, id, slot: &Slot<T>| group.delivery(hub, index, form, id, &slot.subscriptions);
+            queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
         }
-        for (subscriber, form, delivery) in full {
-            if self.enqueue_after_flush(subscriber, &delivery, now) {
-                continue;
-            }
-            if !self.is_skipped(subscriber, form, &delivery, now) {
+        for (subscriber, form, delivery) in over_limit {
+            if !self.retry_or_skip(subscriber, form, &delivery, now) {
                 let Some(slot) = self.slots.get(subscriber) else { continue };
                 for (channel, before) in group.batch_starts(&self.hub, subscriber, &slot.subscriptions) {
                     self.start_catching_up(subscriber, channel, before, now);
@@ -209,12 +171,23 @@ impl<T: Transport> Engine<T> {
         self.hub.end_group(&group);
     }
 
-    /// Applies `--on-slow` to a member whose outbox could not take a batch. Returns true if it does not receive the
+    /// Handles a delivery that was over the limit of its outbox: writes and queues it again, or applies `--on-slow`.
+    /// Returns false if the subscriber is to catch up from the history.
+    fn retry_or_skip(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
+        self.enqueue_after_flush(subscriber, delivery, now)
+            || self.is_skipped(subscriber, form, delivery, now)
+    }
+
+    /// Applies `--on-slow` to a subscriber whose outbox could not take a batch. Returns true if it does not receive the
     /// batch: it is closed, or its protocol has no notice of a gap; false if it is to catch up from the history.
+    ///
+    /// This is one of the two triggers of the slow-consumer policy: the outbox is over its limit. The other one is a
+    /// socket that accepts no bytes, or too few, for too long (`Slot::has_stalled`), which the flush and expire phases
+    /// check.
     fn is_skipped(&mut self, subscriber: SlotId, form: Form, delivery: &Delivery, now: LoopTime) -> bool {
         let is_replaying = self.slots.get(subscriber).is_some_and(Slot::is_replaying);
         match self.shared.limits.on_slow {
-            // A slice of its replay fills the outbox. Its other channels are replayed after that one.
+            // The slice of its replay fills the outbox. Its other channels are replayed after that one.
             _ if is_replaying => return false,
             OnSlow::Close => self.close(subscriber, Reason::Slow, now),
             OnSlow::Skip if form == Form::Raw => {
@@ -228,8 +201,8 @@ impl<T: Transport> Engine<T> {
         true
     }
 
-    /// Sends one member the messages of the open batches that it has yet to receive, before it leaves or receives a
-    /// cursor.
+    /// Sends one subscriber the messages of the open batches that it has not received, before it unsubscribes or
+    /// receives a cursor.
     pub(super) fn deliver_unsent(&mut self, id: SlotId, now: LoopTime) {
         if self.slots.get(id).is_none_or(|slot| slot.subscriptions.is_empty()) {
             return;
@@ -254,11 +227,11 @@ impl<T: Transport> Engine<T> {
         self.fan_out_all(now);
     }
 
-    /// Queues a portion that did not fit into the outbox, after a write has made room. Returns false if it still does
+    /// Queues a delivery that did not fit into the outbox, after a write has made room. Returns false if it still does
     /// not fit.
     ///
     /// One turn may publish more to a subscriber than its outbox holds, when it subscribes to several channels or the
-    /// messages are short. A subscriber is not slow because no write has been tried yet.
+    /// messages are short. A subscriber is not slow if no write has been tried yet.
     fn enqueue_after_flush(&mut self, id: SlotId, delivery: &Delivery, now: LoopTime) -> bool {
         let Engine { slots, pressure, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { return true };
@@ -284,6 +257,31 @@ impl<T: Transport> Engine<T> {
                 }
                 Enqueue::OverLimit if matches!(left, FlushOutcome::More) => {}
                 Enqueue::OverLimit => return false,
+            }
+        }
+    }
+}
+
+/// Queues the deliveries of a batch for all live subscribers of a channel. Deliveries that are over the limit of their
+/// outbox are added to `over_limit`.
+#[inline]
+fn queue_batch<T: Transport>(
+    subscribers: &Channel,
+    channel: ChannelId,
+    slots: &mut Slots<T>,
+    shared: &mut Shared,
+    pressure: &mut Pressure,
+    over_limit: &mut Vec<(SlotId, Form, Delivery)>,
+    mut delivery_of: impl FnMut(Form, SlotId, &Slot<T>) -> Option<Delivery>,
+) {
+    let Shared { limits, metrics, .. } = shared;
+    for form in Form::ALL {
+        for &id in subscribers.live(form) {
+            let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { continue };
+            let Some(delivery) = delivery_of(form, id, slot) else { continue };
+            let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
+            if !record(enqueued, id, Some(channel), delivery.messages, slots, metrics, pressure) {
+                over_limit.push((id, form, delivery));
             }
         }
     }

@@ -1,7 +1,12 @@
-//! The phases that touch slots: drive, flush, sweep, reap. Deliver has a room of its own, and so has who comes in.
+//! The phases of a turn that touch slots: read, flush and reap. The others are in [`super::deliver`] and
+//! [`super::expire`], and admission is in [`super::admission`].
 //!
-//! The engine has no poll and no listener, and is generic over the transport: the real server drives it
-//! with sockets, the model test with bytes in memory, and both run the same code.
+//! The engine has no poll and no listener, and is generic over the transport: the server runs it over sockets, the
+//! model test over bytes in memory, and both run the same code.
+//!
+//! **Deferred free**: any phase may schedule a close ([`Slots::schedule_close`]), as often as it likes; only
+//! [`Engine::reap`] frees the slot, at the end of the turn. So an id stays valid for the whole turn, and no caller has
+//! to check whether a call has freed its slot.
 
 use std::mem;
 
@@ -15,7 +20,7 @@ use super::slots::{ReadyQueue, Slot, Slots, is_flushed};
 use super::sweeper::Sweeper;
 use super::unicast::Gathered;
 use crate::access::rate_limiter::RateLimiter;
-use crate::close::{Reason, TlsFault};
+use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::ids::SlotId;
@@ -23,16 +28,8 @@ use crate::metrics::MemoryStep;
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::{ReadOutcome, Transport};
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Due, Ended, SMALL_BYTES, State};
+use crate::session::{AfterFlush, Ended, SMALL_BYTES, State};
 use crate::time::LoopTime;
-
-/// Every deadline but those of pings is met within this time after the sweep has reached it, even if all connections
-/// have one at once and turns are long: then timeouts are less than a second late, the time of a sweep included.
-const DEADLINES_SPAN_MS: u32 = 500;
-
-/// All connections are pinged within that part of the ping interval, if all are to be pinged at once and turns are
-/// long: then pings are less than a fifth of the interval late.
-const PINGS_SPAN: u32 = 10;
 
 /// The part of a turn's budget that is for requeued slots alone: one in four. Less would let many sparse clients slow
 /// down a publisher that has much to send; more would make the sparse ones wait for more turns.
@@ -47,7 +44,7 @@ const SPARSE_COST_BYTES_MAX: usize = 4 << 10;
 /// client waited for 500 turns and 2.3 s.
 const NEW_SHARE_BYTES_MIN: usize = 1 << 10;
 
-/// The first step of a WebSocket ([`Share::next_read`]): 42 empty frames, which take 15 us, or one small message.
+/// The first step of a WebSocket ([`ReadShare::next_read`]): 42 empty frames, which take 15 us, or one small message.
 const FRAMES_STEP_BYTES: usize = 256;
 
 /// A requeued slot that is read in steps may cost this many shares: 16 KiB of frames of 32 bytes, which cost 27 KiB, are
@@ -58,9 +55,9 @@ const REQUEUED_STEP_SHARES: usize = 4;
 /// when the share is used up.
 const REQUESTS_STEP_BYTES: usize = 512;
 
-/// So many intents are applied before another slot is read, and do not wait until all are. What they publish is
-/// handed out with the rest of the turn all the same; but their list does not grow with those who speak at once, and
-/// is still in the cache.
+/// Queued intents are applied early, before the next slot is read, once there are this many. Their messages are fanned
+/// out with the rest of the turn; but the list does not grow with the number of clients that publish at once, and stays
+/// in the cache.
 const INTENTS_AT_ONCE: usize = 256;
 
 /// Slots, hub, and what the phases need between them.
@@ -80,11 +77,12 @@ pub struct Engine<T> {
     pub(super) pressure: Pressure,
     /// The one read buffer, shared by all connections.
     scratch: Vec<u8>,
-    sweeper: Sweeper,
-    /// The sweep of the connections for pings.
-    ping_sweeper: Sweeper,
-    /// The sweep of the channels, for what is kept too long.
-    channel_sweeper: Sweeper,
+    /// Sweeps the slots for all deadlines but those of pings.
+    pub(super) sweeper: Sweeper,
+    /// Sweeps the slots for due pings.
+    pub(super) ping_sweeper: Sweeper,
+    /// Sweeps the channels for expired messages.
+    pub(super) channel_sweeper: Sweeper,
     /// The log lines that peers cause.
     pub(super) log_lines: LogLimits,
     /// The next sweep of the tables of clients.
@@ -96,8 +94,8 @@ pub struct Engine<T> {
     /// `None` while the server serves.
     pub(super) draining: Option<Drain>,
     /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
-    pub is_leaving: bool,
-    /// Slots that are being told that there is no room.
+    pub is_drain_announced: bool,
+    /// Number of open connections that are rejected.
     pub(super) rejected: usize,
     /// When debtors are searched for again; `None`: at once.
     pub(super) debtors_wanted_at: Option<LoopTime>,
@@ -106,7 +104,7 @@ pub struct Engine<T> {
 }
 
 impl<T: Transport> Engine<T> {
-    /// An engine without connections, whose log was born at `epoch`, and that is open to everybody.
+    /// An engine without connections, whose log begins at `epoch`, and in which anonymous clients have all rights.
     pub fn new(limits: Limits, epoch: u64) -> Engine<T> {
         Engine {
             hub: Hub::new(&limits, epoch),
@@ -123,7 +121,7 @@ impl<T: Transport> Engine<T> {
             client_salt: 0,
             run: 0,
             draining: None,
-            is_leaving: false,
+            is_drain_announced: false,
             rejected: 0,
             debtors_wanted_at: None,
             rate_limiter: RateLimiter::new(),
@@ -131,8 +129,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// The salt under which the names of clients to come, beginning with the next, would be those of a process
-    /// from its first: they go on so in the next process that reads the same history.
+    /// Returns the salt with which a next process that reads the same history continues the client ids: its first id
+    /// follows the last of this process.
     pub fn next_client(&self) -> u32 {
         self.client_salt.wrapping_add(self.slots.next_id().generation)
     }
@@ -149,7 +147,7 @@ impl<T: Transport> Engine<T> {
     /// floods do not keep the others waiting.
     pub fn read(&mut self, now: LoopTime) {
         let budget = self.shared.limits.read_bytes_per_turn;
-        // What the first pass requeues has had its share of this turn.
+        // Slots that the first pass requeues have had their share of this turn.
         let requeued = self.slots.ready_len(ReadyQueue::Requeued);
         let reserved = if requeued > 0 { budget / REQUEUED_SHARE } else { 0 };
         let new = self.slots.ready_len(ReadyQueue::New);
@@ -160,10 +158,10 @@ impl<T: Transport> Engine<T> {
 
     /// Reads up to `count` slots of a queue within a budget, and returns the rest of the budget.
     ///
-    /// A slot's share is what the budget has for each that is still to be read, `others` included: a publisher that is
-    /// alone is read on, so that what it sends at once goes out at once. It is at least what one read takes; for a new
-    /// slot, as much of that as the budget has for each of the new ones, so that a large message of a client that sends
-    /// little is read at once while a thousand floods are requeued.
+    /// The share of a slot is the rest of the budget divided by the number of slots still to be read, `others`
+    /// included: a single publisher is read until its socket is empty, so that all of its messages are sent in this
+    /// turn. The share is at least one read; for a new slot, at least the budget divided by the number of new ones, so
+    /// that a large message of a client that sends little is read at once while a thousand floods are requeued.
     fn read_queue(
         &mut self,
         queue: ReadyQueue,
@@ -188,11 +186,11 @@ impl<T: Transport> Engine<T> {
                 ReadyQueue::New => cost,
                 ReadyQueue::Requeued => cost * REQUEUED_STEP_SHARES,
             };
-            let share = Share { cost, cost_max, is_in_steps: equal < read_bytes };
+            let share = ReadShare { cost, cost_max, is_in_steps: equal < read_bytes };
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read_slot(id, share, now);
             if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) {
-                self.refuse_unfinished(id, held_before, now);
+                self.close_unfinished(id, held_before, now);
             }
             budget = budget.saturating_sub(cost);
             self.after_session(id);
@@ -205,7 +203,7 @@ impl<T: Transport> Engine<T> {
 
     /// Reads one slot, its share and no more. Returns what that cost: its bytes, and what the session charges for
     /// frames and requests.
-    fn read_slot(&mut self, id: SlotId, share: Share, now: LoopTime) -> usize {
+    fn read_slot(&mut self, id: SlotId, share: ReadShare, now: LoopTime) -> usize {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
@@ -217,7 +215,7 @@ impl<T: Transport> Engine<T> {
         slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
         let is_publishing_paused = slot.has_unsent_answers() || slot.is_publishing_paused();
-        // Then a short read does not end it: no event may follow the one that was the last.
+        // After a reported end of file or a failed write, a short read is not the end: no further event may follow.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (transport, state, mut ctx) = shared.session_context(id, slot, now);
         ctx.cost_max = share.cost;
@@ -294,7 +292,7 @@ impl<T: Transport> Engine<T> {
 
     /// Closes a WebSocket that has begun a large message and not finished it, though all bytes that arrived are read. A
     /// message that was large before continues: other connections are closed first ([`Engine::relieve`]).
-    fn refuse_unfinished(&mut self, id: SlotId, held_before: usize, now: LoopTime) {
+    fn close_unfinished(&mut self, id: SlotId, held_before: usize, now: LoopTime) {
         let Some(slot) = self.slots.get(id) else { return };
         let has_grown_large = held_before <= SMALL_BYTES && slot.state.held_bytes() > SMALL_BYTES;
         if slot.state.is_web_socket() && has_grown_large && !slot.is_ready() {
@@ -302,7 +300,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Puts the slot on the lists that its session's turn has made necessary, and its wishes to the rest.
+    /// Queues the intents of a session that was called, and puts its slot on the dirty list or on the list to reap.
     fn after_session(&mut self, id: SlotId) {
         let Engine { slots, intents, shared: Shared { session_intents, .. }, .. } = self;
         intents.extend(session_intents.drain(..).map(|options| (id, options)));
@@ -351,7 +349,7 @@ impl<T: Transport> Engine<T> {
                 if slot.transport.shut_down_write().is_err() {
                     self.fail(id);
                 }
-                // The peer's end of file may have come while it was held, and no event will say so again.
+                // The peer's end of file may have arrived while reading was paused, and raises no further event.
                 self.slots.resume_reading(id);
             }
             (FlushOutcome::More, AfterFlush::Nothing) => slots.mark_dirty(id),
@@ -365,22 +363,23 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// A write has just found the socket full. Has it been for too long?
+    /// Closes or skips a subscriber if its socket has been full for too long. Called after a write that has found it
+    /// full.
     fn check_stall(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, shared: Shared { limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
-        if !slot.state.is_open() || !has_stalled(slot, limits, now) {
+        if !slot.state.is_open() || !slot.has_stalled(limits, now) {
             return;
         }
         match limits.on_slow {
-            // It has no words for a close, and stands in the way of none.
+            // A response or a raw connection in a close handshake gets no close frame, and delays no message.
             _ if !slot.takes_broadcast() => slots.schedule_close(id, Reason::Slow),
             OnSlow::Close => self.close(id, Reason::Slow, now),
             OnSlow::Skip => slot.outbox.reject_until_empty(),
         }
     }
 
-    /// The socket has failed.
+    /// Ends a session whose socket has failed.
     fn fail(&mut self, id: SlotId) {
         if let Some(slot) = self.slots.get_mut(id) {
             slot.state.fail();
@@ -388,96 +387,8 @@ impl<T: Transport> Engine<T> {
         self.after_session(id);
     }
 
-    /// Checks a slice of the slab for expired deadlines, up to the number that one turn handles.
-    ///
-    /// Pings have a budget and a sweep of their own, so that timeouts do not wait for the pings of many connections.
-    pub fn expire(&mut self, now: LoopTime) {
-        self.continue_drain(now);
-        self.expire_tables(now);
-        self.log_suppressed_lines(now);
-        self.slots.shrink_at(now);
-        self.hub.shrink_at(now);
-        let (slots, connections) = (self.slots.keys_end(), self.slots.len());
-        let mut budget = self.sweeper.take_budget(connections, DEADLINES_SPAN_MS, now);
-        let slice = self.sweeper.slice(slots, now);
-        for key in slice.clone() {
-            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.expire_slot(id, false, now)));
-            if budget == 0 && key + 1 < slice.end {
-                self.sweeper.pause(key + 1, now);
-                break;
-            }
-        }
-        let span_ms = self.shared.limits.ping_interval_ms / PINGS_SPAN;
-        let mut budget = self.ping_sweeper.take_budget(connections, span_ms, now);
-        let slice = self.ping_sweeper.slice(slots, now);
-        for key in slice.clone() {
-            budget -= usize::from(self.slots.id_at(key).is_some_and(|id| self.expire_slot(id, true, now)));
-            if budget == 0 && key + 1 < slice.end {
-                self.ping_sweeper.pause(key + 1, now);
-                break;
-            }
-        }
-        if self.hub.has_expiring_data() {
-            let slice = self.channel_sweeper.slice(self.hub.keys_end(), now);
-            self.hub.expire(slice, now);
-        }
-    }
-
-    /// Handles the expired deadlines of one connection: pings only, or all others. Returns true if there was one.
-    fn expire_slot(&mut self, id: SlotId, pings: bool, now: LoopTime) -> bool {
-        if !pings && (self.end_wait(id, now) || self.end_overdue(id, now)) {
-            return true;
-        }
-        if self.pressure.is_felt() {
-            self.expire_pressure(id, now);
-        }
-        if self.slots.get(id).is_some_and(Slot::is_withheld) {
-            // Its time begins when its request is answered.
-            return false;
-        }
-        let Engine { slots, shared, .. } = self;
-        let Some(slot) = slots.get_mut(id) else { return false };
-        if !pings
-            && slot.state.is_open()
-            && slot.transport.is_record_late(now, shared.limits.message_timeout_ms)
-        {
-            self.close(id, Reason::TlsFailed { fault: TlsFault::RecordTimeout }, now);
-            return true;
-        }
-        let has_stalled = !pings && has_stalled(slot, &shared.limits, now);
-        if has_stalled {
-            // It may take bytes again, and the event lie in the next batch: we may be late ourselves. So a
-            // last write tells.
-            slot.unblock();
-            slots.mark_dirty(id);
-        }
-        let Some(slot) = slots.get_mut(id) else { return false };
-        if slot.state.is_ping_due(now) != pings {
-            return has_stalled;
-        }
-        // Its messages may wait in the kernel, where they stay until the peer has taken its answers.
-        let unread = slot.is_ready() || (slot.is_read_paused() && matches!(slot.state, State::Open(_)));
-        let (_, state, mut ctx) = shared.session_context(id, slot, now);
-        match state.expire(unread, &mut ctx) {
-            Due::Nothing => return has_stalled,
-            Due::Flush => self.apply_session_intents(id, now),
-            Due::Read => slots.mark_ready(id),
-            Due::Close(reason) => slots.schedule_close(id, reason),
-        }
-        true
-    }
-
-    /// When the sweep wants to be called again, if there is anything to sweep.
-    pub fn next_expiry(&self, now: LoopTime) -> Option<LoopTime> {
-        let next = || self.sweeper.next(now).min(self.ping_sweeper.next(now));
-        let slots = (!self.slots.is_empty()).then(next);
-        let channels = self.hub.has_expiring_data().then(|| self.channel_sweeper.next(now));
-        let drain = self.draining.as_ref().and_then(Drain::next);
-        let tables = self.next_table_expiry(now);
-        [slots, channels, drain, tables].into_iter().flatten().reduce(LoopTime::min)
-    }
-
-    /// The only place where a slot dies and its key is freed; how many did.
+    /// Frees the slots whose close was scheduled. The only place where a slot is freed and its key becomes available
+    /// again (**deferred free**). Returns their number.
     pub fn reap(&mut self, now: LoopTime) -> usize {
         let to_reap = self.slots.take_to_reap();
         for &id in &to_reap {
@@ -513,13 +424,13 @@ impl<T: Transport> Engine<T> {
         to_reap.len()
     }
 
-    /// Begins to close a connection, for the first reason that is given.
+    /// Begins to close a connection. If it is closing already, its first reason stays.
     pub fn close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         self.begin_close(id, reason, now);
         self.apply_session_intents(id, now);
     }
 
-    /// The same for a session in the drive phase: its intents are applied in its order.
+    /// The same for a session in the read phase: its intents are applied in their order.
     fn begin_close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         // The session may send something at once, and the answers before that have to be queued first.
         self.send_gathered();
@@ -530,8 +441,8 @@ impl<T: Transport> Engine<T> {
         state.close(reason, &mut ctx);
     }
 
-    /// Grants the wishes of a session that was called outside the drive phase, at once.
-    fn apply_session_intents(&mut self, id: SlotId, now: LoopTime) {
+    /// Applies the intents of a session that was called outside of the read phase, at once.
+    pub(super) fn apply_session_intents(&mut self, id: SlotId, now: LoopTime) {
         for options in mem::take(&mut self.shared.session_intents) {
             self.apply(id, options, now);
         }
@@ -539,10 +450,10 @@ impl<T: Transport> Engine<T> {
         self.after_session(id);
     }
 
-    /// Ends everybody at once.
+    /// Closes all connections at once, without a close frame.
     pub fn cut(&mut self) {
-        let everybody: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
-        for id in everybody {
+        let ids: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
+        for id in ids {
             self.slots.schedule_close(id, Reason::Cut);
         }
     }
@@ -554,7 +465,7 @@ impl<T: Transport> Engine<T> {
             self.intents.is_empty() && self.shared.session_intents.is_empty(),
             "all intents were applied"
         );
-        assert!(self.gathered.is_empty(), "all answers were queued");
+        assert!(self.gathered.is_empty(), "all gathered responses were queued");
         self.hub.check();
         let mut subscriptions = 0;
         for (id, slot) in self.slots.iter() {
@@ -562,16 +473,16 @@ impl<T: Transport> Engine<T> {
                 assert_eq!(
                     self.hub.subscriber_at(subscription),
                     Some(id),
-                    "the seat of {id:?}: {subscription:?}"
+                    "the position of {id:?}: {subscription:?}"
                 );
                 subscriptions += 1;
             }
         }
-        assert_eq!(subscriptions, self.hub.subscriptions(), "every member has a slot");
+        assert_eq!(subscriptions, self.hub.subscriptions(), "every subscriber has a slot");
         for (channel, pressers) in self.pressure.pressers() {
             let presses = |slot: &Slot<T>| slot.is_pressing() && slot.subscriptions.find(channel).is_some();
             let count = self.slots.iter().filter(|(_, slot)| presses(slot)).count();
-            assert_eq!(count, pressers as usize, "who presses on {channel:?}");
+            assert_eq!(count, pressers as usize, "the number of subscribers that press on {channel:?}");
         }
     }
 }
@@ -587,7 +498,7 @@ fn sub_field(ended: &Ended) -> String {
 
 /// A slot's share of a turn.
 #[derive(Clone, Copy)]
-struct Share {
+struct ReadShare {
     /// The cost after which the slot is read no further.
     cost: usize,
     /// The most that the next step may cost, and those before it.
@@ -596,7 +507,7 @@ struct Share {
     is_in_steps: bool,
 }
 
-impl Share {
+impl ReadShare {
     /// Returns the size of the next read.
     ///
     /// A session handles all frames of a read, and 16 KiB of empty ones cost 170 KiB. In steps, the first read is small,
@@ -618,20 +529,12 @@ impl Share {
 
 /// The next state of a slot that was read.
 enum AfterRead {
-    /// An event will say when there is more.
+    /// An event reports further bytes.
     Wait,
-    /// It is read on when its outbox is empty.
+    /// Reading is resumed when its outbox is empty.
     PauseReading,
-    /// It has more, which has to wait for its next share.
+    /// It has more bytes, which wait for its next share.
     Requeue,
     /// The slot begins to close.
     Close(Reason),
-}
-
-/// Returns true if the socket has taken nothing, or too little, for too long.
-fn has_stalled<T: Transport>(slot: &mut Slot<T>, limits: &Limits, now: LoopTime) -> bool {
-    if slot.outbox.is_empty() {
-        return slot.transport.is_write_late(now, limits.slow_timeout_ms);
-    }
-    slot.outbox.stalls_at(SlowConsumerLimits::of(limits)).is_some_and(|moment| moment.is_due(now))
 }

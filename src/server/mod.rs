@@ -3,30 +3,33 @@
 //! A turn is a list of phases, and their order is the design:
 //!
 //! - **wait** first, since all other work was done in the turn before;
-//! - **note** only marks, so that a batch of events is read completely before any of them is handled, and an event for
-//!   a slot that is closed in this turn finds no slot;
+//! - **mark** only marks, so that a batch of events is read completely before any of them is handled, and an event for
+//!   a slot that is closed in this turn finds no slot. Signals are handled after it, in a function for them;
 //! - **relieve** before the phases that allocate, with a fresh count of the memory in use, and before **flush**, which
 //!   sends its closes;
-//! - **accept** before **drive**, so that new connections are in the slab before the event of their first bytes;
-//! - **drive** reads and gathers intents, and **deliver** applies them, so that all messages of a turn become one batch
-//!   for each channel (the intents of many clients are applied in parts, and fanned out together). Its last part,
-//!   `refill`, makes the next slices of replays, listings and history pages, after the new messages;
+//! - **accept** before **read**, so that new connections are in the slab before the event of their first bytes;
+//! - **read** gathers intents, and **deliver** applies them, so that all messages of a turn become one batch for each
+//!   channel. Intents are also applied within *read* once 256 are queued, and at once when a connection is closed or
+//!   its deadline expires: the batches stay open until *deliver*. The last part of *deliver*, `refill`, makes the next
+//!   slices of replays, listings and history pages, after the new messages. A replay is driven by the outbox running
+//!   empty;
 //! - **flush** after all that, so that each slot gets one write, however many frames are queued. It knows which
-//!   subscribers are behind, so `pressure` pauses and releases their publishers there;
-//! - **sweep** after **drive**, so that no client is closed as silent whose bytes have just been read;
+//!   subscribers are slow, so `pressure` pauses and resumes their publishers there;
+//! - **expire** after **read**, so that no client is closed as silent whose bytes have just been read;
 //! - **reap** last, so that a key is not used again while an id of this turn is still in use.
 //!
 //! # Modules
 //!
-//! - [`engine`] has the phases that touch slots, [`slots`] the slab and its lists, `fair_queue` one in which addresses
-//!   take turns, `sweep` the deadlines.
-//! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and `channel_listing`
-//!   queries, `refill` the slices of long responses.
-//! - `unicast` gathers the answers to one connection, `pressure` is back pressure on publishers.
+//! - [`engine`] has the phases that touch slots, [`shared`] the state that sessions share, [`slots`] the slab and its
+//!   lists, `fair_queue` a queue in which addresses take turns.
+//! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
+//!   `channel_listing` queries, `refill` the slices of long responses.
+//! - `unicast` gathers the responses to one connection, `pressure` is back pressure on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
-//! - `admission` admits connections or refuses them, `drain` closes all of them, `client_tables` sweeps the tables of clients,
-//!   `log_limit` bounds the log lines of closed connections.
-//! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`], [`crate::net::tls`] and `certificate` are TLS over one.
+//! - `admission` admits or rejects connections, `drain` closes all of them, `expire` checks deadlines with the
+//!   `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds the log lines of closed connections.
+//! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
+//!   [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
@@ -35,6 +38,7 @@ mod client_tables;
 mod deliver;
 mod drain;
 pub mod engine;
+mod expire;
 mod fair_queue;
 mod log_limit;
 pub mod memory;
@@ -92,14 +96,15 @@ const SIGNALS: Token = Token(usize::MAX - 1);
 /// Events taken in one wait. 1,024 are 12 KiB; more would only make the turns longer.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// Connections over the limit that are being told so at any time; the others wait in the backlog.
+/// Maximum number of connections over the limit that receive an error response at a time; further ones wait in the
+/// backlog.
 pub const REFUSALS_MAX: usize = 16;
 
 /// Descriptors that are not connections: the three standard ones, the poll, the listener and its
 /// reserve, the signal pipe's two, and some for name lookups and the like.
 pub const DESCRIPTORS_RESERVED: usize = 16 + REFUSALS_MAX;
 
-/// The server: its parts, and the loop over them.
+/// The server: poll, listener, engine and history file, and the loop over them.
 pub struct Server<E: Acceptor> {
     poll: Poll,
     events: Events,
@@ -116,48 +121,48 @@ pub struct Server<E: Acceptor> {
     clock: Clock,
     /// When the memory in use was last counted.
     counted_at: Option<LoopTime>,
-    stage: Stage,
+    phase: ShutdownPhase,
 }
 
-/// Who may come, from where, and with what.
+/// Allowed origins, trusted proxies, and authentication.
 #[derive(Debug)]
 pub struct AccessConfig {
-    /// Origins whose pages may connect, beside those of the server's own host.
+    /// Origins whose pages may connect, in addition to those of the server's own host.
     pub origins: Vec<OriginPattern>,
-    /// Proxies that are believed.
+    /// Trusted proxies.
     pub proxies: Proxies,
-    /// Keys that tokens are checked with, and what everybody may do.
+    /// Keys that verify tokens, and the rights of anonymous clients.
     pub authenticator: Authenticator,
 }
 
-/// How a server's life ends.
+/// Phases of the shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ShutdownPhase {
     Serving,
-    /// The first signal came, and `--drain-delay-ms` runs: new clients are still served.
-    Leaving {
+    /// The first signal arrived, and `--drain-delay-ms` runs: new clients are still served.
+    Announced {
         until: LoopTime,
     },
     /// Connections are being closed.
     Draining {
         until: LoopTime,
     },
-    /// The second signal came.
-    Cut,
+    /// The second signal arrived.
+    Forced,
 }
 
-/// How it ended.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ServerExit {
     /// After a drain.
     Drained,
     /// At once, by a second signal.
-    Cut,
+    Forced,
     /// The history file could not be completed.
-    Unsaved,
+    HistoryIncomplete,
 }
 
-/// Why a server does not start.
+/// The reason why a server does not start.
 #[derive(Debug)]
 pub enum StartError {
     /// The address is in use, or the system gives no poll or signals.
@@ -183,12 +188,12 @@ impl From<io::Error> for StartError {
     }
 }
 
-/// The only place that asks the time: once before each wait and once after.
+/// The only clock of the server: read once before each wait and once after.
 #[derive(Debug)]
 struct Clock {
-    birth: Instant,
+    started: Instant,
     woke: Instant,
-    /// Which start of the machine it is.
+    /// Identifies the boot of the machine.
     boot: u64,
 }
 
@@ -198,14 +203,14 @@ impl Clock {
     }
 
     fn millis(&self) -> u64 {
-        self.woke.duration_since(self.birth).as_millis() as u64
+        self.woke.duration_since(self.started).as_millis() as u64
     }
 
     fn times(&self) -> LogTime {
         LogTime { now: self.now(), millis: self.millis() }
     }
 
-    /// What other clocks say, for those who come after this process.
+    /// Reads the other clocks, for a next process that reads the history file.
     fn stamp(&self) -> ClockSnapshot {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         ClockSnapshot {
@@ -243,9 +248,9 @@ impl<E: Acceptor> Server<E> {
         // being in use: of two that load at once on one address the second ends here.
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         let now = Instant::now();
-        let clock = Clock { birth: now, woke: now, boot: process::boot_id() };
+        let clock = Clock { started: now, woke: now, boot: process::boot_id() };
         let stamp = clock.stamp();
-        // A new log begins, unless there is one that goes on.
+        // A new log begins, unless a history file continues one.
         let mut engine = Engine::new(config.limits, store::new_epoch());
         engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
         engine.client_salt = engine.run;
@@ -280,11 +285,11 @@ impl<E: Acceptor> Server<E> {
             connections_max,
             clock,
             counted_at: None,
-            stage: Stage::Serving,
+            phase: ShutdownPhase::Serving,
         })
     }
 
-    /// The address that it really listens on; `None` once it is draining.
+    /// The address that it listens on; `None` while draining.
     pub fn address(&self) -> Option<SocketAddr> {
         self.listener.as_ref().and_then(|listener| listener.address().ok())
     }
@@ -294,7 +299,7 @@ impl<E: Acceptor> Server<E> {
         &self.engine.shared.metrics
     }
 
-    /// Serves until a signal ends it. `keys` reads the key files again, at each SIGHUP; `allocated_bytes` returns the
+    /// Serves until a signal ends it. `keys` loads the key files again, at each SIGHUP; `allocated_bytes` returns the
     /// bytes in use, which are compared with the memory budget.
     ///
     /// # Errors
@@ -303,8 +308,8 @@ impl<E: Acceptor> Server<E> {
         &mut self,
         mut keys: impl FnMut() -> Result<Option<Verifier>, String>,
         allocated_bytes: AllocatedBytes,
-    ) -> io::Result<End> {
-        // What came before was no turn: a history may have been read.
+    ) -> io::Result<ServerExit> {
+        // The time before the first turn does not count as a turn: a history may have been loaded.
         self.clock.woke = Instant::now();
         loop {
             let now = self.wait()?;
@@ -323,7 +328,7 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// One poll: until the next deadline, or not at all when work was left over.
+    /// Waits for events until the next deadline, or not at all when work was left over.
     fn wait(&mut self) -> io::Result<LoopTime> {
         if cfg!(debug_assertions) {
             self.engine.check();
@@ -334,7 +339,7 @@ impl<E: Acceptor> Server<E> {
         let timeout = self.timeout();
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
-            // A signal; what it means comes through its own event. The events are those of the last turn.
+            // A signal, which has an event. The events are those of the last turn.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
             Err(error) => return Err(error),
         }
@@ -350,9 +355,9 @@ impl<E: Acceptor> Server<E> {
             return Some(Duration::ZERO);
         }
         let pause = self.listener.as_ref().and_then(Listener::deadline);
-        let drain = match self.stage {
-            Stage::Leaving { until } | Stage::Draining { until } => Some(until),
-            Stage::Serving | Stage::Cut => None,
+        let drain = match self.phase {
+            ShutdownPhase::Announced { until } | ShutdownPhase::Draining { until } => Some(until),
+            ShutdownPhase::Serving | ShutdownPhase::Forced => None,
         };
         let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
         let next = [pause, drain, store, self.engine.next_expiry(now)]
@@ -402,8 +407,8 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Reads the certificate and the keys again, for clients that connect from now on. No connection closes, and a
-    /// file that cannot be used changes nothing.
+    /// Loads the certificate and the keys again, for clients that connect from now on. No connection closes, and a file
+    /// that cannot be used changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
         let certificate = self.acceptor.reload(UnixTime::now());
         let verifier = keys();
@@ -434,7 +439,7 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Takes waiting sockets, up to a budget.
+    /// Accepts waiting connections, up to a budget. Ends early when accept is paused.
     fn accept(&mut self, now: LoopTime) {
         let Server { poll, listener, acceptor, engine, connections_max, .. } = self;
         acceptor.begin_turn(engine.shared.authenticator.http_date());
@@ -485,22 +490,22 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Looks for deadlines that have come, and hands to the disk what has changed.
+    /// Handles expired deadlines, and sends changed channels to the thread that writes the history file.
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
-            store.sweep(hub, &mut shared.metrics, clients, clock.times(), || clock.stamp());
+            store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.stamp());
         }
     }
 
-    /// Completes the history file, when nobody is left. False if it cannot be.
-    fn save(&mut self, patience: Duration) -> bool {
+    /// Completes the history file after all connections are closed. Returns false if it cannot be completed.
+    fn save(&mut self, timeout: Duration) -> bool {
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         store.take().is_none_or(|store| {
-            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), patience)
+            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), timeout)
         })
     }
 
@@ -514,58 +519,59 @@ impl<E: Acceptor> Server<E> {
 
     /// Begins the shutdown at the first signal, and ends it at once at the second.
     fn shut_down(&mut self, now: LoopTime) {
-        match self.stage {
-            Stage::Serving => {
+        match self.phase {
+            ShutdownPhase::Serving => {
                 let delay_ms = self.engine.shared.limits.drain_delay_ms;
                 if delay_ms > 0 {
                     info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
                 }
-                self.engine.is_leaving = true;
-                self.stage = Stage::Leaving { until: now.after(delay_ms) };
+                self.engine.is_drain_announced = true;
+                self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
             }
-            Stage::Leaving { .. } | Stage::Draining { .. } => {
-                warn!("cutting {} connections", self.engine.slots.len());
-                self.stage = Stage::Cut;
+            ShutdownPhase::Announced { .. } | ShutdownPhase::Draining { .. } => {
+                warn!("second signal: closing {} connections at once", self.engine.slots.len());
+                self.phase = ShutdownPhase::Forced;
             }
-            Stage::Cut => {}
+            ShutdownPhase::Forced => {}
         }
     }
 
     fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
         self.listener = None;
-        self.stage = Stage::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
+        self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
     }
 
-    /// Is it over? Not before everybody has gone, or the time is up.
-    fn end(&mut self) -> Option<End> {
+    /// Returns the result of the shutdown when all connections are closed, or the time for that is over.
+    fn end(&mut self) -> Option<ServerExit> {
         let now = self.clock.now();
-        if let Stage::Leaving { until } = self.stage
+        if let ShutdownPhase::Announced { until } = self.phase
             && until.is_due(now)
         {
             self.begin_drain(now);
         }
-        let end = match self.stage {
-            Stage::Serving | Stage::Leaving { .. } => return None,
-            Stage::Draining { .. } if self.engine.is_drained() => End::Drained,
-            Stage::Draining { until } if until.is_due(now) => {
-                warn!("the drain's time is up: cutting {} connections", self.engine.slots.len());
-                End::Drained
+        let end = match self.phase {
+            ShutdownPhase::Serving | ShutdownPhase::Announced { .. } => return None,
+            ShutdownPhase::Draining { .. } if self.engine.is_drained() => ServerExit::Drained,
+            ShutdownPhase::Draining { until } if until.is_due(now) => {
+                warn!("drain timeout: closing {} connections at once", self.engine.slots.len());
+                ServerExit::Drained
             }
-            Stage::Draining { .. } => return None,
-            Stage::Cut => End::Cut,
+            ShutdownPhase::Draining { .. } => return None,
+            ShutdownPhase::Forced => ServerExit::Forced,
         };
         self.engine.cut();
         self.engine.reap(now);
-        let patience = if end == End::Cut { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
-        let end = if self.save(patience) { end } else { End::Unsaved };
+        let timeout =
+            if end == ServerExit::Forced { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
+        let end = if self.save(timeout) { end } else { ServerExit::HistoryIncomplete };
         info!("ended {}", self.engine.shared.metrics);
         Some(end)
     }
 }
 
-/// The response to a client for which there is no connection.
+/// The response to a client when no descriptor is left.
 fn overload_response(date: Rc<str>) -> Vec<u8> {
     Rejection::ConnectionTableFull.http().respond(&ResponseOptions::last(date))
 }

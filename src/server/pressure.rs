@@ -2,13 +2,13 @@
 //!
 //! A publisher can be faster than any subscriber for a moment. So a subscriber whose outbox passes its high-water mark
 //! (a quarter of `--outbox-bytes-max`) *presses* on its channels until its outbox is empty, but for at most
-//! `--publish-pause_publishing-ms` in one backlog. After that it does not press again until its outbox has been empty, and the
+//! `--publish-pause-ms` in one backlog. After that it does not press again until its outbox has been empty, and the
 //! outbox limit closes it. While a channel is under pressure, messages that were already read are published, and its
 //! publishers are paused: a WebSocket is not read, and the response to an HTTP request is withheld, in its order with
 //! the others, so that the next request is not read either. The kernel buffers the rest.
 //!
 //! **Bounded for the channel too**: many slow subscribers that press one after another must not stop a channel.
-//! A channel is paused for at most `--publish-pause_publishing-ms` for each quarter of `--outbox-bytes-max` that is published on
+//! A channel is paused for at most `--publish-pause-ms` for each quarter of `--outbox-bytes-max` that is published on
 //! it, so it is never slower than that.
 //!
 //! A subscriber that catches up does not press: it reads the history at its own pace. With `--on-slow skip` a
@@ -61,7 +61,7 @@ struct Pressed {
     credit_ms: u32,
     /// Bytes published since that time was last extended.
     bytes: usize,
-    /// Its publishers are not paused before it has published so many.
+    /// The minimum of published bytes before its publishers are paused.
     bytes_min: usize,
 }
 
@@ -126,7 +126,7 @@ impl Pressure {
         }
     }
 
-    /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause_publishing-ms`.
+    /// Ends the pressure of a subscriber that has caught up, or has pressed for `--publish-pause-ms`.
     pub(super) fn end<T: Transport>(&mut self, slot: &mut Slot<T>, now: LoopTime) {
         if slot.set_pressing(false) {
             slot.outbox.stop_throttling();
@@ -220,7 +220,7 @@ impl<T: Transport> Engine<T> {
         channels.retain(|_, pressed| pressed.pressers > 0 || now.millis_since(pressed.since) < forget_ms);
     }
 
-    /// Ends the pressure of one subscriber whose `--publish-pause_publishing-ms` is over. Part of the sweep.
+    /// Ends the pressure of one subscriber whose `--publish-pause-ms` is over. Called in the expire phase.
     pub(super) fn expire_pressure(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, pressure, .. } = self;
         if let Some(slot) = slots.get_mut(id)

@@ -1,4 +1,4 @@
-//! What the system tells of this process, for `/metrics`.
+//! Memory, processor time and descriptors of this process, read from `/proc` for `/metrics`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -7,10 +7,10 @@ use rustix::param::{clock_ticks_per_second, page_size};
 
 use crate::metrics::exposition::Process;
 
-/// Reads it anew: three small files, some 30 us.
+/// Reads the current values: three small files, some 30 us.
 pub(super) fn read() -> Process {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // proc(5): the name, in parentheses, may hold anything; the state behind it is field 3.
+    // proc(5): the name, in parentheses, may contain any character; the state after it is field 3.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok());
     let seconds = |ticks: u64| ticks as f64 / clock_ticks_per_second() as f64;
@@ -26,7 +26,7 @@ pub(super) fn read() -> Process {
     }
 }
 
-/// Which start of the machine this is; 0 where the system does not tell.
+/// Returns a number that identifies the boot of the machine; 0 where the system has none.
 pub(super) fn boot_id() -> u64 {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();

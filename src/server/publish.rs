@@ -1,6 +1,12 @@
-//! A message comes in: may it, is it too fast, has it come before; and what its publisher hears of it.
+//! Publishing, in two parts: `submit` checks what does not depend on other publishers of the channel (rate, rights,
+//! draining, room), and `apply` puts the message into the channel and acknowledges it.
+//!
+//! `apply` is the part that a log shared by several servers would call for each of its entries: it opens the channel,
+//! finds duplicates by their idempotency key, publishes, and answers the publisher.
 
 use std::net::IpAddr;
+
+use bytes::Bytes;
 
 use super::engine::Engine;
 use super::slots::Slot;
@@ -19,24 +25,51 @@ use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
 
+/// A message as its publisher sent it.
+#[derive(Debug)]
+pub(super) struct Publication {
+    /// `None`: the channel that a raw WebSocket subscribes to.
+    pub(super) channel: Option<ChannelName>,
+    pub(super) kind: Kind,
+    pub(super) payload: Bytes,
+    pub(super) receipt: Receipt,
+    pub(super) rights: Rights,
+}
+
+/// The channel that a message is published on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Existing(ChannelId),
+    /// The channel does not exist yet, and counts for this creator.
+    New(Creator),
+}
+
 impl<T: Transport> Engine<T> {
-    /// The channel that somebody may publish on; it is made if it is not there.
-    pub(super) fn channel_to_publish_on(
-        &mut self,
-        id: SlotId,
-        name: Option<&ChannelName>,
-        receipt: &Receipt,
-        rights: &Rights,
-    ) -> Result<ChannelId, Rejection> {
+    /// Publishes a message, or answers its publisher with the reason why it is not published.
+    pub(super) fn publish(&mut self, id: SlotId, publication: &Publication, now: LoopTime) {
+        let published = match self.submit(id, publication, now) {
+            Ok(target) => self.apply_publication(id, target, publication, now),
+            Err(rejection) => Err(rejection),
+        };
+        if let Err(rejection) = published {
+            self.reject_publication(id, rejection, publication, now);
+        }
+    }
+
+    /// Checks rate, rights, draining and room. Returns the channel that the message is to be published on.
+    fn submit(&mut self, id: SlotId, publication: &Publication, now: LoopTime) -> Result<Target, Rejection> {
+        // Before a channel is opened for it.
+        self.take_rate(id, publication, now)?;
+        let Publication { channel, receipt, rights, .. } = publication;
         let grant = self.shared.authenticator.grant(rights);
-        let Some(name) = name else {
+        let Some(name) = channel else {
             let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
             let &[subscription, ..] = subscriptions else { return Err(Rejection::ConnectionClosing) };
             let name = self.hub.channel(subscription.channel).map_or("", |channel| channel.name());
             return match self.drain_retry_ms() {
                 _ if !grant.publish.include_name(name) => Err(Rejection::PermissionDenied),
                 Some(retry_ms) => Err(Rejection::Draining { retry_ms }),
-                None => Ok(subscription.channel),
+                None => Ok(Target::Existing(subscription.channel)),
             };
         };
         if !grant.may_publish(name) {
@@ -47,7 +80,7 @@ impl<T: Transport> Engine<T> {
             return Err(Rejection::Draining { retry_ms });
         }
         if let Some(channel) = self.hub.find(name.as_str()) {
-            return Ok(channel);
+            return Ok(Target::Existing(channel));
         }
         let address = receipt.client().unwrap_or(slot.peer.ip());
         let publisher = self.hub.publishers().key(ClientIdentity::of(grant.sub.as_deref(), address));
@@ -59,45 +92,52 @@ impl<T: Transport> Engine<T> {
         if is_web_socket && of_connection >= self.shared.limits.channels_per_client_max {
             return Err(Rejection::TooManyChannels(Limit::ChannelsPerClient));
         }
-        let creator = Creator { connection: is_web_socket.then_some(id), publisher: Some(publisher) };
-        self.hub.open_as(name, creator).map_err(|_| Rejection::ChannelTableFull)
+        if self.hub.is_full() {
+            return Err(Rejection::ChannelTableFull);
+        }
+        Ok(Target::New(Creator { connection: is_web_socket.then_some(id), publisher: Some(publisher) }))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn publish(
+    /// Opens the channel, publishes the message unless it is a duplicate, and acknowledges it.
+    fn apply_publication(
         &mut self,
         id: SlotId,
-        channel: ChannelId,
-        name: Option<&ChannelName>,
-        kind: Kind,
-        payload: &[u8],
-        receipt: Receipt,
-        rights: &Rights,
+        target: Target,
+        publication: &Publication,
         now: LoopTime,
-    ) {
-        let Some(slot) = self.slots.get(id) else { return };
+    ) -> Result<(), Rejection> {
+        let Publication { channel: name, kind, payload, receipt, rights } = publication;
+        let (name, kind) = (name.as_ref(), *kind);
+        let channel = match (target, name) {
+            (Target::Existing(channel), _) => channel,
+            (Target::New(creator), Some(name)) => {
+                self.hub.open_as(name, creator).map_err(|_| Rejection::ChannelTableFull)?
+            }
+            (Target::New(_), None) => return Err(Rejection::ConnectionClosing),
+        };
+        let Some(slot) = self.slots.get(id) else { return Ok(()) };
         let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
-        let sees_members =
-            name.is_some_and(|name| self.shared.authenticator.grant(rights).may_subscribe(name));
         let key = name.zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
         match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
             Some(Duplicate::Same(published)) => {
                 self.shared.metrics.messages_repeated += 1;
                 self.hub.remove_if_unused(channel);
-                return self.confirm(id, published, receipt, sees_members, now);
+                self.acknowledge(id, published, publication, now);
+                return Ok(());
             }
             Some(Duplicate::OtherPayload) => {
                 self.hub.remove_if_unused(channel);
-                return self.reject_publication(id, Rejection::KeyReused, name, &receipt, now);
+                return Err(Rejection::KeyReused);
             }
             None => {}
         }
         let subscription = slot.subscriptions.find(channel);
+        let metrics = &mut self.shared.metrics;
         let (client, count) = match receipt {
-            Receipt::Response { .. } => (None, &mut self.shared.metrics.published_by_http),
+            Receipt::Response { .. } => (None, &mut metrics.published_by_http),
             Receipt::None | Receipt::Ack { .. } => {
-                (Some(ClientId::of(id, self.client_salt)), &mut self.shared.metrics.published_by_websocket)
+                (Some(ClientId::of(id, self.client_salt)), &mut metrics.published_by_websocket)
             }
         };
         *count += 1;
@@ -109,66 +149,58 @@ impl<T: Transport> Engine<T> {
         if let Some(key) = key {
             self.hub.record_key(key, kind, payload, published.id, now);
         }
-        self.confirm(id, published, receipt, sees_members, now);
+        self.acknowledge(id, published, publication, now);
+        Ok(())
     }
 
-    /// Is that as fast as the connection may publish, by its grant or by the limits of all?
-    pub(super) fn pace(
-        &mut self,
-        id: SlotId,
-        rights: &Rights,
-        bytes: usize,
-        receipt: &Receipt,
-        now: LoopTime,
-    ) -> Result<(), Rejection> {
-        // Nor what comes behind a close.
+    /// Takes the message from the rate of its publisher, which is set by its grant or by the limits for all.
+    fn take_rate(&mut self, id: SlotId, publication: &Publication, now: LoopTime) -> Result<(), Rejection> {
+        // Messages of a closing connection are not published, and do not count.
         let is_closing = self.slots.get(id).is_none_or(Slot::is_close_queued);
         if is_closing {
             return Ok(());
         }
-        let who = match receipt {
+        let Publication { receipt, rights, payload, .. } = publication;
+        let key = match receipt {
             Receipt::Response { client: Some(client), .. } => RateKey::ClientIp(*client),
             _ => RateKey::Connection(id),
         };
         let limits = RateLimits::of(&self.shared.limits, rights.as_deref());
-        self.rate_limiter.take(who, limits, bytes, now).map_err(|RateLimited { limit, retry_ms }| {
+        self.rate_limiter.take(key, limits, payload.len(), now).map_err(|RateLimited { limit, retry_ms }| {
             self.shared.metrics.limit(limit);
             Rejection::RateLimited { retry_ms }
         })
     }
 
     /// Sends a publisher the id of its message, and the number of the channel's subscribers if it may subscribe to it.
-    fn confirm(
-        &mut self,
-        id: SlotId,
-        published: Published,
-        receipt: Receipt,
-        sees_members: bool,
-        now: LoopTime,
-    ) {
+    fn acknowledge(&mut self, id: SlotId, published: Published, publication: &Publication, now: LoopTime) {
         let Published { id: message, subscribers } = published;
+        let Publication { channel, receipt, rights, .. } = publication;
         match receipt {
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
                 self.send_notice(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) });
             }
             Receipt::Response { manner, .. } => {
-                let subscribers = if sees_members { subscribers.to_string() } else { "null".to_owned() };
+                let grant = self.shared.authenticator.grant(rights);
+                let may_subscribe = channel.as_ref().is_some_and(|name| grant.may_subscribe(name));
+                let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
                 self.answer(id, manner.json(200, &body).into(), now);
             }
         }
     }
 
-    /// Reports to a publisher that its message is not published. A raw WebSocket has no error messages and is closed.
-    pub(super) fn reject_publication(
+    /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors: the
+    /// connection is closed.
+    fn reject_publication(
         &mut self,
         id: SlotId,
         rejection: Rejection,
-        name: Option<&ChannelName>,
-        receipt: &Receipt,
+        publication: &Publication,
         now: LoopTime,
     ) {
+        let Publication { channel, receipt, .. } = publication;
         match rejection {
             Rejection::ConnectionClosing => return,
             Rejection::TooManyChannels(limit) => self.shared.metrics.limit(limit),
@@ -181,7 +213,8 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Receipt::Ack { reference, .. } => {
-                let ch = name.map(ChannelName::as_str).filter(|_| rejection == Rejection::PermissionDenied);
+                let name = channel.as_ref().map(ChannelName::as_str);
+                let ch = name.filter(|_| rejection == Rejection::PermissionDenied);
                 if let Some(frame) = rejection.v1(reference.as_deref(), ch) {
                     self.send(id, &frame);
                 }
@@ -195,7 +228,7 @@ impl<T: Transport> Engine<T> {
     }
 }
 
-/// The client with these rights, at this address.
+/// Returns the identity of a client with these rights at this address.
 pub(super) fn identity(rights: &Rights, address: IpAddr) -> ClientIdentity<'_> {
     ClientIdentity::of(rights.as_ref().and_then(|grant| grant.sub.as_deref()), address)
 }

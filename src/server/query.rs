@@ -1,4 +1,5 @@
-//! What clients of HTTP ask for that only the server knows, or can do.
+//! Queries of HTTP clients that need the state of the server: metrics, readiness, tickets, channels, history, and
+//! disconnecting a user.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -47,7 +48,7 @@ impl<T: Transport> Engine<T> {
             return Cost::NONE;
         };
         let is_new = !query.progress.has_begun();
-        if is_new && let Some(refusal) = self.refuse_query(&query.question) {
+        if is_new && let Some(refusal) = self.reject_query(&query.question) {
             self.shared.metrics.reject(refusal.code());
             self.answer(id, refusal.http().respond(&query.manner).into(), now);
             return Cost::SLICE;
@@ -98,11 +99,11 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the error for a query that arrives now, if the server is to refuse it. The only place where a query is
     /// refused because of the state of the server.
-    fn refuse_query(&self, question: &Question) -> Option<Rejection> {
+    fn reject_query(&self, question: &Question) -> Option<Rejection> {
         match question {
             // Health checks and metrics are served until the end.
             Question::Metrics => None,
-            Question::Ready if self.is_leaving => {
+            Question::Ready if self.is_drain_announced => {
                 Some(Rejection::Draining { retry_ms: self.shared.limits.drain_delay_ms })
             }
             Question::Channels { .. } | Question::History { .. }
@@ -202,7 +203,7 @@ impl<T: Transport> Engine<T> {
         levels
     }
 
-    /// A ticket, made of bytes that nobody can guess.
+    /// Issues a ticket from random bytes.
     fn issue_ticket(
         &mut self,
         grant: Rc<Grant>,
@@ -210,13 +211,13 @@ impl<T: Transport> Engine<T> {
         manner: &ResponseOptions,
         now: LoopTime,
     ) -> Vec<u8> {
-        let mut chance = [0; TICKET_BYTES];
-        if SystemRandom::new().fill(&mut chance).is_err() {
-            let refusal = HttpError::new(500, "internal", "the system gives no random bytes");
+        let mut random = [0; TICKET_BYTES];
+        if SystemRandom::new().fill(&mut random).is_err() {
+            let refusal = HttpError::new(500, "internal", "the system returned no random bytes");
             self.shared.metrics.reject(refusal.code());
             return refusal.respond(manner);
         }
-        match self.shared.authenticator.tickets.issue(chance, grant, address, now) {
+        match self.shared.authenticator.tickets.issue(random, grant, address, now) {
             Ok(ticket) => {
                 let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
                 manner.json(200, &body)
@@ -224,12 +225,12 @@ impl<T: Transport> Engine<T> {
             Err(no) => {
                 let refusal = match no {
                     TicketError::TableFull { retry_ms } => {
-                        let message = "as many tickets are out as can be";
+                        let message = "the table of unused tickets is full";
                         HttpError::new(503, "tickets_out", message).retry_after(retry_ms)
                     }
                     TicketError::QuotaExceeded { retry_ms } => {
                         self.shared.metrics.limit(Limit::TicketsPerClient);
-                        let message = "this client has as many unused tickets as it may have";
+                        let message = "this client has the maximum number of unused tickets";
                         HttpError::new(429, "too_many_tickets", message).retry_after(retry_ms)
                     }
                 };
@@ -239,8 +240,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Closes all connections of a person, and ends the tickets that it has not used. Its tokens are as good as
-    /// before.
+    /// Closes all connections of a user, and revokes its unused tickets. Its tokens remain valid.
     pub(super) fn disconnect_user(&mut self, id: SlotId, sub: &str, manner: &ResponseOptions, now: LoopTime) {
         self.shared.authenticator.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));

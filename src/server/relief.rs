@@ -1,8 +1,8 @@
 //! Relief of memory pressure: carries out the steps of [`super::memory`], in order.
 //!
-//! Large requests are refused first, by the sessions themselves. Then the connections that hold most are closed,
-//! largest first; then history is evicted; last, new connections are refused. Each step works on the memory use that
-//! the previous one has left, so that history is kept while there are debtors to close.
+//! Large requests are rejected first, by the sessions themselves. Then the connections that hold most memory are
+//! closed, largest first; then history is evicted; last, new connections are rejected. Each step works on the memory
+//! use that the previous one has left, so that history is retained while there are debtors to close.
 //!
 //! **Healthy subscribers never pay**: a connection is charged only the memory that its close would free (a piece of an
 //! outbox that others wait for too, or that a history keeps, in equal parts), and a connection that holds less than

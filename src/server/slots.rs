@@ -1,14 +1,15 @@
 //! The slab of connections, and the lists of those with work to do.
 //!
-//! An event only marks its slot: it goes into one of the two *ready* queues when there may be something to read, and on
-//! the *dirty* list when there is something to write. The *doomed* list holds closed connections. The *refill* list
-//! holds connections whose outbox is empty and that are to be sent the next slice of a replay or of a response. A slot
-//! knows which lists it is on, so it is on each of them once, however often it is marked.
+//! An event only marks its slot: it goes into one of the two *ready* queues when there may be bytes to read, and on the
+//! *dirty* list when there are bytes to write. The *to reap* list holds closed connections. The *refill* list holds
+//! connections whose outbox is empty and that are to be sent the next slice of a replay or of a response. A slot knows
+//! which lists it is on, so it is on each of them once, however often it is marked.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::fair_queue::FairQueue;
 use crate::close::Reason;
+use crate::config::Limits;
 use crate::hub::subscriptions::Subscriptions;
 use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
@@ -21,60 +22,74 @@ use crate::time::LoopTime;
 
 /// One connection.
 ///
-/// Its size is what an idle connection costs, but for its place in the hub and in the kernel; a test
-/// below holds it down. What a delivery touches (state, outbox) is not kept apart from the rest: the
-/// whole slot is little over one cache line.
+/// Its size is the cost of an idle connection, in addition to its subscription in the hub and its socket in the kernel;
+/// a test below bounds it. The fields that a delivery touches (state, outbox) are not separate from the rest: the whole
+/// slot is little over one cache line.
 #[derive(Debug)]
 pub struct Slot<T> {
-    /// Its socket.
+    /// The socket.
     pub transport: T,
-    /// Its conversation.
+    /// The session.
     pub state: State,
-    /// What it has yet to be sent.
+    /// Frames that are not written yet.
     pub outbox: Outbox,
-    /// Where it sits in the hub.
+    /// Its positions in the hub.
     pub subscriptions: Subscriptions,
-    /// Who is at the other end.
+    /// The address of the peer.
     pub peer: Peer,
     generation: u32,
     flags: SlotFlags,
 }
 
-/// Which lists a slot is on, and what the last event said.
+/// Queue memberships, facts of the socket, and facts of the connection, in the order of their bits.
 #[derive(Clone, Copy, Debug, Default)]
 struct SlotFlags(u16);
 
 impl SlotFlags {
-    const READY: u16 = 1;
-    const DIRTY: u16 = 2;
-    const TO_REAP: u16 = 4;
-    /// A write failed and its frames are gone: what there is to read is read, and then it is over.
-    const WRITE_FAILED: u16 = 16;
-    /// There is no room for it, and it is being told so.
-    const REJECTED: u16 = 32;
-    /// An event said that the peer sends no more. It may have come with the last bytes, and then no
-    /// other event follows: a short read is not the end of what there is.
-    const READ_CLOSED: u16 = 8;
-    /// It is not read until it has taken what it was answered.
-    const READ_PAUSED: u16 = 64;
-    /// It is getting what was kept of a channel, a portion whenever it has taken the one before.
-    const REPLAYING: u16 = 128;
-    /// Its close frame is queued: nothing may follow it.
-    const CLOSE_QUEUED: u16 = 256;
-    /// A proxy has yet to say for whom it speaks.
-    const AWAITS_HEADER: u16 = 512;
-    /// Its last read cost more than a sparse connection's does: its next event puts it into the second queue.
-    const BUSY: u16 = 1024;
-    /// The next slice of a replay or of a response is to be made for it.
-    const REFILL: u16 = 2048;
-    /// Its replay waits for the memory that the next message takes.
-    const WAITS: u16 = 4096;
-    /// Answers to it are in its outbox.
-    const ANSWERED: u16 = 8192;
-    /// It pauses the publishers of its channels: see [`super::pressure`].
-    const PRESSING: u16 = 16_384;
-    /// It is a paused publisher: it has published on a channel under pressure.
-    const PUBLISHING_PAUSED: u16 = 32_768;
+    // Queue memberships.
+
+    /// In one of the ready queues.
+    const READY: u16 = 1 << 0;
+    /// Its last read cost more than that of a sparse connection: its next event puts it into the second ready queue.
+    const BUSY: u16 = 1 << 1;
+    /// On the dirty list.
+    const DIRTY: u16 = 1 << 2;
+    /// On the refill list, for the next slice of a replay or of a response.
+    const REFILL: u16 = 1 << 3;
+    /// In the queue of replays that wait for the memory that their next message takes.
+    const WAITS_FOR_MEMORY: u16 = 1 << 4;
+    /// On the list of connections to reap.
+    const TO_REAP: u16 = 1 << 5;
+
+    // Facts of the socket.
+
+    /// An event reported that the peer has shut down its sending side. The event may arrive with the last bytes, and no
+    /// other event follows: a short read does not mean that all bytes are read.
+    const READ_CLOSED: u16 = 1 << 6;
+    /// A write failed and the queued frames are dropped. The bytes that arrived before are read, then the connection is
+    /// closed.
+    const WRITE_FAILED: u16 = 1 << 7;
+    /// Not read until its outbox is empty.
+    const READ_PAUSED: u16 = 1 << 8;
+    /// Responses to it are in its outbox.
+    const ANSWERED: u16 = 1 << 9;
+    /// Its close frame is queued: no frame may follow it (RFC 6455 5.5.1). It is queued when the intent to close is
+    /// applied, later than the state of the session changes, so that messages published earlier in the same turn precede
+    /// it.
+    const CLOSE_QUEUED: u16 = 1 << 10;
+
+    // Facts of the connection.
+
+    /// The PROXY protocol header of its proxy has not arrived.
+    const AWAITS_HEADER: u16 = 1 << 11;
+    /// Over a connection limit: it receives an error response and is closed.
+    const REJECTED: u16 = 1 << 12;
+    /// Catching up from the history of a channel, one slice each time its outbox is empty.
+    const REPLAYING: u16 = 1 << 13;
+    /// Pauses the publishers of its channels: see [`super::pressure`].
+    const PRESSING: u16 = 1 << 14;
+    /// A paused publisher: it has published on a channel under pressure.
+    const PUBLISHING_PAUSED: u16 = 1 << 15;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -93,27 +108,27 @@ impl SlotFlags {
 }
 
 impl<T: Transport> Slot<T> {
-    /// Has an event said that the peer sends no more?
+    /// Returns true if an event reported that the peer has shut down its sending side.
     pub fn is_read_closed(&self) -> bool {
         self.flags.has(SlotFlags::READ_CLOSED)
     }
 
-    /// Is it being told that there is no room for it?
+    /// Returns true if it is over a connection limit.
     pub fn is_rejected(&self) -> bool {
         self.flags.has(SlotFlags::REJECTED)
     }
 
-    /// Has a write failed?
+    /// Returns true if a write has failed.
     pub fn has_write_failed(&self) -> bool {
         self.flags.has(SlotFlags::WRITE_FAILED)
     }
 
-    /// Is it not read until its outbox is empty?
+    /// Returns true if it is not read until its outbox is empty.
     pub fn is_read_paused(&self) -> bool {
         self.flags.has(SlotFlags::READ_PAUSED)
     }
 
-    /// Returns true if answers wait for it, which it has to take before it is read again.
+    /// Returns true if responses are queued, which the peer has to receive before it is read again.
     pub fn has_unsent_answers(&self) -> bool {
         self.flags.has(SlotFlags::ANSWERED) && !self.is_flushed()
     }
@@ -123,7 +138,7 @@ impl<T: Transport> Slot<T> {
         self.flags.has(SlotFlags::PRESSING)
     }
 
-    /// Begins to press, or stops. Returns true if that is a change.
+    /// Begins or stops to press. Returns true if that is a change.
     pub(super) fn set_pressing(&mut self, is_pressing: bool) -> bool {
         let was_pressing = self.is_pressing();
         if is_pressing {
@@ -139,28 +154,28 @@ impl<T: Transport> Slot<T> {
         self.flags.has(SlotFlags::PUBLISHING_PAUSED)
     }
 
-    /// Returns true if the answers in its outbox are not to be sent yet: it is a paused publisher by HTTP.
+    /// Returns true if the responses in its outbox are not to be sent yet: it is a paused publisher by HTTP.
     pub fn is_withheld(&self) -> bool {
         self.is_publishing_paused()
             && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
     }
 
-    /// Records that an answer is in the outbox.
+    /// Records that a response is in the outbox.
     pub(super) fn mark_answered(&mut self) {
         self.flags.set(SlotFlags::ANSWERED);
     }
 
-    /// Is it getting what was kept of a channel?
+    /// Returns true if it is catching up from the history of a channel.
     pub fn is_replaying(&self) -> bool {
         self.flags.has(SlotFlags::REPLAYING)
     }
 
     /// Returns true if its replay waits for memory.
     pub fn waits_for_memory(&self) -> bool {
-        self.flags.has(SlotFlags::WAITS)
+        self.flags.has(SlotFlags::WAITS_FOR_MEMORY)
     }
 
-    /// A subscription that is catching up, if there is one.
+    /// Returns a subscription that is catching up, if there is one.
     pub fn next_replay(&self) -> Option<Subscription> {
         self.subscriptions
             .as_slice()
@@ -169,22 +184,22 @@ impl<T: Transport> Slot<T> {
             .copied()
     }
 
-    /// Is its close frame queued, or would be, if there were one?
+    /// Returns true if its close frame is queued, or the connection is closing without one.
     pub fn is_close_queued(&self) -> bool {
         self.flags.has(SlotFlags::CLOSE_QUEUED)
     }
 
-    /// Has a proxy yet to say for whom it speaks?
+    /// Returns true if the PROXY protocol header has not arrived.
     pub fn awaits_header(&self) -> bool {
         self.flags.has(SlotFlags::AWAITS_HEADER)
     }
 
-    /// May anything more be queued for it? Not behind its close frame (RFC 6455 5.5.1).
+    /// Returns true if frames can be queued for it: none may follow its close frame (RFC 6455 5.5.1).
     pub fn can_send(&self) -> bool {
         !self.is_close_queued() && !matches!(self.state, State::Dead(_))
     }
 
-    /// Is it on the ready list?
+    /// Returns true if it is in a ready queue.
     pub fn is_ready(&self) -> bool {
         self.flags.has(SlotFlags::READY)
     }
@@ -195,7 +210,7 @@ impl<T: Transport> Slot<T> {
         !self.subscriptions.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
     }
 
-    /// Would a flush come to anything?
+    /// Returns true if a flush has work to do.
     fn wants_flush(&self) -> bool {
         let has_news = match self.outbox {
             Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
@@ -209,14 +224,14 @@ impl<T: Transport> Slot<T> {
         self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.buffered_bytes()
     }
 
-    /// Has the socket taken everything?
+    /// Returns true if the socket has taken all bytes.
     pub fn is_flushed(&self) -> bool {
         is_flushed(&self.outbox, &self.transport)
     }
 
     /// Writes the bytes that the transport holds back, followed by the outbox.
     pub fn flush(&mut self, slow_limits: SlowConsumerLimits, now: LoopTime) -> (usize, FlushOutcome) {
-        // Before there are keys the outbox is turned down, while the handshake goes on.
+        // Before the TLS handshake is complete the transport accepts no bytes of the outbox.
         if let Err(error) = self.transport.write_pending() {
             return (0, FlushOutcome::Failed(error));
         }
@@ -232,10 +247,18 @@ impl<T: Transport> Slot<T> {
         }
     }
 
-    /// The socket takes bytes again, or is to be asked.
+    /// Records that the socket accepts bytes again, or that a write is to be tried.
     pub fn unblock(&mut self) {
         self.outbox.unblock();
         self.transport.unblock();
+    }
+
+    /// Returns true if the socket has accepted no bytes, or too few, for too long.
+    pub(super) fn has_stalled(&mut self, limits: &Limits, now: LoopTime) -> bool {
+        if self.outbox.is_empty() {
+            return self.transport.is_write_late(now, limits.slow_timeout_ms);
+        }
+        self.outbox.stalls_at(SlowConsumerLimits::of(limits)).is_some_and(|time| time.is_due(now))
     }
 
     /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
@@ -262,11 +285,11 @@ pub enum ReadyQueue {
 /// Entries of the slab that are never released: its first chunk of 80 KiB.
 const SLOTS_KEPT: usize = CHUNK_ENTRIES;
 
-/// All connections.
+/// The slab of all connections.
 #[derive(Debug)]
 pub struct Slots<T> {
     slab: ChunkedSlab<Slot<T>>,
-    /// One more than the highest key that was ever given out.
+    /// One more than the highest key in use so far.
     keys_end: usize,
     shrink_trigger: ShrinkTrigger,
     next_generation: u32,
@@ -298,12 +321,17 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// The id that the next inserted slot will have.
+    /// Returns the id that the next inserted slot will have.
+    ///
+    /// **Id before slot**: a socket is registered with the poll under this id before its slot exists, since a socket that
+    /// cannot be registered gets none. The accept phase calls `next_id`, registers, and calls [`Slots::insert`], and
+    /// inserts no other slot in between. If registration or TLS setup fails, the id is unused: the socket is closed, which
+    /// removes its registration, and the next connection gets the same id.
     pub fn next_id(&self) -> SlotId {
         SlotId { key: self.slab.vacant_key() as u32, generation: self.next_generation }
     }
 
-    /// Puts a connection in.
+    /// Inserts a connection under [`Slots::next_id`].
     pub fn insert(&mut self, transport: T, peer: Peer, state: State, outbox: Outbox) -> SlotId {
         let id = self.next_id();
         let generation = id.generation;
@@ -317,51 +345,51 @@ impl<T: Transport> Slots<T> {
             flags: SlotFlags::default(),
         };
         self.slab.insert(slot);
-        // A key's generations have to differ for as long as an id may be around, which is one turn.
+        // The generations of a key have to differ for as long as an id may be in use, which is one turn.
         self.next_generation = self.next_generation.wrapping_add(1);
         self.keys_end = self.keys_end.max(id.key as usize + 1);
         id
     }
 
-    /// The slot, if it is still the same tenant.
+    /// The slot, if it is still the same connection.
     pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
         self.slab.get_mut(id.key as usize).filter(|slot| slot.generation == id.generation)
     }
 
-    /// The slot, if it is still the same tenant.
+    /// The slot, if it is still the same connection.
     pub fn get(&self, id: SlotId) -> Option<&Slot<T>> {
         self.slab.get(id.key as usize).filter(|slot| slot.generation == id.generation)
     }
 
-    /// The tenant of a place in the slab.
+    /// Returns the id of the connection with this key.
     pub fn id_at(&self, key: usize) -> Option<SlotId> {
         let slot = self.slab.get(key)?;
         Some(SlotId { key: key as u32, generation: slot.generation })
     }
 
-    /// Takes a slot out; what is left of its marks on lists is void with its generation.
+    /// Removes a slot. Its remaining list entries are invalid with its generation.
     pub fn remove(&mut self, id: SlotId) -> Option<Slot<T>> {
         self.get(id)?;
         self.slab.remove(id.key as usize)
     }
 
-    /// How many there are.
+    /// Returns the number of connections.
     pub fn len(&self) -> usize {
         self.slab.len()
     }
 
-    /// Are there none?
+    /// Returns true if the slab is empty.
     pub fn is_empty(&self) -> bool {
         self.slab.is_empty()
     }
 
-    /// One more than the highest key ever given out.
+    /// Returns one more than the highest key in use so far.
     pub fn keys_end(&self) -> usize {
         self.keys_end
     }
 
-    /// Releases memory when most connections are closed, and the keys above the last chunk in use; the sweep then walks
-    /// no further. New connections go into the lowest chunk that has room.
+    /// Releases memory when most connections are closed, and the keys above the last chunk in use, which the sweep then
+    /// does not visit. New connections go into the lowest chunk that has room.
     pub fn shrink_at(&mut self, now: LoopTime) {
         let (len, capacity) = (self.slab.len(), self.slab.keys_end());
         // After the last connection has closed the loop may sleep for long.
@@ -383,7 +411,7 @@ impl<T: Transport> Slots<T> {
         self.slab.iter().map(|(key, slot)| (SlotId { key: key as u32, generation: slot.generation }, slot))
     }
 
-    /// There may be something to read.
+    /// Queues a slot to be read.
     pub fn mark_ready(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.flags.set(SlotFlags::READY)
@@ -395,7 +423,7 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// There is more to read, and no event will announce it.
+    /// Requeues a slot that has more bytes, which raise no further event.
     pub fn requeue(&mut self, id: SlotId) {
         self.set_busy(id, true);
         self.mark_ready(id);
@@ -412,14 +440,14 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// The peer sends no more than what there is to read.
+    /// Records that the peer has shut down its sending side.
     pub fn mark_read_closed(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.flags.set(SlotFlags::READ_CLOSED);
         }
     }
 
-    /// The socket takes bytes again.
+    /// Records that the socket accepts bytes again.
     pub fn mark_writable(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.unblock();
@@ -427,14 +455,14 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// It is not to be read until its outbox is empty.
+    /// Pauses reading until the outbox is empty.
     pub fn pause_reading(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.flags.set(SlotFlags::READ_PAUSED);
         }
     }
 
-    /// Its outbox is empty: if it was held, there may be something to read.
+    /// Resumes reading, since the outbox is empty.
     pub fn resume_reading(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.is_read_paused()
@@ -460,7 +488,7 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// It is getting what was kept, or is not.
+    /// Records whether it is catching up from a history.
     pub fn mark_replaying(&mut self, id: SlotId, is_replaying: bool) {
         if let Some(slot) = self.get_mut(id) {
             if is_replaying {
@@ -471,7 +499,7 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Its close frame is queued, or there is none.
+    /// Records that its close frame is queued, or that it is closing without one.
     pub fn mark_close_queued(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.flags.set(SlotFlags::CLOSE_QUEUED);
@@ -480,7 +508,7 @@ impl<T: Transport> Slots<T> {
         self.resume_publishing(id);
     }
 
-    /// A proxy has yet to say for whom it speaks, or has said so.
+    /// Records whether its PROXY protocol header has not arrived.
     pub fn mark_awaiting_header(&mut self, id: SlotId, awaits_header: bool) {
         if let Some(slot) = self.get_mut(id) {
             if awaits_header {
@@ -491,25 +519,25 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// There is no room for it.
+    /// Records that it is over a connection limit.
     pub fn mark_rejected(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.flags.set(SlotFlags::REJECTED);
         }
     }
 
-    /// The socket takes nothing any more. What the peer sent before it went is still to be read.
+    /// Records that a write has failed. Bytes that the peer sent before are still read.
     pub fn mark_write_failed(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
             slot.outbox = Outbox::Empty;
             slot.flags.set(SlotFlags::WRITE_FAILED);
-            // There is no answer left to take.
+            // No response is left to send.
             slot.flags.clear(SlotFlags::READ_PAUSED);
             self.mark_ready(id);
         }
     }
 
-    /// There is something to write, and the socket is not known to be full.
+    /// Puts a slot on the dirty list if it has frames to write and its socket is not known to be full.
     pub fn mark_dirty(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
             && slot.wants_flush()
@@ -525,8 +553,8 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// The slot is over. Anything may say so, as often as it likes; only the reap phase acts on it
-    /// (**one funeral**), and the first reason stays.
+    /// Schedules the close of a connection. Any phase may call this, as often as it likes; only the reap phase frees
+    /// the slot (**deferred free**), and the first reason stays.
     pub fn schedule_close(&mut self, id: SlotId, reason: Reason) {
         if let Some(slot) = self.get_mut(id)
             && slot.flags.set(SlotFlags::TO_REAP)
@@ -566,7 +594,7 @@ impl<T: Transport> Slots<T> {
     /// connections of each: one slice, followed by the next connection.
     pub fn mark_refill(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
-            slot.flags.clear(SlotFlags::WAITS);
+            slot.flags.clear(SlotFlags::WAITS_FOR_MEMORY);
             let ip = slot.peer.ip();
             if slot.flags.set(SlotFlags::REFILL) {
                 self.refill.push(id, ip);
@@ -588,7 +616,7 @@ impl<T: Transport> Slots<T> {
     /// Puts a connection on the list of replays that wait for memory.
     pub fn mark_waiting(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id)
-            && slot.flags.set(SlotFlags::WAITS)
+            && slot.flags.set(SlotFlags::WAITS_FOR_MEMORY)
         {
             self.waiting.push_back(id);
         }
@@ -619,32 +647,33 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Takes the dirty list. Each slot on it is to be taken off with [`Slots::flushing`], and the list to
-    /// be given back.
+    /// Takes the dirty list. Each slot on it is removed from it with [`Slots::flushing`], and the list is returned with
+    /// [`Slots::give_back_dirty`].
     pub fn take_dirty(&mut self) -> Vec<SlotId> {
         std::mem::take(&mut self.dirty)
     }
 
-    /// A slot of the list that was taken; from here on it can be marked anew.
+    /// Removes a slot from the dirty list that was taken: it can be marked again.
     pub fn flushing(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
         let slot = self.get_mut(id)?;
         slot.flags.clear(SlotFlags::DIRTY);
         Some(slot)
     }
 
-    /// Returns the list's memory, so that no turn allocates it anew; what was marked meanwhile stays.
+    /// Returns the memory of the list, so that the next turn does not allocate. Slots that were marked in the meantime
+    /// stay.
     pub fn give_back_dirty(&mut self, mut list: Vec<SlotId>) {
         list.clear();
         list.append(&mut self.dirty);
         self.dirty = list;
     }
 
-    /// Takes the doomed.
+    /// Takes the list of connections to reap.
     pub fn take_to_reap(&mut self) -> Vec<SlotId> {
         std::mem::take(&mut self.to_reap)
     }
 
-    /// Is there work that no event will announce?
+    /// Returns true if there is work that raises no event.
     pub fn has_work(&self) -> bool {
         let is_ready = !self.ready.is_empty() || !self.requeued.is_empty();
         is_ready || !self.dirty.is_empty() || !self.to_reap.is_empty() || !self.refill.is_empty()
@@ -652,27 +681,33 @@ impl<T: Transport> Slots<T> {
 
     /// Panics if the lists and the marks contradict each other; for debug builds and tests.
     pub fn check(&self) {
-        assert!(self.to_reap.is_empty(), "the doomed are reaped in their own turn");
+        assert!(self.to_reap.is_empty(), "closed connections are reaped in the same turn");
         // Entries of connections that were freed may remain until they are popped.
         let ready: HashSet<SlotId> = self.ready.iter().copied().collect();
         let requeued: HashSet<SlotId> = self.requeued.iter().copied().collect();
         let dirty: HashSet<SlotId> = self.dirty.iter().copied().collect();
         assert!(ready.is_disjoint(&requeued), "a slot is in one ready queue");
         for (id, slot) in self.iter() {
-            assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not doomed");
+            assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not scheduled to close");
             slot.outbox.check();
             let is_queued = ready.contains(&id) || requeued.contains(&id);
             assert_eq!(slot.flags.has(SlotFlags::READY), is_queued, "{id:?} and the ready queues");
             assert_eq!(slot.flags.has(SlotFlags::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
-            assert!(!slot.wants_flush() || slot.flags.has(SlotFlags::DIRTY), "nobody flushes {id:?}");
-            assert!(slot.subscriptions.is_empty() || slot.state.is_open(), "{id:?} is a member, and closing");
+            assert!(
+                !slot.wants_flush() || slot.flags.has(SlotFlags::DIRTY),
+                "{id:?} has frames and is not on the dirty list"
+            );
+            assert!(
+                slot.subscriptions.is_empty() || slot.state.is_open(),
+                "{id:?} subscribes and is closing"
+            );
             let refills = slot.flags.has(SlotFlags::REFILL);
             assert!(
                 !slot.is_read_paused() || !slot.is_flushed() || refills || slot.is_publishing_paused(),
-                "nobody releases {id:?}"
+                "reading of {id:?} is never resumed"
             );
             let is_due = slot.state.has_query() && !slot.has_write_failed();
-            assert!(!is_due || !slot.is_flushed() || refills, "nobody responds to {id:?}");
+            assert!(!is_due || !slot.is_flushed() || refills, "the query of {id:?} gets no response");
             let replays = slot
                 .subscriptions
                 .as_slice()
@@ -680,7 +715,7 @@ impl<T: Transport> Slots<T> {
                 .any(|subscription| subscription.state == SubscriptionState::CatchingUp);
             assert_eq!(slot.is_replaying(), replays, "{id:?} and its replay");
             let is_listed = refills || slot.waits_for_memory();
-            assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} stands still");
+            assert!(!replays || !slot.is_flushed() || is_listed, "the replay of {id:?} does not continue");
         }
     }
 }
@@ -694,11 +729,10 @@ impl<T: Transport> Default for Slots<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
     use crate::net::transport::ReadOutcome;
     use std::io;
 
-    /// A connection with nobody at the other end.
+    /// A transport without a peer.
     #[derive(Debug)]
     struct Nobody;
 
@@ -732,7 +766,7 @@ mod tests {
     fn a_slot_is_small() {
         // Release builds; in debug builds mio's socket also knows its poll.
         assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
-        // What is within TLS is in a box of its own.
+        // TLS state is in a separate box.
         assert!(size_of::<Slot<Box<()>>>() <= 88, "{}", size_of::<Slot<Box<()>>>());
     }
 

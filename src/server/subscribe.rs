@@ -1,7 +1,11 @@
-//! Coming, catching up and leaving.
+//! Subscribing, catching up from the history, and unsubscribing.
 //!
-//! A member sits in the hub, and its slot knows where: whenever somebody leaves a seat and another moves into
-//! it, both have to agree. All that changes a seat stands here.
+//! The hub has a list of subscribers for each channel, and a slot has the position of each of its subscriptions in that
+//! list. When a subscriber is removed and another one moves into its position, both have to be updated: all code that
+//! does is in this file.
+//!
+//! A replay is driven by the outbox running empty: the flush phase puts the connection on the refill list, the deliver
+//! phase queues the next slice, and so on until the subscriber is live.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -27,8 +31,8 @@ use crate::wire::notice::{self, Id, Notice};
 use crate::wire::{self, Form};
 
 impl<T: Transport> Engine<T> {
-    /// Says hello in `oyez.v1`. Its cursor is that from which the subscription continues, if there is one: a
-    /// client that is cut in the middle of a replay comes back to where it was.
+    /// Sends `hello` in `oyez.v1`. Its cursor is the one from which the subscription continues, if there is one: a
+    /// client that is disconnected in the middle of a replay continues there.
     pub(super) fn send_hello(
         &mut self,
         id: SlotId,
@@ -79,7 +83,7 @@ impl<T: Transport> Engine<T> {
         format!("{:08x}", hasher.finish() as u32)
     }
 
-    /// Makes a connection a member. What it is told of that is [`Engine::send_subscribed`]'s.
+    /// Subscribes a connection to a channel. [`Engine::send_subscribed`] notifies it.
     pub(super) fn subscribe(
         &mut self,
         id: SlotId,
@@ -88,7 +92,7 @@ impl<T: Transport> Engine<T> {
         rights: &Rights,
         now: LoopTime,
     ) -> Result<Subscribed, Rejection> {
-        // Before anything is looked for: the answer is the same for a channel that is not there.
+        // Before the channel is looked up: the response is the same for a channel that does not exist.
         if !self.shared.authenticator.grant(rights).may_subscribe(name) {
             return Err(Rejection::PermissionDenied);
         }
@@ -96,7 +100,7 @@ impl<T: Transport> Engine<T> {
             self.close(id, Reason::Drain { retry_ms }, now);
             return Err(Rejection::ConnectionClosing);
         }
-        // One that is dead already may have published something first.
+        // A dead connection may have emitted intents before.
         let Some(slot) = self.slots.get(id).filter(|slot| !slot.is_close_queued()) else {
             return Err(Rejection::ConnectionClosing);
         };
@@ -146,7 +150,7 @@ impl<T: Transport> Engine<T> {
         Ok(subscribed)
     }
 
-    /// Tells a new member where it stands, in the words of its form.
+    /// Notifies a new subscriber of its cursor, in its wire format.
     pub(super) fn send_subscribed(
         &mut self,
         id: SlotId,
@@ -167,17 +171,17 @@ impl<T: Transport> Engine<T> {
         }
         // A raw WebSocket that requests the whole history gets it without a notice of evicted messages: its protocol
         // has no notice but a close.
-        let is_told = options.form != Form::Raw || options.since != Since::Earliest;
-        if let Some(gap) = gap.filter(|_| is_told) {
+        let is_notified = options.form != Form::Raw || options.since != Since::Earliest;
+        if let Some(gap) = gap.filter(|_| is_notified) {
             self.send_gap(id, ch, options.form, &gap, now);
         }
-        // Who asked for a replay hears where it ends, even if there was nothing in it.
+        // A client that requested a replay is notified of its end, even if it is empty.
         if options.since != Since::Now && subscription.state != SubscriptionState::CatchingUp {
             self.send_live(id, ch, options.form, self.hub.head());
         }
     }
 
-    /// Tells a member what it will not get. A raw WebSocket has no words for that, and is closed.
+    /// Notifies a subscriber of a gap. The protocol of a raw WebSocket has no notices: the connection is closed.
     pub(super) fn send_gap(&mut self, id: SlotId, channel: &str, form: Form, gap: &Gap, now: LoopTime) {
         match form {
             Form::Raw => self.close(id, Reason::Gap { why: gap.why }, now),
@@ -188,7 +192,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Tells a member that what follows is new.
+    /// Notifies a subscriber that the following messages are new.
     fn send_live(&mut self, id: SlotId, ch: &str, form: Form, cursor: MessageId) {
         if form == Form::Envelope {
             self.send_notice(id, &Notice::Live { ch, id: Id(cursor) });
@@ -215,13 +219,13 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Ends the memberships that the new rights do not give. A raw WebSocket has one, and ends with it.
+    /// Ends the subscriptions that the new rights do not permit. A raw WebSocket has only one, and is closed.
     pub(super) fn reauthorize(&mut self, id: SlotId, rights: &Rights, now: LoopTime) {
         let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
         let channels: Vec<ChannelId> =
             subscriptions.iter().map(|subscription| subscription.channel).collect();
         for channel in channels {
-            // What is handed out on the way may be too much for this member or for others, who leave then.
+            // Unsubscribing sends open batches, which may close this or other slow subscribers.
             let Some(subscription) = self.slots.get(id).and_then(|slot| slot.subscriptions.find(channel))
             else {
                 continue;
@@ -242,8 +246,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// A member that can be told of gaps did not take a batch: it gets on from the history when it has
-    /// caught up with its outbox.
+    /// Moves a subscriber whose outbox could not take a batch to catching up: it continues from the history when its
+    /// outbox is empty.
     pub(super) fn start_catching_up(
         &mut self,
         id: SlotId,
@@ -262,31 +266,43 @@ impl<T: Transport> Engine<T> {
         let (new, moved) = hub.start_catching_up(id, *subscription, before);
         *subscription = new;
         slots.mark_replaying(id, true);
-        self.moved(moved);
+        self.update_position(moved);
     }
 
-    /// Queues the next slice of a replay, of one channel. Returns its cost.
+    /// Queues the next slice of a replay. If that completes the history of a channel, the subscriber goes live at once,
+    /// and the replay of its next channel begins. Returns the cost.
     pub(super) fn replay(&mut self, id: SlotId, now: LoopTime) -> Cost {
+        let mut cost = Cost::NONE;
+        loop {
+            let (slice, continues) = self.replay_slice(id, now);
+            cost += slice;
+            if !continues {
+                return cost;
+            }
+        }
+    }
+
+    /// Returns the cost of one step, and true if the next step can follow at once.
+    fn replay_slice(&mut self, id: SlotId, now: LoopTime) -> (Cost, bool) {
         let Engine { slots, hub, client_salt, shared: Shared { limits, .. }, .. } = self;
-        let Some(slot) = slots.get(id) else { return Cost::NONE };
+        let Some(slot) = slots.get(id) else { return (Cost::NONE, false) };
         let Some(subscription) = slot.next_replay() else {
             slots.mark_replaying(id, false);
-            return Cost::NONE;
+            return (Cost::NONE, false);
         };
         let form = hub.form_of(subscription);
         let own = (!subscription.echo).then(|| ClientId::of(id, *client_salt));
         let step = hub.replay(subscription, own, now);
         match step {
             ReplayStep::Slice { frames, messages, work } => {
-                let mut cost = Cost::of(work, frames.len());
+                let cost = Cost::of(work, frames.len());
                 self.shared.metrics.messages_delivered += messages as u64;
                 self.enqueue(id, frames);
-                if self.can_go_live(id, subscription) {
-                    cost += self.replay(id, now);
-                } else {
-                    self.go_on(id, now);
+                let continues = self.can_go_live(id, subscription);
+                if !continues {
+                    self.flush_replay(id, now);
                 }
-                return cost;
+                return (cost, continues);
             }
             ReplayStep::Wait { since } if since.after(limits.replay_wait_ms).is_due(now) => {
                 self.close(id, Reason::OverCapacity, now);
@@ -297,19 +313,19 @@ impl<T: Transport> Engine<T> {
                 let name = self.hub.channel(subscription.channel).map(|channel| channel.name().to_owned());
                 match form {
                     Form::Raw => {
-                        // The close drops frames that no write was tried for, such as the response to the handshake.
-                        self.go_on(id, now);
+                        // The close drops frames that were never written, such as the response to the handshake.
+                        self.flush_replay(id, now);
                         self.close(id, Reason::Slow, now);
                     }
                     _ => {
                         self.send_gap(id, &name.unwrap_or_default(), form, &gap, now);
                         self.send_gathered();
-                        self.go_on(id, now);
+                        self.flush_replay(id, now);
                     }
                 }
             }
             ReplayStep::CaughtUp { subscription: new, moved, cursor } => {
-                self.moved(moved);
+                self.update_position(moved);
                 if let Some(slot) = self.slots.get_mut(id) {
                     if let Some(subscription) = slot.subscriptions.find_mut(subscription.channel) {
                         *subscription = new;
@@ -320,10 +336,10 @@ impl<T: Transport> Engine<T> {
                 let name = self.hub.channel(subscription.channel).map(|channel| channel.name().to_owned());
                 self.send_live(id, &name.unwrap_or_default(), form, cursor);
                 self.send_gathered();
-                self.go_on(id, now);
+                self.flush_replay(id, now);
             }
         }
-        Cost::SLICE
+        (Cost::SLICE, false)
     }
 
     /// Returns true if a subscriber has been made the last slice, and its outbox has room for the next batch.
@@ -335,23 +351,23 @@ impl<T: Transport> Engine<T> {
         self.slots.get(id).is_some_and(has_room) && self.hub.has_replayed_all(subscription)
     }
 
-    /// Writes what a connection that catches up was just sent, and has it sent more in the same turn if the socket has
-    /// taken that: otherwise a channel whose publishers fill each turn would be faster than any replay.
-    fn go_on(&mut self, id: SlotId, now: LoopTime) {
+    /// Writes the slice that was just queued, and queues the next one in the same turn if the socket has taken it:
+    /// otherwise a channel whose publishers fill each turn would be faster than any replay.
+    fn flush_replay(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, shared: Shared { metrics, limits, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id).filter(|slot| slot.is_replaying()) else { return };
         let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
         match left {
             FlushOutcome::Drained => slots.mark_refill(id),
-            // The flush phase sees to it.
+            // The flush phase continues.
             FlushOutcome::More | FlushOutcome::Failed(_) => slots.mark_dirty(id),
             FlushOutcome::Blocked => {}
         }
     }
 
-    /// A replay that has waited for memory for too long ends with its connection: it is not the client's fault, and
-    /// 4100 has it come back later. Returns true if it did.
+    /// Closes a connection whose replay has waited for memory for too long with 4100, so that the client reconnects
+    /// later. Returns true if it did.
     pub(super) fn end_wait(&mut self, id: SlotId, now: LoopTime) -> bool {
         let Some(slot) = self.slots.get(id).filter(|slot| slot.waits_for_memory()) else { return false };
         let since = slot.next_replay().and_then(|subscription| self.hub.waits_since(subscription));
@@ -362,10 +378,10 @@ impl<T: Transport> Engine<T> {
         is_over
     }
 
-    /// Cuts a connection that holds an overdue encoding of a large message while other replays wait for that memory.
+    /// Closes a connection that holds an overdue encoding of a large message while other replays wait for that memory.
     /// Returns true if it did.
     ///
-    /// There is no close frame: it could not be sent before the rest of the message.
+    /// It gets no close frame, which could not be sent before the rest of the message.
     pub(super) fn end_overdue(&mut self, id: SlotId, now: LoopTime) -> bool {
         if !self.slots.has_waiting() {
             return false;
@@ -385,7 +401,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn end_replays(&mut self, id: SlotId) {
         while let Some(subscription) = self.slots.get(id).and_then(Slot::next_replay) {
             let (live, moved) = self.hub.end_replay(subscription);
-            self.moved(moved);
+            self.update_position(moved);
             if let Some(subscription) =
                 self.slots.get_mut(id).and_then(|slot| slot.subscriptions.find_mut(subscription.channel))
             {
@@ -395,15 +411,15 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_replaying(id, false);
     }
 
-    /// Removes a member from one channel, after it was sent the messages published so far. Returns false if it was not
-    /// a member.
+    /// Unsubscribes a connection from one channel, after sending it the messages published so far. Returns false if it
+    /// did not subscribe to it.
     pub(super) fn unsubscribe(&mut self, id: SlotId, channel: ChannelId, now: LoopTime) -> bool {
         if self.slots.get(id).is_none_or(|slot| slot.subscriptions.find(channel).is_none()) {
             return false;
         }
         self.deliver_unsent(id, now);
         let Some(slot) = self.slots.get_mut(id) else { return false };
-        // It may have left meanwhile: a slow member is closed.
+        // It may be closed by now, as a slow subscriber.
         let Some(subscription) = slot.subscriptions.remove(channel) else { return false };
         if slot.is_pressing() {
             self.pressure.ease(channel, now);
@@ -411,15 +427,15 @@ impl<T: Transport> Engine<T> {
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);
         if is_replaying && subscription.state == SubscriptionState::CatchingUp {
-            // It may be the one that waited for memory.
+            // It may be the replay that waited for memory.
             self.slots.mark_refill(id);
         }
         let moved = self.hub.unsubscribe(subscription);
-        self.moved(moved);
+        self.update_position(moved);
         true
     }
 
-    /// Takes a member out of the hub, out of all its channels.
+    /// Ends all subscriptions of a connection.
     pub(super) fn leave(&mut self, id: SlotId, now: LoopTime) {
         while let Some(&subscription) =
             self.slots.get(id).and_then(|slot| slot.subscriptions.as_slice().last())
@@ -428,8 +444,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Tells a member's seat that it has moved.
-    fn moved(&mut self, moved: Option<Moved>) {
+    /// Updates the position of a subscription that was moved.
+    fn update_position(&mut self, moved: Option<Moved>) {
         if let Some(Moved { subscriber, channel, position }) = moved
             && let Some(subscription) =
                 self.slots.get_mut(subscriber).and_then(|slot| slot.subscriptions.find_mut(channel))

@@ -1,29 +1,29 @@
-//! The sweep: every slot is looked at a few times a second, a bounded slice in each turn.
+//! Sweeping: every slot is checked a few times a second, a bounded slice in each turn.
 //!
-//! A heap of timers would cost memory and work for every connection and message. Looking at a slot costs
-//! a few nanoseconds, and deadlines here are seconds; so a deadline is noticed up to [`ROUND_MS`] late,
-//! and nothing has to be kept in order.
+//! A heap of timers would cost memory and work for every connection and message. Checking a slot costs a few
+//! nanoseconds, and deadlines here are seconds; so a deadline is noticed up to [`ROUND_MS`] late, and nothing has to be
+//! sorted.
 
 use std::ops::Range;
 
 use crate::time::LoopTime;
 
-/// Every slot is looked at once in that time; while the slab grows, one may wait for two rounds.
+/// Every slot is checked once in this time; while the slab grows, one may wait for two rounds.
 const ROUND_MS: u32 = 250;
 
-/// The most slots in one slice: about 80 us of looking (`cargo bench -- sweep`), which is what a message to 16
-/// members takes. Smaller slices wake an idle server for fewer pings at a time, and a wake costs as much as one.
+/// Maximum number of slots in one slice: about 80 us (`cargo bench -- sweep`), which is as long as a message to 16
+/// subscribers takes. Smaller slices wake an idle server for fewer pings at a time, and a wake costs as much as one.
 const SLICE_SLOTS: usize = 16_384;
 
-/// The deadlines of a kind that are met in a turn, if it is short. A write takes some 5 us, so broadcasts wait for a
+/// Number of deadlines of a kind that are handled in a short turn. A write takes some 5 us, so broadcasts wait for a
 /// fraction of a millisecond, however many connections were opened together.
 const DUE_PER_TURN_MIN: usize = 8;
 
-/// Where the sweep stands.
+/// The position of a sweep.
 #[derive(Clone, Debug)]
 pub(super) struct Sweeper {
     at: usize,
-    /// Where the slice ends that a pause has cut short; `at` if none has.
+    /// The end of the slice that a pause has cut short; `at` if none has.
     end: usize,
     next: LoopTime,
     /// When a slice was cut short, if its rest is still to be checked.
@@ -38,8 +38,8 @@ impl Sweeper {
 
     /// When the next slice is due.
     ///
-    /// While there is nothing to sweep nobody asks, and a moment that is weeks old would look like one in
-    /// the future: whatever is further away than a round is due at once.
+    /// While there is nothing to sweep the loop does not check, and a time of weeks ago would look like one in the
+    /// future: a time further away than a round is due at once.
     pub(super) fn next(&self, now: LoopTime) -> LoopTime {
         let is_due = self.at < self.end || self.next.millis_since(now) > ROUND_MS;
         if is_due { now } else { self.next }
@@ -65,14 +65,14 @@ impl Sweeper {
         start..self.end
     }
 
-    /// Leaves what is left of the slice, from `at` on, to the next turn.
+    /// Leaves the rest of the slice, from `at` on, to the next turn.
     pub(super) fn pause(&mut self, at: usize, now: LoopTime) {
         self.at = at;
         self.paused = Some(now);
     }
 
-    /// Returns how many deadlines may be met now, where `per_span` of them are to be met within `span_ms`, however
-    /// long the turns are. Time counts while some are left over: then nothing is waited for between turns.
+    /// Returns how many deadlines may be handled now, where `per_span` of them are to be handled within `span_ms`,
+    /// however long the turns are. Time counts while some are left over: then the loop does not wait between turns.
     pub(super) fn take_budget(&mut self, per_span: usize, span_ms: u32, now: LoopTime) -> usize {
         let late_ms = self.paused.take().map_or(0, |since| now.millis_since(since)).min(ROUND_MS);
         let due = per_span as u64 * u64::from(late_ms) / u64::from(span_ms.max(1));

@@ -1,4 +1,5 @@
-//! Frames for a single connection, in addition to the batches of its channels: answers, notices, replays, close frames.
+//! Frames for a single connection, in addition to the batches of its channels: responses, notices, replays, close
+//! frames.
 //!
 //! Answers are gathered: consecutive answers to one connection become one piece of its outbox. An answer has some 30
 //! bytes, a piece costs [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES) in addition, and a turn can read thousands of

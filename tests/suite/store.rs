@@ -490,7 +490,7 @@ fn unusable_history_file_is_refused_and_unchanged() {
     let mut bytes = good.clone();
     bytes.chunks_exact_mut(4_096).skip(1).for_each(|page| page[2_000] ^= 1);
     check("damaged", Some(&bytes), "", "mv ");
-    for (table, says) in [("state", "another version of oyez"), ("prices", "is no history file of oyez")] {
+    for (table, says) in [("state", "another version of oyez"), ("prices", "is not a history file of oyez")] {
         let path = folder.0.join(table);
         let database = redb::Database::create(&path).unwrap();
         let transaction = database.begin_write().unwrap();
@@ -571,10 +571,7 @@ fn full_disk_ends_the_history_file_and_not_the_server() {
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(1), "{log}");
     assert_eq!(log.matches(" ERROR ").count(), 1, "said once: {log}");
-    assert!(
-        log.contains("does not outlive this process") && log.contains("incomplete history file"),
-        "{log}"
-    );
+    assert!(log.contains("do not survive a restart") && log.contains("incomplete history file"), "{log}");
     let server = folder.serve(&[]);
     let page = history(&server, "a", &last);
     assert_eq!(page["gap"]["why"], "epoch", "{page}");
@@ -776,7 +773,7 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
             // Wait for each batch, so that there are many.
             let Opened { store, hub, .. } = &mut opened;
             while store.next(hub, times(turn * 100)).is_some() {
-                store.sweep(hub, &mut metrics, 0, times(turn * 100), || stamp);
+                store.flush_changes(hub, &mut metrics, 0, times(turn * 100), || stamp);
                 std::thread::sleep(Duration::from_micros(200));
             }
         }

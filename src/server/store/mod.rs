@@ -1,17 +1,16 @@
-//! The history that outlives the process: `--history-file`.
+//! The history file (`--history-file`): message history that survives a restart.
 //!
-//! The sweep hands what has changed since the last time to a thread that only writes (`writer`), in batches
-//! of bounded size, at most a few at a time. **The loop never waits for the disk**: if the disk is slower
-//! than what comes, the channels that have changed stay on the journal's list, which grows no more than
-//! there are channels, and when the disk is ready they are written as they are by then.
+//! The expire phase sends changed channels to a thread that only writes (`writer`), in batches of bounded size, at most
+//! a few at a time. **The loop never waits for the disk**: if the disk is slower than the publishers, changed channels
+//! stay on the list of dirty channels, which is no longer than the number of channels, and are written in their current
+//! state when the disk is ready.
 //!
-//! **No id is given twice.** While a server runs, its file does not have the mark of an end in order, and
-//! that is safe on the disk before the first client is served. A server that finds the mark goes on in the
-//! same epoch, at the number behind the last; one that does not begins a new epoch, whatever the file has,
-//! since it cannot know which ids were given out after the last that was written. All cursors of the old
-//! epoch are answered with a gap then.
+//! **No id is used twice.** While a server runs, its file has no mark of a clean shutdown, and that is safe on the disk
+//! before the first client is served. A server that finds the mark continues in the same epoch, at the number after the
+//! last. After an unclean shutdown a server begins a new epoch, whatever the file contains, since it cannot know which
+//! ids were assigned after the last write. All cursors of the old epoch are answered with a gap then.
 //!
-//! What the file is made of, and how damage is found, stands in `tables`.
+//! The format of the file, and how damage is detected, are described in `tables`.
 
 mod clock_snapshot;
 mod open;
@@ -28,87 +27,87 @@ use crate::hub::Hub;
 pub use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
-use tables::State;
+use tables::LogState;
 use writer::{Thread, WriteBatch, WriteResult};
 
 pub use clock_snapshot::{ClockSnapshot, new_epoch};
 pub use open::{Loaded, OpenError, Opened, load};
 
-/// Bytes of a batch, or one message more. It is about what a turn may read and publish, so a turn writes down
-/// as much as a turn can bring; copying it takes some 50 us. The database gives each channel's part a power of two,
-/// so there is room for a message below that.
+/// Maximum bytes of a batch, or one message more. A turn may read and publish about as much, so a turn writes as much
+/// as a turn can publish; copying it takes some 50 us. The database gives the part of each channel a power of two, so
+/// there is room for a message below that.
 const BATCH_BYTES: usize = 240 << 10;
 
-/// Channels in a batch. One that nobody has looked at for a while costs a microsecond, so 512 of them take no more
-/// than what is read in a turn.
+/// Maximum number of channels in a batch. A channel that is not in the cache costs a microsecond, so 512 of them take
+/// no longer than the reads of a turn.
 const BATCH_CHANGES: usize = 512;
 
-/// Batches that the thread has not written.
+/// Maximum number of batches that the thread has not written.
 const BATCHES_MAX: usize = 4;
 
-/// How often the loop looks whether the thread is done.
+/// Interval at which the loop checks the results of the thread.
 const LOOK_MS: u32 = 10;
 
-/// How long the end waits for the disk without hearing from it. A supervisor is seldom more patient.
+/// Maximum time that the shutdown waits for the result of one batch. Service managers rarely wait longer.
 pub const SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same, when it is to be quick.
+/// The same after a second signal.
 pub const FORCED_SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The loop's end of the history file.
+/// The loop's side of the history file.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     sync_ms: u64,
-    /// The log's time when the loop was born.
-    born_ms: u64,
-    orders: SyncSender<WriteBatch>,
-    reports: Receiver<WriteResult>,
+    /// The time of the log when the loop started.
+    started_ms: u64,
+    batches: SyncSender<WriteBatch>,
+    results: Receiver<WriteResult>,
     thread: Option<Thread>,
-    /// Orders without a report.
+    /// Batches without a result.
     outstanding: usize,
-    round: FlushCycle,
-    /// Not before that the next round begins.
-    next_round_ms: u64,
-    /// The oldest change of the round that is being written was there at this time.
+    cycle: FlushCycle,
+    /// The earliest time of the next flush cycle.
+    next_cycle_ms: u64,
+    /// Time of the oldest change of the flush cycle that is being written.
     oldest_ms: u64,
-    /// The same for the changes since it began.
+    /// Time of the oldest change since it began.
     waiting_since_ms: Option<u64>,
     is_late: bool,
 }
 
-/// All that has changed is written in a round.
+/// A flush cycle writes all changes that exist when it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FlushCycle {
     Idle,
-    /// So many changes are to be handed over.
+    /// This many changes are still to be sent to the thread.
     Writing {
         left: usize,
     },
-    /// The last of them are with the thread.
+    /// The thread has all of them.
     Syncing,
-    /// Nothing is written any more.
+    /// A write failed, and no further one is tried.
     Failed,
 }
 
 impl Store {
-    /// When it wants to be called again.
+    /// Returns the time of the next call, if there is work.
     pub fn next(&self, hub: &Hub, times: LogTime) -> Option<LoopTime> {
-        let wait_ms = match self.round {
+        let wait_ms = match self.cycle {
             FlushCycle::Failed => return None,
             FlushCycle::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
             FlushCycle::Writing { .. } | FlushCycle::Syncing => LOOK_MS,
-            FlushCycle::Idle if hub.changes() > 0 => self.next_round_ms.saturating_sub(times.millis) as u32,
+            FlushCycle::Idle if hub.changes() > 0 => self.next_cycle_ms.saturating_sub(times.millis) as u32,
             FlushCycle::Idle => return None,
         };
         Some(times.now.after(wait_ms))
     }
 
-    /// Hands one batch of what has changed to the thread, if the time has come and the thread has room.
+    /// Sends one batch of changes to the thread, if a flush cycle is due and the thread has room.
     ///
-    /// A round begins every half of `--history-sync-ms`, so that the whole is enough for what comes just after
-    /// a beginning, and for the disk.
-    pub fn sweep(
+    /// A flush cycle begins every half of `--history-sync-ms`, so that the full interval suffices for a change just
+    /// after a beginning, and for the disk.
+    pub fn flush_changes(
         &mut self,
         hub: &mut Hub,
         metrics: &mut Metrics,
@@ -116,61 +115,61 @@ impl Store {
         times: LogTime,
         stamp: impl FnOnce() -> ClockSnapshot,
     ) {
-        if self.round == FlushCycle::Failed {
+        if self.cycle == FlushCycle::Failed {
             return;
         }
-        self.take_reports(hub, metrics);
-        self.note_oldest(hub, times.millis);
+        self.take_results(hub, metrics);
+        self.track_oldest(hub, times.millis);
         self.warn_if_late(metrics, times.millis);
-        if self.round == FlushCycle::Idle && hub.changes() > 0 && times.millis >= self.next_round_ms {
-            self.next_round_ms = times.millis + (self.sync_ms / 2).max(1);
+        if self.cycle == FlushCycle::Idle && hub.changes() > 0 && times.millis >= self.next_cycle_ms {
+            self.next_cycle_ms = times.millis + (self.sync_ms / 2).max(1);
             self.oldest_ms = self.waiting_since_ms.take().unwrap_or(times.millis);
-            self.round = FlushCycle::Writing { left: hub.changes() };
+            self.cycle = FlushCycle::Writing { left: hub.changes() };
         }
-        if self.outstanding < BATCHES_MAX && matches!(self.round, FlushCycle::Writing { .. }) {
-            self.hand_over(hub, clients, times, stamp());
+        if self.outstanding < BATCHES_MAX && matches!(self.cycle, FlushCycle::Writing { .. }) {
+            self.send_batch(hub, clients, times, stamp());
         }
     }
 
-    fn hand_over(&mut self, hub: &mut Hub, clients: u32, times: LogTime, stamp: ClockSnapshot) {
-        let FlushCycle::Writing { left } = self.round else { return };
-        let log_ms = self.born_ms + times.millis;
-        let hour = LogTime { now: times.now, millis: log_ms };
+    fn send_batch(&mut self, hub: &mut Hub, clients: u32, times: LogTime, stamp: ClockSnapshot) {
+        let FlushCycle::Writing { left } = self.cycle else { return };
+        let log_ms = self.started_ms + times.millis;
+        let log_time = LogTime { now: times.now, millis: log_ms };
         let before = hub.changes();
-        let changes = hub.take_changes(hour, left.min(BATCH_CHANGES), BATCH_BYTES);
+        let changes = hub.take_changes(log_time, left.min(BATCH_CHANGES), BATCH_BYTES);
         let left = left.saturating_sub(before - hub.changes());
-        self.round = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
-        let state = State { head: hub.log_head(), log_ms, stamp, clients, is_clean: false };
+        self.cycle = if left == 0 { FlushCycle::Syncing } else { FlushCycle::Writing { left } };
+        let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: false };
         self.send(WriteBatch { state, changes, syncs: left == 0 });
     }
 
-    /// There is room: the channel holds as many as are ever outstanding. If there is no thread any more, its
-    /// last report says so.
-    fn send(&mut self, order: WriteBatch) -> bool {
-        let is_sent = self.orders.try_send(order).is_ok();
+    /// There is room: the channel holds as many batches as may be outstanding. If the thread has ended, its last result
+    /// results that.
+    fn send(&mut self, batch: WriteBatch) -> bool {
+        let is_sent = self.batches.try_send(batch).is_ok();
         self.outstanding += 1;
         is_sent
     }
 
-    fn take_reports(&mut self, hub: &mut Hub, metrics: &mut Metrics) {
+    fn take_results(&mut self, hub: &mut Hub, metrics: &mut Metrics) {
         loop {
-            match self.reports.try_recv() {
-                Ok(report) => self.reported(report, hub, metrics),
+            match self.results.try_recv() {
+                Ok(result) => self.resulted(result, hub, metrics),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    self.reported(WriteResult::Failed, hub, metrics);
+                    self.resulted(WriteResult::Failed, hub, metrics);
                     break;
                 }
             }
         }
-        if self.outstanding == 0 && matches!(self.round, FlushCycle::Syncing) {
-            self.round = FlushCycle::Idle;
+        if self.outstanding == 0 && matches!(self.cycle, FlushCycle::Syncing) {
+            self.cycle = FlushCycle::Idle;
         }
     }
 
-    /// The loop looks here in each turn, so a change is noted in the turn in which it is made.
-    fn note_oldest(&mut self, hub: &Hub, now_ms: u64) {
-        let of_this_round = if let FlushCycle::Writing { left } = self.round { left } else { 0 };
+    /// Called in each turn, so a change is noticed in the turn in which it is made.
+    fn track_oldest(&mut self, hub: &Hub, now_ms: u64) {
+        let of_this_round = if let FlushCycle::Writing { left } = self.cycle { left } else { 0 };
         if hub.changes() > of_this_round {
             self.waiting_since_ms.get_or_insert(now_ms);
         } else {
@@ -181,13 +180,13 @@ impl Store {
     /// Messages that are older than the interval and not on the disk would be lost by a kill: that is logged once,
     /// until the disk has caught up.
     fn warn_if_late(&mut self, metrics: &mut Metrics, now_ms: u64) {
-        let writing_since_ms = (self.round != FlushCycle::Idle).then_some(self.oldest_ms);
+        let writing_since_ms = (self.cycle != FlushCycle::Idle).then_some(self.oldest_ms);
         let oldest_ms = writing_since_ms.or(self.waiting_since_ms);
         let is_late = oldest_ms.is_some_and(|oldest_ms| now_ms.saturating_sub(oldest_ms) > self.sync_ms);
         if is_late && !self.is_late {
             warn!(
-                "history file {}: the disk takes longer than --history-sync-ms {}, and a kill may lose more than that; \
-                 nothing piles up, since what waits is the history itself",
+                "history file {}: the disk takes longer than --history-sync-ms {}, and a crash may lose more than that; \
+                 memory use does not grow, since the changes are written from the history itself",
                 self.path.display(),
                 self.sync_ms
             );
@@ -196,26 +195,26 @@ impl Store {
         self.is_late = is_late;
     }
 
-    fn reported(&mut self, report: WriteResult, hub: &mut Hub, metrics: &mut Metrics) {
+    fn resulted(&mut self, result: WriteResult, hub: &mut Hub, metrics: &mut Metrics) {
         self.outstanding = self.outstanding.saturating_sub(1);
-        match report {
+        match result {
             WriteResult::Written { bytes, file_bytes } => {
                 metrics.history_file_bytes_written += bytes;
                 metrics.history_file_bytes = file_bytes;
             }
-            WriteResult::Failed if self.round == FlushCycle::Failed => {}
+            WriteResult::Failed if self.cycle == FlushCycle::Failed => {}
             WriteResult::Failed => {
-                self.round = FlushCycle::Failed;
+                self.cycle = FlushCycle::Failed;
                 metrics.history_file_errors += 1;
                 hub.end_tracking_changes();
             }
         }
     }
 
-    /// Writes all that is left, and the mark of an end in order. False if that did not come to pass.
+    /// Writes all remaining changes and the mark of a clean shutdown. Returns false if that failed.
     ///
-    /// This is the one place that waits for the disk, and no longer than `patience` for a word from it: there is
-    /// nobody left to serve.
+    /// This is the only place that waits for the disk, for at most `timeout` for each result: all connections are
+    /// closed.
     pub fn finish(
         mut self,
         hub: &mut Hub,
@@ -223,41 +222,41 @@ impl Store {
         clients: u32,
         times: LogTime,
         stamp: ClockSnapshot,
-        patience: Duration,
+        timeout: Duration,
     ) -> bool {
-        self.take_reports(hub, metrics);
-        while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, patience, hub, metrics) {
-            self.round = FlushCycle::Writing { left: hub.changes() };
-            self.hand_over(hub, clients, times, stamp);
+        self.take_results(hub, metrics);
+        while hub.changes() > 0 && self.wait(BATCHES_MAX - 1, timeout, hub, metrics) {
+            self.cycle = FlushCycle::Writing { left: hub.changes() };
+            self.send_batch(hub, clients, times, stamp);
         }
-        let log_ms = self.born_ms + times.millis;
-        let state = State { head: hub.log_head(), log_ms, stamp, clients, is_clean: true };
-        let order = WriteBatch { state, changes: Vec::new(), syncs: true };
-        let is_done = self.wait(BATCHES_MAX - 1, patience, hub, metrics)
-            && self.send(order)
-            && self.wait(0, patience, hub, metrics);
+        let log_ms = self.started_ms + times.millis;
+        let state = LogState { head: hub.log_head(), log_ms, stamp, clients, is_clean: true };
+        let batch = WriteBatch { state, changes: Vec::new(), syncs: true };
+        let is_done = self.wait(BATCHES_MAX - 1, timeout, hub, metrics)
+            && self.send(batch)
+            && self.wait(0, timeout, hub, metrics);
         if is_done && let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
         is_done
     }
 
-    /// Waits until no more than so many orders are outstanding.
-    fn wait(&mut self, most: usize, patience: Duration, hub: &mut Hub, metrics: &mut Metrics) -> bool {
-        while self.outstanding > most && self.round != FlushCycle::Failed {
-            match self.reports.recv_timeout(patience) {
-                Ok(report) => self.reported(report, hub, metrics),
-                Err(RecvTimeoutError::Disconnected) => self.reported(WriteResult::Failed, hub, metrics),
+    /// Waits until at most `most` batches are outstanding.
+    fn wait(&mut self, most: usize, timeout: Duration, hub: &mut Hub, metrics: &mut Metrics) -> bool {
+        while self.outstanding > most && self.cycle != FlushCycle::Failed {
+            match self.results.recv_timeout(timeout) {
+                Ok(result) => self.resulted(result, hub, metrics),
+                Err(RecvTimeoutError::Disconnected) => self.resulted(WriteResult::Failed, hub, metrics),
                 Err(RecvTimeoutError::Timeout) => {
-                    let (path, seconds) = (self.path.display(), patience.as_secs());
+                    let (path, seconds) = (self.path.display(), timeout.as_secs());
                     error!(
-                        "history file {path}: the disk has not answered for {seconds} s; the file is not complete"
+                        "history file {path}: the disk has not answered for {seconds} s; the file is incomplete"
                     );
-                    self.round = FlushCycle::Failed;
+                    self.cycle = FlushCycle::Failed;
                 }
             }
         }
-        self.round != FlushCycle::Failed
+        self.cycle != FlushCycle::Failed
     }
 }
 
@@ -271,36 +270,36 @@ mod tests {
     use crate::ids::ChannelName;
     use crate::wire::Kind;
 
-    /// A store whose disk is in our hands.
+    /// A store whose disk is simulated.
     struct Rig {
         store: Store,
         hub: Hub,
         metrics: Metrics,
         disk: Receiver<WriteBatch>,
-        reports: Sender<WriteResult>,
+        results: Sender<WriteResult>,
     }
 
     impl Rig {
         fn new() -> Rig {
-            let (orders, disk) = sync_channel(BATCHES_MAX);
-            let (sender, reports) = channel();
+            let (batches, disk) = sync_channel(BATCHES_MAX);
+            let (sender, results) = channel();
             let mut hub = Hub::new(&Limits::default(), 1);
             hub.begin_tracking_changes();
             let store = Store {
                 path: PathBuf::from("nowhere"),
                 sync_ms: 1_000,
-                born_ms: 0,
-                orders,
-                reports,
+                started_ms: 0,
+                batches,
+                results,
                 thread: None,
                 outstanding: 0,
-                round: FlushCycle::Idle,
-                next_round_ms: 0,
+                cycle: FlushCycle::Idle,
+                next_cycle_ms: 0,
                 oldest_ms: 0,
                 waiting_since_ms: None,
                 is_late: false,
             };
-            Rig { store, hub, metrics: Metrics::default(), disk, reports: sender }
+            Rig { store, hub, metrics: Metrics::default(), disk, results: sender }
         }
 
         fn publish(&mut self, channel: usize, bytes: usize) {
@@ -312,9 +311,9 @@ mod tests {
             }
         }
 
-        fn sweep(&mut self, millis: u64) {
+        fn flush_changes(&mut self, millis: u64) {
             let Rig { store, hub, metrics, .. } = self;
-            store.sweep(hub, metrics, 0, times(millis), ClockSnapshot::default);
+            store.flush_changes(hub, metrics, 0, times(millis), ClockSnapshot::default);
         }
 
         fn next(&self, millis: u64) -> Option<u32> {
@@ -322,10 +321,10 @@ mod tests {
             Some(next.millis_since(LoopTime::from_millis(millis)))
         }
 
-        /// The disk takes one batch.
+        /// The disk writes one batch.
         fn take(&mut self) -> WriteBatch {
             let order = self.disk.try_recv().unwrap();
-            let _ = self.reports.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
+            let _ = self.results.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
             order
         }
     }
@@ -341,7 +340,7 @@ mod tests {
             for channel in 0..50 {
                 rig.publish(channel, 20_000);
             }
-            rig.sweep(turn);
+            rig.flush_changes(turn);
         }
         assert_eq!(rig.store.outstanding, BATCHES_MAX);
         assert_eq!(rig.hub.changes(), 50, "the list is no longer than there are channels");
@@ -349,22 +348,22 @@ mod tests {
         assert_eq!(rig.next(2_000), Some(LOOK_MS));
         let mut bytes = 0;
         let mut batches = 0;
-        while rig.hub.changes() > 0 || rig.store.round != FlushCycle::Idle {
+        while rig.hub.changes() > 0 || rig.store.cycle != FlushCycle::Idle {
             let batch: usize = rig.take().changes.iter().map(Change::bytes).sum();
             assert!(batch < BATCH_BYTES + 21_000, "a batch is bounded");
             bytes += batch;
             batches += 1;
-            rig.sweep(5_000);
+            rig.flush_changes(5_000);
         }
         assert!(
             batches > 4 && bytes < 3 * rig.hub.history_usage().bytes,
             "it gets what is kept, and not all that was"
         );
         rig.publish(0, 1);
-        rig.sweep(10_000);
+        rig.flush_changes(10_000);
         rig.take();
-        rig.sweep(10_010);
-        assert!(!rig.store.is_late && rig.store.round == FlushCycle::Idle);
+        rig.flush_changes(10_010);
+        assert!(!rig.store.is_late && rig.store.cycle == FlushCycle::Idle);
         assert_eq!(rig.next(10_010), None, "with nothing to write nobody wakes the loop");
     }
 
@@ -373,15 +372,15 @@ mod tests {
         let mut rig = Rig::new();
         rig.publish(0, 1);
         assert_eq!(rig.next(100), Some(0));
-        rig.sweep(100);
+        rig.flush_changes(100);
         assert!(rig.take().syncs);
         rig.publish(0, 1);
-        rig.sweep(101);
+        rig.flush_changes(101);
         assert!(rig.disk.try_recv().is_err());
         assert_eq!(rig.next(101), Some(499));
-        rig.sweep(599);
+        rig.flush_changes(599);
         assert!(rig.disk.try_recv().is_err());
-        rig.sweep(600);
+        rig.flush_changes(600);
         assert!(rig.take().syncs);
     }
 
@@ -389,22 +388,22 @@ mod tests {
     fn change_just_after_a_round_began_is_late_when_it_is_older_than_the_interval() {
         let mut rig = Rig::new();
         rig.publish(0, 1);
-        rig.sweep(0);
+        rig.flush_changes(0);
         rig.publish(0, 1);
-        rig.sweep(10);
+        rig.flush_changes(10);
         // The first round is done at once, and the second one waits for the disk.
         rig.take();
-        rig.sweep(20);
+        rig.flush_changes(20);
         for millis in [500, 1_000, 1_010] {
-            rig.sweep(millis);
+            rig.flush_changes(millis);
         }
         assert!(rig.disk.try_recv().unwrap().syncs, "it was begun at half the interval");
         assert_eq!(rig.metrics.history_file_late, 0);
-        rig.sweep(1_011);
-        rig.sweep(1_200);
+        rig.flush_changes(1_011);
+        rig.flush_changes(1_200);
         assert_eq!(rig.metrics.history_file_late, 1, "since what it holds is 1,001 ms old");
-        let _ = rig.reports.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
-        rig.sweep(1_201);
+        let _ = rig.results.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
+        rig.flush_changes(1_201);
         assert!(!rig.store.is_late);
     }
 
@@ -416,7 +415,7 @@ mod tests {
         }
         let mut turns = 0;
         while rig.hub.changes() > 0 {
-            rig.sweep(0);
+            rig.flush_changes(0);
             turns += 1;
             let order = rig.take();
             assert_eq!(order.syncs, rig.hub.changes() == 0, "safe on the disk at the end of the round");
@@ -432,7 +431,7 @@ mod tests {
             rig.publish(channel, 1);
         }
         for left in [588, 76, 0] {
-            rig.sweep(0);
+            rig.flush_changes(0);
             assert_eq!(rig.hub.changes(), left);
             assert_eq!(rig.take().syncs, left == 0);
         }
@@ -442,12 +441,12 @@ mod tests {
     fn after_an_error_nothing_is_written_and_nothing_is_listed() {
         let mut rig = Rig::new();
         rig.publish(0, 1);
-        rig.sweep(0);
-        let _ = rig.reports.send(WriteResult::Failed);
+        rig.flush_changes(0);
+        let _ = rig.results.send(WriteResult::Failed);
         rig.publish(1, 1);
-        rig.sweep(1);
+        rig.flush_changes(1);
         rig.publish(2, 1);
-        rig.sweep(1_000);
+        rig.flush_changes(1_000);
         assert_eq!((rig.hub.changes(), rig.metrics.history_file_errors), (0, 1));
         assert_eq!(rig.next(1_000), None);
         let Rig { store, mut hub, mut metrics, .. } = rig;
@@ -463,8 +462,8 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_gone_is_an_error() {
-        let Rig { store, mut hub, mut metrics, disk, reports } = Rig::new();
-        drop((disk, reports));
+        let Rig { store, mut hub, mut metrics, disk, results } = Rig::new();
+        drop((disk, results));
         assert!(!store.finish(
             &mut hub,
             &mut metrics,

@@ -1,4 +1,4 @@
-//! Opening a history file at start: it is locked, checked and read, and then marked as being in use.
+//! Opening a history file at start: it is locked, verified and loaded, and then marked as being in use.
 //!
 //! These are two steps, since the server listens in between: a server that cannot listen leaves the file as it was.
 
@@ -13,25 +13,25 @@ use log::{info, warn};
 use signal_hook::consts::SIGXFSZ;
 
 use super::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
-use super::tables::{Problem, State, Tables};
+use super::tables::{LogState, Problem, Tables};
 use super::{BATCHES_MAX, FlushCycle, LogTime, Store, writer};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
 use crate::hub::persist::LogHead;
 use crate::hub::snapshot::{Restored, Snapshot};
 
-/// A history file that is in use from now on, and what was in it.
+/// A history file that is marked as being in use, and its contents.
 #[derive(Debug)]
 pub struct Opened {
-    /// The loop's end of it.
+    /// The loop's side of it.
     pub store: Store,
-    /// The hub as it was.
+    /// The restored hub.
     pub hub: Hub,
-    /// The salt of clients' names, if they go on ([`crate::server::engine::Engine::next_client`]).
+    /// The salt of client ids, if they continue ([`crate::server::engine::Engine::next_client`]).
     pub clients: Option<u32>,
 }
 
-/// Why a history file cannot be used, in words for the person who named it.
+/// The reason why a history file cannot be used, for the operator.
 #[derive(Debug)]
 pub struct OpenError {
     path: PathBuf,
@@ -63,15 +63,17 @@ impl fmt::Display for OpenError {
             Problem::NoFile => {
                 write!(f, "is not a plain file; name a file, which is made if it is not there")
             }
-            Problem::Foreign => write!(f, "is no history file of oyez, and was left as it is; name another"),
+            Problem::Foreign => {
+                write!(f, "is not a history file of oyez, and was left as it is; name another")
+            }
             Problem::OtherVersion => write!(
                 f,
                 "was written by another version of oyez; use the one that wrote it, or name another file"
             ),
             Problem::Damaged(what) => write!(
                 f,
-                "is damaged ({what}). Put back a copy, or begin without it (mv '{path}' '{path}.damaged'): clients are told \
-                 then that something is missing"
+                "is damaged ({what}). Put back a copy, or start without it (mv '{path}' '{path}.damaged'): clients are \
+                 notified of the gap"
             ),
             Problem::Other(error) => write!(f, "cannot be used: {error}"),
         }
@@ -80,7 +82,7 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-/// A history file that was read and is locked, but not marked as being in use.
+/// A history file that is loaded and locked, but not marked as being in use.
 #[derive(Debug)]
 pub struct Loaded {
     file: HistoryFile,
@@ -89,13 +91,13 @@ pub struct Loaded {
     clients: Option<u32>,
     log_ms: u64,
     stamp: ClockSnapshot,
-    born_ms: u64,
+    started_ms: u64,
 }
 
-/// Opens a history file, or makes one, and restores the hub under the limits of today.
+/// Opens or creates a history file, and restores the hub under the current limits.
 ///
 /// # Errors
-/// The file cannot be used, and what was in it still is.
+/// The file cannot be used, and its contents are unchanged.
 pub fn load(
     file: &HistoryFile,
     limits: &Limits,
@@ -107,9 +109,10 @@ pub fn load(
     signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))
         .map_err(|error| fail(Problem::Io(error)))?;
     let tables = Tables::open(&file.path).map_err(fail)?;
-    let log_ms_at = |state: &State| state.log_ms + downtime_ms(state.stamp, stamp, limits.history.age_ms);
-    let begin =
-        |state: &State| Snapshot::new(&limits.history, LogTime { now: times.now, millis: log_ms_at(state) });
+    let log_ms_at = |state: &LogState| state.log_ms + downtime_ms(state.stamp, stamp, limits.history.age_ms);
+    let begin = |state: &LogState| {
+        Snapshot::new(&limits.history, LogTime { now: times.now, millis: log_ms_at(state) })
+    };
     let (hub, state) = match tables.read(begin).map_err(fail)? {
         None => {
             info!("history file {}: new", file.path.display());
@@ -117,19 +120,19 @@ pub fn load(
             hub.begin_tracking_changes();
             (hub, None)
         }
-        Some((state, past)) => {
-            let State { head, is_clean, .. } = state;
+        Some((state, snapshot)) => {
+            let LogState { head, is_clean, .. } = state;
             let epoch = if is_clean { head.epoch } else { new_epoch() };
             let log_ms = log_ms_at(&state);
-            let (hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, past);
-            tell(&file.path, is_clean, restored, &hub);
-            (hub, Some(State { log_ms, ..state }))
+            let (hub, restored) = Hub::restore(limits, LogHead { epoch, ..head }, snapshot);
+            log_loaded(&file.path, is_clean, restored, &hub);
+            (hub, Some(LogState { log_ms, ..state }))
         }
     };
     let clients = state.map(|state| state.clients);
     let log_ms = state.map_or(0, |state| state.log_ms);
-    let born_ms = log_ms.saturating_sub(times.millis);
-    Ok(Loaded { file: file.clone(), tables, hub, clients, log_ms, stamp, born_ms })
+    let started_ms = log_ms.saturating_sub(times.millis);
+    Ok(Loaded { file: file.clone(), tables, hub, clients, log_ms, stamp, started_ms })
 }
 
 impl Loaded {
@@ -138,27 +141,27 @@ impl Loaded {
     /// # Errors
     /// The file cannot be written.
     pub fn mark_in_use(self) -> Result<Opened, OpenError> {
-        let Loaded { file: HistoryFile { path, sync_ms }, tables, hub, clients, log_ms, stamp, born_ms } =
+        let Loaded { file: HistoryFile { path, sync_ms }, tables, hub, clients, log_ms, stamp, started_ms } =
             self;
         let fail = |problem| OpenError { path: path.clone(), problem };
         let clients_salt = clients.unwrap_or(0);
-        let mark = State { head: hub.log_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
+        let mark = LogState { head: hub.log_head(), log_ms, stamp, clients: clients_salt, is_clean: false };
         tables.write(&mark, &[], true).map_err(|error| fail(error.into()))?;
         let identity = writer::identity(&path).map_err(|error| fail(Problem::Io(error)))?;
-        let (orders, received) = mpsc::sync_channel(BATCHES_MAX);
-        let (sent, reports) = mpsc::channel();
+        let (batches, received) = mpsc::sync_channel(BATCHES_MAX);
+        let (sent, results) = mpsc::channel();
         let thread = writer::start(path.clone(), identity, tables, received, sent)
             .map_err(|error| fail(Problem::Io(error)))?;
         let store = Store {
             path,
             sync_ms: u64::from(sync_ms),
-            born_ms,
-            orders,
-            reports,
+            started_ms,
+            batches,
+            results,
             thread: Some(thread),
             outstanding: 0,
-            round: FlushCycle::Idle,
-            next_round_ms: 0,
+            cycle: FlushCycle::Idle,
+            next_cycle_ms: 0,
             oldest_ms: 0,
             waiting_since_ms: None,
             is_late: false,
@@ -167,7 +170,7 @@ impl Loaded {
     }
 }
 
-fn tell(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
+fn log_loaded(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
     let Restored { messages, dropped } = restored;
     let (path, channels) = (path.display(), hub.channels());
     let counts = format!("{messages} messages in {channels} channels, {dropped} too old or over the limits");
@@ -175,7 +178,7 @@ fn tell(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
         info!("history file {path}: {counts}");
     } else {
         warn!(
-            "history file {path}: {counts}; it was not ended in order, so a new epoch begins and clients are told of a gap"
+            "history file {path}: {counts}; unclean shutdown: a new epoch begins, and clients are notified of a gap"
         );
     }
 }
@@ -218,8 +221,8 @@ mod tests {
         while let Some(channel) = hub.next_open_batch() {
             let _ = hub.finish_batch(channel, times.now);
         }
-        let patience = Duration::from_secs(60);
-        assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times, STAMP, patience));
+        let timeout = Duration::from_secs(60);
+        assert!(store.finish(&mut hub, &mut Metrics::default(), 1, times, STAMP, timeout));
         // A server that cannot listen, since another one listens on its address by now.
         drop(load());
         let again = load();

@@ -1,9 +1,8 @@
-//! The history file, as tables of a database.
+//! The format of the history file: tables of a database.
 //!
-//! A commit is whole or not at all, also when the process is killed or the power goes. It is made in **two
-//! phases** (`redb`), since with one a newest commit that does not fit its checksums may be one that was
-//! interrupted or one that was damaged later, and the database goes back to the one before in either case.
-//! With two it is damage, and nobody may pretend otherwise.
+//! A commit is complete or absent, also after a crash or a power failure. It is made in **two phases** (`redb`): with
+//! one phase, if the newest commit does not match its checksums, it may have been interrupted or damaged later, and the
+//! database returns to the previous one in both cases. With two phases it is damage, and is reported as damage.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
@@ -20,43 +19,44 @@ use crate::hub::change::{Change, ChannelPosition};
 use crate::hub::persist::LogHead;
 use crate::hub::snapshot::Snapshot;
 
-/// Pages that the database keeps in memory; what is written is new, and seldom looked at again.
+/// Pages that the database caches; new pages are rarely read again.
 const CACHE_BYTES: usize = 4 << 20;
 
-/// Epoch, last message, last message of removed channels that are not remembered, log's time, the stamp's three, clients' salt, and whether
-/// the run has ended in order.
+/// Epoch, last message, last message of removed channels that are not remembered, time of the log, the three clocks,
+/// salt of client ids, and whether the shutdown was clean.
 type StateRow = (u64, u64, u64, u64, u64, u64, u64, u32, bool);
 
-/// How far all is, in one row.
+/// The state of the log, in one row.
 const STATE: TableDefinition<'_, (), StateRow> = TableDefinition::new("state");
 
-/// How far each channel is: number, last, floor. A removed channel is one without messages, whose floor is its last.
+/// The position of each channel: number, last, evicted through. A removed channel is one without messages whose last
+/// message is evicted.
 const CHANNELS: TableDefinition<'_, &str, (u64, u64, u64)> = TableDefinition::new("channels");
 
 /// Messages that were written together, under their channel and the last of them.
 const MESSAGES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("messages");
 
-/// What is written of the hub and its times with each batch.
+/// The state of the log and the clocks, written with each batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct LogState {
     pub(super) head: LogHead,
-    /// The log's time, in milliseconds.
+    /// The time of the log, in milliseconds.
     pub(super) log_ms: u64,
     pub(super) stamp: ClockSnapshot,
-    /// What makes the names of clients differ, over restarts too.
+    /// The salt of client ids, which differ across restarts too.
     pub(super) clients: u32,
-    /// The process has ended in order, and all is written.
+    /// The shutdown was clean: all is written.
     pub(super) is_clean: bool,
 }
 
-/// Why a file cannot be used.
+/// The reason why a file cannot be used.
 #[derive(Debug)]
 pub(super) enum Problem {
     Io(io::Error),
     InUse,
     NoFile,
     Foreign,
-    /// Its tables are not those of this version.
+    /// Its tables are of another version.
     OtherVersion,
     Damaged(String),
     Other(redb::Error),
@@ -70,7 +70,7 @@ impl<E: Into<redb::Error>> From<E> for Problem {
             redb::Error::UpgradeRequired(_)
             | redb::Error::TableTypeMismatch { .. }
             | redb::Error::TypeDefinitionChanged { .. } => Problem::OtherVersion,
-            // It does not begin as a database does.
+            // Its first bytes are not those of a database.
             redb::Error::Io(error) if error.kind() == ErrorKind::InvalidData => Problem::Foreign,
             redb::Error::Io(error) if error.kind() == ErrorKind::UnexpectedEof => {
                 Problem::Damaged("it ends too early".into())
@@ -88,13 +88,13 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Opens the file, or makes it, and looks at all of it: every checksum, not only those of what is read.
+    /// Opens or creates the file, and verifies every checksum, also of pages that are not read.
     pub(super) fn open(path: &Path) -> Result<Tables, Problem> {
         match std::fs::metadata(path) {
             Ok(found) if !found.is_file() => return Err(Problem::NoFile),
             _ => {}
         }
-        // What is kept is for those who may subscribe, and not for everybody on this machine.
+        // Messages are for clients that may subscribe, not for all users of this machine.
         OpenOptions::new()
             .write(true)
             .create(true)
@@ -107,11 +107,11 @@ impl Tables {
         Ok(Tables { database: builder.create(path)? })
     }
 
-    /// What was written last; nothing if it is new. The state tells by which clock messages go into the past.
+    /// Reads the last commit; `None` if the file is new. The times of messages depend on the state.
     pub(super) fn read(
         &self,
-        begin: impl FnOnce(&State) -> Snapshot,
-    ) -> Result<Option<(State, Snapshot)>, Problem> {
+        begin: impl FnOnce(&LogState) -> Snapshot,
+    ) -> Result<Option<(LogState, Snapshot)>, Problem> {
         let transaction = self.database.begin_read()?;
         let table = match transaction.open_table(STATE) {
             Err(TableError::TableDoesNotExist(_)) => {
@@ -125,9 +125,9 @@ impl Tables {
         let (epoch, seq, max_removed_seq, log_ms, unix_ms, boot_ms, boot, clients, is_clean) = row.value();
         let head = LogHead { epoch, seq, max_removed_seq };
         let state =
-            State { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
+            LogState { head, log_ms, stamp: ClockSnapshot { unix_ms, boot_ms, boot }, clients, is_clean };
         let (channels, messages) = (transaction.open_table(CHANNELS)?, transaction.open_table(MESSAGES)?);
-        let mut past = begin(&state);
+        let mut snapshot = begin(&state);
         let mut count = 0;
         let mut bytes = Vec::new();
         for row in channels.iter()? {
@@ -138,23 +138,24 @@ impl Tables {
                 bytes.extend_from_slice(row?.1.value());
                 count += 1;
             }
-            past.put(name, ChannelPosition { number, last, evicted_through }, &bytes)
+            snapshot
+                .put(name, ChannelPosition { number, last, evicted_through }, &bytes)
                 .map_err(|_| Problem::Damaged(format!("channel {name} contradicts itself")))?;
         }
         if count != messages.len()? {
-            return Err(Problem::Damaged("it has messages of channels that it does not have".into()));
+            return Err(Problem::Damaged("it has messages of a channel that is missing".into()));
         }
-        Ok(Some((state, past)))
+        Ok(Some((state, snapshot)))
     }
 
-    /// Writes changes and how far all is, in one commit. If it `syncs` that and all before it is safe on the
-    /// disk then; otherwise it is when the next one that does is.
-    pub(super) fn write(&self, state: &State, changes: &[Change], syncs: bool) -> Result<(), redb::Error> {
+    /// Writes changes and the state of the log in one commit. If it `syncs`, this commit and all earlier ones are safe
+    /// on the disk when it returns; otherwise they are after the next one that does.
+    pub(super) fn write(&self, state: &LogState, changes: &[Change], syncs: bool) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_two_phase_commit(true);
         transaction.set_durability(if syncs { Durability::Immediate } else { Durability::None })?;
         {
-            let State { head, log_ms, stamp, clients, is_clean } = *state;
+            let LogState { head, log_ms, stamp, clients, is_clean } = *state;
             let row = (
                 head.epoch,
                 head.seq,

@@ -1,5 +1,5 @@
-//! The thread that writes: the only one beside the loop's, since a write to a disk blocks, and waiting for
-//! the disk to be safe takes from a millisecond to seconds.
+//! The thread that writes the history file: the only thread in addition to the loop's, since writes to a disk block,
+//! and a sync takes from a millisecond to seconds.
 
 use std::fmt;
 use std::fs;
@@ -11,18 +11,18 @@ use std::thread;
 
 use log::error;
 
-use super::tables::{State, Tables};
+use super::tables::{LogState, Tables};
 use crate::hub::change::Change;
 
-/// Unsynced bytes after which the disk is made to catch up; what a slow one writes in a second.
+/// Maximum of unsynced bytes, after which a sync is forced; a slow disk writes as much in a second.
 const UNSYNCED_MAX: usize = 8 << 20;
 
 /// A batch to be written.
 #[derive(Debug)]
 pub(super) struct WriteBatch {
-    pub(super) state: State,
+    pub(super) state: LogState,
     pub(super) changes: Vec<Change>,
-    /// It has to be safe on the disk at once.
+    /// It has to be safe on the disk when its result is sent.
     pub(super) syncs: bool,
 }
 
@@ -32,104 +32,107 @@ impl WriteBatch {
     }
 }
 
-/// What has become of an order.
+/// The result of a batch.
 #[derive(Debug)]
 pub(super) enum WriteResult {
     Written {
-        /// What it had.
+        /// Bytes of the batch.
         bytes: u64,
-        /// How large the file is now.
+        /// Size of the file.
         file_bytes: u64,
     },
-    /// Nothing is written any more.
+    /// The write failed, and no further one is tried.
     Failed,
 }
 
-/// The thread, to be waited for.
+/// The handle of the thread.
 pub(super) type Thread = thread::JoinHandle<()>;
 
-/// Begins to write. The thread ends when the orders do, after the last of a run, or when it fails.
+/// Starts the thread. It ends when the channel of batches is closed, after the last batch of a run, or when a write
+/// fails.
 pub(super) fn start(
     path: PathBuf,
-    identity: Identity,
+    identity: FileIdentity,
     tables: Tables,
-    orders: Receiver<WriteBatch>,
-    reports: Sender<WriteResult>,
+    batches: Receiver<WriteBatch>,
+    results: Sender<WriteResult>,
 ) -> io::Result<Thread> {
     let writer = Writer { path, identity, tables, unsynced: 0 };
-    thread::Builder::new().name("history-file".into()).spawn(move || writer.run(&orders, &reports))
+    thread::Builder::new().name("history-file".into()).spawn(move || writer.run(&batches, &results))
 }
 
 /// The identity of the file, whatever its name: device and inode.
-pub(super) type Identity = (u64, u64);
+pub(super) type FileIdentity = (u64, u64);
 
-/// Which file has that name now.
-pub(super) fn identity(path: &Path) -> io::Result<Identity> {
+/// Returns the identity of the file that has this name now.
+pub(super) fn identity(path: &Path) -> io::Result<FileIdentity> {
     fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Why the file is no longer written.
-enum Failure {
+/// The reason why the file is no longer written.
+enum WriteError {
     Database(redb::Error),
     /// The file was removed, or its name is now that of another file.
     Replaced,
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Database(error) => error.fmt(f),
-            Failure::Replaced => f.write_str("the file was removed, moved or replaced while it was in use"),
+            WriteError::Database(error) => error.fmt(f),
+            WriteError::Replaced => {
+                f.write_str("the file was removed, moved or replaced while it was in use")
+            }
         }
     }
 }
 
-impl From<redb::Error> for Failure {
-    fn from(error: redb::Error) -> Failure {
-        Failure::Database(error)
+impl From<redb::Error> for WriteError {
+    fn from(error: redb::Error) -> WriteError {
+        WriteError::Database(error)
     }
 }
 
 struct Writer {
     path: PathBuf,
-    identity: Identity,
+    identity: FileIdentity,
     tables: Tables,
     unsynced: usize,
 }
 
 impl Writer {
-    fn run(mut self, orders: &Receiver<WriteBatch>, reports: &Sender<WriteResult>) {
-        for order in orders {
-            let is_last = order.state.is_clean;
-            let report = self.write(&order).unwrap_or_else(|failure| {
+    fn run(mut self, batches: &Receiver<WriteBatch>, results: &Sender<WriteResult>) {
+        for batch in batches {
+            let is_last = batch.state.is_clean;
+            let result = self.write(&batch).unwrap_or_else(|error| {
                 error!(
-                    "history file {}: {failure}; everybody is served on, but what is published from now on does not \
-                     outlive this process, and after a restart clients are told that something is missing",
+                    "history file {}: {error}; clients are still served, but messages published from now on do not \
+                     survive a restart, after which clients are notified of a gap",
                     self.path.display()
                 );
                 WriteResult::Failed
             });
-            let has_failed = matches!(report, WriteResult::Failed);
-            // If nobody listens any more, the channel of orders says so as well.
-            let _ = reports.send(report);
+            let has_failed = matches!(result, WriteResult::Failed);
+            // If the loop has ended, the channel of batches is closed as well.
+            let _ = results.send(result);
             if is_last || has_failed {
                 break;
             }
         }
     }
 
-    fn write(&mut self, order: &WriteBatch) -> Result<WriteResult, Failure> {
-        let bytes = order.bytes();
+    fn write(&mut self, batch: &WriteBatch) -> Result<WriteResult, WriteError> {
+        let bytes = batch.bytes();
         self.unsynced += bytes;
-        let syncs = order.syncs || self.unsynced > UNSYNCED_MAX;
-        self.tables.write(&order.state, &order.changes, syncs)?;
+        let syncs = batch.syncs || self.unsynced > UNSYNCED_MAX;
+        self.tables.write(&batch.state, &batch.changes, syncs)?;
         if syncs {
             self.unsynced = 0;
         }
-        // Data in a file without a name are lost when it is closed, and no write fails because of that.
-        let file = fs::metadata(&self.path).map_err(|_| Failure::Replaced)?;
+        // The contents of a file without a name are lost when it is closed, and no write reports that.
+        let file = fs::metadata(&self.path).map_err(|_| WriteError::Replaced)?;
         if (file.dev(), file.ino()) != self.identity {
-            return Err(Failure::Replaced);
+            return Err(WriteError::Replaced);
         }
         let file_bytes = file.len();
         Ok(WriteResult::Written { bytes: bytes as u64, file_bytes })
