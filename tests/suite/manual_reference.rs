@@ -322,8 +322,8 @@ fn is_code(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_' || byte.is_ascii_digit())
 }
 
-/// The error codes in the sources: first arguments of the functions that make errors, fields named `code`, and words that
-/// stand before a sentence.
+/// The error codes in the sources: first arguments of the functions that make errors, fields named `code`, the
+/// codes of rejections, and words that stand before a sentence.
 fn error_codes(folders: &[&str]) -> BTreeSet<String> {
     let mut codes = BTreeSet::new();
     let mut folders: Vec<_> = folders.iter().map(|name| root().join("src").join(name)).collect();
@@ -360,7 +360,10 @@ fn collect_codes(path: &Path, codes: &mut BTreeSet<String>) {
         let (before, word, after) = (parts[at - 1], parts[at], parts[at + 1]);
         let call = before.trim_end_matches(|one: char| one.is_ascii_digit() || ", ".contains(one));
         let is_argument = ["::new(", "unavailable(", "too_many("].iter().any(|end| call.ends_with(end));
-        let is_field = before.ends_with(" code: ");
+        // The rejection of a connection that closes is sent to no client.
+        let is_rejection = before.ends_with(" => ") && before.contains("Rejection::");
+        let is_field = before.ends_with(" code: ")
+            || is_rejection && !before.ends_with("Rejection::ConnectionClosing => ");
         let sentence = parts.get(at + 2).is_some_and(|next| after == ", " && next.contains(' '));
         let constant = after.strip_prefix(", ").is_some_and(|next| {
             next.chars().take_while(|one| *one == '_' || one.is_ascii_uppercase()).count() > 4
