@@ -261,7 +261,7 @@ fn invalid_certificate_file_is_one_error_line() {
     check(&certificate, &other.key(), &["it does not match the key in --tls-key"]);
     let bad = identity.file("bad");
     std::fs::write(&bad, "-----BEGIN CERTIFICATE-----\nsecret!\n-----END CERTIFICATE-----\n").unwrap();
-    check(&bad, &key, &["--tls-cert", "not PEM"]);
+    check(&bad, &key, &["--tls-cert", "invalid or truncated PEM"]);
     std::fs::write(&bad, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     check(&bad, &key, &["--tls-cert", "invalid peer certificate"]);
     std::fs::write(&bad, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
