@@ -10,7 +10,6 @@ use super::failure::Failure;
 use super::output;
 use super::progress_display::ProgressDisplay;
 use super::version::VERSION;
-use crate::load;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
@@ -19,6 +18,7 @@ use crate::load::preflight::{HostLimits, Preflight};
 use crate::load::report::{Report, RunEnvironment};
 use crate::load::target::BenchTarget;
 use crate::load::text::TextReport;
+use crate::load::{self, RunSignals};
 
 /// The largest size that a flag of `oyez serve` accepts.
 const SERVER_BYTES_MAX: usize = 1 << 30;
@@ -95,6 +95,8 @@ impl CommonFlags {
     }
 
     fn run(self, workload: Workload, traffic: Option<Traffic>) -> Result<(), Failure> {
+        let signals = RunSignals::install()
+            .map_err(|error| Failure::Failed(format!("cannot install signal handlers: {error}")))?;
         // Before the run, so that an unwritable report file does not waste it.
         for path in [&self.json, &self.report].into_iter().flatten() {
             check_writable(path)?;
@@ -111,8 +113,9 @@ impl CommonFlags {
         };
         let plan = self.plan(url, workload, traffic, child.as_ref().map(ChildServer::pid), limits)?;
         let mut display = ProgressDisplay::new();
-        let measurements = load::run(plan.clone(), child.as_mut(), |progress| display.show(progress))
-            .map_err(Failure::Failed)?;
+        let measurements =
+            load::run(plan.clone(), child.as_mut(), signals, |progress| display.show(progress))
+                .map_err(Failure::Failed)?;
         drop(display);
         let server_args = child.as_ref().map(|child| child.flags.clone());
         // Stopped before the report, so that no server is left running when the report fails.
@@ -142,13 +145,13 @@ impl CommonFlags {
         let mut plan = Plan { workload, target, connections, channels, ramp, traffic, pid };
         plan.target.spread(HostLimits::ports_needed(&plan), limits.ports, std::process::id());
         let preflight = limits.check(&plan);
-        let Preflight { connections_max, raise, warning } = preflight;
+        let Preflight { connections_max, limit, raise, warning } = preflight;
         if connections > connections_max {
             return Err(Failure::Usage(format!(
-                "--connections {connections} exceeds the limit of this machine: at most {connections_max}, by {raise}"
+                "--connections {connections} exceeds the limit of this machine: at most {connections_max}, by {limit} ({raise})"
             )));
         }
-        output::note(format_args!("at most {connections_max} clients on this machine, by {raise}"));
+        output::note(format_args!("at most {connections_max} clients on this machine ({limit})"));
         if let Some(warning) = warning {
             output::note(warning);
         }

@@ -85,6 +85,21 @@ pub struct RunProgress {
     pub since_start: Duration,
 }
 
+/// The handlers of the signals that end a run.
+pub struct RunSignals(Signals);
+
+impl RunSignals {
+    /// Installs the handlers. Call it before anything that takes time: without a handler a signal ends the process, and
+    /// a server that it has started is not stopped in order. Signals that arrive before the run starts interrupt it at
+    /// once.
+    ///
+    /// # Errors
+    /// The handlers cannot be installed.
+    pub fn install() -> io::Result<RunSignals> {
+        Signals::new(signals()).map(RunSignals)
+    }
+}
+
 struct BenchLoop<'a> {
     poll: Poll,
     events: Events,
@@ -107,9 +122,10 @@ struct BenchLoop<'a> {
 pub fn run(
     plan: Plan,
     child: Option<&mut ChildServer>,
+    signals: RunSignals,
     mut watch: impl FnMut(RunProgress),
 ) -> Result<Measurements, String> {
-    let mut bench = BenchLoop::new(plan, child).map_err(|error| error.to_string())?;
+    let mut bench = BenchLoop::new(plan, child, signals).map_err(|error| error.to_string())?;
     while !bench.scenario.is_done() {
         bench.turn(&mut watch)?;
     }
@@ -127,9 +143,12 @@ fn signals() -> Vec<i32> {
 }
 
 impl<'a> BenchLoop<'a> {
-    fn new(plan: Plan, child: Option<&'a mut ChildServer>) -> io::Result<BenchLoop<'a>> {
+    fn new(
+        plan: Plan,
+        child: Option<&'a mut ChildServer>,
+        RunSignals(mut signals): RunSignals,
+    ) -> io::Result<BenchLoop<'a>> {
         let poll = Poll::new()?;
-        let mut signals = Signals::new(signals())?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         let timer = Timer::new(poll.registry(), TIMER)?;
         let clock = RunClock::new();

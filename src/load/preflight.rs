@@ -28,7 +28,9 @@ pub struct HostLimits {
 pub struct Preflight {
     /// Maximum number of clients.
     pub connections_max: usize,
-    /// The limit that decides it, and the command that raises it.
+    /// The limit that decides it.
+    pub limit: String,
+    /// The commands that raise the limit.
     pub raise: String,
     /// A problem that does not prevent the run, but affects the figures.
     pub warning: Option<String>,
@@ -71,19 +73,22 @@ impl HostLimits {
         let by_descriptors = self.descriptors.saturating_sub(others);
         let sources = plan.target.sources.len().max(1);
         let by_ports = (self.ports * sources).saturating_sub(others - DESCRIPTORS_RESERVED);
-        let raise = if by_descriptors <= by_ports {
-            format!(
-                "{} descriptors (raise the hard limit as root, here and for the server: `prlimit --pid $$ --nofile={}`)",
-                self.descriptors,
-                plan.connections.max(self.descriptors) * 2
+        let (limit, raise) = if by_descriptors <= by_ports {
+            let nofile = plan.connections.max(self.descriptors) * 2;
+            (
+                format!("{} descriptors", self.descriptors),
+                format!(
+                    "raise the hard limit as root, here and for the server: `prlimit --pid $$ --nofile={nofile}`"
+                ),
             )
         } else {
-            format!(
-                "{} ports for each of {sources} source addresses (raise them: `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"`, or add --source-ip)",
-                self.ports
+            (
+                format!("{} ports, source addresses: {sources}", self.ports),
+                "raise them: `sysctl -w net.ipv4.ip_local_port_range=\"1024 65535\"`, or add --source-ip"
+                    .to_owned(),
             )
         };
-        Preflight { connections_max: by_descriptors.min(by_ports), raise, warning: self.warn(plan) }
+        Preflight { connections_max: by_descriptors.min(by_ports), limit, raise, warning: self.warn(plan) }
     }
 
     fn warn(&self, plan: &Plan) -> Option<String> {
@@ -127,6 +132,9 @@ mod tests {
         let limits = HostLimits { descriptors: 1_000_000, ..limits };
         let found = limits.check(&plan(100_000, idle));
         assert_eq!(found.connections_max, 28_232);
+        let note =
+            format!("oyez: at most {} clients on this machine ({})", found.connections_max, found.limit);
+        assert!(note.len() <= 80, "{note}");
         assert!(found.raise.contains("ip_local_port_range"), "{}", found.raise);
         let mut spread = plan(100_000, idle);
         spread.target.spread(100_000, limits.ports, 1);

@@ -31,8 +31,8 @@ pub struct BenchTarget {
 }
 
 impl BenchTarget {
-    /// Parses `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme. The default path
-    /// is that of `oyez serve`, with the placeholder.
+    /// Parses `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme; `:port` alone is
+    /// on 127.0.0.1. The default path is that of `oyez serve`, with the placeholder.
     ///
     /// # Errors
     /// The URL is invalid, the host has no address, or the certificate file cannot be used.
@@ -48,14 +48,17 @@ impl BenchTarget {
             Some(slash) => (&rest[..slash], &rest[slash..]),
             None => (rest, "/ws/{channel}"),
         };
+        // A port alone is one of this machine, as in `oyez serve --listen :9000`.
+        let is_port = authority.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+        let authority = if is_port { format!("127.0.0.1{authority}") } else { authority.to_owned() };
         // The path becomes part of the request line, so it must not end the line.
         if authority.is_empty() || rest.contains(|c: char| c.is_ascii_control() || c == ' ' || c == '#') {
             return Err(bad());
         }
         let (host, with_port) =
             match authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()) {
-                Some((host, _)) => (host, authority.to_owned()),
-                None => (authority, format!("{authority}:{port}")),
+                Some((host, _)) => (host, authority.clone()),
+                None => (authority.as_str(), format!("{authority}:{port}")),
             };
         let mut addresses =
             with_port.to_socket_addrs().map_err(|error| format!("cannot find {authority}: {error}"))?;
@@ -63,8 +66,7 @@ impl BenchTarget {
         // An IPv6 address has brackets in a URL, and none in a certificate.
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let tls = if is_secure { Some(TlsConnector::new(host, trust)?) } else { None };
-        let (authority, path) = (authority.to_owned(), path.to_owned());
-        Ok(BenchTarget { address, authority, path, sources: Vec::new(), tls })
+        Ok(BenchTarget { address, authority, path: path.to_owned(), sources: Vec::new(), tls })
     }
 
     /// Returns true if the path contains the placeholder.
@@ -142,8 +144,21 @@ mod tests {
         check("http://127.0.0.1:9", "127.0.0.1:9", "/ws/bench-3");
         check("https://127.0.0.1", "127.0.0.1:443", "/ws/bench-3");
         check("127.0.0.1:80", "127.0.0.1:80", "/ws/bench-3");
+        check(":9000", "127.0.0.1:9000", "/ws/bench-3");
+        check("ws://:9000/x", "127.0.0.1:9000", "/x");
         check("127.0.0.1:80/x", "127.0.0.1:80", "/x");
-        for bad in ["", "ws://", "ws:///ws", "ftp://127.0.0.1", "wss://", "/x", "ws://127.0.0.1/a b"] {
+        for bad in [
+            "",
+            "ws://",
+            "ws:///ws",
+            "ftp://127.0.0.1",
+            "wss://",
+            "/x",
+            ":",
+            ":x",
+            ":99999",
+            "ws://127.0.0.1/a b",
+        ] {
             assert!(BenchTarget::parse(bad, &Trust::Public).is_err(), "{bad}");
         }
     }

@@ -64,7 +64,10 @@ fn received_frames_allocate_nothing() {
     // A run on a slow machine is repeated for twice as long, until there are enough deliveries.
     for seconds in [1, 2, 4, 8, 16, 32, 64] {
         allocated = allocation_counter::measure(|| {
-            let found = load::run(plan(seconds), None, |standing| deliveries = standing.deliveries).unwrap();
+            let found = load::run(plan(seconds), None, load::RunSignals::install().unwrap(), |standing| {
+                deliveries = standing.deliveries
+            })
+            .unwrap();
             assert_eq!(found.lost, 0);
         });
         if deliveries > 100 * MEMBERS as u64 {

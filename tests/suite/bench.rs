@@ -615,6 +615,33 @@ fn interrupted_run_stops_its_server() {
     }
 }
 
+/// The signals have handlers before the server is started, so that one which arrives while it starts ends the run in
+/// order.
+#[test]
+fn run_terminated_while_its_server_starts_exits_with_1() {
+    let mut child = oyez(&["bench", "idle", "--connections", "10"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let server = loop {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+        if !children.trim().is_empty() {
+            break children.trim().to_owned();
+        }
+        assert!(start.elapsed() < TEST_TIMEOUT, "no server is started");
+    };
+    // proc_pid_status(5): bit 14 of the mask is signal 15.
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    let caught = u64::from_str_radix(mask.trim(), 16).unwrap();
+    signal(&child, "-TERM");
+    assert_eq!(caught >> 14 & 1, 1, "SIGTERM has no handler when the server starts");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    ends(&server);
+}
+
 #[test]
 fn killed_run_stops_its_server() {
     for name in ["-KILL", "-ABRT"] {
