@@ -38,7 +38,7 @@ pub(super) struct Publication {
 
 /// The channel that a message is published on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
+pub(super) enum PublishTarget {
     Existing(ChannelId),
     /// The channel does not exist yet, and counts for this creator.
     New(Creator),
@@ -57,7 +57,12 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Checks rate, rights, draining and room. Returns the channel that the message is to be published on.
-    fn submit(&mut self, id: SlotId, publication: &Publication, now: LoopTime) -> Result<Target, Rejection> {
+    fn submit(
+        &mut self,
+        id: SlotId,
+        publication: &Publication,
+        now: LoopTime,
+    ) -> Result<PublishTarget, Rejection> {
         // Before a channel is opened for it.
         self.take_rate(id, publication, now)?;
         let Publication { channel, receipt, rights, .. } = publication;
@@ -69,7 +74,7 @@ impl<T: Transport> Engine<T> {
             return match self.drain_retry_ms() {
                 _ if !grant.publish.include_name(name) => Err(Rejection::PermissionDenied),
                 Some(retry_ms) => Err(Rejection::Draining { retry_ms }),
-                None => Ok(Target::Existing(subscription.channel)),
+                None => Ok(PublishTarget::Existing(subscription.channel)),
             };
         };
         if !grant.may_publish(name) {
@@ -80,7 +85,7 @@ impl<T: Transport> Engine<T> {
             return Err(Rejection::Draining { retry_ms });
         }
         if let Some(channel) = self.hub.find(name.as_str()) {
-            return Ok(Target::Existing(channel));
+            return Ok(PublishTarget::Existing(channel));
         }
         let address = receipt.client().unwrap_or(slot.peer.ip());
         let publisher = self.hub.publishers().key(ClientIdentity::of(grant.sub.as_deref(), address));
@@ -95,25 +100,28 @@ impl<T: Transport> Engine<T> {
         if self.hub.is_full() {
             return Err(Rejection::ChannelTableFull);
         }
-        Ok(Target::New(Creator { connection: is_web_socket.then_some(id), publisher: Some(publisher) }))
+        Ok(PublishTarget::New(Creator {
+            connection: is_web_socket.then_some(id),
+            publisher: Some(publisher),
+        }))
     }
 
     /// Opens the channel, publishes the message unless it is a duplicate, and acknowledges it.
     fn apply_publication(
         &mut self,
         id: SlotId,
-        target: Target,
+        target: PublishTarget,
         publication: &Publication,
         now: LoopTime,
     ) -> Result<(), Rejection> {
         let Publication { channel: name, kind, payload, receipt, rights } = publication;
         let (name, kind) = (name.as_ref(), *kind);
         let channel = match (target, name) {
-            (Target::Existing(channel), _) => channel,
-            (Target::New(creator), Some(name)) => {
+            (PublishTarget::Existing(channel), _) => channel,
+            (PublishTarget::New(creator), Some(name)) => {
                 self.hub.open_as(name, creator).map_err(|_| Rejection::ChannelTableFull)?
             }
-            (Target::New(_), None) => return Err(Rejection::ConnectionClosing),
+            (PublishTarget::New(_), None) => return Err(Rejection::ConnectionClosing),
         };
         let Some(slot) = self.slots.get(id) else { return Ok(()) };
         let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
