@@ -49,7 +49,7 @@ impl<T: Transport> Engine<T> {
         self.shared.metrics.connections_accepted += 1;
         self.rejected += 1;
         let mut state = State::accepted(&self.shared.limits, now);
-        state.refuse(reason);
+        state.reject(reason);
         let id = self.slots.insert(transport, peer, state, Outbox::Empty);
         self.slots.mark_rejected(id);
         id
@@ -107,7 +107,7 @@ impl<T: Transport> Engine<T> {
                     self.rejected += 1;
                     self.slots.mark_rejected(id);
                     if let Some(slot) = self.slots.get_mut(id) {
-                        slot.state.refuse(over.reason());
+                        slot.state.reject(over.reason());
                     }
                 }
                 return true;

@@ -89,12 +89,12 @@ impl<T: Transport> Engine<T> {
                 self.publish(id, &Publication { channel, kind, payload, receipt, rights }, now);
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
-            Intent::DisconnectUser { sub, manner } => self.disconnect_user(id, &sub, &manner, now),
+            Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),
             Intent::Query => self.slots.mark_refill(id),
-            Intent::Answer(response) => self.answer(id, response, now),
+            Intent::Respond(response) => self.answer(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
-            Intent::BeginClose { farewell: close_frame } => self.queue_close_frame(id, close_frame, now),
+            Intent::BeginClose { close_frame } => self.queue_close_frame(id, close_frame, now),
         }
     }
 
@@ -103,7 +103,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn close_with(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         self.close(id, reason, now);
         let Some(slot) = self.slots.get_mut(id).filter(|slot| !slot.is_close_queued()) else { return };
-        if slot.state.overrule(reason) {
+        if slot.state.replace_close_reason(reason) {
             self.queue_close_frame(id, wire::close(reason), now);
         }
     }

@@ -52,15 +52,17 @@ impl<T: Transport> Engine<T> {
             .iter()
             .filter(|(_, slot)| !slot.state.is_idle_request())
             .map(|(id, slot)| (id, slot.state.reconnects()))
-            .partition(|(_, reconnects)| *reconnects != Reconnects::No);
+            .partition(|(_, reconnects)| *reconnects != Reconnects::Never);
         let spread_ms = spread_ms(clients.len(), &self.shared.limits);
         let offset_ms = |place: usize| (u64::from(spread_ms) * place as u64 / clients.len() as u64) as u32;
         let mut waiting = VecDeque::new();
         let mut closing: Vec<_> = others.into_iter().map(|(id, _)| (id, RETRY_MS_MIN)).collect();
         for (place, &(id, reconnects)) in clients.iter().enumerate() {
             match reconnects {
-                Reconnects::AsTold => closing.push((id, RETRY_MS_MIN + offset_ms(place))),
-                Reconnects::AtOnce | Reconnects::No => waiting.push_back((now.after(offset_ms(place)), id)),
+                Reconnects::AfterRetryMs => closing.push((id, RETRY_MS_MIN + offset_ms(place))),
+                Reconnects::Immediately | Reconnects::Never => {
+                    waiting.push_back((now.after(offset_ms(place)), id))
+                }
             }
         }
         self.end_pressure(now);

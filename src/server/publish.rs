@@ -189,12 +189,12 @@ impl<T: Transport> Engine<T> {
             Receipt::Ack { reference, .. } => {
                 self.send_notice(id, &Notice::Ack { reference: reference.as_deref(), id: Id(message) });
             }
-            Receipt::Response { manner, .. } => {
+            Receipt::Response { options, .. } => {
                 let grant = self.shared.authenticator.grant(rights);
                 let may_subscribe = channel.as_ref().is_some_and(|name| grant.may_subscribe(name));
                 let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
-                self.answer(id, manner.json(200, &body).into(), now);
+                self.answer(id, options.json(200, &body).into(), now);
             }
         }
     }
@@ -227,10 +227,10 @@ impl<T: Transport> Engine<T> {
                     self.send(id, &frame);
                 }
             }
-            Receipt::Response { manner, .. } => {
+            Receipt::Response { options, .. } => {
                 let error = rejection.http();
                 self.shared.metrics.reject(error.code());
-                self.answer(id, error.respond(manner).into(), now);
+                self.answer(id, error.respond(options).into(), now);
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::metrics::exposition::{self, Levels};
 use crate::net::transport::Transport;
-use crate::session::http::query::{Listing, Progress, Query};
+use crate::session::http::query::{Listing, Query, QueryProgress};
 use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::session::intent::Question;
 use crate::session::rejection::Rejection;
@@ -50,7 +50,7 @@ impl<T: Transport> Engine<T> {
         let is_new = !query.progress.has_begun();
         if is_new && let Some(refusal) = self.reject_query(&query.question) {
             self.shared.metrics.reject(refusal.code());
-            self.answer(id, refusal.http().respond(&query.manner).into(), now);
+            self.answer(id, refusal.http().respond(&query.options).into(), now);
             return Cost::SLICE;
         }
         if is_new && let Some((response, cost)) = self.respond_whole(id, &query, cache, now) {
@@ -59,24 +59,24 @@ impl<T: Transport> Engine<T> {
         }
         let (body, work, is_over) = self.slice(&mut query, now);
         let cost = Cost::of(work, body.len());
-        let Query { manner, .. } = &*query;
+        let Query { options, .. } = &*query;
         if is_new && is_over {
-            let response = manner.respond(200, "application/json", &[("Cache-Control", "no-store")], &body);
+            let response = options.respond(200, "application/json", &[("Cache-Control", "no-store")], &body);
             self.answer(id, response.into(), now);
             return cost;
         }
-        let mut out = if is_new { manner.begin_json() } else { Vec::new() };
+        let mut out = if is_new { options.begin_json() } else { Vec::new() };
         if is_new
-            && !manner.is_chunked
+            && !options.is_chunked
             && let Some(slot) = self.slots.get_mut(id)
         {
             slot.state.close_after_response();
         }
-        if is_new && manner.head_only {
+        if is_new && options.head_only {
             self.answer(id, out.into(), now);
             return cost;
         }
-        if manner.is_chunked {
+        if options.is_chunked {
             let mut chunk = chunk::begin(body.len());
             chunk.extend_from_slice(&body);
             out.extend_from_slice(&chunk::finish(chunk));
@@ -123,7 +123,7 @@ impl<T: Transport> Engine<T> {
         cache: &mut TurnCache,
         now: LoopTime,
     ) -> Option<(Vec<u8>, Cost)> {
-        let Query { question, manner, .. } = query;
+        let Query { question, options, .. } = query;
         let no_store = [("Cache-Control", "no-store")];
         let response = match question {
             Question::Metrics => {
@@ -131,21 +131,21 @@ impl<T: Transport> Engine<T> {
                 let text = cache
                     .metrics
                     .get_or_insert_with(|| exposition::text(&self.shared.metrics, self.levels()));
-                let response = manner.respond(200, exposition::CONTENT_TYPE, &no_store, text.as_bytes());
+                let response = options.respond(200, exposition::CONTENT_TYPE, &no_store, text.as_bytes());
                 let mut cost = Cost::of(Work::default(), response.len());
                 if is_first {
                     cost += Cost::of_metrics(self.slots.len());
                 }
                 return Some((response, cost));
             }
-            Question::Ready => manner.respond(200, "text/plain", &no_store, b"ready\n"),
+            Question::Ready => options.respond(200, "text/plain", &no_store, b"ready\n"),
             Question::Ticket { grant, client } => {
                 let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip()));
-                self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), manner, now)
+                self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), options, now)
             }
             Question::Channel { channel } => {
                 let body = channel_listing::channel(&self.hub, channel.as_str());
-                manner.respond(200, "application/json", &no_store, &body)
+                options.respond(200, "application/json", &no_store, &body)
             }
             Question::Channels { .. } | Question::History { .. } => return None,
         };
@@ -158,18 +158,18 @@ impl<T: Transport> Engine<T> {
         if !progress.has_begun() {
             *progress = match question {
                 Question::History { channel, since, limit } => {
-                    Progress::Page(self.hub.page(channel.as_str(), *since, *limit, now))
+                    QueryProgress::Page(self.hub.page(channel.as_str(), *since, *limit, now))
                 }
                 Question::Channels { after, limit, .. } => {
-                    Progress::Listing(Listing::new(after.take(), *limit))
+                    QueryProgress::Listing(Listing::new(after.take(), *limit))
                 }
-                _ => Progress::Pending,
+                _ => QueryProgress::Pending,
             };
         }
         let mut body = Vec::with_capacity(SLICE_BYTES);
         let (work, is_over) = match (progress, question) {
-            (Progress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
-            (Progress::Listing(listing), Question::Channels { prefix, rights, .. }) => {
+            (QueryProgress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
+            (QueryProgress::Listing(listing), Question::Channels { prefix, rights, .. }) => {
                 let visible = &self.shared.authenticator.grant(rights).subscribe;
                 channel_listing::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
             }
@@ -208,19 +208,19 @@ impl<T: Transport> Engine<T> {
         &mut self,
         grant: Rc<Grant>,
         address: IpAddr,
-        manner: &ResponseOptions,
+        options: &ResponseOptions,
         now: LoopTime,
     ) -> Vec<u8> {
         let mut random = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut random).is_err() {
             let refusal = HttpError::new(500, "internal", "the system returned no random bytes");
             self.shared.metrics.reject(refusal.code());
-            return refusal.respond(manner);
+            return refusal.respond(options);
         }
         match self.shared.authenticator.tickets.issue(random, grant, address, now) {
             Ok(ticket) => {
                 let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
-                manner.json(200, &body)
+                options.json(200, &body)
             }
             Err(no) => {
                 let refusal = match no {
@@ -235,13 +235,19 @@ impl<T: Transport> Engine<T> {
                     }
                 };
                 self.shared.metrics.reject(refusal.code());
-                refusal.respond(manner)
+                refusal.respond(options)
             }
         }
     }
 
     /// Closes all connections of a user, and revokes its unused tickets. Its tokens remain valid.
-    pub(super) fn disconnect_user(&mut self, id: SlotId, sub: &str, manner: &ResponseOptions, now: LoopTime) {
+    pub(super) fn disconnect_user(
+        &mut self,
+        id: SlotId,
+        sub: &str,
+        options: &ResponseOptions,
+        now: LoopTime,
+    ) {
         self.shared.authenticator.tickets.revoke(sub);
         let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
         let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
@@ -249,6 +255,6 @@ impl<T: Transport> Engine<T> {
             self.close(one, Reason::Forbidden, now);
         }
         let body = format!("{{\"closed\":{}}}\n", theirs.len());
-        self.answer(id, manner.json(200, &body).into(), now);
+        self.answer(id, options.json(200, &body).into(), now);
     }
 }

@@ -72,7 +72,7 @@ impl<T: Transport> Engine<T> {
             self.enqueue(id, Rc::new(response));
         }
         let Some(slot) = self.slots.get_mut(id) else { return };
-        if slot.state.answered(&self.shared.limits, now) {
+        if slot.state.responded(&self.shared.limits, now) {
             self.slots.mark_ready(id);
         } else if slot.state.has_query() {
             // It had to wait for the responses before it.

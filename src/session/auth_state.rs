@@ -1,4 +1,6 @@
-//! Who is at the other end: what it shows, and what that is worth, for as long as the connection lives.
+//! Authentication of a connection: the credentials in a request, and the grant and its expiry while the connection lives.
+//!
+//! A connection may outlive its token, so expiry is checked by a deadline and not only at the handshake.
 
 use std::rc::Rc;
 
@@ -15,92 +17,93 @@ use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, SlotId};
 use crate::time::LoopTime;
 
-/// Whoever is not just everybody.
+/// The state of a connection that is not anonymous.
 #[derive(Debug)]
 pub(super) enum AuthState {
-    /// It may do nothing before it shows a token, which it has to do until then.
-    Expected {
-        until: LoopTime,
-        /// The subscription that its request asked for.
-        then: Option<Box<(ChannelName, SubscribeOptions)>>,
+    /// No token yet: until the client sends one, it may do nothing, and at the deadline it is closed with 4008.
+    Pending {
+        deadline: LoopTime,
+        /// The subscription that the request named, made after authentication.
+        subscription: Option<Box<(ChannelName, SubscribeOptions)>>,
     },
-    /// It has shown one, and is let go then if it shows no other.
-    Known { grant: Rc<Grant>, until: LoopTime },
+    /// A token was verified. The connection is closed at the deadline unless the client sends another token.
+    Authenticated { grant: Rc<Grant>, deadline: LoopTime },
 }
 
-/// The furthest that a deadline may lie ahead, in milliseconds: a day, see [`LoopTime`]. A token that is good for
-/// longer is looked at once a day.
+/// Maximum distance of a deadline, in milliseconds: a day, see [`LoopTime`]. A token that is valid for longer is checked
+/// once a day.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 impl AuthState {
-    /// Somebody without a token, where that is nobody.
-    pub(super) fn expected(
-        then: Option<(ChannelName, SubscribeOptions)>,
+    /// A client without a token, on a server without anonymous access.
+    pub(super) fn pending(
+        subscription: Option<(ChannelName, SubscribeOptions)>,
         ctx: &SessionContext<'_>,
     ) -> AuthState {
-        AuthState::Expected { until: ctx.now.after(ctx.limits.auth_timeout_ms), then: then.map(Box::new) }
+        let deadline = ctx.now.after(ctx.limits.auth_timeout_ms);
+        AuthState::Pending { deadline, subscription: subscription.map(Box::new) }
     }
 
-    /// Somebody with a token, or with what was given for one.
-    pub(super) fn known(grant: Rc<Grant>, ctx: &SessionContext<'_>) -> AuthState {
-        let until = let_go_at(&grant, ctx);
-        AuthState::Known { grant, until }
+    /// A client with a verified token or ticket.
+    pub(super) fn authenticated(grant: Rc<Grant>, ctx: &SessionContext<'_>) -> AuthState {
+        let deadline = expiry_deadline(&grant, ctx);
+        AuthState::Authenticated { grant, deadline }
     }
 
-    /// Whoever shows this pass.
+    /// The state for these rights; `None` for an anonymous client.
     pub(super) fn of(rights: Rights, ctx: &SessionContext<'_>) -> Option<AuthState> {
-        rights.map(|grant| AuthState::known(grant, ctx))
+        rights.map(|grant| AuthState::authenticated(grant, ctx))
     }
 
     pub(super) fn grant(&self) -> Option<&Rc<Grant>> {
         match self {
-            AuthState::Expected { .. } => None,
-            AuthState::Known { grant, .. } => Some(grant),
+            AuthState::Pending { .. } => None,
+            AuthState::Authenticated { grant, .. } => Some(grant),
         }
     }
 
-    /// When it has to have shown a token.
+    /// The time by which the client has to send a token, or another one.
     pub(super) fn deadline(&self) -> LoopTime {
         match self {
-            AuthState::Expected { until, .. } | AuthState::Known { until, .. } => *until,
+            AuthState::Pending { deadline, .. } | AuthState::Authenticated { deadline, .. } => *deadline,
         }
     }
 
-    /// Why it has to go, if it has to now.
+    /// Returns the reason to close the connection if its deadline has expired without a valid token.
     pub(super) fn expire(&mut self, ctx: &SessionContext<'_>) -> Option<Reason> {
         if !self.deadline().is_due(ctx.now) {
             return None;
         }
         match self {
-            AuthState::Expected { .. } => Some(Reason::AuthTimeout),
-            AuthState::Known { grant, .. } if grant.has_expired(ctx.authenticator.unix_now) => {
+            AuthState::Pending { .. } => Some(Reason::AuthTimeout),
+            AuthState::Authenticated { grant, .. } if grant.has_expired(ctx.authenticator.unix_now) => {
                 Some(Reason::TokenExpired)
             }
-            AuthState::Known { grant, until } => {
-                *until = let_go_at(grant, ctx);
+            AuthState::Authenticated { grant, deadline } => {
+                *deadline = expiry_deadline(grant, ctx);
                 None
             }
         }
     }
 }
 
-/// When the grace behind a token's end is over. One that was taken in the leeway of clocks has its grace too.
-fn let_go_at(grant: &Grant, ctx: &SessionContext<'_>) -> LoopTime {
+/// The end of the grace period after a token's expiry. A token that was accepted within the clock leeway has it too.
+fn expiry_deadline(grant: &Grant, ctx: &SessionContext<'_>) -> LoopTime {
     let left =
         grant.expires_at.map(|end| end.saturating_sub(ctx.authenticator.unix_now).saturating_mul(1_000));
     let left_ms = left.map_or(DAY_MS, |left_ms| left_ms.saturating_add(ctx.limits.token_grace_ms.into()));
     ctx.now.after(left_ms.min(DAY_MS) as u32)
 }
 
-/// The pass of whoever is there.
+/// The rights of a connection; `None` for an anonymous client.
 pub(super) fn rights(auth: Option<&AuthState>) -> Rights {
     auth.and_then(AuthState::grant).cloned()
 }
 
-/// What a request may bring its token in, beside `Authorization`.
+/// Where a request may carry a credential, in addition to `Authorization` and `?token=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CredentialSources<'a> {
-    /// Nothing.
+    /// Nowhere else.
     Plain,
     /// A ticket: an event stream of this channel, to which a browser adds no field.
     Ticket(&'a ChannelName),
@@ -108,39 +111,39 @@ pub(super) enum CredentialSources<'a> {
     Subprotocol,
 }
 
-/// Before a token in the list of subprotocols, the one place for it that a browser offers a page.
+/// The prefix of a token in the list of subprotocols: the only request header that a page can set on a WebSocket.
 const IN_SUBPROTOCOL: &str = "oyez.token.";
 
-/// Judges what a request shows. Where several things are shown, the one that the fewest others see counts.
+/// Authenticates a request. Of several credentials, the one that is exposed to the fewest others is used.
 pub(super) fn admit(
     request: &Request<'_>,
-    ways: CredentialSources<'_>,
+    sources: CredentialSources<'_>,
     ctx: &mut SessionContext<'_>,
 ) -> Result<Rights, TokenFault> {
     let SessionContext { authenticator, now, id, .. } = ctx;
     if authenticator.verifier.is_none() {
         return Ok(None);
     }
-    let rights = look(request, ways, authenticator, *id, *now);
+    let rights = verify_credential(request, sources, authenticator, *id, *now);
     if let Err(fault) = &rights {
         ctx.metrics.reject(fault.as_str());
     }
     rights
 }
 
-fn look(
+fn verify_credential(
     request: &Request<'_>,
-    ways: CredentialSources<'_>,
+    sources: CredentialSources<'_>,
     authenticator: &mut Authenticator,
     id: SlotId,
     now: LoopTime,
 ) -> Result<Rights, TokenFault> {
     let field = request.fields.one("authorization").map_err(|_| TokenFault::Unclear)?;
-    // Another scheme is between the client and a proxy in front.
+    // Another scheme (Basic) is meant for a proxy in front of this server.
     if let Some(token) = field.and_then(bearer) {
         return authenticator.verify(token);
     }
-    if ways == CredentialSources::Subprotocol {
+    if sources == CredentialSources::Subprotocol {
         let in_list = |one: &'_ [u8]| one.starts_with(IN_SUBPROTOCOL.as_bytes());
         let mut tokens = request.fields.list(upgrade::PROTOCOLS).filter(|one| in_list(one));
         match (tokens.next(), tokens.next()) {
@@ -149,10 +152,10 @@ fn look(
             (None, _) => {}
         }
     }
-    if ways != CredentialSources::Plain
+    if sources != CredentialSources::Plain
         && let Some(ticket) = routes::secret(request.query, "ticket")
     {
-        return match ways {
+        return match sources {
             CredentialSources::Ticket(channel) => {
                 authenticator.redeem_for_stream(&ticket, channel.as_str(), id, now)
             }
@@ -168,23 +171,24 @@ fn look(
 
 /// The token of `Authorization: Bearer TOKEN` (RFC 6750 2.1).
 fn bearer(field: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = field.split_at_checked(6)?;
-    let is_alone = rest.first().is_none_or(|byte| *byte == b' ');
-    (scheme.eq_ignore_ascii_case(b"bearer") && is_alone).then(|| rest.trim_ascii())
+    let (scheme, after_scheme) = field.split_at_checked(6)?;
+    let is_whole_word = after_scheme.first().is_none_or(|byte| *byte == b' ');
+    (scheme.eq_ignore_ascii_case(b"bearer") && is_whole_word).then(|| after_scheme.trim_ascii())
 }
 
-/// 401: what it shows is not taken. It is not told that to another in place of this one.
+/// 401: the credential is missing or invalid. A ticket whose event stream is still open gets 503, so that the client
+/// retries with it.
 pub(super) fn unauthorized(fault: TokenFault) -> HttpError {
     if fault == TokenFault::TicketInUse {
         return HttpError::new(503, fault.as_str(), fault.to_string()).retry_after(1_000);
     }
-    // RFC 6750 3.1: no error code for who has shown nothing.
+    // RFC 6750 3.1: a challenge to a request without credentials has no error code.
     let challenge = if fault == TokenFault::Missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
     HttpError::new(401, fault.as_str(), fault.to_string()).with("WWW-Authenticate", challenge)
 }
 
-/// What a client hears that lacks a right: the same whether the channel is there or not. A token may help who
-/// has shown none.
+/// The error for a client that lacks a right: the same whether or not the channel exists. A client without a token gets
+/// 401, since a token may help.
 pub(super) fn forbidden(rights: &Rights, authenticator: &Authenticator) -> HttpError {
     if rights.is_none() && authenticator.verifier.is_some() {
         return unauthorized(TokenFault::Missing);

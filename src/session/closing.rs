@@ -1,4 +1,14 @@
-//! A connection that is being closed.
+//! The closing state: the last bytes are written, and the peer's close frame and EOF are awaited.
+//!
+//! Each step has a deadline, so a peer that neither reads nor closes cannot keep its slot.
+//!
+//! # Why the close flag lags behind the state
+//!
+//! A session enters `Closing` as soon as it is read, but its slot is marked as closing only in the deliver phase, when
+//! `Intent::BeginClose` is applied. Intents are applied in the order in which they were queued, so messages published
+//! earlier in the same turn are delivered to this subscriber first, and its close frame follows them. Nothing may
+//! follow a close frame (RFC 6455 5.5.1): a slot whose flag was set with the state would lose those messages, and one
+//! whose frame was queued with the state would send them after it.
 
 use std::rc::Rc;
 
@@ -11,63 +21,63 @@ use crate::config::Limits;
 use crate::net::outbox::Outbox;
 use crate::time::LoopTime;
 
-/// What is known of the close.
+/// A close in progress.
 #[derive(Debug)]
 pub struct Closing {
     pub(super) reason: Reason,
-    pub(super) closing: CloseStep,
-    /// The end of patience; moved on when the peer takes bytes.
-    pub(super) until: LoopTime,
-    /// The end of patience with a peer that takes a byte at a time.
-    until_at_most: LoopTime,
-    /// The rights that it had by a token.
+    pub(super) step: CloseStep,
+    /// `--close-timeout-ms` after the last write.
+    pub(super) deadline: LoopTime,
+    /// `--drain-ms` after the begin of the close: a peer that reads a byte at a time cannot move the deadline past it.
+    deadline_max: LoopTime,
+    /// The grant of an authenticated client, for the log.
     pub(super) grant: Option<Rc<Grant>>,
 }
 
-/// How far a close has come.
+/// The step of a close.
 #[derive(Debug)]
 pub(super) enum CloseStep {
-    /// Our close frame is queued or out; the peer's is to come.
+    /// The server's close frame is queued or sent; the peer's is awaited.
     AwaitClose(FrameScanner),
-    /// All has been said; what is queued has yet to go out, and then our end of file.
+    /// The last bytes are queued. Once they are written, the write side is shut down.
     Flushing,
-    /// The peer's end of file came first; what is queued has yet to go out.
+    /// The peer has sent EOF; queued bytes are written, then the socket is closed.
     HalfClosed,
-    /// Our end of file is out. To close the socket before the peer's end of file has come could make the
-    /// kernel send a reset, and a reset can overtake the close frame.
+    /// The write side is shut down; the peer's EOF is awaited. Closing a socket that has unread input makes the kernel
+    /// send a reset, and a reset can overtake the close frame.
     AwaitEndOfFile,
 }
 
 impl Closing {
-    pub(super) fn begin(reason: Reason, closing: CloseStep, limits: &Limits, now: LoopTime) -> State {
+    pub(super) fn begin(reason: Reason, step: CloseStep, limits: &Limits, now: LoopTime) -> State {
         State::Closing(Box::new(Closing {
             reason,
-            closing,
-            until: now.after(limits.close_timeout_ms),
-            until_at_most: now.after(limits.drain_ms),
+            step,
+            deadline: now.after(limits.close_timeout_ms),
+            deadline_max: now.after(limits.drain_ms),
             grant: None,
         }))
     }
 
-    /// Nothing that comes now is wanted, but for the peer's close frame.
+    /// Discards input, except the peer's close frame.
     pub(super) fn receive(&mut self, input: &[u8], ctx: &SessionContext<'_>) {
-        if let CloseStep::AwaitClose(scanner) = &mut self.closing {
+        if let CloseStep::AwaitClose(scanner) = &mut self.step {
             match scanner.scan(input, ctx.limits.message_bytes_max) {
                 (_, ScanStop::EndOfInput) => {}
                 (_, ScanStop::CloseFrame | ScanStop::Protocol | ScanStop::TooBig) => {
-                    self.closing = CloseStep::Flushing
+                    self.step = CloseStep::Flushing
                 }
             }
         }
     }
 
-    /// Takes the peer's end of file; true if that was all that was missing.
+    /// Handles the peer's EOF. Returns true if the close is complete.
     pub(super) fn end_of_file(&mut self) -> bool {
-        let is_over = matches!(self.closing, CloseStep::AwaitEndOfFile);
-        if !is_over {
-            self.closing = CloseStep::HalfClosed;
+        let is_complete = matches!(self.step, CloseStep::AwaitEndOfFile);
+        if !is_complete {
+            self.step = CloseStep::HalfClosed;
         }
-        is_over
+        is_complete
     }
 
     pub(super) fn flushed(
@@ -78,12 +88,12 @@ impl Closing {
         now: LoopTime,
     ) -> AfterFlush {
         if written > 0 {
-            self.until = now.after(limits.close_timeout_ms).min(self.until_at_most);
+            self.deadline = now.after(limits.close_timeout_ms).min(self.deadline_max);
         }
-        match self.closing {
+        match self.step {
             _ if !outbox.is_empty() => AfterFlush::Nothing,
             CloseStep::Flushing => {
-                self.closing = CloseStep::AwaitEndOfFile;
+                self.step = CloseStep::AwaitEndOfFile;
                 AfterFlush::ShutDownWrite
             }
             CloseStep::HalfClosed => AfterFlush::Close(self.reason),

@@ -1,4 +1,4 @@
-//! What a client of `oyez.v1` says, as intents.
+//! Received messages as intents: commands of `oyez.v1`, and publications of a raw WebSocket.
 
 use std::borrow::Cow;
 
@@ -18,8 +18,7 @@ use crate::wire::command::{self, ClientCommand, ClientRequest};
 use crate::wire::notice::Notice;
 use crate::wire::{Form, Kind};
 
-/// Takes one text message. What is wrong with it is answered, and the conversation goes on; but for a bad
-/// token, which ends it.
+/// Handles one text message of `oyez.v1`. An invalid command gets an error notice; an invalid token closes the connection.
 pub(super) fn receive(
     text: &str,
     auth: &mut Option<AuthState>,
@@ -50,7 +49,7 @@ pub(super) fn receive(
             return authenticate(&token, Form::Envelope, reference, auth, ctx);
         }
         Ok(ClientCommand::Auth { .. }) => {
-            let message = "this server asks nobody for a token";
+            let message = "this server has no keys to verify tokens";
             Intent::Send(Notice::Error { reference, ch: None, code: "no_auth", message }.to_frame().into())
         }
         Err(why) => {
@@ -62,10 +61,10 @@ pub(super) fn receive(
     None
 }
 
-/// Takes one message of a raw WebSocket.
+/// Handles one message of a raw WebSocket.
 ///
-/// Where there are keys, a text that shows a token in the words of `oyez.v1` is not published: a client that
-/// shows one where nobody waits for it would show it to all members.
+/// On a server with keys, a text that is an `auth` command of `oyez.v1` is not published: a client that sends one at the
+/// wrong time would reveal its token to all subscribers.
 pub(super) fn receive_raw(
     kind: Kind,
     payload: Bytes,
@@ -73,11 +72,11 @@ pub(super) fn receive_raw(
     ctx: &mut SessionContext<'_>,
 ) -> Option<Reason> {
     if ctx.authenticator.verifier.is_some()
-        && let Some(token) = shown_token(kind, &payload)
+        && let Some(token) = token_in(kind, &payload)
     {
         return authenticate(&token, Form::Raw, None, auth, ctx);
     }
-    if let Some(AuthState::Expected { .. }) = auth {
+    if let Some(AuthState::Pending { .. }) = auth {
         return Some(bad_token(TokenFault::Missing, ctx));
     }
     let rights = auth_state::rights(auth.as_ref());
@@ -85,12 +84,12 @@ pub(super) fn receive_raw(
     None
 }
 
-/// The longest text that is looked at for a token: the longest token, and as much again for what is around it.
-const SHOWN_BYTES_MAX: usize = 2 * TOKEN_BYTES_MAX;
+/// Maximum length of a text that is parsed as an `auth` command: the longest token, and as much for the JSON around it.
+const AUTH_BYTES_MAX: usize = 2 * TOKEN_BYTES_MAX;
 
-fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
+fn token_in(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     if kind != Kind::Text
-        || payload.len() > SHOWN_BYTES_MAX
+        || payload.len() > AUTH_BYTES_MAX
         || payload.trim_ascii_start().first() != Some(&b'{')
     {
         return None;
@@ -102,8 +101,8 @@ fn shown_token(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Lets somebody in by a token, or on, or out. One that comes too soon behind others is not looked at: the rights
-/// stay as they are, and a raw WebSocket, to which nothing can be said, is closed.
+/// Verifies a token and updates the connection's rights. A token over the rate limit is not verified: the rights stay as
+/// they are, and a raw WebSocket, whose protocol has no error messages, is closed.
 fn authenticate(
     token: &str,
     form: Form,
@@ -131,9 +130,9 @@ fn authenticate(
         let notice = Notice::Authenticated { reference, expires_ms };
         ctx.intents.push(Intent::Send(notice.to_frame().into()));
     }
-    let before = auth.replace(AuthState::known(grant, ctx));
+    let before = auth.replace(AuthState::authenticated(grant, ctx));
     ctx.intents.push(match before {
-        Some(AuthState::Expected { then: Some(subscription), .. }) => {
+        Some(AuthState::Pending { subscription: Some(subscription), .. }) => {
             let (channel, options) = *subscription;
             Intent::Subscribe { channel, options, rights, reference: None }
         }

@@ -1,38 +1,37 @@
-//! Where the bytes stand between frames.
+//! Incremental scanner of WebSocket frame headers (RFC 6455 5.2): finds message boundaries and rejects invalid headers.
 //!
-//! A connection in the middle of nothing needs no protocol state at all, and that is what most
-//! connections are most of the time. tungstenite does not tell whether it is in the middle of something,
-//! so the walker follows the frame headers beside it (RFC 6455 5.2) and says when the bytes so far end on
-//! a message boundary. There the whole WebSocket context can be dropped: **asleep between messages**.
+//! A connection between two messages needs no decoder state, and most connections are between messages most of the time.
+//! tungstenite does not report whether its input ended on a message boundary, so the scanner follows the frame headers
+//! separately. At a boundary the whole WebSocket context is dropped: **asleep between messages**.
 //!
-//! Since it sees every header first, it also refuses bad ones first. tungstenite looks at the mask, the
-//! reserved bits and a control frame's length only after the whole payload has come, and accepts lengths
-//! that are not minimal. What the walker refuses never reaches it.
+//! It also validates each header first. tungstenite checks the mask, the reserved bits and the length of a control frame
+//! only after the whole payload has arrived, and accepts lengths that are not minimal. A frame that the scanner rejects
+//! never reaches it.
 
-/// Follows the headers of the frames that a client sends.
+/// The scanner's position in the frames that a client sends.
 #[derive(Debug)]
 pub struct FrameScanner {
-    place: Place,
-    /// Has a message begun whose last fragment has not?
+    position: Position,
+    /// True after the first fragment of a message, until its last.
     in_message: bool,
     close_code: [u8; 2],
     close_code_length: u8,
-    /// Frames that were complete since [`FrameScanner::take_frames`] was last called.
+    /// Frames that were completed since [`FrameScanner::take_frames`] was last called.
     frames: usize,
 }
 
-/// Where in a frame the last byte was.
+/// The position in a frame.
 #[derive(Debug)]
-enum Place {
+enum Position {
     Header {
         bytes: [u8; HEADER_BYTES_MAX],
         length: usize,
     },
-    /// The first byte is kept, since the frame's end asks for its opcode and its FIN bit.
+    /// The first byte is kept: opcode and FIN bit are needed at the end of the frame.
     Payload {
         left: u64,
         first_byte: u8,
-        /// The masking key (RFC 6455 5.3), turned so that it begins with the byte for the next of the payload.
+        /// The masking key (RFC 6455 5.3), rotated so that its first byte applies to the next payload byte.
         mask: [u8; 4],
     },
 }
@@ -47,24 +46,24 @@ pub(super) const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
 const PONG: u8 = 0xa;
 
-/// Why the walk ended.
+/// Why a scan ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanStop {
-    /// The input did.
+    /// The input is used up.
     EndOfInput,
-    /// A close frame did; RFC 6455 5.5.1 allows nothing after it.
+    /// A close frame is complete; RFC 6455 5.5.1 allows nothing after it.
     CloseFrame,
-    /// The next frame breaks RFC 6455.
+    /// The next frame violates RFC 6455.
     Protocol,
-    /// The next frame announces more than a message may have.
+    /// The next frame is longer than the maximum message.
     TooBig,
 }
 
 impl FrameScanner {
-    /// A walker before the first frame.
+    /// A scanner before the first frame.
     pub fn new() -> FrameScanner {
-        let place = Place::between_frames();
-        FrameScanner { place, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
+        let position = Position::between_frames();
+        FrameScanner { position, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
     }
 
     /// Returns the number of frames that were completed since the last call.
@@ -72,12 +71,12 @@ impl FrameScanner {
         std::mem::take(&mut self.frames)
     }
 
-    /// Do the bytes so far end on a message boundary?
+    /// Returns true if the scanned bytes end on a message boundary.
     pub fn at_boundary(&self) -> bool {
-        matches!(self.place, Place::Header { length: 0, .. }) && !self.in_message
+        matches!(self.position, Position::Header { length: 0, .. }) && !self.in_message
     }
 
-    /// The status code of the close frame that has ended the walk, if it has one (RFC 6455 5.5.1).
+    /// The status code of the close frame that ended the scan, if it has one (RFC 6455 5.5.1).
     pub fn close_code(&self) -> Option<u16> {
         (self.close_code_length == 2).then(|| u16::from_be_bytes(self.close_code))
     }
@@ -87,12 +86,12 @@ impl FrameScanner {
         self.in_message
     }
 
-    /// Follows `input` and tells how many of its bytes are good, and why it went no further.
+    /// Scans `input`. Returns the number of valid bytes, and why the scan ended.
     pub fn scan(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, ScanStop) {
         self.follow(input, message_bytes_max, |_, _| {})
     }
 
-    /// Returns the complete messages at the beginning of `input`, up to a close frame or a frame that breaks a rule.
+    /// Returns the complete messages at the beginning of `input`, up to a close frame or an invalid frame.
     pub(super) fn whole_messages(input: &[u8], message_bytes_max: usize) -> WholeMessages {
         let mut scanner = FrameScanner::new();
         let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
@@ -110,12 +109,12 @@ impl FrameScanner {
     ) -> (usize, ScanStop) {
         let mut at = 0;
         while at < input.len() {
-            let (taken, step) = self.step(&input[at..], message_bytes_max);
-            at += taken;
+            let (consumed, step) = self.step(&input[at..], message_bytes_max);
+            at += consumed;
             match step {
-                Step::Header => {}
-                Step::Bad { halt, header_bytes } => return (at.saturating_sub(header_bytes), halt),
-                Step::Part(part) => {
+                FrameStep::Header => {}
+                FrameStep::Invalid { stop, header_bytes } => return (at.saturating_sub(header_bytes), stop),
+                FrameStep::Payload(part) => {
                     if part.is_end && !self.in_message {
                         at_boundary(at, self.frames);
                     }
@@ -128,29 +127,34 @@ impl FrameScanner {
         (at, ScanStop::EndOfInput)
     }
 
-    /// Follows one frame, as far as it is in `input`. Returns the number of its bytes.
-    pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, Step) {
+    /// Scans at most one frame. Returns the number of bytes that belong to it.
+    pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, FrameStep) {
         let mut at = 0;
         let mut begins = false;
-        while let Place::Header { bytes, length } = &mut self.place {
-            let Some(&byte) = input.get(at) else { return (at, Step::Header) };
+        while let Position::Header { bytes, length } = &mut self.position {
+            let Some(&byte) = input.get(at) else { return (at, FrameStep::Header) };
             bytes[*length] = byte;
             *length += 1;
             at += 1;
-            match judge(&bytes[..*length], self.in_message, message_bytes_max) {
-                Judgement::Partial => {}
-                Judgement::Bad(halt) => return (at, Step::Bad { halt, header_bytes: *length }),
-                Judgement::Whole { left, first_byte, mask } => {
+            match check_header(&bytes[..*length], self.in_message, message_bytes_max) {
+                HeaderCheck::Partial => {}
+                HeaderCheck::Invalid(stop) => {
+                    return (at, FrameStep::Invalid { stop, header_bytes: *length });
+                }
+                HeaderCheck::Whole { left, first_byte, mask } => {
                     begins = true;
-                    self.place = Place::Payload { left, first_byte, mask };
+                    self.position = Position::Payload { left, first_byte, mask };
                 }
             }
         }
-        let Place::Payload { left, first_byte, mask } = &mut self.place else { return (at, Step::Header) };
+        let Position::Payload { left, first_byte, mask } = &mut self.position else {
+            return (at, FrameStep::Header);
+        };
         let payload_bytes = (*left).min((input.len() - at) as u64) as usize;
         *left -= payload_bytes as u64;
         let is_end = *left == 0;
-        let part = Part { first_byte: *first_byte, mask: *mask, begins, payload_bytes, left: *left, is_end };
+        let part =
+            PayloadPart { first_byte: *first_byte, mask: *mask, begins, payload_bytes, left: *left, is_end };
         mask.rotate_left(payload_bytes % 4);
         let at = at + payload_bytes;
         if part.opcode() == CLOSE {
@@ -165,9 +169,9 @@ impl FrameScanner {
             if part.first_byte & CONTROL == 0 {
                 self.in_message = !is_final(part.first_byte);
             }
-            self.place = Place::between_frames();
+            self.position = Position::between_frames();
         }
-        (at, Step::Part(part))
+        (at, FrameStep::Payload(part))
     }
 }
 
@@ -182,31 +186,31 @@ pub(super) struct WholeMessages {
 
 /// The result of one step.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum FrameStep {
     /// The header is not complete.
     Header,
-    /// A part of a payload, at the end of the bytes that were taken.
-    Part(Part),
-    /// The frame breaks a rule, after this many bytes of its header.
-    Bad { halt: ScanStop, header_bytes: usize },
+    /// A part of the payload, at the end of the scanned bytes.
+    Payload(PayloadPart),
+    /// The header is invalid after this many of its bytes.
+    Invalid { stop: ScanStop, header_bytes: usize },
 }
 
-/// A part of a frame's payload, maybe all of it, maybe nothing.
+/// A part of a frame's payload; it may be all of it, or empty.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct PayloadPart {
     pub(super) first_byte: u8,
     /// For the first byte of this part.
     pub(super) mask: [u8; 4],
     /// The frame begins with this part.
     pub(super) begins: bool,
     pub(super) payload_bytes: usize,
-    /// Bytes of the payload that are to come.
+    /// Payload bytes that have not arrived.
     pub(super) left: u64,
     /// The frame ends with this part.
     pub(super) is_end: bool,
 }
 
-impl Part {
+impl PayloadPart {
     pub(super) fn opcode(&self) -> u8 {
         self.first_byte & 0xf
     }
@@ -226,25 +230,25 @@ impl Default for FrameScanner {
     }
 }
 
-impl Place {
-    fn between_frames() -> Place {
-        Place::Header { bytes: [0; HEADER_BYTES_MAX], length: 0 }
+impl Position {
+    fn between_frames() -> Position {
+        Position::Header { bytes: [0; HEADER_BYTES_MAX], length: 0 }
     }
 }
 
-/// What a header, or the beginning of one, amounts to.
-enum Judgement {
+/// The result of checking a header, or the beginning of one.
+enum HeaderCheck {
     Partial,
     Whole { left: u64, first_byte: u8, mask: [u8; 4] },
-    Bad(ScanStop),
+    Invalid(ScanStop),
 }
 
 fn is_final(first_byte: u8) -> bool {
     first_byte & 0x80 != 0
 }
 
-/// Judges a header by the bytes that are there, each rule as soon as it can be.
-fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement {
+/// Checks the received bytes of a header; each rule as early as possible.
+fn check_header(header: &[u8], in_message: bool, message_bytes_max: usize) -> HeaderCheck {
     let first = header[0];
     let opcode = first & 0xf;
     let is_control = opcode & CONTROL != 0;
@@ -252,21 +256,21 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
         // RFC 6455 5.2: reserved bits MUST be 0, unknown opcodes fail the connection.
         let reserved_bits = first & 0x70 != 0;
         let reserved_opcode = if is_control { opcode > PONG } else { opcode > 0x2 };
-        // 5.4: a continuation continues something, and nothing else may come between the fragments.
-        let out_of_turn = !is_control && (opcode == CONTINUATION) != in_message;
+        // 5.4: a continuation frame needs a message to continue, and no other data frame may be sent between fragments.
+        let out_of_order = !is_control && (opcode == CONTINUATION) != in_message;
         // 5.5: control frames MUST NOT be fragmented.
         let fragmented_control = is_control && !is_final(first);
-        if reserved_bits || reserved_opcode || out_of_turn || fragmented_control {
-            return Judgement::Bad(ScanStop::Protocol);
+        if reserved_bits || reserved_opcode || out_of_order || fragmented_control {
+            return HeaderCheck::Invalid(ScanStop::Protocol);
         }
-        return Judgement::Partial;
+        return HeaderCheck::Partial;
     }
     let short_length = header[1] & 0x7f;
     if header.len() == 2 {
         // 5.1: a client MUST mask. 5.5: control frames carry at most 125 bytes.
         let unmasked = header[1] & 0x80 == 0;
         if unmasked || (is_control && short_length > 125) {
-            return Judgement::Bad(ScanStop::Protocol);
+            return HeaderCheck::Invalid(ScanStop::Protocol);
         }
     }
     let length_bytes = match short_length {
@@ -276,7 +280,7 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
     };
     let length_end = 2 + length_bytes;
     if header.len() < length_end {
-        return Judgement::Partial;
+        return HeaderCheck::Partial;
     }
     let left = match length_bytes {
         0 => u64::from(short_length),
@@ -290,14 +294,14 @@ fn judge(header: &[u8], in_message: bool, message_bytes_max: usize) -> Judgement
             _ => true,
         };
         if !minimal {
-            return Judgement::Bad(ScanStop::Protocol);
+            return HeaderCheck::Invalid(ScanStop::Protocol);
         }
         if !is_control && left > message_bytes_max as u64 {
-            return Judgement::Bad(ScanStop::TooBig);
+            return HeaderCheck::Invalid(ScanStop::TooBig);
         }
     }
     match header[length_end..].first_chunk() {
-        Some(&mask) => Judgement::Whole { left, first_byte: first, mask },
-        None => Judgement::Partial,
+        Some(&mask) => HeaderCheck::Whole { left, first_byte: first, mask },
+        None => HeaderCheck::Partial,
     }
 }

@@ -1,33 +1,35 @@
-//! Is the peer still there?
+//! Liveness check: pings on an idle WebSocket, and the deadline for the pong.
+//!
+//! Any received bytes count as a sign of life, so a client that sends needs no pings.
 
 use super::SessionContext;
 use crate::time::LoopTime;
 
-/// What is known of it.
+/// The state of the liveness check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heartbeat {
-    /// Nobody wants to know.
+    /// Pings are disabled (`--ping-interval-ms 0`).
     Off,
-    /// It has spoken; ask again then.
+    /// The peer has sent something; the next ping is due at `ping_at`.
     Quiet { ping_at: LoopTime },
-    /// It was asked.
+    /// A ping is queued; something has to be received by `pong_by`.
     Pinged { pong_by: LoopTime },
-    /// The answer is late. It may be in the socket already, when it is we who are late: this slot has
-    /// been put on the ready list, and is judged when it has been read.
+    /// The pong is overdue. It may be in the socket already if the server itself is late, so the slot is put on the
+    /// ready list, and the connection is closed only if a read finds nothing.
     Overdue,
 }
 
 impl Heartbeat {
-    /// It has just been asked.
+    /// A ping was queued.
     pub(super) fn pinged(ctx: &SessionContext<'_>) -> Heartbeat {
         Heartbeat::Pinged { pong_by: ctx.now.after(ctx.limits.pong_timeout_ms) }
     }
 
-    /// The peer has just spoken. Every connection has one moment of its own in each interval, and is asked at the
-    /// next: so who only listens is asked once an interval, and those that came, or spoke, all at once are not
-    /// asked all at once. If that moment is near, it is asked in the middle of the interval: who has just spoken is
-    /// there.
-    pub(super) fn heard(ctx: &SessionContext<'_>) -> Heartbeat {
+    /// Bytes were received. Each connection has a fixed ping time in every interval, derived from its slot, so clients
+    /// that connected or sent at the same time are not pinged at the same time, and a client that only receives is
+    /// pinged once per interval. A ping time less than a quarter of an interval away is postponed, as the peer was
+    /// alive just now.
+    pub(super) fn received(ctx: &SessionContext<'_>) -> Heartbeat {
         let interval = ctx.limits.ping_interval_ms;
         if interval == 0 {
             return Heartbeat::Off;
@@ -38,7 +40,7 @@ impl Heartbeat {
         Heartbeat::Quiet { ping_at: ctx.now.after(wait) }
     }
 
-    /// When there is something to do.
+    /// The deadline of the next step.
     pub(super) fn deadline(self) -> Option<LoopTime> {
         match self {
             Heartbeat::Off | Heartbeat::Overdue => None,
@@ -47,7 +49,7 @@ impl Heartbeat {
         }
     }
 
-    /// How long the peer took to be heard, in milliseconds, if it was asked.
+    /// Milliseconds between the ping and the bytes just received, if a ping was pending.
     pub(super) fn round_trip_ms(self, ctx: &SessionContext<'_>) -> Option<u32> {
         match self {
             Heartbeat::Pinged { pong_by } => {

@@ -1,8 +1,8 @@
-//! What a session asks of the server.
+//! Intents: the operations that a session requests from the server.
 //!
-//! A session knows its own conversation and nothing else. It does not reach out; it says what it wants,
-//! and the deliver phase does it, for all sessions in the order in which they spoke. What a session says
-//! to its own client goes the same way where it has to stand in one order with answers that are not its own.
+//! A session knows only its own connection. It queues intents, and the deliver phase applies those of all sessions in the
+//! order in which they were queued. Bytes for the session's own client are intents too where their order relative to
+//! the server's responses matters.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -17,100 +17,100 @@ use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, Since};
 use crate::wire::Kind;
 
-/// One wish of one session.
+/// An operation requested by one session.
 #[derive(Debug)]
 pub enum Intent {
-    /// Say hello in `oyez.v1`, and become a member of the channel that the request named.
+    /// Send `hello` of `oyez.v1`, and subscribe to the channel that the request named.
     SendHello {
-        /// The channel, if there was one.
+        /// The channel, if the request named one.
         subscription: Option<(ChannelName, SubscribeOptions)>,
-        /// With whose rights.
+        /// The rights of the client.
         rights: Rights,
     },
-    /// Become a member.
+    /// Subscribe to a channel.
     Subscribe {
-        /// Of which channel.
+        /// The channel.
         channel: ChannelName,
-        /// How, and from where.
+        /// Message format, cursor and echo.
         options: SubscribeOptions,
-        /// With whose rights.
+        /// The rights of the client.
         rights: Rights,
-        /// What the client calls the request.
+        /// The client's `ref`, returned with the response.
         reference: Option<Box<RawValue>>,
     },
-    /// Be a member of that channel no more.
+    /// Unsubscribe from a channel.
     Unsubscribe {
-        /// Which.
+        /// The channel.
         channel: ChannelName,
-        /// What the client calls the request.
+        /// The client's `ref`, returned with the response.
         reference: Option<Box<RawValue>>,
     },
-    /// Send a message to all members of a channel.
+    /// Publish a message to all subscribers of a channel.
     Publish {
-        /// Which channel; `None` is the one that a raw WebSocket is a member of.
+        /// The channel; `None`: the channel that a raw WebSocket subscribes to.
         channel: Option<ChannelName>,
-        /// What the payload is.
+        /// The type of the payload.
         kind: Kind,
-        /// As a rule a slice of the read buffer: it lives for this turn, and is copied once, into the frame.
+        /// Usually a slice of the read buffer: it lives for this turn, and is copied once, into the frame.
         payload: Bytes,
-        /// Who waits for the answer.
+        /// How the publication is acknowledged.
         receipt: Receipt,
-        /// With whose rights.
+        /// The rights of the client.
         rights: Rights,
     },
-    /// Its rights are others now: what it is a member of is looked at again.
+    /// The client has new rights: end the subscriptions that they do not include.
     Reauthorize {
-        /// With whose rights.
+        /// The rights of the client.
         rights: Rights,
     },
-    /// Close all connections of a person.
+    /// Close all connections of a user.
     DisconnectUser {
-        /// Whose.
+        /// The user (`sub` of the token).
         sub: Box<str>,
-        /// How the request is answered.
-        manner: ResponseOptions,
+        /// Framing of the response.
+        options: ResponseOptions,
     },
-    /// Respond to the query that the session waits for, which only the server can.
+    /// Respond to the session's query.
     Query,
-    /// Answer a request with this.
-    Answer(Bytes),
-    /// Send this, behind all that was said before.
+    /// Send a complete response to a request.
+    Respond(Bytes),
+    /// Send bytes, after everything queued before.
     Send(Bytes),
-    /// Warn the operator, in a line of the log.
+    /// Write a warning to the log.
     Warn(Box<str>),
-    /// Be a member no more: a close has begun, and nothing may follow its frame (RFC 6455 5.5.1). What
-    /// the session published before, and what others did, is still handed out to it first.
+    /// End all subscriptions and queue the close frame, which nothing may follow (RFC 6455 5.5.1). Messages published
+    /// earlier in the turn are delivered first.
     BeginClose {
-        /// The close frame, if one goes out.
-        farewell: Option<Bytes>,
+        /// The close frame, or the end of an event stream; `None`: none is sent.
+        close_frame: Option<Bytes>,
     },
 }
 
-/// Who waits to hear that a message was published.
+/// The acknowledgement that the publisher of a message expects.
 #[derive(Debug)]
 pub enum Receipt {
-    /// Nobody: a raw WebSocket.
+    /// None: a raw WebSocket.
     None,
-    /// A client of `oyez.v1`.
+    /// `ack` of `oyez.v1`.
     Ack {
-        /// What it calls the request.
+        /// The client's `ref`, returned with the acknowledgement.
         reference: Option<Box<RawValue>>,
-        /// Names the message across retries.
+        /// The idempotency key.
         key: Option<Box<str>>,
     },
-    /// A client of HTTP.
+    /// An HTTP response.
     Response {
-        /// How it is answered.
-        manner: ResponseOptions,
-        /// Names the message across retries (`Idempotency-Key`).
+        /// Framing of the response.
+        options: ResponseOptions,
+        /// The idempotency key (`Idempotency-Key`).
         key: Option<Box<str>>,
-        /// For whom a trusted proxy sent it, on a connection that carries requests of others too.
+        /// The client for which a trusted proxy sent the request, on a connection that may carry requests of several.
         client: Option<IpAddr>,
     },
 }
 
 impl Receipt {
-    /// The client for which a trusted proxy sent it.
+    /// The client for which a trusted proxy sent the message.
     pub fn client(&self) -> Option<IpAddr> {
         match self {
             Receipt::None | Receipt::Ack { .. } => None,
@@ -127,22 +127,22 @@ impl Receipt {
     }
 }
 
-/// What only the server knows.
+/// A resource that the server responds with.
 #[derive(Debug)]
 pub enum Question {
-    /// Does it take new clients?
+    /// Readiness: whether the server accepts new clients.
     Ready,
-    /// The counters.
+    /// The metrics.
     Metrics,
-    /// The channels, a page of them.
+    /// A page of the list of channels.
     Channels {
-        /// Whose names begin so.
+        /// Prefix of the names.
         prefix: Box<str>,
-        /// Behind this one.
+        /// List the names after this one.
         after: Option<Box<str>>,
-        /// So many at most.
+        /// Maximum number of channels.
         limit: usize,
-        /// Whoever asks sees what it may subscribe to.
+        /// The list has only channels that these rights allow to subscribe to.
         rights: Rights,
     },
     /// A ticket for these rights.
@@ -154,16 +154,16 @@ pub enum Question {
     },
     /// One channel.
     Channel {
-        /// Which.
+        /// The channel.
         channel: ChannelName,
     },
-    /// What is kept of a channel, a page of it.
+    /// A page of a channel's history.
     History {
-        /// Which.
+        /// The channel.
         channel: ChannelName,
-        /// From where.
+        /// The position from which messages are returned.
         since: Since,
-        /// So many messages at most.
+        /// Maximum number of messages.
         limit: usize,
     },
 }

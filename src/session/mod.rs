@@ -1,16 +1,16 @@
-//! One connection's conversation: bytes in, outbox bytes and intents out.
+//! Per-connection protocol state machine: received bytes in, outbox bytes and intents out.
 //!
-//! A session is a [`State`] whose variants own their data and their deadline. It is pure: it never does
-//! I/O and never asks the time, so a test can put it through a year of bad luck in a millisecond.
+//! A session is a [`State`] whose variants own their data and their deadline. It is pure: it does no I/O and takes the
+//! time as an argument, so a test can simulate a year of timeouts and errors in a millisecond.
 //!
 //! ```text
 //!           ,--- body ---> Body ---,
-//!   Head --+                        +--> Responding --- answered ---> Head, or Draining
+//!   Head --+                        +--> Responding -- response --> Head, or Closing
 //!    ^      `--- request ----------'
 //!    |
 //!    +--- upgrade ---> Open ------- close ---,
-//!    +--- events ----> Streaming --- end ----+--> Draining ---> Dead
-//!    `--- refusal ---------------------------'
+//!    +--- events ----> Streaming --- end ----+--> Closing ---> Dead
+//!    `--- error -----------------------------'
 //! ```
 
 pub mod auth_state;
@@ -57,158 +57,158 @@ pub use http::dispatch::SMALL_BYTES;
 pub use open::Open;
 
 /// Minimum cost of one WebSocket frame in a turn's budget. A frame of 64 bytes takes hardly longer than an empty one:
-/// 43,690 empty frames, which have 256 KiB, took 20 to 45 ms in one turn.
+/// 43,690 empty frames (256 KiB) took 20 to 45 ms in one turn.
 pub const FRAME_COST_BYTES_MIN: usize = 64;
 
-/// Cost of one HTTP request in a turn's budget, in addition to its bytes: to parse it, route it and write a response
-/// takes about as long as 16 small frames.
+/// Cost of one HTTP request in a turn's budget, in addition to its bytes: parsing, routing and the response take about
+/// as long as 16 small frames.
 pub const REQUEST_COST_BYTES: usize = 1024;
 
-/// Where a connection stands.
+/// The state of a connection.
 ///
-/// An idle open one is the most frequent of all, and must own no heap memory (**asleep between
-/// messages**); the others are short and live in a box, so that it stays small.
+/// Most connections are idle and open, and such a connection must own no heap memory (**asleep between messages**). The
+/// other states are short-lived and boxed, so that a slot stays small.
 #[derive(Debug)]
 pub enum State {
-    /// Reading a request's head, or waiting for one.
+    /// Reading a request head, or waiting for one.
     Head(Box<Head>),
     /// Reading a request's body.
     Body(Box<Body>),
-    /// A request waits for its answer.
+    /// Waiting for the response to a request.
     Responding(Box<Responding>),
-    /// A WebSocket.
+    /// An open WebSocket.
     Open(Open),
-    /// Server-sent events.
+    /// A stream of server-sent events.
     Streaming(Box<Streaming>),
-    /// Saying goodbye.
+    /// Closing: the last bytes are written.
     Closing(Box<Closing>),
-    /// Over; the slot waits to be reaped.
+    /// Closed; the slot is freed in the reap phase.
     Dead(Box<Ended>),
 }
 
 /// How a connection ended, for the log.
 #[derive(Debug)]
 pub struct Ended {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The rights that it had by a token.
+    /// The grant of an authenticated client.
     pub grant: Option<Rc<Grant>>,
 }
 
-/// A stream of server-sent events. Nothing is expected from the client but its end.
+/// A stream of server-sent events. The client sends nothing but EOF.
 ///
-/// It lives in a box of 32 bytes: with a guest in the slot every connection would be 8 bytes larger.
+/// It lives in a box of 32 bytes: with the authentication state in the slot, every connection would be 8 bytes larger.
 #[derive(Debug)]
 pub struct Streaming {
-    /// `None` for everybody.
+    /// `None` for an anonymous client.
     auth: Option<Box<AuthState>>,
     heartbeat: Heartbeat,
-    /// How its events are framed.
+    /// The framing of its events.
     form: Form,
 }
 
-/// What all sessions serve, beside channels.
+/// Configuration of the HTTP endpoints.
 #[derive(Debug, Default)]
 pub struct HttpConfig {
-    /// Files in the program.
+    /// Files embedded in the program.
     pub assets: Vec<&'static Asset>,
-    /// Origins whose pages may ask and publish, beside those of the server's own host.
+    /// Origins whose pages may send requests, in addition to those of the server's own host.
     pub origins: Vec<OriginPattern>,
 }
 
-/// What the deadline of a state asks for.
+/// The result of an expired deadline.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Nothing yet.
+    /// Nothing to do.
     Nothing,
-    /// A ping has been queued.
+    /// Bytes were queued.
     Flush,
-    /// The slot must be read before it can be judged.
+    /// The socket has to be read first: the awaited bytes may have arrived.
     Read,
-    /// It is over.
+    /// The connection is to be closed.
     Close(Reason),
 }
 
 /// How a client reconnects after the server has closed its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reconnects {
-    /// When the close frame says (`retry_ms`): `oyez.v1`.
-    AsTold,
-    /// As soon as it is closed, whatever the close frame says: a raw WebSocket, an event stream.
-    AtOnce,
-    /// It does not: a request over HTTP.
-    No,
+    /// After `retry_ms` of the close frame: `oyez.v1`.
+    AfterRetryMs,
+    /// Immediately after the close, whatever the close frame says: a raw WebSocket, an event stream.
+    Immediately,
+    /// Never: an HTTP request.
+    Never,
 }
 
-/// What the end of a flush asks for.
+/// What is to be done after a flush.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterFlush {
     /// Nothing.
     Nothing,
-    /// An end of file for the peer.
+    /// Shut down the write side of the socket.
     ShutDownWrite,
-    /// It is over.
+    /// Close the connection.
     Close(Reason),
 }
 
-/// What a session works with while it has its turn.
+/// The environment of a session while it handles an event.
 #[derive(Debug)]
 pub struct SessionContext<'a> {
-    /// The limits of all.
+    /// The limits.
     pub limits: &'a Limits,
-    /// What is served beside channels.
+    /// Configuration of the HTTP endpoints.
     pub http_config: &'a HttpConfig,
-    /// Who comes from where.
+    /// Connections and handshakes per address.
     pub limiter: &'a mut ConnectionLimiter,
-    /// Which connection it is.
+    /// The connection's id.
     pub id: SlotId,
-    /// Who is at the other end.
+    /// The peer's address.
     pub peer: &'a mut Peer,
-    /// Who may come in.
+    /// Verifies tokens and tickets.
     pub authenticator: &'a mut Authenticator,
-    /// The counters.
+    /// The metrics.
     pub metrics: &'a mut Metrics,
     /// The time of this turn.
     pub now: LoopTime,
-    /// Spreads the pings of connections that came at once; any number that differs between slots.
+    /// Spreads the pings of connections that were accepted together; any number that differs between slots.
     pub ping_offset: u32,
-    /// The process is close to its memory budget, and accepts no large message or body that is not complete.
+    /// The process is close to its memory budget, and rejects large messages and bodies that are not complete.
     pub is_memory_short: bool,
-    /// What waits to be written.
+    /// Bytes to be written.
     pub outbox: &'a mut Outbox,
-    /// What it wants from the server.
+    /// Operations requested from the server.
     pub intents: &'a mut Vec<Intent>,
     /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
     pub cost: usize,
-    /// The rest of the connection's share, in the same unit: at this cost, further pipelined requests have to wait for
+    /// The unused part of the connection's share, in the same unit: at this cost, further pipelined requests wait for
     /// the responses to those before them.
     pub cost_max: usize,
 }
 
 impl State {
-    /// A connection that was just accepted.
+    /// The state of an accepted connection.
     pub fn accepted(limits: &Limits, now: LoopTime) -> State {
         State::Head(Box::new(Head::fresh(limits, now)))
     }
 
-    /// Refuses a connection that was just accepted, or whose proxy has just sent the client's address.
+    /// Rejects a connection that was just accepted, or whose proxy has just sent the client's address.
     ///
-    /// The refusal is held until the head of a request has arrived, or its time is up: an EventSource stops for ever
-    /// at any status but 200, so how it is refused depends on what it asks for.
-    pub fn refuse(&mut self, reason: Reason) {
+    /// The error response is sent when a request head has arrived, or its deadline has expired: an EventSource never
+    /// reconnects after a status other than 200, so the form of the response depends on the request.
+    pub fn reject(&mut self, reason: Reason) {
         if let State::Head(head) = self {
-            head.refuse(reason);
+            head.reject(reason);
         }
     }
 
-    /// Returns true if it is an open WebSocket.
+    /// Returns true for an open WebSocket.
     pub fn is_web_socket(&self) -> bool {
         matches!(self, State::Open(_))
     }
 
-    /// Memory that it takes for an incomplete message or request, in bytes.
+    /// Memory of an incomplete message or request, in bytes.
     pub fn held_bytes(&self) -> usize {
         match self {
             State::Head(head) => head.held_bytes(),
@@ -219,15 +219,15 @@ impl State {
         }
     }
 
-    /// Is what the peer sends still of use? Not once a close has begun, but for its close frame.
+    /// Returns true until a close has begun. After that only the peer's close frame and EOF are used.
     pub fn is_open(&self) -> bool {
         !matches!(self, State::Closing(_) | State::Dead(_))
     }
 
-    /// Returns true if it is to be read. A client, of HTTP or a WebSocket, has to take its answers before it is read
-    /// again: that bounds the memory of a connection, and its own kernel buffers the rest. Published messages that wait
-    /// for a WebSocket do not stop its reads. `is_flushed` says that its socket has taken all that there was,
-    /// `is_paused` that answers wait, or that it has to wait for subscribers.
+    /// Returns true if the socket is to be read. A client has to read its responses before more of its input is read:
+    /// that bounds the memory of a connection, and the client's kernel buffers the rest. Queued published messages do
+    /// not stop the reads of a WebSocket. `is_flushed`: the outbox is empty; `is_paused`: responses are queued, or the
+    /// publisher has to wait for slow subscribers.
     pub fn takes_input(&self, is_flushed: bool, is_paused: bool) -> bool {
         match self {
             State::Head(_) | State::Body(_) => is_flushed && !is_paused,
@@ -237,32 +237,32 @@ impl State {
         }
     }
 
-    /// Does it wait for another request, after one that was answered?
+    /// Returns true if the connection waits for another request after a response.
     pub fn is_idle_request(&self) -> bool {
         matches!(self, State::Head(head) if head.is_idle())
     }
 
-    /// How its client reconnects when the server closes it.
+    /// How the client reconnects when the server closes the connection.
     pub fn reconnects(&self) -> Reconnects {
         match self {
-            State::Open(open) if open.is_raw() => Reconnects::AtOnce,
-            State::Open(_) => Reconnects::AsTold,
-            State::Streaming(_) => Reconnects::AtOnce,
+            State::Open(open) if open.is_raw() => Reconnects::Immediately,
+            State::Open(_) => Reconnects::AfterRetryMs,
+            State::Streaming(_) => Reconnects::Immediately,
             State::Head(_) | State::Body(_) | State::Responding(_) | State::Closing(_) | State::Dead(_) => {
-                Reconnects::No
+                Reconnects::Never
             }
         }
     }
 
-    /// Returns true if the next thing that is due to the client is a response to a query, or its next slice. Responses to
-    /// earlier requests come first.
+    /// Returns true if the next response to send is that of a query, or its next slice. Responses to earlier requests
+    /// are sent first.
     pub fn has_query(&self) -> bool {
         matches!(self, State::Responding(responding) if responding.has_query())
     }
 
     /// Returns true if requests were received that have to wait for the responses to those before them.
     pub fn has_waiting_requests(&self) -> bool {
-        matches!(self, State::Responding(responding) if responding.has_rest())
+        matches!(self, State::Responding(responding) if responding.has_unread())
     }
 
     /// Takes the query of [`State::has_query`], to encode some of its response.
@@ -280,34 +280,34 @@ impl State {
         }
     }
 
-    /// The end of the connection is the end of the response: HTTP/1.0 has no other end for one of unknown length (RFC
-    /// 9112 6.3).
+    /// Ends the response by closing the connection: HTTP/1.0 has no other end for a body of unknown length (RFC 9112
+    /// 6.3).
     pub fn close_after_response(&mut self) {
         if let State::Responding(responding) = self {
             responding.close_after(Reason::Served);
         }
     }
 
-    /// Is a flush due even when nothing is queued? Yes when all has been said, and only the end of file
-    /// or the end is left to come.
+    /// Returns true if a flush is due even with an empty outbox: the write side is to be shut down, or the connection
+    /// to be closed.
     pub fn ends_with_flush(&self) -> bool {
-        matches!(self, State::Closing(draining) if matches!(draining.closing, CloseStep::Flushing | CloseStep::HalfClosed))
+        matches!(self, State::Closing(closing) if matches!(closing.step, CloseStep::Flushing | CloseStep::HalfClosed))
     }
 
-    /// Looks at what came behind the last request, if it was not looked at then.
+    /// Parses the input that arrived after the last request.
     pub fn resume(&mut self, ctx: &mut SessionContext<'_>) {
         if let State::Head(head) = self {
-            let rest = head.take_rest();
-            if !rest.is_empty() {
-                self.receive(&rest, ctx);
+            let unread = head.take_unread();
+            if !unread.is_empty() {
+                self.receive(&unread, ctx);
             }
         }
     }
 
-    /// Takes bytes from the peer.
+    /// Handles received bytes.
     pub fn receive(&mut self, mut input: &[u8], ctx: &mut SessionContext<'_>) {
         while !input.is_empty() {
-            let (taken, next) = match self {
+            let (consumed, next) = match self {
                 State::Head(head) => head.receive(input, ctx),
                 State::Body(body) => body.receive(input, ctx),
                 State::Responding(responding) => {
@@ -315,8 +315,8 @@ impl State {
                     return;
                 }
                 State::Open(open) => (input.len(), open.receive(input, ctx)),
-                State::Closing(draining) => {
-                    draining.receive(input, ctx);
+                State::Closing(closing) => {
+                    closing.receive(input, ctx);
                     return;
                 }
                 State::Streaming(_) | State::Dead(_) => return,
@@ -324,21 +324,21 @@ impl State {
             if let Some(next) = next {
                 self.become_next(next);
             }
-            // What follows a head in the same segment raises no event of its own.
-            input = &input[taken..];
+            // Bytes after a head in the same read cause no event of their own.
+            input = &input[consumed..];
         }
     }
 
-    /// Takes the peer's end of file. It comes after everything that the peer has sent.
+    /// Handles the peer's EOF, after all received bytes.
     pub fn end_of_file(&mut self) {
         match self {
             State::Head(head) => *self = head.end_of_file(),
             State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
             State::Open(_) | State::Streaming(_) => self.become_next(State::dead(Reason::EndOfFile)),
-            State::Closing(draining) => {
-                if draining.end_of_file() {
-                    let reason = draining.reason;
+            State::Closing(closing) => {
+                if closing.end_of_file() {
+                    let reason = closing.reason;
                     self.become_next(State::dead(reason));
                 }
             }
@@ -346,12 +346,12 @@ impl State {
         }
     }
 
-    /// Takes a failure of the socket.
+    /// Handles a socket error.
     pub fn fail(&mut self) {
         match self {
-            // The close was on its way, and its reason says more than how it ended.
-            State::Closing(draining) => {
-                let reason = draining.reason;
+            // The reason of a close that has begun is more informative than the socket error.
+            State::Closing(closing) => {
+                let reason = closing.reason;
                 self.become_next(State::dead(reason));
             }
             State::Dead(_) => {}
@@ -359,13 +359,13 @@ impl State {
         }
     }
 
-    /// An answer that was asked for has been queued. Says whether there is more to look at.
-    pub fn answered(&mut self, limits: &Limits, now: LoopTime) -> bool {
+    /// A response has been queued. Returns true if input that arrived after the request is to be parsed.
+    pub fn responded(&mut self, limits: &Limits, now: LoopTime) -> bool {
         match self {
-            State::Head(head) => head.answered(),
-            State::Body(body) => body.answered(),
+            State::Head(head) => head.responded(),
+            State::Body(body) => body.responded(),
             State::Responding(responding) => {
-                if let Some(next) = responding.answered(limits, now) {
+                if let Some(next) = responding.responded(limits, now) {
                     *self = next;
                     return true;
                 }
@@ -375,18 +375,18 @@ impl State {
         false
     }
 
-    /// Begins to close, from our side. Does nothing if a close has begun.
+    /// Begins to close the connection. Does nothing if a close has begun.
     pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
         let SessionContext { limits, now, .. } = *ctx;
         match self {
-            // There are no words that it would understand.
+            // After a TLS failure the client can read no HTTP response.
             State::Head(_) | State::Body(_) | State::Responding(_)
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
                 *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
             }
-            // An error response cannot follow within a response. A drain lets it be completed; any other close leaves
-            // it without its last chunk, and the client sees that it is incomplete (RFC 9112 8).
+            // An error response cannot be sent within another response. A drain lets that be completed; any other
+            // close omits its last chunk, so that the client detects that it is incomplete (RFC 9112 8).
             State::Responding(responding) if responding.has_begun() => {
                 if !matches!(reason, Reason::Drain { .. }) {
                     ctx.outbox.drop_unstarted();
@@ -394,7 +394,7 @@ impl State {
                 }
             }
             State::Head(_) | State::Responding(_) => {
-                *self = answer(
+                *self = respond_and_close(
                     reason,
                     &ResponseOptions::last(ctx.authenticator.http_date()),
                     limits,
@@ -404,7 +404,7 @@ impl State {
                 );
             }
             State::Body(body) => {
-                *self = answer(reason, &body.last_manner(), limits, ctx.metrics, now, ctx.outbox);
+                *self = respond_and_close(reason, &body.last_options(), limits, ctx.metrics, now, ctx.outbox);
             }
             State::Open(open) => {
                 let grant = open.auth().and_then(AuthState::grant).cloned();
@@ -416,47 +416,51 @@ impl State {
                     last.extend_from_slice(&streaming.form.piece(|out| wire::append_retry(out, retry_ms)));
                 }
                 if reason == Reason::Slow {
-                    // A slow client would not receive it after the queue that it does not read, and it misses events:
-                    // so the body stays without its last chunk, which means that it is incomplete.
+                    // A slow client does not read its queue and misses events: the last chunk is omitted, which
+                    // marks the body as incomplete.
                     ctx.outbox.drop_unstarted();
                 } else if streaming.form.is_chunked() {
                     last.extend_from_slice(LAST_CHUNK);
                 }
-                ctx.intents.push(Intent::BeginClose { farewell: Some(last.into()) });
+                ctx.intents.push(Intent::BeginClose { close_frame: Some(last.into()) });
                 self.become_next(Closing::begin(reason, CloseStep::Flushing, limits, now));
             }
             State::Closing(_) | State::Dead(_) => {}
         }
     }
 
-    /// It has begun to close by itself, behind something that is refused: it is to be told that instead of an
-    /// echo of its own code, which it takes for a receipt. False if it is not closing.
-    pub fn overrule(&mut self, reason: Reason) -> bool {
+    /// Replaces the reason of a close that the peer began after a message that is rejected: an echo of the peer's own
+    /// code would confirm that message. Returns false if the connection is not closing.
+    pub fn replace_close_reason(&mut self, reason: Reason) -> bool {
         match self {
-            State::Closing(draining) => {
-                draining.reason = reason;
+            State::Closing(closing) => {
+                closing.reason = reason;
                 true
             }
             _ => false,
         }
     }
 
-    /// The moment at which [`State::expire`] has something to do.
+    /// The time at which [`State::expire`] has to be called.
     pub fn deadline(&self) -> Option<LoopTime> {
         match self {
             State::Head(head) => Some(head.deadline()),
             State::Body(body) => Some(body.deadline()),
             State::Open(_) | State::Streaming(_) => {
-                let leaves = self.auth().map(AuthState::deadline);
-                self.asks_at().into_iter().chain(leaves).chain(self.message_deadline()).reduce(LoopTime::min)
+                let auth_deadline = self.auth().map(AuthState::deadline);
+                self.heartbeat_deadline()
+                    .into_iter()
+                    .chain(auth_deadline)
+                    .chain(self.message_deadline())
+                    .reduce(LoopTime::min)
             }
-            State::Closing(draining) => Some(draining.until),
+            State::Closing(closing) => Some(closing.deadline),
             State::Responding(_) | State::Dead(_) => None,
         }
     }
 
-    /// When an open connection wants to ask for a sign of life, or for the answer.
-    fn asks_at(&self) -> Option<LoopTime> {
+    /// The time of the next ping, or the deadline of a pong.
+    fn heartbeat_deadline(&self) -> Option<LoopTime> {
         match self {
             State::Open(open) => open.heartbeat.deadline(),
             State::Streaming(streaming) => streaming.heartbeat.deadline(),
@@ -488,20 +492,20 @@ impl State {
         }
     }
 
-    /// A connection that is over.
+    /// The state of a closed connection.
     pub fn dead(reason: Reason) -> State {
         State::Dead(Box::new(Ended { reason, grant: None }))
     }
 
-    /// Ends the connection, in any state.
+    /// Closes the connection, in any state.
     pub fn end(&mut self, reason: Reason) {
         self.become_next(State::dead(reason));
     }
 
-    /// Its rights are kept until its end is logged.
+    /// Changes the state. The grant is kept until the end of the connection is logged.
     fn become_next(&mut self, next: State) {
         let grant = match self {
-            State::Closing(draining) => draining.grant.take(),
+            State::Closing(closing) => closing.grant.take(),
             State::Dead(ended) => ended.grant.take(),
             _ => self.auth().and_then(AuthState::grant).cloned(),
         };
@@ -510,19 +514,19 @@ impl State {
 
     fn with_grant(mut self, grant: Option<Rc<Grant>>) -> State {
         match &mut self {
-            State::Closing(draining) => draining.grant = grant,
+            State::Closing(closing) => closing.grant = grant,
             State::Dead(ended) => ended.grant = grant,
             _ => {}
         }
         self
     }
 
-    /// Whose connection it is, if that was shown.
+    /// The user (`sub` of the token), if the client is authenticated.
     pub fn sub(&self) -> Option<&str> {
         self.auth()?.grant()?.sub.as_deref()
     }
 
-    /// Returns true if the expired deadline only asks for a ping, or for a comment in an event stream.
+    /// Returns true if only a ping, or a comment in an event stream, is due.
     pub fn is_ping_due(&self, now: LoopTime) -> bool {
         let is_due = match self {
             State::Open(open) => {
@@ -534,12 +538,11 @@ impl State {
         is_due && !self.auth().is_some_and(|auth| auth.deadline().is_due(now))
     }
 
-    /// Does what the deadline asks for, when it has come. `unread` says that the slot is yet to be read
-    /// this turn.
-    pub fn expire(&mut self, unread: bool, ctx: &mut SessionContext<'_>) -> Due {
+    /// Handles an expired deadline. `is_unread`: the socket is still to be read in this turn.
+    pub fn expire(&mut self, is_unread: bool, ctx: &mut SessionContext<'_>) -> Due {
         if let State::Open(open) = self
             && open.heartbeat == Heartbeat::Overdue
-            && !unread
+            && !is_unread
         {
             self.close(Reason::NoPong, ctx);
             return Due::Flush;
@@ -547,10 +550,10 @@ impl State {
         if !self.deadline().is_some_and(|deadline| deadline.is_due(ctx.now)) {
             return Due::Nothing;
         }
-        // The rest may have arrived and not been read; but a client that always has something unread gets only a
-        // limited extension.
-        let patience_ms = if unread { UNREAD_MESSAGE_MS } else { 0 };
-        if self.message_deadline().is_some_and(|deadline| deadline.after(patience_ms).is_due(ctx.now)) {
+        // The end of the message may have arrived without being read yet. The extension is limited, since a client can
+        // always have something unread.
+        let extension_ms = if is_unread { UNREAD_MESSAGE_MS } else { 0 };
+        if self.message_deadline().is_some_and(|deadline| deadline.after(extension_ms).is_due(ctx.now)) {
             self.close(Reason::MessageTimeout, ctx);
             return Due::Flush;
         }
@@ -558,17 +561,19 @@ impl State {
             self.close(reason, ctx);
             return Due::Flush;
         }
-        let is_asked = self.asks_at().is_some_and(|at| at.is_due(ctx.now));
+        let is_heartbeat_due = self.heartbeat_deadline().is_some_and(|at| at.is_due(ctx.now));
         match self {
-            // The deadline was the guest's, or the message's.
-            State::Open(_) | State::Streaming(_) if !is_asked => Due::Nothing,
-            // It may be there, behind the turn's budget, or behind an answer that is not taken; whether it is
-            // taken fast enough is another question.
-            State::Head(_) | State::Body(_) if unread || !ctx.outbox.is_empty() => Due::Nothing,
-            // Nothing was asked, so nothing is answered: browsers open connections that they may need.
-            State::Head(head) if head.is_silent() && head.refused().is_none() => Due::Close(head.late()),
+            // The deadline was that of the authentication or the message.
+            State::Open(_) | State::Streaming(_) if !is_heartbeat_due => Due::Nothing,
+            // The request may have arrived: the turn's budget was used up, or the client has not read the previous
+            // response. Whether it reads fast enough is checked by the outbox.
+            State::Head(_) | State::Body(_) if is_unread || !ctx.outbox.is_empty() => Due::Nothing,
+            // No request, so no 408: browsers open spare connections.
+            State::Head(head) if head.is_silent() && head.rejection().is_none() => {
+                Due::Close(head.timeout_reason())
+            }
             State::Head(head) => {
-                let reason = head.refused().unwrap_or(head.late());
+                let reason = head.rejection().unwrap_or(head.timeout_reason());
                 self.close(reason, ctx);
                 Due::Flush
             }
@@ -576,27 +581,27 @@ impl State {
                 self.close(Reason::BodyTimeout, ctx);
                 Due::Flush
             }
-            State::Open(open) => open.ask(ctx),
+            State::Open(open) => open.check_liveness(ctx),
             State::Streaming(streaming) => {
                 ctx.outbox.queue(Rc::new(streaming.form.piece(wire::append_comment)));
-                streaming.heartbeat = Heartbeat::heard(ctx);
+                streaming.heartbeat = Heartbeat::received(ctx);
                 Due::Flush
             }
-            State::Closing(draining) => Due::Close(draining.reason),
+            State::Closing(closing) => Due::Close(closing.reason),
             State::Responding(_) | State::Dead(_) => Due::Nothing,
         }
     }
 
-    /// Takes note of what a flush did.
+    /// Updates deadlines after a flush.
     pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: LoopTime) -> AfterFlush {
         match self {
-            State::Closing(draining) => draining.flushed(written, outbox, limits, now),
+            State::Closing(closing) => closing.flushed(written, outbox, limits, now),
             State::Head(head) if written > 0 && outbox.is_empty() => {
-                head.taken(limits, now);
+                head.restart_deadline(limits, now);
                 AfterFlush::Nothing
             }
             State::Body(body) if written > 0 && outbox.is_empty() => {
-                body.taken(limits, now);
+                body.restart_deadline(limits, now);
                 AfterFlush::Nothing
             }
             _ => AfterFlush::Nothing,
@@ -604,46 +609,45 @@ impl State {
     }
 }
 
-/// The extension for a message whose rest may have arrived and not been read: longer than any turn.
+/// Extension of the deadline of a message whose end may be unread: longer than any turn.
 const UNREAD_MESSAGE_MS: u32 = 1_000;
 
-/// Answers a client of HTTP whose connection is closed, and says goodbye.
-fn answer(
+/// Queues the error response to an HTTP client whose connection is closed.
+fn respond_and_close(
     reason: Reason,
-    manner: &ResponseOptions,
+    options: &ResponseOptions,
     limits: &Limits,
     metrics: &mut Metrics,
     now: LoopTime,
     outbox: &mut Outbox,
 ) -> State {
-    let refusal = Rejection::of_close(reason, limits).http();
-    let response = refusal.respond(manner);
-    say_last(reason, &refusal, response, limits, metrics, now, outbox)
+    let error = Rejection::of_close(reason, limits).http();
+    let response = error.respond(options);
+    send_last_response(reason, &error, response, limits, metrics, now, outbox)
 }
 
-/// Queues the last response, which is that of a refusal.
-fn say_last(
+/// Queues an error response, the last of its connection.
+fn send_last_response(
     reason: Reason,
-    refusal: &HttpError,
+    error: &HttpError,
     response: Vec<u8>,
     limits: &Limits,
     metrics: &mut Metrics,
     now: LoopTime,
     outbox: &mut Outbox,
 ) -> State {
-    metrics.reject(refusal.code());
+    metrics.reject(error.code());
     outbox.queue(Rc::new(Bytes::from(response)));
     Closing::begin(reason, CloseStep::Flushing, limits, now)
 }
 
-/// Ends an open conversation from our side: the close frame is the last that is queued.
+/// Begins to close an open WebSocket from the server's side: the close frame is the last that is queued.
 fn begin_close(reason: Reason, scanner: FrameScanner, ctx: &mut SessionContext<'_>) -> State {
     if reason == Reason::Slow {
-        // It would never get to the close frame behind all that.
+        // A slow client would never reach a close frame at the end of its queue.
         ctx.outbox.drop_unstarted();
     }
-    ctx.intents.push(Intent::BeginClose { farewell: wire::close(reason) });
-    let closing =
-        if reason.awaits_peers_close() { CloseStep::AwaitClose(scanner) } else { CloseStep::Flushing };
-    Closing::begin(reason, closing, ctx.limits, ctx.now)
+    ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
+    let step = if reason.awaits_peers_close() { CloseStep::AwaitClose(scanner) } else { CloseStep::Flushing };
+    Closing::begin(reason, step, ctx.limits, ctx.now)
 }

@@ -1,7 +1,7 @@
-//! An open WebSocket: messages come, and it is asked for a sign of life.
+//! An open WebSocket: received frames become intents, and idle peers are pinged.
 //!
-//! Between messages of somebody who is just everybody it owns no memory; what it needs beside is in a box that comes
-//! and goes.
+//! Between messages, an anonymous connection owns no heap memory. Authentication and decoder state live in a box that is
+//! allocated on demand.
 
 use std::rc::Rc;
 
@@ -24,18 +24,18 @@ use crate::wire::{self, Kind};
 /// An open WebSocket.
 #[derive(Debug)]
 pub struct Open {
-    /// `None` between messages of somebody who is just everybody.
-    more: Option<Box<Extra>>,
+    /// `None` between messages of an anonymous client.
+    extra: Option<Box<Extra>>,
     pub(super) heartbeat: Heartbeat,
     protocol: Protocol,
 }
 
-/// What most open WebSockets do without, most of the time.
+/// State that most open WebSockets do not need most of the time.
 #[derive(Debug, Default)]
 struct Extra {
     /// `None` between messages.
     unfinished: Option<Box<Unfinished>>,
-    /// `None` for everybody.
+    /// `None` for an anonymous client.
     auth: Option<AuthState>,
 }
 
@@ -46,30 +46,29 @@ impl Extra {
 }
 
 impl Open {
-    /// One that has just been upgraded.
+    /// A connection after its upgrade.
     pub(super) fn new(protocol: Protocol, auth: Option<AuthState>, ctx: &SessionContext<'_>) -> Open {
-        let more = auth.map(|auth| Box::new(Extra { unfinished: None, auth: Some(auth) }));
-        Open { more, heartbeat: Heartbeat::heard(ctx), protocol }
+        let extra = auth.map(|auth| Box::new(Extra { unfinished: None, auth: Some(auth) }));
+        Open { extra, heartbeat: Heartbeat::received(ctx), protocol }
     }
 
-    /// Returns true if it speaks no subprotocol.
+    /// Returns true if no subprotocol was negotiated.
     pub(super) fn is_raw(&self) -> bool {
         self.protocol == Protocol::Raw
     }
 
-    /// Who it is, unless it is everybody.
+    /// `None` for an anonymous client.
     pub(super) fn auth(&self) -> Option<&AuthState> {
-        self.more.as_ref()?.auth.as_ref()
+        self.extra.as_ref()?.auth.as_ref()
     }
 
-    /// The same, to be changed.
     pub(super) fn auth_mut(&mut self) -> Option<&mut AuthState> {
-        self.more.as_mut()?.auth.as_mut()
+        self.extra.as_mut()?.auth.as_mut()
     }
 
-    /// Where its bytes stand, for a close. What it was in the middle of, and who it is, is forgotten.
+    /// Returns the position in the byte stream, to find the peer's close frame, and drops all other state.
     pub(super) fn take_scanner(&mut self) -> FrameScanner {
-        scanner_of(self.more.take().and_then(|more| more.unfinished))
+        scanner_of(self.extra.take().and_then(|extra| extra.unfinished))
     }
 
     /// The deadline of the incomplete message.
@@ -77,34 +76,34 @@ impl Open {
         Some(self.unfinished()?.deadline())
     }
 
-    /// Memory of the incomplete message.
+    /// Memory of the incomplete message, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         self.unfinished().map_or(0, Unfinished::held_bytes)
     }
 
     fn unfinished(&self) -> Option<&Unfinished> {
-        self.more.as_ref()?.unfinished.as_deref()
+        self.extra.as_ref()?.unfinished.as_deref()
     }
 
-    /// The next state, if the conversation ends.
+    /// Handles received bytes. Returns the next state if the connection begins to close.
     pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> Option<State> {
         if let Some(round_trip_ms) = self.heartbeat.round_trip_ms(ctx) {
             ctx.metrics.ping_rtt.observe(f64::from(round_trip_ms) / 1_000.0);
         }
-        self.heartbeat = Heartbeat::heard(ctx);
+        self.heartbeat = Heartbeat::received(ctx);
         let mut replies = Vec::new();
         let (limits, now, protocol) = (ctx.limits, ctx.now, self.protocol);
-        // What it does without is not allocated for a message that comes in one piece.
+        // No box is allocated for a message that arrives complete.
         let mut spare = Extra::default();
-        let Extra { unfinished, auth } = self.more.as_deref_mut().unwrap_or(&mut spare);
+        let Extra { unfinished, auth } = self.extra.as_deref_mut().unwrap_or(&mut spare);
         let mut end = None;
-        let (heard, frames) =
+        let (received, frames) =
             websocket::receive(unfinished, input, limits, now, &mut replies, |kind, payload| {
                 if end.is_some() {
                     return;
                 }
                 end = match (protocol, kind) {
-                    (Protocol::Raw, _) => commands::receive_raw(kind, unpinned(payload), auth, ctx),
+                    (Protocol::Raw, _) => commands::receive_raw(kind, unshared(payload), auth, ctx),
                     // tungstenite has checked that a text is UTF-8.
                     (Protocol::V1, Kind::Text) => {
                         commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), auth, ctx)
@@ -117,32 +116,32 @@ impl Open {
             Some(_) => scanner_of(unfinished.take()),
             None => FrameScanner::new(),
         };
-        if self.more.is_none() && !spare.is_empty() {
-            self.more = Some(Box::new(spare));
-        } else if self.more.as_ref().is_some_and(|more| more.is_empty()) {
-            self.more = None;
+        if self.extra.is_none() && !spare.is_empty() {
+            self.extra = Some(Box::new(spare));
+        } else if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            self.extra = None;
         }
         let replies = Bytes::from(replies);
-        match (heard, end) {
+        match (received, end) {
             (Received::Open, Some(reason)) => Some(begin_close(reason, scanner, ctx)),
             (Received::Open, None) => {
-                // Each ping has its pong (RFC 6455 5.5.2), in one order with the other answers. A peer that does not
-                // take them is not read again, so no more of them wait than one turn reads pings.
+                // Each ping gets a pong (RFC 6455 5.5.2), in order with the other replies. A peer that does not read
+                // them is not read either, so at most one turn's pongs are queued.
                 if !replies.is_empty() {
                     ctx.intents.push(Intent::Send(replies));
                 }
                 None
             }
-            // It takes an echo of its own code for a receipt of all that it sent before.
+            // An echo of its own code would confirm the message that was rejected.
             (Received::PeerClosed, Some(reason)) => {
-                ctx.intents.push(Intent::BeginClose { farewell: wire::close(reason) });
+                ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
                 Some(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now))
             }
             (Received::PeerClosed, None) => {
-                ctx.intents.push(Intent::BeginClose { farewell: Some(replies) });
+                ctx.intents.push(Intent::BeginClose { close_frame: Some(replies) });
                 Some(Closing::begin(Reason::PeerClosed, CloseStep::Flushing, ctx.limits, ctx.now))
             }
-            (Received::Broken(reason), _) => {
+            (Received::Failed(reason), _) => {
                 if !replies.is_empty() {
                     ctx.intents.push(Intent::Send(replies));
                 }
@@ -151,16 +150,16 @@ impl Open {
         }
     }
 
-    /// The deadline has come: ask for a sign of life, or for a last look.
-    pub(super) fn ask(&mut self, ctx: &mut SessionContext<'_>) -> Due {
+    /// Handles an expired heartbeat deadline: sends a ping, or has the socket read once more before the close.
+    pub(super) fn check_liveness(&mut self, ctx: &mut SessionContext<'_>) -> Due {
         let (next, due) = match self.heartbeat {
             Heartbeat::Quiet { .. } => {
                 ctx.outbox.queue(Rc::new(wire::ping()));
                 (Heartbeat::pinged(ctx), Due::Flush)
             }
-            // The ping waits behind frames that the peer is still taking. Whether it takes them fast enough is
-            // not the heartbeat's question.
-            Heartbeat::Pinged { .. } if is_taking(ctx) => (Heartbeat::pinged(ctx), Due::Nothing),
+            // The ping is queued after frames that the peer is still reading; whether it reads them fast enough is
+            // checked by the outbox.
+            Heartbeat::Pinged { .. } if is_reading(ctx) => (Heartbeat::pinged(ctx), Due::Nothing),
             Heartbeat::Pinged { .. } => (Heartbeat::Overdue, Due::Read),
             Heartbeat::Off | Heartbeat::Overdue => (self.heartbeat, Due::Nothing),
         };
@@ -173,18 +172,18 @@ fn scanner_of(unfinished: Option<Box<Unfinished>>) -> FrameScanner {
     unfinished.map_or_else(FrameScanner::new, |message| message.into_scanner())
 }
 
-/// Does something wait for the peer that it has not stopped taking?
-fn is_taking(ctx: &SessionContext<'_>) -> bool {
-    let has_stalled = |moment: LoopTime| moment.is_due(ctx.now);
+/// Returns true if the outbox is not empty and the peer is reading from it.
+fn is_reading(ctx: &SessionContext<'_>) -> bool {
+    let has_stalled = |at: LoopTime| at.is_due(ctx.now);
     !ctx.outbox.is_empty()
         && !ctx.outbox.stalls_at(SlowConsumerLimits::of(ctx.limits)).is_some_and(has_stalled)
 }
 
-/// A small payload by itself. As a slice of tungstenite's read buffer it would keep the whole buffer until
-/// it is delivered: 4 KiB for each of thousands of members that send 64 bytes in the same turn.
-fn unpinned(payload: Bytes) -> Bytes {
+/// Copies a small payload. As a slice of tungstenite's read buffer it would keep the whole buffer allocated until the
+/// message is delivered: 4 KiB for each of thousands of clients that send 64 bytes in the same turn.
+fn unshared(payload: Bytes) -> Bytes {
     if payload.len() < COPY_BYTES_MAX { Bytes::copy_from_slice(&payload) } else { payload }
 }
 
-/// Payloads below that are copied: a quarter of tungstenite's read buffer.
+/// Payloads below this size are copied: a quarter of tungstenite's read buffer.
 const COPY_BYTES_MAX: usize = 1024;

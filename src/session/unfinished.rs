@@ -3,14 +3,14 @@
 //! It holds the received part of the payload once, in a box that exists only while a message is incomplete. tungstenite
 //! would hold it twice, in a read buffer with the frame and in the message that it assembles from fragments, and
 //! neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without a payload take
-//! nothing. The rules of framing are the [`FrameScanner`]'s; control frames are still tungstenite's, whole.
+//! nothing. The [`FrameScanner`] validates the framing; complete control frames are still passed to tungstenite.
 
 use std::mem;
 
 use bytes::Bytes;
 
 use super::buffer;
-use super::frame_scanner::{CONTINUATION, FrameScanner, Part, ScanStop, Step, TEXT};
+use super::frame_scanner::{CONTINUATION, FrameScanner, FrameStep, PayloadPart, ScanStop, TEXT};
 use super::websocket::{Received, receive_whole, too_big};
 use crate::close::Reason;
 use crate::config::Limits;
@@ -30,7 +30,7 @@ pub struct Unfinished {
     /// The received part of a control frame's payload, unmasked. Control frames may be sent between fragments (RFC 6455
     /// 5.4).
     control: Vec<u8>,
-    until: LoopTime,
+    deadline: LoopTime,
 }
 
 /// The progress of a message.
@@ -45,20 +45,20 @@ pub(super) enum Completion {
 
 impl Unfinished {
     /// A message that begins, with its deadline.
-    pub(super) fn new(until: LoopTime) -> Unfinished {
+    pub(super) fn new(deadline: LoopTime) -> Unfinished {
         Unfinished {
             scanner: FrameScanner::new(),
             is_text: false,
             payload: Vec::new(),
             checked: 0,
             control: Vec::new(),
-            until,
+            deadline,
         }
     }
 
     /// The deadline of the message.
     pub(super) fn deadline(&self) -> LoopTime {
-        self.until
+        self.deadline
     }
 
     /// Memory that it takes, in addition to its box.
@@ -82,30 +82,30 @@ impl Unfinished {
         input: &mut &[u8],
         limits: &Limits,
         replies: &mut Vec<u8>,
-        hear: &mut impl FnMut(Kind, Bytes),
+        on_message: &mut impl FnMut(Kind, Bytes),
     ) -> Completion {
         while !input.is_empty() {
-            let (taken, step) = self.scanner.step(input, limits.message_bytes_max);
-            let (bytes, rest) = input.split_at(taken);
-            *input = rest;
+            let (consumed, step) = self.scanner.step(input, limits.message_bytes_max);
+            let (bytes, remaining) = input.split_at(consumed);
+            *input = remaining;
             let part = match step {
-                Step::Header => break,
-                Step::Bad { halt: ScanStop::TooBig, .. } => return broken(too_big(limits)),
-                Step::Bad { .. } => return broken(Reason::Protocol),
-                Step::Part(part) => part,
+                FrameStep::Header => break,
+                FrameStep::Invalid { stop: ScanStop::TooBig, .. } => return failed(too_big(limits)),
+                FrameStep::Invalid { .. } => return failed(Reason::Protocol),
+                FrameStep::Payload(part) => part,
             };
-            let payload = &bytes[taken - part.payload_bytes..];
-            let heard = if part.is_control() {
-                self.take_control(&part, payload, limits, replies, hear)
+            let payload = &bytes[consumed - part.payload_bytes..];
+            let received = if part.is_control() {
+                self.take_control(&part, payload, limits, replies, on_message)
             } else {
-                self.take_data(&part, payload, limits, hear)
+                self.take_data(&part, payload, limits, on_message)
             };
-            match heard {
+            match received {
                 Received::Open if part.is_end && !self.scanner.is_in_message() => {
                     return Completion::Complete;
                 }
                 Received::Open => {}
-                heard => return Completion::Ended(heard),
+                received => return Completion::Ended(received),
             }
         }
         Completion::Incomplete
@@ -113,16 +113,16 @@ impl Unfinished {
 
     fn take_data(
         &mut self,
-        part: &Part,
+        part: &PayloadPart,
         bytes: &[u8],
         limits: &Limits,
-        hear: &mut impl FnMut(Kind, Bytes),
+        on_message: &mut impl FnMut(Kind, Bytes),
     ) -> Received {
         let length = self.payload.len() + bytes.len();
         let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
-        // The walker checks each frame separately.
+        // The scanner checks each frame separately.
         if length_max > limits.message_bytes_max {
-            return Received::Broken(too_big(limits));
+            return Received::Failed(too_big(limits));
         }
         if part.begins && part.opcode() != CONTINUATION {
             self.is_text = part.opcode() == TEXT;
@@ -132,11 +132,11 @@ impl Unfinished {
         unmask(&mut self.payload[begin..], part.mask);
         let is_whole = part.is_end && part.is_final();
         if self.is_text && !self.is_utf8(is_whole) {
-            return Received::Broken(Reason::NotUtf8);
+            return Received::Failed(Reason::NotUtf8);
         }
         if is_whole {
             let kind = if self.is_text { Kind::Text } else { Kind::Binary };
-            hear(kind, mem::take(&mut self.payload).into());
+            on_message(kind, mem::take(&mut self.payload).into());
         }
         Received::Open
     }
@@ -153,11 +153,11 @@ impl Unfinished {
 
     fn take_control(
         &mut self,
-        part: &Part,
+        part: &PayloadPart,
         bytes: &[u8],
         limits: &Limits,
         replies: &mut Vec<u8>,
-        hear: &mut impl FnMut(Kind, Bytes),
+        on_message: &mut impl FnMut(Kind, Bytes),
     ) -> Received {
         let begin = self.control.len();
         self.control.extend_from_slice(bytes);
@@ -168,22 +168,28 @@ impl Unfinished {
         // As it arrived, but for a mask that changes nothing. It has at most 125 bytes (RFC 6455 5.5).
         let control = mem::take(&mut self.control);
         let header = [part.first_byte, 0x80 | control.len() as u8, 0, 0, 0, 0];
-        receive_whole([&header[..], &control].concat(), self.scanner.close_code(), limits, replies, hear)
+        receive_whole(
+            [&header[..], &control].concat(),
+            self.scanner.close_code(),
+            limits,
+            replies,
+            on_message,
+        )
     }
 }
 
 /// RFC 6455 5.3.
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    // Four bytes at a time, which the compiler makes vectors of.
-    let (quads, rest) = payload.as_chunks_mut::<4>();
+    // Four bytes at a time, which the compiler vectorizes.
+    let (quads, tail) = payload.as_chunks_mut::<4>();
     for quad in quads {
         *quad = (u32::from_ne_bytes(*quad) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
     }
-    for (byte, mask) in rest.iter_mut().zip(mask) {
+    for (byte, mask) in tail.iter_mut().zip(mask) {
         *byte ^= mask;
     }
 }
 
-fn broken(reason: Reason) -> Completion {
-    Completion::Ended(Received::Broken(reason))
+fn failed(reason: Reason) -> Completion {
+    Completion::Ended(Received::Failed(reason))
 }

@@ -1,8 +1,7 @@
-//! tungstenite over a port.
+//! WebSocket decoding: tungstenite on an in-memory stream.
 //!
-//! **One writer**: tungstenite never sees the socket. Its context reads from bytes that the loop has
-//! already read, and what it writes (pongs, and the reply to a close) is gathered here and goes into the
-//! slot's outbox, behind what waits there.
+//! **One writer**: tungstenite never sees the socket. Its context reads bytes that the loop has already read, and its
+//! output (pongs and the reply to a close frame) is collected here and appended to the slot's outbox.
 
 use std::io::{self, Read, Write};
 
@@ -18,23 +17,23 @@ use crate::config::Limits;
 use crate::time::LoopTime;
 use crate::wire::{self, Kind};
 
-/// What came of some input.
+/// The result of received bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// The conversation goes on.
+    /// The connection stays open.
     Open,
-    /// The peer closed; the reply is among the replies.
+    /// The peer sent a close frame; the reply is among the replies.
     PeerClosed,
-    /// The peer broke a rule; no reply has been made yet.
-    Broken(Reason),
+    /// The peer violated RFC 6455 or a limit; no reply has been written.
+    Failed(Reason),
 }
 
-/// tungstenite's read buffer. It is allocated for each wake and zeroed before each read: to hear one small
-/// message takes about six times as long with 128 KiB, its default, as with 4 KiB (`cargo bench -- wake`).
+/// Size of tungstenite's read buffer. It is allocated for each wake and zeroed before each read: one small message takes
+/// about six times as long with 128 KiB, its default, as with 4 KiB (`cargo bench -- wake`).
 const READ_BUFFER_BYTES: usize = 4096;
 
-/// Feeds bytes to a conversation. Messages go to `hear`, frames for the peer into `replies`. Also returns the
-/// number of frames that were completed, empty and control frames included.
+/// Decodes received bytes. Messages are passed to `on_message`, frames for the peer appended to `replies`. Also returns
+/// the number of completed frames, including empty and control frames.
 ///
 /// Messages that arrive complete are passed to tungstenite without a copy. An incomplete one is kept as an `Unfinished`
 /// message, which is dropped when the bytes end on a message boundary: **asleep between messages**.
@@ -44,17 +43,17 @@ pub fn receive(
     limits: &Limits,
     now: LoopTime,
     replies: &mut Vec<u8>,
-    mut hear: impl FnMut(Kind, Bytes),
+    mut on_message: impl FnMut(Kind, Bytes),
 ) -> (Received, usize) {
     let mut frames = 0;
     while !input.is_empty() {
         if let Some(message) = unfinished {
-            let completion = message.receive(&mut input, limits, replies, &mut hear);
+            let completion = message.receive(&mut input, limits, replies, &mut on_message);
             frames += message.take_frames();
             match completion {
                 Completion::Incomplete => {}
                 Completion::Complete => *unfinished = None,
-                Completion::Ended(heard) => return (heard, frames),
+                Completion::Ended(received) => return (received, frames),
             }
             continue;
         }
@@ -63,49 +62,48 @@ pub fn receive(
             *unfinished = Some(Box::new(Unfinished::new(now.after(limits.message_timeout_ms))));
             continue;
         }
-        let (now_whole, rest) = input.split_at(whole.bytes);
-        input = rest;
+        let (messages, incomplete) = input.split_at(whole.bytes);
+        input = incomplete;
         frames += whole.frames;
-        match receive_whole(now_whole.to_vec(), whole.close_code, limits, replies, &mut hear) {
+        match receive_whole(messages.to_vec(), whole.close_code, limits, replies, &mut on_message) {
             Received::Open => {}
-            heard => return (heard, frames),
+            received => return (received, frames),
         }
     }
     (Received::Open, frames)
 }
 
-/// Gives whole messages to a context that lives no longer than they do. `close_code` is that of the close frame among
-/// them.
+/// Decodes complete messages with a context that lives for this call. `close_code` is that of a close frame among them.
 pub(super) fn receive_whole(
     frames: Vec<u8>,
     close_code: Option<u16>,
     limits: &Limits,
     replies: &mut Vec<u8>,
-    hear: &mut impl FnMut(Kind, Bytes),
+    on_message: &mut impl FnMut(Kind, Bytes),
 ) -> Received {
     let mut context = WebSocketContext::from_partially_read(frames, Role::Server, Some(config(limits)));
-    let mut port = MemoryStream { replies };
+    let mut stream = MemoryStream { replies };
     loop {
-        match context.read(&mut port) {
-            Ok(Message::Text(text)) => hear(Kind::Text, text.into()),
-            Ok(Message::Binary(payload)) => hear(Kind::Binary, payload),
-            // The pong is on its way by the next read; a pong of the peer's is only a sign of life.
+        match context.read(&mut stream) {
+            Ok(Message::Text(text)) => on_message(Kind::Text, text.into()),
+            Ok(Message::Binary(payload)) => on_message(Kind::Binary, payload),
+            // The next read writes the pong; a pong of the peer only counts as a sign of life.
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
             Ok(Message::Close(_)) => match close_code {
-                Some(code) if !may_be_sent(code) => return Received::Broken(Reason::Protocol),
-                // tungstenite takes it for reserved, and would reply with 1002.
+                Some(code) if !may_be_sent(code) => return Received::Failed(Reason::Protocol),
+                // tungstenite treats it as reserved, and would reply with 1002.
                 Some(BAD_GATEWAY) => {
-                    port.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
+                    stream.replies.extend_from_slice(&wire::close_frame(BAD_GATEWAY, ""));
                     return Received::PeerClosed;
                 }
                 _ => {
-                    // The result is `ConnectionClosed`: the reply is in the port.
-                    let _ = context.flush(&mut port);
+                    // The result is `ConnectionClosed`: the reply is written.
+                    let _ = context.flush(&mut stream);
                     return Received::PeerClosed;
                 }
             },
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Received::Open,
-            Err(error) => return Received::Broken(broken_rule(&error, limits)),
+            Err(error) => return Received::Failed(close_reason(&error, limits)),
         }
     }
 }
@@ -127,8 +125,8 @@ fn config(limits: &Limits) -> WebSocketConfig {
         .max_frame_size(Some(limits.message_bytes_max))
 }
 
-/// RFC 6455 7.4.1: 1002 for a protocol error, 1007 for data of the wrong type, 1009 for too much of it.
-fn broken_rule(error: &Error, limits: &Limits) -> Reason {
+/// RFC 6455 7.4.1: 1002 for a protocol error, 1007 for invalid data, 1009 for a message that is too big.
+fn close_reason(error: &Error, limits: &Limits) -> Reason {
     match error {
         Error::Protocol(_) => Reason::Protocol,
         Error::Utf8(_) => Reason::NotUtf8,
@@ -141,7 +139,7 @@ pub(super) fn too_big(limits: &Limits) -> Reason {
     Reason::TooBig { message_bytes_max: limits.message_bytes_max.try_into().unwrap_or(u32::MAX) }
 }
 
-/// The socket that tungstenite sees: a buffer with the received bytes.
+/// The stream given to tungstenite: it has no further input, and collects the output.
 struct MemoryStream<'a> {
     replies: &'a mut Vec<u8>,
 }

@@ -212,7 +212,7 @@ proptest! {
 fn unfinished_message_that_is_invalid_is_refused_early() {
     let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
     let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
-        Received::Broken(reason) => reason.as_str(),
+        Received::Failed(reason) => reason.as_str(),
         heard => panic!("{heard:?}"),
     };
     let large = vec![b'x'; 1 << 16];
@@ -239,5 +239,5 @@ fn control_frames_within_an_unfinished_message_are_answered_at_once() {
     assert_eq!((messages, heard), (vec![], Received::PeerClosed));
     assert_eq!(replies, [&[0x88, 5, 0x03, 0xe8][..], b"bye"].concat());
     let reserved = receive(&[&first, &frames::close(1005, "")]).2;
-    assert_eq!(reserved, Received::Broken(Reason::Protocol));
+    assert_eq!(reserved, Received::Failed(Reason::Protocol));
 }

@@ -60,7 +60,7 @@ fn route_has_its_exact_response() {
     check(
         get("/nothing"),
         &error("404 Not Found"),
-        "{\"error\":{\"code\":\"not_found\",\"message\":\"there is nothing here; WebSockets connect to /ws or /ws/{channel}\"}}\n",
+        "{\"error\":{\"code\":\"not_found\",\"message\":\"no such path; WebSockets connect to /ws or /ws/{channel}\"}}\n",
     );
     check(
         get("/v1/channels/a%20b"),
@@ -70,7 +70,7 @@ fn route_has_its_exact_response() {
     check(
         request("DELETE", "/v1/channels", ""),
         "HTTP/1.1 405 Method Not Allowed\nAllow: GET, HEAD, OPTIONS\nContent-Type: application/json",
-        "{\"error\":{\"code\":\"method_not_allowed\",\"message\":\"this path takes GET, HEAD, OPTIONS\"}}\n",
+        "{\"error\":{\"code\":\"method_not_allowed\",\"message\":\"the methods of this path are GET, HEAD, OPTIONS\"}}\n",
     );
 }
 
@@ -439,7 +439,7 @@ fn http_1_0_upgrade_is_refused_with_1_1_required() {
     let answer = Client::new(server.connect()).ask(frames::upgrade("/ws").replace("HTTP/1.1", "HTTP/1.0"));
     assert_eq!(answer.status, 426);
     assert!(
-        answer.body.contains("takes HTTP/1.1") && answer.body.contains("proxy_http_version 1.1"),
+        answer.body.contains("requires HTTP/1.1") && answer.body.contains("proxy_http_version 1.1"),
         "{answer:?}"
     );
 }

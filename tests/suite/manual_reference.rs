@@ -365,11 +365,13 @@ fn collect_codes(path: &Path, codes: &mut BTreeSet<String>) {
         let is_field = before.ends_with(" code: ")
             || is_rejection && !before.ends_with("Rejection::ConnectionClosing => ");
         let sentence = parts.get(at + 2).is_some_and(|next| after == ", " && next.contains(' '));
+        // A match arm of `Rejection::code`. No error is sent on a closing connection.
+        let is_arm = path.ends_with("rejection.rs") && before.ends_with(" => ") && word != "closing";
         let constant = after.strip_prefix(", ").is_some_and(|next| {
             next.chars().take_while(|one| *one == '_' || one.is_ascii_uppercase()).count() > 4
         });
         let is_pair = (sentence || constant) && (word.contains('_') || word == "forbidden");
-        if is_code(word) && after.starts_with(',') && (is_argument || is_field || is_pair) {
+        if is_code(word) && after.starts_with(',') && (is_argument || is_field || is_pair || is_arm) {
             codes.insert(word.to_owned());
         }
     }

@@ -187,7 +187,7 @@ fn tls_on_a_plain_port_is_refused_at_once() {
         assert!(said.contains("wrong version number"), "{said}");
     }
     let said = server.ask([22, 3, 1]);
-    assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("TLS is not spoken"), "{said}");
+    assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("this port does not use TLS"), "{said}");
     let log = server.stop();
     assert_eq!(log.matches("reason=refused status=400").count(), 9, "{log}");
 }

@@ -11,7 +11,7 @@ use crate::session::buffer;
 /// The parser's position in the coding.
 #[derive(Debug)]
 pub(in crate::session) struct ChunkDecoder {
-    stage: Stage,
+    position: ChunkPosition,
     /// Bytes that the current chunk has yet to deliver.
     left: usize,
     /// Bytes of all chunk extensions and trailers.
@@ -19,7 +19,7 @@ pub(in crate::session) struct ChunkDecoder {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum ChunkPosition {
     /// In a size, after this many digits.
     Size {
         digits: u8,
@@ -58,7 +58,7 @@ const DIGITS_MAX: u8 = 16;
 
 impl ChunkDecoder {
     pub(in crate::session) fn new() -> ChunkDecoder {
-        ChunkDecoder { stage: Stage::Size { digits: 0 }, left: 0, extra_bytes: 0 }
+        ChunkDecoder { position: ChunkPosition::Size { digits: 0 }, left: 0, extra_bytes: 0 }
     }
 
     /// Appends the data in `input` to `body`. Returns how many bytes of `input` belong to the body, once it is whole.
@@ -73,41 +73,51 @@ impl ChunkDecoder {
     ) -> Result<Option<usize>, BadChunk> {
         let mut at = 0;
         while at < input.len() {
-            if self.stage == Stage::Data {
+            if self.position == ChunkPosition::Data {
                 let data = &input[at..at + self.left.min(input.len() - at)];
                 buffer::append(body, data, limits.body_bytes_max);
                 at += data.len();
                 self.left -= data.len();
                 if self.left == 0 {
-                    self.stage = Stage::DataEnd;
+                    self.position = ChunkPosition::DataEnd;
                 }
                 continue;
             }
             let byte = input[at];
             at += 1;
-            self.stage = match (self.stage, byte) {
-                (Stage::Size { digits }, _) if byte.is_ascii_hexdigit() => {
+            self.position = match (self.position, byte) {
+                (ChunkPosition::Size { digits }, _) if byte.is_ascii_hexdigit() => {
                     if digits == DIGITS_MAX {
                         return Err(BadChunk::Malformed);
                     }
                     self.add_digit(byte, body.len(), limits)?;
-                    Stage::Size { digits: digits + 1 }
+                    ChunkPosition::Size { digits: digits + 1 }
                 }
-                (Stage::Size { digits: 1.. }, b';') => self.extra(Stage::Extension, limits)?,
-                (Stage::Size { digits: 1.. } | Stage::Extension, b'\r') => Stage::SizeEnd,
-                (Stage::Extension, b'\t' | b' '..=b'~' | 0x80..) => self.extra(Stage::Extension, limits)?,
-                (Stage::SizeEnd, b'\n') if self.left == 0 => Stage::Trailer { is_empty: true },
-                (Stage::SizeEnd, b'\n') => Stage::Data,
-                (Stage::DataEnd, b'\r') => Stage::DataLineEnd,
-                (Stage::DataLineEnd, b'\n') => Stage::Size { digits: 0 },
-                (Stage::Trailer { is_empty }, b'\r') => Stage::TrailerEnd { is_empty },
+                (ChunkPosition::Size { digits: 1.. }, b';') => {
+                    self.extra(ChunkPosition::Extension, limits)?
+                }
+                (ChunkPosition::Size { digits: 1.. } | ChunkPosition::Extension, b'\r') => {
+                    ChunkPosition::SizeEnd
+                }
+                (ChunkPosition::Extension, b'\t' | b' '..=b'~' | 0x80..) => {
+                    self.extra(ChunkPosition::Extension, limits)?
+                }
+                (ChunkPosition::SizeEnd, b'\n') if self.left == 0 => {
+                    ChunkPosition::Trailer { is_empty: true }
+                }
+                (ChunkPosition::SizeEnd, b'\n') => ChunkPosition::Data,
+                (ChunkPosition::DataEnd, b'\r') => ChunkPosition::DataLineEnd,
+                (ChunkPosition::DataLineEnd, b'\n') => ChunkPosition::Size { digits: 0 },
+                (ChunkPosition::Trailer { is_empty }, b'\r') => ChunkPosition::TrailerEnd { is_empty },
                 // A trailer's line begins with its name; what folds a line is obsolete (RFC 9112 5.2).
-                (Stage::Trailer { is_empty: true }, b'\t' | b' ') => return Err(BadChunk::Malformed),
-                (Stage::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => {
-                    self.extra(Stage::Trailer { is_empty: false }, limits)?
+                (ChunkPosition::Trailer { is_empty: true }, b'\t' | b' ') => return Err(BadChunk::Malformed),
+                (ChunkPosition::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => {
+                    self.extra(ChunkPosition::Trailer { is_empty: false }, limits)?
                 }
-                (Stage::TrailerEnd { is_empty: true }, b'\n') => return Ok(Some(at)),
-                (Stage::TrailerEnd { is_empty: false }, b'\n') => Stage::Trailer { is_empty: true },
+                (ChunkPosition::TrailerEnd { is_empty: true }, b'\n') => return Ok(Some(at)),
+                (ChunkPosition::TrailerEnd { is_empty: false }, b'\n') => {
+                    ChunkPosition::Trailer { is_empty: true }
+                }
                 _ => return Err(BadChunk::Malformed),
             };
         }
@@ -123,9 +133,9 @@ impl ChunkDecoder {
         Ok(())
     }
 
-    fn extra(&mut self, stage: Stage, limits: &Limits) -> Result<Stage, BadChunk> {
+    fn extra(&mut self, position: ChunkPosition, limits: &Limits) -> Result<ChunkPosition, BadChunk> {
         self.extra_bytes += 1;
-        if self.extra_bytes > limits.head_bytes_max { Err(BadChunk::TooMuchExtra) } else { Ok(stage) }
+        if self.extra_bytes > limits.head_bytes_max { Err(BadChunk::TooMuchExtra) } else { Ok(position) }
     }
 }
 

@@ -1,18 +1,17 @@
-//! Plain HTTP/1.1: requests in, intents and answers out, in order, on a connection that is kept.
+//! States of an HTTP/1.1 connection: request head, request body, and waiting for the response.
 //!
-//! Publishing is what programs do many times a second, so its requests may follow each other without
-//! waiting (pipelining), up to the connection's share of the turn: each answer is short and is said in the order of the
-//! intents. Every other request is waited for: its answer may be large, and the next one is not looked at until the client has
-//! taken it. **A limit on everything**: what a connection can make the server hold is one answer and one
-//! read.
+//! Programs publish many times a second, so publish requests may be pipelined up to the connection's share of the turn:
+//! each response is short, and responses are sent in the order of the intents. Every other request is processed alone:
+//! its response may be large, and the next request is not parsed until the client has read it. **A limit on
+//! everything**: a connection can make the server hold one response and one read.
 
 use std::net::IpAddr;
 
 use bytes::Bytes;
 
 use super::chunked::{BadChunk, ChunkDecoder};
-use super::dispatch::{refuse_connection, serve};
-use super::query::{Progress, Query};
+use super::dispatch::{reject_connection, serve};
+use super::query::{Query, QueryProgress};
 use super::request::{self, HeadEnd};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use crate::access::authenticator::Rights;
@@ -27,152 +26,157 @@ use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::command::check_json;
 
-/// Between requests, or in a request's head.
+/// Waiting for a request, or in its head.
 #[derive(Debug)]
 pub struct Head {
     received: Vec<u8>,
-    stage: Stage,
-    until: LoopTime,
-    /// Answers that have not been said.
+    progress: HeadProgress,
+    deadline: LoopTime,
+    /// Responses to earlier requests that are not queued yet.
     pending_responses: u32,
-    /// Why the connection is not served, if it is not: its first request gets that for a response.
-    refused: Option<Reason>,
+    /// The reason to reject the connection's first request, if the connection is not served.
+    rejection: Option<Reason>,
 }
 
-/// How far a head has come.
+/// The progress of a request head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Nothing has come on a new connection.
+enum HeadProgress {
+    /// Nothing has arrived on a new connection.
     Fresh,
-    /// A part of a head is there, and its end was looked for.
+    /// A part of a head has arrived, and has no end.
     Partial,
-    /// A request was answered, and nothing has come since.
+    /// Nothing has arrived since the last response.
     Idle,
-    /// What came behind a request that had to be answered first has yet to be looked at.
-    Rest,
+    /// Input that arrived after a request has not been parsed.
+    Unread,
 }
 
-/// In a request's body.
+/// In a request body.
 #[derive(Debug)]
 pub struct Body {
-    order: PublishRequest,
+    request: PublishRequest,
     framing: Framing,
     received: Vec<u8>,
-    until: LoopTime,
+    deadline: LoopTime,
     pending_responses: u32,
 }
 
-/// Where a body ends.
+/// How the end of a body is found.
 #[derive(Debug)]
 pub(in crate::session) enum Framing {
-    /// After this many bytes.
+    /// The body has this many bytes (Content-Length).
     Length(usize),
-    /// After its last chunk.
+    /// The body ends with its last chunk (RFC 9112 7.1).
     Chunked(ChunkDecoder),
 }
 
-/// What is to be done with a body.
+/// A publish request whose body is to be received.
 #[derive(Debug)]
 pub(in crate::session) struct PublishRequest {
     pub(in crate::session) channel: ChannelName,
     pub(in crate::session) kind: Kind,
-    pub(in crate::session) manner: ResponseOptions,
+    pub(in crate::session) options: ResponseOptions,
     pub(in crate::session) key: Option<Box<str>>,
     pub(in crate::session) client: Option<IpAddr>,
     pub(in crate::session) rights: Rights,
 }
 
-/// A request has come whole, and its answer is waited for.
+/// Waiting for the response to a complete request.
 #[derive(Debug)]
 pub struct Responding {
-    /// What came behind it.
-    rest: Vec<u8>,
+    /// Input that arrived after the request.
+    unread: Vec<u8>,
     pending_responses: u32,
     then: AfterResponses,
-    /// A query, if the request is one, until its response is complete. It is the last request: those before it were to
-    /// publish.
+    /// A query, until its response is complete. It is the last request: those before it were publish requests.
     pub(in crate::session) query: Option<Box<Query>>,
 }
 
-/// What becomes of the connection when all is answered.
+/// The connection's state after the last pending response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterResponses {
     Next,
     Close(Reason),
-    /// The peer has sent its end of file, and reads on.
+    /// The peer has sent EOF and still reads (half-closed).
     HalfClosed(Reason),
 }
 
-/// What a request comes to.
+/// The result of a request.
 pub(in crate::session) enum Outcome {
-    /// The next one begins behind so many bytes.
+    /// The next request begins after this many bytes.
     Next { consumed: usize },
-    /// All that came is taken.
+    /// All input is consumed.
     Become(State),
-    /// What follows are frames.
+    /// The input after the head consists of frames.
     Upgraded(State),
 }
 
 impl Head {
     pub(in crate::session) fn fresh(limits: &Limits, now: LoopTime) -> Head {
-        let until = now.after(limits.handshake_timeout_ms);
-        Head { received: Vec::new(), stage: Stage::Fresh, until, pending_responses: 0, refused: None }
-    }
-
-    /// Not served. The form of its error response depends on the request.
-    pub(in crate::session) fn refuse(&mut self, reason: Reason) {
-        self.refused = Some(reason);
-    }
-
-    /// Why the connection is not served, if it is not.
-    pub(in crate::session) fn refused(&self) -> Option<Reason> {
-        self.refused
-    }
-
-    fn next(rest: Vec<u8>, limits: &Limits, now: LoopTime) -> Head {
-        let stage = if rest.is_empty() { Stage::Idle } else { Stage::Rest };
+        let deadline = now.after(limits.handshake_timeout_ms);
         Head {
-            received: rest,
-            stage,
-            until: now.after(limits.keep_alive_ms),
+            received: Vec::new(),
+            progress: HeadProgress::Fresh,
+            deadline,
             pending_responses: 0,
-            refused: None,
+            rejection: None,
+        }
+    }
+
+    /// Rejects the connection. The form of the error response depends on its first request.
+    pub(in crate::session) fn reject(&mut self, reason: Reason) {
+        self.rejection = Some(reason);
+    }
+
+    /// The reason to reject the first request, if the connection is not served.
+    pub(in crate::session) fn rejection(&self) -> Option<Reason> {
+        self.rejection
+    }
+
+    fn next(unread: Vec<u8>, limits: &Limits, now: LoopTime) -> Head {
+        let progress = if unread.is_empty() { HeadProgress::Idle } else { HeadProgress::Unread };
+        Head {
+            received: unread,
+            progress,
+            deadline: now.after(limits.keep_alive_ms),
+            pending_responses: 0,
+            rejection: None,
         }
     }
 
     pub(in crate::session) fn deadline(&self) -> LoopTime {
-        self.until
+        self.deadline
     }
 
     pub(in crate::session) fn held_bytes(&self) -> usize {
         self.received.capacity()
     }
 
-    /// Has nothing come that has yet to be answered?
+    /// Returns true if no part of a request has arrived.
     pub(in crate::session) fn is_silent(&self) -> bool {
-        matches!(self.stage, Stage::Fresh | Stage::Idle)
+        matches!(self.progress, HeadProgress::Fresh | HeadProgress::Idle)
     }
 
-    /// Does it wait for another request, after one that was answered?
+    /// Returns true if the connection waits for another request after a response.
     pub(in crate::session) fn is_idle(&self) -> bool {
-        self.stage == Stage::Idle
+        self.progress == HeadProgress::Idle
     }
 
-    /// Why the connection ends if nothing more comes.
-    pub(in crate::session) fn late(&self) -> Reason {
+    /// The reason to close the connection when the deadline expires.
+    pub(in crate::session) fn timeout_reason(&self) -> Reason {
         if self.is_idle() { Reason::Idle } else { Reason::HandshakeTimeout }
     }
 
-    /// What came behind the last request and has not been looked at.
-    pub(in crate::session) fn take_rest(&mut self) -> Vec<u8> {
-        if self.stage != Stage::Rest {
+    /// Returns the input after the last request that has not been parsed.
+    pub(in crate::session) fn take_unread(&mut self) -> Vec<u8> {
+        if self.progress != HeadProgress::Unread {
             return Vec::new();
         }
-        self.stage = Stage::Idle;
+        self.progress = HeadProgress::Idle;
         std::mem::take(&mut self.received)
     }
 
-    /// How much of `input` was taken, and the next state, if it is another.
+    /// Handles received bytes. Returns the number of consumed bytes, and the next state if it changes.
     pub(in crate::session) fn receive(
         &mut self,
         input: &[u8],
@@ -180,7 +184,7 @@ impl Head {
     ) -> (usize, Option<State>) {
         let limits = ctx.limits;
         let before = self.received.len();
-        // A head nearly always comes in one piece; then it is judged where it lies.
+        // A head nearly always arrives complete; then it is parsed without a copy.
         let bytes = if before == 0 {
             input
         } else {
@@ -190,77 +194,77 @@ impl Head {
         let end = match request::find_head_end(bytes, before) {
             HeadEnd::At(end) if end <= limits.head_bytes_max => Ok(end),
             HeadEnd::BareLf => Err(HttpError::bad("a line ends in LF without CR")),
-            HeadEnd::Tls => Err(HttpError::bad("TLS is not spoken on this port: write http:// or ws://")),
+            HeadEnd::Tls => Err(HttpError::bad("this port does not use TLS: use http:// or ws://")),
             HeadEnd::Missing if bytes.len() < limits.head_bytes_max => {
                 if before == 0 {
                     buffer::append(&mut self.received, input, limits.head_bytes_max);
                 }
-                if self.stage == Stage::Idle {
-                    self.until = ctx.now.after(limits.handshake_timeout_ms);
+                if self.progress == HeadProgress::Idle {
+                    self.deadline = ctx.now.after(limits.handshake_timeout_ms);
                 }
-                self.stage = Stage::Partial;
+                self.progress = HeadProgress::Partial;
                 return (input.len(), None);
             }
             HeadEnd::At(_) | HeadEnd::Missing => Err(HttpError::head_too_large(limits)),
         };
-        if let Some(reason) = self.refused {
+        if let Some(reason) = self.rejection {
             let head = end.map_or(&[][..], |end| &bytes[..end]);
-            return (input.len(), Some(refuse_connection(head, reason, ctx)));
+            return (input.len(), Some(reject_connection(head, reason, ctx)));
         }
-        let (taken, outcome) = match end {
+        let (consumed_head, outcome) = match end {
             Ok(end) => {
                 (end - before, serve(&bytes[..end], &input[end - before..], self.pending_responses, ctx))
             }
-            Err(refusal) => (input.len(), reject_and_close(&refusal, self.pending_responses, ctx)),
+            Err(error) => (input.len(), reject_and_close(&error, self.pending_responses, ctx)),
         };
         match outcome {
             Outcome::Next { consumed } => {
                 self.received = Vec::new();
-                self.stage = Stage::Idle;
-                self.until = ctx.now.after(limits.keep_alive_ms);
+                self.progress = HeadProgress::Idle;
+                self.deadline = ctx.now.after(limits.keep_alive_ms);
                 self.pending_responses += 1;
-                (taken + consumed, None)
+                (consumed_head + consumed, None)
             }
             Outcome::Become(state) => (input.len(), Some(state)),
-            Outcome::Upgraded(state) => (taken, Some(state)),
+            Outcome::Upgraded(state) => (consumed_head, Some(state)),
         }
     }
 
-    /// The peer sends no more; the next state.
+    /// Handles the peer's EOF. Returns the next state.
     pub(in crate::session) fn end_of_file(&self) -> State {
-        match self.refused {
+        match self.rejection {
             Some(reason) => State::dead(reason),
             None => half_close(self.pending_responses),
         }
     }
 
-    pub(in crate::session) fn answered(&mut self) {
+    pub(in crate::session) fn responded(&mut self) {
         self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
-    /// The client has taken its answers. It was not read before, and its time begins now.
-    pub(in crate::session) fn taken(&mut self, limits: &Limits, now: LoopTime) {
-        self.until = now.after(match self.stage {
-            Stage::Idle | Stage::Rest => limits.keep_alive_ms,
-            Stage::Fresh | Stage::Partial => limits.handshake_timeout_ms,
+    /// The client has read its responses. It was not read before that, so its time begins now.
+    pub(in crate::session) fn restart_deadline(&mut self, limits: &Limits, now: LoopTime) {
+        self.deadline = now.after(match self.progress {
+            HeadProgress::Idle | HeadProgress::Unread => limits.keep_alive_ms,
+            HeadProgress::Fresh | HeadProgress::Partial => limits.handshake_timeout_ms,
         });
     }
 }
 
 impl Body {
-    /// A body of which nothing has arrived.
+    /// A body before its first byte.
     pub(in crate::session) fn begin(
-        order: PublishRequest,
+        request: PublishRequest,
         framing: Framing,
         pending_responses: u32,
         ctx: &SessionContext<'_>,
     ) -> Body {
-        // Not all of it at once: a head that announces much is cheap to send.
+        // The announced length is not reserved: a head that announces a large body is cheap to send.
         Body {
-            order,
+            request,
             framing,
             received: Vec::new(),
-            until: ctx.now.after(ctx.limits.body_timeout_ms),
+            deadline: ctx.now.after(ctx.limits.body_timeout_ms),
             pending_responses,
         }
     }
@@ -280,44 +284,46 @@ impl Body {
             }
             Framing::Chunked(decoder) => {
                 decoder.decode(input, &mut self.received, limits).map_err(|why| match why {
-                    BadChunk::Malformed => HttpError::bad("the body is not in chunks as RFC 9112 has them"),
-                    BadChunk::TooBig => HttpError::body_too_large(limits),
-                    BadChunk::TooMuchExtra => {
-                        HttpError::bad("chunk extensions and trailers are longer than a request head may be")
+                    BadChunk::Malformed => {
+                        HttpError::bad("the body is not valid chunked coding (RFC 9112 7.1)")
                     }
+                    BadChunk::TooBig => HttpError::body_too_large(limits),
+                    BadChunk::TooMuchExtra => HttpError::bad(
+                        "chunk extensions and trailers are over the maximum size of a request head",
+                    ),
                 })
             }
         }
     }
 
     /// Takes the bytes that arrived with the head, and publishes if the body is complete.
-    pub(in crate::session) fn serve(mut self, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
-        match self.take(rest, ctx.limits) {
+    pub(in crate::session) fn serve(mut self, unread: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
+        match self.take(unread, ctx.limits) {
             Ok(None) => Outcome::Become(State::Body(Box::new(self))),
-            Ok(Some(consumed)) => self.complete(consumed, &rest[consumed..], ctx),
-            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.pending_responses, ctx),
+            Ok(Some(consumed)) => self.complete(consumed, &unread[consumed..], ctx),
+            Err(error) => reject(&error, self.last_options(), &[], self.pending_responses, ctx),
         }
     }
 
     /// The body is complete. `consumed` bytes of the input belong to it.
-    fn complete(&mut self, consumed: usize, rest: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
-        let order = PublishRequest {
-            channel: self.order.channel.clone(),
-            kind: self.order.kind,
-            manner: std::mem::take(&mut self.order.manner),
-            key: self.order.key.take(),
-            client: self.order.client,
-            rights: self.order.rights.take(),
+    fn complete(&mut self, consumed: usize, unread: &[u8], ctx: &mut SessionContext<'_>) -> Outcome {
+        let request = PublishRequest {
+            channel: self.request.channel.clone(),
+            kind: self.request.kind,
+            options: std::mem::take(&mut self.request.options),
+            key: self.request.key.take(),
+            client: self.request.client,
+            rights: self.request.rights.take(),
         };
         let payload = Bytes::from(std::mem::take(&mut self.received));
-        match submit_publish(order, payload, rest, self.pending_responses, ctx) {
+        match submit_publish(request, payload, unread, self.pending_responses, ctx) {
             Outcome::Next { .. } => Outcome::Next { consumed },
             other => other,
         }
     }
 
     pub(in crate::session) fn deadline(&self) -> LoopTime {
-        self.until
+        self.deadline
     }
 
     pub(in crate::session) fn receive(
@@ -328,7 +334,7 @@ impl Body {
         let outcome = match self.take(input, ctx.limits) {
             Ok(None) => return (input.len(), None),
             Ok(Some(consumed)) => self.complete(consumed, &input[consumed..], ctx),
-            Err(refusal) => refuse(&refusal, self.last_manner(), &[], self.pending_responses, ctx),
+            Err(error) => reject(&error, self.last_options(), &[], self.pending_responses, ctx),
         };
         match outcome {
             Outcome::Next { consumed } => {
@@ -345,38 +351,38 @@ impl Body {
         half_close(self.pending_responses)
     }
 
-    pub(in crate::session) fn answered(&mut self) {
+    pub(in crate::session) fn responded(&mut self) {
         self.pending_responses = self.pending_responses.saturating_sub(1);
     }
 
-    /// How it is answered when its connection is closed: to the page that sent it, if one did.
-    pub(in crate::session) fn last_manner(&self) -> ResponseOptions {
-        ResponseOptions { after: ConnectionHeader::Close, ..self.order.manner.clone() }
+    /// Options of the error response when the connection is closed: readable by the page that sent the request.
+    pub(in crate::session) fn last_options(&self) -> ResponseOptions {
+        ResponseOptions { after: ConnectionHeader::Close, ..self.request.options.clone() }
     }
 
-    /// The client has taken the answers before this request. Its time begins now.
-    pub(in crate::session) fn taken(&mut self, limits: &Limits, now: LoopTime) {
-        self.until = now.after(limits.body_timeout_ms);
+    /// The client has read the responses before this request, so its time begins now.
+    pub(in crate::session) fn restart_deadline(&mut self, limits: &Limits, now: LoopTime) {
+        self.deadline = now.after(limits.body_timeout_ms);
     }
 }
 
-/// The peer's end of file has come; the state in which it gets what it is owed.
+/// The state after the peer's EOF: pending responses are still sent.
 fn half_close(pending_responses: u32) -> State {
     if pending_responses == 0 {
         return State::dead(Reason::EndOfFile);
     }
     let then = AfterResponses::HalfClosed(Reason::Served);
-    State::Responding(Box::new(Responding { rest: Vec::new(), pending_responses, then, query: None }))
+    State::Responding(Box::new(Responding { unread: Vec::new(), pending_responses, then, query: None }))
 }
 
 impl Responding {
     pub(in crate::session) fn held_bytes(&self) -> usize {
-        self.rest.capacity()
+        self.unread.capacity()
     }
 
     /// Returns true if bytes arrived after the request.
-    pub(in crate::session) fn has_rest(&self) -> bool {
-        !self.rest.is_empty()
+    pub(in crate::session) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     /// Returns true if the response to its query is next.
@@ -384,30 +390,30 @@ impl Responding {
         self.pending_responses == 1 && self.query.is_some()
     }
 
-    /// Returns true if the response to its query has begun and is not complete.
+    /// Returns true if the head of the response to its query is sent.
     pub(in crate::session) fn has_begun(&self) -> bool {
         self.query.as_ref().is_some_and(|query| query.progress.has_begun())
     }
 
-    /// The connection ends after the last response.
+    /// Closes the connection after the last response.
     pub(in crate::session) fn close_after(&mut self, reason: Reason) {
-        self.rest = Vec::new();
+        self.unread = Vec::new();
         self.then = match self.then {
             AfterResponses::HalfClosed(_) => AfterResponses::HalfClosed(reason),
             AfterResponses::Next | AfterResponses::Close(_) => AfterResponses::Close(reason),
         };
     }
 
-    /// More came behind the request. It is looked at when that is answered.
+    /// Keeps input that arrived after the request; it is parsed after the response.
     pub(in crate::session) fn receive(&mut self, input: &[u8]) {
         if self.then == AfterResponses::Next {
-            self.rest.extend_from_slice(input);
+            self.unread.extend_from_slice(input);
         }
     }
 
     pub(in crate::session) fn end_of_file(&mut self) {
         self.then = match self.then {
-            // What came behind it has come whole, but for a request that will never be.
+            // The unread input ends in a request that will never be complete.
             AfterResponses::Next => AfterResponses::HalfClosed(Reason::Served),
             AfterResponses::Close(reason) | AfterResponses::HalfClosed(reason) => {
                 AfterResponses::HalfClosed(reason)
@@ -415,15 +421,15 @@ impl Responding {
         };
     }
 
-    /// One more answer has been queued; the next state, if that was the last that is owed.
-    pub(in crate::session) fn answered(&mut self, limits: &Limits, now: LoopTime) -> Option<State> {
+    /// A response was queued. Returns the next state if it was the last pending one.
+    pub(in crate::session) fn responded(&mut self, limits: &Limits, now: LoopTime) -> Option<State> {
         self.pending_responses = self.pending_responses.saturating_sub(1);
         if self.pending_responses > 0 {
             return None;
         }
         Some(match self.then {
             AfterResponses::Next => {
-                State::Head(Box::new(Head::next(std::mem::take(&mut self.rest), limits, now)))
+                State::Head(Box::new(Head::next(std::mem::take(&mut self.unread), limits, now)))
             }
             AfterResponses::Close(reason) => Closing::begin(reason, CloseStep::Flushing, limits, now),
             AfterResponses::HalfClosed(reason) => Closing::begin(reason, CloseStep::HalfClosed, limits, now),
@@ -431,123 +437,123 @@ impl Responding {
     }
 }
 
-/// Waits for the answers that are owed, and looks at `rest` then.
-pub(in crate::session) fn wait(rest: Vec<u8>, pending_responses: u32) -> Outcome {
+/// Waits for the pending responses before `unread` is parsed.
+pub(in crate::session) fn wait(unread: Vec<u8>, pending_responses: u32) -> Outcome {
     Outcome::Become(State::Responding(Box::new(Responding {
-        rest,
+        unread,
         pending_responses,
         then: AfterResponses::Next,
         query: None,
     })))
 }
 
-/// Waits for an answer that an intent has just asked for.
-pub(in crate::session) fn respond(
+/// Waits for the response that was just requested by an intent.
+pub(in crate::session) fn await_response(
     after: ConnectionHeader,
     reason: Reason,
-    rest: &[u8],
+    unread: &[u8],
     pending_responses: u32,
 ) -> Outcome {
-    wait_for(None, after, reason, rest, pending_responses)
+    wait_for(None, after, reason, unread, pending_responses)
 }
 
 fn wait_for(
     query: Option<Box<Query>>,
     after: ConnectionHeader,
     reason: Reason,
-    rest: &[u8],
+    unread: &[u8],
     pending_responses: u32,
 ) -> Outcome {
-    let (rest, then) = match after {
+    let (unread, then) = match after {
         ConnectionHeader::Close => (Vec::new(), AfterResponses::Close(reason)),
         ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader => {
-            (rest.to_vec(), AfterResponses::Next)
+            (unread.to_vec(), AfterResponses::Next)
         }
     };
     Outcome::Become(State::Responding(Box::new(Responding {
-        rest,
+        unread,
         pending_responses: pending_responses + 1,
         then,
         query,
     })))
 }
 
-/// Says no, and ends the connection: nobody can tell where the next request begins, or it is not worth
-/// reading what comes before that.
+/// Sends an error response and closes the connection: the beginning of the next request cannot be determined, or is not
+/// worth reading up to.
 pub(in crate::session) fn reject_and_close(
-    refusal: &HttpError,
+    error: &HttpError,
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    refuse(refusal, ResponseOptions::last(ctx.authenticator.http_date()), &[], pending_responses, ctx)
+    reject(error, ResponseOptions::last(ctx.authenticator.http_date()), &[], pending_responses, ctx)
 }
 
-/// Says no.
-pub(in crate::session) fn refuse(
-    refusal: &HttpError,
-    manner: ResponseOptions,
-    rest: &[u8],
+/// Sends an error response.
+pub(in crate::session) fn reject(
+    error: &HttpError,
+    options: ResponseOptions,
+    unread: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    ctx.metrics.reject(refusal.code());
-    ctx.intents.push(Intent::Answer(Bytes::from(refusal.respond(&manner))));
-    respond(manner.after, Reason::Refused { status: refusal.status() }, rest, pending_responses)
+    ctx.metrics.reject(error.code());
+    ctx.intents.push(Intent::Respond(Bytes::from(error.respond(&options))));
+    await_response(options.after, Reason::Refused { status: error.status() }, unread, pending_responses)
 }
 
-pub(in crate::session) fn ask(
+pub(in crate::session) fn query_server(
     question: Question,
-    manner: ResponseOptions,
-    rest: &[u8],
+    options: ResponseOptions,
+    unread: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    let after = manner.after;
+    let after = options.after;
     ctx.intents.push(Intent::Query);
-    let query = Query { question, manner, progress: Progress::Pending };
-    wait_for(Some(Box::new(query)), after, Reason::Served, rest, pending_responses)
+    let query = Query { question, options, progress: QueryProgress::Pending };
+    wait_for(Some(Box::new(query)), after, Reason::Served, unread, pending_responses)
 }
 
-pub(in crate::session) fn answer(
+pub(in crate::session) fn respond(
     response: Vec<u8>,
-    manner: &ResponseOptions,
-    rest: &[u8],
+    options: &ResponseOptions,
+    unread: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    ctx.intents.push(Intent::Answer(Bytes::from(response)));
-    respond(manner.after, Reason::Served, rest, pending_responses)
+    ctx.intents.push(Intent::Respond(Bytes::from(response)));
+    await_response(options.after, Reason::Served, unread, pending_responses)
 }
 
-/// The body is complete: publish it.
+/// Publishes a complete body.
 pub(in crate::session) fn submit_publish(
-    order: PublishRequest,
+    request: PublishRequest,
     payload: Bytes,
-    rest: &[u8],
+    unread: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    let PublishRequest { channel, kind, manner, key, client, rights } = order;
-    let bad = match kind {
+    let PublishRequest { channel, kind, options, key, client, rights } = request;
+    let error = match kind {
         Kind::Binary => None,
         Kind::Text => std::str::from_utf8(&payload).is_err().then(|| {
-            let message = "the body is not UTF-8; application/octet-stream takes any bytes";
+            let message = "the body is not UTF-8; use application/octet-stream for other bytes";
             HttpError::new(400, "not_utf8", message)
         }),
         Kind::Data => check_json(&payload).err().map(|why| HttpError::new(400, why.code, why.message)),
     };
-    if let Some(refusal) = bad {
-        return refuse(&refusal, manner, rest, pending_responses, ctx);
+    if let Some(error) = error {
+        return reject(&error, options, unread, pending_responses, ctx);
     }
-    let (after, consumed) = (manner.after, payload.len());
-    let receipt = Receipt::Response { manner, key, client };
+    let (after, consumed) = (options.after, payload.len());
+    let receipt = Receipt::Response { options, key, client };
     ctx.intents.push(Intent::Publish { channel: Some(channel), kind, payload, receipt, rights });
     match after {
-        ConnectionHeader::Close => respond(after, Reason::Served, rest, pending_responses),
+        ConnectionHeader::Close => await_response(after, Reason::Served, unread, pending_responses),
         ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader
-            if ctx.cost >= ctx.cost_max && !rest.is_empty() =>
+            if ctx.cost >= ctx.cost_max && !unread.is_empty() =>
         {
-            respond(after, Reason::Served, rest, pending_responses)
+            await_response(after, Reason::Served, unread, pending_responses)
         }
         ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader => Outcome::Next { consumed },
     }

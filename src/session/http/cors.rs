@@ -1,19 +1,19 @@
-//! Web pages of other origins: which may ask here, and which may read the answer (Fetch, CORS protocol).
+//! Cross-origin requests: which pages may send requests, and which may read the responses (Fetch, CORS protocol).
 
-use super::connection::{Outcome, answer};
+use super::connection::{Outcome, respond};
 use super::request::Request;
 use super::response::{HttpError, ResponseOptions, Share};
 use crate::access::origin::{self, OriginVerdict};
 use crate::session::SessionContext;
 use crate::session::intent::Intent;
 
-/// May the page that sends this request do so, and may it read the answer (Fetch, CORS protocol)?
+/// Checks whether a page may send this request, and whether it may read the response (Fetch, CORS protocol).
 ///
-/// A browser lets any page send a simple POST, and only hides the answer: so a page that is not allowed
-/// to read may not publish either.
+/// A browser lets any page send a simple POST, and only hides the response: so a page that may not read responses may
+/// not publish either.
 pub(in crate::session) fn share(
     request: &Request<'_>,
-    manner: &mut ResponseOptions,
+    options: &mut ResponseOptions,
     ctx: &mut SessionContext<'_>,
 ) -> Result<(), HttpError> {
     let verdict = judge(request, ctx);
@@ -25,7 +25,7 @@ pub(in crate::session) fn share(
             let is_printable =
                 |origin: &&str| !origin.is_empty() && origin.bytes().all(|byte| byte.is_ascii_graphic());
             let origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).filter(is_printable);
-            manner.share = origin.map(|origin| Share {
+            options.share = origin.map(|origin| Share {
                 origin: origin.into(),
                 credentials: verdict == OriginVerdict::Allowed,
             });
@@ -34,7 +34,7 @@ pub(in crate::session) fn share(
         OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
             // The page's script gets a network error, or its EventSource fails, and cannot read the reason.
             warn_of_origin(request, ctx);
-            // Which of two a browser has meant cannot be known.
+            // Of two origins it is unknown which one the browser meant.
             if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
         }
         OriginVerdict::Foreign => {
@@ -44,11 +44,11 @@ pub(in crate::session) fn share(
     }
 }
 
-/// What the page of a request is to this server.
+/// Classifies the origin of a request.
 pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
     match (request.fields.one("origin"), request.host()) {
         (Ok(origin), Ok(host)) => match origin::judge(origin, host, &ctx.http_config.origins) {
-            // A server that is open to its own machine is open to the pages that this machine serves.
+            // A server that is reachable from its own machine only accepts the pages served by this machine.
             OriginVerdict::Foreign
                 if ctx.authenticator.loopback_only && origin.is_some_and(origin::is_loopback_origin) =>
             {
@@ -61,12 +61,11 @@ pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>)
 }
 
 pub(in crate::session) fn forbidden_origin() -> HttpError {
-    let message = "pages of this origin may not ask here; --origin allows them";
+    let message = "this origin is not allowed; allow it with --origin";
     HttpError::new(403, "forbidden_origin", message)
 }
 
-/// Logs a refused origin, since the page cannot learn the reason: its browser shows close code 1006, or that the fetch
-/// failed.
+/// Logs a rejected origin, since the page cannot read the reason: its browser shows close code 1006, or a failed fetch.
 pub(in crate::session) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let sent = shown(request.fields.all("origin").next().unwrap_or_default());
     let why = match request.fields.one("origin") {
@@ -79,7 +78,7 @@ pub(in crate::session) fn warn_of_origin(request: &Request<'_>, ctx: &mut Sessio
     warn(request, &format!("origin={sent}"), &why, ctx);
 }
 
-/// Logs a refused host, which is not a name of this machine.
+/// Logs a rejected Host that is not a name of this machine.
 pub(in crate::session) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let why = "this server is open to its own machine only, by the name localhost or its address: \
                --anonymous or a key lets it answer to other names";
@@ -101,7 +100,7 @@ fn warn(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext
     ctx.intents.push(Intent::Warn(line.into()));
 }
 
-/// Bytes that a client sent, for the log: printable, and not many.
+/// Bytes sent by a client, for the log: escaped, and at most 100.
 fn shown(bytes: &[u8]) -> String {
     const SHOWN_BYTES_MAX: usize = 100;
     match bytes.split_at_checked(SHOWN_BYTES_MAX) {
@@ -131,19 +130,19 @@ const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-
 pub(in crate::session) fn preflight(
     request: &Request<'_>,
     methods: &'static str,
-    manner: ResponseOptions,
-    rest: &[u8],
+    options: ResponseOptions,
+    unread: &[u8],
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
     let mut fields = vec![("Allow", methods)];
-    if manner.share.is_some() {
+    if options.share.is_some() {
         fields.push(("Access-Control-Allow-Methods", methods));
         fields.push(("Access-Control-Allow-Headers", requested_headers(request)));
         // Browsers ask again after ten minutes at the latest (Chromium) or at the earliest (others: a day).
         fields.push(("Access-Control-Max-Age", "600"));
     }
-    answer(manner.respond(204, "", &fields, b""), &manner, rest, pending_responses, ctx)
+    respond(options.respond(204, "", &fields, b""), &options, unread, pending_responses, ctx)
 }
 
 #[cfg(test)]
@@ -151,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_sent_is_printable_and_short() {
+    fn logged_bytes_are_printable_and_short() {
         assert_eq!(shown(b"https://a.example"), "https://a.example");
         assert_eq!(shown(b"a\x1b[31m\r\n\xe2\x80\xa8"), "a\\x1b[31m\\r\\n\\xe2\\x80\\xa8");
         assert_eq!(shown(&[b'a'; 100]), "a".repeat(100));

@@ -1,4 +1,4 @@
-//! A query to the server, and the progress of its response.
+//! Queries: requests whose response the server generates, and the progress of that response.
 //!
 //! Most responses are short and whole. A listing or a history page may be long, and is encoded and sent in slices
 //! (chunks in HTTP/1.1): the connection waits in `Responding` meanwhile and is not read, and holds one slice.
@@ -13,15 +13,15 @@ pub struct Query {
     /// The requested resource.
     pub question: Question,
     /// How the response is framed.
-    pub manner: ResponseOptions,
+    pub options: ResponseOptions,
     /// The progress of the response.
-    pub progress: Progress,
+    pub progress: QueryProgress,
 }
 
 /// The progress of a response.
 #[derive(Debug)]
-pub enum Progress {
-    /// Nothing is sent yet: it may still become an error response.
+pub enum QueryProgress {
+    /// Nothing is sent: an error response is still possible.
     Pending,
     /// The head of a listing is sent, and its first slices.
     Listing(Listing),
@@ -29,10 +29,10 @@ pub enum Progress {
     Page(Page),
 }
 
-impl Progress {
+impl QueryProgress {
     /// Returns true if the head of the response is sent.
     pub fn has_begun(&self) -> bool {
-        !matches!(self, Progress::Pending)
+        !matches!(self, QueryProgress::Pending)
     }
 }
 
@@ -44,7 +44,7 @@ pub struct Listing {
     pub cursor: Option<Box<str>>,
     /// The last channel that was listed.
     pub last: Option<Box<str>>,
-    /// How many channels it may yet have.
+    /// Maximum number of further channels.
     pub left: usize,
     /// False before its first byte.
     pub has_begun: bool,

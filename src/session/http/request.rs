@@ -1,8 +1,8 @@
-//! The request head: read within bounds, parsed, judged.
+//! Request heads: bounded, parsed, and validated against RFC 9112.
 //!
-//! tungstenite's own server handshake takes no bounds, writes nothing when it refuses, and accepts heads
-//! that a proxy in front may read differently, which is how requests are smuggled. So the head is parsed
-//! here, by httparse, and judged by RFC 9112, whether a WebSocket or a plain answer is to come of it.
+//! tungstenite's server handshake has no size limits, sends no error response, and accepts heads that a proxy in front
+//! may parse differently (request smuggling). So every head is parsed here with httparse and validated, for WebSocket
+//! upgrades and other requests alike.
 
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -12,26 +12,26 @@ use httparse::Header;
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use crate::config::Limits;
 
-/// How far a head has come.
+/// The result of the search for the end of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadEnd {
-    /// Its end is not there yet.
+    /// The end has not arrived.
     Missing,
-    /// It ends before this byte.
+    /// The head ends before this byte.
     At(usize),
-    /// A line ends in LF alone. RFC 9112 2.2 lets a server take that; where a proxy in front does not,
-    /// the two see different requests.
+    /// A line ends in LF alone. RFC 9112 2.2 allows a server to accept that; if a proxy in front does not, the two
+    /// parse different requests.
     BareLf,
-    /// It begins like TLS, which has no lines to wait for.
+    /// The input begins with a TLS record, which has no line end to wait for.
     Tls,
 }
 
-/// The type of TLS's first record (RFC 8446 5.1). No method begins with it.
+/// Content type of a TLS handshake record (RFC 8446 5.1). No method begins with this byte.
 const TLS_HANDSHAKE: u8 = 22;
 
-/// Looks for the end of the head: the first empty line after a line that is not.
+/// Searches for the end of the head: the first empty line after a line that is not empty.
 ///
-/// `seen` bytes were looked at before, without finding one.
+/// The first `seen` bytes were searched before.
 pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
     if bytes.first() == Some(&TLS_HANDSHAKE) {
         return HeadEnd::Tls;
@@ -50,10 +50,10 @@ pub fn find_head_end(bytes: &[u8], seen: usize) -> HeadEnd {
     HeadEnd::Missing
 }
 
-/// A request head that is well formed.
+/// A valid request head.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The method, as it came.
+    /// The method.
     pub method: &'a str,
     /// The authority of a target in absolute form.
     authority: Option<&'a str>,
@@ -65,24 +65,24 @@ pub struct Request<'a> {
     pub minor_version: u8,
     /// The header fields.
     pub fields: Fields<'a>,
-    /// What the head says about a body.
-    pub body: Body,
+    /// The framing of the body.
+    pub body: BodyLength,
 }
 
-/// What a head says about a body.
+/// How a request head frames its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// Nothing.
-    Unsaid,
-    /// It has so many bytes.
+pub enum BodyLength {
+    /// Neither Content-Length nor Transfer-Encoding.
+    Absent,
+    /// Content-Length.
     Bytes(u64),
-    /// It comes in chunks (RFC 9112 7.1).
+    /// Chunked transfer coding (RFC 9112 7.1).
     Chunked,
 }
 
-/// Room for the fields of one head.
+/// Storage for the parsed fields of one head.
 ///
-/// The default limit fits on the stack, and nothing is cleared that will be written.
+/// The default limit fits on the stack, without initialization.
 #[derive(Debug)]
 pub struct FieldRoom<'a> {
     few: [MaybeUninit<Header<'a>>; FieldRoom::FEW],
@@ -92,7 +92,7 @@ pub struct FieldRoom<'a> {
 impl<'a> FieldRoom<'a> {
     const FEW: usize = 64;
 
-    /// Room for as many fields as the limit allows.
+    /// Storage for the maximum number of fields.
     pub fn new(limits: &Limits) -> FieldRoom<'a> {
         let many = match limits.head_fields_max {
             0..=Self::FEW => Vec::new(),
@@ -106,11 +106,11 @@ impl<'a> FieldRoom<'a> {
     }
 }
 
-/// Parses and judges a complete head.
+/// Parses and validates a complete head.
 ///
 /// # Errors
-/// The answer to send before hanging up: after a head that is not well formed nobody can tell where the
-/// next request begins.
+/// The error response to send before closing the connection: after an invalid head, the beginning of the next request
+/// cannot be determined.
 pub fn parse<'room, 'head: 'room>(
     head: &'head [u8],
     room: &'room mut FieldRoom<'head>,
@@ -149,14 +149,14 @@ struct Target<'a> {
 /// Takes a target in origin form or absolute form apart (RFC 9112 3.2).
 fn split_target(target: &str) -> Result<Target<'_>, HttpError> {
     let is_web = |scheme: &str| ["http", "https"].iter().any(|web| web.eq_ignore_ascii_case(scheme));
-    // Nearly all begin with a slash, and need no search.
+    // Nearly all targets begin with a slash, and need no search.
     let scheme = if target.starts_with('/') { None } else { target.split_once("://") };
     let (authority, target) = match scheme {
         Some((scheme, rest)) if is_web(scheme) => {
             let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
             // RFC 9110 4.2.1: a URI with an empty host is invalid.
             if authority.is_empty() || !is_authority(authority.as_bytes()) {
-                return Err(HttpError::bad("the request target names no host"));
+                return Err(HttpError::bad("the request target has no valid host"));
             }
             (Some(authority), target)
         }
@@ -177,18 +177,18 @@ impl<'a> Request<'a> {
     /// (RFC 9112 3.2.2).
     ///
     /// # Errors
-    /// `Host` comes more than once.
-    pub fn host(&self) -> Result<Option<&'a [u8]>, Twice> {
+    /// `Host` is repeated.
+    pub fn host(&self) -> Result<Option<&'a [u8]>, RepeatedField> {
         match self.authority {
             Some(authority) => Ok(Some(authority.as_bytes())),
             None => self.fields.one("host"),
         }
     }
 
-    /// How it wants to be answered, apart from who may read that.
+    /// The options of the response, without CORS.
     ///
-    /// RFC 9112 9.3: HTTP/1.1 keeps the connection unless told not to, HTTP/1.0 only when asked.
-    pub fn manner(&self) -> ResponseOptions {
+    /// RFC 9112 9.3: HTTP/1.1 keeps the connection open by default, HTTP/1.0 only with `keep-alive`.
+    pub fn response_options(&self) -> ResponseOptions {
         let after = match self.minor_version {
             _ if self.fields.lists("connection", "close") => ConnectionHeader::Close,
             0 if self.fields.lists("connection", "keep-alive") => ConnectionHeader::KeepAliveHeader,
@@ -206,88 +206,90 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The fields of one head, and the questions that are asked about them.
+/// The header fields of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a>(&'a [Header<'a>]);
 
-/// A field that may come once came twice.
+/// A field that must not be repeated is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Twice;
+pub struct RepeatedField;
 
 impl<'a> Fields<'a> {
-    /// The values of all lines with that name.
+    /// The values of all field lines with this name.
     pub fn all(&self, name: &'static str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
-    /// The value of a field that may come once.
+    /// The value of a field that must not be repeated.
     ///
     /// # Errors
-    /// It came more than once.
-    pub fn one(&self, name: &'static str) -> Result<Option<&'a [u8]>, Twice> {
+    /// The field is repeated.
+    pub fn one(&self, name: &'static str) -> Result<Option<&'a [u8]>, RepeatedField> {
         let mut values = self.all(name);
         let first = values.next();
-        if values.next().is_some() { Err(Twice) } else { Ok(first) }
+        if values.next().is_some() { Err(RepeatedField) } else { Ok(first) }
     }
 
-    /// The members of a field's list. RFC 9110 5.3: several lines of a list are one list.
+    /// The elements of a list field. RFC 9110 5.3: several field lines are one list.
     pub fn list(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
         self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
     }
 
-    /// Is the token in the field's list?
+    /// Returns true if the list field contains the token.
     pub fn lists(&self, name: &'static str, token: &str) -> bool {
         self.list(name).any(|one| one.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// RFC 9112 6.1: chunked has to be the last coding, and to be applied once; of others none is known here.
-    fn transfer_coding(&self) -> Result<Body, HttpError> {
+    /// RFC 9112 6.1: chunked has to be the last coding, and applied once; no other coding is supported.
+    fn transfer_coding(&self) -> Result<BodyLength, HttpError> {
         let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
         let chunked = self.list("transfer-encoding").filter(is_chunked).count();
         match (chunked, self.list("transfer-encoding").count()) {
-            (1, 1) => Ok(Body::Chunked),
+            (1, 1) => Ok(BodyLength::Chunked),
             (1, _) if self.list("transfer-encoding").last().as_ref().is_some_and(is_chunked) => {
-                let message = "of transfer codings only chunked is known";
+                let message = "the only supported transfer coding is chunked";
                 Err(HttpError::new(501, "transfer_coding", message))
             }
             _ => Err(HttpError::bad(
-                "the end of the body cannot be found: chunked has to be the last coding, once",
+                "the end of the body cannot be found: chunked must be the last transfer coding, once",
             )),
         }
     }
 
-    /// RFC 9112 3.2: a request without Host, with two, or with a bad one is answered with 400.
+    /// RFC 9112 3.2: a request with a missing, repeated or invalid Host gets 400.
     fn check_host(&self, minor_version: u8) -> Result<(), HttpError> {
         match self.one("host") {
             Ok(None) if minor_version == 0 => Ok(()),
             Ok(Some(host)) if is_authority(host) => Ok(()),
-            _ => Err(HttpError::bad("Host has to come once and name a host")),
+            _ => Err(HttpError::bad("Host must be sent once, with a valid host")),
         }
     }
 
-    /// A head that says in two ways how long its body is is an attempt at smuggling (RFC 9112 6.1).
-    fn body(&self, minor_version: u8) -> Result<Body, HttpError> {
+    /// A head with both Content-Length and Transfer-Encoding may be an attempt at request smuggling (RFC 9112 6.1).
+    fn body(&self, minor_version: u8) -> Result<BodyLength, HttpError> {
         let has_coding = self.all("transfer-encoding").next().is_some();
         match (has_coding, self.one("content-length")) {
-            // RFC 9112 6.1: its framing is faulty, even if some server before this one took it.
+            // RFC 9112 6.1: the framing is faulty, even if a proxy forwarded it.
             (true, Ok(None)) if minor_version == 0 => {
                 Err(HttpError::bad("HTTP/1.0 has no Transfer-Encoding"))
             }
             (true, Ok(None)) => self.transfer_coding(),
-            (true, _) => Err(HttpError::bad("a body has a Transfer-Encoding or a Content-Length, not both")),
-            (false, Ok(None)) => Ok(Body::Unsaid),
+            (true, _) => {
+                Err(HttpError::bad("a request must not have both Transfer-Encoding and Content-Length"))
+            }
+            (false, Ok(None)) => Ok(BodyLength::Absent),
             (false, Ok(Some(digits))) if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) => {
                 let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-                // More than 2^64 is as far out of reach as that.
-                Ok(Body::Bytes(bytes.unwrap_or(u64::MAX)))
+                // A larger length is over every limit.
+                Ok(BodyLength::Bytes(bytes.unwrap_or(u64::MAX)))
             }
-            (false, _) => Err(HttpError::bad("Content-Length has to come once, and is a whole number")),
+            (false, _) => Err(HttpError::bad("Content-Length must be sent once, as a whole number")),
         }
     }
 }
 
-/// The request with the minor version 1, if its own is a later one: RFC 9110 2.5 has a server of HTTP/1.1 take it so,
-/// and httparse knows no other than 0 and 1.
+/// Returns the request with minor version 1 if its minor version is higher: RFC 9110 2.5 requires an HTTP/1.1 server to
+/// process it as such, and httparse accepts 0 and 1 only.
 pub fn of_known_version(head: &[u8]) -> Option<Vec<u8>> {
     let begin = head.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
     let line = &head[begin..begin + memchr::memchr(b'\r', &head[begin..])?];
@@ -300,7 +302,7 @@ pub fn of_known_version(head: &[u8]) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// RFC 9110 7.2: `Host` is a host and perhaps a port, or empty.
+/// RFC 9110 7.2: `Host` is a host with an optional port, or empty.
 fn is_authority(value: &[u8]) -> bool {
     let colon = value.iter().rposition(|&byte| byte == b':').filter(|_| !value.ends_with(b"]"));
     let (host, port) = colon.map_or((value, &[][..]), |at| (&value[..at], &value[at + 1..]));
@@ -322,7 +324,7 @@ mod tests {
 
     fn status(head: &str) -> u16 {
         let mut status = 200;
-        check(head, |request| status = request.map_or_else(|refusal| refusal.status(), |_| 200));
+        check(head, |request| status = request.map_or_else(|error| error.status(), |_| 200));
         status
     }
 
@@ -331,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_are_well_formed() {
+    fn valid_head_is_accepted() {
         for good in [
             with(""),
             with("Content-Length: 0\r\n"),
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_are_not() {
+    fn invalid_head_is_rejected() {
         let check = |head: &str, expected: u16| assert_eq!(status(head), expected, "{head}");
         check("GET / HTTP/1.1\r\n\r\n", 400);
         check(&with("Host: localhost\r\n"), 400);
@@ -387,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn targets() {
+    fn target_is_split_into_host_path_and_query() {
         for (target, expected) in [
             ("/", ("/", "")),
             ("/ws?since=1-2&echo=0", ("/ws", "since=1-2&echo=0")),
@@ -415,9 +417,9 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_the_connection() {
+    fn connection_header_selects_keep_alive_or_close() {
         let after = |head: &str, expected| {
-            check(head, |request| assert_eq!(request.unwrap().manner().after, expected))
+            check(head, |request| assert_eq!(request.unwrap().response_options().after, expected))
         };
         after(&with(""), ConnectionHeader::KeepAlive);
         after(&with("Connection: close\r\n"), ConnectionHeader::Close);
@@ -427,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn later_minor_version_is_taken_for_1() {
+    fn higher_minor_version_is_processed_as_1() {
         for (head, expected) in [
             ("GET / HTTP/1.2\r\nHost: x\r\n\r\n", Some("GET / HTTP/1.1\r\nHost: x\r\n\r\n")),
             ("\r\nGET / HTTP/1.9\r\n\r\n", Some("\r\nGET / HTTP/1.1\r\n\r\n")),
@@ -443,19 +445,19 @@ mod tests {
     }
 
     #[test]
-    fn lengths() {
+    fn body_length_is_read_from_the_head() {
         let body = |fields: &str, expected| {
             check(&with(fields), |request| assert_eq!(request.unwrap().body, expected))
         };
-        body("Transfer-Encoding: chunked\r\n", Body::Chunked);
-        body("Transfer-Encoding: Chunked\r\n", Body::Chunked);
-        body("", Body::Unsaid);
-        body("Content-Length: 17\r\n", Body::Bytes(17));
-        body("Content-Length: 99999999999999999999999\r\n", Body::Bytes(u64::MAX));
+        body("Transfer-Encoding: chunked\r\n", BodyLength::Chunked);
+        body("Transfer-Encoding: Chunked\r\n", BodyLength::Chunked);
+        body("", BodyLength::Absent);
+        body("Content-Length: 17\r\n", BodyLength::Bytes(17));
+        body("Content-Length: 99999999999999999999999\r\n", BodyLength::Bytes(u64::MAX));
     }
 
     #[test]
-    fn a_limit_above_the_default_has_room() {
+    fn field_limit_above_the_default_is_supported() {
         let limits = Limits { head_fields_max: 500, ..Limits::default() };
         let head = with(&"x: y\r\n".repeat(499));
         assert!(parse(head.as_bytes(), &mut FieldRoom::new(&limits), &limits).is_ok());
@@ -464,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_lines_are_looked_at_once() {
+    fn empty_lines_are_searched_once() {
         // A quadratic search takes seconds for a megabyte.
         let lines = b"\r\n".repeat(1 << 19);
         let start = std::time::Instant::now();
@@ -473,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_head_is_found_at_every_cut() {
+    fn head_end_is_found_at_every_cut() {
         let head = b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\ntail\n";
         let end = head.len() - 5;
         for cut in 0..head.len() {

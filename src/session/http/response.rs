@@ -1,56 +1,55 @@
-//! Answers in HTTP/1.1.
+//! HTTP/1.1 responses and errors.
 //!
-//! Nothing that a client sent is ever repeated in an answer, but for an Origin that a pattern of the
-//! operator's allows.
+//! A response never repeats bytes that a client sent, except an allowed Origin.
 
 use std::fmt::Write as _;
 use std::rc::Rc;
 
 use crate::config::Limits;
 
-/// How a request wants to be answered.
+/// The form of a response, as the request asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseOptions {
-    /// What becomes of the connection.
+    /// The `Connection` header.
     pub after: ConnectionHeader,
-    /// HEAD: the head of the answer, without its body.
+    /// HEAD: the head of the response, without its body.
     pub head_only: bool,
     /// HTTP/1.1: a body of unknown length is sent in chunks. In HTTP/1.0 it ends with the connection.
     pub is_chunked: bool,
-    /// The web page that may read the answer.
+    /// The web page that may read the response.
     pub share: Option<Share>,
-    /// The value of `Date`, made once a second for all; empty for none.
+    /// The value of `Date`, formatted once a second for all responses; empty for none.
     pub date: Rc<str>,
 }
 
-/// A web page of another origin that may read an answer (Fetch, CORS protocol).
+/// A web page of another origin that may read a response (Fetch, CORS protocol).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Its origin, for `Access-Control-Allow-Origin`.
     pub origin: Box<str>,
-    /// The operator has named it, so its requests may carry credentials (`withCredentials` of EventSource).
+    /// The origin is listed by the operator, so its requests may carry credentials (`withCredentials` of EventSource).
     pub credentials: bool,
 }
 
-/// What becomes of the connection when the request is answered.
+/// Whether the connection stays open after the response, and how the client learns that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ConnectionHeader {
-    /// It waits for the next request, as HTTP/1.1 does by itself.
+    /// Open, the default of HTTP/1.1.
     #[default]
     KeepAlive,
-    /// It waits, and an HTTP/1.0 client has to be told so.
+    /// Open, with `Connection: keep-alive` for an HTTP/1.0 client.
     KeepAliveHeader,
-    /// It ends.
+    /// Closed.
     Close,
 }
 
 impl ResponseOptions {
-    /// An answer and then the end.
+    /// A response after which the connection is closed.
     pub fn last(date: Rc<str>) -> ResponseOptions {
         ResponseOptions { after: ConnectionHeader::Close, date, ..ResponseOptions::default() }
     }
 
-    /// A whole answer.
+    /// A complete response.
     pub fn respond(&self, status: u16, content_type: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
         let mut out = self.head(status, fields);
         if status != 204 {
@@ -64,12 +63,12 @@ impl ResponseOptions {
         out
     }
 
-    /// A whole answer in JSON.
+    /// A complete response in JSON.
     pub fn json(&self, status: u16, body: &str) -> Vec<u8> {
         self.respond(status, "application/json", &[("Cache-Control", "no-store")], body.as_bytes())
     }
 
-    /// The head of a response in JSON whose length is not known when it begins.
+    /// The head of a JSON response of unknown length.
     pub fn begin_json(&self) -> Vec<u8> {
         let mut fields = vec![("Cache-Control", "no-store")];
         let mut out = if self.is_chunked {
@@ -106,7 +105,7 @@ impl ResponseOptions {
     fn head(&self, status: u16, fields: &[(&str, &str)]) -> String {
         let phrase = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
         let mut out = format!("HTTP/1.1 {status} {}\r\n", phrase.unwrap_or("Error"));
-        // RFC 9110 6.6.1: a server with a clock says when it has made its answers.
+        // RFC 9110 6.6.1: an origin server with a clock sends Date.
         if !self.date.is_empty() {
             let _ = write!(out, "Date: {}\r\n", self.date);
         }
@@ -118,7 +117,7 @@ impl ResponseOptions {
             if *credentials {
                 out.push_str("Access-Control-Allow-Credentials: true\r\n");
             }
-            // A page sees few fields of an answer that it may read, and not this one by itself.
+            // Pages of other origins can read this field only if it is listed.
             out.push_str("Access-Control-Expose-Headers: Retry-After\r\n");
         }
         match self.after {
@@ -135,7 +134,7 @@ fn retry_after_seconds(retry_ms: u32) -> u32 {
     retry_ms.div_ceil(1_000).max(1)
 }
 
-/// A request that is answered with an error.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpError {
     status: u16,
@@ -145,8 +144,8 @@ pub struct HttpError {
 }
 
 impl HttpError {
-    /// A refusal with a status, a word for programs and a sentence for people. The sentence must not
-    /// hold a quote, a backslash or a control character.
+    /// An error with a status, a code for programs and a message for people. The message must not contain a quote, a
+    /// backslash or a control character.
     pub fn new(status: u16, code: &'static str, message: impl Into<String>) -> HttpError {
         HttpError { status, code, message: message.into(), fields: Vec::new() }
     }
@@ -159,7 +158,7 @@ impl HttpError {
 
     /// The response to a client that speaks plain HTTP where TLS is expected.
     pub fn tls_expected(date: Rc<str>) -> Vec<u8> {
-        let error = HttpError::new(400, "tls_expected", "this port speaks TLS: write https:// or wss://");
+        let error = HttpError::new(400, "tls_expected", "this port uses TLS: use https:// or wss://");
         error.respond(&ResponseOptions::last(date))
     }
 
@@ -175,35 +174,35 @@ impl HttpError {
         HttpError::new(431, "head_too_large", message)
     }
 
-    /// 400.
+    /// 400: the request is invalid.
     pub fn bad(message: &str) -> HttpError {
         HttpError::new(400, "bad_request", message)
     }
 
-    /// Adds a field to the answer's head.
+    /// Adds a header field.
     #[must_use]
     pub fn with(mut self, field: &'static str, value: impl Into<String>) -> HttpError {
         self.fields.push((field, value.into()));
         self
     }
 
-    /// The status of the answer.
+    /// The status code.
     pub fn status(&self) -> u16 {
         self.status
     }
 
-    /// The word for programs.
+    /// The error code for programs.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// The answer on the wire.
-    pub fn respond(&self, manner: &ResponseOptions) -> Vec<u8> {
+    /// The response bytes.
+    pub fn respond(&self, options: &ResponseOptions) -> Vec<u8> {
         let HttpError { status, code, message, fields } = self;
         let body = format!("{{\"error\":{{\"code\":\"{code}\",\"message\":\"{message}\"}}}}\n");
         let fields: Vec<(&str, &str)> =
             fields.iter().map(|(field, value)| (*field, value.as_str())).collect();
-        manner.respond(*status, "application/json", &fields, body.as_bytes())
+        options.respond(*status, "application/json", &fields, body.as_bytes())
     }
 }
 
@@ -216,30 +215,30 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_they_are() {
-        let refusal = HttpError::new(503, "full", "no room").retry_after(1_000);
-        let answer = text(refusal.respond(&ResponseOptions::last(Rc::default())));
-        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{answer}");
-        let (fields, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{answer}");
-        assert!(fields.contains("\r\nConnection: close\r\n"), "{answer}");
+    fn error_response_has_status_code_and_message() {
+        let error = HttpError::new(503, "full", "no room").retry_after(1_000);
+        let response = text(error.respond(&ResponseOptions::last(Rc::default())));
+        assert!(response.starts_with("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"), "{response}");
+        let (fields, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(fields.contains(&format!("Content-Length: {}", body.len())), "{response}");
+        assert!(fields.contains("\r\nConnection: close\r\n"), "{response}");
         assert_eq!(body, "{\"error\":{\"code\":\"full\",\"message\":\"no room\"}}\n");
     }
 
     #[test]
-    fn manners() {
+    fn options_select_the_header_fields() {
         let share = Some(Share { origin: "https://a.example".into(), credentials: true });
-        let manner = ResponseOptions { head_only: true, share, ..ResponseOptions::default() };
+        let options = ResponseOptions { head_only: true, share, ..ResponseOptions::default() };
         assert_eq!(
-            text(manner.json(200, "{}")),
+            text(options.json(200, "{}")),
             "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: https://a.example\r\n\
              Vary: Origin\r\nAccess-Control-Allow-Credentials: true\r\nAccess-Control-Expose-Headers: Retry-After\r\n\
              Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
         );
-        let manner =
+        let options =
             ResponseOptions { after: ConnectionHeader::KeepAliveHeader, ..ResponseOptions::default() };
         assert_eq!(
-            text(manner.respond(200, "text/plain", &[], b"ok\n")),
+            text(options.respond(200, "text/plain", &[], b"ok\n")),
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
         );
         let dated =

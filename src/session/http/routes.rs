@@ -1,4 +1,4 @@
-//! Path and query to what a request is about.
+//! Routing: the path of a request to a route, and its query to parameters.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use crate::access::token::is_name;
 use crate::config::Asset;
 use crate::ids::{ChannelName, Since};
 
-/// What a request is about.
+/// The route of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/ws` and `/ws/{channel}`.
@@ -43,18 +43,18 @@ pub enum Route {
     Tickets,
     /// `/v1/connections`.
     Connections,
-    /// `/healthz`: does the process answer?
+    /// `/healthz`: liveness.
     Health,
-    /// `/readyz`: does it take new clients?
+    /// `/readyz`: whether the server accepts new clients.
     Ready,
     /// `/metrics`.
     Metrics,
-    /// A file in the program.
+    /// A file embedded in the program.
     Asset(&'static Asset),
 }
 
 impl Route {
-    /// The methods that it takes, as the field `Allow` has them.
+    /// The value of `Allow`.
     pub fn methods(&self) -> &'static str {
         match self {
             Route::WebSocket { .. } => "GET, OPTIONS",
@@ -66,7 +66,7 @@ impl Route {
         }
     }
 
-    /// May pages of other origins ask for it, where the operator allows them?
+    /// Returns true if pages of other origins may send requests to it, where the operator allows them.
     pub fn is_shared(&self) -> bool {
         match self {
             Route::Publish { .. } | Route::Tickets | Route::Connections | Route::Events { .. } => true,
@@ -77,10 +77,10 @@ impl Route {
     }
 }
 
-/// Finds what a request target's path is about.
+/// Finds the route of a path.
 ///
 /// # Errors
-/// 404 where there is nothing, 400 where a part does not parse.
+/// 404 for an unknown path, 400 for an invalid channel name.
 pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, HttpError> {
     let mut parts = path.strip_prefix('/').unwrap_or(path).split('/');
     let route = match (parts.next().unwrap_or(""), parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -107,49 +107,49 @@ pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, HttpError> {
 }
 
 fn not_found() -> HttpError {
-    let message = "there is nothing here; WebSockets connect to /ws or /ws/{channel}";
+    let message = "no such path; WebSockets connect to /ws or /ws/{channel}";
     HttpError::new(404, "not_found", message)
 }
 
-/// A segment of a path as a channel's name. A '/' in it would come as %2F, and is in no name.
+/// Decodes a path segment as a channel name. A '/' would be encoded as %2F, and is not allowed in a name.
 fn channel(segment: &str) -> Result<ChannelName, HttpError> {
     let name: Cow<'_, [u8]> = percent_decode_str(segment).into();
     ChannelName::parse(&name).map_err(|why| HttpError::new(400, "bad_channel", why.to_string()))
 }
 
-/// What a request's query says. Names that are not known are somebody else's business.
+/// The parameters of a query string. Unknown names are ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// From where; `None` if that is not said.
+pub struct Parameters {
+    /// `since`: the position from which messages are sent.
     pub since: Option<Since>,
     /// The cursor that an event stream has reached, from a client that cannot send `Last-Event-ID` as a header
     /// field: polyfills of EventSource reconnect with `lastEventId`, `lastEventID` or `Last-Event-ID`.
     pub last_event_id: Option<Since>,
-    /// Does it want to hear its own messages? 1 by default.
+    /// `echo`: whether the client receives its own messages. 1 by default.
     pub echo: bool,
     /// True if the data of each event is to be the envelope of `oyez.v1`.
     pub envelope: bool,
-    /// So many at most.
+    /// `limit`: the maximum number of entries.
     pub limit: Option<usize>,
-    /// Names that begin so.
+    /// `prefix`: list the names with this prefix.
     pub prefix: Option<Box<str>>,
-    /// Names behind this one.
+    /// `after`: list the names after this one.
     pub after: Option<Box<str>>,
-    /// Whose.
+    /// `sub`: a user.
     pub sub: Option<Box<str>>,
 }
 
-/// The longest value in a query that is looked at: a channel's name, every byte of it escaped.
+/// Maximum length of a value: a channel name with every byte escaped.
 const VALUE_BYTES_MAX: usize = 3 * ChannelName::BYTES_MAX;
 
-impl Query {
-    /// Reads a query.
+impl Parameters {
+    /// Parses a query string.
     ///
     /// # Errors
-    /// 400 if a value does not parse.
-    pub fn parse(query: &str) -> Result<Query, HttpError> {
-        let bad = |message: &str| HttpError::new(400, "bad_query", message);
-        let mut read = Query::default();
+    /// 400 if a value is invalid.
+    pub fn parse(query: &str) -> Result<Parameters, HttpError> {
+        let error = |message: &str| HttpError::new(400, "bad_query", message);
+        let mut parameters = Parameters::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = if name.eq_ignore_ascii_case("last-event-id") { "lastEventId" } else { name };
@@ -161,59 +161,61 @@ impl Query {
                 continue;
             }
             if value.len() > VALUE_BYTES_MAX {
-                return Err(bad("a value of the query is too long"));
+                return Err(error("a value of the query is too long"));
             }
             let value = decode(value);
             let name_part = || {
                 let in_alphabet = ChannelName::parse(&value).is_ok() || value.is_empty();
                 let text = std::str::from_utf8(&value).ok().filter(|_| in_alphabet);
-                text.map(Box::from).ok_or_else(|| bad("prefix and after are made of A-Z a-z 0-9 _ . : -"))
+                text.map(Box::from).ok_or_else(|| error("prefix and after consist of A-Z a-z 0-9 _ . : -"))
             };
             match name {
                 "since" => {
                     let since = Since::parse(&value)
                         .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
-                    read.since = Some(since);
+                    parameters.since = Some(since);
                 }
                 // Empty before the first event, as in the header field.
                 "lastEventId" if value.is_empty() => {}
                 "lastEventId" => {
                     let cursor = Since::parse(&value)
                         .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
-                    read.last_event_id = Some(cursor);
+                    parameters.last_event_id = Some(cursor);
                 }
                 "echo" | "envelope" => {
                     let is_on = match &value[..] {
                         b"0" => false,
                         b"1" => true,
-                        _ => return Err(bad(&format!("{name} is 0 or 1"))),
+                        _ => return Err(error(&format!("{name} is 0 or 1"))),
                     };
                     if name == "echo" {
-                        read.echo = is_on;
+                        parameters.echo = is_on;
                     } else {
-                        read.envelope = is_on;
+                        parameters.envelope = is_on;
                     }
                 }
                 "limit" => {
                     let limit = std::str::from_utf8(&value).ok().and_then(|value| value.parse().ok());
                     let limit = limit.filter(|limit| (1..=LIMIT_MAX).contains(limit));
-                    read.limit = Some(limit.ok_or_else(|| bad(&format!("limit is 1 to {LIMIT_MAX}")))?);
+                    parameters.limit =
+                        Some(limit.ok_or_else(|| error(&format!("limit is 1 to {LIMIT_MAX}")))?);
                 }
-                "prefix" => read.prefix = Some(name_part()?),
+                "prefix" => parameters.prefix = Some(name_part()?),
                 "sub" => {
                     let sub = std::str::from_utf8(&value).ok().filter(|sub| is_name(sub));
-                    read.sub = Some(Box::from(sub.ok_or_else(|| bad("sub is a name as a token has it"))?));
+                    parameters.sub =
+                        Some(Box::from(sub.ok_or_else(|| error("sub must be a user name as in a token"))?));
                 }
-                _ => read.after = Some(name_part()?),
+                _ => parameters.after = Some(name_part()?),
             }
         }
-        Ok(read)
+        Ok(parameters)
     }
 }
 
-impl Default for Query {
-    fn default() -> Query {
-        Query {
+impl Default for Parameters {
+    fn default() -> Parameters {
+        Parameters {
             since: None,
             last_event_id: None,
             echo: true,
@@ -226,7 +228,7 @@ impl Default for Query {
     }
 }
 
-/// A secret of the query. It is no part of a [`Query`], which may be shown.
+/// A secret in a query string. It is not part of [`Parameters`], which may be logged.
 pub(in crate::session) fn secret<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.find(|(one, _)| *one == name).map(|(_, value)| decode(value))
@@ -244,7 +246,7 @@ fn decode(value: &str) -> Cow<'_, [u8]> {
     Cow::Owned(percent_decode_str(&spaced).collect())
 }
 
-/// The longest page: 1,000 channels are about 150 KB, and 0.3 ms of the loop's time.
+/// Maximum length of a page: 1,000 channels are about 150 KB, and 0.3 ms of the loop's time.
 pub const LIMIT_MAX: usize = 1_000;
 
 #[cfg(test)]
@@ -259,9 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn paths() {
+    fn path_is_routed_or_rejected() {
         let check = |path: &str, expected: Result<Route, u16>| {
-            let found = find(path, &[&PAGE]).map_err(|refusal| refusal.status());
+            let found = find(path, &[&PAGE]).map_err(|error| error.status());
             assert_eq!(found, expected, "{path}");
         };
         check("/ws", Ok(Route::WebSocket { channel: None }));
@@ -314,36 +316,40 @@ mod tests {
         for (text, expected) in pairs {
             assert_eq!(decode(text), expected.as_bytes(), "{text}");
         }
-        assert_eq!(Query::parse("sub=alice+smith").unwrap().sub.as_deref(), Some("alice smith"));
+        assert_eq!(Parameters::parse("sub=alice+smith").unwrap().sub.as_deref(), Some("alice smith"));
         assert_eq!(secret("x=1&ticket=a+b", "ticket").unwrap(), &b"a b"[..]);
-        assert!(Query::parse("prefix=a+b").is_err(), "no channel has a space in its name");
+        assert!(Parameters::parse("prefix=a+b").is_err(), "a channel name has no space");
     }
 
     #[test]
-    fn queries() {
-        let none = Query::default();
-        let check = |text: &str, expected: Query| assert_eq!(Query::parse(text), Ok(expected), "{text}");
+    fn query_is_parsed_or_rejected() {
+        let none = Parameters::default();
+        let check =
+            |text: &str, expected: Parameters| assert_eq!(Parameters::parse(text), Ok(expected), "{text}");
         check("", none.clone());
-        check("v=2&&echo=0&x", Query { echo: false, ..none.clone() });
+        check("v=2&&echo=0&x", Parameters { echo: false, ..none.clone() });
         check("echo=0&echo=1", none.clone());
-        check("envelope=1", Query { envelope: true, ..none.clone() });
+        check("envelope=1", Parameters { envelope: true, ..none.clone() });
         let id = MessageId { epoch: 5, seq: 6 };
-        check("since=5-6", Query { since: Some(Since::After(id)), ..none.clone() });
-        check("since=5%2D6&limit=7", Query { since: Some(Since::After(id)), limit: Some(7), ..none.clone() });
-        check("since=latest", Query { since: Some(Since::Latest), ..none.clone() });
+        check("since=5-6", Parameters { since: Some(Since::After(id)), ..none.clone() });
+        check(
+            "since=5%2D6&limit=7",
+            Parameters { since: Some(Since::After(id)), limit: Some(7), ..none.clone() },
+        );
+        check("since=latest", Parameters { since: Some(Since::Latest), ..none.clone() });
         check(
             "prefix=room.&after=room%3A7",
-            Query { prefix: Some("room.".into()), after: Some("room:7".into()), ..none },
+            Parameters { prefix: Some("room.".into()), after: Some("room:7".into()), ..none },
         );
         for name in ["lastEventId", "lastEventID", "Last-Event-ID", "last-event-id"] {
-            let read = Query::parse(&format!("{name}=5-6&since=latest")).unwrap();
+            let read = Parameters::parse(&format!("{name}=5-6&since=latest")).unwrap();
             assert_eq!(
                 (read.last_event_id, read.since),
                 (Some(Since::After(id)), Some(Since::Latest)),
                 "{name}"
             );
-            check(&format!("{name}="), Query::default());
-            assert!(Query::parse(&format!("{name}=x")).is_err());
+            check(&format!("{name}="), Parameters::default());
+            assert!(Parameters::parse(&format!("{name}=x")).is_err());
         }
         for bad in [
             "echo=no",
@@ -357,8 +363,8 @@ mod tests {
             "prefix=%00",
             "after=a/b",
         ] {
-            assert!(Query::parse(bad).is_err(), "{bad}");
+            assert!(Parameters::parse(bad).is_err(), "{bad}");
         }
-        assert!(Query::parse(&format!("since={}", "1".repeat(64 << 10))).is_err());
+        assert!(Parameters::parse(&format!("since={}", "1".repeat(64 << 10))).is_err());
     }
 }

@@ -1,14 +1,14 @@
-//! From a request to a WebSocket: RFC 6455 4.2.
+//! The server side of the WebSocket opening handshake (RFC 6455 4.2).
 //!
-//! tungstenite makes the response from a request and builds both in full first, with a table of fields
-//! each; that is most of what a handshake costs beside the kernel. Only the accept key is its work here.
+//! tungstenite builds the request and the response as full tables of header fields, which is most of a handshake's cost
+//! outside the kernel. Here only the accept key is computed by tungstenite.
 
 use tungstenite::handshake::derive_accept_key;
 
 use super::request::Request;
 use super::response::HttpError;
 
-/// What is spoken in the WebSocket's messages.
+/// The protocol of a WebSocket's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Payloads as they are.
@@ -23,11 +23,11 @@ pub(in crate::session) const PROTOCOLS: &str = "sec-websocket-protocol";
 /// The subprotocol's name (RFC 6455 1.9).
 pub const V1: &str = "oyez.v1";
 
-/// The answer that makes a WebSocket of the connection, and what is spoken then. `date` is the value of `Date`, which
-/// RFC 9110 6.6.1 leaves to the server in a 1xx: a client whose clock is wrong learns it here too.
+/// Returns the 101 response and the negotiated protocol. `date` is the value of `Date`, which RFC 9110 6.6.1 makes
+/// optional in a 1xx response: a client whose clock is wrong can detect that here too.
 ///
 /// # Errors
-/// RFC 6455 4.2.1: the request does not ask for a WebSocket, or asks in a way that is not allowed.
+/// RFC 6455 4.2.1: the request has no WebSocket upgrade, or an invalid one.
 pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), HttpError> {
     let upgrade_required = |message: &str| {
         HttpError::new(426, "upgrade_required", message)
@@ -38,26 +38,28 @@ pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), 
     // RFC 9110 7.8: Upgrade is ignored in HTTP/1.0, which nginx passes on unless configured otherwise.
     if request.minor_version == 0 && fields.lists("upgrade", "websocket") {
         return Err(upgrade_required(
-            "a WebSocket takes HTTP/1.1, and this request came in HTTP/1.0: a proxy in front has to pass it as 1.1 \
-             (nginx: proxy_http_version 1.1)",
+            "a WebSocket requires HTTP/1.1, and this request arrived as HTTP/1.0: configure the proxy in front to \
+             use 1.1 (nginx: proxy_http_version 1.1)",
         ));
     }
     if request.minor_version == 0
         || !fields.lists("upgrade", "websocket")
         || !fields.lists("connection", "upgrade")
     {
-        return Err(upgrade_required("this is a WebSocket: send Connection: Upgrade and Upgrade: websocket"));
+        return Err(upgrade_required(
+            "this is a WebSocket endpoint: send Connection: Upgrade and Upgrade: websocket",
+        ));
     }
     match fields.one("sec-websocket-version") {
         Ok(Some(b"13")) => {}
-        Ok(_) => return Err(upgrade_required("this server speaks Sec-WebSocket-Version 13 (RFC 6455)")),
-        Err(_) => return Err(HttpError::bad("Sec-WebSocket-Version comes more than once")),
+        Ok(_) => return Err(upgrade_required("Sec-WebSocket-Version must be 13 (RFC 6455)")),
+        Err(_) => return Err(HttpError::bad("Sec-WebSocket-Version is repeated")),
     }
     let key = match fields.one("sec-websocket-key") {
         Ok(Some(key)) if is_key(key) => key,
-        _ => return Err(HttpError::bad("Sec-WebSocket-Key has to come once and hold 16 bytes in base64")),
+        _ => return Err(HttpError::bad("Sec-WebSocket-Key must be sent once, with 16 bytes in base64")),
     };
-    // RFC 6455 4.2.2: of what the client offers one or none; who offers nothing we know gets none.
+    // RFC 6455 4.2.2: the server selects one of the offered subprotocols, or none if it supports none of them.
     let protocol =
         if fields.list(PROTOCOLS).any(|one| one == V1.as_bytes()) { Protocol::V1 } else { Protocol::Raw };
     let mut out = Vec::with_capacity(256);
@@ -100,19 +102,19 @@ mod tests {
         )
     }
 
-    fn judge(head: &str) -> Result<(String, Protocol), u16> {
+    fn upgrade(head: &str) -> Result<(String, Protocol), u16> {
         let limits = Limits::default();
         let mut room = FieldRoom::new(&limits);
-        let request = parse(head.as_bytes(), &mut room, &limits).map_err(|refusal| refusal.status())?;
+        let request = parse(head.as_bytes(), &mut room, &limits).map_err(|error| error.status())?;
         match accept(&request, DATE) {
             Ok((response, protocol)) => Ok((String::from_utf8(response).unwrap(), protocol)),
-            Err(refusal) => Err(refusal.status()),
+            Err(error) => Err(error.status()),
         }
     }
 
     #[test]
-    fn the_response_is_that_of_the_rfc() {
-        let (response, protocol) = judge(&head(KEY)).unwrap();
+    fn response_has_the_accept_key_of_the_rfc() {
+        let (response, protocol) = upgrade(&head(KEY)).unwrap();
         assert!(response.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{response}");
         // The example of RFC 6455 1.3.
         assert!(
@@ -128,15 +130,15 @@ mod tests {
     fn key_with_spare_bits_set_is_accepted() {
         for last in ["A", "Q", "R", "/", "9"] {
             let key = format!("AAAAAAAAAAAAAAAAAAAAA{last}==");
-            let (response, _) = judge(&head(&format!("Sec-WebSocket-Key: {key}\r\n"))).unwrap();
+            let (response, _) = upgrade(&head(&format!("Sec-WebSocket-Key: {key}\r\n"))).unwrap();
             let accept = derive_accept_key(key.as_bytes());
             assert!(response.contains(&format!("Sec-WebSocket-Accept: {accept}\r\n")), "{response}");
         }
     }
 
     #[test]
-    fn the_subprotocol_is_chosen_among_what_is_offered() {
-        let offer = |fields: &str| judge(&head(&format!("{KEY}{fields}"))).unwrap();
+    fn offered_subprotocol_is_selected() {
+        let offer = |fields: &str| upgrade(&head(&format!("{KEY}{fields}"))).unwrap();
         let (response, protocol) = offer("Sec-WebSocket-Protocol: chat, oyez.v1\r\n");
         assert_eq!(protocol, Protocol::V1);
         assert!(response.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{response}");
@@ -149,20 +151,20 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_become_one() {
+    fn valid_upgrade_request_is_accepted() {
         let two_lines = head(&format!("{KEY}Connection: keep-alive\r\nUpgrade: h2c\r\n"));
         let one_list = head(KEY)
             .replace("Upgrade: websocket", "Upgrade: WebSocket, h2c")
             .replace("Connection: Upgrade", "Connection: keep-alive, upgrade");
         for good in [two_lines, one_list, head(&format!("{KEY}Content-Length: 0\r\n"))] {
-            assert!(judge(&good).is_ok(), "{good}");
+            assert!(upgrade(&good).is_ok(), "{good}");
         }
     }
 
     #[test]
-    fn requests_that_do_not() {
+    fn invalid_upgrade_request_is_rejected() {
         let good = head(KEY);
-        let check = |head: String, expected: u16| assert_eq!(judge(&head), Err(expected), "{head}");
+        let check = |head: String, expected: u16| assert_eq!(upgrade(&head), Err(expected), "{head}");
         let without = |part: &str| {
             assert!(good.contains(part));
             good.replace(part, "")
