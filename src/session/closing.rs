@@ -2,7 +2,7 @@
 //!
 //! Each step has a deadline, so a peer that neither reads nor closes cannot keep its slot.
 //!
-//! # Why the close flag lags behind the state
+//! # Why the close flag is set later than the state
 //!
 //! A session enters `Closing` as soon as it is read, but its slot is marked as closing only in the deliver phase, when
 //! `Intent::BeginClose` is applied. Intents are applied in the order in which they were queued, so messages published

@@ -64,12 +64,11 @@ fn module_imports_only_from_lower_layers() {
 }
 
 /// Imports that close a circle today. The list must shrink to none.
-const CIRCLES: [(&str, &str); 12] = [
+const CIRCLES: [(&str, &str); 11] = [
     ("server/drain", "server/engine"),
     ("server/unicast", "server/engine"),
     ("server/pressure", "server/engine"),
     ("server/refill", "server/query"),
-    ("server/slots", "server/engine"),
     ("server/store/open", "server/store"),
     ("session/http/connection", "session/http/dispatch"),
     ("session/http/dispatch", "session"),
@@ -173,7 +172,7 @@ const BANNED: &[&str] = &[
 ];
 
 /// Files that still have banned phrases. The list must shrink to none.
-const UNREVISED: &[&str] = &["src/hub", "src/net", "src/server", "src/session"];
+const UNREVISED: &[&str] = &[];
 
 /// The texts of the project that people read: comments, literals and Markdown, with the line each starts in.
 fn prose() -> Vec<(String, usize, String)> {
