@@ -5,7 +5,7 @@
 //! the channel's last, and one number (`evicted_through`) says where they begin.
 //!
 //! Shared memory needs an owner, which for a small message that was published alone is larger than the message. So
-//! once [`COALESCED_MESSAGES`] of these are stored, they are copied into one batch.
+//! once `COALESCED_MESSAGES` of these are stored, they are copied into one batch.
 
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -1,7 +1,7 @@
 //! The changes of a hub for the history file.
 //!
 //! No second copy of the messages is kept: the hub lists the channels whose history has changed since they were last
-//! written ([`super::dirty_channels`]), and a change is encoded from the history when it is taken. So a message that is
+//! written (`dirty_channels`), and a change is encoded from the history when it is taken. So a message that is
 //! published and evicted between two writes costs nothing, and a slow disk makes nothing grow: the data that waits for
 //! it is the history itself, which has its limits.
 //!

@@ -1,5 +1,5 @@
-//! The phases of a turn that touch slots: read, flush and reap. The others are in [`super::deliver`] and
-//! [`super::expire`], and admission is in [`super::admission`].
+//! The phases of a turn that touch slots: read, flush and reap. The others are in `deliver` and
+//! `expire`, and admission is in `admission`.
 //!
 //! The engine has no poll and no listener, and is generic over the transport: the server runs it over sockets, the
 //! model test over bytes in memory, and both run the same code.
