@@ -30,8 +30,8 @@
 //! 2. [`server::engine`]: the phases that touch slots. Follow one message: `read` receives it, `deliver` queues it,
 //!    `flush` writes it.
 //! 3. [`session`]: the states of one connection, and how each of them handles bytes, EOF and an expired deadline.
-//! 4. [`session::frame_scanner`] and [`session::websocket`]: why an idle connection owns no heap memory.
-//!    `session::unfinished` holds an incomplete message.
+//! 4. [`session::frame_scanner`], [`session::websocket`] and [`session::decoder`]: why an idle connection owns no heap
+//!    memory. `session::unfinished` holds an incomplete message.
 //! 5. [`hub`]: channels, the batch of each turn, and history. [`net::outbox`]: the outbound queue of one connection.
 //!    [`hub::replay`] and [`hub::page`]: long responses in slices. [`hub::merge`]: one order over several channels.
 //! 6. [`server::slots`] and [`net::listener`]: generations, queues, and accepting when file descriptors run out.

@@ -165,16 +165,16 @@ impl PublishLoop {
     }
 
     /// Reads and discards messages of other publishers. tungstenite answers pings.
-    fn receive(&mut self) -> Received {
+    fn receive(&mut self) -> ReceiveResult {
         for _ in 0..READS_PER_TURN {
             match self.connection.read() {
-                Ok(Message::Close(frame)) => return Received { more: false, end: Some(Ok(frame)) },
+                Ok(Message::Close(frame)) => return ReceiveResult { more: false, end: Some(Ok(frame)) },
                 Ok(_) => {}
-                Err(error) if would_block(&error) => return Received { more: false, end: None },
-                Err(error) => return Received { more: false, end: Some(Err(error)) },
+                Err(error) if would_block(&error) => return ReceiveResult { more: false, end: None },
+                Err(error) => return ReceiveResult { more: false, end: Some(Err(error)) },
             }
         }
-        Received { more: true, end: None }
+        ReceiveResult { more: true, end: None }
     }
 
     /// Sends until the socket is full or no input is available. Returns true if there is more to send at once.
@@ -242,7 +242,7 @@ impl PublishLoop {
     }
 }
 
-struct Received {
+struct ReceiveResult {
     /// More messages can be read at once.
     more: bool,
     end: Option<Result<Option<CloseFrame>, Error>>,

@@ -102,8 +102,8 @@ enum SubscriberState {
     Waiting { until: Instant },
 }
 
-/// The result of reading.
-enum ReadOutcome {
+/// Why a read ended.
+enum ReadStop {
     /// No further input for now.
     Blocked,
     /// The requested number of messages has been printed.
@@ -165,9 +165,9 @@ impl SubscribeCommand {
             let read = subscriber.read(&mut output)?;
             output.out.flush()?;
             match read {
-                ReadOutcome::Blocked => {}
-                ReadOutcome::Enough => return Ok(()),
-                ReadOutcome::Lost { why, policy } => subscriber.lost(&why, &policy)?,
+                ReadStop::Blocked => {}
+                ReadStop::Enough => return Ok(()),
+                ReadStop::Lost { why, policy } => subscriber.lost(&why, &policy)?,
             }
             let timeout =
                 subscriber.waits_until().map(|until| until.saturating_duration_since(Instant::now()));
@@ -230,12 +230,11 @@ impl Subscriber {
     }
 
     /// Prints all messages that have arrived.
-    fn read(&mut self, output: &mut Output) -> Result<ReadOutcome, Failure> {
+    fn read(&mut self, output: &mut Output) -> Result<ReadStop, Failure> {
         let SubscriberState::Open { connection, .. } = &mut self.state else {
-            return Ok(ReadOutcome::Blocked);
+            return Ok(ReadStop::Blocked);
         };
-        let lost =
-            |error: Error| ReadOutcome::Lost { why: error.to_string(), policy: ReconnectPolicy::Backoff };
+        let lost = |error: Error| ReadStop::Lost { why: error.to_string(), policy: ReconnectPolicy::Backoff };
         match connection.flush() {
             Err(error) if !would_block(&error) => return Ok(lost(error)),
             _ => {}
@@ -246,16 +245,16 @@ impl Subscriber {
                     if handle_message(&text, &mut self.channels, output)? {
                         // One attempt to send the close frame; nothing depends on it.
                         let _ = connection.close(None);
-                        return Ok(ReadOutcome::Enough);
+                        return Ok(ReadStop::Enough);
                     }
                 }
                 Ok(Message::Close(frame)) => {
                     let _ = connection.flush();
                     let why = format!("closed with {}", describe_close(frame.as_ref()));
-                    return Ok(ReadOutcome::Lost { why, policy: reconnect_policy(frame.as_ref()) });
+                    return Ok(ReadStop::Lost { why, policy: reconnect_policy(frame.as_ref()) });
                 }
                 Ok(_) => {}
-                Err(error) if would_block(&error) => return Ok(ReadOutcome::Blocked),
+                Err(error) if would_block(&error) => return Ok(ReadStop::Blocked),
                 Err(error) => return Ok(lost(error)),
             }
         }

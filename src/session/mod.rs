@@ -17,6 +17,7 @@ pub mod auth_state;
 mod buffer;
 mod closing;
 mod commands;
+pub mod decoder;
 pub mod frame_scanner;
 mod heartbeat;
 pub mod http;

@@ -9,12 +9,13 @@ use bytes::Bytes;
 
 use super::auth_state::AuthState;
 use super::closing::{CloseStep, Closing};
+use super::decoder::DecodeOutcome;
 use super::frame_scanner::FrameScanner;
 use super::heartbeat::Heartbeat;
 use super::http::upgrade::Protocol;
 use super::intent::Intent;
 use super::unfinished::Unfinished;
-use super::websocket::{self, Received};
+use super::websocket;
 use super::{Due, FRAME_COST_BYTES_MIN, SessionContext, State, begin_close, commands};
 use crate::close::Reason;
 use crate::net::outbox::SlowConsumerLimits;
@@ -97,7 +98,7 @@ impl Open {
         let mut spare = Extra::default();
         let Extra { unfinished, auth } = self.extra.as_deref_mut().unwrap_or(&mut spare);
         let mut end = None;
-        let (received, frames) =
+        let (outcome, frames) =
             websocket::receive(unfinished, input, limits, now, &mut replies, |kind, payload| {
                 if end.is_some() {
                     return;
@@ -122,9 +123,9 @@ impl Open {
             self.extra = None;
         }
         let replies = Bytes::from(replies);
-        match (received, end) {
-            (Received::Open, Some(reason)) => Some(begin_close(reason, scanner, ctx)),
-            (Received::Open, None) => {
+        match (outcome, end) {
+            (DecodeOutcome::Open, Some(reason)) => Some(begin_close(reason, scanner, ctx)),
+            (DecodeOutcome::Open, None) => {
                 // Each ping gets a pong (RFC 6455 5.5.2), in order with the other replies. A peer that does not read
                 // them is not read either, so at most one turn's pongs are queued.
                 if !replies.is_empty() {
@@ -133,15 +134,15 @@ impl Open {
                 None
             }
             // An echo of its own code would confirm the message that was rejected.
-            (Received::PeerClosed, Some(reason)) => {
+            (DecodeOutcome::PeerClosed, Some(reason)) => {
                 ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
                 Some(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now))
             }
-            (Received::PeerClosed, None) => {
+            (DecodeOutcome::PeerClosed, None) => {
                 ctx.intents.push(Intent::BeginClose { close_frame: Some(replies) });
                 Some(Closing::begin(Reason::PeerClosed, CloseStep::Flushing, ctx.limits, ctx.now))
             }
-            (Received::Failed(reason), _) => {
+            (DecodeOutcome::Failed(reason), _) => {
                 if !replies.is_empty() {
                     ctx.intents.push(Intent::Send(replies));
                 }

@@ -10,8 +10,8 @@ use std::mem;
 use bytes::Bytes;
 
 use super::buffer;
+use super::decoder::{self, DecodeOutcome, too_big};
 use super::frame_scanner::{CONTINUATION, FrameScanner, FrameStep, PayloadPart, ScanStop, TEXT};
-use super::websocket::{Received, receive_whole, too_big};
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::time::LoopTime;
@@ -40,7 +40,7 @@ pub(super) enum Completion {
     /// The bytes taken end on a message boundary.
     Complete,
     /// The connection is to close.
-    Ended(Received),
+    Ended(DecodeOutcome),
 }
 
 impl Unfinished {
@@ -95,17 +95,17 @@ impl Unfinished {
                 FrameStep::Payload(part) => part,
             };
             let payload = &bytes[consumed - part.payload_bytes..];
-            let received = if part.is_control() {
+            let outcome = if part.is_control() {
                 self.take_control(&part, payload, limits, replies, on_message)
             } else {
                 self.take_data(&part, payload, limits, on_message)
             };
-            match received {
-                Received::Open if part.is_end && !self.scanner.is_in_message() => {
+            match outcome {
+                DecodeOutcome::Open if part.is_end && !self.scanner.is_in_message() => {
                     return Completion::Complete;
                 }
-                Received::Open => {}
-                received => return Completion::Ended(received),
+                DecodeOutcome::Open => {}
+                outcome => return Completion::Ended(outcome),
             }
         }
         Completion::Incomplete
@@ -117,12 +117,12 @@ impl Unfinished {
         bytes: &[u8],
         limits: &Limits,
         on_message: &mut impl FnMut(Kind, Bytes),
-    ) -> Received {
+    ) -> DecodeOutcome {
         let length = self.payload.len() + bytes.len();
         let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
         // The scanner checks each frame separately.
         if length_max > limits.message_bytes_max {
-            return Received::Failed(too_big(limits));
+            return DecodeOutcome::Failed(too_big(limits));
         }
         if part.begins && part.opcode() != CONTINUATION {
             self.is_text = part.opcode() == TEXT;
@@ -132,13 +132,13 @@ impl Unfinished {
         unmask(&mut self.payload[begin..], part.mask);
         let is_whole = part.is_end && part.is_final();
         if self.is_text && !self.is_utf8(is_whole) {
-            return Received::Failed(Reason::NotUtf8);
+            return DecodeOutcome::Failed(Reason::NotUtf8);
         }
         if is_whole {
             let kind = if self.is_text { Kind::Text } else { Kind::Binary };
             on_message(kind, mem::take(&mut self.payload).into());
         }
-        Received::Open
+        DecodeOutcome::Open
     }
 
     /// RFC 6455 8.1: a text that is not UTF-8 fails the connection; at the first byte that cannot be, as a message may be long.
@@ -158,17 +158,17 @@ impl Unfinished {
         limits: &Limits,
         replies: &mut Vec<u8>,
         on_message: &mut impl FnMut(Kind, Bytes),
-    ) -> Received {
+    ) -> DecodeOutcome {
         let begin = self.control.len();
         self.control.extend_from_slice(bytes);
         unmask(&mut self.control[begin..], part.mask);
         if !part.is_end {
-            return Received::Open;
+            return DecodeOutcome::Open;
         }
         // As it arrived, but for a mask that changes nothing. It has at most 125 bytes (RFC 6455 5.5).
         let control = mem::take(&mut self.control);
         let header = [part.first_byte, 0x80 | control.len() as u8, 0, 0, 0, 0];
-        receive_whole(
+        decoder::decode(
             [&header[..], &control].concat(),
             self.scanner.close_code(),
             limits,
@@ -191,5 +191,5 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 }
 
 fn failed(reason: Reason) -> Completion {
-    Completion::Ended(Received::Failed(reason))
+    Completion::Ended(DecodeOutcome::Failed(reason))
 }

@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 
 use oyez::close::Reason;
 use oyez::config::Limits;
+use oyez::session::decoder::DecodeOutcome;
 use oyez::session::frame_scanner::{FrameScanner, ScanStop};
-use oyez::session::websocket::{self, Received};
+use oyez::session::websocket;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 use proptest::prelude::*;
@@ -89,14 +90,14 @@ fn accepted_messages(context: &mut WebSocketContext, bytes: &[u8]) -> Vec<Messag
 }
 
 /// Messages, replies, and the end of the conversation.
-type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, Received);
+type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, DecodeOutcome);
 
 /// The messages of a session that arrives in these pieces, and the replies.
 fn receive(pieces: &[&[u8]]) -> Outcome {
     let limits = Limits { message_bytes_max: 1 << 17, ..Limits::default() };
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);
     for piece in pieces {
-        let (heard, _) = websocket::receive(
+        let (outcome, _) = websocket::receive(
             &mut unfinished,
             piece,
             &limits,
@@ -104,12 +105,12 @@ fn receive(pieces: &[&[u8]]) -> Outcome {
             &mut replies,
             |kind, payload| messages.push((kind, payload.to_vec())),
         );
-        if heard != Received::Open {
-            return (messages, replies, heard);
+        if outcome != DecodeOutcome::Open {
+            return (messages, replies, outcome);
         }
     }
     assert!(unfinished.is_none(), "the session ends on a boundary");
-    (messages, replies, Received::Open)
+    (messages, replies, DecodeOutcome::Open)
 }
 
 proptest! {
@@ -137,7 +138,7 @@ proptest! {
             })
             .collect();
         let whole = receive(&[&bytes]);
-        prop_assert!(whole.0 == expected && whole.2 == Received::Open);
+        prop_assert!(whole.0 == expected && whole.2 == DecodeOutcome::Open);
         let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
         at.sort_unstable();
         let mut rest = &bytes[..];
@@ -212,8 +213,8 @@ proptest! {
 fn unfinished_message_that_is_invalid_is_refused_early() {
     let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
     let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
-        Received::Failed(reason) => reason.as_str(),
-        heard => panic!("{heard:?}"),
+        DecodeOutcome::Failed(reason) => reason.as_str(),
+        outcome => panic!("{outcome:?}"),
     };
     let large = vec![b'x'; 1 << 16];
     // 128 KiB are the limit of all fragments together, and the third announces more.
@@ -232,12 +233,12 @@ fn unfinished_message_that_is_invalid_is_refused_early() {
 fn control_frames_within_an_unfinished_message_are_answered_at_once() {
     let ping = frames::masked(PING, b"between");
     let (first, last) = (frames::fragment(TEXT, b"one "), frames::fragment(0x80 | CONTINUATION, b"two"));
-    let (messages, replies, heard) = receive(&[&first, &ping[..3], &ping[3..], &last]);
-    assert_eq!((messages, heard), (vec![(Kind::Text, b"one two".to_vec())], Received::Open));
+    let (messages, replies, outcome) = receive(&[&first, &ping[..3], &ping[3..], &last]);
+    assert_eq!((messages, outcome), (vec![(Kind::Text, b"one two".to_vec())], DecodeOutcome::Open));
     assert_eq!(replies, [&[0x8a, 7][..], b"between"].concat());
-    let (messages, replies, heard) = receive(&[&first, &frames::close(1000, "bye")]);
-    assert_eq!((messages, heard), (vec![], Received::PeerClosed));
+    let (messages, replies, outcome) = receive(&[&first, &frames::close(1000, "bye")]);
+    assert_eq!((messages, outcome), (vec![], DecodeOutcome::PeerClosed));
     assert_eq!(replies, [&[0x88, 5, 0x03, 0xe8][..], b"bye"].concat());
     let reserved = receive(&[&first, &frames::close(1005, "")]).2;
-    assert_eq!(reserved, Received::Failed(Reason::Protocol));
+    assert_eq!(reserved, DecodeOutcome::Failed(Reason::Protocol));
 }

@@ -64,7 +64,7 @@ fn module_imports_only_from_lower_layers() {
 }
 
 /// Imports that close a circle today. The list must shrink to none.
-const CIRCLES: [(&str, &str); 11] = [
+const CIRCLES: [(&str, &str); 10] = [
     ("server/drain", "server/engine"),
     ("server/unicast", "server/engine"),
     ("server/pressure", "server/engine"),
@@ -74,7 +74,6 @@ const CIRCLES: [(&str, &str); 11] = [
     ("session/http/dispatch", "session"),
     ("session/http/dispatch", "session/open"),
     ("session/open", "session"),
-    ("session/unfinished", "session/websocket"),
     ("wire/notice", "wire"),
 ];
 
@@ -128,7 +127,7 @@ fn files_import_each_other_in_no_circle() {
 }
 
 /// Names that are still defined twice. The list must shrink to none.
-const DEFINED_TWICE: &[&str] = &["BenchCommand", "Body", "Query", "ReadOutcome", "Received", "Stage"];
+const DEFINED_TWICE: &[&str] = &["BenchCommand"];
 
 /// Structs, enums, traits and type aliases; associated types are part of their trait.
 #[test]
