@@ -606,7 +606,7 @@ mod tests {
         let _ = flush(&mut outbox, Some(10), 0);
         assert!(outbox.begin_throttling(1_200, at(9)) && !outbox.begin_throttling(1_200, at(9)));
         assert_eq!(outbox.throttles_until(), Some(at(9)));
-        assert_eq!(outbox.enqueue(&[frames(1)], 2_000), Enqueue::Queued, "it presses already");
+        assert_eq!(outbox.enqueue(&[frames(1)], 2_000), Enqueue::Queued, "it throttles already");
         outbox.stop_throttling();
         assert!(outbox.throttles_until().is_none() && !outbox.begin_throttling(1_200, at(9)));
         let _ = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));

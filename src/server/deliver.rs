@@ -246,7 +246,7 @@ impl<T: Transport> Engine<T> {
                 slots.mark_dirty(id);
                 return true;
             }
-            if slot.is_pressing() && slot.outbox.is_empty() {
+            if slot.is_throttling() && slot.outbox.is_empty() {
                 pressure.end(slot, now);
             }
             match slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max) {

@@ -12,13 +12,13 @@ use std::mem;
 
 use log::{debug, info};
 
-use super::drain::Drain;
+use super::drain_schedule::DrainSchedule;
+use super::gathered::Gathered;
 use super::log_limit::{LogLimits, LogLine};
 use super::pressure::Pressure;
 use super::shared::Shared;
 use super::slots::{ReadyQueue, Slot, Slots, is_flushed};
 use super::sweeper::Sweeper;
-use super::unicast::Gathered;
 use crate::access::rate_limiter::RateLimiter;
 use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
@@ -92,7 +92,7 @@ pub struct Engine<T> {
     /// Differs from that of other processes, also of those that wrote the same history.
     pub run: u32,
     /// `None` while the server serves.
-    pub(super) draining: Option<Drain>,
+    pub(super) draining: Option<DrainSchedule>,
     /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
     pub is_drain_announced: bool,
     /// Number of open connections that are rejected.
@@ -207,7 +207,7 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
             return 0;
         }
-        if self.pressure.is_felt() {
+        if self.pressure.is_active() {
             self.pause_raw_publisher(id, now);
         }
         let Engine { slots, scratch, shared, .. } = self;
@@ -330,7 +330,7 @@ impl<T: Transport> Engine<T> {
         }
         let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
-        if slot.is_pressing() && slot.outbox.is_empty() {
+        if slot.is_throttling() && slot.outbox.is_empty() {
             pressure.end(slot, now);
         }
         if slot.outbox.is_empty() && slot.transport.has_pending_write() {
@@ -479,10 +479,11 @@ impl<T: Transport> Engine<T> {
             }
         }
         assert_eq!(subscriptions, self.hub.subscriptions(), "every subscriber has a slot");
-        for (channel, pressers) in self.pressure.pressers() {
-            let presses = |slot: &Slot<T>| slot.is_pressing() && slot.subscriptions.find(channel).is_some();
-            let count = self.slots.iter().filter(|(_, slot)| presses(slot)).count();
-            assert_eq!(count, pressers as usize, "the number of subscribers that press on {channel:?}");
+        for (channel, subscribers) in self.pressure.throttling_subscribers() {
+            let throttles =
+                |slot: &Slot<T>| slot.is_throttling() && slot.subscriptions.find(channel).is_some();
+            let count = self.slots.iter().filter(|(_, slot)| throttles(slot)).count();
+            assert_eq!(count, subscribers as usize, "the number of subscribers that throttle {channel:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each kind has a bounded share of a turn, so that deadlines that are due together do not delay messages.
 
-use super::drain::Drain;
+use super::drain_schedule::DrainSchedule;
 use super::engine::Engine;
 use super::slots::Slot;
 use super::sweeper::Sweeper;
@@ -80,7 +80,7 @@ impl<T: Transport> Engine<T> {
         if !pings && (self.end_wait(id, now) || self.end_overdue(id, now)) {
             return true;
         }
-        if self.pressure.is_felt() {
+        if self.pressure.is_active() {
             self.expire_pressure(id, now);
         }
         if self.slots.get(id).is_some_and(Slot::is_withheld) {
@@ -124,7 +124,7 @@ impl<T: Transport> Engine<T> {
         let next = || self.sweeper.next(now).min(self.ping_sweeper.next(now));
         let slots = (!self.slots.is_empty()).then(next);
         let channels = self.hub.has_expiring_data().then(|| self.channel_sweeper.next(now));
-        let drain = self.draining.as_ref().and_then(Drain::next);
+        let drain = self.draining.as_ref().and_then(DrainSchedule::next);
         let tables = self.next_table_expiry(now);
         [slots, channels, drain, tables].into_iter().flatten().reduce(LoopTime::min)
     }

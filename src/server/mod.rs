@@ -24,7 +24,8 @@
 //!   lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
-//! - `unicast` gathers the responses to one connection, `pressure` is back pressure on publishers.
+//! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure on
+//!   publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
 //! - `admission` admits or rejects connections, `drain` closes all of them, `expire` checks deadlines with the
 //!   `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds the log lines of closed connections.
@@ -35,16 +36,20 @@
 mod admission;
 mod channel_listing;
 mod client_tables;
+mod cost;
 mod deliver;
 mod drain;
+mod drain_schedule;
 pub mod engine;
 mod expire;
 mod fair_queue;
+mod gathered;
 mod log_limit;
 pub mod memory;
 mod pressure;
 mod process;
 mod publish;
+mod publish_pause;
 mod query;
 mod refill;
 pub mod relief;

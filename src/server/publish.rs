@@ -151,8 +151,8 @@ impl<T: Transport> Engine<T> {
         *count += 1;
         let user = rights.as_ref().and_then(|grant| grant.user.clone());
         let published = self.hub.publish(channel, kind, payload, Sender { client, user }, subscription);
-        if self.pressure.is_felt() {
-            self.feel_pressure(id, channel, payload.len(), now);
+        if self.pressure.is_active() {
+            self.throttle_publisher(id, channel, payload.len(), now);
         }
         if let Some(key) = key {
             self.hub.record_key(key, kind, payload, published.id, now);

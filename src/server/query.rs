@@ -7,8 +7,8 @@ use std::rc::Rc;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::channel_listing;
+use super::cost::Cost;
 use super::engine::Engine;
-use super::refill::Cost;
 use crate::access::grant::Grant;
 use crate::access::limit::Limit;
 use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketError};

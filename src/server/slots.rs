@@ -87,7 +87,7 @@ impl SlotFlags {
     /// Catching up from the history of a channel, one slice each time its outbox is empty.
     const REPLAYING: u16 = 1 << 13;
     /// Pauses the publishers of its channels: see [`super::pressure`].
-    const PRESSING: u16 = 1 << 14;
+    const THROTTLING: u16 = 1 << 14;
     /// A paused publisher: it has published on a channel under pressure.
     const PUBLISHING_PAUSED: u16 = 1 << 15;
 
@@ -134,19 +134,19 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Returns true if it pauses the publishers of its channels.
-    pub fn is_pressing(&self) -> bool {
-        self.flags.has(SlotFlags::PRESSING)
+    pub fn is_throttling(&self) -> bool {
+        self.flags.has(SlotFlags::THROTTLING)
     }
 
-    /// Begins or stops to press. Returns true if that is a change.
-    pub(super) fn set_pressing(&mut self, is_pressing: bool) -> bool {
-        let was_pressing = self.is_pressing();
-        if is_pressing {
-            self.flags.set(SlotFlags::PRESSING);
+    /// Records whether it throttles its channels. Returns true if that is a change.
+    pub(super) fn set_throttling(&mut self, is_throttling: bool) -> bool {
+        let was_throttling = self.is_throttling();
+        if is_throttling {
+            self.flags.set(SlotFlags::THROTTLING);
         } else {
-            self.flags.clear(SlotFlags::PRESSING);
+            self.flags.clear(SlotFlags::THROTTLING);
         }
-        was_pressing != is_pressing
+        was_throttling != is_throttling
     }
 
     /// Returns true if it is a paused publisher.

@@ -11,9 +11,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde_json::value::RawValue;
 
+use super::cost::Cost;
 use super::engine::Engine;
 use super::publish::identity;
-use super::refill::Cost;
 use super::shared::Shared;
 use super::slots::Slot;
 use crate::access::authenticator::Rights;
@@ -130,8 +130,13 @@ impl<T: Transport> Engine<T> {
         if let Some(slot) = self.slots.get_mut(id) {
             if subscribed.subscription.state == SubscriptionState::CatchingUp {
                 self.pressure.end(slot, now);
-            } else if slot.is_pressing() {
-                self.pressure.press(subscribed.subscription.channel, false, &self.shared.limits, now);
+            } else if slot.is_throttling() {
+                self.pressure.begin_throttling(
+                    subscribed.subscription.channel,
+                    false,
+                    &self.shared.limits,
+                    now,
+                );
             }
             slot.subscriptions.add(subscribed.subscription);
         }
@@ -421,8 +426,8 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get_mut(id) else { return false };
         // It may be closed by now, as a slow subscriber.
         let Some(subscription) = slot.subscriptions.remove(channel) else { return false };
-        if slot.is_pressing() {
-            self.pressure.ease(channel, now);
+        if slot.is_throttling() {
+            self.pressure.end_throttling(channel, now);
         }
         let is_replaying = slot.next_replay().is_some();
         self.slots.mark_replaying(id, is_replaying);

@@ -12,7 +12,6 @@
 //! them ([`Slot::has_unsent_answers`](super::slots::Slot::has_unsent_answers)). So their size is bounded by the bytes
 //! that one turn reads from it.
 
-use std::mem;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -27,24 +26,6 @@ use crate::wire::notice::Notice;
 /// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES)
 /// around them are 3 % of that.
 const GATHERED_ANSWER_BYTES_MAX: usize = 4 << 10;
-
-/// The buffer keeps this capacity between turns: the answers to 16 KiB of the shortest publications, which one read
-/// takes.
-const GATHER_BUFFER_BYTES: usize = 64 << 10;
-
-/// The answers to one connection that are not in its outbox yet.
-#[derive(Debug, Default)]
-pub(super) struct Gathered {
-    to: Option<SlotId>,
-    frames: Vec<u8>,
-}
-
-impl Gathered {
-    /// Returns true if nothing was gathered.
-    pub(super) fn is_empty(&self) -> bool {
-        self.to.is_none()
-    }
-}
 
 impl<T: Transport> Engine<T> {
     /// Sends one notice in `oyez.v1`.
@@ -92,16 +73,7 @@ impl<T: Transport> Engine<T> {
 
     /// Queues the answers that were gathered, as one piece.
     pub(super) fn send_gathered(&mut self) {
-        let Some(id) = self.gathered.to.take() else { return };
-        let frames = if self.gathered.frames.capacity() <= GATHER_BUFFER_BYTES {
-            let frames = Bytes::copy_from_slice(&self.gathered.frames);
-            self.gathered.frames.clear();
-            frames
-        } else {
-            let mut frames = mem::take(&mut self.gathered.frames);
-            frames.shrink_to_fit();
-            frames.into()
-        };
+        let Some((id, frames)) = self.gathered.take() else { return };
         if let Some(slot) = self.slots.get_mut(id) {
             slot.outbox.queue(Rc::new(frames));
             slot.mark_answered();

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::append_text;
+use super::frame::append_text;
 use crate::config::Limits;
 use crate::ids::{Gap, MessageId};
 

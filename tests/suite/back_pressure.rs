@@ -53,7 +53,7 @@ fn publish_command(channel: &str, number: usize) -> Vec<u8> {
 }
 
 /// A subscriber that reads nothing and pauses publishers on `main` after this many messages.
-fn pressed(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
+fn stalled_subscriber(rig: &mut Rig, publisher: SlotId, messages: usize) -> SlotId {
     let slow = rig.join("/ws?echo=0");
     rig.set_behavior(slow, Behavior::Stalled);
     for number in 0..messages {
@@ -71,7 +71,7 @@ fn is_publishing_paused(rig: &Rig, id: SlotId) -> bool {
 fn raw_publisher_to_a_slow_subscriber_is_paused_until_it_caught_up() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
-    let slow = pressed(&mut rig, publisher, 3);
+    let slow = stalled_subscriber(&mut rig, publisher, 3);
     assert_eq!(numbers(&mut rig, reader), [0, 1, 2]);
     for number in 3..8 {
         rig.send_text(publisher, &message(number));
@@ -92,7 +92,7 @@ fn raw_publisher_to_a_slow_subscriber_is_paused_until_it_caught_up() {
 fn pause_over_its_limit_ends_and_the_slow_subscriber_is_closed() {
     let mut rig = Rig::new(limits());
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
-    let _slow = pressed(&mut rig, publisher, 3);
+    let _slow = stalled_subscriber(&mut rig, publisher, 3);
     for number in 3..20 {
         rig.send_text(publisher, &message(number));
     }
@@ -110,7 +110,7 @@ fn pause_over_its_limit_ends_and_the_slow_subscriber_is_closed() {
 fn publisher_with_pause_disabled_is_read_at_once() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 0, ..limits() });
     let (publisher, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
-    let _slow = pressed(&mut rig, publisher, 20);
+    let _slow = stalled_subscriber(&mut rig, publisher, 20);
     assert_eq!(numbers(&mut rig, reader).len(), 20);
     assert_eq!(rig.engine.shared.metrics.publish_pauses, 0);
 }
@@ -119,7 +119,7 @@ fn publisher_with_pause_disabled_is_read_at_once() {
 fn v1_publisher_to_a_slow_subscriber_is_acknowledged_and_paused() {
     let mut rig = Rig::new(limits());
     let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
-    let slow = pressed(&mut rig, raw, 3);
+    let slow = stalled_subscriber(&mut rig, raw, 3);
     let publisher = join_v1(&mut rig, "/ws");
     rig.send(publisher, &publish_command("main", 3));
     rig.run_until_idle();
@@ -138,7 +138,7 @@ fn v1_publisher_to_a_slow_subscriber_is_acknowledged_and_paused() {
 fn http_publisher_to_a_slow_subscriber_gets_delayed_responses_in_order() {
     let mut rig = Rig::new(limits());
     let (raw, reader) = (rig.join("/ws?echo=0"), rig.join("/ws"));
-    let slow = pressed(&mut rig, raw, 3);
+    let slow = stalled_subscriber(&mut rig, raw, 3);
     let (kept, last) = (rig.connect(Behavior::Cooperative), rig.connect(Behavior::Cooperative));
     rig.send(kept, (publish("main", "3") + &publish("main", "4")).as_bytes());
     rig.run_until_idle();
@@ -161,7 +161,7 @@ fn http_publisher_to_a_slow_subscriber_gets_delayed_responses_in_order() {
 fn delayed_response_outlives_the_close_timeout() {
     let mut rig = Rig::new(Limits { publish_pause_ms: 10_000, close_timeout_ms: 500, ..limits() });
     let raw = rig.join("/ws?echo=0");
-    let slow = pressed(&mut rig, raw, 3);
+    let slow = stalled_subscriber(&mut rig, raw, 3);
     let last = rig.connect(Behavior::Cooperative);
     rig.send(last, post("/v1/publish/main", "Connection: close\r\n", "5").as_bytes());
     rig.advance_ms(5_000);
@@ -216,7 +216,7 @@ fn subscriber_that_leaves_or_fails_resumes_its_publishers() {
 fn paused_publisher_that_resets_is_reaped() {
     let mut rig = Rig::new(limits());
     let (publisher, closing) = (rig.join("/ws?echo=0"), join_v1(&mut rig, "/ws"));
-    let slow = pressed(&mut rig, publisher, 4);
+    let slow = stalled_subscriber(&mut rig, publisher, 4);
     rig.send(closing, &publish_command("main", 4));
     rig.run_until_idle();
     rig.send(closing, &frames::close(1000, ""));
@@ -233,7 +233,7 @@ fn paused_publisher_that_resets_is_reaped() {
 fn drain_resumes_all_paused_publishers() {
     let mut rig = Rig::new(limits());
     let raw = rig.join("/ws?echo=0");
-    pressed(&mut rig, raw, 4);
+    stalled_subscriber(&mut rig, raw, 4);
     let http = rig.connect(Behavior::Cooperative);
     rig.send(http, publish("main", "4").as_bytes());
     rig.run_until_idle();
@@ -249,10 +249,10 @@ fn drain_resumes_all_paused_publishers() {
 fn subscriber_that_stays_slow_does_not_use_up_the_pause_for_later_ones() {
     let mut rig = Rig::new(limits());
     let publisher = rig.join("/ws?echo=0");
-    let first = pressed(&mut rig, publisher, 3);
+    let first = stalled_subscriber(&mut rig, publisher, 3);
     rig.advance_ms(1_500);
     assert!(!is_publishing_paused(&rig, publisher), "the time of the first is over");
-    let second = pressed(&mut rig, publisher, 3);
+    let second = stalled_subscriber(&mut rig, publisher, 3);
     rig.send_text(publisher, &message(3));
     rig.run_until_idle();
     assert!(is_publishing_paused(&rig, publisher));
@@ -425,7 +425,7 @@ fn publisher_at_full_speed_closes_none_of_a_thousand_reading_subscribers() {
 fn paused_publisher_that_is_closed_gets_its_close_frame_at_once() {
     let mut rig = Rig::new(limits());
     let publisher = rig.join("/ws?echo=0");
-    pressed(&mut rig, publisher, 4);
+    stalled_subscriber(&mut rig, publisher, 4);
     assert!(is_publishing_paused(&rig, publisher));
     let now = rig.now;
     rig.engine.close(publisher, Reason::Forbidden, now);

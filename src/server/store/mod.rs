@@ -28,7 +28,7 @@ pub use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
 use tables::LogState;
-use writer::{Thread, WriteBatch, WriteResult};
+use writer::{BATCHES_MAX, Thread, WriteBatch, WriteResult};
 
 pub use clock_snapshot::{ClockSnapshot, new_epoch};
 pub use open::{Loaded, OpenError, Opened, load};
@@ -41,9 +41,6 @@ const BATCH_BYTES: usize = 240 << 10;
 /// Maximum number of channels in a batch. A channel that is not in the cache costs a microsecond, so 512 of them take
 /// no longer than the reads of a turn.
 const BATCH_CHANGES: usize = 512;
-
-/// Maximum number of batches that the thread has not written.
-const BATCHES_MAX: usize = 4;
 
 /// Interval at which the loop checks the results of the thread.
 const LOOK_MS: u32 = 10;
@@ -91,6 +88,31 @@ enum FlushCycle {
 }
 
 impl Store {
+    /// A store that has sent nothing to its thread.
+    fn new(
+        path: PathBuf,
+        sync_ms: u32,
+        started_ms: u64,
+        batches: SyncSender<WriteBatch>,
+        results: Receiver<WriteResult>,
+        thread: Option<Thread>,
+    ) -> Store {
+        Store {
+            path,
+            sync_ms: u64::from(sync_ms),
+            started_ms,
+            batches,
+            results,
+            thread,
+            outstanding: 0,
+            cycle: FlushCycle::Idle,
+            next_cycle_ms: 0,
+            oldest_ms: 0,
+            waiting_since_ms: None,
+            is_late: false,
+        }
+    }
+
     /// Returns the time of the next call, if there is work.
     pub fn next(&self, hub: &Hub, times: LogTime) -> Option<LoopTime> {
         let wait_ms = match self.cycle {
@@ -144,7 +166,7 @@ impl Store {
     }
 
     /// There is room: the channel holds as many batches as may be outstanding. If the thread has ended, its last result
-    /// results that.
+    /// reports that.
     fn send(&mut self, batch: WriteBatch) -> bool {
         let is_sent = self.batches.try_send(batch).is_ok();
         self.outstanding += 1;
@@ -285,20 +307,7 @@ mod tests {
             let (sender, results) = channel();
             let mut hub = Hub::new(&Limits::default(), 1);
             hub.begin_tracking_changes();
-            let store = Store {
-                path: PathBuf::from("nowhere"),
-                sync_ms: 1_000,
-                started_ms: 0,
-                batches,
-                results,
-                thread: None,
-                outstanding: 0,
-                cycle: FlushCycle::Idle,
-                next_cycle_ms: 0,
-                oldest_ms: 0,
-                waiting_since_ms: None,
-                is_late: false,
-            };
+            let store = Store::new(PathBuf::from("nowhere"), 1_000, 0, batches, results, None);
             Rig { store, hub, metrics: Metrics::default(), disk, results: sender }
         }
 

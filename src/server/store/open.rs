@@ -14,7 +14,8 @@ use signal_hook::consts::SIGXFSZ;
 
 use super::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
 use super::tables::{LogState, Problem, Tables};
-use super::{BATCHES_MAX, FlushCycle, LogTime, Store, writer};
+use super::writer::{self, BATCHES_MAX};
+use super::{LogTime, Store};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
 use crate::hub::persist::LogHead;
@@ -152,20 +153,7 @@ impl Loaded {
         let (sent, results) = mpsc::channel();
         let thread = writer::start(path.clone(), identity, tables, received, sent)
             .map_err(|error| fail(Problem::Io(error)))?;
-        let store = Store {
-            path,
-            sync_ms: u64::from(sync_ms),
-            started_ms,
-            batches,
-            results,
-            thread: Some(thread),
-            outstanding: 0,
-            cycle: FlushCycle::Idle,
-            next_cycle_ms: 0,
-            oldest_ms: 0,
-            waiting_since_ms: None,
-            is_late: false,
-        };
+        let store = Store::new(path, sync_ms, started_ms, batches, results, Some(thread));
         Ok(Opened { store, hub, clients })
     }
 }

@@ -14,6 +14,9 @@ use log::error;
 use super::tables::{LogState, Tables};
 use crate::hub::change::Change;
 
+/// Maximum number of batches that the thread has not written.
+pub(super) const BATCHES_MAX: usize = 4;
+
 /// Maximum of unsynced bytes, after which a sync is forced; a slow disk writes as much in a second.
 const UNSYNCED_MAX: usize = 8 << 20;
 

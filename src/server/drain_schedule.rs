@@ -1,0 +1,58 @@
+//! The schedule of a drain: which connection closes when, and over which time the reconnects are spread.
+
+use std::collections::VecDeque;
+
+use crate::config::Limits;
+use crate::ids::SlotId;
+use crate::time::LoopTime;
+
+/// The reconnects of few clients are spread over this time.
+const SPREAD_MS_MIN: u32 = 300;
+
+/// A drain that has begun.
+#[derive(Debug)]
+pub(super) struct DrainSchedule {
+    /// When a client that is refused meanwhile is to reconnect.
+    pub(super) retry_ms: u32,
+    /// Connections that are yet to be closed, in the order of their times.
+    waiting: VecDeque<(LoopTime, SlotId)>,
+}
+
+impl DrainSchedule {
+    /// A schedule of closes in the order of their times.
+    pub(super) fn new(retry_ms: u32, waiting: Vec<(LoopTime, SlotId)>) -> DrainSchedule {
+        DrainSchedule { retry_ms, waiting: waiting.into() }
+    }
+
+    /// When the next connection is to be closed.
+    pub(super) fn next(&self) -> Option<LoopTime> {
+        self.waiting.front().map(|&(at, _)| at)
+    }
+
+    /// Takes the next connection that is due, if there is one.
+    pub(super) fn pop_due(&mut self, now: LoopTime) -> Option<SlotId> {
+        self.next().filter(|at| at.is_due(now))?;
+        self.waiting.pop_front().map(|(_, id)| id)
+    }
+}
+
+/// The time over which this many reconnects are spread.
+pub(super) fn spread_ms(clients: usize, limits: &Limits) -> u32 {
+    let needed_ms = clients as u64 * 1_000 / u64::from(limits.reconnects_per_second.max(1));
+    needed_ms.clamp(u64::from(SPREAD_MS_MIN), u64::from(limits.drain_ms.max(SPREAD_MS_MIN))) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spread_of_more_clients_is_longer_within_bounds() {
+        let limits = Limits { reconnects_per_second: 1_000, drain_ms: 30_000, ..Limits::default() };
+        let spread = |clients| spread_ms(clients, &limits);
+        assert_eq!(
+            [0, 1, 300, 1_000, 10_000, 30_000, 1_000_000].map(spread),
+            [300, 300, 300, 1_000, 10_000, 30_000, 30_000]
+        );
+    }
+}
