@@ -18,9 +18,9 @@ use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::metrics::exposition::{self, Levels};
 use crate::net::transport::Transport;
-use crate::session::http::query::{Listing, Query, QueryProgress};
+use crate::session::http::query::{Listing, PendingQuery, QueryProgress};
 use crate::session::http::response::{HttpError, ResponseOptions};
-use crate::session::intent::Question;
+use crate::session::intent::Query;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::chunk::{self, LAST_CHUNK};
@@ -44,22 +44,22 @@ impl<T: Transport> Engine<T> {
     /// Messages that were published before the query are part of the response: a client that has read the response to
     /// its publication finds the message in the history.
     pub(super) fn respond(&mut self, id: SlotId, cache: &mut TurnCache, now: LoopTime) -> Cost {
-        let Some(mut query) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
+        let Some(mut pending) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
             return Cost::NONE;
         };
-        let is_new = !query.progress.has_begun();
-        if is_new && let Some(refusal) = self.reject_query(&query.question) {
-            self.shared.metrics.reject(refusal.code());
-            self.answer(id, refusal.http().respond(&query.options).into(), now);
+        let is_new = !pending.progress.has_begun();
+        if is_new && let Some(rejection) = self.reject_query(&pending.query) {
+            self.shared.metrics.reject(rejection.code());
+            self.answer(id, rejection.http().respond(&pending.options).into(), now);
             return Cost::SLICE;
         }
-        if is_new && let Some((response, cost)) = self.respond_whole(id, &query, cache, now) {
+        if is_new && let Some((response, cost)) = self.respond_whole(id, &pending, cache, now) {
             self.answer(id, response.into(), now);
             return cost;
         }
-        let (body, work, is_over) = self.slice(&mut query, now);
+        let (body, work, is_over) = self.slice(&mut pending, now);
         let cost = Cost::of(work, body.len());
-        let Query { options, .. } = &*query;
+        let PendingQuery { options, .. } = &*pending;
         if is_new && is_over {
             let response = options.respond(200, "application/json", &[("Cache-Control", "no-store")], &body);
             self.answer(id, response.into(), now);
@@ -91,22 +91,22 @@ impl<T: Transport> Engine<T> {
         } else {
             self.enqueue(id, Rc::new(out.into()));
             if let Some(slot) = self.slots.get_mut(id) {
-                slot.state.put_back_query(query);
+                slot.state.put_back_query(pending);
             }
         }
         cost
     }
 
-    /// Returns the error for a query that arrives now, if the server is to refuse it. The only place where a query is
-    /// refused because of the state of the server.
-    fn reject_query(&self, question: &Question) -> Option<Rejection> {
-        match question {
+    /// Returns the error for a query that arrives now, if the server is to reject it. The only place where a query is
+    /// rejected because of the state of the server.
+    fn reject_query(&self, query: &Query) -> Option<Rejection> {
+        match query {
             // Health checks and metrics are served until the end.
-            Question::Metrics => None,
-            Question::Ready if self.is_drain_announced => {
+            Query::Metrics => None,
+            Query::Ready if self.is_drain_announced => {
                 Some(Rejection::Draining { retry_ms: self.shared.limits.drain_delay_ms })
             }
-            Question::Channels { .. } | Question::History { .. }
+            Query::Channels { .. } | Query::History { .. }
                 if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) =>
             {
                 Some(Rejection::LowMemory)
@@ -119,14 +119,14 @@ impl<T: Transport> Engine<T> {
     fn respond_whole(
         &mut self,
         id: SlotId,
-        query: &Query,
+        pending: &PendingQuery,
         cache: &mut TurnCache,
         now: LoopTime,
     ) -> Option<(Vec<u8>, Cost)> {
-        let Query { question, options, .. } = query;
+        let PendingQuery { query, options, .. } = pending;
         let no_store = [("Cache-Control", "no-store")];
-        let response = match question {
-            Question::Metrics => {
+        let response = match query {
+            Query::Metrics => {
                 let is_first = cache.metrics.is_none();
                 let text = cache
                     .metrics
@@ -138,38 +138,38 @@ impl<T: Transport> Engine<T> {
                 }
                 return Some((response, cost));
             }
-            Question::Ready => options.respond(200, "text/plain", &no_store, b"ready\n"),
-            Question::Ticket { grant, client } => {
+            Query::Ready => options.respond(200, "text/plain", &no_store, b"ready\n"),
+            Query::Ticket { grant, client } => {
                 let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip()));
                 self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), options, now)
             }
-            Question::Channel { channel } => {
+            Query::Channel { channel } => {
                 let body = channel_listing::channel(&self.hub, channel.as_str());
                 options.respond(200, "application/json", &no_store, &body)
             }
-            Question::Channels { .. } | Question::History { .. } => return None,
+            Query::Channels { .. } | Query::History { .. } => return None,
         };
         Some((response, Cost::SLICE))
     }
 
     /// The next slice of a listing or of a page, its cost, and true if it is the last.
-    fn slice(&mut self, query: &mut Query, now: LoopTime) -> (Vec<u8>, Work, bool) {
-        let Query { question, progress, .. } = query;
+    fn slice(&mut self, pending: &mut PendingQuery, now: LoopTime) -> (Vec<u8>, Work, bool) {
+        let PendingQuery { query, progress, .. } = pending;
         if !progress.has_begun() {
-            *progress = match question {
-                Question::History { channel, since, limit } => {
+            *progress = match query {
+                Query::History { channel, since, limit } => {
                     QueryProgress::Page(self.hub.page(channel.as_str(), *since, *limit, now))
                 }
-                Question::Channels { after, limit, .. } => {
+                Query::Channels { after, limit, .. } => {
                     QueryProgress::Listing(Listing::new(after.take(), *limit))
                 }
                 _ => QueryProgress::Pending,
             };
         }
         let mut body = Vec::with_capacity(SLICE_BYTES);
-        let (work, is_over) = match (progress, question) {
+        let (work, is_over) = match (progress, query) {
             (QueryProgress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
-            (QueryProgress::Listing(listing), Question::Channels { prefix, rights, .. }) => {
+            (QueryProgress::Listing(listing), Query::Channels { prefix, rights, .. }) => {
                 let visible = &self.shared.authenticator.grant(rights).subscribe;
                 channel_listing::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
             }
@@ -213,9 +213,9 @@ impl<T: Transport> Engine<T> {
     ) -> Vec<u8> {
         let mut random = [0; TICKET_BYTES];
         if SystemRandom::new().fill(&mut random).is_err() {
-            let refusal = HttpError::new(500, "internal", "the system returned no random bytes");
-            self.shared.metrics.reject(refusal.code());
-            return refusal.respond(options);
+            let error = HttpError::new(500, "internal", "the system returned no random bytes");
+            self.shared.metrics.reject(error.code());
+            return error.respond(options);
         }
         match self.shared.authenticator.tickets.issue(random, grant, address, now) {
             Ok(ticket) => {
@@ -223,7 +223,7 @@ impl<T: Transport> Engine<T> {
                 options.json(200, &body)
             }
             Err(no) => {
-                let refusal = match no {
+                let error = match no {
                     TicketError::TableFull { retry_ms } => {
                         let message = "the table of unused tickets is full";
                         HttpError::new(503, "tickets_out", message).retry_after(retry_ms)
@@ -234,8 +234,8 @@ impl<T: Transport> Engine<T> {
                         HttpError::new(429, "too_many_tickets", message).retry_after(retry_ms)
                     }
                 };
-                self.shared.metrics.reject(refusal.code());
-                refusal.respond(options)
+                self.shared.metrics.reject(error.code());
+                error.respond(options)
             }
         }
     }

@@ -127,9 +127,9 @@ impl Receipt {
     }
 }
 
-/// A resource that the server responds with.
+/// A resource that an HTTP client requests, and that only the server can respond with.
 #[derive(Debug)]
-pub enum Question {
+pub enum Query {
     /// Readiness: whether the server accepts new clients.
     Ready,
     /// The metrics.

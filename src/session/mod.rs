@@ -47,7 +47,7 @@ use auth_state::AuthState;
 use closing::CloseStep;
 use frame_scanner::FrameScanner;
 use heartbeat::Heartbeat;
-use http::query::Query;
+use http::query::PendingQuery;
 use http::response::{HttpError, ResponseOptions};
 use intent::Intent;
 use rejection::Rejection;
@@ -267,7 +267,7 @@ impl State {
     }
 
     /// Takes the query of [`State::has_query`], to encode some of its response.
-    pub fn take_query(&mut self) -> Option<Box<Query>> {
+    pub fn take_query(&mut self) -> Option<Box<PendingQuery>> {
         match self {
             State::Responding(responding) if responding.has_query() => responding.query.take(),
             _ => None,
@@ -275,7 +275,7 @@ impl State {
     }
 
     /// Gives a query back whose response is not complete.
-    pub fn put_back_query(&mut self, query: Box<Query>) {
+    pub fn put_back_query(&mut self, query: Box<PendingQuery>) {
         if let State::Responding(responding) = self {
             responding.query = Some(query);
         }

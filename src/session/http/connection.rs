@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::chunked::{BadChunk, ChunkDecoder};
 use super::dispatch::{reject_connection, serve};
-use super::query::{Query, QueryProgress};
+use super::query::{PendingQuery, QueryProgress};
 use super::request::{self, HeadEnd};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use crate::access::authenticator::Rights;
@@ -20,7 +20,7 @@ use crate::config::Limits;
 use crate::ids::ChannelName;
 use crate::session::buffer;
 use crate::session::closing::{CloseStep, Closing};
-use crate::session::intent::{Intent, Question, Receipt};
+use crate::session::intent::{Intent, Query, Receipt};
 use crate::session::{SessionContext, State};
 use crate::time::LoopTime;
 use crate::wire::Kind;
@@ -89,7 +89,7 @@ pub struct Responding {
     pending_responses: u32,
     then: AfterResponses,
     /// A query, until its response is complete. It is the last request: those before it were publish requests.
-    pub(in crate::session) query: Option<Box<Query>>,
+    pub(in crate::session) query: Option<Box<PendingQuery>>,
 }
 
 /// The connection's state after the last pending response.
@@ -458,7 +458,7 @@ pub(in crate::session) fn await_response(
 }
 
 fn wait_for(
-    query: Option<Box<Query>>,
+    query: Option<Box<PendingQuery>>,
     after: ConnectionHeader,
     reason: Reason,
     unread: &[u8],
@@ -502,7 +502,7 @@ pub(in crate::session) fn reject(
 }
 
 pub(in crate::session) fn query_server(
-    question: Question,
+    query: Query,
     options: ResponseOptions,
     unread: &[u8],
     pending_responses: u32,
@@ -510,7 +510,7 @@ pub(in crate::session) fn query_server(
 ) -> Outcome {
     let after = options.after;
     ctx.intents.push(Intent::Query);
-    let query = Query { question, options, progress: QueryProgress::Pending };
+    let query = PendingQuery { query, options, progress: QueryProgress::Pending };
     wait_for(Some(Box::new(query)), after, Reason::Served, unread, pending_responses)
 }
 

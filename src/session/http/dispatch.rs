@@ -27,7 +27,7 @@ use crate::session::REQUEST_COST_BYTES;
 use crate::session::auth_state::{self, AuthState, CredentialSources};
 use crate::session::frame_scanner::FrameScanner;
 use crate::session::heartbeat::Heartbeat;
-use crate::session::intent::{Intent, Question};
+use crate::session::intent::{Intent, Query};
 use crate::session::rejection::Rejection;
 use crate::session::{Open, SessionContext, State, Streaming};
 use crate::wire::chunk::LAST_CHUNK;
@@ -159,26 +159,26 @@ fn dispatch(
         }
         Route::Channels => {
             let Parameters { prefix, after, limit, .. } = query;
-            let question = Question::Channels {
+            let listing = Query::Channels {
                 prefix: prefix.unwrap_or_default(),
                 after,
                 limit: limit.unwrap_or(LIMIT_MAX),
                 rights,
             };
-            query_server(question, options, unread, pending_responses, ctx)
+            query_server(listing, options, unread, pending_responses, ctx)
         }
         Route::Channel { channel } => {
-            query_server(Question::Channel { channel }, options, unread, pending_responses, ctx)
+            query_server(Query::Channel { channel }, options, unread, pending_responses, ctx)
         }
         Route::History { channel } => {
             let since = query.since.unwrap_or(Since::Earliest);
             let limit = query.limit.unwrap_or(LIMIT_MAX);
-            query_server(Question::History { channel, since, limit }, options, unread, pending_responses, ctx)
+            query_server(Query::History { channel, since, limit }, options, unread, pending_responses, ctx)
         }
         Route::Tickets => {
             let grant = rights.unwrap_or_else(|| ctx.authenticator.anonymous.clone());
             let client = client_of(request, ctx);
-            query_server(Question::Ticket { grant, client }, options, unread, pending_responses, ctx)
+            query_server(Query::Ticket { grant, client }, options, unread, pending_responses, ctx)
         }
         Route::Connections => {
             let Some(sub) = query.sub else {
@@ -189,8 +189,8 @@ fn dispatch(
             ctx.intents.push(Intent::DisconnectUser { sub, options });
             await_response(after, Reason::Served, unread, pending_responses)
         }
-        Route::Ready => query_server(Question::Ready, options, unread, pending_responses, ctx),
-        Route::Metrics => query_server(Question::Metrics, options, unread, pending_responses, ctx),
+        Route::Ready => query_server(Query::Ready, options, unread, pending_responses, ctx),
+        Route::Metrics => query_server(Query::Metrics, options, unread, pending_responses, ctx),
         Route::Health => {
             let response = options.respond(200, "text/plain", &[("Cache-Control", "no-store")], b"ok\n");
             respond(response, &options, unread, pending_responses, ctx)

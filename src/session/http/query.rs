@@ -5,13 +5,13 @@
 
 use super::response::ResponseOptions;
 use crate::hub::page::Page;
-use crate::session::intent::Question;
+use crate::session::intent::Query;
 
 /// A query whose response is not complete.
 #[derive(Debug)]
-pub struct Query {
+pub struct PendingQuery {
     /// The requested resource.
-    pub question: Question,
+    pub query: Query,
     /// How the response is framed.
     pub options: ResponseOptions,
     /// The progress of the response.
