@@ -7,8 +7,9 @@ use oyez::access::keys::SigningKey;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
-use crate::support::auth_server::{Folder, OTHER_SECRET, SECRET, bearer, claims, unix_now};
+use crate::support::auth_server::{OTHER_SECRET, SECRET, bearer, claims, unix_now};
 use crate::support::client::Client;
+use crate::support::folder::Folder;
 use crate::support::http::post;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::tokens::{base64url, unsigned};

@@ -347,7 +347,7 @@ fn invalid_token_is_rejected_on_every_transport() {
 /// The algorithm belongs to the key, and a public key is not a secret.
 #[test]
 fn public_key_used_as_secret_is_rejected() {
-    let folder = crate::support::auth_server::Folder::new();
+    let folder = crate::support::folder::Folder::new();
     let public = folder.file("public.pem", key_files::RSA_PUBLIC);
     let command = oyez(&["serve", "--listen", "127.0.0.1:0", "--jwt-public-key", &public]);
     let server = Server::start_command(command);

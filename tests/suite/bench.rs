@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::folder::Folder;
 use crate::support::frames::{TEXT, header};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::tls::Terminator;
@@ -26,19 +27,13 @@ struct Run {
     stderr: String,
 }
 
-/// A file for one test.
-fn file(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("oyez-bench-{}-{name}", std::process::id()))
-}
-
 /// Runs a scenario to its end.
-fn bench(name: &str, arguments: &[&str]) -> Run {
-    let path = file(&format!("{name}.json"));
-    let _ = fs::remove_file(&path);
+fn bench(arguments: &[&str]) -> Run {
+    let folder = Folder::new();
+    let path = folder.join("report.json");
     let output =
         oyez(&[&["bench"], arguments, &["--json", path.to_str().unwrap()]].concat()).output().unwrap();
     let json = fs::read(&path).map_or(Value::Null, |text| serde_json::from_slice(&text).unwrap());
-    let _ = fs::remove_file(&path);
     Run {
         code: output.status.code().unwrap(),
         json,
@@ -70,8 +65,7 @@ impl Run {
 
 #[test]
 fn closed_loop_delivers_every_message() {
-    let run =
-        bench("closed", &["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
+    let run = bench(&["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
     run.all_in_order();
     assert_eq!(run.number("/connections/opened"), 50.0);
     assert_eq!(run.number("/connections/refused"), 0.0);
@@ -89,28 +83,25 @@ fn closed_loop_delivers_every_message() {
 
 #[test]
 fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
-    let run = bench(
-        "open",
-        &[
-            "fanout",
-            "--connections",
-            "30",
-            "--channels",
-            "3",
-            "--publishers",
-            "6",
-            "--publishers-apart",
-            "--rate",
-            "300",
-            "--warmup",
-            "0",
-            "--duration",
-            "1",
-            "--payload",
-            "1000",
-            "--binary",
-        ],
-    )
+    let run = bench(&[
+        "fanout",
+        "--connections",
+        "30",
+        "--channels",
+        "3",
+        "--publishers",
+        "6",
+        "--publishers-apart",
+        "--rate",
+        "300",
+        "--warmup",
+        "0",
+        "--duration",
+        "1",
+        "--payload",
+        "1000",
+        "--binary",
+    ])
     .succeeded();
     run.all_in_order();
     let sent = run.number("/traffic/sent");
@@ -123,7 +114,7 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
 
 #[test]
 fn idle_run_holds_connections_and_measures_memory() {
-    let run = bench("idle", &["idle", "--connections", "200", "--hold", "0.3", "--ramp", "0.2"]).succeeded();
+    let run = bench(&["idle", "--connections", "200", "--hold", "0.3", "--ramp", "0.2"]).succeeded();
     assert_eq!(run.number("/connections/opened"), 200.0);
     let points = run.json["memory"]["points"].as_array().unwrap();
     let connections: Vec<u64> = points.iter().map(|at| at["connections"].as_u64().unwrap()).collect();
@@ -137,24 +128,21 @@ fn idle_run_holds_connections_and_measures_memory() {
 
 #[test]
 fn churn_run_connects_and_disconnects_clients() {
-    let run = bench(
+    let run = bench(&[
         "churn",
-        &[
-            "churn",
-            "--connections",
-            "20",
-            "--arrivals",
-            "50",
-            "--stay",
-            "0.2",
-            "--rate",
-            "50",
-            "--duration",
-            "1",
-            "--warmup",
-            "0.1",
-        ],
-    )
+        "--connections",
+        "20",
+        "--arrivals",
+        "50",
+        "--stay",
+        "0.2",
+        "--rate",
+        "50",
+        "--duration",
+        "1",
+        "--warmup",
+        "0.1",
+    ])
     .succeeded();
     run.all_in_order();
     assert!((1.0..=50.0).contains(&run.number("/guests/attempted")), "{}", run.stdout);
@@ -164,7 +152,7 @@ fn churn_run_connects_and_disconnects_clients() {
 
 #[test]
 fn reconnect_storm_brings_every_client_back() {
-    let run = bench("storm", &["storm", "--connections", "300", "--within", "60"]).succeeded();
+    let run = bench(&["storm", "--connections", "300", "--within", "60"]).succeeded();
     assert_eq!(run.number("/storm/dropped"), 300.0);
     assert_eq!(run.number("/storm/returned"), 300.0);
     assert!(run.number("/storm/seconds_to_95_percent") <= run.number("/storm/seconds_to_100_percent"));
@@ -172,29 +160,26 @@ fn reconnect_storm_brings_every_client_back() {
 
 #[test]
 fn stalled_subscribers_are_reported_and_others_lose_nothing() {
-    let run = bench(
+    let run = bench(&[
         "slow",
-        &[
-            "slow",
-            "--connections",
-            "20",
-            "--stalled",
-            "3",
-            // Until they stall, subscribers with receive buffers of 4 KiB have to keep up with the rate on any
-            // machine.
-            "--rate",
-            "100",
-            "--payload",
-            "4000",
-            "--duration",
-            "8",
-            "--warmup",
-            "0.1",
-            "--server-args",
-            // By bytes, which do not depend on how long the load generator waits for a processor.
-            "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB",
-        ],
-    )
+        "--connections",
+        "20",
+        "--stalled",
+        "3",
+        // Until they stall, subscribers with receive buffers of 4 KiB have to keep up with the rate on any
+        // machine.
+        "--rate",
+        "100",
+        "--payload",
+        "4000",
+        "--duration",
+        "8",
+        "--warmup",
+        "0.1",
+        "--server-args",
+        // By bytes, which do not depend on how long the load generator waits for a processor.
+        "--slow-timeout-ms 60000 --outbox-bytes-max 1MiB --body-bytes-max 64KiB",
+    ])
     .succeeded();
     run.all_in_order();
     assert_eq!(run.number("/stalled/members"), 3.0);
@@ -207,7 +192,7 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
 fn failed_assertion_sets_the_exit_status() {
     let short = ["idle", "--connections", "5", "--hold", "0.1", "--assert"];
     let check = |list: &str, code: i32, says: &str| {
-        let run = bench("assert", &[&short[..], &[list]].concat());
+        let run = bench(&[&short[..], &[list]].concat());
         assert_eq!(run.code, code, "{}{}", run.stdout, run.stderr);
         assert!(run.stderr.lines().last().unwrap_or_default().contains(says), "{}", run.stderr);
     };
@@ -221,7 +206,7 @@ fn failed_assertion_sets_the_exit_status() {
 #[test]
 fn closed_port_is_reported_and_fails() {
     let port = free_port();
-    let run = bench("dead", &["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
+    let run = bench(&["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
     assert_eq!(run.code, 1);
     assert!(run.stderr.ends_with("oyez: no connection was opened\n"), "{}", run.stderr);
     assert_eq!(run.number("/connections/refused"), 10.0);
@@ -234,13 +219,12 @@ fn response_of_another_server_is_reported_by_its_status() {
     let server = Server::start(&["--connections-max", "4"]);
     let pid = server.pid().to_string();
     let url = format!("{}/ws/{{channel}}", server.url());
-    let run = bench("full", &["idle", "--url", &url, "--pid", &pid, "--connections", "10", "--hold", "0.1"])
-        .succeeded();
+    let run =
+        bench(&["idle", "--url", &url, "--pid", &pid, "--connections", "10", "--hold", "0.1"]).succeeded();
     assert_eq!(run.number("/connections/opened"), 4.0);
     let refused = &run.json["connections"]["refused_by"][0];
     assert_eq!((&refused["phase"], &refused["cause"]), (&"handshake".into(), &"HTTP 503".into()));
-    let run =
-        bench("nothing", &["idle", "--url", &format!("{}/nothing", server.url()), "--connections", "2"]);
+    let run = bench(&["idle", "--url", &format!("{}/nothing", server.url()), "--connections", "2"]);
     assert_eq!(run.code, 1);
     assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "HTTP 404");
 }
@@ -260,13 +244,13 @@ fn connections_use_source_addresses_in_rotation() {
         peers
     });
     let sources = ["--source-ip", "127.0.0.2", "--source-ip", "127.0.0.3"];
-    let run = bench("sources", &[&["idle", "--url", &url, "--connections", "6"], &sources[..]].concat());
+    let run = bench(&[&["idle", "--url", &url, "--connections", "6"], &sources[..]].concat());
     assert_eq!(run.number("/connections/attempted"), 6.0);
     assert_eq!(
         peers.join().unwrap().join(" "),
         "127.0.0.2 127.0.0.2 127.0.0.2 127.0.0.3 127.0.0.3 127.0.0.3"
     );
-    let run = bench("sources", &["idle", "--url", &url, "--connections", "6", "--source-ip", "192.0.2.1"]);
+    let run = bench(&["idle", "--url", &url, "--connections", "6", "--source-ip", "192.0.2.1"]);
     assert_eq!((run.code, run.number("/connections/opened")), (1, 0.0), "{}", run.stderr);
     assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "EADDRNOTAVAIL");
     let why = run.json["invalid"].to_string();
@@ -275,7 +259,7 @@ fn connections_use_source_addresses_in_rotation() {
 
 #[test]
 fn progress_without_a_terminal_is_one_line_per_stage() {
-    let run = bench("lines", &["fanout", "--connections", "5", "--warmup", "1", "--duration", "1"]);
+    let run = bench(&["fanout", "--connections", "5", "--warmup", "1", "--duration", "1"]);
     let words: Vec<&str> = run
         .stderr
         .lines()
@@ -289,7 +273,8 @@ fn progress_without_a_terminal_is_one_line_per_stage() {
 /// A load generator that is stopped a third of the time publishes late, which is not the server's fault.
 #[test]
 fn run_limited_by_the_load_generator_is_marked_invalid() {
-    let path = file("stopped.json");
+    let folder = Folder::new();
+    let path = folder.join("report.json");
     let flags =
         ["--connections", "5", "--rate", "100", "--warmup", "0", "--duration", "2", "--assert", "invalid=0"];
     let mut child = oyez(&[&["bench", "fanout"], &flags[..], &["--json", path.to_str().unwrap()]].concat())
@@ -314,13 +299,12 @@ fn run_limited_by_the_load_generator_is_marked_invalid() {
     let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let why = report["invalid"].to_string();
     assert!(why.contains("messages were sent up to"), "{why}");
-    let _ = fs::remove_file(&path);
 }
 
 #[test]
 fn usage_error_is_one_line() {
     let check = |arguments: &[&str], says: &str| {
-        let run = bench("usage", arguments);
+        let run = bench(arguments);
         assert_eq!(run.code, 2, "{}", run.stderr);
         assert!(run.stderr.contains(says) && run.stderr.lines().count() == 1, "{}", run.stderr);
     };
@@ -344,7 +328,7 @@ fn run_whose_subscribers_all_disconnect_ends_and_fails() {
     let args = ["fanout", "--connections", "5", "--payload", "4000", "--duration", "600"];
     let flags = ["--server-args", "--message-bytes-max 1000"];
     let start = Instant::now();
-    let run = bench("cut", &[&args[..], &["--publishers", "5"], &flags].concat());
+    let run = bench(&[&args[..], &["--publishers", "5"], &flags].concat());
     assert_eq!(run.code, 1, "{}", run.stdout);
     assert!(run.stderr.contains("no connection was open at the end"), "{}", run.stderr);
     assert!(start.elapsed() < Duration::from_secs(300));
@@ -354,8 +338,9 @@ fn run_whose_subscribers_all_disconnect_ends_and_fails() {
 
 #[test]
 fn plot_of_several_runs_is_one_page() {
-    let runs = [file("one.json"), file("two & <three>.json")];
-    let page = file("page.html");
+    let folder = Folder::new();
+    let runs = [folder.join("one.json"), folder.join("two & <three>.json")];
+    let page = folder.join("page.html");
     for (run, own_page) in runs.iter().zip([None, Some(&page)]) {
         let mut command = oyez(&["bench", "fanout", "--connections", "20", "--duration", "0.3", "--json"]);
         command.arg(run).args(own_page.map(|_| "--report")).args(own_page);
@@ -384,7 +369,6 @@ fn plot_of_several_runs_is_one_page() {
     let output = oyez(&["bench", "report"]).args(&runs).arg("--out").arg(&page).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && stderr.contains("not a report of oyez bench"), "{stderr}");
-    runs.iter().chain([&page]).for_each(|path| fs::remove_file(path).unwrap());
 }
 
 /// Relays messages to three subscribers, each with a different fault.
@@ -441,22 +425,19 @@ fn relay(mut subscribers: Vec<TcpStream>, messages: &Receiver<Vec<u8>>) {
 #[test]
 fn server_that_loses_repeats_or_reorders_is_detected() {
     let url = bad_server();
-    let run = bench(
-        "bad",
-        &[
-            "fanout",
-            "--url",
-            &url,
-            "--connections",
-            "3",
-            "--rate",
-            "100",
-            "--duration",
-            "0.5",
-            "--warmup",
-            "0",
-        ],
-    )
+    let run = bench(&[
+        "fanout",
+        "--url",
+        &url,
+        "--connections",
+        "3",
+        "--rate",
+        "100",
+        "--duration",
+        "0.5",
+        "--warmup",
+        "0",
+    ])
     .succeeded();
     let sent = run.number("/traffic/sent") as u64;
     assert!(sent >= 8, "{}", run.stdout);
@@ -490,26 +471,27 @@ fn run_with_a_server(mut command: Command) -> (Child, String) {
     }
 }
 
-/// A run at full speed over a minute, that has begun to measure; the JSON file that it is to write, and its server.
-fn run_that_measures(name: &str) -> (Child, PathBuf, String) {
-    let path = file(name);
+/// A run at full speed over a minute, that has begun to measure; the process id of its server.
+fn run_that_measures(report: &Path) -> (Child, String) {
     let arguments =
         ["bench", "fanout", "--connections", "5", "--warmup", "0", "--duration", "60", "--patience", "60"];
     let mut command = oyez(&arguments);
     // A shell gives each command a group, and Ctrl-C goes to all of it.
     command.process_group(0);
-    let mut child = command.args(["--payload", "64", "--json"]).arg(&path).spawn().unwrap();
+    let mut child = command.args(["--payload", "64", "--json"]).arg(report).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("oyez: measuring: ")));
     // No client waits for the rest, and none is delayed by it.
     thread::spawn(move || lines.for_each(drop));
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
-    (child, path, children.trim().to_owned())
+    (child, children.trim().to_owned())
 }
 
 #[test]
 fn interrupted_run_reports_its_measurements() {
-    let (child, path, server) = run_that_measures("interrupted.json");
+    let folder = Folder::new();
+    let path = folder.join("report.json");
+    let (child, server) = run_that_measures(&path);
     let group = format!("-{}", child.id());
     assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
@@ -522,13 +504,14 @@ fn interrupted_run_reports_its_measurements() {
     assert_eq!(report["traffic"]["lost"], 0, "{stdout}");
     assert_eq!(report["unexpected_closes"], Value::Array(Vec::new()), "{stdout}");
     assert!(report["traffic"]["seconds"].as_f64().unwrap() < 60.0);
-    fs::remove_file(path).unwrap();
     ends(&server);
 }
 
 #[test]
 fn second_signal_ends_a_run_without_report() {
-    let (mut child, path, server) = run_that_measures("twice.json");
+    let folder = Folder::new();
+    let path = folder.join("report.json");
+    let (mut child, server) = run_that_measures(&path);
     assert!(Command::new("kill").args(["-STOP", &server]).status().unwrap().success());
     // The first signal waits for messages in flight; one that arrives too early to be the second counts as the first.
     let start = Instant::now();
@@ -556,7 +539,7 @@ fn run_without_deliveries_fails_with_one_sentence() {
         messages.iter().for_each(drop);
     });
     let flags = ["fanout", "--connections", "3", "--duration", "0.2", "--warmup", "0", "--patience", "0.2"];
-    let run = bench("nothing-delivered", &[&flags[..], &["--url", &url]].concat());
+    let run = bench(&[&flags[..], &["--url", &url]].concat());
     assert_eq!(run.code, 1, "{}", run.stdout);
     let last = run.stderr.lines().last().unwrap_or_default();
     assert!(last.starts_with("oyez: nothing was delivered: "), "{}", run.stderr);
@@ -564,9 +547,10 @@ fn run_without_deliveries_fails_with_one_sentence() {
 
 #[test]
 fn unwritable_output_file_is_refused_before_the_run() {
-    let kept = file("kept.json");
+    let folder = Folder::new();
+    let kept = folder.join("kept.json");
     fs::write(&kept, "kept").unwrap();
-    let new = file("new.html");
+    let new = folder.join("new.html");
     for (flag, path) in
         [("--json", "/nonexistent/run.json"), ("--report", "/nonexistent/run.html"), ("--json", "/")]
     {
@@ -582,7 +566,6 @@ fn unwritable_output_file_is_refused_before_the_run() {
     let output = command.arg(&new).arg("--json").arg(&kept).output().unwrap();
     assert!(output.status.code() == Some(2) && !new.exists(), "{output:?}");
     assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
-    fs::remove_file(kept).unwrap();
 }
 
 fn signal(child: &Child, name: &str) {
@@ -683,7 +666,7 @@ fn broadcast_over_tls_loses_nothing() {
     let ca = terminator.certificate().to_str().unwrap();
     let short = ["--connections", "20", "--duration", "1", "--warmup", "0.1", "--tls-ca", ca];
     let url = format!("wss://localhost:{}", terminator.address.port());
-    let run = bench("tls", &[&["fanout", "--url", &url], &short[..]].concat()).succeeded();
+    let run = bench(&[&["fanout", "--url", &url], &short[..]].concat()).succeeded();
     run.all_in_order();
     assert_eq!(run.number("/connections/opened"), 20.0);
     assert!(run.number("/traffic/deliveries") >= 20.0, "{}", run.stdout);
@@ -692,7 +675,7 @@ fn broadcast_over_tls_loses_nothing() {
     // Longer than a record, than what a session holds, and than a read takes; and to an address.
     let url = format!("ws://{}", terminator.address);
     let large = ["--tls", "--payload", "65000", "--window", "8"];
-    let run = bench("tls-large", &[&["fanout", "--url", &url], &short[..], &large].concat()).succeeded();
+    let run = bench(&[&["fanout", "--url", &url], &short[..], &large].concat()).succeeded();
     run.all_in_order();
     assert!(run.number("/traffic/deliveries") >= 20.0, "{}", run.stdout);
 }
@@ -705,12 +688,12 @@ fn churn_and_storms_over_tls_lose_nothing() {
     let url = format!("wss://{}", terminator.address);
     let common = ["--url", &url, "--tls-ca", ca, "--connections", "40"];
     let churn = ["churn", "--arrivals", "30", "--stay", "0.2", "--rate", "50", "--duration", "1"];
-    let run = bench("tls-churn", &[&churn[..], &common].concat()).succeeded();
+    let run = bench(&[&churn[..], &common].concat()).succeeded();
     run.all_in_order();
     assert!(run.number("/guests/opened") >= 1.0, "{}", run.stdout);
     assert_eq!(run.number("/guests/refused"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
-    let run = bench("tls-storm", &[&["storm"], &common[..]].concat()).succeeded();
+    let run = bench(&[&["storm"], &common[..]].concat()).succeeded();
     assert_eq!(run.number("/storm/returned"), 40.0, "{}", run.stdout);
 }
 
@@ -720,19 +703,19 @@ fn untrusted_certificate_without_insecure_flag_is_refused() {
     let terminator = Terminator::start(server.address);
     let url = format!("wss://{}", terminator.address);
     let idle = ["idle", "--url", &url, "--connections", "5", "--hold", "0.1"];
-    let run = bench("tls-refused", &idle);
+    let run = bench(&idle);
     assert_eq!(run.code, 1, "{}", run.stdout);
     assert_eq!(run.number("/connections/refused"), 5.0);
     let refused = &run.json["connections"]["refused_by"][0];
     assert_eq!(refused["phase"], "handshake");
     assert_eq!(refused["cause"], "tls: certificate of an unknown issuer", "{}", run.stdout);
-    let run = bench("tls-any", &[&idle[..], &["--tls-insecure"]].concat()).succeeded();
+    let run = bench(&[&idle[..], &["--tls-insecure"]].concat()).succeeded();
     assert_eq!(run.number("/connections/opened"), 5.0);
     assert_eq!(run.json["setup"]["tls"], "not_checked");
     let words = run.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("over TLS, certificates not checked"), "{words}");
     // A server without TLS sends something other than TLS, and the error says so.
-    let run = bench("tls-none", &["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
+    let run = bench(&["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
     assert_eq!(run.code, 1, "{}", run.stdout);
     let cause = run.json["connections"]["refused_by"][0]["cause"].as_str().unwrap().to_owned();
     assert!(cause.starts_with("tls: ") || cause == "end of file", "{cause}");

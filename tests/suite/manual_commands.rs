@@ -6,12 +6,13 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::auth_server::{Folder, SECRET};
+use crate::support::auth_server::SECRET;
+use crate::support::folder::Folder;
 use crate::support::manual::{page, pages};
 use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 
@@ -44,8 +45,7 @@ struct Workshop {
 impl Workshop {
     fn new() -> Workshop {
         let folder = Folder::new();
-        let marker = folder.file("marker", "");
-        let path = Path::new(&marker).parent().unwrap().to_owned();
+        let path = folder.as_ref().to_owned();
         fs::create_dir(path.join("bin")).unwrap();
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_oyez"), path.join("bin/oyez")).unwrap();
         Workshop { folder, path }

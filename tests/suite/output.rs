@@ -8,7 +8,8 @@ use std::process::{ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::auth_server::{Folder, SECRET};
+use crate::support::auth_server::SECRET;
+use crate::support::folder::Folder;
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez};
 use crate::support::relay::Relay;
 

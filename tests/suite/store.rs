@@ -9,7 +9,6 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use oyez::config::{HistoryFile, Limits};
@@ -23,24 +22,19 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::folder::Folder;
 use crate::support::frames;
 use crate::support::http::Response;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
 use crate::support::rig::Rng;
 use crate::v1::upgrade;
 
-/// A folder that is removed when the test ends.
-struct Folder(PathBuf);
+/// A folder with a history file.
+struct History(Folder);
 
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("oyez-store-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        // A run that was killed may have had the same process id.
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
-        Folder(path)
+impl History {
+    fn new() -> History {
+        History(Folder::new())
     }
 
     fn file(&self) -> PathBuf {
@@ -48,14 +42,8 @@ impl Folder {
     }
 
     fn serve(&self, flags: &[&str]) -> Server {
-        let file = self.file();
-        Server::start(&[&["--history-file", file.to_str().unwrap(), "--drain-seconds=2"], flags].concat())
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let file = self.0.path("history");
+        Server::start(&[&["--history-file", &file, "--drain-seconds=2"], flags].concat())
     }
 }
 
@@ -137,7 +125,7 @@ impl Member {
 
 #[test]
 fn history_after_sigterm_is_complete() {
-    let folder = Folder::new();
+    let folder = History::new();
     // Without SIGTERM, messages would stay unwritten for half a minute.
     let server = folder.serve(&["--history-sync-ms=60000"]);
     let mut subscriber = Member::join(&server);
@@ -188,7 +176,7 @@ fn history_after_sigterm_is_complete() {
 
 #[test]
 fn drained_clients_that_reconnect_miss_nothing() {
-    let folder = Folder::new();
+    let folder = History::new();
     let mut server = folder.serve(&[]);
     let mut seen = Vec::new();
     let mut cursor: Option<String> = None;
@@ -225,7 +213,7 @@ fn drained_clients_that_reconnect_miss_nothing() {
 
 #[test]
 fn restarted_server_has_a_new_run() {
-    let folder = Folder::new();
+    let folder = History::new();
     let run = || {
         let server = folder.serve(&[]);
         let mut client = Client::new(server.connect());
@@ -241,7 +229,7 @@ fn restarted_server_has_a_new_run() {
 
 #[test]
 fn publisher_after_restart_is_not_taken_for_an_earlier_client() {
-    let folder = Folder::new();
+    let folder = History::new();
     let server = folder.serve(&[]);
     let mut sender = server.join("/ws/a");
     sender.send_text("from the first connection");
@@ -293,7 +281,7 @@ fn publish_for_a_while(
 
 #[test]
 fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
-    let folder = Folder::new();
+    let folder = History::new();
     let serve = |sync_ms: u64| {
         let sync = format!("--history-sync-ms={sync_ms}");
         folder.serve(&[&sync, "--history-messages-max=100000", "--history-bytes-max=2MiB"])
@@ -359,7 +347,7 @@ fn killed_server_loses_at_most_the_sync_interval_and_reuses_no_id() {
 
 #[test]
 fn history_after_kill_is_replayed_under_new_ids() {
-    let folder = Folder::new();
+    let folder = History::new();
     let server = folder.serve(&["--history-sync-ms=100"]);
     let first = publish(&server, "a", "one");
     publish(&server, "a", "two");
@@ -389,7 +377,7 @@ fn history_after_kill_is_replayed_under_new_ids() {
 
 #[test]
 fn history_file_size_is_bounded() {
-    let folder = Folder::new();
+    let folder = History::new();
     let flags = ["--history-sync-ms=20", "--history-messages-max=20"];
     let server = folder.serve(&flags);
     let mut subscriber = Member::join(&server);
@@ -414,7 +402,7 @@ fn history_file_size_is_bounded() {
 
 #[test]
 fn history_with_smaller_limits_keeps_the_last_messages() {
-    let folder = Folder::new();
+    let folder = History::new();
     let server = folder.serve(&[]);
     for number in 0..10 {
         publish(&server, "a", &number.to_string());
@@ -459,7 +447,7 @@ fn refuses(path: &Path, before: &str) -> String {
 
 #[test]
 fn unusable_history_file_is_refused_and_unchanged() {
-    let folder = Folder::new();
+    let folder = History::new();
     let check = |name: &str, bytes: Option<&[u8]>, before: &str, says: &str| {
         let path = folder.0.join(name);
         if let Some(bytes) = bytes {
@@ -514,7 +502,7 @@ fn unusable_history_file_is_refused_and_unchanged() {
 
 #[test]
 fn second_server_on_an_address_leaves_the_history_file_unchanged() {
-    let folder = Folder::new();
+    let folder = History::new();
     let server = folder.serve(&[]);
     publish(&server, "a", "x");
     server.stop();
@@ -536,7 +524,7 @@ fn second_server_on_an_address_leaves_the_history_file_unchanged() {
 
 #[test]
 fn full_disk_ends_the_history_file_and_not_the_server() {
-    let folder = Folder::new();
+    let folder = History::new();
     let file = folder.file();
     let serve = oyez(&[
         "serve",
@@ -582,7 +570,7 @@ fn full_disk_ends_the_history_file_and_not_the_server() {
 #[test]
 fn removed_or_replaced_history_file_is_reported() {
     for replaced in [false, true] {
-        let folder = Folder::new();
+        let folder = History::new();
         let server = folder.serve(&["--history-sync-ms=20"]);
         publish(&server, "a", "written");
         fs::rename(folder.file(), folder.0.join("elsewhere")).unwrap();
@@ -602,7 +590,7 @@ fn removed_or_replaced_history_file_is_reported() {
         assert!(log.contains("ERROR") && log.contains("removed, moved or replaced"), "{log}");
     }
     // An idle server notices it at the end.
-    let folder = Folder::new();
+    let folder = History::new();
     let server = folder.serve(&[]);
     fs::remove_file(folder.file()).unwrap();
     server.signal("TERM");
@@ -672,7 +660,7 @@ fn clock_jump_neither_keeps_nor_drops_all_messages() {
     // How much later the server comes back, and when a message goes that was 100 s old: in how many
     // milliseconds after that.
     let check = |back: ClockSnapshot, left: u64, what: &str| {
-        let folder = Folder::new();
+        let folder = History::new();
         let mut opened = open(&folder.file(), NOON).unwrap();
         put(&mut opened.hub, "a", "x", 0);
         finish(opened, 100_000, later(NOON, 100_000));
@@ -704,7 +692,7 @@ fn clock_jump_neither_keeps_nor_drops_all_messages() {
 
 #[test]
 fn epoch_of_a_new_log_differs_under_any_clock() {
-    let folder = Folder::new();
+    let folder = History::new();
     let mut epochs = Vec::new();
     for back in [0, 1, 1_000_000_000, 0] {
         let stamp = ClockSnapshot { unix_ms: NOON.unix_ms - back, ..NOON };
@@ -719,7 +707,7 @@ fn epoch_of_a_new_log_differs_under_any_clock() {
         epochs.push(store::new_epoch());
     }
     for _ in 0..3 {
-        let folder = Folder::new();
+        let folder = History::new();
         epochs.push(open(&folder.file(), NOON).unwrap().hub.head().epoch);
     }
     assert!(epochs.iter().all(|&epoch| epoch < 1 << 53), "{epochs:?}");
@@ -731,7 +719,7 @@ fn epoch_of_a_new_log_differs_under_any_clock() {
 
 #[test]
 fn killed_run_without_writes_is_an_unclean_shutdown() {
-    let folder = Folder::new();
+    let folder = History::new();
     let opened = open(&folder.file(), NOON).unwrap();
     let epoch = opened.hub.head().epoch;
     finish(opened, 10, NOON);
@@ -754,7 +742,7 @@ fn await_unlocked(path: &Path) {
 /// A file of some runs, the last of which ended in order or was killed, and the text of each message by its
 /// number.
 fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
-    let folder = Folder::new();
+    let folder = History::new();
     let mut epoch = 0;
     let mut texts = HashMap::new();
     let mut killed = Vec::new();
@@ -785,7 +773,7 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
 
 /// A damaged file is refused, or all messages that it yields are true; the damage was in unused bytes.
 fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
-    let folder = Folder::new();
+    let folder = History::new();
     fs::write(folder.file(), bytes).unwrap();
     let opened = open(&folder.file(), later(NOON, 250_000));
     let Ok(Opened { mut hub, store, .. }) = opened else {
@@ -857,7 +845,7 @@ fn damaged_file_is_refused_or_yields_only_true_messages() {
 
 #[test]
 fn history_of_a_hundred_thousand_messages_is_restored() {
-    let folder = Folder::new();
+    let folder = History::new();
     let mut opened = open(&folder.file(), NOON).unwrap();
     for number in 0..100_000 {
         put(&mut opened.hub, &format!("room.{}", number % 1_000), &format!("{number} {}", "x".repeat(60)), 0);

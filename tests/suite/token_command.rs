@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::auth_server::Folder;
+use crate::support::folder::Folder;
 use crate::support::key_files;
 use crate::support::process::oyez;
 

@@ -4,8 +4,9 @@
 use oyez::access::token::{INFO_BYTES_MAX, NewClaims};
 use serde_json::{Value, json};
 
-use crate::support::auth_server::{AuthServer, Folder, bearer, claims, sign, unix_now};
+use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now};
 use crate::support::client::Client;
+use crate::support::folder::Folder;
 use crate::support::http::{post, request};
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";

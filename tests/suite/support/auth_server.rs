@@ -1,53 +1,17 @@
 //! A server with a key, and tokens for it.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oyez::access::keys::{Keys, SigningKey};
 use oyez::access::token::{NewClaims, OyezClaim, Verifier};
 
 use super::client::Client;
+use super::folder::Folder;
 use super::frames;
 use super::process::{Server, oyez};
 
 pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 pub const OTHER_SECRET: &str = "fedcba9876543210fedcba9876543210";
-
-/// A folder that is removed when this is dropped.
-pub struct Folder(PathBuf);
-
-impl Folder {
-    pub fn new() -> Folder {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("oyez-test-{}-{number}", std::process::id()));
-        // A run that was killed may have had the same process id.
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).unwrap();
-        Folder(path)
-    }
-
-    /// The path of a file in it.
-    pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    /// Writes a file that only its owner can read, and returns its path.
-    pub fn file(&self, name: &str, text: &str) -> String {
-        let path = self.path(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()

@@ -4,7 +4,6 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use rustls::{
 };
 use rustls::{SideData, SupportedProtocolVersion};
 
+use super::folder::Folder;
 use super::process::TEST_TIMEOUT;
 
 /// The kernel's buffers of a relay: more than a segment of the loopback interface.
@@ -23,7 +23,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 /// A certificate for localhost and its address with its key, in files that are removed when this is dropped.
 pub struct Identity {
-    folder: PathBuf,
+    folder: Folder,
     leaf: CertificateDer<'static>,
     key: Vec<u8>,
 }
@@ -70,12 +70,7 @@ impl Identity {
     }
 
     fn in_folder(leaf: CertificateDer<'static>, key: Vec<u8>) -> Identity {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("oyez-tls-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::create_dir_all(&folder).unwrap();
-        Identity { folder, leaf, key }
+        Identity { folder: Folder::new(), leaf, key }
     }
 
     /// The same certificate in separate files.
@@ -145,12 +140,6 @@ impl Identity {
             .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config
-    }
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
