@@ -1,4 +1,4 @@
-"""HTTP clients that nobody here wrote: Python's requests and sseclient-py, Prometheus' parser and promtool, curl, wrk.
+"""Other projects' HTTP clients: Python's requests and sseclient-py, Prometheus' parser and promtool, curl, wrk.
 
     http_scenario.py path/to/oyez        with promtool, curl and wrk in PATH; see run
 
@@ -18,9 +18,9 @@ import requests
 import sseclient
 from prometheus_client.parser import text_string_to_metric_families
 
-from scenario import STEP_S, Verdict
+from scenario import STEP_S, Checks
 
-# Names as the parser gives them: counters without _total.
+# Names as the parser returns them: counters without _total.
 FAMILIES = """
     oyez_connections oyez_connections_accepted oyez_connections_closed oyez_http_requests_rejected
     oyez_rate_limited oyez_accept_errors oyez_channels oyez_subscriptions oyez_messages_published oyez_messages_delivered
@@ -38,7 +38,7 @@ wrk.body = string.rep("x", 64)
 
 
 class Server:
-    """A server on a port of its own choice, or on that of one before it."""
+    """A server on a free port, or on the port of an earlier one."""
 
     def __init__(self, oyez, log, port=0, flags=()):
         self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}", *flags],
@@ -57,76 +57,76 @@ class Server:
 
 
 class Scenario:
-    def __init__(self, oyez, log, verdict):
-        self.oyez, self.log, self.state = oyez, log, verdict.state
+    def __init__(self, oyez, log, checks):
+        self.oyez, self.log, self.check = oyez, log, checks.check
         self.server = Server(oyez, log)
-        # What the machine's owner has set for other servers is not for this one.
+        # Proxies configured on this machine are not used.
         self.session = requests.Session()
         self.session.trust_env = False
 
-    def ask(self, method, path, **more):
-        return self.session.request(method, self.server.root + path, timeout=STEP_S, **more)
+    def request(self, method, path, **options):
+        return self.session.request(method, self.server.root + path, timeout=STEP_S, **options)
 
     def publishes(self):
-        for name, more in [("text", {"data": "zażółć".encode()}), ("JSON", {"json": {"a": [1, None]}}),
+        for name, options in [("text", {"data": "zażółć".encode()}), ("JSON", {"json": {"a": [1, None]}}),
                            ("bytes", {"data": b"\0\xff", "headers": {"Content-Type": "application/octet-stream"}}),
                            ("an empty body", {"data": b""})]:
-            answer = self.ask("POST", "/v1/publish/py", **more)
-            self.state(f"requests publishes {name}", answer.status_code == 200 and "id" in answer.json(), answer.text)
-        messages = self.ask("GET", "/v1/channels/py/history").json()["messages"]
+            response = self.request("POST", "/v1/publish/py", **options)
+            self.check(f"requests publishes {name}", response.status_code == 200 and "id" in response.json(), response.text)
+        messages = self.request("GET", "/v1/channels/py/history").json()["messages"]
         payloads = [next(m[key] for key in ("data", "text", "base64") if key in m) for m in messages]
-        self.state("requests reads them back", payloads == ["zażółć", {"a": [1, None]}, "AP8=", ""], payloads)
-        rest = self.ask("GET", "/v1/channels/py/history", params={"since": messages[1]["id"], "limit": 1}).json()
-        self.state("and a page of them", [m["n"] for m in rest["messages"]] == [3], rest)
-        channels = self.ask("GET", "/v1/channels", params={"prefix": "p"}).json()["channels"]
-        self.state("and the channel", [c["channel"] for c in channels] == ["py"] and channels[0]["messages"] == 4, channels)
+        self.check("requests reads them from the history", payloads == ["zażółć", {"a": [1, None]}, "AP8=", ""], payloads)
+        rest = self.request("GET", "/v1/channels/py/history", params={"since": messages[1]["id"], "limit": 1}).json()
+        self.check("and a page of them", [m["n"] for m in rest["messages"]] == [3], rest)
+        channels = self.request("GET", "/v1/channels", params={"prefix": "p"}).json()["channels"]
+        self.check("and the channel", [c["channel"] for c in channels] == ["py"] and channels[0]["messages"] == 4, channels)
         for path, status in ("/v1/channels/a%20b", 400), ("/nothing", 404), ("/v1/publish/a", 405):
-            answer = self.ask("GET", path)
-            self.state(f"{status} has a code", answer.status_code == status and answer.json()["error"]["code"], answer.text)
-        chunked = self.ask("POST", "/v1/publish/py", data=iter([b"a", b"b"]))
-        self.state("requests publishes a chunked body", chunked.status_code == 200, chunked.text)
-        last = self.ask("GET", "/v1/channels/py/history", params={"since": "latest"}).json()["messages"]
-        self.state("as one message", [m["text"] for m in last] == ["ab"], last)
+            response = self.request("GET", path)
+            self.check(f"{status} has a code", response.status_code == status and response.json()["error"]["code"], response.text)
+        chunked = self.request("POST", "/v1/publish/py", data=iter([b"a", b"b"]))
+        self.check("requests publishes a chunked body", chunked.status_code == 200, chunked.text)
+        last = self.request("GET", "/v1/channels/py/history", params={"since": "latest"}).json()["messages"]
+        self.check("as one message", [m["text"] for m in last] == ["ab"], last)
         pool = next(iter(self.session.adapters["http://"].poolmanager.pools._container.values()))
-        self.state("one connection served nearly all of it", pool.num_connections <= 2, pool.num_connections)
+        self.check("one connection served nearly all requests", pool.num_connections <= 2, pool.num_connections)
 
     def restarts(self):
-        self.ask("POST", "/v1/publish/py", data="before")
+        self.request("POST", "/v1/publish/py", data="before")
         status = self.server.stop()
-        self.state("the server ends in order, though a connection is kept", status == 0, status)
+        self.check("the server exits with 0 while a connection is kept alive", status == 0, status)
         self.server = Server(self.oyez, self.log, self.server.port)
-        answer = self.ask("POST", "/v1/publish/py", data="after")
-        self.state("a session survives the restart of the server", answer.status_code == 200, answer.text)
+        response = self.request("POST", "/v1/publish/py", data="after")
+        self.check("a session survives the restart of the server", response.status_code == 200, response.text)
 
     def streams(self):
-        stream = self.ask("GET", "/sse/py", stream=True)
-        # By the chunks of the transfer coding: nothing is held back until a block of the reader's is full.
+        stream = self.request("GET", "/sse/py", stream=True)
+        # In chunks of the transfer coding, so that the reader does not wait until its block is full.
         lines = stream.iter_lines(chunk_size=None)
         first = [next(lines) for _ in range(4)]
-        self.state("a stream begins with retry and a cursor",
+        self.check("a stream begins with retry and a cursor",
                    first[0] == b"retry: 3000" and re.fullmatch(rb"id: \d+-\d+", first[2]) and first[3] == b"", first)
         ids = []
         for text in "one\ntwo", "three":
             ids.append(requests.post(f"{self.server.root}/v1/publish/py", data=text, timeout=STEP_S).json()["id"])
         events = [next(lines).decode() for _ in range(7)]
         expected = [f"id: {ids[0]}", "data: one", "data: two", "", f"id: {ids[1]}", "data: three", ""]
-        self.state("requests reads events as they come", events == expected, events)
+        self.check("requests reads events as they arrive", events == expected, events)
         stream.close()
-        again = self.ask("GET", "/sse/py", stream=True, headers={"Last-Event-ID": ids[0]})
+        again = self.request("GET", "/sse/py", stream=True, headers={"Last-Event-ID": ids[0]})
         events = [line.decode() for _, line in zip(range(7), again.iter_lines(chunk_size=None))]
-        self.state("and resumes", events[4:] == expected[4:], events)
+        self.check("and resumes", events[4:] == expected[4:], events)
         again.close()
 
     def events_one_by_one(self):
-        # The next event is published only once the one before has been received: a reader that holds an event back until
-        # a block is full never gets it, and fails by its timeout.
+        # Each event is published after the previous one was received: a reader that waits until a block is full
+        # never gets it, and fails by its timeout.
         for name, events in [
             ("sseclient-py", lambda stream: (event.data for event in sseclient.SSEClient(stream).events())),
             ("requests, line by line", lambda stream: (line[6:] for line in stream.iter_lines(decode_unicode=True)
                                                        if line.startswith("data: "))),
         ]:
             channel = re.sub("[^a-z]", "", name)
-            with self.ask("GET", f"/sse/{channel}", stream=True, headers={"Accept": "text/event-stream"}) as stream:
+            with self.request("GET", f"/sse/{channel}", stream=True, headers={"Accept": "text/event-stream"}) as stream:
                 stream.encoding = "utf-8"
                 received, events = [], events(stream)
                 texts = ["x", "a little more", "y" * 3000, "z"]
@@ -136,23 +136,23 @@ class Scenario:
                         received.append(next(events))
                 except requests.RequestException as error:
                     received.append(repr(error))
-                self.state(f"{name}: each event arrives before the next is published", received == texts, received)
+                self.check(f"{name}: each event arrives before the next is published", received == texts, received)
 
     def metrics(self):
         for name in "canary", "canary2":
-            self.ask("POST", f"/v1/publish/{name}", data=name)
-            self.ask("GET", f"/{name}", headers={"User-Agent": name, "Origin": f"http://{name}"})
-        answer = self.ask("GET", "/metrics")
-        families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+            self.request("POST", f"/v1/publish/{name}", data=name)
+            self.request("GET", f"/{name}", headers={"User-Agent": name, "Origin": f"http://{name}"})
+        response = self.request("GET", "/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(response.text)}
         for name in FAMILIES:
             family = families.get(name)
-            self.state(f"{name} is there with a type and help", family and family.type != "unknown" and family.documentation)
+            self.check(f"{name} has a type and help", family and family.type != "unknown" and family.documentation)
         labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
-        self.state("no label that a client could choose", labels <= LABELS, labels - LABELS)
-        self.state("nothing in it that a client sent", "canary" not in answer.text)
-        checked = subprocess.run(["promtool", "check", "metrics"], input=answer.text, text=True,
+        self.check("no label has a value from a client", labels <= LABELS, labels - LABELS)
+        self.check("the metrics contain no text that a client sent", "canary" not in response.text)
+        checked = subprocess.run(["promtool", "check", "metrics"], input=response.text, text=True,
                                  capture_output=True, timeout=STEP_S)
-        self.state("promtool finds nothing", checked.returncode == 0 and not checked.stdout + checked.stderr,
+        self.check("promtool reports nothing", checked.returncode == 0 and not checked.stdout + checked.stderr,
                    checked.stdout + checked.stderr)
 
     def curl(self, *arguments, limit_s=STEP_S):
@@ -165,7 +165,7 @@ class Scenario:
         urls = [f"{root}/{path}" for path in ("healthz", "nothing", "readyz", "v1/channels", "metrics")]
         done = self.curl("-o", "/dev/null", *each, *[part for url in urls for part in (url, "-o", "/dev/null")][:-2])
         found = done.stdout.split()
-        self.state("curl asks for five on one connection",
+        self.check("curl sends five requests on one connection",
                    found == ["200", "1", "404", "0", "200", "0", "200", "0", "200", "0"], done.stdout + done.stderr)
         with tempfile.NamedTemporaryFile() as body:
             body.write(b"x" * (1 << 20))
@@ -173,34 +173,34 @@ class Scenario:
             sends = ["--data-binary", f"@{body.name}", f"{root}/v1/publish/curl"]
             for expect in [], ["-H", "Expect: 100-continue"], ["-H", "Expect:"]:
                 done = self.curl(*each, *expect, *sends)
-                self.state(f"curl sends 1 MiB {' '.join(expect)}", " 200 1" in done.stdout, done.stdout + done.stderr)
+                self.check(f"curl sends 1 MiB {' '.join(expect)}", " 200 1" in done.stdout, done.stdout + done.stderr)
             body.write(b"x")
             body.flush()
             done = self.curl(*each, "-H", "Expect: 100-continue", *sends)
-            self.state("and is told of one byte too many", " 413 1" in done.stdout, done.stdout + done.stderr)
-        self.ask("POST", "/v1/publish/curl2", data="first")
+            self.check("curl gets 413 for one byte too many", " 413 1" in done.stdout, done.stdout + done.stderr)
+        self.request("POST", "/v1/publish/curl2", data="first")
         stream = subprocess.Popen(["curl", "-sSN", "--noproxy", "*", "--max-time", str(STEP_S),
                                    f"{root}/sse/curl2?since=earliest"], stdout=subprocess.PIPE, text=True)
         lines = []
         while "data: first\n" not in lines and (line := stream.stdout.readline()):
             lines.append(line)
-        # The empty line that ends the event comes with it, while the stream goes on.
-        self.state("curl -N prints events", lines and stream.stdout.readline() == "\n", lines)
+        # The empty line that ends the event arrives with it, while the stream continues.
+        self.check("curl -N prints events", lines and stream.stdout.readline() == "\n", lines)
         stream.kill()
         stream.wait()
         done = self.curl("-I", f"{root}/healthz")
-        self.state("curl -I has a head and no body", done.returncode == 0 and "Content-Length: 3" in done.stdout, done.stdout)
+        self.check("curl -I has a head and no body", done.returncode == 0 and "Content-Length: 3" in done.stdout, done.stdout)
 
     def wrks(self):
         with tempfile.NamedTemporaryFile(suffix=".lua", mode="w") as script:
             script.write(WRK_POST)
             script.flush()
-            for name, path, more in [("GET", "/healthz", []), ("GET", "/v1/channels", []),
+            for name, path, options in [("GET", "/healthz", []), ("GET", "/v1/channels", []),
                                      ("POST", "/v1/publish/wrk", ["-s", script.name])]:
-                done = subprocess.run(["wrk", "-t1", "-c50", f"-d{WRK_S}s", "--timeout", f"{STEP_S}s", *more, self.server.root + path],
+                done = subprocess.run(["wrk", "-t1", "-c50", f"-d{WRK_S}s", "--timeout", f"{STEP_S}s", *options, self.server.root + path],
                                       capture_output=True, text=True, timeout=WRK_S + STEP_S)
                 served = re.search(r"(\d+) requests in", done.stdout)
-                self.state(f"wrk on {name} {path}: all are 2xx, no socket fails",
+                self.check(f"wrk on {name} {path}: all are 2xx, no socket fails",
                            served and int(served.group(1)) > 0 and "Non-2xx" not in done.stdout
                            and "Socket errors" not in done.stdout, done.stdout + done.stderr)
 
@@ -210,26 +210,26 @@ class Scenario:
         for part in self.PARTS:
             try:
                 part(self)
-            except Exception as error:  # One broken part must not hide what the others find.
-                self.state(f"{part.__name__} runs to its end", False, repr(error))
+            except Exception as error:  # A failed part must not hide the results of the others.
+                self.check(f"{part.__name__} runs to its end", False, repr(error))
 
 
 def main(oyez):
-    verdict = Verdict()
+    checks = Checks()
     for tool in "promtool", "curl", "wrk":
         if not shutil.which(tool):
             sys.exit(f"{tool} is missing")
     with tempfile.TemporaryFile() as log:
-        scenario = Scenario(oyez, log, verdict)
+        scenario = Scenario(oyez, log, checks)
         try:
             scenario.run()
         finally:
             scenario.server.kill()
-        if verdict.failed:
+        if checks.failed:
             log.seek(0)
             sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
-    print(f"{verdict.passed} passed, {verdict.failed} failed", flush=True)
-    return 0 if verdict.passed and not verdict.failed else 1
+    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
+    return 0 if checks.passed and not checks.failed else 1
 
 
 if __name__ == "__main__":

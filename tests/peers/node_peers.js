@@ -1,6 +1,6 @@
 // The node side of scenario.py: any number of ws clients, driven over standard input and output.
 //
-// A line of JSON in is a command, a line of JSON out is what a client heard. All judgement is the scenario's.
+// A line of JSON in is a command, a line of JSON out is an event of a client. All checks are in scenario.py.
 'use strict';
 
 const { createHash } = require('node:crypto');
@@ -9,7 +9,7 @@ const WebSocket = require('ws');
 
 const clients = new Map();
 
-function tell(client, event, fields) {
+function emit(client, event, fields) {
   process.stdout.write(`${JSON.stringify({ client, event, ...fields })}\n`);
 }
 
@@ -17,14 +17,14 @@ const commands = {
   open({ client, url }) {
     const socket = new WebSocket(url);
     clients.set(client, socket);
-    socket.on('open', () => tell(client, 'open'));
-    socket.on('message', (data, isBinary) => tell(client, 'message', {
+    socket.on('open', () => emit(client, 'open'));
+    socket.on('message', (data, isBinary) => emit(client, 'message', {
       kind: isBinary ? 'binary' : 'text',
       bytes: data.length,
       sha256: createHash('sha256').update(data).digest('hex'),
     }));
-    socket.on('pong', (data) => tell(client, 'pong', { hex: data.toString('hex') }));
-    socket.on('close', (code, reason) => tell(client, 'close', { code, reason: reason.toString() }));
+    socket.on('pong', (data) => emit(client, 'pong', { hex: data.toString('hex') }));
+    socket.on('close', (code, reason) => emit(client, 'close', { code, reason: reason.toString() }));
     // A close event follows each error, so this handler only logs.
     socket.on('error', (error) => console.error(`node ${client}: ${error.message}`));
   },
@@ -47,5 +47,5 @@ lines.on('line', (line) => {
   const command = JSON.parse(line);
   commands[command.do](command);
 });
-// The scenario is over, or gone: no client may outlive it.
+// The scenario has ended: no client may outlive it.
 lines.on('close', () => process.exit(0));

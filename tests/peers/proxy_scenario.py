@@ -1,9 +1,9 @@
-"""Proxies that nobody here wrote, in front of the server: nginx, Caddy, HAProxy, with the configurations of the manual.
+"""Other projects' proxies in front of the server: nginx, Caddy, HAProxy, with the configurations of the manual.
 
     proxy_scenario.py path/to/oyez        with nginx, caddy, haproxy and openssl in PATH; see run
 
-The configurations are read from src/manual/proxies.md; only names, ports and certificates are put in.
-Clients come from 127.0.0.2 and 127.0.0.3, the proxies from 127.0.0.1, which is all that the server trusts.
+The configurations are read from src/manual/proxies.md; only names, ports and certificates are replaced.
+Clients come from 127.0.0.2 and 127.0.0.3, the proxies from 127.0.0.1, the only address that the server trusts.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ import time
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from scenario import STEP_S, Verdict
+from scenario import STEP_S, Checks
 
 MANUAL = pathlib.Path(__file__).resolve().parents[2] / "src/manual/proxies.md"
 CLIENT, OTHER = "127.0.0.2", "127.0.0.3"
@@ -42,7 +42,7 @@ def configuration(language):
 
 
 def put(text, *pairs):
-    """The text with each name replaced, which has to be there."""
+    """The text with each name replaced; every name must occur."""
     for old, new in pairs:
         assert old in text, old
         text = text.replace(old, new)
@@ -55,8 +55,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Place:
-    """A folder with a certificate, and the configuration that a proxy is started with there."""
+class Setup:
+    """A folder with a certificate and the proxy's configuration."""
 
     def __init__(self, folder, oyez_port):
         self.folder, self.oyez, self.port = folder, f"127.0.0.1:{oyez_port}", free_port()
@@ -93,7 +93,7 @@ class Place:
         return ["haproxy", "-db", "-f", self.write("haproxy.cfg", block)]
 
     def haproxy_forwardfor(self):
-        """As the manual says under the configuration."""
+        """The variant that the manual describes below the configuration."""
         command = self.haproxy()
         path = self.folder / "haproxy.cfg"
         path.write_text(put(path.read_text(), (" send-proxy-v2", ""), ("    option http-server-close", "#"),
@@ -102,26 +102,26 @@ class Place:
 
 
 class Run:
-    """A server, a proxy in front of it, and what is stated about both."""
+    """A server, a proxy in front of it, and the checks of both."""
 
-    def __init__(self, oyez, name, flags, folder, verdict):
+    def __init__(self, oyez, name, flags, folder, checks):
         self.name, self.folder = name, folder
-        self.verdict = verdict
+        self.checks = checks
         self.log = open(folder / "log", "w+")
         self.server = subprocess.Popen([oyez, "serve", "--listen", "127.0.0.1:0", "--trusted-proxy", "127.0.0.1",
                                         "--connections-per-address-max", str(CONNECTIONS_MAX), *flags],
                                        stdout=subprocess.PIPE, stderr=self.log, text=True,
                                        env={**os.environ, "RUST_LOG": "info"})
         self.oyez_port = int(re.search(r"ws://[^/\s]+:(\d+)", self.server.stdout.readline()).group(1))
-        self.place = Place(folder, self.oyez_port)
-        self.proxy = subprocess.Popen(getattr(self.place, name)(), stdout=self.log, stderr=self.log,
+        self.setup = Setup(folder, self.oyez_port)
+        self.proxy = subprocess.Popen(getattr(self.setup, name)(), stdout=self.log, stderr=self.log,
                                       env={**os.environ, "HOME": str(folder)})
-        self.port = self.place.port
-        self.tls = ssl.create_default_context(cafile=self.place.certificate)
+        self.port = self.setup.port
+        self.tls = ssl.create_default_context(cafile=self.setup.certificate)
 
-    def state(self, text, *found):
+    def check(self, text, *found):
         with PRINTING:
-            self.verdict.state(f"{self.name.replace('_', ' ')}: {text}", *found)
+            self.checks.check(f"{self.name.replace('_', ' ')}: {text}", *found)
 
     def end(self):
         for process in self.proxy, self.server:
@@ -133,19 +133,19 @@ class Run:
         return (self.folder / "log").read_text()
 
     def request(self, method, path, body=None, client=CLIENT, headers={}):
-        """The answer, and the connection on which it came."""
-        line = http.client.HTTPSConnection("localhost", self.port, timeout=STEP_S, context=self.tls,
+        """The response, and its connection."""
+        connection = http.client.HTTPSConnection("localhost", self.port, timeout=STEP_S, context=self.tls,
                                            source_address=(client, 0))
-        line.request(method, path, body, headers)
-        return line.getresponse(), line
+        connection.request(method, path, body, headers)
+        return connection.getresponse(), connection
 
     def wait(self):
         end = time.monotonic() + STEP_S
         while time.monotonic() < end:
             try:
-                answer, line = self.request("GET", "/readyz")
-                line.close()
-                if answer.status == 200:
+                response, connection = self.request("GET", "/readyz")
+                connection.close()
+                if response.status == 200:
                     return True
             except OSError:
                 pass
@@ -156,8 +156,8 @@ class Run:
         return connect(f"wss://localhost:{self.port}{path}", proxy=None, ping_interval=None, ssl=self.tls,
                        local_addr=(client, 0), family=socket.AF_INET, open_timeout=STEP_S, max_size=None, **more)
 
-    async def member(self, path, **more):
-        """A WebSocket, as soon as there is room for it: connections that were closed before go through the proxy too."""
+    async def connected(self, path, **more):
+        """A WebSocket, once the limit of connections allows it: earlier connections may still be closing in the proxy."""
         end = time.monotonic() + STEP_S
         while True:
             try:
@@ -168,79 +168,79 @@ class Run:
             await asyncio.sleep(0.02)
 
     def requests(self):
-        answer, line = self.request("POST", "/v1/publish/news", b"hear ye")
-        first = json.loads(answer.read())
-        line.request("GET", "/v1/channels/news/history")
-        history = json.loads(line.getresponse().read())
-        line.close()
-        self.state("a request is answered, and the next one on the same connection",
+        response, connection = self.request("POST", "/v1/publish/news", b"hear ye")
+        first = json.loads(response.read())
+        connection.request("GET", "/v1/channels/news/history")
+        history = json.loads(connection.getresponse().read())
+        connection.close()
+        self.check("two requests on one connection are answered",
                    "id" in first and [one.get("text") for one in history["messages"]] == ["hear ye"], (first, history))
         body = b"x" * (1 << 20)
-        answer, line = self.request("POST", "/v1/publish/large", body)
-        self.state("1 MiB is published", answer.status == 200, (answer.status, answer.read()))
-        line.close()
+        response, connection = self.request("POST", "/v1/publish/large", body)
+        self.check("1 MiB is published", response.status == 200, (response.status, response.read()))
+        connection.close()
 
     def stream(self):
-        answer, line = self.request("GET", "/sse/news?since=earliest")
+        response, connection = self.request("GET", "/sse/news?since=earliest")
         got = []
 
         def read_until(text):
             while text not in b"".join(got):
-                got.append(answer.fp.readline())
+                got.append(response.fp.readline())
                 if not got[-1]:
                     return False
             return True
 
         old = read_until(b"data: hear ye")
         self.request("POST", "/v1/publish/news", b"at once")[1].close()
-        self.state("events come while the stream is open", old and read_until(b"data: at once"), got)
-        line.close()
+        self.check("events arrive while the stream is open", old and read_until(b"data: at once"), got)
+        connection.close()
 
     async def web_sockets(self):
         spoofed = {"X-Forwarded-For": "192.0.2.66"}
-        async with await self.member("/ws/room", additional_headers=spoofed) as one, await self.member("/ws/room") as two:
+        async with await self.connected("/ws/room", additional_headers=spoofed) as one, await self.connected("/ws/room") as two:
             large = "x" * 65536
-            heard = []
+            received = []
             for sent in ["hear ye", b"\x00\xff", large]:
                 await one.send(sent)
-                heard.append(await asyncio.wait_for(two.recv(), STEP_S) == sent)
-            self.state("WebSockets hear each other: text, bytes, 64 KiB", all(heard), heard)
-            async with await self.member("/ws", subprotocols=["oyez.v1"]) as three:
+                received.append(await asyncio.wait_for(two.recv(), STEP_S) == sent)
+            self.check("WebSockets receive each other's messages: text, bytes, 64 KiB", all(received), received)
+            async with await self.connected("/ws", subprotocols=["oyez.v1"]) as three:
                 hello = json.loads(await asyncio.wait_for(three.recv(), STEP_S))
-                self.state("oyez.v1 is agreed on", three.subprotocol == "oyez.v1" and hello["type"] == "hello", hello)
+                self.check("oyez.v1 is agreed on", three.subprotocol == "oyez.v1" and hello["type"] == "hello", hello)
                 status = None
                 try:
                     async with self.web_socket("/ws"):
                         pass
                 except InvalidStatus as error:
                     status = error.response.status_code
-                self.state("one connection too many of an address is refused with 429", status == 429, status)
+                self.check("a connection over the limit of its address is refused with 429", status == 429, status)
                 async with self.web_socket("/ws/room", client=OTHER) as other:
                     await other.send("another")
                     got = await asyncio.wait_for(other.recv(), STEP_S)
-                    self.state("another address has its own limit", got == "another", got)
+                    self.check("another address has its own limit", got == "another", got)
 
     async def drains(self):
-        async with await self.member("/ws") as member:
+        async with await self.connected("/ws") as client:
             self.server.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(member.recv(), STEP_S)
+                await asyncio.wait_for(client.recv(), STEP_S)
                 close = None
             except ConnectionClosed:
-                close = member.close_code, member.close_reason
-            self.state("a close passes with its code and reason", close and close[0] == 4200
+                close = client.close_code, client.close_reason
+            self.check("a close passes with its code and reason", close and close[0] == 4200
                        and close[1].startswith("drain retry_ms="), close)
 
     def addresses(self):
         self.server.wait(STEP_S)
         closes = re.findall(r"close peer=(\S+) (?:code=\d+ )?reason=(\S+)", self.logged())
         of = lambda address: [reason for peer, reason in closes if peer.split(":")[0] == address]
-        self.state("the log names the clients", "drain" in of(CLIENT) and len(of(CLIENT)) >= 5 and of(OTHER), closes)
-        self.state("nobody is who he says he is", not of("192.0.2.66"), closes)
+        self.check("the log names the clients", "drain" in of(CLIENT) and len(of(CLIENT)) >= 5 and of(OTHER), closes)
+        self.check("no client chooses its address with X-Forwarded-For", not of("192.0.2.66"), closes)
 
     def run(self):
         up = self.wait()
-        self.state("it is ready", up, self.logged()[-2000:] if not up else None)
+        self.check("it is ready", up, self.logged()[-2000:] if not up else None)
         if not up:
             return
         for part in self.requests, self.stream, self.web_sockets, self.drains, self.addresses:
@@ -248,34 +248,34 @@ class Run:
                 found = part()
                 if asyncio.iscoroutine(found):
                     asyncio.run(found)
-            except Exception as error:  # One broken part must not hide what the others find.
-                self.state(f"{part.__name__} runs to its end", False, repr(error))
+            except Exception as error:  # A failed part must not hide the results of the others.
+                self.check(f"{part.__name__} runs to its end", False, repr(error))
 
 
 def main(oyez):
     for tool in "nginx", "caddy", "haproxy", "openssl":
         if not shutil.which(tool):
             sys.exit(f"{tool} is missing")
-    verdict = Verdict()
+    checks = Checks()
     runs = [("nginx", []), ("caddy", []), ("haproxy", ["--proxy-protocol"]), ("haproxy_forwardfor", [])]
 
     def one(name, flags):
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(oyez, name, flags, pathlib.Path(folder), verdict)
+            run = Run(oyez, name, flags, pathlib.Path(folder), checks)
             try:
                 run.run()
             finally:
                 run.end()
             return run.logged()
 
-    # They wait for each other's timers most of the time.
+    # Side by side: most of their time is waiting for timers.
     with concurrent.futures.ThreadPoolExecutor(len(runs)) as pool:
         logs = list(pool.map(lambda pair: one(*pair), runs))
-    if verdict.failed:
+    if checks.failed:
         for (name, _), log in zip(runs, logs):
             sys.stderr.write(f"--- {name}\n" + "\n".join(log.splitlines()[-20:]) + "\n")
-    print(f"{verdict.passed} passed, {verdict.failed} failed", flush=True)
-    return 0 if verdict.passed and not verdict.failed else 1
+    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
+    return 0 if checks.passed and not checks.failed else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Python's websockets and node's ws meet in one channel: what each sends, both must hear.
+"""Python's websockets and node's ws in one channel: both must receive every message of each.
 
     scenario.py path/to/oyez        with node's ws in NODE_PATH; see run
 
 The server is a black box here: its binary, its one line of output, its signals and its wire. Both libraries
 offer compression, as is their default; the server may decline it. The two kinds of client have one
-interface, and a statement that holds for one is checked for both.
+interface, and each check is made for both.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ MESSAGE_BYTES_MAX = 65536
 
 
 class Message(NamedTuple):
-    """What was sent or heard; the payload stands by its hash."""
+    """A sent or received message, with the hash of its payload."""
 
     kind: str
     bytes: int
@@ -51,18 +51,18 @@ class Close(NamedTuple):
 
 
 class Peer:
-    """A client: what it hears waits in `heard`, a Close being the last."""
+    """A client. Received messages are queued in `received`; a Close is the last of them."""
 
     def __init__(self, name):
         self.name = name
-        self.heard = asyncio.Queue()
+        self.received = asyncio.Queue()
 
-    async def hear(self, count=1):
-        """The next messages, `count` of them or as many as come in the time of a step."""
+    async def receive(self, count=1):
+        """The next `count` messages, or those that arrive within the time of a step."""
         got = []
         try:
             while len(got) < count:
-                got.append(await asyncio.wait_for(self.heard.get(), STEP_S))
+                got.append(await asyncio.wait_for(self.received.get(), STEP_S))
         except asyncio.TimeoutError:
             pass
         return got
@@ -78,19 +78,19 @@ class PythonPeer(Peer):
             while True:
                 data = await self.socket.recv()
                 kind, data = ("text", data.encode()) if isinstance(data, str) else ("binary", data)
-                await self.heard.put(message(kind, data))
+                await self.received.put(message(kind, data))
         except ConnectionClosed:
-            await self.heard.put(Close(self.socket.close_code, self.socket.close_reason))
+            await self.received.put(Close(self.socket.close_code, self.socket.close_reason))
 
     async def send(self, kind, *parts):
         whole = parts[0] if len(parts) == 1 else parts
         try:
             await asyncio.wait_for(self.socket.send(whole, text=kind == "text"), STEP_S)
         except ConnectionClosed:
-            pass  # The listener says so, with the code.
+            pass  # The listener queues a Close with the code.
 
     async def ping(self, payload):
-        """Whether a pong with this payload came."""
+        """Returns True if a pong with this payload arrived."""
         try:
             await asyncio.wait_for(await self.socket.ping(payload), STEP_S)
         except asyncio.TimeoutError:
@@ -126,16 +126,16 @@ class NodePeer(Peer):
     async def close(self, code):
         await self.node.command("close", self, code=code)
 
-    def note(self, event):
+    def handle(self, event):
         what = event["event"]
         if what == "open":
             self.opened.set()
         elif what == "message":
-            self.heard.put_nowait(Message(event["kind"], event["bytes"], event["sha256"]))
+            self.received.put_nowait(Message(event["kind"], event["bytes"], event["sha256"]))
         elif what == "pong":
             self.pongs.put_nowait(event["hex"])
         else:
-            self.heard.put_nowait(Close(event["code"], event["reason"]))
+            self.received.put_nowait(Close(event["code"], event["reason"]))
 
 
 class Node:
@@ -151,7 +151,7 @@ class Node:
     async def listen(self):
         async for line in self.process.stdout:
             event = json.loads(line)
-            self.peers[event["client"]].note(event)
+            self.peers[event["client"]].handle(event)
 
     async def command(self, what, peer, **fields):
         line = json.dumps({"do": what, "client": peer.name, **fields})
@@ -172,13 +172,13 @@ class Server:
         return f"{self.root}/ws/{channel}{query}"
 
 
-class Verdict:
-    """Counts statements and prints each with its outcome."""
+class Checks:
+    """Counts checks and prints each with its result."""
 
     def __init__(self):
         self.passed = self.failed = 0
 
-    def state(self, statement, holds, found=""):
+    def check(self, statement, holds, found=""):
         if holds:
             self.passed += 1
             print("ok  ", statement, flush=True)
@@ -187,29 +187,29 @@ class Verdict:
             print("FAIL", statement, *([f"(found: {found})"] if found != "" else []), flush=True)
 
 
-def is_close(heard, code, reason=".*"):
-    """Whether all that was heard is this close; `reason` is a pattern."""
-    [close, *more] = heard or [None]
+def is_close(received, code, reason=".*"):
+    """Returns True if this close was received and nothing else; `reason` is a pattern."""
+    [close, *more] = received or [None]
     return (isinstance(close, Close) and not more
             and close.code == code and re.fullmatch(reason, close.reason) is not None)
 
 
-def listing(heard):
-    return ", ".join(map(str, heard)) or "nothing"
+def listing(received):
+    return ", ".join(map(str, received)) or "nothing"
 
 
 def is_merge(whole, a, b):
-    """Whether `whole` is `a` and `b` interleaved, each in its own order."""
+    """Returns True if `whole` is `a` and `b` interleaved, each in its own order."""
     # Prefixes of a (by length) which, merged with the rest from b, form the bytes of `whole` that have been read.
     lengths = {0}
-    for read, heard in enumerate(whole):
-        lengths = ({i + 1 for i in lengths if i < len(a) and a[i] == heard}
-                   | {i for i in lengths if read - i < len(b) and b[read - i] == heard})
+    for read, received in enumerate(whole):
+        lengths = ({i + 1 for i in lengths if i < len(a) and a[i] == received}
+                   | {i for i in lengths if read - i < len(b) and b[read - i] == received})
     return len(whole) == len(a) + len(b) and len(a) in lengths
 
 
 def samples(name):
-    """What a peer of this name sends: other content for other names, wherever there is content."""
+    """The messages that a peer of this name sends: payloads differ between names, except the empty one."""
     texts = ["", f"{name} says hello", f"{name}: zażółć gęślą jaźń, 日本語, \U0001f4e3\u0000."]
     # The sizes on both sides of each step of the frame header's length field.
     sizes = [0, 1, 125, 126, 65535, 65536]
@@ -218,8 +218,8 @@ def samples(name):
 
 
 class Scenario:
-    def __init__(self, server, node, verdict):
-        self.server, self.node, self.state = server, node, verdict.state
+    def __init__(self, server, node, checks):
+        self.server, self.node, self.check = server, node, checks.check
         self.numbers = itertools.count(1)
 
     async def pair(self, channel, query=""):
@@ -241,17 +241,17 @@ class Scenario:
         await asyncio.gather(*map(send_all, peers))
         expected = {peer: [message(*one) for one in sent[peer]] for peer in peers}
         count = sum(map(len, expected.values()))
-        heard = {peer: await peer.hear(count) for peer in peers}
-        for hearer, sender in itertools.product(peers, peers):
+        received = {peer: await peer.receive(count) for peer in peers}
+        for receiver, sender in itertools.product(peers, peers):
             for one in expected[sender]:
-                times = heard[hearer].count(one)
+                times = received[receiver].count(one)
                 # An empty message does not show its sender, so each kind of peer has to receive it.
                 wanted = sum(part.count(one) for part in expected.values())
-                self.state(f"{hearer.name} hears {sender.name}'s {one}", times == wanted, f"{times} of {wanted}")
-        for hearer in peers:
-            self.state(f"{hearer.name} hears each sender's messages in the order sent",
-                       is_merge(heard[hearer], *expected.values()), listing(heard[hearer]))
-        self.state("both hear one order", heard[python] == heard[node], listing(heard[node]))
+                self.check(f"{receiver.name} receives {sender.name}'s {one}", times == wanted, f"{times} of {wanted}")
+        for receiver in peers:
+            self.check(f"{receiver.name} receives each sender's messages in the order sent",
+                       is_merge(received[receiver], *expected.values()), listing(received[receiver]))
+        self.check("both receive the same order", received[python] == received[node], listing(received[node]))
 
     async def fragments(self):
         peers = await self.pair("fragments")
@@ -263,55 +263,55 @@ class Scenario:
             for kind, parts in ("text", text), ("binary", binary):
                 await sender.send(kind, *parts)
                 expected = message(kind, b"".join(parts))
-                for hearer in peers:
-                    heard = await hearer.hear()
-                    self.state(f"{hearer.name} hears whole what {sender.name} sent as {kind} in {len(parts)} fragments",
-                               heard == [expected], listing(heard))
+                for receiver in peers:
+                    received = await receiver.receive()
+                    self.check(f"{receiver.name} receives one {kind} message that {sender.name} sent in {len(parts)} fragments",
+                               received == [expected], listing(received))
 
     async def pings(self):
         for peer in await self.pair("pings"):
             for payload in b"", b"tick", bytes(range(125)):
-                self.state(f"{peer.name} gets a pong with its ping's {len(payload)} bytes", await peer.ping(payload))
+                self.check(f"{peer.name} gets a pong with its ping's {len(payload)} bytes", await peer.ping(payload))
 
     async def channels(self):
         here, there = await self.pair("here"), await self.pair("there")
         for sender in here:
             await sender.send("text", b"for the subscribers of one channel")
         for peer in here:
-            self.state(f"{peer.name} hears its channel", len(await peer.hear(2)) == 2)
+            self.check(f"{peer.name} receives the messages of its channel", len(await peer.receive(2)) == 2)
         await there[0].send("text", b"first")
         for peer in there:
-            heard = await peer.hear()
-            self.state(f"{peer.name} hears nothing of the other channel",
-                       heard == [message("text", b"first")], listing(heard))
+            received = await peer.receive()
+            self.check(f"{peer.name} receives no message of the other channel",
+                       received == [message("text", b"first")], listing(received))
 
     async def echo(self):
         quiet, other = await self.pair("echo", "?echo=0"), PythonPeer("python")
         await other.open(self.server.url("echo"))
         for peer in quiet:
             await peer.send("text", peer.name.encode())
-        said = [message("text", peer.name.encode()) for peer in quiet]
-        heard = await other.hear(2)
-        self.state("another member hears those who asked not to hear themselves",
-                   Counter(heard) == Counter(said), listing(heard))
+        sent = [message("text", peer.name.encode()) for peer in quiet]
+        received = await other.receive(2)
+        self.check("another subscriber receives the messages of those with echo=0",
+                   Counter(received) == Counter(sent), listing(received))
         await other.send("text", b"last")
-        for peer, own in zip(quiet, said):
-            heard = await peer.hear(2)
-            self.state(f"{peer.name} asked not to hear itself, and does not",
-                       heard == [one for one in said if one != own] + [message("text", b"last")], listing(heard))
+        for peer, own in zip(quiet, sent):
+            received = await peer.receive(2)
+            self.check(f"{peer.name} with echo=0 does not receive its own message",
+                       received == [one for one in sent if one != own] + [message("text", b"last")], listing(received))
 
     async def closes(self):
         peers = await self.pair("closes")
-        left = PythonPeer("python")
-        await left.open(self.server.url("closes"))
+        remaining = PythonPeer("python")
+        await remaining.open(self.server.url("closes"))
         for peer in peers:
             await peer.close(1000)
-            heard = await peer.hear()
-            self.state(f"{peer.name} closes with 1000 and gets 1000 back",
-                       is_close(heard, 1000), listing(heard))
-        await left.send("text", b"alone")
-        heard = await left.hear()
-        self.state("who is left hears on", heard == [message("text", b"alone")], listing(heard))
+            received = await peer.receive()
+            self.check(f"{peer.name} closes with 1000 and gets 1000 back",
+                       is_close(received, 1000), listing(received))
+        await remaining.send("text", b"alone")
+        received = await remaining.receive()
+        self.check("the remaining subscriber still receives messages", received == [message("text", b"alone")], listing(received))
 
     async def limit(self):
         # One byte too many, and enough that the server sends its close while the peer still sends.
@@ -321,25 +321,25 @@ class Scenario:
             await witness.open(self.server.url("limit"))
             for peer in peers:
                 await peer.send("binary", bytes(MESSAGE_BYTES_MAX + excess))
-                heard = await peer.hear()
-                self.state(f"{peer.name} is closed with 1009 for {excess} bytes over the limit",
-                           is_close(heard, 1009), listing(heard))
+                received = await peer.receive()
+                self.check(f"{peer.name} is closed with 1009 for {excess} bytes over the limit",
+                           is_close(received, 1009), listing(received))
             await witness.send("text", b"still here")
-            heard = await witness.hear()
-            self.state("the channel hears nothing of it", heard == [message("text", b"still here")], listing(heard))
+            received = await witness.receive()
+            self.check("no subscriber receives a part of it", received == [message("text", b"still here")], listing(received))
 
     async def drain(self):
         peers = await self.pair("drain")
         self.server.process.send_signal(signal.SIGTERM)
         for peer in peers:
-            heard = await peer.hear()
-            self.state(f"{peer.name} is closed with 4200 and told when to come back",
-                       is_close(heard, 4200, r"drain retry_ms=\d+"), listing(heard))
+            received = await peer.receive()
+            self.check(f"{peer.name} is closed with 4200 and a reconnect delay",
+                       is_close(received, 4200, r"drain retry_ms=\d+"), listing(received))
         try:
             status = await asyncio.wait_for(self.server.process.wait(), STEP_S)
         except asyncio.TimeoutError:
             status = "still running"
-        self.state("the server exits with 0", status == 0, status)
+        self.check("the server exits with 0", status == 0, status)
 
     # The last one ends the server.
     PARTS = [messages, fragments, pings, channels, echo, closes, limit, drain]
@@ -348,30 +348,30 @@ class Scenario:
         for part in self.PARTS:
             try:
                 await part(self)
-            except Exception as error:  # One broken part must not hide what the others find.
-                self.state(f"{part.__name__} runs to its end", False, repr(error))
+            except Exception as error:  # A failed part must not hide the results of the others.
+                self.check(f"{part.__name__} runs to its end", False, repr(error))
 
 
 async def main(oyez):
-    verdict = Verdict()
+    checks = Checks()
     server, node = Server(), Node()
     with tempfile.TemporaryFile() as log:
         try:
             await server.start(oyez, log)
             await node.start()
-            await asyncio.wait_for(Scenario(server, node, verdict).run(), SCENARIO_S)
+            await asyncio.wait_for(Scenario(server, node, checks).run(), SCENARIO_S)
         except Exception as error:
-            verdict.state(f"the scenario runs to its end within {SCENARIO_S} s", False, repr(error))
+            checks.check(f"the scenario runs to its end within {SCENARIO_S} s", False, repr(error))
         finally:
             for process in (getattr(part, "process", None) for part in (server, node)):
                 if process and process.returncode is None:
                     process.kill()
                     await process.wait()
-        if verdict.failed:
+        if checks.failed:
             log.seek(0)
             sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
-    print(f"{verdict.passed} passed, {verdict.failed} failed", flush=True)
-    return 0 if verdict.passed and not verdict.failed else 1
+    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
+    return 0 if checks.passed and not checks.failed else 1
 
 
 if __name__ == "__main__":

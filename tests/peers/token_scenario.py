@@ -2,8 +2,8 @@
 
     token_scenario.py path/to/oyez        see run
 
-One key set holds what identity providers put into theirs: keys of several types, for other purposes, with algorithms
-and curves that the server does not support. Those are skipped, and the others work.
+One key set holds keys as identity providers publish them: of several types, for other purposes, with algorithms
+and curves that the server does not support. The server must skip those and accept the others.
 """
 
 import json
@@ -22,7 +22,7 @@ from jwcrypto.jwt import JWT
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from http_scenario import Server
-from scenario import STEP_S, Verdict
+from scenario import STEP_S, Checks
 
 
 def claims(sub):
@@ -31,12 +31,12 @@ def claims(sub):
 
 
 class PyJwtKey:
-    """A key of cryptography's, written and used by PyJWT."""
+    """A key made by cryptography, serialized and used by PyJWT."""
 
-    def __init__(self, kid, algorithm, key, **subscribers):
+    def __init__(self, kid, algorithm, key, **fields):
         self.kid, self.algorithm, self.key = kid, algorithm, key
         kind = {"R": RSAAlgorithm, "E": ECAlgorithm}[algorithm[0]] if algorithm != "EdDSA" else OKPAlgorithm
-        self.jwk = {**json.loads(kind.to_jwk(key.public_key())), "kid": kid, **subscribers}
+        self.jwk = {**json.loads(kind.to_jwk(key.public_key())), "kid": kid, **fields}
 
     def token(self, sub="alice"):
         return jwt.encode(claims(sub), self.key, algorithm=self.algorithm, headers={"kid": self.kid})
@@ -55,7 +55,7 @@ class JwcryptoKey:
         return token.serialize()
 
 
-def run(oyez, state, folder, log):
+def run(oyez, check, folder, log):
     curve, rsa_key = ec.generate_private_key, rsa.generate_private_key
     good = [
         PyJwtKey("pyjwt-rsa", "RS256", rsa_key(65537, 2048), use="sig", alg="RS256"),
@@ -77,7 +77,7 @@ def run(oyez, state, folder, log):
         {"kty": "AKP", "kid": "ml-dsa", "alg": "ML-DSA-44", "pub": "AA"},
     ]
     file = pathlib.Path(folder, "jwks.json")
-    # The keys that are skipped come first: none of them may hide one that follows.
+    # The keys that are skipped come first: none of them may stop the server from reading the next.
     file.write_text(json.dumps({"keys": [*other, *(key.jwk for key in bad), *(key.jwk for key in good)]}))
     server = Server(oyez, log, flags=["--jwks-file", str(file)])
 
@@ -90,38 +90,38 @@ def run(oyez, state, folder, log):
     try:
         for key in good:
             found = status(key.token())
-            state(f"a token of {key.kid} is accepted, out of a mixed key set", found == 200, found)
+            check(f"a token of {key.kid} is accepted, out of a mixed key set", found == 200, found)
         for key in bad:
             found = status(key.token())
-            state(f"a token of {key.kid} is not", found == 401, found)
+            check(f"a token of {key.kid} is rejected", found == 401, found)
         header, _, signature = good[0].token().split(".")
         found = status(".".join([header, good[0].token("mallory").split(".")[1], signature]))
-        state("claims under another token's signature are not", found == 401, found)
+        check("claims with another token's signature are rejected", found == 401, found)
         gone, *rest = good
         file.write_text(json.dumps({"keys": [*other, *(key.jwk for key in rest)]}))
         server.process.send_signal(signal.SIGHUP)
         end = time.monotonic() + STEP_S
         while (found := status(gone.token())) == 200 and time.monotonic() < end:
             time.sleep(0.05)
-        state("a key that was removed is no longer trusted after SIGHUP", found == 401, found)
+        check("a key that was removed is no longer trusted after SIGHUP", found == 401, found)
         found = [status(key.token()) for key in rest]
-        state("and the others still are", found == [200] * len(rest), found)
+        check("the other keys are still trusted", found == [200] * len(rest), found)
     finally:
         server.kill()
     log.seek(0)
     text = log.read().decode(errors="replace")
     for name in ["weak", "p384", "ed448", "x25519", "ml-dsa"]:
-        state(f"the log names {name} as skipped", f"(kid {name})" in text, text[-2000:])
+        check(f"the log names {name} as skipped", f"(kid {name})" in text, text[-2000:])
 
 
 def main(oyez):
-    verdict = Verdict()
-    # PyJWT warns of the key that is too short on purpose.
+    checks = Checks()
+    # PyJWT warns about the key that is intentionally too short.
     warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
-        run(oyez, verdict.state, folder, log)
-    print(f"{verdict.passed} passed, {verdict.failed} failed", flush=True)
-    return 0 if verdict.passed and not verdict.failed else 1
+        run(oyez, checks.check, folder, log)
+    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
+    return 0 if checks.passed and not checks.failed else 1
 
 
 if __name__ == "__main__":
