@@ -52,11 +52,11 @@ fn frame(bench: &mut Criterion) {
 fn hub(bench: &mut Criterion) {
     let mut group = bench.benchmark_group("hub_publish_and_queue");
     let now = LoopTime::from_millis(0);
-    for (keeps, messages_max) in [("history", 100), ("journal", 100), ("no_history", 0)] {
+    for (keeps, messages_max) in [("history", 100), ("history_file", 100), ("no_history", 0)] {
         for subscribers in [1u32, 1_000, 100_000] {
             let history = HistoryLimits { messages_max, ..HistoryLimits::default() };
             let mut hub = Hub::new(&Limits { history, ..Limits::default() }, 1);
-            if keeps == "journal" {
+            if keeps == "history_file" {
                 hub.begin_tracking_changes();
             }
             let name = ChannelName::main();
@@ -87,8 +87,8 @@ fn hub(bench: &mut Criterion) {
 }
 
 /// What the loop does for one batch of the history file: 256 KiB of messages, of few channels and of many.
-fn journal(bench: &mut Criterion) {
-    let mut group = bench.benchmark_group("journal_batch");
+fn history_file(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("history_file_batch");
     let now = LoopTime::from_millis(0);
     let log_time = LogTime { now, millis: 0 };
     for (channels, messages) in [(20u32, 100), (2_000, 1)] {
@@ -182,8 +182,8 @@ fn head(bench: &mut Criterion) {
     });
 }
 
-fn walker(bench: &mut Criterion) {
-    let mut group = bench.benchmark_group("walker");
+fn frame_scanner(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("frame_scanner");
     for length in [2, 64] {
         let session = masked_frame(length).repeat(1_000);
         group.throughput(Throughput::Elements(1_000));
@@ -318,7 +318,7 @@ fn turn(bench: &mut Criterion) {
     let subscribe = || text(r#"{"type":"subscribe","ch":"a"}"#);
     let unsubscribe = || text(r#"{"type":"unsubscribe","ch":"a"}"#);
     let mut group = bench.benchmark_group("turn_of_64_messages");
-    for name in ["one_channel", "alternating", "subscriptions_last", "subscription_behind_each"] {
+    for name in ["one_channel", "alternating", "subscriptions_last", "subscription_after_each"] {
         let limits = Limits { ping_interval_ms: 0, ..Limits::default() };
         let mut engine = Engine::new(limits, 1);
         let now = LoopTime::from_millis(0);
@@ -354,7 +354,7 @@ fn turn(bench: &mut Criterion) {
         let mut bytes = Vec::new();
         for n in 0..64 {
             bytes.extend(publish(if name == "alternating" && n % 2 == 1 { "b" } else { "a" }));
-            if name == "subscription_behind_each" {
+            if name == "subscription_after_each" {
                 bytes.extend([subscribe(), unsubscribe()].concat());
             }
         }
@@ -382,6 +382,6 @@ fn turn(bench: &mut Criterion) {
 criterion_group! {
     name = pieces;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, hub, journal, outbox, head, walker, wake, sweep, turn
+    targets = frame, hub, history_file, outbox, head, frame_scanner, wake, sweep, turn
 }
 criterion_main!(pieces);
