@@ -14,12 +14,14 @@ use std::rc::Rc;
 
 use super::State;
 use super::frame_scanner::{FrameScanner, ScanStop};
+use super::intent::Intent;
 use super::{AfterFlush, SessionContext};
 use crate::access::grant::Grant;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::net::outbox::Outbox;
 use crate::time::LoopTime;
+use crate::wire;
 
 /// A close in progress.
 #[derive(Debug)]
@@ -57,6 +59,23 @@ impl Closing {
             deadline_max: now.after(limits.drain_ms),
             grant: None,
         }))
+    }
+
+    /// Begins to close an open WebSocket from the server's side: the close frame is the last that is queued. `scanner`:
+    /// the position in the peer's frames.
+    pub(super) fn begin_close_handshake(
+        reason: Reason,
+        scanner: FrameScanner,
+        ctx: &mut SessionContext<'_>,
+    ) -> State {
+        if reason == Reason::Slow {
+            // A slow client would never reach a close frame at the end of its queue.
+            ctx.outbox.drop_unstarted();
+        }
+        ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
+        let step =
+            if reason.awaits_peers_close() { CloseStep::AwaitClose(scanner) } else { CloseStep::Flushing };
+        Closing::begin(reason, step, ctx.limits, ctx.now)
     }
 
     /// Discards input, except the peer's close frame.

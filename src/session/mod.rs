@@ -17,6 +17,8 @@ pub mod auth_state;
 mod buffer;
 mod closing;
 mod commands;
+mod context;
+mod deadlines;
 pub mod decoder;
 pub mod frame_scanner;
 mod heartbeat;
@@ -24,46 +26,27 @@ pub mod http;
 pub mod intent;
 mod open;
 pub mod rejection;
+mod streaming;
 mod unfinished;
 pub mod websocket;
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-
-use crate::access::authenticator::Authenticator;
-use crate::access::connection_limiter::ConnectionLimiter;
 use crate::access::grant::Grant;
-use crate::access::origin::OriginPattern;
 use crate::close::Reason;
-use crate::config::{Asset, Limits};
-use crate::ids::{Peer, SlotId};
-use crate::metrics::Metrics;
-use crate::net::outbox::Outbox;
+use crate::config::Limits;
 use crate::time::LoopTime;
-use crate::wire::chunk::LAST_CHUNK;
-use crate::wire::{self, Form};
 use auth_state::AuthState;
 use closing::CloseStep;
-use frame_scanner::FrameScanner;
-use heartbeat::Heartbeat;
+use http::last_response::close_with_error;
 use http::query::PendingQuery;
-use http::response::{HttpError, ResponseOptions};
-use intent::Intent;
-use rejection::Rejection;
+use http::response::ResponseOptions;
 
 pub use closing::Closing;
+pub use context::{HttpConfig, SMALL_BYTES, SessionContext};
 pub use http::connection::{Body, Head, Responding};
-pub use http::dispatch::SMALL_BYTES;
 pub use open::Open;
-
-/// Minimum cost of one WebSocket frame in a turn's budget. A frame of 64 bytes takes hardly longer than an empty one:
-/// 43,690 empty frames (256 KiB) took 20 to 45 ms in one turn.
-pub const FRAME_COST_BYTES_MIN: usize = 64;
-
-/// Cost of one HTTP request in a turn's budget, in addition to its bytes: parsing, routing and the response take about
-/// as long as 16 small frames.
-pub const REQUEST_COST_BYTES: usize = 1024;
+pub use streaming::Streaming;
 
 /// The state of a connection.
 ///
@@ -94,27 +77,6 @@ pub struct Ended {
     pub reason: Reason,
     /// The grant of an authenticated client.
     pub grant: Option<Rc<Grant>>,
-}
-
-/// A stream of server-sent events. The client sends nothing but EOF.
-///
-/// It lives in a box of 32 bytes: with the authentication state in the slot, every connection would be 8 bytes larger.
-#[derive(Debug)]
-pub struct Streaming {
-    /// `None` for an anonymous client.
-    auth: Option<Box<AuthState>>,
-    heartbeat: Heartbeat,
-    /// The framing of its events.
-    form: Form,
-}
-
-/// Configuration of the HTTP endpoints.
-#[derive(Debug, Default)]
-pub struct HttpConfig {
-    /// Files embedded in the program.
-    pub assets: Vec<&'static Asset>,
-    /// Origins whose pages may send requests, in addition to those of the server's own host.
-    pub origins: Vec<OriginPattern>,
 }
 
 /// The result of an expired deadline.
@@ -152,40 +114,6 @@ pub enum AfterFlush {
     ShutDownWrite,
     /// Close the connection.
     Close(Reason),
-}
-
-/// The environment of a session while it handles an event.
-#[derive(Debug)]
-pub struct SessionContext<'a> {
-    /// The limits.
-    pub limits: &'a Limits,
-    /// Configuration of the HTTP endpoints.
-    pub http_config: &'a HttpConfig,
-    /// Connections and handshakes per address.
-    pub limiter: &'a mut ConnectionLimiter,
-    /// The connection's id.
-    pub id: SlotId,
-    /// The peer's address.
-    pub peer: &'a mut Peer,
-    /// Verifies tokens and tickets.
-    pub authenticator: &'a mut Authenticator,
-    /// The metrics.
-    pub metrics: &'a mut Metrics,
-    /// The time of this turn.
-    pub now: LoopTime,
-    /// Spreads the pings of connections that were accepted together; any number that differs between slots.
-    pub ping_offset: u32,
-    /// The process is close to its memory budget, and rejects large messages and bodies that are not complete.
-    pub is_memory_short: bool,
-    /// Bytes to be written.
-    pub outbox: &'a mut Outbox,
-    /// Operations requested from the server.
-    pub intents: &'a mut Vec<Intent>,
-    /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
-    pub cost: usize,
-    /// The unused part of the connection's share, in the same unit: at this cost, further pipelined requests wait for
-    /// the responses to those before them.
-    pub cost_max: usize,
 }
 
 impl State {
@@ -378,53 +306,33 @@ impl State {
 
     /// Begins to close the connection. Does nothing if a close has begun.
     pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
-        let SessionContext { limits, now, .. } = *ctx;
         match self {
             // After a TLS failure the client can read no HTTP response.
             State::Head(_) | State::Body(_) | State::Responding(_)
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
-                *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
+                *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
             }
             // An error response cannot be sent within another response. A drain lets that be completed; any other
             // close omits its last chunk, so that the client detects that it is incomplete (RFC 9112 8).
             State::Responding(responding) if responding.has_begun() => {
                 if !matches!(reason, Reason::Drain { .. }) {
                     ctx.outbox.drop_unstarted();
-                    *self = Closing::begin(reason, CloseStep::Flushing, limits, now);
+                    *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
                 }
             }
             State::Head(_) | State::Responding(_) => {
-                *self = respond_and_close(
-                    reason,
-                    &ResponseOptions::last(ctx.authenticator.http_date()),
-                    limits,
-                    ctx.metrics,
-                    now,
-                    ctx.outbox,
-                );
+                let options = ResponseOptions::last(ctx.authenticator.http_date());
+                *self = close_with_error(reason, &options, ctx);
             }
-            State::Body(body) => {
-                *self = respond_and_close(reason, &body.last_options(), limits, ctx.metrics, now, ctx.outbox);
-            }
+            State::Body(body) => *self = close_with_error(reason, &body.last_options(), ctx),
             State::Open(open) => {
                 let grant = open.auth().and_then(AuthState::grant).cloned();
-                *self = begin_close(reason, open.take_scanner(), ctx).with_grant(grant);
+                *self = Closing::begin_close_handshake(reason, open.take_scanner(), ctx).with_grant(grant);
             }
             State::Streaming(streaming) => {
-                let mut last = Vec::new();
-                if let Reason::Drain { retry_ms } = reason {
-                    last.extend_from_slice(&streaming.form.piece(|out| wire::append_retry(out, retry_ms)));
-                }
-                if reason == Reason::Slow {
-                    // A slow client does not read its queue and misses events: the last chunk is omitted, which
-                    // marks the body as incomplete.
-                    ctx.outbox.drop_unstarted();
-                } else if streaming.form.is_chunked() {
-                    last.extend_from_slice(LAST_CHUNK);
-                }
-                ctx.intents.push(Intent::BeginClose { close_frame: Some(last.into()) });
-                self.become_next(Closing::begin(reason, CloseStep::Flushing, limits, now));
+                let closing = streaming.close(reason, ctx);
+                self.become_next(closing);
             }
             State::Closing(_) | State::Dead(_) => {}
         }
@@ -442,45 +350,10 @@ impl State {
         }
     }
 
-    /// The time at which [`State::expire`] has to be called.
-    pub fn deadline(&self) -> Option<LoopTime> {
-        match self {
-            State::Head(head) => Some(head.deadline()),
-            State::Body(body) => Some(body.deadline()),
-            State::Open(_) | State::Streaming(_) => {
-                let auth_deadline = self.auth().map(AuthState::deadline);
-                self.heartbeat_deadline()
-                    .into_iter()
-                    .chain(auth_deadline)
-                    .chain(self.message_deadline())
-                    .reduce(LoopTime::min)
-            }
-            State::Closing(closing) => Some(closing.deadline),
-            State::Responding(_) | State::Dead(_) => None,
-        }
-    }
-
-    /// The time of the next ping, or the deadline of a pong.
-    fn heartbeat_deadline(&self) -> Option<LoopTime> {
-        match self {
-            State::Open(open) => open.heartbeat.deadline(),
-            State::Streaming(streaming) => streaming.heartbeat.deadline(),
-            _ => None,
-        }
-    }
-
-    /// The deadline of an incomplete message.
-    fn message_deadline(&self) -> Option<LoopTime> {
-        match self {
-            State::Open(open) => open.message_deadline(),
-            _ => None,
-        }
-    }
-
     fn auth(&self) -> Option<&AuthState> {
         match self {
             State::Open(open) => open.auth(),
-            State::Streaming(streaming) => streaming.auth.as_deref(),
+            State::Streaming(streaming) => streaming.auth(),
             _ => None,
         }
     }
@@ -488,7 +361,7 @@ impl State {
     fn auth_mut(&mut self) -> Option<&mut AuthState> {
         match self {
             State::Open(open) => open.auth_mut(),
-            State::Streaming(streaming) => streaming.auth.as_deref_mut(),
+            State::Streaming(streaming) => streaming.auth_mut(),
             _ => None,
         }
     }
@@ -526,129 +399,4 @@ impl State {
     pub fn sub(&self) -> Option<&str> {
         self.auth()?.grant()?.sub.as_deref()
     }
-
-    /// Returns true if only a ping, or a comment in an event stream, is due.
-    pub fn is_ping_due(&self, now: LoopTime) -> bool {
-        let is_due = match self {
-            State::Open(open) => {
-                matches!(open.heartbeat, Heartbeat::Quiet { ping_at } if ping_at.is_due(now))
-            }
-            State::Streaming(streaming) => streaming.heartbeat.deadline().is_some_and(|at| at.is_due(now)),
-            _ => false,
-        };
-        is_due && !self.auth().is_some_and(|auth| auth.deadline().is_due(now))
-    }
-
-    /// Handles an expired deadline. `is_unread`: the socket is still to be read in this turn.
-    pub fn expire(&mut self, is_unread: bool, ctx: &mut SessionContext<'_>) -> Due {
-        if let State::Open(open) = self
-            && open.heartbeat == Heartbeat::Overdue
-            && !is_unread
-        {
-            self.close(Reason::NoPong, ctx);
-            return Due::Flush;
-        }
-        if !self.deadline().is_some_and(|deadline| deadline.is_due(ctx.now)) {
-            return Due::Nothing;
-        }
-        // The end of the message may have arrived without being read yet. The extension is limited, since a client can
-        // always have something unread.
-        let extension_ms = if is_unread { UNREAD_MESSAGE_MS } else { 0 };
-        if self.message_deadline().is_some_and(|deadline| deadline.after(extension_ms).is_due(ctx.now)) {
-            self.close(Reason::MessageTimeout, ctx);
-            return Due::Flush;
-        }
-        if let Some(reason) = self.auth_mut().and_then(|auth| auth.expire(ctx)) {
-            self.close(reason, ctx);
-            return Due::Flush;
-        }
-        let is_heartbeat_due = self.heartbeat_deadline().is_some_and(|at| at.is_due(ctx.now));
-        match self {
-            // The deadline was that of the authentication or the message.
-            State::Open(_) | State::Streaming(_) if !is_heartbeat_due => Due::Nothing,
-            // The request may have arrived: the turn's budget was used up, or the client has not read the previous
-            // response. Whether it reads fast enough is checked by the outbox.
-            State::Head(_) | State::Body(_) if is_unread || !ctx.outbox.is_empty() => Due::Nothing,
-            // No request, so no 408: browsers open spare connections.
-            State::Head(head) if head.is_silent() && head.rejection().is_none() => {
-                Due::Close(head.timeout_reason())
-            }
-            State::Head(head) => {
-                let reason = head.rejection().unwrap_or(head.timeout_reason());
-                self.close(reason, ctx);
-                Due::Flush
-            }
-            State::Body(_) => {
-                self.close(Reason::BodyTimeout, ctx);
-                Due::Flush
-            }
-            State::Open(open) => open.check_liveness(ctx),
-            State::Streaming(streaming) => {
-                ctx.outbox.queue(Rc::new(streaming.form.piece(wire::append_comment)));
-                streaming.heartbeat = Heartbeat::received(ctx);
-                Due::Flush
-            }
-            State::Closing(closing) => Due::Close(closing.reason),
-            State::Responding(_) | State::Dead(_) => Due::Nothing,
-        }
-    }
-
-    /// Updates deadlines after a flush.
-    pub fn flushed(&mut self, written: usize, outbox: &Outbox, limits: &Limits, now: LoopTime) -> AfterFlush {
-        match self {
-            State::Closing(closing) => closing.flushed(written, outbox, limits, now),
-            State::Head(head) if written > 0 && outbox.is_empty() => {
-                head.restart_deadline(limits, now);
-                AfterFlush::Nothing
-            }
-            State::Body(body) if written > 0 && outbox.is_empty() => {
-                body.restart_deadline(limits, now);
-                AfterFlush::Nothing
-            }
-            _ => AfterFlush::Nothing,
-        }
-    }
-}
-
-/// Extension of the deadline of a message whose end may be unread: longer than any turn.
-const UNREAD_MESSAGE_MS: u32 = 1_000;
-
-/// Queues the error response to an HTTP client whose connection is closed.
-fn respond_and_close(
-    reason: Reason,
-    options: &ResponseOptions,
-    limits: &Limits,
-    metrics: &mut Metrics,
-    now: LoopTime,
-    outbox: &mut Outbox,
-) -> State {
-    let error = Rejection::of_close(reason, limits).http();
-    let response = error.respond(options);
-    send_last_response(reason, &error, response, limits, metrics, now, outbox)
-}
-
-/// Queues an error response, the last of its connection.
-fn send_last_response(
-    reason: Reason,
-    error: &HttpError,
-    response: Vec<u8>,
-    limits: &Limits,
-    metrics: &mut Metrics,
-    now: LoopTime,
-    outbox: &mut Outbox,
-) -> State {
-    metrics.reject(error.code());
-    outbox.queue(Rc::new(Bytes::from(response)));
-    Closing::begin(reason, CloseStep::Flushing, limits, now)
-}
-
-/// Begins to close an open WebSocket from the server's side: the close frame is the last that is queued.
-fn begin_close(reason: Reason, scanner: FrameScanner, ctx: &mut SessionContext<'_>) -> State {
-    if reason == Reason::Slow {
-        // A slow client would never reach a close frame at the end of its queue.
-        ctx.outbox.drop_unstarted();
-    }
-    ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
-    let step = if reason.awaits_peers_close() { CloseStep::AwaitClose(scanner) } else { CloseStep::Flushing };
-    Closing::begin(reason, step, ctx.limits, ctx.now)
 }

@@ -13,6 +13,7 @@ use super::connection::{
     respond, submit_publish,
 };
 use super::cors::{forbidden_origin, judge, preflight, share, warn_of_host, warn_of_origin};
+use super::last_response::send_and_close;
 use super::request::{self, BodyLength, FieldRoom, Request};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use super::routes::{self, LIMIT_MAX, Parameters, Route};
@@ -23,16 +24,22 @@ use crate::close::Reason;
 use crate::config::Asset;
 use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, Peer, Since};
-use crate::session::REQUEST_COST_BYTES;
 use crate::session::auth_state::{self, AuthState, CredentialSources};
+use crate::session::closing::Closing;
+use crate::session::context::SMALL_BYTES;
 use crate::session::frame_scanner::FrameScanner;
-use crate::session::heartbeat::Heartbeat;
 use crate::session::intent::{Intent, Query};
+use crate::session::open::Open;
 use crate::session::rejection::Rejection;
-use crate::session::{Open, SessionContext, State, Streaming};
+use crate::session::streaming::Streaming;
+use crate::session::{SessionContext, State};
 use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::command::KEY_BYTES_MAX;
 use crate::wire::{self, Form, Kind};
+
+/// Cost of one HTTP request in a turn's budget, in addition to its bytes: parsing, routing and the response take about
+/// as long as 16 small frames.
+const REQUEST_COST_BYTES: usize = 1024;
 
 /// Processes a request whose head is complete; `unread` is the input after it.
 pub(in crate::session) fn serve(
@@ -288,7 +295,7 @@ fn open_web_socket(
         Ok(rights) => rights,
         Err(why) => {
             let reason = Reason::BadToken { why };
-            return Outcome::Upgraded(crate::session::begin_close(reason, FrameScanner::new(), ctx));
+            return Outcome::Upgraded(Closing::begin_close_handshake(reason, FrameScanner::new(), ctx));
         }
     };
     let form = if protocol == Protocol::Raw { Form::Raw } else { Form::Envelope };
@@ -348,10 +355,10 @@ fn stream_events(
     begin.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
     ctx.intents.push(Intent::Send(Bytes::from(begin)));
     let subscribe_options = SubscribeOptions { form, since: since.unwrap_or(Since::Now), echo: true };
-    let auth = AuthState::of(rights.clone(), ctx).map(Box::new);
+    let streaming = Streaming::new(rights.clone(), form, ctx);
     let subscription = Intent::Subscribe { channel, options: subscribe_options, rights, reference: None };
     ctx.intents.push(subscription);
-    Outcome::Become(State::Streaming(Box::new(Streaming { auth, heartbeat: Heartbeat::received(ctx), form })))
+    Outcome::Become(State::Streaming(Box::new(streaming)))
 }
 
 /// Returns true if this is a temporary error (429, 503) for a request of an EventSource.
@@ -417,7 +424,7 @@ pub(in crate::session) fn reject_connection(
         }
         Err(_) => error.respond(&ResponseOptions::last(date)),
     };
-    crate::session::send_last_response(reason, &error, response, ctx.limits, ctx.metrics, ctx.now, ctx.outbox)
+    send_and_close(reason, &error, response, ctx)
 }
 
 /// Begins a publish request: its head is checked before its body is read.
@@ -523,9 +530,6 @@ fn begin_publish(
     }
     Body::begin(publish_request, framing, pending_responses, ctx).serve(unread, ctx)
 }
-
-/// Maximum bytes of an incomplete message or body that is accepted under memory pressure: the size of a request head.
-pub const SMALL_BYTES: usize = 4 << 10;
 
 /// The message type for a media type.
 fn kind_of(media_type: &[u8]) -> Kind {

@@ -1,0 +1,57 @@
+//! The environment of a session: what a connection reads and changes while it handles an event.
+
+use super::intent::Intent;
+use crate::access::authenticator::Authenticator;
+use crate::access::connection_limiter::ConnectionLimiter;
+use crate::access::origin::OriginPattern;
+use crate::config::{Asset, Limits};
+use crate::ids::{Peer, SlotId};
+use crate::metrics::Metrics;
+use crate::net::outbox::Outbox;
+use crate::time::LoopTime;
+
+/// Maximum bytes of an incomplete message or body that is accepted under memory pressure: the size of a request head.
+pub const SMALL_BYTES: usize = 4 << 10;
+
+/// Configuration of the HTTP endpoints.
+#[derive(Debug, Default)]
+pub struct HttpConfig {
+    /// Files embedded in the program.
+    pub assets: Vec<&'static Asset>,
+    /// Origins whose pages may send requests, in addition to those of the server's own host.
+    pub origins: Vec<OriginPattern>,
+}
+
+/// The environment of a session while it handles an event.
+#[derive(Debug)]
+pub struct SessionContext<'a> {
+    /// The limits.
+    pub limits: &'a Limits,
+    /// Configuration of the HTTP endpoints.
+    pub http_config: &'a HttpConfig,
+    /// Connections and handshakes per address.
+    pub limiter: &'a mut ConnectionLimiter,
+    /// The connection's id.
+    pub id: SlotId,
+    /// The peer's address.
+    pub peer: &'a mut Peer,
+    /// Verifies tokens and tickets.
+    pub authenticator: &'a mut Authenticator,
+    /// The metrics.
+    pub metrics: &'a mut Metrics,
+    /// The time of this turn.
+    pub now: LoopTime,
+    /// Spreads the pings of connections that were accepted together; any number that differs between slots.
+    pub ping_offset: u32,
+    /// The process is close to its memory budget, and rejects large messages and bodies that are not complete.
+    pub is_memory_short: bool,
+    /// Bytes to be written.
+    pub outbox: &'a mut Outbox,
+    /// Operations requested from the server.
+    pub intents: &'a mut Vec<Intent>,
+    /// Cost of the received frames and requests, in addition to their bytes, in bytes of the turn's budget.
+    pub cost: usize,
+    /// The unused part of the connection's share, in the same unit: at this cost, further pipelined requests wait for
+    /// the responses to those before them.
+    pub cost_max: usize,
+}
