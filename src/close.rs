@@ -95,6 +95,8 @@ pub enum Reason {
     MessageTimeout,
     /// The process is near its memory budget, and rejects large incomplete messages.
     LowMemory,
+    /// Messages of the log that the servers share are missing here, and a raw WebSocket has no notice for that.
+    Lost,
 }
 
 /// The cause of a TLS failure.
@@ -293,7 +295,7 @@ impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// The number of reasons.
-    pub const COUNT: usize = 30;
+    pub const COUNT: usize = 31;
 
     /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
@@ -328,6 +330,7 @@ impl Reason {
             Reason::TokenExpired => 27,
             Reason::MessageTimeout => 28,
             Reason::LowMemory => 29,
+            Reason::Lost => 30,
         }
     }
 
@@ -363,6 +366,7 @@ impl Reason {
         "token_expired",
         "message_timeout",
         "low_memory",
+        "lost",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -396,6 +400,7 @@ impl Reason {
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::MessageTimeout => Some(4104),
+            Reason::Lost => Some(4104),
             Reason::Drain { .. } => Some(4200),
             Reason::TokenExpired => Some(4201),
         }
@@ -421,6 +426,7 @@ impl Reason {
                 | Reason::TokenExpired
                 | Reason::MessageTimeout
                 | Reason::LowMemory
+                | Reason::Lost
         )
     }
 }
@@ -486,6 +492,7 @@ mod tests {
             (Reason::TokenExpired, Some(4201), "token_expired"),
             (Reason::MessageTimeout, Some(4104), "message_timeout"),
             (Reason::LowMemory, Some(1013), "low_memory"),
+            (Reason::Lost, Some(4104), "lost"),
         ]
     }
 

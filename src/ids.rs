@@ -153,6 +153,8 @@ pub enum GapReason {
     Slow,
     /// The cursor is ahead of the log.
     Future,
+    /// The log that the servers share lost messages, or this server has not read them.
+    Lost,
 }
 
 impl GapReason {
@@ -163,6 +165,7 @@ impl GapReason {
             GapReason::Epoch => "epoch",
             GapReason::Slow => "slow",
             GapReason::Future => "future",
+            GapReason::Lost => "lost",
         }
     }
 }

@@ -6,11 +6,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::creators::Creator;
+use super::epochs::{EpochStart, Epochs};
 use super::eviction::SizeRank;
 use super::history::{BatchEntry, History};
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
-use crate::ids::{GapReason, MessageId, Sender, SlotId};
+use crate::ids::{GapReason, Sender, SlotId};
 use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::{self, Form, Kind, Message};
@@ -130,7 +131,8 @@ impl EchoExcluded {
 pub struct FinishedBatch {
     forms: [Option<Encoded>; Form::COUNT],
     name: Rc<str>,
-    epoch: u64,
+    /// The epoch of all of its messages.
+    epoch: EpochStart,
     /// The number of its first message in the channel.
     number: u64,
     /// Its messages as raw frames.
@@ -360,19 +362,20 @@ impl Channel {
         self.batch.exclude(form, subscriber, 0..self.batch.entries.len());
     }
 
-    /// A message of the open batch.
-    pub(super) fn open_message(&self, epoch: u64, index: usize) -> Message<'_> {
+    /// A message of the open batch, and its index in the log.
+    pub(super) fn open_message(&self, epoch: EpochStart, index: usize) -> (u64, Message<'_>) {
         let Batch { frames, entries, .. } = &self.batch;
         let BatchEntry { end, seq, kind, ref sender } = entries[index];
         let start = index.checked_sub(1).map_or(0, |before| entries[before].end);
-        Message {
+        let message = Message {
             channel: &self.name,
-            id: MessageId { epoch, seq },
+            id: epoch.id(seq),
             number: self.messages - (entries.len() - index - 1) as u64,
             sender,
             kind,
             payload: wire::payload_of(&frames[start as usize..end as usize]),
-        }
+        };
+        (seq, message)
     }
 
     /// The last message before the last one of the open batch, if that has one.
@@ -392,7 +395,7 @@ impl Channel {
     /// `merges`.
     pub(super) fn finish_batch(
         &mut self,
-        epoch: u64,
+        epoch: EpochStart,
         limits: &HistoryLimits,
         merges: bool,
         now: LoopTime,
@@ -425,17 +428,18 @@ impl Channel {
         Some(finished)
     }
 
-    /// A stored message with its metadata.
-    pub(super) fn message(&self, epoch: u64, index: usize) -> Option<Message<'_>> {
+    /// A stored message with its metadata, and its index in the log.
+    pub(super) fn message(&self, epochs: &Epochs, index: usize) -> Option<(u64, Message<'_>)> {
         let stored = self.history.get(index)?;
-        Some(Message {
+        let message = Message {
             channel: &self.name,
-            id: MessageId { epoch, seq: stored.seq },
+            id: epochs.id(stored.seq),
             number: self.first_number() + index as u64,
             sender: &stored.sender,
             kind: stored.kind,
             payload: stored.payload(),
-        })
+        };
+        Some((stored.seq, message))
     }
 }
 
@@ -463,7 +467,7 @@ impl FinishedBatch {
         let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
         Message {
             channel: &self.name,
-            id: MessageId { epoch: self.epoch, seq },
+            id: self.epoch.id(seq),
             number: self.number + index as u64,
             sender,
             kind,
@@ -588,7 +592,7 @@ mod tests {
     }
 
     fn finish_batch(channel: &mut Channel) -> Option<FinishedBatch> {
-        channel.finish_batch(7, &LIMITS, false, LoopTime::from_millis(0))
+        channel.finish_batch(Epochs::new(7).current(), &LIMITS, false, LoopTime::from_millis(0))
     }
 
     fn text(delivery: Option<Delivery>) -> Option<(Vec<u8>, u32)> {

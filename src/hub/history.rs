@@ -209,6 +209,14 @@ impl History {
         }
     }
 
+    /// Drops the messages up to an index, which may be that of no message.
+    pub(super) fn evict_through(&mut self, index: u64) {
+        while self.messages.front().is_some_and(|message| message.seq <= index) {
+            self.evict_oldest();
+        }
+        self.evicted_through = self.evicted_through.max(index);
+    }
+
     /// Drops messages older than `age_ms`.
     pub(super) fn expire(&mut self, age_ms: u32, now: LoopTime) {
         while self.messages.front().is_some_and(|message| message.at.after(age_ms).is_due(now)) {

@@ -17,6 +17,8 @@ pub mod change;
 pub mod channel;
 pub mod creators;
 mod dirty_channels;
+pub mod discontinuity;
+pub(crate) mod epochs;
 mod eviction;
 pub mod history;
 pub mod idempotency;
@@ -45,6 +47,8 @@ pub use channel::ChannelInfo;
 use channel::{BatchStart, Channel, Delivery, FinishedBatch, PersistState, Replay, Slices};
 use creators::{Creator, Creators};
 use dirty_channels::DirtyChannels;
+use discontinuity::LatestLoss;
+use epochs::Epochs;
 use eviction::{Shifted, SizeClasses};
 use idempotency::{IdempotencyCache, IdempotencyKey, Known};
 use removed::{Removed, RemovedChannels};
@@ -63,9 +67,11 @@ pub struct Hub {
     sent_early: usize,
     channels_max: usize,
     history: HistoryLimits,
-    epoch: u64,
-    /// The number of the log's last message.
+    epochs: Epochs,
+    /// The index of the log's last message.
     seq: u64,
+    /// The latest discontinuity of a shared log.
+    latest_loss: Option<LatestLoss>,
     /// Channels that existed and had messages.
     removed: RemovedChannels,
     creators: Creators,
@@ -135,6 +141,8 @@ pub struct Subscribed {
 pub struct Published {
     /// Its id.
     pub id: MessageId,
+    /// Its index in the log.
+    pub index: u64,
     /// The channel's number of subscribers.
     pub subscribers: usize,
 }
@@ -181,8 +189,9 @@ impl Hub {
             sent_early: 0,
             channels_max: limits.channels_max,
             history: limits.history,
-            epoch,
+            epochs: Epochs::new(epoch),
             seq: 0,
+            latest_loss: None,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             creators: Creators::new(limits.channels_per_publisher_max),
             shrink_trigger: ShrinkTrigger::new(CHANNELS_RETAINED),
@@ -225,8 +234,28 @@ impl Hub {
         self.id(self.seq)
     }
 
-    fn id(&self, seq: u64) -> MessageId {
-        MessageId { epoch: self.epoch, seq }
+    /// The id of an index.
+    pub fn id(&self, index: u64) -> MessageId {
+        self.epochs.id(index)
+    }
+
+    /// Returns true if the cursor is later than the log's last message.
+    pub fn is_ahead(&self, cursor: MessageId) -> bool {
+        self.epochs.is_ahead(cursor, self.seq)
+    }
+
+    /// Continues after the number `seq` of the present epoch: the entries of a shared log that are not messages, and
+    /// those that this server does not have, have numbers too.
+    pub fn advance_to(&mut self, seq: u64) {
+        self.seq = self.seq.max(self.epochs.current().index(seq));
+    }
+
+    /// Begins an epoch, whose marker names the last id that survived in the log. No batch may be open. Returns the index
+    /// of that id; `None` if the history before the marker has to be freed.
+    pub fn begin_epoch(&mut self, epoch: u64, survived: MessageId) -> Option<u64> {
+        debug_assert!(self.open_batches.is_empty());
+        self.seq += 1;
+        self.epochs.begin(epoch, self.seq, survived)
     }
 
     /// The subscriber at the position of a subscription; for checks.
@@ -348,10 +377,6 @@ impl Hub {
     fn resume(&self, id: ChannelId, since: Since) -> (u64, Option<Gap>) {
         let channel = &self.channels[id.0 as usize];
         let evicted_through = channel.history.evicted_through();
-        let gap = |after: MessageId, why| {
-            let gap = Gap { after, resume: self.id(evicted_through), missed: None, why };
-            (evicted_through, Some(gap))
-        };
         match since {
             Since::Now => (self.seq, None),
             // Evicted messages are a loss to a client that asks for the whole history, as to one that was disconnected.
@@ -365,11 +390,20 @@ impl Hub {
                 (evicted_through, channel.evicted().map(gap))
             }
             Since::Latest => (channel.before_last().unwrap_or(evicted_through), None),
-            Since::After(id) if id.epoch != self.epoch => gap(id, GapReason::Epoch),
-            Since::After(id) if id.seq > self.seq => gap(id, GapReason::Future),
-            Since::After(id) if id.seq < evicted_through => gap(id, GapReason::Evicted),
-            Since::After(id) => (id.seq, None),
+            Since::After(id) => self.resume_after(id, evicted_through),
         }
+    }
+
+    /// The index at which a cursor continues in a channel with messages evicted up to `evicted_through`, and the gap
+    /// before it.
+    fn resume_after(&self, after: MessageId, evicted_through: u64) -> (u64, Option<Gap>) {
+        let (from, why) = match self.epochs.index(after, self.seq) {
+            Ok(index) if index >= evicted_through => return (index, None),
+            Ok(index) => (evicted_through, self.why_missing(index)),
+            Err(GapReason::Lost) => (evicted_through.max(self.epochs.end_of(after.epoch)), GapReason::Lost),
+            Err(why) => (evicted_through, why),
+        };
+        (from, Some(Gap { after, resume: self.id(from), missed: None, why }))
     }
 
     /// Removes a subscriber; a channel without subscribers and history is removed. The subscriber no longer receives the
@@ -395,7 +429,11 @@ impl Hub {
             let channel = self.channels.remove(id.0 as usize);
             self.names.remove(channel.name());
             self.creators.ended(channel.creator);
-            self.remember_removed(channel.shared_name(), channel.last(), channel.persisted.is_written);
+            self.remember_removed(
+                channel.shared_name(),
+                channel.last().max(channel.history.evicted_through()),
+                channel.persisted.is_written,
+            );
             if self.shrink_trigger.is_due(self.channels.len(), self.channels.capacity()) {
                 self.shrink();
             }
@@ -472,12 +510,12 @@ impl Hub {
             }
             form = live;
             for index in channel.unsent(subscriber) {
-                let message = channel.open_message(self.epoch, index);
+                let (seq, message) = channel.open_message(self.epochs.current(), index);
                 bytes += message.payload.len() + history::MESSAGE_BYTES;
                 if bytes > UNSENT_BYTES_MAX || self.sent_early + order.len() >= UNSENT_MESSAGES_MAX {
                     return Unsent::TooMuch;
                 }
-                order.push((message.id.seq, message));
+                order.push((seq, message));
             }
         }
         if order.is_empty() {
@@ -517,7 +555,8 @@ impl Hub {
         if channel.publish(self.seq, kind, payload, sender, echo_excluded_by) {
             self.open_batches.push(id);
         }
-        Published { id: self.id(self.seq), subscribers: self.channels[id.0 as usize].subscribers() }
+        let subscribers = self.channels[id.0 as usize].subscribers();
+        Published { id: self.id(self.seq), index: self.seq, subscribers }
     }
 
     /// Finds the message that was published under a key before.
@@ -531,7 +570,7 @@ impl Hub {
         Some(match self.idempotency.find(key, kind, payload, now)? {
             Known::Same(seq) => {
                 let subscribers = self.info(key.channel).subscribers;
-                Duplicate::Same(Published { id: self.id(seq), subscribers })
+                Duplicate::Same(Published { id: self.id(seq), index: seq, subscribers })
             }
             Known::Other => Duplicate::OtherPayload,
         })
@@ -543,10 +582,10 @@ impl Hub {
         key: IdempotencyKey<'_>,
         kind: Kind,
         payload: &[u8],
-        message: MessageId,
+        message: u64,
         now: LoopTime,
     ) {
-        self.idempotency.record(key, kind, payload, message.seq, now);
+        self.idempotency.record(key, kind, payload, message, now);
     }
 
     /// Removes one channel from the list of those with an open batch.
@@ -568,7 +607,7 @@ impl Hub {
     ) -> Option<(&Channel, FinishedBatch)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = HistoryUsage::of(channel);
-        let finished = channel.finish_batch(self.epoch, &self.history, merges, now)?;
+        let finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
         self.account(id, before);
         if let Some(dirty_channels) = &mut self.dirty_channels {
             dirty_channels.mark(id);

@@ -70,21 +70,16 @@ impl Hub {
             }
             None => {
                 let evicted_through = self.info(name).evicted_through;
-                let why = match since {
-                    Since::After(after) if after.epoch != head.epoch => Some((after, GapReason::Epoch)),
-                    Since::After(after) if after.seq > head.seq => Some((after, GapReason::Future)),
-                    Since::After(after) if after.seq < evicted_through => Some((after, GapReason::Evicted)),
+                let (cursor, gap) = match since {
+                    Since::After(after) => self.resume_after(after, evicted_through),
                     Since::Now | Since::Earliest if self.removed.get(name).is_some() => {
-                        Some((MessageId { seq: 0, ..head }, GapReason::Evicted))
+                        let (after, resume) = (self.id(0), self.id(evicted_through));
+                        let gap = Gap { after, resume, missed: None, why: GapReason::Evicted };
+                        (evicted_through, Some(gap))
                     }
-                    _ => None,
+                    _ => (evicted_through, None),
                 };
-                let resume = MessageId { seq: evicted_through, ..head };
-                (
-                    evicted_through,
-                    evicted_through,
-                    why.map(|(after, why)| Gap { after, resume, missed: None, why }),
-                )
+                (cursor, cursor, gap)
             }
         };
         if let Some(id) = id {
@@ -144,22 +139,21 @@ impl Page {
 
     /// Appends the next message, or as much of it as fits. False if that was the last: then the page is complete.
     fn begin_message(&mut self, hub: &Hub, out: &mut Vec<u8>, full: usize) -> bool {
-        let epoch = self.head.epoch;
-        let here = MessageId { epoch, seq: self.cursor };
+        let here = hub.id(self.cursor);
         let channel = hub.find(&self.channel).and_then(|id| hub.channel(id));
         let Some(channel) = channel.filter(|channel| channel.history.evicted_through() <= self.cursor) else {
             // The messages that follow are no longer kept.
-            self.end(out, (self.cursor < self.upto).then_some(here));
+            self.end(hub, out, (self.cursor < self.upto).then_some(here));
             return false;
         };
         let index = channel.history.index_after(self.cursor);
-        let message = channel.message(epoch, index).filter(|message| message.id.seq <= self.upto);
-        let Some(message) = message else {
-            self.end(out, None);
+        let message = channel.message(&hub.epochs, index).filter(|(seq, _)| *seq <= self.upto);
+        let Some((seq, message)) = message else {
+            self.end(hub, out, None);
             return false;
         };
         if self.left == 0 || self.bytes >= PAGE_BYTES {
-            self.end(out, Some(here));
+            self.end(hub, out, Some(here));
             return false;
         }
         let before = out.len();
@@ -176,16 +170,16 @@ impl Page {
             self.message = channel.history.frames(index).map(|frame| Begun { frame, kind, encoded });
         }
         self.bytes += out.len() - before;
-        self.cursor = message.id.seq;
+        self.cursor = seq;
         self.left -= 1;
         self.stage = PageStage::Later;
         true
     }
 
-    fn end(&self, out: &mut Vec<u8>, next: Option<MessageId>) {
+    fn end(&self, hub: &Hub, out: &mut Vec<u8>, next: Option<MessageId>) {
         let next = next.map_or("null".to_owned(), |next| format!("\"{next}\""));
         let gap = self.gap.as_ref().map_or("null".to_owned(), |gap| gap_json(&self.channel, gap));
-        let evicted_through = MessageId { seq: self.evicted_through, ..self.head };
+        let evicted_through = hub.id(self.evicted_through);
         let head = self.head;
         // Writing to a Vec does not fail.
         let _ = writeln!(

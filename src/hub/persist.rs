@@ -56,7 +56,7 @@ impl Hub {
 
     /// The state of the log.
     pub fn log_head(&self) -> LogHead {
-        LogHead { epoch: self.epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
+        LogHead { epoch: self.head().epoch, seq: self.seq, max_removed_seq: self.removed.max_removed_seq() }
     }
 
     /// Takes up to `most` changes; stops with the message that takes them over `bytes`.

@@ -84,6 +84,16 @@ impl RemovedChannels {
         if self.bytes <= self.bytes_max {
             return None;
         }
+        self.forget_oldest()
+    }
+
+    /// Forgets the channel whose last message is the oldest, if that is not after `seq`.
+    pub(super) fn forget_until(&mut self, seq: u64) -> Option<(Rc<str>, Removed)> {
+        let (&last, _) = self.by_seq.first_key_value()?;
+        if last <= seq { self.forget_oldest() } else { None }
+    }
+
+    fn forget_oldest(&mut self) -> Option<(Rc<str>, Removed)> {
         let (_, name) = self.by_seq.first_key_value()?;
         let name = name.clone();
         let removed = self.remove(&name)?;

@@ -120,8 +120,8 @@ impl Hub {
         client: Option<ClientId>,
         now: LoopTime,
     ) -> ReplayStep {
-        let (epoch, head) = (self.epoch, self.head());
-        let Hub { channels, replays, .. } = self;
+        let head = self.head();
+        let Hub { channels, replays, epochs, latest_loss, .. } = self;
         let channel = &mut channels[subscription.channel.0 as usize];
         debug_assert!(!channel.has_batch());
         let Replay { subscriber, form, mut cursor, next_number, why, ignores_evicted, waits_since } =
@@ -132,13 +132,16 @@ impl Hub {
             cursor = cursor.max(evicted_through);
         }
         if cursor < evicted_through {
-            let resume = MessageId { epoch, seq: evicted_through };
+            let (after, resume) = (epochs.id(cursor), epochs.id(evicted_through));
             let first_kept = channel.first_number();
-            let missed = next_number.map(|next| first_kept.saturating_sub(next));
+            let loss = latest_loss.filter(|loss| loss.is_after(cursor));
+            let why = loss.map_or(why, |loss| loss.why());
+            // A message that this server never had has no number in the channel.
+            let missed = next_number.filter(|_| loss.is_none()).map(|next| first_kept.saturating_sub(next));
             let replay = &mut channel.catching_up[subscription.position as usize];
             (replay.cursor, replay.next_number, replay.waits_since) =
                 (evicted_through, Some(first_kept), None);
-            return ReplayStep::Gap(Gap { after: MessageId { epoch, seq: cursor }, resume, missed, why });
+            return ReplayStep::Gap(Gap { after, resume, missed, why });
         }
         let index = channel.history.index_after(cursor);
         if index == channel.history.len() {
@@ -160,7 +163,7 @@ impl Hub {
         let mut large = None;
         let mut waits = false;
         let (mut upto, mut end, mut messages) = (cursor, index, 0);
-        while let Some(message) = channel.message(epoch, end)
+        while let Some((seq, message)) = channel.message(epochs, end)
             && end - index < REPLAY_MESSAGES
         {
             if client.is_none() || message.sender.client != client {
@@ -174,7 +177,7 @@ impl Hub {
                     };
                     waits = large.is_none();
                     if !waits {
-                        (upto, end, messages) = (message.id.seq, end + 1, 1);
+                        (upto, end, messages) = (seq, end + 1, 1);
                     }
                     break;
                 }
@@ -184,7 +187,7 @@ impl Hub {
                 message.append_as(form, &mut out);
                 messages += 1;
             }
-            (upto, end) = (message.id.seq, end + 1);
+            (upto, end) = (seq, end + 1);
         }
         let next_number = channel.first_number() + end as u64;
         let replay = &mut channel.catching_up[subscription.position as usize];

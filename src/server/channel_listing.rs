@@ -7,7 +7,6 @@ use crate::access::grant::Patterns;
 use crate::hub::channel::Channel;
 use crate::hub::replay::Work;
 use crate::hub::{ChannelInfo, Hub};
-use crate::ids::MessageId;
 use crate::session::http::query::Listing;
 
 /// Maximum number of channels that one slice of a listing checks. A slice is full with fewer, unless the client may not
@@ -80,13 +79,12 @@ pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
 
 fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, standing: ChannelInfo) {
     let ChannelInfo { subscribers, head, evicted_through, messages, bytes } = standing;
-    let id = |seq| MessageId { epoch: hub.head().epoch, seq };
     let _ = write!(out, "{{\"channel\":\"{name}\",\"subscribers\":{subscribers},\"head\":");
     let _ = match head {
-        Some(head) => write!(out, "\"{}\"", id(head)),
+        Some(head) => write!(out, "\"{}\"", hub.id(head)),
         None => write!(out, "null"),
     };
-    let evicted_through = id(evicted_through);
+    let evicted_through = hub.id(evicted_through);
     let _ = write!(out, ",\"floor\":\"{evicted_through}\",\"messages\":{messages},\"bytes\":{bytes}}}");
 }
 

@@ -23,6 +23,7 @@ use crate::access::rate_limiter::RateLimiter;
 use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
+use crate::hub::discontinuity::DiscontinuityWalk;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
@@ -91,6 +92,8 @@ pub struct Engine<T> {
     pub client_salt: u32,
     /// Differs from that of other processes, also of those that wrote the same history.
     pub run: u32,
+    /// The discontinuity of the log that subscribers are being notified of.
+    pub(super) discontinuity: Option<DiscontinuityWalk>,
     /// `None` while the server serves.
     pub(super) draining: Option<DrainSchedule>,
     /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
@@ -120,6 +123,7 @@ impl<T: Transport> Engine<T> {
             tables_at: LoopTime::from_millis(0),
             client_salt: 0,
             run: 0,
+            discontinuity: None,
             draining: None,
             is_drain_announced: false,
             rejected: 0,

@@ -34,6 +34,7 @@ impl<T: Transport> Engine<T> {
     /// Pings have a separate sweep and budget, so that timeouts do not wait for the pings of many connections.
     pub fn expire(&mut self, now: LoopTime) {
         self.continue_drain(now);
+        self.continue_discontinuity(now);
         self.expire_tables(now);
         self.log_suppressed_lines(now);
         self.slots.shrink_at(now);

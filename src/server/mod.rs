@@ -24,6 +24,7 @@
 //!   lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
+//! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure on
 //!   publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
@@ -38,6 +39,7 @@ mod channel_listing;
 mod client_tables;
 mod cost;
 mod deliver;
+mod discontinuity;
 mod drain;
 mod drain_schedule;
 pub mod engine;
@@ -355,7 +357,7 @@ impl<E: Acceptor> Server<E> {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.clock.now();
-        let has_work = self.engine.slots.has_work() || self.listener.as_ref().is_some_and(Listener::has_work);
+        let has_work = self.engine.has_work() || self.listener.as_ref().is_some_and(Listener::has_work);
         if has_work {
             return Some(Duration::ZERO);
         }

@@ -155,7 +155,7 @@ impl<T: Transport> Engine<T> {
             self.throttle_publisher(id, channel, payload.len(), now);
         }
         if let Some(key) = key {
-            self.hub.record_key(key, kind, payload, published.id, now);
+            self.hub.record_key(key, kind, payload, published.index, now);
         }
         self.acknowledge(id, published, publication, now);
         Ok(())
@@ -182,7 +182,7 @@ impl<T: Transport> Engine<T> {
 
     /// Sends a publisher the id of its message, and the number of the channel's subscribers if it may subscribe to it.
     fn acknowledge(&mut self, id: SlotId, published: Published, publication: &Publication, now: LoopTime) {
-        let Published { id: message, subscribers } = published;
+        let Published { id: message, subscribers, .. } = published;
         let Publication { channel, receipt, rights, .. } = publication;
         match receipt {
             Receipt::None => {}

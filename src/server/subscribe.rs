@@ -22,7 +22,7 @@ use crate::close::Reason;
 use crate::hub::channel::BatchStart;
 use crate::hub::replay::ReplayStep;
 use crate::hub::{Moved, SubscribeOptions, Subscribed, Subscription, SubscriptionState};
-use crate::ids::{ChannelId, ChannelName, ClientId, Gap, MessageId, Since, SlotId};
+use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapReason, MessageId, Since, SlotId};
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits, high_water};
 use crate::net::transport::Transport;
 use crate::session::rejection::Rejection;
@@ -320,7 +320,8 @@ impl<T: Transport> Engine<T> {
                     Form::Raw => {
                         // The close drops frames that were never written, such as the response to the handshake.
                         self.flush_replay(id, now);
-                        self.close(id, Reason::Slow, now);
+                        let is_lost = gap.why == GapReason::Lost;
+                        self.close(id, if is_lost { Reason::Lost } else { Reason::Slow }, now);
                     }
                     _ => {
                         self.send_gap(id, &name.unwrap_or_default(), form, &gap, now);

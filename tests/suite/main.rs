@@ -25,6 +25,7 @@ mod command_line;
 mod cursors;
 mod cuts;
 mod descriptors;
+mod discontinuity;
 mod drain;
 mod events;
 mod fairness;

@@ -276,9 +276,10 @@ fn metrics_in_the_manual_exist() {
 }
 
 /// The close code of each reason, read from the source of the table.
-fn close_codes() -> BTreeMap<u16, String> {
+/// Codes with their words: a code for which clients do the same has several.
+fn close_codes() -> BTreeSet<(u16, String)> {
     let source = fs::read_to_string(root().join("src/close.rs")).unwrap();
-    let mut codes = BTreeMap::new();
+    let mut codes = BTreeSet::new();
     for line in source.lines() {
         let Some((reason, code)) =
             line.trim().strip_prefix("Reason::").and_then(|rest| rest.split_once(" => Some("))
@@ -290,7 +291,7 @@ fn close_codes() -> BTreeMap<u16, String> {
             let gap = if at > 0 && letter.is_uppercase() { "_" } else { "" };
             word + gap + &letter.to_lowercase().to_string()
         });
-        codes.insert(code.trim_end_matches("),").parse().unwrap(), word);
+        codes.insert((code.trim_end_matches("),").parse().unwrap(), word));
     }
     codes
 }
@@ -298,9 +299,12 @@ fn close_codes() -> BTreeMap<u16, String> {
 #[test]
 fn close_codes_of_the_manual_are_those_of_the_program() {
     let codes = close_codes();
-    assert!(codes.len() >= 17 && codes.values().all(|word| Reason::WORDS.contains(&&word[..])), "{codes:?}");
+    assert!(
+        codes.len() >= 17 && codes.iter().all(|(_, word)| Reason::WORDS.contains(&&word[..])),
+        "{codes:?}"
+    );
     let rows = rows_under(&page("protocol.md"), "## Close codes");
-    let manual: BTreeMap<u16, String> = rows
+    let manual: BTreeSet<(u16, String)> = rows
         .iter()
         .map(|row| (row[0].parse().unwrap(), row[1].trim_matches('`').split(' ').next().unwrap().to_owned()))
         .collect();
