@@ -52,7 +52,7 @@ class Chance {
 }
 
 describe('operations', () => {
-  test('pass each other (TP1), compose, and know their shapes', () => {
+  test('transform (TP1), compose, and report their lengths', () => {
     for (let seed = SEED; seed < SEED + 5000; seed++) {
       const chance = new Chance(seed);
       const text = chance.is(0.1) ? '' : chance.text(12);
@@ -71,7 +71,7 @@ describe('operations', () => {
     }
   });
 
-  test('transform, by hand', () => {
+  test('transform written examples', () => {
     for (const [operation, other, order, expected] of [
       [['x'], ['y'], BEFORE, ['x']],
       [['x'], ['y'], AFTER, [1, 'x']],
@@ -86,7 +86,7 @@ describe('operations', () => {
     }
   });
 
-  test('carets', () => {
+  test('move carets', () => {
     for (const [caret, operation, expected] of [
       [3, ['ab'], 5],
       [3, [3, 'ab'], 3],
@@ -100,7 +100,7 @@ describe('operations', () => {
     }
   });
 
-  test('a difference is the edit that was made', () => {
+  test('are recovered from the text before and after', () => {
     for (const [before, after, caret, expected] of [
       ['', 'a', 1, ['a']],
       ['abc', 'abc', 2, []],
@@ -365,7 +365,7 @@ function settle(world) {
 
 const counts = { edits: 0, messages: 0 };
 
-/** Runs many rounds; a failure says its seed. */
+/** Runs many rounds; a failure names its seed. */
 function rounds(what, options, round) {
   test(what, (t) => {
     for (let seed = SEED; seed < SEED + ROUNDS; seed++) {
@@ -397,13 +397,13 @@ function live(world, chance, { steps, calamity }) {
 }
 
 describe('pages converge', () => {
-  rounds('whatever they write', () => ({ is_calm: true }), (world, chance) => {
+  rounds('after any edits', () => ({ is_calm: true }), (world, chance) => {
     join(world, 2 + chance.below(7));
     live(world, chance, { steps: 60 });
     settle(world);
   });
 
-  rounds('while they join, are cut, and lose messages', (chance) => ({ kept: chance.of([0, 5, 30, 1000]), knows_keys: chance.is(0.5) }), (world, chance) => {
+  rounds('while they join, disconnect and lose messages', (chance) => ({ kept: chance.of([0, 5, 30, 1000]), knows_keys: chance.is(0.5) }), (world, chance) => {
     join(world, 2);
     const calamity = () => {
       if (world.pages.length < 8 && chance.is(0.08)) new Page(world, `p${world.pages.length}`);
@@ -418,7 +418,7 @@ describe('pages converge', () => {
     settle(world);
   });
 
-  rounds('when the server is started again, and knows nothing', () => ({ kept: 20 }), (world, chance) => {
+  rounds('after a restart of the server without history', () => ({ kept: 20 }), (world, chance) => {
     join(world, 2 + chance.below(4));
     const calamity = () => {
       if (chance.is(0.05)) world.restart();
@@ -428,7 +428,7 @@ describe('pages converge', () => {
     settle(world);
   });
 
-  rounds('when somebody talks nonsense', () => ({}), (world, chance) => {
+  rounds('when a publisher sends malformed messages', () => ({}), (world, chance) => {
     join(world, 2 + chance.below(3));
     let key = 0;
     const calamity = () => {
@@ -440,16 +440,16 @@ describe('pages converge', () => {
     settle(world);
   });
 
-  rounds('and when the channel is too slow for what is written', () => ({ delay_max: 5000 }), (world, chance) => {
+  rounds('when edits are faster than the channel', () => ({ delay_max: 5000 }), (world, chance) => {
     join(world, 3);
     live(world, chance, { steps: 150 });
     settle(world);
   });
 });
 
-describe('nothing is lost and nothing doubled', () => {
+describe('no edit is lost or applied twice', () => {
   const options = (chance) => ({ kept: chance.of([0, 5, 30]), knows_keys: chance.is(0.5) });
-  rounds('as long as one page stays', options, (world, chance) => {
+  rounds('while one page stays', options, (world, chance) => {
     join(world, 2 + chance.below(5));
     const [, ...others] = world.pages;
     world.run(10_000);
@@ -477,7 +477,7 @@ describe('one page', () => {
     return editor;
   }
 
-  test('asks, and begins an empty document when nobody answers', () => {
+  test('requests the document, and begins an empty one without an answer', () => {
     const editor = new Editor('me');
     n = 0;
     assert.ok(!editor.isReady);
@@ -492,7 +492,7 @@ describe('one page', () => {
     assert.equal(editor.confirmed, 'early');
   });
 
-  test('takes the answer, and what was said since', () => {
+  test('applies the answer and the edits published since', () => {
     const one = first();
     one.edit(['abc']);
     const edit = one.next();
@@ -514,7 +514,7 @@ describe('one page', () => {
     assert.deepEqual(both(answer), [[], []], 'and twice does no harm');
   });
 
-  test('an answer before the start makes it void', () => {
+  test('ignores the start that follows an answer', () => {
     const one = first();
     one.edit(['abc']);
     say(one, one.next());
@@ -531,7 +531,7 @@ describe('one page', () => {
     assert.deepEqual([one.text, one.replaced], ['', 'abc']);
   });
 
-  test('one edit is under way, and the rest becomes the next', () => {
+  test('has one edit in flight and merges the others into the next', () => {
     const editor = first();
     editor.edit(['a']);
     const one = editor.next();
@@ -548,7 +548,7 @@ describe('one page', () => {
     assert.ok(!editor.isPending);
   });
 
-  test('pending edits survive a loss, once', () => {
+  test('publishes pending edits once after a loss', () => {
     for (const has_arrived of [true, false]) {
       const editor = first();
       editor.edit(['a']);
@@ -573,7 +573,7 @@ describe('one page', () => {
     }
   });
 
-  test('an edit whose base is forgotten is made anew', () => {
+  test('rebases an edit whose base was evicted', () => {
     const editor = first();
     editor.edit(['mine']);
     const edit = editor.next();
@@ -589,7 +589,7 @@ describe('one page', () => {
     assert.equal(editor.confirmed, `${'x'.repeat(70)}mine`);
   });
 
-  test('what is malformed changes nothing', () => {
+  test('ignores malformed messages', () => {
     const editor = first();
     editor.edit(['\u{1F600}ab']);
     say(editor, editor.next());
@@ -611,7 +611,7 @@ describe('one page', () => {
     assert.deepEqual(say(editor, { edit: good }), [4, 'x']);
   });
 
-  test('a page that takes our name does not silence us', () => {
+  test('publishes although another page uses its name', () => {
     const editor = first();
     say(editor, { edit: { page: 'me', number: 1000, base: `1-${n}`, operation: ['x'] } });
     editor.edit(['mine']);
@@ -622,7 +622,7 @@ describe('one page', () => {
     assert.match(editor.confirmed, /mine/);
   });
 
-  test('a text that would become too long is taken back', () => {
+  test('undoes an edit that exceeds the maximum length', () => {
     const editor = first();
     assert.ok(!editor.edit(['x'.repeat(TEXT_UNITS_MAX + 1)]));
     assert.ok(editor.edit(['x'.repeat(TEXT_UNITS_MAX)]));
@@ -634,7 +634,7 @@ describe('one page', () => {
     assert.equal(editor.next(), null);
   });
 
-  test('an edit in more places than others take becomes one in between', () => {
+  test('merges an edit in too many places into one range', () => {
     const editor = first();
     editor.edit(['.'.repeat(1500)]);
     say(editor, editor.next());
@@ -646,7 +646,7 @@ describe('one page', () => {
     assert.ok(!editor.isPending);
   });
 
-  test('a state fits into one message, whatever is in it', () => {
+  test('sends any state in one message', () => {
     const editor = first();
     editor.edit(['\u0001'.repeat(TEXT_UNITS_MAX)]);
     say(editor, editor.next());

@@ -153,7 +153,7 @@ const CLIENTS = [
 
 describe('event streams', { concurrency: 4 }, () => {
   for (const { name, listen, resumesFrom } of CLIENTS) {
-    test(`${name} reconnects after a cut and after a restart, and loses nothing`, async (t) => {
+    test(`${name} reconnects after a lost connection and a restart without a loss`, async (t) => {
       const folder = await mkdtemp(join(tmpdir(), 'oyez-events-'));
       t.after(() => rm(folder, { recursive: true, force: true }));
       const flags = ['--history-file', join(folder, 'history')];
@@ -182,7 +182,7 @@ describe('event streams', { concurrency: 4 }, () => {
     });
   }
 
-  test("Chromium's EventSource comes back with its ticket, and loses nothing", async (t) => {
+  test("Chromium's EventSource reconnects with its ticket without a loss", async (t) => {
     const folder = await mkdtemp(join(tmpdir(), 'oyez-events-'));
     t.after(() => rm(folder, { recursive: true, force: true }));
     const secret = join(folder, 'secret');
@@ -219,7 +219,7 @@ describe('event streams', { concurrency: 4 }, () => {
     assert.equal(client.failed, false);
   });
 
-  test('EventSource that finds the server full comes back when there is room', async (t) => {
+  test('EventSource rejected by a full server reconnects when a connection is free', async (t) => {
     const server = await serve(t, { flags: ['--connections-max', '1'] });
     const occupant = new WebSocket(`${server.url}/ws`);
     await once(occupant, 'open');

@@ -80,7 +80,7 @@ function check(what, body, options = {}) {
   });
 }
 
-describe('coming back', () => {
+describe('reconnecting', () => {
   check('pauses double up to 30 s', async (hub, states) => {
     const pauses = [];
     for (let i = 0; i < 10; i++) {
@@ -97,7 +97,7 @@ describe('coming back', () => {
     assert.deepEqual(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 15_000, 15_000]);
   });
 
-  check('a connection that held for 30 s begins with the first pause again', async (hub, states) => {
+  check('a connection open for 30 s resets the pause', async (hub, states) => {
     const lose = () => {
       socket().fail();
       const { retry_ms } = states.at(-1)[1];
@@ -113,7 +113,7 @@ describe('coming back', () => {
     assert.equal(lose(), 100);
   });
 
-  check('the server says when', async (hub, states) => {
+  check('the server sets the delay', async (hub, states) => {
     socket().hello();
     socket().fail(4200, 'drain retry_ms=8350');
     assert.deepEqual(states.at(-1), ['waiting', { retry_ms: 8350, code: 4200, reason: 'drain retry_ms=8350' }]);
@@ -123,7 +123,7 @@ describe('coming back', () => {
     assert.equal(hub.state, 'connecting');
   });
 
-  check('a word of the server that no timer can hold is not taken for now', async (hub) => {
+  check('a delay too long for a timer does not reconnect at once', async (hub) => {
     socket().fail(4200, 'drain retry_ms=99999999999999');
     mock.timers.tick(3_600_000);
     assert.equal(hub.state, 'waiting');
@@ -143,14 +143,14 @@ describe('coming back', () => {
   }
 
   for (const code of [1000, 1001, 1002, 1006, 1007, 1009, 1011, 4100, 4102, 4201, 4999]) {
-    check(`${code} is not`, async (hub) => {
+    check(`${code} is retried`, async (hub) => {
       socket().fail(code, 'why');
       mock.timers.tick(100);
       assert.equal(Socket.all.length, 2);
     });
   }
 
-  check('without a hello the connection is given up', async (hub, states) => {
+  check('a connection without a hello is closed', async (hub, states) => {
     mock.timers.tick(10_000);
     assert.deepEqual(states.at(-1), ['waiting', { retry_ms: 100, code: 1006, reason: 'no hello' }]);
     assert.ok(socket().closed);
@@ -167,7 +167,7 @@ describe('coming back', () => {
     assert.deepEqual(states.at(-1)[1], { code: 1000, reason: 'close' });
   });
 
-  check('cut while connecting, and cut again', async (hub) => {
+  check('a connection lost while connecting is retried, again and again', async (hub) => {
     hub.cut();
     hub.cut();
     assert.equal(hub.state, 'waiting');
@@ -176,7 +176,7 @@ describe('coming back', () => {
     assert.equal(Socket.all.length, 2);
   });
 
-  test("the browser's online event ends a pause, but not one that the server asked for", async () => {
+  test("the browser's online event ends a pause, but not a delay set by the server", async () => {
     const page = new EventTarget();
     const before = { add: globalThis.addEventListener, remove: globalThis.removeEventListener };
     let listeners = 0;
@@ -200,8 +200,8 @@ describe('coming back', () => {
   });
 });
 
-describe('a server that vanished', () => {
-  check('is noticed by its silence after a ping', async (hub, states) => {
+describe('an unresponsive server', () => {
+  check('is detected by a missing pong', async (hub, states) => {
     socket().hello();
     mock.timers.tick(25_000);
     assert.deepEqual(types(), ['ping']);
@@ -210,7 +210,7 @@ describe('a server that vanished', () => {
     assert.ok(socket().closed);
   });
 
-  check('is not what a silent server is', async (hub) => {
+  check('is not assumed while pongs arrive', async (hub) => {
     socket().hello();
     for (let i = 0; i < 5; i++) {
       mock.timers.tick(25_000);
@@ -221,7 +221,7 @@ describe('a server that vanished', () => {
     }
   });
 
-  check('gets no ping while it talks', async (hub) => {
+  check('gets no ping while it sends messages', async (hub) => {
     socket().hello();
     for (let i = 0; i < 10; i++) {
       socket().say({ type: 'pong' });
@@ -232,13 +232,13 @@ describe('a server that vanished', () => {
 });
 
 describe('tokens', () => {
-  check('a token goes beside the protocol', async () => {
+  check('a token is sent as a second subprotocol', async () => {
     assert.equal(socket().url, 'ws://host:1/ws');
     assert.deepEqual(socket().protocols, ['oyez.v1', 'oyez.token.a.b.c']);
   }, { token: 'a.b.c' });
 
   let calls = 0;
-  check('a function is asked anew at each connect', async () => {
+  check('a function is called for each connection', async () => {
     socket().fail();
     mock.timers.tick(100);
     await settle();
@@ -247,7 +247,7 @@ describe('tokens', () => {
 
   let renewals = 0;
   const renewing = { token: async () => `t${++renewals}` };
-  check('the next one is shown before the first expires, on the same connection', async () => {
+  check('a token is renewed before it expires, on the same connection', async () => {
     socket().hello({ expires_ms: 600_000 });
     mock.timers.tick(540_000);
     await settle();
@@ -262,7 +262,7 @@ describe('tokens', () => {
 
   let failures = 0;
   const failing = { token: async () => (++failures === 2 ? Promise.reject(new Error('no network')) : `t${failures}`) };
-  check('a renewal that failed is tried again', async () => {
+  check('a failed renewal is retried', async () => {
     const warnings = await logged(async () => {
       socket().hello({ expires_ms: 100_000 });
       mock.timers.tick(80_000);
@@ -275,7 +275,7 @@ describe('tokens', () => {
     assert.match(warnings.join(), /token function failed: no network/);
   }, failing);
 
-  check('one that fails is a failed connection', async (hub, states) => {
+  check('a function that fails is a failed connection', async (hub, states) => {
     assert.equal(Socket.all.length, 0);
     assert.deepEqual(states.at(-1), ['waiting', { retry_ms: 100, code: 1006, reason: 'no token' }]);
   }, { token: () => Promise.reject(new Error('no token')) });
@@ -299,7 +299,7 @@ describe('addresses', () => {
     });
   }
 
-  test('a path alone is on the server of the page', async () => {
+  test('a path is on the server of the page', async () => {
     Socket.all = [];
     globalThis.location = { href: 'https://page/chat/index.html', origin: 'https://page' };
     try {
@@ -316,7 +316,7 @@ describe('addresses', () => {
 });
 
 describe('the console', () => {
-  check('gets one hint when no connection ever came about', async () => {
+  check('gets one hint when no connection was ever opened', async () => {
     const warnings = await logged(async () => {
       for (let i = 0; i < 6; i++) {
         socket().fail();
@@ -327,7 +327,7 @@ describe('the console', () => {
     assert.match(warnings[0], /ws:\/\/host:1\/ws after 3 attempts.*origin.*the log of the server/);
   });
 
-  check('gets none when there was a hello', async () => {
+  check('gets none after a hello', async () => {
     const warnings = await logged(async () => {
       socket().hello();
       for (let i = 0; i < 6; i++) {
@@ -338,7 +338,7 @@ describe('the console', () => {
     assert.deepEqual(warnings, []);
   });
 
-  check('gets what the server refused and no handler was for', async (hub) => {
+  check('gets errors that have no handler', async (hub) => {
     const warnings = await logged(async () => {
       socket().hello();
       hub.subscribe('a', () => {});
@@ -355,7 +355,7 @@ describe('the console', () => {
     ]);
   });
 
-  check('gets nothing that a handler was for', async (hub) => {
+  check('gets no error that has a handler', async (hub) => {
     const warnings = await logged(async () => {
       socket().hello();
       hub.subscribe('a', () => {}, { onerror: () => {} });
@@ -415,7 +415,7 @@ describe('publishing', () => {
     assert.equal(socket().sent.length, 3);
   }, { publishes_max: 2 });
 
-  check('what was not acknowledged is sent again under its ref and key', async (hub) => {
+  check('unacknowledged messages are sent again with their ref and key', async (hub) => {
     socket().hello();
     const one = hub.publish('a', 1);
     const two = hub.publish('a', 2);
@@ -455,7 +455,7 @@ describe('publishing', () => {
     });
   }
 
-  check('a wall clock that is set back makes no key younger', async (hub) => {
+  check('a wall clock set back makes no key younger', async (hub) => {
     const real = performance.now.bind(performance);
     let monotonic = 0;
     performance.now = () => monotonic;
@@ -473,7 +473,7 @@ describe('publishing', () => {
     }
   });
 
-  check('nor when it was started again, which knows no key of before', async (hub) => {
+  check('messages are not sent again to a restarted server, which has no keys', async (hub) => {
     socket().hello({ run: 'one' });
     const sent = hub.publish('a', 1);
     const refused = hub.publish('a', 2);
@@ -488,7 +488,7 @@ describe('publishing', () => {
     assert.deepEqual([await refused, await queued], ['1-2', '1-3']);
   });
 
-  check('a refusal has a code; one because of a drain is none', async (hub) => {
+  check('a rejection has a code; one during a drain is retried', async (hub) => {
     socket().hello();
     const refused = hub.publish('a', 1);
     const drained = hub.publish('a', 2);
@@ -503,7 +503,7 @@ describe('publishing', () => {
     assert.equal(await drained, '1-2');
   });
 
-  check('what the server would never take is not sent', async (hub) => {
+  check('invalid messages are rejected without being sent', async (hub) => {
     socket().hello();
     await assert.rejects(hub.publish('a', 'x'.repeat(200)), { code: 'too_big' });
     await assert.rejects(hub.publish('a', '\u{1F600}'.repeat(40)), { code: 'too_big' });
@@ -521,7 +521,7 @@ describe('publishing', () => {
   });
 });
 
-describe('hearing', () => {
+describe('receiving', () => {
   const envelope = (n, fields = {}) => ({ ch: 'a', id: `1-${n}`, n, data: n, ...fields });
   const subscribed = (id) => ({ type: 'subscribed', ch: 'a', id, subscribers: 1 });
 
@@ -543,7 +543,7 @@ describe('hearing', () => {
     return socket().sent.find(({ type }) => type === 'subscribe').since;
   }
 
-  check('comes back by its cursor, and hands nothing over twice', async (hub) => {
+  check('resumes by its cursor and delivers no message twice', async (hub) => {
     const heard = listen(hub, { since: 'earliest' });
     socket().hello();
     assert.deepEqual(socket().sent, [{ type: 'subscribe', ch: 'a', since: 'earliest' }]);
@@ -554,14 +554,14 @@ describe('hearing', () => {
     assert.equal(comeBack(), '1-7');
   });
 
-  check('a hole in the count is a gap that nobody announced', async (hub) => {
+  check('a hole in the numbers is an unannounced gap', async (hub) => {
     const heard = listen(hub);
     socket().hello();
     socket().say(subscribed('1-0'), envelope(5), envelope(8), envelope(9));
     assert.deepEqual(heard, [5, 'gap 1-5 1-8 2 hole', 8, 9]);
   });
 
-  check('a gap that was announced is told once', async (hub) => {
+  check('an announced gap is reported once', async (hub) => {
     const heard = listen(hub);
     socket().hello();
     socket().say(subscribed('1-0'), envelope(5));
@@ -572,7 +572,7 @@ describe('hearing', () => {
     assert.deepEqual(heard, [5, 'gap 1-5 1-10 5 evicted', 11]);
   });
 
-  check('a channel that was forgotten meanwhile counts from 1 again, without a loss', async (hub) => {
+  check('a removed channel that counts from 1 again has no gap', async (hub) => {
     const heard = listen(hub);
     socket().hello();
     socket().say(subscribed('1-0'), envelope(5));
@@ -581,7 +581,7 @@ describe('hearing', () => {
     assert.deepEqual(heard, [5, 1, 2]);
   });
 
-  check("one's own messages, those of earlier connections too", async (hub) => {
+  check("own messages are recognized, also of earlier connections", async (hub) => {
     const own = [];
     const others = [];
     hub.subscribe('a', (message) => own.push([message.data, message.own]));
@@ -599,7 +599,7 @@ describe('hearing', () => {
     assert.deepEqual(others, [2, 3, 1]);
   });
 
-  check('the last handler ends the subscription, and a new one begins afresh', async (hub) => {
+  check('removing the last handler unsubscribes, and a new one subscribes again', async (hub) => {
     const heard = [];
     const off = [hub.subscribe('a', ({ data }) => heard.push(data)), hub.subscribe('a', ({ data }) => heard.push(data))];
     socket().hello();
@@ -617,7 +617,7 @@ describe('hearing', () => {
     assert.deepEqual(heard, [1, 1, 2, 'new 3']);
   });
 
-  check('a refused subscription is told, and tried again on the next connection', async (hub) => {
+  check('a rejected subscription is reported, and retried on the next connection', async (hub) => {
     const errors = [];
     hub.addEventListener('error', ({ detail }) => errors.push(`hub ${detail.code}`));
     hub.subscribe('a', () => {}, { onerror: ({ code }) => errors.push(code) });
@@ -628,7 +628,7 @@ describe('hearing', () => {
     assert.deepEqual(types(), ['subscribe']);
   });
 
-  check('the user whom the server names', async (hub) => {
+  check('messages have the user from the server', async (hub) => {
     const heard = [];
     hub.subscribe('a', ({ user }) => heard.push(user));
     socket().hello();
@@ -645,7 +645,7 @@ describe('hearing', () => {
     assert.deepEqual(heard, [['binary', new Uint8Array([0, 255])], ['text', '']]);
   });
 
-  check('a frame that is no JSON ends the connection', async (hub) => {
+  check('a frame that is not JSON ends the connection', async (hub) => {
     socket().hello();
     socket().onmessage({ data: 'x' });
     assert.equal(hub.state, 'waiting');

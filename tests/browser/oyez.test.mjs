@@ -41,7 +41,7 @@ test('subscribe, publish, acknowledge', async (t) => {
   assert.ok(twos.messages.every(({ own, channel }) => !own && channel === 'a'));
 });
 
-test('raw sockets and HTTP are heard too', async (t) => {
+test('messages from raw WebSockets and HTTP are received', async (t) => {
   const server = await serve(t);
   const hub = open(t, server);
   const heard = listen(hub, 'a');
@@ -57,7 +57,7 @@ test('raw sockets and HTTP are heard too', async (t) => {
   assert.ok(heard.messages.every(({ own, from }) => !own && from === undefined));
 });
 
-test('many handlers, one subscription; off, and on again', async (t) => {
+test('several handlers share a subscription, which ends with the last and can begin again', async (t) => {
   const server = await serve(t);
   const hub = open(t, server);
   const [one, two] = [listen(hub, 'a'), listen(hub, 'a', { echo: false })];
@@ -77,7 +77,7 @@ test('many handlers, one subscription; off, and on again', async (t) => {
   assert.deepEqual([values(one), values(three)], [[1], [2]]);
 });
 
-test('refusals have a code', async (t) => {
+test('rejections have a code', async (t) => {
   const server = await serve(t, { flags: ['--channels-per-client-max', '1', '--message-bytes-max', '300'] });
   const hub = open(t, server);
   const codes = [];
@@ -93,7 +93,7 @@ test('refusals have a code', async (t) => {
   assert.equal(hub.state, 'open');
 });
 
-test('states, and the return when the server is started again on the same port', async (t) => {
+test('reconnects after a restart on the same port, and reports its states', async (t) => {
   const server = await serve(t);
   const states = [];
   const hub = open(t, server, { onstate: (state) => states.push(state) });
@@ -116,7 +116,7 @@ test('states, and the return when the server is started again on the same port',
   assert.deepEqual(events, states);
 });
 
-test('a drain says when to come back', async (t) => {
+test('a drain sets the reconnect delay', async (t) => {
   const server = await serve(t, { flags: ['--drain-seconds', '4'] });
   const waits = [];
   const started = [];
@@ -130,7 +130,7 @@ test('a drain says when to come back', async (t) => {
   }));
   await until('all to be open', () => hubs.every(({ state }) => state === 'open'));
   server.child.kill('SIGTERM');
-  await until('all to be told', () => waits.length === 4);
+  await until('all to have a delay', () => waits.length === 4);
   for (const { code, reason, retry_ms } of waits) {
     assert.equal(code, 4200);
     assert.equal(reason, `drain retry_ms=${retry_ms}`);
@@ -140,10 +140,10 @@ test('a drain says when to come back', async (t) => {
   await until('the first return', () => started.length > 0);
   const first = Math.min(...waits.map(({ at, retry_ms }) => at + retry_ms));
   // A timer may fire a millisecond early; how late it fires is up to the machine.
-  assert.ok(started[0] - first > -20, `${started[0] - first} ms from when it was told`);
+  assert.ok(started[0] - first > -20, `${started[0] - first} ms from the notice`);
 });
 
-test('a server that vanishes is noticed', async (t) => {
+test('an unresponsive server is detected', async (t) => {
   const server = await serve(t, { flags: ['--ping-interval-ms', '200', '--pong-timeout-ms', '60000'] });
   const reasons = [];
   const onstate = (state, { reason }) => state === 'waiting' && reasons.push(reason);
@@ -158,7 +158,7 @@ test('a server that vanishes is noticed', async (t) => {
   await until('the return', () => hub.state === 'open');
 });
 
-test('resume without hole or double while the connection is cut again and again', async (t) => {
+test('resumes without a loss or a duplicate while connections are lost repeatedly', async (t) => {
   const server = await serve(t, { flags: ['--history-messages-max', '10000'] });
   const seed = Date.now() & 0xffff;
   const random = randomOf(seed);
@@ -195,7 +195,7 @@ test('resume without hole or double while the connection is cut again and again'
   t.diagnostic(`${cuts} cuts, ${total} messages`);
 });
 
-test('published once while the connection of the publisher is cut again and again', async (t) => {
+test('publishes each message once while connections are lost repeatedly', async (t) => {
   const server = await serve(t, { flags: ['--history-messages-max', '10000'] });
   const seed = Date.now() & 0xffff;
   const random = randomOf(seed);
@@ -220,7 +220,7 @@ test('published once while the connection of the publisher is cut again and agai
   t.diagnostic(`30 cuts, ${ids.length} messages`);
 });
 
-test('a gap is told: what is missing, and then what is left', async (t) => {
+test('a gap is reported before the remaining messages', async (t) => {
   const server = await serve(t, { flags: ['--history-messages-max', '10'] });
   const [publisher, hub] = [open(t, server), open(t, server, { random: () => 0.999 })];
   const heard = listen(hub, 'a');
@@ -238,7 +238,7 @@ test('a gap is told: what is missing, and then what is left', async (t) => {
   assert.equal(heard.lives, 1);
 });
 
-test('close() leaves nothing behind: the process ends by itself', async (t) => {
+test('close() stops all timers, so that the process exits', async (t) => {
   const server = await serve(t);
   const oyez = new URL('../../src/console/oyez.js', import.meta.url);
   const program = `

@@ -177,7 +177,7 @@ async function say(page, text) {
 
 // Publishing and watching.
 
-test('what one page publishes appears in the other', async (t) => {
+test('a message published on one page appears on the other', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#square'), await visit(server, '#square')];
   await Promise.all([live(one), live(other)]);
@@ -204,7 +204,7 @@ test('what one page publishes appears in the other', async (t) => {
   assert.equal(await one.inputValue('#payload'), 'null', 'the text stays');
 });
 
-test('what peers send is shown as text, bounded', async (t) => {
+test('messages are shown as text, bounded', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -229,7 +229,7 @@ test('what peers send is shown as text, bounded', async (t) => {
   assert.ok((await page.locator('#rows li').count()) <= 200);
 });
 
-test('a pause holds messages back and loses none', async (t) => {
+test('paused messages are shown later without a loss', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -243,7 +243,7 @@ test('a pause holds messages back and loses none', async (t) => {
   assert.deepEqual(await bodies(page), []);
 });
 
-test('the address names the channel, and the list leads to others', async (t) => {
+test('the address selects the channel, and the list links to others', async (t) => {
   const server = await serve(t);
   await server.post('scores', 'one nil');
   const page = await visit(server, '#square');
@@ -258,7 +258,7 @@ test('the address names the channel, and the list leads to others', async (t) =>
   assert.match(await page.textContent('#watch-error'), /1 to 255/);
 });
 
-test("the server's figures move", async (t) => {
+test("the server's metrics are updated", async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -277,7 +277,7 @@ test("the server's figures move", async (t) => {
 
 // The connection.
 
-test('cut, it waits, comes back, and nothing is lost', async (t) => {
+test('a page reconnects after a lost connection without a loss', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -296,7 +296,7 @@ test('cut, it waits, comes back, and nothing is lost', async (t) => {
   await open(page);
   const id = await server.post('square', 'm20');
   await until('the last one is there', async () => (await bodies(page)).at(-1) === 'm20');
-  await until('the cursor is behind it', async () => (await page.textContent('#cursor')) === id);
+  await until('the cursor is the message', async () => (await page.textContent('#cursor')) === id);
   assert.deepEqual(
     await bodies(page),
     Array.from({ length: 21 }, (_, i) => `m${i}`),
@@ -307,7 +307,7 @@ test('cut, it waits, comes back, and nothing is lost', async (t) => {
   assert.match(notes.join(), /connection cut.*reconnected: /);
 });
 
-test('what was missed beyond history is told as a gap', async (t) => {
+test('messages missed beyond the history are shown as a gap', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square', { serverGoesAway: true });
   await live(page);
@@ -318,32 +318,32 @@ test('what was missed beyond history is told as a gap', async (t) => {
   await Promise.all(Array.from({ length: 150 }, (_, i) => server.post('square', `m${i}`)));
   await page.context().setOffline(false);
   await open(page);
-  const gap = await until('the gap is told', async () =>
+  const gap = await until('the gap is shown', async () =>
     (await page.locator('#rows .note').allTextContents()).find((text) => text.startsWith('gap')),
   );
   assert.match(gap, /missing/);
   assert.notEqual(await page.textContent('#gaps'), 'none');
 });
 
-test('a page outlives its server and goes on with the next by itself', async (t) => {
+test('a page reconnects to the next server by itself', async (t) => {
   const first = await serve(t);
   const page = await visit(first, '#square', { serverGoesAway: true });
   await live(page);
   await first.post('square', 'before');
-  await until('it hears the first server', async () => (await bodies(page)).at(-1) === 'before');
+  await until('messages of the first server', async () => (await bodies(page)).at(-1) === 'before');
   await first.stop();
   await page.waitForSelector('#state:not([data-state=open])');
   const second = await serve(t, { port: first.port });
   await page.waitForSelector('#state[data-state=open]', { timeout: 90_000 });
   await second.post('square', 'after');
-  await until('it hears the second server', async () => (await bodies(page)).at(-1) === 'after');
+  await until('messages of the second server', async () => (await bodies(page)).at(-1) === 'after');
   // A new server has a new log: the number of missed messages is unknown, and the page shows that.
   assert.match((await page.locator('#rows .note').allTextContents()).join(), /gap/);
 });
 
 // What people build.
 
-test('the chat shows who the server says has spoken', async (t) => {
+test('the chat shows the user that the server verified', async (t) => {
   const folder = await mkdtemp(path.join(tmpdir(), 'oyez-user-'));
   t.after(() => rm(folder, { recursive: true, force: true }));
   const secret = path.join(folder, 'secret');
@@ -367,18 +367,18 @@ test('the chat shows who the server says has spoken', async (t) => {
   await page.screenshot({ path: path.join(ARTEFACTS, 'chat-users.png') });
 });
 
-test('two pages chat', async (t) => {
+test('two pages exchange chat messages', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#/chat'), await visit(server, '#/chat')];
   await one.fill('#chat-name', 'Matilda');
   await other.fill('#chat-name', 'Anselm');
   await say(one, 'Is the market open?');
-  await until('the other hears it', async () => /Matilda.*Is the market open\?/.test(await other.textContent('#said')));
+  await until('the other shows it', async () => /Matilda.*Is the market open\?/.test(await other.textContent('#said')));
   await say(other, 'Since the bell.');
-  await until('the first hears it', async () => /Anselm.*Since the bell\./.test(await one.textContent('#said')));
+  await until('the first shows it', async () => /Anselm.*Since the bell\./.test(await one.textContent('#said')));
   assert.equal(await one.locator('#said li.own').count(), 1);
   const late = await visit(server, '#/chat');
-  await until('a newcomer reads it all', async () => (await late.locator('#said li').count()) === 2);
+  await until('a later page shows all', async () => (await late.locator('#said li').count()) === 2);
   assert.equal(await late.locator('#said li.own').count(), 0);
 
   // Two views of one page subscribe to the same channel, and each gets all of its messages.
@@ -390,7 +390,7 @@ test('two pages chat', async (t) => {
   await until('and so does the channel', async () => (await bodies(late)).length === 3);
 });
 
-test('prices move on every page, whoever started them', async (t) => {
+test('prices are updated on every page, whichever started them', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#/ticker'), await visit(server, '#/ticker')];
   await one.click('#ticker-start');
@@ -399,7 +399,7 @@ test('prices move on every page, whoever started them', async (t) => {
   const then = (await prices()).join();
   await until('they move', async () => (await prices()).join() !== then);
   await until(
-    'both say who publishes',
+    'both name the publisher',
     async () =>
       (await one.textContent('#ticker-state')) === 'This page publishes the prices.' &&
       (await other.textContent('#ticker-state')) === 'Another page publishes the prices.',
@@ -415,7 +415,7 @@ test('prices move on every page, whoever started them', async (t) => {
   );
 });
 
-test('two write one text at once and come to the same', async (t) => {
+test('two pages that edit one text converge', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#/text'), await visit(server, '#/text')];
   const text = (page) => page.inputValue('#text');
@@ -446,7 +446,7 @@ test('two write one text at once and come to the same', async (t) => {
   await until('a newcomer reads the same', async () => (await text(late)) === (await text(one)));
 });
 
-test('an input method is not disturbed by what others write', async (t) => {
+test('an input method is not disturbed by edits of others', async (t) => {
   const server = await serve(t);
   const [one, other] = [await visit(server, '#/text'), await visit(server, '#/text')];
   const text = (page) => page.inputValue('#text');
@@ -469,7 +469,7 @@ test('an input method is not disturbed by what others write', async (t) => {
 
 // For all pages.
 
-test('the keyboard is enough to publish', async (t) => {
+test('a message can be published by keyboard alone', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -511,7 +511,7 @@ test('the keyboard is enough to publish', async (t) => {
   await until('its panel is shown', () => page.isVisible('#panel-channel'));
 });
 
-test('everything that can be used has a name', async (t) => {
+test('every control has an accessible name', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await live(page);
@@ -535,7 +535,7 @@ test('everything that can be used has a name', async (t) => {
   }
 });
 
-test('text stands out from what is behind it, in light and in dark', async () => {
+test('text has enough contrast, in light and in dark mode', async () => {
   const css = await readFile(new URL('console.css', CONSOLE), 'utf8');
   const [light, dark] = css
     .split('prefers-color-scheme: dark')
@@ -601,10 +601,10 @@ test('screenshots, wide and narrow, light and dark', async (t) => {
   await publish(pages.channel, 'Hear ye, hear ye!');
   await json('demo.chat', { name: 'Matilda', text: 'Good morning. Is the market open yet?' });
   await pages.chat.fill('#chat-name', 'Anselm');
-  await until('it is heard', async () => (await pages.chat.locator('#said li').count()) === 1);
+  await until('it is shown', async () => (await pages.chat.locator('#said li').count()) === 1);
   await say(pages.chat, 'Since the bell. Wool is up, copper fell a little.');
   await say(pages.chat, 'I would wait with the tea until noon.');
-  await until('it is said', async () => (await pages.chat.locator('#said li').count()) === 3);
+  await until('both are shown', async () => (await pages.chat.locator('#said li').count()) === 3);
   await json('demo.chat', {
     name: 'Matilda',
     text: 'Thank you, that is what I thought. I shall bring the long list, and we go through it line by line before anybody else is awake.',
@@ -651,7 +651,7 @@ test('screenshots, wide and narrow, light and dark', async (t) => {
 
 // The server's side of it.
 
-test('a server that wants a token refuses, and takes the one that is typed in', async (t) => {
+test('a server with keys rejects the page until a token is entered', async (t) => {
   const folder = await mkdtemp(path.join(tmpdir(), 'oyez-key-'));
   t.after(() => rm(folder, { recursive: true }));
   const file = path.join(folder, 'secret');
@@ -677,7 +677,7 @@ test('a server that wants a token refuses, and takes the one that is typed in', 
   assert.ok(!page.url().includes('ey') && !(await page.content()).includes('eyJ'));
 });
 
-test('--no-console leaves the page out, and the client module in', async (t) => {
+test('--no-console serves the client module without the page', async (t) => {
   const server = await serve(t, { flags: ['--no-console'] });
   for (const missing of ['/', '/console.js', '/console.css', '/editor.js'])
     assert.equal((await fetch(server.origin + missing)).status, 404, missing);
@@ -687,7 +687,7 @@ test('--no-console leaves the page out, and the client module in', async (t) => 
   assert.match(await module.text(), /export class Oyez/);
 });
 
-test('an EventSource hears what is published', async (t) => {
+test('an EventSource receives published messages', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');
   await page.evaluate(
@@ -726,16 +726,16 @@ describe('two scrapes', async () => {
     ['0.001', '0.002', '0.004', '+Inf'].map((le, i) => `t_bucket{le="${le}"} ${counts[i]}\n`).join('') +
     `t_sum ${sum}\nt_count ${counts[3]}\n`;
 
-  test('labels are added up, comments and strange lines left out', () => {
+  test('labels are summed, comments and unknown lines ignored', () => {
     const { sums } = parse('# HELP a b\n# TYPE a counter\na{x="1"} 3\na{x="2",y="}"} 4\n\nb 1.5e3\nnonsense\n');
     assert.equal(sums.get('a'), 7);
     assert.equal(sums.get('b'), 1500);
   });
-  test('a counter that went back belongs to another process', () => {
+  test('a counter that decreased is of another process', () => {
     assert.equal(growth(parse('a 5\n'), parse('a 7\n'), 'a'), 2);
     assert.equal(growth(parse('a 5\n'), parse('a 3\n'), 'a'), 3);
   });
-  test('mean and quantile are those of the time between', () => {
+  test('mean and quantile are of the time between', () => {
     const before = parse(histogram([100, 100, 100, 100], 0.05));
     const now = parse(histogram([150, 190, 200, 200], 0.15));
     assert.ok(Math.abs(mean(before, now, 't') - 0.001) < 1e-12);
@@ -744,7 +744,7 @@ describe('two scrapes', async () => {
     assert.equal(quantile(before, before, 't', 0.99), null);
     assert.equal(mean(before, before, 't'), null);
   });
-  test('beyond the last bound nothing is made up', () => {
+  test('a quantile beyond the last bound is the bound', () => {
     assert.equal(quantile(parse(histogram([0, 0, 0, 0], 0)), parse(histogram([0, 0, 0, 10], 1)), 't', 0.99), 0.004);
   });
 });

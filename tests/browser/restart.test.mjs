@@ -1,7 +1,7 @@
 // A restart of the server, as its clients see it: SIGTERM, the end of the process, a new one on the same port and the
 // same history file, while a publisher goes on. Nothing may be lost, repeated or announced as a gap.
 //
-// OYEZ_RESTART_CLIENTS says how many clients there are; the times are printed and not judged.
+// OYEZ_RESTART_CLIENTS is the number of clients; times are printed and not checked.
 
 import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -14,7 +14,7 @@ import { open, serve, sleep, until } from './support.mjs';
 const CLIENTS = Number(process.env.OYEZ_RESTART_CLIENTS ?? 200);
 const WAIT_MS = 120_000;
 
-test(`${CLIENTS} clients survive a restart without a loss`, async (t) => {
+test(`${CLIENTS} clients reconnect after a restart without a loss`, async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'oyez-restart-'));
   t.after(() => rm(folder, { recursive: true, force: true }));
   const flags = ['--history-file', join(folder, 'history'), '--history-messages-max', '10000'];

@@ -29,7 +29,7 @@ function join(t, server, name, random = Math.random) {
 const settled = (pages) => () =>
   new Set(pages.map(({ shown }) => shown)).size === 1 && pages.every(({ editor }) => editor.isReady && !editor.isPending);
 
-test('pages write one text while their connections are cut', async (t) => {
+test('pages that edit one text converge while connections are lost', async (t) => {
   const server = await serve(t, { flags: ['--history-messages-max', '20'] });
   const seed = Date.now() & 0xffff;
   t.diagnostic(`seed ${seed}`);
@@ -53,7 +53,7 @@ test('pages write one text while their connections are cut', async (t) => {
   await until('the same for one who comes late', settled([...pages, late]));
 });
 
-test('the text outlives its server', async (t) => {
+test('the text survives a restart of the server', async (t) => {
   const server = await serve(t);
   const pages = [join(t, server, 'one'), join(t, server, 'two')];
   await until('a document', settled(pages));

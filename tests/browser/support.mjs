@@ -1,4 +1,4 @@
-// A server for each test, and what else the tests share.
+// A server for each test, and shared helpers.
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

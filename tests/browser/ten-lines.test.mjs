@@ -8,12 +8,12 @@ import { randomOf } from './random.mjs';
 import { WebSocket, open, serve, sleep, until } from './support.mjs';
 import { follow } from './ten-lines.mjs';
 
-test('the manual shows them unchanged', () => {
+test('the manual contains them unchanged', () => {
   const text = (path) => readFileSync(new URL(path, import.meta.url), 'utf8');
   assert.ok(text('../../src/manual/protocol.md').includes(text('ten-lines.mjs')));
 });
 
-test('ten lines of plain JavaScript resume across cuts', async (t) => {
+test('ten lines of plain JavaScript resume after lost connections', async (t) => {
   const server = await serve(t);
   const random = randomOf(7);
   const sockets = [];

@@ -125,7 +125,7 @@ fn pipelined_requests(count: usize) -> Vec<u8> {
 
 /// Turns until a message is delivered that a client sends in the same moment in which a thousand connections begin to
 /// send more than a turn's budget each, after all of them; and how many bytes of the floods were read.
-fn turns_beside_new_floods(upgrade: impl Fn(usize) -> String, flood: &[u8]) -> (usize, usize) {
+fn turns_during_new_floods(upgrade: impl Fn(usize) -> String, flood: &[u8]) -> (usize, usize) {
     let mut rig = Rig::new(Limits::default());
     let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
     let floods: Vec<SlotId> = (0..1_000).map(|_| rig.connect(Behavior::Cooperative)).collect();
@@ -146,7 +146,7 @@ fn turns_beside_new_floods(upgrade: impl Fn(usize) -> String, flood: &[u8]) -> (
 }
 
 #[test]
-fn message_beside_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
+fn message_among_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
     let raw = |place: usize| frames::upgrade(&format!("/ws/own.{place}?echo=0"));
     let v1 = |_: usize| crate::v1::upgrade("/ws");
     let nothing = |_: usize| String::new();
@@ -157,12 +157,12 @@ fn message_beside_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
     // A visit costs at most the share of 1,024 bytes, or what the first step has: 42 empty frames, 2,688. A turn has
     // three quarters of 262,144 for the new ones: 14 turns.
     for (turns, read) in [
-        turns_beside_new_floods(v1, &empty),
-        turns_beside_new_floods(v1, &publish),
-        turns_beside_new_floods(raw, &empty),
-        turns_beside_new_floods(raw, &small),
-        turns_beside_new_floods(raw, &large),
-        turns_beside_new_floods(nothing, &pipelined_requests(100)),
+        turns_during_new_floods(v1, &empty),
+        turns_during_new_floods(v1, &publish),
+        turns_during_new_floods(raw, &empty),
+        turns_during_new_floods(raw, &small),
+        turns_during_new_floods(raw, &large),
+        turns_during_new_floods(nothing, &pipelined_requests(100)),
     ] {
         assert!(turns <= 16, "{turns} turns");
         assert!(read <= 2_000 * 1_024, "{read} bytes of the floods come first");
@@ -170,45 +170,45 @@ fn message_beside_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
 }
 
 #[test]
-fn crowd_that_begins_to_send_little_at_once_is_served_as_fast_as_the_budget_allows() {
+fn clients_that_begin_to_send_little_at_once_are_served_as_fast_as_the_budget_allows() {
     let mut rig = Rig::new(Limits::default());
-    let crowd = join_many(&mut rig, 1_000);
+    let clients = join_many(&mut rig, 1_000);
     for (bytes, turns) in [(60, 1), (500, 3), (900, 4)] {
         let message = frames::masked(TEXT, &vec![b'x'; bytes]);
-        crowd.iter().for_each(|&id| rig.send(id, &message));
+        clients.iter().for_each(|&id| rig.send(id, &message));
         (0..turns).for_each(|_| rig.turn());
-        let waiting = crowd.iter().filter(|&&id| rig.texts(id).is_empty()).count();
+        let waiting = clients.iter().filter(|&&id| rig.texts(id).is_empty()).count();
         assert_eq!(waiting, 0, "a thousand messages of {bytes} bytes in {turns} turns");
         assert_eq!(rig.engine.slots.ready_len(ReadyQueue::Requeued), 0);
     }
 }
 
 #[test]
-fn large_message_in_a_crowd_is_read_in_steps_and_complete() {
+fn large_message_among_many_clients_is_read_in_steps_and_complete() {
     let mut rig = Rig::new(Limits::default());
-    let crowd = join_many(&mut rig, 100);
-    for (place, &id) in crowd.iter().enumerate() {
+    let clients = join_many(&mut rig, 100);
+    for (place, &id) in clients.iter().enumerate() {
         rig.send(id, &frames::masked(TEXT, &vec![b'x'; 300 * place]));
         rig.send_text(id, &place.to_string());
     }
     rig.run_until_idle();
-    for (place, &id) in crowd.iter().enumerate() {
+    for (place, &id) in clients.iter().enumerate() {
         assert_eq!(rig.texts(id), ["x".repeat(300 * place), place.to_string()]);
     }
 }
 
 #[test]
-fn pipelined_requests_in_a_crowd_are_answered_one_share_in_each_turn() {
+fn pipelined_requests_among_many_clients_are_answered_one_share_in_each_turn() {
     let mut rig = Rig::new(Limits::default());
-    let crowd: Vec<SlotId> = (0..200).map(|_| rig.connect(Behavior::Cooperative)).collect();
-    crowd.iter().for_each(|&id| rig.send(id, &pipelined_requests(50)));
+    let clients: Vec<SlotId> = (0..200).map(|_| rig.connect(Behavior::Cooperative)).collect();
+    clients.iter().for_each(|&id| rig.send(id, &pipelined_requests(50)));
     rig.turn();
-    let most = crowd.iter().map(|&id| rig.responses(id).len()).max();
+    let most = clients.iter().map(|&id| rig.responses(id).len()).max();
     assert_eq!(most, Some(1), "each takes 1,024 of a share of 1,280");
     rig.run_until_idle();
-    crowd.iter().for_each(|&id| rig.send_eof(id));
+    clients.iter().for_each(|&id| rig.send_eof(id));
     rig.run_until_idle();
-    for &id in &crowd {
+    for &id in &clients {
         assert!((49..=50).contains(&rig.responses(id).len()));
         assert!(!rig.is_alive(id));
     }

@@ -137,7 +137,7 @@ fn body_timeout_starts_after_earlier_responses_were_read() {
 /// Slow readers that have asked for 200 pages each cost nothing between two messages: the engine is at rest, and a message
 /// takes one turn.
 #[test]
-fn message_beside_slow_readers_of_large_answers_takes_one_turn() {
+fn message_among_slow_readers_of_large_responses_takes_one_turn() {
     let mut rig = rig_with_history();
     let (sender, subscriber) = (rig.join("/ws?echo=0"), rig.join("/ws"));
     let slow: Vec<SlotId> = (0..20)

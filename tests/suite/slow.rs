@@ -140,17 +140,17 @@ fn slot_has_one_write_per_turn() {
 #[test]
 fn slot_has_one_write_when_many_publish_in_one_turn() {
     let mut rig = Rig::new(Limits::default());
-    let crowd: Vec<_> = (0..50).map(|_| rig.join("/ws")).collect();
-    let before: Vec<_> = crowd.iter().map(|&id| rig.pipe(id).writes).collect();
+    let subscribers: Vec<_> = (0..50).map(|_| rig.join("/ws")).collect();
+    let before: Vec<_> = subscribers.iter().map(|&id| rig.pipe(id).writes).collect();
     let mut said = Vec::new();
-    for (place, &id) in crowd.iter().enumerate() {
+    for (place, &id) in subscribers.iter().enumerate() {
         for number in 0..20 {
             said.push(format!("{place}: {number}"));
             rig.send_text(id, &said[said.len() - 1]);
         }
     }
     rig.turn();
-    for (&id, before) in crowd.iter().zip(before) {
+    for (&id, before) in subscribers.iter().zip(before) {
         assert_eq!(rig.texts(id), said);
         assert_eq!(rig.pipe(id).writes - before, 1);
     }

@@ -1,4 +1,4 @@
-//! Habits that no compiler checks: layers, one clock, no leftovers.
+//! Rules that the compiler does not check: layers, one clock, prose, no leftovers. The source files are read as tokens and text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
