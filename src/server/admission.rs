@@ -25,10 +25,13 @@ impl<T: Transport> Engine<T> {
             return self.reject_over_limit(transport, peer, over, now);
         }
         self.shared.metrics.connections_accepted += 1;
-        let state = State::accepted(&self.shared.limits, now);
-        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
-        self.slots.mark_awaiting_header(id, awaits_header);
-        id
+        let limits = &self.shared.limits;
+        let state = if awaits_header {
+            State::awaiting_proxy_header(limits, now)
+        } else {
+            State::accepted(limits, now)
+        };
+        self.slots.insert(transport, peer, state, Outbox::Empty)
     }
 
     /// Admits a connection whose address has reached a limit, to send it an error response. At most [`REFUSALS_MAX`]
@@ -48,11 +51,8 @@ impl<T: Transport> Engine<T> {
     pub fn reject(&mut self, transport: T, peer: Peer, reason: Reason, now: LoopTime) -> SlotId {
         self.shared.metrics.connections_accepted += 1;
         self.rejected += 1;
-        let mut state = State::accepted(&self.shared.limits, now);
-        state.reject(reason);
-        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
-        self.slots.mark_rejected(id);
-        id
+        let state = State::rejected(reason, &self.shared.limits, now);
+        self.slots.insert(transport, peer, state, Outbox::Empty)
     }
 
     /// Records that the process has too many open files, or no memory for another connection, and that accept is
@@ -97,19 +97,16 @@ impl<T: Transport> Engine<T> {
                     return self.end(id, Reason::Reset);
                 }
                 slot.peer = client.map_or(slot.peer, Peer::from);
-                let entered = self.shared.limiter.admit(&mut slot.peer, now);
-                self.slots.mark_awaiting_header(id, false);
-                if let Err(over) = entered {
-                    self.shared.metrics.limit(over.limit);
-                    if self.rejected >= REFUSALS_MAX {
-                        return self.end(id, over.reason());
-                    }
-                    self.rejected += 1;
-                    self.slots.mark_rejected(id);
-                    if let Some(slot) = self.slots.get_mut(id) {
-                        slot.state.reject(over.reason());
-                    }
+                let Err(over) = self.shared.limiter.admit(&mut slot.peer, now) else {
+                    slot.state.proxy_header_received();
+                    return true;
+                };
+                self.shared.metrics.limit(over.limit);
+                if self.rejected >= REFUSALS_MAX {
+                    return self.end(id, over.reason());
                 }
+                self.rejected += 1;
+                slot.state.reject(over.reason());
                 return true;
             }
             Ok((_, ProxyHeader::Incomplete)) if !slot.is_read_closed() => return false,

@@ -29,7 +29,7 @@ use crate::metrics::MemoryStep;
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::{ReadOutcome, Transport};
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, Ended, SMALL_BYTES, State};
+use crate::session::{AfterFlush, ClosedClient, Ended, SMALL_BYTES, State};
 use crate::time::LoopTime;
 
 /// The part of a turn's budget that is for requeued slots alone: one in four. Less would let many sparse clients slow
@@ -208,7 +208,9 @@ impl<T: Transport> Engine<T> {
     /// Reads one slot, its share and no more. Returns what that cost: its bytes, and what the session charges for
     /// frames and requests.
     fn read_slot(&mut self, id: SlotId, share: ReadShare, now: LoopTime) -> usize {
-        if self.slots.get(id).is_some_and(Slot::awaits_header) && !self.take_proxy_header(id, now) {
+        if self.slots.get(id).is_some_and(|slot| slot.state.awaits_proxy_header())
+            && !self.take_proxy_header(id, now)
+        {
             return 0;
         }
         if self.pressure.is_active() {
@@ -407,7 +409,7 @@ impl<T: Transport> Engine<T> {
             self.hub.forget_creator(id);
             self.shared.authenticator.auths.forget(id);
             self.shared.authenticator.tickets.stream_ended(id, now);
-            if slot.is_rejected() {
+            if slot.state.is_rejected() {
                 self.rejected -= 1;
             }
             if !self.admits_line(LogLine::Close(reason), now) {
@@ -470,6 +472,8 @@ impl<T: Transport> Engine<T> {
             "all intents were applied"
         );
         assert!(self.gathered.is_empty(), "all gathered responses were queued");
+        let rejected = self.slots.iter().filter(|(_, slot)| slot.state.is_rejected()).count();
+        assert_eq!(rejected, self.rejected, "the number of rejected connections");
         self.hub.check();
         let mut subscriptions = 0;
         for (id, slot) in self.slots.iter() {
@@ -494,7 +498,8 @@ impl<T: Transport> Engine<T> {
 
 /// ` sub=alice` for the log, in quotation marks where the name would end the field.
 fn sub_field(ended: &Ended) -> String {
-    match ended.grant.as_ref().and_then(|grant| grant.sub.as_deref()) {
+    let ClosedClient::Authenticated(grant) = &ended.client else { return String::new() };
+    match grant.sub.as_deref() {
         Some(sub) if sub.contains([' ', '"', '=', '\\']) => format!(" sub={sub:?}"),
         Some(sub) => format!(" sub={sub}"),
         None => String::new(),

@@ -80,16 +80,12 @@ impl SlotFlags {
 
     // Facts of the connection.
 
-    /// The PROXY protocol header of its proxy has not arrived.
-    const AWAITS_HEADER: u16 = 1 << 11;
-    /// Over a connection limit: it receives an error response and is closed.
-    const REJECTED: u16 = 1 << 12;
     /// Catching up from the history of a channel, one slice each time its outbox is empty.
-    const REPLAYING: u16 = 1 << 13;
+    const REPLAYING: u16 = 1 << 11;
     /// Pauses the publishers of its channels: see [`super::pressure`].
-    const THROTTLING: u16 = 1 << 14;
+    const THROTTLING: u16 = 1 << 12;
     /// A paused publisher: it has published on a channel under pressure.
-    const PUBLISHING_PAUSED: u16 = 1 << 15;
+    const PUBLISHING_PAUSED: u16 = 1 << 13;
 
     fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -111,11 +107,6 @@ impl<T: Transport> Slot<T> {
     /// Returns true if an event reported that the peer has shut down its sending side.
     pub fn is_read_closed(&self) -> bool {
         self.flags.has(SlotFlags::READ_CLOSED)
-    }
-
-    /// Returns true if it is over a connection limit.
-    pub fn is_rejected(&self) -> bool {
-        self.flags.has(SlotFlags::REJECTED)
     }
 
     /// Returns true if a write has failed.
@@ -187,11 +178,6 @@ impl<T: Transport> Slot<T> {
     /// Returns true if its close frame is queued, or the connection is closing without one.
     pub fn is_close_queued(&self) -> bool {
         self.flags.has(SlotFlags::CLOSE_QUEUED)
-    }
-
-    /// Returns true if the PROXY protocol header has not arrived.
-    pub fn awaits_header(&self) -> bool {
-        self.flags.has(SlotFlags::AWAITS_HEADER)
     }
 
     /// Returns true if frames can be queued for it: none may follow its close frame (RFC 6455 5.5.1).
@@ -506,24 +492,6 @@ impl<T: Transport> Slots<T> {
         }
         // Its further messages are not published, and its end of file has to be read.
         self.resume_publishing(id);
-    }
-
-    /// Records whether its PROXY protocol header has not arrived.
-    pub fn mark_awaiting_header(&mut self, id: SlotId, awaits_header: bool) {
-        if let Some(slot) = self.get_mut(id) {
-            if awaits_header {
-                slot.flags.set(SlotFlags::AWAITS_HEADER);
-            } else {
-                slot.flags.clear(SlotFlags::AWAITS_HEADER);
-            }
-        }
-    }
-
-    /// Records that it is over a connection limit.
-    pub fn mark_rejected(&mut self, id: SlotId) {
-        if let Some(slot) = self.get_mut(id) {
-            slot.flags.set(SlotFlags::REJECTED);
-        }
     }
 
     /// Records that a write has failed. Bytes that the peer sent before are still read.

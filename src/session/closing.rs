@@ -32,8 +32,25 @@ pub struct Closing {
     pub(super) deadline: LoopTime,
     /// `--drain-ms` after the begin of the close: a peer that reads a byte at a time cannot move the deadline past it.
     deadline_max: LoopTime,
-    /// The grant of an authenticated client, for the log.
-    pub(super) grant: Option<Rc<Grant>>,
+    pub(super) client: ClosedClient,
+}
+
+/// The client of a connection that is closing or closed.
+#[derive(Debug, Default)]
+pub enum ClosedClient {
+    /// A client without a grant.
+    #[default]
+    Anonymous,
+    /// An authenticated client; the log names its user.
+    Authenticated(Rc<Grant>),
+    /// A client over a connection limit. The server counts it until the slot is freed.
+    Rejected,
+}
+
+impl From<Option<Rc<Grant>>> for ClosedClient {
+    fn from(grant: Option<Rc<Grant>>) -> ClosedClient {
+        grant.map_or(ClosedClient::Anonymous, ClosedClient::Authenticated)
+    }
 }
 
 /// The step of a close.
@@ -57,7 +74,7 @@ impl Closing {
             step,
             deadline: now.after(limits.close_timeout_ms),
             deadline_max: now.after(limits.drain_ms),
-            grant: None,
+            client: ClosedClient::Anonymous,
         }))
     }
 

@@ -15,6 +15,8 @@ impl State {
     /// The time at which [`State::expire`] has to be called.
     pub fn deadline(&self) -> Option<LoopTime> {
         match self {
+            State::ProxyHeader { deadline } => Some(*deadline),
+            State::Rejected(rejected) => Some(rejected.deadline()),
             State::Head(head) => Some(head.deadline()),
             State::Body(body) => Some(body.deadline()),
             State::Open(_) | State::Streaming(_) => {
@@ -88,13 +90,21 @@ impl State {
             State::Open(_) | State::Streaming(_) if !is_heartbeat_due => Due::Nothing,
             // The request may have arrived: the turn's budget was used up, or the client has not read the previous
             // response. Whether it reads fast enough is checked by the outbox.
-            State::Head(_) | State::Body(_) if is_unread || !ctx.outbox.is_empty() => Due::Nothing,
-            // No request, so no 408: browsers open spare connections.
-            State::Head(head) if head.is_silent() && head.rejection().is_none() => {
-                Due::Close(head.timeout_reason())
+            State::ProxyHeader { .. } | State::Rejected(_) | State::Head(_) | State::Body(_)
+                if is_unread || !ctx.outbox.is_empty() =>
+            {
+                Due::Nothing
             }
+            State::ProxyHeader { .. } => Due::Close(Reason::HandshakeTimeout),
+            State::Rejected(rejected) => {
+                let reason = rejected.reason();
+                self.close(reason, ctx);
+                Due::Flush
+            }
+            // No request, so no 408: browsers open spare connections.
+            State::Head(head) if head.is_silent() => Due::Close(head.timeout_reason()),
             State::Head(head) => {
-                let reason = head.rejection().unwrap_or(head.timeout_reason());
+                let reason = head.timeout_reason();
                 self.close(reason, ctx);
                 Due::Flush
             }

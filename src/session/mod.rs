@@ -4,6 +4,8 @@
 //! time as an argument, so a test can simulate a year of timeouts and errors in a millisecond.
 //!
 //! ```text
+//!   ProxyHeader --> Head, or Rejected --- error --> Closing
+//!
 //!           ,--- body ---> Body ---,
 //!   Head --+                        +--> Responding -- response --> Head, or Closing
 //!    ^      `--- request ----------'
@@ -30,9 +32,8 @@ mod streaming;
 mod unfinished;
 pub mod websocket;
 
-use std::rc::Rc;
+use std::mem;
 
-use crate::access::grant::Grant;
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::time::LoopTime;
@@ -42,9 +43,10 @@ use http::last_response::close_with_error;
 use http::query::PendingQuery;
 use http::response::ResponseOptions;
 
-pub use closing::Closing;
+pub use closing::{ClosedClient, Closing};
 pub use context::{HttpConfig, SMALL_BYTES, SessionContext};
 pub use http::connection::{Body, Head, Responding};
+pub use http::rejected::Rejected;
 pub use open::Open;
 pub use streaming::Streaming;
 
@@ -54,6 +56,13 @@ pub use streaming::Streaming;
 /// other states are short-lived and boxed, so that a slot stays small.
 #[derive(Debug)]
 pub enum State {
+    /// Waiting for the PROXY protocol header, until the deadline of the first request head.
+    ProxyHeader {
+        /// The deadline.
+        deadline: LoopTime,
+    },
+    /// Over a connection limit: waiting for a request head, to respond with an error.
+    Rejected(Box<Rejected>),
     /// Reading a request head, or waiting for one.
     Head(Box<Head>),
     /// Reading a request's body.
@@ -75,8 +84,8 @@ pub enum State {
 pub struct Ended {
     /// The reason.
     pub reason: Reason,
-    /// The grant of an authenticated client.
-    pub grant: Option<Rc<Grant>>,
+    /// The client.
+    pub client: ClosedClient,
 }
 
 /// The result of an expired deadline.
@@ -119,16 +128,45 @@ pub enum AfterFlush {
 impl State {
     /// The state of an accepted connection.
     pub fn accepted(limits: &Limits, now: LoopTime) -> State {
-        State::Head(Box::new(Head::fresh(limits, now)))
+        State::Head(Box::new(Head::fresh(now.after(limits.handshake_timeout_ms))))
     }
 
-    /// Rejects a connection that was just accepted, or whose proxy has just sent the client's address.
-    ///
-    /// The error response is sent when a request head has arrived, or its deadline has expired: an EventSource never
-    /// reconnects after a status other than 200, so the form of the response depends on the request.
+    /// The state of an accepted connection of a proxy that sends the client's address first.
+    pub fn awaiting_proxy_header(limits: &Limits, now: LoopTime) -> State {
+        State::ProxyHeader { deadline: now.after(limits.handshake_timeout_ms) }
+    }
+
+    /// The state of a connection that is over a limit.
+    pub fn rejected(reason: Reason, limits: &Limits, now: LoopTime) -> State {
+        State::Rejected(Box::new(Rejected::new(reason, now.after(limits.handshake_timeout_ms))))
+    }
+
+    /// Ends the wait for the PROXY protocol header: the first request head follows, within the same deadline.
+    pub fn proxy_header_received(&mut self) {
+        if let State::ProxyHeader { deadline } = *self {
+            *self = State::Head(Box::new(Head::fresh(deadline)));
+        }
+    }
+
+    /// Rejects a connection whose PROXY protocol header names a client over a limit.
     pub fn reject(&mut self, reason: Reason) {
-        if let State::Head(head) = self {
-            head.reject(reason);
+        if let State::ProxyHeader { deadline } = *self {
+            *self = State::Rejected(Box::new(Rejected::new(reason, deadline)));
+        }
+    }
+
+    /// Returns true if the PROXY protocol header has not arrived.
+    pub fn awaits_proxy_header(&self) -> bool {
+        matches!(self, State::ProxyHeader { .. })
+    }
+
+    /// Returns true if the connection is over a connection limit, until its slot is freed.
+    pub fn is_rejected(&self) -> bool {
+        match self {
+            State::Rejected(_) => true,
+            State::Closing(closing) => matches!(closing.client, ClosedClient::Rejected),
+            State::Dead(ended) => matches!(ended.client, ClosedClient::Rejected),
+            _ => false,
         }
     }
 
@@ -140,11 +178,12 @@ impl State {
     /// Memory of an incomplete message or request, in bytes.
     pub fn held_bytes(&self) -> usize {
         match self {
+            State::Rejected(rejected) => rejected.held_bytes(),
             State::Head(head) => head.held_bytes(),
             State::Body(body) => body.held_bytes(),
             State::Responding(responding) => responding.held_bytes(),
             State::Open(open) => open.held_bytes(),
-            State::Streaming(_) | State::Closing(_) | State::Dead(_) => 0,
+            State::ProxyHeader { .. } | State::Streaming(_) | State::Closing(_) | State::Dead(_) => 0,
         }
     }
 
@@ -159,8 +198,8 @@ impl State {
     /// publisher has to wait for slow subscribers.
     pub fn takes_input(&self, is_flushed: bool, is_paused: bool) -> bool {
         match self {
-            State::Head(_) | State::Body(_) => is_flushed && !is_paused,
-            State::Responding(_) => false,
+            State::Rejected(_) | State::Head(_) | State::Body(_) => is_flushed && !is_paused,
+            State::ProxyHeader { .. } | State::Responding(_) => false,
             State::Open(_) => !is_paused,
             State::Streaming(_) | State::Closing(_) | State::Dead(_) => true,
         }
@@ -177,9 +216,13 @@ impl State {
             State::Open(open) if open.is_raw() => Reconnects::Immediately,
             State::Open(_) => Reconnects::AfterRetryMs,
             State::Streaming(_) => Reconnects::Immediately,
-            State::Head(_) | State::Body(_) | State::Responding(_) | State::Closing(_) | State::Dead(_) => {
-                Reconnects::Never
-            }
+            State::ProxyHeader { .. }
+            | State::Rejected(_)
+            | State::Head(_)
+            | State::Body(_)
+            | State::Responding(_)
+            | State::Closing(_)
+            | State::Dead(_) => Reconnects::Never,
         }
     }
 
@@ -237,6 +280,7 @@ impl State {
     pub fn receive(&mut self, mut input: &[u8], ctx: &mut SessionContext<'_>) {
         while !input.is_empty() {
             let (consumed, next) = match self {
+                State::Rejected(rejected) => (input.len(), rejected.receive(input, ctx)),
                 State::Head(head) => head.receive(input, ctx),
                 State::Body(body) => body.receive(input, ctx),
                 State::Responding(responding) => {
@@ -248,7 +292,7 @@ impl State {
                     closing.receive(input, ctx);
                     return;
                 }
-                State::Streaming(_) | State::Dead(_) => return,
+                State::ProxyHeader { .. } | State::Streaming(_) | State::Dead(_) => return,
             };
             if let Some(next) = next {
                 self.become_next(next);
@@ -261,6 +305,11 @@ impl State {
     /// Handles the peer's EOF, after all received bytes.
     pub fn end_of_file(&mut self) {
         match self {
+            State::ProxyHeader { .. } => self.become_next(State::dead(Reason::EndOfFile)),
+            State::Rejected(rejected) => {
+                let reason = rejected.reason();
+                self.become_next(State::dead(reason));
+            }
             State::Head(head) => *self = head.end_of_file(),
             State::Body(body) => *self = body.end_of_file(),
             State::Responding(responding) => responding.end_of_file(),
@@ -299,7 +348,12 @@ impl State {
                     return true;
                 }
             }
-            State::Open(_) | State::Streaming(_) | State::Closing(_) | State::Dead(_) => {}
+            State::ProxyHeader { .. }
+            | State::Rejected(_)
+            | State::Open(_)
+            | State::Streaming(_)
+            | State::Closing(_)
+            | State::Dead(_) => {}
         }
         false
     }
@@ -307,11 +361,13 @@ impl State {
     /// Begins to close the connection. Does nothing if a close has begun.
     pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
         match self {
-            // After a TLS failure the client can read no HTTP response.
-            State::Head(_) | State::Body(_) | State::Responding(_)
+            // After a TLS failure the client can read no HTTP response, and before the header of its proxy it has sent
+            // no request.
+            State::ProxyHeader { .. } => self.become_next(State::dead(reason)),
+            State::Rejected(_) | State::Head(_) | State::Body(_) | State::Responding(_)
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
-                *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
+                self.become_next(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now));
             }
             // An error response cannot be sent within another response. A drain lets that be completed; any other
             // close omits its last chunk, so that the client detects that it is incomplete (RFC 9112 8).
@@ -321,14 +377,15 @@ impl State {
                     *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
                 }
             }
-            State::Head(_) | State::Responding(_) => {
+            State::Rejected(_) | State::Head(_) | State::Responding(_) => {
                 let options = ResponseOptions::last(ctx.authenticator.http_date());
-                *self = close_with_error(reason, &options, ctx);
+                self.become_next(close_with_error(reason, &options, ctx));
             }
             State::Body(body) => *self = close_with_error(reason, &body.last_options(), ctx),
             State::Open(open) => {
                 let grant = open.auth().and_then(AuthState::grant).cloned();
-                *self = Closing::begin_close_handshake(reason, open.take_scanner(), ctx).with_grant(grant);
+                *self = Closing::begin_close_handshake(reason, open.take_scanner(), ctx)
+                    .with_client(grant.into());
             }
             State::Streaming(streaming) => {
                 let closing = streaming.close(reason, ctx);
@@ -368,7 +425,7 @@ impl State {
 
     /// The state of a closed connection.
     pub fn dead(reason: Reason) -> State {
-        State::Dead(Box::new(Ended { reason, grant: None }))
+        State::Dead(Box::new(Ended { reason, client: ClosedClient::Anonymous }))
     }
 
     /// Closes the connection, in any state.
@@ -376,20 +433,21 @@ impl State {
         self.become_next(State::dead(reason));
     }
 
-    /// Changes the state. The grant is kept until the end of the connection is logged.
+    /// Changes the state. The client is kept until the end of the connection is logged.
     fn become_next(&mut self, next: State) {
-        let grant = match self {
-            State::Closing(closing) => closing.grant.take(),
-            State::Dead(ended) => ended.grant.take(),
-            _ => self.auth().and_then(AuthState::grant).cloned(),
+        let client = match self {
+            State::Closing(closing) => mem::take(&mut closing.client),
+            State::Dead(ended) => mem::take(&mut ended.client),
+            State::Rejected(_) => ClosedClient::Rejected,
+            _ => self.auth().and_then(AuthState::grant).cloned().into(),
         };
-        *self = next.with_grant(grant);
+        *self = next.with_client(client);
     }
 
-    fn with_grant(mut self, grant: Option<Rc<Grant>>) -> State {
+    fn with_client(mut self, client: ClosedClient) -> State {
         match &mut self {
-            State::Closing(closing) => closing.grant = grant,
-            State::Dead(ended) => ended.grant = grant,
+            State::Closing(closing) => closing.client = client,
+            State::Dead(ended) => ended.client = client,
             _ => {}
         }
         self

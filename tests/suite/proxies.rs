@@ -134,6 +134,39 @@ fn unfinished_proxy_header_has_the_handshake_timeout() {
 }
 
 #[test]
+fn client_over_its_limit_behind_a_proxy_keeps_the_first_deadline() {
+    let mut rig = rig(Limits { connections_per_address_max: 1, ..Limits::default() });
+    let served = rig.connect_from("10.0.0.1", Behavior::Cooperative);
+    rig.send(served, &[header(), frames::upgrade("/ws").into_bytes()].concat());
+    rig.run_until_idle();
+    let rejected = rig.connect_from("10.0.0.1", Behavior::Cooperative);
+    assert_eq!(rig.engine.rejected(), 0, "its client is not known yet");
+    rig.advance_ms(4_000);
+    rig.send(rejected, &header());
+    rig.run_until_idle();
+    assert_eq!(rig.engine.rejected(), 1);
+    assert!(rig.pipe(rejected).outgoing.is_empty(), "its request has not arrived");
+    rig.advance_ms(1_600);
+    assert_eq!(rig.responses(rejected)[0].status, 429);
+    assert_eq!(rig.engine.rejected(), 1, "it is counted until it is freed");
+    rig.advance_ms(10_000);
+    assert!(!rig.is_alive(rejected));
+    assert_eq!((rig.engine.rejected(), rig.engine.served()), (0, 1));
+}
+
+#[test]
+fn missing_proxy_header_when_the_drain_begins_closes_without_a_response() {
+    let mut rig = rig(Limits::default());
+    let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
+    rig.send(id, &header()[..20]);
+    rig.run_until_idle();
+    rig.engine.drain(rig.now);
+    rig.run_until_idle();
+    assert!(!rig.is_alive(id));
+    assert!(rig.pipe(id).outgoing.is_empty());
+}
+
+#[test]
 fn untrusted_proxy_header_is_ignored() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("203.0.113.66", Behavior::Cooperative);

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 use super::chunked::{BadChunk, ChunkDecoder};
-use super::dispatch::{reject_connection, serve};
+use super::dispatch::serve;
 use super::query::{PendingQuery, QueryProgress};
 use super::request::{self, HeadEnd};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
@@ -34,8 +34,6 @@ pub struct Head {
     deadline: LoopTime,
     /// Responses to earlier requests that are not queued yet.
     pending_responses: u32,
-    /// The reason to reject the connection's first request, if the connection is not served.
-    rejection: Option<Reason>,
 }
 
 /// The progress of a request head.
@@ -112,36 +110,14 @@ pub(in crate::session) enum Outcome {
 }
 
 impl Head {
-    pub(in crate::session) fn fresh(limits: &Limits, now: LoopTime) -> Head {
-        let deadline = now.after(limits.handshake_timeout_ms);
-        Head {
-            received: Vec::new(),
-            progress: HeadProgress::Fresh,
-            deadline,
-            pending_responses: 0,
-            rejection: None,
-        }
-    }
-
-    /// Rejects the connection. The form of the error response depends on its first request.
-    pub(in crate::session) fn reject(&mut self, reason: Reason) {
-        self.rejection = Some(reason);
-    }
-
-    /// The reason to reject the first request, if the connection is not served.
-    pub(in crate::session) fn rejection(&self) -> Option<Reason> {
-        self.rejection
+    /// A new connection, whose first request head has to arrive before the deadline.
+    pub(in crate::session) fn fresh(deadline: LoopTime) -> Head {
+        Head { received: Vec::new(), progress: HeadProgress::Fresh, deadline, pending_responses: 0 }
     }
 
     fn next(unread: Vec<u8>, limits: &Limits, now: LoopTime) -> Head {
         let progress = if unread.is_empty() { HeadProgress::Idle } else { HeadProgress::Unread };
-        Head {
-            received: unread,
-            progress,
-            deadline: now.after(limits.keep_alive_ms),
-            pending_responses: 0,
-            rejection: None,
-        }
+        Head { received: unread, progress, deadline: now.after(limits.keep_alive_ms), pending_responses: 0 }
     }
 
     pub(in crate::session) fn deadline(&self) -> LoopTime {
@@ -207,10 +183,6 @@ impl Head {
             }
             HeadEnd::At(_) | HeadEnd::Missing => Err(HttpError::head_too_large(limits)),
         };
-        if let Some(reason) = self.rejection {
-            let head = end.map_or(&[][..], |end| &bytes[..end]);
-            return (input.len(), Some(reject_connection(head, reason, ctx)));
-        }
         let (consumed_head, outcome) = match end {
             Ok(end) => {
                 (end - before, serve(&bytes[..end], &input[end - before..], self.pending_responses, ctx))
@@ -232,10 +204,7 @@ impl Head {
 
     /// Handles the peer's EOF. Returns the next state.
     pub(in crate::session) fn end_of_file(&self) -> State {
-        match self.rejection {
-            Some(reason) => State::dead(reason),
-            None => half_close(self.pending_responses),
-        }
+        half_close(self.pending_responses)
     }
 
     pub(in crate::session) fn responded(&mut self) {

@@ -8,6 +8,7 @@ pub mod cors;
 pub mod dispatch;
 pub(super) mod last_response;
 pub mod query;
+pub mod rejected;
 pub mod request;
 pub mod response;
 pub mod routes;
