@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use oyez::config::{HistoryLimits, Limits};
+use oyez::config::{DeflateMode, HistoryLimits, Limits};
 use oyez::hub::persist::LogTime;
 use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
 use oyez::net::outbox::{Outbox, SlowConsumerLimits};
 use oyez::net::transport::{ReadOutcome, Transport};
 use oyez::server::engine::Engine;
+use oyez::session::decoding::Decoding;
 use oyez::session::frame_scanner::FrameScanner;
 use oyez::session::http::request::{self, FieldRoom};
 use oyez::session::http::upgrade;
@@ -177,7 +178,7 @@ fn head(bench: &mut Criterion) {
             let end = request::find_head_end(black_box(head), 0);
             let mut room = FieldRoom::new(&limits);
             let request = request::parse(black_box(head), &mut room, &limits).expect("it is well formed");
-            (end, upgrade::accept(&request, "Sun, 06 Nov 1994 08:49:37 GMT").is_ok())
+            (end, upgrade::accept(&request, "Sun, 06 Nov 1994 08:49:37 GMT", DeflateMode::Inbound).is_ok())
         });
     });
 }
@@ -188,7 +189,7 @@ fn frame_scanner(bench: &mut Criterion) {
         let session = masked_frame(length).repeat(1_000);
         group.throughput(Throughput::Elements(1_000));
         group.bench_function(BenchmarkId::from_parameter(length), |bench| {
-            bench.iter(|| FrameScanner::new().scan(black_box(&session), 1 << 16));
+            bench.iter(|| FrameScanner::new(false).scan(black_box(&session), 1 << 16));
         });
     }
 }
@@ -204,11 +205,11 @@ fn wake(bench: &mut Criterion) {
                 Vec::new,
                 |received| {
                     let mut sleeper = None;
-                    websocket::receive(
+                    let mut decoding = Decoding::plain(&limits, LoopTime::from_millis(0));
+                    let _ = websocket::receive(
                         &mut sleeper,
-                        black_box(&input),
-                        &limits,
-                        LoopTime::from_millis(0),
+                        &mut black_box(&input[..]),
+                        &mut decoding,
                         &mut Vec::new(),
                         |kind, payload| {
                             received.push((kind, payload));

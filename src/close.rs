@@ -29,6 +29,8 @@ pub enum Reason {
     Protocol,
     /// A text message was not UTF-8 (RFC 6455 8.1).
     NotUtf8,
+    /// The data of a compressed message could not be decompressed (RFC 7692 7.2.2).
+    BadDeflate,
     /// A message exceeded the limit.
     TooBig {
         /// The limit, in bytes.
@@ -295,7 +297,7 @@ impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// The number of reasons.
-    pub const COUNT: usize = 31;
+    pub const COUNT: usize = 32;
 
     /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
@@ -331,6 +333,7 @@ impl Reason {
             Reason::MessageTimeout => 28,
             Reason::LowMemory => 29,
             Reason::Lost => 30,
+            Reason::BadDeflate => 31,
         }
     }
 
@@ -367,6 +370,7 @@ impl Reason {
         "message_timeout",
         "low_memory",
         "lost",
+        "bad_deflate",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -386,7 +390,7 @@ impl Reason {
             Reason::TooManyConnections | Reason::ProxyHeader { .. } => None,
             Reason::Protocol => Some(1002),
             Reason::Unsupported => Some(1003),
-            Reason::NotUtf8 => Some(1007),
+            Reason::NotUtf8 | Reason::BadDeflate => Some(1007),
             Reason::TooBig { .. } => Some(1009),
             Reason::Internal => Some(1011),
             // "Try Again Later" in the IANA's registry of close codes.
@@ -493,6 +497,7 @@ mod tests {
             (Reason::MessageTimeout, Some(4104), "message_timeout"),
             (Reason::LowMemory, Some(1013), "low_memory"),
             (Reason::Lost, Some(4104), "lost"),
+            (Reason::BadDeflate, Some(1007), "bad_deflate"),
         ]
     }
 

@@ -63,6 +63,15 @@ pub enum OnSlow {
     Skip,
 }
 
+/// The use of permessage-deflate (RFC 7692).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeflateMode {
+    /// It is not negotiated.
+    Off,
+    /// Clients may compress their messages; those to them are not compressed.
+    Inbound,
+}
+
 /// The limits of one connection, of one turn and of the whole server.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -75,6 +84,8 @@ pub struct Limits {
     pub handshake_timeout_ms: u32,
     /// Maximum bytes of a message that a client sends, all fragments together.
     pub message_bytes_max: usize,
+    /// The use of permessage-deflate. A message that a client compresses counts with its decompressed size for all limits.
+    pub deflate: DeflateMode,
     /// Maximum time from the first bytes of a message to its last, however slowly they arrive. The same as for a request
     /// body: 64 KiB in 30 s are 2.2 KB/s, less than GPRS provides (30 kbit/s).
     pub message_timeout_ms: u32,
@@ -287,6 +298,7 @@ impl Default for Limits {
             head_fields_max: 64,
             handshake_timeout_ms: 5_000,
             message_bytes_max: 64 << 10,
+            deflate: DeflateMode::Inbound,
             message_timeout_ms: 30_000,
             body_bytes_max: 1 << 20,
             body_timeout_ms: 30_000,

@@ -40,6 +40,7 @@ const SERVE: [(&str, &[&str]); 9] = [
             "outbox-bytes-max",
             "slow-bytes-per-second",
             "on-slow",
+            "deflate",
         ],
     ),
     (

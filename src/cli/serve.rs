@@ -22,7 +22,8 @@ use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::access::token::Verifier;
 use crate::config::{
-    self, Asset, Config, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow, TcpConfig, TlsFiles,
+    self, Asset, Config, DeflateMode, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow,
+    TcpConfig, TlsFiles,
 };
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
@@ -216,6 +217,10 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
     on_slow: WhenSlow,
 
+    /// Compression of WebSocket messages (permessage-deflate): `off`, or `inbound`: clients may compress their messages.
+    #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = "inbound")]
+    deflate: Deflate,
+
     /// Maximum time of a close handshake without progress, in milliseconds.
     #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
     close_timeout_ms: u32,
@@ -291,6 +296,12 @@ pub(super) struct Serve {
     /// Process id of the parent to exit with; set by `oyez bench`.
     #[arg(long, value_name = "PID", hide = true)]
     end_with_parent: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Deflate {
+    Off,
+    Inbound,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -380,6 +391,10 @@ impl Serve {
                 on_slow: match self.on_slow {
                     WhenSlow::Close => OnSlow::Close,
                     WhenSlow::Skip => OnSlow::Skip,
+                },
+                deflate: match self.deflate {
+                    Deflate::Off => DeflateMode::Off,
+                    Deflate::Inbound => DeflateMode::Inbound,
                 },
                 close_timeout_ms: self.close_timeout_ms,
                 drain_ms: self.drain_seconds * 1_000,

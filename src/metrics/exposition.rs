@@ -161,6 +161,11 @@ impl Collector for MetricsCollector {
         )?;
         page.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
+        page.counter(
+            "oyez_inflated_bytes",
+            "Bytes of messages that clients compressed, after their decompression",
+            metrics.inflated_bytes,
+        )?;
         page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
         page.gauge("oyez_pending_bytes", "Bytes queued in outboxes", levels.pending_bytes as u64)?;
         page.gauge(

@@ -108,6 +108,8 @@ pub struct Metrics {
     pub log_lines_suppressed: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
+    /// Bytes of messages that clients compressed, after their decompression.
+    pub inflated_bytes: u64,
     /// Bytes written to sockets.
     pub sent_bytes: u64,
     /// The longest turn without its wait, in microseconds.
@@ -146,6 +148,7 @@ impl Default for Metrics {
             memory_evicted: 0,
             log_lines_suppressed: 0,
             received_bytes: 0,
+            inflated_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,
             turn_seconds: Histogram::new(&TURN_SECONDS),

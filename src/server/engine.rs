@@ -226,7 +226,9 @@ impl<T: Transport> Engine<T> {
         let (transport, state, mut ctx) = shared.session_context(id, slot, now);
         ctx.cost_max = share.cost;
         let mut bytes = 0;
-        if state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused) {
+        if state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused)
+            || (has_write_failed && state.has_undecoded())
+        {
             state.resume(&mut ctx);
         }
         let mut after = AfterRead::Requeue;
@@ -235,6 +237,9 @@ impl<T: Transport> Engine<T> {
                 && !has_write_failed
             {
                 after = AfterRead::PauseReading;
+                break;
+            }
+            if state.has_undecoded() {
                 break;
             }
             let step = share.next_read(state.is_web_socket(), bytes, ctx.cost, scratch.len());
@@ -247,7 +252,7 @@ impl<T: Transport> Engine<T> {
                     bytes += count;
                     ctx.cost_max = share.cost.saturating_sub(bytes);
                     state.receive(&scratch[..count], &mut ctx);
-                    if !more && !reads_on {
+                    if !more && !reads_on && !state.has_undecoded() {
                         after = AfterRead::Wait;
                         break;
                     }

@@ -13,6 +13,7 @@ use crate::net::transport::Transport;
 use crate::session::intent::Intent;
 use crate::session::{HttpConfig, SessionContext, State};
 use crate::time::LoopTime;
+use crate::wire::inflate::Inflater;
 
 /// Limits, configuration and counters that every session uses.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Shared {
     pub limiter: ConnectionLimiter,
     /// Verifies tokens and tickets.
     pub authenticator: Authenticator,
+    /// Decompresses the messages of all connections.
+    pub inflater: Inflater,
     /// Counters for `/metrics`.
     pub metrics: Metrics,
     /// The memory budget, the bytes in use, and the steps in force.
@@ -40,6 +43,7 @@ impl Shared {
             http_config: HttpConfig::default(),
             limiter: ConnectionLimiter::new(&limits),
             authenticator: Authenticator::open(limits.tickets_max),
+            inflater: Inflater::default(),
             metrics: Metrics::default(),
             memory: MemoryBudget::new(limits.memory_bytes_max),
             session_intents: Vec::new(),
@@ -63,6 +67,7 @@ impl Shared {
             authenticator: &mut self.authenticator,
             id,
             peer,
+            inflater: &mut self.inflater,
             metrics: &mut self.metrics,
             now,
             ping_offset,

@@ -9,6 +9,7 @@ use crate::ids::{Peer, SlotId};
 use crate::metrics::Metrics;
 use crate::net::outbox::Outbox;
 use crate::time::LoopTime;
+use crate::wire::inflate::Inflater;
 
 /// Maximum bytes of an incomplete message or body that is accepted under memory pressure: the size of a request head.
 pub const SMALL_BYTES: usize = 4 << 10;
@@ -37,6 +38,8 @@ pub struct SessionContext<'a> {
     pub peer: &'a mut Peer,
     /// Verifies tokens and tickets.
     pub authenticator: &'a mut Authenticator,
+    /// Decompresses the messages of all connections.
+    pub inflater: &'a mut Inflater,
     /// The metrics.
     pub metrics: &'a mut Metrics,
     /// The time of this turn.

@@ -7,6 +7,11 @@
 //! It also validates each header first. tungstenite checks the mask, the reserved bits and the length of a control frame
 //! only after the whole payload has arrived, and accepts lengths that are not minimal. A frame that the scanner rejects
 //! never reaches it.
+//!
+//! A compressed message never reaches tungstenite either, which has no permessage-deflate: the scanner finds its
+//! frames.
+
+use std::ops::ControlFlow;
 
 /// The scanner's position in the frames that a client sends.
 #[derive(Debug)]
@@ -14,6 +19,10 @@ pub struct FrameScanner {
     position: Position,
     /// True after the first fragment of a message, until its last.
     in_message: bool,
+    /// permessage-deflate was negotiated.
+    allows_compressed: bool,
+    /// The message is compressed (RFC 7692 6): its first frame has RSV1 set.
+    is_compressed: bool,
     close_code: [u8; 2],
     close_code_length: u8,
     /// Frames that were completed since [`FrameScanner::take_frames`] was last called.
@@ -41,6 +50,8 @@ const HEADER_BYTES_MAX: usize = 14;
 
 /// RFC 6455 5.2: opcodes with this bit are control frames.
 const CONTROL: u8 = 0x8;
+/// RFC 7692 6: the bit of the first frame of a compressed message.
+const RSV1: u8 = 0x40;
 pub(super) const CONTINUATION: u8 = 0x0;
 pub(super) const TEXT: u8 = 0x1;
 const CLOSE: u8 = 0x8;
@@ -60,10 +71,17 @@ pub enum ScanStop {
 }
 
 impl FrameScanner {
-    /// A scanner before the first frame.
-    pub fn new() -> FrameScanner {
-        let position = Position::between_frames();
-        FrameScanner { position, in_message: false, close_code: [0; 2], close_code_length: 0, frames: 0 }
+    /// A scanner before the first frame. Compressed messages are valid if permessage-deflate was negotiated.
+    pub fn new(allows_compressed: bool) -> FrameScanner {
+        FrameScanner {
+            position: Position::between_frames(),
+            in_message: false,
+            allows_compressed,
+            is_compressed: false,
+            close_code: [0; 2],
+            close_code_length: 0,
+            frames: 0,
+        }
     }
 
     /// Returns the number of frames that were completed since the last call.
@@ -88,15 +106,26 @@ impl FrameScanner {
 
     /// Scans `input`. Returns the number of valid bytes, and why the scan ended.
     pub fn scan(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, ScanStop) {
-        self.follow(input, message_bytes_max, |_, _| {})
+        self.follow(input, message_bytes_max, |_, _, _| ControlFlow::Continue(()))
     }
 
-    /// Returns the complete messages at the beginning of `input`, up to a close frame or an invalid frame.
-    pub(super) fn whole_messages(input: &[u8], message_bytes_max: usize) -> WholeMessages {
-        let mut scanner = FrameScanner::new();
+    /// Returns the complete messages at the beginning of `input`, up to a compressed message, a close frame or an
+    /// invalid frame.
+    pub(super) fn whole_messages(
+        input: &[u8],
+        allows_compressed: bool,
+        message_bytes_max: usize,
+    ) -> WholeMessages {
+        let mut scanner = FrameScanner::new(allows_compressed);
         let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
-        let _ = scanner.follow(input, message_bytes_max, |bytes, frames| {
-            (whole.bytes, whole.frames) = (bytes, frames);
+        let _ = scanner.follow(input, message_bytes_max, |scanner, part, bytes| {
+            if part.is_compressed {
+                return ControlFlow::Break(());
+            }
+            if part.is_end && !scanner.in_message {
+                (whole.bytes, whole.frames) = (bytes, scanner.frames);
+            }
+            ControlFlow::Continue(())
         });
         WholeMessages { close_code: scanner.close_code(), ..whole }
     }
@@ -105,7 +134,7 @@ impl FrameScanner {
         &mut self,
         input: &[u8],
         message_bytes_max: usize,
-        mut at_boundary: impl FnMut(usize, usize),
+        mut on_part: impl FnMut(&FrameScanner, &PayloadPart, usize) -> ControlFlow<()>,
     ) -> (usize, ScanStop) {
         let mut at = 0;
         while at < input.len() {
@@ -115,8 +144,8 @@ impl FrameScanner {
                 FrameStep::Header => {}
                 FrameStep::Invalid { stop, header_bytes } => return (at.saturating_sub(header_bytes), stop),
                 FrameStep::Payload(part) => {
-                    if part.is_end && !self.in_message {
-                        at_boundary(at, self.frames);
+                    if on_part(self, &part, at).is_break() {
+                        return (at, ScanStop::EndOfInput);
                     }
                     if part.is_end && part.opcode() == CLOSE {
                         return (at, ScanStop::CloseFrame);
@@ -136,13 +165,22 @@ impl FrameScanner {
             bytes[*length] = byte;
             *length += 1;
             at += 1;
-            match check_header(&bytes[..*length], self.in_message, message_bytes_max) {
+            let rules = HeaderRules {
+                in_message: self.in_message,
+                allows_compressed: self.allows_compressed,
+                is_compressed: self.is_compressed,
+                message_bytes_max,
+            };
+            match check_header(&bytes[..*length], rules) {
                 HeaderCheck::Partial => {}
                 HeaderCheck::Invalid(stop) => {
                     return (at, FrameStep::Invalid { stop, header_bytes: *length });
                 }
                 HeaderCheck::Whole { left, first_byte, mask } => {
                     begins = true;
+                    if is_data(first_byte) && !self.in_message {
+                        self.is_compressed = first_byte & RSV1 != 0;
+                    }
                     self.position = Position::Payload { left, first_byte, mask };
                 }
             }
@@ -153,8 +191,15 @@ impl FrameScanner {
         let payload_bytes = (*left).min((input.len() - at) as u64) as usize;
         *left -= payload_bytes as u64;
         let is_end = *left == 0;
-        let part =
-            PayloadPart { first_byte: *first_byte, mask: *mask, begins, payload_bytes, left: *left, is_end };
+        let part = PayloadPart {
+            first_byte: *first_byte,
+            mask: *mask,
+            begins,
+            payload_bytes,
+            left: *left,
+            is_end,
+            is_compressed: is_data(*first_byte) && self.is_compressed,
+        };
         mask.rotate_left(payload_bytes % 4);
         let at = at + payload_bytes;
         if part.opcode() == CLOSE {
@@ -166,7 +211,7 @@ impl FrameScanner {
         }
         if is_end {
             self.frames += 1;
-            if part.first_byte & CONTROL == 0 {
+            if is_data(part.first_byte) {
                 self.in_message = !is_final(part.first_byte);
             }
             self.position = Position::between_frames();
@@ -208,6 +253,8 @@ pub(super) struct PayloadPart {
     pub(super) left: u64,
     /// The frame ends with this part.
     pub(super) is_end: bool,
+    /// It belongs to a compressed message.
+    pub(super) is_compressed: bool,
 }
 
 impl PayloadPart {
@@ -224,12 +271,6 @@ impl PayloadPart {
     }
 }
 
-impl Default for FrameScanner {
-    fn default() -> FrameScanner {
-        FrameScanner::new()
-    }
-}
-
 impl Position {
     fn between_frames() -> Position {
         Position::Header { bytes: [0; HEADER_BYTES_MAX], length: 0 }
@@ -243,18 +284,41 @@ enum HeaderCheck {
     Invalid(ScanStop),
 }
 
+fn is_data(first_byte: u8) -> bool {
+    first_byte & CONTROL == 0
+}
+
 fn is_final(first_byte: u8) -> bool {
     first_byte & 0x80 != 0
 }
 
+/// What a header is checked against.
+#[derive(Clone, Copy)]
+struct HeaderRules {
+    in_message: bool,
+    allows_compressed: bool,
+    /// The message that is continued is compressed.
+    is_compressed: bool,
+    message_bytes_max: usize,
+}
+
+/// The maximum size of a compressed message: data that cannot be compressed become up to an eighth longer (`deflateBound`
+/// of zlib with its smallest memory), and a block that a sender ends early takes five bytes.
+pub(super) fn compressed_bytes_max(message_bytes_max: usize) -> usize {
+    message_bytes_max.saturating_add(message_bytes_max / 8).saturating_add(64)
+}
+
 /// Checks the received bytes of a header; each rule as early as possible.
-fn check_header(header: &[u8], in_message: bool, message_bytes_max: usize) -> HeaderCheck {
+fn check_header(header: &[u8], rules: HeaderRules) -> HeaderCheck {
+    let HeaderRules { in_message, allows_compressed, is_compressed, message_bytes_max } = rules;
     let first = header[0];
     let opcode = first & 0xf;
     let is_control = opcode & CONTROL != 0;
     if header.len() == 1 {
-        // RFC 6455 5.2: reserved bits MUST be 0, unknown opcodes fail the connection.
-        let reserved_bits = first & 0x70 != 0;
+        // RFC 6455 5.2: reserved bits MUST be 0, unknown opcodes fail the connection. RFC 7692 6: RSV1 is set in the
+        // first frame of a compressed message, and in no other.
+        let may_compress = allows_compressed && !is_control && opcode != CONTINUATION;
+        let reserved_bits = first & if may_compress { 0x30 } else { 0x70 } != 0;
         let reserved_opcode = if is_control { opcode > PONG } else { opcode > 0x2 };
         // 5.4: a continuation frame needs a message to continue, and no other data frame may be sent between fragments.
         let out_of_order = !is_control && (opcode == CONTINUATION) != in_message;
@@ -296,7 +360,10 @@ fn check_header(header: &[u8], in_message: bool, message_bytes_max: usize) -> He
         if !minimal {
             return HeaderCheck::Invalid(ScanStop::Protocol);
         }
-        if !is_control && left > message_bytes_max as u64 {
+        let is_compressed = if in_message { is_compressed } else { first & RSV1 != 0 };
+        let bytes_max =
+            if is_compressed { compressed_bytes_max(message_bytes_max) } else { message_bytes_max };
+        if !is_control && left > bytes_max as u64 {
             return HeaderCheck::Invalid(ScanStop::TooBig);
         }
     }

@@ -22,6 +22,7 @@ mod commands;
 mod context;
 mod deadlines;
 pub mod decoder;
+pub mod decoding;
 pub mod frame_scanner;
 mod heartbeat;
 pub mod http;
@@ -266,13 +267,20 @@ impl State {
         matches!(self, State::Closing(closing) if matches!(closing.step, CloseStep::Flushing | CloseStep::HalfClosed))
     }
 
-    /// Parses the input that arrived after the last request.
+    /// Returns true if a WebSocket has received bytes that are left to be decoded: no others are read before.
+    pub fn has_undecoded(&self) -> bool {
+        matches!(self, State::Open(open) if open.has_unread())
+    }
+
+    /// Parses the input that arrived after the last request, or that is left to be decoded.
     pub fn resume(&mut self, ctx: &mut SessionContext<'_>) {
-        if let State::Head(head) = self {
-            let unread = head.take_unread();
-            if !unread.is_empty() {
-                self.receive(&unread, ctx);
-            }
+        let unread = match self {
+            State::Head(head) => head.take_unread(),
+            State::Open(open) if open.has_unread() => open.take_unread(),
+            _ => return,
+        };
+        if !unread.is_empty() {
+            self.receive(&unread, ctx);
         }
     }
 

@@ -10,8 +10,10 @@ use bytes::Bytes;
 use super::auth_state::AuthState;
 use super::closing::{CloseStep, Closing};
 use super::decoder::DecodeOutcome;
+use super::decoding::Decoding;
 use super::frame_scanner::FrameScanner;
 use super::heartbeat::Heartbeat;
+use super::http::extensions::Compression;
 use super::http::upgrade::Protocol;
 use super::intent::Intent;
 use super::unfinished::Unfinished;
@@ -33,6 +35,7 @@ pub struct Open {
     extra: Option<Box<Extra>>,
     pub(super) heartbeat: Heartbeat,
     protocol: Protocol,
+    compression: Compression,
 }
 
 /// State that most open WebSockets do not need most of the time.
@@ -42,19 +45,27 @@ struct Extra {
     unfinished: Option<Box<Unfinished>>,
     /// `None` for an anonymous client.
     auth: Option<AuthState>,
+    /// Received bytes that are decoded in a later turn: the messages before them were compressed, and have used up the
+    /// connection's share of this one. At most one read.
+    unread: Vec<u8>,
 }
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.unfinished.is_none() && self.auth.is_none()
+        self.unfinished.is_none() && self.auth.is_none() && self.unread.is_empty()
     }
 }
 
 impl Open {
     /// A connection after its upgrade.
-    pub(super) fn new(protocol: Protocol, auth: Option<AuthState>, ctx: &SessionContext<'_>) -> Open {
-        let extra = auth.map(|auth| Box::new(Extra { unfinished: None, auth: Some(auth) }));
-        Open { extra, heartbeat: Heartbeat::received(ctx), protocol }
+    pub(super) fn new(
+        protocol: Protocol,
+        compression: Compression,
+        auth: Option<AuthState>,
+        ctx: &SessionContext<'_>,
+    ) -> Open {
+        let extra = auth.map(|auth| Box::new(Extra { auth: Some(auth), ..Extra::default() }));
+        Open { extra, heartbeat: Heartbeat::received(ctx), protocol, compression }
     }
 
     /// Returns true if no subprotocol was negotiated.
@@ -73,7 +84,29 @@ impl Open {
 
     /// Returns the position in the byte stream, to find the peer's close frame, and drops all other state.
     pub(super) fn take_scanner(&mut self) -> FrameScanner {
-        scanner_of(self.extra.take().and_then(|extra| extra.unfinished))
+        let Extra { unfinished, unread, .. } = self.extra.take().map_or_else(Extra::default, |extra| *extra);
+        self.scanner_after(unfinished, &unread)
+    }
+
+    /// The position after `unread`, to find the peer's close frame.
+    fn scanner_after(&self, unfinished: Option<Box<Unfinished>>, unread: &[u8]) -> FrameScanner {
+        let mut scanner = match unfinished {
+            Some(message) => message.into_scanner(),
+            None => FrameScanner::new(self.compression.allows_compressed()),
+        };
+        // If it has the close frame, the end of file follows.
+        let _ = scanner.scan(unread, usize::MAX);
+        scanner
+    }
+
+    /// Returns true if received bytes are left to be decoded.
+    pub(super) fn has_unread(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| !extra.unread.is_empty())
+    }
+
+    /// Takes the received bytes that are left to be decoded.
+    pub(super) fn take_unread(&mut self) -> Vec<u8> {
+        self.extra.as_mut().map(|extra| std::mem::take(&mut extra.unread)).unwrap_or_default()
     }
 
     /// The deadline of the incomplete message.
@@ -81,9 +114,10 @@ impl Open {
         Some(self.unfinished()?.deadline())
     }
 
-    /// Memory of the incomplete message, in bytes.
+    /// Memory of the incomplete message and of bytes that are not decoded yet.
     pub(super) fn held_bytes(&self) -> usize {
-        self.unfinished().map_or(0, Unfinished::held_bytes)
+        let unread = self.extra.as_ref().map_or(0, |extra| extra.unread.capacity());
+        unread + self.unfinished().map_or(0, Unfinished::held_bytes)
     }
 
     fn unfinished(&self) -> Option<&Unfinished> {
@@ -91,36 +125,47 @@ impl Open {
     }
 
     /// Handles received bytes. Returns the next state if the connection begins to close.
-    pub(super) fn receive(&mut self, input: &[u8], ctx: &mut SessionContext<'_>) -> Option<State> {
+    pub(super) fn receive(&mut self, mut input: &[u8], ctx: &mut SessionContext<'_>) -> Option<State> {
         if let Some(round_trip_ms) = self.heartbeat.round_trip_ms(ctx) {
             ctx.metrics.ping_rtt.observe(f64::from(round_trip_ms) / 1_000.0);
         }
         self.heartbeat = Heartbeat::received(ctx);
         let mut replies = Vec::new();
-        let (limits, now, protocol) = (ctx.limits, ctx.now, self.protocol);
+        let protocol = self.protocol;
+        let (received_bytes, mut inflater) = (input.len(), std::mem::take(ctx.inflater));
+        let mut decoding = Decoding {
+            inflater: self.compression.allows_compressed().then_some(&mut inflater),
+            inflate_cost_max: ctx.cost_max.saturating_sub(ctx.cost),
+            ..Decoding::plain(ctx.limits, ctx.now)
+        };
         // No box is allocated for a message that arrives complete.
         let mut spare = Extra::default();
-        let Extra { unfinished, auth } = self.extra.as_deref_mut().unwrap_or(&mut spare);
+        let Extra { unfinished, auth, unread } = self.extra.as_deref_mut().unwrap_or(&mut spare);
         let mut end = None;
-        let (outcome, frames) =
-            websocket::receive(unfinished, input, limits, now, &mut replies, |kind, payload| {
+        let outcome =
+            websocket::receive(unfinished, &mut input, &mut decoding, &mut replies, |kind, payload| {
                 if end.is_some() {
                     return;
                 }
                 end = match (protocol, kind) {
                     (Protocol::Raw, _) => commands::receive_raw(kind, unshared(payload), auth, ctx),
-                    // tungstenite has checked that a text is UTF-8.
+                    // It was checked that a text is UTF-8.
                     (Protocol::V1, Kind::Text) => {
                         commands::receive(std::str::from_utf8(&payload).unwrap_or_default(), auth, ctx)
                     }
                     (Protocol::V1, _) => Some(Reason::Unsupported),
                 }
             });
-        ctx.cost += (frames * FRAME_COST_BYTES_MIN).saturating_sub(input.len());
-        let scanner = match end {
-            Some(_) => scanner_of(unfinished.take()),
-            None => FrameScanner::new(),
-        };
+        let Decoding { frames, inflate_cost, inflated_bytes, .. } = decoding;
+        *ctx.inflater = inflater;
+        ctx.metrics.inflated_bytes += inflated_bytes as u64;
+        let decoded_bytes = received_bytes - input.len();
+        ctx.cost += (frames * FRAME_COST_BYTES_MIN).saturating_sub(decoded_bytes) + inflate_cost;
+        let unfinished = if end.is_some() { unfinished.take() } else { None };
+        if end.is_none() && outcome == DecodeOutcome::Open {
+            *unread = input.to_vec();
+        }
+        let scanner = self.scanner_after(unfinished, input);
         if self.extra.is_none() && !spare.is_empty() {
             self.extra = Some(Box::new(spare));
         } else if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
@@ -150,7 +195,7 @@ impl Open {
                 if !replies.is_empty() {
                     ctx.intents.push(Intent::Send(replies));
                 }
-                Some(Closing::begin_close_handshake(reason, FrameScanner::new(), ctx))
+                Some(Closing::begin_close_handshake(reason, scanner, ctx))
             }
         }
     }
@@ -171,10 +216,6 @@ impl Open {
         self.heartbeat = next;
         due
     }
-}
-
-fn scanner_of(unfinished: Option<Box<Unfinished>>) -> FrameScanner {
-    unfinished.map_or_else(FrameScanner::new, |message| message.into_scanner())
 }
 
 /// Returns true if the outbox is not empty and the peer is reading from it.

@@ -1,9 +1,11 @@
-//! An incomplete WebSocket message.
+//! A WebSocket message whose payload is gathered: an incomplete one, or one that is compressed.
 //!
 //! It holds the received part of the payload once, in a box that exists only while a message is incomplete. tungstenite
 //! would hold it twice, in a read buffer with the frame and in the message that it assembles from fragments, and
 //! neither shrinks. So the payload is unmasked and gathered here as it arrives, and fragments without a payload take
 //! nothing. The [`FrameScanner`] validates the framing; complete control frames are still passed to tungstenite.
+//!
+//! A compressed message is decompressed when it is complete (RFC 7692 7.2.2), in one step.
 
 use std::mem;
 
@@ -11,7 +13,10 @@ use bytes::Bytes;
 
 use super::buffer;
 use super::decoder::{self, DecodeOutcome, too_big};
-use super::frame_scanner::{CONTINUATION, FrameScanner, FrameStep, PayloadPart, ScanStop, TEXT};
+use super::decoding::Decoding;
+use super::frame_scanner::{
+    CONTINUATION, FrameScanner, FrameStep, PayloadPart, ScanStop, TEXT, compressed_bytes_max,
+};
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::time::LoopTime;
@@ -23,7 +28,7 @@ pub struct Unfinished {
     scanner: FrameScanner,
     /// The opcode of the message; known with its first frame.
     is_text: bool,
-    /// The received part of the payload, unmasked.
+    /// The received part of the payload, unmasked and not decompressed.
     payload: Vec<u8>,
     /// This many bytes of a text are valid UTF-8; the rest is the beginning of a character.
     checked: usize,
@@ -45,9 +50,9 @@ pub(super) enum Completion {
 
 impl Unfinished {
     /// A message that begins, with its deadline.
-    pub(super) fn new(deadline: LoopTime) -> Unfinished {
+    pub(super) fn new(allows_compressed: bool, deadline: LoopTime) -> Unfinished {
         Unfinished {
-            scanner: FrameScanner::new(),
+            scanner: FrameScanner::new(allows_compressed),
             is_text: false,
             payload: Vec::new(),
             checked: 0,
@@ -80,10 +85,11 @@ impl Unfinished {
     pub(super) fn receive(
         &mut self,
         input: &mut &[u8],
-        limits: &Limits,
+        decoding: &mut Decoding<'_>,
         replies: &mut Vec<u8>,
         on_message: &mut impl FnMut(Kind, Bytes),
     ) -> Completion {
+        let limits = decoding.limits;
         while !input.is_empty() {
             let (consumed, step) = self.scanner.step(input, limits.message_bytes_max);
             let (bytes, remaining) = input.split_at(consumed);
@@ -98,7 +104,7 @@ impl Unfinished {
             let outcome = if part.is_control() {
                 self.take_control(&part, payload, limits, replies, on_message)
             } else {
-                self.take_data(&part, payload, limits, on_message)
+                self.take_data(&part, payload, decoding, on_message)
             };
             match outcome {
                 DecodeOutcome::Open if part.is_end && !self.scanner.is_in_message() => {
@@ -115,13 +121,18 @@ impl Unfinished {
         &mut self,
         part: &PayloadPart,
         bytes: &[u8],
-        limits: &Limits,
+        decoding: &mut Decoding<'_>,
         on_message: &mut impl FnMut(Kind, Bytes),
     ) -> DecodeOutcome {
+        let limits = decoding.limits;
+        let bytes_max = match part.is_compressed {
+            true => compressed_bytes_max(limits.message_bytes_max),
+            false => limits.message_bytes_max,
+        };
         let length = self.payload.len() + bytes.len();
         let length_max = usize::try_from(part.left).unwrap_or(usize::MAX).saturating_add(length);
         // The scanner checks each frame separately.
-        if length_max > limits.message_bytes_max {
+        if length_max > bytes_max {
             return DecodeOutcome::Failed(too_big(limits));
         }
         if part.begins && part.opcode() != CONTINUATION {
@@ -131,6 +142,15 @@ impl Unfinished {
         buffer::append(&mut self.payload, bytes, length_max);
         unmask(&mut self.payload[begin..], part.mask);
         let is_whole = part.is_end && part.is_final();
+        if part.is_compressed {
+            if !is_whole {
+                return DecodeOutcome::Open;
+            }
+            match decoding.inflate(&self.payload) {
+                Ok(message) => self.payload = message,
+                Err(reason) => return DecodeOutcome::Failed(reason),
+            }
+        }
         if self.is_text && !self.is_utf8(is_whole) {
             return DecodeOutcome::Failed(Reason::NotUtf8);
         }

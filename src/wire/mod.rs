@@ -10,6 +10,7 @@ pub mod command;
 mod envelope;
 mod event_stream;
 mod frame;
+pub mod inflate;
 pub mod notice;
 
 use bytes::Bytes;

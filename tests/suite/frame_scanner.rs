@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use oyez::close::Reason;
 use oyez::config::Limits;
 use oyez::session::decoder::DecodeOutcome;
+use oyez::session::decoding::Decoding;
 use oyez::session::frame_scanner::{FrameScanner, ScanStop};
 use oyez::session::websocket;
 use oyez::time::LoopTime;
@@ -96,15 +97,12 @@ type Outcome = (Vec<(Kind, Vec<u8>)>, Vec<u8>, DecodeOutcome);
 fn receive(pieces: &[&[u8]]) -> Outcome {
     let limits = Limits { message_bytes_max: 1 << 17, ..Limits::default() };
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);
-    for piece in pieces {
-        let (outcome, _) = websocket::receive(
-            &mut unfinished,
-            piece,
-            &limits,
-            LoopTime::from_millis(0),
-            &mut replies,
-            |kind, payload| messages.push((kind, payload.to_vec())),
-        );
+    for mut piece in pieces.iter().copied() {
+        let mut decoding = Decoding::plain(&limits, LoopTime::from_millis(0));
+        let outcome =
+            websocket::receive(&mut unfinished, &mut piece, &mut decoding, &mut replies, |kind, payload| {
+                messages.push((kind, payload.to_vec()))
+            });
         if outcome != DecodeOutcome::Open {
             return (messages, replies, outcome);
         }
@@ -157,7 +155,7 @@ proptest! {
     fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
         let whole = accepted_messages(&mut context(), &bytes);
-        let mut walker = FrameScanner::new();
+        let mut walker = FrameScanner::new(false);
         // Every split, but for the inner bytes of large payloads.
         for cut in 0..=bytes.len() {
             let is_boundary = boundaries.contains(&cut);
@@ -173,7 +171,7 @@ proptest! {
             }
         }
         // The same in one go.
-        let mut walker = FrameScanner::new();
+        let mut walker = FrameScanner::new(false);
         prop_assert_eq!(walker.scan(&bytes, 1 << 20), (bytes.len(), ScanStop::EndOfInput));
         prop_assert!(walker.at_boundary());
     }
@@ -182,9 +180,9 @@ proptest! {
     /// too, or forbidden by RFC 6455.
     #[test]
     fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
-        let mut at_once = FrameScanner::new();
+        let mut at_once = FrameScanner::new(false);
         let whole = at_once.scan(&junk, 1 << 16);
-        let mut in_two = FrameScanner::new();
+        let mut in_two = FrameScanner::new(false);
         let cut = cut.min(junk.len());
         let (first, halt) = in_two.scan(&junk[..cut], 1 << 16);
         if halt == ScanStop::EndOfInput {

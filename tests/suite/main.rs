@@ -38,6 +38,7 @@ mod http_origins;
 mod http_pages;
 mod http_slow;
 mod idle_weeks;
+mod inbound_deflate;
 mod keys;
 mod limits;
 mod manual_commands;

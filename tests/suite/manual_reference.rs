@@ -275,23 +275,24 @@ fn metrics_in_the_manual_exist() {
     assert_none(&complaints);
 }
 
-/// The close code of each reason, read from the source of the table.
-/// Codes with their words: a code for which clients do the same has several.
+/// The reasons that have a close code, read from the source of the table.
 fn close_codes() -> BTreeSet<(u16, String)> {
     let source = fs::read_to_string(root().join("src/close.rs")).unwrap();
     let mut codes = BTreeSet::new();
     for line in source.lines() {
-        let Some((reason, code)) =
+        let Some((reasons, code)) =
             line.trim().strip_prefix("Reason::").and_then(|rest| rest.split_once(" => Some("))
         else {
             continue;
         };
-        let name = reason.split(' ').next().unwrap();
-        let word = name.char_indices().fold(String::new(), |word, (at, letter)| {
-            let gap = if at > 0 && letter.is_uppercase() { "_" } else { "" };
-            word + gap + &letter.to_lowercase().to_string()
-        });
-        codes.insert((code.trim_end_matches("),").parse().unwrap(), word));
+        for reason in reasons.split(" | ") {
+            let name = reason.trim_start_matches("Reason::").split(' ').next().unwrap();
+            let word = name.char_indices().fold(String::new(), |word, (at, letter)| {
+                let gap = if at > 0 && letter.is_uppercase() { "_" } else { "" };
+                word + gap + &letter.to_lowercase().to_string()
+            });
+            codes.insert((code.trim_end_matches("),").parse().unwrap(), word));
+        }
     }
     codes
 }

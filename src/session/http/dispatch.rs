@@ -17,7 +17,7 @@ use super::last_response::send_and_close;
 use super::request::{self, BodyLength, FieldRoom, Request};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use super::routes::{self, LIMIT_MAX, Parameters, Route};
-use super::upgrade::{self, Protocol};
+use super::upgrade::{self, Protocol, Upgrade};
 use crate::access::authenticator::Rights;
 use crate::access::origin::{self, OriginVerdict};
 use crate::close::Reason;
@@ -277,10 +277,12 @@ fn open_web_socket(
     pending_responses: u32,
     ctx: &mut SessionContext<'_>,
 ) -> Outcome {
-    let (response, protocol) = match upgrade::accept(request, &ctx.authenticator.http_date()) {
-        Ok(accepted) => accepted,
-        Err(error) => return reject_and_close(&error, pending_responses, ctx),
-    };
+    let date = ctx.authenticator.http_date();
+    let Upgrade { response, protocol, compression } =
+        match upgrade::accept(request, &date, ctx.limits.deflate) {
+            Ok(accepted) => accepted,
+            Err(error) => return reject_and_close(&error, pending_responses, ctx),
+        };
     // Browsers let every page open a WebSocket to another site: the server has to check the origin (RFC 6455 10.2).
     if judge(request, ctx) == OriginVerdict::Foreign {
         warn_of_origin(request, ctx);
@@ -295,7 +297,8 @@ fn open_web_socket(
         Ok(rights) => rights,
         Err(why) => {
             let reason = Reason::BadToken { why };
-            return Outcome::Upgraded(Closing::begin_close_handshake(reason, FrameScanner::new(), ctx));
+            let scanner = FrameScanner::new(compression.allows_compressed());
+            return Outcome::Upgraded(Closing::begin_close_handshake(reason, scanner, ctx));
         }
     };
     let form = if protocol == Protocol::Raw { Form::Raw } else { Form::Envelope };
@@ -317,7 +320,7 @@ fn open_web_socket(
         }
         (Protocol::Raw, None) => {}
     }
-    Outcome::Upgraded(State::Open(Open::new(protocol, auth, ctx)))
+    Outcome::Upgraded(State::Open(Open::new(protocol, compression, auth, ctx)))
 }
 
 #[allow(clippy::too_many_arguments)]

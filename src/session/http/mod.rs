@@ -6,6 +6,7 @@ pub mod chunked;
 pub mod connection;
 pub mod cors;
 pub mod dispatch;
+pub mod extensions;
 pub(super) mod last_response;
 pub mod query;
 pub mod rejected;

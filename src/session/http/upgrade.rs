@@ -5,8 +5,10 @@
 
 use tungstenite::handshake::derive_accept_key;
 
+use super::extensions::{Accepted, Compression};
 use super::request::Request;
 use super::response::HttpError;
+use crate::config::DeflateMode;
 
 /// The protocol of a WebSocket's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +25,23 @@ pub(in crate::session) const PROTOCOLS: &str = "sec-websocket-protocol";
 /// The subprotocol's name (RFC 6455 1.9).
 pub const V1: &str = "oyez.v1";
 
-/// Returns the 101 response and the negotiated protocol. `date` is the value of `Date`, which RFC 9110 6.6.1 makes
+/// An upgrade that is accepted.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// The 101 response.
+    pub response: Vec<u8>,
+    /// The negotiated subprotocol.
+    pub protocol: Protocol,
+    /// The negotiated extension.
+    pub compression: Compression,
+}
+
+/// Returns the 101 response, and what was negotiated. `date` is the value of `Date`, which RFC 9110 6.6.1 makes
 /// optional in a 1xx response: a client whose clock is wrong can detect that here too.
 ///
 /// # Errors
 /// RFC 6455 4.2.1: the request has no WebSocket upgrade, or an invalid one.
-pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), HttpError> {
+pub fn accept(request: &Request<'_>, date: &str, mode: DeflateMode) -> Result<Upgrade, HttpError> {
     let upgrade_required = |message: &str| {
         HttpError::new(426, "upgrade_required", message)
             .with("Upgrade", "websocket")
@@ -62,6 +75,7 @@ pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), 
     // RFC 6455 4.2.2: the server selects one of the offered subprotocols, or none if it supports none of them.
     let protocol =
         if fields.list(PROTOCOLS).any(|one| one == V1.as_bytes()) { Protocol::V1 } else { Protocol::Raw };
+    let extension = Accepted::select(mode, fields.all("sec-websocket-extensions"));
     let mut out = Vec::with_capacity(256);
     out.extend_from_slice(
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nDate: ",
@@ -71,10 +85,14 @@ pub fn accept(request: &Request<'_>, date: &str) -> Result<(Vec<u8>, Protocol), 
     if protocol == Protocol::V1 {
         out.extend_from_slice(b"Sec-WebSocket-Protocol: oyez.v1\r\n");
     }
+    if let Some(extension) = extension {
+        extension.append_field(&mut out);
+    }
     out.extend_from_slice(b"Sec-WebSocket-Accept: ");
     out.extend_from_slice(derive_accept_key(key).as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
-    Ok((out, protocol))
+    let compression = extension.map_or(Compression::None, Accepted::compression);
+    Ok(Upgrade { response: out, protocol, compression })
 }
 
 /// 16 bytes in base64: 22 letters and the padding (RFC 6455 4.1). The last letter carries four bits that belong to no
@@ -106,8 +124,8 @@ mod tests {
         let limits = Limits::default();
         let mut room = FieldRoom::new(&limits);
         let request = parse(head.as_bytes(), &mut room, &limits).map_err(|error| error.status())?;
-        match accept(&request, DATE) {
-            Ok((response, protocol)) => Ok((String::from_utf8(response).unwrap(), protocol)),
+        match accept(&request, DATE, DeflateMode::Inbound) {
+            Ok(Upgrade { response, protocol, .. }) => Ok((String::from_utf8(response).unwrap(), protocol)),
             Err(error) => Err(error.status()),
         }
     }
@@ -148,6 +166,17 @@ mod tests {
             assert_eq!(protocol, Protocol::Raw);
             assert!(!response.contains("Protocol:"), "{response}");
         }
+    }
+
+    #[test]
+    fn offered_extension_is_confirmed() {
+        let (response, _) = upgrade(&head(KEY)).unwrap();
+        assert!(!response.contains("Extensions"), "{response}");
+        let offers = "Sec-WebSocket-Extensions: x; a=1\r\nSec-WebSocket-Extensions: permessage-deflate\r\n";
+        let (response, _) = upgrade(&head(&format!("{KEY}{offers}"))).unwrap();
+        let field = "\r\nSec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n";
+        assert!(response.contains(field), "{response}");
+        assert_eq!(response.matches("Extensions").count(), 1);
     }
 
     #[test]
