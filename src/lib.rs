@@ -73,6 +73,7 @@
 //! - `session` is the conversation of one connection: bytes in; outbox bytes and intents out.
 //! - `hub` is the channels: subscriptions, batches, history.
 //! - `net` is sockets and bytes: listener, transport, TLS, outbox. [`client`] is the client side of a connection.
+//! - [`backplane`] is the protocol of a log that several servers share.
 //! - `metrics` counts.
 //! - `wire` encodes messages and decodes commands; `access` checks tokens, origins and rate limits.
 //! - `tables` is tables that release their memory after a flood of entries.
@@ -93,6 +94,7 @@
 //!   encoded once for all subscribers.
 
 pub mod access;
+pub mod backplane;
 pub mod cli;
 pub mod client;
 pub mod close;

@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 11] = [
     &["close"],
     &["wire", "access"],
     &["metrics"],
-    &["net", "client"],
+    &["net", "client", "backplane"],
     &["hub"],
     &["session"],
     &["server"],

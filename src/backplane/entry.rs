@@ -1,0 +1,717 @@
+//! Entries of the log, and the items in them: encoding and decoding.
+//!
+//! An entry is what one node appends at once: the messages that its clients published in one turn, or a notice of the
+//! node itself. All numbers are little-endian:
+//!
+//! | part | bytes |
+//! | --- | --- |
+//! | entry | version u8 (1), flags u8 (bit 0: resent), run u32, number u64, items |
+//! | item | kind u8, length u32, body |
+//!
+//! | kind | item | body |
+//! | --- | --- | --- |
+//! | 1 | message | flags u8, [client u32], [user: length u32, JSON], channel: length u8, name, [owner, key: length u8, text], payload |
+//! | 2 | heartbeat | connections u32, subscribers u32, program version u32 |
+//! | 3 | epoch report | epoch of the marker u64, count u16, count × (run u32, number u64) |
+//! | 4 | disconnect | ref u32, sub |
+//! | 5 | disconnect result | addressed run u32, ref u32, connections u32 |
+//! | 6 | ticket | SHA-256 of the ticket 32 B, expiry u64 (Redis' time in ms), grant as JSON |
+//! | 7 | redeem | SHA-256 of the ticket 32 B, ref u32 |
+//! | 8 | settings | idempotency keys u32, their age in ms u32 |
+//! | 9 | shutdown | empty |
+//! | 10 | placeholder | empty: replaces an entry that was given up |
+//!
+//! Flags of a message: bits 0 and 1 are the payload's kind (text 0, binary 1, data 2); bit 2: a client follows; bit 3: an
+//! owner and a key follow; bit 4: a user follows. An owner is a byte 0 and a network (u64), or a byte 1, a length (u16)
+//! and a subject.
+//!
+//! Item i (from 1) of c in the entry with id (e, s) has the id (e, s - c + i): a message's id is that of its item.
+//! Unknown kinds are counted and skipped, and bytes after the fields of a known kind are ignored, so that newer
+//! programs can add fields.
+
+use std::fmt;
+
+use crate::access::identity::ClientIdentity;
+use crate::ids::{ChannelName, ClientId};
+use crate::wire::Kind;
+
+/// The version of the format.
+const VERSION: u8 = 1;
+
+/// Bytes of an entry before its items.
+pub const HEADER_BYTES: usize = 14;
+
+/// Bytes of an item before its body.
+const ITEM_HEADER_BYTES: usize = 5;
+
+/// The position of the flags in an entry.
+const FLAGS_AT: usize = 1;
+
+/// The entry may be a copy: its node has sent it before, on a connection that was lost.
+const RESENT: u8 = 1;
+
+const CLIENT: u8 = 1 << 2;
+const KEY: u8 = 1 << 3;
+const USER: u8 = 1 << 4;
+
+/// Maximum number of runs in a report: its count has 16 bits, and the table of runs is bounded by the same number.
+pub const REPORTED_RUNS_MAX: usize = 4096;
+
+/// The header of an entry: its node and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHeader {
+    /// The node's process: a random number, new at each start.
+    pub run: u32,
+    /// The number of the entry among those of its run, from 1, without holes.
+    pub number: u64,
+    /// True if the entry was sent before, on a connection that was lost.
+    pub is_resent: bool,
+}
+
+impl EntryHeader {
+    /// Appends the header.
+    pub fn append(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&[VERSION, if self.is_resent { RESENT } else { 0 }]);
+        out.extend_from_slice(&self.run.to_le_bytes());
+        out.extend_from_slice(&self.number.to_le_bytes());
+    }
+}
+
+/// Marks an encoded entry as resent.
+pub fn mark_resent(entry: &mut [u8]) {
+    if let Some(flags) = entry.get_mut(FLAGS_AT) {
+        *flags |= RESENT;
+    }
+}
+
+/// A message of a client, with everything that a node needs to publish it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogMessage<'a> {
+    /// The name of its channel.
+    pub channel: &'a str,
+    /// The kind of its payload.
+    pub kind: Kind,
+    /// Its payload. Text and data are valid UTF-8.
+    pub payload: &'a [u8],
+    /// The publisher's connection, if it is a WebSocket.
+    pub client: Option<ClientId>,
+    /// The publisher's user as JSON, if its token has a `sub`.
+    pub user: Option<&'a str>,
+    /// The idempotency key, and the publisher that it belongs to.
+    pub key: Option<(ClientIdentity<'a>, &'a str)>,
+}
+
+/// The numbers of an epoch report: the last number of each run that the reporting node has applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunNumbers<'a>(&'a [u8]);
+
+impl<'a> RunNumbers<'a> {
+    /// Bytes of one run.
+    const ROW_BYTES: usize = 12;
+
+    /// Encodes the numbers into a buffer that the result borrows; at most [`REPORTED_RUNS_MAX`] of them.
+    pub fn encode(numbers: impl Iterator<Item = (u32, u64)>, buffer: &'a mut Vec<u8>) -> RunNumbers<'a> {
+        buffer.clear();
+        for (run, number) in numbers.take(REPORTED_RUNS_MAX) {
+            buffer.extend_from_slice(&run.to_le_bytes());
+            buffer.extend_from_slice(&number.to_le_bytes());
+        }
+        RunNumbers(buffer)
+    }
+
+    /// Runs and their numbers.
+    pub fn iter(self) -> impl Iterator<Item = (u32, u64)> + 'a {
+        self.0.chunks_exact(Self::ROW_BYTES).map(|row| {
+            let mut fields = Fields(row);
+            (fields.u32().unwrap_or(0), fields.u64().unwrap_or(0))
+        })
+    }
+
+    fn count(self) -> u16 {
+        u16::try_from(self.0.len() / Self::ROW_BYTES).unwrap_or(u16::MAX)
+    }
+}
+
+/// A message or a notice in an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    /// A message of a client.
+    Message(LogMessage<'a>),
+    /// Shows that the node is alive.
+    Heartbeat {
+        /// Open connections of the node.
+        connections: u32,
+        /// Subscriptions of the node.
+        subscribers: u32,
+        /// The version of the program.
+        version: u32,
+    },
+    /// The numbers that the node has applied, after it has read the marker of an epoch.
+    EpochReport {
+        /// The epoch that the marker begins.
+        epoch: u64,
+        /// The last number of each run.
+        numbers: RunNumbers<'a>,
+    },
+    /// A request to close all connections of a user.
+    Disconnect {
+        /// Identifies the request among those of its node.
+        reference: u32,
+        /// The user.
+        sub: &'a str,
+    },
+    /// The answer of one node to a [`Item::Disconnect`].
+    DisconnectResult {
+        /// The node that made the request.
+        run: u32,
+        /// The request's reference.
+        reference: u32,
+        /// How many connections this node has closed.
+        connections: u32,
+    },
+    /// A ticket that was issued.
+    Ticket {
+        /// The SHA-256 of the ticket. The ticket itself never leaves its node.
+        hash: &'a [u8; 32],
+        /// When it expires: Redis' time in ms.
+        expires_ms: u64,
+        /// Its grant as JSON.
+        grant: &'a str,
+    },
+    /// A request to redeem a ticket. The first one in the log is granted.
+    Redeem {
+        /// The SHA-256 of the ticket.
+        hash: &'a [u8; 32],
+        /// Identifies the request among those of its node.
+        reference: u32,
+    },
+    /// Settings that all nodes must share.
+    Settings {
+        /// `--idempotency-keys-max`
+        idempotency_keys: u32,
+        /// `--idempotency-age-seconds` in ms.
+        idempotency_age_ms: u32,
+    },
+    /// The node shuts down: this is its last entry.
+    Shutdown,
+    /// Replaces an entry that was given up, under the same number.
+    Placeholder,
+    /// A kind that this version of the program does not know.
+    Unknown(u8),
+}
+
+/// The error of [`Entry::parse`]: no version of this program has written these bytes, or a newer one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadEntry {
+    /// The version of the format is unknown.
+    Version(u8),
+    /// The entry ends within its header or an item, or has no items.
+    Truncated,
+    /// A channel's name is outside the alphabet.
+    ChannelName,
+    /// A text is not UTF-8.
+    Utf8,
+    /// A field has no such value.
+    Field,
+}
+
+impl fmt::Display for BadEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BadEntry::Version(version) => write!(f, "version {version} of the format is unknown"),
+            BadEntry::Truncated => f.write_str("it ends within an item"),
+            BadEntry::ChannelName => f.write_str("invalid channel name"),
+            BadEntry::Utf8 => f.write_str("a text is not UTF-8"),
+            BadEntry::Field => f.write_str("invalid field"),
+        }
+    }
+}
+
+/// A decoded entry. All of its items were checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// Its node and its number.
+    pub header: EntryHeader,
+    /// How many items it has; at least one.
+    pub count: u64,
+    items: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// Decodes an entry and checks all of its items.
+    ///
+    /// # Errors
+    /// The first rule of the format that the bytes break.
+    pub fn parse(bytes: &'a [u8]) -> Result<Entry<'a>, BadEntry> {
+        let mut fields = Fields(bytes);
+        let version = fields.u8()?;
+        if version != VERSION {
+            return Err(BadEntry::Version(version));
+        }
+        let is_resent = fields.u8()? & RESENT != 0;
+        let header = EntryHeader { run: fields.u32()?, number: fields.u64()?, is_resent };
+        let items = fields.0;
+        let mut count = 0;
+        while !fields.0.is_empty() {
+            let (kind, body) = fields.item()?;
+            if let Item::Message(message) = Item::parse(kind, body)? {
+                check_message(&message)?;
+            }
+            count += 1;
+        }
+        if count == 0 { Err(BadEntry::Truncated) } else { Ok(Entry { header, count, items }) }
+    }
+
+    /// Its items, in order.
+    pub fn items(&self) -> Items<'a> {
+        Items(Fields(self.items))
+    }
+}
+
+/// The items of an [`Entry`].
+#[derive(Clone, Copy, Debug)]
+pub struct Items<'a>(Fields<'a>);
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Item<'a>;
+
+    fn next(&mut self) -> Option<Item<'a>> {
+        let (kind, body) = self.0.item().ok()?;
+        Item::parse(kind, body).ok()
+    }
+}
+
+/// The checks that are made once, and not by each iteration over the items.
+fn check_message(message: &LogMessage<'_>) -> Result<(), BadEntry> {
+    if ChannelName::parse(message.channel.as_bytes()).is_err() {
+        return Err(BadEntry::ChannelName);
+    }
+    if message.kind != Kind::Binary && std::str::from_utf8(message.payload).is_err() {
+        return Err(BadEntry::Utf8);
+    }
+    Ok(())
+}
+
+impl<'a> Item<'a> {
+    fn parse(kind: u8, body: &'a [u8]) -> Result<Item<'a>, BadEntry> {
+        let mut fields = Fields(body);
+        Ok(match kind {
+            1 => Item::Message(LogMessage::parse(fields)?),
+            2 => Item::Heartbeat {
+                connections: fields.u32()?,
+                subscribers: fields.u32()?,
+                version: fields.u32()?,
+            },
+            3 => {
+                let (epoch, count) = (fields.u64()?, usize::from(fields.u16()?));
+                Item::EpochReport { epoch, numbers: RunNumbers(fields.bytes(count * RunNumbers::ROW_BYTES)?) }
+            }
+            4 => Item::Disconnect { reference: fields.u32()?, sub: text(fields.0)? },
+            5 => Item::DisconnectResult {
+                run: fields.u32()?,
+                reference: fields.u32()?,
+                connections: fields.u32()?,
+            },
+            6 => Item::Ticket { hash: fields.hash()?, expires_ms: fields.u64()?, grant: text(fields.0)? },
+            7 => Item::Redeem { hash: fields.hash()?, reference: fields.u32()? },
+            8 => Item::Settings { idempotency_keys: fields.u32()?, idempotency_age_ms: fields.u32()? },
+            9 => Item::Shutdown,
+            10 => Item::Placeholder,
+            other => Item::Unknown(other),
+        })
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Item::Message(_) => 1,
+            Item::Heartbeat { .. } => 2,
+            Item::EpochReport { .. } => 3,
+            Item::Disconnect { .. } => 4,
+            Item::DisconnectResult { .. } => 5,
+            Item::Ticket { .. } => 6,
+            Item::Redeem { .. } => 7,
+            Item::Settings { .. } => 8,
+            Item::Shutdown => 9,
+            Item::Placeholder => 10,
+            Item::Unknown(kind) => *kind,
+        }
+    }
+
+    /// Appends the item to an entry. A body of 4 GiB or more is cut; flags bound messages far below that.
+    pub fn append(&self, out: &mut Vec<u8>) {
+        out.push(self.kind());
+        let at = out.len();
+        out.extend_from_slice(&[0; 4]);
+        match *self {
+            Item::Message(message) => message.append(out),
+            Item::Heartbeat { connections, subscribers, version } => {
+                append_numbers(out, &[connections, subscribers, version]);
+            }
+            Item::EpochReport { epoch, numbers } => {
+                out.extend_from_slice(&epoch.to_le_bytes());
+                out.extend_from_slice(&numbers.count().to_le_bytes());
+                out.extend_from_slice(numbers.0);
+            }
+            Item::Disconnect { reference, sub } => {
+                append_numbers(out, &[reference]);
+                out.extend_from_slice(sub.as_bytes());
+            }
+            Item::DisconnectResult { run, reference, connections } => {
+                append_numbers(out, &[run, reference, connections]);
+            }
+            Item::Ticket { hash, expires_ms, grant } => {
+                out.extend_from_slice(hash);
+                out.extend_from_slice(&expires_ms.to_le_bytes());
+                out.extend_from_slice(grant.as_bytes());
+            }
+            Item::Redeem { hash, reference } => {
+                out.extend_from_slice(hash);
+                append_numbers(out, &[reference]);
+            }
+            Item::Settings { idempotency_keys, idempotency_age_ms } => {
+                append_numbers(out, &[idempotency_keys, idempotency_age_ms]);
+            }
+            Item::Shutdown | Item::Placeholder | Item::Unknown(_) => {}
+        }
+        let length = u32::try_from(out.len() - at - 4).unwrap_or(u32::MAX);
+        out[at..at + 4].copy_from_slice(&length.to_le_bytes());
+    }
+
+    /// Maximum number of bytes that [`Item::append`] appends.
+    pub fn len_max(&self) -> usize {
+        ITEM_HEADER_BYTES
+            + match self {
+                Item::Message(message) => message.len_max(),
+                Item::EpochReport { numbers, .. } => 10 + numbers.0.len(),
+                Item::Disconnect { sub, .. } => 4 + sub.len(),
+                Item::Ticket { grant, .. } => 40 + grant.len(),
+                _ => 40,
+            }
+    }
+}
+
+impl<'a> LogMessage<'a> {
+    fn parse(mut fields: Fields<'a>) -> Result<LogMessage<'a>, BadEntry> {
+        let flags = fields.u8()?;
+        let kind = match flags & 0b11 {
+            0 => Kind::Text,
+            1 => Kind::Binary,
+            2 => Kind::Data,
+            _ => return Err(BadEntry::Field),
+        };
+        let client = if flags & CLIENT == 0 { None } else { Some(ClientId::from_bits(fields.u32()?)) };
+        let user = if flags & USER == 0 {
+            None
+        } else {
+            let length = fields.u32()? as usize;
+            Some(text(fields.bytes(length)?)?)
+        };
+        let channel = fields.short_text()?;
+        let key = if flags & KEY == 0 { None } else { Some((fields.owner()?, fields.short_text()?)) };
+        Ok(LogMessage { channel, kind, payload: fields.0, client, user, key })
+    }
+
+    fn append(&self, out: &mut Vec<u8>) {
+        let kind = match self.kind {
+            Kind::Text => 0,
+            Kind::Binary => 1,
+            Kind::Data => 2,
+        };
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        out.push(
+            kind | flag(self.client.is_some(), CLIENT)
+                | flag(self.key.is_some(), KEY)
+                | flag(self.user.is_some(), USER),
+        );
+        if let Some(client) = self.client {
+            out.extend_from_slice(&client.to_bits().to_le_bytes());
+        }
+        if let Some(user) = self.user {
+            append_numbers(out, &[user.len() as u32]);
+            out.extend_from_slice(user.as_bytes());
+        }
+        append_short(out, self.channel);
+        if let Some((owner, key)) = self.key {
+            match owner {
+                ClientIdentity::Network(network) => {
+                    out.push(0);
+                    out.extend_from_slice(&network.to_le_bytes());
+                }
+                ClientIdentity::Subject(sub) => {
+                    // A token's `sub` is part of a request's head, which `--request-head-bytes-max` bounds.
+                    let sub = &sub.as_bytes()[..sub.len().min(usize::from(u16::MAX))];
+                    out.push(1);
+                    out.extend_from_slice(&(sub.len() as u16).to_le_bytes());
+                    out.extend_from_slice(sub);
+                }
+            }
+            append_short(out, key);
+        }
+        out.extend_from_slice(self.payload);
+    }
+
+    fn len_max(&self) -> usize {
+        let owner = match self.key {
+            Some((ClientIdentity::Subject(sub), key)) => sub.len() + key.len(),
+            Some((ClientIdentity::Network(_), key)) => 8 + key.len(),
+            None => 0,
+        };
+        16 + self.user.map_or(0, str::len) + self.channel.len() + owner + self.payload.len()
+    }
+}
+
+fn append_numbers(out: &mut Vec<u8>, numbers: &[u32]) {
+    numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+}
+
+/// Appends a text of at most 255 bytes: a channel's name or an idempotency key, which their parsers bound.
+fn append_short(out: &mut Vec<u8>, text: &str) {
+    let text = &text.as_bytes()[..text.len().min(usize::from(u8::MAX))];
+    out.push(text.len() as u8);
+    out.extend_from_slice(text);
+}
+
+fn text(bytes: &[u8]) -> Result<&str, BadEntry> {
+    std::str::from_utf8(bytes).map_err(|_| BadEntry::Utf8)
+}
+
+/// The bytes that are not decoded yet.
+#[derive(Clone, Copy, Debug)]
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn bytes(&mut self, count: usize) -> Result<&'a [u8], BadEntry> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(BadEntry::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], BadEntry> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or(BadEntry::Truncated)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, BadEntry> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn u16(&mut self) -> Result<u16, BadEntry> {
+        self.array().copied().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, BadEntry> {
+        self.array().copied().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, BadEntry> {
+        self.array().copied().map(u64::from_le_bytes)
+    }
+
+    fn hash(&mut self) -> Result<&'a [u8; 32], BadEntry> {
+        self.array()
+    }
+
+    fn short_text(&mut self) -> Result<&'a str, BadEntry> {
+        let length = usize::from(self.u8()?);
+        text(self.bytes(length)?)
+    }
+
+    fn owner(&mut self) -> Result<ClientIdentity<'a>, BadEntry> {
+        match self.u8()? {
+            0 => Ok(ClientIdentity::Network(self.u64()?)),
+            1 => {
+                let length = usize::from(self.u16()?);
+                Ok(ClientIdentity::Subject(text(self.bytes(length)?)?))
+            }
+            _ => Err(BadEntry::Field),
+        }
+    }
+
+    /// The kind and the body of an item.
+    fn item(&mut self) -> Result<(u8, &'a [u8]), BadEntry> {
+        let kind = self.u8()?;
+        let length = self.u32()? as usize;
+        Ok((kind, self.bytes(length)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The values of an item that owns its bytes.
+    #[derive(Clone, Debug)]
+    struct Values {
+        kind: u8,
+        numbers: [u32; 3],
+        long: u64,
+        rows: Vec<(u32, u64)>,
+        hash: [u8; 32],
+        text: String,
+        channel: String,
+        payload: Vec<u8>,
+        payload_kind: Kind,
+        client: Option<u32>,
+        user: Option<String>,
+        key: Option<(Option<String>, String)>,
+    }
+
+    fn values() -> impl Strategy<Value = Values> {
+        let payload = prop_oneof![
+            ".{0,80}".prop_map(|text| (Kind::Text, text.into_bytes())),
+            vec(any::<u8>(), 0..80).prop_map(|bytes| (Kind::Binary, bytes)),
+            "[0-9]{1,9}".prop_map(|text| (Kind::Data, text.into_bytes())),
+        ];
+        let sender = (option::of(any::<u32>()), option::of(".{0,40}"));
+        let key = option::of((option::of(".{0,300}"), "[a-z]{1,128}"));
+        let notice = (1_u8..=10, any::<[u32; 3]>(), any::<u64>(), vec(any::<(u32, u64)>(), 0..20));
+        (notice, any::<[u8; 32]>(), ".{0,60}", "[a-zA-Z0-9_.:-]{1,255}", payload, sender, key).prop_map(
+            |(notice, hash, text, channel, payload, sender, key)| Values {
+                kind: notice.0,
+                numbers: notice.1,
+                long: notice.2,
+                rows: notice.3,
+                hash,
+                text,
+                channel,
+                payload: payload.1,
+                payload_kind: payload.0,
+                client: sender.0,
+                user: sender.1,
+                key,
+            },
+        )
+    }
+
+    fn item<'a>(values: &'a Values, rows: &'a mut Vec<u8>) -> Item<'a> {
+        let [a, b, c] = values.numbers;
+        match values.kind {
+            1 => Item::Message(LogMessage {
+                channel: &values.channel,
+                kind: values.payload_kind,
+                payload: &values.payload,
+                client: values.client.map(ClientId::from_bits),
+                user: values.user.as_deref(),
+                key: values.key.as_ref().map(|(sub, key)| {
+                    let owner = sub.as_deref().map(ClientIdentity::Subject);
+                    (owner.unwrap_or(ClientIdentity::Network(values.long)), key.as_str())
+                }),
+            }),
+            2 => Item::Heartbeat { connections: a, subscribers: b, version: c },
+            3 => Item::EpochReport {
+                epoch: values.long,
+                numbers: RunNumbers::encode(values.rows.iter().copied(), rows),
+            },
+            4 => Item::Disconnect { reference: a, sub: &values.text },
+            5 => Item::DisconnectResult { run: a, reference: b, connections: c },
+            6 => Item::Ticket { hash: &values.hash, expires_ms: values.long, grant: &values.text },
+            7 => Item::Redeem { hash: &values.hash, reference: a },
+            8 => Item::Settings { idempotency_keys: a, idempotency_age_ms: b },
+            9 => Item::Shutdown,
+            _ => Item::Placeholder,
+        }
+    }
+
+    fn encoded(header: EntryHeader, values: &[Values]) -> Vec<u8> {
+        let mut out = Vec::new();
+        header.append(&mut out);
+        for values in values {
+            let (mut rows, before) = (Vec::new(), out.len());
+            let item = item(values, &mut rows);
+            item.append(&mut out);
+            assert!(out.len() - before <= item.len_max(), "{item:?} has {} bytes", out.len() - before);
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn entry_is_decoded_as_it_was_encoded(
+            items in vec(values(), 1..6),
+            run: u32,
+            number: u64,
+            is_resent: bool,
+        ) {
+            let header = EntryHeader { run, number, is_resent };
+            let mut bytes = encoded(header, &items);
+            let entry = Entry::parse(&bytes).unwrap();
+            prop_assert_eq!(entry.header, header);
+            prop_assert_eq!(entry.count, items.len() as u64);
+            let decoded: Vec<Item<'_>> = entry.items().collect();
+            prop_assert_eq!(decoded.len(), items.len());
+            for (decoded, values) in decoded.iter().zip(&items) {
+                let mut rows = Vec::new();
+                prop_assert_eq!(*decoded, item(values, &mut rows));
+                if let Item::EpochReport { numbers, .. } = decoded {
+                    prop_assert_eq!(&numbers.iter().collect::<Vec<_>>(), &values.rows);
+                }
+            }
+            mark_resent(&mut bytes);
+            prop_assert!(Entry::parse(&bytes).unwrap().header.is_resent);
+        }
+
+        /// Every entry that parses yields as many items as it counts: the iterator stops at no error.
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            items in vec(values(), 1..4),
+            changes in vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<proptest::sample::Index>(),
+            is_cut: bool,
+        ) {
+            let mut bytes = encoded(EntryHeader { run: 1, number: 1, is_resent: false }, &items);
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if is_cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            if let Ok(entry) = Entry::parse(&bytes) {
+                prop_assert_eq!(entry.items().count() as u64, entry.count);
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_kinds_and_trailing_fields_are_skipped() {
+        let mut bytes = Vec::new();
+        EntryHeader { run: 7, number: 1, is_resent: false }.append(&mut bytes);
+        bytes.extend_from_slice(&[200, 3, 0, 0, 0, 1, 2, 3]);
+        // A heartbeat with a field of a newer version.
+        bytes.extend_from_slice(&[2, 14, 0, 0, 0]);
+        append_numbers(&mut bytes, &[1, 2, 3]);
+        bytes.extend_from_slice(&[9, 9]);
+        let entry = Entry::parse(&bytes).unwrap();
+        let items: Vec<Item<'_>> = entry.items().collect();
+        assert_eq!(
+            items,
+            [Item::Unknown(200), Item::Heartbeat { connections: 1, subscribers: 2, version: 3 }]
+        );
+    }
+
+    #[test]
+    fn entry_that_breaks_the_format_is_rejected() {
+        let entry = |items: &[u8]| {
+            let mut bytes = Vec::new();
+            EntryHeader { run: 7, number: 1, is_resent: false }.append(&mut bytes);
+            bytes.extend_from_slice(items);
+            bytes
+        };
+        let check = |bytes: &[u8], why| assert_eq!(Entry::parse(bytes), Err(why), "{bytes:?}");
+        check(&[], BadEntry::Truncated);
+        check(&entry(&[]), BadEntry::Truncated);
+        check(&[2; 40], BadEntry::Version(2));
+        check(&entry(&[10, 1, 0, 0, 0]), BadEntry::Truncated);
+        check(&entry(&[2, 4, 0, 0, 0, 1, 1, 1, 1]), BadEntry::Truncated);
+        check(&entry(&[1, 3, 0, 0, 0, 3, 1, b'a']), BadEntry::Field);
+        check(&entry(&[1, 3, 0, 0, 0, 0, 1, b'/']), BadEntry::ChannelName);
+        check(&entry(&[1, 2, 0, 0, 0, 0, 0]), BadEntry::ChannelName);
+        check(&entry(&[1, 4, 0, 0, 0, 0, 1, b'a', 0xff]), BadEntry::Utf8);
+        assert!(Entry::parse(&entry(&[1, 4, 0, 0, 0, 1, 1, b'a', 0xff])).is_ok());
+    }
+}
