@@ -122,7 +122,7 @@ impl<'a> RunNumbers<'a> {
     /// Runs and their numbers.
     pub fn iter(self) -> impl Iterator<Item = (u32, u64)> + 'a {
         self.0.chunks_exact(Self::ROW_BYTES).map(|row| {
-            let mut fields = Fields(row);
+            let mut fields = FieldReader(row);
             (fields.u32().unwrap_or(0), fields.u64().unwrap_or(0))
         })
     }
@@ -243,7 +243,7 @@ impl<'a> Entry<'a> {
     /// # Errors
     /// The first rule of the format that the bytes break.
     pub fn parse(bytes: &'a [u8]) -> Result<Entry<'a>, BadEntry> {
-        let mut fields = Fields(bytes);
+        let mut fields = FieldReader(bytes);
         let version = fields.u8()?;
         if version != VERSION {
             return Err(BadEntry::Version(version));
@@ -264,13 +264,13 @@ impl<'a> Entry<'a> {
 
     /// Its items, in order.
     pub fn items(&self) -> Items<'a> {
-        Items(Fields(self.items))
+        Items(FieldReader(self.items))
     }
 }
 
 /// The items of an [`Entry`].
-#[derive(Clone, Copy, Debug)]
-pub struct Items<'a>(Fields<'a>);
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Items<'a>(FieldReader<'a>);
 
 impl<'a> Iterator for Items<'a> {
     type Item = Item<'a>;
@@ -294,7 +294,7 @@ fn check_message(message: &LogMessage<'_>) -> Result<(), BadEntry> {
 
 impl<'a> Item<'a> {
     fn parse(kind: u8, body: &'a [u8]) -> Result<Item<'a>, BadEntry> {
-        let mut fields = Fields(body);
+        let mut fields = FieldReader(body);
         Ok(match kind {
             1 => Item::Message(LogMessage::parse(fields)?),
             2 => Item::Heartbeat {
@@ -391,7 +391,7 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> LogMessage<'a> {
-    fn parse(mut fields: Fields<'a>) -> Result<LogMessage<'a>, BadEntry> {
+    fn parse(mut fields: FieldReader<'a>) -> Result<LogMessage<'a>, BadEntry> {
         let flags = fields.u8()?;
         let kind = match flags & 0b11 {
             0 => Kind::Text,
@@ -476,10 +476,10 @@ fn text(bytes: &[u8]) -> Result<&str, BadEntry> {
 }
 
 /// The bytes that are not decoded yet.
-#[derive(Clone, Copy, Debug)]
-struct Fields<'a>(&'a [u8]);
+#[derive(Clone, Copy, Debug, Default)]
+struct FieldReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> FieldReader<'a> {
     fn bytes(&mut self, count: usize) -> Result<&'a [u8], BadEntry> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(BadEntry::Truncated)?;
         self.0 = rest;

@@ -5,8 +5,28 @@
 //! is pure: bytes and the time are arguments, and its results are bytes to send and events to apply. `server` owns the
 //! sockets and the hub.
 //!
-//! - [`resp`]: RESP2, the protocol of Redis.
-//! - [`entry`]: what an entry of the log contains.
+//! - [`link`]: the two connections of a node, the phases in which they are opened, and the entries that they carry.
+//! - `log_reader`: the rules by which an entry is applied, is skipped as a duplicate, or shows a loss.
+//! - `roll_call`: the numbers of all nodes' entries, and the reports that find the losses of nodes that have ended.
+//! - `pending`: entries that were submitted and not read back. `trim`: the oldest entry to keep.
+//! - [`event`]: what the link reports to the server.
+//! - [`entry`]: what an entry of the log contains. [`resp`]: RESP2, the protocol of Redis. `commands`, `replies`.
+//!
+//! # Terms
+//!
+//! *Log*: the stream. *Entry*: one stream entry, appended by one node at once. *Item*: a message or notice in an entry.
+//! *Epoch*: one lifetime of the log's data; a failover or restore ends it. *Marker*: the first entry of an epoch; it
+//! names the last id that survived. *Run*: a process, by a random number. *Number*: a run's count of its entries, from
+//! 1, without holes. *Position*: the last entry that a node has applied. *Discontinuity*: a point in a node's copy of the
+//! log before which the copy is incomplete.
 
+mod commands;
 pub mod entry;
+pub mod event;
+pub mod link;
+mod log_reader;
+mod pending;
+mod replies;
 pub mod resp;
+mod roll_call;
+mod trim;

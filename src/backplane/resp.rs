@@ -70,14 +70,14 @@ pub enum Token {
     Bulk(Span),
     /// `$-1` or `*-1`: no value.
     Nil,
-    /// The head of an array: so many values follow.
+    /// The head of an array: the number of the values that follow.
     Array(usize),
 }
 
 /// A reply that is not RESP2, or exceeds a limit. The connection is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RespError {
-    /// The first byte of a token is none of `+-:$*`.
+    /// The first byte of a token is not one of `+-:$*`.
     UnknownType(u8),
     /// A length or an integer is not a decimal number, or does not fit.
     BadNumber,

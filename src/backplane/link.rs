@@ -1,0 +1,844 @@
+//! A node's link to the log: two connections, the phases in which they are opened, and the entries that they carry.
+//!
+//! One connection appends, the other one reads with a blocking `XREAD`. They live and die together: after a failover
+//! either of them may stay open on a server that is no longer the primary.
+//!
+//! ```text
+//! Waiting -> Connecting -> Authenticating -> Opening -> Running (catching up, then up)
+//!    ^                                                     |
+//!    '------ lost: a pause of 50 ms, doubling to 2 s ------'
+//! ```
+//!
+//! The link performs no I/O. Its driver looks the address up, connects, and moves bytes:
+//!
+//! - [`Link::take_action`] returns what to do with the sockets.
+//! - [`Link::room`] and [`Link::filled`] take the bytes that were received, [`Link::next`] turns them into events.
+//! - [`Link::unsent`] and [`Link::sent`] are the bytes to send.
+//! - [`Link::expire`] is called when [`Link::next_deadline`] is due.
+
+use std::collections::VecDeque;
+
+use super::commands::{Commands, OpenArguments, SentCommand};
+use super::entry::Item;
+use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
+use super::log_reader::{LogReader, QueuedEvent, RawEntry, ReadCounters, order};
+use super::pending::Content;
+use super::replies::{
+    BadReply, ErrorAction, OpenReply, ReadPart, ReadReply, ShortReplies, ShortReply, number, parse_marker,
+};
+use super::resp::{Decoder, command};
+use crate::ids::MessageId;
+use crate::time::LoopTime;
+
+/// Time between two heartbeats, in ms.
+const HEARTBEAT_MS: u32 = 2000;
+
+/// Maximum time in ms for the replies of one phase of connecting.
+const REPLY_TIMEOUT_MS: u32 = 3000;
+
+/// The first pause before a new attempt, in ms; it doubles with each attempt ...
+const PAUSE_MS_MIN: u32 = 50;
+
+/// ... up to this one. The roll call waits for five of them.
+const PAUSE_MS_MAX: u32 = 2000;
+
+/// How long a server with older data is avoided, in ms: a primary that was replaced is reconfigured within that time.
+const OLDER_PRIMARY_MS: u32 = 10_000;
+
+/// Time between two log lines about a lost link, in ms.
+const NOTICE_MS: u32 = 10_000;
+
+/// The pause before an entry is sent again after Redis was out of memory, in ms.
+const MEMORY_PAUSE_MS: u32 = 1000;
+
+/// Entries are encoded for the socket while less than this many bytes wait for it.
+const UNSENT_BYTES: usize = 64 << 10;
+
+/// The version of the program in heartbeats: 8 bits each for major, minor and patch.
+const PROGRAM_VERSION: u32 = 0x00_01_00;
+
+/// The settings of a link.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// `--backplane-name`: the name of the log.
+    pub name: String,
+    /// A random number that identifies this process.
+    pub run: u32,
+    /// A random seed.
+    pub seed: u64,
+    /// `--backplane-user`
+    pub user: Option<String>,
+    /// The content of `--backplane-password-file`.
+    pub password: Option<String>,
+    /// The number of the database; 0 is not selected, since Redis Cluster has no other one.
+    pub database: u32,
+    /// `--backplane-age-seconds` in ms.
+    pub age_ms: u64,
+    /// `--backplane-bytes-max`
+    pub bytes_max: u64,
+    /// `--backplane-pending-bytes-max`
+    pub pending_bytes_max: usize,
+    /// `--backplane-publish-timeout-ms`
+    pub publish_timeout_ms: u32,
+    /// `--backplane-heartbeat-timeout-ms`
+    pub heartbeat_timeout_ms: u32,
+}
+
+impl std::fmt::Debug for LinkConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the password.
+        f.debug_struct("LinkConfig").field("name", &self.name).field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+/// One of the two connections of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Appends, and opens the log.
+    Appender,
+    /// Reads.
+    Reader,
+}
+
+impl Side {
+    /// Both.
+    pub const ALL: [Side; 2] = [Side::Appender, Side::Reader];
+}
+
+/// What the driver has to do with the sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkAction {
+    /// Close both, and discard the bytes that they have received.
+    Close,
+    /// Close both if they are open, look the address up, connect both, and call [`Link::connected`].
+    Connect {
+        /// Another node of a Redis Cluster, `host:port`, that has the keys.
+        redirect: Option<String>,
+    },
+}
+
+/// Why an item of a client is not accepted; nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmitError {
+    /// `--backplane-pending-bytes-max` of publishes wait.
+    Backlog,
+    /// Redis is out of memory.
+    Full,
+}
+
+/// Gauges and counters of a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// True if the node has applied everything that the log contained when the link was opened.
+    pub is_up: bool,
+    /// Nodes that are alive, with this one.
+    pub nodes: usize,
+    /// How long the oldest own entry waits to be read back, in ms: 0 if none was sent.
+    pub lag_ms: u32,
+    /// Bytes of publishes without acknowledgement.
+    pub pending_bytes: usize,
+    /// Publishes without acknowledgement.
+    pub pending: usize,
+    /// Bytes of the log's entries.
+    pub log_bytes: u64,
+    /// Links that were opened.
+    pub links_opened: u64,
+    /// Links that were lost, and attempts that failed.
+    pub links_lost: u64,
+    /// Error replies.
+    pub errors: u64,
+    /// What was read.
+    pub read: ReadCounters,
+}
+
+/// The phase of a link, with its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkState {
+    /// No sockets until then.
+    Waiting { until: LoopTime },
+    /// The driver connects, within its own deadlines.
+    Connecting,
+    /// The first commands were sent on both connections.
+    Authenticating { until: LoopTime },
+    /// `open` was sent.
+    Opening { until: LoopTime },
+    /// The log is read, and entries are appended.
+    Running {
+        /// The epoch in which this node appends.
+        epoch: u64,
+        /// The end of the log when it was opened.
+        goal: MessageId,
+        /// True once the goal was reached.
+        is_up: bool,
+        next_heartbeat: LoopTime,
+        /// When the last entry was read.
+        progress_at: LoopTime,
+    },
+}
+
+/// The buffers of one connection.
+#[derive(Debug, Default)]
+struct Wire {
+    decoder: Decoder,
+    unsent: Vec<u8>,
+    /// Bytes of `unsent` that were sent.
+    sent: usize,
+    /// Commands without a reply, in the order of their sending.
+    commands: VecDeque<SentCommand>,
+    replies: ShortReplies,
+}
+
+impl Wire {
+    fn clear(&mut self) {
+        // Spans of queued entries stay valid.
+        self.decoder.clear();
+        self.replies = ShortReplies::default();
+        self.unsent = Vec::new();
+        self.sent = 0;
+        self.commands.clear();
+    }
+
+    fn next_reply(&mut self) -> Result<Option<(SentCommand, ShortReply)>, LinkLoss> {
+        let reply = match self.replies.next(&mut self.decoder) {
+            Ok(Some(reply)) => reply,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(bad_reply(error, self.commands.front().map_or("", |sent| sent.name()))),
+        };
+        match self.commands.pop_front() {
+            Some(command) => Ok(Some((command, reply))),
+            None => Err(LinkLoss::UnexpectedReply("no command")),
+        }
+    }
+}
+
+fn bad_reply(error: BadReply, command: &'static str) -> LinkLoss {
+    match error {
+        BadReply::Resp(error) => LinkLoss::Resp(error),
+        BadReply::Unexpected => LinkLoss::UnexpectedReply(command),
+    }
+}
+
+/// A node's link to the log. `P` is the acknowledgement that waits for an item.
+#[derive(Debug)]
+pub struct Link<P> {
+    config: LinkConfig,
+    commands: Commands,
+    state: LinkState,
+    action: Option<LinkAction>,
+    appender: Wire,
+    reader: Wire,
+    read_reply: ReadReply,
+    log: LogReader<P>,
+    random: u64,
+    address: String,
+    redirect: Option<String>,
+    /// Attempts since the link was up.
+    attempts: u32,
+    /// Since when a server with older data is avoided.
+    older_since: Option<LoopTime>,
+    /// Since when the link is down.
+    down_since: LoopTime,
+    last_notice: Option<LoopTime>,
+    was_up: bool,
+    needs_block: bool,
+    /// While Redis is out of memory: when the next entry is sent.
+    full_until: Option<LoopTime>,
+    /// When Redis last showed that it executes `append`, without writing.
+    alive_at: LoopTime,
+    /// Connections and subscriptions of the node, for its heartbeats.
+    counts: (u32, u32),
+    counters: LinkStats,
+}
+
+impl<P> Link<P> {
+    /// A link that connects at once.
+    pub fn new(config: LinkConfig, now: LoopTime) -> Link<P> {
+        let log = LogReader::new(config.run, config.pending_bytes_max, config.age_ms, config.bytes_max);
+        Link {
+            commands: Commands::new(&config.name),
+            state: LinkState::Waiting { until: now },
+            action: None,
+            appender: Wire::default(),
+            reader: Wire::default(),
+            read_reply: ReadReply::default(),
+            log,
+            random: config.seed,
+            address: String::new(),
+            redirect: None,
+            attempts: 0,
+            older_since: None,
+            down_since: now,
+            last_notice: None,
+            was_up: false,
+            needs_block: true,
+            full_until: None,
+            alive_at: now,
+            counts: (0, 0),
+            counters: LinkStats::default(),
+            config,
+        }
+    }
+
+    // Publishing.
+
+    /// Adds an item of a client to the entry of this turn. `pending` returns with the item, or with a failure.
+    ///
+    /// # Errors
+    /// There is no room; the acknowledgement is returned.
+    pub fn submit(
+        &mut self,
+        item: &Item<'_>,
+        pending: Option<P>,
+        now: LoopTime,
+    ) -> Result<(), (SubmitError, Option<P>)> {
+        if self.full_until.is_some() {
+            return Err((SubmitError::Full, pending));
+        }
+        if !self.log.own.has_room(item) {
+            return Err((SubmitError::Backlog, pending));
+        }
+        self.log.own.push(item, pending, now);
+        Ok(())
+    }
+
+    /// Appends a heartbeat. When [`Link::applied_number`] has reached the returned number, everything that the log
+    /// contained at the time of this call was applied.
+    pub fn barrier(&mut self, now: LoopTime) -> u64 {
+        let heartbeat = self.heartbeat();
+        self.log.own.push_notice(&heartbeat, Content::Notice, now)
+    }
+
+    /// Appends the last entry of this node: the others do not wait for its reports.
+    pub fn shut_down(&mut self, now: LoopTime) {
+        self.log.own.push_notice(&Item::Shutdown, Content::Notice, now);
+    }
+
+    /// Appends the settings that all nodes must share.
+    pub fn submit_settings(&mut self, idempotency_keys: u32, idempotency_age_ms: u32, now: LoopTime) {
+        let settings = Item::Settings { idempotency_keys, idempotency_age_ms };
+        self.log.own.push_notice(&settings, Content::Notice, now);
+    }
+
+    /// The turn ends: its entry is complete, and can be sent.
+    pub fn finish_turn(&mut self) {
+        self.log.own.finish_turn();
+    }
+
+    /// The counts of this node for its next heartbeats.
+    pub fn set_counts(&mut self, connections: u32, subscribers: u32) {
+        self.counts = (connections, subscribers);
+    }
+
+    /// The number of the last own entry that was applied.
+    pub fn applied_number(&self) -> u64 {
+        self.log.applied_number
+    }
+
+    /// The last entry that was applied; 0-0 before the first one.
+    pub fn position(&self) -> MessageId {
+        self.log.position
+    }
+
+    /// Returns true if the node has applied everything that the log contained when the link was opened.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state, LinkState::Running { is_up: true, .. })
+    }
+
+    /// Returns true if the link was up once since the start.
+    pub fn was_up(&self) -> bool {
+        self.was_up
+    }
+
+    /// Returns true if this node was ahead of the log at a marker, and its report for it was not read back: a client
+    /// that attaches with a cursor may miss messages that only this node had, and gets a gap.
+    pub fn has_unreported_loss(&self) -> bool {
+        self.log.roll_call.has_unreported_loss()
+    }
+
+    /// Redis' time of the last entry, in ms.
+    pub fn log_time_ms(&self) -> u64 {
+        self.log.roll_call.redis_ms()
+    }
+
+    /// Gauges and counters.
+    pub fn stats(&self, now: LoopTime) -> LinkStats {
+        let oldest = self.log.own.oldest().and_then(|entry| entry.sent_at);
+        LinkStats {
+            is_up: self.is_up(),
+            nodes: self.log.roll_call.live(),
+            lag_ms: oldest.map_or(0, |sent_at| now.millis_since(sent_at)),
+            pending_bytes: self.log.own.bytes(),
+            pending: self.log.own.acknowledgements(),
+            log_bytes: self.log.segments.bytes(),
+            read: self.log.counters,
+            ..self.counters.clone()
+        }
+    }
+
+    // The driver's side.
+
+    /// What to do with the sockets, once.
+    pub fn take_action(&mut self) -> Option<LinkAction> {
+        self.action.take()
+    }
+
+    /// Both sockets are connected, and their TLS handshakes are complete.
+    pub fn connected(&mut self, address: &str, now: LoopTime) {
+        if self.state != LinkState::Connecting {
+            return;
+        }
+        address.clone_into(&mut self.address);
+        self.state = LinkState::Authenticating { until: now.after(REPLY_TIMEOUT_MS) };
+        for side in Side::ALL {
+            self.authenticate(side);
+        }
+        let Wire { unsent, commands, .. } = &mut self.appender;
+        Commands::load_scripts(unsent);
+        command(unsent, &[b"INFO", b"memory"]);
+        self.commands.state_epoch(unsent);
+        commands.extend([
+            SentCommand::LoadOpen,
+            SentCommand::LoadAppend,
+            SentCommand::InfoMemory,
+            SentCommand::StateEpoch,
+        ]);
+    }
+
+    fn authenticate(&mut self, side: Side) {
+        let config = &self.config;
+        let Wire { unsent, commands, .. } = match side {
+            Side::Appender => &mut self.appender,
+            Side::Reader => &mut self.reader,
+        };
+        if let Some(password) = &config.password {
+            match &config.user {
+                Some(user) => command(unsent, &[b"AUTH", user.as_bytes(), password.as_bytes()]),
+                None => command(unsent, &[b"AUTH", password.as_bytes()]),
+            }
+            commands.push_back(SentCommand::Auth);
+        }
+        if config.database != 0 {
+            command(unsent, &[b"SELECT", config.database.to_string().as_bytes()]);
+            commands.push_back(SentCommand::Select);
+        }
+        command(unsent, &[b"CLIENT", b"SETNAME", format!("oyez-{:08x}", config.run).as_bytes()]);
+        commands.push_back(SentCommand::SetName);
+    }
+
+    /// The driver could not connect, or a socket failed or ended.
+    pub fn failed(&mut self, reason: String, now: LoopTime) {
+        if !matches!(self.state, LinkState::Waiting { .. }) {
+            self.lose(LinkLoss::Connection(reason), false, now);
+        }
+    }
+
+    /// Returns true if a connection may be read: not before the events of its last bytes were taken.
+    pub fn wants_input(&self, side: Side) -> bool {
+        side == Side::Appender || self.log.events.is_empty()
+    }
+
+    /// Space for bytes that a connection receives; never empty. See [`Link::wants_input`].
+    pub fn room(&mut self, side: Side) -> &mut [u8] {
+        debug_assert!(self.wants_input(side), "the bytes of a queued entry would move");
+        self.wire(side).decoder.room()
+    }
+
+    /// The first `count` bytes of [`Link::room`] were received.
+    pub fn filled(&mut self, side: Side, count: usize) {
+        self.wire(side).decoder.filled(count);
+    }
+
+    /// Bytes to send on a connection.
+    pub fn unsent(&mut self, side: Side, now: LoopTime) -> &[u8] {
+        if side == Side::Appender {
+            self.encode_entries(now);
+        }
+        let Wire { unsent, sent, .. } = self.wire(side);
+        &unsent[*sent..]
+    }
+
+    /// The first `count` bytes of [`Link::unsent`] were sent.
+    pub fn sent(&mut self, side: Side, count: usize) {
+        let Wire { unsent, sent, .. } = self.wire(side);
+        *sent += count;
+        if *sent >= unsent.len() {
+            *sent = 0;
+            unsent.clear();
+            if unsent.capacity() > 4 * UNSENT_BYTES {
+                *unsent = Vec::new();
+            }
+        }
+    }
+
+    fn wire(&mut self, side: Side) -> &mut Wire {
+        match side {
+            Side::Appender => &mut self.appender,
+            Side::Reader => &mut self.reader,
+        }
+    }
+
+    /// Encodes entries for the appender's socket, in the order of their numbers.
+    fn encode_entries(&mut self, now: LoopTime) {
+        let LinkState::Running { epoch, .. } = self.state else { return };
+        let position = self.log.position;
+        let seq = if position.epoch == epoch { position.seq } else { 0 };
+        let oldest_kept = self.log.segments.oldest_kept();
+        let Wire { unsent, sent, commands, .. } = &mut self.appender;
+        while unsent.len() - *sent < UNSENT_BYTES {
+            // After an error one entry at a time is sent: if the next one succeeded in the same write, readers would
+            // take the rejected one for a loss.
+            if self.full_until.is_some_and(|until| !commands.is_empty() || !until.is_due(now)) {
+                break;
+            }
+            let Some(entry) = self.log.own.next_to_send(now) else { break };
+            self.commands.append(unsent, (epoch, seq), (entry.count, &entry.bytes), oldest_kept);
+            commands.push_back(SentCommand::Append(entry.number));
+        }
+    }
+
+    // Receiving.
+
+    /// The next event; `None` if the received bytes contain no other one.
+    pub fn next(&mut self, now: LoopTime) -> Option<LinkEvent<'_, P>> {
+        while self.log.events.is_empty() {
+            match self.advance(now) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err((reason, at_once)) => self.lose(reason, at_once, now),
+            }
+        }
+        Some(match self.log.events.pop_front()? {
+            QueuedEvent::Event(event) => event,
+            QueuedEvent::Entry(entry) => {
+                let bytes = self.reader.decoder.bytes(entry.bytes);
+                LinkEvent::Entry(entry.with_bytes(bytes))
+            }
+        })
+    }
+
+    /// Handles one reply or entry. Returns true if there may be more.
+    fn advance(&mut self, now: LoopTime) -> Result<bool, (LinkLoss, bool)> {
+        match self.state {
+            LinkState::Waiting { .. } | LinkState::Connecting => Ok(false),
+            LinkState::Authenticating { .. } | LinkState::Opening { .. } => {
+                for side in Side::ALL {
+                    if let Some((command, reply)) =
+                        self.wire(side).next_reply().map_err(|loss| (loss, false))?
+                    {
+                        self.handle_reply(command, reply, now)?;
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+            LinkState::Running { .. } => {
+                if let Some((command, reply)) = self.appender.next_reply().map_err(|loss| (loss, false))? {
+                    self.handle_reply(command, reply, now)?;
+                    return Ok(true);
+                }
+                self.read_log(now)
+            }
+        }
+    }
+
+    fn handle_reply(
+        &mut self,
+        command: SentCommand,
+        reply: ShortReply,
+        now: LoopTime,
+    ) -> Result<(), (LinkLoss, bool)> {
+        let values = match reply {
+            ShortReply::Values(values) => values,
+            ShortReply::Error(text) => return self.handle_error(command, text, now),
+        };
+        let unexpected = (LinkLoss::UnexpectedReply(command.name()), false);
+        let first = values.first().map_or(&[][..], Vec::as_slice);
+        match command {
+            SentCommand::Auth | SentCommand::Select | SentCommand::SetName => {}
+            SentCommand::LoadOpen => self.commands.open_sha = first.to_vec(),
+            SentCommand::LoadAppend => self.commands.append_sha = first.to_vec(),
+            SentCommand::InfoMemory => self.check_memory_policy(first),
+            SentCommand::StateEpoch => self.check_primary(first, now)?,
+            SentCommand::Open => {
+                let opened = OpenReply::parse(&values).ok_or(unexpected)?;
+                self.run(opened, now);
+                return Ok(());
+            }
+            SentCommand::Append(entry) => {
+                let seq = number(first).ok_or(unexpected)?;
+                self.full_until = None;
+                self.log.own.appended(entry, seq);
+                return Ok(());
+            }
+        }
+        let is_authenticated = self.appender.commands.is_empty() && self.reader.commands.is_empty();
+        if is_authenticated && matches!(self.state, LinkState::Authenticating { .. }) {
+            self.open(now);
+        }
+        Ok(())
+    }
+
+    /// An eviction of the log is a new epoch for everyone; the operator should know before.
+    fn check_memory_policy(&mut self, info: &[u8]) {
+        let info = String::from_utf8_lossy(info);
+        let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
+        let has_limit = field("maxmemory:").is_some_and(|bytes| bytes != "0");
+        if let Some(policy) = field("maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"))
+            && has_limit
+            && self.last_notice.is_none()
+        {
+            self.log.notice(LinkNotice::MayEvict { policy: policy.to_owned() });
+        }
+    }
+
+    /// A server whose epoch is older than the position is probably a primary that was replaced and does not know it. To
+    /// begin an epoch there would divide the nodes. After some time it is the only data that is left.
+    fn check_primary(&mut self, epoch: &[u8], now: LoopTime) -> Result<(), (LinkLoss, bool)> {
+        let Some(epoch) = number(epoch).filter(|_| !epoch.is_empty()) else { return Ok(()) };
+        if epoch >= self.log.position.epoch {
+            self.older_since = None;
+            return Ok(());
+        }
+        let since = *self.older_since.get_or_insert(now);
+        if since.after(OLDER_PRIMARY_MS).is_due(now) {
+            return Ok(());
+        }
+        Err((LinkLoss::OlderPrimary(epoch), false))
+    }
+
+    fn open(&mut self, now: LoopTime) {
+        let arguments = OpenArguments {
+            birth: self.random(u64::from(u32::MAX)) as u32,
+            allocates_block: self.needs_block,
+            position: self.log.position,
+            random: 1 + self.random(999_999),
+        };
+        self.commands.open(&mut self.appender.unsent, arguments);
+        self.appender.commands.push_back(SentCommand::Open);
+        self.state = LinkState::Opening { until: now.after(REPLY_TIMEOUT_MS) };
+    }
+
+    /// The log is open: everything in flight is sent again, and the log is read from the position.
+    fn run(&mut self, opened: OpenReply, now: LoopTime) {
+        let OpenReply { epoch, seq, reason, birth, block, time_ms } = opened;
+        let (end, position) = (MessageId { epoch, seq }, self.log.position);
+        self.older_since = None;
+        self.full_until = None;
+        self.counters.links_opened += 1;
+        let client_block = std::mem::take(&mut self.needs_block).then_some(block);
+        let lag = (position.epoch == epoch).then(|| seq.saturating_sub(position.seq));
+        self.log.notice(LinkNotice::Connected { address: self.address.clone(), epoch, lag });
+        self.log.push(LinkEvent::Opened(OpenedLog { end, reason, birth, client_block, time_ms }));
+        self.state =
+            LinkState::Running { epoch, goal: end, is_up: false, next_heartbeat: now, progress_at: now };
+        self.beat(now);
+        self.commands.read(&mut self.reader.unsent, position);
+        self.check_goal(now);
+    }
+
+    /// Reads up to the end of the next entry.
+    fn read_log(&mut self, now: LoopTime) -> Result<bool, (LinkLoss, bool)> {
+        let fail = |loss| (loss, false);
+        if self.read_reply.take_end() {
+            self.commands.read(&mut self.reader.unsent, self.log.position);
+        }
+        let part = self.read_reply.next(&mut self.reader.decoder);
+        let Some(part) = part.map_err(|error| fail(bad_reply(error, "XREAD")))? else { return Ok(false) };
+        let decoder = &self.reader.decoder;
+        match part {
+            ReadPart::Entry { id, time_ms, bytes: span } => {
+                let raw = RawEntry { id, time_ms, span, bytes: decoder.bytes(span) };
+                self.log.read_entry(raw, now).map_err(|why| fail(LinkLoss::BadEntry(id, why)))?;
+            }
+            ReadPart::Marker { id, time_ms, text } => {
+                let marker = parse_marker(decoder.bytes(text));
+                let marker = marker.ok_or_else(|| fail(LinkLoss::UnexpectedReply("XREAD")))?;
+                self.log.read_marker(id, time_ms, marker, now);
+            }
+            ReadPart::End => {
+                self.commands.read(&mut self.reader.unsent, self.log.position);
+                return Ok(true);
+            }
+            ReadPart::Error(text) => {
+                let text = String::from_utf8_lossy(decoder.bytes(text)).into_owned();
+                return Err(self.error("XREAD", text));
+            }
+        }
+        if let LinkState::Running { progress_at, .. } = &mut self.state {
+            *progress_at = now;
+        }
+        self.check_goal(now);
+        Ok(true)
+    }
+
+    fn check_goal(&mut self, now: LoopTime) {
+        let position = self.log.position;
+        let LinkState::Running { goal, is_up, .. } = &mut self.state else { return };
+        if *is_up || order(position) < order(*goal) {
+            return;
+        }
+        *is_up = true;
+        self.log.catch_up();
+        self.attempts = 0;
+        self.last_notice = None;
+        let is_first = !std::mem::replace(&mut self.was_up, true);
+        self.log.notice(LinkNotice::Up { after_ms: now.millis_since(self.down_since) });
+        self.log.push(LinkEvent::Up { is_first });
+    }
+
+    fn handle_error(
+        &mut self,
+        command: SentCommand,
+        text: String,
+        now: LoopTime,
+    ) -> Result<(), (LinkLoss, bool)> {
+        if let SentCommand::Append(number) = command
+            && ErrorAction::of(&text) == ErrorAction::OutOfMemory
+        {
+            self.counters.errors += 1;
+            if self.full_until.is_none() {
+                self.log.notice(LinkNotice::OutOfMemory);
+            }
+            self.full_until = Some(now.after(MEMORY_PAUSE_MS));
+            self.alive_at = now;
+            let pending = self.log.own.rejected(number);
+            self.log.fail(pending, PublishFailure::BackplaneFull);
+            return Ok(());
+        }
+        Err(self.error(command.name(), text))
+    }
+
+    /// The loss of the link that an error reply causes, and whether to connect again at once.
+    fn error(&mut self, command: &'static str, text: String) -> (LinkLoss, bool) {
+        self.counters.errors += 1;
+        let is_first = self.last_notice.is_none();
+        let action = ErrorAction::of(&text);
+        match &action {
+            ErrorAction::Redirect(address) => self.redirect = Some(address.clone()),
+            ErrorAction::Reject if is_first => {
+                self.log.notice(LinkNotice::Rejected { command, text: text.clone() });
+            }
+            ErrorAction::NewerVersion if is_first => {
+                self.log.notice(LinkNotice::NewerVersion { text: text.clone() });
+            }
+            ErrorAction::OutOfMemory if is_first => self.log.notice(LinkNotice::OutOfMemory),
+            _ => {}
+        }
+        let at_once = matches!(action, ErrorAction::ReconnectAtOnce | ErrorAction::Redirect(_));
+        (LinkLoss::ErrorReply { command, text }, at_once)
+    }
+
+    // Time.
+
+    /// Closes the link, and plans the next attempt.
+    fn lose(&mut self, reason: LinkLoss, at_once: bool, now: LoopTime) {
+        if matches!(self.state, LinkState::Running { is_up: true, .. }) {
+            self.down_since = now;
+        }
+        let longest = PAUSE_MS_MAX.min(PAUSE_MS_MIN << self.attempts.min(6));
+        let pause = longest / 2 + self.random(u64::from(longest / 2)) as u32;
+        let retry_ms = if at_once && self.attempts == 0 { 0 } else { pause };
+        self.attempts += 1;
+        self.counters.links_lost += 1;
+        if self.last_notice.is_none_or(|last| last.after(NOTICE_MS).is_due(now)) {
+            self.last_notice = Some(now);
+            self.log.notice(LinkNotice::Lost { reason, retry_ms });
+        }
+        self.state = LinkState::Waiting { until: now.after(retry_ms) };
+        self.action = Some(LinkAction::Close);
+        self.appender.clear();
+        self.reader.clear();
+        self.read_reply = ReadReply::default();
+        self.full_until = None;
+        self.log.own.lose_link();
+    }
+
+    /// The time at which [`Link::expire`] is to be called.
+    pub fn next_deadline(&self) -> Option<LoopTime> {
+        let state = match self.state {
+            LinkState::Waiting { until }
+            | LinkState::Authenticating { until }
+            | LinkState::Opening { until } => Some(until),
+            LinkState::Connecting => None,
+            LinkState::Running { next_heartbeat, .. } => {
+                let next = self.full_until.map_or(next_heartbeat, |until| next_heartbeat.min(until));
+                Some(self.heartbeat_deadline().map_or(next, |deadline| deadline.min(next)))
+            }
+        };
+        let publish = self.log.own.oldest_publishes();
+        let publish = publish.map(|entry| entry.submitted_at.after(self.config.publish_timeout_ms));
+        match (state, publish) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// When the oldest own entry must be read back.
+    fn heartbeat_deadline(&self) -> Option<LoopTime> {
+        let LinkState::Running { epoch, goal, progress_at, .. } = self.state else { return None };
+        let oldest = self.log.own.oldest()?;
+        let later = |a: LoopTime, b: LoopTime| if a.is_due(b) { b } else { a };
+        let mut since = later(oldest.sent_at?, self.alive_at);
+        // A node that reads older entries is late, not disconnected. One that has read further than the place at which
+        // its entry was appended reads another log than it appends to.
+        let target = oldest.appended_seq.map_or(goal, |seq| MessageId { epoch, seq });
+        if order(self.log.position) < order(target) {
+            since = later(since, progress_at);
+        }
+        Some(since.after(self.config.heartbeat_timeout_ms))
+    }
+
+    /// Expires deadlines: pauses, phases of connecting, heartbeats, and publishes.
+    pub fn expire(&mut self, now: LoopTime) {
+        match self.state {
+            LinkState::Waiting { until } if until.is_due(now) => {
+                self.state = LinkState::Connecting;
+                self.action = Some(LinkAction::Connect { redirect: self.redirect.take() });
+            }
+            LinkState::Authenticating { until } if until.is_due(now) => {
+                self.lose(LinkLoss::Timeout("authentication"), false, now);
+            }
+            LinkState::Opening { until } if until.is_due(now) => {
+                self.lose(LinkLoss::Timeout("opening the log"), false, now);
+            }
+            LinkState::Running { next_heartbeat, .. } => {
+                if self.heartbeat_deadline().is_some_and(|deadline| deadline.is_due(now)) {
+                    self.lose(LinkLoss::HeartbeatTimeout, false, now);
+                } else if next_heartbeat.is_due(now) {
+                    self.beat(now);
+                }
+            }
+            _ => {}
+        }
+        let timeout = self.config.publish_timeout_ms;
+        while let Some((pending, was_sent)) =
+            self.log.own.give_up_oldest(|entry| entry.submitted_at.after(timeout).is_due(now))
+        {
+            let why = if was_sent { PublishFailure::Unconfirmed } else { PublishFailure::BackplaneDown };
+            self.log.fail(pending, why);
+        }
+    }
+
+    /// Appends a heartbeat, unless entries wait to be sent.
+    fn beat(&mut self, now: LoopTime) {
+        if let LinkState::Running { next_heartbeat, .. } = &mut self.state {
+            *next_heartbeat = now.after(HEARTBEAT_MS);
+        }
+        if self.full_until.is_none() {
+            self.barrier(now);
+        }
+    }
+
+    fn heartbeat(&self) -> Item<'static> {
+        let (connections, subscribers) = self.counts;
+        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION }
+    }
+
+    /// A random number from 0 to `max`; splitmix64.
+    fn random(&mut self, max: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ mixed >> 31) % (max + 1)
+    }
+}

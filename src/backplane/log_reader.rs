@@ -1,0 +1,356 @@
+//! The reader of the log: the rules by which each entry and marker is applied, skipped, or shows a loss.
+//!
+//! An entry of run r with number k and c items, at (epoch, seq s); L is the last number of r that was applied:
+//!
+//! 1. **Continuity.** If the entry does not follow the position, entries were trimmed: a discontinuity.
+//! 2. k = L + 1: its items are applied.
+//! 3. k <= L: a duplicate, since a node sends everything in flight again when it has lost its link. It is skipped. If it
+//!    is this node's own and still in flight, its publishes are unconfirmed: no entry with this number will be applied.
+//! 4. k > L + 1: entries of r are missing. A discontinuity, unless rule 1 or a report has announced it; then its items
+//!    are applied.
+//! 5. r is unknown: it is new, and L = 0, once this node has reached the end of the log. Before that, the first number
+//!    found is the baseline.
+//!
+//! An entry that was resent, of a run of which this node has applied only resent ones, may be the second copy of an entry
+//! whose first copy was trimmed. Other nodes have it at the first copy's place, so cursors before it are incomplete here.
+
+use std::collections::VecDeque;
+
+use super::entry::{BadEntry, Entry, Item, Items, RunNumbers};
+use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
+use super::pending::{Content, PendingEntries, PendingEntry};
+use super::resp::Span;
+use super::roll_call::{Loss, Membership, Numbering, RollCall};
+use super::trim::LogSegments;
+use crate::ids::MessageId;
+use crate::time::LoopTime;
+
+/// Before the first entry of any log.
+pub(super) const START: MessageId = MessageId { epoch: 0, seq: 0 };
+
+/// The order of ids: the epoch first.
+pub(super) fn order(id: MessageId) -> (u64, u64) {
+    (id.epoch, id.seq)
+}
+
+/// An event, without the bytes of the entry.
+#[derive(Debug)]
+pub(super) enum QueuedEvent<P> {
+    Event(LinkEvent<'static, P>),
+    Entry(QueuedEntry<P>),
+}
+
+/// An entry to apply, whose bytes are in the decoder's buffer.
+#[derive(Debug)]
+pub(super) struct QueuedEntry<P> {
+    last: MessageId,
+    count: u64,
+    run: u32,
+    is_own: bool,
+    is_first: bool,
+    time_ms: u64,
+    round_trip_ms: Option<u32>,
+    pub(super) bytes: Span,
+    pending: VecDeque<(u64, P)>,
+}
+
+impl<P> QueuedEntry<P> {
+    /// Adds the bytes.
+    pub(super) fn with_bytes(self, bytes: &[u8]) -> LogEntry<'_, P> {
+        LogEntry {
+            last: self.last,
+            first_seq: self.last.seq - self.count + 1,
+            run: self.run,
+            is_own: self.is_own,
+            is_first: self.is_first,
+            time_ms: self.time_ms,
+            round_trip_ms: self.round_trip_ms,
+            bytes: bytes.len(),
+            items: Entry::parse(bytes).map_or(Items::default(), |entry| entry.items()),
+            next_index: 0,
+            pending: self.pending,
+        }
+    }
+}
+
+/// An entry as it was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawEntry<'a> {
+    pub(super) id: MessageId,
+    pub(super) time_ms: u64,
+    pub(super) span: Span,
+    pub(super) bytes: &'a [u8],
+}
+
+/// The position in the log, and everything that follows from the entries before it.
+#[derive(Debug)]
+pub(super) struct LogReader<P> {
+    run: u32,
+    /// The last entry that was applied or skipped.
+    pub(super) position: MessageId,
+    pub(super) roll_call: RollCall,
+    pub(super) segments: LogSegments,
+    pub(super) own: PendingEntries<P>,
+    pub(super) events: VecDeque<QueuedEvent<P>>,
+    /// The highest number of an own entry that was applied.
+    pub(super) applied_number: u64,
+    has_caught_up: bool,
+    pub(super) counters: ReadCounters,
+}
+
+/// What was read since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadCounters {
+    /// Entries that were applied.
+    pub entries: u64,
+    /// Their items.
+    pub items: u64,
+    /// Entries that were skipped as duplicates.
+    pub duplicates: u64,
+    /// Publishes that are unconfirmed.
+    pub unconfirmed: u64,
+    /// Discontinuities.
+    pub discontinuities: u64,
+    /// Markers by reason: new, damaged, moved, and any other one.
+    pub epochs: [u64; 4],
+}
+
+impl<P> LogReader<P> {
+    pub(super) fn new(run: u32, pending_bytes_max: usize, age_ms: u64, bytes_max: u64) -> LogReader<P> {
+        LogReader {
+            run,
+            position: START,
+            roll_call: RollCall::new(age_ms),
+            segments: LogSegments::new(age_ms, bytes_max),
+            own: PendingEntries::new(run, pending_bytes_max),
+            events: VecDeque::new(),
+            applied_number: 0,
+            has_caught_up: false,
+            counters: ReadCounters::default(),
+        }
+    }
+
+    /// The end of the log was reached for the first time: unknown runs are new from now on.
+    pub(super) fn catch_up(&mut self) {
+        self.has_caught_up = true;
+        self.roll_call.catch_up();
+    }
+
+    pub(super) fn push(&mut self, event: LinkEvent<'static, P>) {
+        self.events.push_back(QueuedEvent::Event(event));
+    }
+
+    pub(super) fn notice(&mut self, notice: LinkNotice) {
+        self.push(LinkEvent::Notice(notice));
+    }
+
+    /// Applies an entry by the rules of this module.
+    pub(super) fn read_entry(&mut self, raw: RawEntry<'_>, now: LoopTime) -> Result<(), BadEntry> {
+        let entry = Entry::parse(raw.bytes)?;
+        let id = raw.id;
+        let before =
+            MessageId { epoch: id.epoch, seq: id.seq.checked_sub(entry.count).ok_or(BadEntry::Field)? };
+        self.roll_call.advance(raw.time_ms);
+        self.segments.add(id, raw.time_ms, raw.bytes.len() as u64);
+        let is_first = self.position == START;
+        let is_trimmed = !is_first && self.position != before;
+        if is_trimmed {
+            self.lose_range(before, raw.time_ms);
+        }
+        let (run, number) = (entry.header.run, entry.header.number);
+        match self.roll_call.compare(run, number) {
+            Numbering::Duplicate => {
+                self.position = id;
+                self.counters.duplicates += 1;
+                if run == self.run {
+                    self.skip_own(number, now);
+                }
+            }
+            numbering => {
+                if let Numbering::Jump { first_missing, is_announced: false } = numbering
+                    && !is_trimmed
+                {
+                    let numbers = Some((run, first_missing, number - 1));
+                    self.lose(before, LossCause::Jump, None, numbers);
+                }
+                self.apply(&entry, raw, is_first, now);
+            }
+        }
+        self.report_losses();
+        Ok(())
+    }
+
+    /// Entries before this one were trimmed unread.
+    fn lose_range(&mut self, before: MessageId, time_ms: u64) {
+        self.roll_call.lose_range();
+        self.count_loss(LossCause::Trimmed, None);
+        let discontinuity = LogDiscontinuity { upto: before, missed: None, cause: LossCause::Trimmed };
+        self.push(if before.epoch == self.position.epoch {
+            LinkEvent::Discontinuity(discontinuity)
+        } else {
+            // The marker was trimmed too.
+            LinkEvent::Marker(Marker {
+                epoch: before.epoch,
+                first_seq: before.seq,
+                survived: START,
+                is_first: false,
+                time_ms,
+                discontinuity: Some(discontinuity),
+            })
+        });
+        // The first copies of entries that were sent may be among the trimmed ones.
+        while let Some((pending, _)) = self.own.give_up_oldest(|entry| entry.was_sent) {
+            self.fail(pending, PublishFailure::Unconfirmed);
+        }
+    }
+
+    /// An own entry was skipped: it will not be applied under its number.
+    fn skip_own(&mut self, number: u64, now: LoopTime) {
+        let Some(PendingEntry { pending, content, .. }) = self.own.take(number) else { return };
+        self.fail(pending, PublishFailure::Unconfirmed);
+        if let Content::Report(epoch) = content {
+            self.submit_report(epoch, now);
+        }
+    }
+
+    /// Reports publishes that are not acknowledged.
+    pub(super) fn fail(&mut self, pending: VecDeque<(u64, P)>, why: PublishFailure) {
+        if pending.is_empty() {
+            return;
+        }
+        if why == PublishFailure::Unconfirmed {
+            self.counters.unconfirmed += pending.len() as u64;
+        }
+        let pending = pending.into_iter().map(|(_, pending)| pending).collect();
+        self.push(LinkEvent::Failed { pending, why });
+    }
+
+    fn apply(&mut self, entry: &Entry<'_>, raw: RawEntry<'_>, is_first: bool, now: LoopTime) {
+        let (run, number) = (entry.header.run, entry.header.number);
+        let is_own = run == self.run;
+        let own = if is_own { self.own.take(number) } else { None };
+        let round_trip_ms = own.as_ref().map(|own| now.millis_since(own.submitted_at));
+        let is_copy = self.roll_call.apply(run, number, entry.header.is_resent);
+        self.position = raw.id;
+        self.counters.entries += 1;
+        self.counters.items += entry.count;
+        if is_own {
+            self.applied_number = number;
+        }
+        self.events.push_back(QueuedEvent::Entry(QueuedEntry {
+            last: raw.id,
+            count: entry.count,
+            run,
+            is_own,
+            is_first,
+            time_ms: raw.time_ms,
+            round_trip_ms,
+            bytes: raw.span,
+            pending: own.map_or_else(VecDeque::new, |own| own.pending),
+        }));
+        let mut raises_evicted = is_copy;
+        for item in entry.items() {
+            match item {
+                Item::EpochReport { epoch, numbers } => {
+                    raises_evicted |= self.roll_call.report(run, is_own, epoch, numbers.iter());
+                }
+                Item::Shutdown => self.roll_call.shut_down(run),
+                _ => {}
+            }
+        }
+        if raises_evicted {
+            self.push(LinkEvent::RaiseEvicted { upto: self.position });
+        }
+    }
+
+    /// Applies the marker of an epoch.
+    pub(super) fn read_marker(
+        &mut self,
+        id: MessageId,
+        time_ms: u64,
+        (reason, survived): (&str, MessageId),
+        now: LoopTime,
+    ) {
+        self.roll_call.advance(time_ms);
+        self.submit_report(id.epoch, now);
+        let position = self.position;
+        let is_first = position == START;
+        let is_loss = !is_first && position != survived;
+        let discontinuity = is_loss.then(|| {
+            // Others may receive the entries that this node has read later, or never.
+            let missed = (order(position) > order(survived)).then_some(0);
+            LogDiscontinuity { upto: id, missed, cause: LossCause::Marker }
+        });
+        self.counters.epochs[match reason {
+            "new" => 0,
+            "damaged" => 1,
+            "moved" => 2,
+            _ => 3,
+        }] += 1;
+        if self.has_caught_up {
+            let reason = reason.to_owned();
+            self.notice(LinkNotice::NewEpoch { epoch: id.epoch, reason, survived, position });
+        }
+        if is_loss {
+            self.count_loss(LossCause::Marker, None);
+        }
+        self.position = id;
+        self.segments.lose_after(survived);
+        self.segments.add(id, time_ms, 0);
+        self.roll_call.begin_epoch(id.epoch, is_loss);
+        self.push(LinkEvent::Marker(Marker {
+            epoch: id.epoch,
+            first_seq: 0,
+            survived,
+            is_first,
+            time_ms,
+            discontinuity,
+        }));
+        self.report_losses();
+    }
+
+    /// Appends a report of the numbers that this node has applied.
+    fn submit_report(&mut self, epoch: u64, now: LoopTime) {
+        let mut buffer = Vec::new();
+        let numbers = RunNumbers::encode(self.roll_call.numbers(), &mut buffer);
+        self.own.push_notice(&Item::EpochReport { epoch, numbers }, Content::Report(epoch), now);
+    }
+
+    /// Reports the losses that are certain now, and changes of the nodes that are alive.
+    fn report_losses(&mut self) {
+        while let Some(loss) = self.roll_call.next_loss() {
+            match loss {
+                Loss::Report { run, numbers: (first, last) } => {
+                    self.lose(self.position, LossCause::Report, None, Some((run, first, last)));
+                }
+                Loss::RollCall { runs } => {
+                    self.notice(LinkNotice::RollCallIncomplete { runs });
+                    self.lose(self.position, LossCause::RollCall, None, None);
+                }
+            }
+        }
+        while let Some(change) = self.roll_call.next_change() {
+            self.notice(match change {
+                Membership::Joined(run) => LinkNotice::NodeJoined(run),
+                Membership::TimedOut(run) => LinkNotice::NodeTimedOut(run),
+                Membership::ShutDown(run) => LinkNotice::NodeShutDown(run),
+            });
+        }
+    }
+
+    fn lose(
+        &mut self,
+        upto: MessageId,
+        cause: LossCause,
+        missed: Option<u64>,
+        numbers: Option<(u32, u64, u64)>,
+    ) {
+        self.count_loss(cause, numbers);
+        self.push(LinkEvent::Discontinuity(LogDiscontinuity { upto, missed, cause }));
+    }
+
+    fn count_loss(&mut self, cause: LossCause, numbers: Option<(u32, u64, u64)>) {
+        self.counters.discontinuities += 1;
+        self.notice(LinkNotice::Discontinuity { cause, numbers });
+    }
+}

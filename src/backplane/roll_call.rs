@@ -1,0 +1,396 @@
+//! The roll call: the numbers of all nodes' entries, the nodes that are alive, and the losses that they show.
+//!
+//! Each node numbers its entries without holes. A reader that knows the last number of every run therefore finds each
+//! entry that the log lost as a jump, and each entry that was sent twice as a number that it has applied before. Jumps
+//! need a next entry of the same run. For nodes that are no longer running there are two more rules: after the marker of
+//! an epoch every node appends a report of the numbers that it has applied, and every node that was alive must report.
+//!
+//! All times are *log time*: the sum of the forward steps of Redis' clock, so a clock that is set back neither expires
+//! nor postpones a deadline, and none expires while the link is lost. The node's own heartbeats keep log time running.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
+pub(super) const LIVE_MS: u64 = 6_000;
+
+/// Maximum time in ms for the reports after a marker. A link is re-established within 2 s of a failover's end.
+const REPORT_TIMEOUT_MS: u64 = 10_000;
+
+/// Time between two looks at all runs, in ms.
+const SWEEP_MS: u64 = 500;
+
+/// Maximum number of runs in the table. A run takes 64 bytes, and is forgotten when its entries are trimmed.
+const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
+
+/// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
+const MARKERS_MAX: usize = 64;
+
+/// What this node knows about one process.
+#[derive(Clone, Copy, Debug)]
+struct RunState {
+    /// The number of its last entry that was applied.
+    last_number: u64,
+    /// Log time of that entry.
+    seen_ms: u64,
+    /// True from its first entry until it times out or shuts down.
+    is_live: bool,
+    /// True if its next jump was already announced.
+    is_announced: bool,
+    /// True if an entry that was sent once was applied since the start or the last trimmed range. Until then a copy may
+    /// be the second one of an entry whose first copy was trimmed.
+    is_aligned: bool,
+}
+
+/// The nodes that must report after a marker.
+#[derive(Clone, Debug)]
+struct Call {
+    epoch: u64,
+    deadline_ms: u64,
+    expected: BTreeSet<u32>,
+}
+
+/// Entries that another node has applied, and this one has not.
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    epoch: u64,
+    number: u64,
+    deadline_ms: u64,
+}
+
+/// The number of an entry, compared with the last one of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbering {
+    /// The next one, or the first of its run that this node reads.
+    Next,
+    /// It was applied before.
+    Duplicate,
+    /// Entries from this number on are missing.
+    Jump { first_missing: u64, is_announced: bool },
+}
+
+/// A loss that a report or the end of a roll call shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Another node has applied the run's entries from one number to another, and the run does not send them again.
+    Report { run: u32, numbers: (u64, u64) },
+    /// Nodes have not reported, and their acknowledged messages are unknown.
+    RollCall { runs: Vec<u32> },
+}
+
+/// A change of the nodes that are alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Membership {
+    Joined(u32),
+    TimedOut(u32),
+    ShutDown(u32),
+}
+
+/// The numbers and the state of all runs.
+#[derive(Debug, Default)]
+pub(super) struct RollCall {
+    runs: BTreeMap<u32, RunState>,
+    /// True once the node has reached the end of the log. A run that is unknown later is new.
+    has_caught_up: bool,
+    /// Log time.
+    now_ms: u64,
+    /// Redis' time of the last entry, in ms.
+    redis_ms: u64,
+    /// Log time of the last entry that was applied.
+    applied_ms: u64,
+    /// How long a run is remembered after its last entry, in ms.
+    memory_ms: u64,
+    /// Log time of the next look at all runs.
+    next_sweep_ms: u64,
+    calls: Vec<Call>,
+    missing: BTreeMap<u32, Missing>,
+    /// Epochs of markers, and runs whose reports for them were read.
+    reported: VecDeque<(u64, BTreeSet<u32>)>,
+    /// Epochs of markers at which this node was not where the log's data ended, until its own report is read.
+    unreported_losses: BTreeSet<u64>,
+    changes: Vec<Membership>,
+}
+
+impl RollCall {
+    /// An empty table for a log whose entries are kept for `age_ms`.
+    pub(super) fn new(age_ms: u64) -> RollCall {
+        RollCall { memory_ms: age_ms.saturating_mul(2), ..RollCall::default() }
+    }
+
+    /// Redis' time of the last entry, in ms.
+    pub(super) fn redis_ms(&self) -> u64 {
+        self.redis_ms
+    }
+
+    /// Advances log time to that of an entry or marker.
+    pub(super) fn advance(&mut self, redis_ms: u64) {
+        if self.redis_ms > 0 {
+            self.now_ms += redis_ms.saturating_sub(self.redis_ms);
+        }
+        self.redis_ms = redis_ms;
+        if self.now_ms < self.next_sweep_ms {
+            return;
+        }
+        self.next_sweep_ms = self.now_ms + SWEEP_MS;
+        let expired = self.now_ms.saturating_sub(LIVE_MS);
+        for (run, state) in &mut self.runs {
+            if state.is_live && state.seen_ms < expired {
+                state.is_live = false;
+                self.changes.push(Membership::TimedOut(*run));
+            }
+        }
+        let forgotten = self.now_ms.saturating_sub(self.memory_ms);
+        if self.runs.len() > RUNS_MAX / 2 {
+            self.runs.retain(|_, state| state.is_live || state.seen_ms >= forgotten);
+        }
+    }
+
+    /// The node has reached the end of the log.
+    pub(super) fn catch_up(&mut self) {
+        self.has_caught_up = true;
+    }
+
+    /// Compares the number of an entry with the last one of its run.
+    pub(super) fn compare(&self, run: u32, number: u64) -> Numbering {
+        let (last, is_announced) = match self.runs.get(&run) {
+            Some(state) => (state.last_number, state.is_announced),
+            None if self.has_caught_up => (0, false),
+            None => return Numbering::Next,
+        };
+        if number <= last {
+            Numbering::Duplicate
+        } else if number == last + 1 {
+            Numbering::Next
+        } else {
+            Numbering::Jump { first_missing: last + 1, is_announced }
+        }
+    }
+
+    /// An entry is applied. Returns true if an earlier copy of it may have been trimmed unread: then cursors from other
+    /// nodes before this entry are incomplete.
+    pub(super) fn apply(&mut self, run: u32, number: u64, is_resent: bool) -> bool {
+        self.applied_ms = self.now_ms;
+        if self.runs.len() >= RUNS_MAX && !self.runs.contains_key(&run) {
+            let oldest = self.runs.iter().min_by_key(|(_, state)| state.seen_ms).map(|(run, _)| *run);
+            oldest.and_then(|run| self.runs.remove(&run));
+        }
+        let state = self.runs.entry(run).or_insert(RunState {
+            last_number: 0,
+            seen_ms: 0,
+            is_live: false,
+            is_announced: false,
+            is_aligned: false,
+        });
+        if !state.is_live {
+            state.is_live = true;
+            self.changes.push(Membership::Joined(run));
+        }
+        state.is_aligned |= !is_resent;
+        state.is_announced = false;
+        state.last_number = number;
+        state.seen_ms = self.now_ms;
+        !state.is_aligned
+    }
+
+    /// A range of the log was trimmed unread.
+    pub(super) fn lose_range(&mut self) {
+        self.runs.values_mut().for_each(|state| state.is_aligned = false);
+    }
+
+    /// The node has sent its last entry.
+    pub(super) fn shut_down(&mut self, run: u32) {
+        if let Some(state) = self.runs.get_mut(&run)
+            && state.is_live
+        {
+            state.is_live = false;
+            // It is not expected to report, even if a marker follows at once.
+            state.seen_ms = self.now_ms.saturating_sub(LIVE_MS + 1);
+            self.changes.push(Membership::ShutDown(run));
+        }
+        self.calls.iter_mut().for_each(|call| {
+            call.expected.remove(&run);
+        });
+    }
+
+    /// A marker was read: every run that was alive before it must report.
+    pub(super) fn begin_epoch(&mut self, epoch: u64, is_loss: bool) {
+        if is_loss {
+            self.unreported_losses.insert(epoch);
+        }
+        // No node could append during the outage, so the end of the previous epoch decides which nodes were alive.
+        let since = self.applied_ms.saturating_sub(LIVE_MS);
+        let is_expected = |state: &RunState| state.seen_ms >= since && state.last_number > 0;
+        let expected =
+            self.runs.iter().filter(|(_, state)| is_expected(state)).map(|(run, _)| *run).collect();
+        self.calls.push(Call { epoch, deadline_ms: self.now_ms + REPORT_TIMEOUT_MS, expected });
+        self.reported.push_back((epoch, BTreeSet::new()));
+        if self.reported.len() > MARKERS_MAX {
+            self.reported.pop_front();
+        }
+    }
+
+    /// A report was read. Returns true if it is this node's own, for a marker at which it had lost entries.
+    pub(super) fn report(
+        &mut self,
+        run: u32,
+        is_own: bool,
+        epoch: u64,
+        numbers: impl Iterator<Item = (u32, u64)>,
+    ) -> bool {
+        if let Some((_, runs)) = self.reported.iter_mut().find(|(marker, _)| *marker == epoch) {
+            runs.insert(run);
+        }
+        for call in self.calls.iter_mut().filter(|call| call.epoch == epoch) {
+            call.expected.remove(&run);
+        }
+        let deadline_ms = self.now_ms + REPORT_TIMEOUT_MS;
+        for (other, number) in numbers {
+            let last = self.runs.get(&other).map_or(0, |state| state.last_number);
+            if last < number && self.missing.len() < RUNS_MAX {
+                let missing = self.missing.entry(other).or_insert(Missing { epoch, number, deadline_ms });
+                missing.number = missing.number.max(number);
+            }
+        }
+        is_own && self.unreported_losses.remove(&epoch)
+    }
+
+    /// The last number of each run that this node has applied, for its report.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.runs.iter().map(|(run, state)| (*run, state.last_number))
+    }
+
+    /// The next loss that is certain now.
+    pub(super) fn next_loss(&mut self) -> Option<Loss> {
+        let (runs, now) = (&self.runs, self.now_ms);
+        let last = |run: &u32| runs.get(run).map_or(0, |state| state.last_number);
+        self.missing.retain(|run, missing| last(run) < missing.number);
+        let certain = self.missing.iter().find(|(run, missing)| {
+            let has_reported =
+                |(epoch, runs): &(u64, BTreeSet<u32>)| *epoch == missing.epoch && runs.contains(run);
+            now > missing.deadline_ms || self.reported.iter().any(has_reported)
+        });
+        if let Some((&run, &Missing { number, .. })) = certain {
+            self.missing.remove(&run);
+            let numbers = (last(&run) + 1, number);
+            if let Some(state) = self.runs.get_mut(&run) {
+                state.is_announced = true;
+            }
+            return Some(Loss::Report { run, numbers });
+        }
+        self.calls.retain(|call| !call.expected.is_empty());
+        let expired = self.calls.iter().position(|call| now > call.deadline_ms)?;
+        Some(Loss::RollCall { runs: self.calls.remove(expired).expected.into_iter().collect() })
+    }
+
+    /// Returns true if this node was ahead of the log at a marker, and its own report for it was not read yet: a client
+    /// that attaches with a cursor was on another node, and may miss messages that only this node had.
+    pub(super) fn has_unreported_loss(&self) -> bool {
+        !self.unreported_losses.is_empty()
+    }
+
+    /// Nodes that are alive.
+    pub(super) fn live(&self) -> usize {
+        self.runs.values().filter(|state| state.is_live).count()
+    }
+
+    /// The next change of the nodes that are alive. Changes before the end of the log was reached are history.
+    pub(super) fn next_change(&mut self) -> Option<Membership> {
+        if !self.has_caught_up {
+            self.changes.clear();
+        }
+        if self.changes.is_empty() { None } else { Some(self.changes.remove(0)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table of a node that has caught up and has read one entry of each of these runs, numbered 1.
+    fn table(runs: &[u32]) -> RollCall {
+        let mut table = RollCall::new(300_000);
+        table.catch_up();
+        table.advance(1_000_000);
+        for run in runs {
+            assert_eq!(table.compare(*run, 1), Numbering::Next);
+            assert!(!table.apply(*run, 1, false));
+        }
+        while table.next_change().is_some() {}
+        table
+    }
+
+    #[test]
+    fn numbers_are_next_duplicate_or_a_jump() {
+        let table = table(&[7]);
+        assert_eq!(table.compare(7, 2), Numbering::Next);
+        assert_eq!(table.compare(7, 1), Numbering::Duplicate);
+        assert_eq!(table.compare(7, 4), Numbering::Jump { first_missing: 2, is_announced: false });
+        // An unknown run is new, and begins with 1, but not during the first catch-up.
+        assert_eq!(table.compare(8, 3), Numbering::Jump { first_missing: 1, is_announced: false });
+        assert_eq!(RollCall::new(1).compare(8, 3), Numbering::Next);
+    }
+
+    #[test]
+    fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
+        let mut table = table(&[1, 2]);
+        table.begin_epoch(5, false);
+        assert!(!table.report(1, true, 5, [].into_iter()));
+        table.advance(1_010_000);
+        assert_eq!(table.next_loss(), None);
+        table.advance(1_010_001);
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { runs: vec![2] }));
+        assert_eq!(table.next_loss(), None);
+    }
+
+    #[test]
+    fn run_that_was_silent_or_has_shut_down_need_not_report() {
+        let mut table = table(&[1, 2, 3]);
+        table.advance(1_006_001);
+        table.apply(3, 2, false);
+        table.apply(2, 2, false);
+        table.shut_down(2);
+        let changes: Vec<_> = std::iter::from_fn(|| table.next_change()).collect();
+        assert_eq!(changes[..3], [1, 2, 3].map(Membership::TimedOut));
+        assert_eq!(changes[3..], [Membership::Joined(3), Membership::Joined(2), Membership::ShutDown(2)]);
+        table.begin_epoch(5, false);
+        table.report(3, true, 5, [].into_iter());
+        table.advance(1_100_000);
+        assert_eq!(table.next_loss(), None);
+    }
+
+    #[test]
+    fn entry_that_another_node_has_applied_is_a_loss_once() {
+        let mut table = table(&[1, 2]);
+        table.begin_epoch(5, false);
+        table.report(1, true, 5, [].into_iter());
+        table.report(3, false, 5, [(1, 1), (2, 4)].into_iter());
+        assert_eq!(table.next_loss(), None, "run 2 may send them again");
+        table.report(2, false, 5, [].into_iter());
+        assert_eq!(table.next_loss(), Some(Loss::Report { run: 2, numbers: (2, 4) }));
+        assert_eq!(table.next_loss(), None);
+        assert_eq!(table.compare(2, 5), Numbering::Jump { first_missing: 2, is_announced: true });
+    }
+
+    #[test]
+    fn clock_that_is_set_back_expires_nothing() {
+        let mut table = table(&[1]);
+        table.begin_epoch(5, true);
+        table.advance(1_000);
+        assert_eq!((table.next_loss(), table.next_change()), (None, None));
+        table.advance(11_000);
+        assert_eq!(table.next_loss(), None);
+        table.advance(11_001);
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { runs: vec![1] }));
+        assert!(table.has_unreported_loss());
+        assert!(table.report(1, true, 5, [].into_iter()));
+        assert!(!table.has_unreported_loss());
+    }
+
+    #[test]
+    fn table_of_runs_is_bounded() {
+        let mut table = table(&[]);
+        for run in 0..2 * RUNS_MAX as u32 {
+            table.apply(run, 1, false);
+        }
+        assert_eq!(table.runs.len(), RUNS_MAX);
+    }
+}
