@@ -190,6 +190,56 @@ pub struct Gap {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientId(u32);
 
+/// The client ids of a process, by the generations of its slots.
+///
+/// A server by itself counts from its salt. Servers that share a log allocate blocks of 2^24 ids there, since `?echo=0`
+/// compares the ids of clients of all of them.
+#[derive(Debug, Default)]
+pub struct ClientIds {
+    salt: u32,
+    blocks: Vec<u32>,
+}
+
+/// Generations in one block of client ids.
+pub const CLIENT_BLOCK: u32 = 1 << 24;
+
+impl ClientIds {
+    /// Ids that are counted from a salt.
+    pub fn from_salt(salt: u32) -> ClientIds {
+        ClientIds { salt, blocks: Vec::new() }
+    }
+
+    /// Adds a block of ids. The first block is for the generations from 0 on, and each further one for those that follow.
+    pub fn add_block(&mut self, block: u32) {
+        self.blocks.push(block);
+    }
+
+    /// The client that a slot belongs to.
+    #[inline]
+    pub fn of(&self, slot: SlotId) -> ClientId {
+        let generation = slot.generation;
+        let block = self.blocks.get((generation / CLIENT_BLOCK) as usize).or(self.blocks.last());
+        match block {
+            None => ClientId::of(slot, self.salt),
+            Some(block) => {
+                let start = block.wrapping_mul(CLIENT_BLOCK);
+                ClientId::of(SlotId { generation: generation % CLIENT_BLOCK, ..slot }, start)
+            }
+        }
+    }
+
+    /// Returns true if the ids are allocated in blocks, and fewer than one in 16 of the last block are left.
+    pub fn needs_block(&self, next: SlotId) -> bool {
+        let end = u64::from(CLIENT_BLOCK) * self.blocks.len() as u64;
+        end > 0 && u64::from(next.generation) + u64::from(CLIENT_BLOCK / 16) >= end
+    }
+
+    /// The salt with which a next process that reads the same history continues after the last id of this one.
+    pub fn next_salt(&self, next: SlotId) -> u32 {
+        self.salt.wrapping_add(next.generation)
+    }
+}
+
 impl ClientId {
     /// The client that a slot belongs to.
     pub fn of(slot: SlotId, salt: u32) -> ClientId {
@@ -338,6 +388,30 @@ mod tests {
         ] {
             assert_eq!(Since::parse(bad), Err(BadCursor), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn client_ids_of_processes_with_different_blocks_differ() {
+        let slot = |generation| SlotId { key: 0, generation };
+        let ids = |blocks: &[u32]| {
+            let mut ids = ClientIds::from_salt(99);
+            blocks.iter().for_each(|&block| ids.add_block(block));
+            ids
+        };
+        let (one, other) = (ids(&[1, 4]), ids(&[2, 3]));
+        let generations = [0, 1, CLIENT_BLOCK - 1, CLIENT_BLOCK, CLIENT_BLOCK + 1, 2 * CLIENT_BLOCK - 1];
+        let mut all: Vec<String> = [&one, &other]
+            .iter()
+            .flat_map(|ids| generations.map(|at| ids.of(slot(at)).to_string()))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 2 * generations.len());
+        let alone = ids(&[]);
+        assert_eq!(alone.of(slot(7)), ClientId::of(slot(7), 99));
+        assert_eq!(alone.next_salt(slot(7)), 106);
+        assert!(!alone.needs_block(slot(u32::MAX)) && !one.needs_block(slot(CLIENT_BLOCK)));
+        assert!(one.needs_block(slot(2 * CLIENT_BLOCK - CLIENT_BLOCK / 16)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use log::warn;
 
 use super::engine::Engine;
 use super::pressure::Pressure;
-use super::publish::Publication;
+use super::publish::PendingPublish;
 use super::shared::Shared;
 use super::slots::{Slot, Slots};
 use crate::close::Reason;
@@ -86,7 +86,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Intent::Publish { channel, kind, payload, receipt, rights } => {
-                self.publish(id, &Publication { channel, kind, payload, receipt, rights }, now);
+                self.publish(kind, &payload, &PendingPublish { slot: id, channel, receipt, rights }, now);
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),

@@ -24,7 +24,7 @@ use crate::close::Reason;
 use crate::config::{Limits, OnSlow};
 use crate::hub::Hub;
 use crate::hub::discontinuity::DiscontinuityWalk;
-use crate::ids::SlotId;
+use crate::ids::{ClientIds, SlotId};
 use crate::metrics::MemoryStep;
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::{ReadOutcome, Transport};
@@ -88,8 +88,8 @@ pub struct Engine<T> {
     pub(super) log_lines: LogLimits,
     /// The next sweep of the tables of clients.
     pub(super) tables_at: LoopTime,
-    /// Makes the names of clients differ from those of other processes.
-    pub client_salt: u32,
+    /// The client ids, which differ from those of other processes.
+    pub clients: ClientIds,
     /// Differs from that of other processes, also of those that wrote the same history.
     pub run: u32,
     /// The discontinuity of the log that subscribers are being notified of.
@@ -121,7 +121,7 @@ impl<T: Transport> Engine<T> {
             channel_sweeper: Sweeper::new(),
             log_lines: LogLimits::NEW,
             tables_at: LoopTime::from_millis(0),
-            client_salt: 0,
+            clients: ClientIds::default(),
             run: 0,
             discontinuity: None,
             draining: None,
@@ -136,7 +136,7 @@ impl<T: Transport> Engine<T> {
     /// Returns the salt with which a next process that reads the same history continues the client ids: its first id
     /// follows the last of this process.
     pub fn next_client(&self) -> u32 {
-        self.client_salt.wrapping_add(self.slots.next_id().generation)
+        self.clients.next_salt(self.slots.next_id())
     }
 
     /// Reads every ready slot up to a budget and gathers intents.

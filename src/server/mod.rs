@@ -82,7 +82,7 @@ use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::Config;
-use crate::ids::Peer;
+use crate::ids::{ClientIds, Peer};
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
 use crate::net::listener::{Accept, Listener};
@@ -260,7 +260,7 @@ impl<E: Acceptor> Server<E> {
         // A new log begins, unless a history file continues one.
         let mut engine = Engine::new(config.limits, store::new_epoch());
         engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
-        engine.client_salt = engine.run;
+        engine.clients = ClientIds::from_salt(engine.run);
         let load = || match &config.history_file {
             None => Ok(None),
             Some(file) => store::load(file, &engine.shared.limits, clock.times(), stamp)
@@ -272,7 +272,7 @@ impl<E: Acceptor> Server<E> {
             let Opened { store: opened, hub, clients } =
                 loaded.mark_in_use().map_err(StartError::HistoryFile)?;
             engine.hub = hub;
-            engine.client_salt = clients.unwrap_or(engine.client_salt);
+            engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run));
             store = Some(opened);
         }
         let AccessConfig { origins, proxies, authenticator } = access_config;

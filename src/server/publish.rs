@@ -1,12 +1,12 @@
 //! Publishing, in two parts: `submit` checks what does not depend on other publishers of the channel (rate, rights,
-//! draining, room), and `apply` puts the message into the channel and acknowledges it.
+//! draining, room), and `apply_item` puts the message into its channel at its place in the order of the log.
 //!
-//! `apply` is the part that a log shared by several servers would call for each of its entries: it opens the channel,
-//! finds duplicates by their idempotency key, publishes, and answers the publisher.
+//! A server by itself is its own log: the item is applied as soon as it is submitted. With a log that several servers
+//! share, the item is sent to the log, and applied by every server when it is read back. So `apply_item` has nothing to
+//! check but the idempotency key, which is decided in the order of the log; and the publisher, which may have closed by
+//! then, is a separate value ([`PendingPublish`]).
 
 use std::net::IpAddr;
-
-use bytes::Bytes;
 
 use super::engine::Engine;
 use super::slots::Slot;
@@ -16,8 +16,8 @@ use crate::access::limit::Limit;
 use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
 use crate::hub::creators::Creator;
 use crate::hub::idempotency::IdempotencyKey;
-use crate::hub::{Duplicate, Published};
-use crate::ids::{ChannelId, ChannelName, ClientId, Sender, SlotId};
+use crate::hub::{Duplicate, Published, Subscription};
+use crate::ids::{ChannelId, ChannelName, Sender, SlotId};
 use crate::net::transport::Transport;
 use crate::session::intent::Receipt;
 use crate::session::rejection::Rejection;
@@ -25,15 +25,34 @@ use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
 
-/// A message as its publisher sent it.
+/// The publisher of a message that is not acknowledged yet, and how it is to be answered.
 #[derive(Debug)]
-pub(super) struct Publication {
+pub(super) struct PendingPublish {
+    pub(super) slot: SlotId,
     /// `None`: the channel that a raw WebSocket subscribes to.
     pub(super) channel: Option<ChannelName>,
-    pub(super) kind: Kind,
-    pub(super) payload: Bytes,
     pub(super) receipt: Receipt,
     pub(super) rights: Rights,
+}
+
+/// A message at its place in the order of the log.
+#[derive(Debug)]
+pub(super) struct OrderedMessage<'a> {
+    pub(super) channel: ChannelId,
+    pub(super) kind: Kind,
+    pub(super) payload: &'a [u8],
+    pub(super) sender: Sender,
+    pub(super) key: Option<IdempotencyKey<'a>>,
+    /// The sender's, if it subscribes to the channel on this server.
+    pub(super) subscription: Option<Subscription>,
+}
+
+/// The result of applying a message.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Applied {
+    New(Published),
+    /// It is the same as this earlier message with the same idempotency key, and was not published again.
+    Repeated(Published),
 }
 
 /// The channel that a message is published on.
@@ -46,26 +65,27 @@ pub(super) enum PublishTarget {
 
 impl<T: Transport> Engine<T> {
     /// Publishes a message, or answers its publisher with the reason why it is not published.
-    pub(super) fn publish(&mut self, id: SlotId, publication: &Publication, now: LoopTime) {
-        let published = match self.submit(id, publication, now) {
-            Ok(target) => self.apply_publication(id, target, publication, now),
+    pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: &PendingPublish, now: LoopTime) {
+        let published = match self.submit(pending, payload.len(), now) {
+            Ok(target) => self.apply_own(target, kind, payload, pending, now),
             Err(rejection) => Err(rejection),
         };
         if let Err(rejection) = published {
-            self.reject_publication(id, rejection, publication, now);
+            self.reject_publish(pending, rejection, now);
         }
     }
 
     /// Checks rate, rights, draining and room. Returns the channel that the message is to be published on.
     fn submit(
         &mut self,
-        id: SlotId,
-        publication: &Publication,
+        pending: &PendingPublish,
+        payload_bytes: usize,
         now: LoopTime,
     ) -> Result<PublishTarget, Rejection> {
         // Before a channel is opened for it.
-        self.take_rate(id, publication, now)?;
-        let Publication { channel, receipt, rights, .. } = publication;
+        self.take_rate(pending, payload_bytes, now)?;
+        let PendingPublish { slot: id, channel, receipt, rights } = pending;
+        let id = *id;
         let grant = self.shared.authenticator.grant(rights);
         let Some(name) = channel else {
             let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
@@ -106,16 +126,16 @@ impl<T: Transport> Engine<T> {
         }))
     }
 
-    /// Opens the channel, publishes the message unless it is a duplicate, and acknowledges it.
-    fn apply_publication(
+    /// Opens the channel of a message of this server's client, applies the message, and acknowledges it.
+    fn apply_own(
         &mut self,
-        id: SlotId,
         target: PublishTarget,
-        publication: &Publication,
+        kind: Kind,
+        payload: &[u8],
+        pending: &PendingPublish,
         now: LoopTime,
     ) -> Result<(), Rejection> {
-        let Publication { channel: name, kind, payload, receipt, rights } = publication;
-        let (name, kind) = (name.as_ref(), *kind);
+        let PendingPublish { slot: id, channel: name, receipt, rights } = pending;
         let channel = match (target, name) {
             (PublishTarget::Existing(channel), _) => channel,
             (PublishTarget::New(creator), Some(name)) => {
@@ -123,67 +143,111 @@ impl<T: Transport> Engine<T> {
             }
             (PublishTarget::New(_), None) => return Err(Rejection::ConnectionClosing),
         };
-        let Some(slot) = self.slots.get(id) else { return Ok(()) };
+        let Some(slot) = self.slots.get(*id) else { return Ok(()) };
         let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
-        let key = name.zip(receipt.key());
+        let key = name.as_ref().zip(receipt.key());
         let key = key.map(|(name, key)| IdempotencyKey { channel: name.as_str(), owner, key });
-        match key.and_then(|key| self.hub.find_duplicate(key, kind, payload, now)) {
-            Some(Duplicate::Same(published)) => {
-                self.shared.metrics.messages_repeated += 1;
-                self.hub.remove_if_unused(channel);
-                self.acknowledge(id, published, publication, now);
-                return Ok(());
-            }
-            Some(Duplicate::OtherPayload) => {
-                self.hub.remove_if_unused(channel);
-                return Err(Rejection::KeyReused);
-            }
-            None => {}
-        }
         let subscription = slot.subscriptions.find(channel);
-        let metrics = &mut self.shared.metrics;
-        let (client, count) = match receipt {
-            Receipt::Response { .. } => (None, &mut metrics.published_by_http),
-            Receipt::None | Receipt::Ack { .. } => {
-                (Some(ClientId::of(id, self.client_salt)), &mut metrics.published_by_websocket)
-            }
-        };
-        *count += 1;
-        let user = rights.as_ref().and_then(|grant| grant.user.clone());
-        let published = self.hub.publish(channel, kind, payload, Sender { client, user }, subscription);
-        if self.pressure.is_active() {
-            self.throttle_publisher(id, channel, payload.len(), now);
-        }
-        if let Some(key) = key {
-            self.hub.record_key(key, kind, payload, published.index, now);
-        }
-        self.acknowledge(id, published, publication, now);
+        let sender = self.sender(pending);
+        let message = OrderedMessage { channel, kind, payload, sender, key, subscription };
+        let applied = self.apply_item(message, now)?;
+        self.confirm(pending, channel, applied, payload.len(), now);
         Ok(())
     }
 
+    /// The public sender of a message.
+    fn sender(&self, pending: &PendingPublish) -> Sender {
+        let PendingPublish { slot, receipt, rights, .. } = pending;
+        let is_web_socket = !matches!(receipt, Receipt::Response { .. });
+        Sender {
+            client: is_web_socket.then(|| self.clients.of(*slot)),
+            user: rights.as_ref().and_then(|grant| grant.user.clone()),
+        }
+    }
+
+    /// Publishes a message in its channel, unless its idempotency key is known. `log_time` is the time of the log, by
+    /// which keys expire.
+    ///
+    /// # Errors
+    /// [`Rejection::KeyReused`], which the publisher of the message is to be answered with.
+    pub(super) fn apply_item(
+        &mut self,
+        message: OrderedMessage<'_>,
+        log_time: LoopTime,
+    ) -> Result<Applied, Rejection> {
+        let OrderedMessage { channel, kind, payload, sender, key, subscription } = message;
+        if let Some(duplicate) = key.and_then(|key| self.hub.find_duplicate(key, kind, payload, log_time)) {
+            self.hub.remove_if_unused(channel);
+            return match duplicate {
+                Duplicate::Same(published) => Ok(Applied::Repeated(published)),
+                Duplicate::OtherPayload => Err(Rejection::KeyReused),
+            };
+        }
+        let published = self.hub.publish(channel, kind, payload, sender, subscription);
+        if let Some(key) = key {
+            self.hub.record_key(key, kind, payload, published.index, log_time);
+        }
+        Ok(Applied::New(published))
+    }
+
+    /// Counts a message of this server's client that was applied, and acknowledges it.
+    pub(super) fn confirm(
+        &mut self,
+        pending: &PendingPublish,
+        channel: ChannelId,
+        applied: Applied,
+        payload_bytes: usize,
+        now: LoopTime,
+    ) {
+        let metrics = &mut self.shared.metrics;
+        let published = match applied {
+            Applied::Repeated(published) => {
+                metrics.messages_repeated += 1;
+                published
+            }
+            Applied::New(published) => {
+                match pending.receipt {
+                    Receipt::Response { .. } => metrics.published_by_http += 1,
+                    Receipt::None | Receipt::Ack { .. } => metrics.published_by_websocket += 1,
+                }
+                if self.pressure.is_active() {
+                    self.throttle_publisher(pending.slot, channel, payload_bytes, now);
+                }
+                published
+            }
+        };
+        self.acknowledge(pending, published, now);
+    }
+
     /// Takes the message from the rate of its publisher, which is set by its grant or by the limits for all.
-    fn take_rate(&mut self, id: SlotId, publication: &Publication, now: LoopTime) -> Result<(), Rejection> {
+    fn take_rate(
+        &mut self,
+        pending: &PendingPublish,
+        payload_bytes: usize,
+        now: LoopTime,
+    ) -> Result<(), Rejection> {
+        let PendingPublish { slot: id, receipt, rights, .. } = pending;
         // Messages of a closing connection are not published, and do not count.
-        let is_closing = self.slots.get(id).is_none_or(Slot::is_close_queued);
+        let is_closing = self.slots.get(*id).is_none_or(Slot::is_close_queued);
         if is_closing {
             return Ok(());
         }
-        let Publication { receipt, rights, payload, .. } = publication;
         let key = match receipt {
             Receipt::Response { client: Some(client), .. } => RateKey::ClientIp(*client),
-            _ => RateKey::Connection(id),
+            _ => RateKey::Connection(*id),
         };
         let limits = RateLimits::of(&self.shared.limits, rights.as_deref());
-        self.rate_limiter.take(key, limits, payload.len(), now).map_err(|RateLimited { limit, retry_ms }| {
+        self.rate_limiter.take(key, limits, payload_bytes, now).map_err(|RateLimited { limit, retry_ms }| {
             self.shared.metrics.limit(limit);
             Rejection::RateLimited { retry_ms }
         })
     }
 
     /// Sends a publisher the id of its message, and the number of the channel's subscribers if it may subscribe to it.
-    fn acknowledge(&mut self, id: SlotId, published: Published, publication: &Publication, now: LoopTime) {
+    fn acknowledge(&mut self, pending: &PendingPublish, published: Published, now: LoopTime) {
         let Published { id: message, subscribers, .. } = published;
-        let Publication { channel, receipt, rights, .. } = publication;
+        let PendingPublish { slot: id, channel, receipt, rights } = pending;
+        let id = *id;
         match receipt {
             Receipt::None => {}
             Receipt::Ack { reference, .. } => {
@@ -201,14 +265,9 @@ impl<T: Transport> Engine<T> {
 
     /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors: the
     /// connection is closed.
-    fn reject_publication(
-        &mut self,
-        id: SlotId,
-        rejection: Rejection,
-        publication: &Publication,
-        now: LoopTime,
-    ) {
-        let Publication { channel, receipt, .. } = publication;
+    pub(super) fn reject_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
+        let PendingPublish { slot: id, channel, receipt, .. } = pending;
+        let id = *id;
         match rejection {
             Rejection::ConnectionClosing => return,
             Rejection::TooManyChannels(limit) => self.shared.metrics.limit(limit),

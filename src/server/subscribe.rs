@@ -22,7 +22,7 @@ use crate::close::Reason;
 use crate::hub::channel::BatchStart;
 use crate::hub::replay::ReplayStep;
 use crate::hub::{Moved, SubscribeOptions, Subscribed, Subscription, SubscriptionState};
-use crate::ids::{ChannelId, ChannelName, ClientId, Gap, GapReason, MessageId, Since, SlotId};
+use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Since, SlotId};
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits, high_water};
 use crate::net::transport::Transport;
 use crate::session::rejection::Rejection;
@@ -52,7 +52,7 @@ impl<T: Transport> Engine<T> {
         let can_subscribe = self.shared.authenticator.grant(rights).subscribe.iter().next().is_some();
         let hello = Notice::Hello {
             id: can_subscribe.then_some(Id(cursor)),
-            client: ClientId::of(id, self.client_salt).to_string(),
+            client: self.clients.of(id).to_string(),
             run: self.key_memory(id, rights),
             ping_ms: self.shared.limits.ping_interval_ms,
             message_bytes_max: self.shared.limits.message_bytes_max,
@@ -289,14 +289,14 @@ impl<T: Transport> Engine<T> {
 
     /// Returns the cost of one step, and true if the next step can follow at once.
     fn replay_slice(&mut self, id: SlotId, now: LoopTime) -> (Cost, bool) {
-        let Engine { slots, hub, client_salt, shared: Shared { limits, .. }, .. } = self;
+        let Engine { slots, hub, clients, shared: Shared { limits, .. }, .. } = self;
         let Some(slot) = slots.get(id) else { return (Cost::NONE, false) };
         let Some(subscription) = slot.next_replay() else {
             slots.mark_replaying(id, false);
             return (Cost::NONE, false);
         };
         let form = hub.form_of(subscription);
-        let own = (!subscription.echo).then(|| ClientId::of(id, *client_salt));
+        let own = (!subscription.echo).then(|| clients.of(id));
         let step = hub.replay(subscription, own, now);
         match step {
             ReplayStep::Slice { frames, messages, work } => {
