@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::output;
 use super::progress_display::ProgressDisplay;
 use super::version::VERSION;
+use crate::client::server_url::ServerUrl;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
@@ -160,11 +161,9 @@ impl CommonFlags {
 
     /// Parses the URL, with the TLS flags applied to it.
     fn target(&self, url: &str) -> Result<BenchTarget, Failure> {
-        let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://"));
-        let rest = rest.or((!url.contains("://")).then_some(url));
-        let secured = rest.filter(|_| self.tls).map(|rest| format!("wss://{rest}"));
-        let target = BenchTarget::parse(secured.as_deref().unwrap_or(url), &self.trust.trust())
-            .map_err(Failure::Usage)?;
+        let mut url = ServerUrl::parse(url).map_err(Failure::Usage)?;
+        url.is_encrypted |= self.tls;
+        let target = BenchTarget::resolve(&url, &self.trust.trust()).map_err(Failure::Usage)?;
         if self.trust.is_given() && target.tls.is_none() {
             return Err(Failure::Usage("--tls-ca and --tls-insecure need wss:// or --tls".to_owned()));
         }

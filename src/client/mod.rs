@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod frames;
 pub mod handshake;
 pub mod publish_request;
+pub mod server_url;
 pub mod tls;
 pub mod tls_error;
 pub mod transport;

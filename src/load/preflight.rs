@@ -113,12 +113,14 @@ fn ports(range: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::server_url::ServerUrl;
     use crate::client::tls::Trust;
     use crate::load::target::BenchTarget;
     use std::time::Duration;
 
     fn plan(connections: usize, workload: Workload) -> Plan {
-        let target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
+        let target =
+            BenchTarget::resolve(&ServerUrl::parse("ws://127.0.0.1:1").unwrap(), &Trust::Public).unwrap();
         Plan { workload, target, connections, channels: 1, ramp: Duration::ZERO, traffic: None, pid: None }
     }
 

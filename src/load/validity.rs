@@ -65,6 +65,7 @@ fn advice(cause: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::server_url::ServerUrl;
     use crate::client::tls::Trust;
     use crate::load::measurements::Measurements;
     use crate::load::plan::{Plan, Workload};
@@ -74,7 +75,8 @@ mod tests {
 
     #[test]
     fn busy_generator_is_invalid_unless_the_server_is_as_busy() {
-        let target = BenchTarget::parse("ws://127.0.0.1:1", &Trust::Public).unwrap();
+        let target =
+            BenchTarget::resolve(&ServerUrl::parse("ws://127.0.0.1:1").unwrap(), &Trust::Public).unwrap();
         let (workload, ramp) = (Workload::Fanout, Duration::ZERO);
         let plan = Plan { workload, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
         let idle = Report::of(&plan, &Measurements::new(None), None);

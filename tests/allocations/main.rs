@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
+use oyez::client::server_url::ServerUrl;
 use oyez::client::tls::Trust;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::change::Change;
@@ -53,7 +54,11 @@ fn received_frames_allocate_nothing() {
     };
     let plan = |seconds: u64| Plan {
         workload: Workload::Fanout,
-        target: BenchTarget::parse(&format!("{}/ws", server.url()), &Trust::Public).unwrap(),
+        target: BenchTarget::resolve(
+            &ServerUrl::parse(&format!("{}/ws", server.url())).unwrap(),
+            &Trust::Public,
+        )
+        .unwrap(),
         connections: MEMBERS,
         channels: 1,
         ramp: Duration::ZERO,

@@ -230,7 +230,7 @@ fn endless_empty_fragments_delay_only_their_sender() {
         }
         endless
     });
-    let before = server.resident_kib();
+    let before = server.resident_bytes();
     for round in 0..50 {
         one.send_text(&round.to_string());
         assert_eq!(two.text(), round.to_string());
@@ -243,8 +243,8 @@ fn endless_empty_fragments_delay_only_their_sender() {
     endless.send(&frames::fragment(TEXT, b""));
     endless.send(&frames::fragment(CONTINUATION, b"x").repeat(65_537));
     assert_eq!(endless.closed_with().0, 1009);
-    let grown = server.resident_kib().saturating_sub(before);
-    assert!(grown < 2_048, "{grown} KiB for nothing");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 2 << 20, "{grown} bytes for nothing");
 }
 
 #[test]
@@ -253,12 +253,12 @@ fn peer_that_pings_and_never_reads_is_bounded() {
         Server::start(&["--outbox-bytes-max=512KiB", "--body-bytes-max=64KiB", "--slow-timeout-ms=1500"]);
     let mut flood = server.join("/ws/flood");
     flood.stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let before = server.resident_kib();
+    let before = server.resident_bytes();
     let pings = frames::masked(PING, &[b'x'; 125]).repeat(500);
     let sent =
         (0..1_000).take_while(|_| std::io::Write::write_all(&mut flood.stream, &pings).is_ok()).count();
-    let grown = server.resident_kib().saturating_sub(before);
-    assert!(grown < 4_096, "{grown} KiB after {sent} floods");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes after {sent} floods");
     drop(flood);
     let log = server.stop();
     assert_eq!(counter(&log, "accepted"), 1, "{log}");

@@ -104,13 +104,13 @@ fn channel_without_subscribers_is_removed() {
 fn connection_after_a_message_is_idle_again() {
     let server = Server::start(&[]);
     let mut subscribers: Vec<Client> = (0..1_000).map(|n| server.join(&format!("/ws/{n}"))).collect();
-    let before = server.resident_kib();
+    let before = server.resident_bytes();
     for subscriber in &mut subscribers {
         subscriber.send_text("x");
         subscriber.text();
     }
-    let grown = server.resident_kib().saturating_sub(before);
-    assert!(grown < 1_024, "{grown} KiB for 1,000 connections between messages");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 1 << 20, "{grown} bytes for 1,000 connections between messages");
 }
 
 #[test]

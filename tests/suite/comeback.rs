@@ -88,7 +88,7 @@ fn publish(server: &Server, count: u64) -> String {
 fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
     let server = Server::start(&["--history-messages-max=200"]);
     let first = publish(&server, 1 + KEPT);
-    let before_kib = server.resident_kib();
+    let before = server.resident_bytes();
     let mut poll = Poll::new().unwrap();
     let request = upgrade(&format!("/ws/x?since={first}")).into_bytes();
     let mut clients: Vec<Returning> = (0..CLIENTS)
@@ -119,7 +119,7 @@ fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
         assert!(start.elapsed() < Duration::from_secs(240), "{live} of {CLIENTS} are live");
     }
     let seconds = start.elapsed().as_secs_f64();
-    let grown_kib = server.resident_kib().saturating_sub(before_kib);
+    let grown = server.resident_bytes().saturating_sub(before);
     publish(&server, 1);
     let head = 1 + KEPT + published_late as u64 + 1;
     while clients.iter().any(|client| client.last < head) {
@@ -132,10 +132,10 @@ fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
     drop(clients);
     let log = server.stop();
     println!(
-        "{CLIENTS} clients were live after {seconds:.2} s, {grown_kib} KiB more, the longest turn took {} us",
+        "{CLIENTS} clients were live after {seconds:.2} s, {grown} bytes more, the longest turn took {} us",
         counter(&log, "turn_micros_max")
     );
     assert_eq!(counter(&log, "closed_slow"), 0);
     // Were each replay queued whole, it would be 100 envelopes for each of them: 150 MB.
-    assert!(grown_kib < 40_000, "{grown_kib} KiB");
+    assert!(grown < 40_000 << 10, "{grown} bytes");
 }

@@ -87,6 +87,26 @@ impl Drop for Subscriber {
     }
 }
 
+/// `oyez bench` accepts the same: `client/server_url.rs` parses the URL for all three.
+#[test]
+fn url_of_any_form_reaches_the_server() {
+    let server = Server::start(&[]);
+    let url = server.url();
+    let port = url.rsplit_once(':').unwrap().1;
+    for form in
+        [format!(":{port}"), format!("127.0.0.1:{port}"), format!("http://:{port}"), format!("{url}/ws")]
+    {
+        let output = run(oyez(&["pub", "main", "hello", "--url", &form]), b"");
+        assert!(output.status.success(), "{form}: {}", one_line(&output));
+        #[cfg(feature = "bench")]
+        {
+            let bench = ["bench", "idle", "--connections=2", "--hold=0.1", "--url", &form];
+            let output = run(oyez(&bench), b"");
+            assert!(output.status.success(), "{form}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
 #[test]
 fn message_from_pub_reaches_sub() {
     let server = Server::start(&[]);

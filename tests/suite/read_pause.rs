@@ -232,7 +232,7 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
     let answer = rig.engine.slots.get(id).unwrap().outbox.cost();
     assert!(most < 3 << 20, "{most} bytes, now {answer}");
     let server = Server::start(&[]);
-    let before = server.resident_kib();
+    let before = server.resident_bytes();
     let mut client = Client::new(server.connect());
     client.send(upgrade("/ws").as_bytes());
     client.head();
@@ -246,8 +246,8 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
         errors += u32::from(client.frame().payload.starts_with(br#"{"type":"error""#));
     }
     flood.join().unwrap();
-    let grown = server.resident_kib().saturating_sub(before);
-    assert!(grown < 16 << 10, "{grown} KiB");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes");
     let mut silent = Client::new(server.connect());
     silent.send(upgrade("/ws").as_bytes());
     silent.head();
@@ -266,6 +266,6 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
         client.send_text(r#"{"type":"ping"}"#);
         client.text();
     }
-    let grown = server.resident_kib().saturating_sub(before);
-    assert!(refused == 50 && grown < 16 << 10, "{grown} KiB after {sent} bytes of one that reads nothing");
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(refused == 50 && grown < 16 << 20, "{grown} bytes after {sent} bytes of one that reads nothing");
 }

@@ -177,7 +177,9 @@ impl Server {
 
     /// Resident memory without pages of the program's file, which come in as its code is first run.
     pub fn resident_bytes(&self) -> u64 {
-        self.resident_kib() * 1_024
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        1_024 * line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
     }
 
     /// CPU time used so far, in clock ticks of 10 ms.
@@ -197,13 +199,6 @@ impl Server {
             let ticks = (self.cpu_ticks() - before) as f64;
             ticks <= 5.0 * start.elapsed().as_secs_f64()
         });
-    }
-
-    /// The same as [`Server::resident_bytes`], in KiB.
-    pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
     }
 }
 
