@@ -15,7 +15,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-/// The result of [`judge`].
+/// The result of [`classify`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginVerdict {
     /// No `Origin` field: the client is not a web page.
@@ -37,7 +37,7 @@ pub enum OriginVerdict {
 /// The same host is the host and port of `Host`, whatever the scheme: where TLS ends at a proxy, the page is `https`
 /// and the request that arrives here is not. `null`, which sandboxed pages and local files send, is not a host; only
 /// the patterns `null` and `*` match it.
-pub fn judge(origin: Option<&[u8]>, host: Option<&[u8]>, patterns: &[OriginPattern]) -> OriginVerdict {
+pub fn classify(origin: Option<&[u8]>, host: Option<&[u8]>, patterns: &[OriginPattern]) -> OriginVerdict {
     let Some(origin) = origin else {
         return OriginVerdict::Absent;
     };
@@ -380,14 +380,14 @@ mod tests {
 
     #[test]
     fn no_origin_is_no_page() {
-        assert_eq!(judge(None, Some(b"example.com"), &[]), OriginVerdict::Absent);
-        assert_eq!(judge(None, None, &patterns(&["*"])), OriginVerdict::Absent);
+        assert_eq!(classify(None, Some(b"example.com"), &[]), OriginVerdict::Absent);
+        assert_eq!(classify(None, None, &patterns(&["*"])), OriginVerdict::Absent);
     }
 
     #[test]
     fn the_same_host_is_host_and_port() {
         let check = |origin: &str, host: &str, same: bool| {
-            let verdict = judge(Some(origin.as_bytes()), Some(host.as_bytes()), &[]);
+            let verdict = classify(Some(origin.as_bytes()), Some(host.as_bytes()), &[]);
             let expected = if same { OriginVerdict::SameHost } else { OriginVerdict::Foreign };
             assert_eq!(verdict, expected, "{origin} at {host}");
         };
@@ -418,7 +418,7 @@ mod tests {
         check("capacitor://localhost", "localhost", false);
         check("https://example.com", "", false);
         check("https://example.com", "example.com, example.com", false);
-        assert_eq!(judge(Some(b"https://example.com"), None, &[]), OriginVerdict::Foreign);
+        assert_eq!(classify(Some(b"https://example.com"), None, &[]), OriginVerdict::Foreign);
     }
 
     /// A malformed origin is foreign, even if it begins or ends like an allowed one.
@@ -465,21 +465,21 @@ mod tests {
         let all = patterns(&named);
         let any = patterns(&["*"]);
         for text in NO_ORIGINS {
-            let verdict = judge(Some(text.as_bytes()), Some(b"example.com"), &any);
+            let verdict = classify(Some(text.as_bytes()), Some(b"example.com"), &any);
             assert_eq!(verdict, OriginVerdict::AnyPage, "{text}: all pages are let in");
-            let verdict = judge(Some(text.as_bytes()), Some(b"example.com"), &all);
+            let verdict = classify(Some(text.as_bytes()), Some(b"example.com"), &all);
             assert_eq!(verdict, OriginVerdict::Foreign, "{text}");
         }
-        assert_eq!(judge(Some(b"https://example.com\xff"), None, &all), OriginVerdict::Foreign);
-        assert_eq!(judge(Some(b"https://[::1%25eth0]"), None, &all), OriginVerdict::Foreign);
+        assert_eq!(classify(Some(b"https://example.com\xff"), None, &all), OriginVerdict::Foreign);
+        assert_eq!(classify(Some(b"https://[::1%25eth0]"), None, &all), OriginVerdict::Foreign);
         let long = format!("https://{}.example.com", "a".repeat(250));
-        assert_eq!(judge(Some(long.as_bytes()), None, &all), OriginVerdict::Foreign);
+        assert_eq!(classify(Some(long.as_bytes()), None, &all), OriginVerdict::Foreign);
     }
 
     #[test]
     fn patterns_let_in_what_they_say_and_no_more() {
         let check = |pattern: &str, origin: &str, allowed: bool| {
-            let verdict = judge(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
+            let verdict = classify(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
             let expected = if allowed { OriginVerdict::Allowed } else { OriginVerdict::Foreign };
             assert_eq!(verdict, expected, "{origin} by {pattern}");
         };
@@ -545,9 +545,13 @@ mod tests {
         let any = patterns(&["https://app.example.com", "*"]);
         for origin in [&b"https://anything.test:9"[..], b"null", b"", b"file://", b"app://.", b"x/", b"\xff"]
         {
-            assert_eq!(judge(Some(origin), Some(b"server.test"), &any), OriginVerdict::AnyPage, "{origin:?}");
+            assert_eq!(
+                classify(Some(origin), Some(b"server.test"), &any),
+                OriginVerdict::AnyPage,
+                "{origin:?}"
+            );
         }
-        let named = judge(Some(b"https://app.example.com"), Some(b"server.test"), &any);
+        let named = classify(Some(b"https://app.example.com"), Some(b"server.test"), &any);
         assert_eq!(named, OriginVerdict::Allowed, "a listed origin is distinguished from any page");
     }
 

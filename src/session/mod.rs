@@ -40,14 +40,17 @@ use crate::config::Limits;
 use crate::time::LoopTime;
 use auth_state::AuthState;
 use closing::CloseStep;
+use http::connection;
 use http::last_response::close_with_error;
 use http::query::PendingQuery;
 use http::response::ResponseOptions;
 
 pub use closing::{ClosedClient, Closing};
 pub use context::{HttpConfig, SMALL_BYTES, SessionContext};
-pub use http::connection::{Body, Head, Responding};
+pub use http::body::Body;
+pub use http::head::Head;
 pub use http::rejected::Rejected;
+pub use http::responding::Responding;
 pub use open::Open;
 pub use streaming::Streaming;
 
@@ -289,8 +292,8 @@ impl State {
         while !input.is_empty() {
             let (consumed, next) = match self {
                 State::Rejected(rejected) => (input.len(), rejected.receive(input, ctx)),
-                State::Head(head) => head.receive(input, ctx),
-                State::Body(body) => body.receive(input, ctx),
+                State::Head(head) => connection::receive_head(head, input, ctx),
+                State::Body(body) => connection::receive_body(body, input, ctx),
                 State::Responding(responding) => {
                     responding.receive(input);
                     return;
@@ -318,8 +321,9 @@ impl State {
                 let reason = rejected.reason();
                 self.become_next(State::dead(reason));
             }
-            State::Head(head) => *self = head.end_of_file(),
-            State::Body(body) => *self = body.end_of_file(),
+            // A request that is not complete will never be. Pending responses are still sent.
+            State::Head(head) => *self = Responding::half_closed(head.pending_responses()),
+            State::Body(body) => *self = Responding::half_closed(body.pending_responses()),
             State::Responding(responding) => responding.end_of_file(),
             State::Open(_) | State::Streaming(_) => self.become_next(State::dead(Reason::EndOfFile)),
             State::Closing(closing) => {

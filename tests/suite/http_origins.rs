@@ -87,7 +87,7 @@ fn foreign_page_by_default_may_not_read() {
     // The page cannot read the reason, so the log has it; public files and health checks are not a page's request.
     let log = server.stop();
     for path in ["/v1/channels", "/sse/a", "/v1/publish/a"] {
-        let line = format!("refused origin=https://evil.example host=localhost path={path}: ");
+        let line = format!("rejected origin=https://evil.example host=localhost path={path}: ");
         assert!(
             log.lines().any(|logged| logged.contains(&line) && logged.contains("--origin")),
             "{path}: {log}"
@@ -285,10 +285,10 @@ fn refused_page_is_logged_with_the_remedy() {
         may_not(&server, "localhost", "https://flood.example");
     }
     let log = server.stop();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains("refused origin=")).collect();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("rejected origin=")).collect();
     assert!((5..=10).contains(&lines.len()), "a few, and not all: {log}");
     assert!(lines[0].contains("WARN"), "{}", lines[0]);
-    let expected = "refused origin=https://app.example host=localhost path=/ws/news: the page's origin is neither the \
+    let expected = "rejected origin=https://app.example host=localhost path=/ws/news: the page's origin is neither the \
                     Host nor listed: allow it with --origin 'https://app.example', or let the proxy in front pass the \
                     Host that the page was loaded from";
     assert!(lines[0].ends_with(expected), "{}", lines[0]);
@@ -302,7 +302,7 @@ fn misdirected_request_is_logged_with_the_remedy() {
     assert_eq!(Client::new(server.connect()).ask(misdirected).status, 421);
     let log = server.stop();
     let line =
-        log.lines().find(|line| line.contains("refused origin=none host=evil.example path=/v1/channels"));
+        log.lines().find(|line| line.contains("rejected origin=none host=evil.example path=/v1/channels"));
     assert!(line.is_some_and(|line| line.contains("WARN") && line.contains("--anonymous")), "{log}");
 }
 

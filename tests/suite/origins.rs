@@ -1,7 +1,7 @@
 //! Origin matching against a model. Random origins are built from parts and compared part by part; random bytes must
 //! never panic.
 
-use oyez::access::origin::{OriginPattern, OriginVerdict, judge};
+use oyez::access::origin::{OriginPattern, OriginVerdict, classify};
 use proptest::prelude::*;
 
 /// The parts of an origin; few choices, so that equal ones occur.
@@ -47,7 +47,7 @@ fn parts() -> impl Strategy<Value = Parts> {
 fn verdict(origin: &str, host: &str, patterns: &[String]) -> OriginVerdict {
     let patterns: Vec<OriginPattern> =
         patterns.iter().map(|text| OriginPattern::parse(text).unwrap()).collect();
-    judge(Some(origin.as_bytes()), Some(host.as_bytes()), &patterns)
+    classify(Some(origin.as_bytes()), Some(host.as_bytes()), &patterns)
 }
 
 proptest! {
@@ -114,7 +114,7 @@ proptest! {
         origin in prop::collection::vec(any::<u8>(), 0..40),
         host in prop::collection::vec(any::<u8>(), 0..40),
     ) {
-        prop_assert_eq!(judge(Some(&origin), Some(&host), &[]), OriginVerdict::Foreign);
+        prop_assert_eq!(classify(Some(&origin), Some(&host), &[]), OriginVerdict::Foreign);
     }
 
     #[test]

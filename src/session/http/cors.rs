@@ -1,53 +1,61 @@
 //! Cross-origin requests: which pages may send requests, and which may read the responses (Fetch, CORS protocol).
 
-use super::connection::{Outcome, respond};
+use super::exchange::{Exchange, Outcome};
 use super::request::Request;
-use super::response::{HttpError, ResponseOptions, Share};
+use super::response::{AllowedOrigin, HttpError};
 use crate::access::origin::{self, OriginVerdict};
 use crate::session::SessionContext;
 use crate::session::intent::Intent;
 
-/// Checks whether a page may send this request, and whether it may read the response (Fetch, CORS protocol).
+/// Checks whether a page may send this request. Returns its origin if it is another one and may read the response
+/// (Fetch, CORS protocol).
 ///
 /// A browser lets any page send a simple POST, and only hides the response: so a page that may not read responses may
 /// not publish either.
-pub(in crate::session) fn share(
+pub(super) fn check_origin(
     request: &Request<'_>,
-    options: &mut ResponseOptions,
     ctx: &mut SessionContext<'_>,
-) -> Result<(), HttpError> {
-    let verdict = judge(request, ctx);
+) -> Result<Option<AllowedOrigin>, HttpError> {
+    let verdict = classify_origin(request, ctx);
     match verdict {
-        OriginVerdict::Absent | OriginVerdict::SameHost => Ok(()),
+        OriginVerdict::Absent | OriginVerdict::SameHost => Ok(None),
         OriginVerdict::Allowed | OriginVerdict::AnyPage => {
             let origin = request.fields.one("origin").ok().flatten();
             // Only an origin that a browser can send is repeated in a response.
             let is_printable =
                 |origin: &&str| !origin.is_empty() && origin.bytes().all(|byte| byte.is_ascii_graphic());
             let origin = origin.and_then(|origin| std::str::from_utf8(origin).ok()).filter(is_printable);
-            options.share = origin.map(|origin| Share {
-                origin: origin.into(),
-                credentials: verdict == OriginVerdict::Allowed,
-            });
-            Ok(())
+            let credentials = verdict == OriginVerdict::Allowed;
+            Ok(origin.map(|origin| AllowedOrigin { origin: origin.into(), credentials }))
         }
         OriginVerdict::Foreign if request.method == "GET" || request.method == "HEAD" => {
             // The page's script gets a network error, or its EventSource fails, and cannot read the reason.
-            warn_of_origin(request, ctx);
+            log_rejected_origin(request, ctx);
             // Of two origins it is unknown which one the browser meant.
-            if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(()) }
+            if request.fields.one("origin").is_err() { Err(forbidden_origin()) } else { Ok(None) }
         }
-        OriginVerdict::Foreign => {
-            warn_of_origin(request, ctx);
-            Err(forbidden_origin())
+        OriginVerdict::Foreign => Err(reject_origin(request, ctx)),
+    }
+}
+
+/// Checks whether a page may open a WebSocket. Browsers let every page do that to another site, so the server has to
+/// check the origin (RFC 6455 10.2).
+pub(super) fn check_websocket_origin(
+    request: &Request<'_>,
+    ctx: &mut SessionContext<'_>,
+) -> Result<(), HttpError> {
+    match classify_origin(request, ctx) {
+        OriginVerdict::Foreign => Err(reject_origin(request, ctx)),
+        OriginVerdict::Absent | OriginVerdict::SameHost | OriginVerdict::Allowed | OriginVerdict::AnyPage => {
+            Ok(())
         }
     }
 }
 
 /// Classifies the origin of a request.
-pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
+fn classify_origin(request: &Request<'_>, ctx: &SessionContext<'_>) -> OriginVerdict {
     match (request.fields.one("origin"), request.host()) {
-        (Ok(origin), Ok(host)) => match origin::judge(origin, host, &ctx.http_config.origins) {
+        (Ok(origin), Ok(host)) => match origin::classify(origin, host, &ctx.http_config.origins) {
             // A server that is reachable from its own machine only accepts the pages served by this machine.
             OriginVerdict::Foreign
                 if ctx.authenticator.loopback_only && origin.is_some_and(origin::is_loopback_origin) =>
@@ -60,13 +68,35 @@ pub(in crate::session) fn judge(request: &Request<'_>, ctx: &SessionContext<'_>)
     }
 }
 
-pub(in crate::session) fn forbidden_origin() -> HttpError {
+fn reject_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) -> HttpError {
+    log_rejected_origin(request, ctx);
+    forbidden_origin()
+}
+
+/// Checks that a request to a server that is open to its own machine only names this machine. Browsers always send a
+/// Host, so a page of another name that resolves to this machine is rejected (DNS rebinding).
+pub(super) fn check_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) -> Result<(), HttpError> {
+    if !ctx.authenticator.loopback_only {
+        return Ok(());
+    }
+    match request.host() {
+        Ok(Some(host)) if !origin::is_loopback_host(host) => {
+            log_rejected_host(request, ctx);
+            let message = "this server accepts only requests to localhost or its address; configure --anonymous or \
+                           a key to accept other host names";
+            Err(HttpError::new(421, "misdirected", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn forbidden_origin() -> HttpError {
     let message = "this origin is not allowed; allow it with --origin";
     HttpError::new(403, "forbidden_origin", message)
 }
 
 /// Logs a rejected origin, since the page cannot read the reason: its browser shows close code 1006, or a failed fetch.
-pub(in crate::session) fn warn_of_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
+fn log_rejected_origin(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let sent = shown(request.fields.all("origin").next().unwrap_or_default());
     let why = match request.fields.one("origin") {
         Ok(_) => format!(
@@ -75,18 +105,18 @@ pub(in crate::session) fn warn_of_origin(request: &Request<'_>, ctx: &mut Sessio
         ),
         Err(_) => "Origin comes more than once".to_owned(),
     };
-    warn(request, &format!("origin={sent}"), &why, ctx);
+    log_rejection(request, &format!("origin={sent}"), &why, ctx);
 }
 
 /// Logs a rejected Host that is not a name of this machine.
-pub(in crate::session) fn warn_of_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
+fn log_rejected_host(request: &Request<'_>, ctx: &mut SessionContext<'_>) {
     let why = "this server is open to its own machine only, by the name localhost or its address: \
                --anonymous or a key lets it answer to other names";
     let origin = shown(request.fields.all("origin").next().unwrap_or(b"none"));
-    warn(request, &format!("origin={origin}"), why, ctx);
+    log_rejection(request, &format!("origin={origin}"), why, ctx);
 }
 
-fn warn(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext<'_>) {
+fn log_rejection(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext<'_>) {
     let Some(suppressed) = ctx.authenticator.rejection_log.take(ctx.now) else {
         ctx.metrics.log_lines_suppressed += 1;
         return;
@@ -96,7 +126,7 @@ fn warn(request: &Request<'_>, origin: &str, why: &str, ctx: &mut SessionContext
     let path = shown(request.path.as_bytes());
     let more =
         if suppressed > 0 { format!(" ({suppressed} more since the last such line)") } else { String::new() };
-    let line = format!("refused {origin} host={host} path={path}: {why}{more}");
+    let line = format!("rejected {origin} host={host} path={path}: {why}{more}");
     ctx.intents.push(Intent::Warn(line.into()));
 }
 
@@ -127,22 +157,20 @@ fn requested_headers<'a>(request: &Request<'a>) -> &'a str {
 /// The fields that this server reads.
 const HEADERS: &str = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
 
-pub(in crate::session) fn preflight(
+/// Responds to a preflight request, and to OPTIONS of other clients.
+pub(super) fn preflight(
     request: &Request<'_>,
     methods: &'static str,
-    options: ResponseOptions,
-    unread: &[u8],
-    pending_responses: u32,
-    ctx: &mut SessionContext<'_>,
+    exchange: &mut Exchange<'_, '_>,
 ) -> Outcome {
     let mut fields = vec![("Allow", methods)];
-    if options.share.is_some() {
+    if exchange.options.allowed_origin.is_some() {
         fields.push(("Access-Control-Allow-Methods", methods));
         fields.push(("Access-Control-Allow-Headers", requested_headers(request)));
         // Browsers ask again after ten minutes at the latest (Chromium) or at the earliest (others: a day).
         fields.push(("Access-Control-Max-Age", "600"));
     }
-    respond(options.respond(204, "", &fields, b""), &options, unread, pending_responses, ctx)
+    exchange.respond(exchange.options.respond(204, "", &fields, b""))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The response is sent when a request head has arrived, or its deadline has expired: an EventSource never reconnects
 //! after a status other than 200, so the form of the response depends on the request.
 
-use super::dispatch::reject_connection;
+use super::last_response::reject_connection;
 use super::request::{self, HeadEnd};
 use crate::close::Reason;
 use crate::session::{SessionContext, State, buffer};

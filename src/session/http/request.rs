@@ -185,10 +185,20 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The options of the response, without CORS.
+    /// Returns true if the request has a body that is not empty.
+    pub fn has_body(&self) -> bool {
+        !matches!(self.body, BodyLength::Absent | BodyLength::Bytes(0))
+    }
+
+    /// Returns true if the client is an EventSource.
+    pub fn accepts_event_stream(&self) -> bool {
+        self.fields.list("accept").any(|one| media_type(one).eq_ignore_ascii_case(b"text/event-stream"))
+    }
+
+    /// The options of the response, without CORS. `date`: the value of `Date`.
     ///
     /// RFC 9112 9.3: HTTP/1.1 keeps the connection open by default, HTTP/1.0 only with `keep-alive`.
-    pub fn response_options(&self) -> ResponseOptions {
+    pub fn response_options(&self, date: Rc<str>) -> ResponseOptions {
         let after = match self.minor_version {
             _ if self.fields.lists("connection", "close") => ConnectionHeader::Close,
             0 if self.fields.lists("connection", "keep-alive") => ConnectionHeader::KeepAliveHeader,
@@ -196,13 +206,7 @@ impl<'a> Request<'a> {
             _ => ConnectionHeader::KeepAlive,
         };
         let is_chunked = self.minor_version > 0;
-        ResponseOptions {
-            after,
-            head_only: self.method == "HEAD",
-            is_chunked,
-            share: None,
-            date: Rc::default(),
-        }
+        ResponseOptions { after, head_only: self.method == "HEAD", is_chunked, allowed_origin: None, date }
     }
 }
 
@@ -300,6 +304,11 @@ pub fn of_known_version(head: &[u8]) -> Option<Vec<u8>> {
     let mut head = head.to_vec();
     head[begin + line.len() - 1] = b'1';
     Some(head)
+}
+
+/// A media type without its parameters (RFC 9110 8.3.1).
+pub(super) fn media_type(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
 /// RFC 9110 7.2: `Host` is a host with an optional port, or empty.
@@ -419,7 +428,9 @@ mod tests {
     #[test]
     fn connection_header_selects_keep_alive_or_close() {
         let after = |head: &str, expected| {
-            check(head, |request| assert_eq!(request.unwrap().response_options().after, expected))
+            check(head, |request| {
+                assert_eq!(request.unwrap().response_options(Rc::default()).after, expected)
+            })
         };
         after(&with(""), ConnectionHeader::KeepAlive);
         after(&with("Connection: close\r\n"), ConnectionHeader::Close);

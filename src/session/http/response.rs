@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use crate::config::Limits;
+use crate::wire::chunk::LAST_CHUNK;
+use crate::wire::{self, Form};
 
 /// The form of a response, as the request asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,16 +18,16 @@ pub struct ResponseOptions {
     pub head_only: bool,
     /// HTTP/1.1: a body of unknown length is sent in chunks. In HTTP/1.0 it ends with the connection.
     pub is_chunked: bool,
-    /// The web page that may read the response.
-    pub share: Option<Share>,
+    /// The origin whose pages may read the response, if it is another one.
+    pub allowed_origin: Option<AllowedOrigin>,
     /// The value of `Date`, formatted once a second for all responses; empty for none.
     pub date: Rc<str>,
 }
 
-/// A web page of another origin that may read a response (Fetch, CORS protocol).
+/// An origin whose pages may read a response (Fetch, CORS protocol).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// Its origin, for `Access-Control-Allow-Origin`.
+pub struct AllowedOrigin {
+    /// The value of `Access-Control-Allow-Origin`.
     pub origin: Box<str>,
     /// The origin is listed by the operator, so its requests may carry credentials (`withCredentials` of EventSource).
     pub credentials: bool,
@@ -81,7 +83,7 @@ impl ResponseOptions {
         out.into_bytes()
     }
 
-    /// The head of an event stream, which is the last response on its connection.
+    /// The beginning of an event stream: its head, and the reconnection time. It is the last response on its connection.
     ///
     /// In HTTP/1.1 its body is chunked, so that a client can distinguish its end from a lost connection, and one that
     /// reads by chunks gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the
@@ -90,15 +92,27 @@ impl ResponseOptions {
     /// `no-transform` (RFC 9111 5.2.2.6) keeps intermediaries from compressing it, which holds events back until
     /// a block of the compressor is full (`compression` of Express); `X-Accel-Buffering` keeps nginx from
     /// collecting them.
-    pub fn event_stream(&self, is_chunked: bool) -> Vec<u8> {
+    pub fn begin_event_stream(&self) -> Vec<u8> {
         let last = ResponseOptions { after: ConnectionHeader::Close, ..self.clone() };
         let mut fields = vec![("Cache-Control", "no-store, no-transform"), ("X-Accel-Buffering", "no")];
-        if is_chunked {
+        if self.is_chunked {
             fields.push(("Transfer-Encoding", "chunked"));
         }
         let mut out = last.head(200, &fields);
         out.push_str("Content-Type: text/event-stream\r\n\r\n");
-        out.into_bytes()
+        let mut out = out.into_bytes();
+        let form = Form::of_events(self.is_chunked, false);
+        out.extend_from_slice(&form.piece(|out| wire::append_retry(out, wire::RETRY_MS)));
+        out
+    }
+
+    /// An event stream that sets the reconnection time and ends.
+    pub fn ended_event_stream(&self) -> Vec<u8> {
+        let mut out = self.begin_event_stream();
+        if self.is_chunked {
+            out.extend_from_slice(LAST_CHUNK);
+        }
+        out
     }
 
     /// Status line and fields, without the empty line.
@@ -112,7 +126,7 @@ impl ResponseOptions {
         for (field, value) in fields {
             let _ = write!(out, "{field}: {value}\r\n");
         }
-        if let Some(Share { origin, credentials }) = &self.share {
+        if let Some(AllowedOrigin { origin, credentials }) = &self.allowed_origin {
             let _ = write!(out, "Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n");
             if *credentials {
                 out.push_str("Access-Control-Allow-Credentials: true\r\n");
@@ -191,6 +205,11 @@ impl HttpError {
         self.status
     }
 
+    /// Returns true if the same request may succeed later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.status, 429 | 503)
+    }
+
     /// The error code for programs.
     pub fn code(&self) -> &'static str {
         self.code
@@ -227,8 +246,8 @@ mod tests {
 
     #[test]
     fn options_select_the_header_fields() {
-        let share = Some(Share { origin: "https://a.example".into(), credentials: true });
-        let options = ResponseOptions { head_only: true, share, ..ResponseOptions::default() };
+        let allowed_origin = Some(AllowedOrigin { origin: "https://a.example".into(), credentials: true });
+        let options = ResponseOptions { head_only: true, allowed_origin, ..ResponseOptions::default() };
         assert_eq!(
             text(options.json(200, "{}")),
             "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nAccess-Control-Allow-Origin: https://a.example\r\n\

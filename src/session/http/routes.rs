@@ -66,8 +66,13 @@ impl Route {
         }
     }
 
+    /// Returns true if requests to it may have this method.
+    pub fn allows(&self, method: &str) -> bool {
+        self.methods().split(", ").any(|one| one == method)
+    }
+
     /// Returns true if pages of other origins may send requests to it, where the operator allows them.
-    pub fn is_shared(&self) -> bool {
+    pub fn is_cross_origin(&self) -> bool {
         match self {
             Route::Publish { .. } | Route::Tickets | Route::Connections | Route::Events { .. } => true,
             Route::Channels | Route::Channel { .. } | Route::History { .. } => true,
