@@ -433,7 +433,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_compatible() {
+    fn default_limits_do_not_conflict() {
         Limits::default().check().unwrap();
     }
 

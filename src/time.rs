@@ -72,7 +72,7 @@ mod tests {
     use super::LoopTime;
 
     #[test]
-    fn a_deadline_across_the_wrap_is_still_ahead() {
+    fn deadline_across_the_wrap_is_later() {
         let now = LoopTime::from_millis(u64::from(u32::MAX) - 10);
         let deadline = now.after(5_000);
         assert!(!deadline.is_due(now));

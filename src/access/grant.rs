@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_is_small() {
+    fn grant_of_few_patterns_is_small() {
         assert!(size_of::<Grant>() <= 88, "{}", size_of::<Grant>());
         assert_eq!(size_of::<Option<std::rc::Rc<Grant>>>(), 8);
     }

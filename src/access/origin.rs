@@ -379,13 +379,13 @@ mod tests {
     }
 
     #[test]
-    fn no_origin_is_no_page() {
+    fn request_without_origin_is_of_no_page() {
         assert_eq!(classify(None, Some(b"example.com"), &[]), OriginVerdict::Absent);
         assert_eq!(classify(None, None, &patterns(&["*"])), OriginVerdict::Absent);
     }
 
     #[test]
-    fn the_same_host_is_host_and_port() {
+    fn origin_is_own_with_the_same_host_and_port() {
         let check = |origin: &str, host: &str, same: bool| {
             let verdict = classify(Some(origin.as_bytes()), Some(host.as_bytes()), &[]);
             let expected = if same { OriginVerdict::SameHost } else { OriginVerdict::Foreign };
@@ -460,7 +460,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_no_browser_sends_is_foreign() {
+    fn origin_that_no_browser_sends_is_foreign() {
         let named = ["https://example.com", "https://*.example.com", "null", "file://", "app://."];
         let all = patterns(&named);
         let any = patterns(&["*"]);
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_let_in_what_they_say_and_no_more() {
+    fn pattern_allows_the_origins_that_it_matches_and_no_others() {
         let check = |pattern: &str, origin: &str, allowed: bool| {
             let verdict = classify(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
             let expected = if allowed { OriginVerdict::Allowed } else { OriginVerdict::Foreign };
@@ -541,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn all_pages_are_let_in_whatever_they_send() {
+    fn pattern_of_all_origins_allows_every_page() {
         let any = patterns(&["https://app.example.com", "*"]);
         for origin in [&b"https://anything.test:9"[..], b"null", b"", b"file://", b"app://.", b"x/", b"\xff"]
         {
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_this_machine() {
+    fn loopback_origin_is_allowed_by_its_own_pattern() {
         for origin in [
             "http://localhost:5173",
             "https://localhost",
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_patterns_say_what_to_write() {
+    fn invalid_pattern_is_rejected_with_a_hint() {
         let check = |text: &str, why: BadOriginPattern, says: &str| {
             assert_eq!(OriginPattern::parse(text), Err(why), "{text}");
             assert!(why.to_string().contains(says), "{why}");
@@ -616,7 +616,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_shown_as_they_are_written() {
+    fn pattern_is_displayed_as_it_is_written() {
         for text in [
             "*",
             "null",
@@ -633,7 +633,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_a_name_server_cannot_bend() {
+    fn host_that_dns_cannot_redirect_is_recognized() {
         for host in [
             "localhost",
             "LOCALHOST:8080",

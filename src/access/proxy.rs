@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_have_a_beginning() {
+    fn network_contains_addresses_with_its_prefix() {
         let check = |network: &str, address: &str, inside: bool| {
             let found = Network::parse(network).unwrap().contains(ip(address));
             assert_eq!(found, inside, "{address} in {network}");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_networks_say_what_to_write() {
+    fn invalid_network_is_rejected_with_a_hint() {
         for bad in
             ["", "x", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/+8", "10.0.0/8", "::/129", "10.0.0.0/8/8", "/8"]
         {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_trusted_proxies_have_added_is_believed() {
+    fn forwarded_address_counts_only_from_trusted_proxies() {
         let proxies = networks(&["10.0.0.0/8", "::1"]);
         let check = |peer: &str, lines: &[&str], client: &str| {
             let lines = lines.iter().map(|line| line.as_bytes());
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_speaks_for_a_client() {
+    fn proxy_header_names_the_client() {
         let check = |header: Vec<u8>, client: Option<&str>| {
             let client = client.map(|text| text.parse().unwrap());
             let expected = ProxyHeader::Whole { bytes: header.len(), client };
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header() {
+    fn bytes_that_are_not_a_proxy_header_are_classified() {
         for other in [&b"G"[..], b"GET / HTTP/1.1\r\n", b"\r\n\r\nGET", b"PROXYS", b"\x16\x03\x01"] {
             assert_eq!(parse_proxy_header(other), ProxyHeader::Missing, "{other:?}");
         }

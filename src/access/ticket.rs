@@ -191,7 +191,7 @@ impl Tickets {
         }
     }
 
-    /// Revokes all tickets of a subject, so that an expelled client cannot reconnect with one that it requested before.
+    /// Revokes all tickets of a subject, so that a disconnected client cannot reconnect with one that it requested before.
     pub fn revoke(&mut self, sub: &str) {
         let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
         let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tickets_of_a_person_end_with_its_connections() {
+    fn tickets_of_a_revoked_user_are_invalid() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let of = |sub: Option<&str>| Rc::new(Grant { sub: sub.map(Into::into), ..Grant::default() });
         let mut issue = |number, sub| tickets.issue(secret(number), of(sub), HERE, now).unwrap();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn ticket_of_a_stream_works_again_after_its_end_and_never_beside_it() {
+    fn ticket_of_a_stream_works_again_only_after_the_stream_ends() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let slot = |key| SlotId { key, generation: 0 };
         let ticket = tickets.issue(secret(1), grant(), HERE, now).unwrap();
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_streams_are_as_many_as_tickets_at_most() {
+    fn ended_streams_are_bounded_by_the_maximum_of_tickets() {
         let (mut tickets, now) = (Tickets::new(2, 8), start());
         let issued: Vec<String> = (0..3)
             .map(|number| {
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_printed_shows_one() {
+    fn ticket_is_absent_from_debug_output() {
         let mut tickets = Tickets::new(8, 8);
         tickets.issue([171; TICKET_BYTES], grant(), HERE, start()).unwrap();
         let text = format!("{tickets:?}");
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_good_once() {
+    fn ticket_is_accepted_once() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let ticket = tickets.issue(secret(0xabc << 100 | 7), grant(), HERE, now).unwrap();
         assert_eq!(ticket.len(), TICKET_LETTERS);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_ends() {
+    fn ticket_expires_after_its_lifetime() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
         let one = tickets.issue(secret(1), grant(), HERE, now).unwrap();
         let two = tickets.issue(secret(2), grant(), HERE, now.after(1)).unwrap();

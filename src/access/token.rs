@@ -325,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_shows_a_token_that_is_too_long_is_told_how_long_one_may_be() {
+    fn token_over_the_maximum_length_is_rejected_with_the_maximum() {
         let text = TokenFault::TooLong.to_string();
         assert!(text.contains(&format!(" {} KiB", TOKEN_BYTES_MAX >> 10)), "{text}");
         assert_eq!(TOKEN_BYTES_MAX % (1 << 10), 0);

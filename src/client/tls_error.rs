@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_have_names() {
+    fn tls_error_is_displayed_with_its_cause() {
         let check = |error: Error, text: &str| assert_eq!(TlsError::from(&error).to_string(), text);
         check(Error::AlertReceived(AlertDescription::HandshakeFailure), "tls: alert HandshakeFailure");
         check(Error::AlertReceived(AlertDescription::Unknown(201)), "tls: alert 201");

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_that_the_page_refers_to_is_served() {
+    fn file_that_the_page_refers_to_is_served() {
         let served: Vec<_> = ASSETS.iter().chain([&CLIENT_MODULE]).collect();
         let mut names = 0;
         for asset in &served {

@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_largest_is_within_a_factor_of_two(sizes in prop::collection::vec((0u32..20, 0usize..100_000), 1..200)) {
+        fn largest_channel_is_found_within_a_factor_of_two(sizes in prop::collection::vec((0u32..20, 0usize..100_000), 1..200)) {
             let mut classes = SizeClasses::new();
             let mut model = [(0, SizeRank::default()); 20];
             for (key, bytes) in sizes {

@@ -27,11 +27,11 @@ pub struct IdempotencyKey<'a> {
 
 /// A message that was published under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Known {
+pub(super) enum KeyUse {
     /// This message was published under it, with the same payload.
-    Same(u64),
+    SamePayload(u64),
     /// A message with another payload was published under it.
-    Other,
+    OtherPayload,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,10 +85,14 @@ impl IdempotencyCache {
         kind: Kind,
         payload: &[u8],
         now: LoopTime,
-    ) -> Option<Known> {
+    ) -> Option<KeyUse> {
         self.expire(now);
         let Record { seq, payload: first } = *self.records.get(&self.fingerprint(key))?;
-        Some(if first == self.payload_hash(kind, payload) { Known::Same(seq) } else { Known::Other })
+        Some(if first == self.payload_hash(kind, payload) {
+            KeyUse::SamePayload(seq)
+        } else {
+            KeyUse::OtherPayload
+        })
     }
 
     /// Records the key of a published message.
@@ -186,8 +190,8 @@ mod tests {
 
     fn find(idempotency: &mut IdempotencyCache, key: IdempotencyKey<'_>, now: LoopTime) -> Option<u64> {
         match idempotency.find(key, Kind::Text, b"x", now)? {
-            Known::Same(seq) => Some(seq),
-            Known::Other => panic!("the payload is the same"),
+            KeyUse::SamePayload(seq) => Some(seq),
+            KeyUse::OtherPayload => panic!("the payload is the same"),
         }
     }
 
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_in_its_channel_for_its_time() {
+    fn key_is_found_in_its_channel_until_it_expires() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
         assert_eq!(find(&mut idempotency, of("a", "k"), at(0)), None);
         record(&mut idempotency, of("a", "k"), 7, at(0));
@@ -229,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn another_payload_under_the_same_key_is_known_as_that() {
+    fn key_with_another_payload_is_found_as_reused() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
         idempotency.record(of("a", "k"), Kind::Text, b"1", 7, at(0));
         for (kind, payload, known) in [
-            (Kind::Text, &b"1"[..], Known::Same(7)),
-            (Kind::Text, b"2", Known::Other),
-            (Kind::Text, b"", Known::Other),
-            (Kind::Data, b"1", Known::Other),
+            (Kind::Text, &b"1"[..], KeyUse::SamePayload(7)),
+            (Kind::Text, b"2", KeyUse::OtherPayload),
+            (Kind::Text, b"", KeyUse::OtherPayload),
+            (Kind::Data, b"1", KeyUse::OtherPayload),
         ] {
             assert_eq!(
                 idempotency.find(of("a", "k"), kind, payload, at(1)),
@@ -269,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_by_forgetting_the_oldest() {
+    fn full_cache_evicts_the_oldest_key() {
         let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 3, age_ms: 300 });
         for seq in 0..5 {
             record(&mut idempotency, of("a", &seq.to_string()), seq, at(0));
@@ -290,7 +294,7 @@ mod tests {
     proptest! {
         /// Against a list of all keys in their order.
         #[test]
-        fn cache_equals_a_list(
+        fn cache_equals_its_model(
             steps in vec((0u64..4, 0u32..120, 0u64..3), 1..200),
             keys_max in 1usize..12,
         ) {

@@ -23,7 +23,7 @@ const SHARED_BYTES_MIN: usize = 4 << 10;
 
 /// The batches of one fan-out whose subscribers may receive several of them.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct BatchGroup {
     batches: Vec<(ChannelId, FinishedBatch)>,
     /// By the indexes of the batches in the group, in order.
     merged: HashMap<Box<[u32]>, Delivery>,
@@ -35,9 +35,9 @@ pub struct Group {
 impl Hub {
     /// Begins a fan-out: ends the batches whose subscribers may receive several of them, if there are two or more. The
     /// others are found by [`Hub::next_open_batch`].
-    pub fn finish_group(&mut self, now: LoopTime) -> Group {
+    pub fn finish_group(&mut self, now: LoopTime) -> BatchGroup {
         self.sent_early = 0;
-        let mut group = Group::default();
+        let mut group = BatchGroup::default();
         let ordered_batch = self.open_batches.iter().filter(|&&id| self.needs_log_order(id));
         if ordered_batch.take(2).count() < 2 {
             return group;
@@ -53,7 +53,7 @@ impl Hub {
     }
 
     /// Ends a fan-out: dissolves the group.
-    pub fn end_group(&mut self, group: &Group) {
+    pub fn end_group(&mut self, group: &BatchGroup) {
         for id in group.channels() {
             if let Some(channel) = self.channels.get_mut(id.0 as usize) {
                 channel.group = NO_GROUP;
@@ -63,7 +63,7 @@ impl Hub {
     }
 }
 
-impl Group {
+impl BatchGroup {
     pub(super) fn push(&mut self, channel: ChannelId, batch: FinishedBatch) -> u32 {
         self.batches.push((channel, batch));
         (self.batches.len() - 1) as u32

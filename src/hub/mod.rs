@@ -50,7 +50,7 @@ use dirty_channels::DirtyChannels;
 use discontinuity::LatestLoss;
 use epochs::Epochs;
 use eviction::{Shifted, SizeClasses};
-use idempotency::{IdempotencyCache, IdempotencyKey, Known};
+use idempotency::{IdempotencyCache, IdempotencyKey, KeyUse};
 use removed::{Removed, RemovedChannels};
 use replay_cache::ReplayCache;
 pub use subscriptions::{Moved, Subscription, SubscriptionState};
@@ -568,11 +568,11 @@ impl Hub {
         now: LoopTime,
     ) -> Option<Duplicate> {
         Some(match self.idempotency.find(key, kind, payload, now)? {
-            Known::Same(seq) => {
+            KeyUse::SamePayload(seq) => {
                 let subscribers = self.info(key.channel).subscribers;
                 Duplicate::Same(Published { id: self.id(seq), index: seq, subscribers })
             }
-            Known::Other => Duplicate::OtherPayload,
+            KeyUse::OtherPayload => Duplicate::OtherPayload,
         })
     }
 

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_that_come_between_slices_are_not_of_the_page() {
+    fn messages_published_between_slices_are_not_in_the_page() {
         let mut hub = hub();
         (0..3).for_each(|_| publish(&mut hub, Kind::Text, &[b'x'; 100]));
         let page = read(&mut hub, Since::Earliest, 200, |hub| publish(hub, Kind::Text, b"later"));

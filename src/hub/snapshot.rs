@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_changes_is_no_longer_than_there_are_channels_and_remembered_names() {
+    fn list_of_changes_is_bounded_by_channels_and_remembered_names() {
         let history = HistoryLimits { messages_max: 0, ..LIMITS };
         // Room for 3 names.
         let removed_channels_bytes_max = 3 * (crate::hub::removed::REMOVED_CHANNEL_BYTES + 3);

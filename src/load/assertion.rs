@@ -104,12 +104,12 @@ fn latency(report: &Report) -> Option<Quantiles> {
 }
 
 fn last(report: &Report) -> Option<Quantiles> {
-    report.traffic.as_ref().map(|traffic| traffic.last_member_us).filter(|latency| latency.count > 0)
+    report.traffic.as_ref().map(|traffic| traffic.last_subscriber_us).filter(|latency| latency.count > 0)
 }
 
 fn refused(report: &Report) -> f64 {
-    let guests = report.guests.as_ref().map_or(0, |guests| guests.refused);
-    (report.connections.refused + guests) as f64
+    let short_lived = report.churn.as_ref().map_or(0, |churn| churn.refused);
+    (report.connections.refused + short_lived) as f64
 }
 
 impl Assertion {

@@ -64,7 +64,7 @@ pub enum ClientState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientEnd {
     /// The client closed it.
-    FlushOutcome,
+    Closed,
     /// An unexpected end.
     Lost(Phase, Cause),
 }
@@ -173,7 +173,7 @@ impl Client {
             Err(error) => return self.lose(Cause::from(&error)),
         }
         if let ClientState::Connecting(handshake) =
-            mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome))
+            mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Closed))
         {
             self.state = ClientState::Handshaking(handshake);
         }
@@ -205,12 +205,13 @@ impl Client {
     /// Scans frames and counts messages.
     fn count(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) {
         let Client { state, outbox, recipient, .. } = self;
-        let (ClientState::Open(walker) | ClientState::Stalled(walker) | ClientState::Leaving(walker)) = state
+        let (ClientState::Open(scanner) | ClientState::Stalled(scanner) | ClientState::Leaving(scanner)) =
+            state
         else {
             return;
         };
         let mut close = None;
-        let walked = walker.scan(bytes, |frame| match frame.kind {
+        let scanned = scanner.scan(bytes, |frame| match frame.kind {
             FrameKind::Message => {
                 tracker.receive(recipient, frame.start, now);
                 ControlFlow::Continue(())
@@ -225,7 +226,7 @@ impl Client {
                 ControlFlow::Break(())
             }
         });
-        if walked.is_err() {
+        if scanned.is_err() {
             self.lose(Cause::Invalid("invalid frame"));
         } else if let Some(code) = close {
             self.closed(code);
@@ -244,15 +245,14 @@ impl Client {
             }
         }
         self.transport.send_close_notify();
-        let end =
-            if is_answer { ClientEnd::FlushOutcome } else { ClientEnd::Lost(Phase::Open, Cause::Code(code)) };
+        let end = if is_answer { ClientEnd::Closed } else { ClientEnd::Lost(Phase::Open, Cause::Code(code)) };
         self.state = ClientState::Ended(end);
     }
 
     /// Handles the end of the byte stream.
     fn end_of_file(&mut self, cause: Cause) {
         match self.state {
-            ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::FlushOutcome),
+            ClientState::Leaving(_) => self.state = ClientState::Ended(ClientEnd::Closed),
             _ => self.lose(cause),
         }
     }
@@ -271,17 +271,17 @@ impl Client {
 
     /// Stops reading.
     pub fn stall(&mut self) {
-        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
-            ClientState::Open(walker) => ClientState::Stalled(walker),
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Closed)) {
+            ClientState::Open(scanner) => ClientState::Stalled(scanner),
             other => other,
         };
     }
 
     /// Reads again. Returns false if the client was not stalled.
     pub fn resume(&mut self) -> bool {
-        match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
-            ClientState::Stalled(walker) => {
-                self.state = ClientState::Open(walker);
+        match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Closed)) {
+            ClientState::Stalled(scanner) => {
+                self.state = ClientState::Open(scanner);
                 true
             }
             other => {
@@ -293,10 +293,10 @@ impl Client {
 
     /// Queues a close frame.
     pub fn begin_close(&mut self) {
-        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::FlushOutcome)) {
-            ClientState::Open(walker) => {
+        self.state = match mem::replace(&mut self.state, ClientState::Ended(ClientEnd::Closed)) {
+            ClientState::Open(scanner) => {
                 self.outbox.queue(Rc::new(frames::close(Some(1000))));
-                ClientState::Leaving(walker)
+                ClientState::Leaving(scanner)
             }
             other => other,
         };

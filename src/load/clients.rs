@@ -50,14 +50,14 @@ pub struct Clients {
     open: usize,
     /// Deadlines of handshakes.
     handshakes: VecDeque<(RunTime, SlotId)>,
-    /// Times at which guests leave.
-    guests: VecDeque<(RunTime, SlotId)>,
+    /// Times at which short-lived clients leave.
+    short_lived: VecDeque<(RunTime, SlotId)>,
     /// Deadlines of close handshakes.
     leaving: VecDeque<(RunTime, SlotId)>,
     scratch: Vec<u8>,
     /// Statistics of their connections.
     pub stats: ConnectionStats,
-    /// Time that a guest stays connected.
+    /// Time that a short-lived client stays connected.
     pub stay: Duration,
 }
 
@@ -75,7 +75,7 @@ impl Clients {
             pending: 0,
             open: 0,
             handshakes: VecDeque::new(),
-            guests: VecDeque::new(),
+            short_lived: VecDeque::new(),
             leaving: VecDeque::new(),
             scratch: vec![0; READ_BUFFER_BYTES],
             stats: ConnectionStats::new(),
@@ -215,9 +215,9 @@ impl Clients {
         let leaves_at = now.after(self.stay);
         let Some(client) = self.get_mut(id) else { return };
         let nanos = now.nanos_since(client.since);
-        let is_guest = client.recipient.role == Role::Guest;
-        if is_guest {
-            self.guests.push_back((leaves_at, id));
+        let is_short_lived = client.recipient.role == Role::ShortLived;
+        if is_short_lived {
+            self.short_lived.push_back((leaves_at, id));
         }
         self.stats.handshakes.saturating_record(nanos);
     }
@@ -263,7 +263,7 @@ impl Clients {
                 self.ended.push(id);
             }
         }
-        while let Some(id) = next_due(&mut self.guests, now) {
+        while let Some(id) = next_due(&mut self.short_lived, now) {
             self.begin_close(id, now);
         }
         while let Some(id) = next_due(&mut self.leaving, now) {
@@ -271,7 +271,7 @@ impl Clients {
                 && let ClientState::Leaving(_) = client.state
             {
                 // The server is late with its close frame, which is not counted as an error.
-                client.state = ClientState::Ended(ClientEnd::FlushOutcome);
+                client.state = ClientState::Ended(ClientEnd::Closed);
                 self.ended.push(id);
             }
         }

@@ -37,7 +37,7 @@ pub struct DeliveryTracker {
     /// Measurements since the last point of the timeline.
     pub interval: Interval,
     /// Time from the intended time to the last client, in nanoseconds.
-    pub last_member: Histogram<u64>,
+    pub last_subscriber: Histogram<u64>,
     /// Counts over the whole run.
     pub counts: DeliveryCounts,
 }
@@ -115,7 +115,7 @@ impl DeliveryTracker {
             delivery_timeout: DELIVERY_TIMEOUT,
             measured_from: None,
             interval: Interval::new(),
-            last_member: histogram(),
+            last_subscriber: histogram(),
             counts: DeliveryCounts::default(),
         }
     }
@@ -230,7 +230,7 @@ impl DeliveryTracker {
         if let Some(now) = now
             && self.measured_from.is_some_and(|from| intended >= from)
         {
-            self.last_member.saturating_record(now.nanos_since(intended));
+            self.last_subscriber.saturating_record(now.nanos_since(intended));
         }
         self.credits.push_back(publisher);
         self.in_flight -= 1;
@@ -337,7 +337,7 @@ mod tests {
         assert!(!tracker.has_credit() && tracker.in_flight() == 2);
         tracker.receive(&mut two, &first, RunTime::from_nanos(2_100));
         assert!(tracker.has_credit() && tracker.in_flight() == 1);
-        assert_eq!(tracker.last_member.max(), 2_000);
+        assert_eq!(tracker.last_subscriber.max(), 2_000);
         assert_eq!((tracker.interval.latency.len(), tracker.counts.deliveries), (3, 3));
         assert_eq!((tracker.not_received(&mut one), tracker.not_received(&mut two)), (0, 1));
     }
@@ -367,7 +367,7 @@ mod tests {
         tracker.remove_client(&mut one);
         assert_eq!((tracker.in_flight(), tracker.counts.cut_off), (0, 1));
         tracker.receive(&mut two, &payload, RunTime::from_nanos(4));
-        assert_eq!(tracker.last_member.len(), 0);
+        assert_eq!(tracker.last_subscriber.len(), 0);
     }
 
     #[test]
@@ -386,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn guest_misses_only_messages_after_its_first() {
+    fn short_lived_client_misses_only_messages_after_its_first() {
         let (mut tracker, _) = tracker();
-        let mut guest = Recipient::new(Role::Guest, 0);
+        let mut client = Recipient::new(Role::ShortLived, 0);
         let _ = send(&mut tracker, 1);
         let payload = send(&mut tracker, 2);
-        tracker.receive(&mut guest, &payload, RunTime::from_nanos(3));
-        assert_eq!((tracker.counts.missing, tracker.not_received(&mut guest)), (0, 0));
+        tracker.receive(&mut client, &payload, RunTime::from_nanos(3));
+        assert_eq!((tracker.counts.missing, tracker.not_received(&mut client)), (0, 0));
         assert_eq!(tracker.interval.latency.len(), 0);
     }
 }

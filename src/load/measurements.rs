@@ -35,7 +35,7 @@ pub struct Measurements {
     pub interrupted: bool,
     /// Number of connections open at the end.
     pub open_at_end: usize,
-    /// Statistics of connections after the ramp, guests included.
+    /// Statistics of connections after the ramp, short-lived clients included.
     pub after: ConnectionStats,
     /// Memory at several numbers of connections.
     pub memory: Vec<MemorySample>,
@@ -62,7 +62,7 @@ pub struct Measurements {
     /// All other counts.
     pub counts: DeliveryCounts,
     /// Time from the intended time to the last client, in nanoseconds.
-    pub last_member: Histogram<u64>,
+    pub last_subscriber: Histogram<u64>,
 }
 
 /// Memory at one number of connections.
@@ -144,7 +144,7 @@ impl Measurements {
             storm: None,
             lost: 0,
             counts: DeliveryCounts::default(),
-            last_member: histogram(),
+            last_subscriber: histogram(),
         }
     }
 
@@ -248,7 +248,7 @@ impl Measurements {
             .sum();
         self.counts = tracker.counts;
         self.lost = tracker.counts.missing + not_received;
-        self.last_member = tracker.last_member.clone();
+        self.last_subscriber = tracker.last_subscriber.clone();
         self.after = std::mem::take(&mut clients.stats);
     }
 }

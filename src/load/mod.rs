@@ -62,7 +62,7 @@ const TIMER: Token = Token(usize::MAX - 1);
 /// Maximum events per wait. Fewer than in the server, since a due message waits for the end of the turn.
 const EVENTS_PER_TURN: usize = 256;
 
-/// Maximum wait, and so the accuracy of stages and of guests.
+/// Maximum wait, and so the accuracy of stages and of short-lived clients.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Interval between two calls of the progress callback.

@@ -93,7 +93,7 @@ const ROWS: [Row; 25] = [
     ("Latency p99.9", |report| Some(micros(latency(report)?.p999))),
     ("Latency maximum", |report| Some(micros(latency(report)?.max))),
     ("Last client p50, p99", |report| {
-        let last = report.traffic.as_ref()?.last_member_us;
+        let last = report.traffic.as_ref()?.last_subscriber_us;
         Some(format!("{}, {}", micros(last.p50), micros(last.p99)))
     }),
     ("Server: ns a delivery (user + system)", |report| {
@@ -191,7 +191,7 @@ fn latency_over_time(runs: &[Run]) -> Result<String, String> {
 /// Open connections in storms and churns.
 fn open_over_time(runs: &[Run]) -> Result<String, String> {
     let lines = lines(runs, |report| {
-        let is_moving = report.storm.is_some() || report.guests.is_some();
+        let is_moving = report.storm.is_some() || report.churn.is_some();
         let points = report.timeline.iter().filter(|_| is_moving);
         points.map(|point| (point.seconds, point.open as f64)).collect()
     });

@@ -35,9 +35,9 @@ pub enum Workload {
     Fanout,
     /// A broadcast while other clients connect and disconnect.
     Churn {
-        /// Guests that connect per second.
+        /// Short-lived clients that connect per second.
         arrivals_per_second: f64,
-        /// Time that each guest stays connected.
+        /// Time that each short-lived client stays connected.
         stay: Duration,
     },
     /// All connections are dropped at once, and all clients reconnect.
@@ -109,7 +109,7 @@ impl Traffic {
 }
 
 impl Plan {
-    /// Number of sockets of the load generator, without guests.
+    /// Number of sockets of the load generator, without short-lived clients.
     pub fn sockets(&self) -> usize {
         let apart = self.traffic.filter(|traffic| traffic.publishers_apart);
         self.connections + apart.map_or(0, |traffic| traffic.publishers)

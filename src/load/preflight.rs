@@ -9,8 +9,8 @@ use crate::server::DESCRIPTORS_RESERVED;
 /// Time that a port stays reserved after its connection (TIME_WAIT).
 const PORT_REST_SECONDS: f64 = 60.0;
 
-/// Time that a guest needs in addition to its stay, for its two handshakes.
-const GUEST_EXTRA_SECONDS: f64 = 2.0;
+/// Time that a short-lived client needs in addition to its stay, for its two handshakes.
+const HANDSHAKES_SECONDS: f64 = 2.0;
 
 /// The limits of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +63,13 @@ impl HostLimits {
 
     /// Checks a plan whose source addresses are chosen.
     pub fn check(&self, plan: &Plan) -> Preflight {
-        let guests = match plan.workload {
+        let short_lived = match plan.workload {
             Workload::Churn { arrivals_per_second, stay } => {
-                (arrivals_per_second * (stay.as_secs_f64() + GUEST_EXTRA_SECONDS)) as usize
+                (arrivals_per_second * (stay.as_secs_f64() + HANDSHAKES_SECONDS)) as usize
             }
             _ => 0,
         };
-        let others = DESCRIPTORS_RESERVED + guests + (plan.sockets() - plan.connections);
+        let others = DESCRIPTORS_RESERVED + short_lived + (plan.sockets() - plan.connections);
         let by_descriptors = self.descriptors.saturating_sub(others);
         let sources = plan.target.sources.len().max(1);
         let by_ports = (self.ports * sources).saturating_sub(others - DESCRIPTORS_RESERVED);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_needs_a_descriptor_while_connected_and_a_port_for_a_minute() {
+    fn short_lived_client_needs_a_descriptor_while_connected_and_a_port_for_a_minute() {
         let churn = Workload::Churn { arrivals_per_second: 100.0, stay: Duration::from_secs(3) };
         let limits = HostLimits { descriptors: 1_000 + DESCRIPTORS_RESERVED, ports: 7_000, backlog: 4_096 };
         assert_eq!(limits.check(&plan(10, churn)).connections_max, 500);

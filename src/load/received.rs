@@ -6,7 +6,7 @@
 /// The messages of one publisher that one client has received.
 #[derive(Clone, Debug)]
 pub struct ReceivedSequences {
-    /// The first sequence that the client has to receive; `None` until a guest receives its first.
+    /// The first sequence that the client has to receive; `None` until a short-lived client receives its first.
     from: Option<u32>,
     /// One more than the highest received sequence.
     next: u32,

@@ -12,7 +12,7 @@ pub enum Role {
     /// Does not read; its messages are not waited for.
     Stalled,
     /// Connects and disconnects: order is checked, but not the loss of its first and last messages.
-    Guest,
+    ShortLived,
     /// Only publishes: messages to it are counted, but not waited for.
     Apart,
 }

@@ -19,13 +19,13 @@ pub struct Report {
     pub setup: Setup,
     /// Statistics of the clients' connections.
     pub connections: ConnectionsReport,
-    /// Statistics of the guests' connections, in a churn.
+    /// Statistics of the short-lived connections, in a churn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guests: Option<ConnectionsReport>,
+    pub churn: Option<ConnectionsReport>,
     /// Messages published and delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficReport>,
-    /// Number of connections open at the end, guests included.
+    /// Number of connections open at the end, short-lived clients included.
     pub open_at_end: usize,
     /// Connections that ended unexpectedly.
     pub unexpected_closes: Vec<CauseCount>,
@@ -95,7 +95,7 @@ pub struct ConnectionsReport {
     pub refused_by: Vec<CauseCount>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
-    /// Processor time of the server per handshake; only in the ramp, since guests connect during a broadcast.
+    /// Processor time of the server per handshake; only in the ramp, since short-lived clients connect during a broadcast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us_per_handshake: Option<f64>,
     pub handshake_us: Quantiles,
@@ -123,7 +123,7 @@ pub struct TrafficReport {
     /// Time from the intended time of sending to each client.
     pub latency_us: Quantiles,
     /// Time from the intended time of sending to the last client of each message.
-    pub last_member_us: Quantiles,
+    pub last_subscriber_us: Quantiles,
     /// In a slow run: the latency before clients stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_before_us: Option<Quantiles>,
@@ -177,7 +177,7 @@ pub struct StormReport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Stalled {
-    pub members: usize,
+    pub subscribers: usize,
     pub ended: Vec<CauseCount>,
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! idle    Ramping -> Holding                              -> Done
 //! fanout  Ramping -> Warming -> Measuring -> Collecting   -> Done
-//! churn   the same; guests come and go while Measuring
+//! churn   the same; short-lived clients come and go while Measuring
 //! slow    the same; in the second half of Measuring some clients do not read
 //! storm   Ramping -> Returning                            -> Done
 //! ```
@@ -50,7 +50,7 @@ pub struct Scenario {
     payload: Vec<u8>,
     /// The next message is due, but its publisher's socket is full; an event will announce room.
     is_blocked: bool,
-    /// Number of guests connected so far.
+    /// Number of short-lived clients connected so far.
     arrived: u64,
     /// The measurements so far.
     pub measurements: Measurements,
@@ -338,7 +338,7 @@ impl Scenario {
             self.stall(clients, tracker);
         }
         if now < until {
-            self.connect_guests(clients, now);
+            self.connect_short_lived(clients, now);
             return;
         }
         // Messages due since the last turn. Messages that the server's backpressure prevents stay unsent.
@@ -355,14 +355,14 @@ impl Scenario {
         self.stage = ScenarioStage::Collecting { until: now.after(timeout) };
     }
 
-    /// Connects the guests that are due.
-    fn connect_guests(&mut self, clients: &mut Clients, now: RunTime) {
+    /// Connects the short-lived clients that are due.
+    fn connect_short_lived(&mut self, clients: &mut Clients, now: RunTime) {
         let Workload::Churn { arrivals_per_second, .. } = self.plan.workload else { return };
         let Some(Window { from, .. }) = self.measurements.window else { return };
         let due = (now.seconds_since(from) * arrivals_per_second) as u64;
         while self.arrived < due {
             let channel = (self.arrived % u64::from(self.plan.channels)) as u32;
-            clients.connect(Role::Guest, channel, None, now);
+            clients.connect(Role::ShortLived, channel, None, now);
             self.arrived += 1;
         }
     }

@@ -34,7 +34,7 @@ impl Report {
                     .map(|spent| spent.nanos() / 1e3 / measurements.ramp.opened as f64),
                 ..ConnectionsReport::new(&measurements.ramp, measurements.ramp_seconds)
             },
-            guests: matches!(plan.workload, Workload::Churn { .. })
+            churn: matches!(plan.workload, Workload::Churn { .. })
                 .then(|| ConnectionsReport::new(&measurements.after, seconds)),
             traffic: plan.traffic.is_some().then(|| TrafficReport::new(measurements)),
             open_at_end: measurements.open_at_end,
@@ -49,7 +49,7 @@ impl Report {
                 handshake_us: Quantiles::of(&measurements.after.handshakes),
             }),
             stalled: (plan.stalled() > 0)
-                .then(|| Stalled { members: plan.stalled(), ended: counts(&measurements.after.stalled) }),
+                .then(|| Stalled { subscribers: plan.stalled(), ended: counts(&measurements.after.stalled) }),
             server,
             memory: MemoryReport::new(&measurements.memory),
             generator: Generator {
@@ -118,7 +118,7 @@ impl TrafficReport {
             deliveries,
             deliveries_per_second: ratio(deliveries as f64, seconds),
             latency_us: Quantiles::of(&measurements.latency),
-            last_member_us: Quantiles::of(&measurements.last_member),
+            last_subscriber_us: Quantiles::of(&measurements.last_subscriber),
             latency_before_us: measurements.latency_before.as_ref().map(Quantiles::of),
             distribution: distribution(&measurements.latency),
             lost: measurements.lost,

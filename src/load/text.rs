@@ -16,8 +16,8 @@ impl fmt::Display for TextReport<'_> {
             line(f, "INTERRUPTED", "the figures are those measured until the signal")?;
         }
         connections(f, "connections", &report.connections)?;
-        if let Some(guests) = &report.guests {
-            connections(f, "guests", guests)?;
+        if let Some(short_lived) = &report.churn {
+            connections(f, "short-lived", short_lived)?;
         }
         storm(f, report)?;
         traffic(f, report)?;
@@ -145,13 +145,13 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         line(f, "before", &quantiles(before))?;
     }
     line(f, "latency", &quantiles(&traffic.latency_us))?;
-    line(f, "last client", &quantiles(&traffic.last_member_us))
+    line(f, "last client", &quantiles(&traffic.last_subscriber_us))
 }
 
 fn stalled(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let Some(stalled) = &report.stalled else { return Ok(()) };
     let ended = if stalled.ended.is_empty() { "none ended".to_owned() } else { list(&stalled.ended) };
-    line(f, "stalled", &format!("{} clients: {ended}", stalled.members))
+    line(f, "stalled", &format!("{} clients: {ended}", stalled.subscribers))
 }
 
 fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {

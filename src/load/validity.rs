@@ -35,9 +35,10 @@ pub fn invalid(report: &Report) -> Vec<String> {
             percent(own.waited_share)
         ));
     }
-    let guests = report.guests.iter().flat_map(|guests| &guests.refused_by);
+    let short_lived = report.churn.iter().flat_map(|churn| &churn.refused_by);
     let storm = report.storm.iter().flat_map(|storm| &storm.refused_by);
-    let refused: Vec<&CauseCount> = report.connections.refused_by.iter().chain(guests).chain(storm).collect();
+    let refused: Vec<&CauseCount> =
+        report.connections.refused_by.iter().chain(short_lived).chain(storm).collect();
     for cause in OWN_CAUSES {
         let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
         if count > 0 {

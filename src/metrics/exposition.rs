@@ -224,9 +224,9 @@ impl Collector for MetricsCollector {
             steps,
         )?;
         page.counter(
-            "oyez_memory_debtors_closed",
+            "oyez_memory_connections_closed",
             "Connections closed under memory pressure, since they held most",
-            metrics.memory_debtors_closed,
+            metrics.memory_connections_closed,
         )?;
         page.counter(
             "oyez_memory_evicted_messages",

@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_is_inclusive() {
+    fn value_on_a_bound_is_counted_in_its_bucket() {
         let mut histogram = Histogram::new(&[1.0, 2.0]);
         for value in [0.0, 1.0, 1.5, 2.0, 3.0] {
             histogram.observe(value);

@@ -29,7 +29,7 @@ pub enum MemoryStep {
     /// New request bodies, unfinished messages, pages and listings are refused.
     RefuseLarge,
     /// The connections that hold most are closed.
-    CloseDebtors,
+    CloseLargest,
     /// The oldest messages of the largest histories are evicted.
     EvictHistory,
     /// New connections are refused.
@@ -43,7 +43,7 @@ impl MemoryStep {
     /// All of them, in order.
     pub const ALL: [MemoryStep; MemoryStep::COUNT] = [
         MemoryStep::RefuseLarge,
-        MemoryStep::CloseDebtors,
+        MemoryStep::CloseLargest,
         MemoryStep::EvictHistory,
         MemoryStep::RefuseConnections,
     ];
@@ -52,7 +52,7 @@ impl MemoryStep {
     pub fn as_str(self) -> &'static str {
         match self {
             MemoryStep::RefuseLarge => "refuse_large",
-            MemoryStep::CloseDebtors => "close_debtors",
+            MemoryStep::CloseLargest => "close_largest",
             MemoryStep::EvictHistory => "evict_history",
             MemoryStep::RefuseConnections => "refuse_connections",
         }
@@ -101,7 +101,7 @@ pub struct Metrics {
     /// How often each step against memory pressure began, in the order of [`MemoryStep::ALL`].
     pub memory_pressure: [u64; MemoryStep::COUNT],
     /// Connections closed for the memory that they held.
-    pub memory_debtors_closed: u64,
+    pub memory_connections_closed: u64,
     /// Messages evicted from histories before their time, for the memory that they took.
     pub memory_evicted: u64,
     /// Log lines that peers caused and that were left out.
@@ -144,7 +144,7 @@ impl Default for Metrics {
             history_file_errors: 0,
             reads_requeued: 0,
             memory_pressure: [0; MemoryStep::COUNT],
-            memory_debtors_closed: 0,
+            memory_connections_closed: 0,
             memory_evicted: 0,
             log_lines_suppressed: 0,
             received_bytes: 0,

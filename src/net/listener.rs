@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_ends_by_timer_or_by_room() {
+    fn paused_accept_resumes_by_timer_or_after_a_close() {
         let tcp = crate::config::TcpConfig::default();
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);

@@ -300,21 +300,24 @@ impl Outbox {
     /// part. 0 as long as the socket has not refused a write, since the queue is then written with the next flush.
     ///
     /// Of a long queue only the beginning is counted, and the rest estimated from it.
-    pub fn debt_bytes(&self) -> usize {
+    pub fn freeable_bytes(&self) -> usize {
         match self {
             Outbox::Empty | Outbox::Fresh(_) => 0,
             Outbox::Backlog(backlog) if backlog.socket_state == SocketState::Writable => 0,
             Outbox::Backlog(backlog) => {
-                let (sampled, bytes, debt) =
-                    backlog.pieces().take(PIECES_PER_WRITE).fold((0, 0, 0), |(count, bytes, debt), piece| {
-                        (count + 1, bytes + piece.len(), debt + debt_of(piece))
-                    });
+                let (sampled, bytes, freeable) = backlog.pieces().take(PIECES_PER_WRITE).fold(
+                    (0, 0, 0),
+                    |(count, bytes, freeable), piece| {
+                        (count + 1, bytes + piece.len(), freeable + freeable_bytes_of(piece))
+                    },
+                );
                 let pieces = 1 + backlog.queued_after_first();
                 if sampled == pieces {
-                    return debt;
+                    return freeable;
                 }
-                let rest = backlog.bytes.saturating_sub(bytes) as u128 * debt as u128 / bytes.max(1) as u128;
-                debt + rest as usize
+                let rest =
+                    backlog.bytes.saturating_sub(bytes) as u128 * freeable as u128 / bytes.max(1) as u128;
+                freeable + rest as usize
             }
         }
     }
@@ -493,7 +496,7 @@ impl Backlog {
 }
 
 /// One owner's part of a piece.
-fn debt_of(frames: &Frames) -> usize {
+fn freeable_bytes_of(frames: &Frames) -> usize {
     frames.len() / Rc::strong_count(frames) + PIECE_BYTES
 }
 
@@ -556,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outbox_is_two_words() {
+    fn outbox_has_16_bytes() {
         assert_eq!(size_of::<Outbox>(), 16);
         assert_eq!(size_of::<Backlog>(), 40, "and what a large message leaves in it is five");
     }
@@ -633,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_writes_until_the_socket_refuses_or_its_bytes_are_used() {
+    fn flush_writes_until_the_socket_is_full_or_its_share_is_used() {
         let mut outbox = Outbox::default();
         (0..1_000).for_each(|_| outbox.queue(frames(100)));
         let (written, left) = outbox.flush(&mut Pipe(vec![], vec![]), PACE, at(0));
@@ -695,7 +698,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_minimum_pace_one_byte_is_progress() {
+    fn byte_is_progress_without_a_minimum_pace() {
         let slow_limits = SlowConsumerLimits { bytes_per_second: 0, ..PACE };
         let mut outbox = Outbox::default();
         outbox.queue(frames(100));
@@ -706,27 +709,27 @@ mod tests {
     }
 
     #[test]
-    fn debt_counts_the_bytes_that_emptying_would_free() {
+    fn freeable_bytes_are_those_that_emptying_would_free() {
         let refuse = |outbox: &mut Outbox| {
             let _ = outbox.flush(&mut Pipe(vec![None], vec![]), PACE, at(0));
         };
         let mut outbox = Outbox::default();
-        assert_eq!(outbox.debt_bytes(), 0);
+        assert_eq!(outbox.freeable_bytes(), 0);
         let shared = frames(10_000);
         outbox.queue(shared.clone());
-        assert_eq!(outbox.debt_bytes(), 0, "no write was refused");
+        assert_eq!(outbox.freeable_bytes(), 0, "no write was refused");
         refuse(&mut outbox);
-        assert_eq!(outbox.debt_bytes(), 5_000 + PIECE_BYTES, "another holds it too");
+        assert_eq!(outbox.freeable_bytes(), 5_000 + PIECE_BYTES, "another holds it too");
         drop(shared);
-        assert_eq!(outbox.debt_bytes(), 10_000 + PIECE_BYTES);
+        assert_eq!(outbox.freeable_bytes(), 10_000 + PIECE_BYTES);
         outbox.queue(frames(1_000));
         outbox.unblock();
-        assert_eq!(outbox.debt_bytes(), 11_000 + 2 * PIECE_BYTES);
+        assert_eq!(outbox.freeable_bytes(), 11_000 + 2 * PIECE_BYTES);
         let mut long = Outbox::default();
         (0..1_000).for_each(|_| long.queue(frames(36)));
-        assert_eq!(long.debt_bytes(), 0);
+        assert_eq!(long.freeable_bytes(), 0);
         refuse(&mut long);
-        assert_eq!(long.debt_bytes(), 1_000 * (36 + PIECE_BYTES), "the rest is like the beginning");
+        assert_eq!(long.freeable_bytes(), 1_000 * (36 + PIECE_BYTES), "the rest is like the beginning");
     }
 
     #[test]

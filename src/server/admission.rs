@@ -39,9 +39,9 @@ impl<T: Transport> Engine<T> {
     /// addresses waiting.
     fn reject_over_limit(&mut self, transport: T, peer: Peer, over: LimitExceeded, now: LoopTime) -> SlotId {
         self.shared.metrics.limit(over.limit);
-        let is_answered = self.rejected < REFUSALS_MAX;
+        let gets_response = self.rejected < REFUSALS_MAX;
         let id = self.reject(transport, peer, over.reason(), now);
-        if !is_answered {
+        if !gets_response {
             self.slots.schedule_close(id, over.reason());
         }
         id

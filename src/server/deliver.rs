@@ -25,7 +25,7 @@ use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::Unsent;
 use crate::hub::channel::{Channel, Delivery};
-use crate::hub::merge::Group;
+use crate::hub::merge::BatchGroup;
 use crate::ids::{ChannelId, SlotId};
 use crate::metrics::Metrics;
 use crate::net::outbox::{Enqueue, FlushOutcome, SlowConsumerLimits};
@@ -91,7 +91,7 @@ impl<T: Transport> Engine<T> {
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),
             Intent::Query => self.slots.mark_refill(id),
-            Intent::Respond(response) => self.answer(id, response, now),
+            Intent::Respond(response) => self.send_response(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
             Intent::BeginClose { close_frame } => self.queue_close_frame(id, close_frame, now),
@@ -150,7 +150,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one delivery.
-    fn fan_out_group(&mut self, mut group: Group, now: LoopTime) {
+    fn fan_out_group(&mut self, mut group: BatchGroup, now: LoopTime) {
         let Engine { slots, hub, pressure, shared, .. } = self;
         let mut over_limit = Vec::new();
         let channels: Vec<ChannelId> = group.channels().collect();

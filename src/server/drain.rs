@@ -52,7 +52,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Returns true if the only connections left wait for another request and have taken all answers.
+    /// Returns true if the only connections left wait for another request and have taken all responses.
     pub fn is_drained(&self) -> bool {
         self.slots.iter().all(|(_, slot)| slot.state.is_idle_request() && slot.outbox.is_empty())
     }

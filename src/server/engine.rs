@@ -72,7 +72,7 @@ pub struct Engine<T> {
     pub shared: Shared,
     /// Intents that are not applied yet, in the order in which sessions emitted them.
     pub(super) intents: Vec<(SlotId, Intent)>,
-    /// The answers to one connection that are not in its outbox yet; empty between phases.
+    /// The responses to one connection that are not in its outbox yet; empty between phases.
     pub(super) gathered: Gathered,
     /// Which subscribers pause which publishers.
     pub(super) pressure: Pressure,
@@ -100,8 +100,8 @@ pub struct Engine<T> {
     pub is_drain_announced: bool,
     /// Number of open connections that are rejected.
     pub(super) rejected: usize,
-    /// When debtors are searched for again; `None`: at once.
-    pub(super) debtors_wanted_at: Option<LoopTime>,
+    /// When large connections are searched for again; `None`: at once.
+    pub(super) next_search_at: Option<LoopTime>,
     /// Those who publish at the moment, where there is a limit to that.
     pub(super) rate_limiter: RateLimiter,
 }
@@ -127,7 +127,7 @@ impl<T: Transport> Engine<T> {
             draining: None,
             is_drain_announced: false,
             rejected: 0,
-            debtors_wanted_at: None,
+            next_search_at: None,
             rate_limiter: RateLimiter::new(),
             shared: Shared::new(limits),
         }
@@ -220,7 +220,7 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = slots.get_mut(id) else { return 0 };
         slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
-        let is_publishing_paused = slot.has_unsent_answers() || slot.is_publishing_paused();
+        let is_publishing_paused = slot.has_unsent_responses() || slot.is_publishing_paused();
         // After a reported end of file or a failed write, a short read is not the end: no further event may follow.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (transport, state, mut ctx) = shared.session_context(id, slot, now);
@@ -443,7 +443,7 @@ impl<T: Transport> Engine<T> {
 
     /// The same for a session in the read phase: its intents are applied in their order.
     fn begin_close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
-        // The session may send something at once, and the answers before that have to be queued first.
+        // The session may send something at once, and the responses before that have to be queued first.
         self.send_gathered();
         let Engine { slots, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };

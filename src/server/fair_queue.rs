@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn address_that_comes_back_waits_for_its_turn_again() {
+    fn address_queued_again_waits_for_its_turn() {
         let mut queue = FairQueue::default();
         let [one, two] = ["192.0.2.1", "192.0.2.2"].map(|text| text.parse().unwrap());
         queue.push(id(1), one);

@@ -1,4 +1,4 @@
-//! The buffer in which consecutive answers to one connection become one piece of its outbox.
+//! The buffer in which consecutive responses to one connection become one piece of its outbox.
 
 use std::mem;
 
@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::ids::SlotId;
 
-/// The buffer keeps this capacity between turns: the answers to 16 KiB of the shortest publications, which one read
+/// The buffer keeps this capacity between turns: the responses to 16 KiB of the shortest publications, which one read
 /// takes.
 const GATHER_BUFFER_BYTES: usize = 64 << 10;
 
-/// The answers to one connection that are not in its outbox yet.
+/// The responses to one connection that are not in its outbox yet.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) to: Option<SlotId>,
@@ -23,7 +23,7 @@ impl Gathered {
         self.to.is_none()
     }
 
-    /// Takes the connection and its answers, as one piece.
+    /// Takes the connection and its responses, as one piece.
     pub(super) fn take(&mut self) -> Option<(SlotId, Bytes)> {
         let id = self.to.take()?;
         let frames = if self.frames.capacity() <= GATHER_BUFFER_BYTES {

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_over_the_limit_are_counted_and_said_when_the_second_is_over() {
+    fn lines_over_the_limit_are_counted_and_reported_after_the_second() {
         let (mut limit, start) = (LogLimit::NEW, LoopTime::from_millis(u64::from(u32::MAX) - 10));
         assert_eq!(limit.ends_at(), None);
         let written = (0..1_000).filter(|&millis| limit.admits(3, start.after(millis))).count();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_each_kind_have_a_limit_of_their_own() {
+    fn lines_of_each_kind_have_a_separate_limit() {
         let (mut limits, start) = (LogLimits::NEW, LoopTime::from_millis(5));
         let kinds = [
             LogLine::Close(Reason::EndOfFile),

@@ -47,7 +47,7 @@ const HYSTERESIS_PERCENT: u64 = 5;
 fn begins_at_percent(step: MemoryStep) -> u64 {
     match step {
         MemoryStep::RefuseLarge => 75,
-        MemoryStep::CloseDebtors => 85,
+        MemoryStep::CloseLargest => 85,
         MemoryStep::EvictHistory => 90,
         MemoryStep::RefuseConnections => 95,
     }
@@ -149,25 +149,25 @@ mod tests {
         };
         assert_eq!(steps_at(749), (0, vec![]));
         assert_eq!(steps_at(750), (1, vec![(MemoryStep::RefuseLarge, StepChange::Began)]));
-        assert_eq!(steps_at(850), (2, vec![(MemoryStep::CloseDebtors, StepChange::Began)]));
+        assert_eq!(steps_at(850), (2, vec![(MemoryStep::CloseLargest, StepChange::Began)]));
         assert_eq!(steps_at(801), (2, vec![]), "not yet");
-        assert_eq!(steps_at(800), (1, vec![(MemoryStep::CloseDebtors, StepChange::Ended)]));
+        assert_eq!(steps_at(800), (1, vec![(MemoryStep::CloseLargest, StepChange::Ended)]));
         let (count, changes) = steps_at(5_000);
         assert_eq!(count, 4);
         assert_eq!(
             changes.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
-            [MemoryStep::CloseDebtors, MemoryStep::EvictHistory, MemoryStep::RefuseConnections]
+            [MemoryStep::CloseLargest, MemoryStep::EvictHistory, MemoryStep::RefuseConnections]
         );
         let (count, changes) = steps_at(10);
         assert!(count == 0 && changes.len() == 4 && changes.iter().all(|(_, how)| *how == StepChange::Ended));
     }
 
     #[test]
-    fn budget_of_zero_is_none() {
+    fn budget_of_zero_begins_no_step() {
         let mut budget = MemoryBudget::new(0);
         assert_eq!(budget.observe(u64::MAX).count(), 0);
         assert_eq!((in_force(&budget), budget.used_bytes()), (0, u64::MAX));
-        assert_eq!(budget.excess_bytes(MemoryStep::CloseDebtors, u64::MAX), 0);
+        assert_eq!(budget.excess_bytes(MemoryStep::CloseLargest, u64::MAX), 0);
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
 
-/// The publisher of a message that is not acknowledged yet, and how it is to be answered.
+/// The publisher of a message that is not acknowledged yet, and how it is acknowledged.
 #[derive(Debug)]
 pub(super) struct PendingPublish {
     pub(super) slot: SlotId,
@@ -64,7 +64,7 @@ pub(super) enum PublishTarget {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Publishes a message, or answers its publisher with the reason why it is not published.
+    /// Publishes a message, or responses its publisher with the reason why it is not published.
     pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: &PendingPublish, now: LoopTime) {
         let published = match self.submit(pending, payload.len(), now) {
             Ok(target) => self.apply_own(target, kind, payload, pending, now),
@@ -169,7 +169,7 @@ impl<T: Transport> Engine<T> {
     /// which keys expire.
     ///
     /// # Errors
-    /// [`Rejection::KeyReused`], which the publisher of the message is to be answered with.
+    /// [`Rejection::KeyReused`], which the publisher of the message is acknowledged with.
     pub(super) fn apply_item(
         &mut self,
         message: OrderedMessage<'_>,
@@ -258,7 +258,7 @@ impl<T: Transport> Engine<T> {
                 let may_subscribe = channel.as_ref().is_some_and(|name| grant.may_subscribe(name));
                 let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
-                self.answer(id, options.json(200, &body).into(), now);
+                self.send_response(id, options.json(200, &body).into(), now);
             }
         }
     }
@@ -289,7 +289,7 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { options, .. } => {
                 let error = rejection.http();
                 self.shared.metrics.reject(error.code());
-                self.answer(id, error.respond(options).into(), now);
+                self.send_response(id, error.respond(options).into(), now);
             }
         }
     }

@@ -111,7 +111,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Ends all pressure: the server drains, and every publisher is to be read and answered.
+    /// Ends all pressure: the server drains, and every publisher is to be read and sent its response.
     pub(super) fn end_pressure(&mut self, now: LoopTime) {
         let throttling: Vec<SlotId> =
             self.slots.iter().filter(|(_, slot)| slot.is_throttling()).map(|(id, _)| id).collect();

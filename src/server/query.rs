@@ -50,11 +50,11 @@ impl<T: Transport> Engine<T> {
         let is_new = !pending.progress.has_begun();
         if is_new && let Some(rejection) = self.reject_query(&pending.query) {
             self.shared.metrics.reject(rejection.code());
-            self.answer(id, rejection.http().respond(&pending.options).into(), now);
+            self.send_response(id, rejection.http().respond(&pending.options).into(), now);
             return Cost::SLICE;
         }
         if is_new && let Some((response, cost)) = self.respond_whole(id, &pending, cache, now) {
-            self.answer(id, response.into(), now);
+            self.send_response(id, response.into(), now);
             return cost;
         }
         let (body, work, is_over) = self.slice(&mut pending, now);
@@ -62,7 +62,7 @@ impl<T: Transport> Engine<T> {
         let PendingQuery { options, .. } = &*pending;
         if is_new && is_over {
             let response = options.respond(200, "application/json", &[("Cache-Control", "no-store")], &body);
-            self.answer(id, response.into(), now);
+            self.send_response(id, response.into(), now);
             return cost;
         }
         let mut out = if is_new { options.begin_json() } else { Vec::new() };
@@ -73,7 +73,7 @@ impl<T: Transport> Engine<T> {
             slot.state.close_after_response();
         }
         if is_new && options.head_only {
-            self.answer(id, out.into(), now);
+            self.send_response(id, out.into(), now);
             return cost;
         }
         if options.is_chunked {
@@ -87,7 +87,7 @@ impl<T: Transport> Engine<T> {
             out.extend_from_slice(&body);
         }
         if is_over {
-            self.answer(id, out.into(), now);
+            self.send_response(id, out.into(), now);
         } else {
             self.enqueue(id, Rc::new(out.into()));
             if let Some(slot) = self.slots.get_mut(id) {
@@ -255,6 +255,6 @@ impl<T: Transport> Engine<T> {
             self.close(one, Reason::Forbidden, now);
         }
         let body = format!("{{\"closed\":{}}}\n", theirs.len());
-        self.answer(id, options.json(200, &body).into(), now);
+        self.send_response(id, options.json(200, &body).into(), now);
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! Large requests are rejected first, by the sessions themselves. Then the connections that hold most memory are
 //! closed, largest first; then history is evicted; last, new connections are rejected. Each step works on the memory
-//! use that the previous one has left, so that history is retained while there are debtors to close.
+//! use that the previous one has left, so that history is retained while there are large connections to close.
 //!
 //! **Healthy subscribers never pay**: a connection is charged only the memory that its close would free (a piece of an
 //! outbox that others wait for too, or that a history keeps, in equal parts), and a connection that holds less than
-//! [`DEBT_BYTES_MIN`] is not closed, whatever the pressure.
+//! [`FREEABLE_BYTES_MIN`] is not closed, whatever the pressure.
 
 use std::cmp::Reverse;
 
@@ -24,9 +24,9 @@ use crate::time::LoopTime;
 
 /// Connections that hold less are never closed for memory. A subscriber that reads holds a piece or two for the time of
 /// a write, an idle one nothing, and a request's head is up to twice that.
-pub const DEBT_BYTES_MIN: usize = 4 << 10;
+pub const FREEABLE_BYTES_MIN: usize = 4 << 10;
 
-/// Milliseconds from a search that found too little to the next. A search takes some 10 ns a slot, and debtors do not
+/// Milliseconds from a search that found too little to the next. A search takes some 10 ns a slot, and large outboxes do not
 /// appear within a millisecond.
 const FRUITLESS_PAUSE_MS: u32 = 50;
 
@@ -55,10 +55,10 @@ impl<T: Transport> Engine<T> {
             }
         }
         let mut used_bytes = used_bytes;
-        let excess = self.shared.memory.excess_bytes(MemoryStep::CloseDebtors, used_bytes);
-        if excess > 0 && self.debtors_wanted_at.is_none_or(|at| at.is_due(now)) {
-            let freed = self.close_debtors(excess, now);
-            self.debtors_wanted_at = (freed < excess).then(|| now.after(FRUITLESS_PAUSE_MS));
+        let excess = self.shared.memory.excess_bytes(MemoryStep::CloseLargest, used_bytes);
+        if excess > 0 && self.next_search_at.is_none_or(|at| at.is_due(now)) {
+            let freed = self.close_largest(excess, now);
+            self.next_search_at = (freed < excess).then(|| now.after(FRUITLESS_PAUSE_MS));
             used_bytes = used_bytes.saturating_sub(freed);
         }
         let excess = self.shared.memory.excess_bytes(MemoryStep::EvictHistory, used_bytes);
@@ -70,25 +70,26 @@ impl<T: Transport> Engine<T> {
 
     /// Closes the connections that hold most, largest first, to free a number of bytes. Returns the number that will be
     /// freed.
-    fn close_debtors(&mut self, excess: u64, now: LoopTime) -> u64 {
-        let debts = self.slots.iter().map(|(id, slot)| (slot.debt_bytes(), id));
-        let mut debtors: Vec<(usize, SlotId)> = debts.filter(|(debt, _)| *debt >= DEBT_BYTES_MIN).collect();
-        debtors.sort_unstable_by_key(|(debt, _)| Reverse(*debt));
+    fn close_largest(&mut self, excess: u64, now: LoopTime) -> u64 {
+        let sizes = self.slots.iter().map(|(id, slot)| (slot.freeable_bytes(), id));
+        let mut largest: Vec<(usize, SlotId)> =
+            sizes.filter(|(bytes, _)| *bytes >= FREEABLE_BYTES_MIN).collect();
+        largest.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
         let mut freed = 0;
-        for (debt, id) in debtors {
+        for (bytes, id) in largest {
             if freed >= excess {
                 break;
             }
-            self.close_debtor(id, now);
-            self.shared.metrics.memory_debtors_closed += 1;
-            freed += debt as u64;
+            self.close_large(id, now);
+            self.shared.metrics.memory_connections_closed += 1;
+            freed += bytes as u64;
         }
         freed
     }
 
-    fn close_debtor(&mut self, id: SlotId, now: LoopTime) {
+    fn close_large(&mut self, id: SlotId, now: LoopTime) {
         let Some(slot) = self.slots.get(id) else { return };
-        if can_be_told(slot) {
+        if can_receive_close(slot) {
             self.close(id, Reason::Slow, now)
         } else {
             self.slots.schedule_close(id, Reason::Slow)
@@ -101,8 +102,8 @@ impl<T: Transport> Engine<T> {
 /// A close keeps the piece that is partly written, or the peer could not find the beginning of the close frame; so it
 /// is only worth trying once. An HTTP client that does not take its response will not take another, and TLS keeps its
 /// buffers until the end.
-fn can_be_told<T: Transport>(slot: &Slot<T>) -> bool {
+fn can_receive_close<T: Transport>(slot: &Slot<T>) -> bool {
     slot.state.is_open()
         && (slot.takes_broadcast() || slot.outbox.is_empty() || slot.state.is_web_socket())
-        && slot.transport.buffered_bytes() < DEBT_BYTES_MIN
+        && slot.transport.buffered_bytes() < FREEABLE_BYTES_MIN
 }

@@ -72,7 +72,7 @@ impl SlotFlags {
     /// Not read until its outbox is empty.
     const READ_PAUSED: u16 = 1 << 8;
     /// Responses to it are in its outbox.
-    const ANSWERED: u16 = 1 << 9;
+    const RESPONSE_QUEUED: u16 = 1 << 9;
     /// Its close frame is queued: no frame may follow it (RFC 6455 5.5.1). It is queued when the intent to close is
     /// applied, later than the state of the session changes, so that messages published earlier in the same turn precede
     /// it.
@@ -120,8 +120,8 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Returns true if responses are queued, which the peer has to receive before it is read again.
-    pub fn has_unsent_answers(&self) -> bool {
-        self.flags.has(SlotFlags::ANSWERED) && !self.is_flushed()
+    pub fn has_unsent_responses(&self) -> bool {
+        self.flags.has(SlotFlags::RESPONSE_QUEUED) && !self.is_flushed()
     }
 
     /// Returns true if it pauses the publishers of its channels.
@@ -152,8 +152,8 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Records that a response is in the outbox.
-    pub(super) fn mark_answered(&mut self) {
-        self.flags.set(SlotFlags::ANSWERED);
+    pub(super) fn mark_response_queued(&mut self) {
+        self.flags.set(SlotFlags::RESPONSE_QUEUED);
     }
 
     /// Returns true if it is catching up from the history of a channel.
@@ -206,8 +206,8 @@ impl<T: Transport> Slot<T> {
     }
 
     /// Memory that would be freed with it: its share of its outbox, and its incomplete message or request.
-    pub fn debt_bytes(&self) -> usize {
-        self.outbox.debt_bytes() + self.state.held_bytes() + self.transport.buffered_bytes()
+    pub fn freeable_bytes(&self) -> usize {
+        self.outbox.freeable_bytes() + self.state.held_bytes() + self.transport.buffered_bytes()
     }
 
     /// Returns true if the socket has taken all bytes.
@@ -226,7 +226,7 @@ impl<T: Transport> Slot<T> {
                 (written, FlushOutcome::Blocked)
             }
             (written, FlushOutcome::Drained) => {
-                self.flags.clear(SlotFlags::ANSWERED);
+                self.flags.clear(SlotFlags::RESPONSE_QUEUED);
                 (written, FlushOutcome::Drained)
             }
             flushed => flushed,
@@ -731,7 +731,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_small() {
+    fn slot_has_at_most_80_bytes() {
         // Release builds; in debug builds mio's socket also knows its poll.
         assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
         // TLS state is in a separate box.
@@ -739,7 +739,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_id_does_not_reach_the_next_tenant() {
+    fn late_id_does_not_reach_the_next_connection() {
         let mut slots = Slots::new();
         let old = insert(&mut slots);
         slots.mark_ready(old);
@@ -774,7 +774,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_on_each_list_once_and_dies_of_its_first_reason() {
+    fn slot_marked_twice_is_listed_once_and_keeps_its_first_reason() {
         let mut slots = Slots::new();
         let id = insert(&mut slots);
         slots.mark_ready(id);

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_meets_every_slot_once() {
+    fn sweep_visits_every_slot_once() {
         for slots in [0, 1, SLICE_SLOTS, SLICE_SLOTS + 1, 10 * SLICE_SLOTS + 17] {
             let mut sweeper = Sweeper::new();
             let mut met = vec![0; slots];
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_leaves_the_rest_to_the_next_turn() {
+    fn paused_sweep_continues_in_the_next_turn() {
         let mut sweeper = Sweeper::new();
         let start = LoopTime::from_millis(0);
         let slots = SLICE_SLOTS + 100;
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_keeps_its_time_when_turns_are_longer_than_slices() {
+    fn sweep_keeps_its_time_when_turns_are_longer_than_slices() {
         let slots = 20 * SLICE_SLOTS;
         let mut sweeper = Sweeper::new();
         let mut met = vec![0; slots];
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn after_weeks_without_connections_the_sweep_goes_on() {
+    fn sweep_continues_after_weeks_without_connections() {
         let mut sweeper = Sweeper::new();
         let day = 24 * 60 * 60 * 1_000;
         let mut now = LoopTime::from_millis(0);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn between_slices_nothing_is_looked_at() {
+    fn sweep_between_slices_visits_no_slot() {
         let mut sweeper = Sweeper::new();
         let start = LoopTime::from_millis(0);
         assert_eq!(sweeper.slice(10, start), 0..10);

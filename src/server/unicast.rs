@@ -1,15 +1,15 @@
 //! Frames for a single connection, in addition to the batches of its channels: responses, notices, replays, close
 //! frames.
 //!
-//! Answers are gathered: consecutive answers to one connection become one piece of its outbox. An answer has some 30
+//! Responses are gathered: consecutive responses to one connection become one piece of its outbox. A response has some 30
 //! bytes, a piece costs [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES) in addition, and a turn can read thousands of
 //! commands of one connection.
 //!
 //! **One order**: all frames enter an outbox through [`Engine::enqueue`] or, for a batch, the fan-out, and both send
-//! the gathered answers first.
+//! the gathered responses first.
 //!
-//! **Reads depend on writes**: answers have no separate limit, since a connection is not read again before it has taken
-//! them ([`Slot::has_unsent_answers`](super::slots::Slot::has_unsent_answers)). So their size is bounded by the bytes
+//! **Reads depend on writes**: responses have no separate limit, since a connection is not read again before it has taken
+//! them ([`Slot::has_unsent_responses`](super::slots::Slot::has_unsent_responses)). So their size is bounded by the bytes
 //! that one turn reads from it.
 
 use std::rc::Rc;
@@ -23,9 +23,9 @@ use crate::time::LoopTime;
 use crate::wire::Frames;
 use crate::wire::notice::Notice;
 
-/// Longer answers become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES)
+/// Longer responses become a separate piece, and are not copied: the [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES)
 /// around them are 3 % of that.
-const GATHERED_ANSWER_BYTES_MAX: usize = 4 << 10;
+const GATHERED_RESPONSE_BYTES_MAX: usize = 4 << 10;
 
 impl<T: Transport> Engine<T> {
     /// Sends one notice in `oyez.v1`.
@@ -35,7 +35,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Sends frames to one connection, as an answer or a notice.
+    /// Sends frames to one connection, as a response or a notice.
     pub(super) fn send(&mut self, id: SlotId, frames: &[u8]) {
         if self.gathers_for(id) {
             self.gathered.frames.extend_from_slice(frames);
@@ -43,11 +43,11 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Sends the response to a request.
-    pub(super) fn answer(&mut self, id: SlotId, response: Bytes, now: LoopTime) {
+    pub(super) fn send_response(&mut self, id: SlotId, response: Bytes, now: LoopTime) {
         if !self.gathers_for(id) {
             return;
         }
-        if response.len() <= GATHERED_ANSWER_BYTES_MAX {
+        if response.len() <= GATHERED_RESPONSE_BYTES_MAX {
             self.gathered.frames.extend_from_slice(&response);
         } else {
             self.enqueue(id, Rc::new(response));
@@ -62,7 +62,7 @@ impl<T: Transport> Engine<T> {
         self.slots.mark_dirty(id);
     }
 
-    /// Queues a piece for one connection, after all earlier answers.
+    /// Queues a piece for one connection, after all earlier responses.
     pub(super) fn enqueue(&mut self, id: SlotId, frames: Frames) {
         self.send_gathered();
         if let Some(slot) = self.slots.get_mut(id) {
@@ -71,12 +71,12 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Queues the answers that were gathered, as one piece.
+    /// Queues the responses that were gathered, as one piece.
     pub(super) fn send_gathered(&mut self) {
         let Some((id, frames)) = self.gathered.take() else { return };
         if let Some(slot) = self.slots.get_mut(id) {
             slot.outbox.queue(Rc::new(frames));
-            slot.mark_answered();
+            slot.mark_response_queued();
             self.slots.mark_dirty(id);
         }
     }

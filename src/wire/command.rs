@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn good_requests() {
+    fn valid_command_is_parsed() {
         let Ok(ClientCommand::Subscribe { channel, since, echo }) =
             parse(r#"{"type":"subscribe","ch":"a","since":"5-6","unknown":{"x":[1]}}"#).command
         else {
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_requests() {
+    fn invalid_command_is_rejected_with_its_code() {
         let deep = |levels: usize| {
             format!(r#"{{"type":"publish","ch":"a","data":{}1{}}}"#, "[".repeat(levels), "]".repeat(levels))
         };
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn request_that_cannot_be_read_keeps_its_ref() {
+    fn invalid_command_keeps_its_ref() {
         for text in [
             r#"{"type":"publish","ch":7,"data":1,"ref":5}"#,
             r#"{"ref":5,"type":["publish"],"ch":"a"}"#,
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn brackets_in_strings_are_no_depth() {
+    fn brackets_in_strings_do_not_count_as_depth() {
         let text = format!("[\"{}\", \"\\\"{}\"]", "[".repeat(1_000), "{".repeat(1_000));
         assert_eq!(check_json(text.as_bytes()), Ok(()));
         assert_eq!(check_json(b"[1] [2]").unwrap_err().code, "bad_json");

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind() {
+    fn envelope_of_each_kind_has_its_payload_field() {
         let client = ClientId::of(SlotId { key: 1, generation: 1 }, 0);
         let sender = Sender { client: Some(client), user: None };
         let anonymous = Sender::default();
@@ -207,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn what_goes_in_comes_out(text in any::<String>(), bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn payload_survives_encoding_and_parsing(text in any::<String>(), bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let object: Value = serde_json::from_str(&envelope(Kind::Text, text.as_bytes(), &Sender::default())).unwrap();
             prop_assert_eq!(object["text"].as_str(), Some(&text[..]));
             let object: Value = serde_json::from_str(&envelope(Kind::Binary, &bytes, &Sender::default())).unwrap();

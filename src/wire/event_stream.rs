@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn lines() {
+    fn payload_of_several_lines_has_a_data_field_for_each() {
         assert_eq!(event(Kind::Text, b""), "id: 7-8\ndata: \n\n");
         assert_eq!(event(Kind::Text, b"one"), "id: 7-8\ndata: one\n\n");
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_has_a_floor() {
+    fn retry_has_a_minimum() {
         for (retry_ms, expected) in [(0, "retry: 500\n\n"), (499, "retry: 500\n\n"), (501, "retry: 501\n\n")]
         {
             let mut out = Vec::new();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_length_of_a_payload_is_told_in_advance() {
+    fn payload_length_is_computed_before_encoding() {
         let fields = event(Kind::Text, b"").len() - LINE_BYTES;
         for payload in ["", "\n", "a\nb\r\rc", &"\n".repeat(500), &"x".repeat(500)] {
             let length = event(Kind::Text, payload.as_bytes()).len() - fields;
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_cannot_end_its_event() {
+    fn payload_with_line_ends_stays_one_event() {
         let text = event(Kind::Text, b"x\n\nid: 9\nevent: gap\r\rdata: y");
         assert_eq!(text.matches("\n\n").count(), 1, "{text}");
         assert!(text.lines().skip(1).all(|line| line.is_empty() || line.starts_with("data: ")), "{text}");

@@ -40,7 +40,7 @@ use support::rig::Rig;
 
 #[test]
 fn received_frames_allocate_nothing() {
-    const MEMBERS: usize = 200;
+    const SUBSCRIBERS: usize = 200;
     let server = Server::start(&[]);
     let traffic = |seconds: u64| Traffic {
         publishers: 1,
@@ -59,7 +59,7 @@ fn received_frames_allocate_nothing() {
             &Trust::Public,
         )
         .unwrap(),
-        connections: MEMBERS,
+        connections: SUBSCRIBERS,
         channels: 1,
         ramp: Duration::ZERO,
         traffic: Some(traffic(seconds)),
@@ -75,11 +75,11 @@ fn received_frames_allocate_nothing() {
             .unwrap();
             assert_eq!(found.lost, 0);
         });
-        if deliveries > 100 * MEMBERS as u64 {
+        if deliveries > 100 * SUBSCRIBERS as u64 {
             break;
         }
     }
-    assert!(deliveries > 100 * MEMBERS as u64, "{deliveries} deliveries tell nothing");
+    assert!(deliveries > 100 * SUBSCRIBERS as u64, "{deliveries} deliveries tell nothing");
     // Connections and messages may allocate; each message goes to all subscribers.
     let allocations = allocated.count_total;
     assert!(allocations < deliveries / 20, "{allocations} allocations for {deliveries} deliveries");

@@ -73,7 +73,7 @@ fn closed_loop_delivers_every_message() {
     let (sent, deliveries) = (run.number("/traffic/sent"), run.number("/traffic/deliveries"));
     assert!(sent >= 1.0 && (deliveries - sent * 50.0).abs() <= 100.0, "{sent} {deliveries}");
     // The last subscriber gets a message no earlier than the median subscriber.
-    assert!(run.number("/traffic/last_member_us/p50") >= run.number("/traffic/latency_us/p50"));
+    assert!(run.number("/traffic/last_subscriber_us/p50") >= run.number("/traffic/latency_us/p50"));
     if cfg!(target_os = "linux") {
         assert!(run.number("/server/ns_per_delivery") > 0.0);
         assert!(run.number("/memory/points/0/rss_bytes") > 0.0);
@@ -109,7 +109,7 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
     assert_eq!(run.number("/connections/opened"), 36.0);
     // Each message goes to the ten subscribers of its channel. Its two publishers receive it too, and are not timed.
     assert_eq!(run.number("/traffic/latency_us/count"), sent * 10.0);
-    assert_eq!(run.number("/traffic/last_member_us/count"), sent);
+    assert_eq!(run.number("/traffic/last_subscriber_us/count"), sent);
 }
 
 #[test]
@@ -145,8 +145,8 @@ fn churn_run_connects_and_disconnects_clients() {
     ])
     .succeeded();
     run.all_in_order();
-    assert!((1.0..=50.0).contains(&run.number("/guests/attempted")), "{}", run.stdout);
-    assert_eq!(run.number("/guests/refused"), 0.0);
+    assert!((1.0..=50.0).contains(&run.number("/churn/attempted")), "{}", run.stdout);
+    assert_eq!(run.number("/churn/refused"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
 }
 
@@ -182,7 +182,7 @@ fn stalled_subscribers_are_reported_and_others_lose_nothing() {
     ])
     .succeeded();
     run.all_in_order();
-    assert_eq!(run.number("/stalled/members"), 3.0);
+    assert_eq!(run.number("/stalled/subscribers"), 3.0);
     assert_eq!(run.json["stalled"]["ended"][0]["cause"], "close 4102", "{}", run.stdout);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
     assert!(run.number("/traffic/latency_before_us/count") > 0.0);
@@ -535,7 +535,7 @@ fn run_without_deliveries_fails_with_one_sentence() {
     let url = format!("ws://{}/", listener.local_addr().unwrap());
     thread::spawn(move || {
         let (sender, messages) = channel();
-        let _members: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
+        let _subscribers: Vec<TcpStream> = (0..3).map(|_| accept(&listener, sender.clone())).collect();
         messages.iter().for_each(drop);
     });
     let flags = ["fanout", "--connections", "3", "--duration", "0.2", "--warmup", "0", "--patience", "0.2"];
@@ -690,8 +690,8 @@ fn churn_and_storms_over_tls_lose_nothing() {
     let churn = ["churn", "--arrivals", "30", "--stay", "0.2", "--rate", "50", "--duration", "1"];
     let run = bench(&[&churn[..], &common].concat()).succeeded();
     run.all_in_order();
-    assert!(run.number("/guests/opened") >= 1.0, "{}", run.stdout);
-    assert_eq!(run.number("/guests/refused"), 0.0);
+    assert!(run.number("/churn/opened") >= 1.0, "{}", run.stdout);
+    assert_eq!(run.number("/churn/refused"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
     let run = bench(&[&["storm"], &common[..]].concat()).succeeded();
     assert_eq!(run.number("/storm/returned"), 40.0, "{}", run.stdout);

@@ -66,11 +66,11 @@ fn broadcast_under_churn_loses_nothing() {
         for kind in 0..3 {
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
-                    let mut guest = server.join("/ws");
+                    let mut client = server.join("/ws");
                     match kind {
-                        0 => guest.send_eof(),
-                        1 => guest.reset(),
-                        _ => guest.send(&crate::support::frames::close(1000, "")),
+                        0 => client.send_eof(),
+                        1 => client.reset(),
+                        _ => client.send(&crate::support::frames::close(1000, "")),
                     }
                     access_config.fetch_add(1, Ordering::Relaxed);
                 }

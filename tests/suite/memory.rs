@@ -38,7 +38,7 @@ fn half_body(channel: &str, length: usize) -> String {
 }
 
 /// A subscriber of a separate channel that has stopped reading, with this many messages of 50 KB waiting.
-fn debtor(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
+fn stalled_subscriber(rig: &mut Rig, channel: &str, messages: usize) -> SlotId {
     let (id, publisher) = (rig.join(&format!("/ws/{channel}")), rig.join(&format!("/ws/{channel}?echo=0")));
     rig.pipe(id).behavior = Behavior::Stalled;
     for _ in 0..messages {
@@ -140,17 +140,20 @@ fn listing_and_page_under_pressure_get_503() {
 fn large_connections_are_closed_from_85_percent_and_idle_subscribers_stay() {
     let mut rig = rig_without_history();
     let sizes = [10, 30, 20, 25];
-    let debtors: Vec<SlotId> =
-        sizes.iter().enumerate().map(|(n, &size)| debtor(&mut rig, &n.to_string(), size)).collect();
+    let stalled: Vec<SlotId> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, &size)| stalled_subscriber(&mut rig, &n.to_string(), size))
+        .collect();
     let idle: Vec<SlotId> = (0..5).map(|n| rig.join(&format!("/ws/{n}"))).collect();
     rig.used_bytes = 84 * MIB;
     rig.turn();
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0, "not before 85 percent");
+    assert_eq!(rig.engine.shared.metrics.memory_connections_closed, 0, "not before 85 percent");
     rig.used_bytes = 85 * MIB;
     rig.turn();
     // 5 MiB are more than the 4.25 MB that all of them use together.
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 4);
-    for id in debtors {
+    assert_eq!(rig.engine.shared.metrics.memory_connections_closed, 4);
+    for id in stalled {
         assert!(is_slow(&mut rig, id));
     }
     assert!(
@@ -167,25 +170,31 @@ fn largest_connections_are_closed_first_and_no_more_than_needed() {
         ..Limits::default()
     });
     let sizes = [6, 30, 10, 25];
-    let debtors: Vec<SlotId> =
-        sizes.iter().enumerate().map(|(n, &size)| debtor(&mut rig, &n.to_string(), size)).collect();
+    let stalled: Vec<SlotId> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, &size)| stalled_subscriber(&mut rig, &n.to_string(), size))
+        .collect();
     // The excess is a MiB, which the largest alone has.
     rig.used_bytes = 17 * MIB;
     rig.turn();
     rig.used_bytes = 15 * MIB;
-    let closed: Vec<bool> = debtors.into_iter().map(|id| is_slow(&mut rig, id)).collect();
+    let closed: Vec<bool> = stalled.into_iter().map(|id| is_slow(&mut rig, id)).collect();
     assert_eq!(closed, [false, true, false, false]);
 }
 
 #[test]
-fn search_that_found_too_few_debtors_pauses() {
+fn search_that_frees_too_little_pauses() {
     let mut rig = rig_without_history();
     rig.used_bytes = 85 * MIB;
     rig.turn();
-    debtor(&mut rig, "a", 10);
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0, "each search walks over all connections");
+    stalled_subscriber(&mut rig, "a", 10);
+    assert_eq!(
+        rig.engine.shared.metrics.memory_connections_closed, 0,
+        "each search walks over all connections"
+    );
     rig.advance_ms(50);
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 1);
+    assert_eq!(rig.engine.shared.metrics.memory_connections_closed, 1);
 }
 
 #[test]
@@ -221,7 +230,7 @@ fn small_connections_are_never_closed() {
     rig.used_bytes = 99 * MIB;
     rig.turn();
     rig.turn();
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 0);
+    assert_eq!(rig.engine.shared.metrics.memory_connections_closed, 0);
     for id in subscribers {
         rig.set_behavior(id, Behavior::Cooperative);
         rig.run_until_idle();
@@ -271,7 +280,7 @@ fn history_is_kept_while_connections_can_be_closed() {
     rig.run_until_idle();
     rig.used_bytes = 91 * MIB / 10;
     rig.turn();
-    assert_eq!(rig.engine.shared.metrics.memory_debtors_closed, 3, "3 of half a MB are over 80 percent");
+    assert_eq!(rig.engine.shared.metrics.memory_connections_closed, 3, "3 of half a MB are over 80 percent");
     assert_eq!((rig.engine.shared.metrics.memory_evicted, rig.engine.hub.history_usage().messages), (0, 1));
 }
 
@@ -321,7 +330,7 @@ fn unfinished_idle_message_uses_only_its_received_bytes() {
     rig.send(empty, &frames::fragment(BINARY, b""));
     rig.send(empty, &frames::fragment(CONTINUATION, b"").repeat(10_000));
     rig.run_until_idle();
-    let held = |rig: &Rig, id: SlotId| rig.engine.slots.get(id).unwrap().debt_bytes();
+    let held = |rig: &Rig, id: SlotId| rig.engine.slots.get(id).unwrap().freeable_bytes();
     for id in [whole, pieces, fragments] {
         assert!((59_000..=75_000).contains(&held(&rig, id)), "{} for 60 KB", held(&rig, id));
     }
@@ -489,7 +498,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
     let name = "n".repeat(200);
     let mut subscribers = Vec::new();
     let mut answer = None;
-    // Each of 128 subscriptions takes some 700 bytes, and no connection is a debtor.
+    // Each of 128 subscriptions takes some 700 bytes, and no connection holds enough to be closed.
     for client in 0..200 {
         let mut one = Client::new(healthy.server.connect());
         let offer = "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n";

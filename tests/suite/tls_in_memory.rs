@@ -778,8 +778,8 @@ fn unfinished_client_hello_uses_only_its_received_bytes() {
     let hello = peer.say();
     tls.rig.send(peer.id, &hello[..150]);
     tls.turn();
-    let debt = tls.rig.engine.slots.get(peer.id).unwrap().debt_bytes();
-    assert!((150..=200).contains(&debt), "{debt}");
+    let freeable = tls.rig.engine.slots.get(peer.id).unwrap().freeable_bytes();
+    assert!((150..=200).contains(&freeable), "{freeable}");
 }
 
 /// The beginning of a record of 16 KiB with a ClientHello that is as long.
@@ -819,7 +819,7 @@ fn half_open_handshakes_count_as_connections_of_their_address() {
 }
 
 #[test]
-fn half_open_handshakes_are_debtors_under_memory_pressure() {
+fn half_open_handshakes_are_closed_under_memory_pressure() {
     let mut tls = Tls::new(&TLS13, Limits { memory_bytes_max: 100 << 20, ..Limits::default() }, 1_000);
     let mut subscriber = tls.join("/ws");
     let mut connect = |length: usize| {

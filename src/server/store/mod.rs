@@ -272,7 +272,7 @@ impl Store {
                 Err(RecvTimeoutError::Timeout) => {
                     let (path, seconds) = (self.path.display(), timeout.as_secs());
                     error!(
-                        "history file {path}: the disk has not answered for {seconds} s; the file is incomplete"
+                        "history file {path}: the disk has not responded for {seconds} s; the file is incomplete"
                     );
                     self.cycle = FlushCycle::Failed;
                 }
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_takes_nothing_makes_nothing_grow_and_holds_nobody() {
+    fn disk_that_stalls_grows_no_list_and_delays_no_turn() {
         let mut rig = Rig::new();
         for turn in (0..2_000).step_by(10) {
             for channel in 0..50 {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_begins_at_once_and_then_twice_in_an_interval() {
+    fn flush_cycle_begins_at_once_then_twice_in_an_interval() {
         let mut rig = Rig::new();
         rig.publish(0, 1);
         assert_eq!(rig.next(100), Some(0));
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn change_just_after_a_round_began_is_late_when_it_is_older_than_the_interval() {
+    fn change_after_the_begin_of_a_cycle_is_late_after_the_interval() {
         let mut rig = Rig::new();
         rig.publish(0, 1);
         rig.flush_changes(0);
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_large_is_written_in_parts_in_several_turns() {
+    fn large_channels_are_written_over_several_turns() {
         let mut rig = Rig::new();
         for channel in 0..30 {
             rig.publish(channel, 60_000);
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_channels_are_written_in_several_turns() {
+    fn many_channels_are_written_over_several_turns() {
         let mut rig = Rig::new();
         for channel in 0..1_100 {
             rig.publish(channel, 1);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_error_nothing_is_written_and_nothing_is_listed() {
+    fn failed_write_ends_writing_and_tracking() {
         let mut rig = Rig::new();
         rig.publish(0, 1);
         rig.flush_changes(0);
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_is_gone_is_an_error() {
+    fn ended_thread_is_reported_as_an_error() {
         let Rig { store, mut hub, mut metrics, disk, results } = Rig::new();
         drop((disk, results));
         assert!(!store.finish(
