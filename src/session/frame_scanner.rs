@@ -203,11 +203,7 @@ impl FrameScanner {
         mask.rotate_left(payload_bytes % 4);
         let at = at + payload_bytes;
         if part.opcode() == CLOSE {
-            for (byte, mask) in input[at - payload_bytes..at].iter().zip(part.mask) {
-                let Some(code_byte) = self.close_code.get_mut(self.close_code_length as usize) else { break };
-                *code_byte = byte ^ mask;
-                self.close_code_length += 1;
-            }
+            self.record_close_code(&input[at - payload_bytes..at], part.mask);
         }
         if is_end {
             self.frames += 1;
@@ -217,6 +213,15 @@ impl FrameScanner {
             self.position = Position::between_frames();
         }
         (at, FrameStep::Payload(part))
+    }
+
+    /// Records the first two bytes of a close frame's payload.
+    fn record_close_code(&mut self, payload: &[u8], mask: [u8; 4]) {
+        for (byte, mask) in payload.iter().zip(mask) {
+            let Some(code_byte) = self.close_code.get_mut(self.close_code_length as usize) else { break };
+            *code_byte = byte ^ mask;
+            self.close_code_length += 1;
+        }
     }
 }
 
@@ -308,23 +313,29 @@ pub(super) fn compressed_bytes_max(message_bytes_max: usize) -> usize {
     message_bytes_max.saturating_add(message_bytes_max / 8).saturating_add(64)
 }
 
+fn is_first_byte_valid(first: u8, rules: HeaderRules) -> bool {
+    let HeaderRules { in_message, allows_compressed, .. } = rules;
+    let opcode = first & 0xf;
+    let is_control = !is_data(first);
+    // RFC 6455 5.2: reserved bits MUST be 0, unknown opcodes fail the connection. RFC 7692 6: RSV1 is set in the
+    // first frame of a compressed message, and in no other.
+    let may_compress = allows_compressed && !is_control && opcode != CONTINUATION;
+    let reserved_bits = first & if may_compress { 0x30 } else { 0x70 } != 0;
+    let reserved_opcode = if is_control { opcode > PONG } else { opcode > 0x2 };
+    // 5.4: a continuation frame needs a message to continue, and no other data frame may be sent between fragments.
+    let out_of_order = !is_control && (opcode == CONTINUATION) != in_message;
+    // 5.5: control frames MUST NOT be fragmented.
+    let fragmented_control = is_control && !is_final(first);
+    !(reserved_bits || reserved_opcode || out_of_order || fragmented_control)
+}
+
 /// Checks the received bytes of a header; each rule as early as possible.
 fn check_header(header: &[u8], rules: HeaderRules) -> HeaderCheck {
-    let HeaderRules { in_message, allows_compressed, is_compressed, message_bytes_max } = rules;
+    let HeaderRules { in_message, is_compressed, message_bytes_max, .. } = rules;
     let first = header[0];
-    let opcode = first & 0xf;
-    let is_control = opcode & CONTROL != 0;
+    let is_control = !is_data(first);
     if header.len() == 1 {
-        // RFC 6455 5.2: reserved bits MUST be 0, unknown opcodes fail the connection. RFC 7692 6: RSV1 is set in the
-        // first frame of a compressed message, and in no other.
-        let may_compress = allows_compressed && !is_control && opcode != CONTINUATION;
-        let reserved_bits = first & if may_compress { 0x30 } else { 0x70 } != 0;
-        let reserved_opcode = if is_control { opcode > PONG } else { opcode > 0x2 };
-        // 5.4: a continuation frame needs a message to continue, and no other data frame may be sent between fragments.
-        let out_of_order = !is_control && (opcode == CONTINUATION) != in_message;
-        // 5.5: control frames MUST NOT be fragmented.
-        let fragmented_control = is_control && !is_final(first);
-        if reserved_bits || reserved_opcode || out_of_order || fragmented_control {
+        if !is_first_byte_valid(first, rules) {
             return HeaderCheck::Invalid(ScanStop::Protocol);
         }
         return HeaderCheck::Partial;

@@ -23,6 +23,7 @@ mod context;
 mod deadlines;
 pub mod decoder;
 pub mod decoding;
+mod ending;
 pub mod frame_scanner;
 mod heartbeat;
 pub mod http;
@@ -33,20 +34,17 @@ mod streaming;
 mod unfinished;
 pub mod websocket;
 
-use std::mem;
-
 use crate::close::Reason;
 use crate::config::Limits;
 use crate::time::LoopTime;
 use auth_state::AuthState;
 use closing::CloseStep;
 use http::connection;
-use http::last_response::close_with_error;
 use http::query::PendingQuery;
-use http::response::ResponseOptions;
 
 pub use closing::{ClosedClient, Closing};
 pub use context::{HttpConfig, SMALL_BYTES, SessionContext};
+pub use ending::Ended;
 pub use http::body::Body;
 pub use http::head::Head;
 pub use http::rejected::Rejected;
@@ -81,15 +79,6 @@ pub enum State {
     Closing(Box<Closing>),
     /// Closed; the slot is freed in the reap phase.
     Dead(Box<Ended>),
-}
-
-/// How a connection ended, for the log.
-#[derive(Debug)]
-pub struct Ended {
-    /// The reason.
-    pub reason: Reason,
-    /// The client.
-    pub client: ClosedClient,
 }
 
 /// The result of an expired deadline.
@@ -313,42 +302,6 @@ impl State {
         }
     }
 
-    /// Handles the peer's EOF, after all received bytes.
-    pub fn end_of_file(&mut self) {
-        match self {
-            State::ProxyHeader { .. } => self.become_next(State::dead(Reason::EndOfFile)),
-            State::Rejected(rejected) => {
-                let reason = rejected.reason();
-                self.become_next(State::dead(reason));
-            }
-            // A request that is not complete will never be. Pending responses are still sent.
-            State::Head(head) => *self = Responding::half_closed(head.pending_responses()),
-            State::Body(body) => *self = Responding::half_closed(body.pending_responses()),
-            State::Responding(responding) => responding.end_of_file(),
-            State::Open(_) | State::Streaming(_) => self.become_next(State::dead(Reason::EndOfFile)),
-            State::Closing(closing) => {
-                if closing.end_of_file() {
-                    let reason = closing.reason;
-                    self.become_next(State::dead(reason));
-                }
-            }
-            State::Dead(_) => {}
-        }
-    }
-
-    /// Handles a socket error.
-    pub fn fail(&mut self) {
-        match self {
-            // The reason of a close that has begun is more informative than the socket error.
-            State::Closing(closing) => {
-                let reason = closing.reason;
-                self.become_next(State::dead(reason));
-            }
-            State::Dead(_) => {}
-            _ => self.become_next(State::dead(Reason::Reset)),
-        }
-    }
-
     /// A response has been queued. Returns true if input that arrived after the request is to be parsed.
     pub fn responded(&mut self, limits: &Limits, now: LoopTime) -> bool {
         match self {
@@ -370,55 +323,6 @@ impl State {
         false
     }
 
-    /// Begins to close the connection. Does nothing if a close has begun.
-    pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
-        match self {
-            // After a TLS failure the client can read no HTTP response, and before the header of its proxy it has sent
-            // no request.
-            State::ProxyHeader { .. } => self.become_next(State::dead(reason)),
-            State::Rejected(_) | State::Head(_) | State::Body(_) | State::Responding(_)
-                if matches!(reason, Reason::TlsFailed { .. }) =>
-            {
-                self.become_next(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now));
-            }
-            // An error response cannot be sent within another response. A drain lets that be completed; any other
-            // close omits its last chunk, so that the client detects that it is incomplete (RFC 9112 8).
-            State::Responding(responding) if responding.has_begun() => {
-                if !matches!(reason, Reason::Drain { .. }) {
-                    ctx.outbox.drop_unstarted();
-                    *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
-                }
-            }
-            State::Rejected(_) | State::Head(_) | State::Responding(_) => {
-                let options = ResponseOptions::last(ctx.authenticator.http_date());
-                self.become_next(close_with_error(reason, &options, ctx));
-            }
-            State::Body(body) => *self = close_with_error(reason, &body.last_options(), ctx),
-            State::Open(open) => {
-                let grant = open.auth().and_then(AuthState::grant).cloned();
-                *self = Closing::begin_close_handshake(reason, open.take_scanner(), ctx)
-                    .with_client(grant.into());
-            }
-            State::Streaming(streaming) => {
-                let closing = streaming.close(reason, ctx);
-                self.become_next(closing);
-            }
-            State::Closing(_) | State::Dead(_) => {}
-        }
-    }
-
-    /// Replaces the reason of a close that the peer began after a message that is rejected: an echo of the peer's own
-    /// code would confirm that message. Returns false if the connection is not closing.
-    pub fn replace_close_reason(&mut self, reason: Reason) -> bool {
-        match self {
-            State::Closing(closing) => {
-                closing.reason = reason;
-                true
-            }
-            _ => false,
-        }
-    }
-
     fn auth(&self) -> Option<&AuthState> {
         match self {
             State::Open(open) => open.auth(),
@@ -433,36 +337,6 @@ impl State {
             State::Streaming(streaming) => streaming.auth_mut(),
             _ => None,
         }
-    }
-
-    /// The state of a closed connection.
-    pub fn dead(reason: Reason) -> State {
-        State::Dead(Box::new(Ended { reason, client: ClosedClient::Anonymous }))
-    }
-
-    /// Closes the connection, in any state.
-    pub fn end(&mut self, reason: Reason) {
-        self.become_next(State::dead(reason));
-    }
-
-    /// Changes the state. The client is kept until the end of the connection is logged.
-    fn become_next(&mut self, next: State) {
-        let client = match self {
-            State::Closing(closing) => mem::take(&mut closing.client),
-            State::Dead(ended) => mem::take(&mut ended.client),
-            State::Rejected(_) => ClosedClient::Rejected,
-            _ => self.auth().and_then(AuthState::grant).cloned().into(),
-        };
-        *self = next.with_client(client);
-    }
-
-    fn with_client(mut self, client: ClosedClient) -> State {
-        match &mut self {
-            State::Closing(closing) => closing.client = client,
-            State::Dead(ended) => ended.client = client,
-            _ => {}
-        }
-        self
     }
 
     /// The user (`sub` of the token), if the client is authenticated.

@@ -171,33 +171,7 @@ impl Open {
         } else if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
             self.extra = None;
         }
-        let replies = Bytes::from(replies);
-        match (outcome, end) {
-            (DecodeOutcome::Open, Some(reason)) => Some(Closing::begin_close_handshake(reason, scanner, ctx)),
-            (DecodeOutcome::Open, None) => {
-                // Each ping gets a pong (RFC 6455 5.5.2), in order with the other replies. A peer that does not read
-                // them is not read either, so at most one turn's pongs are queued.
-                if !replies.is_empty() {
-                    ctx.intents.push(Intent::Send(replies));
-                }
-                None
-            }
-            // An echo of its own code would confirm the message that was rejected.
-            (DecodeOutcome::PeerClosed, Some(reason)) => {
-                ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
-                Some(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now))
-            }
-            (DecodeOutcome::PeerClosed, None) => {
-                ctx.intents.push(Intent::BeginClose { close_frame: Some(replies) });
-                Some(Closing::begin(Reason::PeerClosed, CloseStep::Flushing, ctx.limits, ctx.now))
-            }
-            (DecodeOutcome::Failed(reason), _) => {
-                if !replies.is_empty() {
-                    ctx.intents.push(Intent::Send(replies));
-                }
-                Some(Closing::begin_close_handshake(reason, scanner, ctx))
-            }
-        }
+        next_state(outcome, end, replies.into(), scanner, ctx)
     }
 
     /// Handles an expired heartbeat deadline: sends a ping, or has the socket read once more before the close.
@@ -215,6 +189,43 @@ impl Open {
         };
         self.heartbeat = next;
         due
+    }
+}
+
+/// The state after received bytes, if the connection begins to close. `end`: the reason to reject a message. `scanner`: the
+/// position in the peer's frames.
+fn next_state(
+    outcome: DecodeOutcome,
+    end: Option<Reason>,
+    replies: Bytes,
+    scanner: FrameScanner,
+    ctx: &mut SessionContext<'_>,
+) -> Option<State> {
+    match (outcome, end) {
+        (DecodeOutcome::Open, Some(reason)) => Some(Closing::begin_close_handshake(reason, scanner, ctx)),
+        (DecodeOutcome::Open, None) => {
+            // Each ping gets a pong (RFC 6455 5.5.2), in order with the other replies. A peer that does not read
+            // them is not read either, so at most one turn's pongs are queued.
+            if !replies.is_empty() {
+                ctx.intents.push(Intent::Send(replies));
+            }
+            None
+        }
+        // An echo of its own code would confirm the message that was rejected.
+        (DecodeOutcome::PeerClosed, Some(reason)) => {
+            ctx.intents.push(Intent::BeginClose { close_frame: wire::close(reason) });
+            Some(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now))
+        }
+        (DecodeOutcome::PeerClosed, None) => {
+            ctx.intents.push(Intent::BeginClose { close_frame: Some(replies) });
+            Some(Closing::begin(Reason::PeerClosed, CloseStep::Flushing, ctx.limits, ctx.now))
+        }
+        (DecodeOutcome::Failed(reason), _) => {
+            if !replies.is_empty() {
+                ctx.intents.push(Intent::Send(replies));
+            }
+            Some(Closing::begin_close_handshake(reason, scanner, ctx))
+        }
     }
 }
 

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_proxy_may_read_in_another_way_is_refused() {
+    fn coding_that_a_proxy_may_parse_differently_is_rejected() {
         for text in [
             "\r\n",
             "5\nhello\r\n0\r\n\r\n",

@@ -153,7 +153,6 @@ impl Parameters {
     /// # Errors
     /// 400 if a value is invalid.
     pub fn parse(query: &str) -> Result<Parameters, HttpError> {
-        let error = |message: &str| HttpError::new(400, "bad_query", message);
         let mut parameters = Parameters::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -166,32 +165,19 @@ impl Parameters {
                 continue;
             }
             if value.len() > VALUE_BYTES_MAX {
-                return Err(error("a value of the query is too long"));
+                return Err(bad_query("a value of the query is too long"));
             }
             let value = decode(value);
-            let name_part = || {
-                let in_alphabet = ChannelName::parse(&value).is_ok() || value.is_empty();
-                let text = std::str::from_utf8(&value).ok().filter(|_| in_alphabet);
-                text.map(Box::from).ok_or_else(|| error("prefix and after consist of A-Z a-z 0-9 _ . : -"))
-            };
             match name {
-                "since" => {
-                    let since = Since::parse(&value)
-                        .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
-                    parameters.since = Some(since);
-                }
+                "since" => parameters.since = Some(cursor(&value)?),
                 // Empty before the first event, as in the header field.
                 "lastEventId" if value.is_empty() => {}
-                "lastEventId" => {
-                    let cursor = Since::parse(&value)
-                        .map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))?;
-                    parameters.last_event_id = Some(cursor);
-                }
+                "lastEventId" => parameters.last_event_id = Some(cursor(&value)?),
                 "echo" | "envelope" => {
                     let is_on = match &value[..] {
                         b"0" => false,
                         b"1" => true,
-                        _ => return Err(error(&format!("{name} is 0 or 1"))),
+                        _ => return Err(bad_query(&format!("{name} is 0 or 1"))),
                     };
                     if name == "echo" {
                         parameters.echo = is_on;
@@ -203,19 +189,35 @@ impl Parameters {
                     let limit = std::str::from_utf8(&value).ok().and_then(|value| value.parse().ok());
                     let limit = limit.filter(|limit| (1..=LIMIT_MAX).contains(limit));
                     parameters.limit =
-                        Some(limit.ok_or_else(|| error(&format!("limit is 1 to {LIMIT_MAX}")))?);
+                        Some(limit.ok_or_else(|| bad_query(&format!("limit is 1 to {LIMIT_MAX}")))?);
                 }
-                "prefix" => parameters.prefix = Some(name_part()?),
+                "prefix" => parameters.prefix = Some(part_of_name(&value)?),
                 "sub" => {
                     let sub = std::str::from_utf8(&value).ok().filter(|sub| is_name(sub));
-                    parameters.sub =
-                        Some(Box::from(sub.ok_or_else(|| error("sub must be a user name as in a token"))?));
+                    parameters.sub = Some(Box::from(
+                        sub.ok_or_else(|| bad_query("sub must be a user name as in a token"))?,
+                    ));
                 }
-                _ => parameters.after = Some(name_part()?),
+                _ => parameters.after = Some(part_of_name(&value)?),
             }
         }
         Ok(parameters)
     }
+}
+
+fn bad_query(message: &str) -> HttpError {
+    HttpError::new(400, "bad_query", message)
+}
+
+fn cursor(value: &[u8]) -> Result<Since, HttpError> {
+    Since::parse(value).map_err(|why| HttpError::new(400, "bad_cursor", why.to_string()))
+}
+
+/// The beginning of a channel name.
+fn part_of_name(value: &[u8]) -> Result<Box<str>, HttpError> {
+    let in_alphabet = ChannelName::parse(value).is_ok() || value.is_empty();
+    let text = std::str::from_utf8(value).ok().filter(|_| in_alphabet);
+    text.map(Box::from).ok_or_else(|| bad_query("prefix and after consist of A-Z a-z 0-9 _ . : -"))
 }
 
 impl Default for Parameters {
