@@ -4,7 +4,7 @@
 
 use super::drain_schedule::DrainSchedule;
 use super::engine::Engine;
-use super::slots::Slot;
+use super::slot::Slot;
 use super::sweeper::Sweeper;
 use crate::close::{Reason, TlsFault};
 use crate::ids::SlotId;

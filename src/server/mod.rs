@@ -20,8 +20,8 @@
 //!
 //! # Modules
 //!
-//! - [`engine`] has the phases that touch slots, [`shared`] the state that sessions share, [`slots`] the slab and its
-//!   lists, `fair_queue` a queue in which addresses take turns.
+//! - [`engine`] has the phases *flush* and *reap*, `read` the phase *read*, [`shared`] the state that sessions share.
+//! - [`slot`] is one connection, [`slots`] the slab and its lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
@@ -53,9 +53,11 @@ mod process;
 mod publish;
 mod publish_pause;
 mod query;
+mod read;
 mod refill;
 pub mod relief;
 pub mod shared;
+pub mod slot;
 pub mod slots;
 pub mod store;
 mod subscribe;

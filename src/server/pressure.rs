@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::config::Limits;
 use crate::ids::{ChannelId, SlotId};
 use crate::net::outbox::high_water;

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 
 use super::engine::Engine;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;

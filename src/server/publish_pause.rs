@@ -4,7 +4,7 @@
 use super::engine::Engine;
 use super::pressure::Pressure;
 use super::shared::Shared;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::hub::SubscriptionState;
 use crate::ids::{ChannelId, SlotId};
 use crate::net::transport::Transport;

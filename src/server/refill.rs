@@ -14,7 +14,7 @@
 use super::cost::Cost;
 use super::engine::Engine;
 use super::query::TurnCache;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
 use crate::time::LoopTime;

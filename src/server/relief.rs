@@ -15,7 +15,7 @@ use log::{info, warn};
 use super::engine::Engine;
 use super::log_limit::LogLine;
 use super::memory::StepChange;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;

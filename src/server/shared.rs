@@ -3,7 +3,7 @@
 //! It is separate from the slots, so that a slot and the shared state can be borrowed at the same time.
 
 use super::memory::MemoryBudget;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::access::authenticator::Authenticator;
 use crate::access::connection_limiter::ConnectionLimiter;
 use crate::config::Limits;

@@ -8,255 +8,17 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::fair_queue::FairQueue;
+use super::slot::{Slot, SlotFlags};
 use crate::close::Reason;
-use crate::config::Limits;
+use crate::hub::SubscriptionState;
 use crate::hub::subscriptions::Subscriptions;
-use crate::hub::{Subscription, SubscriptionState};
 use crate::ids::{Peer, SlotId};
-use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
+use crate::net::outbox::Outbox;
 use crate::net::transport::Transport;
 use crate::session::State;
 use crate::tables::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
 use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
-
-/// One connection.
-///
-/// Its size is the cost of an idle connection, in addition to its subscription in the hub and its socket in the kernel;
-/// a test below bounds it. The fields that a delivery touches (state, outbox) are not separate from the rest: the whole
-/// slot is little over one cache line.
-#[derive(Debug)]
-pub struct Slot<T> {
-    /// The socket.
-    pub transport: T,
-    /// The session.
-    pub state: State,
-    /// Frames that are not written yet.
-    pub outbox: Outbox,
-    /// Its positions in the hub.
-    pub subscriptions: Subscriptions,
-    /// The address of the peer.
-    pub peer: Peer,
-    generation: u32,
-    flags: SlotFlags,
-}
-
-/// Queue memberships, facts of the socket, and facts of the connection, in the order of their bits.
-#[derive(Clone, Copy, Debug, Default)]
-struct SlotFlags(u16);
-
-impl SlotFlags {
-    // Queue memberships.
-
-    /// In one of the ready queues.
-    const READY: u16 = 1 << 0;
-    /// Its last read cost more than that of a sparse connection: its next event puts it into the second ready queue.
-    const BUSY: u16 = 1 << 1;
-    /// On the dirty list.
-    const DIRTY: u16 = 1 << 2;
-    /// On the refill list, for the next slice of a replay or of a response.
-    const REFILL: u16 = 1 << 3;
-    /// In the queue of replays that wait for the memory that their next message takes.
-    const WAITS_FOR_MEMORY: u16 = 1 << 4;
-    /// On the list of connections to reap.
-    const TO_REAP: u16 = 1 << 5;
-
-    // Facts of the socket.
-
-    /// An event reported that the peer has shut down its sending side. The event may arrive with the last bytes, and no
-    /// other event follows: a short read does not mean that all bytes are read.
-    const READ_CLOSED: u16 = 1 << 6;
-    /// A write failed and the queued frames are dropped. The bytes that arrived before are read, then the connection is
-    /// closed.
-    const WRITE_FAILED: u16 = 1 << 7;
-    /// Not read until its outbox is empty.
-    const READ_PAUSED: u16 = 1 << 8;
-    /// Responses to it are in its outbox.
-    const RESPONSE_QUEUED: u16 = 1 << 9;
-    /// Its close frame is queued: no frame may follow it (RFC 6455 5.5.1). It is queued when the intent to close is
-    /// applied, later than the state of the session changes, so that messages published earlier in the same turn precede
-    /// it.
-    const CLOSE_QUEUED: u16 = 1 << 10;
-
-    // Facts of the connection.
-
-    /// Catching up from the history of a channel, one slice each time its outbox is empty.
-    const REPLAYING: u16 = 1 << 11;
-    /// Pauses the publishers of its channels: see [`super::pressure`].
-    const THROTTLING: u16 = 1 << 12;
-    /// A paused publisher: it has published on a channel under pressure.
-    const PUBLISHING_PAUSED: u16 = 1 << 13;
-
-    fn has(self, mark: u16) -> bool {
-        self.0 & mark != 0
-    }
-
-    /// Sets the mark; true if it was not set before.
-    fn set(&mut self, mark: u16) -> bool {
-        let is_new = !self.has(mark);
-        self.0 |= mark;
-        is_new
-    }
-
-    fn clear(&mut self, mark: u16) {
-        self.0 &= !mark;
-    }
-}
-
-impl<T: Transport> Slot<T> {
-    /// Returns true if an event reported that the peer has shut down its sending side.
-    pub fn is_read_closed(&self) -> bool {
-        self.flags.has(SlotFlags::READ_CLOSED)
-    }
-
-    /// Returns true if a write has failed.
-    pub fn has_write_failed(&self) -> bool {
-        self.flags.has(SlotFlags::WRITE_FAILED)
-    }
-
-    /// Returns true if it is not read until its outbox is empty.
-    pub fn is_read_paused(&self) -> bool {
-        self.flags.has(SlotFlags::READ_PAUSED)
-    }
-
-    /// Returns true if responses are queued, which the peer has to receive before it is read again.
-    pub fn has_unsent_responses(&self) -> bool {
-        self.flags.has(SlotFlags::RESPONSE_QUEUED) && !self.is_flushed()
-    }
-
-    /// Returns true if it pauses the publishers of its channels.
-    pub fn is_throttling(&self) -> bool {
-        self.flags.has(SlotFlags::THROTTLING)
-    }
-
-    /// Records whether it throttles its channels. Returns true if that is a change.
-    pub(super) fn set_throttling(&mut self, is_throttling: bool) -> bool {
-        let was_throttling = self.is_throttling();
-        if is_throttling {
-            self.flags.set(SlotFlags::THROTTLING);
-        } else {
-            self.flags.clear(SlotFlags::THROTTLING);
-        }
-        was_throttling != is_throttling
-    }
-
-    /// Returns true if it is a paused publisher.
-    pub fn is_publishing_paused(&self) -> bool {
-        self.flags.has(SlotFlags::PUBLISHING_PAUSED)
-    }
-
-    /// Returns true if the responses in its outbox are not to be sent yet: it is a paused publisher by HTTP.
-    pub fn is_withheld(&self) -> bool {
-        self.is_publishing_paused()
-            && !matches!(self.state, State::Open(_) | State::Streaming(_) | State::Dead(_))
-    }
-
-    /// Records that a response is in the outbox.
-    pub(super) fn mark_response_queued(&mut self) {
-        self.flags.set(SlotFlags::RESPONSE_QUEUED);
-    }
-
-    /// Returns true if it is catching up from the history of a channel.
-    pub fn is_replaying(&self) -> bool {
-        self.flags.has(SlotFlags::REPLAYING)
-    }
-
-    /// Returns true if its replay waits for memory.
-    pub fn waits_for_memory(&self) -> bool {
-        self.flags.has(SlotFlags::WAITS_FOR_MEMORY)
-    }
-
-    /// Returns a subscription that is catching up, if there is one.
-    pub fn next_replay(&self) -> Option<Subscription> {
-        self.subscriptions
-            .as_slice()
-            .iter()
-            .find(|subscription| subscription.state == SubscriptionState::CatchingUp)
-            .copied()
-    }
-
-    /// Returns true if its close frame is queued, or the connection is closing without one.
-    pub fn is_close_queued(&self) -> bool {
-        self.flags.has(SlotFlags::CLOSE_QUEUED)
-    }
-
-    /// Returns true if frames can be queued for it: none may follow its close frame (RFC 6455 5.5.1).
-    pub fn can_send(&self) -> bool {
-        !self.is_close_queued() && !matches!(self.state, State::Dead(_))
-    }
-
-    /// Returns true if it is in a ready queue.
-    pub fn is_ready(&self) -> bool {
-        self.flags.has(SlotFlags::READY)
-    }
-
-    /// Returns true if published messages are sent to it. They are until its close frame is queued (RFC 6455 5.5.1
-    /// forbids data after it) or its socket has failed.
-    pub fn takes_broadcast(&self) -> bool {
-        !self.subscriptions.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
-    }
-
-    /// Returns true if a flush has work to do.
-    fn wants_flush(&self) -> bool {
-        let has_news = match self.outbox {
-            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
-            _ => !self.outbox.is_blocked(),
-        };
-        !self.is_withheld() && (has_news || self.transport.wants_write())
-    }
-
-    /// Memory that would be freed with it: its share of its outbox, and its incomplete message or request.
-    pub fn freeable_bytes(&self) -> usize {
-        self.outbox.freeable_bytes() + self.state.held_bytes() + self.transport.buffered_bytes()
-    }
-
-    /// Returns true if the socket has taken all bytes.
-    pub fn is_flushed(&self) -> bool {
-        is_flushed(&self.outbox, &self.transport)
-    }
-
-    /// Writes the bytes that the transport holds back, followed by the outbox.
-    pub fn flush(&mut self, slow_limits: SlowConsumerLimits, now: LoopTime) -> (usize, FlushOutcome) {
-        // Before the TLS handshake is complete the transport accepts no bytes of the outbox.
-        if let Err(error) = self.transport.write_pending() {
-            return (0, FlushOutcome::Failed(error));
-        }
-        match self.outbox.flush(&mut self.transport, slow_limits, now) {
-            (written, FlushOutcome::Drained) if self.transport.has_pending_write() => {
-                (written, FlushOutcome::Blocked)
-            }
-            (written, FlushOutcome::Drained) => {
-                self.flags.clear(SlotFlags::RESPONSE_QUEUED);
-                (written, FlushOutcome::Drained)
-            }
-            flushed => flushed,
-        }
-    }
-
-    /// Records that the socket accepts bytes again, or that a write is to be tried.
-    pub fn unblock(&mut self) {
-        self.outbox.unblock();
-        self.transport.unblock();
-    }
-
-    /// Returns true if the socket has accepted no bytes, or too few, for too long.
-    pub(super) fn has_stalled(&mut self, limits: &Limits, now: LoopTime) -> bool {
-        if self.outbox.is_empty() {
-            return self.transport.is_write_late(now, limits.slow_timeout_ms);
-        }
-        self.outbox.stalls_at(SlowConsumerLimits::of(limits)).is_some_and(|time| time.is_due(now))
-    }
-
-    /// Spreads the pings: a multiplicative hash, so that neighbours in the slab are far apart in time.
-    pub fn ping_offset(&self) -> u32 {
-        self.generation.wrapping_mul(0x9e37_79b1) >> 8
-    }
-}
-
-/// Returns true if the socket has taken all bytes of an outbox and its transport.
-pub(super) fn is_flushed(outbox: &Outbox, transport: &impl Transport) -> bool {
-    outbox.is_empty() && !transport.has_pending_write()
-}
 
 /// The queues of slots that are to be read, as in fq_codel (RFC 8290 4.2): a sparse flow does not wait for the bulk
 /// flows.
@@ -697,6 +459,7 @@ impl<T: Transport> Default for Slots<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Limits;
     use crate::net::transport::ReadOutcome;
     use std::io;
 
@@ -728,14 +491,6 @@ mod tests {
         let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         let state = State::accepted(&Limits::default(), LoopTime::from_millis(0));
         slots.insert(Nobody, peer, state, Outbox::Empty)
-    }
-
-    #[test]
-    fn slot_has_at_most_80_bytes() {
-        // Release builds; in debug builds mio's socket also knows its poll.
-        assert!(size_of::<Slot<i32>>() <= 80, "{}", size_of::<Slot<i32>>());
-        // TLS state is in a separate box.
-        assert!(size_of::<Slot<Box<()>>>() <= 88, "{}", size_of::<Slot<Box<()>>>());
     }
 
     #[test]

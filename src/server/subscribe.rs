@@ -15,7 +15,7 @@ use super::cost::Cost;
 use super::engine::Engine;
 use super::publish::identity;
 use super::shared::Shared;
-use super::slots::Slot;
+use super::slot::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::limit::Limit;
 use crate::close::Reason;

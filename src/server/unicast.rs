@@ -9,7 +9,7 @@
 //! the gathered responses first.
 //!
 //! **Reads depend on writes**: responses have no separate limit, since a connection is not read again before it has taken
-//! them ([`Slot::has_unsent_responses`](super::slots::Slot::has_unsent_responses)). So their size is bounded by the bytes
+//! them ([`Slot::has_unsent_responses`](super::slot::Slot::has_unsent_responses)). So their size is bounded by the bytes
 //! that one turn reads from it.
 
 use std::rc::Rc;
