@@ -10,7 +10,9 @@
 use std::cell::Cell;
 
 use tikv_jemalloc_ctl::thread::ThreadLocal;
-use tikv_jemalloc_ctl::{background_thread, epoch, max_background_threads, stats, thread};
+use tikv_jemalloc_ctl::{
+    Access, AsName, arenas, background_thread, epoch, max_background_threads, stats, thread,
+};
 use tikv_jemallocator::Jemalloc;
 
 #[global_allocator]
@@ -22,6 +24,13 @@ const EXACT_AFTER_BYTES: u64 = 1 << 20;
 
 /// Or after this many calls. The server counts at most once a millisecond.
 const EXACT_AFTER_CALLS: u32 = 1_000;
+
+/// jemalloc returns a freed page to the system within this time, or twice that, since its thread sleeps for as long. Its
+/// default is 10 s. Measured: `src/server/memory.rs`.
+const DECAY_MS: isize = 300;
+
+/// jemalloc's default, by which a value that the operator has chosen is recognized.
+const DEFAULT_DECAY_MS: isize = 10_000;
 
 thread_local! {
     static COUNT: Cell<Option<Count>> = const { Cell::new(None) };
@@ -41,6 +50,8 @@ impl Count {
     /// Starts the count, and jemalloc's background thread, which returns unused pages to the system. Without the thread
     /// jemalloc returns them only when the program allocates, and a server that is idle after a flood keeps its pages.
     fn start() -> Option<Count> {
+        // Before the thread starts: it sleeps for as long as the decay time that it finds. A failure leaves the default.
+        let _ = set_decay();
         // Where it is not supported (musl), pages return with the next allocations.
         let _ = max_background_threads::write(1).and_then(|()| background_thread::write(true));
         let (allocated, freed) = (thread::allocatedp::read().ok()?, thread::deallocatedp::read().ok()?);
@@ -66,6 +77,26 @@ impl Count {
     }
 }
 
+/// Sets [`DECAY_MS`] for all arenas, unless `_RJEM_MALLOC_CONF` in the environment sets another time.
+fn set_decay() -> tikv_jemalloc_ctl::Result<()> {
+    let configured: isize = b"opt.dirty_decay_ms\0".name().read()?;
+    if configured != DEFAULT_DECAY_MS {
+        return Ok(());
+    }
+    // For arenas of threads that start later.
+    b"arenas.dirty_decay_ms\0".name().write(DECAY_MS)?;
+    for arena in 0..arenas::narenas::read()? {
+        // Arenas that no thread uses yet do not exist.
+        let _ = decay_name(arena).as_str().name().write(DECAY_MS);
+    }
+    Ok(())
+}
+
+/// The name under which jemalloc knows the decay time of an arena.
+fn decay_name(arena: u32) -> String {
+    format!("arena.{arena}.dirty_decay_ms\0")
+}
+
 /// Bytes that the process has allocated and not freed, size classes included; 0 if jemalloc does not report it.
 pub(crate) fn allocated_bytes() -> u64 {
     COUNT.with(|cell| {
@@ -79,6 +110,19 @@ pub(crate) fn allocated_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn freed_pages_decay_fast_in_the_arenas_of_all_threads() {
+        fn decay_ms() -> isize {
+            drop(std::hint::black_box(vec![0_u8; 100]));
+            let arena: u32 = b"thread.arena\0".name().read().unwrap();
+            decay_name(arena).as_str().name().read().unwrap()
+        }
+        allocated_bytes();
+        assert_eq!(decay_ms(), DECAY_MS);
+        let others = [(); 16].map(|()| std::thread::spawn(decay_ms));
+        assert!(others.into_iter().all(|other| other.join().unwrap() == DECAY_MS));
+    }
 
     #[test]
     fn count_follows_what_is_allocated_and_freed_also_by_other_threads() {

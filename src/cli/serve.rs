@@ -472,6 +472,9 @@ fn serve<E: Acceptor>(
 ) -> Result<(), Failure> {
     let listen = config.listen;
     let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
+    // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
+    // client may come much later.
+    let _ = allocated_bytes();
     let mut server =
         Server::bind(config, access_config, connections_max, acceptor).map_err(|error| match error {
             StartError::Listen(error) => {

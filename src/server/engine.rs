@@ -110,7 +110,7 @@ impl<T: Transport> Engine<T> {
         self.clients.next_salt(self.slots.next_id())
     }
 
-    /// Queues the intents of a session that was called, and puts its slot on the dirty list or on the list to reap.
+    /// Queues the intents of a session that was called, and puts its slot into the dirty set or on the list to reap.
     pub(super) fn after_session(&mut self, id: SlotId) {
         let Engine { slots, intents, shared: Shared { session_intents, .. }, .. } = self;
         intents.extend(session_intents.drain(..).map(|options| (id, options)));
@@ -124,17 +124,17 @@ impl<T: Transport> Engine<T> {
     /// Writes the outbox of every dirty slot, however many frames were queued: until its socket refuses, or the slot
     /// has had its share of the turn.
     pub fn flush(&mut self, now: LoopTime) {
-        let dirty = self.slots.take_dirty();
-        for &id in &dirty {
+        let mut last = None;
+        while let Some(id) = self.slots.next_dirty(last) {
             self.flush_slot(id, now);
+            last = Some(id);
         }
-        self.slots.give_back_dirty(dirty);
         self.check_pressure(now);
     }
 
     fn flush_slot(&mut self, id: SlotId, now: LoopTime) {
         let Engine { slots, pressure, shared: Shared { limits, metrics, .. }, .. } = self;
-        let Some(slot) = slots.flushing(id) else { return };
+        let Some(slot) = slots.get_mut(id) else { return };
         if slot.is_withheld() {
             return;
         }
@@ -229,8 +229,10 @@ impl<T: Transport> Engine<T> {
         if !to_reap.is_empty() {
             self.slots.shrink_at(now);
         }
-        // The last outbox that held an encoding may have been freed or flushed.
+        // The last outbox that held an encoding may have been freed or flushed, and so may the last subscriber that paused
+        // a publisher.
         self.wake_waiting();
+        self.release_publishers(now);
         to_reap.len()
     }
 

@@ -41,40 +41,38 @@ impl SlotFlags {
     pub(super) const READY: u16 = 1 << 0;
     /// Its last read cost more than that of a sparse connection: its next event puts it into the second ready queue.
     pub(super) const BUSY: u16 = 1 << 1;
-    /// On the dirty list.
-    pub(super) const DIRTY: u16 = 1 << 2;
     /// On the refill list, for the next slice of a replay or of a response.
-    pub(super) const REFILL: u16 = 1 << 3;
+    pub(super) const REFILL: u16 = 1 << 2;
     /// In the queue of replays that wait for the memory that their next message takes.
-    pub(super) const WAITS_FOR_MEMORY: u16 = 1 << 4;
+    pub(super) const WAITS_FOR_MEMORY: u16 = 1 << 3;
     /// On the list of connections to reap.
-    pub(super) const TO_REAP: u16 = 1 << 5;
+    pub(super) const TO_REAP: u16 = 1 << 4;
 
     // Facts of the socket.
 
     /// An event reported that the peer has shut down its sending side. The event may arrive with the last bytes, and no
     /// other event follows: a short read does not mean that all bytes are read.
-    pub(super) const READ_CLOSED: u16 = 1 << 6;
+    pub(super) const READ_CLOSED: u16 = 1 << 5;
     /// A write failed and the queued frames are dropped. The bytes that arrived before are read, then the connection is
     /// closed.
-    pub(super) const WRITE_FAILED: u16 = 1 << 7;
+    pub(super) const WRITE_FAILED: u16 = 1 << 6;
     /// Not read until its outbox is empty.
-    pub(super) const READ_PAUSED: u16 = 1 << 8;
+    pub(super) const READ_PAUSED: u16 = 1 << 7;
     /// Responses to it are in its outbox.
-    pub(super) const RESPONSE_QUEUED: u16 = 1 << 9;
+    pub(super) const RESPONSE_QUEUED: u16 = 1 << 8;
     /// Its close frame is queued: no frame may follow it (RFC 6455 5.5.1). It is queued when the intent to close is
     /// applied, later than the state of the session changes, so that messages published earlier in the same turn precede
     /// it.
-    pub(super) const CLOSE_QUEUED: u16 = 1 << 10;
+    pub(super) const CLOSE_QUEUED: u16 = 1 << 9;
 
     // Facts of the connection.
 
     /// Catching up from the history of a channel, one slice each time its outbox is empty.
-    pub(super) const REPLAYING: u16 = 1 << 11;
+    pub(super) const REPLAYING: u16 = 1 << 10;
     /// Pauses the publishers of its channels: see [`super::pressure`].
-    pub(super) const THROTTLING: u16 = 1 << 12;
+    pub(super) const THROTTLING: u16 = 1 << 11;
     /// A paused publisher: it has published on a channel under pressure.
-    pub(super) const PUBLISHING_PAUSED: u16 = 1 << 13;
+    pub(super) const PUBLISHING_PAUSED: u16 = 1 << 12;
 
     pub(super) fn has(self, mark: u16) -> bool {
         self.0 & mark != 0

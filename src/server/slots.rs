@@ -1,9 +1,10 @@
 //! The slab of connections, and the lists of those with work to do.
 //!
-//! An event only marks its slot: it goes into one of the two *ready* queues when there may be bytes to read, and on the
-//! *dirty* list when there are bytes to write. The *to reap* list holds closed connections. The *refill* list holds
+//! An event only marks its slot: it goes into one of the two *ready* queues when there may be bytes to read, and into the
+//! *dirty* set when there are bytes to write. The *to reap* list holds closed connections. The *refill* list holds
 //! connections whose outbox is empty and that are to be sent the next slice of a replay or of a response. A slot knows
-//! which lists it is on, so it is on each of them once, however often it is marked.
+//! which lists it is on, so it is on each of them once, however often it is marked. The dirty set ([`BitSet`]) has a bit for
+//! each slot: a broadcast marks all subscribers, and a list of them would take 8 bytes for each.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -16,6 +17,7 @@ use crate::ids::{Peer, SlotId};
 use crate::net::outbox::Outbox;
 use crate::net::transport::Transport;
 use crate::session::State;
+use crate::tables::bit_set::BitSet;
 use crate::tables::chunked_slab::{CHUNK_ENTRIES, ChunkedSlab};
 use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
@@ -45,7 +47,8 @@ pub struct Slots<T> {
     ready: VecDeque<SlotId>,
     /// Slots whose share or turn was used up, and those with a new event whose last read was not cheap.
     requeued: VecDeque<SlotId>,
-    dirty: Vec<SlotId>,
+    /// Slots to flush. A broadcast to many puts all of them in.
+    dirty: BitSet,
     to_reap: Vec<SlotId>,
     refill: FairQueue,
     /// Replays that wait for memory, in the order in which they began to.
@@ -62,7 +65,7 @@ impl<T: Transport> Slots<T> {
             next_generation: 0,
             ready: VecDeque::new(),
             requeued: VecDeque::new(),
-            dirty: Vec::new(),
+            dirty: BitSet::new(),
             to_reap: Vec::new(),
             refill: FairQueue::default(),
             waiting: VecDeque::new(),
@@ -118,6 +121,7 @@ impl<T: Transport> Slots<T> {
     /// Removes a slot. Its remaining list entries are invalid with its generation.
     pub fn remove(&mut self, id: SlotId) -> Option<Slot<T>> {
         self.get(id)?;
+        self.dirty.remove(id.key as usize);
         self.slab.remove(id.key as usize)
     }
 
@@ -149,7 +153,7 @@ impl<T: Transport> Slots<T> {
             self.ready.shrink_to(most);
             self.requeued.shrink_to(most);
             self.refill.shrink_to(most);
-            self.dirty.shrink_to(most);
+            self.dirty.shrink_to(self.keys_end);
             self.to_reap.shrink_to(most);
         }
     }
@@ -267,19 +271,10 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Puts a slot on the dirty list if it has frames to write and its socket is not known to be full.
+    /// Puts a slot into the dirty set if it has frames to write and its socket is not known to be full.
     pub fn mark_dirty(&mut self, id: SlotId) {
-        if let Some(slot) = self.get_mut(id)
-            && slot.wants_flush()
-            && slot.flags.set(SlotFlags::DIRTY)
-        {
-            // A broadcast to many puts all of them on the list in one turn. Doubling would leave as many pages of
-            // earlier copies; pages of a larger list that are not written to take no memory.
-            if self.dirty.len() == self.dirty.capacity() && self.dirty.len() >= CHUNK_ENTRIES {
-                let places = self.slab.keys_end();
-                self.dirty.reserve_exact(places.saturating_sub(self.dirty.len()).max(CHUNK_ENTRIES));
-            }
-            self.dirty.push(id);
+        if self.get(id).is_some_and(Slot::wants_flush) {
+            self.dirty.insert(id.key as usize);
         }
     }
 
@@ -377,25 +372,14 @@ impl<T: Transport> Slots<T> {
         }
     }
 
-    /// Takes the dirty list. Each slot on it is removed from it with [`Slots::flushing`], and the list is returned with
-    /// [`Slots::give_back_dirty`].
-    pub fn take_dirty(&mut self) -> Vec<SlotId> {
-        std::mem::take(&mut self.dirty)
-    }
-
-    /// Removes a slot from the dirty list that was taken: it can be marked again.
-    pub fn flushing(&mut self, id: SlotId) -> Option<&mut Slot<T>> {
-        let slot = self.get_mut(id)?;
-        slot.flags.clear(SlotFlags::DIRTY);
-        Some(slot)
-    }
-
-    /// Returns the memory of the list, so that the next turn does not allocate. Slots that were marked in the meantime
-    /// stay.
-    pub fn give_back_dirty(&mut self, mut list: Vec<SlotId>) {
-        list.clear();
-        list.append(&mut self.dirty);
-        self.dirty = list;
+    /// Takes the dirty slot with the lowest key above that of `last`, and the first of all for `None`.
+    ///
+    /// A flush phase visits each slot at most once, since the keys only rise: what is marked below waits for the next
+    /// turn.
+    pub fn next_dirty(&mut self, last: Option<SlotId>) -> Option<SlotId> {
+        let key = self.dirty.next_from(last.map_or(0, |last| last.key as usize + 1))?;
+        self.dirty.remove(key);
+        self.id_at(key)
     }
 
     /// Takes the list of connections to reap.
@@ -415,17 +399,15 @@ impl<T: Transport> Slots<T> {
         // Entries of connections that were freed may remain until they are popped.
         let ready: HashSet<SlotId> = self.ready.iter().copied().collect();
         let requeued: HashSet<SlotId> = self.requeued.iter().copied().collect();
-        let dirty: HashSet<SlotId> = self.dirty.iter().copied().collect();
         assert!(ready.is_disjoint(&requeued), "a slot is in one ready queue");
         for (id, slot) in self.iter() {
             assert!(!matches!(slot.state, State::Dead(_)), "{id:?} is dead and was not scheduled to close");
             slot.outbox.check();
             let is_queued = ready.contains(&id) || requeued.contains(&id);
             assert_eq!(slot.flags.has(SlotFlags::READY), is_queued, "{id:?} and the ready queues");
-            assert_eq!(slot.flags.has(SlotFlags::DIRTY), dirty.contains(&id), "{id:?} and the dirty list");
             assert!(
-                !slot.wants_flush() || slot.flags.has(SlotFlags::DIRTY),
-                "{id:?} has frames and is not on the dirty list"
+                !slot.wants_flush() || self.dirty.contains(id.key as usize),
+                "{id:?} has frames and is not in the dirty set"
             );
             assert!(
                 slot.subscriptions.is_empty() || slot.state.is_open(),
@@ -461,7 +443,9 @@ mod tests {
     use super::*;
     use crate::config::Limits;
     use crate::net::transport::ReadOutcome;
+    use bytes::Bytes;
     use std::io;
+    use std::rc::Rc;
 
     /// A transport without a peer.
     #[derive(Debug)]
@@ -526,6 +510,32 @@ mod tests {
         assert!(slots.keys_end() <= SLOTS_KEPT, "{}", slots.keys_end());
         assert!(slots.get(ids[7]).is_some());
         assert!((insert(&mut slots).key as usize) < SLOTS_KEPT, "low keys are used first");
+    }
+
+    #[test]
+    fn dirty_slot_is_visited_once_in_a_phase_and_not_after_it_was_freed() {
+        let mut slots = Slots::new();
+        let ids: Vec<SlotId> = (0..200).map(|_| insert(&mut slots)).collect();
+        for &id in &ids {
+            slots.get_mut(id).unwrap().outbox.queue(Rc::new(Bytes::from_static(b"x")));
+        }
+        for marked in [150, 3, 70, 3, 64] {
+            slots.mark_dirty(ids[marked]);
+        }
+        slots.remove(ids[70]);
+        let next = insert(&mut slots);
+        assert_eq!(next.key, ids[70].key);
+        let (mut visited, mut last) = (vec![], None);
+        while let Some(id) = slots.next_dirty(last) {
+            visited.push(id);
+            last = Some(id);
+            // The slot itself has more to write, and another that was visited has again.
+            slots.mark_dirty(id);
+            slots.mark_dirty(ids[3]);
+        }
+        assert_eq!(visited, [ids[3], ids[64], ids[150]]);
+        assert!(slots.has_work());
+        assert_eq!(slots.next_dirty(None), Some(ids[3]), "in the next turn");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! A real server with few descriptors and more clients; each is served, refused or waits, and freed capacity is used
 //! at once.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
@@ -100,6 +101,27 @@ fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     drop(subscribers);
     let log = server.stop();
     assert!(counter(&log, "accept_errors") > 0, "{log}");
+}
+
+/// Another part of the process may take the reserve descriptor while a client is being refused. The next free one
+/// becomes the reserve before a client is accepted, or the clients after it would get no response.
+#[test]
+fn reserve_descriptor_is_opened_again_before_the_next_accept() {
+    let server = Server::start(&[]);
+    let descriptors = || -> BTreeSet<u64> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap()).collect()
+    };
+    let before = descriptors();
+    // Below the number of the reserve: once it is closed, it cannot be opened again.
+    set_descriptor_limit(&server, 3);
+    let mut waits = Client::new(server.connect());
+    waits.send(frames::upgrade("/ws").as_bytes());
+    wait_until("the reserve descriptor is closed", || descriptors().len() < before.len());
+    let free = (0..).find(|number| !descriptors().contains(number)).unwrap();
+    set_descriptor_limit(&server, free + 1);
+    let answer = waits.head();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "the only free descriptor is the reserve: {answer}");
 }
 
 fn set_descriptor_limit(server: &Server, limit: u64) {

@@ -412,6 +412,9 @@ fn growth(server: &Server, requests: &[(String, usize)], subscribers: usize) -> 
     most.saturating_sub(before)
 }
 
+/// Two guards bound this memory, and each does so alone: replays share encodings
+/// (`large_message_replayed_by_many_is_encoded_once_per_format`), and these have a maximum in total
+/// (`replay_over_the_encoding_limit_waits_until_another_is_read`). Here, that nothing else in the program holds copies.
 #[test]
 fn replays_of_large_messages_that_are_not_read_take_little_memory() {
     let server = Server::start(&["--slow-timeout-ms=120000"]);
