@@ -41,6 +41,9 @@ const SERVE: [(&str, &[&str]); 9] = [
             "slow-bytes-per-second",
             "on-slow",
             "deflate",
+            "deflate-level",
+            "deflate-bytes-min",
+            "deflate-context-bytes-max",
         ],
     ),
     (

@@ -14,16 +14,16 @@ use super::memory;
 use super::output;
 use super::parent;
 use super::values::{
-    bytes, bytes_or_0, count, count_or_0, fields, listen, memory_bytes_or_0, millis, millis_or_0, network,
-    origin, seconds, small_bytes, small_count, small_count_or_0,
+    bytes, bytes_or_0, count, count_or_0, deflate_level, fields, listen, memory_bytes_or_0, millis,
+    millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
 };
 use crate::access::connection_limiter::Proxies;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::access::token::Verifier;
 use crate::config::{
-    self, Asset, Config, DeflateMode, HistoryFile, HistoryLimits, IdempotencyLimits, Limits, OnSlow,
-    TcpConfig, TlsFiles,
+    self, Asset, Config, DeflateMode, DeflateSettings, HistoryFile, HistoryLimits, IdempotencyLimits, Limits,
+    OnSlow, TcpConfig, TlsFiles,
 };
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
@@ -217,9 +217,22 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
     on_slow: WhenSlow,
 
-    /// Compression of WebSocket messages (permessage-deflate): `off`, or `inbound`: clients may compress their messages.
-    #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = "inbound")]
+    /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous message of the
+    /// channel; `fresh`: each alone; `off`.
+    #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = "context")]
     deflate: Deflate,
+
+    /// Compression level, 1 to 9; without it 3 for batches with a message above 4 KiB [default: 1 or 3].
+    #[arg(long, env = "OYEZ_DEFLATE_LEVEL", value_name = "N", value_parser = deflate_level)]
+    deflate_level: Option<u8>,
+
+    /// Minimum size of a message that is compressed, in bytes.
+    #[arg(long, env = "OYEZ_DEFLATE_BYTES_MIN", value_name = "BYTES", default_value = "64", value_parser = bytes)]
+    deflate_bytes_min: usize,
+
+    /// Maximum bytes of messages that are kept as context of the next ones, of all channels.
+    #[arg(long, env = "OYEZ_DEFLATE_CONTEXT_BYTES_MAX", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    deflate_context_bytes_max: usize,
 
     /// Maximum time of a close handshake without progress, in milliseconds.
     #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
@@ -301,7 +314,8 @@ pub(super) struct Serve {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Deflate {
     Off,
-    Inbound,
+    Fresh,
+    Context,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -392,9 +406,15 @@ impl Serve {
                     WhenSlow::Close => OnSlow::Close,
                     WhenSlow::Skip => OnSlow::Skip,
                 },
-                deflate: match self.deflate {
-                    Deflate::Off => DeflateMode::Off,
-                    Deflate::Inbound => DeflateMode::Inbound,
+                deflate: DeflateSettings {
+                    mode: match self.deflate {
+                        Deflate::Off => DeflateMode::Off,
+                        Deflate::Fresh => DeflateMode::Fresh,
+                        Deflate::Context => DeflateMode::Context,
+                    },
+                    level: self.deflate_level,
+                    bytes_min: self.deflate_bytes_min,
+                    context_bytes_max: self.deflate_context_bytes_max,
                 },
                 close_timeout_ms: self.close_timeout_ms,
                 drain_ms: self.drain_seconds * 1_000,

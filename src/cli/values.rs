@@ -73,6 +73,11 @@ pub(super) fn origin(text: &str) -> Result<OriginPattern, String> {
     OriginPattern::parse(text.trim()).map_err(|why| why.to_string())
 }
 
+/// Level 0 would compress nothing, and 1 is the fastest.
+pub(super) fn deflate_level(text: &str) -> Result<u8, String> {
+    number(text, 1, 9).map(|value| value as u8)
+}
+
 pub(super) fn fields(text: &str) -> Result<usize, String> {
     number(text, 1, FIELDS_MAX).map(|value| value as usize)
 }

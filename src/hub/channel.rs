@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::compression::{BatchCompression, CompressedBatch, LastCompressed};
 use super::creators::Creator;
 use super::epochs::{EpochStart, Epochs};
 use super::eviction::SizeRank;
@@ -14,6 +15,7 @@ use crate::config::HistoryLimits;
 use crate::ids::{GapReason, Sender, SlotId};
 use crate::time::LoopTime;
 use crate::wire::Frames;
+use crate::wire::deflate::{Deflater, Encoding, WindowEnd};
 use crate::wire::{self, Form, Kind, Message};
 
 /// See [`Channel::group`].
@@ -39,6 +41,8 @@ pub struct Channel {
     pub(super) group: u32,
     /// Its class by the size of its history.
     pub(super) rank: SizeRank,
+    /// The last message that was compressed for its live subscribers.
+    pub(super) last_compressed: Option<Box<LastCompressed>>,
     /// Its creator.
     pub(super) creator: Creator,
     /// How much of it is in the history file.
@@ -140,6 +144,7 @@ pub struct FinishedBatch {
     entries: Vec<BatchEntry>,
     /// By subscriber, and for each in the order of the messages.
     echo_excluded: Vec<EchoExcluded>,
+    pub(super) compression: BatchCompression,
 }
 
 /// The position at which a subscriber's part of a batch begins.
@@ -177,6 +182,8 @@ pub enum Slices {
     Whole(Frames),
     /// Several, in order.
     Ranges(Rc<[Frames]>),
+    /// One piece of compressed frames.
+    Compressed(Rc<CompressedBatch>),
 }
 
 impl Slices {
@@ -185,6 +192,7 @@ impl Slices {
         match self {
             Slices::Whole(frames) => std::slice::from_ref(frames),
             Slices::Ranges(ranges) => ranges,
+            Slices::Compressed(batch) => std::slice::from_ref(&batch.deflated.frames),
         }
     }
 
@@ -211,6 +219,7 @@ impl Channel {
             had_predecessor: false,
             group: NO_GROUP,
             rank: SizeRank::default(),
+            last_compressed: None,
             creator: Creator::default(),
             persisted: PersistState::default(),
         }
@@ -233,6 +242,11 @@ impl Channel {
     /// The live subscribers of one form.
     pub fn live(&self, form: Form) -> &[SlotId] {
         &self.live[form.index()]
+    }
+
+    /// Returns true if it has live subscribers over WebSockets, which may receive compressed messages.
+    pub(super) fn has_live_web_sockets(&self) -> bool {
+        [Form::Raw, Form::Envelope].iter().any(|form| !self.live(*form).is_empty())
     }
 
     /// The number of its subscribers.
@@ -418,8 +432,10 @@ impl Channel {
             self.history = History::new(self.last);
         }
         let name = self.name.clone();
+        let compression = BatchCompression::after(self.last_compressed.take());
+        let forms = Default::default();
         let mut finished =
-            FinishedBatch { forms: Default::default(), name, epoch, number, raw, entries, echo_excluded };
+            FinishedBatch { forms, name, epoch, number, raw, entries, echo_excluded, compression };
         for form in Form::ALL {
             if !self.live[form.index()].is_empty() {
                 finished.forms[form.index()] = Some(finished.encode(form, merges));
@@ -499,6 +515,39 @@ impl FinishedBatch {
             }
         };
         Some(Delivery { frames, messages })
+    }
+
+    /// The messages for a subscriber, in the encoding of its connection. One that is not sent the whole batch receives
+    /// plain frames: its window then ends with another message than those of the others.
+    pub fn encoded_delivery(
+        &mut self,
+        form: Form,
+        subscriber: SlotId,
+        encoding: Encoding,
+        deflater: &mut Deflater,
+    ) -> Option<Delivery> {
+        let delivery = self.delivery(form, subscriber)?;
+        let Slices::Whole(plain) = &delivery.frames else { return Some(delivery) };
+        if encoding == Encoding::Plain || delivery.messages as usize != self.entries.len() {
+            return Some(delivery);
+        }
+        match self.compression.encode(form, plain, encoding, deflater) {
+            Some(batch) => Some(Delivery { frames: Slices::Compressed(batch), ..delivery }),
+            None => Some(delivery),
+        }
+    }
+
+    /// Returns the number in the log of the last message that is compressed in the form of `oyez.v1`, and the window that
+    /// ends with it.
+    pub(super) fn last_compressed_envelope(&mut self, deflater: &mut Deflater) -> Option<(u64, WindowEnd)> {
+        let plain = &self.forms[Form::Envelope.index()].as_ref()?.frames;
+        let (index, window) = self.compression.last(Form::Envelope, plain, deflater)?;
+        Some((self.entries[index].seq, window))
+    }
+
+    /// Returns true if this is a batch of that channel.
+    pub(super) fn is_of(&self, channel: &Channel) -> bool {
+        Rc::ptr_eq(&self.name, &channel.name)
     }
 
     /// The messages that a subscriber is sent, as ranges.

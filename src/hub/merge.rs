@@ -12,9 +12,11 @@ use bytes::Bytes;
 
 use super::Hub;
 use super::channel::{BatchStart, Delivery, FinishedBatch, NO_GROUP, Slices};
+use super::compression::CompressedBatch;
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::ids::{ChannelId, SlotId};
 use crate::time::LoopTime;
+use crate::wire::deflate::{Context, Deflater, Encoding};
 use crate::wire::{Form, Frames};
 
 /// Consecutive messages of one channel that have this many bytes are shared with that channel's batch; fewer are copied
@@ -26,10 +28,31 @@ const SHARED_BYTES_MIN: usize = 4 << 10;
 pub struct BatchGroup {
     batches: Vec<(ChannelId, FinishedBatch)>,
     /// By the indexes of the batches in the group, in order.
-    merged: HashMap<Box<[u32]>, Delivery>,
+    merged: HashMap<Box<[u32]>, MergedDeliveries>,
     /// Subscribers that received a merged batch.
     done: HashSet<SlotId>,
     indexes: Vec<u32>,
+}
+
+/// The same merged batch in the encodings that subscribers need.
+#[derive(Debug, Default)]
+struct MergedDeliveries {
+    plain: Option<Delivery>,
+    alone: Option<Delivery>,
+    fresh: Option<Delivery>,
+}
+
+/// A subscriber that batches are fanned out to.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchRecipient<'a> {
+    /// Its connection.
+    pub subscriber: SlotId,
+    /// The form of its messages.
+    pub form: Form,
+    /// The encoding of its messages.
+    pub encoding: Encoding,
+    /// All of its subscriptions.
+    pub subscriptions: &'a Subscriptions,
 }
 
 impl Hub {
@@ -53,12 +76,12 @@ impl Hub {
     }
 
     /// Ends a fan-out: dissolves the group.
-    pub fn end_group(&mut self, group: &BatchGroup) {
-        for id in group.channels() {
+    pub fn end_group(&mut self, group: BatchGroup) {
+        for (id, batch) in group.batches {
             if let Some(channel) = self.channels.get_mut(id.0 as usize) {
                 channel.group = NO_GROUP;
             }
-            self.remove_if_unused(id);
+            self.end_batch(id, batch);
         }
     }
 }
@@ -85,31 +108,64 @@ impl BatchGroup {
         &mut self,
         hub: &Hub,
         index: usize,
-        form: Form,
-        subscriber: SlotId,
-        subscriptions: &Subscriptions,
+        recipient: BatchRecipient<'_>,
+        deflater: &mut Deflater,
     ) -> Option<Delivery> {
+        let BatchRecipient { subscriber, form, encoding, subscriptions } = recipient;
+        let batch = &mut self.batches[index].1;
         if !matches!(subscriptions, Subscriptions::Several(_)) {
-            return self.batches[index].1.delivery(form, subscriber);
+            return batch.encoded_delivery(form, subscriber, encoding, deflater);
         }
         if self.done.contains(&subscriber) {
             return None;
         }
         self.find_indexes(hub, subscriptions);
         if self.indexes.len() < 2 {
-            return self.batches[index].1.delivery(form, subscriber);
+            return self.batches[index].1.encoded_delivery(form, subscriber, encoding, deflater);
         }
         self.done.insert(subscriber);
         let gets_all = self.indexes.iter().all(|&index| self.batches[index as usize].1.gets_all(subscriber));
         if !gets_all {
             return self.merge(Some(subscriber));
         }
-        if let Some(delivery) = self.merged.get(&self.indexes[..]) {
+        let cached = self.merged.get(&self.indexes[..]).and_then(|merged| merged.get(encoding));
+        if let Some(delivery) = cached {
             return Some(delivery.clone());
         }
-        let delivery = self.merge(None)?;
-        self.merged.insert(self.indexes.as_slice().into(), delivery.clone());
+        let plain = match self.merged.get(&self.indexes[..]).and_then(|merged| merged.plain.clone()) {
+            Some(plain) => plain,
+            None => self.merge(None)?,
+        };
+        let delivery = self.compress(&plain, encoding, deflater).unwrap_or_else(|| plain.clone());
+        let merged = self.merged.entry(self.indexes.as_slice().into()).or_default();
+        merged.plain = Some(plain);
+        *merged.get_mut(encoding) = Some(delivery.clone());
         Some(delivery)
+    }
+
+    /// Compresses the merged batches in `indexes`, without reference to earlier messages: the windows of their
+    /// subscribers end with messages of different channels. They then end with the last one that is compressed, as those
+    /// of the subscribers of its channel alone.
+    fn compress(
+        &mut self,
+        plain: &Delivery,
+        encoding: Encoding,
+        deflater: &mut Deflater,
+    ) -> Option<Delivery> {
+        let (context, has_context) = match encoding {
+            Encoding::Plain => return None,
+            Encoding::Alone => (Context::Alone, false),
+            Encoding::Context(_) => (Context::Fresh, true),
+        };
+        let mut last = None;
+        for &index in &self.indexes {
+            last = last.max(self.batches[index as usize].1.last_compressed_envelope(deflater));
+        }
+        let (_, window) = last?;
+        let pieces = plain.frames.as_slice().iter().map(|piece| &piece[..]);
+        let deflated = deflater.compress(pieces, context);
+        let batch = CompressedBatch { deflated, window: has_context.then_some(window), is_in_step: false };
+        Some(Delivery { frames: Slices::Compressed(Rc::new(batch)), messages: plain.messages })
     }
 
     /// Returns the cursors from which a subscriber continues in each of its channels in the group, if its messages did
@@ -173,10 +229,28 @@ impl BatchGroup {
     }
 }
 
+impl MergedDeliveries {
+    fn get(&self, encoding: Encoding) -> Option<&Delivery> {
+        match encoding {
+            Encoding::Plain => self.plain.as_ref(),
+            Encoding::Alone => self.alone.as_ref(),
+            Encoding::Context(_) => self.fresh.as_ref(),
+        }
+    }
+
+    fn get_mut(&mut self, encoding: Encoding) -> &mut Option<Delivery> {
+        match encoding {
+            Encoding::Plain => &mut self.plain,
+            Encoding::Alone => &mut self.alone,
+            Encoding::Context(_) => &mut self.fresh,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
+    use crate::config::{DeflateSettings, Limits};
     use crate::hub::{SubscribeOptions, Unsent};
     use crate::ids::{ChannelName, Sender, Since};
     use crate::wire::Kind;
@@ -212,22 +286,19 @@ mod tests {
 
     /// The deliveries of each subscriber.
     fn fan_out(hub: &mut Hub, subscribers: &[(SlotId, Subscriptions)]) -> Vec<Vec<Delivery>> {
+        let mut deflater = Deflater::new(DeflateSettings::default());
         let mut group = hub.finish_group(now());
         let channels: Vec<ChannelId> = group.channels().collect();
         let mut got = vec![vec![]; subscribers.len()];
         for (index, &channel) in channels.iter().enumerate() {
             for &subscriber in hub.channel(channel).unwrap().live(Form::Envelope) {
                 let subscriptions = &subscribers[subscriber.key as usize].1;
-                got[subscriber.key as usize].extend(group.delivery(
-                    hub,
-                    index,
-                    Form::Envelope,
-                    subscriber,
-                    subscriptions,
-                ));
+                let encoding = Encoding::Plain;
+                let recipient = BatchRecipient { subscriber, form: Form::Envelope, encoding, subscriptions };
+                got[subscriber.key as usize].extend(group.delivery(hub, index, recipient, &mut deflater));
             }
         }
-        hub.end_group(&group);
+        hub.end_group(group);
         hub.open_batches.clear();
         (0..3).for_each(|key| hub.remove_if_unused(ChannelId(key)));
         hub.check();

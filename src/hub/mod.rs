@@ -15,6 +15,7 @@
 
 pub mod change;
 pub mod channel;
+pub mod compression;
 pub mod creators;
 mod dirty_channels;
 pub mod discontinuity;
@@ -84,6 +85,9 @@ pub struct Hub {
     /// The number of subscriptions to all channels.
     subscriptions: usize,
     replays: ReplayCache,
+    /// Bytes of the compressed messages that channels keep for the next ones to refer to.
+    compressed_bytes: usize,
+    compressed_bytes_max: usize,
 }
 
 /// The messages and bytes of all histories together.
@@ -201,6 +205,8 @@ impl Hub {
             dirty_channels: None,
             subscriptions: 0,
             replays: ReplayCache::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
+            compressed_bytes: 0,
+            compressed_bytes_max: limits.deflate.context_bytes_max,
         }
     }
 
@@ -351,6 +357,7 @@ impl Hub {
                     position,
                     state: SubscriptionState::CatchingUp,
                     echo: options.echo,
+                    window: None,
                 },
                 now_at,
             )
@@ -418,6 +425,9 @@ impl Hub {
             self.creators.add(connection);
         }
         let moved = self.channels[subscription.channel.0 as usize].remove_subscriber(subscription);
+        if !self.channels[subscription.channel.0 as usize].has_live_web_sockets() {
+            self.take_last_compressed(subscription.channel);
+        }
         self.subscriptions -= 1;
         self.remove_if_unused(subscription.channel);
         moved
@@ -607,6 +617,7 @@ impl Hub {
     ) -> Option<(&Channel, FinishedBatch)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = HistoryUsage::of(channel);
+        self.compressed_bytes -= channel.last_compressed.as_ref().map_or(0, |last| last.bytes());
         let finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
         self.account(id, before);
         if let Some(dirty_channels) = &mut self.dirty_channels {
@@ -614,6 +625,37 @@ impl Hub {
         }
         self.evict_to_total_max(Some(id));
         Some((&self.channels[id.0 as usize], finished))
+    }
+
+    /// Ends the fan-out of a batch: the channel keeps the last message that was compressed, and is removed if it is
+    /// unused.
+    pub fn end_batch(&mut self, id: ChannelId, batch: FinishedBatch) {
+        if let Some(channel) = self.channels.get_mut(id.0 as usize)
+            && batch.is_of(channel)
+            && channel.has_live_web_sockets()
+            && let Some(last) = batch.compression.into_last()
+            && self.compressed_bytes + last.bytes() <= self.compressed_bytes_max
+        {
+            self.compressed_bytes += last.bytes();
+            channel.last_compressed = Some(last);
+        }
+        self.remove_if_unused(id);
+    }
+
+    /// Bytes of the compressed messages that channels keep for the next ones to refer to.
+    pub fn compressed_bytes(&self) -> usize {
+        self.compressed_bytes
+    }
+
+    fn take_last_compressed(&mut self, id: ChannelId) {
+        let last = self.channels[id.0 as usize].last_compressed.take();
+        self.compressed_bytes -= last.map_or(0, |last| last.bytes());
+    }
+
+    /// Forgets the last compressed messages of all channels.
+    pub fn forget_compressed(&mut self) {
+        self.channels.iter_mut().for_each(|(_, channel)| channel.last_compressed = None);
+        self.compressed_bytes = 0;
     }
 
     /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel
@@ -777,6 +819,8 @@ impl Hub {
             usage.bytes += one.bytes;
         }
         assert_eq!(usage, self.usage);
+        let compressed = self.channels.iter().filter_map(|(_, channel)| channel.last_compressed.as_ref());
+        assert_eq!(compressed.map(|last| last.bytes()).sum::<usize>(), self.compressed_bytes);
         assert_eq!(
             self.channels.iter().map(|(_, channel)| channel.subscribers()).sum::<usize>(),
             self.subscriptions

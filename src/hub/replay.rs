@@ -280,8 +280,13 @@ mod tests {
         let mut hub = hub(1);
         let (old, _) = slice(&mut hub, 0, Since::Earliest, 0);
         let id = hub.find("c0").unwrap();
-        let subscription =
-            Subscription { channel: id, position: 0, state: SubscriptionState::CatchingUp, echo: true };
+        let subscription = Subscription {
+            channel: id,
+            position: 0,
+            state: SubscriptionState::CatchingUp,
+            echo: true,
+            window: None,
+        };
         assert_eq!(hub.unsubscribe(subscription), None);
         hub.expire(0..hub.keys_end(), LoopTime::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);

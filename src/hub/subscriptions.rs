@@ -5,6 +5,7 @@
 
 use crate::ids::{ChannelId, SlotId};
 use crate::wire::Form;
+use crate::wire::deflate::WindowEnd;
 
 /// A subscriber's position in a channel: the way from a slot to its entry in the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,9 @@ pub struct Subscription {
     pub state: SubscriptionState,
     /// It receives its own messages.
     pub echo: bool,
+    /// The message that ends the window of its connection, if that is known. It is the same in all subscriptions of the
+    /// connection that know it. Here and not with the connection's state, since it takes no memory here.
+    pub window: Option<WindowEnd>,
 }
 
 /// The lists of a channel's subscribers.
@@ -43,7 +47,7 @@ pub struct Moved {
 impl Subscription {
     /// The subscription of a live subscriber.
     pub(super) fn live(channel: ChannelId, form: Form, position: u32, echo: bool) -> Subscription {
-        Subscription { channel, position, state: SubscriptionState::Live(form), echo }
+        Subscription { channel, position, state: SubscriptionState::Live(form), echo, window: None }
     }
 }
 
@@ -88,6 +92,20 @@ impl Subscriptions {
     /// The subscription to a channel.
     pub fn find_mut(&mut self, channel: ChannelId) -> Option<&mut Subscription> {
         self.as_mut_slice().iter_mut().find(|subscription| subscription.channel == channel)
+    }
+
+    /// The message that ends the window of the connection, as far as the subscription to this channel knows.
+    pub fn window(&self, channel: ChannelId) -> Option<WindowEnd> {
+        match self {
+            Subscriptions::None => None,
+            Subscriptions::One(subscription) => subscription.window,
+            Subscriptions::Several(_) => self.find(channel)?.window,
+        }
+    }
+
+    /// Records the message that ends the window of the connection.
+    pub fn set_window(&mut self, window: Option<WindowEnd>) {
+        self.as_mut_slice().iter_mut().for_each(|subscription| subscription.window = window);
     }
 
     /// Returns true if there are no subscriptions.
@@ -140,6 +158,7 @@ mod tests {
             position: channel * 10,
             state: SubscriptionState::Live(Form::Envelope),
             echo: true,
+            window: None,
         };
         let mut subscriptions = Subscriptions::default();
         for channel in 0..4 {

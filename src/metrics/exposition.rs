@@ -42,6 +42,8 @@ pub struct Levels {
     pub removed_channels: usize,
     /// Bytes of these names.
     pub removed_channels_bytes: usize,
+    /// Bytes of compressed messages that channels keep.
+    pub deflate_context_bytes: usize,
     /// Bytes of large messages that are encoded for replays.
     pub replay_encoded_bytes: usize,
     /// Replays that wait for that memory.
@@ -161,6 +163,29 @@ impl Collector for MetricsCollector {
         )?;
         page.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
         page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
+        let deflated =
+            [("previous", metrics.deflated_in_context), ("none", metrics.deflated_without_context)];
+        page.counters(
+            "oyez_deflated_messages",
+            "Messages queued compressed, with reference to the previous one or to none, counted for each subscriber",
+            "context",
+            deflated.into_iter(),
+        )?;
+        page.counter(
+            "oyez_deflate_plain_bytes",
+            "Bytes that messages queued compressed would have taken as plain frames",
+            metrics.deflate_plain_bytes,
+        )?;
+        page.counter(
+            "oyez_deflate_sent_bytes",
+            "Bytes of messages queued compressed",
+            metrics.deflate_sent_bytes,
+        )?;
+        page.gauge(
+            "oyez_deflate_context_bytes",
+            "Bytes of compressed messages that are kept for the next ones to refer to",
+            levels.deflate_context_bytes as u64,
+        )?;
         page.counter(
             "oyez_inflated_bytes",
             "Bytes of messages that clients compressed, after their decompression",

@@ -108,6 +108,14 @@ pub struct Metrics {
     pub log_lines_suppressed: u64,
     /// Bytes read from sockets.
     pub received_bytes: u64,
+    /// Messages queued compressed with reference to the one before, counted for each subscriber.
+    pub deflated_in_context: u64,
+    /// Messages queued compressed without that, counted for each subscriber.
+    pub deflated_without_context: u64,
+    /// Bytes of batches that were queued compressed, as plain frames.
+    pub deflate_plain_bytes: u64,
+    /// Bytes of these batches as they were queued.
+    pub deflate_sent_bytes: u64,
     /// Bytes of messages that clients compressed, after their decompression.
     pub inflated_bytes: u64,
     /// Bytes written to sockets.
@@ -148,6 +156,10 @@ impl Default for Metrics {
             memory_evicted: 0,
             log_lines_suppressed: 0,
             received_bytes: 0,
+            deflated_in_context: 0,
+            deflated_without_context: 0,
+            deflate_plain_bytes: 0,
+            deflate_sent_bytes: 0,
             inflated_bytes: 0,
             sent_bytes: 0,
             turn_micros_max: 0,

@@ -5,7 +5,6 @@
 
 pub mod acceptor;
 pub mod certificate;
-mod handshakes;
 pub mod listener;
 pub mod outbox;
 pub mod tls;

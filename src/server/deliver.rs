@@ -25,8 +25,9 @@ use super::slots::Slots;
 use crate::close::Reason;
 use crate::config::OnSlow;
 use crate::hub::Unsent;
-use crate::hub::channel::{Channel, Delivery};
-use crate::hub::merge::BatchGroup;
+use crate::hub::channel::{Channel, Delivery, Slices};
+use crate::hub::compression::CompressedBatch;
+use crate::hub::merge::{BatchGroup, BatchRecipient};
 use crate::ids::{ChannelId, SlotId};
 use crate::metrics::Metrics;
 use crate::net::outbox::{Enqueue, FlushOutcome, SlowConsumerLimits};
@@ -34,6 +35,7 @@ use crate::net::transport::Transport;
 use crate::session::intent::Intent;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
+use crate::wire::deflate::Deflater;
 use crate::wire::notice::Notice;
 use crate::wire::{self, Form};
 
@@ -125,6 +127,9 @@ impl<T: Transport> Engine<T> {
     pub(super) fn fan_out_all(&mut self, now: LoopTime) {
         // Once here, and not for each subscriber.
         self.send_gathered();
+        if self.shared.deflater.is_exhausted() {
+            self.forget_windows();
+        }
         let group = self.hub.finish_group(now);
         if !group.is_empty() {
             self.fan_out_group(group, now);
@@ -134,20 +139,35 @@ impl<T: Transport> Engine<T> {
         }
     }
 
+    /// Forgets which messages end the windows of clients, since the numbers of messages begin again. The next message to
+    /// each client is compressed without reference to earlier ones.
+    fn forget_windows(&mut self) {
+        let ids: Vec<SlotId> = self.slots.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.subscriptions.set_window(None);
+            }
+        }
+        self.hub.forget_compressed();
+        self.shared.deflater.restart();
+    }
+
     /// Sends the open batch of a channel to all of its subscribers.
     fn fan_out(&mut self, channel: ChannelId, now: LoopTime) {
         self.send_gathered();
         let Engine { slots, hub, pressure, shared, .. } = self;
-        let Some((subscribers, batch)) = hub.finish_batch(channel, now) else { return };
+        let Some((subscribers, mut batch)) = hub.finish_batch(channel, now) else { return };
         let mut over_limit = Vec::new();
-        let delivery_of = |form, id, _: &Slot<T>| batch.delivery(form, id);
+        let delivery_of = |form, id, slot: &Slot<T>, deflater: &mut Deflater| {
+            batch.encoded_delivery(form, id, slot.encoding(channel), deflater)
+        };
         queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
         for (subscriber, form, delivery) in over_limit {
             if !self.retry_or_skip(subscriber, form, &delivery, now) {
                 self.start_catching_up(subscriber, channel, batch.start_for(subscriber), now);
             }
         }
-        self.hub.remove_if_unused(channel);
+        self.hub.end_batch(channel, batch);
     }
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one delivery.
@@ -157,8 +177,15 @@ impl<T: Transport> Engine<T> {
         let channels: Vec<ChannelId> = group.channels().collect();
         for (index, &channel) in channels.iter().enumerate() {
             let Some(subscribers) = hub.channel(channel) else { continue };
-            let delivery_of =
-                |form, id, slot: &Slot<T>| group.delivery(hub, index, form, id, &slot.subscriptions);
+            let delivery_of = |form, subscriber, slot: &Slot<T>, deflater: &mut Deflater| {
+                let (encoding, subscriptions) = (slot.encoding(channel), &slot.subscriptions);
+                group.delivery(
+                    hub,
+                    index,
+                    BatchRecipient { subscriber, form, encoding, subscriptions },
+                    deflater,
+                )
+            };
             queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
         }
         for (subscriber, form, delivery) in over_limit {
@@ -169,7 +196,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
         }
-        self.hub.end_group(&group);
+        self.hub.end_group(group);
     }
 
     /// Handles a delivery that was over the limit of its outbox: writes and queues it again, or applies `--on-slow`.
@@ -252,6 +279,9 @@ impl<T: Transport> Engine<T> {
             }
             match slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max) {
                 Enqueue::Queued | Enqueue::HighWater => {
+                    if let Slices::Compressed(batch) = &delivery.frames {
+                        record_compressed(batch, slot, metrics);
+                    }
                     metrics.messages_delivered += u64::from(delivery.messages);
                     slots.mark_dirty(id);
                     return true;
@@ -273,19 +303,37 @@ fn queue_batch<T: Transport>(
     shared: &mut Shared,
     pressure: &mut Pressure,
     over_limit: &mut Vec<(SlotId, Form, Delivery)>,
-    mut delivery_of: impl FnMut(Form, SlotId, &Slot<T>) -> Option<Delivery>,
+    mut delivery_of: impl FnMut(Form, SlotId, &Slot<T>, &mut Deflater) -> Option<Delivery>,
 ) {
-    let Shared { limits, metrics, .. } = shared;
+    let Shared { limits, metrics, deflater, .. } = shared;
     for form in Form::ALL {
         for &id in subscribers.live(form) {
             let Some(slot) = slots.get_mut(id).filter(|slot| slot.takes_broadcast()) else { continue };
-            let Some(delivery) = delivery_of(form, id, slot) else { continue };
+            let Some(delivery) = delivery_of(form, id, slot, deflater) else { continue };
             let enqueued = slot.outbox.enqueue(delivery.frames.as_slice(), limits.outbox_bytes_max);
+            if let Slices::Compressed(batch) = &delivery.frames
+                && enqueued != Enqueue::OverLimit
+            {
+                record_compressed(batch, slot, metrics);
+            }
             if !record(enqueued, id, Some(channel), delivery.messages, slots, metrics, pressure) {
                 over_limit.push((id, form, delivery));
             }
         }
     }
+}
+
+/// Records a compressed batch that was queued: the message that ends the client's window, and what was saved.
+fn record_compressed<T>(batch: &CompressedBatch, slot: &mut Slot<T>, metrics: &mut Metrics) {
+    let CompressedBatch { deflated, window, is_in_step } = batch;
+    slot.subscriptions.set_window(*window);
+    let messages = u64::from(deflated.messages);
+    match is_in_step {
+        true => metrics.deflated_in_context += messages,
+        false => metrics.deflated_without_context += messages,
+    }
+    metrics.deflate_plain_bytes += deflated.plain_bytes as u64;
+    metrics.deflate_sent_bytes += deflated.frames.len() as u64;
 }
 
 /// Records a delivery: counts its messages and marks the slot. Returns false if it is over the outbox's limit.

@@ -28,7 +28,7 @@
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure on
 //!   publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
-//! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown`, `expire` checks deadlines with the
+//! - `admission` admits or rejects connections, `drain` closes all of them, `expire` checks deadlines with the
 //!   `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds the log lines of closed connections.
 //! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
 //!   [`crate::net::tls`] and `certificate` are TLS over one.
@@ -57,15 +57,14 @@ mod read;
 mod refill;
 pub mod relief;
 pub mod shared;
-mod shutdown;
 pub mod slot;
 pub mod slots;
-mod start_error;
 pub mod store;
 mod subscribe;
 mod sweeper;
 mod unicast;
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
@@ -73,7 +72,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use mio::{Events, Interest, Poll, Token};
 use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -96,11 +95,9 @@ use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use engine::Engine;
 use memory::AllocatedBytes;
-use shutdown::ShutdownPhase;
-use store::{ClockSnapshot, LogTime, Opened, Store};
-
-pub use shutdown::ServerExit;
-pub use start_error::StartError;
+use store::{
+    ClockSnapshot, FORCED_SHUTDOWN_WRITE_TIMEOUT, LogTime, OpenError, Opened, SHUTDOWN_WRITE_TIMEOUT, Store,
+};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -145,6 +142,59 @@ pub struct AccessConfig {
     pub proxies: Proxies,
     /// Keys that verify tokens, and the rights of anonymous clients.
     pub authenticator: Authenticator,
+}
+
+/// Phases of the shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ShutdownPhase {
+    Serving,
+    /// The first signal arrived, and `--drain-delay-ms` runs: new clients are still served.
+    Announced {
+        until: LoopTime,
+    },
+    /// Connections are being closed.
+    Draining {
+        until: LoopTime,
+    },
+    /// The second signal arrived.
+    Forced,
+}
+
+/// The result of a shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerExit {
+    /// After a drain.
+    Drained,
+    /// At once, by a second signal.
+    Forced,
+    /// The history file could not be completed.
+    HistoryIncomplete,
+}
+
+/// The reason why a server does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// The address is in use, or the system gives no poll or signals.
+    Listen(io::Error),
+    /// The history file cannot be used.
+    HistoryFile(OpenError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen(error) => write!(f, "cannot listen: {error}"),
+            StartError::HistoryFile(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> StartError {
+        StartError::Listen(error)
+    }
 }
 
 /// The only clock of the server: read once before each wait and once after.
@@ -459,12 +509,74 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
+    /// Completes the history file after all connections are closed. Returns false if it cannot be completed.
+    fn save(&mut self, timeout: Duration) -> bool {
+        let clients = self.engine.next_client();
+        let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
+        store.take().is_none_or(|store| {
+            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), timeout)
+        })
+    }
+
     fn reap(&mut self, now: LoopTime) {
         if self.engine.reap(now) > 0
             && let Some(listener) = &mut self.listener
         {
             listener.resume();
         }
+    }
+
+    /// Begins the shutdown at the first signal, and ends it at once at the second.
+    fn shut_down(&mut self, now: LoopTime) {
+        match self.phase {
+            ShutdownPhase::Serving => {
+                let delay_ms = self.engine.shared.limits.drain_delay_ms;
+                if delay_ms > 0 {
+                    info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
+                }
+                self.engine.is_drain_announced = true;
+                self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
+            }
+            ShutdownPhase::Announced { .. } | ShutdownPhase::Draining { .. } => {
+                warn!("second signal: closing {} connections at once", self.engine.slots.len());
+                self.phase = ShutdownPhase::Forced;
+            }
+            ShutdownPhase::Forced => {}
+        }
+    }
+
+    fn begin_drain(&mut self, now: LoopTime) {
+        info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
+        self.listener = None;
+        self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
+        self.engine.drain(now);
+    }
+
+    /// Returns the result of the shutdown when all connections are closed, or the time for that is over.
+    fn end(&mut self) -> Option<ServerExit> {
+        let now = self.clock.now();
+        if let ShutdownPhase::Announced { until } = self.phase
+            && until.is_due(now)
+        {
+            self.begin_drain(now);
+        }
+        let end = match self.phase {
+            ShutdownPhase::Serving | ShutdownPhase::Announced { .. } => return None,
+            ShutdownPhase::Draining { .. } if self.engine.is_drained() => ServerExit::Drained,
+            ShutdownPhase::Draining { until } if until.is_due(now) => {
+                warn!("drain timeout: closing {} connections at once", self.engine.slots.len());
+                ServerExit::Drained
+            }
+            ShutdownPhase::Draining { .. } => return None,
+            ShutdownPhase::Forced => ServerExit::Forced,
+        };
+        self.engine.cut();
+        self.engine.reap(now);
+        let timeout =
+            if end == ServerExit::Forced { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
+        let end = if self.save(timeout) { end } else { ServerExit::HistoryIncomplete };
+        info!("ended {}", self.engine.shared.metrics);
+        Some(end)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::net::transport::Transport;
 use crate::session::intent::Intent;
 use crate::session::{HttpConfig, SessionContext, State};
 use crate::time::LoopTime;
+use crate::wire::deflate::Deflater;
 use crate::wire::inflate::Inflater;
 
 /// Limits, configuration and counters that every session uses.
@@ -28,6 +29,8 @@ pub struct Shared {
     pub authenticator: Authenticator,
     /// Decompresses the messages of all connections.
     pub inflater: Inflater,
+    /// Compresses messages for all channels.
+    pub deflater: Deflater,
     /// Counters for `/metrics`.
     pub metrics: Metrics,
     /// The memory budget, the bytes in use, and the steps in force.
@@ -44,6 +47,7 @@ impl Shared {
             limiter: ConnectionLimiter::new(&limits),
             authenticator: Authenticator::open(limits.tickets_max),
             inflater: Inflater::default(),
+            deflater: Deflater::new(limits.deflate),
             metrics: Metrics::default(),
             memory: MemoryBudget::new(limits.memory_bytes_max),
             session_intents: Vec::new(),

@@ -3,11 +3,13 @@
 use crate::config::Limits;
 use crate::hub::subscriptions::Subscriptions;
 use crate::hub::{Subscription, SubscriptionState};
-use crate::ids::Peer;
+use crate::ids::{ChannelId, Peer};
 use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
 use crate::net::transport::Transport;
 use crate::session::State;
+use crate::session::http::extensions::Compression;
 use crate::time::LoopTime;
+use crate::wire::deflate::Encoding;
 
 /// One connection.
 ///
@@ -181,6 +183,15 @@ impl<T: Transport> Slot<T> {
     /// forbids data after it) or its socket has failed.
     pub fn takes_broadcast(&self) -> bool {
         !self.subscriptions.is_empty() && !self.has_write_failed() && !matches!(self.state, State::Dead(_))
+    }
+
+    /// How the messages of a channel are encoded for it.
+    pub fn encoding(&self, channel: ChannelId) -> Encoding {
+        match self.state.compression() {
+            Compression::None | Compression::Inbound => Encoding::Plain,
+            Compression::Alone => Encoding::Alone,
+            Compression::Context => Encoding::Context(self.subscriptions.window(channel)),
+        }
     }
 
     /// Returns true if a flush has work to do.

@@ -40,6 +40,7 @@ use crate::time::LoopTime;
 use auth_state::AuthState;
 use closing::CloseStep;
 use http::connection;
+use http::extensions::Compression;
 use http::query::PendingQuery;
 
 pub use closing::{ClosedClient, Closing};
@@ -257,6 +258,14 @@ impl State {
     /// to be closed.
     pub fn ends_with_flush(&self) -> bool {
         matches!(self, State::Closing(closing) if matches!(closing.step, CloseStep::Flushing | CloseStep::HalfClosed))
+    }
+
+    /// The negotiated use of permessage-deflate.
+    pub fn compression(&self) -> Compression {
+        match self {
+            State::Open(open) => open.compression(),
+            _ => Compression::None,
+        }
     }
 
     /// Returns true if a WebSocket has received bytes that are left to be decoded: no others are read before.

@@ -68,6 +68,11 @@ impl Open {
         Open { extra, heartbeat: Heartbeat::received(ctx), protocol, compression }
     }
 
+    /// The negotiated use of permessage-deflate.
+    pub(super) fn compression(&self) -> Compression {
+        self.compression
+    }
+
     /// Returns true if no subprotocol was negotiated.
     pub(super) fn is_raw(&self) -> bool {
         self.protocol == Protocol::Raw

@@ -34,6 +34,37 @@ pub fn payload_of(frame: &[u8]) -> &[u8] {
     &frame[header..]
 }
 
+/// A frame among others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrameSlice<'a> {
+    pub(super) is_text: bool,
+    pub(super) payload: &'a [u8],
+    /// With its header.
+    pub(super) whole: &'a [u8],
+}
+
+/// The frames of a batch that lie end to end.
+pub(super) fn frames_of(mut frames: &[u8]) -> impl Iterator<Item = FrameSlice<'_>> {
+    std::iter::from_fn(move || {
+        let (&first, header) = frames.split_first()?;
+        let length = match header.first()? {
+            127 => u64::from_be_bytes(*header[1..].first_chunk()?) as usize,
+            126 => u16::from_be_bytes(*header[1..].first_chunk()?).into(),
+            &short => short.into(),
+        };
+        let payload = payload_of(frames).get(..length)?;
+        let (whole, rest) = frames.split_at(frames.len() - payload_of(frames).len() + length);
+        frames = rest;
+        Some(FrameSlice { is_text: first & 0xf == u8::from(OpCode::Data(Data::Text)), payload, whole })
+    })
+}
+
+/// Appends one text frame whose payload is compressed: RSV1 is set (RFC 7692 6).
+pub(super) fn append_compressed_text(out: &mut Vec<u8>, payload: &[u8]) {
+    let header = FrameHeader { opcode: OpCode::Data(Data::Text), rsv1: true, ..FrameHeader::default() };
+    append_frame_with(out, &header, payload);
+}
+
 /// A ping without payload: any answer is a sign of life.
 pub fn ping() -> Bytes {
     let mut out = Vec::with_capacity(2);
@@ -57,7 +88,10 @@ pub fn close_frame(code: u16, text: &str) -> Bytes {
 }
 
 fn append_frame(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8]) {
-    let header = FrameHeader { opcode, ..FrameHeader::default() };
+    append_frame_with(out, &FrameHeader { opcode, ..FrameHeader::default() }, payload);
+}
+
+fn append_frame_with(out: &mut Vec<u8>, header: &FrameHeader, payload: &[u8]) {
     let length = payload.len() as u64;
     out.reserve(header.len(length) + payload.len());
     header.format(length, out).expect("writing to a Vec does not fail");
@@ -105,6 +139,25 @@ mod tests {
         for length in [0, 1, 125, 126, 65_535, 65_536] {
             assert_eq!(payload_of(&encoded(Kind::Data, length)), vec![b'x'; length]);
         }
+    }
+
+    #[test]
+    fn frames_that_lie_end_to_end_are_found() {
+        let lengths = [0, 1, 125, 126, 65_535, 65_536];
+        let mut frames = Vec::new();
+        for (index, &length) in lengths.iter().enumerate() {
+            let kind = if index % 2 == 0 { Kind::Text } else { Kind::Binary };
+            append_message(&mut frames, kind, &vec![b'x'; length]);
+        }
+        let found: Vec<(bool, usize)> =
+            frames_of(&frames).map(|frame| (frame.is_text, frame.payload.len())).collect();
+        let expected: Vec<(bool, usize)> =
+            lengths.iter().enumerate().map(|(index, &length)| (index % 2 == 0, length)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(frames_of(&frames).map(|frame| frame.whole.len()).sum::<usize>(), frames.len());
+        let mut compressed = Vec::new();
+        append_compressed_text(&mut compressed, b"\xf2\x48");
+        assert_eq!(compressed, [0xc1, 2, 0xf2, 0x48]);
     }
 
     #[test]

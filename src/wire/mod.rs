@@ -7,6 +7,7 @@
 
 pub mod chunk;
 pub mod command;
+pub mod deflate;
 mod envelope;
 mod event_stream;
 mod frame;

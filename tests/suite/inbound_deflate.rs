@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use oyez::close::Reason;
-use oyez::config::{DeflateMode, Limits, OnSlow};
+use oyez::config::{DeflateMode, DeflateSettings, Limits, OnSlow};
 use oyez::ids::SlotId;
 use oyez::session::decoder::DecodeOutcome;
 use oyez::session::decoding::Decoding;
@@ -14,38 +14,15 @@ use oyez::time::LoopTime;
 use oyez::wire::Kind;
 use oyez::wire::inflate::Inflater;
 use proptest::prelude::*;
-use zlib_rs::{Deflate, DeflateFlush};
 
+use crate::support::deflate::{BROWSER, FINAL, RSV1, compressed, deflate, upgrade};
 use crate::support::frames::{self, BINARY, CONTINUATION, PING, TEXT};
 use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
 
-/// RFC 7692 6: the first frame of a compressed message.
-const RSV1: u8 = 0x40;
-const FINAL: u8 = 0x80;
-
-/// The payload of a compressed message.
-fn deflate(message: &[u8], level: i32) -> Vec<u8> {
-    let mut out = vec![0; message.len() + message.len() / 8 + 64];
-    let mut deflate = Deflate::new(level, false, 15);
-    deflate.compress(message, &mut out, DeflateFlush::SyncFlush).unwrap();
-    out.truncate(deflate.total_out() as usize - 4);
-    out
-}
-
-fn compressed(opcode: u8, message: &[u8]) -> Vec<u8> {
-    frames::fragment(FINAL | RSV1 | opcode, &deflate(message, 6))
-}
-
-/// The request of a client that offers the extension.
-fn upgrade(path: &str) -> String {
-    let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n";
-    frames::upgrade(path).replace("\r\n\r\n", &format!("\r\n{offer}"))
-}
-
 fn join(rig: &mut Rig, path: &str) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade(path).as_bytes());
+    rig.send(id, upgrade(path, BROWSER).as_bytes());
     rig.turn();
     let head = String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap();
     assert!(
@@ -217,7 +194,7 @@ fn compressed_messages_are_published_and_violations_close_with_their_codes() {
     let mut subscriber = server.join("/ws");
     let offering = || {
         let mut client = crate::support::client::Client::new(server.connect());
-        client.send(upgrade("/ws").as_bytes());
+        client.send(upgrade("/ws", BROWSER).as_bytes());
         let head = client.head();
         assert!(head.contains("permessage-deflate"), "{head}");
         client
@@ -242,7 +219,7 @@ fn compressed_messages_are_published_and_violations_close_with_their_codes() {
     assert_eq!(plain.closed_and_ended().0, 1002, "RSV1 without the extension");
     let off = Server::start(&["--deflate=off"]);
     let mut client = crate::support::client::Client::new(off.connect());
-    client.send(upgrade("/ws").as_bytes());
+    client.send(upgrade("/ws", BROWSER).as_bytes());
     let head = client.head();
     assert!(head.starts_with("HTTP/1.1 101 ") && !head.contains("Extensions"), "{head}");
 }
@@ -358,9 +335,12 @@ fn incomplete_compressed_message_counts_as_held_memory_and_has_a_deadline() {
 
 #[test]
 fn deflate_mode_off_negotiates_nothing() {
-    let mut rig = Rig::new(Limits { deflate: DeflateMode::Off, ..Limits::default() });
+    let mut rig = Rig::new(Limits {
+        deflate: DeflateSettings { mode: DeflateMode::Off, ..Default::default() },
+        ..Limits::default()
+    });
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade("/ws").as_bytes());
+    rig.send(id, upgrade("/ws", BROWSER).as_bytes());
     rig.turn();
     let head = String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap();
     assert!(head.starts_with("HTTP/1.1 101 ") && !head.contains("Extensions"), "{head}");

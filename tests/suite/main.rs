@@ -47,6 +47,7 @@ mod memory;
 mod model;
 mod order;
 mod origins;
+mod outbound_deflate;
 mod output;
 mod proxies;
 mod queries;

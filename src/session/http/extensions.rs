@@ -9,13 +9,18 @@
 
 use crate::config::DeflateMode;
 
-/// Whether a connection uses permessage-deflate.
+/// The use of permessage-deflate on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// No compressed messages.
     None,
-    /// The client may compress its messages.
+    /// The client may compress its messages. Its window is smaller than the compressor's, so it receives plain messages,
+    /// which RFC 7692 6.1 allows.
     Inbound,
+    /// In both directions, without reference to earlier messages.
+    Alone,
+    /// In both directions; messages to the client refer to earlier ones.
+    Context,
 }
 
 impl Compression {
@@ -43,8 +48,13 @@ impl Accepted {
     }
 
     /// The negotiated use of the extension.
-    pub fn compression(self) -> Compression {
-        Compression::Inbound
+    pub fn compression(self, mode: DeflateMode) -> Compression {
+        match self {
+            Accepted { server_max_window_bits: Some(..15), .. } => Compression::Inbound,
+            Accepted { server_no_context_takeover: true, .. } => Compression::Alone,
+            _ if mode == DeflateMode::Context => Compression::Context,
+            _ => Compression::Alone,
+        }
     }
 
     /// The field of the response.
@@ -189,7 +199,7 @@ mod tests {
 
     fn response(lines: &[&str]) -> Option<String> {
         let values = lines.iter().map(|line| line.as_bytes());
-        let accepted = Accepted::select(DeflateMode::Inbound, values)?;
+        let accepted = Accepted::select(DeflateMode::Context, values)?;
         let mut out = Vec::new();
         accepted.append_field(&mut out);
         let field = String::from_utf8(out).unwrap();
@@ -298,6 +308,22 @@ mod tests {
     fn no_offer_is_accepted_when_compression_is_off() {
         let offer = [&b"permessage-deflate"[..]];
         assert_eq!(Accepted::select(DeflateMode::Off, offer.into_iter()), None);
-        assert!(Accepted::select(DeflateMode::Inbound, offer.into_iter()).is_some());
+        assert!(Accepted::select(DeflateMode::Context, offer.into_iter()).is_some());
+    }
+
+    #[test]
+    fn window_and_takeover_determine_what_is_sent() {
+        let compression = |mode, offer: &str| {
+            Accepted::select(mode, [offer.as_bytes()].into_iter()).unwrap().compression(mode)
+        };
+        for (offer, context, fresh) in [
+            ("permessage-deflate; client_max_window_bits", Compression::Context, Compression::Alone),
+            ("permessage-deflate; server_max_window_bits=15", Compression::Context, Compression::Alone),
+            ("permessage-deflate; server_no_context_takeover", Compression::Alone, Compression::Alone),
+            ("permessage-deflate; server_max_window_bits=14", Compression::Inbound, Compression::Inbound),
+        ] {
+            assert_eq!(compression(DeflateMode::Context, offer), context, "{offer}");
+            assert_eq!(compression(DeflateMode::Fresh, offer), fresh, "{offer}");
+        }
     }
 }

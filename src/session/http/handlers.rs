@@ -33,7 +33,7 @@ pub(super) fn open_web_socket(
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<Outcome, HttpError> {
     let Upgrade { response, protocol, compression } =
-        upgrade::accept(request, &exchange.options.date, exchange.ctx.limits.deflate)?;
+        upgrade::accept(request, &exchange.options.date, exchange.ctx.limits.deflate.mode)?;
     check_websocket_origin(request, exchange.ctx)?;
     count_connection(request, exchange.ctx)?;
     let ctx = &mut *exchange.ctx;

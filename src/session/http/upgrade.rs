@@ -91,7 +91,7 @@ pub fn accept(request: &Request<'_>, date: &str, mode: DeflateMode) -> Result<Up
     out.extend_from_slice(b"Sec-WebSocket-Accept: ");
     out.extend_from_slice(derive_accept_key(key).as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
-    let compression = extension.map_or(Compression::None, Accepted::compression);
+    let compression = extension.map_or(Compression::None, |accepted| accepted.compression(mode));
     Ok(Upgrade { response: out, protocol, compression })
 }
 
@@ -124,7 +124,7 @@ mod tests {
         let limits = Limits::default();
         let mut room = FieldRoom::new(&limits);
         let request = parse(head.as_bytes(), &mut room, &limits).map_err(|error| error.status())?;
-        match accept(&request, DATE, DeflateMode::Inbound) {
+        match accept(&request, DATE, DeflateMode::Context) {
             Ok(Upgrade { response, protocol, .. }) => Ok((String::from_utf8(response).unwrap(), protocol)),
             Err(error) => Err(error.status()),
         }

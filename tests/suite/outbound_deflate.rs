@@ -1,0 +1,641 @@
+//! Compressed messages to subscribers (permessage-deflate): every subscriber has a decompressor with a window of its
+//! own, and what it decodes must be what was published. In memory, over the engine; joins, leaves, skips and bursts are
+//! random.
+
+use std::collections::BTreeMap;
+
+use oyez::config::{DeflateMode, DeflateSettings, HistoryLimits, Limits, OnSlow};
+use oyez::ids::SlotId;
+use proptest::prelude::*;
+
+use crate::support::deflate::{BROWSER, Decoded, Decoder, GORILLA, SMALL_WINDOW, upgrade};
+use crate::support::frames::{self, BINARY, TEXT};
+use crate::support::http::post;
+use crate::support::rig::{Behavior, Rig};
+
+/// A subscriber and its decoder.
+struct Subscriber {
+    id: SlotId,
+    decoder: Decoder,
+}
+
+impl Subscriber {
+    fn join(rig: &mut Rig, path: &str, offer: &str) -> Subscriber {
+        let id = rig.connect(Behavior::Cooperative);
+        rig.send(id, upgrade(path, offer).as_bytes());
+        rig.turn();
+        Subscriber { id, decoder: take_head(rig, id).unwrap() }
+    }
+
+    fn v1(rig: &mut Rig, offer: &str, channels: &[&str]) -> Subscriber {
+        let id = rig.connect(Behavior::Cooperative);
+        rig.send(id, with_v1(&upgrade("/ws", offer)).as_bytes());
+        rig.turn();
+        let mut subscriber = Subscriber { id, decoder: take_head(rig, id).unwrap() };
+        for channel in channels {
+            rig.send_text(id, &format!(r#"{{"type":"subscribe","ch":"{channel}"}}"#));
+        }
+        rig.turn();
+        subscriber.take(rig);
+        subscriber
+    }
+
+    fn take(&mut self, rig: &mut Rig) -> Vec<Decoded> {
+        self.decoder.take_all(&mut rig.pipe(self.id).outgoing)
+    }
+
+    fn texts(&mut self, rig: &mut Rig) -> Vec<String> {
+        self.take(rig).into_iter().map(|frame| String::from_utf8(frame.payload).unwrap()).collect()
+    }
+}
+
+fn with_v1(request: &str) -> String {
+    request.replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
+}
+
+fn take_head(rig: &mut Rig, id: SlotId) -> Option<Decoder> {
+    let bytes = &mut rig.pipe(id).outgoing;
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8(bytes.drain(..end).collect()).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    Some(Decoder::of_response(&head))
+}
+
+fn tick(number: u64) -> String {
+    format!(
+        r#"{{"symbol":"ACME","bid":{}.{:02},"ask":{}.{:02},"volume":{},"time":"2026-01-01T00:00:{:02}Z","number":{number}}}"#,
+        100 + number % 7,
+        number * 37 % 100,
+        101 + number % 7,
+        number * 53 % 100,
+        number * 1_009 % 100_000,
+        number % 60
+    )
+}
+
+fn settings(mode: DeflateMode) -> Limits {
+    Limits { deflate: DeflateSettings { mode, ..DeflateSettings::default() }, ..Limits::default() }
+}
+
+/// The sizes of the compressed frames.
+fn sizes(frames: &[Decoded]) -> Vec<usize> {
+    frames.iter().filter(|frame| frame.is_compressed).map(|frame| frame.sent_bytes).collect()
+}
+
+fn publish(rig: &mut Rig, channel: &str, text: &str) {
+    let id = rig.connect(Behavior::Cooperative);
+    rig.send(id, post(&format!("/v1/publish/{channel}"), "", text).as_bytes());
+    rig.turn();
+    assert_eq!(rig.responses(id)[0].status, 200);
+    rig.send_eof(id);
+    rig.turn();
+}
+
+#[test]
+fn message_is_compressed_in_the_context_of_the_previous_one() {
+    let mut rig = Rig::new(Limits::default());
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    publish(&mut rig, "a", &tick(1));
+    let got = subscriber.take(&mut rig);
+    assert_eq!(
+        got.iter().map(|frame| frame.payload.clone()).collect::<Vec<_>>(),
+        [tick(0), tick(1)].map(String::into_bytes)
+    );
+    let sizes = sizes(&got);
+    assert!(sizes[1] * 2 < sizes[0], "{sizes:?}");
+    let metrics = &rig.engine.shared.metrics;
+    assert_eq!((metrics.deflated_in_context, metrics.deflated_without_context), (1, 1));
+    assert_eq!(metrics.deflate_sent_bytes as usize, sizes.iter().sum::<usize>() + 4);
+    assert_eq!(metrics.deflate_plain_bytes as usize, tick(0).len() + tick(1).len() + 4);
+}
+
+#[test]
+fn subscriber_that_joins_later_is_in_step_after_one_message() {
+    let mut rig = Rig::new(Limits::default());
+    let mut first = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    let mut second = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(1));
+    publish(&mut rig, "a", &tick(2));
+    let (one, two) = (sizes(&first.take(&mut rig)), sizes(&second.take(&mut rig)));
+    assert!(one[1] < two[0], "the second has no context yet: {one:?} {two:?}");
+    assert_eq!(one[2], two[1], "and then the same bytes");
+}
+
+#[test]
+fn messages_of_a_batch_refer_to_those_before_them() {
+    let mut rig = Rig::new(Limits::default());
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    let publisher = rig.join("/ws/a");
+    (0..10).for_each(|number| rig.send_text(publisher, &tick(number)));
+    let writes = rig.pipe(subscriber.id).writes;
+    rig.turn();
+    assert_eq!(rig.pipe(subscriber.id).writes, writes + 1, "one write");
+    let got = subscriber.take(&mut rig);
+    assert_eq!(got.len(), 10);
+    let sizes = sizes(&got);
+    assert!(sizes[1..].iter().all(|&size| size * 2 < sizes[0]), "{sizes:?}");
+}
+
+#[test]
+fn batch_without_compressed_messages_changes_no_context() {
+    let mut rig = Rig::new(Limits::default());
+    let mut first = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    let mut second = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", "short");
+    publish(&mut rig, "a", &tick(1));
+    publish(&mut rig, "a", "short");
+    publish(&mut rig, "a", &tick(2));
+    let expected = |numbers: &[&str]| numbers.iter().map(|text| text.to_string()).collect::<Vec<_>>();
+    let (t0, t1, t2) = (tick(0), tick(1), tick(2));
+    let got = first.take(&mut rig);
+    let size = sizes(&got);
+    assert!(size[1] * 2 < size[0] && size[2] * 2 < size[0], "it stays in step: {size:?}");
+    let texts = |got: Vec<Decoded>| {
+        got.into_iter().map(|frame| String::from_utf8(frame.payload).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(got), expected(&[&t0, "short", &t1, "short", &t2]));
+    assert_eq!(texts(second.take(&mut rig)), expected(&["short", &t1, "short", &t2]));
+}
+
+#[test]
+fn only_texts_of_the_minimum_size_are_compressed() {
+    let mut rig = Rig::new(Limits::default());
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    let publisher = rig.join("/ws/a");
+    rig.send_text(publisher, &"x".repeat(63));
+    rig.send_text(publisher, &"x".repeat(64));
+    rig.send(publisher, &frames::masked(BINARY, &[b'x'; 1_000]));
+    rig.turn();
+    let compressed: Vec<bool> = subscriber.take(&mut rig).iter().map(|frame| frame.is_compressed).collect();
+    assert_eq!(compressed, [false, true, false]);
+}
+
+#[test]
+fn connection_without_context_receives_each_message_alone() {
+    for (mode, offer) in [(DeflateMode::Fresh, BROWSER), (DeflateMode::Context, GORILLA)] {
+        let mut rig = Rig::new(settings(mode));
+        let mut subscriber = Subscriber::join(&mut rig, "/ws/a", offer);
+        // As if it had agreed to lose its window: none of the messages needs it.
+        subscriber.decoder =
+            Decoder::of_response("Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover");
+        let publisher = rig.join("/ws/a");
+        for _ in 0..3 {
+            (0..3).for_each(|number| rig.send_text(publisher, &tick(number)));
+            rig.turn();
+        }
+        let got = subscriber.take(&mut rig);
+        assert!(got.len() == 9 && got.iter().all(|frame| frame.is_compressed));
+        let expected: Vec<String> = (0..9).map(|number| tick(number % 3)).collect();
+        let texts: Vec<String> =
+            got.into_iter().map(|frame| String::from_utf8(frame.payload).unwrap()).collect();
+        assert_eq!(texts, expected);
+    }
+}
+
+#[test]
+fn alone_compressed_messages_of_a_batch_are_bounded() {
+    let limits = Limits { ping_interval_ms: 0, ..settings(DeflateMode::Fresh) };
+    let mut rig = Rig::new(limits);
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    let publisher = rig.join("/ws/a");
+    (0..300).for_each(|number| rig.send_text(publisher, &tick(number)));
+    rig.turn();
+    rig.run_until_idle();
+    let got = subscriber.take(&mut rig);
+    assert_eq!(got.len(), 300);
+    assert!(got.iter().filter(|frame| frame.is_compressed).count() < 300);
+}
+
+#[test]
+fn small_window_and_no_offer_receive_plain_messages() {
+    let mut rig = Rig::new(Limits::default());
+    let mut small = Subscriber::join(&mut rig, "/ws/a", SMALL_WINDOW);
+    let plain = rig.join("/ws/a");
+    publish(&mut rig, "a", &tick(0));
+    assert!(!small.take(&mut rig)[0].is_compressed);
+    assert_eq!(rig.texts(plain), [tick(0)]);
+    assert_eq!(rig.engine.shared.metrics.deflate_sent_bytes, 0);
+}
+
+#[test]
+fn subscriber_that_misses_its_own_message_is_fresh_for_the_next() {
+    let mut rig = Rig::new(Limits::default());
+    let mut quiet = Subscriber::join(&mut rig, "/ws/a?echo=0", BROWSER);
+    let mut other = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    rig.send_text(quiet.id, &tick(1));
+    rig.turn();
+    publish(&mut rig, "a", &tick(2));
+    publish(&mut rig, "a", &tick(3));
+    let got = quiet.take(&mut rig);
+    let (quiet_sizes, other_sizes) = (sizes(&got), sizes(&other.take(&mut rig)));
+    assert_eq!(quiet_sizes.len(), 3);
+    assert!(quiet_sizes[1] > other_sizes[2], "{quiet_sizes:?} {other_sizes:?}");
+    assert_eq!(quiet_sizes[2], other_sizes[3]);
+}
+
+#[test]
+fn part_of_a_batch_is_sent_plain() {
+    let mut rig = Rig::new(Limits::default());
+    let mut quiet = Subscriber::join(&mut rig, "/ws/a?echo=0", BROWSER);
+    let publisher = rig.join("/ws/a");
+    publish(&mut rig, "a", &tick(0));
+    quiet.take(&mut rig);
+    rig.send_text(publisher, &tick(1));
+    rig.send_text(quiet.id, &tick(2));
+    rig.turn();
+    rig.send_text(publisher, &tick(3));
+    rig.turn();
+    let got = quiet.take(&mut rig);
+    assert_eq!(got.iter().map(|frame| frame.is_compressed).collect::<Vec<_>>(), [false, true]);
+}
+
+#[test]
+fn subscriber_of_several_channels_is_in_step_with_the_channel_of_its_last_message() {
+    let mut rig = Rig::new(Limits::default());
+    let mut both = Subscriber::v1(&mut rig, BROWSER, &["a", "b"]);
+    let mut one = Subscriber::v1(&mut rig, BROWSER, &["a"]);
+    for (channel, number) in [("a", 0), ("a", 1), ("b", 2), ("a", 3), ("a", 4)] {
+        publish(&mut rig, channel, &tick(number));
+    }
+    let (both, one) = (sizes(&both.take(&mut rig)), sizes(&one.take(&mut rig)));
+    assert_eq!(both[..2], one[..2], "as long as one channel has messages");
+    assert!(both[3] > 2 * one[2], "fresh after another channel: {both:?} {one:?}");
+    assert_eq!(both[4], one[3]);
+}
+
+#[test]
+fn merged_batches_end_in_step_with_the_channel_of_the_last_message() {
+    let mut rig = Rig::new(Limits::default());
+    let mut both = Subscriber::v1(&mut rig, BROWSER, &["a", "b"]);
+    let mut alone = Subscriber::v1(&mut rig, GORILLA, &["a", "b"]);
+    let mut one = Subscriber::v1(&mut rig, BROWSER, &["a"]);
+    let publisher = Subscriber::v1(&mut rig, BROWSER, &[]);
+    for (channel, number) in [("a", 0), ("b", 1), ("a", 2)] {
+        rig.send_text(
+            publisher.id,
+            &format!(r#"{{"type":"publish","ch":"{channel}","data":{}}}"#, tick(number)),
+        );
+    }
+    rig.turn();
+    let got = both.texts(&mut rig);
+    assert_eq!(got.len(), 3);
+    assert!((0..3).all(|index| got[index as usize].contains(&tick(index))), "{got:?}");
+    assert_eq!(alone.texts(&mut rig), got);
+    one.take(&mut rig);
+    publish(&mut rig, "a", &tick(3));
+    assert_eq!(both.take(&mut rig), one.take(&mut rig), "in step");
+    alone.take(&mut rig);
+}
+
+#[test]
+fn context_is_dropped_with_the_last_subscriber_and_over_its_limit() {
+    let mut rig = Rig::new(Limits::default());
+    let subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    assert_eq!(rig.engine.hub.compressed_bytes(), tick(0).len());
+    rig.send_eof(subscriber.id);
+    rig.run_until_idle();
+    assert_eq!(rig.engine.hub.compressed_bytes(), 0);
+    let deflate = DeflateSettings { context_bytes_max: tick(0).len() + 50, ..DeflateSettings::default() };
+    let mut rig = Rig::new(Limits { deflate, ..Limits::default() });
+    let mut a = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    let mut b = Subscriber::join(&mut rig, "/ws/b", BROWSER);
+    for number in 0..3 {
+        publish(&mut rig, "a", &tick(number));
+        publish(&mut rig, "b", &tick(number));
+    }
+    let (a, b) = (sizes(&a.take(&mut rig)), sizes(&b.take(&mut rig)));
+    assert!(a[1] * 2 < a[0] && a[2] * 2 < a[0], "{a:?}");
+    assert_eq!(b[0], a[0]);
+    assert!(b[1] * 2 > b[0] && b[2] * 2 > b[0], "each without context: {b:?}");
+}
+
+#[test]
+fn numbers_of_messages_begin_again_without_a_wrong_context() {
+    let mut rig = Rig::new(Limits::default());
+    // The window of a client ends with the second message that was ever compressed.
+    let mut other = Subscriber::v1(&mut rig, BROWSER, &["b"]);
+    publish(&mut rig, "b", &tick(8));
+    publish(&mut rig, "b", &tick(9));
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    let _enveloped = Subscriber::v1(&mut rig, BROWSER, &["a"]);
+    publish(&mut rig, "a", &tick(0));
+    publish(&mut rig, "a", &tick(1));
+    rig.engine.shared.deflater.exhaust();
+    publish(&mut rig, "a", &tick(2));
+    // Of these the first has the numbers 1 and 2, in its two formats.
+    publish(&mut rig, "a", &tick(3));
+    assert!(!rig.engine.shared.deflater.is_exhausted());
+    rig.send_text(other.id, r#"{"type":"subscribe","ch":"a"}"#);
+    rig.turn();
+    publish(&mut rig, "a", &tick(4));
+    assert!(other.texts(&mut rig).pop().unwrap().contains(&serde_json::to_string(&tick(4)).unwrap()));
+    let got = subscriber.take(&mut rig);
+    let size = sizes(&got);
+    let texts: Vec<Vec<u8>> = got.into_iter().map(|frame| frame.payload).collect();
+    assert_eq!(texts, (0..5).map(|number| tick(number).into_bytes()).collect::<Vec<_>>());
+    assert!(size[2] < size[3] && size[4] < size[3], "one of them is fresh: {size:?}");
+}
+
+#[test]
+fn replay_is_plain_and_the_next_message_fresh() {
+    let mut rig = Rig::new(Limits::default());
+    let mut first = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    publish(&mut rig, "a", &tick(0));
+    publish(&mut rig, "a", &tick(1));
+    let mut late = Subscriber::join(&mut rig, "/ws/a?since=earliest", BROWSER);
+    rig.run_until_idle();
+    publish(&mut rig, "a", &tick(2));
+    publish(&mut rig, "a", &tick(3));
+    let got = late.take(&mut rig);
+    assert_eq!(got.iter().map(|frame| frame.is_compressed).collect::<Vec<_>>(), [false, false, true, true]);
+    assert_eq!(first.take(&mut rig).pop(), got.last().cloned());
+}
+
+/// What a random client does.
+#[derive(Clone, Debug)]
+enum Step {
+    Join { channel: usize, v1: bool, echo: bool, offer: usize, earliest: bool, in_turn: bool },
+    Subscribe { client: prop::sample::Index, channel: usize },
+    Unsubscribe { client: prop::sample::Index, channel: usize },
+    Publish { client: prop::sample::Index, channel: usize, kind: usize },
+    PublishByHttp { channel: usize, kind: usize },
+    Leave { client: prop::sample::Index, closes: bool },
+    Stall { client: prop::sample::Index, is_stalled: bool },
+    Turn,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let client = any::<prop::sample::Index>;
+    prop_oneof![
+        3 => (0..2usize, any::<bool>(), any::<bool>(), 0..4usize, any::<bool>(), any::<bool>()).prop_map(
+            |(channel, v1, echo, offer, earliest, in_turn)| Step::Join { channel, v1, echo, offer, earliest, in_turn }
+        ),
+        1 => (client(), 0..2usize).prop_map(|(client, channel)| Step::Subscribe { client, channel }),
+        1 => (client(), 0..2usize).prop_map(|(client, channel)| Step::Unsubscribe { client, channel }),
+        8 => (client(), 0..2usize, 0..8usize)
+            .prop_map(|(client, channel, kind)| Step::Publish { client, channel, kind }),
+        3 => (0..2usize, 0..8usize).prop_map(|(channel, kind)| Step::PublishByHttp { channel, kind }),
+        1 => (client(), any::<bool>()).prop_map(|(client, closes)| Step::Leave { client, closes }),
+        1 => (client(), any::<bool>()).prop_map(|(client, is_stalled)| Step::Stall { client, is_stalled }),
+        4 => Just(Step::Turn),
+    ]
+}
+
+/// The payload of a message; its number makes it unique.
+fn message(kind: usize, number: u64) -> String {
+    match kind {
+        0 => format!("short {number}"),
+        1..=3 => tick(number),
+        4 => (0..10)
+            .map(|row| format!("row {row}: {}; ", if row == number % 10 { number } else { row }))
+            .collect(),
+        5 => (0..200)
+            .map(|row| format!("{row}-{}, ", number.wrapping_mul(0x9e37_79b9).rotate_left(row)))
+            .collect(),
+        6 => format!("{number} {}", "a long text, and the same again, and again; ".repeat(1_000)),
+        _ => format!("binary {number} {}", "b".repeat(100)),
+    }
+}
+
+struct Client {
+    subscriber: Subscriber,
+    /// `None` for `oyez.v1`: its channel.
+    raw: Option<usize>,
+    /// It may miss messages.
+    was_stalled: bool,
+    /// The messages of each channel.
+    received: BTreeMap<usize, Vec<String>>,
+    /// The number in its channel of the last message of `oyez.v1`.
+    last: BTreeMap<usize, u64>,
+    has_head: bool,
+}
+
+struct World {
+    rig: Rig,
+    clients: Vec<Client>,
+    /// A plain subscriber of each channel, which has been there from the begin.
+    references: [SlotId; 2],
+    published: [Vec<String>; 2],
+    number: u64,
+}
+
+const NAMES: [&str; 2] = ["a", "b"];
+
+impl World {
+    fn new(limits: Limits) -> World {
+        let mut rig = Rig::new(limits);
+        let references = NAMES.map(|name| rig.join(&format!("/ws/{name}")));
+        World { rig, clients: Vec::new(), references, published: Default::default(), number: 0 }
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::Join { channel, v1, echo, offer, earliest, in_turn } => {
+                let offer = [BROWSER, BROWSER, GORILLA, SMALL_WINDOW][offer];
+                let id = self.rig.connect(Behavior::Cooperative);
+                let (echo_query, since) = (u8::from(echo), if earliest { "&since=earliest" } else { "" });
+                let request = upgrade(&format!("/ws/{}?echo={echo_query}{since}", NAMES[channel]), offer);
+                self.rig.send(id, if v1 { with_v1(&request) } else { request }.as_bytes());
+                self.clients.push(Client {
+                    subscriber: Subscriber { id, decoder: Decoder::of_response("") },
+                    raw: (!v1).then_some(channel),
+                    was_stalled: false,
+                    received: BTreeMap::new(),
+                    last: BTreeMap::new(),
+                    has_head: false,
+                });
+                if in_turn {
+                    self.turn();
+                }
+            }
+            Step::Subscribe { client, channel } => {
+                self.command(client, &format!(r#"{{"type":"subscribe","ch":"{}"}}"#, NAMES[channel]));
+            }
+            Step::Unsubscribe { client, channel } => {
+                if let Some(client) =
+                    self.command(client, &format!(r#"{{"type":"unsubscribe","ch":"{}"}}"#, NAMES[channel]))
+                {
+                    self.clients[client].last.remove(&channel);
+                }
+            }
+            Step::Publish { client, channel, kind } => {
+                self.number += 1;
+                let text = message(kind, self.number);
+                let Some(client) = self.pick(client) else { return };
+                let id = self.clients[client].subscriber.id;
+                match self.clients[client].raw {
+                    Some(_) => {
+                        let opcode = if kind == 7 { BINARY } else { TEXT };
+                        self.rig.send(id, &frames::masked(opcode, text.as_bytes()));
+                    }
+                    None => {
+                        let text = serde_json::to_string(&text).unwrap();
+                        self.rig.send_text(
+                            id,
+                            &format!(r#"{{"type":"publish","ch":"{}","text":{text}}}"#, NAMES[channel]),
+                        );
+                    }
+                }
+            }
+            Step::PublishByHttp { channel, kind } => {
+                self.number += 1;
+                let id = self.rig.connect(Behavior::Cooperative);
+                let path = format!("/v1/publish/{}", NAMES[channel]);
+                self.rig.send(id, post(&path, "", &message(kind, self.number)).as_bytes());
+                self.rig.send_eof(id);
+            }
+            Step::Leave { client, closes } => {
+                let Some(client) = self.pick(client) else { return };
+                let id = self.clients[client].subscriber.id;
+                self.clients[client].was_stalled = true;
+                if closes {
+                    self.rig.send(id, &frames::close(1000, ""));
+                } else {
+                    self.rig.send_eof(id);
+                }
+            }
+            Step::Stall { client, is_stalled } => {
+                let Some(client) = self.pick(client) else { return };
+                let id = self.clients[client].subscriber.id;
+                self.clients[client].was_stalled = true;
+                self.rig.set_behavior(id, if is_stalled { Behavior::Stalled } else { Behavior::Cooperative });
+            }
+            Step::Turn => self.turn(),
+        }
+    }
+
+    /// A client that is connected.
+    fn pick(&self, index: prop::sample::Index) -> Option<usize> {
+        let alive: Vec<usize> = (0..self.clients.len())
+            .filter(|&client| self.rig.is_alive(self.clients[client].subscriber.id))
+            .collect();
+        (!alive.is_empty()).then(|| alive[index.index(alive.len())])
+    }
+
+    /// Sends a command of `oyez.v1`.
+    fn command(&mut self, index: prop::sample::Index, text: &str) -> Option<usize> {
+        let client = self.pick(index).filter(|&client| self.clients[client].raw.is_none())?;
+        let id = self.clients[client].subscriber.id;
+        self.rig.send_text(id, text);
+        self.turn();
+        Some(client)
+    }
+
+    fn turn(&mut self) {
+        self.rig.turn();
+        self.read();
+    }
+
+    /// Reads what all clients have received.
+    fn read(&mut self) {
+        for (channel, &id) in self.references.iter().enumerate() {
+            let texts =
+                self.rig.frames(id).into_iter().map(|frame| String::from_utf8(frame.payload).unwrap());
+            self.published[channel].extend(texts);
+        }
+        for client in &mut self.clients {
+            if !client.has_head {
+                let Some(decoder) = take_head(&mut self.rig, client.subscriber.id) else { continue };
+                client.subscriber.decoder = decoder;
+                client.has_head = true;
+            }
+            for frame in client.subscriber.take(&mut self.rig) {
+                if frame.opcode != TEXT && frame.opcode != BINARY {
+                    continue;
+                }
+                let text = String::from_utf8(frame.payload).unwrap();
+                match client.raw {
+                    Some(channel) => client.received.entry(channel).or_default().push(text),
+                    None => client.receive_v1(&text, &self.published),
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) {
+        for client in 0..self.clients.len() {
+            let id = self.clients[client].subscriber.id;
+            if self.rig.is_alive(id) {
+                self.rig.set_behavior(id, Behavior::Cooperative);
+                self.rig.engine.slots.mark_writable(id);
+            }
+        }
+        for _ in 0..200 {
+            self.turn();
+        }
+        self.rig.run_until_idle();
+        self.read();
+        for client in &self.clients {
+            let Some(channel) = client.raw else { continue };
+            let received = client.received.get(&channel).map_or(&[][..], Vec::as_slice);
+            // In order, and without repetition.
+            let mut rest = self.published[channel].iter();
+            for text in received {
+                assert!(rest.any(|one| one == text), "{text:?} is not among the messages that follow");
+            }
+            if !client.was_stalled && self.rig.is_alive(client.subscriber.id) && !received.is_empty() {
+                assert_eq!(
+                    received.last(),
+                    received.iter().max_by_key(|text| position(&self.published[channel], text))
+                );
+            }
+        }
+    }
+}
+
+fn position(published: &[String], text: &str) -> Option<usize> {
+    published.iter().position(|one| one == text)
+}
+
+impl Client {
+    /// Each message has its number within its channel, which follows the one before it unless a gap was announced.
+    fn receive_v1(&mut self, text: &str, published: &[Vec<String>; 2]) {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        let Some(channel) = value["ch"].as_str().and_then(|name| NAMES.iter().position(|one| *one == name))
+        else {
+            return;
+        };
+        if value.get("gap").is_some() {
+            self.last.remove(&channel);
+        }
+        let (Some(number), Some(text)) = (value["n"].as_u64(), value["text"].as_str()) else { return };
+        let expected = &published[channel][number as usize - 1];
+        assert_eq!(text, expected, "message {number} of {}", NAMES[channel]);
+        if let Some(last) = self.last.insert(channel, number) {
+            assert!(number > last, "{number} after {last}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn every_subscriber_decodes_what_was_published(
+        steps in prop::collection::vec(step(), 1..120),
+        mode in prop_oneof![4 => Just(DeflateMode::Context), 1 => Just(DeflateMode::Fresh)],
+        skips in any::<bool>(),
+        messages_max in prop_oneof![Just(0usize), Just(3), Just(100)],
+        context_bytes_max in prop_oneof![3 => Just(64usize << 20), 1 => Just(300)],
+    ) {
+        let mut world = World::new(Limits {
+            deflate: DeflateSettings { mode, context_bytes_max, ..DeflateSettings::default() },
+            on_slow: if skips { OnSlow::Skip } else { OnSlow::Close },
+            outbox_bytes_max: 100_000,
+            read_bytes_per_turn: 16 << 10,
+            ping_interval_ms: 0,
+            publish_pause_ms: 0,
+            history: HistoryLimits { messages_max, ..HistoryLimits::default() },
+            ..Limits::default()
+        });
+        for step in &steps {
+            world.apply(step);
+        }
+        world.finish();
+    }
+}
