@@ -97,6 +97,11 @@ pub enum Reason {
     MessageTimeout,
     /// The process is near its memory budget, and rejects large incomplete messages.
     LowMemory,
+    /// A message of a raw WebSocket, or its subscription, needs the log that the servers share, which cannot be reached.
+    BackplaneDown {
+        /// Milliseconds after which the client may retry.
+        retry_ms: u32,
+    },
     /// Messages of the log that the servers share are missing here, and a raw WebSocket has no notice for that.
     Lost,
 }
@@ -297,7 +302,7 @@ impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// The number of reasons.
-    pub const COUNT: usize = 32;
+    pub const COUNT: usize = 33;
 
     /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
@@ -334,6 +339,7 @@ impl Reason {
             Reason::LowMemory => 29,
             Reason::Lost => 30,
             Reason::BadDeflate => 31,
+            Reason::BackplaneDown { .. } => 32,
         }
     }
 
@@ -371,6 +377,7 @@ impl Reason {
         "low_memory",
         "lost",
         "bad_deflate",
+        "backplane_down",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -405,6 +412,7 @@ impl Reason {
             Reason::NoPong => Some(4103),
             Reason::MessageTimeout => Some(4104),
             Reason::Lost => Some(4104),
+            Reason::BackplaneDown { .. } => Some(4104),
             Reason::Drain { .. } => Some(4200),
             Reason::TokenExpired => Some(4201),
         }
@@ -431,6 +439,7 @@ impl Reason {
                 | Reason::MessageTimeout
                 | Reason::LowMemory
                 | Reason::Lost
+                | Reason::BackplaneDown { .. }
         )
     }
 }
@@ -443,7 +452,9 @@ impl fmt::Display for Reason {
         match self {
             Reason::Refused { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
-            Reason::Drain { retry_ms } | Reason::RateLimited { retry_ms } => {
+            Reason::Drain { retry_ms }
+            | Reason::RateLimited { retry_ms }
+            | Reason::BackplaneDown { retry_ms } => {
                 write!(f, " retry_ms={retry_ms}")
             }
             Reason::Gap { why } => write!(f, " why={}", why.as_str()),
@@ -498,6 +509,7 @@ mod tests {
             (Reason::LowMemory, Some(1013), "low_memory"),
             (Reason::Lost, Some(4104), "lost"),
             (Reason::BadDeflate, Some(1007), "bad_deflate"),
+            (Reason::BackplaneDown { retry_ms: 1_000 }, Some(4104), "backplane_down retry_ms=1000"),
         ]
     }
 

@@ -22,6 +22,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The history file; `None` to keep histories in memory only.
     pub history_file: Option<HistoryFile>,
+    /// The log that several servers share; `None`: this server is its own log.
+    pub backplane: Option<BackplaneConfig>,
     /// Static files.
     pub assets: Vec<&'static Asset>,
 }
@@ -34,6 +36,62 @@ pub struct HistoryFile {
     /// Maximum age in milliseconds of messages not yet written to the file; the most that a crash can lose. Users accept
     /// the loss of a second, and two writes a second do not wear out a disk.
     pub sync_ms: u32,
+}
+
+/// The log that several servers share: a stream of Redis or Valkey.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BackplaneConfig {
+    /// The address of the Redis server.
+    pub address: BackplaneAddress,
+    /// The number of the database.
+    pub database: u32,
+    /// The name of the log, which is a part of its keys.
+    pub name: String,
+    /// The user for AUTH; `None`: the default user.
+    pub user: Option<String>,
+    /// The password for AUTH.
+    pub password: Option<String>,
+    /// The file with the CA certificates for TLS; `None`: those that browsers trust.
+    pub tls_ca: Option<PathBuf>,
+    /// Maximum age of the log's entries, in milliseconds: as long as histories and idempotency keys are kept, so that a
+    /// server that starts has what the others have.
+    pub age_ms: u64,
+    /// Maximum bytes of the log's entries. 256 MiB are 300 s of 8,000 messages of 100 bytes per second.
+    pub bytes_max: u64,
+    /// Maximum bytes of publishes without acknowledgement. 16 MiB are 10 s of 16,000 messages of 100 bytes per second.
+    pub pending_bytes_max: usize,
+    /// Maximum time from a publish to its acknowledgement: longer than a failover by Sentinel with its usual settings
+    /// needs, and shorter than the timeouts of HTTP clients.
+    pub publish_timeout_ms: u32,
+    /// Maximum time until a heartbeat is read back; then the link is opened again. Redis stalls for a second or two when
+    /// it forks with a large data set.
+    pub heartbeat_timeout_ms: u32,
+}
+
+impl fmt::Debug for BackplaneConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the password.
+        f.debug_struct("BackplaneConfig")
+            .field("address", &self.address)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The address of a Redis server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackplaneAddress {
+    /// `redis://host:port` or `rediss://host:port`.
+    Tcp {
+        /// The host name or address, which is looked up for each link.
+        host: String,
+        /// The port.
+        port: u16,
+        /// The connections use TLS.
+        tls: bool,
+    },
+    /// `unix:/path`.
+    Unix(PathBuf),
 }
 
 /// A file that is embedded in the binary and served at its path.
@@ -313,6 +371,7 @@ impl Default for Config {
             limits: Limits::default(),
             tcp: TcpConfig::default(),
             history_file: None,
+            backplane: None,
             assets: Vec::new(),
             tls: TlsConfig::default(),
         }

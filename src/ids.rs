@@ -214,7 +214,7 @@ impl ClientIds {
         self.blocks.push(block);
     }
 
-    /// The client that a slot belongs to.
+    /// The client that a slot belongs to. A process that has no further block uses the ids of its last one again.
     #[inline]
     pub fn of(&self, slot: SlotId) -> ClientId {
         let generation = slot.generation;
@@ -226,12 +226,6 @@ impl ClientIds {
                 ClientId::of(SlotId { generation: generation % CLIENT_BLOCK, ..slot }, start)
             }
         }
-    }
-
-    /// Returns true if the ids are allocated in blocks, and fewer than one in 16 of the last block are left.
-    pub fn needs_block(&self, next: SlotId) -> bool {
-        let end = u64::from(CLIENT_BLOCK) * self.blocks.len() as u64;
-        end > 0 && u64::from(next.generation) + u64::from(CLIENT_BLOCK / 16) >= end
     }
 
     /// The salt with which a next process that reads the same history continues after the last id of this one.
@@ -410,8 +404,6 @@ mod tests {
         let alone = ids(&[]);
         assert_eq!(alone.of(slot(7)), ClientId::of(slot(7), 99));
         assert_eq!(alone.next_salt(slot(7)), 106);
-        assert!(!alone.needs_block(slot(u32::MAX)) && !one.needs_block(slot(CLIENT_BLOCK)));
-        assert!(one.needs_block(slot(2 * CLIENT_BLOCK - CLIENT_BLOCK / 16)));
     }
 
     #[test]

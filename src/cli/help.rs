@@ -6,7 +6,7 @@
 use clap::{Arg, Command};
 
 /// The flags of `oyez serve` by their names, in the order in which they are shown.
-const SERVE: [(&str, &[&str]); 9] = [
+const SERVE: [(&str, &[&str]); 10] = [
     ("Listen", &["listen", "connections-max", "no-console", "backlog"]),
     (
         "Access",
@@ -61,6 +61,20 @@ const SERVE: [(&str, &[&str]); 9] = [
             "history-sync-ms",
             "idempotency-keys-max",
             "idempotency-age-seconds",
+        ],
+    ),
+    (
+        "Several nodes",
+        &[
+            "backplane",
+            "backplane-name",
+            "backplane-user",
+            "backplane-password-file",
+            "backplane-age-seconds",
+            "backplane-bytes-max",
+            "backplane-pending-bytes-max",
+            "backplane-publish-timeout-ms",
+            "backplane-heartbeat-timeout-ms",
         ],
     ),
     ("TLS", &["tls-cert", "tls-key", "tls-handshakes-per-turn", "tls-sessions-max"]),

@@ -133,6 +133,18 @@ fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     read(flag, path)
 }
 
+/// Reads a file with a password, which ends at the end of its first line.
+pub(super) fn read_password(flag: &str, path: &Path) -> Result<String, Failure> {
+    let bytes = read_secret(flag, path)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Failure::Usage(format!("{flag} {}: not UTF-8", path.display())))?;
+    let password = text.lines().next().unwrap_or("").to_owned();
+    if password.is_empty() {
+        return Err(Failure::Usage(format!("{flag} {}: the first line is empty", path.display())));
+    }
+    Ok(password)
+}
+
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: io::Error| Failure::Usage(format!("{flag} {}: {error}", path.display()));
     let mut bytes = Vec::new();

@@ -1,6 +1,7 @@
 //! The command line: raw flags and environment in, resolved values out.
 
 mod auth_flags;
+mod backplane_flags;
 #[cfg(feature = "bench")]
 mod bench;
 #[cfg(feature = "bench")]

@@ -9,6 +9,7 @@ use log::{info, warn};
 use rustls::pki_types::UnixTime;
 
 use super::auth_flags::AuthFlags;
+use super::backplane_flags::BackplaneFlags;
 use super::failure::Failure;
 use super::memory;
 use super::output;
@@ -180,6 +181,9 @@ pub(super) struct Serve {
     bytes_per_second: u32,
 
     #[command(flatten)]
+    backplane: BackplaneFlags,
+
+    #[command(flatten)]
     auth: AuthFlags,
 
     /// Do not serve the console, the page at / [default: off].
@@ -342,6 +346,12 @@ impl Serve {
             let why = "--tls-cert and --tls-key must be given together: a certificate and its private key";
             return Err(Failure::Usage(why.into()));
         }
+        config.backplane = self.backplane.config(&config.limits)?;
+        if config.backplane.is_some() && config.history_file.is_some() {
+            let why = "--history-file cannot be used with --backplane: the log of the backplane outlives the process, and \
+                       a history file would give the messages of this node ids of its own";
+            return Err(Failure::Usage(why.into()));
+        }
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
         if proxies.send_header && proxies.networks.is_empty() {
             let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
@@ -464,6 +474,7 @@ impl Serve {
                 .history_file
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
+            backplane: None,
             assets: served(self.no_console),
             tls: config::TlsConfig {
                 files: match (&self.tls_cert, &self.tls_key) {
@@ -500,7 +511,9 @@ fn serve<E: Acceptor>(
             StartError::Listen(error) => {
                 Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
             }
-            StartError::HistoryFile(error) => Failure::Failed(error.to_string()),
+            error @ (StartError::HistoryFile(_) | StartError::Backplane(_)) => {
+                Failure::Failed(error.to_string())
+            }
         })?;
     facts.iter().for_each(|fact| info!("{fact}"));
     if let Some(address) = server.address() {
@@ -514,6 +527,7 @@ fn serve<E: Acceptor>(
         Ok(ServerExit::HistoryIncomplete) => {
             Err(Failure::Failed("exited with an incomplete history file".into()))
         }
+        Ok(ServerExit::BackplaneRejected(why)) => Err(Failure::Failed(why)),
         Ok(ServerExit::Forced) => Err(Failure::Failed("a second signal ended the drain early".into())),
         Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
     }

@@ -79,6 +79,7 @@ export class Oyez extends EventTarget {
   #socket = null;
   #client = null;
   #run = null;
+  #node;
   #clients = new Set();
   #messageBytesMax = Infinity;
   #keyAgeMs = 0;
@@ -377,13 +378,16 @@ export class Oyez extends EventTarget {
     }
   }
 
-  #greeted({ client, run, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
+  #greeted({ client, run, node, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#lifeTimer);
     // Another process remembers no key of before, and neither does this one for a client from another network.
     if (this.#run !== null && run !== this.#run) {
       for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }
     this.#run = run;
+    // Each server of several that share a log counts the messages of a channel by itself.
+    if (node !== this.#node) for (const channel of this.#channels.values()) channel.n = null;
+    this.#node = node;
     this.#greetings++;
     this.#keyAgeMs = key_age_ms ?? 0;
     this.#renewLater(expires_ms);

@@ -7,7 +7,7 @@
 //! make two of them collide would lose a message of its own.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
 
 use crate::access::identity::ClientIdentity;
 use crate::config::IdempotencyLimits;
@@ -63,6 +63,9 @@ pub(super) struct IdempotencyCache {
     /// How many keys each publisher holds.
     counts: BTreeSet<(usize, u64)>,
     hashers: [RandomState; 2],
+    /// Makes the hashes of publishers the same on all servers of a shared log: of two publishers with as many keys, the
+    /// same one loses its oldest on each.
+    owner_seed: u64,
     limits: IdempotencyLimits,
 }
 
@@ -74,6 +77,7 @@ impl IdempotencyCache {
             oldest: BTreeSet::new(),
             counts: BTreeSet::new(),
             hashers: [RandomState::new(), RandomState::new()],
+            owner_seed: RandomState::new().hash_one(0),
             limits,
         }
     }
@@ -116,7 +120,7 @@ impl IdempotencyCache {
         let record = Record { seq, payload: self.payload_hash(kind, payload) };
         let replaced = self.records.insert(fingerprint, record);
         debug_assert!(replaced.is_none(), "a known key is not kept again");
-        let owner = self.hashers[1].hash_one(key.owner);
+        let owner = self.owner_hash(key.owner);
         let entries = self.owners.entry(owner).or_default();
         self.counts.remove(&(entries.len(), owner));
         if entries.is_empty() {
@@ -163,6 +167,57 @@ impl IdempotencyCache {
             self.records = HashMap::new();
             self.owners = HashMap::new();
         }
+    }
+
+    /// Uses the same order of publishers as all caches with this seed. The cache must be empty.
+    pub(super) fn seed(&mut self, seed: u64) {
+        debug_assert!(self.is_empty());
+        self.owner_seed = seed;
+    }
+
+    /// Forgets the keys of messages after an index: the shared log has lost them.
+    pub(super) fn forget_after(&mut self, seq: u64) {
+        let lost = self.records.values().any(|record| record.seq > seq);
+        if !lost {
+            return;
+        }
+        let owners: Vec<u64> = self.owners.keys().copied().collect();
+        for owner in owners {
+            self.forget_last_of(owner, seq);
+        }
+    }
+
+    fn forget_last_of(&mut self, owner: u64, seq: u64) {
+        let Some(entries) = self.owners.get_mut(&owner) else { return };
+        let records = &mut self.records;
+        let (before, first) =
+            (entries.len(), entries.front().and_then(|entry| records.get(&entry.fingerprint)));
+        let first = first.map(|record| record.seq);
+        while let Some(last) = entries.back()
+            && records.get(&last.fingerprint).is_some_and(|record| record.seq > seq)
+        {
+            records.remove(&last.fingerprint);
+            entries.pop_back();
+        }
+        let left = entries.len();
+        if left == before {
+            return;
+        }
+        self.counts.remove(&(before, owner));
+        if left > 0 {
+            self.counts.insert((left, owner));
+        } else {
+            self.owners.remove(&owner);
+            if let Some(first) = first {
+                self.oldest.remove(&(first, owner));
+            }
+        }
+    }
+
+    fn owner_hash(&self, owner: ClientIdentity<'_>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.owner_seed, owner).hash(&mut hasher);
+        hasher.finish()
     }
 
     fn fingerprint(&self, key: IdempotencyKey<'_>) -> [u64; 2] {
@@ -284,6 +339,57 @@ mod tests {
         let mut none = IdempotencyCache::new(IdempotencyLimits { keys_max: 0, age_ms: 300 });
         record(&mut none, of("a", "k"), 1, at(0));
         assert_eq!(find(&mut none, of("a", "k"), at(0)), None);
+    }
+
+    #[test]
+    fn keys_of_lost_messages_are_forgotten() {
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 6, age_ms: 300 });
+        fn of_owner(number: u64, key: &str) -> IdempotencyKey<'_> {
+            IdempotencyKey { owner: ClientIdentity::Network(number), ..of("a", key) }
+        }
+        for (seq, owner) in [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)] {
+            record(&mut idempotency, of_owner(owner, &seq.to_string()), seq, at(0));
+        }
+        idempotency.forget_after(2);
+        let known = |idempotency: &mut IdempotencyCache, seq: u64, owner| {
+            find(idempotency, of_owner(owner, &seq.to_string()), at(1)).is_some()
+        };
+        let left =
+            [(1, 1), (2, 2), (3, 1), (4, 3), (5, 1)].map(|(seq, owner)| known(&mut idempotency, seq, owner));
+        assert_eq!(left, [true, true, false, false, false]);
+        assert_eq!((idempotency.oldest.len(), idempotency.counts.len(), idempotency.owners.len()), (2, 2, 2));
+        // The numbers of lost messages are those of other messages later.
+        for seq in 3..20 {
+            record(&mut idempotency, of_owner(1, &format!("again {seq}")), seq, at(1));
+        }
+        assert!(known(&mut idempotency, 2, 2));
+        assert_eq!((idempotency.records.len(), idempotency.oldest.len()), (6, 2));
+        idempotency.forget_after(0);
+        assert!(idempotency.is_empty() && idempotency.owners.is_empty() && idempotency.oldest.is_empty());
+    }
+
+    #[test]
+    fn caches_of_one_seed_evict_the_same_keys() {
+        let publishers: Vec<u64> = (0..40).collect();
+        let cache = |seed| {
+            let mut cache = IdempotencyCache::new(IdempotencyLimits { keys_max: 20, age_ms: 300 });
+            cache.seed(seed);
+            for (&owner, seq) in publishers.iter().zip(1..) {
+                let key = IdempotencyKey { owner: ClientIdentity::Network(owner), ..of("a", "k") };
+                record(&mut cache, key, seq, at(0));
+            }
+            let left: Vec<u64> = publishers
+                .iter()
+                .copied()
+                .filter(|&owner| {
+                    let key = IdempotencyKey { owner: ClientIdentity::Network(owner), ..of("a", "k") };
+                    find(&mut cache, key, at(1)).is_some()
+                })
+                .collect();
+            left
+        };
+        assert_eq!(cache(7), cache(7));
+        assert_ne!(cache(7), cache(8), "the order is that of the seed");
     }
 
     #[test]

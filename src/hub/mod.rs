@@ -71,6 +71,8 @@ pub struct Hub {
     epochs: Epochs,
     /// The index of the log's last message.
     seq: u64,
+    /// Cursors before this index are incomplete on a channel that is subscribed to from now on.
+    cursor_floor: u64,
     /// The latest discontinuity of a shared log.
     latest_loss: Option<LatestLoss>,
     /// Channels that existed and had messages.
@@ -195,6 +197,7 @@ impl Hub {
             history: limits.history,
             epochs: Epochs::new(epoch),
             seq: 0,
+            cursor_floor: 0,
             latest_loss: None,
             removed: RemovedChannels::new(limits.removed_channels_bytes_max),
             creators: Creators::new(limits.channels_per_publisher_max),
@@ -254,6 +257,25 @@ impl Hub {
     /// those that this server does not have, have numbers too.
     pub fn advance_to(&mut self, seq: u64) {
         self.seq = self.seq.max(self.epochs.current().index(seq));
+    }
+
+    /// Begins to read a shared log, of which `before` is the last number of an epoch that this server does not read. No
+    /// channel may have a message.
+    pub fn begin_log(&mut self, epoch: u64, before: u64) {
+        self.epochs = Epochs::new(epoch);
+        self.seq = before;
+        self.removed.raise(before);
+    }
+
+    /// Cursors before the log's head are incomplete from now on for clients that subscribe; subscribers miss nothing.
+    pub fn raise_cursor_floor(&mut self) {
+        self.cursor_floor = self.seq;
+    }
+
+    /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers here.
+    pub fn skip_message(&mut self) {
+        self.seq += 1;
+        self.removed.raise(self.seq);
     }
 
     /// Begins an epoch, whose marker names the last id that survived in the log. No batch may be open. Returns the index
@@ -405,7 +427,8 @@ impl Hub {
     /// before it.
     fn resume_after(&self, after: MessageId, evicted_through: u64) -> (u64, Option<Gap>) {
         let (from, why) = match self.epochs.index(after, self.seq) {
-            Ok(index) if index >= evicted_through => return (index, None),
+            Ok(index) if index >= evicted_through.max(self.cursor_floor) => return (index, None),
+            Ok(index) if index >= evicted_through => (self.cursor_floor, GapReason::Lost),
             Ok(index) => (evicted_through, self.why_missing(index)),
             Err(GapReason::Lost) => (evicted_through.max(self.epochs.end_of(after.epoch)), GapReason::Lost),
             Err(why) => (evicted_through, why),
@@ -598,6 +621,17 @@ impl Hub {
         self.idempotency.record(key, kind, payload, message, now);
     }
 
+    /// Derives the order in which idempotency keys are evicted from the identity of a shared log.
+    pub fn seed_idempotency(&mut self, birth: u32) {
+        self.idempotency.seed(u64::from(birth));
+    }
+
+    /// Forgets the idempotency keys of messages after an index, which a shared log has lost: all servers must know the
+    /// same keys.
+    pub fn forget_keys_after(&mut self, index: u64) {
+        self.idempotency.forget_after(index);
+    }
+
     /// Removes one channel from the list of those with an open batch.
     pub fn next_open_batch(&mut self) -> Option<ChannelId> {
         self.open_batches.pop()
@@ -691,9 +725,13 @@ impl Hub {
         self.usage.messages > 0 || !self.idempotency.is_empty()
     }
 
-    /// Evicts expired messages of the channels with these keys, and expired idempotency keys.
+    /// Forgets expired idempotency keys, by the time of the log.
+    pub fn expire_keys(&mut self, log_time: LoopTime) {
+        self.idempotency.expire(log_time);
+    }
+
+    /// Evicts expired messages of the channels with these keys.
     pub fn expire(&mut self, keys: Range<usize>, now: LoopTime) {
-        self.idempotency.expire(now);
         for key in keys {
             if self.channels.contains(key) {
                 let id = ChannelId(key as u32);

@@ -2,8 +2,8 @@
 //!
 //! - Tutorials: [`getting_started`].
 //! - For clients: [`protocol`], [`http_api`], [`client_library`], [`command_line`].
-//! - For operators: [`security`], [`flags`], [`limits`], [`monitoring`], [`history_file`], [`tls`], [`proxies`],
-//!   [`service`], [`benchmarking`].
+//! - For operators: [`security`], [`flags`], [`limits`], [`monitoring`], [`history_file`], [`several_nodes`], [`tls`],
+//!   [`proxies`], [`service`], [`benchmarking`].
 //! - For students of the source: [`event_loop`].
 //!
 //! Links between pages are references (`[text][label]`). Each file defines its labels as paths, for readers of the
@@ -31,6 +31,7 @@ pages! {
     limits "limits.md"
     monitoring "monitoring.md"
     history_file "history_file.md"
+    several_nodes "several_nodes.md"
     tls "tls.md"
     proxies "proxies.md"
     service "service.md"

@@ -52,8 +52,41 @@ pub struct Levels {
     pub memory_max_bytes: u64,
     /// Bytes in use, by the allocator's count.
     pub memory_used_bytes: u64,
+    /// The link to a shared log, if there is one.
+    pub backplane: Option<BackplaneLevels>,
     /// Resource use of the process.
     pub process: Process,
+}
+
+/// Levels and counters of the link to a log that several servers share.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BackplaneLevels {
+    /// The server has read the log up to the end that it had when the link was opened.
+    pub is_up: bool,
+    /// Servers that are alive, with this one.
+    pub nodes: usize,
+    /// Age of the oldest own entry that was sent and not read back, in ms.
+    pub lag_ms: u32,
+    /// Bytes of publishes without acknowledgement.
+    pub pending_bytes: usize,
+    /// Publishes without acknowledgement.
+    pub pending: usize,
+    /// Bytes of the log's entries.
+    pub log_bytes: u64,
+    /// Links that were opened, and links that were lost or attempts that failed.
+    pub links: [u64; 2],
+    /// Error replies.
+    pub errors: u64,
+    /// Entries that were applied.
+    pub entries: u64,
+    /// Their items.
+    pub items: u64,
+    /// Entries that were skipped as duplicates.
+    pub duplicates: u64,
+    /// Discontinuities.
+    pub discontinuities: u64,
+    /// Epochs that began, by the reason: new, damaged, moved, and any other one.
+    pub epochs: [u64; 4],
 }
 
 /// Resource use of the process, as far as the system reports it.
@@ -117,7 +150,12 @@ impl Collector for MetricsCollector {
         page.gauge("oyez_channels", "Channels with subscribers or history", levels.channels as u64)?;
         page.gauge("oyez_subscriptions", "Subscriptions of all channels", levels.subscriptions as u64)?;
         let sources = [("websocket", metrics.published_by_websocket), ("http", metrics.published_by_http)];
-        page.counters("oyez_messages_published", "Published messages", "source", sources.into_iter())?;
+        let shared = levels.backplane.map(|_| ("backplane", metrics.published_by_backplane));
+        let sources = sources.into_iter().chain(shared);
+        page.counters("oyez_messages_published", "Published messages", "source", sources)?;
+        if let Some(backplane) = &levels.backplane {
+            page.backplane(metrics, backplane)?;
+        }
         page.counter(
             "oyez_messages_delivered",
             "Messages queued to subscribers, counted for each subscriber",
@@ -299,6 +337,42 @@ impl ExpositionWriter<'_> {
         let buckets: Vec<(f64, u64)> = values.buckets().collect();
         let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         encoder.encode_histogram::<NoLabelSet>(values.sum(), values.count(), &buckets, None)
+    }
+
+    /// Writes the metrics of the link to a shared log.
+    fn backplane(&mut self, metrics: &Metrics, levels: &BackplaneLevels) -> fmt::Result {
+        let up = "1 if the log of the backplane was read up to its end since the link was opened";
+        self.gauge("oyez_backplane_up", up, u64::from(levels.is_up))?;
+        self.gauge("oyez_backplane_nodes", "Nodes that are alive, with this one", levels.nodes as u64)?;
+        let lag = "Age of the oldest own entry that was sent to the backplane and not read back";
+        let encoder = self.0.encode_descriptor("oyez_backplane_lag_seconds", lag, None, MetricType::Gauge)?;
+        ConstGauge::new(f64::from(levels.lag_ms) / 1e3).encode(encoder)?;
+        self.histogram(
+            "oyez_backplane_round_trip_seconds",
+            "From the submission of an own entry until it was read back and applied",
+            &metrics.backplane_round_trip,
+        )?;
+        let pending = "Bytes of publishes that the backplane has not acknowledged";
+        self.gauge("oyez_backplane_pending_bytes", pending, levels.pending_bytes as u64)?;
+        let pending = "Publishes that the backplane has not acknowledged";
+        self.gauge("oyez_backplane_pending_messages", pending, levels.pending as u64)?;
+        self.gauge("oyez_backplane_log_bytes", "Bytes of the entries in the log", levels.log_bytes)?;
+        let links = ["opened", "lost"].into_iter().zip(levels.links);
+        let help = "Links to the backplane that were opened, and that were lost or not established";
+        self.counters("oyez_backplane_links", help, "result", links)?;
+        let epochs = ["new", "damaged", "moved", "other"].into_iter().zip(levels.epochs);
+        self.counters("oyez_backplane_epochs", "Epochs of the log that began", "why", epochs)?;
+        self.counter("oyez_backplane_errors", "Error replies of the backplane", levels.errors)?;
+        self.counter("oyez_backplane_entries", "Entries of the log that were applied", levels.entries)?;
+        self.counter("oyez_backplane_items", "Items of these entries", levels.items)?;
+        let help = "Entries that were skipped, since they were applied before";
+        self.counter("oyez_backplane_duplicates", help, levels.duplicates)?;
+        let help = "Losses that all subscribers were notified of";
+        self.counter("oyez_backplane_discontinuities", help, levels.discontinuities)?;
+        let help = "Messages that the log had and this node has not read";
+        self.counter("oyez_backplane_lost_messages", help, metrics.backplane_lost_messages)?;
+        let help = "Publishes that were sent to the backplane and not confirmed in time";
+        self.counter("oyez_backplane_unconfirmed", help, metrics.backplane_unconfirmed)
     }
 
     /// Writes the metrics of the process, under the standard names of Prometheus' client libraries.

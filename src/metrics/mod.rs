@@ -76,6 +76,8 @@ pub struct Metrics {
     pub published_by_websocket: u64,
     /// Messages published over HTTP.
     pub published_by_http: u64,
+    /// Messages that other servers published in the shared log.
+    pub published_by_backplane: u64,
     /// Messages queued in outboxes, counted for each subscriber.
     pub messages_delivered: u64,
     /// Messages that slow subscribers missed (`--on-slow skip`), counted for each subscriber.
@@ -128,6 +130,12 @@ pub struct Metrics {
     pub turn_events: Histogram<12>,
     /// From pings to the next sign of life.
     pub ping_rtt: Histogram<10>,
+    /// Messages that the shared log has and this server does not.
+    pub backplane_lost_messages: u64,
+    /// Publishes that were sent to the shared log and not confirmed in time.
+    pub backplane_unconfirmed: u64,
+    /// From the submission of an own entry of the shared log until it was applied.
+    pub backplane_round_trip: Histogram<10>,
 }
 
 impl Default for Metrics {
@@ -140,6 +148,7 @@ impl Default for Metrics {
             accept_errors: BTreeMap::new(),
             published_by_websocket: 0,
             published_by_http: 0,
+            published_by_backplane: 0,
             messages_delivered: 0,
             messages_skipped: 0,
             publish_pauses: 0,
@@ -166,6 +175,9 @@ impl Default for Metrics {
             turn_seconds: Histogram::new(&TURN_SECONDS),
             turn_events: Histogram::new(&TURN_EVENTS),
             ping_rtt: Histogram::new(&PING_SECONDS),
+            backplane_lost_messages: 0,
+            backplane_unconfirmed: 0,
+            backplane_round_trip: Histogram::new(&PING_SECONDS),
         }
     }
 }
@@ -178,7 +190,7 @@ impl Metrics {
 
     /// Published messages.
     pub fn messages_published(&self) -> u64 {
-        self.published_by_websocket + self.published_by_http
+        self.published_by_websocket + self.published_by_http + self.published_by_backplane
     }
 
     /// Counts a rejected request.

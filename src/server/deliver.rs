@@ -17,8 +17,8 @@ use bytes::Bytes;
 use log::warn;
 
 use super::engine::Engine;
+use super::pending_publish::PendingPublish;
 use super::pressure::Pressure;
-use super::publish::PendingPublish;
 use super::shared::Shared;
 use super::slot::Slot;
 use super::slots::Slots;
@@ -67,6 +67,16 @@ impl<T: Transport> Engine<T> {
     }
 
     pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
+        if self.shared_log.is_none() {
+            self.apply_now(id, intent, now);
+        } else if let Some(intent) = self.wait_for_log(id, intent, now) {
+            self.apply_now(id, intent, now);
+        }
+    }
+
+    /// Applies an intent that does not wait for entries of a shared log.
+    #[inline]
+    pub(super) fn apply_now(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
         match intent {
             Intent::SendHello { subscription, rights } => self.send_hello(id, subscription, &rights, now),
             Intent::Subscribe { channel, options, rights, reference } => {
@@ -89,7 +99,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Intent::Publish { channel, kind, payload, receipt, rights } => {
-                self.publish(kind, &payload, &PendingPublish { slot: id, channel, receipt, rights }, now);
+                self.publish(kind, &payload, PendingPublish { slot: id, channel, receipt, rights }, now);
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),
@@ -97,7 +107,7 @@ impl<T: Transport> Engine<T> {
             Intent::Respond(response) => self.send_response(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
-            Intent::BeginClose { close_frame } => self.queue_close_frame(id, close_frame, now),
+            Intent::BeginClose { close_frame } => self.begin_close_frame(id, close_frame, now),
         }
     }
 
@@ -113,7 +123,15 @@ impl<T: Transport> Engine<T> {
 
     /// Ends the subscriptions of a connection, then queues its close frame: messages that were published earlier in the
     /// turn are sent before it.
-    fn queue_close_frame(&mut self, id: SlotId, close_frame: Option<Bytes>, now: LoopTime) {
+    pub(super) fn queue_close_frame(&mut self, id: SlotId, close_frame: Option<Bytes>, now: LoopTime) {
+        if self.slots.get(id).is_some_and(Slot::is_close_held) {
+            // It has waited for acknowledgements: its deadline begins now.
+            self.slots.mark_close_held(id, false);
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.state.restart_close(&self.shared.limits, now);
+            }
+            self.slots.mark_dirty(id);
+        }
         self.leave(id, now);
         // The first close frame is the last (RFC 6455 5.5.1).
         let had_one = self.slots.get(id).is_some_and(|slot| slot.is_close_queued());

@@ -17,6 +17,7 @@ use super::gathered::Gathered;
 use super::log_limit::{LogLimits, LogLine};
 use super::pressure::Pressure;
 use super::shared::Shared;
+use super::shared_log::SharedLog;
 use super::slot::Slot;
 use super::slots::Slots;
 use super::sweeper::Sweeper;
@@ -63,6 +64,8 @@ pub struct Engine<T> {
     pub clients: ClientIds,
     /// Differs from that of other processes, also of those that wrote the same history.
     pub run: u32,
+    /// The log that several servers share; `None`: this server is its own log.
+    pub shared_log: Option<Box<SharedLog>>,
     /// The discontinuity of the log that subscribers are being notified of.
     pub(super) discontinuity: Option<DiscontinuityWalk>,
     /// `None` while the server serves.
@@ -94,6 +97,7 @@ impl<T: Transport> Engine<T> {
             tables_at: LoopTime::from_millis(0),
             clients: ClientIds::default(),
             run: 0,
+            shared_log: None,
             discontinuity: None,
             draining: None,
             is_drain_announced: false,
@@ -148,7 +152,11 @@ impl<T: Transport> Engine<T> {
             self.check_stall(id, now);
             return;
         }
-        match (left, slot.state.flushed(written, &slot.outbox, limits, now)) {
+        let after = match slot.is_close_held() {
+            true => AfterFlush::Nothing,
+            false => slot.state.flushed(written, &slot.outbox, limits, now),
+        };
+        match (left, after) {
             (FlushOutcome::Failed(_), _) if slot.state.is_open() => {
                 slots.mark_write_failed(id);
                 self.end_replays(id);
@@ -211,6 +219,9 @@ impl<T: Transport> Engine<T> {
             self.shared.limiter.release(slot.peer);
             self.rate_limiter.forget(id);
             self.hub.forget_creator(id);
+            if let Some(log) = &mut self.shared_log {
+                log.forget(id);
+            }
             self.shared.authenticator.auths.forget(id);
             self.shared.authenticator.tickets.stream_ended(id, now);
             if slot.state.is_rejected() {

@@ -4,7 +4,6 @@
 
 use super::drain_schedule::DrainSchedule;
 use super::engine::Engine;
-use super::slot::Slot;
 use super::sweeper::Sweeper;
 use crate::close::{Reason, TlsFault};
 use crate::ids::SlotId;
@@ -35,6 +34,7 @@ impl<T: Transport> Engine<T> {
     pub fn expire(&mut self, now: LoopTime) {
         self.continue_drain(now);
         self.continue_discontinuity(now);
+        self.expire_log(now);
         self.expire_tables(now);
         self.log_suppressed_lines(now);
         self.slots.shrink_at(now);
@@ -44,6 +44,7 @@ impl<T: Transport> Engine<T> {
         if self.hub.has_expiring_data() {
             let slice = self.channel_sweeper.slice(self.hub.keys_end(), now);
             self.hub.expire(slice, now);
+            self.hub.expire_keys(self.log_time(now));
         }
     }
 
@@ -84,8 +85,9 @@ impl<T: Transport> Engine<T> {
         if self.pressure.is_active() {
             self.expire_pressure(id, now);
         }
-        if self.slots.get(id).is_some_and(Slot::is_withheld) {
-            // The deadlines of a paused publisher begin when its response is sent.
+        if self.slots.get(id).is_some_and(|slot| slot.is_withheld() || slot.is_close_held()) {
+            // The deadlines of a paused publisher begin when its response is sent, those of a close that waits for
+            // acknowledgements with its close frame.
             return false;
         }
         let Engine { slots, shared, .. } = self;
@@ -127,6 +129,6 @@ impl<T: Transport> Engine<T> {
         let channels = self.hub.has_expiring_data().then(|| self.channel_sweeper.next(now));
         let drain = self.draining.as_ref().and_then(DrainSchedule::next);
         let tables = self.next_table_expiry(now);
-        [slots, channels, drain, tables].into_iter().flatten().reduce(LoopTime::min)
+        [slots, channels, drain, tables, self.next_log_expiry()].into_iter().flatten().reduce(LoopTime::min)
     }
 }

@@ -8,6 +8,7 @@
 //! - **relieve** before the phases that allocate, with a fresh count of the memory in use, and before **flush**, which
 //!   sends its closes;
 //! - **accept** before **read**, so that new connections are in the slab before the event of their first bytes;
+//! - **receive** before **read**, since entries of the log that several servers share are older than new input;
 //! - **read** gathers intents, and **deliver** applies them, so that all messages of a turn become one batch for each
 //!   channel. Intents are also applied within *read* once 256 are queued, and at once when a connection is closed or
 //!   its deadline expires: the batches stay open until *deliver*. The last part of *deliver*, `refill`, makes the next
@@ -24,17 +25,20 @@
 //! - [`slot`] is one connection, [`slots`] the slab and its lists, `fair_queue` a queue in which addresses take turns.
 //! - `deliver` applies intents: `subscribe` subscriptions and replays, `publish` messages, `query` and
 //!   `channel_listing` queries, `refill` the slices of long responses.
+//! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
+//!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure on
 //!   publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
-//! - `admission` admits or rejects connections, `drain` closes all of them, `expire` checks deadlines with the
+//! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown`, `expire` checks deadlines with the
 //!   `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds the log lines of closed connections.
 //! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
 //!   [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
+mod backplane;
 mod channel_listing;
 mod client_tables;
 mod cost;
@@ -47,24 +51,29 @@ mod expire;
 mod fair_queue;
 mod gathered;
 mod log_limit;
+mod log_phases;
 pub mod memory;
+mod pending_publish;
 mod pressure;
 mod process;
 mod publish;
 mod publish_pause;
 mod query;
 mod read;
+pub mod receive;
 mod refill;
 pub mod relief;
 pub mod shared;
+pub mod shared_log;
+mod shutdown;
 pub mod slot;
 pub mod slots;
+mod start_error;
 pub mod store;
 mod subscribe;
 mod sweeper;
 mod unicast;
 
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
@@ -72,7 +81,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use log::{debug, error, info, warn};
+use log::{debug, error, info};
 use mio::{Events, Interest, Poll, Token};
 use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -93,11 +102,14 @@ use crate::session::HttpConfig;
 use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
+use backplane::Sockets;
 use engine::Engine;
 use memory::AllocatedBytes;
-use store::{
-    ClockSnapshot, FORCED_SHUTDOWN_WRITE_TIMEOUT, LogTime, OpenError, Opened, SHUTDOWN_WRITE_TIMEOUT, Store,
-};
+use shutdown::ShutdownPhase;
+use store::{ClockSnapshot, LogTime, Opened, Store};
+
+pub use shutdown::ServerExit;
+pub use start_error::StartError;
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -124,6 +136,10 @@ pub struct Server<E: Acceptor> {
     listener: Option<Listener>,
     acceptor: E,
     engine: Engine<E::Transport>,
+    /// The connections to the log that several servers share.
+    backplane: Option<Sockets>,
+    /// Events of the log were left over in this turn.
+    has_log_events: bool,
     /// `None` without a history file, and when it is complete.
     store: Option<Store>,
     connections_max: usize,
@@ -142,59 +158,6 @@ pub struct AccessConfig {
     pub proxies: Proxies,
     /// Keys that verify tokens, and the rights of anonymous clients.
     pub authenticator: Authenticator,
-}
-
-/// Phases of the shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ShutdownPhase {
-    Serving,
-    /// The first signal arrived, and `--drain-delay-ms` runs: new clients are still served.
-    Announced {
-        until: LoopTime,
-    },
-    /// Connections are being closed.
-    Draining {
-        until: LoopTime,
-    },
-    /// The second signal arrived.
-    Forced,
-}
-
-/// The result of a shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerExit {
-    /// After a drain.
-    Drained,
-    /// At once, by a second signal.
-    Forced,
-    /// The history file could not be completed.
-    HistoryIncomplete,
-}
-
-/// The reason why a server does not start.
-#[derive(Debug)]
-pub enum StartError {
-    /// The address is in use, or the system gives no poll or signals.
-    Listen(io::Error),
-    /// The history file cannot be used.
-    HistoryFile(OpenError),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            StartError::Listen(error) => write!(f, "cannot listen: {error}"),
-            StartError::HistoryFile(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<io::Error> for StartError {
-    fn from(error: io::Error) -> StartError {
-        StartError::Listen(error)
-    }
 }
 
 /// The only clock of the server: read once before each wait and once after.
@@ -281,6 +244,10 @@ impl<E: Acceptor> Server<E> {
         engine.shared.http_config = HttpConfig { assets: config.assets, origins };
         engine.shared.authenticator = authenticator;
         engine.shared.limiter.trust(proxies);
+        let backplane = match &config.backplane {
+            Some(config) => Some(log_phases::join_log(&mut engine, &poll, config, clock.now())?),
+            None => None,
+        };
         listener.register(poll.registry(), LISTENER)?;
         Ok(Server {
             poll,
@@ -290,6 +257,8 @@ impl<E: Acceptor> Server<E> {
             listener: Some(listener),
             acceptor,
             engine,
+            backplane,
+            has_log_events: false,
             store,
             connections_max,
             clock,
@@ -326,9 +295,10 @@ impl<E: Acceptor> Server<E> {
             self.handle_signals(&mut keys, now);
             self.relieve(allocated_bytes, now);
             self.accept(now);
+            self.receive(now);
             self.engine.read(now);
             self.engine.deliver(now);
-            self.engine.flush(now);
+            self.flush(now);
             self.expire(now);
             self.reap(now);
             if let Some(end) = self.end() {
@@ -359,7 +329,9 @@ impl<E: Acceptor> Server<E> {
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.clock.now();
-        let has_work = self.engine.has_work() || self.listener.as_ref().is_some_and(Listener::has_work);
+        let has_work = self.engine.has_work()
+            || self.has_log_events
+            || self.listener.as_ref().is_some_and(Listener::has_work);
         if has_work {
             return Some(Duration::ZERO);
         }
@@ -369,7 +341,8 @@ impl<E: Acceptor> Server<E> {
             ShutdownPhase::Serving | ShutdownPhase::Forced => None,
         };
         let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
-        let next = [pause, drain, store, self.engine.next_expiry(now)]
+        let backplane = self.backplane_deadline();
+        let next = [pause, drain, store, backplane, self.engine.next_expiry(now)]
             .into_iter()
             .flatten()
             .reduce(LoopTime::min)?;
@@ -378,12 +351,13 @@ impl<E: Acceptor> Server<E> {
 
     /// Marks the listener, the signals and the slots that have an event. No handler runs here.
     fn mark(&mut self) {
-        let Server { events, engine, listener, has_signals, .. } = self;
+        let Server { events, engine, listener, backplane, has_signals, .. } = self;
         engine.shared.metrics.turn_events.observe(events.iter().count() as f64);
         for event in events.iter() {
             match event.token() {
                 LISTENER => listener.iter_mut().for_each(Listener::mark_ready),
                 SIGNALS => *has_signals = true,
+                _ if backplane.as_mut().is_some_and(|sockets| sockets.mark(event)) => {}
                 token => {
                     let id = id_of(token);
                     if event.is_read_closed() || event.is_error() {
@@ -502,20 +476,12 @@ impl<E: Acceptor> Server<E> {
     /// Handles expired deadlines, and sends changed channels to the thread that writes the history file.
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
+        self.expire_link(now);
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
             store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.stamp());
         }
-    }
-
-    /// Completes the history file after all connections are closed. Returns false if it cannot be completed.
-    fn save(&mut self, timeout: Duration) -> bool {
-        let clients = self.engine.next_client();
-        let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
-        store.take().is_none_or(|store| {
-            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), timeout)
-        })
     }
 
     fn reap(&mut self, now: LoopTime) {
@@ -524,59 +490,6 @@ impl<E: Acceptor> Server<E> {
         {
             listener.resume();
         }
-    }
-
-    /// Begins the shutdown at the first signal, and ends it at once at the second.
-    fn shut_down(&mut self, now: LoopTime) {
-        match self.phase {
-            ShutdownPhase::Serving => {
-                let delay_ms = self.engine.shared.limits.drain_delay_ms;
-                if delay_ms > 0 {
-                    info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
-                }
-                self.engine.is_drain_announced = true;
-                self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
-            }
-            ShutdownPhase::Announced { .. } | ShutdownPhase::Draining { .. } => {
-                warn!("second signal: closing {} connections at once", self.engine.slots.len());
-                self.phase = ShutdownPhase::Forced;
-            }
-            ShutdownPhase::Forced => {}
-        }
-    }
-
-    fn begin_drain(&mut self, now: LoopTime) {
-        info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
-        self.listener = None;
-        self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
-        self.engine.drain(now);
-    }
-
-    /// Returns the result of the shutdown when all connections are closed, or the time for that is over.
-    fn end(&mut self) -> Option<ServerExit> {
-        let now = self.clock.now();
-        if let ShutdownPhase::Announced { until } = self.phase
-            && until.is_due(now)
-        {
-            self.begin_drain(now);
-        }
-        let end = match self.phase {
-            ShutdownPhase::Serving | ShutdownPhase::Announced { .. } => return None,
-            ShutdownPhase::Draining { .. } if self.engine.is_drained() => ServerExit::Drained,
-            ShutdownPhase::Draining { until } if until.is_due(now) => {
-                warn!("drain timeout: closing {} connections at once", self.engine.slots.len());
-                ServerExit::Drained
-            }
-            ShutdownPhase::Draining { .. } => return None,
-            ShutdownPhase::Forced => ServerExit::Forced,
-        };
-        self.engine.cut();
-        self.engine.reap(now);
-        let timeout =
-            if end == ServerExit::Forced { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
-        let end = if self.save(timeout) { end } else { ServerExit::HistoryIncomplete };
-        info!("ended {}", self.engine.shared.metrics);
-        Some(end)
     }
 }
 

@@ -9,31 +9,25 @@
 use std::net::IpAddr;
 
 use super::engine::Engine;
+use super::pending_publish::PendingPublish;
 use super::slot::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;
 use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
+use crate::backplane::entry::{Item, LogMessage};
+use crate::backplane::link::SubmitError;
+use crate::hub::channel::Channel;
 use crate::hub::creators::Creator;
 use crate::hub::idempotency::IdempotencyKey;
 use crate::hub::{Duplicate, Published, Subscription};
-use crate::ids::{ChannelId, ChannelName, Sender, SlotId};
+use crate::ids::{ChannelId, ChannelName, Sender, SlotId, User};
 use crate::net::transport::Transport;
 use crate::session::intent::Receipt;
-use crate::session::rejection::Rejection;
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
-
-/// The publisher of a message that is not acknowledged yet, and how it is acknowledged.
-#[derive(Debug)]
-pub(super) struct PendingPublish {
-    pub(super) slot: SlotId,
-    /// `None`: the channel that a raw WebSocket subscribes to.
-    pub(super) channel: Option<ChannelName>,
-    pub(super) receipt: Receipt,
-    pub(super) rights: Rights,
-}
 
 /// A message at its place in the order of the log.
 #[derive(Debug)]
@@ -64,14 +58,19 @@ pub(super) enum PublishTarget {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Publishes a message, or responses its publisher with the reason why it is not published.
-    pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: &PendingPublish, now: LoopTime) {
-        let published = match self.submit(pending, payload.len(), now) {
-            Ok(target) => self.apply_own(target, kind, payload, pending, now),
+    /// Publishes a message, or responds to its publisher with the reason why it is not published. With a shared log it
+    /// is published when it is read back from there.
+    pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: PendingPublish, now: LoopTime) {
+        let published = match self.submit(&pending, payload.len(), now) {
+            Ok(target) if self.shared_log.is_some() => {
+                self.submit_to_log(target, kind, payload, pending, now);
+                return;
+            }
+            Ok(target) => self.apply_own(target, kind, payload, &pending, now),
             Err(rejection) => Err(rejection),
         };
         if let Err(rejection) = published {
-            self.reject_publish(pending, rejection, now);
+            self.reject_publish(&pending, rejection, now);
         }
     }
 
@@ -126,6 +125,63 @@ impl<T: Transport> Engine<T> {
         }))
     }
 
+    /// The creator of a channel that does not exist yet when a message is applied that was submitted before.
+    pub(super) fn creator_of(&self, pending: &PendingPublish) -> Creator {
+        let PendingPublish { slot: id, receipt, rights, .. } = pending;
+        let Some(slot) = self.slots.get(*id) else { return Creator::default() };
+        let owner = identity(rights, receipt.client().unwrap_or(slot.peer.ip()));
+        Creator {
+            connection: pending.is_web_socket().then_some(*id),
+            publisher: Some(self.hub.publishers().key(owner)),
+        }
+    }
+
+    /// Adds a message to this turn's entry of the shared log.
+    fn submit_to_log(
+        &mut self,
+        target: PublishTarget,
+        kind: Kind,
+        payload: &[u8],
+        mut pending: PendingPublish,
+        now: LoopTime,
+    ) {
+        let Some(slot) = self.slots.get(pending.slot) else { return };
+        let address = pending.receipt.client().unwrap_or(slot.peer.ip());
+        let sender = self.sender(&pending);
+        let (rights, name, key) =
+            (pending.rights.clone(), pending.channel.clone(), pending.receipt.take_key());
+        let channel = match (target, &name) {
+            (_, Some(name)) => name.as_str(),
+            (PublishTarget::Existing(channel), None) => self.hub.channel(channel).map_or("", Channel::name),
+            (PublishTarget::New(_), None) => "",
+        };
+        let message = LogMessage {
+            channel,
+            kind,
+            payload,
+            client: sender.client,
+            user: sender.user.as_ref().map(User::as_json),
+            key: name.as_ref().and(key.as_deref()).map(|key| (identity(&rights, address), key)),
+        };
+        let Some(log) = &mut self.shared_log else { return };
+        let (slot, is_web_socket) = (pending.slot, pending.is_web_socket());
+        let submitted = match &mut log.link {
+            Some(link) => link.submit(&Item::Message(message), Some(pending), now),
+            None => Err((SubmitError::Backlog, Some(pending))),
+        };
+        match submitted {
+            Ok(()) if is_web_socket => log.count_submitted(slot),
+            Ok(()) | Err((_, None)) => {}
+            Err((error, Some(pending))) => {
+                let rejection = match error {
+                    SubmitError::Backlog => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
+                    SubmitError::Full => Rejection::BackplaneFull,
+                };
+                self.reject_publish(&pending, rejection, now);
+            }
+        }
+    }
+
     /// Opens the channel of a message of this server's client, applies the message, and acknowledges it.
     fn apply_own(
         &mut self,
@@ -157,10 +213,9 @@ impl<T: Transport> Engine<T> {
 
     /// The public sender of a message.
     fn sender(&self, pending: &PendingPublish) -> Sender {
-        let PendingPublish { slot, receipt, rights, .. } = pending;
-        let is_web_socket = !matches!(receipt, Receipt::Response { .. });
+        let PendingPublish { slot, rights, .. } = pending;
         Sender {
-            client: is_web_socket.then(|| self.clients.of(*slot)),
+            client: pending.is_web_socket().then(|| self.clients.of(*slot)),
             user: rights.as_ref().and_then(|grant| grant.user.clone()),
         }
     }
@@ -244,7 +299,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Sends a publisher the id of its message, and the number of the channel's subscribers if it may subscribe to it.
-    fn acknowledge(&mut self, pending: &PendingPublish, published: Published, now: LoopTime) {
+    pub(super) fn acknowledge(&mut self, pending: &PendingPublish, published: Published, now: LoopTime) {
         let Published { id: message, subscribers, .. } = published;
         let PendingPublish { slot: id, channel, receipt, rights } = pending;
         let id = *id;
@@ -258,9 +313,16 @@ impl<T: Transport> Engine<T> {
                 let may_subscribe = channel.as_ref().is_some_and(|name| grant.may_subscribe(name));
                 let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
-                self.send_response(id, options.json(200, &body).into(), now);
+                if self.awaits_response(id) {
+                    self.send_response(id, options.json(200, &body).into(), now);
+                }
             }
         }
+    }
+
+    /// Returns true if a connection waits for the response to a publish. It may have been closed with an error since.
+    fn awaits_response(&self, id: SlotId) -> bool {
+        self.slots.get(id).is_some_and(|slot| slot.state.is_open())
     }
 
     /// Sends a publisher the reason why its message is not published. The protocol of a raw WebSocket has no errors: the
@@ -289,7 +351,9 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { options, .. } => {
                 let error = rejection.http();
                 self.shared.metrics.reject(error.code());
-                self.send_response(id, error.respond(options).into(), now);
+                if self.awaits_response(id) {
+                    self.send_response(id, error.respond(options).into(), now);
+                }
             }
         }
     }

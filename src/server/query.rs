@@ -16,12 +16,13 @@ use crate::close::Reason;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
-use crate::metrics::exposition::{self, Levels};
+use crate::metrics::exposition::{self, BackplaneLevels, Levels};
 use crate::net::transport::Transport;
+use crate::session::LogMode;
 use crate::session::http::query::{Listing, PendingQuery, QueryProgress};
 use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::session::intent::Query;
-use crate::session::rejection::Rejection;
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
 use crate::wire::chunk::{self, LAST_CHUNK};
 
@@ -103,6 +104,9 @@ impl<T: Transport> Engine<T> {
         match query {
             // Health checks and metrics are served until the end.
             Query::Metrics => None,
+            Query::Ready if self.shared.log_mode == LogMode::Starting => {
+                Some(Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS })
+            }
             Query::Ready if self.is_drain_announced => {
                 Some(Rejection::Draining { retry_ms: self.shared.limits.drain_delay_ms })
             }
@@ -130,7 +134,7 @@ impl<T: Transport> Engine<T> {
                 let is_first = cache.metrics.is_none();
                 let text = cache
                     .metrics
-                    .get_or_insert_with(|| exposition::text(&self.shared.metrics, self.levels()));
+                    .get_or_insert_with(|| exposition::text(&self.shared.metrics, self.levels(now)));
                 let response = options.respond(200, exposition::CONTENT_TYPE, &no_store, text.as_bytes());
                 let mut cost = Cost::of(Work::default(), response.len());
                 if is_first {
@@ -178,7 +182,26 @@ impl<T: Transport> Engine<T> {
         (body, work, is_over)
     }
 
-    fn levels(&self) -> Levels {
+    fn backplane_levels(&self, now: LoopTime) -> Option<BackplaneLevels> {
+        let stats = self.shared_log.as_ref()?.link()?.stats(now);
+        Some(BackplaneLevels {
+            is_up: stats.is_up,
+            nodes: stats.nodes,
+            lag_ms: stats.lag_ms,
+            pending_bytes: stats.pending_bytes,
+            pending: stats.pending,
+            log_bytes: stats.log_bytes,
+            links: [stats.links_opened, stats.links_lost],
+            errors: stats.errors,
+            entries: stats.read.entries,
+            items: stats.read.items,
+            duplicates: stats.read.duplicates,
+            discontinuities: stats.read.discontinuities,
+            epochs: stats.read.epochs,
+        })
+    }
+
+    fn levels(&self, now: LoopTime) -> Levels {
         let mut levels = Levels {
             connections: self.slots.len(),
             channels: self.hub.channels(),
@@ -193,6 +216,7 @@ impl<T: Transport> Engine<T> {
             memory_max_bytes: self.shared.memory.bytes_max(),
             memory_used_bytes: self.shared.memory.used_bytes(),
             publishers_paused: self.paused_publishers(),
+            backplane: self.backplane_levels(now),
             process: super::process::read(),
             ..Levels::default()
         };

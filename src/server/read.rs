@@ -121,7 +121,8 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = slots.get_mut(id) else { return 0 };
         slot.transport.begin_read(slot.peer.ip());
         let has_write_failed = slot.has_write_failed();
-        let is_publishing_paused = slot.has_unsent_responses() || slot.is_publishing_paused();
+        let is_publishing_paused =
+            slot.has_unsent_responses() || slot.is_publishing_paused() || slot.waits_for_log();
         // After a reported end of file or a failed write, a short read is not the end: no further event may follow.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (transport, state, mut ctx) = shared.session_context(id, slot, now);

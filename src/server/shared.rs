@@ -11,7 +11,7 @@ use crate::ids::SlotId;
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::transport::Transport;
 use crate::session::intent::Intent;
-use crate::session::{HttpConfig, SessionContext, State};
+use crate::session::{HttpConfig, LogMode, SessionContext, State};
 use crate::time::LoopTime;
 use crate::wire::deflate::Deflater;
 use crate::wire::inflate::Inflater;
@@ -35,6 +35,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// The memory budget, the bytes in use, and the steps in force.
     pub memory: MemoryBudget,
+    /// The log that messages are published in.
+    pub log_mode: LogMode,
     /// Intents of the session that is called; empty between sessions.
     pub(super) session_intents: Vec<Intent>,
 }
@@ -50,6 +52,7 @@ impl Shared {
             deflater: Deflater::new(limits.deflate),
             metrics: Metrics::default(),
             memory: MemoryBudget::new(limits.memory_bytes_max),
+            log_mode: LogMode::Own,
             session_intents: Vec::new(),
             limits,
         }
@@ -75,6 +78,7 @@ impl Shared {
             metrics: &mut self.metrics,
             now,
             ping_offset,
+            log_mode: self.log_mode,
             is_memory_short: self.memory.is_in_force(MemoryStep::RefuseLarge),
             outbox,
             intents: &mut self.session_intents,

@@ -75,6 +75,10 @@ impl SlotFlags {
     pub(super) const THROTTLING: u16 = 1 << 11;
     /// A paused publisher: it has published on a channel under pressure.
     pub(super) const PUBLISHING_PAUSED: u16 = 1 << 12;
+    /// Its close frame waits for the acknowledgements of its messages, which a shared log confirms.
+    pub(super) const CLOSE_HELD: u16 = 1 << 13;
+    /// Its subscription waits for entries of a shared log. It is not read meanwhile.
+    pub(super) const WAITS_FOR_LOG: u16 = 1 << 14;
 
     pub(super) fn has(self, mark: u16) -> bool {
         self.0 & mark != 0
@@ -155,6 +159,16 @@ impl<T: Transport> Slot<T> {
         self.flags.has(SlotFlags::WAITS_FOR_MEMORY)
     }
 
+    /// Returns true if its close frame waits for the acknowledgements of its messages.
+    pub fn is_close_held(&self) -> bool {
+        self.flags.has(SlotFlags::CLOSE_HELD)
+    }
+
+    /// Returns true if its subscription waits for entries of a shared log.
+    pub fn waits_for_log(&self) -> bool {
+        self.flags.has(SlotFlags::WAITS_FOR_LOG)
+    }
+
     /// Returns a subscription that is catching up, if there is one.
     pub fn next_replay(&self) -> Option<Subscription> {
         self.subscriptions
@@ -197,7 +211,7 @@ impl<T: Transport> Slot<T> {
     /// Returns true if a flush has work to do.
     pub(super) fn wants_flush(&self) -> bool {
         let has_news = match self.outbox {
-            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed(),
+            Outbox::Empty => self.state.ends_with_flush() && self.is_flushed() && !self.is_close_held(),
             _ => !self.outbox.is_blocked(),
         };
         !self.is_withheld() && (has_news || self.transport.wants_write())

@@ -251,6 +251,25 @@ impl<T: Transport> Slots<T> {
         }
     }
 
+    /// Records whether its close frame waits for the acknowledgements of its messages.
+    pub fn mark_close_held(&mut self, id: SlotId, is_held: bool) {
+        self.set_flag(id, SlotFlags::CLOSE_HELD, is_held);
+    }
+
+    /// Records whether its subscription waits for entries of a shared log.
+    pub fn mark_waiting_for_log(&mut self, id: SlotId, waits: bool) {
+        self.set_flag(id, SlotFlags::WAITS_FOR_LOG, waits);
+    }
+
+    fn set_flag(&mut self, id: SlotId, flag: u16, is_set: bool) {
+        let Some(slot) = self.get_mut(id) else { return };
+        if is_set {
+            slot.flags.set(flag);
+        } else {
+            slot.flags.clear(flag);
+        }
+    }
+
     /// Records that its close frame is queued, or that it is closing without one.
     pub fn mark_close_queued(&mut self, id: SlotId) {
         if let Some(slot) = self.get_mut(id) {
@@ -410,12 +429,16 @@ impl<T: Transport> Slots<T> {
                 "{id:?} has frames and is not in the dirty set"
             );
             assert!(
-                slot.subscriptions.is_empty() || slot.state.is_open(),
+                slot.subscriptions.is_empty() || slot.state.is_open() || slot.is_close_held(),
                 "{id:?} subscribes and is closing"
             );
             let refills = slot.flags.has(SlotFlags::REFILL);
             assert!(
-                !slot.is_read_paused() || !slot.is_flushed() || refills || slot.is_publishing_paused(),
+                !slot.is_read_paused()
+                    || !slot.is_flushed()
+                    || refills
+                    || slot.is_publishing_paused()
+                    || slot.waits_for_log(),
                 "reading of {id:?} is never resumed"
             );
             let is_due = slot.state.has_query() && !slot.has_write_failed();

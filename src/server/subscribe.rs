@@ -54,6 +54,7 @@ impl<T: Transport> Engine<T> {
             id: can_subscribe.then_some(Id(cursor)),
             client: self.clients.of(id).to_string(),
             run: self.key_memory(id, rights),
+            node: self.shared_log.is_some().then(|| format!("{:08x}", self.run)),
             ping_ms: self.shared.limits.ping_interval_ms,
             message_bytes_max: self.shared.limits.message_bytes_max,
             key_age_ms: self.shared.limits.idempotency.usable_ms(),
@@ -74,12 +75,13 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Names the memory in which the server looks for a connection's idempotency keys: it differs for another process,
-    /// and for another publisher. An anonymous client that reconnects from another network (a phone that leaves the
+    /// unless both share a log, and for another publisher. An anonymous client that reconnects from another network (a phone that leaves the
     /// Wi-Fi) is another publisher, and must not repeat its earlier messages.
     fn key_memory(&self, id: SlotId, rights: &Rights) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         let mut hasher = DefaultHasher::new();
-        (self.run, identity(rights, slot.peer.ip())).hash(&mut hasher);
+        let memory = self.shared_log.as_ref().and_then(|log| log.birth).unwrap_or(self.run);
+        (memory, identity(rights, slot.peer.ip())).hash(&mut hasher);
         format!("{:08x}", hasher.finish() as u32)
     }
 
@@ -124,6 +126,10 @@ impl<T: Transport> Engine<T> {
         if self.slots.get(id).is_none_or(Slot::is_close_queued) {
             // Its outbox could not take them.
             return Err(Rejection::ConnectionClosing);
+        }
+        if matches!(options.since, Since::After(_)) && self.has_unreported_loss() {
+            // The client may have been on a server whose messages the log has lost.
+            self.hub.raise_cursor_floor();
         }
         let subscribed =
             self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;

@@ -95,6 +95,12 @@ impl Closing {
         Closing::begin(reason, step, ctx.limits, ctx.now)
     }
 
+    /// Restarts the deadlines of a close whose frame had to wait.
+    pub(super) fn restart(&mut self, limits: &Limits, now: LoopTime) {
+        self.deadline = now.after(limits.close_timeout_ms);
+        self.deadline_max = now.after(limits.drain_ms);
+    }
+
     /// Discards input, except the peer's close frame.
     pub(super) fn receive(&mut self, input: &[u8], ctx: &SessionContext<'_>) {
         if let CloseStep::AwaitClose(scanner) = &mut self.step {

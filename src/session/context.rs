@@ -14,6 +14,18 @@ use crate::wire::inflate::Inflater;
 /// Maximum bytes of an incomplete message or body that is accepted under memory pressure: the size of a request head.
 pub const SMALL_BYTES: usize = 4 << 10;
 
+/// The log that messages are published in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogMode {
+    /// The server is its own log: a message is published when it is submitted.
+    #[default]
+    Own,
+    /// Several servers share a log, and this one has not read it up to its end since its start.
+    Starting,
+    /// Several servers share a log: a message is published when it is read back.
+    Ready,
+}
+
 /// Configuration of the HTTP endpoints.
 #[derive(Debug, Default)]
 pub struct HttpConfig {
@@ -46,6 +58,8 @@ pub struct SessionContext<'a> {
     pub now: LoopTime,
     /// Spreads the pings of connections that were accepted together; any number that differs between slots.
     pub ping_offset: u32,
+    /// The log that messages are published in.
+    pub log_mode: LogMode,
     /// The process is close to its memory budget, and rejects large messages and bodies that are not complete.
     pub is_memory_short: bool,
     /// Bytes to be written.

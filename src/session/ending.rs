@@ -9,6 +9,8 @@ use super::http::responding::Responding;
 use super::http::response::ResponseOptions;
 use super::{SessionContext, State};
 use crate::close::Reason;
+use crate::config::Limits;
+use crate::time::LoopTime;
 
 /// How a connection ended, for the log.
 #[derive(Debug)]
@@ -30,6 +32,12 @@ impl State {
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
                 self.become_next(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now));
+            }
+            // A message that waits for a shared log is acknowledged when that has it: it may be published.
+            State::Responding(responding)
+                if matches!(reason, Reason::Drain { .. }) && responding.awaits_log() =>
+            {
+                responding.close_after(Reason::Served);
             }
             // An error response cannot be sent within another response. A drain lets that be completed; any other
             // close omits its last chunk, so that the client detects that it is incomplete (RFC 9112 8).
@@ -54,6 +62,13 @@ impl State {
                 self.become_next(closing);
             }
             State::Closing(_) | State::Dead(_) => {}
+        }
+    }
+
+    /// Restarts the deadlines of a close whose frame had to wait for the acknowledgements of the peer's messages.
+    pub fn restart_close(&mut self, limits: &Limits, now: LoopTime) {
+        if let State::Closing(closing) = self {
+            closing.restart(limits, now);
         }
     }
 

@@ -118,6 +118,14 @@ impl Receipt {
         }
     }
 
+    /// Takes the message's idempotency key.
+    pub fn take_key(&mut self) -> Option<Box<str>> {
+        match self {
+            Receipt::None => None,
+            Receipt::Ack { key, .. } | Receipt::Response { key, .. } => key.take(),
+        }
+    }
+
     /// The message's idempotency key.
     pub fn key(&self) -> Option<&str> {
         match self {

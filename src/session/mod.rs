@@ -44,7 +44,7 @@ use http::extensions::Compression;
 use http::query::PendingQuery;
 
 pub use closing::{ClosedClient, Closing};
-pub use context::{HttpConfig, SMALL_BYTES, SessionContext};
+pub use context::{HttpConfig, LogMode, SMALL_BYTES, SessionContext};
 pub use ending::Ended;
 pub use http::body::Body;
 pub use http::head::Head;

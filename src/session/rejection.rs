@@ -14,6 +14,9 @@ use crate::close::Reason;
 use crate::config::Limits;
 use crate::wire::notice::Notice;
 
+/// When a client retries that was rejected because the shared log cannot be reached: it may be back in a round trip.
+pub const BACKPLANE_RETRY_MS: u32 = 1_000;
+
 /// Why a request, a message or a connection is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
@@ -46,6 +49,15 @@ pub enum Rejection {
         /// Milliseconds until the client should reconnect.
         retry_ms: u32,
     },
+    /// The log that the servers share cannot be reached. The message was not published.
+    BackplaneDown {
+        /// Milliseconds until the client should retry.
+        retry_ms: u32,
+    },
+    /// The message was sent to the log that the servers share, and not read back in time: it may have been published.
+    Unconfirmed,
+    /// The log that the servers share has no memory left. The message was not published.
+    BackplaneFull,
     /// The request head was not complete in time.
     HeadTimeout {
         /// The limit.
@@ -68,6 +80,7 @@ impl Rejection {
             Reason::BodyTimeout => Rejection::BodyTimeout { timeout_ms: limits.body_timeout_ms },
             Reason::Drain { retry_ms } => Rejection::Draining { retry_ms },
             Reason::RateLimited { retry_ms } => Rejection::RateLimited { retry_ms },
+            Reason::BackplaneDown { retry_ms } => Rejection::BackplaneDown { retry_ms },
             // HTTP clients are closed as slow only to free memory.
             Reason::LowMemory | Reason::Slow => Rejection::LowMemory,
             Reason::TooManyConnections => Rejection::TooManyConnections,
@@ -88,6 +101,9 @@ impl Rejection {
             Rejection::RateLimited { .. } => "rate_limited",
             Rejection::LowMemory => "low_memory",
             Rejection::Draining { .. } => "drain",
+            Rejection::BackplaneDown { .. } => "backplane_down",
+            Rejection::Unconfirmed => "unconfirmed",
+            Rejection::BackplaneFull => "backplane_full",
             Rejection::HeadTimeout { .. } => "handshake_timeout",
             Rejection::BodyTimeout { .. } => "body_timeout",
             Rejection::ConnectionClosing => "closing",
@@ -113,6 +129,11 @@ impl Rejection {
             }
             Rejection::LowMemory => "the server is low on memory",
             Rejection::Draining { .. } => "the server is shutting down",
+            Rejection::BackplaneDown { .. } => "not published: the backplane is down",
+            Rejection::Unconfirmed => {
+                "the backplane has not confirmed the message in time; it may have been published"
+            }
+            Rejection::BackplaneFull => "not published: the backplane is out of memory",
             Rejection::HeadTimeout { timeout_ms } => {
                 return format!("the request head was not complete after {timeout_ms} ms").into();
             }
@@ -137,6 +158,9 @@ impl Rejection {
             | Rejection::ConnectionTableFull
             | Rejection::LowMemory
             | Rejection::Draining { .. }
+            | Rejection::BackplaneDown { .. }
+            | Rejection::Unconfirmed
+            | Rejection::BackplaneFull
             | Rejection::ConnectionClosing => 503,
         }
     }
@@ -144,12 +168,15 @@ impl Rejection {
     /// The value of `Retry-After`, before it is rounded up to seconds.
     fn retry_ms(&self) -> Option<u32> {
         match self {
-            Rejection::RateLimited { retry_ms } | Rejection::Draining { retry_ms } => Some(*retry_ms),
+            Rejection::RateLimited { retry_ms }
+            | Rejection::Draining { retry_ms }
+            | Rejection::BackplaneDown { retry_ms } => Some(*retry_ms),
+            Rejection::Unconfirmed => Some(BACKPLANE_RETRY_MS),
             Rejection::TooManyChannels(_) | Rejection::TooManyConnections => Some(TOO_MANY_RETRY_MS),
             Rejection::ChannelTableFull | Rejection::ConnectionTableFull | Rejection::ConnectionClosing => {
                 Some(1_000)
             }
-            Rejection::LowMemory => Some(5_000),
+            Rejection::LowMemory | Rejection::BackplaneFull => Some(5_000),
             Rejection::PermissionDenied
             | Rejection::AlreadySubscribed
             | Rejection::NotSubscribed
@@ -188,6 +215,9 @@ impl Rejection {
             Rejection::RateLimited { retry_ms } => Some(Reason::RateLimited { retry_ms }),
             Rejection::LowMemory => Some(Reason::LowMemory),
             Rejection::Draining { retry_ms } => Some(Reason::Drain { retry_ms }),
+            Rejection::BackplaneDown { retry_ms } => Some(Reason::BackplaneDown { retry_ms }),
+            Rejection::Unconfirmed => Some(Reason::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }),
+            Rejection::BackplaneFull => Some(Reason::BackplaneDown { retry_ms: 5_000 }),
             Rejection::HeadTimeout { .. } => Some(Reason::HandshakeTimeout),
             Rejection::BodyTimeout { .. } => Some(Reason::BodyTimeout),
             Rejection::AlreadySubscribed
@@ -206,12 +236,15 @@ mod tests {
     use super::*;
     use crate::session::http::response::ResponseOptions;
 
-    const SAMPLES: [Rejection; 5] = [
+    const SAMPLES: [Rejection; 8] = [
         Rejection::PermissionDenied,
         Rejection::TooManyChannels(Limit::ChannelsPerPublisher),
         Rejection::ChannelTableFull,
         Rejection::RateLimited { retry_ms: 1_500 },
         Rejection::Draining { retry_ms: 0 },
+        Rejection::BackplaneDown { retry_ms: 1_000 },
+        Rejection::Unconfirmed,
+        Rejection::BackplaneFull,
     ];
 
     #[test]

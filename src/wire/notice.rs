@@ -22,6 +22,9 @@ pub enum Notice<'a> {
         /// Identifies the memory of the client's idempotency keys. If it differs from that of the last connection, the
         /// keys of earlier publishes are not found: the process or the publisher is another.
         run: String,
+        /// Identifies the server, if several share a log: each counts the messages of a channel by itself.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        node: Option<String>,
         /// Maximum interval between two frames of the client, in milliseconds; 0: no maximum.
         ping_ms: u32,
         /// Maximum size of a message that the client sends, in bytes.
@@ -147,6 +150,7 @@ mod tests {
                 id: Some(id),
                 client: "c".into(),
                 run: "r".into(),
+                node: None,
                 ping_ms: 25_000,
                 message_bytes_max: 9,
                 key_age_ms: 5,

@@ -71,6 +71,7 @@ fn serve_flag_in_help_has_a_heading() {
             "Limits per client",
             "Limits in total",
             "History",
+            "Several nodes",
             "TLS",
             "Proxies",
             "Timeouts",
@@ -259,6 +260,14 @@ fn invalid_value_is_one_line_and_status_2() {
         ("--tickets-per-client-max", "0"),
         ("--channels-per-publisher-max", "0"),
         ("--removed-channels-bytes-max", "0"),
+        ("--backplane", "localhost:6379"),
+        ("--backplane", "redis://user:secret@localhost"),
+        ("--backplane-name", "a b"),
+        ("--backplane-age-seconds", "0"),
+        ("--backplane-bytes-max", "0"),
+        ("--backplane-pending-bytes-max", "-1"),
+        ("--backplane-publish-timeout-ms", "0"),
+        ("--backplane-heartbeat-timeout-ms", "5s"),
         ("--origin", "app.example"),
         ("--origin", "wss://app.example"),
         ("--origin", "https://app.example/path"),
@@ -288,6 +297,15 @@ fn contradicting_flags_are_refused_at_start() {
     check(&["--drain-seconds=1"], "--close-timeout-ms");
     check(&["--connections-max=2000000000"], "LimitNOFILE");
     check(&["--proxy-protocol"], "--trusted-proxy");
+    let backplane = "--backplane=unix:/run/redis.sock";
+    check(&[backplane, "--history-file=h"], "--history-file cannot be used with --backplane");
+    check(&[backplane, "--backplane-age-seconds=299"], "--history-age-seconds");
+    check(
+        &[backplane, "--history-age-seconds=1", "--idempotency-age-seconds=1", "--backplane-age-seconds=59"],
+        "60",
+    );
+    check(&[backplane, "--backplane-user=oyez"], "--backplane-password-file");
+    check(&[backplane, "--backplane-password-file=/nonexistent"], "--backplane-password-file /nonexistent");
 }
 
 #[test]

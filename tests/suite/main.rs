@@ -55,6 +55,7 @@ mod raw_resume;
 mod read_pause;
 mod replays;
 mod resume;
+mod shared_log;
 mod shares;
 mod slow;
 mod store;

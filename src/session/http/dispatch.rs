@@ -13,7 +13,9 @@ use super::routes::{self, Parameters, Route};
 use crate::access::authenticator::Rights;
 use crate::session::SessionContext;
 use crate::session::auth_state::{self, CredentialSources};
+use crate::session::context::LogMode;
 use crate::session::intent::Query;
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 
 /// Cost of one HTTP request in a turn's budget, in addition to its bytes: parsing, routing and the response take about
 /// as long as 16 small frames.
@@ -75,10 +77,20 @@ fn dispatch(request: &Request<'_>, exchange: &mut Exchange<'_, '_>) -> Result<Ou
     if has_unexpected_body {
         return Err(HttpError::bad("this request must not have a body"));
     }
-    let parameters = Parameters::parse(request.query)?;
     exchange.is_event_source = matches!(route, Route::Events { .. }) && request.accepts_event_stream();
+    check_log_mode(&route, exchange)?;
+    let parameters = Parameters::parse(request.query)?;
     let rights = authorize(request, &route, exchange.ctx)?;
     handle(route, rights, parameters, request, exchange)
+}
+
+/// A server that has not read a shared log up to its end has incomplete histories: no client may resume from them.
+fn check_log_mode(route: &Route, exchange: &Exchange<'_, '_>) -> Result<(), HttpError> {
+    let is_served = matches!(route, Route::Health | Route::Ready | Route::Metrics);
+    if exchange.ctx.log_mode == LogMode::Starting && !is_served {
+        return Err(Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }.http());
+    }
+    Ok(())
 }
 
 /// Processes a request to an unknown path.

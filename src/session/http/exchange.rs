@@ -13,7 +13,7 @@ use super::responding::{AfterResponses, Responding};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
 use crate::close::Reason;
 use crate::session::intent::{Intent, Query};
-use crate::session::{SessionContext, State};
+use crate::session::{LogMode, SessionContext, State};
 
 /// A request being answered.
 #[derive(Debug)]
@@ -127,9 +127,11 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
 
     /// Continues with the next request, unless the responses to those before it have to be sent first.
     pub(super) fn pipeline(&self) -> Outcome {
-        let is_over_share = self.ctx.cost >= self.ctx.cost_max && !self.unread.is_empty();
+        // A shared log acknowledges later, and the response to a later request must not overtake that.
+        let waits_for_log = self.ctx.log_mode != LogMode::Own;
+        let must_wait = waits_for_log || self.ctx.cost >= self.ctx.cost_max && !self.unread.is_empty();
         match self.options.after {
-            ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader if !is_over_share => {
+            ConnectionHeader::KeepAlive | ConnectionHeader::KeepAliveHeader if !must_wait => {
                 Outcome::Next { unread_bytes: self.unread.len() }
             }
             _ => self.await_response(Reason::Served),

@@ -66,6 +66,11 @@ impl Responding {
         self.query.as_ref().is_some_and(|query| query.progress.has_begun())
     }
 
+    /// Returns true if it waits for the response to a publish, which a shared log has to confirm.
+    pub(in crate::session) fn awaits_log(&self) -> bool {
+        self.query.is_none()
+    }
+
     /// Closes the connection after the last response.
     pub(in crate::session) fn close_after(&mut self, reason: Reason) {
         self.unread = Vec::new();

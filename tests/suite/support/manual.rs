@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The pages in the order in which their commands run: a page may need a file that an earlier one creates.
-const PAGES: [&str; 15] = [
+const PAGES: [&str; 16] = [
     "getting_started.md",
     "command_line.md",
     "protocol.md",
@@ -15,6 +15,7 @@ const PAGES: [&str; 15] = [
     "limits.md",
     "monitoring.md",
     "history_file.md",
+    "several_nodes.md",
     "tls.md",
     "proxies.md",
     "service.md",

@@ -8,6 +8,7 @@ pub mod folder;
 pub mod frames;
 pub mod http;
 pub mod key_files;
+pub mod log_server;
 pub mod manual;
 pub mod process;
 pub mod relay;

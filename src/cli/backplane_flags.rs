@@ -1,0 +1,174 @@
+//! Flags of the backplane: the address of the Redis server whose stream several nodes share, and its limits.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::failure::Failure;
+use super::key_files;
+use super::values::{bytes, millis, seconds};
+use crate::config::{BackplaneAddress, BackplaneConfig, Limits};
+
+/// The port of Redis.
+const PORT: u16 = 6379;
+
+/// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
+const AGE_SECONDS_MIN: u32 = 60;
+
+/// Maximum length of `--backplane-name`.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The flags of the backplane.
+#[derive(Clone, Debug, Args)]
+pub(super) struct BackplaneFlags {
+    /// Redis or Valkey server whose stream is the log of several nodes: redis://HOST:PORT/DB or unix:/PATH [default:
+    /// none].
+    #[arg(long, env = "OYEZ_BACKPLANE", value_name = "URL", value_parser = address)]
+    backplane: Option<(BackplaneAddress, u32)>,
+
+    /// Name of the log on that server: nodes with the same name share it.
+    #[arg(long, env = "OYEZ_BACKPLANE_NAME", value_name = "NAME", default_value = "main", value_parser = name)]
+    backplane_name: String,
+
+    /// User for AUTH at the backplane [default: none].
+    #[arg(long, env = "OYEZ_BACKPLANE_USER", value_name = "USER")]
+    backplane_user: Option<String>,
+
+    /// File with the password for AUTH at the backplane [default: none].
+    #[arg(long, env = "OYEZ_BACKPLANE_PASSWORD_FILE", value_name = "FILE")]
+    backplane_password_file: Option<PathBuf>,
+
+    /// Maximum age of the log's entries, in seconds; at least 60, and that of histories and idempotency keys [default:
+    /// the largest of these].
+    #[arg(long, env = "OYEZ_BACKPLANE_AGE_SECONDS", value_name = "S", value_parser = seconds)]
+    backplane_age_seconds: Option<u32>,
+
+    /// Maximum bytes of the log's entries; the oldest are trimmed.
+    #[arg(long, env = "OYEZ_BACKPLANE_BYTES_MAX", value_name = "BYTES", default_value = "256MiB", value_parser = bytes)]
+    backplane_bytes_max: usize,
+
+    /// Maximum bytes of publishes that the backplane has not acknowledged; above it they are rejected
+    /// (backplane_down).
+    #[arg(long, env = "OYEZ_BACKPLANE_PENDING_BYTES_MAX", value_name = "BYTES", default_value = "16MiB", value_parser = bytes)]
+    backplane_pending_bytes_max: usize,
+
+    /// Maximum time from a publish to its acknowledgement, in milliseconds; then it is rejected (backplane_down), or
+    /// unconfirmed.
+    #[arg(long, env = "OYEZ_BACKPLANE_PUBLISH_TIMEOUT_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
+    backplane_publish_timeout_ms: u32,
+
+    /// Maximum time until a heartbeat is read back from the backplane, in milliseconds; then the node connects again.
+    #[arg(long, env = "OYEZ_BACKPLANE_HEARTBEAT_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
+    backplane_heartbeat_timeout_ms: u32,
+}
+
+impl BackplaneFlags {
+    /// The configuration, with the content of the password file.
+    pub(super) fn config(&self, limits: &Limits) -> Result<Option<BackplaneConfig>, Failure> {
+        let Some((address, database)) = self.backplane.clone() else { return Ok(None) };
+        let (history, keys) = (limits.history.age_ms / 1_000, limits.idempotency.age_ms / 1_000);
+        let least = AGE_SECONDS_MIN.max(history).max(keys);
+        let age_seconds = self.backplane_age_seconds.unwrap_or(least);
+        if age_seconds < least {
+            return Err(Failure::Usage(format!(
+                "--backplane-age-seconds {age_seconds} is less than {least}: it must be at least {AGE_SECONDS_MIN}, \
+                 --history-age-seconds and --idempotency-age-seconds, so that a node that starts has what the others have"
+            )));
+        }
+        let password = match &self.backplane_password_file {
+            Some(path) => Some(key_files::read_password("--backplane-password-file", path)?),
+            None => None,
+        };
+        if self.backplane_user.is_some() && password.is_none() {
+            let why = "--backplane-user needs a password: --backplane-password-file";
+            return Err(Failure::Usage(why.into()));
+        }
+        Ok(Some(BackplaneConfig {
+            address,
+            database,
+            name: self.backplane_name.clone(),
+            user: self.backplane_user.clone(),
+            password,
+            tls_ca: None,
+            age_ms: u64::from(age_seconds) * 1_000,
+            bytes_max: self.backplane_bytes_max as u64,
+            pending_bytes_max: self.backplane_pending_bytes_max,
+            publish_timeout_ms: self.backplane_publish_timeout_ms,
+            heartbeat_timeout_ms: self.backplane_heartbeat_timeout_ms,
+        }))
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let in_alphabet = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    if in_alphabet && (1..=NAME_BYTES_MAX).contains(&text.len()) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("not 1 to {NAME_BYTES_MAX} characters of A-Z a-z 0-9 _ . -"))
+}
+
+/// `redis://host`, `redis://host:port/db`, `unix:/path`.
+fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        let path = path.strip_prefix("//").unwrap_or(path);
+        return match path.starts_with('/') {
+            true => Ok((BackplaneAddress::Unix(path.into()), 0)),
+            false => Err("write unix:/PATH, with an absolute path".into()),
+        };
+    }
+    let bad = || "write redis://HOST:PORT/DB or unix:/PATH".to_owned();
+    let rest = text.strip_prefix("redis://").ok_or_else(bad)?;
+    if rest.contains('@') {
+        return Err("a password in an address ends up in process lists and logs: use --backplane-user and \
+                    --backplane-password-file"
+            .into());
+    }
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let database = match database {
+        "" => 0,
+        number => number.parse().map_err(|_| bad())?,
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        // An IPv6 address without a port ends in its bracket.
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| bad())?),
+        _ => (authority, PORT),
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() || port == 0 {
+        return Err(bad());
+    }
+    Ok((BackplaneAddress::Tcp { host: host.to_owned(), port, tls: false }, database))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_of_each_form_is_parsed() {
+        let tcp = |host: &str, port| BackplaneAddress::Tcp { host: host.to_owned(), port, tls: false };
+        for (text, expected, database) in [
+            ("redis://localhost", tcp("localhost", 6379), 0),
+            ("redis://10.0.0.1:7000/3", tcp("10.0.0.1", 7000), 3),
+            ("redis://[::1]", tcp("::1", 6379), 0),
+            ("redis://[::1]:7000/", tcp("::1", 7000), 0),
+            ("unix:/run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
+            ("unix:///run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
+        ] {
+            assert_eq!(address(text), Ok((expected, database)), "{text}");
+        }
+        for text in ["", "redis://", "localhost:6379", "redis://h:x", "redis://h:0", "redis://h/x", "unix:x"]
+        {
+            assert!(address(text).is_err(), "{text}");
+        }
+        assert!(address("redis://user:secret@host").unwrap_err().contains("--backplane-password-file"));
+    }
+
+    #[test]
+    fn name_of_a_log_has_a_bounded_length_and_alphabet() {
+        assert!(name("main").is_ok() && name(&"a".repeat(64)).is_ok());
+        for bad in ["", "a b", "a}", "{a", &"a".repeat(65)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The phases of the loop that concern a log that several servers share: receive, the end of a turn, and deadlines.
+
+use std::hash::{BuildHasher, RandomState};
+
+use mio::Poll;
+
+use super::Server;
+use super::backplane::Sockets;
+use super::engine::Engine;
+use super::receive::LogProgress;
+use super::shared_log::SharedLog;
+use super::start_error::StartError;
+use crate::backplane::link::LinkConfig;
+use crate::config::BackplaneConfig;
+use crate::net::acceptor::Acceptor;
+use crate::session::LogMode;
+use crate::time::LoopTime;
+
+/// Makes the log of a backplane the log of the engine.
+pub(super) fn join_log<T>(
+    engine: &mut Engine<T>,
+    poll: &Poll,
+    config: &BackplaneConfig,
+    now: LoopTime,
+) -> Result<Sockets, StartError> {
+    let sockets = Sockets::new(config, poll.registry()).map_err(StartError::Backplane)?;
+    engine.shared_log = Some(Box::new(SharedLog::new(link_config(config, engine.run), now)));
+    engine.shared.log_mode = LogMode::Starting;
+    Ok(sockets)
+}
+
+/// The settings of the link to a backplane.
+fn link_config(config: &BackplaneConfig, run: u32) -> LinkConfig {
+    LinkConfig {
+        name: config.name.clone(),
+        run,
+        seed: RandomState::new().hash_one(run),
+        user: config.user.clone(),
+        password: config.password.clone(),
+        database: config.database,
+        age_ms: config.age_ms,
+        bytes_max: config.bytes_max,
+        pending_bytes_max: config.pending_bytes_max,
+        publish_timeout_ms: config.publish_timeout_ms,
+        heartbeat_timeout_ms: config.heartbeat_timeout_ms,
+    }
+}
+
+impl<E: Acceptor> Server<E> {
+    /// Receives the entries of the shared log, and applies them up to a budget.
+    pub(super) fn receive(&mut self, now: LoopTime) {
+        let Server { backplane: Some(sockets), engine, .. } = self else { return };
+        let mut budget = engine.shared.limits.read_bytes_per_turn;
+        loop {
+            // Events that were left over are applied before anything else is received.
+            self.has_log_events = engine.apply_log(&mut budget, now) == LogProgress::HasMore;
+            let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) else { return };
+            if self.has_log_events || !sockets.receive(link, now) {
+                return;
+            }
+        }
+    }
+
+    /// Writes the outboxes, and this turn's entry of the shared log.
+    pub(super) fn flush(&mut self, now: LoopTime) {
+        self.engine.flush(now);
+        let Server { backplane: Some(sockets), engine, .. } = self else { return };
+        engine.finish_log_turn(now);
+        if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {
+            self.has_log_events |= sockets.flush(link, now);
+        }
+    }
+
+    /// When [`Server::expire_link`] is to be called.
+    pub(super) fn backplane_deadline(&self) -> Option<LoopTime> {
+        let link = self.engine.shared_log.as_ref().and_then(|log| log.link())?;
+        self.backplane.as_ref()?.next_deadline(link)
+    }
+
+    /// Expires the deadlines of the link and of its sockets.
+    pub(super) fn expire_link(&mut self, now: LoopTime) {
+        let Server { backplane: Some(sockets), engine, .. } = self else { return };
+        if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {
+            self.has_log_events |= sockets.expire(link, now);
+        }
+    }
+
+    /// Sends the last entry of this server to the shared log: the others do not wait for it any longer.
+    pub(super) fn leave_log(&mut self, now: LoopTime) {
+        let Server { backplane: Some(sockets), engine, .. } = self else { return };
+        if let Some(link) = engine.shared_log.as_mut().and_then(|log| log.link_mut()) {
+            link.shut_down(now);
+            link.finish_turn();
+            sockets.flush(link, now);
+        }
+    }
+}

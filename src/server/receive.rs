@@ -1,0 +1,382 @@
+//! The receive phase: applies the entries of a log that several servers share.
+//!
+//! Every server applies every entry, in the order of the log: so ids, order and history are the same on all of them. The
+//! messages of this server's own clients are acknowledged here. The phase precedes *read*, since entries of the log are
+//! older than new input.
+//!
+//! **Drain or requeue**: the phase ends when the link has no further event, or with [`LogProgress::HasMore`] when the
+//! budget of the turn is used or subscribers are to be notified of a loss first; then the loop does not wait.
+
+use bytes::Bytes;
+use log::{log, warn};
+
+use super::engine::Engine;
+use super::pending_publish::PendingPublish;
+use super::publish::{Applied, OrderedMessage};
+use super::shared_log::{Barrier, HeldClose, SharedLog, WaitingIntents};
+use crate::backplane::entry::{Item, LogMessage};
+use crate::backplane::event::{
+    LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LogItem, Marker, OpenedLog, PublishFailure,
+};
+use crate::hub::Published;
+use crate::hub::idempotency::IdempotencyKey;
+use crate::ids::{ChannelId, ChannelName, GapReason, MessageId, Sender, Since, SlotId, User};
+use crate::net::transport::Transport;
+use crate::session::LogMode;
+use crate::session::intent::Intent;
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
+use crate::time::LoopTime;
+
+/// Cost of an entry in a turn's budget, in addition to its bytes: applying a heartbeat takes about as long as a frame.
+const ENTRY_COST_BYTES: usize = 64;
+
+/// The result of applying events of the log.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogProgress {
+    /// The bytes that were received contain no further event.
+    NeedsInput,
+    /// There is more to apply in the next turn.
+    HasMore,
+}
+
+impl<T: Transport> Engine<T> {
+    /// Applies events of the log, up to a budget in bytes, which is reduced by their cost.
+    pub fn apply_log(&mut self, budget: &mut usize, now: LoopTime) -> LogProgress {
+        loop {
+            if self.is_notifying() || *budget == 0 {
+                return LogProgress::HasMore;
+            }
+            let Some(mut link) = self.shared_log.as_mut().and_then(|log| log.link.take()) else {
+                return LogProgress::NeedsInput;
+            };
+            let event = link.next(now);
+            let has_event = event.is_some();
+            if let Some(event) = event {
+                let cost = self.apply_event(event, now);
+                *budget = budget.saturating_sub(cost);
+            }
+            if let Some(log) = &mut self.shared_log {
+                log.link = Some(link);
+            }
+            if !has_event {
+                self.release_waiting(now);
+                return LogProgress::NeedsInput;
+            }
+        }
+    }
+
+    /// Applies one event. Returns its cost.
+    fn apply_event(&mut self, event: LinkEvent<'_, PendingPublish>, now: LoopTime) -> usize {
+        match event {
+            LinkEvent::Opened(opened) => self.log_opened(&opened, now),
+            LinkEvent::Up { .. } => self.shared.log_mode = LogMode::Ready,
+            LinkEvent::Entry(entry) => return self.apply_entry(entry, now),
+            LinkEvent::Marker(marker) => self.apply_marker(&marker, now),
+            LinkEvent::Discontinuity(loss) => {
+                let after = self.hub.head();
+                self.fan_out_all(now);
+                if loss.upto.epoch == after.epoch {
+                    self.hub.advance_to(loss.upto.seq);
+                }
+                self.announce_loss(&loss, after, now);
+            }
+            LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
+            LinkEvent::Failed { pending, why } => self.fail_publishes(&pending, why, now),
+            LinkEvent::Notice(notice) => self.log_notice(&notice),
+        }
+        ENTRY_COST_BYTES
+    }
+
+    fn log_opened(&mut self, opened: &OpenedLog, now: LoopTime) {
+        let OpenedLog { birth, client_block, time_ms, .. } = *opened;
+        let Some(log) = &mut self.shared_log else { return };
+        log.opened_at = (time_ms, now);
+        if log.birth.replace(birth).is_none() {
+            self.hub.seed_idempotency(birth);
+        }
+        if let Some(block) = client_block {
+            // Blocks that are 256 apart have the same ids: 2^32 ids have no more of them.
+            self.clients.add_block(block as u32);
+        }
+    }
+
+    fn apply_entry(&mut self, mut entry: LogEntry<'_, PendingPublish>, now: LoopTime) -> usize {
+        let (last, cost) = (entry.last, entry.bytes + ENTRY_COST_BYTES);
+        if entry.is_first {
+            self.hub.begin_log(last.epoch, entry.first_seq.saturating_sub(1));
+        }
+        let log_time = LoopTime::from_millis(entry.time_ms);
+        let Some(log) = &mut self.shared_log else { return cost };
+        log.log_time = log_time;
+        if let Some(millis) = entry.round_trip_ms {
+            self.shared.metrics.backplane_round_trip.observe(f64::from(millis) / 1e3);
+        }
+        while let Some(LogItem { id, item, pending }) = entry.next_item() {
+            match item {
+                Item::Message(message) => self.apply_message(id, &message, pending, log_time, now),
+                Item::Settings { idempotency_keys, idempotency_age_ms } => {
+                    self.compare_settings(idempotency_keys, idempotency_age_ms);
+                }
+                _ => {}
+            }
+        }
+        self.hub.advance_to(last.seq);
+        if self.shared.log_mode == LogMode::Starting {
+            // The age of a message is that of its entry.
+            let age_ms = self.shared_log.as_ref().map_or(0, |log| log.age_ms(entry.time_ms, now));
+            self.fan_out_all(now.before(age_ms.min(self.shared.limits.history.age_ms)));
+        }
+        cost
+    }
+
+    /// Publishes a message of any server in its channel, and answers its publisher if that is a client of this one.
+    fn apply_message(
+        &mut self,
+        id: MessageId,
+        message: &LogMessage<'_>,
+        pending: Option<PendingPublish>,
+        log_time: LoopTime,
+        now: LoopTime,
+    ) {
+        let LogMessage { channel: name, kind, payload, client, user, key } = *message;
+        self.hub.advance_to(id.seq.saturating_sub(1));
+        let slot = pending.as_ref().map(|pending| pending.slot);
+        let close = match (&mut self.shared_log, &pending) {
+            (Some(log), Some(pending)) if pending.is_web_socket() => log.count_answered(pending.slot),
+            _ => None,
+        };
+        match self.open_for_item(name, pending.as_ref()) {
+            Some(channel) => {
+                let subscription = slot
+                    .and_then(|slot| self.slots.get(slot))
+                    .and_then(|slot| slot.subscriptions.find(channel));
+                let key = key.map(|(owner, key)| IdempotencyKey { channel: name, owner, key });
+                let sender = Sender { client, user: user.map(User::from_json) };
+                let message = OrderedMessage { channel, kind, payload, sender, key, subscription };
+                let applied = self.apply_item(message, log_time);
+                match (applied, &pending) {
+                    (Ok(applied), Some(pending)) => {
+                        self.confirm(pending, channel, applied, payload.len(), now);
+                    }
+                    (Err(rejection), Some(pending)) => self.reject_publish(pending, rejection, now),
+                    (Ok(Applied::New(_)), None) => self.shared.metrics.published_by_backplane += 1,
+                    (_, None) => {}
+                }
+            }
+            None => {
+                self.hub.skip_message();
+                if let Some(pending) = &pending {
+                    let published = Published { id, index: 0, subscribers: 0 };
+                    self.acknowledge(pending, published, now);
+                }
+            }
+        }
+        self.hub.advance_to(id.seq);
+        if let (Some(slot), Some(close)) = (slot, close) {
+            self.queue_close_frame(slot, close.close_frame, now);
+        }
+    }
+
+    /// The channel of a message of the log. `None` if there is no room for a new one.
+    fn open_for_item(&mut self, name: &str, pending: Option<&PendingPublish>) -> Option<ChannelId> {
+        if let Some(channel) = self.hub.find(name) {
+            return Some(channel);
+        }
+        let name = ChannelName::parse(name.as_bytes()).ok()?;
+        let creator = pending.map(|pending| self.creator_of(pending)).unwrap_or_default();
+        self.hub.open_as(&name, creator).ok()
+    }
+
+    fn apply_marker(&mut self, marker: &Marker, now: LoopTime) {
+        let Marker { epoch, first_seq, survived, is_first, .. } = *marker;
+        if is_first {
+            self.hub.begin_log(epoch, first_seq);
+            return;
+        }
+        let after = self.hub.head();
+        self.fan_out_all(now);
+        let known = self.hub.begin_epoch(epoch, survived);
+        self.hub.forget_keys_after(known.unwrap_or(0));
+        self.hub.advance_to(first_seq);
+        match &marker.discontinuity {
+            Some(loss) => self.announce_loss(loss, after, now),
+            // Its history has messages that have no id any longer.
+            None if known.is_none() => self.begin_discontinuity(after, None, GapReason::Epoch, now),
+            None => {}
+        }
+    }
+
+    fn announce_loss(&mut self, loss: &LogDiscontinuity, after: MessageId, now: LoopTime) {
+        let why = if loss.cause.is_eviction() { GapReason::Evicted } else { GapReason::Lost };
+        self.shared.metrics.backplane_lost_messages += loss.missed.unwrap_or(0);
+        self.begin_discontinuity(after, loss.missed, why, now);
+    }
+
+    fn fail_publishes(&mut self, pending: &[PendingPublish], why: PublishFailure, now: LoopTime) {
+        let rejection = match why {
+            PublishFailure::BackplaneDown => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
+            PublishFailure::Unconfirmed => Rejection::Unconfirmed,
+            PublishFailure::BackplaneFull => Rejection::BackplaneFull,
+        };
+        if why == PublishFailure::Unconfirmed {
+            self.shared.metrics.backplane_unconfirmed += pending.len() as u64;
+        }
+        for pending in pending {
+            let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket());
+            let close = log.and_then(|log| log.count_answered(pending.slot));
+            self.reject_publish(pending, rejection, now);
+            if let Some(close) = close {
+                self.queue_close_frame(pending.slot, close.close_frame, now);
+            }
+        }
+    }
+
+    fn log_notice(&mut self, notice: &LinkNotice) {
+        if self.shared.log_mode == LogMode::Starting
+            && notice.is_fatal_at_start()
+            && let Some(log) = &mut self.shared_log
+        {
+            log.fatal.get_or_insert_with(|| notice.to_string());
+        }
+        log!(notice.level(), "{notice}");
+    }
+
+    /// All servers must remember the same idempotency keys, since each decides by itself which messages are duplicates.
+    fn compare_settings(&mut self, keys: u32, age_ms: u32) {
+        let own = self.own_settings();
+        let Some(log) = &mut self.shared_log else { return };
+        let is_new = log.settings.replace((keys, age_ms)) != Some((keys, age_ms));
+        if is_new && own != (keys, age_ms) {
+            warn!(
+                "backplane: idempotency settings differ from the log's: keys {}/{keys} age_ms {}/{age_ms}",
+                own.0, own.1
+            );
+        }
+    }
+
+    fn own_settings(&self) -> (u32, u32) {
+        let limits = self.shared.limits.idempotency;
+        (u32::try_from(limits.keys_max).unwrap_or(u32::MAX), limits.age_ms)
+    }
+
+    // Closes and subscriptions that wait for entries.
+
+    /// Queues a close frame, after the acknowledgements of the connection's messages.
+    pub(super) fn begin_close_frame(&mut self, id: SlotId, close_frame: Option<Bytes>, now: LoopTime) {
+        let close = HeldClose { close_frame };
+        let close = match &mut self.shared_log {
+            Some(log) => log.hold_close(id, close),
+            None => Some(close),
+        };
+        match close {
+            Some(HeldClose { close_frame }) => self.queue_close_frame(id, close_frame, now),
+            None => self.slots.mark_close_held(id, true),
+        }
+    }
+
+    /// Keeps an intent whose cursor is ahead of this server, which may have been received on another one, until this
+    /// server has read the log up to its present end; and all further intents of that connection. Returns the intent if
+    /// it can be applied now.
+    pub(super) fn wait_for_log(&mut self, id: SlotId, intent: Intent, now: LoopTime) -> Option<Intent> {
+        let Some(log) = &mut self.shared_log else { return Some(intent) };
+        if let Some(waiting) = log.waiting.get_mut(&id) {
+            waiting.intents.push(intent);
+            return None;
+        }
+        let since = match &intent {
+            Intent::Subscribe { options, .. } => options.since,
+            Intent::SendHello { subscription: Some((_, options)), .. } => options.since,
+            _ => return Some(intent),
+        };
+        let Since::After(cursor) = since else { return Some(intent) };
+        let Some(link) = log.link.as_mut().filter(|_| self.hub.is_ahead(cursor)) else { return Some(intent) };
+        let deadline = now.after(log.publish_timeout_ms);
+        log.barriers.push_back(Barrier { number: link.barrier(now), slot: id, deadline });
+        log.waiting.insert(id, WaitingIntents { intents: vec![intent] });
+        self.slots.mark_waiting_for_log(id, true);
+        None
+    }
+
+    /// Applies the intents that have waited for entries which were applied.
+    fn release_waiting(&mut self, now: LoopTime) {
+        while let Some(log) = &mut self.shared_log
+            && let Some(barrier) = log.barriers.front().copied()
+        {
+            let is_applied = log.link().is_some_and(|link| link.applied_number() >= barrier.number);
+            if !is_applied && !barrier.deadline.is_due(now) {
+                return;
+            }
+            log.barriers.pop_front();
+            let Some(WaitingIntents { intents }) = log.waiting.remove(&barrier.slot) else { continue };
+            self.slots.mark_waiting_for_log(barrier.slot, false);
+            for (at, intent) in intents.into_iter().enumerate() {
+                match intent {
+                    // The link is down: the cursor cannot be judged.
+                    intent if at == 0 && !is_applied => self.reject_waiting(barrier.slot, intent, now),
+                    // If the cursor is still ahead, it is of no log that this server reads.
+                    intent if at == 0 => self.apply_now(barrier.slot, intent, now),
+                    intent => self.apply(barrier.slot, intent, now),
+                }
+            }
+            self.slots.resume_reading(barrier.slot);
+        }
+    }
+
+    fn reject_waiting(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
+        let rejection = Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS };
+        match intent {
+            Intent::Subscribe { channel, options, reference, .. } => {
+                let reference = reference.as_deref();
+                self.reject_subscription(id, channel.as_str(), options, rejection, reference, now);
+            }
+            Intent::SendHello { subscription, rights } => {
+                self.send_hello(id, None, &rights, now);
+                if let Some((channel, options)) = subscription {
+                    self.reject_subscription(id, channel.as_str(), options, rejection, None, now);
+                }
+            }
+            intent => self.apply_now(id, intent, now),
+        }
+    }
+
+    /// Returns true if messages may be lost that other servers have not reported yet.
+    pub(super) fn has_unreported_loss(&self) -> bool {
+        let link = self.shared_log.as_ref().and_then(|log| log.link());
+        link.is_some_and(|link| link.has_unreported_loss())
+    }
+
+    // The end of a turn, and time.
+
+    /// Ends the turn for the log: its entry is complete.
+    pub fn finish_log_turn(&mut self, now: LoopTime) {
+        let settings = self.own_settings();
+        let (connections, subscribers) = (self.slots.len() as u32, self.hub.subscriptions() as u32);
+        let Some(SharedLog { link: Some(link), settings: known, .. }) = self.shared_log.as_deref_mut() else {
+            return;
+        };
+        link.set_counts(connections, subscribers);
+        if link.was_up() && known.is_none() {
+            *known = Some(settings);
+            link.submit_settings(settings.0, settings.1, now);
+        }
+        link.finish_turn();
+    }
+
+    /// Rejects the subscriptions that have waited for too long.
+    pub(super) fn expire_log(&mut self, now: LoopTime) {
+        if self.shared_log.is_some() {
+            self.release_waiting(now);
+        }
+    }
+
+    /// When a waiting subscription is rejected.
+    pub(super) fn next_log_expiry(&self) -> Option<LoopTime> {
+        Some(self.shared_log.as_ref()?.barriers.front()?.deadline)
+    }
+
+    /// The time by which idempotency keys expire.
+    pub(super) fn log_time(&self, now: LoopTime) -> LoopTime {
+        self.shared_log.as_ref().map_or(now, |log| log.log_time)
+    }
+}

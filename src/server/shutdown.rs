@@ -1,0 +1,109 @@
+//! The shutdown: signals begin and force it, and it ends when all connections are closed and the history file is
+//! complete.
+
+use std::time::Duration;
+
+use log::{info, warn};
+
+use super::Server;
+use super::engine::Engine;
+use super::store::{FORCED_SHUTDOWN_WRITE_TIMEOUT, SHUTDOWN_WRITE_TIMEOUT};
+use crate::net::acceptor::Acceptor;
+use crate::time::LoopTime;
+
+/// Phases of the shutdown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ShutdownPhase {
+    Serving,
+    /// The first signal arrived, and `--drain-delay-ms` runs: new clients are still served.
+    Announced {
+        until: LoopTime,
+    },
+    /// Connections are being closed.
+    Draining {
+        until: LoopTime,
+    },
+    /// The second signal arrived.
+    Forced,
+}
+
+/// The result of a shutdown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerExit {
+    /// After a drain.
+    Drained,
+    /// At once, by a second signal.
+    Forced,
+    /// The history file could not be completed.
+    HistoryIncomplete,
+    /// Before the shared log was read for the first time, Redis rejected a command that it must permit.
+    BackplaneRejected(String),
+}
+
+impl<E: Acceptor> Server<E> {
+    /// Begins the shutdown at the first signal, and ends it at once at the second.
+    pub(super) fn shut_down(&mut self, now: LoopTime) {
+        match self.phase {
+            ShutdownPhase::Serving => {
+                let delay_ms = self.engine.shared.limits.drain_delay_ms;
+                if delay_ms > 0 {
+                    info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
+                }
+                self.engine.is_drain_announced = true;
+                self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
+            }
+            ShutdownPhase::Announced { .. } | ShutdownPhase::Draining { .. } => {
+                warn!("second signal: closing {} connections at once", self.engine.slots.len());
+                self.phase = ShutdownPhase::Forced;
+            }
+            ShutdownPhase::Forced => {}
+        }
+    }
+
+    fn begin_drain(&mut self, now: LoopTime) {
+        info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
+        self.listener = None;
+        self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
+        self.engine.drain(now);
+    }
+
+    /// Returns the result of the shutdown when all connections are closed, or the time for that is over.
+    pub(super) fn end(&mut self) -> Option<ServerExit> {
+        let now = self.clock.now();
+        if let Some(why) = self.engine.shared_log.as_mut().and_then(|log| log.fatal.take()) {
+            return Some(ServerExit::BackplaneRejected(why));
+        }
+        if let ShutdownPhase::Announced { until } = self.phase
+            && until.is_due(now)
+        {
+            self.begin_drain(now);
+        }
+        let end = match self.phase {
+            ShutdownPhase::Serving | ShutdownPhase::Announced { .. } => return None,
+            ShutdownPhase::Draining { .. } if self.engine.is_drained() => ServerExit::Drained,
+            ShutdownPhase::Draining { until } if until.is_due(now) => {
+                warn!("drain timeout: closing {} connections at once", self.engine.slots.len());
+                ServerExit::Drained
+            }
+            ShutdownPhase::Draining { .. } => return None,
+            ShutdownPhase::Forced => ServerExit::Forced,
+        };
+        self.engine.cut();
+        self.engine.reap(now);
+        self.leave_log(now);
+        let timeout =
+            if end == ServerExit::Forced { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
+        let end = if self.save(timeout) { end } else { ServerExit::HistoryIncomplete };
+        info!("ended {}", self.engine.shared.metrics);
+        Some(end)
+    }
+
+    /// Completes the history file after all connections are closed. Returns false if it cannot be completed.
+    fn save(&mut self, timeout: Duration) -> bool {
+        let clients = self.engine.next_client();
+        let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
+        store.take().is_none_or(|store| {
+            store.finish(hub, &mut shared.metrics, clients, clock.times(), clock.stamp(), timeout)
+        })
+    }
+}

@@ -1,0 +1,632 @@
+//! Several servers that share a log: publishing, acknowledgements, closes, cursors and losses. Method: engines in memory,
+//! each with a real link, and one log server in memory that answers when the test lets it.
+
+use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
+use oyez::close::Reason;
+use oyez::config::Limits;
+use oyez::ids::SlotId;
+use oyez::server::receive::LogProgress;
+use oyez::server::shared_log::SharedLog;
+use oyez::session::LogMode;
+use serde_json::Value;
+
+use crate::support::frames;
+use crate::support::log_server::{self, LogData, LogServer};
+use crate::support::rig::{Behavior, Pipe, Rig};
+
+const TIMEOUT_MS: u32 = 10_000;
+
+/// A server over the log.
+struct Node {
+    rig: Rig,
+    /// Its connections to the log, while they are open.
+    pipes: Option<[log_server::Pipe; 2]>,
+    wants_connection: bool,
+    /// What the log sends does not arrive.
+    is_cut: bool,
+}
+
+struct Cluster {
+    log: LogServer,
+    nodes: Vec<Node>,
+    redis_ms: u64,
+}
+
+impl Cluster {
+    fn of(count: u32) -> Cluster {
+        Cluster::with_limits(count, &Limits::default())
+    }
+
+    fn with_limits(count: u32, limits: &Limits) -> Cluster {
+        let mut cluster = Cluster {
+            log: LogServer::new(LogData::default(), 1),
+            nodes: Vec::new(),
+            redis_ms: 1_800_000_000_000,
+        };
+        for run in 1..=count {
+            cluster.add(run, limits);
+        }
+        cluster.settle();
+        cluster
+    }
+
+    fn add(&mut self, run: u32, limits: &Limits) {
+        let mut rig = Rig::new(limits.clone());
+        let config = LinkConfig {
+            name: "test".into(),
+            run,
+            seed: u64::from(run),
+            user: None,
+            password: None,
+            database: 0,
+            age_ms: 300_000,
+            bytes_max: 1 << 20,
+            pending_bytes_max: 64 << 10,
+            publish_timeout_ms: TIMEOUT_MS,
+            heartbeat_timeout_ms: 5_000,
+        };
+        rig.engine.run = run;
+        rig.engine.shared_log = Some(Box::new(SharedLog::new(config, rig.now)));
+        rig.engine.shared.log_mode = LogMode::Starting;
+        self.nodes.push(Node { rig, pipes: None, wants_connection: false, is_cut: false });
+    }
+
+    /// One turn of a server, with everything that the log has sent.
+    fn turn(&mut self, at: usize) {
+        let Cluster { log, nodes, redis_ms } = self;
+        let node = &mut nodes[at];
+        node.receive(log, *redis_ms);
+        node.rig.turn();
+        let now = node.rig.now;
+        node.rig.engine.finish_log_turn(now);
+        node.flush(log, *redis_ms);
+    }
+
+    /// Runs turns until all that was sent has arrived everywhere.
+    fn settle(&mut self) {
+        for _ in 0..12 {
+            (0..self.nodes.len()).for_each(|at| self.turn(at));
+        }
+    }
+
+    /// Advances the time of all servers and of the log.
+    fn advance_ms(&mut self, millis: u32) {
+        for _ in 0..millis / 50 {
+            self.redis_ms += 50;
+            for at in 0..self.nodes.len() {
+                let rig = &mut self.nodes[at].rig;
+                rig.now = rig.now.after(50);
+                self.turn(at);
+            }
+        }
+    }
+
+    /// The log is lost, with its connections.
+    fn stop_log(&mut self) {
+        self.log.is_alive = false;
+        for node in &mut self.nodes {
+            node.pipes = None;
+            let now = node.rig.now;
+            node.link().failed("reset".into(), now);
+        }
+    }
+
+    fn rig(&mut self, at: usize) -> &mut Rig {
+        &mut self.nodes[at].rig
+    }
+
+    fn join(&mut self, at: usize, path: &str) -> SlotId {
+        self.rig(at).join(path)
+    }
+
+    fn v1(&mut self, at: usize, path: &str) -> SlotId {
+        let rig = self.rig(at);
+        let id = rig.connect(Behavior::Cooperative);
+        let head = frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n");
+        rig.send(id, head.as_bytes());
+        rig.turn();
+        rig.skip_head(id);
+        id
+    }
+
+    fn notices(&mut self, at: usize, id: SlotId) -> Vec<Value> {
+        self.rig(at).texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+    }
+
+    fn publish_http(&mut self, at: usize, id: SlotId, channel: &str, body: &str, lines: &str) {
+        let length = body.len();
+        let request = format!(
+            "POST /v1/publish/{channel} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n{lines}Content-Length: {length}\r\n\r\n{body}"
+        );
+        self.rig(at).send(id, request.as_bytes());
+    }
+
+    fn http(&mut self, at: usize) -> SlotId {
+        self.rig(at).connect(Behavior::Cooperative)
+    }
+}
+
+impl Node {
+    fn link(&mut self) -> &mut Link<impl Sized + use<>> {
+        self.rig.engine.shared_log.as_mut().unwrap().link_mut().unwrap()
+    }
+
+    /// The driver's part of *receive*, *expire* and *flush*.
+    fn receive(&mut self, log: &mut LogServer, redis_ms: u64) {
+        let now = self.rig.now;
+        self.link().expire(now);
+        self.apply();
+        match self.link().take_action() {
+            Some(LinkAction::Close) => self.pipes = None,
+            Some(LinkAction::Connect { .. }) => self.wants_connection = true,
+            None => {}
+        }
+        if std::mem::take(&mut self.wants_connection) {
+            if log.is_alive {
+                self.pipes = Some(Default::default());
+                self.link().connected("memory", now);
+            } else {
+                self.link().failed("connection refused".into(), now);
+            }
+        }
+        for (side, at) in [(Side::Appender, 0), (Side::Reader, 1)] {
+            if self.is_cut {
+                continue;
+            }
+            let Some(pipes) = &mut self.pipes else { return };
+            pipes[at].execute(log, redis_ms);
+            let mut received = std::mem::take(&mut pipes[at].to_client);
+            while !received.is_empty() && !self.rig.engine.is_notifying() {
+                let room = self.link().room(side);
+                let count = room.len().min(received.len()).min(100);
+                room[..count].copy_from_slice(&received[..count]);
+                self.link().filled(side, count);
+                received.drain(..count);
+                self.apply();
+            }
+            if let Some(pipes) = &mut self.pipes {
+                received.append(&mut pipes[at].to_client);
+                pipes[at].to_client = received;
+            }
+        }
+    }
+
+    fn apply(&mut self) {
+        let (now, mut budget) = (self.rig.now, usize::MAX);
+        while self.rig.engine.apply_log(&mut budget, now) == LogProgress::HasMore {
+            self.rig.turn();
+        }
+    }
+
+    fn flush(&mut self, log: &mut LogServer, redis_ms: u64) {
+        let now = self.rig.now;
+        for (side, at) in [(Side::Appender, 0), (Side::Reader, 1)] {
+            let bytes = self.link().unsent(side, now).to_vec();
+            self.link().sent(side, bytes.len());
+            if let Some(pipes) = &mut self.pipes {
+                pipes[at].to_server.extend_from_slice(&bytes);
+                pipes[at].execute(log, redis_ms);
+            }
+        }
+    }
+}
+
+fn texts(notices: &[Value]) -> Vec<&str> {
+    notices.iter().filter_map(|notice| notice["text"].as_str()).collect()
+}
+
+fn of_type<'a>(notices: &'a [Value], kind: &str) -> Option<&'a Value> {
+    notices.iter().find(|notice| notice["type"] == kind)
+}
+
+#[test]
+fn message_reaches_subscribers_of_all_servers_in_one_order_with_one_id() {
+    let mut cluster = Cluster::of(3);
+    let subscribers: Vec<SlotId> = (0..3).map(|at| cluster.v1(at, "/ws/a")).collect();
+    let publishers: Vec<SlotId> = (0..3).map(|at| cluster.join(at, "/ws/a?echo=0")).collect();
+    for round in 0..3 {
+        for (at, &id) in publishers.iter().enumerate() {
+            cluster.rig(at).send_text(id, &format!("{at}{round}"));
+        }
+        cluster.settle();
+    }
+    let received: Vec<Vec<Value>> =
+        subscribers.iter().enumerate().map(|(at, &id)| cluster.notices(at, id)).collect();
+    let ids = |notices: &[Value]| -> Vec<(Value, Value)> {
+        let messages = notices.iter().filter(|notice| notice["text"].is_string());
+        messages.map(|message| (message["id"].clone(), message["text"].clone())).collect()
+    };
+    assert_eq!(ids(&received[0]).len(), 9);
+    assert!(received.iter().all(|one| ids(one) == ids(&received[0])), "{received:?}");
+    // `echo=0` holds for a message that came back from the log.
+    let texts: Vec<String> = cluster.rig(1).texts(publishers[1]);
+    assert_eq!((texts.len(), texts.iter().any(|text| text.starts_with('1'))), (6, false), "{texts:?}");
+    let metrics = &cluster.rig(0).engine.shared.metrics;
+    assert_eq!((metrics.published_by_websocket, metrics.published_by_backplane), (3, 6));
+}
+
+#[test]
+fn publish_is_acknowledged_when_it_is_read_back() {
+    let mut cluster = Cluster::of(2);
+    let id = cluster.v1(0, "/ws/a");
+    cluster.settle();
+    cluster.notices(0, id);
+    cluster.nodes[0].is_cut = true;
+    cluster.rig(0).send_text(id, r#"{"type":"publish","ch":"a","text":"x","ref":7}"#);
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "y", "");
+    cluster.settle();
+    assert_eq!((cluster.notices(0, id).len(), cluster.rig(0).responses(http).len()), (0, 0));
+    assert_eq!(cluster.rig(1).engine.hub.history_usage().messages, 2, "the other server has applied them");
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    let notices = cluster.notices(0, id);
+    assert_eq!((texts(&notices), &of_type(&notices, "ack").unwrap()["ref"]), (vec!["x", "y"], &7.into()));
+    let response = cluster.rig(0).responses(http).remove(0);
+    assert_eq!(response.status, 200);
+    assert!(response.body.contains("\"subscribers\":1"), "{}", response.body);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_their_order() {
+    let mut cluster = Cluster::of(1);
+    let http = cluster.http(0);
+    cluster.nodes[0].is_cut = true;
+    cluster.publish_http(0, http, "a", "1", "");
+    cluster.publish_http(0, http, "bad%20name", "2", "");
+    cluster.rig(0).send(http, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    cluster.settle();
+    assert!(cluster.rig(0).responses(http).is_empty(), "nothing overtakes the publish");
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    let statuses: Vec<u16> = cluster.rig(0).responses(http).iter().map(|response| response.status).collect();
+    assert_eq!(statuses[0], 200, "{statuses:?}");
+    assert!(statuses.len() > 1 && statuses[1] >= 400, "{statuses:?}");
+}
+
+#[test]
+fn close_of_a_raw_websocket_is_answered_after_its_messages_are_in_the_log() {
+    let mut cluster = Cluster::of(2);
+    let id = cluster.join(0, "/ws/a");
+    cluster.nodes[0].is_cut = true;
+    cluster.rig(0).send_text(id, "last");
+    cluster.rig(0).send(id, &frames::close(1000, ""));
+    cluster.settle();
+    cluster.advance_ms(4_000);
+    assert_eq!(cluster.rig(0).frames(id).len(), 0, "the close frame waits, longer than --close-timeout-ms");
+    assert!(cluster.rig(0).is_alive(id));
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    let frames = cluster.rig(0).frames(id);
+    assert_eq!((&frames[0].payload[..], frames[1].close_code().0), (&b"last"[..], 1000), "{frames:?}");
+    cluster.rig(0).send_eof(id);
+    cluster.settle();
+    assert!(!cluster.rig(0).is_alive(id));
+}
+
+#[test]
+fn publishes_wait_for_the_log_and_are_rejected_after_their_timeout() {
+    let mut cluster = Cluster::of(2);
+    let (v1, raw, http) = (cluster.v1(0, "/ws/a"), cluster.join(0, "/ws/a"), cluster.http(0));
+    cluster.settle();
+    cluster.notices(0, v1);
+    cluster.stop_log();
+    cluster.rig(0).send_text(v1, r#"{"type":"publish","ch":"a","text":"x","ref":1}"#);
+    cluster.rig(0).send_text(raw, "y");
+    cluster.rig(0).send(raw, &frames::close(1000, ""));
+    cluster.publish_http(0, http, "a", "z", "");
+    cluster.advance_ms(TIMEOUT_MS - 1_000);
+    assert_eq!((cluster.notices(0, v1).len(), cluster.rig(0).frames(raw).len()), (0, 0));
+    cluster.advance_ms(2_000);
+    let notices = cluster.notices(0, v1);
+    let error = of_type(&notices, "error").expect("an error");
+    assert_eq!((&error["code"], &error["ref"]), (&"backplane_down".into(), &1.into()));
+    assert_eq!(cluster.rig(0).frames(raw)[0].close_code(), (4104, "backplane_down retry_ms=1000".into()));
+    let response = cluster.rig(0).responses(http).remove(0);
+    assert_eq!((response.status, response.field("Retry-After")), (503, Some("1")));
+    assert!(response.body.contains("\"backplane_down\""), "{}", response.body);
+    // Rejected messages are delivered to no one when the log is back.
+    let subscriber = cluster.v1(1, "/ws/a");
+    cluster.log.is_alive = true;
+    cluster.advance_ms(4_000);
+    assert_eq!(texts(&cluster.notices(1, subscriber)), [""; 0]);
+    let again = cluster.http(0);
+    cluster.publish_http(0, again, "a", "later", "");
+    cluster.settle();
+    assert_eq!(cluster.rig(0).responses(again)[0].status, 200);
+    assert_eq!(texts(&cluster.notices(1, subscriber)), ["later"]);
+}
+
+#[test]
+fn message_that_was_sent_and_not_read_back_is_unconfirmed() {
+    let mut cluster = Cluster::of(2);
+    let id = cluster.v1(0, "/ws/a");
+    cluster.settle();
+    cluster.notices(0, id);
+    cluster.nodes[0].is_cut = true;
+    cluster.rig(0).send_text(id, r#"{"type":"publish","ch":"a","text":"x","ref":1}"#);
+    cluster.advance_ms(TIMEOUT_MS + 500);
+    let notices = cluster.notices(0, id);
+    assert_eq!(of_type(&notices, "error").expect("an error")["code"], "unconfirmed");
+    assert_eq!(cluster.rig(0).engine.shared.metrics.backplane_unconfirmed, 1);
+}
+
+#[test]
+fn publishes_over_the_limit_of_pending_bytes_are_rejected_at_once() {
+    let mut cluster = Cluster::of(1);
+    let id = cluster.v1(0, "/ws/a");
+    cluster.settle();
+    cluster.notices(0, id);
+    cluster.stop_log();
+    let text = "x".repeat(30_000);
+    for reference in 0..4 {
+        let publish = format!(r#"{{"type":"publish","ch":"a","text":"{text}","ref":{reference}}}"#);
+        cluster.rig(0).send_text(id, &publish);
+        cluster.turn(0);
+    }
+    let notices = cluster.notices(0, id);
+    let rejected: Vec<&Value> = notices.iter().map(|notice| &notice["ref"]).collect();
+    assert!(!rejected.is_empty() && rejected.len() < 4, "{rejected:?}");
+    assert!(notices.iter().all(|notice| notice["code"] == "backplane_down"), "{notices:?}");
+}
+
+#[test]
+fn idempotency_key_is_known_on_every_server() {
+    let mut cluster = Cluster::of(3);
+    let subscriber = cluster.v1(2, "/ws/a");
+    let key = "Idempotency-Key: \"k\"\r\n";
+    let mut bodies = Vec::new();
+    for (at, body) in [(0, "x"), (1, "x"), (2, "other"), (1, "x")] {
+        let http = cluster.http(at);
+        cluster.publish_http(at, http, "a", body, key);
+        cluster.settle();
+        let response = cluster.rig(at).responses(http).remove(0);
+        bodies.push((response.status, response.body.split(',').next().unwrap().to_owned()));
+    }
+    assert_eq!((bodies[0].0, &bodies[1], bodies[2].0), (200, &bodies[0], 422), "{bodies:?}");
+    assert_eq!(bodies[3], bodies[0]);
+    assert_eq!(texts(&cluster.notices(2, subscriber)), ["x"]);
+    // The same key in flight on two servers at once: the first in the log wins.
+    let ids = [0, 1].map(|at| {
+        let http = cluster.http(at);
+        cluster.publish_http(at, http, "a", "y", "Idempotency-Key: \"race\"\r\n");
+        (at, http)
+    });
+    cluster.settle();
+    let answers = ids.map(|(at, http)| cluster.rig(at).responses(http).remove(0).body);
+    let id = |body: &str| body.split(',').next().unwrap().to_owned();
+    assert_eq!(id(&answers[0]), id(&answers[1]));
+    assert_eq!(texts(&cluster.notices(2, subscriber)), ["y"]);
+}
+
+#[test]
+fn client_resumes_on_another_server_without_a_gap() {
+    let mut cluster = Cluster::of(2);
+    let (id, publisher) = (cluster.v1(0, "/ws/a"), cluster.join(1, "/ws/a?echo=0"));
+    cluster.rig(1).send_text(publisher, "1");
+    cluster.settle();
+    let notices = cluster.notices(0, id);
+    let cursor =
+        notices.iter().rfind(|notice| notice["text"] == "1").unwrap()["id"].as_str().unwrap().to_owned();
+    cluster.rig(1).send_text(publisher, "2");
+    cluster.settle();
+    let other = cluster.v1(1, &format!("/ws/a?since={cursor}"));
+    cluster.settle();
+    let notices = cluster.notices(1, other);
+    assert_eq!((texts(&notices), of_type(&notices, "gap")), (vec!["2"], None), "{notices:?}");
+}
+
+#[test]
+fn cursor_ahead_of_a_server_waits_until_it_has_read_the_log() {
+    let mut cluster = Cluster::of(2);
+    let (id, publisher) = (cluster.v1(0, "/ws/a"), cluster.join(0, "/ws/a?echo=0"));
+    cluster.nodes[1].is_cut = true;
+    for text in ["1", "2"] {
+        cluster.rig(0).send_text(publisher, text);
+        cluster.settle();
+    }
+    let notices = cluster.notices(0, id);
+    let cursor =
+        notices.iter().find(|notice| notice["text"] == "1").unwrap()["id"].as_str().unwrap().to_owned();
+    let resumed = cluster.v1(1, &format!("/ws/a?since={cursor}"));
+    let raw = cluster.join(1, &format!("/ws/a?since={cursor}"));
+    cluster.rig(1).send_text(raw, "3");
+    cluster.settle();
+    assert!(cluster.notices(1, resumed).is_empty(), "not even hello, which has the cursor");
+    cluster.nodes[1].is_cut = false;
+    cluster.settle();
+    let notices = cluster.notices(1, resumed);
+    assert_eq!((texts(&notices), of_type(&notices, "gap")), (vec!["2", "3"], None), "{notices:?}");
+    assert_eq!(cluster.rig(1).texts(raw), ["2", "3"], "what it sent while it waited is published");
+    // A cursor that is ahead of the log itself.
+    let epoch = cursor.split_once('-').unwrap().0.to_owned();
+    let ahead = cluster.v1(1, &format!("/ws/a?since={epoch}-999999"));
+    cluster.settle();
+    let notices = cluster.notices(1, ahead);
+    assert_eq!(of_type(&notices, "gap").expect("a gap")["why"], "future");
+}
+
+#[test]
+fn waiting_subscription_is_rejected_when_the_log_stays_down() {
+    let mut cluster = Cluster::of(1);
+    let epoch = cluster.rig(0).engine.hub.head().epoch;
+    cluster.stop_log();
+    let v1 = cluster.v1(0, &format!("/ws/a?since={epoch}-999999"));
+    let raw = cluster.join(0, &format!("/ws/a?since={epoch}-999999"));
+    cluster.advance_ms(TIMEOUT_MS + 500);
+    let notices = cluster.notices(0, v1);
+    assert_eq!((&notices[0]["type"], &notices[1]["code"]), (&"hello".into(), &"backplane_down".into()));
+    assert_eq!(cluster.rig(0).frames(raw)[0].close_code(), (4104, "backplane_down retry_ms=1000".into()));
+}
+
+#[test]
+fn requests_are_rejected_until_the_log_was_read_for_the_first_time() {
+    let mut cluster = Cluster { log: LogServer::new(LogData::default(), 1), nodes: Vec::new(), redis_ms: 1 };
+    cluster.log.is_alive = false;
+    cluster.add(1, &Limits::default());
+    let ask = |cluster: &mut Cluster, path: &str| {
+        let http = cluster.http(0);
+        cluster.rig(0).send(http, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
+        cluster.turn(0);
+        cluster.rig(0).responses(http).remove(0).status
+    };
+    let paths = ["/v1/channels", "/ws/a", "/readyz", "/healthz", "/metrics"];
+    assert_eq!(paths.map(|path| ask(&mut cluster, path)), [503, 503, 503, 200, 200]);
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "x", "");
+    cluster.turn(0);
+    assert!(cluster.rig(0).responses(http)[0].body.contains("backplane_down"));
+    cluster.log.is_alive = true;
+    cluster.advance_ms(3_000);
+    assert_eq!(["/v1/channels", "/readyz"].map(|path| ask(&mut cluster, path)), [200, 200]);
+    cluster.stop_log();
+    cluster.turn(0);
+    assert_eq!(
+        ["/v1/channels", "/readyz"].map(|path| ask(&mut cluster, path)),
+        [200, 200],
+        "later it is ready"
+    );
+}
+
+#[test]
+fn server_that_starts_has_the_history_of_the_log_with_its_ages() {
+    let mut cluster = Cluster::of(1);
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "old", "");
+    cluster.settle();
+    cluster.advance_ms(200_000);
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "new", "");
+    cluster.settle();
+    cluster.add(2, &Limits::default());
+    cluster.advance_ms(500);
+    assert_eq!(cluster.rig(1).engine.hub.history_usage().messages, 2);
+    cluster.advance_ms(110_000);
+    assert_eq!(cluster.rig(1).engine.hub.history_usage().messages, 1, "by the time of the log");
+}
+
+#[test]
+fn new_epoch_after_flushall_is_a_gap_on_all_servers_and_no_id_is_used_twice() {
+    let mut cluster = Cluster::of(2);
+    let subscribers = [0, 1].map(|at| cluster.v1(at, "/ws/a"));
+    let raw = cluster.join(1, "/ws/b");
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "before", "");
+    cluster.settle();
+    let before: Vec<Vec<Value>> = (0..2).map(|at| cluster.notices(at, subscribers[at])).collect();
+    let cursor = before[0].iter().rfind(|notice| notice["text"] == "before").unwrap()["id"].clone();
+    cluster.log.data = LogData::default();
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "after", "");
+    cluster.advance_ms(4_000);
+    for (at, &id) in subscribers.iter().enumerate() {
+        let notices = cluster.notices(at, id);
+        let gap = of_type(&notices, "gap").expect("a gap");
+        assert_eq!((&gap["why"], &gap["after"]), (&"lost".into(), &cursor), "{notices:?}");
+        assert_eq!(texts(&notices), ["after"]);
+        let id = notices.iter().find(|notice| notice["text"] == "after").unwrap()["id"].clone();
+        assert_ne!(id, cursor);
+    }
+    assert_eq!(cluster.rig(1).frames(raw)[0].close_code(), (4104, "lost".into()));
+    let resumed = cluster.v1(1, &format!("/ws/a?since={}", cursor.as_str().unwrap()));
+    cluster.settle();
+    let notices = cluster.notices(1, resumed);
+    // Nothing of the cursor's epoch is left.
+    assert_eq!(
+        (texts(&notices), &of_type(&notices, "gap").unwrap()["why"]),
+        (vec!["after"], &"epoch".into())
+    );
+}
+
+#[test]
+fn hello_names_the_log_and_the_server() {
+    let mut cluster = Cluster::of(2);
+    let hello = [0, 1].map(|at| {
+        let id = cluster.v1(at, "/ws/a");
+        cluster.notices(at, id).remove(0)
+    });
+    assert_eq!(hello[0]["run"], hello[1]["run"]);
+    assert_ne!(hello[0]["node"], hello[1]["node"]);
+    assert_ne!(hello[0]["client"], hello[1]["client"]);
+    let mut alone = Rig::<Pipe>::new(Limits::default());
+    let id = alone.connect(Behavior::Cooperative);
+    let head = frames::upgrade("/ws/a").replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n");
+    alone.send(id, head.as_bytes());
+    alone.turn();
+    alone.skip_head(id);
+    assert!(!alone.texts(id)[0].contains("\"node\""));
+}
+
+#[test]
+fn connection_that_has_closed_gets_no_acknowledgement_of_its_messages() {
+    let mut cluster = Cluster::of(1);
+    let subscriber = cluster.v1(0, "/ws/a");
+    let id = cluster.join(0, "/ws/a");
+    cluster.nodes[0].is_cut = true;
+    cluster.rig(0).send_text(id, "x");
+    cluster.settle();
+    cluster.rig(0).reset(id);
+    cluster.settle();
+    assert!(!cluster.rig(0).is_alive(id));
+    let next = cluster.join(0, "/ws/b");
+    assert_eq!(next.key, id.key, "the slot is used again");
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    assert_eq!(cluster.rig(0).texts(next), [""; 0]);
+    assert_eq!(texts(&cluster.notices(0, subscriber)), ["x"]);
+    assert_eq!(cluster.rig(0).engine.shared.metrics.closed(Reason::Reset), 1);
+}
+
+#[test]
+fn drain_answers_publishes_that_wait_for_the_log() {
+    let mut cluster = Cluster::of(1);
+    let (http, raw) = (cluster.http(0), cluster.join(0, "/ws/a"));
+    cluster.nodes[0].is_cut = true;
+    cluster.publish_http(0, http, "a", "x", "");
+    cluster.rig(0).send_text(raw, "y");
+    cluster.turn(0);
+    let now = cluster.rig(0).now;
+    cluster.rig(0).engine.drain(now);
+    cluster.settle();
+    cluster.advance_ms(1_000);
+    assert!(cluster.rig(0).responses(http).is_empty());
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    assert_eq!(cluster.rig(0).responses(http)[0].status, 200);
+    let frames = cluster.rig(0).frames(raw);
+    assert_eq!(frames.last().unwrap().close_code().0, 4200, "{frames:?}");
+}
+
+#[test]
+fn older_data_of_the_log_is_a_loss_on_all_servers_and_no_id_is_used_twice() {
+    let mut cluster = Cluster::of(2);
+    let (subscriber, publisher) = (cluster.v1(1, "/ws/a"), cluster.join(0, "/ws/a?echo=0"));
+    for text in ["1", "2", "3"] {
+        cluster.rig(0).send_text(publisher, text);
+        cluster.settle();
+    }
+    let notices = cluster.notices(1, subscriber);
+    let mut ids: Vec<Value> =
+        notices.iter().filter(|one| one["text"].is_string()).map(|one| one["id"].clone()).collect();
+    // A failover to a replica that lags by two entries.
+    cluster.stop_log();
+    cluster.log = LogServer::new(cluster.log.version(2), 2);
+    cluster.advance_ms(4_000);
+    let notices = cluster.notices(1, subscriber);
+    assert_eq!(of_type(&notices, "gap").expect("a gap")["why"], "lost", "{notices:?}");
+    assert_eq!(cluster.rig(0).frames(publisher)[0].close_code(), (4104, "lost".into()));
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, "a", "4", "");
+    cluster.settle();
+    let notices = cluster.notices(1, subscriber);
+    let last = notices.iter().find(|one| one["text"] == "4").expect("it arrives")["id"].clone();
+    assert!(!ids.contains(&last));
+    ids.push(last);
+    let history = cluster.http(1);
+    let lost = ids[2].as_str().unwrap();
+    let request = format!("GET /v1/channels/a/history?since={lost} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    cluster.rig(1).send(history, request.as_bytes());
+    cluster.settle();
+    let page: Value = serde_json::from_str(&cluster.rig(1).responses(history)[0].body).unwrap();
+    assert_eq!((&page["gap"]["why"], &page["messages"][0]["text"]), (&"lost".into(), &"4".into()), "{page}");
+}

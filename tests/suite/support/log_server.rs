@@ -1,0 +1,213 @@
+//! An in-memory server with one log: the semantics of the two scripts, of `XREAD`, and of the commands that a link sends
+//! before. It speaks RESP by another implementation than the one under test.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use oyez::ids::MessageId;
+use redis_protocol::resp2::decode::decode;
+use redis_protocol::resp2::encode::encode;
+use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
+
+/// A stream entry: an id, the time in ms, and a field `b` or `m`.
+pub struct Record {
+    pub id: (u64, u64),
+    pub time_ms: u64,
+    pub field: &'static str,
+    pub body: Vec<u8>,
+}
+
+/// The keys of the log.
+#[derive(Clone, Default)]
+pub struct LogData {
+    pub log: Vec<Rc<Record>>,
+    pub state: BTreeMap<&'static str, String>,
+}
+
+/// How many changes a replica may lag: the data of that many is kept.
+const VERSIONS: usize = 11;
+
+pub struct LogServer {
+    pub data: LogData,
+    versions: VecDeque<LogData>,
+    replid: u64,
+    pub is_alive: bool,
+    pub is_primary: bool,
+}
+
+fn bulk(text: impl Into<Vec<u8>>) -> OwnedFrame {
+    OwnedFrame::BulkString(text.into())
+}
+
+fn id_text((epoch, seq): (u64, u64)) -> String {
+    MessageId { epoch, seq }.to_string()
+}
+
+impl LogServer {
+    pub fn new(data: LogData, replid: u64) -> LogServer {
+        let versions = VecDeque::from([data.clone()]);
+        LogServer { data, versions, replid, is_alive: true, is_primary: true }
+    }
+
+    /// The data of `lag` changes ago.
+    pub fn version(&self, lag: usize) -> LogData {
+        self.versions[self.versions.len().saturating_sub(1 + lag)].clone()
+    }
+
+    pub fn save_version(&mut self) {
+        self.versions.push_back(self.data.clone());
+        if self.versions.len() > VERSIONS {
+            self.versions.pop_front();
+        }
+    }
+
+    pub fn epoch(&self) -> Option<u64> {
+        self.number("epoch")
+    }
+
+    fn number(&self, field: &str) -> Option<u64> {
+        self.data.state.get(field).and_then(|text| text.parse().ok())
+    }
+
+    /// open.lua
+    fn open(&mut self, args: &[Vec<u8>], now_ms: u64) -> OwnedFrame {
+        if !self.is_primary {
+            return OwnedFrame::Error("OYEZROLE slave".to_owned());
+        }
+        let argument = |at: usize| String::from_utf8_lossy(&args[at]).into_owned();
+        let number = |at: usize| argument(at).parse::<u64>().unwrap();
+        let (position, random) = ((number(2), number(3)), number(4));
+        let (epoch, seq) = (self.epoch(), self.number("seq"));
+        let last = self.data.log.last().map(|record| record.id);
+        let known = epoch.zip(seq);
+        let fits = known.is_some() && last == known;
+        let is_moved = self.data.state.get("replid") != Some(&self.replid.to_string());
+        let is_back = known.is_some_and(|known| known < position);
+        let mut reason = "same";
+        if last.is_none() || !fits || is_moved || is_back {
+            reason = match () {
+                () if last.is_none() => "new",
+                () if !fits => "damaged",
+                () if is_moved => "moved",
+                () => "damaged",
+            };
+            let mut next = now_ms * 1000 + random % 1000;
+            for old in [epoch.unwrap_or(0), last.map_or(0, |id| id.0), position.0] {
+                if old >= next {
+                    next = old + random;
+                }
+            }
+            let body = format!("{reason} {}", id_text(last.unwrap_or((0, 0)))).into_bytes();
+            self.data.log.push(Rc::new(Record { id: (next, 0), time_ms: now_ms, field: "m", body }));
+            let state = &mut self.data.state;
+            let birth = state.get("birth").cloned().unwrap_or_else(|| argument(0));
+            state.extend([
+                ("epoch", next.to_string()),
+                ("seq", "0".to_owned()),
+                ("replid", self.replid.to_string()),
+                ("birth", birth),
+            ]);
+            self.save_version();
+        }
+        let mut block = 0;
+        if argument(1) == "1" {
+            block = self.number("clients").unwrap_or(0) + 1;
+            self.data.state.insert("clients", block.to_string());
+        }
+        let field = |name| bulk(self.data.state.get(name).cloned().unwrap_or_default());
+        OwnedFrame::Array(vec![
+            field("epoch"),
+            field("seq"),
+            bulk(reason),
+            field("replid"),
+            field("birth"),
+            OwnedFrame::Integer(block as i64),
+            bulk(now_ms.to_string()),
+        ])
+    }
+
+    /// append.lua
+    fn append(&mut self, args: &[Vec<u8>], now_ms: u64) -> OwnedFrame {
+        if !self.is_primary {
+            return OwnedFrame::Error("READONLY You can't write against a read only replica.".to_owned());
+        }
+        let number = |at: usize| String::from_utf8_lossy(&args[at]).parse::<u64>().unwrap();
+        let (epoch, position_seq, items) = (number(0), number(1), number(2));
+        let (Some(known), Some(seq)) = (self.epoch(), self.number("seq")) else {
+            return OwnedFrame::Error("OYEZEPOCH none".to_owned());
+        };
+        if known != epoch || seq < position_seq {
+            return OwnedFrame::Error(format!("OYEZEPOCH {known}"));
+        }
+        if self.data.log.is_empty() {
+            return OwnedFrame::Error("OYEZEPOCH gone".to_owned());
+        }
+        let id = (epoch, seq + items);
+        let body = args[3].clone();
+        self.data.log.push(Rc::new(Record { id, time_ms: now_ms, field: "b", body }));
+        self.data.state.insert("seq", id.1.to_string());
+        self.save_version();
+        bulk(id.1.to_string())
+    }
+
+    fn read(&self, after: (u64, u64)) -> Option<OwnedFrame> {
+        let first = self.data.log.partition_point(|record| record.id <= after);
+        let records = &self.data.log[first..];
+        let entry = |record: &Rc<Record>| {
+            let fields =
+                [bulk("t"), bulk(record.time_ms.to_string()), bulk(record.field), bulk(record.body.clone())];
+            OwnedFrame::Array(vec![bulk(id_text(record.id)), OwnedFrame::Array(fields.to_vec())])
+        };
+        let entries: Vec<OwnedFrame> = records.iter().take(64).map(entry).collect();
+        let stream = OwnedFrame::Array(vec![bulk("log"), OwnedFrame::Array(entries)]);
+        (!records.is_empty()).then(|| OwnedFrame::Array(vec![stream]))
+    }
+
+    /// `None`: the command blocks.
+    fn execute(&mut self, args: &[Vec<u8>], now_ms: u64) -> Option<OwnedFrame> {
+        let is_open = args.get(1).is_some_and(|sha| sha == b"open");
+        Some(match args[0].as_slice() {
+            b"CLIENT" => OwnedFrame::SimpleString(b"OK".to_vec()),
+            b"SCRIPT" => bulk(if args[2].starts_with(b"-- Opens") { "open" } else { "append" }),
+            b"INFO" => bulk("# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n"),
+            b"HMGET" => OwnedFrame::Array(vec![
+                self.data.state.get("epoch").map_or(OwnedFrame::Null, |epoch| bulk(epoch.clone())),
+            ]),
+            b"EVALSHA" if is_open => self.open(&args[5..], now_ms),
+            b"EVALSHA" => self.append(&args[5..], now_ms),
+            b"XREAD" => {
+                let after = MessageId::parse(&args[7]).unwrap();
+                return self.read((after.epoch, after.seq));
+            }
+            other => panic!("{}", String::from_utf8_lossy(other)),
+        })
+    }
+}
+
+/// A connection, with the bytes that are on their way.
+#[derive(Default)]
+pub struct Pipe {
+    pub to_server: Vec<u8>,
+    pub to_client: Vec<u8>,
+}
+
+impl Pipe {
+    /// The server executes the commands that have arrived completely.
+    pub fn execute(&mut self, server: &mut LogServer, now_ms: u64) {
+        while let Ok(Some((frame, length))) = decode(&self.to_server) {
+            let OwnedFrame::Array(args) = frame else { panic!("a command is an array") };
+            let args: Vec<Vec<u8>> = args
+                .into_iter()
+                .map(|arg| match arg {
+                    OwnedFrame::BulkString(arg) => arg,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            let Some(reply) = server.execute(&args, now_ms) else { break };
+            self.to_server.drain(..length);
+            let mut bytes = vec![0; reply.encode_len(false)];
+            let length = encode(&mut bytes, &reply, false).unwrap();
+            self.to_client.extend_from_slice(&bytes[..length]);
+        }
+    }
+}
