@@ -9,15 +9,13 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 
-import { DEADLINES, free_port } from './support.mjs';
+import { DEADLINES, free_port, launch_chromium } from './support.mjs';
 
-const { chromium } = createRequire(import.meta.url)('playwright-core');
 const OYEZ = process.env.OYEZ ?? 'oyez';
 const ARTEFACTS =
   process.env.OYEZ_ARTEFACTS ?? path.join(process.env.XDG_CACHE_HOME ?? tmpdir(), 'oyez-browser', 'artefacts');
@@ -30,20 +28,7 @@ const VIEWS = ['channel', 'ticker', 'chat', 'text'];
 let browser;
 
 before(async () => {
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    headless: true,
-    // Without a sandbox, since a container's root has none to give; without all that calls elsewhere.
-    args: [
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-    ],
-  });
+  browser = await launch_chromium();
   await mkdir(ARTEFACTS, { recursive: true });
 });
 after(() => browser?.close());

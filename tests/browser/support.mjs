@@ -56,6 +56,23 @@ export async function serve(test, { port, flags = [] } = {}) {
   return { url: `http://${address[1]}:${address[2]}`, port: Number(address[2]), child, stop };
 }
 
+/** Headless Chromium, without a sandbox, since a container's root has none to give, and without all that calls elsewhere. */
+export function launch_chromium() {
+  return require('playwright-core').chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    args: [
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+    ],
+  });
+}
+
 /** A hub that the test closes, however the test ends. */
 export function open(test, server, options = {}) {
   const hub = new Oyez(server.url, { WebSocket, ...options });

@@ -29,10 +29,13 @@ test("y-websocket's documents converge", async (t) => {
   const server = await serve(t);
   const [one, two] = [join(t, server, 'room'), join(t, server, 'room')];
   await until('both are connected', () => one.provider.wsconnected && two.provider.wsconnected);
+  assert.match(one.provider.ws.extensions, /^permessage-deflate/);
 
   for (let i = 0; i < 50; i++) {
     one.text.insert(0, `a${i} `);
     two.text.insert(two.text.length, `b${i} `);
+    // ws compresses messages above 1 KiB.
+    if (i === 25) one.text.insert(0, 'a paragraph that repeats itself; '.repeat(100));
     if (i % 10 === 0) await sleep(10);
   }
   await until('both have all', () => {

@@ -1,10 +1,12 @@
-// The node side of scenario.py: any number of ws clients, driven over standard input and output.
+// The node side of scenario.py and deflate_scenario.py: any number of clients of ws and undici, driven over standard input
+// and output.
 //
-// A line of JSON in is a command, a line of JSON out is an event of a client. All checks are in scenario.py.
+// A line of JSON in is a command, a line of JSON out is an event of a client. All checks are in the scenarios.
 'use strict';
 
 const { createHash } = require('node:crypto');
 const { createInterface } = require('node:readline');
+const undici = require('undici');
 const WebSocket = require('ws');
 
 const clients = new Map();
@@ -13,7 +15,27 @@ function emit(client, event, fields) {
   process.stdout.write(`${JSON.stringify({ client, event, ...fields })}\n`);
 }
 
+// A client whose events carry the text of its messages; `library` is one of these names.
+const libraries = { ws: WebSocket, undici: undici.WebSocket };
+
+function text_of(data) {
+  return typeof data === 'string' ? data : `base64:${Buffer.from(data).toString('base64')}`;
+}
+
 const commands = {
+  read({ client, library, url, protocols }) {
+    const socket = new libraries[library](url, protocols);
+    socket.binaryType = 'arraybuffer';
+    clients.set(client, socket);
+    socket.addEventListener('open', () => emit(client, 'open', { extensions: socket.extensions }));
+    socket.addEventListener('message', ({ data }) => emit(client, 'text', { text: text_of(data) }));
+    socket.addEventListener('close', ({ code, reason }) => emit(client, 'close', { code, reason }));
+    // A close event follows each error, so this handler only logs.
+    socket.addEventListener('error', ({ message }) => console.error(`node ${client}: ${message}`));
+  },
+  write({ client, text }) {
+    clients.get(client).send(text);
+  },
   open({ client, url }) {
     const socket = new WebSocket(url);
     clients.set(client, socket);

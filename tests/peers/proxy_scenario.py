@@ -220,6 +220,27 @@ class Run:
                     got = await asyncio.wait_for(other.recv(), STEP_S)
                     self.check("another address has its own limit", got == "another", got)
 
+    async def compression(self):
+        async with await self.connected("/ws/prices") as one, await self.connected("/ws/prices", compression=None) as plain:
+            extensions = one.protocol.extensions
+            self.check("permessage-deflate is agreed on", len(extensions) == 1 and not plain.protocol.extensions, extensions)
+            are_compressed = []
+            if extensions:
+                decode = extensions[0].decode
+
+                def decode_and_note(frame, **options):
+                    are_compressed.append(frame.rsv1)
+                    return decode(frame, **options)
+
+                extensions[0].decode = decode_and_note
+            sent = [json.dumps({"symbol": "ACME", "bid": 100 + number * 37 % 100 / 100, "note": "a price " * 8, "number": number})
+                    for number in range(50)]
+            for text in sent:
+                await one.send(text)
+            received = [[await asyncio.wait_for(client.recv(), STEP_S) for _ in sent] for client in (one, plain)]
+            self.check("compressed messages pass in both directions", received == [sent, sent]
+                       and are_compressed == [True] * len(sent), (received, are_compressed))
+
     async def drains(self):
         async with await self.connected("/ws") as client:
             self.server.send_signal(signal.SIGTERM)
@@ -243,7 +264,7 @@ class Run:
         self.check("it is ready", up, self.logged()[-2000:] if not up else None)
         if not up:
             return
-        for part in self.requests, self.stream, self.web_sockets, self.drains, self.addresses:
+        for part in self.requests, self.stream, self.web_sockets, self.compression, self.drains, self.addresses:
             try:
                 found = part()
                 if asyncio.iscoroutine(found):

@@ -3,8 +3,8 @@
     scenario.py path/to/oyez        with node's ws in NODE_PATH; see run
 
 The server is a black box here: its binary, its one line of output, its signals and its wire. Both libraries
-offer compression, as is their default; the server may decline it. The two kinds of client have one
-interface, and each check is made for both.
+offer compression, as is their default, and the server accepts it; deflate_scenario.py is about that. The two kinds
+of client have one interface, and each check is made for both.
 """
 
 import asyncio
@@ -69,8 +69,8 @@ class Peer:
 
 
 class PythonPeer(Peer):
-    async def open(self, url):
-        self.socket = await asyncio.wait_for(connect(url, proxy=None, ping_interval=None), STEP_S)
+    async def open(self, url, **options):
+        self.socket = await asyncio.wait_for(connect(url, proxy=None, ping_interval=None, **options), STEP_S)
         self.listener = asyncio.create_task(self.listen())
 
     async def listen(self):
@@ -109,8 +109,8 @@ class NodePeer(Peer):
         self.pongs = asyncio.Queue()
         node.peers[name] = self
 
-    async def open(self, url):
-        await self.node.command("open", self, url=url)
+    async def open(self, url, **options):
+        await self.node.command("open", self, url=url, **options)
         await asyncio.wait_for(self.opened.wait(), STEP_S)
 
     async def send(self, kind, *parts):
@@ -160,10 +160,10 @@ class Node:
 
 
 class Server:
-    async def start(self, oyez, log):
+    async def start(self, oyez, log, *flags):
         self.process = await asyncio.create_subprocess_exec(
             oyez, "serve", "--listen", "127.0.0.1:0", "--ping-interval-ms", "0",
-            "--message-bytes-max", str(MESSAGE_BYTES_MAX),
+            "--message-bytes-max", str(MESSAGE_BYTES_MAX), *flags,
             stdout=asyncio.subprocess.PIPE, stderr=log)
         line = await asyncio.wait_for(self.process.stdout.readline(), STEP_S)
         self.root = re.search(rb"ws://[^/\s]+", line).group().decode()
