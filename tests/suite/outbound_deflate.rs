@@ -392,7 +392,7 @@ fn message(kind: usize, number: u64) -> String {
         0 => format!("short {number}"),
         1..=3 => tick(number),
         4 => (0..10)
-            .map(|row| format!("row {row}: {}; ", if row == number % 10 { number } else { row }))
+            .map(|row| format!("row {row}: {}; ", if row == number % 10 { number + 10 } else { row }))
             .collect(),
         5 => (0..200)
             .map(|row| format!("{row}-{}, ", number.wrapping_mul(0x9e37_79b9).rotate_left(row)))
