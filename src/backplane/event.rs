@@ -129,6 +129,14 @@ pub struct LogDiscontinuity {
     pub cause: LossCause,
 }
 
+impl LogDiscontinuity {
+    /// Returns true if the cursor `upto` is incomplete too, and not only those before it: the loss was found when it was
+    /// the position, so clients may have received it as a cursor before anything was known.
+    pub fn includes_upto(&self) -> bool {
+        matches!(self.cause, LossCause::Jump | LossCause::Report | LossCause::RollCall)
+    }
+}
+
 /// The rule that found a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossCause {

@@ -201,8 +201,10 @@ impl Decoder {
         {
             return Err(RespError::UnknownType(kind));
         }
-        // A CR without LF is part of the text, as in Redis' own parser.
-        let found = memchr::memmem::find(&received[self.scanned..], b"\r\n").map(|at| self.scanned + at);
+        // A CR without LF, or the reverse, is part of the text.
+        let is_end = |at: &usize| *at > 0 && received[at - 1] == b'\r';
+        let mut line_ends = memchr::memchr_iter(b'\n', &received[self.scanned..]).map(|at| self.scanned + at);
+        let found = line_ends.find(is_end).map(|at| at - 1);
         match found {
             Some(length) if length <= LINE_BYTES_MAX => {
                 let line = Span { start: self.start, end: self.start + length };
@@ -211,8 +213,7 @@ impl Decoder {
                 Ok(Some(line))
             }
             None if received.len() <= LINE_BYTES_MAX + 1 => {
-                // The last byte may be the CR of the line's end.
-                self.scanned = received.len().saturating_sub(1);
+                self.scanned = received.len();
                 Ok(None)
             }
             _ => Err(RespError::LineTooLong),

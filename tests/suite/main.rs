@@ -14,6 +14,7 @@ mod access_secrets;
 mod access_time;
 mod access_ways;
 mod back_pressure;
+mod backplane_model;
 mod bad_input;
 #[cfg(feature = "bench")]
 mod bench;
