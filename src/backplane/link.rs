@@ -21,12 +21,13 @@ use std::collections::VecDeque;
 use super::commands::{Commands, OpenArguments, SentCommand};
 use super::entry::Item;
 use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
-use super::log_reader::{LogReader, QueuedEvent, RawEntry, ReadCounters, order};
+use super::log_reader::{LogReader, QueuedEvent, RawEntry, ReadCounters};
 use super::pending::Content;
 use super::replies::{
     BadReply, ErrorAction, OpenReply, ReadPart, ReadReply, ShortReplies, ShortReply, number, parse_marker,
 };
 use super::resp::{Decoder, command};
+use super::roll_call::order;
 use crate::ids::MessageId;
 use crate::time::LoopTime;
 
@@ -349,10 +350,10 @@ impl<P> Link<P> {
         self.was_up
     }
 
-    /// Returns true if this node was ahead of the log at a marker, and its report for it was not read back: a client
-    /// that attaches with a cursor may miss messages that only this node had, and gets a gap.
+    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a client
+    /// that attaches with a cursor may miss them, and gets a gap.
     pub fn has_unreported_loss(&self) -> bool {
-        self.log.roll_call.has_unreported_loss()
+        self.log.roll_call.is_ahead()
     }
 
     /// Redis' time of the last entry, in ms.

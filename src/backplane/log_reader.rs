@@ -20,18 +20,13 @@ use super::entry::{BadEntry, Entry, Item, Items, RunNumbers};
 use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
 use super::pending::{Content, PendingEntries, PendingEntry};
 use super::resp::Span;
-use super::roll_call::{Loss, Membership, Numbering, RollCall};
+use super::roll_call::{Loss, Membership, Numbering, RollCall, order};
 use super::trim::LogSegments;
 use crate::ids::MessageId;
 use crate::time::LoopTime;
 
 /// Before the first entry of any log.
 pub(super) const START: MessageId = MessageId { epoch: 0, seq: 0 };
-
-/// The order of ids: the epoch first.
-pub(super) fn order(id: MessageId) -> (u64, u64) {
-    (id.epoch, id.seq)
-}
 
 /// An event, without the bytes of the entry.
 #[derive(Debug)]
@@ -162,6 +157,7 @@ impl<P> LogReader<P> {
             Numbering::Duplicate => {
                 self.position = id;
                 self.counters.duplicates += 1;
+                self.roll_call.skip(run, number);
                 if run == self.run {
                     self.skip_own(number, now);
                 }
@@ -182,10 +178,11 @@ impl<P> LogReader<P> {
 
     /// Entries before this one were trimmed unread.
     fn lose_range(&mut self, before: MessageId, time_ms: u64) {
-        self.roll_call.lose_range();
+        let has_new_epoch = before.epoch != self.position.epoch;
+        self.roll_call.lose_range(has_new_epoch.then_some(before.epoch));
         self.count_loss(LossCause::Trimmed, None);
         let discontinuity = LogDiscontinuity { upto: before, missed: None, cause: LossCause::Trimmed };
-        self.push(if before.epoch == self.position.epoch {
+        self.push(if !has_new_epoch {
             LinkEvent::Discontinuity(discontinuity)
         } else {
             // The marker was trimmed too.
@@ -230,7 +227,7 @@ impl<P> LogReader<P> {
         let is_own = run == self.run;
         let own = if is_own { self.own.take(number) } else { None };
         let round_trip_ms = own.as_ref().map(|own| now.millis_since(own.submitted_at));
-        let is_copy = self.roll_call.apply(run, number, entry.header.is_resent);
+        let is_copy = self.roll_call.apply(run, number, raw.id, entry.header.is_resent);
         self.position = raw.id;
         self.counters.entries += 1;
         self.counters.items += entry.count;
@@ -248,17 +245,16 @@ impl<P> LogReader<P> {
             bytes: raw.span,
             pending: own.map_or_else(VecDeque::new, |own| own.pending),
         }));
-        let mut raises_evicted = is_copy;
         for item in entry.items() {
             match item {
                 Item::EpochReport { epoch, numbers } => {
-                    raises_evicted |= self.roll_call.report(run, is_own, epoch, numbers.iter());
+                    self.roll_call.report(run, is_own, epoch, numbers.iter());
                 }
                 Item::Shutdown => self.roll_call.shut_down(run),
                 _ => {}
             }
         }
-        if raises_evicted {
+        if is_copy {
             self.push(LinkEvent::RaiseEvicted { upto: self.position });
         }
     }
@@ -297,7 +293,7 @@ impl<P> LogReader<P> {
         self.position = id;
         self.segments.lose_after(survived);
         self.segments.add(id, time_ms, 0);
-        self.roll_call.begin_epoch(id.epoch, is_loss);
+        self.roll_call.begin_epoch(id.epoch, survived, is_loss);
         self.push(LinkEvent::Marker(Marker {
             epoch: id.epoch,
             first_seq: 0,
@@ -318,6 +314,9 @@ impl<P> LogReader<P> {
 
     /// Reports the losses that are certain now, and changes of the nodes that are alive.
     fn report_losses(&mut self) {
+        if self.roll_call.end_ahead() {
+            self.push(LinkEvent::RaiseEvicted { upto: self.position });
+        }
         while let Some(loss) = self.roll_call.next_loss() {
             match loss {
                 Loss::Report { run, numbers: (first, last) } => {

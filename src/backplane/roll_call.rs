@@ -10,6 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::ids::MessageId;
+
 /// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
 pub(super) const LIVE_MS: u64 = 6_000;
 
@@ -25,11 +27,18 @@ const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
 /// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
 const MARKERS_MAX: usize = 64;
 
+/// The order of ids: the epoch first.
+pub(super) fn order(id: MessageId) -> (u64, u64) {
+    (id.epoch, id.seq)
+}
+
 /// What this node knows about one process.
 #[derive(Clone, Copy, Debug)]
 struct RunState {
     /// The number of its last entry that was applied.
     last_number: u64,
+    /// The id of that entry.
+    last_id: MessageId,
     /// Log time of that entry.
     seen_ms: u64,
     /// True from its first entry until it times out or shuts down.
@@ -55,6 +64,16 @@ struct Missing {
     epoch: u64,
     number: u64,
     deadline_ms: u64,
+}
+
+/// Entries that this node has applied and the log has lost. Their nodes send them again, and this node skips them then:
+/// a client that comes from another node before that misses them.
+#[derive(Clone, Debug)]
+struct Ahead {
+    /// Runs, and the number of the last entry of each that this node has applied.
+    awaited: BTreeMap<u32, u64>,
+    /// After this log time no run sends them again. `None` until this node's report is read, which the others wait for.
+    deadline_ms: Option<u64>,
 }
 
 /// The number of an entry, compared with the last one of its run.
@@ -105,8 +124,8 @@ pub(super) struct RollCall {
     missing: BTreeMap<u32, Missing>,
     /// Epochs of markers, and runs whose reports for them were read.
     reported: VecDeque<(u64, BTreeSet<u32>)>,
-    /// Epochs of markers at which this node was not where the log's data ended, until its own report is read.
-    unreported_losses: BTreeSet<u64>,
+    /// By the epoch of the marker.
+    ahead: BTreeMap<u64, Ahead>,
     changes: Vec<Membership>,
 }
 
@@ -167,14 +186,16 @@ impl RollCall {
 
     /// An entry is applied. Returns true if an earlier copy of it may have been trimmed unread: then cursors from other
     /// nodes before this entry are incomplete.
-    pub(super) fn apply(&mut self, run: u32, number: u64, is_resent: bool) -> bool {
+    pub(super) fn apply(&mut self, run: u32, number: u64, id: MessageId, is_resent: bool) -> bool {
         self.applied_ms = self.now_ms;
+        self.settle(run, number);
         if self.runs.len() >= RUNS_MAX && !self.runs.contains_key(&run) {
             let oldest = self.runs.iter().min_by_key(|(_, state)| state.seen_ms).map(|(run, _)| *run);
             oldest.and_then(|run| self.runs.remove(&run));
         }
         let state = self.runs.entry(run).or_insert(RunState {
             last_number: 0,
+            last_id: id,
             seen_ms: 0,
             is_live: false,
             is_announced: false,
@@ -186,14 +207,34 @@ impl RollCall {
         }
         state.is_aligned |= !is_resent;
         state.is_announced = false;
-        state.last_number = number;
+        (state.last_number, state.last_id) = (number, id);
         state.seen_ms = self.now_ms;
         !state.is_aligned
     }
 
-    /// A range of the log was trimmed unread.
-    pub(super) fn lose_range(&mut self) {
+    /// A run has reached this number again, or has passed it.
+    fn settle(&mut self, run: u32, number: u64) {
+        for ahead in self.ahead.values_mut() {
+            if ahead.awaited.get(&run).is_some_and(|awaited| *awaited <= number) {
+                ahead.awaited.remove(&run);
+            }
+        }
+    }
+
+    /// An entry is skipped as a duplicate.
+    pub(super) fn skip(&mut self, run: u32, number: u64) {
+        self.settle(run, number);
+    }
+
+    /// A range of the log was trimmed unread. `epoch`: the marker of this epoch is part of it, so this node does not
+    /// know where the data of the previous epochs ended.
+    pub(super) fn lose_range(&mut self, epoch: Option<u64>) {
         self.runs.values_mut().for_each(|state| state.is_aligned = false);
+        if let Some(epoch) = epoch {
+            let awaited = self.numbers().collect();
+            let deadline_ms = Some(self.now_ms + REPORT_TIMEOUT_MS);
+            self.ahead.insert(epoch, Ahead { awaited, deadline_ms });
+        }
     }
 
     /// The node has sent its last entry.
@@ -212,9 +253,12 @@ impl RollCall {
     }
 
     /// A marker was read: every run that was alive before it must report.
-    pub(super) fn begin_epoch(&mut self, epoch: u64, is_loss: bool) {
+    pub(super) fn begin_epoch(&mut self, epoch: u64, survived: MessageId, is_loss: bool) {
         if is_loss {
-            self.unreported_losses.insert(epoch);
+            let is_lost = |state: &RunState| order(state.last_id) > order(survived);
+            let lost = self.runs.iter().filter(|(_, state)| is_lost(state));
+            let awaited = lost.map(|(run, state)| (*run, state.last_number)).collect();
+            self.ahead.insert(epoch, Ahead { awaited, deadline_ms: None });
         }
         // No node could append during the outage, so the end of the previous epoch decides which nodes were alive.
         let since = self.applied_ms.saturating_sub(LIVE_MS);
@@ -228,14 +272,14 @@ impl RollCall {
         }
     }
 
-    /// A report was read. Returns true if it is this node's own, for a marker at which it had lost entries.
+    /// A report was read.
     pub(super) fn report(
         &mut self,
         run: u32,
         is_own: bool,
         epoch: u64,
         numbers: impl Iterator<Item = (u32, u64)>,
-    ) -> bool {
+    ) {
         if let Some((_, runs)) = self.reported.iter_mut().find(|(marker, _)| *marker == epoch) {
             runs.insert(run);
         }
@@ -250,7 +294,9 @@ impl RollCall {
                 missing.number = missing.number.max(number);
             }
         }
-        is_own && self.unreported_losses.remove(&epoch)
+        if is_own && let Some(ahead) = self.ahead.get_mut(&epoch) {
+            ahead.deadline_ms = Some(deadline_ms);
+        }
     }
 
     /// The last number of each run that this node has applied, for its report.
@@ -281,10 +327,20 @@ impl RollCall {
         Some(Loss::RollCall { runs: self.calls.remove(expired).expected.into_iter().collect() })
     }
 
-    /// Returns true if this node was ahead of the log at a marker, and its own report for it was not read yet: a client
-    /// that attaches with a cursor was on another node, and may miss messages that only this node had.
-    pub(super) fn has_unreported_loss(&self) -> bool {
-        !self.unreported_losses.is_empty()
+    /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a client
+    /// that attaches with a cursor was on another node, and may miss them.
+    pub(super) fn is_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Returns true if such a time has ended: cursors of other nodes before the position are incomplete here.
+    pub(super) fn end_ahead(&mut self) -> bool {
+        let (before, now) = (self.ahead.len(), self.now_ms);
+        self.ahead.retain(|_, ahead| match ahead.deadline_ms {
+            Some(deadline_ms) => !ahead.awaited.is_empty() && now <= deadline_ms,
+            None => true,
+        });
+        self.ahead.len() < before
     }
 
     /// Nodes that are alive.
@@ -305,6 +361,10 @@ impl RollCall {
 mod tests {
     use super::*;
 
+    fn id(seq: u64) -> MessageId {
+        MessageId { epoch: 1, seq }
+    }
+
     /// A table of a node that has caught up and has read one entry of each of these runs, numbered 1.
     fn table(runs: &[u32]) -> RollCall {
         let mut table = RollCall::new(300_000);
@@ -312,7 +372,7 @@ mod tests {
         table.advance(1_000_000);
         for run in runs {
             assert_eq!(table.compare(*run, 1), Numbering::Next);
-            assert!(!table.apply(*run, 1, false));
+            assert!(!table.apply(*run, 1, id(u64::from(*run)), false));
         }
         while table.next_change().is_some() {}
         table
@@ -332,8 +392,8 @@ mod tests {
     #[test]
     fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
         let mut table = table(&[1, 2]);
-        table.begin_epoch(5, false);
-        assert!(!table.report(1, true, 5, [].into_iter()));
+        table.begin_epoch(5, id(9), false);
+        table.report(1, true, 5, [].into_iter());
         table.advance(1_010_000);
         assert_eq!(table.next_loss(), None);
         table.advance(1_010_001);
@@ -345,13 +405,13 @@ mod tests {
     fn run_that_was_silent_or_has_shut_down_need_not_report() {
         let mut table = table(&[1, 2, 3]);
         table.advance(1_006_001);
-        table.apply(3, 2, false);
-        table.apply(2, 2, false);
+        table.apply(3, 2, id(4), false);
+        table.apply(2, 2, id(5), false);
         table.shut_down(2);
         let changes: Vec<_> = std::iter::from_fn(|| table.next_change()).collect();
         assert_eq!(changes[..3], [1, 2, 3].map(Membership::TimedOut));
         assert_eq!(changes[3..], [Membership::Joined(3), Membership::Joined(2), Membership::ShutDown(2)]);
-        table.begin_epoch(5, false);
+        table.begin_epoch(5, id(9), false);
         table.report(3, true, 5, [].into_iter());
         table.advance(1_100_000);
         assert_eq!(table.next_loss(), None);
@@ -360,7 +420,7 @@ mod tests {
     #[test]
     fn entry_that_another_node_has_applied_is_a_loss_once() {
         let mut table = table(&[1, 2]);
-        table.begin_epoch(5, false);
+        table.begin_epoch(5, id(9), false);
         table.report(1, true, 5, [].into_iter());
         table.report(3, false, 5, [(1, 1), (2, 4)].into_iter());
         assert_eq!(table.next_loss(), None, "run 2 may send them again");
@@ -373,23 +433,45 @@ mod tests {
     #[test]
     fn clock_that_is_set_back_expires_nothing() {
         let mut table = table(&[1]);
-        table.begin_epoch(5, true);
+        table.begin_epoch(5, id(9), false);
         table.advance(1_000);
         assert_eq!((table.next_loss(), table.next_change()), (None, None));
         table.advance(11_000);
         assert_eq!(table.next_loss(), None);
         table.advance(11_001);
         assert_eq!(table.next_loss(), Some(Loss::RollCall { runs: vec![1] }));
-        assert!(table.has_unreported_loss());
-        assert!(table.report(1, true, 5, [].into_iter()));
-        assert!(!table.has_unreported_loss());
+    }
+
+    /// Until the other runs have sent again what this node has applied before, or no longer can.
+    #[test]
+    fn node_is_ahead_until_lost_entries_are_sent_again() {
+        let ahead = || {
+            let mut table = table(&[1, 2, 3]);
+            table.begin_epoch(5, id(1), true);
+            assert!(table.is_ahead() && !table.end_ahead());
+            table
+        };
+        let mut table = ahead();
+        table.skip(3, 1);
+        table.apply(2, 2, id(20), false);
+        assert!(!table.end_ahead(), "the own report was not read");
+        table.report(1, true, 5, [].into_iter());
+        assert!(table.end_ahead() && !table.is_ahead());
+        // Run 3 has ended.
+        let mut table = ahead();
+        table.report(1, true, 5, [].into_iter());
+        table.skip(2, 1);
+        table.advance(1_010_000);
+        assert!(!table.end_ahead());
+        table.advance(1_010_001);
+        assert!(table.end_ahead());
     }
 
     #[test]
     fn table_of_runs_is_bounded() {
         let mut table = table(&[]);
         for run in 0..2 * RUNS_MAX as u32 {
-            table.apply(run, 1, false);
+            table.apply(run, 1, id(1), false);
         }
         assert_eq!(table.runs.len(), RUNS_MAX);
     }

@@ -15,6 +15,7 @@ mod access_time;
 mod access_ways;
 mod back_pressure;
 mod backplane_model;
+mod backplane_redis;
 mod bad_input;
 #[cfg(feature = "bench")]
 mod bench;

@@ -11,6 +11,7 @@ pub mod key_files;
 pub mod log_server;
 pub mod manual;
 pub mod process;
+pub mod redis;
 pub mod relay;
 pub mod rig;
 pub mod source;
