@@ -25,10 +25,12 @@ impl State {
     /// Begins to close the connection. Does nothing if a close has begun.
     pub fn close(&mut self, reason: Reason, ctx: &mut SessionContext<'_>) {
         match self {
-            // After a TLS failure the client can read no HTTP response, and before the header of its proxy it has sent
-            // no request.
-            State::ProxyHeader { .. } => self.become_next(State::dead(reason)),
-            State::Rejected(_) | State::Head(_) | State::Body(_) | State::Responding(_)
+            // After a TLS failure the client can read no HTTP response.
+            State::ProxyHeader { .. }
+            | State::Rejected(_)
+            | State::Head(_)
+            | State::Body(_)
+            | State::Responding(_)
                 if matches!(reason, Reason::TlsFailed { .. }) =>
             {
                 self.become_next(Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now));
@@ -47,7 +49,7 @@ impl State {
                     *self = Closing::begin(reason, CloseStep::Flushing, ctx.limits, ctx.now);
                 }
             }
-            State::Rejected(_) | State::Head(_) | State::Responding(_) => {
+            State::ProxyHeader { .. } | State::Rejected(_) | State::Head(_) | State::Responding(_) => {
                 let options = ResponseOptions::last(ctx.authenticator.http_date());
                 self.become_next(close_with_error(reason, &options, ctx));
             }
