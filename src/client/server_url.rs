@@ -16,18 +16,22 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Parses `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme; `:port` alone is
-    /// on 127.0.0.1, as in `oyez serve --listen :9000`.
+    /// Parses `ws://host[:port][/path]`, the same with `http`, `wss` or `https`, or without a scheme; a port alone,
+    /// `:9000` or `9000`, is on 127.0.0.1, as in `oyez serve --listen :9000`.
     ///
     /// # Errors
     /// The text is not such a URL.
     pub fn parse(text: &str) -> Result<ServerUrl, String> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("ws", text));
+        // Schemes have no case (RFC 3986 3.1).
+        let scheme = scheme.to_ascii_lowercase();
+        let is_port = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
         let rest = match rest.strip_prefix(':') {
             Some(port) => format!("127.0.0.1:{port}"),
+            None if is_port => format!("127.0.0.1:{rest}"),
             None => rest.to_owned(),
         };
-        let is_encrypted = match scheme {
+        let is_encrypted = match scheme.as_str() {
             "ws" | "http" => false,
             "wss" | "https" => true,
             _ => return Err(format!("{text:?} is not a WebSocket URL: write ws://host:port, or wss://")),
@@ -42,7 +46,7 @@ impl ServerUrl {
             return Err("a URL with a user or password is not supported: use --token-file".to_owned());
         }
         let port = authority.port_u16();
-        if port.is_none() && !authority.as_str().ends_with(authority.host()) {
+        if port == Some(0) || (port.is_none() && !authority.as_str().ends_with(authority.host())) {
             return Err("the port is not a number from 1 to 65535".to_owned());
         }
         Ok(ServerUrl {
@@ -111,6 +115,8 @@ mod tests {
         check(":9000", "127.0.0.1", 9000, None);
         check("ws://:9000/x", "127.0.0.1", 9000, Some("/x"));
         check("wss://:9000", "127.0.0.1", 9000, None);
+        check("9000", "127.0.0.1", 9000, None);
+        check("WS://Example.org", "Example.org", 80, None);
     }
 
     #[test]
@@ -126,6 +132,7 @@ mod tests {
             (":", "is not a number"),
             (":x", "is not a number"),
             (":99999", "is not a number"),
+            ("ws://x:0", "is not a number"),
             ("ws://x:99999", "is not a number"),
             ("ws://alice@x", "user or password"),
         ] {
