@@ -166,6 +166,26 @@ mod tests {
         hub.check();
     }
 
+    /// A client subscribes at the head, leaves, and comes back when a loss was found at that head.
+    #[test]
+    fn cursor_at_the_head_at_which_a_loss_was_found_is_incomplete() {
+        let mut hub = Hub::new(&Limits::default(), 7);
+        let head = publish(&mut hub, "a");
+        hub.raise_cursor_floor();
+        assert_eq!(gap(&mut hub, "a", 1, head), None);
+        hub.raise_cursor_floor_above_head();
+        hub.raise_cursor_floor();
+        assert_eq!(gap(&mut hub, "a", 2, head), Some((GapReason::Lost, head)));
+        let next = publish(&mut hub, "a");
+        let subscribed = subscribe(&mut hub, "a", 3, Since::After(head));
+        assert_eq!(subscribed.gap.map(|gap| gap.resume), Some(head));
+        match hub.replay(subscribed.subscription, None, NOW()) {
+            ReplayStep::Slice { messages, .. } => assert_eq!(messages, 1, "the next message is complete"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(gap(&mut hub, "a", 4, next), None);
+    }
+
     #[test]
     fn loss_at_a_new_epoch_is_the_reason_for_older_cursors_and_removed_channels() {
         let mut hub = Hub::new(&Limits::default(), 7);

@@ -269,7 +269,12 @@ impl Hub {
 
     /// Cursors before the log's head are incomplete from now on for clients that subscribe; subscribers miss nothing.
     pub fn raise_cursor_floor(&mut self) {
-        self.cursor_floor = self.seq;
+        self.cursor_floor = self.cursor_floor.max(self.seq);
+    }
+
+    /// The same, and the log's head is an incomplete cursor too: a client may have received it before the loss was found.
+    pub fn raise_cursor_floor_above_head(&mut self) {
+        self.cursor_floor = self.seq + 1;
     }
 
     /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers here.
@@ -428,7 +433,8 @@ impl Hub {
     fn resume_after(&self, after: MessageId, evicted_through: u64) -> (u64, Option<Gap>) {
         let (from, why) = match self.epochs.index(after, self.seq) {
             Ok(index) if index >= evicted_through.max(self.cursor_floor) => return (index, None),
-            Ok(index) if index >= evicted_through => (self.cursor_floor, GapReason::Lost),
+            // Messages from the floor on are complete.
+            Ok(index) if index >= evicted_through => (index.max(self.cursor_floor - 1), GapReason::Lost),
             Ok(index) => (evicted_through, self.why_missing(index)),
             Err(GapReason::Lost) => (evicted_through.max(self.epochs.end_of(after.epoch)), GapReason::Lost),
             Err(why) => (evicted_through, why),

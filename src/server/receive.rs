@@ -79,6 +79,9 @@ impl<T: Transport> Engine<T> {
                 if loss.upto.epoch == after.epoch {
                     self.hub.advance_to(loss.upto.seq);
                 }
+                if loss.includes_upto() {
+                    self.hub.raise_cursor_floor_above_head();
+                }
                 self.announce_loss(&loss, after, now);
             }
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),

@@ -128,8 +128,8 @@ impl<T: Transport> Engine<T> {
             return Err(Rejection::ConnectionClosing);
         }
         if matches!(options.since, Since::After(_)) && self.has_unreported_loss() {
-            // The client may have been on a server whose messages the log has lost.
-            self.hub.raise_cursor_floor();
+            // Other servers may receive messages yet that this one has applied and will skip.
+            self.hub.raise_cursor_floor_above_head();
         }
         let subscribed =
             self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
