@@ -3,7 +3,7 @@
 //! - Tutorials: [`getting_started`].
 //! - For clients: [`protocol`], [`http_api`], [`client_library`], [`command_line`].
 //! - For operators: [`security`], [`flags`], [`limits`], [`monitoring`], [`history_file`], [`several_nodes`], [`tls`],
-//!   [`proxies`], [`service`], [`benchmarking`].
+//!   [`proxies`], [`service`], [`compression`], [`benchmarking`].
 //! - For students of the source: [`event_loop`].
 //!
 //! Links between pages are references (`[text][label]`). Each file defines its labels as paths, for readers of the
@@ -35,6 +35,7 @@ pages! {
     tls "tls.md"
     proxies "proxies.md"
     service "service.md"
+    compression "compression.md"
     benchmarking "benchmarking.md"
     event_loop "event_loop.md"
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The pages in the order in which their commands run: a page may need a file that an earlier one creates.
-const PAGES: [&str; 16] = [
+const PAGES: [&str; 17] = [
     "getting_started.md",
     "command_line.md",
+    "compression.md",
     "protocol.md",
     "http_api.md",
     "client_library.md",
