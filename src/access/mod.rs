@@ -13,6 +13,7 @@ pub mod identity;
 pub mod keys;
 pub mod limit;
 pub mod origin;
+mod parsed_origin;
 pub mod proxy;
 pub mod quota;
 pub mod rate;

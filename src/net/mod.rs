@@ -5,6 +5,7 @@
 
 pub mod acceptor;
 pub mod certificate;
+mod handshakes;
 pub mod listener;
 pub mod outbox;
 pub mod tls;

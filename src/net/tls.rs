@@ -23,8 +23,8 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 use rustls::{Error, ServerConfig};
 
+use super::handshakes::Handshakes;
 use super::transport::{ReadOutcome, Transport};
-use crate::access::address::AddressBlock;
 use crate::close::TlsFault;
 use crate::time::LoopTime;
 
@@ -69,72 +69,6 @@ pub struct TlsBuffers {
     plain_http_response: fn(Rc<str>) -> Vec<u8>,
     /// See [`Transport::take_read_cost`]; each connection's is taken after its read.
     read_cost: Cell<usize>,
-}
-
-/// A turn's budget of handshakes, and its use by each address.
-///
-/// **Fair between addresses**: while clients of several addresses (of IPv6 the /64) wait, each address may have an
-/// equal part of the budget, and at least one handshake. Which addresses wait is known from the turn before: so a client
-/// is answered in the turn after its first, while up to one address less than the budget has handshakes floods the server.
-struct Handshakes {
-    per_turn: usize,
-    left: Cell<usize>,
-    /// The share of one address in this turn.
-    share: Cell<usize>,
-    /// The address of the connection being read.
-    reader: Cell<Option<AddressBlock>>,
-    /// The handshakes of each address in this turn.
-    used: Cell<Vec<(AddressBlock, usize)>>,
-    /// Addresses whose clients have to wait for the next turn, at most as many as there are handshakes in one.
-    waiting: Cell<Vec<AddressBlock>>,
-}
-
-impl Handshakes {
-    fn new(per_turn: usize) -> Handshakes {
-        Handshakes {
-            per_turn,
-            left: Cell::new(per_turn),
-            share: Cell::new(per_turn),
-            reader: Cell::default(),
-            used: Cell::default(),
-            waiting: Cell::default(),
-        }
-    }
-
-    fn begin_turn(&self) {
-        let (mut used, mut waiting) = (self.used.take(), self.waiting.take());
-        self.left.set(self.per_turn);
-        self.share.set((self.per_turn / waiting.len().max(1)).max(1));
-        used.clear();
-        waiting.clear();
-        self.used.set(used);
-        self.waiting.set(waiting);
-    }
-
-    /// Returns true if the ClientHello of the connection being read may be answered in this turn.
-    fn admits(&self) -> bool {
-        let Some(reader) = self.reader.get() else { return self.left.get() > 0 };
-        let (used, mut waiting) = (self.used.take(), self.waiting.take());
-        let count = used.iter().find(|(block, _)| *block == reader).map_or(0, |(_, count)| *count);
-        let is_admitted = self.left.get() > 0 && count < self.share.get();
-        if !is_admitted && waiting.len() < self.per_turn && !waiting.contains(&reader) {
-            waiting.push(reader);
-        }
-        self.used.set(used);
-        self.waiting.set(waiting);
-        is_admitted
-    }
-
-    fn spend(&self) {
-        self.left.set(self.left.get().saturating_sub(1));
-        let Some(reader) = self.reader.get() else { return };
-        let mut used = self.used.take();
-        match used.iter_mut().find(|(block, _)| *block == reader) {
-            Some((_, count)) => *count += 1,
-            None => used.push((reader, 1)),
-        }
-        self.used.set(used);
-    }
 }
 
 impl TlsBuffers {
