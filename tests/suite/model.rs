@@ -326,7 +326,7 @@ impl World {
         self.look();
     }
 
-    fn judge(&mut self) {
+    fn check_deliveries(&mut self) {
         self.rig.run_until_idle();
         self.look();
         for peer in &self.peers {
@@ -404,6 +404,6 @@ proptest! {
         for step in &steps {
             world.step(step);
         }
-        world.judge();
+        world.check_deliveries();
     }
 }

@@ -185,7 +185,7 @@ fn paused_client_that_reads_nothing_is_slow_and_not_silent() {
 }
 
 /// The pong follows data that the server does not read, so its deadline does not run, also when it took bytes again
-/// only in the last write before it would have been judged.
+/// only in the last write before it would have been checked.
 #[test]
 fn paused_client_that_reads_slowly_is_not_silent() {
     let limits = Limits { ping_interval_ms: 1_000, pong_timeout_ms: 50, ..Limits::default() };

@@ -189,7 +189,7 @@ impl World {
         }
     }
 
-    fn judge(&mut self) {
+    fn check_deliveries(&mut self) {
         for client in &mut self.clients {
             if let Some(id) = client.id.filter(|&id| self.rig.is_alive(id)) {
                 self.rig.set_behavior(id, Behavior::Cooperative);
@@ -349,6 +349,6 @@ proptest! {
         for step in &steps {
             world.step(step);
         }
-        world.judge();
+        world.check_deliveries();
     }
 }

@@ -51,7 +51,7 @@ fn with_header(header: &Value) -> String {
     signed(header, &claims, &EncodingKey::from_secret(SECRET), Algorithm::HS256)
 }
 
-fn judge(token: &str) -> Result<Grant, TokenFault> {
+fn verify(token: &str) -> Result<Grant, TokenFault> {
     by_secret().verify(token.as_bytes(), NOW)
 }
 
@@ -72,14 +72,14 @@ fn token_grants_its_claims() {
         "oyez": {"subscribe": ["prices", "room.*"], "publish": ["room.7"], "admin": true,
                  "messages_per_second": 5, "bytes_per_second": 1000},
     }));
-    let grant = judge(&token).unwrap();
+    let grant = verify(&token).unwrap();
     assert_eq!((grant.sub.as_deref(), grant.expires_at, grant.admin), (Some("alice"), Some(NOW + 60), true));
     assert!(grant.may_subscribe(&channel("prices")) && grant.may_subscribe(&channel("room.9")));
     assert!(grant.may_publish(&channel("room.7")) && !grant.may_publish(&channel("room.9")));
     assert_eq!(grant.messages_per_second.map(u32::from), Some(5));
     assert_eq!(grant.bytes_per_second.map(u32::from), Some(1000));
     assert!(!grant.has_expired(NOW + 59) && grant.has_expired(NOW + 60));
-    let nothing = judge(&hs256(&json!({"exp": NOW + 60}))).unwrap();
+    let nothing = verify(&hs256(&json!({"exp": NOW + 60}))).unwrap();
     assert_eq!(nothing, Grant { expires_at: Some(NOW + 60), ..Grant::default() });
 }
 
@@ -163,13 +163,13 @@ fn unsigned_token_is_rejected() {
     for algorithm in ["none", "None", "nOnE", "NONE", "", "hs256", "HS256 "] {
         let token = unsigned(&json!({"alg": algorithm}).to_string(), &claims);
         for signature in ["", "AAAA"] {
-            assert_eq!(judge(&format!("{token}.{signature}")), Err(TokenFault::Header), "{algorithm}");
+            assert_eq!(verify(&format!("{token}.{signature}")), Err(TokenFault::Header), "{algorithm}");
         }
-        assert_eq!(judge(&token), Err(TokenFault::Malformed));
+        assert_eq!(verify(&token), Err(TokenFault::Malformed));
     }
     for header in [json!({}), json!({"alg": null}), json!({"alg": ["HS256"]}), json!({"alg": 1}), json!([])] {
         assert_eq!(
-            judge(&format!("{}.AAAA", unsigned(&header.to_string(), &claims))),
+            verify(&format!("{}.AAAA", unsigned(&header.to_string(), &claims))),
             Err(TokenFault::Header)
         );
     }
@@ -184,7 +184,7 @@ fn unsigned_token_is_rejected() {
         }
     }
     let token = unsigned(&json!({"alg": "HS256"}).to_string(), &claims);
-    assert_eq!(judge(&format!("{token}.")), Err(TokenFault::Signature));
+    assert_eq!(verify(&format!("{token}.")), Err(TokenFault::Signature));
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn token_with_another_algorithm_is_rejected() {
         let hash =
             if algorithm == Algorithm::HS384 { ring::hmac::HMAC_SHA384 } else { ring::hmac::HMAC_SHA512 };
         let tag = ring::hmac::sign(&ring::hmac::Key::new(hash, SECRET), token.as_bytes());
-        assert_eq!(judge(&format!("{token}.{}", base64url(tag.as_ref()))), Err(TokenFault::NoKey));
+        assert_eq!(verify(&format!("{token}.{}", base64url(tag.as_ref()))), Err(TokenFault::NoKey));
     }
 }
 
@@ -235,8 +235,8 @@ fn token_header_with_a_key_or_extensions_is_rejected() {
         json!({"alg": "HS256", "kid": "' UNION SELECT 'x"}),
     ] {
         let token = signed(&header, &claims, &attacker, Algorithm::HS256);
-        assert_eq!(judge(&token), Err(TokenFault::Signature), "{header}");
-        assert!(judge(&with_header(&header)).is_ok(), "with the right signature they say nothing: {header}");
+        assert_eq!(verify(&token), Err(TokenFault::Signature), "{header}");
+        assert!(verify(&with_header(&header)).is_ok(), "with the right signature they say nothing: {header}");
     }
     for header in [
         json!({"alg": "HS256", "crit": ["b64"], "b64": false}),
@@ -245,19 +245,19 @@ fn token_header_with_a_key_or_extensions_is_rejected() {
         json!({"alg": "HS256", "zip": "DEF"}),
         json!({"alg": "HS256", "enc": "A128GCM"}),
     ] {
-        assert_eq!(judge(&with_header(&header)), Err(TokenFault::Critical), "{header}");
+        assert_eq!(verify(&with_header(&header)), Err(TokenFault::Critical), "{header}");
     }
     for header in [json!({"alg": "HS256", "kid": 7}), json!({"alg": "HS256", "crit": "b64"})] {
-        assert_eq!(judge(&with_header(&header)), Err(TokenFault::Header), "{header}");
+        assert_eq!(verify(&with_header(&header)), Err(TokenFault::Header), "{header}");
     }
     let twice = r#"{"alg":"none","alg":"HS256"}"#;
     let key = EncodingKey::from_secret(SECRET);
     let claims = claims.to_string();
-    assert_eq!(judge(&signed_text(twice, &claims, &key, Algorithm::HS256)), Err(TokenFault::Header));
+    assert_eq!(verify(&signed_text(twice, &claims, &key, Algorithm::HS256)), Err(TokenFault::Header));
     let again = claims.replace("{\"exp\"", "{\"exp\":9999999999,\"exp\"");
     assert_ne!(again, claims);
     let token = signed_text(r#"{"alg":"HS256"}"#, &again, &key, Algorithm::HS256);
-    assert_eq!(judge(&token), Err(TokenFault::Malformed));
+    assert_eq!(verify(&token), Err(TokenFault::Malformed));
 }
 
 /// RFC 9864 2.2: `Ed25519` is `EdDSA` with its curve named. Both names are of the same signature.
@@ -322,7 +322,7 @@ fn two_secrets_are_accepted_during_rotation() {
 #[test]
 fn token_outside_its_validity_is_rejected() {
     let check = |claims: Value, verdict: Result<(), TokenFault>| {
-        assert_eq!(judge(&hs256(&claims)).map(|_| ()), verdict, "{claims}");
+        assert_eq!(verify(&hs256(&claims)).map(|_| ()), verdict, "{claims}");
     };
     check(json!({}), Err(TokenFault::NoExpiry));
     check(json!({"exp": null}), Err(TokenFault::NoExpiry));
@@ -338,8 +338,8 @@ fn token_outside_its_validity_is_rejected() {
     for exp in
         [json!("1800000060"), json!(-1), json!(u64::MAX), json!(1e300), json!([NOW]), json!({}), json!(true)]
     {
-        assert!(is_claim(judge(&hs256(&json!({"exp": exp}))).unwrap_err(), ClaimName::Exp), "{exp}");
-        let nbf = judge(&hs256(&json!({"exp": NOW + 60, "nbf": exp})));
+        assert!(is_claim(verify(&hs256(&json!({"exp": exp}))).unwrap_err(), ClaimName::Exp), "{exp}");
+        let nbf = verify(&hs256(&json!({"exp": NOW + 60, "nbf": exp})));
         assert!(is_claim(nbf.unwrap_err(), ClaimName::Nbf), "{exp}");
     }
 }
@@ -384,7 +384,7 @@ fn token_with_other_audience_or_issuer_is_rejected() {
 #[test]
 fn rights_of_a_wrong_type_are_rejected() {
     let check = |oyez: Value, verdict: Result<(), TokenFault>| {
-        let found = judge(&hs256(&json!({"exp": NOW + 60, "oyez": oyez}))).map(|_| ());
+        let found = verify(&hs256(&json!({"exp": NOW + 60, "oyez": oyez}))).map(|_| ());
         assert_eq!(found, verdict, "{oyez}");
     };
     check(json!({}), Ok(()));
@@ -417,7 +417,7 @@ fn rights_of_a_wrong_type_are_rejected() {
 #[test]
 fn subject_with_control_characters_is_rejected() {
     let check = |sub: Value, good: bool| {
-        let verdict = judge(&hs256(&json!({"exp": NOW + 60, "sub": sub})));
+        let verdict = verify(&hs256(&json!({"exp": NOW + 60, "sub": sub})));
         match verdict {
             Ok(grant) => assert!(good && grant.sub.as_deref() == sub.as_str(), "{sub}"),
             Err(why) => assert!(!good && is_claim(why, ClaimName::Sub), "{sub} {why:?}"),
@@ -454,13 +454,13 @@ fn subject_with_control_characters_is_rejected() {
 fn oversized_token_is_rejected_before_decoding() {
     let long = hs256(&json!({"exp": NOW + 60, "x": "y".repeat(48 << 10)}));
     assert!(long.len() > 64 << 10);
-    assert_eq!(judge(&long), Err(TokenFault::TooLong));
-    assert_eq!(judge(&"a".repeat(TOKEN_BYTES_MAX + 1)), Err(TokenFault::TooLong));
-    assert_eq!(judge(&"a".repeat(TOKEN_BYTES_MAX)), Err(TokenFault::Malformed));
+    assert_eq!(verify(&long), Err(TokenFault::TooLong));
+    assert_eq!(verify(&"a".repeat(TOKEN_BYTES_MAX + 1)), Err(TokenFault::TooLong));
+    assert_eq!(verify(&"a".repeat(TOKEN_BYTES_MAX)), Err(TokenFault::Malformed));
     let padding = "y".repeat(TOKEN_BYTES_MAX * 3 / 4 - 150);
     let fits = hs256(&json!({"exp": NOW + 60, "x": padding}));
     assert!((TOKEN_BYTES_MAX - 150..=TOKEN_BYTES_MAX).contains(&fits.len()), "{}", fits.len());
-    assert!(judge(&fits).is_ok());
+    assert!(verify(&fits).is_ok());
 }
 
 /// Deep nesting overflows a recursive parser, and the header needs no valid signature.
@@ -468,7 +468,7 @@ fn oversized_token_is_rejected_before_decoding() {
 fn deeply_nested_token_does_not_overflow_the_stack() {
     let deep = format!("{}{}", "[".repeat(2_500), "]".repeat(2_500));
     let key = EncodingKey::from_secret(SECRET);
-    let with = |header: &str, claims: &str| judge(&signed_text(header, claims, &key, Algorithm::HS256));
+    let with = |header: &str, claims: &str| verify(&signed_text(header, claims, &key, Algorithm::HS256));
     let (header, claims) = (r#"{"alg":"HS256"}"#, format!(r#"{{"exp":{}}}"#, NOW + 60));
     // A member that is not needed is skipped, without a call for each level.
     assert!(with(&format!(r#"{{"alg":"HS256","x":{deep}}}"#), &claims).is_ok());
@@ -481,7 +481,7 @@ fn deeply_nested_token_does_not_overflow_the_stack() {
 #[test]
 fn malformed_token_is_rejected() {
     let good = hs256(&json!({"exp": NOW + 60}));
-    assert!(judge(&good).is_ok());
+    assert!(verify(&good).is_ok());
     let parts: Vec<&str> = good.split('.').collect();
     for bad in [
         String::new(),
@@ -501,12 +501,12 @@ fn malformed_token_is_rejected() {
         format!("{}.{}.", parts[0], parts[1]),
         format!("{}.{}=.{}", parts[0], parts[1], parts[2]),
     ] {
-        assert!(judge(&bad).is_err(), "{bad:?}");
+        assert!(verify(&bad).is_err(), "{bad:?}");
     }
     for claims in ["[]", "1", "\"x\"", "null", "{\"exp\":", "{\"exp\":1}{}", "\u{feff}{}", ""] {
         let key = EncodingKey::from_secret(SECRET);
         let token = signed_text(r#"{"alg":"HS256"}"#, claims, &key, Algorithm::HS256);
-        assert_eq!(judge(&token), Err(TokenFault::Malformed), "{claims}");
+        assert_eq!(verify(&token), Err(TokenFault::Malformed), "{claims}");
     }
 }
 
@@ -522,7 +522,7 @@ fn reencoded_token_is_rejected() {
                 assert!(by_secret().verify(&other, NOW).is_err(), "{at}");
             }
         }
-        assert!(judge(&good[..at]).is_err(), "cut at {at}");
+        assert!(verify(&good[..at]).is_err(), "cut at {at}");
     }
 }
 
@@ -557,7 +557,7 @@ fn verification_error_does_not_contain_the_token() {
     tokens.push(hs256(&json!({"exp": NOW + 60, "aud": CANARY})));
     tokens.push(hs256(&json!({"exp": NOW + 60, "sub": format!("{CANARY}\n")})));
     for token in tokens {
-        let why = judge(&token).unwrap_err();
+        let why = verify(&token).unwrap_err();
         let text =
             format!("{why} {why:?} {} {:?}", why.as_str(), std::error::Error::source(&why).map(|_| ()));
         assert!(!text.contains("canary"), "{text}");
@@ -585,7 +585,7 @@ proptest! {
         let rights = OyezClaim { subscribe: subscribe.clone(), publish: publish.clone(), ..OyezClaim::default() };
         let claims = NewClaims { exp: NOW + 60, oyez: rights, ..NewClaims::default() };
         let token = SigningKey::from_secret(SECRET).unwrap().sign(&claims, None).unwrap();
-        let grant = judge(&token).unwrap();
+        let grant = verify(&token).unwrap();
         // The model: a list is gone through, a pattern is compared letter by letter.
         let means = |pattern: &String| {
             let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
