@@ -14,7 +14,8 @@
 //! | --- | --- |
 //! | wait | one poll; the timeout is the next deadline, or zero when work is left over |
 //! | mark | an event only *marks* its slot as readable or writable; no handler runs here |
-//! | relieve | compares the memory in use with the budget; near the budget, closes the connections that hold most and evicts history |
+//! | handle_signals | SIGHUP reloads certificate and keys; SIGTERM and SIGINT begin the drain or end it |
+//! | relieve | compares the memory in use with the budget; near it, closes the largest connections and evicts history |
 //! | accept | accepts waiting sockets, up to a budget per turn |
 //! | read | reads every ready slot up to a budget and runs its session, which emits intents |
 //! | deliver | applies the intents to the hub: subscribe, publish, unsubscribe. Frames are queued in outboxes. Its last part, *refill*, makes the next slices of replays, listings and history pages, up to a budget |

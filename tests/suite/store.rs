@@ -459,13 +459,13 @@ fn unusable_history_file_is_refused_and_unchanged() {
             assert_eq!(fs::read(&path).unwrap(), bytes, "{name} was touched");
         }
     };
-    check("foreign", Some(b"a diary, and no history of ours"), "", "name another");
-    check("short", Some(b"x"), "", "name another");
-    check("no/such/folder", None, "", "make its folder first");
+    check("foreign", Some(b"a diary, and no history of ours"), "", "choose another file");
+    check("short", Some(b"x"), "", "choose another file");
+    check("no/such/folder", None, "", "create its directory first");
     check("foreign/inside", None, "", "cannot be used");
-    check(".", None, "", "not a plain file");
-    check("new", None, "ulimit -f 0;", "make room");
-    assert!(refuses(Path::new("/dev/full"), "").contains("not a plain file"));
+    check(".", None, "", "not a regular file");
+    check("new", None, "ulimit -f 0;", "free disk space");
+    assert!(refuses(Path::new("/dev/full"), "").contains("not a regular file"));
 
     let server = folder.serve(&[]);
     for number in 0..100 {
@@ -493,7 +493,7 @@ fn unusable_history_file_is_refused_and_unchanged() {
     for room in [0, 5_000] {
         fs::write(folder.file(), &good).unwrap();
         let limit = format!("prlimit --fsize={} --pid $$ &&", good.len() / 2 + room);
-        assert!(refuses(&folder.file(), &limit).contains("make room"));
+        assert!(refuses(&folder.file(), &limit).contains("free disk space"));
         let server = folder.serve(&[]);
         assert_eq!(history(&server, "a", "earliest"), whole);
         assert!(!server.stop().contains("WARN"));
@@ -771,17 +771,14 @@ fn sample(is_clean: bool) -> (Vec<u8>, HashMap<u64, String>, u64) {
     (if is_clean { fs::read(folder.file()).unwrap() } else { killed }, texts, epoch)
 }
 
-/// A damaged file is refused, or all messages that it yields are true; the damage was in unused bytes.
-fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
+/// Opens a damaged file. Returns false if it is rejected and unchanged. Otherwise the damage was in unused bytes, and the
+/// hub has exactly the messages that were written.
+fn check_damaged(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool, what: &str) -> bool {
     let folder = History::new();
     fs::write(folder.file(), bytes).unwrap();
     let opened = open(&folder.file(), later(NOON, 250_000));
     let Ok(Opened { mut hub, store, .. }) = opened else {
-        assert_eq!(
-            fs::read(folder.file()).unwrap(),
-            bytes,
-            "{what}: a file that is refused is left as it is"
-        );
+        assert_eq!(fs::read(folder.file()).unwrap(), bytes, "{what}: a rejected file is unchanged");
         return false;
     };
     let mut count = 0;
@@ -810,7 +807,7 @@ fn judge(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clean: bool,
 fn damaged_file_is_refused_or_yields_only_true_messages() {
     for is_clean in [true, false] {
         let (bytes, texts, epoch) = sample(is_clean);
-        assert!(judge(&bytes, &texts, epoch, is_clean, "whole"));
+        assert!(check_damaged(&bytes, &texts, epoch, is_clean, "whole"));
         let (refused, taken) = (Cell::new(0), Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 400,
@@ -829,7 +826,13 @@ fn damaged_file_is_refused_or_yields_only_true_messages() {
                 "zero" => bytes[at..].iter_mut().take(512).for_each(|byte| *byte = 0),
                 _ => bytes.extend_from_within(..at.min(300)),
             }
-            if judge(&bytes, &texts, epoch, is_clean, &format!("{kind} {bit} at {at} of {}", bytes.len())) {
+            if check_damaged(
+                &bytes,
+                &texts,
+                epoch,
+                is_clean,
+                &format!("{kind} {bit} at {at} of {}", bytes.len()),
+            ) {
                 taken.set(taken.get() + 1);
             } else {
                 refused.set(refused.get() + 1);
