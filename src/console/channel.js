@@ -1,4 +1,4 @@
-// The view of one channel: its messages as they come, what the server says of it, and a form to publish.
+// The view of one channel: its messages, its state on the server, and a form to publish.
 //
 // Messages are drawn many at a time, and only the last ROWS of them: a channel of ten
 // thousand messages a second costs this page no more than one of a hundred.
@@ -222,7 +222,7 @@ export class ChannelView {
         return say(`Invalid JSON: ${clip(error.message, 120)}`, true);
       }
     }
-    say('on its way');
+    say('publishing');
     byId('payload').value = '';
     try {
       const id = await this.hub.publish(this.channel, value);

@@ -1,5 +1,5 @@
 // A chat room. A message is { name, text }; both are the sender's claim, so both are bounded and shown as text. Where the
-// sender has a token, the server says who it is, and that name is shown with a mark.
+// sender has a token, the server adds the user, and that name is shown with a check mark.
 
 import { byId, clip, eachFrame, following, element } from './dom.js';
 

@@ -20,7 +20,7 @@ const CUT_MS = 3000;
 const POLL_MS = 1000;
 const LIST_EVERY_POLLS = 3;
 const LOST_EVERY_POLLS = 5;
-// Longer between two scrapes, and the time between is a hole in the chart, not a mean over it.
+// If two scrapes are further apart, the chart has a gap, not their mean.
 const SCRAPE_GAP_MS = 3000;
 
 let hub = null;
@@ -46,7 +46,7 @@ const sharedHub = new SharedHub({
     byId('gaps').classList.add('warn');
   },
   refused(channel, error) {
-    notice(`The server refused the channel ${channel}: ${clip(error.message, 200)}`);
+    notice(`The server rejected the subscription to ${channel}: ${clip(error.message, 200)}`);
   },
 });
 const channelView = new ChannelView(sharedHub);
@@ -187,7 +187,7 @@ function followAddress() {
   select('channel');
 }
 
-// What the server says of itself.
+// Figures of the server.
 
 const deliveries = new Chart(byId('chart-deliveries'), {
   title: 'Deliveries per second',
@@ -269,7 +269,7 @@ function refusal(what, error) {
   return error.status ? `The server returned ${error.status} for ${what}.` : 'The server is unreachable.';
 }
 
-// A poll that takes long delays the next one; they never pile up.
+// A poll that takes long delays the next one, so polls do not overlap.
 async function clock() {
   const began = performance.now();
   await poll();

@@ -34,7 +34,7 @@ export const TEXT_UNITS_MAX = 8192;
 const EDITS_MAX = 64;
 // The spans of all of them together, for the same limit of a message.
 const SPANS_MAX = 512;
-// As many pages as edits: whose last edit is not among the last 64 has no base for a double of it either.
+// As many pages as edits: a page whose last edit is not among the last 64 can send no duplicate that has a base.
 const PAGES_MAX = EDITS_MAX;
 const QUESTIONS_MAX = 16;
 // Messages received without a document. The answer to a question arrives within a second or two.
@@ -107,7 +107,7 @@ class Document {
     for (const shape of since) operation = transform(operation, shape, AFTER);
     const text = apply(this.text, operation);
     if (text.length > TEXT_UNITS_MAX) return 'too_long';
-    // It parted a surrogate pair.
+    // The edit split a surrogate pair.
     if (!isText(text)) return 'malformed';
 
     this.text = text;
@@ -133,7 +133,7 @@ class Document {
     this.questions = this.questions.filter((question) => !questions.includes(question));
   }
 
-  /** Takes a start's document for its own, if the start counts. */
+  /** Replaces the document by that of a start, if the start counts. */
   start(id, question, document) {
     if (!this.questions.includes(question)) {
       // For pages that know more questions it may have counted, and closed the questions that are open here.
@@ -259,7 +259,7 @@ export class Editor {
    * @returns {Array} the operation that the shown text has undergone: `[]` if it is as it was
    */
   receive({ id, n, data }) {
-    // A count that does not go on says the same as a gap.
+    // A jump of the count means the same as a gap notice.
     if (this.#last.n !== null && n !== this.#last.n + 1) this.lose();
     this.#last = { id, n };
     const said = isObject(data) ? data : {};
@@ -303,7 +303,7 @@ export class Editor {
         this.#isDue = true;
         return [];
       default:
-        // It will never count.
+        // The edit will never be applied.
         return this.#forget();
     }
   }

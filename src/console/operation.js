@@ -236,7 +236,7 @@ export function isText(value) {
   return typeof value === 'string' && !/\p{Surrogate}/u.test(value);
 }
 
-// Counts of that size cannot be added up to something that is no longer exact.
+// Sums of counts below this size are exact.
 function isCount(value) {
   return Number.isSafeInteger(value) && value > 0 && value < 2 ** 31;
 }

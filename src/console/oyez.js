@@ -9,7 +9,7 @@
 //   server remembers keys (`key_age_ms` of its hello). After that, or when the server was restarted, it could be
 //   published twice, so the promise is rejected instead (`unknown`).
 // - **Reconnects with backoff.** Pauses are random and grow, so that a restarted server is not overloaded; the server's
-//   own `retry_ms` has priority; and a refusal that would only be repeated (4000-4099) ends the client.
+//   own `retry_ms` has priority; and a rejection that would only be repeated (4000-4099) ends the client.
 //
 // The client deliberately does not send `echo: false`. A message that is not received leaves a hole in the channel's
 // count, and the count is how a loss is detected; so the client's own messages are filtered out here.
@@ -33,7 +33,7 @@ const KEY_MARGIN_MAX_MS = 30_000;
 const RENEW_BEFORE_MAX_MS = 60_000;
 // A token function that failed is called again after this.
 const RENEW_RETRY_MS = 5_000;
-// A page that is refused sees only code 1006, so after this many failures before any hello the console gets a hint.
+// A page that is rejected sees only code 1006, so after this many failures before any hello the console gets a hint.
 const HINT_AFTER_FAILURES = 3;
 // A timer that is set for longer fires at once.
 const TIMER_MAX_MS = 2 ** 31 - 1;
@@ -45,7 +45,7 @@ const CLIENTS_MAX = 64;
 // ignoreBOM: to leave it in place.
 const TEXT = new TextDecoder('utf-8', { ignoreBOM: true });
 
-/** A refusal or a failed publish; `code` is machine-readable. */
+/** A rejected request or a failed publish; `code` is machine-readable. */
 export class OyezError extends Error {
   constructor(code, message) {
     super(message ?? code);
@@ -69,7 +69,7 @@ class Publication extends Promise {
 }
 
 /**
- * A connection that comes back. Emits `state` (an Event; its `detail` has the state too) and `error` (its detail is
+ * A connection that reconnects. Emits `state` (an Event; its `detail` has the state too) and `error` (its detail is
  * an OyezError that belongs to no publish).
  */
 export class Oyez extends EventTarget {
@@ -96,7 +96,7 @@ export class Oyez extends EventTarget {
   #lifeTimer = null;
   #attempt = 0;
   #channels = new Map();
-  // Every unanswered publish, sent or not, in the order of the calls.
+  // Every unacknowledged publish, sent or not, in the order of the calls.
   #publishes = new Map();
   #nextRef = 1;
   #key;
@@ -108,7 +108,7 @@ export class Oyez extends EventTarget {
    * @param {string | (() => string | Promise<string>)} [options.token] a function is called at each connect,
    *   and before the token expires
    * @param {(state: string, detail: object) => void} [options.onstate]
-   * @param {number} [options.publishes_max] unanswered publishes; one more is rejected (`queue_full`)
+   * @param {number} [options.publishes_max] unacknowledged publishes; one more is rejected (`queue_full`)
    * @param {number} [options.pong_timeout_ms] silence after a ping that means the connection is dead
    * @param {typeof WebSocket} [options.WebSocket]
    * @param {() => number} [options.random] from 0 to below 1
@@ -189,7 +189,7 @@ export class Oyez extends EventTarget {
       checkName(name);
       if (this.#state === 'closed') throw new OyezError('closed', 'the connection has been closed');
       if (this.#publishes.size >= this.#options.publishes_max) {
-        throw new OyezError('queue_full', `${this.#options.publishes_max} publishes wait for an answer`);
+        throw new OyezError('queue_full', `${this.#options.publishes_max} publishes wait for an acknowledgement`);
       }
       const ref = this.#nextRef++;
       const frame = JSON.stringify({ type: 'publish', ch: name, ...payload(value), ref, key: `${this.#key}-${ref}` });
@@ -199,7 +199,7 @@ export class Oyez extends EventTarget {
     });
     Promise.prototype.then.call(promise, undefined, (error) => {
       const isOwnClose = error.code === 'closed' && this.#state === 'closed';
-      // `await` and Promise.all call `then` in a microtask of their own, which runs after this one if the promise is
+      // `await` and Promise.all call `then` in a separate microtask, which runs after this one if the promise is
       // rejected already.
       queueMicrotask(() => {
         if (!promise.isHandled && !isOwnClose) warn(`publish to ${name} failed: ${error.code}: ${error.message}`);
@@ -243,7 +243,7 @@ export class Oyez extends EventTarget {
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    // A close follows each error, and says more.
+    // A close event follows each error, and has the details.
     socket.onerror = () => {};
   }
 
@@ -266,7 +266,7 @@ export class Oyez extends EventTarget {
 
   #lost(code, reason) {
     const socket = this.#release();
-    // A close handshake with a peer that is gone takes long; npm's ws can do without.
+    // A close handshake with a peer that has vanished takes long; npm's ws can end the socket without one.
     if (socket?.terminate) socket.terminate();
     else socket?.close();
 
@@ -299,7 +299,7 @@ export class Oyez extends EventTarget {
     this.#enter('closed', { code, reason });
   }
 
-  /** The network is back: a pause of our own making has lost its reason, and an open connection may be a dead one. */
+  /** The network is back: ends a random pause, and checks whether an open connection is dead. */
   #online = () => {
     if (this.#state === 'waiting' && !this.#serverRequestedWait) {
       clearTimeout(this.#retryTimer);
@@ -319,7 +319,7 @@ export class Oyez extends EventTarget {
     this.#socket.send(JSON.stringify(command));
   }
 
-  // A connection is alive as long as anything comes, so pings are for silence only.
+  // A connection is alive as long as messages arrive, so a ping is sent only after a silence.
 
   #listen() {
     this.#hasReceived = false;
@@ -336,7 +336,7 @@ export class Oyez extends EventTarget {
     }, this.#options.pong_timeout_ms);
   }
 
-  // What the server says
+  // Messages of the server
 
   #receive(text) {
     this.#hasReceived = true;
@@ -371,7 +371,7 @@ export class Oyez extends EventTarget {
       case 'authenticated':
         return this.#renewLater(said.expires_ms);
       case 'ack':
-        return this.#answered(said.ref, ({ resolve }) => resolve(said.id));
+        return this.#settlePublish(said.ref, ({ resolve }) => resolve(said.id));
       case 'error':
         return this.#refused(channel, said);
       // Anything else is a pong, or from a newer server.
@@ -380,7 +380,7 @@ export class Oyez extends EventTarget {
 
   #greeted({ client, run, node, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#lifeTimer);
-    // Another process remembers no key of before, and neither does this one for a client from another network.
+    // Another process does not know earlier keys, nor does this one know those of a client from another network.
     if (this.#run !== null && run !== this.#run) {
       for (const publish of this.#publishes.values()) if (publish.sent !== null) publish.sent = LONG_AGO;
     }
@@ -402,7 +402,7 @@ export class Oyez extends EventTarget {
     this.#enter('open', { client });
   }
 
-  /** The rights of the connection end with its token, so the next token is shown before that. */
+  /** The connection's rights end with its token, so the next token is sent before that. */
   #renewLater(expires_ms) {
     clearTimeout(this.#renewTimer);
     if (typeof this.#options.token !== 'function' || !(expires_ms > 0)) return;
@@ -454,7 +454,7 @@ export class Oyez extends EventTarget {
     if (!continues) this.#gap(channel, after, id, n > last ? n - last - 1 : null, 'hole');
 
     const own = this.#clients.has(from);
-    // The server vouches for the user: it is from the sender's token.
+    // Set by the server, from the sender's token.
     const message = { channel: name, id, n, from, user: user ?? null, own, ...content(body) };
     for (const handler of [...channel.handlers]) {
       if (channel.handlers.has(handler) && (handler.echo || !own)) call(handler.onmessage, message);
@@ -468,12 +468,12 @@ export class Oyez extends EventTarget {
   #refused(channel, { ref, code, message }) {
     const error = new OyezError(code, message);
     if (ref !== undefined) {
-      // The connection is about to be closed, and the next one takes it; it was not published by this one.
-      if (code !== 'drain') this.#answered(ref, ({ reject }) => reject(error));
+      // The connection is about to close. The message was not published, and is sent again on the next one.
+      if (code !== 'drain') this.#settlePublish(ref, ({ reject }) => reject(error));
       else if (this.#publishes.has(ref)) this.#publishes.get(ref).sent = null;
       return;
     }
-    // The subscription that was to be ended had been refused.
+    // The subscription that was to be ended had been rejected.
     if (code === 'not_subscribed') this.#left(channel);
     const isHandled = this.#hasErrorListener || (channel && [...channel.handlers].some(({ onerror }) => onerror));
     if (!isHandled) warn(`${channel ? `channel ${channel.name}: ` : ''}${code}: ${message}`);
@@ -485,7 +485,7 @@ export class Oyez extends EventTarget {
     this.dispatchEvent(event('error', error));
   }
 
-  #answered(ref, settle) {
+  #settlePublish(ref, settle) {
     const publish = this.#publishes.get(ref);
     this.#publishes.delete(ref);
     if (publish) settle(publish);
@@ -493,13 +493,13 @@ export class Oyez extends EventTarget {
 
   #sendPublish(publish) {
     const { ref, frame, sent, reject } = publish;
-    const refuse = (code, why) => this.#answered(ref, () => reject(new OyezError(code, why)));
+    const rejectWith = (code, why) => this.#settlePublish(ref, () => reject(new OyezError(code, why)));
     const usableMs = this.#keyAgeMs - Math.min(KEY_MARGIN_MAX_MS, this.#keyAgeMs / 10);
     if (sent !== null && elapsed(sent) >= usableMs) {
-      refuse('unknown', 'it was sent, its answer was lost, and the server no longer remembers its key');
+      rejectWith('unknown', 'it was sent, its acknowledgement was lost, and the server no longer remembers its key');
     } else if (isLonger(frame, this.#messageBytesMax)) {
-      // The server would close the connection, and again at each return.
-      refuse('too_big', `with all around it, a message may have ${this.#messageBytesMax} bytes`);
+      // The server would close the connection, and again after each reconnect.
+      rejectWith('too_big', `with its envelope the message is over ${this.#messageBytesMax} bytes, the maximum of the server`);
     } else {
       publish.sent ??= clocks();
       this.#socket.send(frame);

@@ -1,4 +1,4 @@
-// What two scrapes of /metrics, some time apart, say about the time between them.
+// Rates and quantiles over the time between two scrapes of /metrics.
 
 /** Prometheus text -> { sums: name -> value over all labels, buckets: name -> [[upper bound, count]] }. */
 export function parse(text) {
@@ -12,7 +12,7 @@ export function parse(text) {
     if (name.endsWith('_bucket') && bound) {
       const base = name.slice(0, -'_bucket'.length);
       if (!buckets.has(base)) buckets.set(base, []);
-      // Some libraries write the endless bucket twice, once under the largest number there is.
+      // Some client libraries write the +Inf bucket twice, once under the largest number.
       const upper = bound[1] === '+Inf' ? Infinity : Number(bound[1]);
       buckets.get(base).push([upper === Number.MAX_VALUE ? Infinity : upper, Number(value)]);
     } else {

@@ -102,7 +102,7 @@ export class Ticker {
     const names = Object.keys(GOODS);
     for (const good of names.filter(() => Math.random() < 0.4)) {
       const last = this.rows.get(good).values.at(-1) ?? GOODS[good];
-      // A walk that is drawn back to where it began, so that no price runs away overnight.
+      // A random walk that is drawn back to its start, so that prices stay in range.
       const next = last * (1 + (Math.random() - 0.5) * 0.012) + (GOODS[good] - last) * 0.01;
       // A lost price is outdated a moment later, so it is not sent again.
       this.hub.publish(CHANNEL, { good, price: Math.round(next * 100) / 100 }).catch(() => {});
