@@ -58,7 +58,8 @@ impl Count {
         Some(Count { allocated, freed, exact: 0, own_then: 0, calls: EXACT_AFTER_CALLS })
     }
 
-    /// Bytes that this thread has allocated less those that it has freed, including those that another thread allocated.
+    /// Bytes that this thread has allocated less those that it has freed, including those that another thread
+    /// allocated.
     fn own(&self) -> u64 {
         self.allocated.get().wrapping_sub(self.freed.get())
     }

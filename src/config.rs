@@ -33,8 +33,8 @@ pub struct Config {
 pub struct HistoryFile {
     /// The path of the file.
     pub path: PathBuf,
-    /// Maximum age in milliseconds of messages not yet written to the file; the most that a crash can lose. Users accept
-    /// the loss of a second, and two writes a second do not wear out a disk.
+    /// Maximum age in milliseconds of messages not yet written to the file; the most that a crash can lose. Users
+    /// accept the loss of a second, and two writes a second do not wear out a disk.
     pub sync_ms: u32,
 }
 
@@ -203,8 +203,8 @@ pub struct Limits {
     /// KiB/s is not on a network in use, and could hold an outbox indefinitely with a byte now and then.
     pub slow_bytes_per_second: u32,
     /// The longest time for which a slow subscriber pauses the publishers of its channels; 0: it does not. A second is
-    /// longer than a garbage collection, a page's long task or a few lost packets take, and shorter than publishers
-    /// wait for an answer.
+    /// longer than a garbage collection, a page's long task or a few lost packets take, and shorter than the time that
+    /// publishers wait for a response.
     pub publish_pause_ms: u32,
     /// The policy for a connection that exceeds one of these limits.
     pub on_slow: OnSlow,
@@ -227,8 +227,8 @@ pub struct Limits {
     pub channels_per_publisher_max: usize,
     /// Limits on the history of each channel, and of all channels.
     pub history: HistoryLimits,
-    /// Bytes of the names of removed channels, so that a subscriber that comes back to one learns of a gap and one that
-    /// comes to a channel that never had a message does not. 4 MiB are the names of 22,000 channels of 30 letters.
+    /// Maximum bytes of the names of removed channels. A subscriber that returns to one of them is notified of a gap; a
+    /// subscriber of a channel that never had a message is not. 4 MiB are the names of 22,000 channels of 30 letters.
     pub removed_channels_bytes_max: usize,
     /// Bytes of messages larger than a slice, encoded for the replays that have yet to take them. Each encoding is
     /// shared by all that replay the message; 16 MiB are two of the largest (6 MiB, a body of control characters), and
@@ -248,9 +248,9 @@ pub struct Limits {
     pub work_micros_per_turn: u32,
     /// Limits on the idempotency keys.
     pub idempotency: IdempotencyLimits,
-    /// Maximum connections of one IPv4 address or of one IPv6 /64; 0 is no limit. The default is no limit, since the NAT
-    /// of an office, a school or a mobile carrier has thousands of users at one address, and a proxy that is not trusted
-    /// has all of them.
+    /// Maximum connections of one IPv4 address or of one IPv6 /64; 0 is no limit. The default is no limit, since the
+    /// NAT of an office, a school or a mobile carrier has thousands of users at one address, and a proxy that is not
+    /// trusted has all of them.
     pub connections_per_address_max: u32,
     /// Maximum handshakes of such an address per second, with a burst of as many; 0 is no limit.
     pub handshakes_per_second: u32,
@@ -258,8 +258,8 @@ pub struct Limits {
     pub messages_per_second: u32,
     /// Maximum bytes that a connection publishes per second, with a burst of as many; 0 is no limit.
     pub bytes_per_second: u32,
-    /// Maximum time from the upgrade to the token of a client that has no rights without one. In 10 s a page can fetch a
-    /// token from a slow service of its application.
+    /// Maximum time from the upgrade to the token of a client that has no rights without one. In 10 s a page can fetch
+    /// a token from a slow service of its application.
     pub auth_timeout_ms: u32,
     /// Time from the expiry of a token to the close of a client that has not sent a new one. It is a ping interval, so
     /// that a client that renews its token when it is notified of the expiry is in time.
@@ -273,21 +273,21 @@ pub struct Limits {
     /// Maximum valid tickets of one client, a tenth of all: a page uses its ticket at once, and an address with many
     /// users (NAT) can still open a thousand pages at the same time.
     pub tickets_per_client_max: usize,
-    /// Maximum log lines of one kind, such as those of connections closed for one reason, per second; 0: no limit. A line
-    /// has about 100 bytes, so a flood of one kind writes 10 KB a second; suppressed lines are counted.
+    /// Maximum log lines of one kind, such as those of connections closed for one reason, per second; 0: no limit. A
+    /// line has about 100 bytes, so a flood of one kind writes 10 KB a second; suppressed lines are counted.
     pub log_lines_per_second: u32,
     /// Maximum sockets accepted in one turn. An accept costs about 20 us with its handshake, so 64 delay subscribers by
     /// little over a millisecond while many clients reconnect.
     pub accepts_per_turn: usize,
-    /// Maximum reads from one connection in one turn. The first read of a quiet connection usually returns all bytes; the
-    /// second finds the EOF that arrived with them.
+    /// Maximum reads from one connection in one turn. The first read of a quiet connection usually returns all bytes;
+    /// the second finds the EOF that arrived with them.
     pub reads_per_connection: usize,
-    /// Bytes read from one slot in one turn while others wait, counted as those of a turn are, and the size of the one scratch buffer. 16 KiB
-    /// are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120 us: past that, the
-    /// next slot is read. With 64 KiB for each, clients that wait for many such publishers wait four times as long.
-    /// The share of a ready slot may be larger: the only publisher of a turn may use the whole budget, since 64 messages
-    /// of 512 bytes in three turns cost twice as much as in one. If many start to send at once, each has a smaller share
-    /// of the first turn.
+    /// Bytes read from one slot in one turn while others wait, counted as those of a turn are; also the size of the
+    /// shared read buffer. 16 KiB are 230 frames of 64 bytes, about 10 us of parsing, or 2,700 empty ones, about 120
+    /// us: past that, the next slot is read. With 64 KiB for each, clients that wait for many such publishers wait four
+    /// times as long. The share of a ready slot may be larger: the only publisher of a turn may use the whole budget,
+    /// since 64 messages of 512 bytes in three turns cost twice as much as in one. If many start to send at once, each
+    /// has a smaller share of the first turn.
     pub read_bytes_per_connection: usize,
     /// Bytes read from all slots in one turn, where a frame counts at least 64 and an HTTP request 1,024 more, so that
     /// a turn is bounded by its work: 256 KiB are 3,700 frames of 64 bytes or 4,096 empty ones, a few milliseconds
@@ -316,7 +316,7 @@ pub struct HistoryLimits {
 pub struct IdempotencyLimits {
     /// Maximum keys of all channels, about 150 bytes each; the oldest of the publisher with most keys is evicted first.
     pub keys_max: usize,
-    /// Lifetime of a key. A publisher that retries for longer than 5 minutes has the attention of its operator.
+    /// Lifetime of a key. An outage of more than 5 minutes needs an operator in any case.
     pub age_ms: u32,
 }
 
@@ -333,8 +333,8 @@ impl IdempotencyLimits {
 pub struct TcpConfig {
     /// Maximum connections that wait to be accepted; the kernel caps it at `net.core.somaxconn`.
     pub backlog: u32,
-    /// Maximum unsent bytes that the kernel buffers for a connection (`TCP_NOTSENT_LOWAT`). Bytes that are not yet in the
-    /// kernel can still be skipped, or dropped for a close.
+    /// Maximum unsent bytes that the kernel buffers for a connection (`TCP_NOTSENT_LOWAT`). Bytes that are not yet in
+    /// the kernel can still be skipped, or dropped for a close.
     pub notsent_lowat_bytes: u32,
     /// Maximum time for which sent bytes may be unacknowledged before the kernel closes the connection
     /// (`TCP_USER_TIMEOUT`).
@@ -347,8 +347,8 @@ pub struct TlsConfig {
     /// Certificate and key; without them connections are plain.
     pub files: Option<TlsFiles>,
     /// Maximum ClientHello messages answered in one turn. An answer takes 0.2 to 0.3 ms with a P-256 key, so 8 delay
-    /// subscribers by 2 ms: while hundreds of clients connected at a time, nine in ten broadcasts reached all subscribers
-    /// in 0.09x the time that they took without a budget, and as many handshakes were completed.
+    /// subscribers by 2 ms: while hundreds of clients connected at a time, nine in ten broadcasts reached all
+    /// subscribers in 0.09x the time that they took without a budget, and as many handshakes were completed.
     pub handshakes_per_turn: usize,
     /// Maximum sessions stored for clients without session tickets. Each takes less than half a KiB.
     pub sessions_max: usize,
@@ -481,8 +481,8 @@ impl Limits {
         };
         let mut turn_bytes = self.read_bytes_per_turn + largest + Self::FRAME_HEADER_BYTES_MAX;
         if self.publish_pause_ms > 0 {
-            // A subscriber pauses its publishers when its outbox is a quarter full, and must then still hold the messages
-            // that were already read.
+            // A subscriber pauses its publishers when its outbox is a quarter full, and must then still hold the
+            // messages that were already read.
             turn_bytes += turn_bytes.div_ceil(3);
         }
         if self.outbox_bytes_max < turn_bytes {

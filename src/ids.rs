@@ -209,7 +209,8 @@ impl ClientIds {
         ClientIds { salt, blocks: Vec::new() }
     }
 
-    /// Adds a block of ids. The first block is for the generations from 0 on, and each further one for those that follow.
+    /// Adds a block of ids. The first block is for the generations from 0 on, and each further one for those that
+    /// follow.
     pub fn add_block(&mut self, block: u32) {
         self.blocks.push(block);
     }

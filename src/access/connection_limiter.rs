@@ -1,8 +1,8 @@
 //! Determines the address of a client, and enforces the limits per address.
 //!
 //! The peer of a connection is the client, unless it is a trusted proxy. A trusted proxy names the client: in the PROXY
-//! protocol for a whole connection, in `X-Forwarded-For` for one request. This address is logged, and limits per address
-//! apply to it.
+//! protocol for a whole connection, in `X-Forwarded-For` for one request. This address is logged, and limits per
+//! address apply to it.
 //!
 //! A connection counts against the limit if it belongs to one client: every direct connection, and a WebSocket or an
 //! event stream through a proxy. The other connections of a proxy carry requests of many clients, and do not count.

@@ -61,9 +61,9 @@ impl fmt::Display for UnsupportedFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             UnsupportedFormat::ByteOrderMark => {
-                "it begins with a byte order mark, which hides its first line; take it off: `sed -i '1s/^\\xef\\xbb\\xbf//' FILE`"
+                "it begins with a byte order mark, which hides its first line; remove it: `sed -i '1s/^\\xef\\xbb\\xbf//' FILE`"
             }
-            UnsupportedFormat::Utf16 => "it is UTF-16; make it ASCII: `iconv -f UTF-16 -t ASCII FILE > NEW`",
+            UnsupportedFormat::Utf16 => "it is UTF-16; convert it to ASCII: `iconv -f UTF-16 -t ASCII FILE > NEW`",
             UnsupportedFormat::Der => {
                 "it is binary (DER) and not PEM: `openssl x509 -inform der -in FILE -out NEW` for a certificate, `openssl pkey -inform der -in FILE -out NEW` for a key"
             }
@@ -74,7 +74,7 @@ impl fmt::Display for UnsupportedFormat {
                 "the private key is encrypted, and the server cannot ask for its passphrase: `openssl pkey -in FILE -out NEW` removes it"
             }
             UnsupportedFormat::OpenSsh => {
-                "it is a key of OpenSSH's own form: `ssh-keygen -p -m PKCS8 -f FILE` changes it in its place"
+                "it is in the format of OpenSSH: `ssh-keygen -p -m PKCS8 -f FILE` converts it in place"
             }
         })
     }
@@ -83,14 +83,17 @@ impl fmt::Display for UnsupportedFormat {
 /// Describes a private key in DER that rustls does not support, and names the supported ones.
 pub fn describe_key(der: &[u8]) -> String {
     const NEW: &str =
-        "make a new one with `openssl ecparam -name prime256v1 -genkey -noout`, and have it certified";
+        "create one with `openssl ecparam -name prime256v1 -genkey -noout`, and have it certified";
     match key_kind(der) {
         Some(KeyKind::Rsa(bits)) if !(2_048..=8_192).contains(&bits) => {
-            format!("an RSA key of {bits} bits; it takes 2048 to 8192: {NEW}")
+            format!("an RSA key of {bits} bits, and 2048 to 8192 are supported: {NEW}")
         }
         Some(KeyKind::Rsa(_)) => "an RSA key that cannot be used".to_owned(),
         Some(KeyKind::Other(oid)) => {
-            format!("a key of the kind {}; P-256, P-384, Ed25519 and RSA are: {NEW}", name(&oid))
+            format!(
+                "a key of type {}, which is not supported; P-256, P-384, Ed25519 and RSA are: {NEW}",
+                name(&oid)
+            )
         }
         None => "not a private key, or damaged".to_owned(),
     }

@@ -120,8 +120,8 @@ impl Grant {
         Grant { subscribe: all.clone(), publish: all, admin: true, ..Grant::default() }
     }
 
-    /// Parses the rights of anonymous clients in the operator's syntax: `subscribe=public.*,news publish=chat`. Rules of
-    /// one kind add up.
+    /// Parses the rights of anonymous clients in the operator's syntax: `subscribe=public.*,news publish=chat`. Rules
+    /// of one kind add up.
     ///
     /// # Errors
     /// Names the invalid rule and the correct syntax.

@@ -429,28 +429,28 @@ impl fmt::Display for BadKey {
         match self {
             BadKey::SecretTooShort(bytes) => write!(
                 f,
-                "a secret of {bytes} bytes can be guessed; it takes {SECRET_BYTES_MIN}: make one with `oyez token secret FILE`"
+                "a secret of {bytes} bytes can be guessed, and at least {SECRET_BYTES_MIN} are required: create one with `oyez token secret FILE`"
             ),
             BadKey::SecretIsPem => f.write_str(
-                "this is a key in PEM and no shared secret: give it with --jwt-public-key or --jwt-private-key",
+                "this is a PEM key, not a shared secret: pass it with --jwt-public-key or --jwt-private-key",
             ),
             BadKey::Form(form) => form.fmt(f),
             BadKey::NoPem => f.write_str("not a key in PEM (-----BEGIN PUBLIC KEY-----)"),
             BadKey::NoPublicKey => f.write_str("no -----BEGIN PUBLIC KEY----- in it"),
             BadKey::NoPrivateKey => f.write_str("no -----BEGIN PRIVATE KEY----- in it"),
             BadKey::PrivateKey => f.write_str(
-                "this is a private key, and checking takes the public one: `openssl pkey -in FILE -pubout`",
+                "this is a private key, and verification needs the public key: `openssl pkey -in FILE -pubout`",
             ),
             BadKey::Certificate => f.write_str(
-                "this is a certificate; take the key out of it: `openssl x509 -in FILE -noout -pubkey`",
+                "this is a certificate; extract its public key: `openssl x509 -in FILE -noout -pubkey`",
             ),
             BadKey::Sec1 => f.write_str(
-                "an EC PRIVATE KEY has to be in PKCS#8: `openssl pkcs8 -topk8 -nocrypt -in FILE`",
+                "an EC PRIVATE KEY must be converted to PKCS#8: `openssl pkcs8 -topk8 -nocrypt -in FILE`",
             ),
             BadKey::UnknownKind => f.write_str("the key is not Ed25519, P-256 or RSA"),
             BadKey::RsaBits(bits) => write!(
                 f,
-                "an RSA key of {bits} bits; it takes {} to {}",
+                "an RSA key of {bits} bits, and {} to {} are supported",
                 RSA_BITS.start(),
                 RSA_BITS.end()
             ),

@@ -91,8 +91,8 @@ pub fn is_loopback_host(host: &[u8]) -> bool {
 /// One of
 /// - `https://app.example.com`, `http://localhost:5173`: this origin only. The default port is that of the scheme.
 /// - `https://*.example.com`: every host below `example.com`, at any depth; not `example.com` itself.
-/// - `null`, `file://`, `app://.`, `capacitor://localhost`: the origins of sandboxed pages, local files and programs with
-///   embedded pages, compared as a whole.
+/// - `null`, `file://`, `app://.`, `capacitor://localhost`: the origins of sandboxed pages, local files and programs
+///   with embedded pages, compared as a whole.
 /// - `*`: every page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OriginPattern(Pattern);

@@ -38,8 +38,8 @@ pub(super) enum Host<'a> {
 }
 
 impl Host<'_> {
-    /// Returns true if it is a loopback address or a name that no name server resolves. RFC 6761 6.3 reserves `localhost`
-    /// and all names below it for loopback addresses, and browsers resolve them themselves.
+    /// Returns true if it is a loopback address or a name that no name server resolves. RFC 6761 6.3 reserves
+    /// `localhost` and all names below it for loopback addresses, and browsers resolve them themselves.
     pub(super) fn is_loopback_name(&self) -> bool {
         match self {
             Host::V6(address) => {

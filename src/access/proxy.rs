@@ -135,7 +135,8 @@ pub enum ProxyHeader {
     Whole {
         /// The length of the header, after which the connection's data begins.
         bytes: usize,
-        /// The client; `None` for a connection of the proxy itself (a health check), or from a socket without an IP address.
+        /// The client; `None` for a connection of the proxy itself (a health check), or from a socket without an IP
+        /// address.
         client: Option<SocketAddr>,
     },
     /// Not a header.

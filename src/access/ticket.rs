@@ -191,7 +191,8 @@ impl Tickets {
         }
     }
 
-    /// Revokes all tickets of a subject, so that a disconnected client cannot reconnect with one that it requested before.
+    /// Revokes all tickets of a subject, so that a disconnected client cannot reconnect with one that it requested
+    /// before.
     pub fn revoke(&mut self, sub: &str) {
         let theirs = |ticket: &Ticket| ticket.grant.sub.as_deref() == Some(sub);
         let revoked = self.tickets.iter().filter(|(_, ticket)| theirs(ticket));
@@ -212,8 +213,8 @@ impl Tickets {
         self.tickets.is_empty()
     }
 
-    /// The time at which the next ticket expires. It must be dropped soon after: weeks later its time would appear to be
-    /// in the future.
+    /// The time at which the next ticket expires. It must be dropped soon after: weeks later its time would appear to
+    /// be in the future.
     pub fn next_expiry(&self) -> Option<LoopTime> {
         let unused = self.order.first_key_value().map(|(_, &(end, _))| end);
         let ended = self.ended.front().map(|&(until, _)| until);

@@ -208,8 +208,8 @@ fn decode(part: &[u8]) -> Result<Vec<u8>, TokenFault> {
     BASE64URL_NOPAD.decode(part).map_err(|_| TokenFault::Malformed)
 }
 
-/// The header members that are used here (RFC 7515 4.1). The library's own type supports neither the algorithm `Ed25519`
-/// nor headers whose other members have unexpected types.
+/// The header members that are used here (RFC 7515 4.1). The library's own type supports neither the algorithm
+/// `Ed25519` nor headers whose other members have unexpected types.
 #[derive(Deserialize)]
 struct JoseHeader<'a> {
     #[serde(borrow)]

@@ -22,11 +22,11 @@ pub(super) struct AuthFlags {
     #[command(flatten)]
     keys: KeyFiles,
 
-    /// Name of this server: a token is accepted if it is for one of these (aud). Several [default: none].
+    /// Name of this server: a token is accepted if it is for this name (aud). May be repeated [default: none].
     #[arg(long, env = "OYEZ_JWT_AUDIENCE", value_name = "AUDIENCE")]
     jwt_audience: Vec<String>,
 
-    /// Issuer of tokens: a token of any other issuer is rejected (iss). Several [default: none].
+    /// Issuer of tokens: a token of any other issuer is rejected (iss). May be repeated [default: none].
     #[arg(long, env = "OYEZ_JWT_ISSUER", value_name = "ISSUER")]
     jwt_issuer: Vec<String>,
 
@@ -48,8 +48,8 @@ pub(super) struct AuthFlags {
     #[arg(long, env = "OYEZ_TOKEN_GRACE_MS", value_name = "MS", default_value = "25000", value_parser = millis)]
     pub(super) token_grace_ms: u32,
 
-    /// Maximum tokens that a connection sends in its messages per second, and at once; above it a close with 4101, or
-    /// an error in oyez.v1; 0: no limit.
+    /// Maximum tokens that a connection sends in its messages per second, with a burst of as many; above it a close
+    /// with 4101, or an error in oyez.v1; 0: no limit.
     #[arg(long, env = "OYEZ_AUTHS_PER_SECOND", value_name = "N", default_value = "5", value_parser = small_count_or_0)]
     pub(super) auths_per_second: u32,
 
@@ -88,7 +88,7 @@ impl AuthFlags {
         let is_local = listen.ip().to_canonical().is_loopback();
         let mut facts = Vec::new();
         if let Some(verifier) = &verifier {
-            facts.push(format!("tokens are checked by {}", verifier.keys.describe()));
+            facts.push(format!("tokens are verified by {}", verifier.keys.describe()));
         }
         let anonymous = match (&verifier, &self.anonymous) {
             (_, Some(rules)) => {

@@ -155,8 +155,8 @@ pub(super) fn arrange(command: Command) -> Command {
 }
 
 fn arrange_serve(serve: Command) -> Command {
-    let serve = serve.after_help("These are the ten flags of most use; --help shows all of them.");
-    let mut serve = serve.after_long_help("A flag wins over its environment variable.");
+    let serve = serve.after_help("These are the ten most used flags; --help shows all of them.");
+    let mut serve = serve.after_long_help("A flag takes precedence over its environment variable.");
     // clap shows headings in the order of the first flag of each; a changed flag moves to the end of its list.
     for (heading, names) in SERVE {
         for (order, name) in names.iter().enumerate() {

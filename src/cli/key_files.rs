@@ -18,7 +18,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// one until the last token of the old key has expired.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct KeyFiles {
-    /// File with a secret that signs and verifies tokens (HS256). Several during a rotation [default: none].
+    /// File with a secret that signs and verifies tokens (HS256). May be repeated during a key rotation [default:
+    /// none].
     #[arg(long, env = "OYEZ_JWT_SECRET_FILE", value_name = "FILE")]
     jwt_secret_file: Vec<PathBuf>,
 

@@ -1,7 +1,7 @@
 //! `--end-with-parent PID`: a server that ends when the process that started it ends.
 //!
-//! `oyez bench` starts its server with this flag, so that no server is left running after a SIGKILL, a panic or a closed
-//! terminal, none of which give the parent time to stop its child.
+//! `oyez bench` starts its server with this flag, so that no server is left running after a SIGKILL, a panic or a
+//! closed terminal, none of which give the parent time to stop its child.
 
 use std::io;
 

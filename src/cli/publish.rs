@@ -2,7 +2,7 @@
 //!
 //! A message that is given as an argument is sent as one HTTP request, whose response contains its id. The lines of
 //! standard input, or all of it as one binary message, are sent over a WebSocket. They are known to be published when
-//! the server has answered the close frame after them, since it reads in order.
+//! the server has responded to the close frame after them, since it reads in order.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsRawFd;
@@ -153,7 +153,7 @@ impl PublishLoop {
                 _ => None,
             };
             if timeout == Some(Duration::ZERO) {
-                return Err(self.lost("the server did not answer the close frame"));
+                return Err(self.lost("the server did not respond to the close frame"));
             }
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {

@@ -80,16 +80,18 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_REMOVED_CHANNELS_BYTES_MAX", value_name = "BYTES", default_value = "4MiB", value_parser = bytes)]
     removed_channels_bytes_max: usize,
 
-    /// Maximum bytes of messages above 64 KiB that are encoded for replays and not yet sent; a replay that needs more waits.
+    /// Maximum bytes of messages above 64 KiB that are encoded for replays and not yet sent; a replay that needs more
+    /// waits.
     #[arg(long, env = "OYEZ_REPLAY_ENCODED_BYTES_MAX", value_name = "BYTES", default_value = "16MiB", value_parser = bytes)]
     replay_encoded_bytes_max: usize,
 
-    /// Maximum time that a replay waits for that memory, in milliseconds; then its connection is closed with 4100.
+    /// Maximum time that a replay waits for memory within --replay-encoded-bytes-max, in milliseconds; then its
+    /// connection is closed with 4100.
     #[arg(long, env = "OYEZ_REPLAY_WAIT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     replay_wait_ms: u32,
 
-    /// Time in which a client takes a replayed message above 64 KiB while other replays wait for that memory, in
-    /// milliseconds; then its connection is cut.
+    /// Time in which a client must receive a replayed message above 64 KiB while other replays wait for memory, in
+    /// milliseconds; then its connection is closed without a close frame.
     #[arg(long, env = "OYEZ_REPLAY_TAKE_MS", value_name = "MS", default_value = "10000", value_parser = millis)]
     replay_take_ms: u32,
 
@@ -109,7 +111,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_HISTORY_SYNC_MS", value_name = "MS", default_value = "1000", value_parser = millis)]
     history_sync_ms: u32,
 
-    /// Maximum memory that the server holds, in bytes; close to it, the server refuses requests and closes connections
+    /// Maximum memory that the server holds, in bytes; close to it, the server rejects requests and closes connections
     /// in steps; 0: no limit [default: half of the control group's limit or of the machine's memory].
     #[arg(long, env = "OYEZ_MEMORY_MAX", value_name = "BYTES", value_parser = memory_bytes_or_0)]
     memory_max: Option<u64>,
@@ -167,16 +169,17 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_CONNECTIONS_PER_ADDRESS_MAX", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     connections_per_address_max: u32,
 
-    /// Maximum handshakes of one address per second, and at once; above it 429; 0: no limit.
+    /// Maximum handshakes of one address per second, with a burst of as many; above it 429; 0: no limit.
     #[arg(long, env = "OYEZ_HANDSHAKES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     handshakes_per_second: u32,
 
-    /// Maximum messages that a connection publishes per second, and at once; above it a close with 4101, an error in
-    /// oyez.v1, or 429; 0: no limit.
+    /// Maximum messages that a connection publishes per second, with a burst of as many; above it a close with 4101, an
+    /// error in oyez.v1, or 429; 0: no limit.
     #[arg(long, env = "OYEZ_MESSAGES_PER_SECOND", value_name = "N", default_value = "0", value_parser = small_count_or_0)]
     messages_per_second: u32,
 
-    /// Maximum bytes that a connection publishes per second, and at once; above it the same; 0: no limit.
+    /// Maximum bytes that a connection publishes per second, with a burst of as many; above it a close with 4101, an
+    /// error in oyez.v1, or 429; 0: no limit.
     #[arg(long, env = "OYEZ_BYTES_PER_SECOND", value_name = "BYTES", default_value = "0", value_parser = bytes_or_0)]
     bytes_per_second: u32,
 
@@ -190,7 +193,8 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_NO_CONSOLE")]
     no_console: bool,
 
-    /// Maximum silence before a ping, in milliseconds; at least a quarter of it; 0: no pings.
+    /// Maximum silence of a client before it is pinged, in milliseconds; the ping may be sent after a quarter of it; 0:
+    /// no pings.
     #[arg(long, env = "OYEZ_PING_INTERVAL_MS", value_name = "MS", default_value = "25000", value_parser = millis_or_0)]
     ping_interval_ms: u32,
 
@@ -218,7 +222,7 @@ pub(super) struct Serve {
 
     /// Policy for slow consumers: `close` (4102), or `skip`: drop messages until the queue has drained. A raw
     /// connection has then lost them; others get them from the history.
-    #[arg(long, env = "OYEZ_ON_SLOW", value_name = "WHAT", default_value = "close")]
+    #[arg(long, env = "OYEZ_ON_SLOW", value_name = "POLICY", default_value = "close")]
     on_slow: WhenSlow,
 
     /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous message of the

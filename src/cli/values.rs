@@ -1,4 +1,5 @@
-//! Parsers for the values of flags: numbers, sizes, times, addresses, channels, cursors. Each error names the valid range.
+//! Parsers for the values of flags: numbers, sizes, times, addresses, channels, cursors. Each error names the valid
+//! range.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 

@@ -1,4 +1,5 @@
-//! A connection as `Read` and `Write`, plain or over TLS: the form in which tungstenite and a single HTTP request use it.
+//! A connection as `Read` and `Write`, plain or over TLS: the form in which tungstenite and a single HTTP request use
+//! it.
 //!
 //! It blocks if and only if its socket does. Pending TLS records are sent before each read and write.
 

@@ -10,7 +10,7 @@ use super::tls_error::TlsError;
 pub enum Cause {
     /// A system call failed with this `errno`.
     Errno(i32),
-    /// The server answered the handshake with this HTTP status, not with 101.
+    /// The server rejected the handshake with this HTTP status.
     Status(u16),
     /// The server sent a close frame with this code.
     Code(u16),

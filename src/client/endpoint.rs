@@ -11,11 +11,11 @@ use super::byte_stream::ByteStream;
 use super::server_url::ServerUrl;
 use super::tls::{TlsConnector, Trust};
 
-/// Maximum time to connect, and maximum time for each answer of the server during the handshake.
+/// Maximum time to connect, and maximum time for each response of the server during the handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// TCP keep-alive after 30 s of silence, then every 10 s: a server whose machine or network has failed is detected within
-/// a minute, without a packet from it.
+/// TCP keep-alive after 30 s of silence, then every 10 s: a server whose machine or network has failed is detected
+/// within a minute, without a packet from it.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(30))
     .with_interval(Duration::from_secs(10))

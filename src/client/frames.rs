@@ -1,8 +1,8 @@
 //! WebSocket frames on the client side: a scanner for received frames, and masked frames to send.
 //!
 //! A client that counts messages does not need their payloads. The scanner goes from header to header (RFC 6455 5.2),
-//! passes on the first bytes of each payload, and allocates nothing. The scanner of the server validates the frames that
-//! a client sends and ignores their payloads.
+//! passes on the first bytes of each payload, and allocates nothing. The scanner of the server validates the frames
+//! that a client sends and ignores their payloads.
 
 use std::ops::ControlFlow;
 

@@ -5,8 +5,8 @@
 //!
 //! - [`websocket::Connection`] is tungstenite over a [`byte_stream::ByteStream`]: for a command that has one connection
 //!   and wants whole messages;
-//! - [`handshake`] and [`frames`] parse bytes in place: for a loop with thousands of connections that counts messages and
-//!   allocates nothing for them.
+//! - [`handshake`] and [`frames`] parse bytes in place: for a loop with thousands of connections that counts messages
+//!   and allocates nothing for them.
 
 pub mod byte_stream;
 pub mod cause;

@@ -58,19 +58,20 @@ pub fn publish(
     if response.is_empty() {
         return Err(match sent.and(read) {
             Err(error) => failed(&format!("{error}; the message may not have been published")),
-            Ok(_) => failed("no answer; the message may not have been published"),
+            Ok(_) => failed("no response; the message may not have been published"),
         });
     }
-    let (status, body) = parse(&response).ok_or_else(|| failed("the answer is not HTTP"))?;
+    let (status, body) = parse(&response).ok_or_else(|| failed("the response is not HTTP"))?;
     if status == 200 {
-        return serde_json::from_slice(body).map_err(|_| failed("the answer is not that of an Oyez server"));
+        return serde_json::from_slice(body)
+            .map_err(|_| failed("the response is not that of an Oyez server"));
     }
     Err(match serde_json::from_slice(body) {
         // Text from the server, printed on a terminal.
         Ok(ErrorResponse { error: ErrorBody { code, message } }) => {
             failed(&format!("{status} {}: {}", code.escape_debug(), message.escape_debug()))
         }
-        Err(_) => failed(&format!("the server answered {status}")),
+        Err(_) => failed(&format!("the server returned {status}")),
     })
 }
 

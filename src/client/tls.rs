@@ -109,8 +109,8 @@ fn roots_and(path: &Path) -> Result<RootCertStore, String> {
     if roots.len() == before { Err(failed("no certificate in it".to_owned())) } else { Ok(roots) }
 }
 
-/// Accepts any certificate, but verifies that the server has its private key, so that a handshake costs the same as with
-/// a verified certificate.
+/// Accepts any certificate, but verifies that the server has its private key, so that a handshake costs the same as
+/// with a verified certificate.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -44,14 +44,14 @@ fn problem(error: &CertificateError) -> &'static str {
         CertificateError::UnknownIssuer => "of an unknown issuer",
         CertificateError::BadSignature => "badly signed",
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "of another name"
+            "for another host name"
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "not for servers"
         }
         // webpki's name for a certificate of an authority that a server uses as its own.
         CertificateError::Other(error) if error.to_string().contains("CaUsedAsEndEntity") => {
-            "an authority's and not a server's"
+            "of a certificate authority, not of a server"
         }
         _ => "not acceptable",
     }

@@ -1,9 +1,9 @@
 //! A client's byte stream, plain or over TLS, without a blocking call.
 //!
-//! TLS is driven by hand, so that each step is one that a loop would also take for a plain socket. A read takes the bytes
-//! that the socket has and decrypts all of them, so that no bytes wait inside a session without an event to announce
-//! them. A short write has found the socket full, as a plain one has. The session's own records (its part of the
-//! handshake, a key update, an alert) are sent together with the outbox.
+//! TLS is driven by hand, so that each step is one that a loop would also take for a plain socket. A read takes the
+//! bytes that the socket has and decrypts all of them, so that no bytes wait inside a session without an event to
+//! announce them. A short write has found the socket full, as a plain one has. The session's own records (its part of
+//! the handshake, a key update, an alert) are sent together with the outbox.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! A WebSocket connection to an Oyez server, over tungstenite.
 //!
-//! The handshake blocks, for at most [`CONNECT_TIMEOUT`] per step. Afterwards the socket is non-blocking, and the command
-//! registers it with its own poll.
+//! The handshake blocks, for at most [`CONNECT_TIMEOUT`] per step. Afterwards the socket is non-blocking, and the
+//! command registers it with its own poll.
 
 use std::io;
 
@@ -63,7 +63,7 @@ fn connect_error<T: HandshakeRole>(
     match error {
         HandshakeError::Failure(Error::Http(response)) => {
             let status = response.status();
-            let text = format!("{endpoint}: the server answered {status}");
+            let text = format!("{endpoint}: the server returned {status}");
             // 429 and 5xx are temporary; a new attempt would get the other statuses again.
             if matches!(status.as_u16(), 429 | 500..) {
                 ConnectError::Unreachable(text)
@@ -79,7 +79,7 @@ fn connect_error<T: HandshakeRole>(
         }
         HandshakeError::Failure(error) => ConnectError::Unreachable(format!("{endpoint}: {error}")),
         HandshakeError::Interrupted(_) => {
-            ConnectError::Unreachable(format!("{endpoint}: no answer in {} s", CONNECT_TIMEOUT.as_secs()))
+            ConnectError::Unreachable(format!("{endpoint}: no response in {} s", CONNECT_TIMEOUT.as_secs()))
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::wire::Kind;
 /// A bit of a message's kind: it has a sender.
 const HAS_SENDER: u8 = 0x80;
 
-/// Another: its sender has a user.
+/// A bit of a message's kind: its sender has a user.
 const HAS_USER: u8 = 0x40;
 
 /// A change of a channel.

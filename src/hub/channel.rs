@@ -18,7 +18,7 @@ use crate::wire::Frames;
 use crate::wire::deflate::{Deflater, Encoding, WindowEnd};
 use crate::wire::{self, Form, Kind, Message};
 
-/// See [`Channel::group`].
+/// The value of [`Channel::group`] while no batches are fanned out.
 pub(super) const NO_GROUP: u32 = u32::MAX;
 
 /// A channel, which has subscribers or history.
@@ -95,18 +95,18 @@ pub struct ChannelInfo {
 struct Batch {
     frames: Vec<u8>,
     entries: Vec<BatchEntry>,
-    echo_excluded: Vec<EchoExcluded>,
+    exclusions: Vec<Exclusion>,
 }
 
 impl Batch {
     /// Records messages that a subscriber is not sent.
     fn exclude(&mut self, form: Form, subscriber: SlotId, messages: Range<usize>) {
         let (first, end) = (messages.start as u32, messages.end as u32);
-        match self.echo_excluded.last_mut() {
+        match self.exclusions.last_mut() {
             Some(last) if last.subscriber == subscriber && last.first <= first && first <= last.end => {
                 last.end = last.end.max(end);
             }
-            _ if first < end => self.echo_excluded.push(EchoExcluded { form, subscriber, first, end }),
+            _ if first < end => self.exclusions.push(Exclusion { form, subscriber, first, end }),
             _ => {}
         }
     }
@@ -117,14 +117,14 @@ impl Batch {
 ///
 /// The subscriber is identified by its slot: when the batch is finished, it may have another position, or none.
 #[derive(Clone, Copy, Debug)]
-struct EchoExcluded {
+struct Exclusion {
     form: Form,
     subscriber: SlotId,
     first: u32,
     end: u32,
 }
 
-impl EchoExcluded {
+impl Exclusion {
     fn key(&self) -> (u32, u32) {
         (self.subscriber.key, self.subscriber.generation)
     }
@@ -143,7 +143,7 @@ pub struct FinishedBatch {
     raw: Frames,
     entries: Vec<BatchEntry>,
     /// By subscriber, and for each in the order of the messages.
-    echo_excluded: Vec<EchoExcluded>,
+    exclusions: Vec<Exclusion>,
     pub(super) compression: BatchCompression,
 }
 
@@ -162,7 +162,7 @@ struct Encoded {
     frames: Frames,
     /// The ends of its messages; empty if all subscribers are sent the whole batch.
     ends: Vec<u32>,
-    /// Some subscriber is not sent all of it.
+    /// At least one subscriber is not sent all of it.
     is_cut: bool,
 }
 
@@ -359,7 +359,7 @@ impl Channel {
 
     /// The messages of the open batch that a live subscriber has yet to be sent.
     pub(super) fn unsent(&self, subscriber: SlotId) -> impl Iterator<Item = usize> {
-        let own = self.batch.echo_excluded.iter().filter(move |one| one.subscriber == subscriber);
+        let own = self.batch.exclusions.iter().filter(move |one| one.subscriber == subscriber);
         let mut skipped: Vec<(u32, u32)> = own.map(|one| (one.first, one.end)).collect();
         skipped.sort_unstable();
         let mut at = 0;
@@ -417,7 +417,7 @@ impl Channel {
         if !self.has_batch() {
             return None;
         }
-        let Batch { mut frames, entries, mut echo_excluded } = std::mem::take(&mut self.batch);
+        let Batch { mut frames, entries, mut exclusions } = std::mem::take(&mut self.batch);
         let stores = limits.messages_max > 0;
         if stores {
             // The spare capacity of the batch would be stored with it.
@@ -425,7 +425,7 @@ impl Channel {
         }
         let raw: Frames = Rc::new(Bytes::from(frames));
         let number = self.messages + 1 - entries.len() as u64;
-        echo_excluded.sort_by_key(|one| (one.key(), one.first));
+        exclusions.sort_by_key(|one| (one.key(), one.first));
         if stores {
             self.history.append(&raw, &entries, limits, now);
         } else {
@@ -435,7 +435,7 @@ impl Channel {
         let compression = BatchCompression::after(self.last_compressed.take());
         let forms = Default::default();
         let mut finished =
-            FinishedBatch { forms, name, epoch, number, raw, entries, echo_excluded, compression };
+            FinishedBatch { forms, name, epoch, number, raw, entries, exclusions, compression };
         for form in Form::ALL {
             if !self.live[form.index()].is_empty() {
                 finished.forms[form.index()] = Some(finished.encode(form, merges));
@@ -461,7 +461,7 @@ impl Channel {
 
 impl FinishedBatch {
     fn encode(&self, form: Form, merges: bool) -> Encoded {
-        let is_cut = self.echo_excluded.iter().any(|one| one.form == form);
+        let is_cut = self.exclusions.iter().any(|one| one.form == form);
         let wants_ends = is_cut || (merges && form == Form::Envelope);
         if form == Form::Raw {
             let ends = if wants_ends { self.entries.iter().map(|entry| entry.end).collect() } else { vec![] };
@@ -554,7 +554,7 @@ impl FinishedBatch {
     pub(super) fn received_ranges(&self, subscriber: SlotId) -> Vec<Range<usize>> {
         let mut received = Vec::new();
         let mut from = 0;
-        for one in self.echo_excluded_by(subscriber) {
+        for one in self.exclusions_of(subscriber) {
             if from < one.first {
                 received.push(from as usize..one.first as usize);
             }
@@ -566,15 +566,15 @@ impl FinishedBatch {
         received
     }
 
-    fn echo_excluded_by(&self, subscriber: SlotId) -> impl Iterator<Item = &EchoExcluded> {
+    fn exclusions_of(&self, subscriber: SlotId) -> impl Iterator<Item = &Exclusion> {
         let key = (subscriber.key, subscriber.generation);
-        let first = self.echo_excluded.partition_point(|one| one.key() < key);
-        self.echo_excluded[first..].iter().take_while(move |one| one.key() == key)
+        let first = self.exclusions.partition_point(|one| one.key() < key);
+        self.exclusions[first..].iter().take_while(move |one| one.key() == key)
     }
 
     /// Returns true if the subscriber is sent the whole batch.
     pub(super) fn gets_all(&self, subscriber: SlotId) -> bool {
-        self.echo_excluded_by(subscriber).next().is_none()
+        self.exclusions_of(subscriber).next().is_none()
     }
 
     /// The position before the first message for a subscriber, for one whose outbox had no room.

@@ -16,7 +16,7 @@ use crate::tables::shrink::shrink_sparse;
 pub struct Creator {
     /// The WebSocket on which it was created, by publishing or subscribing.
     pub connection: Option<SlotId>,
-    /// The person or address that created it by publishing.
+    /// The user or address that created it by publishing.
     pub publisher: Option<QuotaKey>,
 }
 
@@ -66,7 +66,7 @@ impl Creators {
         *self.connections.entry(connection).or_default() += 1;
     }
 
-    /// Uncounts a channel to which its creator subscribes, or that is removed.
+    /// Stops counting a channel to which its creator subscribes, or that is removed.
     pub(super) fn subtract(&mut self, connection: SlotId) {
         // A connection that has closed is no longer counted.
         let Some(count) = self.connections.get_mut(&connection) else { return };

@@ -1,8 +1,8 @@
 //! The message history of one channel, for resuming and late subscribers.
 //!
-//! A stored message is a range of the batch that the subscribers were sent: the same memory, not a copy, as a raw frame.
-//! It is encoded again for subscribers of another form. Messages are evicted only at the front, so the stored ones are
-//! the channel's last, and one number (`evicted_through`) says where they begin.
+//! A stored message is a range of the batch that the subscribers were sent: the same memory, not a copy, as a raw
+//! frame. It is encoded again for subscribers of another form. Messages are evicted only at the front, so the stored
+//! ones are the channel's last, and one number (`evicted_through`) says where they begin.
 //!
 //! Shared memory needs an owner, which for a small message that was published alone is larger than the message. So
 //! once `COALESCED_MESSAGES` of these are stored, they are copied into one batch.

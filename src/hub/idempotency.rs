@@ -1,5 +1,5 @@
-//! Idempotency keys: a publisher that was disconnected before the answer cannot know whether its message was published,
-//! and sends it again under the same key.
+//! Idempotency keys: a publisher that was disconnected before the response cannot know whether its message was
+//! published, and sends it again under the same key.
 //!
 //! An entry is a fingerprint of channel, publisher and key, a hash of the payload, and the id that the message got the
 //! first time. Two hashes of 64 bits under random keys make the fingerprint: no publisher can choose a key that
@@ -119,7 +119,7 @@ impl IdempotencyCache {
         let fingerprint = self.fingerprint(key);
         let record = Record { seq, payload: self.payload_hash(kind, payload) };
         let replaced = self.records.insert(fingerprint, record);
-        debug_assert!(replaced.is_none(), "a known key is not kept again");
+        debug_assert!(replaced.is_none(), "a known key is not recorded again");
         let owner = self.owner_hash(key.owner);
         let entries = self.owners.entry(owner).or_default();
         self.counts.remove(&(entries.len(), owner));

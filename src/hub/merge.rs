@@ -1,9 +1,9 @@
 //! Batches of several channels, merged for subscribers of more than one of them.
 //!
 //! An `oyez.v1` connection has one cursor for all its channels, so it must receive their messages in the order of the
-//! log. If several of its channels have a batch in the same turn, it is sent these as one, in that order. **Encode once**: a message is encoded
-//! once for its channel, and its batches are merged once for each set of channels, however many subscribers have that
-//! set.
+//! log. If several of its channels have a batch in the same turn, it is sent these as one, in that order. **Encode
+//! once**: a message is encoded once for its channel, and its batches are merged once for each set of channels, however
+//! many subscribers have that set.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -102,8 +102,8 @@ impl BatchGroup {
         self.batches.is_empty()
     }
 
-    /// Returns the messages for a subscriber when the batch at `index` is fanned out: nothing if the subscriber received
-    /// that batch merged with another one.
+    /// Returns the messages for a subscriber when the batch at `index` is fanned out: nothing if the subscriber
+    /// received that batch merged with another one.
     pub fn delivery(
         &mut self,
         hub: &Hub,

@@ -97,7 +97,8 @@ pub struct Hub {
 pub struct HistoryUsage {
     /// Messages.
     pub messages: usize,
-    /// Bytes of their frames, with [`history::MESSAGE_BYTES`] for each and [`CHANNEL_BYTES`] for each of their channels.
+    /// Bytes of their frames, with [`history::MESSAGE_BYTES`] for each and [`CHANNEL_BYTES`] for each of their
+    /// channels.
     pub bytes: usize,
 }
 
@@ -125,7 +126,7 @@ pub struct SubscribeOptions {
     pub form: Form,
     /// The message after which it begins.
     pub since: Since,
-    /// Returns the subscriber's own messages to it.
+    /// True if the subscriber also receives its own messages.
     pub echo: bool,
 }
 
@@ -218,7 +219,7 @@ impl Hub {
         self.names.get(name).copied()
     }
 
-    /// The channel itself.
+    /// The channel with this id.
     pub fn channel(&self, channel: ChannelId) -> Option<&Channel> {
         self.channels.get(channel.0 as usize)
     }
@@ -442,8 +443,8 @@ impl Hub {
         (from, Some(Gap { after, resume: self.id(from), missed: None, why }))
     }
 
-    /// Removes a subscriber; a channel without subscribers and history is removed. The subscriber no longer receives the
-    /// unsent messages of the channel's open batch: see [`Hub::unsent`].
+    /// Removes a subscriber; a channel without subscribers and history is removed. The subscriber no longer receives
+    /// the unsent messages of the channel's open batch: see [`Hub::unsent`].
     ///
     /// The last subscriber of the same list moves into the freed position, unless it was the one removed.
     pub fn unsubscribe(&mut self, subscription: Subscription) -> Option<Moved> {
@@ -643,8 +644,8 @@ impl Hub {
         self.open_batches.pop()
     }
 
-    /// Finishes the channel's batch, and returns it with the channel, whose subscribers are to receive it. `None` if the
-    /// batch is empty.
+    /// Finishes the channel's batch, and returns it with the channel, whose subscribers are to receive it. `None` if
+    /// the batch is empty.
     pub fn finish_batch(&mut self, id: ChannelId, now: LoopTime) -> Option<(&Channel, FinishedBatch)> {
         self.finish_batch_as(id, false, now)
     }
@@ -802,8 +803,8 @@ impl Hub {
     }
 
     /// Makes a live subscriber catch up, since a batch did not fit into its outbox. It receives that batch and the
-    /// messages after it from the history, when its socket accepts bytes again. The batch is finished, and the channel has
-    /// no other.
+    /// messages after it from the history, when its socket accepts bytes again. The batch is finished, and the channel
+    /// has no other.
     pub fn start_catching_up(
         &mut self,
         subscriber: SlotId,

@@ -1,9 +1,10 @@
 //! A page of a channel's history as JSON, encoded in slices.
 //!
 //! A page has the history at the time of the request, up to the channel's last message then. Between two slices the
-//! history changes: later messages are not part of the page, and when messages that have yet to be encoded are evicted, or the channel is removed, the page ends there with `next`, and the page after it begins with the gap. The
-//! JSON is well-formed in any case: a message that has been begun is completed, from the memory that the history kept
-//! it in, which the page holds until then.
+//! history changes: later messages are not part of the page, and when messages that have yet to be encoded are evicted,
+//! or the channel is removed, the page ends there with `next`, and the page after it begins with the gap. The JSON is
+//! well-formed in any case: a message that has been begun is completed, from the memory that the history kept it in,
+//! which the page holds until then.
 
 use std::io::Write;
 

@@ -5,8 +5,8 @@
 //! published and evicted between two writes costs nothing, and a slow disk makes nothing grow: the data that waits for
 //! it is the history itself, which has its limits.
 //!
-//! [`Hub::take_changes`] encodes some of the changes; [`super::snapshot`] restores a hub from them. Neither does I/O nor
-//! reads a clock.
+//! [`Hub::take_changes`] encodes some of the changes; [`super::snapshot`] restores a hub from them. Neither does I/O
+//! nor reads a clock.
 
 use super::Hub;
 use super::change::{self, Change, ChannelPosition};

@@ -1,9 +1,9 @@
 //! Removed channels: the last message that each of them had.
 //!
-//! A channel is removed when it has neither subscribers nor history. A subscriber that resumes with an older
-//! cursor has missed messages and must be notified; one that subscribes to a channel that never had a message has missed
-//! none. So the names are remembered, in bounded memory: the channel whose last message is the oldest is forgotten
-//! first, and from then on cursors before that message count as incomplete on every channel that is not known
+//! A channel is removed when it has neither subscribers nor history. A subscriber that resumes with an older cursor has
+//! missed messages and must be notified; one that subscribes to a channel that never had a message has missed none. So
+//! the names are remembered, in bounded memory: the channel whose last message is the oldest is forgotten first, and
+//! from then on cursors before that message count as incomplete on every channel that is not known
 //! ([`RemovedChannels::max_removed_seq`]).
 
 use std::collections::{BTreeMap, HashMap};

@@ -10,11 +10,12 @@
 //! everything**: these large encodings have a maximum in total, and a replay that needs another one waits.
 //! Raw replays reference the frames of the history.
 //!
-//! **A large encoding has an end**: otherwise a few clients that read at the minimum pace could hold all of that memory.
-//! It is shared for `--replay-take-ms` after it was made, so that later subscribers do not extend its life, and overdue after
-//! twice that: each client has at least `--replay-take-ms` to read it. While replays wait, the connections that hold an
-//! overdue encoding are closed. Sending a large message in fragments (RFC 6455 5.4) would need no such memory, but no
-//! other message, and so no answer and no message of another channel, could be sent between them.
+//! **A large encoding has an end**: otherwise a few clients that read at the minimum pace could hold all of that
+//! memory. It is shared for `--replay-take-ms` after it was made, so that later subscribers do not extend its life, and
+//! overdue after twice that: each client has at least `--replay-take-ms` to read it. While replays wait, the
+//! connections that hold an overdue encoding are closed. Sending a large message in fragments (RFC 6455 5.4) would need
+//! no such memory, but no other message, and so no response and no message of another channel, could be sent between
+//! them.
 
 use std::rc::Rc;
 
@@ -56,7 +57,8 @@ pub enum ReplayStep {
         /// Its cost.
         work: Work,
     },
-    /// The next message is large, and its encoding does not fit into the limit with those that other clients have yet to read.
+    /// The next message is large, and its encoding does not fit into the limit with those that other clients have yet
+    /// to read.
     Wait {
         /// Since when.
         since: LoopTime,

@@ -15,7 +15,7 @@ use crate::ids::{ChannelName, Sender, User};
 use crate::time::LoopTime;
 use crate::wire;
 
-/// The channels that the changes add up to.
+/// The channels of the history file, after all of their changes.
 ///
 /// Each message is copied once, from its encoded bytes into the history: loading takes the memory of one history, and
 /// few allocations.
@@ -99,7 +99,7 @@ impl Snapshot {
     }
 }
 
-/// Quotas each user between its messages.
+/// Shares each user among its messages.
 #[derive(Debug, Default)]
 struct Users(HashMap<Box<str>, User>);
 
@@ -125,8 +125,8 @@ struct RestoreBatch {
 }
 
 impl RestoreBatch {
-    /// Returns true if the message shares the memory of those before it: they were published in one turn, or they are as
-    /// few and small as [`History`] coalesces.
+    /// Returns true if the message shares the memory of those before it: they were published in one turn, or they are
+    /// as few and small as [`History`] coalesces.
     fn accepts(&self, message: &ChangeMessage<'_>) -> bool {
         let ChangeMessage { at, payload, .. } = *message;
         let small_bytes = COALESCED_MESSAGES * SMALL_BYTES;
@@ -160,8 +160,8 @@ impl Hub {
         let mut hub = Hub { seq: head.seq, ..Hub::new(limits, head.epoch) };
         hub.removed.raise(head.max_removed_seq);
         let mut channels: Vec<(Box<str>, StoredChannel)> = snapshot.channels.into_iter().collect();
-        // If the limits do not allow all channels, those with the latest messages are restored. A removed channel has no
-        // messages and takes no memory here.
+        // If the limits do not allow all channels, those with the latest messages are restored. A removed channel has
+        // no messages and takes no memory here.
         channels.sort_unstable_by_key(|(_, written)| (written.count > 0, written.last));
         let spare = channels.len().saturating_sub(limits.channels_max);
         let mut written = Vec::with_capacity(channels.len());

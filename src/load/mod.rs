@@ -1,8 +1,8 @@
 //! The load generator of `oyez bench`: a second, smaller event loop.
 //!
-//! It reuses parts of the server (outboxes, ids, tokens) and its structure: one thread, one slab, a turn of named phases.
-//! A batch of frames costs one read and a scan of the frame headers, without an allocation. So one thread can keep up with
-//! a server of one thread, and the report can separate the processor time of the two.
+//! It reuses parts of the server (outboxes, ids, tokens) and its structure: one thread, one slab, a turn of named
+//! phases. A batch of frames costs one read and a scan of the frame headers, without an allocation. So one thread can
+//! keep up with a server of one thread, and the report can separate the processor time of the two.
 //!
 //! - **wait** for events, or until the next message is due;
 //! - **mark** marks clients by their events;

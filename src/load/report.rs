@@ -48,7 +48,7 @@ pub struct Report {
     pub invalid: Vec<String>,
 }
 
-/// The environment of a run, to judge a report or to repeat the run.
+/// The environment of a run, to assess a report or to repeat the run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunEnvironment {
     /// When the run ended (RFC 3339, UTC).
@@ -95,7 +95,8 @@ pub struct ConnectionsReport {
     pub refused_by: Vec<CauseCount>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
-    /// Processor time of the server per handshake; only in the ramp, since short-lived clients connect during a broadcast.
+    /// Processor time of the server per handshake; only in the ramp, since short-lived clients connect during a
+    /// broadcast.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_us_per_handshake: Option<f64>,
     pub handshake_us: Quantiles,

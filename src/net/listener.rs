@@ -17,8 +17,8 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use crate::config::TcpConfig;
 use crate::time::LoopTime;
 
-/// How long accepting pauses at the connection limit or without descriptors, in milliseconds. A connection that closes ends the
-/// pause earlier; the timer is for descriptors that other parts of the process close.
+/// How long accepting pauses at the connection limit or without descriptors, in milliseconds. A connection that closes
+/// ends the pause earlier; the timer is for descriptors that other parts of the process close.
 const PAUSE_MS: u32 = 100;
 
 /// A listening socket.
@@ -50,7 +50,8 @@ pub enum Accept {
     Connection(TcpStream, SocketAddr),
     /// No client waits, or accepting is paused.
     Idle,
-    /// A client that has disconnected already: accept(2) returns the error of its connection. The next accept may succeed.
+    /// A client that has disconnected already: accept(2) returns the error of its connection. The next accept may
+    /// succeed.
     Aborted(io::Error),
     /// No descriptor or no memory is left, and accepting is paused; one client may have been sent a response.
     Exhausted {

@@ -1,8 +1,8 @@
 //! The outbound queue of one connection, and the measurement of slow consumers.
 //!
-//! It is usually empty, for short times it holds one shared batch, and only for a peer that does not keep up a queue. So
-//! the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`] own no heap memory, and the
-//! queue is allocated when the socket first refuses bytes.
+//! It is usually empty, for short times it holds one shared batch, and only for a peer that does not keep up a queue.
+//! So the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`] own no heap memory, and
+//! the queue is allocated when the socket first refuses bytes.
 //!
 //! **A slow consumer** is one for which either of two limits is exceeded:
 //!
@@ -98,8 +98,9 @@ enum SocketState {
 /// The minimum pace at which a peer has to read queued bytes, and the time that it may lag.
 ///
 /// This is a leaky bucket: the peer is on pace until some time, and each byte written moves that time forward by the
-/// duration of a byte at the minimum pace, but not past now. The peer has stalled when that time is `timeout_ms` ago. So a
-/// peer stalls that reads nothing for `timeout_ms`, and so does one that reads less than `bytes_per_second` for long.
+/// duration of a byte at the minimum pace, but not past now. The peer has stalled when that time is `timeout_ms` ago.
+/// So a peer stalls that reads nothing for `timeout_ms`, and so does one that reads less than `bytes_per_second` for
+/// long.
 #[derive(Clone, Copy, Debug)]
 pub struct SlowConsumerLimits {
     /// The minimum pace; 0: any byte is progress.
@@ -169,9 +170,9 @@ pub enum FlushOutcome {
 impl Outbox {
     /// Queues frames, all or none, within a limit on [`Outbox::cost`].
     ///
-    /// An empty outbox accepts any frames: a message larger than the limit can be delivered, and so can a batch in pieces.
-    /// While a piece larger than the limit is being written, the limit applies to the frames after it: a subscriber that
-    /// has had no time to read a message of 6 MiB is not slow.
+    /// An empty outbox accepts any frames: a message larger than the limit can be delivered, and so can a batch in
+    /// pieces. While a piece larger than the limit is being written, the limit applies to the frames after it: a
+    /// subscriber that has had no time to read a message of 6 MiB is not slow.
     pub fn enqueue(&mut self, pieces: &[Frames], cost_max: usize) -> Enqueue {
         match (&mut *self, pieces) {
             (Outbox::Empty, _) => {}
@@ -296,8 +297,9 @@ impl Outbox {
         }
     }
 
-    /// Returns the bytes that would be freed if this outbox were emptied: of a piece that other outboxes share, an equal
-    /// part. 0 as long as the socket has not refused a write, since the queue is then written with the next flush.
+    /// Returns the bytes that would be freed if this outbox were emptied: of a piece that other outboxes share, an
+    /// equal part. 0 as long as the socket has not refused a write, since the queue is then written with the next
+    /// flush.
     ///
     /// Of a long queue only the beginning is counted, and the rest estimated from it.
     pub fn freeable_bytes(&self) -> usize {
@@ -336,7 +338,8 @@ impl Outbox {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.socket_state, SocketState::Blocked { .. }))
     }
 
-    /// The time at which the peer will have stalled unless it reads more, or `None` while the socket has refused nothing.
+    /// The time at which the peer will have stalled unless it reads more, or `None` while the socket has refused
+    /// nothing.
     pub fn stalls_at(&self, slow_limits: SlowConsumerLimits) -> Option<LoopTime> {
         match self {
             Outbox::Backlog(backlog) => {
@@ -346,7 +349,7 @@ impl Outbox {
         }
     }
 
-    /// The socket is writable again, or the next write is to find out.
+    /// Records that the socket is writable again, or that a write is to be tried.
     pub fn unblock(&mut self) {
         if let Outbox::Backlog(backlog) = self
             && let SocketState::Blocked { since } = backlog.socket_state

@@ -1,8 +1,8 @@
 //! TLS of one connection, over rustls' unbuffered interface.
 //!
 //! rustls does no I/O here and owns no buffer: it decrypts in place the bytes that the loop has read, and encrypts into
-//! the bytes that the loop is about to write. Both are in [`TlsBuffers`], which all connections share, as they share the
-//! loop's read buffer. A connection owns its keys, and, only while it needs them (**asleep between messages**):
+//! the bytes that the loop is about to write. Both are in [`TlsBuffers`], which all connections share, as they share
+//! the loop's read buffer. A connection owns its keys, and, only while it needs them (**asleep between messages**):
 //!
 //! - the beginning of an incomplete record,
 //! - decrypted bytes for which the reader had no room,
@@ -39,9 +39,9 @@ const PLAINTEXT_BYTES_MAX: usize = 16 << 10;
 /// time.
 const READ_BYTES: usize = 16 << 10;
 
-/// Ciphertext of one read for a reader with less room. Plaintext without room in the reader's buffer is stored, so a read
-/// of 16 KiB would store that much for each of thousands of connections that are read in small steps; a smaller read
-/// would split most records.
+/// Ciphertext of one read for a reader with less room. Plaintext without room in the reader's buffer is stored, so a
+/// read of 16 KiB would store that much for each of thousands of connections that are read in small steps; a smaller
+/// read would split most records.
 const READ_BYTES_MIN: usize = 2 << 10;
 
 /// The record of an alert has 7 bytes in the clear, 24 to 31 encrypted.
@@ -72,8 +72,8 @@ pub struct TlsBuffers {
 }
 
 impl TlsBuffers {
-    /// Buffers with a maximum of handshakes per turn. One handshake costs as much as a hundred deliveries, and without a
-    /// maximum all subscribers would wait for all clients that connect at once.
+    /// Buffers with a maximum of handshakes per turn. One handshake costs as much as a hundred deliveries, and without
+    /// a maximum all subscribers would wait for all clients that connect at once.
     pub fn new(handshakes_per_turn: usize, plain_http_response: fn(Rc<str>) -> Vec<u8>) -> TlsBuffers {
         TlsBuffers {
             incoming: Cell::new(vec![0; RECORD_BYTES_MAX + READ_BYTES]),
@@ -116,13 +116,13 @@ pub struct TlsStream<S> {
     is_blocked: bool,
     /// The beginning of a record, or records with the beginning of a handshake message.
     incoming: Vec<u8>,
-    /// Since when, as of the last check, that has been the beginning of the same record.
+    /// The check that first found the beginning of this record.
     record_since: Option<LoopTime>,
     /// Decrypted bytes that have yet to be read.
     plaintext: Vec<u8>,
     /// Encrypted bytes that have yet to be written to the socket.
     outgoing: Vec<u8>,
-    /// Since when, as of the last check, the socket has accepted nothing of `outgoing`.
+    /// The check since which the socket has accepted none of `outgoing`.
     write_since: Option<LoopTime>,
 }
 

@@ -31,7 +31,7 @@ pub trait Transport: Write {
     /// Peeks at the unread bytes of the socket itself, below TLS, before anything is read.
     ///
     /// # Errors
-    /// As of a read; `Unsupported` for a transport that cannot peek.
+    /// The same as for a read; `Unsupported` for a transport that cannot peek.
     fn peek(&mut self, _buffer: &mut [u8]) -> io::Result<usize> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -39,13 +39,13 @@ pub trait Transport: Write {
     /// Discards this many bytes of the socket, which were peeked at before.
     ///
     /// # Errors
-    /// As of a read.
+    /// The same as for a read.
     fn skip(&mut self, _count: usize) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Returns true if it has bytes to send that are in no outbox, or accepts a write that it rejected before. TLS sends
-    /// handshake messages and alerts, which may result from a read.
+    /// Returns true if it has bytes to send that are in no outbox, or accepts a write that it rejected before. TLS
+    /// sends handshake messages and alerts, which may result from a read.
     fn wants_write(&self) -> bool {
         false
     }
@@ -84,7 +84,7 @@ pub trait Transport: Write {
         0
     }
 
-    /// The socket is writable again, or the next write is to find out.
+    /// Records that the socket is writable again, or that a write is to be tried.
     fn unblock(&mut self) {}
 
     /// Sends a close_notify alert as the connection closes, if the socket accepts it at once.

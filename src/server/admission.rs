@@ -5,7 +5,7 @@ use std::io;
 
 use log::warn;
 
-use super::REFUSALS_MAX;
+use super::OVERLOAD_RESPONSES_MAX;
 use super::engine::Engine;
 use super::log_limit::LogLine;
 use crate::access::connection_limiter::LimitExceeded;
@@ -34,12 +34,12 @@ impl<T: Transport> Engine<T> {
         self.slots.insert(transport, peer, state, Outbox::Empty)
     }
 
-    /// Admits a connection whose address has reached a limit, to send it an error response. At most [`REFUSALS_MAX`]
-    /// connections receive one at a time, and the others are closed at once: one address must not keep clients of other
-    /// addresses waiting.
+    /// Admits a connection whose address has reached a limit, to send it an error response. At most
+    /// [`OVERLOAD_RESPONSES_MAX`] connections receive one at a time, and the others are closed at once: one address
+    /// must not keep clients of other addresses waiting.
     fn reject_over_limit(&mut self, transport: T, peer: Peer, over: LimitExceeded, now: LoopTime) -> SlotId {
         self.shared.metrics.limit(over.limit);
-        let gets_response = self.rejected < REFUSALS_MAX;
+        let gets_response = self.rejected < OVERLOAD_RESPONSES_MAX;
         let id = self.reject(transport, peer, over.reason(), now);
         if !gets_response {
             self.slots.schedule_close(id, over.reason());
@@ -102,7 +102,7 @@ impl<T: Transport> Engine<T> {
                     return true;
                 };
                 self.shared.metrics.limit(over.limit);
-                if self.rejected >= REFUSALS_MAX {
+                if self.rejected >= OVERLOAD_RESPONSES_MAX {
                     return self.end(id, over.reason());
                 }
                 self.rejected += 1;

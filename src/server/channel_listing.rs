@@ -77,8 +77,8 @@ pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
     out
 }
 
-fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, standing: ChannelInfo) {
-    let ChannelInfo { subscribers, head, evicted_through, messages, bytes } = standing;
+fn append_channel(out: &mut Vec<u8>, hub: &Hub, name: &str, info: ChannelInfo) {
+    let ChannelInfo { subscribers, head, evicted_through, messages, bytes } = info;
     let _ = write!(out, "{{\"channel\":\"{name}\",\"subscribers\":{subscribers},\"head\":");
     let _ = match head {
         Some(head) => write!(out, "\"{}\"", hub.id(head)),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn slice_looks_at_a_bounded_number_of_channels_that_may_not_be_seen() {
+    fn slice_checks_a_bounded_number_of_inaccessible_channels() {
         let names: Vec<String> = (0..1_500).map(|number| format!("a{number:04}")).collect();
         let hub = hub(&names);
         // A pattern between any two channels, and one that is the name of a channel.

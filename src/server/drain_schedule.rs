@@ -12,7 +12,7 @@ const SPREAD_MS_MIN: u32 = 300;
 /// A drain that has begun.
 #[derive(Debug)]
 pub(super) struct DrainSchedule {
-    /// When a client that is refused meanwhile is to reconnect.
+    /// When a client that is rejected during the drain is to reconnect.
     pub(super) retry_ms: u32,
     /// Connections that are yet to be closed, in the order of their times.
     waiting: VecDeque<(LoopTime, SlotId)>,

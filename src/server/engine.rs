@@ -56,13 +56,14 @@ pub struct Engine<T> {
     pub(super) ping_sweeper: Sweeper,
     /// Sweeps the channels for expired messages.
     pub(super) channel_sweeper: Sweeper,
-    /// The log lines that peers cause.
+    /// Rate limits of the log lines that peers cause.
     pub(super) log_lines: LogLimits,
-    /// The next sweep of the tables of clients.
+    /// The time of the next sweep of the tables of clients.
     pub(super) tables_at: LoopTime,
     /// The client ids, which differ from those of other processes.
     pub clients: ClientIds,
-    /// Differs from that of other processes, also of those that wrote the same history.
+    /// A random number that identifies this process, for `run` of `hello`. A process that continues the same history
+    /// has another.
     pub run: u32,
     /// The log that several servers share; `None`: this server is its own log.
     pub shared_log: Option<Box<SharedLog>>,
@@ -72,11 +73,11 @@ pub struct Engine<T> {
     pub(super) draining: Option<DrainSchedule>,
     /// True while `/readyz` returns 503: new clients are still served, but a load balancer is to send no more.
     pub is_drain_announced: bool,
-    /// Number of open connections that are rejected.
+    /// Number of rejected connections that are still open.
     pub(super) rejected: usize,
     /// When large connections are searched for again; `None`: at once.
     pub(super) next_search_at: Option<LoopTime>,
-    /// Those who publish at the moment, where there is a limit to that.
+    /// Rate limits of the publishers.
     pub(super) rate_limiter: RateLimiter,
 }
 
@@ -117,7 +118,7 @@ impl<T: Transport> Engine<T> {
     /// Queues the intents of a session that was called, and puts its slot into the dirty set or on the list to reap.
     pub(super) fn after_session(&mut self, id: SlotId) {
         let Engine { slots, intents, shared: Shared { session_intents, .. }, .. } = self;
-        intents.extend(session_intents.drain(..).map(|options| (id, options)));
+        intents.extend(session_intents.drain(..).map(|intent| (id, intent)));
         if let Some(Slot { state: State::Dead(ended), .. }) = slots.get(id) {
             let reason = ended.reason;
             slots.schedule_close(id, reason);
@@ -243,7 +244,7 @@ impl<T: Transport> Engine<T> {
         // The last outbox that held an encoding may have been freed or flushed, and so may the last subscriber that paused
         // a publisher.
         self.wake_waiting();
-        self.release_publishers(now);
+        self.resume_publishers(now);
         to_reap.len()
     }
 
@@ -253,7 +254,7 @@ impl<T: Transport> Engine<T> {
         self.apply_session_intents(id, now);
     }
 
-    /// The same for a session in the read phase: its intents are applied in their order.
+    /// As [`Engine::close`], for a session in the read phase: its intents are queued after its earlier ones.
     pub(super) fn begin_close(&mut self, id: SlotId, reason: Reason, now: LoopTime) {
         // The session may send something at once, and the responses before that have to be queued first.
         self.send_gathered();
@@ -266,8 +267,8 @@ impl<T: Transport> Engine<T> {
 
     /// Applies the intents of a session that was called outside of the read phase, at once.
     pub(super) fn apply_session_intents(&mut self, id: SlotId, now: LoopTime) {
-        for options in mem::take(&mut self.shared.session_intents) {
-            self.apply(id, options, now);
+        for intent in mem::take(&mut self.shared.session_intents) {
+            self.apply(id, intent, now);
         }
         self.send_gathered();
         self.after_session(id);

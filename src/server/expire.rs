@@ -27,8 +27,8 @@ enum Deadlines {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Checks a slice of the slots for expired deadlines, up to the number that one turn handles. Intents of sessions are
-    /// applied at once.
+    /// Checks a slice of the slots for expired deadlines, up to the number that one turn handles. Intents of sessions
+    /// are applied at once.
     ///
     /// Pings have a separate sweep and budget, so that timeouts do not wait for the pings of many connections.
     pub fn expire(&mut self, now: LoopTime) {
@@ -48,8 +48,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Checks a slice of the slots for one kind of deadlines, until the budget of this turn is used. The rest of the slice
-    /// is left to the next turn.
+    /// Checks a slice of the slots for one kind of deadlines, until the budget of this turn is used. The rest of the
+    /// slice is left to the next turn.
     fn sweep_slots(&mut self, deadlines: Deadlines, now: LoopTime) {
         let (connections, keys_end) = (self.slots.len(), self.slots.keys_end());
         let span_ms = match deadlines {
@@ -101,8 +101,8 @@ impl<T: Transport> Engine<T> {
         }
         let has_stalled = !pings && slot.has_stalled(&shared.limits, now);
         if has_stalled {
-            // The socket may accept bytes again, and its event may be in the next batch, if the server itself is late. So
-            // one more write decides.
+            // The socket may accept bytes again, and its event may be in the next batch, if the server itself is late.
+            // So one more write decides.
             slot.unblock();
             slots.mark_dirty(id);
         }

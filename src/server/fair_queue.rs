@@ -1,6 +1,6 @@
 //! A queue of connections in which addresses take turns.
 //!
-//! Each address (an IPv4 address, or the /64 of an IPv6 address) has a queue of its own while it has connections that
+//! Each address (an IPv4 address, or the /64 of an IPv6 address) has a separate queue while it has connections that
 //! wait, and the queues are served round robin: a connection waits for one entry of each other address, however many
 //! connections these have. Clients of one HTTP proxy share its turn, since a plain request belongs to the connection
 //! that it arrives on.
@@ -13,11 +13,11 @@ use std::net::IpAddr;
 use crate::access::address::AddressBlock;
 use crate::ids::SlotId;
 
-/// See the module.
+/// A queue in which addresses take turns.
 #[derive(Debug, Default)]
 pub(super) struct FairQueue {
-    /// The waiting connections of each address, none of them empty. Its keys are hashed with random seeds, since clients
-    /// choose among addresses.
+    /// The waiting connections of each address, none of them empty. Its keys are hashed with random seeds, since
+    /// clients choose among addresses.
     queues: HashMap<AddressBlock, VecDeque<SlotId>>,
     /// The addresses that have a queue, each once; the next to be served in front.
     rotation: VecDeque<AddressBlock>,

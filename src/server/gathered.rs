@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::ids::SlotId;
 
-/// The buffer keeps this capacity between turns: the responses to 16 KiB of the shortest publications, which one read
+/// The buffer keeps this capacity between turns: the responses to 16 KiB of the shortest messages, which one read
 /// takes.
 const GATHER_BUFFER_BYTES: usize = 64 << 10;
 

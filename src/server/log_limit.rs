@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(limit.end_second(start.after(999)), None);
         assert_eq!(limit.end_second(start.after(1_000)), Some(997));
         assert!(limit.admits(3, start.after(1_001)));
-        assert_eq!(limit.end_second(start.after(9_000)), None, "nothing was left out");
+        assert_eq!(limit.end_second(start.after(9_000)), None, "no line was suppressed");
         assert!((0..10_000).all(|_| limit.admits(0, start)), "0 is no limit");
     }
 

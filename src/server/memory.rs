@@ -7,14 +7,14 @@
 //!
 //! # The allocator
 //!
-//! The `oyez` binary uses jemalloc, for what a budget needs: a count of all bytes in use that is cheap to read, and pages
-//! that return to the system after a flood.
+//! The `oyez` binary uses jemalloc, for what a budget needs: a count of all bytes in use that is cheap to read, and
+//! pages that return to the system after a flood.
 //!
 //! | | glibc | jemalloc | mimalloc (3) |
 //! | --- | --- | --- | --- |
 //! | resident, without connections | 5.7 MB | 6.9 MB | 12.2 MB |
 //! | resident for each idle subscriber, from 2,000 to 18,000 | 97 bytes | 90 bytes | 261 bytes |
-//! | half messages of 2,000 clients, before, at the peak | 5.7, 142 MB | 6.9, 145 MB | 12.5, 190 MB |
+//! | incomplete messages of 2,000 clients: before, at the peak | 5.7, 142 MB | 6.9, 145 MB | 12.5, 190 MB |
 //! | 2, 4, 8 and 12 s after those clients have closed | 132 MB | 98, 63, 7.6 and 7.6 MB | 190 MB |
 //! | processor time of a delivery in user space, 200 subscribers | 100 to 240 ns | 110 to 280 ns | not measured |
 //! | processor time that it adds to a build from scratch, of 83 s | | 73 s | 4 s |

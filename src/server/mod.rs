@@ -4,7 +4,9 @@
 //!
 //! - **wait** first, since all other work was done in the turn before;
 //! - **mark** only marks, so that a batch of events is read completely before any of them is handled, and an event for
-//!   a slot that is closed in this turn finds no slot. Signals are handled after it, in a function for them;
+//!   a slot that is closed in this turn finds no slot;
+//! - **handle_signals** after **mark**: SIGHUP reloads certificate and keys, SIGTERM and SIGINT begin or end
+//!   the drain;
 //! - **relieve** before the phases that allocate, with a fresh count of the memory in use, and before **flush**, which
 //!   sends its closes;
 //! - **accept** before **read**, so that new connections are in the slab before the event of their first bytes;
@@ -28,11 +30,12 @@
 //! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
 //!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
-//! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure on
-//!   publishers.
+//! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure
+//!   on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
-//! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown`, `expire` checks deadlines with the
-//!   `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds the log lines of closed connections.
+//! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown` by a `drain_schedule`,
+//!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit`
+//!   bounds the log lines of closed connections.
 //! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
 //!   [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
@@ -119,11 +122,11 @@ const EVENTS_PER_TURN: usize = 1024;
 
 /// Maximum number of connections over the limit that receive an error response at a time; further ones wait in the
 /// backlog.
-pub const REFUSALS_MAX: usize = 16;
+pub const OVERLOAD_RESPONSES_MAX: usize = 16;
 
 /// Descriptors that are not connections: the three standard ones, the poll, the listener and its
 /// reserve, the signal pipe's two, and some for name lookups and the like.
-pub const DESCRIPTORS_RESERVED: usize = 16 + REFUSALS_MAX;
+pub const DESCRIPTORS_RESERVED: usize = 16 + OVERLOAD_RESPONSES_MAX;
 
 /// The server: poll, listener, engine and history file, and the loop over them.
 pub struct Server<E: Acceptor> {
@@ -182,8 +185,8 @@ impl Clock {
         LogTime { now: self.now(), millis: self.millis() }
     }
 
-    /// Reads the other clocks, for a next process that reads the history file.
-    fn stamp(&self) -> ClockSnapshot {
+    /// Reads the other clocks, for the next process that reads the history file.
+    fn snapshot(&self) -> ClockSnapshot {
         let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         ClockSnapshot {
             unix_ms: unix_now().as_millis() as u64,
@@ -204,7 +207,7 @@ impl<E: Acceptor> Server<E> {
     /// While the history file is read, connections are refused.
     ///
     /// # Errors
-    /// The address is in use, the system gives no poll or signals, or the history file cannot be used.
+    /// The address is in use, the system provides no poll or signals, or the history file cannot be used.
     pub fn bind(
         config: Config,
         access_config: AccessConfig,
@@ -215,20 +218,20 @@ impl<E: Acceptor> Server<E> {
         // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-        // The address is taken first and listened on when the history is loaded: a client that connects is served at
-        // once, and a load balancer sees a server that is not there yet. Only a server that listens marks the file as
-        // being in use: of two that load at once on one address the second ends here.
+        // The address is bound first, and listened on once the history is loaded. Until then connections are refused,
+        // so a load balancer sends no clients yet, and a client that connects is served at once. Only a server that
+        // listens marks the file as being in use: of two servers that start on one address, the second fails here.
         let mut listener = Listener::bind(config.listen, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { started: now, woke: now, boot: process::boot_id() };
-        let stamp = clock.stamp();
+        let snapshot = clock.snapshot();
         // A new log begins, unless a history file continues one.
         let mut engine = Engine::new(config.limits, store::new_epoch());
-        engine.run = RandomState::new().hash_one(stamp.unix_ms) as u32;
+        engine.run = RandomState::new().hash_one(snapshot.unix_ms) as u32;
         engine.clients = ClientIds::from_salt(engine.run);
         let load = || match &config.history_file {
             None => Ok(None),
-            Some(file) => store::load(file, &engine.shared.limits, clock.times(), stamp)
+            Some(file) => store::load(file, &engine.shared.limits, clock.times(), snapshot)
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
@@ -406,7 +409,7 @@ impl<E: Acceptor> Server<E> {
         match verifier {
             Ok(verifier) => {
                 if let Some(verifier) = &verifier {
-                    info!("reloaded: tokens are checked by {}", verifier.keys.describe());
+                    info!("reloaded: tokens are verified by {}", verifier.keys.describe());
                 }
                 self.engine.shared.authenticator.verifier = verifier;
             }
@@ -430,7 +433,7 @@ impl<E: Acceptor> Server<E> {
         let lacks_memory = engine.shared.memory.is_in_force(MemoryStep::RefuseConnections);
         for _ in 0..engine.shared.limits.accepts_per_turn {
             let is_full = engine.served() >= *connections_max || lacks_memory;
-            if is_full && engine.rejected() >= REFUSALS_MAX {
+            if is_full && engine.rejected() >= OVERLOAD_RESPONSES_MAX {
                 listener.pause(now);
                 break;
             }
@@ -450,7 +453,7 @@ impl<E: Acceptor> Server<E> {
                 }
             };
             let token = token_of(engine.slots.next_id());
-            // Both directions once and for all: edge-triggered, an interest that is not needed costs nothing.
+            // Both directions, once: with edge-triggered events an interest that is not needed costs nothing.
             let interest = Interest::READABLE | Interest::WRITABLE;
             let transport = match poll.registry().register(&mut stream, token, interest) {
                 Ok(()) => acceptor.accept(stream),
@@ -480,7 +483,7 @@ impl<E: Acceptor> Server<E> {
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
-            store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.stamp());
+            store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.snapshot());
         }
     }
 

@@ -2,14 +2,14 @@
 //!
 //! A publisher can be faster than any subscriber for a moment. So a subscriber whose outbox passes its high-water mark
 //! (a quarter of `--outbox-bytes-max`) *throttles* its channels until its outbox is empty, but for at most
-//! `--publish-pause-ms` in one backlog. After that it does not throttle them again until its outbox has been empty, and the
-//! outbox limit closes it. While a channel is under pressure, messages that were already read are published, and its
-//! publishers are paused: a WebSocket is not read, and the response to an HTTP request is withheld, in its order with
-//! the others, so that the next request is not read either. The kernel buffers the rest.
+//! `--publish-pause-ms` in one backlog. After that it does not throttle them again until its outbox has been empty, and
+//! the outbox limit closes it. While a channel is under pressure, messages that were already read are published, and
+//! its publishers are paused: a WebSocket is not read, and the response to an HTTP request is withheld, in its order
+//! with the others, so that the next request is not read either. The kernel buffers the rest.
 //!
 //! **Bounded for the channel too**: many slow subscribers that throttle one after another must not stop a channel.
 //! A channel is paused for at most `--publish-pause-ms` for each quarter of `--outbox-bytes-max` that is published on
-//! it, so it is never slower than that.
+//! it, which is the lowest rate to which it can be slowed.
 //!
 //! A subscriber that catches up does not throttle: it reads the history at its own pace. With `--on-slow skip` a
 //! subscriber throttles before it is skipped. The cost of a delivery is one comparison.
@@ -30,8 +30,8 @@ pub(super) struct Pressure {
     pub(super) channels: HashMap<ChannelId, ThrottledChannel>,
     /// Publishers that are paused, with the channel that they wait for.
     pub(super) paused: Vec<(SlotId, ChannelId)>,
-    /// Subscribers whose outbox has passed its high-water mark in this turn, and the channel whose batch did that, if it
-    /// is known. They are checked again after the writes.
+    /// Subscribers whose outbox has passed its high-water mark in this turn, and the channel whose batch did that, if
+    /// it is known. They are checked again after the writes.
     pub(super) high: Vec<(SlotId, Option<ChannelId>)>,
     /// True if a subscriber has stopped throttling since paused publishers were last checked.
     pub(super) has_ended: bool,

@@ -224,7 +224,7 @@ impl<T: Transport> Engine<T> {
     /// which keys expire.
     ///
     /// # Errors
-    /// [`Rejection::KeyReused`], which the publisher of the message is acknowledged with.
+    /// [`Rejection::KeyReused`], which is sent to the publisher in place of an acknowledgement.
     pub(super) fn apply_item(
         &mut self,
         message: OrderedMessage<'_>,

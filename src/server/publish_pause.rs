@@ -11,18 +11,18 @@ use crate::net::transport::Transport;
 use crate::time::LoopTime;
 use crate::wire::Form;
 
-/// While publishers are paused, the time limits of their channels are checked at this interval. Publishers are released
+/// While publishers are paused, the time limits of their channels are checked at this interval. Publishers are resumed
 /// at once when the subscribers have caught up.
 const CHECK_MS: u32 = 50;
 
 impl<T: Transport> Engine<T> {
-    /// After the writes of a turn: lets subscribers throttle that are still over their high-water mark, and releases
+    /// After the writes of a turn: lets subscribers throttle that are still over their high-water mark, and resumes
     /// publishers whose subscribers have caught up.
     pub(super) fn check_pressure(&mut self, now: LoopTime) {
         while let Some((id, cause)) = self.pressure.high.pop() {
             self.throttle_channels_of(id, cause, now);
         }
-        self.release_publishers(now);
+        self.resume_publishers(now);
     }
 
     fn throttle_channels_of(&mut self, id: SlotId, cause: Option<ChannelId>, now: LoopTime) {
@@ -76,8 +76,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Releases the publishers whose channel is no longer under pressure.
-    pub(super) fn release_publishers(&mut self, now: LoopTime) {
+    /// Resumes the publishers whose channel is no longer under pressure.
+    pub(super) fn resume_publishers(&mut self, now: LoopTime) {
         let Engine { slots, pressure, shared: Shared { limits, .. }, .. } = self;
         let is_time = !pressure.paused.is_empty() && pressure.next_check.is_due(now);
         if !pressure.has_ended && !is_time {
@@ -120,7 +120,7 @@ impl<T: Transport> Engine<T> {
                 self.pressure.end(slot, now);
             }
         }
-        self.release_publishers(now);
+        self.resume_publishers(now);
     }
 
     /// Returns the number of paused publishers.

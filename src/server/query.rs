@@ -43,7 +43,7 @@ impl<T: Transport> Engine<T> {
     /// Encodes one slice of the response to the query of a connection. Returns its cost.
     ///
     /// Messages that were published before the query are part of the response: a client that has read the response to
-    /// its publication finds the message in the history.
+    /// its publish request finds the message in the history.
     pub(super) fn respond(&mut self, id: SlotId, cache: &mut TurnCache, now: LoopTime) -> Cost {
         let Some(mut pending) = self.slots.get_mut(id).and_then(|slot| slot.state.take_query()) else {
             return Cost::NONE;

@@ -26,12 +26,12 @@ const NEW_SHARE_BYTES_MIN: usize = 1 << 10;
 /// The first step of a WebSocket ([`ReadShare::next_read`]): 42 empty frames, which take 15 us, or one small message.
 const FRAMES_STEP_BYTES: usize = 256;
 
-/// A requeued slot that is read in steps may cost this many shares: 16 KiB of frames of 32 bytes, which cost 27 KiB, are
-/// then still read in one visit, and of empty frames no more than a quarter of a turn.
+/// A requeued slot that is read in steps may cost this many shares: 16 KiB of frames of 32 bytes, which cost 27 KiB,
+/// are then still read in one visit, and of empty frames no more than a quarter of a turn.
 const REQUEUED_STEP_SHARES: usize = 4;
 
-/// The first step of HTTP: the head of a request, of which browsers send 400 to 500 bytes. Further requests in it wait
-/// when the share is used up.
+/// The first step of HTTP: the head of a request, of which browsers send 400 to 500 bytes. Further requests in the same
+/// read wait when the share is used up.
 const REQUESTS_STEP_BYTES: usize = 512;
 
 /// Queued intents are applied early, before the next slot is read, once there are this many. Their messages are fanned
@@ -48,8 +48,8 @@ impl<T: Transport> Engine<T> {
     /// Newly ready slots are read first, followed by those that were requeued: while a thousand clients send as fast as
     /// they can, a message from any other is read in the next turn. Neither queue starves. A new slot that is not read
     /// to its end is requeued, and the second queue has `REQUEUED_SHARE` of the budget for itself. As in fq_codel (RFC
-    /// 8290 4.1), a slot's share of one visit is small while many are new: of those that begin to send at the same time,
-    /// floods do not keep the others waiting.
+    /// 8290 4.1), a slot's share of one visit is small while many are new: of those that begin to send at the same
+    /// time, floods do not keep the others waiting.
     pub fn read(&mut self, now: LoopTime) {
         let budget = self.shared.limits.read_bytes_per_turn;
         // Slots that the first pass requeues have had their share of this turn.
@@ -228,9 +228,9 @@ struct ReadShare {
 impl ReadShare {
     /// Returns the size of the next read.
     ///
-    /// A session handles all frames of a read, and 16 KiB of empty ones cost 170 KiB. In steps, the first read is small,
-    /// and the next as large as `cost_max` allows if the bytes to come cost as much as those before them. So the cost is
-    /// bounded, and a small message takes at most one read more.
+    /// A session handles all frames of a read, and 16 KiB of empty ones cost 170 KiB. In steps, the first read is
+    /// small, and the next as large as `cost_max` allows if the bytes to come cost as much as those before them. So the
+    /// cost is bounded, and a small message takes at most one read more.
     fn next_read(self, is_web_socket: bool, bytes: usize, extra_cost: usize, size_max: usize) -> usize {
         let first = if is_web_socket { FRAMES_STEP_BYTES } else { REQUESTS_STEP_BYTES };
         let cost = bytes + extra_cost;

@@ -6,8 +6,8 @@
 //! taken the previous slice, and the connections take turns. Connections that exceed the budget of one turn stay on the
 //! refill list, which keeps the loop awake (`Slots::has_work`), and new messages are sent between slices.
 //!
-//! **Addresses take turns**: a connection waits for one slice of each other address, not for the thousand connections of
-//! one ([`super::fair_queue`]).
+//! **Addresses take turns**: a connection waits for one slice of each other address, not for the thousand connections
+//! of one ([`super::fair_queue`]).
 //!
 //! **One slice per connection**: the next one is made when the socket has taken the last.
 

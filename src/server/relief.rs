@@ -26,8 +26,8 @@ use crate::time::LoopTime;
 /// a write, an idle one nothing, and a request's head is up to twice that.
 pub const FREEABLE_BYTES_MIN: usize = 4 << 10;
 
-/// Milliseconds from a search that found too little to the next. A search takes some 10 ns a slot, and large outboxes do not
-/// appear within a millisecond.
+/// Milliseconds from a search for large connections that found too few to the next one. A search takes some 10 ns a
+/// slot, and large outboxes do not appear within a millisecond.
 const FRUITLESS_PAUSE_MS: u32 = 50;
 
 /// Messages of histories evicted in one turn, at about 100 ns each.

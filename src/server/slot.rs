@@ -80,19 +80,19 @@ impl SlotFlags {
     /// Its subscription waits for entries of a shared log. It is not read meanwhile.
     pub(super) const WAITS_FOR_LOG: u16 = 1 << 14;
 
-    pub(super) fn has(self, mark: u16) -> bool {
-        self.0 & mark != 0
+    pub(super) fn has(self, flag: u16) -> bool {
+        self.0 & flag != 0
     }
 
-    /// Sets the mark; true if it was not set before.
-    pub(super) fn set(&mut self, mark: u16) -> bool {
-        let is_new = !self.has(mark);
-        self.0 |= mark;
+    /// Sets a flag. Returns true if it was not set before.
+    pub(super) fn set(&mut self, flag: u16) -> bool {
+        let is_new = !self.has(flag);
+        self.0 |= flag;
         is_new
     }
 
-    pub(super) fn clear(&mut self, mark: u16) {
-        self.0 &= !mark;
+    pub(super) fn clear(&mut self, flag: u16) {
+        self.0 &= !flag;
     }
 }
 

@@ -74,10 +74,10 @@ impl<T: Transport> Slots<T> {
 
     /// Returns the id that the next inserted slot will have.
     ///
-    /// **Id before slot**: a socket is registered with the poll under this id before its slot exists, since a socket that
-    /// cannot be registered gets none. The accept phase calls `next_id`, registers, and calls [`Slots::insert`], and
-    /// inserts no other slot in between. If registration or TLS setup fails, the id is unused: the socket is closed, which
-    /// removes its registration, and the next connection gets the same id.
+    /// **Id before slot**: a socket is registered with the poll under this id before its slot exists, since a socket
+    /// that cannot be registered gets none. The accept phase calls `next_id`, registers, and calls [`Slots::insert`],
+    /// and inserts no other slot in between. If registration or TLS setup fails, the id is unused: the socket is
+    /// closed, which removes its registration, and the next connection gets the same id.
     pub fn next_id(&self) -> SlotId {
         SlotId { key: self.slab.vacant_key() as u32, generation: self.next_generation }
     }
@@ -412,7 +412,7 @@ impl<T: Transport> Slots<T> {
         is_ready || !self.dirty.is_empty() || !self.to_reap.is_empty() || !self.refill.is_empty()
     }
 
-    /// Panics if the lists and the marks contradict each other; for debug builds and tests.
+    /// Panics if the lists and the flags contradict each other; for debug builds and tests.
     pub fn check(&self) {
         assert!(self.to_reap.is_empty(), "closed connections are reaped in the same turn");
         // Entries of connections that were freed may remain until they are popped.
@@ -472,9 +472,9 @@ mod tests {
 
     /// A transport without a peer.
     #[derive(Debug)]
-    struct Nobody;
+    struct NoPeer;
 
-    impl io::Write for Nobody {
+    impl io::Write for NoPeer {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(io::ErrorKind::WouldBlock.into())
         }
@@ -484,7 +484,7 @@ mod tests {
         }
     }
 
-    impl Transport for Nobody {
+    impl Transport for NoPeer {
         fn receive(&mut self, _: &mut [u8]) -> ReadOutcome {
             ReadOutcome::Blocked
         }
@@ -494,10 +494,10 @@ mod tests {
         }
     }
 
-    fn insert(slots: &mut Slots<Nobody>) -> SlotId {
+    fn insert(slots: &mut Slots<NoPeer>) -> SlotId {
         let peer = Peer::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         let state = State::accepted(&Limits::default(), LoopTime::from_millis(0));
-        slots.insert(Nobody, peer, state, Outbox::Empty)
+        slots.insert(NoPeer, peer, state, Outbox::Empty)
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::store::OpenError;
 /// The reason why a server does not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The address is in use, or the system gives no poll or signals.
+    /// The address is in use, or the system provides no poll or signals.
     Listen(io::Error),
     /// The history file cannot be used.
     HistoryFile(OpenError),

@@ -2,7 +2,7 @@
 //!
 //! The hub has a list of subscribers for each channel, and a slot has the position of each of its subscriptions in that
 //! list. When a subscriber is removed and another one moves into its position, both have to be updated: all code that
-//! does is in this file.
+//! does so is in this file.
 //!
 //! A replay is driven by the outbox running empty: the flush phase puts the connection on the refill list, the deliver
 //! phase queues the next slice, and so on until the subscriber is live.
@@ -53,7 +53,7 @@ impl<T: Transport> Engine<T> {
         let hello = Notice::Hello {
             id: can_subscribe.then_some(Id(cursor)),
             client: self.clients.of(id).to_string(),
-            run: self.key_memory(id, rights),
+            run: self.idempotency_run(id, rights),
             node: self.shared_log.is_some().then(|| format!("{:08x}", self.run)),
             ping_ms: self.shared.limits.ping_interval_ms,
             message_bytes_max: self.shared.limits.message_bytes_max,
@@ -74,10 +74,11 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Names the memory in which the server looks for a connection's idempotency keys: it differs for another process,
-    /// unless both share a log, and for another publisher. An anonymous client that reconnects from another network (a phone that leaves the
-    /// Wi-Fi) is another publisher, and must not repeat its earlier messages.
-    fn key_memory(&self, id: SlotId, rights: &Rights) -> String {
+    /// Returns `run` of `hello`. It identifies the table in which the server looks for the client's idempotency keys,
+    /// and differs for another process, unless both share a log, and for another publisher. An anonymous client that
+    /// reconnects from another network (a phone that leaves the Wi-Fi) is another publisher, and must not repeat its
+    /// earlier messages.
+    fn idempotency_run(&self, id: SlotId, rights: &Rights) -> String {
         let Some(slot) = self.slots.get(id) else { return String::new() };
         let mut hasher = DefaultHasher::new();
         let memory = self.shared_log.as_ref().and_then(|log| log.birth).unwrap_or(self.run);
@@ -354,10 +355,10 @@ impl<T: Transport> Engine<T> {
         (Cost::SLICE, false)
     }
 
-    /// Returns true if a subscriber has been made the last slice, and its outbox has room for the next batch.
+    /// Returns true if the last slice of a replay is queued, and the outbox has room for the next batch.
     ///
-    /// On a busy channel every turn has a batch: a subscriber that became live only when it has taken its last slice
-    /// would have another to take by then, for ever.
+    /// On a busy channel every turn has a batch: if a subscriber became live only when its last slice is written, there
+    /// would always be another slice by then.
     fn can_go_live(&self, id: SlotId, subscription: Subscription) -> bool {
         let has_room = |slot: &Slot<T>| slot.outbox.cost() <= high_water(self.shared.limits.outbox_bytes_max);
         self.slots.get(id).is_some_and(has_room) && self.hub.has_replayed_all(subscription)

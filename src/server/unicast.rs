@@ -1,16 +1,16 @@
 //! Frames for a single connection, in addition to the batches of its channels: responses, notices, replays, close
 //! frames.
 //!
-//! Responses are gathered: consecutive responses to one connection become one piece of its outbox. A response has some 30
-//! bytes, a piece costs [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES) in addition, and a turn can read thousands of
-//! commands of one connection.
+//! Responses are gathered: consecutive responses to one connection become one piece of its outbox. A response has some
+//! 30 bytes, a piece costs [`PIECE_BYTES`](crate::net::outbox::PIECE_BYTES) in addition, and a turn can read thousands
+//! of commands of one connection.
 //!
 //! **One order**: all frames enter an outbox through [`Engine::enqueue`] or, for a batch, the fan-out, and both send
 //! the gathered responses first.
 //!
-//! **Reads depend on writes**: responses have no separate limit, since a connection is not read again before it has taken
-//! them ([`Slot::has_unsent_responses`](super::slot::Slot::has_unsent_responses)). So their size is bounded by the bytes
-//! that one turn reads from it.
+//! **Reads depend on writes**: responses have no separate limit, since a connection is not read again before it has
+//! taken them ([`Slot::has_unsent_responses`](super::slot::Slot::has_unsent_responses)). So their size is bounded by
+//! the bytes that one turn reads from it.
 
 use std::rc::Rc;
 

@@ -1,4 +1,5 @@
-//! Authentication of a connection: the credentials in a request, and the grant and its expiry while the connection lives.
+//! Authentication of a connection: the credentials in a request, and the grant and its expiry while the connection
+//! lives.
 //!
 //! A connection may outlive its token, so expiry is checked by a deadline and not only at the handshake.
 
@@ -30,8 +31,8 @@ pub(super) enum AuthState {
     Authenticated { grant: Rc<Grant>, deadline: LoopTime },
 }
 
-/// Maximum distance of a deadline, in milliseconds: a day, see [`LoopTime`]. A token that is valid for longer is checked
-/// once a day.
+/// Maximum distance of a deadline, in milliseconds: a day, see [`LoopTime`]. A token that is valid for longer is
+/// checked once a day.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 impl AuthState {

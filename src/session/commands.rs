@@ -1,4 +1,4 @@
-//! Received messages as intents: commands of `oyez.v1`, and publications of a raw WebSocket.
+//! Received messages as intents: commands of `oyez.v1`, and messages of a raw WebSocket.
 
 use std::borrow::Cow;
 
@@ -18,7 +18,8 @@ use crate::wire::command::{self, ClientCommand, ClientRequest};
 use crate::wire::notice::Notice;
 use crate::wire::{Form, Kind};
 
-/// Handles one text message of `oyez.v1`. An invalid command gets an error notice; an invalid token closes the connection.
+/// Handles one text message of `oyez.v1`. An invalid command gets an error notice; an invalid token closes the
+/// connection.
 pub(super) fn receive(
     text: &str,
     auth: &mut Option<AuthState>,
@@ -63,8 +64,8 @@ pub(super) fn receive(
 
 /// Handles one message of a raw WebSocket.
 ///
-/// On a server with keys, a text that is an `auth` command of `oyez.v1` is not published: a client that sends one at the
-/// wrong time would reveal its token to all subscribers.
+/// On a server with keys, a text that is an `auth` command of `oyez.v1` is not published: a client that sends one at
+/// the wrong time would reveal its token to all subscribers.
 pub(super) fn receive_raw(
     kind: Kind,
     payload: Bytes,
@@ -101,8 +102,8 @@ fn token_in(kind: Kind, payload: &[u8]) -> Option<Cow<'_, str>> {
     }
 }
 
-/// Verifies a token and updates the connection's rights. A token over the rate limit is not verified: the rights stay as
-/// they are, and a raw WebSocket, whose protocol has no error messages, is closed.
+/// Verifies a token and updates the connection's rights. A token over the rate limit is not verified: the rights stay
+/// as they are, and a raw WebSocket, whose protocol has no error messages, is closed.
 fn authenticate(
     token: &str,
     form: Form,

@@ -26,8 +26,8 @@ pub enum DecodeOutcome {
     Failed(Reason),
 }
 
-/// Size of tungstenite's read buffer. It is allocated for each wake and zeroed before each read: one small message takes
-/// about six times as long with 128 KiB, its default, as with 4 KiB (`cargo bench -- wake`).
+/// Size of tungstenite's read buffer. It is allocated for each wake and zeroed before each read: one small message
+/// takes about six times as long with 128 KiB, its default, as with 4 KiB (`cargo bench -- wake`).
 const READ_BUFFER_BYTES: usize = 4096;
 
 /// Decodes complete messages with a context that lives for this call. `close_code` is that of a close frame among them.

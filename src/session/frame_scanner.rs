@@ -1,12 +1,12 @@
 //! Incremental scanner of WebSocket frame headers (RFC 6455 5.2): finds message boundaries and rejects invalid headers.
 //!
-//! A connection between two messages needs no decoder state, and most connections are between messages most of the time.
-//! tungstenite does not report whether its input ended on a message boundary, so the scanner follows the frame headers
-//! separately. At a boundary the whole WebSocket context is dropped: **asleep between messages**.
+//! A connection between two messages needs no decoder state, and most connections are between messages most of the
+//! time. tungstenite does not report whether its input ended on a message boundary, so the scanner follows the frame
+//! headers separately. At a boundary the whole WebSocket context is dropped: **asleep between messages**.
 //!
-//! It also validates each header first. tungstenite checks the mask, the reserved bits and the length of a control frame
-//! only after the whole payload has arrived, and accepts lengths that are not minimal. A frame that the scanner rejects
-//! never reaches it.
+//! It also validates each header first. tungstenite checks the mask, the reserved bits and the length of a control
+//! frame only after the whole payload has arrived, and accepts lengths that are not minimal. A frame that the scanner
+//! rejects never reaches it.
 //!
 //! A compressed message never reaches tungstenite either, which has no permessage-deflate: the scanner finds its
 //! frames.
@@ -230,7 +230,7 @@ impl FrameScanner {
 pub(super) struct WholeMessages {
     pub(super) bytes: usize,
     pub(super) frames: usize,
-    /// Of the close frame that is the last of them, if one is and has one.
+    /// The status code, if the last of them is a close frame that has one.
     pub(super) close_code: Option<u16>,
 }
 
@@ -297,7 +297,7 @@ fn is_final(first_byte: u8) -> bool {
     first_byte & 0x80 != 0
 }
 
-/// What a header is checked against.
+/// The rules for a header at this position of the byte stream.
 #[derive(Clone, Copy)]
 struct HeaderRules {
     in_message: bool,
@@ -307,8 +307,8 @@ struct HeaderRules {
     message_bytes_max: usize,
 }
 
-/// The maximum size of a compressed message: data that cannot be compressed become up to an eighth longer (`deflateBound`
-/// of zlib with its smallest memory), and a block that a sender ends early takes five bytes.
+/// The maximum size of a compressed message: data that cannot be compressed become up to an eighth longer
+/// (`deflateBound` of zlib with its smallest memory), and a block that a sender ends early takes five bytes.
 pub(super) fn compressed_bytes_max(message_bytes_max: usize) -> usize {
     message_bytes_max.saturating_add(message_bytes_max / 8).saturating_add(64)
 }

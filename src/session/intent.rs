@@ -1,8 +1,8 @@
 //! Intents: the operations that a session requests from the server.
 //!
-//! A session knows only its own connection. It queues intents, and the deliver phase applies those of all sessions in the
-//! order in which they were queued. Bytes for the session's own client are intents too where their order relative to
-//! the server's responses matters.
+//! A session knows only its own connection. It queues intents, and the deliver phase applies those of all sessions in
+//! the order in which they were queued. Bytes for the session's own client are intents too where their order relative
+//! to the server's responses matters.
 
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -53,7 +53,7 @@ pub enum Intent {
         kind: Kind,
         /// Usually a slice of the read buffer: it lives for this turn, and is copied once, into the frame.
         payload: Bytes,
-        /// How the publication is acknowledged.
+        /// How the message is acknowledged.
         receipt: Receipt,
         /// The rights of the client.
         rights: Rights,

@@ -1,7 +1,7 @@
 //! An open WebSocket: received frames become intents, and idle peers are pinged.
 //!
-//! Between messages, an anonymous connection owns no heap memory. Authentication and decoder state live in a box that is
-//! allocated on demand.
+//! Between messages, an anonymous connection owns no heap memory. Authentication and decoder state live in a box that
+//! is allocated on demand.
 
 use std::rc::Rc;
 
@@ -197,8 +197,8 @@ impl Open {
     }
 }
 
-/// The state after received bytes, if the connection begins to close. `end`: the reason to reject a message. `scanner`: the
-/// position in the peer's frames.
+/// The state after received bytes, if the connection begins to close. `end`: the reason to reject a message. `scanner`:
+/// the position in the peer's frames.
 fn next_state(
     outcome: DecodeOutcome,
     end: Option<Reason>,

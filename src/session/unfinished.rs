@@ -161,7 +161,8 @@ impl Unfinished {
         DecodeOutcome::Open
     }
 
-    /// RFC 6455 8.1: a text that is not UTF-8 fails the connection; at the first byte that cannot be, as a message may be long.
+    /// Checks the text (RFC 6455 8.1: a text that is not UTF-8 fails the connection), at the first invalid byte, since
+    /// a message may be long.
     fn is_utf8(&mut self, is_whole: bool) -> bool {
         match std::str::from_utf8(&self.payload[self.checked..]) {
             Ok(_) => self.checked = self.payload.len(),
@@ -185,7 +186,7 @@ impl Unfinished {
         if !part.is_end {
             return DecodeOutcome::Open;
         }
-        // As it arrived, but for a mask that changes nothing. It has at most 125 bytes (RFC 6455 5.5).
+        // The frame as it arrived, with a mask of zeros. It has at most 125 bytes (RFC 6455 5.5).
         let control = mem::take(&mut self.control);
         let header = [part.first_byte, 0x80 | control.len() as u8, 0, 0, 0, 0];
         decoder::decode(
@@ -198,7 +199,7 @@ impl Unfinished {
     }
 }
 
-/// RFC 6455 5.3.
+/// Unmasks a payload in place (RFC 6455 5.3).
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     // Four bytes at a time, which the compiler vectorizes.
     let (quads, tail) = payload.as_chunks_mut::<4>();

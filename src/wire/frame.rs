@@ -65,7 +65,7 @@ pub(super) fn append_compressed_text(out: &mut Vec<u8>, payload: &[u8]) {
     append_frame_with(out, &header, payload);
 }
 
-/// A ping without payload: any answer is a sign of life.
+/// A ping without payload: any response is a sign of life.
 pub fn ping() -> Bytes {
     let mut out = Vec::with_capacity(2);
     append_frame(&mut out, OpCode::Control(Control::Ping), &[]);

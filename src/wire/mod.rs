@@ -49,7 +49,7 @@ pub enum Form {
     /// Server-sent events in chunked transfer coding, for HTTP/1.1 (RFC 9112 7.1).
     Event,
     /// Server-sent events up to the end of the connection, for HTTP/1.0, which has no transfer coding
-    /// (RFC 9112 6.3). nginx asks so unless `proxy_http_version` says otherwise.
+    /// (RFC 9112 6.3). nginx sends HTTP/1.0 unless `proxy_http_version` says otherwise.
     EventUntilClose,
     /// As [`Form::Event`], with the envelope of `oyez.v1` as data (`?envelope=1`).
     EnvelopeEvent,
@@ -127,7 +127,7 @@ pub struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// Returns true if its payload takes more than `bytes` in that form. Costs at most a look at `bytes` bytes.
+    /// Returns true if its payload takes more than `bytes` in that form. Examines at most `bytes` bytes.
     pub fn payload_exceeds(&self, form: Form, bytes: usize) -> bool {
         match form {
             Form::Raw => self.payload.len() > bytes,

@@ -88,7 +88,7 @@ fn sighup_log_names_only_reloaded_files() {
         "--anonymous=subscribe=* publish=*",
     ]);
     let log = log_of_a_reload(Server::start_command(keys));
-    assert!(log.contains("reloaded: tokens are checked by HS256"), "{log}");
+    assert!(log.contains("reloaded: tokens are verified by HS256"), "{log}");
     assert!(!log.contains("reloaded: the certificate") && !log.contains("nothing to reload"), "{log}");
 }
 

@@ -194,7 +194,7 @@ fn flood_from_one_address_refuses_no_other() {
         rig.connect_from("192.0.2.1", Behavior::Stalled);
     }
     rig.turn();
-    assert_eq!(rig.engine.rejected(), oyez::server::REFUSALS_MAX);
+    assert_eq!(rig.engine.rejected(), oyez::server::OVERLOAD_RESPONSES_MAX);
     assert_eq!(rig.engine.served(), 1);
     assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 1_000 - 16);
     let other = rig.connect_from("192.0.2.2", Behavior::Cooperative);

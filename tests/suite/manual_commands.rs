@@ -292,7 +292,7 @@ fn unit_of_the_manual_starts_and_reloads() {
     let mut reload = Command::new("bash");
     reload.args(["-ec", &setting("ExecReload")]).env("MAINPID", started.child.id().to_string());
     assert!(reload.status().unwrap().success());
-    started.says("reloaded: tokens are checked by HS256");
+    started.says("reloaded: tokens are verified by HS256");
     assert!(workshop.path.join("state/oyez/history").exists());
     started.end();
 }

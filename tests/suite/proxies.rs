@@ -86,7 +86,7 @@ fn flood_from_one_proxied_client_refuses_no_other() {
         rig.send(id, &header());
         rig.turn();
     }
-    assert_eq!((rig.engine.rejected(), rig.engine.served()), (oyez::server::REFUSALS_MAX, 1));
+    assert_eq!((rig.engine.rejected(), rig.engine.served()), (oyez::server::OVERLOAD_RESPONSES_MAX, 1));
     assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 999 - 16);
     rig.advance_ms(30_000);
     assert_eq!(rig.engine.rejected(), 0);

@@ -158,7 +158,7 @@ fn invalid_arguments_are_one_error_line() {
     new(&[&["--publish=a", "--ttl=1w"][..], &key].concat(), "7d");
     new(&[&["--publish=a", "--sub=a\u{1b}"][..], &key].concat(), "control");
     new(&["--publish=a", "--jwt-secret-file", &short], "oyez token secret FILE");
-    new(&["--publish=a", "--jwt-secret-file", &public], "no shared secret");
+    new(&["--publish=a", "--jwt-secret-file", &public], "not a shared secret");
     new(&["--publish=a", "--jwt-secret-file", "/no/such/file"], "/no/such/file");
     new(&["--publish=a", "--jwt-secret-file", "/dev/zero"], "not a key file");
     new(&["--publish=a", "--jwt-private-key", &public], "BEGIN PRIVATE KEY");

@@ -8,7 +8,7 @@
 //! **No id is used twice.** While a server runs, its file has no mark of a clean shutdown, and that is safe on the disk
 //! before the first client is served. A server that finds the mark continues in the same epoch, at the number after the
 //! last. After an unclean shutdown a server begins a new epoch, whatever the file contains, since it cannot know which
-//! ids were assigned after the last write. All cursors of the old epoch are answered with a gap then.
+//! ids were assigned after the last write. A client that resumes with a cursor of the old epoch then gets a gap.
 //!
 //! The format of the file, and how damage is detected, are described in `tables`.
 
@@ -43,7 +43,7 @@ const BATCH_BYTES: usize = 240 << 10;
 const BATCH_CHANGES: usize = 512;
 
 /// Interval at which the loop checks the results of the thread.
-const LOOK_MS: u32 = 10;
+const RESULT_POLL_MS: u32 = 10;
 
 /// Maximum time that the shutdown waits for the result of one batch. Service managers rarely wait longer.
 pub const SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -118,7 +118,7 @@ impl Store {
         let wait_ms = match self.cycle {
             FlushCycle::Failed => return None,
             FlushCycle::Writing { .. } if self.outstanding < BATCHES_MAX => 0,
-            FlushCycle::Writing { .. } | FlushCycle::Syncing => LOOK_MS,
+            FlushCycle::Writing { .. } | FlushCycle::Syncing => RESULT_POLL_MS,
             FlushCycle::Idle if hub.changes() > 0 => self.next_cycle_ms.saturating_sub(times.millis) as u32,
             FlushCycle::Idle => return None,
         };
@@ -176,10 +176,10 @@ impl Store {
     fn take_results(&mut self, hub: &mut Hub, metrics: &mut Metrics) {
         loop {
             match self.results.try_recv() {
-                Ok(result) => self.resulted(result, hub, metrics),
+                Ok(result) => self.record_result(result, hub, metrics),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    self.resulted(WriteResult::Failed, hub, metrics);
+                    self.record_result(WriteResult::Failed, hub, metrics);
                     break;
                 }
             }
@@ -217,7 +217,7 @@ impl Store {
         self.is_late = is_late;
     }
 
-    fn resulted(&mut self, result: WriteResult, hub: &mut Hub, metrics: &mut Metrics) {
+    fn record_result(&mut self, result: WriteResult, hub: &mut Hub, metrics: &mut Metrics) {
         self.outstanding = self.outstanding.saturating_sub(1);
         match result {
             WriteResult::Written { bytes, file_bytes } => {
@@ -267,8 +267,8 @@ impl Store {
     fn wait(&mut self, most: usize, timeout: Duration, hub: &mut Hub, metrics: &mut Metrics) -> bool {
         while self.outstanding > most && self.cycle != FlushCycle::Failed {
             match self.results.recv_timeout(timeout) {
-                Ok(result) => self.resulted(result, hub, metrics),
-                Err(RecvTimeoutError::Disconnected) => self.resulted(WriteResult::Failed, hub, metrics),
+                Ok(result) => self.record_result(result, hub, metrics),
+                Err(RecvTimeoutError::Disconnected) => self.record_result(WriteResult::Failed, hub, metrics),
                 Err(RecvTimeoutError::Timeout) => {
                     let (path, seconds) = (self.path.display(), timeout.as_secs());
                     error!(
@@ -332,9 +332,9 @@ mod tests {
 
         /// The disk writes one batch.
         fn take(&mut self) -> WriteBatch {
-            let order = self.disk.try_recv().unwrap();
+            let batch = self.disk.try_recv().unwrap();
             let _ = self.results.send(WriteResult::Written { bytes: 1, file_bytes: 1 });
-            order
+            batch
         }
     }
 
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(rig.store.outstanding, BATCHES_MAX);
         assert_eq!(rig.hub.changes(), 50, "the list is no longer than there are channels");
         assert_eq!(rig.metrics.history_file_late, 1, "said once");
-        assert_eq!(rig.next(2_000), Some(LOOK_MS));
+        assert_eq!(rig.next(2_000), Some(RESULT_POLL_MS));
         let mut bytes = 0;
         let mut batches = 0;
         while rig.hub.changes() > 0 || rig.store.cycle != FlushCycle::Idle {
@@ -366,14 +366,14 @@ mod tests {
         }
         assert!(
             batches > 4 && bytes < 3 * rig.hub.history_usage().bytes,
-            "it gets what is kept, and not all that was"
+            "the disk gets the stored messages, not all that were published"
         );
         rig.publish(0, 1);
         rig.flush_changes(10_000);
         rig.take();
         rig.flush_changes(10_010);
         assert!(!rig.store.is_late && rig.store.cycle == FlushCycle::Idle);
-        assert_eq!(rig.next(10_010), None, "with nothing to write nobody wakes the loop");
+        assert_eq!(rig.next(10_010), None, "with nothing to write the loop is not woken");
     }
 
     #[test]
@@ -400,7 +400,7 @@ mod tests {
         rig.flush_changes(0);
         rig.publish(0, 1);
         rig.flush_changes(10);
-        // The first round is done at once, and the second one waits for the disk.
+        // The first cycle is written at once, and the second one waits for the disk.
         rig.take();
         rig.flush_changes(20);
         for millis in [500, 1_000, 1_010] {
@@ -426,8 +426,8 @@ mod tests {
         while rig.hub.changes() > 0 {
             rig.flush_changes(0);
             turns += 1;
-            let order = rig.take();
-            assert_eq!(order.syncs, rig.hub.changes() == 0, "safe on the disk at the end of the round");
+            let batch = rig.take();
+            assert_eq!(batch.syncs, rig.hub.changes() == 0, "safe on the disk at the end of the cycle");
             assert!(rig.hub.changes() == 0 || rig.next(0) == Some(0), "the next turn comes at once");
         }
         assert_eq!(turns, 6);

@@ -47,29 +47,32 @@ impl fmt::Display for OpenError {
             Problem::Io(error) => {
                 write!(f, "cannot be used: {error}")?;
                 match error.kind() {
-                    ErrorKind::NotFound => write!(f, "; make its folder first"),
+                    ErrorKind::NotFound => write!(f, "; create its directory first"),
                     ErrorKind::PermissionDenied => {
-                        write!(f, "; the server has to be allowed to read and write the file, and to make it")
+                        write!(f, "; the server must be allowed to read, write and create the file")
                     }
                     ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                         write!(
                             f,
-                            "; make room, or raise the limit of a file's size, and start again: nothing is lost by that"
+                            "; free disk space, or raise the file size limit (`ulimit -f`), and start again: no messages are lost"
                         )
                     }
                     _ => Ok(()),
                 }
             }
-            Problem::InUse => write!(f, "another process uses it; end that one, or give each its own file"),
+            Problem::InUse => write!(f, "another process uses it; stop that process, or choose another file"),
             Problem::NoFile => {
-                write!(f, "is not a plain file; name a file, which is made if it is not there")
+                write!(
+                    f,
+                    "is not a regular file; choose a regular file, which is created if it does not exist"
+                )
             }
             Problem::Foreign => {
-                write!(f, "is not a history file of oyez, and was left as it is; name another")
+                write!(f, "is not a history file of oyez, and is unchanged; choose another file")
             }
             Problem::OtherVersion => write!(
                 f,
-                "was written by another version of oyez; use the one that wrote it, or name another file"
+                "was written by another version of oyez; use the version that wrote it, or choose another file"
             ),
             Problem::Damaged(what) => write!(
                 f,

@@ -1,4 +1,4 @@
-//! The state of a connection that has received a part of a request's body. Publish requests have one, no others.
+//! The state of a connection that has received a part of a request's body. Only publish requests have one.
 
 use std::net::IpAddr;
 
@@ -18,7 +18,7 @@ use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::command::check_json;
 
-/// In a request body.
+/// A request whose body has not arrived completely.
 #[derive(Debug)]
 pub struct Body {
     request: PublishRequest,

@@ -1,9 +1,9 @@
 //! A request body in chunked transfer coding (RFC 9112 7.1), decoded as it arrives.
 //!
-//! Many clients send nothing else: they do not know a body's length when they begin. The grammar is applied strictly,
-//! since a proxy in front that parses a chunk's size differently would see another request begin (request smuggling):
-//! sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and its line end. Chunk
-//! extensions and trailers are read past and bounded.
+//! Many clients send all bodies in this coding, since they do not know the length when they begin. The grammar is
+//! applied strictly, since a proxy in front that parses a chunk's size differently would see another request begin
+//! (request smuggling): sizes of hexadecimal digits alone, lines that end in CR LF, nothing between a chunk's data and
+//! its line end. Chunk extensions and trailers are read past and bounded.
 
 use crate::config::Limits;
 use crate::session::buffer;
@@ -53,7 +53,7 @@ pub(in crate::session) enum BadChunk {
     TooMuchExtra,
 }
 
-/// The most digits of a size: those of 2^64, and zeros before them no longer than that.
+/// Maximum digits of a chunk size, leading zeros included: those of 2^64.
 const DIGITS_MAX: u8 = 16;
 
 impl ChunkDecoder {
@@ -109,7 +109,7 @@ impl ChunkDecoder {
                 (ChunkPosition::DataEnd, b'\r') => ChunkPosition::DataLineEnd,
                 (ChunkPosition::DataLineEnd, b'\n') => ChunkPosition::Size { digits: 0 },
                 (ChunkPosition::Trailer { is_empty }, b'\r') => ChunkPosition::TrailerEnd { is_empty },
-                // A trailer's line begins with its name; what folds a line is obsolete (RFC 9112 5.2).
+                // A trailer's line begins with its name; obsolete line folding is rejected (RFC 9112 5.2).
                 (ChunkPosition::Trailer { is_empty: true }, b'\t' | b' ') => return Err(BadChunk::Malformed),
                 (ChunkPosition::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => {
                     self.extra(ChunkPosition::Trailer { is_empty: false }, limits)?
@@ -143,7 +143,7 @@ impl ChunkDecoder {
 mod tests {
     use super::*;
 
-    /// What one body of two pieces comes to: its data, and how many bytes of the second piece were its own.
+    /// The data of a body that arrives in two pieces, and the number of bytes of the second piece that belong to it.
     fn decode(first: &[u8], second: &[u8]) -> Result<Option<(Vec<u8>, usize)>, BadChunk> {
         let limits = Limits { body_bytes_max: 300, head_bytes_max: 50, ..Limits::default() };
         let (mut decoder, mut body) = (ChunkDecoder::new(), Vec::new());
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn sizes_and_extras_are_bounded() {
-        assert_eq!(decode(b"12d", b""), Err(BadChunk::TooBig), "before any of its data");
+        assert_eq!(decode(b"12d", b""), Err(BadChunk::TooBig), "before its data arrives");
         assert_eq!(decode(b"ffffffffffffffff", b""), Err(BadChunk::TooBig));
         let two = format!("12c\r\n{}\r\n1\r\n", "x".repeat(300));
         assert_eq!(decode(two.as_bytes(), b""), Err(BadChunk::TooBig));

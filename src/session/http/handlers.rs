@@ -96,8 +96,8 @@ pub(super) fn stream_events(
 
 /// The position from which an event stream begins.
 ///
-/// A browser that reconnects sends the cursor that it has reached by itself, and a polyfill in the query; both are newer
-/// than the one in the URL that the page made. A polyfill without a cursor sends an empty text.
+/// A browser that reconnects sends the cursor that it has reached by itself, and a polyfill in the query; both are
+/// newer than the one in the URL that the page made. A polyfill without a cursor sends an empty text.
 fn event_cursor(parameters: &Parameters, request: &Request<'_>) -> Result<Since, HttpError> {
     let cursor = match request.fields.one("last-event-id") {
         Ok(None | Some(b"")) => Ok(parameters.last_event_id.or(parameters.since)),
@@ -166,8 +166,8 @@ pub(super) fn send_asset(asset: &Asset, exchange: &mut Exchange<'_, '_>) -> Outc
     exchange.respond(asset_response(asset, &exchange.options))
 }
 
-/// An embedded file. Its policy allows the page to load files of its own origin and to connect to it only. The files are
-/// public, and pages of any origin may import the client module.
+/// An embedded file. Its policy allows the page to load files of its own origin and to connect to it only. The files
+/// are public, and pages of any origin may import the client module.
 fn asset_response(asset: &Asset, options: &ResponseOptions) -> Vec<u8> {
     let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                   img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

@@ -89,8 +89,8 @@ impl Head {
         &self.received
     }
 
-    /// Takes received bytes. Returns the length of the head once it is complete. A head that arrives in several reads is
-    /// kept in [`Head::received`]; nearly always it arrives complete, and is parsed without a copy.
+    /// Takes received bytes. Returns the length of the head once it is complete. A head that arrives in several reads
+    /// is kept in [`Head::received`]; nearly always it arrives complete, and is parsed without a copy.
     pub(in crate::session) fn take(
         &mut self,
         input: &[u8],

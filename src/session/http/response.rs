@@ -83,7 +83,8 @@ impl ResponseOptions {
         out.into_bytes()
     }
 
-    /// The beginning of an event stream: its head, and the reconnection time. It is the last response on its connection.
+    /// The beginning of an event stream: its head, and the reconnection time. It is the last response on its
+    /// connection.
     ///
     /// In HTTP/1.1 its body is chunked, so that a client can distinguish its end from a lost connection, and one that
     /// reads by chunks gets each event as it arrives. HTTP/1.0 has no transfer coding: the body ends with the
