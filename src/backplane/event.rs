@@ -121,6 +121,8 @@ pub struct Marker {
 /// A point in a node's copy of the log before which the copy is incomplete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogDiscontinuity {
+    /// The missing messages have greater ids.
+    pub after: MessageId,
     /// The copy is incomplete up to this id: everything that was applied, and the hole.
     pub upto: MessageId,
     /// The number of missing messages, if it is known.

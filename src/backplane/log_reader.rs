@@ -167,7 +167,9 @@ impl<P> LogReader<P> {
                     && !is_trimmed
                 {
                     let numbers = Some((run, first_missing, number - 1));
-                    self.lose(before, LossCause::Jump, None, numbers);
+                    let after = self.roll_call.loss_after(run).unwrap_or(self.position);
+                    self.count_loss(LossCause::Jump, numbers);
+                    self.lose(after, before, LossCause::Jump);
                 }
                 self.apply(&entry, raw, is_first, now);
             }
@@ -181,7 +183,8 @@ impl<P> LogReader<P> {
         let has_new_epoch = before.epoch != self.position.epoch;
         self.roll_call.lose_range(has_new_epoch.then_some(before.epoch));
         self.count_loss(LossCause::Trimmed, None);
-        let discontinuity = LogDiscontinuity { upto: before, missed: None, cause: LossCause::Trimmed };
+        let discontinuity =
+            LogDiscontinuity { after: self.position, upto: before, missed: None, cause: LossCause::Trimmed };
         self.push(if !has_new_epoch {
             LinkEvent::Discontinuity(discontinuity)
         } else {
@@ -275,7 +278,7 @@ impl<P> LogReader<P> {
         let discontinuity = is_loss.then(|| {
             // Others may receive the entries that this node has read later, or never.
             let missed = (order(position) > order(survived)).then_some(0);
-            LogDiscontinuity { upto: id, missed, cause: LossCause::Marker }
+            LogDiscontinuity { after: position, upto: id, missed, cause: LossCause::Marker }
         });
         self.counters.epochs[match reason {
             "new" => 0,
@@ -293,7 +296,7 @@ impl<P> LogReader<P> {
         self.position = id;
         self.segments.lose_after(survived);
         self.segments.add(id, time_ms, 0);
-        self.roll_call.begin_epoch(id.epoch, survived, is_loss);
+        self.roll_call.begin_epoch(id.epoch, position, survived, is_loss);
         self.push(LinkEvent::Marker(Marker {
             epoch: id.epoch,
             first_seq: 0,
@@ -317,16 +320,26 @@ impl<P> LogReader<P> {
         if self.roll_call.end_ahead() {
             self.push(LinkEvent::RaiseEvicted { upto: self.position });
         }
+        // Losses that are found at one position are one discontinuity, from the earliest of them.
+        let mut found: Option<(MessageId, LossCause)> = None;
         while let Some(loss) = self.roll_call.next_loss() {
-            match loss {
+            let (after, cause) = match loss {
                 Loss::Report { run, numbers: (first, last) } => {
-                    self.lose(self.position, LossCause::Report, None, Some((run, first, last)));
+                    self.count_loss(LossCause::Report, Some((run, first, last)));
+                    (self.roll_call.loss_after(run).unwrap_or(self.position), LossCause::Report)
                 }
-                Loss::RollCall { runs } => {
+                Loss::RollCall { after, runs } => {
                     self.notice(LinkNotice::RollCallIncomplete { runs });
-                    self.lose(self.position, LossCause::RollCall, None, None);
+                    self.count_loss(LossCause::RollCall, None);
+                    (after, LossCause::RollCall)
                 }
-            }
+            };
+            let after =
+                found.map_or(after, |(other, _)| if order(other) < order(after) { other } else { after });
+            found = Some((after, cause));
+        }
+        if let Some((after, cause)) = found {
+            self.lose(after, self.position, cause);
         }
         while let Some(change) = self.roll_call.next_change() {
             self.notice(match change {
@@ -337,15 +350,8 @@ impl<P> LogReader<P> {
         }
     }
 
-    fn lose(
-        &mut self,
-        upto: MessageId,
-        cause: LossCause,
-        missed: Option<u64>,
-        numbers: Option<(u32, u64, u64)>,
-    ) {
-        self.count_loss(cause, numbers);
-        self.push(LinkEvent::Discontinuity(LogDiscontinuity { upto, missed, cause }));
+    fn lose(&mut self, after: MessageId, upto: MessageId, cause: LossCause) {
+        self.push(LinkEvent::Discontinuity(LogDiscontinuity { after, upto, missed: None, cause }));
     }
 
     fn count_loss(&mut self, cause: LossCause, numbers: Option<(u32, u64, u64)>) {

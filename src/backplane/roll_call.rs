@@ -54,6 +54,7 @@ struct RunState {
 #[derive(Clone, Debug)]
 struct Call {
     epoch: u64,
+    shared_id: MessageId,
     deadline_ms: u64,
     expected: BTreeSet<u32>,
 }
@@ -93,7 +94,7 @@ pub(super) enum Loss {
     /// Another node has applied the run's entries from one number to another, and the run does not send them again.
     Report { run: u32, numbers: (u64, u64) },
     /// Nodes have not reported, and their acknowledged messages are unknown.
-    RollCall { runs: Vec<u32> },
+    RollCall { after: MessageId, runs: Vec<u32> },
 }
 
 /// A change of the nodes that are alive.
@@ -121,6 +122,8 @@ pub(super) struct RollCall {
     /// Log time of the next look at all runs.
     next_sweep_ms: u64,
     calls: Vec<Call>,
+    /// The last id before the latest marker that this node has applied and the log still has.
+    shared_id: Option<MessageId>,
     missing: BTreeMap<u32, Missing>,
     /// Epochs of markers, and runs whose reports for them were read.
     reported: VecDeque<(u64, BTreeSet<u32>)>,
@@ -226,6 +229,16 @@ impl RollCall {
         self.settle(run, number);
     }
 
+    /// Missing entries of a run have greater ids: that of its last entry that was applied. Without one, they follow the
+    /// latest marker's `shared_id`, since this node has everything before that.
+    pub(super) fn loss_after(&self, run: u32) -> Option<MessageId> {
+        self.runs
+            .get(&run)
+            .filter(|state| state.last_number > 0)
+            .map(|state| state.last_id)
+            .or(self.shared_id)
+    }
+
     /// A range of the log was trimmed unread. `epoch`: the marker of this epoch is part of it, so this node does not
     /// know where the data of the previous epochs ended.
     pub(super) fn lose_range(&mut self, epoch: Option<u64>) {
@@ -253,19 +266,28 @@ impl RollCall {
     }
 
     /// A marker was read: every run that was alive before it must report.
-    pub(super) fn begin_epoch(&mut self, epoch: u64, survived: MessageId, is_loss: bool) {
+    /// `position` is that of this node before the marker, `survived` the last id that the log still has.
+    pub(super) fn begin_epoch(
+        &mut self,
+        epoch: u64,
+        position: MessageId,
+        survived: MessageId,
+        is_loss: bool,
+    ) {
         if is_loss {
             let is_lost = |state: &RunState| order(state.last_id) > order(survived);
             let lost = self.runs.iter().filter(|(_, state)| is_lost(state));
             let awaited = lost.map(|(run, state)| (*run, state.last_number)).collect();
             self.ahead.insert(epoch, Ahead { awaited, deadline_ms: None });
         }
+        let shared_id = if order(position) < order(survived) { position } else { survived };
+        self.shared_id = Some(shared_id);
         // No node could append during the outage, so the end of the previous epoch decides which nodes were alive.
         let since = self.applied_ms.saturating_sub(LIVE_MS);
         let is_expected = |state: &RunState| state.seen_ms >= since && state.last_number > 0;
         let expected =
             self.runs.iter().filter(|(_, state)| is_expected(state)).map(|(run, _)| *run).collect();
-        self.calls.push(Call { epoch, deadline_ms: self.now_ms + REPORT_TIMEOUT_MS, expected });
+        self.calls.push(Call { epoch, shared_id, deadline_ms: self.now_ms + REPORT_TIMEOUT_MS, expected });
         self.reported.push_back((epoch, BTreeSet::new()));
         if self.reported.len() > MARKERS_MAX {
             self.reported.pop_front();
@@ -324,7 +346,8 @@ impl RollCall {
         }
         self.calls.retain(|call| !call.expected.is_empty());
         let expired = self.calls.iter().position(|call| now > call.deadline_ms)?;
-        Some(Loss::RollCall { runs: self.calls.remove(expired).expected.into_iter().collect() })
+        let Call { shared_id, expected, .. } = self.calls.remove(expired);
+        Some(Loss::RollCall { after: shared_id, runs: expected.into_iter().collect() })
     }
 
     /// Returns true if this node has applied entries that the log has lost, and that other nodes may receive yet: a client
@@ -392,12 +415,12 @@ mod tests {
     #[test]
     fn run_that_does_not_report_is_a_loss_after_ten_seconds() {
         let mut table = table(&[1, 2]);
-        table.begin_epoch(5, id(9), false);
+        table.begin_epoch(5, id(9), id(9), false);
         table.report(1, true, 5, [].into_iter());
         table.advance(1_010_000);
         assert_eq!(table.next_loss(), None);
         table.advance(1_010_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { runs: vec![2] }));
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![2] }));
         assert_eq!(table.next_loss(), None);
     }
 
@@ -411,7 +434,7 @@ mod tests {
         let changes: Vec<_> = std::iter::from_fn(|| table.next_change()).collect();
         assert_eq!(changes[..3], [1, 2, 3].map(Membership::TimedOut));
         assert_eq!(changes[3..], [Membership::Joined(3), Membership::Joined(2), Membership::ShutDown(2)]);
-        table.begin_epoch(5, id(9), false);
+        table.begin_epoch(5, id(9), id(9), false);
         table.report(3, true, 5, [].into_iter());
         table.advance(1_100_000);
         assert_eq!(table.next_loss(), None);
@@ -420,7 +443,7 @@ mod tests {
     #[test]
     fn entry_that_another_node_has_applied_is_a_loss_once() {
         let mut table = table(&[1, 2]);
-        table.begin_epoch(5, id(9), false);
+        table.begin_epoch(5, id(9), id(9), false);
         table.report(1, true, 5, [].into_iter());
         table.report(3, false, 5, [(1, 1), (2, 4)].into_iter());
         assert_eq!(table.next_loss(), None, "run 2 may send them again");
@@ -433,13 +456,13 @@ mod tests {
     #[test]
     fn clock_that_is_set_back_expires_nothing() {
         let mut table = table(&[1]);
-        table.begin_epoch(5, id(9), false);
+        table.begin_epoch(5, id(9), id(9), false);
         table.advance(1_000);
         assert_eq!((table.next_loss(), table.next_change()), (None, None));
         table.advance(11_000);
         assert_eq!(table.next_loss(), None);
         table.advance(11_001);
-        assert_eq!(table.next_loss(), Some(Loss::RollCall { runs: vec![1] }));
+        assert_eq!(table.next_loss(), Some(Loss::RollCall { after: id(9), runs: vec![1] }));
     }
 
     /// Until the other runs have sent again what this node has applied before, or no longer can.
@@ -447,7 +470,7 @@ mod tests {
     fn node_is_ahead_until_lost_entries_are_sent_again() {
         let ahead = || {
             let mut table = table(&[1, 2, 3]);
-            table.begin_epoch(5, id(1), true);
+            table.begin_epoch(5, id(1), id(1), true);
             assert!(table.is_ahead() && !table.end_ahead());
             table
         };

@@ -74,15 +74,14 @@ impl<T: Transport> Engine<T> {
             LinkEvent::Entry(entry) => return self.apply_entry(entry, now),
             LinkEvent::Marker(marker) => self.apply_marker(&marker, now),
             LinkEvent::Discontinuity(loss) => {
-                let after = self.hub.head();
                 self.fan_out_all(now);
-                if loss.upto.epoch == after.epoch {
+                if loss.upto.epoch == self.hub.head().epoch {
                     self.hub.advance_to(loss.upto.seq);
                 }
                 if loss.includes_upto() {
                     self.hub.raise_cursor_floor_above_head();
                 }
-                self.announce_loss(&loss, after, now);
+                self.announce_loss(&loss, now);
             }
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
             LinkEvent::Failed { pending, why } => self.fail_publishes(&pending, why, now),
@@ -203,17 +202,17 @@ impl<T: Transport> Engine<T> {
         self.hub.forget_keys_after(known.unwrap_or(0));
         self.hub.advance_to(first_seq);
         match &marker.discontinuity {
-            Some(loss) => self.announce_loss(loss, after, now),
+            Some(loss) => self.announce_loss(loss, now),
             // Its history has messages that have no id any longer.
             None if known.is_none() => self.begin_discontinuity(after, None, GapReason::Epoch, now),
             None => {}
         }
     }
 
-    fn announce_loss(&mut self, loss: &LogDiscontinuity, after: MessageId, now: LoopTime) {
+    fn announce_loss(&mut self, loss: &LogDiscontinuity, now: LoopTime) {
         let why = if loss.cause.is_eviction() { GapReason::Evicted } else { GapReason::Lost };
         self.shared.metrics.backplane_lost_messages += loss.missed.unwrap_or(0);
-        self.begin_discontinuity(after, loss.missed, why, now);
+        self.begin_discontinuity(loss.after, loss.missed, why, now);
     }
 
     fn fail_publishes(&mut self, pending: &[PendingPublish], why: PublishFailure, now: LoopTime) {

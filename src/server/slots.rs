@@ -438,7 +438,9 @@ impl<T: Transport> Slots<T> {
                     || !slot.is_flushed()
                     || refills
                     || slot.is_publishing_paused()
-                    || slot.waits_for_log(),
+                    || slot.waits_for_log()
+                    // The response is queued when the message is read back from the log.
+                    || slot.state.awaits_publish(),
                 "reading of {id:?} is never resumed"
             );
             let is_due = slot.state.has_query() && !slot.has_write_failed();

@@ -226,6 +226,11 @@ impl State {
         matches!(self, State::Responding(responding) if responding.has_query())
     }
 
+    /// Returns true if the next response to send is that of a publish, which a shared log acknowledges.
+    pub fn awaits_publish(&self) -> bool {
+        matches!(self, State::Responding(responding) if !responding.has_query())
+    }
+
     /// Returns true if requests were received that have to wait for the responses to those before them.
     pub fn has_waiting_requests(&self) -> bool {
         matches!(self, State::Responding(responding) if responding.has_unread())

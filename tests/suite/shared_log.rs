@@ -630,3 +630,55 @@ fn older_data_of_the_log_is_a_loss_on_all_servers_and_no_id_is_used_twice() {
     let page: Value = serde_json::from_str(&cluster.rig(1).responses(history)[0].body).unwrap();
     assert_eq!((&page["gap"]["why"], &page["messages"][0]["text"]), (&"lost".into(), &"4".into()), "{page}");
 }
+
+#[test]
+fn request_that_arrives_before_the_log_has_responded_is_answered_in_order() {
+    let mut cluster = Cluster::of(1);
+    let http = cluster.http(0);
+    cluster.nodes[0].is_cut = true;
+    for text in ["1", "2", "3"] {
+        cluster.publish_http(0, http, "a", text, "");
+        cluster.settle();
+    }
+    assert!(cluster.rig(0).responses(http).is_empty());
+    cluster.nodes[0].is_cut = false;
+    cluster.settle();
+    let responses = cluster.rig(0).responses(http);
+    let ids: Vec<Value> =
+        responses.iter().map(|one| serde_json::from_str::<Value>(&one.body).unwrap()["id"].clone()).collect();
+    assert!(ids.len() == 3 && ids.is_sorted_by_key(|id| id.as_str().map(str::to_owned)), "{ids:?}");
+}
+
+#[test]
+fn messages_that_only_another_server_has_read_are_a_gap_after_the_last_known_one() {
+    let mut cluster = Cluster::of(2);
+    let subscriber = cluster.v1(1, "/ws/a");
+    let http = cluster.http(0);
+    let publish = |cluster: &mut Cluster, text: &str| {
+        cluster.publish_http(0, http, "a", text, "");
+        (0..12).for_each(|_| cluster.turn(0));
+        let response = cluster.rig(0).responses(http).remove(0);
+        serde_json::from_str::<Value>(&response.body).unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    let known = publish(&mut cluster, "known");
+    cluster.settle();
+    // The second server reads nothing, and the log loses what the first one has acknowledged.
+    let acknowledged = [publish(&mut cluster, "lost"), publish(&mut cluster, "lost too")];
+    cluster.stop_log();
+    cluster.log = LogServer::new(cluster.log.version(2), 2);
+    cluster.advance_ms(4_000);
+    let later = publish(&mut cluster, "later");
+    cluster.advance_ms(4_000);
+    let notices = cluster.notices(1, subscriber);
+    let gap = of_type(&notices, "gap").expect("a gap");
+    let id = |text: &str| {
+        let (epoch, seq) = text.split_once('-').unwrap();
+        (epoch.parse::<u64>().unwrap(), seq.parse::<u64>().unwrap())
+    };
+    let (after, resume) = (id(gap["after"].as_str().unwrap()), id(gap["resume"].as_str().unwrap()));
+    assert!(id(&known) <= after, "{gap}");
+    for lost in acknowledged {
+        assert!(after < id(&lost) && id(&lost) <= resume, "{lost} is not covered by {gap}");
+    }
+    assert!(texts(&notices).contains(&"known") && texts(&notices).contains(&"later"), "{later} {notices:?}");
+}
