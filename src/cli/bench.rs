@@ -141,6 +141,7 @@ impl CommonFlags {
             )));
         }
         target.sources = self.source_ip.clone();
+        target.offers_deflate = self.deflate;
         let (connections, channels, ramp) = (self.connections, self.channels as u32, self.ramp);
         let pid = self.pid.or(child);
         let mut plan = Plan { workload, target, connections, channels, ramp, traffic, pid };
@@ -220,6 +221,15 @@ impl CommonFlags {
                 "nothing was delivered: {} messages were sent during the measurement, and no client received one",
                 traffic.sent
             )));
+        }
+        if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.corrupted > 0) {
+            return Err(Failure::Failed(format!(
+                "{} messages were not decompressed to what was published",
+                traffic.corrupted
+            )));
+        }
+        if self.deflate && report.connections.deflate_negotiated == 0 {
+            return Err(Failure::Failed("the server negotiated no compression".to_owned()));
         }
         let broken: Vec<String> = self
             .assert

@@ -30,6 +30,39 @@ pub struct Frame<'a> {
     pub payload_bytes: u64,
     /// At most the first [`START_BYTES_MAX`] bytes of the payload.
     pub start: &'a [u8],
+    /// Length of the frame as it was sent, header included; of a compressed message, that of all of its frames.
+    pub sent_bytes: u64,
+    /// The whole message, if it was compressed.
+    pub decompressed: Option<&'a [u8]>,
+}
+
+impl Frame<'_> {
+    /// A frame that was not compressed.
+    pub(super) fn plain(header: ParsedHeader, payload: &[u8]) -> Frame<'_> {
+        Frame {
+            kind: header.kind,
+            payload_bytes: header.payload_bytes,
+            start: &payload[..payload.len().min(START_BYTES_MAX)],
+            sent_bytes: header.frame_bytes(),
+            decompressed: None,
+        }
+    }
+
+    /// A message that was compressed.
+    pub(super) fn decompressed(message: &[u8], sent_bytes: u64) -> Frame<'_> {
+        Frame {
+            kind: FrameKind::Message,
+            payload_bytes: message.len() as u64,
+            start: &message[..message.len().min(START_BYTES_MAX)],
+            sent_bytes,
+            decompressed: Some(message),
+        }
+    }
+
+    /// Length of the frame if it is not compressed.
+    pub fn plain_bytes(&self) -> u64 {
+        FrameHeader::default().len(self.payload_bytes) as u64 + self.payload_bytes
+    }
 }
 
 /// The kind of a frame, as far as a counting client distinguishes them.
@@ -61,14 +94,23 @@ pub struct ServerFrameScanner {
     left: u64,
 }
 
+/// The header of a frame.
 #[derive(Clone, Copy)]
-struct ParsedHeader {
-    kind: FrameKind,
-    header_bytes: usize,
-    payload_bytes: u64,
+pub(super) struct ParsedHeader {
+    pub(super) kind: FrameKind,
+    pub(super) header_bytes: usize,
+    pub(super) payload_bytes: u64,
+    pub(super) is_final: bool,
+    /// RFC 7692 6: the first frame of a compressed message.
+    pub(super) is_compressed: bool,
 }
 
 impl ParsedHeader {
+    /// Bytes of the frame.
+    pub(super) fn frame_bytes(self) -> u64 {
+        self.header_bytes as u64 + self.payload_bytes
+    }
+
     /// Bytes of the header and of the start of the payload.
     fn shown_bytes(self) -> usize {
         self.header_bytes + self.payload_bytes.min(START_BYTES_MAX as u64) as usize
@@ -92,12 +134,11 @@ impl ServerFrameScanner {
     ) -> Result<(), InvalidFrame> {
         while !input.is_empty() {
             if self.kept_bytes == 0
-                && let Some(header) = parse(input)?
+                && let Some(header) = parse(input, false)?
                 && header.payload_bytes <= (input.len() - header.header_bytes) as u64
             {
                 let start = &input[header.header_bytes..header.shown_bytes()];
-                let frame = Frame { kind: header.kind, payload_bytes: header.payload_bytes, start };
-                if visit(&frame).is_break() {
+                if visit(&Frame::plain(header, start)).is_break() {
                     return Ok(());
                 }
                 input = &input[header.header_bytes + header.payload_bytes as usize..];
@@ -107,9 +148,8 @@ impl ServerFrameScanner {
             input = &input[taken..];
             if let Some(header) = complete {
                 let start = &self.kept[header.header_bytes..usize::from(self.kept_bytes)];
-                let frame = Frame { kind: header.kind, payload_bytes: header.payload_bytes, start };
                 self.kept_bytes = 0;
-                if visit(&frame).is_break() {
+                if visit(&Frame::plain(header, start)).is_break() {
                     return Ok(());
                 }
             }
@@ -123,15 +163,15 @@ impl ServerFrameScanner {
         if self.left > 0 {
             let step = self.left.min(input.len() as u64);
             self.left -= step;
-            let complete = if self.left == 0 { parse(&self.kept[..kept])? } else { None };
+            let complete = if self.left == 0 { parse(&self.kept[..kept], false)? } else { None };
             return Ok((step as usize, complete));
         }
         // Byte by byte until the header is complete, then the start of the payload.
-        let wanted = parse(&self.kept[..kept])?.map_or(kept + 1, ParsedHeader::shown_bytes);
+        let wanted = parse(&self.kept[..kept], false)?.map_or(kept + 1, ParsedHeader::shown_bytes);
         let step = (wanted - kept).min(input.len());
         self.kept[kept..kept + step].copy_from_slice(&input[..step]);
         self.kept_bytes += step as u8;
-        let header = parse(&self.kept[..kept + step])?;
+        let header = parse(&self.kept[..kept + step], false)?;
         match header {
             Some(header) if header.shown_bytes() == kept + step => {
                 self.left = header.payload_bytes - (header.shown_bytes() - header.header_bytes) as u64;
@@ -149,12 +189,14 @@ impl Default for ServerFrameScanner {
 }
 
 /// Parses a header; `None` if it is not complete.
-fn parse(bytes: &[u8]) -> Result<Option<ParsedHeader>, InvalidFrame> {
+pub(super) fn parse(bytes: &[u8], is_deflate_negotiated: bool) -> Result<Option<ParsedHeader>, InvalidFrame> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
-    // RFC 6455 5.1: a server MUST NOT mask. 5.2: no extension was negotiated, so no reserved bits.
-    if second & 0x80 != 0 || first & 0x70 != 0 {
+    // RFC 6455 5.1: a server MUST NOT mask. 5.2: no reserved bits but that of a negotiated extension.
+    let reserved = if is_deflate_negotiated { 0x30 } else { 0x70 };
+    if second & 0x80 != 0 || first & reserved != 0 {
         return Err(InvalidFrame);
     }
+    let is_compressed = first & 0x40 != 0;
     let kind = match first & 0xf {
         0x0 => FrameKind::Continuation,
         0x1 | 0x2 => FrameKind::Message,
@@ -163,6 +205,10 @@ fn parse(bytes: &[u8]) -> Result<Option<ParsedHeader>, InvalidFrame> {
         0xa => FrameKind::Pong,
         _ => return Err(InvalidFrame),
     };
+    // RFC 7692 6.1: only the first frame of a message has the bit.
+    if is_compressed && kind != FrameKind::Message {
+        return Err(InvalidFrame);
+    }
     let (length_bytes, payload_bytes) = match second {
         127 => match rest.first_chunk::<8>() {
             Some(&length) => (8, u64::from_be_bytes(length)),
@@ -179,7 +225,8 @@ fn parse(bytes: &[u8]) -> Result<Option<ParsedHeader>, InvalidFrame> {
     if (is_control && payload_bytes > 125) || payload_bytes >> 63 != 0 {
         return Err(InvalidFrame);
     }
-    Ok(Some(ParsedHeader { kind, header_bytes: 2 + length_bytes, payload_bytes }))
+    let header_bytes = 2 + length_bytes;
+    Ok(Some(ParsedHeader { kind, header_bytes, payload_bytes, is_final: first & 0x80 != 0, is_compressed }))
 }
 
 /// A text or binary message in one masked frame.

@@ -14,6 +14,8 @@ const FIELDS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Handshake {
     accept: String,
+    /// permessage-deflate was offered.
+    offers_deflate: bool,
     /// The beginning of a response that arrived in pieces.
     pub received: Vec<u8>,
 }
@@ -23,8 +25,13 @@ pub struct Handshake {
 pub enum HandshakeResponse {
     /// The head is not complete.
     Partial,
-    /// The connection is open; frames begin at this offset.
-    Open(usize),
+    /// The connection is open.
+    Open {
+        /// The offset at which frames begin.
+        head_bytes: usize,
+        /// permessage-deflate was negotiated (RFC 7692).
+        is_deflate_negotiated: bool,
+    },
     /// A status other than 101.
     Status(u16),
     /// Not a valid response to this request.
@@ -32,14 +39,16 @@ pub enum HandshakeResponse {
 }
 
 impl Handshake {
-    /// A request for a path, and the handshake that it starts.
-    pub fn request(authority: &str, path: &str) -> (Vec<u8>, Handshake) {
+    /// A request for a path, and the handshake that it starts. It may offer permessage-deflate with all defaults.
+    pub fn request(authority: &str, path: &str, offers_deflate: bool) -> (Vec<u8>, Handshake) {
         let key = generate_key();
+        let offer = if offers_deflate { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
         );
-        (request.into_bytes(), Handshake { accept: derive_accept_key(key.as_bytes()), received: Vec::new() })
+        let accept = derive_accept_key(key.as_bytes());
+        (request.into_bytes(), Handshake { accept, offers_deflate, received: Vec::new() })
     }
 
     /// Parses the bytes of a response that have arrived so far.
@@ -70,11 +79,24 @@ impl Handshake {
         if field("Sec-WebSocket-Accept") != Some(&self.accept) {
             return HandshakeResponse::Invalid("wrong Sec-WebSocket-Accept");
         }
-        if field("Sec-WebSocket-Extensions").is_some_and(|value| !value.is_empty()) {
-            return HandshakeResponse::Invalid("an extension that was not offered");
-        }
-        HandshakeResponse::Open(head_bytes)
+        let is_deflate_negotiated = match field("Sec-WebSocket-Extensions") {
+            None | Some("") => false,
+            Some(value) if self.offers_deflate && is_deflate(value) => true,
+            Some(_) => return HandshakeResponse::Invalid("an extension that was not offered"),
+        };
+        HandshakeResponse::Open { head_bytes, is_deflate_negotiated }
     }
+}
+
+/// Returns true for a response to an offer of permessage-deflate without parameters. The parameters of a server may then
+/// be any but `client_max_window_bits` (RFC 7692 7.1), and none of them changes how its messages are decompressed.
+fn is_deflate(value: &str) -> bool {
+    let mut parts = value.split(';').map(str::trim);
+    let is_known = |parameter: &str| {
+        let name = parameter.split('=').next().unwrap_or_default().trim();
+        ["server_no_context_takeover", "client_no_context_takeover", "server_max_window_bits"].contains(&name)
+    };
+    parts.next() == Some("permessage-deflate") && parts.all(is_known)
 }
 
 #[cfg(test)]
@@ -83,7 +105,7 @@ mod tests {
 
     #[test]
     fn response_is_checked_against_the_request() {
-        let (request, mut handshake) = Handshake::request("127.0.0.1:1", "/ws/a");
+        let (request, mut handshake) = Handshake::request("127.0.0.1:1", "/ws/a", false);
         assert!(request.starts_with(b"GET /ws/a HTTP/1.1\r\nHost: 127.0.0.1:1\r\n"));
         // The example of RFC 6455 1.3.
         handshake.accept = derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
@@ -91,8 +113,10 @@ mod tests {
             |text: &str, expected| assert_eq!(handshake.parse_response(text.as_bytes()), expected, "{text}");
         let good = "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nConnection: upgrade\r\n\
                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-        check(good, HandshakeResponse::Open(good.len()));
-        check(&format!("{good}\u{1}tail"), HandshakeResponse::Open(good.len()));
+        let open = HandshakeResponse::Open { head_bytes: good.len(), is_deflate_negotiated: false };
+        check(good, open);
+        let open = HandshakeResponse::Open { head_bytes: good.len(), is_deflate_negotiated: false };
+        check(&format!("{good}\u{1}tail"), open);
         check(&good[..good.len() - 1], HandshakeResponse::Partial);
         check(&good.replace("s3p", "S3P"), HandshakeResponse::Invalid("wrong Sec-WebSocket-Accept"));
         check(&good.replace("upgrade: WebSocket\r\n", ""), HandshakeResponse::Invalid("101 without Upgrade"));
@@ -103,5 +127,33 @@ mod tests {
         check("SSH-2.0-OpenSSH_9.2\r\n", HandshakeResponse::Invalid("not HTTP"));
         let endless = format!("HTTP/1.1 101 x\r\nA: {}", "a".repeat(RESPONSE_BYTES_MAX));
         check(&endless, HandshakeResponse::Invalid("response too long"));
+    }
+
+    #[test]
+    fn extension_is_accepted_only_if_it_was_offered() {
+        let response = |handshake: &Handshake, extension: &str| {
+            let text = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Extensions: {extension}\r\n\r\n",
+                handshake.accept
+            );
+            match handshake.parse_response(text.as_bytes()) {
+                HandshakeResponse::Open { is_deflate_negotiated, .. } => Some(is_deflate_negotiated),
+                _ => None,
+            }
+        };
+        let (request, handshake) = Handshake::request("127.0.0.1:1", "/ws/a", true);
+        assert!(request.ends_with(b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"));
+        for (extension, expected) in [
+            ("", Some(false)),
+            ("permessage-deflate", Some(true)),
+            ("permessage-deflate; client_no_context_takeover; server_max_window_bits=10", Some(true)),
+            ("permessage-deflate; client_max_window_bits=15", None),
+            ("permessage-bzip2", None),
+        ] {
+            assert_eq!(response(&handshake, extension), expected, "{extension}");
+        }
+        let (_, plain) = Handshake::request("127.0.0.1:1", "/ws/a", false);
+        assert_eq!(response(&plain, "permessage-deflate"), None);
     }
 }

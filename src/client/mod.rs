@@ -6,10 +6,11 @@
 //! - [`websocket::Connection`] is tungstenite over a [`byte_stream::ByteStream`]: for a command that has one connection
 //!   and wants whole messages;
 //! - [`handshake`] and [`frames`] parse bytes in place: for a loop with thousands of connections that counts messages
-//!   and allocates nothing for them.
+//!   and allocates nothing for them; [`deflate`] decompresses messages before that.
 
 pub mod byte_stream;
 pub mod cause;
+pub mod deflate;
 pub mod endpoint;
 pub mod frames;
 pub mod handshake;

@@ -12,7 +12,8 @@ use super::connection_stats::Phase;
 use super::delivery_tracker::DeliveryTracker;
 use super::recipient::Recipient;
 use crate::client::cause::Cause;
-use crate::client::frames::{self, FrameKind, ServerFrameScanner};
+use crate::client::deflate::MessageScanner;
+use crate::client::frames::{self, FrameKind};
 use crate::client::handshake::{Handshake, HandshakeResponse};
 use crate::client::transport::{ClientTransport, ReadResult};
 use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
@@ -51,11 +52,11 @@ pub enum ClientState {
     /// The request is queued or sent.
     Handshaking(Handshake),
     /// The WebSocket is open; messages are counted.
-    Open(ServerFrameScanner),
+    Open(MessageScanner),
     /// Open, but deliberately not read.
-    Stalled(ServerFrameScanner),
+    Stalled(MessageScanner),
     /// The client's close frame is queued or sent, and the server's is expected.
-    Leaving(ServerFrameScanner),
+    Leaving(MessageScanner),
     /// The connection has ended.
     Ended(ClientEnd),
 }
@@ -100,6 +101,11 @@ impl Client {
     /// Returns true if the client sends and receives messages.
     pub fn is_open(&self) -> bool {
         matches!(self.state, ClientState::Open(_))
+    }
+
+    /// Returns true if the client is open and has negotiated permessage-deflate.
+    pub(super) fn is_deflate_negotiated(&self) -> bool {
+        matches!(&self.state, ClientState::Open(MessageScanner::Deflate(_)))
     }
 
     /// Queues a frame.
@@ -192,8 +198,8 @@ impl Client {
             HandshakeResponse::Partial => handshake.received = joined,
             HandshakeResponse::Status(status) => self.lose(Cause::Status(status)),
             HandshakeResponse::Invalid(why) => self.lose(Cause::Invalid(why)),
-            HandshakeResponse::Open(head_bytes) => {
-                self.state = ClientState::Open(ServerFrameScanner::new());
+            HandshakeResponse::Open { head_bytes, is_deflate_negotiated } => {
+                self.state = ClientState::Open(MessageScanner::new(is_deflate_negotiated));
                 tracker.add_client(&self.recipient);
                 self.count(&joined[head_bytes..], tracker, now);
                 return ReadProgress::Opened;
@@ -213,7 +219,7 @@ impl Client {
         let mut close = None;
         let scanned = scanner.scan(bytes, |frame| match frame.kind {
             FrameKind::Message => {
-                tracker.receive(recipient, frame.start, now);
+                tracker.receive(recipient, frame, now);
                 ControlFlow::Continue(())
             }
             FrameKind::Ping => {

@@ -135,7 +135,10 @@ impl Clients {
                 return false;
             }
         };
-        let (request, handshake) = Handshake::request(&self.target.authority, &self.target.path(channel));
+        let (request, handshake) = {
+            let BenchTarget { authority, offers_deflate, .. } = &self.target;
+            Handshake::request(authority, &self.target.path(channel), *offers_deflate)
+        };
         let recipient = Recipient::new(role, channel);
         let mut client =
             Client::new(ClientTransport::new(stream, session), handshake, recipient, now, id.generation);
@@ -216,10 +219,12 @@ impl Clients {
         let Some(client) = self.get_mut(id) else { return };
         let nanos = now.nanos_since(client.since);
         let is_short_lived = client.recipient.role == Role::ShortLived;
+        let is_deflate_negotiated = client.is_deflate_negotiated();
         if is_short_lived {
             self.short_lived.push_back((leaves_at, id));
         }
         self.stats.handshakes.saturating_record(nanos);
+        self.stats.deflate_negotiated += u64::from(is_deflate_negotiated);
     }
 
     /// Queues a frame; false if the client is not open.

@@ -38,6 +38,8 @@ pub struct ConnectionStats {
     pub attempted: u64,
     /// Handshakes completed.
     pub opened: u64,
+    /// Connections that negotiated permessage-deflate.
+    pub deflate_negotiated: u64,
     /// Connections that never opened.
     pub refused: Causes,
     /// Open connections that ended unexpectedly.
@@ -54,6 +56,7 @@ impl ConnectionStats {
         ConnectionStats {
             attempted: 0,
             opened: 0,
+            deflate_negotiated: 0,
             refused: Causes::new(),
             lost: Causes::new(),
             stalled: Causes::new(),

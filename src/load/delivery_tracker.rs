@@ -11,9 +11,11 @@ use hdrhistogram::Histogram;
 
 use super::clock::RunTime;
 use super::connection_stats::histogram;
+use super::content::ExpectedTexts;
 use super::received::Arrival;
 use super::recipient::{Recipient, Role};
 use super::send_timestamp::SendTimestamp;
+use crate::client::frames::Frame;
 use crate::ids::SlotId;
 
 /// Ten times what any server needs that is not overloaded.
@@ -30,6 +32,7 @@ pub struct DeliveryTracker {
     /// Publishers that may send in a closed loop: one entry for each message that they may send.
     credits: VecDeque<u16>,
     in_flight: usize,
+    expected_texts: ExpectedTexts,
     /// Maximum time for a message to reach all clients.
     pub delivery_timeout: Duration,
     /// Latencies are recorded for messages with an intended time from here on.
@@ -58,6 +61,12 @@ pub struct DeliveryCounts {
     pub sent: u64,
     /// Messages received, counted once per client.
     pub deliveries: u64,
+    /// Bytes of these messages as they were sent to clients, headers included.
+    pub sent_bytes: u64,
+    /// The same without compression.
+    pub plain_bytes: u64,
+    /// Messages that were not decompressed to what was published.
+    pub corrupted: u64,
     /// Messages missing between received ones.
     pub missing: u64,
     /// Messages received again.
@@ -112,6 +121,7 @@ impl DeliveryTracker {
             clients: vec![0; channels as usize],
             credits: VecDeque::new(),
             in_flight: 0,
+            expected_texts: ExpectedTexts::default(),
             delivery_timeout: DELIVERY_TIMEOUT,
             measured_from: None,
             interval: Interval::new(),
@@ -172,9 +182,9 @@ impl DeliveryTracker {
         SendTimestamp { run: self.run, publisher, sequence, intended }
     }
 
-    /// Records that a client received a message that starts with these bytes.
-    pub fn receive(&mut self, client: &mut Recipient, start: &[u8], now: RunTime) {
-        let timestamp = SendTimestamp::read(start).filter(|timestamp| {
+    /// Records that a client received a message.
+    pub fn receive(&mut self, client: &mut Recipient, frame: &Frame<'_>, now: RunTime) {
+        let timestamp = SendTimestamp::read(frame.start).filter(|timestamp| {
             timestamp.run == self.run && usize::from(timestamp.publisher) < self.logs.len()
         });
         let Some(timestamp) = timestamp else {
@@ -187,6 +197,13 @@ impl DeliveryTracker {
         }
         self.interval.deliveries += 1;
         self.counts.deliveries += 1;
+        self.counts.sent_bytes += frame.sent_bytes;
+        self.counts.plain_bytes += frame.plain_bytes();
+        if let Some(message) = frame.decompressed
+            && !self.expected_texts.matches(timestamp.sequence, message)
+        {
+            self.counts.corrupted += 1;
+        }
         if matches!(client.role, Role::Apart | Role::Stalled) {
             return;
         }
@@ -309,6 +326,8 @@ impl DeliveryTracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::frames::FrameKind;
+    use crate::load::content;
 
     /// Two regular clients on one channel, one publisher, two messages in flight at most.
     fn tracker() -> (DeliveryTracker, [Recipient; 2]) {
@@ -327,15 +346,43 @@ mod tests {
         payload
     }
 
+    fn message(payload: &[u8]) -> Frame<'_> {
+        let sent_bytes = payload.len() as u64 + 2;
+        Frame {
+            kind: FrameKind::Message,
+            payload_bytes: payload.len() as u64,
+            start: payload,
+            sent_bytes,
+            decompressed: None,
+        }
+    }
+
+    #[test]
+    fn message_that_is_decompressed_to_another_text_is_corrupted() {
+        let (mut tracker, [mut one, mut two]) = tracker();
+        let mut payload = send(&mut tracker, 1);
+        payload.resize(100, 0);
+        content::fill(&mut payload, 0);
+        let right = Frame { sent_bytes: 30, decompressed: Some(&payload), ..message(&payload) };
+        tracker.receive(&mut one, &right, RunTime::from_nanos(2));
+        let counts = tracker.counts;
+        assert_eq!((counts.corrupted, counts.sent_bytes, counts.plain_bytes), (0, 30, 102));
+        let mut wrong = payload.clone();
+        wrong[99] ^= 1;
+        let wrong = Frame { decompressed: Some(&wrong), ..message(&payload) };
+        tracker.receive(&mut two, &wrong, RunTime::from_nanos(3));
+        assert_eq!((tracker.counts.corrupted, tracker.counts.deliveries), (1, 2));
+    }
+
     #[test]
     fn completed_message_returns_its_credit_and_records_the_last_client() {
         let (mut tracker, [mut one, mut two]) = tracker();
         let (first, second) = (send(&mut tracker, 100), send(&mut tracker, 200));
         assert!(!tracker.has_credit());
-        tracker.receive(&mut one, &first, RunTime::from_nanos(1_100));
-        tracker.receive(&mut one, &second, RunTime::from_nanos(1_200));
+        tracker.receive(&mut one, &message(&first), RunTime::from_nanos(1_100));
+        tracker.receive(&mut one, &message(&second), RunTime::from_nanos(1_200));
         assert!(!tracker.has_credit() && tracker.in_flight() == 2);
-        tracker.receive(&mut two, &first, RunTime::from_nanos(2_100));
+        tracker.receive(&mut two, &message(&first), RunTime::from_nanos(2_100));
         assert!(tracker.has_credit() && tracker.in_flight() == 1);
         assert_eq!(tracker.last_subscriber.max(), 2_000);
         assert_eq!((tracker.interval.latency.len(), tracker.counts.deliveries), (3, 3));
@@ -348,9 +395,9 @@ mod tests {
         let (first, second) = (send(&mut tracker, 1), send(&mut tracker, 2));
         let now = RunTime::from_nanos(3);
         for payload in [&second, &first, &first] {
-            tracker.receive(&mut one, payload, now);
+            tracker.receive(&mut one, &message(payload), now);
         }
-        tracker.receive(&mut one, b"hello", now);
+        tracker.receive(&mut one, &message(b"hello"), now);
         let counts = tracker.counts;
         assert_eq!((counts.missing, counts.out_of_order, counts.duplicated, counts.foreign), (0, 1, 1, 1));
         assert_eq!(tracker.in_flight(), 2, "the other client has neither");
@@ -360,13 +407,13 @@ mod tests {
     fn removed_or_stalled_client_is_not_waited_for() {
         let (mut tracker, [mut one, mut two]) = tracker();
         let payload = send(&mut tracker, 1);
-        tracker.receive(&mut one, &payload, RunTime::from_nanos(2));
+        tracker.receive(&mut one, &message(&payload), RunTime::from_nanos(2));
         tracker.stop_expecting(&mut two);
         assert_eq!((tracker.in_flight(), tracker.counts.cut_off), (0, 0));
         let payload = send(&mut tracker, 3);
         tracker.remove_client(&mut one);
         assert_eq!((tracker.in_flight(), tracker.counts.cut_off), (0, 1));
-        tracker.receive(&mut two, &payload, RunTime::from_nanos(4));
+        tracker.receive(&mut two, &message(&payload), RunTime::from_nanos(4));
         assert_eq!(tracker.last_subscriber.len(), 0);
     }
 
@@ -375,13 +422,13 @@ mod tests {
         let (mut tracker, [mut one, mut two]) = tracker();
         let lost = send(&mut tracker, 0);
         let next = send(&mut tracker, 6_000_000_000);
-        tracker.receive(&mut one, &lost, RunTime::from_nanos(1));
+        tracker.receive(&mut one, &message(&lost), RunTime::from_nanos(1));
         tracker.abandon_overdue(RunTime::from_nanos(4_000_000_000));
         assert!(!tracker.has_credit());
         tracker.abandon_overdue(RunTime::from_nanos(5_000_000_001));
         assert!(tracker.has_credit());
         assert_eq!((tracker.counts.abandoned, tracker.in_flight()), (1, 1));
-        tracker.receive(&mut two, &next, RunTime::from_nanos(6_000_000_001));
+        tracker.receive(&mut two, &message(&next), RunTime::from_nanos(6_000_000_001));
         assert_eq!(tracker.counts.missing, 1);
     }
 
@@ -391,7 +438,7 @@ mod tests {
         let mut client = Recipient::new(Role::ShortLived, 0);
         let _ = send(&mut tracker, 1);
         let payload = send(&mut tracker, 2);
-        tracker.receive(&mut client, &payload, RunTime::from_nanos(3));
+        tracker.receive(&mut client, &message(&payload), RunTime::from_nanos(3));
         assert_eq!((tracker.counts.missing, tracker.not_received(&mut client)), (0, 0));
         assert_eq!(tracker.interval.latency.len(), 0);
     }

@@ -114,6 +114,8 @@ pub struct Measured {
     pub deliveries: u64,
     /// Messages sent in the window.
     pub sent: u64,
+    /// Bytes of the received messages, as they were sent and without compression.
+    pub delivered_bytes: (u64, u64),
     /// Processor time of the server.
     pub server: Option<CpuTime>,
     /// Processor time of the load generator.
@@ -233,6 +235,10 @@ impl Measurements {
             seconds: now.seconds_since(window.from),
             deliveries: tracker.counts.deliveries - window.counts.deliveries,
             sent: tracker.counts.sent - window.counts.sent,
+            delivered_bytes: (
+                tracker.counts.sent_bytes - window.counts.sent_bytes,
+                tracker.counts.plain_bytes - window.counts.plain_bytes,
+            ),
             server: spent(self.server, window.server),
             own: spent(Some(ProcessProbe::own()), window.own),
         });

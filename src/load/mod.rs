@@ -19,6 +19,7 @@ pub mod client;
 pub mod clients;
 pub mod clock;
 pub mod connection_stats;
+pub mod content;
 pub mod delivery_tracker;
 pub mod measurements;
 pub mod page;

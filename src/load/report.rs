@@ -82,6 +82,9 @@ pub struct Setup {
     /// Flags of a server that bench started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_args: Option<String>,
+    /// Compression was offered to the server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deflate: bool,
 }
 
 /// Statistics of connections.
@@ -90,6 +93,9 @@ pub struct Setup {
 pub struct ConnectionsReport {
     pub attempted: u64,
     pub opened: u64,
+    /// Connections that negotiated compression.
+    #[serde(default)]
+    pub deflate_negotiated: u64,
     /// Number of connections that never opened.
     pub refused: u64,
     pub refused_by: Vec<CauseCount>,
@@ -121,6 +127,15 @@ pub struct TrafficReport {
     pub sent_per_second: f64,
     pub deliveries: u64,
     pub deliveries_per_second: f64,
+    /// Bytes of a delivery on the connection, without TLS: the frames of a message.
+    #[serde(default)]
+    pub bytes_per_delivery: f64,
+    /// The same without compression.
+    #[serde(default)]
+    pub plain_bytes_per_delivery: f64,
+    /// Messages that were not decompressed to what was published.
+    #[serde(default)]
+    pub corrupted: u64,
     /// Time from the intended time of sending to each client.
     pub latency_us: Quantiles,
     /// Time from the intended time of sending to the last client of each message.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::clients::Clients;
 use super::clock::RunTime;
+use super::content;
 use super::delivery_tracker::DeliveryTracker;
 use super::measurements::{Measurements, Window};
 use super::plan::{Plan, Speed, Traffic, Workload};
@@ -316,7 +317,11 @@ impl Scenario {
             if client.outbox.is_empty() {
                 self.measurements.lateness.saturating_record(now.nanos_since(intended));
             }
-            tracker.send(publisher, intended).write(&mut self.payload);
+            let timestamp = tracker.send(publisher, intended);
+            timestamp.write(&mut self.payload);
+            if self.plan.target.offers_deflate {
+                content::fill(&mut self.payload, timestamp.sequence);
+            }
             clients.send(id, frames::message(traffic.is_text, &self.payload));
         }
     }

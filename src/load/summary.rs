@@ -86,6 +86,7 @@ impl Setup {
                 _ => None,
             },
             server_args,
+            deflate: plan.target.offers_deflate,
         }
     }
 }
@@ -95,6 +96,7 @@ impl ConnectionsReport {
         ConnectionsReport {
             attempted: stats.attempted,
             opened: stats.opened,
+            deflate_negotiated: stats.deflate_negotiated,
             refused: stats.refused(),
             refused_by: counts(&stats.refused),
             seconds,
@@ -110,6 +112,8 @@ impl TrafficReport {
         let (seconds, sent, deliveries) = measurements
             .measured
             .map_or((0.0, 0, 0), |measured| (measured.seconds, measured.sent, measured.deliveries));
+        let (sent_bytes, plain_bytes) =
+            measurements.measured.map_or((0, 0), |measured| measured.delivered_bytes);
         let counts = measurements.counts;
         TrafficReport {
             seconds,
@@ -117,6 +121,9 @@ impl TrafficReport {
             sent_per_second: ratio(sent as f64, seconds),
             deliveries,
             deliveries_per_second: ratio(deliveries as f64, seconds),
+            bytes_per_delivery: ratio(sent_bytes as f64, deliveries as f64),
+            plain_bytes_per_delivery: ratio(plain_bytes as f64, deliveries as f64),
+            corrupted: counts.corrupted,
             latency_us: Quantiles::of(&measurements.latency),
             last_subscriber_us: Quantiles::of(&measurements.last_subscriber),
             latency_before_us: measurements.latency_before.as_ref().map(Quantiles::of),

@@ -32,6 +32,8 @@ pub struct BenchTarget {
     pub sources: Vec<IpAddr>,
     /// The TLS configuration, for `wss://`.
     pub tls: Option<TlsConnector>,
+    /// Offer permessage-deflate.
+    pub offers_deflate: bool,
 }
 
 impl BenchTarget {
@@ -47,7 +49,7 @@ impl BenchTarget {
         let address = addresses.next().ok_or_else(|| format!("{authority} has no address"))?;
         let tls = if url.is_encrypted { Some(TlsConnector::new(url.host(), trust)?) } else { None };
         let path = url.path().unwrap_or(DEFAULT_PATH).to_owned();
-        Ok(BenchTarget { address, authority, path, sources: Vec::new(), tls })
+        Ok(BenchTarget { address, authority, path, sources: Vec::new(), tls, offers_deflate: false })
     }
 
     /// Returns true if the path contains the placeholder.

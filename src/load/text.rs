@@ -126,11 +126,21 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         traffic.deliveries_per_second,
     );
     line(f, "messages", &text)?;
+    if report.setup.deflate {
+        let ConnectionsReport { opened, deflate_negotiated, .. } = report.connections;
+        let (sent, plain) = (traffic.bytes_per_delivery, traffic.plain_bytes_per_delivery);
+        let text = format!(
+            "negotiated by {deflate_negotiated} of {opened} clients; {sent:.1} bytes a delivery, {:.1} % of {plain:.1} without",
+            if plain > 0.0 { sent / plain * 100.0 } else { 100.0 }
+        );
+        line(f, "compression", &text)?;
+    }
     let mut text = format!(
         "lost {}, duplicated {}, out of order {}",
         traffic.lost, traffic.duplicated, traffic.out_of_order
     );
     let rare = [
+        ("corrupted", traffic.corrupted),
         ("misdelivered", traffic.misdelivered),
         ("cut off", traffic.cut_off),
         ("foreign", traffic.foreign),

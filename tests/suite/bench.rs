@@ -113,6 +113,40 @@ fn open_loop_with_several_channels_and_publishers_keeps_its_rate() {
 }
 
 #[test]
+fn compressed_run_verifies_each_message_and_reports_its_bytes() {
+    let run = |mode: &str| {
+        let server_args = format!("--server-args=--deflate {mode}");
+        let load = [
+            "--connections",
+            "20",
+            "--payload",
+            "900",
+            "--window",
+            "4",
+            "--duration",
+            "1",
+            "--warmup",
+            "0.1",
+        ];
+        bench(&[&["fanout", "--deflate", server_args.as_str()][..], &load].concat())
+    };
+    let bytes = |run: &Run| {
+        run.all_in_order();
+        assert_eq!(run.number("/traffic/corrupted"), 0.0);
+        assert_eq!(run.number("/connections/deflate_negotiated"), 20.0);
+        assert_eq!(run.number("/traffic/plain_bytes_per_delivery"), 904.0);
+        assert!(run.stdout.contains("\ncompression   negotiated by 20 of 20 clients; "), "{}", run.stdout);
+        run.number("/traffic/bytes_per_delivery")
+    };
+    let (context, fresh) = (bytes(&run("context").succeeded()), bytes(&run("fresh").succeeded()));
+    assert!(context * 2.0 < fresh && fresh * 2.0 < 904.0, "{context} {fresh}");
+    let plain = run("off");
+    assert_eq!(plain.code, 1, "{}", plain.stderr);
+    assert!(plain.stderr.contains("negotiated no compression"), "{}", plain.stderr);
+    assert_eq!(plain.number("/traffic/bytes_per_delivery"), 904.0);
+}
+
+#[test]
 fn idle_run_holds_connections_and_measures_memory() {
     let run = bench(&["idle", "--connections", "200", "--hold", "0.3", "--ramp", "0.2"]).succeeded();
     assert_eq!(run.number("/connections/opened"), 200.0);
