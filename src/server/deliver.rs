@@ -67,16 +67,10 @@ impl<T: Transport> Engine<T> {
     }
 
     pub(super) fn apply(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
-        if self.shared_log.is_none() {
-            self.apply_now(id, intent, now);
-        } else if let Some(intent) = self.wait_for_log(id, intent, now) {
-            self.apply_now(id, intent, now);
+        if self.shared_log.is_some() && self.must_wait(id, &intent, now) {
+            self.wait_for_log(id, intent);
+            return;
         }
-    }
-
-    /// Applies an intent that does not wait for entries of a shared log.
-    #[inline]
-    pub(super) fn apply_now(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
         match intent {
             Intent::SendHello { subscription, rights } => self.send_hello(id, subscription, &rights, now),
             Intent::Subscribe { channel, options, rights, reference } => {
@@ -99,7 +93,12 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Intent::Publish { channel, kind, payload, receipt, rights } => {
-                self.publish(kind, &payload, PendingPublish { slot: id, channel, receipt, rights }, now);
+                let pending = PendingPublish { slot: id, channel, receipt, rights };
+                if self.shared_log.is_some() {
+                    self.publish_in_log(kind, &payload, pending, now);
+                } else {
+                    self.publish(kind, &payload, &pending, now);
+                }
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),

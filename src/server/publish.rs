@@ -58,19 +58,30 @@ pub(super) enum PublishTarget {
 }
 
 impl<T: Transport> Engine<T> {
-    /// Publishes a message, or responds to its publisher with the reason why it is not published. With a shared log it
-    /// is published when it is read back from there.
-    pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: PendingPublish, now: LoopTime) {
-        let published = match self.submit(&pending, payload.len(), now) {
-            Ok(target) if self.shared_log.is_some() => {
-                self.submit_to_log(target, kind, payload, pending, now);
-                return;
-            }
-            Ok(target) => self.apply_own(target, kind, payload, &pending, now),
+    /// Publishes a message, or responds to its publisher with the reason why it is not published.
+    pub(super) fn publish(&mut self, kind: Kind, payload: &[u8], pending: &PendingPublish, now: LoopTime) {
+        let published = match self.submit(pending, payload.len(), now) {
+            Ok(target) => self.apply_own(target, kind, payload, pending, now),
             Err(rejection) => Err(rejection),
         };
         if let Err(rejection) = published {
-            self.reject_publish(&pending, rejection, now);
+            self.reject_publish(pending, rejection, now);
+        }
+    }
+
+    /// Submits a message to the shared log. It is published when it is read back from there.
+    // Outside of the code for a server that is its own log.
+    #[cold]
+    pub(super) fn publish_in_log(
+        &mut self,
+        kind: Kind,
+        payload: &[u8],
+        pending: PendingPublish,
+        now: LoopTime,
+    ) {
+        match self.submit(&pending, payload.len(), now) {
+            Ok(target) => self.submit_to_log(target, kind, payload, pending, now),
+            Err(rejection) => self.reject_publish(&pending, rejection, now),
         }
     }
 

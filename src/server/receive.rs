@@ -277,27 +277,37 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Keeps an intent whose cursor is ahead of this server, which may have been received on another one, until this
-    /// server has read the log up to its present end; and all further intents of that connection. Returns the intent if
-    /// it can be applied now.
-    pub(super) fn wait_for_log(&mut self, id: SlotId, intent: Intent, now: LoopTime) -> Option<Intent> {
-        let Some(log) = &mut self.shared_log else { return Some(intent) };
-        if let Some(waiting) = log.waiting.get_mut(&id) {
-            waiting.intents.push(intent);
-            return None;
+    /// Returns true if an intent has to wait until this server has read the shared log up to its present end: its cursor
+    /// is ahead, since the client received it on another server; or an earlier intent of the connection waits.
+    #[cold]
+    pub(super) fn must_wait(&mut self, id: SlotId, intent: &Intent, now: LoopTime) -> bool {
+        let Some(log) = &mut self.shared_log else { return false };
+        if log.waiting.contains_key(&id) {
+            return true;
         }
-        let since = match &intent {
+        if log.released.take_if(|released| *released == id).is_some() {
+            return false;
+        }
+        let since = match intent {
             Intent::Subscribe { options, .. } => options.since,
             Intent::SendHello { subscription: Some((_, options)), .. } => options.since,
-            _ => return Some(intent),
+            _ => return false,
         };
-        let Since::After(cursor) = since else { return Some(intent) };
-        let Some(link) = log.link.as_mut().filter(|_| self.hub.is_ahead(cursor)) else { return Some(intent) };
+        let Since::After(cursor) = since else { return false };
+        let Some(link) = log.link.as_mut().filter(|_| self.hub.is_ahead(cursor)) else { return false };
         let deadline = now.after(log.publish_timeout_ms);
         log.barriers.push_back(Barrier { number: link.barrier(now), slot: id, deadline });
-        log.waiting.insert(id, WaitingIntents { intents: vec![intent] });
+        log.waiting.insert(id, WaitingIntents::default());
         self.slots.mark_waiting_for_log(id, true);
-        None
+        true
+    }
+
+    /// Keeps an intent until the shared log was read.
+    #[cold]
+    pub(super) fn wait_for_log(&mut self, id: SlotId, intent: Intent) {
+        if let Some(waiting) = self.shared_log.as_mut().and_then(|log| log.waiting.get_mut(&id)) {
+            waiting.intents.push(intent);
+        }
     }
 
     /// Applies the intents that have waited for entries which were applied.
@@ -317,12 +327,20 @@ impl<T: Transport> Engine<T> {
                     // The link is down: the cursor cannot be judged.
                     intent if at == 0 && !is_applied => self.reject_waiting(barrier.slot, intent, now),
                     // If the cursor is still ahead, it is of no log that this server reads.
-                    intent if at == 0 => self.apply_now(barrier.slot, intent, now),
+                    intent if at == 0 => self.apply_released(barrier.slot, intent, now),
                     intent => self.apply(barrier.slot, intent, now),
                 }
             }
             self.slots.resume_reading(barrier.slot);
         }
+    }
+
+    /// Applies an intent that has waited, whatever its cursor.
+    fn apply_released(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
+        if let Some(log) = &mut self.shared_log {
+            log.released = Some(id);
+        }
+        self.apply(id, intent, now);
     }
 
     fn reject_waiting(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
@@ -338,7 +356,7 @@ impl<T: Transport> Engine<T> {
                     self.reject_subscription(id, channel.as_str(), options, rejection, None, now);
                 }
             }
-            intent => self.apply_now(id, intent, now),
+            intent => self.apply(id, intent, now),
         }
     }
 

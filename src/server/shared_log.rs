@@ -20,6 +20,8 @@ pub struct SharedLog {
     pub(super) in_flight: HashMap<SlotId, PublishesInFlight>,
     /// Subscriptions with a cursor that is ahead of this server, and what their connections sent after them.
     pub(super) waiting: HashMap<SlotId, WaitingIntents>,
+    /// The connection whose next intent does not wait again.
+    pub(super) released: Option<SlotId>,
     /// The waiting connections, in the order of the entries that they wait for.
     pub(super) barriers: VecDeque<Barrier>,
     /// The identity of the log; `None` before it was opened.
@@ -52,7 +54,7 @@ pub(super) struct HeldClose {
 }
 
 /// What a connection requested that waits until this server has read the log up to its end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct WaitingIntents {
     pub(super) intents: Vec<Intent>,
 }
@@ -73,6 +75,7 @@ impl SharedLog {
             link: Some(Box::new(Link::new(config, now))),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),
+            released: None,
             barriers: VecDeque::new(),
             birth: None,
             opened_at: (0, now),
