@@ -132,7 +132,7 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_MESSAGE_BYTES_MAX", value_name = "BYTES", default_value = "64KiB", value_parser = bytes)]
     message_bytes_max: usize,
 
-    /// Maximum time from the first byte of a message to its last, in milliseconds; then a close with 4104.
+    /// Maximum time from the first byte of a message to its last, in milliseconds; then a close with 4105.
     #[arg(long, env = "OYEZ_MESSAGE_TIMEOUT_MS", value_name = "MS", default_value = "30000", value_parser = millis)]
     message_timeout_ms: u32,
 

@@ -330,7 +330,7 @@ fn incomplete_compressed_message_counts_as_held_memory_and_has_a_deadline() {
     assert_eq!(rig.frames(id)[0].payload, random);
     rig.send(id, &frame[..100]);
     rig.advance_ms(31_000);
-    assert_eq!(rig.frames(id).pop().unwrap().close_code().0, 4104);
+    assert_eq!(rig.frames(id).pop().unwrap().close_code().0, 4105);
 }
 
 #[test]

@@ -346,7 +346,7 @@ fn unfinished_idle_message_uses_only_its_received_bytes() {
 }
 
 #[test]
-fn dripping_message_is_closed_4104_at_its_deadline() {
+fn dripping_message_is_closed_4105_at_its_deadline() {
     let mut rig = Rig::new(Limits { message_timeout_ms: 5_000, ping_interval_ms: 0, ..Limits::default() });
     let (still, dripping, begun, in_time) =
         (rig.join("/ws/a"), rig.join("/ws/a"), rig.join("/ws/a"), rig.join("/ws/b"));
@@ -365,7 +365,7 @@ fn dripping_message_is_closed_4104_at_its_deadline() {
     rig.send(in_time, b"x");
     rig.advance_ms(1_000);
     for id in [still, dripping, begun] {
-        assert_eq!(rig.frames(id)[0].close_code(), (4104, "message_timeout".into()));
+        assert_eq!(rig.frames(id)[0].close_code(), (4105, "message_timeout".into()));
     }
     assert_eq!(rig.frames(in_time).len(), 1);
     rig.advance_ms(60_000);
