@@ -870,3 +870,27 @@ fn invariants_hold_in_every_round() {
         assert!(total.losses.iter().all(|count| *count > 0), "{total:?}");
     }
 }
+
+/// Cut connections, late commands and moving subscribers are no loss: the read barrier, the numbers and the second copies
+/// of entries keep every cursor complete.
+#[test]
+fn nothing_is_announced_without_a_fault() {
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    let step = any::<u64>().prop_map(|bits| match Choices(bits).step() {
+        Step::Inject(_) => Step::Move { node: 1 },
+        step => step,
+    });
+    let result = TestRunner::new(config).run(&prop::collection::vec(step, 100..200), |steps| {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        let coverage = world.finish().map_err(TestCaseError::fail)?;
+        prop_assert_eq!(coverage.gaps, 0);
+        prop_assert_eq!(coverage.losses, [0; 5]);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
