@@ -168,7 +168,9 @@ test('a message published on one page appears on the other', async (t) => {
   await Promise.all([live(one), live(other)]);
   await publish(one, 'hear ye');
   await publish(one, '{"lot": 17}', 'json');
-  await until('both are there', async () => (await bodies(other)).join('|') === 'hear ye|{"lot":17}');
+  for (const page of [one, other]) {
+    await until('both are there', async () => (await bodies(page)).join('|') === 'hear ye|{"lot":17}');
+  }
   assert.deepEqual(
     await other
       .locator('#rows .row-from')
