@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use super::commands::{Commands, OpenArguments, SentCommand};
 use super::entry::Item;
 use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
-use super::log_reader::{LogReader, QueuedEvent, RawEntry, ReadCounters};
+use super::log_reader::{LogReader, QueuedEvent, RawEntry};
 use super::pending::Content;
 use super::replies::{
     BadReply, ErrorAction, OpenReply, ReadPart, ReadReply, ShortReplies, ShortReply, number, parse_marker,
@@ -29,6 +29,7 @@ use super::replies::{
 use super::resp::{Decoder, command};
 use super::roll_call::order;
 use crate::ids::MessageId;
+use crate::metrics::levels::BackplaneStats;
 use crate::time::LoopTime;
 
 /// Time between two heartbeats, in ms.
@@ -127,31 +128,6 @@ pub enum SubmitError {
     Full,
 }
 
-/// Gauges and counters of a link.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LinkStats {
-    /// True if the node has applied everything that the log contained when the link was opened.
-    pub is_up: bool,
-    /// Nodes that are alive, with this one.
-    pub nodes: usize,
-    /// How long the oldest own entry waits to be read back, in ms: 0 if none was sent.
-    pub lag_ms: u32,
-    /// Bytes of publishes without acknowledgement.
-    pub pending_bytes: usize,
-    /// Publishes without acknowledgement.
-    pub pending: usize,
-    /// Bytes of the log's entries.
-    pub log_bytes: u64,
-    /// Links that were opened.
-    pub links_opened: u64,
-    /// Links that were lost, and attempts that failed.
-    pub links_lost: u64,
-    /// Error replies.
-    pub errors: u64,
-    /// What was read.
-    pub read: ReadCounters,
-}
-
 /// The phase of a link, with its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LinkState {
@@ -248,7 +224,7 @@ pub struct Link<P> {
     alive_at: LoopTime,
     /// Connections and subscriptions of the node, for its heartbeats.
     counts: (u32, u32),
-    counters: LinkStats,
+    counters: BackplaneStats,
 }
 
 impl<P> Link<P> {
@@ -275,7 +251,7 @@ impl<P> Link<P> {
             full_until: None,
             alive_at: now,
             counts: (0, 0),
-            counters: LinkStats::default(),
+            counters: BackplaneStats::default(),
             config,
         }
     }
@@ -362,9 +338,9 @@ impl<P> Link<P> {
     }
 
     /// Gauges and counters.
-    pub fn stats(&self, now: LoopTime) -> LinkStats {
+    pub fn stats(&self, now: LoopTime) -> BackplaneStats {
         let oldest = self.log.own.oldest().and_then(|entry| entry.sent_at);
-        LinkStats {
+        BackplaneStats {
             is_up: self.is_up(),
             nodes: self.log.roll_call.live(),
             lag_ms: oldest.map_or(0, |sent_at| now.millis_since(sent_at)),
@@ -372,7 +348,7 @@ impl<P> Link<P> {
             pending: self.log.own.acknowledgements(),
             log_bytes: self.log.segments.bytes(),
             read: self.log.counters,
-            ..self.counters.clone()
+            ..self.counters
         }
     }
 

@@ -23,6 +23,7 @@ use super::resp::Span;
 use super::roll_call::{Loss, Membership, Numbering, RollCall, order};
 use super::trim::LogSegments;
 use crate::ids::MessageId;
+use crate::metrics::levels::ReadCounters;
 use crate::time::LoopTime;
 
 /// Before the first entry of any log.
@@ -91,23 +92,6 @@ pub(super) struct LogReader<P> {
     pub(super) applied_number: u64,
     has_caught_up: bool,
     pub(super) counters: ReadCounters,
-}
-
-/// What was read since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReadCounters {
-    /// Entries that were applied.
-    pub entries: u64,
-    /// Their items.
-    pub items: u64,
-    /// Entries that were skipped as duplicates.
-    pub duplicates: u64,
-    /// Publishes that are unconfirmed.
-    pub unconfirmed: u64,
-    /// Discontinuities.
-    pub discontinuities: u64,
-    /// Markers by reason: new, damaged, moved, and any other one.
-    pub epochs: [u64; 4],
 }
 
 impl<P> LogReader<P> {
@@ -217,9 +201,6 @@ impl<P> LogReader<P> {
     pub(super) fn fail(&mut self, pending: VecDeque<(u64, P)>, why: PublishFailure) {
         if pending.is_empty() {
             return;
-        }
-        if why == PublishFailure::Unconfirmed {
-            self.counters.unconfirmed += pending.len() as u64;
         }
         let pending = pending.into_iter().map(|(_, pending)| pending).collect();
         self.push(LinkEvent::Failed { pending, why });

@@ -12,99 +12,11 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::levels::{BackplaneStats, Levels, Process};
 use super::{Histogram, Limit, MemoryStep, Metrics};
 use crate::close::Reason;
 
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
-
-/// The values of gauges: current levels, in addition to the counters of [`Metrics`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Levels {
-    /// Open connections.
-    pub connections: usize,
-    /// Channels with subscribers or history.
-    pub channels: usize,
-    /// Subscriptions of all channels.
-    pub subscriptions: usize,
-    /// Bytes queued in outboxes.
-    pub pending_bytes: usize,
-    /// Connections whose outbox is blocked.
-    pub slow_connections: usize,
-    /// Publishers that are paused for slow subscribers.
-    pub publishers_paused: usize,
-    /// Messages in histories.
-    pub history_messages: usize,
-    /// Bytes in histories.
-    pub history_bytes: usize,
-    /// Valid one-time tickets.
-    pub tickets: usize,
-    /// Removed channels whose names are remembered.
-    pub removed_channels: usize,
-    /// Bytes of these names.
-    pub removed_channels_bytes: usize,
-    /// Bytes of compressed messages that channels keep.
-    pub deflate_context_bytes: usize,
-    /// Bytes of large messages that are encoded for replays.
-    pub replay_encoded_bytes: usize,
-    /// Replays that wait for that memory.
-    pub replays_waiting: usize,
-    /// The memory budget; 0: no budget.
-    pub memory_max_bytes: u64,
-    /// Bytes in use, by the allocator's count.
-    pub memory_used_bytes: u64,
-    /// The link to a shared log, if there is one.
-    pub backplane: Option<BackplaneLevels>,
-    /// Resource use of the process.
-    pub process: Process,
-}
-
-/// Levels and counters of the link to a log that several servers share.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BackplaneLevels {
-    /// The server has read the log up to the end that it had when the link was opened.
-    pub is_up: bool,
-    /// Servers that are alive, with this one.
-    pub nodes: usize,
-    /// Age of the oldest own entry that was sent and not read back, in ms.
-    pub lag_ms: u32,
-    /// Bytes of publishes without acknowledgement.
-    pub pending_bytes: usize,
-    /// Publishes without acknowledgement.
-    pub pending: usize,
-    /// Bytes of the log's entries.
-    pub log_bytes: u64,
-    /// Links that were opened, and links that were lost or attempts that failed.
-    pub links: [u64; 2],
-    /// Error replies.
-    pub errors: u64,
-    /// Entries that were applied.
-    pub entries: u64,
-    /// Their items.
-    pub items: u64,
-    /// Entries that were skipped as duplicates.
-    pub duplicates: u64,
-    /// Discontinuities.
-    pub discontinuities: u64,
-    /// Epochs that began, by the reason: new, damaged, moved, and any other one.
-    pub epochs: [u64; 4],
-}
-
-/// Resource use of the process, as far as the system reports it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Process {
-    /// Processor time, in seconds.
-    pub cpu_seconds: Option<f64>,
-    /// Resident memory, in bytes.
-    pub resident_bytes: Option<u64>,
-    /// Address space, in bytes.
-    pub virtual_bytes: Option<u64>,
-    /// Open file descriptors.
-    pub open_fds: Option<u64>,
-    /// Maximum file descriptors.
-    pub max_fds: Option<u64>,
-    /// Start time, in seconds since 1970.
-    pub start_time_seconds: Option<f64>,
-}
 
 /// Encodes all metrics.
 pub fn text(metrics: &Metrics, levels: Levels) -> String {
@@ -340,35 +252,35 @@ impl ExpositionWriter<'_> {
     }
 
     /// Writes the metrics of the link to a shared log.
-    fn backplane(&mut self, metrics: &Metrics, levels: &BackplaneLevels) -> fmt::Result {
+    fn backplane(&mut self, metrics: &Metrics, stats: &BackplaneStats) -> fmt::Result {
         let up = "1 if the log of the backplane was read up to its end since the link was opened";
-        self.gauge("oyez_backplane_up", up, u64::from(levels.is_up))?;
-        self.gauge("oyez_backplane_nodes", "Nodes that are alive, with this one", levels.nodes as u64)?;
+        self.gauge("oyez_backplane_up", up, u64::from(stats.is_up))?;
+        self.gauge("oyez_backplane_nodes", "Nodes that are alive, with this one", stats.nodes as u64)?;
         let lag = "Age of the oldest own entry that was sent to the backplane and not read back";
         let encoder = self.0.encode_descriptor("oyez_backplane_lag_seconds", lag, None, MetricType::Gauge)?;
-        ConstGauge::new(f64::from(levels.lag_ms) / 1e3).encode(encoder)?;
+        ConstGauge::new(f64::from(stats.lag_ms) / 1e3).encode(encoder)?;
         self.histogram(
             "oyez_backplane_round_trip_seconds",
             "From the submission of an own entry until it was read back and applied",
             &metrics.backplane_round_trip,
         )?;
         let pending = "Bytes of publishes that the backplane has not acknowledged";
-        self.gauge("oyez_backplane_pending_bytes", pending, levels.pending_bytes as u64)?;
+        self.gauge("oyez_backplane_pending_bytes", pending, stats.pending_bytes as u64)?;
         let pending = "Publishes that the backplane has not acknowledged";
-        self.gauge("oyez_backplane_pending_messages", pending, levels.pending as u64)?;
-        self.gauge("oyez_backplane_log_bytes", "Bytes of the entries in the log", levels.log_bytes)?;
-        let links = ["opened", "lost"].into_iter().zip(levels.links);
+        self.gauge("oyez_backplane_pending_messages", pending, stats.pending as u64)?;
+        self.gauge("oyez_backplane_log_bytes", "Bytes of the entries in the log", stats.log_bytes)?;
+        let links = ["opened", "lost"].into_iter().zip([stats.links_opened, stats.links_lost]);
         let help = "Links to the backplane that were opened, and that were lost or not established";
         self.counters("oyez_backplane_links", help, "result", links)?;
-        let epochs = ["new", "damaged", "moved", "other"].into_iter().zip(levels.epochs);
+        let epochs = ["new", "damaged", "moved", "other"].into_iter().zip(stats.read.epochs);
         self.counters("oyez_backplane_epochs", "Epochs of the log that began", "why", epochs)?;
-        self.counter("oyez_backplane_errors", "Error replies of the backplane", levels.errors)?;
-        self.counter("oyez_backplane_entries", "Entries of the log that were applied", levels.entries)?;
-        self.counter("oyez_backplane_items", "Items of these entries", levels.items)?;
+        self.counter("oyez_backplane_errors", "Error replies of the backplane", stats.errors)?;
+        self.counter("oyez_backplane_entries", "Entries of the log that were applied", stats.read.entries)?;
+        self.counter("oyez_backplane_items", "Items of these entries", stats.read.items)?;
         let help = "Entries that were skipped, since they were applied before";
-        self.counter("oyez_backplane_duplicates", help, levels.duplicates)?;
+        self.counter("oyez_backplane_duplicates", help, stats.read.duplicates)?;
         let help = "Losses that all subscribers were notified of";
-        self.counter("oyez_backplane_discontinuities", help, levels.discontinuities)?;
+        self.counter("oyez_backplane_discontinuities", help, stats.read.discontinuities)?;
         let help = "Messages that the log had and this node has not read";
         self.counter("oyez_backplane_lost_messages", help, metrics.backplane_lost_messages)?;
         let help = "Publishes that were sent to the backplane and not confirmed in time";

@@ -5,6 +5,7 @@
 
 pub mod exposition;
 mod histogram;
+pub mod levels;
 
 use std::collections::BTreeMap;
 use std::fmt;

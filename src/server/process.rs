@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
-use crate::metrics::exposition::Process;
+use crate::metrics::levels::Process;
 
 /// Reads the current values: three small files, some 30 us.
 pub(super) fn read() -> Process {

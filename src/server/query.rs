@@ -16,7 +16,9 @@ use crate::close::Reason;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
-use crate::metrics::exposition::{self, BackplaneLevels, Levels};
+use crate::metrics::exposition;
+use crate::metrics::levels::Levels;
+
 use crate::net::transport::Transport;
 use crate::session::LogMode;
 use crate::session::http::query::{Listing, PendingQuery, QueryProgress};
@@ -182,25 +184,6 @@ impl<T: Transport> Engine<T> {
         (body, work, is_over)
     }
 
-    fn backplane_levels(&self, now: LoopTime) -> Option<BackplaneLevels> {
-        let stats = self.shared_log.as_ref()?.link()?.stats(now);
-        Some(BackplaneLevels {
-            is_up: stats.is_up,
-            nodes: stats.nodes,
-            lag_ms: stats.lag_ms,
-            pending_bytes: stats.pending_bytes,
-            pending: stats.pending,
-            log_bytes: stats.log_bytes,
-            links: [stats.links_opened, stats.links_lost],
-            errors: stats.errors,
-            entries: stats.read.entries,
-            items: stats.read.items,
-            duplicates: stats.read.duplicates,
-            discontinuities: stats.read.discontinuities,
-            epochs: stats.read.epochs,
-        })
-    }
-
     fn levels(&self, now: LoopTime) -> Levels {
         let mut levels = Levels {
             connections: self.slots.len(),
@@ -216,7 +199,7 @@ impl<T: Transport> Engine<T> {
             memory_max_bytes: self.shared.memory.bytes_max(),
             memory_used_bytes: self.shared.memory.used_bytes(),
             publishers_paused: self.paused_publishers(),
-            backplane: self.backplane_levels(now),
+            backplane: self.shared_log.as_ref().and_then(|log| log.link()).map(|link| link.stats(now)),
             process: super::process::read(),
             ..Levels::default()
         };
