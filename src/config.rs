@@ -339,6 +339,9 @@ pub struct TcpConfig {
     /// Maximum time for which sent bytes may be unacknowledged before the kernel closes the connection
     /// (`TCP_USER_TIMEOUT`).
     pub user_timeout_ms: u32,
+    /// Other processes of the same user may listen on the address too, and the kernel distributes connections among them
+    /// (`SO_REUSEPORT`).
+    pub reuse_port: bool,
 }
 
 /// TLS, on all connections or on none.
@@ -438,7 +441,7 @@ impl Default for HistoryLimits {
 
 impl Default for TcpConfig {
     fn default() -> TcpConfig {
-        TcpConfig { backlog: 4096, notsent_lowat_bytes: 16 << 10, user_timeout_ms: 30_000 }
+        TcpConfig { backlog: 4096, notsent_lowat_bytes: 16 << 10, user_timeout_ms: 30_000, reuse_port: false }
     }
 }
 

@@ -75,6 +75,7 @@ const SERVE: [(&str, &[&str]); 10] = [
             "backplane-pending-bytes-max",
             "backplane-publish-timeout-ms",
             "backplane-heartbeat-timeout-ms",
+            "reuse-port",
         ],
     ),
     ("TLS", &["tls-cert", "tls-key", "tls-handshakes-per-turn", "tls-sessions-max"]),

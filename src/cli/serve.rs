@@ -186,6 +186,10 @@ pub(super) struct Serve {
     #[command(flatten)]
     backplane: BackplaneFlags,
 
+    /// Share the port with other processes of the same user that have this flag; needs --backplane [default: off].
+    #[arg(long, env = "OYEZ_REUSE_PORT")]
+    reuse_port: bool,
+
     #[command(flatten)]
     auth: AuthFlags,
 
@@ -356,6 +360,11 @@ impl Serve {
                        a history file would give the messages of this node ids of its own";
             return Err(Failure::Usage(why.into()));
         }
+        if self.reuse_port && config.backplane.is_none() {
+            let why = "--reuse-port needs --backplane: without a shared log, a message would reach the clients of one of the \
+                       processes only";
+            return Err(Failure::Usage(why.into()));
+        }
         let proxies = Proxies { networks: self.trusted_proxies.clone(), send_header: self.proxy_protocol };
         if proxies.send_header && proxies.networks.is_empty() {
             let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
@@ -473,6 +482,7 @@ impl Serve {
                 backlog: self.backlog,
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
                 user_timeout_ms: self.user_timeout_ms,
+                reuse_port: self.reuse_port,
             },
             history_file: self
                 .history_file
@@ -505,7 +515,7 @@ fn serve<E: Acceptor>(
     facts: &[String],
     allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
-    let listen = config.listen;
+    let (listen, reuse_port) = (config.listen, config.tcp.reuse_port);
     let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
     // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
     // client may come much later.
@@ -513,7 +523,7 @@ fn serve<E: Acceptor>(
     let mut server =
         Server::bind(config, access_config, connections_max, acceptor).map_err(|error| match error {
             StartError::Listen(error) => {
-                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error)))
+                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error, reuse_port)))
             }
             error @ (StartError::HistoryFile(_) | StartError::Backplane(_)) => {
                 Failure::Failed(error.to_string())
@@ -587,10 +597,15 @@ fn served(no_console: bool) -> Vec<&'static Asset> {
     console.iter().chain([&console::CLIENT_MODULE]).collect()
 }
 
-fn advice(error: &io::Error) -> &'static str {
+fn advice(error: &io::Error, reuse_port: bool) -> &'static str {
     match error.kind() {
+        io::ErrorKind::AddrInUse if reuse_port => {
+            " (another server uses it without --reuse-port, or as another user: all processes on a port need the flag and \
+             run as one user)"
+        }
         io::ErrorKind::AddrInUse => {
-            " (another server uses it, or all ports are in use; choose another with --listen, port 0 picks a free one)"
+            " (another server uses it, or all ports are in use; choose another with --listen, port 0 picks a free one; \
+             several servers share a port if all have --reuse-port)"
         }
         io::ErrorKind::AddrNotAvailable => " (no interface of this machine has this address)",
         io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",

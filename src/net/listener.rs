@@ -71,6 +71,9 @@ impl Listener {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // A restart must not wait for the last server's connections to leave TIME_WAIT.
         socket.set_reuse_address(true)?;
+        if tcp.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
         #[cfg(target_os = "linux")]
@@ -251,7 +254,8 @@ mod tests {
 
     #[test]
     fn accepted_sockets_inherit_the_options() {
-        let tcp = TcpConfig { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234 };
+        let tcp =
+            TcpConfig { backlog: 7, notsent_lowat_bytes: 4_096, user_timeout_ms: 1_234, reuse_port: false };
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &tcp).unwrap();
         listen(&mut listener, &tcp);
         let _client = std::net::TcpStream::connect(listener.address().unwrap()).unwrap();

@@ -21,6 +21,7 @@ class Cluster:
         self.oyez, self.folder, self.program = oyez, Path(folder), program
         self.random = random.Random(seed)
         self.servers, self.nodes, self.clients, self.proxies = [], [], [], []
+        self.network = None
 
     def redis(self, *options, **more):
         server = Redis(self.program, self.folder / f"redis{len(self.servers)}", options, **more)
@@ -43,10 +44,14 @@ class Cluster:
         self.proxies.append(proxy)
         return proxy
 
-    async def node(self, url, *flags):
-        node = Node(self.oyez, self.folder, f"node{len(self.nodes)}", url, flags)
+    async def node(self, url, *flags, **more):
+        return await self.start(url, *flags, **more).ready()
+
+    def start(self, url, *flags, **more):
+        """Starts a node, and does not wait."""
+        node = Node(self.oyez, self.folder, f"node{len(self.nodes)}", url, flags, **more)
         self.nodes.append(node)
-        return await node.start().ready()
+        return node.start()
 
     def at(self, node):
         """Chooses this node, and while it does not run another one."""
@@ -188,3 +193,5 @@ class Cluster:
             node.kill()
         for server in self.servers:
             server.kill()
+        if self.network:
+            self.network.close()

@@ -18,9 +18,11 @@ DEADLINES = {f"OYEZ_{name}_MS": "600000" for name in
 
 
 class Node:
-    def __init__(self, oyez, folder, name, url, flags=()):
+    def __init__(self, oyez, folder, name, url, flags=(), port=None, on=None):
         self.oyez, self.name, self.url, self.flags = oyez, name, url, list(flags)
-        self.port, self.log = free_port(), Path(folder) / f"{name}.log"
+        self.port, self.log = port or free_port(), Path(folder) / f"{name}.log"
+        # The host that it runs on, in a network namespace, or this one.
+        self.on, self.host = on, on.address if on else "127.0.0.1"
         self.process = None
 
     def start(self, *more):
@@ -29,7 +31,7 @@ class Node:
         backplane = ["--backplane", self.url] if self.url else []
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [self.oyez, "serve", "--listen", f"127.0.0.1:{self.port}", "--ping-interval-ms", "0", *backplane, *self.flags, *more],
+                [*(self.on.enter if self.on else []), self.oyez, "serve", "--listen", f"{self.host}:{self.port}", "--ping-interval-ms", "0", *backplane, *self.flags, *more],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**environment, **DEADLINES, "RUST_LOG": "info"})
         return self
 
@@ -39,7 +41,7 @@ class Node:
 
     async def status(self, path):
         try:
-            return (await request(self.port, "GET", path))[0]
+            return (await request(self.port, "GET", path, host=self.host))[0]
         except (OSError, asyncio.IncompleteReadError):
             return None
 
@@ -53,13 +55,13 @@ class Node:
         return self
 
     async def json(self, path):
-        status, _, body = await request(self.port, "GET", path)
+        status, _, body = await request(self.port, "GET", path, host=self.host)
         assert status == 200, f"{path}: {status} {body[:200]}"
         return json.loads(body)
 
     async def metrics(self):
         """All samples, by their names with labels."""
-        _, _, body = await request(self.port, "GET", "/metrics")
+        _, _, body = await request(self.port, "GET", "/metrics", host=self.host)
         lines = (line.rpartition(" ") for line in body.decode().splitlines() if line and line[0] != "#")
         return {name: float(value) for name, _, value in lines}
 

@@ -7,6 +7,7 @@ import re
 from checks import Close
 from clients import CLOSE, TEXT, OneConnection, request, until
 from cluster import CHANNELS, QUICK
+from engine import free_port
 from nodes import Node
 
 ACL = ("on", ">secret", "resetkeys", "resetchannels", "~{oyez:first}:*", "-@all", "+evalsha", "+script|load", "+xadd", "+xread",
@@ -45,6 +46,38 @@ async def thousand_clients_on_three_nodes(cluster):
     await cluster.settle()
     cluster.expect_no_gap()
     cluster.expect_no_close()
+
+
+async def processes_on_one_port(cluster):
+    """Three processes on one port and 300 clients, which the kernel distributes among them. One process is killed: its
+    clients reconnect to the port and resume at another process, in the same order and without a gap."""
+    redis = cluster.redis(unix=True)
+    port = free_port()
+    nodes = []
+    for _ in range(3):
+        nodes.append(cluster.start(redis.url, "--reuse-port", *QUICK, port=port))
+        # The port responds as soon as one of them does.
+        await nodes[-1].until_logged("backplane: up")
+    for number in range(300):
+        cluster.subscriber(None, CHANNELS[:2] if number % 2 else CHANNELS[2:])
+    await cluster.until_ready()
+    for _ in nodes:
+        cluster.publisher(per_second=20)
+    await cluster.progress(60)
+
+    def first_and_last():
+        return [(client.hellos[0]["node"], client.hellos[-1]["node"]) for client in cluster.receiving()]
+    before = [first for first, _ in first_and_last()]
+    assert len(set(before)) == 3, f"the clients are at {set(before)}"
+    nodes[0].kill()
+    await cluster.progress(60)
+    await cluster.until_ready()
+    moved = {(first, last) for first, last in first_and_last() if first != last}
+    gone = {first for first, _ in moved}
+    assert len(gone) == 1 and {last for _, last in moved} == set(before) - gone, f"clients have moved: {moved}"
+    await cluster.settle()
+    cluster.expect_no_rejection()
+    cluster.expect_no_gap()
 
 
 async def confirmations(cluster):
@@ -273,4 +306,4 @@ async def rolling_restart(cluster):
     cluster.expect_no_gap()
 
 
-ALL = [two_nodes_have_one_order, thousand_clients_on_three_nodes, confirmations, one_key_on_two_nodes, two_logs_on_one_redis, start_without_redis, killed_node, mass_reconnect, rolling_restart]
+ALL = [two_nodes_have_one_order, thousand_clients_on_three_nodes, processes_on_one_port, confirmations, one_key_on_two_nodes, two_logs_on_one_redis, start_without_redis, killed_node, mass_reconnect, rolling_restart]

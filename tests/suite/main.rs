@@ -57,6 +57,7 @@ mod raw_resume;
 mod read_pause;
 mod replays;
 mod resume;
+mod reuse_port;
 mod shared_log;
 mod shares;
 mod slow;
