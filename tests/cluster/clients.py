@@ -98,7 +98,7 @@ class OneConnection:
     def __init__(self, node, lines="", path="/ws/a"):
         self.is_open, self.end = False, None
         self.task = asyncio.ensure_future(asyncio.get_running_loop().create_connection(
-            lambda: WebSocket(self, path, lines), "127.0.0.1", node.port))
+            lambda: WebSocket(self, path, lines), node.host, node.port))
 
     def on_open(self, connection):
         self.is_open, self.write = True, lambda opcode, payload: connection.transport.write(frame(opcode, payload))
@@ -130,7 +130,7 @@ class Client:
             if self.node:
                 self.ended = asyncio.Event()
                 try:
-                    _, self.connection = await loop.create_connection(self.make, "127.0.0.1", self.node.port)
+                    _, self.connection = await loop.create_connection(self.make, self.node.host, self.node.port)
                 except OSError:
                     pass
                 else:
@@ -365,10 +365,10 @@ class Publisher(Client):
         await super().stop()
 
 
-async def request(port, method, path, body=None, lines="", limit_s=STEP_S):
+async def request(port, method, path, body=None, lines="", limit_s=STEP_S, host="127.0.0.1"):
     """One HTTP request on a connection of its own; status, head and body of the response."""
     async def exchange():
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection(host, port)
         try:
             length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
             writer.write(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}{lines}\r\n".encode() + (body or b""))

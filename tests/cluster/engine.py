@@ -38,12 +38,14 @@ class ReplyError(Exception):
 class Redis:
     """A Redis server (or Valkey, or a Sentinel), started with nothing but the options given here."""
 
-    def __init__(self, program, folder, options=(), unix=False, conf=None):
+    def __init__(self, program, folder, options=(), unix=False, conf=None, on=None):
         self.program, self.folder, self.options = program, Path(folder), list(options)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.path = self.folder / "socket" if unix else None
         self.conf = conf
+        # The host that it runs on, in a network namespace, or this one.
+        self.on, self.host = on, on.address if on else "127.0.0.1"
         self.process = None
 
     @property
@@ -52,11 +54,13 @@ class Redis:
 
     @property
     def url(self):
-        return f"unix:{self.path}" if self.path else f"redis://127.0.0.1:{self.port}/0"
+        return f"unix:{self.path}" if self.path else f"redis://{self.on.backbone_address if self.on else self.host}:{self.port}/0"
 
     def start(self, *more):
         """Starts it and waits until it has loaded its data."""
-        listen = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        listen = ["--port", str(self.port), "--bind", self.host]
+        if self.on:
+            listen += [self.on.backbone_address, "--protected-mode", "no"]
         if self.path:
             listen = ["--port", "0", "--unixsocket", str(self.path)]
         if self.conf:
@@ -65,7 +69,7 @@ class Redis:
             command = [self.program, *listen, "--save", "", "--appendonly", "no", "--enable-debug-command", "yes",
                        "--repl-diskless-sync-delay", "0"]
         self.process = subprocess.Popen(
-            [*command, "--dir", str(self.folder), "--logfile", str(self.folder / "log"), *self.options, *more],
+            [*(self.on.enter if self.on else []), *command, "--dir", str(self.folder), "--logfile", str(self.folder / "log"), *self.options, *more],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.wait(lambda: self.command("PING") == b"PONG")
         return self
@@ -87,7 +91,7 @@ class Redis:
         """Sends a command on a new connection and returns its reply."""
         with socket.socket(socket.AF_UNIX if self.path else socket.AF_INET) as connection:
             connection.settimeout(STEP_S)
-            connection.connect(str(self.path) if self.path else ("127.0.0.1", self.port))
+            connection.connect(str(self.path) if self.path else (self.host, self.port))
             return Resp(connection).command(*arguments)
 
     def info(self, section):
