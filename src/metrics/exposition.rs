@@ -39,178 +39,17 @@ impl Collector for MetricsCollector {
         let MetricsCollector { metrics, levels } = self;
         let mut page = ExpositionWriter(encoder);
         page.info("oyez_build", "Version of the server", [("version", env!("CARGO_PKG_VERSION"))])?;
-        page.gauge("oyez_connections", "Open connections", levels.connections as u64)?;
-        page.counter("oyez_connections_accepted", "Accepted connections", metrics.connections_accepted)?;
-        let closes = Reason::WORDS.iter().copied().zip(metrics.connections_closed);
-        page.counters("oyez_connections_closed", "Closed connections, by reason", "reason", closes)?;
-        let rejected = metrics.requests_rejected.iter().map(|(code, count)| (*code, *count));
-        page.counters(
-            "oyez_http_requests_rejected",
-            "Requests that were rejected, by error code",
-            "code",
-            rejected,
-        )?;
-        let limited = Limit::WORDS.iter().copied().zip(metrics.rate_limited);
-        page.counters(
-            "oyez_rate_limited",
-            "Connections, handshakes and publishes that exceeded a limit per client",
-            "limit",
-            limited,
-        )?;
-        let errors = metrics.accept_errors.iter().map(|(name, count)| (*name, *count));
-        page.counters("oyez_accept_errors", "Failed calls of accept, by error", "errno", errors)?;
-        page.gauge("oyez_channels", "Channels with subscribers or history", levels.channels as u64)?;
-        page.gauge("oyez_subscriptions", "Subscriptions of all channels", levels.subscriptions as u64)?;
-        let sources = [("websocket", metrics.published_by_websocket), ("http", metrics.published_by_http)];
-        let shared = levels.backplane.map(|_| ("backplane", metrics.published_by_backplane));
-        let sources = sources.into_iter().chain(shared);
-        page.counters("oyez_messages_published", "Published messages", "source", sources)?;
-        if let Some(backplane) = &levels.backplane {
-            page.backplane(metrics, backplane)?;
+        page.connections(metrics, levels)?;
+        page.messages(metrics, levels)?;
+        if let Some(stats) = &levels.backplane {
+            page.backplane(metrics, stats)?;
         }
-        page.counter(
-            "oyez_messages_delivered",
-            "Messages queued to subscribers, counted for each subscriber",
-            metrics.messages_delivered,
-        )?;
-        page.counter(
-            "oyez_messages_skipped",
-            "Messages that slow subscribers missed (--on-slow skip)",
-            metrics.messages_skipped,
-        )?;
-        page.counter(
-            "oyez_messages_repeated",
-            "Duplicate publishes, found by their idempotency key and not published again",
-            metrics.messages_repeated,
-        )?;
-        let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
-        page.counters(
-            "oyez_resumes",
-            "Subscriptions that resumed from a cursor, without (whole) or with a gap",
-            "result",
-            resumes.into_iter(),
-        )?;
-        page.gauge("oyez_history_file_bytes", "Size of the history file", metrics.history_file_bytes)?;
-        page.counter(
-            "oyez_history_file_written_bytes",
-            "Bytes of messages and channel records written to the history file",
-            metrics.history_file_bytes_written,
-        )?;
-        page.counter(
-            "oyez_history_file_late",
-            "Times when the disk began to take longer than the sync interval",
-            metrics.history_file_late,
-        )?;
-        page.counter(
-            "oyez_history_file_errors",
-            "Errors of the history file; after one it is no longer written",
-            metrics.history_file_errors,
-        )?;
-        page.counter(
-            "oyez_reads_requeued",
-            "Reads that ended with more to read, since the connection had used its share of the turn",
-            metrics.reads_requeued,
-        )?;
-        page.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
-        page.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
-        let deflated =
-            [("previous", metrics.deflated_in_context), ("none", metrics.deflated_without_context)];
-        page.counters(
-            "oyez_deflated_messages",
-            "Messages queued compressed, with reference to the previous one or to none, counted for each subscriber",
-            "context",
-            deflated.into_iter(),
-        )?;
-        page.counter(
-            "oyez_deflate_plain_bytes",
-            "Bytes that messages queued compressed would have taken as plain frames",
-            metrics.deflate_plain_bytes,
-        )?;
-        page.counter(
-            "oyez_deflate_sent_bytes",
-            "Bytes of messages queued compressed",
-            metrics.deflate_sent_bytes,
-        )?;
-        page.gauge(
-            "oyez_deflate_context_bytes",
-            "Bytes of compressed messages that are kept for the next ones to refer to",
-            levels.deflate_context_bytes as u64,
-        )?;
-        page.counter(
-            "oyez_inflated_bytes",
-            "Bytes of messages that clients compressed, after their decompression",
-            metrics.inflated_bytes,
-        )?;
-        page.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
-        page.gauge("oyez_pending_bytes", "Bytes queued in outboxes", levels.pending_bytes as u64)?;
-        page.gauge(
-            "oyez_slow_connections",
-            "Connections whose socket does not take the queued bytes",
-            levels.slow_connections as u64,
-        )?;
-        page.gauge(
-            "oyez_publishers_paused",
-            "Publishers that are paused while subscribers of their channel catch up",
-            levels.publishers_paused as u64,
-        )?;
-        page.counter(
-            "oyez_publish_pauses",
-            "Pauses of publishers for subscribers to catch up",
-            metrics.publish_pauses,
-        )?;
-        page.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
-        page.gauge("oyez_tickets", "Valid one-time tickets", levels.tickets as u64)?;
-        page.gauge(
-            "oyez_removed_channels",
-            "Removed channels whose names are remembered",
-            levels.removed_channels as u64,
-        )?;
-        page.gauge(
-            "oyez_removed_channels_bytes",
-            "Bytes of the names of removed channels",
-            levels.removed_channels_bytes as u64,
-        )?;
-        page.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
-        page.gauge(
-            "oyez_replay_encoded_bytes",
-            "Bytes of messages above 64 KiB that are encoded for replays and not yet sent",
-            levels.replay_encoded_bytes as u64,
-        )?;
-        page.gauge(
-            "oyez_replays_waiting",
-            "Replays that wait for such an encoding to be sent",
-            levels.replays_waiting as u64,
-        )?;
-        page.gauge(
-            "oyez_memory_max_bytes",
-            "Memory budget (--memory-max); 0: no budget",
-            levels.memory_max_bytes,
-        )?;
-        page.gauge(
-            "oyez_memory_used_bytes",
-            "Bytes in use by the allocator's count, which count against the memory budget",
-            levels.memory_used_bytes,
-        )?;
-        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::as_str).zip(metrics.memory_pressure);
-        page.counters(
-            "oyez_memory_pressure",
-            "Times when a step against memory pressure began",
-            "step",
-            steps,
-        )?;
-        page.counter(
-            "oyez_memory_connections_closed",
-            "Connections closed under memory pressure, since they held most",
-            metrics.memory_connections_closed,
-        )?;
-        page.counter(
-            "oyez_memory_evicted_messages",
-            "Messages evicted from histories under memory pressure",
-            metrics.memory_evicted,
-        )?;
-        page.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
-        page.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
-        page.histogram("oyez_ping_rtt_seconds", "From a ping to the next sign of life", &metrics.ping_rtt)?;
+        page.compression(metrics, levels)?;
+        page.slow_consumers(metrics, levels)?;
+        page.history(levels)?;
+        page.history_file(metrics)?;
+        page.memory(metrics, levels)?;
+        page.turns(metrics)?;
         page.process(&levels.process)
     }
 }
@@ -218,37 +57,113 @@ impl Collector for MetricsCollector {
 /// Writes metric families.
 struct ExpositionWriter<'a>(DescriptorEncoder<'a>);
 
+/// One method for each subject.
 impl ExpositionWriter<'_> {
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
+    fn connections(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
+        self.gauge("oyez_connections", "Open connections", levels.connections as u64)?;
+        self.counter("oyez_connections_accepted", "Accepted connections", metrics.connections_accepted)?;
+        let closes = Reason::WORDS.iter().copied().zip(metrics.connections_closed);
+        self.counters("oyez_connections_closed", "Closed connections, by reason", "reason", closes)?;
+        let rejected = metrics.requests_rejected.iter().map(|(code, count)| (*code, *count));
+        let help = "Requests that were rejected, by error code";
+        self.counters("oyez_http_requests_rejected", help, "code", rejected)?;
+        let limited = Limit::WORDS.iter().copied().zip(metrics.rate_limited);
+        let help = "Connections, handshakes and publishes that exceeded a limit per client";
+        self.counters("oyez_rate_limited", help, "limit", limited)?;
+        let errors = metrics.accept_errors.iter().map(|(name, count)| (*name, *count));
+        self.counters("oyez_accept_errors", "Failed calls of accept, by error", "errno", errors)?;
+        self.gauge("oyez_tickets", "Valid one-time tickets", levels.tickets as u64)?;
+        self.counter("oyez_log_lines_suppressed", "Suppressed log lines", metrics.log_lines_suppressed)?;
+        self.counter("oyez_received_bytes", "Bytes read from connections", metrics.received_bytes)?;
+        self.counter("oyez_sent_bytes", "Bytes written to connections", metrics.sent_bytes)?;
+        self.histogram("oyez_ping_rtt_seconds", "From a ping to the next sign of life", &metrics.ping_rtt)
     }
 
-    fn counters(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl Iterator<Item = (&'static str, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (word, value) in values {
-            ConstCounter::new(value).encode(family.encode_family(&[(label, word)])?)?;
-        }
-        Ok(())
+    fn messages(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
+        self.gauge("oyez_channels", "Channels with subscribers or history", levels.channels as u64)?;
+        self.gauge("oyez_subscriptions", "Subscriptions of all channels", levels.subscriptions as u64)?;
+        let sources = [("websocket", metrics.published_by_websocket), ("http", metrics.published_by_http)];
+        let shared = levels.backplane.map(|_| ("backplane", metrics.published_by_backplane));
+        let sources = sources.into_iter().chain(shared);
+        self.counters("oyez_messages_published", "Published messages", "source", sources)?;
+        let help = "Messages queued to subscribers, counted for each subscriber";
+        self.counter("oyez_messages_delivered", help, metrics.messages_delivered)?;
+        let help = "Duplicate publishes, found by their idempotency key and not published again";
+        self.counter("oyez_messages_repeated", help, metrics.messages_repeated)?;
+        let resumes = [("whole", metrics.resumes_whole), ("gap", metrics.resumes_gap)];
+        let help = "Subscriptions that resumed from a cursor, without (whole) or with a gap";
+        self.counters("oyez_resumes", help, "result", resumes.into_iter())
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    fn compression(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
+        let deflated =
+            [("previous", metrics.deflated_in_context), ("none", metrics.deflated_without_context)];
+        let help = "Messages queued compressed, with reference to the previous one or to none, counted for each subscriber";
+        self.counters("oyez_deflated_messages", help, "context", deflated.into_iter())?;
+        let help = "Bytes that messages queued compressed would have taken as plain frames";
+        self.counter("oyez_deflate_plain_bytes", help, metrics.deflate_plain_bytes)?;
+        let help = "Bytes of messages queued compressed";
+        self.counter("oyez_deflate_sent_bytes", help, metrics.deflate_sent_bytes)?;
+        let help = "Bytes of compressed messages that are kept for the next ones to refer to";
+        self.gauge("oyez_deflate_context_bytes", help, levels.deflate_context_bytes as u64)?;
+        let help = "Bytes of messages that clients compressed, after their decompression";
+        self.counter("oyez_inflated_bytes", help, metrics.inflated_bytes)
     }
 
-    fn info(&mut self, name: &str, help: &str, labels: [(&str, &str); 1]) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
+    fn slow_consumers(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
+        self.gauge("oyez_pending_bytes", "Bytes queued in outboxes", levels.pending_bytes as u64)?;
+        let help = "Connections whose socket does not take the queued bytes";
+        self.gauge("oyez_slow_connections", help, levels.slow_connections as u64)?;
+        let help = "Messages that slow subscribers missed (--on-slow skip)";
+        self.counter("oyez_messages_skipped", help, metrics.messages_skipped)?;
+        let help = "Publishers that are paused while subscribers of their channel catch up";
+        self.gauge("oyez_publishers_paused", help, levels.publishers_paused as u64)?;
+        let help = "Pauses of publishers for subscribers to catch up";
+        self.counter("oyez_publish_pauses", help, metrics.publish_pauses)
     }
 
-    fn histogram<const N: usize>(&mut self, name: &str, help: &str, values: &Histogram<N>) -> fmt::Result {
-        let buckets: Vec<(f64, u64)> = values.buckets().collect();
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        encoder.encode_histogram::<NoLabelSet>(values.sum(), values.count(), &buckets, None)
+    fn history(&mut self, levels: &Levels) -> fmt::Result {
+        self.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
+        self.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
+        let help = "Removed channels whose names are remembered";
+        self.gauge("oyez_removed_channels", help, levels.removed_channels as u64)?;
+        let help = "Bytes of the names of removed channels";
+        self.gauge("oyez_removed_channels_bytes", help, levels.removed_channels_bytes as u64)?;
+        let help = "Bytes of messages above 64 KiB that are encoded for replays and not yet sent";
+        self.gauge("oyez_replay_encoded_bytes", help, levels.replay_encoded_bytes as u64)?;
+        let help = "Replays that wait for such an encoding to be sent";
+        self.gauge("oyez_replays_waiting", help, levels.replays_waiting as u64)
+    }
+
+    fn history_file(&mut self, metrics: &Metrics) -> fmt::Result {
+        self.gauge("oyez_history_file_bytes", "Size of the history file", metrics.history_file_bytes)?;
+        let help = "Bytes of messages and channel records written to the history file";
+        self.counter("oyez_history_file_written_bytes", help, metrics.history_file_bytes_written)?;
+        let help = "Times when the disk began to take longer than the sync interval";
+        self.counter("oyez_history_file_late", help, metrics.history_file_late)?;
+        let help = "Errors of the history file; after one it is no longer written";
+        self.counter("oyez_history_file_errors", help, metrics.history_file_errors)
+    }
+
+    fn memory(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
+        let help = "Memory budget (--memory-max); 0: no budget";
+        self.gauge("oyez_memory_max_bytes", help, levels.memory_max_bytes)?;
+        let help = "Bytes in use by the allocator's count, which count against the memory budget";
+        self.gauge("oyez_memory_used_bytes", help, levels.memory_used_bytes)?;
+        let steps = MemoryStep::ALL.into_iter().map(MemoryStep::as_str).zip(metrics.memory_pressure);
+        let help = "Times when a step against memory pressure began";
+        self.counters("oyez_memory_pressure", help, "step", steps)?;
+        let help = "Connections closed under memory pressure, since they held most";
+        self.counter("oyez_memory_connections_closed", help, metrics.memory_connections_closed)?;
+        let help = "Messages evicted from histories under memory pressure";
+        self.counter("oyez_memory_evicted_messages", help, metrics.memory_evicted)
+    }
+
+    fn turns(&mut self, metrics: &Metrics) -> fmt::Result {
+        self.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
+        self.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
+        let help = "Reads that ended with more to read, since the connection had used its share of the turn";
+        self.counter("oyez_reads_requeued", help, metrics.reads_requeued)
     }
 
     /// Writes the metrics of the link to a shared log.
@@ -312,5 +227,40 @@ impl ExpositionWriter<'_> {
             ConstGauge::new(seconds).encode(encoder)?;
         }
         Ok(())
+    }
+}
+
+/// One method for each type of family.
+impl ExpositionWriter<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstCounter::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl Iterator<Item = (&'static str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (word, value) in values {
+            ConstCounter::new(value).encode(family.encode_family(&[(label, word)])?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        ConstGauge::new(value).encode(self.0.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
+
+    fn info(&mut self, name: &str, help: &str, labels: [(&str, &str); 1]) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
+    }
+
+    fn histogram<const N: usize>(&mut self, name: &str, help: &str, values: &Histogram<N>) -> fmt::Result {
+        let buckets: Vec<(f64, u64)> = values.buckets().collect();
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        encoder.encode_histogram::<NoLabelSet>(values.sum(), values.count(), &buckets, None)
     }
 }
