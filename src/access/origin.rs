@@ -359,13 +359,14 @@ mod tests {
         assert_eq!(classify(Some(long.as_bytes()), None, &all), OriginVerdict::Foreign);
     }
 
+    fn check(pattern: &str, origin: &str, allowed: bool) {
+        let verdict = classify(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
+        let expected = if allowed { OriginVerdict::Allowed } else { OriginVerdict::Foreign };
+        assert_eq!(verdict, expected, "{origin} by {pattern}");
+    }
+
     #[test]
     fn pattern_allows_the_origins_that_it_matches_and_no_others() {
-        let check = |pattern: &str, origin: &str, allowed: bool| {
-            let verdict = classify(Some(origin.as_bytes()), Some(b"server.test"), &patterns(&[pattern]));
-            let expected = if allowed { OriginVerdict::Allowed } else { OriginVerdict::Foreign };
-            assert_eq!(verdict, expected, "{origin} by {pattern}");
-        };
         let one = "https://app.example.com";
         check(one, "https://app.example.com", true);
         check(one, "https://app.example.com:443", true);
@@ -402,6 +403,10 @@ mod tests {
         check("https://xn--mnchen-3ya.example", "https://xn--mnchen-3ya.example", true);
         check("capacitor://localhost", "capacitor://localhost", true);
         check("capacitor://localhost", "http://localhost", false);
+    }
+
+    #[test]
+    fn pattern_of_an_origin_without_a_host_allows_that_origin_alone() {
         for whole in [
             "null",
             "file://",
@@ -416,7 +421,7 @@ mod tests {
             }
             check(whole, &format!("{whole}x"), false);
             check(whole, "", false);
-            check(one, whole, false);
+            check("https://app.example.com", whole, false);
         }
         check("file:///", "file://", true);
         check("app://.", "app://", false);

@@ -409,75 +409,7 @@ impl Serve {
         Config {
             listen: self.listen,
             connections_max: self.connections_max,
-            limits: Limits {
-                head_bytes_max: self.head_bytes_max,
-                head_fields_max: self.head_fields_max,
-                handshake_timeout_ms: self.handshake_timeout_ms,
-                message_bytes_max: self.message_bytes_max,
-                message_timeout_ms: self.message_timeout_ms,
-                body_bytes_max: self.body_bytes_max,
-                body_timeout_ms: self.body_timeout_ms,
-                keep_alive_ms: self.keep_alive_ms,
-                ping_interval_ms: self.ping_interval_ms,
-                pong_timeout_ms: self.pong_timeout_ms,
-                memory_bytes_max: self.memory_max.unwrap_or(0),
-                outbox_bytes_max: self.outbox_bytes_max,
-                slow_timeout_ms: self.slow_timeout_ms,
-                slow_bytes_per_second: self.slow_bytes_per_second,
-                publish_pause_ms: self.publish_pause_ms,
-                on_slow: match self.on_slow {
-                    WhenSlow::Close => OnSlow::Close,
-                    WhenSlow::Skip => OnSlow::Skip,
-                },
-                deflate: DeflateSettings {
-                    mode: match self.deflate {
-                        Deflate::Off => DeflateMode::Off,
-                        Deflate::Fresh => DeflateMode::Fresh,
-                        Deflate::Context => DeflateMode::Context,
-                    },
-                    level: self.deflate_level,
-                    bytes_min: self.deflate_bytes_min,
-                    context_bytes_max: self.deflate_context_bytes_max,
-                },
-                close_timeout_ms: self.close_timeout_ms,
-                drain_ms: self.drain_seconds * 1_000,
-                drain_delay_ms: self.drain_delay_ms,
-                reconnects_per_second: self.reconnects_per_second.try_into().unwrap_or(u32::MAX),
-                channels_max: self.channels_max,
-                channels_per_client_max: self.channels_per_client_max,
-                channels_per_publisher_max: self.channels_per_publisher_max,
-                history: HistoryLimits {
-                    messages_max: self.history_messages_max,
-                    bytes_max: self.history_bytes_max,
-                    age_ms: self.history_age_seconds * 1_000,
-                    total_bytes_max: self
-                        .history_total_bytes_max
-                        .unwrap_or(HistoryLimits::default().total_bytes_max),
-                },
-                removed_channels_bytes_max: self.removed_channels_bytes_max,
-                replay_encoded_bytes_max: self.replay_encoded_bytes_max,
-                replay_wait_ms: self.replay_wait_ms,
-                replay_take_ms: self.replay_take_ms,
-                work_micros_per_turn: self.work_micros_per_turn,
-                idempotency: IdempotencyLimits {
-                    keys_max: self.idempotency_keys_max,
-                    age_ms: self.idempotency_age_seconds * 1_000,
-                },
-                connections_per_address_max: self.connections_per_address_max,
-                handshakes_per_second: self.handshakes_per_second,
-                messages_per_second: self.messages_per_second,
-                bytes_per_second: self.bytes_per_second,
-                auth_timeout_ms: self.auth.auth_timeout_ms,
-                token_grace_ms: self.auth.token_grace_ms,
-                auths_per_second: self.auth.auths_per_second,
-                tickets_max: self.auth.tickets_max,
-                tickets_per_client_max: self.auth.tickets_per_client_max,
-                log_lines_per_second: self.log_lines_per_second,
-                accepts_per_turn: self.accepts_per_turn,
-                reads_per_connection: self.reads_per_connection,
-                read_bytes_per_connection: self.read_bytes_per_connection,
-                read_bytes_per_turn: self.read_bytes_per_turn,
-            },
+            limits: self.limits(),
             tcp: TcpConfig {
                 backlog: self.backlog,
                 notsent_lowat_bytes: self.notsent_lowat_bytes,
@@ -490,16 +422,98 @@ impl Serve {
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
             backplane: None,
             assets: served(self.no_console),
-            tls: config::TlsConfig {
-                files: match (&self.tls_cert, &self.tls_key) {
-                    (Some(certificate), Some(key)) => {
-                        Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
-                    }
-                    _ => None,
-                },
-                handshakes_per_turn: self.tls_handshakes_per_turn,
-                sessions_max: self.tls_sessions_max,
+            tls: self.tls_config(),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            head_bytes_max: self.head_bytes_max,
+            head_fields_max: self.head_fields_max,
+            handshake_timeout_ms: self.handshake_timeout_ms,
+            message_bytes_max: self.message_bytes_max,
+            message_timeout_ms: self.message_timeout_ms,
+            body_bytes_max: self.body_bytes_max,
+            body_timeout_ms: self.body_timeout_ms,
+            keep_alive_ms: self.keep_alive_ms,
+            ping_interval_ms: self.ping_interval_ms,
+            pong_timeout_ms: self.pong_timeout_ms,
+            memory_bytes_max: self.memory_max.unwrap_or(0),
+            outbox_bytes_max: self.outbox_bytes_max,
+            slow_timeout_ms: self.slow_timeout_ms,
+            slow_bytes_per_second: self.slow_bytes_per_second,
+            publish_pause_ms: self.publish_pause_ms,
+            on_slow: match self.on_slow {
+                WhenSlow::Close => OnSlow::Close,
+                WhenSlow::Skip => OnSlow::Skip,
             },
+            deflate: self.deflate_settings(),
+            close_timeout_ms: self.close_timeout_ms,
+            drain_ms: self.drain_seconds * 1_000,
+            drain_delay_ms: self.drain_delay_ms,
+            reconnects_per_second: self.reconnects_per_second.try_into().unwrap_or(u32::MAX),
+            channels_max: self.channels_max,
+            channels_per_client_max: self.channels_per_client_max,
+            channels_per_publisher_max: self.channels_per_publisher_max,
+            history: self.history_limits(),
+            removed_channels_bytes_max: self.removed_channels_bytes_max,
+            replay_encoded_bytes_max: self.replay_encoded_bytes_max,
+            replay_wait_ms: self.replay_wait_ms,
+            replay_take_ms: self.replay_take_ms,
+            work_micros_per_turn: self.work_micros_per_turn,
+            idempotency: IdempotencyLimits {
+                keys_max: self.idempotency_keys_max,
+                age_ms: self.idempotency_age_seconds * 1_000,
+            },
+            connections_per_address_max: self.connections_per_address_max,
+            handshakes_per_second: self.handshakes_per_second,
+            messages_per_second: self.messages_per_second,
+            bytes_per_second: self.bytes_per_second,
+            auth_timeout_ms: self.auth.auth_timeout_ms,
+            token_grace_ms: self.auth.token_grace_ms,
+            auths_per_second: self.auth.auths_per_second,
+            tickets_max: self.auth.tickets_max,
+            tickets_per_client_max: self.auth.tickets_per_client_max,
+            log_lines_per_second: self.log_lines_per_second,
+            accepts_per_turn: self.accepts_per_turn,
+            reads_per_connection: self.reads_per_connection,
+            read_bytes_per_connection: self.read_bytes_per_connection,
+            read_bytes_per_turn: self.read_bytes_per_turn,
+        }
+    }
+
+    fn deflate_settings(&self) -> DeflateSettings {
+        DeflateSettings {
+            mode: match self.deflate {
+                Deflate::Off => DeflateMode::Off,
+                Deflate::Fresh => DeflateMode::Fresh,
+                Deflate::Context => DeflateMode::Context,
+            },
+            level: self.deflate_level,
+            bytes_min: self.deflate_bytes_min,
+            context_bytes_max: self.deflate_context_bytes_max,
+        }
+    }
+
+    fn history_limits(&self) -> HistoryLimits {
+        HistoryLimits {
+            messages_max: self.history_messages_max,
+            bytes_max: self.history_bytes_max,
+            age_ms: self.history_age_seconds * 1_000,
+            total_bytes_max: self.history_total_bytes_max.unwrap_or(HistoryLimits::default().total_bytes_max),
+        }
+    }
+
+    fn tls_config(&self) -> config::TlsConfig {
+        config::TlsConfig {
+            files: match (&self.tls_cert, &self.tls_key) {
+                (Some(certificate), Some(key)) => {
+                    Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })
+                }
+                _ => None,
+            },
+            handshakes_per_turn: self.tls_handshakes_per_turn,
+            sessions_max: self.tls_sessions_max,
         }
     }
 }

@@ -444,6 +444,13 @@ impl Channel {
         Some(finished)
     }
 
+    /// Moves a subscriber that is catching up to a message of the history, by the cursor before it and its index.
+    pub(super) fn advance_replay(&mut self, subscription: Subscription, cursor: u64, index: usize) {
+        let next_number = self.first_number() + index as u64;
+        let replay = &mut self.catching_up[subscription.position as usize];
+        (replay.cursor, replay.next_number, replay.waits_since) = (cursor, Some(next_number), None);
+    }
+
     /// A stored message with its metadata, and its index in the log.
     pub(super) fn message(&self, epochs: &Epochs, index: usize) -> Option<(u64, Message<'_>)> {
         let stored = self.history.get(index)?;

@@ -20,8 +20,10 @@
 use std::rc::Rc;
 
 use super::Hub;
-use super::channel::Replay;
-use super::replay_cache::CachedSlice;
+use super::channel::{Channel, Replay};
+use super::discontinuity::LatestLoss;
+use super::epochs::Epochs;
+use super::replay_cache::{CachedSlice, ReplayCache};
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::ids::{ClientId, Gap, MessageId};
 use crate::time::LoopTime;
@@ -126,89 +128,55 @@ impl Hub {
         let Hub { channels, replays, epochs, latest_loss, .. } = self;
         let channel = &mut channels[subscription.channel.0 as usize];
         debug_assert!(!channel.has_batch());
-        let Replay { subscriber, form, mut cursor, next_number, why, ignores_evicted, waits_since } =
-            channel.catching_up[subscription.position as usize];
+        let mut replay = channel.catching_up[subscription.position as usize];
+        let Replay { subscriber, form, .. } = replay;
         let evicted_through = channel.history.evicted_through();
-        if ignores_evicted && next_number.is_none() {
+        if replay.ignores_evicted && replay.next_number.is_none() {
             // The turn in which it subscribed may have evicted some.
-            cursor = cursor.max(evicted_through);
+            replay.cursor = replay.cursor.max(evicted_through);
         }
-        if cursor < evicted_through {
-            let (after, resume) = (epochs.id(cursor), epochs.id(evicted_through));
-            let first_kept = channel.first_number();
-            let loss = latest_loss.filter(|loss| loss.is_after(cursor));
-            let why = loss.map_or(why, |loss| loss.why());
-            // A message that this server never had has no number in the channel.
-            let missed = next_number.filter(|_| loss.is_none()).map(|next| first_kept.saturating_sub(next));
-            let replay = &mut channel.catching_up[subscription.position as usize];
-            (replay.cursor, replay.next_number, replay.waits_since) =
-                (evicted_through, Some(first_kept), None);
-            return ReplayStep::Gap(Gap { after, resume, missed, why });
+        if replay.cursor < evicted_through {
+            let loss = latest_loss.filter(|loss| loss.is_after(replay.cursor));
+            let gap = gap(channel, epochs, &replay, loss);
+            channel.advance_replay(subscription, evicted_through, 0);
+            return ReplayStep::Gap(gap);
         }
-        let index = channel.history.index_after(cursor);
+        let index = channel.history.index_after(replay.cursor);
         if index == channel.history.len() {
             let moved = channel.remove_subscriber(subscription);
             let position = channel.add_live(form, subscriber);
             let subscription = Subscription::live(subscription.channel, form, position, subscription.echo);
             return ReplayStep::CaughtUp { subscription, moved, cursor: head };
         }
-        let first = channel.history.get(index).map_or(cursor, |message| message.seq);
+        let first = channel.history.get(index).map_or(replay.cursor, |message| message.seq);
         if client.is_none()
             && let Some(CachedSlice { upto, messages, frames, .. }) = replays.slice(form, first)
         {
-            let next_number = channel.first_number() + (index + messages) as u64;
-            let replay = &mut channel.catching_up[subscription.position as usize];
-            (replay.cursor, replay.next_number) = (upto, Some(next_number));
+            channel.advance_replay(subscription, upto, index + messages);
             return ReplayStep::Slice { frames, messages, work: Work::default() };
         }
-        let mut out = form.begin(0);
-        let mut large = None;
-        let mut waits = false;
-        let (mut upto, mut end, mut messages) = (cursor, index, 0);
-        while let Some((seq, message)) = channel.message(epochs, end)
-            && end - index < REPLAY_MESSAGES
-        {
-            if client.is_none() || message.sender.client != client {
-                if message.payload_exceeds(form, REPLAY_BYTES) {
-                    if messages > 0 {
-                        break;
-                    }
-                    large = match form {
-                        Form::Raw => channel.history.frames(end).map(|frames| (frames, 0)),
-                        _ => replays.large(&message, form, now),
-                    };
-                    waits = large.is_none();
-                    if !waits {
-                        (upto, end, messages) = (seq, end + 1, 1);
-                    }
-                    break;
-                }
-                if messages > 0 && out.len() + message.payload.len() > REPLAY_BYTES {
-                    break;
-                }
-                message.append_as(form, &mut out);
-                messages += 1;
-            }
-            (upto, end) = (seq, end + 1);
-        }
-        let next_number = channel.first_number() + end as u64;
-        let replay = &mut channel.catching_up[subscription.position as usize];
-        (replay.cursor, replay.next_number, replay.waits_since) = (upto, Some(next_number), None);
-        if waits {
-            let since = waits_since.unwrap_or(now);
-            replay.waits_since = Some(since);
-            return ReplayStep::Wait { since };
-        }
+        let NextSlice { content, upto, end, messages } =
+            next_slice(channel, epochs, replays, &replay, index, client, now);
+        channel.advance_replay(subscription, upto, end);
         let entries = end - index;
-        if let Some((frames, encoded)) = large {
-            return ReplayStep::Slice { frames, messages, work: Work { encoded, entries } };
+        match content {
+            SliceContent::LimitReached => {
+                let since = replay.waits_since.unwrap_or(now);
+                channel.catching_up[subscription.position as usize].waits_since = Some(since);
+                ReplayStep::Wait { since }
+            }
+            SliceContent::Large { frames, encoded } => {
+                ReplayStep::Slice { frames, messages, work: Work { encoded, entries } }
+            }
+            SliceContent::Encoded(out) => {
+                let encoded = out.len();
+                let frames: Frames = Rc::new(form.finish(out));
+                if client.is_none() {
+                    replays.cache(CachedSlice { form, first, upto, messages, frames: frames.clone() });
+                }
+                ReplayStep::Slice { frames, messages, work: Work { encoded, entries } }
+            }
         }
-        let encoded = out.len();
-        let frames: Frames = Rc::new(form.finish(out));
-        if client.is_none() {
-            replays.cache(CachedSlice { form, first, upto, messages, frames: frames.clone() });
-        }
-        ReplayStep::Slice { frames, messages, work: Work { encoded, entries } }
     }
 
     /// Makes a subscriber live that has not caught up and never will. No batch of its channel is open.
@@ -219,6 +187,83 @@ impl Hub {
         let position = channel.add_live(form, subscriber);
         (Subscription { position, state: SubscriptionState::Live(form), ..subscription }, moved)
     }
+}
+
+/// The gap before the oldest stored message.
+fn gap(channel: &Channel, epochs: &Epochs, replay: &Replay, loss: Option<LatestLoss>) -> Gap {
+    // A message that this server never had has no number in the channel.
+    let next_number = replay.next_number.filter(|_| loss.is_none());
+    Gap {
+        after: epochs.id(replay.cursor),
+        resume: epochs.id(channel.history.evicted_through()),
+        missed: next_number.map(|next| channel.first_number().saturating_sub(next)),
+        why: loss.map_or(replay.why, |loss| loss.why()),
+    }
+}
+
+/// A slice that is not in the cache.
+struct NextSlice {
+    content: SliceContent,
+    /// The last message in the log that it passes.
+    upto: u64,
+    /// The index in the history of the next message.
+    end: usize,
+    messages: usize,
+}
+
+enum SliceContent {
+    Encoded(Vec<u8>),
+    /// One message that is larger than a slice, and the bytes that were encoded for it.
+    Large {
+        frames: Frames,
+        encoded: usize,
+    },
+    /// The next message is larger than a slice, and its encoding exceeds the limit.
+    LimitReached,
+}
+
+/// Encodes the messages from `index` on, up to the size of a slice, without those of `client`.
+fn next_slice(
+    channel: &Channel,
+    epochs: &Epochs,
+    replays: &mut ReplayCache,
+    replay: &Replay,
+    index: usize,
+    client: Option<ClientId>,
+    now: LoopTime,
+) -> NextSlice {
+    let form = replay.form;
+    let mut out = form.begin(0);
+    let (mut upto, mut end, mut messages) = (replay.cursor, index, 0);
+    while let Some((seq, message)) = channel.message(epochs, end)
+        && end - index < REPLAY_MESSAGES
+    {
+        if client.is_none() || message.sender.client != client {
+            if message.payload_exceeds(form, REPLAY_BYTES) {
+                if messages > 0 {
+                    break;
+                }
+                let large = match form {
+                    Form::Raw => channel.history.frames(end).map(|frames| (frames, 0)),
+                    _ => replays.large(&message, form, now),
+                };
+                return match large {
+                    Some((frames, encoded)) => {
+                        let content = SliceContent::Large { frames, encoded };
+                        NextSlice { content, upto: seq, end: end + 1, messages: 1 }
+                    }
+                    None => NextSlice { content: SliceContent::LimitReached, upto, end, messages },
+                };
+            }
+            if messages > 0 && out.len() + message.payload.len() > REPLAY_BYTES {
+                break;
+            }
+            message.append_as(form, &mut out);
+            messages += 1;
+        }
+        (upto, end) = (seq, end + 1);
+    }
+    NextSlice { content: SliceContent::Encoded(out), upto, end, messages }
 }
 
 #[cfg(test)]

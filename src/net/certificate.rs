@@ -63,25 +63,22 @@ pub fn load(
         warn!("{}", file_error("--tls-cert", certificate, why));
     }
     let is_ca = is_ca_certificate(&chain[0], now);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_no_client_auth()
         .with_single_cert(chain, secret)
-        .map_err(|error| match error {
-            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                let which = if is_ca { " (this is a certificate authority's certificate)" } else { "" };
-                let pair = file_error("--tls-cert", certificate, "it does not match the key in --tls-key");
-                format!("{pair} {}{which}", key.display())
-            }
-            Error::InvalidCertificate(_) => file_error("--tls-cert", certificate, error),
-            _ => file_error("--tls-key", key, error),
-        })?;
+        .map_err(|error| pair_error(files, is_ca, error))?;
     if is_ca {
         let why = "it is a certificate authority's (CA:TRUE), which many clients reject for a server; `openssl req -x509` \
                    creates a server certificate with `-addext basicConstraints=critical,CA:FALSE`";
         warn!("{}", file_error("--tls-cert", certificate, why));
     }
+    with_sessions(config, resumption)
+}
+
+/// Completes a configuration with what belongs to the handshake and to session resumption.
+fn with_sessions(mut config: ServerConfig, resumption: Resumption<'_>) -> Result<ServerConfig, String> {
     // RFC 6455 upgrades HTTP/1.1. The handshake with a client that offers only HTTP/2 fails with an alert.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.send_tls13_tickets = TICKETS;
@@ -100,6 +97,20 @@ pub fn load(
         }
     }
     Ok(config)
+}
+
+/// Why a certificate and a key cannot be used together.
+fn pair_error(files: &config::TlsFiles, is_ca: bool, error: Error) -> String {
+    let config::TlsFiles { certificate, key } = files;
+    match error {
+        Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            let which = if is_ca { " (this is a certificate authority's certificate)" } else { "" };
+            let pair = file_error("--tls-cert", certificate, "it does not match the key in --tls-key");
+            format!("{pair} {}{which}", key.display())
+        }
+        Error::InvalidCertificate(_) => file_error("--tls-cert", certificate, error),
+        _ => file_error("--tls-key", key, error),
+    }
 }
 
 fn file_error(flag: &str, path: &Path, why: impl Display) -> String {

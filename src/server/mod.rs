@@ -101,6 +101,7 @@ use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
 use crate::net::listener::{Accept, Listener};
 use crate::net::token::{id_of, token_of};
+use crate::net::transport::Transport;
 use crate::session::HttpConfig;
 use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
@@ -109,7 +110,7 @@ use backplane::Sockets;
 use engine::Engine;
 use memory::AllocatedBytes;
 use shutdown::ShutdownPhase;
-use store::{ClockSnapshot, LogTime, Opened, Store};
+use store::{ClockSnapshot, Loaded, LogTime, Opened, Store};
 
 pub use shutdown::ServerExit;
 pub use start_error::StartError;
@@ -201,6 +202,14 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Continues the log of a history file, and returns its store.
+fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<Store, StartError> {
+    let Opened { store, hub, clients } = loaded.mark_in_use().map_err(StartError::HistoryFile)?;
+    engine.hub = hub;
+    engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run));
+    Ok(store)
+}
+
 impl<E: Acceptor> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
@@ -235,14 +244,8 @@ impl<E: Acceptor> Server<E> {
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
-        let mut store = None;
-        if let Some(loaded) = listener.listen_after(&config.tcp, load)? {
-            let Opened { store: opened, hub, clients } =
-                loaded.mark_in_use().map_err(StartError::HistoryFile)?;
-            engine.hub = hub;
-            engine.clients = ClientIds::from_salt(clients.unwrap_or(engine.run));
-            store = Some(opened);
-        }
+        let loaded = listener.listen_after(&config.tcp, load)?;
+        let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
         let AccessConfig { origins, proxies, authenticator } = access_config;
         engine.shared.http_config = HttpConfig { assets: config.assets, origins };
         engine.shared.authenticator = authenticator;

@@ -7,7 +7,7 @@ use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
 use crate::net::transport::{ReadOutcome, Transport};
-use crate::session::SMALL_BYTES;
+use crate::session::{SMALL_BYTES, SessionContext, State};
 use crate::time::LoopTime;
 
 /// The part of a turn's budget that is for requeued slots alone: one in four. Less would let many sparse clients slow
@@ -123,70 +123,21 @@ impl<T: Transport> Engine<T> {
         let has_write_failed = slot.has_write_failed();
         let is_publishing_paused =
             slot.has_unsent_responses() || slot.is_publishing_paused() || slot.waits_for_log();
-        // After a reported end of file or a failed write, a short read is not the end: no further event may follow.
         let reads_on = slot.is_read_closed() || has_write_failed;
         let (transport, state, mut ctx) = shared.session_context(id, slot, now);
         ctx.cost_max = share.cost;
-        let mut bytes = 0;
-        if state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused)
-            || (has_write_failed && state.has_undecoded())
-        {
-            state.resume(&mut ctx);
-        }
-        let mut after = AfterRead::Requeue;
-        for _ in 0..ctx.limits.reads_per_connection {
-            if !state.takes_input(is_flushed(ctx.outbox, transport), is_publishing_paused)
-                && !has_write_failed
-            {
-                after = AfterRead::PauseReading;
-                break;
-            }
-            if state.has_undecoded() {
-                break;
-            }
-            let step = share.next_read(state.is_web_socket(), bytes, ctx.cost, scratch.len());
-            let outcome = transport.receive(&mut scratch[..step]);
-            ctx.cost += transport.take_read_cost();
-            match outcome {
-                ReadOutcome::NoPlaintext if bytes + ctx.cost >= share.cost => break,
-                ReadOutcome::NoPlaintext => {}
-                ReadOutcome::Bytes { count, more } => {
-                    bytes += count;
-                    ctx.cost_max = share.cost.saturating_sub(bytes);
-                    state.receive(&scratch[..count], &mut ctx);
-                    if !more && !reads_on && !state.has_undecoded() {
-                        after = AfterRead::Wait;
-                        break;
-                    }
-                    if bytes + ctx.cost >= share.cost {
-                        break;
-                    }
-                }
-                ReadOutcome::Blocked if !has_write_failed => {
-                    after = AfterRead::Wait;
-                    break;
-                }
-                ReadOutcome::Deferred if !has_write_failed => break,
-                ReadOutcome::TlsFailed(fault) if state.is_open() => {
-                    after = AfterRead::Close(Reason::TlsFailed { fault });
-                    break;
-                }
-                ReadOutcome::EndOfFile if !has_write_failed => {
-                    state.end_of_file();
-                    after = AfterRead::Wait;
-                    break;
-                }
-                ReadOutcome::Failed
-                | ReadOutcome::Blocked
-                | ReadOutcome::Deferred
-                | ReadOutcome::EndOfFile
-                | ReadOutcome::TlsFailed(_) => {
-                    state.fail();
-                    after = AfterRead::Wait;
-                    break;
-                }
-            }
-        }
+        let mut reads = SlotReads {
+            transport,
+            state,
+            ctx,
+            share,
+            bytes: 0,
+            has_write_failed,
+            is_publishing_paused,
+            reads_on,
+        };
+        let after = reads.run(scratch);
+        let SlotReads { state, ctx, bytes, .. } = reads;
         let cost = bytes + ctx.cost;
         let is_busy = cost > SPARSE_COST_BYTES_MAX || state.has_waiting_requests();
         ctx.metrics.received_bytes += bytes as u64;
@@ -210,6 +161,88 @@ impl<T: Transport> Engine<T> {
         let has_grown_large = held_before <= SMALL_BYTES && slot.state.held_bytes() > SMALL_BYTES;
         if slot.state.is_web_socket() && has_grown_large && !slot.is_ready() {
             self.begin_close(id, Reason::LowMemory, now);
+        }
+    }
+}
+
+/// The reads of one slot in one turn.
+struct SlotReads<'a, T> {
+    transport: &'a mut T,
+    state: &'a mut State,
+    ctx: SessionContext<'a>,
+    share: ReadShare,
+    /// Bytes read so far.
+    bytes: usize,
+    /// What arrives is read until the end of file, and is not answered.
+    has_write_failed: bool,
+    is_publishing_paused: bool,
+    /// After a reported end of file or a failed write, a short read is not the end: no further event may follow.
+    reads_on: bool,
+}
+
+impl<T: Transport> SlotReads<'_, T> {
+    /// Reads until the share is used up, the socket has no more bytes, or the session takes none.
+    fn run(&mut self, scratch: &mut [u8]) -> AfterRead {
+        if self.takes_input() || (self.has_write_failed && self.state.has_undecoded()) {
+            self.state.resume(&mut self.ctx);
+        }
+        for _ in 0..self.ctx.limits.reads_per_connection {
+            if !self.takes_input() && !self.has_write_failed {
+                return AfterRead::PauseReading;
+            }
+            if self.state.has_undecoded() {
+                break;
+            }
+            let web_socket = self.state.is_web_socket();
+            let step = self.share.next_read(web_socket, self.bytes, self.ctx.cost, scratch.len());
+            let outcome = self.transport.receive(&mut scratch[..step]);
+            self.ctx.cost += self.transport.take_read_cost();
+            if let Some(after) = self.handle(outcome, scratch) {
+                return after;
+            }
+        }
+        AfterRead::Requeue
+    }
+
+    fn takes_input(&self) -> bool {
+        let is_flushed = is_flushed(self.ctx.outbox, self.transport);
+        self.state.takes_input(is_flushed, self.is_publishing_paused)
+    }
+
+    fn is_share_used(&self) -> bool {
+        self.bytes + self.ctx.cost >= self.share.cost
+    }
+
+    /// Passes the outcome of one read to the session. Returns the slot's next state, and `None` to read again.
+    fn handle(&mut self, outcome: ReadOutcome, scratch: &[u8]) -> Option<AfterRead> {
+        match outcome {
+            ReadOutcome::NoPlaintext => self.is_share_used().then_some(AfterRead::Requeue),
+            ReadOutcome::Bytes { count, more } => {
+                self.bytes += count;
+                self.ctx.cost_max = self.share.cost.saturating_sub(self.bytes);
+                self.state.receive(&scratch[..count], &mut self.ctx);
+                if !more && !self.reads_on && !self.state.has_undecoded() {
+                    return Some(AfterRead::Wait);
+                }
+                self.is_share_used().then_some(AfterRead::Requeue)
+            }
+            ReadOutcome::Blocked if !self.has_write_failed => Some(AfterRead::Wait),
+            ReadOutcome::Deferred if !self.has_write_failed => Some(AfterRead::Requeue),
+            ReadOutcome::TlsFailed(fault) if self.state.is_open() => {
+                Some(AfterRead::Close(Reason::TlsFailed { fault }))
+            }
+            ReadOutcome::EndOfFile if !self.has_write_failed => {
+                self.state.end_of_file();
+                Some(AfterRead::Wait)
+            }
+            ReadOutcome::Failed
+            | ReadOutcome::Blocked
+            | ReadOutcome::Deferred
+            | ReadOutcome::EndOfFile
+            | ReadOutcome::TlsFailed(_) => {
+                self.state.fail();
+                Some(AfterRead::Wait)
+            }
         }
     }
 }

@@ -95,6 +95,40 @@ impl<T: Transport> Engine<T> {
         rights: &Rights,
         now: LoopTime,
     ) -> Result<Subscribed, Rejection> {
+        self.may_subscribe(id, name, rights, now)?;
+        // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
+        self.deliver_unsent(id, now);
+        if self.slots.get(id).is_none_or(Slot::is_close_queued) {
+            // Its outbox could not take them.
+            return Err(Rejection::ConnectionClosing);
+        }
+        let is_resuming = matches!(options.since, Since::After(_));
+        if is_resuming && self.has_unreported_loss() {
+            // Other servers may receive messages yet that this one has applied and will skip.
+            self.hub.raise_cursor_floor_above_head();
+        }
+        let subscribed =
+            self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
+        self.add_subscription(id, subscribed.subscription, now);
+        if is_resuming {
+            let count = if subscribed.gap.is_some() {
+                &mut self.shared.metrics.resumes_gap
+            } else {
+                &mut self.shared.metrics.resumes_whole
+            };
+            *count += 1;
+        }
+        Ok(subscribed)
+    }
+
+    /// Checks the rights and the limits of a connection that subscribes.
+    fn may_subscribe(
+        &mut self,
+        id: SlotId,
+        name: &ChannelName,
+        rights: &Rights,
+        now: LoopTime,
+    ) -> Result<(), Rejection> {
         // Before the channel is looked up: the response is the same for a channel that does not exist.
         if !self.shared.authenticator.grant(rights).may_subscribe(name) {
             return Err(Rejection::PermissionDenied);
@@ -114,52 +148,29 @@ impl<T: Transport> Engine<T> {
             }
             // A channel that it created is already counted.
             channels = channels.saturating_sub(usize::from(self.hub.is_creator(channel, id)));
-            if channels >= self.shared.limits.channels_per_client_max {
-                self.shared.metrics.limit(Limit::ChannelsPerClient);
-                return Err(Rejection::TooManyChannels(Limit::ChannelsPerClient));
-            }
-        } else if channels >= self.shared.limits.channels_per_client_max {
+        }
+        if channels >= self.shared.limits.channels_per_client_max {
             self.shared.metrics.limit(Limit::ChannelsPerClient);
             return Err(Rejection::TooManyChannels(Limit::ChannelsPerClient));
         }
-        // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
-        self.deliver_unsent(id, now);
-        if self.slots.get(id).is_none_or(Slot::is_close_queued) {
-            // Its outbox could not take them.
-            return Err(Rejection::ConnectionClosing);
-        }
-        if matches!(options.since, Since::After(_)) && self.has_unreported_loss() {
-            // Other servers may receive messages yet that this one has applied and will skip.
-            self.hub.raise_cursor_floor_above_head();
-        }
-        let subscribed =
-            self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
+        Ok(())
+    }
+
+    /// Adds a subscription to its slot.
+    fn add_subscription(&mut self, id: SlotId, subscription: Subscription, now: LoopTime) {
+        let is_catching_up = subscription.state == SubscriptionState::CatchingUp;
         if let Some(slot) = self.slots.get_mut(id) {
-            if subscribed.subscription.state == SubscriptionState::CatchingUp {
+            if is_catching_up {
                 self.pressure.end(slot, now);
             } else if slot.is_throttling() {
-                self.pressure.begin_throttling(
-                    subscribed.subscription.channel,
-                    false,
-                    &self.shared.limits,
-                    now,
-                );
+                self.pressure.begin_throttling(subscription.channel, false, &self.shared.limits, now);
             }
-            slot.subscriptions.add(subscribed.subscription);
+            slot.subscriptions.add(subscription);
         }
-        if subscribed.subscription.state == SubscriptionState::CatchingUp {
+        if is_catching_up {
             self.slots.mark_replaying(id, true);
             self.slots.mark_refill(id);
         }
-        if matches!(options.since, Since::After(_)) {
-            let count = if subscribed.gap.is_some() {
-                &mut self.shared.metrics.resumes_gap
-            } else {
-                &mut self.shared.metrics.resumes_whole
-            };
-            *count += 1;
-        }
-        Ok(subscribed)
     }
 
     /// Notifies a new subscriber of its cursor, in its wire format.

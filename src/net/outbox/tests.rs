@@ -256,25 +256,27 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+const COST_MAX: usize = 2_000;
+
+fn piece(number: &mut u8, length: usize) -> Frames {
+    *number = number.wrapping_add(1);
+    Rc::new(Bytes::from(vec![*number; length]))
+}
+
 proptest! {
     /// Against a model: a list of queued pieces, a count of written bytes, and the time until which the
     /// peer is on pace. However the socket accepts them, the bytes are written in order, once, and none are left.
     #[test]
     fn outbox_equals_its_model(ops in prop::collection::vec(op(), 0..200)) {
-        const COST_MAX: usize = 2_000;
         let mut outbox = Outbox::default();
         let (mut pieces, mut taken) = (VecDeque::<usize>::new(), 0);
         let (mut now, mut until) = (1_000u64, None);
         let (mut expected, mut received) = (vec![], vec![]);
         let mut number = 0u8;
-        let mut piece = |length: usize| {
-            number = number.wrapping_add(1);
-            Rc::new(Bytes::from(vec![number; length]))
-        };
         for op in ops {
             match op {
                 Op::Enqueue(lengths) => {
-                    let batch: Vec<Frames> = lengths.into_iter().map(&mut piece).collect();
+                    let batch: Vec<Frames> = lengths.into_iter().map(|length| piece(&mut number, length)).collect();
                     let wait: usize = pieces.iter().sum::<usize>() - taken + PIECE_BYTES * pieces.len();
                     let more: usize = batch.iter().map(|piece| piece.len() + PIECE_BYTES).sum();
                     let fits = pieces.is_empty() || wait + more <= COST_MAX;
@@ -285,7 +287,7 @@ proptest! {
                     }
                 }
                 Op::Queue(length) => {
-                    let piece = piece(length);
+                    let piece = piece(&mut number, length);
                     expected.extend_from_slice(&piece);
                     pieces.extend((length > 0).then_some(length));
                     outbox.queue(piece);
