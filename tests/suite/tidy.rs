@@ -323,6 +323,41 @@ fn loop_fits_on_one_screen() {
     assert!(length <= 40, "{length} lines");
 }
 
+/// The length of a function, from the line of `fn` to its closing brace, which rustfmt indents alike.
+fn functions(text: &str) -> Vec<(usize, String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let is_function =
+            code.split_whitespace().take_while(|word| !word.contains('(')).any(|word| word == "fn");
+        if !is_function || code.starts_with("//") || line.ends_with('}') || line.ends_with(';') {
+            continue;
+        }
+        let end = format!("{}}}", &line[..line.len() - code.len()]);
+        let length = lines[start..].iter().take_while(|line| **line != end).count() + 1;
+        let name = code.split_once("fn ").map_or("", |(_, rest)| rest.split(['(', '<']).next().unwrap());
+        found.push((start + 1, name.to_owned(), length));
+    }
+    found
+}
+
+#[test]
+fn function_has_at_most_60_lines() {
+    const LINES_MAX: usize = 60;
+    let (mut complaints, mut count) = (Vec::new(), 0);
+    for path in files("src", "rs") {
+        for (line, name, length) in functions(&fs::read_to_string(&path).unwrap()) {
+            count += 1;
+            if length > LINES_MAX {
+                complaints.push(format!("{}:{line}: {name} has {length} lines", path.display()));
+            }
+        }
+    }
+    assert!(count > 1500, "{count} functions");
+    complain(&complaints);
+}
+
 #[test]
 fn every_module_has_a_doc_comment() {
     let silent: Vec<String> =
