@@ -11,6 +11,7 @@ use super::output;
 use super::progress_display::ProgressDisplay;
 use super::version::VERSION;
 use crate::client::server_url::ServerUrl;
+use crate::client::tls_error::TlsError;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
@@ -211,7 +212,7 @@ impl CommonFlags {
             ));
         }
         if report.connections.opened == 0 {
-            return Err(Failure::Failed("no connection was opened".to_owned()));
+            return Err(Failure::Failed(none_opened(report)));
         }
         if report.open_at_end == 0 {
             return Err(Failure::Failed("no connection was open at the end".to_owned()));
@@ -239,6 +240,16 @@ impl CommonFlags {
             .map(|broken| broken.to_string())
             .collect();
         if broken.is_empty() { printed } else { Err(Failure::Failed(broken.join("; "))) }
+    }
+}
+
+/// Why no connection was opened, if the user can do something about it.
+fn none_opened(report: &Report) -> String {
+    let causes = &report.connections.refused_by;
+    let advised = causes.iter().find_map(|count| Some((&count.cause, TlsError::advice_about(&count.cause)?)));
+    match advised {
+        Some((cause, advice)) => format!("no connection was opened: {cause}: {advice}"),
+        None => "no connection was opened".to_owned(),
     }
 }
 

@@ -61,6 +61,10 @@ impl ByteStream {
             ReadResult::WouldBlock => Err(io::ErrorKind::WouldBlock.into()),
             ReadResult::Ended(Cause::EndOfFile) => Err(io::ErrorKind::UnexpectedEof.into()),
             ReadResult::Ended(Cause::Errno(number)) => Err(io::Error::from_raw_os_error(number)),
+            ReadResult::Ended(cause @ Cause::Tls(error)) => Err(match error.advice() {
+                Some(advice) => permanent(&format!("{cause}: {advice}")),
+                None => permanent(&cause.to_string()),
+            }),
             ReadResult::Ended(cause) => Err(permanent(&cause.to_string())),
         }
     }

@@ -1,6 +1,8 @@
 //! The opening handshake on the client side (RFC 6455 4.1), without a blocking call: the request, and a check of the
 //! response.
 
+use std::fmt::Write;
+
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
@@ -10,12 +12,29 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 10;
 /// Maximum header fields of a response. Servers send 3 to 10.
 const FIELDS_MAX: usize = 64;
 
+/// What a client requests.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HandshakeRequest<'a> {
+    /// The host and port of the URL.
+    pub authority: &'a str,
+    /// The path, with the query.
+    pub path: &'a str,
+    /// Offer permessage-deflate with all defaults.
+    pub offers_deflate: bool,
+    /// The subprotocol to offer.
+    pub protocol: Option<&'static str>,
+    /// The bearer token.
+    pub token: Option<&'a str>,
+}
+
 /// A request, and the accept key that its response must contain.
 #[derive(Debug)]
 pub struct Handshake {
     accept: String,
     /// permessage-deflate was offered.
     offers_deflate: bool,
+    /// The subprotocol that was offered.
+    protocol: Option<&'static str>,
     /// The beginning of a response that arrived in pieces.
     pub received: Vec<u8>,
 }
@@ -33,22 +52,39 @@ pub enum HandshakeResponse {
         is_deflate_negotiated: bool,
     },
     /// A status other than 101.
-    Status(u16),
+    Status {
+        /// The status.
+        status: u16,
+        /// The offset at which the body begins.
+        head_bytes: usize,
+        /// The length of the body, if the response has it.
+        content_bytes: Option<usize>,
+    },
     /// Not a valid response to this request.
     Invalid(&'static str),
 }
 
 impl Handshake {
-    /// A request for a path, and the handshake that it starts. It may offer permessage-deflate with all defaults.
-    pub fn request(authority: &str, path: &str, offers_deflate: bool) -> (Vec<u8>, Handshake) {
+    /// The bytes of a request, and the handshake that they start.
+    pub fn request(request: HandshakeRequest<'_>) -> (Vec<u8>, Handshake) {
+        let HandshakeRequest { authority, path, offers_deflate, protocol, token } = request;
         let key = generate_key();
-        let offer = if offers_deflate { "Sec-WebSocket-Extensions: permessage-deflate\r\n" } else { "" };
-        let request = format!(
+        let mut fields = String::new();
+        if offers_deflate {
+            fields.push_str("Sec-WebSocket-Extensions: permessage-deflate\r\n");
+        }
+        if let Some(protocol) = protocol {
+            let _ = write!(fields, "Sec-WebSocket-Protocol: {protocol}\r\n");
+        }
+        if let Some(token) = token {
+            let _ = write!(fields, "Authorization: Bearer {token}\r\n");
+        }
+        let text = format!(
             "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{fields}\r\n"
         );
         let accept = derive_accept_key(key.as_bytes());
-        (request.into_bytes(), Handshake { accept, offers_deflate, received: Vec::new() })
+        (text.into_bytes(), Handshake { accept, offers_deflate, protocol, received: Vec::new() })
     }
 
     /// Parses the bytes of a response that have arrived so far.
@@ -69,7 +105,10 @@ impl Handshake {
         };
         match response.code {
             Some(101) => {}
-            Some(status) => return HandshakeResponse::Status(status),
+            Some(status) => {
+                let content_bytes = field("Content-Length").and_then(|length| length.parse().ok());
+                return HandshakeResponse::Status { status, head_bytes, content_bytes };
+            }
             None => return HandshakeResponse::Invalid("not HTTP"),
         }
         // RFC 6455 4.1: "If the response lacks ... the client MUST _Fail the WebSocket Connection_".
@@ -78,6 +117,11 @@ impl Handshake {
         }
         if field("Sec-WebSocket-Accept") != Some(&self.accept) {
             return HandshakeResponse::Invalid("wrong Sec-WebSocket-Accept");
+        }
+        // The same section: a subprotocol that was not offered fails the connection. A client that needs the one that it
+        // offers could do nothing with a connection without it.
+        if field("Sec-WebSocket-Protocol") != self.protocol {
+            return HandshakeResponse::Invalid("the server does not speak the requested subprotocol");
         }
         let is_deflate_negotiated = match field("Sec-WebSocket-Extensions") {
             None | Some("") => false,
@@ -105,7 +149,8 @@ mod tests {
 
     #[test]
     fn response_is_checked_against_the_request() {
-        let (request, mut handshake) = Handshake::request("127.0.0.1:1", "/ws/a", false);
+        let request = HandshakeRequest { authority: "127.0.0.1:1", path: "/ws/a", ..Default::default() };
+        let (request, mut handshake) = Handshake::request(request);
         assert!(request.starts_with(b"GET /ws/a HTTP/1.1\r\nHost: 127.0.0.1:1\r\n"));
         // The example of RFC 6455 1.3.
         handshake.accept = derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
@@ -120,10 +165,10 @@ mod tests {
         check(&good[..good.len() - 1], HandshakeResponse::Partial);
         check(&good.replace("s3p", "S3P"), HandshakeResponse::Invalid("wrong Sec-WebSocket-Accept"));
         check(&good.replace("upgrade: WebSocket\r\n", ""), HandshakeResponse::Invalid("101 without Upgrade"));
-        check(
-            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\n",
-            HandshakeResponse::Status(503),
-        );
+        let rejection = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\n";
+        let head_bytes = rejection.len();
+        let rejected = HandshakeResponse::Status { status: 503, head_bytes, content_bytes: Some(9) };
+        check(rejection, rejected);
         check("SSH-2.0-OpenSSH_9.2\r\n", HandshakeResponse::Invalid("not HTTP"));
         let endless = format!("HTTP/1.1 101 x\r\nA: {}", "a".repeat(RESPONSE_BYTES_MAX));
         check(&endless, HandshakeResponse::Invalid("response too long"));
@@ -142,7 +187,9 @@ mod tests {
                 _ => None,
             }
         };
-        let (request, handshake) = Handshake::request("127.0.0.1:1", "/ws/a", true);
+        let request = HandshakeRequest { authority: "127.0.0.1:1", path: "/ws/a", ..Default::default() };
+        let (_, plain) = Handshake::request(request);
+        let (request, handshake) = Handshake::request(HandshakeRequest { offers_deflate: true, ..request });
         assert!(request.ends_with(b"\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"));
         for (extension, expected) in [
             ("", Some(false)),
@@ -153,7 +200,32 @@ mod tests {
         ] {
             assert_eq!(response(&handshake, extension), expected, "{extension}");
         }
-        let (_, plain) = Handshake::request("127.0.0.1:1", "/ws/a", false);
         assert_eq!(response(&plain, "permessage-deflate"), None);
+    }
+
+    #[test]
+    fn subprotocol_that_is_not_the_offered_one_is_rejected() {
+        let request = HandshakeRequest { authority: "a:1", path: "/ws", ..Default::default() };
+        let (_, plain) = Handshake::request(request);
+        let (text, v1) = Handshake::request(HandshakeRequest {
+            protocol: Some("oyez.v1"),
+            token: Some("x.y"),
+            ..request
+        });
+        let text = String::from_utf8(text).unwrap();
+        let fields = "\r\nSec-WebSocket-Protocol: oyez.v1\r\nAuthorization: Bearer x.y\r\n\r\n";
+        assert!(text.ends_with(fields), "{text}");
+        let is_open = |handshake: &Handshake, field: &str| {
+            let text = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {}\r\n{field}\r\n",
+                handshake.accept
+            );
+            matches!(handshake.parse_response(text.as_bytes()), HandshakeResponse::Open { .. })
+        };
+        let (none, other) = ("", "Sec-WebSocket-Protocol: oyez.v2\r\n");
+        let same = "Sec-WebSocket-Protocol: oyez.v1\r\n";
+        assert!(is_open(&v1, same) && !is_open(&v1, none) && !is_open(&v1, other));
+        assert!(is_open(&plain, none) && !is_open(&plain, same));
     }
 }

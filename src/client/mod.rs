@@ -12,6 +12,7 @@ pub mod byte_stream;
 pub mod cause;
 pub mod deflate;
 pub mod endpoint;
+pub mod error_response;
 pub mod frames;
 pub mod handshake;
 pub mod publish_request;

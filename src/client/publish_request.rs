@@ -5,9 +5,7 @@ use std::io::{Read, Write};
 use serde::Deserialize;
 
 use super::endpoint::Endpoint;
-
-/// Maximum length of the response, in bytes: an id, or an error message.
-const RESPONSE_BYTES_MAX: u64 = 64 << 10;
+use super::error_response::{self, RESPONSE_BYTES_MAX};
 
 /// Maximum header fields of the response. Oyez sends about ten, and proxies add some.
 const FIELDS_MAX: usize = 64;
@@ -19,17 +17,6 @@ pub struct PublishResponse {
     pub id: String,
     /// Number of subscribers that the message was queued for; null without the right to subscribe to the channel.
     pub subscribers: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct ErrorResponse {
-    error: ErrorBody,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    code: String,
-    message: String,
 }
 
 /// Publishes a text message.
@@ -54,7 +41,7 @@ pub fn publish(
     // A server that rejects a body responds before it has read all of it, so a failed write may have a response.
     let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.flush());
     let mut response = Vec::new();
-    let read = stream.take(RESPONSE_BYTES_MAX).read_to_end(&mut response);
+    let read = stream.take(RESPONSE_BYTES_MAX as u64).read_to_end(&mut response);
     if response.is_empty() {
         return Err(match sent.and(read) {
             Err(error) => failed(&format!("{error}; the message may not have been published")),
@@ -66,13 +53,7 @@ pub fn publish(
         return serde_json::from_slice(body)
             .map_err(|_| failed("the response is not that of an Oyez server"));
     }
-    Err(match serde_json::from_slice(body) {
-        // Text from the server, printed on a terminal.
-        Ok(ErrorResponse { error: ErrorBody { code, message } }) => {
-            failed(&format!("{status} {}: {}", code.escape_debug(), message.escape_debug()))
-        }
-        Err(_) => failed(&format!("the server returned {status}")),
-    })
+    Err(failed(&error_response::describe(status, body)))
 }
 
 /// The status and the body of a response that ends with the connection or has a known length.

@@ -15,10 +15,26 @@ pub enum TlsError {
     Other(&'static str),
 }
 
+impl TlsError {
+    /// What to do about it, if the user can do something.
+    pub fn advice(self) -> Option<&'static str> {
+        (self == UNKNOWN_ISSUER).then_some("trust its authority with --tls-ca FILE")
+    }
+
+    /// [`TlsError::advice`] about an error of which only the text is left.
+    pub fn advice_about(text: &str) -> Option<&'static str> {
+        if text == UNKNOWN_ISSUER.to_string() { UNKNOWN_ISSUER.advice() } else { None }
+    }
+}
+
+/// No authority that the client trusts has issued the certificate.
+const UNKNOWN_ISSUER: TlsError = TlsError::Certificate("of an unknown issuer");
+
 impl From<&Error> for TlsError {
     fn from(error: &Error) -> TlsError {
         match error {
             Error::AlertReceived(alert) => TlsError::Alert(u8::from(*alert)),
+            Error::InvalidCertificate(CertificateError::UnknownIssuer) => UNKNOWN_ISSUER,
             Error::InvalidCertificate(why) => TlsError::Certificate(problem(why)),
             Error::NoCertificatesPresented => TlsError::Certificate("missing"),
             Error::InvalidMessage(_) => TlsError::Other("the server does not speak TLS"),
@@ -41,7 +57,6 @@ fn problem(error: &CertificateError) -> &'static str {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "not valid yet",
         CertificateError::Revoked => "revoked",
-        CertificateError::UnknownIssuer => "of an unknown issuer",
         CertificateError::BadSignature => "badly signed",
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "for another host name"

@@ -3,17 +3,15 @@
 //! The handshake blocks, for at most [`CONNECT_TIMEOUT`] per step. Afterwards the socket is non-blocking, and the
 //! command registers it with its own poll.
 
-use std::io;
+use std::io::{self, Read, Write};
 
-use http::Uri;
-use tungstenite::client::client_with_config;
-use tungstenite::error::ProtocolError;
-use tungstenite::handshake::{HandshakeError, HandshakeRole};
-use tungstenite::protocol::{CloseFrame, WebSocketConfig};
-use tungstenite::{ClientRequestBuilder, Error, WebSocket};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Error, WebSocket};
 
 use super::byte_stream::ByteStream;
 use super::endpoint::{CONNECT_TIMEOUT, ConnectError, Endpoint};
+use super::error_response::{self, RESPONSE_BYTES_MAX};
+use super::handshake::{Handshake, HandshakeRequest, HandshakeResponse};
 
 /// The largest message that is accepted: the maximum of `oyez serve --message-bytes-max`.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
@@ -28,59 +26,73 @@ pub type Connection = WebSocket<ByteStream>;
 pub fn connect(
     endpoint: &Endpoint,
     path: &str,
-    protocol: Option<&str>,
+    protocol: Option<&'static str>,
     token: Option<&str>,
 ) -> Result<Connection, ConnectError> {
-    let unreachable = |error: io::Error| ConnectError::Unreachable(format!("{endpoint}: {error}"));
-    let rejected = |error: http::uri::InvalidUri| ConnectError::Rejected(format!("{endpoint}: {error}"));
-    let stream = endpoint.open()?;
-    let uri: Uri = format!("ws://{}{path}", endpoint.authority()).parse().map_err(rejected)?;
-    let request = ClientRequestBuilder::new(uri);
-    let request = match protocol {
-        Some(protocol) => request.with_sub_protocol(protocol),
-        None => request,
-    };
-    let request = match token {
-        Some(token) => request.with_header("Authorization", format!("Bearer {token}")),
-        None => request,
-    };
-    let config = WebSocketConfig::default()
+    let failed = |error: io::Error| connect_error(endpoint, &error);
+    let mut stream = endpoint.open()?;
+    let authority = endpoint.authority();
+    let request = HandshakeRequest { authority, path, offers_deflate: false, protocol, token };
+    let (request, handshake) = Handshake::request(request);
+    // A server that rejects a connection may respond before it has read the request.
+    let sent = stream.write_all(&request).and_then(|()| stream.flush());
+    let mut received = Vec::new();
+    loop {
+        match handshake.parse_response(&received) {
+            HandshakeResponse::Partial => {
+                if read_more(&mut stream, &mut received).map_err(failed)? == 0 {
+                    sent.map_err(failed)?;
+                    return Err(ConnectError::Unreachable(format!("{endpoint}: connection closed")));
+                }
+            }
+            HandshakeResponse::Open { head_bytes, .. } => {
+                stream.set_nonblocking().map_err(failed)?;
+                let frames = received.split_off(head_bytes);
+                return Ok(WebSocket::from_partially_read(stream, frames, Role::Client, Some(config())));
+            }
+            HandshakeResponse::Status { status, head_bytes, content_bytes } => {
+                let bytes_max = content_bytes.unwrap_or(RESPONSE_BYTES_MAX).min(RESPONSE_BYTES_MAX);
+                let mut body = received.split_off(head_bytes);
+                // What of it does not arrive is missing from the error only.
+                while body.len() < bytes_max && read_more(&mut stream, &mut body).is_ok_and(|count| count > 0) {}
+                body.truncate(bytes_max);
+                let text = format!("{endpoint}: {}", error_response::describe(status, &body));
+                // 429 and 5xx are temporary; a new attempt would get the other statuses again.
+                return Err(match status {
+                    429 | 500.. => ConnectError::Unreachable(text),
+                    _ => ConnectError::Rejected(text),
+                });
+            }
+            HandshakeResponse::Invalid(why) => {
+                return Err(ConnectError::Rejected(format!("{endpoint}: {why}")));
+            }
+        }
+    }
+}
+
+/// Appends one read. Returns the number of bytes; 0 at the end of the stream.
+fn read_more(stream: &mut ByteStream, received: &mut Vec<u8>) -> io::Result<usize> {
+    let mut buffer = [0; 4096];
+    let count = stream.read(&mut buffer)?;
+    received.extend_from_slice(&buffer[..count]);
+    Ok(count)
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
         .read_buffer_size(64 << 10)
         .write_buffer_size(64 << 10)
         .max_frame_size(Some(MESSAGE_BYTES_MAX))
-        .max_message_size(Some(MESSAGE_BYTES_MAX));
-    let (socket, _) = client_with_config(request, stream, Some(config))
-        .map_err(|error| connect_error(endpoint, protocol.unwrap_or_default(), error))?;
-    socket.get_ref().set_nonblocking().map_err(unreachable)?;
-    Ok(socket)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
 }
 
-fn connect_error<T: HandshakeRole>(
-    endpoint: &Endpoint,
-    protocol: &str,
-    error: HandshakeError<T>,
-) -> ConnectError {
-    match error {
-        HandshakeError::Failure(Error::Http(response)) => {
-            let status = response.status();
-            let text = format!("{endpoint}: the server returned {status}");
-            // 429 and 5xx are temporary; a new attempt would get the other statuses again.
-            if matches!(status.as_u16(), 429 | 500..) {
-                ConnectError::Unreachable(text)
-            } else {
-                ConnectError::Rejected(text)
-            }
-        }
-        HandshakeError::Failure(Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_))) => {
-            ConnectError::Rejected(format!("{endpoint}: the server does not speak {protocol}"))
-        }
-        HandshakeError::Failure(Error::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-            ConnectError::Rejected(format!("{endpoint}: {error}"))
-        }
-        HandshakeError::Failure(error) => ConnectError::Unreachable(format!("{endpoint}: {error}")),
-        HandshakeError::Interrupted(_) => {
+fn connect_error(endpoint: &Endpoint, error: &io::Error) -> ConnectError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => ConnectError::Rejected(format!("{endpoint}: {error}")),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             ConnectError::Unreachable(format!("{endpoint}: no response in {} s", CONNECT_TIMEOUT.as_secs()))
         }
+        _ => ConnectError::Unreachable(format!("{endpoint}: {error}")),
     }
 }
 

@@ -196,7 +196,7 @@ impl Client {
         let joined = [&kept, bytes].concat();
         match handshake.parse_response(&joined) {
             HandshakeResponse::Partial => handshake.received = joined,
-            HandshakeResponse::Status(status) => self.lose(Cause::Status(status)),
+            HandshakeResponse::Status { status, .. } => self.lose(Cause::Status(status)),
             HandshakeResponse::Invalid(why) => self.lose(Cause::Invalid(why)),
             HandshakeResponse::Open { head_bytes, is_deflate_negotiated } => {
                 self.state = ClientState::Open(MessageScanner::new(is_deflate_negotiated));

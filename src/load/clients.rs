@@ -20,7 +20,7 @@ use super::delivery_tracker::DeliveryTracker;
 use super::recipient::{Recipient, Role};
 use super::target::BenchTarget;
 use crate::client::cause::Cause;
-use crate::client::handshake::Handshake;
+use crate::client::handshake::{Handshake, HandshakeRequest};
 use crate::client::tls::TlsConnector;
 use crate::client::transport::ClientTransport;
 use crate::ids::SlotId;
@@ -137,7 +137,8 @@ impl Clients {
         };
         let (request, handshake) = {
             let BenchTarget { authority, offers_deflate, .. } = &self.target;
-            Handshake::request(authority, &self.target.path(channel), *offers_deflate)
+            let (path, offers_deflate) = (&*self.target.path(channel), *offers_deflate);
+            Handshake::request(HandshakeRequest { authority, path, offers_deflate, ..Default::default() })
         };
         let recipient = Recipient::new(role, channel);
         let mut client =

@@ -743,6 +743,8 @@ fn untrusted_certificate_without_insecure_flag_is_refused() {
     let refused = &run.json["connections"]["refused_by"][0];
     assert_eq!(refused["phase"], "handshake");
     assert_eq!(refused["cause"], "tls: certificate of an unknown issuer", "{}", run.stdout);
+    let advice = "no connection was opened: tls: certificate of an unknown issuer: trust its authority with --tls-ca FILE\n";
+    assert!(run.stderr.ends_with(advice), "{}", run.stderr);
     let run = bench(&[&idle[..], &["--tls-insecure"]].concat()).succeeded();
     assert_eq!(run.number("/connections/opened"), 5.0);
     assert_eq!(run.json["setup"]["tls"], "not_checked");

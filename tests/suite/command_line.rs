@@ -468,6 +468,39 @@ fn sub_of_a_rejecting_server_backs_off() {
     assert!(!text.contains('\x1b'), "{text}");
 }
 
+/// A proxy may send the head of a response and its body separately.
+#[test]
+fn sub_shows_the_error_of_a_rejected_handshake() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = BufReader::new(stream.try_clone().unwrap());
+        while next_line(&mut request) != "\r\n" {}
+        let body = r#"{"error":{"code":"bad_channel","message":"the name is wrong\u001b[31m"}}"#;
+        let head = format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.set_nodelay(true).unwrap();
+        for part in [head.as_str(), &body[..20], &body[20..]] {
+            stream.write_all(part.as_bytes()).unwrap();
+            thread::sleep(Duration::from_millis(20));
+        }
+        stream
+    });
+    let output = run(oyez(&["sub", "x", "--url", &url]), b"");
+    assert_eq!(output.status.code(), Some(1));
+    let text = one_line(&output);
+    assert!(text.ends_with("400 bad_channel: the name is wrong\\u{1b}[31m\n"), "{text}");
+    drop(server.join().unwrap());
+
+    let server = Server::start(&["--connections-max=1"]);
+    let _first = server.join("/ws/x");
+    let mut child = oyez(&["sub", "x", "--url", &server.url()]).spawn().unwrap();
+    let line = next_line(&mut BufReader::new(child.stderr.take().unwrap()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(line.contains(": 503 over_capacity: ") && line.contains("trying again in"), "{line}");
+}
+
 #[test]
 fn sub_after_lost_connection_gets_missed_messages() {
     let server = Server::start(&["--history-messages-max=1000"]);

@@ -425,7 +425,8 @@ fn pub_and_sub_connect_over_tls() {
         let output = run(command).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{text}");
-        assert!(text.contains("certificate"), "{text}");
+        let advice = ": tls: certificate of an unknown issuer: trust its authority with --tls-ca FILE";
+        assert!(text.contains(advice), "{text}");
     }
     let output = oyez(&["pub", "x", "y", "--tls-insecure"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
