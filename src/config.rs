@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::plural::plural;
+
 /// The configuration of `oyez serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -107,7 +109,7 @@ pub struct Asset {
 
 impl fmt::Debug for Asset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {} bytes)", self.path, self.content_type, self.bytes.len())
+        write!(f, "{} ({}, {})", self.path, self.content_type, plural(self.bytes.len(), "byte"))
     }
 }
 

@@ -108,6 +108,7 @@ pub mod load;
 pub mod manual;
 pub mod metrics;
 pub mod net;
+pub mod plural;
 pub mod server;
 pub mod session;
 pub mod tables;

@@ -18,6 +18,8 @@ use serde_json::Value;
 use super::crypto;
 use super::file_format::{BIT_STRING, INTEGER, SEQUENCE, UnsupportedFormat, bits, element};
 
+use crate::plural::plural;
+
 /// Minimum length of a secret, in bytes (RFC 7518 3.2: the length of the hash).
 pub const SECRET_BYTES_MIN: usize = 32;
 
@@ -429,7 +431,8 @@ impl fmt::Display for BadKey {
         match self {
             BadKey::SecretTooShort(bytes) => write!(
                 f,
-                "a secret of {bytes} bytes can be guessed, and at least {SECRET_BYTES_MIN} are required: create one with `oyez token secret FILE`"
+                "a secret of {} can be guessed, and at least {SECRET_BYTES_MIN} bytes are required: create one with `oyez token secret FILE`",
+                plural(*bytes, "byte")
             ),
             BadKey::SecretIsPem => f.write_str(
                 "this is a PEM key, not a shared secret: pass it with --jwt-public-key or --jwt-private-key",

@@ -6,6 +6,7 @@ use std::fmt;
 use super::entry::{BadEntry, Item, Items};
 use super::resp::RespError;
 use crate::ids::MessageId;
+use crate::plural::plural;
 
 /// An event of a [`Link`](super::link::Link), in the order of the log.
 #[derive(Debug)]
@@ -332,7 +333,7 @@ impl fmt::Display for LinkNotice {
         f.write_str("backplane: ")?;
         match self {
             LinkNotice::Connected { address, epoch, lag: Some(lag) } => {
-                write!(f, "connected to {address}, epoch {epoch}, lag {lag} items")
+                write!(f, "connected to {address}, epoch {epoch}, lag {}", plural(*lag, "item"))
             }
             LinkNotice::Connected { address, epoch, lag: None } => {
                 write!(f, "connected to {address}, epoch {epoch}, reading it from the start")

@@ -12,6 +12,7 @@ use super::progress_display::ProgressDisplay;
 use super::version::VERSION;
 use crate::client::server_url::ServerUrl;
 use crate::client::tls_error::TlsError;
+use crate::load::assertion;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};
 use crate::load::pin;
@@ -21,6 +22,7 @@ use crate::load::report::{Report, RunEnvironment};
 use crate::load::target::BenchTarget;
 use crate::load::text::TextReport;
 use crate::load::{self, RunSignals};
+use crate::plural::plural;
 
 /// The largest size that a flag of `oyez serve` accepts.
 const SERVER_BYTES_MAX: usize = 1 << 30;
@@ -154,7 +156,7 @@ impl CommonFlags {
                 "--connections {connections} exceeds the limit of this machine: at most {connections_max}, by {limit} ({raise})"
             )));
         }
-        output::note(format_args!("at most {connections_max} clients on this machine ({limit})"));
+        output::note(format_args!("at most {} on this machine ({limit})", plural(connections_max, "client")));
         if let Some(warning) = warning {
             output::note(warning);
         }
@@ -219,26 +221,20 @@ impl CommonFlags {
         }
         if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.deliveries == 0) {
             return Err(Failure::Failed(format!(
-                "nothing was delivered: {} messages were sent during the measurement, and no client received one",
-                traffic.sent
+                "nothing was delivered: {} sent during the measurement, and no client received one",
+                plural(traffic.sent, "message")
             )));
         }
         if let Some(traffic) = report.traffic.as_ref().filter(|traffic| traffic.corrupted > 0) {
             return Err(Failure::Failed(format!(
-                "{} messages were not decompressed to what was published",
-                traffic.corrupted
+                "decompression changed the content of {}",
+                plural(traffic.corrupted, "message")
             )));
         }
         if self.deflate && report.connections.deflate_negotiated == 0 {
             return Err(Failure::Failed("the server negotiated no compression".to_owned()));
         }
-        let broken: Vec<String> = self
-            .assert
-            .iter()
-            .flatten()
-            .filter_map(|assertion| assertion.check(report).err())
-            .map(|broken| broken.to_string())
-            .collect();
+        let broken = self.assert.as_ref().map(|all| assertion::check_all(all, report)).unwrap_or_default();
         if broken.is_empty() { printed } else { Err(Failure::Failed(broken.join("; "))) }
     }
 }
@@ -271,7 +267,12 @@ fn run_environment() -> RunEnvironment {
     let processors = std::thread::available_parallelism().map_or(0, usize::from);
     RunEnvironment {
         date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        host: format!("{}, {} processors of {}", text(system.nodename()), processors, text(system.machine())),
+        host: format!(
+            "{}, {} of {}",
+            text(system.nodename()),
+            plural(processors, "processor"),
+            text(system.machine())
+        ),
         command_line: std::env::args().map(|word| quote(&word)).collect::<Vec<_>>().join(" "),
         versions: format!("oyez {VERSION}; {} {}", text(system.sysname()), text(system.release())),
     }

@@ -150,7 +150,8 @@ pub(super) struct CommonFlags {
     #[arg(long, value_name = "IP")]
     pub(super) source_ip: Vec<IpAddr>,
 
-    /// Conditions that the report must meet, or the command fails: for instance "loss=0,p99<50ms".
+    /// Conditions that the report must meet, or the command fails: for instance "loss=0,p99<50ms". It also fails if
+    /// the run is INVALID, unless the list has a condition on "invalid".
     #[arg(long, value_name = "LIST", value_parser = Assertion::parse_all)]
     pub(super) assert: Option<std::vec::Vec<Assertion>>,
 

@@ -27,6 +27,7 @@ use crate::client::endpoint::Endpoint;
 use crate::client::publish_request::{self, PublishResponse};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
+use crate::plural::plural;
 
 /// The flags of `oyez pub`.
 #[derive(Debug, Args)]
@@ -73,7 +74,7 @@ impl PublishCommand {
                     .map_err(Failure::Failed)?;
             if output::is_watched() {
                 let PublishResponse { id, subscribers } = published;
-                let subscribers = subscribers.map(|count| format!(" to {}", many(count, "subscriber")));
+                let subscribers = subscribers.map(|count| format!(" to {}", plural(count, "subscriber")));
                 let subscribers = subscribers.unwrap_or_default();
                 output::note(format_args!("published as {}{subscribers}", id.escape_debug()));
             }
@@ -105,11 +106,6 @@ impl PublishCommand {
         }
         .run()
     }
-}
-
-/// A count and its noun.
-fn many(count: u64, word: &str) -> String {
-    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The state of the connection.
@@ -220,13 +216,13 @@ impl PublishLoop {
                         if self.sent == 0 {
                             output::note("nothing was published: standard input is empty");
                         } else if output::is_watched() {
-                            output::note(format_args!("published {}", many(self.sent, "message")));
+                            output::note(format_args!("published {}", plural(self.sent, "message")));
                         }
                         Ok(())
                     }
                     Err(why) => Err(Failure::Failed(format!(
-                        "{why}; {} messages before it were published",
-                        self.sent
+                        "{why}; published before it: {}",
+                        plural(self.sent, "message")
                     ))),
                 }
             }
@@ -238,7 +234,10 @@ impl PublishLoop {
     }
 
     fn lost(&self, why: &str) -> Failure {
-        Failure::Failed(format!("{why}; of {} messages sent, some may not have been published", self.sent))
+        Failure::Failed(format!(
+            "{why}; sent before: {}, of which some may not have been published",
+            plural(self.sent, "message")
+        ))
     }
 }
 

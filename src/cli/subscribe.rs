@@ -25,6 +25,7 @@ use super::values::{channel_name, cursor};
 use crate::client::endpoint::{ConnectError, Endpoint};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
+use crate::plural::plural;
 use crate::session::http::upgrade;
 
 /// The flags of `oyez sub`.
@@ -308,8 +309,13 @@ fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Outpu
         (Some("gap"), Some(progress)) => {
             progress.cursor = moved_to(message.resume)?;
             let missing = match message.missed {
-                Some(1) => "1 message is missing".to_owned(),
-                Some(missed) => format!("{missed} messages are missing"),
+                Some(missed) => {
+                    format!(
+                        "{} {} missing",
+                        plural(missed, "message"),
+                        if missed == 1 { "is" } else { "are" }
+                    )
+                }
                 None => "messages may be missing".to_owned(),
             };
             let why = message.why.unwrap_or("unknown").escape_debug();

@@ -207,11 +207,8 @@ mod tests {
     fn subprotocol_that_is_not_the_offered_one_is_rejected() {
         let request = HandshakeRequest { authority: "a:1", path: "/ws", ..Default::default() };
         let (_, plain) = Handshake::request(request);
-        let (text, v1) = Handshake::request(HandshakeRequest {
-            protocol: Some("oyez.v1"),
-            token: Some("x.y"),
-            ..request
-        });
+        let (text, v1) =
+            Handshake::request(HandshakeRequest { protocol: Some("oyez.v1"), token: Some("x.y"), ..request });
         let text = String::from_utf8(text).unwrap();
         let fields = "\r\nSec-WebSocket-Protocol: oyez.v1\r\nAuthorization: Bearer x.y\r\n\r\n";
         assert!(text.ends_with(fields), "{text}");

@@ -54,7 +54,9 @@ pub fn connect(
                 let bytes_max = content_bytes.unwrap_or(RESPONSE_BYTES_MAX).min(RESPONSE_BYTES_MAX);
                 let mut body = received.split_off(head_bytes);
                 // What of it does not arrive is missing from the error only.
-                while body.len() < bytes_max && read_more(&mut stream, &mut body).is_ok_and(|count| count > 0) {}
+                while body.len() < bytes_max && read_more(&mut stream, &mut body).is_ok_and(|count| count > 0)
+                {
+                }
                 body.truncate(bytes_max);
                 let text = format!("{endpoint}: {}", error_response::describe(status, &body));
                 // 429 and 5xx are temporary; a new attempt would get the other statuses again.

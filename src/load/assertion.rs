@@ -52,6 +52,9 @@ pub struct FailedAssertion {
     found: Option<String>,
 }
 
+/// The figure that counts the reasons why a run is invalid.
+const VALIDITY: &str = "invalid";
+
 /// All figures. Those of traffic come first, since they are asserted most.
 const FIGURES: [Figure; 34] = [
     count("loss", |report| Some(report.traffic.as_ref()?.lost as f64)),
@@ -87,7 +90,7 @@ const FIGURES: [Figure; 34] = [
     Figure { name: "rss", unit: Unit::Bytes, of: |report| report.memory.rss_bytes_per_connection },
     Figure { name: "pss", unit: Unit::Bytes, of: |report| report.memory.pss_bytes_per_connection },
     time("lag_p99", |report| Some(report.generator.loop_lag_us.p99)),
-    count("invalid", |report| Some(report.invalid.len() as f64)),
+    count(VALIDITY, |report| Some(report.invalid.len() as f64)),
 ];
 
 const fn count(name: &'static str, of: fn(&Report) -> Option<f64>) -> Figure {
@@ -169,6 +172,17 @@ impl Assertion {
     }
 }
 
+/// Checks all conditions, and that the figures describe the server: those of an invalid run say nothing about it, good
+/// or bad. A condition on `invalid` replaces that.
+pub fn check_all(assertions: &[Assertion], report: &Report) -> Vec<String> {
+    let failed = assertions.iter().filter_map(|assertion| assertion.check(report).err());
+    let mut broken: Vec<String> = failed.map(|failed| failed.to_string()).collect();
+    if !assertions.iter().any(|assertion| assertion.figure.name == VALIDITY) {
+        broken.extend(report.invalid.iter().map(|why| format!("the run is invalid: {why}")));
+    }
+    broken
+}
+
 impl fmt::Display for FailedAssertion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.found {
@@ -211,7 +225,14 @@ impl Unit {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::client::server_url::ServerUrl;
+    use crate::client::tls::Trust;
+    use crate::load::measurements::Measurements;
+    use crate::load::plan::{Plan, Workload};
+    use crate::load::target::BenchTarget;
 
     #[test]
     fn assertion_is_parsed_with_its_unit() {
@@ -226,5 +247,21 @@ mod tests {
             assert!(Assertion::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(Assertion::parse_all("loss=0, p99<50ms").map(|all| all.len()), Ok(2));
+    }
+
+    #[test]
+    fn invalid_run_fails_unless_a_condition_allows_it() {
+        let url = ServerUrl::parse("ws://127.0.0.1:1").unwrap();
+        let target = BenchTarget::resolve(&url, &Trust::Public).unwrap();
+        let (workload, ramp) = (Workload::Fanout, Duration::ZERO);
+        let plan = Plan { workload, target, connections: 1, channels: 1, ramp, traffic: None, pid: None };
+        let mut report = Report::of(&plan, &Measurements::new(None), None);
+        report.invalid.clear();
+        let check = |list: &str, report: &Report| check_all(&Assertion::parse_all(list).unwrap(), report);
+        assert_eq!(check("open=0", &report), Vec::<String>::new());
+        report.invalid.push("it was busy".to_owned());
+        assert_eq!(check("open=0", &report), ["the run is invalid: it was busy"]);
+        assert_eq!(check("open=0,invalid<=1", &report), Vec::<String>::new());
+        assert_eq!(check("open=0,invalid=0", &report), ["invalid=0 does not hold: it is 1"]);
     }
 }

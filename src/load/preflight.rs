@@ -4,6 +4,7 @@
 use std::fs;
 
 use super::plan::{Plan, Workload};
+use crate::plural::plural;
 use crate::server::DESCRIPTORS_RESERVED;
 
 /// Time that a port stays reserved after its connection (TIME_WAIT).
@@ -95,9 +96,11 @@ impl HostLimits {
         let storm = matches!(plan.workload, Workload::Storm { .. });
         (storm && plan.connections > self.backlog).then(|| {
             format!(
-                "{} connections are opened at once, and the backlog holds {}: the kernel drops the first segment of the others, \
+                "{} are opened at once, and the backlog holds {}: the kernel drops the first segment of the others, \
                  which is sent again after a second (raise it: `sysctl -w net.core.somaxconn={}`, and the server's --backlog)",
-                plan.connections, self.backlog, plan.connections
+                plural(plan.connections, "connection"),
+                self.backlog,
+                plan.connections
             )
         })
     }
@@ -134,8 +137,11 @@ mod tests {
         let limits = HostLimits { descriptors: 1_000_000, ..limits };
         let found = limits.check(&plan(100_000, idle));
         assert_eq!(found.connections_max, 28_232);
-        let note =
-            format!("oyez: at most {} clients on this machine ({})", found.connections_max, found.limit);
+        let note = format!(
+            "oyez: at most {} on this machine ({})",
+            plural(found.connections_max, "client"),
+            found.limit
+        );
         assert!(note.len() <= 80, "{note}");
         assert!(found.raise.contains("ip_local_port_range"), "{}", found.raise);
         let mut spread = plan(100_000, idle);

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::report::{CauseCount, ConnectionsReport, Quantiles, Report, Usage};
 use crate::client::tls::Certificates;
+use crate::plural::plural;
 
 /// Displays a report as text.
 pub struct TextReport<'a>(pub &'a Report);
@@ -63,15 +64,20 @@ fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
 /// The configuration of the run, in one line.
 pub fn setup(report: &Report) -> String {
     let setup = &report.setup;
-    let clients = many(setup.connections, "client");
-    let mut text = format!("{clients} on {} at {}", many(setup.channels as usize, "channel"), setup.address);
+    let clients = plural(setup.connections, "client");
+    let mut text = format!("{clients} on {} at {}", plural(setup.channels, "channel"), setup.address);
     text.push_str(match setup.tls {
         Some(Certificates::Checked) => " over TLS",
         Some(Certificates::NotChecked) => " over TLS, certificates not checked",
         None => "",
     });
     if setup.publishers > 0 {
-        let _ = write!(text, "; {}, {} bytes, ", many(setup.publishers, "publisher"), setup.payload_bytes);
+        let _ = write!(
+            text,
+            "; {}, {}, ",
+            plural(setup.publishers, "publisher"),
+            plural(setup.payload_bytes, "byte")
+        );
         let _ = match (setup.window, setup.rate_per_second) {
             (Some(window), _) => write!(text, "closed loop, {window} in flight each"),
             (_, Some(rate)) => write!(text, "open loop, {rate} messages/s"),
@@ -101,12 +107,12 @@ fn storm(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let after =
         |seconds: Option<f64>| seconds.map_or("never".to_owned(), |seconds| format!("{seconds:.3} s"));
     let text = format!(
-        "{} dropped, {} reconnected; 95 % after {}, all after {}; {} attempts",
+        "{} dropped, {} reconnected; 95 % after {}, all after {}; {}",
         storm.dropped,
         storm.returned,
         after(storm.seconds_to_95_percent),
         after(storm.seconds_to_100_percent),
-        storm.attempts,
+        plural(storm.attempts, "attempt"),
     );
     line(f, "storm", &text)?;
     if !storm.refused_by.is_empty() {
@@ -130,7 +136,8 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         let ConnectionsReport { opened, deflate_negotiated, .. } = report.connections;
         let (sent, plain) = (traffic.bytes_per_delivery, traffic.plain_bytes_per_delivery);
         let text = format!(
-            "negotiated by {deflate_negotiated} of {opened} clients; {sent:.1} bytes a delivery, {:.1} % of {plain:.1} without",
+            "negotiated by {deflate_negotiated} of {}; {sent:.1} bytes a delivery, {:.1} % of {plain:.1} without",
+            plural(opened, "client"),
             if plain > 0.0 { sent / plain * 100.0 } else { 100.0 }
         );
         line(f, "compression", &text)?;
@@ -161,7 +168,7 @@ fn traffic(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
 fn stalled(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
     let Some(stalled) = &report.stalled else { return Ok(()) };
     let ended = if stalled.ended.is_empty() { "none ended".to_owned() } else { list(&stalled.ended) };
-    line(f, "stalled", &format!("{} clients: {ended}", stalled.subscribers))
+    line(f, "stalled", &format!("{}: {ended}", plural(stalled.subscribers, "client")))
 }
 
 fn memory(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
@@ -203,11 +210,6 @@ fn usage(usage: Usage) -> String {
         let _ = write!(text, "; {all:.0} ns a delivery (user {user:.0}, system {system:.0})");
     }
     text
-}
-
-/// A count and its noun.
-pub fn many(count: usize, word: &str) -> String {
-    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
 }
 
 fn list(counts: &[CauseCount]) -> String {

@@ -2,6 +2,8 @@
 
 use super::report::{CauseCount, Report};
 
+use crate::plural::plural;
+
 /// A loop that is busier than this may be the bottleneck.
 const BUSY_SHARE: f64 = 0.9;
 
@@ -43,7 +45,8 @@ pub fn invalid(report: &Report) -> Vec<String> {
         let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
         if count > 0 {
             why.push(format!(
-                "{count} connections failed on this machine and not at the server, with {cause}{}",
+                "{} failed on this machine and not at the server, with {cause}{}",
+                plural(count, "connection"),
                 advice(cause)
             ));
         }

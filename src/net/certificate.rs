@@ -20,6 +20,7 @@ use rustls::{CertificateError, Error, InconsistentKeys, RootCertStore, ServerCon
 
 use crate::access::file_format::{UnsupportedFormat, describe_key};
 use crate::config;
+use crate::plural::plural;
 
 /// Tickets for each handshake of TLS 1.3. A client uses each once, and gets another with each connection;
 /// more than one is for browsers that open several at a time to load a page.
@@ -165,18 +166,18 @@ fn pem_error(error: &pem::Error) -> String {
 
 /// Describes a certificate that is expired, not yet valid, or about to expire.
 fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
-    let days = |seconds: u64| seconds.div_ceil(DAY_SECONDS);
+    let days = |seconds: u64| plural(seconds.div_ceil(DAY_SECONDS), "day");
     let soon = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() + NOTICE_SECONDS));
     match (validity(certificate, now), validity(certificate, soon)) {
         (Some(CertificateError::ExpiredContext { not_after, .. }), _) => {
-            Some(format!("it expired {} days ago", days(now.as_secs().saturating_sub(not_after.as_secs()))))
+            Some(format!("it expired {} ago", days(now.as_secs().saturating_sub(not_after.as_secs()))))
         }
         (Some(CertificateError::NotValidYetContext { not_before, .. }), _) => {
             let wait = days(not_before.as_secs().saturating_sub(now.as_secs()));
-            Some(format!("it is not valid yet, for {wait} days"))
+            Some(format!("it is not valid yet, for {wait}"))
         }
         (_, Some(CertificateError::ExpiredContext { not_after, .. })) => {
-            Some(format!("it expires in {} days", days(not_after.as_secs().saturating_sub(now.as_secs()))))
+            Some(format!("it expires in {}", days(not_after.as_secs().saturating_sub(now.as_secs()))))
         }
         _ => None,
     }

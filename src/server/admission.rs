@@ -14,6 +14,7 @@ use crate::close::{ProxyFault, Reason};
 use crate::ids::{Peer, SlotId};
 use crate::net::outbox::Outbox;
 use crate::net::transport::Transport;
+use crate::plural::plural;
 use crate::session::State;
 use crate::time::LoopTime;
 
@@ -60,7 +61,7 @@ impl<T: Transport> Engine<T> {
     pub fn accept_exhausted(&mut self, error: &io::Error, is_first: bool, now: LoopTime) {
         self.shared.metrics.accept_failed(error);
         if is_first && self.admits_line(LogLine::AcceptPaused, now) {
-            warn!("accept: {error}; {} connections are open, accept paused", self.slots.len());
+            warn!("accept: {error}; {} open, accept paused", plural(self.slots.len(), "connection"));
         }
     }
 

@@ -9,6 +9,7 @@ use log::info;
 use super::engine::Engine;
 use super::log_limit::LogLine;
 use crate::net::transport::Transport;
+use crate::plural::plural;
 use crate::time::LoopTime;
 
 /// How often the tables are swept. 65,536 addresses take a millisecond, and the 24 days that a [`LoopTime`] spans are
@@ -40,7 +41,7 @@ impl<T: Transport> Engine<T> {
     /// Logs the number of suppressed lines of each kind, when their second is over.
     pub(super) fn log_suppressed_lines(&mut self, now: LoopTime) {
         for (beginning, count) in self.log_lines.end_seconds(now) {
-            info!("{beginning}: {count} more lines in this second were suppressed");
+            info!("{beginning}: {} in this second suppressed", plural(count, "more line"));
         }
     }
 

@@ -9,6 +9,7 @@ use super::Server;
 use super::engine::Engine;
 use super::store::{FORCED_SHUTDOWN_WRITE_TIMEOUT, SHUTDOWN_WRITE_TIMEOUT};
 use crate::net::acceptor::Acceptor;
+use crate::plural::plural;
 use crate::time::LoopTime;
 
 /// Phases of the shutdown.
@@ -53,7 +54,7 @@ impl<E: Acceptor> Server<E> {
                 self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
             }
             ShutdownPhase::Announced { .. } | ShutdownPhase::Draining { .. } => {
-                warn!("second signal: closing {} connections at once", self.engine.slots.len());
+                warn!("second signal: closing {} at once", plural(self.engine.slots.len(), "connection"));
                 self.phase = ShutdownPhase::Forced;
             }
             ShutdownPhase::Forced => {}
@@ -61,7 +62,7 @@ impl<E: Acceptor> Server<E> {
     }
 
     fn begin_drain(&mut self, now: LoopTime) {
-        info!("draining {} connections; a second signal ends at once", self.engine.slots.len());
+        info!("draining {}; a second signal ends at once", plural(self.engine.slots.len(), "connection"));
         self.listener = None;
         self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
@@ -82,7 +83,7 @@ impl<E: Acceptor> Server<E> {
             ShutdownPhase::Serving | ShutdownPhase::Announced { .. } => return None,
             ShutdownPhase::Draining { .. } if self.engine.is_drained() => ServerExit::Drained,
             ShutdownPhase::Draining { until } if until.is_due(now) => {
-                warn!("drain timeout: closing {} connections at once", self.engine.slots.len());
+                warn!("drain timeout: closing {} at once", plural(self.engine.slots.len(), "connection"));
                 ServerExit::Drained
             }
             ShutdownPhase::Draining { .. } => return None,

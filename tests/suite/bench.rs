@@ -230,9 +230,10 @@ fn failed_assertion_sets_the_exit_status() {
         assert_eq!(run.code, code, "{}{}", run.stdout, run.stderr);
         assert!(run.stderr.lines().last().unwrap_or_default().contains(says), "{}", run.stderr);
     };
-    check("open=5,refused=0,closes=0,handshake_p99<5s", 0, "");
-    check("open=5,refused=7", 1, "refused=7 does not hold: it is 0");
-    check("loss=0", 1, "this run has no such figure");
+    // A run on a busy machine is invalid, which would decide the status.
+    check("open=5,refused=0,closes=0,handshake_p99<5s,invalid>=0", 0, "");
+    check("open=5,invalid>=0,refused=7", 1, "refused=7 does not hold: it is 0");
+    check("invalid>=0,loss=0", 1, "this run has no such figure");
     check("p99<50", 2, "a time needs a unit");
     check("losses=0", 2, "not a figure");
 }
@@ -310,7 +311,7 @@ fn run_limited_by_the_load_generator_is_marked_invalid() {
     let folder = Folder::new();
     let path = folder.join("report.json");
     let flags =
-        ["--connections", "5", "--rate", "100", "--warmup", "0", "--duration", "2", "--assert", "invalid=0"];
+        ["--connections", "5", "--rate", "100", "--warmup", "0", "--duration", "2", "--assert", "loss=0"];
     let mut child = oyez(&[&["bench", "fanout"], &flags[..], &["--json", path.to_str().unwrap()]].concat())
         .spawn()
         .unwrap();
@@ -329,7 +330,7 @@ fn run_limited_by_the_load_generator_is_marked_invalid() {
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
     assert!(stdout.contains("INVALID"), "{stdout}");
-    assert!(stderr.contains("invalid=0 does not hold"), "{stderr}");
+    assert!(stderr.contains("oyez: the run is invalid: "), "{stderr}");
     let report: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let why = report["invalid"].to_string();
     assert!(why.contains("messages were sent up to"), "{why}");
@@ -387,7 +388,7 @@ fn plot_of_several_runs_is_one_page() {
         row.split("</td>").next().unwrap().to_owned()
     };
     assert!(cell("Date").len() == 20 && cell("Date").ends_with('Z'), "{}", cell("Date"));
-    assert!(cell("Host").contains(" processors of "), "{}", cell("Host"));
+    assert!(cell("Host").contains(" of ") && cell("Host").contains(" processor"), "{}", cell("Host"));
     assert!(cell("Command line").contains("bench fanout --connections 20 --duration 0.3 --json "), "{text}");
     assert!(cell("Command line").contains("two &amp; "), "{text}");
     assert!(cell("Versions").starts_with(concat!("oyez ", env!("CARGO_PKG_VERSION"))), "{text}");

@@ -7,7 +7,8 @@ use std::path::Path;
 use crate::support::source::{ROOT, SourceFile, files, imports, sources};
 
 /// The layer of each module, lowest first; a module imports only from layers below its own.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
+    &["plural"],
     &["config", "ids", "time"],
     &["tables"],
     // A close reports a gap.
@@ -267,6 +268,61 @@ fn prose_names_its_nouns() {
             banned(&text).into_iter().map(move |phrase| format!("{file}:{line}: {phrase}"))
         })
         .collect();
+    complain(&complaints);
+}
+
+/// Nouns that are counted in logs, errors and reports. A count may be one, so `plural` writes both; what follows a
+/// formatted value directly is a plural that is always written. Bytes are mostly those of a constant limit.
+const COUNTED: &[&str] = &[
+    "attempts",
+    "channels",
+    "clients",
+    "connections",
+    "days",
+    "deliveries",
+    "entries",
+    "files",
+    "items",
+    "keys",
+    "lines",
+    "messages",
+    "nodes",
+    "processors",
+    "publishers",
+    "requests",
+    "retries",
+    "slots",
+    "subscribers",
+    "times",
+    "tokens",
+];
+
+#[test]
+fn counted_noun_is_written_by_its_helper() {
+    let mut complaints = Vec::new();
+    let follows_a_value = |text: &str| {
+        text.split("} ").skip(1).any(|rest| {
+            let noun: String = rest.chars().take_while(char::is_ascii_lowercase).collect();
+            let is_counted = COUNTED.contains(&noun.as_str());
+            is_counted && !matches!(rest[noun.len()..].chars().next(), Some('/' | '='))
+        })
+    };
+    for file in sources() {
+        for token in &file.strings {
+            // A constant limit has a known number.
+            if follows_a_value(&token.text.replace("_MAX} ", " ")) {
+                complaints.push(format!("{}:{}: use `plural`: {}", file.name(), token.line, token.text));
+            }
+        }
+    }
+    for path in files("src/console", "js") {
+        for (number, line) in (1..).zip(fs::read_to_string(&path).unwrap().lines()) {
+            // A constant, and a count whose singular is `once`.
+            if follows_a_value(&line.replace("FAILURES} ", " ")) && !line.contains("'once'") {
+                complaints.push(format!("{}:{number}: use `plural`: {line}", path.display()));
+            }
+        }
+    }
     complain(&complaints);
 }
 

@@ -20,6 +20,7 @@ use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
 use crate::hub::persist::LogHead;
 use crate::hub::snapshot::{Restored, Snapshot};
+use crate::plural::plural;
 
 /// A history file that is marked as being in use, and its contents.
 #[derive(Debug)]
@@ -164,7 +165,8 @@ impl Loaded {
 fn log_loaded(path: &Path, is_clean: bool, restored: Restored, hub: &Hub) {
     let Restored { messages, dropped } = restored;
     let (path, channels) = (path.display(), hub.channels());
-    let counts = format!("{messages} messages in {channels} channels, {dropped} too old or over the limits");
+    let (messages, channels) = (plural(messages, "message"), plural(channels, "channel"));
+    let counts = format!("{messages} in {channels}, {dropped} too old or over the limits");
     if is_clean {
         info!("history file {path}: {counts}");
     } else {

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use crate::config::Limits;
+use crate::plural::plural;
 use crate::wire::chunk::LAST_CHUNK;
 use crate::wire::{self, Form};
 
@@ -179,7 +180,7 @@ impl HttpError {
 
     /// 413: the body is over the limit.
     pub fn body_too_large(limits: &Limits) -> HttpError {
-        HttpError::new(413, "too_big", format!("the body is over {} bytes", limits.body_bytes_max))
+        HttpError::new(413, "too_big", format!("the body is over {}", plural(limits.body_bytes_max, "byte")))
     }
 
     /// 431: the head is over a limit.
