@@ -21,8 +21,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// The flags of the backplane.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackplaneFlags {
-    /// Redis or Valkey server whose stream is the log of several nodes: redis://HOST:PORT/DB or unix:/PATH [default:
-    /// none].
+    /// Redis or Valkey server whose stream is the log of several nodes: redis://HOST:PORT/DB, rediss:// (TLS) or
+    /// unix:/PATH [default: none].
     #[arg(long, env = "OYEZ_BACKPLANE", value_name = "URL", value_parser = address)]
     backplane: Option<(BackplaneAddress, u32)>,
 
@@ -37,6 +37,10 @@ pub(super) struct BackplaneFlags {
     /// File with the password for AUTH at the backplane [default: none].
     #[arg(long, env = "OYEZ_BACKPLANE_PASSWORD_FILE", value_name = "FILE")]
     backplane_password_file: Option<PathBuf>,
+
+    /// PEM file with the authorities that are trusted for rediss:// [default: those of browsers].
+    #[arg(long, env = "OYEZ_BACKPLANE_TLS_CA", value_name = "FILE")]
+    backplane_tls_ca: Option<PathBuf>,
 
     /// Maximum age of the log's entries, in seconds; at least 60, and that of histories and idempotency keys [default:
     /// the largest of these].
@@ -83,13 +87,16 @@ impl BackplaneFlags {
             let why = "--backplane-user needs a password: --backplane-password-file";
             return Err(Failure::Usage(why.into()));
         }
+        if self.backplane_tls_ca.is_some() && !matches!(address, BackplaneAddress::Tcp { tls: true, .. }) {
+            return Err(Failure::Usage("--backplane-tls-ca needs --backplane rediss://HOST:PORT/DB".into()));
+        }
         Ok(Some(BackplaneConfig {
             address,
             database,
             name: self.backplane_name.clone(),
             user: self.backplane_user.clone(),
             password,
-            tls_ca: None,
+            tls_ca: self.backplane_tls_ca.clone(),
             age_ms: u64::from(age_seconds) * 1_000,
             bytes_max: self.backplane_bytes_max as u64,
             pending_bytes_max: self.backplane_pending_bytes_max,
@@ -107,7 +114,7 @@ fn name(text: &str) -> Result<String, String> {
     Err(format!("not 1 to {NAME_BYTES_MAX} characters of A-Z a-z 0-9 _ . -"))
 }
 
-/// `redis://host`, `redis://host:port/db`, `unix:/path`.
+/// `redis://host`, `redis://host:port/db`, `rediss://host:port/db`, `unix:/path`.
 fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = path.strip_prefix("//").unwrap_or(path);
@@ -116,8 +123,13 @@ fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
             false => Err("write unix:/PATH, with an absolute path".into()),
         };
     }
-    let bad = || "write redis://HOST:PORT/DB or unix:/PATH".to_owned();
-    let rest = text.strip_prefix("redis://").ok_or_else(bad)?;
+    let bad = || "write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:/PATH".to_owned();
+    let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+    let tls = match scheme {
+        "redis" => false,
+        "rediss" => true,
+        _ => return Err(bad()),
+    };
     if rest.contains('@') {
         return Err("a password in an address ends up in process lists and logs: use --backplane-user and \
                     --backplane-password-file"
@@ -137,7 +149,7 @@ fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
     if host.is_empty() || port == 0 {
         return Err(bad());
     }
-    Ok((BackplaneAddress::Tcp { host: host.to_owned(), port, tls: false }, database))
+    Ok((BackplaneAddress::Tcp { host: host.to_owned(), port, tls }, database))
 }
 
 #[cfg(test)]
@@ -152,13 +164,26 @@ mod tests {
             ("redis://10.0.0.1:7000/3", tcp("10.0.0.1", 7000), 3),
             ("redis://[::1]", tcp("::1", 6379), 0),
             ("redis://[::1]:7000/", tcp("::1", 7000), 0),
+            (
+                "rediss://redis.example.com:6380/1",
+                BackplaneAddress::Tcp { host: "redis.example.com".to_owned(), port: 6380, tls: true },
+                1,
+            ),
             ("unix:/run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
             ("unix:///run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
         ] {
             assert_eq!(address(text), Ok((expected, database)), "{text}");
         }
-        for text in ["", "redis://", "localhost:6379", "redis://h:x", "redis://h:0", "redis://h/x", "unix:x"]
-        {
+        for text in [
+            "",
+            "redis://",
+            "localhost:6379",
+            "redis://h:x",
+            "redis://h:0",
+            "redis://h/x",
+            "unix:x",
+            "http://h",
+        ] {
             assert!(address(text).is_err(), "{text}");
         }
         assert!(address("redis://user:secret@host").unwrap_err().contains("--backplane-password-file"));

@@ -70,6 +70,7 @@ const SERVE: [(&str, &[&str]); 10] = [
             "backplane-name",
             "backplane-user",
             "backplane-password-file",
+            "backplane-tls-ca",
             "backplane-age-seconds",
             "backplane-bytes-max",
             "backplane-pending-bytes-max",

@@ -33,12 +33,37 @@ impl ByteStream {
     /// # Errors
     /// The TLS session cannot be started.
     pub fn new(stream: TcpStream, tls: Option<&TlsConnector>) -> io::Result<ByteStream> {
+        // mio's type accepts a blocking socket as long as it is not registered.
+        ByteStream::over(mio::net::TcpStream::from_std(stream), tls)
+    }
+
+    /// A stream over a connected socket of a loop, which may be registered.
+    ///
+    /// # Errors
+    /// The TLS session cannot be started.
+    pub fn over(stream: mio::net::TcpStream, tls: Option<&TlsConnector>) -> io::Result<ByteStream> {
         let session =
             tls.map(TlsConnector::session).transpose().map_err(|error| permanent(&error.to_string()))?;
         let buffer = vec![0; if session.is_some() { BUFFER_BYTES } else { 0 }];
-        // mio's type accepts a blocking socket as long as it is not registered.
-        let transport = ClientTransport::new(mio::net::TcpStream::from_std(stream), session);
+        let transport = ClientTransport::new(stream, session);
         Ok(ByteStream { transport, buffer, unread: 0..0 })
+    }
+
+    /// Continues the TLS handshake. Returns true if it is complete, false if the socket has to be waited for.
+    ///
+    /// # Errors
+    /// The connection or the handshake failed.
+    pub fn handshake(&mut self) -> io::Result<bool> {
+        while self.transport.is_handshaking() {
+            self.write_pending()?;
+            match ByteStream::read_from(&mut self.transport, &mut self.buffer) {
+                // The first bytes of the server may follow its last record of the handshake.
+                Ok(range) => self.unread = range,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// Makes later reads and writes return WouldBlock instead of waiting.

@@ -26,6 +26,8 @@ pub enum Trust {
     Public,
     /// Those of the public authorities, and of the authorities in this PEM file.
     PublicAnd(PathBuf),
+    /// Those of the authorities in this PEM file.
+    Only(PathBuf),
     /// Any certificate.
     Any,
 }
@@ -55,8 +57,20 @@ impl TlsConnector {
     /// # Errors
     /// The host is neither a DNS name nor an IP address, or the certificate file cannot be used.
     pub fn new(host: &str, trust: &Trust) -> Result<TlsConnector, String> {
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| format!("{host:?} is not a name that a certificate can have"))?;
+        // RFC 6455 upgrades HTTP/1.1; without ALPN a server may choose HTTP/2.
+        TlsConnector::with_protocols(host, trust, vec![b"http/1.1".to_vec()])
+    }
+
+    /// A configuration for a server that speaks one of these protocols (ALPN, RFC 7301); for an empty list, none is sent.
+    ///
+    /// # Errors
+    /// As for [`TlsConnector::new`].
+    pub fn with_protocols(
+        host: &str,
+        trust: &Trust,
+        protocols: Vec<Vec<u8>>,
+    ) -> Result<TlsConnector, String> {
+        let name = server_name(host)?;
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -67,15 +81,28 @@ impl TlsConnector {
                 .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
                 .with_no_client_auth(),
             Trust::Public => builder.with_root_certificates(public_roots()).with_no_client_auth(),
-            Trust::PublicAnd(path) => builder.with_root_certificates(roots_and(path)?).with_no_client_auth(),
+            Trust::PublicAnd(path) => {
+                let roots = with_file(public_roots(), path).map_err(|why| format!("--tls-ca {why}"))?;
+                builder.with_root_certificates(roots).with_no_client_auth()
+            }
+            Trust::Only(path) => {
+                builder.with_root_certificates(with_file(RootCertStore::empty(), path)?).with_no_client_auth()
+            }
         };
-        // RFC 6455 upgrades HTTP/1.1; without ALPN a server may choose HTTP/2.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols;
         let certificates = match trust {
             Trust::Any => Certificates::NotChecked,
-            Trust::Public | Trust::PublicAnd(_) => Certificates::Checked,
+            Trust::Public | Trust::PublicAnd(_) | Trust::Only(_) => Certificates::Checked,
         };
         Ok(TlsConnector { config: Arc::new(config), name, certificates })
+    }
+
+    /// The same configuration for another host.
+    ///
+    /// # Errors
+    /// The host is neither a DNS name nor an IP address.
+    pub fn for_host(&self, host: &str) -> Result<TlsConnector, String> {
+        Ok(TlsConnector { name: server_name(host)?, ..self.clone() })
     }
 
     /// The client's side of one connection.
@@ -94,9 +121,14 @@ fn public_roots() -> RootCertStore {
     RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
-fn roots_and(path: &Path) -> Result<RootCertStore, String> {
-    let failed = |why: String| format!("--tls-ca {}: {why}", path.display());
-    let mut roots = public_roots();
+fn server_name(host: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(host.to_owned())
+        .map_err(|_| format!("{host:?} is not a name that a certificate can have"))
+}
+
+/// Adds the certificates of a PEM file.
+fn with_file(mut roots: RootCertStore, path: &Path) -> Result<RootCertStore, String> {
+    let failed = |why: String| format!("{}: {why}", path.display());
     let before = roots.len();
     let file = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
     if let Some(form) = UnsupportedFormat::of(&file) {
@@ -159,6 +191,8 @@ mod tests {
             assert!(TlsConnector::new(host, &Trust::Any).is_ok(), "{host}");
         }
         assert!(TlsConnector::new("a b", &Trust::Public).is_err());
-        assert!(TlsConnector::new("a", &Trust::PublicAnd("/nowhere/at/all".into())).is_err());
+        for trust in [Trust::PublicAnd("/nowhere/at/all".into()), Trust::Only("/nowhere/at/all".into())] {
+            assert!(TlsConnector::new("a", &trust).unwrap_err().contains("/nowhere/at/all: "));
+        }
     }
 }

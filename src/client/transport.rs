@@ -86,6 +86,14 @@ impl ClientTransport {
         }
     }
 
+    /// Returns true until the TLS handshake is complete.
+    pub fn is_handshaking(&self) -> bool {
+        match self {
+            ClientTransport::Plain(_) => false,
+            ClientTransport::Tls(tls) => tls.session.is_handshaking(),
+        }
+    }
+
     /// Returns true if TLS has records to send and the socket is not known to be full.
     pub fn wants_write(&self) -> bool {
         match self {

@@ -262,6 +262,7 @@ fn invalid_value_is_one_line_and_status_2() {
         ("--removed-channels-bytes-max", "0"),
         ("--backplane", "localhost:6379"),
         ("--backplane", "redis://user:secret@localhost"),
+        ("--backplane", "rediss://user:secret@localhost"),
         ("--backplane-name", "a b"),
         ("--backplane-age-seconds", "0"),
         ("--backplane-bytes-max", "0"),
@@ -305,6 +306,7 @@ fn contradicting_flags_are_refused_at_start() {
         "60",
     );
     check(&[backplane, "--backplane-user=oyez"], "--backplane-password-file");
+    check(&[backplane, "--backplane-tls-ca=ca.pem"], "--backplane rediss://");
     check(&[backplane, "--backplane-password-file=/nonexistent"], "--backplane-password-file /nonexistent");
 }
 

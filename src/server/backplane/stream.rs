@@ -1,19 +1,22 @@
-//! A connection to the Redis server, over TCP or a Unix socket.
+//! A connection to the Redis server, over TCP, TLS or a Unix socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::SockRef;
+
+use crate::client::byte_stream::ByteStream;
+use crate::client::tls::TlsConnector;
 
 /// A connection.
 #[derive(Debug)]
 pub(super) enum LogStream {
     Tcp(TcpStream),
+    Tls(ByteStream),
     Unix(UnixStream),
 }
 
@@ -34,6 +37,33 @@ impl LogStream {
         UnixStream::connect(path).map(LogStream::Unix)
     }
 
+    /// Begins TLS on an established connection. A Unix socket is never encrypted.
+    pub(super) fn encrypt(self, tls: &TlsConnector) -> io::Result<LogStream> {
+        Ok(match self {
+            LogStream::Tcp(stream) => LogStream::Tls(ByteStream::over(stream, Some(tls))?),
+            LogStream::Tls(_) | LogStream::Unix(_) => self,
+        })
+    }
+
+    /// Continues the TLS handshake. Returns true if it is complete.
+    pub(super) fn handshake(&mut self) -> io::Result<bool> {
+        match self {
+            LogStream::Tcp(_) | LogStream::Unix(_) => Ok(true),
+            LogStream::Tls(stream) => stream.handshake(),
+        }
+    }
+
+    /// Registers the socket for all events.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match self {
+            LogStream::Tcp(stream) => registry.register(stream, token, interest),
+            // It was registered when its connect was begun.
+            LogStream::Tls(_) => Ok(()),
+            LogStream::Unix(stream) => registry.register(stream, token, interest),
+        }
+    }
+
     /// Returns true if the connection is established, false if it is not yet.
     pub(super) fn is_connected(&self) -> io::Result<bool> {
         let LogStream::Tcp(stream) = self else { return Ok(true) };
@@ -52,6 +82,7 @@ impl Read for LogStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             LogStream::Tcp(stream) => stream.read(buffer),
+            LogStream::Tls(stream) => stream.read(buffer),
             LogStream::Unix(stream) => stream.read(buffer),
         }
     }
@@ -61,34 +92,15 @@ impl Write for LogStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             LogStream::Tcp(stream) => stream.write(bytes),
+            LogStream::Tls(stream) => stream.write(bytes),
             LogStream::Unix(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Source for LogStream {
-    fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         match self {
-            LogStream::Tcp(stream) => stream.register(registry, token, interest),
-            LogStream::Unix(stream) => stream.register(registry, token, interest),
-        }
-    }
-
-    fn reregister(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        match self {
-            LogStream::Tcp(stream) => stream.reregister(registry, token, interest),
-            LogStream::Unix(stream) => stream.reregister(registry, token, interest),
-        }
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        match self {
-            LogStream::Tcp(stream) => stream.deregister(registry),
-            LogStream::Unix(stream) => stream.deregister(registry),
+            LogStream::Tcp(_) | LogStream::Unix(_) => Ok(()),
+            LogStream::Tls(stream) => stream.flush(),
         }
     }
 }

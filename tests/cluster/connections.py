@@ -1,0 +1,98 @@
+"""How nodes reach Redis: TLS, Sentinel, and replicas that are waited for."""
+
+import subprocess
+
+from cluster import QUICK
+from engine import free_port
+from sharing import refused
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+def authority(folder, name):
+    """A certificate authority: its certificate, and a function that issues certificates for a server."""
+    key, ca = folder / f"{name}.key", folder / f"{name}.pem"
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *new_key, "-days", 2, "-subj", f"/CN={name}", "-keyout", key, "-out", ca)
+
+    def issue(host, names):
+        files = {kind: folder / f"{host}.{kind}" for kind in ("key", "csr", "pem")}
+        openssl("req", *new_key, "-subj", f"/CN={host}", "-addext", f"subjectAltName={names}", "-keyout", files["key"], "-out", files["csr"])
+        openssl("x509", "-req", "-in", files["csr"], "-CA", ca, "-CAkey", key, "-days", 2, "-copy_extensions", "copy", "-out", files["pem"])
+        return files["pem"], files["key"]
+    return ca, issue
+
+
+def tls_options(ca, certificate, key):
+    port = free_port()
+    return port, ("--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key),
+                  "--tls-ca-cert-file", str(ca), "--tls-auth-clients", "no")
+
+
+async def tls_and_password(cluster):
+    """Redis over TLS, with a certificate of an authority of its own, a user and a database. The connections are killed, and
+    Redis is restarted. A wrong password is an error at start."""
+    ca, issue = authority(cluster.folder, "ca")
+    port, options = tls_options(ca, *issue("localhost", "DNS:localhost"))
+    redis = cluster.redis(*options, "--appendonly", "yes", "--user", "oyez", "on", ">secret", "~*", "&*", "+@all")
+    for name, text in ("right", "secret\n"), ("wrong", "else\n"):
+        (cluster.folder / name).write_text(text)
+        (cluster.folder / name).chmod(0o600)
+    url, flags = f"rediss://localhost:{port}/3", ("--backplane-user", "oyez", "--backplane-tls-ca", str(ca))
+    password = ("--backplane-password-file", str(cluster.folder / "right"))
+    one, two = await cluster.node(url, *flags, *password, *QUICK), await cluster.node(url, *flags, *password, *QUICK)
+    await cluster.subscribers()
+    for node in one, two:
+        cluster.publisher(node)
+        cluster.publisher(node, per_second=20, padding=50_000)
+    await cluster.progress()
+    killed = redis.command("CLIENT", "KILL", "USER", "oyez")
+    assert killed == 4, f"{killed} connections were killed"
+    await cluster.progress()
+    await refused(cluster, url, "AUTH.*--backplane-password-file", *flags, "--backplane-password-file", str(cluster.folder / "wrong"))
+    redis.kill()
+    await two.until_logged("connection lost")
+    redis.start()
+    await cluster.progress()
+    await cluster.settle()
+    cluster.expect_no_rejection()
+    cluster.expect_no_gap()
+
+
+async def tls_errors(cluster):
+    """A certificate of another authority, for another name, a port without TLS, and a port with TLS that the address does not
+    expect: the node logs the reason, serves no clients, and begins when the certificate has been replaced."""
+    ca, issue = authority(cluster.folder, "ca")
+    other_ca, _ = authority(cluster.folder, "other")
+    wrong, right = issue("elsewhere", "DNS:elsewhere.example"), issue("localhost", "DNS:localhost")
+    port, options = tls_options(ca, *wrong)
+    redis = cluster.redis(*options)
+
+    async def waits(url, pattern, *flags):
+        node = cluster.start(url, *flags)
+        await node.until_logged(pattern)
+        assert await node.status("/readyz") == 503 and await node.status("/v1/channels") == 503
+        return node
+    trusting = ("--backplane-tls-ca", str(ca))
+    nodes = [await waits(url, pattern, *flags) for url, pattern, flags in (
+        (f"rediss://localhost:{port}", "certificate for another host name", trusting),
+        (f"rediss://localhost:{port}", "certificate of an unknown issuer", ("--backplane-tls-ca", str(other_ca))),
+        (f"rediss://localhost:{port}", "certificate of an unknown issuer", ()),
+        (f"rediss://localhost:{redis.port}", "TLS handshake timeout|does not speak TLS", trusting),
+        (f"redis://localhost:{port}", "connection lost: ", ()),
+    )]
+    for node in nodes[1:]:
+        assert "backplane: connected" not in node.logged(), node.tail()
+        node.kill()
+    redis.command("CONFIG", "SET", "tls-cert-file", right[0], "tls-key-file", right[1])
+    await nodes[0].ready()
+    cluster.nodes[:] = nodes[:1]
+    await cluster.subscribers()
+    cluster.publisher(nodes[0])
+    await cluster.progress()
+    await cluster.settle()
+
+
+ALL = [tls_and_password, tls_errors]
