@@ -17,7 +17,7 @@ pub enum Reason {
     /// A socket error: a reset, a broken pipe, a TCP timeout.
     Reset,
     /// The request was rejected with an HTTP error, whose code is in the log.
-    Refused {
+    Rejected {
         /// The status of the response.
         status: u16,
     },
@@ -310,7 +310,7 @@ impl Reason {
             Reason::PeerClosed => 0,
             Reason::EndOfFile => 1,
             Reason::Reset => 2,
-            Reason::Refused { .. } => 3,
+            Reason::Rejected { .. } => 3,
             Reason::HandshakeTimeout => 4,
             Reason::Protocol => 5,
             Reason::NotUtf8 => 6,
@@ -348,7 +348,7 @@ impl Reason {
         "peer_closed",
         "end_of_file",
         "reset",
-        "refused",
+        "rejected",
         "handshake_timeout",
         "protocol",
         "not_utf8",
@@ -390,7 +390,7 @@ impl Reason {
     pub fn code(self) -> Option<u16> {
         match self {
             Reason::PeerClosed | Reason::EndOfFile | Reason::Reset | Reason::Cut => None,
-            Reason::Refused { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
+            Reason::Rejected { .. } | Reason::NoRoom | Reason::HandshakeTimeout => None,
             Reason::Served | Reason::Idle | Reason::BodyTimeout => None,
             // No WebSocket yet.
             Reason::TlsFailed { .. } => None,
@@ -450,7 +450,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())?;
         match self {
-            Reason::Refused { status } => write!(f, " status={status}"),
+            Reason::Rejected { status } => write!(f, " status={status}"),
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms }
             | Reason::RateLimited { retry_ms }
@@ -476,7 +476,7 @@ mod tests {
             (Reason::PeerClosed, None, "peer_closed"),
             (Reason::EndOfFile, None, "end_of_file"),
             (Reason::Reset, None, "reset"),
-            (Reason::Refused { status: 404 }, None, "refused status=404"),
+            (Reason::Rejected { status: 404 }, None, "rejected status=404"),
             (Reason::HandshakeTimeout, None, "handshake_timeout"),
             (Reason::Protocol, Some(1002), "protocol"),
             (Reason::NotUtf8, Some(1007), "not_utf8"),

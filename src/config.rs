@@ -478,7 +478,7 @@ impl Limits {
     /// # Errors
     /// The two that conflict, and how to fix them.
     pub fn check(&self) -> Result<(), ConflictingLimits> {
-        let refuse = |text: String| Err(ConflictingLimits(text));
+        let reject = |text: String| Err(ConflictingLimits(text));
         let (largest, flag) = if self.message_bytes_max >= self.body_bytes_max {
             (self.message_bytes_max, "--message-bytes-max")
         } else {
@@ -491,26 +491,26 @@ impl Limits {
             turn_bytes += turn_bytes.div_ceil(3);
         }
         if self.outbox_bytes_max < turn_bytes {
-            return refuse(format!(
+            return reject(format!(
                 "--outbox-bytes-max {} cannot hold what --read-bytes-per-turn {} and {flag} {largest} let one turn publish: raise the first to {turn_bytes} or lower the others",
                 self.outbox_bytes_max, self.read_bytes_per_turn
             ));
         }
         if self.read_bytes_per_turn < self.read_bytes_per_connection {
-            return refuse(format!(
+            return reject(format!(
                 "--read-bytes-per-turn {} is less than --read-bytes-per-connection {}: raise the first or lower the second",
                 self.read_bytes_per_turn, self.read_bytes_per_connection
             ));
         }
         let memory_bytes_min = self.outbox_bytes_max.max(largest) as u64 * Self::MEMORY_SHARES;
         if (1..memory_bytes_min).contains(&self.memory_bytes_max) {
-            return refuse(format!(
+            return reject(format!(
                 "--memory-max {} is too small for --outbox-bytes-max {} and {flag} {largest}: give the server at least {memory_bytes_min} bytes (twice that for its control group or machine), or lower the others",
                 self.memory_bytes_max, self.outbox_bytes_max,
             ));
         }
         if self.drain_ms < self.close_timeout_ms {
-            return refuse(format!(
+            return reject(format!(
                 "--drain-seconds {} is less than --close-timeout-ms {}: a close handshake would not fit in the drain",
                 self.drain_ms / 1_000,
                 self.close_timeout_ms

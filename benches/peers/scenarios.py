@@ -83,8 +83,8 @@ def faults(report):
     traffic = report.get("traffic", {})
     wrong = [f"{name.replace('_', ' ')} {traffic[name]}" for name in FAULTS if traffic.get(name)]
     connections = report["connections"]
-    if connections["refused"]:
-        wrong.append(f"refused {connections['refused']}")
+    if connections["failed"]:
+        wrong.append(f"failed {connections['failed']}")
     wrong += [f"closed {close['cause']} {close['count']}" for close in report["unexpected_closes"]]
     return wrong
 

@@ -66,14 +66,14 @@ impl SideBySide {
 impl CommonFlags {
     /// Checks that the flags do not contradict each other.
     fn check(&self, workload: Workload, traffic: Option<&Traffic>) -> Result<(), Failure> {
-        let refuse = |text: String| Err(Failure::Usage(text));
+        let reject = |text: String| Err(Failure::Usage(text));
         let is_secure = self.url.is_some() || self.server_args.contains("--tls-cert");
         if (self.tls || self.trust.is_given()) && !is_secure {
-            return refuse("--tls needs --url, or --tls-cert and --tls-key in --server-args".to_owned());
+            return reject("--tls needs --url, or --tls-cert and --tls-key in --server-args".to_owned());
         }
         let connections = self.connections;
         if self.channels > connections {
-            return refuse(format!("--channels {} need at least as many --connections", self.channels));
+            return reject(format!("--channels {} need at least as many --connections", self.channels));
         }
         let Some(traffic) = traffic else { return Ok(()) };
         let stalled = match workload {
@@ -81,16 +81,16 @@ impl CommonFlags {
             _ => 0,
         };
         if stalled >= connections {
-            return refuse(format!(
+            return reject(format!(
                 "--stalled {stalled} of --connections {connections} leaves no client that reads"
             ));
         }
         let publishers = traffic.publishers;
         if publishers > usize::from(u16::MAX) {
-            return refuse(format!("--publishers {publishers} is over {}", u16::MAX));
+            return reject(format!("--publishers {publishers} is over {}", u16::MAX));
         }
         if !traffic.publishers_apart && publishers > connections - stalled {
-            return refuse(format!(
+            return reject(format!(
                 "--publishers {publishers} needs as many clients, and --connections leaves only {}: raise it, or use --publishers-apart",
                 connections - stalled
             ));
@@ -241,7 +241,7 @@ impl CommonFlags {
 
 /// Why no connection was opened, if the user can do something about it.
 fn none_opened(report: &Report) -> String {
-    let causes = &report.connections.refused_by;
+    let causes = &report.connections.failures;
     let advised = causes.iter().find_map(|count| Some((&count.cause, TlsError::advice_about(&count.cause)?)));
     match advised {
         Some((cause, advice)) => format!("no connection was opened: {cause}: {advice}"),

@@ -114,7 +114,7 @@ export class ChannelView {
         else if (replayed) this.note(`${plural(replayed, 'message')} from history; live from here`);
       },
       onrestart: () => this.restart(),
-      onerror: (error) => this.note(`refused: ${clip(error.message, 100)}`),
+      onerror: (error) => this.note(`rejected: ${clip(error.message, 100)}`),
     });
   }
 

@@ -45,7 +45,7 @@ const sharedHub = new SharedHub({
     byId('gaps').textContent = `${count(totals.gaps)}${known}`;
     byId('gaps').classList.add('warn');
   },
-  refused(channel, error) {
+  rejected(channel, error) {
     notice(`The server rejected the subscription to ${channel}: ${clip(error.message, 200)}`);
   },
 });
@@ -99,10 +99,10 @@ function showState(next, detail) {
   }
   if (next === 'closed') {
     const why = [detail?.code, detail?.reason].filter(Boolean).join(' ');
-    const refused = detail?.code === 4001 || detail?.code === 4003;
-    if (refused) byId('access').open = true;
+    const rejected = detail?.code === 4001 || detail?.code === 4003;
+    if (rejected) byId('access').open = true;
     notice(
-      `The server ${refused ? 'refused' : 'closed'} the connection${why ? `: ${clip(why, 120)}` : ''}.${refused ? ' It may require another access token.' : ''}`,
+      `The server ${rejected ? 'rejected' : 'closed'} the connection${why ? `: ${clip(why, 120)}` : ''}.${rejected ? ' It may require another access token.' : ''}`,
     );
   }
 }
@@ -254,16 +254,16 @@ async function poll() {
   channelView.tick(info.status === 'fulfilled' ? info.value : null);
   if (listed && list.status === 'fulfilled' && Array.isArray(list.value?.channels))
     channelView.list(list.value.channels);
-  byId('server-state').textContent = metrics.status === 'fulfilled' ? '' : refusal('metrics', metrics.reason);
-  const refused = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
+  byId('server-state').textContent = metrics.status === 'fulfilled' ? '' : rejection('metrics', metrics.reason);
+  const rejected = [info, list].find(({ reason }) => reason?.status === 401 || reason?.status === 403);
   // A server that requires a token sends its hello anyway, and waits for the token.
-  if (refused && (state !== 'open' || token === '')) {
+  if (rejected && (state !== 'open' || token === '')) {
     byId('access').open = true;
-    notice(`The server requires an access token (${refused.reason.status}).`);
+    notice(`The server requires an access token (${rejected.reason.status}).`);
   }
 }
 
-function refusal(what, error) {
+function rejection(what, error) {
   if (error.status === 401 || error.status === 403)
     return `Permission denied for ${what} (${error.status}): a token with more rights is required.`;
   return error.status ? `The server returned ${error.status} for ${what}.` : 'The server is unreachable.';

@@ -373,7 +373,7 @@ export class Oyez extends EventTarget {
       case 'ack':
         return this.#settlePublish(said.ref, ({ resolve }) => resolve(said.id));
       case 'error':
-        return this.#refused(channel, said);
+        return this.#rejected(channel, said);
       // Anything else is a pong, or from a newer server.
     }
   }
@@ -465,7 +465,7 @@ export class Oyez extends EventTarget {
     notify({ handlers }, 'ongap', { channel: name, after, resume, missed, why });
   }
 
-  #refused(channel, { ref, code, message }) {
+  #rejected(channel, { ref, code, message }) {
     const error = new OyezError(code, message);
     if (ref !== undefined) {
       // The connection is about to close. The message was not published, and is sent again on the next one.

@@ -6,7 +6,7 @@
 // they will receive it from its beginning.
 
 export class SharedHub {
-  /** `watch` is notified about all channels: { cursor(id), gap(gap), replayed(n), refused(channel, error) }. */
+  /** `watch` is notified about all channels: { cursor(id), gap(gap), replayed(n), rejected(channel, error) }. */
   constructor(watch) {
     this.watch = watch;
     this.hub = null;
@@ -81,7 +81,7 @@ export class SharedHub {
           replayed = null;
         },
         onerror: (error) => {
-          this.watch.refused(channel, error);
+          this.watch.rejected(channel, error);
           notify('onerror', error);
         },
       },

@@ -78,7 +78,7 @@ const FIGURES: [Figure; 34] = [
     time("last_p99", |report| Some(last(report)?.p99)),
     time("last_max", |report| Some(last(report)?.max)),
     count("open", |report| Some(report.connections.opened as f64)),
-    count("refused", |report| Some(refused(report))),
+    count("failed", |report| Some(failed(report))),
     count("closes", |report| Some(report.closes() as f64)),
     count("handshakes_per_second", |report| Some(report.connections.handshakes_per_second)),
     time("handshake_p99", |report| Some(report.connections.handshake_us.p99)),
@@ -110,9 +110,9 @@ fn last(report: &Report) -> Option<Quantiles> {
     report.traffic.as_ref().map(|traffic| traffic.last_subscriber_us).filter(|latency| latency.count > 0)
 }
 
-fn refused(report: &Report) -> f64 {
-    let short_lived = report.churn.as_ref().map_or(0, |churn| churn.refused);
-    (report.connections.refused + short_lived) as f64
+fn failed(report: &Report) -> f64 {
+    let short_lived = report.churn.as_ref().map_or(0, |churn| churn.failed);
+    (report.connections.failed + short_lived) as f64
 }
 
 impl Assertion {

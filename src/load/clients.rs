@@ -118,7 +118,7 @@ impl Clients {
         let session = match self.target.tls.as_ref().map(TlsConnector::session).transpose() {
             Ok(session) => session,
             Err(failure) => {
-                *self.stats.refused.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
+                *self.stats.failed.entry((Phase::Connect, Cause::Tls(failure))).or_default() += 1;
                 return false;
             }
         };
@@ -131,7 +131,7 @@ impl Clients {
         let (stream, id) = match begun {
             Ok(begun) => begun,
             Err(error) => {
-                *self.stats.refused.entry((Phase::Connect, Cause::from(&error))).or_default() += 1;
+                *self.stats.failed.entry((Phase::Connect, Cause::from(&error))).or_default() += 1;
                 return false;
             }
         };
@@ -300,7 +300,7 @@ impl Clients {
             let ClientState::Ended(end) = client.state else { continue };
             if let ClientEnd::Lost(phase @ (Phase::Connect | Phase::Handshake), cause) = end {
                 self.pending -= 1;
-                *self.stats.refused.entry((phase, cause)).or_default() += 1;
+                *self.stats.failed.entry((phase, cause)).or_default() += 1;
                 continue;
             }
             self.open -= 1;

@@ -1,4 +1,4 @@
-//! Statistics of connections: attempted, opened, refused and lost, by phase and cause.
+//! Statistics of connections: attempted, opened, failed and lost, by phase and cause.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ pub struct ConnectionStats {
     /// Connections that negotiated permessage-deflate.
     pub deflate_negotiated: u64,
     /// Connections that never opened.
-    pub refused: Causes,
+    pub failed: Causes,
     /// Open connections that ended unexpectedly.
     pub lost: Causes,
     /// Stalled connections that ended.
@@ -57,7 +57,7 @@ impl ConnectionStats {
             attempted: 0,
             opened: 0,
             deflate_negotiated: 0,
-            refused: Causes::new(),
+            failed: Causes::new(),
             lost: Causes::new(),
             stalled: Causes::new(),
             handshakes: histogram(),
@@ -65,8 +65,8 @@ impl ConnectionStats {
     }
 
     /// Number of connections that never opened.
-    pub fn refused(&self) -> u64 {
-        self.refused.values().sum()
+    pub fn failed(&self) -> u64 {
+        self.failed.values().sum()
     }
 }
 

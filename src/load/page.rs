@@ -72,7 +72,7 @@ const ROWS: [Row; 25] = [
     ("Connections open, of attempted", |report| {
         Some(format!("{} of {}", report.connections.opened, report.connections.attempted))
     }),
-    ("Refused", |report| Some(list(&report.connections.refused_by))),
+    ("Failed", |report| Some(list(&report.connections.failures))),
     ("Unexpected closes", |report| Some(list(&report.unexpected_closes))),
     ("Handshakes a second", |report| Some(format!("{:.0}", report.connections.handshakes_per_second))),
     ("Reconnected after a storm: 95 %, all", |report| {

@@ -12,7 +12,7 @@ use super::recipient::Role;
 /// responses to be read in between.
 const BUDGET: usize = 64;
 
-/// Delay before a refused client tries again.
+/// Delay before a client that failed to connect tries again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// A storm in progress.

@@ -97,8 +97,8 @@ pub struct ConnectionsReport {
     #[serde(default)]
     pub deflate_negotiated: u64,
     /// Number of connections that never opened.
-    pub refused: u64,
-    pub refused_by: Vec<CauseCount>,
+    pub failed: u64,
+    pub failures: Vec<CauseCount>,
     pub seconds: f64,
     pub handshakes_per_second: f64,
     /// Processor time of the server per handshake; only in the ramp, since short-lived clients connect during a
@@ -185,7 +185,7 @@ pub struct StormReport {
     pub seconds_to_95_percent: Option<f64>,
     pub seconds_to_100_percent: Option<f64>,
     pub attempts: u64,
-    pub refused_by: Vec<CauseCount>,
+    pub failures: Vec<CauseCount>,
     pub handshake_us: Quantiles,
 }
 

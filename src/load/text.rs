@@ -88,16 +88,16 @@ pub fn setup(report: &Report) -> String {
 }
 
 fn connections(f: &mut fmt::Formatter<'_>, name: &str, connections: &ConnectionsReport) -> fmt::Result {
-    let ConnectionsReport { attempted, opened, refused, seconds, handshakes_per_second, .. } = connections;
+    let ConnectionsReport { attempted, opened, failed, seconds, handshakes_per_second, .. } = connections;
     let mut text = format!(
-        "attempted {attempted}, open {opened}, refused {refused}; {handshakes_per_second:.0} handshakes/s over {seconds:.2} s"
+        "attempted {attempted}, open {opened}, failed {failed}; {handshakes_per_second:.0} handshakes/s over {seconds:.2} s"
     );
     if let Some(micros) = connections.server_us_per_handshake {
         let _ = write!(text, "; {micros:.1} us of the server each");
     }
     line(f, name, &text)?;
-    if refused > &0 {
-        line(f, "refused", &list(&connections.refused_by))?;
+    if failed > &0 {
+        line(f, "failed", &list(&connections.failures))?;
     }
     line(f, "handshake", &quantiles(&connections.handshake_us))
 }
@@ -115,8 +115,8 @@ fn storm(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
         plural(storm.attempts, "attempt"),
     );
     line(f, "storm", &text)?;
-    if !storm.refused_by.is_empty() {
-        line(f, "refused", &list(&storm.refused_by))?;
+    if !storm.failures.is_empty() {
+        line(f, "failed", &list(&storm.failures))?;
     }
     line(f, "handshake", &quantiles(&storm.handshake_us))
 }

@@ -37,12 +37,12 @@ pub fn invalid(report: &Report) -> Vec<String> {
             percent(own.waited_share)
         ));
     }
-    let short_lived = report.churn.iter().flat_map(|churn| &churn.refused_by);
-    let storm = report.storm.iter().flat_map(|storm| &storm.refused_by);
-    let refused: Vec<&CauseCount> =
-        report.connections.refused_by.iter().chain(short_lived).chain(storm).collect();
+    let short_lived = report.churn.iter().flat_map(|churn| &churn.failures);
+    let storm = report.storm.iter().flat_map(|storm| &storm.failures);
+    let failed: Vec<&CauseCount> =
+        report.connections.failures.iter().chain(short_lived).chain(storm).collect();
     for cause in OWN_CAUSES {
-        let count: u64 = refused.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
+        let count: u64 = failed.iter().filter(|count| count.cause == cause).map(|count| count.count).sum();
         if count > 0 {
             why.push(format!(
                 "{} failed on this machine and not at the server, with {cause}{}",
@@ -101,16 +101,16 @@ mod tests {
         assert_eq!(invalid(&late).len(), 0, "a closed loop has no intended times");
         late.setup.rate_per_second = Some(10.0);
         assert_eq!(invalid(&late).len(), 1);
-        let refused = |cause: &str| {
+        let failed = |cause: &str| {
             let mut report = idle.clone();
             let count = CauseCount { phase: "connect".to_owned(), cause: cause.to_owned(), count: 7 };
-            report.connections.refused_by.push(count);
+            report.connections.failures.push(count);
             invalid(&report)
         };
         for cause in OWN_CAUSES {
-            let why = refused(cause).join("");
+            let why = failed(cause).join("");
             assert!(why.starts_with("7 connections failed on this machine") && why.contains(cause), "{why}");
         }
-        assert_eq!(refused("ECONNREFUSED").len(), 0, "the server refused them");
+        assert_eq!(failed("ECONNREFUSED").len(), 0, "the server rejected them");
     }
 }

@@ -27,14 +27,14 @@ const PING_SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 /// A step that is taken when the process comes close to its memory budget, in the order in which they begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryStep {
-    /// New request bodies, unfinished messages, pages and listings are refused.
-    RefuseLarge,
+    /// New request bodies, unfinished messages, pages and listings are rejected.
+    RejectLarge,
     /// The connections that hold most are closed.
     CloseLargest,
     /// The oldest messages of the largest histories are evicted.
     EvictHistory,
-    /// New connections are refused.
-    RefuseConnections,
+    /// New connections are rejected.
+    RejectConnections,
 }
 
 impl MemoryStep {
@@ -43,19 +43,19 @@ impl MemoryStep {
 
     /// All of them, in order.
     pub const ALL: [MemoryStep; MemoryStep::COUNT] = [
-        MemoryStep::RefuseLarge,
+        MemoryStep::RejectLarge,
         MemoryStep::CloseLargest,
         MemoryStep::EvictHistory,
-        MemoryStep::RefuseConnections,
+        MemoryStep::RejectConnections,
     ];
 
     /// One word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            MemoryStep::RefuseLarge => "refuse_large",
+            MemoryStep::RejectLarge => "reject_large",
             MemoryStep::CloseLargest => "close_largest",
             MemoryStep::EvictHistory => "evict_history",
-            MemoryStep::RefuseConnections => "refuse_connections",
+            MemoryStep::RejectConnections => "reject_connections",
         }
     }
 }

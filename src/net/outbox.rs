@@ -2,11 +2,11 @@
 //!
 //! It is usually empty, for short times it holds one shared batch, and only for a peer that does not keep up a queue.
 //! So the outbox is a state of 16 bytes in the slot: [`Outbox::Empty`] and [`Outbox::Fresh`] own no heap memory, and
-//! the queue is allocated when the socket first refuses bytes.
+//! the queue is allocated when the socket first blocks.
 //!
 //! **A slow consumer** is one for which either of two limits is exceeded:
 //!
-//! - *time*: the socket has refused bytes, and the peer has made no progress for `--slow-timeout-ms`, or has read less
+//! - *time*: the socket has blocked, and the peer has made no progress for `--slow-timeout-ms`, or has read less
 //!   than `--slow-bytes-per-second` for so long that it lags by that time ([`SlowConsumerLimits`],
 //!   [`Outbox::stalls_at`]). The sweep of deadlines checks it.
 //! - *memory*: further frames would take the queue over `--outbox-bytes-max` ([`Outbox::enqueue`] returns
@@ -86,7 +86,7 @@ enum Throttle {
 /// The result of the last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SocketState {
-    /// The socket has not refused bytes yet.
+    /// The socket has not blocked yet.
     Writable,
     /// The write was short, and an event announces when the socket is writable. The peer is on pace until `since`
     /// ([`SlowConsumerLimits::credit`]).
@@ -298,7 +298,7 @@ impl Outbox {
     }
 
     /// Returns the bytes that would be freed if this outbox were emptied: of a piece that other outboxes share, an
-    /// equal part. 0 as long as the socket has not refused a write, since the queue is then written with the next
+    /// equal part. 0 as long as the socket has not blocked, since the queue is then written with the next
     /// flush.
     ///
     /// Of a long queue only the beginning is counted, and the rest estimated from it.
@@ -333,13 +333,13 @@ impl Outbox {
         }
     }
 
-    /// Returns true if the socket has refused bytes and no event has announced that it is writable again.
+    /// Returns true if the socket has blocked and no event has announced that it is writable again.
     pub fn is_blocked(&self) -> bool {
         matches!(self, Outbox::Backlog(backlog) if matches!(backlog.socket_state, SocketState::Blocked { .. }))
     }
 
-    /// The time at which the peer will have stalled unless it reads more, or `None` while the socket has refused
-    /// nothing.
+    /// The time at which the peer will have stalled unless it reads more, or `None` while the socket is not
+    /// blocked.
     pub fn stalls_at(&self, slow_limits: SlowConsumerLimits) -> Option<LoopTime> {
         match self {
             Outbox::Backlog(backlog) => {
@@ -369,7 +369,7 @@ impl Outbox {
         }
     }
 
-    /// Writes until the socket refuses or `FLUSH_BYTES` are written. Returns the number of bytes written.
+    /// Writes until the socket blocks or `FLUSH_BYTES` are written. Returns the number of bytes written.
     ///
     /// A short write has filled the socket, as has one that would block; in both cases an event announces when it is
     /// writable (epoll(7), questions 9 and 12).

@@ -126,7 +126,7 @@ impl<T: Transport> Engine<T> {
         slots.mark_dirty(id);
     }
 
-    /// Writes the outbox of every dirty slot, however many frames were queued: until its socket refuses, or the slot
+    /// Writes the outbox of every dirty slot, however many frames were queued: until its socket blocks, or the slot
     /// has had its share of the turn.
     pub fn flush(&mut self, now: LoopTime) {
         let mut last = None;

@@ -50,10 +50,10 @@ const HYSTERESIS_PERCENT: u64 = 5;
 /// percent up to the second step are reserved for them.
 fn begins_at_percent(step: MemoryStep) -> u64 {
     match step {
-        MemoryStep::RefuseLarge => 75,
+        MemoryStep::RejectLarge => 75,
         MemoryStep::CloseLargest => 85,
         MemoryStep::EvictHistory => 90,
-        MemoryStep::RefuseConnections => 95,
+        MemoryStep::RejectConnections => 95,
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
             (in_force(&budget), changes)
         };
         assert_eq!(steps_at(749), (0, vec![]));
-        assert_eq!(steps_at(750), (1, vec![(MemoryStep::RefuseLarge, StepChange::Began)]));
+        assert_eq!(steps_at(750), (1, vec![(MemoryStep::RejectLarge, StepChange::Began)]));
         assert_eq!(steps_at(850), (2, vec![(MemoryStep::CloseLargest, StepChange::Began)]));
         assert_eq!(steps_at(801), (2, vec![]), "not yet");
         assert_eq!(steps_at(800), (1, vec![(MemoryStep::CloseLargest, StepChange::Ended)]));
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(count, 4);
         assert_eq!(
             changes.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
-            [MemoryStep::CloseLargest, MemoryStep::EvictHistory, MemoryStep::RefuseConnections]
+            [MemoryStep::CloseLargest, MemoryStep::EvictHistory, MemoryStep::RejectConnections]
         );
         let (count, changes) = steps_at(10);
         assert!(count == 0 && changes.len() == 4 && changes.iter().all(|(_, how)| *how == StepChange::Ended));

@@ -433,7 +433,7 @@ impl<E: Acceptor> Server<E> {
         let Server { poll, listener, acceptor, engine, connections_max, .. } = self;
         acceptor.begin_turn(engine.shared.authenticator.http_date());
         let Some(listener) = listener else { return };
-        let lacks_memory = engine.shared.memory.is_in_force(MemoryStep::RefuseConnections);
+        let lacks_memory = engine.shared.memory.is_in_force(MemoryStep::RejectConnections);
         for _ in 0..engine.shared.limits.accepts_per_turn {
             let is_full = engine.served() >= *connections_max || lacks_memory;
             if is_full && engine.rejected() >= OVERLOAD_RESPONSES_MAX {

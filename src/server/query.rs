@@ -113,7 +113,7 @@ impl<T: Transport> Engine<T> {
                 Some(Rejection::Draining { retry_ms: self.shared.limits.drain_delay_ms })
             }
             Query::Channels { .. } | Query::History { .. }
-                if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) =>
+                if self.shared.memory.is_in_force(MemoryStep::RejectLarge) =>
             {
                 Some(Rejection::LowMemory)
             }

@@ -94,7 +94,7 @@ impl<T: Transport> Engine<T> {
             let share = ReadShare { cost, cost_max, is_in_steps: equal < read_bytes };
             let held_before = self.slots.get(id).map_or(0, |slot| slot.state.held_bytes());
             let cost = self.read_slot(id, share, now);
-            if self.shared.memory.is_in_force(MemoryStep::RefuseLarge) {
+            if self.shared.memory.is_in_force(MemoryStep::RejectLarge) {
                 self.close_unfinished(id, held_before, now);
             }
             budget = budget.saturating_sub(cost);

@@ -48,7 +48,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Retries the replays that wait for memory, if some has been freed since one was refused.
+    /// Retries the replays that wait for memory, if some has been freed since one had to wait.
     pub(super) fn wake_waiting(&mut self) {
         if self.slots.waiting_len() > 0 && self.hub.has_freed_replay_bytes() {
             self.slots.wake_waiting();

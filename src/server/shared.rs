@@ -79,7 +79,7 @@ impl Shared {
             now,
             ping_offset,
             log_mode: self.log_mode,
-            is_memory_short: self.memory.is_in_force(MemoryStep::RefuseLarge),
+            is_memory_short: self.memory.is_in_force(MemoryStep::RejectLarge),
             outbox,
             intents: &mut self.session_intents,
             cost: 0,

@@ -207,9 +207,9 @@ describe('event streams', { concurrency: 4 }, () => {
     // The server does not know that the stream is cut: its ticket is in use, and EventSource must not give up.
     const notice = front.cutClients();
     await send('three');
-    const refused = front.streams.length;
-    await until('a refusal', () => front.streams[refused]?.answer.includes('retry: '));
-    assert.match(front.streams[refused].answer, /^HTTP\/1\.1 200 [^]*\r\nretry: 3000\n\n\r\n0\r\n\r\n$/);
+    const rejected = front.streams.length;
+    await until('a rejection', () => front.streams[rejected]?.answer.includes('retry: '));
+    assert.match(front.streams[rejected].answer, /^HTTP\/1\.1 200 [^]*\r\nretry: 3000\n\n\r\n0\r\n\r\n$/);
     notice();
     await until('what it missed again', () => client.got.length === 3);
     assert.deepEqual(client.got, ['one', 'two', 'three']);
@@ -225,9 +225,9 @@ describe('event streams', { concurrency: 4 }, () => {
     await once(occupant, 'open');
     const front = await proxy(t, server.port);
     const client = listenInNode(t, front);
-    await until('a refusal', () => front.streams[0]?.answer.includes('retry: '));
+    await until('a rejection', () => front.streams[0]?.answer.includes('retry: '));
     occupant.terminate();
-    // Each refused attempt is a stream that was open for a moment; the last one has no end.
+    // Each rejected attempt is a stream that was open for a moment; the last one has no end.
     await until('a stream that stays', () => /\nid: /.test(front.streams.at(-1).answer));
     assert.equal(client.failed, false);
   });

@@ -476,7 +476,7 @@ describe('publishing', () => {
   check('messages are not sent again to a restarted server, which has no keys', async (hub) => {
     socket().hello({ run: 'one' });
     const sent = hub.publish('a', 1);
-    const refused = hub.publish('a', 2);
+    const rejected = hub.publish('a', 2);
     socket().say({ type: 'error', ref: 2, code: 'drain', message: 'going' });
     socket().fail(4200, 'drain retry_ms=1');
     const queued = hub.publish('a', 3);
@@ -485,15 +485,15 @@ describe('publishing', () => {
     await assert.rejects(sent, { code: 'unknown' });
     assert.deepEqual(socket().sent.map(({ data }) => data), [2, 3], 'what was not published goes to the next');
     for (const ref of [2, 3]) socket().say({ type: 'ack', ref, id: `1-${ref}` });
-    assert.deepEqual([await refused, await queued], ['1-2', '1-3']);
+    assert.deepEqual([await rejected, await queued], ['1-2', '1-3']);
   });
 
   check('a rejection has a code; one during a drain is retried', async (hub) => {
     socket().hello();
-    const refused = hub.publish('a', 1);
+    const rejected = hub.publish('a', 1);
     const drained = hub.publish('a', 2);
     socket().say({ type: 'error', ref: 1, code: 'forbidden', message: 'no' });
-    await assert.rejects(refused, { name: 'OyezError', code: 'forbidden', message: 'no' });
+    await assert.rejects(rejected, { name: 'OyezError', code: 'forbidden', message: 'no' });
     socket().say({ type: 'error', ref: 2, code: 'drain', message: 'going' });
     socket().fail(4200, 'drain retry_ms=1');
     mock.timers.tick(1);

@@ -83,7 +83,7 @@ test('rejections have a code', async (t) => {
   const codes = [];
   hub.subscribe('a', () => {});
   hub.subscribe('b', () => {}, { onerror: ({ code }) => codes.push(code) });
-  await until('the refusal', () => codes.length === 1);
+  await until('the rejection', () => codes.length === 1);
   assert.deepEqual(codes, ['too_many_channels']);
   let deep = 1;
   for (let i = 0; i < 65; i++) deep = [deep];

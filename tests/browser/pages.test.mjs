@@ -1,8 +1,8 @@
 // The console in a real browser, against a real server; each test starts its own.
 //
-//     OYEZ=path/to/oyez OYEZ_ARTEFACTS=folder node --test pages.test.mjs
+//     OYEZ=path/to/oyez BROWSER_ARTEFACTS=folder node --test pages.test.mjs
 //
-// Requires playwright-core (in node_modules, or through NODE_PATH) and Chromium. Screenshots go to OYEZ_ARTEFACTS.
+// Requires playwright-core (in node_modules, or through NODE_PATH) and Chromium. Screenshots go to BROWSER_ARTEFACTS.
 // Every page is watched while it is open: an error on its console, a violation of the content security policy, or a
 // request to another server fails its test.
 
@@ -18,7 +18,7 @@ import { DEADLINES, free_port, launch_chromium } from './support.mjs';
 
 const OYEZ = process.env.OYEZ ?? 'oyez';
 const ARTEFACTS =
-  process.env.OYEZ_ARTEFACTS ?? path.join(process.env.XDG_CACHE_HOME ?? tmpdir(), 'oyez-browser', 'artefacts');
+  process.env.BROWSER_ARTEFACTS ?? path.join(process.env.XDG_CACHE_HOME ?? tmpdir(), 'oyez-browser', 'artefacts');
 const CONSOLE = new URL('../../src/console/', import.meta.url);
 const PATIENCE_MS = 60_000;
 const WIDE = { width: 1280, height: 900 };
@@ -90,7 +90,7 @@ async function serve(t, { port, flags = [] } = {}) {
 async function visit(
   server,
   hash = '',
-  { viewport = WIDE, colorScheme = 'light', serverGoesAway = false, serverRefuses = false } = {},
+  { viewport = WIDE, colorScheme = 'light', serverGoesAway = false, serverRejects = false } = {},
 ) {
   const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
   const page = await context.newPage();
@@ -100,7 +100,7 @@ async function visit(
   const lost =
     /ERR_INTERNET_DISCONNECTED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE|WebSocket connection to/;
   const complain = (what) => {
-    if (serverRefuses && /status of 40[13]/.test(what)) return;
+    if (serverRejects && /status of 40[13]/.test(what)) return;
     if (!(serverGoesAway && lost.test(what))) complaints.push(what);
   };
   page.on('console', (message) => {
@@ -187,7 +187,7 @@ test('a message published on one page appears on the other', async (t) => {
   assert.equal(await one.inputValue('#payload'), '{"lot": ');
   await one.fill('#payload', 'null');
   await one.press('#payload', 'Enter');
-  await until('null is refused', async () => /null cannot be published/.test(await one.textContent('#publish-result')));
+  await until('null is rejected', async () => /null cannot be published/.test(await one.textContent('#publish-result')));
   assert.equal(await one.inputValue('#payload'), 'null', 'the text stays');
 });
 
@@ -650,7 +650,7 @@ test('a server with keys rejects the page until a token is entered', async (t) =
   const token = (rights) =>
     execFileSync(OYEZ, ['token', 'new', '--sub', 'alice', '--jwt-secret-file', file, ...rights]).toString().trim();
   const server = await serve(t, { flags: ['--jwt-secret-file', file] });
-  const page = await visit(server, '#room', { serverRefuses: true });
+  const page = await visit(server, '#room', { serverRejects: true });
   const show = async (text) => {
     await page.fill('#token', text);
     await page.press('#token', 'Enter');

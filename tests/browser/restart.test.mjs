@@ -1,7 +1,7 @@
 // A restart of the server, as its clients see it: SIGTERM, the end of the process, a new one on the same port and the
 // same history file, while a publisher goes on. Nothing may be lost, repeated or announced as a gap.
 //
-// OYEZ_RESTART_CLIENTS is the number of clients; times are printed and not checked.
+// RESTART_CLIENTS is the number of clients; times are printed and not checked.
 
 import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -11,7 +11,7 @@ import { test } from 'node:test';
 
 import { open, serve, sleep, until } from './support.mjs';
 
-const CLIENTS = Number(process.env.OYEZ_RESTART_CLIENTS ?? 200);
+const CLIENTS = Number(process.env.RESTART_CLIENTS ?? 200);
 const WAIT_MS = 120_000;
 
 test(`${CLIENTS} clients reconnect after a restart without a loss`, async (t) => {

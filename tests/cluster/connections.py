@@ -4,7 +4,7 @@ import subprocess
 
 from cluster import QUICK
 from engine import free_port
-from sharing import refused
+from sharing import rejected
 
 
 def openssl(*arguments):
@@ -51,7 +51,7 @@ async def tls_and_password(cluster):
     killed = redis.command("CLIENT", "KILL", "USER", "oyez")
     assert killed == 4, f"{killed} connections were killed"
     await cluster.progress()
-    await refused(cluster, url, "AUTH.*--backplane-password-file", *flags, "--backplane-password-file", str(cluster.folder / "wrong"))
+    await rejected(cluster, url, "AUTH.*--backplane-password-file", *flags, "--backplane-password-file", str(cluster.folder / "wrong"))
     redis.kill()
     await two.until_logged("connection lost")
     redis.start()

@@ -157,7 +157,7 @@ class Resp:
 class Proxy:
     """A TCP proxy between one node and Redis that fails on command.
 
-    `refuse`: closes connections at once. `hold`: forwards nothing, and loses nothing. `deaf`: forwards commands, and
+    `reject`: closes connections at once. `hold`: forwards nothing, and loses nothing. `deaf`: forwards commands, and
     discards replies on connections that have sent XREAD.
     """
 
@@ -196,7 +196,7 @@ class _Half(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
-        if self.proxy.mode == "refuse":
+        if self.proxy.mode == "reject":
             transport.abort()
             return
         self.proxy.pairs.add(self)

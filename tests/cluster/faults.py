@@ -149,7 +149,7 @@ async def partitioned_node(cluster):
     await cluster.subscribers()
     cut_off, other = cluster.publisher(one), cluster.publisher(two)
     await cluster.progress()
-    proxy.set("refuse")
+    proxy.set("reject")
     proxy.cut()
     await until(lambda: "backplane_down" in cut_off.codes, "a publish is rejected with backplane_down")
     assert await one.status("/readyz") == 200, "a node that was up stays ready"
@@ -160,7 +160,7 @@ async def partitioned_node(cluster):
     cluster.expect_no_gap()
     cut_off.is_paused = True
     await until(lambda: not cut_off.in_flight, "the publishes of the node have an outcome")
-    proxy.set("refuse")
+    proxy.set("reject")
     proxy.cut()
     other.padding, other.per_second = "." * 20_000, 400
     await cluster.progress(150)
@@ -241,7 +241,7 @@ async def random_faults(cluster):
 
     async def hold():
         proxy = cluster.random.choice(proxies)
-        proxy.set(cluster.random.choice(("hold", "deaf", "refuse")))
+        proxy.set(cluster.random.choice(("hold", "deaf", "reject")))
         await pause()
         proxy.set("pass")
 

@@ -201,7 +201,7 @@ async def start_without_redis(cluster):
     """A node that cannot reach Redis serves no clients, and begins when it can. Errors that do not pass end it at once."""
     redis = cluster.redis()
     proxy = await cluster.proxy(redis.port)
-    proxy.set("refuse")
+    proxy.set("reject")
     node = Node(cluster.oyez, cluster.folder, "waiting", proxy.url)
     cluster.nodes.append(node.start())
     await node.until_logged("listening|backplane")
@@ -220,9 +220,9 @@ async def start_without_redis(cluster):
         (cluster.folder / name).write_text(text)
         (cluster.folder / name).chmod(0o600)
     redis.command("HSET", "{oyez:newer}:state", "v", "2")
-    await refused(cluster, redis.url, "XREAD", "--backplane-user", "narrow", "--backplane-password-file", str(password))
-    await refused(cluster, redis.url, "AUTH", "--backplane-user", "narrow", "--backplane-password-file", str(cluster.folder / "wrong"))
-    await refused(cluster, redis.url, "OYEZVERSION|newer|version", "--backplane-name", "newer")
+    await rejected(cluster, redis.url, "XREAD", "--backplane-user", "narrow", "--backplane-password-file", str(password))
+    await rejected(cluster, redis.url, "AUTH", "--backplane-user", "narrow", "--backplane-password-file", str(cluster.folder / "wrong"))
+    await rejected(cluster, redis.url, "OYEZVERSION|newer|version", "--backplane-name", "newer")
 
 
 async def until_status(node, path, status):
@@ -232,9 +232,9 @@ async def until_status(node, path, status):
     await asyncio.wait_for(poll(), 60)
 
 
-async def refused(cluster, url, pattern, *flags):
+async def rejected(cluster, url, pattern, *flags):
     """A node that must exit with status 1 and an error that matches."""
-    node = Node(cluster.oyez, cluster.folder, f"refused{len(cluster.nodes)}", url, flags).start()
+    node = Node(cluster.oyez, cluster.folder, f"rejected{len(cluster.nodes)}", url, flags).start()
     cluster.nodes.append(node)
     await until(lambda: not node.is_running, lambda: f"{flags}: the node exits\n{node.tail()}")
     assert node.process.returncode == 1 and re.search(pattern, node.logged(), re.I), f"{flags}: {node.process.returncode}\n{node.tail()}"

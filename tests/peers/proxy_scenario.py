@@ -214,7 +214,7 @@ class Run:
                         pass
                 except InvalidStatus as error:
                     status = error.response.status_code
-                self.check("a connection over the limit of its address is refused with 429", status == 429, status)
+                self.check("a connection over the limit of its address is rejected with 429", status == 429, status)
                 async with self.web_socket("/ws/room", client=OTHER) as other:
                     await other.send("another")
                     got = await asyncio.wait_for(other.recv(), STEP_S)

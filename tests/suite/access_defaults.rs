@@ -22,7 +22,7 @@ fn loopback_server_without_keys_is_open_and_logs_that_once() {
 }
 
 #[test]
-fn public_address_without_key_or_anonymous_flag_is_refused_at_start() {
+fn public_address_without_key_or_anonymous_flag_is_rejected_at_start() {
     for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0"] {
         let mut child = oyez(&["serve", "--listen", address]).spawn().unwrap();
         let start = Instant::now();

@@ -93,7 +93,7 @@ fn sighup_log_names_only_reloaded_files() {
 }
 
 #[test]
-fn invalid_key_file_is_refused_at_start() {
+fn invalid_key_file_is_rejected_at_start() {
     let folder = Folder::new();
     let short = folder.file("short", "short");
     for flags in

@@ -26,7 +26,7 @@ fn v1(guarded: &AuthServer, path: &str, token: &str) -> Client {
 }
 
 #[test]
-fn raw_websocket_without_permission_is_refused() {
+fn raw_websocket_without_permission_is_rejected() {
     let guarded = AuthServer::start(&[]);
     let hears = token("alice", &["room.*"], &["other"]);
     let mut subscriber = guarded.upgraded("/ws/room.7", &bearer(&hears));
@@ -48,7 +48,7 @@ fn raw_websocket_without_permission_is_refused() {
 
 /// `oyez pub` sends its messages and its close frame together, and takes the echoed code 1000 as a receipt.
 #[test]
-fn raw_publisher_closing_after_refused_message_gets_the_reason() {
+fn raw_publisher_closing_after_rejected_message_gets_the_reason() {
     let guarded = AuthServer::start(&["--anonymous=subscribe=a"]);
     let close = frames::close(1000, "");
     let message = frames::masked(frames::TEXT, b"x");
@@ -107,7 +107,7 @@ fn v1_request_without_permission_gets_an_error() {
 }
 
 #[test]
-fn http_request_without_permission_is_refused() {
+fn http_request_without_permission_is_rejected() {
     let guarded = AuthServer::start(&[]);
     let server = &guarded.server;
     assert_eq!(ask(server, &post("/v1/publish/there", &bearer(&admin()), "x")).status, 200);

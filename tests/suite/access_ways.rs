@@ -189,9 +189,9 @@ fn ticket_is_accepted_once() {
     assert_eq!((full.status, full.code()), (503, "tickets_out".into()));
     assert!(full.field("Retry-After").unwrap().parse::<u32>().unwrap() <= 30);
     // A ticket represents a token, so a request without a token gets no ticket.
-    let refused = ask(post("/v1/tickets", "", ""));
+    let rejected = ask(post("/v1/tickets", "", ""));
     assert_eq!(
-        (refused.status, refused.field("Connection")),
+        (rejected.status, rejected.field("Connection")),
         (401, Some("close")),
         "each request creates a ticket"
     );

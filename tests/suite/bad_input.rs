@@ -83,7 +83,7 @@ fn bytes_after_invalid_request_are_not_parsed() {
 }
 
 #[test]
-fn endless_request_head_is_refused_at_the_limit() {
+fn endless_request_head_is_rejected_at_the_limit() {
     let server = Server::start(&["--head-bytes-max=1KiB"]);
     assert_eq!(status(&server, &[b'A'; 1_024]), 431);
     let mut client = Client::new(server.connect());

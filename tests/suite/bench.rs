@@ -68,7 +68,7 @@ fn closed_loop_delivers_every_message() {
     let run = bench(&["fanout", "--connections", "50", "--duration", "1", "--warmup", "0.1"]).succeeded();
     run.all_in_order();
     assert_eq!(run.number("/connections/opened"), 50.0);
-    assert_eq!(run.number("/connections/refused"), 0.0);
+    assert_eq!(run.number("/connections/failed"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
     let (sent, deliveries) = (run.number("/traffic/sent"), run.number("/traffic/deliveries"));
     assert!(sent >= 1.0 && (deliveries - sent * 50.0).abs() <= 100.0, "{sent} {deliveries}");
@@ -180,7 +180,7 @@ fn churn_run_connects_and_disconnects_clients() {
     .succeeded();
     run.all_in_order();
     assert!((1.0..=50.0).contains(&run.number("/churn/attempted")), "{}", run.stdout);
-    assert_eq!(run.number("/churn/refused"), 0.0);
+    assert_eq!(run.number("/churn/failed"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
 }
 
@@ -231,8 +231,8 @@ fn failed_assertion_sets_the_exit_status() {
         assert!(run.stderr.lines().last().unwrap_or_default().contains(says), "{}", run.stderr);
     };
     // A run on a busy machine is invalid, which would decide the status.
-    check("open=5,refused=0,closes=0,handshake_p99<5s,invalid>=0", 0, "");
-    check("open=5,invalid>=0,refused=7", 1, "refused=7 does not hold: it is 0");
+    check("open=5,failed=0,closes=0,handshake_p99<5s,invalid>=0", 0, "");
+    check("open=5,invalid>=0,failed=7", 1, "failed=7 does not hold: it is 0");
     check("invalid>=0,loss=0", 1, "this run has no such figure");
     check("p99<50", 2, "a time needs a unit");
     check("losses=0", 2, "not a figure");
@@ -244,9 +244,9 @@ fn closed_port_is_reported_and_fails() {
     let run = bench(&["idle", "--url", &format!("ws://127.0.0.1:{port}"), "--connections", "10"]);
     assert_eq!(run.code, 1);
     assert!(run.stderr.ends_with("oyez: no connection was opened\n"), "{}", run.stderr);
-    assert_eq!(run.number("/connections/refused"), 10.0);
-    let refused = &run.json["connections"]["refused_by"][0];
-    assert_eq!((&refused["phase"], &refused["cause"]), (&"connect".into(), &"ECONNREFUSED".into()));
+    assert_eq!(run.number("/connections/failed"), 10.0);
+    let failed = &run.json["connections"]["failures"][0];
+    assert_eq!((&failed["phase"], &failed["cause"]), (&"connect".into(), &"ECONNREFUSED".into()));
 }
 
 #[test]
@@ -257,11 +257,11 @@ fn response_of_another_server_is_reported_by_its_status() {
     let run =
         bench(&["idle", "--url", &url, "--pid", &pid, "--connections", "10", "--hold", "0.1"]).succeeded();
     assert_eq!(run.number("/connections/opened"), 4.0);
-    let refused = &run.json["connections"]["refused_by"][0];
-    assert_eq!((&refused["phase"], &refused["cause"]), (&"handshake".into(), &"HTTP 503".into()));
+    let failed = &run.json["connections"]["failures"][0];
+    assert_eq!((&failed["phase"], &failed["cause"]), (&"handshake".into(), &"HTTP 503".into()));
     let run = bench(&["idle", "--url", &format!("{}/nothing", server.url()), "--connections", "2"]);
     assert_eq!(run.code, 1);
-    assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "HTTP 404");
+    assert_eq!(run.json["connections"]["failures"][0]["cause"], "HTTP 404");
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn connections_use_source_addresses_in_rotation() {
     );
     let run = bench(&["idle", "--url", &url, "--connections", "6", "--source-ip", "192.0.2.1"]);
     assert_eq!((run.code, run.number("/connections/opened")), (1, 0.0), "{}", run.stderr);
-    assert_eq!(run.json["connections"]["refused_by"][0]["cause"], "EADDRNOTAVAIL");
+    assert_eq!(run.json["connections"]["failures"][0]["cause"], "EADDRNOTAVAIL");
     let why = run.json["invalid"].to_string();
     assert!(why.contains("6 connections failed on this machine") && run.stdout.contains("INVALID"), "{why}");
 }
@@ -581,7 +581,7 @@ fn run_without_deliveries_fails_with_one_sentence() {
 }
 
 #[test]
-fn unwritable_output_file_is_refused_before_the_run() {
+fn unwritable_output_file_is_rejected_before_the_run() {
     let folder = Folder::new();
     let kept = folder.join("kept.json");
     fs::write(&kept, "kept").unwrap();
@@ -596,7 +596,7 @@ fn unwritable_output_file_is_refused_before_the_run() {
             "{said}"
         );
     }
-    // A run that is refused for another reason leaves no empty file, and existing files unchanged.
+    // A run that is rejected for another reason leaves no empty file, and existing files unchanged.
     let mut command = oyez(&["bench", "idle", "--connections=9000000", "--report"]);
     let output = command.arg(&new).arg("--json").arg(&kept).output().unwrap();
     assert!(output.status.code() == Some(2) && !new.exists(), "{output:?}");
@@ -726,24 +726,24 @@ fn churn_and_storms_over_tls_lose_nothing() {
     let run = bench(&[&churn[..], &common].concat()).succeeded();
     run.all_in_order();
     assert!(run.number("/churn/opened") >= 1.0, "{}", run.stdout);
-    assert_eq!(run.number("/churn/refused"), 0.0);
+    assert_eq!(run.number("/churn/failed"), 0.0);
     assert_eq!(run.json["unexpected_closes"], Value::Array(Vec::new()));
     let run = bench(&[&["storm"], &common[..]].concat()).succeeded();
     assert_eq!(run.number("/storm/returned"), 40.0, "{}", run.stdout);
 }
 
 #[test]
-fn untrusted_certificate_without_insecure_flag_is_refused() {
+fn untrusted_certificate_without_insecure_flag_is_rejected() {
     let server = Server::start(&[]);
     let terminator = Terminator::start(server.address);
     let url = format!("wss://{}", terminator.address);
     let idle = ["idle", "--url", &url, "--connections", "5", "--hold", "0.1"];
     let run = bench(&idle);
     assert_eq!(run.code, 1, "{}", run.stdout);
-    assert_eq!(run.number("/connections/refused"), 5.0);
-    let refused = &run.json["connections"]["refused_by"][0];
-    assert_eq!(refused["phase"], "handshake");
-    assert_eq!(refused["cause"], "tls: certificate of an unknown issuer", "{}", run.stdout);
+    assert_eq!(run.number("/connections/failed"), 5.0);
+    let failed = &run.json["connections"]["failures"][0];
+    assert_eq!(failed["phase"], "handshake");
+    assert_eq!(failed["cause"], "tls: certificate of an unknown issuer", "{}", run.stdout);
     let advice = "no connection was opened: tls: certificate of an unknown issuer: trust its authority with --tls-ca FILE\n";
     assert!(run.stderr.ends_with(advice), "{}", run.stderr);
     let run = bench(&[&idle[..], &["--tls-insecure"]].concat()).succeeded();
@@ -754,6 +754,6 @@ fn untrusted_certificate_without_insecure_flag_is_refused() {
     // A server without TLS sends something other than TLS, and the error says so.
     let run = bench(&["idle", "--tls", "--url", &server.url(), "--connections", "2"]);
     assert_eq!(run.code, 1, "{}", run.stdout);
-    let cause = run.json["connections"]["refused_by"][0]["cause"].as_str().unwrap().to_owned();
+    let cause = run.json["connections"]["failures"][0]["cause"].as_str().unwrap().to_owned();
     assert!(cause.starts_with("tls: ") || cause == "end of file", "{cause}");
 }

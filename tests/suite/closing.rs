@@ -164,14 +164,14 @@ fn closing_connection_gets_no_data_after_its_close_frame() {
 }
 
 #[test]
-fn peer_that_closes_after_a_refused_frame_gets_one_close_frame() {
+fn peer_that_closes_after_a_rejected_frame_gets_one_close_frame() {
     let mut rig = Rig::new(Limits { channels_max: 1, ..Limits::default() });
     let _member = rig.join("/ws/a");
-    let refused = rig.connect(Behavior::Cooperative);
-    rig.send(refused, &[frames::upgrade("/ws/b").as_bytes(), &frames::close(1000, "")].concat());
+    let rejected = rig.connect(Behavior::Cooperative);
+    rig.send(rejected, &[frames::upgrade("/ws/b").as_bytes(), &frames::close(1000, "")].concat());
     rig.run_until_idle();
-    rig.skip_head(refused);
-    let got = rig.frames(refused);
+    rig.skip_head(rejected);
+    let got = rig.frames(rejected);
     assert_eq!((got.len(), got[0].close_code().0), (1, 4100), "RFC 6455 5.5.1: {got:?}");
 }
 

@@ -196,7 +196,7 @@ fn sub_of_several_channels_prints_all() {
 }
 
 #[test]
-fn invalid_line_is_refused_with_its_number_after_earlier_ones_were_published() {
+fn invalid_line_is_rejected_with_its_number_after_earlier_ones_were_published() {
     let server = Server::start(&[]);
     let mut member = server.join("/ws/x");
     let output = publish(&server, &["x"], b"good\n\xff\nafter\n");
@@ -584,7 +584,7 @@ fn token_file_authenticates_pub_and_sub() {
     let server = &guarded.server;
     let flag = format!("--token-file={alice}");
     let subscriber = subscribe(server, &["main", "--count=1", &flag]);
-    let output = publish(server, &["main", "refused"], b"");
+    let output = publish(server, &["main", "rejected"], b"");
     assert_eq!(output.status.code(), Some(1));
     let output = publish(server, &["main", "hear ye", &flag], b"");
     assert!(output.status.success(), "{output:?}");

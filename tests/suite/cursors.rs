@@ -226,7 +226,7 @@ fn old_cursor_without_history_gets_a_gap() {
 }
 
 #[test]
-fn malformed_cursor_is_refused_with_the_expected_form() {
+fn malformed_cursor_is_rejected_with_the_expected_form() {
     let (server, _) = server();
     let long = "1".repeat(64 << 10);
     let escaped = "1-1%0d%0aX: y";

@@ -1,5 +1,5 @@
 //! Limits of connections and descriptors: when the slot table is full, and when the process runs out of descriptors.
-//! A real server with few descriptors and more clients; each is served, refused or waits, and freed capacity is used
+//! A real server with few descriptors and more clients; each is served, rejected or waits, and freed capacity is used
 //! at once.
 
 use std::collections::BTreeSet;
@@ -14,9 +14,9 @@ use crate::support::process::{DEADLINES, Server, counter, oyez, wait_until};
 fn connection_over_the_limit_gets_503_then_waits() {
     let server = Server::start(&["--connections-max=3"]);
     let mut subscribers: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
-    let refused = server.ask(frames::upgrade("/ws"));
-    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
-    assert!(refused.contains("\r\nRetry-After: 1\r\n") && refused.contains("over_capacity"), "{refused}");
+    let rejected = server.ask(frames::upgrade("/ws"));
+    assert!(rejected.starts_with("HTTP/1.1 503 "), "{rejected}");
+    assert!(rejected.contains("\r\nRetry-After: 1\r\n") && rejected.contains("over_capacity"), "{rejected}");
     let lines = "Accept: text/event-stream\r\n";
     let stream = server.ask(crate::support::http::request("GET", "/sse/a", lines));
     assert!(stream.starts_with("HTTP/1.1 200 ") && stream.contains("retry: 3000\n\n"), "{stream}");
@@ -28,7 +28,7 @@ fn connection_over_the_limit_gets_503_then_waits() {
 
 #[test]
 fn waiting_client_is_served_when_another_ends() {
-    // Three subscribers and 16 clients that are being refused fill the table; they keep their connections open.
+    // Three subscribers and 16 clients that are being rejected fill the table; they keep their connections open.
     let server = Server::start(&["--connections-max=3", "--close-timeout-ms=60000", "--drain-seconds=60"]);
     let mut subscribers: Vec<Client> = (0..3).map(|_| server.join("/ws")).collect();
     let _told: Vec<Client> = (0..16)
@@ -44,14 +44,14 @@ fn waiting_client_is_served_when_another_ends() {
     waits.receives_nothing();
     server.sleeps();
     subscribers.pop();
-    assert!(waits.head().starts_with("HTTP/1.1 101 "), "clients being refused use no slot of others");
+    assert!(waits.head().starts_with("HTTP/1.1 101 "), "clients being rejected use no slot of others");
 }
 
 #[test]
-fn clients_beyond_256_descriptors_are_served_refused_or_wait() {
+fn clients_beyond_256_descriptors_are_served_rejected_or_wait() {
     let mut command = std::process::Command::new("sh");
     let program = oyez(&[]).get_program().to_string_lossy().into_owned();
-    // Clients that keep a refused connection open are closed soon.
+    // Clients that keep a rejected connection open are closed soon.
     let line = format!("ulimit -n 256; exec {program} serve --listen 127.0.0.1:0 --close-timeout-ms 100");
     command
         .args(["-c", &line])
@@ -103,7 +103,7 @@ fn accept_is_paused_when_descriptors_run_out_and_resumes() {
     assert!(counter(&log, "accept_errors") > 0, "{log}");
 }
 
-/// Another part of the process may take the reserve descriptor while a client is being refused. The next free one
+/// Another part of the process may take the reserve descriptor while a client is being rejected. The next free one
 /// becomes the reserve before a client is accepted, or the clients after it would get no response.
 #[test]
 fn reserve_descriptor_is_opened_again_before_the_next_accept() {

@@ -140,7 +140,7 @@ fn unknown_variable_is_a_warning_with_a_suggestion() {
 
 #[test]
 fn boolean_variable_accepts_yes_and_no() {
-    // Without --trusted-proxy the switch is refused; without the switch, the next contradiction is.
+    // Without --trusted-proxy the switch is rejected; without the switch, the next contradiction is.
     let flags = ["serve", "--listen=127.0.0.1:0", "--connections-max=2000000000"];
     for yes in ["1", "yes", "true", "on", "YES"] {
         let line = fails(&flags, &[("OYEZ_PROXY_PROTOCOL", yes)], 2);
@@ -286,7 +286,7 @@ fn invalid_value_is_one_line_and_status_2() {
 }
 
 #[test]
-fn contradicting_flags_are_refused_at_start() {
+fn contradicting_flags_are_rejected_at_start() {
     let check = |flags: &[&str], says: &str| {
         let line = fails(&[&["serve", "--listen=127.0.0.1:0"], flags].concat(), &[], 2);
         assert!(line.contains(says), "{line}");

@@ -176,7 +176,7 @@ proptest! {
         prop_assert!(walker.at_boundary());
     }
 
-    /// tungstenite accepts all that the scanner passes. Input at which the scanner stops is refused by tungstenite
+    /// tungstenite accepts all that the scanner passes. Input at which the scanner stops is rejected by tungstenite
     /// too, or forbidden by RFC 6455.
     #[test]
     fn invalid_input_is_stopped_and_not_passed_on(junk in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
@@ -201,16 +201,16 @@ proptest! {
                 Err(tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed | tungstenite::Error::Utf8(_)) => break,
                 // The scanner does not check a close frame's payload.
                 Err(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::InvalidCloseSequence)) => break,
-                Err(error) => prop_assert!(false, "tungstenite refuses what the walker passed: {error}"),
+                Err(error) => prop_assert!(false, "tungstenite rejects what the walker passed: {error}"),
             }
         }
     }
 }
 
 #[test]
-fn unfinished_message_that_is_invalid_is_refused_early() {
+fn unfinished_message_that_is_invalid_is_rejected_early() {
     let begun = |first_byte: u8, payload: &[u8]| frames::fragment(first_byte, payload);
-    let refused = |pieces: &[&[u8]]| match receive(pieces).2 {
+    let rejected = |pieces: &[&[u8]]| match receive(pieces).2 {
         DecodeOutcome::Failed(reason) => reason.as_str(),
         outcome => panic!("{outcome:?}"),
     };
@@ -218,13 +218,13 @@ fn unfinished_message_that_is_invalid_is_refused_early() {
     // 128 KiB are the limit of all fragments together, and the third announces more.
     let header = frames::header(CONTINUATION, 0x80, 1);
     let (first, second) = (begun(BINARY, &large), begun(CONTINUATION, &large));
-    assert_eq!(refused(&[&first, &second, &header, &[0; 4]]), "too_big");
-    assert_eq!(refused(&[&begun(TEXT, b"a\xc3"), &begun(CONTINUATION, b"\xc3")]), "not_utf8");
-    assert_eq!(refused(&[&begun(TEXT, b"a\xc3"), &begun(0x80 | CONTINUATION, b"")]), "not_utf8");
-    assert_eq!(refused(&[&begun(TEXT, b"a"), &begun(TEXT, b"b")]), "protocol");
+    assert_eq!(rejected(&[&first, &second, &header, &[0; 4]]), "too_big");
+    assert_eq!(rejected(&[&begun(TEXT, b"a\xc3"), &begun(CONTINUATION, b"\xc3")]), "not_utf8");
+    assert_eq!(rejected(&[&begun(TEXT, b"a\xc3"), &begun(0x80 | CONTINUATION, b"")]), "not_utf8");
+    assert_eq!(rejected(&[&begun(TEXT, b"a"), &begun(TEXT, b"b")]), "protocol");
     // Before the frame is whole.
     let text = begun(0x80 | TEXT, b"a\xff and much more");
-    assert_eq!(refused(&[&text[..text.len() - 5]]), "not_utf8");
+    assert_eq!(rejected(&[&text[..text.len() - 5]]), "not_utf8");
 }
 
 #[test]

@@ -434,7 +434,7 @@ fn later_minor_version_is_answered_as_1_1() {
 }
 
 #[test]
-fn http_1_0_upgrade_is_refused_with_1_1_required() {
+fn http_1_0_upgrade_is_rejected_with_1_1_required() {
     let server = Server::start(&[]);
     let answer = Client::new(server.connect()).ask(frames::upgrade("/ws").replace("HTTP/1.1", "HTTP/1.0"));
     assert_eq!(answer.status, 426);

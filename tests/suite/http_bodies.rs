@@ -81,7 +81,7 @@ fn body_not_matching_its_content_type_gets_400() {
 }
 
 #[test]
-fn body_without_valid_length_is_refused() {
+fn body_without_valid_length_is_rejected() {
     let server = Server::start(&["--body-bytes-max=100"]);
     let said = |lines: &str| request("POST", PATH, lines);
     for (lines, status) in [
@@ -321,7 +321,7 @@ fn chunked_body_is_published_at_every_split() {
 }
 
 #[test]
-fn chunked_body_over_the_limit_is_refused() {
+fn chunked_body_over_the_limit_is_rejected() {
     let server = Server::start(&[
         "--body-bytes-max=1KiB",
         "--message-bytes-max=1KiB",
@@ -335,23 +335,23 @@ fn chunked_body_over_the_limit_is_refused() {
         assert_eq!(answer.is_last(), answer.status != 200, "{answer:?}");
         (answer.status, if answer.status == 200 { String::new() } else { answer.code() })
     };
-    let refused = |status: u16, code: &str| (status, code.to_owned());
+    let rejected = |status: u16, code: &str| (status, code.to_owned());
     let head = request("POST", "/v1/publish/a", "Transfer-Encoding: chunked\r\n");
     assert_eq!(ask(&in_chunks("a", &"x".repeat(1024), 100)).0, 200);
-    assert_eq!(ask(&format!("{head}401\r\n")), refused(413, "too_big"));
-    assert_eq!(ask(&in_chunks("a", &"x".repeat(1025), 1024)), refused(413, "too_big"));
-    assert_eq!(ask(&format!("{head}1;{}", "x".repeat(2048))), refused(400, "bad_request"));
-    assert_eq!(ask(&format!("{head}1\nx")), refused(400, "bad_request"));
-    assert_eq!(ask(&format!("{head}1\r\nx\r\n")), refused(408, "body_timeout"));
+    assert_eq!(ask(&format!("{head}401\r\n")), rejected(413, "too_big"));
+    assert_eq!(ask(&in_chunks("a", &"x".repeat(1025), 1024)), rejected(413, "too_big"));
+    assert_eq!(ask(&format!("{head}1;{}", "x".repeat(2048))), rejected(400, "bad_request"));
+    assert_eq!(ask(&format!("{head}1\nx")), rejected(400, "bad_request"));
+    assert_eq!(ask(&format!("{head}1\r\nx\r\n")), rejected(408, "body_timeout"));
     // RFC 9112 6.1: two lengths are an attempt at smuggling.
     let both = request("POST", "/v1/publish/a", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n");
-    assert_eq!(ask(&format!("{both}0\r\n\r\n")), refused(400, "bad_request"));
+    assert_eq!(ask(&format!("{both}0\r\n\r\n")), rejected(400, "bad_request"));
     let gzip = request("POST", "/v1/publish/a", "Transfer-Encoding: gzip, chunked\r\n");
-    assert_eq!(ask(&format!("{gzip}0\r\n\r\n")), refused(501, "transfer_coding"));
+    assert_eq!(ask(&format!("{gzip}0\r\n\r\n")), rejected(501, "transfer_coding"));
     let old = "POST /v1/publish/a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-    assert_eq!(ask(old), refused(400, "bad_request"));
+    assert_eq!(ask(old), rejected(400, "bad_request"));
     let get = request("GET", "/healthz", "Transfer-Encoding: chunked\r\n");
-    assert_eq!(ask(&format!("{get}0\r\n\r\n")), refused(400, "bad_request"));
+    assert_eq!(ask(&format!("{get}0\r\n\r\n")), rejected(400, "bad_request"));
 }
 
 #[test]
@@ -367,7 +367,7 @@ fn chunked_body_waits_for_100_continue() {
 
 /// It would be published as it is, and subscribers do not know of the coding.
 #[test]
-fn content_coding_is_refused_with_415() {
+fn content_coding_is_rejected_with_415() {
     let server = Server::start(&[]);
     for (coding, status) in [("gzip", 415), ("br, identity", 415), ("identity", 200), ("", 200)] {
         let lines = format!("Content-Encoding: {coding}\r\n");

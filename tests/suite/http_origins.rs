@@ -1,5 +1,5 @@
 //! Origins: which web pages may read and publish. Only the server's own by default, others with `--origin`. Real
-//! servers; preflights, CORS headers and refusals of each kind of page are compared.
+//! servers; preflights, CORS headers and rejections of each kind of page are compared.
 
 use crate::support::auth_server::upgrade_with;
 use crate::support::client::Client;
@@ -20,7 +20,7 @@ fn may(server: &Server, host: &str, origin: &str) {
     assert_eq!((answer.status, answer.field(ALLOW)), (200, None), "{origin} to {host}");
 }
 
-/// An origin that is refused, and whose page cannot read the response.
+/// An origin that is rejected, and whose page cannot read the response.
 fn may_not(server: &Server, host: &str, origin: &str) {
     let answer = publish_from(server, host, &format!("Origin: {origin}\r\n"));
     assert_eq!(answer.status, 403, "{origin} to {host}");
@@ -272,7 +272,7 @@ fn local_page_may_use_an_open_loopback_server() {
 }
 
 #[test]
-fn refused_page_is_logged_with_the_remedy() {
+fn rejected_page_is_logged_with_the_remedy() {
     let server = Server::start(&[]);
     let mut client = Client::new(server.connect());
     let hostile = "Origin: https://app.example\u{1b}[31m\r\n";

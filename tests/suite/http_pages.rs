@@ -228,7 +228,7 @@ fn metrics_count_each_event() {
     }
     for (name, value) in [
         ("oyez_connections_accepted_total", 5.0),
-        ("oyez_connections_closed_total{reason=\"refused\"}", 1.0),
+        ("oyez_connections_closed_total{reason=\"rejected\"}", 1.0),
         ("oyez_connections_closed_total{reason=\"slow\"}", 0.0),
         ("oyez_http_requests_rejected_total{code=\"not_found\"}", 1.0),
         ("oyez_http_requests_rejected_total{code=\"bad_request\"}", 1.0),

@@ -274,10 +274,10 @@ fn response_to_a_closing_connection_is_counted() {
     rig.run_until_idle();
     let transport = Pipe::new(Behavior::Cooperative);
     let peer = Peer::from("192.0.2.1:1".parse::<std::net::SocketAddr>().unwrap());
-    let refused = rig.engine.reject(transport, peer, Reason::NoRoom, rig.now);
+    let rejected = rig.engine.reject(transport, peer, Reason::NoRoom, rig.now);
     rig.run_until_idle();
     assert_eq!(count(&rig, "over_capacity"), 0, "it has not asked yet");
-    rig.send(refused, get("/healthz").as_bytes());
+    rig.send(rejected, get("/healthz").as_bytes());
     rig.run_until_idle();
     assert_eq!(count(&rig, "over_capacity"), 1);
     let mut kept = Vec::new();
@@ -349,9 +349,9 @@ fn kept_connection_counts_until_it_ends() {
     let server = Server::start(&["--connections-max=1"]);
     let mut kept = Client::new(server.connect());
     assert_eq!(kept.ask(get("/healthz")).status, 200);
-    let refused = Response::take_all(&mut server.ask(get("/healthz")).into_bytes());
-    assert_eq!((refused[0].status, refused[0].code().as_str()), (503, "over_capacity"));
-    assert_eq!((retry_after(&refused[0]), refused[0].is_last()), (1, true));
+    let rejected = Response::take_all(&mut server.ask(get("/healthz")).into_bytes());
+    assert_eq!((rejected[0].status, rejected[0].code().as_str()), (503, "over_capacity"));
+    assert_eq!((retry_after(&rejected[0]), rejected[0].is_last()), (1, true));
     drop((kept, server));
     let server = Server::start(&["--connections-max=1", "--keep-alive-ms=1000"]);
     let mut kept = Client::new(server.connect());

@@ -158,7 +158,7 @@ fn misplaced_rsv1_is_a_protocol_error() {
 }
 
 #[test]
-fn invalid_compressed_message_is_refused() {
+fn invalid_compressed_message_is_rejected() {
     assert_eq!(end_of(&[&frames::fragment(FINAL | RSV1 | TEXT, b"\xff\xff")]), "bad_deflate");
     assert_eq!(end_of(&[&compressed(TEXT, b"a\xff")]), "not_utf8");
     assert_eq!(end_of(&[&compressed(TEXT, b"a\xc3")]), "not_utf8");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::key_files;
 use crate::support::tokens::{base64url, pem};
 
-fn refused<T: std::fmt::Debug>(keys: Result<T, BadKey>) -> BadKey {
+fn rejected<T: std::fmt::Debug>(keys: Result<T, BadKey>) -> BadKey {
     keys.unwrap_err()
 }
 
@@ -23,15 +23,15 @@ fn secret_file_is_read_without_its_line_end() {
         );
     }
     assert_eq!(Keys::from_secret(secret.as_bytes()).unwrap().describe(), "HS256");
-    assert_eq!(refused(Keys::from_secret(&secret.as_bytes()[1..])), BadKey::SecretTooShort(31));
+    assert_eq!(rejected(Keys::from_secret(&secret.as_bytes()[1..])), BadKey::SecretTooShort(31));
     assert_eq!(
-        refused(Keys::from_secret(format!("{}\n", &secret[1..]).as_bytes())),
+        rejected(Keys::from_secret(format!("{}\n", &secret[1..]).as_bytes())),
         BadKey::SecretTooShort(31)
     );
-    assert_eq!(refused(Keys::from_secret(b"")), BadKey::SecretTooShort(0));
+    assert_eq!(rejected(Keys::from_secret(b"")), BadKey::SecretTooShort(0));
     assert!(BadKey::SecretTooShort(5).to_string().contains("oyez token secret"));
     for text in [key_files::RSA_PUBLIC, key_files::RSA, key_files::ED25519_PUBLIC] {
-        assert_eq!(refused(Keys::from_secret(text.as_bytes())), BadKey::SecretIsPem);
+        assert_eq!(rejected(Keys::from_secret(text.as_bytes())), BadKey::SecretIsPem);
         assert_eq!(SigningKey::from_secret(text.as_bytes()).unwrap_err(), BadKey::SecretIsPem);
     }
 }
@@ -47,7 +47,7 @@ fn public_key_pem_is_read() {
     check(&format!("a comment\n{}\n{}", key_files::RSA_PUBLIC, key_files::P256_PUBLIC), "RS256 ES256");
     check(&key_files::RSA_PUBLIC.replace('\n', "\r\n"), "RS256");
     let check = |text: &str, why: BadKey, says: &str| {
-        assert_eq!(refused(Keys::from_pem(text.as_bytes())), why, "{text}");
+        assert_eq!(rejected(Keys::from_pem(text.as_bytes())), why, "{text}");
         assert!(why.to_string().contains(says), "{why}");
     };
     check(key_files::ED25519, BadKey::PrivateKey, "-pubout");
@@ -64,9 +64,9 @@ fn public_key_pem_is_read() {
     check(&ed.replace("-----END PUBLIC KEY-----", ""), BadKey::NoPem, "PEM");
 }
 
-/// A damaged key is read or refused; parsing never panics.
+/// A damaged key is read or rejected; parsing never panics.
 #[test]
-fn damaged_key_is_read_or_refused() {
+fn damaged_key_is_read_or_rejected() {
     use rustls::pki_types::SubjectPublicKeyInfoDer;
     use rustls::pki_types::pem::PemObject;
     for text in [key_files::ED25519_PUBLIC, key_files::P256_PUBLIC, key_files::RSA_PUBLIC] {
@@ -87,17 +87,17 @@ fn damaged_key_is_read_or_refused() {
 }
 
 #[test]
-fn file_in_another_format_is_refused_with_its_format() {
+fn file_in_another_format_is_rejected_with_its_format() {
     let marked = |text: &[u8]| [b"\xef\xbb\xbf", text].concat();
     let check = |why: BadKey, says: &str| assert!(why.to_string().contains(says), "{why}");
     let secret = [b'x'; 40];
-    check(refused(Keys::from_secret(&marked(&secret))), "byte order mark");
-    check(refused(Keys::from_pem(&marked(key_files::ED25519_PUBLIC.as_bytes()))), "byte order mark");
-    check(refused(Keys::from_jwks(&marked(b"{\"keys\":[]}"))), "byte order mark");
-    check(refused(SigningKey::from_pem(&marked(key_files::ED25519.as_bytes()))), "byte order mark");
-    check(refused(SigningKey::from_pem(&pem("ENCRYPTED PRIVATE KEY", b"x"))), "encrypted");
-    check(refused(SigningKey::from_pem(&pem("OPENSSH PRIVATE KEY", b"x"))), "ssh-keygen");
-    check(refused(Keys::from_pem(&[0x30, 0x82, 1, 0, 2])), "(DER)");
+    check(rejected(Keys::from_secret(&marked(&secret))), "byte order mark");
+    check(rejected(Keys::from_pem(&marked(key_files::ED25519_PUBLIC.as_bytes()))), "byte order mark");
+    check(rejected(Keys::from_jwks(&marked(b"{\"keys\":[]}"))), "byte order mark");
+    check(rejected(SigningKey::from_pem(&marked(key_files::ED25519.as_bytes()))), "byte order mark");
+    check(rejected(SigningKey::from_pem(&pem("ENCRYPTED PRIVATE KEY", b"x"))), "encrypted");
+    check(rejected(SigningKey::from_pem(&pem("OPENSSH PRIVATE KEY", b"x"))), "ssh-keygen");
+    check(rejected(Keys::from_pem(&[0x30, 0x82, 1, 0, 2])), "(DER)");
     // Bytes that happen to begin like a mark are a secret like any other.
     assert!(Keys::from_secret(&[&b"\xef\xbb\xbf"[..], &[0xff; 40]].concat()).is_ok());
 }
@@ -141,7 +141,7 @@ fn key_set_skips_unusable_keys() {
     assert_eq!(used(json!([with(&ed, "x5c", json!(7))])), "EdDSA(k1)", "unused fields are not checked");
     assert_eq!(used(json!([with(&ed, "kid", json!("\u{1b}[31m"))])), "EdDSA(\\u{1b}[31m)");
 
-    // One key that cannot be used is named, and the others are used; alone it is refused with the same words.
+    // One key that cannot be used is named, and the others are used; alone it is rejected with the same words.
     let skips = |odd: Value, says: &str, is_notable: bool| {
         let set = json!({"keys": [odd, ed]}).to_string();
         let (keys, skipped) = Keys::from_jwks(set.as_bytes()).unwrap();
@@ -150,7 +150,7 @@ fn key_set_skips_unusable_keys() {
         assert_eq!(texts, [format!("keys[0]{says}")]);
         assert_eq!(skipped[0].why.is_notable(), is_notable, "{texts:?}");
         let alone = json!({"keys": [odd]}).to_string();
-        let why = refused(Keys::from_jwks(alone.as_bytes()));
+        let why = rejected(Keys::from_jwks(alone.as_bytes()));
         assert_eq!(why.to_string(), format!("no key in the JWKS can be used; keys[0]{says}"));
     };
     let malformed =
@@ -189,9 +189,9 @@ fn key_set_skips_unusable_keys() {
     skips(json!(1), malformed, true);
 
     let set = json!({"keys": vec![ed; 17]}).to_string();
-    assert_eq!(refused(Keys::from_jwks(set.as_bytes())), BadKey::TooMany);
-    assert_eq!(refused(Keys::from_jwks(b"{\"keys\":[]}")), BadKey::EmptyJwks);
+    assert_eq!(rejected(Keys::from_jwks(set.as_bytes())), BadKey::TooMany);
+    assert_eq!(rejected(Keys::from_jwks(b"{\"keys\":[]}")), BadKey::EmptyJwks);
     for text in ["", "{}", "[]", "{\"keys\":{}}", "nonsense"] {
-        assert_eq!(refused(Keys::from_jwks(text.as_bytes())), BadKey::NoJwks, "{text}");
+        assert_eq!(rejected(Keys::from_jwks(text.as_bytes())), BadKey::NoJwks, "{text}");
     }
 }

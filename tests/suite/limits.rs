@@ -96,13 +96,13 @@ fn address_limit_is_per_ipv4_address_and_ipv6_network() {
     assert_eq!(counted(&rig, Limit::ConnectionsPerAddress), 3);
 }
 
-/// How a connection is refused at accept depends on what it asks for, so the refusal is held until its head has arrived.
+/// How a connection is rejected at accept depends on what it asks for, so the rejection is held until its head has arrived.
 #[test]
-fn refused_event_source_gets_a_retry_delay() {
+fn rejected_event_source_gets_a_retry_delay() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let _first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
     let event_source = crate::support::http::request("GET", "/sse/a", "Accept: text/event-stream\r\n");
-    let refused = |rig: &mut Rig, request: &str| {
+    let rejected = |rig: &mut Rig, request: &str| {
         let id = rig.connect_from("192.0.2.1", Behavior::Cooperative);
         let (begin, rest) = request.as_bytes().split_at(30);
         rig.send(id, begin);
@@ -113,10 +113,10 @@ fn refused_event_source_gets_a_retry_delay() {
         assert!(rig.pipe(id).outgoing_ended);
         String::from_utf8(std::mem::take(&mut rig.pipe(id).outgoing)).unwrap()
     };
-    let stream = refused(&mut rig, &event_source);
+    let stream = rejected(&mut rig, &event_source);
     assert!(stream.starts_with("HTTP/1.1 200 ") && stream.contains("\r\nDate: "), "{stream}");
     assert!(stream.ends_with("\r\n\r\nd\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{stream}");
-    let old = refused(&mut rig, &event_source.replace("HTTP/1.1", "HTTP/1.0"));
+    let old = rejected(&mut rig, &event_source.replace("HTTP/1.1", "HTTP/1.0"));
     assert!(old.starts_with("HTTP/1.1 200 ") && old.ends_with("\r\n\r\nretry: 3000\n\n"), "{old}");
     for (request, status) in [
         (get("/sse/abcdefghijklmnop"), "429"),
@@ -125,12 +125,12 @@ fn refused_event_source_gets_a_retry_delay() {
         ("no head of HTTP, and longer than its first part\r\n\r\n".to_owned(), "429"),
         ("a line that ends in LF alone, after the first part\n".to_owned(), "429"),
     ] {
-        let answer = refused(&mut rig, &request);
+        let answer = rejected(&mut rig, &request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
         assert!(answer.contains("\r\nRetry-After: 10\r\n"), "{request}: {answer}");
         assert!(answer.contains("too_many_connections"), "{request}: {answer}");
     }
-    let head = refused(&mut rig, &get("/sse/abcdefghijklmnop").replace("GET", "HEAD"));
+    let head = rejected(&mut rig, &get("/sse/abcdefghijklmnop").replace("GET", "HEAD"));
     assert!(head.starts_with("HTTP/1.1 429 ") && head.ends_with("\r\n\r\n"), "{head}");
     rig.advance_ms(10_000);
     assert_eq!(rig.engine.rejected(), 0);
@@ -138,7 +138,7 @@ fn refused_event_source_gets_a_retry_delay() {
 }
 
 #[test]
-fn refused_page_of_another_origin_may_read_the_error() {
+fn rejected_page_of_another_origin_may_read_the_error() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     rig.engine.shared.http_config.origins =
         vec![oyez::access::origin::OriginPattern::parse("https://a.example").unwrap()];
@@ -155,7 +155,7 @@ fn refused_page_of_another_origin_may_read_the_error() {
 }
 
 #[test]
-fn refused_silent_connection_gets_429_at_the_timeout() {
+fn rejected_silent_connection_gets_429_at_the_timeout() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let timeout_ms = rig.engine.shared.limits.handshake_timeout_ms;
     let first = rig.connect_from("192.0.2.1", Behavior::Cooperative);
@@ -185,9 +185,9 @@ fn refused_silent_connection_gets_429_at_the_timeout() {
     assert_eq!(rig.engine.shared.metrics.closed(Reason::TooManyConnections), 3);
 }
 
-/// A flood from one address takes no capacity from others, nor from the slots for refused clients.
+/// A flood from one address takes no capacity from others, nor from the slots for rejected clients.
 #[test]
-fn flood_from_one_address_refuses_no_other() {
+fn flood_from_one_address_rejects_no_other() {
     let mut rig = Rig::new(Limits { connections_per_address_max: 1, ..Limits::default() });
     let first = rig.connect_from("192.0.2.1", Behavior::Stalled);
     for _ in 0..1_000 {
@@ -217,16 +217,16 @@ fn handshake_over_the_address_rate_gets_429() {
     let server = Server::start(&["--handshakes-per-second=5"]);
     let start = Instant::now();
     let answers: Vec<_> = (0..8).map(|_| Client::new(server.connect()).ask(get("/healthz"))).collect();
-    let refused = answers.iter().filter(|answer| answer.status == 429).count();
+    let rejected = answers.iter().filter(|answer| answer.status == 429).count();
     // On a busy machine a permit may have been refilled meanwhile.
     let came_back = start.elapsed().as_millis() as usize / 200;
-    assert!((3 - came_back.min(3)..=3).contains(&refused), "{refused} after {:?}", start.elapsed());
+    assert!((3 - came_back.min(3)..=3).contains(&rejected), "{rejected} after {:?}", start.elapsed());
     if let Some(answer) = answers.iter().find(|answer| answer.status == 429) {
         assert_eq!(answer.code(), "rate_limited");
         assert_eq!(answer.field("Retry-After"), Some("1"));
     }
     thread::sleep(Duration::from_millis(1_100));
-    assert_eq!(limited(&server, "handshakes"), refused as u64);
+    assert_eq!(limited(&server, "handshakes"), rejected as u64);
 }
 
 #[test]
@@ -265,9 +265,9 @@ fn address_limits_with_a_proxy_apply_to_the_client() {
     };
     let (first, status) = ask(&mut rig, "/ws", "203.0.113.1");
     assert_eq!(status, 101);
-    let (refused, status) = ask(&mut rig, "/ws", "203.0.113.1");
+    let (rejected, status) = ask(&mut rig, "/ws", "203.0.113.1");
     assert_eq!(status, 429);
-    assert_eq!(rig.responses(refused)[0].field("Retry-After"), Some("10"));
+    assert_eq!(rig.responses(rejected)[0].field("Retry-After"), Some("10"));
     assert_eq!(ask(&mut rig, "/sse/a", "203.0.113.1").1, 429);
     // An EventSource stops for ever at any status but 200.
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
@@ -381,7 +381,7 @@ fn http_publisher_over_the_rate_gets_429() {
 }
 
 #[test]
-fn publisher_over_the_byte_rate_is_refused() {
+fn publisher_over_the_byte_rate_is_rejected() {
     let server = Server::start(&["--bytes-per-second=1KiB"]);
     let mut subscriber = server.join("/ws");
     // In one segment, so that no permits come back in between.
@@ -403,7 +403,7 @@ fn publisher_over_the_byte_rate_is_refused() {
 }
 
 #[test]
-fn publisher_within_the_limits_is_not_refused() {
+fn publisher_within_the_limits_is_not_rejected() {
     let (messages_per_second, bytes_per_second) = (10, 1_000);
     let limits = Limits { messages_per_second, bytes_per_second, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);

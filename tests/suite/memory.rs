@@ -107,9 +107,9 @@ fn large_unfinished_body_under_pressure_gets_503() {
     rig.send(small, half_body("a", 1_000).as_bytes());
     rig.send(whole, publish("a", &"x".repeat(10_000)).as_bytes());
     rig.run_until_idle();
-    let refused = rig.responses(large).remove(0);
-    assert_eq!((refused.status, refused.code()), (503, "low_memory".into()));
-    assert!(refused.field("Retry-After").is_some() && refused.is_last());
+    let rejected = rig.responses(large).remove(0);
+    assert_eq!((rejected.status, rejected.code()), (503, "low_memory".into()));
+    assert!(rejected.field("Retry-After").is_some() && rejected.is_last());
     assert_eq!(rig.engine.shared.metrics.requests_rejected["low_memory"], 1);
     rig.send(small, b"x");
     rig.run_until_idle();
@@ -128,9 +128,9 @@ fn listing_and_page_under_pressure_get_503() {
         rig.responses(id).remove(0)
     };
     for path in ["/v1/channels", "/v1/channels/a/history"] {
-        let refused = ask(75 * MIB, path);
-        assert_eq!((refused.status, refused.code()), (503, "low_memory".into()));
-        assert!(refused.field("Retry-After").is_some());
+        let rejected = ask(75 * MIB, path);
+        assert_eq!((rejected.status, rejected.code()), (503, "low_memory".into()));
+        assert!(rejected.field("Retry-After").is_some());
         assert_eq!(ask(70 * MIB, path).status, 200);
     }
     assert_eq!(ask(99 * MIB, "/metrics").status, 200, "an operator sees it all the same");
@@ -419,7 +419,7 @@ fn try_send(client: &mut Client, bytes: &[u8]) {
 }
 
 #[test]
-fn flood_of_unfinished_messages_is_refused_and_spares_subscribers() {
+fn flood_of_unfinished_messages_is_rejected_and_spares_subscribers() {
     let mut healthy = Healthy::start(&["--memory-max=16MiB"]);
     let half = half_message(60_000);
     let mut flood = Vec::new();
@@ -433,18 +433,18 @@ fn flood_of_unfinished_messages_is_refused_and_spares_subscribers() {
     }
     // 18 MB were sent, and three quarters of 16 MiB are the most that is taken in.
     assert!(healthy.metric("oyez_memory_used_bytes") < 14 * MIB);
-    assert!(healthy.metric("oyez_memory_pressure_total{step=\"refuse_large\"}") >= 1);
-    let refused = flood.last_mut().unwrap().closed_after_data_with();
-    assert_eq!(refused, (1013, "low_memory".into()));
+    assert!(healthy.metric("oyez_memory_pressure_total{step=\"reject_large\"}") >= 1);
+    let rejected = flood.last_mut().unwrap().closed_after_data_with();
+    assert_eq!(rejected, (1013, "low_memory".into()));
     drop(flood);
     healthy.recovers();
     let log = healthy.server.stop();
-    assert_eq!(log.matches("refuse_large began").count(), log.matches("refuse_large ended").count(), "{log}");
+    assert_eq!(log.matches("reject_large began").count(), log.matches("reject_large ended").count(), "{log}");
     assert!(log.contains("memory_max=16777216 (--memory-max)"), "{log}");
 }
 
 #[test]
-fn flood_of_unfinished_bodies_is_refused_and_spares_subscribers() {
+fn flood_of_unfinished_bodies_is_rejected_and_spares_subscribers() {
     let mut healthy = Healthy::start(&["--memory-max=16MiB"]);
     let half = half_body("flood", 1_000_000);
     let mut flood = Vec::new();
@@ -454,8 +454,8 @@ fn flood_of_unfinished_bodies_is_refused_and_spares_subscribers() {
         flood.push(client);
         healthy.publish();
     }
-    wait_until("a large message is refused", || {
-        healthy.metric("oyez_memory_pressure_total{step=\"refuse_large\"}") >= 1
+    wait_until("a large message is rejected", || {
+        healthy.metric("oyez_memory_pressure_total{step=\"reject_large\"}") >= 1
     });
     let mut late = Client::new(healthy.server.connect());
     try_send(&mut late, half.split_once('x').unwrap().0.as_bytes());
@@ -467,7 +467,7 @@ fn flood_of_unfinished_bodies_is_refused_and_spares_subscribers() {
     healthy.recovers();
 }
 
-/// Messages that are small enough never to be refused, without histories and pauses: the outboxes of 12 stalled
+/// Messages that are small enough never to be rejected, without histories and pauses: the outboxes of 12 stalled
 /// subscribers may hold 24 MiB together, and only closing them keeps the server within its budget of 16.
 #[test]
 fn stalled_subscribers_are_closed_at_the_budget_and_spare_subscribers() {
@@ -486,14 +486,14 @@ fn stalled_subscribers_are_closed_at_the_budget_and_spare_subscribers() {
         healthy.publish();
     }
     assert!(healthy.metric("oyez_memory_connections_closed_total") >= 1);
-    assert_eq!(healthy.metric("oyez_memory_pressure_total{step=\"refuse_connections\"}"), 0);
+    assert_eq!(healthy.metric("oyez_memory_pressure_total{step=\"reject_connections\"}"), 0);
     assert!(healthy.metric("oyez_memory_used_bytes") < 16 * MIB);
     drop(flood);
     healthy.recovers();
 }
 
 #[test]
-fn connections_are_refused_when_nothing_else_can_be_freed() {
+fn connections_are_rejected_when_nothing_else_can_be_freed() {
     let mut healthy = Healthy::start(&["--memory-max=8MiB"]);
     let name = "n".repeat(200);
     let mut subscribers = Vec::new();
@@ -525,7 +525,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
         }
         subscribers.push(one);
     }
-    let answer = answer.expect("a refusal");
+    let answer = answer.expect("a rejection");
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: "), "{answer}");
     // Existing connections stay and are served.
     healthy.subscribers[0].send_text("still here");
@@ -540,7 +540,7 @@ fn connections_are_refused_when_nothing_else_can_be_freed() {
     wait_until("a connection is accepted", || {
         Client::new(healthy.server.connect()).ask(get("/healthz")).status == 200
     });
-    assert!(healthy.metric("oyez_memory_pressure_total{step=\"refuse_connections\"}") >= 1);
+    assert!(healthy.metric("oyez_memory_pressure_total{step=\"reject_connections\"}") >= 1);
     healthy.recovers();
 }
 

@@ -79,7 +79,7 @@ fn proxy_header_sent_byte_by_byte_is_accepted() {
 }
 
 #[test]
-fn flood_from_one_proxied_client_refuses_no_other() {
+fn flood_from_one_proxied_client_rejects_no_other() {
     let mut rig = rig(Limits { connections_per_address_max: 1, ..Limits::default() });
     for _ in 0..1_000 {
         let id = rig.connect_from("10.0.0.1", Behavior::Stalled);
@@ -186,7 +186,7 @@ fn untrusted_proxy_header_is_ignored() {
 }
 
 #[test]
-fn second_proxy_header_is_refused() {
+fn second_proxy_header_is_rejected() {
     let mut rig = rig(Limits::default());
     let id = rig.connect_from("10.0.0.1", Behavior::Cooperative);
     rig.send(id, &[header(), header(), get("/healthz").into_bytes()].concat());

@@ -194,7 +194,7 @@ fn drain_within_a_page_lets_it_be_completed() {
 }
 
 #[test]
-fn queued_query_during_a_drain_is_refused() {
+fn queued_query_during_a_drain_is_rejected() {
     let mut rig = rig(Limits { work_micros_per_turn: 1, ..Limits::default() });
     let ids = [(); 3].map(|()| ask(&mut rig, &get(PAGE), Behavior::Cooperative));
     rig.turn();

@@ -254,18 +254,18 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
     silent.limit_receive_buffer();
     silent.stream.set_nonblocking(true).unwrap();
     let empty = frames::masked(TEXT, b"").repeat(10_000);
-    // Until it has been refused for long: how much the kernel holds depends on the machine, and 240 MB are more.
-    let (mut sent, mut refused) = (0, 0);
-    while refused < 50 && sent < 240_000_000 {
+    // Until the socket has blocked for long: how much the kernel holds depends on the machine, and 240 MB are more.
+    let (mut sent, mut blocked) = (0, 0);
+    while blocked < 50 && sent < 240_000_000 {
         // A frame has six bytes.
         match std::io::Write::write(&mut silent.stream, &empty[sent % 6..]) {
-            Ok(count) => (sent, refused) = (sent + count, 0),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => refused += 1,
+            Ok(count) => (sent, blocked) = (sent + count, 0),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => blocked += 1,
             Err(error) => panic!("{error}"),
         }
         client.send_text(r#"{"type":"ping"}"#);
         client.text();
     }
     let grown = server.resident_bytes().saturating_sub(before);
-    assert!(refused == 50 && grown < 16 << 20, "{grown} bytes after {sent} bytes of one that reads nothing");
+    assert!(blocked == 50 && grown < 16 << 20, "{grown} bytes after {sent} bytes of one that reads nothing");
 }

@@ -79,7 +79,7 @@ fn port_0_with_reuse_port_is_another_port_for_each_server() {
 }
 
 #[test]
-fn reuse_port_without_a_backplane_is_refused() {
+fn reuse_port_without_a_backplane_is_rejected() {
     let (status, error) = fails("127.0.0.1:0", &["--reuse-port"]);
     assert_eq!(status, Some(2), "{error}");
     assert!(error.contains("--reuse-port needs --backplane"), "{error}");

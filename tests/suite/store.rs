@@ -428,7 +428,7 @@ fn history_with_smaller_limits_keeps_the_last_messages() {
 }
 
 /// The error of a server that does not start.
-fn refuses(path: &Path, before: &str) -> String {
+fn rejects(path: &Path, before: &str) -> String {
     let path = path.to_str().unwrap();
     let serve = oyez(&["serve", "--listen=127.0.0.1:0", "--history-file", path]);
     let mut command = Command::new("bash");
@@ -446,14 +446,14 @@ fn refuses(path: &Path, before: &str) -> String {
 }
 
 #[test]
-fn unusable_history_file_is_refused_and_unchanged() {
+fn unusable_history_file_is_rejected_and_unchanged() {
     let folder = History::new();
     let check = |name: &str, bytes: Option<&[u8]>, before: &str, says: &str| {
         let path = folder.0.join(name);
         if let Some(bytes) = bytes {
             fs::write(&path, bytes).unwrap();
         }
-        let line = refuses(&path, before);
+        let line = rejects(&path, before);
         assert!(line.contains(says), "{line}");
         if let Some(bytes) = bytes {
             assert_eq!(fs::read(&path).unwrap(), bytes, "{name} was touched");
@@ -465,13 +465,13 @@ fn unusable_history_file_is_refused_and_unchanged() {
     check("foreign/inside", None, "", "cannot be used");
     check(".", None, "", "not a regular file");
     check("new", None, "ulimit -f 0;", "free disk space");
-    assert!(refuses(Path::new("/dev/full"), "").contains("not a regular file"));
+    assert!(rejects(Path::new("/dev/full"), "").contains("not a regular file"));
 
     let server = folder.serve(&[]);
     for number in 0..100 {
         publish(&server, "a", &format!("{number} {}", "x".repeat(100)));
     }
-    assert!(refuses(&folder.file(), "").contains("another process uses it"));
+    assert!(rejects(&folder.file(), "").contains("another process uses it"));
     let whole = history(&server, "a", "earliest");
     server.stop();
     let good = fs::read(folder.file()).unwrap();
@@ -485,7 +485,7 @@ fn unusable_history_file_is_refused_and_unchanged() {
         transaction.open_table(redb::TableDefinition::<&str, u64>::new(table)).unwrap();
         transaction.commit().unwrap();
         drop(database);
-        let line = refuses(&path, "");
+        let line = rejects(&path, "");
         assert!(line.contains(says), "{line}");
     }
 
@@ -493,7 +493,7 @@ fn unusable_history_file_is_refused_and_unchanged() {
     for room in [0, 5_000] {
         fs::write(folder.file(), &good).unwrap();
         let limit = format!("prlimit --fsize={} --pid $$ &&", good.len() / 2 + room);
-        assert!(refuses(&folder.file(), &limit).contains("free disk space"));
+        assert!(rejects(&folder.file(), &limit).contains("free disk space"));
         let server = folder.serve(&[]);
         assert_eq!(history(&server, "a", "earliest"), whole);
         assert!(!server.stop().contains("WARN"));
@@ -804,11 +804,11 @@ fn check_damaged(bytes: &[u8], texts: &HashMap<u64, String>, epoch: u64, is_clea
 }
 
 #[test]
-fn damaged_file_is_refused_or_yields_only_true_messages() {
+fn damaged_file_is_rejected_or_yields_only_true_messages() {
     for is_clean in [true, false] {
         let (bytes, texts, epoch) = sample(is_clean);
         assert!(check_damaged(&bytes, &texts, epoch, is_clean, "whole"));
-        let (refused, taken) = (Cell::new(0), Cell::new(0));
+        let (rejected, taken) = (Cell::new(0), Cell::new(0));
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 400,
             ..ProptestConfig::default()
@@ -835,14 +835,14 @@ fn damaged_file_is_refused_or_yields_only_true_messages() {
             ) {
                 taken.set(taken.get() + 1);
             } else {
-                refused.set(refused.get() + 1);
+                rejected.set(rejected.get() + 1);
             }
             Ok(())
         });
         result.unwrap();
-        let (refused, taken) = (refused.get(), taken.get());
-        println!("clean {is_clean}: {refused} refused, {taken} taken");
-        assert!(refused > 100 && taken > 20, "{refused} refused, {taken} taken");
+        let (rejected, taken) = (rejected.get(), taken.get());
+        println!("clean {is_clean}: {rejected} rejected, {taken} taken");
+        assert!(rejected > 100 && taken > 20, "{rejected} rejected, {taken} taken");
     }
 }
 

@@ -40,7 +40,7 @@ fn ask(server: &Server, identity: &Identity, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn tls_1_2_and_1_3_are_accepted_and_older_versions_refused() {
+fn tls_1_2_and_1_3_are_accepted_and_older_versions_rejected() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     for (flag, name) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
@@ -68,7 +68,7 @@ fn tls_1_2_and_1_3_are_accepted_and_older_versions_refused() {
 }
 
 #[test]
-fn weak_cipher_suite_is_refused() {
+fn weak_cipher_suite_is_rejected() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     for weak in ["aRSA+kRSA", "AESCCM", "SHA1", "ECDHE+AES+SHA256:!AESGCM", "NULL", "aNULL"] {
@@ -126,7 +126,7 @@ fn session_is_resumed_with_and_without_tickets() {
 }
 
 #[test]
-fn renegotiation_is_refused() {
+fn renegotiation_is_rejected() {
     let identity = Identity::new();
     let server = Server::start_tls(&identity, &[]);
     // A line that begins with R makes s_client ask for it.
@@ -146,7 +146,7 @@ fn renegotiation_is_refused() {
     while !said.contains("Verify return code") {
         assert!(stdout.read_line(&mut said).unwrap() > 0, "{said}");
     }
-    // It ends by itself when that is refused.
+    // It ends by itself when that is rejected.
     stdin.write_all(b"R\n").unwrap();
     stdout.read_to_string(&mut said).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -179,7 +179,7 @@ fn plain_http_on_a_tls_port_gets_an_error() {
 }
 
 #[test]
-fn tls_on_a_plain_port_is_refused_at_once() {
+fn tls_on_a_plain_port_is_rejected_at_once() {
     let server = Server::start_command(oyez(&["serve", "--listen", "127.0.0.1:0"]));
     for _ in 0..8 {
         // Whether a line feed is in it is up to its random bytes.
@@ -189,7 +189,7 @@ fn tls_on_a_plain_port_is_refused_at_once() {
     let said = server.ask([22, 3, 1]);
     assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("this port does not use TLS"), "{said}");
     let log = server.stop();
-    assert_eq!(log.matches("reason=refused status=400").count(), 9, "{log}");
+    assert_eq!(log.matches("reason=rejected status=400").count(), 9, "{log}");
 }
 
 #[test]

@@ -356,11 +356,11 @@ fn client_hello_with_any_wrong_byte_is_handled() {
             assert!(!tls.rig.is_alive(peer.id), "byte {at}");
         }
     }
-    assert!(tls.rig.engine.shared.metrics.requests_rejected.is_empty(), "no HTTP was refused");
+    assert!(tls.rig.engine.shared.metrics.requests_rejected.is_empty(), "no HTTP was rejected");
 }
 
 #[test]
-fn endless_client_hello_is_refused() {
+fn endless_client_hello_is_rejected() {
     // A handshake message of 60 KiB, in records of 1 KiB.
     let mut tls = Tls::new(&TLS13, Limits::default(), 8);
     let peer = tls.connect(Behavior::Cooperative);
@@ -806,13 +806,13 @@ fn half_open_handshakes_count_as_connections_of_their_address() {
     // And 16 that are told so, as far as they can be: they have to finish their handshake within the same time.
     let held = flood(&mut tls);
     assert_eq!(held.len(), 3 + 16);
-    let refused =
+    let rejected =
         |tls: &Tls| tls.rig.engine.shared.metrics.rate_limited[Limit::ConnectionsPerAddress as usize];
-    assert_eq!(refused(&tls), 97);
+    assert_eq!(rejected(&tls), 97);
     let other = tls.connect_from("192.0.2.2", Behavior::Cooperative);
     tls.rig.send(other.id, &half_hello(8_000));
     tls.turn();
-    assert!(tls.rig.is_alive(other.id) && refused(&tls) == 97);
+    assert!(tls.rig.is_alive(other.id) && rejected(&tls) == 97);
     tls.rig.advance_ms(4_000);
     assert!(held.into_iter().all(|id| !tls.rig.is_alive(id)), "nothing that arrives prolongs it");
     assert_eq!(flood(&mut tls).len(), 3 + 16);

@@ -222,7 +222,7 @@ fn repeated_idempotency_key_is_published_once() {
 }
 
 #[test]
-fn different_body_under_the_same_key_is_refused() {
+fn different_body_under_the_same_key_is_rejected() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let (mut one, _) = Member::join(&server, "/ws");

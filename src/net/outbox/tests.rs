@@ -80,7 +80,7 @@ fn frames_after_a_piece_larger_than_the_limit_are_queued_up_to_the_limit() {
 fn backlog_throttles_once_until_it_has_been_empty() {
     let mut outbox = Outbox::default();
     assert_eq!(outbox.enqueue(&[frames(1_000)], 1_200), Enqueue::Queued, "no write has been tried");
-    assert!(!outbox.begin_throttling(1_200, at(9)), "nor has it refused any");
+    assert!(!outbox.begin_throttling(1_200, at(9)), "nor has it blocked");
     let _ = flush(&mut outbox, Some(10), 0);
     assert!(outbox.begin_throttling(1_200, at(9)) && !outbox.begin_throttling(1_200, at(9)));
     assert_eq!(outbox.throttles_until(), Some(at(9)));
@@ -185,15 +185,15 @@ fn byte_is_progress_without_a_minimum_pace() {
 
 #[test]
 fn freeable_bytes_are_those_that_emptying_would_free() {
-    let refuse = |outbox: &mut Outbox| {
+    let block = |outbox: &mut Outbox| {
         let _ = outbox.flush(&mut Pipe(vec![None], vec![]), PACE, at(0));
     };
     let mut outbox = Outbox::default();
     assert_eq!(outbox.freeable_bytes(), 0);
     let shared = frames(10_000);
     outbox.queue(shared.clone());
-    assert_eq!(outbox.freeable_bytes(), 0, "no write was refused");
-    refuse(&mut outbox);
+    assert_eq!(outbox.freeable_bytes(), 0, "no write has blocked");
+    block(&mut outbox);
     assert_eq!(outbox.freeable_bytes(), 5_000 + PIECE_BYTES, "another holds it too");
     drop(shared);
     assert_eq!(outbox.freeable_bytes(), 10_000 + PIECE_BYTES);
@@ -203,7 +203,7 @@ fn freeable_bytes_are_those_that_emptying_would_free() {
     let mut long = Outbox::default();
     (0..1_000).for_each(|_| long.queue(frames(36)));
     assert_eq!(long.freeable_bytes(), 0);
-    refuse(&mut long);
+    block(&mut long);
     assert_eq!(long.freeable_bytes(), 1_000 * (36 + PIECE_BYTES), "the rest is like the beginning");
 }
 

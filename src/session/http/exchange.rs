@@ -94,7 +94,7 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
             self.close_after();
         }
         self.ctx.intents.push(Intent::Respond(Bytes::from(error.respond(&self.options))));
-        self.await_response(Reason::Refused { status: error.status() })
+        self.await_response(Reason::Rejected { status: error.status() })
     }
 
     /// Sends a complete response.

@@ -18,12 +18,12 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// `None`, with a line on stdout, if no Redis is installed; with `OYEZ_TESTS_REQUIRE_REDIS=1` that is a failure.
+    /// `None`, with a line on stdout, if no Redis is installed; with `TESTS_REQUIRE_REDIS=1` that is a failure.
     pub fn start(options: &[&str]) -> Option<Redis> {
         let is_installed =
             Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_ok();
         if !is_installed {
-            assert!(std::env::var_os("OYEZ_TESTS_REQUIRE_REDIS").is_none(), "redis-server is not installed");
+            assert!(std::env::var_os("TESTS_REQUIRE_REDIS").is_none(), "redis-server is not installed");
             // Not captured by the harness.
             let _ = writeln!(std::io::stdout(), "skipped: redis-server is not installed");
             return None;
