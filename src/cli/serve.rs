@@ -15,10 +15,11 @@ use super::memory;
 use super::output;
 use super::parent;
 use super::values::{
-    bytes, bytes_or_0, count, count_or_0, deflate_level, fields, listen, memory_bytes_or_0, millis,
-    millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
+    bytes, bytes_or_0, channel_pattern, count, count_or_0, deflate_level, fields, listen, memory_bytes_or_0,
+    millis, millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
 };
 use crate::access::connection_limiter::Proxies;
+use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::access::token::Verifier;
@@ -246,6 +247,11 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_DEFLATE_CONTEXT_BYTES_MAX", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     deflate_context_bytes_max: usize,
 
+    /// Channels whose messages are not compressed, by name, or by prefix with `*`: repeat it, or separate them by
+    /// commas (account.*, photos) [default: none].
+    #[arg(long, env = "OYEZ_DEFLATE_EXCLUDE", value_name = "PATTERN", value_delimiter = ',', value_parser = channel_pattern)]
+    deflate_exclude: Vec<String>,
+
     /// Maximum time of a close handshake without progress, in milliseconds.
     #[arg(long, env = "OYEZ_CLOSE_TIMEOUT_MS", value_name = "MS", default_value = "2000", value_parser = millis)]
     close_timeout_ms: u32,
@@ -373,7 +379,10 @@ impl Serve {
         let (authenticator, who_may) = self.auth.authenticator(config.listen)?;
         let (connections_max, descriptors) = connections_max(config.connections_max)?;
         let facts = [who_may, descriptors, memory];
-        let access_config = AccessConfig { origins: self.origins.clone(), proxies, authenticator };
+        let uncompressed = Patterns::parse(self.deflate_exclude.iter().map(String::as_str))
+            .map_err(|why| Failure::Usage(why.to_string()))?;
+        let access_config =
+            AccessConfig { origins: self.origins.clone(), proxies, authenticator, uncompressed };
         let keys = || self.auth.verifier().map_err(|why| why.to_string());
         match config.tls.files.clone() {
             None => serve(config, access_config, keys, connections_max, Plain, &facts, allocated_bytes),

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 
+use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::ids::{ChannelName, Since};
@@ -125,6 +126,12 @@ pub(super) fn small_bytes(text: &str) -> Result<u32, String> {
 
 pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
     ChannelName::parse(text.as_bytes()).map_err(|why| why.to_string())
+}
+
+/// The name of a channel, or a prefix of names and `*`.
+pub(super) fn channel_pattern(text: &str) -> Result<String, String> {
+    let pattern = text.trim();
+    Patterns::parse([pattern]).map(|_| pattern.to_owned()).map_err(|why| why.to_string())
 }
 
 pub(super) fn cursor(text: &str) -> Result<String, String> {

@@ -47,6 +47,8 @@ pub struct CompressedBatch {
 /// The compression of one batch.
 #[derive(Debug, Default)]
 pub(super) struct BatchCompression {
+    /// The channel is excluded from compression.
+    is_excluded: bool,
     before: Option<Box<LastCompressed>>,
     formats: Option<Box<[FormatCompression; FORMATS]>>,
 }
@@ -64,7 +66,17 @@ struct FormatCompression {
 impl BatchCompression {
     /// The compression of a batch that follows these messages.
     pub(super) fn after(before: Option<Box<LastCompressed>>) -> BatchCompression {
-        BatchCompression { before, formats: None }
+        BatchCompression { is_excluded: false, before, formats: None }
+    }
+
+    /// The compression of a batch whose channel is excluded: all subscribers receive plain frames.
+    pub(super) fn excluded() -> BatchCompression {
+        BatchCompression { is_excluded: true, ..BatchCompression::default() }
+    }
+
+    /// Returns true if the channel is excluded from compression.
+    pub(super) fn is_excluded(&self) -> bool {
+        self.is_excluded
     }
 
     /// Returns the batch in the encoding of a connection that receives all of it; `None` if it is to receive the plain
@@ -76,7 +88,7 @@ impl BatchCompression {
         encoding: Encoding,
         deflater: &mut Deflater,
     ) -> Option<Rc<CompressedBatch>> {
-        if encoding == Encoding::Plain {
+        if encoding == Encoding::Plain || self.is_excluded {
             return None;
         }
         let before = self.before.as_ref().and_then(|last| last.0.get(form.index())?.as_ref());

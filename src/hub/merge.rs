@@ -145,7 +145,8 @@ impl BatchGroup {
 
     /// Compresses the merged batches in `indexes`, without reference to earlier messages: the windows of their
     /// subscribers end with messages of different channels. They then end with the last one that is compressed, as those
-    /// of the subscribers of its channel alone.
+    /// of the subscribers of its channel alone. With a message of an excluded channel all of them are plain: the length of
+    /// the others would depend on its text.
     fn compress(
         &mut self,
         plain: &Delivery,
@@ -159,6 +160,9 @@ impl BatchGroup {
         };
         let mut last = None;
         for &index in &self.indexes {
+            if self.batches[index as usize].1.compression.is_excluded() {
+                return None;
+            }
             last = last.max(self.batches[index as usize].1.last_compressed_envelope(deflater));
         }
         let (_, window) = last?;

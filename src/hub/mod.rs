@@ -38,6 +38,7 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::access::grant::Patterns;
 use crate::access::quota::Quotas;
 use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Sender, Since, SlotId};
@@ -46,6 +47,7 @@ use crate::time::LoopTime;
 use crate::wire::{Form, Kind};
 pub use channel::ChannelInfo;
 use channel::{BatchStart, Channel, Delivery, FinishedBatch, PersistState, Replay, Slices};
+use compression::BatchCompression;
 use creators::{Creator, Creators};
 use dirty_channels::DirtyChannels;
 use discontinuity::LatestLoss;
@@ -90,6 +92,8 @@ pub struct Hub {
     /// Bytes of the compressed messages that channels keep for the next ones to refer to.
     compressed_bytes: usize,
     compressed_bytes_max: usize,
+    /// Channels whose messages are not compressed.
+    uncompressed: Patterns,
 }
 
 /// The messages and bytes of all histories together.
@@ -211,7 +215,13 @@ impl Hub {
             replays: ReplayCache::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
             compressed_bytes: 0,
             compressed_bytes_max: limits.deflate.context_bytes_max,
+            uncompressed: Patterns::default(),
         }
+    }
+
+    /// Excludes channels from compression.
+    pub fn exclude_from_compression(&mut self, channels: Patterns) {
+        self.uncompressed = channels;
     }
 
     /// The channel of that name, if it has subscribers or history.
@@ -659,7 +669,10 @@ impl Hub {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = HistoryUsage::of(channel);
         self.compressed_bytes -= channel.last_compressed.as_ref().map_or(0, |last| last.bytes());
-        let finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
+        let mut finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
+        if self.uncompressed.include_name(channel.name()) {
+            finished.compression = BatchCompression::excluded();
+        }
         self.account(id, before);
         if let Some(dirty_channels) = &mut self.dirty_channels {
             dirty_channels.mark(id);

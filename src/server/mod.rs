@@ -92,6 +92,7 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::access::authenticator::Authenticator;
 use crate::access::connection_limiter::Proxies;
+use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
@@ -153,7 +154,7 @@ pub struct Server<E: Acceptor> {
     phase: ShutdownPhase,
 }
 
-/// Allowed origins, trusted proxies, and authentication.
+/// Allowed origins, trusted proxies, authentication, and channels whose lengths must reveal nothing.
 #[derive(Debug)]
 pub struct AccessConfig {
     /// Origins whose pages may connect, in addition to those of the server's own host.
@@ -162,6 +163,8 @@ pub struct AccessConfig {
     pub proxies: Proxies,
     /// Keys that verify tokens, and the rights of anonymous clients.
     pub authenticator: Authenticator,
+    /// Channels whose messages are not compressed: the length of a compressed message depends on the text before it.
+    pub uncompressed: Patterns,
 }
 
 /// The only clock of the server: read once before each wait and once after.
@@ -246,9 +249,10 @@ impl<E: Acceptor> Server<E> {
         };
         let loaded = listener.listen_after(&config.tcp, load)?;
         let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
-        let AccessConfig { origins, proxies, authenticator } = access_config;
+        let AccessConfig { origins, proxies, authenticator, uncompressed } = access_config;
         engine.shared.http_config = HttpConfig { assets: config.assets, origins };
         engine.shared.authenticator = authenticator;
+        engine.hub.exclude_from_compression(uncompressed);
         engine.shared.limiter.trust(proxies);
         let backplane = match &config.backplane {
             Some(config) => Some(log_phases::join_log(&mut engine, &poll, config, clock.now())?),

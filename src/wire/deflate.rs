@@ -12,8 +12,8 @@
 //! same. A connection that has missed a message, for whatever reason, has another number: it receives the next batch
 //! *fresh*, that is without reference to earlier ones, and is in step after that.
 //!
-//! Whether a message is compressed depends on its frame alone (text, and at least `--deflate-bytes-min` bytes), so it is
-//! the same for all subscribers. Each message stays a frame of its own; the frames of a batch lie end to end.
+//! Whether a message is compressed depends on its channel (`--deflate-exclude`) and its frame (text, and at least
+//! `--deflate-bytes-min` bytes), so it is the same for all subscribers of the channel. Each message stays a frame of its own; the frames of a batch lie end to end.
 
 use std::num::NonZeroU32;
 use std::rc::Rc;

@@ -3,14 +3,19 @@
 //! random.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
+use oyez::access::grant::Patterns;
 use oyez::config::{DeflateMode, DeflateSettings, HistoryLimits, Limits, OnSlow};
 use oyez::ids::SlotId;
 use proptest::prelude::*;
 
+use crate::support::client::Client as Connection;
 use crate::support::deflate::{BROWSER, Decoded, Decoder, GORILLA, SMALL_WINDOW, upgrade};
+use crate::support::folder::Folder;
 use crate::support::frames::{self, BINARY, TEXT};
-use crate::support::http::post;
+use crate::support::http::{get, post};
+use crate::support::process::{Server, oyez};
 use crate::support::rig::{Behavior, Rig};
 
 /// A subscriber and its decoder.
@@ -291,6 +296,98 @@ fn merged_batches_end_in_step_with_the_channel_of_the_last_message() {
     alone.take(&mut rig);
 }
 
+fn patterns(list: &str) -> Patterns {
+    Patterns::parse(list.split(',')).unwrap()
+}
+
+#[test]
+fn excluded_channel_is_plain_and_leaves_no_context() {
+    let mut rig = Rig::new(Limits::default());
+    rig.engine.hub.exclude_from_compression(patterns("account.*,photos"));
+    let channels = ["account.7", "photos", "a"];
+    let mut raw = channels.map(|channel| Subscriber::join(&mut rig, &format!("/ws/{channel}"), BROWSER));
+    let mut enveloped = channels.map(|channel| Subscriber::v1(&mut rig, BROWSER, &[channel]));
+    for number in 0..2 {
+        channels.iter().for_each(|channel| publish(&mut rig, channel, &tick(number)));
+    }
+    for subscribers in [&mut raw, &mut enveloped] {
+        let got = subscribers.each_mut().map(|subscriber| subscriber.take(&mut rig));
+        assert_eq!(
+            got.each_ref().map(|frames| (frames.len(), sizes(frames).len())),
+            [(2, 0), (2, 0), (2, 2)]
+        );
+    }
+    let envelope = format!(r#"{{"ch":"a","data":{}}}"#, tick(1)).len();
+    assert!(rig.engine.hub.compressed_bytes() < tick(1).len() + 2 * envelope, "of one channel");
+}
+
+#[test]
+fn merged_batches_with_an_excluded_channel_are_plain() {
+    let mut rig = Rig::new(Limits::default());
+    rig.engine.hub.exclude_from_compression(patterns("secret"));
+    let mut both = Subscriber::v1(&mut rig, BROWSER, &["a", "b", "secret"]);
+    let mut one = Subscriber::v1(&mut rig, BROWSER, &["a"]);
+    let publisher = Subscriber::v1(&mut rig, BROWSER, &[]);
+    let publish_together = |rig: &mut Rig, channels: &[&str]| {
+        for (number, channel) in channels.iter().enumerate() {
+            let data = tick(number as u64);
+            rig.send_text(publisher.id, &format!(r#"{{"type":"publish","ch":"{channel}","data":{data}}}"#));
+        }
+        rig.turn();
+    };
+    publish_together(&mut rig, &["a", "b"]);
+    assert_eq!(sizes(&both.take(&mut rig)).len(), 2);
+    publish_together(&mut rig, &["a", "secret", "a"]);
+    let got = both.take(&mut rig);
+    assert_eq!(
+        (got.len(), sizes(&got).len()),
+        (3, 0),
+        "the lengths of the others would depend on the excluded one"
+    );
+    publish_together(&mut rig, &["a"]);
+    let got = both.texts(&mut rig);
+    assert!(got.len() == 1 && got[0].contains(&tick(0)), "{got:?}");
+    assert_eq!(sizes(&one.take(&mut rig)).len(), 4);
+}
+
+#[test]
+fn excluded_channels_are_set_by_flag_and_variable() {
+    let folder = Folder::new();
+    let history = format!("--history-file={}", folder.path("history"));
+    let start = |set: &dyn Fn(&mut Command)| {
+        let mut command = oyez(&["serve", "--listen=127.0.0.1:0", &history]);
+        set(&mut command);
+        Server::start_command(command)
+    };
+    // The second one continues the first one's history.
+    let by_flag = |command: &mut Command| {
+        command.args(["--deflate-exclude", "account.*, photos", "--deflate-exclude", "videos"]);
+    };
+    let by_variable = |command: &mut Command| {
+        command.env("OYEZ_DEFLATE_EXCLUDE", "account.*,photos,videos");
+    };
+    for set in [&by_flag as &dyn Fn(&mut Command), &by_variable] {
+        let server = start(set);
+        for channel in ["account.7", "photos", "videos"] {
+            let mut client = Connection::new(server.connect());
+            client.send(upgrade(&format!("/ws/{channel}"), BROWSER).as_bytes());
+            assert!(client.head().contains("permessage-deflate"));
+            client.send_text(&tick(0));
+            assert_eq!(client.text(), tick(0), "a compressed frame would be rejected");
+        }
+        let page = Connection::new(server.connect()).ask(get("/metrics")).body;
+        assert!(page.contains("oyez_deflated_messages_total{context=\"none\"} 0\n"));
+        server.stop();
+    }
+    let output = oyez(&["serve", "--deflate-exclude", "a,*.b"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.contains("*.b") && text.contains("at the end") && text.contains("--deflate-exclude"),
+        "{text}"
+    );
+}
+
 #[test]
 fn context_is_dropped_with_the_last_subscriber_and_over_its_limit() {
     let mut rig = Rig::new(Limits::default());
@@ -459,15 +556,27 @@ struct World {
     references: [SlotId; 2],
     published: [Vec<String>; 2],
     number: u64,
+    /// The second channel is excluded from compression.
+    is_second_excluded: bool,
 }
 
 const NAMES: [&str; 2] = ["a", "b"];
 
 impl World {
-    fn new(limits: Limits) -> World {
+    fn new(limits: Limits, is_second_excluded: bool) -> World {
         let mut rig = Rig::new(limits);
+        if is_second_excluded {
+            rig.engine.hub.exclude_from_compression(patterns(NAMES[1]));
+        }
         let references = NAMES.map(|name| rig.join(&format!("/ws/{name}")));
-        World { rig, clients: Vec::new(), references, published: Default::default(), number: 0 }
+        World {
+            rig,
+            clients: Vec::new(),
+            references,
+            published: Default::default(),
+            number: 0,
+            is_second_excluded,
+        }
     }
 
     fn apply(&mut self, step: &Step) {
@@ -586,6 +695,8 @@ impl World {
                     continue;
                 }
                 let text = String::from_utf8(frame.payload).unwrap();
+                let is_of_second = client.raw == Some(1) || text.contains(r#""ch":"b""#);
+                assert!(!(self.is_second_excluded && frame.is_compressed && is_of_second), "{text}");
                 match client.raw {
                     Some(channel) => client.received.entry(channel).or_default().push(text),
                     None => client.receive_v1(&text, &self.published),
@@ -659,8 +770,9 @@ proptest! {
         skips in any::<bool>(),
         messages_max in prop_oneof![Just(0usize), Just(3), Just(100)],
         context_bytes_max in prop_oneof![3 => Just(64usize << 20), 1 => Just(300)],
+        is_second_excluded in any::<bool>(),
     ) {
-        let mut world = World::new(Limits {
+        let limits = Limits {
             deflate: DeflateSettings { mode, context_bytes_max, ..DeflateSettings::default() },
             on_slow: if skips { OnSlow::Skip } else { OnSlow::Close },
             outbox_bytes_max: 100_000,
@@ -669,7 +781,8 @@ proptest! {
             publish_pause_ms: 0,
             history: HistoryLimits { messages_max, ..HistoryLimits::default() },
             ..Limits::default()
-        });
+        };
+        let mut world = World::new(limits, is_second_excluded);
         for step in &steps {
             world.apply(step);
         }
