@@ -1,17 +1,21 @@
-// permessage-deflate in Chromium, which offers it by itself: its sockets join at different moments, and each receives the
-// texts that a subscriber without compression receives.
+// permessage-deflate in Chromium and Firefox, which offer it by themselves: their sockets join at different moments, and
+// each receives the texts that a subscriber without compression receives.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
-import { WebSocket, launch_chromium, serve, sleep, until } from './support.mjs';
+import { WebSocket, launch_chromium, launch_firefox, serve, sleep, until } from './support.mjs';
 
 const LAST = 'the last message';
 const MESSAGES = 400;
 
-let browser;
-before(async () => (browser = await launch_chromium()));
-after(() => browser?.close());
+const BROWSERS = { Chromium: launch_chromium, Firefox: launch_firefox };
+const MODES = ['context', 'fresh'];
+const browsers = {};
+for (const [name, launch] of Object.entries(BROWSERS)) {
+  before(async () => (browsers[name] = await launch()));
+  after(() => browsers[name]?.close());
+}
 
 function price(number) {
   // Below 64 bytes a message is not compressed.
@@ -46,8 +50,8 @@ function join({ url, protocols, commands, last }) {
   return subscribed.promise;
 }
 
-for (const mode of ['context', 'fresh']) {
-  test(`Chromium receives the plain subscriber's texts with --deflate ${mode}`, async (t) => {
+for (const [name, mode] of Object.keys(BROWSERS).flatMap((name) => MODES.map((mode) => [name, mode]))) {
+  test(`${name} receives the plain subscriber's texts with --deflate ${mode}`, async (t) => {
     const flags = ['--deflate', mode, '--history-messages-max', '100000', '--history-bytes-max', '64MiB'];
     const server = await serve(t, { flags });
     const root = `${server.url.replace('http', 'ws')}/ws`;
@@ -64,7 +68,7 @@ for (const mode of ['context', 'fresh']) {
     enveloped.socket.send(JSON.stringify({ type: 'subscribe', ch: 'prices' }));
     await until('it subscribes', () => enveloped.texts.some((text) => text.startsWith('{"type":"subscribed"')));
 
-    const page = await browser.newPage();
+    const page = await browsers[name].newPage();
     t.after(() => page.close());
     await page.goto(server.url);
     const subscribe = (more) => ({ protocols: ['oyez.v1'], commands: [{ type: 'subscribe', ch: 'prices', ...more }] });

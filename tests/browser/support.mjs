@@ -2,8 +2,11 @@
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 
 import { Oyez } from '../../src/console/oyez.js';
@@ -71,6 +74,81 @@ export function launch_chromium() {
       '--disable-sync',
     ],
   });
+}
+
+/** Preferences of Firefox: all requests to other machines go to a port that nothing listens on. */
+const FIREFOX_PREFERENCES = {
+  'network.proxy.type': 1,
+  ...Object.fromEntries(['http', 'ssl'].flatMap((kind) => [
+    [`network.proxy.${kind}`, '127.0.0.1'],
+    [`network.proxy.${kind}_port`, 9],
+  ])),
+  'network.proxy.allow_hijacking_localhost': false,
+};
+
+/**
+ * Headless Firefox by WebDriver BiDi, which it speaks itself: Playwright drives only builds of its own. It has as much of
+ * the interface of Playwright's browsers as tests use.
+ */
+export async function launch_firefox() {
+  const profile = await mkdtemp(join(tmpdir(), 'oyez-firefox-'));
+  const lines = Object.entries(FIREFOX_PREFERENCES).map(([name, value]) => `user_pref("${name}", ${JSON.stringify(value)});`);
+  await writeFile(join(profile, 'user.js'), lines.join('\n'));
+  const program = process.env.FIREFOX ?? '/usr/bin/firefox-esr';
+  const child = spawn(program, ['--headless', '--no-remote', '--profile', profile, '--remote-debugging-port', '0'], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    env: { ...process.env, HOME: profile },
+  });
+  const exited = once(child, 'exit');
+  process.once('exit', () => child.kill('SIGKILL'));
+  const address = await new Promise((resolve, reject) => {
+    exited.then(([code]) => reject(new Error(`Firefox exited with ${code}`)), reject);
+    createInterface({ input: child.stderr }).on('line', (line) => {
+      const found = /WebDriver BiDi listening on (ws:\S+)/.exec(line);
+      if (found) resolve(found[1]);
+    });
+  });
+  const socket = new WebSocket(`${address}/session`, { perMessageDeflate: false });
+  await once(socket, 'open');
+  const waiting = new Map();
+  socket.on('message', (data) => {
+    const { id, type, result, error, message } = JSON.parse(data);
+    const { resolve, reject } = waiting.get(id) ?? {};
+    waiting.delete(id);
+    if (type === 'success') resolve?.(result);
+    if (type === 'error') reject?.(new Error(`${error}: ${message}`));
+  });
+  let last = 0;
+  const command = (method, params) => new Promise((resolve, reject) => {
+    last += 1;
+    waiting.set(last, { resolve, reject });
+    socket.send(JSON.stringify({ id: last, method, params }));
+  });
+  await command('session.new', { capabilities: {} });
+  return {
+    async newPage() {
+      const { context } = await command('browsingContext.create', { type: 'tab' });
+      return {
+        goto: (url) => command('browsingContext.navigate', { context, url, wait: 'complete' }),
+        async evaluate(run, argument = null) {
+          const { result, exceptionDetails } = await command('script.callFunction', {
+            functionDeclaration: `async (text) => JSON.stringify(await (${run})(JSON.parse(text)))`,
+            arguments: [{ type: 'string', value: JSON.stringify(argument) }],
+            awaitPromise: true,
+            target: { context },
+          });
+          if (exceptionDetails) throw new Error(exceptionDetails.text);
+          return result.value && JSON.parse(result.value);
+        },
+        close: () => command('browsingContext.close', { context }),
+      };
+    },
+    async close() {
+      child.kill('SIGKILL');
+      await exited;
+      await rm(profile, { recursive: true, force: true, maxRetries: 5 });
+    },
+  };
 }
 
 /** A hub that the test closes, however the test ends. */
