@@ -1,16 +1,18 @@
 """permessage-deflate with other projects' clients: each receives what a subscriber without compression receives.
 
-    deflate_scenario.py path/to/oyez        with node's ws and undici in NODE_PATH; see run
+    deflate_scenario.py path/to/oyez        with node's ws and undici in NODE_PATH, and gorilla's clients in GORILLA; see run
 
-Clients of Python's websockets, node's ws and undici join channels at random moments while prices and boards are published,
-some of them after a replay, with echo=0, or with oyez.v1 in one channel or two. All of them offer compression by
-default, and decompress with a window of their own. For each mode of --deflate.
+Clients of Python's websockets, node's ws and undici, and Go's gorilla/websocket join channels at random moments while prices
+and boards are published, some of them after a replay, with echo=0, or with oyez.v1 in one channel or two. All of them offer
+compression, and all but gorilla's decompress with a window of their own: gorilla accepts each message alone only, and
+compresses each message that it publishes. For each mode of --deflate.
 """
 
 import asyncio
 import base64
 import itertools
 import json
+import os
 import random
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from scenario import STEP_S, Checks, Node, NodePeer, PythonPeer, SCENARIO_S, Ser
 CHANNELS = "prices", "news"
 MESSAGES = 600
 MODES = "context", "fresh"
+LIBRARIES = "websockets", "ws", "undici", "gorilla"
 LAST = "the last message"
 # (name, channels of oyez.v1 or None for a raw WebSocket, since, without its own messages)
 WAYS = [
@@ -79,7 +82,7 @@ class PythonReader(PythonPeer):
 
 
 class NodeReader(NodePeer):
-    """A client of node's ws or undici."""
+    """A client of node's ws or undici, or of gorilla."""
 
     def __init__(self, name, node, library):
         super().__init__(name, node)
@@ -97,6 +100,7 @@ class NodeReader(NodePeer):
             self.received.put_nowait(event["text"])
         elif event["event"] == "open":
             self.is_compressed = event["extensions"].startswith("permessage-deflate")
+            self.has_no_context = "server_no_context_takeover" in event["extensions"]
             self.opened.set()
         else:
             self.received.put_nowait(f"closed with {event['code']} {event['reason']}")
@@ -165,15 +169,17 @@ class Subscriber:
 
 
 class Scenario:
-    def __init__(self, mode, server, node, checks):
-        self.mode, self.server, self.node = mode, server, node
+    def __init__(self, mode, server, node, gorilla, checks):
+        self.mode, self.server, self.node, self.gorilla = mode, server, node, gorilla
         self.check = lambda text, *found: checks.check(f"{mode}: {text}", *found)
         self.random = random.Random(7)
         self.subscribers = []
 
     def reader(self, library):
         name = f"{library} {self.mode} {len(self.subscribers)}"
-        return PythonReader(name) if library == "websockets" else NodeReader(name, self.node, library)
+        if library == "websockets":
+            return PythonReader(name)
+        return NodeReader(name, self.gorilla if library == "gorilla" else self.node, library)
 
     async def join(self, library, way):
         subscriber = Subscriber(self.reader(library), way)
@@ -184,7 +190,7 @@ class Scenario:
 
     async def publish(self):
         """Publishes at a steady rate, with bursts, while clients join."""
-        joins = [(library, way) for library in ("websockets", "ws", "undici") for way in WAYS] * JOINS
+        joins = [(library, way) for library in LIBRARIES for way in WAYS] * JOINS
         self.random.shuffle(joins)
         moments = sorted(self.random.randrange(MESSAGES * 9 // 10) for _ in joins)
         async with connect(self.server.url(CHANNELS[0]), proxy=None, compression=None) as prices, \
@@ -241,6 +247,9 @@ class Scenario:
                                               in enumerate(itertools.zip_longest(received, expected)) if a != b), None)
             self.check(f"{subscriber.reader.name}, {subscriber.name}, negotiates compression and receives the plain "
                        f"subscriber's {len(expected)} messages", subscriber.reader.is_compressed and bool(received) and what is None, what)
+        self.check("gorilla's clients alone have no context, as they offered",
+                   all((one.reader.library == "gorilla") == one.reader.has_no_context
+                       for one in self.subscribers if isinstance(one.reader, NodeReader)))
         self.metrics()
 
     def metrics(self):
@@ -258,21 +267,22 @@ class Scenario:
 
 
 async def main(oyez):
-    checks, node = Checks(), Node()
+    checks, node, gorilla = Checks(), Node(), Node(os.environ["GORILLA"])
     with tempfile.TemporaryFile() as log:
         servers = []
         try:
             await node.start()
+            await gorilla.start()
             for mode in MODES:
                 servers.append(Server())
                 await servers[-1].start(oyez, log, "--deflate", mode, "--history-messages-max", "1000000",
                                         "--history-bytes-max", "64MiB")
-            runs = [Scenario(mode, server, node, checks).run() for mode, server in zip(MODES, servers)]
+            runs = [Scenario(mode, server, node, gorilla, checks).run() for mode, server in zip(MODES, servers)]
             await asyncio.wait_for(asyncio.gather(*runs), SCENARIO_S)
         except Exception as error:
             checks.check(f"the scenario runs to its end within {SCENARIO_S} s", False, repr(error))
         finally:
-            for process in (getattr(part, "process", None) for part in (*servers, node)):
+            for process in (getattr(part, "process", None) for part in (*servers, node, gorilla)):
                 if process and process.returncode is None:
                     process.kill()
                     await process.wait()

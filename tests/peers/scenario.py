@@ -139,12 +139,14 @@ class NodePeer(Peer):
 
 
 class Node:
-    """The node process with all its clients (node_peers.js)."""
+    """The node process with all its clients (node_peers.js), or another program that is driven in the same way."""
+
+    def __init__(self, *program):
+        self.program = program or ("node", str(pathlib.Path(__file__).with_name("node_peers.js")))
 
     async def start(self):
-        script = pathlib.Path(__file__).with_name("node_peers.js")
         pipe = asyncio.subprocess.PIPE
-        self.process = await asyncio.create_subprocess_exec("node", str(script), stdin=pipe, stdout=pipe)
+        self.process = await asyncio.create_subprocess_exec(*self.program, stdin=pipe, stdout=pipe)
         self.peers = {}
         self.listener = asyncio.create_task(self.listen())
 
