@@ -3,6 +3,7 @@
 pub mod auth_server;
 pub mod chunked;
 pub mod client;
+pub mod cluster;
 pub mod deflate;
 pub mod folder;
 pub mod frames;
