@@ -194,19 +194,43 @@ pub struct ClientId(u32);
 ///
 /// A server by itself counts from its salt. Servers that share a log allocate blocks of 2^24 ids there, since `?echo=0`
 /// compares the ids of clients of all of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ClientIds {
     salt: u32,
+    /// A block has two to the power of this many ids.
+    block_bits: u32,
     blocks: Vec<u32>,
 }
 
-/// Generations in one block of client ids.
-pub const CLIENT_BLOCK: u32 = 1 << 24;
+/// A block of client ids is for 2^24 connections: 256 blocks have different ids.
+const BLOCK_BITS: u32 = 24;
+
+/// Another block is allocated when one in this many of the ids is left: a million, which a server does not accept within
+/// an outage of the log.
+const BLOCK_RESERVE: u64 = 16;
+
+impl Default for ClientIds {
+    fn default() -> ClientIds {
+        ClientIds::with_block_bits(BLOCK_BITS)
+    }
+}
 
 impl ClientIds {
     /// Ids that are counted from a salt.
     pub fn from_salt(salt: u32) -> ClientIds {
-        ClientIds { salt, blocks: Vec::new() }
+        ClientIds { salt, ..ClientIds::default() }
+    }
+
+    /// Ids in blocks of two to the power of `block_bits`, which is the same for all processes.
+    pub fn with_block_bits(block_bits: u32) -> ClientIds {
+        ClientIds { salt: 0, block_bits, blocks: Vec::new() }
+    }
+
+    /// Returns true if another block is to be allocated: the last one is nearly used up. `next` is the next slot.
+    pub fn needs_block(&self, next: SlotId) -> bool {
+        let block = 1_u64 << self.block_bits;
+        let allocated = self.blocks.len() as u64 * block;
+        allocated > 0 && u64::from(next.generation) + block / BLOCK_RESERVE >= allocated
     }
 
     /// Adds a block of ids. The first block is for the generations from 0 on, and each further one for those that
@@ -219,12 +243,13 @@ impl ClientIds {
     #[inline]
     pub fn of(&self, slot: SlotId) -> ClientId {
         let generation = slot.generation;
-        let block = self.blocks.get((generation / CLIENT_BLOCK) as usize).or(self.blocks.last());
+        let block = self.blocks.get((generation >> self.block_bits) as usize).or(self.blocks.last());
         match block {
             None => ClientId::of(slot, self.salt),
             Some(block) => {
-                let start = block.wrapping_mul(CLIENT_BLOCK);
-                ClientId::of(SlotId { generation: generation % CLIENT_BLOCK, ..slot }, start)
+                let start = block << self.block_bits;
+                let generation = generation & ((1 << self.block_bits) - 1);
+                ClientId::of(SlotId { generation, ..slot }, start)
             }
         }
     }
@@ -394,7 +419,8 @@ mod tests {
             ids
         };
         let (one, other) = (ids(&[1, 4]), ids(&[2, 3]));
-        let generations = [0, 1, CLIENT_BLOCK - 1, CLIENT_BLOCK, CLIENT_BLOCK + 1, 2 * CLIENT_BLOCK - 1];
+        let block = 1 << BLOCK_BITS;
+        let generations = [0, 1, block - 1, block, block + 1, 2 * block - 1];
         let mut all: Vec<String> = [&one, &other]
             .iter()
             .flat_map(|ids| generations.map(|at| ids.of(slot(at)).to_string()))

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::grant::Grant;
 use super::rate_limiter::RateLimiter;
 use super::rejection_log::RejectionLog;
-use super::ticket::{StreamTicketError, Tickets};
+use super::ticket::{self, Redemption, StreamTicketError, Tickets};
 use super::token::{LEEWAY_SECONDS, Verifier};
 use crate::close::TokenFault;
 use crate::ids::SlotId;
@@ -104,36 +104,32 @@ impl Authenticator {
         verifier.verify(token, self.unix_now).map(|grant| Some(Rc::new(grant)))
     }
 
-    /// Redeems a ticket. Without a verifier it is ignored, and the client is anonymous.
-    ///
-    /// # Errors
-    /// The ticket is unknown, was used or has expired, or its token has expired.
-    pub fn redeem(&mut self, ticket: &[u8], now: LoopTime) -> Result<Rights, TokenFault> {
-        if self.verifier.is_none() {
-            return Ok(None);
-        }
-        // A ticket is not valid for longer than the token that it was issued for.
-        let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
-        let grant = self.tickets.redeem(ticket, now).filter(|grant| !grant.has_expired(clock));
-        grant.map(Some).ok_or(TokenFault::Ticket)
-    }
-
-    /// Redeems a ticket for an event stream: see [`Tickets::redeem_for_stream`].
+    /// Redeems a ticket, `channel`: for an event stream of this channel ([`Tickets::redeem_for_stream`]). Without a
+    /// verifier it is ignored, and the client is anonymous. If a shared log has redeemed it, that is the result.
     ///
     /// # Errors
     /// The ticket is unknown, was used for something else or has expired, its token has expired, or its stream is open.
-    pub fn redeem_for_stream(
+    pub fn redeem(
         &mut self,
         ticket: &[u8],
-        channel: &str,
+        channel: Option<&str>,
         slot: SlotId,
         now: LoopTime,
     ) -> Result<Rights, TokenFault> {
         if self.verifier.is_none() {
             return Ok(None);
         }
+        let hash = ticket::hash_of(ticket).ok_or(TokenFault::Ticket)?;
+        let redeemed = match (self.tickets.take_redemption(slot, &hash), channel) {
+            (Some(Redemption::Granted(grant)), _) => Ok(grant),
+            (Some(Redemption::Rejected(error)), _) => Err(error),
+            (Some(Redemption::LogDown | Redemption::Unconfirmed), _) => Err(StreamTicketError::Bad),
+            (None, Some(channel)) => self.tickets.redeem_for_stream(&hash, channel, (0, Some(slot)), now),
+            (None, None) => self.tickets.redeem(&hash, now).ok_or(StreamTicketError::Bad),
+        };
+        // A ticket is not valid for longer than the token that it was issued for.
         let clock = self.unix_now.saturating_sub(LEEWAY_SECONDS);
-        match self.tickets.redeem_for_stream(ticket, channel, slot, now) {
+        match redeemed {
             Ok(grant) if grant.has_expired(clock) => Err(TokenFault::Ticket),
             Ok(grant) => Ok(Some(grant)),
             Err(StreamTicketError::Bad) => Err(TokenFault::Ticket),

@@ -19,5 +19,6 @@ pub mod quota;
 pub mod rate;
 pub mod rate_limiter;
 pub mod rejection_log;
+pub mod stored_grant;
 pub mod ticket;
 pub mod token;

@@ -29,6 +29,8 @@ pub(super) enum SentCommand {
     /// The epoch of the state.
     StateEpoch,
     Open,
+    /// `open` on a link that is open, for another block of client ids.
+    AllocateBlock,
     /// An entry with this number.
     Append(u64),
 }
@@ -43,7 +45,7 @@ impl SentCommand {
             SentCommand::LoadOpen | SentCommand::LoadAppend => "SCRIPT LOAD",
             SentCommand::InfoMemory => "INFO",
             SentCommand::StateEpoch => "HMGET",
-            SentCommand::Open | SentCommand::Append(_) => "EVALSHA",
+            SentCommand::Open | SentCommand::AllocateBlock | SentCommand::Append(_) => "EVALSHA",
         }
     }
 }

@@ -15,15 +15,21 @@
 //! | 3 | epoch report | epoch of the marker u64, count u16, count × (run u32, number u64) |
 //! | 4 | disconnect | ref u32, sub |
 //! | 5 | disconnect result | addressed run u32, ref u32, connections u32 |
-//! | 6 | ticket | SHA-256 of the ticket 32 B, expiry u64 (Redis' time in ms), grant as JSON |
-//! | 7 | redeem | SHA-256 of the ticket 32 B, ref u32 |
+//! | 6 | ticket | SHA-256 of the ticket 32 B, owner, grant as JSON |
+//! | 7 | redeem | SHA-256 of the ticket 32 B, channel of an event stream: length u8, name |
 //! | 8 | settings | idempotency keys u32, their age in ms u32 |
 //! | 9 | shutdown | empty |
 //! | 10 | placeholder | empty: replaces an entry that was given up |
+//! | 11 | stream ended | SHA-256 of its ticket 32 B, channel: length u8, name, grant as JSON |
+//! | 12 | subscriber counts | flags u8, [range: two names], count × (subscribers u32, channel: length u8, name) |
 //!
 //! Flags of a message: bits 0 and 1 are the payload's kind (text 0, binary 1, data 2); bit 2: a client follows; bit 3: an
 //! owner and a key follow; bit 4: a user follows. An owner is a byte 0 and a network (u64), or a byte 1, a length (u16)
 //! and a subject.
+//!
+//! Flags of subscriber counts: bit 0: the other nodes are to send all of theirs; bit 1: a range follows, whose channels have
+//! no subscribers if they are not among the rows: it begins after its first name and ends with its second, or with the
+//! last channel if that is empty.
 //!
 //! Item i (from 1) of c in the entry with id (e, s) has the id (e, s - c + i): a message's id is that of its item.
 //! Unknown kinds are counted and skipped, and bytes after the fields of a known kind are ignored, so that newer
@@ -49,6 +55,12 @@ const FLAGS_AT: usize = 1;
 
 /// The entry may be a copy: its node has sent it before, on a connection that was lost.
 const RESENT: u8 = 1;
+
+/// The other nodes are to send all of their numbers.
+const REQUEST: u8 = 1;
+
+/// The numbers are those of all channels in a range.
+const RANGE: u8 = 1 << 1;
 
 const CLIENT: u8 = 1 << 2;
 const KEY: u8 = 1 << 3;
@@ -132,6 +144,37 @@ impl<'a> RunNumbers<'a> {
     }
 }
 
+/// The numbers of a node's subscribers, by channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelCounts<'a>(&'a [u8]);
+
+impl<'a> ChannelCounts<'a> {
+    /// Appends one number to a buffer for [`ChannelCounts::encoded`].
+    pub fn push(buffer: &mut Vec<u8>, channel: &str, subscribers: u32) {
+        append_numbers(buffer, &[subscribers]);
+        append_short(buffer, channel);
+    }
+
+    /// The numbers that were appended to the buffer.
+    pub fn encoded(buffer: &'a [u8]) -> ChannelCounts<'a> {
+        ChannelCounts(buffer)
+    }
+
+    /// Channels and their numbers.
+    pub fn iter(self) -> impl Iterator<Item = (&'a str, u32)> {
+        let mut fields = FieldReader(self.0);
+        std::iter::from_fn(move || fields.channel_count().ok())
+    }
+
+    fn check(self) -> Result<ChannelCounts<'a>, BadEntry> {
+        let mut fields = FieldReader(self.0);
+        while !fields.0.is_empty() {
+            fields.channel_count()?;
+        }
+        Ok(self)
+    }
+}
+
 /// A message or a notice in an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
@@ -169,12 +212,12 @@ pub enum Item<'a> {
         /// How many connections this node has closed.
         connections: u32,
     },
-    /// A ticket that was issued.
+    /// A ticket that was issued. Its lifetime begins with the time of the entry.
     Ticket {
         /// The SHA-256 of the ticket. The ticket itself never leaves its node.
         hash: &'a [u8; 32],
-        /// When it expires: Redis' time in ms.
-        expires_ms: u64,
+        /// The client that holds it.
+        owner: ClientIdentity<'a>,
         /// Its grant as JSON.
         grant: &'a str,
     },
@@ -182,8 +225,8 @@ pub enum Item<'a> {
     Redeem {
         /// The SHA-256 of the ticket.
         hash: &'a [u8; 32],
-        /// Identifies the request among those of its node.
-        reference: u32,
+        /// The channel, if it is for an event stream.
+        channel: Option<&'a str>,
     },
     /// Settings that all nodes must share.
     Settings {
@@ -196,6 +239,24 @@ pub enum Item<'a> {
     Shutdown,
     /// Replaces an entry that was given up, under the same number.
     Placeholder,
+    /// An event stream has ended: its ticket is valid again for a limited time.
+    StreamEnded {
+        /// The SHA-256 of the ticket.
+        hash: &'a [u8; 32],
+        /// The channel of the stream.
+        channel: &'a str,
+        /// The grant of the ticket as JSON, for nodes that have not read when it was issued.
+        grant: &'a str,
+    },
+    /// Numbers of subscribers of the node.
+    SubscriberCounts {
+        /// True if the other nodes are to send all of theirs.
+        is_request: bool,
+        /// All channels of the node after the first name and up to the second, or up to the last one if that is empty.
+        range: Option<(&'a str, &'a str)>,
+        /// The numbers.
+        counts: ChannelCounts<'a>,
+    },
     /// A kind that this version of the program does not know.
     Unknown(u8),
 }
@@ -312,11 +373,29 @@ impl<'a> Item<'a> {
                 reference: fields.u32()?,
                 connections: fields.u32()?,
             },
-            6 => Item::Ticket { hash: fields.hash()?, expires_ms: fields.u64()?, grant: text(fields.0)? },
-            7 => Item::Redeem { hash: fields.hash()?, reference: fields.u32()? },
+            6 => Item::Ticket { hash: fields.hash()?, owner: fields.owner()?, grant: text(fields.0)? },
+            7 => Item::Redeem {
+                hash: fields.hash()?,
+                channel: Some(fields.short_text()?).filter(|channel| !channel.is_empty()),
+            },
             8 => Item::Settings { idempotency_keys: fields.u32()?, idempotency_age_ms: fields.u32()? },
             9 => Item::Shutdown,
             10 => Item::Placeholder,
+            11 => Item::StreamEnded {
+                hash: fields.hash()?,
+                channel: fields.short_text()?,
+                grant: text(fields.0)?,
+            },
+            12 => {
+                let flags = fields.u8()?;
+                let range = if flags & RANGE == 0 {
+                    None
+                } else {
+                    Some((fields.short_text()?, fields.short_text()?))
+                };
+                let counts = ChannelCounts(fields.0).check()?;
+                Item::SubscriberCounts { is_request: flags & REQUEST != 0, range, counts }
+            }
             other => Item::Unknown(other),
         })
     }
@@ -333,6 +412,8 @@ impl<'a> Item<'a> {
             Item::Settings { .. } => 8,
             Item::Shutdown => 9,
             Item::Placeholder => 10,
+            Item::StreamEnded { .. } => 11,
+            Item::SubscriberCounts { .. } => 12,
             Item::Unknown(kind) => *kind,
         }
     }
@@ -359,14 +440,28 @@ impl<'a> Item<'a> {
             Item::DisconnectResult { run, reference, connections } => {
                 append_numbers(out, &[run, reference, connections]);
             }
-            Item::Ticket { hash, expires_ms, grant } => {
+            Item::Ticket { hash, owner, grant } => {
                 out.extend_from_slice(hash);
-                out.extend_from_slice(&expires_ms.to_le_bytes());
+                append_owner(out, owner);
                 out.extend_from_slice(grant.as_bytes());
             }
-            Item::Redeem { hash, reference } => {
+            Item::Redeem { hash, channel } => {
                 out.extend_from_slice(hash);
-                append_numbers(out, &[reference]);
+                append_short(out, channel.unwrap_or(""));
+            }
+            Item::StreamEnded { hash, channel, grant } => {
+                out.extend_from_slice(hash);
+                append_short(out, channel);
+                out.extend_from_slice(grant.as_bytes());
+            }
+            Item::SubscriberCounts { is_request, range, counts } => {
+                let request = if is_request { REQUEST } else { 0 };
+                out.push(request | if range.is_some() { RANGE } else { 0 });
+                if let Some((after, upto)) = range {
+                    append_short(out, after);
+                    append_short(out, upto);
+                }
+                out.extend_from_slice(counts.0);
             }
             Item::Settings { idempotency_keys, idempotency_age_ms } => {
                 append_numbers(out, &[idempotency_keys, idempotency_age_ms]);
@@ -384,7 +479,12 @@ impl<'a> Item<'a> {
                 Item::Message(message) => message.len_max(),
                 Item::EpochReport { numbers, .. } => 10 + numbers.0.len(),
                 Item::Disconnect { sub, .. } => 4 + sub.len(),
-                Item::Ticket { grant, .. } => 40 + grant.len(),
+                Item::Ticket { owner, grant, .. } => 32 + owner_len_max(*owner) + grant.len(),
+                Item::Redeem { channel, .. } => 33 + channel.map_or(0, str::len),
+                Item::StreamEnded { channel, grant, .. } => 33 + channel.len() + grant.len(),
+                Item::SubscriberCounts { range, counts, .. } => {
+                    3 + range.map_or(0, |(after, upto)| after.len() + upto.len()) + counts.0.len()
+                }
                 _ => 40,
             }
     }
@@ -432,36 +532,43 @@ impl<'a> LogMessage<'a> {
         }
         append_short(out, self.channel);
         if let Some((owner, key)) = self.key {
-            match owner {
-                ClientIdentity::Network(network) => {
-                    out.push(0);
-                    out.extend_from_slice(&network.to_le_bytes());
-                }
-                ClientIdentity::Subject(sub) => {
-                    // A token's `sub` is part of a request's head, which `--request-head-bytes-max` bounds.
-                    let sub = &sub.as_bytes()[..sub.len().min(usize::from(u16::MAX))];
-                    out.push(1);
-                    out.extend_from_slice(&(sub.len() as u16).to_le_bytes());
-                    out.extend_from_slice(sub);
-                }
-            }
+            append_owner(out, owner);
             append_short(out, key);
         }
         out.extend_from_slice(self.payload);
     }
 
     fn len_max(&self) -> usize {
-        let owner = match self.key {
-            Some((ClientIdentity::Subject(sub), key)) => sub.len() + key.len(),
-            Some((ClientIdentity::Network(_), key)) => 8 + key.len(),
-            None => 0,
-        };
+        let owner = self.key.map_or(0, |(owner, key)| owner_len_max(owner) + key.len());
         16 + self.user.map_or(0, str::len) + self.channel.len() + owner + self.payload.len()
     }
 }
 
 fn append_numbers(out: &mut Vec<u8>, numbers: &[u32]) {
     numbers.iter().for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+}
+
+fn append_owner(out: &mut Vec<u8>, owner: ClientIdentity<'_>) {
+    match owner {
+        ClientIdentity::Network(network) => {
+            out.push(0);
+            out.extend_from_slice(&network.to_le_bytes());
+        }
+        ClientIdentity::Subject(sub) => {
+            // A token's `sub` is part of a request's head, which `--request-head-bytes-max` bounds.
+            let sub = &sub.as_bytes()[..sub.len().min(usize::from(u16::MAX))];
+            out.push(1);
+            out.extend_from_slice(&(sub.len() as u16).to_le_bytes());
+            out.extend_from_slice(sub);
+        }
+    }
+}
+
+fn owner_len_max(owner: ClientIdentity<'_>) -> usize {
+    match owner {
+        ClientIdentity::Subject(sub) => 3 + sub.len(),
+        ClientIdentity::Network(_) => 9,
+    }
 }
 
 /// Appends a text of at most 255 bytes: a channel's name or an idempotency key, which their parsers bound.
@@ -517,6 +624,14 @@ impl<'a> FieldReader<'a> {
         text(self.bytes(length)?)
     }
 
+    fn channel_count(&mut self) -> Result<(&'a str, u32), BadEntry> {
+        let (subscribers, channel) = (self.u32()?, self.short_text()?);
+        match ChannelName::parse(channel.as_bytes()) {
+            Ok(_) => Ok((channel, subscribers)),
+            Err(_) => Err(BadEntry::ChannelName),
+        }
+    }
+
     fn owner(&mut self) -> Result<ClientIdentity<'a>, BadEntry> {
         match self.u8()? {
             0 => Ok(ClientIdentity::Network(self.u64()?)),
@@ -569,7 +684,7 @@ mod tests {
         ];
         let sender = (option::of(any::<u32>()), option::of(".{0,40}"));
         let key = option::of((option::of(".{0,300}"), "[a-z]{1,128}"));
-        let notice = (1_u8..=10, any::<[u32; 3]>(), any::<u64>(), vec(any::<(u32, u64)>(), 0..20));
+        let notice = (1_u8..=12, any::<[u32; 3]>(), any::<u64>(), vec(any::<(u32, u64)>(), 0..20));
         (notice, any::<[u8; 32]>(), ".{0,60}", "[a-zA-Z0-9_.:-]{1,255}", payload, sender, key).prop_map(
             |(notice, hash, text, channel, payload, sender, key)| Values {
                 kind: notice.0,
@@ -609,11 +724,33 @@ mod tests {
             },
             4 => Item::Disconnect { reference: a, sub: &values.text },
             5 => Item::DisconnectResult { run: a, reference: b, connections: c },
-            6 => Item::Ticket { hash: &values.hash, expires_ms: values.long, grant: &values.text },
-            7 => Item::Redeem { hash: &values.hash, reference: a },
+            6 => Item::Ticket {
+                hash: &values.hash,
+                owner: values
+                    .user
+                    .as_deref()
+                    .map_or(ClientIdentity::Network(values.long), ClientIdentity::Subject),
+                grant: &values.text,
+            },
+            7 => Item::Redeem {
+                hash: &values.hash,
+                channel: values.client.is_some().then_some(values.channel.as_str()),
+            },
             8 => Item::Settings { idempotency_keys: a, idempotency_age_ms: b },
             9 => Item::Shutdown,
-            _ => Item::Placeholder,
+            10 => Item::Placeholder,
+            11 => Item::StreamEnded { hash: &values.hash, channel: &values.channel, grant: &values.text },
+            _ => {
+                rows.clear();
+                for (count, _) in &values.rows {
+                    ChannelCounts::push(rows, &values.channel, *count);
+                }
+                Item::SubscriberCounts {
+                    is_request: values.client.is_some(),
+                    range: values.user.is_some().then_some((values.channel.as_str(), "")),
+                    counts: ChannelCounts::encoded(rows),
+                }
+            }
         }
     }
 

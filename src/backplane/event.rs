@@ -13,6 +13,8 @@ use crate::plural::plural;
 pub enum LinkEvent<'a, P> {
     /// The log is open: its identity and its end are known.
     Opened(OpenedLog),
+    /// Another block of client ids that no other process uses.
+    ClientBlock(u64),
     /// The node has applied everything that the log contained when it was opened.
     Up {
         /// True if it is the first time since the start of the process.
@@ -49,7 +51,7 @@ pub struct OpenedLog {
     pub reason: String,
     /// Identifies the log, also across epochs.
     pub birth: u32,
-    /// A block of client ids that no other process uses; once per process.
+    /// A block of client ids that no other process uses, if one was to be allocated.
     pub client_block: Option<u64>,
     /// Redis' time in ms.
     pub time_ms: u64,

@@ -296,6 +296,16 @@ impl<P> Link<P> {
         self.log.own.push_notice(&settings, Content::Notice, now);
     }
 
+    /// Appends a notice of this node to the others.
+    pub fn submit_notice(&mut self, notice: &Item<'_>, now: LoopTime) {
+        self.log.own.push_notice(notice, Content::Notice, now);
+    }
+
+    /// Allocates another block of client ids, unless one is being allocated: see [`LinkEvent::ClientBlock`].
+    pub fn request_client_block(&mut self) {
+        self.needs_block = true;
+    }
+
     /// The turn ends: its entry is complete, and can be sent.
     pub fn finish_turn(&mut self) {
         self.log.own.finish_turn();
@@ -330,6 +340,11 @@ impl<P> Link<P> {
     /// that attaches with a cursor may miss them, and gets a gap.
     pub fn has_unreported_loss(&self) -> bool {
         self.log.roll_call.is_ahead()
+    }
+
+    /// The nodes that are alive.
+    pub fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
+        self.log.roll_call.live_runs()
     }
 
     /// Redis' time of the last entry, in ms.
@@ -471,6 +486,11 @@ impl<P> Link<P> {
             self.commands.append(unsent, (epoch, seq), (entry.count, &entry.bytes), oldest_kept);
             commands.push_back(SentCommand::Append(entry.number));
         }
+        if self.needs_block && !self.appender.commands.contains(&SentCommand::AllocateBlock) {
+            let arguments = self.open_arguments();
+            self.commands.open(&mut self.appender.unsent, arguments);
+            self.appender.commands.push_back(SentCommand::AllocateBlock);
+        }
     }
 
     // Receiving.
@@ -541,6 +561,16 @@ impl<P> Link<P> {
                 self.run(opened, now);
                 return Ok(());
             }
+            SentCommand::AllocateBlock => {
+                let opened = OpenReply::parse(&values).ok_or(unexpected)?;
+                self.needs_block = false;
+                self.log.push(LinkEvent::ClientBlock(opened.block));
+                if opened.reason != "same" {
+                    // The data was replaced below the link, and this command has begun an epoch.
+                    return Err((LinkLoss::UnexpectedReply(command.name()), true));
+                }
+                return Ok(());
+            }
             SentCommand::Append(entry) => {
                 let seq = number(first).ok_or(unexpected)?;
                 self.full_until = None;
@@ -583,13 +613,17 @@ impl<P> Link<P> {
         Err((LinkLoss::OlderPrimary(epoch), false))
     }
 
-    fn open(&mut self, now: LoopTime) {
-        let arguments = OpenArguments {
+    fn open_arguments(&mut self) -> OpenArguments {
+        OpenArguments {
             birth: self.random(u64::from(u32::MAX)) as u32,
             allocates_block: self.needs_block,
             position: self.log.position,
             random: 1 + self.random(999_999),
-        };
+        }
+    }
+
+    fn open(&mut self, now: LoopTime) {
+        let arguments = self.open_arguments();
         self.commands.open(&mut self.appender.unsent, arguments);
         self.appender.commands.push_back(SentCommand::Open);
         self.state = LinkState::Opening { until: now.after(REPLY_TIMEOUT_MS) };

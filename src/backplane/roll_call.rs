@@ -368,7 +368,12 @@ impl RollCall {
 
     /// Nodes that are alive.
     pub(super) fn live(&self) -> usize {
-        self.runs.values().filter(|state| state.is_live).count()
+        self.live_runs().count()
+    }
+
+    /// The runs of the nodes that are alive.
+    pub(super) fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
+        self.runs.iter().filter(|(_, state)| state.is_live).map(|(run, _)| *run)
     }
 
     /// The next change of the nodes that are alive. Changes before the end of the log was reached are history.

@@ -853,7 +853,7 @@ impl Hub {
         &'a self,
         prefix: &'a str,
         from: Bound<&str>,
-    ) -> impl Iterator<Item = (&'a str, ChannelId)> {
+    ) -> impl Iterator<Item = (&'a str, ChannelId)> + use<'a> {
         let start = match from {
             Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
             Bound::Included(name) if name >= prefix => Bound::Included(name),

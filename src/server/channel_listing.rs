@@ -3,22 +3,71 @@
 use std::io::Write;
 use std::ops::Bound;
 
+use super::subscriber_counts::SubscriberCounts;
 use crate::access::grant::Patterns;
 use crate::hub::channel::Channel;
 use crate::hub::replay::Work;
 use crate::hub::{ChannelInfo, Hub};
+use crate::ids::ChannelId;
 use crate::session::http::query::Listing;
 
 /// Maximum number of channels that one slice of a listing checks. A slice is full with fewer, unless the client may not
 /// access many of them.
 const CHANNELS_PER_SLICE: usize = 1_000;
 
+/// The channels of a server, and of those that share its log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Channels<'a> {
+    pub(super) hub: &'a Hub,
+    /// The subscribers on the other servers, and the number of servers.
+    pub(super) shared: Option<(&'a SubscriberCounts, usize)>,
+}
+
+impl<'a> Channels<'a> {
+    /// The names that begin with `prefix`, in their order, from a bound on.
+    fn names_from(
+        self,
+        prefix: &'a str,
+        from: Bound<&str>,
+    ) -> impl Iterator<Item = (&'a str, Option<ChannelId>)> + use<'a> {
+        let mut own = self.hub.channels_from(prefix, from).peekable();
+        let counts = self.shared.map(|(counts, _)| counts);
+        let mut other = counts.and_then(|counts| counts.first_from(prefix, from));
+        std::iter::from_fn(move || {
+            let name = match (own.peek().map(|(name, _)| *name), other) {
+                (Some(own), Some(other)) => own.min(other),
+                (own, other) => own.or(other)?,
+            };
+            let id = own.next_if(|(own, _)| *own == name).map(|(_, id)| id);
+            if other == Some(name) {
+                other = counts.and_then(|counts| counts.first_from(prefix, Bound::Excluded(name)));
+            }
+            Some((name, id))
+        })
+    }
+
+    fn append(self, out: &mut Vec<u8>, name: &str, id: Option<ChannelId>) {
+        let channel = id.and_then(|id| self.hub.channel(id));
+        let mut info = channel.map_or_else(|| self.hub.info(name), Channel::info);
+        info.subscribers += self.shared.map_or(0, |(counts, _)| counts.elsewhere(name));
+        append_channel(out, self.hub, name, info);
+    }
+
+    /// `,"nodes":3`, if several servers share the log.
+    fn append_nodes(self, out: &mut Vec<u8>) {
+        if let Some((_, nodes)) = self.shared {
+            // Writes to a Vec do not fail.
+            let _ = write!(out, ",\"nodes\":{nodes}");
+        }
+    }
+}
+
 /// Appends about `bytes_max` bytes of a listing of the channels that the client may access, in the order of their
 /// names. Returns its cost, and true if the listing is complete.
 ///
 /// Names between two patterns are skipped: the time depends on the number of listed channels, not of all channels.
 pub(super) fn append_channels(
-    hub: &Hub,
+    channels: Channels<'_>,
     visible: &Patterns,
     prefix: &str,
     listing: &mut Listing,
@@ -33,7 +82,7 @@ pub(super) fn append_channels(
     }
     let after = listing.cursor.take();
     let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    let mut channels = hub.channels_from(prefix, from);
+    let mut names = channels.names_from(prefix, from);
     let (mut cursor, mut last) = (after.as_deref(), None);
     let next = loop {
         if out.len() - start >= bytes_max || entries == CHANNELS_PER_SLICE {
@@ -41,13 +90,13 @@ pub(super) fn append_channels(
             listing.last = last.map(Box::from).or(listing.last.take());
             return (Work { encoded: out.len() - start, entries }, false);
         }
-        let Some((name, id)) = channels.next() else { break None };
+        let Some((name, id)) = names.next() else { break None };
         (cursor, entries) = (Some(name), entries + 1);
         if !visible.include_name(name) {
             // A pattern that begins before this name has no name after it, or it would be among them.
             let beginnings = visible.iter().map(|pattern| pattern.trim_end_matches('*'));
             let Some(start) = beginnings.filter(|start| *start > name).min() else { break None };
-            channels = hub.channels_from(prefix, Bound::Included(start));
+            names = channels.names_from(prefix, Bound::Included(start));
             continue;
         }
         if listing.left == 0 {
@@ -56,24 +105,28 @@ pub(super) fn append_channels(
         if last.is_some() || listing.last.is_some() {
             out.push(b',');
         }
-        append_channel(out, hub, name, hub.channel(id).map(Channel::info).unwrap_or_default());
+        channels.append(out, name, id);
         listing.left -= 1;
         last = Some(name);
     };
     // Writes to a Vec do not fail.
     let _ = match next {
-        Some(last) => writeln!(out, "],\"next\":\"{last}\"}}"),
-        None => writeln!(out, "],\"next\":null}}"),
+        Some(last) => write!(out, "],\"next\":\"{last}\""),
+        None => write!(out, "],\"next\":null"),
     };
+    channels.append_nodes(out);
+    out.extend_from_slice(b"}\n");
     (Work { encoded: out.len() - start, entries }, true)
 }
 
 /// Returns the information on one channel. A channel that does not exist is reported as empty: the first subscriber or
 /// publisher creates it.
-pub(super) fn channel(hub: &Hub, name: &str) -> Vec<u8> {
+pub(super) fn channel(channels: Channels<'_>, name: &str) -> Vec<u8> {
     let mut out = Vec::new();
-    append_channel(&mut out, hub, name, hub.info(name));
-    out.push(b'\n');
+    channels.append(&mut out, name, channels.hub.find(name));
+    out.pop();
+    channels.append_nodes(&mut out);
+    out.extend_from_slice(b"}\n");
     out
 }
 
@@ -113,6 +166,10 @@ mod tests {
         }
     }
 
+    fn alone(hub: &Hub) -> Channels<'_> {
+        Channels { hub, shared: None }
+    }
+
     fn visible(rules: &str) -> Patterns {
         Patterns::parse(rules.split(',')).unwrap()
     }
@@ -130,11 +187,11 @@ mod tests {
             let (hub, visible) = (hub(&names), visible(rules));
             let listing = || Listing::new(after.as_deref().map(Box::from), limit);
             let (mut whole, mut parts) = (Vec::new(), Vec::new());
-            prop_assert!(append_channels(&hub, &visible, &prefix, &mut listing(), &mut whole, usize::MAX).1);
+            prop_assert!(append_channels(alone(&hub), &visible, &prefix, &mut listing(), &mut whole, usize::MAX).1);
             let mut listing = listing();
             for size in sizes.iter().cycle() {
                 let before = parts.len();
-                let is_over = append_channels(&hub, &visible, &prefix, &mut listing, &mut parts, *size).1;
+                let is_over = append_channels(alone(&hub), &visible, &prefix, &mut listing, &mut parts, *size).1;
                 prop_assert!(parts.len() - before <= size + 300);
                 if is_over {
                     break;
@@ -163,13 +220,13 @@ mod tests {
         let names: Vec<String> = (10..60).map(|number| format!("a{number}")).collect();
         let mut hub = hub(&names);
         let (mut listing, mut out, visible) = (Listing::new(None, 1_000), Vec::new(), visible("*"));
-        assert!(!append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
+        assert!(!append_channels(alone(&hub), &visible, "", &mut listing, &mut out, 1_000).1);
         // All listed channels are removed, and new ones before the cursor come too late.
         hub.expire(0..hub.keys_end(), LoopTime::from_millis(u64::from(Limits::default().history.age_ms)));
         assert_eq!(hub.channels(), 0);
         publish(&mut hub, "a00");
         publish(&mut hub, "b");
-        assert!(append_channels(&hub, &visible, "", &mut listing, &mut out, 1_000).1);
+        assert!(append_channels(alone(&hub), &visible, "", &mut listing, &mut out, 1_000).1);
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let listed: Vec<&str> = value["channels"]
             .as_array()
@@ -189,7 +246,8 @@ mod tests {
         let visible = visible(&(rules.join(",") + ",a1499"));
         let (mut listing, mut out, mut slices) = (Listing::new(None, 10), Vec::new(), 0);
         loop {
-            let (work, is_over) = append_channels(&hub, &visible, "", &mut listing, &mut out, usize::MAX);
+            let (work, is_over) =
+                append_channels(alone(&hub), &visible, "", &mut listing, &mut out, usize::MAX);
             assert!(work.entries <= CHANNELS_PER_SLICE);
             slices += 1;
             if is_over {

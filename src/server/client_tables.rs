@@ -19,7 +19,8 @@ const TABLES_MS: u32 = 60 * 60 * 1_000;
 impl<T: Transport> Engine<T> {
     /// Drops expired tickets, and at intervals the expired entries of the other tables.
     pub(super) fn expire_tables(&mut self, now: LoopTime) {
-        self.shared.authenticator.tickets.expire(now);
+        let log_time = self.log_time(now);
+        self.shared.authenticator.tickets.expire(log_time);
         if self.has_tables() && self.next_tables(now).is_due(now) {
             self.tables_at = now.after(TABLES_MS);
             self.rate_limiter.expire(now);
@@ -32,10 +33,12 @@ impl<T: Transport> Engine<T> {
     pub(super) fn next_table_expiry(&self, now: LoopTime) -> Option<LoopTime> {
         let tables = self.has_tables().then(|| self.next_tables(now));
         let lines = self.log_lines.ends_at();
-        [tables, lines, self.shared.authenticator.tickets.next_expiry()]
-            .into_iter()
-            .flatten()
-            .reduce(LoopTime::min)
+        // The tickets of a shared log expire by its time, which is that of its entries.
+        let tickets = match self.shared_log {
+            Some(_) => None,
+            None => self.shared.authenticator.tickets.next_expiry(),
+        };
+        [tables, lines, tickets].into_iter().flatten().reduce(LoopTime::min)
     }
 
     /// Logs the number of suppressed lines of each kind, when their second is over.

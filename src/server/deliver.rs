@@ -102,6 +102,7 @@ impl<T: Transport> Engine<T> {
             }
             Intent::Reauthorize { rights } => self.reauthorize(id, &rights, now),
             Intent::DisconnectUser { sub, options } => self.disconnect_user(id, &sub, &options, now),
+            Intent::RedeemTicket { hash, stream } => self.redeem_ticket(id, hash, stream.as_deref(), now),
             Intent::Query => self.slots.mark_refill(id),
             Intent::Respond(response) => self.send_response(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),

@@ -224,7 +224,7 @@ impl<T: Transport> Engine<T> {
                 log.forget(id);
             }
             self.shared.authenticator.auths.forget(id);
-            self.shared.authenticator.tickets.stream_ended(id, now);
+            self.end_ticket_of(id, now);
             if slot.state.is_rejected() {
                 self.rejected -= 1;
             }

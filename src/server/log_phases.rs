@@ -24,7 +24,8 @@ pub(super) fn join_log<T>(
     now: LoopTime,
 ) -> Result<Sockets, StartError> {
     let sockets = Sockets::new(config, poll.registry()).map_err(StartError::Backplane)?;
-    engine.shared_log = Some(Box::new(SharedLog::new(link_config(config, engine.run), now)));
+    let channels_max = engine.shared.limits.channels_max;
+    engine.shared_log = Some(Box::new(SharedLog::new(link_config(config, engine.run), channels_max, now)));
     engine.shared.log_mode = LogMode::Starting;
     Ok(sockets)
 }

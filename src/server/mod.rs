@@ -29,6 +29,8 @@
 //!   `channel_listing` queries, `refill` the slices of long responses.
 //! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
 //!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
+//! - `subscriber_counts` has the numbers of subscribers on all servers that share a log;
+//! - `tickets` issues and redeems tickets, `disconnect` closes the connections of a user on all servers that share a log.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure
 //!   on publishers.
@@ -46,6 +48,8 @@ mod channel_listing;
 mod client_tables;
 mod cost;
 mod deliver;
+mod disconnect;
+mod disconnect_request;
 mod discontinuity;
 mod drain;
 mod drain_schedule;
@@ -56,6 +60,7 @@ mod gathered;
 mod log_limit;
 mod log_phases;
 pub mod memory;
+mod pending_item;
 mod pending_publish;
 mod pressure;
 mod process;
@@ -74,7 +79,9 @@ pub mod slots;
 mod start_error;
 pub mod store;
 mod subscribe;
+mod subscriber_counts;
 mod sweeper;
+mod tickets;
 mod unicast;
 
 use std::hash::{BuildHasher, RandomState};

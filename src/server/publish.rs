@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use super::engine::Engine;
+use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::slot::Slot;
 use crate::access::authenticator::Rights;
@@ -177,19 +178,19 @@ impl<T: Transport> Engine<T> {
         let Some(log) = &mut self.shared_log else { return };
         let (slot, is_web_socket) = (pending.slot, pending.is_web_socket());
         let submitted = match &mut log.link {
-            Some(link) => link.submit(&Item::Message(message), Some(pending), now),
-            None => Err((SubmitError::Backlog, Some(pending))),
+            Some(link) => link.submit(&Item::Message(message), Some(PendingItem::Publish(pending)), now),
+            None => Err((SubmitError::Backlog, Some(PendingItem::Publish(pending)))),
         };
         match submitted {
             Ok(()) if is_web_socket => log.count_submitted(slot),
-            Ok(()) | Err((_, None)) => {}
-            Err((error, Some(pending))) => {
+            Err((error, Some(PendingItem::Publish(pending)))) => {
                 let rejection = match error {
                     SubmitError::Backlog => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
                     SubmitError::Full => Rejection::BackplaneFull,
                 };
                 self.reject_publish(&pending, rejection, now);
             }
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -322,6 +323,8 @@ impl<T: Transport> Engine<T> {
             Receipt::Response { options, .. } => {
                 let grant = self.shared.authenticator.grant(rights);
                 let may_subscribe = channel.as_ref().is_some_and(|name| grant.may_subscribe(name));
+                let elsewhere = channel.as_ref().map_or(0, |name| self.subscribers_elsewhere(name.as_str()));
+                let subscribers = subscribers + elsewhere;
                 let subscribers = if may_subscribe { subscribers.to_string() } else { "null".to_owned() };
                 let body = format!("{{\"id\":\"{message}\",\"subscribers\":{subscribers}}}\n");
                 if self.awaits_response(id) {
@@ -332,7 +335,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Returns true if a connection waits for the response to a publish. It may have been closed with an error since.
-    fn awaits_response(&self, id: SlotId) -> bool {
+    pub(super) fn awaits_response(&self, id: SlotId) -> bool {
         self.slots.get(id).is_some_and(|slot| slot.state.is_open())
     }
 

@@ -1,18 +1,10 @@
-//! Queries of HTTP clients that need the state of the server: metrics, readiness, tickets, channels, history, and
-//! disconnecting a user.
+//! Queries of HTTP clients that need the state of the server: metrics, readiness, channels and history.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
-use ring::rand::{SecureRandom, SystemRandom};
-
-use super::channel_listing;
+use super::channel_listing::{self, Channels};
 use super::cost::Cost;
 use super::engine::Engine;
-use crate::access::grant::Grant;
-use crate::access::limit::Limit;
-use crate::access::ticket::{TICKET_BYTES, TICKET_LIFE_MS, TicketError};
-use crate::close::Reason;
 use crate::hub::replay::Work;
 use crate::ids::SlotId;
 use crate::metrics::MemoryStep;
@@ -22,7 +14,6 @@ use crate::metrics::levels::Levels;
 use crate::net::transport::Transport;
 use crate::session::LogMode;
 use crate::session::http::query::{Listing, PendingQuery, QueryProgress};
-use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::session::intent::Query;
 use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
@@ -37,9 +28,6 @@ const SLICE_BYTES: usize = 16 << 10;
 pub(super) struct TurnCache {
     metrics: Option<String>,
 }
-
-/// An address for a connection that has closed; its response is not sent.
-const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl<T: Transport> Engine<T> {
     /// Encodes one slice of the response to the query of a connection. Returns its cost.
@@ -56,7 +44,11 @@ impl<T: Transport> Engine<T> {
             self.send_response(id, rejection.http().respond(&pending.options).into(), now);
             return Cost::SLICE;
         }
-        if is_new && let Some((response, cost)) = self.respond_whole(id, &pending, cache, now) {
+        if let Query::Ticket { grant, client } = &pending.query {
+            self.issue_ticket(id, grant.clone(), *client, &pending.options, now);
+            return Cost::SLICE;
+        }
+        if is_new && let Some((response, cost)) = self.respond_whole(&pending, cache, now) {
             self.send_response(id, response.into(), now);
             return cost;
         }
@@ -124,7 +116,6 @@ impl<T: Transport> Engine<T> {
     /// The response to a short query, and its cost.
     fn respond_whole(
         &mut self,
-        id: SlotId,
         pending: &PendingQuery,
         cache: &mut TurnCache,
         now: LoopTime,
@@ -145,15 +136,11 @@ impl<T: Transport> Engine<T> {
                 return Some((response, cost));
             }
             Query::Ready => options.respond(200, "text/plain", &no_store, b"ready\n"),
-            Query::Ticket { grant, client } => {
-                let address = client.or_else(|| self.slots.get(id).map(|slot| slot.peer.ip()));
-                self.issue_ticket(grant.clone(), address.unwrap_or(UNKNOWN), options, now)
-            }
             Query::Channel { channel } => {
-                let body = channel_listing::channel(&self.hub, channel.as_str());
+                let body = channel_listing::channel(self.channels(), channel.as_str());
                 options.respond(200, "application/json", &no_store, &body)
             }
-            Query::Channels { .. } | Query::History { .. } => return None,
+            Query::Ticket { .. } | Query::Channels { .. } | Query::History { .. } => return None,
         };
         Some((response, Cost::SLICE))
     }
@@ -177,11 +164,26 @@ impl<T: Transport> Engine<T> {
             (QueryProgress::Page(page), _) => page.append(&self.hub, &mut body, SLICE_BYTES),
             (QueryProgress::Listing(listing), Query::Channels { prefix, rights, .. }) => {
                 let visible = &self.shared.authenticator.grant(rights).subscribe;
-                channel_listing::append_channels(&self.hub, visible, prefix, listing, &mut body, SLICE_BYTES)
+                channel_listing::append_channels(
+                    self.channels(),
+                    visible,
+                    prefix,
+                    listing,
+                    &mut body,
+                    SLICE_BYTES,
+                )
             }
             _ => (Work::default(), true),
         };
         (body, work, is_over)
+    }
+
+    fn channels(&self) -> Channels<'_> {
+        let shared = self.shared_log.as_ref();
+        Channels {
+            hub: &self.hub,
+            shared: shared.map(|log| (&log.counts, log.link().map_or(1, |link| link.live_runs().count()))),
+        }
     }
 
     fn levels(&self, now: LoopTime) -> Levels {
@@ -209,60 +211,5 @@ impl<T: Transport> Engine<T> {
             levels.slow_connections += usize::from(slot.outbox.is_blocked());
         }
         levels
-    }
-
-    /// Issues a ticket from random bytes.
-    fn issue_ticket(
-        &mut self,
-        grant: Rc<Grant>,
-        address: IpAddr,
-        options: &ResponseOptions,
-        now: LoopTime,
-    ) -> Vec<u8> {
-        let mut random = [0; TICKET_BYTES];
-        if SystemRandom::new().fill(&mut random).is_err() {
-            let error = HttpError::new(500, "internal", "the system returned no random bytes");
-            self.shared.metrics.reject(error.code());
-            return error.respond(options);
-        }
-        match self.shared.authenticator.tickets.issue(random, grant, address, now) {
-            Ok(ticket) => {
-                let body = format!("{{\"ticket\":\"{ticket}\",\"expires_ms\":{TICKET_LIFE_MS}}}\n");
-                options.json(200, &body)
-            }
-            Err(no) => {
-                let error = match no {
-                    TicketError::TableFull { retry_ms } => {
-                        let message = "the table of unused tickets is full";
-                        HttpError::new(503, "tickets_out", message).retry_after(retry_ms)
-                    }
-                    TicketError::QuotaExceeded { retry_ms } => {
-                        self.shared.metrics.limit(Limit::TicketsPerClient);
-                        let message = "this client has the maximum number of unused tickets";
-                        HttpError::new(429, "too_many_tickets", message).retry_after(retry_ms)
-                    }
-                };
-                self.shared.metrics.reject(error.code());
-                error.respond(options)
-            }
-        }
-    }
-
-    /// Closes all connections of a user, and revokes its unused tickets. Its tokens remain valid.
-    pub(super) fn disconnect_user(
-        &mut self,
-        id: SlotId,
-        sub: &str,
-        options: &ResponseOptions,
-        now: LoopTime,
-    ) {
-        self.shared.authenticator.tickets.revoke(sub);
-        let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
-        let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
-        for &one in &theirs {
-            self.close(one, Reason::Forbidden, now);
-        }
-        let body = format!("{{\"closed\":{}}}\n", theirs.len());
-        self.send_response(id, options.json(200, &body).into(), now);
     }
 }

@@ -7,18 +7,23 @@
 //! **Drain or requeue**: the phase ends when the link has no further event, or with [`LogProgress::HasMore`] when the
 //! budget of the turn is used or subscribers are to be notified of a loss first; then the loop does not wait.
 
+use std::ops::Bound;
+
 use bytes::Bytes;
 use log::{log, warn};
 
 use super::engine::Engine;
+use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::publish::{Applied, OrderedMessage};
 use super::shared_log::{Barrier, HeldClose, SharedLog, WaitingIntents};
-use crate::backplane::entry::{Item, LogMessage};
+use super::subscriber_counts::CountsPart;
+use crate::backplane::entry::{ChannelCounts, Item, LogMessage};
 use crate::backplane::event::{
     LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LogItem, Marker, OpenedLog, PublishFailure,
 };
 use crate::hub::Published;
+use crate::hub::channel::Channel;
 use crate::hub::idempotency::IdempotencyKey;
 use crate::ids::{ChannelId, ChannelName, GapReason, MessageId, Sender, Since, SlotId, User};
 use crate::net::transport::Transport;
@@ -29,6 +34,9 @@ use crate::time::LoopTime;
 
 /// Cost of an entry in a turn's budget, in addition to its bytes: applying a heartbeat takes about as long as a frame.
 const ENTRY_COST_BYTES: usize = 64;
+
+/// Minimum time between two items with numbers of subscribers, in ms. Heartbeats wake the loop within two seconds.
+const COUNTS_MS: u32 = 1_000;
 
 /// The result of applying events of the log.
 #[must_use]
@@ -67,10 +75,11 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Applies one event. Returns its cost.
-    fn apply_event(&mut self, event: LinkEvent<'_, PendingPublish>, now: LoopTime) -> usize {
+    fn apply_event(&mut self, event: LinkEvent<'_, PendingItem>, now: LoopTime) -> usize {
         match event {
             LinkEvent::Opened(opened) => self.log_opened(&opened, now),
-            LinkEvent::Up { .. } => self.shared.log_mode = LogMode::Ready,
+            LinkEvent::ClientBlock(block) => self.clients.add_block(block as u32),
+            LinkEvent::Up { is_first } => self.log_up(is_first),
             LinkEvent::Entry(entry) => return self.apply_entry(entry, now),
             LinkEvent::Marker(marker) => self.apply_marker(&marker, now),
             LinkEvent::Discontinuity(loss) => {
@@ -84,8 +93,8 @@ impl<T: Transport> Engine<T> {
                 self.announce_loss(&loss, now);
             }
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
-            LinkEvent::Failed { pending, why } => self.fail_publishes(&pending, why, now),
-            LinkEvent::Notice(notice) => self.log_notice(&notice),
+            LinkEvent::Failed { pending, why } => self.fail_items(pending, why, now),
+            LinkEvent::Notice(notice) => self.log_notice(&notice, now),
         }
         ENTRY_COST_BYTES
     }
@@ -103,7 +112,18 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    fn apply_entry(&mut self, mut entry: LogEntry<'_, PendingPublish>, now: LoopTime) -> usize {
+    fn log_up(&mut self, is_first: bool) {
+        self.shared.log_mode = LogMode::Ready;
+        if let Some(log) = &mut self.shared_log {
+            // The others have dropped the numbers of this server if it was silent.
+            log.counts.send_all();
+            if is_first {
+                log.counts.request_all();
+            }
+        }
+    }
+
+    fn apply_entry(&mut self, mut entry: LogEntry<'_, PendingItem>, now: LoopTime) -> usize {
         let (last, cost) = (entry.last, entry.bytes + ENTRY_COST_BYTES);
         if entry.is_first {
             self.hub.begin_log(last.epoch, entry.first_seq.saturating_sub(1));
@@ -114,9 +134,41 @@ impl<T: Transport> Engine<T> {
         if let Some(millis) = entry.round_trip_ms {
             self.shared.metrics.backplane_round_trip.observe(f64::from(millis) / 1e3);
         }
+        let (run, time_ms) = (entry.run, entry.time_ms);
         while let Some(LogItem { id, item, pending }) = entry.next_item() {
             match item {
-                Item::Message(message) => self.apply_message(id, &message, pending, log_time, now),
+                Item::Message(message) => {
+                    let publish = match pending {
+                        Some(PendingItem::Publish(pending)) => Some(pending),
+                        _ => None,
+                    };
+                    self.apply_message(id, &message, publish, log_time, now);
+                }
+                Item::Disconnect { reference, sub } => {
+                    self.apply_disconnect((run, reference), sub, time_ms, now);
+                }
+                Item::DisconnectResult { run: addressed, reference, connections }
+                    if addressed == self.run =>
+                {
+                    self.apply_disconnect_result(run, reference, connections, now);
+                }
+                Item::Ticket { hash, owner, grant } => {
+                    self.apply_ticket((hash, owner, grant), pending, log_time, now);
+                }
+                Item::Redeem { hash, channel } => {
+                    self.apply_redemption(run, (hash, channel), pending, log_time, now);
+                }
+                Item::SubscriberCounts { is_request, range, counts } if run != self.run => {
+                    if let Some(log) = &mut self.shared_log {
+                        log.counts.apply(run, range, counts);
+                        if is_request {
+                            log.counts.send_all();
+                        }
+                    }
+                }
+                Item::StreamEnded { hash, channel, grant } => {
+                    self.apply_stream_end(hash, channel, grant, log_time);
+                }
                 Item::Settings { idempotency_keys, idempotency_age_ms } => {
                     self.compare_settings(idempotency_keys, idempotency_age_ms);
                 }
@@ -196,6 +248,8 @@ impl<T: Transport> Engine<T> {
             self.hub.begin_log(epoch, first_seq);
             return;
         }
+        // Another server may be where the data of the new epoch begins, and this one may not: both must have the same.
+        self.shared.authenticator.tickets.forget_unused();
         let after = self.hub.head();
         self.fan_out_all(now);
         let known = self.hub.begin_epoch(epoch, survived);
@@ -210,38 +264,69 @@ impl<T: Transport> Engine<T> {
     }
 
     fn announce_loss(&mut self, loss: &LogDiscontinuity, now: LoopTime) {
+        // That one was redeemed may be among the lost entries.
+        self.shared.authenticator.tickets.forget_unused();
+        if let Some(log) = &mut self.shared_log {
+            log.counts.send_all();
+            log.counts.request_all();
+        }
         let why = if loss.cause.is_eviction() { GapReason::Evicted } else { GapReason::Lost };
         self.shared.metrics.backplane_lost_messages += loss.missed.unwrap_or(0);
         self.begin_discontinuity(loss.after, loss.missed, why, now);
     }
 
-    fn fail_publishes(&mut self, pending: &[PendingPublish], why: PublishFailure, now: LoopTime) {
+    fn fail_items(&mut self, pending: Vec<PendingItem>, why: PublishFailure, now: LoopTime) {
         let rejection = match why {
             PublishFailure::BackplaneDown => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
             PublishFailure::Unconfirmed => Rejection::Unconfirmed,
             PublishFailure::BackplaneFull => Rejection::BackplaneFull,
         };
-        if why == PublishFailure::Unconfirmed {
-            self.shared.metrics.backplane_unconfirmed += pending.len() as u64;
-        }
         for pending in pending {
-            let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket());
-            let close = log.and_then(|log| log.count_answered(pending.slot));
-            self.reject_publish(pending, rejection, now);
-            if let Some(close) = close {
-                self.queue_close_frame(pending.slot, close.close_frame, now);
+            match pending {
+                PendingItem::Publish(pending) => self.fail_publish(&pending, rejection, now),
+                PendingItem::Disconnect(reference) => self.fail_disconnect(reference, rejection, now),
+                PendingItem::Ticket(pending) => {
+                    self.reject_request(pending.slot, &pending.options, rejection, now);
+                }
+                PendingItem::Redemption(pending) => self.fail_redemption(&pending, rejection, now),
             }
         }
     }
 
-    fn log_notice(&mut self, notice: &LinkNotice) {
+    fn fail_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
+        self.shared.metrics.backplane_unconfirmed += u64::from(rejection == Rejection::Unconfirmed);
+        let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket());
+        let close = log.and_then(|log| log.count_answered(pending.slot));
+        self.reject_publish(pending, rejection, now);
+        if let Some(close) = close {
+            self.queue_close_frame(pending.slot, close.close_frame, now);
+        }
+    }
+
+    fn log_notice(&mut self, notice: &LinkNotice, now: LoopTime) {
         if self.shared.log_mode == LogMode::Starting
             && notice.is_fatal_at_start()
             && let Some(log) = &mut self.shared_log
         {
             log.fatal.get_or_insert_with(|| notice.to_string());
         }
+        if let LinkNotice::NodeTimedOut(run) | LinkNotice::NodeShutDown(run) = notice {
+            self.end_node(*run, now);
+        }
         log!(notice.level(), "{notice}");
+    }
+
+    /// Another server has ended, or is silent: nothing waits for it, and its event streams have ended.
+    fn end_node(&mut self, run: u32, now: LoopTime) {
+        let log_time = self.log_time(now);
+        self.shared.authenticator.tickets.end_streams_of(run, log_time);
+        if let Some(log) = &mut self.shared_log {
+            log.counts.remove(run);
+            log.disconnects.iter_mut().for_each(|request| {
+                request.awaited.remove(&run);
+            });
+        }
+        self.answer_disconnects(now);
     }
 
     /// All servers must remember the same idempotency keys, since each decides by itself which messages are duplicates.
@@ -371,11 +456,19 @@ impl<T: Transport> Engine<T> {
     /// Ends the turn for the log: its entry is complete.
     pub fn finish_log_turn(&mut self, now: LoopTime) {
         let settings = self.own_settings();
+        if let Some(log) = &mut self.shared_log {
+            log.submit_notices(now);
+        }
+        self.send_counts(now);
+        let needs_block = self.clients.needs_block(self.slots.next_id());
         let (connections, subscribers) = (self.slots.len() as u32, self.hub.subscriptions() as u32);
         let Some(SharedLog { link: Some(link), settings: known, .. }) = self.shared_log.as_deref_mut() else {
             return;
         };
         link.set_counts(connections, subscribers);
+        if needs_block {
+            link.request_client_block();
+        }
         if link.was_up() && known.is_none() {
             *known = Some(settings);
             link.submit_settings(settings.0, settings.1, now);
@@ -383,16 +476,45 @@ impl<T: Transport> Engine<T> {
         link.finish_turn();
     }
 
-    /// Rejects the subscriptions that have waited for too long.
-    pub(super) fn expire_log(&mut self, now: LoopTime) {
-        if self.shared_log.is_some() {
-            self.release_waiting(now);
+    /// Sends numbers of subscribers that have changed to the other servers.
+    fn send_counts(&mut self, now: LoopTime) {
+        let Engine { shared_log: Some(log), hub, .. } = self else { return };
+        let SharedLog { link: Some(link), counts, next_counts_at, .. } = &mut **log else { return };
+        if !link.is_up() || !next_counts_at.is_due(now) {
+            return;
+        }
+        *next_counts_at = now.after(COUNTS_MS);
+        let subscribers = |id| hub.channel(id).map_or(0, Channel::subscribers);
+        let part = counts.next_part(
+            |name| hub.find(name).map_or(0, subscribers),
+            |after| {
+                let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
+                hub.channels_from("", from).map(move |(name, id)| (name, subscribers(id)))
+            },
+        );
+        if let Some(CountsPart { is_request, range, rows }) = part {
+            let range = range.as_ref().map(|(after, upto)| (&**after, &**upto));
+            let counts = ChannelCounts::encoded(&rows);
+            link.submit_notice(&Item::SubscriberCounts { is_request, range, counts }, now);
         }
     }
 
-    /// When a waiting subscription is rejected.
+    /// Rejects the subscriptions that have waited for too long, and answers requests without the results of servers that
+    /// are silent.
+    pub(super) fn expire_log(&mut self, now: LoopTime) {
+        if self.shared_log.is_some() {
+            self.release_waiting(now);
+            self.answer_disconnects(now);
+            self.send_gathered();
+        }
+    }
+
+    /// When a waiting subscription is rejected, or a request to disconnect a user is answered.
     pub(super) fn next_log_expiry(&self) -> Option<LoopTime> {
-        Some(self.shared_log.as_ref()?.barriers.front()?.deadline)
+        let log = self.shared_log.as_ref()?;
+        let barrier = log.barriers.front().map(|barrier| barrier.deadline);
+        let disconnects = log.disconnects.iter().filter_map(|request| request.deadline);
+        barrier.into_iter().chain(disconnects).reduce(LoopTime::min)
     }
 
     /// The time by which idempotency keys expire.

@@ -5,7 +5,11 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::pending_publish::PendingPublish;
+use super::disconnect_request::DisconnectRequest;
+use super::pending_item::PendingItem;
+use super::subscriber_counts::SubscriberCounts;
+use crate::access::ticket::TicketHash;
+use crate::backplane::entry::Item;
 use crate::backplane::link::{Link, LinkConfig};
 use crate::ids::SlotId;
 use crate::session::intent::Intent;
@@ -15,7 +19,7 @@ use crate::time::LoopTime;
 #[derive(Debug)]
 pub struct SharedLog {
     /// `None` while one of its events is applied: no item can be submitted meanwhile.
-    pub(super) link: Option<Box<Link<PendingPublish>>>,
+    pub(super) link: Option<Box<Link<PendingItem>>>,
     /// WebSockets with messages that are not acknowledged.
     pub(super) in_flight: HashMap<SlotId, PublishesInFlight>,
     /// Subscriptions with a cursor that is ahead of this server, and what their connections sent after them.
@@ -34,8 +38,38 @@ pub struct SharedLog {
     pub(super) publish_timeout_ms: u32,
     /// The settings that the log has: idempotency keys, and their age in ms.
     pub(super) settings: Option<(u32, u32)>,
+    /// Requests to disconnect a user on all servers that are not answered.
+    pub(super) disconnects: Vec<DisconnectRequest>,
+    /// The reference of the last request.
+    pub(super) last_reference: u32,
+    /// The numbers of subscribers on the other servers.
+    pub(super) counts: SubscriberCounts,
+    /// When changed numbers of subscribers are sent.
+    pub(super) next_counts_at: LoopTime,
+    /// Notices for the entry of this turn.
+    pub(super) notices: Vec<LogNotice>,
     /// An error that ends the process if it occurs before the link was up for the first time.
     pub(super) fatal: Option<String>,
+}
+
+/// A notice of this server to the others.
+#[derive(Clone, Debug)]
+pub(super) enum LogNotice {
+    /// How many connections of a user were closed for the request of another server.
+    DisconnectResult { run: u32, reference: u32, connections: u32 },
+    /// An event stream has ended, and its ticket is valid again.
+    StreamEnded { hash: TicketHash, channel: Box<str>, grant: String },
+}
+
+impl LogNotice {
+    fn item(&self) -> Item<'_> {
+        match self {
+            LogNotice::DisconnectResult { run, reference, connections } => {
+                Item::DisconnectResult { run: *run, reference: *reference, connections: *connections }
+            }
+            LogNotice::StreamEnded { hash, channel, grant } => Item::StreamEnded { hash, channel, grant },
+        }
+    }
 }
 
 /// The messages of a WebSocket that are not acknowledged.
@@ -68,8 +102,8 @@ pub(super) struct Barrier {
 }
 
 impl SharedLog {
-    /// A log whose link connects at once.
-    pub fn new(config: LinkConfig, now: LoopTime) -> SharedLog {
+    /// A log whose link connects at once. `channels_max`: how many numbers of subscribers of other servers are stored.
+    pub fn new(config: LinkConfig, channels_max: usize, now: LoopTime) -> SharedLog {
         SharedLog {
             publish_timeout_ms: config.publish_timeout_ms,
             link: Some(Box::new(Link::new(config, now))),
@@ -81,17 +115,22 @@ impl SharedLog {
             opened_at: (0, now),
             log_time: LoopTime::from_millis(0),
             settings: None,
+            disconnects: Vec::new(),
+            last_reference: 0,
+            counts: SubscriberCounts::new(channels_max),
+            next_counts_at: now,
+            notices: Vec::new(),
             fatal: None,
         }
     }
 
     /// The link.
-    pub fn link(&self) -> Option<&Link<PendingPublish>> {
+    pub fn link(&self) -> Option<&Link<PendingItem>> {
         self.link.as_deref()
     }
 
     /// The link, for its driver.
-    pub fn link_mut(&mut self) -> Option<&mut Link<PendingPublish>> {
+    pub fn link_mut(&mut self) -> Option<&mut Link<PendingItem>> {
         self.link.as_deref_mut()
     }
 
@@ -100,6 +139,34 @@ impl SharedLog {
         let (opened_ms, opened_at) = self.opened_at;
         let now_ms = opened_ms + u64::from(now.millis_since(opened_at));
         u32::try_from(now_ms.saturating_sub(time_ms)).unwrap_or(u32::MAX)
+    }
+
+    /// A number for a request of this server.
+    pub(super) fn take_reference(&mut self) -> u32 {
+        self.last_reference = self.last_reference.wrapping_add(1);
+        self.last_reference
+    }
+
+    /// The unanswered request with this reference.
+    pub(super) fn disconnect(&mut self, reference: u32) -> Option<&mut DisconnectRequest> {
+        self.disconnects.iter_mut().find(|request| request.reference == reference)
+    }
+
+    /// Removes the first request to disconnect a user that the predicate selects.
+    pub(super) fn take_disconnect(
+        &mut self,
+        is_it: impl Fn(&DisconnectRequest) -> bool,
+    ) -> Option<DisconnectRequest> {
+        let at = self.disconnects.iter().position(is_it)?;
+        Some(self.disconnects.remove(at))
+    }
+
+    /// Appends the notices of this turn.
+    pub(super) fn submit_notices(&mut self, now: LoopTime) {
+        let SharedLog { link: Some(link), notices, .. } = self else { return };
+        for notice in std::mem::take(notices) {
+            link.submit_notice(&notice.item(), now);
+        }
     }
 
     /// Counts a message that was submitted.
@@ -134,5 +201,6 @@ impl SharedLog {
     pub(super) fn forget(&mut self, slot: SlotId) {
         self.in_flight.remove(&slot);
         self.waiting.remove(&slot);
+        self.disconnects.retain(|request| request.slot != slot);
     }
 }

@@ -109,6 +109,9 @@ impl<T: Transport> Engine<T> {
         }
         let subscribed =
             self.hub.subscribe(name, id, options, now).map_err(|_| Rejection::ChannelTableFull)?;
+        if let Some(log) = &mut self.shared_log {
+            log.counts.change(name.as_str());
+        }
         self.add_subscription(id, subscribed.subscription, now);
         if is_resuming {
             let count = if subscribed.gap.is_some() {
@@ -186,7 +189,10 @@ impl<T: Transport> Engine<T> {
         let ch = name.as_str();
         match options.form {
             Form::Raw => {}
-            Form::Envelope => self.send_notice(id, &Notice::Subscribed { ch, id: Id(cursor), subscribers }),
+            Form::Envelope => {
+                let subscribers = subscribers + self.subscribers_elsewhere(ch);
+                self.send_notice(id, &Notice::Subscribed { ch, id: Id(cursor), subscribers });
+            }
             _ if gap.is_some() => {}
             form => {
                 self.send(id, &form.piece(|out| wire::append_cursor(out, cursor)));
@@ -202,6 +208,11 @@ impl<T: Transport> Engine<T> {
         if options.since != Since::Now && subscription.state != SubscriptionState::CatchingUp {
             self.send_live(id, ch, options.form, self.hub.head());
         }
+    }
+
+    /// The number of a channel's subscribers on the other servers that share the log.
+    pub(super) fn subscribers_elsewhere(&self, channel: &str) -> usize {
+        self.shared_log.as_ref().map_or(0, |log| log.counts.elsewhere(channel))
     }
 
     /// Notifies a subscriber of a gap. The protocol of a raw WebSocket has no notices: the connection is closed.
@@ -453,6 +464,11 @@ impl<T: Transport> Engine<T> {
         if is_replaying && subscription.state == SubscriptionState::CatchingUp {
             // It may be the replay that waited for memory.
             self.slots.mark_refill(id);
+        }
+        if let Some(log) = &mut self.shared_log
+            && let Some(channel) = self.hub.channel(channel)
+        {
+            log.counts.change(channel.name());
         }
         let moved = self.hub.unsubscribe(subscription);
         self.update_position(moved);

@@ -3,16 +3,18 @@
 //!
 //! A connection may outlive its token, so expiry is checked by a deadline and not only at the handshake.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::SessionContext;
 use super::http::request::Request;
 use super::http::response::HttpError;
 use super::http::routes;
 use super::http::upgrade;
 use super::rejection::Rejection;
+use super::{LogMode, SessionContext};
 use crate::access::authenticator::{Authenticator, Rights};
 use crate::access::grant::Grant;
+use crate::access::ticket::{TicketHash, hash_of};
 use crate::close::{Reason, TokenFault};
 use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, SlotId};
@@ -112,6 +114,16 @@ pub(super) enum CredentialSources<'a> {
     Subprotocol,
 }
 
+impl CredentialSources<'_> {
+    /// The channel of an event stream.
+    pub(super) fn stream(&self) -> Option<&str> {
+        match self {
+            CredentialSources::Ticket(channel) => Some(channel.as_str()),
+            CredentialSources::Plain | CredentialSources::Subprotocol => None,
+        }
+    }
+}
+
 /// The prefix of a token in the list of subprotocols: the only request header that a page can set on a WebSocket.
 const IN_SUBPROTOCOL: &str = "oyez.token.";
 
@@ -139,16 +151,37 @@ fn verify_credential(
     id: SlotId,
     now: LoopTime,
 ) -> Result<Rights, TokenFault> {
+    match find_credential(request, sources)? {
+        Credential::Token(token) => authenticator.verify(token),
+        Credential::Ticket(ticket) => authenticator.redeem(&ticket, sources.stream(), id, now),
+        Credential::QueryToken(token) if authenticator.allow_query_token => authenticator.verify(&token),
+        Credential::QueryToken(_) => Err(TokenFault::InAddress),
+        Credential::None => Ok(None),
+    }
+}
+
+/// The credential of a request that is used.
+enum Credential<'a> {
+    Token(&'a [u8]),
+    Ticket(Cow<'a, [u8]>),
+    QueryToken(Cow<'a, [u8]>),
+    None,
+}
+
+fn find_credential<'a>(
+    request: &Request<'a>,
+    sources: CredentialSources<'_>,
+) -> Result<Credential<'a>, TokenFault> {
     let field = request.fields.one("authorization").map_err(|_| TokenFault::Unclear)?;
     // Another scheme (Basic) is meant for a proxy in front of this server.
     if let Some(token) = field.and_then(bearer) {
-        return authenticator.verify(token);
+        return Ok(Credential::Token(token));
     }
     if sources == CredentialSources::Subprotocol {
         let in_list = |one: &'_ [u8]| one.starts_with(IN_SUBPROTOCOL.as_bytes());
         let mut tokens = request.fields.list(upgrade::PROTOCOLS).filter(|one| in_list(one));
         match (tokens.next(), tokens.next()) {
-            (Some(token), None) => return authenticator.verify(&token[IN_SUBPROTOCOL.len()..]),
+            (Some(token), None) => return Ok(Credential::Token(&token[IN_SUBPROTOCOL.len()..])),
             (Some(_), Some(_)) => return Err(TokenFault::Unclear),
             (None, _) => {}
         }
@@ -156,17 +189,23 @@ fn verify_credential(
     if sources != CredentialSources::Plain
         && let Some(ticket) = routes::secret(request.query, "ticket")
     {
-        return match sources {
-            CredentialSources::Ticket(channel) => {
-                authenticator.redeem_for_stream(&ticket, channel.as_str(), id, now)
-            }
-            CredentialSources::Plain | CredentialSources::Subprotocol => authenticator.redeem(&ticket, now),
-        };
+        return Ok(Credential::Ticket(ticket));
     }
-    match routes::secret(request.query, "token") {
-        Some(token) if authenticator.allow_query_token => authenticator.verify(&token),
-        Some(_) => Err(TokenFault::InAddress),
-        None => Ok(None),
+    Ok(routes::secret(request.query, "token").map_or(Credential::None, Credential::QueryToken))
+}
+
+/// The ticket of a request that a shared log has to redeem before the request is processed.
+pub(super) fn ticket_for_log(
+    request: &Request<'_>,
+    sources: CredentialSources<'_>,
+    ctx: &SessionContext<'_>,
+) -> Option<TicketHash> {
+    if ctx.log_mode == LogMode::Own || ctx.authenticator.verifier.is_none() {
+        return None;
+    }
+    match find_credential(request, sources) {
+        Ok(Credential::Ticket(ticket)) => hash_of(&ticket),
+        _ => None,
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use super::http::response::ResponseOptions;
 use crate::access::authenticator::Rights;
 use crate::access::grant::Grant;
+use crate::access::ticket::TicketHash;
 use crate::hub::SubscribeOptions;
 use crate::ids::{ChannelName, Since};
 use crate::wire::Kind;
@@ -69,6 +70,13 @@ pub enum Intent {
         sub: Box<str>,
         /// Framing of the response.
         options: ResponseOptions,
+    },
+    /// Have the shared log redeem the ticket of a request, which is processed again after that.
+    RedeemTicket {
+        /// The hash of the ticket.
+        hash: TicketHash,
+        /// The channel, if the request is for an event stream.
+        stream: Option<Box<str>>,
     },
     /// Respond to the session's query.
     Query,

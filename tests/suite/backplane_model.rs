@@ -489,7 +489,10 @@ impl World {
                         }
                     }
                 }
-                LinkEvent::Opened(_) | LinkEvent::Up { .. } | LinkEvent::Notice(_) => {}
+                LinkEvent::Opened(_)
+                | LinkEvent::ClientBlock(_)
+                | LinkEvent::Up { .. }
+                | LinkEvent::Notice(_) => {}
             }
             for (id, number) in messages {
                 self.publish(at, id, number);

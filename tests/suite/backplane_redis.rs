@@ -233,6 +233,7 @@ impl Node {
                     self.failed.extend(pending.into_iter().map(|pending| (pending, why)));
                 }
                 LinkEvent::Opened(opened) => self.blocks.extend(opened.client_block),
+                LinkEvent::ClientBlock(block) => self.blocks.push(block),
                 LinkEvent::Notice(notice) => {
                     if let LinkNotice::NewEpoch { reason, .. } = &notice {
                         self.epochs.push(reason.clone());
@@ -263,6 +264,11 @@ fn two_nodes_receive_one_order_and_their_acknowledgements() {
     assert!(first.losses.is_empty() && second.losses.is_empty());
     assert_eq!([first.blocks.as_slice(), second.blocks.as_slice()].concat().len(), 2);
     assert_ne!(first.blocks, second.blocks, "each process has a block of client ids");
+    cluster.nodes[0].link.request_client_block();
+    cluster.wait_until("another block", |cluster| cluster.nodes[0].blocks.len() == 2);
+    cluster.publish_and_wait();
+    assert!(cluster.nodes[0].epochs.is_empty(), "it begins no epoch");
+    assert!(!cluster.nodes[1].blocks.contains(&cluster.nodes[0].blocks[1]));
     // A node that starts later reads all of it.
     let mut third = Cluster::start(&[], [config(3)]).unwrap();
     std::mem::swap(&mut third.redis, &mut cluster.redis);

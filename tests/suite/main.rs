@@ -60,6 +60,7 @@ mod replays;
 mod resume;
 mod reuse_port;
 mod shared_log;
+mod shared_requests;
 mod shares;
 mod slow;
 mod store;

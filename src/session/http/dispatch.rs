@@ -34,6 +34,7 @@ pub(super) fn serve(
     let head = later.as_deref().unwrap_or(head);
     let mut room = FieldRoom::new(limits);
     let mut exchange = Exchange::new(unread, pending_responses, ctx);
+    exchange.head = head;
     let result = match request::parse(head, &mut room, limits) {
         // Frames may cause replies immediately, so the pending responses have to be sent first.
         Ok(request) if pending_responses > 0 && request.fields.lists("upgrade", "websocket") => {
@@ -80,6 +81,11 @@ fn dispatch(request: &Request<'_>, exchange: &mut Exchange<'_, '_>) -> Result<Ou
     exchange.is_event_source = matches!(route, Route::Events { .. }) && request.accepts_event_stream();
     check_log_mode(&route, exchange)?;
     let parameters = Parameters::parse(request.query)?;
+    if let Route::Events { channel } = &route
+        && let Some(wait) = exchange.redeem_in_log(request, CredentialSources::Ticket(channel))?
+    {
+        return Ok(wait);
+    }
     let rights = authorize(request, &route, exchange.ctx)?;
     handle(route, rights, parameters, request, exchange)
 }

@@ -11,8 +11,11 @@ use super::query::{PendingQuery, QueryProgress};
 use super::request::Request;
 use super::responding::{AfterResponses, Responding};
 use super::response::{ConnectionHeader, HttpError, ResponseOptions};
+use crate::access::ticket::Redemption;
 use crate::close::Reason;
+use crate::session::auth_state::{self, CredentialSources};
 use crate::session::intent::{Intent, Query};
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::session::{LogMode, SessionContext, State};
 
 /// A request being answered.
@@ -21,6 +24,8 @@ pub(super) struct Exchange<'a, 'ctx> {
     pub(super) ctx: &'a mut SessionContext<'ctx>,
     /// The framing of the response.
     pub(super) options: ResponseOptions,
+    /// The head; empty once it is processed.
+    pub(super) head: &'a [u8],
     /// The input after the head, or after the body once that is received.
     pub(super) unread: &'a [u8],
     /// Responses to earlier requests that are not queued yet.
@@ -63,7 +68,15 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
         pending_responses: u32,
         ctx: &'a mut SessionContext<'ctx>,
     ) -> Exchange<'a, 'ctx> {
-        Exchange { ctx, options, unread, pending_responses, closes_on_error: false, is_event_source: false }
+        Exchange {
+            ctx,
+            options,
+            head: &[],
+            unread,
+            pending_responses,
+            closes_on_error: false,
+            is_event_source: false,
+        }
     }
 
     /// Frames the response as the request asks for it.
@@ -108,6 +121,36 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
         self.ctx.intents.push(Intent::Query);
         let pending = PendingQuery { query, options: self.options.clone(), progress: QueryProgress::Pending };
         self.wait(Reason::Served, Some(Box::new(pending)))
+    }
+
+    /// Has the shared log redeem the ticket of the request, if it has one, and returns the wait for that. After it the
+    /// request is processed again: `None`.
+    ///
+    /// # Errors
+    /// The log has not responded.
+    pub(super) fn redeem_in_log(
+        &mut self,
+        request: &Request<'_>,
+        sources: CredentialSources<'_>,
+    ) -> Result<Option<Outcome>, HttpError> {
+        let Some(hash) = auth_state::ticket_for_log(request, sources, self.ctx) else { return Ok(None) };
+        match self.ctx.authenticator.tickets.take_redemption(self.ctx.id, &hash) {
+            Some(Redemption::LogDown) => {
+                Err(Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }.http())
+            }
+            Some(Redemption::Unconfirmed) => Err(Rejection::Unconfirmed.http()),
+            Some(redemption) => {
+                self.ctx.authenticator.tickets.keep_redemption(self.ctx.id, hash, redemption);
+                Ok(None)
+            }
+            None => {
+                let stream = sources.stream().map(Box::from);
+                self.ctx.intents.push(Intent::RedeemTicket { hash, stream });
+                let again = [self.head, self.unread].concat();
+                let responses = self.pending_responses + 1;
+                Ok(Some(Outcome::Become(Responding::begin(again, responses, AfterResponses::Next, None))))
+            }
+        }
     }
 
     /// Waits for the response, which was requested by an intent. `reason`: why the connection is closed after it.

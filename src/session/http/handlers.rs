@@ -35,6 +35,9 @@ pub(super) fn open_web_socket(
     let Upgrade { response, protocol, compression } =
         upgrade::accept(request, &exchange.options.date, exchange.ctx.limits.deflate.mode)?;
     check_websocket_origin(request, exchange.ctx)?;
+    if let Some(wait) = exchange.redeem_in_log(request, CredentialSources::Subprotocol)? {
+        return Ok(wait);
+    }
     count_connection(request, exchange.ctx)?;
     let ctx = &mut *exchange.ctx;
     // A browser hides the status of a failed upgrade: an invalid token is reported by a close frame after it.

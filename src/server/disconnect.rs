@@ -1,0 +1,145 @@
+//! Disconnecting a user: on this server, or on all servers that share its log.
+//!
+//! The request is an item of the log. Each server that reads it closes the user's connections, revokes its unused
+//! tickets, and appends the number. The server that was asked adds the numbers up until all servers that were alive have
+//! responded, or for two seconds: a server that is silent longer closes the connections when it reads the request.
+
+use std::collections::BTreeSet;
+
+use super::disconnect_request::DisconnectRequest;
+use super::engine::Engine;
+use super::pending_item::PendingItem;
+use super::shared_log::LogNotice;
+use crate::backplane::entry::Item;
+use crate::close::Reason;
+use crate::ids::SlotId;
+use crate::net::transport::Transport;
+use crate::session::http::response::ResponseOptions;
+use crate::session::rejection::Rejection;
+use crate::time::LoopTime;
+
+/// Maximum wait for the results of other servers, in ms: as long as the time between two heartbeats, within which a server
+/// that is alive has appended something.
+const RESULTS_TIMEOUT_MS: u32 = 2_000;
+
+impl<T: Transport> Engine<T> {
+    /// Closes all connections of a user, and revokes its unused tickets. Its tokens remain valid.
+    pub(super) fn disconnect_user(
+        &mut self,
+        id: SlotId,
+        sub: &str,
+        options: &ResponseOptions,
+        now: LoopTime,
+    ) {
+        // With a shared log too, since it may be down.
+        let closed = self.close_connections_of(sub, now);
+        let Some(log) = &mut self.shared_log else {
+            let body = format!("{{\"closed\":{closed}}}\n");
+            self.send_response(id, options.json(200, &body).into(), now);
+            return;
+        };
+        let reference = log.take_reference();
+        let item = Item::Disconnect { reference, sub };
+        let live = log.link().into_iter().flat_map(|link| link.live_runs());
+        let awaited: BTreeSet<u32> = live.filter(|run| *run != self.run).collect();
+        if let Err(rejection) = self.submit_item(&item, PendingItem::Disconnect(reference), now) {
+            self.reject_request(id, options, rejection, now);
+            return;
+        }
+        if let Some(log) = &mut self.shared_log {
+            log.disconnects.push(DisconnectRequest {
+                reference,
+                slot: id,
+                options: options.clone(),
+                closed: closed as u64,
+                nodes: awaited.len() + 1,
+                awaited,
+                deadline: None,
+            });
+        }
+    }
+
+    fn close_connections_of(&mut self, sub: &str, now: LoopTime) -> usize {
+        self.shared.authenticator.tickets.revoke(sub);
+        let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
+        let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
+        for &one in &theirs {
+            self.close(one, Reason::Forbidden, now);
+        }
+        theirs.len()
+    }
+
+    /// Applies the request of a server, which is read at the log's time `time_ms`.
+    pub(super) fn apply_disconnect(
+        &mut self,
+        (run, reference): (u32, u32),
+        sub: &str,
+        time_ms: u64,
+        now: LoopTime,
+    ) {
+        let closed = self.close_connections_of(sub, now);
+        let Some(log) = &mut self.shared_log else { return };
+        if run == self.run {
+            if let Some(request) = log.disconnect(reference) {
+                request.closed += closed as u64;
+                request.deadline = Some(now.after(RESULTS_TIMEOUT_MS));
+            }
+            self.answer_disconnects(now);
+        } else if log.age_ms(time_ms, now) <= RESULTS_TIMEOUT_MS {
+            let connections = u32::try_from(closed).unwrap_or(u32::MAX);
+            log.notices.push(LogNotice::DisconnectResult { run, reference, connections });
+        }
+    }
+
+    /// Applies the result of a server for a request of this one.
+    pub(super) fn apply_disconnect_result(
+        &mut self,
+        from: u32,
+        reference: u32,
+        connections: u32,
+        now: LoopTime,
+    ) {
+        let request = self.shared_log.as_mut().and_then(|log| log.disconnect(reference));
+        if let Some(request) = request.filter(|request| request.deadline.is_some()) {
+            request.closed += u64::from(connections);
+            request.awaited.remove(&from);
+        }
+        self.answer_disconnects(now);
+    }
+
+    /// The log does not return the request.
+    pub(super) fn fail_disconnect(&mut self, reference: u32, rejection: Rejection, now: LoopTime) {
+        let Some(log) = &mut self.shared_log else { return };
+        let Some(request) = log.take_disconnect(|request| request.reference == reference) else { return };
+        self.reject_request(request.slot, &request.options, rejection, now);
+    }
+
+    /// Answers the requests whose results are complete, or whose time is over.
+    pub(super) fn answer_disconnects(&mut self, now: LoopTime) {
+        while let Some(log) = &mut self.shared_log
+            && let Some(request) = log.take_disconnect(|request| request.is_complete(now))
+        {
+            let DisconnectRequest { slot, options, closed, nodes, awaited, .. } = request;
+            let silent = awaited.len();
+            let body = format!("{{\"closed\":{closed},\"nodes\":{nodes},\"silent\":{silent}}}\n");
+            if self.awaits_response(slot) {
+                self.send_response(slot, options.json(200, &body).into(), now);
+            }
+        }
+    }
+
+    /// Responds to a request of an HTTP client with an error.
+    pub(super) fn reject_request(
+        &mut self,
+        id: SlotId,
+        options: &ResponseOptions,
+        rejection: Rejection,
+        now: LoopTime,
+    ) {
+        let error = rejection.http();
+        self.shared.metrics.reject(error.code());
+        if self.awaits_response(id) {
+            self.send_response(id, error.respond(options).into(), now);
+        }
+    }
+}

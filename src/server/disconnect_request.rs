@@ -1,0 +1,30 @@
+//! A request of an HTTP client of this server to disconnect a user on all servers that share its log.
+
+use std::collections::BTreeSet;
+
+use crate::ids::SlotId;
+use crate::session::http::response::ResponseOptions;
+use crate::time::LoopTime;
+
+/// A request to disconnect a user that was appended to the log.
+#[derive(Debug)]
+pub(super) struct DisconnectRequest {
+    pub(super) reference: u32,
+    pub(super) slot: SlotId,
+    pub(super) options: ResponseOptions,
+    /// Connections that were closed so far.
+    pub(super) closed: u64,
+    /// Servers that were alive when the request was made, with this one.
+    pub(super) nodes: usize,
+    /// The runs of those that have not responded.
+    pub(super) awaited: BTreeSet<u32>,
+    /// `None` until the request is read back.
+    pub(super) deadline: Option<LoopTime>,
+}
+
+impl DisconnectRequest {
+    /// Returns true if all servers have responded, or the time for that is over.
+    pub(super) fn is_complete(&self, now: LoopTime) -> bool {
+        self.deadline.is_some_and(|deadline| self.awaited.is_empty() || deadline.is_due(now))
+    }
+}

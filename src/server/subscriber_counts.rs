@@ -1,0 +1,264 @@
+//! The numbers of subscribers on the servers that share a log.
+//!
+//! Each server sends the numbers that have changed about once in two seconds, and adds up those of the others: so a
+//! number is that of all servers, with those of the others up to two seconds old, and later while a server has not read
+//! the log. A server that starts, or has missed entries, requests all numbers; they are sent in parts, each of which has
+//! all channels of a range, so that it replaces what was known of that range.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use crate::backplane::entry::ChannelCounts;
+
+/// Maximum bytes of the numbers in one item: those of 1,000 to 2,000 channels.
+const BYTES_MAX: usize = 32 << 10;
+
+/// Maximum number of channels that a part of all numbers looks at, 1 ms.
+const CHANNELS_PER_PART: usize = 4_000;
+
+/// Maximum number of channels whose changed numbers wait to be sent. Above it all numbers are sent.
+const CHANGED_MAX: usize = 65_536;
+
+/// Numbers to send.
+#[derive(Debug, Default)]
+pub(super) struct CountsPart {
+    /// True if the other servers are to send all of theirs.
+    pub(super) is_request: bool,
+    /// The range of the channels, if the numbers are all of it.
+    pub(super) range: Option<(Box<str>, Box<str>)>,
+    /// The encoded numbers.
+    pub(super) rows: Vec<u8>,
+}
+
+/// The numbers of the other servers, and the own ones that are not sent.
+#[derive(Debug)]
+pub(super) struct SubscriberCounts {
+    /// By run and channel.
+    others: BTreeMap<u32, BTreeMap<Box<str>, u32>>,
+    /// How many numbers of others are stored.
+    stored: usize,
+    stored_max: usize,
+    /// Channels whose number of subscribers on this server has changed.
+    changed: BTreeSet<Box<str>>,
+    /// All numbers are to be sent, from after this name on.
+    next_after: Option<Box<str>>,
+    /// The others are to send all of theirs.
+    is_requested: bool,
+}
+
+impl SubscriberCounts {
+    /// No numbers; at most `stored_max` of other servers are stored.
+    pub(super) fn new(stored_max: usize) -> SubscriberCounts {
+        SubscriberCounts {
+            others: BTreeMap::new(),
+            stored: 0,
+            stored_max,
+            changed: BTreeSet::new(),
+            next_after: None,
+            is_requested: false,
+        }
+    }
+
+    /// The number of a channel's subscribers on the other servers.
+    pub(super) fn elsewhere(&self, channel: &str) -> usize {
+        self.others.values().filter_map(|counts| counts.get(channel)).map(|count| *count as usize).sum()
+    }
+
+    /// The first channel with subscribers on another server, from a bound on, whose name begins with `prefix`.
+    pub(super) fn first_from(&self, prefix: &str, from: Bound<&str>) -> Option<&str> {
+        let from = match from {
+            Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
+            Bound::Included(name) if name >= prefix => Bound::Included(name),
+            _ => Bound::Included(prefix),
+        };
+        let firsts = self.others.values().filter_map(|counts| {
+            counts.range::<str, _>((from, Bound::Unbounded)).next().map(|(name, _)| &**name)
+        });
+        firsts.min().filter(|name| name.starts_with(prefix))
+    }
+
+    // This server's numbers.
+
+    /// The number of a channel's subscribers on this server has changed.
+    pub(super) fn change(&mut self, channel: &str) {
+        if self.changed.len() >= CHANGED_MAX {
+            self.changed = BTreeSet::new();
+            self.send_all();
+        }
+        // A part of all numbers that is sent later has it.
+        let is_sent_later = self.next_after.as_deref().is_some_and(|after| channel > after);
+        if !is_sent_later && !self.changed.contains(channel) {
+            self.changed.insert(channel.into());
+        }
+    }
+
+    /// Sends all numbers of this server again.
+    pub(super) fn send_all(&mut self) {
+        self.next_after = Some("".into());
+    }
+
+    /// Requests all numbers of the other servers.
+    pub(super) fn request_all(&mut self) {
+        self.is_requested = true;
+    }
+
+    /// The next numbers to send. `channels` lists channels after a name, with their subscribers on this server.
+    pub(super) fn next_part<'a, C: Iterator<Item = (&'a str, usize)>>(
+        &mut self,
+        count: impl Fn(&str) -> usize,
+        channels: impl FnOnce(&str) -> C,
+    ) -> Option<CountsPart> {
+        let mut part =
+            CountsPart { is_request: std::mem::take(&mut self.is_requested), ..CountsPart::default() };
+        let push = |rows: &mut Vec<u8>, channel: &str, count: usize| {
+            ChannelCounts::push(rows, channel, u32::try_from(count).unwrap_or(u32::MAX));
+        };
+        if !self.changed.is_empty() {
+            while part.rows.len() < BYTES_MAX
+                && let Some(channel) = self.changed.pop_first()
+            {
+                push(&mut part.rows, &channel, count(&channel));
+            }
+            return Some(part);
+        }
+        if let Some(after) = self.next_after.take() {
+            let (mut last, mut seen) = ("", 0);
+            for (channel, subscribers) in channels(&after) {
+                if part.rows.len() >= BYTES_MAX || seen == CHANNELS_PER_PART {
+                    self.next_after = Some(last.into());
+                    break;
+                }
+                (last, seen) = (channel, seen + 1);
+                if subscribers > 0 {
+                    push(&mut part.rows, channel, subscribers);
+                }
+            }
+            let upto = self.next_after.clone().unwrap_or_default();
+            part.range = Some((after, upto));
+            return Some(part);
+        }
+        part.is_request.then_some(part)
+    }
+
+    // The numbers of others.
+
+    /// Applies numbers of another server.
+    pub(super) fn apply(&mut self, run: u32, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
+        let theirs = self.others.entry(run).or_default();
+        self.stored -= theirs.len();
+        if let Some((after, upto)) = range {
+            let mut following = theirs.split_off(after);
+            if let Some(count) = following.remove(after) {
+                theirs.insert(after.into(), count);
+            }
+            if !upto.is_empty() {
+                let mut last = following.split_off(upto);
+                last.remove(upto);
+                theirs.append(&mut last);
+            }
+        }
+        for (channel, count) in counts.iter() {
+            if count == 0 {
+                theirs.remove(channel);
+            } else if let Some(known) = theirs.get_mut(channel) {
+                *known = count;
+            } else if self.stored + theirs.len() < self.stored_max {
+                theirs.insert(channel.into(), count);
+            }
+        }
+        self.stored += theirs.len();
+        if theirs.is_empty() {
+            self.others.remove(&run);
+        }
+    }
+
+    /// Removes the numbers of a server that has ended.
+    pub(super) fn remove(&mut self, run: u32) {
+        self.stored -= self.others.remove(&run).map_or(0, |counts| counts.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn send(
+        from: &mut SubscriberCounts,
+        own: &BTreeMap<String, usize>,
+        to: &mut SubscriberCounts,
+        run: u32,
+    ) -> bool {
+        let channels = |after: &str| {
+            let names = own.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+            names.map(|(name, count)| (name.as_str(), *count)).collect::<Vec<_>>().into_iter()
+        };
+        let part = from.next_part(|channel| own.get(channel).copied().unwrap_or(0), channels);
+        let Some(CountsPart { range, rows, .. }) = part else { return false };
+        let range = range.as_ref().map(|(after, upto)| (&**after, &**upto));
+        to.apply(run, range, ChannelCounts::encoded(&rows));
+        true
+    }
+
+    proptest! {
+        /// Whatever was lost before, after all numbers were sent they are the same, with the changes meanwhile.
+        #[test]
+        fn numbers_are_complete_after_changes_losses_and_requests(
+            steps in prop::collection::vec((0u8..6, "[ab]{1,2}[xyz]?", 0usize..4), 1..80),
+        ) {
+            let (mut sender, mut receiver) = (SubscriberCounts::new(0), SubscriberCounts::new(1_000));
+            let mut own: BTreeMap<String, usize> = BTreeMap::new();
+            let mut lost = SubscriberCounts::new(1_000);
+            let mut is_complete = true;
+            for (step, name, count) in steps {
+                match step {
+                    0..=2 => {
+                        own.insert(name.clone(), count);
+                        sender.change(&name);
+                    }
+                    3 => { send(&mut sender, &own, &mut receiver, 7); }
+                    4 => is_complete &= !send(&mut sender, &own, &mut lost, 7),
+                    _ => {
+                        sender.send_all();
+                        is_complete = true;
+                    }
+                }
+            }
+            if !is_complete {
+                sender.send_all();
+            }
+            while send(&mut sender, &own, &mut receiver, 7) {}
+            for (name, count) in &own {
+                prop_assert_eq!(receiver.elsewhere(name), *count, "{}", name);
+            }
+            let mut listed = Vec::new();
+            let mut from = Bound::Unbounded;
+            while let Some(name) = receiver.first_from("a", from) {
+                listed.push(name);
+                from = Bound::Excluded(name);
+            }
+            let expected = own.iter().filter(|(name, count)| name.starts_with('a') && **count > 0);
+            prop_assert_eq!(listed, expected.map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+            prop_assert_eq!(receiver.stored, own.values().filter(|count| **count > 0).count());
+            receiver.remove(7);
+            prop_assert_eq!(receiver.stored, 0);
+        }
+    }
+
+    #[test]
+    fn parts_and_tables_are_bounded() {
+        let own: BTreeMap<String, usize> =
+            (0..CHANGED_MAX + 5_000).map(|number| (format!("channel-{number:06}"), 1)).collect();
+        let (mut sender, mut receiver) = (SubscriberCounts::new(0), SubscriberCounts::new(60_000));
+        own.keys().for_each(|name| sender.change(name));
+        assert!(sender.changed.len() <= CHANGED_MAX);
+        assert!(sender.next_after.is_some(), "all are sent, since too many have changed");
+        let mut parts = 0;
+        while send(&mut sender, &own, &mut receiver, 7) {
+            parts += 1;
+        }
+        assert!(parts > own.len() / CHANNELS_PER_PART);
+        assert_eq!(receiver.stored, 60_000);
+        assert_eq!(receiver.elsewhere("channel-000000"), 1);
+    }
+}
