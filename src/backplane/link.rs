@@ -21,13 +21,13 @@ use std::collections::VecDeque;
 use super::commands::{Commands, OpenArguments, SentCommand};
 use super::entry::Item;
 use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
-use super::log_reader::{LogReader, QueuedEvent, RawEntry};
+use super::log_reader::{LogReader, QueuedEvent, RawEntry, START};
 use super::pending::Content;
 use super::replies::{
     BadReply, ErrorAction, OpenReply, ReadPart, ReadReply, ShortReplies, ShortReply, number, parse_marker,
 };
 use super::resp::{Decoder, command};
-use super::roll_call::order;
+use super::roll_call::{LiveNode, order};
 use crate::ids::MessageId;
 use crate::metrics::levels::BackplaneStats;
 use crate::time::LoopTime;
@@ -57,7 +57,17 @@ const MEMORY_PAUSE_MS: u32 = 1000;
 const UNSENT_BYTES: usize = 64 << 10;
 
 /// The version of the program in heartbeats: 8 bits each for major, minor and patch.
-const PROGRAM_VERSION: u32 = 0x00_01_00;
+const PROGRAM_VERSION: u32 = version_part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
+    | version_part(env!("CARGO_PKG_VERSION_MINOR")) << 8
+    | version_part(env!("CARGO_PKG_VERSION_PATCH"));
+
+/// A number of at most 255.
+const fn version_part(text: &str) -> u32 {
+    match u8::from_str_radix(text, 10) {
+        Ok(number) => number as u32,
+        Err(_) => 255,
+    }
+}
 
 /// The settings of a link.
 #[derive(Clone)]
@@ -213,6 +223,8 @@ pub struct Link<P> {
     attempts: u32,
     /// Since when a server with older data is avoided.
     older_since: Option<LoopTime>,
+    /// The last entry that is known to be in the log.
+    end: MessageId,
     /// Since when the link is down.
     down_since: LoopTime,
     last_notice: Option<LoopTime>,
@@ -244,6 +256,7 @@ impl<P> Link<P> {
             redirect: None,
             attempts: 0,
             older_since: None,
+            end: START,
             down_since: now,
             last_notice: None,
             was_up: false,
@@ -342,6 +355,21 @@ impl<P> Link<P> {
         self.log.roll_call.is_ahead()
     }
 
+    /// The nodes that are alive, with what their last heartbeats contain.
+    pub fn live_nodes(&self) -> impl Iterator<Item = LiveNode> + '_ {
+        self.log.roll_call.live_nodes()
+    }
+
+    /// Items of the log that this node knows of and has not applied.
+    pub fn lag_items(&self) -> u64 {
+        let (end, position) = (self.end, self.log.position);
+        match order(end) > order(position) {
+            true if end.epoch == position.epoch => end.seq - position.seq,
+            true => end.seq,
+            false => 0,
+        }
+    }
+
     /// The nodes that are alive.
     pub fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
         self.log.roll_call.live_runs()
@@ -358,6 +386,7 @@ impl<P> Link<P> {
         BackplaneStats {
             is_up: self.is_up(),
             nodes: self.log.roll_call.live(),
+            lag_items: self.lag_items(),
             lag_ms: oldest.map_or(0, |sent_at| now.millis_since(sent_at)),
             pending_bytes: self.log.own.bytes(),
             pending: self.log.own.acknowledgements(),
@@ -575,6 +604,9 @@ impl<P> Link<P> {
                 let seq = number(first).ok_or(unexpected)?;
                 self.full_until = None;
                 self.log.own.appended(entry, seq);
+                if let LinkState::Running { epoch, .. } = self.state {
+                    self.end = MessageId { epoch, seq };
+                }
                 return Ok(());
             }
         }
@@ -633,6 +665,7 @@ impl<P> Link<P> {
     fn run(&mut self, opened: OpenReply, now: LoopTime) {
         let OpenReply { epoch, seq, reason, birth, block, time_ms } = opened;
         let (end, position) = (MessageId { epoch, seq }, self.log.position);
+        self.end = end;
         self.older_since = None;
         self.full_until = None;
         self.counters.links_opened += 1;

@@ -20,7 +20,7 @@ use super::entry::{BadEntry, Entry, Item, Items, RunNumbers};
 use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
 use super::pending::{Content, PendingEntries, PendingEntry};
 use super::resp::Span;
-use super::roll_call::{Loss, Membership, Numbering, RollCall, order};
+use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall, order};
 use super::trim::LogSegments;
 use crate::ids::MessageId;
 use crate::metrics::levels::ReadCounters;
@@ -233,6 +233,10 @@ impl<P> LogReader<P> {
             match item {
                 Item::EpochReport { epoch, numbers } => {
                     self.roll_call.report(run, is_own, epoch, numbers.iter());
+                }
+                Item::Heartbeat { connections, subscribers, version } => {
+                    let heartbeat = NodeHeartbeat { connections, subscriptions: subscribers, version };
+                    self.roll_call.heartbeat(run, heartbeat);
                 }
                 Item::Shutdown => self.roll_call.shut_down(run),
                 _ => {}

@@ -21,7 +21,7 @@ const REPORT_TIMEOUT_MS: u64 = 10_000;
 /// Time between two looks at all runs, in ms.
 const SWEEP_MS: u64 = 500;
 
-/// Maximum number of runs in the table. A run takes 64 bytes, and is forgotten when its entries are trimmed.
+/// Maximum number of runs in the table. A run takes 72 bytes, and is forgotten when its entries are trimmed.
 const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
 
 /// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
@@ -32,9 +32,32 @@ pub(super) fn order(id: MessageId) -> (u64, u64) {
     (id.epoch, id.seq)
 }
 
+/// What the last heartbeat of a node contains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeHeartbeat {
+    /// Open connections.
+    pub connections: u32,
+    /// Subscriptions.
+    pub subscriptions: u32,
+    /// The version of the program: 8 bits each for major, minor and patch.
+    pub version: u32,
+}
+
+/// A node that is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveNode {
+    /// Its process.
+    pub run: u32,
+    /// Its last heartbeat.
+    pub heartbeat: NodeHeartbeat,
+    /// Time of the log since its last entry, in ms.
+    pub seen_ms: u64,
+}
+
 /// What this node knows about one process.
 #[derive(Clone, Copy, Debug)]
 struct RunState {
+    heartbeat: NodeHeartbeat,
     /// The number of its last entry that was applied.
     last_number: u64,
     /// The id of that entry.
@@ -197,6 +220,7 @@ impl RollCall {
             oldest.and_then(|run| self.runs.remove(&run));
         }
         let state = self.runs.entry(run).or_insert(RunState {
+            heartbeat: NodeHeartbeat::default(),
             last_number: 0,
             last_id: id,
             seen_ms: 0,
@@ -369,6 +393,23 @@ impl RollCall {
     /// Nodes that are alive.
     pub(super) fn live(&self) -> usize {
         self.live_runs().count()
+    }
+
+    /// A heartbeat was applied.
+    pub(super) fn heartbeat(&mut self, run: u32, heartbeat: NodeHeartbeat) {
+        if let Some(state) = self.runs.get_mut(&run) {
+            state.heartbeat = heartbeat;
+        }
+    }
+
+    /// The nodes that are alive, in the order of their runs.
+    pub(super) fn live_nodes(&self) -> impl Iterator<Item = LiveNode> + '_ {
+        let live = self.runs.iter().filter(|(_, state)| state.is_live);
+        live.map(|(run, state)| LiveNode {
+            run: *run,
+            heartbeat: state.heartbeat,
+            seen_ms: self.now_ms.saturating_sub(state.seen_ms),
+        })
     }
 
     /// The runs of the nodes that are alive.

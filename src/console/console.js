@@ -9,6 +9,7 @@ import { ChannelView } from './channel.js';
 import { Chart, linear, logarithmic } from './chart.js';
 import { Chat } from './chat.js';
 import { byId, clip, count, duration, eachFrame, plural, rate } from './dom.js';
+import { drawNodes } from './nodes.js';
 import { SharedHub } from './shared-hub.js';
 import { growth, mean, parse, quantile } from './scrape.js';
 import { Ticker } from './ticker.js';
@@ -246,9 +247,12 @@ async function poll() {
   if (document.visibilityState !== 'visible' || (unreachable && n % LOST_EVERY_POLLS !== 0)) return;
   const channel = channelView.channel ?? FIRST_CHANNEL;
   const listed = n % LIST_EVERY_POLLS === 0;
-  // Sequentially: three requests at once would hold three connections of the server.
+  // Sequentially: several requests at once would hold as many connections of the server.
   const [metrics] = await Promise.allSettled([scrape()]);
   const [info] = await Promise.allSettled([askJson(`v1/channels/${channel}`)]);
+  const hasNodes = last?.scraped.sums.has('oyez_backplane_up') && metrics.status === 'fulfilled';
+  const [nodes] = await Promise.allSettled([hasNodes ? askJson('v1/nodes') : null]);
+  drawNodes(nodes.status === 'fulfilled' ? nodes.value : null);
   const [list] = await Promise.allSettled([listed ? askJson('v1/channels?limit=100') : null]);
   unreachable = metrics.status === 'rejected' && metrics.reason.status === undefined;
   channelView.tick(info.status === 'fulfilled' ? info.value : null);

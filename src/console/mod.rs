@@ -5,8 +5,8 @@
 //! script or style, so that the strictest content security policy applies: an injected payload cannot run. Paths are
 //! flat, since the page names its files relative to itself and so works below any prefix that a proxy adds.
 //!
-//! The page is an ordinary client. It speaks `oyez.v1` through the public `/oyez.js`, and requests `/v1/channels` and
-//! `/metrics` with the token that the user enters. It shows nothing that another client with that token could not
+//! The page is an ordinary client. It speaks `oyez.v1` through the public `/oyez.js`, and requests `/v1/channels`,
+//! `/v1/nodes` and `/metrics` with the token that the user enters. It shows nothing that another client with that token could not
 //! request.
 //!
 //! This module only holds bytes: the server receives the tables through its configuration, and does not import it.
@@ -34,6 +34,7 @@ pub static ASSETS: &[Asset] = &[
     script("/chat.js", include_bytes!("chat.js")),
     script("/dom.js", include_bytes!("dom.js")),
     script("/editor.js", include_bytes!("editor.js")),
+    script("/nodes.js", include_bytes!("nodes.js")),
     script("/operation.js", include_bytes!("operation.js")),
     script("/scrape.js", include_bytes!("scrape.js")),
     script("/shared-hub.js", include_bytes!("shared-hub.js")),

@@ -171,6 +171,8 @@ impl ExpositionWriter<'_> {
         let up = "1 if the log of the backplane was read up to its end since the link was opened";
         self.gauge("oyez_backplane_up", up, u64::from(stats.is_up))?;
         self.gauge("oyez_backplane_nodes", "Nodes that are alive, with this one", stats.nodes as u64)?;
+        let lag = "Items that are known to be in the log and are not applied";
+        self.gauge("oyez_backplane_lag_items", lag, stats.lag_items)?;
         let lag = "Age of the oldest own entry that was sent to the backplane and not read back";
         let encoder = self.0.encode_descriptor("oyez_backplane_lag_seconds", lag, None, MetricType::Gauge)?;
         ConstGauge::new(f64::from(stats.lag_ms) / 1e3).encode(encoder)?;

@@ -50,6 +50,8 @@ pub struct BackplaneStats {
     pub is_up: bool,
     /// Nodes that are alive, with this one.
     pub nodes: usize,
+    /// Items of the log that this node knows of and has not applied.
+    pub lag_items: u64,
     /// How long the oldest own entry waits to be read back, in ms: 0 if none was sent.
     pub lag_ms: u32,
     /// Bytes of publishes without acknowledgement.

@@ -29,7 +29,7 @@
 //!   `channel_listing` queries, `refill` the slices of long responses.
 //! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
 //!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
-//! - `subscriber_counts` has the numbers of subscribers on all servers that share a log;
+//! - `nodes` lists the servers that share a log, `subscriber_counts` has the numbers of subscribers on all servers that share a log;
 //! - `tickets` issues and redeems tickets, `disconnect` closes the connections of a user on all servers that share a log.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure
@@ -60,6 +60,7 @@ mod gathered;
 mod log_limit;
 mod log_phases;
 pub mod memory;
+mod nodes;
 mod pending_item;
 mod pending_publish;
 mod pressure;

@@ -136,6 +136,7 @@ impl<T: Transport> Engine<T> {
                 return Some((response, cost));
             }
             Query::Ready => options.respond(200, "text/plain", &no_store, b"ready\n"),
+            Query::Nodes => options.respond(200, "application/json", &no_store, self.nodes(now).as_bytes()),
             Query::Channel { channel } => {
                 let body = channel_listing::channel(self.channels(), channel.as_str());
                 options.respond(200, "application/json", &no_store, &body)

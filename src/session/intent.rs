@@ -150,6 +150,8 @@ pub enum Query {
     Ready,
     /// The metrics.
     Metrics,
+    /// The servers that share the log.
+    Nodes,
     /// A page of the list of channels.
     Channels {
         /// Prefix of the names.

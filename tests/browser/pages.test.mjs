@@ -268,6 +268,83 @@ test("the server's metrics are updated", async (t) => {
 
 // The connection.
 
+async function redis(t) {
+  const port = await free_port();
+  const folder = await mkdtemp(path.join(tmpdir(), 'oyez-browser-'));
+  const flags = ['--port', port, '--bind', '127.0.0.1', '--dir', folder, '--save', '', '--appendonly', 'no'];
+  const child = spawn('redis-server', flags.map(String), { stdio: 'ignore' });
+  const ended = new Promise((resolve, reject) => {
+    child.once('exit', resolve);
+    child.once('error', reject);
+  });
+  t.after(async () => {
+    child.kill('SIGKILL');
+    await ended;
+    await rm(folder, { recursive: true });
+  });
+  return { url: `redis://127.0.0.1:${port}`, child };
+}
+
+test('nodes that share a log are shown, with their lag and what waits for the log', async (t) => {
+  const log = await redis(t);
+  const one = await serve(t, { flags: ['--backplane', log.url] });
+  const two = await serve(t, { flags: ['--backplane', log.url] });
+  // A node rejects clients until it has read the log.
+  for (const { origin } of [one, two]) await until('it is ready', async () => (await fetch(`${origin}/readyz`)).ok);
+  const page = await visit(one, '#square');
+  const other = await visit(two, '#square');
+  await Promise.all([live(page), live(other)]);
+  const rows = () => page.locator('#node-rows tr').allTextContents();
+  await until('both nodes are listed', async () => (await rows()).length === 2);
+  const name = async (server) => (await (await fetch(`${server.origin}/v1/nodes`)).json()).node;
+  const [own, theirs] = [await name(one), await name(two)];
+  assert.notEqual(own, theirs);
+  await until('their numbers are shown', async () => {
+    const [first, second] = await rows();
+    // The page holds connections for its requests too.
+    return new RegExp(`^${own}[1-9]\\d*1this one$`).test(first) && new RegExp(`^${theirs}[1-9]\\d*1(just now|.+ ago)$`).test(second);
+  });
+  assert.equal(await page.textContent('#log-state-word'), 'connected');
+  assert.match(await page.textContent('#log-lag'), /^\d+ entr(y|ies), \d/);
+  assert.equal(await page.textContent('#log-pending'), '0 messages');
+  await until('subscribers of both nodes are counted', async () => /2 subscribers/.test(await page.textContent('#facts')));
+  await publish(page, 'hear ye');
+  await until('the other node has it', async () => (await bodies(other)).includes('hear ye'));
+  for (const [size, viewport] of [
+    ['wide', WIDE],
+    ['narrow', NARROW],
+  ]) {
+    for (const colorScheme of ['light', 'dark']) {
+      await page.setViewportSize(viewport);
+      await page.emulateMedia({ colorScheme });
+      await page.waitForTimeout(150);
+      await page.screenshot({ path: path.join(ARTEFACTS, `nodes-${size}-${colorScheme}.png`), fullPage: true });
+    }
+  }
+  await page.setViewportSize({ width: 360, height: 740 });
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  assert.ok(over <= 0, `the page is ${over} pixels wider than a phone of 360`);
+  await page.setViewportSize(WIDE);
+  // Stopped, it keeps the connections and answers nothing.
+  log.child.kill('SIGSTOP');
+  await page.fill('#payload', 'waits');
+  await page.press('#payload', 'Enter');
+  await until('the publish waits', async () => (await page.textContent('#log-pending')) === '1 message');
+  await until('the link is lost', async () => (await page.textContent('#log-state-word')) === 'not connected');
+  assert.equal(await page.textContent('#log-lag'), 'unknown');
+  await page.screenshot({ path: path.join(ARTEFACTS, 'nodes-lost-wide-dark.png'), fullPage: true });
+  log.child.kill('SIGCONT');
+  await until('the link is back', async () => (await page.textContent('#log-state-word')) === 'connected');
+});
+
+test('a server without a backplane shows no nodes', async (t) => {
+  const server = await serve(t);
+  const page = await visit(server, '#square');
+  await live(page);
+  await until('it was polled', async () => /^\d/.test(await page.textContent('#f-connections')));
+  assert.equal(await page.isVisible('#nodes'), false);
+});
+
 test('a page reconnects after a lost connection without a loss', async (t) => {
   const server = await serve(t);
   const page = await visit(server, '#square');

@@ -1,8 +1,13 @@
 """Nodes without faults of Redis: order, ids, keys, confirmations, and nodes that start, end and are killed."""
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import json
 import re
+import signal
+import time
 
 from checks import Close
 from clients import CLOSE, TEXT, OneConnection, request, until
@@ -306,4 +311,102 @@ async def rolling_restart(cluster):
     cluster.expect_no_gap()
 
 
-ALL = [two_nodes_have_one_order, thousand_clients_on_three_nodes, processes_on_one_port, confirmations, one_key_on_two_nodes, two_logs_on_one_redis, start_without_redis, killed_node, mass_reconnect, rolling_restart]
+def token(secret, subject, **rights):
+    """A token signed with HS256 (RFC 7515) that ends in an hour."""
+    def encode(part):
+        return base64.urlsafe_b64encode(part).rstrip(b"=")
+    now = int(time.time())
+    claims = {"sub": subject, "iat": now, "exp": now + 3600, "oyez": rights}
+    message = b".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
+    return (message + b"." + encode(hmac.new(secret, message, hashlib.sha256).digest())).decode()
+
+
+async def nodes_with_keys(cluster, redis, count):
+    """Nodes that verify tokens, and the header lines of a user and of an admin."""
+    secret, file = b"0123456789abcdef0123456789abcdef", cluster.folder / "secret"
+    file.write_bytes(secret)
+    file.chmod(0o600)
+    flags = ("--jwt-secret-file", str(file), "--anonymous", "subscribe=* publish=*")
+    nodes = [await cluster.node(redis.url, *flags) for _ in range(count)]
+    user = f"Authorization: Bearer {token(secret, 'alice', subscribe=['*'], publish=['*'])}\r\n"
+    admin = f"Authorization: Bearer {token(secret, 'root', admin=True, subscribe=['*'], publish=['*'])}\r\n"
+    return nodes, user, admin
+
+
+class Echo(OneConnection):
+    """A client that publishes a message, and receives it if it is admitted."""
+
+    is_admitted = False
+
+    def on_open(self, connection):
+        super().on_open(connection)
+        self.write(TEXT, b"echo")
+
+    def on_text(self, connection, payload):
+        self.is_admitted = True
+
+
+async def disconnect_on_all_nodes(cluster):
+    """A user is disconnected on all nodes through one of them; a node that is stopped is named, and closes the connections
+    when it continues."""
+    nodes, user, admin = await nodes_with_keys(cluster, cluster.redis(), 3)
+
+    async def disconnect():
+        status, _, body = await request(nodes[0].port, "DELETE", "/v1/connections?sub=alice", lines=admin)
+        assert status == 200, body
+        return json.loads(body)
+
+    async def connect():
+        connections = [OneConnection(node, user) for node in nodes]
+        await until(lambda: all(connection.is_open for connection in connections), "the user is connected to all nodes")
+        return connections
+
+    connections = await connect()
+    # A node that has not sent a heartbeat yet is not awaited.
+    for node in nodes:
+        await node.until_metric("oyez_backplane_nodes", lambda count: count == 3)
+    assert await disconnect() == {"closed": 3, "nodes": 3, "silent": 0}
+    await until(lambda: all(connection.end and connection.end.code == 4003 for connection in connections),
+                "all connections of the user are closed")
+    connections = await connect()
+    nodes[2].signal(signal.SIGSTOP)
+    found = await disconnect()
+    assert (found["closed"], found["silent"]) == (2, 1), found
+    assert connections[2].end is None
+    nodes[2].signal(signal.SIGCONT)
+    await until(lambda: connections[2].end and connections[2].end.code == 4003, "the stopped node closes the connection")
+
+
+async def tickets_on_any_node(cluster):
+    """A ticket of one node is accepted once, on whichever node; also if two nodes receive it at the same time, and after the
+    node that issued it was killed. Subscribers are counted over all nodes."""
+    nodes, user, _ = await nodes_with_keys(cluster, cluster.redis(), 3)
+
+    async def ticket(node):
+        status, _, body = await request(node.port, "POST", "/v1/tickets", b"", user)
+        assert status == 200, body
+        return json.loads(body)["ticket"]
+
+    async def use(secret, used):
+        """How many of the nodes accept the ticket."""
+        both = [Echo(node, path=f"/ws/a?ticket={secret}") for node in used]
+        await until(lambda: all(connection.is_admitted or connection.end for connection in both), "all attempts have a result")
+        assert all(connection.end.code == 4001 for connection in both if not connection.is_admitted), [c.end for c in both]
+        return sum(connection.is_admitted for connection in both)
+
+    for number in range(10):
+        secret = await ticket(nodes[number % 3])
+        assert await use(secret, [nodes[(number + 1) % 3], nodes[(number + 2) % 3]]) == 1, "accepted twice, or never"
+        assert await use(secret, [nodes[number % 3]]) == 0, "accepted again"
+    for node in nodes:
+        end = time.monotonic() + 30
+        while (found := await node.json("/v1/channels/a"))["subscribers"] != 10 or found["nodes"] != 3:
+            assert time.monotonic() < end, found
+            await asyncio.sleep(0.1)
+    secret = await ticket(nodes[0])
+    nodes[0].kill()
+    assert await use(secret, [nodes[1]]) == 1
+
+
+ALL = [two_nodes_have_one_order, thousand_clients_on_three_nodes, processes_on_one_port, confirmations, one_key_on_two_nodes, two_logs_on_one_redis, start_without_redis, killed_node, mass_reconnect, rolling_restart,
+       disconnect_on_all_nodes, tickets_on_any_node]

@@ -507,3 +507,68 @@ fn data_that_was_replaced_below_the_link_is_found_by_the_allocation_of_client_id
     let notices = cluster.notices(0, subscriber);
     assert!(notices.iter().any(|notice| notice["type"] == "gap" && notice["why"] == "lost"), "{notices:?}");
 }
+
+#[test]
+fn nodes_are_listed_with_their_numbers_and_the_lag_of_this_one() {
+    let mut cluster = with_keys(2);
+    connect(&mut cluster, 0, "alice");
+    cluster.advance_ms(4_000);
+    let found = get(&mut cluster, 1, "/v1/nodes");
+    assert_eq!(found["node"], "00000002");
+    assert_eq!(found["backplane"], json!({"up": true, "lag_items": 0, "lag_ms": 0, "pending": 0}));
+    let nodes = found["nodes"].as_array().unwrap();
+    assert_eq!((nodes.len(), &nodes[0]["node"], &nodes[0]["seen_ms"]), (2, &"00000002".into(), &0.into()));
+    let other = &nodes[1];
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&other["node"], &other["version"]), (&"00000001".into(), &version.into()));
+    assert_eq!((&other["connections"], &other["subscriptions"]), (&1.into(), &1.into()), "{other}");
+    assert!(other["seen_ms"].as_u64().unwrap() <= 2_000, "{other}");
+    // Its entries are appended, and it reads nothing.
+    cluster.nodes[1].is_cut = true;
+    let lines = token(cluster.rig(1), "bob");
+    let publisher = cluster.http(1);
+    cluster.publish_http(1, publisher, "a", "one", &lines);
+    cluster.advance_ms(1_000);
+    let found = get(&mut cluster, 1, "/v1/nodes");
+    let Value::Object(backplane) = &found["backplane"] else { panic!("{found}") };
+    assert_eq!(backplane["pending"], 1);
+    assert!(backplane["lag_ms"].as_u64().unwrap() >= 900, "{found}");
+    cluster.nodes[1].is_cut = false;
+    cluster.settle();
+    let found = get(&mut cluster, 1, "/v1/nodes");
+    assert_eq!(found["backplane"], json!({"up": true, "lag_items": 0, "lag_ms": 0, "pending": 0}));
+}
+
+#[test]
+fn items_that_are_known_to_be_in_the_log_and_not_applied_are_the_lag() {
+    let mut cluster = with_keys(2);
+    cluster.settle();
+    // The second server's reader receives nothing; the replies to its appends arrive.
+    cluster.nodes[1].is_reader_cut = true;
+    for text in ["one", "two", "three"] {
+        let lines = token(cluster.rig(0), "bob");
+        let publisher = cluster.http(0);
+        cluster.publish_http(0, publisher, "a", text, &lines);
+        cluster.turn(0);
+    }
+    let lines = token(cluster.rig(1), "bob");
+    let publisher = cluster.http(1);
+    cluster.publish_http(1, publisher, "a", "own", &lines);
+    cluster.settle();
+    assert_eq!(get(&mut cluster, 1, "/v1/nodes")["backplane"]["lag_items"], 4);
+    cluster.nodes[1].is_reader_cut = false;
+    cluster.settle();
+    assert_eq!(get(&mut cluster, 1, "/v1/nodes")["backplane"]["lag_items"], 0);
+}
+
+#[test]
+fn server_with_a_log_of_its_own_is_the_only_node() {
+    let mut rig = Rig::new(Limits::default());
+    rig.engine.run = 7;
+    let id = rig.connect(Behavior::Cooperative);
+    rig.send(id, http::get("/v1/nodes").as_bytes());
+    rig.turn();
+    let found = rig.responses(id).remove(0).json();
+    assert_eq!((&found["node"], &found["backplane"]), (&"00000007".into(), &Value::Null));
+    assert_eq!(found["nodes"].as_array().unwrap().len(), 1, "{found}");
+}

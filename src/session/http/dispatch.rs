@@ -145,7 +145,7 @@ fn authorize(
         Route::Connections => grant.admin,
         // A ticket replaces a token, so a client without one gets none.
         Route::Tickets => rights.is_some() || ctx.authenticator.verifier.is_none(),
-        Route::Channels => !ctx.authenticator.requires_token() || rights.is_some(),
+        Route::Channels | Route::Nodes => !ctx.authenticator.requires_token() || rights.is_some(),
         _ => true,
     };
     if is_allowed { Ok(rights) } else { Err(auth_state::forbidden(&rights, ctx.authenticator)) }
@@ -167,6 +167,7 @@ fn handle(
         Route::History { channel } => Ok(handlers::read_history(channel, &parameters, exchange)),
         Route::Tickets => Ok(handlers::issue_ticket(rights, request, exchange)),
         Route::Connections => handlers::disconnect_user(parameters, exchange),
+        Route::Nodes => Ok(exchange.query(Query::Nodes)),
         Route::Ready => Ok(exchange.query(Query::Ready)),
         Route::Metrics => Ok(exchange.query(Query::Metrics)),
         Route::Health => Ok(handlers::respond_healthy(exchange)),

@@ -43,6 +43,8 @@ pub enum Route {
     Tickets,
     /// `/v1/connections`.
     Connections,
+    /// `/v1/nodes`.
+    Nodes,
     /// `/healthz`: liveness.
     Health,
     /// `/readyz`: whether the server accepts new clients.
@@ -61,7 +63,9 @@ impl Route {
             Route::Publish { .. } | Route::Tickets => "POST, OPTIONS",
             Route::Connections => "DELETE, OPTIONS",
             Route::Events { .. } => "GET, OPTIONS",
-            Route::Channels | Route::Channel { .. } | Route::History { .. } => "GET, HEAD, OPTIONS",
+            Route::Channels | Route::Channel { .. } | Route::History { .. } | Route::Nodes => {
+                "GET, HEAD, OPTIONS"
+            }
             Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => "GET, HEAD, OPTIONS",
         }
     }
@@ -75,7 +79,7 @@ impl Route {
     pub fn is_cross_origin(&self) -> bool {
         match self {
             Route::Publish { .. } | Route::Tickets | Route::Connections | Route::Events { .. } => true,
-            Route::Channels | Route::Channel { .. } | Route::History { .. } => true,
+            Route::Channels | Route::Channel { .. } | Route::History { .. } | Route::Nodes => true,
             Route::WebSocket { .. } => false,
             Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => false,
         }
@@ -100,6 +104,7 @@ pub fn find(path: &str, assets: &[&'static Asset]) -> Result<Route, HttpError> {
         }
         ("v1", Some("tickets"), None, ..) => Route::Tickets,
         ("v1", Some("connections"), None, ..) => Route::Connections,
+        ("v1", Some("nodes"), None, ..) => Route::Nodes,
         ("healthz", None, ..) => Route::Health,
         ("readyz", None, ..) => Route::Ready,
         ("metrics", None, ..) => Route::Metrics,

@@ -24,6 +24,8 @@ pub struct Node {
     pub wants_connection: bool,
     /// What the log sends does not arrive.
     pub is_cut: bool,
+    /// What the log sends to its reader does not arrive.
+    pub is_reader_cut: bool,
 }
 
 /// Servers, and the log that they share.
@@ -69,7 +71,13 @@ impl Cluster {
         rig.engine.run = run;
         rig.engine.shared_log = Some(Box::new(SharedLog::new(config, limits.channels_max, rig.now)));
         rig.engine.shared.log_mode = LogMode::Starting;
-        self.nodes.push(Node { rig, pipes: None, wants_connection: false, is_cut: false });
+        self.nodes.push(Node {
+            rig,
+            pipes: None,
+            wants_connection: false,
+            is_cut: false,
+            is_reader_cut: false,
+        });
     }
 
     /// One turn of a server, with everything that the log has sent.
@@ -171,7 +179,7 @@ impl Node {
             }
         }
         for (side, at) in [(Side::Appender, 0), (Side::Reader, 1)] {
-            if self.is_cut {
+            if self.is_cut || self.is_reader_cut && side == Side::Reader {
                 continue;
             }
             let Some(pipes) = &mut self.pipes else { return };

@@ -1,0 +1,73 @@
+//! The servers that share a log, as JSON for `GET /v1/nodes`.
+
+use serde::Serialize;
+
+use super::engine::Engine;
+use crate::net::transport::Transport;
+use crate::time::LoopTime;
+
+#[derive(Serialize)]
+struct Nodes {
+    /// This server.
+    node: String,
+    /// `None`: this server is its own log.
+    backplane: Option<Backplane>,
+    nodes: Vec<Node>,
+}
+
+/// The link of this server to the log.
+#[derive(Serialize)]
+struct Backplane {
+    up: bool,
+    lag_items: u64,
+    lag_ms: u32,
+    /// Publishes without acknowledgement.
+    pending: usize,
+}
+
+#[derive(Serialize)]
+struct Node {
+    node: String,
+    version: String,
+    connections: u32,
+    subscriptions: u32,
+    /// Time since its last entry.
+    seen_ms: u64,
+}
+
+impl<T: Transport> Engine<T> {
+    /// This server and the others that are alive.
+    pub(super) fn nodes(&self, now: LoopTime) -> String {
+        let link = self.shared_log.as_ref().and_then(|log| log.link());
+        let others = link.into_iter().flat_map(|link| link.live_nodes()).filter(|node| node.run != self.run);
+        let others = others.map(|node| {
+            let version = node.heartbeat.version;
+            Node {
+                node: format!("{:08x}", node.run),
+                version: format!("{}.{}.{}", version >> 16, version >> 8 & 255, version & 255),
+                connections: node.heartbeat.connections,
+                subscriptions: node.heartbeat.subscriptions,
+                seen_ms: node.seen_ms,
+            }
+        });
+        let own = Node {
+            node: format!("{:08x}", self.run),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            connections: self.slots.len() as u32,
+            subscriptions: self.hub.subscriptions() as u32,
+            seen_ms: 0,
+        };
+        let nodes = Nodes {
+            node: own.node.clone(),
+            backplane: link.map(|link| link.stats(now)).map(|stats| Backplane {
+                up: stats.is_up,
+                lag_items: stats.lag_items,
+                lag_ms: stats.lag_ms,
+                pending: stats.pending,
+            }),
+            nodes: std::iter::once(own).chain(others).collect(),
+        };
+        // Strings and numbers are always valid JSON.
+        serde_json::to_string(&nodes).unwrap_or_default() + "\n"
+    }
+}
