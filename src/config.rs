@@ -92,6 +92,13 @@ pub enum BackplaneAddress {
         /// The connections use TLS.
         tls: bool,
     },
+    /// `redis+sentinel://host:port,host:port/primary`.
+    Sentinel {
+        /// The host names or addresses of the Sentinels, with their ports.
+        sentinels: Vec<(String, u16)>,
+        /// The name under which they know the primary.
+        primary: String,
+    },
     /// `unix:/path`.
     Unix(PathBuf),
 }

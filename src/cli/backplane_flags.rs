@@ -12,6 +12,9 @@ use crate::config::{BackplaneAddress, BackplaneConfig, Limits};
 /// The port of Redis.
 const PORT: u16 = 6379;
 
+/// The port of Sentinel.
+const SENTINEL_PORT: u16 = 26379;
+
 /// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
 const AGE_SECONDS_MIN: u32 = 60;
 
@@ -21,8 +24,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// The flags of the backplane.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackplaneFlags {
-    /// Redis or Valkey server whose stream is the log of several nodes: redis://HOST:PORT/DB, rediss:// (TLS) or
-    /// unix:/PATH [default: none].
+    /// Redis or Valkey server whose stream is the log of several nodes: redis://HOST:PORT/DB, rediss:// (TLS),
+    /// redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB or unix:/PATH [default: none].
     #[arg(long, env = "OYEZ_BACKPLANE", value_name = "URL", value_parser = address)]
     backplane: Option<(BackplaneAddress, u32)>,
 
@@ -114,7 +117,8 @@ fn name(text: &str) -> Result<String, String> {
     Err(format!("not 1 to {NAME_BYTES_MAX} characters of A-Z a-z 0-9 _ . -"))
 }
 
-/// `redis://host`, `redis://host:port/db`, `rediss://host:port/db`, `unix:/path`.
+/// The address and the number of the database of `redis://host:port/db`, `rediss://host:port/db`, `unix:/path` or
+/// `redis+sentinel://host:port,host:port/primary/db`.
 fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
     if let Some(path) = text.strip_prefix("unix:") {
         let path = path.strip_prefix("//").unwrap_or(path);
@@ -123,33 +127,45 @@ fn address(text: &str) -> Result<(BackplaneAddress, u32), String> {
             false => Err("write unix:/PATH, with an absolute path".into()),
         };
     }
-    let bad = || "write redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:/PATH".to_owned();
-    let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
-    let tls = match scheme {
-        "redis" => false,
-        "rediss" => true,
-        _ => return Err(bad()),
+    let bad = || {
+        "write redis://HOST:PORT/DB, rediss://HOST:PORT/DB, unix:/PATH or redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB"
+            .to_owned()
     };
+    let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
     if rest.contains('@') {
         return Err("a password in an address ends up in process lists and logs: use --backplane-user and \
                     --backplane-password-file"
             .into());
     }
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let database = match database {
-        "" => 0,
-        number => number.parse().map_err(|_| bad())?,
-    };
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let database = |number: &str| if number.is_empty() { Ok(0) } else { number.parse().map_err(|_| bad()) };
+    match scheme {
+        "redis" | "rediss" => {
+            let (host, port) = host_and_port(authority, PORT).ok_or_else(bad)?;
+            Ok((BackplaneAddress::Tcp { host, port, tls: scheme == "rediss" }, database(path)?))
+        }
+        "redis+sentinel" => {
+            let (primary, number) = path.split_once('/').unwrap_or((path, ""));
+            let sentinels = authority.split(',').map(|one| host_and_port(one, SENTINEL_PORT));
+            let sentinels = sentinels.collect::<Option<Vec<_>>>().ok_or_else(bad)?;
+            if primary.is_empty() {
+                return Err(bad());
+            }
+            let address = BackplaneAddress::Sentinel { sentinels, primary: primary.to_owned() };
+            Ok((address, database(number)?))
+        }
+        _ => Err(bad()),
+    }
+}
+
+fn host_and_port(authority: &str, default: u16) -> Option<(String, u16)> {
     let (host, port) = match authority.rsplit_once(':') {
         // An IPv6 address without a port ends in its bracket.
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| bad())?),
-        _ => (authority, PORT),
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (authority, default),
     };
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    if host.is_empty() || port == 0 {
-        return Err(bad());
-    }
-    Ok((BackplaneAddress::Tcp { host: host.to_owned(), port, tls }, database))
+    (!host.is_empty() && port != 0).then(|| (host.to_owned(), port))
 }
 
 #[cfg(test)]
@@ -159,6 +175,10 @@ mod tests {
     #[test]
     fn address_of_each_form_is_parsed() {
         let tcp = |host: &str, port| BackplaneAddress::Tcp { host: host.to_owned(), port, tls: false };
+        let sentinel = |sentinels: &[(&str, u16)]| BackplaneAddress::Sentinel {
+            sentinels: sentinels.iter().map(|(host, port)| ((*host).to_owned(), *port)).collect(),
+            primary: "mymaster".to_owned(),
+        };
         for (text, expected, database) in [
             ("redis://localhost", tcp("localhost", 6379), 0),
             ("redis://10.0.0.1:7000/3", tcp("10.0.0.1", 7000), 3),
@@ -169,6 +189,12 @@ mod tests {
                 BackplaneAddress::Tcp { host: "redis.example.com".to_owned(), port: 6380, tls: true },
                 1,
             ),
+            (
+                "redis+sentinel://10.0.0.1,[::1]:26380,c/mymaster/2",
+                sentinel(&[("10.0.0.1", 26379), ("::1", 26380), ("c", 26379)]),
+                2,
+            ),
+            ("redis+sentinel://a/mymaster", sentinel(&[("a", 26379)]), 0),
             ("unix:/run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
             ("unix:///run/redis.sock", BackplaneAddress::Unix("/run/redis.sock".into()), 0),
         ] {
@@ -183,6 +209,11 @@ mod tests {
             "redis://h/x",
             "unix:x",
             "http://h",
+            "redis+sentinel://h",
+            "redis+sentinel://h/",
+            "redis+sentinel://h,/main",
+            "redis+sentinel:///main",
+            "redis+sentinel://h/main/x",
         ] {
             assert!(address(text).is_err(), "{text}");
         }

@@ -25,6 +25,8 @@ pub struct ByteStream {
     buffer: Vec<u8>,
     /// The range of the buffer that has not been read yet.
     unread: Range<usize>,
+    /// The flag for the file with the trusted authorities.
+    ca_flag: &'static str,
 }
 
 impl ByteStream {
@@ -46,7 +48,8 @@ impl ByteStream {
             tls.map(TlsConnector::session).transpose().map_err(|error| permanent(&error.to_string()))?;
         let buffer = vec![0; if session.is_some() { BUFFER_BYTES } else { 0 }];
         let transport = ClientTransport::new(stream, session);
-        Ok(ByteStream { transport, buffer, unread: 0..0 })
+        let ca_flag = tls.map_or("", |tls| tls.ca_flag);
+        Ok(ByteStream { transport, buffer, unread: 0..0, ca_flag })
     }
 
     /// Continues the TLS handshake. Returns true if it is complete, false if the socket has to be waited for.
@@ -56,7 +59,7 @@ impl ByteStream {
     pub fn handshake(&mut self) -> io::Result<bool> {
         while self.transport.is_handshaking() {
             self.write_pending()?;
-            match ByteStream::read_from(&mut self.transport, &mut self.buffer) {
+            match ByteStream::read_from(&mut self.transport, &mut self.buffer, self.ca_flag) {
                 // The first bytes of the server may follow its last record of the handshake.
                 Ok(range) => self.unread = range,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -80,13 +83,17 @@ impl ByteStream {
         self.transport.write_pending()
     }
 
-    fn read_from(transport: &mut ClientTransport, buffer: &mut [u8]) -> io::Result<Range<usize>> {
+    fn read_from(
+        transport: &mut ClientTransport,
+        buffer: &mut [u8],
+        ca_flag: &str,
+    ) -> io::Result<Range<usize>> {
         match transport.read(buffer) {
             ReadResult::Bytes { range, .. } => Ok(range),
             ReadResult::WouldBlock => Err(io::ErrorKind::WouldBlock.into()),
             ReadResult::Ended(Cause::EndOfFile) => Err(io::ErrorKind::UnexpectedEof.into()),
             ReadResult::Ended(Cause::Errno(number)) => Err(io::Error::from_raw_os_error(number)),
-            ReadResult::Ended(cause @ Cause::Tls(error)) => Err(match error.advice() {
+            ReadResult::Ended(cause @ Cause::Tls(error)) => Err(match error.advice(ca_flag) {
                 Some(advice) => permanent(&format!("{cause}: {advice}")),
                 None => permanent(&cause.to_string()),
             }),
@@ -103,7 +110,7 @@ fn permanent(why: &str) -> io::Error {
 impl Read for ByteStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.buffer.is_empty() {
-            return match ByteStream::read_from(&mut self.transport, buffer) {
+            return match ByteStream::read_from(&mut self.transport, buffer, self.ca_flag) {
                 Ok(range) => Ok(range.len()),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                 Err(error) => Err(error),
@@ -111,7 +118,7 @@ impl Read for ByteStream {
         }
         while self.unread.is_empty() {
             self.write_pending()?;
-            match ByteStream::read_from(&mut self.transport, &mut self.buffer) {
+            match ByteStream::read_from(&mut self.transport, &mut self.buffer, self.ca_flag) {
                 // The range is empty if only TLS's own records arrived.
                 Ok(range) => self.unread = range,
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),

@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use serde::{Deserialize, Serialize};
 
-use super::tls_error::TlsError;
+use super::tls_error::{CA_FLAG, TlsError};
 use crate::access::file_format::UnsupportedFormat;
 
 /// Maximum plaintext that a session buffers before it is sent: four records.
@@ -49,6 +49,8 @@ pub struct TlsConnector {
     name: ServerName<'static>,
     /// Whether certificates are verified.
     pub certificates: Certificates,
+    /// The flag for the file with the trusted authorities, for errors.
+    pub ca_flag: &'static str,
 }
 
 impl TlsConnector {
@@ -58,10 +60,11 @@ impl TlsConnector {
     /// The host is neither a DNS name nor an IP address, or the certificate file cannot be used.
     pub fn new(host: &str, trust: &Trust) -> Result<TlsConnector, String> {
         // RFC 6455 upgrades HTTP/1.1; without ALPN a server may choose HTTP/2.
-        TlsConnector::with_protocols(host, trust, vec![b"http/1.1".to_vec()])
+        TlsConnector::with_protocols(host, trust, vec![b"http/1.1".to_vec()], CA_FLAG)
     }
 
     /// A configuration for a server that speaks one of these protocols (ALPN, RFC 7301); for an empty list, none is sent.
+    /// The flag `ca_flag` has set the file of `trust`.
     ///
     /// # Errors
     /// As for [`TlsConnector::new`].
@@ -69,6 +72,7 @@ impl TlsConnector {
         host: &str,
         trust: &Trust,
         protocols: Vec<Vec<u8>>,
+        ca_flag: &'static str,
     ) -> Result<TlsConnector, String> {
         let name = server_name(host)?;
         let provider = Arc::new(ring::default_provider());
@@ -82,11 +86,13 @@ impl TlsConnector {
                 .with_no_client_auth(),
             Trust::Public => builder.with_root_certificates(public_roots()).with_no_client_auth(),
             Trust::PublicAnd(path) => {
-                let roots = with_file(public_roots(), path).map_err(|why| format!("--tls-ca {why}"))?;
+                let roots = with_file(public_roots(), path).map_err(|why| format!("{ca_flag} {why}"))?;
                 builder.with_root_certificates(roots).with_no_client_auth()
             }
             Trust::Only(path) => {
-                builder.with_root_certificates(with_file(RootCertStore::empty(), path)?).with_no_client_auth()
+                let roots =
+                    with_file(RootCertStore::empty(), path).map_err(|why| format!("{ca_flag} {why}"))?;
+                builder.with_root_certificates(roots).with_no_client_auth()
             }
         };
         config.alpn_protocols = protocols;
@@ -94,7 +100,7 @@ impl TlsConnector {
             Trust::Any => Certificates::NotChecked,
             Trust::Public | Trust::PublicAnd(_) | Trust::Only(_) => Certificates::Checked,
         };
-        Ok(TlsConnector { config: Arc::new(config), name, certificates })
+        Ok(TlsConnector { config: Arc::new(config), name, certificates, ca_flag })
     }
 
     /// The same configuration for another host.

@@ -16,16 +16,19 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// What to do about it, if the user can do something.
-    pub fn advice(self) -> Option<&'static str> {
-        (self == UNKNOWN_ISSUER).then_some("trust its authority with --tls-ca FILE")
+    /// What to do about it, if the user can do something. `flag` names the file with the trusted authorities.
+    pub fn advice(self, flag: &str) -> Option<String> {
+        (self == UNKNOWN_ISSUER).then(|| format!("trust its authority with {flag} FILE"))
     }
 
     /// [`TlsError::advice`] about an error of which only the text is left.
-    pub fn advice_about(text: &str) -> Option<&'static str> {
-        if text == UNKNOWN_ISSUER.to_string() { UNKNOWN_ISSUER.advice() } else { None }
+    pub fn advice_about(text: &str) -> Option<String> {
+        if text == UNKNOWN_ISSUER.to_string() { UNKNOWN_ISSUER.advice(CA_FLAG) } else { None }
     }
 }
+
+/// The flag of the commands for their trusted authorities.
+pub const CA_FLAG: &str = "--tls-ca";
 
 /// No authority that the client trusts has issued the certificate.
 const UNKNOWN_ISSUER: TlsError = TlsError::Certificate("of an unknown issuer");

@@ -33,7 +33,7 @@ class Cluster:
         folder = self.folder / f"sentinel{len(self.servers)}"
         folder.mkdir()
         (folder / "sentinel.conf").write_text(
-            f"sentinel monitor main 127.0.0.1 {primary.port} 2\nsentinel down-after-milliseconds main 500\n"
+            f"sentinel monitor main 127.0.0.1 {primary.port} 2\nsentinel down-after-milliseconds main 1500\n"
             "sentinel failover-timeout main 3000\n")
         server = Redis(self.program, folder, [], conf=folder / "sentinel.conf")
         self.servers.append(server)

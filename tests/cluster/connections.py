@@ -1,9 +1,10 @@
 """How nodes reach Redis: TLS, Sentinel, and replicas that are waited for."""
 
+import socket
 import subprocess
 
 from cluster import QUICK
-from engine import free_port
+from engine import Resp, free_port
 from sharing import rejected
 
 
@@ -95,4 +96,84 @@ async def tls_errors(cluster):
     await cluster.settle()
 
 
-ALL = [tls_and_password, tls_errors]
+async def replica_of(cluster, primary, *options):
+    replica = cluster.redis(*options)
+    replica.command("REPLICAOF", "127.0.0.1", primary.port)
+    replica.wait(lambda: replica.info("replication").get("master_link_status") == "up")
+    return replica
+
+
+async def watched(cluster):
+    """A primary with a replica, three Sentinels that know each other and the replica, and two nodes that ask them."""
+    primary = cluster.redis()
+    replica = await replica_of(cluster, primary)
+    sentinels = [cluster.sentinel(primary) for _ in range(3)]
+
+    def knows_all(sentinel):
+        found = dict(zip(*[iter(sentinel.command("SENTINEL", "MASTER", "main"))] * 2))
+        return found[b"num-other-sentinels"] == b"2" and found[b"num-slaves"] == b"1"
+    for sentinel in sentinels:
+        sentinel.wait(lambda: knows_all(sentinel))
+    # Nothing listens on the first port.
+    url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in (free_port(), *(one.port for one in sentinels))) + "/main/2"
+    nodes = [await cluster.node(url, *QUICK) for _ in range(2)]
+    await cluster.subscribers()
+    for node in nodes:
+        cluster.publisher(node)
+    await cluster.progress()
+    return primary, replica, sentinels, nodes
+
+
+async def sentinel_failover(cluster):
+    """The primary is killed, and its replica is promoted: the nodes follow, publishes wait, and none is rejected. Then a Sentinel
+    ends too, and the new primary loses its clients."""
+    primary, replica, sentinels, nodes = await watched(cluster)
+    since = [len(node.logged()) for node in nodes]
+    primary.kill()
+    await cluster.progress(80)
+    assert replica.info("replication")["role"] == "master"
+    for node, start in zip(nodes, since):
+        await node.until_logged(f"connected to 127.0.0.1:{replica.port}", start)
+    sentinels[0].kill()
+    replica.command("CLIENT", "KILL", "TYPE", "normal")
+    await cluster.progress()
+    await cluster.settle()
+    cluster.expect_no_rejection()
+
+
+async def sentinel_failover_to_a_lagging_replica(cluster):
+    """The same, and the replica lacks the last entries, which both nodes have read and acknowledged: their subscribers are
+    notified of the loss, and the nodes agree on everything that follows."""
+    primary, replica, _, nodes = await watched(cluster)
+    # The replica cannot connect again; the nodes and the Sentinels are connected.
+    primary.command("CONFIG", "SET", "requirepass", "other")
+    password = Resp(socket.create_connection(("127.0.0.1", primary.port)))
+    password.command("AUTH", "other")
+    assert password.command("CLIENT", "KILL", "TYPE", "replica") == 1
+    await cluster.progress(80)
+    primary.kill()
+    await cluster.progress(80)
+    assert replica.info("replication")["role"] == "master"
+    await cluster.settle()
+    cluster.expect_no_rejection()
+    for node in nodes:
+        assert cluster.gaps(node, why="lost"), f"{node.name} announced no loss"
+
+
+async def replica_in_the_primarys_place(cluster):
+    """A node does not use a replica. When it is promoted, the node begins without being restarted."""
+    primary = cluster.redis()
+    replica = await replica_of(cluster, primary)
+    node = cluster.start(replica.url, *QUICK)
+    await node.until_logged("OYEZROLE slave")
+    assert await node.status("/readyz") == 503
+    replica.command("REPLICAOF", "NO", "ONE")
+    await node.ready()
+    await cluster.subscribers()
+    cluster.publisher(node)
+    await cluster.progress()
+    await cluster.settle()
+    assert primary.command("DBSIZE") == 0
+
+
+ALL = [tls_and_password, tls_errors, sentinel_failover, sentinel_failover_to_a_lagging_replica, replica_in_the_primarys_place]

@@ -2,13 +2,13 @@
 //! must not, servers whose certificate or protocol is wrong, and the line that the node logs.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
 use rcgen::{DnType, date_time_ymd};
 use rustls::{ServerConnection, Stream};
 
+use crate::support::backplane::{self, listen};
 use crate::support::client::Client;
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, TEST_TIMEOUT, free_port, oyez, wait_until};
@@ -24,34 +24,10 @@ fn tls_server(identity: &Identity) -> u16 {
     })
 }
 
-fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (port, serve) = (listener.local_addr().unwrap().port(), Arc::new(serve));
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let serve = serve.clone();
-            thread::spawn(move || serve(stream));
-        }
-    });
-    port
-}
-
 /// The reason for which a node's first connection is lost.
 fn loss(url: &str, ca: &Identity) -> String {
     let ca = format!("--backplane-tls-ca={}", ca.certificate().display());
-    let server = Server::start(&[&format!("--backplane={url}"), &ca]);
-    wait_until("a connection is lost", || {
-        let mut client = Client::new(server.connect());
-        let metrics = client.ask(get("/metrics")).body;
-        metrics.lines().any(|line| {
-            line.strip_prefix("oyez_backplane_links_total{result=\"lost\"} ")
-                .is_some_and(|count| count != "0")
-        })
-    });
-    let log = server.stop();
-    let line = log.lines().find(|line| line.contains("connection lost: ")).unwrap_or_else(|| panic!("{log}"));
-    let reason = line.split("connection lost: ").nth(1).unwrap();
-    reason.split("; retrying").next().unwrap().to_owned()
+    backplane::first_loss(&[&format!("--backplane={url}"), &ca])
 }
 
 #[test]
@@ -59,7 +35,8 @@ fn certificate_of_an_unknown_issuer_is_rejected() {
     let port = tls_server(&Identity::new());
     let other = Identity::with(|params| params.distinguished_name.push(DnType::CommonName, "other"));
     let why = loss(&format!("rediss://localhost:{port}"), &other);
-    assert_eq!(why, format!("localhost:{port}: tls: certificate of an unknown issuer"));
+    let advice = "trust its authority with --backplane-tls-ca FILE";
+    assert_eq!(why, format!("localhost:{port}: tls: certificate of an unknown issuer: {advice}"));
 }
 
 #[test]

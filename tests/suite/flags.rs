@@ -263,6 +263,7 @@ fn invalid_value_is_one_line_and_status_2() {
         ("--backplane", "localhost:6379"),
         ("--backplane", "redis://user:secret@localhost"),
         ("--backplane", "rediss://user:secret@localhost"),
+        ("--backplane", "redis+sentinel://localhost:26379"),
         ("--backplane-name", "a b"),
         ("--backplane-age-seconds", "0"),
         ("--backplane-bytes-max", "0"),

@@ -16,6 +16,7 @@ mod access_ways;
 mod back_pressure;
 mod backplane_model;
 mod backplane_redis;
+mod backplane_sentinel;
 mod backplane_tls;
 mod bad_input;
 #[cfg(feature = "bench")]

@@ -1,5 +1,5 @@
-//! Opening the two connections to the server that has the shared log: the lookup of its name, connects, and TLS
-//! handshakes, each with a deadline and none with a blocking call in the loop.
+//! Opening the two connections to the server that has the shared log: lookups of names, the question to a Sentinel,
+//! connects, and TLS handshakes, each with a deadline and none with a blocking call in the loop.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use mio::{Registry, Token, Waker};
 
+use super::connection::LogConnection;
 use super::lookup::Lookup;
+use super::sentinel::SentinelQuery;
 use super::stream::LogStream;
 use crate::client::tls::{TlsConnector, Trust};
 use crate::config::{BackplaneAddress, BackplaneConfig};
@@ -26,19 +28,44 @@ const CONNECT_MS: u32 = 3_000;
 /// Maximum time of the TLS handshakes: two round trips, and some ms of Redis' only thread for each.
 const HANDSHAKE_MS: u32 = 3_000;
 
-/// A connection, and what its events have reported.
-pub(super) struct LogConnection {
-    pub(super) stream: LogStream,
-    /// It may have bytes: an event reported them, and no read has found the socket empty since.
-    pub(super) is_readable: bool,
-    pub(super) is_writable: bool,
-}
+/// Maximum time for a Sentinel to reply, with the connect. The documentation of Sentinel recommends some hundred ms: the
+/// next one is asked then.
+const SENTINEL_MS: u32 = 1_000;
 
 /// An attempt to open both connections.
 pub(super) enum Dial {
-    LookingUp { host: String, port: u16, until: LoopTime },
-    Connecting { target: DialTarget, connections: [LogConnection; 2], until: LoopTime },
-    Handshaking { target: DialTarget, connections: [LogConnection; 2], until: LoopTime },
+    LookingUp {
+        of: DialPeer,
+        host: String,
+        port: u16,
+        until: LoopTime,
+    },
+    /// A Sentinel is asked for the address of the primary.
+    Asking {
+        tried: usize,
+        query: Box<SentinelQuery>,
+        until: LoopTime,
+    },
+    Connecting {
+        target: DialTarget,
+        connections: [LogConnection; 2],
+        until: LoopTime,
+    },
+    Handshaking {
+        target: DialTarget,
+        connections: [LogConnection; 2],
+        until: LoopTime,
+    },
+}
+
+/// The server whose name is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DialPeer {
+    Redis,
+    /// A Sentinel, after `tried` others in this attempt.
+    Sentinel {
+        tried: usize,
+    },
 }
 
 /// The server that is connected to.
@@ -51,7 +78,7 @@ pub(super) struct DialTarget {
     tls: Option<TlsConnector>,
 }
 
-/// The result of a step.
+/// The result of continuing an attempt.
 pub(super) enum Progress {
     /// The attempt continues at the next event.
     Waits(Dial),
@@ -59,25 +86,44 @@ pub(super) enum Progress {
     Open { connections: [LogConnection; 2], address: String },
 }
 
+/// The result of one step of an attempt.
+enum Step {
+    Next(Dial),
+    Stop(Progress),
+}
+
 impl Dial {
-    /// When the attempt has failed.
+    /// When the attempt, or the question to a Sentinel, has failed.
     pub(super) fn deadline(&self) -> LoopTime {
         match self {
             Dial::LookingUp { until, .. }
+            | Dial::Asking { until, .. }
             | Dial::Connecting { until, .. }
             | Dial::Handshaking { until, .. } => *until,
         }
     }
 
-    /// The error of an attempt whose deadline has expired.
-    pub(super) fn timeout(&self) -> String {
-        match self {
+    /// The error after its deadline.
+    fn timeout(&self) -> io::Error {
+        let why = match self {
             Dial::LookingUp { host, .. } => format!("{host}: the lookup of the host name takes too long"),
+            Dial::Asking { .. } => "timeout".to_owned(),
             Dial::Connecting { target, .. } => format!("{}: connect timeout", target.name),
             // A Redis without TLS takes a handshake for the begin of a command, and waits for its rest.
             Dial::Handshaking { target, .. } => {
                 format!("{}: TLS handshake timeout; the port may be one without TLS", target.name)
             }
+        };
+        io::Error::new(ErrorKind::TimedOut, why)
+    }
+
+    /// How many Sentinels were tried before the one that is asked; `None`: none is asked.
+    fn sentinel(&self) -> Option<usize> {
+        match self {
+            Dial::LookingUp { of: DialPeer::Sentinel { tried }, .. } | Dial::Asking { tried, .. } => {
+                Some(*tried)
+            }
+            _ => None,
         }
     }
 
@@ -85,6 +131,7 @@ impl Dial {
     pub(super) fn connection_mut(&mut self, at: usize) -> Option<&mut LogConnection> {
         match self {
             Dial::LookingUp { .. } => None,
+            Dial::Asking { query, .. } => (at == 0).then_some(&mut query.connection),
             Dial::Connecting { connections, .. } | Dial::Handshaking { connections, .. } => {
                 connections.get_mut(at)
             }
@@ -99,9 +146,10 @@ pub(super) struct Dialer {
     address: BackplaneAddress,
     tls: Option<TlsConnector>,
     user_timeout_ms: u32,
-    /// A lookup that is in progress. One that hangs is waited for by the next attempt: there is one thread at most.
-    lookup: Option<Lookup>,
-    /// Attempts to connect: a host with several addresses is tried at each.
+    /// Lookups in progress. One that hangs is waited for by the next attempt: there is at most one thread for each name.
+    lookups: Vec<Lookup>,
+    /// Attempts to connect: a host with several addresses is tried at each, and each Sentinel is the first to be asked in
+    /// turn, since one that is separated from the others names an old primary.
     attempts: usize,
 }
 
@@ -113,7 +161,7 @@ impl Dialer {
             address: config.address.clone(),
             tls: tls_connector(config).map_err(io::Error::other)?,
             user_timeout_ms: config.heartbeat_timeout_ms,
-            lookup: None,
+            lookups: Vec::new(),
             attempts: 0,
         })
     }
@@ -121,9 +169,13 @@ impl Dialer {
     /// Begins an attempt at the address, or at another node of a Redis Cluster.
     pub(super) fn begin(&mut self, redirect: Option<&str>, now: LoopTime) -> io::Result<Dial> {
         self.attempts += 1;
+        self.lookups.retain(|lookup| lookup.result().is_none());
         match (redirect.and_then(host_and_port), self.address.clone()) {
-            (Some((host, port)), _) => self.look_up(host, port, now),
-            (None, BackplaneAddress::Tcp { host, port, .. }) => self.look_up(&host, port, now),
+            (Some((host, port)), _) => self.look_up(DialPeer::Redis, host, port, now),
+            (None, BackplaneAddress::Tcp { host, port, .. }) => {
+                self.look_up(DialPeer::Redis, &host, port, now)
+            }
+            (None, BackplaneAddress::Sentinel { .. }) => self.ask(0, now),
             (None, BackplaneAddress::Unix(path)) => {
                 let address = format!("unix:{}", path.display());
                 let target = DialTarget { name: address.clone(), address, tls: None };
@@ -138,58 +190,142 @@ impl Dialer {
     /// The attempt has failed.
     pub(super) fn advance(&mut self, mut dial: Dial, now: LoopTime) -> io::Result<Progress> {
         loop {
-            dial = match dial {
-                Dial::LookingUp { host, port, until } => {
-                    match self.lookup.as_ref().and_then(Lookup::result) {
-                        None => return Ok(Progress::Waits(Dial::LookingUp { host, port, until })),
-                        Some(addresses) => {
-                            self.lookup = None;
-                            self.connect_to_any(&host, &addresses?, now)?
-                        }
-                    }
-                }
-                Dial::Connecting { target, mut connections, until } => {
-                    if !are_connected(&mut connections).map_err(|error| target.error(&error))? {
-                        return Ok(Progress::Waits(Dial::Connecting { target, connections, until }));
-                    }
-                    let Some(tls) = &target.tls else {
-                        return Ok(Progress::Open { connections, address: target.address });
-                    };
-                    let [appender, reader] = connections;
-                    let connections = [appender.encrypt(tls)?, reader.encrypt(tls)?];
-                    Dial::Handshaking { target, connections, until: now.after(HANDSHAKE_MS) }
-                }
-                Dial::Handshaking { target, mut connections, until } => {
-                    let mut is_complete = true;
-                    for connection in &mut connections {
-                        is_complete &= connection.stream.handshake().map_err(|error| target.error(&error))?;
-                    }
-                    return Ok(match is_complete {
-                        true => Progress::Open { connections, address: target.address },
-                        false => Progress::Waits(Dial::Handshaking { target, connections, until }),
-                    });
-                }
+            let sentinel = dial.sentinel();
+            dial = match (self.step(dial, now), sentinel) {
+                (Ok(Step::Next(dial)), _) => dial,
+                (Ok(Step::Stop(progress)), _) => return Ok(progress),
+                (Err(error), Some(tried)) => self.ask_next(tried, &error, now)?,
+                (Err(error), None) => return Err(error),
             };
         }
     }
 
-    fn look_up(&mut self, host: &str, port: u16, now: LoopTime) -> io::Result<Dial> {
-        if let Ok(ip) = host.parse() {
-            return self.connect_to(host, SocketAddr::new(ip, port), now);
+    /// Continues an attempt whose deadline has expired: the next Sentinel is asked.
+    ///
+    /// # Errors
+    /// The attempt has failed.
+    pub(super) fn expire(&mut self, dial: &Dial, now: LoopTime) -> io::Result<Dial> {
+        match dial.sentinel() {
+            Some(tried) => self.ask_next(tried, &dial.timeout(), now),
+            None => Err(dial.timeout()),
         }
-        let is_same = self.lookup.as_ref().is_some_and(|lookup| lookup.is_of(host, port));
-        if !is_same {
-            self.lookup = Some(Lookup::begin(host, port, self.waker.clone())?);
-        }
-        Ok(Dial::LookingUp { host: host.to_owned(), port, until: now.after(LOOKUP_MS) })
     }
 
-    fn connect_to_any(&mut self, host: &str, addresses: &[SocketAddr], now: LoopTime) -> io::Result<Dial> {
-        match addresses.len() {
-            0 => Err(io::Error::new(ErrorKind::NotFound, "the host name has no address")),
-            count => self.connect_to(host, addresses[self.attempts % count], now),
+    fn step(&mut self, dial: Dial, now: LoopTime) -> io::Result<Step> {
+        Ok(match dial {
+            Dial::LookingUp { of, host, port, until } => match self.take_lookup(&host, port) {
+                None => Step::Stop(Progress::Waits(Dial::LookingUp { of, host, port, until })),
+                Some(addresses) => {
+                    let addresses = addresses?;
+                    let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
+                        return Err(io::Error::new(ErrorKind::NotFound, "the host name has no address"));
+                    };
+                    Step::Next(self.found(of, &host, *address, now)?)
+                }
+            },
+            Dial::Asking { tried, mut query, until } => match query.advance()? {
+                None => Step::Stop(Progress::Waits(Dial::Asking { tried, query, until })),
+                Some((host, port)) => Step::Next(self.look_up(DialPeer::Redis, &host, port, now)?),
+            },
+            Dial::Connecting { target, mut connections, until } => {
+                for connection in &mut connections {
+                    if !connection.is_established().map_err(|error| target.error(&error))? {
+                        return Ok(Step::Stop(Progress::Waits(Dial::Connecting {
+                            target,
+                            connections,
+                            until,
+                        })));
+                    }
+                }
+                match &target.tls {
+                    None => Step::Stop(Progress::Open { connections, address: target.address }),
+                    Some(tls) => {
+                        let [appender, reader] = connections;
+                        let connections = [appender.encrypt(tls)?, reader.encrypt(tls)?];
+                        Step::Next(Dial::Handshaking { target, connections, until: now.after(HANDSHAKE_MS) })
+                    }
+                }
+            }
+            Dial::Handshaking { target, mut connections, until } => {
+                let mut is_complete = true;
+                for connection in &mut connections {
+                    is_complete &= connection.stream.handshake().map_err(|error| target.error(&error))?;
+                }
+                Step::Stop(match is_complete {
+                    true => Progress::Open { connections, address: target.address },
+                    false => Progress::Waits(Dial::Handshaking { target, connections, until }),
+                })
+            }
+        })
+    }
+
+    // Lookups.
+
+    fn look_up(&mut self, of: DialPeer, host: &str, port: u16, now: LoopTime) -> io::Result<Dial> {
+        if let Ok(ip) = host.parse() {
+            return self.found(of, host, SocketAddr::new(ip, port), now);
+        }
+        if !self.lookups.iter().any(|lookup| lookup.is_of(host, port)) {
+            self.lookups.push(Lookup::begin(host, port, self.waker.clone())?);
+        }
+        Ok(Dial::LookingUp { of, host: host.to_owned(), port, until: now.after(LOOKUP_MS) })
+    }
+
+    /// The result of a lookup, once.
+    fn take_lookup(&mut self, host: &str, port: u16) -> Option<io::Result<Vec<SocketAddr>>> {
+        let at = self.lookups.iter().position(|lookup| lookup.is_of(host, port))?;
+        let result = self.lookups[at].result()?;
+        self.lookups.swap_remove(at);
+        Some(result)
+    }
+
+    /// Connects to an address that was looked up.
+    fn found(&mut self, of: DialPeer, host: &str, address: SocketAddr, now: LoopTime) -> io::Result<Dial> {
+        match (of, &self.address) {
+            (DialPeer::Sentinel { tried }, BackplaneAddress::Sentinel { primary, .. }) => {
+                let stream = LogStream::tcp(address, self.user_timeout_ms);
+                let connection = LogConnection::register(stream, &self.registry, TOKENS[0])?;
+                let query = Box::new(SentinelQuery::new(connection, primary));
+                Ok(Dial::Asking { tried, query, until: now.after(SENTINEL_MS) })
+            }
+            _ => self.connect_to(host, address, now),
         }
     }
+
+    // Sentinels.
+
+    /// Asks a Sentinel, after `tried` others.
+    fn ask(&mut self, tried: usize, now: LoopTime) -> io::Result<Dial> {
+        let (host, port) = self.sentinel(tried);
+        self.look_up(DialPeer::Sentinel { tried }, &host, port, now)
+            .or_else(|error| self.ask_next(tried, &error, now))
+    }
+
+    /// Asks the next Sentinel.
+    ///
+    /// # Errors
+    /// All have failed.
+    fn ask_next(&mut self, tried: usize, error: &io::Error, now: LoopTime) -> io::Result<Dial> {
+        let BackplaneAddress::Sentinel { sentinels, .. } = &self.address else {
+            return Err(io::Error::new(error.kind(), error.to_string()));
+        };
+        if tried + 1 < sentinels.len() {
+            return self.ask(tried + 1, now);
+        }
+        let (host, port) = self.sentinel(tried);
+        Err(io::Error::new(error.kind(), format!("Sentinel {host}:{port}: {error}")))
+    }
+
+    fn sentinel(&self, tried: usize) -> (String, u16) {
+        match &self.address {
+            BackplaneAddress::Sentinel { sentinels, .. } => {
+                sentinels[(self.attempts + tried) % sentinels.len()].clone()
+            }
+            _ => (String::new(), 0),
+        }
+    }
+
+    // Connects.
 
     fn connect_to(&mut self, host: &str, address: SocketAddr, now: LoopTime) -> io::Result<Dial> {
         let tls = self.tls.as_ref().map(|tls| tls.for_host(host)).transpose().map_err(io::Error::other)?;
@@ -208,21 +344,11 @@ impl Dialer {
         now: LoopTime,
     ) -> io::Result<Dial> {
         let [appender, reader] = streams;
-        let mut connections = [appender?, reader?].map(|stream| LogConnection {
-            stream,
-            is_readable: false,
-            is_writable: false,
-        });
-        for (connection, token) in connections.iter_mut().zip(TOKENS) {
-            connection.stream.register(&self.registry, token)?;
-        }
+        let connections = [
+            LogConnection::register(appender, &self.registry, TOKENS[0])?,
+            LogConnection::register(reader, &self.registry, TOKENS[1])?,
+        ];
         Ok(Dial::Connecting { target, connections, until: now.after(CONNECT_MS) })
-    }
-}
-
-impl LogConnection {
-    fn encrypt(self, tls: &TlsConnector) -> io::Result<LogConnection> {
-        Ok(LogConnection { stream: self.stream.encrypt(tls)?, ..self })
     }
 }
 
@@ -241,23 +367,7 @@ impl DialTarget {
 fn tls_connector(config: &BackplaneConfig) -> Result<Option<TlsConnector>, String> {
     let BackplaneAddress::Tcp { host, tls: true, .. } = &config.address else { return Ok(None) };
     let trust = config.tls_ca.clone().map_or(Trust::Public, Trust::Only);
-    let connector = TlsConnector::with_protocols(host, &trust, Vec::new());
-    connector.map(Some).map_err(|why| format!("--backplane-tls-ca {why}"))
-}
-
-/// Returns true if both connections are established.
-fn are_connected(connections: &mut [LogConnection; 2]) -> io::Result<bool> {
-    for connection in connections {
-        if !connection.is_writable {
-            return Ok(false);
-        }
-        if !connection.stream.is_connected()? {
-            // An event without a result; another one follows.
-            connection.is_writable = false;
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    TlsConnector::with_protocols(host, &trust, Vec::new(), "--backplane-tls-ca").map(Some)
 }
 
 /// The parts of `host:port`.

@@ -3,8 +3,10 @@
 //! They are in the loop like all other sockets: an event only marks, *receive* reads, *flush* writes. What the bytes mean
 //! is the [`Link`]'s. Both connections live and die together.
 
+mod connection;
 mod dialer;
 mod lookup;
+mod sentinel;
 mod stream;
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,7 +16,8 @@ use mio::Registry;
 use crate::backplane::link::{Link, LinkAction, Side};
 use crate::config::BackplaneConfig;
 use crate::time::LoopTime;
-use dialer::{Dial, Dialer, LogConnection, Progress, TOKENS, WAKER};
+use connection::LogConnection;
+use dialer::{Dial, Dialer, Progress, TOKENS, WAKER};
 
 /// The connections to the shared log.
 pub(super) struct Sockets {
@@ -43,10 +46,7 @@ impl Sockets {
             SocketsState::Dialing(dial) => dial.connection_mut(at),
             SocketsState::Open(connections) => connections.get_mut(at),
         };
-        if let Some(LogConnection { is_readable, is_writable, .. }) = connection {
-            *is_readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-            *is_writable |= event.is_writable() || event.is_error();
-        }
+        connection.into_iter().for_each(|connection| connection.mark(event));
         true
     }
 
@@ -133,7 +133,10 @@ impl Sockets {
         if let SocketsState::Dialing(dial) = &self.state
             && dial.deadline().is_due(now)
         {
-            link.failed(dial.timeout(), now);
+            match self.dialer.expire(dial, now) {
+                Ok(dial) => self.state = SocketsState::Dialing(dial),
+                Err(error) => link.failed(error.to_string(), now),
+            }
         }
         link.expire(now);
         self.act(link, now);

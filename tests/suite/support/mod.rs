@@ -1,6 +1,7 @@
 //! Shared test helpers: frames and requests written by hand, a server process, a client, and an engine in memory.
 
 pub mod auth_server;
+pub mod backplane;
 pub mod chunked;
 pub mod client;
 pub mod cluster;
