@@ -55,8 +55,8 @@ class Server:
     packages = ()
     needs = ()
 
-    def __init__(self, name, label):
-        self.name, self.label = name, label
+    def __init__(self, name, label, *flags):
+        self.name, self.label, self.flags = name, label, flags
 
     def build(self):
         """Builds the server; returns its version."""
@@ -95,14 +95,14 @@ class Server:
 
 
 class Oyez(Server):
-    """Oyez with all flags at their defaults."""
+    """Oyez with all flags at their defaults, except for those given."""
 
     def build(self):
         build(["cargo", "build", "--release", "--locked", "--bin", "oyez", "--example", "floor"], ROOT)
         return output([target() / "oyez", "--version"])
 
     def command(self):
-        return [target() / "oyez", "serve", "--listen", "127.0.0.1:0"]
+        return [target() / "oyez", "serve", "--listen", "127.0.0.1:0", *self.flags]
 
     def environment(self):
         # One log line per close would be an additional load.
@@ -152,7 +152,7 @@ class Ws(Server):
         return f"{version}, node {output(['node', '--version']).lstrip('v')}"
 
     def command(self):
-        return ["node", CACHE / "ws" / "server.js"]
+        return ["node", CACHE / "ws" / "server.js", *self.flags]
 
 
 class Nchan(Server):
@@ -173,7 +173,9 @@ class Nchan(Server):
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         text = (HERE / "nchan" / "nginx.conf").read_text()
-        for name, value in {"MODULE": self.module, "PORT": self.port, "DESCRIPTORS": self.descriptors}.items():
+        deflate = "on" if "--deflate" in self.flags else "off"
+        values = {"MODULE": self.module, "PORT": self.port, "DESCRIPTORS": self.descriptors, "DEFLATE": deflate}
+        for name, value in values.items():
             text = text.replace(f"@{name}@", str(value))
         (CACHE / "nchan" / "nginx.conf").write_text(text)
         return ["/usr/sbin/nginx", "-p", CACHE / "nchan", "-c", CACHE / "nchan" / "nginx.conf", "-e", "stderr"]
@@ -205,7 +207,32 @@ class Gorilla(Server):
         return f"{package}, {output(['go', 'version']).split()[2]}"
 
     def command(self):
-        return [CACHE / "gorilla"]
+        return [CACHE / "gorilla", *self.flags]
+
+
+class UWebSockets(Server):
+    packages = ("g++", "zlib1g-dev")
+    needs = ("g++", "/usr/include/zlib.h")
+    # A package on crates.io contains the source code.
+    package = "libuwebsockets-sys"
+
+    def build(self):
+        folder = CACHE / "uwebsockets"
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = HERE / "uwebsockets" / "Cargo.toml"
+        metadata = json.loads(output(["cargo", "metadata", "--format-version", "1", "--locked", "--manifest-path", manifest]))
+        found = next(package for package in metadata["packages"] if package["name"] == self.package)
+        source = Path(found["manifest_path"]).parent / "uWebSockets"
+        # As its own makefile, without TLS.
+        flags = ["-O3", "-flto", "-march=native", "-DLIBUS_NO_SSL", f"-I{source}/src", f"-I{source}/uSockets/src"]
+        files = [*(source / "uSockets/src").glob("*.c"), *(source / "uSockets/src/eventing").glob("*.c")]
+        build(["gcc", "-std=c11", "-D_GNU_SOURCE", *flags, "-c", *files], folder)
+        build(["g++", "-w", "-std=c++20", *flags, HERE / "uwebsockets/main.cpp",
+               *(f"{file.stem}.o" for file in files), "-lz", "-o", "uwebsockets"], folder)
+        return f"of {self.package} {found['version']}, {output(['g++', '--version']).splitlines()[0]}"
+
+    def command(self):
+        return [CACHE / "uwebsockets" / "uwebsockets", *self.flags]
 
 
 ALL = [
@@ -217,6 +244,16 @@ ALL = [
     Ws("ws", "npm ws"),
     Nchan("nchan", "nginx nchan"),
     Gorilla("gorilla", "gorilla/websocket"),
+]
+
+# With permessage-deflate; see `deflate`.
+COMPRESSING = [
+    Oyez("oyez", "oyez"),
+    UWebSockets("uws-shared", "uWebSockets, `SHARED_COMPRESSOR`", "shared"),
+    UWebSockets("uws-dedicated", "uWebSockets, `DEDICATED_COMPRESSOR`", "dedicated"),
+    Ws("ws", "npm `ws`", "--deflate"),
+    Nchan("nchan", "nginx nchan", "--deflate"),
+    Gorilla("gorilla", "gorilla/websocket", "--deflate"),
 ]
 
 

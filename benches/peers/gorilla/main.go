@@ -2,7 +2,8 @@
 //
 // Lean and idiomatic: a goroutine for each connection, which reads and hands on what it has read; a
 // prepared message, so that each is framed once; write buffers from a pool. Each message is a write of
-// its own; the library has nothing to gather several messages in one.
+// its own; the library has nothing to gather several messages in one. With --deflate it negotiates compression, and a
+// prepared message is compressed once.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 
 	"github.com/gorilla/websocket"
@@ -68,6 +70,7 @@ func (h *hub) read(connection *websocket.Conn) {
 }
 
 func main() {
+	upgrader.EnableCompression = len(os.Args) > 1 && os.Args[1] == "--deflate"
 	hub := &hub{connections: map[*websocket.Conn]struct{}{}}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

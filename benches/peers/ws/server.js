@@ -1,12 +1,14 @@
 // A peer for the side-by-side benchmark: ws on node, every message to every connection.
 //
-// Lean and idiomatic: the loop over `clients` of the library's own documentation, no compression. Each
-// `send` is a frame and a write of its own; the documented interface has nothing to gather several.
+// Lean and idiomatic: the loop over `clients` of the library's own documentation, without compression, or with the
+// library's defaults for it (`--deflate`). Each `send` is a frame and a write of its own; the documented interface has
+// nothing to gather several.
 'use strict';
 
 const { WebSocketServer } = require('ws');
 
-const server = new WebSocketServer({ host: '127.0.0.1', port: 0, backlog: 4096, perMessageDeflate: false });
+const perMessageDeflate = process.argv.includes('--deflate');
+const server = new WebSocketServer({ host: '127.0.0.1', port: 0, backlog: 4096, perMessageDeflate });
 server.on('listening', () => console.log(`listening on ws://127.0.0.1:${server.address().port}/ws`));
 server.on('connection', (socket) => {
   socket.on('message', (data, isBinary) => {

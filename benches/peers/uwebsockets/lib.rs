@@ -1,0 +1,1 @@
+//! Nothing: cargo needs a target in order to fetch the dependency.
