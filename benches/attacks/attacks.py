@@ -6,11 +6,13 @@ from typing import Callable
 import wire
 from machine import SECRET
 from swarm import Plan, Swarm, ask
-from wire import BINARY, TEXT, V1, command, frame, header, request, upgrade
+from wire import BINARY, DEFLATE, TEXT, V1, command, compressed, frame, header, request, upgrade
 
 CHUNK = 64 << 10
 V1_OPEN = upgrade("/ws", V1)
 LARGE = b"x" * (1 << 20)
+# The default of --message-bytes-max.
+MESSAGE_BYTES = 64 << 10
 # As much as a history of 1 MiB keeps, with its fixed cost of a message. JSON writes a control character in six bytes.
 KEPT_BYTES = (1 << 20) - 1024
 
@@ -68,6 +70,16 @@ def own_channels(port, count):
     rounds = lambda number: (request("POST", f"/v1/publish/own.{channel}", body)
                              for _ in range(12) for channel in range(number % 4, count, 4))
     return swarm.add(Plan(4, feed=rounds)).run(8, 120).report()
+
+
+def bombs(port, count, seconds=10):
+    """Compressed messages that inflate to the maximum of a message, on half of the connections. Of the others, some send
+    a message that is a byte larger, and some one of 50 MiB, and connect again."""
+    first = lambda number: upgrade(f"/ws/bomb.{number}?echo=0", DEFLATE)
+    within, beyond, large = (compressed(b"x" * size) for size in (MESSAGE_BYTES, MESSAGE_BYTES + 1, 50 << 20))
+    swarm = Swarm(port).add(Plan(count - count // 2, first, repeat=within * 200))
+    swarm.add(Plan(count // 2 - count // 4, lambda number: first(number) + beyond, reopens=True))
+    return swarm.add(Plan(count // 4, lambda number: first(number) + large, reopens=True)).run(seconds).report()
 
 
 def channels(count):
@@ -163,6 +175,8 @@ ALL = [
     Attack("flood-messages", "1,000 connections publish small messages as fast as they can", 1_000,
            [part(lambda n: Plan(n, lambda number: upgrade(f"/ws/flood.{number}?echo=0"),
                                 repeat=frame(TEXT, b"m" * 32) * 400), 10)], kind="flood"),
+    Attack("flood-bombs", "1,000 connections send compressed messages that inflate to 64 KiB, or to more and connect again",
+           1_000, [bombs], kind="flood", flags=["--history-messages-max", "0"]),
     Attack("flood-listings", "3,000 connections ask for `/v1/channels` again and again; there are 5,000 channels", 3_000,
            [part(lambda n: Plan(n, request("GET", "/v1/channels"), asks=True), 10)], kind="flood", prepare=many_channels),
     Attack("flood-history", "3,000 connections ask for a history page of 100 messages of 1 KiB", 3_000,

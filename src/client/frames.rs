@@ -33,7 +33,7 @@ pub struct Frame<'a> {
     /// Length of the frame as it was sent, header included; of a compressed message, that of all of its frames.
     pub sent_bytes: u64,
     /// The whole message, if it was compressed.
-    pub decompressed: Option<&'a [u8]>,
+    pub decompressed: Option<&'a Bytes>,
 }
 
 impl Frame<'_> {
@@ -49,7 +49,7 @@ impl Frame<'_> {
     }
 
     /// A message that was compressed.
-    pub(super) fn decompressed(message: &[u8], sent_bytes: u64) -> Frame<'_> {
+    pub(super) fn decompressed(message: &Bytes, sent_bytes: u64) -> Frame<'_> {
         Frame {
             kind: FrameKind::Message,
             payload_bytes: message.len() as u64,

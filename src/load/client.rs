@@ -12,7 +12,7 @@ use super::connection_stats::Phase;
 use super::delivery_tracker::DeliveryTracker;
 use super::recipient::Recipient;
 use crate::client::cause::Cause;
-use crate::client::deflate::MessageScanner;
+use crate::client::deflate::{MessageScanner, SharedInflater};
 use crate::client::frames::{self, FrameKind};
 use crate::client::handshake::{Handshake, HandshakeResponse};
 use crate::client::transport::{ClientTransport, ReadResult};
@@ -33,6 +33,13 @@ pub struct Client {
     pub since: RunTime,
     pub(super) generation: u32,
     pub(super) flags: ClientFlags,
+}
+
+/// What all clients use in turn to read.
+#[derive(Debug)]
+pub(super) struct ReadBuffers {
+    pub(super) scratch: Vec<u8>,
+    pub(super) inflater: SharedInflater,
 }
 
 /// Queue memberships, and the last event.
@@ -137,12 +144,13 @@ impl Client {
     }
 
     /// Processes one read, which took place at `now`. Returns true if there may be more to read.
-    pub fn read(
+    pub(super) fn read(
         &mut self,
-        scratch: &mut [u8],
+        buffers: &mut ReadBuffers,
         tracker: &mut DeliveryTracker,
         now: impl FnOnce() -> RunTime,
     ) -> (bool, ReadProgress) {
+        let ReadBuffers { scratch, inflater } = buffers;
         if let ClientState::Connecting(_) = self.state {
             self.connected();
             return (self.flags.read_closed, ReadProgress::Same);
@@ -154,7 +162,7 @@ impl Client {
                     self.outbox.unblock();
                     ReadProgress::Same
                 } else {
-                    self.receive(&scratch[range], tracker, now())
+                    self.receive(&scratch[range], inflater, tracker, now())
                 };
                 (more || self.flags.read_closed, progress)
             }
@@ -186,9 +194,15 @@ impl Client {
     }
 
     /// Processes bytes from the server.
-    fn receive(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) -> ReadProgress {
+    fn receive(
+        &mut self,
+        bytes: &[u8],
+        inflater: &mut SharedInflater,
+        tracker: &mut DeliveryTracker,
+        now: RunTime,
+    ) -> ReadProgress {
         if !matches!(self.state, ClientState::Handshaking(_)) {
-            self.count(bytes, tracker, now);
+            self.count(bytes, inflater, tracker, now);
             return ReadProgress::Same;
         }
         let ClientState::Handshaking(handshake) = &mut self.state else { return ReadProgress::Same };
@@ -201,7 +215,7 @@ impl Client {
             HandshakeResponse::Open { head_bytes, is_deflate_negotiated } => {
                 self.state = ClientState::Open(MessageScanner::new(is_deflate_negotiated));
                 tracker.add_client(&self.recipient);
-                self.count(&joined[head_bytes..], tracker, now);
+                self.count(&joined[head_bytes..], inflater, tracker, now);
                 return ReadProgress::Opened;
             }
         }
@@ -209,7 +223,13 @@ impl Client {
     }
 
     /// Scans frames and counts messages.
-    fn count(&mut self, bytes: &[u8], tracker: &mut DeliveryTracker, now: RunTime) {
+    fn count(
+        &mut self,
+        bytes: &[u8],
+        inflater: &mut SharedInflater,
+        tracker: &mut DeliveryTracker,
+        now: RunTime,
+    ) {
         let Client { state, outbox, recipient, .. } = self;
         let (ClientState::Open(scanner) | ClientState::Stalled(scanner) | ClientState::Leaving(scanner)) =
             state
@@ -217,7 +237,7 @@ impl Client {
             return;
         };
         let mut close = None;
-        let scanned = scanner.scan(bytes, |frame| match frame.kind {
+        let scanned = scanner.scan(bytes, inflater, |frame| match frame.kind {
             FrameKind::Message => {
                 tracker.receive(recipient, frame, now);
                 ControlFlow::Continue(())

@@ -13,13 +13,14 @@ use mio::event::Event;
 use mio::{Interest, Registry};
 use slab::Slab;
 
-use super::client::{Client, ClientEnd, ClientState, ReadProgress};
+use super::client::{Client, ClientEnd, ClientState, ReadBuffers, ReadProgress};
 use super::clock::{RunClock, RunTime};
 use super::connection_stats::{ConnectionStats, Phase};
 use super::delivery_tracker::DeliveryTracker;
 use super::recipient::{Recipient, Role};
 use super::target::BenchTarget;
 use crate::client::cause::Cause;
+use crate::client::deflate::SharedInflater;
 use crate::client::handshake::{Handshake, HandshakeRequest};
 use crate::client::tls::TlsConnector;
 use crate::client::transport::ClientTransport;
@@ -54,7 +55,7 @@ pub struct Clients {
     short_lived: VecDeque<(RunTime, SlotId)>,
     /// Deadlines of close handshakes.
     leaving: VecDeque<(RunTime, SlotId)>,
-    scratch: Vec<u8>,
+    read_buffers: ReadBuffers,
     /// Statistics of their connections.
     pub stats: ConnectionStats,
     /// Time that a short-lived client stays connected.
@@ -77,7 +78,10 @@ impl Clients {
             handshakes: VecDeque::new(),
             short_lived: VecDeque::new(),
             leaving: VecDeque::new(),
-            scratch: vec![0; READ_BUFFER_BYTES],
+            read_buffers: ReadBuffers {
+                scratch: vec![0; READ_BUFFER_BYTES],
+                inflater: SharedInflater::new(),
+            },
             stats: ConnectionStats::new(),
             stay: Duration::ZERO,
         }
@@ -195,7 +199,7 @@ impl Clients {
                 continue;
             };
             client.flags.ready = false;
-            let (more, progress) = client.read(&mut self.scratch, tracker, || clock.now());
+            let (more, progress) = client.read(&mut self.read_buffers, tracker, || clock.now());
             let has_ended = matches!(client.state, ClientState::Ended(_));
             if progress == ReadProgress::Opened {
                 self.opened(id, clock.now());

@@ -363,12 +363,14 @@ mod tests {
         let mut payload = send(&mut tracker, 1);
         payload.resize(100, 0);
         content::fill(&mut payload, 0);
-        let right = Frame { sent_bytes: 30, decompressed: Some(&payload), ..message(&payload) };
+        let text = payload.clone().into();
+        let right = Frame { sent_bytes: 30, decompressed: Some(&text), ..message(&payload) };
         tracker.receive(&mut one, &right, RunTime::from_nanos(2));
         let counts = tracker.counts;
         assert_eq!((counts.corrupted, counts.sent_bytes, counts.plain_bytes), (0, 30, 102));
         let mut wrong = payload.clone();
         wrong[99] ^= 1;
+        let wrong = wrong.into();
         let wrong = Frame { decompressed: Some(&wrong), ..message(&payload) };
         tracker.receive(&mut two, &wrong, RunTime::from_nanos(3));
         assert_eq!((tracker.counts.corrupted, tracker.counts.deliveries), (1, 2));
