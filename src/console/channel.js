@@ -197,7 +197,7 @@ export class ChannelView {
         old.find((one) => one.dataset.channel === channel) ??
         element('a', { href: `#${channel}`, 'data-channel': channel }, element('bdi', {}, channel), element('span', {}));
       chip.lastChild.textContent = count(subscribers);
-      chip.lastChild.title = plural(subscribers, 'member');
+      chip.lastChild.title = plural(subscribers, 'subscriber');
       mark(chip, this.channel);
       return chip;
     });

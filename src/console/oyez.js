@@ -159,20 +159,20 @@ export class Oyez extends EventTarget {
     const handler = { echo: true, ...options, onmessage };
     let channel = this.#channels.get(name);
     if (!channel) {
-      channel = { name, stage: 'away', handlers: new Set() };
+      channel = { name, stage: 'unsubscribed', handlers: new Set() };
       this.#channels.set(name, channel);
     }
     if (channel.handlers.size === 0) {
       Object.assign(channel, { since: options.since, cursor: null, n: null, recent: new Set(), resumed: false });
     }
     channel.handlers.add(handler);
-    if (this.#state === 'open' && channel.stage === 'away') this.#join(channel);
+    if (this.#state === 'open' && channel.stage === 'unsubscribed') this.#requestSubscription(channel);
     return () => {
       if (!channel.handlers.delete(handler) || channel.handlers.size > 0) return;
-      if (channel.stage === 'away') {
+      if (channel.stage === 'unsubscribed') {
         this.#channels.delete(name);
-      } else if (channel.stage !== 'leaving') {
-        channel.stage = 'leaving';
+      } else if (channel.stage !== 'unsubscribing') {
+        channel.stage = 'unsubscribing';
         this.#send({ type: 'unsubscribe', ch: name });
       }
     };
@@ -258,7 +258,7 @@ export class Oyez extends EventTarget {
     this.#client = null;
     if (socket) socket.onmessage = socket.onclose = null;
     for (const channel of this.#channels.values()) {
-      channel.stage = 'away';
+      channel.stage = 'unsubscribed';
       if (channel.handlers.size === 0) this.#channels.delete(channel.name);
     }
     return socket;
@@ -340,45 +340,45 @@ export class Oyez extends EventTarget {
 
   #receive(text) {
     this.#hasReceived = true;
-    let said;
+    let message;
     try {
-      said = JSON.parse(text);
+      message = JSON.parse(text);
     } catch {
       return this.#lost(1002, 'not JSON');
     }
-    const channel = this.#channels.get(said.ch);
-    switch (said.type) {
+    const channel = this.#channels.get(message.ch);
+    switch (message.type) {
       case undefined:
-        return this.#hand(channel, said);
+        return this.#onMessage(channel, message);
       case 'hello':
-        return this.#greeted(said);
+        return this.#onHello(message);
       case 'subscribed':
-        return this.#joined(channel, said);
+        return this.#onSubscribed(channel, message);
       case 'unsubscribed':
-        return this.#left(channel);
+        return this.#onUnsubscribed(channel);
       case 'live':
-        if (channel?.stage !== 'joined') return;
-        channel.cursor = said.id;
-        return notify(channel, 'onlive', { channel: channel.name, id: said.id });
+        if (channel?.stage !== 'subscribed') return;
+        channel.cursor = message.id;
+        return notify(channel, 'onlive', { channel: channel.name, id: message.id });
       case 'gap':
-        if (channel?.stage !== 'joined') return;
-        channel.cursor = said.resume;
+        if (channel?.stage !== 'subscribed') return;
+        channel.cursor = message.resume;
         // The channel's count continues somewhere after the gap.
         channel.n = null;
         // Another log is another server, which may have given our old names to others.
-        if (said.why === 'epoch') this.#clients = new Set([this.#client]);
-        return this.#gap(channel, said.after, said.resume, said.missed, said.why);
+        if (message.why === 'epoch') this.#clients = new Set([this.#client]);
+        return this.#gap(channel, message.after, message.resume, message.missed, message.why);
       case 'authenticated':
-        return this.#renewLater(said.expires_ms);
+        return this.#renewLater(message.expires_ms);
       case 'ack':
-        return this.#settlePublish(said.ref, ({ resolve }) => resolve(said.id));
+        return this.#settlePublish(message.ref, ({ resolve }) => resolve(message.id));
       case 'error':
-        return this.#rejected(channel, said);
+        return this.#onError(channel, message);
       // Anything else is a pong, or from a newer server.
     }
   }
 
-  #greeted({ client, run, node, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
+  #onHello({ client, run, node, ping_ms, message_bytes_max, key_age_ms, expires_ms }) {
     clearTimeout(this.#lifeTimer);
     // Another process does not know earlier keys, nor does this one know those of a client from another network.
     if (this.#run !== null && run !== this.#run) {
@@ -397,7 +397,7 @@ export class Oyez extends EventTarget {
     this.#openSince = Date.now();
     this.#pingMs = ping_ms || PING_MS;
     this.#listen();
-    for (const channel of this.#channels.values()) this.#join(channel);
+    for (const channel of this.#channels.values()) this.#requestSubscription(channel);
     for (const publish of this.#publishes.values()) this.#sendPublish(publish);
     this.#enter('open', { client });
   }
@@ -422,30 +422,30 @@ export class Oyez extends EventTarget {
     }
   }
 
-  #join(channel) {
-    channel.stage = 'joining';
+  #requestSubscription(channel) {
+    channel.stage = 'subscribing';
     const since = channel.cursor ?? channel.since;
     this.#send({ type: 'subscribe', ch: channel.name, since });
   }
 
-  #joined(channel, { id, subscribers }) {
-    if (channel?.stage !== 'joining') return;
-    channel.stage = 'joined';
+  #onSubscribed(channel, { id, subscribers }) {
+    if (channel?.stage !== 'subscribing') return;
+    channel.stage = 'subscribed';
     channel.cursor = id;
     channel.resumed = true;
     notify(channel, 'onsubscribed', { channel: channel.name, id, subscribers });
   }
 
-  /** Subscribes again to a channel that was left and rejoined meanwhile: messages in flight were not for the new handlers. */
-  #left(channel) {
-    if (channel?.stage !== 'leaving') return;
-    channel.stage = 'away';
-    if (channel.handlers.size > 0) this.#join(channel);
+  /** Subscribes again to a channel whose subscription was ended and wanted again meanwhile: messages in flight were not for the new handlers. */
+  #onUnsubscribed(channel) {
+    if (channel?.stage !== 'unsubscribing') return;
+    channel.stage = 'unsubscribed';
+    if (channel.handlers.size > 0) this.#requestSubscription(channel);
     else this.#channels.delete(channel.name);
   }
 
-  #hand(channel, { id, n, from, user, ...body }) {
-    if (channel?.stage !== 'joined' || channel.recent.has(id)) return;
+  #onMessage(channel, { id, n, from, user, ...body }) {
+    if (channel?.stage !== 'subscribed' || channel.recent.has(id)) return;
     const { name, cursor: after, n: last, resumed } = channel;
     // The server removes an unused channel after a while, and its count starts again.
     const continues = last === null || n === last + 1 || (resumed && n === 1);
@@ -465,7 +465,7 @@ export class Oyez extends EventTarget {
     notify({ handlers }, 'ongap', { channel: name, after, resume, missed, why });
   }
 
-  #rejected(channel, { ref, code, message }) {
+  #onError(channel, { ref, code, message }) {
     const error = new OyezError(code, message);
     if (ref !== undefined) {
       // The connection is about to close. The message was not published, and is sent again on the next one.
@@ -474,11 +474,11 @@ export class Oyez extends EventTarget {
       return;
     }
     // The subscription that was to be ended had been rejected.
-    if (code === 'not_subscribed') this.#left(channel);
+    if (code === 'not_subscribed') this.#onUnsubscribed(channel);
     const isHandled = this.#hasErrorListener || (channel && [...channel.handlers].some(({ onerror }) => onerror));
     if (!isHandled) warn(`${channel ? `channel ${channel.name}: ` : ''}${code}: ${message}`);
-    if (channel?.stage === 'joining') {
-      channel.stage = 'away';
+    if (channel?.stage === 'subscribing') {
+      channel.stage = 'unsubscribed';
       notify(channel, 'onerror', error);
       if (channel.handlers.size === 0) this.#channels.delete(channel.name);
     }

@@ -250,7 +250,7 @@ impl Clients {
             if let ClientState::Connecting(_) | ClientState::Ended(_) = client.state {
                 continue;
             }
-            match client.flush(now.moment()) {
+            match client.flush(now.loop_time()) {
                 FlushOutcome::Drained | FlushOutcome::Blocked => {}
                 FlushOutcome::More => self.mark_dirty(id),
                 // The next read returns how the connection ended.

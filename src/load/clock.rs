@@ -64,7 +64,7 @@ impl RunTime {
     }
 
     /// The same point in the unit of the outboxes.
-    pub fn moment(self) -> LoopTime {
+    pub fn loop_time(self) -> LoopTime {
         LoopTime::from_millis(self.0 / 1_000_000)
     }
 }

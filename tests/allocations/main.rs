@@ -105,9 +105,9 @@ fn intents_of_a_busy_turn_are_not_retained() {
         (SPEAKERS * EACH) as u64,
         "all in that turn"
     );
-    let (peak, wishes) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
-    assert!(peak < wishes / 2, "{peak} bytes; all wishes would take {wishes}");
-    eprintln!("{peak} bytes; all wishes would take {wishes}");
+    let (peak, intents) = (allocated.bytes_max, (SPEAKERS * EACH * size_of::<Intent>()) as u64);
+    assert!(peak < intents / 2, "{peak} bytes; all intents would take {intents}");
+    eprintln!("{peak} bytes; all intents would take {intents}");
 }
 
 /// A transport of the size of a socket, with no peer.
@@ -143,13 +143,13 @@ fn arriving_connections_allocate_little_more_than_their_slots() {
     let limits = Limits::default();
     let now = LoopTime::from_millis(0);
     let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
-    let wish = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
+    let options = SubscribeOptions { form: Form::Raw, since: Since::Now, echo: true };
     let (mut slots, mut hub) = (Slots::new(), Hub::new(&limits, 7));
     let allocated = allocation_counter::measure(|| {
         for number in 0..CONNECTIONS {
             let transport = Unconnected(number as i32);
             let id = slots.insert(transport, peer, State::accepted(&limits, now), Outbox::Empty);
-            let joined = hub.subscribe(&ChannelName::main(), id, wish, now).unwrap();
+            let joined = hub.subscribe(&ChannelName::main(), id, options, now).unwrap();
             slots.get_mut(id).unwrap().subscriptions.add(joined.subscription);
         }
     });

@@ -157,7 +157,7 @@ class Resp:
 class Proxy:
     """A TCP proxy between one node and Redis that fails on command.
 
-    `reject`: closes connections at once. `hold`: forwards nothing, and loses nothing. `deaf`: forwards commands, and
+    `reject`: closes connections at once. `hold`: forwards nothing, and loses nothing. `one_way`: forwards commands, and
     discards replies on connections that have sent XREAD.
     """
 
@@ -229,7 +229,7 @@ class _Half(asyncio.Protocol):
             self.reads = True
         if self.other is None:
             self.early += data
-        elif not self.other.transport.is_closing() and (self.is_client or self.proxy.mode != "deaf" or not self.other.reads):
+        elif not self.other.transport.is_closing() and (self.is_client or self.proxy.mode != "one_way" or not self.other.reads):
             self.other.transport.write(data)
 
     @property

@@ -69,7 +69,7 @@ async def silent_links(cluster):
         await node.until_metric(name, lambda count: count > before)
 
     before = await one.metric(name)
-    proxy.set("deaf")
+    proxy.set("one_way")
     await lost(one, before)
     proxy.set("pass")
     await cluster.progress()
@@ -241,7 +241,7 @@ async def random_faults(cluster):
 
     async def hold():
         proxy = cluster.random.choice(proxies)
-        proxy.set(cluster.random.choice(("hold", "deaf", "reject")))
+        proxy.set(cluster.random.choice(("hold", "one_way", "reject")))
         await pause()
         proxy.set("pass")
 

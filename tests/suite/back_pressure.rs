@@ -12,11 +12,10 @@ use oyez::config::Limits;
 use oyez::ids::SlotId;
 
 use crate::support::client::Client;
-use crate::support::frames::{self, TEXT};
+use crate::support::frames::{self, TEXT, upgrade_v1};
 use crate::support::http::{post, publish};
 use crate::support::process::{Server, TEST_TIMEOUT, counter};
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 /// Publishers are paused above 20,000 bytes in an outbox, which are three of the messages.
 fn limits() -> Limits {
@@ -40,7 +39,7 @@ fn numbers(rig: &mut Rig, id: SlotId) -> Vec<usize> {
 
 fn join_v1(rig: &mut Rig, path: &str) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade(path).as_bytes());
+    rig.send(id, upgrade_v1(path).as_bytes());
     rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id

@@ -166,7 +166,7 @@ fn closing_connection_gets_no_data_after_its_close_frame() {
 #[test]
 fn peer_that_closes_after_a_rejected_frame_gets_one_close_frame() {
     let mut rig = Rig::new(Limits { channels_max: 1, ..Limits::default() });
-    let _member = rig.join("/ws/a");
+    let _subscriber = rig.join("/ws/a");
     let rejected = rig.connect(Behavior::Cooperative);
     rig.send(rejected, &[frames::upgrade("/ws/b").as_bytes(), &frames::close(1000, "")].concat());
     rig.run_until_idle();

@@ -8,9 +8,8 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use serde_json::Value;
 
-use crate::support::frames::{self, TEXT};
+use crate::support::frames::{self, TEXT, upgrade_v1};
 use crate::support::process::{Server, counter};
-use crate::v1::upgrade;
 
 const CLIENTS: usize = 10_000;
 const KEPT: u64 = 100;
@@ -90,7 +89,7 @@ fn clients_resuming_at_once_get_missed_messages_in_bounded_memory() {
     let first = publish(&server, 1 + KEPT);
     let before = server.resident_bytes();
     let mut poll = Poll::new().unwrap();
-    let request = upgrade(&format!("/ws/x?since={first}")).into_bytes();
+    let request = upgrade_v1(&format!("/ws/x?since={first}")).into_bytes();
     let mut clients: Vec<Returning> = (0..CLIENTS)
         .map(|token| {
             let mut stream = TcpStream::connect(server.address).unwrap();

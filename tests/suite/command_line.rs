@@ -123,14 +123,14 @@ fn message_from_pub_reaches_sub() {
 fn pub_of_a_hundred_thousand_lines_loses_none() {
     // The subscriber may lag by all of it: this test is about the publisher.
     let server = Server::start(&["--outbox-bytes-max=64MiB"]);
-    let mut member = server.join("/ws/x");
+    let mut client = server.join("/ws/x");
     let lines: String = (0..100_000).map(|line| format!("{line}\n")).collect();
     let expected = lines.clone();
     let reader = thread::spawn(move || {
         for line in expected.lines() {
-            assert_eq!(member.text(), line);
+            assert_eq!(client.text(), line);
         }
-        member.receives_nothing();
+        client.receives_nothing();
     });
     let output = publish(&server, &["x"], lines.as_bytes());
     assert!(output.status.success(), "{output:?}");
@@ -143,10 +143,10 @@ fn pub_memory_with_a_stalled_server_is_bounded() {
     let url = server.url();
     let mut child = oyez(&["pub", "x", "--url", &url]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let mut member = server.join("/ws/x");
+    let mut client = server.join("/ws/x");
     stdin.write_all(b"connected\n").unwrap();
-    assert_eq!(member.text(), "connected");
-    drop(member);
+    assert_eq!(client.text(), "connected");
+    drop(client);
     server.signal("STOP");
     let writer = thread::spawn(move || {
         let line = [b"y".repeat(1_000), b"\n".to_vec()].concat().repeat(1_000);
@@ -171,15 +171,15 @@ fn pub_memory_with_a_stalled_server_is_bounded() {
 #[test]
 fn pub_of_binary_input_is_one_message() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/b");
+    let mut client = server.join("/ws/b");
     let blob = [0, 0xff, b'\n', 7].repeat(1_000);
     let subscriber = subscribe(&server, &["b", "--count=1"]);
     assert!(publish(&server, &["b", "--binary"], &blob).status.success());
-    let frame = member.frame();
+    let frame = client.frame();
     assert_eq!((frame.opcode, frame.payload), (BINARY, blob.clone()));
     assert_eq!(subscriber.end(), (0, blob));
     assert!(publish(&server, &["b", "text"], b"").status.success());
-    assert_eq!(member.frame().opcode, TEXT);
+    assert_eq!(client.frame().opcode, TEXT);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn sub_of_several_channels_prints_all() {
 #[test]
 fn invalid_line_is_rejected_with_its_number_after_earlier_ones_were_published() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/x");
+    let mut client = server.join("/ws/x");
     let output = publish(&server, &["x"], b"good\n\xff\nafter\n");
     assert_eq!(output.status.code(), Some(1));
     let line = one_line(&output);
@@ -206,8 +206,8 @@ fn invalid_line_is_rejected_with_its_number_after_earlier_ones_were_published() 
         line.contains("line 2") && line.contains("--binary") && line.ends_with(": 1 message\n"),
         "{line}"
     );
-    assert_eq!(member.text(), "good");
-    member.receives_nothing();
+    assert_eq!(client.text(), "good");
+    client.receives_nothing();
     let output = publish(&server, &["x"], &b"y".repeat(70_000));
     assert_eq!(output.status.code(), Some(1));
     assert!(one_line(&output).contains("1009 too_big message_bytes_max=65536"), "{output:?}");
@@ -216,11 +216,11 @@ fn invalid_line_is_rejected_with_its_number_after_earlier_ones_were_published() 
 #[test]
 fn pub_of_empty_input_publishes_nothing() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/x");
+    let mut client = server.join("/ws/x");
     assert!(publish(&server, &["x"], b"").status.success());
-    member.receives_nothing();
+    client.receives_nothing();
     assert!(publish(&server, &["x"], b"\n\nlast without end").status.success());
-    assert_eq!([member.text(), member.text(), member.text()], ["", "", "last without end"]);
+    assert_eq!([client.text(), client.text(), client.text()], ["", "", "last without end"]);
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn bench_in_a_build_without_it_names_the_feature() {
 #[test]
 fn server_url_accepts_browser_forms() {
     let server = Server::start(&[]);
-    let mut member = server.join("/ws/x");
+    let mut client = server.join("/ws/x");
     let port = server.address.port();
     for url in [
         format!("http://127.0.0.1:{port}/"),
@@ -315,7 +315,7 @@ fn server_url_accepts_browser_forms() {
     ] {
         let output = run(oyez(&["pub", "x", &url, "--url", &url]), b"");
         assert!(output.status.success(), "{output:?}");
-        assert_eq!(member.text(), url);
+        assert_eq!(client.text(), url);
         let args = [
             "bench",
             "idle",

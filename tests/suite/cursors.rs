@@ -6,11 +6,10 @@ use oyez::ids::SlotId;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_v1};
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, wait_until};
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 /// The transport of a subscriber.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +25,7 @@ impl Way {
     fn request(self, channel: &str, since: &str) -> String {
         match self {
             Way::Raw => frames::upgrade(&format!("/ws/{channel}?since={since}")),
-            Way::V1 => upgrade(&format!("/ws/{channel}?since={since}")),
+            Way::V1 => upgrade_v1(&format!("/ws/{channel}?since={since}")),
             Way::Events => get(&format!("/sse/{channel}?since={since}")),
         }
     }
@@ -88,7 +87,7 @@ fn raw(server: &Server, since: &str) -> Result<Vec<String>, (u16, String)> {
 /// The messages that an `oyez.v1` subscriber receives up to `live`, as numbers; notices as words.
 fn v1(server: &Server, since: &str) -> Vec<String> {
     let mut client = Client::new(server.connect());
-    client.send(upgrade("/ws").as_bytes());
+    client.send(upgrade_v1("/ws").as_bytes());
     client.head();
     client.send_text(&json!({"type": "subscribe", "ch": "x", "since": since}).to_string());
     let mut received = Vec::new();
@@ -215,7 +214,7 @@ fn old_future_or_foreign_cursor_gets_a_gap() {
 fn old_cursor_without_history_gets_a_gap() {
     let server = Server::start(&["--history-messages-max=0"]);
     // The channel exists as long as it has a subscriber.
-    let _member = server.join("/ws/x");
+    let _subscriber = server.join("/ws/x");
     let ids = ["1", "2"].map(|text| Client::new(server.connect()).ask(publish("x", text)).id());
     for (since, received, gap) in
         [(&ids[0], &["gap evicted"][..], &json!("evicted")), (&ids[1], &[], &Value::Null)]
@@ -275,7 +274,7 @@ fn resume_at_every_point_during_publishing_loses_nothing() {
     let history = HistoryLimits { messages_max: 1_000, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..Limits::default() });
     let publisher = rig.connect(Behavior::Cooperative);
-    rig.send(publisher, upgrade("/ws").as_bytes());
+    rig.send(publisher, upgrade_v1("/ws").as_bytes());
     rig.run_until_idle();
     rig.pipe(publisher).outgoing.clear();
     // All published messages, and the cursor after each.

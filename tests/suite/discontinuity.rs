@@ -10,10 +10,6 @@ use crate::support::rig::{Behavior, Rig};
 
 const CHANNELS: usize = 2_500;
 
-fn upgrade_v1(path: &str) -> String {
-    frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
-}
-
 fn notices(rig: &mut Rig, id: SlotId) -> Vec<Value> {
     rig.texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
@@ -30,7 +26,7 @@ fn subscribers_of_all_channels_are_notified_over_several_turns() {
     let mut rig = Rig::new(Limits::default());
     let subscribers: Vec<SlotId> = (0..CHANNELS).map(|_| rig.connect(Behavior::Cooperative)).collect();
     for (channel, &id) in subscribers.iter().enumerate() {
-        rig.send(id, upgrade_v1(&format!("/ws/c{channel}")).as_bytes());
+        rig.send(id, frames::upgrade_v1(&format!("/ws/c{channel}")).as_bytes());
     }
     rig.run_until_idle();
     for &id in &subscribers {
@@ -73,7 +69,7 @@ fn subscriber_that_is_catching_up_finds_the_loss_after_what_it_was_sent() {
     }
     let slow = rig.connect(Behavior::LimitedWrites(1_000));
     let raw = rig.connect(Behavior::LimitedWrites(1_000));
-    rig.send(slow, upgrade_v1("/ws/a?since=earliest").as_bytes());
+    rig.send(slow, frames::upgrade_v1("/ws/a?since=earliest").as_bytes());
     rig.send(raw, frames::upgrade("/ws/a?since=earliest").as_bytes());
     (0..30).for_each(|_| rig.turn());
     miss(&mut rig, 2);

@@ -49,9 +49,7 @@ fn v1_clients_get_evenly_spread_reconnect_delays() {
 /// A client of `oyez.v1` after its hello.
 fn join_v1(server: &Server) -> Client {
     let mut client = Client::new(server.connect());
-    client.send(
-        frames::upgrade("/ws").replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n").as_bytes(),
-    );
+    client.send(frames::upgrade_v1("/ws").as_bytes());
     client.head();
     assert!(client.text().contains("hello"));
     client

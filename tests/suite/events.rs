@@ -417,7 +417,7 @@ fn event_stream_ignores_input_and_ends_with_its_client() {
 #[test]
 fn event_stream_beyond_the_channel_limit_is_rejected() {
     let server = Server::start(&["--channels-max=1"]);
-    let _member = server.join("/ws/a");
+    let _subscriber = server.join("/ws/a");
     let mut client = Client::new(server.connect());
     client.send(get("/sse/b").as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 200 "));

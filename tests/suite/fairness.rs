@@ -148,7 +148,7 @@ fn turns_during_new_floods(upgrade: impl Fn(usize) -> String, flood: &[u8]) -> (
 #[test]
 fn message_among_a_thousand_floods_that_begin_at_once_waits_for_few_turns() {
     let raw = |place: usize| frames::upgrade(&format!("/ws/own.{place}?echo=0"));
-    let v1 = |_: usize| crate::v1::upgrade("/ws");
+    let v1 = |_: usize| frames::upgrade_v1("/ws");
     let nothing = |_: usize| String::new();
     let empty = frames::masked(TEXT, b"").repeat(1_000);
     let small = frames::masked(TEXT, &[b'x'; 32]).repeat(200);

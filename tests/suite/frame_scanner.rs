@@ -155,25 +155,25 @@ proptest! {
     fn frame_boundary_allows_a_new_context(session in prop::collection::vec(said(), 0..6)) {
         let (bytes, boundaries) = encode(&session);
         let whole = accepted_messages(&mut context(), &bytes);
-        let mut walker = FrameScanner::new(false);
+        let mut scanner = FrameScanner::new(false);
         // Every split, but for the inner bytes of large payloads.
         for cut in 0..=bytes.len() {
             let is_boundary = boundaries.contains(&cut);
-            prop_assert_eq!(walker.at_boundary(), is_boundary, "cut at {}", cut);
+            prop_assert_eq!(scanner.at_boundary(), is_boundary, "cut at {}", cut);
             if is_boundary {
                 let first = accepted_messages(&mut context(), &bytes[..cut]);
                 let rest = accepted_messages(&mut context(), &bytes[cut..]);
                 prop_assert_eq!([first, rest].concat(), whole.clone(), "cut at {}", cut);
             }
             if cut < bytes.len() {
-                let step = walker.scan(&bytes[cut..=cut], 1 << 20);
+                let step = scanner.scan(&bytes[cut..=cut], 1 << 20);
                 prop_assert_eq!(step, (1, ScanStop::EndOfInput));
             }
         }
         // The same in one go.
-        let mut walker = FrameScanner::new(false);
-        prop_assert_eq!(walker.scan(&bytes, 1 << 20), (bytes.len(), ScanStop::EndOfInput));
-        prop_assert!(walker.at_boundary());
+        let mut scanner = FrameScanner::new(false);
+        prop_assert_eq!(scanner.scan(&bytes, 1 << 20), (bytes.len(), ScanStop::EndOfInput));
+        prop_assert!(scanner.at_boundary());
     }
 
     /// tungstenite accepts all that the scanner passes. Input at which the scanner stops is rejected by tungstenite
@@ -201,7 +201,7 @@ proptest! {
                 Err(tungstenite::Error::Io(_) | tungstenite::Error::ConnectionClosed | tungstenite::Error::Utf8(_)) => break,
                 // The scanner does not check a close frame's payload.
                 Err(tungstenite::Error::Protocol(tungstenite::error::ProtocolError::InvalidCloseSequence)) => break,
-                Err(error) => prop_assert!(false, "tungstenite rejects what the walker passed: {error}"),
+                Err(error) => prop_assert!(false, "tungstenite rejects what the scanner passed: {error}"),
             }
         }
     }

@@ -253,17 +253,17 @@ fn stopped_server_closes_no_client_after_it_resumes() {
     // On a slow machine a client may be late now and then; a server that counts its stopped time against clients
     // closes each one, since it was stopped for longer than their timeout.
     wait_until("a client that answers while the server is stopped stays", || {
-        let mut member = server.join("/ws");
-        if member.raw_frame().opcode != PING {
+        let mut subscriber = server.join("/ws");
+        if subscriber.raw_frame().opcode != PING {
             return false;
         }
         server.signal("STOP");
-        member.send(&frames::masked(PONG, b""));
+        subscriber.send(&frames::masked(PONG, b""));
         std::thread::sleep(Duration::from_millis(1_000));
         server.signal("CONT");
         (0..3).all(|_| {
-            let is_ping = member.raw_frame().opcode == PING;
-            let _ = member.stream.write_all(&frames::masked(PONG, b""));
+            let is_ping = subscriber.raw_frame().opcode == PING;
+            let _ = subscriber.stream.write_all(&frames::masked(PONG, b""));
             is_ping
         })
     });
@@ -303,7 +303,7 @@ fn dripping_heads_by_the_thousand_delay_no_other_client() {
     // A client that is answered late has time to read the answer.
     let server =
         Server::start(&["--handshake-timeout-ms=4000", "--close-timeout-ms=600000", "--drain-seconds=600"]);
-    let mut member = server.join("/ws");
+    let mut subscriber = server.join("/ws");
     let mut dripping: Vec<Client> = (0..2_000)
         .map(|_| {
             let mut client = Client::new(server.connect());
@@ -316,8 +316,8 @@ fn dripping_heads_by_the_thousand_delay_no_other_client() {
             client.send(byte);
         }
         // A server that waits for the rest of a head waits for ever.
-        member.send_text("x");
-        assert_eq!(member.text(), "x");
+        subscriber.send_text("x");
+        assert_eq!(subscriber.text(), "x");
     }
     for client in &mut dripping {
         assert!(client.rest_as_text().starts_with("HTTP/1.1 408 "));

@@ -16,7 +16,7 @@ const BYTES: &str = "Content-Type: application/octet-stream\r\n";
 #[test]
 fn route_has_its_exact_response() {
     let server = Server::start(&[]);
-    let _member = server.join("/ws/a");
+    let _subscriber = server.join("/ws/a");
     let mut client = Client::new(server.connect());
     let id = client.ask(publish("a", "x")).id();
     let epoch = id.strip_suffix("-1").unwrap();
@@ -320,7 +320,7 @@ fn messages_of_all_transports_have_one_order() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
     let mut v1 = Client::new(server.connect());
-    v1.send(crate::v1::upgrade("/ws/a").as_bytes());
+    v1.send(frames::upgrade_v1("/ws/a").as_bytes());
     assert!(v1.head().starts_with("HTTP/1.1 101 "));
     assert!(v1.text().contains("hello") && v1.text().contains("subscribed"));
     let mut events = Client::new(server.connect());

@@ -84,7 +84,7 @@ fn channel_with_subscribers_or_messages_is_listed() {
     let server = Server::start(&["--history-messages-max=0"]);
     let mut client = Client::new(server.connect());
     client.ask(publish("a", "x"));
-    let _member = server.join("/ws/b");
+    let _subscriber = server.join("/ws/b");
     assert_eq!(names(&client.ask(get("/v1/channels")).json()), ["b"]);
     assert_eq!(client.ask(get("/v1/channels/a/history")).json()["messages"], json!([]));
 }
@@ -143,7 +143,7 @@ fn history_of_a_removed_channel_reports_a_gap() {
     let mut client = Client::new(server.connect());
     let ids: Vec<String> = (0..2).map(|_| client.ask(publish("a", "x")).id()).collect();
     // A log that goes on, in a channel that has a subscriber.
-    let _member = server.join("/ws/b");
+    let _subscriber = server.join("/ws/b");
     let head = client.ask(publish("b", "x")).id();
     let (epoch, _) = head.split_once('-').unwrap();
     let mut gap =

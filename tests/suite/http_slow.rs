@@ -214,9 +214,9 @@ fn kept_connection_during_a_drain_gets_connection_close() {
         assert_eq!(client.ask(get("/readyz")).body, "ready\n");
     }
     // It does not answer the close, and the server waits for that.
-    let mut member = server.join("/ws/a");
+    let mut subscriber = server.join("/ws/a");
     server.signal("TERM");
-    assert_eq!(member.frame().close_code().0, 4200);
+    assert_eq!(subscriber.frame().close_code().0, 4200);
     for asks in [
         get("/readyz"),
         publish("a", "x"),
@@ -243,7 +243,7 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     assert!(events.stream_is_whole());
     drop(events);
     // The server does not wait for connections that only wait themselves.
-    drop(member);
+    drop(subscriber);
     let (status, log) = server.wait();
     assert_eq!(status.code(), Some(0), "{log}");
     assert_eq!(kept.response_or_end(false), None);

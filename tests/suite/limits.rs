@@ -30,8 +30,7 @@ fn counted(rig: &Rig, limit: Limit) -> u64 {
 
 fn v1(server: &Server) -> Client {
     let mut client = Client::new(server.connect());
-    let offer = "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n";
-    client.send(frames::upgrade("/ws").replace("\r\n\r\n", offer).as_bytes());
+    client.send(frames::upgrade_v1("/ws").as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 101 "));
     assert_eq!(said(&mut client)["type"], "hello");
     client

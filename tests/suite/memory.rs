@@ -501,8 +501,7 @@ fn connections_are_rejected_when_nothing_else_can_be_freed() {
     // Each of 128 subscriptions takes some 700 bytes, and no connection holds enough to be closed.
     for client in 0..200 {
         let mut one = Client::new(healthy.server.connect());
-        let offer = "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n";
-        one.send(frames::upgrade("/ws").replace("\r\n\r\n", offer).as_bytes());
+        one.send(frames::upgrade_v1("/ws").as_bytes());
         let head = one.head();
         if !head.starts_with("HTTP/1.1 101") {
             answer = Some(head);

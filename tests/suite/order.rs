@@ -7,9 +7,8 @@ use oyez::config::{Limits, OnSlow};
 use oyez::ids::SlotId;
 use serde_json::{Value, json};
 
-use crate::support::frames::{self, TEXT};
+use crate::support::frames::{self, TEXT, upgrade_v1};
 use crate::support::rig::{Behavior, Rig, Rng};
-use crate::v1::upgrade;
 
 const CHANNELS: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -23,7 +22,7 @@ struct Client {
 
 fn connect(rig: &mut Rig) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade("/ws").as_bytes());
+    rig.send(id, upgrade_v1("/ws").as_bytes());
     rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id

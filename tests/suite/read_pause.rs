@@ -9,14 +9,13 @@ use oyez::ids::SlotId;
 use oyez::net::outbox::PIECE_BYTES;
 
 use crate::support::client::Client;
-use crate::support::frames::{self, CLOSE, PING, PONG, TEXT};
+use crate::support::frames::{self, CLOSE, PING, PONG, TEXT, upgrade_v1};
 use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 fn join(rig: &mut Rig, path: &str) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade(path).as_bytes());
+    rig.send(id, upgrade_v1(path).as_bytes());
     rig.run_until_idle();
     rig.pipe(id).outgoing.clear();
     id
@@ -234,7 +233,7 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
     let server = Server::start(&[]);
     let before = server.resident_bytes();
     let mut client = Client::new(server.connect());
-    client.send(upgrade("/ws").as_bytes());
+    client.send(upgrade_v1("/ws").as_bytes());
     client.head();
     let mut writer = Client::new(client.stream.try_clone().unwrap());
     let flood = std::thread::spawn(move || {
@@ -249,7 +248,7 @@ fn client_with_large_responses_that_reads_all_is_bounded() {
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes");
     let mut silent = Client::new(server.connect());
-    silent.send(upgrade("/ws").as_bytes());
+    silent.send(upgrade_v1("/ws").as_bytes());
     silent.head();
     silent.limit_receive_buffer();
     silent.stream.set_nonblocking(true).unwrap();

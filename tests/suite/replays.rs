@@ -8,11 +8,10 @@ use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
 
 use crate::support::client::Client;
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_v1};
 use crate::support::http::{get, post, publish};
 use crate::support::process::{Server, TEST_TIMEOUT};
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 /// A text that takes six times its length in JSON.
 fn expensive(bytes: usize) -> String {
@@ -64,7 +63,7 @@ fn large_message_replayed_by_many_is_encoded_once_per_format() {
     let mut rig = rig(16 << 20);
     publish_on(&mut rig, "a", &expensive(100_000));
     publish_on(&mut rig, "a", &"\n".repeat(100_000));
-    let envelopes = upgrade("/ws/a?since=earliest");
+    let envelopes = upgrade_v1("/ws/a?since=earliest");
     let ids: Vec<SlotId> = [&envelopes, &get("/sse/a?since=earliest")]
         .into_iter()
         .flat_map(|request| [(); 20].map(|()| connect(&mut rig, request, Behavior::Stalled)))
@@ -87,10 +86,11 @@ fn replay_over_the_encoding_limit_waits_until_another_is_read() {
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    let first = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Stalled);
     rig.run_until_idle();
-    let others = [(); 2].map(|()| connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative));
-    let same = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Cooperative);
+    let others =
+        [(); 2].map(|()| connect(&mut rig, &upgrade_v1("/ws/b?since=earliest"), Behavior::Cooperative));
+    let same = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Cooperative);
     // Reaching idle means that the loop would sleep.
     rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 2);
@@ -109,9 +109,9 @@ fn one_replay_waits(replay_take_ms: u32) -> (Rig, SlotId, SlotId) {
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    let first = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Stalled);
     rig.run_until_idle();
-    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
+    let other = connect(&mut rig, &upgrade_v1("/ws/b?since=earliest"), Behavior::Cooperative);
     rig.run_until_idle();
     (rig, first, other)
 }
@@ -145,11 +145,11 @@ fn reader_at_the_minimum_pace_is_cut_while_another_replay_waits_for_its_memory()
     for channel in ["a", "b"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+    let first = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), TRICKLE);
     rig.advance_ms(25_000);
     assert!(rig.is_alive(first), "it may hold memory that no other replay needs");
     let other = connect(&mut rig, &get("/sse/b?since=earliest"), TRICKLE);
-    let last = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
+    let last = connect(&mut rig, &upgrade_v1("/ws/b?since=earliest"), Behavior::Cooperative);
     rig.advance_ms(1_000);
     assert!(!rig.is_alive(first));
     assert_eq!(rig.engine.shared.metrics.closed(Reason::Slow), 1);
@@ -166,14 +166,14 @@ fn newcomers_do_not_prolong_the_life_of_a_large_encoding() {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
     let other = {
-        connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+        connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), TRICKLE);
         rig.advance_ms(1_000);
-        connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative)
+        connect(&mut rig, &upgrade_v1("/ws/b?since=earliest"), Behavior::Cooperative)
     };
     let mut seconds = 1;
     while rig.pipe(other).outgoing.len() < 600_000 {
         assert!(rig.is_alive(other) && seconds < 30, "it waits for ever");
-        connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+        connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), TRICKLE);
         rig.advance_ms(1_000);
         seconds += 1;
     }
@@ -186,13 +186,13 @@ fn newcomer_has_its_whole_time_to_take_a_large_message() {
     for channel in ["a", "b", "c"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), TRICKLE);
+    let first = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), TRICKLE);
     rig.advance_ms(15_000);
     // 75 KB/s, which takes eight seconds.
-    let newcomer = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::LimitedWrites(3_750));
+    let newcomer = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::LimitedWrites(3_750));
     rig.turn();
     for channel in ["b", "c"] {
-        connect(&mut rig, &upgrade(&format!("/ws/{channel}?since=earliest")), TRICKLE);
+        connect(&mut rig, &upgrade_v1(&format!("/ws/{channel}?since=earliest")), TRICKLE);
     }
     rig.advance_ms(6_000);
     assert!(!rig.is_alive(first) && replays_waiting(&rig) == 1);
@@ -207,10 +207,11 @@ fn replays_take_turns(channels: [&str; 2], meanwhile: impl FnOnce(&mut Rig)) -> 
     for channel in ["a", "b", "b", "c", "c"] {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
-    let first = connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    let first = connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Stalled);
     rig.run_until_idle();
     let others = channels.map(|channel| {
-        let id = connect(&mut rig, &upgrade(&format!("/ws/{channel}?since=earliest")), Behavior::Cooperative);
+        let id =
+            connect(&mut rig, &upgrade_v1(&format!("/ws/{channel}?since=earliest")), Behavior::Cooperative);
         rig.run_until_idle();
         if channel == "c" {
             rig.set_behavior(id, Behavior::Stalled);
@@ -270,9 +271,9 @@ fn waiting_replay_that_is_unsubscribed_admits_the_next() {
         publish_on(&mut rig, channel, &expensive(100_000));
     }
     publish_on(&mut rig, "c", "small");
-    connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Stalled);
+    connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Stalled);
     rig.run_until_idle();
-    let other = connect(&mut rig, &upgrade("/ws/b?since=earliest"), Behavior::Cooperative);
+    let other = connect(&mut rig, &upgrade_v1("/ws/b?since=earliest"), Behavior::Cooperative);
     rig.send_text(other, r#"{"type":"subscribe","ch":"c","since":"earliest"}"#);
     rig.run_until_idle();
     assert_eq!(replays_waiting(&rig), 1);
@@ -287,7 +288,7 @@ fn waiting_replay_that_is_unsubscribed_admits_the_next() {
 fn message_above_the_encoding_limit_is_replayed_alone() {
     let mut rig = rig(1_000);
     publish_on(&mut rig, "a", &expensive(100_000));
-    let ids = [(); 3].map(|()| connect(&mut rig, &upgrade("/ws/a?since=earliest"), Behavior::Cooperative));
+    let ids = [(); 3].map(|()| connect(&mut rig, &upgrade_v1("/ws/a?since=earliest"), Behavior::Cooperative));
     rig.run_until_idle();
     assert!(ids.iter().all(|&id| rig.pipe(id).outgoing.len() > 600_000));
 }
@@ -356,13 +357,13 @@ fn subscriber_with_a_long_history_of_its_own_messages_is_caught_up_in_parts() {
     let (hub, slots) = (&mut rig.engine.hub, &mut rig.engine.slots);
     let subscription = slots.get(id).unwrap().subscriptions.as_slice()[0];
     let moved = hub.unsubscribe(subscription);
-    let wish = oyez::hub::SubscribeOptions {
+    let options = oyez::hub::SubscribeOptions {
         form: oyez::wire::Form::Raw,
         since: oyez::ids::Since::Earliest,
         echo: false,
     };
     let name = oyez::ids::ChannelName::parse(b"a").unwrap();
-    let joined = hub.subscribe(&name, id, wish, rig.now).unwrap();
+    let joined = hub.subscribe(&name, id, options, rig.now).unwrap();
     let slot = slots.get_mut(id).unwrap();
     slot.subscriptions.remove(subscription.channel);
     slot.subscriptions.add(joined.subscription);
@@ -424,9 +425,9 @@ fn replays_of_large_messages_that_are_not_read_take_little_memory() {
         assert_eq!(publisher.ask(post(&format!("/v1/publish/{channel}"), "", &body)).status, 200);
     }
     let requests = [
-        (upgrade("/ws/expensive?since=earliest"), 100),
+        (upgrade_v1("/ws/expensive?since=earliest"), 100),
         (get("/sse/expensive?since=earliest"), 100),
-        (upgrade("/ws/other?since=earliest"), 50),
+        (upgrade_v1("/ws/other?since=earliest"), 50),
         (frames::upgrade("/ws/expensive?since=earliest"), 300),
     ];
     let growth = growth(&server, &requests, 550);
@@ -461,7 +462,7 @@ impl Publishers {
 #[test]
 fn subscriber_resuming_on_a_channel_at_full_speed_catches_up() {
     let requests = [
-        upgrade("/ws/a?since=earliest"),
+        upgrade_v1("/ws/a?since=earliest"),
         frames::upgrade("/ws/a?since=earliest"),
         get("/sse/a?since=earliest"),
     ];
@@ -494,7 +495,7 @@ fn raw_subscriber_overtaken_by_the_history_gets_responses_before_its_close() {
     let mut rig = Rig::new(Limits { ping_interval_ms: 0, ..Limits::default() });
     let mut publishers = Publishers::new(&mut rig, "a", 50);
     publishers.turn(&mut rig);
-    let v1 = connect(&mut rig, &upgrade("/ws/a"), Behavior::Cooperative);
+    let v1 = connect(&mut rig, &upgrade_v1("/ws/a"), Behavior::Cooperative);
     publishers.turn(&mut rig);
     let text = String::from_utf8_lossy(&rig.pipe(v1).outgoing).into_owned();
     let cursor = text.rsplit("\"id\":\"").nth(10).unwrap().split('"').next().unwrap().to_owned();
@@ -524,7 +525,7 @@ fn subscriber_reading_a_large_message_is_not_slow_for_later_messages() {
         if !is_live {
             publish_on(&mut rig, "a", &expensive(bytes));
         }
-        let id = connect(&mut rig, &upgrade("/ws/b"), Behavior::Cooperative);
+        let id = connect(&mut rig, &upgrade_v1("/ws/b"), Behavior::Cooperative);
         rig.run_until_idle();
         let head = &mut rig.pipe(id).outgoing;
         let end = head.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;

@@ -13,9 +13,8 @@ use oyez::ids::SlotId;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_v1};
 use crate::support::rig::{Behavior, Rig, Rng};
-use crate::v1::upgrade;
 
 const CHANNELS: [&str; 2] = ["a", "b"];
 
@@ -59,7 +58,7 @@ struct Progress {
     number: Option<u64>,
     /// A gap was announced, with the number of missed messages if known.
     gap: Option<Option<u64>>,
-    is_member: bool,
+    is_subscribed: bool,
 }
 
 #[derive(Default)]
@@ -223,7 +222,7 @@ impl World {
 /// A cooperative subscriber of no channel.
 fn open(rig: &mut Rig) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade("/ws").as_bytes());
+    rig.send(id, upgrade_v1("/ws").as_bytes());
     rig.run_until_idle();
     rig.skip_head(id);
     id
@@ -236,7 +235,7 @@ impl Client {
         }
         self.cut(rig);
         let id = rig.connect(behavior);
-        rig.send(id, upgrade("/ws").as_bytes());
+        rig.send(id, upgrade_v1("/ws").as_bytes());
         for channel in CHANNELS {
             let mut request = json!({"type": "subscribe", "ch": channel});
             if let Some(cursor) = self.progress.get(channel).and_then(|progress| progress.cursor.clone()) {
@@ -263,7 +262,7 @@ impl Client {
         self.bytes.clear();
         self.has_head = false;
         self.was_stalled = false;
-        self.progress.values_mut().for_each(|progress| progress.is_member = false);
+        self.progress.values_mut().for_each(|progress| progress.is_subscribed = false);
     }
 
     fn look(&mut self, rig: &mut Rig, log: &Log) {
@@ -299,7 +298,7 @@ impl Client {
         let text = |name: &str| value[name].as_str().map(str::to_owned);
         match value["type"].as_str() {
             Some("subscribed") => {
-                progress.is_member = true;
+                progress.is_subscribed = true;
                 if progress.cursor.is_none() {
                     progress.number = None;
                 }
@@ -321,7 +320,7 @@ impl Client {
             Some("live") => progress.cursor = text("id"),
             Some(other) => panic!("{other}: {value}"),
             None => {
-                assert!(progress.is_member, "{value}");
+                assert!(progress.is_subscribed, "{value}");
                 let (number, text_sent) =
                     log.messages.get(value["id"].as_str().unwrap()).expect("a message of this log").clone();
                 assert!(value["text"] == text_sent, "message {number} of {channel}");

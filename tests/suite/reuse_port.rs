@@ -25,8 +25,7 @@ fn fails(listen: &str, flags: &[&str]) -> (Option<i32>, String) {
 /// A client of `oyez.v1`, and the node that has accepted its connection.
 fn connected(server: &Server) -> (Client, String) {
     let mut client = Client::new(server.connect());
-    let upgrade = frames::upgrade("/ws");
-    client.send(upgrade.replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n").as_bytes());
+    client.send(frames::upgrade_v1("/ws").as_bytes());
     assert!(client.head().starts_with("HTTP/1.1 101"));
     let hello: serde_json::Value = serde_json::from_str(&client.text()).unwrap();
     (client, hello["node"].as_str().unwrap().to_owned())

@@ -350,7 +350,7 @@ fn hello_names_the_log_and_the_server() {
     assert_ne!(hello[0]["client"], hello[1]["client"]);
     let mut alone = Rig::<Pipe>::new(Limits::default());
     let id = alone.connect(Behavior::Cooperative);
-    let head = frames::upgrade("/ws/a").replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n");
+    let head = frames::upgrade_v1("/ws/a");
     alone.send(id, head.as_bytes());
     alone.turn();
     alone.skip_head(id);

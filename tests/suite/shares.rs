@@ -8,10 +8,9 @@ use oyez::config::{HistoryLimits, Limits};
 use oyez::ids::SlotId;
 use serde_json::{Value, json};
 
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_v1};
 use crate::support::http::post;
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 const AGE_MS: u32 = 1_000;
 
@@ -23,7 +22,7 @@ fn limits() -> Limits {
 /// A client of `oyez.v1` that has been greeted.
 fn open(rig: &mut Rig) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade("/ws").as_bytes());
+    rig.send(id, upgrade_v1("/ws").as_bytes());
     rig.run_until_idle();
     rig.skip_head(id);
     assert_eq!(rig.texts(id).len(), 1, "hello");

@@ -10,11 +10,10 @@ use serde_json::json;
 
 use crate::support::auth_server::{bearer, claims, sign, upgrade_with, verifier};
 use crate::support::client::Client;
-use crate::support::frames::{self, CLOSE, TEXT};
+use crate::support::frames::{self, CLOSE, TEXT, upgrade_v1};
 use crate::support::http::{get, publish};
 use crate::support::process::{Server, counter};
 use crate::support::rig::{Behavior, Rig};
-use crate::v1::upgrade;
 
 fn limits() -> Limits {
     Limits { outbox_bytes_max: 70_000, slow_timeout_ms: 5_000, publish_pause_ms: 0, ..Limits::default() }
@@ -292,7 +291,7 @@ fn subscriber_too_slow_for_the_batches_of_a_turn_leaves_all_channels() {
     let history = HistoryLimits { messages_max: 0, ..HistoryLimits::default() };
     let mut rig = Rig::new(Limits { history, ..limits() });
     let stalled = rig.connect(Behavior::Cooperative);
-    rig.send(stalled, upgrade("/ws/a").as_bytes());
+    rig.send(stalled, upgrade_v1("/ws/a").as_bytes());
     rig.run_until_idle();
     rig.send_text(stalled, r#"{"type":"subscribe","ch":"b"}"#);
     rig.run_until_idle();
@@ -387,7 +386,7 @@ fn close_frame_among_pipelined_commands_is_last() {
     let limits = Limits { outbox_bytes_max: 20_000, ping_interval_ms: 0, ..Limits::default() };
     let mut rig = Rig::new(limits);
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade("/ws/a").as_bytes());
+    rig.send(id, upgrade_v1("/ws/a").as_bytes());
     rig.run_until_idle();
     rig.send_text(id, r#"{"type":"subscribe","ch":"b"}"#);
     rig.run_until_idle();
@@ -488,7 +487,7 @@ fn trickle_without_minimum_rate_is_progress() {
 fn subscriber_of_two_channels_with_a_large_turn_is_not_slow() {
     let mut rig = Rig::new(Limits { outbox_bytes_max: 50_000, ..limits() });
     let reader = rig.connect(Behavior::Cooperative);
-    rig.send(reader, upgrade("/ws/a").as_bytes());
+    rig.send(reader, upgrade_v1("/ws/a").as_bytes());
     rig.run_until_idle();
     rig.send_text(reader, r#"{"type":"subscribe","ch":"b"}"#);
     rig.run_until_idle();
@@ -548,7 +547,7 @@ fn v1_client_answered_while_catching_up_after_skip_misses_nothing() {
         let mut rig = Rig::new(limits);
         let sender = rig.join("/ws/a?echo=0");
         let slow = rig.connect(Behavior::Cooperative);
-        rig.send(slow, upgrade("/ws/a").as_bytes());
+        rig.send(slow, upgrade_v1("/ws/a").as_bytes());
         rig.run_until_idle();
         rig.pipe(slow).outgoing.clear();
         rig.pipe(slow).behavior = Behavior::Stalled;

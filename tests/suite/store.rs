@@ -23,11 +23,11 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::folder::Folder;
-use crate::support::frames;
+use crate::support::frames::{self, upgrade_v1};
 use crate::support::http::Response;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez, wait_until};
 use crate::support::rig::Rng;
-use crate::v1::upgrade;
+use crate::support::v1::V1Client;
 
 /// A folder with a history file.
 struct History(Folder);
@@ -101,37 +101,15 @@ fn epoch(id: &str) -> u64 {
     id.split('-').next().unwrap().parse().unwrap()
 }
 
-/// A subscriber by `oyez.v1`.
-struct Member(Client);
-
-impl Member {
-    fn join(server: &Server) -> Member {
-        let mut client = Client::new(server.connect());
-        client.send(upgrade("/ws").as_bytes());
-        client.head();
-        let mut subscriber = Member(client);
-        assert_eq!(subscriber.receive()["type"], "hello");
-        subscriber
-    }
-
-    fn say(&mut self, request: Value) {
-        self.0.send_text(&request.to_string());
-    }
-
-    fn receive(&mut self) -> Value {
-        serde_json::from_str(&self.0.text()).unwrap()
-    }
-}
-
 #[test]
 fn history_after_sigterm_is_complete() {
     let folder = History::new();
     // Without SIGTERM, messages would stay unwritten for half a minute.
     let server = folder.serve(&["--history-sync-ms=60000"]);
-    let mut subscriber = Member::join(&server);
-    subscriber.say(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
+    let mut subscriber = V1Client::connect(&server, "/ws").0;
+    subscriber.send(json!({"type": "publish", "ch": "a", "data": {"x": 1}, "ref": 1}));
     let first = subscriber.receive()["id"].as_str().unwrap().to_owned();
-    subscriber.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    subscriber.send(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
     subscriber.receive();
     let before = history(&server, "a", "earliest");
     let last = publish(&server, "a", "three");
@@ -148,8 +126,8 @@ fn history_after_sigterm_is_complete() {
     events
         .send(format!("GET /sse/a HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {first}\r\n\r\n").as_bytes());
     events.head();
-    let mut subscriber = Member::join(&server);
-    subscriber.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let mut subscriber = V1Client::connect(&server, "/ws").0;
+    subscriber.send(json!({"type": "subscribe", "ch": "a", "since": first}));
     let heard: Vec<Value> = (0..4).map(|_| subscriber.receive()).collect();
     assert_eq!((&heard[0]["type"], &heard[3]["type"]), (&json!("subscribed"), &json!("live")));
     assert_eq!(json!(heard[1..3]), json!(whole["messages"].as_array().unwrap()[1..]));
@@ -181,9 +159,9 @@ fn drained_clients_that_reconnect_miss_nothing() {
     let mut seen = Vec::new();
     let mut cursor: Option<String> = None;
     for round in 0..3 {
-        let mut subscriber = Member::join(&server);
+        let mut subscriber = V1Client::connect(&server, "/ws").0;
         let since = cursor.clone().map_or(Value::Null, Value::from);
-        subscriber.say(if round == 0 {
+        subscriber.send(if round == 0 {
             json!({"type": "subscribe", "ch": "a"})
         } else {
             json!({"type": "subscribe", "ch": "a", "since": since})
@@ -217,7 +195,7 @@ fn restarted_server_has_a_new_run() {
     let run = || {
         let server = folder.serve(&[]);
         let mut client = Client::new(server.connect());
-        client.send(upgrade("/ws").as_bytes());
+        client.send(upgrade_v1("/ws").as_bytes());
         client.head();
         let hello: Value = serde_json::from_str(&client.text()).unwrap();
         drop(client);
@@ -250,7 +228,7 @@ fn publish_for_a_while(
     rng: &mut Rng,
     millis_max: u64,
 ) -> (Vec<(String, String, Instant)>, Instant) {
-    let mut subscriber = Member::join(server);
+    let mut subscriber = V1Client::connect(server, "/ws").0;
     let mut last_turn = Instant::now();
     let kill_at = last_turn + Duration::from_millis(50 + rng.below(millis_max));
     let mut acknowledged = Vec::new();
@@ -264,7 +242,7 @@ fn publish_for_a_while(
             // Large ones push each other out of the history and out of the file.
             let (channel, padding) = if rng.below(3) == 0 { ("large", 60_000) } else { ("small", 20) };
             let text = format!("{channel} {run}.{number} {}", "x".repeat(padding));
-            subscriber.say(json!({"type": "publish", "ch": channel, "text": text}));
+            subscriber.send(json!({"type": "publish", "ch": channel, "text": text}));
             sent.push(text);
         }
         for text in sent {
@@ -362,8 +340,8 @@ fn history_after_kill_is_replayed_under_new_ids() {
     server.signal("KILL");
     server.wait();
     let server = folder.serve(&[]);
-    let mut subscriber = Member::join(&server);
-    subscriber.say(json!({"type": "subscribe", "ch": "a", "since": first}));
+    let mut subscriber = V1Client::connect(&server, "/ws").0;
+    subscriber.send(json!({"type": "subscribe", "ch": "a", "since": first}));
     let heard: Vec<Value> = (0..5).map(|_| subscriber.receive()).collect();
     assert_eq!((&heard[1]["type"], &heard[1]["why"]), (&json!("gap"), &json!("epoch")), "{heard:?}");
     assert_eq!((&heard[2]["text"], &heard[3]["text"]), (&json!("one"), &json!("two")));
@@ -380,11 +358,11 @@ fn history_file_size_is_bounded() {
     let folder = History::new();
     let flags = ["--history-sync-ms=20", "--history-messages-max=20"];
     let server = folder.serve(&flags);
-    let mut subscriber = Member::join(&server);
+    let mut subscriber = V1Client::connect(&server, "/ws").0;
     let mut largest = 0;
     for number in 0..1_000 {
         subscriber
-            .say(json!({"type": "publish", "ch": "a", "text": format!("{number} {}", "x".repeat(60_000))}));
+            .send(json!({"type": "publish", "ch": "a", "text": format!("{number} {}", "x".repeat(60_000))}));
         subscriber.receive();
         largest = largest.max(fs::metadata(folder.file()).unwrap().len());
     }

@@ -387,7 +387,7 @@ fn client_hellos_per_turn_are_bounded() {
 
 fn answer_ten_hellos(address: impl Fn(usize) -> String) {
     let mut tls = Tls::new(&TLS13, Limits::default(), 3);
-    let mut member = tls.join("/ws");
+    let mut subscriber = tls.join("/ws");
     let mut peers: Vec<Peer> =
         (0..10).map(|number| tls.connect_from(&address(number), Behavior::Cooperative)).collect();
     for peer in &mut peers {
@@ -397,14 +397,14 @@ fn answer_ten_hellos(address: impl Fn(usize) -> String) {
     let mut answered = Vec::new();
     while answered.last() != Some(&10) {
         assert!(answered.len() < 10, "{answered:?}");
-        member.write(&frames::masked(TEXT, b"meanwhile"));
-        let said = member.say();
-        tls.rig.send(member.id, &said);
+        subscriber.write(&frames::masked(TEXT, b"meanwhile"));
+        let said = subscriber.say();
+        tls.rig.send(subscriber.id, &said);
         tls.turn();
         let has_answer = |peer: &&Peer| !tls.rig.pipe(peer.id).outgoing.is_empty();
         answered.push(peers.iter().filter(has_answer).count());
-        member.receive(&mut tls.rig);
-        assert_eq!(member.frames().len(), 1, "messages are delivered in between");
+        subscriber.receive(&mut tls.rig);
+        assert_eq!(subscriber.frames().len(), 1, "messages are delivered in between");
     }
     assert_eq!(answered, [3, 6, 9, 10]);
 }

@@ -10,36 +10,7 @@ use crate::support::frames::{self, BINARY, TEXT};
 use crate::support::http::{get, post, publish};
 use crate::support::process::Server;
 use crate::support::rig::{Behavior, Rig};
-
-/// A request for a WebSocket that speaks `oyez.v1`.
-pub fn upgrade(path: &str) -> String {
-    frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
-}
-
-/// A subscriber on a real socket.
-struct Member(Client);
-
-impl Member {
-    /// Connects, and reads the hello message.
-    fn join(server: &Server, path: &str) -> (Member, Value) {
-        let mut client = Client::new(server.connect());
-        client.send(upgrade(path).as_bytes());
-        let head = client.head();
-        assert!(head.contains("\r\nSec-WebSocket-Protocol: oyez.v1\r\n"), "{head}");
-        let mut subscriber = Member(client);
-        let hello = subscriber.receive();
-        assert_eq!(hello["type"], "hello", "{hello}");
-        (subscriber, hello)
-    }
-
-    fn say(&mut self, request: Value) {
-        self.0.send_text(&request.to_string());
-    }
-
-    fn receive(&mut self) -> Value {
-        serde_json::from_str(&self.0.text()).unwrap()
-    }
-}
+use crate::support::v1::V1Client;
 
 /// Without the ids, which differ from run to run.
 fn plain(mut value: Value) -> Value {
@@ -57,44 +28,44 @@ fn hello_has_the_idempotency_key_lifetime() {
         (["--idempotency-keys-max=0", "--idempotency-age-seconds=60"], 0),
         (["--idempotency-keys-max=9", "--idempotency-age-seconds=60"], 60_000),
     ] {
-        assert_eq!(Member::join(&Server::start(&flags), "/ws").1["key_age_ms"], age_ms, "{flags:?}");
+        assert_eq!(V1Client::connect(&Server::start(&flags), "/ws").1["key_age_ms"], age_ms, "{flags:?}");
     }
 }
 
 #[test]
 fn session_has_its_exact_transcript() {
     let server = Server::start(&["--ping-interval-ms=25000"]);
-    let (mut one, hello) = Member::join(&server, "/ws");
+    let (mut one, hello) = V1Client::connect(&server, "/ws");
     assert_eq!(hello["ping_ms"], 25_000);
     assert_eq!(hello["message_bytes_max"], 65_536);
     assert_eq!((&hello["key_age_ms"], hello.get("expires_ms")), (&json!(300_000), None));
-    let (mut two, other) = Member::join(&server, "/ws/a");
+    let (mut two, other) = V1Client::connect(&server, "/ws/a");
     assert_ne!(hello["client"], other["client"]);
     assert_eq!(plain(two.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "subscribers": 1}));
-    one.say(json!({"type": "subscribe", "ch": "a", "future_field": [1, {"x": 2}]}));
+    one.send(json!({"type": "subscribe", "ch": "a", "future_field": [1, {"x": 2}]}));
     assert_eq!(plain(one.receive()), json!({"type": "subscribed", "ch": "a", "id": "-", "subscribers": 2}));
-    one.say(json!({"type": "publish", "ch": "a", "data": {"x": [1, 2.5, null]}, "ref": 7}));
+    one.send(json!({"type": "publish", "ch": "a", "data": {"x": [1, 2.5, null]}, "ref": 7}));
     let ack = one.receive();
     assert_eq!(plain(ack.clone()), json!({"type": "ack", "ref": 7, "id": "-"}));
     let message =
         json!({"ch": "a", "id": ack["id"], "n": 1, "from": hello["client"], "data": {"x": [1, 2.5, null]}});
-    assert_eq!(one.receive(), message, "the sender is a member like others");
+    assert_eq!(one.receive(), message, "the sender is a subscriber like others");
     assert_eq!(two.receive(), message);
-    two.say(json!({"type": "publish", "ch": "a", "text": "häh\n\"\u{2028}", "ref": "r"}));
+    two.send(json!({"type": "publish", "ch": "a", "text": "häh\n\"\u{2028}", "ref": "r"}));
     assert_eq!(two.receive()["ref"], "r");
     assert_eq!(
         plain(one.receive()),
         json!({"ch": "a", "id": "-", "n": 2, "from": "-", "text": "häh\n\"\u{2028}"})
     );
     two.receive();
-    one.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    one.send(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
     assert_eq!(plain(one.receive()), json!({"type": "ack", "id": "-"}));
     assert_eq!(one.receive()["base64"], "AP8=");
-    one.say(json!({"type": "unsubscribe", "ch": "a"}));
+    one.send(json!({"type": "unsubscribe", "ch": "a"}));
     assert_eq!(one.receive(), json!({"type": "unsubscribed", "ch": "a"}));
-    one.say(json!({"type": "publish", "ch": "a", "data": [null]}));
-    assert_eq!(one.receive()["type"], "ack", "one need not be a member to publish");
-    one.say(json!({"type": "ping"}));
+    one.send(json!({"type": "publish", "ch": "a", "data": [null]}));
+    assert_eq!(one.receive()["type"], "ack", "one need not be a subscriber to publish");
+    one.send(json!({"type": "ping"}));
     assert_eq!(one.receive(), json!({"type": "pong"}));
     assert_eq!(two.receive()["base64"], "AP8=");
     assert_eq!(two.receive()["data"], json!([null]));
@@ -103,12 +74,12 @@ fn session_has_its_exact_transcript() {
 #[test]
 fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
     let server = Server::start(&[]);
-    let (mut client, _) = Member::join(&server, "/ws/a");
+    let (mut client, _) = V1Client::connect(&server, "/ws/a");
     client.receive();
     for fields in [json!({"data": null}), json!({"data": null, "text": null, "base64": null}), json!({})] {
         let mut command = json!({"type": "publish", "ch": "a", "ref": 7});
         command.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        client.say(command);
+        client.send(command);
         let error = client.receive();
         assert_eq!(
             (&error["type"], &error["ref"], &error["code"]),
@@ -116,7 +87,7 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
         );
     }
     // Beside another payload it is absent.
-    client.say(json!({"type": "publish", "ch": "a", "ref": null, "data": null, "text": "x"}));
+    client.send(json!({"type": "publish", "ch": "a", "ref": null, "data": null, "text": "x"}));
     assert_eq!(client.receive()["type"], "ack");
     let message = client.receive();
     assert_eq!((&message["text"], &message["n"]), (&json!("x"), &json!(1)), "no earlier message");
@@ -126,7 +97,7 @@ fn publish_of_null_is_an_error_and_reaches_no_subscriber() {
 fn raw_and_v1_clients_share_a_channel() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
-    let (mut subscriber, _) = Member::join(&server, "/ws/a");
+    let (mut subscriber, _) = V1Client::connect(&server, "/ws/a");
     assert_eq!(subscriber.receive()["subscribers"], 2);
     raw.send_text("from raw");
     assert_eq!(raw.text(), "from raw");
@@ -134,22 +105,22 @@ fn raw_and_v1_clients_share_a_channel() {
     raw.send(&frames::masked(BINARY, &[0, 255]));
     assert_eq!(raw.frame().payload, [0, 255]);
     assert_eq!(subscriber.receive()["base64"], "AP8=");
-    subscriber.say(json!({"type": "publish", "ch": "a", "data": [1, 2]}));
+    subscriber.send(json!({"type": "publish", "ch": "a", "data": [1, 2]}));
     let frame = raw.frame();
     assert_eq!((frame.opcode, &frame.payload[..]), (TEXT, &b"[1,2]"[..]));
-    subscriber.say(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
+    subscriber.send(json!({"type": "publish", "ch": "a", "base64": "AP8="}));
     assert_eq!(raw.frame().opcode, BINARY);
 }
 
 #[test]
 fn invalid_request_gets_an_error_and_the_connection_stays() {
     let server = Server::start(&["--channels-per-client-max=2", "--channels-max=3"]);
-    let (mut subscriber, _) = Member::join(&server, "/ws/a");
+    let (mut subscriber, _) = V1Client::connect(&server, "/ws/a");
     assert_eq!(subscriber.receive()["type"], "subscribed");
     let mut check = |request: Value, code: &str| {
         let mut request = request;
         request["ref"] = json!(code);
-        subscriber.say(request.clone());
+        subscriber.send(request.clone());
         let answer = subscriber.receive();
         assert_eq!(
             (&answer["type"], &answer["code"]),
@@ -169,19 +140,19 @@ fn invalid_request_gets_an_error_and_the_connection_stays() {
     check(json!({"type": "unsubscribe", "ch": "b"}), "not_subscribed");
     check(json!({"type": "publish", "ch": "a"}), "bad_payload");
     check(json!({"type": "auth", "token": "x"}), "no_auth");
-    subscriber.say(json!({"type": "subscribe", "ch": "b"}));
+    subscriber.send(json!({"type": "subscribe", "ch": "b"}));
     assert_eq!(subscriber.receive()["type"], "subscribed");
     let mut check = |request: Value, code: &str| {
-        subscriber.say(request);
+        subscriber.send(request);
         assert_eq!(subscriber.receive()["code"], code);
     };
     check(json!({"type": "subscribe", "ch": "c"}), "too_many_channels");
     check(json!({"type": "publish", "ch": "d", "data": 1, "ref": {}}), "bad_ref");
     check(json!({"type": "publish", "ch": "d", "data": 1}), "too_many_channels");
-    let (mut other, _) = Member::join(&server, "/ws");
-    other.say(json!({"type": "publish", "ch": "d", "data": 1}));
+    let (mut other, _) = V1Client::connect(&server, "/ws");
+    other.send(json!({"type": "publish", "ch": "d", "data": 1}));
     assert_eq!(other.receive()["type"], "ack", "the third channel, kept for its history");
-    other.say(json!({"type": "publish", "ch": "e", "data": 1}));
+    other.send(json!({"type": "publish", "ch": "e", "data": 1}));
     assert_eq!(other.receive()["code"], "over_capacity");
     subscriber.0.send_text("{\"type\":");
     assert_eq!(subscriber.receive()["code"], "bad_json");
@@ -193,14 +164,14 @@ fn invalid_request_gets_an_error_and_the_connection_stays() {
 fn repeated_idempotency_key_is_published_once() {
     let server = Server::start(&["--idempotency-keys-max=2"]);
     let mut raw = server.join("/ws/a");
-    let (mut one, _) = Member::join(&server, "/ws");
+    let (mut one, _) = V1Client::connect(&server, "/ws");
     let publish =
         |key: &str, text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": key, "ref": 1});
-    one.say(publish("k", "once"));
+    one.send(publish("k", "once"));
     let first = one.receive();
     // As after a cut: another connection, the same key.
-    let (mut again, _) = Member::join(&server, "/ws");
-    again.say(publish("k", "once"));
+    let (mut again, _) = V1Client::connect(&server, "/ws");
+    again.send(publish("k", "once"));
     assert_eq!(again.receive(), first);
     let post = "POST /v1/publish/a HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: k\r\nContent-Length: 4\r\nConnection: close\r\n\r\nonce";
     let answer = server.ask(post);
@@ -212,11 +183,11 @@ fn repeated_idempotency_key_is_published_once() {
     );
     assert_eq!(raw.text(), "once");
     for key in ["l", "m"] {
-        one.say(publish(key, key));
+        one.send(publish(key, key));
         one.receive();
         assert_eq!(raw.text(), key);
     }
-    one.say(publish("k", "the key is forgotten"));
+    one.send(publish("k", "the key is forgotten"));
     assert_ne!(one.receive()["id"], first["id"]);
     assert_eq!(raw.text(), "the key is forgotten");
 }
@@ -225,14 +196,14 @@ fn repeated_idempotency_key_is_published_once() {
 fn different_body_under_the_same_key_is_rejected() {
     let server = Server::start(&[]);
     let mut raw = server.join("/ws/a");
-    let (mut one, _) = Member::join(&server, "/ws");
+    let (mut one, _) = V1Client::connect(&server, "/ws");
     let publish = |text: &str| json!({"type": "publish", "ch": "a", "text": text, "key": "k", "ref": 1});
-    one.say(publish("one"));
+    one.send(publish("one"));
     let first = one.receive();
     for (field, value) in [("text", "two"), ("data", "one")] {
         let mut other = json!({"type": "publish", "ch": "a", "key": "k", "ref": 2});
         other[field] = json!(value);
-        one.say(other);
+        one.send(other);
         let error = one.receive();
         assert_eq!((&error["code"], &error["ref"]), (&json!("key_reused"), &json!(2)), "{error}");
     }
@@ -247,7 +218,7 @@ fn different_body_under_the_same_key_is_rejected() {
     );
     assert_eq!(client.ask(post("/v1/publish/b", lines, "two")).status, 200, "each channel has its own");
     assert_eq!(raw.text(), "one");
-    one.say(json!({"type": "publish", "ch": "a", "text": "end"}));
+    one.send(json!({"type": "publish", "ch": "a", "text": "end"}));
     assert_eq!(raw.text(), "end", "nothing else was published");
 }
 
@@ -258,7 +229,7 @@ fn received(rig: &mut Rig, id: SlotId) -> Vec<Value> {
 
 fn join(rig: &mut Rig, path: &str, behavior: Behavior) -> SlotId {
     let id = rig.connect(Behavior::Cooperative);
-    rig.send(id, upgrade(path).as_bytes());
+    rig.send(id, frames::upgrade_v1(path).as_bytes());
     rig.turn();
     rig.skip_head(id);
     rig.pipe(id).behavior = behavior;
@@ -278,7 +249,7 @@ fn words(values: &[Value]) -> Vec<String> {
 #[test]
 fn session_split_at_every_byte_has_the_same_transcript() {
     let session = [
-        upgrade("/ws/a?since=earliest").into_bytes(),
+        frames::upgrade_v1("/ws/a?since=earliest").into_bytes(),
         frames::masked(TEXT, br#"{"type":"publish","ch":"a","text":"one","ref":1}"#),
         frames::masked(TEXT, br#"{"type":"subscribe","ch":"b"}"#),
         frames::masked(TEXT, br#"{"type":"publish","ch":"b","text":"two","ref":2}"#),
@@ -650,7 +621,7 @@ fn run_of_hello_changes_with_the_network_of_an_anonymous_client() {
     let mut rig = Rig::new(Limits::default());
     let mut run = |address: &str| {
         let id = rig.connect_from(address, Behavior::Cooperative);
-        rig.send(id, upgrade("/ws").as_bytes());
+        rig.send(id, frames::upgrade_v1("/ws").as_bytes());
         rig.run_until_idle();
         let out = std::mem::take(&mut rig.pipe(id).outgoing);
         let head = out.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;

@@ -131,7 +131,7 @@ impl Cluster {
     pub fn v1(&mut self, at: usize, path: &str) -> SlotId {
         let rig = self.rig(at);
         let id = rig.connect(Behavior::Cooperative);
-        let head = frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n");
+        let head = frames::upgrade_v1(path);
         rig.send(id, head.as_bytes());
         rig.turn();
         rig.skip_head(id);

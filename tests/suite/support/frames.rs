@@ -84,3 +84,8 @@ pub fn upgrade(path: &str) -> String {
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
 }
+
+/// The request of a WebSocket that speaks `oyez.v1`.
+pub fn upgrade_v1(path: &str) -> String {
+    upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n")
+}

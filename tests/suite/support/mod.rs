@@ -20,6 +20,7 @@ pub mod source;
 pub mod terminal;
 pub mod tls;
 pub mod tokens;
+pub mod v1;
 
 /// Makes the threads of a test stop when its scope ends, also after a failed assertion.
 pub struct StopOnDrop<'a>(pub &'a std::sync::atomic::AtomicBool);
