@@ -44,6 +44,10 @@ impl Patterns {
 
     /// The same as [`Patterns::include`] for the name of an existing channel, which is valid.
     pub fn include_name(&self, name: &str) -> bool {
+        // The usual one, that of anonymous clients.
+        if &*self.0 == "*" {
+            return true;
+        }
         self.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(beginning) => name.starts_with(beginning),
             None => name == pattern,

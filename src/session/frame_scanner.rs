@@ -142,7 +142,7 @@ impl FrameScanner {
             at += consumed;
             match step {
                 FrameStep::Header => {}
-                FrameStep::Invalid { stop, header_bytes } => return (at.saturating_sub(header_bytes), stop),
+                FrameStep::Invalid(stop) => return (at, stop),
                 FrameStep::Payload(part) => {
                     if on_part(self, &part, at).is_break() {
                         return (at, ScanStop::EndOfInput);
@@ -159,24 +159,32 @@ impl FrameScanner {
     /// Scans at most one frame. Returns the number of bytes that belong to it.
     pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, FrameStep) {
         let mut at = 0;
+        let rules = HeaderRules {
+            in_message: self.in_message,
+            allows_compressed: self.allows_compressed,
+            is_compressed: self.is_compressed,
+            message_bytes_max,
+        };
         let mut begins = false;
-        while let Position::Header { bytes, length } = &mut self.position {
-            let Some(&byte) = input.get(at) else { return (at, FrameStep::Header) };
-            bytes[*length] = byte;
-            *length += 1;
-            at += 1;
-            let rules = HeaderRules {
-                in_message: self.in_message,
-                allows_compressed: self.allows_compressed,
-                is_compressed: self.is_compressed,
-                message_bytes_max,
+        if let Position::Header { bytes, length } = &mut self.position {
+            let held = *length;
+            let (next, _) = input.split_at(input.len().min(HEADER_BYTES_MAX - held));
+            let check = if held == 0 {
+                // Usually all of it is there, and nothing is copied.
+                check_header(next, rules)
+            } else {
+                bytes[held..][..next.len()].copy_from_slice(next);
+                check_header(&bytes[..held + next.len()], rules)
             };
-            match check_header(&bytes[..*length], rules) {
-                HeaderCheck::Partial => {}
-                HeaderCheck::Invalid(stop) => {
-                    return (at, FrameStep::Invalid { stop, header_bytes: *length });
+            match check {
+                HeaderCheck::Partial => {
+                    bytes[held..][..next.len()].copy_from_slice(next);
+                    *length += next.len();
+                    return (next.len(), FrameStep::Header);
                 }
-                HeaderCheck::Whole { left, first_byte, mask } => {
+                HeaderCheck::Invalid(stop) => return (0, FrameStep::Invalid(stop)),
+                HeaderCheck::Whole { left, first_byte, mask, header_bytes } => {
+                    at = header_bytes - held;
                     begins = true;
                     if is_data(first_byte) && !self.in_message {
                         self.is_compressed = first_byte & RSV1 != 0;
@@ -241,8 +249,8 @@ pub(super) enum FrameStep {
     Header,
     /// A part of the payload, at the end of the scanned bytes.
     Payload(PayloadPart),
-    /// The header is invalid after this many of its bytes.
-    Invalid { stop: ScanStop, header_bytes: usize },
+    /// The header is invalid, of which no byte counts as scanned.
+    Invalid(ScanStop),
 }
 
 /// A part of a frame's payload; it may be all of it, or empty.
@@ -285,7 +293,7 @@ impl Position {
 /// The result of checking a header, or the beginning of one.
 enum HeaderCheck {
     Partial,
-    Whole { left: u64, first_byte: u8, mask: [u8; 4] },
+    Whole { left: u64, first_byte: u8, mask: [u8; 4], header_bytes: usize },
     Invalid(ScanStop),
 }
 
@@ -329,57 +337,49 @@ fn is_first_byte_valid(first: u8, rules: HeaderRules) -> bool {
     !(reserved_bits || reserved_opcode || out_of_order || fragmented_control)
 }
 
-/// Checks the received bytes of a header; each rule as early as possible.
+/// Checks the received bytes of a header, which others may follow; each rule as early as possible.
 fn check_header(header: &[u8], rules: HeaderRules) -> HeaderCheck {
     let HeaderRules { in_message, is_compressed, message_bytes_max, .. } = rules;
-    let first = header[0];
-    let is_control = !is_data(first);
-    if header.len() == 1 {
-        if !is_first_byte_valid(first, rules) {
-            return HeaderCheck::Invalid(ScanStop::Protocol);
-        }
-        return HeaderCheck::Partial;
+    let Some(&first_byte) = header.first() else { return HeaderCheck::Partial };
+    if !is_first_byte_valid(first_byte, rules) {
+        return HeaderCheck::Invalid(ScanStop::Protocol);
     }
-    let short_length = header[1] & 0x7f;
-    if header.len() == 2 {
-        // 5.1: a client MUST mask. 5.5: control frames carry at most 125 bytes.
-        let unmasked = header[1] & 0x80 == 0;
-        if unmasked || (is_control && short_length > 125) {
-            return HeaderCheck::Invalid(ScanStop::Protocol);
-        }
+    let Some(&second_byte) = header.get(1) else { return HeaderCheck::Partial };
+    let is_control = !is_data(first_byte);
+    let short_length = second_byte & 0x7f;
+    // 5.1: a client MUST mask. 5.5: control frames carry at most 125 bytes.
+    let is_unmasked = second_byte & 0x80 == 0;
+    if is_unmasked || (is_control && short_length > 125) {
+        return HeaderCheck::Invalid(ScanStop::Protocol);
     }
-    let length_bytes = match short_length {
-        127 => 8,
-        126 => 2,
-        _ => 0,
+    let length_end = match short_length {
+        127 => 10,
+        126 => 4,
+        _ => 2,
     };
-    let length_end = 2 + length_bytes;
-    if header.len() < length_end {
-        return HeaderCheck::Partial;
-    }
-    let left = match length_bytes {
-        0 => u64::from(short_length),
-        _ => header[2..length_end].iter().fold(0, |length, &byte| length << 8 | u64::from(byte)),
+    let Some(length) = header.get(2..length_end) else { return HeaderCheck::Partial };
+    let (left, is_minimal) = match *length {
+        [] => (u64::from(short_length), true),
+        [high, low] => {
+            let left = u64::from(u16::from_be_bytes([high, low]));
+            (left, left > 125)
+        }
+        _ => {
+            let left = length.iter().fold(0, |length, &byte| length << 8 | u64::from(byte));
+            (left, left > 0xffff && left >> 63 == 0)
+        }
     };
-    if header.len() == length_end {
-        // 5.2: the fewest bytes, and the most significant bit 0.
-        let minimal = match length_bytes {
-            8 => left > 0xffff && left >> 63 == 0,
-            2 => left > 125,
-            _ => true,
-        };
-        if !minimal {
-            return HeaderCheck::Invalid(ScanStop::Protocol);
-        }
-        let is_compressed = if in_message { is_compressed } else { first & RSV1 != 0 };
-        let bytes_max =
-            if is_compressed { compressed_bytes_max(message_bytes_max) } else { message_bytes_max };
-        if !is_control && left > bytes_max as u64 {
-            return HeaderCheck::Invalid(ScanStop::TooBig);
-        }
+    // 5.2: the fewest bytes, and the most significant bit 0.
+    if !is_minimal {
+        return HeaderCheck::Invalid(ScanStop::Protocol);
+    }
+    let is_compressed = if in_message { is_compressed } else { first_byte & RSV1 != 0 };
+    let bytes_max = if is_compressed { compressed_bytes_max(message_bytes_max) } else { message_bytes_max };
+    if !is_control && left > bytes_max as u64 {
+        return HeaderCheck::Invalid(ScanStop::TooBig);
     }
     match header[length_end..].first_chunk() {
-        Some(&mask) => HeaderCheck::Whole { left, first_byte: first, mask },
+        Some(&mask) => HeaderCheck::Whole { left, first_byte, mask, header_bytes: length_end + mask.len() },
         None => HeaderCheck::Partial,
     }
 }

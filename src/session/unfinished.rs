@@ -96,8 +96,8 @@ impl Unfinished {
             *input = remaining;
             let part = match step {
                 FrameStep::Header => break,
-                FrameStep::Invalid { stop: ScanStop::TooBig, .. } => return failed(too_big(limits)),
-                FrameStep::Invalid { .. } => return failed(Reason::Protocol),
+                FrameStep::Invalid(ScanStop::TooBig) => return failed(too_big(limits)),
+                FrameStep::Invalid(_) => return failed(Reason::Protocol),
                 FrameStep::Payload(part) => part,
             };
             let payload = &bytes[consumed - part.payload_bytes..];
