@@ -10,7 +10,7 @@
 //!
 //! | kind | item | body |
 //! | --- | --- | --- |
-//! | 1 | message | flags u8, [client u32], [user: length u32, JSON], channel: length u8, name, [owner, key: length u8, text], payload |
+//! | 1 | message | flags u8, [client u32], [user: length u32, JSON], channel: length u8, name, [owner, key: length u8, text, epoch u64, seq u64], payload |
 //! | 2 | heartbeat | connections u32, subscribers u32, program version u32 |
 //! | 3 | epoch report | epoch of the marker u64, count u16, count × (run u32, number u64) |
 //! | 4 | disconnect | ref u32, sub |
@@ -24,7 +24,7 @@
 //! | 12 | subscriber counts | flags u8, [range: two names], count × (subscribers u32, channel: length u8, name) |
 //!
 //! Flags of a message: bits 0 and 1 are the payload's kind (text 0, binary 1, data 2); bit 2: a client follows; bit 3: an
-//! owner and a key follow; bit 4: a user follows. An owner is a byte 0 and a network (u64), or a byte 1, a length (u16)
+//! owner and a key follow, and up to which entry the key is unknown; bit 4: a user follows. An owner is a byte 0 and a network (u64), or a byte 1, a length (u16)
 //! and a subject.
 //!
 //! Flags of subscriber counts: bit 0: the other nodes are to send all of theirs; bit 1: a range follows, whose channels have
@@ -38,7 +38,7 @@
 use std::fmt;
 
 use crate::access::identity::ClientIdentity;
-use crate::ids::{ChannelName, ClientId};
+use crate::ids::{ChannelName, ClientId, MessageId};
 use crate::wire::Kind;
 
 /// The version of the format.
@@ -109,8 +109,20 @@ pub struct LogMessage<'a> {
     pub client: Option<ClientId>,
     /// The publisher's user as JSON, if its token has a `sub`.
     pub user: Option<&'a str>,
-    /// The idempotency key, and the publisher that it belongs to.
-    pub key: Option<(ClientIdentity<'a>, &'a str)>,
+    /// The idempotency key.
+    pub key: Option<LogKey<'a>>,
+}
+
+/// The idempotency key of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogKey<'a> {
+    /// The publisher that it belongs to.
+    pub owner: ClientIdentity<'a>,
+    /// The key.
+    pub key: &'a str,
+    /// The last entry that the node had applied when it looked for the key, and did not find it. Every node compares the
+    /// message with later ones only: a node that has older entries than another one decides as that one does.
+    pub unknown_until: MessageId,
 }
 
 /// The numbers of an epoch report: the last number of each run that the reporting node has applied.
@@ -507,7 +519,7 @@ impl<'a> LogMessage<'a> {
             Some(text(fields.bytes(length)?)?)
         };
         let channel = fields.short_text()?;
-        let key = if flags & KEY == 0 { None } else { Some((fields.owner()?, fields.short_text()?)) };
+        let key = if flags & KEY == 0 { None } else { Some(LogKey::parse(&mut fields)?) };
         Ok(LogMessage { channel, kind, payload: fields.0, client, user, key })
     }
 
@@ -531,16 +543,25 @@ impl<'a> LogMessage<'a> {
             out.extend_from_slice(user.as_bytes());
         }
         append_short(out, self.channel);
-        if let Some((owner, key)) = self.key {
+        if let Some(LogKey { owner, key, unknown_until }) = self.key {
             append_owner(out, owner);
             append_short(out, key);
+            out.extend_from_slice(&unknown_until.epoch.to_le_bytes());
+            out.extend_from_slice(&unknown_until.seq.to_le_bytes());
         }
         out.extend_from_slice(self.payload);
     }
 
     fn len_max(&self) -> usize {
-        let owner = self.key.map_or(0, |(owner, key)| owner_len_max(owner) + key.len());
-        16 + self.user.map_or(0, str::len) + self.channel.len() + owner + self.payload.len()
+        let key = self.key.map_or(0, |LogKey { owner, key, .. }| 16 + owner_len_max(owner) + key.len());
+        16 + self.user.map_or(0, str::len) + self.channel.len() + key + self.payload.len()
+    }
+}
+
+impl<'a> LogKey<'a> {
+    fn parse(fields: &mut FieldReader<'a>) -> Result<LogKey<'a>, BadEntry> {
+        let (owner, key) = (fields.owner()?, fields.short_text()?);
+        Ok(LogKey { owner, key, unknown_until: MessageId { epoch: fields.u64()?, seq: fields.u64()? } })
     }
 }
 
@@ -712,9 +733,10 @@ mod tests {
                 payload: &values.payload,
                 client: values.client.map(ClientId::from_bits),
                 user: values.user.as_deref(),
-                key: values.key.as_ref().map(|(sub, key)| {
-                    let owner = sub.as_deref().map(ClientIdentity::Subject);
-                    (owner.unwrap_or(ClientIdentity::Network(values.long)), key.as_str())
+                key: values.key.as_ref().map(|(sub, key)| LogKey {
+                    owner: sub.as_deref().map_or(ClientIdentity::Network(values.long), ClientIdentity::Subject),
+                    key,
+                    unknown_until: MessageId { epoch: values.long, seq: u64::from(a) },
                 }),
             }),
             2 => Item::Heartbeat { connections: a, subscribers: b, version: c },

@@ -215,6 +215,8 @@ pub struct Link<P> {
     appender: Wire,
     reader: Wire,
     read_reply: ReadReply,
+    /// Bytes of an incomplete reply that the reader had received when it was last tried.
+    received_part: usize,
     log: LogReader<P>,
     random: u64,
     address: String,
@@ -250,6 +252,7 @@ impl<P> Link<P> {
             appender: Wire::default(),
             reader: Wire::default(),
             read_reply: ReadReply::default(),
+            received_part: 0,
             log,
             random: config.seed,
             address: String::new(),
@@ -291,9 +294,12 @@ impl<P> Link<P> {
         Ok(())
     }
 
-    /// Appends a heartbeat. When [`Link::applied_number`] has reached the returned number, everything that the log
-    /// contained at the time of this call was applied.
+    /// Appends a heartbeat, unless an entry waits to be sent for the first time. When [`Link::applied_number`] has reached
+    /// the returned number, everything that the log contained at the time of this call was applied.
     pub fn barrier(&mut self, now: LoopTime) -> u64 {
+        if let Some(number) = self.log.own.last_unsent() {
+            return number;
+        }
         let heartbeat = self.heartbeat();
         self.log.own.push_notice(&heartbeat, Content::Notice, now)
     }
@@ -687,7 +693,12 @@ impl<P> Link<P> {
             self.commands.read(&mut self.reader.unsent, self.log.position);
         }
         let part = self.read_reply.next(&mut self.reader.decoder);
-        let Some(part) = part.map_err(|error| fail(bad_reply(error, "XREAD")))? else { return Ok(false) };
+        let Some(part) = part.map_err(|error| fail(bad_reply(error, "XREAD")))? else {
+            // A large entry may take longer to arrive than a heartbeat may.
+            self.note_received(now);
+            return Ok(false);
+        };
+        self.received_part = 0;
         let decoder = &self.reader.decoder;
         match part {
             ReadPart::Entry { id, time_ms, bytes: span } => {
@@ -713,6 +724,17 @@ impl<P> Link<P> {
         }
         self.check_goal(now);
         Ok(true)
+    }
+
+    /// A part of an entry that has grown is progress.
+    fn note_received(&mut self, now: LoopTime) {
+        let received = self.reader.decoder.buffered();
+        if let LinkState::Running { progress_at, .. } = &mut self.state
+            && received > self.received_part
+        {
+            *progress_at = now;
+        }
+        self.received_part = received;
     }
 
     fn check_goal(&mut self, now: LoopTime) {
@@ -745,8 +767,9 @@ impl<P> Link<P> {
             }
             self.full_until = Some(now.after(MEMORY_PAUSE_MS));
             self.alive_at = now;
-            let pending = self.log.own.rejected(number);
-            self.log.fail(pending, PublishFailure::BackplaneFull);
+            let (pending, may_be_in_log) = self.log.own.rejected(number);
+            let why = if may_be_in_log { PublishFailure::Unconfirmed } else { PublishFailure::BackplaneFull };
+            self.log.fail(pending, why);
             return Ok(());
         }
         Err(self.error(command.name(), text))
@@ -793,6 +816,7 @@ impl<P> Link<P> {
         self.appender.clear();
         self.reader.clear();
         self.read_reply = ReadReply::default();
+        self.received_part = 0;
         self.full_until = None;
         self.log.own.lose_link();
     }
@@ -863,12 +887,13 @@ impl<P> Link<P> {
         }
     }
 
-    /// Appends a heartbeat, unless entries wait to be sent.
+    /// Appends a heartbeat, unless the last entry is yet to be appended: it serves as one. So a node that cannot read the
+    /// log sends no more entries with each attempt than with the one before.
     fn beat(&mut self, now: LoopTime) {
         if let LinkState::Running { next_heartbeat, .. } = &mut self.state {
             *next_heartbeat = now.after(HEARTBEAT_MS);
         }
-        if self.full_until.is_none() {
+        if self.full_until.is_none() && self.log.own.is_last_appended() {
             self.barrier(now);
         }
     }

@@ -44,8 +44,10 @@ pub(super) struct PendingEntry<P> {
     pub(super) sent_at: Option<LoopTime>,
     /// The seq that the log returned for it on this link.
     pub(super) appended_seq: Option<u64>,
-    /// True if it was ever sent, and may be in the log.
+    /// True if it was ever sent.
     pub(super) was_sent: bool,
+    /// True if it was sent on a link that was lost before its reply, and may be in the log.
+    may_be_in_log: bool,
     /// True until the end of the turn: more items may follow.
     is_open: bool,
 }
@@ -137,6 +139,7 @@ impl<P> PendingEntries<P> {
             sent_at: None,
             appended_seq: None,
             was_sent: false,
+            may_be_in_log: false,
             is_open: true,
         });
     }
@@ -151,8 +154,19 @@ impl<P> PendingEntries<P> {
     /// The link is lost: everything has to be sent again.
     pub(super) fn lose_link(&mut self) {
         for entry in &mut self.entries {
+            entry.may_be_in_log |= entry.sent_at.is_some();
             (entry.sent_at, entry.appended_seq) = (None, None);
         }
+    }
+
+    /// The number of the last entry if it was never sent. It will follow everything that the log contains now.
+    pub(super) fn last_unsent(&self) -> Option<u64> {
+        self.entries.back().filter(|entry| !entry.was_sent).map(|entry| entry.number)
+    }
+
+    /// Returns true if the last entry was appended, or if no entry is in flight.
+    pub(super) fn is_last_appended(&self) -> bool {
+        self.entries.back().is_none_or(|entry| entry.appended_seq.is_some())
     }
 
     /// The first complete entry that was not sent on this link. It is marked as sent.
@@ -174,14 +188,15 @@ impl<P> PendingEntries<P> {
     }
 
     /// The entry was rejected before anything was written: it has to be sent again on this link. Returns the
-    /// acknowledgements of its publishes if it had any, and replaces them by a placeholder.
-    pub(super) fn rejected(&mut self, number: u64) -> VecDeque<(u64, P)> {
-        let Some(at) = self.find(number) else { return VecDeque::new() };
+    /// acknowledgements of its publishes if it had any, and replaces them by a placeholder. The second value is true if an
+    /// earlier link may have appended it.
+    pub(super) fn rejected(&mut self, number: u64) -> (VecDeque<(u64, P)>, bool) {
+        let Some(at) = self.find(number) else { return (VecDeque::new(), false) };
         // Entries after it, if they were sent in the same write, are sent again too: order within a run is by number.
         for entry in self.entries.iter_mut().skip(at) {
             entry.sent_at = None;
         }
-        self.give_up(at)
+        (self.give_up(at), self.entries[at].may_be_in_log)
     }
 
     /// Removes an entry that was read back.

@@ -7,6 +7,7 @@ use clap::Args;
 use super::failure::Failure;
 use super::key_files;
 use super::values::{bytes, millis, seconds};
+use crate::backplane::resp::BULK_BYTES_MAX;
 use crate::config::{BackplaneAddress, BackplaneConfig, Limits};
 
 /// The port of Redis.
@@ -17,6 +18,9 @@ const SENTINEL_PORT: u16 = 26379;
 
 /// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
 const AGE_SECONDS_MIN: u32 = 60;
+
+/// Bytes that a message's entry can have besides its payload: the items before it, the channel, the user, and the key.
+const MESSAGE_OVERHEAD_BYTES: usize = 128 << 10;
 
 /// Maximum length of `--backplane-name`.
 const NAME_BYTES_MAX: usize = 64;
@@ -82,6 +86,7 @@ impl BackplaneFlags {
                  --history-age-seconds and --idempotency-age-seconds, so that a node that starts has what the others have"
             )));
         }
+        self.check_message_size(limits)?;
         let password = match &self.backplane_password_file {
             Some(path) => Some(key_files::read_password("--backplane-password-file", path)?),
             None => None,
@@ -106,6 +111,31 @@ impl BackplaneFlags {
             publish_timeout_ms: self.backplane_publish_timeout_ms,
             heartbeat_timeout_ms: self.backplane_heartbeat_timeout_ms,
         }))
+    }
+}
+
+impl BackplaneFlags {
+    /// Every message that this node accepts must fit into the log, and be read from it by every other node.
+    fn check_message_size(&self, limits: &Limits) -> Result<(), Failure> {
+        let (flag, bytes) = if limits.body_bytes_max > limits.message_bytes_max {
+            ("--body-bytes-max", limits.body_bytes_max)
+        } else {
+            ("--message-bytes-max", limits.message_bytes_max)
+        };
+        let pending = self.backplane_pending_bytes_max;
+        let entry = bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
+        if entry > pending {
+            return Err(Failure::Usage(format!(
+                "{flag} {bytes} and {MESSAGE_OVERHEAD_BYTES} bytes more do not fit into --backplane-pending-bytes-max {pending}"
+            )));
+        }
+        if entry > BULK_BYTES_MAX {
+            let most = BULK_BYTES_MAX - MESSAGE_OVERHEAD_BYTES;
+            return Err(Failure::Usage(format!(
+                "{flag} {bytes} is too much with --backplane: nodes read messages of at most {most} bytes from the log"
+            )));
+        }
+        Ok(())
     }
 }
 

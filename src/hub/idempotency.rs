@@ -169,6 +169,24 @@ impl IdempotencyCache {
         }
     }
 
+    /// Forgets the key if its message has at most this index.
+    pub(super) fn forget_until(&mut self, key: IdempotencyKey<'_>, seq: u64) {
+        let fingerprint = self.fingerprint(key);
+        if self.records.get(&fingerprint).is_none_or(|record| record.seq > seq) {
+            return;
+        }
+        let owner = self.owner_hash(key.owner);
+        let Some(entries) = self.owners.get_mut(&owner) else { return };
+        let Some(at) = entries.iter().position(|entry| entry.fingerprint == fingerprint) else { return };
+        if at == 0 {
+            return self.forget_oldest_of(owner);
+        }
+        self.counts.remove(&(entries.len(), owner));
+        entries.remove(at);
+        self.counts.insert((entries.len(), owner));
+        self.records.remove(&fingerprint);
+    }
+
     /// Uses the same order of publishers as all caches with this seed. The cache must be empty.
     pub(super) fn seed(&mut self, seed: u64) {
         debug_assert!(self.is_empty());
@@ -303,6 +321,26 @@ mod tests {
                 "{kind:?} {payload:?}"
             );
         }
+    }
+
+    #[test]
+    fn key_is_forgotten_up_to_an_index_and_recorded_again() {
+        let mut idempotency = IdempotencyCache::new(IdempotencyLimits { keys_max: 10, age_ms: 300 });
+        for (key, seq) in [("1", 1), ("2", 2), ("3", 3)] {
+            record(&mut idempotency, of("a", key), seq, at(0));
+        }
+        for key in ["2", "1"] {
+            idempotency.forget_until(of("a", key), 0);
+            assert!(find(&mut idempotency, of("a", key), at(1)).is_some(), "its message is later");
+            idempotency.forget_until(of("a", key), 2);
+            assert_eq!(find(&mut idempotency, of("a", key), at(1)), None);
+            record(&mut idempotency, of("a", key), 4, at(1));
+        }
+        idempotency.forget_until(of("a", "unknown"), 9);
+        assert_eq!(find(&mut idempotency, of("a", "3"), at(2)), Some(3));
+        assert_eq!(find(&mut idempotency, of("a", "2"), at(300)), Some(4), "its age begins again");
+        assert_eq!(find(&mut idempotency, of("a", "2"), at(301)), None);
+        assert!(idempotency.is_empty() && idempotency.owners.is_empty() && idempotency.counts.is_empty());
     }
 
     #[test]

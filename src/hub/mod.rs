@@ -626,6 +626,13 @@ impl Hub {
         })
     }
 
+    /// Forgets an idempotency key that was recorded with this message or an earlier one.
+    pub fn forget_key_until(&mut self, key: IdempotencyKey<'_>, message: MessageId) {
+        if let Ok(index) = self.epochs.index(message, self.seq) {
+            self.idempotency.forget_until(key, index);
+        }
+    }
+
     /// Records the key of a published message.
     pub fn record_key(
         &mut self,

@@ -16,13 +16,14 @@ use crate::access::authenticator::Rights;
 use crate::access::identity::ClientIdentity;
 use crate::access::limit::Limit;
 use crate::access::rate_limiter::{RateKey, RateLimited, RateLimits};
-use crate::backplane::entry::{Item, LogMessage};
+use crate::backplane::entry::{Item, LogKey, LogMessage};
 use crate::backplane::link::SubmitError;
 use crate::hub::channel::Channel;
 use crate::hub::creators::Creator;
 use crate::hub::idempotency::IdempotencyKey;
 use crate::hub::{Duplicate, Published, Subscription};
 use crate::ids::{ChannelId, ChannelName, Sender, SlotId, User};
+use crate::net::outbox::high_water;
 use crate::net::transport::Transport;
 use crate::session::intent::Receipt;
 use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
@@ -165,19 +166,31 @@ impl<T: Transport> Engine<T> {
         let sender = self.sender(&pending);
         let (rights, name, key) =
             (pending.rights.clone(), pending.channel.clone(), pending.receipt.take_key());
+        let key = name.as_ref().zip(key.as_deref()).map(|(name, key)| IdempotencyKey {
+            channel: name.as_str(),
+            owner: identity(&rights, address),
+            key,
+        });
+        let log_time = self.log_time(now);
+        if let Some(duplicate) = key.and_then(|key| self.hub.find_duplicate(key, kind, payload, log_time)) {
+            return self.answer_duplicate(duplicate, &pending, now);
+        }
         let channel = match (target, &name) {
             (_, Some(name)) => name.as_str(),
             (PublishTarget::Existing(channel), None) => self.hub.channel(channel).map_or("", Channel::name),
             (PublishTarget::New(_), None) => "",
         };
+        let unknown_until = self.hub.head();
         let message = LogMessage {
             channel,
             kind,
             payload,
             client: sender.client,
             user: sender.user.as_ref().map(User::as_json),
-            key: name.as_ref().and(key.as_deref()).map(|key| (identity(&rights, address), key)),
+            key: key.map(|IdempotencyKey { owner, key, .. }| LogKey { owner, key, unknown_until }),
         };
+        // Its subscribers' outboxes have room for what a publisher has in flight when they begin to throttle it.
+        let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
         let Some(log) = &mut self.shared_log else { return };
         let (slot, is_web_socket) = (pending.slot, pending.is_web_socket());
         let submitted = match &mut log.link {
@@ -185,7 +198,11 @@ impl<T: Transport> Engine<T> {
             None => Err((SubmitError::Backlog, Some(PendingItem::Publish(pending)))),
         };
         match submitted {
-            Ok(()) if is_web_socket => log.count_submitted(slot),
+            Ok(()) if is_web_socket => {
+                if log.count_submitted(slot, payload.len(), in_flight_max) {
+                    self.slots.pause_publishing(slot);
+                }
+            }
             Err((error, Some(PendingItem::Publish(pending)))) => {
                 let rejection = match error {
                     SubmitError::Backlog => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
@@ -194,6 +211,17 @@ impl<T: Transport> Engine<T> {
                 self.reject_publish(&pending, rejection, now);
             }
             Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Answers a message whose key is known: it does not have to go through the log.
+    fn answer_duplicate(&mut self, duplicate: Duplicate, pending: &PendingPublish, now: LoopTime) {
+        match duplicate {
+            Duplicate::Same(published) => {
+                self.shared.metrics.messages_repeated += 1;
+                self.acknowledge(pending, published, now);
+            }
+            Duplicate::OtherPayload => self.reject_publish(pending, Rejection::KeyReused, now),
         }
     }
 

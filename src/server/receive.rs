@@ -16,16 +16,18 @@ use super::engine::Engine;
 use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::publish::{Applied, OrderedMessage};
-use super::shared_log::{Barrier, HeldClose, SharedLog, WaitingIntents};
+use super::shared_log::{Answered, Barrier, HeldClose, SharedLog, WaitingIntents};
 use super::subscriber_counts::CountsPart;
-use crate::backplane::entry::{ChannelCounts, Item, LogMessage};
+use crate::backplane::entry::{ChannelCounts, Item, LogKey, LogMessage};
 use crate::backplane::event::{
     LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LogItem, Marker, OpenedLog, PublishFailure,
 };
+use crate::close::Reason;
 use crate::hub::Published;
 use crate::hub::channel::Channel;
 use crate::hub::idempotency::IdempotencyKey;
 use crate::ids::{ChannelId, ChannelName, GapReason, MessageId, Sender, Since, SlotId, User};
+use crate::net::outbox::high_water;
 use crate::net::transport::Transport;
 use crate::session::LogMode;
 use crate::session::intent::Intent;
@@ -196,16 +198,17 @@ impl<T: Transport> Engine<T> {
         let LogMessage { channel: name, kind, payload, client, user, key } = *message;
         self.hub.advance_to(id.seq.saturating_sub(1));
         let slot = pending.as_ref().map(|pending| pending.slot);
-        let close = match (&mut self.shared_log, &pending) {
-            (Some(log), Some(pending)) if pending.is_web_socket() => log.count_answered(pending.slot),
-            _ => None,
-        };
+        let close = pending.as_ref().and_then(|pending| self.count_answered(pending));
         match self.open_for_item(name, pending.as_ref()) {
             Some(channel) => {
                 let subscription = slot
                     .and_then(|slot| self.slots.get(slot))
                     .and_then(|slot| slot.subscriptions.find(channel));
-                let key = key.map(|(owner, key)| IdempotencyKey { channel: name, owner, key });
+                let key = key.map(|LogKey { owner, key, unknown_until }| {
+                    let key = IdempotencyKey { channel: name, owner, key };
+                    self.hub.forget_key_until(key, unknown_until);
+                    key
+                });
                 let sender = Sender { client, user: user.map(User::from_json) };
                 let message = OrderedMessage { channel, kind, payload, sender, key, subscription };
                 let applied = self.apply_item(message, log_time);
@@ -295,12 +298,23 @@ impl<T: Transport> Engine<T> {
 
     fn fail_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
         self.shared.metrics.backplane_unconfirmed += u64::from(rejection == Rejection::Unconfirmed);
-        let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket());
-        let close = log.and_then(|log| log.count_answered(pending.slot));
+        let close = self.count_answered(pending);
         self.reject_publish(pending, rejection, now);
         if let Some(close) = close {
             self.queue_close_frame(pending.slot, close.close_frame, now);
         }
+    }
+
+    /// Counts a message that is answered, and reads its publisher again if it was too fast for the log. Returns the close
+    /// that has waited for the answer.
+    fn count_answered(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
+        let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
+        let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket())?;
+        let Answered { close, resumes } = log.count_answered(pending.slot, in_flight_max);
+        if resumes {
+            self.slots.resume_publishing(pending.slot);
+        }
+        close
     }
 
     fn log_notice(&mut self, notice: &LinkNotice, now: LoopTime) {
@@ -410,7 +424,7 @@ impl<T: Transport> Engine<T> {
             for (at, intent) in intents.into_iter().enumerate() {
                 match intent {
                     // The link is down: the cursor cannot be judged.
-                    intent if at == 0 && !is_applied => self.reject_waiting(barrier.slot, intent, now),
+                    intent if at == 0 && !is_applied => self.close_waiting(barrier.slot, intent, now),
                     // If the cursor is still ahead, it is of no log that this server reads.
                     intent if at == 0 => self.apply_released(barrier.slot, intent, now),
                     intent => self.apply(barrier.slot, intent, now),
@@ -428,18 +442,12 @@ impl<T: Transport> Engine<T> {
         self.apply(id, intent, now);
     }
 
-    fn reject_waiting(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
-        let rejection = Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS };
+    /// Closes a connection whose cursor cannot be judged: the client connects again with it, to a server that can.
+    fn close_waiting(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
         match intent {
-            Intent::Subscribe { channel, options, reference, .. } => {
-                let reference = reference.as_deref();
-                self.reject_subscription(id, channel.as_str(), options, rejection, reference, now);
-            }
-            Intent::SendHello { subscription, rights } => {
-                self.send_hello(id, None, &rights, now);
-                if let Some((channel, options)) = subscription {
-                    self.reject_subscription(id, channel.as_str(), options, rejection, None, now);
-                }
+            // Without the hello, of which the id would be less than the client's cursor.
+            Intent::Subscribe { .. } | Intent::SendHello { subscription: Some(_), .. } => {
+                self.close_with(id, Reason::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }, now);
             }
             intent => self.apply(id, intent, now),
         }
@@ -499,7 +507,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Rejects the subscriptions that have waited for too long, and answers requests without the results of servers that
+    /// Closes the connections whose subscriptions have waited for too long, and answers requests without the results of servers that
     /// are silent.
     pub(super) fn expire_log(&mut self, now: LoopTime) {
         if self.shared_log.is_some() {

@@ -76,6 +76,10 @@ impl LogNotice {
 #[derive(Debug, Default)]
 pub(super) struct PublishesInFlight {
     pub(super) messages: u32,
+    /// Bytes of their payloads, on the assumption that all have the same length.
+    bytes: usize,
+    /// The connection is not read: it has published faster than the log returns its messages.
+    is_paused: bool,
     /// The close that waits for them. The completed close handshake confirms the messages of a raw WebSocket.
     pub(super) close: Option<HeldClose>,
 }
@@ -85,6 +89,15 @@ pub(super) struct PublishesInFlight {
 pub(super) struct HeldClose {
     /// The close frame; `None`: none is sent.
     pub(super) close_frame: Option<Bytes>,
+}
+
+/// What follows when a message of a WebSocket is acknowledged or has failed.
+#[derive(Debug, Default)]
+pub(super) struct Answered {
+    /// The close that has waited for it.
+    pub(super) close: Option<HeldClose>,
+    /// The connection is read again.
+    pub(super) resumes: bool,
 }
 
 /// What a connection requested that waits until this server has read the log up to its end.
@@ -141,6 +154,7 @@ impl SharedLog {
         u32::try_from(now_ms.saturating_sub(time_ms)).unwrap_or(u32::MAX)
     }
 
+<<<<<<< HEAD
     /// A number for a request of this server.
     pub(super) fn take_reference(&mut self) -> u32 {
         self.last_reference = self.last_reference.wrapping_add(1);
@@ -172,16 +186,26 @@ impl SharedLog {
     /// Counts a message that was submitted.
     pub(super) fn count_submitted(&mut self, slot: SlotId) {
         self.in_flight.entry(slot).or_default().messages += 1;
+=======
+    /// Counts a message that was submitted. Returns true if its publisher now has more than `bytes_max` in flight, and is
+    /// not to be read.
+    pub(super) fn count_submitted(&mut self, slot: SlotId, bytes: usize, bytes_max: usize) -> bool {
+        let in_flight = self.in_flight.entry(slot).or_default();
+        in_flight.messages += 1;
+        in_flight.bytes += bytes;
+        in_flight.bytes > bytes_max && !std::mem::replace(&mut in_flight.is_paused, true)
+>>>>>>> 3386ab8 (backplane: bounds and answers that an attack found missing)
     }
 
-    /// Counts a message that was acknowledged or has failed. Returns the close that has waited for it.
-    pub(super) fn count_answered(&mut self, slot: SlotId) -> Option<HeldClose> {
-        let in_flight = self.in_flight.get_mut(&slot)?;
+    /// Counts a message that was acknowledged or has failed.
+    pub(super) fn count_answered(&mut self, slot: SlotId, bytes_max: usize) -> Answered {
+        let Some(in_flight) = self.in_flight.get_mut(&slot) else { return Answered::default() };
+        in_flight.bytes -= in_flight.bytes / in_flight.messages as usize;
         in_flight.messages -= 1;
-        if in_flight.messages > 0 {
-            return None;
-        }
-        self.in_flight.remove(&slot)?.close
+        let resumes = in_flight.bytes <= bytes_max / 2 && std::mem::take(&mut in_flight.is_paused);
+        let is_last = in_flight.messages == 0;
+        let close = if is_last { self.in_flight.remove(&slot).and_then(|last| last.close) } else { None };
+        Answered { close, resumes }
     }
 
     /// Keeps a close until the messages of its connection are acknowledged. Returns it if all of them are.

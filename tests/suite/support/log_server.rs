@@ -33,6 +33,8 @@ pub struct LogServer {
     replid: u64,
     pub is_alive: bool,
     pub is_primary: bool,
+    /// `append` is rejected, since there is no memory.
+    pub is_full: bool,
 }
 
 fn bulk(text: impl Into<Vec<u8>>) -> OwnedFrame {
@@ -46,7 +48,7 @@ fn id_text((epoch, seq): (u64, u64)) -> String {
 impl LogServer {
     pub fn new(data: LogData, replid: u64) -> LogServer {
         let versions = VecDeque::from([data.clone()]);
-        LogServer { data, versions, replid, is_alive: true, is_primary: true }
+        LogServer { data, versions, replid, is_alive: true, is_primary: true, is_full: false }
     }
 
     /// The data of `lag` changes ago.
@@ -130,6 +132,9 @@ impl LogServer {
     fn append(&mut self, args: &[Vec<u8>], now_ms: u64) -> OwnedFrame {
         if !self.is_primary {
             return OwnedFrame::Error("READONLY You can't write against a read only replica.".to_owned());
+        }
+        if self.is_full {
+            return OwnedFrame::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
         }
         let number = |at: usize| String::from_utf8_lossy(&args[at]).parse::<u64>().unwrap();
         let (epoch, position_seq, items) = (number(0), number(1), number(2));
