@@ -17,7 +17,7 @@ use crate::support::manual::{page, pages};
 use crate::support::process::{TEST_TIMEOUT, free_port, oyez};
 
 /// Commands that other tests run, or that change the machine.
-const NOT_HERE: [&str; 4] = ["cargo ", "tests/run", "sudo systemctl ", "sudo install "];
+const NOT_HERE: [&str; 5] = ["cargo ", "tests/run", "sudo systemctl ", "sudo install ", "sudo sh "];
 
 /// The blocks in one of these languages, of all pages.
 fn blocks(languages: &[&str]) -> Vec<(String, String)> {
@@ -206,7 +206,9 @@ fn run_block(workshop: &Workshop, language: &str, text: &str) {
                     let line = line.replace(BENCH_TIME, "--duration 10 --warmup 0");
                     output = workshop.command("bash", port).args(["-ec", &line]).output().unwrap();
                 }
-                assert!(output.status.success(), "{line}\n{output:?}");
+                // Assertions about a run are not checked where other programs take the processors.
+                let is_invalid = String::from_utf8_lossy(&output.stderr).contains("oyez: the run is invalid: ");
+                assert!(output.status.success() || is_invalid, "{line}\n{output:?}");
                 // curl succeeds whatever the status of the response is.
                 let text = String::from_utf8_lossy(&output.stdout);
                 assert!(!text.contains(r#"{"error":"#), "{line}\n{text}");
