@@ -10,12 +10,14 @@ mod bench_flags;
 mod bench_missing;
 mod environment;
 mod failure;
+mod health;
 mod help;
 mod input;
 mod key_files;
 mod memory;
 mod output;
 mod parent;
+mod print;
 #[cfg(feature = "bench")]
 mod progress_display;
 mod publish;
@@ -60,6 +62,10 @@ enum Command {
     Bench(bench_missing::BenchCommand),
     /// Create tokens for clients, inspect them, and create signing secrets.
     Token(token::TokenCommand),
+    /// Check that a server runs, for the health checks of containers and scripts.
+    Health(health::HealthCommand),
+    /// Print a manual page, completions, a systemd unit, a dashboard and the like.
+    Print(print::PrintCommand),
 }
 
 /// Runs the command that the command line names, prints an error as one line, and returns the exit status.
@@ -104,6 +110,8 @@ fn run(
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),
         Command::Token(token) => token.run(),
+        Command::Health(health) => health.run(),
+        Command::Print(print) => print.run(help::arrange(Cli::command())),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod endpoint;
 pub mod error_response;
 pub mod frames;
 pub mod handshake;
+pub mod http_request;
 pub mod publish_request;
 pub mod server_url;
 pub mod tls;

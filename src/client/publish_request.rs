@@ -1,14 +1,10 @@
 //! `POST /v1/publish/{channel}`: publishes a single message over HTTP/1.1 and parses the response.
 
-use std::io::{Read, Write};
-
 use serde::Deserialize;
 
 use super::endpoint::Endpoint;
-use super::error_response::{self, RESPONSE_BYTES_MAX};
-
-/// Maximum header fields of the response. Oyez sends about ten, and proxies add some.
-const FIELDS_MAX: usize = 64;
+use super::error_response;
+use super::http_request::{self, HttpRequestError};
 
 /// The body of a successful response.
 #[derive(Debug, Deserialize)]
@@ -37,29 +33,16 @@ pub fn publish(
         text.len()
     );
     let failed = |why: &str| format!("{endpoint}: {why}");
-    let mut stream = endpoint.open().map_err(|error| error.to_string())?;
-    // A server that rejects a body responds before it has read all of it, so a failed write may have a response.
-    let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.flush());
-    let mut response = Vec::new();
-    let read = stream.take(RESPONSE_BYTES_MAX as u64).read_to_end(&mut response);
-    if response.is_empty() {
-        return Err(match sent.and(read) {
-            Err(error) => failed(&format!("{error}; the message may not have been published")),
-            Ok(_) => failed("no response; the message may not have been published"),
-        });
-    }
-    let (status, body) = parse(&response).ok_or_else(|| failed("the response is not HTTP"))?;
-    if status == 200 {
-        return serde_json::from_slice(body)
+    let response = http_request::send(endpoint, request.as_bytes()).map_err(|error| match error {
+        HttpRequestError::NotConnected(why) => why,
+        HttpRequestError::NoResponse(why) => {
+            failed(&format!("{why}; the message may not have been published"))
+        }
+        HttpRequestError::NotHttp => failed(&error.to_string()),
+    })?;
+    if response.status == 200 {
+        return serde_json::from_slice(&response.body)
             .map_err(|_| failed("the response is not that of an Oyez server"));
     }
-    Err(failed(&error_response::describe(status, body)))
-}
-
-/// The status and the body of a response that ends with the connection or has a known length.
-fn parse(response: &[u8]) -> Option<(u16, &[u8])> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut head = httparse::Response::new(&mut fields);
-    let httparse::Status::Complete(head_bytes) = head.parse(response).ok()? else { return None };
-    Some((head.code?, &response[head_bytes..]))
+    Err(failed(&error_response::describe(response.status, &response.body)))
 }

@@ -40,9 +40,9 @@ wrk.body = string.rep("x", 64)
 class Server:
     """A server on a free port, or on the port of an earlier one."""
 
-    def __init__(self, oyez, log, port=0, flags=()):
+    def __init__(self, oyez, log, port=0, flags=(), env=None):
         self.process = subprocess.Popen([oyez, "serve", "--listen", f"127.0.0.1:{port}", *flags],
-                                        stdout=subprocess.PIPE, stderr=log, text=True)
+                                        stdout=subprocess.PIPE, stderr=log, text=True, env=env)
         self.port = int(re.search(r"ws://[^/\s]+:(\d+)", self.process.stdout.readline()).group(1))
         self.root = f"http://127.0.0.1:{self.port}"
 

@@ -53,6 +53,7 @@ mod order;
 mod origins;
 mod outbound_deflate;
 mod output;
+mod printed;
 mod proxies;
 mod queries;
 mod raw_resume;

@@ -1,0 +1,133 @@
+//! `oyez print`: what belongs to an installation besides the binary, so that the binary is all there is to download.
+//!
+//! The manual pages, the completions and the list of variables are made from the declarations of the flags; the other
+//! results are files in the folder `print`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use clap::{Args, Command, Subcommand};
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::failure::Failure;
+use super::output;
+use super::version::VERSION;
+
+const SYSTEMD_UNIT: &str = include_str!("print/oyez.service");
+const GRAFANA_DASHBOARD: &str = include_str!("print/grafana_dashboard.json");
+const ALERT_RULES: &str = include_str!("print/alert_rules.yml");
+const OPENAPI: &str = include_str!("print/openapi.json");
+
+/// The flags of `oyez print`.
+#[derive(Debug, Args)]
+pub(super) struct PrintCommand {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// A manual page in roff: of oyez, or of one of its commands.
+    Man {
+        /// A command, such as serve, or bench fanout.
+        #[arg(value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Completions for a shell.
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// A hardened systemd unit.
+    SystemdUnit,
+    /// The environment variables of oyez serve with their defaults, commented out.
+    Config,
+    /// A dashboard for Grafana, in JSON.
+    GrafanaDashboard,
+    /// Alert rules for Prometheus, in YAML.
+    AlertRules,
+    /// The description of the HTTP API in the format of OpenAPI 3.1, in JSON.
+    Openapi,
+}
+
+impl PrintCommand {
+    /// `command` is the whole command line.
+    pub(super) fn run(self, command: Command) -> Result<(), Failure> {
+        match self.what {
+            What::Man { command: names } => output::print(man(command, &names)?),
+            What::Completions { shell } => output::print(completions(command, shell)),
+            What::SystemdUnit => output::print(SYSTEMD_UNIT),
+            What::Config => output::print(config(&command)),
+            What::GrafanaDashboard => output::print(GRAFANA_DASHBOARD),
+            What::AlertRules => output::print(ALERT_RULES),
+            What::Openapi => output::print(OPENAPI),
+        }
+    }
+}
+
+fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
+    command.build();
+    let mut found = &command;
+    for name in names {
+        found = found.find_subcommand(name).ok_or_else(|| {
+            let below: Vec<&str> = found.get_subcommands().map(Command::get_name).collect();
+            Failure::Usage(format!("{} has no command {name:?}, only {}", found.get_name(), below.join(", ")))
+        })?;
+    }
+    let mut found = found.clone();
+    let name = found.get_display_name().unwrap_or(found.get_name()).to_owned();
+    let usage = found.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage:").trim().replace('-', "\\-");
+    let page = Man::new(found.display_name(name.replace(' ', "-"))).source(format!("oyez {VERSION}"));
+    let mut text = Vec::new();
+    // clap_mangen's own synopsis lists all flags. Writing to memory does not fail.
+    let _ = page
+        .render_title(&mut text)
+        .and_then(|()| page.render_name_section(&mut text))
+        .and_then(|()| writeln!(text, ".SH SYNOPSIS\n.nf\n{usage}\n.fi"))
+        .and_then(|()| page.render_description_section(&mut text))
+        .and_then(|()| page.render_options_section(&mut text))
+        .and_then(|()| page.render_subcommands_section(&mut text))
+        .and_then(|()| page.render_extra_section(&mut text));
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn completions(mut command: Command, shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "oyez", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// A file for `EnvironmentFile=` and `docker --env-file`: neither expands or unquotes in the same way, so values
+/// have no quotes.
+fn config(command: &Command) -> String {
+    let mut text = String::from(
+        "# The environment of oyez serve. A line that is commented out shows the default.\n\
+         # Flags take precedence over these variables.\n",
+    );
+    let serve = command.find_subcommand("serve").into_iter();
+    let mut args: Vec<_> = serve.flat_map(Command::get_arguments).filter(|arg| arg.get_env().is_some()).collect();
+    let mut headings: Vec<Option<&str>> = Vec::new();
+    for arg in &args {
+        if !headings.contains(&arg.get_help_heading()) {
+            headings.push(arg.get_help_heading());
+        }
+    }
+    args.sort_by_key(|arg| {
+        let heading = headings.iter().position(|heading| *heading == arg.get_help_heading());
+        (heading, arg.get_display_order())
+    });
+    let mut heading = None;
+    for arg in args {
+        if arg.get_help_heading() != heading {
+            heading = arg.get_help_heading();
+            let _ = writeln!(text, "\n## {}", heading.unwrap_or_default());
+        }
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let variable = arg.get_env().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let default = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>();
+        let _ = write!(text, "\n# {}\n#{variable}={}\n", help.replace('\n', "\n# "), default.join(" "));
+    }
+    text
+}

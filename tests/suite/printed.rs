@@ -1,0 +1,97 @@
+//! `oyez print` and the manual, the metrics and the HTTP API that it describes.
+//!
+//! Method: the real binary prints; what it prints is compared with the pages and with a running server. Other programs
+//! read it in tests/peers/print_scenario.py.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::client::Client;
+use crate::support::http::get;
+use crate::support::manual::page;
+use crate::support::process::{Server, oyez};
+
+fn printed(arguments: &[&str]) -> String {
+    let output = oyez(&[&["print"], arguments].concat()).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn printed_unit_is_that_of_the_manual() {
+    assert!(page("service.md").contains(&format!("```ini\n{}```", printed(&["systemd-unit"]))));
+}
+
+#[test]
+fn metrics_of_the_dashboard_and_of_the_alerts_exist() {
+    // A log that cannot be reached has its metrics all the same.
+    let server = Server::start(&["--backplane=unix:/nonexistent"]);
+    let exposed = Client::new(server.connect()).ask(get("/metrics")).body;
+    let known: BTreeSet<&str> =
+        exposed.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    for what in ["grafana-dashboard", "alert-rules"] {
+        let text = printed(&[what]);
+        let words = text.split(|one: char| !one.is_ascii_alphanumeric() && one != '_');
+        let named: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("oyez_") || word.starts_with("process_"))
+            .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+            .collect();
+        assert!(named.len() > 10, "{named:?}");
+        assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new(), "{what}");
+    }
+}
+
+#[test]
+fn panels_of_the_dashboard_do_not_overlap() {
+    let dashboard: Value = serde_json::from_str(&printed(&["grafana-dashboard"])).unwrap();
+    let mut cells = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let side = |name: &str| panel["gridPos"][name].as_u64().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        assert!(side("x") + side("w") <= 24, "{panel}");
+        for y in side("y")..side("y") + side("h") {
+            for x in side("x")..side("x") + side("w") {
+                assert!(cells.insert((x, y)), "{panel}");
+            }
+        }
+    }
+}
+
+#[test]
+fn paths_of_the_api_description_are_those_of_the_manual() {
+    let description: Value = serde_json::from_str(&printed(&["openapi"])).unwrap();
+    let described: BTreeSet<&str> =
+        description["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    let manual = page("http_api.md");
+    let table = manual.split("\n\n").find(|part| part.starts_with("| request |")).unwrap();
+    let named: BTreeSet<&str> = table
+        .split('`')
+        .filter_map(|span| span.split(' ').find(|word| word.starts_with('/')))
+        .map(|path| path.split('?').next().unwrap())
+        .collect();
+    assert_eq!(described, named);
+}
+
+#[test]
+fn health_is_the_exit_status() {
+    let server = Server::start(&[]);
+    let url = format!("ws://{}", server.address);
+    for (flags, said) in [(&[][..], "ok\n"), (&["--ready"], "ready\n")] {
+        let output = oyez(&[&["health", "--url", &url], flags].concat()).output().unwrap();
+        assert_eq!((output.status.code(), str::from_utf8(&output.stdout)), (Some(0), Ok(said)));
+    }
+    drop(server);
+    let output = oyez(&["health", "--url", &url]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with(&format!("oyez: {url}: ")));
+}
+
+#[test]
+fn page_of_an_unknown_command_names_the_commands() {
+    let output = oyez(&["print", "man", "bench", "fan"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("fanout"), "{text}");
+}
