@@ -734,7 +734,9 @@ mod tests {
                 client: values.client.map(ClientId::from_bits),
                 user: values.user.as_deref(),
                 key: values.key.as_ref().map(|(sub, key)| LogKey {
-                    owner: sub.as_deref().map_or(ClientIdentity::Network(values.long), ClientIdentity::Subject),
+                    owner: sub
+                        .as_deref()
+                        .map_or(ClientIdentity::Network(values.long), ClientIdentity::Subject),
                     key,
                     unknown_until: MessageId { epoch: values.long, seq: u64::from(a) },
                 }),

@@ -107,7 +107,8 @@ fn config(command: &Command) -> String {
          # Flags take precedence over these variables.\n",
     );
     let serve = command.find_subcommand("serve").into_iter();
-    let mut args: Vec<_> = serve.flat_map(Command::get_arguments).filter(|arg| arg.get_env().is_some()).collect();
+    let mut args: Vec<_> =
+        serve.flat_map(Command::get_arguments).filter(|arg| arg.get_env().is_some()).collect();
     let mut headings: Vec<Option<&str>> = Vec::new();
     for arg in &args {
         if !headings.contains(&arg.get_help_heading()) {
@@ -126,7 +127,8 @@ fn config(command: &Command) -> String {
         }
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let variable = arg.get_env().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let default = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>();
+        let default =
+            arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>();
         let _ = write!(text, "\n# {}\n#{variable}={}\n", help.replace('\n', "\n# "), default.join(" "));
     }
     text

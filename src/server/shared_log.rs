@@ -154,7 +154,6 @@ impl SharedLog {
         u32::try_from(now_ms.saturating_sub(time_ms)).unwrap_or(u32::MAX)
     }
 
-<<<<<<< HEAD
     /// A number for a request of this server.
     pub(super) fn take_reference(&mut self) -> u32 {
         self.last_reference = self.last_reference.wrapping_add(1);
@@ -183,10 +182,6 @@ impl SharedLog {
         }
     }
 
-    /// Counts a message that was submitted.
-    pub(super) fn count_submitted(&mut self, slot: SlotId) {
-        self.in_flight.entry(slot).or_default().messages += 1;
-=======
     /// Counts a message that was submitted. Returns true if its publisher now has more than `bytes_max` in flight, and is
     /// not to be read.
     pub(super) fn count_submitted(&mut self, slot: SlotId, bytes: usize, bytes_max: usize) -> bool {
@@ -194,7 +189,6 @@ impl SharedLog {
         in_flight.messages += 1;
         in_flight.bytes += bytes;
         in_flight.bytes > bytes_max && !std::mem::replace(&mut in_flight.is_paused, true)
->>>>>>> 3386ab8 (backplane: bounds and answers that an attack found missing)
     }
 
     /// Counts a message that was acknowledged or has failed.

@@ -207,7 +207,8 @@ fn run_block(workshop: &Workshop, language: &str, text: &str) {
                     output = workshop.command("bash", port).args(["-ec", &line]).output().unwrap();
                 }
                 // Assertions about a run are not checked where other programs take the processors.
-                let is_invalid = String::from_utf8_lossy(&output.stderr).contains("oyez: the run is invalid: ");
+                let is_invalid =
+                    String::from_utf8_lossy(&output.stderr).contains("oyez: the run is invalid: ");
                 assert!(output.status.success() || is_invalid, "{line}\n{output:?}");
                 // curl succeeds whatever the status of the response is.
                 let text = String::from_utf8_lossy(&output.stdout);

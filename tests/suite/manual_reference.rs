@@ -225,7 +225,9 @@ fn help() -> String {
     let bench =
         ["idle", "fanout", "churn", "storm", "slow", "report"].map(|scenario| vec!["bench", scenario]);
     let token = ["secret", "new", "check"].map(|action| vec!["token", action]);
-    for mut command in bench.into_iter().chain(token).chain([vec!["serve"], vec!["pub"], vec!["sub"], vec!["health"]]) {
+    for mut command in
+        bench.into_iter().chain(token).chain([vec!["serve"], vec!["pub"], vec!["sub"], vec!["health"]])
+    {
         command.push("--help");
         let output = oyez(&command).output().unwrap();
         assert!(output.status.success(), "{command:?}");

@@ -1,13 +1,9 @@
 //! Several servers that share a log: publishing, acknowledgements, closes, cursors and losses. Method: engines in memory,
 //! each with a real link, and one log server in memory that answers when the test lets it.
 
-<<<<<<< HEAD
-=======
 use std::rc::Rc;
 
 use oyez::backplane::entry::{EntryHeader, Item};
-use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
->>>>>>> 3386ab8 (backplane: bounds and answers that an attack found missing)
 use oyez::close::Reason;
 use oyez::config::Limits;
 use oyez::ids::SlotId;
@@ -15,216 +11,9 @@ use serde_json::Value;
 
 use crate::support::cluster::{Cluster, TIMEOUT_MS};
 use crate::support::frames;
-<<<<<<< HEAD
-use crate::support::log_server::{LogData, LogServer};
+use crate::support::log_server::{LogData, LogServer, Record};
 use crate::support::rig::{Behavior, Pipe, Rig};
 
-=======
-use crate::support::log_server::{self, LogData, LogServer, Record};
-use crate::support::rig::{Behavior, Pipe, Rig};
-
-const TIMEOUT_MS: u32 = 10_000;
-
-/// A server over the log.
-struct Node {
-    rig: Rig,
-    /// Its connections to the log, while they are open.
-    pipes: Option<[log_server::Pipe; 2]>,
-    wants_connection: bool,
-    /// What the log sends does not arrive.
-    is_cut: bool,
-    /// How many bytes of what the log sends arrive in a turn.
-    bytes_per_turn: usize,
-}
-
-struct Cluster {
-    log: LogServer,
-    nodes: Vec<Node>,
-    redis_ms: u64,
-}
-
-impl Cluster {
-    fn of(count: u32) -> Cluster {
-        Cluster::with_limits(count, &Limits::default())
-    }
-
-    fn with_limits(count: u32, limits: &Limits) -> Cluster {
-        let mut cluster = Cluster {
-            log: LogServer::new(LogData::default(), 1),
-            nodes: Vec::new(),
-            redis_ms: 1_800_000_000_000,
-        };
-        for run in 1..=count {
-            cluster.add(run, limits);
-        }
-        cluster.settle();
-        cluster
-    }
-
-    fn add(&mut self, run: u32, limits: &Limits) {
-        let mut rig = Rig::new(limits.clone());
-        let config = LinkConfig {
-            name: "test".into(),
-            run,
-            seed: u64::from(run),
-            user: None,
-            password: None,
-            database: 0,
-            age_ms: 300_000,
-            bytes_max: 1 << 20,
-            pending_bytes_max: 64 << 10,
-            publish_timeout_ms: TIMEOUT_MS,
-            heartbeat_timeout_ms: 5_000,
-        };
-        rig.engine.run = run;
-        rig.engine.shared_log = Some(Box::new(SharedLog::new(config, rig.now)));
-        rig.engine.shared.log_mode = LogMode::Starting;
-        self.nodes.push(Node { rig, pipes: None, wants_connection: false, is_cut: false, bytes_per_turn: usize::MAX });
-    }
-
-    /// One turn of a server, with everything that the log has sent.
-    fn turn(&mut self, at: usize) {
-        let Cluster { log, nodes, redis_ms } = self;
-        let node = &mut nodes[at];
-        node.receive(log, *redis_ms);
-        node.rig.turn();
-        let now = node.rig.now;
-        node.rig.engine.finish_log_turn(now);
-        node.flush(log, *redis_ms);
-    }
-
-    /// Runs turns until all that was sent has arrived everywhere.
-    fn settle(&mut self) {
-        for _ in 0..12 {
-            (0..self.nodes.len()).for_each(|at| self.turn(at));
-        }
-    }
-
-    /// Advances the time of all servers and of the log.
-    fn advance_ms(&mut self, millis: u32) {
-        for _ in 0..millis / 50 {
-            self.redis_ms += 50;
-            for at in 0..self.nodes.len() {
-                let rig = &mut self.nodes[at].rig;
-                rig.now = rig.now.after(50);
-                self.turn(at);
-            }
-        }
-    }
-
-    /// The log is lost, with its connections.
-    fn stop_log(&mut self) {
-        self.log.is_alive = false;
-        for node in &mut self.nodes {
-            node.pipes = None;
-            let now = node.rig.now;
-            node.link().failed("reset".into(), now);
-        }
-    }
-
-    fn rig(&mut self, at: usize) -> &mut Rig {
-        &mut self.nodes[at].rig
-    }
-
-    fn join(&mut self, at: usize, path: &str) -> SlotId {
-        self.rig(at).join(path)
-    }
-
-    fn v1(&mut self, at: usize, path: &str) -> SlotId {
-        let rig = self.rig(at);
-        let id = rig.connect(Behavior::Cooperative);
-        let head = frames::upgrade(path).replace("\r\n\r\n", "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n");
-        rig.send(id, head.as_bytes());
-        rig.turn();
-        rig.skip_head(id);
-        id
-    }
-
-    fn notices(&mut self, at: usize, id: SlotId) -> Vec<Value> {
-        self.rig(at).texts(id).iter().map(|text| serde_json::from_str(text).unwrap()).collect()
-    }
-
-    fn publish_http(&mut self, at: usize, id: SlotId, channel: &str, body: &str, lines: &str) {
-        let length = body.len();
-        let request = format!(
-            "POST /v1/publish/{channel} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n{lines}Content-Length: {length}\r\n\r\n{body}"
-        );
-        self.rig(at).send(id, request.as_bytes());
-    }
-
-    fn http(&mut self, at: usize) -> SlotId {
-        self.rig(at).connect(Behavior::Cooperative)
-    }
-}
-
-impl Node {
-    fn link(&mut self) -> &mut Link<impl Sized + use<>> {
-        self.rig.engine.shared_log.as_mut().unwrap().link_mut().unwrap()
-    }
-
-    /// The driver's part of *receive*, *expire* and *flush*.
-    fn receive(&mut self, log: &mut LogServer, redis_ms: u64) {
-        let now = self.rig.now;
-        self.link().expire(now);
-        self.apply();
-        match self.link().take_action() {
-            Some(LinkAction::Close) => self.pipes = None,
-            Some(LinkAction::Connect { .. }) => self.wants_connection = true,
-            None => {}
-        }
-        if std::mem::take(&mut self.wants_connection) {
-            if log.is_alive {
-                self.pipes = Some(Default::default());
-                self.link().connected("memory", now);
-            } else {
-                self.link().failed("connection refused".into(), now);
-            }
-        }
-        for (side, at) in [(Side::Appender, 0), (Side::Reader, 1)] {
-            if self.is_cut {
-                continue;
-            }
-            let Some(pipes) = &mut self.pipes else { return };
-            pipes[at].execute(log, redis_ms);
-            let mut received = std::mem::take(&mut pipes[at].to_client);
-            let mut left = self.bytes_per_turn;
-            while !received.is_empty() && left > 0 && !self.rig.engine.is_notifying() {
-                let room = self.link().room(side);
-                let count = room.len().min(received.len()).min(100).min(left);
-                left -= count;
-                room[..count].copy_from_slice(&received[..count]);
-                self.link().filled(side, count);
-                received.drain(..count);
-                self.apply();
-            }
-            if let Some(pipes) = &mut self.pipes {
-                received.append(&mut pipes[at].to_client);
-                pipes[at].to_client = received;
-            }
-        }
-    }
-
-    fn apply(&mut self) {
-        let (now, mut budget) = (self.rig.now, usize::MAX);
-        while self.rig.engine.apply_log(&mut budget, now) == LogProgress::HasMore {
-            self.rig.turn();
-        }
-    }
-
-    fn flush(&mut self, log: &mut LogServer, redis_ms: u64) {
-        let now = self.rig.now;
-        for (side, at) in [(Side::Appender, 0), (Side::Reader, 1)] {
-            let bytes = self.link().unsent(side, now).to_vec();
-            self.link().sent(side, bytes.len());
-            if let Some(pipes) = &mut self.pipes {
-                pipes[at].to_server.extend_from_slice(&bytes);
-                pipes[at].execute(log, redis_ms);
-            }
-        }
-    }
-}
-
->>>>>>> 3386ab8 (backplane: bounds and answers that an attack found missing)
 fn texts(notices: &[Value]) -> Vec<&str> {
     notices.iter().filter_map(|notice| notice["text"].as_str()).collect()
 }
@@ -562,7 +351,10 @@ fn message_that_an_earlier_link_may_have_appended_is_not_reported_as_unpublished
     let notices = cluster.notices(0, id);
     let codes: Vec<&Value> = notices.iter().map(|notice| &notice["code"]).collect();
     assert!(!codes.contains(&&Value::from("backplane_full")), "{notices:?}");
-    assert!(of_type(&notices, "ack").is_some() || codes.contains(&&Value::from("unconfirmed")), "{notices:?}");
+    assert!(
+        of_type(&notices, "ack").is_some() || codes.contains(&&Value::from("unconfirmed")),
+        "{notices:?}"
+    );
     // One that was never sent before is known to be unpublished.
     cluster.rig(0).send_text(id, r#"{"type":"publish","ch":"a","text":"y","ref":2}"#);
     cluster.advance_ms(500);

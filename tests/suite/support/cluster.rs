@@ -26,6 +26,8 @@ pub struct Node {
     pub is_cut: bool,
     /// What the log sends to its reader does not arrive.
     pub is_reader_cut: bool,
+    /// How many bytes of what the log sends on a connection arrive in a turn.
+    pub bytes_per_turn: usize,
 }
 
 /// Servers, and the log that they share.
@@ -77,6 +79,7 @@ impl Cluster {
             wants_connection: false,
             is_cut: false,
             is_reader_cut: false,
+            bytes_per_turn: usize::MAX,
         });
     }
 
@@ -185,9 +188,11 @@ impl Node {
             let Some(pipes) = &mut self.pipes else { return };
             pipes[at].execute(log, redis_ms);
             let mut received = std::mem::take(&mut pipes[at].to_client);
-            while !received.is_empty() && !self.rig.engine.is_notifying() {
+            let mut left = self.bytes_per_turn;
+            while !received.is_empty() && left > 0 && !self.rig.engine.is_notifying() {
                 let room = self.link().room(side);
-                let count = room.len().min(received.len()).min(100);
+                let count = room.len().min(received.len()).min(100).min(left);
+                left -= count;
                 room[..count].copy_from_slice(&received[..count]);
                 self.link().filled(side, count);
                 received.drain(..count);
