@@ -31,7 +31,7 @@ pub mod intent;
 mod open;
 pub mod rejection;
 mod streaming;
-mod unfinished;
+pub mod unfinished;
 pub mod websocket;
 
 use crate::close::Reason;
@@ -275,18 +275,24 @@ impl State {
 
     /// Returns true if a WebSocket has received bytes that are left to be decoded: no others are read before.
     pub fn has_undecoded(&self) -> bool {
-        matches!(self, State::Open(open) if open.has_unread())
+        matches!(self, State::Open(open) if open.has_undecoded())
     }
 
     /// Parses the input that arrived after the last request, or that is left to be decoded.
     pub fn resume(&mut self, ctx: &mut SessionContext<'_>) {
-        let unread = match self {
-            State::Head(head) => head.take_unread(),
-            State::Open(open) if open.has_unread() => open.take_unread(),
-            _ => return,
-        };
-        if !unread.is_empty() {
-            self.receive(&unread, ctx);
+        match self {
+            State::Head(head) => {
+                let unread = head.take_unread();
+                self.receive(&unread, ctx);
+            }
+            State::Open(open) if open.has_undecoded() => {
+                let unread = open.take_unread();
+                // Without input if a message is left to be decompressed.
+                if let Some(next) = open.receive(&unread, ctx) {
+                    self.become_next(next);
+                }
+            }
+            _ => {}
         }
     }
 

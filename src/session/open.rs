@@ -104,9 +104,10 @@ impl Open {
         scanner
     }
 
-    /// Returns true if received bytes are left to be decoded.
-    pub(super) fn has_unread(&self) -> bool {
-        self.extra.as_ref().is_some_and(|extra| !extra.unread.is_empty())
+    /// Returns true if received bytes are left to be decoded, or a message to be decompressed.
+    pub(super) fn has_undecoded(&self) -> bool {
+        let is_inflating = self.unfinished().is_some_and(Unfinished::is_inflating);
+        is_inflating || self.extra.as_ref().is_some_and(|extra| !extra.unread.is_empty())
     }
 
     /// Takes the received bytes that are left to be decoded.
@@ -116,7 +117,7 @@ impl Open {
 
     /// The deadline of the incomplete message.
     pub(super) fn message_deadline(&self) -> Option<LoopTime> {
-        Some(self.unfinished()?.deadline())
+        self.unfinished()?.deadline()
     }
 
     /// Memory of the incomplete message and of bytes that are not decoded yet.

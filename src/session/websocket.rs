@@ -13,7 +13,8 @@ use super::unfinished::{Completion, Unfinished};
 use crate::wire::Kind;
 
 /// Decodes received bytes, and advances `input` over them. Messages are passed to `on_message`, frames for the peer
-/// appended to `replies`. Input is left if the decompressed messages have reached their maximum cost.
+/// appended to `replies`. Input is left, or a message that is not decompressed, if the decompressed messages have reached
+/// their maximum cost.
 ///
 /// `unfinished` becomes `None` when the bytes end on a message boundary.
 pub fn receive(
@@ -25,9 +26,15 @@ pub fn receive(
 ) -> DecodeOutcome {
     let limits = decoding.limits;
     let allows_compressed = decoding.inflater.is_some();
-    while !input.is_empty() && !decoding.is_budget_spent() {
+    let is_inflating = |unfinished: &Option<Box<Unfinished>>| {
+        unfinished.as_ref().is_some_and(|message| message.is_inflating())
+    };
+    while (!input.is_empty() || is_inflating(unfinished)) && !decoding.is_budget_spent() {
         if let Some(message) = unfinished {
-            let completion = message.receive(input, decoding, replies, &mut on_message);
+            let completion = match message.is_inflating() {
+                true => message.inflate(decoding, &mut on_message),
+                false => message.receive(input, decoding, replies, &mut on_message),
+            };
             decoding.frames += message.take_frames();
             match completion {
                 Completion::Incomplete => {}

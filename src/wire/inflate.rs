@@ -1,7 +1,9 @@
-//! Decompression of permessage-deflate messages (RFC 7692 7.2.2).
+//! Decompression of permessage-deflate messages (RFC 7692 7.2.2), in steps of bounded work.
 //!
-//! One decompressor serves the whole process: the server agrees to `client_no_context_takeover`, so no message refers
-//! to an earlier one, and no connection has state of its own. It is allocated with the first compressed message.
+//! The server agrees to `client_no_context_takeover`, so no message refers to an earlier one, and a connection has a
+//! decompressor only while one of its messages is decompressed. One is kept for the next message of any connection; it
+//! is allocated with the first compressed message. A message that takes more than one turn holds its own until it is
+//! complete.
 
 use zlib_rs::{Inflate, InflateFlush, Status};
 
@@ -15,8 +17,15 @@ const REMOVED_TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 /// An empty final block. The decompressor reaches its end if and only if the data before it end with a complete block.
 const EMPTY_FINAL_BLOCK: [u8; 5] = [0x01, 0x00, 0x00, 0xff, 0xff];
 
-/// Bytes decompressed in one step, which are then appended to the message.
+/// Maximum bytes that one step decompresses, which are then appended to the message.
 const STEP_BYTES: usize = 8 << 10;
+
+/// Maximum bytes that one step takes. Blocks without any text cost the most for each byte, so that a step takes no more
+/// than 50 us either way.
+const STEP_INPUT_BYTES: usize = 1 << 10;
+
+/// Memory of a decompressor in addition to its step: the window of 32 KiB, and zlib-rs' state with the code tables.
+const DECOMPRESSOR_BYTES: usize = 38 << 10;
 
 /// Maximum final blocks in a message, which RFC 7692 7.2.1 allows at any place. The shortest is two bytes long, and
 /// after each of them the window is written again, which takes 0.2 us. A sender without a flush has one in each
@@ -32,94 +41,152 @@ pub enum InflateError {
     TooBig,
 }
 
-/// The decompressor.
+/// The decompressor that is kept between messages.
 #[derive(Default)]
 pub struct Inflater {
-    /// `None` until the first message.
-    state: Option<Box<InflaterState>>,
+    /// `None` before the first message, and while a message is decompressed.
+    spare: Option<Box<Decompressor>>,
 }
 
-struct InflaterState {
+struct Decompressor {
     inflate: Inflate,
     step: [u8; STEP_BYTES],
 }
 
+/// A message that is decompressed.
+pub struct Inflation {
+    decompressor: Box<Decompressor>,
+    payload: Vec<u8>,
+    /// The part of the input that is decompressed.
+    stage: InflationStage,
+    /// Bytes of that part that are consumed.
+    consumed: usize,
+    final_blocks: usize,
+}
+
+/// The parts of the input, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InflationStage {
+    Payload,
+    RemovedTail,
+    FinalBlock,
+}
+
+/// The result of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InflateProgress {
+    /// The message is complete.
+    pub is_complete: bool,
+    /// Compressed bytes that were consumed.
+    pub consumed: usize,
+    /// Bytes that were appended to the message.
+    pub produced: usize,
+}
+
 impl std::fmt::Debug for Inflater {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inflater").field("is_allocated", &self.state.is_some()).finish()
+        f.debug_struct("Inflater").field("has_spare", &self.spare.is_some()).finish()
+    }
+}
+
+impl std::fmt::Debug for Inflation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inflation").field("stage", &self.stage).field("consumed", &self.consumed).finish()
     }
 }
 
 impl Inflater {
-    /// Decompresses the payload of a message, all of its fragments together, up to a size of `bytes_max`.
-    ///
-    /// # Errors
-    /// The data are invalid, or the message is larger.
-    pub fn inflate(&mut self, payload: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
-        let state = self.state.get_or_insert_with(|| {
-            Box::new(InflaterState { inflate: Inflate::new(false, WINDOW_BITS), step: [0; STEP_BYTES] })
+    /// Begins to decompress the payload of a message, all of its fragments together.
+    pub fn begin(&mut self, payload: Vec<u8>) -> Inflation {
+        let mut decompressor = self.spare.take().unwrap_or_else(|| {
+            Box::new(Decompressor { inflate: Inflate::new(false, WINDOW_BITS), step: [0; STEP_BYTES] })
         });
-        state.inflate.reset(false);
-        let mut message = Vec::new();
-        // The data of an empty message are one byte (7.2.3.6); some clients send none.
-        if payload.is_empty() {
-            return Ok(message);
-        }
-        let mut final_blocks = 0;
-        let mut rest = payload;
-        // 7.2.3.4: final blocks may end the data, or be followed by others, which may refer to the text before them.
-        while state.append(&mut rest, &mut message, bytes_max)? {
-            if rest.is_empty() {
-                return Ok(message);
-            }
-            final_blocks += 1;
-            if final_blocks > FINAL_BLOCKS_MAX {
-                return Err(InflateError::Invalid);
-            }
-            state.inflate.reset(false);
-            let window = &message[message.len().saturating_sub(WINDOW_BYTES)..];
-            state.inflate.set_dictionary(window).map_err(|_| InflateError::Invalid)?;
-        }
-        if state.append(&mut &REMOVED_TAIL[..], &mut message, bytes_max)? {
-            return Err(InflateError::Invalid);
-        }
-        let mut end = &EMPTY_FINAL_BLOCK[..];
-        if !state.append(&mut end, &mut message, bytes_max)? || !end.is_empty() {
-            return Err(InflateError::Invalid);
-        }
-        Ok(message)
+        decompressor.inflate.reset(false);
+        Inflation { decompressor, payload, stage: InflationStage::Payload, consumed: 0, final_blocks: 0 }
+    }
+
+    /// Keeps the decompressor of a message that is complete or invalid.
+    pub fn end(&mut self, inflation: Inflation) {
+        self.spare.get_or_insert(inflation.decompressor);
     }
 }
 
-impl InflaterState {
-    /// Decompresses input up to its end or that of a final block. Returns true at the end of a final block.
-    fn append(
-        &mut self,
-        input: &mut &[u8],
-        message: &mut Vec<u8>,
-        bytes_max: usize,
-    ) -> Result<bool, InflateError> {
-        loop {
-            let (consumed_before, produced_before) = (self.inflate.total_in(), self.inflate.total_out());
-            let status = self
-                .inflate
-                .decompress(input, &mut self.step, InflateFlush::SyncFlush)
-                .map_err(|_| InflateError::Invalid)?;
-            let consumed = (self.inflate.total_in() - consumed_before) as usize;
-            let produced = (self.inflate.total_out() - produced_before) as usize;
-            *input = &input[consumed..];
-            if message.len() + produced > bytes_max {
-                return Err(InflateError::TooBig);
-            }
-            message.extend_from_slice(&self.step[..produced]);
-            match status {
-                Status::StreamEnd => return Ok(true),
-                // A full step may have more to follow.
-                _ if input.is_empty() && produced < STEP_BYTES => return Ok(false),
-                _ if consumed == 0 && produced == 0 => return Err(InflateError::Invalid),
-                Status::Ok | Status::BufError => {}
-            }
+impl Inflation {
+    /// Memory that it takes.
+    pub fn held_bytes(&self) -> usize {
+        self.payload.capacity() + DECOMPRESSOR_BYTES + size_of::<Decompressor>()
+    }
+
+    /// Decompresses one step of the payload, and appends it to the message, up to a size of `bytes_max`.
+    ///
+    /// # Errors
+    /// The data are invalid, or the message is larger.
+    pub fn step(&mut self, message: &mut Vec<u8>, bytes_max: usize) -> Result<InflateProgress, InflateError> {
+        let Inflation { decompressor, payload, .. } = self;
+        // The data of an empty message are one byte (7.2.3.6); some clients send none.
+        if payload.is_empty() {
+            return Ok(InflateProgress { is_complete: true, consumed: 0, produced: 0 });
         }
+        let source = match self.stage {
+            InflationStage::Payload => payload.as_slice(),
+            InflationStage::RemovedTail => &REMOVED_TAIL,
+            InflationStage::FinalBlock => &EMPTY_FINAL_BLOCK,
+        };
+        let input = &source[self.consumed..source.len().min(self.consumed + STEP_INPUT_BYTES)];
+        let Decompressor { inflate, step } = &mut **decompressor;
+        let (consumed_before, produced_before) = (inflate.total_in(), inflate.total_out());
+        let status =
+            inflate.decompress(input, step, InflateFlush::SyncFlush).map_err(|_| InflateError::Invalid)?;
+        let consumed = (inflate.total_in() - consumed_before) as usize;
+        let produced = (inflate.total_out() - produced_before) as usize;
+        if message.len() + produced > bytes_max {
+            return Err(InflateError::TooBig);
+        }
+        message.extend_from_slice(&step[..produced]);
+        self.consumed += consumed;
+        let is_at_end = self.consumed == source.len();
+        let is_complete = match status {
+            Status::StreamEnd => self.end_final_block(is_at_end, message)?,
+            // A full step may have more to follow.
+            _ if is_at_end && produced < STEP_BYTES => {
+                self.begin_next_stage()?;
+                false
+            }
+            _ if consumed == 0 && produced == 0 => return Err(InflateError::Invalid),
+            Status::Ok | Status::BufError => false,
+        };
+        Ok(InflateProgress { is_complete, consumed, produced })
+    }
+
+    /// A final block has ended. Returns true if the message is complete.
+    fn end_final_block(&mut self, is_at_end: bool, message: &[u8]) -> Result<bool, InflateError> {
+        match self.stage {
+            // 7.2.3.4: final blocks may end the data, or be followed by others, which may refer to the text before them.
+            InflationStage::Payload if !is_at_end => {
+                self.final_blocks += 1;
+                if self.final_blocks > FINAL_BLOCKS_MAX {
+                    return Err(InflateError::Invalid);
+                }
+                let inflate = &mut self.decompressor.inflate;
+                inflate.reset(false);
+                let window = &message[message.len().saturating_sub(WINDOW_BYTES)..];
+                inflate.set_dictionary(window).map_err(|_| InflateError::Invalid)?;
+                Ok(false)
+            }
+            InflationStage::Payload | InflationStage::FinalBlock if is_at_end => Ok(true),
+            _ => Err(InflateError::Invalid),
+        }
+    }
+
+    /// A part of the input has ended, not with a final block.
+    fn begin_next_stage(&mut self) -> Result<(), InflateError> {
+        self.stage = match self.stage {
+            InflationStage::Payload => InflationStage::RemovedTail,
+            InflationStage::RemovedTail => InflationStage::FinalBlock,
+            InflationStage::FinalBlock => return Err(InflateError::Invalid),
+        };
+        self.consumed = 0;
+        Ok(())
     }
 }
 
@@ -128,8 +195,29 @@ mod tests {
     use super::*;
     use zlib_rs::{Deflate, DeflateFlush};
 
+    fn inflate_with(
+        inflater: &mut Inflater,
+        payload: &[u8],
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, InflateError> {
+        let (mut inflation, mut message) = (inflater.begin(payload.to_vec()), Vec::new());
+        let result = loop {
+            match inflation.step(&mut message, bytes_max) {
+                Ok(InflateProgress { is_complete, consumed, produced }) => {
+                    assert!(consumed <= STEP_INPUT_BYTES && produced <= STEP_BYTES);
+                    if is_complete {
+                        break Ok(message);
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        inflater.end(inflation);
+        result
+    }
+
     fn inflate(payload: &[u8]) -> Result<String, InflateError> {
-        let message = Inflater::default().inflate(payload, 1 << 16)?;
+        let message = inflate_with(&mut Inflater::default(), payload, 1 << 16)?;
         Ok(String::from_utf8(message).unwrap())
     }
 
@@ -197,21 +285,39 @@ mod tests {
         let mut inflater = Inflater::default();
         for length in [0, 1, STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, 3 * STEP_BYTES, 200_000] {
             let payload = deflate(&vec![b'a'; length], 9);
-            assert_eq!(inflater.inflate(&payload, length).unwrap().len(), length);
+            assert_eq!(inflate_with(&mut inflater, &payload, length).unwrap().len(), length);
             if length > 0 {
-                assert_eq!(inflater.inflate(&payload, length - 1), Err(InflateError::TooBig));
+                assert_eq!(inflate_with(&mut inflater, &payload, length - 1), Err(InflateError::TooBig));
             }
         }
         let bomb = deflate(&vec![0; 20_000_000], 9);
         assert!(bomb.len() < 64 << 10);
-        assert_eq!(inflater.inflate(&bomb, 64 << 10), Err(InflateError::TooBig));
-        assert_eq!(inflater.inflate(b"\xf2\x48\xcd\xc9\xc9\x07\x00", 5).unwrap(), b"Hello");
+        assert_eq!(inflate_with(&mut inflater, &bomb, 64 << 10), Err(InflateError::TooBig));
+        assert_eq!(inflate_with(&mut inflater, b"\xf2\x48\xcd\xc9\xc9\x07\x00", 5).unwrap(), b"Hello");
     }
 
     #[test]
     fn window_of_one_message_is_not_available_to_the_next() {
         let mut inflater = Inflater::default();
-        inflater.inflate(b"\xf2\x48\xcd\xc9\xc9\x07\x00", 5).unwrap();
-        assert_eq!(inflater.inflate(b"\xf2\x00\x11\x00\x00", 5), Err(InflateError::Invalid));
+        inflate_with(&mut inflater, b"\xf2\x48\xcd\xc9\xc9\x07\x00", 5).unwrap();
+        assert_eq!(inflate_with(&mut inflater, b"\xf2\x00\x11\x00\x00", 5), Err(InflateError::Invalid));
+    }
+
+    #[test]
+    fn interleaved_messages_do_not_share_a_window() {
+        let mut inflater = Inflater::default();
+        let texts: Vec<String> = ["one ", "another "].iter().map(|text| text.repeat(20_000)).collect();
+        let mut under_way: Vec<(Inflation, Vec<u8>, bool)> = texts
+            .iter()
+            .map(|text| (inflater.begin(deflate(text.as_bytes(), 6)), Vec::new(), false))
+            .collect();
+        while under_way.iter().any(|(.., is_complete)| !is_complete) {
+            for (inflation, message, is_complete) in under_way.iter_mut().filter(|(.., done)| !done) {
+                *is_complete = inflation.step(message, 1 << 20).unwrap().is_complete;
+            }
+        }
+        for ((_, message, _), text) in under_way.iter().zip(&texts) {
+            assert!(message == text.as_bytes());
+        }
     }
 }

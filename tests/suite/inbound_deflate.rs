@@ -9,6 +9,7 @@ use oyez::ids::SlotId;
 use oyez::session::decoder::DecodeOutcome;
 use oyez::session::decoding::Decoding;
 use oyez::session::frame_scanner::{FrameScanner, ScanStop};
+use oyez::session::unfinished::Unfinished;
 use oyez::session::websocket;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
@@ -41,8 +42,10 @@ fn receive(pieces: &[&[u8]], inflate_cost_max: usize) -> Outcome {
     let (mut messages, mut replies, mut unfinished) = (Vec::new(), Vec::new(), None);
     let mut inflater = Inflater::default();
     for mut piece in pieces.iter().copied() {
-        while !piece.is_empty() {
-            let before = piece.len();
+        let is_inflating =
+            |unfinished: &Option<Box<Unfinished>>| unfinished.as_ref().is_some_and(|one| one.is_inflating());
+        while !piece.is_empty() || is_inflating(&unfinished) {
+            let (before, was_inflating) = (piece.len(), is_inflating(&unfinished));
             let mut decoding = Decoding {
                 inflater: Some(&mut inflater),
                 inflate_cost_max,
@@ -60,7 +63,7 @@ fn receive(pieces: &[&[u8]], inflate_cost_max: usize) -> Outcome {
             if outcome != DecodeOutcome::Open {
                 return (messages, replies, outcome);
             }
-            assert!(piece.len() < before, "each call decodes a message");
+            assert!(piece.len() < before || was_inflating, "each call makes progress");
         }
     }
     assert!(unfinished.is_none(), "no memory is held at a boundary");
@@ -79,7 +82,9 @@ fn end_of(pieces: &[&[u8]]) -> &'static str {
 type Sent = (bool, String, Option<i32>, Vec<prop::sample::Index>, bool);
 
 fn sent() -> impl Strategy<Value = Sent> {
-    let text = prop_oneof!["[a-zäß€𝄞 ]{0,40}", "(price|volume|[0-9]{1,3}){0,200}"];
+    // The last is decompressed in several slices.
+    let long = (0..60_000usize).prop_map(|length| "grüße 𝄞 ".chars().cycle().take(length).collect());
+    let text = prop_oneof![4 => "[a-zäß€𝄞 ]{0,40}", 4 => "(price|volume|[0-9]{1,3}){0,200}", 1 => long];
     let level = prop::option::weighted(0.7, prop_oneof![Just(0), Just(1), Just(6), Just(9)]);
     (any::<bool>(), text, level, prop::collection::vec(any::<prop::sample::Index>(), 0..4), any::<bool>())
 }
@@ -167,14 +172,19 @@ fn invalid_compressed_message_is_rejected() {
     assert_eq!(receive(&[&compressed(BINARY, &vec![7; 1 << 17])], usize::MAX).0.len(), 1);
 }
 
-#[test]
-fn message_of_the_maximum_size_is_accepted_though_compression_makes_it_longer() {
+/// Bytes that cannot be compressed.
+fn noise(length: usize) -> Vec<u8> {
     let mut random = 7u64;
     let noise = std::iter::repeat_with(|| {
         random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         (random >> 56) as u8
     });
-    let noise: Vec<u8> = noise.take(1 << 17).collect();
+    noise.take(length).collect()
+}
+
+#[test]
+fn message_of_the_maximum_size_is_accepted_though_compression_makes_it_longer() {
+    let noise = noise(1 << 17);
     for level in [0, 6] {
         let payload = deflate(&noise, level);
         assert!(payload.len() > noise.len());
@@ -253,13 +263,80 @@ fn burst_of_bombs_is_decompressed_within_the_budget_of_turns() {
         assert!(!frames.is_empty() || turns == 1, "each turn makes progress");
         received += frames.len();
         let held = rig.engine.slots.get(publisher).map_or(0, |slot| slot.state.held_bytes());
-        assert!(held <= limits.read_bytes_per_connection, "no more is read meanwhile: {held}");
+        // One read that is not decoded, and the message that the budget has cut, with its decompressor.
+        let most = limits.read_bytes_per_connection + limits.message_bytes_max + (48 << 10);
+        assert!(held <= most, "no more is read meanwhile: {held}");
     }
     assert!(turns >= count / 6, "{turns}");
     assert_eq!(rig.engine.shared.metrics.inflated_bytes, (count * (64 << 10)) as u64);
     rig.run_until_idle();
     let last = rig.frames(publisher).pop().unwrap();
     assert_eq!(last.close_code(), (1000, "done".to_owned()));
+}
+
+/// Cost of the most expensive byte of a message in the budget of a turn: eight for each compressed one, and one for the
+/// text.
+const NOISE_COST: usize = 9;
+
+#[test]
+fn single_message_is_decompressed_within_the_budget_of_turns() {
+    // The deadline of a message is for its bytes, all of which arrive at once.
+    let limits = Limits { message_bytes_max: 1 << 20, message_timeout_ms: 10, ..Limits::default() };
+    let mut rig = Rig::new(limits.clone());
+    let publisher = join(&mut rig, "/ws/large");
+    let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
+    let message = noise(300_000);
+    // The second one waits in the same read, and keeps its place.
+    rig.send(publisher, &[compressed(BINARY, &message), compressed(TEXT, b"after it")].concat());
+    let (mut turns, mut inflated) = (0, 0);
+    while rig.engine.shared.metrics.published_by_websocket < 2 + turns {
+        rig.send_text(two, &turns.to_string());
+        rig.now = rig.now.after(50);
+        rig.turn();
+        assert_eq!(rig.texts(one), [turns.to_string()], "others are served in every turn");
+        turns += 1;
+        let before = std::mem::replace(&mut inflated, rig.engine.shared.metrics.inflated_bytes as usize);
+        // A step may be begun with little of the budget left.
+        let most = limits.read_bytes_per_turn + 2 * (8 << 10) + NOISE_COST * "after it".len();
+        assert!((inflated - before) * NOISE_COST <= most, "{} bytes in one turn", inflated - before);
+        let slot = rig.engine.slots.get(publisher).unwrap();
+        assert!(inflated == 0 || slot.state.held_bytes() > 0 || inflated >= message.len());
+    }
+    assert!(turns as usize >= message.len() * NOISE_COST / limits.read_bytes_per_turn, "{turns} turns");
+    assert_eq!(rig.engine.slots.get(publisher).unwrap().state.held_bytes(), 0);
+    let frames = rig.frames(publisher);
+    assert_eq!(frames.len(), 2);
+    assert!(frames[0].payload == message && frames[1].payload == b"after it");
+}
+
+#[test]
+fn clients_with_large_compressed_messages_share_the_budget_of_a_turn() {
+    let limits = Limits::default();
+    let mut rig = Rig::new(limits.clone());
+    let publishers: Vec<SlotId> =
+        (0..20).map(|index| join(&mut rig, &format!("/ws/large-{index}"))).collect();
+    let (one, two) = (rig.join("/ws/calm"), rig.join("/ws/calm?echo=0"));
+    let message = noise(60_000);
+    publishers.iter().for_each(|&id| rig.send(id, &compressed(BINARY, &message)));
+    let mut inflated = 0;
+    for turn in 0.. {
+        rig.send_text(two, &turn.to_string());
+        rig.turn();
+        assert_eq!(rig.texts(one), [turn.to_string()], "others are served in every turn");
+        let before = std::mem::replace(&mut inflated, rig.engine.shared.metrics.inflated_bytes as usize);
+        // The last visit of each queue may exceed the rest of the budget by its slice.
+        let most = limits.read_bytes_per_turn + 2 * (64 << 10);
+        assert!((inflated - before) * NOISE_COST <= most, "{} bytes in one turn", inflated - before);
+        if inflated == publishers.len() * message.len() {
+            break;
+        }
+        assert!(turn < 200, "{inflated}");
+    }
+    rig.run_until_idle();
+    for id in publishers {
+        assert!(rig.frames(id).pop().unwrap().payload == message);
+        assert_eq!(rig.engine.slots.get(id).unwrap().state.held_bytes(), 0);
+    }
 }
 
 #[test]
