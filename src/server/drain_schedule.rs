@@ -1,6 +1,6 @@
 //! The schedule of a drain: which connection closes when, and over which time the reconnects are spread.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use crate::config::Limits;
 use crate::ids::SlotId;
@@ -16,12 +16,43 @@ pub(super) struct DrainSchedule {
     pub(super) retry_ms: u32,
     /// Connections that are yet to be closed, in the order of their times.
     waiting: VecDeque<(LoopTime, SlotId)>,
+    /// Connections with compressed input from before the drain that is not decoded yet. Once their close is due, each
+    /// has the delay of its reconnect.
+    undecoded: HashMap<SlotId, Option<u32>>,
 }
 
 impl DrainSchedule {
-    /// A schedule of closes in the order of their times.
-    pub(super) fn new(retry_ms: u32, waiting: Vec<(LoopTime, SlotId)>) -> DrainSchedule {
-        DrainSchedule { retry_ms, waiting: waiting.into() }
+    /// A schedule of closes in the order of their times, and the connections whose input is not decoded yet.
+    pub(super) fn new(
+        retry_ms: u32,
+        waiting: Vec<(LoopTime, SlotId)>,
+        undecoded: impl Iterator<Item = SlotId>,
+    ) -> DrainSchedule {
+        DrainSchedule {
+            retry_ms,
+            waiting: waiting.into(),
+            undecoded: undecoded.map(|id| (id, None)).collect(),
+        }
+    }
+
+    /// Returns true if input of a connection from before the drain is not decoded yet.
+    pub(super) fn is_decoding(&self, id: SlotId) -> bool {
+        self.undecoded.contains_key(&id)
+    }
+
+    /// Postpones a close until the connection's input is decoded. Returns false if it is.
+    pub(super) fn postpone(&mut self, id: SlotId, retry_ms: u32) -> bool {
+        self.undecoded.get_mut(&id).is_some_and(|postponed| {
+            *postponed = Some(retry_ms);
+            true
+        })
+    }
+
+    /// Removes the connections whose input is decoded. Returns those whose close was postponed, and the delays of their
+    /// reconnects.
+    pub(super) fn take_decoded(&mut self, has_undecoded: impl Fn(SlotId) -> bool) -> Vec<(SlotId, u32)> {
+        let decoded = self.undecoded.extract_if(|&id, _| !has_undecoded(id));
+        decoded.filter_map(|(id, retry_ms)| Some((id, retry_ms?))).collect()
     }
 
     /// When the next connection is to be closed.

@@ -106,7 +106,7 @@ impl<T: Transport> Engine<T> {
             let subscriptions = self.slots.get(id).map_or(&[][..], |slot| slot.subscriptions.as_slice());
             let &[subscription, ..] = subscriptions else { return Err(Rejection::ConnectionClosing) };
             let name = self.hub.channel(subscription.channel).map_or("", |channel| channel.name());
-            return match self.drain_retry_ms() {
+            return match self.drain_retry_ms_of(id) {
                 _ if !grant.publish.include_name(name) => Err(Rejection::PermissionDenied),
                 Some(retry_ms) => Err(Rejection::Draining { retry_ms }),
                 None => Ok(PublishTarget::Existing(subscription.channel)),
@@ -116,7 +116,7 @@ impl<T: Transport> Engine<T> {
             return Err(Rejection::PermissionDenied);
         }
         let Some(slot) = self.slots.get(id) else { return Err(Rejection::ConnectionClosing) };
-        if let Some(retry_ms) = self.drain_retry_ms() {
+        if let Some(retry_ms) = self.drain_retry_ms_of(id) {
             return Err(Rejection::Draining { retry_ms });
         }
         if let Some(channel) = self.hub.find(name.as_str()) {

@@ -117,6 +117,7 @@ impl<T: Transport> Engine<T> {
         if self.pressure.is_active() {
             self.pause_raw_publisher(id, now);
         }
+        let decodes_only = self.is_decoding_for_drain(id);
         let Engine { slots, scratch, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return 0 };
         slot.transport.begin_read(slot.peer.ip());
@@ -135,6 +136,7 @@ impl<T: Transport> Engine<T> {
             has_write_failed,
             is_publishing_paused,
             reads_on,
+            decodes_only,
         };
         let after = reads.run(scratch);
         let SlotReads { state, ctx, bytes, .. } = reads;
@@ -178,6 +180,8 @@ struct SlotReads<'a, T> {
     is_publishing_paused: bool,
     /// After a reported end of file or a failed write, a short read is not the end: no further event may follow.
     reads_on: bool,
+    /// It closes when its input from before the drain is decoded.
+    decodes_only: bool,
 }
 
 impl<T: Transport> SlotReads<'_, T> {
@@ -190,7 +194,7 @@ impl<T: Transport> SlotReads<'_, T> {
             if !self.takes_input() && !self.has_write_failed {
                 return AfterRead::PauseReading;
             }
-            if self.state.has_undecoded() {
+            if self.decodes_only || self.state.has_undecoded() {
                 break;
             }
             let web_socket = self.state.is_web_socket();

@@ -136,7 +136,7 @@ impl<T: Transport> Engine<T> {
         if !self.shared.authenticator.grant(rights).may_subscribe(name) {
             return Err(Rejection::PermissionDenied);
         }
-        if let Some(retry_ms) = self.drain_retry_ms() {
+        if let Some(retry_ms) = self.drain_retry_ms_of(id) {
             self.close(id, Reason::Drain { retry_ms }, now);
             return Err(Rejection::ConnectionClosing);
         }

@@ -378,6 +378,38 @@ fn undecoded_input_survives_a_pause_and_is_dropped_with_a_close() {
     assert_eq!(rig.frames(closed).pop().unwrap().close_code().0, 4200);
 }
 
+/// A plain connection publishes all messages of a read at once, so none of them meets a drain.
+#[test]
+fn compressed_messages_read_before_a_drain_are_published_and_later_ones_are_not() {
+    for v1 in [false, true] {
+        let mut rig = Rig::new(Limits::default());
+        let path = "/ws/bombs?echo=0";
+        let publisher = rig.connect(Behavior::Cooperative);
+        let protocol = if v1 { "\r\nSec-WebSocket-Protocol: oyez.v1\r\n\r\n" } else { "\r\n\r\n" };
+        rig.send(publisher, upgrade(path, BROWSER).replace("\r\n\r\n", protocol).as_bytes());
+        rig.turn();
+        let subscriber = rig.join("/ws/bombs");
+        rig.pipe(publisher).outgoing.clear();
+        let command = format!(r#"{{"type":"publish","ch":"bombs","text":"{}"}}"#, "0".repeat(60_000));
+        let one = if v1 { compressed(TEXT, command.as_bytes()) } else { bomb(60_000) };
+        rig.send(publisher, &one.repeat(20));
+        rig.turn();
+        let published = |rig: &Rig| rig.engine.shared.metrics.published_by_websocket;
+        assert!(published(&rig) > 0 && published(&rig) < 20, "the drain begins between them");
+        rig.engine.drain(rig.now);
+        // Not read before the drain.
+        rig.send(publisher, &one);
+        rig.run_until_idle();
+        assert_eq!(published(&rig), 20);
+        rig.advance_ms(1_000);
+        let frames = rig.frames(subscriber);
+        assert_eq!(frames.iter().filter(|frame| frame.payload.len() >= 60_000).count(), 20);
+        assert_eq!(frames.last().unwrap().close_code().0, 4200);
+        let (code, reason) = rig.frames(publisher).last().unwrap().close_code();
+        assert!(code == 4200 && reason.starts_with("drain retry_ms="), "{reason}");
+    }
+}
+
 #[test]
 fn bytes_per_second_counts_decompressed_bytes() {
     let mut rig = Rig::new(Limits { bytes_per_second: 10_000, ..Limits::default() });

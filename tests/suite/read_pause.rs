@@ -135,6 +135,29 @@ fn responses_and_messages_keep_their_order() {
     assert!(places("subscribed") < places("2") && places("unsubscribed") < places("3"), "{got:?}");
 }
 
+/// RFC 6455 5.5.2 asks for a pong as soon as is practical, and 5.4 allows control frames between any others: a pong waits
+/// for responses, not for messages.
+#[test]
+fn pong_follows_responses_to_earlier_commands_and_precedes_messages_of_its_turn() {
+    let mut rig = Rig::new(Limits::default());
+    let id = join(&mut rig, "/ws/a");
+    let (one, two) = (frames::masked(PING, b"one"), frames::masked(PING, b"two"));
+    rig.send(id, &[publish_command("a", "x"), one.clone(), publish_command("a", "y"), two.clone()].concat());
+    rig.turn();
+    let kind = |payload: &[u8]| {
+        let text = String::from_utf8_lossy(payload);
+        let found = ["\"ack\"", "one", "two", "\"x\"", "\"y\""].into_iter().find(|part| text.contains(part));
+        found.unwrap().trim_matches('"').to_owned()
+    };
+    let got: Vec<String> = rig.frames(id).iter().map(|frame| kind(&frame.payload)).collect();
+    assert_eq!(got, ["ack", "ack", "one", "two", "x", "y"]);
+    let raw = rig.join("/ws/raw");
+    rig.send(raw, &[frames::masked(TEXT, b"x"), one, frames::masked(TEXT, b"y"), two].concat());
+    rig.turn();
+    let got: Vec<Vec<u8>> = rig.frames(raw).into_iter().map(|frame| frame.payload).collect();
+    assert_eq!(got, [&b"one"[..], b"two", b"x", b"y"]);
+}
+
 #[test]
 fn paused_client_that_sends_data_and_eof_is_served_in_full() {
     let mut rig = Rig::new(Limits::default());
