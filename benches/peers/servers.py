@@ -98,7 +98,7 @@ class Oyez(Server):
     """Oyez with all flags at their defaults, except for those given."""
 
     def build(self):
-        build(["cargo", "build", "--release", "--locked", "--bin", "oyez", "--example", "floor"], ROOT)
+        build(["cargo", "build", "--release", "--locked", "--bin", "oyez", "--example", "baseline"], ROOT)
         return output([target() / "oyez", "--version"])
 
     def command(self):
@@ -121,7 +121,7 @@ class Baseline(Server):
         return f"--mode {self.mode}"
 
     def command(self):
-        return [target() / "examples" / "floor", "--mode", self.mode]
+        return [target() / "examples" / "baseline", "--mode", self.mode]
 
 
 class Crate(Server):

@@ -93,6 +93,24 @@ class Cluster:
             self.subscriber(None, channels)
         await self.until_ready()
 
+    async def load(self, *nodes):
+        """Opens subscribers of every node and a publisher at each of these, and waits until messages arrive. Returns the
+        publishers."""
+        await self.subscribers()
+        publishers = [self.publisher(node) for node in nodes]
+        await self.progress()
+        return publishers
+
+    async def restart(self, redis, node):
+        """Kills Redis, and starts it again when the node has noticed; no publish fails, and no message is lost."""
+        redis.kill()
+        await node.until_logged("connection lost")
+        redis.start()
+        await self.progress()
+        await self.settle()
+        self.expect_no_rejection()
+        self.expect_no_gap()
+
     async def until_ready(self):
         await until(lambda: all(client.ready.is_set() for client in self.receiving()),
                     lambda: f"subscribers are ready: {[c.name for c in self.receiving() if not c.ready.is_set()][:5]}")

@@ -53,13 +53,7 @@ async def tls_and_password(cluster):
     assert killed == 4, f"{killed} connections were killed"
     await cluster.progress()
     await rejected(cluster, url, "AUTH.*--backplane-password-file", *flags, "--backplane-password-file", str(cluster.folder / "wrong"))
-    redis.kill()
-    await two.until_logged("connection lost")
-    redis.start()
-    await cluster.progress()
-    await cluster.settle()
-    cluster.expect_no_rejection()
-    cluster.expect_no_gap()
+    await cluster.restart(redis, two)
 
 
 async def tls_errors(cluster):
@@ -90,9 +84,7 @@ async def tls_errors(cluster):
     redis.command("CONFIG", "SET", "tls-cert-file", right[0], "tls-key-file", right[1])
     await nodes[0].ready()
     cluster.nodes[:] = nodes[:1]
-    await cluster.subscribers()
-    cluster.publisher(nodes[0])
-    await cluster.progress()
+    await cluster.load(nodes[0])
     await cluster.settle()
 
 
@@ -117,10 +109,7 @@ async def watched(cluster):
     # Nothing listens on the first port.
     url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in (free_port(), *(one.port for one in sentinels))) + "/main/2"
     nodes = [await cluster.node(url, *QUICK) for _ in range(2)]
-    await cluster.subscribers()
-    for node in nodes:
-        cluster.publisher(node)
-    await cluster.progress()
+    await cluster.load(*nodes)
     return primary, replica, sentinels, nodes
 
 
@@ -169,9 +158,7 @@ async def replica_in_the_primarys_place(cluster):
     assert await node.status("/readyz") == 503
     replica.command("REPLICAOF", "NO", "ONE")
     await node.ready()
-    await cluster.subscribers()
-    cluster.publisher(node)
-    await cluster.progress()
+    await cluster.load(node)
     await cluster.settle()
     assert primary.command("DBSIZE") == 0
 

@@ -15,9 +15,7 @@ async def replicated(cluster, *options):
     replica.wait(lambda: replica.info("replication").get("master_link_status") == "up")
     proxies = [await cluster.proxy(primary.port) for _ in range(2)]
     nodes = [await cluster.node(proxy.url, *QUICK) for proxy in proxies]
-    await cluster.subscribers()
-    publishers = [cluster.publisher(node) for node in nodes]
-    await cluster.progress()
+    publishers = await cluster.load(*nodes)
     return primary, replica, proxies, nodes, publishers
 
 
@@ -105,10 +103,7 @@ async def redis_cluster(cluster):
     slot = first.command("CLUSTER", "KEYSLOT", "{oyez:main}:log")
     owner = slot // 8192
     nodes = [await cluster.node(servers[1 - owner].url, *QUICK), await cluster.node(servers[owner].url, *QUICK)]
-    await cluster.subscribers()
-    for node in nodes:
-        cluster.publisher(node)
-    await cluster.progress()
+    await cluster.load(*nodes)
     replica = servers[owner + 2]
     replica.command("CLUSTER", "FAILOVER")
     replica.wait(lambda: replica.info("replication")["role"] == "master")

@@ -18,27 +18,15 @@ async def killed_redis_with_append_only_file(cluster):
     """Redis is killed under load and restarted with its append-only file: publishes wait, and none is lost."""
     redis = cluster.redis("--appendonly", "yes", "--appendfsync", "everysec")
     one, two = await cluster.node(redis.url, *QUICK), await cluster.node(redis.url, *QUICK)
-    await cluster.subscribers()
-    cluster.publisher(one)
-    cluster.publisher(two)
-    await cluster.progress()
-    redis.kill()
-    await two.until_logged("connection lost")
-    redis.start()
-    await cluster.progress()
-    await cluster.settle()
-    cluster.expect_no_rejection()
-    cluster.expect_no_gap()
+    await cluster.load(one, two)
+    await cluster.restart(redis, two)
 
 
 async def killed_redis_with_cut_append_only_file(cluster):
     """The same, and the file lacks its last entries: ids are not reused, and subscribers are notified."""
     redis = cluster.redis("--appendonly", "yes", "--appendfsync", "everysec")
     one, two = await cluster.node(redis.url, *QUICK), await cluster.node(redis.url, *QUICK)
-    await cluster.subscribers()
-    cluster.publisher(one)
-    cluster.publisher(two)
-    await cluster.progress()
+    await cluster.load(one, two)
     file = next((redis.folder / "appendonlydir").glob("*.incr.aof"))
     size = file.stat().st_size
     await cluster.progress()
@@ -57,10 +45,7 @@ async def silent_links(cluster):
     redis = cluster.redis("--appendonly", "yes")
     proxy = await cluster.proxy(redis.port)
     one, two = await cluster.node(proxy.url, *QUICK), await cluster.node(redis.url, *QUICK)
-    await cluster.subscribers()
-    cluster.publisher(one)
-    cluster.publisher(two)
-    await cluster.progress()
+    await cluster.load(one, two)
 
     # By the counter: a log line about a lost link is written at most once in 10 s.
     name = 'oyez_backplane_links_total{result="lost"}'
@@ -91,10 +76,7 @@ async def old_data(cluster):
     """Redis restarts with an older dump, and loses its data: no id identifies two messages."""
     redis = cluster.redis("--dbfilename", "dump.rdb")
     one, two = await cluster.node(redis.url, *QUICK), await cluster.node(redis.url, *QUICK)
-    await cluster.subscribers()
-    cluster.publisher(one)
-    cluster.publisher(two)
-    await cluster.progress()
+    await cluster.load(one, two)
     redis.command("SAVE")
     await cluster.progress()
     redis.kill()
@@ -146,9 +128,7 @@ async def partitioned_node(cluster):
     proxy = await cluster.proxy(redis.port)
     flags = ("--backplane-heartbeat-timeout-ms", "1500", "--backplane-publish-timeout-ms", "2000", "--backplane-bytes-max", "1MiB")
     one, two = await cluster.node(proxy.url, *flags), await cluster.node(redis.url, *flags)
-    await cluster.subscribers()
-    cut_off, other = cluster.publisher(one), cluster.publisher(two)
-    await cluster.progress()
+    cut_off, other = await cluster.load(one, two)
     proxy.set("reject")
     proxy.cut()
     await until(lambda: "backplane_down" in cut_off.codes, "a publish is rejected with backplane_down")

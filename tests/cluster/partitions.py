@@ -16,9 +16,7 @@ async def network(cluster, publish_timeout_ms="60000"):
     cluster.network = Network()
     redis = cluster.redis("--appendonly", "yes", "--appendfsync", "everysec", on=cluster.network.host())
     nodes = [await cluster.node(redis.url, *FLAGS, publish_timeout_ms, on=cluster.network.host()) for _ in range(2)]
-    await cluster.subscribers()
-    publishers = [cluster.publisher(node) for node in nodes]
-    await cluster.progress()
+    publishers = await cluster.load(*nodes)
     return redis, nodes, publishers
 
 

@@ -215,9 +215,7 @@ async def start_without_redis(cluster):
     assert await node.status("/v1/channels") == 503
     proxy.set("pass")
     await node.ready()
-    await cluster.subscribers()
-    cluster.publisher(node)
-    await cluster.progress()
+    await cluster.load(node)
     await cluster.settle()
     redis.command("ACL", "SETUSER", "narrow", *(right for right in ACL if right != "+xread"), "~*")
     password = cluster.folder / "password"

@@ -21,7 +21,7 @@ import urllib.request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from scenario import STEP_S, Checks, Node, NodePeer, PythonPeer, SCENARIO_S, Server
+from scenario import STEP_S, Checks, Node, NodePeer, PythonPeer, SCENARIO_S, Server, kill
 
 CHANNELS = "prices", "news"
 MESSAGES = 600
@@ -282,15 +282,8 @@ async def main(oyez):
         except Exception as error:
             checks.check(f"the scenario runs to its end within {SCENARIO_S} s", False, repr(error))
         finally:
-            for process in (getattr(part, "process", None) for part in (*servers, node, gorilla)):
-                if process and process.returncode is None:
-                    process.kill()
-                    await process.wait()
-        if checks.failed:
-            log.seek(0)
-            sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
-    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
-    return 0 if checks.passed and not checks.failed else 1
+            await kill(*servers, node, gorilla)
+        return checks.report(log)
 
 
 if __name__ == "__main__":

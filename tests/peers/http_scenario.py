@@ -225,11 +225,7 @@ def main(oyez):
             scenario.run()
         finally:
             scenario.server.kill()
-        if checks.failed:
-            log.seek(0)
-            sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
-    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
-    return 0 if checks.passed and not checks.failed else 1
+        return checks.report(log)
 
 
 if __name__ == "__main__":

@@ -295,8 +295,7 @@ def main(oyez):
     if checks.failed:
         for (name, _), log in zip(runs, logs):
             sys.stderr.write(f"--- {name}\n" + "\n".join(log.splitlines()[-20:]) + "\n")
-    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
-    return 0 if checks.passed and not checks.failed else 1
+    return checks.summary()
 
 
 if __name__ == "__main__":

@@ -188,6 +188,18 @@ class Checks:
             self.failed += 1
             print("FAIL", statement, *([f"(found: {found})"] if found != "" else []), flush=True)
 
+    def report(self, log):
+        """Prints the counts, and after a failure the end of the server's log. Returns the exit status."""
+        if self.failed:
+            log.seek(0)
+            sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
+        return self.summary()
+
+    def summary(self):
+        """Prints the counts. Returns the exit status."""
+        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        return 0 if self.passed and not self.failed else 1
+
 
 def is_close(received, code, reason=".*"):
     """Returns True if this close was received and nothing else; `reason` is a pattern."""
@@ -354,6 +366,14 @@ class Scenario:
                 self.check(f"{part.__name__} runs to its end", False, repr(error))
 
 
+async def kill(*parts):
+    """Ends the processes that still run."""
+    for process in (getattr(part, "process", None) for part in parts):
+        if process and process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def main(oyez):
     checks = Checks()
     server, node = Server(), Node()
@@ -365,15 +385,8 @@ async def main(oyez):
         except Exception as error:
             checks.check(f"the scenario runs to its end within {SCENARIO_S} s", False, repr(error))
         finally:
-            for process in (getattr(part, "process", None) for part in (server, node)):
-                if process and process.returncode is None:
-                    process.kill()
-                    await process.wait()
-        if checks.failed:
-            log.seek(0)
-            sys.stderr.writelines(line.decode(errors="replace") for line in log.readlines()[-20:])
-    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
-    return 0 if checks.passed and not checks.failed else 1
+            await kill(server, node)
+        return checks.report(log)
 
 
 if __name__ == "__main__":

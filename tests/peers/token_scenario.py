@@ -120,8 +120,7 @@ def main(oyez):
     warnings.filterwarnings("ignore", category=jwt.warnings.InsecureKeyLengthWarning)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as log:
         run(oyez, checks.check, folder, log)
-    print(f"{checks.passed} passed, {checks.failed} failed", flush=True)
-    return 0 if checks.passed and not checks.failed else 1
+    return checks.summary()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ use oyez::wire::Kind;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::support::log_server::{LogData, LogServer, Pipe};
+use crate::support::log_server::{LogData, LogServer, Pipe, link_config};
 
 const NODES: usize = 3;
 
@@ -203,19 +203,7 @@ struct Node {
 
 impl Node {
     fn new(run: u32, now: LoopTime) -> Node {
-        let config = LinkConfig {
-            name: "main".to_owned(),
-            run,
-            seed: u64::from(run),
-            user: None,
-            password: None,
-            database: 0,
-            age_ms: 300_000,
-            bytes_max: 256 << 20,
-            pending_bytes_max: 1 << 20,
-            publish_timeout_ms: PUBLISH_TIMEOUT_MS,
-            heartbeat_timeout_ms: 5000,
-        };
+        let config = LinkConfig { publish_timeout_ms: PUBLISH_TIMEOUT_MS, ..link_config(run) };
         Node {
             run,
             link: Link::new(config, now),

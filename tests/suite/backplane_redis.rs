@@ -15,6 +15,7 @@ use oyez::ids::MessageId;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 
+use crate::support::log_server::link_config;
 use crate::support::redis::Redis;
 
 /// A node that remembers every event.
@@ -40,19 +41,7 @@ struct Cluster {
 }
 
 fn config(run: u32) -> LinkConfig {
-    LinkConfig {
-        name: "main".to_owned(),
-        run,
-        seed: u64::from(run),
-        user: None,
-        password: None,
-        database: 0,
-        age_ms: 300_000,
-        bytes_max: 256 << 20,
-        pending_bytes_max: 1 << 20,
-        publish_timeout_ms: 60_000,
-        heartbeat_timeout_ms: 30_000,
-    }
+    LinkConfig { heartbeat_timeout_ms: 30_000, ..link_config(run) }
 }
 
 impl Cluster {

@@ -7,7 +7,7 @@ use oyez::ids::SlotId;
 use crate::support::client::Client;
 use crate::support::frames::{self, BINARY, CLOSE, CONTINUATION, Frame, PING, PONG, TEXT};
 use crate::support::process::Server;
-use crate::support::rig::{Behavior, Rig};
+use crate::support::rig::{Behavior, Rig, transcript_of_any_split};
 
 /// A session with everything in it.
 fn session() -> Vec<u8> {
@@ -66,25 +66,10 @@ fn run(pieces: &[&[u8]], behavior: Behavior) -> Transcript {
 }
 
 #[test]
-fn session_split_in_two_at_every_byte_has_the_same_transcript() {
-    let session = session();
-    let whole = run(&[&session], Behavior::Cooperative);
+fn session_split_at_any_byte_has_the_same_transcript() {
+    let whole = transcript_of_any_split(&session(), 20, run);
     assert_eq!((whole.data.len(), whole.control.len()), (3, 3), "{whole:?}");
     assert_eq!(whole.data[1].payload.len(), 203);
-    for cut in 1..session.len() {
-        assert_eq!(run(&[&session[..cut], &session[cut..]], Behavior::Cooperative), whole, "cut at {cut}");
-    }
-}
-
-#[test]
-fn session_sent_byte_by_byte_has_the_same_transcript() {
-    let session = session();
-    let whole = run(&[&session], Behavior::Cooperative);
-    let bytes: Vec<&[u8]> = session.chunks(1).collect();
-    assert_eq!(run(&bytes, Behavior::Cooperative), whole);
-    for seed in 0..20 {
-        assert_eq!(run(&bytes, Behavior::Random(crate::support::rig::Rng::new(seed))), whole, "seed {seed}");
-    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::support::client::Client;
 use crate::support::frames;
 use crate::support::http::{Response, get, post, publish, request, without_date};
 use crate::support::process::{Server, counter};
-use crate::support::rig::{Behavior, Rig, Rng};
+use crate::support::rig::{Behavior, Rig, transcript_of_any_split};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const BYTES: &str = "Content-Type: application/octet-stream\r\n";
@@ -221,24 +221,8 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn session_split_in_two_at_every_byte_has_the_same_transcript() {
-    let session = session();
-    let whole = run(&[&session], Behavior::Cooperative);
-    for cut in 1..session.len() {
-        assert_eq!(run(&[&session[..cut], &session[cut..]], Behavior::Cooperative), whole, "cut at {cut}");
-    }
-}
-
-#[test]
-fn session_sent_byte_by_byte_has_the_same_transcript() {
-    let session = session();
-    let whole = run(&[&session], Behavior::Cooperative);
-    let bytes: Vec<&[u8]> = session.chunks(1).collect();
-    assert_eq!(run(&bytes, Behavior::Cooperative), whole);
-    for seed in 0..10 {
-        assert_eq!(run(&bytes, Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
-        assert_eq!(run(&[&session], Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
-    }
+fn session_split_at_any_byte_has_the_same_transcript() {
+    transcript_of_any_split(&session(), 10, run);
 }
 
 #[test]

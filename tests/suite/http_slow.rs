@@ -249,19 +249,21 @@ fn kept_connection_during_a_drain_gets_connection_close() {
     assert_eq!(kept.response_or_end(false), None);
 }
 
+/// Connections that have sent a part of a head, a head and a part of a body, and nothing.
+fn unfinished_requests(rig: &mut Rig) -> [SlotId; 3] {
+    let whole = publish("a", "four");
+    let [head, body, silent] = [(); 3].map(|()| rig.connect(Behavior::Cooperative));
+    rig.send(head, &whole.as_bytes()[..10]);
+    rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
+    [head, body, silent]
+}
+
 #[test]
 fn response_to_a_closing_connection_is_counted() {
     let limits = Limits { connections_per_address_max: 6, ..Limits::default() };
     let (timeout, body_timeout) = (limits.handshake_timeout_ms, limits.body_timeout_ms);
     let mut rig = Rig::new(limits);
-    let whole = publish("a", "four");
-    let (head, body, silent) = (
-        rig.connect(Behavior::Cooperative),
-        rig.connect(Behavior::Cooperative),
-        rig.connect(Behavior::Cooperative),
-    );
-    rig.send(head, &whole.as_bytes()[..10]);
-    rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
+    let [head, body, silent] = unfinished_requests(&mut rig);
     rig.advance_ms(timeout + 1_000);
     let count =
         |rig: &Rig, code: &str| rig.engine.shared.metrics.requests_rejected.get(code).copied().unwrap_or(0);
@@ -303,14 +305,7 @@ fn response_to_a_closing_connection_is_counted() {
 #[test]
 fn request_begun_before_a_drain_is_answered() {
     let mut rig = Rig::new(Limits::default());
-    let whole = publish("a", "four");
-    let (head, body, silent) = (
-        rig.connect(Behavior::Cooperative),
-        rig.connect(Behavior::Cooperative),
-        rig.connect(Behavior::Cooperative),
-    );
-    rig.send(head, &whole.as_bytes()[..10]);
-    rig.send(body, &whole.as_bytes()[..whole.len() - 1]);
+    let [head, body, silent] = unfinished_requests(&mut rig);
     rig.run_until_idle();
     let now = rig.now;
     rig.engine.drain(now);

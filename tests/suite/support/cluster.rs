@@ -10,7 +10,7 @@ use oyez::session::LogMode;
 use serde_json::Value;
 
 use super::frames;
-use super::log_server::{self, LogData, LogServer};
+use super::log_server::{self, LogData, LogServer, link_config};
 use super::rig::{Behavior, Rig};
 
 /// `--backplane-publish-timeout-ms`
@@ -58,17 +58,10 @@ impl Cluster {
     pub fn add(&mut self, run: u32, limits: &Limits) {
         let mut rig = Rig::new(limits.clone());
         let config = LinkConfig {
-            name: "test".into(),
-            run,
-            seed: u64::from(run),
-            user: None,
-            password: None,
-            database: 0,
-            age_ms: 300_000,
             bytes_max: 1 << 20,
             pending_bytes_max: 64 << 10,
             publish_timeout_ms: TIMEOUT_MS,
-            heartbeat_timeout_ms: 5_000,
+            ..link_config(run)
         };
         rig.engine.run = run;
         rig.engine.shared_log = Some(Box::new(SharedLog::new(config, limits.channels_max, rig.now)));

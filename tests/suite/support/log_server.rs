@@ -4,10 +4,28 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use oyez::backplane::link::LinkConfig;
 use oyez::ids::MessageId;
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::encode::encode;
 use redis_protocol::resp2::types::{OwnedFrame, Resp2Frame};
+
+/// The configuration of a node, without limits that a test reaches.
+pub fn link_config(run: u32) -> LinkConfig {
+    LinkConfig {
+        name: "main".to_owned(),
+        run,
+        seed: u64::from(run),
+        user: None,
+        password: None,
+        database: 0,
+        age_ms: 300_000,
+        bytes_max: 256 << 20,
+        pending_bytes_max: 1 << 20,
+        publish_timeout_ms: 60_000,
+        heartbeat_timeout_ms: 5_000,
+    }
+}
 
 /// A stream entry: an id, the time in ms, and a field `b` or `m`.
 pub struct Record {

@@ -2,6 +2,7 @@
 //! single turns of the loop.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::SocketAddr;
 
@@ -413,4 +414,23 @@ impl<T: Piped> Rig<T> {
             })
             .collect()
     }
+}
+
+/// Checks that a session has the same transcript however its bytes are split and written; returns that transcript.
+pub fn transcript_of_any_split<T: PartialEq + Debug>(
+    session: &[u8],
+    seeds: u64,
+    run: impl Fn(&[&[u8]], Behavior) -> T,
+) -> T {
+    let whole = run(&[session], Behavior::Cooperative);
+    for cut in 1..session.len() {
+        assert_eq!(run(&[&session[..cut], &session[cut..]], Behavior::Cooperative), whole, "cut at {cut}");
+    }
+    let bytes: Vec<&[u8]> = session.chunks(1).collect();
+    assert_eq!(run(&bytes, Behavior::Cooperative), whole);
+    for seed in 0..seeds {
+        assert_eq!(run(&bytes, Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
+        assert_eq!(run(&[session], Behavior::Random(Rng::new(seed))), whole, "seed {seed}");
+    }
+    whole
 }

@@ -1,7 +1,7 @@
 //! The baseline server: the minimum work that relays WebSocket messages to all connected clients.
 //!
 //! ```text
-//! cargo run --release --example floor -- [--mode turn|message] [--port N]
+//! cargo run --release --example baseline -- [--mode turn|message] [--port N]
 //! ```
 //!
 //! It is a reference for measurements, not a server to use: its cost of a delivery is nearly that of the kernel,
@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ("--mode", Some("turn")) => mode = Mode::Turn,
             ("--mode", Some("message")) => mode = Mode::Message,
             ("--port", Some(number)) => port = number.parse()?,
-            _ => return Err("usage: floor [--mode turn|message] [--port N]".into()),
+            _ => return Err("usage: baseline [--mode turn|message] [--port N]".into()),
         }
     }
     let _ = rlimit::increase_nofile_limit(u64::MAX);
