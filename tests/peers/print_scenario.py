@@ -144,6 +144,7 @@ class Scenario:
             ("get", "/v1/channels/{channel}/history", "/v1/channels/news/history?limit=2", {}),
             ("get", "/v1/channels/{channel}/history", "/v1/channels/news/history?since=x", {}),
             ("post", "/v1/tickets", "/v1/tickets", {}),
+            ("get", "/v1/nodes", "/v1/nodes", {}),
             ("delete", "/v1/connections", "/v1/connections?sub=alice", {}),
             ("get", "/healthz", "/healthz", {}),
             ("get", "/readyz", "/readyz", {}),
