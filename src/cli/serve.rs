@@ -279,7 +279,7 @@ pub(super) struct Serve {
     accepts_per_turn: usize,
 
     /// Maximum reads from one connection in one turn of the loop.
-    #[arg(long, env = "OYEZ_READS_PER_CONNECTION", value_name = "N", default_value = "4", value_parser = count)]
+    #[arg(long, env = "OYEZ_READS_PER_CONNECTION", value_name = "N", default_value = "5", value_parser = count)]
     reads_per_connection: usize,
 
     /// Maximum bytes read from one connection in one turn while others wait; also the size of the shared read buffer.

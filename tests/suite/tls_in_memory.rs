@@ -641,6 +641,21 @@ fn bytes_queued_before_the_keys_are_sent_after_the_handshake() {
     assert!(late.has_closed);
 }
 
+/// They are four records, of which the first is incomplete after the first read.
+#[test]
+fn lone_publisher_with_64_messages_in_flight_is_delivered_in_one_turn_within_tls() {
+    let mut tls = Tls::new(&TLS13, Limits::default(), 8);
+    let (mut sender, mut subscriber) = (tls.join("/ws?echo=0"), tls.join("/ws"));
+    for _ in 0..3 {
+        sender.write(&frames::masked(TEXT, &[b'x'; 900]).repeat(64));
+        let ciphertext = sender.say();
+        tls.rig.send(sender.id, &ciphertext);
+        tls.turn();
+        subscriber.receive(&mut tls.rig);
+        assert_eq!(subscriber.frames().len(), 64);
+    }
+}
+
 /// A KeyUpdate has 27 bytes and no plaintext; rustls accepts as many as come, if there is data after every 32.
 #[test]
 fn key_update_flood_is_charged_to_the_turn_budget() {
