@@ -65,6 +65,11 @@ pub struct BackplaneConfig {
     /// Maximum time from a publish to its acknowledgement: longer than a failover by Sentinel with its usual settings
     /// needs, and shorter than the timeouts of HTTP clients.
     pub publish_timeout_ms: u32,
+    /// How many replicas must have a message before it is acknowledged. 0: durability is that of Redis' own settings.
+    pub wait_replicas: u32,
+    /// Maximum time to wait for these replicas. They respond within a round trip; and a node whose heartbeats, every 2 s,
+    /// are later than 4 s is taken for dead.
+    pub wait_timeout_ms: u32,
     /// Maximum time until a heartbeat is read back; then the link is opened again. Redis stalls for a second or two when
     /// it forks with a large data set.
     pub heartbeat_timeout_ms: u32,

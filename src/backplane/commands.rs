@@ -33,6 +33,10 @@ pub(super) enum SentCommand {
     AllocateBlock,
     /// An entry with this number.
     Append(u64),
+    /// Replicas are waited for; the last entry that they must have.
+    Wait(u64),
+    /// `WAIT 0`, which returns at once.
+    CountReplicas,
 }
 
 impl SentCommand {
@@ -46,6 +50,7 @@ impl SentCommand {
             SentCommand::InfoMemory => "INFO",
             SentCommand::StateEpoch => "HMGET",
             SentCommand::Open | SentCommand::AllocateBlock | SentCommand::Append(_) => "EVALSHA",
+            SentCommand::Wait(_) | SentCommand::CountReplicas => "WAIT",
         }
     }
 }
@@ -134,6 +139,12 @@ impl Commands {
                 oldest_kept.to_string().as_bytes(),
             ],
         );
+    }
+
+    /// Waits until this number of replicas have everything that the connection has written. Returns how many have it. Later
+    /// commands of the connection are executed after that.
+    pub(super) fn wait(out: &mut Vec<u8>, replicas: u32, timeout_ms: u32) {
+        command(out, &[b"WAIT", replicas.to_string().as_bytes(), timeout_ms.to_string().as_bytes()]);
     }
 
     pub(super) fn read(&self, out: &mut Vec<u8>, position: MessageId) {

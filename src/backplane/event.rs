@@ -38,6 +38,13 @@ pub enum LinkEvent<'a, P> {
         /// The reason.
         why: PublishFailure,
     },
+    /// Replicas were waited for (`--backplane-wait-replicas`). All these entries were read back.
+    Replicated {
+        /// The number of the last own entry.
+        upto: u64,
+        /// True if enough replicas have it.
+        is_replicated: bool,
+    },
     /// A line for the server's log.
     Notice(LinkNotice),
 }
@@ -68,6 +75,8 @@ pub struct LogEntry<'a, P> {
     pub run: u32,
     /// True if this process appended it.
     pub is_own: bool,
+    /// Its number among the entries of that process.
+    pub number: u64,
     /// True if nothing was read from the log before.
     pub is_first: bool,
     /// Redis' time in ms at which it was appended.
@@ -301,6 +310,18 @@ pub enum LinkNotice {
     },
     /// Redis is out of memory.
     OutOfMemory,
+    /// Fewer replicas have the last entries than `--backplane-wait-replicas` requires.
+    ReplicasMissing {
+        /// How many have them.
+        replicas: u64,
+        /// How many are required.
+        wanted: u32,
+    },
+    /// Enough replicas have the last entries again.
+    ReplicasBack {
+        /// How many have them.
+        replicas: u64,
+    },
 }
 
 impl LinkNotice {
@@ -315,6 +336,7 @@ impl LinkNotice {
         match self {
             LinkNotice::Connected { .. }
             | LinkNotice::Up { .. }
+            | LinkNotice::ReplicasBack { .. }
             | LinkNotice::NodeJoined(_)
             | LinkNotice::NodeTimedOut(_)
             | LinkNotice::NodeShutDown(_) => log::Level::Info,
@@ -322,6 +344,7 @@ impl LinkNotice {
             | LinkNotice::NewEpoch { .. }
             | LinkNotice::Discontinuity { .. }
             | LinkNotice::RollCallIncomplete { .. }
+            | LinkNotice::ReplicasMissing { .. }
             | LinkNotice::MayEvict { .. } => log::Level::Warn,
             LinkNotice::Rejected { .. } | LinkNotice::NewerVersion { .. } | LinkNotice::OutOfMemory => {
                 log::Level::Error
@@ -374,6 +397,12 @@ impl fmt::Display for LinkNotice {
             ),
             LinkNotice::NewerVersion { text } => {
                 write!(f, "the log was written by a newer version of this program: {text}")
+            }
+            LinkNotice::ReplicasMissing { replicas, wanted } => {
+                write!(f, "replicas with the last entries: {replicas} of {wanted}; publishes are unconfirmed")
+            }
+            LinkNotice::ReplicasBack { replicas } => {
+                write!(f, "replicas with the last entries: {replicas}; publishes are acknowledged again")
             }
             LinkNotice::OutOfMemory => {
                 f.write_str("Redis is out of memory (maxmemory); publishes are rejected")

@@ -94,6 +94,10 @@ pub struct LinkConfig {
     pub publish_timeout_ms: u32,
     /// `--backplane-heartbeat-timeout-ms`
     pub heartbeat_timeout_ms: u32,
+    /// `--backplane-wait-replicas`
+    pub wait_replicas: u32,
+    /// `--backplane-wait-timeout-ms`
+    pub wait_timeout_ms: u32,
 }
 
 impl std::fmt::Debug for LinkConfig {
@@ -234,6 +238,15 @@ pub struct Link<P> {
     needs_block: bool,
     /// While Redis is out of memory: when the next entry is sent.
     full_until: Option<LoopTime>,
+    /// While replicas are waited for: when the reply must have arrived.
+    wait_until: Option<LoopTime>,
+    /// Results of waiting for replicas, of entries that are not read back yet: the number of the last one, and whether
+    /// enough replicas have it.
+    replicated: VecDeque<(u64, bool)>,
+    /// True after the log line about missing replicas, until the one that they are back.
+    lacks_replicas: bool,
+    /// When the last log line about missing replicas was written.
+    replicas_notice: Option<LoopTime>,
     /// When Redis last showed that it executes `append`, without writing.
     alive_at: LoopTime,
     /// Connections and subscriptions of the node, for its heartbeats.
@@ -265,6 +278,10 @@ impl<P> Link<P> {
             was_up: false,
             needs_block: true,
             full_until: None,
+            wait_until: None,
+            replicated: VecDeque::new(),
+            lacks_replicas: false,
+            replicas_notice: None,
             alive_at: now,
             counts: (0, 0),
             counters: BackplaneStats::default(),
@@ -429,6 +446,11 @@ impl<P> Link<P> {
             SentCommand::InfoMemory,
             SentCommand::StateEpoch,
         ]);
+        if self.config.wait_replicas > 0 {
+            // Shows that the user may do it, before clients are served.
+            Commands::wait(unsent, 0, 1);
+            commands.push_back(SentCommand::CountReplicas);
+        }
     }
 
     fn authenticate(&mut self, side: Side) {
@@ -505,8 +527,14 @@ impl<P> Link<P> {
     }
 
     /// Encodes entries for the appender's socket, in the order of their numbers.
+    ///
+    /// While replicas are waited for, nothing is sent: Redis executes no other command of the connection meanwhile. The
+    /// entries of that time are sent together, and followed by one `WAIT`.
     fn encode_entries(&mut self, now: LoopTime) {
         let LinkState::Running { epoch, .. } = self.state else { return };
+        if self.wait_until.is_some() {
+            return;
+        }
         let position = self.log.position;
         let seq = if position.epoch == epoch { position.seq } else { 0 };
         let oldest_kept = self.log.segments.oldest_kept();
@@ -520,6 +548,15 @@ impl<P> Link<P> {
             let Some(entry) = self.log.own.next_to_send(now) else { break };
             self.commands.append(unsent, (epoch, seq), (entry.count, &entry.bytes), oldest_kept);
             commands.push_back(SentCommand::Append(entry.number));
+        }
+        let LinkConfig { wait_replicas, wait_timeout_ms, heartbeat_timeout_ms, .. } = self.config;
+        if wait_replicas > 0
+            && let Some(SentCommand::Append(number)) = commands.back()
+        {
+            let number = *number;
+            Commands::wait(unsent, wait_replicas, wait_timeout_ms);
+            commands.push_back(SentCommand::Wait(number));
+            self.wait_until = Some(now.after(wait_timeout_ms + heartbeat_timeout_ms));
         }
         if self.needs_block && !self.appender.commands.contains(&SentCommand::AllocateBlock) {
             let arguments = self.open_arguments();
@@ -591,6 +628,11 @@ impl<P> Link<P> {
             SentCommand::LoadAppend => self.commands.append_sha = first.to_vec(),
             SentCommand::InfoMemory => self.check_memory_policy(first),
             SentCommand::StateEpoch => self.check_primary(first, now)?,
+            SentCommand::CountReplicas => self.counters.replicas = number(first).ok_or(unexpected)?,
+            SentCommand::Wait(entry) => {
+                self.end_wait(entry, number(first).ok_or(unexpected)?, now);
+                return Ok(());
+            }
             SentCommand::Open => {
                 let opened = OpenReply::parse(&values).ok_or(unexpected)?;
                 self.run(opened, now);
@@ -621,6 +663,36 @@ impl<P> Link<P> {
             self.open(now);
         }
         Ok(())
+    }
+
+    /// Takes the result of waiting for replicas, and reports a change.
+    fn end_wait(&mut self, entry: u64, replicas: u64, now: LoopTime) {
+        let wanted = self.config.wait_replicas;
+        let is_replicated = replicas >= u64::from(wanted);
+        self.wait_until = None;
+        self.counters.replicas = replicas;
+        self.counters.waits_expired += u64::from(!is_replicated);
+        if is_replicated && std::mem::take(&mut self.lacks_replicas) {
+            self.log.notice(LinkNotice::ReplicasBack { replicas });
+        } else if !is_replicated
+            && !self.lacks_replicas
+            && self.replicas_notice.is_none_or(|last| last.after(NOTICE_MS).is_due(now))
+        {
+            (self.lacks_replicas, self.replicas_notice) = (true, Some(now));
+            self.log.notice(LinkNotice::ReplicasMissing { replicas, wanted });
+        }
+        self.replicated.push_back((entry, is_replicated));
+        self.report_replication();
+    }
+
+    /// Reports the results of waiting for replicas, after the entries that they are about.
+    fn report_replication(&mut self) {
+        while let Some(&(upto, is_replicated)) = self.replicated.front()
+            && upto <= self.log.applied_number
+        {
+            self.replicated.pop_front();
+            self.log.push(LinkEvent::Replicated { upto, is_replicated });
+        }
     }
 
     /// An eviction of the log is a new epoch for everyone; the operator should know before.
@@ -704,6 +776,7 @@ impl<P> Link<P> {
             ReadPart::Entry { id, time_ms, bytes: span } => {
                 let raw = RawEntry { id, time_ms, span, bytes: decoder.bytes(span) };
                 self.log.read_entry(raw, now).map_err(|why| fail(LinkLoss::BadEntry(id, why)))?;
+                self.report_replication();
             }
             ReadPart::Marker { id, time_ms, text } => {
                 let marker = parse_marker(decoder.bytes(text));
@@ -818,6 +891,9 @@ impl<P> Link<P> {
         self.read_reply = ReadReply::default();
         self.received_part = 0;
         self.full_until = None;
+        // The next link waits for replicas after its first entries, which includes all entries before them.
+        self.wait_until = None;
+        self.replicated.clear();
         self.log.own.lose_link();
     }
 
@@ -841,8 +917,12 @@ impl<P> Link<P> {
         }
     }
 
-    /// When the oldest own entry must be read back.
+    /// When the oldest own entry must be read back, or replicas have been waited for.
     fn heartbeat_deadline(&self) -> Option<LoopTime> {
+        self.read_back_deadline().into_iter().chain(self.wait_until).reduce(LoopTime::min)
+    }
+
+    fn read_back_deadline(&self) -> Option<LoopTime> {
         let LinkState::Running { epoch, goal, progress_at, .. } = self.state else { return None };
         let oldest = self.log.own.oldest()?;
         let later = |a: LoopTime, b: LoopTime| if a.is_due(b) { b } else { a };

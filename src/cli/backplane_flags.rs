@@ -22,6 +22,9 @@ const AGE_SECONDS_MIN: u32 = 60;
 /// Bytes that a message's entry can have besides its payload: the items before it, the channel, the user, and the key.
 const MESSAGE_OVERHEAD_BYTES: usize = 128 << 10;
 
+/// Maximum `--backplane-wait-timeout-ms`: a heartbeat is sent every 2 s, and after 6 s without one a node is timed out.
+const WAIT_TIMEOUT_MS_MAX: u32 = 3_000;
+
 /// Maximum length of `--backplane-name`.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -71,6 +74,14 @@ pub(super) struct BackplaneFlags {
     /// Maximum time until a heartbeat is read back from the backplane, in milliseconds; then the node connects again.
     #[arg(long, env = "OYEZ_BACKPLANE_HEARTBEAT_TIMEOUT_MS", value_name = "MS", default_value = "5000", value_parser = millis)]
     backplane_heartbeat_timeout_ms: u32,
+
+    /// Redis replicas that must have a message before it is acknowledged; if they do not in time, it is unconfirmed.
+    #[arg(long, env = "OYEZ_BACKPLANE_WAIT_REPLICAS", value_name = "N", default_value = "0")]
+    backplane_wait_replicas: u32,
+
+    /// Maximum time to wait for these replicas, in milliseconds; at most 3000.
+    #[arg(long, env = "OYEZ_BACKPLANE_WAIT_TIMEOUT_MS", value_name = "MS", default_value = "1000", value_parser = wait_millis)]
+    backplane_wait_timeout_ms: u32,
 }
 
 impl BackplaneFlags {
@@ -110,6 +121,8 @@ impl BackplaneFlags {
             pending_bytes_max: self.backplane_pending_bytes_max,
             publish_timeout_ms: self.backplane_publish_timeout_ms,
             heartbeat_timeout_ms: self.backplane_heartbeat_timeout_ms,
+            wait_replicas: self.backplane_wait_replicas,
+            wait_timeout_ms: self.backplane_wait_timeout_ms,
         }))
     }
 }
@@ -136,6 +149,15 @@ impl BackplaneFlags {
             )));
         }
         Ok(())
+    }
+}
+
+fn wait_millis(text: &str) -> Result<u32, String> {
+    match millis(text)? {
+        wait_ms @ 1..=WAIT_TIMEOUT_MS_MAX => Ok(wait_ms),
+        _ => Err(format!(
+            "not 1 to {WAIT_TIMEOUT_MS_MAX}: heartbeats wait too, and a node without them is taken for dead"
+        )),
     }
 }
 

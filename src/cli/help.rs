@@ -77,6 +77,8 @@ const SERVE: [(&str, &[&str]); 10] = [
             "backplane-pending-bytes-max",
             "backplane-publish-timeout-ms",
             "backplane-heartbeat-timeout-ms",
+            "backplane-wait-replicas",
+            "backplane-wait-timeout-ms",
             "reuse-port",
         ],
     ),

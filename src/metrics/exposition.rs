@@ -201,7 +201,11 @@ impl ExpositionWriter<'_> {
         let help = "Messages that the log had and this node has not read";
         self.counter("oyez_backplane_lost_messages", help, metrics.backplane_lost_messages)?;
         let help = "Publishes that were sent to the backplane and not confirmed in time";
-        self.counter("oyez_backplane_unconfirmed", help, metrics.backplane_unconfirmed)
+        self.counter("oyez_backplane_unconfirmed", help, metrics.backplane_unconfirmed)?;
+        let help = "Replicas that had the last entries when they were last waited for";
+        self.gauge("oyez_backplane_replicas", help, stats.replicas)?;
+        let help = "Waits for replicas that have expired";
+        self.counter("oyez_backplane_waits_expired", help, stats.waits_expired)
     }
 
     /// Writes the metrics of the process, under the standard names of Prometheus' client libraries.

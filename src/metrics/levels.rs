@@ -66,6 +66,10 @@ pub struct BackplaneStats {
     pub links_lost: u64,
     /// Error replies.
     pub errors: u64,
+    /// Replicas that had the last entries when they were last waited for.
+    pub replicas: u64,
+    /// How often too few replicas had the last entries in time.
+    pub waits_expired: u64,
     /// What was read from the log.
     pub read: ReadCounters,
 }

@@ -44,6 +44,8 @@ fn link_config(config: &BackplaneConfig, run: u32) -> LinkConfig {
         pending_bytes_max: config.pending_bytes_max,
         publish_timeout_ms: config.publish_timeout_ms,
         heartbeat_timeout_ms: config.heartbeat_timeout_ms,
+        wait_replicas: config.wait_replicas,
+        wait_timeout_ms: config.wait_timeout_ms,
     }
 }
 

@@ -51,6 +51,15 @@ pub(super) enum Applied {
     Repeated(Published),
 }
 
+impl Applied {
+    /// The values for the acknowledgement.
+    pub(super) fn published(self) -> Published {
+        match self {
+            Applied::New(published) | Applied::Repeated(published) => published,
+        }
+    }
+}
+
 /// The channel that a message is published on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PublishTarget {
@@ -250,7 +259,8 @@ impl<T: Transport> Engine<T> {
         let sender = self.sender(pending);
         let message = OrderedMessage { channel, kind, payload, sender, key, subscription };
         let applied = self.apply_item(message, now)?;
-        self.confirm(pending, channel, applied, payload.len(), now);
+        let published = self.count_published(pending, channel, applied, payload.len(), now);
+        self.acknowledge(pending, published, now);
         Ok(())
     }
 
@@ -289,18 +299,18 @@ impl<T: Transport> Engine<T> {
         Ok(Applied::New(published))
     }
 
-    /// Counts a message of this server's client that was applied, and acknowledges it.
+    /// Counts a message of this server's client that was applied. Returns its values for the acknowledgement.
     #[inline(always)]
-    pub(super) fn confirm(
+    pub(super) fn count_published(
         &mut self,
         pending: &PendingPublish,
         channel: ChannelId,
         applied: Applied,
         payload_bytes: usize,
         now: LoopTime,
-    ) {
+    ) -> Published {
         let metrics = &mut self.shared.metrics;
-        let published = match applied {
+        match applied {
             Applied::Repeated(published) => {
                 metrics.messages_repeated += 1;
                 published
@@ -315,8 +325,7 @@ impl<T: Transport> Engine<T> {
                 }
                 published
             }
-        };
-        self.acknowledge(pending, published, now);
+        }
     }
 
     /// Takes the message from the rate of its publisher, which is set by its grant or by the limits for all.

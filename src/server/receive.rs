@@ -96,6 +96,9 @@ impl<T: Transport> Engine<T> {
             }
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
             LinkEvent::Failed { pending, why } => self.fail_items(pending, why, now),
+            LinkEvent::Replicated { upto, is_replicated } => {
+                self.release_held_answers(upto, is_replicated, now)
+            }
             LinkEvent::Notice(notice) => self.log_notice(&notice, now),
         }
         ENTRY_COST_BYTES
@@ -136,15 +139,11 @@ impl<T: Transport> Engine<T> {
         if let Some(millis) = entry.round_trip_ms {
             self.shared.metrics.backplane_round_trip.observe(f64::from(millis) / 1e3);
         }
-        let (run, time_ms) = (entry.run, entry.time_ms);
+        let (run, number, time_ms) = (entry.run, entry.number, entry.time_ms);
         while let Some(LogItem { id, item, pending }) = entry.next_item() {
             match item {
                 Item::Message(message) => {
-                    let publish = match pending {
-                        Some(PendingItem::Publish(pending)) => Some(pending),
-                        _ => None,
-                    };
-                    self.apply_message(id, &message, publish, log_time, now);
+                    self.apply_message((number, id), &message, pending, log_time, now);
                 }
                 Item::Disconnect { reference, sub } => {
                     self.apply_disconnect((run, reference), sub, time_ms, now);
@@ -189,20 +188,37 @@ impl<T: Transport> Engine<T> {
     /// Publishes a message of any server in its channel, and answers its publisher if that is a client of this one.
     fn apply_message(
         &mut self,
-        id: MessageId,
+        (number, id): (u64, MessageId),
         message: &LogMessage<'_>,
-        pending: Option<PendingPublish>,
+        pending: Option<PendingItem>,
         log_time: LoopTime,
         now: LoopTime,
     ) {
+        let pending = match pending {
+            Some(PendingItem::Publish(pending)) => Some(pending),
+            _ => None,
+        };
+        let outcome = self.publish_item(id, message, pending.as_ref(), log_time, now);
+        if let Some(pending) = pending {
+            self.answer_applied(number, id, pending, outcome, now);
+        }
+    }
+
+    /// Publishes a message of any server. Returns what its publisher is answered with.
+    fn publish_item(
+        &mut self,
+        id: MessageId,
+        message: &LogMessage<'_>,
+        pending: Option<&PendingPublish>,
+        log_time: LoopTime,
+        now: LoopTime,
+    ) -> Result<Published, Rejection> {
         let LogMessage { channel: name, kind, payload, client, user, key } = *message;
         self.hub.advance_to(id.seq.saturating_sub(1));
-        let slot = pending.as_ref().map(|pending| pending.slot);
-        let close = pending.as_ref().and_then(|pending| self.count_answered(pending));
-        match self.open_for_item(name, pending.as_ref()) {
+        let outcome = match self.open_for_item(name, pending) {
             Some(channel) => {
-                let subscription = slot
-                    .and_then(|slot| self.slots.get(slot))
+                let subscription = pending
+                    .and_then(|pending| self.slots.get(pending.slot))
                     .and_then(|slot| slot.subscriptions.find(channel));
                 let key = key.map(|LogKey { owner, key, unknown_until }| {
                     let key = IdempotencyKey { channel: name, owner, key };
@@ -211,28 +227,25 @@ impl<T: Transport> Engine<T> {
                 });
                 let sender = Sender { client, user: user.map(User::from_json) };
                 let message = OrderedMessage { channel, kind, payload, sender, key, subscription };
-                let applied = self.apply_item(message, log_time);
-                match (applied, &pending) {
+                match (self.apply_item(message, log_time), pending) {
                     (Ok(applied), Some(pending)) => {
-                        self.confirm(pending, channel, applied, payload.len(), now);
+                        Ok(self.count_published(pending, channel, applied, payload.len(), now))
                     }
-                    (Err(rejection), Some(pending)) => self.reject_publish(pending, rejection, now),
-                    (Ok(Applied::New(_)), None) => self.shared.metrics.published_by_backplane += 1,
-                    (_, None) => {}
+                    (Ok(applied), None) => {
+                        let is_new = matches!(applied, Applied::New(_));
+                        self.shared.metrics.published_by_backplane += u64::from(is_new);
+                        Ok(applied.published())
+                    }
+                    (Err(rejection), _) => Err(rejection),
                 }
             }
             None => {
                 self.hub.skip_message();
-                if let Some(pending) = &pending {
-                    let published = Published { id, index: 0, subscribers: 0 };
-                    self.acknowledge(pending, published, now);
-                }
+                Ok(Published { id, index: 0, subscribers: 0 })
             }
-        }
+        };
         self.hub.advance_to(id.seq);
-        if let (Some(slot), Some(close)) = (slot, close) {
-            self.queue_close_frame(slot, close.close_frame, now);
-        }
+        outcome
     }
 
     /// The channel of a message of the log. `None` if there is no room for a new one.
@@ -253,6 +266,7 @@ impl<T: Transport> Engine<T> {
         }
         // Another server may be where the data of the new epoch begins, and this one may not: both must have the same.
         self.shared.authenticator.tickets.forget_unused();
+        self.fail_lost_answers(survived, now);
         let after = self.hub.head();
         self.fan_out_all(now);
         let known = self.hub.begin_epoch(epoch, survived);
@@ -298,16 +312,12 @@ impl<T: Transport> Engine<T> {
 
     fn fail_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
         self.shared.metrics.backplane_unconfirmed += u64::from(rejection == Rejection::Unconfirmed);
-        let close = self.count_answered(pending);
-        self.reject_publish(pending, rejection, now);
-        if let Some(close) = close {
-            self.queue_close_frame(pending.slot, close.close_frame, now);
-        }
+        self.answer(pending, Err(rejection), now);
     }
 
     /// Counts a message that is answered, and reads its publisher again if it was too fast for the log. Returns the close
     /// that has waited for the answer.
-    fn count_answered(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
+    pub(super) fn count_answered(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
         let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
         let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket())?;
         let Answered { close, resumes } = log.count_answered(pending.slot, in_flight_max);
@@ -507,22 +517,24 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Closes the connections whose subscriptions have waited for too long, and answers requests without the results of servers that
+    /// Rejects the subscriptions and publishes that have waited for too long, and answers requests without the results of servers that
     /// are silent.
     pub(super) fn expire_log(&mut self, now: LoopTime) {
         if self.shared_log.is_some() {
             self.release_waiting(now);
+            self.expire_held_answers(now);
             self.answer_disconnects(now);
             self.send_gathered();
         }
     }
 
-    /// When a waiting subscription is rejected, or a request to disconnect a user is answered.
+    /// When a waiting subscription or publish is rejected, or a request to disconnect a user is answered.
     pub(super) fn next_log_expiry(&self) -> Option<LoopTime> {
         let log = self.shared_log.as_ref()?;
         let barrier = log.barriers.front().map(|barrier| barrier.deadline);
         let disconnects = log.disconnects.iter().filter_map(|request| request.deadline);
-        barrier.into_iter().chain(disconnects).reduce(LoopTime::min)
+        let held = log.held.front().map(|held| held.deadline);
+        barrier.into_iter().chain(held).chain(disconnects).reduce(LoopTime::min)
     }
 
     /// The time by which idempotency keys expire.

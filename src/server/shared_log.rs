@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use super::disconnect_request::DisconnectRequest;
+use super::held_answer::HeldAnswer;
 use super::pending_item::PendingItem;
 use super::subscriber_counts::SubscriberCounts;
 use crate::access::ticket::TicketHash;
@@ -36,6 +37,10 @@ pub struct SharedLog {
     pub(super) log_time: LoopTime,
     /// The longest wait of a subscription for the log, as for a publish.
     pub(super) publish_timeout_ms: u32,
+    /// True with `--backplane-wait-replicas`.
+    pub(super) waits_for_replicas: bool,
+    /// Answers that wait for replicas, in the order of the log.
+    pub(super) held: VecDeque<HeldAnswer>,
     /// The settings that the log has: idempotency keys, and their age in ms.
     pub(super) settings: Option<(u32, u32)>,
     /// Requests to disconnect a user on all servers that are not answered.
@@ -119,6 +124,8 @@ impl SharedLog {
     pub fn new(config: LinkConfig, channels_max: usize, now: LoopTime) -> SharedLog {
         SharedLog {
             publish_timeout_ms: config.publish_timeout_ms,
+            waits_for_replicas: config.wait_replicas > 0,
+            held: VecDeque::new(),
             link: Some(Box::new(Link::new(config, now))),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),

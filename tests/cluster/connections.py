@@ -1,8 +1,11 @@
 """How nodes reach Redis: TLS, Sentinel, and replicas that are waited for."""
 
+import json
+import signal
 import socket
 import subprocess
 
+from clients import request, until
 from cluster import QUICK
 from engine import Resp, free_port
 from sharing import rejected
@@ -163,4 +166,38 @@ async def replica_in_the_primarys_place(cluster):
     assert primary.command("DBSIZE") == 0
 
 
-ALL = [tls_and_password, tls_errors, sentinel_failover, sentinel_failover_to_a_lagging_replica, replica_in_the_primarys_place]
+async def waited_for_replicas(cluster):
+    """With `--backplane-wait-replicas 1` a message is acknowledged when the replica has it. While the replica is stopped,
+    publishes are delivered and `unconfirmed`; while there are fewer replicas than required, always."""
+    primary = cluster.redis()
+    replica = await replica_of(cluster, primary)
+    flags = ("--backplane-wait-replicas", "1", "--backplane-wait-timeout-ms", "300")
+    strict = await cluster.node(primary.url, "--backplane-wait-replicas", "2", "--backplane-wait-timeout-ms", "50")
+    status, _, body = await request(strict.port, "POST", "/v1/publish/a", b"for two replicas")
+    assert status == 503 and json.loads(body)["error"]["code"] == "unconfirmed", (status, body)
+    await strict.until_logged("replicas with the last entries: 1 of 2; publishes are unconfirmed")
+    strict.kill()
+    cluster.nodes.remove(strict)
+    nodes = [await cluster.node(primary.url, *flags), await cluster.node(primary.url)]
+    await cluster.subscribers()
+    publisher = cluster.publisher(nodes[0])
+    await cluster.progress()
+    assert not publisher.codes, publisher.codes
+    assert await nodes[0].metric("oyez_backplane_replicas") == 1
+    replica.signal(signal.SIGSTOP)
+    await until(lambda: "unconfirmed" in publisher.codes, "a publish is unconfirmed")
+    await nodes[0].until_logged("replicas with the last entries: 0 of 1;")
+    # A node that waits for no replica is not concerned.
+    status, _, body = await request(nodes[1].port, "POST", "/v1/publish/a", b"without waiting")
+    assert status == 200, body
+    await until(lambda: all("without waiting" in client.texts for client in cluster.receiving() if "a" in client.receiver.channels),
+                "a message that no replica has is delivered")
+    replica.signal(signal.SIGCONT)
+    await nodes[0].until_logged("replicas with the last entries: 1; publishes are acknowledged again")
+    await cluster.progress()
+    await cluster.settle()
+    assert await nodes[0].metric("oyez_backplane_waits_expired_total") > 0
+    cluster.expect_no_gap()
+
+
+ALL = [waited_for_replicas, tls_and_password, tls_errors, sentinel_failover, sentinel_failover_to_a_lagging_replica, replica_in_the_primarys_place]

@@ -479,6 +479,7 @@ impl World {
                 }
                 LinkEvent::Opened(_)
                 | LinkEvent::ClientBlock(_)
+                | LinkEvent::Replicated { .. }
                 | LinkEvent::Up { .. }
                 | LinkEvent::Notice(_) => {}
             }

@@ -229,7 +229,7 @@ impl Node {
                     }
                     self.notices.push(notice);
                 }
-                LinkEvent::Up { .. } | LinkEvent::RaiseEvicted { .. } => {}
+                LinkEvent::Up { .. } | LinkEvent::RaiseEvicted { .. } | LinkEvent::Replicated { .. } => {}
             }
         }
     }
@@ -422,6 +422,28 @@ fn acl_user_of_the_manual_suffices() {
     cluster.redis.call(&["ACL", "SETUSER", "default", "off"]);
     cluster.wait_until("up", Cluster::is_up);
     cluster.publish_and_wait();
+}
+
+/// Permission to wait for replicas is checked before a client is served, and not by the first publish.
+#[test]
+fn user_that_may_not_wait_for_replicas_is_rejected() {
+    let with = |run| LinkConfig {
+        user: Some("oyez".to_owned()),
+        password: Some("secret".to_owned()),
+        wait_replicas: 1,
+        ..config(run)
+    };
+    let Some(mut cluster) = Cluster::start(&[], [with(1)]) else { return };
+    cluster.redis.call(&["ACL", "SETUSER", "oyez", "on", ">secret", "~*", "+@all", "-wait"]);
+    let rejected =
+        |node: &Node| node.notices.iter().find(|notice| notice.is_fatal_at_start()).map(ToString::to_string);
+    cluster.wait_until("rejected", |cluster| cluster.nodes.iter().all(|node| rejected(node).is_some()));
+    let notices = &cluster.nodes[0].notices;
+    assert!(
+        notices.iter().any(|notice| notice.to_string().starts_with("backplane: WAIT rejected: NOPERM")),
+        "{notices:?}"
+    );
+    assert!(!notices.iter().any(|notice| matches!(notice, LinkNotice::Up { .. })), "{notices:?}");
 }
 
 #[test]

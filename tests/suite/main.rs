@@ -62,6 +62,7 @@ mod replays;
 mod resume;
 mod reuse_port;
 mod shared_log;
+mod shared_log_replicas;
 mod shared_requests;
 mod shares;
 mod slow;

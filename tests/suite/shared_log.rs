@@ -422,7 +422,12 @@ fn publisher_that_is_faster_than_the_log_is_not_read_until_its_messages_return()
 
 #[test]
 fn requests_are_rejected_until_the_log_was_read_for_the_first_time() {
-    let mut cluster = Cluster { log: LogServer::new(LogData::default(), 1), nodes: Vec::new(), redis_ms: 1 };
+    let mut cluster = Cluster {
+        log: LogServer::new(LogData::default(), 1),
+        nodes: Vec::new(),
+        redis_ms: 1,
+        wait_replicas: 0,
+    };
     cluster.log.is_alive = false;
     cluster.add(1, &Limits::default());
     let ask = |cluster: &mut Cluster, path: &str| {

@@ -35,6 +35,8 @@ pub struct Cluster {
     pub log: LogServer,
     pub nodes: Vec<Node>,
     pub redis_ms: u64,
+    /// `--backplane-wait-replicas`
+    pub wait_replicas: u32,
 }
 
 impl Cluster {
@@ -43,10 +45,16 @@ impl Cluster {
     }
 
     pub fn with_limits(count: u32, limits: &Limits) -> Cluster {
+        Cluster::waiting_for(0, count, limits)
+    }
+
+    /// Servers that wait for so many replicas.
+    pub fn waiting_for(wait_replicas: u32, count: u32, limits: &Limits) -> Cluster {
         let mut cluster = Cluster {
             log: LogServer::new(LogData::default(), 1),
             nodes: Vec::new(),
             redis_ms: 1_800_000_000_000,
+            wait_replicas,
         };
         for run in 1..=count {
             cluster.add(run, limits);
@@ -61,6 +69,7 @@ impl Cluster {
             bytes_max: 1 << 20,
             pending_bytes_max: 64 << 10,
             publish_timeout_ms: TIMEOUT_MS,
+            wait_replicas: self.wait_replicas,
             ..link_config(run)
         };
         rig.engine.run = run;
@@ -78,7 +87,7 @@ impl Cluster {
 
     /// One turn of a server, with everything that the log has sent.
     pub fn turn(&mut self, at: usize) {
-        let Cluster { log, nodes, redis_ms } = self;
+        let Cluster { log, nodes, redis_ms, .. } = self;
         let node = &mut nodes[at];
         node.receive(log, *redis_ms);
         node.rig.turn();

@@ -24,6 +24,8 @@ pub fn link_config(run: u32) -> LinkConfig {
         pending_bytes_max: 1 << 20,
         publish_timeout_ms: 60_000,
         heartbeat_timeout_ms: 5_000,
+        wait_replicas: 0,
+        wait_timeout_ms: 1_000,
     }
 }
 
@@ -53,6 +55,8 @@ pub struct LogServer {
     pub is_primary: bool,
     /// `append` is rejected, since there is no memory.
     pub is_full: bool,
+    /// How many replicas have everything; `None`: `WAIT` blocks.
+    pub replicas: Option<i64>,
 }
 
 fn bulk(text: impl Into<Vec<u8>>) -> OwnedFrame {
@@ -66,7 +70,15 @@ fn id_text((epoch, seq): (u64, u64)) -> String {
 impl LogServer {
     pub fn new(data: LogData, replid: u64) -> LogServer {
         let versions = VecDeque::from([data.clone()]);
-        LogServer { data, versions, replid, is_alive: true, is_primary: true, is_full: false }
+        LogServer {
+            data,
+            versions,
+            replid,
+            is_alive: true,
+            is_primary: true,
+            is_full: false,
+            replicas: Some(0),
+        }
     }
 
     /// The data of `lag` changes ago.
@@ -196,6 +208,9 @@ impl LogServer {
             b"HMGET" => OwnedFrame::Array(vec![
                 self.data.state.get("epoch").map_or(OwnedFrame::Null, |epoch| bulk(epoch.clone())),
             ]),
+            // `WAIT 0` returns at once.
+            b"WAIT" if args[1] == b"0" => OwnedFrame::Integer(self.replicas.unwrap_or(0)),
+            b"WAIT" => return self.replicas.map(OwnedFrame::Integer),
             b"EVALSHA" if is_open => self.open(&args[5..], now_ms),
             b"EVALSHA" => self.append(&args[5..], now_ms),
             b"XREAD" => {
