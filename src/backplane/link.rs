@@ -642,10 +642,7 @@ impl<P> Link<P> {
                 let opened = OpenReply::parse(&values).ok_or(unexpected)?;
                 self.needs_block = false;
                 self.log.push(LinkEvent::ClientBlock(opened.block));
-                if opened.reason != "same" {
-                    // The data was replaced below the link, and this command has begun an epoch.
-                    return Err((LinkLoss::UnexpectedReply(command.name()), true));
-                }
+                // If the data was replaced below the link, this command has begun an epoch, and the next append finds that.
                 return Ok(());
             }
             SentCommand::Append(entry) => {

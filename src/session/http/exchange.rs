@@ -147,8 +147,7 @@ impl<'a, 'ctx> Exchange<'a, 'ctx> {
                 let stream = sources.stream().map(Box::from);
                 self.ctx.intents.push(Intent::RedeemTicket { hash, stream });
                 let again = [self.head, self.unread].concat();
-                let responses = self.pending_responses + 1;
-                Ok(Some(Outcome::Become(Responding::begin(again, responses, AfterResponses::Next, None))))
+                Ok(Some(Outcome::Become(Responding::begin_redeeming(again, self.pending_responses))))
             }
         }
     }

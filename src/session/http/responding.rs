@@ -15,6 +15,8 @@ pub struct Responding {
     unread: Vec<u8>,
     pending_responses: u32,
     then: AfterResponses,
+    /// Its ticket is being redeemed: then the request, which is unread again, is processed.
+    is_redeeming: bool,
     /// A query, until its response is complete. It is the last request: those before it were publish requests.
     pub(in crate::session) query: Option<Box<PendingQuery>>,
 }
@@ -35,7 +37,19 @@ impl Responding {
         then: AfterResponses,
         query: Option<Box<PendingQuery>>,
     ) -> State {
-        State::Responding(Box::new(Responding { unread, pending_responses, then, query }))
+        let is_redeeming = false;
+        State::Responding(Box::new(Responding { unread, pending_responses, then, is_redeeming, query }))
+    }
+
+    /// The wait of a request until a shared log has redeemed its ticket. `request`: the request, and the input after it.
+    pub(in crate::session) fn begin_redeeming(request: Vec<u8>, pending_responses: u32) -> State {
+        State::Responding(Box::new(Responding {
+            unread: request,
+            pending_responses: pending_responses + 1,
+            then: AfterResponses::Next,
+            is_redeeming: true,
+            query: None,
+        }))
     }
 
     /// The state after the peer's EOF: pending responses are still sent.
@@ -68,7 +82,7 @@ impl Responding {
 
     /// Returns true if it waits for the response to a publish, which a shared log has to confirm.
     pub(in crate::session) fn awaits_log(&self) -> bool {
-        self.query.is_none()
+        self.query.is_none() && !self.is_redeeming
     }
 
     /// Closes the connection after the last response.
