@@ -318,7 +318,7 @@ fn ticket_of_a_client_that_left_before_its_stream_began_is_valid_again() {
     cluster.rig(0).engine.close(id, Reason::LowMemory, now);
     cluster.settle();
     let again = stream_with(&mut cluster, 1, &one);
-    assert_eq!(status(&mut cluster, 1, again), 200);
+    assert!(is_streaming(&mut cluster, 1, again));
 }
 
 #[test]
@@ -354,11 +354,13 @@ fn unused_tickets_are_invalid_after_the_log_lost_entries() {
     let lost = cluster.log.data.log.len() - entries;
     cluster.log = LogServer::new(cluster.log.version(lost), 2);
     assert_eq!(cluster.log.data.log.len(), entries);
-    cluster.nodes[1].is_cut = false;
+    // The server that accepted it has ended too, and does not report that.
+    cluster.nodes.remove(0);
+    cluster.nodes[0].is_cut = false;
     cluster.advance_ms(3_000);
-    let id = open_with(&mut cluster, 1, &other);
+    let id = open_with(&mut cluster, 0, &other);
     cluster.settle();
-    assert!(!is_accepted(&mut cluster, 1, id));
+    assert!(!is_accepted(&mut cluster, 0, id));
 }
 
 /// The response to a request for a channel, or for the list of channels.
