@@ -103,10 +103,15 @@ def bytes_per_idle_connection(report):
     return report["memory"]["rss_bytes_per_connection"]
 
 
-def bytes_per_subscriber_after(report):
+def bytes_per_subscriber_after(report, kind="rss_bytes"):
     """Resident memory above that of the empty server, per connection."""
     points = report["memory"]["points"]
-    return (points[-1]["rss_bytes"] - points[0]["rss_bytes"]) / report["setup"]["connections"]
+    return (points[-1][kind] - points[0][kind]) / report["setup"]["connections"]
+
+
+def anonymous_bytes_per_subscriber_after(report):
+    """The same without the pages of the program's file, which become resident when their code first runs."""
+    return bytes_per_subscriber_after(report, "anonymous_bytes")
 
 
 def us_per_handshake(report):

@@ -34,6 +34,8 @@ def rows(all_scenarios):
         else:
             lines.append(Row(f"CPU ns per delivery: {scenario.label}", scenario.name, scenarios.ns_per_delivery, True))
     for payload in (64, 512):
+        lines.append(Row(f"anonymous memory / subscribers after bursts of 64 × {payload} B, 10,000 subscribers",
+                         f"fanout-10000-64-{payload}", scenarios.anonymous_bytes_per_subscriber_after, False))
         lines.append(Row(f"whole RSS / subscribers after bursts of 64 × {payload} B, 10,000 subscribers",
                          f"fanout-10000-64-{payload}", scenarios.bytes_per_subscriber_after, False))
     lines.append(Row("CPU µs per handshake", "idle", scenarios.us_per_handshake, True))

@@ -37,6 +37,8 @@ pub struct ProcessMemory {
     pub rss: u64,
     /// Proportional set size; only the owner of the process may read it.
     pub pss: Option<u64>,
+    /// Resident pages that no file backs: heap and stacks, without the program's code. Like `pss`, for the owner only.
+    pub anonymous: Option<u64>,
 }
 
 /// Memory of the kernel for all processes of this machine, in bytes.
@@ -87,11 +89,12 @@ impl ProcessProbe {
         if let Ok(text) = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))
             && let Some(rss) = kilobytes(&text, "Rss:")
         {
-            return Ok(ProcessMemory { rss, pss: kilobytes(&text, "Pss:") });
+            let (pss, anonymous) = (kilobytes(&text, "Pss:"), kilobytes(&text, "Anonymous:"));
+            return Ok(ProcessMemory { rss, pss, anonymous });
         }
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let rss = kilobytes(&text, "VmRSS:").ok_or(io::ErrorKind::InvalidData)?;
-        Ok(ProcessMemory { rss, pss: None })
+        Ok(ProcessMemory { rss, pss: None, anonymous: None })
     }
 }
 
@@ -173,7 +176,10 @@ mod tests {
     #[test]
     fn own_process_is_measured() {
         let own = ProcessProbe::own();
-        assert!(own.memory().unwrap().rss > 0);
+        let memory = own.memory().unwrap();
+        assert!(memory.rss > 0);
+        // The code of this test is resident, and not anonymous.
+        assert!(memory.anonymous.is_none_or(|anonymous| anonymous > 0 && anonymous < memory.rss));
         own.cpu().unwrap();
     }
 }

@@ -236,6 +236,8 @@ pub struct MemoryPoint {
     pub connections: usize,
     pub rss_bytes: Option<u64>,
     pub pss_bytes: Option<u64>,
+    /// Pages that no file backs.
+    pub anonymous_bytes: Option<u64>,
     pub kernel_socket_bytes: u64,
     pub kernel_slab_bytes: u64,
 }

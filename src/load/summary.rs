@@ -184,6 +184,7 @@ impl MemoryReport {
                 connections: point.connections,
                 rss_bytes: point.server.map(|memory| memory.rss),
                 pss_bytes: point.server.and_then(|memory| memory.pss),
+                anonymous_bytes: point.server.and_then(|memory| memory.anonymous),
                 kernel_socket_bytes: point.kernel.sockets,
                 kernel_slab_bytes: point.kernel.slab,
             })

@@ -76,7 +76,9 @@ fn closed_loop_delivers_every_message() {
     assert!(run.number("/traffic/last_subscriber_us/p50") >= run.number("/traffic/latency_us/p50"));
     if cfg!(target_os = "linux") {
         assert!(run.number("/server/ns_per_delivery") > 0.0);
-        assert!(run.number("/memory/points/0/rss_bytes") > 0.0);
+        let rss = run.number("/memory/points/0/rss_bytes");
+        assert!(run.number("/memory/points/0/anonymous_bytes") > 0.0);
+        assert!(run.number("/memory/points/0/anonymous_bytes") < rss, "the code is resident too");
         assert!(run.number("/generator/usage/cpu_share") > 0.0);
     }
 }
