@@ -545,7 +545,8 @@ fn connection_that_has_closed_gets_no_acknowledgement_of_its_messages() {
 
 #[test]
 fn drain_answers_publishes_that_wait_for_the_log() {
-    let mut cluster = Cluster::of(1);
+    // The close has to wait for longer than any close may take once it has begun.
+    let mut cluster = Cluster::with_limits(1, &Limits { drain_ms: 3_000, ..Limits::default() });
     let (http, raw) = (cluster.http(0), cluster.join(0, "/ws/a"));
     cluster.nodes[0].is_cut = true;
     cluster.publish_http(0, http, "a", "x", "");
@@ -554,13 +555,18 @@ fn drain_answers_publishes_that_wait_for_the_log() {
     let now = cluster.rig(0).now;
     cluster.rig(0).engine.drain(now);
     cluster.settle();
-    cluster.advance_ms(1_000);
+    cluster.advance_ms(6_000);
     assert!(cluster.rig(0).responses(http).is_empty());
+    assert_eq!(cluster.rig(0).frames(raw).len(), 0, "the close would reject its message");
+    assert!(cluster.rig(0).is_alive(raw));
     cluster.nodes[0].is_cut = false;
     cluster.settle();
     assert_eq!(cluster.rig(0).responses(http)[0].status, 200);
     let frames = cluster.rig(0).frames(raw);
-    assert_eq!(frames.last().unwrap().close_code().0, 4200, "{frames:?}");
+    let payloads: Vec<&[u8]> = frames[..2].iter().map(|frame| &frame.payload[..]).collect();
+    assert_eq!((payloads, frames[2].close_code().0), (vec![&b"x"[..], b"y"], 4200), "{frames:?}");
+    cluster.advance_ms(500);
+    assert!(cluster.rig(0).is_alive(raw), "its deadline begins with the close frame");
 }
 
 #[test]
@@ -647,4 +653,148 @@ fn messages_that_only_another_server_has_read_are_a_gap_after_the_last_known_one
         assert!(after < id(&lost) && id(&lost) <= resume, "{lost} is not covered by {gap}");
     }
     assert!(texts(&notices).contains(&"known") && texts(&notices).contains(&"later"), "{later} {notices:?}");
+}
+
+#[test]
+fn publish_whose_connection_was_closed_with_an_error_gets_no_second_response() {
+    let mut cluster = Cluster::of(1);
+    let (acknowledged, unconfirmed) = (cluster.http(0), cluster.http(0));
+    cluster.nodes[0].is_cut = true;
+    for (http, is_confirmed) in [(acknowledged, true), (unconfirmed, false)] {
+        cluster.publish_http(0, http, "a", "x", "");
+        cluster.settle();
+        let now = cluster.rig(0).now;
+        cluster.rig(0).engine.close(http, Reason::Slow, now);
+        cluster.nodes[0].is_cut = !is_confirmed;
+        cluster.advance_ms(if is_confirmed { 100 } else { TIMEOUT_MS + 500 });
+        let responses = cluster.rig(0).responses(http);
+        assert_eq!(responses.len(), 1, "{}", responses[1].body);
+        assert!(responses[0].status >= 400, "{}", responses[0].status);
+        cluster.nodes[0].is_cut = true;
+    }
+    assert_eq!(cluster.rig(0).engine.shared.metrics.backplane_unconfirmed, 1);
+}
+
+#[test]
+fn key_of_a_message_that_the_log_has_lost_is_published_again() {
+    let mut cluster = Cluster::of(2);
+    let subscriber = cluster.v1(1, "/ws/a");
+    let publish = |cluster: &mut Cluster, at: usize| {
+        let http = cluster.http(at);
+        cluster.publish_http(at, http, "a", "x", "Idempotency-Key: \"k\"\r\n");
+        cluster.settle();
+        let response = cluster.rig(at).responses(http).remove(0);
+        serde_json::from_str::<Value>(&response.body).unwrap()["id"].clone()
+    };
+    let first = publish(&mut cluster, 0);
+    assert_eq!(publish(&mut cluster, 1), first);
+    // The duplicate is an entry too.
+    cluster.stop_log();
+    cluster.log = LogServer::new(cluster.log.version(2), 2);
+    cluster.advance_ms(4_000);
+    let again = publish(&mut cluster, 1);
+    assert_ne!(again, first);
+    assert_eq!(publish(&mut cluster, 0), again, "all servers have forgotten the first one");
+    assert_eq!(texts(&cluster.notices(1, subscriber)), ["x", "x"]);
+}
+
+/// Drops the entries of the log before the last one that contains a text.
+fn trim(log: &mut LogServer, text: &str) {
+    let has = |body: &[u8]| body.windows(text.len()).any(|window| window == text.as_bytes());
+    let at = log.data.log.iter().rposition(|record| has(&record.body)).unwrap();
+    log.data.log.drain(..at);
+}
+
+fn publish_and_settle(cluster: &mut Cluster, channel: &str, text: &str) -> String {
+    let http = cluster.http(0);
+    cluster.publish_http(0, http, channel, text, "");
+    cluster.settle();
+    let response = cluster.rig(0).responses(http).remove(0);
+    serde_json::from_str::<Value>(&response.body).unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+/// The reason of the gap that a client gets which resumes a channel at the second server.
+fn gap_at_second(cluster: &mut Cluster, channel: &str, cursor: &str) -> Option<String> {
+    let id = cluster.v1(1, &format!("/ws/{channel}?since={cursor}"));
+    cluster.settle();
+    let notices = cluster.notices(1, id);
+    of_type(&notices, "gap").map(|gap| gap["why"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn cursor_before_the_first_entry_that_a_server_has_read_is_a_gap() {
+    let mut cluster = Cluster::of(1);
+    let cursor = publish_and_settle(&mut cluster, "a", "first");
+    publish_and_settle(&mut cluster, "a", "trimmed");
+    let kept = publish_and_settle(&mut cluster, "a", "kept");
+    trim(&mut cluster.log, "kept");
+    cluster.add(2, &Limits::default());
+    cluster.advance_ms(500);
+    for channel in ["a", "unknown"] {
+        assert_eq!(gap_at_second(&mut cluster, channel, &cursor).as_deref(), Some("evicted"), "{channel}");
+        assert_eq!(gap_at_second(&mut cluster, channel, &kept), None, "{channel}");
+    }
+}
+
+#[test]
+fn cursor_before_trimmed_entries_is_a_gap_in_a_channel_that_is_not_known_here() {
+    let mut cluster = Cluster::of(2);
+    let cursor = publish_and_settle(&mut cluster, "a", "first");
+    cluster.nodes[1].is_cut = true;
+    publish_and_settle(&mut cluster, "a", "answers the read that waits");
+    publish_and_settle(&mut cluster, "b", "trimmed");
+    let kept = publish_and_settle(&mut cluster, "a", "kept");
+    trim(&mut cluster.log, "kept");
+    cluster.nodes[1].is_cut = false;
+    cluster.settle();
+    assert_eq!(gap_at_second(&mut cluster, "b", &cursor).as_deref(), Some("evicted"));
+    assert_eq!(gap_at_second(&mut cluster, "b", &kept), None);
+}
+
+#[test]
+fn cursor_before_a_message_for_which_a_server_had_no_room_is_a_gap() {
+    let mut cluster = Cluster::of(1);
+    cluster.add(2, &Limits { channels_max: 1, ..Limits::default() });
+    cluster.advance_ms(500);
+    let only = cluster.join(1, "/ws/only");
+    let cursor = publish_and_settle(&mut cluster, "only", "known");
+    publish_and_settle(&mut cluster, "b", "no room");
+    assert_eq!(cluster.rig(1).texts(only), ["known"]);
+    // Its history expires, and it is removed.
+    cluster.rig(1).reset(only);
+    cluster.advance_ms(400_000);
+    assert_eq!(gap_at_second(&mut cluster, "b", &cursor).as_deref(), Some("evicted"));
+}
+
+/// A client that has a cursor, attaches, receives the head of the log as its new cursor, and leaves before the loss is known.
+#[test]
+fn cursor_at_which_a_loss_is_found_later_is_a_gap() {
+    let mut cluster = Cluster::of(2);
+    publish_and_settle(&mut cluster, "a", "known");
+    for text in ["lost", "lost too"] {
+        let http = cluster.http(0);
+        cluster.publish_http(0, http, "a", text, "");
+        (0..12).for_each(|_| cluster.turn(0));
+        assert_eq!(cluster.rig(0).responses(http)[0].status, 200);
+    }
+    cluster.stop_log();
+    cluster.log = LogServer::new(cluster.log.version(2), 2);
+    let advance = |cluster: &mut Cluster, at: usize| {
+        cluster.redis_ms += 50;
+        let rig = cluster.rig(at);
+        rig.now = rig.now.after(50);
+        cluster.turn(at);
+    };
+    // Only the second server is connected again, and nothing that it has read is missing.
+    (0..40).for_each(|_| advance(&mut cluster, 1));
+    let client = cluster.v1(1, "/ws/a");
+    (0..4).for_each(|_| cluster.turn(1));
+    let notices = cluster.notices(1, client);
+    let cursor = of_type(&notices, "subscribed").expect("subscribed")["id"].as_str().unwrap().to_owned();
+    cluster.rig(1).reset(client);
+    cluster.turn(1);
+    // The next entry is of the first server, and its number shows that entries are missing.
+    (0..10).for_each(|_| advance(&mut cluster, 0));
+    cluster.settle();
+    assert_eq!(gap_at_second(&mut cluster, "a", &cursor).as_deref(), Some("lost"), "{cursor}");
 }
