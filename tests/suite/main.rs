@@ -14,6 +14,7 @@ mod access_secrets;
 mod access_time;
 mod access_ways;
 mod back_pressure;
+mod backplane_input;
 mod backplane_model;
 mod backplane_redis;
 mod backplane_sentinel;

@@ -1,0 +1,5 @@
+//! Fuzz target: see `checks::entry`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::entry::check(data));
