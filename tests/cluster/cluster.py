@@ -22,6 +22,8 @@ class Cluster:
         self.random = random.Random(seed)
         self.servers, self.nodes, self.clients, self.proxies = [], [], [], []
         self.network = None
+        # Figures for the line of the test.
+        self.notes = []
 
     def redis(self, *options, **more):
         server = Redis(self.program, self.folder / f"redis{len(self.servers)}", options, **more)
@@ -200,7 +202,8 @@ class Cluster:
         messages = sum(len(receiver.messages()) for receiver in receivers)
         whys = [gap.why for _, gap in self.gaps()]
         gaps = ", ".join(f"{whys.count(why)} {why}" for why in sorted(set(whys)))
-        return f"{counts}; {messages} received by {len(receivers)}" + (f"; gaps: {gaps}" if gaps else "; no gap")
+        figures = f"{counts}; {messages} received by {len(receivers)}" + (f"; gaps: {gaps}" if gaps else "; no gap")
+        return "; ".join([figures, *self.notes])
 
     async def close(self):
         for client in self.clients:

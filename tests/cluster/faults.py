@@ -6,6 +6,7 @@ No time is checked. Deadlines of the nodes are so short that a test need not wai
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 from clients import until
@@ -195,14 +196,14 @@ async def bounded_log(cluster):
     assert one.rss_bytes < 200 << 20 and two.rss_bytes < 200 << 20, f"{one.rss_bytes} {two.rss_bytes}"
 
 
-async def random_faults(cluster):
-    """A dozen random faults, some while the previous one is not over."""
+async def random_faults(cluster, per_second=50, seconds=0):
+    """At least a dozen random faults, some while the previous one is not over."""
     redis = cluster.redis("--appendonly", "yes", "--appendfsync", "everysec")
     proxies = [await cluster.proxy(redis.port) for _ in range(3)]
     nodes = [await cluster.node(proxy.url, *QUICK) for proxy in proxies]
     await cluster.subscribers(each=2, moving=2)
     for node in nodes:
-        cluster.publisher(node, per_second=50)
+        cluster.publisher(node, per_second=per_second)
     await cluster.progress()
 
     async def restart_redis():
@@ -245,9 +246,13 @@ async def random_faults(cluster):
         await asyncio.sleep(cluster.random.choice((0, 0.1, 0.5, 2)))
 
     faults = [restart_redis, flush, delete_state, cut, hold, stop_node, kill_node, reconnect_clients]
-    for _ in range(12):
-        await cluster.random.choice(faults)()
+    counts, end = dict.fromkeys((fault.__name__ for fault in faults), 0), time.monotonic() + seconds
+    while sum(counts.values()) < 12 or time.monotonic() < end:
+        fault = cluster.random.choice(faults)
+        counts[fault.__name__] += 1
+        await fault()
         await pause()
+    cluster.notes += [f"{count} {name}" for name, count in counts.items() if seconds and count]
     for proxy in proxies:
         proxy.set("pass")
     await cluster.progress()
