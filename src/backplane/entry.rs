@@ -96,6 +96,13 @@ pub fn mark_resent(entry: &mut [u8]) {
     }
 }
 
+/// Returns true if two encoded entries are copies: they differ at most in their marks of having been resent.
+pub fn are_copies(one: &[u8], other: &[u8]) -> bool {
+    let parts =
+        |entry: &[u8]| entry.split_at_checked(FLAGS_AT + 1).map(|(start, rest)| (start[0], rest.len()));
+    parts(one).is_some() && parts(one) == parts(other) && one[FLAGS_AT + 1..] == other[FLAGS_AT + 1..]
+}
+
 /// A message of a client, with everything that a node needs to publish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogMessage<'a> {

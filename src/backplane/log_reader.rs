@@ -16,7 +16,7 @@
 
 use std::collections::VecDeque;
 
-use super::entry::{BadEntry, Entry, Item, Items, RunNumbers};
+use super::entry::{BadEntry, Entry, Item, Items, RunNumbers, are_copies};
 use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
 use super::pending::{Content, PendingEntries, PendingEntry};
 use super::resp::Span;
@@ -213,6 +213,13 @@ impl<P> LogReader<P> {
         let is_own = run == self.run;
         let own = if is_own { self.own.take(number) } else { None };
         let round_trip_ms = own.as_ref().map(|own| now.millis_since(own.submitted_at));
+        let mut pending = VecDeque::new();
+        match own {
+            Some(own) if are_copies(&own.bytes, raw.bytes) => pending = own.pending,
+            // Another process has written an entry with this run and number.
+            Some(own) => self.fail(own.pending, PublishFailure::Unconfirmed),
+            None => {}
+        }
         let is_copy = self.roll_call.apply(run, number, raw.id, entry.header.is_resent);
         self.position = raw.id;
         self.counters.entries += 1;
@@ -230,7 +237,7 @@ impl<P> LogReader<P> {
             time_ms: raw.time_ms,
             round_trip_ms,
             bytes: raw.span,
-            pending: own.map_or_else(VecDeque::new, |own| own.pending),
+            pending,
         }));
         for item in entry.items() {
             match item {
