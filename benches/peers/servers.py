@@ -249,8 +249,8 @@ ALL = [
 # With permessage-deflate; see `deflate`.
 COMPRESSING = [
     Oyez("oyez", "oyez"),
-    UWebSockets("uws-shared", "uWebSockets, `SHARED_COMPRESSOR`", "shared"),
-    UWebSockets("uws-dedicated", "uWebSockets, `DEDICATED_COMPRESSOR`", "dedicated"),
+    UWebSockets("uws-shared", "uWebSockets, shared", "shared"),
+    UWebSockets("uws-dedicated", "uWebSockets, dedicated", "dedicated"),
     Ws("ws", "npm `ws`", "--deflate"),
     Nchan("nchan", "nginx nchan", "--deflate"),
     Gorilla("gorilla", "gorilla/websocket", "--deflate"),

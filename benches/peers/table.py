@@ -1,4 +1,4 @@
-"""The table: medians, ranges, ratios."""
+"""The tables: medians, ranges, ratios."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -16,68 +16,86 @@ processor; the server's time per delivery is valid, its behavior under more load
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line: a figure of one scenario's reports."""
+class Column:
+    """A figure of one scenario's reports."""
 
     label: str
     scenario: str
     figure: object
     # A ratio of a few bytes to a few bytes means nothing.
-    has_ratio: bool
+    has_ratio: bool = False
 
 
-def rows(all_scenarios):
-    lines = []
-    for scenario in all_scenarios:
-        if scenario.name == "idle":
-            lines.append(Row("RSS bytes per idle connection (slope)", "idle", scenarios.bytes_per_idle_connection, False))
-        else:
-            lines.append(Row(f"CPU ns per delivery: {scenario.label}", scenario.name, scenarios.ns_per_delivery, True))
-    for payload in (64, 512):
-        lines.append(Row(f"anonymous memory / subscribers after bursts of 64 × {payload} B, 10,000 subscribers",
-                         f"fanout-10000-64-{payload}", scenarios.anonymous_bytes_per_subscriber_after, False))
-        lines.append(Row(f"whole RSS / subscribers after bursts of 64 × {payload} B, 10,000 subscribers",
-                         f"fanout-10000-64-{payload}", scenarios.bytes_per_subscriber_after, False))
-    lines.append(Row("CPU µs per handshake", "idle", scenarios.us_per_handshake, True))
-    return lines
+def tables(servers, all_scenarios, runs):
+    """Formats the runs as Markdown tables with a row for each server: ratios and times of broadcasts, and the other figures."""
+    broadcasts = [tuple(map(int, scenario.name.split("-")[1:])) for scenario in all_scenarios if scenario.name != "idle"]
+    broadcasts.sort(key=lambda size: size[1])
+
+    def columns(sizes, label):
+        return [Column(label(*size), "fanout-{}-{}-{}".format(*size), scenarios.ns_per_delivery, True) for size in sizes]
+
+    text = ["Processor time per delivery, as the ratio to the baseline's turn mode. 10k/64/512: 10,000 subscribers, 64 in flight, "
+            "512 bytes.", table(servers, columns(broadcasts, lambda n, window, payload: f"{n // 1000}k/{window}/{payload}"), runs, ratios)]
+    for window in dict.fromkeys(size[1] for size in broadcasts):
+        part = [size for size in broadcasts if size[1] == window]
+        text += [f"The same in ns, {window} in flight.",
+                 table(servers, columns(part, lambda n, _, payload: f"{n:,}, {payload} B"), runs, times)]
+    others = [Column("RSS, idle", "idle", scenarios.bytes_per_idle_connection),
+              *(Column(f"{name} after 64 × {payload} B", f"fanout-10000-64-{payload}", figure)
+                for name, figure in (("anonymous", scenarios.anonymous_bytes_per_subscriber_after),
+                                     ("RSS", scenarios.bytes_per_subscriber_after)) for payload in (64, 512)),
+              Column("CPU µs per handshake", "idle", scenarios.us_per_handshake, True)]
+    text += ["RSS bytes per idle connection (slope); anonymous memory and whole RSS / subscribers after bursts to 10,000 of them; and "
+             "handshakes.",
+             table(servers, others, runs, times_and_ratios)]
+    return "\n\n".join(text)
 
 
-def table(servers, all_scenarios, runs):
-    """Formats the runs as one Markdown table."""
-    head = ["", *(server.label for server in servers)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in rows(all_scenarios):
-        cells = [cell(row, server.name, runs) for server in servers]
-        if any(cells):
-            lines.append("| " + " | ".join([row.label, *(text or "–" for text in cells)]) + " |")
+def table(servers, columns, runs, form):
+    lines = ["| " + " | ".join(["", *(column.label for column in columns)]) + " |", "|" + "---|" * (len(columns) + 1)]
+    for server in servers:
+        cells = [cell(column, server.name, runs, form) for column in columns]
+        lines.append("| " + " | ".join([server.label, *(text or "–" for text in cells)]) + " |")
     return "\n".join(lines)
 
 
-def cell(row, server, runs):
-    own = [run for run in runs if (run["scenario"], run["server"]) == (row.scenario, server)]
+def ratios(_, ratio):
+    return f"{ratio:.2f}×" if ratio else ""
+
+
+def times(values, _):
+    return f"{number(median(values))} ({number(min(values))}–{number(max(values))})"
+
+
+def times_and_ratios(values, ratio):
+    return times(values, ratio) + (f" **{ratio:.2f}×**" if ratio else "")
+
+
+def cell(column, server, runs, form):
+    own = [run for run in runs if (run["scenario"], run["server"]) == (column.scenario, server)]
     clean = [run for run in own if not faults(run["report"])]
     failed = len(own) - len(clean)
     mark = f" !{failed}" if failed else ""
-    values = [value for run in clean if (value := row.figure(run["report"])) is not None]
+    values = [value for run in clean if (value := column.figure(run["report"])) is not None]
     if not values:
         return mark.strip()
-    if row.figure is scenarios.ns_per_delivery and 2 * sum(is_bounded_by_load(run["report"]) for run in clean) > len(clean):
+    is_broadcast = column.figure is scenarios.ns_per_delivery
+    if is_broadcast and 2 * sum(is_bounded_by_load(run["report"]) for run in clean) > len(clean):
         mark += " *"
-    ratio = ratio_to_base(row, server, runs) if row.has_ratio else None
-    ratio = f" **{ratio:.2f}×**" if ratio else ""
-    return f"{number(median(values))} ({number(min(values))}–{number(max(values))}){ratio}{mark}"
+    ratio = ratio_to_base(column, server, runs) if column.has_ratio else None
+    return form(values, ratio) + mark
 
 
-def ratio_to_base(row, server, runs):
+def ratio_to_base(column, server, runs):
     """The median of the rounds' ratios. The two runs of a round are minutes apart at most, so a temporary
     slowdown of the machine affects both."""
     figures = {}
     for run in runs:
-        if run["scenario"] == row.scenario and not faults(run["report"]):
-            figures[run["server"], run["round"]] = row.figure(run["report"])
-    ratios = [figures[server, number] / base for (name, number), base in figures.items()
-              if name == BASE and base and (server, number) in figures]
-    return median(ratios) if ratios else None
+        if run["scenario"] == column.scenario and not faults(run["report"]):
+            figures[run["server"], run["round"]] = column.figure(run["report"])
+    found = [figures[server, number] / base for (name, number), base in figures.items()
+             if name == BASE and base and (server, number) in figures]
+    return median(found) if found else None
 
 
 def number(value):
