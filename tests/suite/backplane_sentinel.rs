@@ -47,7 +47,8 @@ fn silent_and_closed_sentinels_are_followed_by_the_next_one() {
     let Some(_redis) = Redis::start(&["--bind", "127.0.0.1", "--port", &redis_port.to_string()]) else {
         return;
     };
-    let ports = [silent(), free_port(), sentinel("-ERR x\r\n"), sentinel(&address_of(redis_port))];
+    // The first attempt begins with the second one.
+    let ports = [sentinel(&address_of(redis_port)), silent(), free_port(), sentinel("-ERR x\r\n")];
     let sentinels: Vec<String> = ports.iter().map(|port| format!("localhost:{port}")).collect();
     let server = Server::start(&[&format!("--backplane=redis+sentinel://{}/main/1", sentinels.join(","))]);
     let mut client = Client::new(server.connect());
