@@ -156,15 +156,20 @@ impl FrameScanner {
         (at, ScanStop::EndOfInput)
     }
 
-    /// Scans at most one frame. Returns the number of bytes that belong to it.
-    pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, FrameStep) {
-        let mut at = 0;
-        let rules = HeaderRules {
+    #[inline]
+    fn header_rules(&self, message_bytes_max: usize) -> HeaderRules {
+        HeaderRules {
             in_message: self.in_message,
             allows_compressed: self.allows_compressed,
             is_compressed: self.is_compressed,
             message_bytes_max,
-        };
+        }
+    }
+
+    /// Scans at most one frame. Returns the number of bytes that belong to it.
+    pub(super) fn step(&mut self, input: &[u8], message_bytes_max: usize) -> (usize, FrameStep) {
+        let mut at = 0;
+        let rules = self.header_rules(message_bytes_max);
         let mut begins = false;
         if let Position::Header { bytes, length } = &mut self.position {
             let held = *length;
