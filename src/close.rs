@@ -102,6 +102,11 @@ pub enum Reason {
         /// Milliseconds after which the client may retry.
         retry_ms: u32,
     },
+    /// The log that the servers share has no memory left for the message of a raw WebSocket.
+    BackplaneFull {
+        /// Milliseconds after which the client may retry.
+        retry_ms: u32,
+    },
     /// Messages of the log that the servers share are missing here, and a raw WebSocket has no notice for that.
     Lost,
 }
@@ -302,7 +307,7 @@ impl std::error::Error for TokenFault {}
 
 impl Reason {
     /// The number of reasons.
-    pub const COUNT: usize = 33;
+    pub const COUNT: usize = 34;
 
     /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
@@ -340,6 +345,7 @@ impl Reason {
             Reason::Lost => 30,
             Reason::BadDeflate => 31,
             Reason::BackplaneDown { .. } => 32,
+            Reason::BackplaneFull { .. } => 33,
         }
     }
 
@@ -378,6 +384,7 @@ impl Reason {
         "lost",
         "bad_deflate",
         "backplane_down",
+        "backplane_full",
     ];
 
     /// One word for logs, metrics and the close frame's reason.
@@ -411,7 +418,7 @@ impl Reason {
             Reason::Slow => Some(4102),
             Reason::NoPong => Some(4103),
             Reason::Lost => Some(4104),
-            Reason::BackplaneDown { .. } => Some(4104),
+            Reason::BackplaneDown { .. } | Reason::BackplaneFull { .. } => Some(4104),
             Reason::MessageTimeout => Some(4105),
             Reason::Drain { .. } => Some(4200),
             Reason::TokenExpired => Some(4201),
@@ -440,6 +447,7 @@ impl Reason {
                 | Reason::LowMemory
                 | Reason::Lost
                 | Reason::BackplaneDown { .. }
+                | Reason::BackplaneFull { .. }
         )
     }
 }
@@ -454,7 +462,8 @@ impl fmt::Display for Reason {
             Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
             Reason::Drain { retry_ms }
             | Reason::RateLimited { retry_ms }
-            | Reason::BackplaneDown { retry_ms } => {
+            | Reason::BackplaneDown { retry_ms }
+            | Reason::BackplaneFull { retry_ms } => {
                 write!(f, " retry_ms={retry_ms}")
             }
             Reason::Gap { why } => write!(f, " why={}", why.as_str()),
@@ -510,6 +519,7 @@ mod tests {
             (Reason::Lost, Some(4104), "lost"),
             (Reason::BadDeflate, Some(1007), "bad_deflate"),
             (Reason::BackplaneDown { retry_ms: 1_000 }, Some(4104), "backplane_down retry_ms=1000"),
+            (Reason::BackplaneFull { retry_ms: 5_000 }, Some(4104), "backplane_full retry_ms=5000"),
         ]
     }
 

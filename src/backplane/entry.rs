@@ -11,7 +11,7 @@
 //! | kind | item | body |
 //! | --- | --- | --- |
 //! | 1 | message | flags u8, [client u32], [user: length u32, JSON], channel: length u8, name, [owner, key: length u8, text, epoch u64, seq u64], payload |
-//! | 2 | heartbeat | connections u32, subscribers u32, program version u32 |
+//! | 2 | heartbeat | connections u32, subscribers u32, program version u32, [blocks of client ids: 256 bits] |
 //! | 3 | epoch report | epoch of the marker u64, count u16, count × (run u32, number u64) |
 //! | 4 | disconnect | ref u32, sub |
 //! | 5 | disconnect result | addressed run u32, ref u32, connections u32 |
@@ -37,6 +37,7 @@
 
 use std::fmt;
 
+use super::block_set::BlockSet;
 use crate::access::identity::ClientIdentity;
 use crate::ids::{ChannelName, ClientId, MessageId};
 use crate::wire::Kind;
@@ -207,6 +208,8 @@ pub enum Item<'a> {
         subscribers: u32,
         /// The version of the program.
         version: u32,
+        /// The blocks of client ids of the node.
+        blocks: BlockSet,
     },
     /// The numbers that the node has applied, after it has read the marker of an epoch.
     EpochReport {
@@ -381,6 +384,7 @@ impl<'a> Item<'a> {
                 connections: fields.u32()?,
                 subscribers: fields.u32()?,
                 version: fields.u32()?,
+                blocks: fields.bytes(BlockSet::BYTES).map_or(BlockSet::default(), BlockSet::from_bytes),
             },
             3 => {
                 let (epoch, count) = (fields.u64()?, usize::from(fields.u16()?));
@@ -444,8 +448,11 @@ impl<'a> Item<'a> {
         out.extend_from_slice(&[0; 4]);
         match *self {
             Item::Message(message) => message.append(out),
-            Item::Heartbeat { connections, subscribers, version } => {
+            Item::Heartbeat { connections, subscribers, version, blocks } => {
                 append_numbers(out, &[connections, subscribers, version]);
+                if blocks != BlockSet::default() {
+                    out.extend_from_slice(blocks.as_bytes());
+                }
             }
             Item::EpochReport { epoch, numbers } => {
                 out.extend_from_slice(&epoch.to_le_bytes());
@@ -504,6 +511,7 @@ impl<'a> Item<'a> {
                 Item::SubscriberCounts { range, counts, .. } => {
                     3 + range.map_or(0, |(after, upto)| after.len() + upto.len()) + counts.0.len()
                 }
+                Item::Heartbeat { .. } => 12 + BlockSet::BYTES,
                 _ => 40,
             }
     }
@@ -748,7 +756,11 @@ mod tests {
                     unknown_until: MessageId { epoch: values.long, seq: u64::from(a) },
                 }),
             }),
-            2 => Item::Heartbeat { connections: a, subscribers: b, version: c },
+            2 => {
+                let mut blocks = BlockSet::default();
+                blocks.insert(values.long);
+                Item::Heartbeat { connections: a, subscribers: b, version: c, blocks }
+            }
             3 => Item::EpochReport {
                 epoch: values.long,
                 numbers: RunNumbers::encode(values.rows.iter().copied(), rows),
@@ -850,16 +862,15 @@ mod tests {
         let mut bytes = Vec::new();
         EntryHeader { run: 7, number: 1, is_resent: false }.append(&mut bytes);
         bytes.extend_from_slice(&[200, 3, 0, 0, 0, 1, 2, 3]);
-        // A heartbeat with a field of a newer version.
+        // A heartbeat with a field of a newer version, which is shorter than the blocks.
         bytes.extend_from_slice(&[2, 14, 0, 0, 0]);
         append_numbers(&mut bytes, &[1, 2, 3]);
         bytes.extend_from_slice(&[9, 9]);
         let entry = Entry::parse(&bytes).unwrap();
         let items: Vec<Item<'_>> = entry.items().collect();
-        assert_eq!(
-            items,
-            [Item::Unknown(200), Item::Heartbeat { connections: 1, subscribers: 2, version: 3 }]
-        );
+        let blocks = BlockSet::default();
+        let heartbeat = Item::Heartbeat { connections: 1, subscribers: 2, version: 3, blocks };
+        assert_eq!(items, [Item::Unknown(200), heartbeat]);
     }
 
     #[test]

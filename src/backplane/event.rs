@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use super::entry::{BadEntry, Item, Items};
+use super::remedy::remedy;
 use super::resp::RespError;
 use crate::ids::MessageId;
 use crate::plural::plural;
@@ -13,7 +14,7 @@ use crate::plural::plural;
 pub enum LinkEvent<'a, P> {
     /// The log is open: its identity and its end are known.
     Opened(OpenedLog),
-    /// Another block of client ids that no other process uses.
+    /// A block of client ids that no other process uses: one before the first [`LinkEvent::Up`], and more on request.
     ClientBlock(u64),
     /// The node has applied everything that the log contained when it was opened.
     Up {
@@ -58,8 +59,6 @@ pub struct OpenedLog {
     pub reason: String,
     /// Identifies the log, also across epochs.
     pub birth: u32,
-    /// A block of client ids that no other process uses, if one was to be allocated.
-    pub client_block: Option<u64>,
     /// Redis' time in ms.
     pub time_ms: u64,
 }
@@ -210,6 +209,8 @@ pub enum LinkLoss {
     UnexpectedReply(&'static str),
     /// An entry of the log does not parse.
     BadEntry(MessageId, BadEntry),
+    /// An entry of the log was not written by this program.
+    ForeignEntry(MessageId),
     /// Redis has replied with an error.
     ErrorReply {
         /// The command.
@@ -230,6 +231,9 @@ impl fmt::Display for LinkLoss {
             LinkLoss::Resp(error) => error.fmt(f),
             LinkLoss::UnexpectedReply(command) => write!(f, "unexpected reply to {command}"),
             LinkLoss::BadEntry(id, why) => write!(f, "entry {id} of the log is invalid: {why}"),
+            LinkLoss::ForeignEntry(id) => {
+                write!(f, "entry {id} of the log is of another program: delete it (XDEL)")
+            }
             LinkLoss::ErrorReply { command, text } => write!(f, "{command}: {text}"),
             LinkLoss::OlderPrimary(epoch) => {
                 write!(f, "its data is of the older epoch {epoch}: probably a primary that was replaced")
@@ -390,11 +394,10 @@ impl fmt::Display for LinkNotice {
             LinkNotice::NodeJoined(run) => write!(f, "node {run:08x} joined"),
             LinkNotice::NodeTimedOut(run) => write!(f, "node {run:08x} timed out"),
             LinkNotice::NodeShutDown(run) => write!(f, "node {run:08x} shut down"),
-            LinkNotice::Rejected { command, text } => write!(
-                f,
-                "{command} rejected: {text}; grant +{} to the user or check --backplane-password-file",
-                command.to_lowercase().replace(' ', "|")
-            ),
+            LinkNotice::Rejected { command, text } => match remedy(command, text) {
+                Some(remedy) => write!(f, "{command} rejected: {}; {remedy}", text.trim_end_matches('.')),
+                None => write!(f, "{command} rejected: {text}"),
+            },
             LinkNotice::NewerVersion { text } => {
                 write!(f, "the log was written by a newer version of this program: {text}")
             }

@@ -18,9 +18,11 @@
 
 use std::collections::VecDeque;
 
+use super::block_set::{BLOCKS, BlockSet};
 use super::commands::{Commands, OpenArguments, SentCommand};
 use super::entry::Item;
 use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
+use super::line_limits::LineLimits;
 use super::log_reader::{LogReader, QueuedEvent, RawEntry, START};
 use super::pending::Content;
 use super::replies::{
@@ -46,9 +48,6 @@ const PAUSE_MS_MAX: u32 = 2000;
 
 /// How long a server with older data is avoided, in ms: a primary that was replaced is reconfigured within that time.
 const OLDER_PRIMARY_MS: u32 = 10_000;
-
-/// Time between two log lines about a lost link, in ms.
-const NOTICE_MS: u32 = 10_000;
 
 /// The pause before an entry is sent again after Redis was out of memory, in ms.
 const MEMORY_PAUSE_MS: u32 = 1000;
@@ -206,6 +205,7 @@ fn bad_reply(error: BadReply, command: &'static str) -> LinkLoss {
     match error {
         BadReply::Resp(error) => LinkLoss::Resp(error),
         BadReply::Unexpected => LinkLoss::UnexpectedReply(command),
+        BadReply::Foreign(id) => LinkLoss::ForeignEntry(id),
     }
 }
 
@@ -225,17 +225,25 @@ pub struct Link<P> {
     random: u64,
     address: String,
     redirect: Option<String>,
-    /// Attempts since the link was up.
+    /// Attempts since an own entry was read back.
     attempts: u32,
+    /// The last own entry that was read back when the link was opened.
+    applied_before: u64,
     /// Since when a server with older data is avoided.
     older_since: Option<LoopTime>,
     /// The last entry that is known to be in the log.
     end: MessageId,
     /// Since when the link is down.
     down_since: LoopTime,
-    last_notice: Option<LoopTime>,
+    lines: LineLimits,
     was_up: bool,
     needs_block: bool,
+    /// A block that was allocated, and is not known to be free of other nodes' clients.
+    new_block: Option<u64>,
+    /// How many blocks were allocated that other nodes have.
+    taken_blocks: u64,
+    /// The blocks of this node.
+    blocks: BlockSet,
     /// While Redis is out of memory: when the next entry is sent.
     full_until: Option<LoopTime>,
     /// While replicas are waited for: when the reply must have arrived.
@@ -245,8 +253,8 @@ pub struct Link<P> {
     replicated: VecDeque<(u64, bool)>,
     /// True after the log line about missing replicas, until the one that they are back.
     lacks_replicas: bool,
-    /// When the last log line about missing replicas was written.
-    replicas_notice: Option<LoopTime>,
+    /// True after an error until an entry is appended: one entry at a time is sent.
+    appends_fail: bool,
     /// When Redis last showed that it executes `append`, without writing.
     alive_at: LoopTime,
     /// Connections and subscriptions of the node, for its heartbeats.
@@ -271,17 +279,21 @@ impl<P> Link<P> {
             address: String::new(),
             redirect: None,
             attempts: 0,
+            applied_before: 0,
             older_since: None,
             end: START,
             down_since: now,
-            last_notice: None,
+            lines: LineLimits::new(),
             was_up: false,
             needs_block: true,
+            new_block: None,
+            taken_blocks: 0,
+            blocks: BlockSet::default(),
             full_until: None,
             wait_until: None,
             replicated: VecDeque::new(),
             lacks_replicas: false,
-            replicas_notice: None,
+            appends_fail: false,
             alive_at: now,
             counts: (0, 0),
             counters: BackplaneStats::default(),
@@ -396,6 +408,11 @@ impl<P> Link<P> {
     /// The nodes that are alive.
     pub fn live_runs(&self) -> impl Iterator<Item = u32> + '_ {
         self.log.roll_call.live_runs()
+    }
+
+    /// The oldest entry that the next one of this node keeps in the log.
+    pub fn oldest_kept(&self) -> MessageId {
+        self.log.segments.oldest_kept()
     }
 
     /// Redis' time of the last entry, in ms.
@@ -542,7 +559,8 @@ impl<P> Link<P> {
         while unsent.len() - *sent < UNSENT_BYTES {
             // After an error one entry at a time is sent: if the next one succeeded in the same write, readers would
             // take the rejected one for a loss.
-            if self.full_until.is_some_and(|until| !commands.is_empty() || !until.is_due(now)) {
+            let is_paused = self.full_until.is_some_and(|until| !until.is_due(now));
+            if is_paused || self.appends_fail && !commands.is_empty() {
                 break;
             }
             let Some(entry) = self.log.own.next_to_send(now) else { break };
@@ -641,13 +659,18 @@ impl<P> Link<P> {
             SentCommand::AllocateBlock => {
                 let opened = OpenReply::parse(&values).ok_or(unexpected)?;
                 self.needs_block = false;
-                self.log.push(LinkEvent::ClientBlock(opened.block));
                 // If the data was replaced below the link, this command has begun an epoch, and the next append finds that.
+                self.new_block = Some(opened.block);
+                if self.is_up() {
+                    self.take_block(now);
+                }
+                self.check_goal(now);
                 return Ok(());
             }
             SentCommand::Append(entry) => {
                 let seq = number(first).ok_or(unexpected)?;
                 self.full_until = None;
+                self.appends_fail = false;
                 self.log.own.appended(entry, seq);
                 if let LinkState::Running { epoch, .. } = self.state {
                     self.end = MessageId { epoch, seq };
@@ -671,11 +694,8 @@ impl<P> Link<P> {
         self.counters.waits_expired += u64::from(!is_replicated);
         if is_replicated && std::mem::take(&mut self.lacks_replicas) {
             self.log.notice(LinkNotice::ReplicasBack { replicas });
-        } else if !is_replicated
-            && !self.lacks_replicas
-            && self.replicas_notice.is_none_or(|last| last.after(NOTICE_MS).is_due(now))
-        {
-            (self.lacks_replicas, self.replicas_notice) = (true, Some(now));
+        } else if !is_replicated && !self.lacks_replicas && self.lines.logs_replicas(now) {
+            self.lacks_replicas = true;
             self.log.notice(LinkNotice::ReplicasMissing { replicas, wanted });
         }
         self.replicated.push_back((entry, is_replicated));
@@ -699,7 +719,7 @@ impl<P> Link<P> {
         let has_limit = field("maxmemory:").is_some_and(|bytes| bytes != "0");
         if let Some(policy) = field("maxmemory_policy:").filter(|policy| policy.starts_with("allkeys-"))
             && has_limit
-            && self.last_notice.is_none()
+            && self.lines.logs_settings()
         {
             self.log.notice(LinkNotice::MayEvict { policy: policy.to_owned() });
         }
@@ -744,10 +764,15 @@ impl<P> Link<P> {
         self.older_since = None;
         self.full_until = None;
         self.counters.links_opened += 1;
-        let client_block = std::mem::take(&mut self.needs_block).then_some(block);
+        if std::mem::take(&mut self.needs_block) {
+            self.new_block = Some(block);
+        }
         let lag = (position.epoch == epoch).then(|| seq.saturating_sub(position.seq));
-        self.log.notice(LinkNotice::Connected { address: self.address.clone(), epoch, lag });
-        self.log.push(LinkEvent::Opened(OpenedLog { end, reason, birth, client_block, time_ms }));
+        if self.lines.logs_connected() {
+            self.log.notice(LinkNotice::Connected { address: self.address.clone(), epoch, lag });
+        }
+        self.applied_before = self.log.applied_number;
+        self.log.push(LinkEvent::Opened(OpenedLog { end, reason, birth, time_ms }));
         self.state =
             LinkState::Running { epoch, goal: end, is_up: false, next_heartbeat: now, progress_at: now };
         self.beat(now);
@@ -777,7 +802,7 @@ impl<P> Link<P> {
             }
             ReadPart::Marker { id, time_ms, text } => {
                 let marker = parse_marker(decoder.bytes(text));
-                let marker = marker.ok_or_else(|| fail(LinkLoss::UnexpectedReply("XREAD")))?;
+                let marker = marker.ok_or_else(|| fail(LinkLoss::ForeignEntry(id)))?;
                 self.log.read_marker(id, time_ms, marker, now);
             }
             ReadPart::End => {
@@ -786,7 +811,7 @@ impl<P> Link<P> {
             }
             ReadPart::Error(text) => {
                 let text = String::from_utf8_lossy(decoder.bytes(text)).into_owned();
-                return Err(self.error("XREAD", text));
+                return Err(self.error("XREAD", text, now));
             }
         }
         if let LinkState::Running { progress_at, .. } = &mut self.state {
@@ -807,19 +832,50 @@ impl<P> Link<P> {
         self.received_part = received;
     }
 
+    /// The link is up when its goal is reached, and works when an own entry was read back too: a server that can be read
+    /// may reject every entry, and the pauses between attempts get longer then.
     fn check_goal(&mut self, now: LoopTime) {
+        if self.is_up() && self.log.applied_number > self.applied_before {
+            self.attempts = 0;
+        }
         let position = self.log.position;
-        let LinkState::Running { goal, is_up, .. } = &mut self.state else { return };
+        let LinkState::Running { goal, is_up, .. } = &self.state else { return };
         if *is_up || order(position) < order(*goal) {
             return;
         }
-        *is_up = true;
+        let has_block = self.take_block(now);
+        if !self.was_up && !has_block {
+            return;
+        }
+        if let LinkState::Running { is_up, .. } = &mut self.state {
+            *is_up = true;
+        }
         self.log.catch_up();
-        self.attempts = 0;
-        self.last_notice = None;
         let is_first = !std::mem::replace(&mut self.was_up, true);
-        self.log.notice(LinkNotice::Up { after_ms: now.millis_since(self.down_since) });
+        if self.lines.logs_up() {
+            self.log.notice(LinkNotice::Up { after_ms: now.millis_since(self.down_since) });
+        }
         self.log.push(LinkEvent::Up { is_first });
+    }
+
+    /// Takes the block of client ids that was allocated, or allocates another one if a node has it: the counter of blocks
+    /// begins again when the log's keys are deleted, and blocks that are 256 apart have the same ids. Returns false until
+    /// another one is allocated.
+    fn take_block(&mut self, now: LoopTime) -> bool {
+        if let Some(block) = self.new_block.take() {
+            if self.taken_blocks < BLOCKS && self.log.roll_call.has_block(self.config.run, block) {
+                self.taken_blocks += 1;
+                self.needs_block = true;
+            } else {
+                self.taken_blocks = 0;
+                self.blocks.insert(block);
+                self.log.push(LinkEvent::ClientBlock(block));
+                // A node that starts now must know it.
+                let heartbeat = self.heartbeat();
+                self.log.own.push_notice(&heartbeat, Content::Notice, now);
+            }
+        }
+        !self.needs_block
     }
 
     fn handle_error(
@@ -828,37 +884,47 @@ impl<P> Link<P> {
         text: String,
         now: LoopTime,
     ) -> Result<(), (LinkLoss, bool)> {
-        if let SentCommand::Append(number) = command
-            && ErrorAction::of(&text) == ErrorAction::OutOfMemory
-        {
-            self.counters.errors += 1;
-            if self.full_until.is_none() {
-                self.log.notice(LinkNotice::OutOfMemory);
+        if let SentCommand::Append(number) = command {
+            self.appends_fail = true;
+            match ErrorAction::of(&text) {
+                ErrorAction::OutOfMemory => {
+                    self.reject_entry(number, now);
+                    return Ok(());
+                }
+                // It may have failed after the entry was written.
+                ErrorAction::Reject | ErrorAction::NewerVersion => {}
+                _ => self.log.own.not_written(number),
             }
-            self.full_until = Some(now.after(MEMORY_PAUSE_MS));
-            self.alive_at = now;
-            let (pending, may_be_in_log) = self.log.own.rejected(number);
-            let why = if may_be_in_log { PublishFailure::Unconfirmed } else { PublishFailure::BackplaneFull };
-            self.log.fail(pending, why);
-            return Ok(());
         }
-        Err(self.error(command.name(), text))
+        Err(self.error(command.name(), text, now))
+    }
+
+    /// Redis has no memory for an entry: its publishes are rejected, and the link stays.
+    fn reject_entry(&mut self, number: u64, now: LoopTime) {
+        self.counters.errors += 1;
+        if self.lines.logs_full(now) {
+            self.log.notice(LinkNotice::OutOfMemory);
+        }
+        self.full_until = Some(now.after(MEMORY_PAUSE_MS));
+        self.alive_at = now;
+        let (pending, may_be_in_log) = self.log.own.rejected(number);
+        let why = if may_be_in_log { PublishFailure::Unconfirmed } else { PublishFailure::BackplaneFull };
+        self.log.fail(pending, why);
     }
 
     /// The loss of the link that an error reply causes, and whether to connect again at once.
-    fn error(&mut self, command: &'static str, text: String) -> (LinkLoss, bool) {
+    fn error(&mut self, command: &'static str, text: String, now: LoopTime) -> (LinkLoss, bool) {
         self.counters.errors += 1;
-        let is_first = self.last_notice.is_none();
         let action = ErrorAction::of(&text);
         match &action {
             ErrorAction::Redirect(address) => self.redirect = Some(address.clone()),
-            ErrorAction::Reject if is_first => {
+            ErrorAction::Reject if self.lines.logs_rejected(now) => {
                 self.log.notice(LinkNotice::Rejected { command, text: text.clone() });
             }
-            ErrorAction::NewerVersion if is_first => {
+            ErrorAction::NewerVersion if self.lines.logs_rejected(now) => {
                 self.log.notice(LinkNotice::NewerVersion { text: text.clone() });
             }
-            ErrorAction::OutOfMemory if is_first => self.log.notice(LinkNotice::OutOfMemory),
+            ErrorAction::OutOfMemory if self.lines.logs_full(now) => self.log.notice(LinkNotice::OutOfMemory),
             _ => {}
         }
         let at_once = matches!(action, ErrorAction::ReconnectAtOnce | ErrorAction::Redirect(_));
@@ -877,8 +943,7 @@ impl<P> Link<P> {
         let retry_ms = if at_once && self.attempts == 0 { 0 } else { pause };
         self.attempts += 1;
         self.counters.links_lost += 1;
-        if self.last_notice.is_none_or(|last| last.after(NOTICE_MS).is_due(now)) {
-            self.last_notice = Some(now);
+        if self.lines.logs_lost(now) {
             self.log.notice(LinkNotice::Lost { reason, retry_ms });
         }
         self.state = LinkState::Waiting { until: now.after(retry_ms) };
@@ -902,7 +967,11 @@ impl<P> Link<P> {
             | LinkState::Opening { until } => Some(until),
             LinkState::Connecting => None,
             LinkState::Running { next_heartbeat, .. } => {
-                let next = self.full_until.map_or(next_heartbeat, |until| next_heartbeat.min(until));
+                // While a command is on its way, its reply decides when the next entry is sent.
+                let retries = self
+                    .full_until
+                    .filter(|_| self.appender.commands.is_empty() && self.log.own.has_unsent());
+                let next = retries.map_or(next_heartbeat, |until| next_heartbeat.min(until));
                 Some(self.heartbeat_deadline().map_or(next, |deadline| deadline.min(next)))
             }
         };
@@ -970,14 +1039,14 @@ impl<P> Link<P> {
         if let LinkState::Running { next_heartbeat, .. } = &mut self.state {
             *next_heartbeat = now.after(HEARTBEAT_MS);
         }
-        if self.full_until.is_none() && self.log.own.is_last_appended() {
+        if self.log.own.is_last_appended() {
             self.barrier(now);
         }
     }
 
     fn heartbeat(&self) -> Item<'static> {
         let (connections, subscribers) = self.counts;
-        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION }
+        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION, blocks: self.blocks }
     }
 
     /// A random number from 0 to `max`; splitmix64.

@@ -244,8 +244,9 @@ impl<P> LogReader<P> {
                 Item::EpochReport { epoch, numbers } => {
                     self.roll_call.report(run, is_own, epoch, numbers.iter());
                 }
-                Item::Heartbeat { connections, subscribers, version } => {
-                    let heartbeat = NodeHeartbeat { connections, subscriptions: subscribers, version };
+                Item::Heartbeat { connections, subscribers, version, blocks } => {
+                    let heartbeat =
+                        NodeHeartbeat { connections, subscriptions: subscribers, version, blocks };
                     self.roll_call.heartbeat(run, heartbeat);
                 }
                 Item::Shutdown => self.roll_call.shut_down(run),

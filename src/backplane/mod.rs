@@ -20,12 +20,15 @@
 //! 1, without holes. *Position*: the last entry that a node has applied. *Discontinuity*: a point in a node's copy of the
 //! log before which the copy is incomplete.
 
+pub mod block_set;
 mod commands;
 pub mod entry;
 pub mod event;
+mod line_limits;
 pub mod link;
 mod log_reader;
 mod pending;
+mod remedy;
 mod replies;
 pub mod resp;
 mod roll_call;

@@ -11,7 +11,7 @@ if role ~= 'master' then return redis.error_reply('OYEZROLE ' .. tostring(role))
 -- Redis generates a new master_replid when it restarts as a primary and when a replica is promoted.
 local replid = string.match(info, 'master_replid:(%w+)')
 if not replid then return redis.error_reply('OYEZREPLID the server does not report its replication id') end
-local s = redis.call('HMGET', KEYS[2], 'v', 'epoch', 'seq', 'replid', 'birth')
+local s = redis.call('HMGET', KEYS[2], 'v', 'epoch', 'seq', 'replid', 'birth', 'clients')
 if s[1] and s[1] ~= '1' then return redis.error_reply('OYEZVERSION ' .. s[1]) end
 local t = redis.call('TIME')
 local ms = t[1] .. string.format('%03d', math.floor(t[2] / 1000))
@@ -28,7 +28,8 @@ local is_back = epoch and (tonumber(epoch) < ours or tonumber(epoch) == ours and
 local fits = epoch and last == epoch .. '-' .. seq
 if not last or not fits or s[4] ~= replid or is_back then
   why = not last and 'new' or not fits and 'damaged' or s[4] ~= replid and 'moved' or 'damaged'
-  birth = birth or ARGV[1]
+  -- Without its entries it is another log: no node knows earlier idempotency keys.
+  birth = last and birth or ARGV[1]
   -- The new epoch is the time in ms, followed by three random digits. So two primaries that are opened in the same
   -- millisecond choose different epochs, and the epoch of a later primary is the greater one. It is also greater than
   -- every known one if the clock was set back; the random step distinguishes two primaries then.
@@ -42,5 +43,6 @@ if not last or not fits or s[4] ~= replid or is_back then
   redis.call('HSET', KEYS[2], 'v', '1', 'epoch', epoch, 'seq', seq, 'replid', replid, 'birth', birth)
 end
 local block = 0
-if ARGV[2] == '1' then block = redis.call('HINCRBY', KEYS[2], 'clients', 1) end
+-- The first block is a random one: nodes may be running that have blocks of a log which was deleted.
+if ARGV[2] == '1' then block = redis.call('HINCRBY', KEYS[2], 'clients', s[6] and 1 or ARGV[5]) end
 return { epoch, seq, why, replid, birth, block, ms }

@@ -199,6 +199,19 @@ impl<P> PendingEntries<P> {
         (self.give_up(at), self.entries[at].may_be_in_log)
     }
 
+    /// An error shows that the entry was not written.
+    pub(super) fn not_written(&mut self, number: u64) {
+        if let Some(at) = self.find(number) {
+            let entry = &mut self.entries[at];
+            (entry.sent_at, entry.was_sent) = (None, entry.may_be_in_log);
+        }
+    }
+
+    /// Returns true if a complete entry was not sent on this link.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.entries.back().is_some_and(|entry| entry.sent_at.is_none() && !entry.is_open)
+    }
+
     /// Removes an entry that was read back.
     pub(super) fn take(&mut self, number: u64) -> Option<PendingEntry<P>> {
         let entry = self.find(number).and_then(|at| self.entries.remove(at))?;

@@ -11,6 +11,8 @@ const VALUES_MAX: usize = 16;
 pub(super) enum BadReply {
     Resp(RespError),
     Unexpected,
+    /// The fields of this stream entry are not those of the log's entries: another program has written it.
+    Foreign(MessageId),
 }
 
 impl From<RespError> for BadReply {
@@ -111,12 +113,12 @@ impl ReadReply {
                 ReadState::Time(id)
             }
             (ReadState::Time(id), Token::Bulk(time)) => {
-                ReadState::BodyName(id, number(decoder.bytes(time)).ok_or(BadReply::Unexpected)?)
+                ReadState::BodyName(id, number(decoder.bytes(time)).ok_or(BadReply::Foreign(id))?)
             }
             (ReadState::BodyName(id, time_ms), Token::Bulk(name)) => match decoder.bytes(name) {
                 b"b" => ReadState::Body { id, time_ms, is_marker: false },
                 b"m" => ReadState::Body { id, time_ms, is_marker: true },
-                _ => return Err(BadReply::Unexpected),
+                _ => return Err(BadReply::Foreign(id)),
             },
             (ReadState::Body { id, time_ms, is_marker }, Token::Bulk(body)) => {
                 self.finish_entry();
@@ -125,6 +127,9 @@ impl ReadReply {
                 } else {
                     ReadPart::Entry { id, time_ms, bytes: body }
                 }));
+            }
+            (ReadState::Fields(id) | ReadState::TimeName(id) | ReadState::Time(id), _) => {
+                return Err(BadReply::Foreign(id));
             }
             _ => return Err(BadReply::Unexpected),
         };
@@ -249,6 +254,10 @@ impl ErrorAction {
             | "NOREPLICAS" | "READONLY" | "MISCONF" | "UNBLOCKED" => ErrorAction::ReconnectLater,
             "OOM" => ErrorAction::OutOfMemory,
             "OYEZVERSION" => ErrorAction::NewerVersion,
+            // The server closes the connection: `maxclients`.
+            "ERR" if text.starts_with("ERR max number of clients") => ErrorAction::ReconnectLater,
+            // Another program has added an entry: `open` begins an epoch after it.
+            "ERR" if text.contains("XADD is equal or smaller") => ErrorAction::ReconnectAtOnce,
             _ => ErrorAction::Reject,
         }
     }
@@ -301,7 +310,11 @@ mod tests {
             assert_eq!(parts(bad, 0), Err(BadReply::Unexpected));
         }
         let other = String::from_utf8_lossy(REPLY).replace("$1\r\nt\r\n", "$1\r\nx\r\n");
-        assert_eq!(parts(other.as_bytes(), 0), Err(BadReply::Unexpected));
+        assert_eq!(parts(other.as_bytes(), 0), Err(BadReply::Foreign(MessageId { epoch: 5, seq: 0 })));
+        let other = String::from_utf8_lossy(REPLY).replace("$1\r\nb\r\n", "$1\r\nx\r\n");
+        assert_eq!(parts(other.as_bytes(), 0), Err(BadReply::Foreign(MessageId { epoch: 5, seq: 3 })));
+        let other = String::from_utf8_lossy(REPLY).replace("*4\r\n", "*2\r\n");
+        assert_eq!(parts(other.as_bytes(), 0), Err(BadReply::Foreign(MessageId { epoch: 5, seq: 0 })));
     }
 
     #[test]
@@ -321,6 +334,9 @@ mod tests {
     fn every_known_error_has_an_action() {
         let check = |text, action| assert_eq!(ErrorAction::of(text), action, "{text}");
         check("OYEZEPOCH 12", ErrorAction::ReconnectAtOnce);
+        let text =
+            "ERR The ID specified in XADD is equal or smaller than the target stream top item script: 9";
+        check(text, ErrorAction::ReconnectAtOnce);
         check("NOSCRIPT No matching script.", ErrorAction::ReconnectAtOnce);
         check("MOVED 3999 127.0.0.1:6381", ErrorAction::Redirect("127.0.0.1:6381".to_owned()));
         check("MOVED 3999 :6381", ErrorAction::ReconnectLater);
@@ -336,6 +352,7 @@ mod tests {
             "READONLY x",
             "MISCONF x",
             "UNBLOCKED x",
+            "ERR max number of clients reached",
         ] {
             check(text, ErrorAction::ReconnectLater);
         }

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::block_set::BlockSet;
 use crate::ids::MessageId;
 
 /// A node without an entry for this long, in ms, has timed out: three of its heartbeats are missing.
@@ -18,10 +19,17 @@ pub(super) const LIVE_MS: u64 = 6_000;
 /// Maximum time in ms for the reports after a marker. A link is re-established within 2 s of a failover's end.
 const REPORT_TIMEOUT_MS: u64 = 10_000;
 
+/// If no node has appended anything for this long, in ms, none of them could: every node sends a heartbeat in 2 s.
+const OUTAGE_MS: u64 = LIVE_MS / 2;
+
+/// The blocks of client ids of a node are not used again for this long after its last entry, in ms: a node that was
+/// started again every second would otherwise use up all of them.
+const BLOCK_MS: u64 = 60_000;
+
 /// Time between two looks at all runs, in ms.
 const SWEEP_MS: u64 = 500;
 
-/// Maximum number of runs in the table. A run takes 72 bytes, and is forgotten when its entries are trimmed.
+/// Maximum number of runs in the table. A run takes 104 bytes, and is forgotten when its entries are trimmed.
 const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
 
 /// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
@@ -41,6 +49,8 @@ pub struct NodeHeartbeat {
     pub subscriptions: u32,
     /// The version of the program: 8 bits each for major, minor and patch.
     pub version: u32,
+    /// Its blocks of client ids.
+    pub blocks: BlockSet,
 }
 
 /// A node that is alive.
@@ -142,6 +152,8 @@ pub(super) struct RollCall {
     applied_ms: u64,
     /// How long a run is remembered after its last entry, in ms.
     memory_ms: u64,
+    /// Log time at which the last outage has ended, in the first time after it.
+    outage_ended_ms: Option<u64>,
     /// Log time of the next look at all runs.
     next_sweep_ms: u64,
     calls: Vec<Call>,
@@ -169,16 +181,22 @@ impl RollCall {
     /// Advances log time to that of an entry or marker.
     pub(super) fn advance(&mut self, redis_ms: u64) {
         if self.redis_ms > 0 {
-            self.now_ms += redis_ms.saturating_sub(self.redis_ms);
+            let step = redis_ms.saturating_sub(self.redis_ms);
+            self.now_ms = self.now_ms.saturating_add(step);
+            if step > OUTAGE_MS && self.has_caught_up {
+                self.outage_ended_ms = Some(self.now_ms);
+            }
         }
         self.redis_ms = redis_ms;
         if self.now_ms < self.next_sweep_ms {
             return;
         }
-        self.next_sweep_ms = self.now_ms + SWEEP_MS;
+        self.next_sweep_ms = self.now_ms.saturating_add(SWEEP_MS);
         let expired = self.now_ms.saturating_sub(LIVE_MS);
+        // After an outage every node needs the time of its next heartbeats.
+        self.outage_ended_ms.take_if(|ended| *ended < expired);
         for (run, state) in &mut self.runs {
-            if state.is_live && state.seen_ms < expired {
+            if state.is_live && state.seen_ms < expired && self.outage_ended_ms.is_none() {
                 state.is_live = false;
                 self.changes.push(Membership::TimedOut(*run));
             }
@@ -269,7 +287,7 @@ impl RollCall {
         self.runs.values_mut().for_each(|state| state.is_aligned = false);
         if let Some(epoch) = epoch {
             let awaited = self.numbers().collect();
-            let deadline_ms = Some(self.now_ms + REPORT_TIMEOUT_MS);
+            let deadline_ms = Some(self.now_ms.saturating_add(REPORT_TIMEOUT_MS));
             self.ahead.insert(epoch, Ahead { awaited, deadline_ms });
         }
     }
@@ -280,6 +298,8 @@ impl RollCall {
             && state.is_live
         {
             state.is_live = false;
+            // It has no connections.
+            state.heartbeat.blocks = BlockSet::default();
             // It is not expected to report, even if a marker follows at once.
             state.seen_ms = self.now_ms.saturating_sub(LIVE_MS + 1);
             self.changes.push(Membership::ShutDown(run));
@@ -311,7 +331,12 @@ impl RollCall {
         let is_expected = |state: &RunState| state.seen_ms >= since && state.last_number > 0;
         let expected =
             self.runs.iter().filter(|(_, state)| is_expected(state)).map(|(run, _)| *run).collect();
-        self.calls.push(Call { epoch, shared_id, deadline_ms: self.now_ms + REPORT_TIMEOUT_MS, expected });
+        self.calls.push(Call {
+            epoch,
+            shared_id,
+            deadline_ms: self.now_ms.saturating_add(REPORT_TIMEOUT_MS),
+            expected,
+        });
         self.reported.push_back((epoch, BTreeSet::new()));
         if self.reported.len() > MARKERS_MAX {
             self.reported.pop_front();
@@ -332,7 +357,7 @@ impl RollCall {
         for call in self.calls.iter_mut().filter(|call| call.epoch == epoch) {
             call.expected.remove(&run);
         }
-        let deadline_ms = self.now_ms + REPORT_TIMEOUT_MS;
+        let deadline_ms = self.now_ms.saturating_add(REPORT_TIMEOUT_MS);
         for (other, number) in numbers {
             let last = self.runs.get(&other).map_or(0, |state| state.last_number);
             if last < number && self.missing.len() < RUNS_MAX {
@@ -400,6 +425,14 @@ impl RollCall {
         if let Some(state) = self.runs.get_mut(&run) {
             state.heartbeat = heartbeat;
         }
+    }
+
+    /// Returns true if another node has a block with the same client ids. It may be silent for a while, and its clients
+    /// stay connected.
+    pub(super) fn has_block(&self, own_run: u32, block: u64) -> bool {
+        let since = self.now_ms.saturating_sub(BLOCK_MS);
+        let mut others = self.runs.iter().filter(|(run, state)| **run != own_run && state.seen_ms >= since);
+        others.any(|(_, state)| state.heartbeat.blocks.contains(block))
     }
 
     /// The nodes that are alive, in the order of their runs.
@@ -473,7 +506,9 @@ mod tests {
     #[test]
     fn run_that_was_silent_or_has_shut_down_need_not_report() {
         let mut table = table(&[1, 2, 3]);
-        table.advance(1_006_001);
+        for time_ms in [1_002_000, 1_004_000, 1_006_001] {
+            table.advance(time_ms);
+        }
         table.apply(3, 2, id(4), false);
         table.apply(2, 2, id(5), false);
         table.shut_down(2);
@@ -534,6 +569,37 @@ mod tests {
         assert!(!table.end_ahead());
         table.advance(1_010_001);
         assert!(table.end_ahead());
+    }
+
+    #[test]
+    fn nodes_are_not_timed_out_by_an_outage_of_the_log() {
+        let mut table = table(&[1, 2]);
+        table.advance(1_060_000);
+        table.apply(1, 2, id(3), false);
+        assert_eq!((table.next_change(), table.live()), (None, 2));
+        // Node 1 is back, node 2 is not.
+        for (number, time_ms) in [(3, 1_062_000), (4, 1_064_000), (5, 1_066_000)] {
+            table.advance(time_ms);
+            assert_eq!(table.next_change(), None);
+            table.apply(1, number, id(number), false);
+        }
+        table.advance(1_067_000);
+        assert_eq!((table.next_change(), table.live()), (Some(Membership::TimedOut(2)), 1));
+        assert_eq!(table.next_change(), None);
+    }
+
+    #[test]
+    fn times_near_the_end_of_the_clock_do_not_overflow() {
+        let mut table = table(&[1]);
+        for time_ms in [u64::MAX, u64::MAX] {
+            table.advance(time_ms);
+            table.begin_epoch(5, id(9), id(9), false);
+            table.report(1, true, 5, [(2, u64::MAX)].into_iter());
+            table.lose_range(Some(6));
+            table.apply(1, u64::MAX, id(u64::MAX), false);
+            while table.next_loss().is_some() {}
+        }
+        assert_eq!(table.compare(1, u64::MAX), Numbering::Duplicate);
     }
 
     #[test]

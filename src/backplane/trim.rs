@@ -45,7 +45,7 @@ impl LogSegments {
     pub(super) fn add(&mut self, id: MessageId, time_ms: u64, bytes: u64) {
         self.bytes += bytes;
         match self.segments.back_mut() {
-            Some(last) if last.bytes < SEGMENT_BYTES && time_ms < last.time_ms + SEGMENT_MS => {
+            Some(last) if last.bytes < SEGMENT_BYTES && time_ms < last.time_ms.saturating_add(SEGMENT_MS) => {
                 last.bytes += bytes;
             }
             _ => self.segments.push_back(Segment { first: id, time_ms, bytes }),
@@ -57,7 +57,7 @@ impl LogSegments {
 
     /// All entries of the oldest segment are older than the next segment's first one.
     fn is_front_old(&self, now_ms: u64) -> bool {
-        self.segments.get(1).is_some_and(|next| next.time_ms + self.age_ms <= now_ms)
+        self.segments.get(1).is_some_and(|next| next.time_ms.saturating_add(self.age_ms) <= now_ms)
     }
 
     /// The log has lost all entries after `survived`.
@@ -97,6 +97,10 @@ mod tests {
         // A clock that was set back trims nothing.
         log.add(id(1000), 0, 10);
         assert_eq!(log.oldest_kept(), id(39 * 2 + 1));
+        // The largest time that an entry can have.
+        log.add(id(1001), u64::MAX, 10);
+        log.add(id(1002), u64::MAX, 10);
+        assert_eq!(log.oldest_kept(), id(1002));
     }
 
     #[test]

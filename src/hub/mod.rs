@@ -285,12 +285,12 @@ impl Hub {
 
     /// The same, and the log's head is an incomplete cursor too: a client may have received it before the loss was found.
     pub fn raise_cursor_floor_above_head(&mut self) {
-        self.cursor_floor = self.seq + 1;
+        self.cursor_floor = self.seq.saturating_add(1);
     }
 
     /// Records that a message of the log is not stored: there is no room for its channel, which has no subscribers here.
     pub fn skip_message(&mut self) {
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
         self.removed.raise(self.seq);
     }
 
@@ -298,7 +298,7 @@ impl Hub {
     /// of that id; `None` if the history before the marker has to be freed.
     pub fn begin_epoch(&mut self, epoch: u64, survived: MessageId) -> Option<u64> {
         debug_assert!(self.open_batches.is_empty());
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
         self.epochs.begin(epoch, self.seq, survived)
     }
 
@@ -599,7 +599,7 @@ impl Hub {
         sender: Sender,
         subscription: Option<Subscription>,
     ) -> Published {
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
         let echo_excluded_by = subscription.filter(|subscription| !subscription.echo);
         let channel = &mut self.channels[id.0 as usize];
         if channel.publish(self.seq, kind, payload, sender, echo_excluded_by) {

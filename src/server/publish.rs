@@ -387,6 +387,10 @@ impl<T: Transport> Engine<T> {
     pub(super) fn reject_publish(&mut self, pending: &PendingPublish, rejection: Rejection, now: LoopTime) {
         let PendingPublish { slot: id, channel, receipt, .. } = pending;
         let id = *id;
+        let rejection = match rejection {
+            Rejection::BackplaneDown { retry_ms } => Rejection::NotPublished { retry_ms },
+            other => other,
+        };
         match rejection {
             Rejection::ConnectionClosing => return,
             Rejection::TooManyChannels(limit) => self.shared.metrics.limit(limit),

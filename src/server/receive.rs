@@ -30,7 +30,8 @@ use crate::ids::{ChannelId, ChannelName, GapReason, MessageId, Sender, Since, Sl
 use crate::net::outbox::high_water;
 use crate::net::transport::Transport;
 use crate::session::LogMode;
-use crate::session::intent::Intent;
+use crate::session::http::query::PendingQuery;
+use crate::session::intent::{Intent, Query};
 use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
 
@@ -105,15 +106,11 @@ impl<T: Transport> Engine<T> {
     }
 
     fn log_opened(&mut self, opened: &OpenedLog, now: LoopTime) {
-        let OpenedLog { birth, client_block, time_ms, .. } = *opened;
+        let OpenedLog { birth, time_ms, .. } = *opened;
         let Some(log) = &mut self.shared_log else { return };
         log.opened_at = (time_ms, now);
         if log.birth.replace(birth).is_none() {
             self.hub.seed_idempotency(birth);
-        }
-        if let Some(block) = client_block {
-            // Blocks that are 256 apart have the same ids: 2^32 ids have no more of them.
-            self.clients.add_block(block as u32);
         }
     }
 
@@ -171,7 +168,7 @@ impl<T: Transport> Engine<T> {
                     self.apply_stream_end(hash, channel, grant, log_time);
                 }
                 Item::Settings { idempotency_keys, idempotency_age_ms } => {
-                    self.compare_settings(idempotency_keys, idempotency_age_ms);
+                    self.compare_settings(id, idempotency_keys, idempotency_age_ms);
                 }
                 _ => {}
             }
@@ -354,9 +351,10 @@ impl<T: Transport> Engine<T> {
     }
 
     /// All servers must remember the same idempotency keys, since each decides by itself which messages are duplicates.
-    fn compare_settings(&mut self, keys: u32, age_ms: u32) {
+    fn compare_settings(&mut self, id: MessageId, keys: u32, age_ms: u32) {
         let own = self.own_settings();
         let Some(log) = &mut self.shared_log else { return };
+        log.settings_at = (id, log.log_time);
         let is_new = log.settings.replace((keys, age_ms)) != Some((keys, age_ms));
         if is_new && own != (keys, age_ms) {
             warn!(
@@ -400,6 +398,10 @@ impl<T: Transport> Engine<T> {
         let since = match intent {
             Intent::Subscribe { options, .. } => options.since,
             Intent::SendHello { subscription: Some((_, options)), .. } => options.since,
+            Intent::Query => match self.slots.get(id).and_then(|slot| slot.state.query()) {
+                Some(PendingQuery { query: Query::History { since, .. }, .. }) => *since,
+                _ => return false,
+            },
             _ => return false,
         };
         let Since::After(cursor) = since else { return false };
@@ -459,6 +461,13 @@ impl<T: Transport> Engine<T> {
             Intent::Subscribe { .. } | Intent::SendHello { subscription: Some(_), .. } => {
                 self.close_with(id, Reason::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }, now);
             }
+            Intent::Query => {
+                let query = self.slots.get_mut(id).and_then(|slot| slot.state.take_query());
+                let rejection = Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS };
+                if let Some(query) = query {
+                    self.reject_request(id, &query.options, rejection, now);
+                }
+            }
             intent => self.apply(id, intent, now),
         }
     }
@@ -480,15 +489,14 @@ impl<T: Transport> Engine<T> {
         self.send_counts(now);
         let needs_block = self.clients.needs_block(self.slots.next_id());
         let (connections, subscribers) = (self.slots.len() as u32, self.hub.subscriptions() as u32);
-        let Some(SharedLog { link: Some(link), settings: known, .. }) = self.shared_log.as_deref_mut() else {
-            return;
-        };
+        let Some(log) = self.shared_log.as_deref_mut() else { return };
+        let declares_settings = log.declares_settings(settings);
+        let Some(link) = &mut log.link else { return };
         link.set_counts(connections, subscribers);
         if needs_block {
             link.request_client_block();
         }
-        if link.was_up() && known.is_none() {
-            *known = Some(settings);
+        if declares_settings {
             link.submit_settings(settings.0, settings.1, now);
         }
         link.finish_turn();

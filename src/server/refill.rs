@@ -41,7 +41,7 @@ impl<T: Transport> Engine<T> {
         let Some(slot) = self.slots.get(id).filter(can_send) else { return Cost::NONE };
         if slot.is_replaying() {
             self.replay(id, now)
-        } else if slot.state.has_query() {
+        } else if slot.state.has_query() && !slot.waits_for_log() {
             self.respond(id, cache, now)
         } else {
             Cost::NONE

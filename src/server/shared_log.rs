@@ -12,9 +12,15 @@ use super::subscriber_counts::SubscriberCounts;
 use crate::access::ticket::TicketHash;
 use crate::backplane::entry::Item;
 use crate::backplane::link::{Link, LinkConfig};
-use crate::ids::SlotId;
+use crate::ids::{MessageId, SlotId};
 use crate::session::intent::Intent;
 use crate::time::LoopTime;
+
+/// Time of the log between two declarations of the settings, in ms: the log's entries are kept for at least twice as long.
+const SETTINGS_MS: u32 = 30_000;
+
+/// The same if the last one was trimmed by `--backplane-bytes-max`.
+const TRIMMED_SETTINGS_MS: u32 = 1_000;
 
 /// A log that several servers share.
 #[derive(Debug)]
@@ -53,6 +59,8 @@ pub struct SharedLog {
     pub(super) next_counts_at: LoopTime,
     /// Notices for the entry of this turn.
     pub(super) notices: Vec<LogNotice>,
+    /// The item that declared them last, and the log's time of it.
+    pub(super) settings_at: (MessageId, LoopTime),
     /// An error that ends the process if it occurs before the link was up for the first time.
     pub(super) fatal: Option<String>,
 }
@@ -140,6 +148,7 @@ impl SharedLog {
             counts: SubscriberCounts::new(channels_max),
             next_counts_at: now,
             notices: Vec::new(),
+            settings_at: (MessageId { epoch: 0, seq: 0 }, LoopTime::from_millis(0)),
             fatal: None,
         }
     }
@@ -187,6 +196,23 @@ impl SharedLog {
         for notice in std::mem::take(notices) {
             link.submit_notice(&notice.item(), now);
         }
+    }
+
+    /// Returns true if this server is to declare its settings: the log has none, or the same as this server and is to keep
+    /// them. A server that starts with other settings reads them, and its operator is warned.
+    pub(super) fn declares_settings(&mut self, own: (u32, u32)) -> bool {
+        let Some(link) = self.link().filter(|link| link.was_up()) else { return false };
+        let (id, declared_at) = self.settings_at;
+        let kept = link.oldest_kept();
+        let kept_ms =
+            if (kept.epoch, kept.seq) > (id.epoch, id.seq) { TRIMMED_SETTINGS_MS } else { SETTINGS_MS };
+        let is_kept = declared_at.is_due(self.log_time) && self.log_time.millis_since(declared_at) < kept_ms;
+        let declares = self.settings.is_none() || self.settings == Some(own) && !is_kept;
+        if declares {
+            self.settings = Some(own);
+            self.settings_at.1 = self.log_time;
+        }
+        declares
     }
 
     /// Counts a message that was submitted. Returns true if its publisher now has more than `bytes_max` in flight, and is

@@ -443,7 +443,7 @@ impl<T: Transport> Slots<T> {
                     || slot.state.awaits_publish(),
                 "reading of {id:?} is never resumed"
             );
-            let is_due = slot.state.has_query() && !slot.has_write_failed();
+            let is_due = slot.state.has_query() && !slot.has_write_failed() && !slot.waits_for_log();
             assert!(!is_due || !slot.is_flushed() || refills, "the query of {id:?} gets no response");
             let replays = slot
                 .subscriptions

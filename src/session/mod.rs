@@ -236,6 +236,14 @@ impl State {
         matches!(self, State::Responding(responding) if responding.has_unread())
     }
 
+    /// The query of [`State::has_query`].
+    pub fn query(&self) -> Option<&PendingQuery> {
+        match self {
+            State::Responding(responding) if responding.has_query() => responding.query.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Takes the query of [`State::has_query`], to encode some of its response.
     pub fn take_query(&mut self) -> Option<Box<PendingQuery>> {
         match self {

@@ -49,8 +49,13 @@ pub enum Rejection {
         /// Milliseconds until the client should reconnect.
         retry_ms: u32,
     },
-    /// The log that the servers share cannot be reached. The message was not published.
+    /// The log that the servers share cannot be reached, or was not read up to its end since the start.
     BackplaneDown {
+        /// Milliseconds until the client should retry.
+        retry_ms: u32,
+    },
+    /// The log that the servers share cannot be reached. The message was not published.
+    NotPublished {
         /// Milliseconds until the client should retry.
         retry_ms: u32,
     },
@@ -101,7 +106,7 @@ impl Rejection {
             Rejection::RateLimited { .. } => "rate_limited",
             Rejection::LowMemory => "low_memory",
             Rejection::Draining { .. } => "drain",
-            Rejection::BackplaneDown { .. } => "backplane_down",
+            Rejection::BackplaneDown { .. } | Rejection::NotPublished { .. } => "backplane_down",
             Rejection::Unconfirmed => "unconfirmed",
             Rejection::BackplaneFull => "backplane_full",
             Rejection::HeadTimeout { .. } => "handshake_timeout",
@@ -129,7 +134,8 @@ impl Rejection {
             }
             Rejection::LowMemory => "the server is low on memory",
             Rejection::Draining { .. } => "the server is shutting down",
-            Rejection::BackplaneDown { .. } => "not published: the backplane is down",
+            Rejection::BackplaneDown { .. } => "the backplane is down",
+            Rejection::NotPublished { .. } => "not published: the backplane is down",
             Rejection::Unconfirmed => {
                 "the backplane has not confirmed the message in time; it may have been published"
             }
@@ -159,6 +165,7 @@ impl Rejection {
             | Rejection::LowMemory
             | Rejection::Draining { .. }
             | Rejection::BackplaneDown { .. }
+            | Rejection::NotPublished { .. }
             | Rejection::Unconfirmed
             | Rejection::BackplaneFull
             | Rejection::ConnectionClosing => 503,
@@ -170,7 +177,8 @@ impl Rejection {
         match self {
             Rejection::RateLimited { retry_ms }
             | Rejection::Draining { retry_ms }
-            | Rejection::BackplaneDown { retry_ms } => Some(*retry_ms),
+            | Rejection::BackplaneDown { retry_ms }
+            | Rejection::NotPublished { retry_ms } => Some(*retry_ms),
             Rejection::Unconfirmed => Some(BACKPLANE_RETRY_MS),
             Rejection::TooManyChannels(_) | Rejection::TooManyConnections => Some(TOO_MANY_RETRY_MS),
             Rejection::ChannelTableFull | Rejection::ConnectionTableFull | Rejection::ConnectionClosing => {
@@ -215,9 +223,11 @@ impl Rejection {
             Rejection::RateLimited { retry_ms } => Some(Reason::RateLimited { retry_ms }),
             Rejection::LowMemory => Some(Reason::LowMemory),
             Rejection::Draining { retry_ms } => Some(Reason::Drain { retry_ms }),
-            Rejection::BackplaneDown { retry_ms } => Some(Reason::BackplaneDown { retry_ms }),
+            Rejection::BackplaneDown { retry_ms } | Rejection::NotPublished { retry_ms } => {
+                Some(Reason::BackplaneDown { retry_ms })
+            }
             Rejection::Unconfirmed => Some(Reason::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }),
-            Rejection::BackplaneFull => Some(Reason::BackplaneDown { retry_ms: 5_000 }),
+            Rejection::BackplaneFull => Some(Reason::BackplaneFull { retry_ms: 5_000 }),
             Rejection::HeadTimeout { .. } => Some(Reason::HandshakeTimeout),
             Rejection::BodyTimeout { .. } => Some(Reason::BodyTimeout),
             Rejection::AlreadySubscribed

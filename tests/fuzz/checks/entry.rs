@@ -2,6 +2,7 @@
 //! bytes; a prefix yields the first items or an error; and entries that are decoded as they were encoded.
 
 use oyez::access::identity::ClientIdentity;
+use oyez::backplane::block_set::BlockSet;
 use oyez::backplane::entry::{
     ChannelCounts, Entry, EntryHeader, Item, LogKey, LogMessage, RunNumbers, mark_resent,
 };
@@ -103,7 +104,11 @@ fn item<'a>(values: &'a Values, buffer: &'a mut Vec<u8>) -> Item<'a> {
     let [a, b, c] = values.numbers;
     let [text, key, _] = &values.texts;
     match values.kind % 16 {
-        2 => Item::Heartbeat { connections: a, subscribers: b, version: c },
+        2 => {
+            let mut blocks = BlockSet::default();
+            blocks.insert(u64::from(a));
+            Item::Heartbeat { connections: a, subscribers: b, version: c, blocks }
+        }
         3 => {
             let numbers = RunNumbers::encode(values.rows.iter().copied(), buffer);
             Item::EpochReport { epoch: values.long, numbers }

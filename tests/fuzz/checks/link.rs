@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use oyez::backplane::block_set::BlockSet;
 use oyez::backplane::entry::{EntryHeader, Item, LogMessage};
 use oyez::backplane::event::LinkEvent;
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
@@ -191,7 +192,12 @@ fn read(input: &mut Input<'_>) -> Vec<u8> {
         let kinds = arbitrary(input);
         for kind in if kinds.is_empty() { &[9][..] } else { &kinds } {
             let item = match kind % 4 {
-                0 => Item::Heartbeat { connections: 1, subscribers: 1, version: 1 },
+                0 => Item::Heartbeat {
+                    connections: 1,
+                    subscribers: 1,
+                    version: 1,
+                    blocks: BlockSet::default(),
+                },
                 1 => Item::Placeholder,
                 2 => Item::Shutdown,
                 _ => Item::Unknown(200),

@@ -57,6 +57,10 @@ pub struct LogServer {
     pub is_full: bool,
     /// How many replicas have everything; `None`: `WAIT` blocks.
     pub replicas: Option<i64>,
+    /// Every command gets this error.
+    pub error: Option<&'static str>,
+    /// `append` gets this error.
+    pub append_error: Option<&'static str>,
 }
 
 fn bulk(text: impl Into<Vec<u8>>) -> OwnedFrame {
@@ -78,6 +82,8 @@ impl LogServer {
             is_primary: true,
             is_full: false,
             replicas: Some(0),
+            error: None,
+            append_error: None,
         }
     }
 
@@ -132,7 +138,8 @@ impl LogServer {
             let body = format!("{reason} {}", id_text(last.unwrap_or((0, 0)))).into_bytes();
             self.data.log.push(Rc::new(Record { id: (next, 0), time_ms: now_ms, field: "m", body }));
             let state = &mut self.data.state;
-            let birth = state.get("birth").cloned().unwrap_or_else(|| argument(0));
+            let known_birth = state.get("birth").filter(|_| last.is_some()).cloned();
+            let birth = known_birth.unwrap_or_else(|| argument(0));
             state.extend([
                 ("epoch", next.to_string()),
                 ("seq", "0".to_owned()),
@@ -143,7 +150,7 @@ impl LogServer {
         }
         let mut block = 0;
         if argument(1) == "1" {
-            block = self.number("clients").unwrap_or(0) + 1;
+            block = self.number("clients").map_or(random, |last| last + 1);
             self.data.state.insert("clients", block.to_string());
         }
         let field = |name| bulk(self.data.state.get(name).cloned().unwrap_or_default());
@@ -165,6 +172,9 @@ impl LogServer {
         }
         if self.is_full {
             return OwnedFrame::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
+        }
+        if let Some(error) = self.append_error {
+            return OwnedFrame::Error(error.to_owned());
         }
         let number = |at: usize| String::from_utf8_lossy(&args[at]).parse::<u64>().unwrap();
         let (epoch, position_seq, items) = (number(0), number(1), number(2));
@@ -200,6 +210,9 @@ impl LogServer {
 
     /// `None`: the command blocks.
     fn execute(&mut self, args: &[Vec<u8>], now_ms: u64) -> Option<OwnedFrame> {
+        if let Some(error) = self.error {
+            return Some(OwnedFrame::Error(error.to_owned()));
+        }
         let is_open = args.get(1).is_some_and(|sha| sha == b"open");
         Some(match args[0].as_slice() {
             b"CLIENT" => OwnedFrame::SimpleString(b"OK".to_vec()),

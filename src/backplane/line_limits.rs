@@ -1,0 +1,78 @@
+//! Which of a link's lines the server logs: a node tries again and again for as long as an outage lasts, and the operator
+//! reads of it once in 10 s.
+
+use crate::time::LoopTime;
+
+/// Time between two lines of one kind, in ms.
+const LINE_MS: u32 = 10_000;
+
+/// When lines were logged.
+#[derive(Debug)]
+pub(super) struct LineLimits {
+    lost_at: Option<LoopTime>,
+    rejected_at: Option<LoopTime>,
+    full_at: Option<LoopTime>,
+    replicas_at: Option<LoopTime>,
+    /// The lines about an open log and about its end follow each line about a lost link once.
+    connected_is_due: bool,
+    up_is_due: bool,
+}
+
+impl LineLimits {
+    pub(super) fn new() -> LineLimits {
+        LineLimits {
+            lost_at: None,
+            rejected_at: None,
+            full_at: None,
+            replicas_at: None,
+            connected_is_due: true,
+            up_is_due: true,
+        }
+    }
+
+    /// Returns true if the loss of a link is to be logged, and with it the next link.
+    pub(super) fn logs_lost(&mut self, now: LoopTime) -> bool {
+        let is_due = take_due(&mut self.lost_at, now);
+        self.connected_is_due |= is_due;
+        self.up_is_due |= is_due;
+        is_due
+    }
+
+    /// Returns true if an error that an operator must mend is to be logged.
+    pub(super) fn logs_rejected(&mut self, now: LoopTime) -> bool {
+        take_due(&mut self.rejected_at, now)
+    }
+
+    /// Returns true if it is to be logged that Redis is out of memory.
+    pub(super) fn logs_full(&mut self, now: LoopTime) -> bool {
+        take_due(&mut self.full_at, now)
+    }
+
+    /// Returns true if it is to be logged that replicas are missing.
+    pub(super) fn logs_replicas(&mut self, now: LoopTime) -> bool {
+        take_due(&mut self.replicas_at, now)
+    }
+
+    /// Returns true if a warning about the server's settings is to be logged on this link.
+    pub(super) fn logs_settings(&self) -> bool {
+        self.connected_is_due
+    }
+
+    /// Returns true if it is to be logged that the log is open.
+    pub(super) fn logs_connected(&mut self) -> bool {
+        std::mem::take(&mut self.connected_is_due)
+    }
+
+    /// Returns true if it is to be logged that the log was read up to its end.
+    pub(super) fn logs_up(&mut self) -> bool {
+        std::mem::take(&mut self.up_is_due)
+    }
+}
+
+fn take_due(last: &mut Option<LoopTime>, now: LoopTime) -> bool {
+    let is_due = last.is_none_or(|last| last.after(LINE_MS).is_due(now));
+    if is_due {
+        *last = Some(now);
+    }
+    is_due
+}
