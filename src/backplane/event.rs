@@ -230,7 +230,12 @@ impl fmt::Display for LinkLoss {
             LinkLoss::HeartbeatTimeout => f.write_str("heartbeat timeout: own entries are not read back"),
             LinkLoss::Resp(error) => error.fmt(f),
             LinkLoss::UnexpectedReply(command) => write!(f, "unexpected reply to {command}"),
-            LinkLoss::BadEntry(id, why) => write!(f, "entry {id} of the log is invalid: {why}"),
+            LinkLoss::BadEntry(id, why) => {
+                write!(
+                    f,
+                    "entry {id} of the log is invalid: {why}; if it is of another program, delete it (XDEL)"
+                )
+            }
             LinkLoss::ForeignEntry(id) => {
                 write!(f, "entry {id} of the log is of another program: delete it (XDEL)")
             }
