@@ -67,8 +67,8 @@ pub struct BackplaneConfig {
     pub publish_timeout_ms: u32,
     /// How many replicas must have a message before it is acknowledged. 0: durability is that of Redis' own settings.
     pub wait_replicas: u32,
-    /// Maximum time to wait for these replicas. They respond within a round trip; and a node whose heartbeats, every 2 s,
-    /// are later than 4 s is taken for dead.
+    /// Maximum time to wait for these replicas. They respond within a round trip. Heartbeats, sent every 2 s, wait too, and
+    /// a node is timed out after 6 s without one.
     pub wait_timeout_ms: u32,
     /// Maximum time until a heartbeat is read back; then the link is opened again. Redis stalls for a second or two when
     /// it forks with a large data set.

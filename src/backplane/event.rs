@@ -407,7 +407,10 @@ impl fmt::Display for LinkNotice {
                 write!(f, "the log was written by a newer version of this program: {text}")
             }
             LinkNotice::ReplicasMissing { replicas, wanted } => {
-                write!(f, "replicas with the last entries: {replicas} of {wanted}; publishes are unconfirmed")
+                write!(
+                    f,
+                    "replicas with the last entries: {replicas} of {wanted}; publishes are unconfirmed: check the replicas and --backplane-wait-timeout-ms"
+                )
             }
             LinkNotice::ReplicasBack { replicas } => {
                 write!(f, "replicas with the last entries: {replicas}; publishes are acknowledged again")

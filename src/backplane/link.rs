@@ -464,7 +464,7 @@ impl<P> Link<P> {
             SentCommand::StateEpoch,
         ]);
         if self.config.wait_replicas > 0 {
-            // Shows that the user may do it, before clients are served.
+            // Fails at start, not at the first publish, if the user lacks +wait.
             Commands::wait(unsent, 0, 1);
             commands.push_back(SentCommand::CountReplicas);
         }
@@ -1033,8 +1033,8 @@ impl<P> Link<P> {
         }
     }
 
-    /// Appends a heartbeat, unless the last entry is yet to be appended: it serves as one. So a node that cannot read the
-    /// log sends no more entries with each attempt than with the one before.
+    /// Appends a heartbeat, unless the last entry has not been appended yet: that entry serves as one, so repeated
+    /// attempts do not add entries.
     fn beat(&mut self, now: LoopTime) {
         if let LinkState::Running { next_heartbeat, .. } = &mut self.state {
             *next_heartbeat = now.after(HEARTBEAT_MS);

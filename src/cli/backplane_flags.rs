@@ -19,7 +19,7 @@ const SENTINEL_PORT: u16 = 26379;
 /// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
 const AGE_SECONDS_MIN: u32 = 60;
 
-/// Bytes that a message's entry can have besides its payload: the items before it, the channel, the user, and the key.
+/// Bytes that a message's entry can have in addition to its payload: the items before it, the channel, the user, and the key.
 const MESSAGE_OVERHEAD_BYTES: usize = 128 << 10;
 
 /// Maximum `--backplane-wait-timeout-ms`: a heartbeat is sent every 2 s, and after 6 s without one a node is timed out.
@@ -125,9 +125,7 @@ impl BackplaneFlags {
             wait_timeout_ms: self.backplane_wait_timeout_ms,
         }))
     }
-}
 
-impl BackplaneFlags {
     /// Every message that this node accepts must fit into the log, and be read from it by every other node.
     fn check_message_size(&self, limits: &Limits) -> Result<(), Failure> {
         let (flag, bytes) = if limits.body_bytes_max > limits.message_bytes_max {
@@ -139,7 +137,8 @@ impl BackplaneFlags {
         let entry = bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
         if entry > pending {
             return Err(Failure::Usage(format!(
-                "{flag} {bytes} and {MESSAGE_OVERHEAD_BYTES} bytes more do not fit into --backplane-pending-bytes-max {pending}"
+                "{flag} {bytes} and {MESSAGE_OVERHEAD_BYTES} bytes more do not fit into \
+                 --backplane-pending-bytes-max {pending}: raise it to {entry}, or lower {flag}"
             )));
         }
         if entry > BULK_BYTES_MAX {
@@ -156,7 +155,7 @@ fn wait_millis(text: &str) -> Result<u32, String> {
     match millis(text)? {
         wait_ms @ 1..=WAIT_TIMEOUT_MS_MAX => Ok(wait_ms),
         _ => Err(format!(
-            "not 1 to {WAIT_TIMEOUT_MS_MAX}: heartbeats wait too, and a node without them is taken for dead"
+            "not 1 to {WAIT_TIMEOUT_MS_MAX}: heartbeats wait too, and a node without them for 6 s is timed out"
         )),
     }
 }

@@ -1,7 +1,6 @@
-//! `oyez health`: whether a server answers, as the exit status, for the health checks of containers and scripts.
+//! `oyez health`: a health check for containers and scripts. The exit status is 0 if the server responds with 200.
 //!
-//! An image without a shell has no curl. The command needs no configuration: `--url` has the default of the other
-//! clients, and its variable.
+//! Images without a shell have no curl.
 
 use clap::Args;
 

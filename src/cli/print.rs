@@ -1,4 +1,4 @@
-//! `oyez print`: what belongs to an installation besides the binary, so that the binary is all there is to download.
+//! `oyez print`: generated files for an installation, so that the binary is the only download.
 //!
 //! The manual pages, the completions and the list of variables are made from the declarations of the flags; the other
 //! results are files in the folder `print`.
@@ -23,11 +23,11 @@ const OPENAPI: &str = include_str!("print/openapi.json");
 #[derive(Debug, Args)]
 pub(super) struct PrintCommand {
     #[command(subcommand)]
-    what: What,
+    what: Artifact,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum Artifact {
     /// A manual page in roff: of oyez, or of one of its commands.
     Man {
         /// A command, such as serve, or bench fanout.
@@ -55,13 +55,13 @@ impl PrintCommand {
     /// `command` is the whole command line.
     pub(super) fn run(self, command: Command) -> Result<(), Failure> {
         match self.what {
-            What::Man { command: names } => output::print(man(command, &names)?),
-            What::Completions { shell } => output::print(completions(command, shell)),
-            What::SystemdUnit => output::print(SYSTEMD_UNIT),
-            What::Config => output::print(config(&command)),
-            What::GrafanaDashboard => output::print(GRAFANA_DASHBOARD),
-            What::AlertRules => output::print(ALERT_RULES),
-            What::Openapi => output::print(OPENAPI),
+            Artifact::Man { command: names } => output::print(man(command, &names)?),
+            Artifact::Completions { shell } => output::print(completions(command, shell)),
+            Artifact::SystemdUnit => output::print(SYSTEMD_UNIT),
+            Artifact::Config => output::print(config(&command)),
+            Artifact::GrafanaDashboard => output::print(GRAFANA_DASHBOARD),
+            Artifact::AlertRules => output::print(ALERT_RULES),
+            Artifact::Openapi => output::print(OPENAPI),
         }
     }
 }
@@ -72,7 +72,11 @@ fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
     for name in names {
         found = found.find_subcommand(name).ok_or_else(|| {
             let below: Vec<&str> = found.get_subcommands().map(Command::get_name).collect();
-            Failure::Usage(format!("{} has no command {name:?}, only {}", found.get_name(), below.join(", ")))
+            let why = match below.is_empty() {
+                true => "it has none".to_owned(),
+                false => format!("use one of {}", below.join(", ")),
+            };
+            Failure::Usage(format!("{} has no command {name:?}: {why}", found.get_name()))
         })?;
     }
     let mut found = found.clone();
@@ -99,8 +103,8 @@ fn completions(mut command: Command, shell: Shell) -> String {
     String::from_utf8_lossy(&script).into_owned()
 }
 
-/// A file for `EnvironmentFile=` and `docker --env-file`: neither expands or unquotes in the same way, so values
-/// have no quotes.
+/// A file for `EnvironmentFile=` and `docker --env-file`: the two expand and unquote differently, so
+/// values have no quotes.
 fn config(command: &Command) -> String {
     let mut text = String::from(
         "# The environment of oyez serve. A line that is commented out shows the default.\n\

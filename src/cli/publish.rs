@@ -221,7 +221,7 @@ impl PublishLoop {
                         Ok(())
                     }
                     Err(why) => Err(Failure::Failed(format!(
-                        "{why}; published before it: {}",
+                        "{why}; {} published before it",
                         plural(self.sent, "message")
                     ))),
                 }
@@ -235,7 +235,7 @@ impl PublishLoop {
 
     fn lost(&self, why: &str) -> Failure {
         Failure::Failed(format!(
-            "{why}; sent before: {}, of which some may not have been published",
+            "{why}; {} sent, of which some may not have been published",
             plural(self.sent, "message")
         ))
     }

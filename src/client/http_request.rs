@@ -1,4 +1,4 @@
-//! A single HTTP/1.1 request on a connection of its own.
+//! A single HTTP/1.1 request on a separate connection.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -57,7 +57,7 @@ pub fn send(endpoint: &Endpoint, request: &[u8]) -> Result<HttpResponse, HttpReq
     parse(response).ok_or(HttpRequestError::NotHttp)
 }
 
-/// The status and the body of a response that ends with the connection or has a known length.
+/// The status, and the bytes after the head: the body, since the server closes the connection after it.
 fn parse(mut response: Vec<u8>) -> Option<HttpResponse> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut head = httparse::Response::new(&mut fields);

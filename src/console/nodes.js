@@ -12,7 +12,7 @@ export function drawNodes(answer) {
   byId('log-state-word').textContent = backplane.up ? 'connected' : 'not connected';
   const { lag_items, lag_ms, pending } = backplane;
   // Without a connection the end of the log is not known.
-  byId('log-lag').textContent = backplane.up ? `${plural(lag_items, 'entry', 'entries')}, ${time(lag_ms)}` : 'unknown';
+  byId('log-lag').textContent = backplane.up ? `${plural(lag_items, 'item')}, ${time(lag_ms)}` : 'unknown';
   byId('log-lag').classList.toggle('warn', !backplane.up || lag_ms > 1000);
   byId('log-pending').textContent = plural(pending, 'message');
   byId('log-pending').classList.toggle('warn', !backplane.up && pending > 0);

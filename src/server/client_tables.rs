@@ -44,7 +44,7 @@ impl<T: Transport> Engine<T> {
     /// Logs the number of suppressed lines of each kind, when their second is over.
     pub(super) fn log_suppressed_lines(&mut self, now: LoopTime) {
         for (beginning, count) in self.log_lines.end_seconds(now) {
-            info!("{beginning}: {} in this second suppressed", plural(count, "more line"));
+            info!("{beginning}: {} suppressed in this second", plural(count, "more line"));
         }
     }
 

@@ -1,8 +1,8 @@
-//! Disconnecting a user: on this server, or on all servers that share its log.
+//! Disconnecting a user: on this node, or on all nodes that share its log.
 //!
-//! The request is an item of the log. Each server that reads it closes the user's connections, revokes its unused
-//! tickets, and appends the number. The server that was asked adds the numbers up until all servers that were alive have
-//! responded, or for two seconds: a server that is silent longer closes the connections when it reads the request.
+//! The request is an item of the log. Each node that reads it closes the user's connections, revokes its unused
+//! tickets, and appends the number. The node that was asked adds the numbers up until all nodes that were alive have
+//! responded, or for two seconds: a node that is silent longer closes the connections when it reads the request.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
-/// Maximum wait for the results of other servers, in ms: as long as the time between two heartbeats, within which a server
+/// Maximum wait for the results of other nodes, in ms: as long as the time between two heartbeats, within which a node
 /// that is alive has appended something.
 const RESULTS_TIMEOUT_MS: u32 = 2_000;
 
@@ -69,7 +69,7 @@ impl<T: Transport> Engine<T> {
         theirs.len()
     }
 
-    /// Applies the request of a server, which is read at the log's time `time_ms`.
+    /// Applies the request of a node, which is read at the log's time `time_ms`.
     pub(super) fn apply_disconnect(
         &mut self,
         (run, reference): (u32, u32),
@@ -91,7 +91,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Applies the result of a server for a request of this one.
+    /// Applies the result of a node for a request of this one.
     pub(super) fn apply_disconnect_result(
         &mut self,
         from: u32,

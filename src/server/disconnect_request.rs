@@ -1,4 +1,4 @@
-//! A request of an HTTP client of this server to disconnect a user on all servers that share its log.
+//! A request of an HTTP client of this node to disconnect a user on all nodes that share its log.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +23,7 @@ pub(super) struct DisconnectRequest {
 }
 
 impl DisconnectRequest {
-    /// Returns true if all servers have responded, or the time for that is over.
+    /// Returns true if all nodes have responded, or the time for that is over.
     pub(super) fn is_complete(&self, now: LoopTime) -> bool {
         self.deadline.is_some_and(|deadline| self.awaited.is_empty() || deadline.is_due(now))
     }

@@ -40,7 +40,7 @@ impl DrainSchedule {
         self.undecoded.contains_key(&id)
     }
 
-    /// Postpones a close until the connection's input is decoded. Returns false if it is.
+    /// Postpones a close until the connection's input is decoded. Returns false if no input is left to be decoded.
     pub(super) fn postpone(&mut self, id: SlotId, retry_ms: u32) -> bool {
         self.undecoded.get_mut(&id).is_some_and(|postponed| {
             *postponed = Some(retry_ms);

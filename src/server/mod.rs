@@ -29,8 +29,9 @@
 //!   `channel_listing` queries, `refill` the slices of long responses.
 //! - `receive` applies the entries of a log that several servers share, and `log_phases` is its part of the loop.
 //!   [`shared_log`] has the publishers and subscriptions that wait for entries, `backplane` the sockets.
-//! - `nodes` lists the servers that share a log, `subscriber_counts` has the numbers of subscribers on all servers that share a log;
-//! - `tickets` issues and redeems tickets, `disconnect` closes the connections of a user on all servers that share a log.
+//! - `nodes` lists the nodes that share a log, `subscriber_counts` counts the subscribers on all of them, `tickets`
+//!   issues and redeems tickets, and `disconnect` closes the connections of a user on all of them.
+//! - `replication` has the acknowledgements that wait for replicas, `pending_item` the requests that wait for the log.
 //! - `discontinuity` notifies all subscribers when messages of a shared log are missing.
 //! - `unicast` and `gathered` gather the responses to one connection; `pressure` and `publish_pause` are back pressure
 //!   on publishers.
@@ -57,7 +58,6 @@ pub mod engine;
 mod expire;
 mod fair_queue;
 mod gathered;
-mod held_answer;
 mod log_limit;
 mod log_phases;
 pub mod memory;
@@ -86,6 +86,7 @@ mod subscriber_counts;
 mod sweeper;
 mod tickets;
 mod unicast;
+mod unreplicated_publish;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;

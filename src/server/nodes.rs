@@ -1,4 +1,4 @@
-//! The servers that share a log, as JSON for `GET /v1/nodes`.
+//! The nodes that share a log, as JSON for `GET /v1/nodes`.
 
 use serde::Serialize;
 
@@ -8,14 +8,14 @@ use crate::time::LoopTime;
 
 #[derive(Serialize)]
 struct Nodes {
-    /// This server.
+    /// This node.
     node: String,
-    /// `None`: this server is its own log.
+    /// `None`: this node is its own log.
     backplane: Option<Backplane>,
     nodes: Vec<Node>,
 }
 
-/// The link of this server to the log.
+/// The link of this node to the log.
 #[derive(Serialize)]
 struct Backplane {
     up: bool,
@@ -36,7 +36,7 @@ struct Node {
 }
 
 impl<T: Transport> Engine<T> {
-    /// This server and the others that are alive.
+    /// This node and the others that are alive.
     pub(super) fn nodes(&self, now: LoopTime) -> String {
         let link = self.shared_log.as_ref().and_then(|log| log.link());
         let others = link.into_iter().flat_map(|link| link.live_nodes()).filter(|node| node.run != self.run);

@@ -98,7 +98,7 @@ impl<T: Transport> Engine<T> {
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
             LinkEvent::Failed { pending, why } => self.fail_items(pending, why, now),
             LinkEvent::Replicated { upto, is_replicated } => {
-                self.release_held_answers(upto, is_replicated, now)
+                self.release_unreplicated_publishs(upto, is_replicated, now)
             }
             LinkEvent::Notice(notice) => self.log_notice(&notice, now),
         }
@@ -263,7 +263,7 @@ impl<T: Transport> Engine<T> {
         }
         // Another server may be where the data of the new epoch begins, and this one may not: both must have the same.
         self.shared.authenticator.tickets.forget_unused();
-        self.fail_lost_answers(survived, now);
+        self.fail_lost_publishes(survived, now);
         let after = self.hub.head();
         self.fan_out_all(now);
         let known = self.hub.begin_epoch(epoch, survived);
@@ -530,7 +530,7 @@ impl<T: Transport> Engine<T> {
     pub(super) fn expire_log(&mut self, now: LoopTime) {
         if self.shared_log.is_some() {
             self.release_waiting(now);
-            self.expire_held_answers(now);
+            self.expire_unreplicated_publishs(now);
             self.answer_disconnects(now);
             self.send_gathered();
         }
@@ -541,8 +541,8 @@ impl<T: Transport> Engine<T> {
         let log = self.shared_log.as_ref()?;
         let barrier = log.barriers.front().map(|barrier| barrier.deadline);
         let disconnects = log.disconnects.iter().filter_map(|request| request.deadline);
-        let held = log.held.front().map(|held| held.deadline);
-        barrier.into_iter().chain(held).chain(disconnects).reduce(LoopTime::min)
+        let unreplicated = log.unreplicated.front().map(|publish| publish.deadline);
+        barrier.into_iter().chain(unreplicated).chain(disconnects).reduce(LoopTime::min)
     }
 
     /// The time by which idempotency keys expire.

@@ -1,11 +1,11 @@
-//! Answers to publishers that wait for replicas (`--backplane-wait-replicas`).
+//! Acknowledgements that wait for replicas (`--backplane-wait-replicas`).
 //!
-//! The messages were read back from the log and are delivered; only their acknowledgements wait. They are given in the order
+//! The messages were read back from the log and are delivered; only their acknowledgements wait. They are sent in the order
 //! of the log when enough replicas have the entry, and become `unconfirmed` if not, or if the entry is lost with its primary.
 
 use super::engine::Engine;
-use super::held_answer::HeldAnswer;
 use super::pending_publish::PendingPublish;
+use super::unreplicated_publish::UnreplicatedPublish;
 use crate::hub::Published;
 use crate::ids::MessageId;
 use crate::net::transport::Transport;
@@ -25,7 +25,7 @@ impl<T: Transport> Engine<T> {
         match &mut self.shared_log {
             Some(log) if log.waits_for_replicas => {
                 let deadline = now.after(log.publish_timeout_ms);
-                log.held.push_back(HeldAnswer { number, id, deadline, pending, outcome });
+                log.unreplicated.push_back(UnreplicatedPublish { number, id, deadline, pending, outcome });
             }
             _ => self.answer(&pending, outcome, now),
         }
@@ -49,36 +49,41 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Replicas were waited for, up to this own entry.
-    pub(super) fn release_held_answers(&mut self, upto: u64, is_replicated: bool, now: LoopTime) {
-        while let Some(held) = self.take_held(|held| held.number <= upto) {
-            self.release(held, is_replicated, now);
+    pub(super) fn release_unreplicated_publishs(&mut self, upto: u64, is_replicated: bool, now: LoopTime) {
+        while let Some(unreplicated) = self.take_unreplicated(|unreplicated| unreplicated.number <= upto) {
+            self.finish_unreplicated(unreplicated, is_replicated, now);
         }
     }
 
-    /// Ends the waiting of messages after the last id that has survived in a new epoch.
-    pub(super) fn fail_lost_answers(&mut self, survived: MessageId, now: LoopTime) {
+    /// Reports the messages after the last id that survived in a new epoch as unconfirmed.
+    pub(super) fn fail_lost_publishes(&mut self, survived: MessageId, now: LoopTime) {
         let place = |id: MessageId| (id.epoch, id.seq);
         let Some(log) = &mut self.shared_log else { return };
-        let kept = log.held.partition_point(|held| place(held.id) <= place(survived));
-        for held in log.held.split_off(kept) {
-            self.release(held, false, now);
+        let kept = log.unreplicated.partition_point(|unreplicated| place(unreplicated.id) <= place(survived));
+        for unreplicated in log.unreplicated.split_off(kept) {
+            self.finish_unreplicated(unreplicated, false, now);
         }
     }
 
-    /// Ends the waiting of messages while the log cannot be reached.
-    pub(super) fn expire_held_answers(&mut self, now: LoopTime) {
-        while let Some(held) = self.take_held(|held| held.deadline.is_due(now)) {
-            self.release(held, false, now);
+    /// Reports the messages whose deadline has expired while the log cannot be reached as unconfirmed.
+    pub(super) fn expire_unreplicated_publishs(&mut self, now: LoopTime) {
+        while let Some(unreplicated) =
+            self.take_unreplicated(|unreplicated| unreplicated.deadline.is_due(now))
+        {
+            self.finish_unreplicated(unreplicated, false, now);
         }
     }
 
-    fn take_held(&mut self, is_due: impl Fn(&HeldAnswer) -> bool) -> Option<HeldAnswer> {
-        let held = &mut self.shared_log.as_mut()?.held;
-        if held.front().is_some_and(is_due) { held.pop_front() } else { None }
+    fn take_unreplicated(
+        &mut self,
+        is_due: impl Fn(&UnreplicatedPublish) -> bool,
+    ) -> Option<UnreplicatedPublish> {
+        let unreplicated = &mut self.shared_log.as_mut()?.unreplicated;
+        if unreplicated.front().is_some_and(is_due) { unreplicated.pop_front() } else { None }
     }
 
-    fn release(&mut self, held: HeldAnswer, is_replicated: bool, now: LoopTime) {
-        let HeldAnswer { pending, mut outcome, .. } = held;
+    fn finish_unreplicated(&mut self, unreplicated: UnreplicatedPublish, is_replicated: bool, now: LoopTime) {
+        let UnreplicatedPublish { pending, mut outcome, .. } = unreplicated;
         if outcome.is_ok() && !is_replicated {
             self.shared.metrics.backplane_unconfirmed += 1;
             outcome = Err(Rejection::Unconfirmed);

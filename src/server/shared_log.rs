@@ -6,9 +6,9 @@ use std::collections::{HashMap, VecDeque};
 use bytes::Bytes;
 
 use super::disconnect_request::DisconnectRequest;
-use super::held_answer::HeldAnswer;
 use super::pending_item::PendingItem;
 use super::subscriber_counts::SubscriberCounts;
+use super::unreplicated_publish::UnreplicatedPublish;
 use crate::access::ticket::TicketHash;
 use crate::backplane::entry::Item;
 use crate::backplane::link::{Link, LinkConfig};
@@ -46,7 +46,7 @@ pub struct SharedLog {
     /// True with `--backplane-wait-replicas`.
     pub(super) waits_for_replicas: bool,
     /// Answers that wait for replicas, in the order of the log.
-    pub(super) held: VecDeque<HeldAnswer>,
+    pub(super) unreplicated: VecDeque<UnreplicatedPublish>,
     /// The settings that the log has: idempotency keys, and their age in ms.
     pub(super) settings: Option<(u32, u32)>,
     /// Requests to disconnect a user on all servers that are not answered.
@@ -133,7 +133,7 @@ impl SharedLog {
         SharedLog {
             publish_timeout_ms: config.publish_timeout_ms,
             waits_for_replicas: config.wait_replicas > 0,
-            held: VecDeque::new(),
+            unreplicated: VecDeque::new(),
             link: Some(Box::new(Link::new(config, now))),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),

@@ -1,8 +1,8 @@
-//! The numbers of subscribers on the servers that share a log.
+//! The numbers of subscribers on the nodes that share a log.
 //!
-//! Each server sends the numbers that have changed about once in two seconds, and adds up those of the others: so a
-//! number is that of all servers, with those of the others up to two seconds old, and later while a server has not read
-//! the log. A server that starts, or has missed entries, requests all numbers; they are sent in parts, each of which has
+//! Each node sends the numbers that have changed about once in two seconds, and adds up those of the others: so a
+//! number is that of all nodes, with those of the others up to two seconds old, and later while a node has not read
+//! the log. A node that starts, or has missed entries, requests all numbers; they are sent in parts, each of which has
 //! all channels of a range, so that it replaces what was known of that range.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ const CHANGED_MAX: usize = 65_536;
 /// Numbers to send.
 #[derive(Debug, Default)]
 pub(super) struct CountsPart {
-    /// True if the other servers are to send all of theirs.
+    /// True if the other nodes are to send all of theirs.
     pub(super) is_request: bool,
     /// The range of the channels, if the numbers are all of it.
     pub(super) range: Option<(Box<str>, Box<str>)>,
@@ -30,7 +30,7 @@ pub(super) struct CountsPart {
     pub(super) rows: Vec<u8>,
 }
 
-/// The numbers of the other servers, and the own ones that are not sent.
+/// The numbers of the other nodes, and the own ones that are not sent.
 #[derive(Debug)]
 pub(super) struct SubscriberCounts {
     /// By run and channel.
@@ -38,7 +38,7 @@ pub(super) struct SubscriberCounts {
     /// How many numbers of others are stored.
     stored: usize,
     stored_max: usize,
-    /// Channels whose number of subscribers on this server has changed.
+    /// Channels whose number of subscribers on this node has changed.
     changed: BTreeSet<Box<str>>,
     /// All numbers are to be sent, from after this name on.
     next_after: Option<Box<str>>,
@@ -47,7 +47,7 @@ pub(super) struct SubscriberCounts {
 }
 
 impl SubscriberCounts {
-    /// No numbers; at most `stored_max` of other servers are stored.
+    /// No numbers; at most `stored_max` of other nodes are stored.
     pub(super) fn new(stored_max: usize) -> SubscriberCounts {
         SubscriberCounts {
             others: BTreeMap::new(),
@@ -59,12 +59,12 @@ impl SubscriberCounts {
         }
     }
 
-    /// The number of a channel's subscribers on the other servers.
+    /// The number of a channel's subscribers on the other nodes.
     pub(super) fn elsewhere(&self, channel: &str) -> usize {
         self.others.values().filter_map(|counts| counts.get(channel)).map(|count| *count as usize).sum()
     }
 
-    /// The first channel with subscribers on another server, from a bound on, whose name begins with `prefix`.
+    /// The first channel with subscribers on another node, from a bound on, whose name begins with `prefix`.
     pub(super) fn first_from(&self, prefix: &str, from: Bound<&str>) -> Option<&str> {
         let from = match from {
             Bound::Excluded(name) if name >= prefix => Bound::Excluded(name),
@@ -79,7 +79,7 @@ impl SubscriberCounts {
 
     // This server's numbers.
 
-    /// The number of a channel's subscribers on this server has changed.
+    /// The number of a channel's subscribers on this node has changed.
     pub(super) fn change(&mut self, channel: &str) {
         if self.changed.len() >= CHANGED_MAX {
             self.changed = BTreeSet::new();
@@ -92,17 +92,17 @@ impl SubscriberCounts {
         }
     }
 
-    /// Sends all numbers of this server again.
+    /// Sends all numbers of this node again.
     pub(super) fn send_all(&mut self) {
         self.next_after = Some("".into());
     }
 
-    /// Requests all numbers of the other servers.
+    /// Requests all numbers of the other nodes.
     pub(super) fn request_all(&mut self) {
         self.is_requested = true;
     }
 
-    /// The next numbers to send. `channels` lists channels after a name, with their subscribers on this server.
+    /// The next numbers to send. `channels` lists channels after a name, with their subscribers on this node.
     pub(super) fn next_part<'a, C: Iterator<Item = (&'a str, usize)>>(
         &mut self,
         count: impl Fn(&str) -> usize,
@@ -142,7 +142,7 @@ impl SubscriberCounts {
 
     // The numbers of others.
 
-    /// Applies numbers of another server.
+    /// Applies numbers of another node.
     pub(super) fn apply(&mut self, run: u32, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
         let theirs = self.others.entry(run).or_default();
         self.stored -= theirs.len();
@@ -172,7 +172,7 @@ impl SubscriberCounts {
         }
     }
 
-    /// Removes the numbers of a server that has ended.
+    /// Removes the numbers of a node that has ended.
     pub(super) fn remove(&mut self, run: u32) {
         self.stored -= self.others.remove(&run).map_or(0, |counts| counts.len());
     }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_and_tables_are_bounded() {
+    fn counts_of_many_channels_are_sent_in_bounded_parts() {
         let own: BTreeMap<String, usize> =
             (0..CHANGED_MAX + 5_000).map(|number| (format!("channel-{number:06}"), 1)).collect();
         let (mut sender, mut receiver) = (SubscriberCounts::new(0), SubscriberCounts::new(60_000));

@@ -1,7 +1,7 @@
-//! Tickets: issuing them, and the table that servers with a shared log have in common.
+//! Tickets: issuing them, and the table that nodes with a shared log have in common.
 //!
-//! With a shared log a ticket is an item of it, and so is its use: every server applies both in the order of the log, by
-//! the time of the log, so the first request in the log is granted, on whichever server it was made. The log has the hash
+//! With a shared log a ticket is an item of it, and so is its use: every node applies both in the order of the log, by
+//! the time of the log, so the first request in the log is granted, on whichever node it was made. The log has the hash
 //! of a ticket only. The request waits for one round trip, and is then processed again ([`Intent::RedeemTicket`]).
 //!
 //! [`Intent::RedeemTicket`]: crate::session::intent::Intent::RedeemTicket
@@ -96,7 +96,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Applies a ticket that was issued on any server.
+    /// Applies a ticket that was issued on any node.
     pub(super) fn apply_ticket(
         &mut self,
         (hash, owner, grant): (&TicketHash, ClientIdentity<'_>, &str),
@@ -154,7 +154,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Applies the use of a ticket on any server: the first one in the log is granted.
+    /// Applies the use of a ticket on any node: the first one in the log is granted.
     pub(super) fn apply_redemption(
         &mut self,
         run: u32,
@@ -232,7 +232,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Applies the end of an event stream on any server.
+    /// Applies the end of an event stream on any node.
     pub(super) fn apply_stream_end(
         &mut self,
         hash: &TicketHash,

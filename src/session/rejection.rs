@@ -137,9 +137,9 @@ impl Rejection {
             Rejection::BackplaneDown { .. } => "the backplane is down",
             Rejection::NotPublished { .. } => "not published: the backplane is down",
             Rejection::Unconfirmed => {
-                "the backplane has not confirmed the message in time; it may have been published"
+                "the backplane has not confirmed the request in time; it may have been carried out: send it again, a message with the same key"
             }
-            Rejection::BackplaneFull => "not published: the backplane is out of memory",
+            Rejection::BackplaneFull => "not carried out: Redis is out of memory (maxmemory); retry later",
             Rejection::HeadTimeout { timeout_ms } => {
                 return format!("the request head was not complete after {timeout_ms} ms").into();
             }

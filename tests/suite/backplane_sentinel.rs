@@ -64,16 +64,16 @@ fn error_of_a_sentinel_is_named() {
     let dead = free_port();
     assert_eq!(loss(&[dead]), format!("Sentinel 127.0.0.1:{dead}: Connection refused (os error 111)"));
     for (reply, why) in [
-        ("*-1\r\n", "it knows no primary with the name \"main\""),
+        ("*-1\r\n", "no primary named \"main\": --backplane must have the name of \"sentinel monitor\""),
         ("-NOAUTH Authentication required.\r\n", "NOAUTH Authentication required."),
         ("+OK\r\n", "unexpected reply"),
-        ("*2\r\n$9\r\n127.0", "it has closed the connection"),
+        ("*2\r\n$9\r\n127.0", "connection closed before the reply"),
     ] {
         let port = sentinel(reply);
         assert_eq!(loss(&[port]), format!("Sentinel 127.0.0.1:{port}: {why}"));
     }
     let port = silent();
-    assert_eq!(loss(&[port]), format!("Sentinel 127.0.0.1:{port}: timeout"));
+    assert_eq!(loss(&[port]), format!("Sentinel 127.0.0.1:{port}: no reply within 1000 ms"));
 }
 
 #[test]

@@ -203,7 +203,9 @@ fn invalid_line_is_rejected_with_its_number_after_earlier_ones_were_published() 
     assert_eq!(output.status.code(), Some(1));
     let line = one_line(&output);
     assert!(
-        line.contains("line 2") && line.contains("--binary") && line.ends_with(": 1 message\n"),
+        line.contains("line 2")
+            && line.contains("--binary")
+            && line.ends_with("; 1 message published before it\n"),
         "{line}"
     );
     assert_eq!(client.text(), "good");

@@ -75,7 +75,7 @@ fn paths_of_the_api_description_are_those_of_the_manual() {
 }
 
 #[test]
-fn health_is_the_exit_status() {
+fn health_check_of_a_server_ends_with_its_status() {
     let server = Server::start(&[]);
     let url = format!("ws://{}", server.address);
     for (flags, said) in [(&[][..], "ok\n"), (&["--ready"], "ready\n")] {

@@ -272,7 +272,7 @@ fn connection_whose_cursor_cannot_be_judged_is_closed_after_its_timeout() {
     cluster.advance_ms(TIMEOUT_MS + 500);
     for id in [v1, raw, subscribed] {
         let frames = cluster.rig(0).frames(id);
-        // Without a hello, whose id would be behind the cursor.
+        // Without a hello, whose id would be less than the cursor.
         assert_eq!(frames[0].close_code(), (4104, "backplane_down retry_ms=1000".into()));
     }
 }

@@ -105,7 +105,7 @@ fn silent_server_is_named_and_closes_the_connections_later() {
     let entries = cluster.log.data.log.len();
     cluster.settle();
     assert_eq!(closed_with(&mut cluster, 2, theirs[2]), Some(4003));
-    assert_eq!(cluster.log.data.log.len(), entries, "nobody waits for its result");
+    assert_eq!(cluster.log.data.log.len(), entries, "no node waits for its result");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A connection of the loop, and what its events have reported.
+//! A non-blocking connection to Redis or a Sentinel, and its readiness.
 
 use std::io;
 
@@ -36,7 +36,7 @@ impl LogConnection {
 
     /// Returns true if the connection is established.
     pub(super) fn is_established(&mut self) -> io::Result<bool> {
-        // An event without a result is followed by another one.
+        // A spurious event: the next one reports the result.
         self.is_writable = self.is_writable && self.stream.is_connected()?;
         Ok(self.is_writable)
     }

@@ -1,4 +1,4 @@
-//! Opening the two connections to the server that has the shared log: lookups of names, the question to a Sentinel,
+//! Opening the two connections to the server that has the shared log: lookups of names, the query to a Sentinel,
 //! connects, and TLS handshakes, each with a deadline and none with a blocking call in the loop.
 
 use std::io::{self, ErrorKind};
@@ -41,7 +41,7 @@ pub(super) enum Dial {
         until: LoopTime,
     },
     /// A Sentinel is asked for the address of the primary.
-    Asking {
+    QueryingSentinel {
         tried: usize,
         query: Box<SentinelQuery>,
         until: LoopTime,
@@ -79,7 +79,7 @@ pub(super) struct DialTarget {
 }
 
 /// The result of continuing an attempt.
-pub(super) enum Progress {
+pub(super) enum DialProgress {
     /// The attempt continues at the next event.
     Waits(Dial),
     /// Both connections are open.
@@ -87,17 +87,17 @@ pub(super) enum Progress {
 }
 
 /// The result of one step of an attempt.
-enum Step {
+enum DialStep {
     Next(Dial),
-    Stop(Progress),
+    Stop(DialProgress),
 }
 
 impl Dial {
-    /// When the attempt, or the question to a Sentinel, has failed.
+    /// When the attempt, or the query to a Sentinel, has failed.
     pub(super) fn deadline(&self) -> LoopTime {
         match self {
             Dial::LookingUp { until, .. }
-            | Dial::Asking { until, .. }
+            | Dial::QueryingSentinel { until, .. }
             | Dial::Connecting { until, .. }
             | Dial::Handshaking { until, .. } => *until,
         }
@@ -107,9 +107,9 @@ impl Dial {
     fn timeout(&self) -> io::Error {
         let why = match self {
             Dial::LookingUp { host, .. } => format!("{host}: the lookup of the host name takes too long"),
-            Dial::Asking { .. } => "timeout".to_owned(),
+            Dial::QueryingSentinel { .. } => format!("no reply within {SENTINEL_MS} ms"),
             Dial::Connecting { target, .. } => format!("{}: connect timeout", target.name),
-            // A Redis without TLS takes a handshake for the begin of a command, and waits for its rest.
+            // A Redis without TLS takes a handshake for the beginning of a command, and waits for its rest.
             Dial::Handshaking { target, .. } => {
                 format!("{}: TLS handshake timeout; the port may be one without TLS", target.name)
             }
@@ -117,12 +117,11 @@ impl Dial {
         io::Error::new(ErrorKind::TimedOut, why)
     }
 
-    /// How many Sentinels were tried before the one that is asked; `None`: none is asked.
+    /// How many Sentinels were tried before the one that is queried; `None`: none is queried.
     fn sentinel(&self) -> Option<usize> {
         match self {
-            Dial::LookingUp { of: DialPeer::Sentinel { tried }, .. } | Dial::Asking { tried, .. } => {
-                Some(*tried)
-            }
+            Dial::LookingUp { of: DialPeer::Sentinel { tried }, .. }
+            | Dial::QueryingSentinel { tried, .. } => Some(*tried),
             _ => None,
         }
     }
@@ -131,7 +130,7 @@ impl Dial {
     pub(super) fn connection_mut(&mut self, at: usize) -> Option<&mut LogConnection> {
         match self {
             Dial::LookingUp { .. } => None,
-            Dial::Asking { query, .. } => (at == 0).then_some(&mut query.connection),
+            Dial::QueryingSentinel { query, .. } => (at == 0).then_some(&mut query.connection),
             Dial::Connecting { connections, .. } | Dial::Handshaking { connections, .. } => {
                 connections.get_mut(at)
             }
@@ -175,7 +174,7 @@ impl Dialer {
             (None, BackplaneAddress::Tcp { host, port, .. }) => {
                 self.look_up(DialPeer::Redis, &host, port, now)
             }
-            (None, BackplaneAddress::Sentinel { .. }) => self.ask(0, now),
+            (None, BackplaneAddress::Sentinel { .. }) => self.query_sentinel(0, now),
             (None, BackplaneAddress::Unix(path)) => {
                 let address = format!("unix:{}", path.display());
                 let target = DialTarget { name: address.clone(), address, tls: None };
@@ -188,49 +187,52 @@ impl Dialer {
     ///
     /// # Errors
     /// The attempt has failed.
-    pub(super) fn advance(&mut self, mut dial: Dial, now: LoopTime) -> io::Result<Progress> {
+    pub(super) fn advance(&mut self, mut dial: Dial, now: LoopTime) -> io::Result<DialProgress> {
         loop {
             let sentinel = dial.sentinel();
             dial = match (self.step(dial, now), sentinel) {
-                (Ok(Step::Next(dial)), _) => dial,
-                (Ok(Step::Stop(progress)), _) => return Ok(progress),
-                (Err(error), Some(tried)) => self.ask_next(tried, &error, now)?,
+                (Ok(DialStep::Next(dial)), _) => dial,
+                (Ok(DialStep::Stop(progress)), _) => return Ok(progress),
+                (Err(error), Some(tried)) => self.query_next_sentinel(tried, &error, now)?,
                 (Err(error), None) => return Err(error),
             };
         }
     }
 
-    /// Continues an attempt whose deadline has expired: the next Sentinel is asked.
+    /// Continues an attempt whose deadline has expired: the next Sentinel is queried.
     ///
     /// # Errors
     /// The attempt has failed.
     pub(super) fn expire(&mut self, dial: &Dial, now: LoopTime) -> io::Result<Dial> {
         match dial.sentinel() {
-            Some(tried) => self.ask_next(tried, &dial.timeout(), now),
+            Some(tried) => self.query_next_sentinel(tried, &dial.timeout(), now),
             None => Err(dial.timeout()),
         }
     }
 
-    fn step(&mut self, dial: Dial, now: LoopTime) -> io::Result<Step> {
+    fn step(&mut self, dial: Dial, now: LoopTime) -> io::Result<DialStep> {
         Ok(match dial {
             Dial::LookingUp { of, host, port, until } => match self.take_lookup(&host, port) {
-                None => Step::Stop(Progress::Waits(Dial::LookingUp { of, host, port, until })),
+                None => DialStep::Stop(DialProgress::Waits(Dial::LookingUp { of, host, port, until })),
                 Some(addresses) => {
                     let addresses = addresses?;
                     let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
-                        return Err(io::Error::new(ErrorKind::NotFound, "the host name has no address"));
+                        return Err(io::Error::new(
+                            ErrorKind::NotFound,
+                            format!("{host}: the host name has no address"),
+                        ));
                     };
-                    Step::Next(self.found(of, &host, *address, now)?)
+                    DialStep::Next(self.connect_to_resolved(of, &host, *address, now)?)
                 }
             },
-            Dial::Asking { tried, mut query, until } => match query.advance()? {
-                None => Step::Stop(Progress::Waits(Dial::Asking { tried, query, until })),
-                Some((host, port)) => Step::Next(self.look_up(DialPeer::Redis, &host, port, now)?),
+            Dial::QueryingSentinel { tried, mut query, until } => match query.advance()? {
+                None => DialStep::Stop(DialProgress::Waits(Dial::QueryingSentinel { tried, query, until })),
+                Some((host, port)) => DialStep::Next(self.look_up(DialPeer::Redis, &host, port, now)?),
             },
             Dial::Connecting { target, mut connections, until } => {
                 for connection in &mut connections {
                     if !connection.is_established().map_err(|error| target.error(&error))? {
-                        return Ok(Step::Stop(Progress::Waits(Dial::Connecting {
+                        return Ok(DialStep::Stop(DialProgress::Waits(Dial::Connecting {
                             target,
                             connections,
                             until,
@@ -238,11 +240,15 @@ impl Dialer {
                     }
                 }
                 match &target.tls {
-                    None => Step::Stop(Progress::Open { connections, address: target.address }),
+                    None => DialStep::Stop(DialProgress::Open { connections, address: target.address }),
                     Some(tls) => {
                         let [appender, reader] = connections;
                         let connections = [appender.encrypt(tls)?, reader.encrypt(tls)?];
-                        Step::Next(Dial::Handshaking { target, connections, until: now.after(HANDSHAKE_MS) })
+                        DialStep::Next(Dial::Handshaking {
+                            target,
+                            connections,
+                            until: now.after(HANDSHAKE_MS),
+                        })
                     }
                 }
             }
@@ -251,9 +257,9 @@ impl Dialer {
                 for connection in &mut connections {
                     is_complete &= connection.stream.handshake().map_err(|error| target.error(&error))?;
                 }
-                Step::Stop(match is_complete {
-                    true => Progress::Open { connections, address: target.address },
-                    false => Progress::Waits(Dial::Handshaking { target, connections, until }),
+                DialStep::Stop(match is_complete {
+                    true => DialProgress::Open { connections, address: target.address },
+                    false => DialProgress::Waits(Dial::Handshaking { target, connections, until }),
                 })
             }
         })
@@ -263,7 +269,7 @@ impl Dialer {
 
     fn look_up(&mut self, of: DialPeer, host: &str, port: u16, now: LoopTime) -> io::Result<Dial> {
         if let Ok(ip) = host.parse() {
-            return self.found(of, host, SocketAddr::new(ip, port), now);
+            return self.connect_to_resolved(of, host, SocketAddr::new(ip, port), now);
         }
         if !self.lookups.iter().any(|lookup| lookup.is_of(host, port)) {
             self.lookups.push(Lookup::begin(host, port, self.waker.clone())?);
@@ -280,13 +286,19 @@ impl Dialer {
     }
 
     /// Connects to an address that was looked up.
-    fn found(&mut self, of: DialPeer, host: &str, address: SocketAddr, now: LoopTime) -> io::Result<Dial> {
+    fn connect_to_resolved(
+        &mut self,
+        of: DialPeer,
+        host: &str,
+        address: SocketAddr,
+        now: LoopTime,
+    ) -> io::Result<Dial> {
         match (of, &self.address) {
             (DialPeer::Sentinel { tried }, BackplaneAddress::Sentinel { primary, .. }) => {
                 let stream = LogStream::tcp(address, self.user_timeout_ms);
                 let connection = LogConnection::register(stream, &self.registry, TOKENS[0])?;
                 let query = Box::new(SentinelQuery::new(connection, primary));
-                Ok(Dial::Asking { tried, query, until: now.after(SENTINEL_MS) })
+                Ok(Dial::QueryingSentinel { tried, query, until: now.after(SENTINEL_MS) })
             }
             _ => self.connect_to(host, address, now),
         }
@@ -294,23 +306,23 @@ impl Dialer {
 
     // Sentinels.
 
-    /// Asks a Sentinel, after `tried` others.
-    fn ask(&mut self, tried: usize, now: LoopTime) -> io::Result<Dial> {
+    /// Queries a Sentinel, after `tried` others.
+    fn query_sentinel(&mut self, tried: usize, now: LoopTime) -> io::Result<Dial> {
         let (host, port) = self.sentinel(tried);
         self.look_up(DialPeer::Sentinel { tried }, &host, port, now)
-            .or_else(|error| self.ask_next(tried, &error, now))
+            .or_else(|error| self.query_next_sentinel(tried, &error, now))
     }
 
     /// Asks the next Sentinel.
     ///
     /// # Errors
     /// All have failed.
-    fn ask_next(&mut self, tried: usize, error: &io::Error, now: LoopTime) -> io::Result<Dial> {
+    fn query_next_sentinel(&mut self, tried: usize, error: &io::Error, now: LoopTime) -> io::Result<Dial> {
         let BackplaneAddress::Sentinel { sentinels, .. } = &self.address else {
             return Err(io::Error::new(error.kind(), error.to_string()));
         };
         if tried + 1 < sentinels.len() {
-            return self.ask(tried + 1, now);
+            return self.query_sentinel(tried + 1, now);
         }
         let (host, port) = self.sentinel(tried);
         Err(io::Error::new(error.kind(), format!("Sentinel {host}:{port}: {error}")))

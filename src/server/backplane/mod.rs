@@ -17,7 +17,7 @@ use crate::backplane::link::{Link, LinkAction, Side};
 use crate::config::BackplaneConfig;
 use crate::time::LoopTime;
 use connection::LogConnection;
-use dialer::{Dial, Dialer, Progress, TOKENS, WAKER};
+use dialer::{Dial, DialProgress, Dialer, TOKENS, WAKER};
 
 /// The connections to the shared log.
 pub(super) struct Sockets {
@@ -171,11 +171,11 @@ impl Sockets {
             return false;
         };
         match self.dialer.advance(dial, now) {
-            Ok(Progress::Waits(dial)) => {
+            Ok(DialProgress::Waits(dial)) => {
                 self.state = SocketsState::Dialing(dial);
                 return false;
             }
-            Ok(Progress::Open { connections, address }) => {
+            Ok(DialProgress::Open { connections, address }) => {
                 link.connected(&address, now);
                 self.state = SocketsState::Open(connections);
             }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use super::connection::LogConnection;
 use crate::backplane::resp::{Decoder, Token, command};
 
-/// A question that was put to a Sentinel.
+/// A query to a Sentinel, and its reply.
 pub(super) struct SentinelQuery {
     pub(super) connection: LogConnection,
     unsent: Vec<u8>,
@@ -44,7 +44,7 @@ impl SentinelQuery {
         loop {
             match stream.read(self.reply.decoder.room()) {
                 Ok(0) => {
-                    let why = "it has closed the connection";
+                    let why = "connection closed before the reply";
                     return Err(io::Error::new(ErrorKind::UnexpectedEof, why));
                 }
                 Ok(count) => self.reply.decoder.filled(count),
@@ -93,7 +93,12 @@ impl SentinelReply {
                     let port = port.filter(|_| !host.is_empty());
                     return port.map(|port| Some((host, port))).ok_or_else(|| "unexpected reply".to_owned());
                 }
-                Token::Nil => return Err(format!("it knows no primary with the name {:?}", self.primary)),
+                Token::Nil => {
+                    return Err(format!(
+                        "no primary named {:?}: --backplane must have the name of \"sentinel monitor\"",
+                        self.primary
+                    ));
+                }
                 Token::Error(span) => {
                     return Err(String::from_utf8_lossy(self.decoder.bytes(span)).into_owned());
                 }
@@ -122,11 +127,15 @@ mod tests {
     }
 
     #[test]
-    fn reply_is_host_and_port_or_an_error() {
+    fn sentinel_reply_is_decoded_or_rejected() {
         let known = "*2\r\n$9\r\n127.0.0.1\r\n$4\r\n6381\r\n";
         assert_eq!(address(known), Ok(Some(("127.0.0.1".to_owned(), 6381))));
         assert_eq!(address(&known[..known.len() - 1]), Ok(None));
-        assert_eq!(address("*-1\r\n"), Err("it knows no primary with the name \"main\"".to_owned()));
+        assert_eq!(
+            address("*-1\r\n"),
+            Err("no primary named \"main\": --backplane must have the name of \"sentinel monitor\""
+                .to_owned())
+        );
         let rejected = "NOAUTH Authentication required.";
         assert_eq!(address(&format!("-{rejected}\r\n")), Err(rejected.to_owned()));
         for bad in [

@@ -1,4 +1,4 @@
-//! An answer to a publisher that waits for replicas.
+//! A message that was applied, and whose acknowledgement waits for replicas.
 
 use super::pending_publish::PendingPublish;
 use crate::hub::Published;
@@ -6,9 +6,9 @@ use crate::ids::MessageId;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
-/// An answer that waits.
+/// A message whose acknowledgement waits.
 #[derive(Debug)]
-pub(super) struct HeldAnswer {
+pub(super) struct UnreplicatedPublish {
     /// The number of the message's entry.
     pub(super) number: u64,
     /// The message's place in the log.
