@@ -194,8 +194,8 @@ impl<P> LogReader<P> {
     fn skip_own(&mut self, number: u64, now: LoopTime) {
         let Some(PendingEntry { pending, content, .. }) = self.own.take(number) else { return };
         self.fail(pending, PublishFailure::Unconfirmed);
-        if let Content::Report(epoch) = content {
-            self.submit_report(epoch, now);
+        if let Content::Report { epoch, survived } = content {
+            self.submit_report(epoch, survived, now);
         }
     }
 
@@ -267,7 +267,7 @@ impl<P> LogReader<P> {
         now: LoopTime,
     ) {
         self.roll_call.advance(time_ms);
-        self.submit_report(id.epoch, now);
+        self.submit_report(id.epoch, survived, now);
         let position = self.position;
         let is_first = position == START;
         let is_loss = !is_first && position != survived;
@@ -304,11 +304,11 @@ impl<P> LogReader<P> {
         self.report_losses();
     }
 
-    /// Appends a report of the numbers that this node has applied.
-    fn submit_report(&mut self, epoch: u64, now: LoopTime) {
+    /// Appends a report of the numbers that this node has applied, and that the log may have lost.
+    fn submit_report(&mut self, epoch: u64, survived: MessageId, now: LoopTime) {
         let mut buffer = Vec::new();
-        let numbers = RunNumbers::encode(self.roll_call.numbers(), &mut buffer);
-        self.own.push_notice(&Item::EpochReport { epoch, numbers }, Content::Report(epoch), now);
+        let numbers = RunNumbers::encode(self.roll_call.numbers_after(survived), &mut buffer);
+        self.own.push_notice(&Item::EpochReport { epoch, numbers }, Content::Report { epoch, survived }, now);
     }
 
     /// Reports the losses that are certain now, and changes of the nodes that are alive.

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::entry::{EntryHeader, HEADER_BYTES, Item, mark_resent};
+use crate::ids::MessageId;
 use crate::time::LoopTime;
 
 /// An entry is complete when it has this many bytes. 64 messages of 100 bytes cost Redis 0.43 us each, and a larger
@@ -23,8 +24,8 @@ const ACKNOWLEDGEMENTS_PER_MIB: usize = 10_000;
 pub(super) enum Content {
     /// Items of clients.
     Publishes,
-    /// A report for the marker of this epoch.
-    Report(u64),
+    /// A report for the marker of this epoch, which names the last id that survived.
+    Report { epoch: u64, survived: MessageId },
     /// A notice of the node, or a placeholder.
     Notice,
 }

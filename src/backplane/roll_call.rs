@@ -370,9 +370,17 @@ impl RollCall {
         }
     }
 
-    /// The last number of each run that this node has applied, for its report.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+    /// The last number of each run that this node has applied.
+    fn numbers(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         self.runs.iter().map(|(run, state)| (*run, state.last_number))
+    }
+
+    /// The last number of each run whose last entry is later than the last id that survived, for this node's report. All
+    /// others are in the log, or were trimmed from it: a node that starts later has never read them, and would take them
+    /// for lost.
+    pub(super) fn numbers_after(&self, survived: MessageId) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let later = self.runs.iter().filter(move |(_, state)| order(state.last_id) > order(survived));
+        later.map(|(run, state)| (*run, state.last_number))
     }
 
     /// The next loss that is certain now.
@@ -532,6 +540,15 @@ mod tests {
         assert_eq!(table.next_loss(), Some(Loss::Report { run: 2, numbers: (2, 4) }));
         assert_eq!(table.next_loss(), None);
         assert_eq!(table.compare(2, 5), Numbering::Jump { first_missing: 2, is_announced: true });
+    }
+
+    #[test]
+    fn run_whose_entries_the_log_still_has_is_not_reported() {
+        let mut table = table(&[1, 2]);
+        table.apply(1, 2, id(7), false);
+        table.apply(2, 2, id(8), false);
+        assert_eq!(table.numbers_after(id(7)).collect::<Vec<_>>(), [(2, 2)]);
+        assert_eq!(table.numbers_after(id(8)).count(), 0);
     }
 
     #[test]

@@ -19,6 +19,9 @@ const SENTINEL_PORT: u16 = 26379;
 /// The shortest `--backplane-age-seconds`: a node that is not connected for less reads everything.
 const AGE_SECONDS_MIN: u32 = 60;
 
+/// The smallest `--backplane-bytes-max`: every node trims the log that all of them share.
+const BYTES_MAX_MIN: usize = 1 << 20;
+
 /// Bytes that a message's entry can have in addition to its payload: the items before it, the channel, the user, and the key.
 const MESSAGE_OVERHEAD_BYTES: usize = 128 << 10;
 
@@ -87,7 +90,7 @@ pub(super) struct BackplaneFlags {
 impl BackplaneFlags {
     /// The configuration, with the content of the password file.
     pub(super) fn config(&self, limits: &Limits) -> Result<Option<BackplaneConfig>, Failure> {
-        let Some((address, database)) = self.backplane.clone() else { return Ok(None) };
+        let Some((address, database)) = self.backplane.clone() else { return self.without_backplane() };
         let (history, keys) = (limits.history.age_ms / 1_000, limits.idempotency.age_ms / 1_000);
         let least = AGE_SECONDS_MIN.max(history).max(keys);
         let age_seconds = self.backplane_age_seconds.unwrap_or(least);
@@ -95,6 +98,12 @@ impl BackplaneFlags {
             return Err(Failure::Usage(format!(
                 "--backplane-age-seconds {age_seconds} is less than {least}: it must be at least {AGE_SECONDS_MIN}, \
                  --history-age-seconds and --idempotency-age-seconds, so that a node that starts has what the others have"
+            )));
+        }
+        if self.backplane_bytes_max < BYTES_MAX_MIN {
+            return Err(Failure::Usage(format!(
+                "--backplane-bytes-max {} is less than 1MiB: a node that starts reads the histories from the log",
+                self.backplane_bytes_max
             )));
         }
         self.check_message_size(limits)?;
@@ -124,6 +133,20 @@ impl BackplaneFlags {
             wait_replicas: self.backplane_wait_replicas,
             wait_timeout_ms: self.backplane_wait_timeout_ms,
         }))
+    }
+
+    /// Flags that have an effect with a backplane only. Those with a default may come from a file of variables.
+    fn without_backplane(&self) -> Result<Option<BackplaneConfig>, Failure> {
+        let given = [
+            ("--backplane-user", self.backplane_user.is_some()),
+            ("--backplane-password-file", self.backplane_password_file.is_some()),
+            ("--backplane-tls-ca", self.backplane_tls_ca.is_some()),
+            ("--backplane-wait-replicas", self.backplane_wait_replicas > 0),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(Failure::Usage(format!("{flag} needs --backplane URL"))),
+            None => Ok(None),
+        }
     }
 
     /// Every message that this node accepts must fit into the log, and be read from it by every other node.
@@ -222,6 +245,29 @@ fn host_and_port(authority: &str, default: u16) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::{Command, FromArgMatches};
+
+    #[test]
+    fn flag_without_a_backplane_or_out_of_bounds_is_rejected() {
+        let check = |arguments: &[&str]| {
+            let command = BackplaneFlags::augment_args(Command::new("serve"));
+            let matches = command.get_matches_from([&["serve"], arguments].concat());
+            let flags = BackplaneFlags::from_arg_matches(&matches).unwrap();
+            flags.config(&Limits::default()).map(|config| config.is_some()).map_err(|error| error.to_string())
+        };
+        assert_eq!((check(&[]), check(&["--backplane=redis://a"])), (Ok(false), Ok(true)));
+        assert_eq!(check(&["--backplane-name=a"]), Ok(false));
+        for (arguments, says) in [
+            (&["--backplane-wait-replicas=1"][..], "--backplane-wait-replicas needs --backplane URL"),
+            (&["--backplane-user=a"], "--backplane-user needs --backplane URL"),
+            (&["--backplane=redis://a", "--backplane-bytes-max=1"], "is less than 1MiB"),
+            (&["--backplane=redis://a", "--backplane-pending-bytes-max=1"], "raise it to"),
+            (&["--backplane=redis://a", "--backplane-age-seconds=1"], "is less than"),
+        ] {
+            let error = check(arguments).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
 
     #[test]
     fn address_of_each_form_is_parsed() {

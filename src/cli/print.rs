@@ -12,7 +12,6 @@ use clap_mangen::Man;
 
 use super::failure::Failure;
 use super::output;
-use super::version::VERSION;
 
 const SYSTEMD_UNIT: &str = include_str!("print/oyez.service");
 const GRAFANA_DASHBOARD: &str = include_str!("print/grafana_dashboard.json");
@@ -79,11 +78,14 @@ fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
             Failure::Usage(format!("{} has no command {name:?}: {why}", found.get_name()))
         })?;
     }
-    let mut found = found.clone();
+    // `-h` shows the most used flags only, a page all of them.
+    let mut found = found.clone().mut_args(|arg| arg.hide_short_help(false));
     let name = found.get_display_name().unwrap_or(found.get_name()).to_owned();
     let usage = found.render_usage().to_string();
     let usage = usage.trim_start_matches("Usage:").trim().replace('-', "\\-");
-    let page = Man::new(found.display_name(name.replace(' ', "-"))).source(format!("oyez {VERSION}"));
+    let has_commands = found.has_subcommands();
+    let page = Man::new(found.display_name(name.replace(' ', "-")))
+        .source(concat!("oyez ", env!("CARGO_PKG_VERSION")));
     let mut text = Vec::new();
     // clap_mangen's own synopsis lists all flags. Writing to memory does not fail.
     let _ = page
@@ -92,8 +94,7 @@ fn man(mut command: Command, names: &[String]) -> Result<String, Failure> {
         .and_then(|()| writeln!(text, ".SH SYNOPSIS\n.nf\n{usage}\n.fi"))
         .and_then(|()| page.render_description_section(&mut text))
         .and_then(|()| page.render_options_section(&mut text))
-        .and_then(|()| page.render_subcommands_section(&mut text))
-        .and_then(|()| page.render_extra_section(&mut text));
+        .and_then(|()| if has_commands { page.render_subcommands_section(&mut text) } else { Ok(()) });
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 

@@ -89,6 +89,22 @@ fn health_check_of_a_server_ends_with_its_status() {
 }
 
 #[test]
+fn page_of_a_command_describes_each_of_its_flags() {
+    for command in [&["serve"][..], &["pub"], &["bench", "fanout"]] {
+        let page = printed(&[&["man"], command].concat()).replace("\\-", "-").replace("\\fR", "");
+        let help = oyez(&[command, &["--help"]].concat()).output().unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let flags: Vec<&str> = help.split_whitespace().filter(|word| word.starts_with("--")).collect();
+        assert!(flags.len() > 3, "{help}");
+        for flag in flags {
+            let flag = flag.trim_end_matches([',', '.', ')', ';', ':']);
+            let described = page.lines().skip_while(|line| !line.contains(&format!("\\fB{flag}"))).nth(1);
+            assert!(described.is_some_and(|line| line.len() >= 10), "{command:?} {flag}: {described:?}");
+        }
+    }
+}
+
+#[test]
 fn page_of_an_unknown_command_names_the_commands() {
     let output = oyez(&["print", "man", "bench", "fan"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
