@@ -151,7 +151,7 @@ fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -
         let names = chosen.get_subcommands().map(clap::Command::get_name).filter(|name| *name != "help");
         return format!("no command is given: {}; see {name} --help", names.collect::<Vec<_>>().join(", "));
     }
-    let text = error.to_string();
+    let text = without_password(&error.to_string());
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let is_advice = |part: &&str| !part.starts_with("Usage:") && !part.starts_with("For more");
     let parts = text.split("\n\n").take_while(is_advice);
@@ -165,6 +165,16 @@ fn usage(error: &clap::Error, command: &clap::Command, arguments: &[OsString]) -
     let said = said.join(": ");
     let mark = if said.ends_with('?') { "" } else { ";" };
     format!("{said}{mark} see {name} --help")
+}
+
+/// Leaves out the user and the password of an address, since errors end up in logs.
+fn without_password(text: &str) -> String {
+    let Some((before, rest)) = text.split_once("://") else { return text.to_owned() };
+    let authority = rest.split(['/', '\'', ' ']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((user, _)) => format!("{before}://…{}", &rest[user.len()..]),
+        None => text.to_owned(),
+    }
 }
 
 /// clap's hints, as the end of a line.

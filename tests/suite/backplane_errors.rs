@@ -1,5 +1,5 @@
 //! Errors that Redis replies with, and the pauses, lines and answers that follow. Method: one link over a log server in memory
-//! that replies when the test lets it.
+//! that replies when the test lets it; the real binary where a socket fails.
 
 use std::rc::Rc;
 
@@ -9,6 +9,7 @@ use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 
+use crate::support::backplane::first_loss;
 use crate::support::log_server::{LogData, LogServer, Pipe, Record, link_config};
 
 /// Time between two steps, in ms.
@@ -296,4 +297,12 @@ fn block_of_client_ids_that_another_node_has_is_not_used() {
     node.run_ms(&mut log, 100);
     log.data.state.insert("clients", (block - 1).to_string());
     assert_eq!(start(3, &mut log).blocks, [block]);
+}
+
+#[test]
+fn address_that_cannot_be_connected_to_is_in_the_error() {
+    let unix = first_loss(&["--backplane=unix:/nonexistent"]);
+    assert_eq!(unix, "unix:/nonexistent: No such file or directory (os error 2)");
+    let name = first_loss(&["--backplane=redis://nowhere.invalid"]);
+    assert!(name.starts_with("nowhere.invalid: "), "{name}");
 }

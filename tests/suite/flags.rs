@@ -290,6 +290,17 @@ fn invalid_value_is_one_line_and_status_2() {
 }
 
 #[test]
+fn password_in_an_address_is_not_repeated_in_the_error() {
+    for address in
+        ["redis://:secret@host", "redis://oyez:secret@host:6379/0", "redis+sentinel://a:secret@b/main"]
+    {
+        let line = fails(&["serve", &format!("--backplane={address}")], &[], 2);
+        assert!(line.contains("--backplane-password-file") && !line.contains("secret@"), "{line}");
+        assert!(line.contains("://…@"), "{line}");
+    }
+}
+
+#[test]
 fn contradicting_flags_are_rejected_at_start() {
     let check = |flags: &[&str], says: &str| {
         let line = fails(&[&["serve", "--listen=127.0.0.1:0"], flags].concat(), &[], 2);

@@ -215,7 +215,8 @@ impl Dialer {
             Dial::LookingUp { of, host, port, until } => match self.take_lookup(&host, port) {
                 None => DialStep::Stop(DialProgress::Waits(Dial::LookingUp { of, host, port, until })),
                 Some(addresses) => {
-                    let addresses = addresses?;
+                    let addresses = addresses
+                        .map_err(|error| io::Error::new(error.kind(), format!("{host}: {error}")))?;
                     let Some(address) = addresses.get(self.attempts % addresses.len().max(1)) else {
                         return Err(io::Error::new(
                             ErrorKind::NotFound,
@@ -355,7 +356,7 @@ impl Dialer {
         streams: [io::Result<LogStream>; 2],
         now: LoopTime,
     ) -> io::Result<Dial> {
-        let [appender, reader] = streams;
+        let [appender, reader] = streams.map(|stream| stream.map_err(|error| target.error(&error)));
         let connections = [
             LogConnection::register(appender, &self.registry, TOKENS[0])?,
             LogConnection::register(reader, &self.registry, TOKENS[1])?,
