@@ -1,14 +1,21 @@
-//! The build script: commit and cargo features for `--version`.
+//! The build script: commit and cargo features for `--version`, and the files of the console in compressed form.
 //!
 //! The commit comes from git, or from the file that cargo packs into a published crate, which has no git repository.
 //! Debug builds have none: they would be compiled again after every commit.
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
+
+use zlib_rs::{DeflateConfig, compress_bound, compress_slice};
+
+/// The embedded files, in this folder.
+const CONSOLE: &str = "src/console";
 
 fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");
+    compress_console();
     println!("cargo::rustc-env=OYEZ_BUILD_FEATURES={}", features());
     println!("cargo::rustc-env=OYEZ_BUILD_COMMIT={}", commit());
 }
@@ -19,6 +26,41 @@ fn features() -> String {
     let mut names: Vec<String> = names.filter(|name| name != "default").collect();
     names.sort();
     if names.is_empty() { "none".to_owned() } else { names.join(",") }
+}
+
+/// Writes each embedded file as FILE.gz, and a hash of its content as FILE.tag, which is part of its `ETag`.
+fn compress_console() {
+    println!("cargo::rerun-if-changed={CONSOLE}");
+    let out = env::var_os("OUT_DIR").expect("cargo sets it");
+    let out = Path::new(&out);
+    for entry in fs::read_dir(CONSOLE).expect("the folder is part of the sources") {
+        let path = entry.expect("a file").path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            continue;
+        }
+        let name = path.file_name().expect("a file").to_str().expect("ASCII");
+        let bytes = fs::read(&path).expect("a readable file");
+        fs::write(out.join(format!("{name}.gz")), gzip(&bytes)).expect("a writable folder");
+        fs::write(out.join(format!("{name}.tag")), format!("{:016x}", fnv_1a(&bytes)))
+            .expect("a writable folder");
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // 16 more than the window's bits: with the header and the trailer of gzip, as in zlib.
+    let config = DeflateConfig { level: 9, window_bits: 15 + 16, ..DeflateConfig::default() };
+    // The bound is that of zlib's header, which is 12 bytes shorter with its trailer.
+    let mut out = vec![0; compress_bound(bytes.len()) + 12];
+    let (compressed, status) = compress_slice(&mut out, bytes, config);
+    assert_eq!(status, zlib_rs::ReturnCode::Ok);
+    compressed.to_vec()
+}
+
+/// The hash has to differ between versions of a file, and resists no attacker: the files are the project's own.
+fn fnv_1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn commit() -> String {

@@ -117,6 +117,10 @@ pub struct Asset {
     pub content_type: &'static str,
     /// The content.
     pub bytes: &'static [u8],
+    /// The content, compressed by gzip.
+    pub gzip: &'static [u8],
+    /// A hash of the content, as part of the entity tags.
+    pub tag: &'static str,
 }
 
 impl fmt::Debug for Asset {

@@ -1,7 +1,7 @@
 //! The files of the web console, a page for watching and publishing on channels, and of the JavaScript client module.
 //!
 //! The files are embedded in the binary, so that a server is one file to copy and its page always matches its protocol.
-//! They are served unchanged. There is no build step, nothing is loaded from other hosts, and the page has no inline
+//! They are served unchanged, compressed by gzip where the client accepts it. There is no bundler, nothing is loaded from other hosts, and the page has no inline
 //! script or style, so that the strictest content security policy applies: an injected payload cannot run. Paths are
 //! flat, since the page names its files relative to itself and so works below any prefix that a proxy adds.
 //!
@@ -13,39 +13,47 @@
 
 use crate::config::Asset;
 
-/// The content type of scripts. Browsers run a module only with a JavaScript type.
-const SCRIPT: &str = "text/javascript; charset=utf-8";
+/// An embedded file, with what the build script has made of it.
+macro_rules! asset {
+    ($path:expr, $content_type:literal, $file:literal) => {
+        Asset {
+            path: $path,
+            content_type: $content_type,
+            bytes: include_bytes!($file),
+            gzip: include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".gz")),
+            tag: include_str!(concat!(env!("OUT_DIR"), "/", $file, ".tag")),
+        }
+    };
+}
+
+/// An embedded script. Browsers run a module only with a JavaScript type.
+macro_rules! script {
+    ($file:literal) => {
+        asset!(concat!("/", $file), "text/javascript; charset=utf-8", $file)
+    };
+}
 
 /// The client module. It is served with `--no-console` too, since applications import it.
-pub static CLIENT_MODULE: Asset =
-    Asset { path: "/oyez.js", content_type: SCRIPT, bytes: include_bytes!("oyez.js") };
+pub static CLIENT_MODULE: Asset = script!("oyez.js");
 
 /// The page and the files that it refers to, except for [`CLIENT_MODULE`].
 pub static ASSETS: &[Asset] = &[
-    Asset { path: "/", content_type: "text/html; charset=utf-8", bytes: include_bytes!("index.html") },
-    Asset {
-        path: "/console.css",
-        content_type: "text/css; charset=utf-8",
-        bytes: include_bytes!("console.css"),
-    },
-    script("/console.js", include_bytes!("console.js")),
-    script("/channel.js", include_bytes!("channel.js")),
-    script("/chart.js", include_bytes!("chart.js")),
-    script("/chat.js", include_bytes!("chat.js")),
-    script("/dom.js", include_bytes!("dom.js")),
-    script("/editor.js", include_bytes!("editor.js")),
-    script("/nodes.js", include_bytes!("nodes.js")),
-    script("/operation.js", include_bytes!("operation.js")),
-    script("/scrape.js", include_bytes!("scrape.js")),
-    script("/shared-hub.js", include_bytes!("shared-hub.js")),
-    script("/shared-text-view.js", include_bytes!("shared-text-view.js")),
-    script("/shared-text.js", include_bytes!("shared-text.js")),
-    script("/ticker.js", include_bytes!("ticker.js")),
+    asset!("/", "text/html; charset=utf-8", "index.html"),
+    asset!("/console.css", "text/css; charset=utf-8", "console.css"),
+    script!("console.js"),
+    script!("channel.js"),
+    script!("chart.js"),
+    script!("chat.js"),
+    script!("dom.js"),
+    script!("editor.js"),
+    script!("nodes.js"),
+    script!("operation.js"),
+    script!("scrape.js"),
+    script!("shared-hub.js"),
+    script!("shared-text-view.js"),
+    script!("shared-text.js"),
+    script!("ticker.js"),
 ];
-
-const fn script(path: &'static str, bytes: &'static [u8]) -> Asset {
-    Asset { path, content_type: SCRIPT, bytes }
-}
 
 #[cfg(test)]
 mod tests {

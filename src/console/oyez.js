@@ -156,7 +156,7 @@ export class Oyez extends EventTarget {
    */
   subscribe(name, onmessage, options = {}) {
     checkName(name);
-    const handler = { echo: true, ...options, onmessage };
+    const handler = { ...options, echo: options.echo ?? true, onmessage };
     let channel = this.#channels.get(name);
     if (!channel) {
       channel = { name, stage: 'unsubscribed', handlers: new Set() };

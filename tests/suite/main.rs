@@ -13,6 +13,7 @@ mod access_rights;
 mod access_secrets;
 mod access_time;
 mod access_ways;
+mod assets;
 mod back_pressure;
 mod backplane_errors;
 mod backplane_input;

@@ -171,6 +171,6 @@ fn handle(
         Route::Ready => Ok(exchange.query(Query::Ready)),
         Route::Metrics => Ok(exchange.query(Query::Metrics)),
         Route::Health => Ok(handlers::respond_healthy(exchange)),
-        Route::Asset(asset) => Ok(handlers::send_asset(asset, exchange)),
+        Route::Asset(asset) => Ok(handlers::send_asset(asset, request, exchange)),
     }
 }

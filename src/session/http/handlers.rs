@@ -8,7 +8,7 @@ use super::cors::check_websocket_origin;
 use super::exchange::{Exchange, Outcome};
 use super::forwarded::{count_connection, forwarded_client};
 use super::request::Request;
-use super::response::{HttpError, ResponseOptions};
+use super::response::HttpError;
 use super::routes::{LIMIT_MAX, Parameters};
 use super::upgrade::{self, Protocol, Upgrade};
 use crate::access::authenticator::Rights;
@@ -164,22 +164,32 @@ pub(super) fn respond_healthy(exchange: &mut Exchange<'_, '_>) -> Outcome {
     exchange.respond(exchange.options.respond(200, "text/plain", &fields, b"ok\n"))
 }
 
-/// An embedded file.
-pub(super) fn send_asset(asset: &Asset, exchange: &mut Exchange<'_, '_>) -> Outcome {
-    exchange.respond(asset_response(asset, &exchange.options))
-}
-
 /// An embedded file. Its policy allows the page to load files of its own origin and to connect to it only. The files
 /// are public, and pages of any origin may import the client module.
-fn asset_response(asset: &Asset, options: &ResponseOptions) -> Vec<u8> {
+///
+/// A cache asks before each use (`no-cache`), so that the page always matches the server; while nothing has changed, the
+/// response is 304.
+pub(super) fn send_asset(asset: &Asset, request: &Request<'_>, exchange: &mut Exchange<'_, '_>) -> Outcome {
+    let gzip = request.accepts_gzip();
+    // RFC 9110 8.8.3.3: representations that differ in their coding have different tags.
+    let tag = if gzip { format!("\"{}-gzip\"", asset.tag) } else { format!("\"{}\"", asset.tag) };
     let policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                   img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    let fields = [
+    let mut fields = vec![
         ("Content-Security-Policy", policy),
         ("X-Content-Type-Options", "nosniff"),
         ("Referrer-Policy", "no-referrer"),
         ("Access-Control-Allow-Origin", "*"),
         ("Cache-Control", "no-cache"),
+        ("Vary", "Accept-Encoding"),
+        ("ETag", &tag),
     ];
-    options.respond(200, asset.content_type, &fields, asset.bytes)
+    if request.has_current(&tag) {
+        return exchange.respond(exchange.options.respond(304, asset.content_type, &fields, b""));
+    }
+    if gzip {
+        fields.push(("Content-Encoding", "gzip"));
+    }
+    let body = if gzip { asset.gzip } else { asset.bytes };
+    exchange.respond(exchange.options.respond(200, asset.content_type, &fields, body))
 }

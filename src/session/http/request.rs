@@ -195,6 +195,26 @@ impl<'a> Request<'a> {
         self.fields.list("accept").any(|one| media_type(one).eq_ignore_ascii_case(b"text/event-stream"))
     }
 
+    /// Returns true if a response may be compressed by gzip (RFC 9110 12.5.3). `*` is ignored: clients that decompress
+    /// name the coding.
+    pub fn accepts_gzip(&self) -> bool {
+        let is_accepted = |value: &[u8]| {
+            let mut parts = value.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
+            let is_gzip = parts.next().is_some_and(|coding| coding.eq_ignore_ascii_case(b"gzip"));
+            // RFC 9110 12.4.2: a weight of 0 means "not acceptable".
+            is_gzip && !parts.any(is_zero_weight)
+        };
+        self.fields.list("accept-encoding").any(is_accepted)
+    }
+
+    /// Returns true if the client has the representation with this strong entity tag (RFC 9110 13.1.2). The comparison is
+    /// weak: a proxy that compresses makes tags weak.
+    pub fn has_current(&self, tag: &str) -> bool {
+        let is_current =
+            |value: &[u8]| value == b"*" || value.strip_prefix(b"W/").unwrap_or(value) == tag.as_bytes();
+        self.fields.list("if-none-match").any(is_current)
+    }
+
     /// The options of the response, without CORS. `date`: the value of `Date`.
     ///
     /// RFC 9112 9.3: HTTP/1.1 keeps the connection open by default, HTTP/1.0 only with `keep-alive`.
@@ -208,6 +228,12 @@ impl<'a> Request<'a> {
         let is_chunked = self.minor_version > 0;
         ResponseOptions { after, head_only: self.method == "HEAD", is_chunked, allowed_origin: None, date }
     }
+}
+
+/// A weight of 0: `q=0`, also as `q=0.000`.
+fn is_zero_weight(parameter: &[u8]) -> bool {
+    let digits = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="));
+    digits.is_some_and(|digits| digits.starts_with(b"0") && digits.iter().all(|digit| b"0.".contains(digit)))
 }
 
 /// The header fields of a request.

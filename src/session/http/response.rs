@@ -55,7 +55,8 @@ impl ResponseOptions {
     /// A complete response.
     pub fn respond(&self, status: u16, content_type: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
         let mut out = self.head(status, fields);
-        if status != 204 {
+        // RFC 9110 15.3.5 and 15.4.5: neither has a body.
+        if status != 204 && status != 304 {
             let _ = write!(out, "Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len());
         }
         out.push_str("\r\n");

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
     use crate::ids::MessageId;
 
-    static PAGE: Asset = Asset { path: "/", content_type: "text/html", bytes: b"x" };
+    static PAGE: Asset = Asset { path: "/", content_type: "text/html", bytes: b"x", gzip: b"", tag: "" };
 
     fn name(text: &str) -> ChannelName {
         ChannelName::parse(text.as_bytes()).unwrap()

@@ -102,6 +102,12 @@ impl Client {
         self.response()
     }
 
+    /// Sends a HEAD request, and takes the head of the answer.
+    pub fn ask_head(&mut self, request: impl AsRef<[u8]>) -> Response {
+        self.send(request.as_ref());
+        self.response_or_end(true).expect("an answer, but the end of file came")
+    }
+
     /// The next event of a stream, up to its empty line. Comments, which are signs of life, are skipped.
     pub fn event(&mut self) -> String {
         self.event_or_end().expect("an event, but the end of file came")
