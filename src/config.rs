@@ -12,13 +12,13 @@ use crate::plural::plural;
 /// The configuration of `oyez serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The address to listen on.
-    pub listen: SocketAddr,
+    /// The addresses to listen on.
+    pub listen: Vec<ListenAddress>,
     /// Maximum connections; `None` for as many as the file descriptor limit allows.
     pub connections_max: Option<usize>,
     /// Limits, timeouts and budgets.
     pub limits: Limits,
-    /// Options of the listening socket, which every accepted socket inherits.
+    /// Options of the TCP listening sockets, which every accepted socket inherits.
     pub tcp: TcpConfig,
     /// TLS.
     pub tls: TlsConfig,
@@ -28,6 +28,39 @@ pub struct Config {
     pub backplane: Option<BackplaneConfig>,
     /// Static files.
     pub assets: Vec<&'static Asset>,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// `127.0.0.1:8080`. Port 0 is a free one.
+    Tcp(SocketAddr),
+    /// `unix:/path`.
+    Unix {
+        /// The path of the socket file.
+        path: PathBuf,
+        /// The permissions of the file; `None`: those that the umask leaves.
+        mode: Option<u32>,
+    },
+}
+
+impl ListenAddress {
+    /// Returns true if other machines cannot connect to it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            ListenAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            ListenAddress::Unix { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// The file that histories are written to, and read from at start.
@@ -347,7 +380,7 @@ impl IdempotencyLimits {
     }
 }
 
-/// Options of the listening socket. Linux copies each of them to the sockets it accepts, which saves
+/// Options of the TCP listening sockets. Linux copies each of them to the sockets it accepts, which saves
 /// three calls a connection.
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
@@ -389,7 +422,7 @@ pub struct TlsFiles {
 impl Default for Config {
     fn default() -> Config {
         Config {
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            listen: vec![ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))],
             connections_max: None,
             limits: Limits::default(),
             tcp: TcpConfig::default(),

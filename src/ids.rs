@@ -4,7 +4,7 @@
 //! [`ChannelId`], and arithmetic on either does not compile.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 /// A connection: the key of its slot, and a generation.
@@ -348,8 +348,18 @@ pub struct Peer {
     pub is_counted: bool,
 }
 
+/// Stands for the address of all clients of Unix sockets, which have none: the unspecified address, from which no packet
+/// arrives. They share the limits per address.
+pub const UNIX_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// How [`UNIX_ADDRESS`] is written in logs, flags and `X-Forwarded-For`, as nginx does.
+pub const UNIX_ADDRESS_TEXT: &str = "unix:";
+
 impl Peer {
-    /// The IP address.
+    /// The peer of a connection on a Unix socket.
+    pub const UNIX: Peer = Peer { ip: UNIX_ADDRESS, port: 0, is_counted: false };
+
+    /// The IP address; [`UNIX_ADDRESS`] for a Unix socket.
     pub fn ip(self) -> IpAddr {
         self.ip
     }
@@ -370,6 +380,7 @@ impl From<IpAddr> for Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
+            _ if self.ip == UNIX_ADDRESS => f.write_str(UNIX_ADDRESS_TEXT),
             0 => self.ip.fmt(f),
             port => SocketAddr::new(self.ip, port).fmt(f),
         }

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::ids::{UNIX_ADDRESS, UNIX_ADDRESS_TEXT};
+
 /// A network in CIDR notation: `10.0.0.0/8`, `2001:db8::/32`, `127.0.0.1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
@@ -25,11 +27,14 @@ pub enum BadNetwork {
 }
 
 impl Network {
-    /// Parses a network in CIDR notation, or an address.
+    /// Parses a network in CIDR notation, an address, or `unix:`, which is the Unix sockets.
     ///
     /// # Errors
     /// The mistake, and the correct syntax.
     pub fn parse(text: &str) -> Result<Network, BadNetwork> {
+        if text == UNIX_ADDRESS_TEXT {
+            return Ok(Network { address: UNIX_ADDRESS, length: 128 });
+        }
         let (address, length) = match text.split_once('/') {
             Some((address, length)) => (address, Some(length)),
             None => (text, None),
@@ -46,13 +51,24 @@ impl Network {
         if length > most {
             return Err(BadNetwork::Form);
         }
+        if address == UNIX_ADDRESS && length > 0 {
+            return Err(BadNetwork::Form);
+        }
         let network = Network { address: beginning(address, length), length };
         if network.address == address { Ok(network) } else { Err(BadNetwork::HostBits(network)) }
+    }
+
+    /// Returns true for the Unix sockets, which are part of no other network, and so not of `::/0`.
+    fn is_unix(self) -> bool {
+        self.address == UNIX_ADDRESS && self.length > 0
     }
 
     /// Returns true if the address is in the network. An IPv4-mapped IPv6 address is IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        if address == UNIX_ADDRESS {
+            return self.is_unix();
+        }
         address.is_ipv4() == self.address.is_ipv4() && beginning(address, self.length) == self.address
     }
 }
@@ -72,6 +88,9 @@ fn beginning(address: IpAddr, length: u8) -> IpAddr {
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unix() {
+            return f.write_str(UNIX_ADDRESS_TEXT);
+        }
         write!(f, "{}/{}", self.address, self.length)
     }
 }
@@ -79,7 +98,9 @@ impl fmt::Display for Network {
 impl fmt::Display for BadNetwork {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadNetwork::Form => f.write_str("not a network: write 10.0.0.0/8, 2001:db8::/32 or an address"),
+            BadNetwork::Form => f.write_str(
+                "not a network: write 10.0.0.0/8, 2001:db8::/32, an address, or unix: for the Unix sockets",
+            ),
             BadNetwork::HostBits(network) => {
                 write!(f, "host bits are set after the /{}: write {network}", network.length)
             }
@@ -115,15 +136,20 @@ pub fn forwarded_client<'a>(
     client
 }
 
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]` or `[2001:db8::1]:80`.
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:80`, or `unix:` for a client of a proxy's
+/// Unix socket.
 fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let text = std::str::from_utf8(hop.trim_ascii()).ok()?;
+    if text == UNIX_ADDRESS_TEXT {
+        return Some(UNIX_ADDRESS);
+    }
     let bare =
         text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).filter(|text| text.contains(':'));
     let address = bare.unwrap_or(text).parse::<IpAddr>().ok();
     address
         .or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
         .map(|ip| ip.to_canonical())
+        .filter(|ip| *ip != UNIX_ADDRESS)
 }
 
 /// The result of [`parse_proxy_header`].
@@ -206,7 +232,8 @@ fn tcp6(content: &[u8]) -> Option<Option<SocketAddr>> {
     let (source, rest) = content.split_first_chunk::<16>()?;
     let (_, rest) = rest.split_first_chunk::<16>()?;
     let address = IpAddr::from(*source).to_canonical();
-    port(rest).map(|port| Some(SocketAddr::new(address, port)))
+    // The unspecified address is not the client's.
+    port(rest).map(|port| Some(SocketAddr::new(address, port)).filter(|_| address != UNIX_ADDRESS))
 }
 
 /// The source port, if the rest is well-formed: two ports, followed by TLV fields of a type, a length and a value.
@@ -250,13 +277,27 @@ mod tests {
         check("2001:db8::/33", "2001:db8:7fff::", true);
         check("2001:db8::/33", "2001:db8:8000::", false);
         check("::1", "::1", true);
+        check("unix:", "::", true);
+        check("unix:", "::1", false);
+        check("::/0", "::", false);
     }
 
     #[test]
     fn invalid_network_is_rejected_with_a_hint() {
-        for bad in
-            ["", "x", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/+8", "10.0.0/8", "::/129", "10.0.0.0/8/8", "/8"]
-        {
+        for bad in [
+            "",
+            "x",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/+8",
+            "10.0.0/8",
+            "::/129",
+            "10.0.0.0/8/8",
+            "/8",
+            "::",
+            "::/64",
+            "unix:/x",
+        ] {
             assert_eq!(Network::parse(bad), Err(BadNetwork::Form), "{bad}");
         }
         let why = Network::parse("10.1.2.3/8").unwrap_err();
@@ -292,6 +333,17 @@ mod tests {
         check("10.0.0.1", &["203.0.113.9 192.0.2.66"], "10.0.0.1");
         check("10.0.0.1", &["\u{1b}[31m"], "10.0.0.1");
         assert_eq!(forwarded_client(ip("10.0.0.1"), [&b"\xff"[..]].into_iter(), &proxies), ip("10.0.0.1"));
+        // Of Unix sockets, as nginx names them; the unspecified address is no name for them.
+        check("::", &["192.0.2.66, 203.0.113.9"], "::");
+        check("10.0.0.1", &["203.0.113.9, unix:"], "::");
+        let proxies = networks(&["10.0.0.0/8", "unix:"]);
+        let check = |peer: &str, lines: &[&str], client: &str| {
+            let lines = lines.iter().map(|line| line.as_bytes());
+            assert_eq!(forwarded_client(ip(peer), lines, &proxies), ip(client), "{peer}");
+        };
+        check("::", &["192.0.2.66, 203.0.113.9"], "203.0.113.9");
+        check("10.0.0.1", &["203.0.113.9, unix:"], "203.0.113.9");
+        check("10.0.0.1", &["203.0.113.9, ::"], "10.0.0.1");
         let long = "10.0.0.2,".repeat(100_000);
         check("10.0.0.1", &[&format!("203.0.113.9,{}10.0.0.3", long)], "203.0.113.9");
     }
@@ -329,6 +381,7 @@ mod tests {
         check(header(0x20, 0xff, b"skipped"), None);
         check(header(0x21, 0x00, b"skipped"), None);
         check(header(0x21, 0x31, &[0; 216]), None);
+        check(header(0x21, 0x21, &[&[0; 32][..], &[0x12, 0x67, 0x1f, 0x90]].concat()), None);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Authentication flags: the keys that verify tokens, the rights of anonymous clients, and one-time tickets.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use clap::Args;
@@ -15,6 +14,7 @@ use crate::access::rate_limiter::RateLimiter;
 use crate::access::rejection_log::RejectionLog;
 use crate::access::ticket::Tickets;
 use crate::access::token::Verifier;
+use crate::config::ListenAddress;
 
 /// The flags that decide which clients may connect.
 #[derive(Clone, Debug, Args)]
@@ -81,33 +81,33 @@ impl AuthFlags {
         Ok(keys.map(|keys| Verifier { keys, audiences: audiences.clone(), issuers: issuers.clone() }))
     }
 
-    /// The authenticator of a server that listens on this address, and a description for the log. Without a key or an
-    /// explicit `--anonymous`, only a server on a loopback address accepts clients.
-    pub(super) fn authenticator(&self, listen: SocketAddr) -> Result<(Authenticator, String), Failure> {
+    /// The authenticator of a server that listens on these addresses, and a description for the log. Without a key or an
+    /// explicit `--anonymous`, only a server on loopback addresses and Unix sockets accepts clients.
+    pub(super) fn authenticator(&self, listen: &[ListenAddress]) -> Result<(Authenticator, String), Failure> {
         let verifier = self.verifier()?;
-        let is_local = listen.ip().to_canonical().is_loopback();
+        let public = listen.iter().find(|address| !address.is_local());
         let mut facts = Vec::new();
         if let Some(verifier) = &verifier {
             facts.push(format!("tokens are verified by {}", verifier.keys.describe()));
         }
-        let anonymous = match (&verifier, &self.anonymous) {
-            (_, Some(rules)) => {
-                if verifier.is_none() && !is_local {
-                    warn!("{listen} is reachable from other machines without a key: {}", rights(rules));
+        let anonymous = match (&verifier, &self.anonymous, public) {
+            (_, Some(rules), _) => {
+                if let (None, Some(public)) = (&verifier, public) {
+                    warn!("{public} is reachable from other machines without a key: {}", rights(rules));
                 } else {
                     facts.push(format!("anonymous clients: {}", rights(rules)));
                 }
                 rules.clone()
             }
-            (Some(_), None) => Grant::default(),
-            (None, None) if is_local => {
+            (Some(_), None, _) => Grant::default(),
+            (None, None, None) => {
                 let fact = "no key is configured: every program of this machine has all rights, and other machines have no access";
                 facts.push(fact.to_owned());
                 Grant::everything()
             }
-            (None, None) => {
+            (None, None, Some(public)) => {
                 return Err(Failure::Usage(format!(
-                    "{listen} is reachable from other machines without access control: configure a key that verifies tokens (`oyez token secret FILE`, then --jwt-secret-file FILE), or the rights of anonymous clients (--anonymous 'subscribe=* publish=*' is everything)"
+                    "{public} is reachable from other machines without access control: configure a key that verifies tokens (`oyez token secret FILE`, then --jwt-secret-file FILE), or the rights of anonymous clients (--anonymous 'subscribe=* publish=*' is everything)"
                 )));
             }
         };

@@ -14,6 +14,7 @@ mod health;
 mod help;
 mod input;
 mod key_files;
+mod listen_flag;
 mod memory;
 mod output;
 mod parent;

@@ -11,12 +11,13 @@ use rustls::pki_types::UnixTime;
 use super::auth_flags::AuthFlags;
 use super::backplane_flags::BackplaneFlags;
 use super::failure::Failure;
+use super::listen_flag::{self, ListenPart};
 use super::memory;
 use super::output;
 use super::parent;
 use super::values::{
-    bytes, bytes_or_0, channel_pattern, count, count_or_0, deflate_level, fields, listen, memory_bytes_or_0,
-    millis, millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
+    bytes, bytes_or_0, channel_pattern, count, count_or_0, deflate_level, fields, memory_bytes_or_0, millis,
+    millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
 };
 use crate::access::connection_limiter::Proxies;
 use crate::access::grant::Patterns;
@@ -25,10 +26,11 @@ use crate::access::proxy::Network;
 use crate::access::token::Verifier;
 use crate::config::{
     self, Asset, Config, DeflateMode, DeflateSettings, HistoryFile, HistoryLimits, IdempotencyLimits, Limits,
-    OnSlow, TcpConfig, TlsFiles,
+    ListenAddress, OnSlow, TcpConfig, TlsFiles,
 };
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain, Tls};
+use crate::net::listeners::ListenError;
 use crate::server::memory::AllocatedBytes;
 use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, Server, ServerExit, StartError};
 use crate::session::http::response::HttpError;
@@ -36,10 +38,14 @@ use crate::session::http::response::HttpError;
 /// The flags of `oyez serve`. Each can also be set by its environment variable; the flag takes precedence.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Address and port to listen on. A port alone (9000) listens on 127.0.0.1, which other machines cannot reach;
-    /// port 0 chooses a free port.
-    #[arg(long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_parser = listen)]
-    listen: SocketAddr,
+    /// Addresses to listen on: repeat it, or separate them by commas. A port alone (9000) listens on 127.0.0.1, which
+    /// other machines cannot reach; port 0 chooses a free port; unix:PATH is a Unix socket, unix:PATH,mode=0660 with these
+    /// permissions.
+    #[arg(
+        long, env = "OYEZ_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:8080", value_delimiter = ',',
+        value_parser = ListenPart::parse
+    )]
+    listen: Vec<ListenPart>,
 
     /// Maximum connections; above it clients get 503, then wait in the backlog [default: the descriptor limit less
     /// 32].
@@ -158,7 +164,7 @@ pub(super) struct Serve {
     origins: Vec<OriginPattern>,
 
     /// Networks of proxies whose X-Forwarded-For or PROXY protocol header is trusted to name the client: repeat it, or
-    /// separate them by commas (10.0.0.0/8, 127.0.0.1) [default: none].
+    /// separate them by commas (10.0.0.0/8, 127.0.0.1, or unix: for the Unix sockets) [default: none].
     #[arg(long = "trusted-proxy", env = "OYEZ_TRUSTED_PROXY", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
     trusted_proxies: Vec<Network>,
 
@@ -348,6 +354,7 @@ impl Serve {
             parent::end_with_parent(parent).map_err(|error| Failure::Failed(error.to_string()))?;
         }
         let mut config = self.config();
+        config.listen = listen_flag::join(&self.listen)?;
         let memory = self.resolve_memory(&mut config.limits);
         config.limits.check().map_err(|why| match why.to_string() {
             // A default: the error names the limit that it was derived from.
@@ -376,8 +383,8 @@ impl Serve {
             let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
             return Err(Failure::Usage(why.into()));
         }
-        let (authenticator, who_may) = self.auth.authenticator(config.listen)?;
-        let (connections_max, descriptors) = connections_max(config.connections_max)?;
+        let (authenticator, who_may) = self.auth.authenticator(&config.listen)?;
+        let (connections_max, descriptors) = connections_max(config.connections_max, config.listen.len())?;
         let facts = [who_may, descriptors, memory];
         let uncompressed = Patterns::parse(self.deflate_exclude.iter().map(String::as_str))
             .map_err(|why| Failure::Usage(why.to_string()))?;
@@ -416,7 +423,7 @@ impl Serve {
 
     fn config(&self) -> Config {
         Config {
-            listen: self.listen,
+            listen: Config::default().listen,
             connections_max: self.connections_max,
             limits: self.limits(),
             tcp: TcpConfig {
@@ -538,26 +545,20 @@ fn serve<E: Acceptor>(
     facts: &[String],
     allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
-    let (listen, reuse_port) = (config.listen, config.tcp.reuse_port);
+    let reuse_port = config.tcp.reuse_port;
     let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
     // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
     // client may come much later.
     let _ = allocated_bytes();
     let mut server =
         Server::bind(config, access_config, connections_max, acceptor).map_err(|error| match error {
-            StartError::Listen(error) => {
-                Failure::Failed(format!("cannot listen on {listen}: {error}{}", advice(&error, reuse_port)))
-            }
-            error @ (StartError::HistoryFile(_) | StartError::Backplane(_)) => {
-                Failure::Failed(error.to_string())
-            }
+            StartError::Listen(error) => Failure::Failed(format!("{error}{}", advice(&error, reuse_port))),
+            error => Failure::Failed(error.to_string()),
         })?;
     facts.iter().for_each(|fact| info!("{fact}"));
-    if let Some(address) = server.address() {
-        // The server runs even if this line cannot be written, for instance on a full disk.
-        if let Err(Failure::Failed(why)) = output::print(format_args!("{}\n", greeting(scheme, address))) {
-            warn!("{why}");
-        }
+    // The server runs even if these lines cannot be written, for instance on a full disk.
+    if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses())) {
+        warn!("{why}");
     }
     match server.run(keys, allocated_bytes) {
         Ok(ServerExit::Drained) => Ok(()),
@@ -570,26 +571,27 @@ fn serve<E: Acceptor>(
     }
 }
 
-/// Raises the descriptor limit as far as possible, and computes the maximum number of connections. Returns a line for
-/// the log with it.
-fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
+/// Raises the descriptor limit as far as possible, and computes the maximum number of connections of a server with this
+/// many listeners. Returns a line for the log with it.
+fn connections_max(wanted: Option<usize>, listeners: usize) -> Result<(usize, String), Failure> {
+    let reserved = DESCRIPTORS_RESERVED + listeners.saturating_sub(1);
     let failed = |error: io::Error| Failure::Failed(format!("cannot read the descriptor limit: {error}"));
     let (soft, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).map_err(failed)?;
     let limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(soft);
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let room = limit.saturating_sub(DESCRIPTORS_RESERVED).min(u32::MAX as usize / 2);
+    let room = limit.saturating_sub(reserved).min(u32::MAX as usize / 2);
     let advice = "raise the hard limit (`ulimit -Hn`, LimitNOFILE= in a systemd unit)";
     let connections_max = match wanted {
         Some(wanted) if wanted > room => {
             return Err(Failure::Usage(format!(
                 "--connections-max {wanted} needs {} descriptors and the limit is {limit}: lower it, or {advice}",
-                wanted.saturating_add(DESCRIPTORS_RESERVED)
+                wanted.saturating_add(reserved)
             )));
         }
         Some(wanted) => wanted,
         None if room == 0 => {
             return Err(Failure::Failed(format!(
-                "the descriptor limit of {limit} leaves no connections after the {DESCRIPTORS_RESERVED} that the server reserves: {advice}"
+                "the descriptor limit of {limit} leaves no connections after the {reserved} that the server reserves: {advice}"
             )));
         }
         None => room,
@@ -598,8 +600,28 @@ fn connections_max(wanted: Option<usize>) -> Result<(usize, String), Failure> {
     Ok((connections_max, fact))
 }
 
-/// The listen address, and the commands to try next.
-fn greeting(scheme: &str, address: SocketAddr) -> String {
+/// A line for each address, the first one with the commands to try next.
+fn greeting(scheme: &str, addresses: &[ListenAddress]) -> String {
+    let lines = addresses.iter().enumerate().map(|(at, address)| {
+        let listening = match address {
+            ListenAddress::Tcp(address) => format!("listening on {scheme}://{address}/ws"),
+            ListenAddress::Unix { .. } => format!("listening on {address}"),
+        };
+        if at > 0 {
+            return listening + "\n";
+        }
+        let url = match url_of(scheme, address) {
+            Some(url) => format!(" --url {url}"),
+            None => String::new(),
+        };
+        format!("{listening} - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}\n")
+    });
+    lines.collect()
+}
+
+/// The URL of an address, for clients on this machine; `None` for the one that they use without `--url`.
+fn url_of(scheme: &str, address: &ListenAddress) -> Option<String> {
+    let ListenAddress::Tcp(address) = address else { return Some(address.to_string()) };
     // Clients cannot connect to an unspecified address.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
@@ -607,11 +629,8 @@ fn greeting(scheme: &str, address: SocketAddr) -> String {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
     let reached = SocketAddr::new(host, address.port());
-    let is_default = scheme == "ws" && reached == Config::default().listen;
-    let url = if is_default { String::new() } else { format!(" --url {scheme}://{reached}") };
-    format!(
-        "listening on {scheme}://{address}/ws - try: oyez sub main{url}; and in another terminal: oyez pub main hello{url}"
-    )
+    let is_default = scheme == "ws" && Config::default().listen == [ListenAddress::Tcp(reached)];
+    (!is_default).then(|| format!("{scheme}://{reached}"))
 }
 
 /// The files of the console; without the console only the client module.
@@ -620,18 +639,25 @@ fn served(no_console: bool) -> Vec<&'static Asset> {
     console.iter().chain([&console::CLIENT_MODULE]).collect()
 }
 
-fn advice(error: &io::Error, reuse_port: bool) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse if reuse_port => {
+fn advice(ListenError { address, error }: &ListenError, reuse_port: bool) -> &'static str {
+    match (address, error.kind()) {
+        (ListenAddress::Unix { .. }, io::ErrorKind::AddrInUse) => {
+            " (another process listens on it; stop that process, or choose another path)"
+        }
+        (ListenAddress::Unix { .. }, io::ErrorKind::NotFound) => " (create its directory first)",
+        (ListenAddress::Unix { .. }, io::ErrorKind::PermissionDenied) => {
+            " (the server must be allowed to create files in its directory)"
+        }
+        (_, io::ErrorKind::AddrInUse) if reuse_port => {
             " (another server uses it without --reuse-port, or as another user: all processes on a port need the flag and \
              run as one user)"
         }
-        io::ErrorKind::AddrInUse => {
+        (_, io::ErrorKind::AddrInUse) => {
             " (another server uses it, or all ports are in use; choose another with --listen, port 0 picks a free one; \
              several servers share a port if all have --reuse-port)"
         }
-        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has this address)",
-        io::ErrorKind::PermissionDenied => " (ports below 1024 need a privilege)",
+        (_, io::ErrorKind::AddrNotAvailable) => " (no interface of this machine has this address)",
+        (ListenAddress::Tcp(_), io::ErrorKind::PermissionDenied) => " (ports below 1024 need a privilege)",
         _ => "",
     }
 }
@@ -657,10 +683,16 @@ mod tests {
     #[test]
     fn greeting_contains_commands_that_work() {
         let check = |scheme: &str, address: &str, url: &str| {
-            let line = greeting(scheme, address.parse().unwrap());
+            let line = greeting(scheme, &[ListenAddress::Tcp(address.parse().unwrap())]);
             assert!(line.starts_with(&format!("listening on {scheme}://{address}/ws ")), "{line}");
-            assert!(line.ends_with(&format!("oyez pub main hello{url}")), "{line}");
+            assert!(line.ends_with(&format!("oyez pub main hello{url}\n")), "{line}");
         };
+        let unix = ListenAddress::Unix { path: "/run/oyez.sock".into(), mode: None };
+        let lines = greeting("ws", &[unix.clone(), unix]);
+        assert!(
+            lines.ends_with(" hello --url unix:/run/oyez.sock\nlistening on unix:/run/oyez.sock\n"),
+            "{lines}"
+        );
         check("ws", "127.0.0.1:8080", "");
         check("ws", "0.0.0.0:8080", "");
         check("ws", "127.0.0.1:9", " --url ws://127.0.0.1:9");

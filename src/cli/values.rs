@@ -1,7 +1,5 @@
-//! Parsers for the values of flags: numbers, sizes, times, addresses, channels, cursors. Each error names the valid
+//! Parsers for the values of flags: numbers, sizes, times, networks, channels, cursors. Each error names the valid
 //! range.
-
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 
 use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
@@ -43,28 +41,6 @@ pub(super) fn small_count_or_0(text: &str) -> Result<u32, String> {
 
 pub(super) fn bytes_or_0(text: &str) -> Result<u32, String> {
     if text == "0" { Ok(0) } else { small_bytes(text) }
-}
-
-/// `127.0.0.1:9000`, `[::1]:9000`, `localhost:9000`, `:9000` or `9000`.
-pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) => (host, port),
-        None => ("", text),
-    };
-    let bad = || "write ADDR:PORT, as 127.0.0.1:9000 or [::1]:9000, or a port alone".to_owned();
-    let port: u16 = port.parse().map_err(|_| bad())?;
-    if host.is_empty() {
-        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
-    }
-    // An IPv6 address needs brackets: without them its last part would be a port.
-    if host.contains(':') && !host.starts_with('[') {
-        return Err(bad());
-    }
-    let found: Vec<SocketAddr> = (format!("{host}:{port}").to_socket_addrs())
-        .map_err(|error| format!("cannot find the address of {host}: {error}"))?
-        .collect();
-    let version_4 = found.iter().find(|address| address.is_ipv4());
-    version_4.or(found.first()).copied().ok_or_else(|| format!("{host} has no address"))
 }
 
 pub(super) fn network(text: &str) -> Result<Network, String> {
@@ -141,36 +117,6 @@ pub(super) fn cursor(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listen_address_is_parsed() {
-        for (text, address) in [
-            ("127.0.0.1:8080", "127.0.0.1:8080"),
-            ("0.0.0.0:1", "0.0.0.0:1"),
-            ("[::1]:9", "[::1]:9"),
-            ("9000", "127.0.0.1:9000"),
-            (":9000", "127.0.0.1:9000"),
-            ("localhost:9000", "127.0.0.1:9000"),
-            ("0", "127.0.0.1:0"),
-        ] {
-            assert_eq!(listen(text), Ok(address.parse().unwrap()), "{text}");
-        }
-        for text in [
-            "",
-            ":",
-            "nonsense",
-            "127.0.0.1",
-            "127.0.0.1:",
-            "localhost",
-            "::1",
-            "::1:9",
-            "65536",
-            "-1",
-            "[::1]",
-        ] {
-            assert!(listen(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn size_with_or_without_unit_is_parsed() {

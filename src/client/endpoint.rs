@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::byte_stream::ByteStream;
 use super::server_url::ServerUrl;
@@ -21,11 +22,19 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// A server's host, port and kind of transport.
+/// The address of a server, and the kind of transport.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    url: ServerUrl,
+    address: EndpointAddress,
     security: Security,
+}
+
+#[derive(Clone, Debug)]
+enum EndpointAddress {
+    /// A host and a port.
+    Url(ServerUrl),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
 }
 
 /// The scheme of the URL, and the TLS configuration once it is known.
@@ -57,23 +66,30 @@ impl fmt::Display for ConnectError {
 }
 
 impl Endpoint {
-    /// Parses a [`ServerUrl`]. The URL that `oyez serve` prints is accepted with its path; any other path is not, since
-    /// the channel is a separate argument.
+    /// Parses a [`ServerUrl`], or `unix:` and the path of a Unix socket. The URL that `oyez serve` prints is accepted with
+    /// its path; any other path is not, since the channel is a separate argument.
     ///
     /// # Errors
     /// The text is not such a URL.
     pub fn parse(text: &str) -> Result<Endpoint, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err("the path is missing: write unix:/run/oyez/oyez.sock".to_owned());
+            }
+            let address = EndpointAddress::Unix(path.into());
+            return Ok(Endpoint { address, security: Security::Plain });
+        }
         let url = ServerUrl::parse(text)?;
         if !matches!(url.path(), None | Some("/" | "/ws" | "/ws/")) {
             return Err("the channel is a separate argument: write ws://host:port".to_owned());
         }
         let security = if url.is_encrypted { Security::TlsWithoutTrust } else { Security::Plain };
-        Ok(Endpoint { url, security })
+        Ok(Endpoint { address: EndpointAddress::Url(url), security })
     }
 
     /// Returns true for `wss://` and `https://`.
     pub fn is_encrypted(&self) -> bool {
-        self.url.is_encrypted
+        matches!(&self.address, EndpointAddress::Url(url) if url.is_encrypted)
     }
 
     /// Sets the certificates to accept. An encrypted endpoint cannot be connected to before that.
@@ -81,8 +97,10 @@ impl Endpoint {
     /// # Errors
     /// The certificate file cannot be used.
     pub fn with_trust(mut self, trust: &Trust) -> Result<Endpoint, String> {
-        if self.is_encrypted() {
-            self.security = Security::Tls(TlsConnector::new(self.url.host(), trust)?);
+        if let EndpointAddress::Url(url) = &self.address
+            && url.is_encrypted
+        {
+            self.security = Security::Tls(TlsConnector::new(url.host(), trust)?);
         }
         Ok(self)
     }
@@ -105,14 +123,29 @@ impl Endpoint {
         self.open_socket().and_then(|stream| ByteStream::new(stream, tls)).map_err(unreachable)
     }
 
-    /// The host and port as in the URL, for the `Host` field of a request.
+    /// The host and port as in the URL, for the `Host` field of a request. A Unix socket has none, and is on this machine.
     pub fn authority(&self) -> &str {
-        self.url.authority()
+        match &self.address {
+            EndpointAddress::Url(url) => url.authority(),
+            EndpointAddress::Unix(_) => "localhost",
+        }
     }
 
     fn open_socket(&self) -> io::Result<TcpStream> {
+        let url = match &self.address {
+            EndpointAddress::Url(url) => url,
+            EndpointAddress::Unix(path) => {
+                let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+                socket.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+                // Bounds connect(2) too, which waits while the backlog is full.
+                socket.set_write_timeout(Some(CONNECT_TIMEOUT))?;
+                socket.connect(&SockAddr::unix(path)?)?;
+                // A stream socket, of whichever family.
+                return Ok(socket.into());
+            }
+        };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in (self.url.host(), self.url.port()).to_socket_addrs()? {
+        for address in (url.host(), url.port()).to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
@@ -130,7 +163,10 @@ impl Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.url.fmt(f)
+        match &self.address {
+            EndpointAddress::Url(url) => url.fmt(f),
+            EndpointAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -140,10 +176,12 @@ mod tests {
 
     #[test]
     fn url_with_the_path_of_a_channel_is_rejected() {
-        for text in [":9000", "ws://x", "x:9", "ws://127.0.0.1:8080/ws", "wss://[::1]/ws/", "http://x/"] {
+        for text in
+            [":9000", "ws://x", "x:9", "ws://127.0.0.1:8080/ws", "wss://[::1]/ws/", "http://x/", "unix:/x"]
+        {
             assert!(Endpoint::parse(text).is_ok(), "{text}");
         }
-        for text in ["ws://x/ws/channel", "x:1/ws/channel", "ws://x/?a=b", ":9/ws/{channel}", ""] {
+        for text in ["ws://x/ws/channel", "x:1/ws/channel", "ws://x/?a=b", ":9/ws/{channel}", "", "unix:"] {
             assert!(Endpoint::parse(text).is_err(), "{text}");
         }
     }

@@ -39,7 +39,7 @@
 //! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown` by a `drain_schedule`,
 //!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit`
 //!   bounds the log lines of closed connections.
-//! - [`crate::net::listener`] accepts, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
+//! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
 //!   [`crate::net::tls`] and `certificate` are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
@@ -91,7 +91,6 @@ mod unreplicated_publish;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -107,11 +106,11 @@ use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
-use crate::config::Config;
-use crate::ids::{ClientIds, Peer};
+use crate::config::{Config, ListenAddress};
+use crate::ids::ClientIds;
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
-use crate::net::listener::{Accept, Listener};
+use crate::net::listeners::{Accept, Listeners, ReservedAddresses};
 use crate::net::token::{id_of, token_of};
 use crate::net::transport::Transport;
 use crate::session::HttpConfig;
@@ -127,8 +126,9 @@ use store::{ClockSnapshot, Loaded, LogTime, Opened, Store};
 pub use shutdown::ServerExit;
 pub use start_error::StartError;
 
-const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+/// The token of the first listener; the others follow below it, where no connection's token reaches.
+const LISTENERS: Token = Token(usize::MAX - 16);
 
 /// Events taken in one wait. 1,024 are 12 KiB; more would only make the turns longer.
 const EVENTS_PER_TURN: usize = 1024;
@@ -137,11 +137,11 @@ const EVENTS_PER_TURN: usize = 1024;
 /// backlog.
 pub const OVERLOAD_RESPONSES_MAX: usize = 16;
 
-/// Descriptors that are not connections: the three standard ones, the poll, the listener and its
+/// Descriptors that are not connections: the three standard ones, the poll, the first listener and the
 /// reserve, the signal pipe's two, and some for name lookups and the like.
 pub const DESCRIPTORS_RESERVED: usize = 16 + OVERLOAD_RESPONSES_MAX;
 
-/// The server: poll, listener, engine and history file, and the loop over them.
+/// The server: poll, listeners, engine and history file, and the loop over them.
 pub struct Server<E: Acceptor> {
     poll: Poll,
     events: Events,
@@ -149,7 +149,7 @@ pub struct Server<E: Acceptor> {
     /// True if signals are pending.
     has_signals: bool,
     /// `None` while draining.
-    listener: Option<Listener>,
+    listeners: Option<Listeners>,
     acceptor: E,
     engine: Engine<E::Transport>,
     /// The connections to the log that several servers share.
@@ -238,13 +238,13 @@ impl<E: Acceptor> Server<E> {
         acceptor: E,
     ) -> Result<Server<E>, StartError> {
         let poll = Poll::new()?;
-        // Before the listener: a client that is connected may be the reason for a SIGHUP, which kills by default.
+        // Before the listeners: a client that is connected may be the reason for a SIGHUP, which kills by default.
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-        // The address is bound first, and listened on once the history is loaded. Until then connections are refused,
-        // so a load balancer sends no clients yet, and a client that connects is served at once. Only a server that
-        // listens marks the file as being in use: of two servers that start on one address, the second fails here.
-        let mut listener = Listener::bind(config.listen, &config.tcp)?;
+        // The addresses are reserved first, and listened on once the history is loaded. Until then connections are
+        // refused, so a load balancer sends no clients yet, and a client that connects is served at once. Only a server
+        // that listens marks the file as being in use: of two servers that start on one address, the second fails here.
+        let addresses = ReservedAddresses::reserve(&config.listen, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { started: now, woke: now, boot: process::boot_id() };
         let snapshot = clock.snapshot();
@@ -258,7 +258,7 @@ impl<E: Acceptor> Server<E> {
                 .map(Some)
                 .map_err(StartError::HistoryFile),
         };
-        let loaded = listener.listen_after(&config.tcp, load)?;
+        let (loaded, mut listeners) = addresses.listen_after(&config.tcp, load)?;
         let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
         let AccessConfig { origins, proxies, authenticator, uncompressed } = access_config;
         engine.shared.http_config = HttpConfig { assets: config.assets, origins };
@@ -269,13 +269,13 @@ impl<E: Acceptor> Server<E> {
             Some(config) => Some(log_phases::join_log(&mut engine, &poll, config, clock.now())?),
             None => None,
         };
-        listener.register(poll.registry(), LISTENER)?;
+        listeners.register(poll.registry(), LISTENERS)?;
         Ok(Server {
             poll,
             events: Events::with_capacity(EVENTS_PER_TURN),
             signals,
             has_signals: false,
-            listener: Some(listener),
+            listeners: Some(listeners),
             acceptor,
             engine,
             backplane,
@@ -288,9 +288,9 @@ impl<E: Acceptor> Server<E> {
         })
     }
 
-    /// The address that it listens on; `None` while draining.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().and_then(|listener| listener.address().ok())
+    /// The addresses that it listens on; none while draining.
+    pub fn addresses(&self) -> Vec<ListenAddress> {
+        self.listeners.iter().flat_map(Listeners::addresses).collect()
     }
 
     /// The counters.
@@ -352,11 +352,11 @@ impl<E: Acceptor> Server<E> {
         let now = self.clock.now();
         let has_work = self.engine.has_work()
             || self.has_log_events
-            || self.listener.as_ref().is_some_and(Listener::has_work);
+            || self.listeners.as_ref().is_some_and(Listeners::has_work);
         if has_work {
             return Some(Duration::ZERO);
         }
-        let pause = self.listener.as_ref().and_then(Listener::deadline);
+        let pause = self.listeners.as_ref().and_then(Listeners::deadline);
         let drain = match self.phase {
             ShutdownPhase::Announced { until } | ShutdownPhase::Draining { until } => Some(until),
             ShutdownPhase::Serving | ShutdownPhase::Forced => None,
@@ -370,14 +370,14 @@ impl<E: Acceptor> Server<E> {
         Some(Duration::from_millis(u64::from(next.millis_since(now))))
     }
 
-    /// Marks the listener, the signals and the slots that have an event. No handler runs here.
+    /// Marks the listeners, the signals and the slots that have an event. No handler runs here.
     fn mark(&mut self) {
-        let Server { events, engine, listener, backplane, has_signals, .. } = self;
+        let Server { events, engine, listeners, backplane, has_signals, .. } = self;
         engine.shared.metrics.turn_events.observe(events.iter().count() as f64);
         for event in events.iter() {
             match event.token() {
-                LISTENER => listener.iter_mut().for_each(Listener::mark_ready),
                 SIGNALS => *has_signals = true,
+                token if listeners.as_mut().is_some_and(|listeners| listeners.mark(token)) => {}
                 _ if backplane.as_mut().is_some_and(|sockets| sockets.mark(event)) => {}
                 token => {
                     let id = id_of(token);
@@ -445,20 +445,20 @@ impl<E: Acceptor> Server<E> {
 
     /// Accepts waiting connections, up to a budget. Ends early when accept is paused.
     fn accept(&mut self, now: LoopTime) {
-        let Server { poll, listener, acceptor, engine, connections_max, .. } = self;
+        let Server { poll, listeners, acceptor, engine, connections_max, .. } = self;
         acceptor.begin_turn(engine.shared.authenticator.http_date());
-        let Some(listener) = listener else { return };
+        let Some(listeners) = listeners else { return };
         let lacks_memory = engine.shared.memory.is_in_force(MemoryStep::RejectConnections);
         for _ in 0..engine.shared.limits.accepts_per_turn {
             let is_full = engine.served() >= *connections_max || lacks_memory;
             if is_full && engine.rejected() >= OVERLOAD_RESPONSES_MAX {
-                listener.pause(now);
+                listeners.pause(now);
                 break;
             }
-            let (mut stream, peer) = match listener.accept(now, || {
+            let (mut stream, peer) = match listeners.accept(now, || {
                 acceptor.overload_response(|| overload_response(engine.shared.authenticator.http_date()))
             }) {
-                Accept::Connection(stream, peer) => (stream, Peer::from(peer)),
+                Accept::Connection(stream, peer) => (stream, peer),
                 Accept::Idle => break,
                 Accept::Aborted(error) => {
                     engine.shared.metrics.accept_failed(&error);
@@ -507,9 +507,9 @@ impl<E: Acceptor> Server<E> {
 
     fn reap(&mut self, now: LoopTime) {
         if self.engine.reap(now) > 0
-            && let Some(listener) = &mut self.listener
+            && let Some(listeners) = &mut self.listeners
         {
-            listener.resume();
+            listeners.resume();
         }
     }
 }

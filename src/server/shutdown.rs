@@ -63,7 +63,7 @@ impl<E: Acceptor> Server<E> {
 
     fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {}; a second signal ends at once", plural(self.engine.slots.len(), "connection"));
-        self.listener = None;
+        self.listeners = None;
         self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
     }

@@ -4,12 +4,15 @@ use std::fmt;
 use std::io;
 
 use super::store::OpenError;
+use crate::net::listeners::ListenError;
 
 /// The reason why a server does not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// The address is in use, or the system provides no poll or signals.
-    Listen(io::Error),
+    /// An address cannot be listened on.
+    Listen(ListenError),
+    /// The system provides no poll or signals.
+    System(io::Error),
     /// The history file cannot be used.
     HistoryFile(OpenError),
     /// The connections to the backplane cannot be set up.
@@ -19,7 +22,8 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Listen(error) => write!(f, "cannot listen: {error}"),
+            StartError::Listen(error) => error.fmt(f),
+            StartError::System(error) => write!(f, "cannot set up the event loop: {error}"),
             StartError::HistoryFile(error) => error.fmt(f),
             StartError::Backplane(error) => write!(f, "cannot set up the backplane: {error}"),
         }
@@ -28,8 +32,14 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+impl From<ListenError> for StartError {
+    fn from(error: ListenError) -> StartError {
+        StartError::Listen(error)
+    }
+}
+
 impl From<io::Error> for StartError {
     fn from(error: io::Error) -> StartError {
-        StartError::Listen(error)
+        StartError::System(error)
     }
 }

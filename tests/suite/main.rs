@@ -70,6 +70,7 @@ mod shared_log_replicas;
 mod shared_requests;
 mod shares;
 mod slow;
+mod sockets;
 mod store;
 mod tidy;
 mod tls;
