@@ -1,0 +1,2 @@
+// The client without React.
+export { Oyez } from 'oyez';

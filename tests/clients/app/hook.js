@@ -1,0 +1,2 @@
+// The hook without React itself.
+export { useChannel } from 'oyez/react';

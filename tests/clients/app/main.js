@@ -1,0 +1,32 @@
+// A page with useChannel in strict mode. `window.page` is for the test.
+
+import { StrictMode, createElement, useState } from 'react';
+import { createRoot } from 'react-dom/client';
+import { Oyez } from 'oyez';
+import { useChannel } from 'oyez/react';
+
+const hub = new Oyez(new URL(location.href).searchParams.get('server'));
+const page = { hub, calls: [], gaps: [], renders: 0 };
+window.page = page;
+
+function Room({ channel, suffix }) {
+  page.renders++;
+  const { state, messages, error, publish } = useChannel(hub, channel, {
+    since: 'earliest',
+    messages_max: 5,
+    onmessage: ({ data }) => page.calls.push(`${data}${suffix}`),
+    ongap: ({ why }) => page.gaps.push(why),
+  });
+  page.publish = publish;
+  return createElement('p', { id: 'room' }, JSON.stringify({ state, data: messages.map(({ data }) => data), error: error?.code ?? null }));
+}
+
+function App() {
+  const [room, setRoom] = useState({ channel: 'a', suffix: '' });
+  page.setRoom = setRoom;
+  return room ? createElement(Room, room) : createElement('p', { id: 'room' }, 'none');
+}
+
+const root = createRoot(document.getElementById('root'));
+page.unmount = () => root.unmount();
+root.render(createElement(StrictMode, null, createElement(App)));
