@@ -22,7 +22,8 @@ fn main() {
 
 /// The enabled cargo features, from the environment of the build script.
 fn features() -> String {
-    let names = env::vars().filter_map(|(name, _)| Some(name.strip_prefix("CARGO_FEATURE_")?.to_lowercase()));
+    let names = env::vars()
+        .filter_map(|(name, _)| Some(name.strip_prefix("CARGO_FEATURE_")?.to_lowercase().replace('_', "-")));
     let mut names: Vec<String> = names.filter(|name| name != "default").collect();
     names.sort();
     if names.is_empty() { "none".to_owned() } else { names.join(",") }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use crate::features::HasBackplane;
 use crate::plural::plural;
 
 /// The configuration of `oyez serve`.
@@ -76,6 +77,8 @@ pub struct HistoryFile {
 /// The log that several servers share: a stream of Redis or Valkey.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackplaneConfig {
+    /// This build has a backplane.
+    pub feature: HasBackplane,
     /// The address of the Redis server.
     pub address: BackplaneAddress,
     /// The number of the database.
@@ -201,7 +204,7 @@ pub struct DeflateSettings {
 impl Default for DeflateSettings {
     fn default() -> DeflateSettings {
         DeflateSettings {
-            mode: DeflateMode::Context,
+            mode: if cfg!(feature = "deflate") { DeflateMode::Context } else { DeflateMode::Off },
             level: None,
             bytes_min: 64,
             context_bytes_max: 64 << 20,

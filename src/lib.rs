@@ -78,7 +78,8 @@
 //! - `metrics` counts.
 //! - `wire` encodes messages and decodes commands; `access` checks tokens, origins and rate limits.
 //! - `tables` is tables that release their memory after a flood of entries.
-//! - `close` names each reason for a close; `config`, `ids` and `time` are the vocabulary of all layers.
+//! - `close` names each reason for a close; `config`, `ids` and `time` are the vocabulary of all layers, and `features`
+//!   is the parts of this build.
 //!
 //! The allocator, whose byte count the memory budget needs, belongs to the binary: `src/main.rs` and
 //! `src/allocator.rs`.
@@ -101,6 +102,7 @@ pub mod client;
 pub mod close;
 pub mod config;
 pub mod console;
+pub mod features;
 pub mod hub;
 pub mod ids;
 #[cfg(feature = "bench")]

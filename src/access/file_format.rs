@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use rustls::pki_types::alg_id;
+use rustls_pki_types::alg_id;
 
 /// A file format that is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,8 +10,8 @@
 use std::fmt;
 
 use jsonwebtoken::{Algorithm, DecodingKey, DecodingKeyKind, EncodingKey, Header};
-use rustls::pki_types::alg_id;
-use rustls::pki_types::pem::{PemObject, SectionKind};
+use rustls_pki_types::alg_id;
+use rustls_pki_types::pem::{PemObject, SectionKind};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -6,9 +6,11 @@ use clap::Args;
 
 use super::failure::Failure;
 use super::key_files;
+use super::missing;
 use super::values::{bytes, millis, seconds};
 use crate::backplane::resp::BULK_BYTES_MAX;
 use crate::config::{BackplaneAddress, BackplaneConfig, Limits};
+use crate::features::HasBackplane;
 
 /// The port of Redis.
 const PORT: u16 = 6379;
@@ -118,7 +120,10 @@ impl BackplaneFlags {
         if self.backplane_tls_ca.is_some() && !matches!(address, BackplaneAddress::Tcp { tls: true, .. }) {
             return Err(Failure::Usage("--backplane-tls-ca needs --backplane rediss://HOST:PORT/DB".into()));
         }
+        let feature = HasBackplane::get()
+            .ok_or_else(|| Failure::Usage(missing::not_built("backplane", "backplane")))?;
         Ok(Some(BackplaneConfig {
+            feature,
             address,
             database,
             name: self.backplane_name.clone(),

@@ -11,7 +11,7 @@ use super::output;
 use super::progress_display::ProgressDisplay;
 use super::version::VERSION;
 use crate::client::server_url::ServerUrl;
-use crate::client::tls_error::TlsError;
+use crate::client::tls::TlsError;
 use crate::load::assertion;
 use crate::load::child::ChildServer;
 use crate::load::page::{self, Run};

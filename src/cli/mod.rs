@@ -16,6 +16,7 @@ mod input;
 mod key_files;
 mod listen_flag;
 mod memory;
+mod missing;
 mod output;
 mod parent;
 mod print;
@@ -72,7 +73,7 @@ enum Command {
 /// Runs the command that the command line names, prints an error as one line, and returns the exit status.
 /// `allocated_bytes` returns the bytes that the program's allocator has in use, for the server's memory budget.
 pub fn main(allocated_bytes: AllocatedBytes) -> ExitCode {
-    let command = environment::prepare(help::arrange(Cli::command()));
+    let command = environment::prepare(arranged_command());
     let arguments: Vec<OsString> = std::env::args_os().collect();
     match run(command.clone(), &arguments, allocated_bytes) {
         Ok(()) => ExitCode::SUCCESS,
@@ -85,12 +86,21 @@ pub fn main(allocated_bytes: AllocatedBytes) -> ExitCode {
     }
 }
 
+/// The declarations of all commands, as `--help` shows them.
+fn arranged_command() -> clap::Command {
+    missing::hide_flags(help::arrange(Cli::command()))
+}
+
 fn run(
     mut command: clap::Command,
     arguments: &[OsString],
     allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
-    let parsed = command.try_get_matches_from_mut(arguments).and_then(|mut matches| {
+    let matches = command.try_get_matches_from_mut(arguments);
+    if let Ok(matches) = &matches {
+        missing::check(&command, matches)?;
+    }
+    let parsed = matches.and_then(|mut matches| {
         Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     });
     let cli = match parsed {
@@ -112,7 +122,7 @@ fn run(
         Command::Bench(bench) => bench.run(),
         Command::Token(token) => token.run(),
         Command::Health(health) => health.run(),
-        Command::Print(print) => print.run(help::arrange(Cli::command())),
+        Command::Print(print) => print.run(arranged_command()),
     }
 }
 

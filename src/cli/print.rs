@@ -112,8 +112,10 @@ fn config(command: &Command) -> String {
          # Flags take precedence over these variables.\n",
     );
     let serve = command.find_subcommand("serve").into_iter();
-    let mut args: Vec<_> =
-        serve.flat_map(Command::get_arguments).filter(|arg| arg.get_env().is_some()).collect();
+    let mut args: Vec<_> = serve
+        .flat_map(Command::get_arguments)
+        .filter(|arg| arg.get_env().is_some() && !arg.is_hide_set())
+        .collect();
     let mut headings: Vec<Option<&str>> = Vec::new();
     for arg in &args {
         if !headings.contains(&arg.get_help_heading()) {

@@ -3,10 +3,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use log::{info, warn};
-use rustls::pki_types::UnixTime;
 
 use super::auth_flags::AuthFlags;
 use super::backplane_flags::BackplaneFlags;
@@ -29,8 +29,9 @@ use crate::config::{
     ListenAddress, OnSlow, TcpConfig, TlsFiles,
 };
 use crate::console;
-use crate::net::acceptor::{Acceptor, Plain, Tls};
+use crate::net::acceptor::{Acceptor, Plain};
 use crate::net::listeners::ListenError;
+use crate::net::tls::Tls;
 use crate::server::memory::AllocatedBytes;
 use crate::server::{AccessConfig, DESCRIPTORS_RESERVED, Server, ServerExit, StartError};
 use crate::session::http::response::HttpError;
@@ -238,7 +239,7 @@ pub(super) struct Serve {
 
     /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous message of the
     /// channel; `fresh`: each alone; `off`.
-    #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = "context")]
+    #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = DEFLATE_DEFAULT)]
     deflate: Deflate,
 
     /// Compression level, 1 to 9; without it 3 for batches with a message above 4 KiB [default: 1 or 3].
@@ -335,6 +336,9 @@ pub(super) struct Serve {
     end_with_parent: Option<u32>,
 }
 
+/// The default of `--deflate`, as in [`DeflateSettings`].
+const DEFLATE_DEFAULT: &str = if cfg!(feature = "deflate") { "context" } else { "off" };
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Deflate {
     Off,
@@ -394,8 +398,9 @@ impl Serve {
         match config.tls.files.clone() {
             None => serve(config, access_config, keys, connections_max, Plain, &facts, allocated_bytes),
             Some(files) => {
-                let tls = Tls::load(files, &config.tls, HttpError::tls_expected, UnixTime::now())
-                    .map_err(Failure::Failed)?;
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let tls =
+                    Tls::load(files, &config.tls, HttpError::tls_expected, now).map_err(Failure::Failed)?;
                 serve(config, access_config, keys, connections_max, tls, &facts, allocated_bytes)
             }
         }

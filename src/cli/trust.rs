@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::failure::Failure;
 use crate::client::endpoint::Endpoint;
-use crate::client::tls::Trust;
+use crate::client::trust::Trust;
 
 /// The certificates that a client accepts, in addition to those of public authorities.
 #[derive(Clone, Debug, Args)]

@@ -11,8 +11,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use socket2::SockRef;
 
 use super::cause::Cause;
+use super::read::ReadResult;
 use super::tls::TlsConnector;
-use super::transport::{ClientTransport, ReadResult};
+use super::transport::ClientTransport;
 
 /// Room for 16 KiB of ciphertext and for its plaintext.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -48,7 +49,7 @@ impl ByteStream {
             tls.map(TlsConnector::session).transpose().map_err(|error| permanent(&error.to_string()))?;
         let buffer = vec![0; if session.is_some() { BUFFER_BYTES } else { 0 }];
         let transport = ClientTransport::new(stream, session);
-        let ca_flag = tls.map_or("", |tls| tls.ca_flag);
+        let ca_flag = tls.map_or("", TlsConnector::ca_flag);
         Ok(ByteStream { transport, buffer, unread: 0..0, ca_flag })
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use super::tls_error::TlsError;
+use super::tls::TlsError;
 
 /// Why a connection failed or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,7 +10,8 @@ use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::byte_stream::ByteStream;
 use super::server_url::ServerUrl;
-use super::tls::{TlsConnector, Trust};
+use super::tls::TlsConnector;
+use super::trust::Trust;
 
 /// Maximum time to connect, and maximum time for each response of the server during the handshake.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

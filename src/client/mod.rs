@@ -10,15 +10,19 @@
 
 pub mod byte_stream;
 pub mod cause;
+#[cfg(feature = "bench")]
 pub mod deflate;
 pub mod endpoint;
 pub mod error_response;
+#[cfg(feature = "bench")]
 pub mod frames;
 pub mod handshake;
 pub mod http_request;
 pub mod publish_request;
+pub mod read;
 pub mod server_url;
+#[cfg_attr(not(feature = "tls"), path = "tls_missing.rs")]
 pub mod tls;
-pub mod tls_error;
 pub mod transport;
+pub mod trust;
 pub mod websocket;

@@ -36,8 +36,11 @@ macro_rules! script {
 /// The client module. It is served with `--no-console` too, since applications import it.
 pub static CLIENT_MODULE: Asset = script!("oyez.js");
 
-/// The page and the files that it refers to, except for [`CLIENT_MODULE`].
-pub static ASSETS: &[Asset] = &[
+/// The page and the files that it refers to, except for [`CLIENT_MODULE`]; none in a build without the cargo feature
+/// `console`.
+pub static ASSETS: &[Asset] = if cfg!(feature = "console") { PAGE } else { &[] };
+
+const PAGE: &[Asset] = &[
     asset!("/", "text/html; charset=utf-8", "index.html"),
     asset!("/console.css", "text/css; charset=utf-8", "console.css"),
     script!("console.js"),
@@ -55,7 +58,7 @@ pub static ASSETS: &[Asset] = &[
     script!("ticker.js"),
 ];
 
-#[cfg(test)]
+#[cfg(all(test, feature = "console"))]
 mod tests {
     use super::*;
 

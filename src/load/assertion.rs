@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
     use crate::client::server_url::ServerUrl;
-    use crate::client::tls::Trust;
+    use crate::client::trust::Trust;
     use crate::load::measurements::Measurements;
     use crate::load::plan::{Plan, Workload};
     use crate::load::target::BenchTarget;

@@ -15,7 +15,8 @@ use crate::client::cause::Cause;
 use crate::client::deflate::{MessageScanner, SharedInflater};
 use crate::client::frames::{self, FrameKind};
 use crate::client::handshake::{Handshake, HandshakeResponse};
-use crate::client::transport::{ClientTransport, ReadResult};
+use crate::client::read::ReadResult;
+use crate::client::transport::ClientTransport;
 use crate::net::outbox::{FlushOutcome, Outbox, SlowConsumerLimits};
 use crate::time::LoopTime;
 

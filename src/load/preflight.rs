@@ -117,7 +117,7 @@ fn ports(range: &str) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::client::server_url::ServerUrl;
-    use crate::client::tls::Trust;
+    use crate::client::trust::Trust;
     use crate::load::target::BenchTarget;
     use std::time::Duration;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::tls::Certificates;
+use crate::client::trust::Certificates;
 
 /// The report of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]

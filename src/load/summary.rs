@@ -12,6 +12,7 @@ use super::report::{
 };
 use super::validity;
 use crate::client::cause::Cause;
+use crate::client::tls::TlsConnector;
 
 impl Report {
     /// The report of a run.
@@ -71,7 +72,7 @@ impl Setup {
         Setup {
             scenario: plan.workload.name().to_owned(),
             address: plan.target.authority.clone(),
-            tls: plan.target.tls.as_ref().map(|tls| tls.certificates),
+            tls: plan.target.tls.as_ref().map(TlsConnector::certificates),
             connections: plan.connections,
             channels: plan.channels,
             ramp_seconds: plan.ramp.as_secs_f64(),

@@ -7,7 +7,8 @@ use mio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::client::server_url::ServerUrl;
-use crate::client::tls::{TlsConnector, Trust};
+use crate::client::tls::TlsConnector;
+use crate::client::trust::Trust;
 
 /// The placeholder for the channel's name in the path of a URL.
 const PLACEHOLDER: &str = "{channel}";

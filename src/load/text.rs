@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::report::{CauseCount, ConnectionsReport, Quantiles, Report, Usage};
-use crate::client::tls::Certificates;
+use crate::client::trust::Certificates;
 use crate::plural::plural;
 
 /// Displays a report as text.

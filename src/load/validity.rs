@@ -70,7 +70,7 @@ fn advice(cause: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::client::server_url::ServerUrl;
-    use crate::client::tls::Trust;
+    use crate::client::trust::Trust;
     use crate::load::measurements::Measurements;
     use crate::load::plan::{Plan, Workload};
     use crate::load::report::Usage;

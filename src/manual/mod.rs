@@ -3,7 +3,7 @@
 //! - Tutorials: [`getting_started`].
 //! - For clients: [`protocol`], [`http_api`], [`client_library`], [`command_line`].
 //! - For operators: [`security`], [`flags`], [`limits`], [`monitoring`], [`history_file`], [`several_nodes`], [`tls`],
-//!   [`proxies`], [`service`], [`compression`], [`benchmarking`].
+//!   [`proxies`], [`service`], [`compression`], [`benchmarking`], [`builds`].
 //! - For students of the source: [`event_loop`].
 //!
 //! Links between pages are references (`[text][label]`). Each file defines its labels as paths, for readers of the
@@ -37,5 +37,6 @@ pages! {
     service "service.md"
     compression "compression.md"
     benchmarking "benchmarking.md"
+    builds "builds.md"
     event_loop "event_loop.md"
 }

@@ -4,12 +4,11 @@
 //! [`transport`].
 
 pub mod acceptor;
-pub mod certificate;
-mod handshakes;
 pub mod listener;
 pub mod listeners;
 pub mod outbox;
 mod socket_file;
+#[cfg_attr(not(feature = "tls"), path = "tls_missing.rs")]
 pub mod tls;
 pub mod token;
 pub mod transport;

@@ -66,7 +66,7 @@ pub struct Engine<T> {
     /// has another.
     pub run: u32,
     /// The log that several servers share; `None`: this server is its own log.
-    pub shared_log: Option<Box<SharedLog>>,
+    pub shared_log: Option<SharedLog>,
     /// The discontinuity of the log that subscribers are being notified of.
     pub(super) discontinuity: Option<DiscontinuityWalk>,
     /// `None` while the server serves.

@@ -25,7 +25,8 @@ pub(super) fn join_log<T>(
 ) -> Result<Sockets, StartError> {
     let sockets = Sockets::new(config, poll.registry()).map_err(StartError::Backplane)?;
     let channels_max = engine.shared.limits.channels_max;
-    engine.shared_log = Some(Box::new(SharedLog::new(link_config(config, engine.run), channels_max, now)));
+    let link = link_config(config, engine.run);
+    engine.shared_log = Some(SharedLog::new(config.feature, link, channels_max, now));
     engine.shared.log_mode = LogMode::Starting;
     Ok(sockets)
 }

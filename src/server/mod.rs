@@ -39,14 +39,15 @@
 //! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown` by a `drain_schedule`,
 //!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit`
 //!   bounds the log lines of closed connections.
-//! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`],
-//!   [`crate::net::tls`] and `certificate` are TLS over one.
+//! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
+//!   [`crate::net::tls`] are TLS over one.
 //! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
 
 mod admission;
 mod backplane;
 mod channel_listing;
 mod client_tables;
+pub mod clock_snapshot;
 mod cost;
 mod deliver;
 mod disconnect;
@@ -80,6 +81,7 @@ mod shutdown;
 pub mod slot;
 pub mod slots;
 mod start_error;
+#[cfg_attr(not(feature = "history-file"), path = "store_missing.rs")]
 pub mod store;
 mod subscribe;
 mod subscriber_counts;
@@ -96,7 +98,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, error, info};
 use mio::{Events, Interest, Poll, Token};
-use rustls::pki_types::UnixTime;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
@@ -107,6 +108,7 @@ use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
 use crate::config::{Config, ListenAddress};
+use crate::hub::persist::LogTime;
 use crate::ids::ClientIds;
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
@@ -118,10 +120,11 @@ use crate::session::http::response::ResponseOptions;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use backplane::Sockets;
+use clock_snapshot::{ClockSnapshot, new_epoch};
 use engine::Engine;
 use memory::AllocatedBytes;
 use shutdown::ShutdownPhase;
-use store::{ClockSnapshot, Loaded, LogTime, Opened, Store};
+use store::{Loaded, Opened, Store};
 
 pub use shutdown::ServerExit;
 pub use start_error::StartError;
@@ -249,7 +252,7 @@ impl<E: Acceptor> Server<E> {
         let clock = Clock { started: now, woke: now, boot: process::boot_id() };
         let snapshot = clock.snapshot();
         // A new log begins, unless a history file continues one.
-        let mut engine = Engine::new(config.limits, store::new_epoch());
+        let mut engine = Engine::new(config.limits, new_epoch());
         engine.run = RandomState::new().hash_one(snapshot.unix_ms) as u32;
         engine.clients = ClientIds::from_salt(engine.run);
         let load = || match &config.history_file {
@@ -414,7 +417,7 @@ impl<E: Acceptor> Server<E> {
     /// Loads the certificate and the keys again, for clients that connect from now on. No connection closes, and a file
     /// that cannot be used changes nothing.
     fn reload(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>) {
-        let certificate = self.acceptor.reload(UnixTime::now());
+        let certificate = self.acceptor.reload(unix_now());
         let verifier = keys();
         if matches!((&certificate, &verifier), (Ok(false), Ok(None))) {
             info!("SIGHUP: nothing to reload: neither --tls-cert nor a key file is given");

@@ -489,7 +489,7 @@ impl<T: Transport> Engine<T> {
         self.send_counts(now);
         let needs_block = self.clients.needs_block(self.slots.next_id());
         let (connections, subscribers) = (self.slots.len() as u32, self.hub.subscriptions() as u32);
-        let Some(log) = self.shared_log.as_deref_mut() else { return };
+        let Some(log) = self.shared_log.as_mut() else { return };
         let declares_settings = log.declares_settings(settings);
         let Some(link) = &mut log.link else { return };
         link.set_counts(connections, subscribers);
@@ -505,7 +505,7 @@ impl<T: Transport> Engine<T> {
     /// Sends numbers of subscribers that have changed to the other servers.
     fn send_counts(&mut self, now: LoopTime) {
         let Engine { shared_log: Some(log), hub, .. } = self else { return };
-        let SharedLog { link: Some(link), counts, next_counts_at, .. } = &mut **log else { return };
+        let SharedLog { link: Some(link), counts, next_counts_at, .. } = log else { return };
         if !link.is_up() || !next_counts_at.is_due(now) {
             return;
         }

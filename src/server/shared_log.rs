@@ -12,6 +12,7 @@ use super::unreplicated_publish::UnreplicatedPublish;
 use crate::access::ticket::TicketHash;
 use crate::backplane::entry::Item;
 use crate::backplane::link::{Link, LinkConfig};
+use crate::features::HasBackplane;
 use crate::ids::{MessageId, SlotId};
 use crate::session::intent::Intent;
 use crate::time::LoopTime;
@@ -25,6 +26,7 @@ const TRIMMED_SETTINGS_MS: u32 = 1_000;
 /// A log that several servers share.
 #[derive(Debug)]
 pub struct SharedLog {
+    _feature: HasBackplane,
     /// `None` while one of its events is applied: no item can be submitted meanwhile.
     pub(super) link: Option<Box<Link<PendingItem>>>,
     /// WebSockets with messages that are not acknowledged.
@@ -129,8 +131,9 @@ pub(super) struct Barrier {
 
 impl SharedLog {
     /// A log whose link connects at once. `channels_max`: how many numbers of subscribers of other servers are stored.
-    pub fn new(config: LinkConfig, channels_max: usize, now: LoopTime) -> SharedLog {
+    pub fn new(feature: HasBackplane, config: LinkConfig, channels_max: usize, now: LoopTime) -> SharedLog {
         SharedLog {
+            _feature: feature,
             publish_timeout_ms: config.publish_timeout_ms,
             waits_for_replicas: config.wait_replicas > 0,
             unreplicated: VecDeque::new(),

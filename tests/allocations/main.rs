@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use allocation_counter::AllocationInfo;
 use oyez::client::server_url::ServerUrl;
-use oyez::client::tls::Trust;
+use oyez::client::trust::Trust;
 use oyez::config::{HistoryLimits, Limits};
 use oyez::hub::change::Change;
 use oyez::hub::persist::LogTime;

@@ -3,9 +3,14 @@
 // A test binary exports nothing; `pub` here means "to the other modules".
 #![allow(unreachable_pub)]
 #![allow(clippy::print_stdout, reason = "what a test prints is captured by its harness")]
+#![cfg_attr(
+    not(feature = "default"),
+    allow(dead_code, reason = "helpers of the tests of a part that is not built")
+)]
 
 mod support;
 
+// Tests of a part are compiled if the part is. The manual describes a build with all parts, which are the default.
 mod access_close;
 mod access_defaults;
 mod access_keys;
@@ -15,11 +20,17 @@ mod access_time;
 mod access_ways;
 mod assets;
 mod back_pressure;
+#[cfg(feature = "backplane")]
 mod backplane_errors;
+#[cfg(feature = "backplane")]
 mod backplane_input;
+#[cfg(feature = "backplane")]
 mod backplane_model;
+#[cfg(feature = "backplane")]
 mod backplane_redis;
+#[cfg(feature = "backplane")]
 mod backplane_sentinel;
+#[cfg(all(feature = "backplane", feature = "tls"))]
 mod backplane_tls;
 mod bad_input;
 #[cfg(feature = "bench")]
@@ -45,17 +56,23 @@ mod http_origins;
 mod http_pages;
 mod http_slow;
 mod idle_weeks;
+#[cfg(feature = "deflate")]
 mod inbound_deflate;
 mod keys;
 mod limits;
+#[cfg(feature = "default")]
 mod manual_commands;
+#[cfg(feature = "default")]
 mod manual_reference;
 mod memory;
+mod missing_parts;
 mod model;
 mod order;
 mod origins;
+#[cfg(feature = "deflate")]
 mod outbound_deflate;
 mod output;
+#[cfg(feature = "default")]
 mod printed;
 mod proxies;
 mod queries;
@@ -63,17 +80,25 @@ mod raw_resume;
 mod read_pause;
 mod replays;
 mod resume;
+#[cfg(feature = "backplane")]
 mod reuse_port;
+#[cfg(feature = "backplane")]
 mod shared_log;
+#[cfg(feature = "backplane")]
 mod shared_log_faults;
+#[cfg(feature = "backplane")]
 mod shared_log_replicas;
+#[cfg(feature = "backplane")]
 mod shared_requests;
 mod shares;
 mod slow;
 mod sockets;
+#[cfg(feature = "history-file")]
 mod store;
 mod tidy;
+#[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
 mod tls_in_memory;
 mod token_command;
 mod tokens;

@@ -1,8 +1,7 @@
 //! Client addresses from trusted proxies: the PROXY protocol and `X-Forwarded-For`. In memory, with headers split at
 //! every byte and deadlines advanced by hand; a real server shows the addresses in its log.
 
-use std::io::{Read, Write};
-use std::sync::Arc;
+use std::io::Read;
 use std::time::Duration;
 
 use oyez::access::connection_limiter::Proxies;
@@ -16,7 +15,6 @@ use crate::support::frames;
 use crate::support::http::{get, publish, request};
 use crate::support::process::{Server, oyez};
 use crate::support::rig::{Behavior, Rig, Rng};
-use crate::support::tls::Identity;
 
 /// A header for 203.0.113.9:4711, with extensions after the addresses as HAProxy and load balancers append them.
 fn header() -> Vec<u8> {
@@ -252,13 +250,16 @@ fn log_names_the_proxied_client() {
     assert!(log.contains("reason=proxy_header why=missing"), "{log}");
 }
 
+#[cfg(feature = "tls")]
 #[test]
 fn tls_after_the_proxy_header_is_accepted() {
-    let identity = Identity::new();
+    use std::io::Write;
+
+    let identity = crate::support::tls::Identity::new();
     let server = Server::start_tls(&identity, &["--trusted-proxy=127.0.0.1", "--proxy-protocol"]);
     let mut stream = server.connect();
     stream.write_all(&header()).unwrap();
-    let config = Arc::new(identity.client(rustls::DEFAULT_VERSIONS));
+    let config = std::sync::Arc::new(identity.client(rustls::DEFAULT_VERSIONS));
     let session = rustls::ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
     let mut secured = rustls::StreamOwned::new(session, stream);
     secured.write_all(request("GET", "/healthz", "Connection: close\r\n").as_bytes()).unwrap();

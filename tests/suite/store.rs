@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use oyez::config::{HistoryFile, Limits};
 use oyez::hub::Hub;
+use oyez::hub::persist::LogTime;
 use oyez::ids::{ChannelName, Sender, Since};
 use oyez::metrics::Metrics;
-use oyez::server::store::{self, ClockSnapshot, Loaded, LogTime, Opened};
+use oyez::server::clock_snapshot::{ClockSnapshot, new_epoch};
+use oyez::server::store::{self, Loaded, Opened};
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
 use proptest::prelude::*;
@@ -682,7 +684,7 @@ fn epoch_of_a_new_log_differs_under_any_clock() {
     }
     // Logs without a file, and in new files, under a clock that starts again.
     for _ in 0..1_000 {
-        epochs.push(store::new_epoch());
+        epochs.push(new_epoch());
     }
     for _ in 0..3 {
         let folder = History::new();

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use crate::support::auth_server::{AuthServer, bearer, claims, sign, unix_now};
 use crate::support::client::Client;
-use crate::support::folder::Folder;
 use crate::support::http::{post, request};
 
 const V1: &str = "Sec-WebSocket-Protocol: oyez.v1\r\n";
@@ -116,9 +115,10 @@ fn info_is_bounded() {
     assert!(answer.body.contains("info"));
 }
 
+#[cfg(feature = "history-file")]
 #[test]
 fn history_file_keeps_users() {
-    let folder = Folder::new();
+    let folder = crate::support::folder::Folder::new();
     let file = folder.file("unused", "").replace("unused", "history");
     let flags = ["--history-file", &file, "--drain-seconds=2"];
     let guarded = AuthServer::start(&flags);

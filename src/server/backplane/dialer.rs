@@ -11,7 +11,8 @@ use super::connection::LogConnection;
 use super::lookup::Lookup;
 use super::sentinel::SentinelQuery;
 use super::stream::LogStream;
-use crate::client::tls::{TlsConnector, Trust};
+use crate::client::tls::TlsConnector;
+use crate::client::trust::Trust;
 use crate::config::{BackplaneAddress, BackplaneConfig};
 use crate::time::LoopTime;
 

@@ -15,6 +15,7 @@ use mio::Registry;
 
 use crate::backplane::link::{Link, LinkAction, Side};
 use crate::config::BackplaneConfig;
+use crate::features::HasBackplane;
 use crate::time::LoopTime;
 use connection::LogConnection;
 use dialer::{Dial, DialProgress, Dialer, TOKENS, WAKER};
@@ -23,6 +24,7 @@ use dialer::{Dial, DialProgress, Dialer, TOKENS, WAKER};
 pub(super) struct Sockets {
     dialer: Dialer,
     state: SocketsState,
+    _feature: HasBackplane,
 }
 
 enum SocketsState {
@@ -33,7 +35,8 @@ enum SocketsState {
 
 impl Sockets {
     pub(super) fn new(config: &BackplaneConfig, registry: &Registry) -> io::Result<Sockets> {
-        Ok(Sockets { dialer: Dialer::new(config, registry)?, state: SocketsState::Closed })
+        let (dialer, state) = (Dialer::new(config, registry)?, SocketsState::Closed);
+        Ok(Sockets { dialer, state, _feature: config.feature })
     }
 
     /// Records an event. Returns false if the token is of another socket.

@@ -11,8 +11,9 @@
 //! ids were assigned after the last write. A client that resumes with a cursor of the old epoch then gets a gap.
 //!
 //! The format of the file, and how damage is detected, are described in `tables`.
+//!
+//! In a build without the cargo feature `history-file`, `store_missing` takes the place of this module.
 
-mod clock_snapshot;
 mod open;
 mod tables;
 mod writer;
@@ -23,14 +24,14 @@ use std::time::Duration;
 
 use log::{error, warn};
 
+use super::clock_snapshot::ClockSnapshot;
 use crate::hub::Hub;
-pub use crate::hub::persist::LogTime;
+use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
 use tables::LogState;
 use writer::{BATCHES_MAX, Thread, WriteBatch, WriteResult};
 
-pub use clock_snapshot::{ClockSnapshot, new_epoch};
 pub use open::{Loaded, OpenError, Opened, load};
 
 /// Maximum bytes of a batch, or one message more. A turn may read and publish about as much, so a turn writes as much

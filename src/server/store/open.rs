@@ -12,15 +12,15 @@ use std::sync::mpsc;
 use log::{info, warn};
 use signal_hook::consts::SIGXFSZ;
 
-use super::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
+use super::Store;
 use super::tables::{LogState, Problem, Tables};
 use super::writer::{self, BATCHES_MAX};
-use super::{LogTime, Store};
 use crate::config::{HistoryFile, Limits};
 use crate::hub::Hub;
-use crate::hub::persist::LogHead;
+use crate::hub::persist::{LogHead, LogTime};
 use crate::hub::snapshot::{Restored, Snapshot};
 use crate::plural::plural;
+use crate::server::clock_snapshot::{ClockSnapshot, downtime_ms, new_epoch};
 
 /// A history file that is marked as being in use, and its contents.
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use redb::{
     TableError,
 };
 
-use super::clock_snapshot::ClockSnapshot;
 use crate::hub::change::{Change, ChannelPosition};
 use crate::hub::persist::LogHead;
 use crate::hub::snapshot::Snapshot;
+use crate::server::clock_snapshot::ClockSnapshot;
 
 /// Pages that the database caches; new pages are rarely read again.
 const CACHE_BYTES: usize = 4 << 20;

@@ -41,7 +41,7 @@ pub struct Accepted {
 impl Accepted {
     /// Selects an offer from the values of `Sec-WebSocket-Extensions`, in the order of their lines.
     pub fn select<'a>(mode: DeflateMode, values: impl Iterator<Item = &'a [u8]>) -> Option<Accepted> {
-        if mode == DeflateMode::Off {
+        if mode == DeflateMode::Off || !cfg!(feature = "deflate") {
             return None;
         }
         values.flat_map(Elements::of).find_map(accept)
@@ -193,7 +193,7 @@ fn token(text: &[u8]) -> Option<(&[u8], &[u8])> {
     (end > 0).then(|| text.split_at(end))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "deflate"))]
 mod tests {
     use super::*;
 

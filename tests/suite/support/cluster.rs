@@ -3,6 +3,7 @@
 
 use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
 use oyez::config::Limits;
+use oyez::features::HasBackplane;
 use oyez::ids::SlotId;
 use oyez::server::receive::LogProgress;
 use oyez::server::shared_log::SharedLog;
@@ -73,7 +74,8 @@ impl Cluster {
             ..link_config(run)
         };
         rig.engine.run = run;
-        rig.engine.shared_log = Some(Box::new(SharedLog::new(config, limits.channels_max, rig.now)));
+        let feature = HasBackplane::get().unwrap();
+        rig.engine.shared_log = Some(SharedLog::new(feature, config, limits.channels_max, rig.now));
         rig.engine.shared.log_mode = LogMode::Starting;
         self.nodes.push(Node {
             rig,

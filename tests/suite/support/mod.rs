@@ -1,18 +1,23 @@
 //! Shared test helpers: frames and requests written by hand, a server process, a client, and an engine in memory.
 
 pub mod auth_server;
+#[cfg(feature = "backplane")]
 pub mod backplane;
 pub mod chunked;
 pub mod client;
+#[cfg(feature = "backplane")]
 pub mod cluster;
+#[cfg(feature = "deflate")]
 pub mod deflate;
 pub mod folder;
 pub mod frames;
 pub mod http;
 pub mod key_files;
+#[cfg(feature = "backplane")]
 pub mod log_server;
 pub mod manual;
 pub mod process;
+#[cfg(feature = "backplane")]
 pub mod redis;
 pub mod relay;
 pub mod rig;

@@ -150,14 +150,12 @@ fn params() -> CertificateParams {
 }
 
 /// TLS in front of a server without TLS.
-#[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 pub struct Terminator {
     pub address: SocketAddr,
     certificate: PathBuf,
     _identity: Identity,
 }
 
-#[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only the tests of bench start one"))]
 impl Terminator {
     /// Accepts TLS, and relays its content to a server.
     pub fn start(server: SocketAddr) -> Terminator {

@@ -24,8 +24,8 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 use rustls::{Error, ServerConfig};
 
 use super::handshakes::Handshakes;
-use super::transport::{ReadOutcome, Transport};
 use crate::close::TlsFault;
+use crate::net::transport::{ReadOutcome, Transport};
 use crate::time::LoopTime;
 
 /// Maximum record on the wire: 16 KiB, the expansion by encryption, and the header (RFC 5246 6.2.3; RFC 8446 5.2 allows

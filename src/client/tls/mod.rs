@@ -1,8 +1,13 @@
 //! TLS to a server: which certificates to trust, and one configuration that all connections to the server share.
 //!
 //! Shared session tickets come with the shared configuration, so later handshakes are resumed as a browser's are.
+//!
+//! In a build without the cargo feature `tls`, `tls_missing` takes the place of this module.
 
-use std::path::{Path, PathBuf};
+mod error;
+mod transport;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -10,47 +15,23 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use serde::{Deserialize, Serialize};
 
-use super::tls_error::{CA_FLAG, TlsError};
+use super::trust::{CA_FLAG, Certificates, Trust};
 use crate::access::file_format::UnsupportedFormat;
+
+pub use error::TlsError;
+pub use transport::{TlsSession, TlsTransport};
 
 /// Maximum plaintext that a session buffers before it is sent: four records.
 const SESSION_BYTES_MAX: usize = 64 << 10;
-
-/// Which certificates a client accepts.
-#[derive(Clone, Debug, Default)]
-pub enum Trust {
-    /// Those of the authorities that browsers trust.
-    #[default]
-    Public,
-    /// Those of the public authorities, and of the authorities in this PEM file.
-    PublicAnd(PathBuf),
-    /// Those of the authorities in this PEM file.
-    Only(PathBuf),
-    /// Any certificate.
-    Any,
-}
-
-/// How a report describes the certificates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Certificates {
-    /// Certificates were verified.
-    Checked,
-    /// Any certificate was accepted.
-    NotChecked,
-}
 
 /// The TLS configuration that all connections to one server share.
 #[derive(Clone, Debug)]
 pub struct TlsConnector {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-    /// Whether certificates are verified.
-    pub certificates: Certificates,
-    /// The flag for the file with the trusted authorities, for errors.
-    pub ca_flag: &'static str,
+    certificates: Certificates,
+    ca_flag: &'static str,
 }
 
 impl TlsConnector {
@@ -115,11 +96,21 @@ impl TlsConnector {
     ///
     /// # Errors
     /// The system returns no random bytes.
-    pub fn session(&self) -> Result<ClientConnection, TlsError> {
+    pub fn session(&self) -> Result<TlsSession, TlsError> {
         let mut session = ClientConnection::new(self.config.clone(), self.name.clone())
             .map_err(|error| TlsError::from(&error))?;
         session.set_buffer_limit(Some(SESSION_BYTES_MAX));
-        Ok(session)
+        Ok(TlsSession::new(session))
+    }
+
+    /// Whether certificates are verified.
+    pub fn certificates(&self) -> Certificates {
+        self.certificates
+    }
+
+    /// The flag for the file with the trusted authorities, for errors.
+    pub fn ca_flag(&self) -> &'static str {
+        self.ca_flag
     }
 }
 

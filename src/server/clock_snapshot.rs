@@ -1,4 +1,4 @@
-//! Downtime between two processes, by clocks that may jump; and random epochs.
+//! Downtime between two processes that continue one log, by clocks that may jump; and random epochs.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -27,7 +27,7 @@ pub fn new_epoch() -> u64 {
 /// only unix time is left, and it may have been wrong then or be wrong now. If it went back, no time has passed. If it
 /// went ahead, at most half of the maximum age of messages counts, so that a corrected clock does not expire all of
 /// them at once; they continue to age.
-pub(super) fn downtime_ms(then: ClockSnapshot, now: ClockSnapshot, age_ms: u32) -> u64 {
+pub fn downtime_ms(then: ClockSnapshot, now: ClockSnapshot, age_ms: u32) -> u64 {
     if then.boot == now.boot && then.boot != 0 && now.boot_ms >= then.boot_ms {
         now.boot_ms - then.boot_ms
     } else {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::warn;
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
@@ -31,19 +32,20 @@ const NOTICE_SECONDS: u64 = 14 * DAY_SECONDS;
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
 /// The source of the state for session resumption.
-pub enum Resumption<'a> {
+pub(super) enum Resumption<'a> {
     /// New state.
     New(&'a config::TlsConfig),
     /// That of the last configuration: tickets issued before a reload stay valid.
     Keep(&'a ServerConfig),
 }
 
-/// Reads both files and checks that they belong together.
-pub fn load(
+/// Reads both files and checks that they belong together. `now` is the time since 1970.
+pub(super) fn load(
     files: &config::TlsFiles,
     resumption: Resumption<'_>,
-    now: UnixTime,
+    now: Duration,
 ) -> Result<ServerConfig, String> {
+    let now = UnixTime::since_unix_epoch(now);
     let config::TlsFiles { certificate, key } = files;
     let chain = certificates(certificate).map_err(|why| file_error("--tls-cert", certificate, why))?;
     let secret = private_key(key).map_err(|why| file_error("--tls-key", key, why))?;
@@ -167,7 +169,7 @@ fn pem_error(error: &pem::Error) -> String {
 /// Describes a certificate that is expired, not yet valid, or about to expire.
 fn expiry(certificate: &CertificateDer<'_>, now: UnixTime) -> Option<String> {
     let days = |seconds: u64| plural(seconds.div_ceil(DAY_SECONDS), "day");
-    let soon = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs() + NOTICE_SECONDS));
+    let soon = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs() + NOTICE_SECONDS));
     match (validity(certificate, now), validity(certificate, soon)) {
         (Some(CertificateError::ExpiredContext { not_after, .. }), _) => {
             Some(format!("it expired {} ago", days(now.as_secs().saturating_sub(not_after.as_secs()))))

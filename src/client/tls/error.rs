@@ -4,6 +4,8 @@ use std::fmt;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
+use crate::client::trust::CA_FLAG;
+
 /// Why TLS failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsError {
@@ -26,9 +28,6 @@ impl TlsError {
         if text == UNKNOWN_ISSUER.to_string() { UNKNOWN_ISSUER.advice(CA_FLAG) } else { None }
     }
 }
-
-/// The flag of the commands for their trusted authorities.
-pub const CA_FLAG: &str = "--tls-ca";
 
 /// No authority that the client trusts has issued the certificate.
 const UNKNOWN_ISSUER: TlsError = TlsError::Certificate("of an unknown issuer");

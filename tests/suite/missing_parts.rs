@@ -1,0 +1,107 @@
+//! Parts that a build leaves out by its cargo features: their flags, variables and URLs are errors that name the feature.
+//! The tests run in every build, and compare it with the features that it was compiled with.
+
+use crate::support::client::Client;
+use crate::support::http::get;
+use crate::support::process::{Server, oyez};
+
+/// A part of the program.
+struct Part {
+    feature: &'static str,
+    is_built: bool,
+    /// A flag of each command that needs it, with a valid value.
+    flags: &'static [(&'static str, &'static str)],
+}
+
+const PARTS: [Part; 4] = [
+    Part {
+        feature: "backplane",
+        is_built: cfg!(feature = "backplane"),
+        flags: &[("serve", "--backplane=redis://127.0.0.1:1"), ("serve", "--backplane-name=a")],
+    },
+    Part {
+        feature: "deflate",
+        is_built: cfg!(feature = "deflate"),
+        flags: &[("serve", "--deflate=fresh"), ("serve", "--deflate-exclude=a.*")],
+    },
+    Part {
+        feature: "history-file",
+        is_built: cfg!(feature = "history-file"),
+        flags: &[("serve", "--history-file=/nonexistent/h"), ("serve", "--history-sync-ms=5")],
+    },
+    Part {
+        feature: "tls",
+        is_built: cfg!(feature = "tls"),
+        flags: &[
+            ("serve", "--tls-cert=c.pem"),
+            ("serve", "--tls-sessions-max=5"),
+            ("health", "--tls-ca=a.pem"),
+        ],
+    },
+];
+
+/// Runs a command that does not serve. Returns its status and what it printed.
+fn run(arguments: &[&str], environment: Option<(&str, &str)>) -> (Option<i32>, String) {
+    // An impossible number of connections: no command line here starts a server.
+    let output =
+        oyez(arguments).envs([("OYEZ_CONNECTIONS_MAX", "2000000000")]).envs(environment).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn flag_of_a_missing_part_is_hidden_and_an_error_that_names_the_feature() {
+    for Part { feature, is_built, flags } in &PARTS {
+        for (command, flag) in *flags {
+            let (name, value) = flag.split_once('=').unwrap();
+            let (_, help) = run(&[command, "--help"], None);
+            assert_eq!(help.contains(&format!("{name} <")), *is_built, "{name}: {help}");
+            let variable = format!("OYEZ_{}", name[2..].to_uppercase().replace('-', "_"));
+            for (status, text) in [run(&[command, flag], None), run(&[command], Some((&variable, value)))] {
+                let names_feature = text.contains(&format!("--features {feature}"));
+                assert_eq!(names_feature, !is_built, "{flag}: {text}");
+                if !is_built {
+                    assert_eq!((status, text.lines().count()), (Some(2), 1), "{flag}: {text}");
+                    assert!(text.starts_with(&format!("oyez: {name}: this build of oyez has no ")), "{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn flag_that_requests_what_every_build_does_is_accepted() {
+    let server = Server::start(&["--deflate=off", "--no-console"]);
+    let status = |path: &str| Client::new(server.connect()).ask(get(path)).status;
+    assert_eq!((status("/"), status("/oyez.js"), status("/healthz")), (404, 200, 200));
+}
+
+#[test]
+fn url_with_tls_in_a_build_without_names_the_feature() {
+    for arguments in
+        [&["pub", "a", "b", "--url=wss://127.0.0.1:1"][..], &["health", "--url=https://127.0.0.1:1"]]
+    {
+        let (status, text) = run(arguments, None);
+        assert_eq!(status, Some(1), "{text}");
+        assert_eq!(text.contains("has no TLS"), cfg!(not(feature = "tls")), "{text}");
+    }
+}
+
+#[test]
+fn page_is_served_by_a_build_with_the_console_only() {
+    let server = Server::start(&[]);
+    let status = |path: &str| Client::new(server.connect()).ask(get(path)).status;
+    assert_eq!((status("/"), status("/oyez.js")), (if cfg!(feature = "console") { 200 } else { 404 }, 200));
+}
+
+#[test]
+fn version_names_the_features_of_the_build() {
+    let (status, text) = run(&["--version"], None);
+    assert_eq!(status, Some(0));
+    let features = text.split("features: ").nth(1).unwrap().trim_end().trim_end_matches(')');
+    let features: Vec<&str> = features.split(',').collect();
+    for Part { feature, is_built, .. } in &PARTS {
+        assert_eq!(features.contains(feature), *is_built, "{text}");
+    }
+    assert_eq!(features.contains(&"console"), cfg!(feature = "console"), "{text}");
+}
