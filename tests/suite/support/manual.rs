@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The pages in the order in which their commands run: a page may need a file that an earlier one creates.
-const PAGES: [&str; 17] = [
+const PAGES: [&str; 18] = [
     "getting_started.md",
     "command_line.md",
     "compression.md",
@@ -21,6 +21,7 @@ const PAGES: [&str; 17] = [
     "proxies.md",
     "service.md",
     "benchmarking.md",
+    "builds.md",
     "event_loop.md",
 ];
 
