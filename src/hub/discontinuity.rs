@@ -226,6 +226,27 @@ mod tests {
         assert_eq!((&page["messages"][0]["id"], &page["floor"]), (&"9-1".into(), &"9-0".into()));
     }
 
+    /// The history of one channel is freed after the other, over several turns in which clients subscribe.
+    #[test]
+    fn message_of_an_epoch_that_was_lost_keeps_its_id_until_it_is_freed() {
+        let mut hub = Hub::new(&Limits::default(), 7);
+        let ids: Vec<MessageId> = ["a", "a"].map(|channel| publish(&mut hub, channel)).into();
+        let after = hub.head();
+        assert_eq!(hub.begin_epoch(9, MessageId { epoch: 0, seq: 0 }), None);
+        let discontinuity = hub.begin_discontinuity(after, Some(0), GapReason::Lost);
+        let subscribed = subscribe(&mut hub, "a", 1, Since::Earliest);
+        match hub.replay(subscribed.subscription, None, NOW()) {
+            ReplayStep::Slice { frames, messages, .. } => {
+                let text = String::from_utf8_lossy(&frames).into_owned();
+                assert!(messages == 2 && ids.iter().all(|id| text.contains(&id.to_string())), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let _ = hub.record_discontinuity(hub.find("a").unwrap(), &discontinuity);
+        assert_eq!(subscribed.cursor, MessageId { epoch: 9, seq: 0 });
+        hub.check();
+    }
+
     #[test]
     fn cursors_of_an_epoch_that_survived_whole_are_complete_in_the_next() {
         let mut hub = Hub::new(&Limits::default(), 7);

@@ -36,8 +36,9 @@ impl EpochStart {
 #[derive(Clone, Copy, Debug)]
 struct EndedEpoch {
     start: EpochStart,
-    /// The last seq that the log still had when the next epoch began.
-    last: u64,
+    /// The last seq that the log still had when the next epoch began. `None` if the log has lost the whole epoch: its messages
+    /// are freed one channel after the other, and have their ids until then, but a cursor of it has no index.
+    last: Option<u64>,
 }
 
 /// The epochs of the log.
@@ -65,10 +66,12 @@ impl Epochs {
         if index >= self.current.first {
             return self.current.id(index);
         }
-        let later = self.ended.partition_point(|ended| ended.start.first <= index);
-        // Nothing is stored from before the oldest epoch.
-        let start = later.checked_sub(1).and_then(|row| self.ended.get(row)).or(self.ended.first());
-        start.map_or(self.current, |ended| ended.start).id(index)
+        // Nothing is stored from before the oldest epoch, and index 0 is the cursor before everything.
+        let row = match self.ended.partition_point(|ended| ended.start.first <= index) {
+            later if index > 0 && later > 0 => Some(&self.ended[later - 1]),
+            _ => self.ended.iter().find(|ended| ended.last.is_some()),
+        };
+        row.map_or(self.current, |ended| ended.start).id(index)
     }
 
     /// The index of an id, or the reason why it has none; `head` is the index of the log's last entry.
@@ -81,15 +84,17 @@ impl Epochs {
             let index = self.current.first.checked_add(id.seq).ok_or(GapReason::Future)?;
             return if index <= head { Ok(index) } else { Err(GapReason::Future) };
         }
-        let ended = self.ended.iter().find(|ended| ended.start.epoch == id.epoch).ok_or(GapReason::Epoch)?;
-        if id.seq <= ended.last { Ok(ended.start.first + id.seq) } else { Err(GapReason::Lost) }
+        let ended = self.ended.iter().find(|ended| ended.start.epoch == id.epoch);
+        let (start, last) =
+            ended.and_then(|ended| Some((ended.start, ended.last?))).ok_or(GapReason::Epoch)?;
+        if id.seq <= last { Ok(start.first + id.seq) } else { Err(GapReason::Lost) }
     }
 
     /// The index at which a client continues that received messages of an ended epoch which the log then lost: the
     /// marker of the next epoch.
     pub(super) fn end_of(&self, epoch: u64) -> u64 {
-        let next = self.ended.iter().map(|ended| ended.start).find(|start| start.epoch > epoch);
-        next.unwrap_or(self.current).first
+        let next = self.ended.iter().find(|ended| ended.start.epoch > epoch && ended.last.is_some());
+        next.map_or(self.current, |ended| ended.start).first
     }
 
     /// Returns true if the id is later than `head`, compared as a pair, epoch first.
@@ -100,24 +105,36 @@ impl Epochs {
 
     /// Begins an epoch at index `first`, of which the marker names the last id that survived.
     ///
-    /// The epoch of that id ends with it, and epochs after that one are removed: their messages are lost. Returns the
-    /// index of the last message that survived. `None` if its epoch is unknown, or if the oldest epoch had to be removed:
-    /// the history before the marker then has to be freed, since it has messages without an id.
+    /// The epoch of that id ends with it, and the log has lost those after it. Returns the index of the last message that
+    /// survived. `None` if its epoch is unknown, or if the oldest epoch is forgotten since there are too many: the history
+    /// before the marker has to be freed before the next epoch begins.
     pub(super) fn begin(&mut self, epoch: u64, first: u64, survived: MessageId) -> Option<u64> {
+        // No message of a lost epoch is left.
+        self.ended.retain(|ended| ended.last.is_some());
         let head = first.saturating_sub(1);
-        self.ended.push(EndedEpoch { start: self.current, last: head.saturating_sub(self.current.first) });
-        self.ended.retain(|ended| ended.start.epoch <= survived.epoch);
-        let last = self.ended.last_mut().filter(|ended| ended.start.epoch == survived.epoch);
-        let last = last.map(|ended| {
-            ended.last = ended.last.min(survived.seq);
-            ended.start.first + ended.last
-        });
+        let last = Some(head.saturating_sub(self.current.first));
+        self.ended.push(EndedEpoch { start: self.current, last });
         self.current = EpochStart { epoch, first };
-        if self.ended.len() < EPOCHS_MAX {
-            return last;
+        let mut survivor = None;
+        for ended in &mut self.ended {
+            ended.last = ended.last.filter(|_| ended.start.epoch <= survived.epoch);
+            if ended.start.epoch == survived.epoch {
+                ended.last = ended.last.map(|last| last.min(survived.seq));
+                survivor = ended.last.map(|last| ended.start.first + last);
+            }
         }
-        self.ended.remove(0);
+        if self.known() < EPOCHS_MAX {
+            return survivor;
+        }
+        if let Some(oldest) = self.ended.iter_mut().find(|ended| ended.last.is_some()) {
+            oldest.last = None;
+        }
         None
+    }
+
+    /// How many ended epochs have messages.
+    fn known(&self) -> usize {
+        self.ended.iter().filter(|ended| ended.last.is_some()).count()
     }
 }
 
@@ -177,7 +194,7 @@ mod tests {
         }
         assert_eq!(epochs.end_of(10), head + 1);
         assert_eq!(epochs.begin(50, head + 2, id(0, 0)), None, "an empty log names no id");
-        assert_eq!((epochs.index(id(10, 1), 99), epochs.ended.len()), (Err(GapReason::Epoch), 0));
+        assert_eq!((epochs.index(id(10, 1), 99), epochs.known()), (Err(GapReason::Epoch), 0));
     }
 
     #[test]
@@ -187,7 +204,23 @@ mod tests {
             let survived = epochs.begin(epoch, epoch * 10, id(epoch - 1, 9));
             assert_eq!(survived.is_some(), epoch <= EPOCHS_MAX as u64, "{epoch}");
         }
-        assert_eq!(epochs.ended.len() + 1, EPOCHS_MAX);
+        assert_eq!(epochs.known() + 1, EPOCHS_MAX);
         assert_eq!((epochs.id(3), epochs.id(115)), (id(11, 0), id(11, 5)));
+    }
+
+    /// Its history is freed over several turns, in which clients subscribe.
+    #[test]
+    fn message_of_an_epoch_that_was_lost_has_its_id_until_the_next_one_begins() {
+        let (mut epochs, head) = three();
+        assert_eq!(epochs.begin(40, head + 1, id(0, 0)), None);
+        assert_eq!(
+            [3, 7, 10, 11].map(|index| epochs.id(index)),
+            [id(10, 3), id(20, 1), id(30, 1), id(40, 0)]
+        );
+        for cursor in [id(10, 3), id(20, 1), id(30, 1)] {
+            assert_eq!(epochs.index(cursor, head + 1), Err(GapReason::Epoch), "{cursor}");
+        }
+        assert_eq!(epochs.begin(50, head + 2, id(40, 0)), Some(head + 1));
+        assert_eq!(epochs.ended.len(), 1);
     }
 }
