@@ -80,6 +80,14 @@ def other_order_around_a_gap(publishes, receivers):
         receiver.events.append(Message("b", id, "m4"))
 
 
+def other_order_of_two_lost_messages(publishes, receivers):
+    # The node of the first had read both.
+    publishes[6].id, publishes[7].id = (2, 9), (2, 8)
+    receivers[0].events += [Gap("a", (1, 7), (2, 0), "lost", 0), Gap("b", (1, 8), (2, 0), "lost", 0)]
+    for receiver, ids in (receivers[1], ((2, 8), (2, 9))), (receivers[2], (None, None)):
+        receiver.events[-2:] = [Message("b", ids[0], "m8"), Message("a", ids[1], "m7")]
+
+
 def rejected_and_delivered(publishes, receivers):
     receivers[0].events.append(Message("a", (1, 9), "no"))
 
@@ -113,7 +121,7 @@ EXPECTED = [
     (covered_on_another_channel, {"W1"}), (missing_on_a_raw_connection, {"W1"}), (closed_raw_connection, set()),
     (another_id_than_acknowledged, {"W1"}), (one_id_for_two, {"W2"}), (acknowledged_id_of_another, {"W2"}),
     (swapped, {"W3"}), (swapped_in_one_channel, {"W3"}), (swapped_on_a_raw_connection, {"W3"}),
-    (other_order_around_a_gap, set()), (rejected_and_delivered, {"W4"}), (twice, {"W5"}), (twice_over_a_resumption, {"W3", "W5"}),
+    (other_order_around_a_gap, set()), (other_order_of_two_lost_messages, set()), (rejected_and_delivered, {"W4"}), (twice, {"W5"}), (twice_over_a_resumption, {"W3", "W5"}),
     (twice_on_a_raw_connection, {"W3", "W5"}),
     (twice_on_two_raw_connections, set()), (twice_after_a_loss, set()), (twice_after_another_gap, {"W5"}),
 ]
