@@ -76,6 +76,19 @@ pub(super) struct OpenArguments {
     pub(super) random: u64,
 }
 
+/// An entry, as `append` takes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EntryToAppend<'a> {
+    pub(super) run: u32,
+    /// Its number in the run.
+    pub(super) number: u64,
+    /// The number of the entry before it, if that is in flight too; else 0.
+    pub(super) after: u64,
+    /// How many items it has.
+    pub(super) count: u64,
+    pub(super) bytes: &'a [u8],
+}
+
 impl Commands {
     pub(super) fn new(name: &str) -> Commands {
         Commands {
@@ -116,14 +129,15 @@ impl Commands {
         );
     }
 
-    /// Appends an entry of `count` items to the epoch, if the log contains `seq` of it.
+    /// Appends an entry to the epoch, if the log contains `seq` of it and the entry before of the same run.
     pub(super) fn append(
         &self,
         out: &mut Vec<u8>,
         (epoch, seq): (u64, u64),
-        (count, entry): (u64, &[u8]),
+        entry: EntryToAppend<'_>,
         oldest_kept: MessageId,
     ) {
+        let EntryToAppend { run, number, after, count, bytes } = entry;
         command(
             out,
             &[
@@ -135,8 +149,11 @@ impl Commands {
                 epoch.to_string().as_bytes(),
                 seq.to_string().as_bytes(),
                 count.to_string().as_bytes(),
-                entry,
+                bytes,
                 oldest_kept.to_string().as_bytes(),
+                format!("{run:08x}").as_bytes(),
+                number.to_string().as_bytes(),
+                after.to_string().as_bytes(),
             ],
         );
     }

@@ -16,19 +16,17 @@
 //! - [`Link::unsent`] and [`Link::sent`] are the bytes to send.
 //! - [`Link::expire`] is called when [`Link::next_deadline`] is due.
 
-use std::collections::VecDeque;
-
-use super::block_set::{BLOCKS, BlockSet};
-use super::commands::{Commands, OpenArguments, SentCommand};
+use super::client_blocks::ClientBlocks;
+use super::commands::{Commands, EntryToAppend, OpenArguments, SentCommand};
+use super::connection::{LinkConnection, UNSENT_BYTES, bad_reply};
 use super::entry::Item;
 use super::event::{LinkEvent, LinkLoss, LinkNotice, OpenedLog, PublishFailure};
 use super::line_limits::LineLimits;
 use super::log_reader::{LogReader, QueuedEvent, RawEntry, START};
-use super::pending::Content;
-use super::replies::{
-    BadReply, ErrorAction, OpenReply, ReadPart, ReadReply, ShortReplies, ShortReply, number, parse_marker,
-};
-use super::resp::{Decoder, command};
+use super::pending::{Content, PendingEntry};
+use super::replica_wait::ReplicaWait;
+use super::replies::{ErrorAction, OpenReply, ReadPart, ReadReply, ShortReply, number, parse_marker};
+use super::resp::command;
 use super::roll_call::{LiveNode, order};
 use crate::ids::MessageId;
 use crate::metrics::levels::BackplaneStats;
@@ -51,9 +49,6 @@ const OLDER_PRIMARY_MS: u32 = 10_000;
 
 /// The pause before an entry is sent again after Redis was out of memory, in ms.
 const MEMORY_PAUSE_MS: u32 = 1000;
-
-/// Entries are encoded for the socket while less than this many bytes wait for it.
-const UNSENT_BYTES: usize = 64 << 10;
 
 /// The version of the program in heartbeats: 8 bits each for major, minor and patch.
 const PROGRAM_VERSION: u32 = version_part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
@@ -166,49 +161,6 @@ enum LinkState {
     },
 }
 
-/// The buffers of one connection.
-#[derive(Debug, Default)]
-struct Wire {
-    decoder: Decoder,
-    unsent: Vec<u8>,
-    /// Bytes of `unsent` that were sent.
-    sent: usize,
-    /// Commands without a reply, in the order of their sending.
-    commands: VecDeque<SentCommand>,
-    replies: ShortReplies,
-}
-
-impl Wire {
-    fn clear(&mut self) {
-        // Spans of queued entries stay valid.
-        self.decoder.clear();
-        self.replies = ShortReplies::default();
-        self.unsent = Vec::new();
-        self.sent = 0;
-        self.commands.clear();
-    }
-
-    fn next_reply(&mut self) -> Result<Option<(SentCommand, ShortReply)>, LinkLoss> {
-        let reply = match self.replies.next(&mut self.decoder) {
-            Ok(Some(reply)) => reply,
-            Ok(None) => return Ok(None),
-            Err(error) => return Err(bad_reply(error, self.commands.front().map_or("", |sent| sent.name()))),
-        };
-        match self.commands.pop_front() {
-            Some(command) => Ok(Some((command, reply))),
-            None => Err(LinkLoss::UnexpectedReply("no command")),
-        }
-    }
-}
-
-fn bad_reply(error: BadReply, command: &'static str) -> LinkLoss {
-    match error {
-        BadReply::Resp(error) => LinkLoss::Resp(error),
-        BadReply::Unexpected => LinkLoss::UnexpectedReply(command),
-        BadReply::Foreign(id) => LinkLoss::ForeignEntry(id),
-    }
-}
-
 /// A node's link to the log. `P` is the acknowledgement that waits for an item.
 #[derive(Debug)]
 pub struct Link<P> {
@@ -216,8 +168,8 @@ pub struct Link<P> {
     commands: Commands,
     state: LinkState,
     action: Option<LinkAction>,
-    appender: Wire,
-    reader: Wire,
+    appender: LinkConnection,
+    reader: LinkConnection,
     read_reply: ReadReply,
     /// Bytes of an incomplete reply that the reader had received when it was last tried.
     received_part: usize,
@@ -237,24 +189,12 @@ pub struct Link<P> {
     down_since: LoopTime,
     lines: LineLimits,
     was_up: bool,
-    needs_block: bool,
-    /// A block that was allocated, and is not known to be free of other nodes' clients.
-    new_block: Option<u64>,
-    /// How many blocks were allocated that other nodes have.
-    taken_blocks: u64,
-    /// The blocks of this node.
-    blocks: BlockSet,
+    blocks: ClientBlocks,
     /// While Redis is out of memory: when the next entry is sent.
     full_until: Option<LoopTime>,
-    /// While replicas are waited for: when the reply must have arrived.
-    wait_until: Option<LoopTime>,
-    /// Results of waiting for replicas, of entries that are not read back yet: the number of the last one, and whether
-    /// enough replicas have it.
-    replicated: VecDeque<(u64, bool)>,
-    /// True after the log line about missing replicas, until the one that they are back.
-    lacks_replicas: bool,
+    replicas: ReplicaWait,
     /// True after an error until an entry is appended: one entry at a time is sent.
-    appends_fail: bool,
+    one_at_a_time: bool,
     /// When Redis last showed that it executes `append`, without writing.
     alive_at: LoopTime,
     /// Connections and subscriptions of the node, for its heartbeats.
@@ -270,8 +210,8 @@ impl<P> Link<P> {
             commands: Commands::new(&config.name),
             state: LinkState::Waiting { until: now },
             action: None,
-            appender: Wire::default(),
-            reader: Wire::default(),
+            appender: LinkConnection::default(),
+            reader: LinkConnection::default(),
             read_reply: ReadReply::default(),
             received_part: 0,
             log,
@@ -285,15 +225,10 @@ impl<P> Link<P> {
             down_since: now,
             lines: LineLimits::new(),
             was_up: false,
-            needs_block: true,
-            new_block: None,
-            taken_blocks: 0,
-            blocks: BlockSet::default(),
+            blocks: ClientBlocks::new(),
             full_until: None,
-            wait_until: None,
-            replicated: VecDeque::new(),
-            lacks_replicas: false,
-            appends_fail: false,
+            replicas: ReplicaWait::new(config.wait_replicas),
+            one_at_a_time: false,
             alive_at: now,
             counts: (0, 0),
             counters: BackplaneStats::default(),
@@ -351,7 +286,7 @@ impl<P> Link<P> {
 
     /// Allocates another block of client ids, unless one is being allocated: see [`LinkEvent::ClientBlock`].
     pub fn request_client_block(&mut self) {
-        self.needs_block = true;
+        self.blocks.request();
     }
 
     /// The turn ends: its entry is complete, and can be sent.
@@ -431,6 +366,8 @@ impl<P> Link<P> {
             pending_bytes: self.log.own.bytes(),
             pending: self.log.own.acknowledgements(),
             log_bytes: self.log.segments.bytes(),
+            replicas: self.replicas.count(),
+            waits_expired: self.replicas.expired(),
             read: self.log.counters,
             ..self.counters
         }
@@ -453,7 +390,7 @@ impl<P> Link<P> {
         for side in Side::ALL {
             self.authenticate(side);
         }
-        let Wire { unsent, commands, .. } = &mut self.appender;
+        let LinkConnection { unsent, commands, .. } = &mut self.appender;
         Commands::load_scripts(unsent);
         command(unsent, &[b"INFO", b"memory"]);
         self.commands.state_epoch(unsent);
@@ -472,7 +409,7 @@ impl<P> Link<P> {
 
     fn authenticate(&mut self, side: Side) {
         let config = &self.config;
-        let Wire { unsent, commands, .. } = match side {
+        let LinkConnection { unsent, commands, .. } = match side {
             Side::Appender => &mut self.appender,
             Side::Reader => &mut self.reader,
         };
@@ -506,12 +443,12 @@ impl<P> Link<P> {
     /// Space for bytes that a connection receives; never empty. See [`Link::wants_input`].
     pub fn room(&mut self, side: Side) -> &mut [u8] {
         debug_assert!(self.wants_input(side), "the bytes of a queued entry would move");
-        self.wire(side).decoder.room()
+        self.connection(side).decoder.room()
     }
 
     /// The first `count` bytes of [`Link::room`] were received.
     pub fn filled(&mut self, side: Side, count: usize) {
-        self.wire(side).decoder.filled(count);
+        self.connection(side).decoder.filled(count);
     }
 
     /// Bytes to send on a connection.
@@ -519,24 +456,15 @@ impl<P> Link<P> {
         if side == Side::Appender {
             self.encode_entries(now);
         }
-        let Wire { unsent, sent, .. } = self.wire(side);
-        &unsent[*sent..]
+        self.connection(side).unsent()
     }
 
     /// The first `count` bytes of [`Link::unsent`] were sent.
     pub fn sent(&mut self, side: Side, count: usize) {
-        let Wire { unsent, sent, .. } = self.wire(side);
-        *sent += count;
-        if *sent >= unsent.len() {
-            *sent = 0;
-            unsent.clear();
-            if unsent.capacity() > 4 * UNSENT_BYTES {
-                *unsent = Vec::new();
-            }
-        }
+        self.connection(side).sent(count);
     }
 
-    fn wire(&mut self, side: Side) -> &mut Wire {
+    fn connection(&mut self, side: Side) -> &mut LinkConnection {
         match side {
             Side::Appender => &mut self.appender,
             Side::Reader => &mut self.reader,
@@ -549,34 +477,35 @@ impl<P> Link<P> {
     /// entries of that time are sent together, and followed by one `WAIT`.
     fn encode_entries(&mut self, now: LoopTime) {
         let LinkState::Running { epoch, .. } = self.state else { return };
-        if self.wait_until.is_some() {
+        if self.replicas.until().is_some() {
             return;
         }
         let position = self.log.position;
         let seq = if position.epoch == epoch { position.seq } else { 0 };
         let oldest_kept = self.log.segments.oldest_kept();
-        let Wire { unsent, sent, commands, .. } = &mut self.appender;
-        while unsent.len() - *sent < UNSENT_BYTES {
-            // After an error one entry at a time is sent: if the next one succeeded in the same write, readers would
-            // take the rejected one for a loss.
+        while self.appender.unsent().len() < UNSENT_BYTES {
+            // After an error the next one would be rejected too.
             let is_paused = self.full_until.is_some_and(|until| !until.is_due(now));
-            if is_paused || self.appends_fail && !commands.is_empty() {
+            if is_paused || self.one_at_a_time && !self.appender.commands.is_empty() {
                 break;
             }
-            let Some(entry) = self.log.own.next_to_send(now) else { break };
-            self.commands.append(unsent, (epoch, seq), (entry.count, &entry.bytes), oldest_kept);
-            commands.push_back(SentCommand::Append(entry.number));
+            let Some((entry, after)) = self.log.own.next_to_send(now) else { break };
+            let PendingEntry { number, count, ref bytes, .. } = *entry;
+            let entry = EntryToAppend { run: self.config.run, number, after, count, bytes };
+            self.commands.append(&mut self.appender.unsent, (epoch, seq), entry, oldest_kept);
+            self.appender.commands.push_back(SentCommand::Append(number));
         }
+        let LinkConnection { unsent, commands, .. } = &mut self.appender;
         let LinkConfig { wait_replicas, wait_timeout_ms, heartbeat_timeout_ms, .. } = self.config;
-        if wait_replicas > 0
+        if self.replicas.is_enabled()
             && let Some(SentCommand::Append(number)) = commands.back()
         {
             let number = *number;
             Commands::wait(unsent, wait_replicas, wait_timeout_ms);
             commands.push_back(SentCommand::Wait(number));
-            self.wait_until = Some(now.after(wait_timeout_ms + heartbeat_timeout_ms));
+            self.replicas.begin(now.after(wait_timeout_ms + heartbeat_timeout_ms));
         }
-        if self.needs_block && !self.appender.commands.contains(&SentCommand::AllocateBlock) {
+        if self.blocks.is_needed() && !self.appender.commands.contains(&SentCommand::AllocateBlock) {
             let arguments = self.open_arguments();
             self.commands.open(&mut self.appender.unsent, arguments);
             self.appender.commands.push_back(SentCommand::AllocateBlock);
@@ -610,7 +539,7 @@ impl<P> Link<P> {
             LinkState::Authenticating { .. } | LinkState::Opening { .. } => {
                 for side in Side::ALL {
                     if let Some((command, reply)) =
-                        self.wire(side).next_reply().map_err(|loss| (loss, false))?
+                        self.connection(side).next_reply().map_err(|loss| (loss, false))?
                     {
                         self.handle_reply(command, reply, now)?;
                         return Ok(true);
@@ -646,7 +575,7 @@ impl<P> Link<P> {
             SentCommand::LoadAppend => self.commands.append_sha = first.to_vec(),
             SentCommand::InfoMemory => self.check_memory_policy(first),
             SentCommand::StateEpoch => self.check_primary(first, now)?,
-            SentCommand::CountReplicas => self.counters.replicas = number(first).ok_or(unexpected)?,
+            SentCommand::CountReplicas => self.replicas.counted(number(first).ok_or(unexpected)?),
             SentCommand::Wait(entry) => {
                 self.end_wait(entry, number(first).ok_or(unexpected)?, now);
                 return Ok(());
@@ -658,9 +587,8 @@ impl<P> Link<P> {
             }
             SentCommand::AllocateBlock => {
                 let opened = OpenReply::parse(&values).ok_or(unexpected)?;
-                self.needs_block = false;
                 // If the data was replaced below the link, this command has begun an epoch, and the next append finds that.
-                self.new_block = Some(opened.block);
+                self.blocks.allocated(opened.block);
                 if self.is_up() {
                     self.take_block(now);
                 }
@@ -670,7 +598,7 @@ impl<P> Link<P> {
             SentCommand::Append(entry) => {
                 let seq = number(first).ok_or(unexpected)?;
                 self.full_until = None;
-                self.appends_fail = false;
+                self.one_at_a_time = false;
                 self.log.own.appended(entry, seq);
                 if let LinkState::Running { epoch, .. } = self.state {
                     self.end = MessageId { epoch, seq };
@@ -687,27 +615,15 @@ impl<P> Link<P> {
 
     /// Takes the result of waiting for replicas, and reports a change.
     fn end_wait(&mut self, entry: u64, replicas: u64, now: LoopTime) {
-        let wanted = self.config.wait_replicas;
-        let is_replicated = replicas >= u64::from(wanted);
-        self.wait_until = None;
-        self.counters.replicas = replicas;
-        self.counters.waits_expired += u64::from(!is_replicated);
-        if is_replicated && std::mem::take(&mut self.lacks_replicas) {
-            self.log.notice(LinkNotice::ReplicasBack { replicas });
-        } else if !is_replicated && !self.lacks_replicas && self.lines.logs_replicas(now) {
-            self.lacks_replicas = true;
-            self.log.notice(LinkNotice::ReplicasMissing { replicas, wanted });
+        if let Some(notice) = self.replicas.end(entry, replicas, &mut self.lines, now) {
+            self.log.notice(notice);
         }
-        self.replicated.push_back((entry, is_replicated));
         self.report_replication();
     }
 
     /// Reports the results of waiting for replicas, after the entries that they are about.
     fn report_replication(&mut self) {
-        while let Some(&(upto, is_replicated)) = self.replicated.front()
-            && upto <= self.log.applied_number
-        {
-            self.replicated.pop_front();
+        while let Some((upto, is_replicated)) = self.replicas.next_result(self.log.applied_number) {
             self.log.push(LinkEvent::Replicated { upto, is_replicated });
         }
     }
@@ -743,7 +659,7 @@ impl<P> Link<P> {
     fn open_arguments(&mut self) -> OpenArguments {
         OpenArguments {
             birth: self.random(u64::from(u32::MAX)) as u32,
-            allocates_block: self.needs_block,
+            allocates_block: self.blocks.is_needed(),
             position: self.log.position,
             random: 1 + self.random(999_999),
         }
@@ -764,9 +680,7 @@ impl<P> Link<P> {
         self.older_since = None;
         self.full_until = None;
         self.counters.links_opened += 1;
-        if std::mem::take(&mut self.needs_block) {
-            self.new_block = Some(block);
-        }
+        self.blocks.allocated(block);
         let lag = (position.epoch == epoch).then(|| seq.saturating_sub(position.seq));
         if self.lines.logs_connected() {
             self.log.notice(LinkNotice::Connected { address: self.address.clone(), epoch, lag });
@@ -858,24 +772,16 @@ impl<P> Link<P> {
         self.log.push(LinkEvent::Up { is_first });
     }
 
-    /// Takes the block of client ids that was allocated, or allocates another one if a node has it: the counter of blocks
-    /// begins again when the log's keys are deleted, and blocks that are 256 apart have the same ids. Returns false until
-    /// another one is allocated.
+    /// Takes the block of client ids that was allocated. Returns false until another one is, if a node has that one.
     fn take_block(&mut self, now: LoopTime) -> bool {
-        if let Some(block) = self.new_block.take() {
-            if self.taken_blocks < BLOCKS && self.log.roll_call.has_block(self.config.run, block) {
-                self.taken_blocks += 1;
-                self.needs_block = true;
-            } else {
-                self.taken_blocks = 0;
-                self.blocks.insert(block);
-                self.log.push(LinkEvent::ClientBlock(block));
-                // A node that starts now must know it.
-                let heartbeat = self.heartbeat();
-                self.log.own.push_notice(&heartbeat, Content::Notice, now);
-            }
+        let (roll_call, run) = (&self.log.roll_call, self.config.run);
+        if let Some(block) = self.blocks.take(|block| roll_call.has_block(run, block)) {
+            self.log.push(LinkEvent::ClientBlock(block));
+            // A node that starts now must know it.
+            let heartbeat = self.heartbeat();
+            self.log.own.push_notice(&heartbeat, Content::Notice, now);
         }
-        !self.needs_block
+        !self.blocks.is_needed()
     }
 
     fn handle_error(
@@ -885,10 +791,15 @@ impl<P> Link<P> {
         now: LoopTime,
     ) -> Result<(), (LinkLoss, bool)> {
         if let SentCommand::Append(number) = command {
-            self.appends_fail = true;
+            self.one_at_a_time = true;
             match ErrorAction::of(&text) {
                 ErrorAction::OutOfMemory => {
                     self.reject_entry(number, now);
+                    return Ok(());
+                }
+                // It follows an entry that was rejected in the same write.
+                ErrorAction::OutOfOrder => {
+                    self.log.own.not_written(number);
                     return Ok(());
                 }
                 // It may have failed after the entry was written.
@@ -953,9 +864,7 @@ impl<P> Link<P> {
         self.read_reply = ReadReply::default();
         self.received_part = 0;
         self.full_until = None;
-        // The next link waits for replicas after its first entries, which includes all entries before them.
-        self.wait_until = None;
-        self.replicated.clear();
+        self.replicas.lose_link();
         self.log.own.lose_link();
     }
 
@@ -985,7 +894,7 @@ impl<P> Link<P> {
 
     /// When the oldest own entry must be read back, or replicas have been waited for.
     fn heartbeat_deadline(&self) -> Option<LoopTime> {
-        self.read_back_deadline().into_iter().chain(self.wait_until).reduce(LoopTime::min)
+        self.read_back_deadline().into_iter().chain(self.replicas.until()).reduce(LoopTime::min)
     }
 
     fn read_back_deadline(&self) -> Option<LoopTime> {
@@ -1046,7 +955,7 @@ impl<P> Link<P> {
 
     fn heartbeat(&self) -> Item<'static> {
         let (connections, subscribers) = self.counts;
-        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION, blocks: self.blocks }
+        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION, blocks: self.blocks.own() }
     }
 
     /// A random number from 0 to `max`; splitmix64.

@@ -6,6 +6,7 @@
 //! sockets and the hub.
 //!
 //! - [`link`]: the two connections of a node, the phases in which they are opened, and the entries that they carry.
+//!   `connection`, `client_blocks` and `replica_wait` are parts of it.
 //! - `log_reader`: the rules by which an entry is applied, is skipped as a duplicate, or shows a loss.
 //! - `roll_call`: the numbers of all nodes' entries, and the reports that find the losses of nodes that have ended.
 //! - `pending`: entries that were submitted and not read back. `trim`: the oldest entry to keep.
@@ -21,7 +22,9 @@
 //! log before which the copy is incomplete.
 
 pub mod block_set;
+mod client_blocks;
 mod commands;
+mod connection;
 pub mod entry;
 pub mod event;
 mod line_limits;
@@ -29,6 +32,7 @@ pub mod link;
 mod log_reader;
 mod pending;
 mod remedy;
+mod replica_wait;
 mod replies;
 pub mod resp;
 mod roll_call;

@@ -42,6 +42,13 @@ if not last or not fits or s[4] ~= replid or is_back then
   redis.call('XADD', KEYS[1], epoch .. '-0', 't', ms, 'm', why .. ' ' .. (last or '0-0'))
   redis.call('HSET', KEYS[2], 'v', '1', 'epoch', epoch, 'seq', seq, 'replid', replid, 'birth', birth)
 end
+-- The last numbers of runs that ended are not used again. A live run whose number is deleted sends its entry again.
+if ARGV[2] == '1' then
+  local fields = redis.call('HKEYS', KEYS[2])
+  for _, field in ipairs(#fields > 300 and fields or {}) do
+    if string.sub(field, 1, 4) == 'run:' then redis.call('HDEL', KEYS[2], field) end
+  end
+end
 local block = 0
 -- The first block is a random one: nodes may be running that have blocks of a log which was deleted.
 if ARGV[2] == '1' then block = redis.call('HINCRBY', KEYS[2], 'clients', s[6] and 1 or ARGV[5]) end

@@ -170,15 +170,17 @@ impl<P> PendingEntries<P> {
         self.entries.back().is_none_or(|entry| entry.appended_seq.is_some())
     }
 
-    /// The first complete entry that was not sent on this link. It is marked as sent.
-    pub(super) fn next_to_send(&mut self, now: LoopTime) -> Option<&PendingEntry<P>> {
+    /// The first complete entry that was not sent on this link, and the number of the one before it that is in flight, or 0. It
+    /// is marked as sent.
+    pub(super) fn next_to_send(&mut self, now: LoopTime) -> Option<(&PendingEntry<P>, u64)> {
         let at = self.entries.partition_point(|entry| entry.sent_at.is_some());
+        let after = at.checked_sub(1).map_or(0, |before| self.entries[before].number);
         let entry = self.entries.get_mut(at).filter(|entry| !entry.is_open)?;
         if entry.was_sent {
             mark_resent(&mut entry.bytes);
         }
         (entry.sent_at, entry.was_sent) = (Some(now), true);
-        Some(entry)
+        Some((entry, after))
     }
 
     /// The log has appended the entry under this seq.

@@ -1,7 +1,7 @@
 //! What an operator can do when Redis rejects a command for good.
 
 /// The commands of the scripts, as ACL rules name them.
-const SCRIPT_COMMANDS: &str = "+exists +hincrby +hmget +hset +info +time +xadd +xinfo|stream";
+const SCRIPT_COMMANDS: &str = "+exists +hdel +hincrby +hkeys +hmget +hset +info +time +xadd +xinfo|stream";
 
 /// The remedy for an error reply; `None` if the text of the error says all that is known.
 pub(super) fn remedy(command: &str, text: &str) -> Option<String> {

@@ -233,6 +233,8 @@ pub(super) enum ErrorAction {
     ReconnectLater,
     /// Redis is out of memory; nothing was written.
     OutOfMemory,
+    /// The entry before of the same run is not in the log; nothing was written.
+    OutOfOrder,
     /// The log is newer than this program.
     NewerVersion,
     /// An operator must act: permissions, password, or keys of another program.
@@ -253,6 +255,7 @@ impl ErrorAction {
             "OYEZROLE" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "MASTERDOWN" | "BUSY"
             | "NOREPLICAS" | "READONLY" | "MISCONF" | "UNBLOCKED" => ErrorAction::ReconnectLater,
             "OOM" => ErrorAction::OutOfMemory,
+            "OYEZORDER" => ErrorAction::OutOfOrder,
             "OYEZVERSION" => ErrorAction::NewerVersion,
             // The server closes the connection: `maxclients`.
             "ERR" if text.starts_with("ERR max number of clients") => ErrorAction::ReconnectLater,
@@ -357,6 +360,7 @@ mod tests {
             check(text, ErrorAction::ReconnectLater);
         }
         check("OOM command not allowed", ErrorAction::OutOfMemory);
+        check("OYEZORDER 7", ErrorAction::OutOfOrder);
         check("OYEZVERSION 2", ErrorAction::NewerVersion);
         for text in ["NOAUTH x", "WRONGPASS x", "NOPERM x", "OYEZREPLID x", "ERR x", "WRONGTYPE x", ""] {
             check(text, ErrorAction::Reject);

@@ -16,7 +16,7 @@ from engine import free_port
 from nodes import Node
 
 ACL = ("on", ">secret", "resetkeys", "resetchannels", "~{oyez:first}:*", "-@all", "+evalsha", "+script|load", "+xadd", "+xread",
-       "+xinfo|stream", "+hmget", "+hset", "+hincrby", "+exists", "+time", "+info", "+ping", "+auth", "+select", "+client|setname")
+       "+xinfo|stream", "+hmget", "+hset", "+hincrby", "+hkeys", "+hdel", "+exists", "+time", "+info", "+ping", "+auth", "+select", "+client|setname")
 
 
 async def two_nodes_have_one_order(cluster):

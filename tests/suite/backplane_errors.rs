@@ -26,6 +26,7 @@ struct Node {
     failed: Vec<(u32, PublishFailure)>,
     acknowledged: Vec<u32>,
     blocks: Vec<u64>,
+    losses: usize,
 }
 
 impl Node {
@@ -42,6 +43,7 @@ impl Node {
             failed: Vec::new(),
             acknowledged: Vec::new(),
             blocks: Vec::new(),
+            losses: 0,
         }
     }
 
@@ -98,6 +100,8 @@ impl Node {
                     self.failed.extend(pending.into_iter().map(|number| (number, why)));
                 }
                 LinkEvent::ClientBlock(block) => self.blocks.push(block),
+                LinkEvent::Discontinuity(_) => self.losses += 1,
+                LinkEvent::Marker(marker) => self.losses += usize::from(marker.discontinuity.is_some()),
                 LinkEvent::Notice(line) => self.lines.push(line),
                 _ => {}
             }
@@ -228,6 +232,28 @@ fn link_waits_for_a_reply_while_redis_is_out_of_memory() {
     node.submit(2);
     node.run_ms(&mut log, 100);
     assert_eq!(node.acknowledged, [2]);
+}
+
+/// In a new epoch the log knows no number of the run.
+#[test]
+fn first_entry_of_a_link_that_is_rejected_is_no_loss() {
+    let mut log = new_log();
+    let mut nodes = [start(1, &mut log), start(2, &mut log)];
+    // Another primary with the same data.
+    log = LogServer::new(log.data.clone(), 2);
+    for node in &mut nodes {
+        node.pipes = None;
+        node.link.failed("reset".to_owned(), node.now);
+    }
+    nodes[0].submit(1);
+    nodes[0].submit(2);
+    log.full_appends = 1;
+    for _ in 0..500 {
+        nodes.iter_mut().for_each(|node| node.run_ms(&mut log, STEP_MS));
+    }
+    assert_eq!(log.full_appends, 0);
+    assert_eq!((nodes[0].failed.len(), &nodes[0].acknowledged[..]), (1, &[2][..]));
+    assert_eq!([nodes[0].losses, nodes[1].losses], [0, 0]);
 }
 
 /// What another program has appended has none of the log's fields.

@@ -8,7 +8,7 @@
 //! - W1: each acknowledged message was received by every subscriber, or is covered by a gap notice;
 //! - W2: no id identifies two messages;
 //! - W3: two nodes have the same order after their last discontinuity;
-//! - W4: a message that was rejected with `backplane_down` was delivered to no subscriber;
+//! - W4: a message that was rejected with `backplane_down` or `backplane_full` was delivered to no subscriber;
 //! - W5: a subscriber receives a message at most once between two gap notices.
 //!
 //! At the end every publish was answered, and every subscriber is attached.
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use oyez::backplane::entry::{Item, LogMessage};
 use oyez::backplane::event::{LinkEvent, LossCause, Marker, PublishFailure};
-use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side};
+use oyez::backplane::link::{Link, LinkAction, LinkConfig, Side, SubmitError};
 use oyez::ids::MessageId;
 use oyez::time::LoopTime;
 use oyez::wire::Kind;
@@ -63,6 +63,10 @@ enum Fault {
         ms: u64,
     },
     Trim,
+    /// There is no memory for the next entries.
+    Full {
+        appends: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +133,7 @@ impl Choices {
     }
 
     fn fault(&mut self) -> Fault {
-        match self.below(12) {
+        match self.below(14) {
             0 | 1 => Fault::Failover { lag: self.lag() },
             2 => Fault::Failover { lag: 0 },
             3 => Fault::Split { lag: self.lag() },
@@ -139,7 +143,8 @@ impl Choices {
             7 => Fault::DeleteState,
             8 => Fault::Crash { node: self.below(NODES as u64) },
             9 => Fault::ClockBack { ms: [0, 1500, 15_000][self.below(3)] },
-            _ => Fault::Trim,
+            10 | 11 => Fault::Trim,
+            _ => Fault::Full { appends: 1 + self.below(3) },
         }
     }
 
@@ -470,7 +475,7 @@ impl World {
                 LinkEvent::Failed { pending, why } => {
                     for number in pending {
                         self.waiting.remove(&number);
-                        if why == PublishFailure::BackplaneDown {
+                        if why != PublishFailure::Unconfirmed {
                             self.rejected.insert(number);
                         } else {
                             self.coverage.unconfirmed += 1;
@@ -682,9 +687,15 @@ impl World {
                 key: None,
             };
             let Node { link, run, .. } = &mut self.nodes[at];
-            let submitted = link.submit(&Item::Message(message), Some(number), now);
-            assert!(submitted.is_ok(), "there is room for 1 MiB");
-            self.waiting.insert(number, *run);
+            match link.submit(&Item::Message(message), Some(number), now) {
+                Ok(()) => {
+                    self.waiting.insert(number, *run);
+                }
+                Err((SubmitError::Full, _)) => {
+                    self.rejected.insert(number);
+                }
+                Err((SubmitError::Backlog, _)) => panic!("there is room for 1 MiB"),
+            }
         }
         self.nodes[at].link.finish_turn();
     }
@@ -723,10 +734,11 @@ impl World {
                     server.data.log.clear();
                 }
                 if !matches!(fault, Fault::DeleteLog) {
-                    server.data.state.clear();
+                    server.data.clear_state();
                 }
                 server.save_version();
             }
+            Fault::Full { appends } => self.servers[primary].full_appends = appends,
             Fault::Crash { node } => self.crash(node),
             Fault::ClockBack { ms } => self.redis_ms -= ms,
             Fault::Trim => {
@@ -863,12 +875,13 @@ fn invariants_hold_in_every_round() {
     }
 }
 
-/// Cut connections, late commands and moving subscribers are no loss: the read barrier, the numbers and the second copies
-/// of entries keep every cursor complete.
+/// Cut connections, late commands, moving subscribers and a Redis that is full for a moment are no loss: the read barrier, the
+/// numbers and the second copies of entries keep every cursor complete, and no entry follows one that was rejected.
 #[test]
 fn nothing_is_announced_without_a_fault() {
     let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
     let step = any::<u64>().prop_map(|bits| match Choices(bits).step() {
+        Step::Inject(Fault::Full { appends }) => Step::Inject(Fault::Full { appends }),
         Step::Inject(_) => Step::Move { node: 1 },
         step => step,
     });

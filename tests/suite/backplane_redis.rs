@@ -47,18 +47,7 @@ fn config(run: u32) -> LinkConfig {
 impl Cluster {
     fn start(options: &[&str], configs: impl IntoIterator<Item = LinkConfig>) -> Option<Cluster> {
         let redis = Redis::start(options)?;
-        let node = |config| Node {
-            link: Link::new(config, LoopTime::from_millis(0)),
-            connections: None,
-            received: Vec::new(),
-            acknowledged: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            losses: Vec::new(),
-            epochs: Vec::new(),
-            notices: Vec::new(),
-            blocks: Vec::new(),
-        };
-        let nodes = configs.into_iter().map(node).collect();
+        let nodes = configs.into_iter().map(Node::new).collect();
         Some(Cluster { redis, nodes, started: Instant::now(), published: 0 })
     }
 
@@ -138,6 +127,20 @@ impl Cluster {
 }
 
 impl Node {
+    fn new(config: LinkConfig) -> Node {
+        Node {
+            link: Link::new(config, LoopTime::from_millis(0)),
+            connections: None,
+            received: Vec::new(),
+            acknowledged: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            losses: Vec::new(),
+            epochs: Vec::new(),
+            notices: Vec::new(),
+            blocks: Vec::new(),
+        }
+    }
+
     fn turn(&mut self, redis: &Redis, now: LoopTime) {
         self.link.expire(now);
         self.take_events(now);
@@ -360,6 +363,53 @@ fn publishes_are_rejected_while_redis_is_out_of_memory() {
     }
 }
 
+/// Redis may be full for one entry and not for the next one, which is on its way then.
+#[test]
+fn entry_whose_predecessor_was_rejected_is_rejected() {
+    let Some(cluster) = Cluster::pair(&[]) else { return };
+    let state = cluster.redis.call(&["HMGET", "{oyez:main}:state", "epoch"]);
+    let epoch = state.lines().nth(2).unwrap().to_owned();
+    let append = |number: &str, after: &str| {
+        let script = include_str!("../../src/backplane/append.lua");
+        let keys = ["{oyez:main}:log", "{oyez:main}:state"];
+        let entry = "an entry that no link reads here";
+        cluster.redis.call(&[
+            "EVAL", script, "2", keys[0], keys[1], &epoch, "0", "1", entry, "0-0", "0000000a", number, after,
+        ])
+    };
+    assert_eq!(append("8", "7"), "-OYEZORDER 0\r\n");
+    assert!(append("7", "0").starts_with('$'), "none before it is in flight");
+    assert_eq!(append("9", "8"), "-OYEZORDER 7\r\n");
+    assert!(append("8", "7").starts_with('$'));
+    // A second copy, of an entry that was sent on an earlier link, does not set the number back.
+    assert!(append("7", "0").starts_with('$'));
+    assert!(append("9", "8").starts_with('$'));
+    // The number of an earlier epoch.
+    cluster.redis.call(&["HSET", "{oyez:main}:state", "run:0000000a", "1-9"]);
+    assert_eq!(append("10", "9"), "-OYEZORDER 0\r\n");
+}
+
+/// The state does not grow with each process that ever ran.
+#[test]
+fn numbers_of_runs_that_ended_are_deleted() {
+    let Some(mut cluster) = Cluster::pair(&[]) else { return };
+    let key = "{oyez:main}:state";
+    for run in 0..400 {
+        cluster.redis.call(&["HSET", key, &format!("run:{run:08x}"), "1-1"]);
+    }
+    let epochs = cluster.redis.call(&["HMGET", key, "epoch", "birth", "replid"]);
+    let fields =
+        |cluster: &Cluster| -> usize { cluster.redis.call(&["HLEN", key])[1..].trim().parse().unwrap() };
+    assert!(fields(&cluster) > 400);
+    cluster.nodes.push(Node::new(config(3)));
+    cluster.wait_until("up", |cluster| cluster.is_up());
+    assert!(fields(&cluster) < 20);
+    assert_eq!(cluster.redis.call(&["HMGET", key, "epoch", "birth", "replid"]), epochs);
+    // The others continue without the number of their last entry.
+    cluster.nodes.truncate(2);
+    cluster.publish_and_wait();
+}
+
 #[test]
 fn demoted_server_is_left_and_used_again_when_it_is_a_primary() {
     let Some(mut cluster) = Cluster::pair(&[]) else { return };
@@ -420,7 +470,7 @@ fn rejected_command_is_named_with_its_remedy() {
 #[test]
 fn acl_user_of_the_manual_suffices() {
     let rules = "resetkeys resetchannels ~{oyez:main}:* -@all +evalsha +script|load +xadd +xread +xinfo|stream +hmget \
-        +hset +hincrby +exists +time +info +ping +auth +select +client|setname";
+        +hset +hincrby +hkeys +hdel +exists +time +info +ping +auth +select +client|setname";
     let with = |run| LinkConfig {
         user: Some("oyez".to_owned()),
         password: Some("secret".to_owned()),

@@ -79,8 +79,15 @@ impl Node {
             4 => self.receive(Side::Reader, &read(input)),
             5 => self.receive(Side::Appender, format!(":{}\r\n", input.u8()).as_bytes()),
             6 => {
-                const ERRORS: [&str; 6] =
-                    ["OOM no memory", "OYEZEPOCH 1", "MOVED 1 a:1", "READONLY", "NOPERM", "NOSCRIPT"];
+                const ERRORS: [&str; 7] = [
+                    "OOM no memory",
+                    "OYEZORDER 1",
+                    "OYEZEPOCH 1",
+                    "MOVED 1 a:1",
+                    "READONLY",
+                    "NOPERM",
+                    "NOSCRIPT",
+                ];
                 let side = Side::ALL[usize::from(input.u8()) % 2];
                 let error = ERRORS[usize::from(input.u8()) % ERRORS.len()];
                 self.receive(side, format!("-{error}\r\n").as_bytes());

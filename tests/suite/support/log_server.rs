@@ -42,6 +42,16 @@ pub struct Record {
 pub struct LogData {
     pub log: Vec<Rc<Record>>,
     pub state: BTreeMap<&'static str, String>,
+    /// The last number of each run, in an epoch.
+    runs: BTreeMap<Vec<u8>, (u64, u64)>,
+}
+
+impl LogData {
+    /// Deletes the state's key.
+    pub fn clear_state(&mut self) {
+        self.state.clear();
+        self.runs.clear();
+    }
 }
 
 /// How many changes a replica may lag: the data of that many is kept.
@@ -55,6 +65,8 @@ pub struct LogServer {
     pub is_primary: bool,
     /// `append` is rejected, since there is no memory.
     pub is_full: bool,
+    /// As many are rejected for that reason.
+    pub full_appends: usize,
     /// How many replicas have everything; `None`: `WAIT` blocks.
     pub replicas: Option<i64>,
     /// Every command gets this error.
@@ -81,6 +93,7 @@ impl LogServer {
             is_alive: true,
             is_primary: true,
             is_full: false,
+            full_appends: 0,
             replicas: Some(0),
             error: None,
             append_error: None,
@@ -170,7 +183,8 @@ impl LogServer {
         if !self.is_primary {
             return OwnedFrame::Error("READONLY You can't write against a read only replica.".to_owned());
         }
-        if self.is_full {
+        if self.is_full || self.full_appends > 0 {
+            self.full_appends = self.full_appends.saturating_sub(1);
             return OwnedFrame::Error("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
         }
         if let Some(error) = self.append_error {
@@ -187,6 +201,12 @@ impl LogServer {
         if self.data.log.is_empty() {
             return OwnedFrame::Error("OYEZEPOCH gone".to_owned());
         }
+        let (run, entry_number, after) = (args[5].clone(), number(6), number(7));
+        let last = self.data.runs.get(&run).filter(|last| last.0 == epoch).map_or(0, |last| last.1);
+        if after > last {
+            return OwnedFrame::Error(format!("OYEZORDER {last}"));
+        }
+        self.data.runs.insert(run, (epoch, last.max(entry_number)));
         let id = (epoch, seq + items);
         let body = args[3].clone();
         self.data.log.push(Rc::new(Record { id, time_ms: now_ms, field: "b", body }));
