@@ -130,6 +130,19 @@ impl FrameScanner {
         WholeMessages { close_code: scanner.close_code(), ..whole }
     }
 
+    /// Returns the number of bytes that the first frame in `input` lacks; `None` if it is complete, or invalid, or its
+    /// header is incomplete.
+    pub(super) fn missing_bytes(
+        input: &[u8],
+        allows_compressed: bool,
+        message_bytes_max: usize,
+    ) -> Option<u64> {
+        match FrameScanner::new(allows_compressed).step(input, message_bytes_max) {
+            (_, FrameStep::Payload(part)) if !part.is_end => Some(part.left),
+            _ => None,
+        }
+    }
+
     fn follow(
         &mut self,
         input: &[u8],

@@ -281,6 +281,14 @@ impl State {
         }
     }
 
+    /// Returns the number of bytes that the first frame in `input` lacks, if `input` begins with a message of a WebSocket.
+    pub fn missing_frame_bytes(&self, input: &[u8], limits: &Limits) -> Option<u64> {
+        match self {
+            State::Open(open) => open.missing_frame_bytes(input, limits),
+            _ => None,
+        }
+    }
+
     /// Returns true if a WebSocket has received bytes that are left to be decoded: no others are read before.
     pub fn has_undecoded(&self) -> bool {
         matches!(self, State::Open(open) if open.has_undecoded())

@@ -20,6 +20,7 @@ use super::unfinished::Unfinished;
 use super::websocket;
 use super::{Due, SessionContext, State, commands};
 use crate::close::Reason;
+use crate::config::Limits;
 use crate::net::outbox::SlowConsumerLimits;
 use crate::time::LoopTime;
 use crate::wire::{self, Kind};
@@ -108,6 +109,14 @@ impl Open {
     pub(super) fn has_undecoded(&self) -> bool {
         let is_inflating = self.unfinished().is_some_and(Unfinished::is_inflating);
         is_inflating || self.extra.as_ref().is_some_and(|extra| !extra.unread.is_empty())
+    }
+
+    /// Returns the number of bytes that the first frame in `input` lacks, if `input` begins with a message.
+    pub(super) fn missing_frame_bytes(&self, input: &[u8], limits: &Limits) -> Option<u64> {
+        if self.unfinished().is_some() || self.has_undecoded() {
+            return None;
+        }
+        FrameScanner::missing_bytes(input, self.compression.allows_compressed(), limits.message_bytes_max)
     }
 
     /// Takes the received bytes that are left to be decoded.
