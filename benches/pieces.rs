@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use oyez::config::{DeflateMode, HistoryLimits, Limits};
+use oyez::config::{DeflateMode, DeflateSettings, HistoryLimits, Limits};
 use oyez::hub::persist::LogTime;
 use oyez::hub::{Hub, SubscribeOptions};
 use oyez::ids::{ChannelName, Peer, Sender, Since, SlotId};
@@ -22,6 +22,7 @@ use oyez::session::http::request::{self, FieldRoom};
 use oyez::session::http::upgrade;
 use oyez::session::websocket;
 use oyez::time::LoopTime;
+use oyez::wire::deflate::{Context, Deflater};
 use oyez::wire::{self, Form, Kind};
 
 fn id(key: u32) -> SlotId {
@@ -380,9 +381,54 @@ fn turn(bench: &mut Criterion) {
     }
 }
 
+/// A batch of one message, compressed with each level that a batch may get, in the context of one message and of a whole
+/// window. `worst`: two letters at random, which match at nearly every position of the window.
+fn deflate(bench: &mut Criterion) {
+    let mut group = bench.benchmark_group("deflate");
+    let mut state = 1u32;
+    let mut random = move |below: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % below
+    };
+    let mut rows = |count: u32| -> String {
+        (0..count)
+            .map(|row| {
+                let (player, points) = (row * 7_919 % 100_000, random(100_000));
+                format!(
+                    r#"{{"rank":{row},"player":"player-{player}","points":{points},"level":{}}},"#,
+                    row % 60
+                )
+            })
+            .collect()
+    };
+    let kinds: [(&str, Vec<String>); 3] = [
+        ("row", (0..600).map(|_| rows(2)).collect()),
+        ("dashboard", (0..6).map(|_| rows(130)).collect()),
+        ("worst", (0..600).map(|_| (0..200).map(|_| ['a', 'b'][random(2) as usize]).collect()).collect()),
+    ];
+    for (kind, texts) in &kinds {
+        let (message, before) = texts.split_last().expect("there are messages");
+        let (last, earlier) = before.split_last().expect("there are messages");
+        let earlier = earlier.concat();
+        let mut frame = Vec::new();
+        wire::append_message(&mut frame, Kind::Text, message.as_bytes());
+        for level in [1, 3, 6, 8, 9] {
+            for (length, earlier) in [("last", ""), ("window", &earlier[..])] {
+                let settings = DeflateSettings { level: Some(level), ..DeflateSettings::default() };
+                let mut deflater = Deflater::new(settings);
+                let context = Context::After { earlier: earlier.as_bytes(), last: last.as_bytes() };
+                group.throughput(Throughput::Bytes(message.len() as u64));
+                group.bench_function(BenchmarkId::new(format!("{kind}_{length}"), level), |bench| {
+                    bench.iter(|| deflater.compress(std::iter::once(black_box(&frame[..])), context, 1));
+                });
+            }
+        }
+    }
+}
+
 criterion_group! {
     name = pieces;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
-    targets = frame, hub, history_file, outbox, head, frame_scanner, wake, sweep, turn
+    targets = frame, hub, history_file, outbox, head, frame_scanner, wake, sweep, turn, deflate
 }
 criterion_main!(pieces);

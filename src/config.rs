@@ -182,7 +182,7 @@ pub enum DeflateMode {
     Off,
     /// Each message is compressed without reference to others.
     Fresh,
-    /// A message is compressed with reference to the one before it in its channel.
+    /// A message is compressed with reference to those before it in its channel.
     Context,
 }
 
@@ -191,7 +191,7 @@ pub enum DeflateMode {
 pub struct DeflateSettings {
     /// The use of permessage-deflate.
     pub mode: DeflateMode,
-    /// The level, 1 to 9; `None`: 1, and 3 for batches with a message above 4 KiB.
+    /// The level, 1 to 9; `None`: the better, the more subscribers share its cost.
     pub level: Option<u8>,
     /// Minimum size of a message that is compressed. Of a shorter one, the two bytes of the frame and the five of a
     /// block's begin and end are a large part; without context, messages of less than 100 bytes grow.
@@ -199,6 +199,10 @@ pub struct DeflateSettings {
     /// Maximum bytes of the messages that are kept for the next ones to refer to, of all channels and formats. 64 MiB
     /// are 300,000 messages of 200 bytes. Above it, subscribers of further channels receive messages without reference.
     pub context_bytes_max: usize,
+    /// Maximum bytes that a channel keeps for each of its subscribers, if that is more than its last message; 0: only the
+    /// last message. With 64 bytes, 512 subscribers have a context of 32 KiB, to which no window reaches further back. To
+    /// prime the compressor with 64 bytes takes some 0.1 us, and a send to a subscriber 4 us.
+    pub context_bytes_per_subscriber: usize,
 }
 
 impl Default for DeflateSettings {
@@ -208,6 +212,7 @@ impl Default for DeflateSettings {
             level: None,
             bytes_min: 64,
             context_bytes_max: 64 << 20,
+            context_bytes_per_subscriber: 64,
         }
     }
 }

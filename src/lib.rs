@@ -91,7 +91,7 @@
 //!   writes the history file, and receives its data over a channel.
 //! - **No timer heap**: deadlines are found by scanning the slab (`server::sweeper`), since each is a few bytes in its
 //!   slot and may be a fraction of a second late.
-//! - **No compression**: one frame shared by all subscribers saves more here.
+//! - **No compressor per connection**: one serves all subscribers of a channel, see [`wire::deflate`].
 //! - **No tungstenite handshake and no tungstenite write path**: requests are parsed with `httparse`, and frames are
 //!   encoded once for all subscribers.
 

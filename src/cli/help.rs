@@ -44,6 +44,7 @@ const SERVE: [(&str, &[&str]); 10] = [
             "deflate-level",
             "deflate-bytes-min",
             "deflate-context-bytes-max",
+            "deflate-context-bytes-per-subscriber",
             "deflate-exclude",
         ],
     ),

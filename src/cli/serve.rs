@@ -237,12 +237,12 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_ON_SLOW", value_name = "POLICY", default_value = "close")]
     on_slow: WhenSlow,
 
-    /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous message of the
+    /// Compression of WebSocket messages (permessage-deflate): `context`: with reference to the previous messages of the
     /// channel; `fresh`: each alone; `off`.
     #[arg(long, env = "OYEZ_DEFLATE", value_name = "MODE", default_value = DEFLATE_DEFAULT)]
     deflate: Deflate,
 
-    /// Compression level, 1 to 9; without it 3 for batches with a message above 4 KiB [default: 1 or 3].
+    /// Compression level, 1 to 9; without it a better one for more subscribers [default: 1 to 9].
     #[arg(long, env = "OYEZ_DEFLATE_LEVEL", value_name = "N", value_parser = deflate_level)]
     deflate_level: Option<u8>,
 
@@ -253,6 +253,10 @@ pub(super) struct Serve {
     /// Maximum bytes of messages that are kept as context of the next ones, of all channels.
     #[arg(long, env = "OYEZ_DEFLATE_CONTEXT_BYTES_MAX", value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
     deflate_context_bytes_max: usize,
+
+    /// Maximum bytes of messages that a channel keeps as context for each of its subscribers; 0: its last message.
+    #[arg(long, env = "OYEZ_DEFLATE_CONTEXT_BYTES_PER_SUBSCRIBER", value_name = "BYTES", default_value = "64", value_parser = bytes_or_0)]
+    deflate_context_bytes_per_subscriber: u32,
 
     /// Channels whose messages are not compressed, by name, or by prefix with `*`: repeat it, or separate them by
     /// commas (account.*, photos) [default: none].
@@ -513,6 +517,7 @@ impl Serve {
             level: self.deflate_level,
             bytes_min: self.deflate_bytes_min,
             context_bytes_max: self.deflate_context_bytes_max,
+            context_bytes_per_subscriber: self.deflate_context_bytes_per_subscriber as usize,
         }
     }
 

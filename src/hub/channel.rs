@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::compression::{BatchCompression, CompressedBatch, LastCompressed};
+use super::compression::{BatchCompression, ChannelContext, CompressedBatch};
 use super::creators::Creator;
 use super::epochs::{EpochStart, Epochs};
 use super::eviction::SizeRank;
@@ -41,8 +41,8 @@ pub struct Channel {
     pub(super) group: u32,
     /// Its class by the size of its history.
     pub(super) rank: SizeRank,
-    /// The last message that was compressed for its live subscribers.
-    pub(super) last_compressed: Option<Box<LastCompressed>>,
+    /// The last messages that were compressed for its live subscribers.
+    pub(super) context: Option<Box<ChannelContext>>,
     /// Its creator.
     pub(super) creator: Creator,
     /// How much of it is in the history file.
@@ -219,7 +219,7 @@ impl Channel {
             had_predecessor: false,
             group: NO_GROUP,
             rank: SizeRank::default(),
-            last_compressed: None,
+            context: None,
             creator: Creator::default(),
             persisted: PersistState::default(),
         }
@@ -432,7 +432,7 @@ impl Channel {
             self.history = History::new(self.last);
         }
         let name = self.name.clone();
-        let compression = BatchCompression::after(self.last_compressed.take());
+        let compression = BatchCompression::after(self.context.take());
         let forms = Default::default();
         let mut finished =
             FinishedBatch { forms, name, epoch, number, raw, entries, exclusions, compression };
@@ -531,6 +531,7 @@ impl FinishedBatch {
         form: Form,
         subscriber: SlotId,
         encoding: Encoding,
+        subscribers: usize,
         deflater: &mut Deflater,
     ) -> Option<Delivery> {
         let delivery = self.delivery(form, subscriber)?;
@@ -538,7 +539,7 @@ impl FinishedBatch {
         if encoding == Encoding::Plain || delivery.messages as usize != self.entries.len() {
             return Some(delivery);
         }
-        match self.compression.encode(form, plain, encoding, deflater) {
+        match self.compression.encode(form, plain, encoding, subscribers, deflater) {
             Some(batch) => Some(Delivery { frames: Slices::Compressed(batch), ..delivery }),
             None => Some(delivery),
         }
@@ -550,6 +551,24 @@ impl FinishedBatch {
         let plain = &self.forms[Form::Envelope.index()].as_ref()?.frames;
         let (index, window) = self.compression.last(Form::Envelope, plain, deflater)?;
         Some((self.entries[index].seq, window))
+    }
+
+    /// The windows of some subscribers of `oyez.v1` end with the messages after this one in the log, and nothing before
+    /// them.
+    pub(super) fn start_context_after(&mut self, seq: u64) {
+        let start = self.entries.partition_point(|entry| entry.seq <= seq);
+        self.compression.start_context_at(Form::Envelope, start);
+    }
+
+    /// Returns the context of its channel after the batch.
+    pub(super) fn into_context(
+        self,
+        bytes_per_subscriber: usize,
+        deflater: &Deflater,
+    ) -> Option<Box<ChannelContext>> {
+        let FinishedBatch { forms, compression, .. } = self;
+        let plain = |form: Form| forms[form.index()].as_ref().map(|encoded| &encoded.frames);
+        compression.into_context(plain, bytes_per_subscriber, deflater)
     }
 
     /// Returns true if this is a batch of that channel.

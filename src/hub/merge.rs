@@ -57,6 +57,8 @@ pub struct BatchRecipient<'a> {
     pub form: Form,
     /// The encoding of its messages.
     pub encoding: Encoding,
+    /// The number of subscribers of the channel in this form.
+    pub subscribers: usize,
     /// All of its subscriptions.
     pub subscriptions: &'a Subscriptions,
 }
@@ -82,12 +84,12 @@ impl Hub {
     }
 
     /// Ends a fan-out: dissolves the group.
-    pub fn end_group(&mut self, group: BatchGroup) {
+    pub fn end_group(&mut self, group: BatchGroup, deflater: &Deflater) {
         for (id, batch) in group.batches {
             if let Some(channel) = self.channels.get_mut(id.0 as usize) {
                 channel.group = NO_GROUP;
             }
-            self.end_batch(id, batch);
+            self.end_batch(id, batch, deflater);
         }
     }
 }
@@ -117,17 +119,17 @@ impl BatchGroup {
         recipient: BatchRecipient<'_>,
         deflater: &mut Deflater,
     ) -> Option<Delivery> {
-        let BatchRecipient { subscriber, form, encoding, subscriptions } = recipient;
+        let BatchRecipient { subscriber, form, encoding, subscribers, subscriptions } = recipient;
         let batch = &mut self.batches[index].1;
         if !matches!(subscriptions, Subscriptions::Several(_)) {
-            return batch.encoded_delivery(form, subscriber, encoding, deflater);
+            return batch.encoded_delivery(form, subscriber, encoding, subscribers, deflater);
         }
         if self.done.contains(&subscriber) {
             return None;
         }
         self.find_indexes(hub, subscriptions);
         if self.indexes.len() < 2 {
-            return self.batches[index].1.encoded_delivery(form, subscriber, encoding, deflater);
+            return self.batches[index].1.encoded_delivery(form, subscriber, encoding, subscribers, deflater);
         }
         self.done.insert(subscriber);
         let gets_all = self.indexes.iter().all(|&index| self.batches[index as usize].1.gets_all(subscriber));
@@ -150,8 +152,8 @@ impl BatchGroup {
     }
 
     /// Compresses the merged batches in `indexes`, without reference to earlier messages: the windows of their
-    /// subscribers end with messages of different channels. They then end with the last one that is compressed, as those
-    /// of the subscribers of its channel alone. With a message of an excluded channel all of them are plain: the length of
+    /// subscribers end with messages of different channels. They then end with the last one that is compressed and those
+    /// before it in its channel, back to the last one of another channel. With a message of an excluded channel all of them are plain: the length of
     /// the others would depend on its text.
     fn compress(
         &mut self,
@@ -164,21 +166,30 @@ impl BatchGroup {
             Encoding::Alone => (Context::Alone, false),
             Encoding::Context(_) => (Context::Fresh, true),
         };
-        let mut last = None;
+        let (mut last, mut before) = (None, None);
         for &index in &self.indexes {
-            if self.batches[index as usize].1.compression.is_excluded() {
+            let batch = &mut self.batches[index as usize].1;
+            if batch.compression.is_excluded() {
                 return None;
             }
-            last = last.max(self.batches[index as usize].1.last_compressed_envelope(deflater));
+            let candidate =
+                batch.last_compressed_envelope(deflater).map(|(seq, window)| (seq, window, index));
+            before = before.max(last.min(candidate));
+            last = last.max(candidate);
         }
-        let (_, window) = last?;
+        let (_, window, index) = last?;
         let bytes: usize = plain.frames.as_slice().iter().map(|piece| piece.len()).sum();
         if self.compressed_bytes > 0 && self.compressed_bytes + bytes > COMPRESSED_BYTES_MAX {
             return None;
         }
         self.compressed_bytes += bytes;
         let pieces = plain.frames.as_slice().iter().map(|piece| &piece[..]);
-        let deflated = deflater.compress(pieces, context);
+        if has_context {
+            let before = before.map_or(0, |(seq, ..)| seq);
+            self.batches[index as usize].1.start_context_after(before);
+        }
+        // With the fastest level: there may be as many sets of channels as subscribers.
+        let deflated = deflater.compress(pieces, context, 1);
         let batch = CompressedBatch { deflated, window: has_context.then_some(window), is_in_step: false };
         Some(Delivery { frames: Slices::Compressed(Rc::new(batch)), messages: plain.messages })
     }
@@ -316,11 +327,12 @@ mod tests {
         for (index, &channel) in channels.iter().enumerate() {
             for &subscriber in hub.channel(channel).unwrap().live(Form::Envelope) {
                 let subscriptions = &subscribers[subscriber.key as usize].1;
-                let recipient = BatchRecipient { subscriber, form: Form::Envelope, encoding, subscriptions };
+                let (form, subscribers) = (Form::Envelope, 1);
+                let recipient = BatchRecipient { subscriber, form, encoding, subscribers, subscriptions };
                 got[subscriber.key as usize].extend(group.delivery(hub, index, recipient, &mut deflater));
             }
         }
-        hub.end_group(group);
+        hub.end_group(group, &deflater);
         hub.open_batches.clear();
         (0..3).for_each(|key| hub.remove_if_unused(ChannelId(key)));
         hub.check();

@@ -44,6 +44,7 @@ use crate::config::{HistoryLimits, Limits};
 use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Sender, Since, SlotId};
 use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
+use crate::wire::deflate::Deflater;
 use crate::wire::{Form, Kind};
 pub use channel::ChannelInfo;
 use channel::{BatchStart, Channel, Delivery, FinishedBatch, PersistState, Replay, Slices};
@@ -90,8 +91,9 @@ pub struct Hub {
     subscriptions: usize,
     replays: ReplayCache,
     /// Bytes of the compressed messages that channels keep for the next ones to refer to.
-    compressed_bytes: usize,
-    compressed_bytes_max: usize,
+    context_bytes: usize,
+    context_bytes_max: usize,
+    context_bytes_per_subscriber: usize,
     /// Channels whose messages are not compressed.
     uncompressed: Patterns,
 }
@@ -213,8 +215,9 @@ impl Hub {
             dirty_channels: None,
             subscriptions: 0,
             replays: ReplayCache::new(limits.replay_encoded_bytes_max, limits.replay_take_ms),
-            compressed_bytes: 0,
-            compressed_bytes_max: limits.deflate.context_bytes_max,
+            context_bytes: 0,
+            context_bytes_max: limits.deflate.context_bytes_max,
+            context_bytes_per_subscriber: limits.deflate.context_bytes_per_subscriber,
             uncompressed: Patterns::default(),
         }
     }
@@ -465,8 +468,11 @@ impl Hub {
             self.creators.add(connection);
         }
         let moved = self.channels[subscription.channel.0 as usize].remove_subscriber(subscription);
-        if !self.channels[subscription.channel.0 as usize].has_live_web_sockets() {
-            self.take_last_compressed(subscription.channel);
+        let channel = &self.channels[subscription.channel.0 as usize];
+        if !channel.has_live_web_sockets() {
+            self.take_context(subscription.channel);
+        } else if channel.context.is_some() {
+            self.shrink_context(subscription.channel);
         }
         self.subscriptions -= 1;
         self.remove_if_unused(subscription.channel);
@@ -675,7 +681,7 @@ impl Hub {
     ) -> Option<(&Channel, FinishedBatch)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let before = HistoryUsage::of(channel);
-        self.compressed_bytes -= channel.last_compressed.as_ref().map_or(0, |last| last.bytes());
+        self.context_bytes -= channel.context.as_ref().map_or(0, |context| context.bytes());
         let mut finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
         if self.uncompressed.include_name(channel.name()) {
             finished.compression = BatchCompression::excluded();
@@ -688,35 +694,50 @@ impl Hub {
         Some((&self.channels[id.0 as usize], finished))
     }
 
-    /// Ends the fan-out of a batch: the channel keeps the last message that was compressed, and is removed if it is
+    /// Ends the fan-out of a batch: the channel keeps the last messages that were compressed, and is removed if it is
     /// unused.
-    pub fn end_batch(&mut self, id: ChannelId, batch: FinishedBatch) {
+    pub fn end_batch(&mut self, id: ChannelId, batch: FinishedBatch, deflater: &Deflater) {
         if let Some(channel) = self.channels.get_mut(id.0 as usize)
             && batch.is_of(channel)
             && channel.has_live_web_sockets()
-            && let Some(last) = batch.compression.into_last()
-            && self.compressed_bytes + last.bytes() <= self.compressed_bytes_max
+            && let Some(mut context) = batch.into_context(self.context_bytes_per_subscriber, deflater)
         {
-            self.compressed_bytes += last.bytes();
-            channel.last_compressed = Some(last);
+            let bytes_max = self.context_bytes_max - self.context_bytes;
+            if context.bytes() > bytes_max {
+                context.forget_earlier();
+            }
+            if context.bytes() <= bytes_max {
+                self.context_bytes += context.bytes();
+                channel.context = Some(context);
+            }
         }
         self.remove_if_unused(id);
     }
 
     /// Bytes of the compressed messages that channels keep for the next ones to refer to.
-    pub fn compressed_bytes(&self) -> usize {
-        self.compressed_bytes
+    pub fn context_bytes(&self) -> usize {
+        self.context_bytes
     }
 
-    fn take_last_compressed(&mut self, id: ChannelId) {
-        let last = self.channels[id.0 as usize].last_compressed.take();
-        self.compressed_bytes -= last.map_or(0, |last| last.bytes());
+    fn take_context(&mut self, id: ChannelId) {
+        let context = self.channels[id.0 as usize].context.take();
+        self.context_bytes -= context.map_or(0, |context| context.bytes());
     }
 
-    /// Forgets the last compressed messages of all channels.
-    pub fn forget_compressed(&mut self) {
-        self.channels.iter_mut().for_each(|(_, channel)| channel.last_compressed = None);
-        self.compressed_bytes = 0;
+    /// Releases memory of a channel's context after subscribers have left.
+    fn shrink_context(&mut self, id: ChannelId) {
+        let Some(mut context) = self.channels[id.0 as usize].context.take() else { return };
+        let channel = &mut self.channels[id.0 as usize];
+        self.context_bytes -= context.bytes();
+        context.shrink(self.context_bytes_per_subscriber, |form| channel.live(form).len());
+        self.context_bytes += context.bytes();
+        channel.context = Some(context);
+    }
+
+    /// Forgets the compressed messages of all channels.
+    pub fn forget_contexts(&mut self) {
+        self.channels.iter_mut().for_each(|(_, channel)| channel.context = None);
+        self.context_bytes = 0;
     }
 
     /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel
@@ -884,8 +905,8 @@ impl Hub {
             usage.bytes += one.bytes;
         }
         assert_eq!(usage, self.usage);
-        let compressed = self.channels.iter().filter_map(|(_, channel)| channel.last_compressed.as_ref());
-        assert_eq!(compressed.map(|last| last.bytes()).sum::<usize>(), self.compressed_bytes);
+        let contexts = self.channels.iter().filter_map(|(_, channel)| channel.context.as_ref());
+        assert_eq!(contexts.map(|context| context.bytes()).sum::<usize>(), self.context_bytes);
         assert_eq!(
             self.channels.iter().map(|(_, channel)| channel.subscribers()).sum::<usize>(),
             self.subscriptions

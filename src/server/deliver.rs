@@ -166,7 +166,7 @@ impl<T: Transport> Engine<T> {
                 slot.subscriptions.set_window(None);
             }
         }
-        self.hub.forget_compressed();
+        self.hub.forget_contexts();
         self.shared.deflater.restart();
     }
 
@@ -177,7 +177,7 @@ impl<T: Transport> Engine<T> {
         let Some((subscribers, mut batch)) = hub.finish_batch(channel, now) else { return };
         let mut over_limit = Vec::new();
         let delivery_of = |form, id, slot: &Slot<T>, deflater: &mut Deflater| {
-            batch.encoded_delivery(form, id, slot.encoding(channel), deflater)
+            batch.encoded_delivery(form, id, slot.encoding(channel), subscribers.live(form).len(), deflater)
         };
         queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
         for (subscriber, form, delivery) in over_limit {
@@ -185,7 +185,7 @@ impl<T: Transport> Engine<T> {
                 self.start_catching_up(subscriber, channel, batch.start_for(subscriber), now);
             }
         }
-        self.hub.end_batch(channel, batch);
+        self.hub.end_batch(channel, batch, &self.shared.deflater);
     }
 
     /// Sends every subscriber of several channels the new messages of all of its channels as one delivery.
@@ -194,17 +194,14 @@ impl<T: Transport> Engine<T> {
         let mut over_limit = Vec::new();
         let channels: Vec<ChannelId> = group.channels().collect();
         for (index, &channel) in channels.iter().enumerate() {
-            let Some(subscribers) = hub.channel(channel) else { continue };
+            let Some(fanned_out) = hub.channel(channel) else { continue };
             let delivery_of = |form, subscriber, slot: &Slot<T>, deflater: &mut Deflater| {
                 let (encoding, subscriptions) = (slot.encoding(channel), &slot.subscriptions);
-                group.delivery(
-                    hub,
-                    index,
-                    BatchRecipient { subscriber, form, encoding, subscriptions },
-                    deflater,
-                )
+                let subscribers = fanned_out.live(form).len();
+                let recipient = BatchRecipient { subscriber, form, encoding, subscribers, subscriptions };
+                group.delivery(hub, index, recipient, deflater)
             };
-            queue_batch(subscribers, channel, slots, shared, pressure, &mut over_limit, delivery_of);
+            queue_batch(fanned_out, channel, slots, shared, pressure, &mut over_limit, delivery_of);
         }
         for (subscriber, form, delivery) in over_limit {
             if !self.retry_or_skip(subscriber, form, &delivery, now) {
@@ -214,7 +211,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
         }
-        self.hub.end_group(group);
+        self.hub.end_group(group, &self.shared.deflater);
     }
 
     /// Handles a delivery that was over the limit of its outbox: writes and queues it again, or applies `--on-slow`.

@@ -196,7 +196,7 @@ impl<T: Transport> Engine<T> {
             history_bytes: self.hub.history_usage().bytes,
             removed_channels: self.hub.removed_channels().0,
             removed_channels_bytes: self.hub.removed_channels().1,
-            deflate_context_bytes: self.hub.compressed_bytes(),
+            deflate_context_bytes: self.hub.context_bytes(),
             replay_encoded_bytes: self.hub.large_replay_bytes(),
             tickets: self.shared.authenticator.tickets.len(),
             memory_max_bytes: self.shared.memory.bytes_max(),

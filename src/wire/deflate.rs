@@ -1,19 +1,21 @@
 //! Compression of outbound messages (permessage-deflate, RFC 7692 7.2.1): once for all subscribers of a channel.
 //!
 //! A compressor with context refers to the last 32 KiB that it has sent on its connection. It is usually a compressor
-//! per connection, which takes memory and time for each. But the window of every live subscriber of a channel *ends with
-//! the channel's last compressed message*, whenever the subscriber joined. So one compressor serves the whole process: it
-//! is primed with exactly that message, and its output is valid for all of these subscribers. For small messages that
-//! resemble each other that is almost a difference to the message before.
+//! per connection, which takes memory and time for each. But the windows of all live subscribers of a channel *end with
+//! the channel's last compressed messages*: all those since the newest subscriber was sent its first. So one compressor
+//! serves the whole process: it is primed with exactly these messages, the channel's *context*, and its output is valid
+//! for all of these subscribers. For small messages that resemble each other that is almost a difference to the ones before.
 //!
 //! **Which message ends a window** is known for each connection: a [`WindowEnd`] is the number of a compressed message in
 //! one format. A connection takes the number of the last compressed message that was queued for it, and a channel that of
 //! the last message that it compressed. A connection is *in step* with a channel if and only if both numbers are the
 //! same. A connection that has missed a message, for whatever reason, has another number: it receives the next batch
-//! *fresh*, that is without reference to earlier ones, and is in step after that.
+//! *fresh*, that is without reference to earlier ones, and is in step after that. How far back the windows of all
+//! connections in step are the same is the subject of `hub::compression`.
 //!
 //! Whether a message is compressed depends on its channel (`--deflate-exclude`) and its frame (text, and at least
-//! `--deflate-bytes-min` bytes), so it is the same for all subscribers of the channel. Each message stays a frame of its own; the frames of a batch lie end to end.
+//! `--deflate-bytes-min` bytes), so it is the same for all subscribers of the channel. Each message stays a frame of its
+//! own; the frames of a batch lie end to end.
 
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -22,26 +24,21 @@ use bytes::Bytes;
 use zlib_rs::{Deflate, DeflateFlush};
 
 use super::Frames;
+use super::deflate_level::{self, BatchSize};
 use super::frame::{self, FrameSlice};
 use crate::config::DeflateSettings;
 
 /// The window of the decompressors, 32 KiB: connections that negotiated a smaller one receive plain messages.
 const WINDOW_BITS: u8 = 15;
-const WINDOW_BYTES: usize = 1 << WINDOW_BITS;
+/// The bytes of a window.
+pub const WINDOW_BYTES: usize = 1 << WINDOW_BITS;
 
 /// RFC 7692 7.2.1: the end of a sync flush, which is not sent.
 const REMOVED_TAIL_BYTES: usize = 4;
 
-/// Messages of a batch that are compressed alone. A reset of the compressor takes 5 us: a turn may publish 4,000
+/// Messages of a batch that are compressed alone. A reset of the compressor takes 1 to 5 us: a turn may publish 4,000
 /// messages of 64 bytes, which then are little smaller. The others are sent plain.
 const ALONE_MESSAGES_MAX: u32 = 256;
-
-/// The compression level of batches with a message above [`LARGE_BYTES`], unless `--deflate-level` says otherwise. A
-/// dashboard of 8,794 bytes, of which a fifth changes, takes 425 bytes and 32 us with this level, 682 bytes and 20 us
-/// with that of small ones; messages of 1 KiB become no smaller.
-const LEVEL_OF_LARGE: u8 = 3;
-const LEVEL_OF_SMALL: u8 = 1;
-const LARGE_BYTES: usize = 4 << 10;
 
 /// The number of a compressed message: the window of a connection that has received it last ends with it.
 ///
@@ -68,8 +65,13 @@ pub enum Context<'a> {
     Alone,
     /// None.
     Fresh,
-    /// The message that ends the window.
-    After(&'a [u8]),
+    /// The messages that end the window.
+    After {
+        /// Those before the last one, end to end.
+        earlier: &'a [u8],
+        /// The last one.
+        last: &'a [u8],
+    },
 }
 
 /// A batch of which some messages are compressed.
@@ -132,11 +134,16 @@ impl Deflater {
         self.last_window = u32::MAX - WINDOWS_RESERVED;
     }
 
+    /// Returns the texts of the messages in `frames` that are compressed, and their indexes.
+    pub fn compressed_texts<'f>(&self, frames: &'f [u8]) -> impl Iterator<Item = (usize, &'f [u8])> {
+        let compressed = frame::frames_of(frames).enumerate().filter(|(_, frame)| self.compresses(frame));
+        compressed.map(|(index, frame)| (index, frame.payload))
+    }
+
     /// Returns the last message in `frames` that is compressed: its index, and its end, as far as a window holds it.
     pub fn last_compressed(&self, frames: &Bytes) -> Option<(usize, Bytes)> {
-        let compressed = frame::frames_of(frames).enumerate().filter(|(_, frame)| self.compresses(frame));
-        let (index, last) = compressed.last()?;
-        let text = window_of(last.payload);
+        let (index, last) = self.compressed_texts(frames).last()?;
+        let text = window_of(last);
         // A slice would keep all of the batch.
         let is_most = frames.len() <= 2 * text.len();
         Some((index, if is_most { frames.slice_ref(text) } else { Bytes::copy_from_slice(text) }))
@@ -147,18 +154,23 @@ impl Deflater {
         frame.is_text && frame.payload.len() >= self.settings.bytes_min
     }
 
-    /// Compresses the messages of a batch, which are given as plain frames.
+    /// Compresses the messages of a batch, which are given as plain frames, for this number of subscribers.
     pub fn compress<'f>(
         &mut self,
         pieces: impl Iterator<Item = &'f [u8]> + Clone,
         context: Context<'_>,
+        subscribers: usize,
     ) -> Deflated {
         let plain_bytes = pieces.clone().map(<[u8]>::len).sum();
         let frames = || pieces.clone().flat_map(frame::frames_of);
-        let largest = frames().map(|frame| frame.payload.len()).max().unwrap_or_default();
-        let level = self.settings.level.unwrap_or(match largest {
-            0..=LARGE_BYTES => LEVEL_OF_SMALL,
-            _ => LEVEL_OF_LARGE,
+        let level = self.settings.level.unwrap_or_else(|| {
+            let texts = frames().filter(|frame| self.compresses(frame)).map(|frame| frame.payload.len());
+            let size = texts.fold(BatchSize::default(), |size, bytes| BatchSize {
+                messages: size.messages + 1,
+                bytes: size.bytes + bytes,
+                largest_bytes: size.largest_bytes.max(bytes),
+            });
+            deflate_level::level(size, subscribers)
         });
         let mut state = self.state.take().unwrap_or_else(|| Box::new(DeflaterState::new(level)));
         let mut out = Vec::with_capacity(plain_bytes / 2);
@@ -198,8 +210,12 @@ impl DeflaterState {
             self.deflate.set_level(level.into()).expect("nothing is pending after a reset");
             self.level = level;
         }
-        if let Context::After(text) = context {
-            self.deflate.set_dictionary(window_of(text)).expect("nothing is pending after a reset");
+        if let Context::After { earlier, last } = context {
+            let last = window_of(last);
+            let earlier = tail(earlier, WINDOW_BYTES - last.len());
+            for text in [earlier, last] {
+                self.deflate.set_dictionary(text).expect("nothing is pending after a reset");
+            }
         }
     }
 
@@ -226,5 +242,9 @@ impl DeflaterState {
 
 /// The end of a text that a window holds.
 fn window_of(text: &[u8]) -> &[u8] {
-    &text[text.len().saturating_sub(WINDOW_BYTES)..]
+    tail(text, WINDOW_BYTES)
+}
+
+fn tail(text: &[u8], bytes_max: usize) -> &[u8] {
+    &text[text.len().saturating_sub(bytes_max)..]
 }

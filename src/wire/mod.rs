@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod command;
 #[cfg_attr(not(feature = "deflate"), path = "deflate_missing.rs")]
 pub mod deflate;
+mod deflate_level;
 mod envelope;
 mod event_stream;
 mod frame;

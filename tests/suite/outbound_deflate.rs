@@ -16,7 +16,7 @@ use crate::support::folder::Folder;
 use crate::support::frames::{self, BINARY, TEXT};
 use crate::support::http::{get, post};
 use crate::support::process::{Server, oyez};
-use crate::support::rig::{Behavior, Rig};
+use crate::support::rig::{Behavior, Rig, Rng};
 
 /// A subscriber and its decoder.
 struct Subscriber {
@@ -141,6 +141,117 @@ fn messages_of_a_batch_refer_to_those_before_them() {
     assert_eq!(got.len(), 10);
     let sizes = sizes(&got);
     assert!(sizes[1..].iter().all(|&size| size * 2 < sizes[0]), "{sizes:?}");
+}
+
+/// A text that resembles no other one, and is the same for the same key but for the number at its end.
+fn distinct(key: u64, number: u64) -> String {
+    let mut rng = Rng::new(key + 1);
+    let words: String = (0..40).map(|_| format!("{:x} ", rng.below(1 << 40))).collect();
+    format!("{words}{number}")
+}
+
+/// Every subscriber has room for a whole window of previous messages.
+fn with_long_context() -> Limits {
+    let deflate = DeflateSettings { context_bytes_per_subscriber: 64 << 10, ..DeflateSettings::default() };
+    Limits { deflate, ..Limits::default() }
+}
+
+#[test]
+fn message_may_refer_to_any_since_the_newest_subscriber_joined() {
+    let mut rig = Rig::new(with_long_context());
+    let mut first = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    for number in 0..8 {
+        publish(&mut rig, "a", &distinct(number % 4, number));
+    }
+    let before = sizes(&first.take(&mut rig));
+    assert!(before[..4].iter().all(|&size| size > 200), "each is new: {before:?}");
+    assert!(before[4..].iter().all(|&size| size < 40), "each as the one of four messages before: {before:?}");
+    let mut second = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    for number in 8..16 {
+        publish(&mut rig, "a", &distinct(number % 4, number));
+    }
+    let (one, two) = (first.take(&mut rig), second.take(&mut rig));
+    assert_eq!(one[1..], two[1..], "the same bytes from the second on");
+    let (one, two) = (sizes(&one), sizes(&two));
+    assert!(one[0] < 40 && two[0] > 200, "fresh: {one:?} {two:?}");
+    assert!(two[1..4].iter().all(|&size| size > 200), "it did not receive what these resemble: {two:?}");
+    assert!(two[4..].iter().all(|&size| size < 40), "{two:?}");
+}
+
+#[test]
+fn context_is_bounded_by_its_subscribers() {
+    let mut rig = Rig::new(Limits::default());
+    let join = |rig: &mut Rig, count| -> Vec<Subscriber> {
+        (0..count).map(|_| Subscriber::join(rig, "/ws/a", BROWSER)).collect()
+    };
+    let mut subscribers = join(&mut rig, 15);
+    let publish_all = |rig: &mut Rig| {
+        (0..100).for_each(|number| publish(rig, "a", &distinct(number, number)));
+        rig.engine.hub.context_bytes()
+    };
+    let last = distinct(99, 99).len();
+    assert_eq!(publish_all(&mut rig), last, "of few subscribers it is the last message");
+    subscribers.extend(join(&mut rig, 85));
+    let of_hundred = publish_all(&mut rig);
+    assert!((6_000..=100 * 64 + last).contains(&of_hundred), "{of_hundred}");
+    subscribers.extend(join(&mut rig, 900));
+    let of_thousand = publish_all(&mut rig);
+    assert!((32_000..=(32 << 10) + last).contains(&of_thousand), "a whole window: {of_thousand}");
+    for subscriber in subscribers.drain(100..) {
+        rig.send_eof(subscriber.id);
+    }
+    rig.run_until_idle();
+    assert!(rig.engine.hub.context_bytes() <= 2 * 100 * 64 + last, "{}", rig.engine.hub.context_bytes());
+    publish(&mut rig, "a", &distinct(98, 0));
+    for subscriber in [0, 99] {
+        let last = subscribers[subscriber].take(&mut rig).pop().unwrap();
+        assert_eq!(last.payload, distinct(98, 0).into_bytes());
+        assert!(last.sent_bytes < 40, "what is left of it is the end of the windows: {}", last.sent_bytes);
+    }
+}
+
+#[test]
+fn context_of_earlier_messages_is_dropped_first_over_the_limit() {
+    let deflate = DeflateSettings { context_bytes_max: 3_000, ..with_long_context().deflate };
+    let mut rig = Rig::new(Limits { deflate, ..Limits::default() });
+    let mut subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
+    for number in 0..40 {
+        publish(&mut rig, "a", &distinct(7, number));
+        assert!(rig.engine.hub.context_bytes() <= 3_000);
+    }
+    let sizes = sizes(&subscriber.take(&mut rig));
+    assert!(sizes[1..].iter().all(|&size| size < 40), "there is always the last one: {sizes:?}");
+}
+
+#[test]
+fn merged_batch_ends_with_the_messages_after_the_last_one_of_another_channel() {
+    let mut rig = Rig::new(with_long_context());
+    let mut both = Subscriber::v1(&mut rig, BROWSER, &["a", "b"]);
+    let mut one = Subscriber::v1(&mut rig, BROWSER, &["a"]);
+    let publisher = Subscriber::v1(&mut rig, BROWSER, &[]);
+    let publish_together = |rig: &mut Rig, messages: &[(&str, u64)]| {
+        for (channel, key) in messages {
+            let text = distinct(*key, *key);
+            rig.send_text(publisher.id, &format!(r#"{{"type":"publish","ch":"{channel}","text":"{text}"}}"#));
+        }
+        rig.turn();
+    };
+    publish_together(&mut rig, &[("a", 0)]);
+    publish_together(&mut rig, &[("a", 1), ("b", 2), ("a", 3), ("a", 4)]);
+    both.take(&mut rig);
+    one.take(&mut rig);
+    for (key, is_known) in [(4, true), (3, true), (1, false), (0, false)] {
+        publish_together(&mut rig, &[("a", key)]);
+        let got = (both.take(&mut rig), one.take(&mut rig));
+        assert_eq!(got.0, got.1, "in step");
+        assert_eq!(got.0[0].sent_bytes < 100, is_known, "{key}: {got:?}");
+    }
+    // A batch that is merged with one of which nothing is compressed.
+    publish_together(&mut rig, &[("a", 5)]);
+    rig.send_text(publisher.id, r#"{"type":"publish","ch":"b","text":"x"}"#);
+    publish_together(&mut rig, &[("a", 6)]);
+    publish_together(&mut rig, &[("a", 5)]);
+    assert_eq!(both.take(&mut rig).last(), one.take(&mut rig).last());
 }
 
 #[test]
@@ -318,7 +429,7 @@ fn excluded_channel_is_plain_and_leaves_no_context() {
         );
     }
     let envelope = format!(r#"{{"ch":"a","data":{}}}"#, tick(1)).len();
-    assert!(rig.engine.hub.compressed_bytes() < tick(1).len() + 2 * envelope, "of one channel");
+    assert!(rig.engine.hub.context_bytes() < tick(1).len() + 2 * envelope, "of one channel");
 }
 
 #[test]
@@ -393,10 +504,10 @@ fn context_is_dropped_with_the_last_subscriber_and_over_its_limit() {
     let mut rig = Rig::new(Limits::default());
     let subscriber = Subscriber::join(&mut rig, "/ws/a", BROWSER);
     publish(&mut rig, "a", &tick(0));
-    assert_eq!(rig.engine.hub.compressed_bytes(), tick(0).len());
+    assert_eq!(rig.engine.hub.context_bytes(), tick(0).len());
     rig.send_eof(subscriber.id);
     rig.run_until_idle();
-    assert_eq!(rig.engine.hub.compressed_bytes(), 0);
+    assert_eq!(rig.engine.hub.context_bytes(), 0);
     let deflate = DeflateSettings { context_bytes_max: tick(0).len() + 50, ..DeflateSettings::default() };
     let mut rig = Rig::new(Limits { deflate, ..Limits::default() });
     let mut a = Subscriber::join(&mut rig, "/ws/a", BROWSER);
@@ -505,15 +616,16 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let client = any::<prop::sample::Index>;
+    let kind = || prop_oneof![3 => 0..9usize, 2 => Just(8)];
     prop_oneof![
         3 => (0..2usize, any::<bool>(), any::<bool>(), 0..4usize, any::<bool>(), any::<bool>()).prop_map(
             |(channel, v1, echo, offer, earliest, in_turn)| Step::Join { channel, v1, echo, offer, earliest, in_turn }
         ),
-        1 => (client(), 0..2usize).prop_map(|(client, channel)| Step::Subscribe { client, channel }),
+        2 => (client(), 0..2usize).prop_map(|(client, channel)| Step::Subscribe { client, channel }),
         1 => (client(), 0..2usize).prop_map(|(client, channel)| Step::Unsubscribe { client, channel }),
-        8 => (client(), 0..2usize, 0..8usize)
+        8 => (client(), 0..2usize, kind())
             .prop_map(|(client, channel, kind)| Step::Publish { client, channel, kind }),
-        3 => (0..2usize, 0..8usize).prop_map(|(channel, kind)| Step::PublishByHttp { channel, kind }),
+        3 => (0..2usize, kind()).prop_map(|(channel, kind)| Step::PublishByHttp { channel, kind }),
         1 => (client(), any::<bool>()).prop_map(|(client, closes)| Step::Leave { client, closes }),
         1 => (client(), any::<bool>()).prop_map(|(client, is_stalled)| Step::Stall { client, is_stalled }),
         4 => Just(Step::Turn),
@@ -532,6 +644,8 @@ fn message(kind: usize, number: u64) -> String {
             .map(|row| format!("{row}-{}, ", number.wrapping_mul(0x9e37_79b9).rotate_left(row)))
             .collect(),
         6 => format!("{number} {}", "a long text, and the same again, and again; ".repeat(1_000)),
+        // Each is like one that some other messages separate it from.
+        8 => distinct(number % 5, number),
         _ => format!("binary {number} {}", "b".repeat(100)),
     }
 }
@@ -770,10 +884,16 @@ proptest! {
         skips in any::<bool>(),
         messages_max in prop_oneof![Just(0usize), Just(3), Just(100)],
         context_bytes_max in prop_oneof![3 => Just(64usize << 20), 1 => Just(300)],
+        context_bytes_per_subscriber in prop_oneof![1 => Just(64usize), 3 => Just(64 << 10), 1 => Just(1_000)],
         is_second_excluded in any::<bool>(),
     ) {
         let limits = Limits {
-            deflate: DeflateSettings { mode, context_bytes_max, ..DeflateSettings::default() },
+            deflate: DeflateSettings {
+                mode,
+                context_bytes_max,
+                context_bytes_per_subscriber,
+                ..DeflateSettings::default()
+            },
             on_slow: if skips { OnSlow::Skip } else { OnSlow::Close },
             outbox_bytes_max: 100_000,
             read_bytes_per_turn: 16 << 10,
