@@ -76,8 +76,9 @@ impl ChannelName {
 /// A message's id: its log, and its sequence number in the log.
 ///
 /// One counter numbers the messages of all channels, so one id is a cursor for any set of channels. On the wire it is
-/// `<epoch>-<seq>`, and opaque to clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `<epoch>-<seq>`, and opaque to clients. Ids of one log are ordered by epoch first: in a log that several servers share
+/// the epoch of a later part is the greater one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MessageId {
     /// Identifies the log: a random number, different for each log.
     pub epoch: u64,

@@ -249,13 +249,6 @@ impl Tickets {
         Ok(grant)
     }
 
-    /// Records that a connection has ended. If it was an event stream, its ticket is valid again for a limited time.
-    pub fn stream_ended(&mut self, slot: SlotId, now: LoopTime) {
-        if let Some(ended) = self.take_stream(slot) {
-            self.end_stream(ended, now);
-        }
-    }
-
     /// Returns the ticket of the event stream of a connection that has ended, unless it was revoked.
     pub fn take_stream(&mut self, slot: SlotId) -> Option<EndedStream> {
         let hash = self.by_slot.remove(&slot)?;
@@ -436,6 +429,13 @@ mod tests {
         Rc::new(Grant { sub: Some("alice".into()), ..Grant::default() })
     }
 
+    /// The connection of an event stream has ended.
+    fn stream_ended(tickets: &mut Tickets, slot: SlotId, now: LoopTime) {
+        if let Some(ended) = tickets.take_stream(slot) {
+            tickets.end_stream(ended, now);
+        }
+    }
+
     #[test]
     fn tickets_of_a_revoked_user_are_invalid() {
         let (mut tickets, now) = (Tickets::new(8, 8), start());
@@ -465,25 +465,25 @@ mod tests {
         };
         assert_eq!(again(&mut tickets, "a", 2, now), Some(StreamTicketError::InUse));
         assert_eq!(redeem(&mut tickets, ticket, now), None, "for a WebSocket it is used");
-        tickets.stream_ended(slot(2), now);
+        stream_ended(&mut tickets, slot(2), now);
         assert_eq!(
             again(&mut tickets, "a", 2, now),
             Some(StreamTicketError::InUse),
             "another connection has ended"
         );
-        tickets.stream_ended(slot(1), now);
+        stream_ended(&mut tickets, slot(1), now);
         assert_eq!(again(&mut tickets, "b", 2, now), Some(StreamTicketError::Bad), "another channel");
         let late = now.after(STREAM_GRACE_MS - 1);
         assert_eq!(again(&mut tickets, "a", 2, late), None);
         // Its first end no longer counts.
         let open = now.after(STREAM_GRACE_MS + 1);
         assert_eq!(again(&mut tickets, "a", 3, open), Some(StreamTicketError::InUse));
-        tickets.stream_ended(slot(2), open);
+        stream_ended(&mut tickets, slot(2), open);
         assert_eq!(again(&mut tickets, "a", 3, open.after(STREAM_GRACE_MS)), Some(StreamTicketError::Bad));
         assert!(tickets.streams.is_empty() && tickets.by_slot.is_empty() && tickets.next_expiry().is_none());
         let ticket = tickets.issue(secret(2), grant(), HERE, now).unwrap();
         assert!(redeem_for_stream(&mut tickets, ticket.as_bytes(), "a", slot(4), now).is_ok());
-        tickets.stream_ended(slot(4), now);
+        stream_ended(&mut tickets, slot(4), now);
         tickets.revoke("alice");
         assert!(redeem_for_stream(&mut tickets, ticket.as_bytes(), "a", slot(5), now).is_err());
     }
@@ -496,7 +496,7 @@ mod tests {
                 let ticket = tickets.issue(secret(number.into()), grant(), HERE, now).unwrap();
                 let slot = SlotId { key: number, generation: 0 };
                 assert!(redeem_for_stream(&mut tickets, ticket.as_bytes(), "a", slot, now).is_ok());
-                tickets.stream_ended(slot, now);
+                stream_ended(&mut tickets, slot, now);
                 ticket
             })
             .collect();

@@ -11,7 +11,7 @@
 //! | kind | item | body |
 //! | --- | --- | --- |
 //! | 1 | message | flags u8, [client u32], [user: length u32, JSON], channel: length u8, name, [owner, key: length u8, text, epoch u64, seq u64], payload |
-//! | 2 | heartbeat | connections u32, subscribers u32, program version u32, [blocks of client ids: 256 bits] |
+//! | 2 | heartbeat | connections u32, subscriptions u32, program version u32, [blocks of client ids: 256 bits] |
 //! | 3 | epoch report | epoch of the marker u64, count u16, count × (run u32, number u64) |
 //! | 4 | disconnect | ref u32, sub |
 //! | 5 | disconnect result | addressed run u32, ref u32, connections u32 |
@@ -205,7 +205,7 @@ pub enum Item<'a> {
         /// Open connections of the node.
         connections: u32,
         /// Subscriptions of the node.
-        subscribers: u32,
+        subscriptions: u32,
         /// The version of the program.
         version: u32,
         /// The blocks of client ids of the node.
@@ -382,7 +382,7 @@ impl<'a> Item<'a> {
             1 => Item::Message(LogMessage::parse(fields)?),
             2 => Item::Heartbeat {
                 connections: fields.u32()?,
-                subscribers: fields.u32()?,
+                subscriptions: fields.u32()?,
                 version: fields.u32()?,
                 blocks: fields.bytes(BlockSet::BYTES).map_or(BlockSet::default(), BlockSet::from_bytes),
             },
@@ -448,8 +448,8 @@ impl<'a> Item<'a> {
         out.extend_from_slice(&[0; 4]);
         match *self {
             Item::Message(message) => message.append(out),
-            Item::Heartbeat { connections, subscribers, version, blocks } => {
-                append_numbers(out, &[connections, subscribers, version]);
+            Item::Heartbeat { connections, subscriptions, version, blocks } => {
+                append_numbers(out, &[connections, subscriptions, version]);
                 if blocks != BlockSet::default() {
                     out.extend_from_slice(blocks.as_bytes());
                 }
@@ -759,7 +759,7 @@ mod tests {
             2 => {
                 let mut blocks = BlockSet::default();
                 blocks.insert(values.long);
-                Item::Heartbeat { connections: a, subscribers: b, version: c, blocks }
+                Item::Heartbeat { connections: a, subscriptions: b, version: c, blocks }
             }
             3 => Item::EpochReport {
                 epoch: values.long,
@@ -869,7 +869,7 @@ mod tests {
         let entry = Entry::parse(&bytes).unwrap();
         let items: Vec<Item<'_>> = entry.items().collect();
         let blocks = BlockSet::default();
-        let heartbeat = Item::Heartbeat { connections: 1, subscribers: 2, version: 3, blocks };
+        let heartbeat = Item::Heartbeat { connections: 1, subscriptions: 2, version: 3, blocks };
         assert_eq!(items, [Item::Unknown(200), heartbeat]);
     }
 

@@ -27,7 +27,7 @@ use super::pending::{Content, PendingEntry};
 use super::replica_wait::ReplicaWait;
 use super::replies::{ErrorAction, OpenReply, ReadPart, ReadReply, ShortReply, number, parse_marker};
 use super::resp::command;
-use super::roll_call::{LiveNode, order};
+use super::roll_call::LiveNode;
 use crate::ids::MessageId;
 use crate::metrics::levels::BackplaneStats;
 use crate::time::LoopTime;
@@ -295,8 +295,8 @@ impl<P> Link<P> {
     }
 
     /// The counts of this node for its next heartbeats.
-    pub fn set_counts(&mut self, connections: u32, subscribers: u32) {
-        self.counts = (connections, subscribers);
+    pub fn set_counts(&mut self, connections: u32, subscriptions: u32) {
+        self.counts = (connections, subscriptions);
     }
 
     /// The number of the last own entry that was applied.
@@ -333,7 +333,7 @@ impl<P> Link<P> {
     /// Items of the log that this node knows of and has not applied.
     pub fn lag_items(&self) -> u64 {
         let (end, position) = (self.end, self.log.position);
-        match order(end) > order(position) {
+        match end > position {
             true if end.epoch == position.epoch => end.seq - position.seq,
             true => end.seq,
             false => 0,
@@ -754,7 +754,7 @@ impl<P> Link<P> {
         }
         let position = self.log.position;
         let LinkState::Running { goal, is_up, .. } = &self.state else { return };
-        if *is_up || order(position) < order(*goal) {
+        if *is_up || position < *goal {
             return;
         }
         let has_block = self.take_block(now);
@@ -881,7 +881,7 @@ impl<P> Link<P> {
                     .full_until
                     .filter(|_| self.appender.commands.is_empty() && self.log.own.has_unsent());
                 let next = retries.map_or(next_heartbeat, |until| next_heartbeat.min(until));
-                Some(self.heartbeat_deadline().map_or(next, |deadline| deadline.min(next)))
+                Some(self.reply_deadline().map_or(next, |deadline| deadline.min(next)))
             }
         };
         let publish = self.log.own.oldest_publishes();
@@ -893,7 +893,7 @@ impl<P> Link<P> {
     }
 
     /// When the oldest own entry must be read back, or replicas have been waited for.
-    fn heartbeat_deadline(&self) -> Option<LoopTime> {
+    fn reply_deadline(&self) -> Option<LoopTime> {
         self.read_back_deadline().into_iter().chain(self.replicas.until()).reduce(LoopTime::min)
     }
 
@@ -905,7 +905,7 @@ impl<P> Link<P> {
         // A node that reads older entries is late, not disconnected. One that has read further than the place at which
         // its entry was appended reads another log than it appends to.
         let target = oldest.appended_seq.map_or(goal, |seq| MessageId { epoch, seq });
-        if order(self.log.position) < order(target) {
+        if self.log.position < target {
             since = later(since, progress_at);
         }
         Some(since.after(self.config.heartbeat_timeout_ms))
@@ -925,7 +925,7 @@ impl<P> Link<P> {
                 self.lose(LinkLoss::Timeout("opening the log"), false, now);
             }
             LinkState::Running { next_heartbeat, .. } => {
-                if self.heartbeat_deadline().is_some_and(|deadline| deadline.is_due(now)) {
+                if self.reply_deadline().is_some_and(|deadline| deadline.is_due(now)) {
                     self.lose(LinkLoss::HeartbeatTimeout, false, now);
                 } else if next_heartbeat.is_due(now) {
                     self.beat(now);
@@ -954,8 +954,8 @@ impl<P> Link<P> {
     }
 
     fn heartbeat(&self) -> Item<'static> {
-        let (connections, subscribers) = self.counts;
-        Item::Heartbeat { connections, subscribers, version: PROGRAM_VERSION, blocks: self.blocks.own() }
+        let (connections, subscriptions) = self.counts;
+        Item::Heartbeat { connections, subscriptions, version: PROGRAM_VERSION, blocks: self.blocks.own() }
     }
 
     /// A random number from 0 to `max`; splitmix64.

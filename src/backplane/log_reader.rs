@@ -20,7 +20,7 @@ use super::entry::{BadEntry, Entry, Item, Items, RunNumbers, are_copies};
 use super::event::{LinkEvent, LinkNotice, LogDiscontinuity, LogEntry, LossCause, Marker, PublishFailure};
 use super::pending::{Content, PendingEntries, PendingEntry};
 use super::resp::Span;
-use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall, order};
+use super::roll_call::{Loss, Membership, NodeHeartbeat, Numbering, RollCall};
 use super::trim::LogSegments;
 use crate::ids::MessageId;
 use crate::metrics::levels::ReadCounters;
@@ -244,9 +244,8 @@ impl<P> LogReader<P> {
                 Item::EpochReport { epoch, numbers } => {
                     self.roll_call.report(run, is_own, epoch, numbers.iter());
                 }
-                Item::Heartbeat { connections, subscribers, version, blocks } => {
-                    let heartbeat =
-                        NodeHeartbeat { connections, subscriptions: subscribers, version, blocks };
+                Item::Heartbeat { connections, subscriptions, version, blocks } => {
+                    let heartbeat = NodeHeartbeat { connections, subscriptions, version, blocks };
                     self.roll_call.heartbeat(run, heartbeat);
                 }
                 Item::Shutdown => self.roll_call.shut_down(run),
@@ -273,7 +272,7 @@ impl<P> LogReader<P> {
         let is_loss = !is_first && position != survived;
         let discontinuity = is_loss.then(|| {
             // Others may receive the entries that this node has read later, or never.
-            let missed = (order(position) > order(survived)).then_some(0);
+            let missed = (position > survived).then_some(0);
             LogDiscontinuity { after: position, upto: id, missed, cause: LossCause::Marker }
         });
         self.counters.epochs[match reason {
@@ -330,8 +329,7 @@ impl<P> LogReader<P> {
                     (after, LossCause::RollCall)
                 }
             };
-            let after =
-                found.map_or(after, |(other, _)| if order(other) < order(after) { other } else { after });
+            let after = found.map_or(after, |(other, _)| if other < after { other } else { after });
             found = Some((after, cause));
         }
         if let Some((after, cause)) = found {

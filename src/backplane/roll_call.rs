@@ -35,11 +35,6 @@ const RUNS_MAX: usize = super::entry::REPORTED_RUNS_MAX;
 /// Maximum number of markers whose reports are awaited; the hub's table of epochs has as many rows.
 const MARKERS_MAX: usize = 64;
 
-/// The order of ids: the epoch first.
-pub(super) fn order(id: MessageId) -> (u64, u64) {
-    (id.epoch, id.seq)
-}
-
 /// What the last heartbeat of a node contains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeHeartbeat {
@@ -319,12 +314,12 @@ impl RollCall {
         is_loss: bool,
     ) {
         if is_loss {
-            let is_lost = |state: &RunState| order(state.last_id) > order(survived);
+            let is_lost = |state: &RunState| state.last_id > survived;
             let lost = self.runs.iter().filter(|(_, state)| is_lost(state));
             let awaited = lost.map(|(run, state)| (*run, state.last_number)).collect();
             self.ahead.insert(epoch, Ahead { awaited, deadline_ms: None });
         }
-        let shared_id = if order(position) < order(survived) { position } else { survived };
+        let shared_id = if position < survived { position } else { survived };
         self.shared_id = Some(shared_id);
         // No node could append during the outage, so the end of the previous epoch decides which nodes were alive.
         let since = self.applied_ms.saturating_sub(LIVE_MS);
@@ -379,7 +374,7 @@ impl RollCall {
     /// others are in the log, or were trimmed from it: a node that starts later has never read them, and would take them
     /// for lost.
     pub(super) fn numbers_after(&self, survived: MessageId) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let later = self.runs.iter().filter(move |(_, state)| order(state.last_id) > order(survived));
+        let later = self.runs.iter().filter(move |(_, state)| state.last_id > survived);
         later.map(|(run, state)| (*run, state.last_number))
     }
 

@@ -63,7 +63,7 @@ impl LogSegments {
     /// The log has lost all entries after `survived`.
     pub(super) fn lose_after(&mut self, survived: MessageId) {
         while let Some(last) = self.segments.back()
-            && (last.first.epoch, last.first.seq) > (survived.epoch, survived.seq)
+            && last.first > survived
         {
             self.bytes -= last.bytes;
             self.segments.pop_back();

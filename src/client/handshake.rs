@@ -7,7 +7,7 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
 /// Maximum length of a response head. Servers send 150 to 400 bytes.
-pub const RESPONSE_BYTES_MAX: usize = 16 << 10;
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// Maximum header fields of a response. Servers send 3 to 10.
 const FIELDS_MAX: usize = 64;
@@ -93,7 +93,7 @@ impl Handshake {
         let mut response = httparse::Response::new(&mut fields);
         let head_bytes = match response.parse(bytes) {
             Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
-            Ok(httparse::Status::Partial) if bytes.len() < RESPONSE_BYTES_MAX => {
+            Ok(httparse::Status::Partial) if bytes.len() < HEAD_BYTES_MAX => {
                 return HandshakeResponse::Partial;
             }
             Ok(httparse::Status::Partial) => return HandshakeResponse::Invalid("response too long"),
@@ -170,7 +170,7 @@ mod tests {
         let rejected = HandshakeResponse::Status { status: 503, head_bytes, content_bytes: Some(9) };
         check(rejection, rejected);
         check("SSH-2.0-OpenSSH_9.2\r\n", HandshakeResponse::Invalid("not HTTP"));
-        let endless = format!("HTTP/1.1 101 x\r\nA: {}", "a".repeat(RESPONSE_BYTES_MAX));
+        let endless = format!("HTTP/1.1 101 x\r\nA: {}", "a".repeat(HEAD_BYTES_MAX));
         check(&endless, HandshakeResponse::Invalid("response too long"));
     }
 

@@ -99,8 +99,7 @@ impl Epochs {
 
     /// Returns true if the id is later than `head`, compared as a pair, epoch first.
     pub(super) fn is_ahead(&self, id: MessageId, head: u64) -> bool {
-        let head = self.id(head);
-        (id.epoch, id.seq) > (head.epoch, head.seq)
+        id > self.id(head)
     }
 
     /// Begins an epoch at index `first`, of which the marker names the last id that survived.

@@ -14,7 +14,7 @@ use crate::backplane::entry::Item;
 use crate::close::Reason;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
-use crate::session::http::response::ResponseOptions;
+use crate::session::http::response::{HttpError, ResponseOptions};
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
@@ -136,7 +136,17 @@ impl<T: Transport> Engine<T> {
         rejection: Rejection,
         now: LoopTime,
     ) {
-        let error = rejection.http();
+        self.respond_with_error(id, &rejection.http(), options, now);
+    }
+
+    /// Responds with an error to the request of a connection, if it still waits for a response.
+    pub(super) fn respond_with_error(
+        &mut self,
+        id: SlotId,
+        error: &HttpError,
+        options: &ResponseOptions,
+        now: LoopTime,
+    ) {
         self.shared.metrics.reject(error.code());
         if self.awaits_response(id) {
             self.send_response(id, error.respond(options).into(), now);

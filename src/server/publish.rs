@@ -26,7 +26,7 @@ use crate::ids::{ChannelId, ChannelName, Sender, SlotId, User};
 use crate::net::outbox::high_water;
 use crate::net::transport::Transport;
 use crate::session::intent::Receipt;
-use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 use crate::wire::Kind;
 use crate::wire::notice::{Id, Notice};
@@ -213,11 +213,7 @@ impl<T: Transport> Engine<T> {
                 }
             }
             Err((error, Some(PendingItem::Publish(pending)))) => {
-                let rejection = match error {
-                    SubmitError::Backlog => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
-                    SubmitError::Full => Rejection::BackplaneFull,
-                };
-                self.reject_publish(&pending, rejection, now);
+                self.reject_publish(&pending, error.into(), now);
             }
             Ok(()) | Err(_) => {}
         }

@@ -57,9 +57,8 @@ impl<T: Transport> Engine<T> {
 
     /// Reports the messages after the last id that survived in a new epoch as unconfirmed.
     pub(super) fn fail_lost_publishes(&mut self, survived: MessageId, now: LoopTime) {
-        let place = |id: MessageId| (id.epoch, id.seq);
         let Some(log) = &mut self.shared_log else { return };
-        let kept = log.unreplicated.partition_point(|unreplicated| place(unreplicated.id) <= place(survived));
+        let kept = log.unreplicated.partition_point(|unreplicated| unreplicated.id <= survived);
         for unreplicated in log.unreplicated.split_off(kept) {
             self.finish_unreplicated(unreplicated, false, now);
         }

@@ -11,10 +11,11 @@ use super::subscriber_counts::SubscriberCounts;
 use super::unreplicated_publish::UnreplicatedPublish;
 use crate::access::ticket::TicketHash;
 use crate::backplane::entry::Item;
-use crate::backplane::link::{Link, LinkConfig};
+use crate::backplane::link::{Link, LinkConfig, SubmitError};
 use crate::features::HasBackplane;
 use crate::ids::{MessageId, SlotId};
 use crate::session::intent::Intent;
+use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 use crate::time::LoopTime;
 
 /// Time of the log between two declarations of the settings, in ms: the log's entries are kept for at least twice as long.
@@ -206,9 +207,7 @@ impl SharedLog {
     pub(super) fn declares_settings(&mut self, own: (u32, u32)) -> bool {
         let Some(link) = self.link().filter(|link| link.was_up()) else { return false };
         let (id, declared_at) = self.settings_at;
-        let kept = link.oldest_kept();
-        let kept_ms =
-            if (kept.epoch, kept.seq) > (id.epoch, id.seq) { TRIMMED_SETTINGS_MS } else { SETTINGS_MS };
+        let kept_ms = if link.oldest_kept() > id { TRIMMED_SETTINGS_MS } else { SETTINGS_MS };
         let is_kept = declared_at.is_due(self.log_time) && self.log_time.millis_since(declared_at) < kept_ms;
         let declares = self.settings.is_none() || self.settings == Some(own) && !is_kept;
         if declares {
@@ -256,5 +255,13 @@ impl SharedLog {
         self.in_flight.remove(&slot);
         self.waiting.remove(&slot);
         self.disconnects.retain(|request| request.slot != slot);
+    }
+}
+impl From<SubmitError> for Rejection {
+    fn from(error: SubmitError) -> Rejection {
+        match error {
+            SubmitError::Backlog => Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS },
+            SubmitError::Full => Rejection::BackplaneFull,
+        }
     }
 }

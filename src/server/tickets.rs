@@ -26,7 +26,7 @@ use crate::backplane::link::SubmitError;
 use crate::ids::SlotId;
 use crate::net::transport::Transport;
 use crate::session::http::response::{HttpError, ResponseOptions};
-use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
+use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
 /// An address for a connection that has closed; its response is not sent.
@@ -86,14 +86,8 @@ impl<T: Transport> Engine<T> {
         now: LoopTime,
     ) -> Result<(), Rejection> {
         let link = self.shared_log.as_mut().and_then(|log| log.link.as_mut());
-        let submitted = link.map(|link| link.submit(item, Some(pending), now).map_err(|(error, _)| error));
-        match submitted {
-            Some(Ok(())) => Ok(()),
-            Some(Err(SubmitError::Full)) => Err(Rejection::BackplaneFull),
-            Some(Err(SubmitError::Backlog)) | None => {
-                Err(Rejection::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS })
-            }
-        }
+        let Some(link) = link else { return Err(SubmitError::Backlog.into()) };
+        link.submit(item, Some(pending), now).map_err(|(error, _)| error.into())
     }
 
     /// Applies a ticket that was issued on any node.
@@ -243,19 +237,6 @@ impl<T: Transport> Engine<T> {
         if let Some(grant) = stored_grant::from_json(grant) {
             let ended = EndedStream { hash: *hash, channel: channel.into(), grant: Rc::new(grant) };
             self.shared.authenticator.tickets.end_stream(ended, log_time);
-        }
-    }
-
-    fn respond_with_error(
-        &mut self,
-        id: SlotId,
-        error: &HttpError,
-        options: &ResponseOptions,
-        now: LoopTime,
-    ) {
-        self.shared.metrics.reject(error.code());
-        if self.awaits_response(id) {
-            self.send_response(id, error.respond(options).into(), now);
         }
     }
 }

@@ -107,7 +107,7 @@ fn item<'a>(values: &'a Values, buffer: &'a mut Vec<u8>) -> Item<'a> {
         2 => {
             let mut blocks = BlockSet::default();
             blocks.insert(u64::from(a));
-            Item::Heartbeat { connections: a, subscribers: b, version: c, blocks }
+            Item::Heartbeat { connections: a, subscriptions: b, version: c, blocks }
         }
         3 => {
             let numbers = RunNumbers::encode(values.rows.iter().copied(), buffer);

@@ -201,7 +201,7 @@ fn read(input: &mut Input<'_>) -> Vec<u8> {
             let item = match kind % 4 {
                 0 => Item::Heartbeat {
                     connections: 1,
-                    subscribers: 1,
+                    subscriptions: 1,
                     version: 1,
                     blocks: BlockSet::default(),
                 },
