@@ -3,9 +3,11 @@
 //! The command line resolves flags and environment variables to a [`Config`]; no other module reads them. Limits that
 //! conflict with each other are rejected at start ([`Limits::check`]), and not noticed in production.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::features::HasBackplane;
 use crate::plural::plural;
@@ -25,6 +27,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The history file; `None` to keep histories in memory only.
     pub history_file: Option<HistoryFile>,
+    /// The service manager that started the process; `None` without one.
+    pub service_manager: Option<ServiceManagerConfig>,
     /// The log that several servers share; `None`: this server is its own log.
     pub backplane: Option<BackplaneConfig>,
     /// Static files.
@@ -72,6 +76,15 @@ pub struct HistoryFile {
     /// Maximum age in milliseconds of messages not yet written to the file; the most that a crash can lose. Users
     /// accept the loss of a second, and two writes a second do not wear out a disk.
     pub sync_ms: u32,
+}
+
+/// The service manager that started the process, such as systemd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceManagerConfig {
+    /// The Unix datagram socket on which it receives notifications: a path, or `@` and a name.
+    pub socket: OsString,
+    /// The interval in which it expects at least one sign of life.
+    pub watchdog: Option<Duration>,
 }
 
 /// The log that several servers share: a stream of Redis or Valkey.
@@ -435,6 +448,7 @@ impl Default for Config {
             limits: Limits::default(),
             tcp: TcpConfig::default(),
             history_file: None,
+            service_manager: None,
             backplane: None,
             assets: Vec::new(),
             tls: TlsConfig::default(),

@@ -24,6 +24,7 @@ mod print;
 mod progress_display;
 mod publish;
 mod serve;
+mod service_manager;
 mod subscribe;
 mod token;
 mod trust;
@@ -34,6 +35,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::server::memory::AllocatedBytes;
@@ -100,6 +102,8 @@ fn run(
     if let Ok(matches) = &matches {
         missing::check(&command, matches)?;
     }
+    let serve = matches.as_ref().ok().and_then(|matches| matches.subcommand_matches("serve"));
+    let listen = serve.and_then(|serve| serve.value_source("listen"));
     let parsed = matches.and_then(|mut matches| {
         Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     });
@@ -116,7 +120,7 @@ fn run(
         log::warn!("{warning}");
     }
     match cli.command {
-        Command::Serve(serve) => serve.run(allocated_bytes),
+        Command::Serve(serve) => serve.run(listen == Some(ValueSource::DefaultValue), allocated_bytes),
         Command::Pub(publish) => publish.run(),
         Command::Sub(subscribe) => subscribe.run(),
         Command::Bench(bench) => bench.run(),

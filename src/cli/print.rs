@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::output;
 
 const SYSTEMD_UNIT: &str = include_str!("print/oyez.service");
+const SYSTEMD_SOCKET: &str = include_str!("print/oyez.socket");
 const GRAFANA_DASHBOARD: &str = include_str!("print/grafana_dashboard.json");
 const ALERT_RULES: &str = include_str!("print/alert_rules.yml");
 const OPENAPI: &str = include_str!("print/openapi.json");
@@ -40,6 +41,8 @@ enum Artifact {
     },
     /// A hardened systemd unit.
     SystemdUnit,
+    /// A systemd unit of the listening socket, which stays open while the server restarts.
+    SystemdSocket,
     /// The environment variables of oyez serve with their defaults, commented out.
     Config,
     /// A dashboard for Grafana, in JSON.
@@ -57,6 +60,7 @@ impl PrintCommand {
             Artifact::Man { command: names } => output::print(man(command, &names)?),
             Artifact::Completions { shell } => output::print(completions(command, shell)),
             Artifact::SystemdUnit => output::print(SYSTEMD_UNIT),
+            Artifact::SystemdSocket => output::print(SYSTEMD_SOCKET),
             Artifact::Config => output::print(config(&command)),
             Artifact::GrafanaDashboard => output::print(GRAFANA_DASHBOARD),
             Artifact::AlertRules => output::print(ALERT_RULES),

@@ -15,6 +15,7 @@ use super::listen_flag::{self, ListenPart};
 use super::memory;
 use super::output;
 use super::parent;
+use super::service_manager;
 use super::values::{
     bytes, bytes_or_0, channel_pattern, count, count_or_0, deflate_level, fields, memory_bytes_or_0, millis,
     millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
@@ -30,6 +31,7 @@ use crate::config::{
 };
 use crate::console;
 use crate::net::acceptor::{Acceptor, Plain};
+use crate::net::inherited_socket::InheritedSocket;
 use crate::net::listeners::ListenError;
 use crate::net::tls::Tls;
 use crate::server::memory::AllocatedBytes;
@@ -357,12 +359,22 @@ enum WhenSlow {
 }
 
 impl Serve {
-    pub(super) fn run(&self, allocated_bytes: AllocatedBytes) -> Result<(), Failure> {
+    /// `listens_by_default` is true if `--listen` is not given.
+    pub(super) fn run(
+        &self,
+        listens_by_default: bool,
+        allocated_bytes: AllocatedBytes,
+    ) -> Result<(), Failure> {
+        let sockets = service_manager::take_sockets()?;
         if let Some(parent) = self.end_with_parent {
             parent::end_with_parent(parent).map_err(|error| Failure::Failed(error.to_string()))?;
         }
         let mut config = self.config();
         config.listen = listen_flag::join(&self.listen)?;
+        if listens_by_default && !sockets.is_empty() {
+            config.listen.clear();
+        }
+        config.service_manager = service_manager::config();
         let memory = self.resolve_memory(&mut config.limits);
         config.limits.check().map_err(|why| match why.to_string() {
             // A default: the error names the limit that it was derived from.
@@ -391,21 +403,26 @@ impl Serve {
             let why = "--proxy-protocol needs the networks of the proxies: --trusted-proxy";
             return Err(Failure::Usage(why.into()));
         }
-        let (authenticator, who_may) = self.auth.authenticator(&config.listen)?;
-        let (connections_max, descriptors) = connections_max(config.connections_max, config.listen.len())?;
-        let facts = [who_may, descriptors, memory];
+        let further =
+            sockets.iter().filter(|socket| !config.listen.iter().any(|address| socket.serves(address)));
+        let addresses: Vec<ListenAddress> =
+            config.listen.iter().chain(further.map(|socket| &socket.address)).cloned().collect();
+        let (authenticator, who_may) = self.auth.authenticator(&addresses)?;
+        let (connections_max, descriptors) = connections_max(config.connections_max, addresses.len())?;
+        let facts = vec![who_may, descriptors, memory];
         let uncompressed = Patterns::parse(self.deflate_exclude.iter().map(String::as_str))
             .map_err(|why| Failure::Usage(why.to_string()))?;
         let access_config =
             AccessConfig { origins: self.origins.clone(), proxies, authenticator, uncompressed };
         let keys = || self.auth.verifier().map_err(|why| why.to_string());
-        match config.tls.files.clone() {
-            None => serve(config, access_config, keys, connections_max, Plain, &facts, allocated_bytes),
+        let tls = config.tls.clone();
+        let startup = Startup { config, access_config, sockets, connections_max, facts };
+        match tls.files.clone() {
+            None => startup.serve(Plain, keys, allocated_bytes),
             Some(files) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let tls =
-                    Tls::load(files, &config.tls, HttpError::tls_expected, now).map_err(Failure::Failed)?;
-                serve(config, access_config, keys, connections_max, tls, &facts, allocated_bytes)
+                let tls = Tls::load(files, &tls, HttpError::tls_expected, now).map_err(Failure::Failed)?;
+                startup.serve(tls, keys, allocated_bytes)
             }
         }
     }
@@ -445,6 +462,7 @@ impl Serve {
                 .history_file
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
+            service_manager: None,
             backplane: None,
             assets: served(self.no_console),
             tls: self.tls_config(),
@@ -544,40 +562,54 @@ impl Serve {
     }
 }
 
-/// Runs a server with one kind of acceptor, until a signal ends it. Limits and addresses are logged once it listens,
-/// so that an error at start is not hidden among them.
-fn serve<E: Acceptor>(
+/// A configuration that was found to be valid, and what else a server is made of.
+struct Startup {
     config: Config,
     access_config: AccessConfig,
-    keys: impl FnMut() -> Result<Option<Verifier>, String>,
+    /// The listening sockets that the process was started with.
+    sockets: Vec<InheritedSocket>,
     connections_max: usize,
-    acceptor: E,
-    facts: &[String],
-    allocated_bytes: AllocatedBytes,
-) -> Result<(), Failure> {
-    let reuse_port = config.tcp.reuse_port;
-    let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
-    // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
-    // client may come much later.
-    let _ = allocated_bytes();
-    let mut server =
-        Server::bind(config, access_config, connections_max, acceptor).map_err(|error| match error {
-            StartError::Listen(error) => Failure::Failed(format!("{error}{}", advice(&error, reuse_port))),
-            error => Failure::Failed(error.to_string()),
-        })?;
-    facts.iter().for_each(|fact| info!("{fact}"));
-    // The server runs even if these lines cannot be written, for instance on a full disk.
-    if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses())) {
-        warn!("{why}");
-    }
-    match server.run(keys, allocated_bytes) {
-        Ok(ServerExit::Drained) => Ok(()),
-        Ok(ServerExit::HistoryIncomplete) => {
-            Err(Failure::Failed("exited with an incomplete history file".into()))
+    /// Lines for the log. They are logged once the server listens, so that an error at start is not hidden among them.
+    facts: Vec<String>,
+}
+
+impl Startup {
+    /// Runs a server with one kind of acceptor, until a signal ends it.
+    fn serve<E: Acceptor>(
+        self,
+        acceptor: E,
+        keys: impl FnMut() -> Result<Option<Verifier>, String>,
+        allocated_bytes: AllocatedBytes,
+    ) -> Result<(), Failure> {
+        let Startup { config, access_config, sockets, connections_max, facts } = self;
+        let reuse_port = config.tcp.reuse_port;
+        let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
+        // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
+        // client may come much later.
+        let _ = allocated_bytes();
+        let mut server =
+            Server::bind(config, access_config, sockets, connections_max, acceptor).map_err(|error| {
+                match error {
+                    StartError::Listen(error) => {
+                        Failure::Failed(format!("{error}{}", advice(&error, reuse_port)))
+                    }
+                    error => Failure::Failed(error.to_string()),
+                }
+            })?;
+        facts.iter().for_each(|fact| info!("{fact}"));
+        // The server runs even if these lines cannot be written, for instance on a full disk.
+        if let Err(Failure::Failed(why)) = output::print(greeting(scheme, &server.addresses())) {
+            warn!("{why}");
         }
-        Ok(ServerExit::BackplaneRejected(why)) => Err(Failure::Failed(why)),
-        Ok(ServerExit::Forced) => Err(Failure::Failed("a second signal ended the drain early".into())),
-        Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
+        match server.run(keys, allocated_bytes) {
+            Ok(ServerExit::Drained) => Ok(()),
+            Ok(ServerExit::HistoryIncomplete) => {
+                Err(Failure::Failed("exited with an incomplete history file".into()))
+            }
+            Ok(ServerExit::BackplaneRejected(why)) => Err(Failure::Failed(why)),
+            Ok(ServerExit::Forced) => Err(Failure::Failed("a second signal ended the drain early".into())),
+            Err(error) => Err(Failure::Failed(format!("the poll failed: {error}"))),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener};
 use mio::{Interest, Registry, Token};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::inherited_socket::InheritedSocket;
 use super::socket_file::{self, SocketFile};
 use crate::config::{ListenAddress, TcpConfig};
 use crate::ids::Peer;
@@ -28,8 +29,8 @@ pub enum Listener {
         socket: UnixListener,
         /// Its path.
         path: PathBuf,
-        /// Its file, which is removed with it.
-        file: SocketFile,
+        /// Its file, which is removed with it; `None`: a service manager created it.
+        file: Option<SocketFile>,
     },
 }
 
@@ -45,6 +46,8 @@ pub enum ReservedAddress {
         /// The permissions.
         mode: Option<u32>,
     },
+    /// A socket that the process was started with. It listens already, and connections wait until they are accepted.
+    Inherited(Listener),
 }
 
 impl ReservedAddress {
@@ -75,9 +78,30 @@ impl ReservedAddress {
             }
             ReservedAddress::Unix { path, mode } => {
                 let (socket, file) = SocketFile::listen(&path, mode, backlog)?;
-                Ok(Listener::Unix { socket: UnixListener::from_std(socket), path, file })
+                Ok(Listener::Unix { socket: UnixListener::from_std(socket), path, file: Some(file) })
             }
+            ReservedAddress::Inherited(listener) => Ok(listener),
         }
+    }
+
+    /// A socket that the process was started with.
+    ///
+    /// # Errors
+    /// A socket option is rejected, or the file of the socket does not exist.
+    pub fn inherit(inherited: InheritedSocket, tcp: &TcpConfig) -> io::Result<ReservedAddress> {
+        let InheritedSocket { socket, address, is_own } = inherited;
+        let listener = match address {
+            ListenAddress::Tcp(_) => {
+                set_tcp_options(&SockRef::from(&socket), tcp)?;
+                Listener::Tcp(TcpListener::from(socket))
+            }
+            ListenAddress::Unix { path, .. } => {
+                SockRef::from(&socket).set_nonblocking(true)?;
+                let file = if is_own { Some(SocketFile::of(&path)?) } else { None };
+                Listener::Unix { socket: UnixListener::from(socket), path, file }
+            }
+        };
+        Ok(ReservedAddress::Inherited(listener))
     }
 }
 

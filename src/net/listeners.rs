@@ -13,6 +13,7 @@ use std::mem;
 use mio::net::TcpStream;
 use mio::{Registry, Token};
 
+use super::inherited_socket::InheritedSocket;
 use super::listener::{Listener, ReservedAddress};
 use crate::config::{ListenAddress, TcpConfig};
 use crate::ids::Peer;
@@ -84,16 +85,33 @@ impl fmt::Display for ListenError {
 }
 
 impl ReservedAddresses {
-    /// Checks that the addresses are free, and binds those of TCP.
+    /// Checks that the addresses are free, and binds those of TCP. A socket that the process was started with is used for its
+    /// address, or in addition to the addresses.
     ///
     /// # Errors
     /// The first that cannot be listened on.
-    pub fn reserve(addresses: &[ListenAddress], tcp: &TcpConfig) -> Result<ReservedAddresses, ListenError> {
-        let reserved = addresses.iter().map(|address| {
+    pub fn reserve(
+        addresses: &[ListenAddress],
+        mut inherited: Vec<InheritedSocket>,
+        tcp: &TcpConfig,
+    ) -> Result<ReservedAddresses, ListenError> {
+        let mut reserved = Vec::new();
+        for address in addresses {
+            let socket = inherited.iter().position(|socket| socket.serves(address));
+            let found = match socket {
+                Some(at) => ReservedAddress::inherit(inherited.remove(at), tcp),
+                None => ReservedAddress::reserve(address, tcp),
+            };
             let failed = |error| ListenError { address: address.clone(), error };
-            Ok((address.clone(), ReservedAddress::reserve(address, tcp).map_err(failed)?))
-        });
-        reserved.collect::<Result<_, _>>().map(ReservedAddresses)
+            reserved.push((address.clone(), found.map_err(failed)?));
+        }
+        for socket in inherited {
+            let address = socket.address.clone();
+            let found = ReservedAddress::inherit(socket, tcp);
+            let failed = |error| ListenError { address: address.clone(), error };
+            reserved.push((address.clone(), found.map_err(failed)?));
+        }
+        Ok(ReservedAddresses(reserved))
     }
 
     /// Calls `load`, then listens, and returns the result of `load` too. The kernel refuses connections until then.
@@ -229,8 +247,8 @@ fn is_exhausted(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-    use std::net::TcpStream;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::{Path, PathBuf};
@@ -238,6 +256,7 @@ mod tests {
 
     use super::*;
     use crate::ids::UNIX_ADDRESS;
+    use crate::net::inherited_socket::OWN_NAME;
 
     const FIRST: Token = Token(100);
 
@@ -257,7 +276,7 @@ mod tests {
     }
 
     fn reserve_all(addresses: &[ListenAddress]) -> Result<ReservedAddresses, ListenError> {
-        ReservedAddresses::reserve(addresses, &TcpConfig::default())
+        ReservedAddresses::reserve(addresses, Vec::new(), &TcpConfig::default())
     }
 
     fn listen(addresses: &[ListenAddress]) -> Listeners {
@@ -317,7 +336,7 @@ mod tests {
             let first = reserve_all(std::slice::from_ref(&address)).unwrap();
             let address = match &first.0[0].1 {
                 ReservedAddress::Tcp(socket) => ListenAddress::Tcp(socket.local_addr().unwrap()),
-                ReservedAddress::Unix { .. } => address,
+                ReservedAddress::Unix { .. } | ReservedAddress::Inherited(_) => address,
             };
             let second = reserve_all(std::slice::from_ref(&address)).unwrap();
             let load = || Ok::<_, ListenError>(());
@@ -367,6 +386,34 @@ mod tests {
             let _listeners = listen(&[ListenAddress::Unix { path: path.clone(), mode: Some(mode) }]);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         }
+    }
+
+    #[test]
+    fn inherited_socket_is_used_for_its_address_or_in_addition() {
+        let unix = path("inherited");
+        let (tcp, own) = (TcpListener::bind("127.0.0.1:0").unwrap(), UnixListener::bind(&unix).unwrap());
+        let other = TcpListener::bind("[::1]:0").unwrap();
+        let addresses = [
+            ListenAddress::Tcp(tcp.local_addr().unwrap()),
+            unix_address(&unix),
+            ListenAddress::Tcp(other.local_addr().unwrap()),
+        ];
+        let sockets: [(OwnedFd, &str); 3] =
+            [(other.into(), "oyez.socket"), (own.into(), OWN_NAME), (tcp.into(), "oyez.socket")];
+        let inherited = sockets.map(|(socket, name)| InheritedSocket::new(socket, name).unwrap());
+        let config = TcpConfig::default();
+        // Port 0 is any port of its address.
+        let wanted = [tcp_address(), addresses[1].clone()];
+        let reserved = ReservedAddresses::reserve(&wanted, inherited.into(), &config).unwrap();
+        let (_, listeners) = reserved.listen_after(&config, || Ok::<_, ListenError>(())).unwrap();
+        assert_eq!(listeners.addresses().collect::<Vec<_>>(), addresses);
+        let clients: Vec<_> = addresses.iter().map(|address| connect(address).unwrap()).collect();
+        drop((listeners, clients));
+        assert!(!unix.exists(), "its own file");
+        let socket = InheritedSocket::new(UnixListener::bind(&unix).unwrap().into(), "oyez.socket").unwrap();
+        drop(ReservedAddresses::reserve(&[], vec![socket], &config).unwrap());
+        assert!(unix.exists(), "the file of the service manager");
+        fs::remove_file(&unix).unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! [`transport`].
 
 pub mod acceptor;
+pub mod inherited_socket;
 pub mod listener;
 pub mod listeners;
 pub mod outbox;

@@ -41,7 +41,8 @@
 //!   bounds the log lines of closed connections.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
-//! - [`store`] is the history file, `process` reads memory and processor time of the process for `/metrics`.
+//! - `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
+//!   process for `/metrics`.
 
 mod admission;
 mod backplane;
@@ -75,6 +76,7 @@ pub mod receive;
 mod refill;
 pub mod relief;
 mod replication;
+mod service_manager;
 pub mod shared;
 pub mod shared_log;
 mod shutdown;
@@ -112,6 +114,7 @@ use crate::hub::persist::LogTime;
 use crate::ids::ClientIds;
 use crate::metrics::{MemoryStep, Metrics};
 use crate::net::acceptor::Acceptor;
+use crate::net::inherited_socket::InheritedSocket;
 use crate::net::listeners::{Accept, Listeners, ReservedAddresses};
 use crate::net::token::{id_of, token_of};
 use crate::net::transport::Transport;
@@ -123,6 +126,7 @@ use backplane::Sockets;
 use clock_snapshot::{ClockSnapshot, new_epoch};
 use engine::Engine;
 use memory::AllocatedBytes;
+use service_manager::{ServiceManager, ServiceStatus};
 use shutdown::ShutdownPhase;
 use store::{Loaded, Opened, Store};
 
@@ -166,6 +170,7 @@ pub struct Server<E: Acceptor> {
     /// When the memory in use was last counted.
     counted_at: Option<LoopTime>,
     phase: ShutdownPhase,
+    service_manager: Option<ServiceManager>,
 }
 
 /// Allowed origins, trusted proxies, authentication, and channels whose lengths must reveal nothing.
@@ -230,13 +235,15 @@ fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<
 impl<E: Acceptor> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
-    /// While the history file is read, connections are refused.
+    /// While the history file is read, connections are refused. `sockets` are those that the process was started with: there,
+    /// connections wait.
     ///
     /// # Errors
     /// The address is in use, the system provides no poll or signals, or the history file cannot be used.
     pub fn bind(
         config: Config,
         access_config: AccessConfig,
+        sockets: Vec<InheritedSocket>,
         connections_max: usize,
         acceptor: E,
     ) -> Result<Server<E>, StartError> {
@@ -247,9 +254,11 @@ impl<E: Acceptor> Server<E> {
         // The addresses are reserved first, and listened on once the history is loaded. Until then connections are
         // refused, so a load balancer sends no clients yet, and a client that connects is served at once. Only a server
         // that listens marks the file as being in use: of two servers that start on one address, the second fails here.
-        let addresses = ReservedAddresses::reserve(&config.listen, &config.tcp)?;
+        let addresses = ReservedAddresses::reserve(&config.listen, sockets, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { started: now, woke: now, boot: process::boot_id() };
+        let manager = config.service_manager.as_ref();
+        let service_manager = manager.and_then(|config| ServiceManager::new(config, clock.now()));
         let snapshot = clock.snapshot();
         // A new log begins, unless a history file continues one.
         let mut engine = Engine::new(config.limits, new_epoch());
@@ -288,6 +297,7 @@ impl<E: Acceptor> Server<E> {
             clock,
             counted_at: None,
             phase: ShutdownPhase::Serving,
+            service_manager,
         })
     }
 
@@ -313,6 +323,7 @@ impl<E: Acceptor> Server<E> {
     ) -> io::Result<ServerExit> {
         // The time before the first turn does not count as a turn: a history may have been loaded.
         self.clock.woke = Instant::now();
+        self.service_manager.iter_mut().for_each(ServiceManager::ready);
         loop {
             let now = self.wait()?;
             self.mark();
@@ -366,7 +377,9 @@ impl<E: Acceptor> Server<E> {
         };
         let store = self.store.as_ref().and_then(|store| store.next(&self.engine.hub, self.clock.times()));
         let backplane = self.backplane_deadline();
-        let next = [pause, drain, store, backplane, self.engine.next_expiry(now)]
+        let status = self.status();
+        let manager = self.service_manager.as_ref().and_then(|manager| manager.next_deadline(status));
+        let next = [pause, drain, store, backplane, manager, self.engine.next_expiry(now)]
             .into_iter()
             .flatten()
             .reduce(LoopTime::min)?;
@@ -410,7 +423,9 @@ impl<E: Acceptor> Server<E> {
             }
         }
         if signals.contains(&SIGHUP) {
+            self.service_manager.iter_mut().for_each(|manager| manager.reloading("reading files again"));
             self.reload(keys);
+            self.service_manager.iter_mut().for_each(ServiceManager::ready);
         }
     }
 
@@ -497,15 +512,22 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Handles expired deadlines, and sends changed channels to the thread that writes the history file.
+    /// Handles expired deadlines, notifies the service manager, and sends changed channels to the thread that writes the history file.
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
         self.expire_link(now);
+        let status = self.status();
+        self.service_manager.iter_mut().for_each(|manager| manager.expire(status, now));
         let clients = self.engine.next_client();
         let Server { engine: Engine { hub, shared, .. }, store, clock, .. } = self;
         if let Some(store) = store {
             store.flush_changes(hub, &mut shared.metrics, clients, clock.times(), || clock.snapshot());
         }
+    }
+
+    fn status(&self) -> ServiceStatus {
+        let Engine { slots, hub, .. } = &self.engine;
+        ServiceStatus { connections: slots.len(), subscribers: hub.subscriptions(), channels: hub.channels() }
     }
 
     fn reap(&mut self, now: LoopTime) {

@@ -7,6 +7,7 @@ use log::{info, warn};
 
 use super::Server;
 use super::engine::Engine;
+use super::service_manager::ServiceManager;
 use super::store::{FORCED_SHUTDOWN_WRITE_TIMEOUT, SHUTDOWN_WRITE_TIMEOUT};
 use crate::net::acceptor::Acceptor;
 use crate::plural::plural;
@@ -50,6 +51,7 @@ impl<E: Acceptor> Server<E> {
                 if delay_ms > 0 {
                     info!("draining in {delay_ms} ms; /readyz returns 503; a second signal ends at once");
                 }
+                self.service_manager.iter_mut().for_each(ServiceManager::stopping);
                 self.engine.is_drain_announced = true;
                 self.phase = ShutdownPhase::Announced { until: now.after(delay_ms) };
             }

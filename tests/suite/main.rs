@@ -82,6 +82,7 @@ mod replays;
 mod resume;
 #[cfg(feature = "backplane")]
 mod reuse_port;
+mod service;
 #[cfg(feature = "backplane")]
 mod shared_log;
 #[cfg(feature = "backplane")]

@@ -19,8 +19,17 @@ fn printed(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn printed_unit_is_that_of_the_manual() {
-    assert!(page("service.md").contains(&format!("```ini\n{}```", printed(&["systemd-unit"]))));
+fn printed_units_are_those_of_the_manual() {
+    for unit in ["systemd-unit", "systemd-socket"] {
+        assert!(page("service.md").contains(&format!("```ini\n{}```", printed(&[unit]))), "{unit}");
+    }
+}
+
+#[test]
+fn printed_socket_is_the_one_that_the_printed_service_listens_on() {
+    let (service, socket) = (printed(&["systemd-unit"]), printed(&["systemd-socket"]));
+    let address = service.split(" --listen ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(socket.contains(&format!("\nListenStream={address}\n")), "{socket}");
 }
 
 #[test]

@@ -1,0 +1,49 @@
+//! A listening socket that the process was started with: from a service manager, or from its former program.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use socket2::SockRef;
+
+use crate::config::ListenAddress;
+
+/// The name of a Unix socket whose file this process has created, so that it removes it.
+pub const OWN_NAME: &str = "oyez-own";
+
+/// A listening socket that the process was started with.
+#[derive(Debug)]
+pub struct InheritedSocket {
+    /// The socket.
+    pub socket: OwnedFd,
+    /// Its address.
+    pub address: ListenAddress,
+    /// The process created its file, and not the service manager.
+    pub is_own: bool,
+}
+
+impl InheritedSocket {
+    /// A listening socket by its name, which is [`OWN_NAME`] or that of the service manager.
+    ///
+    /// # Errors
+    /// It has neither an address of IP nor a path.
+    pub fn new(socket: OwnedFd, name: &str) -> io::Result<InheritedSocket> {
+        let address = SockRef::from(&socket).local_addr()?;
+        let address = match (address.as_socket(), address.as_pathname()) {
+            (Some(address), _) => ListenAddress::Tcp(address),
+            (None, Some(path)) => ListenAddress::Unix { path: path.to_owned(), mode: None },
+            (None, None) => return Err(io::Error::other("it has neither an IP address nor a path")),
+        };
+        Ok(InheritedSocket { socket, address, is_own: name == OWN_NAME })
+    }
+
+    /// Returns true if it is the socket of this address; port 0 is any port.
+    pub fn serves(&self, address: &ListenAddress) -> bool {
+        match (&self.address, address) {
+            (ListenAddress::Tcp(own), ListenAddress::Tcp(address)) => {
+                own.ip() == address.ip() && (own.port() == address.port() || address.port() == 0)
+            }
+            (ListenAddress::Unix { path: own, .. }, ListenAddress::Unix { path, .. }) => own == path,
+            _ => false,
+        }
+    }
+}
