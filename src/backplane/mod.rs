@@ -27,6 +27,7 @@ mod commands;
 mod connection;
 pub mod entry;
 pub mod event;
+mod fields;
 mod line_limits;
 pub mod link;
 mod log_reader;

@@ -1,22 +1,18 @@
-//! One channel: its subscribers, the message batch of the turn, and its history.
+//! One channel: its subscribers, the open batch of the turn, and its history.
 
-use std::ops::Range;
 use std::rc::Rc;
 
-use bytes::Bytes;
-
-use super::compression::{BatchCompression, ChannelContext, CompressedBatch};
+use super::batch::{Batch, FinishedBatch};
+use super::compression::{BatchCompression, ChannelContext};
 use super::creators::Creator;
 use super::epochs::{EpochStart, Epochs};
 use super::eviction::SizeRank;
-use super::history::{BatchEntry, History};
+use super::history::History;
 use super::subscriptions::{Moved, Subscription, SubscriptionState};
 use crate::config::HistoryLimits;
 use crate::ids::{GapReason, Sender, SlotId};
 use crate::time::LoopTime;
-use crate::wire::Frames;
-use crate::wire::deflate::{Deflater, Encoding, WindowEnd};
-use crate::wire::{self, Form, Kind, Message};
+use crate::wire::{Form, Kind, Message};
 
 /// The value of [`Channel::group`] while no batches are fanned out.
 pub(super) const NO_GROUP: u32 = u32::MAX;
@@ -88,122 +84,6 @@ pub struct ChannelInfo {
     pub messages: usize,
     /// Their bytes.
     pub bytes: usize,
-}
-
-/// The messages that were published since the last batch was finished, as frames one after the other.
-#[derive(Debug, Default)]
-struct Batch {
-    frames: Vec<u8>,
-    entries: Vec<BatchEntry>,
-    exclusions: Vec<Exclusion>,
-}
-
-impl Batch {
-    /// Records messages that a subscriber is not sent.
-    fn exclude(&mut self, form: Form, subscriber: SlotId, messages: Range<usize>) {
-        let (first, end) = (messages.start as u32, messages.end as u32);
-        match self.exclusions.last_mut() {
-            Some(last) if last.subscriber == subscriber && last.first <= first && first <= last.end => {
-                last.end = last.end.max(end);
-            }
-            _ if first < end => self.exclusions.push(Exclusion { form, subscriber, first, end }),
-            _ => {}
-        }
-    }
-}
-
-/// Messages of a batch that a subscriber is not sent: its own (`?echo=0`), those from before it subscribed, and those
-/// that it was sent before the others.
-///
-/// The subscriber is identified by its slot: when the batch is finished, it may have another position, or none.
-#[derive(Clone, Copy, Debug)]
-struct Exclusion {
-    form: Form,
-    subscriber: SlotId,
-    first: u32,
-    end: u32,
-}
-
-impl Exclusion {
-    fn key(&self) -> (u32, u32) {
-        (self.subscriber.key, self.subscriber.generation)
-    }
-}
-
-/// A batch that is complete.
-#[derive(Debug)]
-pub struct FinishedBatch {
-    forms: [Option<Encoded>; Form::COUNT],
-    name: Rc<str>,
-    /// The epoch of all of its messages.
-    epoch: EpochStart,
-    /// The number of its first message in the channel.
-    number: u64,
-    /// Its messages as raw frames.
-    raw: Frames,
-    entries: Vec<BatchEntry>,
-    /// By subscriber, and for each in the order of the messages.
-    exclusions: Vec<Exclusion>,
-    pub(super) compression: BatchCompression,
-}
-
-/// The position at which a subscriber's part of a batch begins.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchStart {
-    /// The number in the log before its first message.
-    pub(super) seq: u64,
-    /// The number of its first message in the channel.
-    pub(super) number: u64,
-}
-
-/// A batch in one form, shared by all its subscribers.
-#[derive(Debug)]
-struct Encoded {
-    frames: Frames,
-    /// The ends of its messages; empty if all subscribers are sent the whole batch.
-    ends: Vec<u32>,
-    /// At least one subscriber is not sent all of it.
-    is_cut: bool,
-}
-
-/// The messages of a batch for one subscriber.
-#[derive(Clone, Debug)]
-pub struct Delivery {
-    /// The frames.
-    pub frames: Slices,
-    /// The number of messages in them.
-    pub messages: u32,
-}
-
-/// The frames of a delivery.
-#[derive(Clone, Debug)]
-pub enum Slices {
-    /// One piece.
-    Whole(Frames),
-    /// Several, in order.
-    Ranges(Rc<[Frames]>),
-    /// One piece of compressed frames.
-    Compressed(Rc<CompressedBatch>),
-}
-
-impl Slices {
-    /// The pieces in order.
-    pub fn as_slice(&self) -> &[Frames] {
-        match self {
-            Slices::Whole(frames) => std::slice::from_ref(frames),
-            Slices::Ranges(ranges) => ranges,
-            Slices::Compressed(batch) => std::slice::from_ref(&batch.deflated.frames),
-        }
-    }
-
-    /// Pieces from a list; `None` if the list is empty.
-    pub(super) fn from_list(mut list: Vec<Frames>) -> Option<Slices> {
-        match list.len() {
-            0 => None,
-            1 => list.pop().map(Slices::Whole),
-            _ => Some(Slices::Ranges(list.into())),
-        }
-    }
 }
 
 impl Channel {
@@ -283,21 +163,21 @@ impl Channel {
 
     /// The number of the first stored message; of the next message if none is stored.
     pub(super) fn first_number(&self) -> u64 {
-        self.messages + 1 - (self.history.len() + self.batch.entries.len()) as u64
+        self.messages + 1 - (self.history.len() + self.batch.len()) as u64
     }
 
     /// Returns true if it has no subscribers, no history and no open batch.
     pub(super) fn is_unused(&self) -> bool {
-        self.subscribers() == 0 && self.history.len() == 0 && self.batch.entries.is_empty()
+        self.subscribers() == 0 && self.history.len() == 0 && self.batch.is_empty()
     }
 
     pub(super) fn has_batch(&self) -> bool {
-        !self.batch.entries.is_empty()
+        !self.batch.is_empty()
     }
 
     pub(super) fn add_live(&mut self, form: Form, subscriber: SlotId) -> u32 {
         // It does not receive messages from before its subscription.
-        self.batch.exclude(form, subscriber, 0..self.batch.entries.len());
+        self.batch.exclude(form, subscriber, 0..self.batch.len());
         let subscribers = &mut self.live[form.index()];
         subscribers.push(subscriber);
         (subscribers.len() - 1) as u32
@@ -346,50 +226,27 @@ impl Channel {
             echo_excluded_by
             && let Some(subscriber) = self.subscriber_at(state, position)
         {
-            let message = self.batch.entries.len();
+            let message = self.batch.len();
             self.batch.exclude(form, subscriber, message..message + 1);
         }
-        let Batch { frames, entries, .. } = &mut self.batch;
-        wire::append_message(frames, kind, payload);
-        entries.push(BatchEntry { end: frames.len() as u32, seq, kind, sender });
         self.messages += 1;
         self.last = seq;
-        entries.len() == 1
+        self.batch.push(seq, kind, payload, sender)
     }
 
     /// The messages of the open batch that a live subscriber has yet to be sent.
     pub(super) fn unsent(&self, subscriber: SlotId) -> impl Iterator<Item = usize> {
-        let own = self.batch.exclusions.iter().filter(move |one| one.subscriber == subscriber);
-        let mut skipped: Vec<(u32, u32)> = own.map(|one| (one.first, one.end)).collect();
-        skipped.sort_unstable();
-        let mut at = 0;
-        (0..self.batch.entries.len()).filter(move |&message| {
-            while skipped.get(at).is_some_and(|&(_, end)| end as usize <= message) {
-                at += 1;
-            }
-            skipped.get(at).is_none_or(|&(first, _)| message < first as usize)
-        })
+        self.batch.unsent(subscriber)
     }
 
     /// A live subscriber was sent all of the open batch that it is to be sent.
     pub(super) fn mark_sent(&mut self, form: Form, subscriber: SlotId) {
-        self.batch.exclude(form, subscriber, 0..self.batch.entries.len());
+        self.batch.exclude(form, subscriber, 0..self.batch.len());
     }
 
     /// A message of the open batch, and its index in the log.
     pub(super) fn open_message(&self, epoch: EpochStart, index: usize) -> (u64, Message<'_>) {
-        let Batch { frames, entries, .. } = &self.batch;
-        let BatchEntry { end, seq, kind, ref sender } = entries[index];
-        let start = index.checked_sub(1).map_or(0, |before| entries[before].end);
-        let message = Message {
-            channel: &self.name,
-            id: epoch.id(seq),
-            number: self.messages - (entries.len() - index - 1) as u64,
-            sender,
-            kind,
-            payload: wire::payload_of(&frames[start as usize..end as usize]),
-        };
-        (seq, message)
+        self.batch.message(index, &self.name, epoch, self.messages + 1)
     }
 
     /// The last message before the last one of the open batch, if that has one.
@@ -398,10 +255,10 @@ impl Channel {
             let index = self.history.len().checked_sub(from_last)?;
             self.history.get(index).map(|stored| stored.seq)
         };
-        match self.batch.entries.as_slice() {
-            [] => stored(2),
-            [_] => stored(1),
-            [.., before, _] => Some(before.seq),
+        match self.batch.len() {
+            0 => stored(2),
+            1 => stored(1),
+            _ => self.batch.seq_from_end(2),
         }
     }
 
@@ -417,28 +274,20 @@ impl Channel {
         if !self.has_batch() {
             return None;
         }
-        let Batch { mut frames, entries, mut exclusions } = std::mem::take(&mut self.batch);
-        let stores = limits.messages_max > 0;
-        if stores {
-            // The spare capacity of the batch would be stored with it.
-            frames.shrink_to_fit();
-        }
-        let raw: Frames = Rc::new(Bytes::from(frames));
-        let number = self.messages + 1 - entries.len() as u64;
-        exclusions.sort_by_key(|one| (one.key(), one.first));
-        if stores {
-            self.history.append(&raw, &entries, limits, now);
+        let batch = std::mem::take(&mut self.batch);
+        let is_stored = limits.messages_max > 0;
+        let number = self.messages + 1 - batch.len() as u64;
+        let compression = BatchCompression::after(self.context.take());
+        let mut finished = batch.finish(self.name.clone(), epoch, number, compression, is_stored);
+        if is_stored {
+            let (frames, entries) = finished.stored();
+            self.history.append(frames, entries, limits, now);
         } else {
             self.history = History::new(self.last);
         }
-        let name = self.name.clone();
-        let compression = BatchCompression::after(self.context.take());
-        let forms = Default::default();
-        let mut finished =
-            FinishedBatch { forms, name, epoch, number, raw, entries, exclusions, compression };
         for form in Form::ALL {
             if !self.live[form.index()].is_empty() {
-                finished.forms[form.index()] = Some(finished.encode(form, merges));
+                finished.encode(form, merges);
             }
         }
         Some(finished)
@@ -466,183 +315,10 @@ impl Channel {
     }
 }
 
-impl FinishedBatch {
-    fn encode(&self, form: Form, merges: bool) -> Encoded {
-        let is_cut = self.exclusions.iter().any(|one| one.form == form);
-        let wants_ends = is_cut || (merges && form == Form::Envelope);
-        if form == Form::Raw {
-            let ends = if wants_ends { self.entries.iter().map(|entry| entry.end).collect() } else { vec![] };
-            return Encoded { frames: self.raw.clone(), ends, is_cut };
-        }
-        let mut out = form.begin(self.raw.len() + 128 * self.entries.len());
-        let mut ends = Vec::new();
-        for message in 0..self.entries.len() {
-            self.message(message).append_as(form, &mut out);
-            if wants_ends {
-                ends.push(out.len() as u32);
-            }
-        }
-        Encoded { frames: Rc::new(form.finish(out)), ends, is_cut }
-    }
-
-    fn message(&self, index: usize) -> Message<'_> {
-        let BatchEntry { end, seq, kind, ref sender } = self.entries[index];
-        let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
-        Message {
-            channel: &self.name,
-            id: self.epoch.id(seq),
-            number: self.number + index as u64,
-            sender,
-            kind,
-            payload: wire::payload_of(&self.raw[start as usize..end as usize]),
-        }
-    }
-
-    /// The messages for a subscriber: usually the whole batch, without those that the subscriber skips. `None` if no
-    /// message is left.
-    pub fn delivery(&self, form: Form, subscriber: SlotId) -> Option<Delivery> {
-        let encoded = self.forms[form.index()].as_ref()?;
-        if !encoded.is_cut || self.gets_all(subscriber) {
-            let messages = self.entries.len() as u32;
-            return Some(Delivery { frames: Slices::Whole(encoded.frames.clone()), messages });
-        }
-        let received = self.received_ranges(subscriber);
-        let messages = received.iter().map(|range| range.len() as u32).sum();
-        let frames = match form {
-            Form::Raw | Form::Envelope => {
-                let ranges = received.into_iter().map(|range| encoded.slice(range)).collect();
-                Slices::from_list(ranges)?
-            }
-            // A chunk of the transfer coding cannot be cut.
-            Form::Event | Form::EventUntilClose | Form::EnvelopeEvent | Form::EnvelopeEventUntilClose => {
-                let mut messages = received.into_iter().flatten().peekable();
-                messages.peek()?;
-                let piece = form.piece(|out| messages.for_each(|one| self.message(one).append_as(form, out)));
-                Slices::Whole(Rc::new(piece))
-            }
-        };
-        Some(Delivery { frames, messages })
-    }
-
-    /// The messages for a subscriber, in the encoding of its connection. One that is not sent the whole batch receives
-    /// plain frames: its window then ends with another message than those of the others.
-    pub fn encoded_delivery(
-        &mut self,
-        form: Form,
-        subscriber: SlotId,
-        encoding: Encoding,
-        subscribers: usize,
-        deflater: &mut Deflater,
-    ) -> Option<Delivery> {
-        let delivery = self.delivery(form, subscriber)?;
-        let Slices::Whole(plain) = &delivery.frames else { return Some(delivery) };
-        if encoding == Encoding::Plain || delivery.messages as usize != self.entries.len() {
-            return Some(delivery);
-        }
-        match self.compression.encode(form, plain, encoding, subscribers, deflater) {
-            Some(batch) => Some(Delivery { frames: Slices::Compressed(batch), ..delivery }),
-            None => Some(delivery),
-        }
-    }
-
-    /// Returns the number in the log of the last message that is compressed in the form of `oyez.v1`, and the window that
-    /// ends with it.
-    pub(super) fn last_compressed_envelope(&mut self, deflater: &mut Deflater) -> Option<(u64, WindowEnd)> {
-        let plain = &self.forms[Form::Envelope.index()].as_ref()?.frames;
-        let (index, window) = self.compression.last(Form::Envelope, plain, deflater)?;
-        Some((self.entries[index].seq, window))
-    }
-
-    /// The windows of some subscribers of `oyez.v1` end with the messages after this one in the log, and nothing before
-    /// them.
-    pub(super) fn start_context_after(&mut self, seq: u64) {
-        let start = self.entries.partition_point(|entry| entry.seq <= seq);
-        self.compression.start_context_at(Form::Envelope, start);
-    }
-
-    /// Returns the context of its channel after the batch.
-    pub(super) fn into_context(
-        self,
-        bytes_per_subscriber: usize,
-        deflater: &Deflater,
-    ) -> Option<Box<ChannelContext>> {
-        let FinishedBatch { forms, compression, .. } = self;
-        let plain = |form: Form| forms[form.index()].as_ref().map(|encoded| &encoded.frames);
-        compression.into_context(plain, bytes_per_subscriber, deflater)
-    }
-
-    /// Returns true if this is a batch of that channel.
-    pub(super) fn is_of(&self, channel: &Channel) -> bool {
-        Rc::ptr_eq(&self.name, &channel.name)
-    }
-
-    /// The messages that a subscriber is sent, as ranges.
-    pub(super) fn received_ranges(&self, subscriber: SlotId) -> Vec<Range<usize>> {
-        let mut received = Vec::new();
-        let mut from = 0;
-        for one in self.exclusions_of(subscriber) {
-            if from < one.first {
-                received.push(from as usize..one.first as usize);
-            }
-            from = from.max(one.end);
-        }
-        if (from as usize) < self.entries.len() {
-            received.push(from as usize..self.entries.len());
-        }
-        received
-    }
-
-    fn exclusions_of(&self, subscriber: SlotId) -> impl Iterator<Item = &Exclusion> {
-        let key = (subscriber.key, subscriber.generation);
-        let first = self.exclusions.partition_point(|one| one.key() < key);
-        self.exclusions[first..].iter().take_while(move |one| one.key() == key)
-    }
-
-    /// Returns true if the subscriber is sent the whole batch.
-    pub(super) fn gets_all(&self, subscriber: SlotId) -> bool {
-        self.exclusions_of(subscriber).next().is_none()
-    }
-
-    /// The position before the first message for a subscriber, for one whose outbox had no room.
-    pub fn start_for(&self, subscriber: SlotId) -> BatchStart {
-        let first = self.received_ranges(subscriber).first().map_or(self.entries.len(), |range| range.start);
-        let seq = match first.checked_sub(1) {
-            Some(before) => self.entries[before].seq,
-            None => self.entries[0].seq - 1,
-        };
-        BatchStart { seq, number: self.number + first as u64 }
-    }
-
-    /// Returns the number of its messages.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub(super) fn seq(&self, message: usize) -> u64 {
-        self.entries[message].seq
-    }
-
-    /// A range of messages in the form of `oyez.v1`, of a batch that was finished to be merged.
-    pub(super) fn envelopes(&self, messages: Range<usize>) -> Option<Frames> {
-        let encoded = self.forms[Form::Envelope.index()].as_ref()?;
-        Some(encoded.slice(messages))
-    }
-}
-
-impl Encoded {
-    fn slice(&self, messages: Range<usize>) -> Frames {
-        if messages.len() == self.ends.len() {
-            return self.frames.clone();
-        }
-        let start = messages.start.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let end = self.ends[messages.end - 1];
-        Rc::new(self.frames.slice(start as usize..end as usize))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::batch::{Delivery, Slices};
     use crate::ids::ChannelId;
 
     const LIMITS: HistoryLimits =

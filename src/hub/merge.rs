@@ -11,7 +11,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::Hub;
-use super::channel::{BatchStart, Delivery, FinishedBatch, NO_GROUP, Slices};
+use super::batch::{BatchStart, Delivery, FinishedBatch, Slices};
+use super::channel::NO_GROUP;
 use super::compression::CompressedBatch;
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::ids::{ChannelId, SlotId};

@@ -13,6 +13,7 @@
 //! open, so no message can fall between history and live delivery. If messages are evicted before the replay reaches
 //! them, the step returns the gap, and the subscriber is notified.
 
+pub mod batch;
 pub mod change;
 pub mod channel;
 pub mod compression;
@@ -21,6 +22,7 @@ mod dirty_channels;
 pub mod discontinuity;
 pub(crate) mod epochs;
 mod eviction;
+mod fan_out;
 pub mod history;
 pub mod idempotency;
 pub mod merge;
@@ -30,6 +32,7 @@ mod removed;
 pub mod replay;
 mod replay_cache;
 pub mod snapshot;
+mod subscribe;
 pub mod subscriptions;
 
 use std::collections::BTreeMap;
@@ -41,22 +44,22 @@ use slab::Slab;
 use crate::access::grant::Patterns;
 use crate::access::quota::Quotas;
 use crate::config::{HistoryLimits, Limits};
-use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Sender, Since, SlotId};
+use crate::ids::{ChannelId, ChannelName, MessageId, Sender, SlotId};
 use crate::tables::shrink::ShrinkTrigger;
 use crate::time::LoopTime;
-use crate::wire::deflate::Deflater;
 use crate::wire::{Form, Kind};
 pub use channel::ChannelInfo;
-use channel::{BatchStart, Channel, Delivery, FinishedBatch, PersistState, Replay, Slices};
-use compression::BatchCompression;
+use channel::{Channel, PersistState};
 use creators::{Creator, Creators};
 use dirty_channels::DirtyChannels;
 use discontinuity::LatestLoss;
 use epochs::Epochs;
 use eviction::{Shifted, SizeClasses};
+pub use fan_out::Unsent;
 use idempotency::{IdempotencyCache, IdempotencyKey, KeyUse};
 use removed::{Removed, RemovedChannels};
 use replay_cache::ReplayCache;
+pub use subscribe::{SubscribeOptions, Subscribed};
 pub use subscriptions::{Moved, Subscription, SubscriptionState};
 
 /// All channels.
@@ -125,30 +128,6 @@ pub const CHANNEL_BYTES: usize = 640;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChannelsFull;
 
-/// The options of a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SubscribeOptions {
-    /// The form of its messages.
-    pub form: Form,
-    /// The message after which it begins.
-    pub since: Since,
-    /// True if the subscriber also receives its own messages.
-    pub echo: bool,
-}
-
-/// A new subscription.
-#[derive(Clone, Copy, Debug)]
-pub struct Subscribed {
-    /// The subscription.
-    pub subscription: Subscription,
-    /// Its messages continue after this one; if there is a gap, its notice is sent first.
-    pub cursor: MessageId,
-    /// The channel's number of subscribers.
-    pub subscribers: usize,
-    /// The requested messages that are not available.
-    pub gap: Option<Gap>,
-}
-
 /// A message that was added to its channel's batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Published {
@@ -168,26 +147,6 @@ pub enum Duplicate {
     /// With another payload: the publisher has used the key for two messages, and the second one is not published.
     OtherPayload,
 }
-
-/// The messages of open batches that a subscriber has yet to receive.
-#[must_use]
-#[derive(Debug)]
-pub enum Unsent {
-    /// Nothing.
-    Nothing,
-    /// These messages, encoded for it alone.
-    Delivery(Delivery),
-    /// More than is encoded for one subscriber alone: the batches have to be fanned out.
-    TooMuch,
-}
-
-/// Maximum bytes that are encoded for one subscriber alone, in payloads and [`history::MESSAGE_BYTES`] for each
-/// message: as much work as some 200 deliveries, where a fan-out has one for each subscriber.
-const UNSENT_BYTES_MAX: usize = 4 << 10;
-
-/// Maximum messages that are encoded for single subscribers between two fan-outs: if many subscribers leave in the same
-/// turn, one fan-out is less work.
-const UNSENT_MESSAGES_MAX: usize = 256;
 
 /// Entries of the table of channels that are never released: some 400 KiB.
 const CHANNELS_RETAINED: usize = 1_024;
@@ -305,22 +264,6 @@ impl Hub {
         self.epochs.begin(epoch, self.seq, survived)
     }
 
-    /// The subscriber at the position of a subscription; for checks.
-    pub fn subscriber_at(&self, subscription: Subscription) -> Option<SlotId> {
-        self.channel(subscription.channel)?.subscriber_at(subscription.state, subscription.position)
-    }
-
-    /// The form of a subscriber's messages.
-    pub fn form_of(&self, subscription: Subscription) -> Form {
-        match subscription.state {
-            SubscriptionState::Live(form) => form,
-            SubscriptionState::CatchingUp => {
-                self.channels[subscription.channel.0 as usize].catching_up[subscription.position as usize]
-                    .form
-            }
-        }
-    }
-
     /// Returns the channel of that name; creates it if it does not exist.
     ///
     /// # Errors
@@ -356,127 +299,6 @@ impl Hub {
         let channel = ChannelId(self.channels.insert(channel) as u32);
         self.names.insert(name, channel);
         Ok(channel)
-    }
-
-    /// Adds a subscriber. It does not receive the messages of the channel's open batch, unless it requests them.
-    ///
-    /// It receives the requested history by [`Hub::replay`]; without any, it is live at once.
-    ///
-    /// # Errors
-    /// The name is new and `--channels-max` is reached.
-    pub fn subscribe(
-        &mut self,
-        name: &ChannelName,
-        subscriber: SlotId,
-        options: SubscribeOptions,
-        now: LoopTime,
-    ) -> Result<Subscribed, ChannelsFull> {
-        let id = self.open_as(name, Creator { connection: Some(subscriber), publisher: None })?;
-        if self.channels[id.0 as usize].creator.connection == Some(subscriber) {
-            // It counts as a subscription now.
-            self.creators.subtract(subscriber);
-        }
-        self.expire_channel(id, now);
-        let (from, gap) = self.resume(id, options.since);
-        let (now_at, head) = (self.id(from), self.head());
-        let channel = &mut self.channels[id.0 as usize];
-        let (subscription, cursor) = if from < channel.last() {
-            let replay = Replay {
-                subscriber,
-                form: options.form,
-                cursor: from,
-                next_number: None,
-                why: GapReason::Slow,
-                ignores_evicted: options.form == Form::Raw && !matches!(options.since, Since::After(_)),
-                waits_since: None,
-            };
-            channel.catching_up.push(replay);
-            let position = (channel.catching_up.len() - 1) as u32;
-            (
-                Subscription {
-                    channel: id,
-                    position,
-                    state: SubscriptionState::CatchingUp,
-                    echo: options.echo,
-                    window: None,
-                },
-                now_at,
-            )
-        } else {
-            (
-                Subscription::live(
-                    id,
-                    options.form,
-                    channel.add_live(options.form, subscriber),
-                    options.echo,
-                ),
-                head,
-            )
-        };
-        let subscribers = channel.subscribers();
-        // A client that is disconnected before the notice of the gap arrives must resume with the old cursor, and be
-        // notified again.
-        let cursor = gap.map_or(cursor, |gap| gap.after);
-        self.subscriptions += 1;
-        Ok(Subscribed { subscription, cursor, subscribers, gap })
-    }
-
-    /// The position in the log at which a subscription with `since` begins, and the gap before it.
-    fn resume(&self, id: ChannelId, since: Since) -> (u64, Option<Gap>) {
-        let channel = &self.channels[id.0 as usize];
-        let evicted_through = channel.history.evicted_through();
-        match since {
-            Since::Now => (self.seq, None),
-            // Evicted messages are a loss to a client that asks for the whole history, as to one that was disconnected.
-            Since::Earliest => {
-                let gap = |missed| Gap {
-                    after: self.id(0),
-                    resume: self.id(evicted_through),
-                    missed,
-                    why: GapReason::Evicted,
-                };
-                (evicted_through, channel.evicted().map(gap))
-            }
-            Since::Latest => (channel.before_last().unwrap_or(evicted_through), None),
-            Since::After(id) => self.resume_after(id, evicted_through),
-        }
-    }
-
-    /// The index at which a cursor continues in a channel with messages evicted up to `evicted_through`, and the gap
-    /// before it.
-    fn resume_after(&self, after: MessageId, evicted_through: u64) -> (u64, Option<Gap>) {
-        let (from, why) = match self.epochs.index(after, self.seq) {
-            Ok(index) if index >= evicted_through.max(self.cursor_floor) => return (index, None),
-            // Messages from the floor on are complete.
-            Ok(index) if index >= evicted_through => (index.max(self.cursor_floor - 1), GapReason::Lost),
-            Ok(index) => (evicted_through, self.why_missing(index)),
-            Err(GapReason::Lost) => (evicted_through.max(self.epochs.end_of(after.epoch)), GapReason::Lost),
-            Err(why) => (evicted_through, why),
-        };
-        (from, Some(Gap { after, resume: self.id(from), missed: None, why }))
-    }
-
-    /// Removes a subscriber; a channel without subscribers and history is removed. The subscriber no longer receives
-    /// the unsent messages of the channel's open batch: see [`Hub::unsent`].
-    ///
-    /// The last subscriber of the same list moves into the freed position, unless it was the one removed.
-    pub fn unsubscribe(&mut self, subscription: Subscription) -> Option<Moved> {
-        let creator = self.channels[subscription.channel.0 as usize].creator.connection;
-        if let Some(connection) = creator
-            && self.subscriber_at(subscription) == creator
-        {
-            self.creators.add(connection);
-        }
-        let moved = self.channels[subscription.channel.0 as usize].remove_subscriber(subscription);
-        let channel = &self.channels[subscription.channel.0 as usize];
-        if !channel.has_live_web_sockets() {
-            self.take_context(subscription.channel);
-        } else if channel.context.is_some() {
-            self.shrink_context(subscription.channel);
-        }
-        self.subscriptions -= 1;
-        self.remove_if_unused(subscription.channel);
-        moved
     }
 
     /// Removes a channel without subscribers, history and open batch.
@@ -539,59 +361,6 @@ impl Hub {
     /// Returns the number of remembered removed channels, and their bytes.
     pub fn removed_channels(&self) -> (usize, usize) {
         (self.removed.len(), self.removed.bytes())
-    }
-
-    /// Returns true if it has live subscribers that may subscribe to other channels, and so receive the messages of all
-    /// of them in the log's order.
-    fn needs_log_order(&self, channel: ChannelId) -> bool {
-        self.channel(channel).is_some_and(|channel| !channel.live(Form::Envelope).is_empty())
-    }
-
-    /// Returns the messages of the open batches of its channels that a subscriber has yet to receive, in the log's
-    /// order.
-    ///
-    /// It has to receive them before it leaves, and before a notice that has a cursor. They are encoded for that
-    /// subscriber alone, which, for a few messages, is less work than a fan-out of the batches to all.
-    pub fn unsent(&self, subscriber: SlotId, subscriptions: &[Subscription]) -> Unsent {
-        let mut order = Vec::new();
-        let (mut bytes, mut form) = (0, Form::Envelope);
-        for subscription in subscriptions {
-            let (Some(channel), SubscriptionState::Live(live)) =
-                (self.channel(subscription.channel), subscription.state)
-            else {
-                continue;
-            };
-            if !channel.has_batch() {
-                continue;
-            }
-            form = live;
-            for index in channel.unsent(subscriber) {
-                let (seq, message) = channel.open_message(self.epochs.current(), index);
-                bytes += message.payload.len() + history::MESSAGE_BYTES;
-                if bytes > UNSENT_BYTES_MAX || self.sent_early + order.len() >= UNSENT_MESSAGES_MAX {
-                    return Unsent::TooMuch;
-                }
-                order.push((seq, message));
-            }
-        }
-        if order.is_empty() {
-            return Unsent::Nothing;
-        }
-        order.sort_unstable_by_key(|(seq, _)| *seq);
-        let piece = form.piece(|out| order.iter().for_each(|(_, message)| message.append_as(form, out)));
-        Unsent::Delivery(Delivery { frames: Slices::Whole(Rc::new(piece)), messages: order.len() as u32 })
-    }
-
-    /// Records that a subscriber was sent the messages that [`Hub::unsent`] returned.
-    pub fn mark_sent(&mut self, subscriber: SlotId, subscriptions: &[Subscription], messages: u32) {
-        self.sent_early += messages as usize;
-        for subscription in subscriptions {
-            if let (Some(channel), SubscriptionState::Live(form)) =
-                (self.channels.get_mut(subscription.channel.0 as usize), subscription.state)
-            {
-                channel.mark_sent(form, subscriber);
-            }
-        }
     }
 
     /// Frames a message into its channel's batch.
@@ -660,84 +429,6 @@ impl Hub {
     /// same keys.
     pub fn forget_keys_after(&mut self, index: u64) {
         self.idempotency.forget_after(index);
-    }
-
-    /// Removes one channel from the list of those with an open batch.
-    pub fn next_open_batch(&mut self) -> Option<ChannelId> {
-        self.open_batches.pop()
-    }
-
-    /// Finishes the channel's batch, and returns it with the channel, whose subscribers are to receive it. `None` if
-    /// the batch is empty.
-    pub fn finish_batch(&mut self, id: ChannelId, now: LoopTime) -> Option<(&Channel, FinishedBatch)> {
-        self.finish_batch_as(id, false, now)
-    }
-
-    fn finish_batch_as(
-        &mut self,
-        id: ChannelId,
-        merges: bool,
-        now: LoopTime,
-    ) -> Option<(&Channel, FinishedBatch)> {
-        let channel = self.channels.get_mut(id.0 as usize)?;
-        let before = HistoryUsage::of(channel);
-        self.context_bytes -= channel.context.as_ref().map_or(0, |context| context.bytes());
-        let mut finished = channel.finish_batch(self.epochs.current(), &self.history, merges, now)?;
-        if self.uncompressed.include_name(channel.name()) {
-            finished.compression = BatchCompression::excluded();
-        }
-        self.account(id, before);
-        if let Some(dirty_channels) = &mut self.dirty_channels {
-            dirty_channels.mark(id);
-        }
-        self.evict_to_total_max(Some(id));
-        Some((&self.channels[id.0 as usize], finished))
-    }
-
-    /// Ends the fan-out of a batch: the channel keeps the last messages that were compressed, and is removed if it is
-    /// unused.
-    pub fn end_batch(&mut self, id: ChannelId, batch: FinishedBatch, deflater: &Deflater) {
-        if let Some(channel) = self.channels.get_mut(id.0 as usize)
-            && batch.is_of(channel)
-            && channel.has_live_web_sockets()
-            && let Some(mut context) = batch.into_context(self.context_bytes_per_subscriber, deflater)
-        {
-            let bytes_max = self.context_bytes_max - self.context_bytes;
-            if context.bytes() > bytes_max {
-                context.forget_earlier();
-            }
-            if context.bytes() <= bytes_max {
-                self.context_bytes += context.bytes();
-                channel.context = Some(context);
-            }
-        }
-        self.remove_if_unused(id);
-    }
-
-    /// Bytes of the compressed messages that channels keep for the next ones to refer to.
-    pub fn context_bytes(&self) -> usize {
-        self.context_bytes
-    }
-
-    fn take_context(&mut self, id: ChannelId) {
-        let context = self.channels[id.0 as usize].context.take();
-        self.context_bytes -= context.map_or(0, |context| context.bytes());
-    }
-
-    /// Releases memory of a channel's context after subscribers have left.
-    fn shrink_context(&mut self, id: ChannelId) {
-        let Some(mut context) = self.channels[id.0 as usize].context.take() else { return };
-        let channel = &mut self.channels[id.0 as usize];
-        self.context_bytes -= context.bytes();
-        context.shrink(self.context_bytes_per_subscriber, |form| channel.live(form).len());
-        self.context_bytes += context.bytes();
-        channel.context = Some(context);
-    }
-
-    /// Forgets the compressed messages of all channels.
-    pub fn forget_contexts(&mut self) {
-        self.channels.iter_mut().for_each(|(_, channel)| channel.context = None);
-        self.context_bytes = 0;
     }
 
     /// Evicts the oldest messages of the largest histories while all of them exceed their total limit. The channel
@@ -841,32 +532,6 @@ impl Hub {
                 self.channels[channel.0 as usize].rank = rank;
             }
         }
-    }
-
-    /// Makes a live subscriber catch up, since a batch did not fit into its outbox. It receives that batch and the
-    /// messages after it from the history, when its socket accepts bytes again. The batch is finished, and the channel
-    /// has no other.
-    pub fn start_catching_up(
-        &mut self,
-        subscriber: SlotId,
-        subscription: Subscription,
-        start: BatchStart,
-    ) -> (Subscription, Option<Moved>) {
-        let SubscriptionState::Live(form) = subscription.state else { return (subscription, None) };
-        let channel = &mut self.channels[subscription.channel.0 as usize];
-        let moved = channel.remove_subscriber(subscription);
-        let replay = Replay {
-            subscriber,
-            form,
-            cursor: start.seq,
-            next_number: Some(start.number),
-            why: GapReason::Slow,
-            ignores_evicted: false,
-            waits_since: None,
-        };
-        channel.catching_up.push(replay);
-        let position = (channel.catching_up.len() - 1) as u32;
-        (Subscription { position, state: SubscriptionState::CatchingUp, ..subscription }, moved)
     }
 
     /// The public state of a channel; that of an empty one if it does not exist.

@@ -19,7 +19,7 @@ use super::slot::Slot;
 use crate::access::authenticator::Rights;
 use crate::access::limit::Limit;
 use crate::close::Reason;
-use crate::hub::channel::BatchStart;
+use crate::hub::batch::BatchStart;
 use crate::hub::replay::ReplayStep;
 use crate::hub::{Moved, SubscribeOptions, Subscribed, Subscription, SubscriptionState};
 use crate::ids::{ChannelId, ChannelName, Gap, GapReason, MessageId, Since, SlotId};
