@@ -3,6 +3,7 @@
 //! The close frame carries the word too. Private codes follow the ranges that Pusher's protocol made common: 4000-4099
 //! do not retry unchanged, 4100-4199 back off and retry, 4200-4299 reconnect as the reason says.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::ids::GapReason;
@@ -109,6 +110,24 @@ pub enum Reason {
     },
     /// Messages of the log that the servers share are missing here, and a raw WebSocket has no notice for that.
     Lost,
+}
+
+/// The value of [`Reason::detail`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// A time, a status or a number of bytes.
+    Number(u32),
+    /// The cause, in one word.
+    Word(Cow<'static, str>),
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Detail::Number(number) => number.fmt(f),
+            Detail::Word(word) => f.write_str(word),
+        }
+    }
 }
 
 /// The cause of a TLS failure.
@@ -309,6 +328,24 @@ impl Reason {
     /// The number of reasons.
     pub const COUNT: usize = 34;
 
+    /// The field that completes the reason in the log and in the close frame.
+    pub fn detail(self) -> Option<(&'static str, Detail)> {
+        let word = |text: &'static str| Detail::Word(text.into());
+        Some(match self {
+            Reason::Rejected { status } => ("status", Detail::Number(status.into())),
+            Reason::TooBig { message_bytes_max } => ("message_bytes_max", Detail::Number(message_bytes_max)),
+            Reason::Drain { retry_ms }
+            | Reason::RateLimited { retry_ms }
+            | Reason::BackplaneDown { retry_ms }
+            | Reason::BackplaneFull { retry_ms } => ("retry_ms", Detail::Number(retry_ms)),
+            Reason::Gap { why } => ("why", word(why.as_str())),
+            Reason::TlsFailed { fault } => ("why", Detail::Word(fault.to_string().into())),
+            Reason::ProxyHeader { fault } => ("why", word(fault.as_str())),
+            Reason::BadToken { why } => ("why", word(why.as_str())),
+            _ => return None,
+        })
+    }
+
     /// The index of this reason in a table of all reasons, such as [`Reason::WORDS`].
     pub fn index(self) -> usize {
         match self {
@@ -457,20 +494,9 @@ impl Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())?;
-        match self {
-            Reason::Rejected { status } => write!(f, " status={status}"),
-            Reason::TooBig { message_bytes_max } => write!(f, " message_bytes_max={message_bytes_max}"),
-            Reason::Drain { retry_ms }
-            | Reason::RateLimited { retry_ms }
-            | Reason::BackplaneDown { retry_ms }
-            | Reason::BackplaneFull { retry_ms } => {
-                write!(f, " retry_ms={retry_ms}")
-            }
-            Reason::Gap { why } => write!(f, " why={}", why.as_str()),
-            Reason::TlsFailed { fault } => write!(f, " why={fault}"),
-            Reason::ProxyHeader { fault } => write!(f, " why={}", fault.as_str()),
-            Reason::BadToken { why } => write!(f, " why={}", why.as_str()),
-            _ => Ok(()),
+        match self.detail() {
+            Some((name, detail)) => write!(f, " {name}={detail}"),
+            None => Ok(()),
         }
     }
 }

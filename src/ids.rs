@@ -137,6 +137,17 @@ impl Since {
     }
 }
 
+impl fmt::Display for Since {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Since::Now => f.write_str("now"),
+            Since::Latest => f.write_str("latest"),
+            Since::Earliest => f.write_str("earliest"),
+            Since::After(id) => id.fmt(f),
+        }
+    }
+}
+
 impl fmt::Display for BadCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("since must be the id of a message, latest, or earliest")

@@ -111,6 +111,7 @@ const SERVE: [(&str, &[&str]); 10] = [
         "Loop tuning",
         &[
             "log-lines-per-second",
+            "log-format",
             "accepts-per-turn",
             "reads-per-connection",
             "read-bytes-per-connection",

@@ -15,6 +15,7 @@ mod help;
 mod input;
 mod key_files;
 mod listen_flag;
+mod log_format;
 mod memory;
 mod missing;
 mod output;
@@ -36,10 +37,12 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::parser::ValueSource;
+use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::server::memory::AllocatedBytes;
 use failure::Failure;
+use log_format::LogFormat;
 use version::VERSION;
 
 /// The command line of `oyez`.
@@ -98,16 +101,8 @@ fn run(
     arguments: &[OsString],
     allocated_bytes: AllocatedBytes,
 ) -> Result<(), Failure> {
-    let matches = command.try_get_matches_from_mut(arguments);
-    if let Ok(matches) = &matches {
-        missing::check(&command, matches)?;
-    }
-    let serve = matches.as_ref().ok().and_then(|matches| matches.subcommand_matches("serve"));
-    let listen = serve.and_then(|serve| serve.value_source("listen"));
-    let parsed = matches.and_then(|mut matches| {
-        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
-    });
-    let cli = match parsed {
+    let Parsed { cli, listen } = parse(&mut command, arguments)?;
+    let cli = match cli {
         Ok(cli) => cli,
         // --help and --version arrive as errors too; they are printed on standard output, with status 0.
         Err(error) if !error.use_stderr() => {
@@ -115,7 +110,10 @@ fn run(
         }
         Err(error) => return Err(Failure::Usage(usage(&error, &command, arguments))),
     };
-    log_to_stderr();
+    log_format::log_to_stderr(match &cli.command {
+        Command::Serve(serve) => serve.log_format,
+        _ => LogFormat::Text,
+    });
     for warning in environment::unknown(&Cli::command()) {
         log::warn!("{warning}");
     }
@@ -130,20 +128,41 @@ fn run(
     }
 }
 
-/// Logs to standard error as `RUST_LOG` sets it. The logger itself ignores a failed write.
-fn log_to_stderr() {
-    const DEFAULT: &str = "info";
-    let given = std::env::var("RUST_LOG").unwrap_or_default();
-    let filters = if given.is_empty() { DEFAULT } else { &given };
-    // Checked first, since the logger would report errors with a macro that panics when standard error is closed.
-    let checked = env_filter::Builder::new().try_parse(filters).map(drop);
-    env_logger::Builder::new()
-        .parse_filters(if checked.is_ok() { filters } else { DEFAULT })
-        // tungstenite logs frames, and with them payloads and close reasons, whatever RUST_LOG is.
-        .filter_module("tungstenite", log::LevelFilter::Warn)
-        .init();
-    if let Err(why) = checked {
-        log::warn!("RUST_LOG is ignored: {why}");
+/// A command line that is parsed.
+struct Parsed {
+    cli: Result<Cli, clap::Error>,
+    /// Where the addresses come from that the server listens on.
+    listen: Option<ValueSource>,
+}
+
+/// Parses a command line. A part that is missing in this build is an error of its own.
+fn parse(command: &mut clap::Command, arguments: &[OsString]) -> Result<Parsed, Failure> {
+    let matches = command.try_get_matches_from_mut(arguments);
+    if let Ok(matches) = &matches {
+        missing::check(command, matches)?;
+    }
+    let serve = matches.as_ref().ok().and_then(|matches| matches.subcommand_matches("serve"));
+    let listen = serve.and_then(|serve| serve.value_source("listen"));
+    let cli = matches.and_then(|mut matches| {
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(command))
+    });
+    Ok(Parsed { cli, listen })
+}
+
+/// Parses a command line, and checks the limits of a server, without running a command or reading a file.
+///
+/// # Errors
+/// What [`main`] would print.
+pub fn check(arguments: &[OsString]) -> Result<(), String> {
+    let mut command = environment::prepare(help::arrange(Cli::command()));
+    match parse(&mut command, arguments).map_err(|failure| failure.to_string())?.cli {
+        Ok(Cli { command: Command::Serve(serve) }) => serve.check().map_err(|failure| failure.to_string()),
+        Ok(_) => Ok(()),
+        Err(error) if !error.use_stderr() => Ok(()),
+        Err(error) => {
+            let chosen = chosen(&command, arguments).0;
+            Err(environment::name_sources(&usage(&error, &command, arguments), chosen, arguments))
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::auth_flags::AuthFlags;
 use super::backplane_flags::BackplaneFlags;
 use super::failure::Failure;
 use super::listen_flag::{self, ListenPart};
+use super::log_format::LogFormat;
 use super::memory;
 use super::output;
 use super::parent;
@@ -287,6 +288,16 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 
+    /// Format of log lines: text, one JSON object in each, or logfmt.
+    #[arg(
+        long,
+        env = "OYEZ_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        hide_possible_values = true
+    )]
+    pub(super) log_format: LogFormat,
+
     /// Maximum connections accepted in one turn of the loop.
     #[arg(long, env = "OYEZ_ACCEPTS_PER_TURN", value_name = "N", default_value = "64", value_parser = count)]
     accepts_per_turn: usize,
@@ -425,6 +436,11 @@ impl Serve {
                 startup.serve(tls, keys, allocated_bytes)
             }
         }
+    }
+
+    /// Checks the limits, without a file and without the memory of the machine.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.config().limits.check().map_err(|why| Failure::Usage(why.to_string()))
     }
 
     /// Determines the memory budget and the part of it that histories may use. Returns both as a line for the log.

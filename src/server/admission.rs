@@ -32,7 +32,13 @@ impl<T: Transport> Engine<T> {
         } else {
             State::accepted(limits, now)
         };
-        self.slots.insert(transport, peer, state, Outbox::Empty)
+        self.insert(transport, peer, state)
+    }
+
+    fn insert(&mut self, transport: T, peer: Peer, state: State) -> SlotId {
+        let id = self.slots.insert(transport, peer, state, Outbox::Empty);
+        self.shared.client_log.open(id, self.shared.authenticator.unix_now);
+        id
     }
 
     /// Admits a connection whose address has reached a limit, to send it an error response. At most
@@ -53,7 +59,7 @@ impl<T: Transport> Engine<T> {
         self.shared.metrics.connections_accepted += 1;
         self.rejected += 1;
         let state = State::rejected(reason, &self.shared.limits, now);
-        self.slots.insert(transport, peer, state, Outbox::Empty)
+        self.insert(transport, peer, state)
     }
 
     /// Records that the process has too many open files, or no memory for another connection, and that accept is

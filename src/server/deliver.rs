@@ -108,6 +108,11 @@ impl<T: Transport> Engine<T> {
             Intent::Respond(response) => self.send_response(id, response, now),
             Intent::Send(bytes) => self.send(id, &bytes),
             Intent::Warn(line) => warn!("{line}"),
+            Intent::LogRequest(request) => {
+                if let Some(slot) = self.slots.get(id) {
+                    self.shared.client_log.request(id, slot.peer, request);
+                }
+            }
             Intent::BeginClose { close_frame } => self.begin_close_frame(id, close_frame, now),
         }
     }

@@ -10,11 +10,13 @@
 
 use std::mem;
 
-use log::{debug, info};
+use log::debug;
 
+use super::client_log;
 use super::drain_schedule::DrainSchedule;
 use super::gathered::Gathered;
 use super::log_limit::{LogLimits, LogLine};
+use super::log_target;
 use super::pressure::Pressure;
 use super::shared::Shared;
 use super::shared_log::SharedLog;
@@ -30,7 +32,7 @@ use crate::ids::{ClientIds, SlotId};
 use crate::net::outbox::{FlushOutcome, SlowConsumerLimits};
 use crate::net::transport::Transport;
 use crate::session::intent::Intent;
-use crate::session::{AfterFlush, ClosedClient, Ended, State};
+use crate::session::{AfterFlush, State};
 use crate::time::LoopTime;
 
 /// Slots, hub, and what the phases need between them.
@@ -138,13 +140,14 @@ impl<T: Transport> Engine<T> {
     }
 
     fn flush_slot(&mut self, id: SlotId, now: LoopTime) {
-        let Engine { slots, pressure, shared: Shared { limits, metrics, .. }, .. } = self;
+        let Engine { slots, pressure, shared: Shared { limits, metrics, client_log, .. }, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         if slot.is_withheld() {
             return;
         }
         let (written, left) = slot.flush(SlowConsumerLimits::of(limits), now);
         metrics.sent_bytes += written as u64;
+        client_log.count(id, 0, written);
         if slot.is_throttling() && slot.outbox.is_empty() {
             pressure.end(slot, now);
         }
@@ -228,15 +231,10 @@ impl<T: Transport> Engine<T> {
             if slot.state.is_rejected() {
                 self.rejected -= 1;
             }
-            if !self.admits_line(LogLine::Close(reason), now) {
-                continue;
-            }
-            match reason.code() {
-                Some(code) => {
-                    info!("close peer={}{} code={code} reason={reason}", slot.peer, sub_field(ended))
-                }
-                None => info!("close peer={}{} reason={reason}", slot.peer, sub_field(ended)),
-            }
+            // Lines of a level that is off are not counted as suppressed.
+            let is_admitted = client_log::is_logged(ended) && self.admits_line(LogLine::Close(reason), now);
+            let Shared { client_log, authenticator, .. } = &mut self.shared;
+            client_log.close(id, slot.peer, ended, authenticator.unix_now, is_admitted);
         }
         if !to_reap.is_empty() {
             self.slots.shrink_at(now);
@@ -261,7 +259,7 @@ impl<T: Transport> Engine<T> {
         let Engine { slots, shared, .. } = self;
         let Some(slot) = slots.get_mut(id) else { return };
         let (_, state, mut ctx) = shared.session_context(id, slot, now);
-        debug!("closing peer={} reason={reason}", ctx.peer);
+        debug!(target: log_target::CONNECTION, peer:% = ctx.peer, reason:%; "closing");
         state.close(reason, &mut ctx);
     }
 
@@ -311,15 +309,5 @@ impl<T: Transport> Engine<T> {
             let count = self.slots.iter().filter(|(_, slot)| throttles(slot)).count();
             assert_eq!(count, subscribers as usize, "the number of subscribers that throttle {channel:?}");
         }
-    }
-}
-
-/// ` sub=alice` for the log, in quotation marks where the name would end the field.
-fn sub_field(ended: &Ended) -> String {
-    let ClosedClient::Authenticated(grant) = &ended.client else { return String::new() };
-    match grant.sub.as_deref() {
-        Some(sub) if sub.contains([' ', '"', '=', '\\']) => format!(" sub={sub:?}"),
-        Some(sub) => format!(" sub={sub}"),
-        None => String::new(),
     }
 }

@@ -47,6 +47,7 @@
 mod admission;
 mod backplane;
 mod channel_listing;
+mod client_log;
 mod client_tables;
 pub mod clock_snapshot;
 mod cost;
@@ -62,6 +63,7 @@ mod fair_queue;
 mod gathered;
 mod log_limit;
 mod log_phases;
+mod log_target;
 pub mod memory;
 mod nodes;
 mod pending_item;
@@ -503,7 +505,7 @@ impl<E: Acceptor> Server<E> {
                 }
             };
             if !is_full {
-                debug!("accept peer={peer}");
+                debug!(target: log_target::CONNECTION, peer:%; "accept");
                 engine.admit(transport, peer, now);
             } else {
                 let reason = if lacks_memory { Reason::LowMemory } else { Reason::NoRoom };

@@ -8,7 +8,10 @@
 
 use std::net::IpAddr;
 
+use log::{Level, debug, log_enabled};
+
 use super::engine::Engine;
+use super::log_target;
 use super::pending_item::PendingItem;
 use super::pending_publish::PendingPublish;
 use super::slot::Slot;
@@ -319,9 +322,23 @@ impl<T: Transport> Engine<T> {
                 if self.pressure.is_active() {
                     self.throttle_publisher(pending.slot, channel, payload_bytes, now);
                 }
+                if log_enabled!(target: log_target::CHANNEL, Level::Debug) {
+                    self.log_published(pending, channel, payload_bytes);
+                }
                 published
             }
         }
+    }
+
+    #[cold]
+    fn log_published(&self, pending: &PendingPublish, channel: ChannelId, payload_bytes: usize) {
+        let Some(slot) = self.slots.get(pending.slot) else { return };
+        let name = self.hub.channel(channel).map_or("", Channel::name);
+        let sub = self.shared.authenticator.grant(&pending.rights).sub.as_deref();
+        debug!(
+            target: log_target::CHANNEL,
+            peer:% = slot.peer, sub, channel = name, bytes = payload_bytes; "publish"
+        );
     }
 
     /// Takes the message from the rate of its publisher, which is set by its grant or by the limits for all.

@@ -9,10 +9,12 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use log::debug;
 use serde_json::value::RawValue;
 
 use super::cost::Cost;
 use super::engine::Engine;
+use super::log_target;
 use super::publish::identity;
 use super::shared::Shared;
 use super::slot::Slot;
@@ -120,6 +122,13 @@ impl<T: Transport> Engine<T> {
                 &mut self.shared.metrics.resumes_whole
             };
             *count += 1;
+        }
+        if let Some(slot) = self.slots.get(id) {
+            let sub = self.shared.authenticator.grant(rights).sub.as_deref();
+            debug!(
+                target: log_target::CHANNEL,
+                peer:% = slot.peer, sub, channel = name.as_str(), since:% = options.since; "subscribe"
+            );
         }
         Ok(subscribed)
     }

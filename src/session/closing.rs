@@ -43,6 +43,8 @@ pub enum ClosedClient {
     Anonymous,
     /// An authenticated client; the log names its user.
     Authenticated(Rc<Grant>),
+    /// A client that closed its connection after its HTTP requests, or without one.
+    Requests,
     /// A client over a connection limit. The server counts it until the slot is freed.
     Rejected,
 }

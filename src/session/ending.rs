@@ -94,6 +94,10 @@ impl State {
                 let reason = rejected.reason();
                 self.become_next(State::dead(reason));
             }
+            State::Head(head) if head.is_silent() && head.pending_responses() == 0 => {
+                let (reason, client) = (Reason::EndOfFile, ClosedClient::Requests);
+                *self = State::Dead(Box::new(Ended { reason, client }));
+            }
             // A request that is not complete will never be. Pending responses are still sent.
             State::Head(head) => *self = Responding::half_closed(head.pending_responses()),
             State::Body(body) => *self = Responding::half_closed(body.pending_responses()),

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
+use super::http::request::Request;
 use super::http::response::ResponseOptions;
 use crate::access::authenticator::Rights;
 use crate::access::grant::Grant;
@@ -86,12 +87,46 @@ pub enum Intent {
     Send(Bytes),
     /// Write a warning to the log.
     Warn(Box<str>),
+    /// Write a request to the log, and keep it for the line about the end of the connection.
+    LogRequest(Box<RequestLog>),
     /// End all subscriptions and queue the close frame, which nothing may follow (RFC 6455 5.5.1). Messages published
     /// earlier in the turn are delivered first.
     BeginClose {
         /// The close frame, or the end of an event stream; `None`: none is sent.
         close_frame: Option<Bytes>,
     },
+}
+
+/// What the log has of a request: neither its query nor any field that may contain a credential.
+#[derive(Debug)]
+pub struct RequestLog {
+    /// The method.
+    pub method: Box<str>,
+    /// The path, without the query.
+    pub path: Box<str>,
+    /// The value of `Origin`.
+    pub origin: Option<Box<str>>,
+    /// The value of `User-Agent`.
+    pub agent: Option<Box<str>>,
+}
+
+impl RequestLog {
+    /// Maximum bytes of each of its texts; the user agents of browsers have about 120.
+    const TEXT_BYTES_MAX: usize = 256;
+
+    pub(in crate::session) fn new(request: &Request<'_>) -> RequestLog {
+        let text = |bytes: &[u8]| {
+            let bytes = &bytes[..bytes.len().min(RequestLog::TEXT_BYTES_MAX)];
+            Box::from(&*String::from_utf8_lossy(bytes))
+        };
+        let field = |name| request.fields.all(name).next().map(text);
+        RequestLog {
+            method: text(request.method.as_bytes()),
+            path: text(request.path.as_bytes()),
+            origin: field("origin"),
+            agent: field("user-agent"),
+        }
+    }
 }
 
 /// The acknowledgement that the publisher of a message expects.

@@ -8,6 +8,8 @@
     allow(dead_code, reason = "helpers of the tests of a part that is not built")
 )]
 
+#[path = "../fuzz/checks/mod.rs"]
+mod checks;
 mod support;
 
 // Tests of a part are compiled if the part is. The manual describes a build with all parts, which are the default.
@@ -49,6 +51,7 @@ mod events;
 mod fairness;
 mod flags;
 mod frame_scanner;
+mod fuzz_rules;
 mod heartbeat;
 mod http;
 mod http_bodies;
@@ -60,6 +63,7 @@ mod idle_weeks;
 mod inbound_deflate;
 mod keys;
 mod limits;
+mod log_lines;
 #[cfg(feature = "default")]
 mod manual_commands;
 #[cfg(feature = "default")]

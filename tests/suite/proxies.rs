@@ -256,7 +256,10 @@ fn tls_after_the_proxy_header_is_accepted() {
     use std::io::Write;
 
     let identity = crate::support::tls::Identity::new();
-    let server = Server::start_tls(&identity, &["--trusted-proxy=127.0.0.1", "--proxy-protocol"]);
+    let mut command =
+        oyez(&["serve", "--listen", "127.0.0.1:0", "--trusted-proxy=127.0.0.1", "--proxy-protocol"]);
+    command.args(identity.flags()).env("RUST_LOG", "debug");
+    let server = Server::start_command(command);
     let mut stream = server.connect();
     stream.write_all(&header()).unwrap();
     let config = std::sync::Arc::new(identity.client(rustls::DEFAULT_VERSIONS));
@@ -268,7 +271,11 @@ fn tls_after_the_proxy_header_is_accepted() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     drop(secured);
     let log = server.stop();
-    assert!(log.contains("close peer=203.0.113.9:4711 reason=served"), "{log}");
+    let line = log
+        .lines()
+        .find(|line| line.contains("close peer=203.0.113.9:4711 "))
+        .unwrap_or_else(|| panic!("{log}"));
+    assert!(line.ends_with(" reason=served"), "{line}");
 }
 
 fn upgrade_for(forwarded: &str) -> String {

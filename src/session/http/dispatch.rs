@@ -14,7 +14,7 @@ use crate::access::authenticator::Rights;
 use crate::session::SessionContext;
 use crate::session::auth_state::{self, CredentialSources};
 use crate::session::context::LogMode;
-use crate::session::intent::Query;
+use crate::session::intent::{Intent, Query, RequestLog};
 use crate::session::rejection::{BACKPLANE_RETRY_MS, Rejection};
 
 /// Cost of one HTTP request in a turn's budget, in addition to its bytes: parsing, routing and the response take about
@@ -48,6 +48,9 @@ pub(super) fn serve(
 }
 
 fn dispatch(request: &Request<'_>, exchange: &mut Exchange<'_, '_>) -> Result<Outcome, HttpError> {
+    if exchange.ctx.logs_requests {
+        exchange.ctx.intents.push(Intent::LogRequest(Box::new(RequestLog::new(request))));
+    }
     check_host(request, exchange.ctx)?;
     exchange.frame_for(request);
     let route = match routes::find(request.path, &exchange.ctx.http_config.assets) {
