@@ -6,6 +6,7 @@ from pathlib import Path
 
 import checks
 from clients import Publisher, RawSubscriber, StreamSubscriber, Subscriber, until
+from disk import Disk
 from engine import Proxy, Redis
 from nodes import Node
 
@@ -20,15 +21,20 @@ class Cluster:
     def __init__(self, oyez, folder, program, seed):
         self.oyez, self.folder, self.program = oyez, Path(folder), program
         self.random = random.Random(seed)
-        self.servers, self.nodes, self.clients, self.proxies = [], [], [], []
+        self.servers, self.nodes, self.clients, self.proxies, self.disks = [], [], [], [], []
         self.network = None
         # Figures for the line of the test.
         self.notes = []
 
-    def redis(self, *options, **more):
-        server = Redis(self.program, self.folder / f"redis{len(self.servers)}", options, **more)
+    def redis(self, *options, folder=None, **more):
+        server = Redis(self.program, folder or self.folder / f"redis{len(self.servers)}", options, **more)
         self.servers.append(server)
         return server.start()
+
+    def disk(self, name, size):
+        disk = Disk(self.folder / name, size)
+        self.disks.append(disk)
+        return disk
 
     def sentinel(self, primary):
         """A Sentinel that watches the primary under the name main."""
@@ -214,5 +220,7 @@ class Cluster:
             node.kill()
         for server in self.servers:
             server.kill()
+        for disk in self.disks:
+            disk.close()
         if self.network:
             self.network.close()

@@ -8,6 +8,7 @@
     allow(dead_code, reason = "helpers of the tests of a part that is not built")
 )]
 
+#[cfg(feature = "default")]
 #[path = "../fuzz/checks/mod.rs"]
 mod checks;
 mod support;
@@ -24,7 +25,7 @@ mod assets;
 mod back_pressure;
 #[cfg(feature = "backplane")]
 mod backplane_errors;
-#[cfg(feature = "backplane")]
+#[cfg(feature = "default")]
 mod backplane_input;
 #[cfg(feature = "backplane")]
 mod backplane_model;
@@ -51,6 +52,7 @@ mod events;
 mod fairness;
 mod flags;
 mod frame_scanner;
+#[cfg(feature = "default")]
 mod fuzz_rules;
 mod heartbeat;
 mod http;

@@ -1,11 +1,40 @@
-//! What must be true of any bytes that a node receives from Redis, as functions that panic if it is not.
+//! What must be true of any bytes that clients, proxies, operators, files and Redis give the server, as functions that
+//! panic if it is not.
 //!
 //! The fuzz targets call them with inputs that libFuzzer searches for, and the suite with inputs that proptest generates, so
 //! that every run of the tests checks the same rules on the stable toolchain.
 
+pub mod command_line;
+pub mod commands;
 pub mod entry;
+pub mod extensions;
+pub mod frames;
+pub mod head;
+pub mod history;
+pub mod inflate;
 pub mod link;
+pub mod proxy;
+pub mod reference;
 pub mod resp;
+pub mod session;
+pub mod token;
+
+/// The checks by the names of their targets.
+pub const ALL: [(&str, fn(&[u8])); 13] = [
+    ("command_line", command_line::check),
+    ("commands", commands::check),
+    ("entry", entry::check),
+    ("extensions", extensions::check),
+    ("frames", frames::check),
+    ("head", head::check),
+    ("history", history::check),
+    ("inflate", inflate::check),
+    ("link", link::check),
+    ("proxy", proxy::check),
+    ("resp", resp::check),
+    ("session", session::check),
+    ("token", token::check),
+];
 
 /// Reads values from an input. At its end everything is 0.
 #[derive(Clone, Copy, Debug)]

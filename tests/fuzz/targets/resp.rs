@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::resp::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| oyez_fuzz::checks::resp::check(data));
