@@ -217,7 +217,10 @@ fn next_state(
     ctx: &mut SessionContext<'_>,
 ) -> Option<State> {
     match (outcome, end) {
-        (DecodeOutcome::Open, Some(reason)) => Some(Closing::begin_close_handshake(reason, scanner, ctx)),
+        // The first violation is the reason, however the bytes were split into reads.
+        (DecodeOutcome::Open | DecodeOutcome::Failed(_), Some(reason)) => {
+            Some(Closing::begin_close_handshake(reason, scanner, ctx))
+        }
         (DecodeOutcome::Open, None) => {
             // Each ping gets a pong (RFC 6455 5.5.2), in order with the other replies. A peer that does not read
             // them is not read either, so at most one turn's pongs are queued.
@@ -235,7 +238,7 @@ fn next_state(
             ctx.intents.push(Intent::BeginClose { close_frame: Some(replies) });
             Some(Closing::begin(Reason::PeerClosed, CloseStep::Flushing, ctx.limits, ctx.now))
         }
-        (DecodeOutcome::Failed(reason), _) => {
+        (DecodeOutcome::Failed(reason), None) => {
             if !replies.is_empty() {
                 ctx.intents.push(Intent::Send(replies));
             }

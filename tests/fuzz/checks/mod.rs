@@ -19,8 +19,11 @@ pub mod resp;
 pub mod session;
 pub mod token;
 
+/// What a fuzz target calls with each input.
+pub type Check = fn(&[u8]);
+
 /// The checks by the names of their targets.
-pub const ALL: [(&str, fn(&[u8])); 13] = [
+pub const ALL: [(&str, Check); 13] = [
     ("command_line", command_line::check),
     ("commands", commands::check),
     ("entry", entry::check),
