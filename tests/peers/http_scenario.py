@@ -188,6 +188,16 @@ class Scenario:
         self.check("curl -N prints events", lines and stream.stdout.readline() == "\n", lines)
         stream.kill()
         stream.wait()
+        with tempfile.TemporaryDirectory() as folder:
+            got, tag = pathlib.Path(folder, "oyez.js"), pathlib.Path(folder, "tag")
+            saved = ["--compressed", "-w", "%{http_code} %{size_download}", "-o", str(got), f"{root}/oyez.js"]
+            done = self.curl("--etag-save", str(tag), *saved)
+            whole = (pathlib.Path(__file__).parents[2] / "src/console/oyez.js").read_bytes()
+            status, size = done.stdout.split()
+            self.check("curl decompresses the client module",
+                       status == "200" and int(size) < len(whole) / 2 and got.read_bytes() == whole, done.stdout)
+            done = self.curl("--etag-compare", str(tag), *saved)
+            self.check("curl gets 304 for the same module", done.stdout == "304 0", done.stdout + done.stderr)
         done = self.curl("-I", f"{root}/healthz")
         self.check("curl -I has a head and no body", done.returncode == 0 and "Content-Length: 3" in done.stdout, done.stdout)
 

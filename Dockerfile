@@ -1,0 +1,27 @@
+# An image with the static program and nothing else.
+#
+#   docker build -t oyez .
+#   docker run -p 8080:8080 -v ./secret.key:/etc/oyez/secret.key:ro -v oyez:/var/lib/oyez oyez
+#
+# secret.key signs the tokens (oyez token secret secret.key); user 65532 has to be able to read it.
+
+FROM rust:1.90-bookworm AS build
+WORKDIR /source
+COPY . .
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+# With a target, the flags do not apply to build scripts and procedural macros, which cannot be static.
+RUN target=$(uname -m)-unknown-linux-gnu \
+  && cargo build --release --locked --target "$target" \
+  && cp "target/$target/release/oyez" oyez \
+  && mkdir -p state
+
+FROM scratch
+COPY --from=build /source/oyez /oyez
+COPY --from=build --chown=65532:65532 /source/state /var/lib/oyez
+USER 65532:65532
+ENV OYEZ_LISTEN=0.0.0.0:8080 OYEZ_HISTORY_FILE=/var/lib/oyez/history
+EXPOSE 8080
+VOLUME /var/lib/oyez
+HEALTHCHECK --interval=10s --timeout=5s CMD ["/oyez", "health", "--ready"]
+ENTRYPOINT ["/oyez"]
+CMD ["serve", "--jwt-secret-file", "/etc/oyez/secret.key"]
