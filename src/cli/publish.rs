@@ -22,9 +22,9 @@ use super::input::{self, InputBatch};
 use super::key_files::TokenFile;
 use super::output;
 use super::trust::TrustFlags;
-use super::values::channel_name;
+use super::values::{channel_name, idempotency_key};
 use crate::client::endpoint::Endpoint;
-use crate::client::publish_request::{self, PublishResponse};
+use crate::client::publish_request::{PublishResponse, TextToPublish};
 use crate::client::websocket::{self, Connection, describe_close, would_block};
 use crate::ids::ChannelName;
 use crate::plural::plural;
@@ -38,6 +38,10 @@ pub(super) struct PublishCommand {
 
     /// The message. Without it, or with "-", each line of standard input is a message.
     text: Option<String>,
+
+    /// The idempotency key of the text: the server publishes it once, however often it is sent with this key.
+    #[arg(long, value_name = "KEY", requires = "text", conflicts_with = "binary", value_parser = idempotency_key)]
+    key: Option<String>,
 
     /// Send all of standard input as one binary message.
     #[arg(long, conflicts_with = "text")]
@@ -68,10 +72,17 @@ impl PublishCommand {
         let failed = |error: std::io::Error| Failure::Failed(error.to_string());
         let endpoint = self.trust.apply(self.url)?;
         let token = self.token.load()?;
+        if self.key.is_some() && self.text.as_deref() == Some("-") {
+            return Err(Failure::Usage("--key is for a message that is given as an argument".to_owned()));
+        }
         if let Some(text) = self.text.filter(|text| text != "-") {
-            let published =
-                publish_request::publish(&endpoint, self.channel.as_str(), &text, token.as_deref())
-                    .map_err(Failure::Failed)?;
+            let request = TextToPublish {
+                channel: self.channel.as_str(),
+                text: &text,
+                key: self.key.as_deref(),
+                token: token.as_deref(),
+            };
+            let published = request.send(&endpoint).map_err(Failure::Failed)?;
             if output::is_watched() {
                 let PublishResponse { id, subscribers } = published;
                 let subscribers = subscribers.map(|count| format!(" to {}", plural(count, "subscriber")));

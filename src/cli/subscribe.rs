@@ -309,14 +309,14 @@ fn handle_message(text: &str, channels: &mut [ChannelCursor], output: &mut Outpu
         (Some("gap"), Some(progress)) => {
             progress.cursor = moved_to(message.resume)?;
             let missing = match message.missed {
-                Some(missed) => {
+                Some(missed) if missed > 0 => {
                     format!(
                         "{} {} missing",
                         plural(missed, "message"),
                         if missed == 1 { "is" } else { "are" }
                     )
                 }
-                None => "messages may be missing".to_owned(),
+                _ => "messages may be missing".to_owned(),
             };
             let why = message.why.unwrap_or("unknown").escape_debug();
             let said = format!("{}: gap: {missing} ({why})", progress.channel.as_str());

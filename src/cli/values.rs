@@ -5,6 +5,7 @@ use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::proxy::Network;
 use crate::ids::{ChannelName, Since};
+use crate::wire::command::KEY_BYTES_MAX;
 
 /// The largest size that a flag accepts: 1 GiB. Sums of such sizes cannot overflow.
 const BYTES_MAX: u64 = 1 << 30;
@@ -102,6 +103,14 @@ pub(super) fn small_bytes(text: &str) -> Result<u32, String> {
 
 pub(super) fn channel_name(text: &str) -> Result<ChannelName, String> {
     ChannelName::parse(text.as_bytes()).map_err(|why| why.to_string())
+}
+
+/// An idempotency key, as the header field of a request contains it.
+pub(super) fn idempotency_key(text: &str) -> Result<String, String> {
+    let is_valid =
+        (1..=KEY_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let error = || format!("a key has 1 to {KEY_BYTES_MAX} printable ASCII characters, without spaces");
+    is_valid.then(|| text.to_owned()).ok_or_else(error)
 }
 
 /// The name of a channel, or a prefix of names and `*`.

@@ -15,34 +15,47 @@ pub struct PublishResponse {
     pub subscribers: Option<u64>,
 }
 
-/// Publishes a text message.
-///
-/// # Errors
-/// The server cannot be reached, or rejects the message, or its response is not valid.
-pub fn publish(
-    endpoint: &Endpoint,
-    channel: &str,
-    text: &str,
-    token: Option<&str>,
-) -> Result<PublishResponse, String> {
-    let authorization = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
-    let request = format!(
-        "POST /v1/publish/{channel} HTTP/1.1\r\nHost: {}\r\n{authorization}Content-Type: text/plain; charset=utf-8\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
-        endpoint.authority(),
-        text.len()
-    );
-    let failed = |why: &str| format!("{endpoint}: {why}");
-    let response = http_request::send(endpoint, request.as_bytes()).map_err(|error| match error {
-        HttpRequestError::NotConnected(why) => why,
-        HttpRequestError::NoResponse(why) => {
-            failed(&format!("{why}; the message may not have been published"))
+/// A text message to publish.
+#[derive(Clone, Copy, Debug)]
+pub struct TextToPublish<'a> {
+    /// Its channel.
+    pub channel: &'a str,
+    /// The message.
+    pub text: &'a str,
+    /// Its idempotency key.
+    pub key: Option<&'a str>,
+    /// The token of the publisher.
+    pub token: Option<&'a str>,
+}
+
+impl TextToPublish<'_> {
+    /// Publishes the message.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or rejects the message, or its response is not valid.
+    pub fn send(self, endpoint: &Endpoint) -> Result<PublishResponse, String> {
+        let TextToPublish { channel, text, key, token } = self;
+        let line =
+            |name, value: Option<&str>| value.map_or_else(String::new, |value| format!("{name}{value}\r\n"));
+        let (authorization, key) = (line("Authorization: Bearer ", token), line("Idempotency-Key: ", key));
+        let request = format!(
+            "POST /v1/publish/{channel} HTTP/1.1\r\nHost: {}\r\n{authorization}{key}Content-Type: text/plain; charset=utf-8\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
+            endpoint.authority(),
+            text.len()
+        );
+        let failed = |why: &str| format!("{endpoint}: {why}");
+        let response = http_request::send(endpoint, request.as_bytes()).map_err(|error| match error {
+            HttpRequestError::NotConnected(why) => why,
+            HttpRequestError::NoResponse(why) => {
+                failed(&format!("{why}; the message may not have been published"))
+            }
+            HttpRequestError::NotHttp => failed(&error.to_string()),
+        })?;
+        if response.status == 200 {
+            return serde_json::from_slice(&response.body)
+                .map_err(|_| failed("the response is not that of an Oyez server"));
         }
-        HttpRequestError::NotHttp => failed(&error.to_string()),
-    })?;
-    if response.status == 200 {
-        return serde_json::from_slice(&response.body)
-            .map_err(|_| failed("the response is not that of an Oyez server"));
+        Err(failed(&error_response::describe(response.status, &response.body)))
     }
-    Err(failed(&error_response::describe(response.status, &response.body)))
 }

@@ -120,6 +120,23 @@ fn message_from_pub_reaches_sub() {
 }
 
 #[test]
+fn text_that_is_sent_again_with_its_key_is_published_once() {
+    let server = Server::start(&[]);
+    let mut subscriber = subscribe(&server, &["main", "--count=2"]);
+    for arguments in
+        [["main", "once", "--key", "a"], ["main", "once", "--key", "a"], ["main", "two", "--key", "b"]]
+    {
+        assert!(publish(&server, &arguments, b"").status.success());
+    }
+    let other = publish(&server, &["main", "another", "--key", "a"], b"");
+    assert!(!other.status.success() && one_line(&other).contains("key_reused"), "{other:?}");
+    let mut out = Vec::new();
+    subscriber.child.stdout.take().unwrap().read_to_end(&mut out).unwrap();
+    assert_eq!(String::from_utf8(out).unwrap(), "once\ntwo\n");
+    assert!(subscriber.child.wait().unwrap().success());
+}
+
+#[test]
 fn pub_of_a_hundred_thousand_lines_loses_none() {
     // The subscriber may lag by all of it: this test is about the publisher.
     let server = Server::start(&["--outbox-bytes-max=64MiB"]);
@@ -241,6 +258,10 @@ fn command_failure_sets_its_exit_code() {
     check(&["pub", "x", "hi", "--binary"], 2, "--binary");
     check(&["pub", "x", "hi", "--url", "ftp://localhost"], 2, "ws://host:port");
     check(&["pub"], 2, "<CHANNEL>");
+    check(&["pub", "x", "hi", "--key", ""], 2, "1 to 128");
+    check(&["pub", "x", "hi", "--key", "a b"], 2, "without spaces");
+    check(&["pub", "x", "--key", "a"], 2, "<TEXT>");
+    check(&["pub", "x", "-", "--key", "a"], 2, "given as an argument");
     check(&["sub"], 2, "<CHANNEL>");
     check(&["sub", "x", "--count", "0"], 2, "--count");
     check(&["sub", "x", "--since", "yesterday"], 2, "latest, or earliest");
