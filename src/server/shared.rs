@@ -89,6 +89,7 @@ impl Shared {
             intents: &mut self.session_intents,
             cost: 0,
             cost_max: usize::MAX,
+            frames_cost_max: usize::MAX,
         };
         (transport, state, ctx)
     }

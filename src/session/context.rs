@@ -73,4 +73,6 @@ pub struct SessionContext<'a> {
     /// The unused part of the connection's share, in the same unit: at this cost, further pipelined requests wait for
     /// the responses to those before them.
     pub cost_max: usize,
+    /// Frames of received bytes are decoded up to this cost; the rest waits for the connection's next share.
+    pub frames_cost_max: usize,
 }

@@ -23,6 +23,8 @@ pub struct Decoding<'a> {
     pub inflated_bytes: usize,
     /// Completed frames, including empty and control frames.
     pub frames: usize,
+    /// Decoding stops after this number of frames.
+    pub frames_max: usize,
 }
 
 /// Cost of a compressed byte in a turn's budget, in addition to the decompressed bytes. Empty blocks that
@@ -46,6 +48,7 @@ impl<'a> Decoding<'a> {
             inflate_cost: 0,
             inflated_bytes: 0,
             frames: 0,
+            frames_max: usize::MAX,
         }
     }
 
@@ -87,8 +90,14 @@ impl<'a> Decoding<'a> {
         }
     }
 
-    /// Returns true if the decompressed messages have reached their maximum cost.
+    /// Returns true if the frames have reached their maximum number, or the decompressed messages their maximum cost.
     pub(super) fn is_budget_spent(&self) -> bool {
-        self.inflate_cost > 0 && self.inflate_cost >= self.inflate_cost_max
+        self.frames >= self.frames_max
+            || (self.inflate_cost > 0 && self.inflate_cost >= self.inflate_cost_max)
+    }
+
+    /// The number of frames that may still be decoded.
+    pub(super) fn frames_left(&self) -> usize {
+        self.frames_max.saturating_sub(self.frames)
     }
 }

@@ -84,6 +84,11 @@ impl FrameScanner {
         }
     }
 
+    /// The number of frames that were completed since [`FrameScanner::take_frames`] was last called.
+    pub(super) fn frames(&self) -> usize {
+        self.frames
+    }
+
     /// Returns the number of frames that were completed since the last call.
     pub fn take_frames(&mut self) -> usize {
         std::mem::take(&mut self.frames)
@@ -109,12 +114,13 @@ impl FrameScanner {
         self.follow(input, message_bytes_max, |_, _, _| ControlFlow::Continue(()))
     }
 
-    /// Returns the complete messages at the beginning of `input`, up to a compressed message, a close frame or an
-    /// invalid frame.
+    /// Returns the complete messages at the beginning of `input`, up to a compressed message, a close frame, an invalid
+    /// frame, or a number of frames.
     pub(super) fn whole_messages(
         input: &[u8],
         allows_compressed: bool,
         message_bytes_max: usize,
+        frames_max: usize,
     ) -> WholeMessages {
         let mut scanner = FrameScanner::new(allows_compressed);
         let mut whole = WholeMessages { bytes: 0, frames: 0, close_code: None };
@@ -125,7 +131,7 @@ impl FrameScanner {
             if part.is_end && !scanner.in_message {
                 (whole.bytes, whole.frames) = (bytes, scanner.frames);
             }
-            ControlFlow::Continue(())
+            if scanner.frames < frames_max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         WholeMessages { close_code: scanner.close_code(), ..whole }
     }

@@ -46,8 +46,8 @@ struct Extra {
     unfinished: Option<Box<Unfinished>>,
     /// `None` for an anonymous client.
     auth: Option<AuthState>,
-    /// Received bytes that are decoded in a later turn: the messages before them were compressed, and have used up the
-    /// connection's share of this one. At most one read.
+    /// Received bytes that are decoded in a later turn: those before them have used up the connection's share of this
+    /// one, as compressed messages or as many small frames. At most one read.
     unread: Vec<u8>,
 }
 
@@ -151,6 +151,7 @@ impl Open {
         let mut decoding = Decoding {
             inflater: self.compression.allows_compressed().then_some(&mut inflater),
             inflate_cost_max: ctx.cost_max.saturating_sub(ctx.cost),
+            frames_max: (ctx.frames_cost_max / FRAME_COST_BYTES_MIN).max(1),
             ..Decoding::plain(ctx.limits, ctx.now)
         };
         // No box is allocated for a message that arrives complete.

@@ -92,7 +92,7 @@ impl Unfinished {
         self.scanner
     }
 
-    /// Takes input up to the message's end.
+    /// Takes input up to the message's end, or to the maximum number of frames.
     pub(super) fn receive(
         &mut self,
         input: &mut &[u8],
@@ -101,7 +101,7 @@ impl Unfinished {
         on_message: &mut impl FnMut(Kind, Bytes),
     ) -> Completion {
         let limits = decoding.limits;
-        while !input.is_empty() {
+        while !input.is_empty() && self.scanner.frames() < decoding.frames_left() {
             let (consumed, step) = self.scanner.step(input, limits.message_bytes_max);
             let (bytes, remaining) = input.split_at(consumed);
             *input = remaining;

@@ -13,8 +13,8 @@ use super::unfinished::{Completion, Unfinished};
 use crate::wire::Kind;
 
 /// Decodes received bytes, and advances `input` over them. Messages are passed to `on_message`, frames for the peer
-/// appended to `replies`. Input is left, or a message that is not decompressed, if the decompressed messages have reached
-/// their maximum cost.
+/// appended to `replies`. Input is left, or a message that is not decompressed, if the frames have reached their maximum
+/// number, or the decompressed messages their maximum cost.
 ///
 /// `unfinished` becomes `None` when the bytes end on a message boundary.
 pub fn receive(
@@ -43,7 +43,9 @@ pub fn receive(
             }
             continue;
         }
-        let whole = FrameScanner::whole_messages(input, allows_compressed, limits.message_bytes_max);
+        let frames_max = decoding.frames_left();
+        let whole =
+            FrameScanner::whole_messages(input, allows_compressed, limits.message_bytes_max, frames_max);
         if whole.bytes == 0 {
             let deadline = decoding.now.after(limits.message_timeout_ms);
             *unfinished = Some(Box::new(Unfinished::new(allows_compressed, deadline)));

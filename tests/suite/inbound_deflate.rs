@@ -49,6 +49,8 @@ fn receive(pieces: &[&[u8]], inflate_cost_max: usize) -> Outcome {
             let mut decoding = Decoding {
                 inflater: Some(&mut inflater),
                 inflate_cost_max,
+                // Both limits leave input to the next call.
+                frames_max: (inflate_cost_max / 64).max(1),
                 ..Decoding::plain(&limits, LoopTime::from_millis(0))
             };
             let outcome = websocket::receive(
