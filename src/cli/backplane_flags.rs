@@ -252,6 +252,7 @@ mod tests {
     use super::*;
     use clap::{Command, FromArgMatches};
 
+    #[cfg(feature = "backplane")]
     #[test]
     fn flag_without_a_backplane_or_out_of_bounds_is_rejected() {
         let check = |arguments: &[&str]| {

@@ -377,6 +377,7 @@ mod tests {
         assert!(!Rc::ptr_eq(piece(0), piece(4)));
     }
 
+    #[cfg(feature = "deflate")]
     #[test]
     fn merged_batches_of_many_sets_of_channels_are_compressed_up_to_a_limit() {
         let sets: [&[usize]; 4] = [&[0, 1], &[0, 1], &[1, 2], &[0, 1, 2]];

@@ -48,7 +48,7 @@ fn public_address_without_key_or_anonymous_flag_is_rejected_at_start() {
 fn statuses(server: &Server, host: &str) -> [u16; 3] {
     let mut client = Client::new(server.connect());
     let named = |request: String| request.replace("Host: localhost", &format!("Host: {host}"));
-    let page = client.ask(named(get("/")));
+    let page = client.ask(named(get("/oyez.js")));
     let mut client = Client::new(server.connect());
     let publication = client.ask(named(publish("a", "x")));
     let mut client = Client::new(server.connect());

@@ -253,6 +253,8 @@ fn metrics_count_each_event() {
     assert!(sample(&text, "process_resident_memory_bytes") > 1e6 && sample(&text, "process_open_fds") > 5.0);
 }
 
+// The manual describes a build with all parts.
+#[cfg(feature = "default")]
 #[test]
 fn manual_has_each_metric_with_its_type_and_label() {
     // A log that cannot be reached has its metrics all the same.

@@ -168,6 +168,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "deflate")]
     #[test]
     fn offered_extension_is_confirmed() {
         let (response, _) = upgrade(&head(KEY)).unwrap();
