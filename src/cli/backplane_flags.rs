@@ -250,13 +250,14 @@ fn host_and_port(authority: &str, default: u16) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::{Command, FromArgMatches};
 
     #[cfg(feature = "backplane")]
     #[test]
     fn flag_without_a_backplane_or_out_of_bounds_is_rejected() {
+        use clap::FromArgMatches;
+
         let check = |arguments: &[&str]| {
-            let command = BackplaneFlags::augment_args(Command::new("serve"));
+            let command = BackplaneFlags::augment_args(clap::Command::new("serve"));
             let matches = command.get_matches_from([&["serve"], arguments].concat());
             let flags = BackplaneFlags::from_arg_matches(&matches).unwrap();
             flags.config(&Limits::default()).map(|config| config.is_some()).map_err(|error| error.to_string())

@@ -21,11 +21,11 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use zlib_rs::{Deflate, DeflateFlush};
 
 use super::Frames;
 use super::deflate_level::{self, BatchSize};
 use super::frame::{self, FrameSlice};
+use super::zlib::{Deflate, DeflateFlush};
 use crate::config::DeflateSettings;
 
 /// The window of the decompressors, 32 KiB: connections that negotiated a smaller one receive plain messages.

@@ -36,17 +36,15 @@ pub fn payload_of(frame: &[u8]) -> &[u8] {
 
 /// A frame among others.
 #[derive(Clone, Copy, Debug)]
-pub struct FrameSlice<'a> {
-    /// Its opcode is that of text.
-    pub is_text: bool,
-    /// Its payload.
-    pub payload: &'a [u8],
+pub(super) struct FrameSlice<'a> {
+    pub(super) is_text: bool,
+    pub(super) payload: &'a [u8],
     /// With its header.
-    pub whole: &'a [u8],
+    pub(super) whole: &'a [u8],
 }
 
 /// The frames of a batch that lie end to end.
-pub fn frames_of(mut frames: &[u8]) -> impl Iterator<Item = FrameSlice<'_>> {
+pub(super) fn frames_of(mut frames: &[u8]) -> impl Iterator<Item = FrameSlice<'_>> {
     std::iter::from_fn(move || {
         let (&first, header) = frames.split_first()?;
         let length = match header.first()? {
@@ -62,7 +60,7 @@ pub fn frames_of(mut frames: &[u8]) -> impl Iterator<Item = FrameSlice<'_>> {
 }
 
 /// Appends one text frame whose payload is compressed: RSV1 is set (RFC 7692 6).
-pub fn append_compressed_text(out: &mut Vec<u8>, payload: &[u8]) {
+pub(super) fn append_compressed_text(out: &mut Vec<u8>, payload: &[u8]) {
     let header = FrameHeader { opcode: OpCode::Data(Data::Text), rsv1: true, ..FrameHeader::default() };
     append_frame_with(out, &header, payload);
 }

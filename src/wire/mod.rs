@@ -7,15 +7,15 @@
 
 pub mod chunk;
 pub mod command;
-#[cfg_attr(not(feature = "deflate"), path = "deflate_missing.rs")]
 pub mod deflate;
 mod deflate_level;
 mod envelope;
 mod event_stream;
 mod frame;
-#[cfg_attr(not(feature = "deflate"), path = "inflate_missing.rs")]
 pub mod inflate;
 pub mod notice;
+#[cfg_attr(not(feature = "deflate"), path = "zlib_missing.rs")]
+mod zlib;
 
 use bytes::Bytes;
 
@@ -23,10 +23,7 @@ use crate::ids::{MessageId, Sender};
 
 pub use envelope::{append_end, append_envelope, append_head, append_payload};
 pub use event_stream::{RETRY_MS, RETRY_MS_MIN, append_comment, append_cursor, append_gap, append_retry};
-pub use frame::{
-    FrameSlice, append_compressed_text, append_message, append_text, close, close_frame, frames_of,
-    payload_of, ping,
-};
+pub use frame::{append_message, append_text, close, close_frame, payload_of, ping};
 
 /// Whole frames, end to end, shared by every outbox that holds them.
 ///

@@ -1,7 +1,7 @@
 //! Channel lists, history pages and metrics. Real servers whose channels, messages and counters are known; the
 //! responses are compared whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
@@ -263,7 +263,7 @@ fn manual_has_each_metric_with_its_type_and_label() {
     client.ask(get("/nothing"));
     let text = metrics(&mut client).body;
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE oyez_")?.split_once(' '));
-    let mut exposed: BTreeMap<String, String> =
+    let mut exposed: std::collections::BTreeMap<String, String> =
         types.map(|(name, kind)| (format!("oyez_{name}"), kind.to_owned())).collect();
     assert!(exposed.len() > 30, "{text}");
     let manual = include_str!("../../src/manual/monitoring.md");

@@ -7,7 +7,6 @@ pub mod chunked;
 pub mod client;
 #[cfg(feature = "backplane")]
 pub mod cluster;
-#[cfg(feature = "deflate")]
 pub mod deflate;
 pub mod folder;
 pub mod frames;
