@@ -59,6 +59,7 @@ const PARTS: [OptionalPart; 5] = [
             "deflate-level",
             "deflate-bytes-min",
             "deflate-context-bytes-max",
+            "deflate-context-bytes-per-subscriber",
             "deflate-exclude",
         ],
         clients: &[],
