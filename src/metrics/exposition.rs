@@ -13,8 +13,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::levels::{BackplaneStats, Levels, Process};
-use super::{Histogram, Limit, MemoryStep, Metrics};
+use super::{Histogram, Limit, MemoryStep, Metrics, TurnPhase};
 use crate::close::Reason;
+use crate::config::HistoryLimits;
 
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
@@ -61,6 +62,12 @@ struct ExpositionWriter<'a>(DescriptorEncoder<'a>);
 impl ExpositionWriter<'_> {
     fn connections(&mut self, metrics: &Metrics, levels: &Levels) -> fmt::Result {
         self.gauge("oyez_connections", "Open connections", levels.connections as u64)?;
+        let help = "Maximum connections (--connections-max)";
+        self.gauge("oyez_connections_max", help, metrics.connections_max as u64)?;
+        if let Some(seconds) = metrics.certificate_expires_at {
+            let help = "End of the validity of the certificate in use, in seconds of unix time";
+            self.gauge("oyez_tls_certificate_expiry_timestamp_seconds", help, seconds)?;
+        }
         self.counter("oyez_connections_accepted", "Accepted connections", metrics.connections_accepted)?;
         let closes = Reason::WORDS.iter().copied().zip(metrics.connections_closed);
         self.counters("oyez_connections_closed", "Closed connections, by reason", "reason", closes)?;
@@ -125,6 +132,15 @@ impl ExpositionWriter<'_> {
     fn history(&mut self, levels: &Levels) -> fmt::Result {
         self.gauge("oyez_history_messages", "Messages kept in histories", levels.history_messages as u64)?;
         self.gauge("oyez_history_bytes", "Bytes kept in histories", levels.history_bytes as u64)?;
+        let HistoryLimits { messages_max, bytes_max, age_ms, total_bytes_max } = levels.history_limits;
+        let help = "Maximum messages in the history of a channel (--history-messages-max)";
+        self.gauge("oyez_history_messages_max", help, messages_max as u64)?;
+        let help = "Maximum bytes in the history of a channel (--history-bytes-max)";
+        self.gauge("oyez_history_bytes_max", help, bytes_max as u64)?;
+        let help = "Maximum age of messages in histories (--history-age-seconds)";
+        self.gauge("oyez_history_age_seconds_max", help, u64::from(age_ms / 1_000))?;
+        let help = "Maximum bytes in the histories of all channels (--history-total-bytes-max)";
+        self.gauge("oyez_history_total_bytes_max", help, total_bytes_max as u64)?;
         let help = "Removed channels whose names are remembered";
         self.gauge("oyez_removed_channels", help, levels.removed_channels as u64)?;
         let help = "Bytes of the names of removed channels";
@@ -161,6 +177,13 @@ impl ExpositionWriter<'_> {
 
     fn turns(&mut self, metrics: &Metrics) -> fmt::Result {
         self.histogram("oyez_turn_seconds", "How long a turn takes without its wait", &metrics.turn_seconds)?;
+        let help = "Time of the phases of turns, estimated from one of 16 turns";
+        let mut phases =
+            self.0.encode_descriptor("oyez_turn_phase_seconds", help, None, MetricType::Counter)?;
+        for (phase, nanos) in TurnPhase::ALL.into_iter().zip(metrics.phase_nanos) {
+            ConstCounter::new(nanos as f64 / 1e9)
+                .encode(phases.encode_family(&[("phase", phase.as_str())])?)?;
+        }
         self.histogram("oyez_turn_events", "Events that a turn begins with", &metrics.turn_events)?;
         let help = "Reads that ended with more to read, since the connection had used its share of the turn";
         self.counter("oyez_reads_requeued", help, metrics.reads_requeued)

@@ -2,6 +2,8 @@
 //!
 //! [`Metrics`]: super::Metrics
 
+use crate::config::HistoryLimits;
+
 /// The current levels of one server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Levels {
@@ -21,6 +23,8 @@ pub struct Levels {
     pub history_messages: usize,
     /// Bytes in histories.
     pub history_bytes: usize,
+    /// Limits of histories.
+    pub history_limits: HistoryLimits,
     /// Valid one-time tickets.
     pub tickets: usize,
     /// Removed channels whose names are remembered.

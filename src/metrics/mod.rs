@@ -6,13 +6,16 @@
 pub mod exposition;
 mod histogram;
 pub mod levels;
+mod turn_phase;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use crate::access::limit::Limit;
 use crate::close::Reason;
 pub use histogram::Histogram;
+pub use turn_phase::TurnPhase;
 
 /// From 10 us, which a turn with one message takes, to a second.
 const TURN_SECONDS: [f64; 15] =
@@ -60,9 +63,16 @@ impl MemoryStep {
     }
 }
 
+/// The phases are measured in one of this many turns, at random.
+pub const PHASES_SAMPLED_TURNS: u32 = 16;
+
 /// Counters of one server since its start.
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    /// The maximum number of connections.
+    pub connections_max: usize,
+    /// The end of the certificate's validity, in seconds since 1970, if there is one.
+    pub certificate_expires_at: Option<u64>,
     /// Sockets taken from the listener.
     pub connections_accepted: u64,
     /// Slots reaped, by [`Reason::index`].
@@ -127,6 +137,9 @@ pub struct Metrics {
     pub turn_micros_max: u64,
     /// How long turns took without their wait.
     pub turn_seconds: Histogram<15>,
+    /// Time of the phases of turns in nanoseconds, in the order of [`TurnPhase::ALL`]: an estimate, see
+    /// [`PHASES_SAMPLED_TURNS`].
+    pub phase_nanos: [u64; TurnPhase::COUNT],
     /// How many events turns began with.
     pub turn_events: Histogram<12>,
     /// From pings to the next sign of life.
@@ -142,6 +155,8 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Metrics {
         Metrics {
+            connections_max: 0,
+            certificate_expires_at: None,
             connections_accepted: 0,
             connections_closed: [0; Reason::COUNT],
             requests_rejected: BTreeMap::new(),
@@ -174,6 +189,7 @@ impl Default for Metrics {
             sent_bytes: 0,
             turn_micros_max: 0,
             turn_seconds: Histogram::new(&TURN_SECONDS),
+            phase_nanos: [0; TurnPhase::COUNT],
             turn_events: Histogram::new(&TURN_EVENTS),
             ping_rtt: Histogram::new(&PING_SECONDS),
             backplane_lost_messages: 0,
@@ -207,6 +223,11 @@ impl Metrics {
     /// Counts a failed call of `accept`.
     pub fn accept_failed(&mut self, error: &std::io::Error) {
         *self.accept_errors.entry(errno_name(error.raw_os_error())).or_default() += 1;
+    }
+
+    /// Records the duration of a phase in a turn that stands for those whose phases are not measured.
+    pub fn observe_phase(&mut self, phase: TurnPhase, duration: Duration) {
+        self.phase_nanos[phase as usize] += duration.as_nanos() as u64 * u64::from(PHASES_SAMPLED_TURNS);
     }
 
     /// Records the duration of a turn.

@@ -32,6 +32,11 @@ pub trait Acceptor {
     /// A file is invalid; the configuration stays as it was.
     fn reload(&mut self, now: Duration) -> Result<bool, String>;
 
+    /// The end of the certificate's validity, in seconds since 1970; `None` without a certificate.
+    fn certificate_expires_at(&self) -> Option<u64> {
+        None
+    }
+
     /// The response to a client over the connection limit, sent in one write without reading its request.
     fn overload_response(&self, http_response: impl FnOnce() -> Vec<u8>) -> Vec<u8>;
 }

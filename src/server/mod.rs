@@ -68,6 +68,7 @@ pub mod memory;
 mod nodes;
 mod pending_item;
 mod pending_publish;
+mod phase_timer;
 mod pressure;
 mod process;
 mod publish;
@@ -111,10 +112,10 @@ use crate::access::grant::Patterns;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
-use crate::config::{Config, ListenAddress};
+use crate::config::{Asset, Config, ListenAddress};
 use crate::hub::persist::LogTime;
 use crate::ids::ClientIds;
-use crate::metrics::{MemoryStep, Metrics};
+use crate::metrics::{MemoryStep, Metrics, TurnPhase};
 use crate::net::acceptor::Acceptor;
 use crate::net::inherited_socket::InheritedSocket;
 use crate::net::listeners::{Accept, Listeners, ReservedAddresses};
@@ -128,6 +129,7 @@ use backplane::Sockets;
 use clock_snapshot::{ClockSnapshot, new_epoch};
 use engine::Engine;
 use memory::AllocatedBytes;
+use phase_timer::PhaseTimer;
 use service_manager::{ServiceManager, ServiceStatus};
 use shutdown::ShutdownPhase;
 use store::{Loaded, Opened, Store};
@@ -171,6 +173,7 @@ pub struct Server<E: Acceptor> {
     clock: Clock,
     /// When the memory in use was last counted.
     counted_at: Option<LoopTime>,
+    phase_timer: PhaseTimer,
     phase: ShutdownPhase,
     service_manager: Option<ServiceManager>,
 }
@@ -226,6 +229,19 @@ fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Gives the engine what decides on the rights of clients.
+fn configure_access<T: Transport>(
+    engine: &mut Engine<T>,
+    assets: Vec<&'static Asset>,
+    access_config: AccessConfig,
+) {
+    let AccessConfig { origins, proxies, authenticator, uncompressed } = access_config;
+    engine.shared.http_config = HttpConfig { assets, origins };
+    engine.shared.authenticator = authenticator;
+    engine.hub.exclude_from_compression(uncompressed);
+    engine.shared.limiter.trust(proxies);
+}
+
 /// Continues the log of a history file, and returns its store.
 fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<Store, StartError> {
     let Opened { store, hub, clients } = loaded.mark_in_use().map_err(StartError::HistoryFile)?;
@@ -274,11 +290,9 @@ impl<E: Acceptor> Server<E> {
         };
         let (loaded, mut listeners) = addresses.listen_after(&config.tcp, load)?;
         let store = loaded.map(|loaded| continue_log(&mut engine, loaded)).transpose()?;
-        let AccessConfig { origins, proxies, authenticator, uncompressed } = access_config;
-        engine.shared.http_config = HttpConfig { assets: config.assets, origins };
-        engine.shared.authenticator = authenticator;
-        engine.hub.exclude_from_compression(uncompressed);
-        engine.shared.limiter.trust(proxies);
+        configure_access(&mut engine, config.assets, access_config);
+        engine.shared.metrics.connections_max = connections_max;
+        engine.shared.metrics.certificate_expires_at = acceptor.certificate_expires_at();
         let backplane = match &config.backplane {
             Some(config) => Some(log_phases::join_log(&mut engine, &poll, config, clock.now())?),
             None => None,
@@ -298,6 +312,7 @@ impl<E: Acceptor> Server<E> {
             connections_max,
             clock,
             counted_at: None,
+            phase_timer: PhaseTimer::new(),
             phase: ShutdownPhase::Serving,
             service_manager,
         })
@@ -331,13 +346,21 @@ impl<E: Acceptor> Server<E> {
             self.mark();
             self.handle_signals(&mut keys, now);
             self.relieve(allocated_bytes, now);
+            self.measure(TurnPhase::Mark);
             self.accept(now);
+            self.measure(TurnPhase::Accept);
             self.receive(now);
+            self.measure(TurnPhase::Receive);
             self.engine.read(now);
+            self.measure(TurnPhase::Read);
             self.engine.deliver(now);
+            self.measure(TurnPhase::Deliver);
             self.flush(now);
+            self.measure(TurnPhase::Flush);
             self.expire(now);
+            self.measure(TurnPhase::Expire);
             self.reap(now);
+            self.measure(TurnPhase::Reap);
             if let Some(end) = self.end() {
                 return Ok(end);
             }
@@ -360,8 +383,16 @@ impl<E: Acceptor> Server<E> {
             Err(error) => return Err(error),
         }
         self.clock.woke = Instant::now();
+        self.phase_timer.begin_turn(self.clock.woke);
         self.engine.shared.authenticator.unix_now = unix_now().as_secs();
         Ok(self.clock.now())
+    }
+
+    /// Ends a phase, in a turn whose phases are measured.
+    fn measure(&mut self, phase: TurnPhase) {
+        if let Some(duration) = self.phase_timer.end_phase(Instant::now) {
+            self.engine.shared.metrics.observe_phase(phase, duration);
+        }
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -440,7 +471,10 @@ impl<E: Acceptor> Server<E> {
             info!("SIGHUP: nothing to reload: neither --tls-cert nor a key file is given");
         }
         match certificate {
-            Ok(true) => info!("reloaded: the certificate"),
+            Ok(true) => {
+                self.engine.shared.metrics.certificate_expires_at = self.acceptor.certificate_expires_at();
+                info!("reloaded: the certificate");
+            }
             Ok(false) => {}
             Err(why) => error!("not reloaded, the certificate stays as it was: {why}"),
         }

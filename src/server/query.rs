@@ -194,6 +194,7 @@ impl<T: Transport> Engine<T> {
             subscriptions: self.hub.subscriptions(),
             history_messages: self.hub.history_usage().messages,
             history_bytes: self.hub.history_usage().bytes,
+            history_limits: self.shared.limits.history,
             removed_channels: self.hub.removed_channels().0,
             removed_channels_bytes: self.hub.removed_channels().1,
             deflate_context_bytes: self.hub.context_bytes(),

@@ -206,8 +206,31 @@ fn metrics(client: &mut Client) -> Response {
 }
 
 #[test]
-fn metrics_count_each_event() {
+fn time_of_turns_is_divided_among_their_phases() {
     let server = Server::start(&[]);
+    let (mut client, mut sender) = (Client::new(server.connect()), server.join("/ws/a"));
+    let phase = |text: &str, phase: &str| {
+        sample(text, &format!("oyez_turn_phase_seconds_total{{phase=\"{phase}\"}}"))
+    };
+    let mut text = metrics(&mut client).body;
+    while ["read", "deliver", "flush"].iter().any(|name| phase(&text, name) == 0.0) {
+        for _ in 0..50 {
+            sender.send_text("x");
+            sender.text();
+        }
+        text = metrics(&mut client).body;
+    }
+    for name in ["mark", "accept", "receive", "expire", "reap"] {
+        assert!(phase(&text, name) >= 0.0, "{name}");
+    }
+}
+
+#[test]
+fn metrics_count_each_event() {
+    let flags = ["--connections-max=99", "--history-messages-max=7", "--history-age-seconds=8"];
+    let server = Server::start(
+        &[&flags[..], &["--history-bytes-max=9000", "--history-total-bytes-max=10000"]].concat(),
+    );
     let mut client = Client::new(server.connect());
     let (mut one, mut two) = (server.join("/ws/a"), server.join("/ws/a?echo=0"));
     for _ in 0..3 {
@@ -228,6 +251,11 @@ fn metrics_count_each_event() {
     }
     for (name, value) in [
         ("oyez_connections_accepted_total", 5.0),
+        ("oyez_connections_max", 99.0),
+        ("oyez_history_messages_max", 7.0),
+        ("oyez_history_age_seconds_max", 8.0),
+        ("oyez_history_bytes_max", 9000.0),
+        ("oyez_history_total_bytes_max", 10000.0),
         ("oyez_connections_closed_total{reason=\"rejected\"}", 1.0),
         ("oyez_connections_closed_total{reason=\"slow\"}", 0.0),
         ("oyez_http_requests_rejected_total{code=\"not_found\"}", 1.0),
@@ -257,8 +285,7 @@ fn metrics_count_each_event() {
 #[cfg(feature = "default")]
 #[test]
 fn manual_has_each_metric_with_its_type_and_label() {
-    // A log that cannot be reached has its metrics all the same.
-    let server = Server::start(&["--backplane=unix:/nonexistent"]);
+    let server = Server::with_all_metrics();
     let mut client = Client::new(server.connect());
     client.ask(get("/nothing"));
     let text = metrics(&mut client).body;

@@ -34,8 +34,7 @@ fn printed_socket_is_the_one_that_the_printed_service_listens_on() {
 
 #[test]
 fn metrics_of_the_dashboard_and_of_the_alerts_exist() {
-    // A log that cannot be reached has its metrics all the same.
-    let server = Server::start(&["--backplane=unix:/nonexistent"]);
+    let server = Server::with_all_metrics();
     let exposed = Client::new(server.connect()).ask(get("/metrics")).body;
     let known: BTreeSet<&str> =
         exposed.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::support::client::Client;
 use crate::support::frames;
+use crate::support::http::get;
 use crate::support::process::{Server, TEST_TIMEOUT, oyez};
 use crate::support::tls::{Identity, Tunnel};
 
@@ -341,6 +342,24 @@ fn sighup_loads_the_new_certificate_and_keeps_connections() {
     );
     assert!(log.contains("reloaded"), "{log}");
     assert!(!log.contains("tls_failed why=internal"), "{log}");
+}
+
+#[test]
+fn certificate_expiry_is_a_metric_that_changes_with_a_reload() {
+    let with_end = |year| Identity::with(|params| params.not_after = rcgen::date_time_ymd(year, 2, 3));
+    let (identity, renewed) = (with_end(2040), with_end(2041));
+    let server = Server::start_tls(&identity, &[]);
+    let expiry = |identity: &Identity| {
+        let tunnel = Tunnel::start(server.address, Identity::copy(identity));
+        let page = Client::new(tunnel.connect()).ask(get("/metrics")).body;
+        let name = "oyez_tls_certificate_expiry_timestamp_seconds ";
+        page.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{page}")).to_owned()
+    };
+    // 2040-02-03 and 2041-02-03.
+    assert_eq!(expiry(&identity), "2211840000");
+    identity.replace_with(&renewed);
+    reload(&server, &renewed);
+    assert_eq!(expiry(&renewed), "2243462400");
 }
 
 /// Sends SIGHUP, and waits until clients that trust only `identity` can connect.

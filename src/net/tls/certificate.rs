@@ -39,12 +39,20 @@ pub(super) enum Resumption<'a> {
     Keep(&'a ServerConfig),
 }
 
+/// A certificate and its key, ready for connections.
+pub(super) struct LoadedCertificate {
+    /// The configuration of connections.
+    pub(super) config: ServerConfig,
+    /// The end of the certificate's validity, in seconds since 1970; `None` if it cannot be parsed.
+    pub(super) expires_at: Option<u64>,
+}
+
 /// Reads both files and checks that they belong together. `now` is the time since 1970.
 pub(super) fn load(
     files: &config::TlsFiles,
     resumption: Resumption<'_>,
     now: Duration,
-) -> Result<ServerConfig, String> {
+) -> Result<LoadedCertificate, String> {
     let now = UnixTime::since_unix_epoch(now);
     let config::TlsFiles { certificate, key } = files;
     let chain = certificates(certificate).map_err(|why| file_error("--tls-cert", certificate, why))?;
@@ -66,6 +74,7 @@ pub(super) fn load(
         warn!("{}", file_error("--tls-cert", certificate, why));
     }
     let is_ca = is_ca_certificate(&chain[0], now);
+    let expires_at = not_after(&chain[0]);
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -77,7 +86,7 @@ pub(super) fn load(
                    creates a server certificate with `-addext basicConstraints=critical,CA:FALSE`";
         warn!("{}", file_error("--tls-cert", certificate, why));
     }
-    with_sessions(config, resumption)
+    Ok(LoadedCertificate { config: with_sessions(config, resumption)?, expires_at })
 }
 
 /// Completes a configuration with what belongs to the handshake and to session resumption.
@@ -195,6 +204,16 @@ fn is_ca_certificate(certificate: &CertificateDer<'_>, now: UnixTime) -> bool {
     };
     // webpki's name for it, in the error that rustls wraps.
     matches!(validity(certificate, day), Some(CertificateError::Other(why)) if why.to_string().contains("CaUsedAsEndEntity"))
+}
+
+/// The end of the validity: the date in the error of a verification in the year 9999, the last that a certificate can
+/// name (RFC 5280 4.1.2.5).
+fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let last = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_799));
+    match validity(certificate, last) {
+        Some(CertificateError::ExpiredContext { not_after, .. }) => Some(not_after.as_secs()),
+        _ => None,
+    }
 }
 
 /// The first error of a verification against no trust anchors: the dates are checked first.

@@ -16,7 +16,7 @@ use rustls::ServerConfig;
 
 use super::acceptor::Acceptor;
 use crate::config;
-use certificate::Resumption;
+use certificate::{LoadedCertificate, Resumption};
 
 pub use stream::{TlsBuffers, TlsStream};
 
@@ -28,6 +28,7 @@ const INTERNAL_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 pub struct Tls {
     files: config::TlsFiles,
     config: Arc<ServerConfig>,
+    expires_at: Option<u64>,
     buffers: Rc<TlsBuffers>,
 }
 
@@ -42,9 +43,10 @@ impl Tls {
         plain_http_response: fn(Rc<str>) -> Vec<u8>,
         now: Duration,
     ) -> Result<Tls, String> {
-        let config = certificate::load(&files, Resumption::New(limits), now)?;
+        let LoadedCertificate { config, expires_at } =
+            certificate::load(&files, Resumption::New(limits), now)?;
         let buffers = Rc::new(TlsBuffers::new(limits.handshakes_per_turn, plain_http_response));
-        Ok(Tls { files, config: Arc::new(config), buffers })
+        Ok(Tls { files, config: Arc::new(config), expires_at, buffers })
     }
 }
 
@@ -63,9 +65,15 @@ impl Acceptor for Tls {
     }
 
     fn reload(&mut self, now: Duration) -> Result<bool, String> {
-        let config = certificate::load(&self.files, Resumption::Keep(&self.config), now)?;
+        let LoadedCertificate { config, expires_at } =
+            certificate::load(&self.files, Resumption::Keep(&self.config), now)?;
         self.config = Arc::new(config);
+        self.expires_at = expires_at;
         Ok(true)
+    }
+
+    fn certificate_expires_at(&self) -> Option<u64> {
+        self.expires_at
     }
 
     fn overload_response(&self, _: impl FnOnce() -> Vec<u8>) -> Vec<u8> {

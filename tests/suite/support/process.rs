@@ -81,17 +81,27 @@ impl Server {
     /// Starts `oyez serve` on a free port, with further flags.
     pub fn start(flags: &[&str]) -> Server {
         if tls::is_enabled_for_suite() {
-            let identity = Identity::new();
-            let mut server = Server::start_tls(&identity, flags);
-            let tunnel = Tunnel::start(server.address, identity);
-            server.address = tunnel.address;
-            server.tunnel = Some(tunnel);
-            return server;
+            return Server::start_behind_tunnel(flags);
         }
         Server::start_command(oyez(&[&["serve", "--listen", "127.0.0.1:0"], flags].concat()))
     }
 
-    /// The same, with TLS.
+    /// The same, with TLS, and a tunnel to it for plain connections.
+    fn start_behind_tunnel(flags: &[&str]) -> Server {
+        let identity = Identity::new();
+        let mut server = Server::start_tls(&identity, flags);
+        let tunnel = Tunnel::start(server.address, identity);
+        server.address = tunnel.address;
+        server.tunnel = Some(tunnel);
+        server
+    }
+
+    /// A server that exposes each metric: it has a certificate, and a log, which cannot be reached.
+    pub fn with_all_metrics() -> Server {
+        Server::start_behind_tunnel(&["--backplane=unix:/nonexistent"])
+    }
+
+    /// The same as [`Server::start`], with TLS.
     pub fn start_tls(identity: &Identity, flags: &[&str]) -> Server {
         let mut command = oyez(&["serve", "--listen", "127.0.0.1:0"]);
         command.args(identity.flags()).args(flags);
