@@ -27,6 +27,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The history file; `None` to keep histories in memory only.
     pub history_file: Option<HistoryFile>,
+    /// The command line of the process, which SIGUSR2 executes again; empty: SIGUSR2 is ignored.
+    pub command: Vec<OsString>,
     /// The service manager that started the process; `None` without one.
     pub service_manager: Option<ServiceManagerConfig>,
     /// The log that several servers share; `None`: this server is its own log.
@@ -448,6 +450,7 @@ impl Default for Config {
             limits: Limits::default(),
             tcp: TcpConfig::default(),
             history_file: None,
+            command: Vec::new(),
             service_manager: None,
             backplane: None,
             assets: Vec::new(),

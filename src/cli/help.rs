@@ -7,7 +7,7 @@ use clap::{Arg, Command};
 
 /// The flags of `oyez serve` by their names, in the order in which they are shown.
 const SERVE: [(&str, &[&str]); 10] = [
-    ("Listen", &["listen", "connections-max", "no-console", "backlog"]),
+    ("Listen", &["listen", "connections-max", "no-console", "backlog", "check"]),
     (
         "Access",
         &[

@@ -29,6 +29,7 @@ mod service_manager;
 mod subscribe;
 mod token;
 mod trust;
+mod upgrade;
 mod values;
 mod version;
 

@@ -17,6 +17,7 @@ use super::memory;
 use super::output;
 use super::parent;
 use super::service_manager;
+use super::upgrade;
 use super::values::{
     bytes, bytes_or_0, channel_pattern, count, count_or_0, deflate_level, fields, memory_bytes_or_0, millis,
     millis_or_0, network, origin, seconds, small_bytes, small_count, small_count_or_0,
@@ -348,6 +349,10 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_TLS_SESSIONS_MAX", value_name = "N", default_value = "1024", value_parser = count_or_0)]
     tls_sessions_max: usize,
 
+    /// Check the flags and the files that they name, and exit; no socket and no history file is opened [default: off].
+    #[arg(long, env = "OYEZ_CHECK")]
+    check: bool,
+
     /// Process id of the parent to exit with; set by `oyez bench`.
     #[arg(long, value_name = "PID", hide = true)]
     end_with_parent: Option<u32>,
@@ -385,6 +390,7 @@ impl Serve {
         if listens_by_default && !sockets.is_empty() {
             config.listen.clear();
         }
+        config.command = std::env::args_os().collect();
         config.service_manager = service_manager::config();
         let memory = self.resolve_memory(&mut config.limits);
         config.limits.check().map_err(|why| match why.to_string() {
@@ -426,15 +432,17 @@ impl Serve {
         let access_config =
             AccessConfig { origins: self.origins.clone(), proxies, authenticator, uncompressed };
         let keys = || self.auth.verifier().map_err(|why| why.to_string());
-        let tls = config.tls.clone();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let load =
+            |files| Tls::load(files, &config.tls, HttpError::tls_expected, now).map_err(Failure::Failed);
+        let tls = config.tls.files.clone().map(load).transpose()?;
+        if self.check {
+            return output::print("the configuration is valid\n");
+        }
         let startup = Startup { config, access_config, sockets, connections_max, facts };
-        match tls.files.clone() {
+        match tls {
             None => startup.serve(Plain, keys, allocated_bytes),
-            Some(files) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let tls = Tls::load(files, &tls, HttpError::tls_expected, now).map_err(Failure::Failed)?;
-                startup.serve(tls, keys, allocated_bytes)
-            }
+            Some(tls) => startup.serve(tls, keys, allocated_bytes),
         }
     }
 
@@ -478,6 +486,7 @@ impl Serve {
                 .history_file
                 .clone()
                 .map(|path| HistoryFile { path, sync_ms: self.history_sync_ms }),
+            command: Vec::new(),
             service_manager: None,
             backplane: None,
             assets: served(self.no_console),
@@ -598,7 +607,7 @@ impl Startup {
         allocated_bytes: AllocatedBytes,
     ) -> Result<(), Failure> {
         let Startup { config, access_config, sockets, connections_max, facts } = self;
-        let reuse_port = config.tcp.reuse_port;
+        let (reuse_port, command) = (config.tcp.reuse_port, config.command.clone());
         let scheme = if config.tls.files.is_some() { "wss" } else { "ws" };
         // The first count starts the thread that returns pages to the system. Loading a history frees many, and the first
         // client may come much later.
@@ -619,6 +628,7 @@ impl Startup {
         }
         match server.run(keys, allocated_bytes) {
             Ok(ServerExit::Drained) => Ok(()),
+            Ok(ServerExit::Replaced) => Err(upgrade::execute(&command, server.take_sockets())),
             Ok(ServerExit::HistoryIncomplete) => {
                 Err(Failure::Failed("exited with an incomplete history file".into()))
             }

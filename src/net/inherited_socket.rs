@@ -10,6 +10,10 @@ use crate::config::ListenAddress;
 /// The name of a Unix socket whose file this process has created, so that it removes it.
 pub const OWN_NAME: &str = "oyez-own";
 
+/// The environment variables that pass sockets: their number, the process that they are for, their names, and the first
+/// descriptor if that is not 3.
+pub const LISTEN_VARIABLES: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_FDS_FIRST_FD"];
+
 /// A listening socket that the process was started with.
 #[derive(Debug)]
 pub struct InheritedSocket {

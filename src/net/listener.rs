@@ -152,6 +152,26 @@ impl Listener {
         }
     }
 
+    /// Returns the socket without closing it, for the next program. Connections wait in its backlog.
+    ///
+    /// # Errors
+    /// The registration with the poll cannot be removed.
+    pub fn into_inherited(mut self, registry: &Registry) -> io::Result<InheritedSocket> {
+        let address = self.address()?;
+        match self {
+            Listener::Tcp(ref mut socket) => registry.deregister(socket)?,
+            Listener::Unix { ref mut socket, .. } => registry.deregister(socket)?,
+        }
+        Ok(match self {
+            Listener::Tcp(socket) => InheritedSocket { socket: socket.into(), address, is_own: false },
+            Listener::Unix { socket, file, .. } => {
+                let is_own = file.is_some();
+                file.into_iter().for_each(SocketFile::keep);
+                InheritedSocket { socket: socket.into(), address, is_own }
+            }
+        })
+    }
+
     /// Accepts one connection.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem;
 
+use log::warn;
 use mio::net::TcpStream;
 use mio::{Registry, Token};
 
@@ -156,6 +157,16 @@ impl Listeners {
             entry.listener.register(registry, Token(first_token.0 - at))?;
         }
         Ok(())
+    }
+
+    /// Returns the sockets without closing them, for the next program. Clients wait in their backlogs.
+    pub fn into_inherited(self, registry: &Registry) -> Vec<InheritedSocket> {
+        let sockets = self.entries.into_iter().map(|entry| entry.listener.into_inherited(registry));
+        sockets
+            .filter_map(|socket| {
+                socket.inspect_err(|error| warn!("a listening socket is lost: {error}")).ok()
+            })
+            .collect()
     }
 
     /// Records an event: clients wait. It does not end a pause. Returns false if the token is not of a listener.

@@ -17,8 +17,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
+    /// Device and inode; `None` once the next program removes the file.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
@@ -48,13 +48,18 @@ impl SocketFile {
     /// # Errors
     /// The file does not exist.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
-        Ok(SocketFile { path: path.to_owned(), identity: identity(path)? })
+        Ok(SocketFile { path: path.to_owned(), identity: Some(identity(path)?) })
+    }
+
+    /// Leaves the file to the next program.
+    pub fn keep(mut self) {
+        self.identity = None;
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).ok() != Some(self.identity) {
+        if self.identity.is_none() || identity(&self.path).ok() != self.identity {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {

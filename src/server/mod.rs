@@ -41,7 +41,7 @@
 //!   bounds the log lines of closed connections.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
-//! - `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
+//! - `upgrade` replaces the program, `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
 //!   process for `/metrics`.
 
 mod admission;
@@ -94,6 +94,7 @@ mod sweeper;
 mod tickets;
 mod unicast;
 mod unreplicated_publish;
+mod upgrade;
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -103,7 +104,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, error, info};
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::access::authenticator::Authenticator;
@@ -133,6 +134,7 @@ use phase_timer::PhaseTimer;
 use service_manager::{ServiceManager, ServiceStatus};
 use shutdown::ShutdownPhase;
 use store::{Loaded, Opened, Store};
+use upgrade::ProgramUpgrade;
 
 pub use shutdown::ServerExit;
 pub use start_error::StartError;
@@ -176,6 +178,7 @@ pub struct Server<E: Acceptor> {
     phase_timer: PhaseTimer,
     phase: ShutdownPhase,
     service_manager: Option<ServiceManager>,
+    upgrade: ProgramUpgrade,
 }
 
 /// Allowed origins, trusted proxies, authentication, and channels whose lengths must reveal nothing.
@@ -267,7 +270,7 @@ impl<E: Acceptor> Server<E> {
     ) -> Result<Server<E>, StartError> {
         let poll = Poll::new()?;
         // Before the listeners: a client that is connected may be the reason for a SIGHUP, which kills by default.
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2, SIGCHLD])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
         // The addresses are reserved first, and listened on once the history is loaded. Until then connections are
         // refused, so a load balancer sends no clients yet, and a client that connects is served at once. Only a server
@@ -275,8 +278,6 @@ impl<E: Acceptor> Server<E> {
         let addresses = ReservedAddresses::reserve(&config.listen, sockets, &config.tcp)?;
         let now = Instant::now();
         let clock = Clock { started: now, woke: now, boot: process::boot_id() };
-        let manager = config.service_manager.as_ref();
-        let service_manager = manager.and_then(|config| ServiceManager::new(config, clock.now()));
         let snapshot = clock.snapshot();
         // A new log begins, unless a history file continues one.
         let mut engine = Engine::new(config.limits, new_epoch());
@@ -310,17 +311,23 @@ impl<E: Acceptor> Server<E> {
             has_log_events: false,
             store,
             connections_max,
+            service_manager: ServiceManager::new(config.service_manager.as_ref(), clock.now()),
             clock,
             counted_at: None,
             phase_timer: PhaseTimer::new(),
             phase: ShutdownPhase::Serving,
-            service_manager,
+            upgrade: ProgramUpgrade::new(config.command),
         })
     }
 
     /// The addresses that it listens on; none while draining.
     pub fn addresses(&self) -> Vec<ListenAddress> {
         self.listeners.iter().flat_map(Listeners::addresses).collect()
+    }
+
+    /// Takes the listening sockets for the next program, after [`ServerExit::Replaced`].
+    pub fn take_sockets(&mut self) -> Vec<InheritedSocket> {
+        self.upgrade.take_sockets()
     }
 
     /// The counters.
@@ -412,7 +419,8 @@ impl<E: Acceptor> Server<E> {
         let backplane = self.backplane_deadline();
         let status = self.status();
         let manager = self.service_manager.as_ref().and_then(|manager| manager.next_deadline(status));
-        let next = [pause, drain, store, backplane, manager, self.engine.next_expiry(now)]
+        let check = self.upgrade.deadline();
+        let next = [pause, drain, store, backplane, manager, check, self.engine.next_expiry(now)]
             .into_iter()
             .flatten()
             .reduce(LoopTime::min)?;
@@ -444,15 +452,19 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Handles pending signals: SIGHUP reloads files, SIGTERM and SIGINT begin the shutdown or end it at once.
+    /// Handles pending signals: SIGHUP reloads files, SIGUSR2 replaces the program, SIGTERM and SIGINT begin the shutdown or
+    /// end it at once.
     fn handle_signals(&mut self, keys: &mut impl FnMut() -> Result<Option<Verifier>, String>, now: LoopTime) {
         if !mem::take(&mut self.has_signals) {
             return;
         }
         let signals: Vec<i32> = self.signals.pending().collect();
         for &signal in &signals {
-            if signal != SIGHUP {
-                self.shut_down(now);
+            match signal {
+                // The end of a check wakes the loop.
+                SIGHUP | SIGCHLD => {}
+                SIGUSR2 => self.begin_upgrade(now),
+                _ => self.shut_down(now),
             }
         }
         if signals.contains(&SIGHUP) {
@@ -548,10 +560,11 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    /// Handles expired deadlines, notifies the service manager, and sends changed channels to the thread that writes the history file.
+    /// Handles expired deadlines, continues an upgrade, notifies the service manager, and sends changed channels to the thread that writes the history file.
     fn expire(&mut self, now: LoopTime) {
         self.engine.expire(now);
         self.expire_link(now);
+        self.continue_upgrade(now);
         let status = self.status();
         self.service_manager.iter_mut().for_each(|manager| manager.expire(status, now));
         let clients = self.engine.next_client();

@@ -55,8 +55,9 @@ pub(super) struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// The manager of this configuration; `None`, after a warning, if its address is invalid.
-    pub(super) fn new(config: &ServiceManagerConfig, now: LoopTime) -> Option<ServiceManager> {
+    /// The manager of this configuration; `None` without one, or after a warning if its address is invalid.
+    pub(super) fn new(config: Option<&ServiceManagerConfig>, now: LoopTime) -> Option<ServiceManager> {
+        let config = config?;
         let open = || -> io::Result<_> {
             let socket = UnixDatagram::unbound()?;
             socket.set_nonblocking(true)?;
@@ -171,7 +172,7 @@ mod tests {
             let mut next = || received.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec());
             std::iter::from_fn(&mut next).map(|bytes| String::from_utf8(bytes).unwrap()).collect()
         };
-        (ServiceManager::new(&config, now(0)).unwrap(), messages)
+        (ServiceManager::new(Some(&config), now(0)).unwrap(), messages)
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) enum ShutdownPhase {
 pub enum ServerExit {
     /// After a drain.
     Drained,
+    /// After a drain, and the next program is to be executed in this process.
+    Replaced,
     /// At once, by a second signal.
     Forced,
     /// The history file could not be completed.
@@ -45,6 +47,11 @@ pub enum ServerExit {
 impl<E: Acceptor> Server<E> {
     /// Begins the shutdown at the first signal, and ends it at once at the second.
     pub(super) fn shut_down(&mut self, now: LoopTime) {
+        if self.upgrade.cancel() {
+            info!("the server ends and does not start again; a second signal ends at once");
+            self.service_manager.iter_mut().for_each(ServiceManager::stopping);
+            return;
+        }
         match self.phase {
             ShutdownPhase::Serving => {
                 let delay_ms = self.engine.shared.limits.drain_delay_ms;
@@ -63,9 +70,13 @@ impl<E: Acceptor> Server<E> {
         }
     }
 
-    fn begin_drain(&mut self, now: LoopTime) {
+    pub(super) fn begin_drain(&mut self, now: LoopTime) {
         info!("draining {}; a second signal ends at once", plural(self.engine.slots.len(), "connection"));
-        self.listeners = None;
+        let listeners = self.listeners.take();
+        if self.upgrade.is_draining() {
+            let sockets = listeners.map(|listeners| listeners.into_inherited(self.poll.registry()));
+            self.upgrade.keep(sockets.unwrap_or_default());
+        }
         self.phase = ShutdownPhase::Draining { until: now.after(self.engine.shared.limits.drain_ms) };
         self.engine.drain(now);
     }
@@ -96,7 +107,13 @@ impl<E: Acceptor> Server<E> {
         self.leave_log(now);
         let timeout =
             if end == ServerExit::Forced { FORCED_SHUTDOWN_WRITE_TIMEOUT } else { SHUTDOWN_WRITE_TIMEOUT };
-        let end = if self.save(timeout) { end } else { ServerExit::HistoryIncomplete };
+        let is_saved = self.save(timeout);
+        let end = match end {
+            // The next program begins a new epoch if the history is incomplete, which is logged.
+            ServerExit::Drained if self.upgrade.is_draining() => ServerExit::Replaced,
+            end if is_saved => end,
+            _ => ServerExit::HistoryIncomplete,
+        };
         info!("ended {}", self.engine.shared.metrics);
         Some(end)
     }

@@ -85,6 +85,8 @@ mod queries;
 mod raw_resume;
 mod read_pause;
 mod replays;
+#[cfg(feature = "history-file")]
+mod restart;
 mod resume;
 #[cfg(feature = "backplane")]
 mod reuse_port;

@@ -4,13 +4,13 @@
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::client::Client;
 use crate::support::folder::Folder;
 use crate::support::http::get;
-use crate::support::process::{Server, TEST_TIMEOUT, oyez};
+use crate::support::process::{Server, TEST_TIMEOUT, activated, oyez};
 
 const ANY: &str = "127.0.0.1:0";
 
@@ -115,23 +115,6 @@ fn watchdog_of_this_process_is_sent_by_an_idle_server() {
             break;
         }
     }
-}
-
-/// A server that is started with a listening socket, as a service manager starts it.
-fn activated(socket: Stdio, flags: &[&str]) -> Command {
-    let script =
-        "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=oyez.socket; exec \"$@\"";
-    let server = oyez(&[&["serve"], flags].concat());
-    let mut command = Command::new("sh");
-    command.args(["-c", script, "sh"]).arg(server.get_program()).args(server.get_args());
-    for (name, value) in server.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.stdin(socket).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
 }
 
 #[test]

@@ -44,6 +44,23 @@ pub fn oyez(arguments: &[&str]) -> Command {
     command
 }
 
+/// A server that is started with a listening socket, as a service manager starts it.
+pub fn activated(socket: Stdio, flags: &[&str]) -> Command {
+    let script =
+        "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ LISTEN_FDNAMES=oyez.socket; exec \"$@\"";
+    let server = oyez(&[&["serve"], flags].concat());
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(server.get_program()).args(server.get_args());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(socket).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 /// A port of the loopback address that nothing listens on. It is below the range from which the kernel gives ports to
 /// sockets that ask for any (32768 and up by default): there, another test could be given it before it is used.
 pub fn free_port() -> u16 {
