@@ -209,6 +209,10 @@ for (const [name, build] of [['vite, production', built_by_vite], ['esbuild, dev
     assert.deepEqual(calls.slice(-2), ['6', '7!']);
     assert.deepEqual(calls.filter((call) => call === '5'), ['5'], 'each message is delivered to onmessage once');
 
+    // What an earlier subscription received is not shown with the next one.
+    await page.evaluate(() => window.page.setRoom({ channel: 'a', suffix: '', since: 'latest' }));
+    await shows('a new subscription', { state: 'open', data: ['7'], error: null });
+
     await publish('b', 'of b');
     await page.evaluate(() => window.page.setRoom({ channel: 'b', suffix: '' }));
     await shows('another channel', { state: 'open', data: ['of b'], error: null });
@@ -226,6 +230,7 @@ for (const [name, build] of [['vite, production', built_by_vite], ['esbuild, dev
     for (let i = 0; i < 6000 && (await subscribers('c')) > 0; i++) await new Promise((resolve) => setTimeout(resolve, 10));
     assert.equal(await subscribers('c'), 0, 'unmounting unsubscribes');
     assert.deepEqual(await page.evaluate(() => window.page.gaps), []);
+    assert.equal(await page.evaluate(() => window.page.foreign), 0, 'no render shows messages of another channel');
     assert.deepEqual(errors, []);
   });
 }

@@ -6,18 +6,18 @@ import { Oyez } from 'oyez';
 import { useChannel } from 'oyez/react';
 
 const hub = new Oyez(new URL(location.href).searchParams.get('server'));
-const page = { hub, calls: [], gaps: [], renders: 0 };
+const page = { hub, calls: [], gaps: [], foreign: 0 };
 window.page = page;
 
-function Room({ channel, suffix }) {
-  page.renders++;
+function Room({ channel, suffix, since = 'earliest' }) {
   const { state, messages, error, publish } = useChannel(hub, channel, {
-    since: 'earliest',
+    since,
     messages_max: 5,
     onmessage: ({ data }) => page.calls.push(`${data}${suffix}`),
     ongap: ({ why }) => page.gaps.push(why),
   });
   page.publish = publish;
+  page.foreign += messages.filter((message) => message.channel !== channel).length;
   return createElement('p', { id: 'room' }, JSON.stringify({ state, data: messages.map(({ data }) => data), error: error?.code ?? null }));
 }
 
