@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from oyez_client import Gap, Live, Message, Oyez, OyezError, StateChange
+from oyez_client._client import Connection, _connect
 
 OYEZ = os.environ["OYEZ"]
 WAIT_SECONDS = 60.0
@@ -232,13 +233,23 @@ class ClientTest(unittest.IsolatedAsyncioTestCase):
 
     async def test_gap_of_the_history_comes_before_the_rest(self) -> None:
         server = Server(self, "--history-messages-max", "10")
-        async with Oyez(server.url, random=lambda: 0.999) as hub, Oyez(server.url) as publisher:
+        # Closed, it holds the next connection back, however long the publisher takes.
+        gate = asyncio.Event()
+        gate.set()
+
+        async def connect(url: str, subprotocols: list[str]) -> Connection:
+            await gate.wait()
+            return await _connect(url, subprotocols)
+
+        async with Oyez(server.url, connect=connect) as hub, Oyez(server.url) as publisher:
             heard = Collected(hub, "a")
             await until("the subscription", lambda: bool(heard.events))
             before = await publisher.publish("a", 0)
             await until("it", lambda: heard.data == [0])
+            gate.clear()
             hub.cut()
             ids = [await publisher.publish("a", at) for at in range(1, 31)]
+            gate.set()
             await until("the rest", lambda: heard.data[-1] == 30)
             self.assertEqual(heard.data, [0, *range(21, 31)])
             (gap,) = heard.of(Gap)
@@ -262,7 +273,7 @@ class ClientTest(unittest.IsolatedAsyncioTestCase):
                 self.assertEqual(failed.exception.code, code)
             self.assertEqual(hub.state, "open")
 
-    async def test_token_is_renewed_on_the_same_connection(self) -> None:
+    async def test_token_function_provides_each_next_token(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             key = str(Path(folder, "secret.key"))
             subprocess.run([OYEZ, "token", "secret", key], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ import unittest
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from oyez_client import Gap, Live, Message, Oyez, OyezError, StateChange, Subscribed, Subscription
 from websockets.exceptions import ConnectionClosedError
@@ -260,7 +261,8 @@ class Transcript(unittest.TestCase):
     def run_transcript(self) -> None:
         loop = Loop()
         try:
-            loop.run_until_complete(self.play())
+            with mock.patch("time.time", loop.time):
+                loop.run_until_complete(self.play())
             self.assertEqual(asyncio.all_tasks(loop), set(), "tasks that remain")
         finally:
             loop.close()

@@ -6,7 +6,7 @@ import { Oyez } from 'oyez';
 import { useChannel } from 'oyez/react';
 
 const hub = new Oyez(new URL(location.href).searchParams.get('server'));
-const page = { hub, calls: [], gaps: [], foreign: 0 };
+const page = { hub, calls: [], gaps: [], foreign: 0, states: [] };
 window.page = page;
 
 function Room({ channel, suffix, since = 'earliest' }) {
@@ -17,6 +17,7 @@ function Room({ channel, suffix, since = 'earliest' }) {
     ongap: ({ why }) => page.gaps.push(why),
   });
   page.publish = publish;
+  page.states.push(state);
   page.foreign += messages.filter((message) => message.channel !== channel).length;
   return createElement('p', { id: 'room' }, JSON.stringify({ state, data: messages.map(({ data }) => data), error: error?.code ?? null }));
 }
