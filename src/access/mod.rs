@@ -12,6 +12,7 @@ pub mod grant;
 pub mod identity;
 pub mod keys;
 pub mod limit;
+pub mod metrics_token;
 pub mod origin;
 mod parsed_origin;
 pub mod proxy;

@@ -112,6 +112,7 @@ const SERVE: [(&str, &[&str]); 10] = [
         &[
             "log-lines-per-second",
             "log-format",
+            "metrics-token-file",
             "accepts-per-turn",
             "reads-per-connection",
             "read-bytes-per-connection",

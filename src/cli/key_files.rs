@@ -10,6 +10,7 @@ use log::warn;
 
 use super::failure::Failure;
 use crate::access::keys::{BadKey, Keys, SigningKey};
+use crate::access::metrics_token::{METRICS_TOKEN_BYTES_MIN, MetricsToken};
 
 /// Maximum size of a file: sixteen keys take a hundredth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -132,6 +133,19 @@ fn read_secret(flag: &str, path: &Path) -> Result<Vec<u8>, Failure> {
         warn!("{flag} {}: every user of this machine can read it: chmod o= {0}", path.display());
     }
     read(flag, path)
+}
+
+/// Reads the token that `/metrics` requires: the first line of its file.
+pub(super) fn read_metrics_token(path: &Path) -> Result<MetricsToken, Failure> {
+    const FLAG: &str = "--metrics-token-file";
+    let text = read_password(FLAG, path)?;
+    MetricsToken::new(text.as_bytes()).ok_or_else(|| {
+        Failure::Usage(format!(
+            "{FLAG} {}: the token has at least {METRICS_TOKEN_BYTES_MIN} letters, digits or signs of ASCII, and no spaces: \
+             write one with `oyez token secret FILE`",
+            path.display()
+        ))
+    })
 }
 
 /// Reads a file with a password, which ends at the end of its first line.

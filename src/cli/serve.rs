@@ -11,6 +11,7 @@ use log::{info, warn};
 use super::auth_flags::AuthFlags;
 use super::backplane_flags::BackplaneFlags;
 use super::failure::Failure;
+use super::key_files::read_metrics_token;
 use super::listen_flag::{self, ListenPart};
 use super::log_format::LogFormat;
 use super::memory;
@@ -289,6 +290,10 @@ pub(super) struct Serve {
     #[arg(long, env = "OYEZ_LOG_LINES_PER_SECOND", value_name = "N", default_value = "100", value_parser = small_count_or_0)]
     log_lines_per_second: u32,
 
+    /// File with a token that /metrics requires (Authorization: Bearer TOKEN), at least 16 bytes [default: none].
+    #[arg(long, env = "OYEZ_METRICS_TOKEN_FILE", value_name = "FILE")]
+    metrics_token_file: Option<PathBuf>,
+
     /// Format of log lines: text, one JSON object in each, or logfmt.
     #[arg(
         long,
@@ -429,8 +434,14 @@ impl Serve {
         let facts = vec![who_may, descriptors, memory];
         let uncompressed = Patterns::parse(self.deflate_exclude.iter().map(String::as_str))
             .map_err(|why| Failure::Usage(why.to_string()))?;
-        let access_config =
-            AccessConfig { origins: self.origins.clone(), proxies, authenticator, uncompressed };
+        let metrics_token = self.metrics_token_file.as_deref().map(read_metrics_token).transpose()?;
+        let access_config = AccessConfig {
+            origins: self.origins.clone(),
+            proxies,
+            authenticator,
+            uncompressed,
+            metrics_token,
+        };
         let keys = || self.auth.verifier().map_err(|why| why.to_string());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let load =

@@ -110,6 +110,7 @@ use signal_hook_mio::v1_0::Signals;
 use crate::access::authenticator::Authenticator;
 use crate::access::connection_limiter::Proxies;
 use crate::access::grant::Patterns;
+use crate::access::metrics_token::MetricsToken;
 use crate::access::origin::OriginPattern;
 use crate::access::token::Verifier;
 use crate::close::Reason;
@@ -192,6 +193,8 @@ pub struct AccessConfig {
     pub authenticator: Authenticator,
     /// Channels whose messages are not compressed: the length of a compressed message depends on the text before it.
     pub uncompressed: Patterns,
+    /// The token that `/metrics` requires; `None`: none.
+    pub metrics_token: Option<MetricsToken>,
 }
 
 /// The only clock of the server: read once before each wait and once after.
@@ -238,8 +241,8 @@ fn configure_access<T: Transport>(
     assets: Vec<&'static Asset>,
     access_config: AccessConfig,
 ) {
-    let AccessConfig { origins, proxies, authenticator, uncompressed } = access_config;
-    engine.shared.http_config = HttpConfig { assets, origins };
+    let AccessConfig { origins, proxies, authenticator, uncompressed, metrics_token } = access_config;
+    engine.shared.http_config = HttpConfig { assets, origins, metrics_token };
     engine.shared.authenticator = authenticator;
     engine.hub.exclude_from_compression(uncompressed);
     engine.shared.limiter.trust(proxies);

@@ -209,6 +209,16 @@ pub(super) fn ticket_for_log(
     }
 }
 
+/// Checks the token of a request for the metrics, if they require one.
+pub(super) fn check_metrics_token(request: &Request<'_>, ctx: &SessionContext<'_>) -> Result<(), HttpError> {
+    let Some(expected) = &ctx.http_config.metrics_token else { return Ok(()) };
+    match request.fields.one("authorization") {
+        Ok(None) => Err(unauthorized(TokenFault::Missing)),
+        Ok(Some(field)) if bearer(field).is_some_and(|token| expected.is(token)) => Ok(()),
+        _ => Err(unauthorized(TokenFault::NoKey)),
+    }
+}
+
 /// The token of `Authorization: Bearer TOKEN` (RFC 6750 2.1).
 fn bearer(field: &[u8]) -> Option<&[u8]> {
     let (scheme, after_scheme) = field.split_at_checked(6)?;

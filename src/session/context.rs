@@ -3,6 +3,7 @@
 use super::intent::Intent;
 use crate::access::authenticator::Authenticator;
 use crate::access::connection_limiter::ConnectionLimiter;
+use crate::access::metrics_token::MetricsToken;
 use crate::access::origin::OriginPattern;
 use crate::config::{Asset, Limits};
 use crate::ids::{Peer, SlotId};
@@ -33,6 +34,8 @@ pub struct HttpConfig {
     pub assets: Vec<&'static Asset>,
     /// Origins whose pages may send requests, in addition to those of the server's own host.
     pub origins: Vec<OriginPattern>,
+    /// The token that `/metrics` requires; `None`: none.
+    pub metrics_token: Option<MetricsToken>,
 }
 
 /// The environment of a session while it handles an event.

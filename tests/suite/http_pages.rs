@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
+use crate::support::folder::Folder;
 use crate::support::frames;
-use crate::support::http::{Response, get, publish};
-use crate::support::process::Server;
+use crate::support::http::{Response, get, publish, request};
+use crate::support::process::{Server, oyez};
 
 fn names(page: &Value) -> Vec<&str> {
     page["channels"].as_array().unwrap().iter().map(|one| one["channel"].as_str().unwrap()).collect()
@@ -203,6 +204,34 @@ fn metrics(client: &mut Client) -> Response {
         answer.head
     );
     answer
+}
+
+#[test]
+fn metrics_with_a_token_file_require_its_token() {
+    let folder = Folder::new();
+    let file = folder.file("token", "0123456789abcdef0123\n");
+    let server = Server::start(&["--metrics-token-file", &file]);
+    let ask = |lines: &str| Client::new(server.connect()).ask(request("GET", "/metrics", lines));
+    let missing = ask("");
+    assert_eq!((missing.status, missing.field("WWW-Authenticate")), (401, Some("Bearer")));
+    for wrong in [
+        "Bearer 0123456789abcdef012",
+        "Bearer 0123456789abcdef01234",
+        "Basic 0123456789abcdef0123",
+        "Bearer ",
+    ] {
+        let answer = ask(&format!("Authorization: {wrong}\r\n"));
+        assert_eq!(answer.status, 401, "{wrong}");
+        assert!(!answer.body.contains("oyez_"), "{answer:?}");
+    }
+    assert!(ask("Authorization: Bearer 0123456789abcdef0123\r\n").body.contains("oyez_connections "));
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(Client::new(server.connect()).ask(get(path)).status, 200, "{path}");
+    }
+    let short = folder.file("short", "0123456789\n");
+    let output =
+        oyez(&["serve", "--listen", "127.0.0.1:0", "--metrics-token-file", &short]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
 #[test]

@@ -132,7 +132,8 @@ fn authorize(
     ctx: &mut SessionContext<'_>,
 ) -> Result<Rights, HttpError> {
     let sources = match route {
-        Route::Health | Route::Ready | Route::Metrics | Route::Asset(_) => return Ok(None),
+        Route::Health | Route::Ready | Route::Asset(_) => return Ok(None),
+        Route::Metrics => return auth_state::check_metrics_token(request, ctx).map(|()| None),
         // Authenticated after its upgrade.
         Route::WebSocket { .. } => return Ok(None),
         Route::Events { channel } => CredentialSources::Ticket(channel),
