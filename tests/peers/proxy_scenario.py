@@ -92,6 +92,18 @@ class Setup:
                     ("/etc/ssl/example.com.both.pem", str(both)))
         return ["haproxy", "-db", "-f", self.write("haproxy.cfg", block)]
 
+    def nginx_unix(self):
+        self.oyez = f"unix:{self.folder}/oyez.sock"
+        return self.nginx()
+
+    def caddy_unix(self):
+        self.oyez = f"unix/{self.folder}/oyez.sock"
+        return self.caddy()
+
+    def haproxy_unix(self):
+        self.oyez = f"unix@{self.folder}/oyez.sock"
+        return self.haproxy()
+
     def haproxy_forwardfor(self):
         """The variant that the manual describes below the configuration."""
         command = self.haproxy()
@@ -108,6 +120,9 @@ class Run:
         self.name, self.folder = name, folder
         self.checks = checks
         self.log = open(folder / "log", "w+")
+        if name.endswith("_unix"):
+            # As the manual describes it below the configurations.
+            flags = [*flags, "--listen", f"unix:{folder}/oyez.sock,mode=0600", "--trusted-proxy", "unix:"]
         self.server = subprocess.Popen([oyez, "serve", "--listen", "127.0.0.1:0", "--trusted-proxy", "127.0.0.1",
                                         "--connections-per-address-max", str(CONNECTIONS_MAX), *flags],
                                        stdout=subprocess.PIPE, stderr=self.log, text=True,
@@ -278,7 +293,8 @@ def main(oyez):
         if not shutil.which(tool):
             sys.exit(f"{tool} is missing")
     checks = Checks()
-    runs = [("nginx", []), ("caddy", []), ("haproxy", ["--proxy-protocol"]), ("haproxy_forwardfor", [])]
+    runs = [("nginx", []), ("caddy", []), ("haproxy", ["--proxy-protocol"]), ("haproxy_forwardfor", []),
+            ("nginx_unix", []), ("caddy_unix", []), ("haproxy_unix", ["--proxy-protocol"])]
 
     def one(name, flags):
         with tempfile.TemporaryDirectory() as folder:
