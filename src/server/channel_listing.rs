@@ -15,16 +15,16 @@ use crate::session::http::query::Listing;
 /// access many of them.
 const CHANNELS_PER_SLICE: usize = 1_000;
 
-/// The channels of a server, and of those that share its log.
+/// The channels of this node, and of the nodes that share its log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Channels<'a> {
     pub(super) hub: &'a Hub,
-    /// The subscribers on the other servers, and the number of servers.
+    /// The subscribers on the other nodes, and the number of nodes.
     pub(super) shared: Option<(&'a SubscriberCounts, usize)>,
 }
 
 impl<'a> Channels<'a> {
-    /// The names that begin with `prefix`, in their order, from a bound on.
+    /// The names that begin with `prefix`, in their order, starting at a bound.
     fn names_from(
         self,
         prefix: &'a str,
@@ -53,7 +53,7 @@ impl<'a> Channels<'a> {
         append_channel(out, self.hub, name, info);
     }
 
-    /// `,"nodes":3`, if several servers share the log.
+    /// Appends `,"nodes":3`, if several nodes share the log.
     fn append_nodes(self, out: &mut Vec<u8>) {
         if let Some((_, nodes)) = self.shared {
             // Writes to a Vec do not fail.

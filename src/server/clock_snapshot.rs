@@ -1,4 +1,5 @@
-//! Downtime between two processes that continue one log, by clocks that may jump; and random epochs.
+//! Readings of the clocks in the history file, the downtime between two processes that continue one log, and random
+//! epochs.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -24,9 +25,9 @@ pub fn new_epoch() -> u64 {
 /// Returns the downtime in milliseconds.
 ///
 /// **Clocks that jump**: if the machine was not rebooted, its monotonic clock is used, which cannot be set. Otherwise
-/// only unix time is left, and it may have been wrong then or be wrong now. If it went back, no time has passed. If it
-/// went ahead, at most half of the maximum age of messages counts, so that a corrected clock does not expire all of
-/// them at once; they continue to age.
+/// only unix time is left, and it may have been wrong then or be wrong now. If unix time went back, the downtime is
+/// taken to be 0. If it went ahead, at most half of the maximum age of messages counts, so that a corrected clock does
+/// not expire all of them at once; they continue to age.
 pub fn downtime_ms(then: ClockSnapshot, now: ClockSnapshot, age_ms: u32) -> u64 {
     if then.boot == now.boot && then.boot != 0 && now.boot_ms >= then.boot_ms {
         now.boot_ms - then.boot_ms

@@ -1,8 +1,9 @@
 //! Disconnecting a user: on this node, or on all nodes that share its log.
 //!
 //! The request is an item of the log. Each node that reads it closes the user's connections, revokes its unused
-//! tickets, and appends the number. The node that was asked adds the numbers up until all nodes that were alive have
-//! responded, or for two seconds: a node that is silent longer closes the connections when it reads the request.
+//! tickets, and appends the number. The node that received the HTTP request adds these numbers up until all nodes that
+//! were alive have responded, for at most two seconds: a node that is silent longer closes the connections when it
+//! reads the request.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +32,7 @@ impl<T: Transport> Engine<T> {
         options: &ResponseOptions,
         now: LoopTime,
     ) {
-        // With a shared log too, since it may be down.
+        // Also with a shared log, which may be down.
         let closed = self.close_connections_of(sub, now);
         let Some(log) = &mut self.shared_log else {
             let body = format!("{{\"closed\":{closed}}}\n");
@@ -61,12 +62,12 @@ impl<T: Transport> Engine<T> {
 
     fn close_connections_of(&mut self, sub: &str, now: LoopTime) -> usize {
         self.shared.authenticator.tickets.revoke(sub);
-        let theirs = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
-        let theirs: Vec<SlotId> = theirs.map(|(id, _)| id).collect();
-        for &one in &theirs {
-            self.close(one, Reason::Forbidden, now);
+        let of_user = self.slots.iter().filter(|(_, slot)| slot.state.sub() == Some(sub));
+        let connections: Vec<SlotId> = of_user.map(|(id, _)| id).collect();
+        for &closed in &connections {
+            self.close(closed, Reason::Forbidden, now);
         }
-        theirs.len()
+        connections.len()
     }
 
     /// Applies the request of a node, which is read at the log's time `time_ms`.
@@ -107,14 +108,14 @@ impl<T: Transport> Engine<T> {
         self.answer_disconnects(now);
     }
 
-    /// The log does not return the request.
+    /// Rejects a request that the log does not return.
     pub(super) fn fail_disconnect(&mut self, reference: u32, rejection: Rejection, now: LoopTime) {
         let Some(log) = &mut self.shared_log else { return };
         let Some(request) = log.take_disconnect(|request| request.reference == reference) else { return };
         self.reject_request(request.slot, &request.options, rejection, now);
     }
 
-    /// Answers the requests whose results are complete, or whose time is over.
+    /// Responds to the requests whose results are complete, or whose deadline has expired.
     pub(super) fn answer_disconnects(&mut self, now: LoopTime) {
         while let Some(log) = &mut self.shared_log
             && let Some(request) = log.take_disconnect(|request| request.is_complete(now))

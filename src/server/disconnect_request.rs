@@ -12,18 +12,18 @@ pub(super) struct DisconnectRequest {
     pub(super) reference: u32,
     pub(super) slot: SlotId,
     pub(super) options: ResponseOptions,
-    /// Connections that were closed so far.
+    /// Number of connections that were closed so far.
     pub(super) closed: u64,
-    /// Servers that were alive when the request was made, with this one.
+    /// Number of nodes that were alive when the request was made, this node included.
     pub(super) nodes: usize,
-    /// The runs of those that have not responded.
+    /// The runs of the nodes that have not responded.
     pub(super) awaited: BTreeSet<u32>,
     /// `None` until the request is read back.
     pub(super) deadline: Option<LoopTime>,
 }
 
 impl DisconnectRequest {
-    /// Returns true if all nodes have responded, or the time for that is over.
+    /// Returns true if all nodes have responded, or the deadline has expired.
     pub(super) fn is_complete(&self, now: LoopTime) -> bool {
         self.deadline.is_some_and(|deadline| self.awaited.is_empty() || deadline.is_due(now))
     }

@@ -37,8 +37,8 @@
 //!   on publishers.
 //! - [`memory`] decides which steps against memory pressure are in force, [`relief`] carries them out.
 //! - `admission` admits or rejects connections, `drain` closes all of them in a `shutdown` by a `drain_schedule`,
-//!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit`
-//!   bounds the log lines of closed connections.
+//!   `expire` checks deadlines with the `sweeper`, `client_tables` expires the tables of clients, `log_limit` bounds
+//!   the log lines that peers cause.
 //! - [`crate::net::listeners`] accept, [`crate::net::transport`] is a socket, [`crate::net::acceptor`] and
 //!   [`crate::net::tls`] are TLS over one.
 //! - `upgrade` replaces the program, `service_manager` notifies systemd, [`store`] is the history file, `process` reads memory and processor time of the
@@ -141,7 +141,7 @@ pub use shutdown::ServerExit;
 pub use start_error::StartError;
 
 const SIGNALS: Token = Token(usize::MAX - 1);
-/// The token of the first listener; the others follow below it, where no connection's token reaches.
+/// The token of the first listener. The tokens of the others are the next lower ones, above those of all connections.
 const LISTENERS: Token = Token(usize::MAX - 16);
 
 /// Events taken in one wait. 1,024 are 12 KiB; more would only make the turns longer.
@@ -151,8 +151,8 @@ const EVENTS_PER_TURN: usize = 1024;
 /// backlog.
 pub const OVERLOAD_RESPONSES_MAX: usize = 16;
 
-/// Descriptors that are not connections: the three standard ones, the poll, the first listener and the
-/// reserve, the signal pipe's two, and some for name lookups and the like.
+/// Descriptors that are not connections: the three standard ones, the poll, the first listener and its reserve
+/// descriptor, the signal pipe's two, and some for name lookups and similar short uses.
 pub const DESCRIPTORS_RESERVED: usize = 16 + OVERLOAD_RESPONSES_MAX;
 
 /// The server: poll, listeners, engine and history file, and the loop over them.
@@ -182,7 +182,7 @@ pub struct Server<E: Acceptor> {
     upgrade: ProgramUpgrade,
 }
 
-/// Allowed origins, trusted proxies, authentication, and channels whose lengths must reveal nothing.
+/// Allowed origins, trusted proxies, authentication, and channels that are excluded from compression.
 #[derive(Debug)]
 pub struct AccessConfig {
     /// Origins whose pages may connect, in addition to those of the server's own host.
@@ -197,7 +197,7 @@ pub struct AccessConfig {
     pub metrics_token: Option<MetricsToken>,
 }
 
-/// The only clock of the server: read once before each wait and once after.
+/// The only clock of the server, read once before each wait and once after it.
 #[derive(Debug)]
 struct Clock {
     started: Instant,
@@ -259,8 +259,8 @@ fn continue_log<T: Transport>(engine: &mut Engine<T>, loaded: Loaded) -> Result<
 impl<E: Acceptor> Server<E> {
     /// Binds and sets up everything that can fail.
     ///
-    /// While the history file is read, connections are refused. `sockets` are those that the process was started with: there,
-    /// connections wait.
+    /// While the history file is read, connections are refused. Those to the `sockets` that the process inherited wait
+    /// instead.
     ///
     /// # Errors
     /// The address is in use, the system provides no poll or signals, or the history file cannot be used.

@@ -21,7 +21,7 @@ struct Backplane {
     up: bool,
     lag_items: u64,
     lag_ms: u32,
-    /// Publishes without acknowledgement.
+    /// Publishes that are not acknowledged.
     pending: usize,
 }
 
@@ -36,7 +36,7 @@ struct Node {
 }
 
 impl<T: Transport> Engine<T> {
-    /// This node and the others that are alive.
+    /// Returns this node and the other live nodes as JSON.
     pub(super) fn nodes(&self, now: LoopTime) -> String {
         let link = self.shared_log.as_ref().and_then(|log| log.link());
         let others = link.into_iter().flat_map(|link| link.live_nodes()).filter(|node| node.run != self.run);

@@ -12,22 +12,22 @@ pub enum PendingItem {
     Publish(PendingPublish),
     /// A request to disconnect a user, by its reference.
     Disconnect(u32),
-    /// A ticket that is issued.
+    /// A request to issue a ticket.
     Ticket(Box<PendingTicket>),
-    /// A ticket that is redeemed.
+    /// A request with a ticket, which the log is to redeem.
     Redemption(Box<PendingRedemption>),
 }
 
-/// A ticket whose client receives it when it is in the log.
+/// A new ticket, which its client receives once the ticket is in the log.
 #[derive(Debug)]
 pub struct PendingTicket {
     pub(super) slot: SlotId,
     pub(super) options: ResponseOptions,
-    /// In its written form, which is not in the log.
+    /// The ticket as the client receives it; the log has only its hash.
     pub(super) text: String,
 }
 
-/// A request with a ticket, which is processed again when the log has redeemed that.
+/// A request with a ticket, which is processed again once the log has redeemed the ticket.
 #[derive(Debug)]
 pub struct PendingRedemption {
     pub(super) slot: SlotId,

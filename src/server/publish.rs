@@ -84,7 +84,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Submits a message to the shared log. It is published when it is read back from there.
-    // Outside of the code for a server that is its own log.
+    // Cold: kept out of the code for a server that is its own log.
     #[cold]
     pub(super) fn publish_in_log(
         &mut self,
@@ -222,7 +222,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Answers a message whose key is known: it does not have to go through the log.
+    /// Responds to a message whose key is known, without sending it to the log.
     fn answer_duplicate(&mut self, duplicate: Duplicate, pending: &PendingPublish, now: LoopTime) {
         match duplicate {
             Duplicate::Same(published) => {

@@ -31,8 +31,9 @@ const FRAMES_STEP_BYTES: usize = 1 << 10;
 /// step of 32 bytes each. Further ones, of which a step may have 170, wait for the next visit.
 const FRAMES_COST_MIN: usize = 28 * 64;
 
-/// The rest of a frame that is read with its first step, before the session takes either: the messages of most clients.
-/// With two reads that the session takes one by one, 1,000 clients that sent 4,000 bytes at the same time cost a third more.
+/// Maximum rest of a frame that is read before the session handles the first step: the messages of most clients are
+/// smaller. When the session handled the two reads separately, 1,000 clients that sent 4,000 bytes at the same time
+/// cost a third more.
 const FRAME_REST_BYTES_MAX: usize = 4 << 10;
 
 /// A requeued slot that is read in steps may cost this many shares: 16 KiB of frames of 32 bytes, which cost 27 KiB,
@@ -51,8 +52,8 @@ const INTENTS_AT_ONCE: usize = 256;
 impl<T: Transport> Engine<T> {
     /// Reads every ready slot up to a budget and gathers intents.
     ///
-    /// **Drain or requeue**: a slot leaves this phase blocked (its last read said so, or was short) or
-    /// back in a ready queue.
+    /// **Drain or requeue**: a slot leaves this phase blocked (its last read returned WouldBlock, or was short) or back
+    /// in a ready queue.
     ///
     /// Newly ready slots are read first, followed by those that were requeued: while a thousand clients send as fast as
     /// they can, a message from any other is read in the next turn. Neither queue starves. A new slot that is not read
@@ -186,12 +187,12 @@ struct SlotReads<'a, T> {
     share: ReadShare,
     /// Bytes read so far.
     bytes: usize,
-    /// What arrives is read until the end of file, and is not answered.
+    /// A write has failed: input is read until the end of file, and is not answered.
     has_write_failed: bool,
     is_publishing_paused: bool,
     /// After a reported end of file or a failed write, a short read is not the end: no further event may follow.
     reads_on: bool,
-    /// It closes when its input from before the drain is decoded.
+    /// No input is read: the connection closes when its input from before the drain is decoded.
     decodes_only: bool,
 }
 
@@ -221,7 +222,7 @@ impl<T: Transport> SlotReads<'_, T> {
                         outcome = ReadOutcome::Bytes { count: count + second, more };
                     }
                     other => {
-                        // Its next state depends on the second outcome.
+                        // The slot's next state depends on the second outcome.
                         let _ = self.handle(outcome, scratch);
                         outcome = other;
                     }
@@ -308,7 +309,7 @@ struct ReadShare {
     cost: usize,
     /// The most that the next step may cost, and those before it.
     cost_max: usize,
-    /// The most that a read may be larger than its step to complete a frame.
+    /// Maximum bytes by which a read may exceed its step to complete a frame.
     frame_rest_max: usize,
     /// The slot is read in steps, since the turn's budget does not have a large read for each that is ready.
     is_in_steps: bool,

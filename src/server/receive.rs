@@ -38,7 +38,8 @@ use crate::time::LoopTime;
 /// Cost of an entry in a turn's budget, in addition to its bytes: applying a heartbeat takes about as long as a frame.
 const ENTRY_COST_BYTES: usize = 64;
 
-/// Minimum time between two items with numbers of subscribers, in ms. Heartbeats wake the loop within two seconds.
+/// Minimum time between two items with numbers of subscribers, in ms. The loop does not wake for them: heartbeats wake
+/// it within two seconds.
 const COUNTS_MS: u32 = 1_000;
 
 /// The result of applying events of the log.
@@ -98,7 +99,7 @@ impl<T: Transport> Engine<T> {
             LinkEvent::RaiseEvicted { .. } => self.hub.raise_cursor_floor(),
             LinkEvent::Failed { pending, why } => self.fail_items(pending, why, now),
             LinkEvent::Replicated { upto, is_replicated } => {
-                self.release_unreplicated_publishs(upto, is_replicated, now)
+                self.release_unreplicated_publishes(upto, is_replicated, now)
             }
             LinkEvent::Notice(notice) => self.log_notice(&notice, now),
         }
@@ -117,7 +118,7 @@ impl<T: Transport> Engine<T> {
     fn log_up(&mut self, is_first: bool) {
         self.shared.log_mode = LogMode::Ready;
         if let Some(log) = &mut self.shared_log {
-            // The others have dropped the numbers of this server if it was silent.
+            // The other nodes have dropped the numbers of this node if it was silent.
             log.counts.send_all();
             if is_first {
                 log.counts.request_all();
@@ -201,7 +202,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Publishes a message of any server. Returns what its publisher is answered with.
+    /// Publishes a message of any node. Returns the outcome for its publisher.
     fn publish_item(
         &mut self,
         id: MessageId,
@@ -261,7 +262,7 @@ impl<T: Transport> Engine<T> {
             self.hub.begin_log(epoch, first_seq);
             return;
         }
-        // Another server may be where the data of the new epoch begins, and this one may not: both must have the same.
+        // A node that begins with the new epoch has no earlier tickets, and all nodes must have the same.
         self.shared.authenticator.tickets.forget_unused();
         self.fail_lost_publishes(survived, now);
         let after = self.hub.head();
@@ -278,7 +279,7 @@ impl<T: Transport> Engine<T> {
     }
 
     fn announce_loss(&mut self, loss: &LogDiscontinuity, now: LoopTime) {
-        // That one was redeemed may be among the lost entries.
+        // The lost entries may include the redemption of a ticket.
         self.shared.authenticator.tickets.forget_unused();
         if let Some(log) = &mut self.shared_log {
             log.counts.send_all();
@@ -312,8 +313,8 @@ impl<T: Transport> Engine<T> {
         self.answer(pending, Err(rejection), now);
     }
 
-    /// Counts a message that is answered, and reads its publisher again if it was too fast for the log. Returns the close
-    /// that has waited for the answer.
+    /// Counts a message whose publisher is answered, and resumes reading the publisher if it was too fast for the log.
+    /// Returns the close that has waited for the answer.
     pub(super) fn count_answered(&mut self, pending: &PendingPublish) -> Option<HeldClose> {
         let in_flight_max = high_water(self.shared.limits.outbox_bytes_max);
         let log = self.shared_log.as_mut().filter(|_| pending.is_web_socket())?;
@@ -337,7 +338,8 @@ impl<T: Transport> Engine<T> {
         log!(notice.level(), "{notice}");
     }
 
-    /// Another server has ended, or is silent: nothing waits for it, and its event streams have ended.
+    /// Handles the end of another node, or its silence: its results are no longer awaited, and its event streams have
+    /// ended.
     fn end_node(&mut self, run: u32, now: LoopTime) {
         let log_time = self.log_time(now);
         self.shared.authenticator.tickets.end_streams_of(run, log_time);
@@ -350,7 +352,8 @@ impl<T: Transport> Engine<T> {
         self.answer_disconnects(now);
     }
 
-    /// All servers must remember the same idempotency keys, since each decides by itself which messages are duplicates.
+    /// Warns if this node's idempotency settings differ from those of the log. All nodes must remember the same keys,
+    /// since each decides by itself which messages are duplicates.
     fn compare_settings(&mut self, id: MessageId, keys: u32, age_ms: u32) {
         let own = self.own_settings();
         let Some(log) = &mut self.shared_log else { return };
@@ -384,8 +387,8 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Returns true if an intent has to wait until this server has read the shared log up to its present end: its cursor
-    /// is ahead, since the client received it on another server; or an earlier intent of the connection waits.
+    /// Returns true if an intent has to wait until this node has read the shared log up to its present end: its cursor
+    /// is ahead, since the client received it on another node; or an earlier intent of the connection waits.
     #[cold]
     pub(super) fn must_wait(&mut self, id: SlotId, intent: &Intent, now: LoopTime) -> bool {
         let Some(log) = &mut self.shared_log else { return false };
@@ -413,7 +416,7 @@ impl<T: Transport> Engine<T> {
         true
     }
 
-    /// Keeps an intent until the shared log was read.
+    /// Queues an intent until this node has read the shared log.
     #[cold]
     pub(super) fn wait_for_log(&mut self, id: SlotId, intent: Intent) {
         if let Some(waiting) = self.shared_log.as_mut().and_then(|log| log.waiting.get_mut(&id)) {
@@ -435,9 +438,9 @@ impl<T: Transport> Engine<T> {
             self.slots.mark_waiting_for_log(barrier.slot, false);
             for (at, intent) in intents.into_iter().enumerate() {
                 match intent {
-                    // The link is down: the cursor cannot be judged.
+                    // The link is down, so the cursor cannot be checked.
                     intent if at == 0 && !is_applied => self.close_waiting(barrier.slot, intent, now),
-                    // If the cursor is still ahead, it is of no log that this server reads.
+                    // If the cursor is still ahead, it belongs to a log that this node does not read.
                     intent if at == 0 => self.apply_released(barrier.slot, intent, now),
                     intent => self.apply(barrier.slot, intent, now),
                 }
@@ -454,10 +457,11 @@ impl<T: Transport> Engine<T> {
         self.apply(id, intent, now);
     }
 
-    /// Closes a connection whose cursor cannot be judged: the client connects again with it, to a server that can.
+    /// Closes a connection whose cursor cannot be checked: the client connects again, and may reach a node that can
+    /// check it.
     fn close_waiting(&mut self, id: SlotId, intent: Intent, now: LoopTime) {
         match intent {
-            // Without the hello, of which the id would be less than the client's cursor.
+            // No hello is sent: its id would be less than the client's cursor.
             Intent::Subscribe { .. } | Intent::SendHello { subscription: Some(_), .. } => {
                 self.close_with(id, Reason::BackplaneDown { retry_ms: BACKPLANE_RETRY_MS }, now);
             }
@@ -502,7 +506,7 @@ impl<T: Transport> Engine<T> {
         link.finish_turn();
     }
 
-    /// Sends numbers of subscribers that have changed to the other servers.
+    /// Sends numbers of subscribers that have changed to the other nodes.
     fn send_counts(&mut self, now: LoopTime) {
         let Engine { shared_log: Some(log), hub, .. } = self else { return };
         let SharedLog { link: Some(link), counts, next_counts_at, .. } = log else { return };
@@ -525,18 +529,18 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Rejects the subscriptions and publishes that have waited for too long, and answers requests without the results of servers that
-    /// are silent.
+    /// Rejects the subscriptions and publishes whose deadline has expired, and responds to requests without the results
+    /// of silent nodes.
     pub(super) fn expire_log(&mut self, now: LoopTime) {
         if self.shared_log.is_some() {
             self.release_waiting(now);
-            self.expire_unreplicated_publishs(now);
+            self.expire_unreplicated_publishes(now);
             self.answer_disconnects(now);
             self.send_gathered();
         }
     }
 
-    /// When a waiting subscription or publish is rejected, or a request to disconnect a user is answered.
+    /// When a waiting subscription or publish is rejected, or a request to disconnect a user gets its response.
     pub(super) fn next_log_expiry(&self) -> Option<LoopTime> {
         let log = self.shared_log.as_ref()?;
         let barrier = log.barriers.front().map(|barrier| barrier.deadline);

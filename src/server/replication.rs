@@ -1,7 +1,8 @@
 //! Acknowledgements that wait for replicas (`--backplane-wait-replicas`).
 //!
-//! The messages were read back from the log and are delivered; only their acknowledgements wait. They are sent in the order
-//! of the log when enough replicas have the entry, and become `unconfirmed` if not, or if the entry is lost with its primary.
+//! The messages were read back from the log and are delivered; only their acknowledgements wait. They are sent in the
+//! order of the log when enough replicas have the entry, and become `unconfirmed` if too few replicas have it in time,
+//! or if the entry is lost with its primary.
 
 use super::engine::Engine;
 use super::pending_publish::PendingPublish;
@@ -48,8 +49,9 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Replicas were waited for, up to this own entry.
-    pub(super) fn release_unreplicated_publishs(&mut self, upto: u64, is_replicated: bool, now: LoopTime) {
+    /// Answers the publishers of this node's entries up to number `upto`. `is_replicated` is false if too few replicas
+    /// have them.
+    pub(super) fn release_unreplicated_publishes(&mut self, upto: u64, is_replicated: bool, now: LoopTime) {
         while let Some(unreplicated) = self.take_unreplicated(|unreplicated| unreplicated.number <= upto) {
             self.finish_unreplicated(unreplicated, is_replicated, now);
         }
@@ -65,7 +67,7 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Reports the messages whose deadline has expired while the log cannot be reached as unconfirmed.
-    pub(super) fn expire_unreplicated_publishs(&mut self, now: LoopTime) {
+    pub(super) fn expire_unreplicated_publishes(&mut self, now: LoopTime) {
         while let Some(unreplicated) =
             self.take_unreplicated(|unreplicated| unreplicated.deadline.is_due(now))
         {

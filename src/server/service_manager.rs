@@ -8,7 +8,7 @@
 //! - `WATCHDOG=1` by a deadline of the loop, twice in the interval that the manager expects: a loop that hangs sends none.
 //!
 //! The loop does not wait for the manager: a status or a sign of life that it cannot take is dropped, and the next one
-//! replaces it. Libraries for this protocol send in blocking mode.
+//! replaces it. No library is used, since those for this protocol send in blocking mode.
 
 use std::ffi::OsStr;
 use std::io;
@@ -24,7 +24,7 @@ use crate::config::ServiceManagerConfig;
 use crate::plural::plural;
 use crate::time::LoopTime;
 
-/// Minimum time between two messages of the status. A person who watches `systemctl status` does not read faster.
+/// Minimum time between two messages of the status. An operator who watches `systemctl status` does not read faster.
 const STATUS_MS: u32 = 5_000;
 
 /// Maximum time that a change of the state waits for a busy manager. These are rare, and the manager waits for them.
@@ -33,7 +33,7 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum interval of the watchdog: a day, far below the 24 days that a [`LoopTime`] spans.
 const WATCHDOG_MS_MAX: u128 = 24 * 60 * 60 * 1_000;
 
-/// The counts of the status.
+/// The counts in the status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ServiceStatus {
     pub(super) connections: usize,

@@ -21,7 +21,7 @@ use crate::time::LoopTime;
 /// Time of the log between two declarations of the settings, in ms: the log's entries are kept for at least twice as long.
 const SETTINGS_MS: u32 = 30_000;
 
-/// The same if the last one was trimmed by `--backplane-bytes-max`.
+/// The interval if the last declaration was trimmed by `--backplane-bytes-max`.
 const TRIMMED_SETTINGS_MS: u32 = 1_000;
 
 /// A log that several servers share.
@@ -34,7 +34,7 @@ pub struct SharedLog {
     pub(super) in_flight: HashMap<SlotId, PublishesInFlight>,
     /// Subscriptions with a cursor that is ahead of this server, and what their connections sent after them.
     pub(super) waiting: HashMap<SlotId, WaitingIntents>,
-    /// The connection whose next intent does not wait again.
+    /// The connection whose next intent is applied without waiting again.
     pub(super) released: Option<SlotId>,
     /// The waiting connections, in the order of the entries that they wait for.
     pub(super) barriers: VecDeque<Barrier>,
@@ -54,24 +54,24 @@ pub struct SharedLog {
     pub(super) settings: Option<(u32, u32)>,
     /// Requests to disconnect a user on all servers that are not answered.
     pub(super) disconnects: Vec<DisconnectRequest>,
-    /// The reference of the last request.
+    /// The reference of the last request to disconnect a user.
     pub(super) last_reference: u32,
-    /// The numbers of subscribers on the other servers.
+    /// The numbers of subscribers on the other nodes.
     pub(super) counts: SubscriberCounts,
     /// When changed numbers of subscribers are sent.
     pub(super) next_counts_at: LoopTime,
     /// Notices for the entry of this turn.
     pub(super) notices: Vec<LogNotice>,
-    /// The item that declared them last, and the log's time of it.
+    /// The item that last declared the settings, and the log's time of it.
     pub(super) settings_at: (MessageId, LoopTime),
     /// An error that ends the process if it occurs before the link was up for the first time.
     pub(super) fatal: Option<String>,
 }
 
-/// A notice of this server to the others.
+/// A notice of this node to the others.
 #[derive(Clone, Debug)]
 pub(super) enum LogNotice {
-    /// How many connections of a user were closed for the request of another server.
+    /// Number of connections of a user that were closed for the request of another node.
     DisconnectResult { run: u32, reference: u32, connections: u32 },
     /// An event stream has ended, and its ticket is valid again.
     StreamEnded { hash: TicketHash, channel: Box<str>, grant: String },
@@ -107,7 +107,7 @@ pub(super) struct HeldClose {
     pub(super) close_frame: Option<Bytes>,
 }
 
-/// What follows when a message of a WebSocket is acknowledged or has failed.
+/// What to do after a message of a WebSocket is acknowledged or has failed.
 #[derive(Debug, Default)]
 pub(super) struct Answered {
     /// The close that has waited for it.
@@ -116,7 +116,7 @@ pub(super) struct Answered {
     pub(super) resumes: bool,
 }
 
-/// What a connection requested that waits until this server has read the log up to its end.
+/// Intents of a connection that wait until this node has read the log up to its end.
 #[derive(Debug, Default)]
 pub(super) struct WaitingIntents {
     pub(super) intents: Vec<Intent>,
@@ -131,7 +131,8 @@ pub(super) struct Barrier {
 }
 
 impl SharedLog {
-    /// A log whose link connects at once. `channels_max`: how many numbers of subscribers of other servers are stored.
+    /// A log whose link connects at once. `channels_max`: the maximum number of stored subscriber counts of other
+    /// nodes.
     pub fn new(feature: HasBackplane, config: LinkConfig, channels_max: usize, now: LoopTime) -> SharedLog {
         SharedLog {
             _feature: feature,
@@ -174,7 +175,7 @@ impl SharedLog {
         u32::try_from(now_ms.saturating_sub(time_ms)).unwrap_or(u32::MAX)
     }
 
-    /// A number for a request of this server.
+    /// Returns a new reference for a request of this node.
     pub(super) fn take_reference(&mut self) -> u32 {
         self.last_reference = self.last_reference.wrapping_add(1);
         self.last_reference
@@ -202,8 +203,8 @@ impl SharedLog {
         }
     }
 
-    /// Returns true if this server is to declare its settings: the log has none, or the same as this server and is to keep
-    /// them. A server that starts with other settings reads them, and its operator is warned.
+    /// Returns true if this node is to declare its settings: the log has none, or it has the same and their last
+    /// declaration is old or trimmed. A node that starts with other settings reads them, and logs a warning.
     pub(super) fn declares_settings(&mut self, own: (u32, u32)) -> bool {
         let Some(link) = self.link().filter(|link| link.was_up()) else { return false };
         let (id, declared_at) = self.settings_at;

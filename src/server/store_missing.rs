@@ -14,17 +14,17 @@ use crate::hub::persist::LogTime;
 use crate::metrics::Metrics;
 use crate::time::LoopTime;
 
-/// Maximum time that the shutdown waits for a history file: none.
+/// Maximum time that the shutdown waits for a history file: zero.
 pub const SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::ZERO;
 
 /// The same after a second signal.
 pub const FORCED_SHUTDOWN_WRITE_TIMEOUT: Duration = Duration::ZERO;
 
-/// A history file of which there is no value.
+/// A history file. This build has none, so no value of this type exists.
 #[derive(Debug)]
 pub enum Store {}
 
-/// A loaded history file of which there is no value.
+/// A loaded history file. This build has none, so no value of this type exists.
 #[derive(Debug)]
 pub enum Loaded {}
 

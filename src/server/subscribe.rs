@@ -98,15 +98,16 @@ impl<T: Transport> Engine<T> {
         now: LoopTime,
     ) -> Result<Subscribed, Rejection> {
         self.may_subscribe(id, name, rights, now)?;
-        // The cursor that it receives must not be ahead of the messages of its other channels that it was sent.
+        // The cursor that the client receives must not be ahead of messages of its other channels that were not yet
+        // sent to it.
         self.deliver_unsent(id, now);
         if self.slots.get(id).is_none_or(Slot::is_close_queued) {
-            // Its outbox could not take them.
+            // The messages did not fit into its outbox.
             return Err(Rejection::ConnectionClosing);
         }
         let is_resuming = matches!(options.since, Since::After(_));
         if is_resuming && self.has_unreported_loss() {
-            // Other servers may receive messages yet that this one has applied and will skip.
+            // Other nodes may still receive messages with ids up to this node's head, which this node will skip.
             self.hub.raise_cursor_floor_above_head();
         }
         let subscribed =
@@ -219,7 +220,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// The number of a channel's subscribers on the other servers that share the log.
+    /// The number of a channel's subscribers on the other nodes that share the log.
     pub(super) fn subscribers_elsewhere(&self, channel: &str) -> usize {
         self.shared_log.as_ref().map_or(0, |log| log.counts.elsewhere(channel))
     }

@@ -1,19 +1,19 @@
-//! The numbers of subscribers on the nodes that share a log.
+//! The numbers of each channel's subscribers on the nodes that share a log.
 //!
-//! Each node sends the numbers that have changed about once in two seconds, and adds up those of the others: so a
-//! number is that of all nodes, with those of the others up to two seconds old, and later while a node has not read
-//! the log. A node that starts, or has missed entries, requests all numbers; they are sent in parts, each of which has
-//! all channels of a range, so that it replaces what was known of that range.
+//! Each node sends the numbers that have changed about once in two seconds, and adds up those of the others: so a sum
+//! over all nodes is up to two seconds old, and older while a node has not read the log. A node that starts, or has
+//! missed entries, requests all numbers; they are sent in parts, each of which has all channels of a range, so that it
+//! replaces what was known of that range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crate::backplane::entry::ChannelCounts;
 
-/// Maximum bytes of the numbers in one item: those of 1,000 to 2,000 channels.
+/// Maximum bytes of the numbers in one item, which are enough for 1,000 to 2,000 channels.
 const BYTES_MAX: usize = 32 << 10;
 
-/// Maximum number of channels that a part of all numbers looks at, 1 ms.
+/// Maximum number of channels that are visited for one part of all numbers, which takes 1 ms.
 const CHANNELS_PER_PART: usize = 4_000;
 
 /// Maximum number of channels whose changed numbers wait to be sent. Above it all numbers are sent.
@@ -22,15 +22,15 @@ const CHANGED_MAX: usize = 65_536;
 /// Numbers to send.
 #[derive(Debug, Default)]
 pub(super) struct CountsPart {
-    /// True if the other nodes are to send all of theirs.
+    /// True if the other nodes are to send all of their numbers.
     pub(super) is_request: bool,
-    /// The range of the channels, if the numbers are all of it.
+    /// The range of channel names, if all numbers of that range are sent.
     pub(super) range: Option<(Box<str>, Box<str>)>,
     /// The encoded numbers.
     pub(super) rows: Vec<u8>,
 }
 
-/// The numbers of the other nodes, and the own ones that are not sent.
+/// The numbers of the other nodes, and those of this node that are not sent yet.
 #[derive(Debug)]
 pub(super) struct SubscriberCounts {
     /// By run and channel.
@@ -42,12 +42,12 @@ pub(super) struct SubscriberCounts {
     changed: BTreeSet<Box<str>>,
     /// All numbers are to be sent, from after this name on.
     next_after: Option<Box<str>>,
-    /// The others are to send all of theirs.
+    /// The other nodes are to send all of their numbers.
     is_requested: bool,
 }
 
 impl SubscriberCounts {
-    /// No numbers; at most `stored_max` of other nodes are stored.
+    /// An empty table, which stores at most `stored_max` numbers of other nodes.
     pub(super) fn new(stored_max: usize) -> SubscriberCounts {
         SubscriberCounts {
             others: BTreeMap::new(),
@@ -77,27 +77,27 @@ impl SubscriberCounts {
         firsts.min().filter(|name| name.starts_with(prefix))
     }
 
-    // This server's numbers.
+    // The numbers of this node.
 
-    /// The number of a channel's subscribers on this node has changed.
+    /// Records that the number of a channel's subscribers on this node has changed.
     pub(super) fn change(&mut self, channel: &str) {
         if self.changed.len() >= CHANGED_MAX {
             self.changed = BTreeSet::new();
             self.send_all();
         }
-        // A part of all numbers that is sent later has it.
+        // A later part of all numbers includes this channel.
         let is_sent_later = self.next_after.as_deref().is_some_and(|after| channel > after);
         if !is_sent_later && !self.changed.contains(channel) {
             self.changed.insert(channel.into());
         }
     }
 
-    /// Sends all numbers of this node again.
+    /// Schedules all numbers of this node to be sent again.
     pub(super) fn send_all(&mut self) {
         self.next_after = Some("".into());
     }
 
-    /// Requests all numbers of the other nodes.
+    /// Schedules a request for all numbers of the other nodes.
     pub(super) fn request_all(&mut self) {
         self.is_requested = true;
     }
@@ -140,7 +140,7 @@ impl SubscriberCounts {
         part.is_request.then_some(part)
     }
 
-    // The numbers of others.
+    // The numbers of the other nodes.
 
     /// Applies numbers of another node.
     pub(super) fn apply(&mut self, run: u32, range: Option<(&str, &str)>, counts: ChannelCounts<'_>) {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever was lost before, after all numbers were sent they are the same, with the changes meanwhile.
+        /// Whatever was lost before, both nodes have the same numbers once all of them and the later changes were sent.
         #[test]
         fn numbers_are_complete_after_changes_losses_and_requests(
             steps in prop::collection::vec((0u8..6, "[ab]{1,2}[xyz]?", 0usize..4), 1..80),

@@ -1,8 +1,9 @@
-//! Tickets: issuing them, and the table that nodes with a shared log have in common.
+//! Issues and redeems tickets, also with the table that all nodes of a shared log have in common.
 //!
-//! With a shared log a ticket is an item of it, and so is its use: every node applies both in the order of the log, by
-//! the time of the log, so the first request in the log is granted, on whichever node it was made. The log has the hash
-//! of a ticket only. The request waits for one round trip, and is then processed again ([`Intent::RedeemTicket`]).
+//! With a shared log, a ticket is an item of the log, and so is its use: every node applies both in the order of the
+//! log, by the time of the log, so the first request in the log is granted, on whichever node it was made. The log has
+//! the hash of a ticket only. The request waits for one round trip, and is then processed again
+//! ([`Intent::RedeemTicket`]).
 //!
 //! [`Intent::RedeemTicket`]: crate::session::intent::Intent::RedeemTicket
 
@@ -134,7 +135,7 @@ impl<T: Transport> Engine<T> {
         self.respond_with_error(id, &error, options, now);
     }
 
-    /// Has the shared log redeem the ticket of a request.
+    /// Submits the ticket of a request to the shared log, which redeems it.
     pub(super) fn redeem_ticket(
         &mut self,
         id: SlotId,
@@ -181,7 +182,7 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// The log does not return the use of a ticket.
+    /// Rejects a request whose ticket the log has not redeemed.
     pub(super) fn fail_redemption(
         &mut self,
         pending: &PendingRedemption,
@@ -195,7 +196,7 @@ impl<T: Transport> Engine<T> {
         self.continue_request(pending.slot, pending.hash, redemption, now);
     }
 
-    /// Processes the request of a ticket again, with the result.
+    /// Processes a request again, with the result for its ticket.
     fn continue_request(&mut self, id: SlotId, hash: TicketHash, redemption: Redemption, now: LoopTime) {
         if !self.awaits_response(id) {
             return;

@@ -6,12 +6,12 @@ use crate::ids::MessageId;
 use crate::session::rejection::Rejection;
 use crate::time::LoopTime;
 
-/// A message whose acknowledgement waits.
+/// A message whose acknowledgement waits for replicas.
 #[derive(Debug)]
 pub(super) struct UnreplicatedPublish {
-    /// The number of the message's entry.
+    /// The number of the message's entry, counted by this node.
     pub(super) number: u64,
-    /// The message's place in the log.
+    /// The message's position in the log.
     pub(super) id: MessageId,
     /// When it becomes `unconfirmed`, while the log cannot be reached.
     pub(super) deadline: LoopTime,

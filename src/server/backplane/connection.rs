@@ -11,13 +11,13 @@ use crate::client::tls::TlsConnector;
 /// A connection to a Redis server or a Sentinel.
 pub(super) struct LogConnection {
     pub(super) stream: LogStream,
-    /// It may have bytes: an event reported them, and no read has found the socket empty since.
+    /// The socket may have bytes: an event reported them, and no read has found the socket empty since.
     pub(super) is_readable: bool,
     pub(super) is_writable: bool,
 }
 
 impl LogConnection {
-    /// A connection whose connect was begun.
+    /// Registers a socket whose connect has begun.
     pub(super) fn register(
         stream: io::Result<LogStream>,
         registry: &Registry,

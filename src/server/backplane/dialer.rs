@@ -1,5 +1,5 @@
-//! Opening the two connections to the server that has the shared log: lookups of names, the query to a Sentinel,
-//! connects, and TLS handshakes, each with a deadline and none with a blocking call in the loop.
+//! Opens the two connections to the Redis server that has the shared log: name lookups, the query to a Sentinel,
+//! connects, and TLS handshakes, each with a deadline. None of them blocks the loop.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -26,11 +26,11 @@ const LOOKUP_MS: u32 = 5_000;
 /// Maximum time of a connect: a lost SYN is sent again after 1 s and after 3 s.
 const CONNECT_MS: u32 = 3_000;
 
-/// Maximum time of the TLS handshakes: two round trips, and some ms of Redis' only thread for each.
+/// Maximum time of the TLS handshakes: two round trips, and a few milliseconds of Redis' single thread for each.
 const HANDSHAKE_MS: u32 = 3_000;
 
-/// Maximum time for a Sentinel to reply, with the connect. The documentation of Sentinel recommends some hundred ms: the
-/// next one is asked then.
+/// Maximum time for a Sentinel to accept a connection and reply; the next one is queried after that. The documentation
+/// of Sentinel recommends a few hundred milliseconds.
 const SENTINEL_MS: u32 = 1_000;
 
 /// An attempt to open both connections.
@@ -41,7 +41,7 @@ pub(super) enum Dial {
         port: u16,
         until: LoopTime,
     },
-    /// A Sentinel is asked for the address of the primary.
+    /// A Sentinel is queried for the address of the primary.
     QueryingSentinel {
         tried: usize,
         query: Box<SentinelQuery>,
@@ -94,7 +94,7 @@ enum DialStep {
 }
 
 impl Dial {
-    /// When the attempt, or the query to a Sentinel, has failed.
+    /// When the attempt, or the query to a Sentinel, fails.
     pub(super) fn deadline(&self) -> LoopTime {
         match self {
             Dial::LookingUp { until, .. }
@@ -104,13 +104,13 @@ impl Dial {
         }
     }
 
-    /// The error after its deadline.
+    /// The error when the deadline has expired.
     fn timeout(&self) -> io::Error {
         let why = match self {
             Dial::LookingUp { host, .. } => format!("{host}: the lookup of the host name takes too long"),
             Dial::QueryingSentinel { .. } => format!("no reply within {SENTINEL_MS} ms"),
             Dial::Connecting { target, .. } => format!("{}: connect timeout", target.name),
-            // A Redis without TLS takes a handshake for the beginning of a command, and waits for its rest.
+            // A Redis port without TLS parses a TLS handshake as the beginning of a command, and waits for the rest.
             Dial::Handshaking { target, .. } => {
                 format!("{}: TLS handshake timeout; the port may be one without TLS", target.name)
             }
@@ -146,10 +146,11 @@ pub(super) struct Dialer {
     address: BackplaneAddress,
     tls: Option<TlsConnector>,
     user_timeout_ms: u32,
-    /// Lookups in progress. One that hangs is waited for by the next attempt: there is at most one thread for each name.
+    /// Lookups in progress. The next attempt waits for a lookup that hangs, so there is at most one thread for each
+    /// name.
     lookups: Vec<Lookup>,
-    /// Attempts to connect: a host with several addresses is tried at each, and each Sentinel is the first to be asked in
-    /// turn, since one that is separated from the others names an old primary.
+    /// Number of attempts to connect. It selects the next address of a host that has several, and the Sentinel that is
+    /// queried first: one that is partitioned from the others names an old primary.
     attempts: usize,
 }
 
@@ -315,10 +316,10 @@ impl Dialer {
             .or_else(|error| self.query_next_sentinel(tried, &error, now))
     }
 
-    /// Asks the next Sentinel.
+    /// Queries the next Sentinel.
     ///
     /// # Errors
-    /// All have failed.
+    /// All Sentinels have failed.
     fn query_next_sentinel(&mut self, tried: usize, error: &io::Error, now: LoopTime) -> io::Result<Dial> {
         let BackplaneAddress::Sentinel { sentinels, .. } = &self.address else {
             return Err(io::Error::new(error.kind(), error.to_string()));
@@ -345,7 +346,7 @@ impl Dialer {
         let tls = self.tls.as_ref().map(|tls| tls.for_host(host)).transpose().map_err(io::Error::other)?;
         let timeout_ms = self.user_timeout_ms;
         let streams = [LogStream::tcp(address, timeout_ms), LogStream::tcp(address, timeout_ms)];
-        // An IPv6 address is in brackets.
+        // An IPv6 address is written in brackets.
         let name =
             if host.contains(':') { address.to_string() } else { format!("{host}:{}", address.port()) };
         self.connect(DialTarget { name, address: address.to_string(), tls }, streams, now)
@@ -367,7 +368,7 @@ impl Dialer {
 }
 
 impl DialTarget {
-    /// Adds the server to an error.
+    /// Adds the name of the server to an error.
     fn error(&self, error: &io::Error) -> io::Error {
         let why = match error.kind() {
             ErrorKind::UnexpectedEof => "the server has closed the connection".to_owned(),

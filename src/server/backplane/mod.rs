@@ -1,7 +1,7 @@
 //! The two connections to the Redis server that has the shared log: reads, writes and deadlines. [`dialer`] opens them.
 //!
-//! They are in the loop like all other sockets: an event only marks, *receive* reads, *flush* writes. What the bytes mean
-//! is the [`Link`]'s. Both connections live and die together.
+//! They are in the loop like all other sockets: an event only marks, *receive* reads, *flush* writes. The [`Link`]
+//! interprets the bytes. If one connection fails, both are closed.
 
 mod connection;
 mod dialer;
@@ -114,7 +114,7 @@ impl Sockets {
             if !connection.is_writable {
                 continue;
             }
-            // Records that TLS has encrypted, and for which the socket had no room.
+            // Sends TLS records for which the socket had no room before.
             match connection.stream.flush() {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => connection.is_writable = false,
@@ -158,7 +158,7 @@ impl Sockets {
     /// Does what the link requests.
     fn act<P>(&mut self, link: &mut Link<P>, now: LoopTime) {
         while let Some(action) = link.take_action() {
-            // The descriptors are closed, and are deregistered by that.
+            // Dropping the connections closes their descriptors, which deregisters them.
             self.state = SocketsState::Closed;
             let LinkAction::Connect { redirect } = action else { continue };
             match self.dialer.begin(redirect.as_deref(), now) {

@@ -1,7 +1,7 @@
-//! Redis Sentinel: asking which server is the primary, over a non-blocking connection.
+//! A query to a Redis Sentinel for the address of the primary, over a non-blocking connection.
 //!
-//! There is no subscription to `+switch-master`. A primary that is replaced closes its connections, or its heartbeats are
-//! not read back; each attempt to connect asks again. Whether the answer is true is checked where it counts: `open.lua`
+//! There is no subscription to `+switch-master`. A primary that is replaced closes its connections, or heartbeats are
+//! not read back from it, and each attempt to connect queries a Sentinel again. The reply may be outdated: `open.lua`
 //! rejects a server that is not a primary.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ pub(super) struct SentinelQuery {
 }
 
 impl SentinelQuery {
-    /// Asks for the address of a primary, once the connection is established.
+    /// Prepares the query, which is sent once the connection is established.
     pub(super) fn new(connection: LogConnection, primary: &str) -> SentinelQuery {
         let mut unsent = Vec::new();
         command(&mut unsent, &[b"SENTINEL", b"get-master-addr-by-name", primary.as_bytes()]);
@@ -78,7 +78,7 @@ impl SentinelReply {
         }
     }
 
-    /// Host and port, once they have arrived completely.
+    /// Returns host and port once they have arrived completely.
     fn next(&mut self) -> Result<Option<(String, u16)>, String> {
         while let Some(token) = self.decoder.next().map_err(|error| error.to_string())? {
             match token {
